@@ -1,0 +1,86 @@
+"""What can go wrong, as a tree.
+
+    OfframpError
+    ├── BadInput            what was handed over cannot be used (also a ValueError)
+    │   ├── BadData         rows, labels or shapes; names the rows
+    │   ├── BadNetwork      models that cannot stand together in one network
+    │   ├── UnknownName     no such thing on the shelf; offers the nearest
+    │   └── OverlappingRows the same rows stand on both sides of a promise
+    ├── BadFile             truncated, edited, of another kind, or unwritable
+    │   └── NewerSchema     written by a newer offramp
+    ├── Mismatch            a plan or trace of another network, engine or precision
+    ├── OpenAgain           the network changed under a Runner
+    ├── NoSafePlan          no plan keeps the promise on these rows
+    └── MissingExtra        an optional dependency is not installed (also an ImportError)
+
+Every message is one sentence in three parts: what was got, what was expected, what to do.
+At the command line each of them prints that sentence and ends with exit code 2.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from offramp.plan import Plan
+
+
+class OfframpError(Exception):
+    """The root of everything that offramp raises on purpose."""
+
+
+class BadInput(OfframpError, ValueError):
+    """What was handed over cannot be used."""
+
+
+class BadData(BadInput):
+    """Rows, labels or shapes that cannot be used."""
+
+
+class BadNetwork(BadInput):
+    """Models, exits or gates that cannot stand together in one network."""
+
+
+class UnknownName(BadInput):
+    """A name that nothing answers to."""
+
+
+class OverlappingRows(BadInput):
+    """The same rows stand on both sides of a promise."""
+
+
+class BadFile(OfframpError):
+    """A file that is missing, truncated, edited, of another kind, or cannot be written."""
+
+
+class NewerSchema(BadFile):
+    """A file written by a newer offramp than this one."""
+
+
+class Mismatch(OfframpError):
+    """A plan or a trace that belongs to another network, engine or precision."""
+
+
+class OpenAgain(OfframpError):
+    """The network was moved, cast, trained or re-assigned after the Runner was opened."""
+
+
+class NoSafePlan(OfframpError):
+    """No plan keeps the promise on these rows.
+
+    `smallest_level` is the smallest level in sight, found by looking at these very rows: certify it on
+    fresh ones (None when not even that was in sight). `never` is the plan in which no sample leaves early.
+    """
+
+    def __init__(self, message: str, *, smallest_level: float | None, never: Plan) -> None:
+        super().__init__(message)
+        self.smallest_level = smallest_level
+        self.never = never
+
+
+class MissingExtra(OfframpError, ImportError):
+    """An optional dependency that is not installed."""
+
+    def __init__(self, package: str, extra: str, what_for: str) -> None:
+        super().__init__(f"{what_for} needs {package}, which is not installed; run: pip install 'offramp[{extra}]'")
+        self.extra = extra

@@ -1,0 +1,85 @@
+"""A name on a shelf -> the thing: the file is the registration.
+
+    find("gates", "margin")              the function of that name in gates/confidence.py
+    find("models", "resnet20")           the function of that name in models/cifar_resnet.py
+    find("gates", "my.module:Mine")      yours; only ever from a name that the user typed, never from a file
+
+A shelf is a folder of this package. Looking for a name reads sources, and imports only the file that holds it.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from offramp.errors import BadInput, UnknownName
+
+HOUSE = Path(__file__).parent
+
+
+def find(shelf: str, name: str) -> Any:
+    """The object called `name` on `shelf`, or the user's own for `module:attribute`.
+
+    Raises UnknownName (with the nearest names), BadInput when the user's module cannot be imported.
+    """
+    if ":" in name:
+        return imported(name)
+    for file in _files(shelf):
+        if name in _public(file):
+            return getattr(importlib.import_module(f"offramp.{shelf}.{file.stem}"), name)
+    raise unknown(name, names(shelf), f"{shelf.rstrip('s')} on the shelf `{shelf}`")
+
+
+def find_file(shelf: str, name: str) -> ModuleType:
+    """The module `name` of a shelf whose files each hold one thing under an agreed word, such as engines' `open`."""
+    files = [file.stem for file in _files(shelf)]
+    if name not in files:
+        raise unknown(name, files, f"{shelf.rstrip('s')} on the shelf `{shelf}`")
+    return importlib.import_module(f"offramp.{shelf}.{name}")
+
+
+def names(shelf: str) -> list[str]:
+    """Every public name on a shelf, sorted, without importing anything."""
+    return sorted(name for file in _files(shelf) for name in _public(file))
+
+
+def imported(dotted: str) -> Any:
+    """`package.module:attribute`, as the user typed it."""
+    module, _, attribute = dotted.partition(":")
+    try:
+        found: Any = importlib.import_module(module)
+        for part in attribute.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError, ValueError) as problem:
+        raise BadInput(
+            f"cannot import {dotted!r} ({problem}); give module:attribute as Python would import it"
+        ) from problem
+    return found
+
+
+def unknown(name: str, known: Iterable[str], kind: str) -> UnknownName:
+    """The error for a name that nothing answers to, with the nearest names."""
+    choices = list(known)
+    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.4)
+    offer = "did you mean " + " or ".join(map(repr, near)) if near else "known: " + ", ".join(choices)
+    return UnknownName(
+        f"there is no {kind} called {name!r}; {offer}?" if near else f"there is no {kind} called {name!r}; {offer}"
+    )
+
+
+def _files(shelf: str) -> list[Path]:
+    return sorted(file for file in (HOUSE / shelf).glob("*.py") if not file.stem.startswith("_"))
+
+
+@cache
+def _public(file: Path) -> frozenset[str]:
+    """Names defined at the top of a source file that do not start with an underscore."""
+    body = ast.parse(file.read_text(encoding="utf-8")).body
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return frozenset(node.name for node in body if isinstance(node, kinds) and not node.name.startswith("_"))
