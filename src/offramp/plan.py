@@ -1,0 +1,302 @@
+"""Thresholds, the promise they were chosen under, and what they were measured on. No torch.
+
+`choose` is the only exit rule that runs in this package.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from offramp.chain import Chain, Step
+from offramp.errors import BadFile, BadInput, OverlappingRows
+from offramp.files import checksum, from_document, read_text, to_document, write_json
+from offramp.find import unknown
+
+SCHEMA = 1
+BAND = 1e-4  # compaction moves logit-scale scores by about 1e-5; within this band a decision may differ
+
+ArrayT = TypeVar("ArrayT")
+
+
+def choose(scores: ArrayT, thresholds: ArrayT) -> ArrayT:
+    """Which successor each sample takes: the first route whose score reaches its threshold, else the last, K-1.
+
+    scores [B, K-1] and thresholds [K-1], both float32 and both NumPy or both torch; returns int64 [B].
+    A NaN score never leaves, and at a threshold of +inf nothing does, not even a score of +inf.
+
+    >>> choose(np.float32([[.9], [.2], [np.nan]]), np.float32([.5]))
+    array([0, 1, 1])
+    """
+    s: Any = scores
+    t: Any = thresholds
+    taken = (s >= t) & (t < math.inf)  # [B, K-1]
+    successor = (~taken).cumprod(-1).sum(-1)  # [B], how many routes were refused before the first that was taken
+    result: ArrayT = successor
+    return result
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A seeded batch and the logits that the network gave for it: `open` runs it again within the band.
+
+    logits [E][rows][C]; `shape` and `dtype` are those of one input row; scale is the largest absolute logit.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    seed: int
+    logits: tuple[tuple[tuple[float, ...], ...], ...]
+
+    def rows(self) -> np.ndarray[Any, np.dtype[Any]]:
+        """The probe's input batch [rows, *shape]."""
+        rng = np.random.Generator(np.random.Philox(self.seed))
+        size = (len(self.logits[0]), *self.shape)
+        kind = np.dtype(self.dtype)
+        if kind.kind in "iu":
+            return rng.integers(0, min(256, np.iinfo(kind).max), size=size).astype(kind)
+        return rng.standard_normal(size).astype(kind)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a trace, and every plan made from it, was measured on; another one voids a promise."""
+
+    network: str
+    engine: str
+    precision: str
+    probe: Probe | None = None
+
+
+@dataclass(frozen=True)
+class Price:
+    """Cost per row in one unit (MACs, or milliseconds at a batch size): mean and worst of the plan, and plain."""
+
+    unit: str
+    batch: int
+    mean: float
+    worst: float
+    plain: float
+
+    def __str__(self) -> str:
+        size = f" at batch {self.batch}" if self.unit == "ms" else ""
+        name = "MACs" if self.unit == "macs" else "milliseconds"
+        mean, worst = self.mean / self.plain, self.worst / self.plain
+        return f"mean cost {mean:.3f} and worst {worst:.3f} of the plain network in {name}{size}"
+
+
+@dataclass(frozen=True)
+class SeenRows:
+    """The rows that a plan was made from: where they came from, how many, and a digest of each."""
+
+    data: str
+    fingerprint: str
+    digests: np.ndarray[Any, np.dtype[np.uint64]]
+
+    def refuse_overlap(self, digests: np.ndarray[Any, np.dtype[np.uint64]], what: str) -> None:
+        """Raise OverlappingRows when rows of these contents were already used for this plan or trace."""
+        shared = np.flatnonzero(np.isin(digests, self.digests))
+        if shared.size:
+            raise OverlappingRows(
+                f"{shared.size:,} of the {digests.size:,} {what} rows (the first: number {shared[0]:,}) also stand "
+                f"among the {self.digests.size:,} rows of {self.data}; give rows that were used for nothing before"
+            )
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SeenRows) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash((self.data, self.fingerprint, self.digests.size))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; the digests as one base64 text of sorted little-endian uint64."""
+        ordered = np.sort(self.digests).astype("<u8").tobytes()
+        return {
+            "data": self.data,
+            "fingerprint": self.fingerprint,
+            "digests": base64.b64encode(ordered).decode(),
+        }
+
+    @staticmethod
+    def from_json(body: Mapping[str, Any]) -> SeenRows:
+        """The rows written by `to_json`."""
+        raw = np.frombuffer(base64.b64decode(body["digests"], validate=True), dtype="<u8")
+        return SeenRows(body["data"], body["fingerprint"], raw.astype(np.uint64))
+
+
+@dataclass(frozen=True)
+class Promise:
+    """`risk <= at_most` with `confidence`, against the answers of exit `against`.
+
+    `rows` were tested, `searched` more chose the candidates; `covers` is the plan that the promise is about.
+    """
+
+    risk: str
+    at_most: float
+    confidence: float
+    against: str
+    bound: str
+    testing: str
+    rows: int
+    searched: int
+    covers: str
+
+    def __str__(self) -> str:
+        searched = f", candidates from {self.searched:,} others" if self.searched else ""
+        return (
+            f"{self.risk} against {self.against!r} is at most {self.at_most:g} with {self.confidence:.0%} confidence "
+            f"({self.bound} bound, {self.testing} testing on {self.rows:,} rows{searched})"
+        )
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Under which scores samples leave. Frozen; prints itself as a sentence; a changed plan has no promise.
+
+    thresholds: gate -> (t,), float32-exact, +inf for a closed exit; `deepest` answers whatever arrives there.
+    """
+
+    thresholds: Mapping[str, tuple[float, ...]]
+    deepest: str | None = None
+    chain: Chain | None = None
+    promise: Promise | None = None
+    origin: Origin | None = None
+    price: Price | None = None
+    rows: SeenRows | None = None
+
+    def __post_init__(self) -> None:
+        clean = {gate: _float32(gate, values) for gate, values in self.thresholds.items()}
+        object.__setattr__(self, "thresholds", clean)
+        if self.chain is not None:
+            for gate in clean:
+                if gate not in self.chain.gates:
+                    raise unknown(gate, self.chain.gates, "gate of this network")
+            if self.deepest is not None:
+                self.chain.place(self.deepest)
+        if self.promise is not None and self.promise.covers != self.covers(clean, self.deepest):
+            object.__setattr__(self, "promise", None)
+
+    @staticmethod
+    def covers(thresholds: Mapping[str, tuple[float, ...]], deepest: str | None) -> str:
+        """A fingerprint of what decides: a promise is about exactly this."""
+        return checksum([{gate: [_text(t) for t in values] for gate, values in thresholds.items()}, deepest])
+
+    @staticmethod
+    def by_hand(thresholds: Mapping[str, float | tuple[float, ...]], *, deepest: str | None = None) -> Plan:
+        """A plan without a promise. Gates that are not named stay closed (+inf).
+
+        >>> print(Plan.by_hand({"resnet20": 4.0}))
+        Leave at resnet20 when its score is at least 4; no promise: set by hand.
+        """
+        tuples = {gate: t if isinstance(t, tuple) else (t,) for gate, t in thresholds.items()}
+        return Plan(thresholds=tuples, deepest=deepest)
+
+    @staticmethod
+    def never_leave(chain: Chain) -> Plan:
+        """The plan in which every sample is answered by the last exit."""
+        return Plan(thresholds=dict.fromkeys(chain.gates, (math.inf,)), chain=chain)
+
+    def changed(self, **fields: Any) -> Plan:
+        """A copy with other thresholds or another `deepest`, without promise and price."""
+        return dataclasses.replace(self, promise=None, price=None, **fields)
+
+    def open_gates(self) -> frozenset[str]:
+        """Gates at which a sample can leave."""
+        return frozenset(gate for gate, values in self.thresholds.items() if min(values) < math.inf)
+
+    def steps(self, chain: Chain) -> tuple[Step, ...]:
+        """What this plan runs of a chain. Raises UnknownName for a gate or exit that the chain does not have."""
+        for gate in self.thresholds:
+            if gate not in chain.gates:
+                raise unknown(gate, chain.gates, "gate of this network")
+        return chain.walk(self.open_gates(), self.deepest)
+
+    def __str__(self) -> str:
+        leave = [
+            f"at {gate} when its score is at least {values[0]:g}"
+            for gate, values in self.thresholds.items()
+            if values[0] < math.inf
+        ]
+        say = "Leave " + ", ".join(leave) if leave else "Nothing leaves early"
+        if self.deepest:
+            say += f"; whatever arrives at {self.deepest} is answered there"
+        say += f"; {self.price}" if self.price else ""
+        if self.promise is None:
+            by = "best on its rows under a budget" if self.rows else "set by hand"
+            return f"{say}; no promise: {by}."
+        kept = f"for rows drawn like those of {self.rows.data}" if self.rows else "for rows drawn like the tested ones"
+        where = f", this network, {self.origin.engine} in {self.origin.precision}" if self.origin else ""
+        return f"{say}. Promise: {self.promise}. It holds {kept}{where}; not for each input, nor for other data."
+
+    def to_json(self) -> str:
+        """The versioned, checksummed text that `save` writes."""
+        return to_document("plan", SCHEMA, self._body())
+
+    def save(self, path: str | Path) -> None:
+        """Write `plan.json`, atomically."""
+        write_json(path, "plan", SCHEMA, self._body())
+
+    @staticmethod
+    def load(path: str | Path) -> Plan:
+        """Read a plan. Raises BadFile (damaged, edited), NewerSchema."""
+        return Plan.from_json(read_text(path), where=str(path))
+
+    @staticmethod
+    def from_json(text: str, *, where: str = "this text") -> Plan:
+        """The plan written by `to_json`."""
+        _, body = from_document(text, "plan", SCHEMA, where)
+        try:
+            return _plan_from(body)
+        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as problem:
+            raise BadFile(f"{where} is no complete plan ({problem!r}); make it again with calibrate") from problem
+
+    def _body(self) -> dict[str, Any]:
+        return {
+            "sentence": str(self),
+            "thresholds": {gate: [_text(t) for t in values] for gate, values in self.thresholds.items()},
+            "deepest": self.deepest,
+            "promise": asdict(self.promise) if self.promise else None,
+            "price": asdict(self.price) if self.price else None,
+            "origin": asdict(self.origin) if self.origin else None,
+            "chain": self.chain.to_json() if self.chain else None,
+            "rows": self.rows.to_json() if self.rows else None,
+        }
+
+
+def _plan_from(body: Mapping[str, Any]) -> Plan:
+    return Plan(
+        thresholds={gate: tuple(float(t) for t in values) for gate, values in body["thresholds"].items()},
+        deepest=body["deepest"],
+        promise=Promise(**body["promise"]) if body["promise"] else None,
+        price=Price(**body["price"]) if body["price"] else None,
+        origin=origin_from(body["origin"]) if body["origin"] else None,
+        chain=Chain.from_json(body["chain"]) if body["chain"] else None,
+        rows=SeenRows.from_json(body["rows"]) if body["rows"] else None,
+    )
+
+
+def origin_from(body: Mapping[str, Any]) -> Origin:
+    """The origin written by `dataclasses.asdict`."""
+    probe = body["probe"]
+    if probe is not None:
+        logits = tuple(tuple(tuple(map(float, row)) for row in rows) for rows in probe["logits"])
+        probe = Probe(tuple(map(int, probe["shape"])), str(probe["dtype"]), int(probe["seed"]), logits)
+    return Origin(str(body["network"]), str(body["engine"]), str(body["precision"]), probe)
+
+
+def _float32(gate: str, values: tuple[float, ...]) -> tuple[float, ...]:
+    if not values or any(not isinstance(t, (int, float)) or math.isnan(t) for t in values):
+        raise BadInput(f"threshold of {gate!r} is {values!r}; expected a number (inf closes the exit)")
+    return tuple(float(np.float32(t)) for t in values)
+
+
+def _text(threshold: float) -> float | str:
+    """JSON has no infinities."""
+    return threshold if math.isfinite(threshold) else str(threshold)
