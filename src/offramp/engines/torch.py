@@ -1,0 +1,63 @@
+"""The eager PyTorch engine: segments, exits and gates as they stand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from offramp.chain import Step
+from offramp.errors import BadData
+from offramp.network import LOGITS, SCORE, Network, Part, Seen, State, answer, grade
+
+
+def open(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
+    """One part per step, on the network's own parameters; `device` is where they are."""
+    return tuple(_part(network, step) for step in steps)
+
+
+def _part(network: Network, step: Step) -> Part:
+    name, node = step.name, network.chain.nodes[network.chain.place(step.name)]
+    segment = network.segment_of(name)
+    reads, modules = segment.reads, segment.modules
+    pieces: dict[str, Callable[[State], State]] = {"segment": _explained(segment.call, name)}
+    if step.exit:
+        exit_ = network.exit_of(name)
+        reads, modules = reads + _logits_of(node.exit_reads), (*modules, exit_)
+
+        def leave(state: State) -> State:
+            return {name + LOGITS: answer(exit_, Seen(state[name], _earlier(state, node.exit_reads)), name)}
+
+        pieces["exit"] = leave
+    if step.gate:
+        gate = network.gate_of(name)
+        reads, modules = reads + _logits_of(node.gate_reads), (*modules, gate)
+
+        def score(state: State) -> State:
+            seen = Seen(state[name], _earlier(state, node.gate_reads))
+            return {name + SCORE: grade(gate, seen, state[name + LOGITS])}
+
+        pieces["gate"] = score
+    return Part(step, tuple(dict.fromkeys(reads)), modules, pieces)
+
+
+def _logits_of(names: Sequence[str]) -> tuple[str, ...]:
+    return tuple(name + LOGITS for name in names)
+
+
+def _earlier(state: State, names: Sequence[str]) -> State:
+    return {name: state[name + LOGITS] for name in names}
+
+
+def _explained(call: Callable[[State], State], name: str) -> Callable[[State], State]:
+    def explained(state: State) -> State:
+        try:
+            return call(state)
+        except RuntimeError as problem:
+            shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in state.items())
+            brief = str(problem).strip().splitlines()[0]
+            raise BadData(
+                f"segment {name!r} cannot run on {shapes}: {brief}; give rows of its shape and type"
+            ) from problem
+
+    return explained

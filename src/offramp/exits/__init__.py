@@ -1,0 +1,1 @@
+"""Classifiers after a segment: one kind per file."""

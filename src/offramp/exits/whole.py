@@ -1,0 +1,49 @@
+"""Exits of whole models in a ladder: the model has given logits already."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from offramp.network import Exit, Seen
+
+
+class Own(Exit):
+    """The rung's own logits [B, C]."""
+
+    def forward(self, seen: Seen) -> Tensor:
+        """What the model gave."""
+        return seen.features
+
+    def config(self) -> dict[str, Any]:
+        """Nothing but the name."""
+        return {"name": "Own"}
+
+
+class Mean(Exit):
+    """Log of the average of the probabilities of this rung and of the `visited` rungs before it, [B, C].
+
+    It reads the answer of the exit before it, which is such a mean itself; so a rung before it is always run.
+    In log space: finite logits never give an infinity, where log(mean(softmax)) gives -inf.
+    """
+
+    def __init__(self, before: str | None, visited: int) -> None:
+        super().__init__()
+        self.before = before
+        self.visited = visited
+        self.reads = () if before is None else (before,)
+
+    def forward(self, seen: Seen) -> Tensor:
+        """log((k * p_before + p_own) / (k + 1)) for k rungs visited before."""
+        own = seen.features.log_softmax(-1)
+        if self.before is None:
+            return own
+        total = torch.logaddexp(seen.logits[self.before] + math.log(self.visited), own)
+        return total - math.log(self.visited + 1)
+
+    def config(self) -> dict[str, Any]:
+        """Name, the exit before it, and how many rungs that one averages."""
+        return {"name": "Mean", "before": self.before, "visited": self.visited}

@@ -1,0 +1,124 @@
+"""Models, fronts and gates from names: `offramp:resnet56`, `my.module:factory`, weights from a file.
+
+A name that the user typed may import the user's code. A name that stands in a file may not: from a file only
+`offramp:` resolves, and anything else must be given again by the caller.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from offramp.errors import BadFile, BadInput
+from offramp.files import read_tensors
+from offramp.find import find, imported
+from offramp.network import Gate, Scorer
+
+OURS = "offramp:"
+
+
+def make_model(spec: str, weights: str | Path | None = None) -> nn.Module:
+    """The model that a typed spec names, in eval mode, with weights loaded strictly.
+
+    Raises UnknownName or BadInput for the spec, BadFile for weights that do not fit.
+    """
+    factory = find("models", spec.removeprefix(OURS)) if spec.startswith(OURS) else _users(spec)
+    try:
+        model = factory()
+    except TypeError as problem:
+        raise BadInput(f"{spec!r} cannot be called without arguments ({problem}); give a factory that can") from problem
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"{spec!r} gave a {type(model).__name__}, expected a torch.nn.Module")
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def model_from_file(spec: str | None, rung: str) -> nn.Module:
+    """The model that a spec found in a file names; only `offramp:` resolves. Raises BadInput for any other."""
+    if spec is None or not spec.startswith(OURS):
+        what = "was built by its user" if spec is None else f"is {spec!r}, and a file may not name code to run"
+        raise BadInput(f"rung {rung!r} {what}; give it again: load(folder, model={{{rung!r}: model}})")
+    return make_model(spec)
+
+
+def front_of(spec: str) -> nn.Module | None:
+    """The preprocessing that belongs to a model on our shelf; None for the user's own models."""
+    if not spec.startswith(OURS):
+        return None
+    module = find("models", spec.removeprefix(OURS)).__module__
+    made: nn.Module = imported(f"{module}:front")()
+    return made
+
+
+def make_front(spec: str) -> nn.Module | None:
+    """The front that a typed word names: `none`, `unit` (divide by 255), `imagenet`, or `my.module:front`."""
+    front = find("layers", "Front")
+    if spec == "none":
+        return None
+    if spec in {"unit", "imagenet"}:
+        scaled: nn.Module = front() if spec == "unit" else front((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        return scaled
+    if ":" not in spec:
+        raise BadInput(f"the front is {spec!r}, expected none, unit, imagenet or my.module:factory")
+    made = imported(spec)()
+    if not isinstance(made, nn.Module):
+        raise BadInput(f"{spec!r} gave a {type(made).__name__}, expected a torch.nn.Module")
+    return made
+
+
+def load_weights(model: nn.Module, path: str | Path) -> None:
+    """Load a state dict strictly. Raises BadFile naming the keys that differ."""
+    tensors = read_tensors(path)
+    try:
+        model.load_state_dict(tensors, strict=True)
+    except RuntimeError as problem:
+        raise BadFile(f"{path} does not fit {type(model).__name__}: {_brief(model, tensors)}") from problem
+
+
+def _brief(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
+    mine = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    its = {name: tuple(value.shape) for name, value in tensors.items()}
+    missing, extra = [*(mine.keys() - its.keys())], [*(its.keys() - mine.keys())]
+    other = [name for name in mine.keys() & its.keys() if mine[name] != its[name]]
+    parts = [("missing", missing), ("not expected", extra), ("of another shape", other)]
+    said = [f"{len(names)} {word} (such as {min(names)})" for word, names in parts if names]
+    return ", ".join(said) + "; give the weights of this architecture"
+
+
+def make_gate(gate: str | Gate | Callable[[Tensor], Tensor] | Mapping[str, Any]) -> Gate:
+    """A gate from its name, from a function of logits [B, C] -> [B], or from the config of one on our shelf.
+
+    Raises UnknownName with the nearest names, BadInput for what is no gate.
+    """
+    if isinstance(gate, Mapping):
+        return _gate_from(gate)
+    found: Any = find("gates", gate) if isinstance(gate, str) else gate
+    if isinstance(found, type) and issubclass(found, Gate):
+        found = found()
+    if isinstance(found, Gate):
+        return found
+    if not callable(found):
+        raise BadInput(f"the gate is {gate!r}, expected a name, a Gate or a function of logits [B, C]")
+    name = gate if isinstance(gate, str) else f"{found.__module__}:{getattr(found, '__qualname__', 'gate')}"
+    return Scorer(name, found)
+
+
+def _gate_from(config: Mapping[str, Any]) -> Gate:
+    arguments = dict(config)
+    name = arguments.pop("name")
+    if ":" in name:
+        raise BadInput(f"the gate is {name!r}, and a file may not name code to run; give it again with gates=")
+    if "gate" in arguments:
+        arguments["gate"] = _gate_from(arguments["gate"])
+    return make_gate(find("gates", name)(**arguments) if arguments else name)
+
+
+def _users(spec: str) -> Callable[[], Any]:
+    if ":" not in spec:
+        raise BadInput(f"the model is {spec!r}, expected offramp:NAME (see offramp doctor) or my.module:factory")
+    factory: Callable[[], Any] = imported(spec)
+    return factory

@@ -1,0 +1,53 @@
+"""A gate that sees its logits divided by a temperature."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp.errors import BadInput
+from offramp.network import Gate, Seen
+
+
+class Tempered(Gate):
+    """Wraps any gate; temperature > 1 softens (Guo et al., 2017, arXiv 1706.04599).
+
+    A temperature changes neither an answer nor the order of margins; it does change that of max_prob and
+    neg_entropy, and it lets several exits share one threshold.
+    """
+
+    def __init__(self, gate: Gate, temperature: float) -> None:
+        super().__init__()
+        if not temperature > 0:
+            raise BadInput(f"temperature is {temperature}, expected a number above 0")
+        self.gate = gate
+        self.reads = gate.reads
+        self.temperature = float(temperature)
+
+    def score(self, seen: Seen) -> Tensor:
+        """The wrapped gate's score of the divided logits."""
+        assert seen.own is not None
+        earlier = {name: logits / self.temperature for name, logits in seen.logits.items()}
+        return self.gate.score(Seen(seen.features, earlier, seen.own / self.temperature))
+
+    def config(self) -> dict[str, Any]:
+        """Name, temperature, and the wrapped gate's configuration."""
+        return {"name": "Tempered", "temperature": self.temperature, "gate": self.gate.config()}
+
+
+def best_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature with the smallest cross-entropy on held-out logits [N, C] and labels [N]."""
+    log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    wide, y = logits.detach().double(), labels.long()
+    optimiser = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe")
+
+    def closure() -> Tensor:
+        optimiser.zero_grad()
+        loss = nn.functional.cross_entropy(wide / log_t.exp(), y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    return float(log_t.detach().exp())

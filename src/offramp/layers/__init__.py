@@ -1,0 +1,1 @@
+"""What changes how a segment computes: one layer per file."""

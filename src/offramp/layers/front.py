@@ -1,0 +1,58 @@
+"""What stands before a rung: cast, resize, normalise."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp.errors import BadData
+
+
+class Front(nn.Module):
+    """Images [B, C, H, W], uint8 or float, to the normalised float images that a model was trained on.
+
+    y = (x / scale - mean) / std, after a bilinear antialiased resize to `size` (H, W) if the images differ from it.
+    With `expects` (H, W), images of another size are refused: for models that would run on them, and answer badly.
+    Its constants are no state: a network with fronts loads the weights of one without.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        mean: Sequence[float] = (0.0,),
+        std: Sequence[float] = (1.0,),
+        *,
+        scale: float = 255.0,
+        size: tuple[int, int] | None = None,
+        expects: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__()
+        self.scale = float(scale)
+        self.size = None if size is None else (int(size[0]), int(size[1]))
+        self.expects = None if expects is None else (int(expects[0]), int(expects[1]))
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images [B, C, H, W] -> floats of the same shape (or of `size`). Raises BadData for other shapes."""
+        channels = self.mean.shape[0]
+        if x.dim() != 4 or channels not in (1, x.shape[1]):
+            raise BadData(f"images have shape {tuple(x.shape)}, expected [B, {channels}, H, W]; check the data")
+        if self.expects is not None and tuple(x.shape[-2:]) != self.expects:
+            got, want = "x".join(map(str, x.shape[-2:])), "x".join(map(str, self.expects))
+            raise BadData(f"images are {got}, expected {want}; resize them, or use a Front with size=")
+        y = x.to(self.mean.dtype)
+        if self.size is not None and tuple(x.shape[-2:]) != self.size:
+            y = nn.functional.interpolate(y, self.size, mode="bilinear", antialias=True, align_corners=False)
+        return (y / self.scale - self.mean) / self.std
+
+    def config(self) -> dict[str, Any]:
+        """Plain data from which it is built again."""
+        mean, std = (value.flatten().tolist() for value in (self.mean, self.std))
+        config = {"mean": mean, "std": std, "scale": self.scale, "size": self.size, "expects": self.expects}
+        return {"name": "Front", **{key: value for key, value in config.items() if value is not None}}

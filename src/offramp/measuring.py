@@ -1,0 +1,128 @@
+"""MACs and milliseconds of parts. Timings are medians of interleaved repeats; ratios carry a bootstrap interval."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from offramp.network import INPUT, Part, State
+
+SIZES = (1, 4, 16, 64)
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def macs(call: Callable[[], object]) -> float:
+    """Multiply-adds of convolutions and matrix products in one call (element-wise work counts nothing)."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        call()
+    return float(counter.get_total_flops()) / 2
+
+
+def interleaved(calls: Mapping[str, Callable[[], object]], *, repeats: int = 5, warmup: int = 1) -> dict[str, Array]:
+    """Milliseconds [repeats] of each call; every round runs all of them once, so that drift hits all alike."""
+    for call in calls.values():
+        for _ in range(warmup):
+            call()
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    order = list(calls.items())
+    for turn in range(repeats):
+        for name, call in order if turn % 2 == 0 else reversed(order):
+            start = time.perf_counter()
+            call()
+            _wait()
+            times[name].append((time.perf_counter() - start) * 1e3)
+    return {name: np.array(values) for name, values in times.items()}
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """A ratio of medians with a 90 % bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+
+
+def ratio(above: Array, below: Array, *, seed: int = 0, draws: int = 1000) -> Ratio:
+    """Median(above) / median(below) over paired repeats; the pairs are drawn again, so that drift cancels."""
+    rng = np.random.default_rng(seed)
+    picks = rng.integers(0, len(above), (draws, len(above)))
+    spread = np.median(above[picks], axis=1) / np.median(below[picks], axis=1)
+    low, high = np.quantile(spread, [0.05, 0.95])
+    return Ratio(float(np.median(above) / np.median(below)), float(low), float(high))
+
+
+def line(sizes: Sequence[int], ms: Sequence[float]) -> tuple[float, float]:
+    """a and b >= 0 of ms = a + b n with the smallest squared relative error."""
+    from scipy.optimize import nnls
+
+    design = np.column_stack([np.ones(len(sizes)), np.asarray(sizes, float)])
+    weights = 1 / np.maximum(np.asarray(ms, float), 1e-9)
+    (a, b), _ = nnls(design * weights[:, None], np.asarray(ms, float) * weights)
+    return float(a), float(b)
+
+
+def cost(call: Callable[[State], object], state_of: Callable[[int], State], *, timed: bool, repeats: int = 5) -> Array:
+    """[3]: MACs per row, ms per call and ms per row of a part (NaN when not timed); state_of(n) makes n rows."""
+    two = state_of(2)
+    per_row = macs(lambda: call(two)) / 2
+    if not timed:
+        return np.array([per_row, np.nan, np.nan])
+    states = {n: state_of(n) for n in SIZES}
+    with torch.inference_mode():
+        calls = {str(n): _bind(call, state) for n, state in states.items()}
+        times = interleaved(calls, repeats=repeats)
+    return np.array([per_row, *line(SIZES, [float(np.median(times[str(n)])) for n in SIZES])])
+
+
+@dataclass(frozen=True)
+class Percentile:
+    """The 95th percentile of a part's milliseconds by batch size: between measured sizes a straight line."""
+
+    sizes: tuple[int, ...]
+    ms: tuple[float, ...]
+
+    def __call__(self, count: int) -> float:
+        if count > self.sizes[-1]:
+            return self.ms[-1] * count / self.sizes[-1]
+        return float(np.interp(count, self.sizes, self.ms))
+
+
+def percentiles(parts: Sequence[Part], rows: Tensor, *, repeats: int = 20) -> tuple[Percentile, ...]:
+    """Each part's 95th percentile at batch 1 to 64, on the given rows, repeated to fill a batch."""
+    found = []
+    with torch.inference_mode():
+        states = {n: {INPUT: tiled(rows, n)} for n in SIZES}
+        for part in parts:
+            calls = {str(n): _bind(part.call, dict(state)) for n, state in states.items()}
+            times = interleaved(calls, repeats=repeats)
+            worst = np.maximum.accumulate([float(np.quantile(times[str(n)], 0.95)) for n in SIZES])
+            found.append(Percentile(SIZES, tuple(map(float, worst))))
+            for state in states.values():
+                part.call(state)
+    return tuple(found)
+
+
+def tiled(rows: Tensor, count: int) -> Tensor:
+    """The first `count` rows, starting again at the first when there are fewer."""
+    return rows.repeat(-(-count // len(rows)), *[1] * (rows.dim() - 1))[:count].contiguous()
+
+
+def _bind(call: Callable[[State], object], state: State) -> Callable[[], object]:
+    return lambda: call(state)
+
+
+def _wait() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()

@@ -1,0 +1,1 @@
+"""Networks that offramp can build by name: one family per file."""

@@ -1,0 +1,90 @@
+"""ResNets for CIFAR-10 (He et al., 2015, arXiv 1512.03385, section 4.2), 20 to 110 layers.
+
+Module names, parameter-free shortcuts and preprocessing follow the public checkpoints of
+https://github.com/akamaster/pytorch_resnet_cifar10 (BSD 2-Clause, see licenses/), which load strictly.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp.layers.front import Front
+
+
+def front() -> Front:
+    """The preprocessing of the public weights: ImageNet's constants, not CIFAR-10's own."""
+    return Front(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), expects=(32, 32))
+
+
+def resnet20() -> CifarResNet:
+    """0.27 M parameters, 40.6 M MACs; 91.73 % with the public weights."""
+    return CifarResNet(3)
+
+
+def resnet32() -> CifarResNet:
+    """0.46 M parameters, 68.9 M MACs; 92.63 % with the public weights."""
+    return CifarResNet(5)
+
+
+def resnet44() -> CifarResNet:
+    """0.66 M parameters, 97.2 M MACs."""
+    return CifarResNet(7)
+
+
+def resnet56() -> CifarResNet:
+    """0.85 M parameters, 125.5 M MACs; 93.39 % with the public weights."""
+    return CifarResNet(9)
+
+
+def resnet110() -> CifarResNet:
+    """1.73 M parameters, 252.9 M MACs."""
+    return CifarResNet(18)
+
+
+class CifarResNet(nn.Module):
+    """Images [B, 3, 32, 32] -> logits [B, 10]: a stem and three stages of `blocks` basic blocks each."""
+
+    def __init__(self, blocks: int, classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        self.layer1 = _stage(16, 16, blocks)
+        self.layer2 = _stage(16, 32, blocks)
+        self.layer3 = _stage(32, 64, blocks)
+        self.linear = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, classes]."""
+        h = torch.relu(self.bn1(self.conv1(x)))
+        h = self.layer3(self.layer2(self.layer1(h)))
+        logits: Tensor = self.linear(h.mean((2, 3)))
+        return logits
+
+
+class Block(nn.Module):
+    """Two 3x3 convolutions and a shortcut; where the shape changes, every second pixel and zero channels (type A)."""
+
+    def __init__(self, width_in: int, width: int) -> None:
+        super().__init__()
+        stride = 1 if width_in == width else 2
+        self.pad = (width - width_in) // 2
+        self.conv1 = nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width_in, H, W] -> [B, width, H, W], or half the height and width."""
+        h = torch.relu(self.bn1(self.conv1(x)))
+        h = self.bn2(self.conv2(h))
+        if self.pad:
+            x = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, self.pad, self.pad))
+        return torch.relu(h + x)
+
+
+def _stage(width_in: int, width: int, blocks: int) -> nn.Sequential:
+    first: list[Any] = [Block(width_in, width)]
+    return nn.Sequential(*first, *(Block(width, width) for _ in range(blocks - 1)))

@@ -1,0 +1,279 @@
+"""Segments, exits and gates under names.
+
+Shapes: B samples, C classes. A network is a plain `nn.Module`: the user's own module(s), untouched, as `backbone`,
+plus `fronts`, `exits` and `gates` by node name. Segments only refer to them and are never registered.
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp.chain import Chain, Step
+from offramp.errors import BadData, BadNetwork
+
+INPUT = "x"  # the raw input's name among the named tensors; "<node>" is a tap, with these its logits and its score
+LOGITS = "/logits"
+SCORE = "/score"
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What an exit or a gate may look at, for the rows that are still here.
+
+    features: the tapped value at this node, [B, ...]. logits: of the earlier exits named in `reads`, [B, C] each.
+    own: the logits of this node's exit, [B, C] (a gate sees them; for the exit itself it is None).
+    """
+
+    features: Tensor
+    logits: Mapping[str, Tensor]
+    own: Tensor | None = None
+
+
+class Exit(nn.Module, abc.ABC):
+    """Contract of a classifier after a segment. `reads` names earlier exits whose logits it needs."""
+
+    reads: tuple[str, ...] = ()
+
+    @abc.abstractmethod
+    def forward(self, seen: Seen) -> Tensor:
+        """Logits [B, C]; the answer for a row may not depend on its batch-mates."""
+
+    @abc.abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Plain data from which the shelf builds it again: {"name": ..., other arguments}."""
+
+
+class Gate(nn.Module, abc.ABC):
+    """Contract of a score per sample: higher = readier to leave. `reads` names earlier exits that it needs."""
+
+    reads: tuple[str, ...] = ()
+
+    @abc.abstractmethod
+    def score(self, seen: Seen) -> Tensor:
+        """Scores [B]; the score of a row may depend neither on its batch-mates nor on the clock."""
+
+    @abc.abstractmethod
+    def config(self) -> dict[str, Any]:
+        """Plain data from which the shelf builds it again: {"name": ..., other arguments}."""
+
+
+class Scorer(Gate):
+    """A gate made of a function from logits [B, C] to scores [B], such as those in gates/confidence.py."""
+
+    def __init__(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.name = name
+        self.function = function
+
+    def score(self, seen: Seen) -> Tensor:
+        """The function of this exit's own logits."""
+        assert seen.own is not None
+        return self.function(seen.own)
+
+    def config(self) -> dict[str, Any]:
+        """The function's name on the shelf, or the user's module:name."""
+        return {"name": self.name}
+
+    def extra_repr(self) -> str:
+        """For print."""
+        return self.name
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of backbone between two decision points: named tensors in (`reads`), named tensors out (`writes`)."""
+
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    call: Callable[[State], State]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A step of a plan as an engine runs it: the segment, and its exit and gate as far as the step needs them.
+
+    `pieces` are called in order ("segment", "exit", "gate"; an engine may fuse them) and give `<node>`,
+    `<node>/logits` and `<node>/score`; `reads` names what must be there before, `modules` those whose change makes
+    the part stale.
+    """
+
+    step: Step
+    reads: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    pieces: Mapping[str, Callable[[State], State]]
+
+    def call(self, state: State) -> None:
+        """Run all pieces; the named tensors that they give are added to `state`."""
+        for piece in self.pieces.values():
+            state.update(piece(state))
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A whole model in a ladder: `spec` says how to build it again (`offramp:resnet20`); None means by the user."""
+
+    name: str
+    spec: str | None = None
+
+
+class Network(nn.Module):
+    """Rungs, exits and gates in a chain; calling it gives the logits of every exit, shallow to deep.
+
+    Build one with `offramp.ladder`. State-dict keys: `backbone.<rung>.<your own keys>`, `exits.<node>.*`,
+    `gates.<node>.*`, and `fronts.<rung>.*` if a front has any.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.ModuleDict,
+        rungs: tuple[Rung, ...],
+        chain: Chain,
+        fronts: nn.ModuleDict,
+        exits: nn.ModuleDict,
+        gates: nn.ModuleDict,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.fronts = fronts
+        self.exits = exits
+        self.gates = gates
+        self.rungs = rungs
+        self.chain = chain
+        self.training = any(model.training for model in backbone.values())
+
+    def segments(self) -> tuple[Segment, ...]:
+        """One segment per node: for a rung, its front and its whole model."""
+        return tuple(self._whole(rung.name) for rung in self.rungs)
+
+    def _whole(self, name: str) -> Segment:
+        model, front = self.backbone[name], dict(self.fronts.items()).get(name)
+
+        def call(state: State) -> State:
+            x = state[INPUT]
+            return {name: model(x if front is None else front(x))}
+
+        modules = (model,) if front is None else (front, model)
+        return Segment(name, (INPUT,), (name,), modules, call)
+
+    def exit_of(self, name: str) -> Exit:
+        """The exit of a node."""
+        found = self.exits[name]
+        assert isinstance(found, Exit)
+        return found
+
+    def gate_of(self, name: str) -> Gate:
+        """The gate of a node."""
+        found = self.gates[name]
+        assert isinstance(found, Gate)
+        return found
+
+    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Logits [B, C] of every exit, shallow to deep."""
+        return tuple(logits for _, logits, _ in self.walk(x))
+
+    def segment_of(self, name: str) -> Segment:
+        """The segment that ends at a node."""
+        return self.segments()[self.chain.place(name)]
+
+    def walk(self, x: Tensor) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+        """Name, logits [B, C] and score [B] (None at the last) of every node, one after the other, for all rows."""
+        state: State = {INPUT: x}
+        logits: dict[str, Tensor] = {}
+        for segment, name in zip(self.segments(), self.chain.exits, strict=True):
+            state.update(segment.call(state))
+            seen = Seen(state[name], logits)
+            own = answer(self.exit_of(name), seen, name)
+            score = grade(self.gate_of(name), seen, own) if name in self.gates else None
+            logits[name] = own
+            yield name, own, score
+
+    def config(self) -> dict[str, Any]:
+        """Everything but the weights, as plain data."""
+        return {
+            "rungs": [{"name": rung.name, "spec": rung.spec} for rung in self.rungs],
+            "chain": self.chain.to_json(),
+            "fronts": {name: described(front) for name, front in self.fronts.items()},
+            "exits": {name: described(exit_) for name, exit_ in self.exits.items()},
+            "gates": {name: described(gate) for name, gate in self.gates.items()},
+        }
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over weights and configuration of taps, fronts, exits and gates."""
+        config = self.config()
+        del config["rungs"]  # how a model is built says nothing about what it computes
+        mark = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for key, value in sorted(self.state_dict().items()):
+            array = value.detach().cpu().contiguous()
+            mark.update(f"{key}{array.dtype}{tuple(array.shape)}".encode())
+            mark.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return mark.hexdigest()[:16]
+
+    def precision(self) -> str:
+        """The floating-point type of the weights, such as `float32`."""
+        kinds = {str(p.dtype).removeprefix("torch.") for p in self.parameters() if p.is_floating_point()}
+        return "+".join(sorted(kinds)) or "float32"
+
+    def device(self) -> torch.device:
+        """Where the weights are. Raises BadNetwork when they are spread over several devices."""
+        places = {tensor.device for tensor in (*self.parameters(), *self.buffers())} or {torch.device("cpu")}
+        if len(places) > 1:
+            raise BadNetwork(
+                f"the network lies on {sorted(map(str, places))}, expected one device; call net.to(device)"
+            )
+        return places.pop()
+
+    def require_eval(self) -> None:
+        """Raise BadNetwork while any part is in training mode, where answers depend on batch-mates."""
+        if any(module.training for module in self.modules()):
+            raise BadNetwork("the network is in training mode, expected eval mode; call net.eval() first")
+
+
+def answer(exit_: Exit, seen: Seen, name: str) -> Tensor:
+    """Logits [B, C] of an exit, checked. Raises BadNetwork when it gives anything else."""
+    logits = exit_(seen)
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise BadNetwork(f"exit {name!r} gave {got}, expected logits [B, C]; wrap the model so that it returns them")
+    return logits
+
+
+def grade(gate: Gate, seen: Seen, own: Tensor) -> Tensor:
+    """Score [B] float32 of a gate; NaN, so that the row goes on, where a logit is not finite."""
+    score = gate.score(Seen(seen.features, seen.logits, own)).float()
+    if score.shape != own.shape[:1]:
+        raise BadNetwork(f"a gate gave scores of shape {tuple(score.shape)}, expected [{len(own)}], one per row")
+    sound = own.sum(-1).isfinite()  # one NaN or infinity makes the sum so; a finite overflow only costs work
+    return score.where(sound, torch.nan)
+
+
+def described(module: nn.Module) -> dict[str, Any]:
+    """The configuration of a front, exit or gate; for a class without `config()` its name and its repr."""
+    config = getattr(module, "config", None)
+    if callable(config):
+        found: dict[str, Any] = config()
+        return found
+    kind = type(module)
+    return {"name": f"{kind.__module__}:{kind.__qualname__}", "repr": repr(module)}
+
+
+def as_input(x: Any, device: torch.device | None = None) -> Tensor:
+    """A batch [B, ...] as a tensor on `device`. Raises BadData for what is none."""
+    try:
+        tensor: Tensor = x if isinstance(x, Tensor) else torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as problem:
+        raise BadData(f"the input is a {type(x).__name__}, expected a tensor or an array [B, ...]") from problem
+    if tensor.dim() < 1:
+        raise BadData("the input is a single number, expected a batch [B, ...]; add a first dimension")
+    return tensor if device is None else tensor.to(device, non_blocking=True)

@@ -1,0 +1,169 @@
+"""All exits on all rows -> Trace."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp.data.rows import Batch, Rows, fingerprint_of, rows
+from offramp.errors import BadData, BadNetwork
+from offramp.find import find_file
+from offramp.measuring import cost, tiled
+from offramp.network import INPUT, LOGITS, SCORE, Network, Part, State, as_input
+from offramp.plan import Origin, Probe
+from offramp.progress import track
+from offramp.trace import BACKBONE, Header, Trace
+
+PROBE_ROWS = 4
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def record(
+    network: Network,
+    data: object,
+    *,
+    batch_size: int = 64,
+    keep: str = "logits",
+    timed: bool = True,
+    engine: str = "torch",
+    progress: bool = True,
+) -> Trace:
+    """Run every exit and gate on every row, and measure what each part costs.
+
+    data: whatever `offramp.data.rows` takes: arrays, (x, y), a Dataset, a DataLoader, batches, or a spec such as
+    "cifar10:DIR[1000:5000]". keep: "logits", or "answers" to leave the logits [N, C] out.
+    timed: measure milliseconds over batch 1 to 64; do so where nothing else runs.
+    Raises BadData (no rows, labels out of range, wrong shapes, rows that give NaN), BadNetwork.
+    """
+    if keep not in ("logits", "answers"):
+        raise BadData(f"keep is {keep!r}, expected 'logits' or 'answers'")
+    network.require_eval()
+    source = rows(data)
+    place = network.device()
+    steps = network.chain.walk(network.chain.gates)
+    parts: Sequence[Part] = find_file("engines", engine).open(network, steps, place)
+    total = None if source.length is None else -(-source.length // batch_size)
+    columns = _Columns(network, keep)
+    costs: dict[str, Array] = {}
+    first: Array | None = None
+    for batch in track(source.batches(batch_size), what="recording", total=total, show=progress):
+        x = as_input(batch.x, place)
+        if first is None:
+            first = np.asarray(batch.x)
+            costs = _costs(parts, x, timed=timed)
+        columns.add(batch, _everything(parts, x))
+    if first is None:
+        raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
+    return _trace(network, source, columns.joined() | costs, first, engine, parts)
+
+
+def _everything(parts: Sequence[Part], x: Tensor) -> State:
+    """Every named tensor of a batch."""
+    state: State = {INPUT: x}
+    with torch.inference_mode():
+        for part in parts:
+            part.call(state)
+    return state
+
+
+class _Columns:
+    """Columns being filled, batch by batch."""
+
+    def __init__(self, network: Network, keep: str) -> None:
+        self.exits, self.gates, self.keep = network.chain.exits, network.chain.gates, keep
+        self.chunks: dict[str, list[Array]] = {}
+
+    def add(self, batch: Batch, state: State) -> None:
+        found: dict[str, Array] = {"row": batch.row, "digest": batch.digest}
+        classes = self._classes(state)
+        if batch.y is not None:
+            _check_labels(batch.y, batch.row, classes)
+            found["label"] = batch.y
+        for name in self.exits:
+            logits = state[name + LOGITS].float().cpu().numpy()
+            found[f"answer/{name}"] = logits.argmax(1)
+            if self.keep == "logits":
+                found[f"logits/{name}"] = logits
+        last = self.exits[-1]
+        if state[last] is not state[last + LOGITS] and state[last].shape == state[last + LOGITS].shape:
+            plain = state[last].float().cpu().numpy()  # the exit answers otherwise than the model that it stands on
+            found |= {f"answer/{BACKBONE}": plain.argmax(1)} | (
+                {f"logits/{BACKBONE}": plain} if self.keep == "logits" else {}
+            )
+        _check_finite(state[self.exits[-1] + LOGITS], batch.row, self.exits[-1])
+        for name in self.gates:
+            found[f"score/{name}"] = state[name + SCORE].cpu().numpy()
+        for name, column in found.items():
+            self.chunks.setdefault(name, []).append(column)
+
+    def _classes(self, state: State) -> int:
+        widths = {name: int(state[name + LOGITS].shape[1]) for name in self.exits}
+        if len(set(widths.values())) > 1:
+            raise BadNetwork(f"the exits have different numbers of classes ({widths}), expected one; check the rungs")
+        return widths[self.exits[-1]]
+
+    def joined(self) -> dict[str, Array]:
+        return {name: np.concatenate(chunks) for name, chunks in self.chunks.items()}
+
+
+def _check_labels(y: Array, row: Array, classes: int) -> None:
+    bad = np.flatnonzero((y < 0) | (y >= classes))
+    if bad.size:
+        raise BadData(
+            f"{bad.size} labels lie outside 0 to {classes - 1} (row {row[bad[0]]} has {y[bad[0]]}); the network has "
+            f"{classes} classes: give the data set that it was trained for"
+        )
+
+
+def _check_finite(logits: Tensor, row: Array, exit_: str) -> None:
+    bad = np.flatnonzero(~logits.isfinite().all(1).cpu().numpy())
+    if bad.size:
+        some = ", ".join(map(str, row[bad[:10]])) + (" ..." if bad.size > 10 else "")
+        raise BadData(
+            f"the answers of exit {exit_!r} are not finite for rows {some}; look for NaN or infinities in these rows "
+            "and leave them out"
+        )
+
+
+def _costs(parts: Sequence[Part], x: Tensor, *, timed: bool) -> dict[str, Array]:
+    """MACs and milliseconds of every segment, exit and gate, on the first rows."""
+    state: State = {INPUT: x}
+    found: dict[str, Array] = {}
+
+    def of(count: int) -> State:
+        return {key: tiled(value, count) for key, value in state.items()}
+
+    for part in parts:
+        for kind, piece in part.pieces.items():
+            found[f"cost/{kind}/{part.step.name}"] = cost(piece, of, timed=timed)
+            with torch.inference_mode():
+                state.update(piece(state))
+    return found
+
+
+def _trace(network: Network, source: Rows, columns: dict[str, Array], first: Array, engine: str, parts: Any) -> Trace:
+    probe = _probe(network, first, parts)
+    header = Header(
+        chain=network.chain,
+        reference=network.chain.exits[-1],
+        classes=len(probe.logits[-1][0]),
+        data=source.name,
+        data_fingerprint=fingerprint_of(columns["digest"]),
+        origin=Origin(network.fingerprint(), engine, network.precision(), probe),
+        class_names=source.class_names,
+    )
+    return Trace(columns, header)
+
+
+def _probe(network: Network, first: Array, parts: Sequence[Part]) -> Probe:
+    empty = ((0.0,) * 0,) * PROBE_ROWS
+    blank = Probe(tuple(first.shape[1:]), first.dtype.str, 0, (empty,))
+    state = _everything(parts, as_input(blank.rows(), network.device()))
+    logits = [state[name + LOGITS].float().cpu().tolist() for name in network.chain.exits]
+    return replace(blank, logits=tuple(tuple(tuple(row) for row in rows_) for rows_ in logits))

@@ -1,0 +1,308 @@
+"""A batch under a plan, compacted at each gate.
+
+Shapes: B rows handed in, n rows still here, C classes. What leaves is written to its place in the order of x; what
+stays goes on in a smaller batch, by one `index_select` per carried tensor and one synchronisation per gate.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+
+from offramp.errors import BadData, BadInput, Mismatch, OpenAgain
+from offramp.find import find_file
+from offramp.measuring import Percentile, percentiles
+from offramp.network import INPUT, LOGITS, SCORE, Network, Part, State, as_input
+from offramp.plan import BAND, Plan, choose
+from offramp.trace import WHY
+from offramp.watch import Watch
+
+GATE, END, DEEPEST, DEADLINE = range(len(WHY))
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a Runner gives, in the order of x.
+
+    logits [B, C]; exit [B] int64, an index into `exits`; why [B] int64, an index into trace.WHY (gate, end, deepest,
+    deadline); flagged [B] bool: a score or an answer of this row was not finite.
+    """
+
+    logits: Tensor
+    exit: Tensor
+    why: Tensor
+    flagged: Tensor
+    exits: tuple[str, ...]
+
+    def reasons(self) -> list[str]:
+        """`why` in words, one per row."""
+        return [WHY[code] for code in self.why.tolist()]
+
+    def to(self, device: torch.device) -> Answers:
+        """The same on another device."""
+        return Answers(
+            self.logits.to(device), self.exit.to(device), self.why.to(device), self.flagged.to(device), self.exits
+        )
+
+
+class Runner:
+    """A network opened under a plan on one engine and device: immutable, thread-safe, callable.
+
+    `runner(x)` -> Answers for a batch x [B, ...]; `runner.anytime(x)` yields every exit's Answers, shallow to deep.
+    It refuses with OpenAgain once the network was moved, cast, trained or re-assigned.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        plan: Plan,
+        parts: Sequence[Part],
+        every: Sequence[Part],
+        percentiles: Sequence[Percentile] | None,
+    ) -> None:
+        self.plan = plan
+        self.chain = network.chain
+        self.device = network.device()
+        containers = [network, network.backbone, network.fronts, network.exits, network.gates]
+        self._containers = Watch(containers, deep=False)
+        self._watches = {part.step.name: Watch(part.modules) for part in every}
+        self._parts = tuple(parts)
+        self._every = tuple(every)
+        self._keeps = tuple(_later(self._parts, place) for place in range(len(self._parts)))
+        self._thresholds = {
+            gate: torch.tensor(values, dtype=torch.float32, device=self.device)
+            for gate, values in plan.thresholds.items()
+        }
+        self._percentiles = percentiles
+        probe = plan.origin.probe if plan.origin else None
+        self._shape = probe.shape if probe else None
+        self._classes = len(probe.logits[0][0]) if probe else 0
+
+    def __call__(self, x: Any, *, deadline_ms: float | None = None) -> Answers:
+        """Answers for x [B, ...] (a tensor or an array). Raises BadData, BadInput, OpenAgain.
+
+        With a deadline, a segment starts only if its measured 95th percentile fits into what is left; the first
+        exit is always computed; rows that ran out of time get the latest exit's answer, and no promise.
+        """
+        start = time.perf_counter()
+        if deadline_ms is not None and self._percentiles is None:
+            raise BadInput("a deadline needs measured segments; open the network with time_on=some rows")
+        self._containers.check()
+        batch = self._batch(x)
+        until = None if deadline_ms is None else start + deadline_ms / 1e3
+        with torch.inference_mode():
+            answers = self._walk(batch, until)
+        return answers.to(x.device) if isinstance(x, Tensor) and x.device != self.device else answers
+
+    def check(self) -> None:
+        """Raise OpenAgain when the network is not what it was when it was opened."""
+        self._containers.check()
+        for watch in self._watches.values():
+            watch.check()
+
+    def anytime(self, x: Any) -> Iterator[Answers]:
+        """Each exit's answer for all rows, as it comes, shallow to deep; stop iterating to stop the work."""
+        self._containers.check()
+        state: State = {INPUT: self._batch(x)}
+        for place, part in enumerate(self._every):
+            with torch.inference_mode():
+                self._call(part, state)
+                result = _Result(len(state[INPUT]), self.device, self.chain.exits, self._classes)
+                result.put(None, state[part.step.name + LOGITS], place, END)
+            yield result.answers()
+
+    def _batch(self, x: Any) -> Tensor:
+        batch = as_input(x, self.device)
+        if self._shape is not None and tuple(batch.shape[1:]) != self._shape:
+            raise BadData(
+                f"rows have shape {tuple(batch.shape[1:])}, expected {self._shape} as recorded; check the data"
+            )
+        return batch
+
+    def _walk(self, batch: Tensor, until: float | None) -> Answers:
+        result = _Result(len(batch), self.device, self.chain.exits, self._classes)
+        state: State = {INPUT: batch}
+        rows: Tensor | None = None  # numbers of the rows still here; None: all of them
+        latest: tuple[int, Tensor] | None = None  # place and logits of the exit computed last, for deadlines
+        count = len(batch)
+        for number, part in enumerate(self._parts):
+            if not count:
+                break
+            if until is not None and latest is not None and not self._fits(number, count, until):
+                result.put(rows, latest[1], latest[0], DEADLINE)
+                break
+            name, place = part.step.name, self.chain.place(part.step.name)
+            self._call(part, state)
+            if part.step.last:
+                result.put(rows, state[name + LOGITS], place, END if place == len(self.chain.exits) - 1 else DEEPEST)
+                break
+            if until is not None and part.step.exit:
+                latest = place, state[name + LOGITS]
+            stay, count = (None, count)
+            if part.step.gate:
+                stay, count = self._leave(result, rows, state, name, place)
+            state = {key: state[key] for key in self._keeps[number]}
+            if stay is not None and count:
+                state = {key: value.index_select(0, stay) for key, value in state.items()}
+                rows = stay if rows is None else rows.index_select(0, stay)
+                latest = latest and (latest[0], latest[1].index_select(0, stay))
+        return result.answers()
+
+    def _call(self, part: Part, state: State) -> None:
+        try:
+            part.call(state)
+        finally:  # also when the call failed: a network that was cast fails with a worse message
+            self._watches[part.step.name].check()
+
+    def _leave(
+        self, result: _Result, rows: Tensor | None, state: State, name: str, place: int
+    ) -> tuple[Tensor | None, int]:
+        """Write what leaves here; return which of the rows stay (None: all) and how many."""
+        score, logits = state[name + SCORE], state[name + LOGITS]
+        successor = choose(score[:, None], self._thresholds[name])
+        count, going = len(score), int(successor.sum())  # the one synchronisation of this gate
+        if going:
+            result.flag(rows, score.isnan())
+        if going == 0:
+            result.put(rows, logits, place, GATE)
+            return None, 0
+        if going == count:
+            return None, count
+        order = successor.argsort(stable=True)  # those that leave first, each group in its order
+        gone, stay = order[: count - going], order[count - going :]
+        result.put(gone if rows is None else rows.index_select(0, gone), logits.index_select(0, gone), place, GATE)
+        return stay, going
+
+    def _fits(self, number: int, count: int, until: float) -> bool:
+        assert self._percentiles is not None
+        return time.perf_counter() + self._percentiles[number](count) / 1e3 <= until
+
+
+class _Result:
+    """Answers being filled; when all rows are put at once, nothing is copied."""
+
+    def __init__(self, count: int, device: torch.device, exits: tuple[str, ...], classes: int) -> None:
+        self.count, self.device, self.exits, self.classes = count, device, exits, classes
+        self.full: tuple[Tensor, int, int] | None = None
+        self.logits: Tensor | None = None
+        self.flags: Tensor | None = None
+
+    def put(self, rows: Tensor | None, logits: Tensor, place: int, why: int) -> None:
+        if why != GATE:  # what leaves at a gate had a score, so its logits were finite
+            self.flag(rows, logits.sum(-1).isfinite().logical_not())
+        if rows is None:
+            self.full = logits, place, why
+            return
+        if self.logits is None:
+            self.logits = logits.new_empty(self.count, logits.shape[1])
+            self.exit = torch.empty(self.count, dtype=torch.int64, device=self.device)
+            self.why = torch.empty(self.count, dtype=torch.int64, device=self.device)
+        self.logits.index_copy_(0, rows, logits)
+        self.exit.index_fill_(0, rows, place)
+        self.why.index_fill_(0, rows, why)
+
+    def flag(self, rows: Tensor | None, bad: Tensor) -> None:
+        if rows is None:
+            self.flags = bad if self.flags is None else bad | self.flags
+            return
+        if self.flags is None:
+            self.flags = torch.zeros(self.count, dtype=torch.bool, device=self.device)
+        self.flags.index_copy_(0, rows, bad | self.flags.index_select(0, rows))
+
+    def answers(self) -> Answers:
+        flags = torch.zeros(self.count, dtype=torch.bool, device=self.device) if self.flags is None else self.flags
+        if self.full is not None:
+            logits, place, why = self.full
+            exit_, reason = (torch.full((self.count,), value, device=self.device) for value in (place, why))
+            return Answers(logits, exit_, reason, flags, self.exits)
+        if self.logits is None:  # an empty batch: no segment was called
+            none = torch.zeros(0, dtype=torch.int64, device=self.device)
+            return Answers(torch.zeros(0, self.classes, device=self.device), none, none, flags, self.exits)
+        return Answers(self.logits, self.exit, self.why, flags, self.exits)
+
+
+def _later(parts: Sequence[Part], place: int) -> tuple[str, ...]:
+    """Names of the tensors that the parts after `place` read."""
+    made: set[str] = set()
+    needed: dict[str, None] = {}
+    for part in parts[place + 1 :]:
+        needed.update(dict.fromkeys(key for key in part.reads if key not in made))
+        made |= {part.step.name, part.step.name + LOGITS}
+    return tuple(needed)
+
+
+def open(
+    network: Network,
+    plan: Plan,
+    *,
+    engine: str = "torch",
+    device: str | torch.device | None = None,
+    time_on: Any = None,
+) -> Runner:
+    """Check once, and make a Runner. The network stays where it is: place it first, then open it.
+
+    time_on: rows [B, ...] on which every segment is timed at batch 1 to 64, for deadlines.
+    Raises Mismatch (another network, engine or precision; a probe that differs), BadNetwork, BadInput, UnknownName.
+    """
+    network.require_eval()
+    place = network.device()
+    if device is not None and torch.device(device).type != place.type:
+        raise BadInput(f"the network is on {place}, asked for was {device}; call net.to({str(device)!r}) first")
+    steps = plan.steps(network.chain)
+    _check_origin(network, plan, engine)
+    opener = find_file("engines", engine).open
+    parts: Sequence[Part] = opener(network, steps, place)
+    every: Sequence[Part] = opener(network, network.chain.walk(network.chain.gates), place)
+    timed = None if time_on is None else percentiles(parts, as_input(time_on, place))
+    return Runner(network, plan, parts, every, timed)
+
+
+def _check_origin(network: Network, plan: Plan, engine: str) -> None:
+    if plan.origin is None:
+        return
+    mine = (network.fingerprint(), engine, network.precision())
+    its = (plan.origin.network, plan.origin.engine, plan.origin.precision)
+    if mine != its:
+        raise Mismatch(
+            f"the plan is for network {its[0]} on {its[1]} in {its[2]}, this is network {mine[0]} on {mine[1]} in "
+            f"{mine[2]}; record and calibrate this one, or drop the promise: Plan.by_hand(plan.thresholds)"
+        )
+    probe = plan.origin.probe
+    if probe is None:
+        return
+    with torch.inference_mode():
+        logits = network(as_input(probe.rows(), network.device()))
+    for name, got, stated in zip(network.chain.exits, logits, probe.logits, strict=True):
+        want = torch.tensor(stated, dtype=torch.float32)
+        far = (got.float().cpu() - want).abs().max().item()
+        if not far <= BAND * max(1.0, want.abs().max().item() / 10):
+            raise Mismatch(
+                f"exit {name!r} answers the probe {far:.2g} away from where the plan was made (band {BAND:g}); this "
+                "machine computes differently: record and calibrate here"
+            )
+
+
+_RUNNERS: WeakKeyDictionary[nn.Module, tuple[Plan, str, Runner]] = WeakKeyDictionary()
+
+
+def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Answers:
+    """Open and call: Answers for a batch x. The last Runner of a network is kept while nothing has changed."""
+    kept = _RUNNERS.get(network)
+    if kept is None or kept[0] is not plan or kept[1] != engine or not _current(kept[2]):
+        kept = (plan, engine, open(network, plan, engine=engine))
+        _RUNNERS[network] = kept
+    return kept[2](x)
+
+
+def _current(runner: Runner) -> bool:
+    try:
+        runner.check()
+    except OpenAgain:
+        return False
+    return True

@@ -1,0 +1,113 @@
+"""A network on disk: `network.json` (what it is made of) and `weights.safetensors`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from offramp.chain import Chain
+from offramp.errors import BadFile, BadInput
+from offramp.factories import make_gate, model_from_file
+from offramp.files import digest_file, read_json, read_tensors, replacing_folder, write_json, write_tensors
+from offramp.find import find
+from offramp.network import Exit, Gate, Network, Rung
+
+SCHEMA = 1
+Given = nn.Module | tuple[nn.Module, nn.Module | None]
+
+
+def save(network: Network, folder: str | Path) -> None:
+    """Write a network as a folder, atomically; an earlier network there is replaced whole.
+
+    Raises BadFile when the place cannot be written or holds something else.
+    """
+    with replacing_folder(folder) as place:
+        weights = place / "weights.safetensors"
+        write_tensors(weights, network.state_dict())
+        body = {**network.config(), "weights": digest_file(weights), "fingerprint": network.fingerprint()}
+        write_json(place / "network.json", "network", SCHEMA, body)
+
+
+def load(
+    folder: str | Path,
+    model: Mapping[str, Given] | Given | None = None,
+    *,
+    gates: Mapping[str, Gate] | None = None,
+) -> Network:
+    """Read a network, in eval mode. No code runs but our own shelves'.
+
+    model: the rungs that their user built, by name: a module, or (module, front) where the front is the user's too.
+    gates: gates of the user's own, by node name.
+    Raises BadFile (missing, damaged, edited), NewerSchema, BadInput (something must be given again).
+    """
+    place = Path(folder)
+    _, body = read_json(place / "network.json", "network", SCHEMA)
+    weights = place / "weights.safetensors"
+    tensors = read_tensors(weights)
+    if digest_file(weights) != body.get("weights"):
+        raise BadFile(
+            f"{weights} is not the file that {place / 'network.json'} was written with; save the network again"
+        )
+    try:
+        network = _build(body, _given(model, body), gates or {})
+    except (KeyError, TypeError, AttributeError) as problem:
+        raise BadFile(f"{place / 'network.json'} is no complete network ({problem!r}); save it again") from problem
+    _fill(network, tensors, weights)
+    if network.fingerprint() != body["fingerprint"]:
+        raise BadInput(f"a front or gate given for {place} differs from the one that was saved; give the same again")
+    return network.eval()
+
+
+def _given(model: Mapping[str, Given] | Given | None, body: Mapping[str, Any]) -> dict[str, Given]:
+    if model is None:
+        return {}
+    if isinstance(model, Mapping):
+        return dict(model)
+    return {body["rungs"][0]["name"]: model}
+
+
+def _build(body: Mapping[str, Any], given: Mapping[str, Given], gates: Mapping[str, Gate]) -> Network:
+    backbone, fronts = nn.ModuleDict(), nn.ModuleDict()
+    for rung in body["rungs"]:
+        name = rung["name"]
+        model = given[name] if name in given else model_from_file(rung["spec"], name)
+        backbone[name], front = model if isinstance(model, tuple) else (model, None)
+        if name in body["fronts"]:
+            fronts[name] = front if front is not None else _front(body["fronts"][name], name)
+    return Network(
+        backbone=backbone,
+        rungs=tuple(Rung(rung["name"], rung["spec"]) for rung in body["rungs"]),
+        chain=Chain.from_json(body["chain"]),
+        fronts=fronts,
+        exits=nn.ModuleDict({name: _exit(config) for name, config in body["exits"].items()}),
+        gates=nn.ModuleDict({name: gates.get(name) or make_gate(config) for name, config in body["gates"].items()}),
+    )
+
+
+def _front(config: Mapping[str, Any], rung: str) -> nn.Module:
+    if config["name"] != "Front":
+        raise BadInput(
+            f"the front of rung {rung!r} is {config['name']!r}, and a file may not name code to run; give it again: "
+            f"load(folder, model={{{rung!r}: (model, front)}})"
+        )
+    front: nn.Module = find("layers", "Front")(**{key: value for key, value in config.items() if key != "name"})
+    return front
+
+
+def _exit(config: Mapping[str, Any]) -> Exit:
+    arguments = {key: value for key, value in config.items() if key != "name"}
+    if ":" in config["name"]:
+        raise BadFile(f"the exit is {config['name']!r}, and a file may not name code to run")
+    made: Exit = find("exits", config["name"])(**arguments)
+    return made
+
+
+def _fill(network: Network, tensors: Mapping[str, Tensor], weights: Path) -> None:
+    try:
+        network.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as problem:
+        brief = str(problem).splitlines()[-1].strip()
+        raise BadFile(f"{weights} does not fit the network ({brief}); give the model that was saved") from problem
