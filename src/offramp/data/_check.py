@@ -1,0 +1,180 @@
+"""What x and y may be, and what identifies a row.
+
+n rows; x is one array [n, ...] or a dict of named arrays [n, ...]; y is int64 [n] or None.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from offramp.errors import BadData, BadFile, OfframpError
+from offramp.files import Array
+
+Ints: TypeAlias = NDArray[np.int64]
+X: TypeAlias = Array | dict[str, Array]
+Layout: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]
+
+
+def is_array(value: object) -> bool:
+    """A numpy array, or a torch tensor (torch is asked only where it is loaded already)."""
+    torch = sys.modules.get("torch")
+    return isinstance(value, np.ndarray) or (torch is not None and isinstance(value, torch.Tensor))
+
+
+def to_numpy(value: object, what: str) -> Array:
+    """A numpy array or torch tensor as a numeric array in native byte order; BadData for anything else."""
+    if not is_array(value):
+        raise BadData(f"{what} is a {type(value).__name__}; expected a numpy array or a torch tensor: convert it")
+    if isinstance(value, np.ndarray):
+        array: Array = np.asarray(value)
+    else:
+        tensor: Any = value
+        try:
+            array = tensor.detach().cpu().numpy()
+        except (TypeError, RuntimeError) as problem:
+            raise BadData(
+                f"{what} is a {tensor.dtype} tensor that numpy cannot hold ({brief(problem)}); "
+                "hand over a dense tensor of another type, x.float() for instance"
+            ) from problem
+    if array.dtype.kind not in "biuf":
+        raise BadData(f"{what} has dtype {array.dtype}; expected booleans, integers or floats: convert it")
+    return array.astype(array.dtype.newbyteorder("="), copy=False)
+
+
+def to_x(value: object, what: str) -> X:
+    """An array, tensor or dict of either as x; every array has the same number of rows, which are not empty."""
+    if not isinstance(value, Mapping):
+        return _field(value, what)
+    if not value or not all(isinstance(name, str) for name in value):
+        raise BadData(f"{what} is a dict without names for its arrays; expected names to arrays: name each array")
+    x = {name: _field(part, f"{what}[{name!r}]") for name, part in value.items()}
+    counts = {name: len(part) for name, part in x.items()}
+    if len(set(counts.values())) > 1:
+        raise BadData(f"{what} has arrays of different lengths {counts}; expected one row count: cut them to match")
+    return x
+
+
+def _field(value: object, what: str) -> Array:
+    array = to_numpy(value, what)
+    if array.ndim == 0 or 0 in array.shape[1:]:
+        raise BadData(f"{what} has shape {list(array.shape)}; expected [rows, ...] with no empty axis: reshape it")
+    return array
+
+
+def to_labels(value: object, rows: Sequence[int] | Ints, what: str) -> Ints | None:
+    """Labels as int64 [n], n = len(rows); None stays None. BadData names the offending `rows`."""
+    if value is None:
+        return None
+    y = to_numpy(value, what)
+    if y.shape != (len(rows),):
+        raise BadData(
+            f"{what} has shape {list(y.shape)}; expected one class index per row, [{len(rows)}]: "
+            "match the rows, and take argmax of one-hot labels"
+        )
+    if y.dtype.kind == "f":
+        whole = np.isfinite(y) & (np.floor(y) == y) & (np.abs(y) < 2**53)
+    elif y.dtype.kind == "u":
+        whole = y <= np.iinfo(np.int64).max
+    else:
+        whole = np.ones(len(y), dtype=bool)
+    wrong = ~whole | (y < 0)
+    if wrong.any():
+        raise BadData(
+            f"{what} holds {y[wrong][0]} at {name_rows(np.asarray(rows)[wrong])}; "
+            "expected integers from 0 upward: mend or drop these rows"
+        )
+    return y.astype(np.int64)
+
+
+def name_rows(rows: Array) -> str:
+    """`row 3`, or `rows 3, 5, 8 and 4 more`."""
+    shown = ", ".join(str(row) for row in rows[:3])
+    more = f" and {len(rows) - 3} more" if len(rows) > 3 else ""
+    return f"row{'s' if len(rows) > 1 else ''} {shown}{more}"
+
+
+def count(x: X) -> int:
+    """The number of rows of x."""
+    return len(next(iter(x.values()))) if isinstance(x, dict) else len(x)
+
+
+def pick(x: X, index: Ints | slice) -> X:
+    """Rows of x by position."""
+    return {name: part[index] for name, part in x.items()} if isinstance(x, dict) else x[index]
+
+
+def join(parts: Sequence[X]) -> X:
+    """x of equal layout, one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    named = [part for part in parts if isinstance(part, dict)]
+    if named:
+        return {name: np.concatenate([part[name] for part in named]) for name in named[0]}
+    return np.concatenate([part for part in parts if not isinstance(part, dict)])
+
+
+def layout(x: X) -> Layout:
+    """Name -> (dtype, shape of one row); a plain array has the name ''."""
+    fields = x if isinstance(x, dict) else {"": x}
+    return {name: (str(part.dtype), part.shape[1:]) for name, part in sorted(fields.items())}
+
+
+def same_layout(expected: Layout, got: Layout, where: str) -> None:
+    """Raise BadData when a row or batch differs in names, dtype or shape from those before it."""
+    if expected != got:
+        raise BadData(
+            f"{where} is {_tell(got)}, the rows before are {_tell(expected)}; "
+            "every row must have one type and shape: resize, pad or cast them alike"
+        )
+
+
+def _tell(fields: Layout) -> str:
+    told = [f"{f'{name}: ' if name else ''}{dtype} {list(shape)}" for name, (dtype, shape) in fields.items()]
+    return ", ".join(told)
+
+
+def digests_of(x: X) -> NDArray[np.uint64]:
+    """The content fingerprint of each row, uint64 [n]: the first 8 bytes of BLAKE2b over type, shape and bytes."""
+    fields = sorted(x.items()) if isinstance(x, dict) else [("", x)]
+    hashes = [hashlib.blake2b() for _ in range(count(x))]
+    for name, part in fields:
+        plain = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<"))
+        header = f"{name}:{plain.dtype.str}{list(plain.shape[1:])};".encode()
+        for one, row in zip(hashes, plain, strict=True):
+            one.update(header)
+            one.update(row.tobytes())
+    return np.frombuffer(b"".join(one.digest()[:8] for one in hashes), dtype="<u8").astype(np.uint64)
+
+
+def fingerprint_of(digests: NDArray[np.uint64]) -> str:
+    """Sixteen hex digits of the SHA-256 over row digests in their order: the identity of a data set."""
+    return hashlib.sha256(np.asarray(digests).astype("<u8").tobytes()).hexdigest()[:16]
+
+
+def brief(problem: BaseException) -> str:
+    """An exception in one short line."""
+    return f"{type(problem).__name__}: {' '.join(str(problem).split())[:160]}".rstrip(": ")
+
+
+@contextlib.contextmanager
+def reading(path: str | Path, expected: str) -> Iterator[None]:
+    """Turn whatever goes wrong while reading `path` into BadFile; damaged files fail anywhere in a decoder."""
+    try:
+        yield
+    except OfframpError:
+        raise
+    except FileNotFoundError as problem:
+        raise BadFile(f"{path} does not exist; expected {expected}: check the place") from problem
+    except Exception as problem:
+        raise BadFile(
+            f"{path} cannot be read as {expected} ({brief(problem)}); it is truncated, damaged or of another kind: "
+            "fetch or make it again"
+        ) from problem

@@ -1,0 +1,84 @@
+"""CIFAR-10, as Parquet files of PNGs (Hugging Face layout) or as its authors' binary files.
+
+A. Krizhevsky, Learning Multiple Layers of Features from Tiny Images, 2009.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import final
+
+import numpy as np
+
+from offramp.data._check import Ints, X, reading
+from offramp.data._tables import Table
+from offramp.data.rows import Rows
+from offramp.errors import BadData, BadFile
+
+CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+BINARY = {"test": ["test_batch.bin"], "train": [f"data_batch_{number}.bin" for number in range(1, 6)]}
+RECORD = 3073  # one byte of label, then 3 x 32 x 32 pixels
+
+
+def load(place: str, split: str) -> Rows:
+    """uint8 [3, 32, 32], labels 0 to 9, from DIR or DIR/cifar10; split test (10,000 rows) or train (50,000).
+
+    Looks for `SPLIT-*.parquet`, then for the binary files, also in `cifar-10-batches-bin/`.
+    """
+    split = split or "test"
+    if split not in BINARY:
+        raise BadData(f"cifar10 has no split {split!r}; expected test or train")
+    name = f"cifar10/{split}:{place}"
+    folders = [Path(place), Path(place) / "cifar10"]
+    for folder in folders:
+        files = sorted(folder.glob(f"{split}-*.parquet")) if folder.is_dir() else []
+        if files:
+            return Rows(_table(files), name=name, class_names=CLASSES)
+    for folder in [inner for outer in folders for inner in (outer, outer / "cifar-10-batches-bin")]:
+        if (folder / BINARY[split][0]).is_file():
+            return Rows(Records([folder / file for file in BINARY[split]]), name=name, class_names=CLASSES)
+    raise BadFile(
+        f"{place or 'the current folder'} has no {split}-*.parquet and no cifar-10-batches-bin/{BINARY[split][0]}; "
+        "expected CIFAR-10 there or in cifar10/: check the place"
+    )
+
+
+def _table(files: list[Path]) -> Table:
+    table = Table(files)
+    if not table.is_image or table.labels is None:
+        raise BadData(f"{files[0]} has no image or no label column; expected both: give CIFAR-10's own files")
+    if table.labels.max() > 9:
+        row = int(table.labels.argmax())
+        raise BadData(f"row {row} of {files[0].parent} has label {table.labels[row]}; expected 0 to 9")
+    return table
+
+
+@final
+class Records:
+    """The authors' binary files, mapped and not read."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._files = [_mapped(path) for path in files]
+        self._starts = np.cumsum([0] + [len(file) for file in self._files])
+        self.length = int(self._starts[-1])
+        self.labels: Ints | None = np.concatenate([file[:, 0] for file in self._files]).astype(np.int64)
+        if self.labels.max() > 9:
+            row = int(self.labels.argmax())
+            raise BadFile(f"row {row} of {files[0].parent} has label {self.labels[row]}; expected 0 to 9: fetch again")
+
+    def take(self, index: Ints) -> tuple[X, Ints | None]:
+        """See Indexed."""
+        x = np.empty((len(index), 3, 32, 32), dtype=np.uint8)
+        for start, file in zip(self._starts, self._files, strict=False):
+            inside = (index >= start) & (index < start + len(file))
+            x[inside] = file[index[inside] - start, 1:].reshape(-1, 3, 32, 32)
+        return x, None if self.labels is None else self.labels[index]
+
+
+def _mapped(path: Path) -> np.memmap[tuple[int, int], np.dtype[np.uint8]]:
+    """A file of records as uint8 [n, 3073]."""
+    with reading(path, "a CIFAR-10 binary file"):
+        size = path.stat().st_size
+        if size == 0 or size % RECORD:
+            raise BadFile(f"{path} has {size} bytes; expected a multiple of {RECORD}: it is truncated, fetch it again")
+        return np.memmap(path, dtype=np.uint8, mode="r", shape=(size // RECORD, RECORD))

@@ -1,0 +1,65 @@
+"""MNIST, and what has its form (Fashion-MNIST): four idx files, gzipped or not. LeCun, Cortes, Burges, 1998."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+
+from offramp.data._check import reading
+from offramp.data._sources import Arrays
+from offramp.data.rows import Rows
+from offramp.errors import BadData, BadFile
+from offramp.files import Array
+
+PREFIX = {"test": "t10k", "train": "train"}
+IMAGES, LABELS = 2051, 2049
+MOST_ROWS = 1_000_000
+
+
+def load(place: str, split: str) -> Rows:
+    """uint8 [1, 28, 28] and labels 0 to 9 from DIR or DIR/mnist; split test (10,000 rows) or train (60,000)."""
+    if (split or "test") not in PREFIX:
+        raise BadData(f"mnist has no split {split!r}; expected test or train")
+    prefix = PREFIX[split or "test"]
+    pixels = read_idx(_find(place, f"{prefix}-images-idx3-ubyte"), IMAGES, (28, 28))
+    path = _find(place, f"{prefix}-labels-idx1-ubyte")
+    y = read_idx(path, LABELS, ())
+    if len(y) != len(pixels):
+        raise BadFile(f"{path} has {len(y)} labels for {len(pixels)} images; expected as many: fetch the files again")
+    if len(y) and y.max() > 9:
+        raise BadFile(f"{path} has a label {y.max()} at row {y.argmax()}; expected 0 to 9: fetch the file again")
+    source = Arrays(pixels[:, None], y.astype(np.int64))
+    return Rows(source, name=f"mnist/{split or 'test'}:{place}", class_names=tuple("0123456789"))
+
+
+def _find(place: str, name: str) -> Path:
+    for folder in (Path(place), Path(place) / "mnist"):
+        for path in (folder / f"{name}.gz", folder / name):
+            if path.is_file():
+                return path
+    raise BadFile(
+        f"{place or 'the current folder'} has no {name}.gz; expected the four MNIST files there or in mnist/: check it"
+    )
+
+
+def read_idx(path: Path, magic: int, shape: tuple[int, ...]) -> Array:
+    """The uint8 array [n, *shape] of an idx file (big-endian header: magic, n, *shape); BadFile for anything else."""
+    header = struct.Struct(f">{2 + len(shape)}I")
+    with reading(path, "an idx file"), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+        start = file.read(header.size)
+        if len(start) < header.size:
+            raise BadFile(f"{path} ends within its header; it is truncated: fetch it again")
+        found, count, *sizes = header.unpack(start)
+        if found != magic or tuple(sizes) != shape or count > MOST_ROWS:
+            raise BadFile(
+                f"{path} starts with {(found, count, *sizes)}; expected the idx header {(magic, 'n', *shape)}: "
+                "give the original file"
+            )
+        size = count * int(np.prod(shape, dtype=np.int64))
+        body = file.read(size + 1)
+    if len(body) != size:
+        raise BadFile(f"{path} has {len(body)} bytes or more after its header; expected {size}: fetch it again")
+    return np.frombuffer(body, dtype=np.uint8).reshape(count, *shape)
