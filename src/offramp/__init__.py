@@ -1,0 +1,67 @@
+"""offramp makes trained networks spend less on easy inputs, under a certified promise.
+
+    net   = off.ladder({"small": (small, front), "large": (large, front)}).eval()
+    trace = off.record(net, held_out)
+    plan  = off.calibrate(trace, risk="accuracy_gap", at_most=0.005)
+    y     = off.run(net, plan, x)                  # y.logits, y.exit, y.why, in the order of x
+
+Errors live in `offramp.errors`. Importing this imports no torch: each name is loaded when it is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from offramp.calibration.calibrating import calibrate as calibrate
+    from offramp.cutting import ladder as ladder
+    from offramp.data.rows import rows as rows
+    from offramp.guarantees.risks import Risk as Risk
+    from offramp.network import Exit as Exit
+    from offramp.network import Gate as Gate
+    from offramp.network import Network as Network
+    from offramp.plan import Plan as Plan
+    from offramp.recording import record as record
+    from offramp.reporting.page import report as report
+    from offramp.running import Runner as Runner
+    from offramp.running import open as open
+    from offramp.running import run as run
+    from offramp.storing import load as load
+    from offramp.storing import save as save
+    from offramp.trace import Trace as Trace
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Exit": "network",
+    "Gate": "network",
+    "Network": "network",
+    "Plan": "plan",
+    "Risk": "guarantees.risks",
+    "Runner": "running",
+    "Trace": "trace",
+    "calibrate": "calibration.calibrating",
+    "ladder": "cutting",
+    "load": "storing",
+    "open": "running",
+    "record": "recording",
+    "report": "reporting.page",
+    "rows": "data.rows",
+    "run": "running",
+    "save": "storing",
+}
+
+__all__ = sorted(_HOMES)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'offramp' has no attribute {name!r}; it has {', '.join(__all__)}")
+    found = getattr(importlib.import_module(f"offramp.{_HOMES[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
