@@ -149,10 +149,12 @@ class Promise:
     covers: str
 
     def __str__(self) -> str:
-        searched = f", candidates from {self.searched:,} others" if self.searched else ""
+        found = (
+            f"on candidates found on {self.searched:,} other rows" if self.searched else "along a path fixed beforehand"
+        )
         return (
-            f"{self.risk} against {self.against!r} is at most {self.at_most:g} with {self.confidence:.0%} confidence "
-            f"({self.bound} bound, {self.testing} testing on {self.rows:,} rows{searched})"
+            f"{self.risk} against {self.against} is at most {self.at_most:g} with {self.confidence:.0%} confidence "
+            f"(tested on {self.rows:,} rows by the {self.bound} bound, {found})"
         )
 
 
@@ -231,9 +233,12 @@ class Plan:
         if self.promise is None:
             by = "best on its rows under a budget" if self.rows else "set by hand"
             return f"{say}; no promise: {by}."
-        kept = f"for rows drawn like those of {self.rows.data}" if self.rows else "for rows drawn like the tested ones"
-        where = f", this network, {self.origin.engine} in {self.origin.precision}" if self.origin else ""
-        return f"{say}. Promise: {self.promise}. It holds {kept}{where}; not for each input, nor for other data."
+        like = f"those of {self.rows.data}" if self.rows else "the tested ones"
+        where = f" on {self.origin.engine} in {self.origin.precision}" if self.origin else ""
+        return (
+            f"{say}. Promise: {self.promise}. It holds on average over rows drawn like {like}, for this network{where}; "
+            "it says nothing about a single input, nor about other data."
+        )
 
     def to_json(self) -> str:
         """The versioned, checksummed text that `save` writes."""

@@ -1,0 +1,139 @@
+"""Wall-clock of a plan beside its bare parts and beside the plain network, interleaved in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp.errors import BadData
+from offramp.find import find_file
+from offramp.measuring import Ratio, interleaved, ratio
+from offramp.network import INPUT, Network, Part, State, as_input
+from offramp.plan import Plan
+from offramp.running import Answers, Runner, open
+
+
+@dataclass(frozen=True)
+class Line:
+    """One batch. Milliseconds are medians; ratios of medians come with a 90 % bootstrap interval.
+
+    left: rows by exit. over_parts: run / its bare segments, exits and gates at the batch sizes that remain (the
+    prediction). over_plain: run / the plain network. same: the plain network / itself, which shows the noise.
+    """
+
+    batch: int
+    left: tuple[int, ...]
+    run_ms: float
+    parts_ms: float
+    plain_ms: float
+    over_parts: Ratio
+    over_plain: Ratio
+    same: Ratio
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Lines by batch, for the exits named."""
+
+    exits: tuple[str, ...]
+    threads: int
+    lines: tuple[Line, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        head = f"{'batch':>5}  {'left at ' + '/'.join(self.exits):<28} {'run':>9} {'predicted':>9} {'plain':>9}   "
+        rows = [f"{head}run/predicted          run/plain              plain/plain ({self.threads} threads)"]
+        for line in self.lines:
+            left = "/".join(map(str, line.left))
+            times = " ".join(f"{ms:6.2f} ms" for ms in (line.run_ms, line.parts_ms, line.plain_ms))
+            ratios = "   ".join(f"{value!s:<20}" for value in (line.over_parts, line.over_plain, line.same))
+            rows.append(f"{line.batch:>5}  {left:<28} {times}   {ratios}")
+        return "\n".join(rows)
+
+
+def bench(
+    network: Network, plan: Plan, x: Any, *, batches: Sequence[int] = (1, 64), repeats: int = 9, engine: str = "torch"
+) -> Bench:
+    """Time a plan on rows x [N, ...]: one line per batch size, and at batch 1 one line per exit that rows leave at.
+
+    Raises BadData when there are fewer rows than a batch holds. Measure where nothing else runs.
+    """
+    runner = open(network, plan, engine=engine)
+    rows = as_input(x, network.device())
+    if not len(rows) or max(batches) > len(rows):
+        raise BadData(
+            f"there are {len(rows)} rows, expected at least {max(batches)}; give more rows or smaller batches"
+        )
+    parts: Sequence[Part] = find_file("engines", engine).open(network, plan.steps(network.chain), network.device())
+    lines = []
+    for batch in batches:
+        picks = [rows[:batch]] if batch > 1 else _one_per_exit(runner, rows)
+        lines += [_line(network, runner, parts, pick, repeats) for pick in picks]
+    return Bench(network.chain.exits, torch.get_num_threads(), tuple(lines))
+
+
+def _one_per_exit(runner: Runner, rows: Tensor) -> list[Tensor]:
+    exits = runner(rows[:256]).exit.tolist()
+    return [rows[exits.index(place)][None] for place in sorted(set(exits))]
+
+
+def _line(network: Network, runner: Runner, parts: Sequence[Part], x: Tensor, repeats: int) -> Line:
+    answers = runner(x)
+    plain = plain_call(network, x)
+    calls = {"run": lambda: runner(x), "parts": bare(parts, runner, x, answers), "plain": plain, "same": plain}
+    times = interleaved(calls, repeats=repeats, warmup=2)
+    ms = {name: float(np.median(values)) for name, values in times.items()}
+    return Line(
+        batch=len(x),
+        left=tuple(torch.bincount(answers.exit, minlength=len(network.chain.exits)).tolist()),
+        run_ms=ms["run"],
+        parts_ms=ms["parts"],
+        plain_ms=ms["plain"],
+        over_parts=ratio(times["run"], times["parts"]),
+        over_plain=ratio(times["run"], times["plain"]),
+        same=ratio(times["same"], times["plain"]),
+    )
+
+
+def plain_call(network: Network, x: Tensor) -> Callable[[], object]:
+    """The plain network on x: the segments that lead to the last exit, without exits and gates."""
+    names = [network.chain.exits[-1]]
+    while (before := network.chain.nodes[network.chain.place(names[0])].after) is not None:
+        names.insert(0, before)
+    segments = [network.segment_of(name) for name in names]
+
+    def call() -> object:
+        state: State = {INPUT: x}
+        with torch.inference_mode():
+            for segment in segments:
+                state.update(segment.call(state))
+        return state
+
+    return call
+
+
+def bare(parts: Sequence[Part], runner: Runner, x: Tensor, answers: Answers) -> Callable[[], object]:
+    """The pieces of a plan on the rows that reach them, gathered beforehand: no choosing, no compaction."""
+    ready: list[tuple[Callable[[State], State], State]] = []
+    whole: State = {INPUT: x}
+    with torch.inference_mode():
+        for part in parts:
+            here = (answers.exit >= runner.chain.place(part.step.name)).nonzero()[:, 0]
+            for piece in part.pieces.values():
+                if len(here):
+                    ready.append((piece, {key: value.index_select(0, here) for key, value in whole.items()}))
+                whole.update(piece(whole))
+
+    def call() -> object:
+        with torch.inference_mode():
+            return [piece(state) for piece, state in ready]
+
+    return call
