@@ -47,7 +47,7 @@ def best_rule(centres: torch.Tensor) -> nn.Linear:
 centres = torch.randn(5, 16)
 y = torch.randint(5, (6000,))
 x = centres[y] + torch.randn(6000, 16)
-net = off.ladder({"half": FirstHalf(centres), "whole": best_rule(centres)}).eval()
+net = off.ladder({"narrow": FirstHalf(centres), "wide": best_rule(centres)}).eval()
 trace = off.record(net, (x.numpy(), y.numpy()), timed=False, progress=False)
 plan = off.calibrate(trace[:4000], risk=risk, at_most=0.02)
 print(plan)

@@ -84,8 +84,10 @@ def _named(rungs: Sequence[Model] | Mapping[str, Model]) -> dict[str, tuple[nn.M
         model, front = rung if isinstance(rung, tuple) else (rung, None)
         if not isinstance(model, nn.Module) or not (front is None or isinstance(front, nn.Module)):
             raise BadNetwork(f"rung {name!r} is {rung!r}, expected a torch.nn.Module or (module, front)")
-        if not re.fullmatch(r"[A-Za-z0-9_\-]+", name) or hasattr(nn.ModuleDict, name):
-            raise BadInput(f"a rung is called {name!r}, expected letters, digits, - and _, and no name of ModuleDict")
+        if not re.fullmatch(r"[A-Za-z0-9_\-]+", name):
+            raise BadInput(f"a rung is called {name!r}, expected letters, digits, - and _; name it otherwise")
+        if hasattr(nn.ModuleDict, name):
+            raise BadInput(f"a rung is called {name!r}, which is a method of every torch module; name it otherwise")
         named[name] = (model, front)
     if len(named) < 2:
         raise BadNetwork(f"the ladder has {len(named)} rung, expected at least two; give models cheapest first")
