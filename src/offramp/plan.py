@@ -236,8 +236,8 @@ class Plan:
         like = f"those of {self.rows.data}" if self.rows else "the tested ones"
         where = f" on {self.origin.engine} in {self.origin.precision}" if self.origin else ""
         return (
-            f"{say}. Promise: {self.promise}. It holds on average over rows drawn like {like}, for this network{where}; "
-            "it says nothing about a single input, nor about other data."
+            f"{say}. Promise: {self.promise}. It holds on average over rows drawn like {like}, for this "
+            f"network{where}; it says nothing about a single input, nor about other data."
         )
 
     def to_json(self) -> str:

@@ -88,7 +88,8 @@ class Trace:
 
         columns = {name: of(name, column) for name, column in self.columns.items()}
         mark = hashlib.sha256(columns["digest"].tobytes()).hexdigest()[:16]
-        return Trace(columns, replace(self.header, data_fingerprint=mark))
+        which = f"[{_text(rows.start)}:{_text(rows.stop)}]" if isinstance(rows, slice) else f" ({len(rows):,} rows)"
+        return Trace(columns, replace(self.header, data=self.header.data + which, data_fingerprint=mark))
 
     @property
     def chain(self) -> Chain:
@@ -277,6 +278,10 @@ class Trace:
             return Trace(columns, Header(**header))
         except (KeyError, TypeError, ValueError, IndexError) as problem:
             raise BadFile(f"{path} is no complete trace ({problem!r}); record again") from problem
+
+
+def _text(edge: int | None) -> str:
+    return "" if edge is None else str(edge)
 
 
 def _digest(columns: Mapping[str, Array]) -> str:
