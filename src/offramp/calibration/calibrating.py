@@ -19,7 +19,7 @@ from offramp.calibration.candidates import (
     worst_losses,
 )
 from offramp.calibration.search import Problem, best, evaluate
-from offramp.errors import BadInput, NoSafePlan
+from offramp.errors import BadInput, Mismatch, NoSafePlan
 from offramp.guarantees.bounds import Bound, find_bound, rows_needed, smallest_level
 from offramp.guarantees.risks import Risk, find_risk
 from offramp.guarantees.testing import fixed_sequence, order_from, split_from
@@ -90,9 +90,10 @@ def calibrate(
         testing="path" if searched is None else "pareto",
         rows=len(certified),
         searched=0 if searched is None else len(searched),
-        covers=Plan.covers(plan.thresholds, deepest),
+        covers=Plan.covers(plan.thresholds, deepest, plan.origin),
     )
-    return replace(plan, promise=promise, price=certified.price(plan, unit, batch, against), rows=trace.seen)
+    seen = trace.seen if search is None else trace.seen.and_also(search.seen)
+    return replace(plan, promise=promise, price=certified.price(plan, unit, batch, against), rows=seen)
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class _Test:
             if safe < len(chunk):
                 break
         safe_PG = thresholds_PG[:count]
-        return safe_PG[off_scores(problem.scores_NG, safe_PG) & _leaves(problem.scores_NG, safe_PG)]
+        return safe_PG[off_scores(problem.scores_NG, safe_PG) & self._saves(trace, safe_PG)]
 
     def cheapest(self, trace: Trace, thresholds_PG: Array) -> Array:
         """Of safe plans the one with the smallest mean cost on these rows."""
@@ -141,8 +142,11 @@ class _Test:
         chosen: Array = thresholds_PG[int(np.argmin(cost_P))]
         return chosen
 
-    def smallest(self, trace: Trace, thresholds_PG: Array) -> float:
-        """The smallest level that some candidate would pass, found by looking."""
+    def smallest(self, trace: Trace, thresholds_PG: Array) -> float | None:
+        """The smallest level that some candidate would pass, found by looking; None where none saves anything."""
+        thresholds_PG = thresholds_PG[self._saves(trace, thresholds_PG)]
+        if not len(thresholds_PG):
+            return None
         problem, order = self._problem(trace), order_from(trace.header.data_fingerprint, len(trace))
         some = thresholds_PG[np.unique(np.linspace(0, len(thresholds_PG) - 1, 33).astype(int))]
         losses = worst_losses(problem.scores_NG, problem.losses_NE, some)
@@ -154,7 +158,7 @@ class _Test:
 
     def _p_values(self, problem: Problem, thresholds_PG: Array, fingerprint: str) -> Array:
         losses = problem.losses_NE
-        if self.risk.values is not None:
+        if set(self.risk.values or (math.nan,)) <= {-1.0, 0.0, 1.0}:
             losses = losses.astype(np.int8)  # exact, and an eighth of the memory
         return self.bound(
             worst_losses(problem.scores_NG, losses, thresholds_PG),
@@ -164,6 +168,12 @@ class _Test:
             delta=self.delta,
             order=order_from(fingerprint, len(losses)),
         )
+
+    def _saves(self, trace: Trace, thresholds_PG: Array) -> Array:
+        """Which plans [P] spare these rows anything: all that end before the last exit, else those that some leave."""
+        if self.deepest not in (None, trace.chain.exits[-1]):
+            return np.ones(len(thresholds_PG), bool)
+        return _leaves(self._problem(trace).scores_NG, thresholds_PG)
 
     def _never_is_safe(self, trace: Trace) -> bool:
         """Whether the loss of never leaving is 0 on every row by construction, so that it needs no test."""
@@ -201,10 +211,20 @@ def _rows(trace: Trace, testing: str, search: Trace | None) -> tuple[Trace | Non
     if testing == "path":
         return None, trace
     if search is not None:
+        _require_same_network(trace, search)
         search.seen.refuse_overlap(trace.columns["digest"], "calibration")
         return search, trace
     searched, certified = split_from(trace.header.data_fingerprint, len(trace), SEARCH_SHARE)
     return trace[searched], trace[certified]
+
+
+def _require_same_network(trace: Trace, search: Trace) -> None:
+    mine, its = ((one.chain, one.header.origin.key) for one in (trace, search))
+    if mine != its:
+        raise Mismatch(
+            f"the search rows are of network {' on '.join(its[1])}, the others of {' on '.join(mine[1])}; record both "
+            "with the same network, engine and precision"
+        )
 
 
 def _plan(trace: Trace, thresholds_G: Array, deepest: str | None) -> Plan:
@@ -214,7 +234,7 @@ def _plan(trace: Trace, thresholds_G: Array, deepest: str | None) -> Plan:
 
 
 def _no_plan(test: _Test, trace: Trace, thresholds_PG: Array) -> NoSafePlan:
-    level = test.smallest(trace, thresholds_PG) if len(thresholds_PG) and len(trace) else None
+    level = test.smallest(trace, thresholds_PG)
     needed = rows_needed(test.at_most, 1 - test.delta) if 0 < test.at_most < 1 else None
     sight = "no level is in sight" if level is None else f"the smallest level in sight is {level:.4g}"
     few = f" (even without a single loss it takes {needed:,} rows)" if needed and needed > len(trace) else ""

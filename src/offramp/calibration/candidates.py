@@ -79,11 +79,10 @@ def worst_losses(scores_NG: Array, losses_NE: Array, thresholds_PG: Array) -> Ar
     for gate in reversed(range(scores_NG.shape[1])):
         score, t = scores_NG[:, gate].astype(np.float64), thresholds_PG[:, [gate]].astype(np.float64)
         here = losses_NE[:, gate]
-        with np.errstate(invalid="ignore"):  # inf - inf is NaN, and NaN compares as it should: it stays
-            ahead = score - t  # [P, N]
-        leaves = (ahead > BAND) & np.isfinite(t)
-        either = np.abs(ahead) <= BAND
-        worst = np.where(leaves, here, np.where(either, np.maximum(here, worst), worst))
+        leaves = (score >= t) & (t < np.inf)  # [P, N], as choose has it
+        with np.errstate(invalid="ignore"):  # inf - inf is NaN: such a row is not near, it is decided
+            either = np.abs(score - t) <= BAND
+        worst = np.where(either, np.maximum(here, worst), np.where(leaves, here, worst))
     return worst
 
 

@@ -1,0 +1,138 @@
+"""Where thresholds may stand: the cuts of each gate, and a chain of exits priced for one set of open exits.
+
+Legend: N rows, G gates (= E-1), E exits, P plans, K cuts of a gate. Inside the search a plan is a row of
+cut numbers: 0 is a closed exit, k > 0 lets the rows of the k readiest groups leave. Sums, not means.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
+Ints = NDArray[np.intp]
+Bools = NDArray[np.bool_]
+
+MARGIN = 1e-3  # how far below the smallest score (relative, at least absolute) "everyone leaves" stands
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """The thresholds that one gate may have, from closed (+inf) down to everyone."""
+
+    order_M: Ints  # rows that can leave at all, readiest first
+    counts_K: Ints  # rows that leave at each cut; counts[0] = 0
+    values_K: Singles  # the thresholds; values[0] = +inf
+    column_N: NDArray[np.int32]  # the first cut at which the row leaves; K if none
+    lowest_K: Floats  # the lowest score that leaves at each cut; lowest[0] = +inf
+
+    def __len__(self) -> int:
+        return len(self.values_K)
+
+
+def cuts_of(score_N: Singles, gap: float = 0.0) -> Cuts:
+    """Every cut strictly between two distinct float32 scores at least `gap` apart, and one below them all.
+
+    >>> cuts_of(np.array([3, 1, 3, np.nan], np.float32)).values_K.tolist()
+    [inf, 2.0, 0.9990000128746033]
+    """
+    able_M = np.flatnonzero(score_N > -np.inf)
+    order_M = able_M[np.argsort(-score_N[able_M], kind="stable")]
+    upper_M = score_N[order_M].astype(np.float64)
+    lower_M = np.append(upper_M[1:], -np.inf)[: len(upper_M)]
+    values_M = _between(upper_M, lower_M, gap).astype(np.float32)
+    fits_M = np.isfinite(values_M) & (values_M < upper_M) & (values_M > lower_M)
+    with np.errstate(invalid="ignore"):  # inf - inf, where nothing fits anyway
+        fits_M &= upper_M - lower_M >= gap
+    chosen = np.flatnonzero(fits_M)
+    counts_K = np.concatenate(([0], chosen + 1))
+    column_N = np.full(len(score_N), len(counts_K), np.int32)
+    column_N[order_M] = np.searchsorted(counts_K, np.arange(len(order_M)), side="right")
+    return Cuts(
+        order_M=order_M,
+        counts_K=counts_K,
+        values_K=np.concatenate(([np.inf], values_M[chosen])).astype(np.float32),
+        column_N=column_N,
+        lowest_K=np.concatenate(([np.inf], upper_M[chosen])),
+    )
+
+
+def _between(upper_M: Floats, lower_M: Floats, gap: float) -> Floats:
+    """A number between two neighbours, in float64; where one is infinite, a margin away from the other."""
+    finite_up, finite_low = np.isfinite(upper_M), np.isfinite(lower_M)
+    up_M, low_M = np.where(finite_up, upper_M, 0.0), np.where(finite_low, lower_M, 0.0)
+    above_M = low_M + np.maximum(gap, MARGIN * np.maximum(1.0, abs(low_M)))
+    below_M = up_M - np.maximum(gap, MARGIN * np.maximum(1.0, abs(up_M)))
+    between_M = np.where(finite_low, np.where(finite_up, 0.5 * (up_M + low_M), above_M), below_M)
+    limit = float(np.finfo(np.float32).max)
+    return np.where(abs(between_M) <= limit, between_M, np.inf)
+
+
+def shut(rows: int) -> Cuts:
+    """The cuts of an exit that stays closed."""
+    inf = np.full(1, np.inf)
+    nothing = np.zeros(0, np.intp)
+    return Cuts(nothing, np.zeros(1, np.intp), inf.astype(np.float32), np.ones(rows, np.int32), inf)
+
+
+@dataclass(frozen=True)
+class Table:
+    """A chain with its prices fixed: what every row loses and costs at every exit."""
+
+    cuts: tuple[Cuts, ...]
+    loss_EN: Floats
+    cost_EN: Floats
+
+    @cached_property
+    def gates(self) -> tuple[int, ...]:
+        """The gates that have a cut besides closed."""
+        return tuple(g for g, cuts in enumerate(self.cuts) if len(cuts) > 1)
+
+    @property
+    def never(self) -> Ints:
+        """The plan in which nobody leaves early."""
+        return np.zeros(len(self.cuts), np.intp)
+
+    @property
+    def cheapest(self) -> Ints:
+        """The plan in which everyone leaves as early as he can."""
+        return np.array([len(cuts) - 1 for cuts in self.cuts], np.intp)
+
+    def exits(self, cuts_PG: Ints) -> Ints:
+        """Where every row leaves under every plan [P, N]."""
+        exits_PN = np.full((len(cuts_PG), self.loss_EN.shape[1]), len(self.cuts), np.intp)
+        for g in reversed(self.gates):
+            np.copyto(exits_PN, g, where=self.cuts[g].column_N <= cuts_PG[:, g, None])
+        return exits_PN
+
+    def totals(self, cuts_PG: Ints) -> tuple[Floats, Floats]:
+        """Summed loss and cost of each plan."""
+        loss_P, cost_P = np.empty(len(cuts_PG)), np.empty(len(cuts_PG))
+        for part in chunks(len(cuts_PG), self.loss_EN.shape[1]):
+            exits_PN = self.exits(cuts_PG[part])
+            loss_P[part] = pick(self.loss_EN, exits_PN).sum(1)
+            cost_P[part] = pick(self.cost_EN, exits_PN).sum(1)
+        return loss_P, cost_P
+
+    def thresholds(self, cuts_PG: Ints) -> Singles:
+        """Cut numbers as the thresholds that they stand for."""
+        values = [cuts.values_K[cuts_PG[:, g]] for g, cuts in enumerate(self.cuts)]
+        return np.stack(values, 1) if values else np.zeros(cuts_PG.shape, np.float32)
+
+
+def chunks(plans: int, rows: int) -> Iterator[slice]:
+    """Slices of plans small enough for the cache and never more than one plan of rows beyond it."""
+    size = max(1, 100_000 // max(1, rows))
+    return (slice(i, i + size) for i in range(0, plans, size))
+
+
+def pick(values_EN: Floats, exits_PN: Ints) -> Floats:
+    """The value of each row at the exit where it leaves."""
+    rows = values_EN.shape[1]
+    flat: Floats = values_EN.ravel()[exits_PN * rows + np.arange(rows)]
+    return flat

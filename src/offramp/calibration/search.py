@@ -1,0 +1,271 @@
+"""Search: the thresholds of a chain that cost least at a loss, or lose least at a cost, and all between.
+
+Exact for one and two gates, and where the plans are few enough to be tried; beyond that the hull of the
+Lagrangian, lines through it, and a local search at the asked level, never worse than one shared threshold, one
+quantile path or MSDNet's p^k. Legend: N rows, G gates (= E-1), E exits, P plans.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from offramp.calibration.cuts import Bools, Floats, Ints, Singles, Table, chunks, pick
+from offramp.calibration.descent import lowest, settle, spread, worth
+from offramp.calibration.families import families
+from offramp.calibration.survey import (
+    EVERY_SET,
+    SAMPLE,
+    Chain,
+    every,
+    small,
+    survey,
+    tables,
+    undominated,
+)
+from offramp.errors import BadData, BadInput
+
+FINE = 4  # places kept along the cost axis for every frontier point asked for
+ROUNDING = 1e-12  # a limit counts as held up to this share of its scale
+TIE = 1e-9  # plans nearer than this share of the scale are decided by the other sum
+WIDTH = 128  # cuts of the first gate that a move of two gates looks at
+FINE_POWERS = np.geomspace(0.05, 4.0, 120)  # p of p^k at one level, where MSDNet solves for p
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What the search sees of a chain: float32 scores, losses of any sign, and prices.
+
+    cost_to(open_E) is the mean cost of leaving at each exit, [E] or [N, E], when only those exits are open; the
+    last one always is. Closing an exit may make later exits cheaper, and must not make any dearer.
+    """
+
+    scores_NG: Singles
+    losses_NE: Floats
+    cost_to: Callable[[Bools], Floats]
+
+    def __post_init__(self) -> None:
+        rows, exits = np.shape(self.losses_NE)
+        if self.scores_NG.dtype != np.float32 or self.scores_NG.shape != (rows, exits - 1) or not rows:
+            raise BadData(
+                f"scores are {self.scores_NG.dtype} {self.scores_NG.shape}; expected float32 "
+                f"[rows, exits - 1] = {(rows, exits - 1)} with at least one row"
+            )
+        if not np.isfinite(self.losses_NE).all():
+            bad = np.flatnonzero(~np.isfinite(self.losses_NE).all(1))
+            raise BadData(f"the loss of row {bad[0]} and {len(bad) - 1} others is not finite; leave them out")
+
+    def cost(self, open_E: Bools) -> Floats:
+        """Prices as [N, E] (a view), nothing at the closed exits."""
+        rows, exits = self.losses_NE.shape
+        cost = np.asarray(self.cost_to(open_E.copy()), np.float64)
+        if cost.shape not in ((exits,), (rows, exits)) or not np.isfinite(cost[..., open_E]).all():
+            raise BadData(f"cost_to gave {cost.shape}; expected finite numbers [{exits}] or [{rows}, {exits}]")
+        return np.broadcast_to(np.where(open_E, cost, 0.0), (rows, exits))
+
+
+@dataclass(frozen=True)
+class Frontier:
+    """Plans from the cheapest to the dearest, each with less loss than the one before."""
+
+    thresholds_PG: Singles
+    loss_P: Floats
+    cost_P: Floats
+
+    def __len__(self) -> int:
+        return len(self.loss_P)
+
+
+@dataclass(frozen=True)
+class Point:
+    """One plan: its thresholds, mean loss and mean cost on the rows of the search."""
+
+    thresholds_G: Singles
+    loss: float
+    cost: float
+
+
+def exits_of(scores_NG: Singles, thresholds_PG: Singles) -> Ints:
+    """Where every row leaves under every plan [P, N]: `plan.choose` at each gate in turn, for many plans.
+
+    >>> exits_of(np.float32([[1, 2], [0, np.inf], [np.nan, 1]]), np.float32([[1, np.inf], [2, 2]]))
+    array([[0, 2, 2],
+           [1, 1, 2]])
+    """
+    rows, gates = scores_NG.shape
+    exits_PN = np.full((len(thresholds_PG), rows), gates, np.intp)
+    for g in reversed(range(gates)):
+        bar_P1 = thresholds_PG[:, g, None]
+        np.copyto(exits_PN, g, where=(scores_NG[:, g] >= bar_P1) & (bar_P1 < np.inf))
+    return exits_PN
+
+
+def evaluate(problem: Problem, thresholds_PG: Singles) -> tuple[Floats, Floats]:
+    """Mean loss [P] and mean cost [P]; an exit at +inf is neither run nor charged."""
+    rows, exits = problem.losses_NE.shape
+    if thresholds_PG.dtype != np.float32 or thresholds_PG.shape[1:] != (exits - 1,):
+        raise BadInput(f"thresholds are {thresholds_PG.dtype} {thresholds_PG.shape}; expected float32 [P, {exits - 1}]")
+    loss_P, cost_P = np.empty(len(thresholds_PG)), np.empty(len(thresholds_PG))
+    loss_EN = np.ascontiguousarray(problem.losses_NE.T)
+    open_PE = np.append(thresholds_PG < np.inf, np.ones((len(thresholds_PG), 1), bool), axis=1)
+    sets_SE, set_P = np.unique(open_PE, axis=0, return_inverse=True)
+    for s, open_E in enumerate(sets_SE):
+        plans = np.flatnonzero(set_P.ravel() == s)
+        cost_EN = np.ascontiguousarray(problem.cost(open_E).T)
+        for part in chunks(len(plans), rows):
+            exits_PN = exits_of(problem.scores_NG, thresholds_PG[plans[part]])
+            loss_P[plans[part]] = pick(loss_EN, exits_PN).mean(1)
+            cost_P[plans[part]] = pick(cost_EN, exits_PN).mean(1)
+    return loss_P, cost_P
+
+
+def frontier(problem: Problem, *, points: int = 100, gap: float = 0.0) -> Frontier:
+    """At most `points` plans, none worse than another in both loss and cost.
+
+    The plan that never leaves is always among them, even where leaving early both costs and loses less. Cuts
+    between scores nearer than `gap` are not used.
+    """
+    chain, over = _laid_out(problem, gap)
+    loss_B, cost_B, cuts_BG = survey(chain, over, FINE * points).plans()
+    chosen = _spaced(loss_B, cost_B, points - 1)
+    plans_PG = np.concatenate((chain.tidy(cuts_BG[chosen]), over[0].never[None]))
+    thresholds_PG = chain.whole().thresholds(plans_PG)
+    loss_P, cost_P = evaluate(problem, thresholds_PG)
+    kept = undominated(loss_P, cost_P)
+    if not (thresholds_PG[kept] == np.inf).all(1).any():
+        kept = np.append(kept, len(plans_PG) - 1)
+        kept = kept[np.lexsort((loss_P[kept], cost_P[kept]))]
+    return Frontier(thresholds_PG[kept], loss_P[kept], cost_P[kept])
+
+
+def _laid_out(problem: Problem, gap: float) -> tuple[Chain, list[Table]]:
+    """The chain of a problem, and its tables under the open sets worth a search."""
+    chain = Chain.of(problem.scores_NG, problem.losses_NE, problem.cost, gap)
+    step = -(-len(problem.losses_NE) // SAMPLE)
+    if step == 1 or len(chain.cuts) <= EVERY_SET or chain.fixed:
+        return chain, tables(chain, chain)
+    some = (problem.scores_NG[::step], problem.losses_NE[::step])
+    return chain, tables(chain, Chain.of(*some, lambda open_E: problem.cost(open_E)[::step], gap))
+
+
+def _spaced(loss_P: Floats, cost_P: Floats, points: int) -> Ints:
+    """Both ends and what stands evenly between them along the curve."""
+    if len(loss_P) <= points:
+        return np.arange(len(loss_P))
+    way_P = np.append(0.0, np.cumsum(np.diff(cost_P) / np.ptp(cost_P) - np.diff(loss_P) / np.ptp(loss_P)))
+    chosen = np.unique(np.searchsorted(way_P, np.linspace(0, way_P[-1], points)).clip(0, len(way_P) - 1))
+    spare = np.setdiff1d(np.arange(len(loss_P)), chosen)
+    more = spare[np.linspace(0, len(spare) - 1, points - len(chosen)).astype(np.intp)]
+    return np.union1d(chosen, more)
+
+
+def cheapest(problem: Problem, at_most: float, *, gap: float = 0.0) -> Point:
+    """The plan of least mean cost whose mean loss is at most `at_most` (up to rounding)."""
+    found = _solve(problem, gap, at_most, loss_held=True)
+    if found is None:
+        raise BadInput(f"no plan found has a mean loss of at most {at_most:g} on these rows; ask for a higher level")
+    return found
+
+
+def best(problem: Problem, budget: float, *, gap: float = 0.0) -> Point:
+    """The plan of least mean loss whose mean cost is at most `budget` (up to rounding)."""
+    found = _solve(problem, gap, budget, loss_held=False)
+    if found is None:
+        raise BadInput(f"no plan found costs at most {budget:g} on these rows; ask for a larger budget")
+    return found
+
+
+@dataclass(frozen=True)
+class _Ask:
+    """Which sum is made small and which is held; ties of the first go to the smaller second."""
+
+    loss_held: bool
+    limit: float  # on the sum
+    tie: float
+
+    @staticmethod
+    def at(table: Table, level: float, loss_held: bool) -> _Ask:
+        goal_EN, held_EN = (table.cost_EN, table.loss_EN) if loss_held else (table.loss_EN, table.cost_EN)
+        slack = ROUNDING * max(abs(level), float(abs(held_EN).max()))
+        return _Ask(loss_held, (level + slack) * held_EN.shape[1], TIE * spread(goal_EN) / spread(held_EN))
+
+    def sums(self, loss: Floats, cost: Floats) -> tuple[Floats, Floats]:
+        """(goal, held) of losses and costs of any shape."""
+        goal, held = (cost, loss) if self.loss_held else (loss, cost)
+        return goal + self.tie * held, held
+
+
+def _solve(problem: Problem, gap: float, level: float, *, loss_held: bool) -> Point | None:
+    """Try out small tables; elsewhere settle from the families and from the archive around the level."""
+    chain, over = _laid_out(problem, gap)
+    ask = _Ask.at(chain.whole(), level, loss_held)
+    found: list[tuple[float, Ints]] = []
+    wide = [table for table in over if not small(table)]
+    for table in over:
+        if small(table):
+            found.append(_tried(table, ask))
+    if wide:
+        found += _settled(chain, wide, ask)
+    goal, cut_G = min(found, key=lambda pair: pair[0])
+    if goal == np.inf:
+        return None
+    thresholds_PG = chain.whole().thresholds(chain.tidy(cut_G[None]))
+    loss_P, cost_P = evaluate(problem, thresholds_PG)
+    return Point(thresholds_PG[0], float(loss_P[0]), float(cost_P[0]))
+
+
+def _tried(table: Table, ask: _Ask) -> tuple[float, Ints]:
+    """The best plan of a table by trying every one."""
+    goal_EN, held_EN = ask.sums(table.loss_EN, table.cost_EN)
+    goal, found_G = np.inf, table.never
+    if worth(table, held_EN, found_G) <= ask.limit:
+        goal = worth(table, goal_EN, found_G)
+    for cut_G, g, goal_K, held_K in every(table, goal_EN, held_EN):
+        k = lowest(goal_K, held_K, ask.limit, goal)
+        if k is not None:
+            goal, found_G = float(goal_K[k]), cut_G.copy()
+            found_G[g] = k
+    return goal, found_G
+
+
+def _settled(chain: Chain, over: list[Table], ask: _Ask) -> list[tuple[float, Ints]]:
+    """Local searches from the best of every family and from both sides of the level on the archive."""
+    starts = []
+    for table in over:
+        for curve in families(table, FINE_POWERS):
+            goal_D, held_D = ask.sums(curve.loss_D, curve.cost_D)
+            d = lowest(goal_D, held_D, ask.limit, np.inf)
+            if d is not None:
+                starts.append(curve.cuts(np.array([d]))[0])
+    many = max(4, min(24, 20_000 // len(chain.loss_EN[0])))
+    loss_B, cost_B, cuts_BG = survey(chain, over, FINE * 100).plans()
+    goal_B, held_B = ask.sums(loss_B, cost_B)
+    order = np.argsort(np.where(held_B <= ask.limit, goal_B, np.inf))
+    starts += list(cuts_BG[order[:2]]) + list(cuts_BG[np.argsort(abs(held_B - ask.limit))[:many]])
+    spare = np.random.Generator(np.random.Philox(0)).random((many, len(chain.cuts)))
+    if many > 4:
+        starts += list((spare * [len(cuts) for cuts in chain.cuts]).astype(np.intp))
+    found = [_closed_in(chain, cut_G, ask, 0) for cut_G in np.unique(np.stack(starts), axis=0)]
+    found.sort(key=lambda pair: pair[0])
+    return [_closed_in(chain, cut_G, ask, WIDTH) for _, cut_G in found[: many // 2]]
+
+
+def _closed_in(chain: Chain, cut_G: Ints, ask: _Ask, width: int) -> tuple[float, Ints]:
+    """Settle with the exits in use open, then without each of them in turn, while that helps."""
+
+    def settled(start_G: Ints, width: int) -> tuple[float, Ints]:
+        table = chain.whole() if chain.fixed else chain.table(start_G > 0)
+        sums = ask.sums(table.loss_EN, table.cost_EN)
+        found_G, goal = settle(table, start_G, *sums, ask.limit, width=width)
+        return goal, chain.tidy(found_G[None])[0]
+
+    goal, cut_G = settled(chain.tidy(cut_G[None])[0], width)
+    while not chain.fixed and cut_G.any():
+        without = [np.where(np.arange(len(cut_G)) == g, 0, cut_G) for g in np.flatnonzero(cut_G)]
+        other = min((settled(other_G, 0) for other_G in without), key=lambda pair: pair[0])
+        if not other[0] < goal - TIE * abs(goal):
+            break
+        goal, cut_G = settled(other[1], width)
+    return goal, cut_G
