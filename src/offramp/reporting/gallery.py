@@ -1,0 +1,134 @@
+"""Real inputs that left first, and inputs that went to the end."""
+
+from __future__ import annotations
+
+import base64
+import io
+from typing import Any
+
+import numpy as np
+
+from offramp.data.rows import Rows, rows
+from offramp.errors import BadData, MissingExtra
+from offramp.evaluation import Array
+from offramp.reporting.markup import Html, tag
+from offramp.reporting.view import View
+
+PICTURES = 24
+SMALL, LARGE = 96, 224  # sides in pixels: smaller ones are enlarged, larger ones reduced
+FEW_GREYS = 16  # images whose largest value is at most this are stretched to 255
+
+
+def gallery(view: View, data: object) -> list[Html]:
+    """Two groups of pictures with what they are and how they were answered.
+
+    Raises BadData when `data` does not hold the rows of the trace, or holds no images; MissingExtra for Pillow.
+    """
+    if not view.open_gates:
+        return [tag("p", "No gate is open under this plan, so every input goes to the end.", class_="note")]
+    first, ended = _sides(view)
+    images = _images(view, rows(data), np.concatenate([first, ended]))
+    gate, last = view.open_gates[0], view.trace.chain.exits[view.last]
+    return [
+        tag("h3", f"Left first, at {gate}, with the highest scores (below each picture)"),
+        _group(view, first, images[: len(first)], "No row left here."),
+        tag("h3", f"Went to the end, to {last}, with the lowest scores at {gate}"),
+        _group(view, ended, images[len(first) :], "No row went to the end."),
+    ]
+
+
+def _sides(view: View) -> tuple[Array, Array]:
+    """Positions in the trace: the surest that left at the first open gate, the least sure that reached the end."""
+    gate = view.open_gates[0]
+    scores = np.nan_to_num(view.trace.columns[f"score/{gate}"], nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    order = np.argsort(scores, kind="stable")
+    left = view.replay.exit[order] == view.trace.chain.place(gate)
+    return order[left][::-1][:PICTURES], order[view.replay.exit[order] == view.last][:PICTURES]
+
+
+def _images(view: View, source: Rows, wanted: Array) -> Array:
+    """The images [W, C, H, W'] of these positions of the trace, proved to be the recorded rows."""
+    numbers = view.trace.columns["row"][wanted]
+    x, digests = _taken(source, numbers)
+    if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3):
+        got = f"{x.dtype} {list(x.shape[1:])}" if isinstance(x, np.ndarray) else f"{', '.join(x)} by name"
+        raise BadData(f"a row is {got}; the gallery shows images uint8 [1 or 3, H, W]: leave data out")
+    differs = np.flatnonzero(digests != view.trace.columns["digest"][wanted])
+    if differs.size:
+        raise BadData(
+            f"row {numbers[differs[0]]} of {source.name} is not the row of that number in the trace "
+            f"({differs.size} of {len(wanted)} looked at differ); give the data that was recorded"
+        )
+    return x
+
+
+def _taken(source: Rows, numbers: Array) -> tuple[Any, Array]:
+    """x and digests of the rows with these numbers in the source, in their order."""
+    keep = source.keep
+    at, rest = np.divmod(numbers - keep.start, keep.step)
+    if (rest != 0).any() or (at < 0).any() or (at >= len(keep)).any():
+        bad = numbers[(rest != 0) | (at < 0) | (at >= len(keep))]
+        raise BadData(f"row {bad[0]} of the trace is not among the rows of {source.name}; give the data recorded")
+    if source.can_take:
+        batch = source.take(at)
+        return batch.x, batch.digest
+    found: dict[int, tuple[Array, Any]] = {}
+    for batch in source.batches(256):
+        if not isinstance(batch.x, np.ndarray):
+            return batch.x, batch.digest
+        places = np.flatnonzero(np.isin(batch.row, numbers))
+        found |= {int(batch.row[place]): (batch.x[place], batch.digest[place]) for place in places}
+    missing = [number for number in numbers.tolist() if number not in found]
+    if missing:
+        raise BadData(f"{source.name} ended before row {missing[0]} of the trace; give the data recorded")
+    pairs = [found[number] for number in numbers.tolist()]
+    return np.stack([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
+
+
+def _group(view: View, places: Array, images: Array, nothing: str) -> Html:
+    if not len(places):
+        return tag("p", nothing, class_="note")
+    return tag("ul", *(_picture(view, int(at), one) for at, one in zip(places, images, strict=True)), class_="gallery")
+
+
+def _picture(view: View, at: int, image: Array) -> Html:
+    """One input, its label and, where it differs, the answer."""
+    answer, labels = int(view.replay.answer[at]), view.trace.labels
+    score = float(view.trace.columns[f"score/{view.open_gates[0]}"][at])
+    names = view.trace.header.class_names or ()
+
+    def named(kind: int) -> str:
+        return names[kind] if 0 <= kind < len(names) else str(kind)
+
+    truth = answer if labels is None else int(labels[at])
+    said = named(answer) if truth == answer else f"{named(truth)}, answered {named(answer)}"
+    told = [tag("span", said)] if truth == answer else [tag("span", f"{named(truth)} → "), tag("b", named(answer))]
+    picture = tag(
+        "img",
+        src=data_uri(image),
+        alt=f"row {view.trace.columns['row'][at]}: {said}, score {score:.3g}",
+        loading="lazy",
+    )
+    under = tag("span", f"{score:.3g}", class_="note")
+    return tag("li", picture, tag("div", *told), under, class_="wrong" if truth != answer else None)
+
+
+def data_uri(image: Array) -> str:
+    """A uint8 image [C, H, W] as a PNG inside the page."""
+    try:
+        from PIL import Image
+    except ImportError as problem:
+        raise MissingExtra("pillow", "report", "the gallery") from problem
+    if 0 < image.max() <= FEW_GREYS:
+        image = (image.astype(np.uint16) * 255 // FEW_GREYS).astype(np.uint8)
+    planes = np.ascontiguousarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
+    picture = Image.fromarray(planes)
+    side = min(picture.size)
+    if side < SMALL:
+        times = -(-SMALL // side)
+        picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    elif max(picture.size) > LARGE:
+        picture.thumbnail((LARGE, LARGE))
+    file = io.BytesIO()
+    picture.save(file, "PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

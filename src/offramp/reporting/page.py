@@ -1,0 +1,220 @@
+"""A trace and a plan -> one self-contained HTML file: figures, charts, the promise in words, real inputs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from importlib.resources import files
+from pathlib import Path
+from string import Template
+
+import numpy as np
+
+from offramp.errors import MissingExtra
+from offramp.files import replacing
+from offramp.plan import Plan
+from offramp.reporting import tables
+from offramp.reporting.charts import Figure, exits_chart, frontier_chart, gate_chart
+from offramp.reporting.gallery import gallery
+from offramp.reporting.markup import Html, chart, folded, join, section, tag, text
+from offramp.reporting.view import View, view_of
+from offramp.reporting.words import percent, unit_name
+from offramp.trace import Trace
+
+
+def report(
+    trace: Trace,
+    plan: Plan,
+    path: str | Path,
+    *,
+    data: object = None,
+    others: Mapping[str, Plan] | None = None,
+    title: str | None = None,
+) -> Path:
+    """Write one HTML page about a plan on the rows of a trace, and return its path.
+
+    data: the recorded rows, for a gallery of images; others: plans to mark on the frontier, under their names.
+    The page needs no network and no other file. Raises BadData (no rows, or data that is not the trace's),
+    Mismatch (a plan of another network), MissingExtra, BadFile.
+    """
+    library = _plotly()
+    page = _Page(view_of(trace, plan), dict(others or {}), title)
+    whole = page.whole(library, [] if data is None else gallery(page.view, data))
+    with replacing(path) as temporary:
+        temporary.write_text(whole, encoding="utf-8", errors="replace")
+    return Path(path)
+
+
+@dataclass(frozen=True)
+class _Page:
+    """What goes on a page."""
+
+    view: View
+    others: Mapping[str, Plan]
+    title: str | None
+
+    def whole(self, library: str, pictures: Sequence[Html]) -> str:
+        """The page, with plotly.js inside."""
+        parts = [self._frontier(), self._cost(), self._exits(), self._gates(), self._classes()]
+        if pictures:
+            lead = "The surest inputs that left first, and the least sure that went to the end. Wrong answers are bold."
+            parts.append((section("gallery", "Real inputs", tag("p", lead), *pictures), []))
+        exits = self.view.trace.chain.exits
+        name = self.title or " → ".join(exits if len(exits) < 6 else (exits[0], "…", exits[-1]))
+        date = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
+        return Template(_part("html")).substitute(
+            title=text(name),
+            lead=text(self._lead()),
+            style=_part("css"),
+            warning=self._warning(),
+            promise=tables.promise_box(self.view),
+            cards=tables.big_figures(self.view),
+            sections=join(part for part, _ in parts),
+            footer=tables.footer(self.view, self.others, _version(), date, pictured=bool(pictures)),
+            figures=_embedded([figure for _, figures in parts for figure in figures]),
+            plotly=library,
+            script=_part("js"),
+        )
+
+    def _lead(self) -> str:
+        exits = self.view.trace.chain.exits
+        way = f"{len(exits)} exits" if len(exits) > 1 else "one exit"
+        return (
+            f"How a network with {way} answers when the inputs it is sure about leave early: {len(self.view.trace):,} "
+            f"rows of {self.view.trace.header.data} under one plan, beside the plain network that always runs whole."
+        )
+
+    def _warning(self) -> Html:
+        if self.view.trace.header.taught:
+            return Html()
+        return tag("p", "An exit of this network was never taught: its answers mean nothing yet.", class_="warning")
+
+    def _frontier(self) -> tuple[Html, list[Figure]]:
+        view = self.view
+        others = [view.dot(name, plan) for name, plan in self.others.items()]
+        points = tables.points_table(view, view.dot("this plan", view.plan), others)
+        word = "accuracy" if view.labelled else f"agreement with {view.plain}"
+        lead = (
+            f"Higher is better ({word}), further left is cheaper. The line is the best that a search finds on these "
+            "very rows: it shows what is possible here, and it promises nothing for other rows."
+        )
+        if not view.units:
+            missing = tag("p", "The trace holds no costs, so there is nothing to compare.", class_="note")
+            return section("frontier", "Quality against cost", missing, points), []
+        lines = {unit: view.frontier(unit) for unit in view.units}
+        place = chart("frontier-chart", f"{word} against mean cost; the figures stand in the table below", tall=True)
+        whole = section("frontier", "Quality against cost", tag("p", lead), self._switch(), place, points)
+        return whole, [frontier_chart(view, others, lines)]
+
+    def _switch(self) -> Html:
+        """Radio buttons for the unit of the cost axis."""
+        units = self.view.units
+        if len(units) < 2:
+            return tag("p", "Milliseconds were not measured when the trace was recorded.", class_="note")
+        choices = [
+            tag(
+                "label",
+                tag("input", type="radio", name="frontier-chart", value=str(n), checked="" if n == 0 else None),
+                unit_name(unit),
+            )
+            for n, unit in enumerate(units)
+        ]
+        return tag("fieldset", tag("legend", "Cost in"), *choices, class_="switch")
+
+    def _cost(self) -> tuple[Html, list[Figure]]:
+        if not self.view.units:
+            return Html(), []
+        price = next(each for each in self.view.evaluation.prices if (each.unit, each.batch) in self.view.units)
+        mean, worst = percent(price.mean / price.plain), percent(price.worst / price.plain)
+        if price.worst > price.plain:
+            lead = (
+                f"An input that goes to the end pays for every exit on its way: {worst} of the plain network, where "
+                f"the mean is {mean}. Who must answer within a fixed time plans with the worst case, not with the mean."
+            )
+        else:
+            lead = f"No input costs more than {worst} of the plain network; the mean is {mean}."
+        words = tag("p", lead)
+        title = "The mean falls, the worst case does not" if price.mean < price.plain <= price.worst else "Cost"
+        return section("cost", title, words, tables.cost_table(self.view)), []
+
+    def _exits(self) -> tuple[Html, list[Figure]]:
+        view, exits = self.view, self.view.trace.chain.exits
+        leaving = [view.replay.exit == place for place in range(len(exits))]
+        right = view.replay.answer == view.target
+        here = [float(right[mine].mean()) if mine.any() else None for mine in leaving]
+        alone = [float((view.trace.columns[f"answer/{name}"] == view.target).mean()) for name in exits]
+        lead = "Where the rows leave, and how good the answers are that they leave with."
+        place = chart("exits-chart", "share of rows by exit; the figures stand in the table below")
+        whole = section("exits", "Exits", tag("p", lead), place, tables.exits_table(view, here, alone))
+        return whole, [exits_chart(view, view.evaluation.shares, here, alone)]
+
+    def _gates(self) -> tuple[Html, list[Figure]]:
+        view = self.view
+        bins = {gate: view.bins(gate) for gate in view.trace.chain.gates}
+        bins = {gate: found for gate, found in bins.items() if found}
+        if not bins:
+            return Html(), []
+        does = "how often its exit is right" if view.labelled else f"how often its exit agrees with {view.plain}"
+        lead = (
+            f"A gate is worth its score only if sure means right. All rows stand in order of their score, and the line "
+            f"shows {does}, with 95% intervals. The shaded rows would leave here."
+        )
+        diamonds = f" Diamonds: {view.plain} on the same rows." if view.labelled else ""
+        figures, places = [], []
+        for number, (gate, found) in enumerate(bins.items()):
+            name = f"gate-chart-{number}"
+            figures.append(gate_chart(view, name, gate, found))
+            place = chart(name, f"reliability of the score of {gate}; the figures stand in the table below")
+            told = folded("As figures", tables.bins_table(view, gate))
+            places.append(tag("div", tag("h3", gate), place, told, class_="gate"))
+        whole = section(
+            "gates", "Can the scores be trusted?", tag("p", lead + diamonds), tag("div", *places, class_="gates")
+        )
+        return whole, figures
+
+    def _classes(self) -> tuple[Html, list[Figure]]:
+        view, worst = self.view, self.view.evaluation.worst_class
+        if not view.labelled or worst is None:
+            return Html(), []
+        mine, plain = percent(worst.accuracy), percent(worst.plain)
+        lead = (
+            f"A mean can hide a class that pays for the others. Here {worst.name} loses most: {mine} where "
+            f"{view.plain} has {plain}. Classes with few rows move by chance."
+        )
+        if worst.accuracy >= worst.plain:
+            lead = f"No class loses: the least gain has {worst.name}, from {plain} to {mine}."
+        return section("classes", "The worst class", tag("p", lead), tables.class_table(view)), []
+
+
+def _part(kind: str) -> str:
+    return files("offramp.reporting").joinpath(f"page.{kind}").read_text(encoding="utf-8")
+
+
+def _embedded(figures: Sequence[Figure]) -> str:
+    """JSON that cannot end the script element it stands in."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, np.generic):
+            return value.item()
+        raise TypeError(f"{type(value).__name__} is no plain data")
+
+    said = json.dumps(figures, default=plain, allow_nan=False)
+    return said.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _plotly() -> str:
+    try:
+        from plotly.offline import get_plotlyjs
+    except ImportError as problem:
+        raise MissingExtra("plotly", "report", "the report") from problem
+    return str(get_plotlyjs())
+
+
+def _version() -> str:
+    try:
+        return version("offramp")
+    except PackageNotFoundError:
+        return "from its sources"

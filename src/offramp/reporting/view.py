@@ -1,0 +1,194 @@
+"""What the page shows, as numbers: a plan and its neighbours on the rows of a trace.
+
+Shapes: N rows, E exits. A cost is a share of the plain network's in the same unit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from offramp.calibration.calibrating import problem_of
+from offramp.calibration.search import frontier
+from offramp.errors import BadData, BadInput
+from offramp.evaluation import Array, Evaluation
+from offramp.guarantees.bounds import interval
+from offramp.guarantees.risks import find_risk
+from offramp.plan import Plan, choose
+from offramp.trace import BACKBONE, Replay, Trace
+
+BATCHES = (1, 64)
+POINTS = 60  # plans on a frontier
+BINS = 10  # of a gate's scores
+
+Unit = tuple[str, int]  # of a cost: macs or ms, and the batch size
+
+
+@dataclass(frozen=True)
+class Dot:
+    """A place on the plane of cost and quality; `how` says in words what it is."""
+
+    name: str
+    how: str
+    quality: float
+    costs: Mapping[Unit, float]
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Rows of neighbouring scores: from which share of all rows to which, and how many of them are right."""
+
+    start: float
+    end: float
+    low: float
+    high: float
+    rows: int
+    right: float
+    interval: tuple[float, float]
+    reference: float
+
+
+@dataclass(frozen=True)
+class View:
+    """A trace seen under one plan. Quality is accuracy, or without labels agreement with the reference."""
+
+    trace: Trace
+    plan: Plan
+    evaluation: Evaluation
+    replay: Replay
+    against: str
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the truth is known."""
+        return self.trace.labels is not None
+
+    @property
+    def plain(self) -> str:
+        """The plain network in words."""
+        return "the plain network" if self.against == BACKBONE else f"{self.against} alone"
+
+    @property
+    def target(self) -> Array:
+        """What an answer should be [N]: the label, or without labels the reference's answer."""
+        labels = self.trace.labels
+        return self.trace.columns[f"answer/{self.against}"] if labels is None else labels
+
+    @property
+    def units(self) -> tuple[Unit, ...]:
+        """What costs are told in: MACs, and milliseconds where they were measured."""
+        return tuple((price.unit, price.batch) for price in self.evaluation.prices if price.plain > 0)
+
+    @property
+    def open_gates(self) -> tuple[str, ...]:
+        """Gates at which rows can leave under the plan, shallow to deep."""
+        return tuple(step.name for step in self.plan.steps(self.trace.chain) if step.gate)
+
+    @property
+    def last(self) -> int:
+        """The place of the exit that answers whatever is left."""
+        return self.trace.chain.place(self.plan.steps(self.trace.chain)[-1].name)
+
+    def quality(self, answers: Array) -> float:
+        """Accuracy of answers [N], or their agreement with the reference."""
+        return float((answers == self.target).mean())
+
+    def costs(self, plan: Plan) -> dict[Unit, float]:
+        """Mean cost of a plan in every unit."""
+        prices = {unit: self.trace.price(plan, *unit, self.against) for unit in self.units}
+        return {unit: price.mean / price.plain for unit, price in prices.items()}
+
+    def dot(self, name: str, plan: Plan) -> Dot:
+        """A plan as a place on the plane."""
+        return Dot(name, thresholds_of(plan), self.quality(self.trace.replay(plan).answer), self.costs(plan))
+
+    def plain_dot(self) -> Dot:
+        """The plain network as a place on the plane."""
+        answers = self.trace.columns[f"answer/{self.against}"]
+        return Dot("plain network", f"{self.against}, no gate", self.quality(answers), dict.fromkeys(self.units, 1.0))
+
+    def statics(self) -> list[Dot]:
+        """Every exit as a network of its own: all rows are answered there, and no gate is run."""
+        alone = [(name, Plan(thresholds={}, deepest=name)) for name in self.trace.chain.exits]
+        return [
+            Dot(name, "static: answers every row", dot.quality, dot.costs)
+            for name, dot in ((name, self.dot(name, plan)) for name, plan in alone)
+        ]
+
+    def frontier(self, unit: Unit) -> list[Dot]:
+        """The best plans that a search finds on these very rows, from the cheapest, each better than the one before."""
+        chain = self.trace.chain
+        if not chain.gates:
+            return []
+        risk = find_risk("error" if self.labelled else "disagreement")
+        found = frontier(problem_of(self.trace, risk, self.against, *unit), points=POINTS)
+        plans = [
+            Plan(thresholds={gate: (float(t),) for gate, t in zip(chain.gates, row, strict=True)})
+            for row in found.thresholds_PG
+        ]
+        dots = [self.dot("found by search", plan) for plan in plans]
+        better: list[Dot] = []
+        for dot in sorted(dots, key=lambda dot: (dot.costs[unit], -dot.quality)):
+            if not better or dot.quality > better[-1].quality:
+                better.append(dot)
+        return better
+
+    def leaving(self, gate: str) -> Array:
+        """Which of the rows with a score the gate would let leave, if all of them arrived."""
+        scores, thresholds = self.trace.columns[f"score/{gate}"], self.plan.thresholds.get(gate, (np.inf,))
+        taken: Array = choose(scores[:, None], np.asarray(thresholds, np.float32)) == 0
+        return taken[~np.isnan(scores)]
+
+    def bins(self, gate: str) -> list[Bin]:
+        """All rows with a score, by score; rows of equal score stand in the same bin."""
+        scores = self.trace.columns[f"score/{gate}"]
+        known = ~np.isnan(scores)
+        scores, target = scores[known], self.target[known]
+        if not len(scores):
+            return []
+        right = self.trace.columns[f"answer/{gate}"][known] == target
+        reference = self.trace.columns[f"answer/{self.against}"][known] == target
+        edges = np.unique(np.quantile(scores, np.linspace(0, 1, BINS + 1), method="lower"))
+        places = np.searchsorted(edges[1:-1], scores, side="right")
+        rows = [places == place for place in np.unique(places)]
+        ends = np.cumsum([mine.sum() for mine in rows]) / len(scores)
+        return [
+            Bin(
+                start=float(end - mine.mean()),
+                end=float(end),
+                low=float(scores[mine].min()),
+                high=float(scores[mine].max()),
+                rows=int(mine.sum()),
+                right=float(right[mine].mean()),
+                interval=interval(right[mine] * 1.0, low=0, high=1, confidence=0.95, binary=True),
+                reference=float(reference[mine].mean()),
+            )
+            for mine, end in zip(rows, ends, strict=True)
+        ]
+
+    def seen_before(self) -> int | None:
+        """How many of these rows the plan was chosen or tested on; None when the plan does not say."""
+        used = self.plan.rows
+        return None if used is None else int(np.isin(self.trace.columns["digest"], used.digests).sum())
+
+
+def thresholds_of(plan: Plan) -> str:
+    """The open gates of a plan with their thresholds, in words."""
+    gates = [f"{gate} ≥ {values[0]:.4g}" for gate, values in plan.thresholds.items() if values[0] < np.inf]
+    more = [f"and {len(gates) - 6} more"] if len(gates) > 6 else []
+    return "; ".join(gates[:6] + more) or "no row leaves early"
+
+
+def view_of(trace: Trace, plan: Plan) -> View:
+    """A trace under a plan. Raises BadData for a trace without rows, Mismatch for a plan of another network."""
+    if not len(trace):
+        raise BadData("the trace has 0 rows, expected at least one; record some rows first")
+    asked = plan.promise.against if plan.promise else "last"
+    try:
+        evaluation = trace.evaluate(plan, batches=BATCHES)
+    except BadInput:  # the promise's risk is the user's own, or needs labels or logits that are not here
+        risk = "accuracy_gap" if trace.labels is not None else "disagreement"
+        evaluation = trace.evaluate(plan, risk=risk, against=asked, batches=BATCHES)
+    return View(trace, plan, evaluation, trace.replay(plan), trace.reference(asked))

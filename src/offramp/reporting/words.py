@@ -1,0 +1,131 @@
+"""Figures and promises in words that need no statistics."""
+
+from __future__ import annotations
+
+from offramp.evaluation import Measured
+from offramp.plan import Plan, Promise
+from offramp.reporting.view import Unit, View
+
+
+def percent(share: float, places: int = 1) -> str:
+    """0.4129 as 41.3%, with a real minus sign."""
+    return f"{100 * share:.{places}f}%".replace("-", "−")
+
+
+def signed(change: float, places: int = 2) -> str:
+    """A change of a share, in percentage points with its sign."""
+    told = f"{100 * change:+.{places}f}".replace("-", "−")
+    return told[1:] if float(told[1:]) == 0 else told
+
+
+def amount(cost: float, unit: str) -> str:
+    """A cost per row in its unit, with three digits."""
+    if unit == "ms":
+        return f"{cost:.3g} ms" if cost < 1000 else f"{cost:,.0f} ms"
+    for size, name in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if cost >= size:
+            return f"{cost / size:.3g} {name}"
+    return f"{cost:.3g}"
+
+
+def unit_name(unit: Unit) -> str:
+    """MACs, or milliseconds with their batch size."""
+    return "MACs" if unit[0] == "macs" else f"milliseconds at batch {unit[1]}"
+
+
+def short(unit: Unit) -> str:
+    """The unit as the heading of a column."""
+    return "MACs" if unit[0] == "macs" else f"ms, batch\u00a0{unit[1]}"
+
+
+def alone(exit_name: str) -> str:
+    """The reference of a promise in words."""
+    return "the plain network" if exit_name == "backbone" else f"{exit_name} alone"
+
+
+def promised(promise: Promise) -> str:
+    """The promise as one sentence."""
+    level, sure = f"{100 * promise.at_most:.4g}", f"With {100 * promise.confidence:.4g}% confidence"
+    if promise.risk == "accuracy_gap":
+        return f"{sure}, this plan is right at most {level} percentage points less often than {alone(promise.against)}."
+    if promise.risk == "disagreement":
+        return f"{sure}, at most {level}% of the answers differ from those that {alone(promise.against)} would give."
+    if promise.risk == "error":
+        return f"{sure}, at most {level}% of the answers are wrong."
+    return f"{sure}, the mean of {promise.risk!r} is at most {promise.at_most:g}."
+
+
+def assumptions(plan: Plan, promise: Promise) -> list[str]:
+    """What must hold for the promise, a sentence each."""
+    source = f" ({plan.rows.data})" if plan.rows else ""
+    origin = plan.origin
+    mine = f"{origin.network}, run by {origin.engine} in {origin.precision}" if origin else "as it was tested"
+    found = (
+        f"on candidates found on {promise.searched:,} other rows"
+        if promise.searched
+        else "in an order fixed beforehand"
+    )
+    return [
+        f"New inputs must come from the same source as the {promise.rows:,} rows of its test{source}, in the same mix. "
+        "About other data it says nothing.",
+        "It speaks of the average over many inputs, not of each single input and not of each class.",
+        f"It belongs to this network ({mine}). Other weights, another engine or another precision void it.",
+        f"{100 * promise.confidence:.4g}% confidence means: whoever repeats the whole procedure with fresh rows gets a "
+        f"plan that keeps the promise in at least {100 * promise.confidence:.4g} of 100 repetitions. Whether this one "
+        "is an exception cannot be seen.",
+        f"It was tested with the {promise.bound.replace('_', ' ')} bound on {promise.rows:,} rows, {found}.",
+    ]
+
+
+def reach(plan: Plan, promise: Promise) -> str:
+    """In one line, what the promise is about and what not."""
+    source = f" of {plan.rows.data}" if plan.rows else ""
+    return (
+        f"It holds on average for inputs drawn like the {promise.rows:,} tested rows{source}, for this network as it "
+        "was tested. It does not hold for each single input, nor for other data."
+    )
+
+
+def no_promise(plan: Plan) -> str:
+    """Why a plan has no promise."""
+    how = "It was chosen as the best one under a budget" if plan.rows else "Its thresholds were set by hand"
+    return (
+        f"This plan carries no promise. {how}, so the figures on this page describe these rows and nothing more: on "
+        "other rows they can be better or worse, and nothing says by how much."
+    )
+
+
+def freshness(view: View) -> str | None:
+    """Whether the rows of the page helped to choose the plan."""
+    seen = view.seen_before()
+    if seen is None:
+        return None
+    if not seen:
+        return "The plan never saw the rows of this page: they test it fairly."
+    allowed = "; the promise already allows for that" if view.plan.promise else ""
+    who = "All rows" if seen == len(view.trace) else f"{seen:,} of the {len(view.trace):,} rows"
+    return f"{who} of this page helped to choose this plan, so the figures here flatter it a little{allowed}."
+
+
+def risk_title(measured: Measured) -> str:
+    """A risk as the title of a figure."""
+    titles = {
+        "accuracy_gap": "Accuracy lost",
+        "disagreement": "Disagreement",
+        "error": "Wrong answers",
+    }
+    return titles.get(measured.risk, measured.risk)
+
+
+def risk_figure(measured: Measured) -> tuple[str, str, str]:
+    """A risk, its unit, and its interval in words."""
+    sure = f"{100 * measured.confidence:.4g}% interval"
+    values = (measured.value, measured.low, measured.high)
+    if measured.risk == "accuracy_gap":
+        value, low, high = (f"{100 * number:.2f}".replace("-", "−") for number in values)
+        return value, " points", f"{sure} {low} to {high}; against {alone(measured.against)}"
+    if measured.risk in ("disagreement", "error"):
+        value, low, high = (percent(number, 2) for number in values)
+        versus = f"; against {alone(measured.against)}" if measured.risk == "disagreement" else ""
+        return value, "", f"{sure} {low} to {high}{versus}"
+    return f"{measured.value:.4g}", "", f"{sure} {measured.low:.4g} to {measured.high:.4g}"

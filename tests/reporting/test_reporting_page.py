@@ -1,0 +1,276 @@
+"""The page: self-contained, escaped, and with the figures that evaluate gives."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from html import unescape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from offramp.calibration.calibrating import calibrate
+from offramp.chain import Chain, Node
+from offramp.data.rows import digests_of, fingerprint_of
+from offramp.errors import BadData, BadInput, Mismatch, MissingExtra
+from offramp.plan import Origin, Plan
+from offramp.reporting.page import report
+from offramp.reporting.view import view_of
+from offramp.trace import Header, Trace
+
+pytest.importorskip("plotly")
+pytest.importorskip("PIL")
+
+CLASSES = 4
+NASTY = '<script>alert("1")</script>'
+
+
+def images(rows: int) -> np.ndarray:
+    """Small pictures that differ from one another."""
+    return np.random.default_rng(5).integers(0, 256, (rows, 3, 8, 8), dtype=np.uint8)
+
+
+def made(
+    rows: int = 300,
+    exits: tuple[str, ...] = ("small", "middle", "large"),
+    *,
+    labelled: bool = True,
+    timed: bool = True,
+    names: tuple[str, ...] | None = None,
+) -> Trace:
+    """A trace of exits that are right more often the deeper they stand, with scores that tell."""
+    draw = np.random.default_rng(7)
+    labels = draw.integers(0, CLASSES, rows)
+    ease = draw.random(rows)
+    columns: dict[str, np.ndarray] = {"row": np.arange(rows, dtype=np.int64), "digest": digests_of(images(rows))}
+    for place, name in enumerate(exits):
+        share = 0.7 + 0.25 * (place + 1) / len(exits)
+        wrong = ease + 0.1 * draw.standard_normal(rows) > share
+        columns[f"answer/{name}"] = np.where(wrong, (labels + 1) % CLASSES, labels)
+        if name != exits[-1]:
+            columns[f"score/{name}"] = (8 * (1 - ease) + draw.random(rows)).astype(np.float32)
+            columns[f"cost/gate/{name}"] = np.array([0.0, 0.01, 0.001])
+        columns[f"cost/segment/{name}"] = np.array([1e6 * (place + 1), 0.5, 0.1 * (place + 1)])
+        columns[f"cost/exit/{name}"] = np.array([1e3, 0.02, 0.001])
+    if labelled:
+        columns["label"] = labels
+    if not timed:
+        columns |= {name: column * [1, np.nan, np.nan] for name, column in columns.items() if name.startswith("cost/")}
+    nodes = [
+        Node(name, after, before)
+        for name, after, before in zip(exits, [*exits[1:], None], [None, *exits[:-1]], strict=True)
+    ]
+    header = Header(
+        chain=Chain(tuple(nodes)),
+        reference=exits[-1],
+        classes=CLASSES,
+        data="pictures",
+        data_fingerprint=fingerprint_of(columns["digest"]),
+        origin=Origin("0123456789abcdef", "torch", "float32"),
+        class_names=names,
+    )
+    return Trace(columns, header)
+
+
+def written(tmp_path: Path, trace: Trace, plan: Plan, **options: Any) -> str:
+    """The page without the library inside."""
+    whole = report(trace, plan, tmp_path / "page.html", **options).read_text(encoding="utf-8")
+    blocks = re.findall(r"<script>.*?</script>", whole, flags=re.DOTALL)
+    assert len(blocks) == 2
+    return whole.replace(blocks[0], "<script></script>")
+
+
+def plain(page: str) -> str:
+    """The words of a page, without its markup."""
+    body = re.sub(r"<(script|style).*?</\1>", "", page, flags=re.DOTALL)
+    return " ".join(unescape(re.sub(r"<[^>]+>", " ", body)).split())
+
+
+def figures(page: str) -> dict[str, Any]:
+    """The charts of a page by name."""
+    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', page, flags=re.DOTALL)
+    assert found
+    return {figure["id"]: figure["choices"] for figure in json.loads(found[1])}
+
+
+@pytest.fixture(scope="module")
+def trace() -> Trace:
+    return made()
+
+
+@pytest.fixture(scope="module")
+def plan(trace: Trace) -> Plan:
+    return calibrate(trace, risk="disagreement", at_most=0.1)
+
+
+def test_it_imports_no_torch() -> None:
+    code = "import sys, offramp.reporting.page; assert not {'torch', 'plotly', 'PIL'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_it_loads_nothing_from_elsewhere(tmp_path: Path, trace: Trace, plan: Plan) -> None:
+    page = written(tmp_path, trace, plan, data=images(300))
+    loads = re.findall(r"""(?:src|href|action)\s*=\s*["']([^"']*)|url\(([^)]*)|@import""", page)
+    assert loads
+    assert all(source.startswith("data:image/png;base64,") for source, _ in loads)
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert "default-src 'none'" in page
+    assert list(tmp_path.iterdir()) == [tmp_path / "page.html"]
+
+
+def test_its_figures_are_those_of_evaluate(tmp_path: Path, trace: Trace, plan: Plan) -> None:
+    seen = trace.evaluate(plan)
+    page = written(tmp_path, trace, plan)
+    words = plain(page)
+    assert seen.accuracy is not None
+    assert seen.plain_accuracy is not None
+    assert seen.worst_class is not None
+    assert f"Accuracy {seen.accuracy:.2%} large alone {seen.plain_accuracy:.2%}" in words
+    price = seen.prices[0]
+    assert f"Mean cost {price.mean / price.plain:.1%} of the plain network in MACs" in words
+    assert f"Worst case {price.worst / price.plain:.1%}" in words
+    assert f"95% interval {seen.risk.low:.2%} to {seen.risk.high:.2%}" in words
+    for unit, price in zip(("MACs", "milliseconds at batch 1", "milliseconds at batch 64"), seen.prices, strict=True):
+        assert re.search(f"{unit} {price.mean / price.plain:.1%} [0-9.]+ (M|ms) {price.worst / price.plain:.1%}", words)
+    for name, share, here in zip(seen.exits, seen.shares, seen.exit_accuracy, strict=True):
+        assert re.search(f"{name} (score ≥ [0-9.]+|whatever arrives|never) {share:.1%}", words)
+        assert here is None or f"{here:.2%}" in words
+    assert f"Here {seen.worst_class.name} loses most: {seen.worst_class.accuracy:.1%}" in words
+    bars = figures(page)["exits-chart"][0]["data"][0]
+    assert bars["y"] == list(seen.shares)
+    star = figures(page)["frontier-chart"][0]["data"][-1]
+    assert (star["x"], star["y"]) == ([seen.prices[0].mean / seen.prices[0].plain], [seen.accuracy])
+
+
+def test_no_marked_plan_beats_the_frontier_by_much(trace: Trace, plan: Plan) -> None:
+    view = view_of(trace, plan)
+    for unit in view.units:
+        line, dot = view.frontier(unit), view.dot("this plan", plan)
+        assert [each.quality for each in line] == sorted(each.quality for each in line)
+        reached = [each for each in line if each.costs[unit] <= dot.costs[unit] * 1.02 + 1e-9]
+        assert max(each.quality for each in reached) >= dot.quality - 0.01
+
+
+def test_the_promise_is_told_and_so_is_its_absence(tmp_path: Path, trace: Trace, plan: Plan) -> None:
+    words = plain(written(tmp_path, trace, plan))
+    assert "With 95% confidence, at most 10% of the answers differ from those that large alone would give." in words
+    assert "All rows of this page helped to choose this plan" in words
+    assert str(plan) in words
+    gap = calibrate(trace, risk="accuracy_gap", at_most=0.15)
+    assert "right at most 15 percentage points less often than large alone" in plain(written(tmp_path, trace, gap))
+    by_hand = plain(written(tmp_path, trace, Plan.by_hand({"small": 5.0})))
+    assert "This plan carries no promise. Its thresholds were set by hand" in by_hand
+    assert "With 95% confidence" not in by_hand
+    budget = plain(written(tmp_path, trace, calibrate(trace, budget=0.7)))
+    assert "It was chosen as the best one under a budget" in budget
+
+
+def test_rows_that_the_plan_never_saw_are_called_fresh(tmp_path: Path, trace: Trace) -> None:
+    plan = calibrate(trace[:200], risk="disagreement", at_most=0.15)
+    assert "never saw the rows of this page" in plain(written(tmp_path, trace[200:], plan))
+    assert "200 of the 300 rows of this page helped" in plain(written(tmp_path, trace, plan))
+
+
+def test_text_from_data_is_escaped(tmp_path: Path, plan: Plan) -> None:
+    names = (NASTY, "b & c", "d", "e")
+    evil = made(names=names)
+    evil = Trace(evil.columns, replace(evil.header, data=f"npz:{NASTY}.npz"))
+    page = written(tmp_path, evil, plan, data=images(300), others={NASTY: Plan.by_hand({"small": 5.0})}, title=NASTY)
+    assert NASTY not in page
+    assert "<script>alert" not in page
+    assert f"<h1>{NASTY}</h1>".replace("<script>", "&lt;script&gt;").split("alert")[0] in page
+    assert "b & c" in plain(page)
+    named = figures(page)["frontier-chart"][0]["data"]
+    assert [trace["name"] for trace in named if "alert" in trace["name"]] == [
+        '&lt;script&gt;alert("1")&lt;/script&gt;',
+    ]
+
+
+def test_names_of_exits_are_escaped(tmp_path: Path) -> None:
+    page = written(tmp_path, made(exits=("</script><b>", "large")), Plan.by_hand({"</script><b>": 5.0}))
+    assert "</script><b>" not in page
+    bars = figures(page)["exits-chart"][0]["data"][0]
+    assert bars["x"] == ["&lt;/script&gt;&lt;b&gt;", "large"]
+
+
+def test_without_labels_it_speaks_of_agreement(tmp_path: Path) -> None:
+    trace = made(labelled=False)
+    plan = calibrate(trace, at_most=0.1)
+    page = written(tmp_path, trace, plan, data=images(300))
+    words = plain(page)
+    same = 1 - trace.evaluate(plan).risk.value
+    assert f"Same answer {same:.2%}" in words
+    assert "The worst class" not in words
+    assert "agreement of all rows" in words
+    assert figures(page)["frontier-chart"][0]["layout"]["yaxis"]["title"]["text"] == "agreement"
+
+
+def test_a_promise_on_labels_is_shown_on_rows_without(tmp_path: Path, trace: Trace) -> None:
+    plan = calibrate(trace, risk="accuracy_gap", at_most=0.15)
+    words = plain(written(tmp_path, made(labelled=False), plan))
+    assert "percentage points less often" in words
+    assert "Disagreement" in words
+
+
+def test_without_milliseconds_it_says_so(tmp_path: Path) -> None:
+    page = written(tmp_path, made(timed=False), Plan.by_hand({"small": 5.0}))
+    assert "Milliseconds were not measured" in page
+    assert len(figures(page)["frontier-chart"]) == 1
+    assert 'type="radio"' not in page
+
+
+def test_edges_are_shown(tmp_path: Path, trace: Trace) -> None:
+    alone = written(tmp_path, made(exits=("only",)), Plan.by_hand({}), data=images(300))
+    assert "No gate is open" in alone
+    assert set(figures(alone)) == {"frontier-chart", "exits-chart"}
+    assert "Leave early 0.0%" in plain(written(tmp_path, trace, Plan.never_leave(trace.chain)))
+    capped = plain(written(tmp_path, trace, Plan.by_hand({"small": 5.0}, deepest="middle")))
+    assert "No input costs more than" in capped
+    assert "large (closed)" in capped
+    odd = dict(trace.columns)
+    odd["score/small"] = odd["score/small"].copy()
+    odd["score/small"][:4] = [np.nan, np.inf, -np.inf, np.nan]
+    assert "Infinity" not in json.dumps(
+        figures(written(tmp_path, Trace(odd, trace.header), Plan.by_hand({"small": 5})))
+    )
+    flat = Trace({**trace.columns, "score/small": np.ones(300, np.float32)}, trace.header)
+    one_bin = figures(written(tmp_path, flat, Plan.by_hand({"small": 5.0})))["gate-chart-0"][0]["data"][0]
+    assert one_bin["x"] == [0.5]
+
+
+def test_what_cannot_be_shown_is_refused(tmp_path: Path, trace: Trace, plan: Plan) -> None:
+    with pytest.raises(BadData, match="0 rows"):
+        report(trace[:0], plan, tmp_path / "page.html")
+    with pytest.raises(Mismatch):
+        report(trace, replace(plan, origin=Origin("other", "torch", "float32")), tmp_path / "page.html")
+    with pytest.raises(BadInput, match="no gate"):
+        report(trace, Plan.by_hand({"smal": 1.0}), tmp_path / "page.html")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_missing_library_is_named(tmp_path: Path, trace: Trace, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    with pytest.raises(MissingExtra, match=r"offramp\[report\]"):
+        report(trace, plan, tmp_path / "page.html")
+
+
+def test_it_says_how_to_make_it_again(tmp_path: Path, trace: Trace, plan: Plan) -> None:
+    assert "offramp report trace.npz plan.json -o report.html" in plain(written(tmp_path, trace, plan))
+    named = Trace(trace.columns, replace(trace.header, data="npz:a b.npz"))
+    words = plain(written(tmp_path, named, plan, data=images(300)))
+    assert "offramp report trace.npz plan.json --data 'npz:a b.npz' -o report.html" in words
+    assert "--data DATA -o" in plain(written(tmp_path, trace, plan, data=images(300)))
+    assert trace.header.origin.network in words
+    assert trace.header.data_fingerprint in words
+
+
+def test_many_classes_are_folded(tmp_path: Path) -> None:
+    trace = made()
+    labels = np.arange(300) % 40
+    page = written(tmp_path, Trace({**trace.columns, "label": labels}, trace.header), Plan.by_hand({"small": 5.0}))
+    assert "15 classes more" in page
