@@ -26,6 +26,11 @@ class Tempered(Gate):
         self.reads = gate.reads
         self.temperature = float(temperature)
 
+    @staticmethod
+    def fitted(gate: Gate, logits: Tensor, labels: Tensor) -> Tempered:
+        """The gate at the temperature with the smallest cross-entropy on held-out logits [N, C] and labels [N]."""
+        return Tempered(gate, _best_temperature(logits, labels))
+
     def score(self, seen: Seen) -> Tensor:
         """The wrapped gate's score of the divided logits."""
         assert seen.own is not None
@@ -37,8 +42,8 @@ class Tempered(Gate):
         return {"name": "Tempered", "temperature": self.temperature, "gate": self.gate.config()}
 
 
-def best_temperature(logits: Tensor, labels: Tensor) -> float:
-    """The temperature with the smallest cross-entropy on held-out logits [N, C] and labels [N]."""
+def _best_temperature(logits: Tensor, labels: Tensor) -> float:
+    """The temperature with the smallest cross-entropy, by L-BFGS on its logarithm."""
     log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
     wide, y = logits.detach().double(), labels.long()
     optimiser = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe")

@@ -1,0 +1,5 @@
+"""`python -m offramp.cli` is `offramp`."""
+
+from offramp.cli import main
+
+main()

@@ -1,0 +1,128 @@
+"""`offramp ladder`: trained models -> a network."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp.cli.options import AsJson, writable
+from offramp.cli.printing import answer
+from offramp.errors import BadInput
+
+if TYPE_CHECKING:
+    from offramp.network import Network
+
+Models = Annotated[
+    list[str],
+    typer.Option("--model", metavar="SPEC", help="offramp:resnet20 or my.module:factory; cheapest first, repeat it."),
+]
+Weights = Annotated[
+    list[str] | None,
+    typer.Option("--weights", metavar="FILE", help="Its .safetensors, .pt or .pth (read safely); - for none."),
+]
+Fronts = Annotated[
+    list[str] | None,
+    typer.Option("--front", metavar="FRONT", help="Its input: auto (default), none, unit, imagenet, my.module:front."),
+]
+Names = Annotated[
+    list[str] | None,
+    typer.Option("--name", metavar="NAME", help="Its name; by default the last word of SPEC."),
+]
+Gate = Annotated[
+    str, typer.Option("--gate", metavar="GATE", help="margin, max_prob, neg_entropy, or my.module:score of logits.")
+]
+Temperature = Annotated[
+    float | None,
+    typer.Option("--temperature", metavar="T", help="Divide the logits by it before they are scored."),
+]
+Answer = Annotated[
+    str, typer.Option("--answer", metavar="own|mean", help="The rung's own logits, or the mean of the rungs visited.")
+]
+Example = Annotated[
+    str | None,
+    typer.Option("--example", metavar="DATA", help="Rows to try the rungs on: they must agree on the classes."),
+]
+Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")]
+
+
+def ladder(
+    model: Models,
+    output: Output,
+    weights: Weights = None,
+    front: Fronts = None,
+    name: Names = None,
+    gate: Gate = "margin",
+    temperature: Temperature = None,
+    answers: Answer = "own",
+    example: Example = None,
+    as_json: AsJson = False,
+) -> None:
+    r"""Stack trained models into a network, cheapest first.
+
+    Nothing is trained. Repeated options pair up in order: the n-th --weights, --front and --name belong to
+    the n-th --model.
+
+    Example:
+      offramp ladder --model offramp:resnet20 --weights r20.safetensors \
+        --model offramp:resnet56 --weights r56.safetensors -o network/
+    """
+    from offramp.storing import save
+
+    writable(output, folder=True)
+    network = _network(model, weights, front, name, gate, temperature, answers, example)
+    save(network, output)
+    body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
+    exits = ", ".join(network.chain.exits)
+    answer(body, as_json, f"Network of {len(model)} rungs ({exits}), gate {gate}, answer {answers}: {output}")
+
+
+def _network(
+    model: list[str],
+    weights: list[str] | None,
+    front: list[str] | None,
+    name: list[str] | None,
+    gate: str,
+    temperature: float | None,
+    answers: str,
+    example: str | None,
+) -> Network:
+    from offramp.cutting import ladder as stacked
+    from offramp.data.rows import rows
+    from offramp.factories import front_of, make_front, make_gate, make_model
+    from offramp.find import find
+
+    files, fronts = _beside(model, weights, "--weights", "-"), _beside(model, front, "--front", "auto")
+    names = _beside(model, name, "--name", "") if name else _unique(model)
+    if len(set(names)) < len(names):
+        raise BadInput(f"the names are {', '.join(names)}, expected each once; give other --name")
+    sample = None if example is None else next(rows(example).batches(2)).x
+    rungs = {}
+    for rung, spec, file, kind in zip(names, model, files, fronts, strict=True):
+        made = make_model(spec, None if file == "-" else file)
+        rungs[rung] = (made, front_of(spec) if kind == "auto" else make_front(kind))
+    one: Any = make_gate(gate)
+    if temperature is not None:
+        one = find("gates", "Tempered")(one, temperature)
+    specs = dict(zip(names, model, strict=True))
+    return stacked(rungs, gate=one, answer=answers, example=sample, specs=specs)
+
+
+def _beside(models: Sequence[str], given: Sequence[str] | None, option: str, default: str) -> list[str]:
+    """One value per model: those given, or the default for all."""
+    if given and len(given) != len(models):
+        raise BadInput(
+            f"got {len(given)} {option} for {len(models)} --model, expected one for each, in order; give the missing"
+        )
+    return list(given) if given else [default] * len(models)
+
+
+def _unique(models: Sequence[str]) -> list[str]:
+    """The last word of each spec; of equal ones the later get a number."""
+    names: list[str] = []
+    for spec in models:
+        word = re.sub(r"[^A-Za-z0-9_\-]", "-", re.split(r"[:.]", spec)[-1]) or "rung"
+        names.append(next(each for each in (word, *(f"{word}-{n}" for n in range(2, 99))) if each not in names))
+    return names

@@ -1,0 +1,162 @@
+"""Options that several commands share, and what turns their texts into things."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp.errors import BadInput, OfframpError
+
+if TYPE_CHECKING:
+    from offramp.guarantees.risks import Risk
+    from offramp.network import Network
+    from offramp.plan import Plan
+    from offramp.trace import Trace
+
+NetworkFolder = Annotated[str, typer.Argument(metavar="NETWORK", help="Folder written by `offramp ladder`.")]
+PlanFile = Annotated[
+    str, typer.Argument(metavar="PLAN", help="File written by `offramp calibrate`; - for one made of --threshold.")
+]
+TraceFile = Annotated[str, typer.Argument(metavar="TRACE", help="File written by `offramp record`.")]
+DataSpec = Annotated[
+    str,
+    typer.Argument(
+        metavar="DATA",
+        help="Rows: digits, cifar10:DIR, mnist:DIR, imagefolder:DIR, parquet:PATH, npz:PATH or my.module:factory, "
+        "each with [a:b] to select.",
+    ),
+]
+Threshold = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--threshold", metavar="GATE=VALUE", help="Set a threshold by hand (inf closes the exit); drops the promise."
+    ),
+]
+RowRange = Annotated[str | None, typer.Option("--rows", metavar="A:B", help="Only these rows of the trace.")]
+RiskName = Annotated[
+    str | None,
+    typer.Option("--risk", metavar="RISK", help="disagreement, accuracy_gap, error, or my.module:my_risk (a Risk)."),
+]
+Given = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model", metavar="RUNG=SPEC", help="A rung built by you, given again: my.module:factory (weights are saved)."
+    ),
+]
+GivenFront = Annotated[
+    list[str] | None,
+    typer.Option("--front-of", metavar="RUNG=SPEC", help="The front of a rung given again: my.module:factory."),
+]
+GivenGate = Annotated[
+    list[str] | None,
+    typer.Option("--gate-of", metavar="NODE=SPEC", help="A gate of your own, given again: my.module:gate."),
+]
+BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Rows that run together.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")]
+
+
+def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
+    """NAME=VALUE texts as a mapping. Raises BadInput."""
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals and value) or name in found:
+            raise BadInput(f"got {option} {text!r}, expected NAME=VALUE, each name once; write it so")
+        found[name] = value
+    return found
+
+
+def network_of(folder: str, models: list[str] | None, fronts: list[str] | None, gates: list[str] | None) -> Network:
+    """The network in a folder, with the models, fronts and gates that its user gives again."""
+    from offramp.factories import make_front, make_gate, make_model
+    from offramp.storing import load
+
+    model = {rung: make_model(spec) for rung, spec in pairs(models, "--model").items()}
+    front = {rung: make_front(spec) for rung, spec in pairs(fronts, "--front-of").items()}
+    gate = {node: make_gate(spec) for node, spec in pairs(gates, "--gate-of").items()}
+    for rung in front.keys() - model.keys():
+        raise BadInput(f"got --front-of {rung} without --model {rung}, expected both; give --model {rung}=SPEC as well")
+    given: dict[str, Any] = {rung: (made, front[rung]) if rung in front else made for rung, made in model.items()}
+    try:
+        return load(folder, given, gates=gate)
+    except BadInput as problem:
+        raise type(problem)(_at_the_command_line(str(problem))) from problem
+
+
+def _at_the_command_line(text: str) -> str:
+    """The same sentence with the options that stand for the arguments of `load`."""
+    head, found, _ = text.partition("; give it again")
+    return f"{head}; give it again with --model, --front-of or --gate-of NAME=my.module:factory" if found else text
+
+
+def plan_of(path: str, thresholds: list[str] | None) -> Plan:
+    """The plan in a file, or by hand for `-`; thresholds that are given replace those of the file."""
+    from offramp.plan import Plan
+
+    by_hand = {gate: number(value, f"--threshold {gate}=") for gate, value in pairs(thresholds, "--threshold").items()}
+    if path == "-":
+        if not by_hand:
+            raise BadInput("the plan is -, expected at least one --threshold GATE=VALUE beside it; give one, or a file")
+        return Plan.by_hand(by_hand)
+    plan = Plan.load(path)
+    if not by_hand:
+        return plan
+    return plan.changed(thresholds={**plan.thresholds, **{gate: (value,) for gate, value in by_hand.items()}})
+
+
+def trace_of(path: str, rows: str | None) -> Trace:
+    """The trace in a file, or the rows `a:b` of it."""
+    from offramp.data import specs
+    from offramp.trace import Trace
+
+    trace = Trace.load(path)
+    if rows is None:
+        return trace
+    chosen = specs.selection(specs.Spec(path, "", "", None, "", rows), len(trace))
+    kept = specs.chosen(range(len(trace)), chosen, rows, path, len(trace))
+    return trace[slice(kept.start, kept.stop, kept.step)]
+
+
+def risk_of(name: str | None) -> str | Risk | None:
+    """A risk by its name, or the user's own for `my.module:my_risk`."""
+    if name is None or ":" not in name:
+        return name
+    from offramp.find import imported
+    from offramp.guarantees.risks import find_risk
+
+    return find_risk(imported(name))
+
+
+def number(text: str, what: str) -> float:
+    """A number as it was typed. Raises BadInput."""
+    try:
+        return float(text)
+    except ValueError as problem:
+        raise BadInput(f"got {what}{text}, expected a number (inf closes the exit); write one") from problem
+
+
+def writable(path: str | None, *, suffixes: Sequence[str] = (), folder: bool = False) -> None:
+    """Refuse a place that cannot be written before the work is done, not after it. Raises BadInput, BadFile."""
+    if path is None:
+        return
+    place = Path(path)
+    if suffixes and place.suffix not in suffixes:
+        raise BadInput(f"the output is {path}, expected a name that ends in {' or '.join(suffixes)}; rename it")
+    if place.is_dir() and not folder:
+        raise _unwritable(place, errno.EISDIR)
+    home = next(each for each in place.absolute().parents if os.path.lexists(each))
+    if not home.is_dir():
+        raise _unwritable(place, errno.ENOTDIR)
+    if not os.access(home, os.W_OK | os.X_OK):
+        raise _unwritable(place, errno.EACCES)
+
+
+def _unwritable(place: Path, number: int) -> OfframpError:
+    from offramp.files import unwritable
+
+    return unwritable(place, OSError(number, os.strerror(number)))

@@ -1,0 +1,190 @@
+"""`offramp calibrate` and `offramp check`: a trace -> a plan, and whether its promise holds on other rows. No torch."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp.cli.options import (
+    AsJson,
+    PlanFile,
+    RiskName,
+    RowRange,
+    Threshold,
+    TraceFile,
+    plan_of,
+    risk_of,
+    trace_of,
+    writable,
+)
+from offramp.cli.printing import answer, note, table
+from offramp.errors import BadInput
+
+if TYPE_CHECKING:
+    from offramp.evaluation import Measured
+    from offramp.plan import Plan
+
+SomeTrace = Annotated[str | None, typer.Argument(metavar="TRACE", help="File written by `offramp record`.")]
+PlanOutput = Annotated[
+    str | None, typer.Option("--output", "-o", metavar="FILE", help="The .json to write; without it, only print.")
+]
+AtMost = Annotated[float | None, typer.Option("--at-most", metavar="LEVEL", help="Promise that the risk is <= LEVEL.")]
+Budget = Annotated[
+    float | None,
+    typer.Option("--budget", metavar="SHARE", help="Best plan at this share of the plain network's cost; no promise."),
+]
+Confidence = Annotated[float, typer.Option("--confidence", metavar="P", help="It fails with at most 1 minus this.")]
+Against = Annotated[
+    str, typer.Option("--against", metavar="EXIT", help="What the risk compares with: last, backbone, or an exit.")
+]
+Unit = Annotated[str, typer.Option("--unit", metavar="macs|ms", help="The cost to save.")]
+Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="The batch size that milliseconds are for.")]
+BoundName = Annotated[
+    str | None,
+    typer.Option("--bound", metavar="BOUND", help="binomial, betting or hoeffding_bentkus; by default what fits."),
+]
+Testing = Annotated[
+    str, typer.Option("--testing", metavar="path|pareto", help="One shared threshold, or candidates searched apart.")
+]
+Search = Annotated[
+    str | None, typer.Option("--search", metavar="TRACE", help="Search these rows (Pareto), certify on all of TRACE.")
+]
+Deepest = Annotated[
+    str | None, typer.Option("--deepest", metavar="EXIT", help="Answer here whatever arrives: caps the worst case.")
+]
+HowMany = Annotated[
+    float | None, typer.Option("--how-many", metavar="LEVEL", help="Tell how many rows such a promise takes; no TRACE.")
+]
+Level = Annotated[
+    float | None, typer.Option("--at-most", metavar="LEVEL", help="The level to check; by default the promised one.")
+]
+CheckConfidence = Annotated[
+    float | None,
+    typer.Option("--confidence", metavar="P", help="Of the interval; by default the promise's, or 0.95."),
+]
+SameRows = Annotated[
+    bool, typer.Option("--same-rows", help="Allow rows that the plan was made from; they prove nothing.")
+]
+
+
+def calibrate(
+    trace: SomeTrace = None,
+    output: PlanOutput = None,
+    risk: RiskName = None,
+    at_most: AtMost = None,
+    confidence: Confidence = 0.95,
+    budget: Budget = None,
+    against: Against = "last",
+    unit: Unit = "macs",
+    batch: Batch = 64,
+    bound: BoundName = None,
+    testing: Testing = "path",
+    search: Search = None,
+    deepest: Deepest = None,
+    rows: RowRange = None,
+    how_many: HowMany = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose the cheapest plan that keeps a promise, or the best within a budget.
+
+    Exit code 2 when no plan keeps the promise on these rows; the message names the smallest level in sight.
+
+    Example:
+      offramp calibrate trace.npz --risk accuracy_gap --at-most 0.005 -o plan.json
+      offramp calibrate --how-many 0.01
+    """
+    if how_many is not None:
+        _how_many(how_many, confidence, trace, at_most, budget, as_json)
+        return
+    if trace is None:
+        raise BadInput("there is no TRACE, expected a file written by offramp record; give one, or --how-many LEVEL")
+    from offramp.calibration.calibrating import calibrate as calibrated
+
+    writable(output, suffixes=(".json",))
+    plan = calibrated(
+        trace_of(trace, rows), risk=risk_of(risk), at_most=at_most, confidence=confidence, budget=budget,
+        against=against, unit=unit, batch=batch, bound=bound, testing=testing,
+        search=None if search is None else trace_of(search, None), deepest=deepest)  # fmt: skip
+    _save(plan, output)
+    answer({"output": output, **_body(plan)}, as_json, str(plan))
+
+
+def check(
+    plan: PlanFile,
+    trace: TraceFile,
+    risk: RiskName = None,
+    at_most: Level = None,
+    confidence: CheckConfidence = None,
+    rows: RowRange = None,
+    same_rows: SameRows = False,
+    threshold: Threshold = None,
+    as_json: AsJson = False,
+) -> None:
+    """Does the promise hold on my rows?
+
+    Measures a plan on a trace of rows that it was not made from, with an interval for the risk.
+    Exit code 0 when it holds or these rows cannot tell, 1 when it is broken, 2 for bad input.
+
+    Example:
+      offramp check plan.json test.npz
+    """
+    chosen, seen = plan_of(plan, threshold), trace_of(trace, rows)
+    if chosen.rows is not None and not same_rows:
+        chosen.rows.refuse_overlap(seen.columns["digest"], "test")
+    promise = chosen.promise
+    asked = confidence if confidence is not None else promise.confidence if promise else 0.95
+    found = seen.evaluate(chosen, risk=risk_of(risk), confidence=asked)
+    level = at_most if at_most is not None else promise.at_most if promise else None
+    word, sentence = verdict(found.risk, level)
+    body = {"verdict": word, "sentence": sentence, "level": level, "plan": str(chosen), **found.to_json()}
+    answer(body, as_json, str(found), sentence)
+    if word == "broken":
+        raise typer.Exit(1)
+
+
+def verdict(risk: Measured, level: float | None) -> tuple[str, str]:
+    """A word and a sentence: the interval lies below the level, above it, or around it."""
+    if level is None:
+        return "no promise", "The plan carries no promise that these rows could break; --at-most names a level."
+    said = f"{risk.risk} is {risk.value:.4f} ({risk.confidence:.0%} interval {risk.low:.4f} to {risk.high:.4f})"
+    if risk.low > level:
+        return "broken", f"BROKEN: {said}, all of it above the level {level:g}."
+    if risk.high <= level:
+        return "holds", f"It holds: {said}, all of it at or below the level {level:g}."
+    side = "below" if risk.value <= level else "above"
+    return "undecided", f"These rows cannot tell: {said}, {side} the level {level:g}, but the interval holds both."
+
+
+def _how_many(
+    level: float, confidence: float, trace: str | None, at_most: float | None, budget: float | None, as_json: bool
+) -> None:
+    from offramp.guarantees.bounds import rows_needed
+
+    if trace is not None or at_most is not None or budget is not None:
+        raise BadInput("got --how-many beside a TRACE, --at-most or --budget, expected it alone; leave one of them out")
+    found = [(part, rows_needed(level, confidence, observed=level * part)) for part in (0.0, 0.25, 0.5, 0.75)]
+    body = {
+        "level": level,
+        "confidence": confidence,
+        "rows": [{"observed": level * part, "rows": count} for part, count in found],
+    }
+    cells = [(f"{level * part:.4g}", f"{count:,}") for part, count in found]
+    head = f"Rows that certify a 0/1 risk <= {level:g} with {confidence:.0%} confidence (exact binomial bound)"
+    answer(body, as_json, head, table("observed risk", "rows", rows=cells))
+
+
+def _save(plan: Plan, output: str | None) -> None:
+    if output is None:
+        note("not saved; -o plan.json writes it")
+    else:
+        plan.save(output)
+
+
+def _body(plan: Plan) -> dict[str, Any]:
+    """What a machine wants to know of a plan; the rest is in its file."""
+    body: dict[str, Any] = json.loads(plan.to_json())
+    told = {key: body[key] for key in ("sentence", "thresholds", "deepest", "promise", "price")}
+    rows = None if plan.rows is None else {"data": plan.rows.data, "count": int(plan.rows.digests.size)}
+    return {**told, "rows": rows}

@@ -1,0 +1,95 @@
+"""`offramp record`: a network and rows -> a trace."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp.cli.options import (
+    AsJson,
+    BatchSize,
+    DataSpec,
+    Given,
+    GivenFront,
+    GivenGate,
+    NetworkFolder,
+    network_of,
+    writable,
+)
+from offramp.cli.printing import answer, table
+
+if TYPE_CHECKING:
+    from offramp.trace import Trace
+
+Output = Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The .npz file to write.")]
+Keep = Annotated[
+    str, typer.Option("--keep", metavar="logits|answers", help="answers leaves the logits out: a smaller file.")
+]
+NoTime = Annotated[bool, typer.Option("--no-time", help="Measure no milliseconds, only multiply-adds (MACs).")]
+
+
+def record(
+    network: NetworkFolder,
+    data: DataSpec,
+    output: Output,
+    batch_size: BatchSize = 64,
+    keep: Keep = "logits",
+    no_time: NoTime = False,
+    model: Given = None,
+    front_of: GivenFront = None,
+    gate_of: GivenGate = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run every exit on every row and write down the results.
+
+    A trace holds scores, answers and costs: what `calibrate` works on. Milliseconds are measured on
+    the way, so let nothing else run. Take rows that trained none of the models.
+
+    Example:
+      offramp record network/ 'cifar10:data[1000:5000]' -o trace.npz
+    """
+    from offramp.recording import record as recorded
+
+    writable(output, suffixes=(".npz",))
+    trace = recorded(
+        network_of(network, model, front_of, gate_of), data, batch_size=batch_size, keep=keep, timed=not no_time
+    )
+    trace.save(output)
+    exits = _exits(trace)
+    body = {
+        "trace": output,
+        "rows": len(trace),
+        "data": trace.header.data,
+        "labelled": trace.labels is not None,
+        "network": trace.header.origin.network,
+        "exits": exits,
+    }
+    drawn = table("exit", "accuracy", "MACs alone", "ms per row alone, batch 64", rows=_rows(exits))
+    answer(body, as_json, f"{trace}: {output}", drawn)
+
+
+def _exits(trace: Trace) -> list[dict[str, Any]]:
+    """Name, accuracy and cost of each exit, each as if it alone were run."""
+    labels, prices = trace.labels, trace.prices
+    timed = not any(math.isnan(price.sum()) for price in prices.parts.values())
+    return [
+        {
+            "exit": name,
+            "accuracy": None if labels is None else float((trace.columns[f"answer/{name}"] == labels).mean()),
+            "macs": prices.plain(name, unit="macs", batch=1),
+            "ms_64": prices.plain(name, unit="ms", batch=64) if timed else None,
+        }
+        for name in trace.chain.exits
+    ]
+
+
+def _rows(exits: list[dict[str, Any]]) -> list[tuple[str, ...]]:
+    def cell(value: float | None, form: str) -> str:
+        return "-" if value is None else format(value, form)
+
+    return [
+        (each["exit"], cell(each["accuracy"], ".2%"), cell(each["macs"], ",.0f"), cell(each["ms_64"], ".4f"))
+        for each in exits
+    ]

@@ -1,0 +1,82 @@
+"""A folder with everything that commands read, made once by the commands themselves from barely trained nets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typed import CALIBRATION, TEST, offramp
+
+USERS_OWN = """
+import numpy as np
+import torch
+from offramp.guarantees.risks import Risk, disagreement
+from torch import nn
+
+def flat():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10)).eval()
+
+def three_classes():
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
+
+def scaled():
+    return Scaled()
+
+class Scaled(nn.Module):
+    def forward(self, x):
+        return x.float() / 16
+
+def spread(logits):
+    return logits.std(1)
+
+def noise():
+    return np.random.default_rng(0).integers(0, 16, (40, 1, 8, 8), dtype=np.uint8)
+
+mine = Risk("mine", 0.0, 1.0, False, True, disagreement, values=(0.0, 1.0))
+not_a_risk = 3
+"""
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """network/, two weights, calibration.npz, test.npz, plan.json and users_own.py: copied by `place`."""
+    pytest.importorskip("sklearn")
+    from offramp import demo
+
+    folder = tmp_path_factory.mktemp("made")
+    with pytest.MonkeyPatch.context() as patch, demo.one_thread():
+        patch.setattr(demo, "RUNGS", {"digits_small": 4, "digits_large": 2})
+        demo.train(folder)
+    for name, spec in (("calibration", CALIBRATION), ("test", TEST)):
+        done = offramp("record", folder / "network", spec, "-o", folder / f"{name}.npz")
+        assert done.exit_code == 0, done.output
+    done = offramp("calibrate", folder / "calibration.npz", "--at-most", "0.1", "-o", folder / "plan.json")
+    assert done.exit_code == 0, done.output
+    (folder / "users_own.py").write_text(USERS_OWN)
+    return folder
+
+
+@pytest.fixture
+def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of what was made, as the current folder; its users_own.py can be imported."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def as_json() -> Callable[..., Any]:
+    """What a command prints with --json."""
+
+    def call(*words: object, code: int = 0) -> Any:
+        done = offramp(*words, "--json")
+        assert done.exit_code == code, done.output
+        return json.loads(done.stdout)
+
+    return call

@@ -1,0 +1,81 @@
+"""The set of commands and flags is frozen, and docs/help.md says what --help says."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import typer.main
+from typed import offramp
+
+from offramp.cli import app
+
+GIVEN = "--model --front-of --gate-of"
+FLAGS = {
+    "ladder": "--model --weights --front --name --gate --temperature --answer --example --output -o",
+    "record": f"--output -o --batch-size --keep --no-time {GIVEN}",
+    "calibrate": "--output -o --risk --at-most --confidence --budget --against --unit --batch --bound --testing "
+    "--search --deepest --rows --how-many",
+    "check": "--risk --at-most --confidence --rows --same-rows --threshold",
+    "run": f"--output -o --batch-size --deadline-ms --threshold {GIVEN}",
+    "bench": f"--batch --repeats --threads --threshold {GIVEN}",
+    "report": "--output -o --data --title --other --rows --threshold",
+    "demo": "--output -o",
+    "doctor": "",
+}
+
+
+def commands():
+    return typer.main.get_command(app).commands
+
+
+def flags(command) -> set[str]:
+    return {flag for option in command.params for flag in option.opts if flag.startswith("-")}
+
+
+def test_the_commands_are_frozen():
+    assert list(commands()) == list(FLAGS)
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_the_flags_are_frozen(name):
+    assert flags(commands()[name]) == {*FLAGS[name].split(), "--json"}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_every_page_has_a_paragraph_and_an_example(name):
+    said = offramp(name, "--help").stdout
+    head, example = said.split("Example:\n", 1)
+    assert len(head.split("\n\n")) >= 3
+    assert example.lstrip().startswith(f"offramp {name}")
+
+
+def test_no_command_is_help():
+    assert "Commands:" in offramp().output
+
+
+def test_version():
+    from offramp import __version__
+
+    assert offramp("--version").stdout == f"offramp {__version__}\n"
+
+
+def test_docs_help_is_what_help_says():
+    maker = _maker()
+    written = maker.PAGE.read_text(encoding="utf-8")
+    fresh = maker.page()
+    if written.splitlines()[0] != fresh.splitlines()[0]:
+        pytest.skip("docs/help.md was made with another version of typer")
+    assert written == fresh, "run: python docs/help.py"
+
+
+def _maker() -> ModuleType:
+    path = Path(__file__).parents[2] / "docs" / "help.py"
+    spec = importlib.util.spec_from_file_location("docs_help", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,97 @@
+"""What only a process of its own can show: start-up without torch, the current folder, Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typed import TEST, contents
+
+TELL = """
+import sys
+from offramp.cli import main
+try:
+    main()
+finally:
+    print("torch" in sys.modules, file=sys.stderr)
+"""
+
+ENDLESS = """
+import time
+import numpy as np
+
+def rows():
+    while True:
+        open("started", "w").close()
+        time.sleep(0.05)
+        yield np.zeros((4, 1, 8, 8), np.uint8)
+"""
+
+
+def start(*words: str, code: str = "from offramp.cli import main; main()") -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-P", "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--help",),
+        ("--version",),
+        ("record", "--help"),
+        ("calibrate", "--how-many", "0.01"),
+        ("calibrate", "calibration.npz", "--at-most", "0.1", "--testing", "pareto"),
+        ("check", "plan.json", "test.npz"),
+        ("report", "test.npz", "plan.json", "-o", "r.html", "--data", TEST),
+    ],
+    ids=" ".join,
+)
+def test_without_torch(place, words):
+    if words[0] == "report":
+        pytest.importorskip("plotly")
+    process = start(*words, code=TELL)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert said.splitlines()[-1] == "False"
+
+
+def test_the_current_folder_holds_the_users_modules(place):
+    process = start("calibrate", "calibration.npz", "--at-most", "0.2", "--risk", "users_own:mine")
+    out, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert "Promise: mine" in out
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("command", ["record", "run"])
+def test_ctrl_c_leaves_nothing_half_written(place, command):
+    Path("endless.py").write_text(ENDLESS)
+    rest = ("plan.json", "endless:rows") if command == "run" else ("endless:rows",)
+    before = contents(place)
+    process = start(command, "network", *rest, "-o", "new.npz")
+    deadline = time.monotonic() + 120
+    while not Path("started").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    out, said = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, ""), said
+    assert said.splitlines()[-1] == "offramp: interrupted; nothing was written"
+    Path("started").unlink()
+    assert contents(place) == before
+
+
+def test_a_reader_that_goes_away(place):
+    process = start("check", "plan.json", "test.npz")
+    assert process.stdout is not None
+    process.stdout.close()
+    assert process.stderr is not None
+    said = process.stderr.read()
+    process.wait(timeout=60)
+    process.stderr.close()
+    assert "Traceback" not in said

@@ -1,0 +1,196 @@
+"""Bad input at the command line: exit code 2, one sentence on standard error, nothing on disk changed."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from typed import CALIBRATION, TEST, contents, offramp
+
+from offramp.plan import Origin, Plan
+
+PAIR = ("--model", "offramp:digits_small", "--model", "offramp:digits_large")
+
+
+def npz(name: str, shape: tuple[int, ...] = (5, 1, 8, 8), labels: list[int] | None = None, **fields: object) -> str:
+    x = np.zeros(shape, fields.get("dtype", np.uint8))
+    if "nan_row" in fields:
+        x[fields["nan_row"]] = np.nan
+    np.savez(name, x=x, y=np.array(labels if labels is not None else [0] * len(x)))
+    return f"npz:{name}"
+
+
+def edited(path: str, old: str, new: str) -> str:
+    text = Path(path).read_text()
+    assert old in text
+    Path(path).write_text(text.replace(old, new, 1))
+    return path
+
+
+def other_origin(**fields: str) -> str:
+    plan = Plan.load("plan.json")
+    origin = dataclasses.asdict(plan.origin) | {"probe": None} | fields
+    dataclasses.replace(plan, origin=Origin(**origin)).save("other.json")
+    return "other.json"
+
+
+def truncated(path: str, to: str) -> str:
+    Path(to).write_bytes(Path(path).read_bytes()[: Path(path).stat().st_size // 2])
+    return to
+
+
+def pickled(path: str) -> str:
+    with open(path, "wb") as file:
+        if path.endswith(".pt"):
+            torch.save({"weight": Path("x")}, file)
+        else:
+            pickle.dump({"weight": [1, 2]}, file)
+    return path
+
+
+def a_file(path: str) -> str:
+    Path(path).write_text("here already")
+    return path
+
+
+def other_network() -> str:
+    assert offramp("ladder", *PAIR, "-o", "another").exit_code == 0
+    return "another"
+
+
+CASES = {
+    "rungs of different classes, tried": lambda: (
+        "ladder --model users_own:three_classes --model users_own:flat --front unit --front unit --example digits[0:2] "
+        "-o new", "numbers of classes"),
+    "labels out of range": lambda: (f"record network {npz('a.npz', labels=[0, 1, 2, 11, 3])} -o n.npz", "row 3 has 11"),
+    "empty data": lambda: (f"record network {npz('a.npz', shape=(0, 1, 8, 8))} -o n.npz", "0 rows"),
+    "images of the wrong size": lambda: (f"record network {npz('a.npz', shape=(5, 1, 9, 9))} -o n.npz", "expected 8x8"),
+    "images of the wrong size, run": lambda: (f"run network plan.json {npz('a.npz', shape=(5, 1, 9, 9))}", "(1, 9, 9)"),
+    "NaN rows": lambda: (
+        f"record network {npz('a.npz', dtype=np.float32, nan_row=3)} -o n.npz", "not finite for rows 3"),
+    "too few rows to certify": lambda: ("calibrate calibration.npz --at-most 0.001 -o n.json", "2,995 rows"),
+    "overlapping rows, check": lambda: ("check plan.json calibration.npz", "549 of the 549"),
+    "overlapping rows, search": lambda: (
+        "calibrate calibration.npz --search calibration.npz --at-most 0.1 -o n.json", "used for nothing before"),
+    "rows beyond the end": lambda: ("calibrate calibration.npz --at-most 0.1 --rows 0:9999 -o n.json", "549 rows"),
+    "a plan of another network, run": lambda: (f"run {other_network()} plan.json {TEST} -o n.csv", "calibrate"),
+    "a plan of another network, check": lambda: (f"check {other_origin(network='0123')} test.npz", "0123"),
+    "a plan of another engine": lambda: (f"run network {other_origin(engine='onnx')} {TEST} -o n.csv", "onnx"),
+    "a plan of another precision": lambda: (f"run network {other_origin(precision='float16')} {TEST}", "float16"),
+    "a plan of another precision, report": lambda: (
+        f"report test.npz {other_origin(precision='float16')} -o n.html", "float16"),
+    "a newer plan": lambda: (f"check {edited('plan.json', 'offramp/plan/1', 'offramp/plan/9')} test.npz", "upgrade"),
+    "a newer network": lambda: (
+        f"record {edited('network/network.json', 'network/1', 'network/9').split('/')[0]} {TEST} -o n.npz", "upgrade"),
+    "an edited plan": lambda: (f"check {edited('plan.json', '0.95', '0.99')} test.npz", "edited"),
+    "an edited network": lambda: (
+        f"record {edited('network/network.json', 'margin', 'max_prob').split('/')[0]} {TEST} -o n.npz", "edited"),
+    "a truncated plan": lambda: (f"check {truncated('plan.json', 'half.json')} test.npz", "make it again"),
+
+    "a truncated trace": lambda: (
+        f"calibrate {truncated('test.npz', 'half.npz')} --at-most 0.1 -o n.json", "truncated"),
+    "truncated weights": lambda: (
+        f"ladder {' '.join(PAIR)} --weights {truncated('digits_small.safetensors', 'half.safetensors')} --weights - "
+        "-o new", "safetensors"),
+    "a pickle for safetensors": lambda: (
+        f"ladder {' '.join(PAIR)} --weights {pickled('w.safetensors')} --weights - -o new", "safetensors"),
+    "a pickle that runs code": lambda: (
+        f"ladder {' '.join(PAIR)} --weights {pickled('w.pt')} --weights - -o new", "weights_only"),
+    "weights of another model": lambda: (
+        f"ladder {' '.join(PAIR)} --weights digits_large.safetensors --weights - -o new", "does not fit"),
+
+    "an unknown model": lambda: (
+        "ladder --model offramp:digits_smal --model offramp:digits_large -o new", "digits_small"),
+    "an unknown module": lambda: ("ladder --model nowhere:at_all --model offramp:digits_large -o new", "nowhere"),
+    "an unknown gate": lambda: (f"ladder {' '.join(PAIR)} --gate margn -o new", "'margin'"),
+    "an unknown front": lambda: (f"ladder {' '.join(PAIR)} --front x --front none -o new", "imagenet"),
+    "an unknown risk": lambda: ("calibrate calibration.npz --risk disagrement --at-most 0.1", "'disagreement'"),
+    "no risk at all": lambda: ("calibrate calibration.npz --risk users_own:not_a_risk --at-most 0.1", "not a Risk"),
+    "an unknown bound": lambda: ("calibrate calibration.npz --bound binomal --at-most 0.1", "binomial"),
+    "an unknown exit": lambda: ("calibrate calibration.npz --deepest digits_smal --at-most 0.1", "digits_small"),
+    "an unknown unit": lambda: ("calibrate calibration.npz --unit joules --at-most 0.1", "joules"),
+    "an unknown gate in a threshold": lambda: ("check - test.npz --threshold digit=1", "digits_small"),
+    "an unknown data source": lambda: ("record network digit -o n.npz", "digits"),
+    "one rung": lambda: ("ladder --model offramp:digits_small -o new", "at least two"),
+    "options that do not pair up": lambda: (f"ladder {' '.join(PAIR)} --weights - -o new", "one for each"),
+    "one name twice": lambda: (f"ladder {' '.join(PAIR)} --name a --name a -o new", "each once"),
+    "two aims": lambda: ("calibrate calibration.npz --at-most 0.1 --budget 0.5 -o n.json", "exactly one"),
+    "no trace": lambda: ("calibrate --at-most 0.1", "no TRACE"),
+    "how many, beside a trace": lambda: ("calibrate test.npz --how-many 0.01", "alone"),
+    "how many, for no level": lambda: ("calibrate --how-many 2", "between 0 and 1"),
+    "no threshold for -": lambda: ("check - test.npz", "--threshold"),
+    "a threshold that is no number": lambda: ("check - test.npz --threshold digits_small=high", "high"),
+    "a threshold without a name": lambda: ("check - test.npz --threshold 4", "NAME=VALUE"),
+    "a front without its model": lambda: (
+        f"record network {TEST} -o n.npz --front-of digits_small=none", "--model digits_small"),
+    "a missing file": lambda: ("check nothing.json test.npz", "does not exist"),
+    "a missing network": lambda: (f"record nowhere {TEST} -o n.npz", "does not exist"),
+    "a trace for a plan": lambda: ("check test.npz test.npz", "cannot read"),
+    "an output of no known kind": lambda: (f"run network plan.json {TEST} -o a.txt", ".npz or .csv"),
+    "an output that is a folder": lambda: (
+        f"record network {TEST} -o {shutil.copytree('network', 'trace.npz')}", "cannot write"),
+    "an output under a file": lambda: (f"record network {TEST} -o {a_file('note')}/t.npz", "cannot write"),
+    "a folder where a file stands": lambda: (f"ladder {' '.join(PAIR)} -o {a_file('note')}", "not written by offramp"),
+    "too few rows for a batch": lambda: ("bench network plan.json digits[0:5]", "at least 64"),
+    "data that is not the trace's": lambda: (f"report test.npz plan.json --data {CALIBRATION} -o n.html", ""),
+    "a bad option": lambda: ("check plan.json test.npz --confidnce 0.9", "--confidence"),
+    "a bad value": lambda: (f"record network {TEST} -o n.npz --batch-size many", "integer"),
+    "a missing option": lambda: (f"record network {TEST}", "--output"),
+    "an unknown command": lambda: ("recrod network", "did you mean 'record'"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_one_sentence_and_nothing_written(place, case):
+    if "--data" in case or "report" in case:
+        pytest.importorskip("plotly")
+    command, words = CASES[case]()
+    before = contents(place)
+    done = offramp(*command.split())
+    assert done.exit_code == 2, done.output
+    assert done.stdout == ""
+    assert done.stderr.startswith("offramp: ")
+    assert done.stderr.count("\n") == 1, done.stderr
+    assert words in done.stderr
+    assert contents(place) == before
+
+
+@pytest.mark.parametrize("case", ["a truncated trace", "overlapping rows, check", "too few rows to certify"])
+def test_the_same_with_json(place, case):
+    done = offramp(*CASES[case]()[0].split(), "--json")
+    assert (done.exit_code, done.stdout) == (2, "")
+
+
+def test_rungs_of_different_classes_are_noticed_while_recording(place):
+    made = "ladder --model users_own:three_classes --model offramp:digits_large --front unit --front auto -o odd"
+    assert offramp(*made.split()).exit_code == 0
+    done = offramp("record", "odd", TEST, "-o", "n.npz", "--model", "three_classes=users_own:three_classes")
+    assert done.exit_code == 2
+    assert "numbers of classes" in done.stderr
+    assert not (place / "n.npz").exists()
+
+
+def test_a_file_names_no_code(place):
+    """A spec of the user's own that stands in a network's file is data, and never imported."""
+    config = json.loads(Path("network/network.json").read_text())
+    assert config["rungs"][0]["spec"] == "offramp:digits_small"
+    made = "ladder --model users_own:flat --model offramp:digits_large --front unit --front auto -o own"
+    assert offramp(*made.split()).exit_code == 0
+    done = offramp("record", "own", TEST, "-o", "n.npz")
+    assert done.exit_code == 2
+    assert "may not name code" in done.stderr
+
+
+def test_a_bug_keeps_its_traceback(place, monkeypatch):
+    def broken(path):
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr(Plan, "load", broken)
+    done = offramp("check", "plan.json", "test.npz")
+    assert isinstance(done.exception, ZeroDivisionError)
