@@ -13,7 +13,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	touch $@
 
 demo: $(VENV)/.installed  ## the main job on data that needs no download: two small nets, a promise, a report
-	$(BIN)/offramp demo --out out/demo
+	$(BIN)/offramp demo --output out/demo
 
 test: $(VENV)/.installed  ## the fast tests; DATA=DIR adds those on real data
 	$(BIN)/python -m pytest $(PYTEST_DATA)

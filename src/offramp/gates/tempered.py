@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -20,8 +21,8 @@ class Tempered(Gate):
 
     def __init__(self, gate: Gate, temperature: float) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise BadInput(f"temperature is {temperature}, expected a number above 0")
+        if not 0 < temperature < math.inf:
+            raise BadInput(f"temperature is {temperature}, expected a finite number above 0")
         self.gate = gate
         self.reads = gate.reads
         self.temperature = float(temperature)
