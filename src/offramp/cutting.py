@@ -5,13 +5,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from offramp.chain import Chain, Node
 from offramp.errors import BadInput, BadNetwork
 from offramp.factories import make_gate
 from offramp.find import find
-from offramp.network import Exit, Gate, Network, Rung, as_input
+from offramp.network import INPUT, Exit, Gate, Network, Rung, as_input
+from offramp.trace import BACKBONE
+
+RESERVED = (INPUT, BACKBONE, "last")  # the raw input, and what `against` may name
 
 Model = nn.Module | tuple[nn.Module, nn.Module | None]
 GateLike = str | Gate | Callable[[Tensor], Tensor]
@@ -42,7 +46,7 @@ def ladder(
         raise BadInput(f"answer is {answer!r}, expected 'own' or 'mean'")
     names = list(named)
     exits = {name: _exit(answer, names[place - 1] if place else None, place) for place, name in enumerate(names)}
-    gates = {name: make_gate(gate[name] if isinstance(gate, Mapping) else gate) for name in names[:-1]}
+    gates = _gates(gate, names[:-1])
     nodes = tuple(
         Node(name, after, None, exits[name].reads, gates[name].reads if name in gates else ())
         for name, after in zip(names, [*names[1:], None], strict=True)
@@ -62,13 +66,27 @@ def ladder(
 
 def check_classes(network: Network, example: object) -> int:
     """The number of classes on an example batch. Raises BadNetwork when the exits differ."""
-    x = as_input(example, network.device())
-    widths = {name: int(logits.shape[1]) for name, logits in zip(network.chain.exits, network(x), strict=True)}
+    x, modes = as_input(example, network.device()), {module: module.training for module in network.modules()}
+    try:
+        with torch.no_grad():
+            every = network.eval()(x)  # in training mode a batch norm would learn from the example
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    widths = {name: int(logits.shape[1]) for name, logits in zip(network.chain.exits, every, strict=True)}
     if len(set(widths.values())) > 1:
         raise BadNetwork(
             f"the exits answer with different numbers of classes ({widths}), expected one; check the rungs"
         )
     return next(iter(widths.values()))
+
+
+def _gates(gate: GateLike | Mapping[str, GateLike], names: list[str]) -> dict[str, Gate]:
+    if not isinstance(gate, Mapping):
+        return {name: make_gate(gate) for name in names}
+    if set(gate) != set(names):
+        raise BadInput(f"gates are given for {list(gate)}, expected one for each of {names} and none for the last")
+    return {name: make_gate(gate[name]) for name in names}
 
 
 def _exit(answer: str, before: str | None, visited: int) -> Exit:
@@ -86,6 +104,8 @@ def _named(rungs: Sequence[Model] | Mapping[str, Model]) -> dict[str, tuple[nn.M
             raise BadNetwork(f"rung {name!r} is {rung!r}, expected a torch.nn.Module or (module, front)")
         if not re.fullmatch(r"[A-Za-z0-9_\-]+", name):
             raise BadInput(f"a rung is called {name!r}, expected letters, digits, - and _; name it otherwise")
+        if name in RESERVED:
+            raise BadInput(f"a rung is called {name!r}, which has a meaning of its own here; name it otherwise")
         if hasattr(nn.ModuleDict, name):
             raise BadInput(f"a rung is called {name!r}, which is a method of every torch module; name it otherwise")
         named[name] = (model, front)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from offramp.errors import BadFile, BadInput
 from offramp.files import read_tensors
-from offramp.find import find, imported
+from offramp.find import find, imported, shelved
 from offramp.network import Gate, Scorer
 
 OURS = "offramp:"
@@ -25,7 +25,7 @@ def make_model(spec: str, weights: str | Path | None = None) -> nn.Module:
 
     Raises UnknownName or BadInput for the spec, BadFile for weights that do not fit.
     """
-    factory = find("models", spec.removeprefix(OURS)) if spec.startswith(OURS) else _users(spec)
+    factory = shelved("models", spec.removeprefix(OURS)) if spec.startswith(OURS) else _users(spec)
     try:
         model = factory()
     except TypeError as problem:
@@ -49,7 +49,7 @@ def front_of(spec: str) -> nn.Module | None:
     """The preprocessing that belongs to a model on our shelf; None for the user's own models."""
     if not spec.startswith(OURS):
         return None
-    module = find("models", spec.removeprefix(OURS)).__module__
+    module = shelved("models", spec.removeprefix(OURS)).__module__
     made: nn.Module = imported(f"{module}:front")()
     return made
 
@@ -98,7 +98,10 @@ def make_gate(gate: str | Gate | Callable[[Tensor], Tensor] | Mapping[str, Any])
         return _gate_from(gate)
     found: Any = find("gates", gate) if isinstance(gate, str) else gate
     if isinstance(found, type) and issubclass(found, Gate):
-        found = found()
+        try:
+            found = found()
+        except TypeError as problem:
+            raise BadInput(f"the gate {gate!r} needs arguments ({problem}); build it and give the object") from problem
     if isinstance(found, Gate):
         return found
     if not callable(found):
@@ -114,7 +117,7 @@ def _gate_from(config: Mapping[str, Any]) -> Gate:
         raise BadInput(f"the gate is {name!r}, and a file may not name code to run; give it again with gates=")
     if "gate" in arguments:
         arguments["gate"] = _gate_from(arguments["gate"])
-    return make_gate(find("gates", name)(**arguments) if arguments else name)
+    return make_gate(shelved("gates", name)(**arguments) if arguments else name)
 
 
 def _users(spec: str) -> Callable[[], Any]:

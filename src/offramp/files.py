@@ -56,24 +56,26 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     A folder that holds anything but an earlier offramp folder (one with a JSON file of ours) is never replaced.
     """
     target = Path(path)
-    if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not _is_ours(target))):
-        raise BadFile(f"{target} exists and was not written by offramp; name an empty or a new folder")
     try:
+        if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not _is_ours(target))):
+            raise BadFile(f"{target} exists and was not written by offramp; name an empty or a new folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     except OSError as problem:
         raise unwritable(target, problem) from problem
+    old = temporary.with_suffix(".old")
     try:
         yield temporary
         os.chmod(temporary, 0o755)
-        old = temporary.with_suffix(".old")
         if target.exists():
             os.rename(target, old)
         os.rename(temporary, target)
-        shutil.rmtree(old, ignore_errors=True)
     except OSError as problem:
         raise unwritable(target, problem) from problem
     finally:
+        if old.exists() and not target.exists():
+            os.rename(old, target)
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
 
 
@@ -112,6 +114,8 @@ def from_document(text: str, kind: str, newest: int, where: str) -> tuple[int, d
         raise BadFile(f"{where} is not an offramp {kind}: no readable JSON with a schema; make it again") from problem
     if (family, name) != ("offramp", kind):
         raise BadFile(f"{where} is an {family}/{name}, not an offramp {kind}; give the right file")
+    if number < 1:
+        raise BadFile(f"{where} has schema offramp/{kind}/{number}, and there is none below 1; give the right file")
     if number > newest:
         raise NewerSchema(
             f"{where} has schema offramp/{kind}/{number}, this offramp reads up to {newest}; upgrade offramp"

@@ -28,8 +28,11 @@ def find(shelf: str, name: str) -> Any:
 
     Raises UnknownName (with the nearest names), BadInput when the user's module cannot be imported.
     """
-    if ":" in name:
-        return imported(name)
+    return imported(name) if ":" in name else shelved(shelf, name)
+
+
+def shelved(shelf: str, name: str) -> Any:
+    """The object called `name` on our own shelf and nowhere else: for names that stand in a file."""
     for file in _files(shelf):
         if name in _public(file):
             return getattr(importlib.import_module(f"offramp.{shelf}.{file.stem}"), name)
@@ -56,7 +59,7 @@ def imported(dotted: str) -> Any:
         found: Any = importlib.import_module(module)
         for part in attribute.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError, ValueError) as problem:
+    except (ImportError, AttributeError, TypeError, ValueError) as problem:
         raise BadInput(
             f"cannot import {dotted!r} ({problem}); give module:attribute as Python would import it"
         ) from problem

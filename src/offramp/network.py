@@ -130,8 +130,9 @@ class Rung:
 class Network(nn.Module):
     """Rungs, exits and gates in a chain; calling it gives the logits of every exit, shallow to deep.
 
-    Build one with `offramp.ladder`. State-dict keys: `backbone.<rung>.<your own keys>`, `exits.<node>.*`,
-    `gates.<node>.*`, and `fronts.<rung>.*` if a front has any.
+    Build one with `offramp.ladder`; of models in eval mode it is in eval mode itself.
+    State-dict keys: `backbone.<rung>.<your own keys>`, `exits.<node>.*`, `gates.<node>.*`, and
+    `fronts.<rung>.*` if a front has any.
     """
 
     def __init__(
@@ -152,6 +153,23 @@ class Network(nn.Module):
         self.rungs = rungs
         self.chain = chain
         self.training = any(model.training for model in backbone.values())
+        if not self.training:
+            for ours in (fronts, exits, gates):
+                ours.eval()
+            backbone.training = False
+        self._require_names()
+
+    def _require_names(self) -> None:
+        """Raise BadNetwork unless every node has its segment and its exit, and every node but the last its gate."""
+        models, rungs = tuple(self.backbone), tuple(rung.name for rung in self.rungs)
+        if set(models) != set(rungs) or not set(self.fronts) <= set(models):
+            raise BadNetwork(f"there are models {models} and fronts {tuple(self.fronts)}, expected those of {rungs}")
+        segments = tuple(segment.name for segment in self.segments())
+        if segments != self.chain.exits or set(self.exits) != set(segments) or set(self.gates) != set(self.chain.gates):
+            raise BadNetwork(
+                f"there are segments {segments}, exits {tuple(self.exits)} and gates {tuple(self.gates)}, expected one "
+                f"of each per node of {self.chain.exits}, and no gate at the last"
+            )
 
     def segments(self) -> tuple[Segment, ...]:
         """One segment per node: for a rung, its front and its whole model."""
@@ -243,9 +261,12 @@ class Network(nn.Module):
 def answer(exit_: Exit, seen: Seen, name: str) -> Tensor:
     """Logits [B, C] of an exit, checked. Raises BadNetwork when it gives anything else."""
     logits = exit_(seen)
-    if not isinstance(logits, Tensor) or logits.dim() != 2:
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise BadNetwork(f"exit {name!r} gave {got}, expected logits [B, C]; wrap the model so that it returns them")
+        raise BadNetwork(
+            f"exit {name!r} gave {got}, expected logits [B, C] of at least two classes; wrap the model so that it "
+            "returns them"
+        )
     return logits
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,6 +22,7 @@ from offramp.files import checksum, from_document, read_text, to_document, write
 from offramp.find import unknown
 
 SCHEMA = 1
+FLOAT32_MAX = float(np.finfo(np.float32).max)
 BAND = 1e-4  # compaction moves logit-scale scores by about 1e-5; within this band a decision may differ
 
 ArrayT = TypeVar("ArrayT")
@@ -56,13 +58,12 @@ class Probe:
     logits: tuple[tuple[tuple[float, ...], ...], ...]
 
     def rows(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """The probe's input batch [rows, *shape]."""
-        rng = np.random.Generator(np.random.Philox(self.seed))
-        size = (len(self.logits[0]), *self.shape)
-        kind = np.dtype(self.dtype)
+        """The probe's input batch [rows, *shape], from a raw stream: the same in every version of numpy."""
+        size, kind = (len(self.logits[0]), *self.shape), np.dtype(self.dtype)
+        raw = np.random.Philox(self.seed).random_raw(math.prod(size)).reshape(size)
         if kind.kind in "iu":
-            return rng.integers(0, min(256, np.iinfo(kind).max), size=size).astype(kind)
-        return rng.standard_normal(size).astype(kind)
+            return ((raw >> np.uint64(32)) % np.uint64(min(256, np.iinfo(kind).max))).astype(kind)
+        return ((raw >> np.uint64(40)) / 2.0**24 * 4 - 2).astype(kind)  # even over [-2, 2)
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ class Origin:
     engine: str
     precision: str
     probe: Probe | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What must be equal for a promise to hold."""
+        return self.network, self.engine, self.precision
 
 
 @dataclass(frozen=True)
@@ -88,7 +94,8 @@ class Price:
     def __str__(self) -> str:
         size = f" at batch {self.batch}" if self.unit == "ms" else ""
         name = "MACs" if self.unit == "macs" else "milliseconds"
-        mean, worst = self.mean / self.plain, self.worst / self.plain
+        plain = self.plain or math.nan  # a network of element-wise work alone counts no MACs
+        mean, worst = self.mean / plain, self.worst / plain
         return f"mean cost {mean:.3f} and worst {worst:.3f} of the plain network in {name}{size}"
 
 
@@ -108,6 +115,10 @@ class SeenRows:
                 f"{shared.size:,} of the {digests.size:,} {what} rows (the first: number {shared[0]:,}) also stand "
                 f"among the {self.digests.size:,} rows of {self.data}; give rows that were used for nothing before"
             )
+
+    def and_also(self, others: SeenRows) -> SeenRows:
+        """These rows, and the digests of others that had a part in the plan as well."""
+        return dataclasses.replace(self, digests=np.concatenate([self.digests, others.digests]))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SeenRows) and self.to_json() == other.to_json()
@@ -182,13 +193,15 @@ class Plan:
                     raise unknown(gate, self.chain.gates, "gate of this network")
             if self.deepest is not None:
                 self.chain.place(self.deepest)
-        if self.promise is not None and self.promise.covers != self.covers(clean, self.deepest):
+        if self.promise is not None and self.promise.covers != self.covers(clean, self.deepest, self.origin):
             object.__setattr__(self, "promise", None)
+            object.__setattr__(self, "price", None)
 
     @staticmethod
-    def covers(thresholds: Mapping[str, tuple[float, ...]], deepest: str | None) -> str:
-        """A fingerprint of what decides: a promise is about exactly this."""
-        return checksum([{gate: [_text(t) for t in values] for gate, values in thresholds.items()}, deepest])
+    def covers(thresholds: Mapping[str, tuple[float, ...]], deepest: str | None, origin: Origin | None = None) -> str:
+        """A fingerprint of what decides, and in which network: a promise is about exactly this."""
+        texts = {gate: [_text(t) for t in values] for gate, values in thresholds.items()}
+        return checksum([texts, deepest, origin.key if origin else None])
 
     @staticmethod
     def by_hand(thresholds: Mapping[str, float | tuple[float, ...]], *, deepest: str | None = None) -> Plan:
@@ -231,7 +244,8 @@ class Plan:
             say += f"; whatever arrives at {self.deepest} is answered there"
         say += f"; {self.price}" if self.price else ""
         if self.promise is None:
-            by = "best on its rows under a budget" if self.rows else "set by hand"
+            by = "best on its rows under a budget" if self.price else "changed after it was calibrated"
+            by = by if self.rows else "set by hand"
             return f"{say}; no promise: {by}."
         like = f"those of {self.rows.data}" if self.rows else "the tested ones"
         where = f" on {self.origin.engine} in {self.origin.precision}" if self.origin else ""
@@ -259,7 +273,7 @@ class Plan:
         _, body = from_document(text, "plan", SCHEMA, where)
         try:
             return _plan_from(body)
-        except (KeyError, TypeError, ValueError, IndexError, AttributeError) as problem:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
             raise BadFile(f"{where} is no complete plan ({problem!r}); make it again with calibrate") from problem
 
     def _body(self) -> dict[str, Any]:
@@ -279,12 +293,22 @@ def _plan_from(body: Mapping[str, Any]) -> Plan:
     return Plan(
         thresholds={gate: tuple(float(t) for t in values) for gate, values in body["thresholds"].items()},
         deepest=body["deepest"],
-        promise=Promise(**body["promise"]) if body["promise"] else None,
-        price=Price(**body["price"]) if body["price"] else None,
-        origin=origin_from(body["origin"]) if body["origin"] else None,
-        chain=Chain.from_json(body["chain"]) if body["chain"] else None,
-        rows=SeenRows.from_json(body["rows"]) if body["rows"] else None,
+        promise=_typed(Promise(**body["promise"])) if body["promise"] is not None else None,
+        price=_typed(Price(**body["price"])) if body["price"] is not None else None,
+        origin=origin_from(body["origin"]) if body["origin"] is not None else None,
+        chain=Chain.from_json(body["chain"]) if body["chain"] is not None else None,
+        rows=SeenRows.from_json(body["rows"]) if body["rows"] is not None else None,
     )
+
+
+def _typed(made: ArrayT) -> ArrayT:
+    """A dataclass of plain fields read from a file, each of its type; else TypeError."""
+    kinds: dict[Any, Any] = {"str": str, "int": int, "float": Real}
+    for field in dataclasses.fields(made):  # type: ignore[arg-type]
+        value = getattr(made, field.name)
+        if not isinstance(value, kinds[field.type]):
+            raise TypeError(f"{field.name} is {value!r}")
+    return made
 
 
 def origin_from(body: Mapping[str, Any]) -> Origin:
@@ -292,13 +316,14 @@ def origin_from(body: Mapping[str, Any]) -> Origin:
     probe = body["probe"]
     if probe is not None:
         logits = tuple(tuple(tuple(map(float, row)) for row in rows) for rows in probe["logits"])
-        probe = Probe(tuple(map(int, probe["shape"])), str(probe["dtype"]), int(probe["seed"]), logits)
+        kind = np.dtype(str(probe["dtype"])).str
+        probe = Probe(tuple(map(int, probe["shape"])), kind, int(probe["seed"]), logits)
     return Origin(str(body["network"]), str(body["engine"]), str(body["precision"]), probe)
 
 
 def _float32(gate: str, values: tuple[float, ...]) -> tuple[float, ...]:
-    if not values or any(not isinstance(t, (int, float)) or math.isnan(t) for t in values):
-        raise BadInput(f"threshold of {gate!r} is {values!r}; expected a number (inf closes the exit)")
+    if not values or any(not isinstance(t, Real) or FLOAT32_MAX < abs(t) < math.inf or t != t for t in values):
+        raise BadInput(f"threshold of {gate!r} is {values!r}; expected a float32 number (inf closes the exit)")
     return tuple(float(np.float32(t)) for t in values)
 
 

@@ -40,7 +40,8 @@ class Prices:
 
     def _node(self, step: Step, unit: str, batch: int) -> Array:
         kinds = ("segment", *(["exit"] if step.exit else []), *(["gate"] if step.gate else []))
-        total: Array = np.sum([self._rate(f"{kind}/{step.name}", unit, batch) for kind in kinds], axis=0)
+        rates = [self._rate(f"{kind}/{step.name}", unit, batch) for kind in kinds]  # [] or [N] each
+        total: Array = sum(rates, start=np.zeros(()))
         return total
 
     def to_exit(
@@ -50,7 +51,7 @@ class Prices:
 
         Milliseconds share a call's fixed part among `batch` rows, as if all of them arrived.
         """
-        check_unit(unit)
+        check_unit(unit, batch)
         steps = {step.name: step for step in self.chain.walk(open_gates, deepest)}
         last = self.chain.place(deepest or self.chain.exits[-1])
         each = [
@@ -64,7 +65,7 @@ class Prices:
 
         Milliseconds charge a call's fixed part whenever at least one of `batch` rows drawn like these arrives.
         """
-        check_unit(unit)
+        check_unit(unit, batch)
         total = 0.0
         for step in steps:
             here = exits_N >= self.chain.place(step.name)  # [N]
@@ -79,7 +80,7 @@ class Prices:
 
     def plain(self, reference: str, *, unit: str, batch: int) -> float:
         """Cost per row of the network that answers at `reference` alone: its segments and its exit, no gate."""
-        check_unit(unit)
+        check_unit(unit, batch)
         node = self.chain.nodes[self.chain.place(reference)]
         parts = [f"exit/{reference}", f"segment/{reference}"]
         while node.after is not None:
@@ -88,7 +89,9 @@ class Prices:
         return float(sum(np.mean(self._rate(part, unit, batch)) for part in parts))
 
 
-def check_unit(unit: str) -> None:
-    """Raise BadInput for a unit that is neither macs nor ms."""
+def check_unit(unit: str, batch: int) -> None:
+    """Raise BadInput for a unit that is neither macs nor ms, and for a batch of no rows."""
+    if batch < 1:
+        raise BadInput(f"the batch is {batch} rows, expected at least 1")
     if unit not in UNITS:
         raise BadInput(f"the unit is {unit!r}, expected 'macs' or 'ms'")

@@ -48,11 +48,12 @@ def record(
     place = network.device()
     steps = network.chain.walk(network.chain.gates)
     parts: Sequence[Part] = find_file("engines", engine).open(network, steps, place)
+    batches = source.batches(batch_size)
     total = None if source.length is None else -(-source.length // batch_size)
     columns = _Columns(network, keep)
     costs: dict[str, Array] = {}
     first: Array | None = None
-    for batch in track(source.batches(batch_size), what="recording", total=total, show=progress):
+    for batch in track(batches, what="recording", total=total, show=progress):
         x = as_input(batch.x, place)
         if first is None:
             first = np.asarray(batch.x)

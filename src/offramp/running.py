@@ -15,7 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadData, BadInput, Mismatch, OpenAgain
+from offramp.errors import BadData, BadInput, BadNetwork, Mismatch, OpenAgain
 from offramp.find import find_file
 from offramp.measuring import Percentile, percentiles
 from offramp.network import INPUT, LOGITS, SCORE, Network, Part, State, as_input
@@ -31,7 +31,7 @@ class Answers:
     """What a Runner gives, in the order of x.
 
     logits [B, C]; exit [B] int64, an index into `exits`; why [B] int64, an index into trace.WHY (gate, end, deepest,
-    deadline); flagged [B] bool: a score or an answer of this row was not finite.
+    deadline); flagged [B] bool: a score of this row was NaN, or an answer not finite.
     """
 
     logits: Tensor
@@ -112,9 +112,10 @@ class Runner:
         state: State = {INPUT: self._batch(x)}
         for place, part in enumerate(self._every):
             with torch.inference_mode():
-                self._call(part, state)
                 result = _Result(len(state[INPUT]), self.device, self.chain.exits, self._classes)
-                result.put(None, state[part.step.name + LOGITS], place, END)
+                if result.count:
+                    self._call(part, state)
+                    result.put(None, state[part.step.name + LOGITS], place, END)
             yield result.answers()
 
     def _batch(self, x: Any) -> Tensor:
@@ -203,6 +204,11 @@ class _Result:
             self.logits = logits.new_empty(self.count, logits.shape[1])
             self.exit = torch.empty(self.count, dtype=torch.int64, device=self.device)
             self.why = torch.empty(self.count, dtype=torch.int64, device=self.device)
+        if self.logits.shape[1] != logits.shape[1]:
+            raise BadNetwork(
+                f"exit {self.exits[place]!r} answers with {logits.shape[1]} classes, an earlier one with "
+                f"{self.logits.shape[1]}, expected one number; check the rungs"
+            )
         self.logits.index_copy_(0, rows, logits)
         self.exit.index_fill_(0, rows, place)
         self.why.index_fill_(0, rows, why)
@@ -255,6 +261,9 @@ def open(
     if device is not None and torch.device(device).type != place.type:
         raise BadInput(f"the network is on {place}, asked for was {device}; call net.to({str(device)!r}) first")
     steps = plan.steps(network.chain)
+    for gate, values in plan.thresholds.items():
+        if len(values) != 1:
+            raise BadInput(f"gate {gate!r} has {len(values)} thresholds, expected one: its rows leave or go on")
     _check_origin(network, plan, engine)
     opener = find_file("engines", engine).open
     parts: Sequence[Part] = opener(network, steps, place)

@@ -9,10 +9,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from offramp.chain import Chain
-from offramp.errors import BadFile, BadInput
+from offramp.errors import BadFile, BadInput, OfframpError
 from offramp.factories import make_gate, model_from_file
 from offramp.files import digest_file, read_json, read_tensors, replacing_folder, write_json, write_tensors
-from offramp.find import find
+from offramp.find import shelved
 from offramp.network import Exit, Gate, Network, Rung
 
 SCHEMA = 1
@@ -53,10 +53,12 @@ def load(
         )
     try:
         network = _build(body, _given(model, body), gates or {})
-    except (KeyError, TypeError, AttributeError) as problem:
+    except OfframpError:
+        raise
+    except Exception as problem:  # plain data of any kind reaches the constructors of our shelves
         raise BadFile(f"{place / 'network.json'} is no complete network ({problem!r}); save it again") from problem
     _fill(network, tensors, weights)
-    if network.fingerprint() != body["fingerprint"]:
+    if network.fingerprint() != body.get("fingerprint"):
         raise BadInput(f"a front or gate given for {place} differs from the one that was saved; give the same again")
     return network.eval()
 
@@ -93,15 +95,13 @@ def _front(config: Mapping[str, Any], rung: str) -> nn.Module:
             f"the front of rung {rung!r} is {config['name']!r}, and a file may not name code to run; give it again: "
             f"load(folder, model={{{rung!r}: (model, front)}})"
         )
-    front: nn.Module = find("layers", "Front")(**{key: value for key, value in config.items() if key != "name"})
+    front: nn.Module = shelved("layers", "Front")(**{key: value for key, value in config.items() if key != "name"})
     return front
 
 
 def _exit(config: Mapping[str, Any]) -> Exit:
     arguments = {key: value for key, value in config.items() if key != "name"}
-    if ":" in config["name"]:
-        raise BadFile(f"the exit is {config['name']!r}, and a file may not name code to run")
-    made: Exit = find("exits", config["name"])(**arguments)
+    made: Exit = shelved("exits", config["name"])(**arguments)
     return made
 
 

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from offramp.chain import Chain
-from offramp.errors import BadData, BadFile, Mismatch
+from offramp.errors import BadData, BadFile, BadInput, Mismatch
 from offramp.evaluation import Evaluation, Measured, worst_class
 from offramp.files import from_document, read_arrays, to_document, write_arrays
 from offramp.guarantees.bounds import interval
@@ -69,6 +69,11 @@ class Trace:
     header: Header
 
     def __post_init__(self) -> None:
+        needed = ["row", "digest", *(f"answer/{name}" for name in self.chain.exits)]
+        missing = [name for name in needed if name not in self.columns]
+        missing += [f"score/{name}" for name in self.chain.gates if not self._routes(name)]
+        if missing:
+            raise BadData(f"the trace has no column {', '.join(missing)}; record again")
         n = len(self.columns["row"])
         for name, column in self.columns.items():
             if not name.startswith("cost/") and len(column) != n:
@@ -87,8 +92,9 @@ class Trace:
             return column[rows] if per_row else column
 
         columns = {name: of(name, column) for name, column in self.columns.items()}
-        mark = hashlib.sha256(columns["digest"].tobytes()).hexdigest()[:16]
-        which = f"[{_text(rows.start)}:{_text(rows.stop)}]" if isinstance(rows, slice) else f" ({len(rows):,} rows)"
+        mark_of = columns["digest"]
+        mark = hashlib.sha256(mark_of.tobytes()).hexdigest()[:16]
+        which = _text(rows) if isinstance(rows, slice) else f" ({len(mark_of):,} rows)"
         return Trace(columns, replace(self.header, data=self.header.data + which, data_fingerprint=mark))
 
     @property
@@ -130,7 +136,7 @@ class Trace:
     def check(self, plan: Plan) -> None:
         """Raise Mismatch when the plan belongs to another network, engine or precision."""
         mine, its = self.header.origin, plan.origin
-        if its is not None and (its.network, its.engine, its.precision) != (mine.network, mine.engine, mine.precision):
+        if its is not None and its.key != mine.key:
             raise Mismatch(
                 f"the plan is for network {its.network} ({its.engine}, {its.precision}), the trace of network "
                 f"{mine.network} ({mine.engine}, {mine.precision}); record this network, and calibrate again"
@@ -228,10 +234,11 @@ class Trace:
 
     def _in_band(self, plan: Plan, exits: Array) -> float:
         near = np.zeros(len(self), bool)
-        for gate in plan.open_gates():
-            thresholds = np.array(plan.thresholds[gate])
-            close = np.abs(self._scores_at(gate, len(thresholds)).astype(float) - thresholds) <= BAND
-            near |= close.any(1) & (exits >= self.chain.place(gate))
+        for step in plan.steps(self.chain):
+            if step.gate:
+                thresholds = np.array(plan.thresholds[step.name])
+                close = np.abs(self._scores_at(step.name, len(thresholds)).astype(float) - thresholds) <= BAND
+                near |= close.any(1) & (exits >= self.chain.place(step.name))
         return float(near.mean()) if len(self) else 0.0
 
     def _accuracies(self, done: Replay, against: str) -> dict[str, Any]:
@@ -249,9 +256,17 @@ class Trace:
 
     def _scores_at(self, gate: str, routes: int) -> Array:
         """Scores [N, K-1] of a gate."""
-        if routes == 1:
-            return np.asarray(self.columns[f"score/{gate}"])[:, None]
-        return np.column_stack([self.columns[f"score/{gate}@{route}"] for route in range(routes)])
+        names = self._routes(gate)
+        if len(names) != routes:
+            raise BadInput(f"gate {gate!r} has {routes} thresholds, expected {len(names)}, one per score")
+        return np.column_stack([self.columns[name] for name in names])
+
+    def _routes(self, gate: str) -> list[str]:
+        """Names of the score columns of a gate: one, or one per route."""
+        if f"score/{gate}" in self.columns:
+            return [f"score/{gate}"]
+        names = [name for name in self.columns if name.startswith(f"score/{gate}@")]
+        return sorted(names, key=lambda name: int(name.rpartition("@")[2]))
 
     def save(self, path: str | Path) -> None:
         """Write `trace.npz`, atomically, without pickles."""
@@ -276,12 +291,13 @@ class Trace:
                 "class_names": None if names is None else tuple(names),
             }
             return Trace(columns, Header(**header))
-        except (KeyError, TypeError, ValueError, IndexError) as problem:
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
             raise BadFile(f"{path} is no complete trace ({problem!r}); record again") from problem
 
 
-def _text(edge: int | None) -> str:
-    return "" if edge is None else str(edge)
+def _text(rows: slice) -> str:
+    edges = [rows.start, rows.stop, *([rows.step] if rows.step is not None else [])]
+    return "[" + ":".join("" if edge is None else str(edge) for edge in edges) + "]"
 
 
 def _digest(columns: Mapping[str, Array]) -> str:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
+from offramp.errors import BadData, BadInput, UnknownName
 from offramp.guarantees.bounds import (
     betting,
     binomial,
@@ -20,7 +21,6 @@ from offramp.guarantees.bounds import (
     smallest_level,
 )
 from offramp.guarantees.risks import Risk, find_risk
-from offramp.errors import BadData, BadInput, UnknownName
 
 GAP = {"low": -1.0, "high": 1.0}
 UNIT = {"low": 0.0, "high": 1.0}

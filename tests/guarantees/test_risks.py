@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from offramp.errors import BadData, BadInput, UnknownName
 from offramp.guarantees import risks
 from offramp.guarantees.risks import Risk, find_risk, losses_of
-from offramp.errors import BadData, BadInput, UnknownName
 
 ANSWERS = np.array([[1, 1, 1], [2, 1, 1], [1, 2, 2], [0, 3, 1]])
 LABELS = np.array([1, 1, 1, 2])

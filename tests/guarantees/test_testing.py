@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from offramp.errors import BadInput
 from offramp.guarantees.bounds import binomial, find_bound
 from offramp.guarantees.risks import find_risk
 from offramp.guarantees.testing import fixed_sequence, order_from, split_from
-from offramp.errors import BadInput
 
 
 @pytest.fixture(scope="module")

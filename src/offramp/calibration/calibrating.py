@@ -122,10 +122,7 @@ class _Test:
 
     def passed(self, trace: Trace, thresholds_PG: Array) -> Array:
         """The leading candidates that are safe, as thresholds; that none of its rows leaves is no plan to speak of."""
-        problem = self._problem(trace)
-        if not self._never_is_safe(trace):
-            shut = np.full((1, thresholds_PG.shape[1]), np.inf, np.float32)
-            thresholds_PG = np.concatenate([shut, thresholds_PG])
+        problem, thresholds_PG = self._problem(trace), self._sequence(trace, thresholds_PG)
         count = 0
         for start in range(0, len(thresholds_PG), CHUNK):
             chunk = thresholds_PG[start : start + CHUNK]
@@ -143,15 +140,23 @@ class _Test:
         return chosen
 
     def smallest(self, trace: Trace, thresholds_PG: Array) -> float | None:
-        """The smallest level that some candidate would pass, found by looking; None where none saves anything."""
-        thresholds_PG = thresholds_PG[self._saves(trace, thresholds_PG)]
-        if not len(thresholds_PG):
+        """The smallest level at which a plan would pass, and all before it; None where no plan saves anything."""
+        thresholds_PG = self._sequence(trace, thresholds_PG)
+        saves = self._saves(trace, thresholds_PG)
+        if not saves.any():
             return None
         problem, order = self._problem(trace), order_from(trace.header.data_fingerprint, len(trace))
-        some = thresholds_PG[np.unique(np.linspace(0, len(thresholds_PG) - 1, 33).astype(int))]
-        losses = worst_losses(problem.scores_NG, problem.losses_NE, some)
+        some = np.union1d(np.argmax(saves), np.linspace(0, len(saves) - 1, 33).astype(int))
+        losses = worst_losses(problem.scores_NG, problem.losses_NE, thresholds_PG[some])
         limits = {"low": self.risk.low, "high": self.risk.high}
-        return min(smallest_level(row, self.bound, self.delta, order=order, **limits) for row in losses)
+        levels = [smallest_level(row, self.bound, self.delta, order=order, **limits) for row in losses]
+        return float(np.maximum.accumulate(levels)[saves[some]].min())
+
+    def _sequence(self, trace: Trace, thresholds_PG: Array) -> Array:
+        """The candidates as they are tested: after the plan that never leaves, unless that one needs no test."""
+        if self._never_is_safe(trace):
+            return thresholds_PG
+        return np.concatenate([np.full((1, thresholds_PG.shape[1]), np.inf, np.float32), thresholds_PG])
 
     def _problem(self, trace: Trace) -> Problem:
         return problem_of(trace, self.risk, self.against, self.unit, self.batch, self.deepest)

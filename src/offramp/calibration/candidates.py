@@ -61,8 +61,7 @@ def trade_offs(problem: Problem, points: int) -> Array:
         problems.append(replace(problem, losses_NE=np.abs(problem.losses_NE)))
     found = [frontier(one, points=points, gap=2 * BAND).thresholds_PG for one in problems]
     thresholds: Array = np.unique(np.concatenate(found), axis=0)
-    leaves: Array = np.isfinite(thresholds).any(axis=1)
-    return thresholds[leaves]
+    return np.asarray(thresholds[np.isfinite(thresholds).any(axis=1)])
 
 
 def in_order(p_P: Array, cost_P: Array) -> Array:

@@ -14,9 +14,9 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from offramp.errors import BadData, BadInput, UnknownName
 from offramp.guarantees.risks import Risk
 from offramp.guarantees.testing import order_from
-from offramp.errors import BadData, BadInput, UnknownName
 
 FloatArray = npt.NDArray[np.float64]
 IndexArray = npt.NDArray[np.intp]

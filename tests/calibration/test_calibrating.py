@@ -1,0 +1,416 @@
+"""From a trace to a plan: what a promise is worth, what is refused, what a plan says about itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+import offramp as off
+from offramp.calibration.calibrating import calibrate
+from offramp.calibration.candidates import shared_path
+from offramp.calibration.search import exits_of
+from offramp.errors import BadData, BadInput, Mismatch, NoSafePlan, OverlappingRows, UnknownName
+from offramp.guarantees.risks import Risk, find_risk
+from offramp.plan import Origin, Plan
+from offramp.trace import Trace
+from small import ladder_of, rows_of, trace_of
+
+
+def with_columns(trace: Trace, **columns) -> Trace:
+    return Trace({**trace.columns, **{name.replace("_", "/", 1): c for name, c in columns.items()}}, trace.header)
+
+
+def drawn(trace: Trace, rows: int, seed: int) -> Trace:
+    return trace[np.random.default_rng(seed).integers(0, len(trace), rows)]
+
+
+def risk_of(trace: Trace, plan: Plan, risk: str) -> float:
+    return trace.evaluate(plan, risk=risk).risk.value
+
+
+@pytest.mark.parametrize(
+    ("risk", "at_most", "options"),
+    [
+        ("disagreement", 0.05, {}),
+        ("disagreement", 0.05, {"bound": "hoeffding_bentkus", "testing": "pareto"}),
+        ("error", 0.18, {"testing": "pareto"}),
+        ("accuracy_gap", 0.02, {}),
+        ("accuracy_gap", 0.02, {"testing": "pareto"}),
+    ],
+)
+def test_a_promise_is_kept_by_as_many_draws_as_it_says(risk, at_most, options):
+    population, draws, confidence = trace_of(20_000, seed=1), 40, 0.8
+    broken, made, saved = 0, 0, 0.0
+    for seed in range(draws):
+        sample = drawn(population, 600, seed)
+        try:
+            plan = calibrate(sample, risk=risk, at_most=at_most, confidence=confidence, **options)
+        except NoSafePlan:
+            continue
+        made += 1
+        broken += risk_of(population, plan, risk) > at_most
+        saved += 1 - plan.price.mean / plan.price.plain
+    assert broken <= stats.binom.ppf(0.9999, draws, 1 - confidence)
+    assert made > 0.7 * draws
+    assert saved > 0
+
+
+def test_without_a_test_the_promise_would_be_broken():
+    """The population of the test above is hard enough: a plan that keeps the level on its own rows breaks it often."""
+    population, broken = trace_of(20_000, seed=1), 0
+    path = np.repeat(shared_path()[shared_path() > 0][:, None], 2, axis=1)
+    losses = population.losses(find_risk("disagreement"))
+    exits = exits_of(population.scores, path)
+    losses_PN = np.take_along_axis(losses[None], exits[..., None], 2)[..., 0]
+    for seed in range(40):
+        rows = np.random.default_rng(seed).integers(0, 20_000, 600)
+        held = np.flatnonzero(losses_PN[:, rows].mean(1) <= 0.05)[-1]
+        broken += losses_PN[held].mean() > 0.05
+    assert broken > stats.binom.ppf(0.9999, 40, 0.2)
+
+
+@pytest.mark.parametrize("testing", ["path", "pareto"])
+def test_what_a_promise_says(trace, testing):
+    plan = calibrate(trace, risk="accuracy_gap", at_most=0.03, confidence=0.9, testing=testing)
+    promise = plan.promise
+    assert (promise.risk, promise.at_most, promise.confidence) == ("accuracy_gap", 0.03, 0.9)
+    assert (promise.against, promise.bound, promise.testing) == ("large", "betting", testing)
+    assert promise.rows + promise.searched == len(trace)
+    assert (promise.searched > 0) == (testing == "pareto")
+    assert plan.origin == trace.header.origin
+    assert plan.chain == trace.chain
+    assert plan.rows.fingerprint == trace.header.data_fingerprint
+    for said in ("accuracy_gap", "large", "0.03", "90%", f"{promise.rows:,} rows", "betting", "made-up"):
+        assert said in str(plan), said
+
+
+def test_the_default_is_disagreement_by_the_exact_bound(trace):
+    promise = calibrate(trace, at_most=0.05).promise
+    assert (promise.risk, promise.bound, promise.confidence) == ("disagreement", "binomial", 0.95)
+
+
+@pytest.mark.parametrize("testing", ["path", "pareto"])
+def test_thresholds_are_float32_and_stand_between_scores(trace, testing):
+    plan = calibrate(trace, at_most=0.05, testing=testing)
+    for gate, (t,) in plan.thresholds.items():
+        assert t == float(np.float32(t))
+        assert t not in trace.columns[f"score/{gate}"]
+    assert plan.open_gates()
+    assert (trace.replay(plan).exit < 2).any()
+
+
+def test_a_path_fixed_beforehand_does_not_look_at_the_rows(trace):
+    for rows in (trace, trace_of(600, seed=8), trace_of(600, seed=9)):
+        plan = calibrate(rows, at_most=0.06)
+        (t,) = {t for (t,) in plan.thresholds.values()}
+        assert np.float32(t) in shared_path()
+
+
+@pytest.mark.parametrize("level", [0.05, 0.06, 0.1])
+def test_a_threshold_is_never_a_score(trace, level):
+    """Not even where scores are points of the path: the one that would be chosen is made a score."""
+    (t, *_), *_ = calibrate(trace, at_most=level).thresholds.values()
+    score = trace.columns["score/middle"].copy()
+    score[np.argmin(np.abs(score - t))] = t
+    on_path = with_columns(trace, score_middle=score)
+    for gate, (other,) in calibrate(on_path, at_most=level).thresholds.items():
+        assert other not in on_path.columns[f"score/{gate}"]
+    assert t in on_path.columns["score/middle"]
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 7, 50])
+def test_the_walk_ends_at_the_first_plan_that_fails(chunk, monkeypatch):
+    """The surest rows are made worse, and the many others better: all may leave, but the way there is not safe."""
+    trace = trace_of(400, skill=(0.5, 0.9), macs=(1.0, 8.0))
+    surest, wrong = np.arange(400) < 40, (trace.labels + 1) % 5
+    sunk = with_columns(
+        trace,
+        score_small=np.where(surest, 9 + np.arange(400) / 400, 1 + np.arange(400) / 400).astype(np.float32),
+        answer_small=np.where(surest, wrong, trace.labels),
+        answer_middle=np.where(surest, trace.labels, wrong),
+    )
+    asked = {"risk": "accuracy_gap", "at_most": 0.05}
+    assert risk_of(sunk, Plan.by_hand({"small": 0.5}), "accuracy_gap") == pytest.approx(-0.8)
+    monkeypatch.setattr("offramp.calibration.calibrating.CHUNK", chunk)
+    try:
+        found = calibrate(sunk, **asked)
+    except NoSafePlan:
+        found = Plan.by_hand({})
+    assert risk_of(sunk, found, "accuracy_gap") >= 0  # it let none of the many leave, behind the unsafe stretch
+    assert calibrate(with_columns(sunk, answer_small=trace.labels), **asked).open_gates()
+
+
+@pytest.mark.parametrize("options", [{}, {"testing": "pareto"}, {"risk": "accuracy_gap"}])
+def test_same_data_same_plan(trace, options):
+    plans = [calibrate(trace_of(600), at_most=0.05, **options) for _ in range(2)]
+    assert plans[0] == plans[1]
+    assert plans[0].to_json() == plans[1].to_json()
+
+
+def test_a_larger_level_is_never_dearer(trace):
+    prices = [calibrate(trace, at_most=level).price.mean for level in (0.03, 0.05, 0.1, 0.2, 0.5)]
+    assert prices == sorted(prices, reverse=True)
+    assert prices[0] > prices[-1]
+
+
+@pytest.mark.parametrize("testing", ["path", "pareto"])
+def test_a_certified_plan_keeps_the_level_on_the_rows_that_tested_it(trace, testing):
+    for risk, level in (("disagreement", 0.04), ("error", 0.19), ("accuracy_gap", 0.04)):
+        plan = calibrate(trace, risk=risk, at_most=level, testing=testing)
+        if testing == "path":
+            assert risk_of(trace, plan, risk) <= level
+
+
+def test_losses_between_whole_numbers_count():
+    """A declared loss of one half is one half."""
+
+    def half(answers, labels, reference):
+        return 0.5 * (answers != answers[:, [reference]])
+
+    risk = Risk("half", 0.0, 1.0, False, True, half, values=(0.0, 0.5))
+    trace = trace_of(600)
+    plan = calibrate(trace, risk=risk, at_most=0.05)
+    assert trace.evaluate(plan, risk=risk).risk.value <= 0.05
+
+
+def test_a_risk_of_the_users_own_reads_outputs(trace):
+    def farther(outputs, labels, reference):
+        return np.clip(np.abs(outputs - outputs[:, [reference]]).max(-1) / 10, 0, 1)
+
+    risk = Risk("farther", 0.0, 1.0, False, True, farther, reads="outputs")
+    plan = calibrate(trace, risk=risk, at_most=0.15)
+    assert plan.promise.bound == "betting"
+    assert trace.evaluate(plan, risk=risk).risk.value <= 0.15
+
+
+def agreeing(rows: int) -> Trace:
+    """A trace whose exits always answer alike."""
+    trace = trace_of(rows)
+    return with_columns(trace, answer_small=trace.columns["answer/large"], answer_middle=trace.columns["answer/large"])
+
+
+def test_299_rows_certify_one_percent_and_298_do_not():
+    assert calibrate(agreeing(299), at_most=0.01).price.mean < 0.3 * calibrate(agreeing(299), at_most=0.01).price.plain
+    with pytest.raises(NoSafePlan, match="299 rows") as caught:
+        calibrate(agreeing(298), at_most=0.01)
+    assert 0.01 < caught.value.smallest_level < 0.0101
+
+
+def test_no_safe_plan_carries_what_is_in_sight(trace):
+    with pytest.raises(NoSafePlan, match="in sight") as caught:
+        calibrate(trace, at_most=0.0001)
+    never, level = caught.value.never, caught.value.smallest_level
+    assert not never.open_gates()
+    assert never.promise is None
+    assert (trace.replay(never).exit == 2).all()
+    assert f"{level:.4g}" in str(caught.value)
+    assert calibrate(trace, at_most=level + 1e-6).open_gates()
+    with pytest.raises(NoSafePlan):
+        calibrate(trace, at_most=level - 1e-3)
+
+
+def test_a_level_in_sight_lets_rows_leave():
+    """Exits that never agree have no small level, though the plan that lets nothing leave would have one."""
+    trace = trace_of(600)
+    other = (trace.columns["answer/large"] + 1) % 5
+    with pytest.raises(NoSafePlan) as caught:
+        calibrate(with_columns(trace, answer_small=other, answer_middle=other), at_most=0.002)
+    leaving = calibrate(
+        with_columns(trace, answer_small=other, answer_middle=other), at_most=caught.value.smallest_level + 1e-6
+    )
+    assert (trace.replay(leaving).exit < 2).any()
+
+
+def test_nothing_is_in_sight_where_no_score_lets_a_row_leave():
+    trace = trace_of(400)
+    nothing = np.full(400, np.nan, np.float32)
+    with pytest.raises(NoSafePlan) as caught:
+        calibrate(with_columns(trace, score_small=nothing, score_middle=nothing), at_most=0.01)
+    assert caught.value.smallest_level is None
+
+
+def test_scores_that_are_not_finite():
+    trace = trace_of(600)
+    score = trace.columns["score/small"].copy()
+    score[:40], score[40:60], score[60:80] = np.nan, np.inf, -np.inf
+    trace = with_columns(trace, score_small=score)
+    for testing in ("path", "pareto"):
+        plan = calibrate(trace, at_most=0.06, testing=testing)
+        assert (trace.replay(plan).exit[:40] > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({}, BadInput, "exactly one"),
+        ({"at_most": 0.1, "budget": 0.5}, BadInput, "exactly one"),
+        ({"at_most": math.nan}, BadInput, "expected numbers"),
+        ({"at_most": 0.1, "confidence": 1.0}, BadInput, "between 0 and 1"),
+        ({"at_most": 0.1, "confidence": 0.0}, BadInput, "between 0 and 1"),
+        ({"at_most": 0.1, "testing": "paths"}, BadInput, "path, pareto"),
+        ({"at_most": 0.1, "risk": "accuracy_gap", "bound": "binomial"}, BadInput, "not only 0 and 1"),
+        ({"at_most": 0.1, "bound": "beting"}, UnknownName, "betting"),
+        ({"at_most": 0.1, "risk": "accuracy"}, UnknownName, "accuracy_gap"),
+        ({"at_most": 0.1, "against": "largest"}, UnknownName, "large"),
+        ({"at_most": 0.1, "deepest": "larg"}, UnknownName, "large"),
+        ({"at_most": 0.1, "unit": "seconds"}, BadInput, "macs"),
+        ({"at_most": 0.1, "unit": "ms"}, BadInput, "not measured"),
+        ({"at_most": 0.1, "batch": 0}, BadInput, "batch"),
+        ({"budget": 0.01}, BadInput, "budget"),
+        ({"budget": math.nan}, BadInput, "budget"),
+    ],
+)
+def test_what_is_refused(trace, options, error, says):
+    with pytest.raises(error, match=says):
+        calibrate(trace, **options)
+
+
+@pytest.mark.parametrize("risk", ["accuracy_gap", "error"])
+def test_labels_are_needed_for_what_compares_with_them(risk):
+    with pytest.raises(BadInput, match="labels"):
+        calibrate(trace_of(500, labelled=False), risk=risk, at_most=0.1)
+    assert calibrate(trace_of(500, labelled=False), at_most=0.1).promise.risk == "disagreement"
+
+
+def test_logits_are_needed_for_a_risk_that_reads_them(trace):
+    risk = Risk("any", 0.0, 1.0, False, True, lambda o, y, r: np.zeros(o.shape[:2]), reads="outputs")
+    bare = Trace({name: c for name, c in trace.columns.items() if not name.startswith("logits/")}, trace.header)
+    with pytest.raises(BadData, match="keep='logits'"):
+        calibrate(bare, risk=risk, at_most=0.1)
+
+
+def test_an_exit_that_was_never_taught_is_refused(trace):
+    with pytest.raises(BadInput, match="taught"):
+        calibrate(Trace(trace.columns, dataclasses.replace(trace.header, taught=False)), at_most=0.1)
+
+
+def test_search_rows_of_their_own(trace):
+    search, rest = trace[:250], trace[250:]
+    plan = calibrate(rest, at_most=0.06, search=search)
+    assert (plan.promise.rows, plan.promise.searched) == (350, 250)
+    with pytest.raises(OverlappingRows, match=r"50 of the 350"):
+        calibrate(rest, at_most=0.06, search=trace[:300])
+    for part in (search, rest):
+        with pytest.raises(OverlappingRows):
+            plan.rows.refuse_overlap(part.columns["digest"], "test")
+
+
+def test_search_rows_of_another_network_are_refused(trace):
+    other = dataclasses.replace(trace.header, origin=Origin("another", "torch", "float32"))
+    with pytest.raises(Mismatch, match="another"):
+        calibrate(trace[250:], at_most=0.06, search=Trace(trace[:250].columns, other))
+
+
+@pytest.mark.parametrize("budget", [0.4, 0.6, 0.9])
+def test_a_budget_is_kept_and_promises_nothing(trace, budget):
+    plan = calibrate(trace, budget=budget)
+    assert plan.promise is None
+    assert "no promise" in str(plan)
+    assert "budget" in str(plan)
+    assert plan.price.mean <= budget * plan.price.plain * (1 + 1e-9)
+    shared = [Plan(thresholds={"small": (float(t),), "middle": (float(t),)}) for t in shared_path()[::16]]
+    within = [one for one in shared if trace.price(one).mean <= budget * plan.price.plain]
+    assert risk_of(trace, plan, "error") <= min(risk_of(trace, one, "error") for one in within) + 1e-9
+
+
+def test_a_budget_without_labels_loses_little_agreement():
+    trace = trace_of(600, labelled=False)
+    assert risk_of(trace, calibrate(trace, budget=0.6), "disagreement") < 0.2
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda plan: dataclasses.replace(plan, thresholds={"small": (0.1,), "middle": (0.1,)}),
+        lambda plan: dataclasses.replace(plan, deepest="middle"),
+        lambda plan: dataclasses.replace(plan, origin=Origin("another", "torch", "float32")),
+        lambda plan: dataclasses.replace(plan, origin=None),
+        lambda plan: plan.changed(thresholds={"small": (0.1,)}),
+        lambda plan: plan.changed(deepest="small"),
+    ],
+)
+def test_a_changed_plan_has_no_promise_and_says_so(trace, change):
+    plan = calibrate(trace, at_most=0.05)
+    other = change(plan)
+    assert plan.promise is not None
+    assert other.promise is None
+    assert other.price is None
+    assert "no promise: changed" in str(other)
+    assert "budget" not in str(other)
+    assert Plan.from_json(other.to_json()) == other
+
+
+def test_a_copy_keeps_its_promise(trace):
+    plan = calibrate(trace, at_most=0.05)
+    assert dataclasses.replace(plan).promise == plan.promise
+    assert Plan.from_json(plan.to_json()).promise == plan.promise
+
+
+def test_deepest_caps_the_worst_case(trace):
+    plan = calibrate(trace, at_most=0.25, deepest="middle")
+    assert plan.deepest == "middle"
+    assert plan.thresholds["middle"] == (math.inf,)
+    assert trace.replay(plan).exit.max() == 1
+    assert plan.price.worst == 3.0
+    assert plan.promise is not None
+    assert risk_of(trace, plan, "disagreement") <= 0.25
+    assert trace.evaluate(plan).risk.against == "large"
+
+
+def test_deepest_alone_may_be_what_is_promised(trace):
+    """Where no gate is left, or none may open, answering everything at `deepest` is a plan if it is safe."""
+    plan = calibrate(trace, at_most=0.5, deepest="small")
+    assert plan.promise is not None
+    assert trace.replay(plan).exit.max() == 0
+    with pytest.raises(NoSafePlan):
+        calibrate(trace, at_most=0.01, deepest="small")
+
+
+def test_deepest_at_the_end_changes_nothing(trace):
+    assert calibrate(trace, at_most=0.05, deepest="large").thresholds == calibrate(trace, at_most=0.05).thresholds
+
+
+def test_against_another_exit(trace):
+    plan = calibrate(trace, at_most=0.3, against="middle")
+    assert plan.promise.against == "middle"
+    assert plan.price.plain == 2.0
+    with pytest.raises(NoSafePlan) as caught:  # never leaving comes first, and is not safe against the middle exit
+        calibrate(trace, at_most=0.2, against="middle")
+    assert 0.2 < caught.value.smallest_level < 0.3
+    assert calibrate(trace, at_most=caught.value.smallest_level + 1e-6, against="middle").promise
+
+
+def test_a_mean_is_promised_against_the_plain_backbone():
+    net = ladder_of(3, answer="mean", seed=3)
+    trace = off.record(net, rows_of(500).numpy(), timed=False)
+    plain = net.backbone["large"](rows_of(500)).argmax(1).numpy()
+    assert (trace.columns["answer/backbone"] == plain).all()
+    assert (trace.columns["answer/large"] != plain).any()
+    never = Plan.never_leave(trace.chain)
+    differing = trace.evaluate(never, against="backbone").risk.value
+    assert differing == pytest.approx((trace.columns["answer/large"] != plain).mean())
+    with pytest.raises(NoSafePlan):
+        calibrate(trace, at_most=differing / 2, against="backbone")
+    plan = calibrate(trace, at_most=0.9, against="backbone")
+    assert plan.promise.against == "backbone"
+    assert plan.price.plain == trace.columns["cost/segment/large"][0]
+
+
+def test_rows_are_charged_only_for_what_runs(trace):
+    """A plan that closes the middle rung is priced without it."""
+    plan = calibrate(trace, budget=0.999, risk="disagreement")
+    spent = sum(
+        {"small": 1.0, "middle": 2.0, "large": 8.0}[step.name]
+        * (trace.replay(plan).exit >= trace.chain.place(step.name)).mean()
+        for step in plan.steps(trace.chain)
+    )
+    assert plan.price.mean == pytest.approx(spent)
+
+
+def test_no_rows(trace):
+    with pytest.raises(BadInput):
+        calibrate(trace[:0], at_most=0.1)

@@ -1,0 +1,63 @@
+"""`--data DIR`, the count of skipped tests on the last line, and the small things that many tests share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+from offramp.network import Network
+from offramp.trace import Trace
+from small import ladder_of, trace_of
+
+torch.set_num_threads(1)
+settings.register_profile("steady", derandomize=True, deadline=None)
+settings.load_profile("steady")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--data",
+        metavar="DIR",
+        help="a folder with cifar10/*.parquet, mnist/ and weights/cifar10_resnet{20,32,56}.safetensors",
+    )
+
+
+@pytest.fixture(scope="session")
+def data_dir(request: pytest.FixtureRequest) -> Path:
+    """The folder of `--data`; without it the test is skipped."""
+    given = request.config.getoption("--data")
+    if given is None:
+        pytest.skip("needs real data: pytest --data DIR")
+    place = Path(given).resolve()
+    if not (place / "cifar10").is_dir():
+        pytest.skip(f"{place} holds no cifar10/")
+    return place
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    reporter = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and hasattr(reporter, "stats"):
+        skipped = len(reporter.stats.get("skipped", []))
+        reporter.write_line(f"skipped tests: {skipped}")
+
+
+@pytest.fixture
+def two() -> Network:
+    """A ladder of two rungs on rows [B, 4], three classes."""
+    return ladder_of(2)
+
+
+@pytest.fixture
+def three() -> Network:
+    """A ladder of three rungs on rows [B, 4], three classes."""
+    return ladder_of(3)
+
+
+@pytest.fixture
+def trace() -> Trace:
+    """A made-up labelled trace of 600 rows, three exits, five classes."""
+    return trace_of(600)

@@ -1,0 +1,65 @@
+"""Every exit on the shelf keeps the contract, and the kit notices those that do not."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from offramp import find
+from offramp.checks import check_exit, example_seen
+from offramp.errors import BadNetwork
+from offramp.exits.whole import Mean
+from offramp.network import Exit
+
+MADE = {"Mean": lambda: Mean("before", 2)}
+
+
+def rebuild(config):
+    return find.shelved("exits", config["name"])(**{key: value for key, value in config.items() if key != "name"})
+
+
+@pytest.mark.parametrize("name", find.names("exits"))
+def test_the_shelf(name):
+    exit_ = MADE[name]() if name in MADE else find.find("exits", name)()
+    check_exit(exit_, example_seen(reads=exit_.reads), rebuild)
+
+
+class Odd(Exit):
+    """An exit with one thing wrong."""
+
+    def __init__(self, rule):
+        super().__init__()
+        self.rule = rule
+
+    def forward(self, seen):
+        return self.rule(seen)
+
+    def config(self):
+        return {"name": "Odd"}
+
+
+@pytest.mark.parametrize(
+    ("rule", "error", "says"),
+    [
+        (lambda seen: seen.features[:, 0], BadNetwork, "expected logits"),
+        (lambda seen: seen.features[:, :1], BadNetwork, "two classes"),
+        (lambda seen: seen.features[:3], AssertionError, "shape"),
+        (lambda seen: seen.features.half(), AssertionError, "float32"),
+        (lambda seen: seen.features.log(), AssertionError, "finite"),
+        (lambda seen: seen.features - seen.features.mean(0), AssertionError, "batch"),
+        (lambda seen: seen.features + torch.rand(1), AssertionError, "random"),
+        (lambda seen: seen.own + 1, TypeError, "NoneType"),
+    ],
+)
+def test_the_kit_notices(rule, error, says):
+    with pytest.raises(error, match=says):
+        check_exit(Odd(rule), example_seen())
+
+
+def test_a_batch_norm_in_training_mode_mixes_rows():
+    norm = nn.BatchNorm1d(5)
+    with pytest.raises(AssertionError):
+        check_exit(Odd(lambda seen: norm(seen.features)), example_seen())
+    norm.eval()
+    check_exit(Odd(lambda seen: norm(seen.features)), example_seen())

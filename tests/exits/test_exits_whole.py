@@ -1,0 +1,37 @@
+"""Exits of whole models: the own logits, and the mean of the rungs visited."""
+
+from __future__ import annotations
+
+import torch
+
+from offramp.exits.whole import Mean, Own
+from offramp.network import Seen
+
+
+def test_own_is_what_the_model_gave():
+    logits = torch.randn(3, 4)
+    assert Own()(Seen(logits, {})) is logits
+    assert Own().reads == ()
+    assert Own().config() == {"name": "Own"}
+
+
+def test_mean_over_three_rungs():
+    draw = torch.Generator().manual_seed(0)
+    rungs = [torch.randn(6, 5, generator=draw) * 3 for _ in range(3)]
+    exits = [Mean(None, 0), Mean("a", 1), Mean("b", 2)]
+    first = exits[0](Seen(rungs[0], {}))
+    second = exits[1](Seen(rungs[1], {"a": first}))
+    third = exits[2](Seen(rungs[2], {"b": second}))
+    chances = torch.stack(rungs).double().softmax(-1)
+    for place, got in enumerate((first, second, third)):
+        torch.testing.assert_close(got.double().exp(), chances[: place + 1].mean(0), atol=1e-6, rtol=1e-5)
+    assert [exit_.reads for exit_ in exits] == [(), ("a",), ("b",)]
+    assert exits[2].config() == {"name": "Mean", "before": "b", "visited": 2}
+
+
+def test_finite_logits_give_finite_means():
+    wide = torch.tensor([[500.0, 0.0, -500.0], [0.0, 0.0, 0.0]])
+    got = Mean("a", 1)(Seen(wide, {"a": Mean(None, 0)(Seen(-wide, {}))}))
+    assert got.isfinite().all()
+    torch.testing.assert_close(got.exp().sum(-1), torch.ones(2))
+    assert got.exp()[0].tolist() == [0.5, 0.0, 0.5]

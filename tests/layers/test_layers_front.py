@@ -1,0 +1,74 @@
+"""Fronts: cast, resize, normalise, refuse."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import nn
+
+from offramp.errors import BadData
+from offramp.layers.front import Front
+
+
+def images(*shape):
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+
+
+def test_the_formula():
+    x = images(2, 3, 4, 5)
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    got = Front(mean, std)(x)
+    for c in range(3):
+        torch.testing.assert_close(got[:, c], (x[:, c].float() / 255 - mean[c]) / std[c])
+    torch.testing.assert_close(Front(mean, std)(x.float()), got)
+    torch.testing.assert_close(Front(scale=16.0)(x), x.float() / 16)
+
+
+def test_one_mean_for_all_channels():
+    assert Front((0.5,), (0.5,))(images(2, 3, 4, 4)).shape == (2, 3, 4, 4)
+
+
+def test_resizing():
+    x = images(2, 1, 8, 6)
+    assert Front(size=(4, 3))(x).shape == (2, 1, 4, 3)
+    assert torch.equal(Front(size=(8, 6))(x), Front()(x))
+    flat = torch.full((1, 1, 8, 8), 100, dtype=torch.uint8)
+    torch.testing.assert_close(Front(size=(3, 5))(flat), torch.full((1, 1, 3, 5), 100 / 255))
+    want = nn.functional.interpolate(x.float(), (4, 3), mode="bilinear", antialias=True) / 255
+    torch.testing.assert_close(Front(size=(4, 3))(x), want)
+
+
+@pytest.mark.parametrize(
+    ("front", "shape", "says"),
+    [
+        (Front((0, 0, 0), (1, 1, 1)), (2, 1, 4, 4), r"expected \[B, 3, H, W\]"),
+        (Front(), (2, 4, 4), "expected"),
+        (Front(expects=(32, 32)), (2, 3, 32, 28), "images are 32x28, expected 32x32"),
+        (Front(expects=(4, 4), size=(8, 8)), (2, 3, 8, 8), "expected 4x4"),
+    ],
+)
+def test_what_is_refused(front, shape, says):
+    with pytest.raises(BadData, match=says):
+        front(images(*shape))
+
+
+def test_an_empty_batch():
+    assert Front((0, 0, 0), (1, 1, 1))(images(0, 3, 4, 4)).shape == (0, 3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "front", [Front(), Front((0.485, 0.456), (0.2, 0.1), size=(3, 4), expects=(5, 6)), Front(scale=1)]
+)
+def test_it_is_built_again_from_its_config(front):
+    plain = json.loads(json.dumps(front.config()))
+    again = Front(**{key: value for key, value in plain.items() if key != "name"})
+    assert json.dumps(again.config()) == json.dumps(front.config())
+    assert (torch.equal(again.mean, front.mean), torch.equal(again.std, front.std)) == (True, True)
+    assert (again.size, again.expects, again.scale) == (front.size, front.expects, front.scale)
+
+
+def test_its_constants_are_no_state():
+    assert Front().state_dict() == {}
+    assert Front().double()(images(1, 1, 2, 2)).dtype == torch.float64

@@ -1,0 +1,110 @@
+"""Models, fronts and gates from what the user typed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from offramp.errors import BadFile, BadInput, UnknownName
+from offramp.factories import front_of, load_weights, make_front, make_gate, make_model, model_from_file
+from offramp.gates.confidence import margin
+from offramp.gates.tempered import Tempered
+from offramp.layers.front import Front
+from offramp.models.cifar_resnet import CifarResNet
+from offramp.network import Scorer
+
+
+def small_model():
+    return nn.Linear(4, 3)
+
+
+def needs_arguments(width):
+    return nn.Linear(4, width)
+
+
+def no_model():
+    return 5
+
+
+HERE = __name__
+
+
+def test_a_model_of_ours_is_in_eval_mode():
+    model = make_model("offramp:resnet20")
+    assert isinstance(model, CifarResNet)
+    assert not model.training
+
+
+def test_a_model_of_the_user(tmp_path):
+    model = make_model(f"{HERE}:small_model")
+    torch.save(model.state_dict(), tmp_path / "w.pt")
+    again = make_model(f"{HERE}:small_model", tmp_path / "w.pt")
+    assert torch.equal(again.weight, model.weight)
+
+
+@pytest.mark.parametrize(
+    ("spec", "error", "says"),
+    [
+        ("offramp:resnet21", UnknownName, "resnet20"),
+        (f"offramp:{HERE}:small_model", UnknownName, "no model"),
+        ("resnet20", BadInput, "offramp:NAME"),
+        (f"{HERE}:nothing", BadInput, "cannot import"),
+        (f"{HERE}:needs_arguments", BadInput, "without arguments"),
+        (f"{HERE}:no_model", BadInput, "expected a torch.nn.Module"),
+    ],
+)
+def test_specs_that_are_refused(spec, error, says):
+    with pytest.raises(error, match=says):
+        make_model(spec)
+
+
+@pytest.mark.parametrize("spec", [None, f"{HERE}:small_model", f"offramp:{HERE}:small_model", "os:abort"])
+def test_a_name_in_a_file_runs_no_code_of_others(spec):
+    with pytest.raises(BadInput):
+        model_from_file(spec, "small")
+    assert isinstance(model_from_file("offramp:digits_small", "small"), nn.Module)
+
+
+def test_weights_that_do_not_fit_are_named(tmp_path):
+    torch.save({"weight": torch.zeros(3, 5), "extra": torch.zeros(1)}, tmp_path / "w.pt")
+    with pytest.raises(BadFile, match=r"1 missing .*bias.*1 not expected .*extra.*1 of another shape .*weight"):
+        load_weights(small_model(), tmp_path / "w.pt")
+
+
+def test_fronts():
+    assert make_front("none") is None
+    assert make_front("unit").config() == Front().config()
+    assert make_front("imagenet").config()["std"] == pytest.approx([0.229, 0.224, 0.225])
+    assert isinstance(make_front(f"{HERE}:small_model"), nn.Linear)
+    for wrong in ("units", f"{HERE}:no_model"):
+        with pytest.raises(BadInput):
+            make_front(wrong)
+    assert front_of("offramp:resnet20").config()["expects"] == (32, 32)
+    assert front_of(f"{HERE}:small_model") is None
+
+
+def test_gates():
+    named, own = make_gate("margin"), make_gate(margin)
+    assert named.config() == {"name": "margin"}
+    assert own.config() == {"name": "offramp.gates.confidence:margin"}
+    gate = Tempered(named, 2.0)
+    assert make_gate(gate) is gate
+    assert make_gate(gate.config()).config() == gate.config()
+    assert isinstance(make_gate(lambda logits: logits.amax(-1)), Scorer)
+
+
+@pytest.mark.parametrize(
+    ("gate", "error", "says"),
+    [
+        ("margn", UnknownName, "margin"),
+        ("Tempered", BadInput, "arguments"),
+        (5, BadInput, "expected a name"),
+        (None, BadInput, "expected a name"),
+        ({"name": f"{HERE}:small_model"}, BadInput, "gates="),
+        ({"name": "Tempered", "temperature": 2.0, "gate": {"name": "os:abort"}}, BadInput, "gates="),
+    ],
+)
+def test_gates_that_are_refused(gate, error, says):
+    with pytest.raises(error, match=says):
+        make_gate(gate)

@@ -1,0 +1,157 @@
+"""The five laws of docs/house.md, read from the sources."""
+
+from __future__ import annotations
+
+import ast
+import json
+import subprocess
+import sys
+
+import pytest
+
+import house
+import offramp
+
+MODULES = house.modules()
+
+
+def in_a_fresh_python(code: str) -> object:
+    """What a program prints as JSON, run by a new interpreter."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_law_1_imports_go_down_or_stay(module):
+    room = house.room(module)
+    assert room in house.FLOOR, f"give the room {room!r} a floor in tests/house.py"
+    floor = house.FLOOR[room]
+    for other in house.imports(MODULES[module]):
+        there = house.FLOOR[house.room(other)]
+        assert there <= floor, f"{module} [{floor}] imports {other} [{there}]"
+        assert there < 7 or room == house.room(other) or room == "cli", f"{module} imports {other}, on the top floor"
+
+
+def test_law_1_no_circle():
+    assert house.circle() is None
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if house.room(name) not in house.SHELVES])
+def test_law_1_the_spine_reaches_shelves_by_name(module):
+    shelved = {other for other in house.imports(MODULES[module]) if house.room(other) in house.SHELVES}
+    assert not shelved, f"{module} imports {shelved}; use offramp.find"
+
+
+def test_law_1_listing_a_shelf_imports_nothing():
+    code = """
+import json, sys
+from offramp import find
+names = {shelf: find.names(shelf) for shelf in ("exits", "gates", "layers", "models")}
+print(json.dumps([names, [name for name in sys.modules if name.split(".")[:1] == ["offramp"]], "torch" in sys.modules]))
+"""
+    names, loaded, torch = in_a_fresh_python(code)
+    assert "margin" in names["gates"]
+    assert sorted(loaded) == ["offramp", "offramp.errors", "offramp.find"]
+    assert not torch
+
+
+def test_law_2_no_torch():
+    names = [f"offramp.{name}" for name in MODULES if house.room(name) in house.NO_TORCH]
+    code = f"""
+import importlib, json, sys
+first = []
+for name in ["offramp", *{names}]:
+    importlib.import_module(name)
+    if "torch" in sys.modules:
+        first.append(name)
+        break
+print(json.dumps(first))
+"""
+    assert len(names) > 10
+    assert in_a_fresh_python(code) == []
+
+
+def test_law_2_the_face_loads_nothing():
+    code = """
+import json, sys
+import offramp
+print(json.dumps([name for name in sys.modules if name.startswith(("offramp.", "torch", "numpy"))]))
+"""
+    assert in_a_fresh_python(code) == []
+
+
+@pytest.mark.parametrize("submodules_first", [False, True])
+def test_law_3_names_on_the_face_stay_what_they_are(submodules_first):
+    names = [f"offramp.{name}" for name in MODULES if name not in ("", "__main__") and ".__main__" not in name]
+    code = f"""
+import importlib, json, offramp
+def submodules():
+    for name in {names}:
+        importlib.import_module(name)
+if {submodules_first}:
+    submodules()
+before = {{name: getattr(offramp, name) for name in offramp.__all__}}
+submodules()
+after = {{name: getattr(offramp, name) for name in offramp.__all__}}
+kinds = {{name: type(value).__name__ for name, value in after.items()}}
+print(json.dumps([[name for name in before if before[name] is not after[name]], kinds]))
+"""
+    changed, kinds = in_a_fresh_python(code)
+    assert changed == []
+    assert "module" not in kinds.values(), kinds
+
+
+def test_law_3_the_face_is_small():
+    assert len(offramp.__all__) <= 20
+    assert offramp.__all__ == sorted(offramp.__all__)
+    assert set(offramp.__all__) <= set(dir(offramp))
+    with pytest.raises(AttributeError, match="it has"):
+        _ = offramp.nothing
+
+
+def test_law_3_the_type_checker_sees_the_same_face():
+    tree = ast.parse((house.HOUSE / "__init__.py").read_text())
+    typed = {
+        alias.asname: f"{node.module}".removeprefix("offramp.")
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("offramp.")
+        for alias in node.names
+    }
+    assert typed == offramp._HOMES
+
+
+@pytest.mark.parametrize("module", ["running", "trace", "network", "recording", "engines.torch", "evaluation"])
+def test_law_4_choose_is_the_only_rule_that_runs(module):
+    tree = ast.parse(MODULES[module].read_text())
+    orders = (ast.Gt, ast.GtE, ast.Lt, ast.LtE)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Compare) and any(isinstance(op, orders) for op in node.ops):
+            text = ast.unparse(node)
+            assert "BAND" in text or not ("score" in text or "threshold" in text), f"{module}: {text}"
+    if module in ("running", "trace"):
+        assert any(isinstance(node, ast.Call) and ast.unparse(node.func) == "choose" for node in ast.walk(tree))
+
+
+def test_law_5_no_drawers():
+    assert not [file for folder in house.READ for file in (house.ROOT / folder).rglob("util*.py")]
+
+
+def test_law_5_nothing_is_too_large():
+    assert house.large_files(house.MOST_LINES) == []
+    assert house.large_functions(house.MOST_LENGTH) == []
+
+
+def test_law_5_what_is_large_is_listed(capsys):
+    assert house.main() == 0
+    assert f"files over {house.LINES} lines" in capsys.readouterr().out
+
+
+def test_no_path_of_this_machine():
+    """Nothing in the sources names a folder of the machine that it was written on."""
+    marks = ("/wo" + "rk/", "/ho" + "me/", "/Us" + "ers/")
+    for folder in house.READ:
+        for file in (house.ROOT / folder).rglob("*"):
+            if file.suffix in {".py", ".md", ".json", ".html", ".toml"}:
+                text = file.read_text(encoding="utf-8")
+                assert not [mark for mark in marks if mark in text], file

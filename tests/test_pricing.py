@@ -1,0 +1,109 @@
+"""What plans cost, against sums done by hand."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from offramp.chain import Chain, Node
+from offramp.errors import BadInput
+from offramp.pricing import Prices
+
+PLAIN = Chain((Node("a", "b"), Node("b", "c"), Node("c", None)))
+READING = Chain((Node("a", "b"), Node("b", "c"), Node("c", None, exit_reads=("b",))))
+TRUNK = Chain((Node("a", "b"), Node("b", "c", after="a"), Node("c", None, after="b")))
+PARTS = {
+    "segment/a": np.array([10.0, 1.0, 0.1]),
+    "segment/b": np.array([20.0, 2.0, 0.2]),
+    "segment/c": np.array([40.0, 4.0, 0.4]),
+    "exit/b": np.array([3.0, 0.0, 0.0]),
+    "gate/a": np.array([1.0, 0.5, 0.0]),
+    "gate/b": np.array([1.0, 0.5, 0.0]),
+}
+EXITS = np.array([0, 0, 1, 2])
+
+
+def mean(chain, gates, unit="macs", batch=1, deepest=None, exits=EXITS):
+    return Prices(chain, PARTS).mean(chain.walk(gates, deepest), exits, unit=unit, batch=batch)
+
+
+@pytest.mark.parametrize(
+    ("chain", "gates", "deepest", "exits", "want"),
+    [
+        (PLAIN, "ab", None, EXITS, 11 + 0.5 * 24 + 0.25 * 40),
+        (PLAIN, "a", None, [0, 0, 2, 2], 11 + 0.5 * 40),
+        (PLAIN, "", None, [2, 2], 40),
+        (PLAIN, "b", None, [1, 2], 24 + 0.5 * 40),
+        (PLAIN, "ab", "b", [0, 1], 11 + 0.5 * 23),
+        (READING, "a", None, [0, 2], 11 + 0.5 * 23 + 0.5 * 40),
+        (TRUNK, "", None, [2, 2], 70),
+        (TRUNK, "b", None, [1, 2], 10 + 24 + 0.5 * 40),
+    ],
+)
+def test_macs(chain, gates, deepest, exits, want):
+    assert mean(chain, gates, deepest=deepest, exits=np.array(exits)) == pytest.approx(want)
+
+
+def test_milliseconds_charge_a_call_when_anyone_arrives():
+    assert mean(PLAIN, "ab", "ms", 1) == pytest.approx(1.6 + 0.5 * 2.7 + 0.25 * 4.4)
+    calls = [1, 1 - 0.5**8, 1 - 0.75**8]
+    want = [1.5 * calls[0] / 8 + 0.1, 2.5 * calls[1] / 8 + 0.5 * 0.2, 4 * calls[2] / 8 + 0.25 * 0.4]
+    assert mean(PLAIN, "ab", "ms", 8) == pytest.approx(sum(want))
+
+
+def test_a_price_per_row():
+    parts = {**PARTS, "segment/b": np.array([[100.0, 0, 0], [200.0, 0, 0], [300.0, 0, 0], [400.0, 0, 0]])}
+    found = Prices(PLAIN, parts).mean(PLAIN.walk("ab"), EXITS, unit="macs", batch=1)
+    assert found == pytest.approx(11 + (304 + 404) / 4 + 0.25 * 40)
+
+
+@pytest.mark.parametrize(
+    ("chain", "gates", "deepest", "want"),
+    [
+        (PLAIN, "ab", None, [11, 35, 75]),
+        (PLAIN, "a", None, [11, 11, 51]),
+        (PLAIN, "", None, [0, 0, 40]),
+        (PLAIN, "ab", "b", [11, 34]),
+        (PLAIN, "", "a", [10]),
+        (TRUNK, "", None, [10, 30, 70]),
+        (READING, "", None, [0, 23, 63]),
+    ],
+)
+def test_to_exit(chain, gates, deepest, want):
+    assert Prices(chain, PARTS).to_exit(gates, deepest).tolist() == want
+
+
+def test_to_exit_and_mean_agree_in_macs():
+    prices = Prices(PLAIN, PARTS)
+    assert prices.to_exit("ab", None)[EXITS].mean() == pytest.approx(mean(PLAIN, "ab"))
+
+
+def test_to_exit_shares_a_call_among_the_batch():
+    assert Prices(PLAIN, PARTS).to_exit("ab", None, unit="ms", batch=10) == pytest.approx([0.25, 0.7, 1.5])
+
+
+@pytest.mark.parametrize(
+    ("chain", "reference", "want"), [(PLAIN, "c", 40), (PLAIN, "b", 23), (TRUNK, "c", 70), (TRUNK, "b", 33)]
+)
+def test_plain_is_one_network_without_gates(chain, reference, want):
+    assert Prices(chain, PARTS).plain(reference, unit="macs", batch=1) == want
+
+
+def test_what_was_not_measured_cannot_be_priced():
+    parts = {**PARTS, "segment/b": np.array([20.0, np.nan, np.nan])}
+    prices = Prices(PLAIN, parts)
+    assert prices.mean(PLAIN.walk("ab"), EXITS, unit="macs", batch=1) > 0
+    with pytest.raises(BadInput, match=r"segment/b.*not measured"):
+        prices.mean(PLAIN.walk("ab"), EXITS, unit="ms", batch=1)
+
+
+@pytest.mark.parametrize(("unit", "batch"), [("seconds", 1), ("macs", 0), ("ms", -3)])
+def test_units_and_batches_that_are_none(unit, batch):
+    prices = Prices(PLAIN, PARTS)
+    for ask in (
+        lambda: prices.plain("c", unit=unit, batch=batch),
+        lambda: prices.mean(PLAIN.walk(""), EXITS, unit=unit, batch=batch),
+        lambda: prices.to_exit("", None, unit=unit, batch=batch),
+    ):
+        with pytest.raises(BadInput):
+            ask()

@@ -1,0 +1,90 @@
+"""What a Watch notices, what it leaves alone, and that it keeps nothing alive."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import nn
+
+from offramp.errors import OpenAgain
+from offramp.watch import Watch
+from small import dense
+
+
+def model() -> nn.Module:
+    return nn.Sequential(dense(1), nn.BatchNorm1d(3), nn.Linear(3, 2, bias=False)).eval()
+
+
+def touch(module, name, call):
+    with torch.no_grad():
+        getattr(getattr(module, name), call)(2)
+
+
+CHANGES = {
+    "weight in place": lambda m: touch(m[2], "weight", "mul_"),
+    "buffer in place": lambda m: touch(m[1], "running_mean", "add_"),
+    "deep weight": lambda m: touch(m[0][0], "weight", "add_"),
+    "weight's data": lambda m: setattr(m[2].weight, "data", torch.zeros(2, 3)),
+    "new buffer": lambda m: setattr(m[1], "running_var", torch.ones(3)),
+    "new weight": lambda m: setattr(m[2], "weight", nn.Parameter(torch.ones(2, 3))),
+    "a bias where none was": lambda m: setattr(m[2], "bias", nn.Parameter(torch.ones(2))),
+    "no bias any more": lambda m: setattr(m[0][0], "bias", None),
+    "a deleted bias": lambda m: delattr(m[0][0], "bias"),
+    "new submodule": lambda m: m.__setitem__(1, nn.Identity().eval()),
+    "deep training": lambda m: m[0][0].train(),
+    "double": lambda m: m.double(),
+    "parametrized": lambda m: nn.utils.parametrizations.weight_norm(m[2]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_it_notices(change):
+    module = model()
+    watch = Watch([module])
+    watch.check()
+    CHANGES[change](module)
+    with pytest.raises(OpenAgain, match="open again"):
+        watch.check()
+
+
+def test_it_leaves_alone_what_changes_nothing():
+    module = model()
+    watch = Watch([module])
+    module(torch.zeros(5, 4))
+    module.to("cpu").float().eval()
+    module.state_dict()
+    [p.requires_grad_(False) for p in module.parameters()]
+    watch.check()
+
+
+def test_weights_made_in_inference_mode():
+    with torch.inference_mode():
+        module = model()
+    watch = Watch([module])
+    watch.check()
+    module[2].weight = nn.Parameter(torch.ones(2, 3))
+    with pytest.raises(OpenAgain):
+        watch.check()
+
+
+def test_shallow_it_looks_at_the_roots_alone():
+    module = model()
+    watch = Watch([module], deep=False)
+    touch(module[2], "weight", "mul_")
+    watch.check()
+    module[2] = nn.Identity().eval()
+    with pytest.raises(OpenAgain):
+        watch.check()
+
+
+def test_it_keeps_no_module_alive():
+    module = model()
+    watch = Watch([module], deep=False)
+    gone = weakref.ref(module)
+    del module
+    gc.collect()
+    assert gone() is None
+    watch.check()
