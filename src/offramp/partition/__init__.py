@@ -1,0 +1,20 @@
+"""The room that takes a model apart at module boundaries: pieces to run, the list of legal cuts, the check."""
+
+from offramp.partition.checking import self_check
+from offramp.partition.listing import CutPoint, cut_points
+from offramp.partition.pieces import Partition, Piece, partition
+from offramp.partition.stages import staged
+from offramp.partition.taps import inputs_of, listening, tapped
+
+__all__ = [
+    "CutPoint",
+    "Partition",
+    "Piece",
+    "cut_points",
+    "inputs_of",
+    "listening",
+    "partition",
+    "self_check",
+    "staged",
+    "tapped",
+]

@@ -1,0 +1,189 @@
+"""An exported graph with the places where chosen modules end, and what a cut at such a place must carry.
+
+B is the batch symbol of the graph.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from offramp.errors import BadNetwork
+
+WAY_OUT = "or give the model as explicit stages, one module after the other"
+ALIAS = torch.ops.aten.alias.default
+_SIZE = torch.ops.aten.sym_size.int
+_PREFIX = "model."
+
+
+@dataclass(frozen=True)
+class Tap:
+    """Where a module ended: its tensors by name, the place of the last of them in the graph, how often it ran."""
+
+    leaves: tuple[tuple[str, fx.Node], ...]
+    end: int
+    calls: int
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A model's graph, its inputs and outputs by name, and the taps, in order of execution.
+
+    A value is *constant* when no input reaches it and a *size* when it is an integer made of B: both are made again
+    wherever they are needed, so that neither is ever carried across a cut.
+    """
+
+    graph: fx.GraphModule
+    inputs: Mapping[str, fx.Node]
+    outputs: Mapping[str, fx.Node]
+    taps: Mapping[str, Tap]
+    batch: Any  # a sympy.Symbol
+
+    @cached_property
+    def place(self) -> dict[fx.Node, int]:
+        """The place of every node in the order of execution."""
+        return {node: place for place, node in enumerate(self.graph.graph.nodes)}
+
+    @cached_property
+    def writers(self) -> tuple[fx.Node, ...]:
+        """In-place operations on what comes from the inputs. Raises BadNetwork for one that writes to a buffer."""
+        moving = _reached(self.place, lambda node: node.op == "placeholder")
+        found = tuple(node for node in self.place if _in_place(node) and node in moving)
+        for node in found:
+            if (base := _written(node)[-1]).op == "get_attr":
+                raise BadNetwork(
+                    f"{described(node)} writes to the buffer {str(base.target).removeprefix(_PREFIX)!r} in every call, "
+                    f"expected a model without memory; change it, {WAY_OUT}"
+                )
+        return found
+
+    @cached_property
+    def constant(self) -> set[fx.Node]:
+        """Values that no input reaches, in their making or by being written to."""
+        written = {node for writer in self.writers for node in _written(writer)}
+        moving = _reached(self.place, lambda node: node.op in ("placeholder", "output") or node in written)
+        return self.place.keys() - moving
+
+    @cached_property
+    def path(self) -> set[fx.Node]:
+        """Everything that the outputs are made of."""
+        return self.behind([*self.outputs.values(), *self.writers])[0]
+
+    @cached_property
+    def fillers(self) -> dict[fx.Node, list[fx.Node]]:
+        """For every constant the in-place operations that fill it."""
+        found: dict[fx.Node, list[fx.Node]] = {}
+        for writer in filter(_in_place, self.constant):
+            for node in self.behind([writer], fill=False)[0]:
+                if node.op == "call_function":
+                    found.setdefault(node, []).append(writer)
+        return found
+
+    def behind(
+        self, ends: Iterable[fx.Node], *, after: int = -1, until: int | None = None, fill: bool = True
+    ) -> tuple[set[fx.Node], set[fx.Node]]:
+        """What must run for `ends`, and what must be given to that: inputs, and values from up to place `after`."""
+        inside, given, todo = set[fx.Node](), set[fx.Node](), list(ends)
+        while todo:
+            node = todo.pop()
+            if node.op == "placeholder" or (self.place[node] <= after and not self.again(node)):
+                given.add(node)
+            elif node not in inside:
+                inside.add(node)
+                todo += [] if self.times_batch(node) else node.all_input_nodes
+                fillers = self.fillers.get(node, ()) if fill else ()
+                todo += [filler for filler in fillers if until is None or self.place[filler] <= until]
+        return inside, given
+
+    def again(self, node: fx.Node) -> bool:
+        """Whether a value is made again where it is needed: a constant or a size."""
+        if node in self.constant or self.times_batch(node):
+            return True
+        sources = node.all_input_nodes
+        return _is_size(node) and node.target is not _SIZE and bool(sources) and all(map(self.again, sources))
+
+    def times_batch(self, node: fx.Node) -> int | None:
+        """k of a size k * B; None for everything else."""
+        if not _is_size(node):
+            return None
+        times = node.meta["val"].node.expr / self.batch
+        return int(times) if times.is_Integer and times > 0 else None
+
+    def seeds(self, after: int, until: int | None = None) -> list[fx.Node]:
+        """What runs after a place whether or not its value is asked for."""
+        return [
+            node for node in self.writers if after < self.place[node] and (until is None or self.place[node] <= until)
+        ]
+
+    def carried(self, end: int) -> list[fx.Node]:
+        """What a cut at this place carries on, inputs included, in the order of execution."""
+        given = self.behind([*self.outputs.values(), *self.seeds(end)], after=end)[1]
+        return sorted(given, key=self.place.__getitem__)
+
+    def obstacle(self, node: fx.Node) -> str | None:
+        """Why a value cannot be compacted, row by row; None when it can: [B, numbers]."""
+        value = node.meta.get("val")
+        if not isinstance(value, Tensor):
+            return f"carries {node.name!r}, which is no tensor but {self.written(value)}"
+        sizes = [size.node.expr if isinstance(size, torch.SymInt) else size for size in value.shape]
+        if sizes and sizes[0] == self.batch and all(isinstance(size, int) for size in sizes[1:]):
+            return None
+        shape = ", ".join(map(self.written, value.shape))
+        if not sizes or sizes[0] == self.batch:
+            return f"carries {node.name!r} of shape [{shape}], which {'depends on B again' if sizes else 'has no rows'}"
+        return (
+            f"carries {node.name!r} of shape [{shape}], whose first dimension is {self.written(value.shape[0])}, not B"
+        )
+
+    def written(self, size: object) -> str:
+        """A size with the batch symbol as B."""
+        return re.sub(rf"\b{self.batch}\b", "B", str(size))
+
+    def value(self, node: fx.Node) -> tuple[str, Any]:
+        """Name and value of a parameter, buffer or constant; the name is the model's own."""
+        target = str(node.target)
+        found: Any = self.graph
+        for step in target.split("."):
+            found = getattr(found, step)
+        plain = target.removeprefix(_PREFIX)
+        return (target if hasattr(fx.GraphModule, plain.split(".")[0]) else plain), found
+
+
+def described(node: fx.Node) -> str:
+    """An operation as the user can find it: its name, and the module that runs it."""
+    stack = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
+    inside = str(stack[-1]).removeprefix("model").removeprefix(".") if stack else ""
+    return f"the operation {node.target}" + (f" in {inside!r}" if inside else "")
+
+
+def _is_size(node: fx.Node) -> bool:
+    return isinstance(node.meta.get("val"), (torch.SymInt, torch.SymFloat, torch.SymBool))
+
+
+def _in_place(node: fx.Node) -> bool:
+    return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
+
+
+def _written(writer: fx.Node) -> list[fx.Node]:
+    """The tensor that an in-place operation writes to, and those of which it is a view, outwards."""
+    found, node = list[fx.Node](), writer
+    while isinstance(node.target, torch._ops.OpOverload) and node.target._schema.arguments:
+        source = node.args[0] if node.args else None
+        if node.target._schema.arguments[0].alias_info is None or not isinstance(source, fx.Node):
+            break
+        found.append(node := source)
+    return found or [writer]
+
+
+def _reached(nodes: Iterable[fx.Node], start: Callable[[fx.Node], bool]) -> set[fx.Node]:
+    found = set[fx.Node]()
+    for node in nodes:
+        if start(node) or any(source in found for source in node.all_input_nodes):
+            found.add(node)
+    return found
