@@ -252,4 +252,3 @@ def test_a_safetensors_file_of_another_name(tmp_path):
 def test_digest_file(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert digest_file(tmp_path / "a").startswith("ba7816bf8f01cfea")
-

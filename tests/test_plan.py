@@ -97,9 +97,7 @@ def test_a_plan_is_frozen():
 def promised(**fields) -> Plan:
     thresholds = {"a": (1.5,), "b": (math.inf,)}
     origin = Origin("cafe", "torch", "float32", Probe((2,), "<f4", 0, (((0.5, 1.0),), ((1.0, 2.0),), ((0.0, 3.0),))))
-    promise = Promise(
-        "error", 0.05, 0.95, "c", "binomial", "path", 400, 0, Plan.covers(thresholds, None, origin)
-    )
+    promise = Promise("error", 0.05, 0.95, "c", "binomial", "path", 400, 0, Plan.covers(thresholds, None, origin))
     values = {
         "thresholds": thresholds,
         "chain": CHAIN,
