@@ -15,10 +15,10 @@ HOUSE = ROOT / "src" / "offramp"
 READ = ("src", "tests", "benchmarks", "examples", "docs")
 
 FLOORS = [
-    ["errors", "files", "progress"],
-    ["find", "chain", "plan", "guarantees", "network", "evaluation", "pricing"],
+    ["errors", "files", "progress", "signature"],
+    ["find", "chain", "provenance", "plan", "guarantees", "inputs", "network", "evaluation", "pricing"],
     ["trace", "watch", "data", "engines", "exits", "gates", "layers", "models", "partition"],
-    ["measuring", "running", "calibration", "factories"],
+    ["answers", "measuring", "running", "calibration", "factories"],
     ["benching", "cutting", "recording", "storing"],
     ["reporting", "deploy", "demo"],
     ["", "cli", "checks", "__main__"],  # "" is the face, offramp/__init__.py

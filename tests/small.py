@@ -13,7 +13,7 @@ from offramp.chain import Chain, Node
 from offramp.cutting import ladder
 from offramp.data.rows import fingerprint_of
 from offramp.network import Network
-from offramp.plan import Origin
+from offramp.provenance import Origin
 from offramp.trace import Header, Trace
 
 NAMES = ("small", "middle", "large", "huge")

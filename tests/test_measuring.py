@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from offramp.measuring import Percentile, cost, interleaved, line, macs, percentiles, ratio, tiled
-from offramp.network import INPUT
+from offramp.signature import INPUT
 
 
 def test_macs_count_convolutions_and_products():
@@ -82,7 +82,7 @@ def test_percentiles_of_parts_never_fall_with_the_batch(three):
     from offramp.plan import Plan
 
     parts = off.open(three, Plan.by_hand({"small": 0.5}))._parts
-    found = percentiles(parts, torch.zeros(3, 4), repeats=2)
+    found = percentiles(parts, {"x": torch.zeros(3, 4)}, repeats=2)
     assert len(found) == len(parts)
     for each in found:
         assert each.sizes == (1, 4, 16, 64)

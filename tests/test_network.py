@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+import offramp as off
 from offramp.chain import Chain, Node
 from offramp.cutting import ladder
 from offramp.errors import BadData, BadNetwork
 from offramp.factories import make_gate
-from offramp.network import Network, Rung, Seen, answer, as_input, described, grade
+from offramp.inputs import as_input
+from offramp.network import Network, Rung, Seen, answer, described, grade
 from small import dense, ladder_of, rows_of
 
 
@@ -123,3 +125,33 @@ def test_gradients_reach_the_models():
     net.zero_grad()
     net(rows_of(3))[-1].logsumexp(-1).sum().backward()
     assert all(p.grad is not None for p in net.parameters())
+
+
+class Masked(nn.Module):
+    """Two inputs by name: the mean of what the mask leaves, then a linear rule."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.rule = nn.Linear(6, 3)
+
+    def forward(self, values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        return self.rule(values * mask)
+
+
+def test_several_inputs_go_all_the_way(tmp_path):
+    rng = np.random.default_rng(0)
+    x = {"values": rng.standard_normal((40, 6)).astype(np.float32), "mask": rng.integers(0, 2, (40, 6)).astype(bool)}
+    net = off.ladder({"small": Masked(0), "large": Masked(1)}).eval()
+    trace = off.record(net, x, timed=False, progress=False)
+    plan = off.calibrate(trace, budget=1.5)
+    plan.save(tmp_path / "plan.json")
+    plan = off.Plan.load(tmp_path / "plan.json")
+    answers, done = off.run(net, plan, x), trace.replay(plan)
+    assert answers.exit.tolist() == done.exit.tolist()
+    assert 0 < answers.exit.sum() < 40
+    assert answers.logits.argmax(1).tolist() == done.answer.tolist()
+    with pytest.raises(BadData, match="one and the same number of rows"):
+        off.run(net, plan, {"values": x["values"], "mask": x["mask"][:3]})
+    with pytest.raises(BadData, match="as recorded"):
+        off.run(net, plan, {"values": x["values"]})

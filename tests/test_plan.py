@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from offramp.chain import Chain, Node
 from offramp.errors import BadFile, BadInput, NewerSchema, OverlappingRows, UnknownName
 from offramp.files import from_document, to_document
-from offramp.plan import Origin, Plan, Price, Probe, Promise, SeenRows, choose
+from offramp.plan import Plan, Price, Promise, choose
+from offramp.provenance import Origin, Probe, SeenRows
+from offramp.signature import Input
 from small import trace_of
 
 CHAIN = Chain((Node("a", "b"), Node("b", "c"), Node("c", None)))
@@ -96,7 +98,12 @@ def test_a_plan_is_frozen():
 
 def promised(**fields) -> Plan:
     thresholds = {"a": (1.5,), "b": (math.inf,)}
-    origin = Origin("cafe", "torch", "float32", Probe((2,), "<f4", 0, (((0.5, 1.0),), ((1.0, 2.0),), ((0.0, 3.0),))))
+    origin = Origin(
+        "cafe",
+        "torch",
+        "float32",
+        Probe((Input("x", (2,), "float32"),), 0, (((0.5, 1.0),), ((1.0, 2.0),), ((0.0, 3.0),))),
+    )
     promise = Promise("error", 0.05, 0.95, "c", "binomial", "path", 400, 0, Plan.covers(thresholds, None, origin))
     values = {
         "thresholds": thresholds,
@@ -206,9 +213,9 @@ def put(*path):
         put("price", "plain", None),
         put("price", "batch", 1.5),
         put("origin", []),
-        put("origin", "probe", "dtype", "objects"),
+        put("origin", "probe", "inputs", 0, "dtype", "objects"),
         put("origin", "probe", "seed", "zero"),
-        put("origin", "probe", "shape", [1e400]),
+        put("origin", "probe", "inputs", 0, "shape", [1e400]),
         put("origin", "probe", "logits", 7),
         put("chain", [{"name": "a"}]),
         put("chain", []),
@@ -239,14 +246,14 @@ def test_the_file_is_for_people_too():
 
 
 def test_a_probe_is_the_same_everywhere():
-    rows = Probe((2,), "<f4", 0, (((0.0,),) * 3,)).rows()
+    rows = Input("x", (2,), "float32").rows(3, 0)
     assert rows.shape == (3, 2)
     assert rows.dtype == np.float32
     assert rows[0].tolist() == [-1.9437320232391357, -0.9689311981201172]
-    pixels = Probe((2, 3), "|u1", 7, (((0.0,),) * 2,)).rows()
+    pixels = Input("x", (2, 3), "uint8").rows(2, 7)
     assert pixels.dtype == np.uint8
     assert pixels.tolist() == [[[39, 39, 14], [6, 173, 104]], [[122, 140, 134], [178, 131, 245]]]
-    many = Probe((500,), "|i1", 0, (((0.0,),) * 4,)).rows()
+    many = Input("x", (500,), "int8").rows(4, 0)
     assert (many.min(), many.max()) == (0, 126)
 
 

@@ -37,7 +37,7 @@ def test_the_header(three):
     assert header.chain == three.chain
     assert (header.reference, header.classes, header.taught) == ("large", 3, True)
     assert header.origin.key == (three.fingerprint(), "torch", "float32")
-    assert header.origin.probe.shape == (4,)
+    assert [one.shape for one in header.origin.probe.inputs] == [(4,)]
     assert record(three, (X, Y), timed=False).header == header
     assert record(three, (X[1:], Y[1:]), timed=False).header.data_fingerprint != header.data_fingerprint
     assert record(three.double(), (X.astype(np.float64), Y), timed=False).header.origin.precision == "float64"
@@ -45,7 +45,7 @@ def test_the_header(three):
 
 def test_the_probe_is_what_open_runs_again(three):
     trace = record(three, X, timed=False)
-    logits = three(torch.from_numpy(trace.header.origin.probe.rows()))
+    logits = three(torch.from_numpy(trace.header.origin.probe.batch()))
     for mine, its in zip(trace.header.origin.probe.logits, logits, strict=True):
         np.testing.assert_allclose(mine, its.detach(), atol=1e-6)
     off.open(three, Plan(thresholds={}, origin=trace.header.origin))

@@ -11,7 +11,8 @@ import pytest
 from offramp.errors import BadData, BadFile, BadInput, Mismatch, NewerSchema, UnknownName
 from offramp.files import from_document, read_arrays, to_document, write_arrays
 from offramp.guarantees.risks import Risk, find_risk
-from offramp.plan import Origin, Plan, choose
+from offramp.plan import Plan, choose
+from offramp.provenance import Origin
 from offramp.trace import SCHEMA, WHY, Trace
 from small import trace_of
 

@@ -8,14 +8,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from offramp.answers import Answers
 from offramp.errors import BadData
 from offramp.find import find_file
+from offramp.inputs import State, as_inputs, count_of, given
 from offramp.measuring import Ratio, interleaved, ratio
-from offramp.network import INPUT, Network, Part, State, as_input
+from offramp.network import Network, Part
 from offramp.plan import Plan
-from offramp.running import Answers, Runner, open
+from offramp.running import Runner, open
 
 
 @dataclass(frozen=True)
@@ -67,32 +68,37 @@ def bench(
     Raises BadData when there are fewer rows than a batch holds. Measure where nothing else runs.
     """
     runner = open(network, plan, engine=engine)
-    rows = as_input(x, network.device())
-    if not len(rows) or max(batches) > len(rows):
-        raise BadData(
-            f"there are {len(rows)} rows, expected at least {max(batches)}; give more rows or smaller batches"
-        )
+    rows = as_inputs(x, network.device())
+    count = count_of(rows)
+    if not count or max(batches) > count:
+        raise BadData(f"there are {count} rows, expected at least {max(batches)}; give more rows or smaller batches")
     parts: Sequence[Part] = find_file("engines", engine).open(network, plan.steps(network.chain), network.device())
     lines = []
     for batch in batches:
-        picks = [rows[:batch]] if batch > 1 else _one_per_exit(runner, rows)
+        picks = [_some(rows, slice(batch))] if batch > 1 else _one_per_exit(runner, rows)
         lines += [_line(network, runner, parts, pick, repeats) for pick in picks]
     return Bench(network.chain.exits, torch.get_num_threads(), tuple(lines))
 
 
-def _one_per_exit(runner: Runner, rows: Tensor) -> list[Tensor]:
-    exits = runner(rows[:256]).exit.tolist()
-    return [rows[exits.index(place)][None] for place in sorted(set(exits))]
+def _some(rows: State, which: slice) -> State:
+    return {name: value[which] for name, value in rows.items()}
 
 
-def _line(network: Network, runner: Runner, parts: Sequence[Part], x: Tensor, repeats: int) -> Line:
+def _one_per_exit(runner: Runner, rows: State) -> list[State]:
+    exits = runner(given(_some(rows, slice(256)))).exit.tolist()
+    firsts = [exits.index(place) for place in sorted(set(exits))]
+    return [_some(rows, slice(first, first + 1)) for first in firsts]
+
+
+def _line(network: Network, runner: Runner, parts: Sequence[Part], rows: State, repeats: int) -> Line:
+    x = given(rows)
     answers = runner(x)
-    plain = plain_call(network, x)
-    calls = {"run": lambda: runner(x), "parts": bare(parts, runner, x, answers), "plain": plain, "same": plain}
+    plain = plain_call(network, rows)
+    calls = {"run": lambda: runner(x), "parts": bare(parts, runner, rows, answers), "plain": plain, "same": plain}
     times = interleaved(calls, repeats=repeats, warmup=2)
     ms = {name: float(np.median(values)) for name, values in times.items()}
     return Line(
-        batch=len(x),
+        batch=len(answers.exit),
         left=tuple(torch.bincount(answers.exit, minlength=len(network.chain.exits)).tolist()),
         run_ms=ms["run"],
         parts_ms=ms["parts"],
@@ -103,27 +109,21 @@ def _line(network: Network, runner: Runner, parts: Sequence[Part], x: Tensor, re
     )
 
 
-def plain_call(network: Network, x: Tensor) -> Callable[[], object]:
-    """The plain network on x: the segments that lead to the last exit, without exits and gates."""
-    names = [network.chain.exits[-1]]
-    while (before := network.chain.nodes[network.chain.place(names[0])].after) is not None:
-        names.insert(0, before)
-    segments = [network.segment_of(name) for name in names]
+def plain_call(network: Network, rows: State) -> Callable[[], object]:
+    """The plain network: the user's last model behind its front, without exits and gates."""
+    segment = network.segments()[-1]
 
     def call() -> object:
-        state: State = {INPUT: x}
         with torch.inference_mode():
-            for segment in segments:
-                state.update(segment.call(state))
-        return state
+            return segment.call(rows)
 
     return call
 
 
-def bare(parts: Sequence[Part], runner: Runner, x: Tensor, answers: Answers) -> Callable[[], object]:
+def bare(parts: Sequence[Part], runner: Runner, rows: State, answers: Answers) -> Callable[[], object]:
     """The pieces of a plan on the rows that reach them, gathered beforehand: no choosing, no compaction."""
     ready: list[tuple[Callable[[State], State], State]] = []
-    whole: State = {INPUT: x}
+    whole = dict(rows)
     with torch.inference_mode():
         for part in parts:
             here = (answers.exit >= runner.chain.place(part.step.name)).nonzero()[:, 0]

@@ -19,7 +19,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.network import INPUT, LOGITS, SCORE, Exit, Gate, Network, Part, Seen, State, answer, grade
+from offramp.inputs import State
+from offramp.network import LOGITS, SCORE, Exit, Gate, Network, Part, Seen, answer, grade
+from offramp.signature import INPUT
 
 TOLERANCE = 1e-5  # kernels depend on the batch size: a score may move in its last bits
 

@@ -12,7 +12,9 @@ from offramp.chain import Chain, Node
 from offramp.errors import BadInput, BadNetwork
 from offramp.factories import make_gate
 from offramp.find import find
-from offramp.network import INPUT, Exit, Gate, Network, Rung, as_input
+from offramp.inputs import as_inputs, given
+from offramp.network import Exit, Gate, Network, Rung
+from offramp.signature import INPUT
 from offramp.trace import BACKBONE
 
 RESERVED = (INPUT, BACKBONE, "last")  # the raw input, and what `against` may name
@@ -66,7 +68,7 @@ def ladder(
 
 def check_classes(network: Network, example: object) -> int:
     """The number of classes on an example batch. Raises BadNetwork when the exits differ."""
-    x, modes = as_input(example, network.device()), {module: module.training for module in network.modules()}
+    x, modes = given(as_inputs(example, network.device())), {module: module.training for module in network.modules()}
     try:
         with torch.no_grad():
             every = network.eval()(x)  # in training mode a batch norm would learn from the example

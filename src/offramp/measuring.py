@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from offramp.network import INPUT, Part, State
+from offramp.inputs import State
+from offramp.network import Part
 
 SIZES = (1, 4, 16, 64)
 
@@ -99,11 +100,11 @@ class Percentile:
         return float(np.interp(count, self.sizes, self.ms))
 
 
-def percentiles(parts: Sequence[Part], rows: Tensor, *, repeats: int = 20) -> tuple[Percentile, ...]:
+def percentiles(parts: Sequence[Part], rows: State, *, repeats: int = 20) -> tuple[Percentile, ...]:
     """Each part's 95th percentile at batch 1 to 64, on the given rows, repeated to fill a batch."""
     found = []
     with torch.inference_mode():
-        states = {n: {INPUT: tiled(rows, n)} for n in SIZES}
+        states = {n: {name: tiled(value, n) for name, value in rows.items()} for n in SIZES}
         for part in parts:
             calls = {str(n): _bind(part.call, dict(state)) for n, state in states.items()}
             times = interleaved(calls, repeats=repeats)

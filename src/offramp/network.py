@@ -17,12 +17,12 @@ import torch
 from torch import Tensor, nn
 
 from offramp.chain import Chain, Step
-from offramp.errors import BadData, BadNetwork
+from offramp.errors import BadNetwork
+from offramp.inputs import State, as_inputs, call_model
+from offramp.signature import INPUT
 
-INPUT = "x"  # the raw input's name among the named tensors; "<node>" is a tap, with these its logits and its score
-LOGITS = "/logits"
+LOGITS = "/logits"  # "<node>" among the named tensors is a tap, "<node>/logits" and "<node>/score" what stands there
 SCORE = "/score"
-State = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,10 @@ class Scorer(Gate):
 
 @dataclass(frozen=True)
 class Segment:
-    """A piece of backbone between two decision points: named tensors in (`reads`), named tensors out (`writes`)."""
+    """A piece of backbone between two decision points: named tensors in (`reads`), named tensors out (`writes`).
+
+    Reading x means reading every input.
+    """
 
     name: str
     reads: tuple[str, ...]
@@ -179,8 +182,7 @@ class Network(nn.Module):
         model, front = self.backbone[name], dict(self.fronts.items()).get(name)
 
         def call(state: State) -> State:
-            x = state[INPUT]
-            return {name: model(x if front is None else front(x))}
+            return {name: call_model(model, front, state)}
 
         modules = (model,) if front is None else (front, model)
         return Segment(name, (INPUT,), (name,), modules, call)
@@ -197,7 +199,7 @@ class Network(nn.Module):
         assert isinstance(found, Gate)
         return found
 
-    def forward(self, x: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, x: Any) -> tuple[Tensor, ...]:
         """Logits [B, C] of every exit, shallow to deep."""
         return tuple(logits for _, logits, _ in self.walk(x))
 
@@ -205,9 +207,9 @@ class Network(nn.Module):
         """The segment that ends at a node."""
         return self.segments()[self.chain.place(name)]
 
-    def walk(self, x: Tensor) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+    def walk(self, x: Any) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         """Name, logits [B, C] and score [B] (None at the last) of every node, one after the other, for all rows."""
-        state: State = {INPUT: x}
+        state = as_inputs(x)
         logits: dict[str, Tensor] = {}
         for segment, name in zip(self.segments(), self.chain.exits, strict=True):
             state.update(segment.call(state))
@@ -287,14 +289,3 @@ def described(module: nn.Module) -> dict[str, Any]:
         return found
     kind = type(module)
     return {"name": f"{kind.__module__}:{kind.__qualname__}", "repr": repr(module)}
-
-
-def as_input(x: Any, device: torch.device | None = None) -> Tensor:
-    """A batch [B, ...] as a tensor on `device`. Raises BadData for what is none."""
-    try:
-        tensor: Tensor = x if isinstance(x, Tensor) else torch.as_tensor(x)
-    except (TypeError, ValueError, RuntimeError) as problem:
-        raise BadData(f"the input is a {type(x).__name__}, expected a tensor or an array [B, ...]") from problem
-    if tensor.dim() < 1:
-        raise BadData("the input is a single number, expected a batch [B, ...]; add a first dimension")
-    return tensor if device is None else tensor.to(device, non_blocking=True)

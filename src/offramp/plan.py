@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import math
 from collections.abc import Mapping
@@ -17,9 +16,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from offramp.chain import Chain, Step
-from offramp.errors import BadFile, BadInput, OverlappingRows
+from offramp.errors import BadFile, BadInput
 from offramp.files import checksum, from_document, read_text, to_document, write_json
 from offramp.find import unknown
+from offramp.provenance import Origin, SeenRows
 
 SCHEMA = 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -46,42 +46,6 @@ def choose(scores: ArrayT, thresholds: ArrayT) -> ArrayT:
 
 
 @dataclass(frozen=True)
-class Probe:
-    """A seeded batch and the logits that the network gave for it: `open` runs it again within the band.
-
-    logits [E][rows][C]; `shape` and `dtype` are those of one input row; scale is the largest absolute logit.
-    """
-
-    shape: tuple[int, ...]
-    dtype: str
-    seed: int
-    logits: tuple[tuple[tuple[float, ...], ...], ...]
-
-    def rows(self) -> np.ndarray[Any, np.dtype[Any]]:
-        """The probe's input batch [rows, *shape], from a raw stream: the same in every version of numpy."""
-        size, kind = (len(self.logits[0]), *self.shape), np.dtype(self.dtype)
-        raw = np.random.Philox(self.seed).random_raw(math.prod(size)).reshape(size)
-        if kind.kind in "iu":
-            return ((raw >> np.uint64(32)) % np.uint64(min(256, np.iinfo(kind).max))).astype(kind)
-        return ((raw >> np.uint64(40)) / 2.0**24 * 4 - 2).astype(kind)  # even over [-2, 2)
-
-
-@dataclass(frozen=True)
-class Origin:
-    """What a trace, and every plan made from it, was measured on; another one voids a promise."""
-
-    network: str
-    engine: str
-    precision: str
-    probe: Probe | None = None
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        """What must be equal for a promise to hold."""
-        return self.network, self.engine, self.precision
-
-
-@dataclass(frozen=True)
 class Price:
     """Cost per row in one unit (MACs, or milliseconds at a batch size): mean and worst of the plan, and plain."""
 
@@ -97,49 +61,6 @@ class Price:
         plain = self.plain or math.nan  # a network of element-wise work alone counts no MACs
         mean, worst = self.mean / plain, self.worst / plain
         return f"mean cost {mean:.3f} and worst {worst:.3f} of the plain network in {name}{size}"
-
-
-@dataclass(frozen=True)
-class SeenRows:
-    """The rows that a plan was made from: where they came from, how many, and a digest of each."""
-
-    data: str
-    fingerprint: str
-    digests: np.ndarray[Any, np.dtype[np.uint64]]
-
-    def refuse_overlap(self, digests: np.ndarray[Any, np.dtype[np.uint64]], what: str) -> None:
-        """Raise OverlappingRows when rows of these contents were already used for this plan or trace."""
-        shared = np.flatnonzero(np.isin(digests, self.digests))
-        if shared.size:
-            raise OverlappingRows(
-                f"{shared.size:,} of the {digests.size:,} {what} rows (the first: number {shared[0]:,}) also stand "
-                f"among the {self.digests.size:,} rows of {self.data}; give rows that were used for nothing before"
-            )
-
-    def and_also(self, others: SeenRows) -> SeenRows:
-        """These rows, and the digests of others that had a part in the plan as well."""
-        return dataclasses.replace(self, digests=np.concatenate([self.digests, others.digests]))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, SeenRows) and self.to_json() == other.to_json()
-
-    def __hash__(self) -> int:
-        return hash((self.data, self.fingerprint, self.digests.size))
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain data; the digests as one base64 text of sorted little-endian uint64."""
-        ordered = np.sort(self.digests).astype("<u8").tobytes()
-        return {
-            "data": self.data,
-            "fingerprint": self.fingerprint,
-            "digests": base64.b64encode(ordered).decode(),
-        }
-
-    @staticmethod
-    def from_json(body: Mapping[str, Any]) -> SeenRows:
-        """The rows written by `to_json`."""
-        raw = np.frombuffer(base64.b64decode(body["digests"], validate=True), dtype="<u8")
-        return SeenRows(body["data"], body["fingerprint"], raw.astype(np.uint64))
 
 
 @dataclass(frozen=True)
@@ -295,7 +216,7 @@ def _plan_from(body: Mapping[str, Any]) -> Plan:
         deepest=body["deepest"],
         promise=_typed(Promise(**body["promise"])) if body["promise"] is not None else None,
         price=_typed(Price(**body["price"])) if body["price"] is not None else None,
-        origin=origin_from(body["origin"]) if body["origin"] is not None else None,
+        origin=Origin.from_json(body["origin"]) if body["origin"] is not None else None,
         chain=Chain.from_json(body["chain"]) if body["chain"] is not None else None,
         rows=SeenRows.from_json(body["rows"]) if body["rows"] is not None else None,
     )
@@ -309,16 +230,6 @@ def _typed(made: ArrayT) -> ArrayT:
         if not isinstance(value, kinds[field.type]):
             raise TypeError(f"{field.name} is {value!r}")
     return made
-
-
-def origin_from(body: Mapping[str, Any]) -> Origin:
-    """The origin written by `dataclasses.asdict`."""
-    probe = body["probe"]
-    if probe is not None:
-        logits = tuple(tuple(tuple(map(float, row)) for row in rows) for rows in probe["logits"])
-        kind = np.dtype(str(probe["dtype"])).str
-        probe = Probe(tuple(map(int, probe["shape"])), kind, int(probe["seed"]), logits)
-    return Origin(str(body["network"]), str(body["engine"]), str(body["precision"]), probe)
 
 
 def _float32(gate: str, values: tuple[float, ...]) -> tuple[float, ...]:

@@ -13,10 +13,12 @@ from torch import Tensor
 from offramp.data.rows import Batch, Rows, fingerprint_of, rows
 from offramp.errors import BadData, BadNetwork
 from offramp.find import find_file
+from offramp.inputs import State, as_inputs
 from offramp.measuring import cost, tiled
-from offramp.network import INPUT, LOGITS, SCORE, Network, Part, State, as_input
-from offramp.plan import Origin, Probe
+from offramp.network import LOGITS, SCORE, Network, Part
 from offramp.progress import track
+from offramp.provenance import Origin, Probe
+from offramp.signature import Input
 from offramp.trace import BACKBONE, Header, Trace
 
 PROBE_ROWS = 4
@@ -52,21 +54,21 @@ def record(
     total = None if source.length is None else -(-source.length // batch_size)
     columns = _Columns(network, keep)
     costs: dict[str, Array] = {}
-    first: Array | None = None
+    first: tuple[Input, ...] = ()
     for batch in track(batches, what="recording", total=total, show=progress):
-        x = as_input(batch.x, place)
-        if first is None:
-            first = np.asarray(batch.x)
+        x = as_inputs(batch.x, place)
+        if not first:
+            first = tuple(Input.of(name, value.cpu().numpy()) for name, value in x.items())
             costs = _costs(parts, x, timed=timed)
         columns.add(batch, _everything(parts, x))
-    if first is None:
+    if not first:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
-    return _trace(network, source, columns.joined() | costs, first, engine, parts)
+    return _trace(network, source, columns.joined() | costs, engine, _probe(network, first, parts))
 
 
-def _everything(parts: Sequence[Part], x: Tensor) -> State:
+def _everything(parts: Sequence[Part], x: State) -> State:
     """Every named tensor of a batch."""
-    state: State = {INPUT: x}
+    state = dict(x)
     with torch.inference_mode():
         for part in parts:
             part.call(state)
@@ -132,9 +134,9 @@ def _check_finite(logits: Tensor, row: Array, exit_: str) -> None:
         )
 
 
-def _costs(parts: Sequence[Part], x: Tensor, *, timed: bool) -> dict[str, Array]:
+def _costs(parts: Sequence[Part], x: State, *, timed: bool) -> dict[str, Array]:
     """MACs and milliseconds of every segment, exit and gate, on the first rows."""
-    state: State = {INPUT: x}
+    state = dict(x)
     found: dict[str, Array] = {}
 
     def of(count: int) -> State:
@@ -148,8 +150,7 @@ def _costs(parts: Sequence[Part], x: Tensor, *, timed: bool) -> dict[str, Array]
     return found
 
 
-def _trace(network: Network, source: Rows, columns: dict[str, Array], first: Array, engine: str, parts: Any) -> Trace:
-    probe = _probe(network, first, parts)
+def _trace(network: Network, source: Rows, columns: dict[str, Array], engine: str, probe: Probe) -> Trace:
     header = Header(
         chain=network.chain,
         reference=network.chain.exits[-1],
@@ -162,9 +163,8 @@ def _trace(network: Network, source: Rows, columns: dict[str, Array], first: Arr
     return Trace(columns, header)
 
 
-def _probe(network: Network, first: Array, parts: Sequence[Part]) -> Probe:
-    empty = ((0.0,) * 0,) * PROBE_ROWS
-    blank = Probe(tuple(first.shape[1:]), first.dtype.str, 0, (empty,))
-    state = _everything(parts, as_input(blank.rows(), network.device()))
+def _probe(network: Network, inputs: tuple[Input, ...], parts: Sequence[Part]) -> Probe:
+    blank = Probe(inputs, 0, (((),) * PROBE_ROWS,))
+    state = _everything(parts, as_inputs(blank.batch(), network.device()))
     logits = [state[name + LOGITS].float().cpu().tolist() for name in network.chain.exits]
     return replace(blank, logits=tuple(tuple(tuple(row) for row in rows_) for rows_ in logits))

@@ -8,47 +8,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadData, BadInput, BadNetwork, Mismatch, OpenAgain
+from offramp.answers import DEADLINE, DEEPEST, END, GATE, Answers, Filling
+from offramp.errors import BadData, BadInput, Mismatch, OpenAgain
 from offramp.find import find_file
+from offramp.inputs import State, as_inputs, count_of, given
 from offramp.measuring import Percentile, percentiles
-from offramp.network import INPUT, LOGITS, SCORE, Network, Part, State, as_input
+from offramp.network import LOGITS, SCORE, Network, Part
 from offramp.plan import BAND, Plan, choose
-from offramp.trace import WHY
+from offramp.signature import INPUT
 from offramp.watch import Watch
-
-GATE, END, DEEPEST, DEADLINE = range(len(WHY))
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What a Runner gives, in the order of x.
-
-    logits [B, C]; exit [B] int64, an index into `exits`; why [B] int64, an index into trace.WHY (gate, end, deepest,
-    deadline); flagged [B] bool: a score of this row was NaN, or an answer not finite.
-    """
-
-    logits: Tensor
-    exit: Tensor
-    why: Tensor
-    flagged: Tensor
-    exits: tuple[str, ...]
-
-    def reasons(self) -> list[str]:
-        """`why` in words, one per row."""
-        return [WHY[code] for code in self.why.tolist()]
-
-    def to(self, device: torch.device) -> Answers:
-        """The same on another device."""
-        return Answers(
-            self.logits.to(device), self.exit.to(device), self.why.to(device), self.flagged.to(device), self.exits
-        )
 
 
 class Runner:
@@ -81,7 +55,7 @@ class Runner:
         }
         self._percentiles = percentiles
         probe = plan.origin.probe if plan.origin else None
-        self._shape = probe.shape if probe else None
+        self._shapes = {one.name: one.shape for one in probe.inputs} if probe else None
         self._classes = len(probe.logits[0][0]) if probe else 0
 
     def __call__(self, x: Any, *, deadline_ms: float | None = None) -> Answers:
@@ -109,29 +83,28 @@ class Runner:
     def anytime(self, x: Any) -> Iterator[Answers]:
         """Each exit's answer for all rows, as it comes, shallow to deep; stop iterating to stop the work."""
         self._containers.check()
-        state: State = {INPUT: self._batch(x)}
+        state = self._batch(x)
+        count = count_of(state)
         for place, part in enumerate(self._every):
             with torch.inference_mode():
-                result = _Result(len(state[INPUT]), self.device, self.chain.exits, self._classes)
+                result = Filling(count, self.device, self.chain.exits, self._classes)
                 if result.count:
                     self._call(part, state)
                     result.put(None, state[part.step.name + LOGITS], place, END)
             yield result.answers()
 
-    def _batch(self, x: Any) -> Tensor:
-        batch = as_input(x, self.device)
-        if self._shape is not None and tuple(batch.shape[1:]) != self._shape:
-            raise BadData(
-                f"rows have shape {tuple(batch.shape[1:])}, expected {self._shape} as recorded; check the data"
-            )
+    def _batch(self, x: Any) -> State:
+        batch = as_inputs(x, self.device)
+        shapes = {name: tuple(value.shape[1:]) for name, value in batch.items()}
+        if self._shapes is not None and shapes != self._shapes:
+            raise BadData(f"rows have shapes {shapes}, expected {self._shapes} as recorded; check the data")
         return batch
 
-    def _walk(self, batch: Tensor, until: float | None) -> Answers:
-        result = _Result(len(batch), self.device, self.chain.exits, self._classes)
-        state: State = {INPUT: batch}
+    def _walk(self, state: State, until: float | None) -> Answers:
+        inputs, count = tuple(state), count_of(state)
+        result = Filling(count, self.device, self.chain.exits, self._classes)
         rows: Tensor | None = None  # numbers of the rows still here; None: all of them
         latest: tuple[int, Tensor] | None = None  # place and logits of the exit computed last, for deadlines
-        count = len(batch)
         for number, part in enumerate(self._parts):
             if not count:
                 break
@@ -148,7 +121,7 @@ class Runner:
             stay, count = (None, count)
             if part.step.gate:
                 stay, count = self._leave(result, rows, state, name, place)
-            state = {key: state[key] for key in self._keeps[number]}
+            state = {key: state[key] for name in self._keeps[number] for key in (inputs if name == INPUT else (name,))}
             if stay is not None and count:
                 state = {key: value.index_select(0, stay) for key, value in state.items()}
                 rows = stay if rows is None else rows.index_select(0, stay)
@@ -162,7 +135,7 @@ class Runner:
             self._watches[part.step.name].check()
 
     def _leave(
-        self, result: _Result, rows: Tensor | None, state: State, name: str, place: int
+        self, result: Filling, rows: Tensor | None, state: State, name: str, place: int
     ) -> tuple[Tensor | None, int]:
         """Write what leaves here; return which of the rows stay (None: all) and how many."""
         score, logits = state[name + SCORE], state[name + LOGITS]
@@ -183,54 +156,6 @@ class Runner:
     def _fits(self, number: int, count: int, until: float) -> bool:
         assert self._percentiles is not None
         return time.perf_counter() + self._percentiles[number](count) / 1e3 <= until
-
-
-class _Result:
-    """Answers being filled; when all rows are put at once, nothing is copied."""
-
-    def __init__(self, count: int, device: torch.device, exits: tuple[str, ...], classes: int) -> None:
-        self.count, self.device, self.exits, self.classes = count, device, exits, classes
-        self.full: tuple[Tensor, int, int] | None = None
-        self.logits: Tensor | None = None
-        self.flags: Tensor | None = None
-
-    def put(self, rows: Tensor | None, logits: Tensor, place: int, why: int) -> None:
-        if why != GATE:  # what leaves at a gate had a score, so its logits were finite
-            self.flag(rows, logits.sum(-1).isfinite().logical_not())
-        if rows is None:
-            self.full = logits, place, why
-            return
-        if self.logits is None:
-            self.logits = logits.new_empty(self.count, logits.shape[1])
-            self.exit = torch.empty(self.count, dtype=torch.int64, device=self.device)
-            self.why = torch.empty(self.count, dtype=torch.int64, device=self.device)
-        if self.logits.shape[1] != logits.shape[1]:
-            raise BadNetwork(
-                f"exit {self.exits[place]!r} answers with {logits.shape[1]} classes, an earlier one with "
-                f"{self.logits.shape[1]}, expected one number; check the rungs"
-            )
-        self.logits.index_copy_(0, rows, logits)
-        self.exit.index_fill_(0, rows, place)
-        self.why.index_fill_(0, rows, why)
-
-    def flag(self, rows: Tensor | None, bad: Tensor) -> None:
-        if rows is None:
-            self.flags = bad if self.flags is None else bad | self.flags
-            return
-        if self.flags is None:
-            self.flags = torch.zeros(self.count, dtype=torch.bool, device=self.device)
-        self.flags.index_copy_(0, rows, bad | self.flags.index_select(0, rows))
-
-    def answers(self) -> Answers:
-        flags = torch.zeros(self.count, dtype=torch.bool, device=self.device) if self.flags is None else self.flags
-        if self.full is not None:
-            logits, place, why = self.full
-            exit_, reason = (torch.full((self.count,), value, device=self.device) for value in (place, why))
-            return Answers(logits, exit_, reason, flags, self.exits)
-        if self.logits is None:  # an empty batch: no segment was called
-            none = torch.zeros(0, dtype=torch.int64, device=self.device)
-            return Answers(torch.zeros(0, self.classes, device=self.device), none, none, flags, self.exits)
-        return Answers(self.logits, self.exit, self.why, flags, self.exits)
 
 
 def _later(parts: Sequence[Part], place: int) -> tuple[str, ...]:
@@ -268,7 +193,7 @@ def open(
     opener = find_file("engines", engine).open
     parts: Sequence[Part] = opener(network, steps, place)
     every: Sequence[Part] = opener(network, network.chain.walk(network.chain.gates), place)
-    timed = None if time_on is None else percentiles(parts, as_input(time_on, place))
+    timed = None if time_on is None else percentiles(parts, as_inputs(time_on, place))
     return Runner(network, plan, parts, every, timed)
 
 
@@ -286,7 +211,7 @@ def _check_origin(network: Network, plan: Plan, engine: str) -> None:
     if probe is None:
         return
     with torch.inference_mode():
-        logits = network(as_input(probe.rows(), network.device()))
+        logits = network(given(as_inputs(probe.batch(), network.device())))
     for name, got, stated in zip(network.chain.exits, logits, probe.logits, strict=True):
         want = torch.tensor(stated, dtype=torch.float32)
         far = (got.float().cpu() - want).abs().max().item()

@@ -28,8 +28,9 @@ from offramp.evaluation import Evaluation, Measured, worst_class
 from offramp.files import from_document, read_arrays, to_document, write_arrays
 from offramp.guarantees.bounds import interval
 from offramp.guarantees.risks import Risk, find_risk, losses_of
-from offramp.plan import BAND, Origin, Plan, Price, SeenRows, choose, origin_from
+from offramp.plan import BAND, Plan, Price, choose
 from offramp.pricing import Prices
+from offramp.provenance import Origin, SeenRows
 
 SCHEMA = 1
 BACKBONE = "backbone"
@@ -287,7 +288,7 @@ class Trace:
             header = {
                 **body,
                 "chain": Chain.from_json(body["chain"]),
-                "origin": origin_from(body["origin"]),
+                "origin": Origin.from_json(body["origin"]),
                 "class_names": None if names is None else tuple(names),
             }
             return Trace(columns, Header(**header))

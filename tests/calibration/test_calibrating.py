@@ -15,7 +15,8 @@ from offramp.calibration.candidates import shared_path
 from offramp.calibration.search import exits_of
 from offramp.errors import BadData, BadInput, Mismatch, NoSafePlan, OverlappingRows, UnknownName
 from offramp.guarantees.risks import Risk, find_risk
-from offramp.plan import Origin, Plan
+from offramp.plan import Plan
+from offramp.provenance import Origin
 from offramp.trace import Trace
 from small import ladder_of, rows_of, trace_of
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 from typed import CALIBRATION, TEST, contents, offramp
 
-from offramp.plan import Origin, Plan
+from offramp.plan import Plan
+from offramp.provenance import Origin
 
 PAIR = ("--model", "offramp:digits_small", "--model", "offramp:digits_large")
 

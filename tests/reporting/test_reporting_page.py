@@ -18,7 +18,8 @@ from offramp.calibration.calibrating import calibrate
 from offramp.chain import Chain, Node
 from offramp.data.rows import digests_of, fingerprint_of
 from offramp.errors import BadData, BadInput, Mismatch, MissingExtra
-from offramp.plan import Origin, Plan
+from offramp.plan import Plan
+from offramp.provenance import Origin
 from offramp.reporting.page import report
 from offramp.reporting.view import view_of
 from offramp.trace import Header, Trace

@@ -8,7 +8,8 @@ import torch
 
 from offramp.chain import Step
 from offramp.errors import BadData
-from offramp.network import LOGITS, SCORE, Network, Part, Seen, State, answer, grade
+from offramp.inputs import State
+from offramp.network import LOGITS, SCORE, Network, Part, Seen, answer, grade
 
 
 def open(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:

@@ -1,0 +1,76 @@
+"""What goes into a network: one tensor, several, or several with names.
+
+Among the named tensors that segments pass on, x is the only input, x/0, x/1 are positional ones, x/<name> keywords.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from offramp.errors import BadData
+from offramp.signature import INPUT
+
+State = dict[str, Tensor]
+
+
+def call_model(model: nn.Module, front: nn.Module | None, inputs: State) -> Any:
+    """A model on named inputs; x alone goes through the front."""
+    args, kwargs = arguments(inputs)
+    if front is not None:
+        args = (front(*args, **kwargs),)
+        kwargs = {}
+    return model(*args, **kwargs)
+
+
+def arguments(inputs: State) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
+    """Positional and keyword arguments from named inputs: x, or x/0, x/1, ..., and x/<name>."""
+    if INPUT in inputs:
+        return (inputs[INPUT],), {}
+    named = given(inputs)
+    places = sorted((key for key in named if key.isdigit()), key=int)
+    return tuple(named[key] for key in places), {key: named[key] for key in named if not key.isdigit()}
+
+
+def as_inputs(x: Any, device: torch.device | None = None) -> State:
+    """Named tensors from a batch: a tensor or array -> x; a tuple -> x/0, x/1, ...; a mapping -> x/<name>.
+
+    Raises BadData for what is none, and for inputs of different lengths.
+    """
+    if isinstance(x, Mapping):
+        state = {f"{INPUT}/{name}": as_input(value, device) for name, value in x.items()}
+    elif isinstance(x, (tuple, list)) and x and all(isinstance(part, (Tensor, np.ndarray)) for part in x):
+        state = {f"{INPUT}/{place}": as_input(value, device) for place, value in enumerate(x)}
+    else:
+        return {INPUT: as_input(x, device)}
+    if len({len(value) for value in state.values()}) != 1:
+        shapes = {name: tuple(value.shape) for name, value in state.items()}
+        raise BadData(f"the inputs have shapes {shapes}, expected one and the same number of rows; check the batch")
+    return state
+
+
+def count_of(state: State) -> int:
+    """The number of rows."""
+    return len(next(iter(state.values())))
+
+
+def given(state: State) -> Any:
+    """The inputs among named tensors as a user hands them over: the tensor x, or a mapping."""
+    if INPUT in state:
+        return state[INPUT]
+    return {name.removeprefix(INPUT + "/"): value for name, value in state.items() if name.startswith(INPUT + "/")}
+
+
+def as_input(x: Any, device: torch.device | None = None) -> Tensor:
+    """A batch [B, ...] as a tensor on `device`. Raises BadData for what is none."""
+    try:
+        tensor: Tensor = x if isinstance(x, Tensor) else torch.as_tensor(x)
+    except (TypeError, ValueError, RuntimeError) as problem:
+        raise BadData(f"the input is a {type(x).__name__}, expected a tensor or an array [B, ...]") from problem
+    if tensor.dim() < 1:
+        raise BadData("the input is a single number, expected a batch [B, ...]; add a first dimension")
+    return tensor if device is None else tensor.to(device, non_blocking=True)

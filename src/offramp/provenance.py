@@ -1,0 +1,96 @@
+"""Where a trace and its plans come from: the network, engine and precision, a probe of them, and the rows. No torch."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from offramp.errors import OverlappingRows
+from offramp.signature import Input, example
+
+
+@dataclass(frozen=True)
+class Probe:
+    """A seeded batch and the logits [E][rows][C] that the network gave for it: `open` runs it again within the band."""
+
+    inputs: tuple[Input, ...]
+    seed: int
+    logits: tuple[tuple[tuple[float, ...], ...], ...]
+
+    def batch(self) -> Any:
+        """The probe's rows as a network takes them: an array, or a mapping of arrays."""
+        return example(self.inputs, len(self.logits[0]), self.seed)
+
+    @staticmethod
+    def from_json(body: Mapping[str, Any]) -> Probe:
+        """The probe written by `dataclasses.asdict`."""
+        logits = tuple(tuple(tuple(map(float, row)) for row in rows) for rows in body["logits"])
+        return Probe(tuple(map(Input.from_json, body["inputs"])), int(body["seed"]), logits)
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a trace, and every plan made from it, was measured on; another one voids a promise."""
+
+    network: str
+    engine: str
+    precision: str
+    probe: Probe | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        """What must be equal for a promise to hold."""
+        return self.network, self.engine, self.precision
+
+    @staticmethod
+    def from_json(body: Mapping[str, Any]) -> Origin:
+        """The origin written by `dataclasses.asdict`."""
+        probe = None if body["probe"] is None else Probe.from_json(body["probe"])
+        return Origin(str(body["network"]), str(body["engine"]), str(body["precision"]), probe)
+
+
+@dataclass(frozen=True)
+class SeenRows:
+    """The rows that a plan was made from: where they came from, how many, and a digest of each."""
+
+    data: str
+    fingerprint: str
+    digests: np.ndarray[Any, np.dtype[np.uint64]]
+
+    def refuse_overlap(self, digests: np.ndarray[Any, np.dtype[np.uint64]], what: str) -> None:
+        """Raise OverlappingRows when rows of these contents were already used for this plan or trace."""
+        shared = np.flatnonzero(np.isin(digests, self.digests))
+        if shared.size:
+            raise OverlappingRows(
+                f"{shared.size:,} of the {digests.size:,} {what} rows (the first: number {shared[0]:,}) also stand "
+                f"among the {self.digests.size:,} rows of {self.data}; give rows that were used for nothing before"
+            )
+
+    def and_also(self, others: SeenRows) -> SeenRows:
+        """These rows, and the digests of others that had a part in the plan as well."""
+        return replace(self, digests=np.concatenate([self.digests, others.digests]))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, SeenRows) and self.to_json() == other.to_json()
+
+    def __hash__(self) -> int:
+        return hash((self.data, self.fingerprint, self.digests.size))
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; the digests as one base64 text of sorted little-endian uint64."""
+        ordered = np.sort(self.digests).astype("<u8").tobytes()
+        return {
+            "data": self.data,
+            "fingerprint": self.fingerprint,
+            "digests": base64.b64encode(ordered).decode(),
+        }
+
+    @staticmethod
+    def from_json(body: Mapping[str, Any]) -> SeenRows:
+        """The rows written by `to_json`."""
+        raw = np.frombuffer(base64.b64decode(body["digests"], validate=True), dtype="<u8")
+        return SeenRows(body["data"], body["fingerprint"], raw.astype(np.uint64))
