@@ -96,27 +96,25 @@ def ladder(
     names = list(named)
     inner = {name: model for name, (model, _) in named.items() if isinstance(model, Network)}
     exits = {name: _exit(answer, names[place - 1] if place else None, place) for place, name in enumerate(names)}
-    gates, made = {name: make_gate(one) for name, one in _each(gate, names[:-1], "gates").items()}, dict[str, str]()
+    gates = {name: make_gate(one) for name, one in _each(gate, names[:-1], "gates").items()}
     stacked = [_rung(name, inner.get(name), (specs or {}).get(name)) for name in names]
-    for rung in stacked:
-        for cut in rung.cuts:  # what was hung on a rung when it was cut
-            node, network = rung.node(cut), inner[rung.name]
-            exits[node], gates[node] = network.exit_of(cut), network.gate_of(cut)
-            made |= {node: network.made[cut]} if cut in network.made else {}
+    hung = [(rung.node(cut), inner[rung.name], cut) for rung in stacked for cut in rung.cuts]  # when a rung was cut
+    exits |= {node: network.exit_of(cut) for node, network, cut in hung}
+    gates |= {node: network.gate_of(cut) for node, network, cut in hung}
     models = {name: inner[name].backbone if name in inner else model for name, (model, _) in named.items()}
     fronts = {name: inner[name].fronts[BACKBONE] for name in inner if BACKBONE in inner[name].fronts}
-    network = Network(
+    stack = Network(
         backbone=nn.ModuleDict(models),
         rungs=tuple(stacked),
         chain=_chain(stacked, exits, gates),
         fronts=fronts | {name: front for name, (_, front) in named.items() if front is not None},
         exits=exits,
         gates=gates,
-        made=made,
+        made={node: network.made[cut] for node, network, cut in hung if cut in network.made},
     )
     if example is not None:
-        check_classes(network, example)
-    return network
+        check_classes(stack, example)
+    return stack
 
 
 def check_classes(network: Network, example: object) -> int:
@@ -191,8 +189,11 @@ def _named_cuts(model: nn.Module, at: Sequence[str] | str) -> tuple[str, ...]:
 
 
 def _even_cuts(model: nn.Module, front: nn.Module | None, tried: State, parts: int) -> tuple[str, ...]:
-    """The legal cuts nearest to equal shares of the multiply-adds; where several have done as much, the last."""
-    shares = {point.share: point.name for point in points_of(model, front, tried) if point.legal and point.share}
+    """The legal cuts nearest to equal shares of the multiply-adds; of several at one share the last outermost one."""
+    shares = dict[float, str]()
+    for point in points_of(model, front, tried):
+        if point.legal and point.share and point.name.count(".") <= shares.get(point.share, point.name).count("."):
+            shares[point.share] = point.name
     legal = sorted(share for share in shares if share < 1 and shares[share] not in RESERVED)
     if not 2 <= parts <= len(legal) + 1:
         raise BadInput(f"got n={parts}, expected 2 to {len(legal) + 1} parts, as many as legal cuts with work between")

@@ -159,9 +159,8 @@ class Network(nn.Module):
 
     def _require_names(self) -> None:
         """Raise BadNetwork unless every node has its segment and its exit, and every node but the last its gate."""
-        rungs, models = tuple(rung.name for rung in self.rungs), tuple([BACKBONE])
-        if rungs != models and isinstance(self.backbone, nn.ModuleDict):
-            models = tuple(self.backbone)
+        rungs, several = tuple(rung.name for rung in self.rungs), isinstance(self.backbone, nn.ModuleDict)
+        models = tuple(self.backbone._modules) if several and rungs != (BACKBONE,) else (BACKBONE,)
         if set(models) != set(rungs) or not set(self.fronts) <= set(models):
             raise BadNetwork(f"there are models {models} and fronts {tuple(self.fronts)}, expected those of {rungs}")
         nodes = tuple(node for rung in self.rungs for node in rung.nodes())

@@ -52,12 +52,7 @@ def record(
         raise BadData(f"keep is {keep!r}, expected 'logits' or 'answers'")
     network.require_eval()
     if untaught := network.untaught():
-        warnings.warn(
-            f"exits {', '.join(untaught)} were never taught, so their answers mean nothing yet and calibrate refuses "
-            "this trace; teach them with any loop over net(x), and record again",
-            NeverTaught,
-            stacklevel=2,
-        )
+        warnings.warn(_never_taught(untaught), NeverTaught, stacklevel=2)
     source = rows(data)
     place = network.device()
     steps = network.chain.walk(network.chain.gates)
@@ -76,6 +71,13 @@ def record(
     if not first:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
     return _trace(network, source, columns.joined() | costs, engine, _probe(network, first, parts))
+
+
+def _never_taught(names: Sequence[str]) -> str:
+    return (
+        f"exits never taught: {', '.join(names)}; their answers mean nothing yet, and calibrate refuses this trace; "
+        "teach them with any loop over net(x), and record again"
+    )
 
 
 def _everything(parts: Sequence[Part], x: State) -> State:

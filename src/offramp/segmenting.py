@@ -46,7 +46,7 @@ def points_of(model: nn.Module, front: nn.Module | None, inputs: State) -> list[
     args, kwargs = arguments(inputs)
     if front is None:
         return cut_points(model, args, kwargs)
-    points, prefix = cut_points(Fronted(front, model), args, kwargs), "model."
+    points, prefix = cut_points(Fronted(front.eval(), model), args, kwargs), "model."
     return [_named(point, prefix) for point in points if point.name.startswith(prefix)]
 
 
@@ -106,7 +106,7 @@ def _segments(network: Network, rung: Rung, tried: State | None) -> dict[str, Se
 def _taken_apart(network: Network, rung: Rung, tried: State | None) -> tuple[Partition, dict[str, str]]:
     """A cut rung in pieces, checked; and the network's names for their tensors."""
     model, front = network.model_of(rung), network.front_of(rung)
-    inputs = tried or as_inputs(example(rung.inputs, EXAMPLE_ROWS), network.device())
+    inputs = tried or _seeded(network, rung, model if front is None else front)
     args, kwargs = arguments(inputs)
     whole, prefix = (model, "") if front is None else (Fronted(front, model), "model.")
     at = [prefix + cut for cut in rung.cuts]
@@ -127,6 +127,14 @@ def _taken_apart(network: Network, rung: Rung, tried: State | None) -> tuple[Par
             names.setdefault(name, node + beside)
     names[parts.outputs[0]] = rung.name
     return parts, names
+
+
+def _seeded(network: Network, rung: Rung, first: nn.Module) -> State:
+    """Rows as the model was tried on, where it is now and in the precision that it has now."""
+    rows = as_inputs(example(rung.inputs, EXAMPLE_ROWS), network.device())
+    kinds = {value.dtype for value in (*first.parameters(), *first.buffers()) if value.is_floating_point()}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return {name: value.to(kind) if value.is_floating_point() and kind else value for name, value in rows.items()}
 
 
 def _stages(model: nn.Module, front: nn.Module | None, cuts: Sequence[str]) -> list[nn.Module] | None:
