@@ -6,7 +6,8 @@ they share its parameters and buffers, so that teaching in place does not make t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from operator import is_
@@ -15,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
-from offramp.errors import BadNetwork
+from offramp.errors import BadData, BadNetwork
 from offramp.inputs import State, arguments, as_inputs, call_model
 from offramp.network import Network, Segment
 from offramp.partition import CutPoint, Partition, Piece, cut_points, partition, self_check, staged
@@ -23,6 +24,7 @@ from offramp.rungs import Rung
 from offramp.signature import INPUT, example
 
 EXAMPLE_ROWS = 4
+PREFIX = "model."  # of names in a `Fronted`
 
 Marks = tuple[list[object], list[int]]
 _KEPT: WeakKeyDictionary[nn.Module, tuple[Marks, dict[str, Segment]]] = WeakKeyDictionary()
@@ -46,8 +48,9 @@ def points_of(model: nn.Module, front: nn.Module | None, inputs: State) -> list[
     args, kwargs = arguments(inputs)
     if front is None:
         return cut_points(model, args, kwargs)
-    points, prefix = cut_points(Fronted(front.eval(), model), args, kwargs), "model."
-    return [_named(point, prefix) for point in points if point.name.startswith(prefix)]
+    with _own_names(PREFIX):
+        points = cut_points(Fronted(front.eval(), model), args, kwargs)
+    return [replace(point, name=point.name.removeprefix(PREFIX)) for point in points if point.name.startswith(PREFIX)]
 
 
 class Fronted(nn.Module):
@@ -63,8 +66,13 @@ class Fronted(nn.Module):
         return self.model(self.front(*args, **kwargs))
 
 
-def _named(point: CutPoint, prefix: str) -> CutPoint:
-    return replace(point, name=point.name.removeprefix(prefix))
+@contextlib.contextmanager
+def _own_names(prefix: str) -> Iterator[None]:
+    """While it lasts, what is refused is told with the names that modules have in the user's model."""
+    try:
+        yield
+    except (BadNetwork, BadData) as problem:
+        raise type(problem)(str(problem).replace(f"'{prefix}", "'")) from problem
 
 
 def _marks(network: Network) -> Marks:
@@ -108,16 +116,17 @@ def _taken_apart(network: Network, rung: Rung, tried: State | None) -> tuple[Par
     model, front = network.model_of(rung), network.front_of(rung)
     inputs = tried or _seeded(network, rung, model if front is None else front)
     args, kwargs = arguments(inputs)
-    whole, prefix = (model, "") if front is None else (Fronted(front, model), "model.")
+    whole, prefix = (model, "") if front is None else (Fronted(front, model), PREFIX)
     at = [prefix + cut for cut in rung.cuts]
-    try:
-        parts = partition(whole, args, kwargs, at=at)
-    except BadNetwork as problem:
-        stages = _stages(model, front, rung.cuts) if "cannot be exported" in str(problem) else None
-        if stages is None:
-            raise
-        parts = staged(stages, args, kwargs, names=at)
-    self_check(whole, parts, args, kwargs)
+    with _own_names(prefix):
+        try:
+            parts = partition(whole, args, kwargs, at=at)
+        except BadNetwork as problem:
+            stages = _stages(model, front, rung.cuts) if "cannot be exported" in str(problem) else None
+            if stages is None:
+                raise
+            parts = staged(stages, args, kwargs, names=at)
+        self_check(whole, parts, args, kwargs)
     given = sorted((name for name in inputs if name.rpartition("/")[2].isdigit()), key=lambda name: int(name[2:]))
     given += [name for name in inputs if name not in given]
     names = dict(zip(parts.inputs, given, strict=True))

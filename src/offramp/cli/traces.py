@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +19,7 @@ from offramp.cli.options import (
     network_of,
     writable,
 )
-from offramp.cli.printing import answer, table
+from offramp.cli.printing import answer, note, table
 
 if TYPE_CHECKING:
     from offramp.trace import Trace
@@ -50,12 +51,16 @@ def record(
     Example:
       offramp record network/ 'cifar10:data[1000:5000]' -o trace.npz
     """
+    from offramp.recording import NeverTaught
     from offramp.recording import record as recorded
 
     writable(output, suffixes=(".npz",))
-    trace = recorded(
-        network_of(network, model, front_of, gate_of), data, batch_size=batch_size, keep=keep, timed=not no_time
-    )
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", NeverTaught)
+        net = network_of(network, model, front_of, gate_of)
+        trace = recorded(net, data, batch_size=batch_size, keep=keep, timed=not no_time)
+    for warning in said:
+        note(f"offramp: {warning.message}")
     trace.save(output)
     exits = _exits(trace)
     body = {
