@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from offramp.chain import Chain, Node
 from offramp.cutting import cut, ladder
 from offramp.data.rows import fingerprint_of
-from offramp.network import Network
+from offramp.network import Exit, Network
 from offramp.provenance import Origin
 from offramp.trace import Header, Trace
 
@@ -184,3 +184,15 @@ def moved(net: Network, by: float = 0.01) -> Network:
         for value in net.exits.parameters():
             value.add_(by)
     return net
+
+
+class Reader(Exit):
+    """An exit that doubles the logits of the one at `stem`."""
+
+    reads = ("stem",)
+
+    def forward(self, seen):
+        return seen.logits["stem"] * 2
+
+    def config(self):
+        return {"name": "tests:Reader"}

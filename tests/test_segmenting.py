@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -10,14 +12,15 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.cutting import cut, ladder
-from offramp.errors import BadInput, BadNetwork, OpenAgain
+from offramp.benching import bench
+from offramp.cutting import cut
+from offramp.errors import BadInput, OpenAgain
 from offramp.layers.front import Front
 from offramp.network import Exit
 from offramp.plan import Plan
 from offramp.recording import NeverTaught, record
 from offramp.segmenting import points_of, segments_of
-from small import Stages, cut_of, dense, images_of, moved, rows_of, seeded, stages
+from small import Reader, Stages, cut_of, dense, images_of, moved, rows_of, seeded, stages
 
 NEVER = {"stem": math.inf, "blocks.0": math.inf}
 
@@ -201,66 +204,53 @@ def test_tied_weights(tmp_path):
         runner(rows_of(2))
 
 
-@pytest.mark.parametrize("answer", ["own", "mean"])
-def test_cut_rungs_in_a_ladder(answer, tmp_path):
-    raw = torch.randint(0, 256, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    front = Front((0.5,), (0.25,))
-    small = moved(seeded(lambda: cut(stages(), raw[:4], at=["stem"], exits="linear", front=front), 0))
-    large = moved(seeded(lambda: cut(stages(1), raw[:4], at=["blocks.0", "stem"], front=front), 1))
-    net = ladder({"small": small, "large": large}, answer=answer, example=raw[:4])
-    assert net.chain.exits == ("small/stem", "small", "large/stem", "large/blocks.0", "large")
-    assert [node.after for node in net.chain.nodes] == [None, "small/stem", None, "large/stem", "large/blocks.0"]
-    assert net.backbone["small"] is small.backbone
-    assert net.untaught() == ()
-    trace = record(net, raw.numpy(), timed=False, progress=False)
-    for name, logits, _ in net.walk(raw):
-        np.testing.assert_allclose(trace.columns[f"logits/{name}"], logits.detach(), atol=1e-5)
-    rng = np.random.default_rng(0)
-    for _ in range(20):
-        gates = {
-            gate: float(rng.choice([*trace.columns[f"score/{gate}"], math.inf])) + 1e-3 for gate in net.chain.gates
-        }
-        plan = Plan.by_hand(gates)
-        answers, done = off.open(net, plan)(raw), trace.replay(plan)
-        assert answers.exit.tolist() == done.exit.tolist()
-        assert answers.logits.argmax(1).tolist() == done.answer.tolist()
-    off.save(net, tmp_path / "net")
-    again = off.load(tmp_path / "net", {"small": stages(5), "large": stages(6)})
-    assert again.fingerprint() == net.fingerprint()
-    assert off.run(again, plan, raw).exit.tolist() == answers.exit.tolist()
-
-
-def test_untaught_exits_of_a_rung_stay_untaught():
-    net = ladder({"small": cut_of("stem", taught=False), "large": stages(1)})
-    assert net.untaught() == ("small/stem",)
-
-
-class Reader(Exit):
-    reads = ("stem",)
-
-    def forward(self, seen):
-        return seen.logits["stem"] * 2
-
-    def config(self):
-        return {"name": "tests:Reader"}
-
-
-def test_rungs_that_cannot_be():
-    for rung, says in (
-        (ladder([dense(0), dense(1)]), "ladder itself"),
-        ((cut_of("stem"), Front()), "with a front"),
-        (cut_of(exits={"stem": "linear", "blocks.0": Reader()}), "reads exits"),
-    ):
-        with pytest.raises(BadNetwork, match=says):
-            ladder({"small": rung, "large": stages()})
-
-
 def test_an_exit_may_read_an_earlier_one():
     net = cut_of(exits={"stem": "linear", "blocks.0": Reader()})
     first, second, _ = net(images_of(4))
     assert torch.equal(second, first * 2)
     answers = off.run(net, Plan.by_hand({"stem": math.inf, "blocks.0": -math.inf}), images_of(4))
     torch.testing.assert_close(answers.logits, second.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_that_was_not_the_one_that_was_cut(tmp_path):
+    off.save(cut_of(), tmp_path / "net")
+    with pytest.raises(BadInput, match="no module 'stem'"):
+        off.load(tmp_path / "net", dense(1))
+
+
+def test_deadlines_anytime_bench_and_empty_batches():
+    net, x = cut_of(), images_of(64)
+    runner = off.open(net, Plan.by_hand({"stem": 0.0, "blocks.0": 0.0}), time_on=x)
+    assert set(runner(x, deadline_ms=1e4).exit.tolist()) == {0}
+    assert len(runner(x[:0]).exit) == 0
+    lines = bench(net, Plan.by_hand({"stem": 0.5}), x, batches=(1, 8), repeats=5).lines
+    assert {line.batch for line in lines} == {1, 8}
+
+
+def test_two_threads_open_and_run_one_network():
+    net, x = cut_of(), images_of(16)
+    want = [logits.detach() for logits in net(x)]
+    net.double()
+    net.float()  # other tensors: both threads find nothing kept
+    plan = Plan.by_hand({"stem": 1e9, "blocks.0": 1e9})
+
+    def job(_):
+        return off.open(net, plan)(x).logits, net(x)[1].detach()
+
+    with ThreadPoolExecutor(4) as pool:
+        for last, second in pool.map(job, range(12)):
+            torch.testing.assert_close(last, want[2], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(second, want[1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_copy_is_a_network_of_its_own():
+    net, x, plan = cut_of(), images_of(4), Plan.by_hand(NEVER)
+    other = copy.deepcopy(net)
+    moved(net, 1.0)
+    with torch.no_grad():
+        net.backbone.head.weight.zero_()
+    torch.testing.assert_close(off.run(other, plan, x).logits, other(x)[-1].detach(), atol=1e-5, rtol=1e-5)
+    assert not torch.equal(other(x)[-1], net(x)[-1])
 
 
 class Branching(nn.Module):

@@ -25,6 +25,7 @@ from offramp.signature import INPUT, Input
 RESERVED = (INPUT, BACKBONE, "last")  # the raw input, and what `against` may name
 
 Model = nn.Module | tuple[nn.Module, nn.Module | None]
+Named = tuple[nn.Module, nn.Module | None, Network | None]
 GateLike = str | Gate | Callable[[Tensor], Tensor]
 ExitLike = str | Exit | Callable[[tuple[int, ...], int], Exit]
 
@@ -80,8 +81,8 @@ def ladder(
     """A network of whole trained models, cheapest first, each reading the raw input through its own front.
 
     rungs: models or (model, front) pairs; a mapping names them, else they are rung1, rung2, ... A network made by `cut`
-    may be a rung: it keeps its exits and gates, at the nodes `<rung>/<cut>`.
-    gate: one for all rungs but the last, or one per rung name; a name, a Gate, or a function of logits [B, C].
+    may be a rung: it keeps its exits and gates, at the nodes `<rung>/<cut>`. gate: one for all rungs but the last, or
+    one per rung name; a name, a Gate, or a function of logits [B, C].
     answer: "own" (the rung's logits) or "mean" (log of the mean probabilities of the rungs visited).
     example: a small input batch; when given, the rungs are tried on it and must agree on the classes.
     Nothing is copied, trained or changed. Raises BadNetwork, BadInput, UnknownName.
@@ -91,23 +92,18 @@ def ladder(
     ('small', 'large')
     """
     named = _named(rungs)
-    if answer not in ("own", "mean"):
-        raise BadInput(f"answer is {answer!r}, expected 'own' or 'mean'")
-    names = list(named)
-    inner = {name: model for name, (model, _) in named.items() if isinstance(model, Network)}
+    names, inner = list(named), {name: network for name, (_, _, network) in named.items() if network is not None}
     exits = {name: _exit(answer, names[place - 1] if place else None, place) for place, name in enumerate(names)}
     gates = {name: make_gate(one) for name, one in _each(gate, names[:-1], "gates").items()}
     stacked = [_rung(name, inner.get(name), (specs or {}).get(name)) for name in names]
     hung = [(rung.node(cut), inner[rung.name], cut) for rung in stacked for cut in rung.cuts]  # when a rung was cut
     exits |= {node: network.exit_of(cut) for node, network, cut in hung}
     gates |= {node: network.gate_of(cut) for node, network, cut in hung}
-    models = {name: inner[name].backbone if name in inner else model for name, (model, _) in named.items()}
-    fronts = {name: inner[name].fronts[BACKBONE] for name in inner if BACKBONE in inner[name].fronts}
     stack = Network(
-        backbone=nn.ModuleDict(models),
+        backbone=nn.ModuleDict({name: model for name, (model, _, _) in named.items()}),
         rungs=tuple(stacked),
         chain=_chain(stacked, exits, gates),
-        fronts=fronts | {name: front for name, (_, front) in named.items() if front is not None},
+        fronts={name: front for name, (_, front, _) in named.items() if front is not None},
         exits=exits,
         gates=gates,
         made={node: network.made[cut] for node, network, cut in hung if cut in network.made},
@@ -221,14 +217,19 @@ def _each(given_for: Any, names: Sequence[str], what: str) -> dict[str, Any]:
 
 
 def _exit(answer: str, before: str | None, visited: int) -> Exit:
+    if answer not in ("own", "mean"):
+        raise BadInput(f"answer is {answer!r}, expected 'own' or 'mean'")
     kind = find("exits", "Own" if answer == "own" else "Mean")
     made: Exit = kind() if answer == "own" else kind(before, visited)
     return made
 
 
-def _named(rungs: Sequence[Model] | Mapping[str, Model]) -> dict[str, tuple[nn.Module, nn.Module | None]]:
+def _named(
+    rungs: Sequence[Model] | Mapping[str, Model],
+) -> dict[str, tuple[nn.Module, nn.Module | None, Network | None]]:
+    """Model, front, and the network as which it was cut (if it was), by name."""
     pairs = rungs.items() if isinstance(rungs, Mapping) else ((f"rung{i}", rung) for i, rung in enumerate(rungs, 1))
-    named: dict[str, tuple[nn.Module, nn.Module | None]] = {}
+    named: dict[str, Named] = {}
     for name, rung in pairs:
         model, front = rung if isinstance(rung, tuple) else (rung, None)
         if not isinstance(model, nn.Module) or not (front is None or isinstance(front, nn.Module)):
@@ -241,7 +242,9 @@ def _named(rungs: Sequence[Model] | Mapping[str, Model]) -> dict[str, tuple[nn.M
             raise BadInput(f"a rung is called {name!r}, which is a method of every torch module; name it otherwise")
         if isinstance(model, Network):
             _check_rung(name, model, front)
-        named[name] = (model, front)
+            named[name] = (model.backbone, model.front_of(model.rungs[0]), model)
+        else:
+            named[name] = (model, front, None)
     if len(named) < 2:
         raise BadNetwork(f"the ladder has {len(named)} rung, expected at least two; give models cheapest first")
     return named

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -78,8 +79,11 @@ def values_of(model: nn.Module, front: nn.Module | None, rung: Rung, inputs: Sta
     place may follow. Raises BadNetwork for a module that ran twice or never, or gave no tensor.
     """
     values: dict[str, Any] = {}
+    ours = threading.get_ident()
 
     def keep(cut: str, output: object) -> None:
+        if threading.get_ident() != ours:
+            return  # another thread runs the same model
         if rung.node(cut) in values:
             raise BadNetwork(f"module {cut!r} runs more than once in a forward pass; cut where a module runs once")
         leaves = [*tapped(output, cut).values()]

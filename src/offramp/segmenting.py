@@ -7,6 +7,7 @@ they share its parameters and buffers, so that teaching in place does not make t
 from __future__ import annotations
 
 import contextlib
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -27,6 +28,7 @@ EXAMPLE_ROWS = 4
 PREFIX = "model."  # of names in a `Fronted`
 
 Marks = tuple[list[object], list[int]]
+_LOCK = threading.Lock()
 _KEPT: WeakKeyDictionary[nn.Module, tuple[Marks, dict[str, Segment]]] = WeakKeyDictionary()
 
 
@@ -36,10 +38,11 @@ def segments_of(network: Network, tried: State | None = None) -> Mapping[str, Se
     tried: rows on which cut models are exported and checked; else seeded ones of the same shapes.
     """
     marks = _marks(network)
-    kept = _KEPT.get(network)
-    if kept is None or not _same(kept[0], marks):
-        found = {node: segment for rung in network.rungs for node, segment in _segments(network, rung, tried).items()}
-        kept = _KEPT[network] = marks, found
+    with _LOCK:  # torch.export is not made for two threads
+        kept = _KEPT.get(network)
+        if kept is None or not _same(kept[0], marks):
+            rungs = [_segments(network, rung, tried) for rung in network.rungs]
+            kept = _KEPT[network] = marks, {node: segment for rung in rungs for node, segment in rung.items()}
     return kept[1]
 
 

@@ -98,8 +98,9 @@ def _build(
         made={str(name): str(mark) for name, mark in body["made"].items()},
     )
     for rung in rungs:
-        for cut in rung.cuts:
-            network.model_of(rung).get_submodule(cut)
+        known = dict(network.model_of(rung).named_modules(remove_duplicate=False))
+        if missing := [cut for cut in rung.cuts if cut not in known]:
+            raise BadInput(f"the model of {rung.name!r} has no module {missing[0]!r}; give the one that was cut")
     return network
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -51,16 +52,11 @@ def record(
     Example:
       offramp record network/ 'cifar10:data[1000:5000]' -o trace.npz
     """
-    from offramp.recording import NeverTaught
     from offramp.recording import record as recorded
 
     writable(output, suffixes=(".npz",))
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", NeverTaught)
-        net = network_of(network, model, front_of, gate_of)
-        trace = recorded(net, data, batch_size=batch_size, keep=keep, timed=not no_time)
-    for warning in said:
-        note(f"offramp: {warning.message}")
+    net = network_of(network, model, front_of, gate_of)
+    trace = _noted(lambda: recorded(net, data, batch_size=batch_size, keep=keep, timed=not no_time))
     trace.save(output)
     exits = _exits(trace)
     body = {
@@ -73,6 +69,18 @@ def record(
     }
     drawn = table("exit", "accuracy", "MACs alone", "ms per row alone, batch 64", rows=_rows(exits))
     answer(body, as_json, f"{trace}: {output}", drawn)
+
+
+def _noted(call: Callable[[], Trace]) -> Trace:
+    """What `call` gives; exits that were never taught are told in a sentence."""
+    from offramp.recording import NeverTaught
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", NeverTaught)
+        trace = call()
+    for warning in said:
+        note(f"offramp: {warning.message}")
+    return trace
 
 
 def _exits(trace: Trace) -> list[dict[str, Any]]:
