@@ -83,9 +83,9 @@ def ladder(
     rungs: models or (model, front) pairs; a mapping names them, else they are rung1, rung2, ... A network made by `cut`
     may be a rung: it keeps its exits and gates, at the nodes `<rung>/<cut>`. gate: one for all rungs but the last, or
     one per rung name; a name, a Gate, or a function of logits [B, C].
-    answer: "own" (the rung's logits) or "mean" (log of the mean probabilities of the rungs visited).
-    example: a small input batch; when given, the rungs are tried on it and must agree on the classes.
-    Nothing is copied, trained or changed. Raises BadNetwork, BadInput, UnknownName.
+    answer: "own" (the rung's logits) or "mean" (log of the mean probabilities of the rungs visited). example: a small
+    batch; when given, the rungs are tried on it and must agree on the classes. Nothing is copied, trained or changed.
+    Raises BadNetwork, BadInput, UnknownName.
 
     >>> net = ladder({"small": nn.Linear(4, 3), "large": nn.Linear(4, 3)}).eval()
     >>> net.chain.exits
@@ -97,8 +97,8 @@ def ladder(
     gates = {name: make_gate(one) for name, one in _each(gate, names[:-1], "gates").items()}
     stacked = [_rung(name, inner.get(name), (specs or {}).get(name)) for name in names]
     hung = [(rung.node(cut), inner[rung.name], cut) for rung in stacked for cut in rung.cuts]  # when a rung was cut
-    exits |= {node: network.exit_of(cut) for node, network, cut in hung}
-    gates |= {node: network.gate_of(cut) for node, network, cut in hung}
+    for node, network, cut in hung:
+        exits[node], gates[node] = network.exit_of(cut), network.gate_of(cut)
     stack = Network(
         backbone=nn.ModuleDict({name: model for name, (model, _, _) in named.items()}),
         rungs=tuple(stacked),
@@ -224,9 +224,7 @@ def _exit(answer: str, before: str | None, visited: int) -> Exit:
     return made
 
 
-def _named(
-    rungs: Sequence[Model] | Mapping[str, Model],
-) -> dict[str, tuple[nn.Module, nn.Module | None, Network | None]]:
+def _named(rungs: Sequence[Model] | Mapping[str, Model]) -> dict[str, Named]:
     """Model, front, and the network as which it was cut (if it was), by name."""
     pairs = rungs.items() if isinstance(rungs, Mapping) else ((f"rung{i}", rung) for i, rung in enumerate(rungs, 1))
     named: dict[str, Named] = {}
