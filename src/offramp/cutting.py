@@ -84,8 +84,7 @@ def ladder(
     may be a rung: it keeps its exits and gates, at the nodes `<rung>/<cut>`. gate: one for all rungs but the last, or
     one per rung name; a name, a Gate, or a function of logits [B, C].
     answer: "own" (the rung's logits) or "mean" (log of the mean probabilities of the rungs visited). example: a small
-    batch; when given, the rungs are tried on it and must agree on the classes. Nothing is copied, trained or changed.
-    Raises BadNetwork, BadInput, UnknownName.
+    batch; if given, the rungs must agree on its classes. Nothing is changed. Raises BadNetwork, BadInput, UnknownName.
 
     >>> net = ladder({"small": nn.Linear(4, 3), "large": nn.Linear(4, 3)}).eval()
     >>> net.chain.exits
