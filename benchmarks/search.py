@@ -3,9 +3,10 @@
     python benchmarks/search.py [--rows 10000] [--exits 8] [--score margin] [--seed 0] [--json FILE]
 
 Logits are N(0, 1) plus 1.5 + 5.5 (k + 1) / E - 4 difficulty on the true class; an exit costs (k + 1) / E of the
-network. Times `frontier`, `cheapest` at one point of lost accuracy and `best` at a budget of 0.6, and prints what
-each family of plans reaches alone. For scale, measured by us on such data (other processes on the machine): the
-39-point curve of MSDNet's procedure as BoostNet ships it 65-120 s, one point of earlyon's calibrators 2.1-2.3 s.
+network. Times `frontier`, `cheapest` at one point of lost accuracy, `best` at a budget of 0.6 and two certified
+plans, and prints what each family of plans reaches alone. For scale, measured by us on such data (other processes on
+the machine): the 39-point curve of MSDNet's procedure as BoostNet ships it 65-120 s, one point of earlyon's
+calibrators 2.1-2.3 s.
 """
 
 from __future__ import annotations
@@ -15,14 +16,20 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 
+from offramp.calibration.calibrating import calibrate
 from offramp.calibration.families import families
 from offramp.calibration.search import FINE_POWERS, Problem, best, cheapest, frontier
 from offramp.calibration.survey import Chain
+from offramp.chain import Chain as NodeChain
+from offramp.chain import Node
+from offramp.provenance import Origin
+from offramp.trace import Header, Trace
 
 T = TypeVar("T")
 DROP, BUDGET = 0.01, 0.6
@@ -42,6 +49,21 @@ def synthetic(rows: int, exits: int, score: str, seed: int, classes: int = 100) 
         losses_NE[:, k] = logits_NC.argmax(1) != label_N
     cost_E = np.arange(1, exits + 1) / exits
     return Problem(np.ascontiguousarray(scores_NE[:, :-1]), losses_NE, lambda open_E: cost_E)
+
+
+def as_trace(problem: Problem) -> Trace:
+    """The same rows as a trace of a chain of equally dear segments: answer 0 is right."""
+    rows, exits = problem.losses_NE.shape
+    names = [f"exit{k}" for k in range(exits)]
+    before, after = [None, *names[:-1]], [*names[1:], None]
+    chain = NodeChain(tuple(Node(*of) for of in zip(names, after, before, strict=True)))
+    columns = {"row": np.arange(rows), "digest": np.arange(rows).astype(np.uint64), "label": np.zeros(rows, np.int64)}
+    for k, name in enumerate(names):
+        columns[f"answer/{name}"] = problem.losses_NE[:, k].astype(np.int64)
+        columns[f"cost/segment/{name}"] = np.array([1 / exits, np.nan, np.nan])
+    columns |= {f"score/{name}": problem.scores_NG[:, k] for k, name in enumerate(names[:-1])}
+    header = Header(chain, names[-1], 2, "synthetic", "0", Origin("synthetic", "torch", "float32"))
+    return Trace(columns, header)
 
 
 def timed(call: Callable[[], T], repeats: int) -> tuple[T, float]:
@@ -82,16 +104,25 @@ def main() -> None:
     curve, frontier_s = timed(lambda: frontier(problem), args.repeats)
     cheap, cheapest_s = timed(lambda: cheapest(problem, last + DROP), 1)
     good, best_s = timed(lambda: best(problem, BUDGET), 1)
+    trace = as_trace(problem)
+    certified, certified_s = {}, {}
+    for testing in ("path", "pareto"):
+        certify = partial(calibrate, trace, risk="accuracy_gap", at_most=DROP, testing=testing)
+        plan, certified_s[testing] = timed(certify, 1)
+        certified[testing] = trace.price(plan).mean
     reached = alone(problem, last + DROP) | {"search": (cheap.cost, good.loss)}
 
     print(f"{args.rows:,} rows, {args.exits} exits, score {args.score}; error of the last exit {last:.4f}")
     print(f"frontier of {len(curve)} plans {frontier_s:.2f} s (median of {args.repeats}),", end=" ")
     print(f"cheapest {cheapest_s:.2f} s, best {best_s:.2f} s")
+    for testing, seconds in certified_s.items():
+        cost = certified[testing]
+        print(f"certified for a drop <= {DROP:.0%} by {testing} testing: cost {cost:.4f}, {seconds:.2f} s")
     print(f"{'plans':18}{f'cost at a drop of {DROP:.0%}':>22}{f'accuracy at cost {BUDGET}':>24}")
     for name, (cost, loss) in reached.items():
         print(f"{name:18}{cost:22.4f}{1 - loss:24.4f}")
     if args.json:
-        seconds = {"frontier": frontier_s, "cheapest": cheapest_s, "best": best_s}
+        seconds = {"frontier": frontier_s, "cheapest": cheapest_s, "best": best_s, "certified": certified_s}
         settings = {name: value for name, value in vars(args).items() if name != "json"}
         lines = {name: {"cost_at_drop": cost, "accuracy_at_budget": 1 - loss} for name, (cost, loss) in reached.items()}
         document = {
@@ -101,6 +132,7 @@ def main() -> None:
             "seconds": seconds,
             "drop": DROP,
             "budget": BUDGET,
+            "certified": certified,
             "plans": lines,
         }
         args.json.write_text(json.dumps(document, indent=2) + "\n")

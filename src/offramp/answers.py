@@ -6,7 +6,9 @@ Shapes: B rows handed in, n rows at one exit, C classes.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,6 +16,8 @@ from offramp.errors import BadNetwork
 from offramp.trace import WHY
 
 GATE, END, DEEPEST, DEADLINE = range(len(WHY))
+
+Rows = np.ndarray[Any, np.dtype[np.int64]] | None  # numbers of rows in x; None: all of them
 
 
 @dataclass(frozen=True)
@@ -42,48 +46,44 @@ class Answers:
 
 
 class Filling:
-    """Answers being filled; when all rows are put at once, nothing is copied."""
+    """Answers being filled. What is decided per row is kept on the host; only logits live on the device.
+
+    When all rows are put at once, nothing is copied.
+    """
 
     def __init__(self, count: int, device: torch.device, exits: tuple[str, ...], classes: int) -> None:
         self.count, self.device, self.exits, self.classes = count, device, exits, classes
-        self.full: tuple[Tensor, int, int] | None = None
         self.logits: Tensor | None = None
-        self.flags: Tensor | None = None
+        self.exit = np.zeros(count, np.int64)
+        self.why = np.zeros(count, np.int64)
+        self.flags = np.zeros(count, bool)
 
-    def put(self, rows: Tensor | None, logits: Tensor, place: int, why: int) -> None:
+    def put(self, rows: Rows, logits: Tensor, place: int, why: int) -> None:
+        """Write the answers [n, C] of rows; None stands for all of them."""
+        where = slice(None) if rows is None else rows
+        self.exit[where] = place
+        self.why[where] = why
         if why != GATE:  # what leaves at a gate had a score, so its logits were finite
-            self.flag(rows, logits.sum(-1).isfinite().logical_not())
+            self.flags[where] |= ~logits.sum(-1).isfinite().cpu().numpy()
         if rows is None:
-            self.full = logits, place, why
+            self.logits = logits
             return
         if self.logits is None:
             self.logits = logits.new_empty(self.count, logits.shape[1])
-            self.exit = torch.empty(self.count, dtype=torch.int64, device=self.device)
-            self.why = torch.empty(self.count, dtype=torch.int64, device=self.device)
         if self.logits.shape[1] != logits.shape[1]:
             raise BadNetwork(
                 f"exit {self.exits[place]!r} answers with {logits.shape[1]} classes, an earlier one with "
                 f"{self.logits.shape[1]}, expected one number; check the rungs"
             )
-        self.logits.index_copy_(0, rows, logits)
-        self.exit.index_fill_(0, rows, place)
-        self.why.index_fill_(0, rows, why)
+        self.logits.index_copy_(0, torch.from_numpy(rows).to(self.device, non_blocking=True), logits)
 
-    def flag(self, rows: Tensor | None, bad: Tensor) -> None:
-        if rows is None:
-            self.flags = bad if self.flags is None else bad | self.flags
-            return
-        if self.flags is None:
-            self.flags = torch.zeros(self.count, dtype=torch.bool, device=self.device)
-        self.flags.index_copy_(0, rows, bad | self.flags.index_select(0, rows))
+    def flag(self, rows: Rows, bad: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+        """Mark rows [n] whose score was NaN."""
+        self.flags[slice(None) if rows is None else rows] |= bad
 
     def answers(self) -> Answers:
-        flags = torch.zeros(self.count, dtype=torch.bool, device=self.device) if self.flags is None else self.flags
-        if self.full is not None:
-            logits, place, why = self.full
-            exit_, reason = (torch.full((self.count,), value, device=self.device) for value in (place, why))
-            return Answers(logits, exit_, reason, flags, self.exits)
-        if self.logits is None:  # an empty batch: no segment was called
-            none = torch.zeros(0, dtype=torch.int64, device=self.device)
-            return Answers(torch.zeros(0, self.classes, device=self.device), none, none, flags, self.exits)
-        return Answers(self.logits, self.exit, self.why, flags, self.exits)
+        """All of them; of an empty batch, none."""
+        logits = torch.zeros(0, self.classes, device=self.device) if self.logits is None else self.logits
+        per_row = (torch.from_numpy(column).to(self.device) for column in (self.exit, self.why, self.flags))
+        exit_, why, flagged = per_row
+        return Answers(logits, exit_, why, flagged, self.exits)

@@ -39,8 +39,9 @@ def choose(scores: ArrayT, thresholds: ArrayT) -> ArrayT:
     """
     s: Any = scores
     t: Any = thresholds
-    taken = (s >= t) & (t < math.inf)  # [B, K-1]
-    successor = (~taken).cumprod(-1).sum(-1)  # [B], how many routes were refused before the first that was taken
+    refused = ~((s >= t) & (t < math.inf))  # [B, K-1]
+    one = refused.shape[-1] == 1  # the usual case, in few operations: batches of one wait for this
+    successor = refused[:, 0] * 1 if one else refused.cumprod(-1).sum(-1)  # [B], refusals before the first that took
     result: ArrayT = successor
     return result
 

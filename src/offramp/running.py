@@ -11,10 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.answers import DEADLINE, DEEPEST, END, GATE, Answers, Filling
+from offramp.answers import DEADLINE, DEEPEST, END, GATE, Answers, Filling, Rows
 from offramp.errors import BadData, BadInput, Mismatch, OpenAgain
 from offramp.find import find_file
 from offramp.inputs import State, as_inputs, count_of, given
@@ -49,10 +50,7 @@ class Runner:
         self._parts = tuple(parts)
         self._every = tuple(every)
         self._keeps = tuple(_later(self._parts, place) for place in range(len(self._parts)))
-        self._thresholds = {
-            gate: torch.tensor(values, dtype=torch.float32, device=self.device)
-            for gate, values in plan.thresholds.items()
-        }
+        self._thresholds = {gate: np.asarray(values, np.float32) for gate, values in plan.thresholds.items()}
         self._percentiles = percentiles
         probe = plan.origin.probe if plan.origin else None
         self._shapes = {one.name: one.shape for one in probe.inputs} if probe else None
@@ -103,7 +101,7 @@ class Runner:
     def _walk(self, state: State, until: float | None) -> Answers:
         inputs, count = tuple(state), count_of(state)
         result = Filling(count, self.device, self.chain.exits, self._classes)
-        rows: Tensor | None = None  # numbers of the rows still here; None: all of them
+        rows: Rows = None
         latest: tuple[int, Tensor] | None = None  # place and logits of the exit computed last, for deadlines
         for number, part in enumerate(self._parts):
             if not count:
@@ -118,14 +116,16 @@ class Runner:
                 break
             if until is not None and part.step.exit:
                 latest = place, state[name + LOGITS]
-            stay, count = (None, count)
-            if part.step.gate:
-                stay, count = self._leave(result, rows, state, name, place)
+            stay = self._leave(result, rows, state, name, place) if part.step.gate else None
             state = {key: state[key] for name in self._keeps[number] for key in (inputs if name == INPUT else (name,))}
-            if stay is not None and count:
-                state = {key: value.index_select(0, stay) for key, value in state.items()}
-                rows = stay if rows is None else rows.index_select(0, stay)
-                latest = latest and (latest[0], latest[1].index_select(0, stay))
+            if stay is None:
+                continue
+            count = len(stay)
+            rows = stay if rows is None else rows[stay]
+            if count:
+                index = torch.from_numpy(stay).to(self.device, non_blocking=True)
+                state = {key: value.index_select(0, index) for key, value in state.items()}
+                latest = latest and (latest[0], latest[1].index_select(0, index))
         return result.answers()
 
     def _call(self, part: Part, state: State) -> None:
@@ -134,24 +134,26 @@ class Runner:
         finally:  # also when the call failed: a network that was cast fails with a worse message
             self._watches[part.step.name].check()
 
-    def _leave(
-        self, result: Filling, rows: Tensor | None, state: State, name: str, place: int
-    ) -> tuple[Tensor | None, int]:
-        """Write what leaves here; return which of the rows stay (None: all) and how many."""
-        score, logits = state[name + SCORE], state[name + LOGITS]
+    def _leave(self, result: Filling, rows: Rows, state: State, name: str, place: int) -> Rows:
+        """Write what leaves here; return which of the rows stay (None: all of them).
+
+        Decided on the host: bringing the scores there is the one synchronisation of this gate, and on a CPU NumPy
+        is quicker than torch with so few numbers.
+        """
+        score, logits = state[name + SCORE].cpu().numpy(), state[name + LOGITS]
         successor = choose(score[:, None], self._thresholds[name])
-        count, going = len(score), int(successor.sum())  # the one synchronisation of this gate
-        if going:
-            result.flag(rows, score.isnan())
-        if going == 0:
+        stay = successor.nonzero()[0]
+        if len(stay):
+            result.flag(rows, np.isnan(score))
+        if len(stay) == len(score):
+            return None
+        if not len(stay):
             result.put(rows, logits, place, GATE)
-            return None, 0
-        if going == count:
-            return None, count
-        order = successor.argsort(stable=True)  # those that leave first, each group in its order
-        gone, stay = order[: count - going], order[count - going :]
-        result.put(gone if rows is None else rows.index_select(0, gone), logits.index_select(0, gone), place, GATE)
-        return stay, going
+            return stay
+        gone = (successor == 0).nonzero()[0]
+        index = torch.from_numpy(gone).to(self.device, non_blocking=True)
+        result.put(gone if rows is None else rows[gone], logits.index_select(0, index), place, GATE)
+        return stay
 
     def _fits(self, number: int, count: int, until: float) -> bool:
         assert self._percentiles is not None

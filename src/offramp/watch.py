@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from operator import attrgetter, getitem, is_, itemgetter
+from itertools import chain
+from operator import attrgetter, is_, itemgetter
 from typing import Any
 
 from torch import Tensor, nn
 
 from offramp.errors import OpenAgain
+
+VALUES: Any = dict.values  # everything below runs in C: a batch of one waits for it
 
 
 class Watch:
@@ -21,24 +24,31 @@ class Watch:
 
     def __init__(self, roots: Sequence[nn.Module], *, deep: bool = True) -> None:
         modules = dict.fromkeys(module for root in roots for module in (root.modules() if deep else [root]))
-        tables = [table for module in modules for table in (module._parameters, module._buffers, module._modules)]
+        tables: list[dict[str, Any]] = [
+            table for module in modules for table in (module._parameters, module._buffers, module._modules)
+        ]
         self.states = [vars(module) for module in modules]
-        entries = [(table, key, value) for table in tables for key, value in table.items()]
-        self.tables = [table for table, _, _ in entries]
-        self.keys = [key for _, key, _ in entries]
-        self.values: list[Any] = [value for _, _, value in entries]
-        self.tensors = [value for value in self.values if isinstance(value, Tensor) and not value.is_inference()]
+        self.tables = [table for table in tables if table]
+        self.values: list[Any] = [value for table in self.tables for value in table.values()]
+        self.empty = [table for table in tables if not table]
+        buffers = [next(iter(module._buffers.values()), None) for module in modules]
+        tensors = [value for module in modules for value in module._parameters.values()] + buffers
+        self.tensors = [value for value in tensors if isinstance(value, Tensor) and not value.is_inference()]
+        firsts = [next(iter(module._parameters.values()), None) for module in modules]
+        self.places = [first for first in firsts if isinstance(first, Tensor)]
         self.marks = self._marks()
 
     def _marks(self) -> tuple[list[int], list[int]]:
-        return list(map(attrgetter("_version"), self.tensors)), list(map(Tensor.data_ptr, self.tensors))
+        """Versions of parameters and of each module's first buffer tell of training, where first parameters lie of
+        moving and casting.
+        """
+        return list(map(attrgetter("_version"), self.tensors)), list(map(Tensor.data_ptr, self.places))
 
     def check(self) -> None:
         """Raise OpenAgain when anything differs."""
-        try:
-            same = all(map(is_, map(getitem, self.tables, self.keys), self.values)) and self._marks() == self.marks
-        except KeyError:
-            same = False
+        now = list(chain.from_iterable(map(VALUES, self.tables)))
+        same = len(now) == len(self.values) and all(map(is_, now, self.values)) and not any(self.empty)
+        same = same and self._marks() == self.marks
         if not same or any(map(itemgetter("training"), self.states)):
             raise OpenAgain(
                 "the network was moved, cast, trained or re-assigned after it was opened; call net.eval(), open again"

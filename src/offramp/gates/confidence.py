@@ -16,8 +16,8 @@ def margin(logits: Tensor) -> Tensor:
     >>> margin(torch.tensor([[2.0, 7.0, 4.0]]))
     tensor([3.])
     """
-    two = logits.topk(2, dim=-1).values
-    return two[:, 0] - two[:, 1]
+    first, second = logits.topk(2, dim=-1).values.unbind(-1)
+    return first - second
 
 
 def max_prob(logits: Tensor) -> Tensor:
