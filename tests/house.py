@@ -16,8 +16,20 @@ READ = ("src", "tests", "benchmarks", "examples", "docs")
 
 FLOORS = [
     ["errors", "files", "progress", "signature"],
-    ["find", "chain", "provenance", "plan", "guarantees", "inputs", "network", "evaluation", "pricing"],
-    ["trace", "watch", "data", "engines", "exits", "gates", "layers", "models", "partition"],
+    [
+        "find",
+        "chain",
+        "provenance",
+        "plan",
+        "guarantees",
+        "inputs",
+        "taps",
+        "rungs",
+        "network",
+        "evaluation",
+        "pricing",
+    ],
+    ["trace", "watch", "data", "engines", "exits", "gates", "layers", "models", "partition", "segmenting"],
     ["answers", "measuring", "running", "calibration", "factories"],
     ["benching", "cutting", "recording", "storing"],
     ["reporting", "deploy", "demo"],

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from offramp.chain import Chain, Node
-from offramp.cutting import ladder
+from offramp.cutting import cut, ladder
 from offramp.data.rows import fingerprint_of
-from offramp.network import Network
+from offramp.network import Exit, Network
 from offramp.provenance import Origin
 from offramp.trace import Header, Trace
 
@@ -143,3 +143,56 @@ def trace_of(
         origin=Origin("0123456789abcdef", "torch", "float32"),
     )
     return Trace(columns, header)
+
+
+class Stages(nn.Module):
+    """A stem, two blocks in a list, and a head, on images [B, 1, 8, 8]; the second block works in place."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
+        self.blocks = nn.ModuleList([nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3)) for _ in range(2)])
+        self.drop = nn.Dropout(0.5)
+        self.head = nn.Linear(64, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.stem(x)
+        for block in self.blocks:
+            h = block(h)
+        return self.head(self.drop(h.flatten(1)))
+
+
+def images_of(count: int, seed: int = 0) -> Tensor:
+    """Images [count, 1, 8, 8]."""
+    return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def stages(seed: int = 0, **options: Any) -> nn.Module:
+    """Seeded `Stages` in eval mode."""
+    return seeded(lambda: Stages(**options), seed).eval()
+
+
+def cut_of(*at: str, seed: int = 0, taught: bool = True, **options: Any) -> Network:
+    """`Stages` cut at some modules (by default two); `taught` moves its exits a little, as any teaching does."""
+    net = seeded(lambda: cut(stages(seed), images_of(4), at=at or ("stem", "blocks.0"), **options), seed)
+    return moved(net) if taught else net
+
+
+def moved(net: Network, by: float = 0.01) -> Network:
+    """The exits' parameters moved a little."""
+    with torch.no_grad():
+        for value in net.exits.parameters():
+            value.add_(by)
+    return net
+
+
+class Reader(Exit):
+    """An exit that doubles the logits of the one at `stem`."""
+
+    reads = ("stem",)
+
+    def forward(self, seen):
+        return seen.logits["stem"] * 2
+
+    def config(self):
+        return {"name": "tests:Reader"}

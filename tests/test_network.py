@@ -13,13 +13,15 @@ from offramp.cutting import ladder
 from offramp.errors import BadData, BadNetwork
 from offramp.factories import make_gate
 from offramp.inputs import as_input
-from offramp.network import Network, Rung, Seen, answer, described, grade
+from offramp.network import Network, Seen, answer, described, grade
+from offramp.rungs import Rung
+from offramp.segmenting import segments_of
 from small import dense, ladder_of, rows_of
 
 
 def test_segments_are_never_registered():
     net = ladder_of(3)
-    assert [segment.name for segment in net.segments()] == list(net.chain.exits)
+    assert [*segments_of(net)] == list(net.chain.exits)
     assert {name for name, _ in net.named_children()} == {"backbone", "fronts", "exits", "gates"}
     assert len(list(net.parameters())) == sum(len(list(dense(place).parameters())) for place in range(3))
 

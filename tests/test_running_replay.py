@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import offramp as off
+from offramp.cutting import cut, ladder
 from offramp.network import Gate
 from offramp.plan import BAND, Plan
 from offramp.trace import WHY, Trace
-from small import INF_MARK, NAN_MARK, ladder_of, rows_of, spoiled, whole_numbers
+from small import INF_MARK, NAN_MARK, dense, ladder_of, moved, rows_of, spoiled, whole_numbers
 
-PLANS, BATCHES, POOL = 400, 4, 96  # 7 networks x 400 plans x 4 batches = 11,200
+PLANS, BATCHES, POOL = 400, 4, 96  # 9 networks x 400 plans x 4 batches = 14,400
 
 
 class Reader(Gate):
@@ -43,6 +44,8 @@ CASES = {
     "three, floats": lambda: (ladder_of(3, seed=5), False),
     "three, mean": lambda: (ladder_of(3, seed=6, answer="mean"), False),
     "three, entropy": lambda: (ladder_of(3, seed=7, gate="neg_entropy"), False),
+    "one model, cut": lambda: (moved(cut(dense(2), rows_of(4), at=["0", "1"], exits="linear")), False),
+    "a cut rung": lambda: (ladder({"small": moved(cut(dense(1), rows_of(4), at="1")), "large": dense(3)}), False),
 }
 
 

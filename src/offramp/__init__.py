@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offramp.calibration.calibrating import calibrate as calibrate
+    from offramp.cutting import cut as cut
     from offramp.cutting import ladder as ladder
     from offramp.data.rows import rows as rows
     from offramp.guarantees.risks import Risk as Risk
@@ -42,6 +43,7 @@ _HOMES = {
     "Runner": "running",
     "Trace": "trace",
     "calibrate": "calibration.calibrating",
+    "cut": "cutting",
     "ladder": "cutting",
     "load": "storing",
     "open": "running",

@@ -12,7 +12,7 @@ import torch
 from offramp.answers import Answers
 from offramp.errors import BadData
 from offramp.find import find_file
-from offramp.inputs import State, as_inputs, count_of, given
+from offramp.inputs import State, as_inputs, call_model, count_of, given
 from offramp.measuring import Ratio, interleaved, ratio
 from offramp.network import Network, Part
 from offramp.plan import Plan
@@ -111,11 +111,12 @@ def _line(network: Network, runner: Runner, parts: Sequence[Part], rows: State, 
 
 def plain_call(network: Network, rows: State) -> Callable[[], object]:
     """The plain network: the user's last model behind its front, without exits and gates."""
-    segment = network.segments()[-1]
+    rung = network.rungs[-1]
+    model, front = network.model_of(rung), network.front_of(rung)
 
     def call() -> object:
         with torch.inference_mode():
-            return segment.call(rows)
+            return call_model(model, front, rows)
 
     return call
 

@@ -28,8 +28,13 @@ TOLERANCE = 1e-5  # kernels depend on the batch size: a score may move in its la
 Rows = Callable[[Seen], Tensor]  # what is checked: scores or logits, one per row
 
 
-def example_seen(rows: int = 16, classes: int = 5, reads: Sequence[str] = (), *, seed: int = 0) -> Seen:
-    """Something to look at: features, own logits and earlier logits, with ties and a row of large logits."""
+def example_seen(
+    rows: int = 16, classes: int = 5, reads: Sequence[str] = (), *, shape: Sequence[int] | None = None, seed: int = 0
+) -> Seen:
+    """Something to look at: features, own logits and earlier logits, with ties and a row of large logits.
+
+    shape: of one row's features; without it they are logits, as at the end of a model.
+    """
     draw = torch.Generator().manual_seed(seed)
 
     def logits() -> Tensor:
@@ -38,7 +43,8 @@ def example_seen(rows: int = 16, classes: int = 5, reads: Sequence[str] = (), *,
         return some
 
     own = logits()
-    return Seen(own, {name: logits() for name in reads}, own)
+    features = own if shape is None else torch.randn(rows, *shape, generator=draw)
+    return Seen(features, {name: logits() for name in reads}, own)
 
 
 def check_gate(gate: Gate, seen: Seen, rebuild: Callable[[Mapping[str, Any]], Gate] | None = None) -> None:

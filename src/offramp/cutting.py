@@ -1,26 +1,73 @@
-"""From trained models to a network: `ladder` stacks whole models, cheapest first."""
+"""From trained models to a network: `cut` hangs exits on one, `ladder` stacks several, cheapest first."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from offramp.chain import Chain, Node
 from offramp.errors import BadInput, BadNetwork
-from offramp.factories import make_gate
-from offramp.find import find
-from offramp.inputs import as_inputs, given
-from offramp.network import Exit, Gate, Network, Rung
-from offramp.signature import INPUT
-from offramp.trace import BACKBONE
+from offramp.factories import make_exit, make_gate
+from offramp.find import find, unknown
+from offramp.inputs import State, as_inputs, given
+from offramp.network import Exit, Gate, Network, Seen
+from offramp.network import answer as logits_of
+from offramp.rungs import BACKBONE, Rung, digest, values_of
+from offramp.segmenting import points_of, segments_of
+from offramp.signature import INPUT, Input
 
 RESERVED = (INPUT, BACKBONE, "last")  # the raw input, and what `against` may name
 
 Model = nn.Module | tuple[nn.Module, nn.Module | None]
+Named = tuple[nn.Module, nn.Module | None, Network | None]
 GateLike = str | Gate | Callable[[Tensor], Tensor]
+ExitLike = str | Exit | Callable[[tuple[int, ...], int], Exit]
+
+
+def cut(
+    model: nn.Module,
+    example: Any,
+    *,
+    at: Sequence[str] | str | None = None,
+    n: int | None = None,
+    exits: ExitLike | Mapping[str, ExitLike] = "linear_grid",
+    gate: GateLike | Mapping[str, GateLike] = "margin",
+    front: nn.Module | None = None,
+    spec: str | None = None,
+) -> Network:
+    """A network of one trained model, cut after the modules named in `at`, or into `n` parts of about equal MACs.
+
+    example: a batch as the model (or its front) takes it: a tensor, a tuple, or a mapping to keyword arguments.
+    exits: one for all cuts or one per cut: a name on the shelf (linear, linear_grid, mlp, branch), an Exit, or a
+    function of (shape of one row's features, classes). Those that are made here must be taught before they are of use:
+    `net(x)` gives the logits of every exit, and any training loop will do. gate: as in `ladder`.
+    The last node, `backbone`, is the model's own answer. The model is neither copied nor changed; it is exported and
+    checked once, which takes seconds. Raises UnknownName (the nearest module is offered), BadNetwork (a cut that cannot
+    be compacted; a model that mixes rows, runs a tapped module twice, or cannot be exported), BadInput, BadData.
+
+    >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    >>> cut(model, torch.randn(4, 8), at=["1"]).chain.exits
+    ('1', 'backbone')
+    """
+    if (at is None) == (n is None):
+        raise BadInput(f"got at={at!r} and n={n!r}, expected exactly one of them; name modules, or give a number")
+    if any(module.training for module in model.modules()):
+        raise BadNetwork("the model is in training mode, expected eval mode; call model.eval() first")
+    tried = as_inputs(example, next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None))
+    names = _even_cuts(model, front, tried, n or 0) if at is None else _named_cuts(model, at)
+    rung = Rung(BACKBONE, spec, names, tuple(_input(name, value) for name, value in tried.items()))
+    with torch.no_grad():
+        features = values_of(model, front, rung, tried)
+    network = _hung(model, front, replace(rung, cuts=tuple(features)[:-1]), features, exits, gate)  # in their order
+    check_classes(network, example)
+    segments_of(network, tried)
+    return network
 
 
 def ladder(
@@ -33,37 +80,36 @@ def ladder(
 ) -> Network:
     """A network of whole trained models, cheapest first, each reading the raw input through its own front.
 
-    rungs: models or (model, front) pairs; a mapping names them, else they are rung1, rung2, ...
-    gate: one for all rungs but the last, or one per rung name; a name, a Gate, or a function of logits [B, C].
-    answer: "own" (the rung's logits) or "mean" (log of the mean probabilities of the rungs visited).
-    example: a small input batch; when given, the rungs are tried on it and must agree on the classes.
-    Nothing is copied, trained or changed. Raises BadNetwork, BadInput, UnknownName.
+    rungs: models or (model, front) pairs; a mapping names them, else they are rung1, rung2, ... A network made by `cut`
+    may be a rung: it keeps its exits and gates, at the nodes `<rung>/<cut>`. gate: one for all rungs but the last, or
+    one per rung name; a name, a Gate, or a function of logits [B, C].
+    answer: "own" (the rung's logits) or "mean" (log of the mean probabilities of the rungs visited). example: a small
+    batch; if given, the rungs must agree on its classes. Nothing is changed. Raises BadNetwork, BadInput, UnknownName.
 
     >>> net = ladder({"small": nn.Linear(4, 3), "large": nn.Linear(4, 3)}).eval()
     >>> net.chain.exits
     ('small', 'large')
     """
     named = _named(rungs)
-    if answer not in ("own", "mean"):
-        raise BadInput(f"answer is {answer!r}, expected 'own' or 'mean'")
-    names = list(named)
+    names, inner = list(named), {name: network for name, (_, _, network) in named.items() if network is not None}
     exits = {name: _exit(answer, names[place - 1] if place else None, place) for place, name in enumerate(names)}
-    gates = _gates(gate, names[:-1])
-    nodes = tuple(
-        Node(name, after, None, exits[name].reads, gates[name].reads if name in gates else ())
-        for name, after in zip(names, [*names[1:], None], strict=True)
-    )
-    network = Network(
-        backbone=nn.ModuleDict({name: model for name, (model, _) in named.items()}),
-        rungs=tuple(Rung(name, (specs or {}).get(name)) for name in names),
-        chain=Chain(nodes),
-        fronts=nn.ModuleDict({name: front for name, (_, front) in named.items() if front is not None}),
-        exits=nn.ModuleDict(exits),
-        gates=nn.ModuleDict(gates),
+    gates = {name: make_gate(one) for name, one in _each(gate, names[:-1], "gates").items()}
+    stacked = [_rung(name, inner.get(name), (specs or {}).get(name)) for name in names]
+    hung = [(rung.node(cut), inner[rung.name], cut) for rung in stacked for cut in rung.cuts]  # when a rung was cut
+    for node, network, cut in hung:
+        exits[node], gates[node] = network.exit_of(cut), network.gate_of(cut)
+    stack = Network(
+        backbone=nn.ModuleDict({name: model for name, (model, _, _) in named.items()}),
+        rungs=tuple(stacked),
+        chain=_chain(stacked, exits, gates),
+        fronts={name: front for name, (_, front, _) in named.items() if front is not None},
+        exits=exits,
+        gates=gates,
+        made={node: network.made[cut] for node, network, cut in hung if cut in network.made},
     )
     if example is not None:
-        check_classes(network, example)
-    return network
+        check_classes(stack, example)
+    return stack
 
 
 def check_classes(network: Network, example: object) -> int:
@@ -83,23 +129,104 @@ def check_classes(network: Network, example: object) -> int:
     return next(iter(widths.values()))
 
 
-def _gates(gate: GateLike | Mapping[str, GateLike], names: list[str]) -> dict[str, Gate]:
-    if not isinstance(gate, Mapping):
-        return {name: make_gate(gate) for name in names}
-    if set(gate) != set(names):
-        raise BadInput(f"gates are given for {list(gate)}, expected one for each of {names} and none for the last")
-    return {name: make_gate(gate[name]) for name in names}
+def _chain(rungs: Sequence[Rung], exits: Mapping[str, Exit], gates: Mapping[str, Gate]) -> Chain:
+    """All nodes in order; within a rung each segment continues from the one before it."""
+    names = [node for rung in rungs for node in rung.nodes()]
+    after = {node: before for rung in rungs for before, node in pairwise(rung.nodes())}
+    return Chain(
+        tuple(
+            Node(name, successor, after.get(name), exits[name].reads, gates[name].reads if name in gates else ())
+            for name, successor in zip(names, [*names[1:], None], strict=True)
+        )
+    )
+
+
+def _hung(
+    model: nn.Module,
+    front: nn.Module | None,
+    rung: Rung,
+    features: Mapping[str, Any],
+    exits: ExitLike | Mapping[str, ExitLike],
+    gate: GateLike | Mapping[str, GateLike],
+) -> Network:
+    """The network of a model that is cut, with its exits, on the device and in the type of what they read."""
+    heads: dict[str, Exit] = {BACKBONE: find("exits", "Own")()}
+    classes, made = logits_of(heads[BACKBONE], Seen(features[BACKBONE], {}), BACKBONE).shape[1], dict[str, str]()
+    for name, given_exit in _each(exits, rung.cuts, "exits").items():
+        value = features[name]
+        heads[name] = make_exit(given_exit, tuple(value.shape[1:]), classes)
+        if not isinstance(given_exit, Exit):
+            heads[name].to(value.device, value.dtype if value.is_floating_point() else None)
+            made |= {name: mark} if (mark := digest(heads[name])) else {}
+    gates = {name: make_gate(one) for name, one in _each(gate, rung.cuts, "gates").items()}
+    return Network(
+        backbone=model,
+        rungs=(rung,),
+        chain=_chain([rung], heads, gates),
+        fronts={} if front is None else {BACKBONE: front},
+        exits=heads,
+        gates=gates,
+        made=made,
+    )
+
+
+def _named_cuts(model: nn.Module, at: Sequence[str] | str) -> tuple[str, ...]:
+    known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    names = [at] if isinstance(at, str) else list(at)
+    for name in names:
+        if name not in known:
+            raise unknown(name, known, "module of this model")
+        if name in (*RESERVED, "y") or "/" in name:
+            raise BadInput(f"a cut is called {name!r}, which has a meaning of its own here; rename that module")
+    if not names or len(set(names)) < len(names):
+        raise BadInput(f"got at={names!r}, expected one or more modules, each once; see offramp inspect")
+    return tuple(names)
+
+
+def _even_cuts(model: nn.Module, front: nn.Module | None, tried: State, parts: int) -> tuple[str, ...]:
+    """The legal cuts nearest to equal shares of the multiply-adds; of several at one share the last outermost one."""
+    shares = dict[float, str]()
+    for point in points_of(model, front, tried):
+        if point.legal and point.share and point.name.count(".") <= shares.get(point.share, point.name).count("."):
+            shares[point.share] = point.name
+    legal = sorted(share for share in shares if share < 1 and shares[share] not in RESERVED)
+    if not 2 <= parts <= len(legal) + 1:
+        raise BadInput(f"got n={parts}, expected 2 to {len(legal) + 1} parts, as many as legal cuts with work between")
+    picked = list[int]()
+    for place in range(1, parts):
+        first = picked[-1] + 1 if picked else 0
+        free = range(first, len(legal) - (parts - 1 - place))
+        picked.append(min(free, key=lambda index: abs(legal[index] - place / parts)))
+    return tuple(shares[legal[index]] for index in picked)
+
+
+def _input(name: str, value: Tensor) -> Input:
+    return Input(name, tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."))
+
+
+def _each(given_for: Any, names: Sequence[str], what: str) -> dict[str, Any]:
+    """One for all names, or a mapping with one per name."""
+    if not isinstance(given_for, Mapping):
+        return dict.fromkeys(names, given_for)
+    if set(given_for) != set(names):
+        raise BadInput(
+            f"{what} are given for {list(given_for)}, expected one for each of {list(names)} and none for the last"
+        )
+    return dict(given_for)
 
 
 def _exit(answer: str, before: str | None, visited: int) -> Exit:
+    if answer not in ("own", "mean"):
+        raise BadInput(f"answer is {answer!r}, expected 'own' or 'mean'")
     kind = find("exits", "Own" if answer == "own" else "Mean")
     made: Exit = kind() if answer == "own" else kind(before, visited)
     return made
 
 
-def _named(rungs: Sequence[Model] | Mapping[str, Model]) -> dict[str, tuple[nn.Module, nn.Module | None]]:
+def _named(rungs: Sequence[Model] | Mapping[str, Model]) -> dict[str, Named]:
+    """Model, front, and the network as which it was cut (if it was), by name."""
     pairs = rungs.items() if isinstance(rungs, Mapping) else ((f"rung{i}", rung) for i, rung in enumerate(rungs, 1))
-    named: dict[str, tuple[nn.Module, nn.Module | None]] = {}
+    named: dict[str, Named] = {}
     for name, rung in pairs:
         model, front = rung if isinstance(rung, tuple) else (rung, None)
         if not isinstance(model, nn.Module) or not (front is None or isinstance(front, nn.Module)):
@@ -110,7 +237,27 @@ def _named(rungs: Sequence[Model] | Mapping[str, Model]) -> dict[str, tuple[nn.M
             raise BadInput(f"a rung is called {name!r}, which has a meaning of its own here; name it otherwise")
         if hasattr(nn.ModuleDict, name):
             raise BadInput(f"a rung is called {name!r}, which is a method of every torch module; name it otherwise")
-        named[name] = (model, front)
+        if isinstance(model, Network):
+            _check_rung(name, model, front)
+            named[name] = (model.backbone, model.front_of(model.rungs[0]), model)
+        else:
+            named[name] = (model, front, None)
     if len(named) < 2:
         raise BadNetwork(f"the ladder has {len(named)} rung, expected at least two; give models cheapest first")
     return named
+
+
+def _check_rung(name: str, network: Network, front: nn.Module | None) -> None:
+    """Raise BadNetwork for a network that cannot be a rung."""
+    if [rung.name for rung in network.rungs] != [BACKBONE]:
+        raise BadNetwork(f"rung {name!r} is a ladder itself, expected a model or a network made by cut; give its rungs")
+    if front is not None:
+        raise BadNetwork(f"rung {name!r} is a network with a front, expected the network alone; cut(..., front=...)")
+    if reading := [node.name for node in network.chain.nodes if node.exit_reads or node.gate_reads]:
+        raise BadNetwork(f"{reading[0]!r} in rung {name!r} reads exits by names that a ladder changes; cut it anew")
+
+
+def _rung(name: str, network: Network | None, spec: str | None) -> Rung:
+    if network is None:
+        return Rung(name, spec)
+    return replace(network.rungs[0], name=name, spec=spec or network.rungs[0].spec)

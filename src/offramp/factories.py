@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from offramp.errors import BadFile, BadInput
 from offramp.files import read_tensors
 from offramp.find import find, imported, shelved
-from offramp.network import Gate, Scorer
+from offramp.network import Exit, Gate, Scorer
 
 OURS = "offramp:"
 
@@ -87,6 +87,25 @@ def _brief(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
     parts = [("missing", missing), ("not expected", extra), ("of another shape", other)]
     said = [f"{len(names)} {word} (such as {min(names)})" for word, names in parts if names]
     return ", ".join(said) + "; give the weights of this architecture"
+
+
+def make_exit(exit_: str | Exit | Callable[[tuple[int, ...], int], Exit], shape: tuple[int, ...], classes: int) -> Exit:
+    """An exit from its name or from a function of (shape of one row's features, classes); an Exit as it is.
+
+    Raises UnknownName with the nearest names, BadInput for what is no exit, BadNetwork for features that do not suit.
+    """
+    found: Any = find("exits", exit_) if isinstance(exit_, str) else exit_
+    if isinstance(found, Exit):
+        return found
+    try:
+        made = found(shape, classes)
+    except TypeError as problem:
+        raise BadInput(
+            f"the exit {exit_!r} is no function of (shape, classes) ({problem}); give one, or an Exit"
+        ) from problem
+    if not isinstance(made, Exit):
+        raise BadInput(f"the exit {exit_!r} gave a {type(made).__name__}, expected an Exit")
+    return made
 
 
 def make_gate(gate: str | Gate | Callable[[Tensor], Tensor] | Mapping[str, Any]) -> Gate:

@@ -1,7 +1,7 @@
 """Segments, exits and gates under names.
 
 Shapes: B samples, C classes. A network is a plain `nn.Module`: the user's own module(s), untouched, as `backbone`,
-plus `fronts`, `exits` and `gates` by node name. Segments only refer to them and are never registered.
+plus `fronts`, `exits` and `gates` by name. Segments (segmenting.py) only refer to them and are never registered.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import abc
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from offramp.chain import Chain, Step
 from offramp.errors import BadNetwork
-from offramp.inputs import State, as_inputs, call_model
-from offramp.signature import INPUT
+from offramp.inputs import State, as_inputs
+from offramp.rungs import BACKBONE, Modules, Rung, digest, held, values_of
 
 LOGITS = "/logits"  # "<node>" among the named tensors is a tap, "<node>/logits" and "<node>/score" what stands there
 SCORE = "/score"
@@ -92,7 +92,7 @@ class Scorer(Gate):
 class Segment:
     """A piece of backbone between two decision points: named tensors in (`reads`), named tensors out (`writes`).
 
-    Reading x means reading every input.
+    Reading x means reading every input. `modules`: those whose change makes it stale, each of them listed.
     """
 
     name: str
@@ -107,12 +107,13 @@ class Part:
     """A step of a plan as an engine runs it: the segment, and its exit and gate as far as the step needs them.
 
     `pieces` are called in order ("segment", "exit", "gate"; an engine may fuse them) and give `<node>`,
-    `<node>/logits` and `<node>/score`; `reads` names what must be there before, `modules` those whose change makes
-    the part stale.
+    `<node>/logits`, `<node>/score` and what later segments continue from: `writes`. `reads` names what must be there
+    before; `modules` are those whose change makes the part stale, each of them listed.
     """
 
     step: Step
     reads: tuple[str, ...]
+    writes: tuple[str, ...]
     modules: tuple[nn.Module, ...]
     pieces: Mapping[str, Callable[[State], State]]
 
@@ -122,70 +123,71 @@ class Part:
             state.update(piece(state))
 
 
-@dataclass(frozen=True)
-class Rung:
-    """A whole model in a ladder: `spec` says how to build it again (`offramp:resnet20`); None means by the user."""
-
-    name: str
-    spec: str | None = None
-
-
 class Network(nn.Module):
     """Rungs, exits and gates in a chain; calling it gives the logits of every exit, shallow to deep.
 
-    Build one with `offramp.ladder`; of models in eval mode it is in eval mode itself.
-    State-dict keys: `backbone.<rung>.<your own keys>`, `exits.<node>.*`, `gates.<node>.*`, and
-    `fronts.<rung>.*` if a front has any.
+    Build one with `offramp.cut` or `offramp.ladder`; of models in eval mode it is in eval mode itself. State-dict keys:
+    `backbone.<your own keys>` (in a ladder `backbone.<rung>.<your own keys>`), `exits.<node>.*`, `gates.<node>.*`, and
+    `fronts.<rung>.*` if a front has any. `made` keeps a digest of each exit that was made for it: see `untaught`.
     """
 
     def __init__(
         self,
         *,
-        backbone: nn.ModuleDict,
+        backbone: nn.Module,
         rungs: tuple[Rung, ...],
         chain: Chain,
-        fronts: nn.ModuleDict,
-        exits: nn.ModuleDict,
-        gates: nn.ModuleDict,
+        fronts: Modules,
+        exits: Modules,
+        gates: Modules,
+        made: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.backbone = backbone
-        self.fronts = fronts
-        self.exits = exits
-        self.gates = gates
+        self.fronts = held(fronts)
+        self.exits = held(exits)
+        self.gates = held(gates)
         self.rungs = rungs
         self.chain = chain
-        self.training = any(model.training for model in backbone.values())
+        self.made = dict(made or {})
+        self._require_names()
+        self.training = any(self.model_of(rung).training for rung in rungs)
         if not self.training:
-            for ours in (fronts, exits, gates):
+            for ours in (self.fronts, self.exits, self.gates):
                 ours.eval()
             backbone.training = False
-        self._require_names()
 
     def _require_names(self) -> None:
         """Raise BadNetwork unless every node has its segment and its exit, and every node but the last its gate."""
-        models, rungs = tuple(self.backbone), tuple(rung.name for rung in self.rungs)
+        rungs, several = tuple(rung.name for rung in self.rungs), isinstance(self.backbone, nn.ModuleDict)
+        models = tuple(self.backbone._modules) if several and rungs != (BACKBONE,) else (BACKBONE,)
         if set(models) != set(rungs) or not set(self.fronts) <= set(models):
             raise BadNetwork(f"there are models {models} and fronts {tuple(self.fronts)}, expected those of {rungs}")
-        segments = tuple(segment.name for segment in self.segments())
-        if segments != self.chain.exits or set(self.exits) != set(segments) or set(self.gates) != set(self.chain.gates):
+        nodes = tuple(node for rung in self.rungs for node in rung.nodes())
+        if nodes != self.chain.exits or set(self.exits) != set(nodes) or set(self.gates) != set(self.chain.gates):
             raise BadNetwork(
-                f"there are segments {segments}, exits {tuple(self.exits)} and gates {tuple(self.gates)}, expected one "
+                f"there are nodes {nodes}, exits {tuple(self.exits)} and gates {tuple(self.gates)}, expected one "
                 f"of each per node of {self.chain.exits}, and no gate at the last"
             )
+        if not set(self.made) <= set(nodes):
+            raise BadNetwork(f"exits {tuple(self.made)} are said to be made, expected some of {nodes}")
 
-    def segments(self) -> tuple[Segment, ...]:
-        """One segment per node: for a rung, its front and its whole model."""
-        return tuple(self._whole(rung.name) for rung in self.rungs)
+    def model_of(self, rung: Rung) -> nn.Module:
+        """The user's module of a rung."""
+        if rung.name == BACKBONE:
+            return self.backbone
+        assert isinstance(self.backbone, nn.ModuleDict)
+        return self.backbone[rung.name]
 
-    def _whole(self, name: str) -> Segment:
-        model, front = self.backbone[name], dict(self.fronts.items()).get(name)
+    def front_of(self, rung: Rung) -> nn.Module | None:
+        """What stands before a rung."""
+        return dict(self.fronts.items()).get(rung.name)
 
-        def call(state: State) -> State:
-            return {name: call_model(model, front, state)}
-
-        modules = (model,) if front is None else (front, model)
-        return Segment(name, (INPUT,), (name,), modules, call)
+    def untaught(self) -> tuple[str, ...]:
+        """The exits that were made for this network and whose parameters nobody has changed since."""
+        return tuple(
+            name for name in self.chain.exits if name in self.made and self.made[name] == digest(self.exits[name])
+        )
 
     def exit_of(self, name: str) -> Exit:
         """The exit of a node."""
@@ -203,26 +205,26 @@ class Network(nn.Module):
         """Logits [B, C] of every exit, shallow to deep."""
         return tuple(logits for _, logits, _ in self.walk(x))
 
-    def segment_of(self, name: str) -> Segment:
-        """The segment that ends at a node."""
-        return self.segments()[self.chain.place(name)]
-
     def walk(self, x: Any) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-        """Name, logits [B, C] and score [B] (None at the last) of every node, one after the other, for all rows."""
-        state = as_inputs(x)
+        """Name, logits [B, C] and score [B] (None at the last) of every node, one after the other, for all rows.
+
+        Models run eagerly, with hooks at their cuts that are gone afterwards: train mode, dropout, DDP and the user's
+        own code stay as they are, and gradients reach exits and models. A rung's nodes come when all of it has run.
+        """
+        inputs = as_inputs(x)
         logits: dict[str, Tensor] = {}
-        for segment, name in zip(self.segments(), self.chain.exits, strict=True):
-            state.update(segment.call(state))
-            seen = Seen(state[name], logits)
-            own = answer(self.exit_of(name), seen, name)
-            score = grade(self.gate_of(name), seen, own) if name in self.gates else None
-            logits[name] = own
-            yield name, own, score
+        for rung in self.rungs:
+            for name, features in values_of(self.model_of(rung), self.front_of(rung), rung, inputs).items():
+                seen = Seen(features, logits)
+                own = answer(self.exit_of(name), seen, name)
+                score = grade(self.gate_of(name), seen, own) if name in self.gates else None
+                logits[name] = own
+                yield name, own, score
 
     def config(self) -> dict[str, Any]:
         """Everything but the weights, as plain data."""
         return {
-            "rungs": [{"name": rung.name, "spec": rung.spec} for rung in self.rungs],
+            "rungs": [asdict(rung) for rung in self.rungs],
             "chain": self.chain.to_json(),
             "fronts": {name: described(front) for name, front in self.fronts.items()},
             "exits": {name: described(exit_) for name, exit_ in self.exits.items()},
@@ -232,7 +234,7 @@ class Network(nn.Module):
     def fingerprint(self) -> str:
         """Sixteen hex digits over weights and configuration of taps, fronts, exits and gates."""
         config = self.config()
-        del config["rungs"]  # how a model is built says nothing about what it computes
+        del config["rungs"]  # how a model is built says nothing about what it computes; its cuts name the nodes
         mark = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for key, value in sorted(self.state_dict().items()):
             array = value.detach().cpu().contiguous()

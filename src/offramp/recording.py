@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -26,6 +27,10 @@ PROBE_ROWS = 4
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+class NeverTaught(UserWarning):
+    """An exit that `cut` made is recorded before anything has taught it."""
+
+
 def record(
     network: Network,
     data: object,
@@ -46,6 +51,8 @@ def record(
     if keep not in ("logits", "answers"):
         raise BadData(f"keep is {keep!r}, expected 'logits' or 'answers'")
     network.require_eval()
+    if untaught := network.untaught():
+        warnings.warn(_never_taught(untaught), NeverTaught, stacklevel=2)
     source = rows(data)
     place = network.device()
     steps = network.chain.walk(network.chain.gates)
@@ -64,6 +71,13 @@ def record(
     if not first:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
     return _trace(network, source, columns.joined() | costs, engine, _probe(network, first, parts))
+
+
+def _never_taught(names: Sequence[str]) -> str:
+    return (
+        f"exits never taught: {', '.join(names)}; their answers mean nothing yet, and calibrate refuses this trace; "
+        "teach them with any loop over net(x), and record again"
+    )
 
 
 def _everything(parts: Sequence[Part], x: State) -> State:
@@ -159,6 +173,7 @@ def _trace(network: Network, source: Rows, columns: dict[str, Array], engine: st
         data_fingerprint=fingerprint_of(columns["digest"]),
         origin=Origin(network.fingerprint(), engine, network.precision(), probe),
         class_names=source.class_names,
+        taught=not network.untaught(),
     )
     return Trace(columns, header)
 

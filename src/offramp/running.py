@@ -46,7 +46,7 @@ class Runner:
         self.device = network.device()
         containers = [network, network.backbone, network.fronts, network.exits, network.gates]
         self._containers = Watch(containers, deep=False)
-        self._watches = {part.step.name: Watch(part.modules) for part in every}
+        self._watches = {part.step.name: Watch(part.modules, deep=False) for part in every}
         self._parts = tuple(parts)
         self._every = tuple(every)
         self._keeps = tuple(_later(self._parts, place) for place in range(len(self._parts)))
@@ -166,7 +166,7 @@ def _later(parts: Sequence[Part], place: int) -> tuple[str, ...]:
     needed: dict[str, None] = {}
     for part in parts[place + 1 :]:
         needed.update(dict.fromkeys(key for key in part.reads if key not in made))
-        made |= {part.step.name, part.step.name + LOGITS}
+        made.update(part.writes)
     return tuple(needed)
 
 

@@ -13,7 +13,9 @@ from offramp.errors import BadFile, BadInput, OfframpError
 from offramp.factories import make_gate, model_from_file
 from offramp.files import digest_file, read_json, read_tensors, replacing_folder, write_json, write_tensors
 from offramp.find import shelved
-from offramp.network import Exit, Gate, Network, Rung
+from offramp.network import Exit, Gate, Network
+from offramp.rungs import BACKBONE, Rung
+from offramp.signature import Input
 
 SCHEMA = 1
 Given = nn.Module | tuple[nn.Module, nn.Module | None]
@@ -27,7 +29,8 @@ def save(network: Network, folder: str | Path) -> None:
     with replacing_folder(folder) as place:
         weights = place / "weights.safetensors"
         write_tensors(weights, network.state_dict())
-        body = {**network.config(), "weights": digest_file(weights), "fingerprint": network.fingerprint()}
+        marks = {"weights": digest_file(weights), "fingerprint": network.fingerprint()}
+        body = {**network.config(), "made": network.made, **marks}
         write_json(place / "network.json", "network", SCHEMA, body)
 
 
@@ -36,11 +39,12 @@ def load(
     model: Mapping[str, Given] | Given | None = None,
     *,
     gates: Mapping[str, Gate] | None = None,
+    exits: Mapping[str, Exit] | None = None,
 ) -> Network:
     """Read a network, in eval mode. No code runs but our own shelves'.
 
     model: the rungs that their user built, by name: a module, or (module, front) where the front is the user's too.
-    gates: gates of the user's own, by node name.
+    gates, exits: those of the user's own, by node name.
     Raises BadFile (missing, damaged, edited), NewerSchema, BadInput (something must be given again).
     """
     place = Path(folder)
@@ -52,14 +56,16 @@ def load(
             f"{weights} is not the file that {place / 'network.json'} was written with; save the network again"
         )
     try:
-        network = _build(body, _given(model, body), gates or {})
+        network = _build(body, _given(model, body), gates or {}, exits or {})
     except OfframpError:
         raise
     except Exception as problem:  # plain data of any kind reaches the constructors of our shelves
         raise BadFile(f"{place / 'network.json'} is no complete network ({problem!r}); save it again") from problem
     _fill(network, tensors, weights)
     if network.fingerprint() != body.get("fingerprint"):
-        raise BadInput(f"a front or gate given for {place} differs from the one that was saved; give the same again")
+        raise BadInput(
+            f"a front, exit or gate given for {place} differs from the one that was saved; give the same again"
+        )
     return network.eval()
 
 
@@ -71,22 +77,36 @@ def _given(model: Mapping[str, Given] | Given | None, body: Mapping[str, Any]) -
     return {body["rungs"][0]["name"]: model}
 
 
-def _build(body: Mapping[str, Any], given: Mapping[str, Given], gates: Mapping[str, Gate]) -> Network:
-    backbone, fronts = nn.ModuleDict(), nn.ModuleDict()
-    for rung in body["rungs"]:
-        name = rung["name"]
-        model = given[name] if name in given else model_from_file(rung["spec"], name)
-        backbone[name], front = model if isinstance(model, tuple) else (model, None)
+def _build(
+    body: Mapping[str, Any], given: Mapping[str, Given], gates: Mapping[str, Gate], exits: Mapping[str, Exit]
+) -> Network:
+    rungs = [_rung(rung) for rung in body["rungs"]]
+    models, fronts = dict[str, nn.Module](), dict[str, nn.Module]()
+    for rung in rungs:
+        name = rung.name
+        model = given[name] if name in given else model_from_file(rung.spec, name)
+        models[name], front = model if isinstance(model, tuple) else (model, None)
         if name in body["fronts"]:
             fronts[name] = front if front is not None else _front(body["fronts"][name], name)
-    return Network(
-        backbone=backbone,
-        rungs=tuple(Rung(rung["name"], rung["spec"]) for rung in body["rungs"]),
+    network = Network(
+        backbone=models[BACKBONE] if [*models] == [BACKBONE] else nn.ModuleDict(models),
+        rungs=tuple(rungs),
         chain=Chain.from_json(body["chain"]),
         fronts=fronts,
-        exits=nn.ModuleDict({name: _exit(config) for name, config in body["exits"].items()}),
-        gates=nn.ModuleDict({name: gates.get(name) or make_gate(config) for name, config in body["gates"].items()}),
+        exits={name: _exit_of(name, config, exits) for name, config in body["exits"].items()},
+        gates={name: gates.get(name) or make_gate(config) for name, config in body["gates"].items()},
+        made={str(name): str(mark) for name, mark in body["made"].items()},
     )
+    for rung in rungs:
+        known = dict(network.model_of(rung).named_modules(remove_duplicate=False))
+        if missing := [cut for cut in rung.cuts if cut not in known]:
+            raise BadInput(f"the model of {rung.name!r} has no module {missing[0]!r}; give the one that was cut")
+    return network
+
+
+def _rung(body: Mapping[str, Any]) -> Rung:
+    inputs = tuple(Input.from_json(given) for given in body["inputs"])
+    return Rung(body["name"], body["spec"], tuple(map(str, body["cuts"])), inputs)
 
 
 def _front(config: Mapping[str, Any], rung: str) -> nn.Module:
@@ -99,7 +119,13 @@ def _front(config: Mapping[str, Any], rung: str) -> nn.Module:
     return front
 
 
-def _exit(config: Mapping[str, Any]) -> Exit:
+def _exit_of(name: str, config: Mapping[str, Any], exits: Mapping[str, Exit]) -> Exit:
+    if name in exits:
+        return exits[name]
+    if ":" in config["name"]:
+        raise BadInput(
+            f"the exit {name!r} is {config['name']!r}, and a file may not name code to run; give it again with exits="
+        )
     arguments = {key: value for key, value in config.items() if key != "name"}
     made: Exit = shelved("exits", config["name"])(**arguments)
     return made

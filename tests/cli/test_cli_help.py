@@ -15,6 +15,8 @@ from offramp.cli import app
 GIVEN = "--model --front-of --gate-of"
 FLAGS = {
     "ladder": "--model --weights --front --name --gate --temperature --answer --example --output -o",
+    "inspect": "--example --weights --front",
+    "cut": "--example --output -o --at --parts --weights --front --exit --gate",
     "record": f"--output -o --batch-size --keep --no-time {GIVEN}",
     "calibrate": "--output -o --risk --at-most --confidence --budget --against --unit --batch --bound --testing "
     "--search --deepest --rows --how-many",

@@ -9,20 +9,36 @@ from torch import nn
 from offramp import find
 from offramp.checks import check_exit, example_seen
 from offramp.errors import BadNetwork
+from offramp.exits.branch import Branch
+from offramp.exits.pooled import Pooled
 from offramp.exits.whole import Mean
 from offramp.network import Exit
+from small import seeded
 
-MADE = {"Mean": lambda: Mean("before", 2)}
+MADE = {
+    "Mean": lambda: Mean("before", 2),
+    "Pooled": lambda: Pooled("flat", 5, 3, (4, 4)),
+    "Branch": lambda: Branch((2, 5, 6), 3, (4, 3)),
+}  # those that need other arguments than (shape, classes)
+SHAPES = {"Branch": [(2, 5, 6)], "branch": [(2, 5, 6), (1, 1, 1)], "Own": [None], "Mean": [None], "Pooled": [(5,)]}
 
 
 def rebuild(config):
     return find.shelved("exits", config["name"])(**{key: value for key, value in config.items() if key != "name"})
 
 
+def made(name, shape):
+    if name in MADE:
+        return MADE[name]()
+    found = find.find("exits", name)
+    return found() if isinstance(found, type) else found(shape, 3)
+
+
 @pytest.mark.parametrize("name", find.names("exits"))
 def test_the_shelf(name):
-    exit_ = MADE[name]() if name in MADE else find.find("exits", name)()
-    check_exit(exit_, example_seen(reads=exit_.reads), rebuild)
+    for shape in SHAPES.get(name, [(5,), (2, 3), (2, 5, 6), (2, 1, 1), (2, 3, 4, 5)]):
+        exit_ = seeded(lambda shape=shape: made(name, shape), 0)
+        check_exit(exit_, example_seen(reads=exit_.reads, shape=shape), rebuild)
 
 
 class Odd(Exit):

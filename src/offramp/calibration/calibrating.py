@@ -62,7 +62,7 @@ def calibrate(
     if (at_most is None) == (budget is None):
         raise BadInput(f"at_most is {at_most} and budget is {budget}; give exactly one of them")
     if not trace.header.taught:
-        raise BadInput("an exit of this network was never taught; fit it and record again")
+        raise BadInput("an exit of this network was never taught; teach it and record again")
     if budget is not None:
         return _by_budget(trace, risk, budget, against, unit, batch, deepest)
     assert at_most is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import inspect as inspecting
 import sys
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from offramp.cli.cuts import cut, inspect
 from offramp.cli.home import demo, doctor
 from offramp.cli.networks import ladder
 from offramp.cli.pages import report
@@ -70,7 +71,7 @@ def offramp(
 ) -> None:
     """Make trained networks spend less on easy inputs, under a certified promise.
 
-    From left to right: ladder, record, calibrate, run. Each step is a file, so work can stop and go on elsewhere.
+    From left to right: ladder or cut, record, calibrate, run. Each step is a file: work can stop and go on elsewhere.
     To see it all on data that needs no download: offramp demo
     """
 
@@ -83,8 +84,8 @@ def _ended(sentence: str, code: int) -> typer.Exit:
 
 def _help(command: Callable[..., None]) -> str:
     """The docstring, with the mark that keeps the lines of its example as they are."""
-    return inspect.cleandoc(command.__doc__ or "").replace("Example:\n", "\b\nExample:\n")
+    return inspecting.cleandoc(command.__doc__ or "").replace("Example:\n", "\b\nExample:\n")
 
 
-for _command in (ladder, record, calibrate, check, run, bench, report, demo, doctor):
+for _command in (ladder, inspect, cut, record, calibrate, check, run, bench, report, demo, doctor):
     app.command(help=_help(_command))(_command)

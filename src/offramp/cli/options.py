@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from offramp.plan import Plan
     from offramp.trace import Trace
 
-NetworkFolder = Annotated[str, typer.Argument(metavar="NETWORK", help="Folder written by `offramp ladder`.")]
+NetworkFolder = Annotated[str, typer.Argument(metavar="NETWORK", help="Folder written by `offramp ladder` or `cut`.")]
 PlanFile = Annotated[
     str, typer.Argument(metavar="PLAN", help="File written by `offramp calibrate`; - for one made of --threshold.")
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -18,7 +20,7 @@ from offramp.cli.options import (
     network_of,
     writable,
 )
-from offramp.cli.printing import answer, table
+from offramp.cli.printing import answer, note, table
 
 if TYPE_CHECKING:
     from offramp.trace import Trace
@@ -53,9 +55,8 @@ def record(
     from offramp.recording import record as recorded
 
     writable(output, suffixes=(".npz",))
-    trace = recorded(
-        network_of(network, model, front_of, gate_of), data, batch_size=batch_size, keep=keep, timed=not no_time
-    )
+    net = network_of(network, model, front_of, gate_of)
+    trace = _noted(lambda: recorded(net, data, batch_size=batch_size, keep=keep, timed=not no_time))
     trace.save(output)
     exits = _exits(trace)
     body = {
@@ -68,6 +69,18 @@ def record(
     }
     drawn = table("exit", "accuracy", "MACs alone", "ms per row alone, batch 64", rows=_rows(exits))
     answer(body, as_json, f"{trace}: {output}", drawn)
+
+
+def _noted(call: Callable[[], Trace]) -> Trace:
+    """What `call` gives; exits that were never taught are told in a sentence."""
+    from offramp.recording import NeverTaught
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", NeverTaught)
+        trace = call()
+    for warning in said:
+        note(f"offramp: {warning.message}")
+    return trace
 
 
 def _exits(trace: Trace) -> list[dict[str, Any]]:

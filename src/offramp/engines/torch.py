@@ -9,22 +9,25 @@ import torch
 from offramp.chain import Step
 from offramp.errors import BadData
 from offramp.inputs import State
-from offramp.network import LOGITS, SCORE, Network, Part, Seen, answer, grade
+from offramp.network import LOGITS, SCORE, Network, Part, Seen, Segment, answer, grade
+from offramp.segmenting import segments_of
 
 
 def open(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
     """One part per step, on the network's own parameters; `device` is where they are."""
-    return tuple(_part(network, step) for step in steps)
+    segments = segments_of(network)
+    return tuple(_part(network, segments[step.name], step) for step in steps)
 
 
-def _part(network: Network, step: Step) -> Part:
+def _part(network: Network, segment: Segment, step: Step) -> Part:
     name, node = step.name, network.chain.nodes[network.chain.place(step.name)]
-    segment = network.segment_of(name)
-    reads, modules = segment.reads, segment.modules
+    reads, writes, modules = [*segment.reads], [*segment.writes], [*segment.modules]
     pieces: dict[str, Callable[[State], State]] = {"segment": _explained(segment.call, name)}
     if step.exit:
         exit_ = network.exit_of(name)
-        reads, modules = reads + _logits_of(node.exit_reads), (*modules, exit_)
+        reads += _logits_of(node.exit_reads)
+        writes.append(name + LOGITS)
+        modules += exit_.modules()
 
         def leave(state: State) -> State:
             return {name + LOGITS: answer(exit_, Seen(state[name], _earlier(state, node.exit_reads)), name)}
@@ -32,14 +35,16 @@ def _part(network: Network, step: Step) -> Part:
         pieces["exit"] = leave
     if step.gate:
         gate = network.gate_of(name)
-        reads, modules = reads + _logits_of(node.gate_reads), (*modules, gate)
+        reads += _logits_of(node.gate_reads)
+        writes.append(name + SCORE)
+        modules += gate.modules()
 
         def score(state: State) -> State:
             seen = Seen(state[name], _earlier(state, node.gate_reads))
             return {name + SCORE: grade(gate, seen, state[name + LOGITS])}
 
         pieces["gate"] = score
-    return Part(step, tuple(dict.fromkeys(reads)), modules, pieces)
+    return Part(step, tuple(dict.fromkeys(reads)), tuple(writes), tuple(modules), pieces)
 
 
 def _logits_of(names: Sequence[str]) -> tuple[str, ...]:

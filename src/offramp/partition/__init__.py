@@ -4,7 +4,7 @@ from offramp.partition.checking import self_check
 from offramp.partition.listing import CutPoint, cut_points
 from offramp.partition.pieces import Partition, Piece, partition
 from offramp.partition.stages import staged
-from offramp.partition.taps import inputs_of, listening, tapped
+from offramp.taps import inputs_of, listening, tapped
 
 __all__ = [
     "CutPoint",

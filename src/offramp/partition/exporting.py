@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from offramp.errors import BadData, BadNetwork
 from offramp.partition.graph import ALIAS, WAY_OUT, Exported, Tap
-from offramp.partition.taps import inputs_of, listening, plain_attention, swapped, tapped, tensors_of
+from offramp.taps import inputs_of, listening, plain_attention, swapped, tapped, tensors_of
 
 
 def exported(

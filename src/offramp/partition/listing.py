@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from offramp.partition.exporting import exported
 from offramp.partition.graph import Exported
 from offramp.partition.pieces import unfit
-from offramp.partition.taps import inputs_of
+from offramp.taps import inputs_of
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from offramp.find import unknown
 from offramp.partition.exporting import exported
 from offramp.partition.function import function_of
 from offramp.partition.graph import WAY_OUT, Exported
-from offramp.partition.taps import inputs_of
+from offramp.taps import inputs_of
 
 State = dict[str, Tensor]
 

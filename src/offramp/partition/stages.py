@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
 from offramp.partition.pieces import Partition, Piece, caller, require_free, touched_by
-from offramp.partition.taps import filled, inputs_of, mould, tapped, tensors_of
+from offramp.taps import filled, inputs_of, mould, tapped, tensors_of
 
 
 def staged(

@@ -1,0 +1,128 @@
+"""`offramp inspect` and `offramp cut`: where one trained model can be cut, and cutting it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from offramp.cli.options import AsJson, writable
+from offramp.cli.printing import answer, note, table
+from offramp.errors import BadInput
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from offramp.partition import CutPoint
+
+Model = Annotated[
+    str, typer.Argument(metavar="MODEL", help="offramp:resnet20 or my.module:factory, called without arguments.")
+]
+Example = Annotated[
+    str, typer.Option("--example", metavar="DATA", help="Rows to try it on, such as digits[0:4] or npz:some.npz.")
+]
+Weights = Annotated[
+    str | None, typer.Option("--weights", metavar="FILE", help="Its .safetensors, .pt or .pth (read safely).")
+]
+Front = Annotated[
+    str,
+    typer.Option("--front", metavar="FRONT", help="Its input: auto (default), none, unit, imagenet, my.module:front."),
+]
+At = Annotated[str | None, typer.Option("--at", metavar="A,B", help="Cut after these modules, such as layer1,layer2.")]
+Parts = Annotated[int | None, typer.Option("--parts", metavar="K", help="Or cut into K parts of about equal work.")]
+Exit = Annotated[
+    str, typer.Option("--exit", metavar="EXIT", help="linear, linear_grid, mlp, branch, or my.module:factory.")
+]
+Gate = Annotated[
+    str, typer.Option("--gate", metavar="GATE", help="margin, max_prob, neg_entropy, or my.module:score of logits.")
+]
+Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")]
+
+ROWS = 8
+
+
+def cut(
+    model: Model,
+    example: Example,
+    output: Output,
+    at: At = None,
+    parts: Parts = None,
+    weights: Weights = None,
+    front: Front = "auto",
+    exit_: Exit = "linear_grid",
+    gate: Gate = "margin",
+    as_json: AsJson = False,
+) -> None:
+    r"""Hang exits on one trained model.
+
+    The model is cut after the modules in --at, or into --parts; its weights stay as they are. The exits
+    are not taught yet: load the folder in Python, teach them with any loop over net(x), and save it again.
+
+    Example:
+      offramp cut offramp:resnet20 --weights r20.safetensors --at layer1,layer2 \
+        --example 'cifar10:data[0:8]' -o network/
+    """
+    from offramp.cutting import cut as made
+    from offramp.storing import save
+
+    writable(output, folder=True)
+    if (at is None) == (parts is None):
+        raise BadInput(f"got --at {at or '-'} and --parts {parts or '-'}, expected exactly one of them; give one")
+    module, before = _model(model, weights, front)
+    names = None if at is None else [name.strip() for name in at.split(",")]
+    network = made(module, _rows(example), at=names, n=parts, exits=exit_, gate=gate, front=before, spec=model)
+    save(network, output)
+    body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
+    answer(
+        body | {"untaught": list(network.untaught())},
+        as_json,
+        f"Network of one model with exits {', '.join(network.chain.exits)}, gate {gate}: {output}",
+    )
+    if network.untaught():
+        note(f"not taught yet: {', '.join(network.untaught())}")
+
+
+def inspect(
+    model: Model, example: Example, weights: Weights = None, front: Front = "auto", as_json: AsJson = False
+) -> None:
+    """List where a model can be cut.
+
+    For every module, in the order in which they end: the share of multiply-adds (MACs) up to there, the
+    bytes per row that go on from there, or why it is no place to cut.
+
+    Example:
+      offramp inspect offramp:resnet20 --example 'cifar10:data[0:8]'
+    """
+    from offramp.inputs import as_inputs
+    from offramp.segmenting import points_of
+
+    module, before = _model(model, weights, front)
+    points = points_of(module, before, as_inputs(_rows(example)))
+    body = {"model": model, "points": [{**asdict(point), "legal": point.legal} for point in points]}
+    legal = sum(point.legal for point in points)
+    drawn = table("cut after", "MACs so far", "bytes per row", "carries", rows=[_cells(point) for point in points])
+    answer(body, as_json, f"{model}: {legal} legal cuts among {len(points)} modules", drawn)
+
+
+def _cells(point: CutPoint) -> tuple[str, ...]:
+    share = "-" if point.share is None else f"{point.share:.1%}"
+    if point.why_not is not None:
+        return point.name, share, "-", f"no cut: {point.why_not}"
+    shapes = ", ".join("x".join(map(str, shape)) for shape in point.carried)
+    return point.name, share, f"{point.row_bytes:,}", shapes
+
+
+def _model(spec: str, weights: str | None, front: str) -> tuple[nn.Module, nn.Module | None]:
+    from offramp.factories import front_of, make_front, make_model
+
+    return make_model(spec, weights), front_of(spec) if front == "auto" else make_front(front)
+
+
+def _rows(example: str) -> Any:
+    from offramp.data.rows import rows
+
+    batch = next(iter(rows(example).batches(ROWS)), None)
+    if batch is None:
+        raise BadInput(f"the example {example} has no rows, expected at least one; choose others")
+    return batch.x

@@ -1,0 +1,47 @@
+"""BranchyNet's convolutional side branches (Teerapittayanon et al., 2016, arXiv 1709.01686)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp.errors import BadNetwork
+from offramp.network import Exit, Seen
+
+
+class Branch(Exit):
+    """3x3 convolutions with ReLU, each halving height and width by a ceil-mode pooling, then one linear layer.
+
+    Ceil mode is that of the authors' code (Chainer's cover_all). shape: of one row's features, [channels, H, W].
+    The paper gives early branches more layers and late ones fewer; `widths` has one entry per convolution.
+    """
+
+    def __init__(self, shape: Sequence[int], classes: int, widths: Sequence[int] = (32,)) -> None:
+        super().__init__()
+        if len(shape) != 3:
+            raise BadNetwork(f"a convolutional branch stands on features of shape {tuple(shape)}, expected [C, H, W]")
+        self.shape, self.classes, self.widths = tuple(shape), int(classes), tuple(widths)
+        layers: list[nn.Module] = []
+        for width_in, width in zip((shape[0], *widths[:-1]), widths, strict=True):
+            layers += [nn.Conv2d(width_in, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
+        self.convolutions = nn.Sequential(*layers, nn.Flatten())
+        with torch.no_grad():
+            features = self.convolutions(torch.zeros(1, *shape)).shape[1]
+        self.linear = nn.Linear(features, self.classes)
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Logits [B, C]."""
+        logits: Tensor = self.linear(self.convolutions(seen.features))
+        return logits
+
+    def config(self) -> dict[str, Any]:
+        """Shape, classes and widths."""
+        return {"name": "Branch", "shape": list(self.shape), "classes": self.classes, "widths": list(self.widths)}
+
+
+def branch(shape: Sequence[int], classes: int) -> Branch:
+    """One convolution of 32 channels."""
+    return Branch(shape, classes)
