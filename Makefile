@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?=
-PYTEST_DATA := $(if $(DATA),--data $(DATA),)
+PYTEST_DATA := $(if $(DATA),--data=$(DATA),)
 
 .PHONY: demo test test-slow check format help-pages clean
 

@@ -30,7 +30,7 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
     """The folder of `--data`; without it the test is skipped."""
     given = request.config.getoption("--data")
     if given is None:
-        pytest.skip("needs real data: pytest --data DIR")
+        pytest.skip("needs real data: pytest --data=DIR")
     place = Path(given).resolve()
     if not (place / "cifar10").is_dir():
         pytest.skip(f"{place} holds no cifar10/")
