@@ -74,26 +74,7 @@ def calibrate(
     if testing not in TESTING:
         raise BadInput(f"testing is {testing!r}, expected one of {', '.join(TESTING)}")
     test = _Test(asked, at_most, 1 - confidence, find_bound(bound, asked), against, unit, batch, deepest)
-    searched, certified = _rows(trace, "pareto" if search is not None else testing, search)
-    candidates = test.candidates(searched, certified)
-    safe = test.passed(certified, candidates)
-    if not len(safe):
-        raise _no_plan(test, certified, candidates)
-    thresholds = test.cheapest(certified, safe)
-    plan = _plan(certified, thresholds, deepest)
-    promise = Promise(
-        risk=asked.name,
-        at_most=at_most,
-        confidence=confidence,
-        against=certified.reference(against),
-        bound=test.bound.__name__,
-        testing="path" if searched is None else "pareto",
-        rows=len(certified),
-        searched=0 if searched is None else len(searched),
-        covers=Plan.covers(plan.thresholds, deepest, plan.origin),
-    )
-    seen = trace.seen if search is None else trace.seen.and_also(search.seen)
-    return replace(plan, promise=promise, price=certified.price(plan, unit, batch, against), rows=seen)
+    return _by_promise(trace, test, confidence, "pareto" if search is not None else testing, search)
 
 
 @dataclass(frozen=True)
@@ -198,6 +179,30 @@ def problem_of(
         return prices.to_exit(names, deepest, unit=unit, batch=batch)
 
     return Problem(trace.scores[:, : width - 1], trace.losses(risk, against)[:, :width], cost_to)
+
+
+def _by_promise(trace: Trace, test: _Test, confidence: float, testing: str, search: Trace | None) -> Plan:
+    """The cheapest of the plans that pass the test, with the promise that it keeps."""
+    searched, certified = _rows(trace, testing, search)
+    candidates = test.candidates(searched, certified)
+    safe = test.passed(certified, candidates)
+    if not len(safe):
+        raise _no_plan(test, certified, candidates)
+    plan = _plan(certified, test.cheapest(certified, safe), test.deepest)
+    promise = Promise(
+        risk=test.risk.name,
+        at_most=test.at_most,
+        confidence=confidence,
+        against=certified.reference(test.against),
+        bound=test.bound.__name__,
+        testing=testing,
+        rows=len(certified),
+        searched=0 if searched is None else len(searched),
+        covers=Plan.covers(plan.thresholds, test.deepest, plan.origin),
+    )
+    seen = trace.seen if search is None else trace.seen.and_also(search.seen)
+    price = certified.price(plan, test.unit, test.batch, test.against)
+    return replace(plan, promise=promise, price=price, rows=seen)
 
 
 def _by_budget(
