@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from offramp.errors import BadInput, BadNetwork
+from offramp.find import unknown
 
 
 @dataclass(frozen=True)
@@ -68,8 +69,6 @@ class Chain:
 
     def place(self, name: str) -> int:
         """The index of an exit. Raises UnknownName with the nearest."""
-        from offramp.find import unknown
-
         if name not in self.exits:
             raise unknown(name, self.exits, "exit of this network")
         return self.exits.index(name)
