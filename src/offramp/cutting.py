@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,7 @@ from offramp.find import find, unknown
 from offramp.inputs import State, as_inputs, given
 from offramp.network import Exit, Gate, Network, Seen
 from offramp.network import answer as logits_of
+from offramp.provenance import SeenRows
 from offramp.rungs import BACKBONE, Rung, digest, values_of
 from offramp.segmenting import points_of, segments_of
 from offramp.signature import INPUT, Input
@@ -107,6 +109,8 @@ def ladder(
         gates=gates,
         made={node: network.made[cut] for node, network, cut in hung if cut in network.made},
     )
+    rows_learned = [network.learned for network in inner.values() if network.learned is not None]
+    stack.learned = reduce(SeenRows.and_also, rows_learned) if rows_learned else None
     if example is not None:
         check_classes(stack, example)
     return stack

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from offramp.factories import make_gate, model_from_file
 from offramp.files import digest_file, read_json, read_tensors, replacing_folder, write_json, write_tensors
 from offramp.find import shelved
 from offramp.network import Exit, Gate, Network
+from offramp.provenance import SeenRows
 from offramp.rungs import BACKBONE, Rung
 from offramp.signature import Input
 
@@ -26,12 +28,21 @@ def save(network: Network, folder: str | Path) -> None:
 
     Raises BadFile when the place cannot be written or holds something else.
     """
+    with saving(network, folder):
+        pass
+
+
+@contextlib.contextmanager
+def saving(network: Network, folder: str | Path) -> Iterator[Path]:
+    """As `save`, and yield the folder while it is still a temporary one: what is put beside the network comes along."""
     with replacing_folder(folder) as place:
         weights = place / "weights.safetensors"
         write_tensors(weights, network.state_dict())
         marks = {"weights": digest_file(weights), "fingerprint": network.fingerprint()}
-        body = {**network.config(), "made": network.made, **marks}
+        learned = None if network.learned is None else network.learned.to_json()
+        body = {**network.config(), "made": network.made, "learned": learned, **marks}
         write_json(place / "network.json", "network", SCHEMA, body)
+        yield place
 
 
 def load(
@@ -97,6 +108,7 @@ def _build(
         gates={name: gates.get(name) or make_gate(config) for name, config in body["gates"].items()},
         made={str(name): str(mark) for name, mark in body["made"].items()},
     )
+    network.learned = None if body["learned"] is None else SeenRows.from_json(body["learned"])
     for rung in rungs:
         known = dict(network.model_of(rung).named_modules(remove_duplicate=False))
         if missing := [cut for cut in rung.cuts if cut not in known]:

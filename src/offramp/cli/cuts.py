@@ -35,7 +35,7 @@ Exit = Annotated[
     str, typer.Option("--exit", metavar="EXIT", help="linear, linear_grid, mlp, branch, or my.module:factory.")
 ]
 Gate = Annotated[
-    str, typer.Option("--gate", metavar="GATE", help="margin, max_prob, neg_entropy, or my.module:score of logits.")
+    str, typer.Option("--gate", metavar="GATE", help="margin, max_logit, max_prob, neg_entropy, or my.module:score.")
 ]
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")]
 
@@ -57,7 +57,7 @@ def cut(
     r"""Hang exits on one trained model.
 
     The model is cut after the modules in --at, or into --parts; its weights stay as they are. The exits
-    are not taught yet: load the folder in Python, teach them with any loop over net(x), and save it again.
+    are not taught yet: `offramp fit` does that, or any loop of yours over net(x) in Python.
 
     Example:
       offramp cut offramp:resnet20 --weights r20.safetensors --at layer1,layer2 \
