@@ -29,7 +29,7 @@ FLOORS = [
         "evaluation",
         "pricing",
     ],
-    ["trace", "watch", "data", "engines", "exits", "gates", "layers", "models", "partition", "segmenting"],
+    ["trace", "watch", "data", "engines", "exits", "gates", "layers", "models", "recipes", "partition", "segmenting"],
     ["answers", "measuring", "running", "calibration", "factories"],
     ["benching", "cutting", "recording", "storing"],
     ["reporting", "deploy", "demo"],
