@@ -44,9 +44,9 @@ def cut(
     """A network of one trained model, cut after the modules named in `at`, or into `n` parts of about equal MACs.
 
     example: a batch as the model (or its front) takes it: a tensor, a tuple, or a mapping to keyword arguments.
-    exits: one for all cuts or one per cut: a name on the shelf (linear, linear_grid, mlp, branch), an Exit, or a
-    function of (shape of one row's features, classes). Those that are made here must be taught before they are of use:
-    `net(x)` gives the logits of every exit, and any training loop will do. gate: as in `ladder`.
+    exits: one for all cuts or one per cut: a name on the shelf (linear, linear_grid, mlp, branch, b_lenet), an Exit, or
+    a function of (shape of one row's features, classes). Those that are made here must be taught before they are of
+    use: `net(x)` gives the logits of every exit, and any training loop will do. gate: as in `ladder`.
     The last node, `backbone`, is the model's own answer. The model is neither copied nor changed; it is exported and
     checked once, which takes seconds. Raises UnknownName (the nearest module is offered), BadNetwork (a cut that cannot
     be compacted; a model that mixes rows, runs a tapped module twice, or cannot be exported), BadInput, BadData.
