@@ -19,8 +19,19 @@ def test_inspect_lists_every_module(place, as_json):
     assert points[0]["share"] < points[3]["share"] < points[13]["share"] < points[15]["share"] == 1
     assert (points[0]["carried"], points[0]["row_bytes"]) == ([[64, 8, 8]], 64 * 64 * 4)
     said = offramp("inspect", *MODEL).stdout
+    assert "MACs       ms     bytes" in said
     assert "15 legal cuts among 16 modules" in said
     assert "no cut: ends where the model does" in said
+
+
+def test_inspect_measures_one_forward(place, as_json):
+    said = as_json("inspect", *MODEL[:-1], "digits[0:70]")
+    shares = [point["time_share"] for point in said["points"]]
+    assert (said["batch"], said["forward_ms"] > 0) == (64, True)
+    assert all(0 < share <= 1 for share in shares)
+    assert (shares[-1], shares) == (1, sorted(shares))
+    assert as_json("inspect", *MODEL)["batch"] == 4
+    assert "ms for a batch of 4, measured once on this machine" in offramp("inspect", *MODEL).stdout
 
 
 def test_cut_then_teach_then_record(place, as_json):
