@@ -201,7 +201,8 @@ def _even_cuts(model: nn.Module, front: nn.Module | None, tried: State, parts: i
 
 
 def _input(name: str, value: Tensor) -> Input:
-    return Input(name, tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."))
+    numbers = value.float() if value.dtype == torch.bfloat16 else value  # which NumPy has not
+    return Input.of(name, numbers.detach().cpu().numpy())
 
 
 def _each(given_for: Any, names: Sequence[str], what: str) -> dict[str, Any]:
