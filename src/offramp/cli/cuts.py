@@ -91,24 +91,31 @@ def inspect(
     For every module, in the order in which they end: the share of multiply-adds (MACs) and of milliseconds
     up to there, the bytes per row that go on from there, or why it is no place to cut. The milliseconds
     are one measurement of the plain model on this machine, at the batch that --example gives (at most 64).
+    A model that mixes rows, or cannot be exported, is refused.
 
     Example:
       offramp inspect offramp:resnet20 --example 'cifar10:data[0:8]'
     """
     from offramp.inputs import as_inputs, count_of
     from offramp.measuring import pace
-    from offramp.segmenting import points_of
+    from offramp.segmenting import check_cut, points_of
 
     module, before = _model(model, weights, front)
     batch = as_inputs(_rows(example, TIMED_ROWS))
-    points = points_of(module, before, {name: value[:ROWS] for name, value in batch.items()})
-    timed, legal = pace(module, before, batch), sum(point.legal for point in points)
+    some = {name: value[:ROWS] for name, value in batch.items()}
+    points = points_of(module, before, some)
+    legal = [point.name for point in points if point.legal]
+    for cut_ in legal[-1:]:  # places alone do not tell that rows are kept apart
+        check_cut(module, before, some, cut_)
+    timed = pace(module, before, batch)
     body = {"model": model, "batch": count_of(batch), "forward_ms": timed.ms}
     each = [{**asdict(point), "legal": point.legal, "time_share": timed.shares.get(point.name)} for point in points]
     heads = ("cut after", "MACs\nso far", "ms\nso far", "bytes\nper row", "carries")  # in two lines: reasons are long
     drawn = table(*heads, rows=[_cells(point, timed.shares.get(point.name)) for point in points])
     once = f"{timed.ms:.3g} ms for a batch of {count_of(batch)}, measured once on this machine"
-    answer(body | {"points": each}, as_json, f"{model}: {legal} legal cuts among {len(points)} modules; {once}", drawn)
+    answer(
+        body | {"points": each}, as_json, f"{model}: {len(legal)} legal cuts among {len(points)} modules; {once}", drawn
+    )
 
 
 def _cells(point: CutPoint, time_share: float | None) -> tuple[str, ...]:
