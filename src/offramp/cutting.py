@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.chain import Chain, Node
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.factories import make_exit, make_gate
 from offramp.find import find, unknown
 from offramp.inputs import State, as_inputs, given
@@ -46,9 +46,9 @@ def cut(
     """A network of one trained model, cut after the modules named in `at`, or into `n` parts of about equal MACs.
 
     example: a batch as the model (or its front) takes it: a tensor, a tuple, or a mapping to keyword arguments.
-    exits: one for all cuts or one per cut: a name on the shelf (linear, linear_grid, mlp, branch), an Exit, or a
-    function of (shape of one row's features, classes). Those that are made here must be taught before they are of use:
-    `net(x)` gives the logits of every exit, and any training loop will do. gate: as in `ladder`.
+    exits: one for all cuts or one per cut: a name on the shelf (linear, linear_grid, mlp, branch, b_lenet), an Exit, or
+    a function of (shape of one row's features, classes). Those that are made here must be taught before they are of
+    use: `net(x)` gives the logits of every exit, and any training loop will do. gate: as in `ladder`.
     The last node, `backbone`, is the model's own answer. The model is neither copied nor changed; it is exported and
     checked once, which takes seconds. Raises UnknownName (the nearest module is offered), BadNetwork (a cut that cannot
     be compacted; a model that mixes rows, runs a tapped module twice, or cannot be exported), BadInput, BadData.
@@ -59,16 +59,14 @@ def cut(
     """
     if (at is None) == (n is None):
         raise BadInput(f"got at={at!r} and n={n!r}, expected exactly one of them; name modules, or give a number")
-    if any(module.training for module in model.modules()):
-        raise BadNetwork("the model is in training mode, expected eval mode; call model.eval() first")
+    _require_modules(model, front)
     tried = as_inputs(example, next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None))
     names = _even_cuts(model, front, tried, n or 0) if at is None else _named_cuts(model, at)
     rung = Rung(BACKBONE, spec, names, tuple(_input(name, value) for name, value in tried.items()))
-    with torch.no_grad():
-        features = values_of(model, front, rung, tried)
+    features = _tried_out(model, front, rung, tried)
     network = _hung(model, front, replace(rung, cuts=tuple(features)[:-1]), features, exits, gate)  # in their order
-    check_classes(network, example)
     segments_of(network, tried)
+    check_classes(network, example)
     return network
 
 
@@ -174,8 +172,32 @@ def _hung(
     )
 
 
+def _require_modules(model: nn.Module, front: nn.Module | None) -> None:
+    """Raise BadNetwork unless the model is a module in eval mode, and the front one or None."""
+    for what, given_for in (("model", model), ("front", front)):
+        if not isinstance(given_for, nn.Module) and not (what == "front" and given_for is None):
+            raise BadNetwork(f"the {what} is a {type(given_for).__name__}, expected a torch.nn.Module; wrap it in one")
+    if any(module.training for module in model.modules()):
+        raise BadNetwork("the model is in training mode, expected eval mode; call model.eval() first")
+
+
+def _tried_out(model: nn.Module, front: nn.Module | None, rung: Rung, tried: State) -> dict[str, Any]:
+    """What stands at each node for the example; one row is doubled, as it is for the export. Raises BadData."""
+    two = {name: torch.cat([value, value]) if len(value) == 1 else value for name, value in tried.items()}
+    try:
+        with torch.no_grad():
+            return values_of(model, front, rung, two)
+    except OfframpError:
+        raise
+    except Exception as problem:  # whatever the user's code raises
+        why = next(iter(str(problem).strip().splitlines()), type(problem).__name__).rstrip(".;")
+        raise BadData(f"the model fails on the example: {why}; give a batch of its shape and type") from problem
+
+
 def _named_cuts(model: nn.Module, at: Sequence[str] | str) -> tuple[str, ...]:
     known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    if not isinstance(at, (str, Sequence)):
+        raise BadInput(f"got at={at!r}, expected names of modules; see offramp inspect")
     names = [at] if isinstance(at, str) else list(at)
     for name in names:
         if name not in known:
@@ -205,7 +227,8 @@ def _even_cuts(model: nn.Module, front: nn.Module | None, tried: State, parts: i
 
 
 def _input(name: str, value: Tensor) -> Input:
-    return Input(name, tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."))
+    numbers = value.float() if value.dtype == torch.bfloat16 else value  # which NumPy has not
+    return Input.of(name, numbers.detach().cpu().numpy())
 
 
 def _each(given_for: Any, names: Sequence[str], what: str) -> dict[str, Any]:
