@@ -109,8 +109,11 @@ def test_the_optimum_lies_between_its_dual_and_its_primal(loss, regulariser):
 
 
 @pytest.mark.parametrize("loss", ALL)
-def test_primal_is_the_objective_of_the_weights_returned(loss):
+@pytest.mark.parametrize(("block", "dtype"), [(1000, torch.float64), (100, torch.float32)])
+def test_primal_is_the_objective_of_the_weights_returned(loss, block, dtype, monkeypatch):
+    monkeypatch.setattr(_standard, "BLOCK", block)
     x, y = blobs()
+    assert _standard.Standardised(x).dtype == dtype
     solved = solve(x, y, 3, loss=loss, regulariser=0.02)
     weight = on_standardised(solved, x)
     s = standardised(x) @ weight.T
@@ -118,6 +121,8 @@ def test_primal_is_the_objective_of_the_weights_returned(loss):
     objective = loss_of(loss, s, y.tolist()) + 0.01 * (weight**2).sum()
     assert solved.primal == pytest.approx(objective, rel=1e-9)
     assert solved.gap == pytest.approx((solved.primal - solved.dual) / solved.primal)
+    assert solved.gap <= 1e-3
+    assert solved.dual <= solve(x, y, 3, loss=loss, regulariser=0.02, gap=1e-6).primal + 1e-12
 
 
 @settings(max_examples=60)
