@@ -177,10 +177,9 @@ def _descend(problem: Problem, gap: float, start: Solved | None, limit: int) -> 
             aim, s = aim / 2, rows.scores(weight)  # float32 saw a smaller gap than there is: ask more of it
         below = risk - height - dot(weight, pull)  # how far the planes of u lie below the loss, for the kinks rounded
         if loss.kinked and primal - bound.value <= 2 * below and below > aim / 2 * primal:
-            width = max(
-                least, width * max(0.1, min(0.5, (0.4 * aim * primal / below) ** 0.5))
-            )  # `below` shrinks with its square
-            memory.gradient = None
+            shrunk = (0.4 * aim * primal / below) ** 0.5  # `below` shrinks with the square of the width
+            width = max(least, width * max(0.1, min(0.5, shrunk)))
+            memory.gradient = None  # that of another function now
             u = loss.dual(s, y, width)
             pull = rows.gradient(u)
         direction = memory.direction(weight, pull + strength * weight)

@@ -22,7 +22,8 @@ WIDE = 2048  # features up to which all of their second moments are used: F^2 va
 class Standardised:
     """Features [N, F] of any float type, also memory-mapped, as [N, F + 1] with mean 0, deviation 1, and a 1.
 
-    Few values are worked on in float64, many in float32. A feature that is constant over the rows becomes 0. Weights [C, F + 1] have the bias in their last column.
+    A feature that is constant over the rows becomes 0. Weights [C, F + 1] have the bias in their last column. Few
+    values are worked on in float64, many in float32: it is faster, and with many rows the objective is never tiny.
     """
 
     def __init__(self, features: Tensor) -> None:
