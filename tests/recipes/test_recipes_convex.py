@@ -7,8 +7,6 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from scipy.optimize import minimize
 from torch.testing import assert_close
 
@@ -16,9 +14,9 @@ from offramp.errors import BadData, BadInput
 from offramp.recipes import _convex, _standard
 from offramp.recipes._convex import Bound, choose, solve
 from offramp.recipes._losses import LOSSES
+from written_losses import loss_of
 
 ALL = tuple(LOSSES)
-HINGES = ("one_vs_rest", "crammer_singer")
 
 
 def blobs(rows=60, features=5, classes=3, apart=1.0, seed=0):
@@ -33,20 +31,6 @@ def standardised(x):
     """By numpy, with the constant beside it."""
     x = x.double().numpy()
     return np.concatenate([(x - x.mean(0)) / x.std(0), np.ones((len(x), 1))], 1)
-
-
-def loss_of(name, s, y):
-    """The losses as the formulas say, a row at a time."""
-    total = 0.0
-    for row, label in zip(s, y, strict=True):
-        others = [c for c in range(len(row)) if c != label]
-        if name == "one_vs_rest":
-            total += max(0, 1 - row[label]) + sum(max(0, 1 + row[c]) for c in others)
-        elif name == "crammer_singer":
-            total += max(0, 1 + max(row[c] for c in others) - row[label])
-        else:
-            total += np.log(np.exp(row - row.max()).sum()) + row.max() - row[label]
-    return total / len(y)
 
 
 def on_standardised(solved, x):
@@ -109,8 +93,11 @@ def test_the_optimum_lies_between_its_dual_and_its_primal(loss, regulariser):
 
 
 @pytest.mark.parametrize("loss", ALL)
-def test_primal_is_the_objective_of_the_weights_returned(loss):
+@pytest.mark.parametrize(("block", "dtype"), [(1000, torch.float64), (100, torch.float32)])
+def test_primal_is_the_objective_of_the_weights_returned(loss, block, dtype, monkeypatch):
+    monkeypatch.setattr(_standard, "BLOCK", block)
     x, y = blobs()
+    assert _standard.Standardised(x).dtype == dtype
     solved = solve(x, y, 3, loss=loss, regulariser=0.02)
     weight = on_standardised(solved, x)
     s = standardised(x) @ weight.T
@@ -118,34 +105,8 @@ def test_primal_is_the_objective_of_the_weights_returned(loss):
     objective = loss_of(loss, s, y.tolist()) + 0.01 * (weight**2).sum()
     assert solved.primal == pytest.approx(objective, rel=1e-9)
     assert solved.gap == pytest.approx((solved.primal - solved.dual) / solved.primal)
-
-
-@settings(max_examples=60)
-@given(st.sampled_from(ALL), st.integers(0, 10**6), st.floats(1e-4, 10), st.floats(0.01, 30))
-def test_every_u_bounds_every_objective(loss, seed, regulariser, spread):
-    made = torch.Generator().manual_seed(seed)
-    one = LOSSES[loss]
-    x, y = torch.randn(12, 4, generator=made).double(), torch.arange(12) % 3
-    u = one.feasible(torch.randn(12, 3, generator=made).double() * 2, y)
-    weight = spread * torch.randn(3, 4, generator=made).double()
-    primal = loss_of(loss, (x @ weight.T).numpy(), y.tolist()) + regulariser / 2 * float(weight.square().sum())
-    pull = u.T @ x / 12
-    dual = -float(one.conjugate(u, y).mean()) - float(pull.square().sum()) / (2 * regulariser)
-    assert dual <= primal + 1e-9
-
-
-@settings(max_examples=60)
-@given(st.sampled_from(ALL), st.integers(0, 10**6), st.floats(1e-4, 1), st.floats(0.01, 30))
-def test_the_plane_of_dual_is_feasible_and_nears_the_loss(loss, seed, mu, spread):
-    made = torch.Generator().manual_seed(seed)
-    one = LOSSES[loss]
-    s, y = spread * torch.randn(20, 4, generator=made).double(), torch.arange(20) % 4
-    u = one.dual(s, y, mu)
-    assert_close(one.feasible(u, y), u, rtol=0, atol=1e-9)
-    below = one.value(s, y) - (u * s).sum(1) + one.conjugate(u, y)
-    assert below.min() >= -1e-9
-    assert (below <= mu / 2 * 4 * one.kinked + 1e-9).all()  # |u|^2 is at most the number of classes
-    assert float(one.value(s, y).mean()) == pytest.approx(loss_of(loss, s.numpy(), y.tolist()))
+    assert solved.gap <= 1e-3
+    assert solved.dual <= solve(x, y, 3, loss=loss, regulariser=0.02, gap=1e-4).primal + 1e-12
 
 
 @pytest.mark.parametrize("loss", ALL)
@@ -171,7 +132,7 @@ def test_the_mixed_bound_is_that_of_its_u_and_never_falls(loss):
     [
         ({"rows": 300, "features": 8, "classes": 4}, 1e-3),
         ({"rows": 90, "features": 4, "apart": 30.0}, 1e-3),  # separable
-        ({"rows": 20, "features": 50}, 1e-2),  # fewer rows than features
+        ({"rows": 20, "features": 50}, 1e-1),  # fewer rows than features
         ({"rows": 200, "features": 3, "apart": 0.0}, 1e-1),  # nothing to learn
         ({"rows": 1, "features": 3}, 1e-1),
     ],

@@ -15,7 +15,7 @@ the features: an iteration reads them twice. What proves the result: each u_i in
     P(W) >= D(u) = -mean_i conjugate(u_i) - |mean_i u_i x_i|^2 / (2 regulariser)   for all W and u.
 
 D is concave, so a mean of all u so far, mixed as each one comes, bounds better than the last one (Frank and Wolfe,
-1956): on CIFAR-10's features that saves three iterations of four.
+1956): 120 iterations instead of 180 for crammer_singer after layer2 of CIFAR-10's ResNet-56, at regulariser 1e-3.
 """
 
 from __future__ import annotations
@@ -157,11 +157,11 @@ def _checked(features: Tensor, y: Tensor, classes: int, loss: str, regularisers:
 def _descend(problem: Problem, gap: float, start: Solved | None, limit: int) -> Solved:
     """Step by step until the gap is proven or the limit reached."""
     rows, y, loss, strength = problem.rows, problem.y, problem.loss, problem.regulariser
-    weight = rows.mean.new_zeros(problem.classes, len(rows.mean) + 1).float()
+    weight = rows.mean.new_zeros(problem.classes, len(rows.mean) + 1).to(rows.dtype)
     if start is not None:
         weight = rows.unfolded(start.weight, start.bias)
     bound, memory = Bound(strength), Curvature(rows.second, strength)
-    width, aim = WIDTH * loss.kinked, SAFETY * gap
+    width, aim, least = WIDTH * loss.kinked, SAFETY * gap, torch.finfo(rows.dtype).eps ** 0.5
     s = rows.scores(weight)
     u = loss.dual(s, y, width)
     pull = rows.gradient(u)
@@ -177,8 +177,9 @@ def _descend(problem: Problem, gap: float, start: Solved | None, limit: int) -> 
             aim, s = aim / 2, rows.scores(weight)  # float32 saw a smaller gap than there is: ask more of it
         below = risk - height - dot(weight, pull)  # how far the planes of u lie below the loss, for the kinks rounded
         if loss.kinked and primal - bound.value <= 2 * below and below > aim / 2 * primal:
-            width *= max(0.1, min(0.5, (0.4 * aim * primal / below) ** 0.5))  # `below` shrinks with its square
-            memory.gradient = None
+            shrunk = (0.4 * aim * primal / below) ** 0.5  # `below` shrinks with the square of the width
+            width = max(least, width * max(0.1, min(0.5, shrunk)))
+            memory.gradient = None  # that of another function now
             u = loss.dual(s, y, width)
             pull = rows.gradient(u)
         direction = memory.direction(weight, pull + strength * weight)

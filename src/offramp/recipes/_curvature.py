@@ -27,7 +27,7 @@ class Curvature:
         if second is not None:
             # 1/4 is the most that a logistic loss curves, and near what the rounded hinges do on average
             curved = second.double() / 4 + regulariser * torch.eye(len(second), dtype=torch.float64)
-            self.factor = torch.linalg.cholesky(curved).float()
+            self.factor = torch.linalg.cholesky(curved).to(second.dtype)
         self.steps: list[tuple[Tensor, Tensor, float]] = []
         self.weight = torch.zeros(())
         self.gradient: Tensor | None = None
@@ -46,6 +46,9 @@ class Curvature:
         direction = self._first(direction)
         for (step, change, curved), share in zip(self.steps, reversed(shares), strict=True):
             direction = direction + (share - dot(change, direction) / curved) * step
+        if dot(direction, gradient) >= 0:  # rounding has eaten what was learnt
+            self.steps = []
+            direction = self._first(-gradient)
         return direction
 
     def _first(self, gradient: Tensor) -> Tensor:

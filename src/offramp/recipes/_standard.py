@@ -22,21 +22,23 @@ WIDE = 2048  # features up to which all of their second moments are used: F^2 va
 class Standardised:
     """Features [N, F] of any float type, also memory-mapped, as [N, F + 1] with mean 0, deviation 1, and a 1.
 
-    A feature that is constant over the rows becomes 0. Weights [C, F + 1] have the bias in their last column.
+    A feature that is constant over the rows becomes 0. Weights [C, F + 1] have the bias in their last column. Few
+    values are worked on in float64, many in float32: it is faster, and with many rows the objective is never tiny.
     """
 
     def __init__(self, features: Tensor) -> None:
         self.features = features
         self.mean, self.scale = _moments(features)
+        self.dtype = torch.float64 if features.numel() <= BLOCK else torch.float32
         self.held: Tensor | None = None
         if features.numel() <= HELD:
-            self.held = torch.cat([block for _, block in self._made(torch.float32)])
+            self.held = torch.cat([block for _, block in self._made(self.dtype)])
         self.second = self._second()
 
-    def blocks(self, dtype: torch.dtype = torch.float32) -> Iterator[tuple[slice, Tensor]]:
-        """Which rows, and these rows standardised [n, F + 1]; float64 is always made from the features given."""
-        if self.held is None or dtype != torch.float32:
-            return self._made(dtype)
+    def blocks(self, dtype: torch.dtype | None = None) -> Iterator[tuple[slice, Tensor]]:
+        """Which rows, and these rows standardised [n, F + 1]; float64 comes from the features given, not by float32."""
+        if self.held is None or dtype not in (None, self.dtype):
+            return self._made(dtype or self.dtype)
         return ((part, self.held[part]) for part in _parts(self.features))
 
     def _made(self, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
@@ -59,7 +61,9 @@ class Standardised:
         """Mean of the features' products [F + 1, F + 1]; None where there are too many features."""
         if len(self.mean) > WIDE:
             return None
-        return sum((block.T @ block for _, block in self.blocks()), torch.zeros(())) / len(self.features)
+        return sum((block.T @ block for _, block in self.blocks()), torch.zeros((), dtype=self.dtype)) / len(
+            self.features
+        )
 
     def folded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Weights on standardised features -> weight [C, F] and bias [C] on the features given, float64."""
@@ -67,9 +71,9 @@ class Standardised:
         return raw, weight[:, -1].double() - raw @ self.mean
 
     def unfolded(self, weight: Tensor, bias: Tensor) -> Tensor:
-        """The way back of `folded`, also for weights from other rows; float32."""
+        """The way back of `folded`, also for weights from other rows."""
         there = torch.where(self.scale > 0, weight / self.scale, 0.0)
-        return torch.cat([there, (bias + weight @ self.mean)[:, None]], 1).float()
+        return torch.cat([there, (bias + weight @ self.mean)[:, None]], 1).to(self.dtype)
 
 
 def _parts(features: Tensor) -> Iterator[slice]:
