@@ -34,7 +34,7 @@ from offramp.recipes._standard import Standardised
 
 WIDTH = 0.1  # over which kinks are rounded at first; the hinge losses' margins are 1 wide
 SAFETY = 0.9  # the float32 gap aimed at, relative to the one asked for; float64 has the last word
-REGULARISERS = (1e-2, 3e-3, 1e-3, 3e-4, 1e-4)  # from strong to weak
+REGULARISERS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 
 
 @dataclass(frozen=True)
