@@ -198,13 +198,13 @@ def show(results: dict[str, Any], console: Console) -> None:
         spread = [", ".join(f"{value:.3f}" for value in row[key]) for key in ("cost", "drop")]
         table.add_row(name, f"{row['fixed']['cost']:.3f}", f"{row['fixed']['drop']:+.2%}", *spread)
     console.print(table)
-    table = Table("accuracy within a budget, fixed | median", *map(str, BUDGETS))
+    table = Table("accuracy within a budget, fixed | median; hinge, margin", *map(str, BUDGETS))
     for name, row in results["equal_cost"].items():
         cells = [f"{a:.2%} | {b:.2%}" for a, b in zip(row["fixed"], row["median"], strict=True)]
         table.add_row(name, *cells)
-    for name, row in results["equal_cost"].items():
+    for name, row in list(results["equal_cost"].items())[1:]:
         ahead = (f"{mid:+.2%} [{low:+.2%}, {high:+.2%}]" for low, mid, high in row["hinge_ahead"])
-        table.add_row(f"hinge, margin is ahead of {name} by", *ahead)
+        table.add_row(f"ahead of {name}", *ahead)
     console.print(table)
     table = Table("thresholds of the d-gate paper", "cost", "accuracy", "drop")
     for name, row in results["paper"].items():
