@@ -127,9 +127,10 @@ class Loop:
 
     def _solve(self, number: int, phase: Phase) -> None:
         """One stroke on all rows."""
-        start = time.perf_counter()
-        whole, held = self._whole(self.course.taught, held=False), self.course.development
-        figures = self.course.recipe.solve(phase, whole, None if held is None else self._whole(held, held=True))
+        development = self.course.development
+        whole, held = self._whole(self.course.taught, held=False), development and self._whole(development, held=True)
+        start = time.perf_counter()  # pooling is not part of it
+        figures = self.course.recipe.solve(phase, whole, held)
         seconds = time.perf_counter() - start
         taught, measured = {id(value) for value in phase.parameters}, self._accuracies(pooled=True)
         for name in whole.exits:
