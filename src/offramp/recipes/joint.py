@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from offramp.errors import BadInput, BadNetwork
 from offramp.network import Network
@@ -28,6 +30,8 @@ class Joint(Recipe):
     """Models and exits together: the sum of weighted cross-entropies.
 
     weights: one for all exits, one per exit from shallow to deep, or by name. epochs, rate, betas: of Adam.
+    decay: let the rate fall to 0 over each phase along a cosine (Loshchilov and Hutter, 2017, arXiv 1608.03983); the
+    authors keep it, over many more epochs.
     norm: "moving" lets batch norms of the models learn and follow the batches, "frozen" keeps them as they are.
     backbone=False teaches the exits alone, and the models stay as they are.
     """
@@ -40,11 +44,13 @@ class Joint(Recipe):
         alone: int = 0,
         rate: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
+        decay: bool = False,
         norm: str = "moving",
         backbone: bool = True,
     ) -> None:
         self.weights, self.epochs, self.alone = weights, epochs, alone
-        self.rate, self.betas, self.norm, self.backbone = rate, betas, norm, backbone
+        self.rate, self.betas, self.decay = rate, betas, decay
+        self.norm, self.backbone = norm, backbone
 
     def prepare(self, network: Network) -> None:
         """Raise BadInput for weights that do not fit, BadNetwork where there is nothing to teach."""
@@ -63,8 +69,10 @@ class Joint(Recipe):
         still = norms_of(network.backbone) if self.norm == "frozen" else ()
         frozen = {id(value) for norm in still for value in norm.parameters()}
         models = tuple(value for value in models if id(value) not in frozen)
-        first = [Phase(ALONE, models, self.alone, adam, still=still)] if self.alone and models else []
-        return [*first, Phase("joint", (*models, *network.exits.parameters()), self.epochs, adam, still=still)]
+        schedule = _cosine if self.decay else None
+        first = [Phase(ALONE, models, self.alone, adam, schedule, still=still)] if self.alone and models else []
+        every = (*models, *network.exits.parameters())
+        return [*first, Phase("joint", every, self.epochs, adam, schedule, still=still)]
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """Weighted cross-entropy by exit."""
@@ -72,6 +80,10 @@ class Joint(Recipe):
         if lesson.phase == ALONE:
             return cross_entropy([*view.logits.values()][-1], y)
         return {name: weights[name] * cross_entropy(logits, y) for name, logits in view.logits.items()}
+
+
+def _cosine(optimiser: Optimizer, steps: int) -> LRScheduler:
+    return CosineAnnealingLR(optimiser, steps)
 
 
 def weights_of(weights: float | Sequence[float] | Mapping[str, float], exits: Sequence[str]) -> dict[str, float]:
