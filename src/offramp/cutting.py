@@ -201,7 +201,9 @@ def _even_cuts(model: nn.Module, front: nn.Module | None, tried: State, parts: i
 
 
 def _input(name: str, value: Tensor) -> Input:
-    return Input(name, tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."))
+    whole = value.element_size() > 1 and not (value.is_floating_point() or value.is_complex())
+    top = max(1, int(value.max()) + 1) if whole and value.numel() else None
+    return Input(name, tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."), top)
 
 
 def _each(given_for: Any, names: Sequence[str], what: str) -> dict[str, Any]:

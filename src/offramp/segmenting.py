@@ -15,6 +15,7 @@ from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from offramp.errors import BadData, BadNetwork
@@ -23,6 +24,7 @@ from offramp.network import Network, Segment
 from offramp.partition import CutPoint, Partition, Piece, cut_points, partition, self_check, staged
 from offramp.rungs import Rung
 from offramp.signature import INPUT, example
+from offramp.taps import logits_in, logits_name, tensors_of
 
 EXAMPLE_ROWS = 4
 PREFIX = "model."  # of names in a `Fronted`
@@ -97,7 +99,7 @@ def _segments(network: Network, rung: Rung, tried: State | None) -> dict[str, Se
     if not rung.cuts:
 
         def call(state: State) -> State:
-            return {rung.name: call_model(model, front, state)}
+            return {rung.name: logits_in(call_model(model, front, state))}
 
         return {rung.name: Segment(rung.name, (INPUT,), (rung.name,), modules, call)}
     parts, names = _taken_apart(network, rung, tried)
@@ -137,7 +139,9 @@ def _taken_apart(network: Network, rung: Rung, tried: State | None) -> tuple[Par
         for name in piece.writes:  # `layer1`, and `layer1/1` or `layer1/+add` beside it
             beside = name[len(piece.name) :] if piece.name and name.startswith(piece.name) else f"/+{name}"
             names.setdefault(name, node + beside)
-    names[parts.outputs[0]] = rung.name
+    with torch.no_grad():
+        logits = logits_name(tensors_of(call_model(model, front, inputs), "y"))
+    names[logits if logits in parts.outputs else parts.outputs[0]] = rung.name
     return parts, names
 
 

@@ -19,31 +19,39 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Input:
-    """One input: its name, the shape of one row, and its NumPy dtype."""
+    """One input: its name, the shape of one row, and its NumPy dtype.
+
+    top: of integers wider than a byte one more than the largest seen, so that made-up rows are words that exist.
+    """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
+    top: int | None = None
 
     @staticmethod
     def of(name: str, batch: Array) -> Input:
         """The signature of a batch [B, ...]."""
-        return Input(name, tuple(batch.shape[1:]), batch.dtype.name)
+        counted = batch.dtype.kind in "iu" and batch.dtype.itemsize > 1 and batch.size > 0
+        top = max(1, int(batch.max()) + 1) if counted else None
+        return Input(name, tuple(batch.shape[1:]), batch.dtype.name, top)
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Input:
         """The input written by `dataclasses.asdict`; raises KeyError, TypeError or ValueError for what is none."""
-        return Input(str(body["name"]), tuple(map(int, body["shape"])), np.dtype(str(body["dtype"])).name)
+        top = body.get("top")  # not in files of the first version
+        kind = np.dtype(str(body["dtype"])).name
+        return Input(str(body["name"]), tuple(map(int, body["shape"])), kind, None if top is None else int(top))
 
     def rows(self, count: int, seed: int) -> Array:
         """Seeded rows [count, *shape], from a raw stream: the same in every version of NumPy.
 
-        Floats are even over [-2, 2), integers over a byte, booleans are coin tosses.
+        Floats are even over [-2, 2), integers over [0, top) or a byte, booleans are coin tosses.
         """
         size, kind = (count, *self.shape), np.dtype(self.dtype)
         raw = np.random.Philox(seed).random_raw(math.prod(size)).reshape(size)
         if kind.kind in "iub":
-            top = 2 if kind.kind == "b" else min(256, int(np.iinfo(kind).max))
+            top = 2 if kind.kind == "b" else self.top or min(256, int(np.iinfo(kind).max))
             return ((raw >> np.uint64(32)) % np.uint64(top)).astype(kind)
         return ((raw >> np.uint64(40)) / 2.0**24 * 4 - 2).astype(kind)
 

@@ -129,7 +129,7 @@ def _rows(inputs: Mapping[str, Tensor]) -> State:
                 noise = torch.randn(rows.shape[1:], generator=draw).to(rows)
                 rows[place] += noise * (1 if alike else rows.std().nan_to_num(1.0))
             elif rows.dim() > 1:
-                rows[place] = rows[place].roll(place, -1)
+                rows[place] = rows[place].roll(place, 0 if rows.dim() == 3 else -1)  # words with coordinates stay whole
         found[name] = rows
     return found
 
