@@ -33,7 +33,9 @@ FREE = ("input_ids", "attention_mask", "token_type_ids")
 def listed() -> dict[str, dict[str, str]]:
     """The list: name -> family, kind, expected."""
     lines = [line.split("#")[0].split() for line in (HERE / "zoo.txt").read_text(encoding="utf-8").splitlines()]
-    return {name: {"family": family, "kind": kind, "expected": said} for name, family, kind, said in filter(None, lines)}
+    return {
+        name: {"family": family, "kind": kind, "expected": said} for name, family, kind, said in filter(None, lines)
+    }
 
 
 def tried(name: str) -> dict[str, Any]:
@@ -98,14 +100,21 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         given = listed()[name]
         ran = "legal" in row
         cells = [name, given["kind"], row.get("legal", ""), row.get("seconds", "")]
-        cells += [f"{row['apart']:.0e}" if ran else "", "yes" if row.get("exact") else "", f"{row['dropped']:.0e}" if ran else ""]
+        cells += [
+            f"{row['apart']:.0e}" if ran else "",
+            "yes" if row.get("exact") else "",
+            f"{row['dropped']:.0e}" if ran else "",
+        ]
         cells += [len(row["without"]) if ran else "", row.get("length", ""), row["came"]]
         lines.append(" | ".join(map(str, cells)))
     lines = [f"| {line} |" for line in lines]
     meant = [row for name, row in rows.items() if listed()[name]["expected"] == "passes"]
     passed = sum(row["came"] == "passes" for row in meant)
     others = [row["came"] for name, row in rows.items() if listed()[name]["expected"] == "refused"]
-    lines += ["", f"{passed} of {len(meant)} that are to pass do; {others.count('refused')} of {len(others)} others are refused."]
+    lines += [
+        "",
+        f"{passed} of {len(meant)} that are to pass do; {others.count('refused')} of {len(others)} others are refused.",
+    ]
     said = [f"- `{name}`: {row['why']}" for name, row in rows.items() if row["why"]]
     return "\n".join([*lines, "", *said])
 

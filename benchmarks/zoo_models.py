@@ -62,11 +62,32 @@ TEXT: dict[str, dict[str, Any]] = {
     "RemBert": {**BERT, "input_embedding_size": 16},
     "Nystromformer": {**BERT, "num_landmarks": LENGTH, "segment_means_seq_len": LENGTH},
     "NomicBert": {**BERT, "head_dim": 8},
-    "XLM": {"vocab_size": WORDS, "emb_dim": 32, "n_layers": 4, "n_heads": 4, "pad_index": 1, "max_position_embeddings": 64},
+    "XLM": {
+        "vocab_size": WORDS,
+        "emb_dim": 32,
+        "n_layers": 4,
+        "n_heads": 4,
+        "pad_index": 1,
+        "max_position_embeddings": 64,
+    },
     "GPT2": {"vocab_size": WORDS, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64, "pad_token_id": 1},
     "XLNet": {"vocab_size": WORDS, "d_model": 32, "n_layer": 4, "n_head": 4, "d_inner": 48, "pad_token_id": 1},
-    "T5": {"vocab_size": WORDS, "d_model": 32, "num_layers": 3, "num_heads": 4, "d_ff": 48, "d_kv": 8, "decoder_start_token_id": 0},
-    "Bart": {"vocab_size": WORDS, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "max_position_embeddings": 64},
+    "T5": {
+        "vocab_size": WORDS,
+        "d_model": 32,
+        "num_layers": 3,
+        "num_heads": 4,
+        "d_ff": 48,
+        "d_kv": 8,
+        "decoder_start_token_id": 0,
+    },
+    "Bart": {
+        "vocab_size": WORDS,
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "max_position_embeddings": 64,
+    },
 }
 TEXT["Flaubert"] = TEXT["XLM"]
 _VIT = {**BERT, "image_size": 32, "patch_size": 8}
@@ -160,7 +181,9 @@ def without_compiled_operations() -> None:
     if "torchvision" in _DECLARED or importlib.util.find_spec("torchvision") is None:
         return
     library = _DECLARED["torchvision"] = torch.library.Library("torchvision", "DEF")
-    backward = [f"_{name}_backward" for name in ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "deform_conv2d")]
+    backward = [
+        f"_{name}_backward" for name in ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "deform_conv2d")
+    ]
     plain = [name[1:].removesuffix("_backward") for name in backward]
     for name in ("nms", "qnms", "qroi_align", *plain, *backward):
         library.define(f"{name}(Tensor x) -> Tensor")

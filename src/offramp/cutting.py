@@ -20,7 +20,7 @@ from offramp.network import Exit, Gate, Network, Seen
 from offramp.network import answer as logits_of
 from offramp.rungs import BACKBONE, Rung, digest, values_of
 from offramp.segmenting import points_of, segments_of
-from offramp.signature import INPUT, Input
+from offramp.signature import INPUT, Input, is_input
 
 RESERVED = (INPUT, BACKBONE, "last")  # the raw input, and what `against` may name
 
@@ -159,6 +159,8 @@ def _hung(
             heads[name].to(value.device, value.dtype if value.is_floating_point() else None)
             made |= {name: mark} if (mark := digest(heads[name])) else {}
     gates = {name: make_gate(one) for name, one in _each(gate, rung.cuts, "gates").items()}
+    _require_inputs(rung, heads)
+    _require_inputs(rung, gates)
     return Network(
         backbone=model,
         rungs=(rung,),
@@ -168,6 +170,14 @@ def _hung(
         gates=gates,
         made=made,
     )
+
+
+def _require_inputs(rung: Rung, parts: Mapping[str, Exit] | Mapping[str, Gate]) -> None:
+    """Raise BadInput for an exit or a gate that reads an input which the model does not have."""
+    known = [one.name for one in rung.inputs]
+    for node, part in parts.items():
+        if missing := [name for name in part.reads if is_input(name) and name not in known]:
+            raise BadInput(f"{node!r} reads the input {missing[0]!r}, expected one of {known}; name one of these")
 
 
 def _named_cuts(model: nn.Module, at: Sequence[str] | str) -> tuple[str, ...]:
@@ -255,7 +265,8 @@ def _check_rung(name: str, network: Network, front: nn.Module | None) -> None:
         raise BadNetwork(f"rung {name!r} is a ladder itself, expected a model or a network made by cut; give its rungs")
     if front is not None:
         raise BadNetwork(f"rung {name!r} is a network with a front, expected the network alone; cut(..., front=...)")
-    if reading := [node.name for node in network.chain.nodes if node.exit_reads or node.gate_reads]:
+    reads = {node.name: (*node.exit_reads, *node.gate_reads) for node in network.chain.nodes}
+    if reading := [node for node, names in reads.items() if not all(map(is_input, names))]:
         raise BadNetwork(f"{reading[0]!r} in rung {name!r} reads exits by names that a ladder changes; cut it anew")
 
 

@@ -1,0 +1,108 @@
+"""Models of text that are cut: masks, exits that read them, answers in a dataclass, and texts of any length."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import offramp as off
+from offramp.errors import BadInput, BadNetwork
+from offramp.exits.pooled import Pooled, linear_masked
+from offramp.plan import Plan
+from texts import CLASSES, WIDTH, encoder, texts
+
+AT = ["blocks.0", "blocks.1"]
+
+
+def half(net, x):
+    """A plan under which some rows leave at each gate, and the logits of every exit [E, B, C]."""
+    with torch.no_grad():
+        walked = list(net.walk(x))
+    thresholds = {name: (float(score.median()) + 1e-3,) for name, _, score in walked[:-1]}
+    return Plan.by_hand(thresholds), torch.stack([logits for _, logits, _ in walked])
+
+
+def agrees(net, x, atol=1e-5):
+    plan, logits = half(net, x)
+    answers = off.run(net, plan, x)
+    assert len(set(answers.exit.tolist())) > 1
+    expected = logits[answers.exit, torch.arange(len(answers.exit))]
+    torch.testing.assert_close(answers.logits, expected, atol=atol, rtol=0)
+
+
+@pytest.fixture(scope="module")
+def net():
+    return off.cut(encoder(), texts(6, 9), at=AT, exits="linear_masked")
+
+
+def test_the_answer_in_a_dataclass_is_found_by_name(net):
+    x = texts(5, 9, seed=1)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x)[-1], net.backbone(**x).logits)
+    agrees(net, x)
+
+
+def test_an_exit_may_read_a_mask(net):
+    assert [node.exit_reads for node in net.chain.nodes] == [("x/attention_mask",), ("x/attention_mask",), ()]
+    x = texts(5, 9, seed=2)
+    with torch.no_grad():
+        first = net(x)[0]
+        padded = {name: value.clone() for name, value in x.items()}
+        padded["input_ids"][x["attention_mask"] == 0] = 7  # other words where there are none
+        torch.testing.assert_close(net(padded)[0], first)
+    plain = off.cut(encoder(), texts(6, 9), at=AT, exits="linear")
+    with torch.no_grad():
+        assert not torch.allclose(plain(padded)[0], plain(x)[0])
+
+
+def test_a_mask_is_carried_where_no_later_segment_needs_it():
+    class Bare(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.one, self.two = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+
+        def forward(self, words, mask):
+            return self.two(self.one(self.words(words) * mask[:, :, None]).tanh()).amax(1)
+
+    x = {"words": torch.arange(35).reshape(7, 5) % 9, "mask": texts(7, 5)["attention_mask"]}
+    net = off.cut(Bare().eval(), x, at=["words", "one"], exits=lambda shape, c: linear_masked(shape, c, "x/mask"))
+    agrees(net, x)
+
+
+def test_it_is_stored_and_recorded(net, tmp_path):
+    off.save(net, tmp_path / "net")
+    again = off.load(tmp_path / "net", encoder())
+    assert again.fingerprint() == net.fingerprint()
+    agrees(again, texts(5, 9, seed=3))
+    with torch.no_grad():
+        for exit_ in map(net.exit_of, AT):
+            exit_.head[0].bias += 0.1
+    trace = off.record(net, [(texts(20, 9, seed=4), torch.arange(20) % CLASSES)], timed=False, progress=False)
+    plan = off.calibrate(trace, risk="disagreement", at_most=0.99)
+    assert (off.run(net, plan, texts(20, 9, seed=4)).exit.numpy() == trace.replay(plan).exit).all()
+
+
+def test_gradients_reach_everything():
+    net = off.cut(encoder(), texts(6, 9), at=AT, exits="linear_masked")
+    sum(logits.square().sum() for logits in net(texts(6, 9))).backward()
+    assert not [name for name, value in net.named_parameters() if value.grad is None]
+
+
+def test_an_input_that_is_not_there_is_refused():
+    with pytest.raises(BadInput, match=r"reads the input 'x/mask', expected one of .*'x/attention_mask'"):
+        off.cut(encoder(), texts(6, 9), at=AT, exits=lambda shape, c: linear_masked(shape, c, "x/mask"))
+    with pytest.raises(BadInput, match="expected 'mean' and the name of an input"):
+        Pooled("grid", WIDTH, 3, mask="x/attention_mask")
+
+
+def test_a_mask_of_another_length_is_refused():
+    with pytest.raises(BadNetwork, match=r"mask has shape \(6, 9\) and the features \(6, 5, 8\)"):
+        off.cut(encoder(halves=True), texts(6, 9), at=["blocks.1"], exits="linear_masked")
+
+
+def test_a_cut_text_model_may_be_a_rung(net):
+    small = off.cut(encoder(halves=True), texts(6, 9), at=["blocks.0"], exits="linear_masked")
+    both = off.ladder({"small": small, "large": net}).eval()
+    assert both.chain.exits == ("small/blocks.0", "small", "large/blocks.0", "large/blocks.1", "large")
+    agrees(both, texts(6, 9, seed=5))
