@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -27,7 +28,6 @@ AT = {  # the cuts of those that are to be refused for a place
     "odd:weight_shared_loop": ["two"],
     "odd:batch_folded": ["folded"],
 }
-FREE = ("input_ids", "attention_mask", "token_type_ids")
 
 
 def listed() -> dict[str, dict[str, str]]:
@@ -41,10 +41,10 @@ def listed() -> dict[str, dict[str, str]]:
 def tried(name: str) -> dict[str, Any]:
     """What comes of one architecture, as plain data."""
     import torch
+    from zoo_models import build
 
     import offramp as off
     from offramp.errors import OfframpError
-    from zoo_models import build
 
     warnings.simplefilter("ignore")
     torch.manual_seed(0)
@@ -59,7 +59,8 @@ def tried(name: str) -> dict[str, Any]:
         found["seconds"] = round(time.perf_counter() - start, 1)
         found |= checked(net, model, example)
     except OfframpError as problem:
-        return found | {"came": "refused", "why": f"{type(problem).__name__}: {problem}"}
+        said = re.sub(r"\(/\S*/(\w+\.py:\d+)\)", r"(\1)", str(problem))  # no folder of this machine
+        return found | {"came": "refused", "why": f"{type(problem).__name__}: {said}"}
     good = found["legal"] >= 3 and found["apart"] <= BAND and found["dropped"] <= BAND and not found["without"]
     return found | {"came": "passes" if good else "fails", "why": ""}
 
@@ -105,7 +106,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             "yes" if row.get("exact") else "",
             f"{row['dropped']:.0e}" if ran else "",
         ]
-        cells += [len(row["without"]) if ran else "", row.get("length", ""), row["came"]]
+        length = row.get("length", "")
+        cells += [len(row["without"]) if ran else "", length if length in ("", "yes") else "no", row["came"]]
         lines.append(" | ".join(map(str, cells)))
     lines = [f"| {line} |" for line in lines]
     meant = [row for name, row in rows.items() if listed()[name]["expected"] == "passes"]
@@ -116,6 +118,11 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
         f"{passed} of {len(meant)} that are to pass do; {others.count('refused')} of {len(others)} others are refused.",
     ]
     said = [f"- `{name}`: {row['why']}" for name, row in rows.items() if row["why"]]
+    said += [
+        f"- `{name}`, any length: {row['length']}"
+        for name, row in rows.items()
+        if row.get("length", "yes") not in ("", "yes")
+    ]
     return "\n".join([*lines, "", *said])
 
 

@@ -9,10 +9,13 @@ import torch
 from torch import Tensor, nn
 
 import offramp as off
+from offramp.errors import OfframpError
 from offramp.inputs import as_inputs, given
 from offramp.plan import Plan
 from offramp.segmenting import points_of
 from offramp.taps import logits_in
+
+BAND, OTHERS = 1e-4, (9, 12, 24)  # the float band; lengths of text beside that of the example
 
 
 def some(example: Any, rows: Any) -> Any:
@@ -77,5 +80,14 @@ def without_gradient(net: Any, model: nn.Module, example: Any) -> list[str]:
 
 
 def free_length(model: nn.Module, example: dict[str, Tensor], cuts: Any) -> str:
-    """Whether the model can be cut at the same places for text of any length: "yes", or why not."""
-    return ""
+    """Whether the model, cut at the same places, takes text of other lengths: "yes", or why not."""
+    try:
+        net = off.cut(model, example, at=list(cuts), exits="linear", length=list(example))
+        for count in OTHERS:
+            x = {name: torch.cat([value, value], 1)[:, :count] for name, value in example.items()}
+            worst, left = dropped(net, x)
+            if not worst <= BAND:
+                return f"{worst:.0e} apart at length {count}, {left} leaving"
+    except OfframpError as problem:
+        return str(problem)
+    return "yes"

@@ -1,4 +1,4 @@
-"""The models of zoo.txt: random weights, small inputs, and no statistic or scale at its default, so that errors show."""
+"""The models of zoo.txt: random weights, small inputs, no statistic or scale at its default."""
 
 from __future__ import annotations
 

@@ -101,4 +101,4 @@ class BatchFolded(_Body):
 
     def between(self, h: Tensor) -> Tensor:
         folded = self.folded(self.fold(h).flatten(0, 1))
-        return folded.reshape(len(h), -1)
+        return folded.reshape(h.shape[0], -1)

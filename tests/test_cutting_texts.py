@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadData, BadInput, BadNetwork
 from offramp.exits.pooled import Pooled, linear_masked
 from offramp.plan import Plan
 from texts import CLASSES, WIDTH, encoder, texts
@@ -106,3 +106,74 @@ def test_a_cut_text_model_may_be_a_rung(net):
     both = off.ladder({"small": small, "large": net}).eval()
     assert both.chain.exits == ("small/blocks.0", "small", "large/blocks.0", "large/blocks.1", "large")
     agrees(both, texts(6, 9, seed=5))
+
+
+@pytest.fixture(scope="module")
+def free():
+    return off.cut(encoder(halves=True), texts(6, 9), at=AT, exits="linear", length=("input_ids", "x/attention_mask"))
+
+
+@pytest.mark.parametrize("length", [3, 8, 12, 31, 32])
+def test_text_of_any_length(free, length):
+    agrees(free, texts(7, length, seed=length))
+
+
+def test_the_length_is_made_again_from_what_is_carried(free):
+    from offramp.segmenting import segments_of
+
+    first, second, last = segments_of(free).values()
+    assert first.reads == ("x/input_ids", "x/attention_mask")
+    assert "x/input_ids" not in second.reads  # T / 2 stands in what is carried
+    assert last.name == "backbone"
+
+
+def test_any_length_is_stored(free, tmp_path):
+    off.save(free, tmp_path / "net")
+    again = off.load(tmp_path / "net", encoder(halves=True))
+    assert again.rungs == free.rungs
+    agrees(again, texts(5, 14, seed=9))
+
+
+def test_any_length_under_a_plan_with_a_probe(free):
+    with torch.no_grad():
+        for exit_ in map(free.exit_of, AT):
+            exit_.head[0].bias += 0.1
+    trace = off.record(free, [(texts(20, 9, seed=4), torch.arange(20) % CLASSES)], timed=False, progress=False)
+    plan = off.calibrate(trace, risk="disagreement", at_most=0.99)
+    assert len(off.run(free, plan, texts(5, 14)).logits) == 5
+
+
+def test_texts_that_do_not_fit_are_refused(free, net):
+    def run(network, x):
+        return off.run(network, Plan.never_leave(network.chain), x)
+
+    with pytest.raises(BadData, match=r"have length T = 33, expected T <= 32"):
+        run(free, texts(3, 33))
+    with pytest.raises(BadData, match=r"have length T = 2, expected T >= 3"):
+        run(free, texts(3, 2))
+    with pytest.raises(BadData, match=r"have lengths \[8, 9\], expected one"):
+        run(free, {**texts(3, 9), "attention_mask": texts(3, 8)["attention_mask"]})
+    with pytest.raises(BadData, match=r"rows of 'x/input_ids' have shape \(8,\), expected \(9,\).*length="):
+        run(net, texts(3, 8))
+    with pytest.raises(BadInput, match=r"length='mask', expected inputs \[B, T, ...\] of .*'x/mask' is none"):
+        off.cut(encoder(), texts(6, 9), at=AT, length="mask")
+
+
+def test_a_model_that_fixes_the_length_is_refused():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.head = nn.Embedding(9, 4), nn.Linear(36, 2)
+
+        def forward(self, input_ids):
+            return self.head(self.words(input_ids).flatten(1))
+
+    x = {"input_ids": texts(4, 9)["input_ids"] % 9}
+    assert off.cut(Fixed().eval(), x, at="words").chain.exits == ("words", "backbone")
+    with pytest.raises(BadNetwork, match="length"):
+        off.cut(Fixed().eval(), x, at="words", length="input_ids")
+
+
+def test_as_many_rows_as_words():
+    net = off.cut(encoder(), texts(9, 9), at=AT, length=("input_ids", "attention_mask"))
+    agrees(net, texts(4, 6))

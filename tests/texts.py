@@ -48,7 +48,7 @@ class Encoder(nn.Module):
             bias = (1.0 - mask[:, None, :]).expand(-1, h.shape[1], -1) * -1e4
             h = block(h, bias)
             if self.halves and not number:
-                h, mask = h[:, ::2], mask[:, ::2]
+                h, mask = h[:, ::2].contiguous(), mask[:, ::2].contiguous()
         return Answer(self.head(h[:, 0]), h)
 
 

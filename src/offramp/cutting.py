@@ -18,6 +18,7 @@ from offramp.find import find, unknown
 from offramp.inputs import State, as_inputs, given
 from offramp.network import Exit, Gate, Network, Seen
 from offramp.network import answer as logits_of
+from offramp.partition import evenly
 from offramp.rungs import BACKBONE, Rung, digest, values_of
 from offramp.segmenting import points_of, segments_of
 from offramp.signature import INPUT, Input, is_input
@@ -40,6 +41,7 @@ def cut(
     gate: GateLike | Mapping[str, GateLike] = "margin",
     front: nn.Module | None = None,
     spec: str | None = None,
+    length: Sequence[str] | str = (),
 ) -> Network:
     """A network of one trained model, cut after the modules named in `at`, or into `n` parts of about equal MACs.
 
@@ -47,6 +49,7 @@ def cut(
     exits: one for all cuts or one per cut: a name on the shelf (linear, linear_grid, mlp, branch), an Exit, or a
     function of (shape of one row's features, classes). Those that are made here must be taught before they are of use:
     `net(x)` gives the logits of every exit, and any training loop will do. gate: as in `ladder`.
+    length: inputs [B, T, ...], such as ("input_ids", "attention_mask"), whose T may be another one in every batch.
     The last node, `backbone`, is the model's own answer. The model is neither copied nor changed; it is exported and
     checked once, which takes seconds. Raises UnknownName (the nearest module is offered), BadNetwork (a cut that cannot
     be compacted; a model that mixes rows, runs a tapped module twice, or cannot be exported), BadInput, BadData.
@@ -60,8 +63,9 @@ def cut(
     if any(module.training for module in model.modules()):
         raise BadNetwork("the model is in training mode, expected eval mode; call model.eval() first")
     tried = as_inputs(example, next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None))
-    names = _even_cuts(model, front, tried, n or 0) if at is None else _named_cuts(model, at)
-    rung = Rung(BACKBONE, spec, names, tuple(_input(name, value) for name, value in tried.items()))
+    free = _free(tried, length)
+    names = _even_cuts(model, front, tried, free, n or 0) if at is None else _named_cuts(model, at)
+    rung = Rung(BACKBONE, spec, names, tuple(_input(name, value) for name, value in tried.items()), free)
     with torch.no_grad():
         features = values_of(model, front, rung, tried)
     network = _hung(model, front, replace(rung, cuts=tuple(features)[:-1]), features, exits, gate)  # in their order
@@ -193,21 +197,20 @@ def _named_cuts(model: nn.Module, at: Sequence[str] | str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _even_cuts(model: nn.Module, front: nn.Module | None, tried: State, parts: int) -> tuple[str, ...]:
-    """The legal cuts nearest to equal shares of the multiply-adds; of several at one share the last outermost one."""
-    shares = dict[float, str]()
-    for point in points_of(model, front, tried):
-        if point.legal and point.share and point.name.count(".") <= shares.get(point.share, point.name).count("."):
-            shares[point.share] = point.name
-    legal = sorted(share for share in shares if share < 1 and shares[share] not in RESERVED)
-    if not 2 <= parts <= len(legal) + 1:
-        raise BadInput(f"got n={parts}, expected 2 to {len(legal) + 1} parts, as many as legal cuts with work between")
-    picked = list[int]()
-    for place in range(1, parts):
-        first = picked[-1] + 1 if picked else 0
-        free = range(first, len(legal) - (parts - 1 - place))
-        picked.append(min(free, key=lambda index: abs(legal[index] - place / parts)))
-    return tuple(shares[legal[index]] for index in picked)
+def _even_cuts(
+    model: nn.Module, front: nn.Module | None, tried: State, length: Sequence[str], parts: int
+) -> tuple[str, ...]:
+    points = points_of(model, front, tried, length)
+    return evenly([point for point in points if point.name not in (*RESERVED, "y") and "/" not in point.name], parts)
+
+
+def _free(tried: State, length: Sequence[str] | str) -> tuple[str, ...]:
+    """The inputs named in `length`, with or without x/ before them. Raises BadInput for what is none."""
+    named = [length] if isinstance(length, str) else length
+    found = tuple(name if is_input(name) else f"{INPUT}/{name}" for name in named)
+    if missing := [name for name in found if name not in tried or tried[name].dim() < 2]:
+        raise BadInput(f"got length={length!r}, expected inputs [B, T, ...] of {list(tried)}; {missing[0]!r} is none")
+    return found
 
 
 def _input(name: str, value: Tensor) -> Input:

@@ -25,13 +25,15 @@ class Rung:
     """A model of the user's: a rung of a ladder, or (under the name `backbone`) the one model that was cut.
 
     spec: how to build it again (`offramp:resnet20`); None means by the user. cuts: modules after which it is cut, in
-    the order in which they run. inputs: what a cut model was tried on; empty where nothing was cut.
+    the order in which they run. inputs: what a cut model was tried on; empty where nothing was cut. length: those of
+    them [B, T, ...] whose T may be another one in every batch.
     """
 
     name: str
     spec: str | None = None
     cuts: tuple[str, ...] = ()
     inputs: tuple[Input, ...] = ()
+    length: tuple[str, ...] = ()
 
     def node(self, cut: str | None) -> str:
         """The node after a cut (None: at the model's end): `layer1`, in a ladder `rung/layer1` and `rung`."""

@@ -38,7 +38,7 @@ def logits_name(tensors: Mapping[str, Tensor]) -> str | None:
 
 
 def logits_in(output: Any) -> Any:
-    """The logits [B, C] in what a model gives, itself a tensor, a tuple, a dict or a dataclass; else all that it gives."""
+    """The logits [B, C] in what a model gives: a tensor, or one in a tuple, dict or dataclass; else all of it."""
     if isinstance(output, Tensor):
         return output
     tensors = tensors_of(output, "y")
