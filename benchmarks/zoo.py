@@ -131,7 +131,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="*", default=[], help="names, or parts of names")
     parser.add_argument("--json", type=Path, default=Path("zoo.json"))
-    parser.add_argument("--limit", type=float, default=180.0, help="seconds for each")
+    parser.add_argument("--limit", type=float, default=400.0, help="seconds for each")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.one:

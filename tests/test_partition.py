@@ -95,6 +95,21 @@ def test_what_is_read_later_is_carried_on() -> None:
     assert self_check(skip, parts, (torch.zeros(1, 4),)) < 1e-5
 
 
+def test_a_constant_made_like_an_input_is_not_carried() -> None:
+    def masked(h: Tensor, x: Tensor) -> Tensor:
+        return h * torch.nn.functional.pad(x.new_ones([h.shape[1] - 1]), (1, 0)) + x.new_full((6,), 0.5)
+
+    class Early(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            ones = x.new_ones([6]).cumsum(0)  # made before the cut, used behind it, and of no row
+            return self.last(self.between(self.body(self.first(x)) * ones, x))
+
+    model = model_of(lambda: Early(masked))
+    parts = partition(model, (rows(3, 4),), at=["first", "body"])
+    assert [piece.reads for piece in parts.pieces] == [("x",), ("first",), ("body",)]
+    agree(model, parts, rows(5, 4))
+
+
 def test_several_inputs_and_outputs() -> None:
     @dataclass
     class Answer:
