@@ -9,6 +9,7 @@ from torch import nn
 import offramp as off
 from offramp.errors import BadData, BadInput, BadNetwork
 from offramp.exits.pooled import Pooled, linear_masked
+from offramp.network import Gate
 from offramp.plan import Plan
 from texts import CLASSES, WIDTH, encoder, texts
 
@@ -177,3 +178,53 @@ def test_a_model_that_fixes_the_length_is_refused():
 def test_as_many_rows_as_words():
     net = off.cut(encoder(), texts(9, 9), at=AT, length=("input_ids", "attention_mask"))
     agrees(net, texts(4, 6))
+
+
+def test_a_gate_may_read_an_input():
+    class Short(Gate):
+        reads = ("x/attention_mask",)
+
+        def score(self, seen):
+            return -seen.inputs["x/attention_mask"].sum(1).float()
+
+        def config(self):
+            return {"name": "tests:Short"}
+
+    net = off.cut(encoder(), texts(6, 9), at=AT, exits="linear", gate={"blocks.0": Short(), "blocks.1": "margin"})
+    plan = Plan.by_hand({"blocks.0": (-4.5,), "blocks.1": (float("inf"),)})
+    assert off.run(net, plan, texts(9, 9)).exit.tolist() == [2, 2, 2, 2, 2, 0, 0, 0, 0]
+
+
+def test_outputs_among_which_the_logits_are_not_clear():
+    class Two(nn.Module):
+        def __init__(self, *names):
+            super().__init__()
+            self.body, self.one, self.other, self.names = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 3), names
+
+        def forward(self, x):
+            h = self.body(x)
+            return dict(zip(self.names, (self.one(h), self.other(h.tanh()), h[:, None]), strict=True))
+
+    x = torch.randn(5, 4)
+    named = off.cut(Two("logits", "pooled", "hidden").eval(), x, at="body", exits="linear")
+    with torch.no_grad():
+        torch.testing.assert_close(named(x)[-1], named.backbone(x)["logits"])
+        answers = off.run(named, Plan.never_leave(named.chain), x)
+        torch.testing.assert_close(answers.logits, named.backbone(x)["logits"])
+    with pytest.raises(BadNetwork, match="gave dict, expected logits"):
+        off.cut(Two("a", "b", "hidden").eval(), x, at="body", exits="linear")
+
+
+def test_words_with_coordinates_stay_whole():
+    """Made-up rows of the self-check keep what stands together: a box is no box when its corners change places."""
+
+    class Boxes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sizes, self.head = nn.Embedding(40, 4), nn.Linear(4, 2)
+
+        def forward(self, boxes):
+            return self.head(self.sizes(boxes[:, :, 1] - boxes[:, :, 0]).mean(1))
+
+    boxes = torch.stack([torch.arange(9), torch.arange(9) + 5], 1).expand(3, 9, 2)
+    assert off.cut(Boxes().eval(), boxes.clone(), at="sizes").chain.exits == ("sizes", "backbone")
