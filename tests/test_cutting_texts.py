@@ -175,6 +175,22 @@ def test_a_model_that_fixes_the_length_is_refused():
         off.cut(Fixed().eval(), x, at="words", length="input_ids")
 
 
+def test_a_length_at_which_the_model_itself_fails():
+    class Looked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.places, self.head = nn.Embedding(30, 4), nn.Embedding(9, 4), nn.Linear(4, 2)
+
+        def forward(self, input_ids):
+            h = self.words(input_ids) + self.places(torch.arange(input_ids.shape[1]))
+            return self.head(h.tanh().mean(1))
+
+    net = off.cut(Looked().eval(), {"input_ids": texts(4, 9)["input_ids"]}, at="words", length="input_ids")
+    agrees(net, {"input_ids": texts(6, 7)["input_ids"]})
+    with pytest.raises(BadData, match=r"cannot run on .*index out of range"):
+        off.run(net, Plan.never_leave(net.chain), {"input_ids": texts(4, 10)["input_ids"]})
+
+
 def test_as_many_rows_as_words():
     net = off.cut(encoder(), texts(9, 9), at=AT, length=("input_ids", "attention_mask"))
     agrees(net, texts(4, 6))

@@ -65,7 +65,7 @@ def _explained(call: Callable[[State], State], name: str) -> Callable[[State], S
     def explained(state: State) -> State:
         try:
             return call(state)
-        except RuntimeError as problem:
+        except (RuntimeError, IndexError) as problem:  # an index: a word that is not in the table
             shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in state.items())
             brief = str(problem).strip().splitlines()[0]
             raise BadData(
