@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from offramp.guarantees.risks import find_risk
 DEVELOPMENT, CALIBRATION, FIGURES = slice(0, 1000), slice(1000, 5000), slice(5000, 10000)
 BUDGETS = (0.40, 0.45, 0.50, 0.55, 0.60, 0.65, 0.70, 0.75)
 Calibrate = Callable[[off.Trace, off.Trace], off.Plan]
+Split = tuple[np.ndarray, np.ndarray, np.ndarray]  # development, calibration and figure rows
 
 
 def ladder(data: Path, depths: tuple[int, ...], answer: str) -> off.Network:
@@ -48,7 +49,7 @@ def trace_of(data: Path, cache: Path, depths: tuple[int, ...], answer: str) -> o
     return off.Trace.load(file)
 
 
-def splits(count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def splits(count: int) -> list[Split]:
     """Random development, calibration and figure rows, of the sizes of the fixed split."""
     rng = np.random.default_rng(20)
     orders = (rng.permutation(10000) for _ in range(count))
@@ -71,7 +72,7 @@ def figures(trace: off.Trace, plan: off.Plan) -> dict[str, float]:
     }
 
 
-def over_splits(trace: off.Trace, calibrate: Calibrate, count: int) -> dict[str, Any]:
+def over_splits(trace: off.Trace, calibrate: Calibrate, drawn: Sequence[Split]) -> dict[str, Any]:
     """One way to calibrate, on the fixed split and over random ones."""
     try:
         plan = calibrate(trace[CALIBRATION], trace[DEVELOPMENT])
@@ -79,7 +80,7 @@ def over_splits(trace: off.Trace, calibrate: Calibrate, count: int) -> dict[str,
     except NoSafePlan as nothing:
         fixed = {"plan": str(nothing), "cost": 1.0, "drop": 0.0, "disagreement": 0.0, "accuracy": float("nan")}
     costs, found, start = [], [], time.perf_counter()
-    for development, rows, test in splits(count):
+    for development, rows, test in drawn:
         try:
             found.append(figures(trace[test], calibrate(trace[rows], trace[development])))
             costs.append(found[-1]["cost"])
@@ -88,11 +89,11 @@ def over_splits(trace: off.Trace, calibrate: Calibrate, count: int) -> dict[str,
     low, middle, high = np.quantile(costs, [0.05, 0.5, 0.95])
     return {
         "fixed": fixed,
-        "certified": len(found) / count,
+        "certified": len(found) / len(drawn),
         "cost": {"median": middle, "low": low, "high": high, "mean": float(np.mean(costs))},
         "cost_when_certified": float(np.median([one["cost"] for one in found])) if found else None,
         "drop": float(np.median([one["drop"] for one in found])) if found else None,
-        "seconds_each": (time.perf_counter() - start) / count,
+        "seconds_each": (time.perf_counter() - start) / len(drawn),
     }
 
 
@@ -108,14 +109,15 @@ def promises(two: off.Trace, three: off.Trace, mean: off.Trace, count: int, few:
     def agree(rows: off.Trace, _: off.Trace) -> off.Plan:
         return off.calibrate(rows, risk="disagreement", at_most=0.01)
 
+    many, some = splits(count), splits(few)
     return {
-        "20, 56: accuracy_gap <= 0.005": over_splits(two, gap(0.005), count),
-        "20, 56: disagreement <= 0.01": over_splits(two, agree, count),
-        "20, 56, mean: accuracy_gap <= 0 (backbone)": over_splits(mean, gap(0.0, against="backbone"), count),
-        "20, 56: accuracy_gap <= 0.005, few": over_splits(two, gap(0.005), few),
-        "20, 32, 56: accuracy_gap <= 0.005, shared path": over_splits(three, gap(0.005), few),
-        "20, 32, 56: accuracy_gap <= 0.005, path found on development rows": over_splits(three, searched, few),
-        "20, 32, 56: accuracy_gap <= 0.005, Pareto": over_splits(three, gap(0.005, testing="pareto"), few),
+        "20, 56: accuracy_gap <= 0.005": over_splits(two, gap(0.005), many),
+        "20, 56: disagreement <= 0.01": over_splits(two, agree, many),
+        "20, 56, mean: accuracy_gap <= 0 (backbone)": over_splits(mean, gap(0.0, against="backbone"), many),
+        "20, 56: accuracy_gap <= 0.005, few": over_splits(two, gap(0.005), some),
+        "20, 32, 56: accuracy_gap <= 0.005, shared path": over_splits(three, gap(0.005), some),
+        "20, 32, 56: accuracy_gap <= 0.005, path found on development rows": over_splits(three, searched, some),
+        "20, 32, 56: accuracy_gap <= 0.005, Pareto": over_splits(three, gap(0.005, testing="pareto"), some),
     }
 
 

@@ -26,12 +26,13 @@ FLOORS = [
         "taps",
         "rungs",
         "network",
+        "recipe",
         "evaluation",
         "pricing",
     ],
-    ["trace", "watch", "data", "engines", "exits", "gates", "layers", "models", "partition", "segmenting"],
+    ["trace", "watch", "data", "engines", "exits", "gates", "layers", "models", "partition", "recipes", "segmenting"],
     ["answers", "measuring", "running", "calibration", "factories"],
-    ["benching", "cutting", "recording", "storing"],
+    ["benching", "cutting", "fitting", "recording", "storing"],
     ["reporting", "deploy", "demo"],
     ["", "cli", "checks", "__main__"],  # "" is the face, offramp/__init__.py
 ]

@@ -9,6 +9,7 @@ from torch import nn
 import offramp as off
 from offramp.errors import BadData, BadInput, BadNetwork
 from offramp.exits.pooled import Pooled, linear_masked
+from offramp.fitting.looking import Looking, poolable, pooled_of
 from offramp.network import Gate
 from offramp.plan import Plan
 from texts import CLASSES, WIDTH, encoder, texts
@@ -82,6 +83,20 @@ def test_it_is_stored_and_recorded(net, tmp_path):
     trace = off.record(net, [(texts(20, 9, seed=4), torch.arange(20) % CLASSES)], timed=False, progress=False)
     plan = off.calibrate(trace, risk="disagreement", at_most=0.99)
     assert (off.run(net, plan, texts(20, 9, seed=4)).exit.numpy() == trace.replay(plan).exit).all()
+
+
+def test_it_is_taught_from_pooled_features():
+    """What an exit makes of pooled features is what it makes of the text and its mask."""
+    net = off.cut(encoder(), texts(6, 9), at=AT, exits="linear_masked")
+    x, state = texts(5, 9, seed=6), {f"x/{name}": value for name, value in texts(5, 9, seed=6).items()}
+    assert poolable(net) == (*AT, "backbone")
+    with torch.no_grad():
+        looked = Looking(net)(pooled_of(net, state, poolable(net)), True)["logits"]
+        for name, logits in zip(net.chain.exits, net(x), strict=True):
+            torch.testing.assert_close(looked[name], logits)
+    data = (texts(30, 9, seed=7), torch.arange(30) % CLASSES)
+    off.fit(net, data, recipe="cross_entropy", progress=False)
+    assert not net.untaught()
 
 
 def test_gradients_reach_everything():

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.measuring import Percentile, cost, interleaved, line, macs, percentiles, ratio, tiled
+from offramp.measuring import Percentile, cost, interleaved, line, macs, pace, percentiles, ratio, tiled
 from offramp.signature import INPUT
 
 
@@ -95,3 +95,31 @@ def test_tiled(rows, count):
     got = tiled(x, count)
     assert got.shape == (count, 2)
     assert got[:, 0].tolist() == [float(2 * (row % rows)) for row in range(count)]
+
+
+class Inner(nn.Module):
+    """A body of two layers, of which the first runs twice, one that never runs, and work behind the last module."""
+
+    def __init__(self, behind: bool) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
+        self.spare, self.behind = nn.Linear(4, 4), behind
+
+    def forward(self, x):
+        h = self.body[0](self.body(x)) if self.behind else self.body(x)
+        return h * 2 if self.behind else h
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_pace_tells_when_modules_have_ended(behind):
+    model, calls = Inner(behind).eval(), []
+    model.register_forward_hook(lambda *_: calls.append(torch.is_inference_mode_enabled()))
+    found = pace(model, nn.Flatten(), {INPUT: torch.zeros(3, 2, 2)}, repeats=3)
+    assert calls == [True] * 5
+    order = ["body.1", "body", "body.0"] if behind else ["body.0", "body.1", "body"]
+    assert sorted(found.shares, key=found.shares.get) == order
+    assert found.ms > 0
+    assert found.shares["body.0"] > 0
+    last = [found.shares[name] for name in order[1:]]
+    assert last[-1] < 1 if behind else last == [1, 1], last
+    assert not any(module._forward_hooks for module in model.body.modules())

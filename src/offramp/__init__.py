@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from offramp.cutting import cut as cut
     from offramp.cutting import ladder as ladder
     from offramp.data.rows import rows as rows
+    from offramp.fitting.teaching import fit as fit
     from offramp.guarantees.risks import Risk as Risk
     from offramp.network import Exit as Exit
     from offramp.network import Gate as Gate
@@ -44,6 +45,7 @@ _HOMES = {
     "Trace": "trace",
     "calibrate": "calibration.calibrating",
     "cut": "cutting",
+    "fit": "fitting.teaching",
     "ladder": "cutting",
     "load": "storing",
     "open": "running",

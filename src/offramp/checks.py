@@ -1,29 +1,35 @@
-"""The contracts as a test kit, for the gates, exits and engines of this package and for other people's.
+"""The contracts as a test kit, for the gates, exits, engines and recipes of this package and for other people's.
 
     from offramp.checks import check_gate, example_seen
     check_gate(MyGate(), example_seen())               # an AssertionError says in a sentence what is wrong
 
-Each check is a small function that can be run alone; `check_gate`, `check_exit` and `check_engine` run all that
-there are for their kind. Logits are [B, C], scores [B].
+Each check is a small function that can be run alone; `check_gate`, `check_exit`, `check_engine` and `check_recipe`
+run all that there are for their kind. Logits are [B, C], scores [B].
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import math
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from offramp.fitting.teaching import fit
 from offramp.inputs import State
 from offramp.network import LOGITS, SCORE, Exit, Gate, Network, Part, Seen, answer, grade
+from offramp.recipe import Pools, Recipe, pooled_by
 from offramp.signature import INPUT, is_input
 
 TOLERANCE = 1e-5  # kernels depend on the batch size: a score may move in its last bits
+ROWS = 16  # of a batch, where recipes are checked
 
 Rows = Callable[[Seen], Tensor]  # what is checked: scores or logits, one per row
 
@@ -75,6 +81,9 @@ def check_exit(exit_: Exit, seen: Seen, rebuild: Callable[[Mapping[str, Any]], E
     check_shape(logits, (len(seen.features), logits.shape[1]), "logits")
     check_float(logits, "logits")
     assert logits.isfinite().all(), "the exit gave logits that are not finite for finite features"
+    if isinstance(exit_, Pools):
+        pooled = replace(seen, features=pooled_by(exit_, seen.features, seen.inputs))
+        check_close(exit_(pooled), logits, "logits from features and from what `pool` made of them")
     _check_rows(exit_, exit_, seen)
     check_rows_of_nan(exit_, seen)
     if rebuild is not None:
@@ -96,6 +105,88 @@ def check_engine(engine: ModuleType, network: Network, x: Tensor) -> None:
                 check_close(state[name + LOGITS], logits, f"logits of {name!r}, in the engine and in the network,")
                 if score is not None:
                     check_close(state[name + SCORE], score, f"scores of {name!r}, in the engine and in the network,")
+
+
+def check_recipe(make: Callable[[], Recipe], network_of: Callable[[], Network], data: Any, folder: Path) -> None:
+    """All that a recipe must do: `make` gives it, `network_of` the same seeded and untaught network every time.
+
+    data: a toy set (x, y) that the network can learn. folder: a new one, for checkpoints.
+    """
+    net = network_of()
+    check_what_is_taught(make(), net, data)
+    assert not net.untaught(), f"the recipe left {net.untaught()} as they were; every exit must be taught"
+    check_learns(make, network_of, data)
+    again, after = network_of(), [network_of(), network_of()]
+    fit(again, data, recipe=make(), batch_size=ROWS, progress=False)
+    check_same(net, again, "two runs from the same seed")
+    for steps, other in zip((1, 4), after, strict=True):
+        check_resumes(make, other, again, data, folder / str(steps), steps)
+
+
+def check_what_is_taught(recipe: Recipe, network: Network, data: Any) -> None:
+    """Every loss is finite; parameters outside the phases, and all modes and wishes for gradients, stay."""
+    recipe.prepare(network)
+    taught = {id(value) for phase in recipe.phases(network) for value in phase.parameters}
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    wishes = {name: value.requires_grad for name, value in network.named_parameters()}
+    history = fit(network, data, recipe=recipe, batch_size=ROWS, progress=False)
+    figures = [value for epoch in history.epochs for value in epoch.figures.values()]
+    assert figures, "the history is empty; a recipe must report what it minimises"
+    assert all(map(math.isfinite, figures)), f"a figure in the history is not finite: {figures}"
+    for name, value in network.named_parameters():
+        kept = id(value) in taught or torch.equal(value, before[name])
+        assert kept, f"parameter {name!r} changed and is in no phase"
+        assert value.requires_grad == wishes[name], f"fit left requires_grad of {name!r} changed"
+    assert not any(part.training for part in network.modules()), "the network was left in training mode"
+
+
+def check_learns(make: Callable[[], Recipe], network_of: Callable[[], Network], data: Any) -> None:
+    """Each taught exit answers more of the toy set right than before, or nine in ten."""
+    x, y = data
+    before, after = network_of(), network_of()
+    fit(after, data, recipe=make(), batch_size=ROWS, progress=False)
+    with torch.no_grad():
+        for name, one, other in zip(after.chain.exits, before(x), after(x), strict=True):
+            old, new = ((logits.argmax(1) == torch.as_tensor(y)).float().mean().item() for logits in (one, other))
+            if name in before.untaught():
+                assert new > old or new > 0.9, f"exit {name!r} answered {old:.0%} right before and {new:.0%} after"
+
+
+def check_resumes(
+    make: Callable[[], Recipe], network: Network, whole: Network, data: Any, folder: Path, steps: int
+) -> None:
+    """Stopped by Ctrl-C after some steps and resumed, it ends with the weights of a run that was never stopped."""
+    options: dict[str, Any] = {"batch_size": ROWS, "progress": False, "folder": folder}
+    try:
+        fit(network, data, recipe=_stopping(make(), steps), **options)
+    except KeyboardInterrupt:
+        fit(network, data, recipe=make(), resume=True, **options)
+    check_same(network, whole, "a run that was stopped and resumed, and one that was not,")
+
+
+def check_same(one: Network, other: Network, what: str) -> None:
+    """Equal weights, bit for bit."""
+    its = other.state_dict()
+    different = [key for key, value in one.state_dict().items() if not torch.equal(value, its[key])]
+    assert not different, f"{what} differ in {different}; draw at random from torch's generator alone"
+
+
+def _stopping(recipe: Recipe, steps: int) -> Recipe:
+    """The same recipe, during whose n-th step somebody presses Ctrl-C."""
+    kind, left = type(recipe), [steps]
+
+    def counted(name: str) -> Callable[..., Any]:
+        def step(self: Recipe, *arguments: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                signal.raise_signal(signal.SIGINT)
+            return getattr(kind, name)(self, *arguments)
+
+        return step
+
+    made = copy.copy(recipe)
+    made.__class__ = type(kind.__name__, (kind,), {name: counted(name) for name in ("loss", "update")})
+    return made
 
 
 def check_reads(part: Gate | Exit, seen: Seen) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -12,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from offramp.chain import Chain, Node
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.factories import make_exit, make_gate
 from offramp.find import find, unknown
-from offramp.inputs import State, as_inputs, given
+from offramp.inputs import State, as_inputs, given, texts_of
 from offramp.network import Exit, Gate, Network, Seen
 from offramp.network import answer as logits_of
 from offramp.partition import evenly
+from offramp.provenance import SeenRows
 from offramp.rungs import BACKBONE, Rung, digest, values_of
 from offramp.segmenting import points_of, segments_of
 from offramp.signature import INPUT, Input, is_input
@@ -46,9 +48,9 @@ def cut(
     """A network of one trained model, cut after the modules named in `at`, or into `n` parts of about equal MACs.
 
     example: a batch as the model (or its front) takes it: a tensor, a tuple, or a mapping to keyword arguments.
-    exits: one for all cuts or one per cut: a name on the shelf (linear, linear_grid, linear_masked, mlp, branch), an
-    Exit, or a function of (shape of one row's features, classes). Those that are made here must be taught before they
-    are of use: `net(x)` gives the logits of every exit, and any training loop will do. gate: as in `ladder`.
+    exits: one for all cuts or one per cut: a name on the shelf (linear, linear_grid, linear_masked, mlp, branch,
+    b_lenet), an Exit, or a function of (shape of one row's features, classes). Those that are made here must be taught
+    before they are of use: `net(x)` gives the logits of every exit, for any training loop. gate: as in `ladder`.
     length: inputs [B, T, ...], such as ("input_ids", "attention_mask"), whose T may be another one in every batch.
     The last node, `backbone`, is the model's own answer. The model is neither copied nor changed; it is exported and
     checked once, which takes seconds. Raises UnknownName (the nearest module is offered), BadNetwork (a cut that cannot
@@ -60,17 +62,15 @@ def cut(
     """
     if (at is None) == (n is None):
         raise BadInput(f"got at={at!r} and n={n!r}, expected exactly one of them; name modules, or give a number")
-    if any(module.training for module in model.modules()):
-        raise BadNetwork("the model is in training mode, expected eval mode; call model.eval() first")
+    _require_modules(model, front)
     tried = as_inputs(example, next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None))
-    free = _free(tried, length)
+    free = texts_of(tried, length)
     names = _even_cuts(model, front, tried, free, n or 0) if at is None else _named_cuts(model, at)
     rung = Rung(BACKBONE, spec, names, tuple(_input(name, value) for name, value in tried.items()), free)
-    with torch.no_grad():
-        features = values_of(model, front, rung, tried)
+    features = _tried_out(model, front, rung, tried)
     network = _hung(model, front, replace(rung, cuts=tuple(features)[:-1]), features, exits, gate)  # in their order
-    check_classes(network, example)
     segments_of(network, tried)
+    check_classes(network, example)
     return network
 
 
@@ -111,6 +111,8 @@ def ladder(
         gates=gates,
         made={node: network.made[cut] for node, network, cut in hung if cut in network.made},
     )
+    rows_learned = [network.learned for network in inner.values() if network.learned is not None]
+    stack.learned = reduce(SeenRows.and_also, rows_learned) if rows_learned else None
     if example is not None:
         check_classes(stack, example)
     return stack
@@ -184,8 +186,32 @@ def _require_inputs(rung: Rung, parts: Mapping[str, Exit] | Mapping[str, Gate]) 
             raise BadInput(f"{node!r} reads the input {missing[0]!r}, expected one of {known}; name one of these")
 
 
+def _require_modules(model: nn.Module, front: nn.Module | None) -> None:
+    """Raise BadNetwork unless the model is a module in eval mode, and the front one or None."""
+    for what, given_for in (("model", model), ("front", front)):
+        if not isinstance(given_for, nn.Module) and not (what == "front" and given_for is None):
+            raise BadNetwork(f"the {what} is a {type(given_for).__name__}, expected a torch.nn.Module; wrap it in one")
+    if any(module.training for module in model.modules()):
+        raise BadNetwork("the model is in training mode, expected eval mode; call model.eval() first")
+
+
+def _tried_out(model: nn.Module, front: nn.Module | None, rung: Rung, tried: State) -> dict[str, Any]:
+    """What stands at each node for the example; one row is doubled, as it is for the export. Raises BadData."""
+    two = {name: torch.cat([value, value]) if len(value) == 1 else value for name, value in tried.items()}
+    try:
+        with torch.no_grad():
+            return values_of(model, front, rung, two)
+    except OfframpError:
+        raise
+    except Exception as problem:  # whatever the user's code raises
+        why = next(iter(str(problem).strip().splitlines()), type(problem).__name__).rstrip(".;")
+        raise BadData(f"the model fails on the example: {why}; give a batch of its shape and type") from problem
+
+
 def _named_cuts(model: nn.Module, at: Sequence[str] | str) -> tuple[str, ...]:
     known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
+    if not isinstance(at, (str, Sequence)):
+        raise BadInput(f"got at={at!r}, expected names of modules; see offramp inspect")
     names = [at] if isinstance(at, str) else list(at)
     for name in names:
         if name not in known:
@@ -204,19 +230,9 @@ def _even_cuts(
     return evenly([point for point in points if point.name not in (*RESERVED, "y") and "/" not in point.name], parts)
 
 
-def _free(tried: State, length: Sequence[str] | str) -> tuple[str, ...]:
-    """The inputs named in `length`, with or without x/ before them. Raises BadInput for what is none."""
-    named = [length] if isinstance(length, str) else length
-    found = tuple(name if is_input(name) else f"{INPUT}/{name}" for name in named)
-    if missing := [name for name in found if name not in tried or tried[name].dim() < 2]:
-        raise BadInput(f"got length={length!r}, expected inputs [B, T, ...] of {list(tried)}; {missing[0]!r} is none")
-    return found
-
-
 def _input(name: str, value: Tensor) -> Input:
-    whole = value.element_size() > 1 and not (value.is_floating_point() or value.is_complex())
-    top = max(1, int(value.max()) + 1) if whole and value.numel() else None
-    return Input(name, tuple(value.shape[1:]), str(value.dtype).removeprefix("torch."), top)
+    numbers = value.float() if value.dtype == torch.bfloat16 else value  # which NumPy has not
+    return Input.of(name, numbers.detach().cpu().numpy())
 
 
 def _each(given_for: Any, names: Sequence[str], what: str) -> dict[str, Any]:

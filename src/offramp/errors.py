@@ -10,6 +10,7 @@
     │   └── NewerSchema     written by a newer offramp
     ├── Mismatch            a plan or trace of another network, engine or precision
     ├── OpenAgain           the network changed under a Runner
+    ├── Diverged            a loss that is not finite while a network is taught
     ├── NoSafePlan          no plan keeps the promise on these rows
     └── MissingExtra        an optional dependency is not installed (also an ImportError)
 
@@ -63,6 +64,14 @@ class Mismatch(OfframpError):
 
 class OpenAgain(OfframpError):
     """The network was moved, cast, trained or re-assigned after the Runner was opened."""
+
+
+class Diverged(OfframpError):
+    """A loss became NaN or infinite; `step` is the optimiser step of the phase."""
+
+    def __init__(self, message: str, *, step: int) -> None:
+        super().__init__(message)
+        self.step = step
 
 
 class NoSafePlan(OfframpError):

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from offramp.inputs import State
+from offramp.inputs import State, call_model
 from offramp.network import Part
+from offramp.taps import listening
 
 SIZES = (1, 4, 16, 64)
 
@@ -113,6 +114,48 @@ def percentiles(parts: Sequence[Part], rows: State, *, repeats: int = 20) -> tup
             for state in states.values():
                 part.call(state)
     return tuple(found)
+
+
+@dataclass(frozen=True)
+class Pace:
+    """When each module has ended, as a part (0 to 1) of one eager forward; and the milliseconds of that forward."""
+
+    shares: Mapping[str, float]
+    ms: float
+
+
+def pace(model: nn.Module, front: nn.Module | None, rows: State, *, repeats: int = 9) -> Pace:
+    """Medians over repeats of one forward of these rows, front included, after two that are not counted.
+
+    A module that runs more than once counts to its last end. The stamps themselves take a microsecond or so each, which
+    small modules feel; on a GPU each waits for what was started, so that modules do not overlap as they else may.
+    """
+    names = {name: module for name, module in model.named_modules() if name}
+    found = [_stamped(names, lambda: call_model(model, front, rows), rows) for _ in range(repeats + 2)][2:]
+    shares = {name: float(np.median([ends[name] / whole for ends, whole in found])) for name in found[0][0]}
+    return Pace(shares, float(np.median([whole for _, whole in found])))
+
+
+def _stamped(
+    modules: Mapping[str, nn.Module], call: Callable[[], object], rows: State
+) -> tuple[dict[str, float], float]:
+    """Milliseconds from the start of a call to the end of each module, and to its own end."""
+    ends, final = dict[str, float](), list[tuple[str, object]]()
+    wait = _wait if any(value.is_cuda for value in rows.values()) else lambda: None
+
+    def heard(name: str, output: object) -> None:
+        wait()
+        ends[name] = (time.perf_counter() - start) * 1e3
+        if not (final and final[-1][1] is output):
+            final.clear()
+        final.append((name, output))  # modules that gave one and the same value, one inside the other
+
+    with torch.inference_mode(), listening(modules, heard):
+        start = time.perf_counter()
+        result = call()
+        wait()
+        whole = (time.perf_counter() - start) * 1e3
+    return ends | {name: whole for name, output in final if output is result}, whole
 
 
 def tiled(rows: Tensor, count: int) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from offramp.chain import Chain, Step
 from offramp.errors import BadNetwork
 from offramp.inputs import State, as_inputs
+from offramp.provenance import SeenRows
 from offramp.rungs import BACKBONE, Modules, Rung, digest, held, values_of
 
 LOGITS = "/logits"  # "<node>" among the named tensors is a tap, "<node>/logits" and "<node>/score" what stands there
@@ -29,9 +30,8 @@ SCORE = "/score"
 class Seen:
     """What an exit or a gate may look at, for the rows that are still here.
 
-    features: the tapped value at this node, [B, ...]. logits: of the earlier exits named in `reads`, [B, C] each.
-    own: the logits of this node's exit, [B, C] (a gate sees them; for the exit itself it is None).
-    inputs: of the network's inputs those named in `reads`, such as `x/attention_mask`, [B, ...] each.
+    features: the tapped value at this node, [B, ...]. own: the logits of this node's exit, [B, C] (for itself None).
+    Those named in `reads`: logits of earlier exits, [B, C] each, and inputs such as `x/attention_mask`, [B, ...].
     """
 
     features: Tensor
@@ -130,7 +130,8 @@ class Network(nn.Module):
 
     Build one with `offramp.cut` or `offramp.ladder`; of models in eval mode it is in eval mode itself. State-dict keys:
     `backbone.<your own keys>` (in a ladder `backbone.<rung>.<your own keys>`), `exits.<node>.*`, `gates.<node>.*`, and
-    `fronts.<rung>.*` if a front has any. `made` keeps a digest of each exit that was made for it: see `untaught`.
+    `fronts.<rung>.*` if a front has any. `made` keeps a digest of each exit that was made for it: see `untaught`;
+    `learned` the digests of the rows that `fit` taught it with: those promise nothing.
     """
 
     def __init__(
@@ -152,6 +153,7 @@ class Network(nn.Module):
         self.rungs = rungs
         self.chain = chain
         self.made = dict(made or {})
+        self.learned: SeenRows | None = None
         self._require_names()
         self.training = any(self.model_of(rung).training for rung in rungs)
         if not self.training:
@@ -208,7 +210,13 @@ class Network(nn.Module):
         return tuple(logits for _, logits, _ in self.walk(x))
 
     def walk(self, x: Any) -> Iterator[tuple[str, Tensor, Tensor | None]]:
-        """Name, logits [B, C] and score [B] (None at the last) of every node, one after the other, for all rows.
+        """Name, logits [B, C] and score [B] (None at the last) of every node, one after the other, for all rows."""
+        for name, seen in self.look(x):
+            assert seen.own is not None
+            yield name, seen.own, grade(self.gate_of(name), seen, seen.own) if name in self.gates else None
+
+    def look(self, x: Any) -> Iterator[tuple[str, Seen]]:
+        """Name of every node and what its gate sees there: tapped value, earlier logits, and its exit's own, [B, C].
 
         Models run eagerly, with hooks at their cuts that are gone afterwards: train mode, dropout, DDP and the user's
         own code stay as they are, and gradients reach exits and models. A rung's nodes come when all of it has run.
@@ -217,11 +225,9 @@ class Network(nn.Module):
         logits: dict[str, Tensor] = {}
         for rung in self.rungs:
             for name, features in values_of(self.model_of(rung), self.front_of(rung), rung, inputs).items():
-                seen = Seen(features, logits, inputs=inputs)
-                own = answer(self.exit_of(name), seen, name)
-                score = grade(self.gate_of(name), seen, own) if name in self.gates else None
+                own = answer(self.exit_of(name), Seen(features, logits, inputs=inputs), name)
+                yield name, Seen(features, logits, own, inputs)
                 logits[name] = own
-                yield name, own, score
 
     def config(self) -> dict[str, Any]:
         """Everything but the weights, as plain data."""

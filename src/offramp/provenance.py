@@ -94,3 +94,12 @@ class SeenRows:
         """The rows written by `to_json`."""
         raw = np.frombuffer(base64.b64decode(body["digests"], validate=True), dtype="<u8")
         return SeenRows(body["data"], body["fingerprint"], raw.astype(np.uint64))
+
+
+def refuse_learned(learned: np.ndarray[Any, np.dtype[np.bool_]] | None, what: str) -> None:
+    """Raise OverlappingRows where rows of a trace (its column `learned`) also taught the network."""
+    if learned is not None and learned.any():
+        raise OverlappingRows(
+            f"{int(learned.sum()):,} of the {learned.size:,} {what} rows (the first: number {int(learned.argmax()):,}) "
+            "also taught an exit of this network; give rows that it has never seen"
+        )

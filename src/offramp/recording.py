@@ -76,7 +76,7 @@ def record(
 def _never_taught(names: Sequence[str]) -> str:
     return (
         f"exits never taught: {', '.join(names)}; their answers mean nothing yet, and calibrate refuses this trace; "
-        "teach them with any loop over net(x), and record again"
+        "teach them (offramp.fit, or any loop over net(x)), and record again"
     )
 
 
@@ -94,10 +94,13 @@ class _Columns:
 
     def __init__(self, network: Network, keep: str) -> None:
         self.exits, self.gates, self.keep = network.chain.exits, network.chain.gates, keep
+        self.learned = network.learned
         self.chunks: dict[str, list[Array]] = {}
 
     def add(self, batch: Batch, state: State) -> None:
         found: dict[str, Array] = {"row": batch.row, "digest": batch.digest}
+        if self.learned is not None:
+            found["learned"] = np.isin(batch.digest, self.learned.digests)
         classes = self._classes(state)
         if batch.y is not None:
             _check_labels(batch.y, batch.row, classes)

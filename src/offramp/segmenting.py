@@ -59,6 +59,14 @@ def points_of(model: nn.Module, front: nn.Module | None, inputs: State, length: 
     return [replace(point, name=point.name.removeprefix(PREFIX)) for point in points if point.name.startswith(PREFIX)]
 
 
+def check_cut(model: nn.Module, front: nn.Module | None, inputs: State, cut: str) -> None:
+    """Take a model apart at one cut and compare. Raises BadNetwork, above all for a model that mixes rows."""
+    args, kwargs = arguments(inputs)
+    whole, prefix = (model, "") if front is None else (Fronted(front.eval(), model), PREFIX)
+    with _own_names(prefix):
+        self_check(whole, partition(whole, args, kwargs, at=[prefix + cut]), args, kwargs)
+
+
 class Fronted(nn.Module):
     """A model behind its front, as one module to export; both stay where they are."""
 

@@ -24,41 +24,55 @@ def is_input(name: str) -> bool:
 
 @dataclass(frozen=True)
 class Input:
-    """One input: its name, the shape of one row, and its NumPy dtype.
+    """One input: its name, the shape of one row, its NumPy dtype, and of integers the least and greatest seen.
 
-    top: of integers wider than a byte one more than the largest seen, so that made-up rows are words that exist.
+    Integers are often numbers of tokens or classes: one beyond those that the model knows makes it fail.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    top: int | None = None
+    low: int | None = None
+    high: int | None = None
 
     @staticmethod
     def of(name: str, batch: Array) -> Input:
         """The signature of a batch [B, ...]."""
-        counted = batch.dtype.kind in "iu" and batch.dtype.itemsize > 1 and batch.size > 0
-        top = max(1, int(batch.max()) + 1) if counted else None
-        return Input(name, tuple(batch.shape[1:]), batch.dtype.name, top)
+        seen = (int(batch.min()), int(batch.max())) if batch.dtype.kind in "iu" and batch.size else (None, None)
+        return Input(name, tuple(batch.shape[1:]), batch.dtype.name, *seen)
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Input:
         """The input written by `dataclasses.asdict`; raises KeyError, TypeError or ValueError for what is none."""
-        top = body.get("top")  # not in files of the first version
-        kind = np.dtype(str(body["dtype"])).name
-        return Input(str(body["name"]), tuple(map(int, body["shape"])), kind, None if top is None else int(top))
+        kind = np.dtype(str(body["dtype"]))
+        seen: tuple[Any, Any] = (body.get("low"), body.get("high"))
+        if seen != (None, None):
+            low, high = map(int, seen)
+            if not int(np.iinfo(kind).min) <= low <= high <= int(np.iinfo(kind).max):
+                raise ValueError(f"{low} to {high} is no range of {kind.name}")
+            seen = low, high
+        return Input(str(body["name"]), tuple(map(int, body["shape"])), kind.name, *seen)
 
     def rows(self, count: int, seed: int) -> Array:
         """Seeded rows [count, *shape], from a raw stream: the same in every version of NumPy.
 
-        Floats are even over [-2, 2), integers over [0, top) or a byte, booleans are coin tosses.
+        Floats are even over [-2, 2), integers over what was seen (else over a byte), booleans are coin tosses.
         """
         size, kind = (count, *self.shape), np.dtype(self.dtype)
         raw = np.random.Philox(seed).random_raw(math.prod(size)).reshape(size)
         if kind.kind in "iub":
-            top = 2 if kind.kind == "b" else self.top or min(256, int(np.iinfo(kind).max))
-            return ((raw >> np.uint64(32)) % np.uint64(top)).astype(kind)
+            low, high = self._range(kind)
+            drawn = (raw >> np.uint64(32)) % np.uint64(min(high - low + 1, 2**32))
+            found: Array = drawn.astype(kind) + kind.type(low)
+            return found
         return ((raw >> np.uint64(40)) / 2.0**24 * 4 - 2).astype(kind)
+
+    def _range(self, kind: np.dtype[Any]) -> tuple[int, int]:
+        if kind.kind == "b":
+            return 0, 1
+        if self.low is None or self.high is None:
+            return 0, min(256, int(np.iinfo(kind).max)) - 1
+        return self.low, self.high
 
 
 def example(inputs: Sequence[Input], count: int, seed: int = 0) -> Any:

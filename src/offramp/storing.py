@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from offramp.chain import Chain
@@ -14,10 +16,14 @@ from offramp.factories import make_gate, model_from_file
 from offramp.files import digest_file, read_json, read_tensors, replacing_folder, write_json, write_tensors
 from offramp.find import shelved
 from offramp.network import Exit, Gate, Network
+from offramp.provenance import SeenRows
 from offramp.rungs import BACKBONE, Rung
 from offramp.signature import Input
 
 SCHEMA = 1
+FLOATS = {
+    str(kind).removeprefix("torch."): kind for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
 Given = nn.Module | tuple[nn.Module, nn.Module | None]
 
 
@@ -26,12 +32,21 @@ def save(network: Network, folder: str | Path) -> None:
 
     Raises BadFile when the place cannot be written or holds something else.
     """
+    with saving(network, folder):
+        pass
+
+
+@contextlib.contextmanager
+def saving(network: Network, folder: str | Path) -> Iterator[Path]:
+    """As `save`, and yield the folder while it is still a temporary one: what is put beside the network comes along."""
     with replacing_folder(folder) as place:
         weights = place / "weights.safetensors"
         write_tensors(weights, network.state_dict())
         marks = {"weights": digest_file(weights), "fingerprint": network.fingerprint()}
-        body = {**network.config(), "made": network.made, **marks}
+        learned = None if network.learned is None else network.learned.to_json()
+        body = {**network.config(), "made": network.made, "types": _types(network), "learned": learned, **marks}
         write_json(place / "network.json", "network", SCHEMA, body)
+        yield place
 
 
 def load(
@@ -44,7 +59,7 @@ def load(
     """Read a network, in eval mode. No code runs but our own shelves'.
 
     model: the rungs that their user built, by name: a module, or (module, front) where the front is the user's too.
-    gates, exits: those of the user's own, by node name.
+    gates, exits: those of the user's own, by node name. What is given gets the weights and the precision of the file.
     Raises BadFile (missing, damaged, edited), NewerSchema, BadInput (something must be given again).
     """
     place = Path(folder)
@@ -57,12 +72,18 @@ def load(
         )
     try:
         network = _build(body, _given(model, body), gates or {}, exits or {})
+        _cast(network, tensors, body.get("types", {}))
     except OfframpError:
         raise
     except Exception as problem:  # plain data of any kind reaches the constructors of our shelves
         raise BadFile(f"{place / 'network.json'} is no complete network ({problem!r}); save it again") from problem
     _fill(network, tensors, weights)
     if network.fingerprint() != body.get("fingerprint"):
+        if other := _other(network.state_dict(), tensors):
+            raise BadInput(
+                f"the model given for {place} ties weights that were saved apart (such as {other[0]}); give the model "
+                "that was saved"
+            )
         raise BadInput(
             f"a front, exit or gate given for {place} differs from the one that was saved; give the same again"
         )
@@ -97,6 +118,7 @@ def _build(
         gates={name: gates.get(name) or make_gate(config) for name, config in body["gates"].items()},
         made={str(name): str(mark) for name, mark in body["made"].items()},
     )
+    network.learned = None if body["learned"] is None else SeenRows.from_json(body["learned"])
     for rung in rungs:
         known = dict(network.model_of(rung).named_modules(remove_duplicate=False))
         if missing := [cut for cut in rung.cuts if cut not in known]:
@@ -130,6 +152,38 @@ def _exit_of(name: str, config: Mapping[str, Any], exits: Mapping[str, Exit]) ->
     arguments = {key: value for key, value in config.items() if key != "name"}
     made: Exit = shelved("exits", config["name"])(**arguments)
     return made
+
+
+def _types(network: Network) -> dict[str, str]:
+    """The floating-point types of buffers that are no state, such as a front's constants: `half()` casts them too."""
+    kept = network.state_dict().keys()
+    return {
+        name: str(value.dtype).removeprefix("torch.")
+        for name, value in network.named_buffers(remove_duplicate=False)
+        if value.is_floating_point() and name not in kept
+    }
+
+
+def _cast(network: Network, tensors: Mapping[str, Tensor], types: Mapping[str, str]) -> None:
+    """Give every floating-point tensor of a network the type that it had when it was saved."""
+    kinds = {name: FLOATS[kind] for name, kind in types.items()} | {
+        name: value.dtype for name, value in tensors.items()
+    }
+    own = (*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False))
+    for name, value in own:
+        kind = kinds.get(name, value.dtype)
+        if value.is_floating_point() and kind.is_floating_point and kind != value.dtype:
+            value.data = value.data.to(kind)  # the same tensor, so that what is tied stays tied
+
+
+def _other(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names under which a network holds other bytes than a file."""
+    ours, its = ({name: _bytes(value) for name, value in each.items()} for each in (state, tensors))
+    return [name for name in sorted(its) if ours[name] != its[name]]
+
+
+def _bytes(value: Tensor) -> bytes:
+    return bytes(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
 
 
 def _fill(network: Network, tensors: Mapping[str, Tensor], weights: Path) -> None:

@@ -6,6 +6,7 @@
     score/<gate>    [N]    float32      with K successors: score/<gate>@<route>, K-1 columns
     label, row      [N]    int64        label may be missing; row is the number in the data's source
     digest          [N]    uint64       of a row's content, so that overlap is noticed
+    learned         [N]    bool         whether `fit` taught the network with this row; absent where nothing was fitted
     cost/<part>     [3] or [N, 3]       MACs per row, milliseconds per call a, milliseconds per row b (a + b n)
 
 A part is segment/<node>, exit/<node> or gate/<node>. Milliseconds are NaN when they were not measured.

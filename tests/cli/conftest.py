@@ -31,6 +31,33 @@ class Scaled(nn.Module):
     def forward(self, x):
         return x.float() / 16
 
+class Halves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.fold, self.last = nn.Linear(64, 8), nn.Identity(), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.last(self.between(self.first(x.float().flatten(1))))
+
+    def between(self, h):
+        return h
+
+class Mixing(Halves):
+    def between(self, h):
+        return h - h.mean(0)
+
+class Folded(Halves):
+    def between(self, h):
+        return self.fold(h.unflatten(1, (2, 4)).flatten(0, 1)).unflatten(0, (-1, 2)).flatten(1)
+
+class Repeated(Halves):
+    def between(self, h):
+        return self.fold(self.fold(h).relu())
+
+class Branching(Halves):
+    def between(self, h):
+        return h if h.sum() > 0 else -h
+
 def spread(logits):
     return logits.std(1)
 

@@ -19,8 +19,19 @@ def test_inspect_lists_every_module(place, as_json):
     assert points[0]["share"] < points[3]["share"] < points[13]["share"] < points[15]["share"] == 1
     assert (points[0]["carried"], points[0]["row_bytes"]) == ([[64, 8, 8]], 64 * 64 * 4)
     said = offramp("inspect", *MODEL).stdout
+    assert "MACs       ms     bytes" in said
     assert "15 legal cuts among 16 modules" in said
     assert "no cut: ends where the model does" in said
+
+
+def test_inspect_measures_one_forward(place, as_json):
+    said = as_json("inspect", *MODEL[:-1], "digits[0:70]")
+    shares = [point["time_share"] for point in said["points"]]
+    assert (said["batch"], said["forward_ms"] > 0) == (64, True)
+    assert all(0 < share <= 1 for share in shares)
+    assert (shares[-1], shares) == (1, sorted(shares))
+    assert as_json("inspect", *MODEL)["batch"] == 4
+    assert "ms for a batch of 4, measured once on this machine" in offramp("inspect", *MODEL).stdout
 
 
 def test_cut_then_teach_then_record(place, as_json):
@@ -44,6 +55,45 @@ def test_cut_into_parts(place):
     assert "Network of one model with exits" in done.stdout
     assert "not taught yet" in done.stderr
     assert len(off.load("net").chain.exits) == 3
+
+
+OWN = {
+    "mixes rows": ("cut", "Mixing", "first", "aten.mean.dim mixes rows"),
+    "mixes rows, inspected": ("inspect", "Mixing", None, "aten.mean.dim mixes rows"),
+    "cannot be compacted": ("cut", "Folded", "fold", "whose first dimension is 2*B"),
+    "runs twice": ("cut", "Repeated", "fold", "'fold' runs more than once"),
+    "cannot be exported": ("cut", "Branching", "first", "return h if h.sum() > 0 else -h"),
+    "cannot be exported, inspected": ("inspect", "Branching", None, "explicit stages"),
+    "an unknown module": ("cut", "Halves", "frist", "did you mean 'first'"),
+}
+
+
+@pytest.mark.parametrize("case", OWN)
+def test_models_that_are_refused(place, case):
+    command, model, at, says = OWN[case]
+    before = contents(place)
+    words = (command, f"users_own:{model}", "--example", "digits[0:1]", "--front", "none")
+    done = offramp(*words, *(("--at", at, "-o", "net") if at else ()))
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert done.stderr.startswith("offramp: ")
+    assert done.stderr.count("\n") == 1
+    assert says in done.stderr
+    assert contents(place) == before
+
+
+def test_inspect_says_what_cannot_be_compacted_and_what_runs_twice(place, as_json):
+    for model, why in (("Folded", "first dimension is 2*B, not B"), ("Repeated", "runs twice")):
+        points = as_json("inspect", f"users_own:{model}", "--example", "digits[0:4]", "--front", "none")["points"]
+        told = {point["name"]: point["why_not"] for point in points}
+        assert told["first"] is None
+        assert why in told["fold"]
+
+
+def test_images_that_do_not_fit_the_model(place):
+    for words in (("cut", "-o", "net", "--at", "conv1"), ("inspect",)):
+        done = offramp(*words, "offramp:resnet20", "--front", "none", "--example", "digits[0:2]")
+        assert done.exit_code == 2
+        assert "the model fails on the example" in done.stderr
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,12 @@ MADE = {
     "Pooled": lambda: Pooled("flat", 5, 3, (4, 4)),
     "Branch": lambda: Branch((2, 5, 6), 3, (4, 3)),
 }  # those that need other arguments than (shape, classes)
+IMAGES = [(2, 5, 6), (1, 1, 1)]
 SHAPES = {
     "linear_masked": [(6, 5), (1, 2)],
     "Branch": [(2, 5, 6)],
-    "branch": [(2, 5, 6), (1, 1, 1)],
+    "branch": IMAGES,
+    "b_lenet": IMAGES,
     "Own": [None],
     "Mean": [None],
     "Pooled": [(5,)],

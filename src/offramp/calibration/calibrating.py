@@ -24,6 +24,7 @@ from offramp.guarantees.bounds import Bound, find_bound, rows_needed, smallest_l
 from offramp.guarantees.risks import Risk, find_risk
 from offramp.guarantees.testing import fixed_sequence, order_from, split_from
 from offramp.plan import Plan, Promise
+from offramp.provenance import refuse_learned
 from offramp.trace import Trace
 
 TESTING = ("path", "pareto")
@@ -63,6 +64,7 @@ def calibrate(
         raise BadInput(f"at_most is {at_most} and budget is {budget}; give exactly one of them")
     if not trace.header.taught:
         raise BadInput("an exit of this network was never taught; teach it and record again")
+    refuse_learned(trace.columns.get("learned"), "calibration")
     if budget is not None:
         return _by_budget(trace, risk, budget, against, unit, batch, deepest)
     assert at_most is not None

@@ -16,6 +16,7 @@ from offramp.cli.networks import ladder
 from offramp.cli.pages import report
 from offramp.cli.plans import calibrate, check
 from offramp.cli.serving import bench, run
+from offramp.cli.teaching import fit
 from offramp.cli.traces import record
 from offramp.errors import OfframpError
 
@@ -71,7 +72,8 @@ def offramp(
 ) -> None:
     """Make trained networks spend less on easy inputs, under a certified promise.
 
-    From left to right: ladder or cut, record, calibrate, run. Each step is a file: work can stop and go on elsewhere.
+    From left to right: ladder, or cut and fit; then record, calibrate, run. Each step is a file: work can
+    stop and go on elsewhere.
     To see it all on data that needs no download: offramp demo
     """
 
@@ -87,5 +89,5 @@ def _help(command: Callable[..., None]) -> str:
     return inspecting.cleandoc(command.__doc__ or "").replace("Example:\n", "\b\nExample:\n")
 
 
-for _command in (ladder, inspect, cut, record, calibrate, check, run, bench, report, demo, doctor):
+for _command in (ladder, inspect, cut, fit, record, calibrate, check, run, bench, report, demo, doctor):
     app.command(help=_help(_command))(_command)

@@ -32,14 +32,14 @@ Front = Annotated[
 At = Annotated[str | None, typer.Option("--at", metavar="A,B", help="Cut after these modules, such as layer1,layer2.")]
 Parts = Annotated[int | None, typer.Option("--parts", metavar="K", help="Or cut into K parts of about equal work.")]
 Exit = Annotated[
-    str, typer.Option("--exit", metavar="EXIT", help="linear, linear_grid, mlp, branch, or my.module:factory.")
+    str, typer.Option("--exit", metavar="EXIT", help="linear, linear_grid, mlp, branch, b_lenet, or my.module:factory.")
 ]
 Gate = Annotated[
-    str, typer.Option("--gate", metavar="GATE", help="margin, max_prob, neg_entropy, or my.module:score of logits.")
+    str, typer.Option("--gate", metavar="GATE", help="margin, max_logit, max_prob, neg_entropy, or my.module:score.")
 ]
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")]
 
-ROWS = 8
+ROWS, TIMED_ROWS = 8, 64
 
 
 def cut(
@@ -57,7 +57,7 @@ def cut(
     r"""Hang exits on one trained model.
 
     The model is cut after the modules in --at, or into --parts; its weights stay as they are. The exits
-    are not taught yet: load the folder in Python, teach them with any loop over net(x), and save it again.
+    are not taught yet: `offramp fit` does that, or any loop of yours over net(x) in Python.
 
     Example:
       offramp cut offramp:resnet20 --weights r20.safetensors --at layer1,layer2 \
@@ -88,29 +88,42 @@ def inspect(
 ) -> None:
     """List where a model can be cut.
 
-    For every module, in the order in which they end: the share of multiply-adds (MACs) up to there, the
-    bytes per row that go on from there, or why it is no place to cut.
+    For every module, in the order in which they end: the share of multiply-adds (MACs) and of milliseconds
+    up to there, the bytes per row that go on from there, or why it is no place to cut. The milliseconds
+    are one measurement of the plain model on this machine, at the batch that --example gives (at most 64).
+    A model that mixes rows, or cannot be exported, is refused.
 
     Example:
       offramp inspect offramp:resnet20 --example 'cifar10:data[0:8]'
     """
-    from offramp.inputs import as_inputs
-    from offramp.segmenting import points_of
+    from offramp.inputs import as_inputs, count_of
+    from offramp.measuring import pace
+    from offramp.segmenting import check_cut, points_of
 
     module, before = _model(model, weights, front)
-    points = points_of(module, before, as_inputs(_rows(example)))
-    body = {"model": model, "points": [{**asdict(point), "legal": point.legal} for point in points]}
-    legal = sum(point.legal for point in points)
-    drawn = table("cut after", "MACs so far", "bytes per row", "carries", rows=[_cells(point) for point in points])
-    answer(body, as_json, f"{model}: {legal} legal cuts among {len(points)} modules", drawn)
+    batch = as_inputs(_rows(example, TIMED_ROWS))
+    some = {name: value[:ROWS] for name, value in batch.items()}
+    points = points_of(module, before, some)
+    legal = [point.name for point in points if point.legal]
+    for cut_ in legal[-1:]:  # places alone do not tell that rows are kept apart
+        check_cut(module, before, some, cut_)
+    timed = pace(module, before, batch)
+    body = {"model": model, "batch": count_of(batch), "forward_ms": timed.ms}
+    each = [{**asdict(point), "legal": point.legal, "time_share": timed.shares.get(point.name)} for point in points]
+    heads = ("cut after", "MACs\nso far", "ms\nso far", "bytes\nper row", "carries")  # in two lines: reasons are long
+    drawn = table(*heads, rows=[_cells(point, timed.shares.get(point.name)) for point in points])
+    once = f"{timed.ms:.3g} ms for a batch of {count_of(batch)}, measured once on this machine"
+    answer(
+        body | {"points": each}, as_json, f"{model}: {len(legal)} legal cuts among {len(points)} modules; {once}", drawn
+    )
 
 
-def _cells(point: CutPoint) -> tuple[str, ...]:
-    share = "-" if point.share is None else f"{point.share:.1%}"
+def _cells(point: CutPoint, time_share: float | None) -> tuple[str, ...]:
+    shares = ("-" if share is None else f"{share:.1%}" for share in (point.share, time_share))
     if point.why_not is not None:
-        return point.name, share, "-", f"no cut: {point.why_not}"
+        return point.name, *shares, "-", f"no cut: {point.why_not}"
     shapes = ", ".join("x".join(map(str, shape)) for shape in point.carried)
-    return point.name, share, f"{point.row_bytes:,}", shapes
+    return point.name, *shares, f"{point.row_bytes:,}", shapes
 
 
 def _model(spec: str, weights: str | None, front: str) -> tuple[nn.Module, nn.Module | None]:
@@ -119,10 +132,10 @@ def _model(spec: str, weights: str | None, front: str) -> tuple[nn.Module, nn.Mo
     return make_model(spec, weights), front_of(spec) if front == "auto" else make_front(front)
 
 
-def _rows(example: str) -> Any:
+def _rows(example: str, most: int = ROWS) -> Any:
     from offramp.data.rows import rows
 
-    batch = next(iter(rows(example).batches(ROWS)), None)
+    batch = next(iter(rows(example).batches(most)), None)
     if batch is None:
         raise BadInput(f"the example {example} has no rows, expected at least one; choose others")
     return batch.x

@@ -21,6 +21,7 @@ from offramp.cli.options import (
 )
 from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
+from offramp.provenance import refuse_learned
 
 if TYPE_CHECKING:
     from offramp.evaluation import Measured
@@ -131,6 +132,8 @@ def check(
       offramp check plan.json test.npz
     """
     chosen, seen = plan_of(plan, threshold), trace_of(trace, rows)
+    if not same_rows:
+        refuse_learned(seen.columns.get("learned"), "test")
     if chosen.rows is not None and not same_rows:
         chosen.rows.refuse_overlap(seen.columns["digest"], "test")
     promise = chosen.promise

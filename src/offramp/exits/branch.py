@@ -17,14 +17,15 @@ class Branch(Exit):
 
     Ceil mode is that of the authors' code (Chainer's cover_all). shape: of one row's features, [channels, H, W].
     The paper gives early branches more layers and late ones fewer; `widths` has one entry per convolution.
+    `raw` is for taps before an activation, where the authors' code has them: a pooling and a ReLU come first.
     """
 
-    def __init__(self, shape: Sequence[int], classes: int, widths: Sequence[int] = (32,)) -> None:
+    def __init__(self, shape: Sequence[int], classes: int, widths: Sequence[int] = (32,), *, raw: bool = False) -> None:
         super().__init__()
         if len(shape) != 3:
             raise BadNetwork(f"a convolutional branch stands on features of shape {tuple(shape)}, expected [C, H, W]")
-        self.shape, self.classes, self.widths = tuple(shape), int(classes), tuple(widths)
-        layers: list[nn.Module] = []
+        self.shape, self.classes, self.widths, self.raw = tuple(shape), int(classes), tuple(widths), bool(raw)
+        layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()] if raw else []
         for width_in, width in zip((shape[0], *widths[:-1]), widths, strict=True):
             layers += [nn.Conv2d(width_in, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
@@ -38,10 +39,16 @@ class Branch(Exit):
         return logits
 
     def config(self) -> dict[str, Any]:
-        """Shape, classes and widths."""
-        return {"name": "Branch", "shape": list(self.shape), "classes": self.classes, "widths": list(self.widths)}
+        """Shape, classes, widths, and `raw` where it is set."""
+        config = {"shape": list(self.shape), "classes": self.classes, "widths": list(self.widths)}
+        return {"name": "Branch", **config, **({"raw": True} if self.raw else {})}
 
 
 def branch(shape: Sequence[int], classes: int) -> Branch:
     """One convolution of 32 channels."""
     return Branch(shape, classes)
+
+
+def b_lenet(shape: Sequence[int], classes: int) -> Branch:
+    """Branch 1 of B-LeNet, for the tap `conv1` of `lenet`: pooling and ReLU, then one convolution of 10 channels."""
+    return Branch(shape, classes, (10,), raw=True)

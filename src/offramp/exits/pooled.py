@@ -6,7 +6,7 @@ backbone is frozen; `classify` is what is taught.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -45,9 +45,11 @@ class Pooled(Exit):
             layers += [nn.Linear(width_in, width), nn.ReLU()]
         self.head = nn.Sequential(*layers, nn.Linear(widths[-1], self.classes))
 
-    def pool(self, features: Tensor, mask: Tensor | None = None) -> Tensor:
-        """[B, channels, ...] -> [B, F]; with a mask [B, T] of text [B, T, F]."""
-        return _pooled(features, self.pooling) if mask is None else _masked_mean(features, mask)
+    def pool(self, features: Tensor, inputs: Mapping[str, Tensor] | None = None) -> Tensor:
+        """[B, channels, ...] -> [B, F]; with a mask [B, T] among the inputs of text [B, T, F]."""
+        if self.mask is None or features.dim() == 2:
+            return _pooled(features, self.pooling)
+        return _masked_mean(features, (inputs or {})[self.mask])
 
     def classify(self, pooled: Tensor) -> Tensor:
         """[B, F] -> logits [B, C]."""
@@ -56,7 +58,7 @@ class Pooled(Exit):
 
     def forward(self, seen: Seen) -> Tensor:
         """Logits [B, C] of the tapped features."""
-        return self.classify(self.pool(seen.features, None if self.mask is None else seen.inputs[self.mask]))
+        return self.classify(self.pool(seen.features, seen.inputs))
 
     def config(self) -> dict[str, Any]:
         """Pool, widths and classes."""

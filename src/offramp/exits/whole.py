@@ -18,6 +18,10 @@ class Own(Exit):
         """What the model gave."""
         return seen.features
 
+    def pool(self, features: Tensor) -> Tensor:
+        """Logits [B, C], which are all that it reads."""
+        return features
+
     def config(self) -> dict[str, Any]:
         """Nothing but the name."""
         return {"name": "Own"}
@@ -43,6 +47,10 @@ class Mean(Exit):
             return own
         total = torch.logaddexp(seen.logits[self.before] + math.log(self.visited), own)
         return total - math.log(self.visited + 1)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Logits [B, C], which are all that it reads."""
+        return features
 
     def config(self) -> dict[str, Any]:
         """Name, the exit before it, and how many rungs that one averages."""

@@ -20,6 +20,15 @@ def margin(logits: Tensor) -> Tensor:
     return first - second
 
 
+def max_logit(logits: Tensor) -> Tensor:
+    """Largest logit: the d-gate's score, a distance to a boundary, for exits taught by hinge (arXiv 1811.01476).
+
+    >>> max_logit(torch.tensor([[-2.0, 7.0, 4.0]]))
+    tensor([7.])
+    """
+    return logits.amax(-1)
+
+
 def max_prob(logits: Tensor) -> Tensor:
     """Largest softmax probability (Hendrycks & Gimpel, 2017, arXiv 1610.02136)."""
     return logits.softmax(-1).amax(-1)

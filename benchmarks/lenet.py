@@ -1,0 +1,143 @@
+"""B-LeNet on MNIST by joint training, beside plain LeNet: accuracy, what leaves at the branch, wall-clock.
+
+    python benchmarks/lenet.py --data DIR [--cache out] [--seeds 3] [--alone 6] [--joint 6] [--json FILE]
+
+DIR holds mnist/ (see benchmarks/fetch.py). Two phases as in the BranchyNet paper, with fewer epochs: LeNet alone, then
+LeNet and branch together from there. Plain LeNet gets as many epochs in all. Thresholds are entropies in nats, fixed
+beforehand (0.5 is that of a re-implementation, 0.025 the paper's). The certified plan comes from test rows 0-4,999 and
+is measured on 5,000-9,999; accuracies at fixed thresholds are over all 10,000. Networks are kept in the cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import offramp as off
+from offramp.benching import bench
+from offramp.calibration.screening import above, screen
+from offramp.calibration.screening import front as front_through
+from offramp.factories import front_of, make_model
+from offramp.inputs import as_inputs
+from offramp.recipe import Phase
+from offramp.recipes.joint import Joint
+
+ENTROPIES = (0.025, 0.1, 0.5)
+
+
+class Alone(Joint):
+    """The first phase of `Joint` and nothing else: plain training of the model, by the same optimiser."""
+
+    def phases(self, network: off.Network) -> list[Phase]:
+        return [phase for phase in super().phases(network) if phase.name != "joint"]
+
+
+def untaught(seed: int, example: Any) -> off.Network:
+    """A LeNet with BranchyNet's branch, nothing trained."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        spec = "offramp:lenet"
+        return off.cut(
+            make_model(spec),
+            example,
+            at=["conv1"],
+            exits="b_lenet",
+            gate="neg_entropy",
+            front=front_of(spec),
+            spec=spec,
+        )
+
+
+def networks(data: Path, cache: Path, seed: int, alone: int, joint: int) -> tuple[off.Network, off.Network]:
+    """Plain LeNet (under the untaught branch) and B-LeNet, from the cache or trained now."""
+    train = off.rows(f"mnist/train:{data / 'mnist'}")
+    example, found = train.take(np.arange(8)).x, []
+    for name, recipe in (("plain", Alone(alone=alone + joint)), ("branchy", Joint(alone=alone, epochs=joint))):
+        place = cache / f"lenet-{name}-{alone}-{joint}-{seed}"
+        if not place.exists():
+            net = untaught(seed, example)
+            print(off.fit(net, train, recipe=recipe, batch_size=256, seed=seed), flush=True)
+            off.save(net, place)
+        found.append(off.load(place))
+    return found[0], found[1]
+
+
+def right(network: off.Network, rows: off.Rows | Any) -> float:
+    """The accuracy of a network's last exit."""
+    hits = 0
+    with torch.inference_mode():
+        for batch in rows.batches(500):
+            logits = network(as_inputs(batch.x)["x"])[-1]
+            hits += int((logits.argmax(1).numpy() == batch.y).sum())
+    return hits / len(rows)
+
+
+def measured(data: Path, cache: Path, seed: int, alone: int, joint: int) -> dict[str, Any]:
+    """Everything but wall-clock, for one seed."""
+    plain, branchy = networks(data, cache, seed, alone, joint)
+    test = off.rows(f"mnist:{data / 'mnist'}")
+    trace = off.record(branchy, test, timed=False)
+    found: dict[str, Any] = {"seed": seed, "plain": right(plain, test), "last exit": right(branchy, test)}
+    for entropy in ENTROPIES:
+        threshold = float(above(-entropy, trace.scores[:, 0]))
+        done = trace.evaluate(off.Plan.by_hand({"conv1": threshold}))
+        found[f"entropy {entropy}"] = {"accuracy": done.accuracy, "leave": done.shares[0]}
+    plan = off.calibrate(trace[:5000], risk="accuracy_gap", at_most=0.003)
+    done = trace[5000:].evaluate(plan, risk="accuracy_gap")
+    found["certified"] = {"accuracy": done.accuracy, "leave": done.shares[0], "plan": str(plan)}
+    points = front_through(screen(trace[:5000], grid="lenet"))
+    found["screening"] = [[one.accuracy, one.cost, dict(one.thresholds)] for one in points]
+    return found
+
+
+def speed(data: Path, cache: Path, alone: int, joint: int, repeats: int) -> dict[str, Any]:
+    """Wall-clock of B-LeNet at entropy 0.5 beside plain LeNet, in one run."""
+    _, branchy = networks(data, cache, 0, alone, joint)
+    rows = off.rows(f"mnist:{data / 'mnist'}").take(np.arange(5000, 7000)).x
+    result = bench(branchy, off.Plan.by_hand({"conv1": -0.5}), rows, batches=(1, 64), repeats=repeats)
+    print(result)
+    return result.to_json()
+
+
+def show(seeds: list[dict[str, Any]], console: Console) -> None:
+    """A row per seed."""
+    table = Table(
+        "seed", "plain LeNet", "last exit", *(f"entropy {e}: accuracy, leave" for e in ENTROPIES), "certified"
+    )
+    for one in seeds:
+        cells = [f"{one[f'entropy {e}']['accuracy']:.2%}, {one[f'entropy {e}']['leave']:.2%}" for e in ENTROPIES]
+        certified = f"{one['certified']['accuracy']:.2%}, {one['certified']['leave']:.2%}"
+        table.add_row(str(one["seed"]), f"{one['plain']:.2%}", f"{one['last exit']:.2%}", *cells, certified)
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True)
+    parser.add_argument("--cache", type=Path, default=Path("out"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--alone", type=int, default=6, help="epochs of LeNet alone (6; the paper's code has 50)")
+    parser.add_argument("--joint", type=int, default=6, help="epochs of both together (6; the paper's code has 100)")
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--no-speed", action="store_true", help="leave wall-clock out")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    train = partial(measured, args.data, args.cache, alone=args.alone, joint=args.joint)
+    results: dict[str, Any] = {"seeds": [train(seed=seed) for seed in range(args.seeds)]}
+    show(results["seeds"], Console(width=150))
+    if not args.no_speed:
+        results["speed"] = speed(args.data, args.cache, args.alone, args.joint, args.repeats)
+    if args.json:
+        args.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""`offramp fit`: teach a network's exits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from offramp.cli.options import (
+    AsJson,
+    BatchSize,
+    DataSpec,
+    Given,
+    GivenFront,
+    GivenGate,
+    NetworkFolder,
+    network_of,
+    pairs,
+    writable,
+)
+from offramp.cli.printing import answer, note
+from offramp.errors import BadInput
+
+Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write the network to.")]
+RecipeName = Annotated[
+    str, typer.Option("--recipe", metavar="RECIPE", help="hinge, cross_entropy, joint, or my.module:Recipe.")
+]
+With = Annotated[
+    list[str] | None,
+    typer.Option("--with", metavar="NAME=VALUE", help="An argument of the recipe, such as epochs=5; repeat it."),
+]
+Development = Annotated[
+    str | None,
+    typer.Option("--development", metavar="DATA", help="Rows on which the recipe chooses, and each epoch is measured."),
+]
+Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Everything that is drawn depends on it alone.")]
+Precision = Annotated[str, typer.Option("--precision", metavar="no|bf16|fp16", help="Mixed precision.")]
+Folder = Annotated[
+    str | None,
+    typer.Option("--folder", metavar="FOLDER", help="Keep metrics.csv, checkpoints here."),
+]
+Cache = Annotated[
+    str | None, typer.Option("--cache", metavar="FOLDER", help="Keep pooled features here, for other runs too.")
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --folder.")]
+Track = Annotated[str | None, typer.Option("--track", metavar="TRACKER", help="Also log to tensorboard, in --folder.")]
+
+
+def fit(
+    network: NetworkFolder,
+    data: DataSpec,
+    output: Output,
+    recipe: RecipeName = "hinge",
+    arguments: With = None,
+    development: Development = None,
+    batch_size: BatchSize = 128,
+    seed: Seed = 0,
+    precision: Precision = "no",
+    folder: Folder = None,
+    cache: Cache = None,
+    resume: Resume = False,
+    track: Track = None,
+    model: Given = None,
+    front_of: GivenFront = None,
+    gate_of: GivenGate = None,
+    as_json: AsJson = False,
+) -> None:
+    r"""Teach the exits of a network by a recipe.
+
+    hinge and cross_entropy leave the model as it is and solve for its exits to a proven gap; joint trains
+    model and exits together. The rows are remembered: a promise is never made on them. Ctrl-C leaves a
+    checkpoint in --folder, from which --resume goes on.
+
+    Example:
+      offramp fit network/ 'cifar10/train:data' --recipe hinge \
+        --development 'cifar10:data[0:1000]' -o taught/
+    """
+    from offramp.fitting.teaching import fit as fitted
+    from offramp.fitting.teaching import recipe_of
+    from offramp.storing import save
+
+    for place in (output, folder, cache):
+        writable(place, folder=True)
+    method, net = recipe_of(recipe, **_arguments(arguments)), network_of(network, model, front_of, gate_of)
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "seed": seed,
+        "precision": precision,
+        "track": track,
+        "cache": cache,
+    }
+    try:
+        history = fitted(net, data, recipe=method, development=development, folder=folder, resume=resume, **options)
+    except KeyboardInterrupt as problem:
+        where = f"go on with --folder {folder} --resume" if folder else "nothing was written; with --folder it goes on"
+        note(f"offramp: interrupted; {where}")
+        raise typer.Exit(130) from problem
+    save(net, output)
+    body = {
+        "network": output,
+        "recipe": recipe,
+        "fingerprint": net.fingerprint(),
+        "untaught": list(net.untaught()),
+        "epochs": [epoch.flat() for epoch in history.epochs],
+        "notes": list(history.notes),
+    }
+    answer(body, as_json, str(history), f"Taught in {history.seconds:.1f} s: {output}")
+    if net.untaught():
+        note(f"not taught yet: {', '.join(net.untaught())}")
+
+
+def _arguments(texts: Sequence[str] | None) -> dict[str, Any]:
+    """NAME=VALUE texts as arguments: numbers, true, false, null and lists as in JSON, anything else as text."""
+    found: dict[str, Any] = {}
+    for name, text in pairs(texts, "--with").items():
+        if not name.isidentifier():
+            raise BadInput(f"got --with {name}={text}, expected the name of an argument; see the recipe's docstring")
+        try:
+            found[name] = json.loads(text)
+        except ValueError:
+            found[name] = text
+    return found

@@ -1,0 +1,113 @@
+"""A run on disk: a network as `save` writes it, and beside it what the loop needs to go on.
+
+checkpoint/   network.json, weights.safetensors      the network, as `offramp.load` reads it
+              optimiser.safetensors, training.json   where the run is, and what it was begun with
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from offramp.errors import BadFile, BadInput, Mismatch
+from offramp.files import read_json, read_tensors, write_json, write_tensors
+from offramp.fitting.history import Epoch
+from offramp.network import Network
+from offramp.storing import saving
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run is: the next step, the sums of this epoch's figures so far, and the epochs behind it."""
+
+    phase: int = 0
+    epoch: int = 0
+    step: int = 0
+    sums: Mapping[str, float] | None = None
+    seconds: float = 0.0
+    epochs: tuple[Epoch, ...] = ()
+
+    @staticmethod
+    def from_json(body: Mapping[str, Any]) -> Progress:
+        """The progress written by `dataclasses.asdict`."""
+        return replace(Progress(**body), epochs=tuple(map(Epoch.from_json, body["epochs"])))
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What a checkpoint holds for the loop: progress, the optimiser's state, and that of its schedule and scaler."""
+
+    progress: Progress
+    optimiser: Mapping[str, Any] | None
+    extra: Mapping[str, Any]
+
+
+def save_checkpoint(
+    folder: Path,
+    network: Network,
+    begun: Mapping[str, Any],
+    progress: Progress,
+    optimiser: Optimizer | None,
+    extra: Mapping[str, Any],
+) -> None:
+    """Write `folder` atomically. begun: what a run must be begun with to go on from here, as plain data."""
+    tensors, state = _packed(optimiser)
+    with saving(network, folder) as place:
+        write_tensors(place / "optimiser.safetensors", tensors)
+        body = {"begun": begun, "progress": asdict(progress), "optimiser": state, "extra": extra}
+        write_json(place / "training.json", "training", SCHEMA, body)
+
+
+def load_checkpoint(folder: Path, network: Network, begun: Mapping[str, Any]) -> Resumed:
+    """Load the weights into `network`, and what the loop needs. Raises BadFile, Mismatch for a run begun otherwise."""
+    _, body = read_json(folder / "training.json", "training", SCHEMA)
+    for key, value in begun.items():
+        if body["begun"].get(key) != value:
+            raise Mismatch(
+                f"the run in {folder} was begun with {key} {body['begun'].get(key)!r:.200}, this one has "
+                f"{value!r:.200}; begin with the same, or in another folder"
+            )
+    try:
+        network.load_state_dict(read_tensors(folder / "weights.safetensors"), strict=True)
+    except RuntimeError as problem:
+        raise BadFile(f"{folder} does not fit this network; give the network that the run was begun with") from problem
+    tensors = read_tensors(folder / "optimiser.safetensors")
+    return Resumed(Progress.from_json(body["progress"]), _unpacked(tensors, body["optimiser"]), body["extra"])
+
+
+def _packed(optimiser: Optimizer | None) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """An optimiser's state in tensors and plain data."""
+    if optimiser is None:
+        return {}, None
+    whole = optimiser.state_dict()
+    tensors, rest = dict[str, Tensor](), dict[str, Any]()
+    for place, values in whole["state"].items():
+        for key, value in values.items():
+            if isinstance(value, Tensor):
+                tensors[f"{place}/{key}"] = value
+            elif isinstance(value, (int, float, bool, type(None))):
+                rest[f"{place}/{key}"] = value
+            else:
+                raise BadInput(
+                    f"{type(optimiser).__name__} keeps {key!r} as a {type(value).__name__}, which a checkpoint cannot "
+                    "hold; teach without a folder, or with another optimiser"
+                )
+    return tensors, {"groups": whole["param_groups"], "rest": rest}
+
+
+def _unpacked(tensors: Mapping[str, Tensor], plain: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    if plain is None:
+        return None
+    state: dict[int, dict[str, Any]] = {}
+    for name, value in (*plain["rest"].items(), *tensors.items()):
+        place, _, key = name.partition("/")
+        state.setdefault(int(place), {})[key] = value
+    groups = [{key: tuple(v) if key == "betas" else v for key, v in group.items()} for group in plain["groups"]]
+    return {"state": state, "param_groups": groups}

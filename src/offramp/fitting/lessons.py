@@ -1,0 +1,119 @@
+"""Rows in the order in which they are taught, and what every draw of a run depends on.
+
+All that is random comes from (seed, phase, epoch, step) and nothing else: a run that was stopped goes on in the middle
+of an epoch as if it had not been.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from offramp.data.rows import Rows, fingerprint_of
+from offramp.errors import BadData
+from offramp.inputs import State, as_inputs, given
+from offramp.progress import track
+from offramp.provenance import SeenRows
+from offramp.recipe import Lesson
+
+Array = np.ndarray[Any, np.dtype[Any]]
+Augment = Callable[[Any], Any]
+
+
+@dataclass(frozen=True)
+class Roll:
+    """What is known of a data set before it is taught: labels [N] or None, rows' numbers [N], and their digests."""
+
+    y: Array | None
+    row: Array
+    seen: SeenRows
+
+
+def roll_of(source: Rows, *, progress: bool) -> Roll:
+    """One pass over the rows, without a model. Raises BadData for a stream, which cannot be shuffled."""
+    if not source.can_take:
+        raise BadData(f"{source.name} is a stream, expected rows by number to shuffle; give arrays or a Dataset")
+    batches = [
+        (batch.y, batch.row, batch.digest)
+        for batch in track(source.batches(1024), what="reading", total=-(-len(source) // 1024), show=progress)
+    ]
+    labels = [y for y, _, _ in batches if y is not None]
+    digests = np.concatenate([digest for _, _, digest in batches])
+    seen = SeenRows(source.name, fingerprint_of(digests), digests)
+    return Roll(np.concatenate(labels) if labels else None, np.concatenate([row for _, row, _ in batches]), seen)
+
+
+def drawn(*place: int) -> int:
+    """A seed from a seed and a place in the run, such as (seed, phase, epoch, step)."""
+    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+class Lessons:
+    """The batches of a phase: about equal in size, so that none holds a single row unless it must.
+
+    cache: pooled features [V N, F] by node, V copies of the N rows one after the other; without it rows are read.
+    """
+
+    def __init__(
+        self,
+        source: Rows,
+        roll: Roll,
+        *,
+        batch_size: int,
+        place: tuple[int, int],
+        device: torch.device,
+        cache: Mapping[str, Array] | None = None,
+        augment: Augment | None = None,
+    ) -> None:
+        self.source, self.roll, self.cache, self.augment = source, roll, cache, augment
+        self.batch_size, self.place, self.device = batch_size, place, device
+        self.keep: Array = np.arange(len(roll.row))
+
+    @property
+    def steps(self) -> int:
+        """Batches in an epoch."""
+        return max(1, -(-len(self.keep) // self.batch_size))
+
+    @property
+    def smallest(self) -> int:
+        """The number of rows of the smallest batch."""
+        return len(self.keep) // self.steps
+
+    def epoch(self, number: int, start: int = 0) -> Iterator[tuple[State, Array]]:
+        """Named tensors and the rows' positions, from step `start` on; torch's generator is seeded for each step."""
+        order = np.random.default_rng(drawn(*self.place, number)).permutation(self.keep)
+        for step, positions in enumerate(np.array_split(order, self.steps)):
+            if step >= start:
+                torch.manual_seed(drawn(*self.place, number, step))
+                yield self.state(positions, number), positions
+
+    def in_order(self, size: int) -> Iterator[tuple[State, Array]]:
+        """All rows as they come, not augmented."""
+        for start in range(0, len(self.roll.row), size):
+            positions = np.arange(start, min(start + size, len(self.roll.row)))
+            yield self.state(positions, 0, plain=True), positions
+
+    def state(self, positions: Array, epoch: int, *, plain: bool = False) -> State:
+        """The named tensors of some rows; of several copies of pooled features the epoch's own."""
+        if self.cache is not None:
+            count = len(self.roll.row)
+            return {
+                name: torch.from_numpy(column[positions + count * (epoch % (len(column) // count))]).to(self.device)
+                for name, column in self.cache.items()
+            }
+        return augmented(self.source.take(positions).x, None if plain else self.augment, self.device)
+
+    def lesson(self, positions: Array, phase: str, done: float = 0.0) -> Lesson:
+        """Labels and numbers of some rows."""
+        y = None if self.roll.y is None else torch.from_numpy(self.roll.y[positions]).to(self.device)
+        return Lesson(y, torch.from_numpy(self.roll.row[positions]), phase, done)
+
+
+def augmented(x: Any, augment: Augment | None, device: torch.device) -> State:
+    """Named tensors of a batch, after the user's augmentation (which draws from torch's own generator)."""
+    state = as_inputs(x, device)
+    return state if augment is None else as_inputs(augment(given(state)), device)

@@ -1,0 +1,78 @@
+"""A network as recipes look at it: from the input through the models, or from pooled features through the exits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from offramp.inputs import State, given
+from offramp.network import Exit, Network, Seen, answer
+from offramp.recipe import Pools, View, pooled_by
+from offramp.rungs import values_of
+from offramp.signature import is_input
+
+Looked = dict[str, dict[str, Tensor]]
+
+
+class Looking(nn.Module):
+    """What Accelerate wraps: named tensors in, `logits` and `features` by node out.
+
+    `pooled` says that the named tensors are the nodes' pooled features, and the models are not run. Exits that cannot
+    pool, or that read one which cannot, are left out then.
+    """
+
+    def __init__(self, network: Network) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, state: State, pooled: bool) -> Looked:
+        """Logits [b, C] and features [b, ...] by node; a plain dict, so that mixed precision comes back as float32."""
+        if not pooled:
+            seen = dict(self.network.look(given(state)))
+            own = {name: one.own for name, one in seen.items() if one.own is not None}
+            return {"logits": own, "features": {name: one.features for name, one in seen.items()}}
+        logits: dict[str, Tensor] = {}
+        for name, exit_ in exits_of(self.network):
+            if name in state and _exits_read(exit_) <= logits.keys():
+                logits[name] = answer(exit_, Seen(state[name], logits), name)
+        return {"logits": logits, "features": {name: state[name] for name in logits}}
+
+
+def view_of(looked: Mapping[str, Mapping[str, Tensor]], state: State, pooled: bool) -> View:
+    """What `Looking` gave, as a recipe sees it."""
+    return View(looked["logits"], looked["features"], {} if pooled else state)
+
+
+def exits_of(network: Network) -> Iterator[tuple[str, Exit]]:
+    """The exits, shallow to deep."""
+    for name in network.chain.exits:
+        yield name, network.exit_of(name)
+
+
+def _exits_read(exit_: Exit) -> set[str]:
+    """Earlier exits that an exit reads; inputs went into its pooled features."""
+    return {name for name in exit_.reads if not is_input(name)}
+
+
+def poolable(network: Network) -> tuple[str, ...]:
+    """The exits that read nothing but pooled features, and exits that do."""
+    found: list[str] = []
+    for name, exit_ in exits_of(network):
+        if isinstance(exit_, Pools) and _exits_read(exit_) <= set(found):
+            found.append(name)
+    return tuple(found)
+
+
+def pooled_of(network: Network, state: State, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """The pooled features [b, F] of the named exits for a batch, without gradient."""
+    found: dict[str, Tensor] = {}
+    with torch.inference_mode():
+        for rung in network.rungs:
+            values = values_of(network.model_of(rung), network.front_of(rung), rung, state)
+            for name in names:
+                exit_ = network.exit_of(name)
+                if name in values and isinstance(exit_, Pools):
+                    found[name] = pooled_by(exit_, values[name], state)
+    return found

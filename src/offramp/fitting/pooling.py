@@ -1,0 +1,110 @@
+"""Pooled features of a frozen backbone, computed once: in memory, or memory-mapped where they are large.
+
+With a folder they are kept there under a name made of backbone, exits' pooling, data and augmentation, and a later run
+finds them again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from offramp.data.rows import Rows
+from offramp.files import replacing
+from offramp.fitting.lessons import Array, Augment, augmented, drawn
+from offramp.fitting.looking import pooled_of
+from offramp.network import Network, described
+from offramp.progress import track
+from offramp.recipe import plain
+
+BATCH = 128
+LARGE = 512 << 20  # bytes of one node's features from which on they lie on disk
+
+
+class Pooling:
+    """The pooled features of a network's exits `names`, by data set; `views` copies of the rows, each augmented anew.
+
+    Kept while the backbone is what it was: a phase that taught it makes the next one compute them again.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        names: tuple[str, ...],
+        views: int,
+        augment: Augment | None,
+        *,
+        seed: int = 0,
+        folder: Path | None = None,
+        progress: bool = True,
+    ) -> None:
+        self.network, self.names, self.folder, self.progress = network, names, folder, progress
+        self.views, self.augment, self.seed = views, augment, seed
+        self._kept: dict[str, dict[str, Array]] = {}
+
+    def features(self, source: Rows, data: str, *, held: bool = False) -> dict[str, Array]:
+        """Float32 [views N, F] by node; data: the rows' fingerprint. held: rows to look at, one copy as they are."""
+        views, augment = (1, None) if held else (self.views, self.augment)
+        key = self._key([data, views, plain(augment), self.seed if augment else 0])
+        if key not in self._kept:
+            for old in [other for other in self._kept if other.split("-")[0] != key.split("-")[0]]:
+                del self._kept[old]  # of the backbone as it was
+            self._kept[key] = self._found(key) or self._computed(source, views, augment)
+            self._store(key)
+        return self._kept[key]
+
+    def _computed(self, source: Rows, views: int, augment: Augment | None) -> dict[str, Array]:
+        total, device, columns = len(source), self.network.device(), dict[str, Array]()
+        for view in range(views):
+            place = view * total
+            batches = track(source.batches(BATCH), what="pooling", total=-(-total // BATCH), show=self.progress)
+            for number, batch in enumerate(batches):
+                torch.manual_seed(drawn(self.seed, view, number))
+                for name, value in pooled_of(self.network, augmented(batch.x, augment, device), self.names).items():
+                    if name not in columns:
+                        columns[name] = _room((views * total, value.shape[1]))
+                    columns[name][place : place + len(batch)] = value.float().cpu().numpy()
+                place += len(batch)
+        return columns
+
+    def _key(self, told: list[Any]) -> str:
+        """Digests of backbone and fronts, and of all else."""
+        mark = hashlib.sha256()
+        for key, value in sorted(self.network.state_dict().items()):
+            if key.startswith(("backbone.", "fronts.")):
+                array = value.detach().cpu().contiguous().reshape(-1)
+                mark.update(key.encode() + array.view(torch.uint8).numpy().tobytes())
+        fronts = {name: described(front) for name, front in self.network.fronts.items()}
+        pools = {name: described(self.network.exit_of(name)) for name in self.names}
+        rest = hashlib.sha256(json.dumps([told, fronts, pools], sort_keys=True).encode())
+        return f"{mark.hexdigest()[:12]}-{rest.hexdigest()[:12]}"
+
+    def _files(self, key: str) -> dict[str, Path]:
+        home = self.folder
+        return {} if home is None else {n: home / f"pooled-{key}-{place}.npy" for place, n in enumerate(self.names)}
+
+    def _found(self, key: str) -> dict[str, Array] | None:
+        files = self._files(key)
+        if not files or not all(file.is_file() for file in files.values()):
+            return None
+        return {name: np.load(file, mmap_mode="c", allow_pickle=False) for name, file in files.items()}
+
+    def _store(self, key: str) -> None:
+        for name, file in self._files(key).items():
+            if not file.is_file():
+                with replacing(file) as temporary, temporary.open("wb") as stream:
+                    np.save(stream, self._kept[key][name], allow_pickle=False)
+
+
+def _room(shape: tuple[int, int]) -> Array:
+    """Room for float32 of a shape: in memory, or in a file without a name that goes with the process."""
+    if 4 * shape[0] * shape[1] < LARGE:
+        return np.empty(shape, np.float32)
+    with tempfile.TemporaryFile() as file:
+        return np.memmap(file, np.float32, "w+", shape=shape)

@@ -1,0 +1,161 @@
+"""How a network is taught: the contract between a recipe and the one loop (fitting/).
+
+Shapes: b rows of a batch, N rows of a data set, F pooled features, C classes.
+A recipe says what is taught, in which phases and by which loss; the loop, the seed, checkpoints and resume are fit's.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from offramp.errors import BadNetwork
+from offramp.inputs import State
+from offramp.network import Exit, Network
+from offramp.signature import is_input
+
+Losses = Tensor | Mapping[str, Tensor]
+Optimising = Callable[[Iterable[nn.Parameter]], Optimizer]
+Scheduling = Callable[[Optimizer, int], LRScheduler]  # the second argument: optimiser steps in the whole phase
+
+
+@runtime_checkable
+class Pools(Protocol):
+    """An exit whose parameters come after a front that has none: `exit_` gives the same for what its `pool` gave.
+
+    Of the network's inputs it may read what `pool` needs, such as a mask: those are given to `pool` by name as a second
+    argument, and on pooled features the exit does without them.
+    """
+
+    def pool(self, features: Tensor) -> Tensor:
+        """Features [b, ...] -> [b, F]."""
+
+
+def pooled_by(exit_: Exit, features: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What an exit that pools makes of features [b, ...] and of the inputs that it reads: [b, F]."""
+    pool: Callable[..., Tensor] = getattr(exit_, "pool")  # noqa: B009 - nn.Module types every attribute alike
+    given = {name: inputs[name] for name in exit_.reads if is_input(name)}
+    return pool(features, given) if given else pool(features)
+
+
+@dataclass(frozen=True)
+class View:
+    """What a recipe looks at: the named tensors of a batch, made by a forward or taken from the cache.
+
+    logits: of the exits, shallow to deep, [b, C] each. features: what stands at their nodes: in a phase that reads
+    the input the tapped values [b, ...] (at a model's end its logits), in one that reads pooled features those [b, F].
+    inputs: what went in; empty where pooled features are read. Nodes whose exits cannot pool are then missing.
+    """
+
+    logits: Mapping[str, Tensor]
+    features: Mapping[str, Tensor]
+    inputs: State
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """What comes with a view: labels y [b] int64 or None, the rows' numbers [b], the phase and how much is done of it.
+
+    done: the share of the phase's steps that lie behind, in [0, 1).
+    """
+
+    y: Tensor | None
+    row: Tensor
+    phase: str
+    done: float
+
+    def labels(self) -> Tensor:
+        """The labels, in a phase that needs them."""
+        assert self.y is not None, "a phase with labels=False asked for labels"
+        return self.y
+
+
+@dataclass(frozen=True)
+class Phase:
+    """A stretch of teaching.
+
+    parameters: those that change; every other one, and every other module's mode, stays as it is in eval mode.
+    optimiser: makes one of the parameters; schedule: of an optimiser and the number of steps; None keeps the rate.
+    reads: "input" runs the models on every batch; "pooled" reads what the exits' `pool` gives, computed once, and so
+    needs parameters of such exits alone. by: how a step is made: `loss` (fit steps), `update` (the recipe steps),
+    `solve` (all rows at once; epochs, optimiser and schedule are not used).
+    rows: of a view of b rows a mask [b] of those that the phase teaches on; asked once when the phase begins.
+    still: modules that keep their eval mode although parameters in them are taught, such as batch norms.
+    labels: whether it needs them.
+    """
+
+    name: str
+    parameters: tuple[nn.Parameter, ...]
+    epochs: int = 1
+    optimiser: Optimising = torch.optim.Adam
+    schedule: Scheduling | None = None
+    reads: Literal["input", "pooled"] = "input"
+    by: Literal["loss", "update", "solve"] = "loss"
+    rows: Callable[[View, Lesson], Tensor] | None = None
+    still: tuple[nn.Module, ...] = ()
+    labels: bool = True
+
+
+@dataclass(frozen=True)
+class Whole:
+    """All rows of a data set for a phase that solves: the exits by node, features [N, F] of each, and labels [N]."""
+
+    exits: Mapping[str, Exit]
+    features: Mapping[str, Tensor]
+    y: Tensor
+
+
+class Recipe(abc.ABC):
+    """Contract of a way to teach. The constructor only stores its arguments; one object may teach many networks."""
+
+    @abc.abstractmethod
+    def phases(self, network: Network) -> Iterable[Phase]:
+        """The phases, in order; asked for once, after `prepare`."""
+
+    def prepare(self, network: Network) -> None:  # noqa: B027 - a recipe may take any network
+        """Refuse what this recipe cannot teach (BadNetwork), before anything is changed; hang on what it needs."""
+
+    def loss(self, view: View, lesson: Lesson) -> Losses:
+        """What a phase `by="loss"` minimises: a number, or its summands under the names of exits."""
+        raise NotImplementedError
+
+    def update(self, view: View, lesson: Lesson, optimiser: Optimizer) -> Losses:
+        """One step of a phase `by="update"`, with a backward of its own; returns what to report."""
+        raise NotImplementedError
+
+    def solve(self, phase: Phase, whole: Whole, development: Whole | None) -> Mapping[str, float]:
+        """A convex phase `by="solve"` on all rows at once; sets the parameters when it is done.
+
+        Returns figures to report, `gap/<exit>` (the relative duality gap) among them.
+        """
+        raise NotImplementedError
+
+    def config(self) -> dict[str, Any]:
+        """The arguments as plain data: a checkpoint is only continued by the recipe that began it."""
+        return {key: plain(value) for key, value in vars(self).items()}
+
+
+def plain(value: object) -> Any:
+    """A recipe's argument as JSON can hold it."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(part) for key, part in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [plain(part) for part in value]
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    return f"{value.__module__}:{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
+
+
+def taught_exits(network: Network) -> tuple[str, ...]:
+    """The exits that have something to learn. Raises BadNetwork when there is none."""
+    found = tuple(name for name in network.chain.exits if any(True for _ in network.exit_of(name).parameters()))
+    if not found:
+        raise BadNetwork("no exit of this network has parameters to teach; hang some on with cut(model, exits=...)")
+    return found

@@ -1,0 +1,1 @@
+"""The shelf of recipes: how exits are taught."""

@@ -1,0 +1,32 @@
+"""Linear exits taught by cross-entropy on a frozen backbone: the control beside `hinge`, with the same features.
+
+Multinomial logistic regression with a squared norm as regulariser, solved by the same solver to the same gap. For exits
+that are not linear, or do more than pool, the recipe `joint` with backbone=False takes gradient steps instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from offramp.network import Network
+from offramp.recipe import Phase, Recipe, Whole
+from offramp.recipes._linear import REGULARISERS, phases_of, require_linear, solve_exit
+
+
+class CrossEntropy(Recipe):
+    """One convex problem per exit, on cached pooled features; arguments as of `Hinge`."""
+
+    def __init__(self, *, regulariser: float | Sequence[float] = REGULARISERS, gap: float = 1e-3) -> None:
+        self.regulariser, self.gap = regulariser, gap
+
+    def prepare(self, network: Network) -> None:
+        """Raise BadNetwork unless every exit that learns is linear on pooled features."""
+        require_linear(network)
+
+    def phases(self, network: Network) -> list[Phase]:
+        """A phase per exit."""
+        return phases_of(network)
+
+    def solve(self, phase: Phase, whole: Whole, development: Whole | None) -> Mapping[str, float]:
+        """The exit of this phase."""
+        return solve_exit(phase.name, whole, development, "cross_entropy", self.regulariser, self.gap)

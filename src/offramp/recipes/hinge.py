@@ -1,0 +1,52 @@
+"""Linear exits taught by a hinge loss on a frozen backbone: the d-gate.
+
+Shafiee, Shafiee and Wong, 2018, arXiv 1811.01476. A gate there is one linear layer whose outputs are signed distances
+to the classes' boundaries; a sample far from every wrong one leaves. The paper's formulas, its pooling and optimiser
+are lost, so these choices are ours: one-vs-rest (each output is the distance to its own class's boundary) by default,
+Crammer-Singer beside it (both in Dogan, Glasmachers and Igel, JMLR 17(45), 2016, which the paper cites); a squared norm
+as regulariser, chosen on development rows; solved to a proven relative duality gap where the paper takes sub-gradient
+steps. The paper's score is the largest output (gate `max_logit`); the default here is the top-two margin (`margin`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from offramp.errors import BadInput
+from offramp.network import Network
+from offramp.recipe import Phase, Recipe, Whole
+from offramp.recipes._linear import REGULARISERS, phases_of, require_linear, solve_exit
+
+KINDS = ("one_vs_rest", "crammer_singer")
+
+
+class Hinge(Recipe):
+    """One convex problem per exit, on cached pooled features.
+
+    kind: one_vs_rest or crammer_singer. regulariser: a number, or several of which the one that is best on the
+    development rows is taken (without such rows on every tenth row). gap: the relative duality gap to reach; what was
+    reached stands in the history.
+    """
+
+    def __init__(
+        self,
+        kind: str = "one_vs_rest",
+        *,
+        regulariser: float | Sequence[float] = REGULARISERS,
+        gap: float = 1e-3,
+    ) -> None:
+        self.kind, self.regulariser, self.gap = kind, regulariser, gap
+
+    def prepare(self, network: Network) -> None:
+        """Raise BadInput for another kind, BadNetwork unless every exit that learns is linear on pooled features."""
+        if self.kind not in KINDS:
+            raise BadInput(f"kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
+        require_linear(network)
+
+    def phases(self, network: Network) -> list[Phase]:
+        """A phase per exit."""
+        return phases_of(network)
+
+    def solve(self, phase: Phase, whole: Whole, development: Whole | None) -> Mapping[str, float]:
+        """The exit of this phase."""
+        return solve_exit(phase.name, whole, development, self.kind, self.regulariser, self.gap)

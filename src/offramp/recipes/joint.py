@@ -1,0 +1,91 @@
+"""All exits at once, by a weighted sum of their cross-entropies (BranchyNet).
+
+Teerapittayanon, McDanel and Kung, 2016, arXiv 1709.01686. As in the authors' code the loss of an exit is the plain
+cross-entropy, and every weight is 1; the paper prints another 1/C, and reports +1 % for (1.0, 0.3) on two exits.
+Two phases as there: the models alone (`alone` epochs; 0 where they are trained), then all exits from those weights.
+Where we differ: one summed loss and one Adam, where the code steps the trunk and each exit's own copy apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from offramp.errors import BadInput, BadNetwork
+from offramp.network import Network
+from offramp.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+
+NORMS = ("moving", "frozen")
+ALONE = "models alone"
+
+
+class Joint(Recipe):
+    """Models and exits together: the sum of weighted cross-entropies.
+
+    weights: one for all exits, one per exit from shallow to deep, or by name. epochs, rate, betas: of Adam.
+    norm: "moving" lets batch norms of the models learn and follow the batches, "frozen" keeps them as they are.
+    backbone=False teaches the exits alone, and the models stay as they are.
+    """
+
+    def __init__(
+        self,
+        weights: float | Sequence[float] | Mapping[str, float] = 1.0,
+        *,
+        epochs: int = 10,
+        alone: int = 0,
+        rate: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        norm: str = "moving",
+        backbone: bool = True,
+    ) -> None:
+        self.weights, self.epochs, self.alone = weights, epochs, alone
+        self.rate, self.betas, self.norm, self.backbone = rate, betas, norm, backbone
+
+    def prepare(self, network: Network) -> None:
+        """Raise BadInput for weights that do not fit, BadNetwork where there is nothing to teach."""
+        if self.norm not in NORMS:
+            raise BadInput(f"norm is {self.norm!r}, expected one of {', '.join(NORMS)}")
+        if not self.backbone:
+            taught_exits(network)
+        elif not any(True for _ in network.backbone.parameters()):
+            raise BadNetwork("the models of this network have no parameters; teach the exits alone: backbone=False")
+        weights_of(self.weights, network.chain.exits)
+
+    def phases(self, network: Network) -> list[Phase]:
+        """The models alone, if asked for, then everything."""
+        adam = partial(torch.optim.Adam, lr=self.rate, betas=self.betas)
+        models = tuple(network.backbone.parameters()) if self.backbone else ()
+        still = norms_of(network.backbone) if self.norm == "frozen" else ()
+        frozen = {id(value) for norm in still for value in norm.parameters()}
+        models = tuple(value for value in models if id(value) not in frozen)
+        first = [Phase(ALONE, models, self.alone, adam, still=still)] if self.alone and models else []
+        return [*first, Phase("joint", (*models, *network.exits.parameters()), self.epochs, adam, still=still)]
+
+    def loss(self, view: View, lesson: Lesson) -> Losses:
+        """Weighted cross-entropy by exit."""
+        y, weights = lesson.labels(), weights_of(self.weights, tuple(view.logits))
+        if lesson.phase == ALONE:
+            return cross_entropy([*view.logits.values()][-1], y)
+        return {name: weights[name] * cross_entropy(logits, y) for name, logits in view.logits.items()}
+
+
+def weights_of(weights: float | Sequence[float] | Mapping[str, float], exits: Sequence[str]) -> dict[str, float]:
+    """A weight for every exit. Raises BadInput for too few, too many, or negative ones."""
+    if isinstance(weights, Mapping):
+        found = dict(weights)
+    else:
+        each = [weights] * len(exits) if isinstance(weights, (int, float)) else list(weights)
+        found = dict(zip(exits, each, strict=False)) if len(each) == len(exits) else {}
+    if set(found) != set(exits) or min(found.values()) < 0:
+        raise BadInput(f"the weights are {weights!r}, expected a number of at least 0 for each of {', '.join(exits)}")
+    return {name: float(found[name]) for name in exits}
+
+
+def norms_of(module: nn.Module) -> tuple[nn.Module, ...]:
+    """The batch norms in a module."""
+    return tuple(part for part in module.modules() if isinstance(part, _BatchNorm))

@@ -1,0 +1,199 @@
+"""BranchyNet's screening against a slow copy of the authors' procedure: entropies in nats, `e < T`, row by row."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from itertools import product
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from offramp.calibration.screening import GRIDS, Screened, above, front, screen
+from offramp.errors import BadInput, UnknownName
+from offramp.plan import choose
+from offramp.trace import Trace
+from small import trace_of
+
+MACS = (1.0, 2.0, 8.0)
+HEADS = (0.5, 0.25)
+
+
+def entropies(rows: int, seed: int = 0, rungs: int = 3) -> Trace:
+    """A trace whose gates score minus the entropy, and whose exits cost something."""
+    trace = trace_of(rows, seed=seed, skill=(0.7, 0.85, 0.95)[:rungs], macs=MACS[:rungs])
+    columns = dict(trace.columns)
+    for name, head in zip(trace.chain.gates, HEADS, strict=False):
+        logits = 2 * columns[f"logits/{name}"].astype(np.float64)
+        p = np.exp(logits - logits.max(1, keepdims=True))
+        p /= p.sum(1, keepdims=True)
+        columns[f"score/{name}"] = (p * np.log(p)).sum(1).astype(np.float32)
+        columns[f"cost/exit/{name}"] = np.array([head, np.nan, np.nan])
+    return Trace(columns, trace.header)
+
+
+def slow(trace: Trace, grids) -> dict[tuple[float, ...], tuple[float, float]]:
+    """The paper's loop: for every combination of T, every row leaves at the first exit whose entropy is below T."""
+    gates, found = trace.chain.gates, {}
+    e = [[-float(score) for score in trace.columns[f"score/{gate}"]] for gate in gates]
+    for combination in product(*grids):
+        right = cost = 0.0
+        for row in range(len(trace)):
+            place = next((g for g, t in enumerate(combination) if e[g][row] < t), len(gates))
+            right += float(trace.answers[row, place] == trace.labels[row])
+            cost += sum(MACS[: place + 1]) + sum(HEADS[: place + 1])
+        found[combination] = right / len(trace), cost / len(trace)
+    return found
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_the_papers_grids_give_what_its_loop_gives(name):
+    trace = entropies(60)
+    want, points = slow(trace, [GRIDS[name]] * 2), screen(trace, grid=name)
+    assert len(points) == len(GRIDS[name]) ** 2
+    assert [point.cost for point in points] == sorted(point.cost for point in points)
+    assert sorted((round(p.cost, 9), round(p.accuracy, 9)) for p in points) == sorted(
+        (round(cost, 9), round(accuracy, 9)) for accuracy, cost in want.values()
+    )
+
+
+def test_each_point_is_what_its_plan_does():
+    trace = entropies(80)
+    want = slow(trace, [GRIDS["alexnet"]] * 2)
+    for point in screen(trace, grid="alexnet")[::9]:
+        done = trace.evaluate(point.plan)
+        assert done.accuracy == pytest.approx(point.accuracy)
+        assert done.prices[0].mean == pytest.approx(point.cost)
+        assert any((point.accuracy, point.cost) == pytest.approx(each) for each in want.values())
+        assert str(point.plan).endswith("no promise: set by hand.")
+
+
+def near(score: np.float32) -> list[float]:
+    """A score, its neighbours, and numbers between that float32 does not have."""
+    around = [score, np.nextafter(score, np.float32(9)), np.nextafter(score, np.float32(-9))]
+    return [*map(float, around), float(score) + 1e-12, float(score) - 1e-12]
+
+
+@given(st.lists(st.integers(-6, 2), min_size=1, max_size=6), st.floats(-2, 2, width=32), st.integers(0, 4))
+def test_a_value_lets_exactly_the_rows_above_it_leave(steps, middle, which):
+    """On scores that crowd around the value, a few float32 steps apart."""
+    scores = []
+    for step in steps:
+        score = np.float32(middle)
+        for _ in range(abs(step)):
+            score = np.nextafter(score, np.float32(math.copysign(9, step)))
+        scores.append(score)
+    score_N = np.array([*scores, np.nan, np.inf, -np.inf], np.float32)
+    value = near(np.float32(middle))[which]
+    t = above(value, score_N)
+    assert ((choose(score_N[:, None], np.array([t])) == 0) == (score_N.astype(np.float64) > value)).all()
+    below = score_N[score_N.astype(np.float64) <= value]
+    assert not (score_N == t).any() or np.nextafter(t, np.float32(-9)) in below  # strictly between, where it can be
+
+
+def test_a_row_on_the_value_stays_as_the_paper_has_it():
+    score_N = np.float32([-0.25, -0.5])
+    assert (score_N >= above(-0.25, score_N)).tolist() == [False, False]
+    assert (score_N >= above(-0.5, score_N)).tolist() == [True, False]
+    assert above(math.inf, score_N) == math.inf
+
+
+def test_the_front_is_that_of_the_authors():
+    points = screen(entropies(200, seed=3), grid="lenet")
+    kept, last = [], None
+    for point in points:
+        if last is None or point.accuracy > last - 1e-4:
+            kept.append(point)
+            last = point.accuracy
+    assert front(points) == tuple(kept)
+    assert 1 < len(kept) < len(points)
+    made = [Screened({}, accuracy, cost) for accuracy, cost in ((0.9, 1), (0.8, 2), (0.89995, 3), (0.8999, 4), (1, 5))]
+    assert [point.cost for point in front(made[::-1])] == [1, 3, 4, 5]
+    assert [point.cost for point in front(made, 0.0)] == [1, 5]
+    one_row_of_10_000 = [Screened({}, 1 - 800 / 10_000, 1), Screened({}, 1 - 801 / 10_000, 2)]
+    assert len(front(one_row_of_10_000)) == 1
+
+
+def test_another_gate_has_a_grid_of_its_own_scores():
+    trace = trace_of(50)
+    grids = {"small": (1.0, 2.5, math.inf), "middle": (0.5, 3.0)}
+    points = screen(trace, grid=grids)
+    assert len(points) == 6
+    for small, middle in product(*grids.values()):
+        scores = [trace.columns[f"score/{gate}"].astype(np.float64) for gate in ("small", "middle")]
+        exits = np.where(scores[0] > small, 0, np.where(scores[1] > middle, 1, 2))
+        right = (trace.answers[np.arange(50), exits] == trace.labels).mean()
+        cost = np.cumsum([MACS[0] * (small < math.inf), *MACS[1:]])[exits].mean()  # a closed rung is not run
+        assert any((p.accuracy, p.cost) == pytest.approx((right, cost)) for p in points)
+    assert len(screen(trace, grid=(1.0, 2.0, 3.0))) == 9
+
+
+def test_a_closed_exit_is_not_charged():
+    trace = entropies(40)
+    (point,) = screen(trace, grid=(math.inf,))
+    assert point.cost == MACS[-1]
+    (charged,) = screen(trace, grid=(-1e-9,))
+    assert charged.cost == sum(MACS) + sum(HEADS)
+
+
+@pytest.mark.parametrize("rungs", [2, 3])
+def test_shares_of_the_rows_that_arrive(rungs):
+    trace, shares = entropies(101, rungs=rungs), (0.0, 0.3, 0.5, 1.0)
+    points = screen(trace, shares=shares)
+    assert len(points) == 4 ** (rungs - 1)
+    got = sorted(tuple(np.bincount(trace.replay(p.plan).exit, minlength=rungs)) for p in points)
+    want = []
+    for combination in product(shares, repeat=rungs - 1):
+        left, counts = 101, []
+        for share in combination:
+            counts.append(math.floor(share * left + 1e-9))
+            left -= counts[-1]
+        want.append((*counts, left))
+    assert got == sorted(want)
+    for point in points:
+        done = trace.replay(point.plan).exit
+        for place, gate in enumerate(trace.chain.gates):  # those that leave are the readiest of those that arrive
+            scores, arrived = trace.columns[f"score/{gate}"], done >= place
+            if 0 < (done == place).sum() < arrived.sum():
+                assert scores[done == place].min() > scores[done > place].max()
+
+
+def test_rows_with_equal_scores_stay_together():
+    trace = entropies(8, rungs=2)
+    column = np.float32([-1, -1, -1, -2, -2, -3, -4, np.nan])
+    tied = Trace({**trace.columns, "score/small": column}, trace.header)
+    leaving = {p.thresholds["small"]: tied.replay(p.plan).exit for p in screen(tied, shares=(0.25, 0.5, 0.7, 1.0))}
+    assert sorted(int((exits == 0).sum()) for exits in leaving.values()) == [0, 3, 5, 7]
+
+
+REFUSED = {
+    "neither": ({}, BadInput, "exactly one"),
+    "both": ({"grid": "lenet", "shares": (0.5,)}, BadInput, "exactly one"),
+    "an unknown grid": ({"grid": "lennet"}, UnknownName, "lenet"),
+    "a grid for others": ({"grid": {"small": (1.0,)}}, BadInput, "one for each gate"),
+    "no values": ({"grid": ()}, BadInput, "float32 numbers"),
+    "NaN": ({"grid": (math.nan,)}, BadInput, "float32 numbers"),
+    "too large": ({"grid": (1e39,)}, BadInput, "float32 numbers"),
+    "no share": ({"shares": (1.5,)}, BadInput, "from 0 to 1"),
+    "too many": ({"grid": np.linspace(0, 1, 1001)}, BadInput, "1,002,001 plans over 2 gates"),
+    "too many shares": ({"shares": np.linspace(0, 1, 1001)}, BadInput, "1,002,001 plans"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_is_refused(case):
+    options, error, says = REFUSED[case]
+    with pytest.raises(error, match=says):
+        screen(entropies(10), **options)
+
+
+def test_traces_that_are_refused():
+    with pytest.raises(BadInput, match="neg_entropy"):
+        screen(trace_of(20), grid="lenet")
+    with pytest.raises(BadInput, match="labels"):
+        screen(trace_of(20, labelled=False), grid=(1.0,))
+    trace = entropies(20)
+    with pytest.raises(BadInput, match="never taught"):
+        screen(Trace(trace.columns, replace(trace.header, taught=False)), grid="lenet")

@@ -1,0 +1,82 @@
+"""Every recipe on the shelf keeps the contract, and the kit notices those that do not."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from torch import nn
+
+from offramp import find
+from offramp.checks import check_recipe
+from offramp.errors import BadNetwork
+from offramp.fitting.teaching import recipe_of
+from offramp.recipe import Phase, Recipe
+from small import cut_of, images_of, ladder_of, seeded
+
+RECIPES = sorted(file.stem for file in (find.HOUSE / "recipes").glob("*.py") if not file.stem.startswith("_"))
+FEW = {"joint": {"epochs": 6, "rate": 1e-2}}
+X = images_of(72)
+Y = (X.mean((1, 2, 3)) > 0).long()
+
+
+def untaught():
+    return seeded(lambda: cut_of(taught=False), 0)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_shelf(name, tmp_path):
+    check_recipe(lambda: recipe_of(name, **FEW.get(name, {})), untaught, (X, Y), tmp_path)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_it_refuses_a_network_without_anything_to_teach(name):
+    net = ladder_of(2)
+    with pytest.raises(BadNetwork, match="parameters"):
+        recipe_of(name, **({"backbone": False} if name == "joint" else {})).prepare(net)
+
+
+class Plain(Recipe):
+    """Exits from pooled features by cross-entropy, with one thing wrong."""
+
+    def __init__(self, wrong=""):
+        self.wrong = wrong
+
+    def phases(self, network):
+        exits = [name for name in network.exits if self.wrong != "one exit" or name != "stem"]
+        values = tuple(value for name in exits for value in network.exits[name].parameters())
+        return [Phase("exits", values, 3, lambda some: torch.optim.SGD(some, 0.1), reads="pooled")]
+
+    def prepare(self, network):
+        if self.wrong == "touches":
+            self.hidden = network.backbone.head.bias
+
+    def loss(self, view, lesson):
+        if self.wrong == "touches":
+            self.hidden.data.add_(1)
+        if self.wrong == "draws":
+            return {n: nn.functional.cross_entropy(v * DRAW.random(), lesson.labels()) for n, v in view.logits.items()}
+        way = -1 if self.wrong == "uphill" else 1
+        return {name: way * nn.functional.cross_entropy(value, lesson.labels()) for name, value in view.logits.items()}
+
+
+DRAW = random.Random(0)
+
+
+def test_the_kit_passes_a_plain_recipe(tmp_path):
+    check_recipe(Plain, untaught, (X, Y), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ("one exit", "left .*stem"),
+        ("uphill", "right before and"),
+        ("touches", "'backbone.head.bias' changed"),
+        ("draws", "two runs from the same seed differ"),
+    ],
+)
+def test_the_kit_notices(wrong, says, tmp_path):
+    with pytest.raises(AssertionError, match=says):
+        check_recipe(lambda: Plain(wrong), untaught, (X, Y), tmp_path)

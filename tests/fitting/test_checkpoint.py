@@ -1,0 +1,135 @@
+"""A run that is stopped anywhere goes on as if it had not been, bit for bit."""
+
+from __future__ import annotations
+
+import json
+import signal
+
+import pytest
+import torch
+
+import offramp as off
+from offramp.errors import BadFile, BadInput, Mismatch
+from offramp.recipe import Phase, Recipe
+from offramp.recipes.joint import Joint
+from small import cut_of, images_of
+
+X = images_of(70)
+Y = (X.mean((1, 2, 3)) > 0).long()
+
+
+def stopped(recipe: Recipe, after: int) -> Recipe:
+    """The same recipe, during whose n-th step somebody presses Ctrl-C."""
+    calls = []
+
+    def loss(self, view, lesson):
+        calls.append(1)
+        if len(calls) == after:
+            signal.raise_signal(signal.SIGINT)
+        return kind.loss(self, view, lesson)
+
+    kind = type(recipe)
+    found = type(kind.__name__, (kind,), {"loss": loss})()
+    vars(found).update(vars(recipe))
+    return found
+
+
+def taught(recipe, **options):
+    net = cut_of(taught=False)
+    off.fit(net, (X, Y), recipe=recipe, batch_size=16, progress=False, **options)
+    return net
+
+
+def scheduled(optimiser, steps):
+    return torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=steps)
+
+
+class Scheduled(Recipe):
+    """Exits from pooled features, by SGD with momentum under a schedule."""
+
+    def phases(self, network):
+        def sgd(parameters):
+            return torch.optim.SGD(parameters, 1e-2, momentum=0.9, nesterov=True)
+
+        names = ("stem", "blocks.0")
+        return [
+            Phase(name, tuple(network.exits[name].parameters()), 2, sgd, scheduled, reads="pooled") for name in names
+        ]
+
+    def loss(self, view, lesson):
+        return {name: torch.nn.functional.cross_entropy(view.logits[name], lesson.labels()) for name in view.logits}
+
+
+@pytest.mark.parametrize("recipe", [Joint(epochs=2, alone=1), Scheduled()], ids=["joint", "scheduled"])
+@pytest.mark.parametrize("after", [1, 5, 7, 13])
+def test_stopped_anywhere_and_resumed_it_ends_with_the_same_weights(tmp_path, recipe, after):
+    whole = taught(recipe)
+    with pytest.raises(KeyboardInterrupt):
+        taught(stopped(recipe, after), folder=tmp_path)
+    off.load(tmp_path / "checkpoint", cut_of().backbone)  # usable as it is
+    net = cut_of(taught=False)
+    history = off.fit(net, (X, Y), recipe=recipe, batch_size=16, progress=False, folder=tmp_path, resume=True)
+    assert not [key for key, value in whole.state_dict().items() if not torch.equal(value, net.state_dict()[key])]
+    straight = off.fit(cut_of(taught=False), (X, Y), recipe=recipe, batch_size=16, progress=False)
+    assert [epoch.figures for epoch in history.epochs] == [epoch.figures for epoch in straight.epochs]
+    assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + len(straight.epochs)
+
+
+def test_a_finished_run_is_resumed_at_its_end(tmp_path):
+    first = taught(Joint(epochs=1), folder=tmp_path)
+    net = cut_of(taught=False)
+    history = off.fit(net, (X, Y), recipe=Joint(epochs=1), batch_size=16, progress=False, folder=tmp_path, resume=True)
+    assert net.fingerprint() == first.fingerprint()
+    assert len(history.epochs) == 1
+
+
+def test_resuming_where_nothing_is_begins(tmp_path):
+    assert taught(Joint(epochs=1), folder=tmp_path, resume=True).untaught() == ()
+
+
+def test_an_earlier_run_is_not_overwritten(tmp_path):
+    taught(Joint(epochs=1), folder=tmp_path)
+    with pytest.raises(BadInput, match="resume=True"):
+        taught(Joint(epochs=1), folder=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [({"seed": 1}, "seed 0, this one has 1"), ({"views": 2}, "views"), ({"recipe": Joint(epochs=2)}, "recipe")],
+)
+def test_another_run_is_not_continued(tmp_path, options, says):
+    taught(Joint(epochs=1), folder=tmp_path)
+    with pytest.raises(Mismatch, match=says):
+        taught(**{"recipe": Joint(epochs=1), "folder": tmp_path, "resume": True, **options})
+
+
+def test_other_rows_do_not_continue_a_run(tmp_path):
+    taught(Joint(epochs=1), folder=tmp_path)
+    with pytest.raises(Mismatch, match="data"):
+        off.fit(cut_of(taught=False), (X + 1, Y), recipe=Joint(epochs=1), batch_size=16, folder=tmp_path, resume=True)
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path):
+    taught(Joint(epochs=1), folder=tmp_path)
+    file = tmp_path / "checkpoint" / "training.json"
+    body = json.loads(file.read_text())
+    body["progress"]["step"] = 5
+    file.write_text(json.dumps(body))
+    with pytest.raises(BadFile, match="edited or damaged"):
+        taught(Joint(epochs=1), folder=tmp_path, resume=True)
+
+
+def test_an_optimiser_whose_state_no_checkpoint_holds_is_told(tmp_path):
+    class Keeping(torch.optim.SGD):
+        def step(self, closure=None):
+            for group in self.param_groups:
+                for value in group["params"]:
+                    self.state[value]["past"] = [1.0]
+
+    class Odd(Scheduled):
+        def phases(self, network):
+            return [Phase("exits", tuple(network.exits.parameters()), 1, Keeping, reads="pooled")]
+
+    taught(Odd())
+    with pytest.raises(BadInput, match="Keeping keeps 'past' as a list"):
+        taught(Odd(), folder=tmp_path)

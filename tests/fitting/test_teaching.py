@@ -1,0 +1,269 @@
+"""`fit` as a user calls it: what it teaches, what it leaves alone, what it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import offramp as off
+from offramp.errors import BadData, BadInput, BadNetwork, Diverged, MissingExtra, OverlappingRows, UnknownName
+from offramp.fitting.teaching import recipe_of
+from offramp.recipe import Phase, Recipe
+from offramp.recipes.joint import Joint
+from small import cut_of, images_of, ladder_of, rows_of
+
+
+def brightness(count: int, seed: int = 0):
+    """Images, and three classes of their brightness: what exits at every depth can learn."""
+    x = images_of(count, seed)
+    return x, ((x.mean((1, 2, 3)) * 20).clamp(-1, 1).round().long() + 1)
+
+
+def fitted(net=None, **options):
+    net = net or cut_of(taught=False)
+    off.fit(net, brightness(90), **{"recipe": Joint(epochs=2), "progress": False, "batch_size": 16, **options})
+    return net
+
+
+def same(one, other):
+    mine, its = one.state_dict(), other.state_dict()
+    return mine.keys() == its.keys() and all(torch.equal(mine[key], its[key]) for key in mine)
+
+
+class Frozen(Recipe):
+    """Teaches the exits of a frozen backbone by a loss of the user's."""
+
+    def __init__(self, reads="input", epochs=2, loss=nn.functional.cross_entropy):
+        self.reads, self.epochs, self.lose = reads, epochs, loss
+
+    def phases(self, network):
+        return [Phase("exits", tuple(network.exits.parameters()), self.epochs, reads=self.reads)]
+
+    def loss(self, view, lesson):
+        return {name: self.lose(logits, lesson.labels()) for name, logits in view.logits.items()}
+
+
+def test_what_was_taught_answers_better_and_the_history_tells():
+    net = cut_of(taught=False)
+    history = off.fit(
+        net, brightness(300), recipe=Joint(epochs=15, rate=1e-2), development=brightness(60, 1), progress=False
+    )
+    first, last = history.epochs[0].figures, history.last.figures
+    assert last["loss"] < 0.8 * first["loss"]
+    assert last["accuracy/stem"] > 0.75
+    assert last["loss"] == pytest.approx(sum(last[f"loss/{name}"] for name in net.chain.exits), rel=1e-4)
+    assert net.untaught() == ()
+    assert not any(part.training for part in net.modules())
+    assert "joint, epoch 15: loss " in str(history)
+
+
+@pytest.mark.parametrize("reads", ["input", "pooled"])
+def test_a_frozen_backbone_stays_as_it_is_to_the_last_bit(reads):
+    net = cut_of(taught=False)
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    wishes = [value.requires_grad for value in net.parameters()]
+    fitted(net, recipe=Frozen(reads))
+    changed = {key for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {key for key in before if key.startswith("exits.")}
+    assert wishes == [value.requires_grad for value in net.parameters()]
+
+
+def test_pooled_features_teach_what_the_input_teaches():
+    one, other = (fitted(recipe=Frozen(reads)) for reads in ("input", "pooled"))
+    for name, value in one.exits.state_dict().items():
+        torch.testing.assert_close(other.exits.state_dict()[name], value, atol=1e-5, rtol=1e-4)
+
+
+def test_the_same_seed_gives_the_same_weights_and_another_one_others():
+    assert same(fitted(seed=3), fitted(seed=3))
+    assert not same(fitted(seed=3), fitted(seed=4))
+
+
+def test_the_global_generators_are_left_alone():
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    fitted()
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_norms_move_or_stay():
+    moving, frozen = cut_of(taught=False), cut_of(taught=False)
+    before = moving.backbone.stem[1].running_mean.clone()
+    fitted(moving)
+    fitted(frozen, recipe=Joint(epochs=2, norm="frozen"))
+    assert not torch.equal(moving.backbone.stem[1].running_mean, before)
+    assert torch.equal(frozen.backbone.stem[1].running_mean, before)
+
+
+def test_a_phase_may_teach_some_rows_alone():
+    seen = []
+
+    class Some(Frozen):
+        def phases(self, network):
+            return [replace(*super().phases(network), rows=lambda view, lesson: lesson.labels() == 1)]
+
+        def loss(self, view, lesson):
+            seen.extend(lesson.labels().tolist())
+            return super().loss(view, lesson)
+
+    fitted(recipe=Some())
+    assert set(seen) == {1}
+    assert len(seen) == 2 * int((brightness(90)[1] == 1).sum())
+
+
+def test_a_recipe_may_step_by_itself():
+    class Steps(Frozen):
+        def phases(self, network):
+            return [replace(*super().phases(network), by="update")]
+
+        def update(self, view, lesson, optimiser):
+            losses = self.loss(view, lesson)
+            optimiser.zero_grad()
+            sum(losses.values()).backward()
+            optimiser.step()
+            return losses
+
+    assert same(fitted(recipe=Steps()), fitted(recipe=Frozen()))
+
+
+def test_augmentation_is_drawn_anew_where_the_input_is_read_and_kept_in_copies_where_it_is_pooled():
+    def noisy(x):
+        drawn.append(len(x))
+        return x + torch.rand(len(x), 1, 1, 1)
+
+    def taught(recipe, **options):
+        drawn.clear()
+        return off.fit(
+            cut_of(taught=False), brightness(90), recipe=recipe, augment=noisy, progress=False, **options
+        ).notes
+
+    drawn: list[int] = []
+    assert taught(Frozen("input")) == ("rows were augmented anew in every epoch of exits",)
+    assert sum(drawn) == 2 * 90
+    said = taught(Frozen("pooled", epochs=5), views=3)
+    assert said == ("pooled features were computed once for exits; 3 augmented copies of each row were kept",)
+    assert sum(drawn) == 3 * 90
+
+
+def test_the_rows_are_remembered_through_files_and_refused(tmp_path):
+    x, y = brightness(90)
+    net = fitted()
+    off.save(net, tmp_path / "net")
+    again = off.load(tmp_path / "net", net.backbone)
+    trace = off.record(again, (x, y), timed=False, progress=False)
+    with pytest.raises(OverlappingRows, match=r"90 of the 90 calibration rows .* also taught"):
+        off.calibrate(trace, at_most=0.2)
+    with pytest.raises(OverlappingRows, match="also taught"):
+        off.calibrate(trace, budget=0.9)
+    fresh = off.record(again, brightness(200, 9), timed=False, progress=False)
+    assert off.calibrate(fresh, at_most=0.9, search=trace).promise  # rows that are only searched promise nothing
+    assert not fresh.columns["learned"].any()
+    stacked = off.ladder({"one": again, "two": cut_of(seed=1)})
+    assert off.record(stacked, (x, y), timed=False, progress=False).columns["learned"].all()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"recipe": "hing"}, UnknownName, "hinge"),
+        ({"recipe": 3}, BadInput, "expected a name, a Recipe"),
+        ({"recipe": Joint(weights=[1.0])}, BadInput, "for each of stem, blocks.0, backbone"),
+        ({"recipe": Joint(norm="odd")}, BadInput, "moving, frozen"),
+        ({"precision": "int4"}, BadInput, "bf16"),
+        ({"batch_size": 0}, BadInput, "batch_size=0"),
+        ({"batch_size": 1}, BadData, "batch norm"),
+        ({"resume": True}, BadInput, "folder"),
+        ({"track": "tensorboard"}, BadInput, "folder"),
+        ({"data": iter([brightness(4)])}, BadData, "stream"),
+        ({"data": images_of(20)}, BadData, "has no labels"),
+        ({"development": images_of(20, 3)}, BadData, "has no labels"),
+        ({"data": (images_of(20), torch.full((20,), 3))}, BadData, "expected 0 to 2"),
+        ({"development": brightness(90)}, OverlappingRows, "development"),
+        ({"recipe": Frozen("pooled"), "exits": "branch"}, BadNetwork, "reads features that are pooled"),
+    ],
+)
+def test_bad_input_is_refused_before_anything_changes(options, error, says):
+    net = cut_of(taught=False, **({"exits": options.pop("exits")} if "exits" in options else {}))
+    before = net.fingerprint()
+    data = options.pop("data", brightness(90))
+    with pytest.raises(error, match=says):
+        off.fit(net, data, **{"recipe": Joint(epochs=1), "progress": False, **options})
+    assert net.fingerprint() == before
+    assert not net.training
+
+
+def test_a_phase_without_parameters_of_this_network_is_refused():
+    class Other(Frozen):
+        def phases(self, network):
+            return [Phase("other", tuple(nn.Linear(2, 2).parameters()))]
+
+    with pytest.raises(BadNetwork, match="2 of them not of this network"):
+        fitted(recipe=Other())
+    with pytest.raises(BadNetwork, match=r"no exit .* parameters to teach"):
+        off.fit(ladder_of(2), (rows_of(8), np.zeros(8, int)), recipe=Joint(backbone=False), progress=False)
+
+
+def test_a_network_in_training_mode_is_refused():
+    with pytest.raises(BadNetwork, match="training mode"):
+        fitted(cut_of().train())
+
+
+@pytest.mark.parametrize("folder", [False, True])
+def test_a_loss_that_turns_nan_names_step_exit_and_checkpoint(tmp_path, folder):
+    calls = []
+
+    def spoiled(logits, y):
+        calls.append(1)
+        return nn.functional.cross_entropy(logits, y) * (torch.nan if len(calls) == 3 * 8 + 2 else 1)
+
+    net = cut_of(taught=False)
+    where = "last good checkpoint is" if folder else "no checkpoint"
+    with pytest.raises(Diverged, match=rf"exit 'blocks.0' .* step 8, .*{where}") as raised:
+        fitted(net, recipe=Frozen(epochs=3, loss=spoiled), batch_size=12, folder=tmp_path if folder else None)
+    assert raised.value.step == 8
+    assert all(value.isfinite().all() for value in net.state_dict().values())
+    assert not net.training
+
+
+def test_without_accelerate_the_extra_is_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "accelerate", None)
+    with pytest.raises(MissingExtra, match=r"offramp\[fit\]"):
+        fitted()
+
+
+def test_metrics_go_to_tensorboard_too(tmp_path):
+    pytest.importorskip("tensorboard")
+    fitted(folder=tmp_path, track="tensorboard")
+    assert list(tmp_path.rglob("events.out.tfevents.*"))
+
+
+def test_mixed_precision_teaches_float32_weights():
+    code = """
+import torch, offramp as off
+from offramp.recipes.joint import Joint
+from small import cut_of, images_of
+net, kinds = cut_of(taught=False), set()
+net.backbone.head.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
+rows = images_of(32), torch.zeros(32).long()
+history = off.fit(net, rows, recipe=Joint(epochs=1), precision="bf16", progress=False)
+print(net.precision(), history.last.figures["loss"] > 0, kinds >= {torch.bfloat16})
+"""
+    tests = Path(__file__).parents[1]  # Accelerate keeps one precision per process
+    done = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["float32", "True", "True"], done.stderr
+
+
+def test_a_recipe_by_name_by_class_and_of_ones_own():
+    assert isinstance(recipe_of("joint"), Joint)
+    assert recipe_of(Joint(epochs=3)).epochs == 3
+    assert isinstance(recipe_of("offramp.recipes.joint:Joint"), Joint)
+    with pytest.raises(BadInput, match="my"):
+        recipe_of("my.nowhere:Recipe")
