@@ -3,9 +3,10 @@
     python benchmarks/lenet.py --data DIR [--cache out] [--seeds 3] [--alone 8] [--joint 8] [--json FILE]
 
 DIR holds mnist/ (see benchmarks/fetch.py). Two phases as in the BranchyNet paper, with fewer epochs and a rate that
-falls to 0 in each: LeNet alone, then LeNet and branch together from there. Plain LeNet gets as many epochs in all. Thresholds are entropies in nats, fixed
-beforehand (0.5 is that of a re-implementation, 0.025 the paper's). The certified plan comes from test rows 0-4,999 and
-is measured on 5,000-9,999; accuracies at fixed thresholds are over all 10,000. Networks are kept in the cache.
+falls to 0 in each: LeNet alone, then LeNet and branch together from there. Plain LeNet gets as many epochs in all.
+Thresholds are entropies in nats, fixed beforehand (0.5 of a re-implementation, 0.025 of the paper). The certified
+plan comes from test rows 0-4,999 and is measured on 5,000-9,999; accuracies at fixed thresholds are over all 10,000.
+Networks are kept in the cache.
 """
 
 from __future__ import annotations

@@ -26,6 +26,12 @@ def said(steps) -> str:
     return " ".join(f"{s.name}:{'x' * s.exit}{'g' * s.gate}{'!' * s.last}" for s in steps)
 
 
+def test_inputs_may_be_read_and_are_no_nodes():
+    reading = chain("a", "b", b={"exit_reads": ("x/mask", "a")}, a={"gate_reads": ("x",)})
+    assert said(reading.walk("a")) == "a:xg b:x!"
+    assert Chain.from_json(json.loads(json.dumps(reading.to_json()))) == reading
+
+
 @pytest.mark.parametrize(
     ("of", "gates", "deepest", "want"),
     [

@@ -9,9 +9,19 @@ import torch
 from torch import Tensor, nn
 
 from apart import Around, Folded, Pair, Residual, Sum, Twice, model_of, rows
-from offramp.errors import BadNetwork
+from offramp.errors import BadInput, BadNetwork
 from offramp.models.cifar_resnet import resnet20
-from offramp.partition import Partition, cut_points, inputs_of, partition, self_check, staged, tapped
+from offramp.partition import (
+    CutPoint,
+    Partition,
+    cut_points,
+    evenly,
+    inputs_of,
+    partition,
+    self_check,
+    staged,
+    tapped,
+)
 
 
 def hooks(model: nn.Module) -> int:
@@ -93,6 +103,39 @@ def test_what_is_read_later_is_carried_on() -> None:
     assert parts.pieces[1].writes == ("deep",)
     agree(skip, parts, rows(5, 4))
     assert self_check(skip, parts, (torch.zeros(1, 4),)) < 1e-5
+
+
+def test_a_constant_made_like_an_input_is_not_carried() -> None:
+    def masked(h: Tensor, x: Tensor) -> Tensor:
+        return h * torch.nn.functional.pad(x.new_ones([h.shape[1] - 1]), (1, 0)) + x.new_full((6,), 0.5)
+
+    class Early(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            ones = x.new_ones([6]).cumsum(0)  # made before the cut, used behind it, and of no row
+            return self.last(self.between(self.body(self.first(x)) * ones, x))
+
+    model = model_of(lambda: Early(masked))
+    parts = partition(model, (rows(3, 4),), at=["first", "body"])
+    assert [piece.reads for piece in parts.pieces] == [("x",), ("first",), ("body",)]
+    agree(model, parts, rows(5, 4))
+
+
+def test_even_cuts_are_outer_modules_near_equal_shares() -> None:
+    points = [
+        CutPoint("stem", None, ((8,),), 32, 0.0),
+        CutPoint("a.one", None, ((9,),), 36, 0.25),
+        CutPoint("a", None, ((8,),), 32, 0.31),
+        CutPoint("b.one", None, ((9,),), 36, 0.5),
+        CutPoint("b.two", None, ((8,), (8,)), 64, 0.51),
+        CutPoint("c", None, ((8,),), 32, 0.7),
+        CutPoint("d", "carries 'h' of shape [9], which has no rows", share=0.76),
+        CutPoint("head", None, ((8,),), 32, 1.0),
+    ]
+    assert evenly(points, 4) == ("a", "b.one", "c")
+    assert evenly(points, 2) == ("b.one",)
+    assert evenly(points, 6) == ("a.one", "a", "b.one", "b.two", "c")
+    with pytest.raises(BadInput, match=r"n=7, expected 2 to 6 parts.*'d' carries 'h' of shape \[9\]"):
+        evenly(points, 7)
 
 
 def test_several_inputs_and_outputs() -> None:

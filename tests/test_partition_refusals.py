@@ -65,8 +65,20 @@ def test_a_buffer_that_is_written_to_is_refused() -> None:
             self.table.add_(h.mean(0))
             return self.last(h + self.table)
 
-    with pytest.raises(BadNetwork, match="writes to the buffer 'table'"):
-        partition(model_of(lambda: Counter(lambda h, _: h)), (rows(2, 4),), at=["body"])
+    class Calls(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            self.table += 1  # nothing of the input reaches it
+            return self.last(self.body(self.first(x)) + self.table)
+
+    for kind in (Counter, Calls):
+        with pytest.raises(BadNetwork, match="writes to the buffer 'table'"):
+            partition(model_of(lambda kind=kind: kind(lambda h, _: h)), (rows(2, 4),), at=["body"])
+
+
+def test_an_output_without_rows_is_refused_with_the_operation() -> None:
+    folded = model_of(lambda: nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (2, 2)), nn.Flatten(0, 1)))
+    with pytest.raises(BadNetwork, match=r"aten\.\S+ in '2' gives shape \[2\*B, 2\].*no tensor \[B, \.\.\.\]"):
+        partition(folded, (rows(2, 4),), at=["0"])
 
 
 MIXING = {

@@ -13,6 +13,7 @@ from typing import Any
 
 from offramp.errors import BadInput, BadNetwork
 from offramp.find import unknown
+from offramp.signature import is_input
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Node:
     """A decision point: a segment, its exit, and (but for the last) a gate, all under one name.
 
     `after` names the node whose segment this one continues from; None reads the raw input, as a rung does.
-    `exit_reads` and `gate_reads` name earlier exits whose logits the exit or the gate needs.
+    `exit_reads` and `gate_reads` name earlier exits whose logits the exit or the gate needs, and inputs (`x/mask`).
     """
 
     name: str
@@ -54,7 +55,7 @@ class Chain:
             raise BadNetwork(f"nodes {names} are no chain; today each node's successor is the next one")
         for place, node in enumerate(self.nodes):
             for other in (node.after, *node.exit_reads, *node.gate_reads):
-                if other is not None and other not in names[:place]:
+                if other is not None and other not in names[:place] and not is_input(other):
                     raise BadNetwork(f"node {node.name!r} reads {other!r}, which is no earlier node of {names}")
 
     @property

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 from offramp.fitting.teaching import fit
 from offramp.inputs import State
 from offramp.network import LOGITS, SCORE, Exit, Gate, Network, Part, Seen, answer, grade
-from offramp.recipe import Pools, Recipe
-from offramp.signature import INPUT
+from offramp.recipe import Pools, Recipe, pooled_by
+from offramp.signature import INPUT, is_input
 
 TOLERANCE = 1e-5  # kernels depend on the batch size: a score may move in its last bits
 ROWS = 16  # of a batch, where recipes are checked
@@ -39,7 +39,8 @@ def example_seen(
 ) -> Seen:
     """Something to look at: features, own logits and earlier logits, with ties and a row of large logits.
 
-    shape: of one row's features; without it they are logits, as at the end of a model.
+    shape: of one row's features; without it they are logits, as at the end of a model. reads: exits, and inputs, which
+    are masks of ragged lengths.
     """
     draw = torch.Generator().manual_seed(seed)
 
@@ -50,7 +51,13 @@ def example_seen(
 
     own = logits()
     features = own if shape is None else torch.randn(rows, *shape, generator=draw)
-    return Seen(features, {name: logits() for name in reads}, own)
+    masks = {name: _ragged(rows, shape[0] if shape else 1) for name in reads if is_input(name)}
+    return Seen(features, {name: logits() for name in reads if name not in masks}, own, masks)
+
+
+def _ragged(rows: int, length: int) -> Tensor:
+    """A mask [rows, length]: row i has its first 1 + i places, in turn."""
+    return (torch.arange(length) <= torch.arange(rows)[:, None] % length).long()
 
 
 def check_gate(gate: Gate, seen: Seen, rebuild: Callable[[Mapping[str, Any]], Gate] | None = None) -> None:
@@ -75,7 +82,7 @@ def check_exit(exit_: Exit, seen: Seen, rebuild: Callable[[Mapping[str, Any]], E
     check_float(logits, "logits")
     assert logits.isfinite().all(), "the exit gave logits that are not finite for finite features"
     if isinstance(exit_, Pools):
-        pooled = replace(seen, features=exit_.pool(seen.features))
+        pooled = replace(seen, features=pooled_by(exit_, seen.features, seen.inputs))
         check_close(exit_(pooled), logits, "logits from features and from what `pool` made of them")
     _check_rows(exit_, exit_, seen)
     check_rows_of_nan(exit_, seen)
@@ -185,8 +192,9 @@ def _stopping(recipe: Recipe, steps: int) -> Recipe:
 def check_reads(part: Gate | Exit, seen: Seen) -> None:
     """`reads` is a tuple of names, and the example has them."""
     named = isinstance(part.reads, tuple) and all(isinstance(name, str) for name in part.reads)
-    assert named, f"reads is {part.reads!r}, expected a tuple of names of earlier exits"
-    assert set(part.reads) <= seen.logits.keys(), f"it reads {part.reads}; make the example with these names"
+    assert named, f"reads is {part.reads!r}, expected a tuple of names of earlier exits and inputs"
+    known = seen.logits.keys() | seen.inputs.keys()
+    assert set(part.reads) <= known, f"it reads {part.reads}; make the example with these names"
 
 
 def check_shape(got: Tensor, shape: tuple[int, ...], what: str) -> None:
@@ -260,7 +268,8 @@ def check_close(got: Tensor, want: Tensor, what: str) -> None:
 def taken(seen: Seen, rows: Tensor) -> Seen:
     """Some rows of what was seen, copied."""
     earlier = {name: logits[rows] for name, logits in seen.logits.items()}
-    return Seen(seen.features[rows], earlier, None if seen.own is None else seen.own[rows])
+    inputs = {name: value[rows] for name, value in seen.inputs.items()}
+    return Seen(seen.features[rows], earlier, None if seen.own is None else seen.own[rows], inputs)
 
 
 def _check_rows(part: nn.Module, call: Rows, seen: Seen) -> None:

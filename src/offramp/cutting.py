@@ -16,13 +16,14 @@ from offramp.chain import Chain, Node
 from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.factories import make_exit, make_gate
 from offramp.find import find, unknown
-from offramp.inputs import State, as_inputs, given
+from offramp.inputs import State, as_inputs, given, texts_of
 from offramp.network import Exit, Gate, Network, Seen
 from offramp.network import answer as logits_of
+from offramp.partition import evenly
 from offramp.provenance import SeenRows
 from offramp.rungs import BACKBONE, Rung, digest, values_of
 from offramp.segmenting import points_of, segments_of
-from offramp.signature import INPUT, Input
+from offramp.signature import INPUT, Input, is_input
 
 RESERVED = (INPUT, BACKBONE, "last")  # the raw input, and what `against` may name
 
@@ -42,13 +43,15 @@ def cut(
     gate: GateLike | Mapping[str, GateLike] = "margin",
     front: nn.Module | None = None,
     spec: str | None = None,
+    length: Sequence[str] | str = (),
 ) -> Network:
     """A network of one trained model, cut after the modules named in `at`, or into `n` parts of about equal MACs.
 
     example: a batch as the model (or its front) takes it: a tensor, a tuple, or a mapping to keyword arguments.
-    exits: one for all cuts or one per cut: a name on the shelf (linear, linear_grid, mlp, branch, b_lenet), an Exit, or
-    a function of (shape of one row's features, classes). Those that are made here must be taught before they are of
-    use: `net(x)` gives the logits of every exit, and any training loop will do. gate: as in `ladder`.
+    exits: one for all cuts or one per cut: a name on the shelf (linear, linear_grid, linear_masked, mlp, branch,
+    b_lenet), an Exit, or a function of (shape of one row's features, classes). Those that are made here must be taught
+    before they are of use: `net(x)` gives the logits of every exit, for any training loop. gate: as in `ladder`.
+    length: inputs [B, T, ...], such as ("input_ids", "attention_mask"), whose T may be another one in every batch.
     The last node, `backbone`, is the model's own answer. The model is neither copied nor changed; it is exported and
     checked once, which takes seconds. Raises UnknownName (the nearest module is offered), BadNetwork (a cut that cannot
     be compacted; a model that mixes rows, runs a tapped module twice, or cannot be exported), BadInput, BadData.
@@ -61,8 +64,9 @@ def cut(
         raise BadInput(f"got at={at!r} and n={n!r}, expected exactly one of them; name modules, or give a number")
     _require_modules(model, front)
     tried = as_inputs(example, next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None))
-    names = _even_cuts(model, front, tried, n or 0) if at is None else _named_cuts(model, at)
-    rung = Rung(BACKBONE, spec, names, tuple(_input(name, value) for name, value in tried.items()))
+    free = texts_of(tried, length)
+    names = _even_cuts(model, front, tried, free, n or 0) if at is None else _named_cuts(model, at)
+    rung = Rung(BACKBONE, spec, names, tuple(_input(name, value) for name, value in tried.items()), free)
     features = _tried_out(model, front, rung, tried)
     network = _hung(model, front, replace(rung, cuts=tuple(features)[:-1]), features, exits, gate)  # in their order
     segments_of(network, tried)
@@ -161,6 +165,8 @@ def _hung(
             heads[name].to(value.device, value.dtype if value.is_floating_point() else None)
             made |= {name: mark} if (mark := digest(heads[name])) else {}
     gates = {name: make_gate(one) for name, one in _each(gate, rung.cuts, "gates").items()}
+    _require_inputs(rung, heads)
+    _require_inputs(rung, gates)
     return Network(
         backbone=model,
         rungs=(rung,),
@@ -170,6 +176,14 @@ def _hung(
         gates=gates,
         made=made,
     )
+
+
+def _require_inputs(rung: Rung, parts: Mapping[str, Exit] | Mapping[str, Gate]) -> None:
+    """Raise BadInput for an exit or a gate that reads an input which the model does not have."""
+    known = [one.name for one in rung.inputs]
+    for node, part in parts.items():
+        if missing := [name for name in part.reads if is_input(name) and name not in known]:
+            raise BadInput(f"{node!r} reads the input {missing[0]!r}, expected one of {known}; name one of these")
 
 
 def _require_modules(model: nn.Module, front: nn.Module | None) -> None:
@@ -209,21 +223,11 @@ def _named_cuts(model: nn.Module, at: Sequence[str] | str) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _even_cuts(model: nn.Module, front: nn.Module | None, tried: State, parts: int) -> tuple[str, ...]:
-    """The legal cuts nearest to equal shares of the multiply-adds; of several at one share the last outermost one."""
-    shares = dict[float, str]()
-    for point in points_of(model, front, tried):
-        if point.legal and point.share and point.name.count(".") <= shares.get(point.share, point.name).count("."):
-            shares[point.share] = point.name
-    legal = sorted(share for share in shares if share < 1 and shares[share] not in RESERVED)
-    if not 2 <= parts <= len(legal) + 1:
-        raise BadInput(f"got n={parts}, expected 2 to {len(legal) + 1} parts, as many as legal cuts with work between")
-    picked = list[int]()
-    for place in range(1, parts):
-        first = picked[-1] + 1 if picked else 0
-        free = range(first, len(legal) - (parts - 1 - place))
-        picked.append(min(free, key=lambda index: abs(legal[index] - place / parts)))
-    return tuple(shares[legal[index]] for index in picked)
+def _even_cuts(
+    model: nn.Module, front: nn.Module | None, tried: State, length: Sequence[str], parts: int
+) -> tuple[str, ...]:
+    points = points_of(model, front, tried, length)
+    return evenly([point for point in points if point.name not in (*RESERVED, "y") and "/" not in point.name], parts)
 
 
 def _input(name: str, value: Tensor) -> Input:
@@ -280,7 +284,8 @@ def _check_rung(name: str, network: Network, front: nn.Module | None) -> None:
         raise BadNetwork(f"rung {name!r} is a ladder itself, expected a model or a network made by cut; give its rungs")
     if front is not None:
         raise BadNetwork(f"rung {name!r} is a network with a front, expected the network alone; cut(..., front=...)")
-    if reading := [node.name for node in network.chain.nodes if node.exit_reads or node.gate_reads]:
+    reads = {node.name: (*node.exit_reads, *node.gate_reads) for node in network.chain.nodes}
+    if reading := [node for node, names in reads.items() if not all(map(is_input, names))]:
         raise BadNetwork(f"{reading[0]!r} in rung {name!r} reads exits by names that a ladder changes; cut it anew")
 
 

@@ -5,15 +5,15 @@ Among the named tensors that segments pass on, x is the only input, x/0, x/1 are
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadData
-from offramp.signature import INPUT
+from offramp.errors import BadData, BadInput
+from offramp.signature import INPUT, is_input
 
 State = dict[str, Tensor]
 
@@ -56,6 +56,16 @@ def as_inputs(x: Any, device: torch.device | None = None) -> State:
 def count_of(state: State) -> int:
     """The number of rows."""
     return len(next(iter(state.values())))
+
+
+def texts_of(state: State, length: Sequence[str] | str) -> tuple[str, ...]:
+    """The inputs [B, T, ...] named in `length`, with or without x/ before them. Raises BadInput for what is none."""
+    found = tuple(
+        name if is_input(name) else f"{INPUT}/{name}" for name in ([length] if isinstance(length, str) else length)
+    )
+    if missing := [name for name in found if name not in state or state[name].dim() < 2]:
+        raise BadInput(f"got length={length!r}, expected inputs [B, T, ...] of {list(state)}; {missing[0]!r} is none")
+    return found
 
 
 def given(state: State) -> Any:

@@ -10,7 +10,7 @@ import abc
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -30,17 +30,18 @@ SCORE = "/score"
 class Seen:
     """What an exit or a gate may look at, for the rows that are still here.
 
-    features: the tapped value at this node, [B, ...]. logits: of the earlier exits named in `reads`, [B, C] each.
-    own: the logits of this node's exit, [B, C] (a gate sees them; for the exit itself it is None).
+    features: the tapped value at this node, [B, ...]. own: the logits of this node's exit, [B, C] (for itself None).
+    Those named in `reads`: logits of earlier exits, [B, C] each, and inputs such as `x/attention_mask`, [B, ...].
     """
 
     features: Tensor
     logits: Mapping[str, Tensor]
     own: Tensor | None = None
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Exit(nn.Module, abc.ABC):
-    """Contract of a classifier after a segment. `reads` names earlier exits whose logits it needs."""
+    """Contract of a classifier after a segment. `reads` names earlier exits whose logits it needs, and inputs."""
 
     reads: tuple[str, ...] = ()
 
@@ -54,7 +55,7 @@ class Exit(nn.Module, abc.ABC):
 
 
 class Gate(nn.Module, abc.ABC):
-    """Contract of a score per sample: higher = readier to leave. `reads` names earlier exits that it needs."""
+    """Contract of a score per sample: higher = readier to leave. `reads` names earlier exits and inputs."""
 
     reads: tuple[str, ...] = ()
 
@@ -224,8 +225,8 @@ class Network(nn.Module):
         logits: dict[str, Tensor] = {}
         for rung in self.rungs:
             for name, features in values_of(self.model_of(rung), self.front_of(rung), rung, inputs).items():
-                own = answer(self.exit_of(name), Seen(features, logits), name)
-                yield name, Seen(features, logits, own)
+                own = answer(self.exit_of(name), Seen(features, logits, inputs=inputs), name)
+                yield name, Seen(features, logits, own, inputs)
                 logits[name] = own
 
     def config(self) -> dict[str, Any]:
@@ -283,7 +284,7 @@ def answer(exit_: Exit, seen: Seen, name: str) -> Tensor:
 
 def grade(gate: Gate, seen: Seen, own: Tensor) -> Tensor:
     """Score [B] float32 of a gate; NaN, so that the row goes on, where a logit is not finite."""
-    score = gate.score(Seen(seen.features, seen.logits, own)).float()
+    score = gate.score(Seen(seen.features, seen.logits, own, seen.inputs)).float()
     if score.shape != own.shape[:1]:
         raise BadNetwork(f"a gate gave scores of shape {tuple(score.shape)}, expected [{len(own)}], one per row")
     return score + own.sum(-1).float() * 0  # NaN where the sum is infinite or NaN; few operations, for batches of one

@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from offramp.errors import BadNetwork
 from offramp.inputs import State
 from offramp.network import Exit, Network
+from offramp.signature import is_input
 
 Losses = Tensor | Mapping[str, Tensor]
 Optimising = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -27,10 +28,21 @@ Scheduling = Callable[[Optimizer, int], LRScheduler]  # the second argument: opt
 
 @runtime_checkable
 class Pools(Protocol):
-    """An exit whose parameters come after a front that has none: `exit_` gives the same for what its `pool` gave."""
+    """An exit whose parameters come after a front that has none: `exit_` gives the same for what its `pool` gave.
+
+    Of the network's inputs it may read what `pool` needs, such as a mask: those are given to `pool` by name as a second
+    argument, and on pooled features the exit does without them.
+    """
 
     def pool(self, features: Tensor) -> Tensor:
         """Features [b, ...] -> [b, F]."""
+
+
+def pooled_by(exit_: Exit, features: Tensor, inputs: Mapping[str, Tensor]) -> Tensor:
+    """What an exit that pools makes of features [b, ...] and of the inputs that it reads: [b, F]."""
+    pool: Callable[..., Tensor] = getattr(exit_, "pool")  # noqa: B009 - nn.Module types every attribute alike
+    given = {name: inputs[name] for name in exit_.reads if is_input(name)}
+    return pool(features, given) if given else pool(features)
 
 
 @dataclass(frozen=True)

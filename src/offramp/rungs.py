@@ -13,7 +13,7 @@ from torch import nn
 from offramp.errors import BadNetwork
 from offramp.inputs import State, call_model
 from offramp.signature import Input
-from offramp.taps import listening, plain_attention, tapped
+from offramp.taps import listening, logits_in, plain_attention, tapped
 
 BACKBONE = "backbone"  # the only rung of a model that was cut, and its last node
 
@@ -25,13 +25,15 @@ class Rung:
     """A model of the user's: a rung of a ladder, or (under the name `backbone`) the one model that was cut.
 
     spec: how to build it again (`offramp:resnet20`); None means by the user. cuts: modules after which it is cut, in
-    the order in which they run. inputs: what a cut model was tried on; empty where nothing was cut.
+    the order in which they run. inputs: what a cut model was tried on; empty where nothing was cut. length: those of
+    them [B, T, ...] whose T may be another one in every batch.
     """
 
     name: str
     spec: str | None = None
     cuts: tuple[str, ...] = ()
     inputs: tuple[Input, ...] = ()
+    length: tuple[str, ...] = ()
 
     def node(self, cut: str | None) -> str:
         """The node after a cut (None: at the model's end): `layer1`, in a ladder `rung/layer1` and `rung`."""
@@ -73,7 +75,7 @@ def digest(module: nn.Module) -> str | None:
 
 
 def values_of(model: nn.Module, front: nn.Module | None, rung: Rung, inputs: State) -> dict[str, Any]:
-    """The features at a rung's nodes in the order in which they came; at its end whatever the model gives.
+    """The features at a rung's nodes in the order in which they came; at its end the model's logits.
 
     Of several tensors that a tapped module gives the first counts. Each is copied, because an operation that works in
     place may follow. Raises BadNetwork for a module that ran twice or never, or gave no tensor.
@@ -92,9 +94,9 @@ def values_of(model: nn.Module, front: nn.Module | None, rung: Rung, inputs: Sta
         values[rung.node(cut)] = leaves[0].clone()
 
     if not rung.cuts:
-        return {rung.name: call_model(model, front, inputs)}
+        return {rung.name: logits_in(call_model(model, front, inputs))}
     with listening({cut: model.get_submodule(cut) for cut in rung.cuts}, keep), plain_attention():
         output = call_model(model, front, inputs)
     if silent := [cut for cut in rung.cuts if rung.node(cut) not in values]:
         raise BadNetwork(f"module {silent[0]!r} did not run in a forward pass; cut where every input passes")
-    return values | {rung.name: output}
+    return values | {rung.name: logits_in(output)}

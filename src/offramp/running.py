@@ -53,7 +53,8 @@ class Runner:
         self._thresholds = {gate: np.asarray(values, np.float32) for gate, values in plan.thresholds.items()}
         self._percentiles = percentiles
         probe = plan.origin.probe if plan.origin else None
-        self._shapes = {one.name: one.shape for one in probe.inputs} if probe else None
+        self._free = {name for rung in network.rungs for name in rung.length}  # of any length
+        self._shapes = {one.name: self._asked(one.name, one.shape) for one in probe.inputs} if probe else None
         self._classes = len(probe.logits[0][0]) if probe else 0
 
     def __call__(self, x: Any, *, deadline_ms: float | None = None) -> Answers:
@@ -93,10 +94,14 @@ class Runner:
 
     def _batch(self, x: Any) -> State:
         batch = as_inputs(x, self.device)
-        shapes = {name: tuple(value.shape[1:]) for name, value in batch.items()}
+        shapes = {name: self._asked(name, tuple(value.shape[1:])) for name, value in batch.items()}
         if self._shapes is not None and shapes != self._shapes:
             raise BadData(f"rows have shapes {shapes}, expected {self._shapes} as recorded; check the data")
         return batch
+
+    def _asked(self, name: str, shape: tuple[int, ...]) -> tuple[int | None, ...]:
+        """The shape of a row as far as it is given: of text [T, ...] of any length without T."""
+        return (None, *shape[1:]) if name in self._free else shape
 
     def _walk(self, state: State, until: float | None) -> Answers:
         inputs, count = tuple(state), count_of(state)

@@ -15,14 +15,16 @@ from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import nn
 
 from offramp.errors import BadData, BadNetwork
 from offramp.inputs import State, arguments, as_inputs, call_model
 from offramp.network import Network, Segment
-from offramp.partition import CutPoint, Partition, Piece, cut_points, partition, self_check, staged
+from offramp.partition import CutPoint, Exported, Partition, Piece, cut_points, inputs_of, partition, self_check, staged
 from offramp.rungs import Rung
 from offramp.signature import INPUT, example
+from offramp.taps import logits_in, logits_name, tensors_of
 
 EXAMPLE_ROWS = 4
 PREFIX = "model."  # of names in a `Fronted`
@@ -46,13 +48,14 @@ def segments_of(network: Network, tried: State | None = None) -> Mapping[str, Se
     return kept[1]
 
 
-def points_of(model: nn.Module, front: nn.Module | None, inputs: State) -> list[CutPoint]:
+def points_of(model: nn.Module, front: nn.Module | None, inputs: State, length: Sequence[str] = ()) -> list[CutPoint]:
     """Every module of a model in the order in which they end, with what a cut there would carry."""
     args, kwargs = arguments(inputs)
+    free = _free(inputs, length)
     if front is None:
-        return cut_points(model, args, kwargs)
+        return cut_points(model, args, kwargs, length=free)
     with _own_names(PREFIX):
-        points = cut_points(Fronted(front.eval(), model), args, kwargs)
+        points = cut_points(Fronted(front.eval(), model), args, kwargs, length=free)
     return [replace(point, name=point.name.removeprefix(PREFIX)) for point in points if point.name.startswith(PREFIX)]
 
 
@@ -105,12 +108,12 @@ def _segments(network: Network, rung: Rung, tried: State | None) -> dict[str, Se
     if not rung.cuts:
 
         def call(state: State) -> State:
-            return {rung.name: call_model(model, front, state)}
+            return {rung.name: logits_in(call_model(model, front, state))}
 
         return {rung.name: Segment(rung.name, (INPUT,), (rung.name,), modules, call)}
     parts, names = _taken_apart(network, rung, tried)
     owners = _owners(modules, parts.pieces)
-    return {
+    found = {
         node: Segment(
             node,
             tuple(names[name] for name in piece.reads),
@@ -120,6 +123,10 @@ def _segments(network: Network, rung: Rung, tried: State | None) -> dict[str, Se
         )
         for node, piece, owned in zip(rung.nodes(), parts.pieces, owners, strict=True)
     }
+    first = next(iter(found.values()))
+    reads = tuple(dict.fromkeys([*first.reads, *(one.name for one in rung.inputs)]))
+    found[first.name] = replace(first, reads=reads, call=_fitting(rung, parts.source, first.call))
+    return found
 
 
 def _taken_apart(network: Network, rung: Rung, tried: State | None) -> tuple[Partition, dict[str, str]]:
@@ -131,22 +138,67 @@ def _taken_apart(network: Network, rung: Rung, tried: State | None) -> tuple[Par
     at = [prefix + cut for cut in rung.cuts]
     with _own_names(prefix):
         try:
-            parts = partition(whole, args, kwargs, at=at)
+            parts = partition(whole, args, kwargs, at=at, length=_free(inputs, rung.length))
         except BadNetwork as problem:
-            stages = _stages(model, front, rung.cuts) if "cannot be exported" in str(problem) else None
+            takes = "cannot be exported" in str(problem) and not rung.length
+            stages = _stages(model, front, rung.cuts) if takes else None
             if stages is None:
                 raise
             parts = staged(stages, args, kwargs, names=at)
         self_check(whole, parts, args, kwargs)
-    given = sorted((name for name in inputs if name.rpartition("/")[2].isdigit()), key=lambda name: int(name[2:]))
-    given += [name for name in inputs if name not in given]
-    names = dict(zip(parts.inputs, given, strict=True))
+    names = dict(zip(parts.inputs, _ordered(inputs), strict=True))
     for piece, node in zip(parts.pieces, rung.nodes(), strict=True):
         for name in piece.writes:  # `layer1`, and `layer1/1` or `layer1/+add` beside it
             beside = name[len(piece.name) :] if piece.name and name.startswith(piece.name) else f"/+{name}"
             names.setdefault(name, node + beside)
-    names[parts.outputs[0]] = rung.name
+    with torch.no_grad():
+        logits = logits_name(tensors_of(call_model(model, front, inputs), "y"))
+    names[logits if logits in parts.outputs else parts.outputs[0]] = rung.name
     return parts, names
+
+
+def _ordered(inputs: State) -> list[str]:
+    """The names of inputs in the order in which `partition` has them: positional ones, then keywords."""
+    given = sorted((name for name in inputs if name.rpartition("/")[2].isdigit()), key=lambda name: int(name[2:]))
+    return given + [name for name in inputs if name not in given]
+
+
+def _free(inputs: State, length: Sequence[str]) -> list[str]:
+    """Those of `length` by the names that `partition` has for them."""
+    args, kwargs = arguments(inputs)
+    return [inner for inner, outer in zip(inputs_of(args, kwargs), _ordered(inputs), strict=True) if outer in length]
+
+
+def _fitting(rung: Rung, source: Exported | None, call: Callable[[State], State]) -> Callable[[State], State]:
+    """A first segment that refuses rows of other shapes than those that it was exported for."""
+    expected = [(one.name, one.shape, one.name in rung.length) for one in rung.inputs]
+    known = dict[int, str | None]()  # lengths that were asked about
+
+    def fitting(state: State) -> State:
+        lengths = set[int]()
+        for name, shape, free in expected:
+            got = tuple(state[name].shape[1:])
+            if free and got[1:] == shape[1:] and len(got) == len(shape):
+                lengths.add(got[0])
+            elif got != shape:
+                raise BadData(
+                    f"rows of {name!r} have shape {got}, expected {shape}: the segments are exported for that; give "
+                    "such rows" + ("" if rung.length else ", or cut with length=(...) where it is the length of a text")
+                )
+        if lengths and (why := _unfit(lengths, source, known)) is not None:
+            raise BadData(f"the texts {why}; give others")
+        return call(state)
+
+    return fitting
+
+
+def _unfit(lengths: set[int], source: Exported | None, known: dict[int, str | None]) -> str | None:
+    if len(lengths) > 1:
+        return f"have lengths {sorted(lengths)}, expected one and the same in all inputs of a batch"
+    (length,) = lengths
+    if length not in known:
+        known[length] = source.refused_length(length) if source is not None else None
+    return None if known[length] is None else f"have length T = {length}, expected {known[length]} of this model"
 
 
 def _seeded(network: Network, rung: Rung, first: nn.Module) -> State:

@@ -17,6 +17,11 @@ INPUT = "x"
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+def is_input(name: str) -> bool:
+    """Whether a tensor of this name is an input of the network, and not what a node gave."""
+    return name == INPUT or name.startswith(INPUT + "/")
+
+
 @dataclass(frozen=True)
 class Input:
     """One input: its name, the shape of one row, its NumPy dtype, and of integers the least and greatest seen.

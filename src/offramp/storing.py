@@ -128,7 +128,8 @@ def _build(
 
 def _rung(body: Mapping[str, Any]) -> Rung:
     inputs = tuple(Input.from_json(given) for given in body["inputs"])
-    return Rung(body["name"], body["spec"], tuple(map(str, body["cuts"])), inputs)
+    length = tuple(map(str, body.get("length", ())))  # not in files of the first version
+    return Rung(body["name"], body["spec"], tuple(map(str, body["cuts"])), inputs, length)
 
 
 def _front(config: Mapping[str, Any], rung: str) -> nn.Module:

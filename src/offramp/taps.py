@@ -27,6 +27,25 @@ def tensors_of(value: object, name: str) -> dict[str, Tensor]:
     return {key: leaf for inner, part in items for key, leaf in tensors_of(part, f"{name}/{inner}").items()}
 
 
+def logits_name(tensors: Mapping[str, Tensor]) -> str | None:
+    """Which of a model's outputs, named by `tensors_of(output, "y")`, are its logits: the one called `logits`, or the
+    only one of a shape [B, C]; None when that is not clear.
+    """
+    if "y/logits" in tensors or len(tensors) == 1:
+        return "y/logits" if "y/logits" in tensors else next(iter(tensors))
+    flat = [name for name, tensor in tensors.items() if tensor.dim() == 2 and tensor.is_floating_point()]
+    return flat[0] if len(flat) == 1 else None
+
+
+def logits_in(output: Any) -> Any:
+    """The logits [B, C] in what a model gives: a tensor, or one in a tuple, dict or dataclass; else all of it."""
+    if isinstance(output, Tensor):
+        return output
+    tensors = tensors_of(output, "y")
+    name = logits_name(tensors)
+    return output if name is None else tensors[name]
+
+
 def tapped(value: object, name: str) -> dict[str, Tensor]:
     """The tensors of a module's output, however nested: the first is called `name`, then `name/1`, `name/2`, ..."""
     leaves = tensors_of(value, name).values()

@@ -21,7 +21,15 @@ MADE = {
     "Branch": lambda: Branch((2, 5, 6), 3, (4, 3)),
 }  # those that need other arguments than (shape, classes)
 IMAGES = [(2, 5, 6), (1, 1, 1)]
-SHAPES = {"Branch": [(2, 5, 6)], "branch": IMAGES, "b_lenet": IMAGES, "Own": [None], "Mean": [None], "Pooled": [(5,)]}
+SHAPES = {
+    "linear_masked": [(6, 5), (1, 2)],
+    "Branch": [(2, 5, 6)],
+    "branch": IMAGES,
+    "b_lenet": IMAGES,
+    "Own": [None],
+    "Mean": [None],
+    "Pooled": [(5,)],
+}
 
 
 def rebuild(config):

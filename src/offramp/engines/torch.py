@@ -6,11 +6,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from offramp.chain import Step
+from offramp.chain import Node, Step
 from offramp.errors import BadData
 from offramp.inputs import State
 from offramp.network import LOGITS, SCORE, Network, Part, Seen, Segment, answer, grade
 from offramp.segmenting import segments_of
+from offramp.signature import is_input
 
 
 def open(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
@@ -25,41 +26,46 @@ def _part(network: Network, segment: Segment, step: Step) -> Part:
     pieces: dict[str, Callable[[State], State]] = {"segment": _explained(segment.call, name)}
     if step.exit:
         exit_ = network.exit_of(name)
-        reads += _logits_of(node.exit_reads)
+        needed, seen_by_exit = _looked_at(node, node.exit_reads)
+        reads += needed
         writes.append(name + LOGITS)
         modules += exit_.modules()
 
         def leave(state: State) -> State:
-            return {name + LOGITS: answer(exit_, Seen(state[name], _earlier(state, node.exit_reads)), name)}
+            return {name + LOGITS: answer(exit_, seen_by_exit(state), name)}
 
         pieces["exit"] = leave
     if step.gate:
         gate = network.gate_of(name)
-        reads += _logits_of(node.gate_reads)
+        needed, seen_by_gate = _looked_at(node, node.gate_reads)
+        reads += needed
         writes.append(name + SCORE)
         modules += gate.modules()
 
         def score(state: State) -> State:
-            seen = Seen(state[name], _earlier(state, node.gate_reads))
-            return {name + SCORE: grade(gate, seen, state[name + LOGITS])}
+            return {name + SCORE: grade(gate, seen_by_gate(state), state[name + LOGITS])}
 
         pieces["gate"] = score
     return Part(step, tuple(dict.fromkeys(reads)), tuple(writes), tuple(modules), pieces)
 
 
-def _logits_of(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name + LOGITS for name in names)
+def _looked_at(node: Node, reads: Sequence[str]) -> tuple[tuple[str, ...], Callable[[State], Seen]]:
+    """The names of the tensors that an exit or a gate with these `reads` needs, and how it sees them."""
+    name, given = node.name, tuple(filter(is_input, reads))
+    earlier = {other: other + LOGITS for other in reads if other not in given}
 
+    def seen(state: State) -> Seen:
+        logits = {other: state[key] for other, key in earlier.items()}
+        return Seen(state[name], logits, None, {key: state[key] for key in given})
 
-def _earlier(state: State, names: Sequence[str]) -> State:
-    return {name: state[name + LOGITS] for name in names}
+    return (*earlier.values(), *given), seen
 
 
 def _explained(call: Callable[[State], State], name: str) -> Callable[[State], State]:
     def explained(state: State) -> State:
         try:
             return call(state)
-        except RuntimeError as problem:
+        except (RuntimeError, IndexError) as problem:  # an index: a word that is not in the table
             shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in state.items())
             brief = str(problem).strip().splitlines()[0]
             raise BadData(

@@ -6,7 +6,7 @@ backbone is frozen; `classify` is what is taught.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from offramp.errors import BadInput, BadNetwork
 from offramp.network import Exit, Seen
+from offramp.signature import is_input
 
 POOLS = ("mean", "grid", "flat")
 
@@ -24,22 +25,31 @@ class Pooled(Exit):
 
     pool "mean": the mean over all positions (F = channels). "grid": mean, maximum, and means over a 4x4 grid
     (F = 18 channels): on CIFAR ResNet-56 worth 22 points at layer1. "flat": everything as it is.
+    mask: an input [B, T], such as "x/attention_mask"; "mean" is then over the positions of text [B, T, F] where it is
+    not zero, whatever stands at the others.
     """
 
-    def __init__(self, pool: str, features: int, classes: int, hidden: Sequence[int] = ()) -> None:
+    def __init__(
+        self, pool: str, features: int, classes: int, hidden: Sequence[int] = (), mask: str | None = None
+    ) -> None:
         super().__init__()
         if pool not in POOLS:
             raise BadInput(f"pool is {pool!r}, expected one of {', '.join(POOLS)}")
+        if mask is not None and (pool != "mean" or not is_input(mask)):
+            raise BadInput(f"pool is {pool!r} and mask {mask!r}, expected 'mean' and the name of an input (x/...)")
         self.pooling, self.features, self.classes, self.hidden = pool, int(features), int(classes), tuple(hidden)
+        self.mask, self.reads = mask, () if mask is None else (mask,)
         widths = (self.features, *self.hidden)
         layers: list[nn.Module] = []
         for width_in, width in pairwise(widths):
             layers += [nn.Linear(width_in, width), nn.ReLU()]
         self.head = nn.Sequential(*layers, nn.Linear(widths[-1], self.classes))
 
-    def pool(self, features: Tensor) -> Tensor:
-        """[B, channels, ...] -> [B, F]."""
-        return _pooled(features, self.pooling)
+    def pool(self, features: Tensor, inputs: Mapping[str, Tensor] | None = None) -> Tensor:
+        """[B, channels, ...] -> [B, F]; with a mask [B, T] among the inputs of text [B, T, F]."""
+        if self.mask is None or features.dim() == 2:
+            return _pooled(features, self.pooling)
+        return _masked_mean(features, (inputs or {})[self.mask])
 
     def classify(self, pooled: Tensor) -> Tensor:
         """[B, F] -> logits [B, C]."""
@@ -48,12 +58,13 @@ class Pooled(Exit):
 
     def forward(self, seen: Seen) -> Tensor:
         """Logits [B, C] of the tapped features."""
-        return self.classify(self.pool(seen.features))
+        return self.classify(self.pool(seen.features, seen.inputs))
 
     def config(self) -> dict[str, Any]:
         """Pool, widths and classes."""
-        config = {"pool": self.pooling, "features": self.features, "classes": self.classes}
-        return {"name": "Pooled", **config, **({"hidden": list(self.hidden)} if self.hidden else {})}
+        config = {"name": "Pooled", "pool": self.pooling, "features": self.features, "classes": self.classes}
+        hidden = {"hidden": list(self.hidden)} if self.hidden else {}
+        return {**config, **hidden, **({"mask": self.mask} if self.mask is not None else {})}
 
 
 def _pooled(features: Tensor, pool: str) -> Tensor:
@@ -67,6 +78,26 @@ def _pooled(features: Tensor, pool: str) -> Tensor:
         return features.mean((2, 3))
     grid = nn.functional.adaptive_avg_pool2d(features, 4).flatten(1)
     return torch.cat([features.mean((2, 3)), features.amax((2, 3)), grid], dim=1)
+
+
+def _masked_mean(features: Tensor, mask: Tensor) -> Tensor:
+    """Features [B, T, F] -> [B, F]; a NaN at a position that does not count changes nothing."""
+    if features.dim() != 3 or mask.shape != features.shape[:2]:
+        raise BadNetwork(
+            f"the mask has shape {tuple(mask.shape)} and the features {tuple(features.shape)}, expected [B, T] and "
+            "[B, T, F]; pool these features without it"
+        )
+    keep = mask != 0
+    return features.masked_fill(~keep[:, :, None], 0).sum(1) / keep.sum(1, keepdim=True).clamp(min=1)
+
+
+def linear_masked(shape: Sequence[int], classes: int, mask: str = "x/attention_mask") -> Pooled:
+    """A linear exit on the mean over the words of a text [T, F] that the mask does not leave out."""
+    if len(shape) != 2:
+        raise BadNetwork(
+            f"a mask over words stands on features of shape {tuple(shape)}, expected [T, F]; cut elsewhere"
+        )
+    return Pooled("mean", shape[1], classes, mask=mask)
 
 
 def linear(shape: Sequence[int], classes: int) -> Pooled:

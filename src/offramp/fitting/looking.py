@@ -9,8 +9,9 @@ from torch import Tensor, nn
 
 from offramp.inputs import State, given
 from offramp.network import Exit, Network, Seen, answer
-from offramp.recipe import Pools, View
+from offramp.recipe import Pools, View, pooled_by
 from offramp.rungs import values_of
+from offramp.signature import is_input
 
 Looked = dict[str, dict[str, Tensor]]
 
@@ -34,7 +35,7 @@ class Looking(nn.Module):
             return {"logits": own, "features": {name: one.features for name, one in seen.items()}}
         logits: dict[str, Tensor] = {}
         for name, exit_ in exits_of(self.network):
-            if name in state and set(exit_.reads) <= logits.keys():
+            if name in state and _exits_read(exit_) <= logits.keys():
                 logits[name] = answer(exit_, Seen(state[name], logits), name)
         return {"logits": logits, "features": {name: state[name] for name in logits}}
 
@@ -50,11 +51,16 @@ def exits_of(network: Network) -> Iterator[tuple[str, Exit]]:
         yield name, network.exit_of(name)
 
 
+def _exits_read(exit_: Exit) -> set[str]:
+    """Earlier exits that an exit reads; inputs went into its pooled features."""
+    return {name for name in exit_.reads if not is_input(name)}
+
+
 def poolable(network: Network) -> tuple[str, ...]:
     """The exits that read nothing but pooled features, and exits that do."""
     found: list[str] = []
     for name, exit_ in exits_of(network):
-        if isinstance(exit_, Pools) and set(exit_.reads) <= set(found):
+        if isinstance(exit_, Pools) and _exits_read(exit_) <= set(found):
             found.append(name)
     return tuple(found)
 
@@ -68,5 +74,5 @@ def pooled_of(network: Network, state: State, names: tuple[str, ...]) -> dict[st
             for name in names:
                 exit_ = network.exit_of(name)
                 if name in values and isinstance(exit_, Pools):
-                    found[name] = exit_.pool(values[name])
+                    found[name] = pooled_by(exit_, values[name], state)
     return found

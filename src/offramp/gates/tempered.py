@@ -36,7 +36,7 @@ class Tempered(Gate):
         """The wrapped gate's score of the divided logits."""
         assert seen.own is not None
         earlier = {name: logits / self.temperature for name, logits in seen.logits.items()}
-        return self.gate.score(Seen(seen.features, earlier, seen.own / self.temperature))
+        return self.gate.score(Seen(seen.features, earlier, seen.own / self.temperature, seen.inputs))
 
     def config(self) -> dict[str, Any]:
         """Name, temperature, and the wrapped gate's configuration."""

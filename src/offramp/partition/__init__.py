@@ -1,16 +1,19 @@
 """The room that takes a model apart at module boundaries: pieces to run, the list of legal cuts, the check."""
 
 from offramp.partition.checking import self_check
-from offramp.partition.listing import CutPoint, cut_points
+from offramp.partition.graph import Exported
+from offramp.partition.listing import CutPoint, cut_points, evenly
 from offramp.partition.pieces import Partition, Piece, partition
 from offramp.partition.stages import staged
 from offramp.taps import inputs_of, listening, tapped
 
 __all__ = [
     "CutPoint",
+    "Exported",
     "Partition",
     "Piece",
     "cut_points",
+    "evenly",
     "inputs_of",
     "listening",
     "partition",

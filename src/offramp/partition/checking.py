@@ -24,8 +24,9 @@ def self_check(
     """The largest difference between pieces and eager model, divided by max(1, largest magnitude in that tensor).
 
     Eight rows are made of the example (missing ones, and float rows that are all alike, get noise). Compared are all
-    of them, a permuted subset, seven, one, and what remains when rows are dropped after every piece. Raises BadNetwork
-    above 1e-4 (the cut is named), when an operation mixes rows (it is named), when a piece changes what it was given.
+    of them, a permuted subset, seven, one, what remains when rows are dropped after every piece, and text of other
+    lengths where that is free. Raises BadNetwork above 1e-4 (the cut is named), when an operation mixes rows (it is
+    named), when a piece changes what it was given.
     """
     with torch.inference_mode(False), torch.no_grad():
         rows = _rows(inputs_of(args, kwargs))
@@ -38,7 +39,27 @@ def self_check(
                     "expected rows to be independent; change it, for no sample can leave such a batch"
                 )
         runs = [_compared(partition, _picked(whole, pick), _picked(rows, pick)) for pick in ([*range(ROWS)], *PICKS)]
+        for other in _of_other_lengths(partition, rows):
+            try:
+                expected = _eager(model, partition, args, kwargs, other)
+            except (RuntimeError, IndexError, ValueError):
+                continue  # longer or shorter than the model itself can take
+            runs.append(_compared(partition, expected, other, drop=True))
         return max(*runs, _compared(partition, whole, rows, drop=True))
+
+
+def _of_other_lengths(partition: Partition, rows: State) -> list[State]:
+    """The rows with half, most and twice of their text, as far as the model takes such."""
+    source = partition.source
+    texts = [name for name in rows if source is not None and name in source.texts]
+    if source is None or not texts:
+        return []
+    now = rows[texts[0]].shape[1]
+    lengths = [
+        length for length in (now // 2, now - 1, 2 * now) if length > 1 and source.refused_length(length) is None
+    ]
+    twice = {name: torch.cat([rows[name]] * 2, 1) for name in texts}
+    return [rows | {name: twice[name][:, :length] for name in texts} for length in lengths]
 
 
 def _eager(
@@ -129,7 +150,7 @@ def _rows(inputs: Mapping[str, Tensor]) -> State:
                 noise = torch.randn(rows.shape[1:], generator=draw).to(rows)
                 rows[place] += noise * (1 if alike else rows.std().nan_to_num(1.0))
             elif rows.dim() > 1:
-                rows[place] = rows[place].roll(place, -1)
+                rows[place] = rows[place].roll(place, 0 if rows.dim() == 3 else -1)  # words with coordinates stay whole
         found[name] = rows
     return found
 

@@ -12,38 +12,60 @@ import io
 import logging
 import traceback
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from offramp.errors import BadData, BadNetwork
-from offramp.partition.graph import ALIAS, WAY_OUT, Exported, Tap
+from offramp.partition.graph import ALIAS, WAY_OUT, Exported, Tap, described
+from offramp.partition.plainer import plainer
 from offramp.taps import inputs_of, listening, plain_attention, swapped, tapped, tensors_of
 
 
 def exported(
-    model: nn.Module, args: Sequence[object], kwargs: Mapping[str, object] | None, marks: Mapping[str, nn.Module]
+    model: nn.Module,
+    args: Sequence[object],
+    kwargs: Mapping[str, object] | None,
+    marks: Mapping[str, nn.Module],
+    length: Collection[str] = (),
 ) -> Exported:
     """Export a model once, in eval mode, with a dynamic batch; mark where the modules in `marks` end.
 
-    Tensors among the arguments are inputs [B, ...]; everything else is fixed. The model is left as it was.
+    Tensors among the arguments are inputs [B, ...], those named in `length` [B, T, ...] with T free and one and the
+    same; everything else is fixed. The model is left as it was.
     Raises BadNetwork when the model is in training mode or cannot be exported, BadData when the example does not fit.
     """
     if any(module.training for module in model.modules()):
         raise BadNetwork("the model is in training mode, expected eval mode; call model.eval() first")
     inputs = inputs_of(args, kwargs)
-    marked = _Marked(model, args, kwargs or {}, marks)
+    if unfit := [name for name in length if name not in inputs or inputs[name].dim() < 2]:
+        raise BadData(
+            f"{unfit[0]!r} is to be of any length, expected an input [B, T, ...] of {list(inputs)}; name such"
+        )
+    free = [name in length for name in inputs]
+    marked = _Marked(model, args, kwargs or {}, marks, free)
     try:
         with _quiet(), plain_attention(), torch.inference_mode(False):
-            example = [torch.cat([x, x]).detach() if len(x) == 1 else x.detach().clone() for x in inputs.values()]
-            dynamic = ([{0: torch.export.Dim.DYNAMIC} for _ in example],)
+            example = _two_rows(inputs)
+            dynamic = (
+                [dict.fromkeys((0, 1) if any_length else (0,), torch.export.Dim.DYNAMIC) for any_length in free],
+            )
             graph = torch.export.export(marked, (example,), dynamic_shapes=dynamic, strict=False).module()
     except Exception as problem:
-        raise _why_not(model, args, kwargs or {}, problem) from problem
+        raise _why_not(model, args, kwargs or {}, problem, text=any(free)) from problem
     assert isinstance(graph, fx.GraphModule)
-    return _read(graph, tuple(inputs), marked.notes)
+    return _read(graph, tuple(inputs), marked.notes, free)
+
+
+def _two_rows(inputs: Mapping[str, Tensor]) -> list[Tensor]:
+    """Copies with two rows or more, and not as many as another size has: the export would take them for one."""
+    rows = len(next(iter(inputs.values())))
+    sizes = {size for tensor in inputs.values() for size in tensor.shape[1:]}
+    times = next(times for times in range(1, 99) if rows * times > 1 and (times > 8 or rows * times not in sizes))
+    return [torch.cat([x] * times).detach() if times > 1 else x.detach().clone() for x in inputs.values()]
 
 
 @dataclasses.dataclass
@@ -62,12 +84,18 @@ class _Marked(nn.Module):
     """A model that also returns the tensors of marked modules, each through an `alias` of its own."""
 
     def __init__(
-        self, model: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], marks: Mapping[str, nn.Module]
+        self,
+        model: nn.Module,
+        args: Sequence[object],
+        kwargs: Mapping[str, object],
+        marks: Mapping[str, nn.Module],
+        free: Sequence[bool],
     ) -> None:
         super().__init__()
         self.training = False
         self.model = model
         self.given = (tuple(args), dict(kwargs), dict(marks))
+        self.free = tuple(free)
         self.notes = _Notes()
 
     def forward(self, tensors: list[Tensor]) -> list[Tensor]:
@@ -85,6 +113,9 @@ class _Marked(nn.Module):
         require: Callable[[bool], None] = torch._check
         for tensor in tensors[1:]:
             require(tensor.shape[0] == tensors[0].shape[0])
+        texts = [tensor for tensor, free in zip(tensors, self.free, strict=True) if free]
+        for text in texts[1:]:
+            require(text.shape[1] == texts[0].shape[1])
         own, named = swapped(args, kwargs, tensors)
         with listening(marks, mark):
             outputs = tensors_of(self.model(*own, **named), "y")
@@ -92,10 +123,13 @@ class _Marked(nn.Module):
         return [*outputs.values(), *found]
 
 
-def _read(graph: fx.GraphModule, inputs: tuple[str, ...], notes: _Notes) -> Exported:
+def _read(graph: fx.GraphModule, inputs: tuple[str, ...], notes: _Notes, free: Sequence[bool]) -> Exported:
+    guards: list[nn.Module] = []
     for node in list(graph.graph.nodes):
         if node.op == "call_module" and not node.users:
+            guards.append(graph.get_submodule(str(node.target)))
             graph.graph.erase_node(node)  # torch's own check of its inputs
+    plainer(graph.graph)
     nodes = list(graph.graph.nodes)
     place = {node: number for number, node in enumerate(nodes)}
     found = dict(zip(inputs, (node for node in nodes if node.op == "placeholder"), strict=True))
@@ -108,28 +142,50 @@ def _read(graph: fx.GraphModule, inputs: tuple[str, ...], notes: _Notes) -> Expo
         last[name] = place[mark]
     taps = {name: Tap(tuple(leaves[name]), last[name], notes.calls.count(name)) for name in leaves}
     rows = next(iter(found.values())).meta["val"].shape[0]
-    symbol = rows.node.expr if isinstance(rows, torch.SymInt) else None
-    if not getattr(symbol, "is_Symbol", False):
+    symbol = _symbol(rows)
+    if symbol is None:
         raise BadNetwork(f"the model fixes its batch size to {rows}, expected any; remove that, {WAY_OUT}")
-    result = Exported(graph, found, outputs, taps, symbol)
+    texts = [node.meta["val"].shape[1] for node, any_length in zip(found.values(), free, strict=True) if any_length]
+    if texts and _symbol(texts[0]) is None:
+        raise BadNetwork(f"the model fixes the length of its text to {texts[0]}, expected any; leave out length=")
+    result = Exported(graph, found, outputs, taps, symbol, _symbol(texts[0]) if texts else None, tuple(guards))
     keep = {name: node for name, node in outputs.items() if isinstance(node, fx.Node) and not result.obstacle(node)}
     if not keep:
-        raise BadNetwork("the model gives no tensor [B, ...], expected logits or features; wrap it so that it does")
+        raise BadNetwork(
+            f"{_lost(result)}the model gives no tensor [B, ...], expected logits or features; wrap it so that it does"
+        )
     return dataclasses.replace(result, outputs=keep)
 
 
+def _lost(source: Exported) -> str:
+    """The first operation on the way to the output after which rows are no longer one by one."""
+    behind = source.behind(node for node in source.outputs.values() if isinstance(node, fx.Node))[0]
+    for node in sorted(behind, key=source.place.__getitem__):
+        had = any(source.obstacle(one) is None for one in node.all_input_nodes)
+        if had and isinstance(value := node.meta.get("val"), Tensor) and source.obstacle(node) is not None:
+            return f"{described(node)} gives shape [{', '.join(map(source.written, value.shape))}], and "
+    return ""
+
+
+def _symbol(size: object) -> Any:
+    """The symbol that a free size is; None for a number, and for what is computed."""
+    found = size.node.expr if isinstance(size, torch.SymInt) else None
+    return found if getattr(found, "is_Symbol", False) else None
+
+
 def _why_not(
-    model: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], problem: Exception
+    model: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], problem: Exception, *, text: bool
 ) -> BadData | BadNetwork:
     try:
         with torch.no_grad():
             model(*args, **kwargs)
     except Exception as own:
         return BadData(f"the model fails on the example: {_first_line(own)}; give a batch of its shape and type")
-    text = str(problem)
-    if "specialized it to be a constant" in text:
-        return BadNetwork(f"the model cannot be exported: its code fixes the batch size; remove that, {WAY_OUT}")
-    why = "its code branches on values of the data" if "data-dependent" in text else _first_line(problem)
+    said = str(problem)
+    if "specialized it to be a constant" in said:
+        what = "fixes the length of the text" if text and ".size()[0]" not in said else "fixes the batch size"
+        return BadNetwork(f"the model cannot be exported: its code {what}; remove that, {WAY_OUT}")
+    why = "its code branches on values of the data" if "data-dependent" in said else _first_line(problem)
     return BadNetwork(f"the model cannot be exported: {why}{_where(problem)}; change it, {WAY_OUT}")
 
 

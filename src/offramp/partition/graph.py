@@ -1,6 +1,6 @@
 """An exported graph with the places where chosen modules end, and what a cut at such a place must carry.
 
-B is the batch symbol of the graph.
+B is the batch symbol of the graph, T the symbol of the length of text where that is free.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 
 from offramp.errors import BadNetwork
 
@@ -35,8 +35,8 @@ class Tap:
 class Exported:
     """A model's graph, its inputs and outputs by name, and the taps, in order of execution.
 
-    A value is *constant* when no input reaches it and a *size* when it is an integer made of B: both are made again
-    wherever they are needed, so that neither is ever carried across a cut.
+    A value is *constant* when no input reaches it but by T, and a *size* when it is an integer made of B and T: both
+    are made again wherever they are needed, so that neither is ever carried across a cut.
     """
 
     graph: fx.GraphModule
@@ -44,6 +44,8 @@ class Exported:
     outputs: Mapping[str, fx.Node]
     taps: Mapping[str, Tap]
     batch: Any  # a sympy.Symbol
+    length: Any = None
+    guards: tuple[nn.Module, ...] = ()  # what the export found out about T: functions of the inputs that raise
 
     @cached_property
     def place(self) -> dict[fx.Node, int]:
@@ -55,8 +57,8 @@ class Exported:
         """In-place operations on what comes from the inputs. Raises BadNetwork for one that writes to a buffer."""
         moving = _reached(self.place, lambda node: node.op == "placeholder")
         found = tuple(node for node in self.place if _in_place(node) and node in moving)
-        for node in found:
-            if (base := _written(node)[-1]).op == "get_attr":
+        for node in filter(_in_place, self.place):
+            if (base := _written(node)[-1]).op == "get_attr" and (node in moving or _is_buffer(base)):
                 raise BadNetwork(
                     f"{described(node)} writes to the buffer {str(base.target).removeprefix(_PREFIX)!r} in every call, "
                     f"expected a model without memory; change it, {WAY_OUT}"
@@ -65,9 +67,11 @@ class Exported:
 
     @cached_property
     def constant(self) -> set[fx.Node]:
-        """Values that no input reaches, in their making or by being written to."""
+        """Values that no input reaches but by T, in their making or by being written to."""
         written = {node for writer in self.writers for node in _written(writer)}
-        moving = _reached(self.place, lambda node: node.op in ("placeholder", "output") or node in written)
+        moving = _reached(
+            self.place, lambda node: node.op in ("placeholder", "output") or node in written, self._by_length
+        )
         return self.place.keys() - moving
 
     @cached_property
@@ -96,24 +100,48 @@ class Exported:
                 given.add(node)
             elif node not in inside:
                 inside.add(node)
-                todo += [] if self.times_batch(node) else node.all_input_nodes
+                todo += [] if self.size(node) is not None else node.all_input_nodes
                 fillers = self.fillers.get(node, ()) if fill else ()
                 todo += [filler for filler in fillers if until is None or self.place[filler] <= until]
         return inside, given
 
     def again(self, node: fx.Node) -> bool:
         """Whether a value is made again where it is needed: a constant or a size."""
-        if node in self.constant or self.times_batch(node):
+        if node in self.constant or self.size(node) is not None:
             return True
         sources = node.all_input_nodes
         return _is_size(node) and node.target is not _SIZE and bool(sources) and all(map(self.again, sources))
 
-    def times_batch(self, node: fx.Node) -> int | None:
-        """k of a size k * B; None for everything else."""
-        if not _is_size(node):
+    def size(self, node: fx.Node) -> Any:
+        """The sympy expression of an integer made of B and T; None for everything else."""
+        value = node.meta.get("val")
+        if not isinstance(value, torch.SymInt):
             return None
-        times = node.meta["val"].node.expr / self.batch
-        return int(times) if times.is_Integer and times > 0 else None
+        return value.node.expr if value.node.expr.free_symbols <= {self.batch, self.length} else None
+
+    def _by_length(self, node: fx.Node) -> bool:
+        size = self.size(node) if self.length is not None else None
+        return size is not None and self.batch not in size.free_symbols
+
+    def anchor(self, nodes: Iterable[fx.Node], symbol: Any) -> tuple[fx.Node, int] | None:
+        """A tensor among these of which one dimension is B, or T, and which dimension it is."""
+        for node in nodes:
+            value = node.meta.get("val")
+            for dim, size in enumerate(value.shape if isinstance(value, Tensor) else ()):
+                if isinstance(size, torch.SymInt) and size.node.expr == symbol:
+                    return node, dim
+        return None
+
+    @cached_property
+    def texts(self) -> dict[str, fx.Node]:
+        """The inputs [B, T, ...] by name."""
+        return {name: node for name, node in self.inputs.items() if self.anchor([node], self.length) is not None}
+
+    def needs_length(self, nodes: Iterable[fx.Node]) -> bool:
+        """Whether a size among these is made of T."""
+        return self.length is not None and any(
+            (size := self.size(node)) is not None and self.length in size.free_symbols for node in nodes
+        )
 
     def seeds(self, after: int, until: int | None = None) -> list[fx.Node]:
         """What runs after a place whether or not its value is asked for."""
@@ -126,13 +154,33 @@ class Exported:
         given = self.behind([*self.outputs.values(), *self.seeds(end)], after=end)[1]
         return sorted(given, key=self.place.__getitem__)
 
+    def refused_length(self, length: int) -> str | None:
+        """What the model asks of T and this length breaks, such as `T <= 512`; None where it fits."""
+        try:
+            for guard in self.guards:
+                guard(*(self._blank(node.meta["val"], length) for node in self.inputs.values()))
+        except AssertionError as problem:
+            said = str(problem).removeprefix("Guard failed: ")
+            return re.sub(r"\S+\.size\(\)\[1\]", "T", said) if "size()[1]" in said else None
+        return None
+
+    def _blank(self, value: Tensor, length: int) -> Tensor:
+        sizes = [size.node.expr if isinstance(size, torch.SymInt) else size for size in value.shape]
+        numbers = [
+            length if one == self.length else getattr(size, "node", size)
+            for one, size in zip(sizes, value.shape, strict=True)
+        ]
+        return torch.empty(
+            [one if isinstance(one, int) else one.hint for one in numbers], dtype=value.dtype, device="meta"
+        )
+
     def obstacle(self, node: fx.Node) -> str | None:
-        """Why a value cannot be compacted, row by row; None when it can: [B, numbers]."""
+        """Why a value cannot be compacted, row by row; None when it can: [B, numbers], or with T among them."""
         value = node.meta.get("val")
         if not isinstance(value, Tensor):
             return f"carries {node.name!r}, which is no tensor but {self.written(value)}"
         sizes = [size.node.expr if isinstance(size, torch.SymInt) else size for size in value.shape]
-        if sizes and sizes[0] == self.batch and all(isinstance(size, int) for size in sizes[1:]):
+        if sizes and sizes[0] == self.batch and not any(self._by_batch(size) for size in sizes[1:]):
             return None
         shape = ", ".join(map(self.written, value.shape))
         if not sizes or sizes[0] == self.batch:
@@ -141,9 +189,12 @@ class Exported:
             f"carries {node.name!r} of shape [{shape}], whose first dimension is {self.written(value.shape[0])}, not B"
         )
 
+    def _by_batch(self, size: Any) -> bool:
+        return not isinstance(size, int) and not size.free_symbols <= {self.length}
+
     def written(self, size: object) -> str:
-        """A size with the batch symbol as B."""
-        return re.sub(rf"\b{self.batch}\b", "B", str(size))
+        """A size with the batch symbol as B and the length as T."""
+        return re.sub(rf"\b{self.length}\b", "T", re.sub(rf"\b{self.batch}\b", "B", str(size)))
 
     def value(self, node: fx.Node) -> tuple[str, Any]:
         """Name and value of a parameter, buffer or constant; the name is the model's own."""
@@ -170,6 +221,11 @@ def _in_place(node: fx.Node) -> bool:
     return isinstance(node.target, torch._ops.OpOverload) and bool(node.target._schema.is_mutable)
 
 
+def _is_buffer(node: fx.Node) -> bool:
+    """Whether a tensor is the model's own, and not one that the export made of a constant."""
+    return str(node.target).startswith(_PREFIX)
+
+
 def _written(writer: fx.Node) -> list[fx.Node]:
     """The tensor that an in-place operation writes to, and those of which it is a view, outwards."""
     found, node = list[fx.Node](), writer
@@ -181,9 +237,11 @@ def _written(writer: fx.Node) -> list[fx.Node]:
     return found or [writer]
 
 
-def _reached(nodes: Iterable[fx.Node], start: Callable[[fx.Node], bool]) -> set[fx.Node]:
+def _reached(
+    nodes: Iterable[fx.Node], start: Callable[[fx.Node], bool], never: Callable[[fx.Node], bool] = lambda node: False
+) -> set[fx.Node]:
     found = set[fx.Node]()
     for node in nodes:
-        if start(node) or any(source in found for source in node.all_input_nodes):
+        if start(node) or (any(source in found for source in node.all_input_nodes) and not never(node)):
             found.add(node)
     return found

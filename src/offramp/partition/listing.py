@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,18 +11,22 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from offramp.errors import BadInput
 from offramp.partition.exporting import exported
 from offramp.partition.graph import Exported
 from offramp.partition.pieces import unfit
 from offramp.taps import inputs_of
+
+NEAR = 0.25  # of a part: how far from equal shares an outer module is still taken for an inner one
 
 
 @dataclass(frozen=True)
 class CutPoint:
     """The end of a module. `why_not` is None for a legal cut.
 
-    carried: shapes without the batch of what goes on; row_bytes: its size per row; share: multiply-adds up to here as a
-    part of all. For a cut that is not legal, carried is empty and row_bytes None; share is None where it never ran.
+    carried: shapes of what goes on, on the example and without the batch; row_bytes: its size per row; share:
+    multiply-adds up to here as a part of all. For a cut that is not legal, carried is empty and row_bytes None; share
+    is None where it never ran.
     """
 
     name: str
@@ -37,18 +41,52 @@ class CutPoint:
         return self.why_not is None
 
 
-def cut_points(model: nn.Module, args: Sequence[object], kwargs: Mapping[str, object] | None = None) -> list[CutPoint]:
+def cut_points(
+    model: nn.Module,
+    args: Sequence[object],
+    kwargs: Mapping[str, object] | None = None,
+    *,
+    length: Collection[str] = (),
+) -> list[CutPoint]:
     """Every named module in order of execution, then those that never ran; one export and one pass over the example.
 
     Legal alone is legal together, but for two that end at the same place. Raises as `partition` does.
     """
     marks = {name: module for name, module in model.named_modules() if name}
-    source = exported(model, args, kwargs, marks)
+    source = exported(model, args, kwargs, marks, length)
     shares = _shares(source, [tensor.detach() for tensor in inputs_of(args, kwargs).values()])
     ran = sorted(source.taps, key=lambda name: source.taps[name].end)
     return [_point(source, name, shares) for name in ran] + [
         _point(source, name, shares) for name in marks if name not in ran
     ]
+
+
+def evenly(points: Sequence[CutPoint], parts: int) -> tuple[str, ...]:
+    """The legal cuts near equal shares of the multiply-adds: of those about there the outermost, that carry least.
+
+    Raises BadInput, with what is in the way, when there are too few.
+    """
+    inner = [point for point in points if point.legal and 0 < (point.share or 0) < 1]
+    best = {point.share or 0: point for point in sorted(inner, key=_badness, reverse=True)}  # at each share
+    shares = sorted(best)
+    if not 2 <= parts <= len(shares) + 1:
+        why = next((f"; {one.name!r} {one.why_not}" for one in points if one.why_not and "shape" in one.why_not), "")
+        raise BadInput(
+            f"got n={parts}, expected 2 to {len(shares) + 1} parts, as many as legal cuts with work between{why}"
+        )
+    picked = list[int]()
+    for place in range(1, parts):
+        free = range(picked[-1] + 1 if picked else 0, len(shares) - (parts - 1 - place))
+        away = {index: abs(shares[index] - place / parts) for index in free}
+        about = [index for index in free if away[index] <= NEAR / parts]
+        rank = {index: (*_badness(best[shares[index]]), away[index]) for index in about}
+        picked.append(min(rank, key=rank.__getitem__) if rank else min(away, key=away.__getitem__))
+    return tuple(best[shares[index]].name for index in picked)
+
+
+def _badness(point: CutPoint) -> tuple[int, int]:
+    """How deep inside the model a cut lies, and how much it carries."""
+    return point.name.count("."), point.row_bytes or 0
 
 
 def _point(source: Exported, name: str, shares: Sequence[float]) -> CutPoint:
@@ -61,9 +99,14 @@ def _point(source: Exported, name: str, shares: Sequence[float]) -> CutPoint:
     if why is not None:
         return CutPoint(name, why, share=share)
     values = [node.meta["val"] for node in carried]
-    shapes = tuple(tuple(int(size) for size in value.shape[1:]) for value in values)
+    shapes = tuple(tuple(map(_number, value.shape[1:])) for value in values)
     row_bytes = sum(math.prod(shape) * value.element_size() for shape, value in zip(shapes, values, strict=True))
     return CutPoint(name, None, shapes, row_bytes, share)
+
+
+def _number(size: int | torch.SymInt) -> int:
+    """A size as it is on the example."""
+    return size.node.hint if isinstance(size, torch.SymInt) else size
 
 
 def _shares(source: Exported, example: Sequence[torch.Tensor]) -> list[float]:

@@ -7,9 +7,9 @@ piece writes, and rows may be dropped from all of it. What no later piece reads 
 from __future__ import annotations
 
 import difflib
-import operator
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -19,6 +19,7 @@ from offramp.find import unknown
 from offramp.partition.exporting import exported
 from offramp.partition.function import function_of
 from offramp.partition.graph import WAY_OUT, Exported
+from offramp.partition.sizes import Sizes
 from offramp.taps import inputs_of
 
 State = dict[str, Tensor]
@@ -61,17 +62,23 @@ class Partition:
 
 
 def partition(
-    model: nn.Module, args: Sequence[object], kwargs: Mapping[str, object] | None = None, *, at: Sequence[str] | str
+    model: nn.Module,
+    args: Sequence[object],
+    kwargs: Mapping[str, object] | None = None,
+    *,
+    at: Sequence[str] | str,
+    length: Collection[str] = (),
 ) -> Partition:
     """Take a model in eval mode apart behind the modules named in `at`, through one `torch.export`.
 
-    args, kwargs: an example call; its tensors [B, ...] are the inputs, everything else is fixed. The pieces share the
-    model's parameters and buffers, and the model is left as it was. Placed for the device on which the model and the
-    example are: after a move, take it apart again. Only the first tensor of a tapped output must be [B, ...]; of the
-    others those that are not are left out. Raises UnknownName, BadNetwork (the cut or operation, and why), BadData.
+    args, kwargs: an example call; its tensors [B, ...] are the inputs, everything else is fixed. length: inputs
+    [B, T, ...] whose T may be another one in every call, the same in all of them. The pieces share the model's
+    parameters and buffers, and the model is left as it was. Placed for the device on which the model and the example
+    are: after a move, take it apart again. Only the first tensor of a tapped output must be [B, ...]; of the others
+    those that are not are left out. Raises UnknownName, BadNetwork (the cut or operation, and why), BadData.
     """
     marks = _chosen(model, at)
-    source = exported(model, args, kwargs, marks)
+    source = exported(model, args, kwargs, marks, length)
     for name in marks:
         if (why := unfit(source, name)) is not None:
             raise BadNetwork(f"{name!r} is no cut: it {why}; cut elsewhere, {WAY_OUT}")
@@ -114,11 +121,10 @@ class _Plan:
 
     def piece(self, source: Exported, copied: Collection[str]) -> Piece:
         """The piece; it copies the tensors named in `copied` first, because it works on them in place."""
-        graph, env, values = fx.Graph(), dict[fx.Node, fx.Node](), dict[str, object]()
-        sizes: dict[int, fx.Node] = {}
+        graph, env, values = fx.Graph(), dict[fx.Node, Any](), dict[str, object]()
         for _, node in self.reads:
             env[node] = graph.placeholder(node.name)
-        anchor = env[self.reads[0][1]]
+        sizes = Sizes(source, graph, {node: env[node] for _, node in self.reads})
         for name, node in self.reads:
             if name in copied:
                 env[node] = graph.call_function(torch.ops.aten.clone.default, (env[node],))
@@ -126,23 +132,14 @@ class _Plan:
             if node.op == "get_attr":
                 name, values[name] = source.value(node)
                 env[node] = graph.get_attr(name)
-            elif (times := source.times_batch(node)) is not None:
-                env[node] = _size(graph, anchor, times, sizes)
+            elif (size := source.size(node)) is not None:
+                env[node] = sizes.made(size)
             else:
                 env[node] = graph.node_copy(node, env.__getitem__)
         graph.output(tuple(env[node] for _, node in self.writes))
         module = fx.GraphModule(values, graph).eval()
         reads, writes = (tuple(name for name, _ in pairs) for pairs in (self.reads, self.writes))
         return Piece(self.name, reads, writes, caller(function_of(module, self.name), reads, writes), module)
-
-
-def _size(graph: fx.Graph, anchor: fx.Node, times: int, made: dict[int, fx.Node]) -> fx.Node:
-    """The node of the size `times` * B, with B read from a tensor that the piece is given."""
-    if 1 not in made:
-        made[1] = graph.call_function(torch.ops.aten.sym_size.int, (anchor, 0))
-    if times not in made:
-        made[times] = graph.call_function(operator.mul, (made[1], times))
-    return made[times]
 
 
 def _planned(source: Exported, cuts: Sequence[str]) -> list[_Plan]:
@@ -161,6 +158,8 @@ def _planned(source: Exported, cuts: Sequence[str]) -> list[_Plan]:
             raise BadNetwork(f"{cuts[number - 1]!r} ends where {where} does, expected work between; drop that cut")
         for why in filter(None, map(source.obstacle, given if number else ())):
             raise BadNetwork(f"{cuts[number - 1]!r} is no cut: it {why}; cut elsewhere, {WAY_OUT}")
+        if source.needs_length(inside) and source.anchor(given, source.length) is None:
+            given.add(next(iter(source.texts.values())))
         if not given:
             given = {_first(source, cuts[number - 1]) if number else next(iter(source.inputs.values()))}
         needs.append((inside, given, own))

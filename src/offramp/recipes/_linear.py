@@ -11,6 +11,7 @@ from offramp.errors import BadNetwork
 from offramp.network import Exit, Network
 from offramp.recipe import Phase, Whole, taught_exits
 from offramp.recipes._convex import REGULARISERS, choose, solve
+from offramp.signature import is_input
 
 __all__ = ["REGULARISERS", "phases_of", "require_linear", "solve_exit"]
 
@@ -27,7 +28,8 @@ def linear_of(exit_: Exit) -> nn.Linear | None:
 def require_linear(network: Network) -> None:
     """Raise BadNetwork unless every exit that has something to learn is linear on pooled features."""
     for name in taught_exits(network):
-        if linear_of(network.exit_of(name)) is None or network.exit_of(name).reads:
+        reads_exits = not all(map(is_input, network.exit_of(name).reads))  # a mask went into the pooled features
+        if linear_of(network.exit_of(name)) is None or reads_exits:
             raise BadNetwork(
                 f"exit {name!r} is no linear layer on pooled features, expected linear or linear_grid; cut with "
                 "exits='linear_grid', or teach it by joint with backbone=False"
