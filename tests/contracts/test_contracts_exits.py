@@ -9,6 +9,7 @@ from torch import nn
 from offramp import find
 from offramp.checks import check_exit, example_seen
 from offramp.errors import BadNetwork
+from offramp.exits.added import Added
 from offramp.exits.branch import Branch
 from offramp.exits.pooled import Pooled
 from offramp.exits.whole import Mean
@@ -16,16 +17,26 @@ from offramp.network import Exit
 from small import seeded
 
 MADE = {
+    "Added": lambda: Added(Pooled("flat", 5, 5), "before", 0.25),
     "Mean": lambda: Mean("before", 2),
     "Pooled": lambda: Pooled("flat", 5, 3, (4, 4)),
     "Branch": lambda: Branch((2, 5, 6), 3, (4, 3)),
 }  # those that need other arguments than (shape, classes)
 IMAGES = [(2, 5, 6), (1, 1, 1)]
-SHAPES = {"Branch": [(2, 5, 6)], "branch": IMAGES, "b_lenet": IMAGES, "Own": [None], "Mean": [None], "Pooled": [(5,)]}
+SHAPES = {
+    "Branch": [(2, 5, 6)],
+    "branch": IMAGES,
+    "b_lenet": IMAGES,
+    "Own": [None],
+    "Mean": [None],
+    "Pooled": [(5,)],
+    "Added": [(5,)],
+}
 
 
 def rebuild(config):
-    return find.shelved("exits", config["name"])(**{key: value for key, value in config.items() if key != "name"})
+    arguments = {key: rebuild(value) if key == "exit" else value for key, value in config.items() if key != "name"}
+    return find.shelved("exits", config["name"])(**arguments)
 
 
 def made(name, shape):

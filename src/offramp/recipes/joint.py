@@ -9,6 +9,7 @@ Where we differ: one summed loss and one Adam, where the code steps the trunk an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -19,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from offramp.errors import BadInput, BadNetwork
 from offramp.network import Network
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.recipes._equilibrium import equilibrium, require_one_model
 
 NORMS = ("moving", "frozen")
 ALONE = "models alone"
@@ -29,7 +31,8 @@ class Joint(Recipe):
 
     weights: one for all exits, one per exit from shallow to deep, or by name. epochs, rate, betas: of Adam.
     norm: "moving" lets batch norms of the models learn and follow the batches, "frozen" keeps them as they are.
-    backbone=False teaches the exits alone, and the models stay as they are.
+    backbone=False teaches the exits alone, and the models stay as they are. equilibrium=True averages the gradients of
+    the exits behind each cut instead of summing them (Li et al., 2019, arXiv 1908.06294; recipes/_equilibrium.py).
     """
 
     def __init__(
@@ -42,9 +45,11 @@ class Joint(Recipe):
         betas: tuple[float, float] = (0.9, 0.999),
         norm: str = "moving",
         backbone: bool = True,
+        equilibrium: bool = False,
     ) -> None:
         self.weights, self.epochs, self.alone = weights, epochs, alone
         self.rate, self.betas, self.norm, self.backbone = rate, betas, norm, backbone
+        self.equilibrium = equilibrium
 
     def prepare(self, network: Network) -> None:
         """Raise BadInput for weights that do not fit, BadNetwork where there is nothing to teach."""
@@ -55,6 +60,8 @@ class Joint(Recipe):
         elif not any(True for _ in network.backbone.parameters()):
             raise BadNetwork("the models of this network have no parameters; teach the exits alone: backbone=False")
         weights_of(self.weights, network.chain.exits)
+        if self.equilibrium:
+            require_one_model(network, "equilibrium=True")
 
     def phases(self, network: Network) -> list[Phase]:
         """The models alone, if asked for, then everything."""
@@ -64,7 +71,9 @@ class Joint(Recipe):
         frozen = {id(value) for norm in still for value in norm.parameters()}
         models = tuple(value for value in models if id(value) not in frozen)
         first = [Phase(ALONE, models, self.alone, adam, still=still)] if self.alone and models else []
-        return [*first, Phase("joint", (*models, *network.exits.parameters()), self.epochs, adam, still=still)]
+        during = partial(equilibrium, network) if self.equilibrium else nullcontext
+        every = (*models, *network.exits.parameters())
+        return [*first, Phase("joint", every, self.epochs, adam, still=still, during=during)]
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """Weighted cross-entropy by exit."""
