@@ -46,7 +46,7 @@ def cut(
     """A network of one trained model, cut after the modules named in `at`, or into `n` parts of about equal MACs.
 
     example: a batch as the model (or its front) takes it: a tensor, a tuple, or a mapping to keyword arguments.
-    exits: one for all cuts or one per cut: a name on the shelf (linear, linear_grid, mlp, branch, b_lenet), an Exit, or
+    exits: one for all cuts or one per cut: a name on the shelf (linear, linear_grid, mlp, branch, strided), an Exit, or
     a function of (shape of one row's features, classes). Those that are made here must be taught before they are of
     use: `net(x)` gives the logits of every exit, and any training loop will do. gate: as in `ladder`.
     The last node, `backbone`, is the model's own answer. The model is neither copied nor changed; it is exported and
