@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from functools import partial
-from itertools import pairwise
-
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 import offramp as off
-from offramp.exits.strided import strided, strided_wide
+from counter import colours, costs_of_exits
 from offramp.factories import front_of, make_model
 from offramp.models.msdnet import MSDNet, msdnet_even, msdnet_growing
 from offramp.models.msdnet_imagenet import msdnet_imagenet
@@ -34,57 +30,11 @@ TABLE = {
 MADE = {"even": msdnet_even, "growing": msdnet_growing, "imagenet": msdnet_imagenet}
 
 
-def counted(call) -> tuple[float, object]:
-    """What the authors' counter gives for a call, and what the call gives.
-
-    Convolutions without, linear layers with their biases, one for each value into a ReLU, k * k for each pooled value.
-    """
-    total = []
-
-    def heard(module, inputs, output):
-        if isinstance(module, nn.Conv2d):
-            total.append(output[0].numel() * module.weight[0].numel())
-        elif isinstance(module, nn.Linear):
-            total.append(module.weight.numel() + module.bias.numel())
-        elif isinstance(module, nn.ReLU):
-            total.append(inputs[0][0].numel())
-        elif isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-            total.append(module.kernel_size**2 * output[0].numel())
-
-    handle = nn.modules.module.register_module_forward_hook(heard)
-    try:
-        with torch.no_grad():
-            return call(), sum(total) / 1e6
-    finally:
-        handle.remove()
-
-
 @pytest.mark.parametrize("name", TABLE)
 def test_every_exit_costs_what_the_table_says(name):
     kind, number = name.split()
-    model, wide = MADE[kind](int(number)).eval(), kind == "imagenet"
-    size = 224 if wide else 32
-    scales, spent = counted(lambda: model.stem(torch.zeros(1, 3, size, size)))
-    costs, widths = [], []
-    for block in model.blocks:
-        scales, more = counted(partial(block, scales))
-        shape = scales[0].shape[1:]
-        assert all(2 * one.shape[-1] == other.shape[-1] for one, other in pairwise(scales))
-        classifier = (strided_wide if wide else strided)(shape, model.head[-1].out_features).eval().layers
-        if block is model.blocks[-1]:
-            classifier = model.head
-        spent += more + counted(partial(classifier, scales[0]))[1]
-        costs.append(f"{spent:.1f}")
-        widths.append(str(shape[0]))
-    assert f"{' '.join(costs)} / {' '.join(widths)}" == TABLE[name]
-
-
-def colours(count: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images [count, 3, 32, 32], and which of their three colours is the strongest."""
-    y = torch.arange(count) % 3
-    x = torch.randn(count, 3, 32, 32, generator=torch.Generator().manual_seed(seed))
-    x[torch.arange(count), y] += 1.0
-    return x, y
+    costs, widths = costs_of_exits(MADE[kind](int(number)).eval(), 224 if kind == "imagenet" else 32)
+    assert f"{' '.join(f'{cost:.1f}' for cost in costs)} / {' '.join(map(str, widths))}" == TABLE[name]
 
 
 def small_net():
@@ -115,7 +65,7 @@ def test_cut_at_its_blocks_it_is_taught_run_and_replayed(recipe, tmp_path):
 def test_a_tap_shows_the_coarsest_scale():
     net = small_net()
     seen = dict(net.look(colours(2)[0]))
-    assert seen["blocks.0"].features.shape[2:] == (8, 8)
+    assert [seen[name].features.shape[2:] for name in net.backbone.cuts] == [(8, 8), (8, 8)]
 
 
 def test_the_shelf_makes_them_by_name():

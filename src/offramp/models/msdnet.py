@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from offramp.exits.strided import Strided
 from offramp.layers.front import Front
+from offramp.models._units import large_stem, narrowed, unit
 
 Scales = tuple[Tensor, ...]  # one [B, channels, H, W] per scale, the coarsest first; each is half as large as the next
 
@@ -58,16 +59,16 @@ class MSDNet(nn.Module):
         large: bool = False,
     ) -> None:
         super().__init__()
-        self.stem = Stem(channels, factors, large=large)
+        self.stem = ScaleStem(channels, factors, large=large)
         blocks, width = list[nn.Module](), channels
         for start, depth in zip(accumulate([0, *depths]), depths, strict=False):
             layers = list[nn.Module]()
             for place in range(start, start + depth):
                 before, after = (_dropped(at, sum(depths), len(factors)) for at in (max(0, place - 1), place))
-                layers.append(Layer(width, growth, factors, before, after))
+                layers.append(ScaleLayer(width, growth, factors, before, after))
                 width += growth
                 if after > before:
-                    layers.append(Transition(width, factors[after:]))
+                    layers.append(ScaleTransition(width, factors[after:]))
                     width //= 2
             blocks.append(nn.Sequential(*layers))
         self.blocks = nn.ModuleList(blocks)
@@ -84,17 +85,12 @@ class MSDNet(nn.Module):
         return logits
 
 
-class Stem(nn.Module):
+class ScaleStem(nn.Module):
     """The first layer: one convolution for the finest scale, and a strided one from each scale to the next."""
 
     def __init__(self, channels: int, factors: Sequence[int], *, large: bool) -> None:
         super().__init__()
-        finest: nn.Module = unit(3, channels * factors[0], 3)
-        if large:
-            convolution = nn.Conv2d(3, channels * factors[0], 7, 2, padding=3)
-            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-            norm = nn.BatchNorm2d(channels * factors[0])
-            finest = nn.Sequential(convolution, norm, nn.ReLU(), nn.MaxPool2d(3, 2, padding=1))
+        finest = large_stem(channels * factors[0]) if large else unit(3, channels * factors[0], 3)
         widths = [channels * factor for factor in factors]
         down = (unit(width_in, width, 3, 2) for width_in, width in pairwise(widths))
         self.scales = nn.ModuleList([finest, *down])
@@ -108,11 +104,12 @@ class Stem(nn.Module):
         return tuple(reversed(made))
 
 
-class Layer(nn.Module):
+class ScaleLayer(nn.Module):
     """New features for every scale, beside those that came in: half from the next finer scale, half from its own.
 
     width: channels that come in at factor 1. before, after: how many of the finest scales came in no more, and are
-    given no more. The finest scale that came in has nothing finer, and makes all of its new features from itself.
+    given no more. The finest scale that came in has nothing finer, and makes all of its new features from itself. A
+    bottleneck's factor is that of the scale which it reads.
     """
 
     def __init__(self, width: int, growth: int, factors: Sequence[int], before: int, after: int) -> None:
@@ -124,8 +121,8 @@ class Layer(nn.Module):
             key, new = str(len(factors) - 1 - place), growth * factors[place]
             if place > before:
                 new //= 2
-                self.down[key] = _narrowed(width * factors[place - 1], new, factors[place - 1], 2)
-            self.across[key] = _narrowed(width * factors[place], new, factors[place], 1)
+                self.down[key] = narrowed(width * factors[place - 1], new, factors[place - 1], 2)
+            self.across[key] = narrowed(width * factors[place], new, factors[place])
 
     def forward(self, scales: Scales) -> Scales:
         """[B, C, H, W] per scale -> [B, C + new, H, W] per scale that is left."""
@@ -138,7 +135,7 @@ class Layer(nn.Module):
         return tuple(made)
 
 
-class Transition(nn.Module):
+class ScaleTransition(nn.Module):
     """1x1 convolutions to half the channels, on every scale that is left. factors: theirs, from the finest."""
 
     def __init__(self, width: int, factors: Sequence[int]) -> None:
@@ -149,19 +146,6 @@ class Transition(nn.Module):
     def forward(self, scales: Scales) -> Scales:
         """[B, C, H, W] per scale -> [B, C / 2, H, W] per scale."""
         return tuple(half(one) for half, one in zip(self.scales, scales, strict=True))
-
-
-def unit(width_in: int, width: int, kernel: int, stride: int = 1) -> nn.Sequential:
-    """Convolution, batch norm and ReLU, in that order."""
-    convolution = nn.Conv2d(width_in, width, kernel, stride, padding=kernel // 2, bias=False)
-    nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
-
-
-def _narrowed(width_in: int, width: int, factor: int, stride: int) -> nn.Sequential:
-    """A 3x3 unit behind a 1x1 one; factor: the bottleneck's, that of the scale which it reads."""
-    inner = min(width_in, factor * width)
-    return nn.Sequential(*unit(width_in, inner, 1), *unit(inner, width, 3, stride))
 
 
 def _dropped(place: int, layers: int, scales: int) -> int:
