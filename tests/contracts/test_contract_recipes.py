@@ -20,7 +20,7 @@ from small import cut_of, images_of, ladder_of, seeded
 RECIPES = sorted(file.stem for file in (find.HOUSE / "recipes").glob("*.py") if not file.stem.startswith("_"))
 FEW = {
     "boosted": {"epochs": 6, "rate": 0.02},
-    "cascaded": {"epochs": 3, "rate": 0.03},
+    "cascaded": {"epochs": 8, "rate": 1e-2},
     "decorrelated": {"epochs": 6, "rate": 1e-2},
     "joint": {"epochs": 6, "rate": 1e-2, "equilibrium": True},
     "weighted": {"epochs": 6, "rate": 0.05, "hidden": 20},
