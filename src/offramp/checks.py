@@ -254,7 +254,7 @@ def check_config(part: Gate | Exit, call: Rows, seen: Seen, rebuild: Callable[[M
     assert isinstance(plain.get("name"), str), f"config() gave {plain!r}, expected the name on the shelf under 'name'"
     again = rebuild(plain)
     assert json.loads(json.dumps(again.config())) == plain, "what was made from the config has another config"
-    again.load_state_dict(part.state_dict())
+    again.train(part.training).load_state_dict(part.state_dict())
     made = again.score if isinstance(again, Gate) else again
     check_close(made(seen), call(seen), "the values of the original and of what was made from its config")
 

@@ -48,9 +48,9 @@ def cut(
     """A network of one trained model, cut after the modules named in `at`, or into `n` parts of about equal MACs.
 
     example: a batch as the model (or its front) takes it: a tensor, a tuple, or a mapping to keyword arguments.
-    exits: one for all cuts or one per cut: a name on the shelf (linear, linear_grid, linear_masked, mlp, branch,
-    b_lenet), an Exit, or a function of (shape of one row's features, classes). Those that are made here must be taught
-    before they are of use: `net(x)` gives the logits of every exit, for any training loop. gate: as in `ladder`.
+    exits: one for all cuts or one per cut: a name on the shelf `exits` (linear, linear_grid, linear_masked, mlp,
+    branch, ...), an Exit, or a function of (shape of one row's features, classes). Those that are made here must be
+    taught before they are of use: `fit`, or any loop over `net(x)`, the logits of every exit. gate: as in `ladder`.
     length: inputs [B, T, ...], such as ("input_ids", "attention_mask"), whose T may be another one in every batch.
     The last node, `backbone`, is the model's own answer. The model is neither copied nor changed; it is exported and
     checked once, which takes seconds. Raises UnknownName (the nearest module is offered), BadNetwork (a cut that cannot

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -52,11 +53,13 @@ class View:
     logits: of the exits, shallow to deep, [b, C] each. features: what stands at their nodes: in a phase that reads
     the input the tapped values [b, ...] (at a model's end its logits), in one that reads pooled features those [b, F].
     inputs: what went in; empty where pooled features are read. Nodes whose exits cannot pool are then missing.
+    network: that which was looked at, for losses of gates and for steps that look again with other weights.
     """
 
     logits: Mapping[str, Tensor]
     features: Mapping[str, Tensor]
     inputs: State
+    network: Network
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Phase:
     rows: of a view of b rows a mask [b] of those that the phase teaches on; asked once when the phase begins.
     still: modules that keep their eval mode although parameters in them are taught, such as batch norms.
     labels: whether it needs them.
+    during: entered for the phase and left after it, such as hooks on modules that change the way of gradients.
     """
 
     name: str
@@ -101,6 +105,7 @@ class Phase:
     rows: Callable[[View, Lesson], Tensor] | None = None
     still: tuple[nn.Module, ...] = ()
     labels: bool = True
+    during: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True)

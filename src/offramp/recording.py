@@ -111,7 +111,8 @@ class _Columns:
             if self.keep == "logits":
                 found[f"logits/{name}"] = logits
         last = self.exits[-1]
-        if state[last] is not state[last + LOGITS] and state[last].shape == state[last + LOGITS].shape:
+        other = state[last] is not state[last + LOGITS] and state[last].shape == state[last + LOGITS].shape
+        if other and last != BACKBONE:  # of a cut model that column is its last exit's, whatever the exit is
             plain = state[last].float().cpu().numpy()  # the exit answers otherwise than the model that it stands on
             found |= {f"answer/{BACKBONE}": plain.argmax(1)} | (
                 {f"logits/{BACKBONE}": plain} if self.keep == "logits" else {}

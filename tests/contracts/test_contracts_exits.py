@@ -9,13 +9,17 @@ from torch import nn
 from offramp import find
 from offramp.checks import check_exit, example_seen
 from offramp.errors import BadNetwork
+from offramp.exits.added import Added
 from offramp.exits.branch import Branch
 from offramp.exits.pooled import Pooled
+from offramp.exits.strided import Strided
 from offramp.exits.whole import Mean
 from offramp.network import Exit
 from small import seeded
 
 MADE = {
+    "Strided": lambda: Strided((2, 5, 6), 3, None),
+    "Added": lambda: Added(Pooled("flat", 5, 5), "before", 0.25),
     "Mean": lambda: Mean("before", 2),
     "Pooled": lambda: Pooled("flat", 5, 3, (4, 4)),
     "Branch": lambda: Branch((2, 5, 6), 3, (4, 3)),
@@ -29,11 +33,16 @@ SHAPES = {
     "Own": [None],
     "Mean": [None],
     "Pooled": [(5,)],
+    "Added": [(5,)],
+    "Strided": [(2, 5, 6)],
+    "strided": [(2, 5, 6)],
+    "strided_wide": [(2, 5, 6), (3, 8, 8)],
 }
 
 
 def rebuild(config):
-    return find.shelved("exits", config["name"])(**{key: value for key, value in config.items() if key != "name"})
+    arguments = {key: rebuild(value) if key == "exit" else value for key, value in config.items() if key != "name"}
+    return find.shelved("exits", config["name"])(**arguments)
 
 
 def made(name, shape):
@@ -46,7 +55,7 @@ def made(name, shape):
 @pytest.mark.parametrize("name", find.names("exits"))
 def test_the_shelf(name):
     for shape in SHAPES.get(name, [(5,), (2, 3), (2, 5, 6), (2, 1, 1), (2, 3, 4, 5)]):
-        exit_ = seeded(lambda shape=shape: made(name, shape), 0)
+        exit_ = seeded(lambda shape=shape: made(name, shape), 0).eval()
         check_exit(exit_, example_seen(reads=exit_.reads, shape=shape), rebuild)
 
 
@@ -88,3 +97,9 @@ def test_a_batch_norm_in_training_mode_mixes_rows():
         check_exit(Odd(lambda seen: norm(seen.features)), example_seen())
     norm.eval()
     check_exit(Odd(lambda seen: norm(seen.features)), example_seen())
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 4, 9)])
+def test_strided_convolutions_need_room(shape):
+    with pytest.raises(BadNetwork, match="5 x 5"):
+        Strided(shape, 3)

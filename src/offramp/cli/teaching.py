@@ -25,7 +25,12 @@ from offramp.errors import BadInput
 
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write the network to.")]
 RecipeName = Annotated[
-    str, typer.Option("--recipe", metavar="RECIPE", help="hinge, cross_entropy, joint, or my.module:Recipe.")
+    str,
+    typer.Option(
+        "--recipe",
+        metavar="RECIPE",
+        help="hinge, cross_entropy, joint, boosted, cascaded, decorrelated, weighted, or my.module:Recipe.",
+    ),
 ]
 With = Annotated[
     list[str] | None,

@@ -40,9 +40,9 @@ class Looking(nn.Module):
         return {"logits": logits, "features": {name: state[name] for name in logits}}
 
 
-def view_of(looked: Mapping[str, Mapping[str, Tensor]], state: State, pooled: bool) -> View:
+def view_of(network: Network, looked: Mapping[str, Mapping[str, Tensor]], state: State, pooled: bool) -> View:
     """What `Looking` gave, as a recipe sees it."""
-    return View(looked["logits"], looked["features"], {} if pooled else state)
+    return View(looked["logits"], looked["features"], {} if pooled else state, network)
 
 
 def exits_of(network: Network) -> Iterator[tuple[str, Exit]]:

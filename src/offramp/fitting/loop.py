@@ -94,7 +94,7 @@ class Loop:
         look, optimiser = accelerator.prepare(Looking(self.network), phase.optimiser(phase.parameters))
         schedule = None if phase.schedule is None else phase.schedule(optimiser.optimizer, phase.epochs * lessons.steps)
         self._restore(optimiser, schedule)
-        with interruptible() as asked:
+        with interruptible() as asked, phase.during():
             for epoch in range(self.at.epoch, phase.epochs):
                 batches = lessons.epoch(epoch, self.at.step)
                 what, left = f"{phase.name}, epoch {epoch + 1} of {phase.epochs}", lessons.steps - self.at.step
@@ -102,7 +102,7 @@ class Loop:
                 for state, positions in track(batches, what=what, total=left, show=self.course.progress):
                     step = epoch * lessons.steps + self.at.step
                     lesson = lessons.lesson(positions, phase.name, step / (phase.epochs * lessons.steps))
-                    view = view_of(look(state, pooled), state, pooled)
+                    view = view_of(self.network, look(state, pooled), state, pooled)
                     if phase.by == "update":
                         losses = recipe.update(view, lesson, optimiser)
                         self._require_finite(losses, view, phase, step)
@@ -170,7 +170,7 @@ class Loop:
         kept, pooled, look = [], phase.reads == "pooled", Looking(self.network.eval())
         with torch.no_grad():
             for state, positions in lessons.in_order(LOOKED):
-                view = view_of(look(state, pooled), state, pooled)
+                view = view_of(self.network, look(state, pooled), state, pooled)
                 kept.append(positions[phase.rows(view, lessons.lesson(positions, phase.name)).cpu().numpy()])
         found: Array = np.concatenate(kept)
         if not len(found):

@@ -9,6 +9,7 @@ Where we differ: one summed loss and one Adam, where the code steps the trunk an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -21,6 +22,7 @@ from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 from offramp.errors import BadInput, BadNetwork
 from offramp.network import Network
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.recipes._equilibrium import equilibrium, require_one_model
 
 NORMS = ("moving", "frozen")
 ALONE = "models alone"
@@ -33,7 +35,8 @@ class Joint(Recipe):
     decay: let the rate fall to 0 over each phase along a cosine (Loshchilov and Hutter, 2017, arXiv 1608.03983); the
     authors keep it, over many more epochs.
     norm: "moving" lets batch norms of the models learn and follow the batches, "frozen" keeps them as they are.
-    backbone=False teaches the exits alone, and the models stay as they are.
+    backbone=False teaches the exits alone, and the models stay as they are. equilibrium=True averages the gradients of
+    the exits behind each cut instead of summing them (Li et al., 2019, arXiv 1908.06294; recipes/_equilibrium.py).
     """
 
     def __init__(
@@ -47,10 +50,12 @@ class Joint(Recipe):
         decay: bool = False,
         norm: str = "moving",
         backbone: bool = True,
+        equilibrium: bool = False,
     ) -> None:
         self.weights, self.epochs, self.alone = weights, epochs, alone
         self.rate, self.betas, self.decay = rate, betas, decay
         self.norm, self.backbone = norm, backbone
+        self.equilibrium = equilibrium
 
     def prepare(self, network: Network) -> None:
         """Raise BadInput for weights that do not fit, BadNetwork where there is nothing to teach."""
@@ -61,6 +66,8 @@ class Joint(Recipe):
         elif not any(True for _ in network.backbone.parameters()):
             raise BadNetwork("the models of this network have no parameters; teach the exits alone: backbone=False")
         weights_of(self.weights, network.chain.exits)
+        if self.equilibrium:
+            require_one_model(network, "equilibrium=True")
 
     def phases(self, network: Network) -> list[Phase]:
         """The models alone, if asked for, then everything."""
@@ -71,8 +78,9 @@ class Joint(Recipe):
         models = tuple(value for value in models if id(value) not in frozen)
         schedule = _cosine if self.decay else None
         first = [Phase(ALONE, models, self.alone, adam, schedule, still=still)] if self.alone and models else []
+        during = partial(equilibrium, network) if self.equilibrium else nullcontext
         every = (*models, *network.exits.parameters())
-        return [*first, Phase("joint", every, self.epochs, adam, schedule, still=still)]
+        return [*first, Phase("joint", every, self.epochs, adam, schedule, still=still, during=during)]
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """Weighted cross-entropy by exit."""
