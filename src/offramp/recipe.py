@@ -40,24 +40,32 @@ class View:
     logits: of the exits, shallow to deep, [b, C] each. features: what stands at their nodes: in a phase that reads
     the input the tapped values [b, ...] (at a model's end its logits), in one that reads pooled features those [b, F].
     inputs: what went in; empty where pooled features are read. Nodes whose exits cannot pool are then missing.
+    network: for what a forward does not give: gates, what exits hand on, and the aids that `prepare` hung on.
     """
 
     logits: Mapping[str, Tensor]
     features: Mapping[str, Tensor]
     inputs: State
+    network: Network
 
 
 @dataclass(frozen=True)
 class Lesson:
     """What comes with a view: labels y [b] int64 or None, the rows' numbers [b], the phase and how much is done of it.
 
-    done: the share of the phase's steps that lie behind, in [0, 1).
+    done: the share of the phase's steps that lie behind, in [0, 1); step: their number, of `steps` in all.
     """
 
     y: Tensor | None
     row: Tensor
     phase: str
-    done: float
+    step: int = 0
+    steps: int = 1
+
+    @property
+    def done(self) -> float:
+        """The share of the phase's steps that lie behind."""
+        return self.step / self.steps
 
     def labels(self) -> Tensor:
         """The labels, in a phase that needs them."""
@@ -69,7 +77,8 @@ class Lesson:
 class Phase:
     """A stretch of teaching.
 
-    parameters: those that change; every other one, and every other module's mode, stays as it is in eval mode.
+    parameters: those that change, of the network or of its aids; every other one, and every other module's mode, stays
+    as it is in eval mode.
     optimiser: makes one of the parameters; schedule: of an optimiser and the number of steps; None keeps the rate.
     reads: "input" runs the models on every batch; "pooled" reads what the exits' `pool` gives, computed once, and so
     needs parameters of such exits alone. by: how a step is made: `loss` (fit steps), `update` (the recipe steps),
@@ -108,7 +117,11 @@ class Recipe(abc.ABC):
         """The phases, in order; asked for once, after `prepare`."""
 
     def prepare(self, network: Network) -> None:  # noqa: B027 - a recipe may take any network
-        """Refuse what this recipe cannot teach (BadNetwork), before anything is changed; hang on what it needs."""
+        """Refuse what this recipe cannot teach (BadNetwork), before anything is changed; hang on what it needs.
+
+        What is only needed while it teaches goes into `network.aids`, made anew each time: fit has seeded torch's
+        generator, keeps them in its checkpoints, and takes them off again.
+        """
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """What a phase `by="loss"` minimises: a number, or its summands under the names of exits."""

@@ -9,7 +9,7 @@ import torch
 from offramp.chain import Step
 from offramp.errors import BadData
 from offramp.inputs import State
-from offramp.network import LOGITS, SCORE, Network, Part, Seen, Segment, answer, grade
+from offramp.network import HANDED, LOGITS, SCORE, Hands, Network, Part, Seen, Segment, answers, grade
 from offramp.segmenting import segments_of
 
 
@@ -25,34 +25,33 @@ def _part(network: Network, segment: Segment, step: Step) -> Part:
     pieces: dict[str, Callable[[State], State]] = {"segment": _explained(segment.call, name)}
     if step.exit:
         exit_ = network.exit_of(name)
-        reads += _logits_of(node.exit_reads)
-        writes.append(name + LOGITS)
+        handed = {other: other + _handed(network, other) for other in node.exit_reads}
+        mine = name + _handed(network, name)
+        reads += handed.values()
+        writes += dict.fromkeys((name + LOGITS, mine))
         modules += exit_.modules()
 
         def leave(state: State) -> State:
-            return {name + LOGITS: answer(exit_, Seen(state[name], _earlier(state, node.exit_reads)), name)}
+            own, on = answers(exit_, Seen(state[name], {key: state[place] for key, place in handed.items()}), name)
+            return {mine: on, name + LOGITS: own}
 
         pieces["exit"] = leave
     if step.gate:
         gate = network.gate_of(name)
-        reads += _logits_of(node.gate_reads)
+        reads += (other + LOGITS for other in node.gate_reads)
         writes.append(name + SCORE)
         modules += gate.modules()
 
         def score(state: State) -> State:
-            seen = Seen(state[name], _earlier(state, node.gate_reads))
+            seen = Seen(state[name], {other: state[other + LOGITS] for other in node.gate_reads})
             return {name + SCORE: grade(gate, seen, state[name + LOGITS])}
 
         pieces["gate"] = score
     return Part(step, tuple(dict.fromkeys(reads)), tuple(writes), tuple(modules), pieces)
 
 
-def _logits_of(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(name + LOGITS for name in names)
-
-
-def _earlier(state: State, names: Sequence[str]) -> State:
-    return {name: state[name + LOGITS] for name in names}
+def _handed(network: Network, name: str) -> str:
+    return HANDED if isinstance(network.exit_of(name), Hands) else LOGITS
 
 
 def _explained(call: Callable[[State], State], name: str) -> Callable[[State], State]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.inputs import State, given
-from offramp.network import Exit, Network, Seen, answer
+from offramp.network import Exit, Network, Seen, answers
 from offramp.recipe import Pools, View
 from offramp.rungs import values_of
 
@@ -32,16 +32,16 @@ class Looking(nn.Module):
             seen = dict(self.network.look(given(state)))
             own = {name: one.own for name, one in seen.items() if one.own is not None}
             return {"logits": own, "features": {name: one.features for name, one in seen.items()}}
-        logits: dict[str, Tensor] = {}
+        logits, handed = dict[str, Tensor](), dict[str, Tensor]()
         for name, exit_ in exits_of(self.network):
             if name in state and set(exit_.reads) <= logits.keys():
-                logits[name] = answer(exit_, Seen(state[name], logits), name)
+                logits[name], handed[name] = answers(exit_, Seen(state[name], handed), name)
         return {"logits": logits, "features": {name: state[name] for name in logits}}
 
 
-def view_of(looked: Mapping[str, Mapping[str, Tensor]], state: State, pooled: bool) -> View:
+def view_of(looked: Mapping[str, Mapping[str, Tensor]], state: State, pooled: bool, network: Network) -> View:
     """What `Looking` gave, as a recipe sees it."""
-    return View(looked["logits"], looked["features"], {} if pooled else state)
+    return View(looked["logits"], looked["features"], {} if pooled else state, network)
 
 
 def exits_of(network: Network) -> Iterator[tuple[str, Exit]]:
