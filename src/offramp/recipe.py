@@ -17,8 +17,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from offramp.errors import BadNetwork
-from offramp.inputs import State
+from offramp.inputs import State, as_inputs
 from offramp.network import Exit, Network
+from offramp.signature import example
 
 Losses = Tensor | Mapping[str, Tensor]
 Optimising = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -160,3 +161,23 @@ def taught_exits(network: Network) -> tuple[str, ...]:
     if not found:
         raise BadNetwork("no exit of this network has parameters to teach; hang some on with cut(model, exits=...)")
     return found
+
+
+def poolable(network: Network) -> tuple[str, ...]:
+    """The exits that read nothing but pooled features, and exits that do."""
+    found: list[str] = []
+    for name in network.chain.exits:
+        if isinstance(network.exit_of(name), Pools) and set(network.exit_of(name).reads) <= set(found):
+            found.append(name)
+    return tuple(found)
+
+
+def reading(network: Network, names: Iterable[str]) -> Literal["input", "pooled"]:
+    """What a phase may read that teaches these exits on a frozen backbone: pooled features, if all of them pool."""
+    return "pooled" if set(names) <= set(poolable(network)) else "input"
+
+
+def tried(network: Network) -> State:
+    """Two seeded rows like those on which a model was cut; empty in a ladder of whole models."""
+    inputs = next((rung.inputs for rung in network.rungs if rung.inputs), ())
+    return as_inputs(example(inputs, 2), network.device()) if inputs else {}

@@ -10,13 +10,11 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadInput
+from offramp.exits._pooling import POOLS, pooled, width
 from offramp.network import Exit, Seen
-
-POOLS = ("mean", "grid", "flat")
 
 
 class Pooled(Exit):
@@ -33,17 +31,17 @@ class Pooled(Exit):
         self.pooling, self.features, self.classes, self.hidden = pool, int(features), int(classes), tuple(hidden)
         widths = (self.features, *self.hidden)
         layers: list[nn.Module] = []
-        for width_in, width in pairwise(widths):
-            layers += [nn.Linear(width_in, width), nn.ReLU()]
+        for width_in, width_out in pairwise(widths):
+            layers += [nn.Linear(width_in, width_out), nn.ReLU()]
         self.head = nn.Sequential(*layers, nn.Linear(widths[-1], self.classes))
 
     def pool(self, features: Tensor) -> Tensor:
         """[B, channels, ...] -> [B, F]."""
-        return _pooled(features, self.pooling)
+        return pooled(features, self.pooling)
 
-    def classify(self, pooled: Tensor) -> Tensor:
+    def classify(self, features: Tensor) -> Tensor:
         """[B, F] -> logits [B, C]."""
-        logits: Tensor = self.head(pooled)
+        logits: Tensor = self.head(features)
         return logits
 
     def forward(self, seen: Seen) -> Tensor:
@@ -54,19 +52,6 @@ class Pooled(Exit):
         """Pool, widths and classes."""
         config = {"pool": self.pooling, "features": self.features, "classes": self.classes}
         return {"name": "Pooled", **config, **({"hidden": list(self.hidden)} if self.hidden else {})}
-
-
-def _pooled(features: Tensor, pool: str) -> Tensor:
-    """Features [B, channels, ...] (or [B, F], which stay as they are) -> [B, F]."""
-    if features.dim() == 2 or pool == "flat":
-        return features.flatten(1)
-    if features.dim() != 4:
-        flat = features.flatten(2) if features.dim() > 4 else features
-        return flat.mean(1) if features.dim() == 3 else flat.mean(2)
-    if pool == "mean":
-        return features.mean((2, 3))
-    grid = nn.functional.adaptive_avg_pool2d(features, 4).flatten(1)
-    return torch.cat([features.mean((2, 3)), features.amax((2, 3)), grid], dim=1)
 
 
 def linear(shape: Sequence[int], classes: int) -> Pooled:
@@ -85,7 +70,4 @@ def mlp(shape: Sequence[int], classes: int) -> Pooled:
 
 
 def _made(pool: str, shape: Sequence[int], classes: int, hidden: Sequence[int] = ()) -> Pooled:
-    if not shape:
-        raise BadNetwork("the tapped value has no features, expected [B, F] or [B, channels, ...]; cut elsewhere")
-    features = _pooled(torch.zeros(1, *shape), pool).shape[1]
-    return Pooled(pool, features, classes, hidden)
+    return Pooled(pool, width(shape, pool), classes, hidden)

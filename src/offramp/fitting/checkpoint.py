@@ -12,13 +12,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from offramp.errors import BadFile, BadInput, Mismatch
 from offramp.files import read_json, read_tensors, write_json, write_tensors
 from offramp.fitting.history import Epoch
 from offramp.network import Network
+from offramp.rungs import held
 from offramp.storing import saving
 
 SCHEMA = 1
@@ -64,7 +65,7 @@ def save_checkpoint(
     with saving(network, folder) as place:
         write_tensors(place / "optimiser.safetensors", tensors)
         if network.aids:
-            write_tensors(place / AIDS, nn.ModuleDict(network.aids).state_dict())
+            write_tensors(place / AIDS, held(network.aids).state_dict())
         body = {"begun": begun, "progress": asdict(progress), "optimiser": state, "extra": extra}
         write_json(place / "training.json", "training", SCHEMA, body)
 
@@ -81,7 +82,7 @@ def load_checkpoint(folder: Path, network: Network, begun: Mapping[str, Any]) ->
     try:
         network.load_state_dict(read_tensors(folder / "weights.safetensors"), strict=True)
         if network.aids:
-            nn.ModuleDict(network.aids).load_state_dict(read_tensors(folder / AIDS), strict=True)
+            held(network.aids).load_state_dict(read_tensors(folder / AIDS), strict=True)
     except RuntimeError as problem:
         raise BadFile(f"{folder} does not fit this network; give the network that the run was begun with") from problem
     tensors = read_tensors(folder / "optimiser.safetensors")

@@ -50,15 +50,6 @@ def exits_of(network: Network) -> Iterator[tuple[str, Exit]]:
         yield name, network.exit_of(name)
 
 
-def poolable(network: Network) -> tuple[str, ...]:
-    """The exits that read nothing but pooled features, and exits that do."""
-    found: list[str] = []
-    for name, exit_ in exits_of(network):
-        if isinstance(exit_, Pools) and set(exit_.reads) <= set(found):
-            found.append(name)
-    return tuple(found)
-
-
 def pooled_of(network: Network, state: State, names: tuple[str, ...]) -> dict[str, Tensor]:
     """The pooled features [b, F] of the named exits for a batch, without gradient."""
     found: dict[str, Tensor] = {}

@@ -18,12 +18,12 @@ from offramp.find import find_file, imported
 from offramp.fitting.checkpoint import load_checkpoint
 from offramp.fitting.history import History
 from offramp.fitting.lessons import Augment, drawn, roll_of
-from offramp.fitting.looking import Looking, poolable
+from offramp.fitting.looking import Looking
 from offramp.fitting.loop import Course, Held, Loop
 from offramp.fitting.pooling import Pooling
 from offramp.inputs import as_inputs
 from offramp.network import Network
-from offramp.recipe import Phase, Recipe, plain
+from offramp.recipe import Phase, Recipe, plain, poolable
 
 PRECISIONS = ("no", "bf16", "fp16")
 
