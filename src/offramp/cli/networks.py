@@ -32,7 +32,12 @@ Names = Annotated[
     typer.Option("--name", metavar="NAME", help="Its name; by default the last word of SPEC."),
 ]
 Gate = Annotated[
-    str, typer.Option("--gate", metavar="GATE", help="margin, max_logit, max_prob, neg_entropy, or my.module:score.")
+    str,
+    typer.Option(
+        "--gate",
+        metavar="GATE",
+        help="margin, max_logit, max_prob, neg_entropy, patience, agreement, ensemble, uncertainty, my.module:score.",
+    ),
 ]
 Temperature = Annotated[
     float | None,

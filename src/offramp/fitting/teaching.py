@@ -48,7 +48,8 @@ def fit(
     """Teach a network's exits, in place, where it lies; it ends in eval mode, ready to be recorded.
 
     data: whatever `offramp.data.rows` takes, with rows by number and labels. recipe: a name on the shelf (hinge,
-    cross_entropy, joint), an object made of one with other arguments, or your own (`my.module:Recipe`).
+    cross_entropy, joint, sdn, ztw, distill, patience, objective), an object made of one with other arguments, or your
+    own (`my.module:Recipe`).
     development: rows on which recipes choose, and by which each epoch is measured; never those of a promise.
     augment: of a batch x, drawn anew from torch's generator; where pooled features are computed once, `views` fixed
     copies of each row are kept. precision: "no", "bf16" or "fp16". folder: metrics.csv, and a checkpoint after each
