@@ -88,6 +88,22 @@ def cost(call: Callable[[State], object], state_of: Callable[[int], State], *, t
     return np.array([per_row, *line(SIZES, [float(np.median(times[str(n)])) for n in SIZES])])
 
 
+def costs_of(parts: Sequence[Part], x: State, *, timed: bool) -> dict[str, Array]:
+    """MACs and milliseconds of every segment, exit and gate on some rows: [3] each, as columns of a trace."""
+    state = dict(x)
+    found: dict[str, Array] = {}
+
+    def of(count: int) -> State:
+        return {key: tiled(value, count) for key, value in state.items()}
+
+    for part in parts:
+        for kind, piece in part.pieces.items():
+            found[f"cost/{kind}/{part.step.name}"] = cost(piece, of, timed=timed)
+            with torch.inference_mode():
+                state.update(piece(state))
+    return found
+
+
 @dataclass(frozen=True)
 class Percentile:
     """The 95th percentile of a part's milliseconds by batch size: between measured sizes a straight line."""

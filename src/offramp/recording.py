@@ -15,7 +15,7 @@ from offramp.data.rows import Batch, Rows, fingerprint_of, rows
 from offramp.errors import BadData, BadNetwork
 from offramp.find import find_file
 from offramp.inputs import State, as_inputs
-from offramp.measuring import cost, tiled
+from offramp.measuring import costs_of
 from offramp.network import LOGITS, SCORE, Network, Part
 from offramp.progress import track
 from offramp.provenance import Origin, Probe
@@ -66,7 +66,7 @@ def record(
         x = as_inputs(batch.x, place)
         if not first:
             first = tuple(Input.of(name, value.cpu().numpy()) for name, value in x.items())
-            costs = _costs(parts, x, timed=timed)
+            costs = costs_of(parts, x, timed=timed)
         columns.add(batch, _everything(parts, x))
     if not first:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
@@ -150,22 +150,6 @@ def _check_finite(logits: Tensor, row: Array, exit_: str) -> None:
             f"the answers of exit {exit_!r} are not finite for rows {some}; look for NaN or infinities in these rows "
             "and leave them out"
         )
-
-
-def _costs(parts: Sequence[Part], x: State, *, timed: bool) -> dict[str, Array]:
-    """MACs and milliseconds of every segment, exit and gate, on the first rows."""
-    state = dict(x)
-    found: dict[str, Array] = {}
-
-    def of(count: int) -> State:
-        return {key: tiled(value, count) for key, value in state.items()}
-
-    for part in parts:
-        for kind, piece in part.pieces.items():
-            found[f"cost/{kind}/{part.step.name}"] = cost(piece, of, timed=timed)
-            with torch.inference_mode():
-                state.update(piece(state))
-    return found
 
 
 def _trace(network: Network, source: Rows, columns: dict[str, Array], engine: str, probe: Probe) -> Trace:

@@ -22,6 +22,7 @@ from offramp.inputs import State, as_inputs, count_of, given
 from offramp.measuring import Percentile, percentiles
 from offramp.network import LOGITS, SCORE, Network, Part
 from offramp.plan import BAND, Plan, choose
+from offramp.segmenting import undisturbed
 from offramp.signature import INPUT
 from offramp.watch import Watch
 
@@ -188,6 +189,11 @@ def open(
     time_on: rows [B, ...] on which every segment is timed at batch 1 to 64, for deadlines.
     Raises Mismatch (another network, engine or precision; a probe that differs), BadNetwork, BadInput, UnknownName.
     """
+    with undisturbed():
+        return _opened(network, plan, engine, device, time_on)
+
+
+def _opened(network: Network, plan: Plan, engine: str, device: str | torch.device | None, time_on: Any) -> Runner:
     network.require_eval()
     place = network.device()
     if device is not None and torch.device(device).type != place.type:

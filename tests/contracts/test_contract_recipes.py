@@ -24,18 +24,37 @@ FEW = {
     "decorrelated": {"epochs": 6, "rate": 1e-2},
     "joint": {"epochs": 6, "rate": 1e-2, "equilibrium": True},
     "weighted": {"epochs": 6, "rate": 0.05, "hidden": 20},
+    "sdn": {"epochs": 6, "rate": 1e-2},
+    "ztw": {"epochs": 6, "rate": 1e-2, "ensembles": 3},
+    "distill": {"epochs": 6, "rate": 1e-2},
+    "patience": {"epochs": 6, "rate": 1e-2},
+    "objective": {"warm": 3, "epochs": 4, "every": 2},
 }
+CUT = {"ztw": {"exits": "cascade"}, "objective": {"gate": "uncertainty"}, "sdn": {"exits": "sdn"}}
 X = images_of(72)
 Y = (X.mean((1, 2, 3)) > 0).long()
 
 
-def untaught():
-    return seeded(lambda: cut_of(taught=False), 0)
+def untaught(**options):
+    return seeded(lambda: cut_of(taught=False, **options), 0)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_shelf(name, tmp_path):
-    check_recipe(lambda: recipe_of(name, **FEW.get(name, {})), untaught, (X, Y), tmp_path)
+    check_recipe(lambda: recipe_of(name, **FEW.get(name, {})), lambda: untaught(**CUT.get(name, {})), (X, Y), tmp_path)
+
+
+OTHER = {
+    "sdn": {"backbone": True, "epochs": 12, "rate": 3e-2},
+    "ztw": {"epochs": 8, "rate": 1e-2, "ensembles": 3},
+    "distill": {"backbone": False, "epochs": 6, "rate": 1e-2},
+}
+OTHER_CUT = {"ztw": {"exits": "cascade_conv"}, "sdn": {"exits": "linear"}}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_the_other_way_of_a_recipe(name, tmp_path):
+    check_recipe(lambda: recipe_of(name, **OTHER[name]), lambda: untaught(**OTHER_CUT.get(name, {})), (X, Y), tmp_path)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -48,7 +67,7 @@ def test_it_refuses_a_network_without_anything_to_teach(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_it_taught_is_a_network_like_any_other(name, tmp_path):
     few = {**FEW.get(name, {}), **({"epochs": 1} if "epochs" in FEW.get(name, {}) else {})}
-    net = untaught()
+    net = untaught(**CUT.get(name, {}))
     off.fit(net, (X, Y), recipe=recipe_of(name, **few), batch_size=36, progress=False)
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", net.backbone)

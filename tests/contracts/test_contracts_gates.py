@@ -15,6 +15,7 @@ from offramp.gates.commitment import Commitment
 from offramp.gates.tempered import Tempered
 from offramp.network import Gate
 
+READS = ("a", "b")
 MADE = {
     "Tempered": lambda: Tempered(make_gate("margin"), 1.5),
     "Commitment": lambda: Commitment(5, 5),
@@ -23,7 +24,7 @@ MADE = {
 
 @pytest.mark.parametrize("name", find.names("gates"))
 def test_the_shelf(name):
-    gate = MADE[name]() if name in MADE else make_gate(name)
+    gate = MADE[name]() if name in MADE else make_gate(name, READS)
     check_gate(gate, example_seen(reads=gate.reads), make_gate)
 
 

@@ -101,7 +101,7 @@ class Loop:
                 start, tally = time.perf_counter() - self.at.seconds, dict(self.at.sums or {})
                 for state, positions in track(batches, what=what, total=left, show=self.course.progress):
                     step = epoch * lessons.steps + self.at.step
-                    lesson = lessons.lesson(positions, phase.name, step / (phase.epochs * lessons.steps))
+                    lesson = lessons.lesson(positions, phase.name, step, phase.epochs * lessons.steps)
                     view = view_of(self.network, look(state, pooled), state, pooled)
                     if phase.by == "update":
                         losses = recipe.update(view, lesson, optimiser)
@@ -182,12 +182,12 @@ class Loop:
     def _mode(self, phase: Phase) -> None:
         """Gradients for what is taught and nothing else; training mode for the models, exits and gates it stands in."""
         network, taught = self.network.eval(), {id(value) for value in phase.parameters}
-        for value in network.parameters():
+        aids, models = network.aids.values(), [network.model_of(rung) for rung in network.rungs]
+        for value in (*network.parameters(), *(value for aid in aids for value in aid.parameters())):
             value.requires_grad_(id(value) in taught)
-        models = [network.model_of(rung) for rung in network.rungs]
-        for part in (*models, *network.fronts.children(), *network.exits.children(), *network.gates.children()):
-            if any(id(value) in taught for value in part.parameters()):
-                part.train()
+        children = (*network.fronts.children(), *network.exits.children(), *network.gates.children())
+        for part in (*models, *children, *aids):
+            part.train(any(id(value) in taught for value in part.parameters()))
         for module in phase.still:
             module.eval()
 
