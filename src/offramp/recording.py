@@ -19,6 +19,7 @@ from offramp.measuring import cost, tiled
 from offramp.network import LOGITS, SCORE, Network, Part
 from offramp.progress import track
 from offramp.provenance import Origin, Probe
+from offramp.running import engine_of
 from offramp.signature import Input
 from offramp.trace import BACKBONE, Header, Trace
 
@@ -46,7 +47,8 @@ def record(
     data: whatever `offramp.data.rows` takes: arrays, (x, y), a Dataset, a DataLoader, batches, or a spec such as
     "cifar10:DIR[1000:5000]". keep: "logits", or "answers" to leave the logits [N, C] out.
     timed: measure milliseconds over batch 1 to 64; do so where nothing else runs.
-    Raises BadData (no rows, labels out of range, wrong shapes, rows that give NaN), BadNetwork.
+    engine: torch, onnxruntime or openvino; the plans that are made of this trace run on it, and on no other.
+    Raises BadData (no rows, labels out of range, wrong shapes, rows that give NaN), BadNetwork, MissingExtra.
     """
     if keep not in ("logits", "answers"):
         raise BadData(f"keep is {keep!r}, expected 'logits' or 'answers'")
@@ -56,7 +58,9 @@ def record(
     source = rows(data)
     place = network.device()
     steps = network.chain.walk(network.chain.gates)
-    parts: Sequence[Part] = find_file("engines", engine).open(network, steps, place)
+    shelved, identity = engine_of(engine)
+    parts: Sequence[Part] = shelved.open(network, steps, place)
+    counted: Sequence[Part] = find_file("engines", "torch").open(network, steps, place)
     batches = source.batches(batch_size)
     total = None if source.length is None else -(-source.length // batch_size)
     columns = _Columns(network, keep)
@@ -66,11 +70,11 @@ def record(
         x = as_inputs(batch.x, place)
         if not first:
             first = tuple(Input.of(name, value.cpu().numpy()) for name, value in x.items())
-            costs = _costs(parts, x, timed=timed)
+            costs = _costs(parts, counted, x, timed=timed)
         columns.add(batch, _everything(parts, x))
     if not first:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
-    return _trace(network, source, columns.joined() | costs, engine, _probe(network, first, parts))
+    return _trace(network, source, columns.joined() | costs, identity, _probe(network, first, parts))
 
 
 def _never_taught(names: Sequence[str]) -> str:
@@ -151,17 +155,20 @@ def _check_finite(logits: Tensor, row: Array, exit_: str) -> None:
         )
 
 
-def _costs(parts: Sequence[Part], x: State, *, timed: bool) -> dict[str, Array]:
-    """MACs and milliseconds of every segment, exit and gate, on the first rows."""
+def _costs(parts: Sequence[Part], counted: Sequence[Part], x: State, *, timed: bool) -> dict[str, Array]:
+    """MACs and milliseconds of every segment, exit and gate, on the first rows.
+
+    Multiply-adds are counted in torch. What an engine has fused into one piece has all its milliseconds there.
+    """
     state = dict(x)
     found: dict[str, Array] = {}
 
     def of(count: int) -> State:
         return {key: tiled(value, count) for key, value in state.items()}
 
-    for part in parts:
-        for kind, piece in part.pieces.items():
-            found[f"cost/{kind}/{part.step.name}"] = cost(piece, of, timed=timed)
+    for part, plain in zip(parts, counted, strict=True):
+        for kind, piece in plain.pieces.items():
+            found[f"cost/{kind}/{part.step.name}"] = cost(part.pieces.get(kind), of, timed=timed, counted=piece)
             with torch.inference_mode():
                 state.update(piece(state))
     return found
