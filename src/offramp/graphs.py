@@ -274,10 +274,8 @@ def _keep(values: Any, names: Collection[str]) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep to ourselves what the exporters print."""
-    loggers = [
-        logging.getLogger(name) for name in ("torch.onnx", "torch.fx.experimental.symbolic_shapes", "onnxscript")
-    ]
-    loggers += [logging.getLogger("torch.onnx._internal.exporter._registration")]
+    names = ("torch.onnx", "torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes")
+    loggers = [logging.getLogger(name) for name in names]
     before = [logger.disabled for logger in loggers]
     try:
         for logger in loggers:
