@@ -12,7 +12,7 @@ import logging
 import re
 import threading
 import warnings
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -59,6 +59,13 @@ class Graph:
         _keep(graph.input, needed)
         reads = tuple(value.name for value in graph.input)
         return Graph(self.node, reads, tuple(value.name for value in graph.output), model)
+
+    def renamed(self, names: Mapping[str, str]) -> Any:
+        """A copy of the model in which the tensors that it reads have other names."""
+        model = type(self.model)()
+        model.CopyFrom(self.model)
+        _rename(model.graph, names)
+        return model
 
 
 def parts_of(
@@ -243,7 +250,7 @@ def _rename_all(graph: Any, node: str, reads: Sequence[str], writes: Sequence[st
         value.name = new
 
 
-def _rename(graph: Any, names: dict[str, str]) -> None:
+def _rename(graph: Any, names: Mapping[str, str]) -> None:
     """Rename values in a graph and in the graphs inside it."""
     for node in graph.node:
         for ends in (node.input, node.output):

@@ -50,7 +50,7 @@ class Runner:
         self._watches = {part.step.name: Watch(part.modules, deep=False) for part in every}
         self._parts = tuple(parts)
         self._every = tuple(every)
-        self._keeps = tuple(_later(self._parts, place) for place in range(len(self._parts)))
+        self._keeps = tuple(later(self._parts, place) for place in range(len(self._parts)))
         self._thresholds = {gate: np.asarray(values, np.float32) for gate, values in plan.thresholds.items()}
         self._percentiles = percentiles
         probe = plan.origin.probe if plan.origin else None
@@ -161,7 +161,7 @@ class Runner:
         return time.perf_counter() + self._percentiles[number](count) / 1e3 <= until
 
 
-def _later(parts: Sequence[Part], place: int) -> tuple[str, ...]:
+def later(parts: Sequence[Part], place: int) -> tuple[str, ...]:
     """Names of the tensors that the parts after `place` read."""
     made: set[str] = set()
     needed: dict[str, None] = {}
@@ -194,7 +194,7 @@ def open(
     for gate, values in plan.thresholds.items():
         if len(values) != 1:
             raise BadInput(f"gate {gate!r} has {len(values)} thresholds, expected one: its rows leave or go on")
-    _check_origin(network, plan, identity)
+    check_origin(network, plan, identity)
     parts: Sequence[Part] = shelved.open(network, steps, place)
     every: Sequence[Part] = shelved.open(network, network.chain.walk(network.chain.gates), place)
     _check_probe(network, plan, every)
@@ -211,7 +211,7 @@ def engine_of(name: str) -> tuple[ModuleType, str]:
     return found, found.version() if hasattr(found, "version") else name
 
 
-def _check_origin(network: Network, plan: Plan, engine: str) -> None:
+def check_origin(network: Network, plan: Plan, engine: str) -> None:
     if plan.origin is None:
         return
     mine = (network.fingerprint(), engine, network.precision())

@@ -147,7 +147,7 @@ def test_an_operator_that_cannot_be_written_is_named_with_its_segment(engine):
 def test_a_type_that_onnxruntime_has_no_kernel_for():
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    net = off.ladder({"a": nn.Sequential(nn.Linear(4, 3)), "b": dense(2)}).to(torch.bfloat16)
+    net = off.ladder({"a": nn.Sequential(nn.Linear(4, 3)).eval(), "b": dense(2)}).to(torch.bfloat16)
     with pytest.raises(BadNetwork, match=r"segment 'a' cannot run on ONNX Runtime: .*opset"):
         off.run(net, Plan.by_hand({"a": 0.4}), rows_of(4).bfloat16(), engine="onnxruntime")
 

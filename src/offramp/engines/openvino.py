@@ -1,4 +1,4 @@
-"""OpenVINO on the CPU, in float32: each segment with its exit and gate as one graph, on as many threads as torch has."""
+"""OpenVINO on the CPU, in float32: a segment with its exit and gate is one graph, on as many threads as torch has."""
 
 from __future__ import annotations
 
