@@ -72,7 +72,7 @@ def export(
         check_origin(network, plan, plan.origin.engine)
     kept, note = _kept(plan, identity)
     stops, tried = _stops(network, plan, state)
-    body = {
+    body: dict[str, Any] = {
         "made_with": {"offramp": __version__, **{name: version(name) for name in ("torch", "onnx", ENGINE)}},
         "network": {"fingerprint": network.fingerprint(), "precision": network.precision()},
         "inputs": [_input(name, value) for name, value in state.items()],

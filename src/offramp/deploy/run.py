@@ -5,7 +5,6 @@ python run.py images.npy [-o answers.npz]      rows [B, ...]; .npz with inputs b
 
 import argparse
 import json
-import os
 import sys
 from functools import cache
 from pathlib import Path
@@ -26,12 +25,12 @@ def run(x: Any, *, threads: int | None = None) -> dict[str, Any]:
     about, plan = read("manifest.json"), read("plan.json")["thresholds"]
     state = inputs(x, about["inputs"])
     if about["one_file"]:
-        given = state | {f"threshold/{gate}": np.float32(plan[gate][0]) for gate in about["gates"]}
+        given = state | {f"threshold/{gate}": np.array(plan[gate][0], np.float32) for gate in about["gates"]}
         return dict(zip(NAMES, session(about["one_file"], threads).run(NAMES, given), strict=True))
     rows = np.arange(len(next(iter(state.values()))))
     logits = np.zeros((len(rows), about["classes"]), about["logits"])
     exit_, why, flagged = (np.zeros(len(rows), kind) for kind in (np.int64, np.int64, bool))
-    for part in about["parts"] if len(rows) else ():
+    for part in about["parts"] if len(rows) else []:
         given = {name: state[name] for name in part["reads"]}
         state |= zip(part["writes"], session(part["file"], threads).run(part["writes"], given), strict=True)
         leave = np.full(len(rows), part["last"])
@@ -69,7 +68,7 @@ def session(file: str, threads: int | None) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.log_severity_level = threads or 0, 4
+    options.intra_op_num_threads = threads or 0
     options.add_session_config_entry("session.force_spinning_stop", "1")  # threads of one graph leave the next alone
     return onnxruntime.InferenceSession(str(HERE / file), options, providers=["CPUExecutionProvider"])
 
@@ -87,15 +86,14 @@ def load(paths: list[str]) -> Any:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(usage=__doc__)
-    parser.add_argument("rows", nargs="+")
-    parser.add_argument("-o", metavar="answers.npz")
-    parser.add_argument("--threads", type=int)
+    for name, most in (("rows", "+"), ("-o", None)):
+        parser.add_argument(name, nargs=most)
     args = parser.parse_args()
     try:
-        found, exits = run(load(args.rows), threads=args.threads), read("manifest.json")["exits"]
+        found, exits = run(load(args.rows)), read("manifest.json")["exits"]
         if args.o:
             np.savez(f"{args.o}.part.npz", **found)
-            os.replace(f"{args.o}.part.npz", args.o)
+            Path(f"{args.o}.part.npz").replace(args.o)
     except Exception as problem:  # a damaged file can fail anywhere
         sys.exit(print("run.py:", *str(problem).split(), file=sys.stderr) or 2)
     for row, place in enumerate(found["exit"]):
