@@ -106,56 +106,60 @@ def _rest(body: _Body, stops: Sequence[Stop], scope: dict[str, str], kinds: Sequ
     if not (stop.step.gate or stop.step.last):
         return _rest(body, later, scope, kinds)
     logits = name + LOGITS
-    count = body.add("Slice", [body.add("Shape", [logits], f"{name}:shape"), *_ends(body, name)], f"{name}:n")
+    count = body.add("Slice", [body.add("Shape", [logits], f"{name}::shape"), *_ends(body, name)], f"{name}::n")
     exit_, why = (
-        body.add("Expand", [body.constant(f"{name}:its {what}", np.array([value], np.int64)), count], f"{name}:{what}")
+        body.add(
+            "Expand", [body.constant(f"{name}::its {what}", np.array([value], np.int64)), count], f"{name}::{what}"
+        )
         for what, value in (("exit", stop.place), ("why", stop.why))
     )
     if stop.step.last:
-        total = body.add("ReduceSum", [logits, body.constant(f"{name}:-1", np.array([-1]))], f"{name}:sum", keepdims=0)
-        bad = [body.add(kind, [total], f"{name}:{kind}") for kind in ("IsNaN", "IsInf")]
-        return logits, exit_, why, body.add("Or", bad, f"{name}:flagged")
-    own = (logits, exit_, why, body.add("IsNaN", [name + SCORE], f"{name}:flagged"))
+        total = body.add(
+            "ReduceSum", [logits, body.constant(f"{name}::-1", np.array([-1]))], f"{name}::sum", keepdims=0
+        )
+        bad = [body.add(kind, [total], f"{name}::{kind}") for kind in ("IsNaN", "IsInf")]
+        return logits, exit_, why, body.add("Or", bad, f"{name}::flagged")
+    own = (logits, exit_, why, body.add("IsNaN", [name + SCORE], f"{name}::flagged"))
     stay = _stay(body, name)
-    index = body.add("Squeeze", [body.add("NonZero", [stay], f"{name}:where"), f"{name}:axis"], f"{name}:index")
-    body.constant(f"{name}:axis", np.array([0]))
-    size = body.add("Size", [index], f"{name}:stay count")
-    some = body.add("Greater", [size, body.constant(f"{name}:0", np.int64(0))], f"{name}:some")
+    index = body.add("Squeeze", [body.add("NonZero", [stay], f"{name}::where"), f"{name}::axis"], f"{name}::index")
+    body.constant(f"{name}::axis", np.array([0]))
+    size = body.add("Size", [index], f"{name}::stay count")
+    some = body.add("Greater", [size, body.constant(f"{name}::0", np.int64(0))], f"{name}::some")
     on, done = _Body(), _Body()
-    inner = {key: on.add("Gather", [scope.get(key, key), index], f"{name}:{key}", axis=0) for key in stop.keeps}
+    inner = {key: on.add("Gather", [scope.get(key, key), index], f"{name}::{key}", axis=0) for key in stop.keeps}
     found = _scattered(on, name, own, _rest(on, later, scope | inner, kinds), index)
     ends = tuple(done.add("Identity", [end], f"{end} of all") for end in own)
-    outputs = tuple(f"{name}:all {what}" for what in OUTPUTS)
+    outputs = tuple(f"{name}::all {what}" for what in OUTPUTS)
     _either(body, some, (on, found), (done, ends), outputs, kinds)
     return outputs
 
 
 def _ends(body: _Body, name: str) -> list[str]:
     """From the first number of a shape to the second."""
-    return [body.constant(f"{name}:from", np.array([0])), body.constant(f"{name}:to", np.array([1]))]
+    return [body.constant(f"{name}::from", np.array([0])), body.constant(f"{name}::to", np.array([1]))]
 
 
 def _stay(body: _Body, name: str) -> str:
     """The rows [n] that do not leave, as `choose` says: NaN stays, and at +inf all do."""
     limit = f"threshold/{name}"
-    reached = body.add("GreaterOrEqual", [name + SCORE, limit], f"{name}:reached")
-    open_ = body.add("Less", [limit, body.constant(f"{name}:inf", np.float32(math.inf))], f"{name}:open")
-    return body.add("Not", [body.add("And", [reached, open_], f"{name}:leave")], f"{name}:stay")
+    reached = body.add("GreaterOrEqual", [name + SCORE, limit], f"{name}::reached")
+    open_ = body.add("Less", [limit, body.constant(f"{name}::inf", np.float32(math.inf))], f"{name}::open")
+    return body.add("Not", [body.add("And", [reached, open_], f"{name}::leave")], f"{name}::stay")
 
 
 def _scattered(body: _Body, name: str, own: Sequence[str], found: Sequence[str], index: str) -> tuple[str, ...]:
     """Answers of all rows, with those of the rows that went on in their places; a flag once set stays."""
     from onnx import TensorProto
 
-    places = body.add("Unsqueeze", [index, body.constant(f"{name}:1", np.array([1]))], f"{name}:places")
-    was = body.add("Gather", [own[3], index], f"{name}:was flagged", axis=0)
-    flags = body.add("Or", [was, found[3]], f"{name}:now flagged")
+    places = body.add("Unsqueeze", [index, body.constant(f"{name}::1", np.array([1]))], f"{name}::places")
+    was = body.add("Gather", [own[3], index], f"{name}::was flagged", axis=0)
+    flags = body.add("Or", [was, found[3]], f"{name}::now flagged")
     numbers = [
         body.add("Cast", [each], f"{each} as number", to=TensorProto.INT64) for each in (own[3], flags)
     ]  # not every version scatters booleans
     pairs = [*zip(own[:3], found[:3], strict=True), (numbers[0], numbers[1])]
     ends = [body.add("ScatterND", [one, places, other], f"{one} of both") for one, other in pairs]
-    return (*ends[:3], body.add("Cast", [ends[3]], f"{name}:flagged of both", to=TensorProto.BOOL))
+    return (*ends[:3], body.add("Cast", [ends[3]], f"{name}::flagged of both", to=TensorProto.BOOL))
 
 
 def _either(
