@@ -65,7 +65,7 @@ def test_random_plans_over_ties_nan_and_infinities(one_file, tmp_path):
     """Whole numbers: logits are exact, scores tie, and thresholds stand on them; the plan alone is exchanged."""
     net, x = ladder_of(3, make=spoiled, seed=3), rows_of(64, whole=True, seed=1)
     x[3::9, 0], x[5::9, 0] = NAN_MARK, INF_MARK
-    scores = {name: score for name, _, score in net.walk(x) if score is not None}
+    scores = {name: score.detach() for name, _, score in net.walk(x) if score is not None}
     off.export(net, Plan.by_hand(dict.fromkeys(net.chain.gates, 0.0)), tmp_path / "f", example=x[:4], one_file=one_file)
     rng, seen = np.random.default_rng(0), set()
     for number in range(60):
