@@ -43,6 +43,7 @@ FLOORS = [
         "recipes",
         "segmenting",
         "measuring",
+        "graphs",
     ],
     ["answers", "running", "calibration", "factories"],
     ["benching", "cutting", "fitting", "recording", "storing"],

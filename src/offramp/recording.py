@@ -19,6 +19,7 @@ from offramp.measuring import costs_of
 from offramp.network import LOGITS, SCORE, Network, Part
 from offramp.progress import track
 from offramp.provenance import Origin, Probe
+from offramp.running import engine_of
 from offramp.signature import Input
 from offramp.trace import BACKBONE, Header, Trace
 
@@ -46,7 +47,8 @@ def record(
     data: whatever `offramp.data.rows` takes: arrays, (x, y), a Dataset, a DataLoader, batches, or a spec such as
     "cifar10:DIR[1000:5000]". keep: "logits", or "answers" to leave the logits [N, C] out.
     timed: measure milliseconds over batch 1 to 64; do so where nothing else runs.
-    Raises BadData (no rows, labels out of range, wrong shapes, rows that give NaN), BadNetwork.
+    engine: torch, onnxruntime or openvino; the plans that are made of this trace run on it, and on no other.
+    Raises BadData (no rows, labels out of range, wrong shapes, rows that give NaN), BadNetwork, MissingExtra.
     """
     if keep not in ("logits", "answers"):
         raise BadData(f"keep is {keep!r}, expected 'logits' or 'answers'")
@@ -56,7 +58,9 @@ def record(
     source = rows(data)
     place = network.device()
     steps = network.chain.walk(network.chain.gates)
-    parts: Sequence[Part] = find_file("engines", engine).open(network, steps, place)
+    shelved, identity = engine_of(engine)
+    parts: Sequence[Part] = shelved.open(network, steps, place)
+    counted: Sequence[Part] = find_file("engines", "torch").open(network, steps, place)
     batches = source.batches(batch_size)
     total = None if source.length is None else -(-source.length // batch_size)
     columns = _Columns(network, keep)
@@ -66,11 +70,11 @@ def record(
         x = as_inputs(batch.x, place)
         if not first:
             first = tuple(Input.of(name, value.cpu().numpy()) for name, value in x.items())
-            costs = costs_of(parts, x, timed=timed)
+            costs = costs_of(parts, x, timed=timed, counted=counted)
         columns.add(batch, _everything(parts, x))
     if not first:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
-    return _trace(network, source, columns.joined() | costs, engine, _probe(network, first, parts))
+    return _trace(network, source, columns.joined() | costs, identity, _probe(network, first, parts))
 
 
 def _never_taught(names: Sequence[str]) -> str:
