@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 
-from offramp import __version__
 from offramp.answers import DEEPEST, END, GATE
 from offramp.chain import Step
 from offramp.deploy.one_file import Stop, one_model
@@ -73,7 +72,7 @@ def export(
     kept, note = _kept(plan, identity)
     stops, tried = _stops(network, plan, state)
     body: dict[str, Any] = {
-        "made_with": {"offramp": __version__, **{name: version(name) for name in ("torch", "onnx", ENGINE)}},
+        "made_with": {name: version(name) for name in ("offramp", "torch", "onnx", ENGINE)},
         "network": {"fingerprint": network.fingerprint(), "precision": network.precision()},
         "inputs": [_input(name, value) for name, value in state.items()],
         "preprocessing": {name: described(front) for name, front in network.fronts.items()},
