@@ -45,6 +45,7 @@ def require_same(got, want):
         np.testing.assert_allclose(got["logits"], want.logits.numpy(), atol=BAND, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_file", [False, True])
 @pytest.mark.parametrize("case", CASES)
 def test_it_answers_as_run_does(case, one_file, tmp_path):
@@ -60,6 +61,7 @@ def test_it_answers_as_run_does(case, one_file, tmp_path):
     assert module.run(arrays(rows(0)))["logits"].shape == (0, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("one_file", [False, True])
 def test_random_plans_over_ties_nan_and_infinities(one_file, tmp_path):
     """Whole numbers: logits are exact, scores tie, and thresholds stand on them; the plan alone is exchanged."""
@@ -95,6 +97,7 @@ def test_choose_is_the_package_s():
         assert program.choose(values, threshold).tolist() == want.tolist()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "plan", [Plan.by_hand({}), Plan.by_hand({"blocks.0": 0.2}, deepest="blocks.0"), Plan.by_hand({"blocks.0": 0.2})]
 )

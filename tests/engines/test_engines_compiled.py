@@ -33,6 +33,7 @@ def close(got, want):
     torch.testing.assert_close(got, want, atol=BAND, rtol=1e-5, equal_nan=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_it_answers_as_torch_does(engine, case):
     make, rows = CASES[case]
@@ -54,6 +55,7 @@ def test_it_answers_as_torch_does(engine, case):
         close(one.logits, other.logits)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", ["ladder", "cut, in place"])
 def test_run_equals_replay(engine, case):
     make, rows = CASES[case]
@@ -91,6 +93,7 @@ def test_a_plan_of_another_engine_is_refused(engine):
         off.open(net, Plan(thresholds={"small": (0.5,)}, origin=replace(theirs, probe=probe)), engine=engine)
 
 
+@pytest.mark.slow
 def test_changed_weights_are_noticed_and_used_when_opened_again(engine):
     net, x, plan = cut_of(), images_of(5), Plan.by_hand({})
     runner = off.open(net, plan, engine=engine)
@@ -104,6 +107,7 @@ def test_changed_weights_are_noticed_and_used_when_opened_again(engine):
     assert (after - before).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_what_a_plan_does_not_run_is_neither_in_its_graphs_nor_charged(engine):
     net, x = cut_of(), images_of(5)
     shelved = find_file("engines", engine)
@@ -116,6 +120,7 @@ def test_what_a_plan_does_not_run_is_neither_in_its_graphs_nor_charged(engine):
     assert set(state) == {"x", "stem", "blocks.0", "blocks.0/logits", "blocks.0/score", "backbone", "backbone/logits"}
 
 
+@pytest.mark.slow
 def test_multiply_adds_are_those_of_torch(engine):
     net, x = ladder_of(2), rows_of(8).numpy()
     mine = off.record(net, x, engine=engine, progress=False).columns
@@ -148,7 +153,7 @@ def test_a_type_that_onnxruntime_has_no_kernel_for():
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     net = off.ladder({"a": nn.Sequential(nn.Linear(4, 3)).eval(), "b": dense(2)}).to(torch.bfloat16)
-    with pytest.raises(BadNetwork, match=r"segment 'a' cannot run on ONNX Runtime: .*opset"):
+    with pytest.raises(BadNetwork, match=r"segment 'a' cannot run on ONNX Runtime: .*(opset|operator)"):
         off.run(net, Plan.by_hand({"a": 0.4}), rows_of(4).bfloat16(), engine="onnxruntime")
 
 

@@ -53,12 +53,14 @@ def _compiled(graph: Graph) -> Call:
         raise BadNetwork(
             f"segment {graph.node!r} cannot run on OpenVINO: {_told(problem)}; run it with engine='torch'"
         ) from problem
+    known = {name for port in model.inputs for name in port.get_names()}  # it drops what nothing in the graph reads
+    reads = [name for name in graph.reads if name in known]
     own = threading.local()  # a request holds the tensors of one call
 
     def call(state: State) -> State:
         if not hasattr(own, "request"):
             own.request = model.create_infer_request()
-        given = {name: np.ascontiguousarray(state[name].detach().numpy()) for name in graph.reads}
+        given = {name: np.ascontiguousarray(state[name].detach().numpy()) for name in reads}
         try:
             found = own.request.infer(given, share_inputs=True, share_outputs=False)
         except RuntimeError as problem:
