@@ -121,7 +121,9 @@ def test_law_3_the_type_checker_sees_the_same_face():
     assert typed == offramp._HOMES
 
 
-@pytest.mark.parametrize("module", ["running", "trace", "network", "recording", "engines.torch", "evaluation"])
+@pytest.mark.parametrize(
+    "module", ["running", "trace", "network", "recording", "engines.torch", "graphs", "evaluation"]
+)
 def test_law_4_choose_is_the_only_rule_that_runs(module):
     tree = ast.parse(MODULES[module].read_text())
     orders = (ast.Gt, ast.GtE, ast.Lt, ast.LtE)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from offramp.cutting import cut as cut
     from offramp.cutting import ladder as ladder
     from offramp.data.rows import rows as rows
+    from offramp.deploy.exporting import export as export
     from offramp.fitting.teaching import fit as fit
     from offramp.guarantees.risks import Risk as Risk
     from offramp.network import Exit as Exit
@@ -45,6 +46,7 @@ _HOMES = {
     "Trace": "trace",
     "calibrate": "calibration.calibrating",
     "cut": "cutting",
+    "export": "deploy.exporting",
     "fit": "fitting.teaching",
     "ladder": "cutting",
     "load": "storing",

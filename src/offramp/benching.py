@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from offramp.answers import Answers
+from offramp.chain import Chain, Node, Step
 from offramp.errors import BadData
-from offramp.find import find_file
-from offramp.inputs import State, as_inputs, call_model, count_of, given
+from offramp.find import find
+from offramp.inputs import State, as_inputs, count_of, given
 from offramp.measuring import Ratio, interleaved, ratio
 from offramp.network import Network, Part
 from offramp.plan import Plan
-from offramp.running import Runner, open
+from offramp.rungs import BACKBONE
+from offramp.running import Runner, engine_of, open
 
 
 @dataclass(frozen=True)
@@ -68,15 +72,16 @@ def bench(
     Raises BadData when there are fewer rows than a batch holds. Measure where nothing else runs.
     """
     runner = open(network, plan, engine=engine)
+    shelved, _ = engine_of(engine)
     rows = as_inputs(x, network.device())
     count = count_of(rows)
     if not count or max(batches) > count:
         raise BadData(f"there are {count} rows, expected at least {max(batches)}; give more rows or smaller batches")
-    parts: Sequence[Part] = find_file("engines", engine).open(network, plan.steps(network.chain), network.device())
+    parts: Sequence[Part] = shelved.open(network, plan.steps(network.chain), network.device())
     lines = []
     for batch in batches:
         picks = [_some(rows, slice(batch))] if batch > 1 else _one_per_exit(runner, rows)
-        lines += [_line(network, runner, parts, pick, repeats) for pick in picks]
+        lines += [_line(network, runner, parts, pick, repeats, shelved) for pick in picks]
     return Bench(network.chain.exits, torch.get_num_threads(), tuple(lines))
 
 
@@ -90,10 +95,12 @@ def _one_per_exit(runner: Runner, rows: State) -> list[State]:
     return [_some(rows, slice(first, first + 1)) for first in firsts]
 
 
-def _line(network: Network, runner: Runner, parts: Sequence[Part], rows: State, repeats: int) -> Line:
+def _line(
+    network: Network, runner: Runner, parts: Sequence[Part], rows: State, repeats: int, engine: ModuleType
+) -> Line:
     x = given(rows)
     answers = runner(x)
-    plain = plain_call(network, rows)
+    plain = plain_call(network, rows, engine)
     calls = {"run": lambda: runner(x), "parts": bare(parts, runner, rows, answers), "plain": plain, "same": plain}
     times = interleaved(calls, repeats=repeats, warmup=2)
     ms = {name: float(np.median(values)) for name, values in times.items()}
@@ -109,16 +116,30 @@ def _line(network: Network, runner: Runner, parts: Sequence[Part], rows: State, 
     )
 
 
-def plain_call(network: Network, rows: State) -> Callable[[], object]:
-    """The plain network: the user's last model behind its front, without exits and gates."""
+def plain_call(network: Network, rows: State, engine: ModuleType) -> Callable[[], object]:
+    """The plain network on an engine: the user's last model behind its front, without exits and gates."""
     rung = network.rungs[-1]
-    model, front = network.model_of(rung), network.front_of(rung)
+    (part,) = engine.open(_alone(network), (Step(rung.name, exit=False, gate=False, last=True),), network.device())
 
     def call() -> object:
         with torch.inference_mode():
-            return call_model(model, front, rows)
+            return part.call(dict(rows))
 
     return call
+
+
+def _alone(network: Network) -> Network:
+    """The last model as a network of one node, cut nowhere."""
+    rung = replace(network.rungs[-1], cuts=())
+    front = network.front_of(rung)
+    return Network(
+        backbone=network.backbone if rung.name == BACKBONE else nn.ModuleDict({rung.name: network.model_of(rung)}),
+        rungs=(rung,),
+        chain=Chain((Node(rung.name, None),)),
+        fronts={} if front is None else {rung.name: front},
+        exits={rung.name: find("exits", "Own")()},
+        gates={},
+    )
 
 
 def bare(parts: Sequence[Part], runner: Runner, rows: State, answers: Answers) -> Callable[[], object]:

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from offramp.fitting.teaching import fit
 from offramp.inputs import State
-from offramp.network import LOGITS, SCORE, Exit, Gate, Network, Part, Seen, answer, grade
+from offramp.network import LOGITS, SCORE, Exit, Gate, Hands, Network, Part, Seen, answer, grade
 from offramp.recipe import Pools, Recipe, pooled_by
 from offramp.signature import INPUT, is_input
 
@@ -81,6 +81,9 @@ def check_exit(exit_: Exit, seen: Seen, rebuild: Callable[[Mapping[str, Any]], E
     check_shape(logits, (len(seen.features), logits.shape[1]), "logits")
     check_float(logits, "logits")
     assert logits.isfinite().all(), "the exit gave logits that are not finite for finite features"
+    if isinstance(exit_, Hands):
+        check_close(exit_.both(seen)[0], exit_(seen), "the logits that `both` and that `forward` gave")
+        _check_rows(exit_, lambda some: exit_.both(some)[1], seen)
     if isinstance(exit_, Pools):
         pooled = replace(seen, features=pooled_by(exit_, seen.features, seen.inputs))
         check_close(exit_(pooled), logits, "logits from features and from what `pool` made of them")
@@ -254,7 +257,7 @@ def check_config(part: Gate | Exit, call: Rows, seen: Seen, rebuild: Callable[[M
     assert isinstance(plain.get("name"), str), f"config() gave {plain!r}, expected the name on the shelf under 'name'"
     again = rebuild(plain)
     assert json.loads(json.dumps(again.config())) == plain, "what was made from the config has another config"
-    again.load_state_dict(part.state_dict())
+    again.train(part.training).load_state_dict(part.state_dict())
     made = again.score if isinstance(again, Gate) else again
     check_close(made(seen), call(seen), "the values of the original and of what was made from its config")
 

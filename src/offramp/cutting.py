@@ -29,8 +29,8 @@ RESERVED = (INPUT, BACKBONE, "last")  # the raw input, and what `against` may na
 
 Model = nn.Module | tuple[nn.Module, nn.Module | None]
 Named = tuple[nn.Module, nn.Module | None, Network | None]
-GateLike = str | Gate | Callable[[Tensor], Tensor]
-ExitLike = str | Exit | Callable[[tuple[int, ...], int], Exit]
+GateLike = str | Gate | Callable[..., Any]
+ExitLike = str | Exit | Callable[..., Exit]
 
 
 def cut(
@@ -48,9 +48,10 @@ def cut(
     """A network of one trained model, cut after the modules named in `at`, or into `n` parts of about equal MACs.
 
     example: a batch as the model (or its front) takes it: a tensor, a tuple, or a mapping to keyword arguments.
-    exits: one for all cuts or one per cut: a name on the shelf (linear, linear_grid, linear_masked, mlp, branch,
-    b_lenet), an Exit, or a function of (shape of one row's features, classes). Those that are made here must be taught
-    before they are of use: `net(x)` gives the logits of every exit, for any training loop. gate: as in `ladder`.
+    exits: one for all cuts or one per cut: a name on the shelf `exits` (linear, linear_grid, linear_masked, mlp,
+    branch, cascade, ...), an Exit, or a function of (shape of one row's features, classes; and, if it has such an
+    argument, `reads`: the names of the exits before). Those that are made here must be taught before they are of use:
+    `fit`, or any loop over `net(x)`, the logits of every exit. gate: as in `ladder`.
     length: inputs [B, T, ...], such as ("input_ids", "attention_mask"), whose T may be another one in every batch.
     The last node, `backbone`, is the model's own answer. The model is neither copied nor changed; it is exported and
     checked once, which takes seconds. Raises UnknownName (the nearest module is offered), BadNetwork (a cut that cannot
@@ -86,7 +87,7 @@ def ladder(
 
     rungs: models or (model, front) pairs; a mapping names them, else they are rung1, rung2, ... A network made by `cut`
     may be a rung: it keeps its exits and gates, at the nodes `<rung>/<cut>`. gate: one for all rungs but the last, or
-    one per rung name; a name, a Gate, or a function of logits [B, C].
+    one per rung name; a name, a Gate, a function of logits [B, C], or one of `reads`, the names of the exits before.
     answer: "own" (the rung's logits) or "mean" (log of the mean probabilities of the rungs visited). example: a small
     batch; if given, the rungs must agree on its classes. Nothing is changed. Raises BadNetwork, BadInput, UnknownName.
 
@@ -97,8 +98,10 @@ def ladder(
     named = _named(rungs)
     names, inner = list(named), {name: network for name, (_, _, network) in named.items() if network is not None}
     exits = {name: _exit(answer, names[place - 1] if place else None, place) for place, name in enumerate(names)}
-    gates = {name: make_gate(one) for name, one in _each(gate, names[:-1], "gates").items()}
     stacked = [_rung(name, inner.get(name), (specs or {}).get(name)) for name in names]
+    nodes = [node for rung in stacked for node in rung.nodes()]
+    asked = _each(gate, names[:-1], "gates")
+    gates = {name: make_gate(one, nodes[: nodes.index(name)]) for name, one in asked.items()}
     hung = [(rung.node(cut), inner[rung.name], cut) for rung in stacked for cut in rung.cuts]  # when a rung was cut
     for node, network, cut in hung:
         exits[node], gates[node] = network.exit_of(cut), network.gate_of(cut)
@@ -158,13 +161,15 @@ def _hung(
     """The network of a model that is cut, with its exits, on the device and in the type of what they read."""
     heads: dict[str, Exit] = {BACKBONE: find("exits", "Own")()}
     classes, made = logits_of(heads[BACKBONE], Seen(features[BACKBONE], {}), BACKBONE).shape[1], dict[str, str]()
-    for name, given_exit in _each(exits, rung.cuts, "exits").items():
-        value = features[name]
-        heads[name] = make_exit(given_exit, tuple(value.shape[1:]), classes)
+    asked = _each(exits, rung.cuts, "exits")
+    for place, name in enumerate(rung.cuts):
+        value, given_exit = features[name], asked[name]
+        heads[name] = make_exit(given_exit, tuple(value.shape[1:]), classes, rung.cuts[:place])
         if not isinstance(given_exit, Exit):
             heads[name].to(value.device, value.dtype if value.is_floating_point() else None)
             made |= {name: mark} if (mark := digest(heads[name])) else {}
-    gates = {name: make_gate(one) for name, one in _each(gate, rung.cuts, "gates").items()}
+    scorers = _each(gate, rung.cuts, "gates")
+    gates = {name: make_gate(scorers[name], rung.cuts[:place]) for place, name in enumerate(rung.cuts)}
     _require_inputs(rung, heads)
     _require_inputs(rung, gates)
     return Network(

@@ -6,7 +6,8 @@ A name that the user typed may import the user's code. A name that stands in a f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import inspect
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,16 +90,19 @@ def _brief(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
     return ", ".join(said) + "; give the weights of this architecture"
 
 
-def make_exit(exit_: str | Exit | Callable[[tuple[int, ...], int], Exit], shape: tuple[int, ...], classes: int) -> Exit:
+def make_exit(
+    exit_: str | Exit | Callable[..., Exit], shape: tuple[int, ...], classes: int, earlier: Sequence[str] | None = None
+) -> Exit:
     """An exit from its name or from a function of (shape of one row's features, classes); an Exit as it is.
 
+    A function with an argument `reads` is also given the names of the `earlier` exits, shallow to deep.
     Raises UnknownName with the nearest names, BadInput for what is no exit, BadNetwork for features that do not suit.
     """
     found: Any = find("exits", exit_) if isinstance(exit_, str) else exit_
     if isinstance(found, Exit):
         return found
     try:
-        made = found(shape, classes)
+        made = found(shape, classes, **_reading(found, exit_, earlier))
     except TypeError as problem:
         raise BadInput(
             f"the exit {exit_!r} is no function of (shape, classes) ({problem}); give one, or an Exit"
@@ -108,17 +112,18 @@ def make_exit(exit_: str | Exit | Callable[[tuple[int, ...], int], Exit], shape:
     return made
 
 
-def make_gate(gate: str | Gate | Callable[[Tensor], Tensor] | Mapping[str, Any]) -> Gate:
+def make_gate(gate: str | Gate | Callable[..., Any] | Mapping[str, Any], earlier: Sequence[str] | None = None) -> Gate:
     """A gate from its name, from a function of logits [B, C] -> [B], or from the config of one on our shelf.
 
+    A function or class with an argument `reads` makes a gate of the names of the `earlier` exits.
     Raises UnknownName with the nearest names, BadInput for what is no gate.
     """
     if isinstance(gate, Mapping):
         return _gate_from(gate)
     found: Any = find("gates", gate) if isinstance(gate, str) else gate
-    if isinstance(found, type) and issubclass(found, Gate):
+    if (reads := _reading(found, gate, earlier)) or (isinstance(found, type) and issubclass(found, Gate)):
         try:
-            found = found()
+            found = found(**reads)
         except TypeError as problem:
             raise BadInput(f"the gate {gate!r} needs arguments ({problem}); build it and give the object") from problem
     if isinstance(found, Gate):
@@ -137,6 +142,20 @@ def _gate_from(config: Mapping[str, Any]) -> Gate:
     if "gate" in arguments:
         arguments["gate"] = _gate_from(arguments["gate"])
     return make_gate(shelved("gates", name)(**arguments) if arguments else name)
+
+
+def _reading(found: Any, name: object, earlier: Sequence[str] | None) -> dict[str, Any]:
+    """The argument `reads` of what makes an exit or a gate, if it has one."""
+    if isinstance(found, (Exit, Gate)) or not callable(found):
+        return {}
+    try:
+        if "reads" not in inspect.signature(found).parameters:
+            return {}
+    except ValueError:  # what is written in C may have no signature
+        return {}
+    if earlier is None:
+        raise BadInput(f"{name!r} looks at earlier exits, which are not known here; give its name to cut or ladder")
+    return {"reads": tuple(earlier)}
 
 
 def _users(spec: str) -> Callable[[], Any]:

@@ -75,17 +75,51 @@ def line(sizes: Sequence[int], ms: Sequence[float]) -> tuple[float, float]:
     return float(a), float(b)
 
 
-def cost(call: Callable[[State], object], state_of: Callable[[int], State], *, timed: bool, repeats: int = 5) -> Array:
-    """[3]: MACs per row, ms per call and ms per row of a part (NaN when not timed); state_of(n) makes n rows."""
-    two = state_of(2)
-    per_row = macs(lambda: call(two)) / 2
+def cost(
+    call: Callable[[State], object] | None,
+    state_of: Callable[[int], State],
+    *,
+    timed: bool,
+    repeats: int = 5,
+    counted: Callable[[State], object] | None = None,
+) -> Array:
+    """[3]: MACs per row, ms per call and ms per row of a part (NaN when not timed); state_of(n) makes n rows.
+
+    counted: the same part in torch, where operations can be counted. call: None for what runs inside another part.
+    """
+    two, seen = state_of(2), counted or call
+    per_row = 0.0 if seen is None else macs(lambda: seen(two)) / 2
     if not timed:
         return np.array([per_row, np.nan, np.nan])
+    if call is None:
+        return np.array([per_row, 0.0, 0.0])
     states = {n: state_of(n) for n in SIZES}
     with torch.inference_mode():
         calls = {str(n): _bind(call, state) for n, state in states.items()}
         times = interleaved(calls, repeats=repeats)
     return np.array([per_row, *line(SIZES, [float(np.median(times[str(n)])) for n in SIZES])])
+
+
+def costs_of(
+    parts: Sequence[Part], x: State, *, timed: bool, counted: Sequence[Part] | None = None
+) -> dict[str, Array]:
+    """MACs and milliseconds of every segment, exit and gate on some rows: [3] each, as columns of a trace.
+
+    counted: the same parts in torch, where multiply-adds can be counted. What an engine fused into one piece has all
+    its milliseconds there.
+    """
+    state = dict(x)
+    found: dict[str, Array] = {}
+
+    def of(count: int) -> State:
+        return {key: tiled(value, count) for key, value in state.items()}
+
+    for part, plain in zip(parts, counted or parts, strict=True):
+        for kind, piece in plain.pieces.items():
+            found[f"cost/{kind}/{part.step.name}"] = cost(part.pieces.get(kind), of, timed=timed, counted=piece)
+            with torch.inference_mode():
+                state.update(piece(state))
+    return found
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from offramp.rungs import BACKBONE, Modules, Rung, digest, held, values_of
 
 LOGITS = "/logits"  # "<node>" among the named tensors is a tap, "<node>/logits" and "<node>/score" what stands there
 SCORE = "/score"
+HANDED = "/handed"  # what an exit hands to later exits where that is not its answer: see `Hands`
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Seen:
     """What an exit or a gate may look at, for the rows that are still here.
 
     features: the tapped value at this node, [B, ...]. own: the logits of this node's exit, [B, C] (for itself None).
-    Those named in `reads`: logits of earlier exits, [B, C] each, and inputs such as `x/attention_mask`, [B, ...].
+    Those named in `reads`: logits of earlier exits, [B, C] each (an exit sees what they hand on where that is something
+    else, see `Hands`), and inputs such as `x/attention_mask`, [B, ...].
     """
 
     features: Tensor
@@ -52,6 +54,14 @@ class Exit(nn.Module, abc.ABC):
     @abc.abstractmethod
     def config(self) -> dict[str, Any]:
         """Plain data from which the shelf builds it again: {"name": ..., other arguments}."""
+
+
+@runtime_checkable
+class Hands(Protocol):
+    """An exit that hands to later exits something else than its answer: an ensemble's members, not its mean."""
+
+    def both(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        """Its logits [B, C] (those of `forward`), and what later exits that read it see instead, [B, ...]."""
 
 
 class Gate(nn.Module, abc.ABC):
@@ -109,8 +119,9 @@ class Part:
     """A step of a plan as an engine runs it: the segment, and its exit and gate as far as the step needs them.
 
     `pieces` are called in order ("segment", "exit", "gate"; an engine may fuse them) and give `<node>`,
-    `<node>/logits`, `<node>/score` and what later segments continue from: `writes`. `reads` names what must be there
-    before; `modules` are those whose change makes the part stale, each of them listed.
+    `<node>/logits`, `<node>/score`, `<node>/handed` where an exit `Hands`, and what later segments continue from:
+    `writes`. `reads` names what must be there before; `modules` are those whose change makes the part stale, each of
+    them listed.
     """
 
     step: Step
@@ -131,7 +142,8 @@ class Network(nn.Module):
     Build one with `offramp.cut` or `offramp.ladder`; of models in eval mode it is in eval mode itself. State-dict keys:
     `backbone.<your own keys>` (in a ladder `backbone.<rung>.<your own keys>`), `exits.<node>.*`, `gates.<node>.*`, and
     `fronts.<rung>.*` if a front has any. `made` keeps a digest of each exit that was made for it: see `untaught`;
-    `learned` the digests of the rows that `fit` taught it with: those promise nothing.
+    `learned` the digests of the rows that `fit` taught it with: those promise nothing. `aids` holds what a recipe needs
+    while it teaches, such as adapters; it is no part of the network, never saved, and emptied when `fit` ends.
     """
 
     def __init__(
@@ -154,6 +166,7 @@ class Network(nn.Module):
         self.chain = chain
         self.made = dict(made or {})
         self.learned: SeenRows | None = None
+        self.aids: dict[str, nn.Module] = {}  # a plain dict: not among its modules, parameters and state
         self._require_names()
         self.training = any(self.model_of(rung).training for rung in rungs)
         if not self.training:
@@ -222,10 +235,10 @@ class Network(nn.Module):
         own code stay as they are, and gradients reach exits and models. A rung's nodes come when all of it has run.
         """
         inputs = as_inputs(x)
-        logits: dict[str, Tensor] = {}
+        logits, handed = dict[str, Tensor](), dict[str, Tensor]()
         for rung in self.rungs:
             for name, features in values_of(self.model_of(rung), self.front_of(rung), rung, inputs).items():
-                own = answer(self.exit_of(name), Seen(features, logits, inputs=inputs), name)
+                own, handed[name] = answers(self.exit_of(name), Seen(features, handed, inputs=inputs), name)
                 yield name, Seen(features, logits, own, inputs)
                 logits[name] = own
 
@@ -272,14 +285,19 @@ class Network(nn.Module):
 
 def answer(exit_: Exit, seen: Seen, name: str) -> Tensor:
     """Logits [B, C] of an exit, checked. Raises BadNetwork when it gives anything else."""
-    logits = exit_(seen)
+    return answers(exit_, seen, name)[0]
+
+
+def answers(exit_: Exit, seen: Seen, name: str) -> tuple[Tensor, Tensor]:
+    """Logits [B, C] of an exit, checked as `answer` does, and what it hands on: the same, unless it `Hands`."""
+    logits, handed = exit_.both(seen) if isinstance(exit_, Hands) else (exit_(seen), None)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise BadNetwork(
             f"exit {name!r} gave {got}, expected logits [B, C] of at least two classes; wrap the model so that it "
             "returns them"
         )
-    return logits
+    return logits, logits if handed is None else handed
 
 
 def grade(gate: Gate, seen: Seen, own: Tensor) -> Tensor:

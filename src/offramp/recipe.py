@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -17,9 +18,9 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from offramp.errors import BadNetwork
-from offramp.inputs import State
+from offramp.inputs import State, as_inputs
 from offramp.network import Exit, Network
-from offramp.signature import is_input
+from offramp.signature import example, is_input
 
 Losses = Tensor | Mapping[str, Tensor]
 Optimising = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -52,24 +53,33 @@ class View:
     logits: of the exits, shallow to deep, [b, C] each. features: what stands at their nodes: in a phase that reads
     the input the tapped values [b, ...] (at a model's end its logits), in one that reads pooled features those [b, F].
     inputs: what went in; empty where pooled features are read. Nodes whose exits cannot pool are then missing.
+    network: that which was looked at, for what a forward does not give: gates, what exits hand on, the aids that
+    `prepare` hung on, and steps that look again with other weights.
     """
 
     logits: Mapping[str, Tensor]
     features: Mapping[str, Tensor]
     inputs: State
+    network: Network
 
 
 @dataclass(frozen=True)
 class Lesson:
     """What comes with a view: labels y [b] int64 or None, the rows' numbers [b], the phase and how much is done of it.
 
-    done: the share of the phase's steps that lie behind, in [0, 1).
+    done: the share of the phase's steps that lie behind, in [0, 1); step: their number, of `steps` in all.
     """
 
     y: Tensor | None
     row: Tensor
     phase: str
-    done: float
+    step: int = 0
+    steps: int = 1
+
+    @property
+    def done(self) -> float:
+        """The share of the phase's steps that lie behind."""
+        return self.step / self.steps
 
     def labels(self) -> Tensor:
         """The labels, in a phase that needs them."""
@@ -81,7 +91,8 @@ class Lesson:
 class Phase:
     """A stretch of teaching.
 
-    parameters: those that change; every other one, and every other module's mode, stays as it is in eval mode.
+    parameters: those that change, of the network or of its aids; every other one, and every other module's mode, stays
+    as it is in eval mode.
     optimiser: makes one of the parameters; schedule: of an optimiser and the number of steps; None keeps the rate.
     reads: "input" runs the models on every batch; "pooled" reads what the exits' `pool` gives, computed once, and so
     needs parameters of such exits alone. by: how a step is made: `loss` (fit steps), `update` (the recipe steps),
@@ -89,6 +100,7 @@ class Phase:
     rows: of a view of b rows a mask [b] of those that the phase teaches on; asked once when the phase begins.
     still: modules that keep their eval mode although parameters in them are taught, such as batch norms.
     labels: whether it needs them.
+    during: entered for the phase and left after it, such as hooks on modules that change the way of gradients.
     """
 
     name: str
@@ -101,6 +113,7 @@ class Phase:
     rows: Callable[[View, Lesson], Tensor] | None = None
     still: tuple[nn.Module, ...] = ()
     labels: bool = True
+    during: Callable[[], AbstractContextManager[None]] = nullcontext
 
 
 @dataclass(frozen=True)
@@ -120,7 +133,11 @@ class Recipe(abc.ABC):
         """The phases, in order; asked for once, after `prepare`."""
 
     def prepare(self, network: Network) -> None:  # noqa: B027 - a recipe may take any network
-        """Refuse what this recipe cannot teach (BadNetwork), before anything is changed; hang on what it needs."""
+        """Refuse what this recipe cannot teach (BadNetwork), before anything is changed; hang on what it needs.
+
+        What is only needed while it teaches goes into `network.aids`, made anew each time: fit has seeded torch's
+        generator, keeps them in its checkpoints, and takes them off again.
+        """
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """What a phase `by="loss"` minimises: a number, or its summands under the names of exits."""
@@ -159,3 +176,28 @@ def taught_exits(network: Network) -> tuple[str, ...]:
     if not found:
         raise BadNetwork("no exit of this network has parameters to teach; hang some on with cut(model, exits=...)")
     return found
+
+
+def poolable(network: Network) -> tuple[str, ...]:
+    """The exits that read nothing but pooled features, and exits that do."""
+    found: list[str] = []
+    for name in network.chain.exits:
+        if isinstance(network.exit_of(name), Pools) and exits_read(network.exit_of(name)) <= set(found):
+            found.append(name)
+    return tuple(found)
+
+
+def exits_read(exit_: Exit) -> set[str]:
+    """Earlier exits that an exit reads; inputs went into its pooled features."""
+    return {name for name in exit_.reads if not is_input(name)}
+
+
+def reading(network: Network, names: Iterable[str]) -> Literal["input", "pooled"]:
+    """What a phase may read that teaches these exits on a frozen backbone: pooled features, if all of them pool."""
+    return "pooled" if set(names) <= set(poolable(network)) else "input"
+
+
+def tried(network: Network) -> State:
+    """Two seeded rows like those on which a model was cut; empty in a ladder of whole models."""
+    inputs = next((rung.inputs for rung in network.rungs if rung.inputs), ())
+    return as_inputs(example(inputs, 2), network.device()) if inputs else {}

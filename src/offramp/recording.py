@@ -15,10 +15,11 @@ from offramp.data.rows import Batch, Rows, fingerprint_of, rows
 from offramp.errors import BadData, BadNetwork
 from offramp.find import find_file
 from offramp.inputs import State, as_inputs
-from offramp.measuring import cost, tiled
+from offramp.measuring import costs_of
 from offramp.network import LOGITS, SCORE, Network, Part
 from offramp.progress import track
 from offramp.provenance import Origin, Probe
+from offramp.running import engine_of
 from offramp.signature import Input
 from offramp.trace import BACKBONE, Header, Trace
 
@@ -46,7 +47,8 @@ def record(
     data: whatever `offramp.data.rows` takes: arrays, (x, y), a Dataset, a DataLoader, batches, or a spec such as
     "cifar10:DIR[1000:5000]". keep: "logits", or "answers" to leave the logits [N, C] out.
     timed: measure milliseconds over batch 1 to 64; do so where nothing else runs.
-    Raises BadData (no rows, labels out of range, wrong shapes, rows that give NaN), BadNetwork.
+    engine: torch, onnxruntime or openvino; the plans that are made of this trace run on it, and on no other.
+    Raises BadData (no rows, labels out of range, wrong shapes, rows that give NaN), BadNetwork, MissingExtra.
     """
     if keep not in ("logits", "answers"):
         raise BadData(f"keep is {keep!r}, expected 'logits' or 'answers'")
@@ -56,7 +58,9 @@ def record(
     source = rows(data)
     place = network.device()
     steps = network.chain.walk(network.chain.gates)
-    parts: Sequence[Part] = find_file("engines", engine).open(network, steps, place)
+    shelved, identity = engine_of(engine)
+    parts: Sequence[Part] = shelved.open(network, steps, place)
+    counted: Sequence[Part] = find_file("engines", "torch").open(network, steps, place)
     batches = source.batches(batch_size)
     total = None if source.length is None else -(-source.length // batch_size)
     columns = _Columns(network, keep)
@@ -66,11 +70,11 @@ def record(
         x = as_inputs(batch.x, place)
         if not first:
             first = tuple(Input.of(name, value.cpu().numpy()) for name, value in x.items())
-            costs = _costs(parts, x, timed=timed)
+            costs = costs_of(parts, x, timed=timed, counted=counted)
         columns.add(batch, _everything(parts, x))
     if not first:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
-    return _trace(network, source, columns.joined() | costs, engine, _probe(network, first, parts))
+    return _trace(network, source, columns.joined() | costs, identity, _probe(network, first, parts))
 
 
 def _never_taught(names: Sequence[str]) -> str:
@@ -111,7 +115,8 @@ class _Columns:
             if self.keep == "logits":
                 found[f"logits/{name}"] = logits
         last = self.exits[-1]
-        if state[last] is not state[last + LOGITS] and state[last].shape == state[last + LOGITS].shape:
+        other = state[last] is not state[last + LOGITS] and state[last].shape == state[last + LOGITS].shape
+        if other and last != BACKBONE:  # of a cut model that column is its last exit's, whatever the exit is
             plain = state[last].float().cpu().numpy()  # the exit answers otherwise than the model that it stands on
             found |= {f"answer/{BACKBONE}": plain.argmax(1)} | (
                 {f"logits/{BACKBONE}": plain} if self.keep == "logits" else {}
@@ -149,22 +154,6 @@ def _check_finite(logits: Tensor, row: Array, exit_: str) -> None:
             f"the answers of exit {exit_!r} are not finite for rows {some}; look for NaN or infinities in these rows "
             "and leave them out"
         )
-
-
-def _costs(parts: Sequence[Part], x: State, *, timed: bool) -> dict[str, Array]:
-    """MACs and milliseconds of every segment, exit and gate, on the first rows."""
-    state = dict(x)
-    found: dict[str, Array] = {}
-
-    def of(count: int) -> State:
-        return {key: tiled(value, count) for key, value in state.items()}
-
-    for part in parts:
-        for kind, piece in part.pieces.items():
-            found[f"cost/{kind}/{part.step.name}"] = cost(piece, of, timed=timed)
-            with torch.inference_mode():
-                state.update(piece(state))
-    return found
 
 
 def _trace(network: Network, source: Rows, columns: dict[str, Array], engine: str, probe: Probe) -> Trace:

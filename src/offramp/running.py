@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 from offramp.answers import DEADLINE, DEEPEST, END, GATE, Answers, Filling, Rows
 from offramp.errors import BadData, BadInput, Mismatch, OpenAgain
 from offramp.find import find_file
-from offramp.inputs import State, as_inputs, count_of, given
+from offramp.inputs import State, as_inputs, count_of
 from offramp.measuring import Percentile, percentiles
 from offramp.network import LOGITS, SCORE, Network, Part
 from offramp.plan import BAND, Plan, choose
+from offramp.segmenting import undisturbed
 from offramp.signature import INPUT
 from offramp.watch import Watch
 
@@ -49,7 +51,7 @@ class Runner:
         self._watches = {part.step.name: Watch(part.modules, deep=False) for part in every}
         self._parts = tuple(parts)
         self._every = tuple(every)
-        self._keeps = tuple(_later(self._parts, place) for place in range(len(self._parts)))
+        self._keeps = tuple(later(self._parts, place) for place in range(len(self._parts)))
         self._thresholds = {gate: np.asarray(values, np.float32) for gate, values in plan.thresholds.items()}
         self._percentiles = percentiles
         probe = plan.origin.probe if plan.origin else None
@@ -165,7 +167,7 @@ class Runner:
         return time.perf_counter() + self._percentiles[number](count) / 1e3 <= until
 
 
-def _later(parts: Sequence[Part], place: int) -> tuple[str, ...]:
+def later(parts: Sequence[Part], place: int) -> tuple[str, ...]:
     """Names of the tensors that the parts after `place` read."""
     made: set[str] = set()
     needed: dict[str, None] = {}
@@ -186,25 +188,41 @@ def open(
     """Check once, and make a Runner. The network stays where it is: place it first, then open it.
 
     time_on: rows [B, ...] on which every segment is timed at batch 1 to 64, for deadlines.
-    Raises Mismatch (another network, engine or precision; a probe that differs), BadNetwork, BadInput, UnknownName.
+    engine: torch, onnxruntime or openvino. Raises Mismatch (another network, engine or precision; a probe that
+    differs), BadNetwork (such as an operator that the engine lacks), BadInput, UnknownName, MissingExtra.
     """
+    with undisturbed():
+        return _opened(network, plan, engine, device, time_on)
+
+
+def _opened(network: Network, plan: Plan, engine: str, device: str | torch.device | None, time_on: Any) -> Runner:
     network.require_eval()
     place = network.device()
     if device is not None and torch.device(device).type != place.type:
         raise BadInput(f"the network is on {place}, asked for was {device}; call net.to({str(device)!r}) first")
     steps = plan.steps(network.chain)
+    shelved, identity = engine_of(engine)
     for gate, values in plan.thresholds.items():
         if len(values) != 1:
             raise BadInput(f"gate {gate!r} has {len(values)} thresholds, expected one: its rows leave or go on")
-    _check_origin(network, plan, engine)
-    opener = find_file("engines", engine).open
-    parts: Sequence[Part] = opener(network, steps, place)
-    every: Sequence[Part] = opener(network, network.chain.walk(network.chain.gates), place)
+    check_origin(network, plan, identity)
+    parts: Sequence[Part] = shelved.open(network, steps, place)
+    every: Sequence[Part] = shelved.open(network, network.chain.walk(network.chain.gates), place)
+    _check_probe(network, plan, every)
     timed = None if time_on is None else percentiles(parts, as_inputs(time_on, place))
     return Runner(network, plan, parts, every, timed)
 
 
-def _check_origin(network: Network, plan: Plan, engine: str) -> None:
+def engine_of(name: str) -> tuple[ModuleType, str]:
+    """An engine, and what traces and plans remember of it: its name, and the version of what it runs on if it says so.
+
+    Raises UnknownName, and MissingExtra when what it runs on is not installed.
+    """
+    found = find_file("engines", name)
+    return found, found.version() if hasattr(found, "version") else name
+
+
+def check_origin(network: Network, plan: Plan, engine: str) -> None:
     if plan.origin is None:
         return
     mine = (network.fingerprint(), engine, network.precision())
@@ -214,12 +232,19 @@ def _check_origin(network: Network, plan: Plan, engine: str) -> None:
             f"the plan is for network {its[0]} on {its[1]} in {its[2]}, this is network {mine[0]} on {mine[1]} in "
             f"{mine[2]}; record and calibrate this one, or drop the promise: Plan.by_hand(plan.thresholds)"
         )
-    probe = plan.origin.probe
+
+
+def _check_probe(network: Network, plan: Plan, every: Sequence[Part]) -> None:
+    """Run the plan's probe on the engine itself, which also makes an engine that compiles do so now."""
+    probe = plan.origin.probe if plan.origin else None
     if probe is None:
         return
+    state = as_inputs(probe.batch(), network.device())
     with torch.inference_mode():
-        logits = network(given(as_inputs(probe.batch(), network.device())))
-    for name, got, stated in zip(network.chain.exits, logits, probe.logits, strict=True):
+        for part in every:
+            part.call(state)
+    for name, stated in zip(network.chain.exits, probe.logits, strict=True):
+        got = state[name + LOGITS]
         want = torch.tensor(stated, dtype=torch.float32)
         far = (got.float().cpu() - want).abs().max().item()
         if not far <= BAND * max(1.0, want.abs().max().item() / 10):

@@ -30,7 +30,7 @@ EXAMPLE_ROWS = 4
 PREFIX = "model."  # of names in a `Fronted`
 
 Marks = tuple[list[object], list[int]]
-_LOCK = threading.Lock()
+_LOCK = threading.RLock()
 _KEPT: WeakKeyDictionary[nn.Module, tuple[Marks, dict[str, Segment]]] = WeakKeyDictionary()
 
 
@@ -39,13 +39,20 @@ def segments_of(network: Network, tried: State | None = None) -> Mapping[str, Se
 
     tried: rows on which cut models are exported and checked; else seeded ones of the same shapes.
     """
-    marks = _marks(network)
-    with _LOCK:  # torch.export is not made for two threads
+    with undisturbed():
+        marks = _marks(network)
         kept = _KEPT.get(network)
         if kept is None or not _same(kept[0], marks):
             rungs = [_segments(network, rung, tried) for rung in network.rungs]
             kept = _KEPT[network] = marks, {node: segment for rung in rungs for node, segment in rung.items()}
     return kept[1]
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """While it lasts no other thread exports: export is not made for two, and until it ends parameters are fake."""
+    with _LOCK:
+        yield
 
 
 def points_of(model: nn.Module, front: nn.Module | None, inputs: State, length: Sequence[str] = ()) -> list[CutPoint]:

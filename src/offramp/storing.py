@@ -145,11 +145,13 @@ def _front(config: Mapping[str, Any], rung: str) -> nn.Module:
 def _exit_of(name: str, config: Mapping[str, Any], exits: Mapping[str, Exit]) -> Exit:
     if name in exits:
         return exits[name]
+    arguments = {key: value for key, value in config.items() if key != "name"}
+    if "exit" in arguments:  # one that wraps another
+        arguments["exit"] = _exit_of(name, arguments["exit"], {})
     if ":" in config["name"]:
         raise BadInput(
             f"the exit {name!r} is {config['name']!r}, and a file may not name code to run; give it again with exits="
         )
-    arguments = {key: value for key, value in config.items() if key != "name"}
     made: Exit = shelved("exits", config["name"])(**arguments)
     return made
 

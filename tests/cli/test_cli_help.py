@@ -19,12 +19,13 @@ FLAGS = {
     "cut": "--example --output -o --at --parts --weights --front --exit --gate",
     "fit": f"--output -o --recipe --with --development --batch-size --seed --precision --folder --cache --resume "
     f"--track {GIVEN}",
-    "record": f"--output -o --batch-size --keep --no-time {GIVEN}",
+    "record": f"--output -o --batch-size --keep --no-time --engine {GIVEN}",
     "calibrate": "--output -o --risk --at-most --confidence --budget --against --unit --batch --bound --testing "
     "--search --deepest --rows --how-many",
     "check": "--risk --at-most --confidence --rows --same-rows --threshold",
-    "run": f"--output -o --batch-size --deadline-ms --threshold {GIVEN}",
-    "bench": f"--batch --repeats --threads --threshold {GIVEN}",
+    "run": f"--output -o --batch-size --deadline-ms --engine --threshold {GIVEN}",
+    "bench": f"--batch --repeats --threads --engine --threshold {GIVEN}",
+    "export": f"--output -o --one-file --example --threshold {GIVEN}",
     "report": "--output -o --data --title --other --rows --threshold",
     "demo": "--output -o",
     "doctor": "",

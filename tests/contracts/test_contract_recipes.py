@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import random
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+import offramp as off
 from offramp import find
 from offramp.checks import check_recipe
 from offramp.errors import BadNetwork
@@ -16,18 +18,43 @@ from offramp.recipe import Phase, Recipe
 from small import cut_of, images_of, ladder_of, seeded
 
 RECIPES = sorted(file.stem for file in (find.HOUSE / "recipes").glob("*.py") if not file.stem.startswith("_"))
-FEW = {"joint": {"epochs": 6, "rate": 1e-2}}
+FEW = {
+    "boosted": {"epochs": 6, "rate": 0.02},
+    "cascaded": {"epochs": 8, "rate": 1e-2},
+    "decorrelated": {"epochs": 6, "rate": 1e-2},
+    "joint": {"epochs": 6, "rate": 1e-2, "equilibrium": True},
+    "weighted": {"epochs": 6, "rate": 0.05, "hidden": 20},
+    "sdn": {"epochs": 6, "rate": 1e-2},
+    "ztw": {"epochs": 6, "rate": 1e-2, "ensembles": 3},
+    "distill": {"epochs": 6, "rate": 1e-2},
+    "patience": {"epochs": 6, "rate": 1e-2},
+    "objective": {"warm": 3, "epochs": 4, "every": 2},
+}
+CUT = {"ztw": {"exits": "cascade"}, "objective": {"gate": "uncertainty"}, "sdn": {"exits": "sdn"}}
 X = images_of(72)
 Y = (X.mean((1, 2, 3)) > 0).long()
 
 
-def untaught():
-    return seeded(lambda: cut_of(taught=False), 0)
+def untaught(**options):
+    return seeded(lambda: cut_of(taught=False, **options), 0)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_shelf(name, tmp_path):
-    check_recipe(lambda: recipe_of(name, **FEW.get(name, {})), untaught, (X, Y), tmp_path)
+    check_recipe(lambda: recipe_of(name, **FEW.get(name, {})), lambda: untaught(**CUT.get(name, {})), (X, Y), tmp_path)
+
+
+OTHER = {
+    "sdn": {"backbone": True, "epochs": 12, "rate": 3e-2},
+    "ztw": {"epochs": 8, "rate": 1e-2, "ensembles": 3},
+    "distill": {"backbone": False, "epochs": 6, "rate": 1e-2},
+}
+OTHER_CUT = {"ztw": {"exits": "cascade_conv"}, "sdn": {"exits": "linear"}}
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_the_other_way_of_a_recipe(name, tmp_path):
+    check_recipe(lambda: recipe_of(name, **OTHER[name]), lambda: untaught(**OTHER_CUT.get(name, {})), (X, Y), tmp_path)
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -35,6 +62,26 @@ def test_it_refuses_a_network_without_anything_to_teach(name):
     net = ladder_of(2)
     with pytest.raises(BadNetwork, match="parameters"):
         recipe_of(name, **({"backbone": False} if name == "joint" else {})).prepare(net)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_what_it_taught_is_a_network_like_any_other(name, tmp_path):
+    few = {**FEW.get(name, {}), **({"epochs": 1} if "epochs" in FEW.get(name, {}) else {})}
+    net = untaught(**CUT.get(name, {}))
+    off.fit(net, (X, Y), recipe=recipe_of(name, **few), batch_size=36, progress=False)
+    off.save(net, tmp_path / "net")
+    again = off.load(tmp_path / "net", net.backbone)
+    x = images_of(200, 5)
+    trace = off.record(again, (x, (x.mean((1, 2, 3)) > 0).long()), timed=False, progress=False)
+    halves = {name: float(np.quantile(trace.columns[f"score/{name}"], 0.5)) for name in trace.chain.gates}
+    assert len(set(off.run(again, off.Plan.by_hand(halves), x).exit.tolist())) == 3
+    for plan in (off.calibrate(trace, budget=0.9), off.Plan.by_hand(halves)):
+        replay, answers = trace.replay(plan), off.run(again, plan, x)
+        near = [abs(trace.columns[f"score/{gate}"] - some[0]) < 1e-4 for gate, some in plan.thresholds.items()]
+        sure = ~np.any(near, axis=0)
+        assert sure.mean() > 0.9
+        assert (answers.exit.numpy() == replay.exit)[sure].all()
+        assert (answers.logits.argmax(1).numpy() == replay.answer)[sure].all()
 
 
 class Plain(Recipe):

@@ -9,18 +9,31 @@ from torch import nn
 from offramp import find
 from offramp.checks import check_exit, example_seen
 from offramp.errors import BadNetwork
+from offramp.exits.added import Added
 from offramp.exits.branch import Branch
+from offramp.exits.cascade import Cascade, CascadeConv
 from offramp.exits.pooled import Pooled
+from offramp.exits.sdn import Internal
+from offramp.exits.strided import Strided
+from offramp.exits.surest import Surest
 from offramp.exits.whole import Mean
+from offramp.factories import make_exit
 from offramp.network import Exit
 from small import seeded
 
 MADE = {
+    "Strided": lambda: Strided((2, 5, 6), 3, None),
+    "Added": lambda: Added(Pooled("flat", 5, 3), "before", 0.25),
     "Mean": lambda: Mean("before", 2),
+    "Surest": lambda: Surest(("a", "b")),
+    "Internal": lambda: Internal((2, 8, 13), 3),
+    "Cascade": lambda: Cascade("flat", 5, 3, before="a", place=2, norm=True),
+    "CascadeConv": lambda: CascadeConv((2, 8, 13), 3, stride=2),
     "Pooled": lambda: Pooled("flat", 5, 3, (4, 4)),
     "Branch": lambda: Branch((2, 5, 6), 3, (4, 3)),
 }  # those that need other arguments than (shape, classes)
 IMAGES = [(2, 5, 6), (1, 1, 1)]
+MAPS = [*IMAGES, (2, 8, 13)]
 SHAPES = {
     "linear_masked": [(6, 5), (1, 2)],
     "Branch": [(2, 5, 6)],
@@ -29,25 +42,37 @@ SHAPES = {
     "Own": [None],
     "Mean": [None],
     "Pooled": [(5,)],
+    "Added": [(5,)],
+    "Strided": [(2, 5, 6)],
+    "strided": [(2, 5, 6)],
+    "strided_wide": [(2, 5, 6), (3, 8, 8)],
+    "Surest": [None],
+    "Cascade": [(5,)],
+    "CascadeConv": [(2, 8, 13)],
+    "Internal": [(2, 8, 13)],
+    "sdn": MAPS,
+    "cascade_conv": MAPS,
 }
+READS = ("a",)
 
 
 def rebuild(config):
-    return find.shelved("exits", config["name"])(**{key: value for key, value in config.items() if key != "name"})
+    arguments = {key: rebuild(value) if key == "exit" else value for key, value in config.items() if key != "name"}
+    return find.shelved("exits", config["name"])(**arguments)
 
 
 def made(name, shape):
     if name in MADE:
         return MADE[name]()
     found = find.find("exits", name)
-    return found() if isinstance(found, type) else found(shape, 3)
+    return found() if isinstance(found, type) else make_exit(name, shape, 3, READS)
 
 
 @pytest.mark.parametrize("name", find.names("exits"))
 def test_the_shelf(name):
     for shape in SHAPES.get(name, [(5,), (2, 3), (2, 5, 6), (2, 1, 1), (2, 3, 4, 5)]):
-        exit_ = seeded(lambda shape=shape: made(name, shape), 0)
-        check_exit(exit_, example_seen(reads=exit_.reads, shape=shape), rebuild)
+        exit_ = seeded(lambda shape=shape: made(name, shape), 0).eval()
+        check_exit(exit_, example_seen(reads=exit_.reads, classes=3, shape=shape), rebuild)
 
 
 class Odd(Exit):
@@ -88,3 +113,9 @@ def test_a_batch_norm_in_training_mode_mixes_rows():
         check_exit(Odd(lambda seen: norm(seen.features)), example_seen())
     norm.eval()
     check_exit(Odd(lambda seen: norm(seen.features)), example_seen())
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 4, 9)])
+def test_strided_convolutions_need_room(shape):
+    with pytest.raises(BadNetwork, match="5 x 5"):
+        Strided(shape, 3)

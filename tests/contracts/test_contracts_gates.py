@@ -11,15 +11,20 @@ from torch import nn
 from offramp import find
 from offramp.checks import check_gate, example_seen
 from offramp.factories import make_gate
+from offramp.gates.commitment import Commitment
 from offramp.gates.tempered import Tempered
 from offramp.network import Gate
 
-MADE = {"Tempered": lambda: Tempered(make_gate("margin"), 1.5)}  # those that need arguments
+READS = ("a", "b")
+MADE = {
+    "Tempered": lambda: Tempered(make_gate("margin"), 1.5),
+    "Commitment": lambda: Commitment(5, 5),
+}  # those that need arguments
 
 
 @pytest.mark.parametrize("name", find.names("gates"))
 def test_the_shelf(name):
-    gate = MADE[name]() if name in MADE else make_gate(name)
+    gate = MADE[name]() if name in MADE else make_gate(name, READS)
     check_gate(gate, example_seen(reads=gate.reads), make_gate)
 
 

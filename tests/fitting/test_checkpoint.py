@@ -60,7 +60,7 @@ class Scheduled(Recipe):
         return {name: torch.nn.functional.cross_entropy(view.logits[name], lesson.labels()) for name in view.logits}
 
 
-@pytest.mark.parametrize("recipe", [Joint(epochs=2, alone=1), Scheduled()], ids=["joint", "scheduled"])
+@pytest.mark.parametrize("recipe", [Joint(epochs=2, alone=1, decay=True), Scheduled()], ids=["joint", "scheduled"])
 @pytest.mark.parametrize("after", [1, 5, 7, 13])
 def test_stopped_anywhere_and_resumed_it_ends_with_the_same_weights(tmp_path, recipe, after):
     whole = taught(recipe)

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from offramp.cli.cuts import cut, inspect
+from offramp.cli.deploying import export
 from offramp.cli.home import demo, doctor
 from offramp.cli.networks import ladder
 from offramp.cli.pages import report
@@ -89,5 +90,5 @@ def _help(command: Callable[..., None]) -> str:
     return inspecting.cleandoc(command.__doc__ or "").replace("Example:\n", "\b\nExample:\n")
 
 
-for _command in (ladder, inspect, cut, fit, record, calibrate, check, run, bench, report, demo, doctor):
+for _command in (ladder, inspect, cut, fit, record, calibrate, check, run, bench, export, report, demo, doctor):
     app.command(help=_help(_command))(_command)

@@ -32,10 +32,20 @@ Front = Annotated[
 At = Annotated[str | None, typer.Option("--at", metavar="A,B", help="Cut after these modules, such as layer1,layer2.")]
 Parts = Annotated[int | None, typer.Option("--parts", metavar="K", help="Or cut into K parts of about equal work.")]
 Exit = Annotated[
-    str, typer.Option("--exit", metavar="EXIT", help="linear, linear_grid, mlp, branch, b_lenet, or my.module:factory.")
+    str,
+    typer.Option(
+        "--exit",
+        metavar="EXIT",
+        help="linear, linear_grid, linear_masked, mlp, branch, sdn, cascade, ... (see doctor), my.module:factory.",
+    ),
 ]
 Gate = Annotated[
-    str, typer.Option("--gate", metavar="GATE", help="margin, max_logit, max_prob, neg_entropy, or my.module:score.")
+    str,
+    typer.Option(
+        "--gate",
+        metavar="GATE",
+        help="margin, max_logit, max_prob, neg_entropy, patience, agreement, ensemble, uncertainty, my.module:score.",
+    ),
 ]
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")]
 

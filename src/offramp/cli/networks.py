@@ -32,7 +32,12 @@ Names = Annotated[
     typer.Option("--name", metavar="NAME", help="Its name; by default the last word of SPEC."),
 ]
 Gate = Annotated[
-    str, typer.Option("--gate", metavar="GATE", help="margin, max_logit, max_prob, neg_entropy, or my.module:score.")
+    str,
+    typer.Option(
+        "--gate",
+        metavar="GATE",
+        help="margin, max_logit, max_prob, neg_entropy, patience, agreement, ensemble, uncertainty, my.module:score.",
+    ),
 ]
 Temperature = Annotated[
     float | None,
@@ -103,9 +108,9 @@ def _network(
     for rung, spec, file, kind in zip(names, model, files, fronts, strict=True):
         made = make_model(spec, None if file == "-" else file)
         rungs[rung] = (made, front_of(spec) if kind == "auto" else make_front(kind))
-    one: Any = make_gate(gate)
+    one: Any = gate  # by name: a gate that looks at earlier exits is made for each rung
     if temperature is not None:
-        one = find("gates", "Tempered")(one, temperature)
+        one = find("gates", "Tempered")(make_gate(gate), temperature)
     specs = dict(zip(names, model, strict=True))
     return stacked(rungs, gate=one, answer=answers, example=sample, specs=specs)
 

@@ -12,6 +12,7 @@ from offramp.cli.options import (
     AsJson,
     BatchSize,
     DataSpec,
+    EngineName,
     Given,
     GivenFront,
     GivenGate,
@@ -56,6 +57,7 @@ def run(
     output: Output = None,
     batch_size: BatchSize = 64,
     deadline_ms: Deadline = None,
+    engine: EngineName = "torch",
     threshold: Threshold = None,
     model: Given = None,
     front_of: GivenFront = None,
@@ -75,7 +77,7 @@ def run(
     writable(output, suffixes=(".npz", ".csv"))
     source, chosen = rows(data), plan_of(plan, threshold)
     some = None if deadline_ms is None else next(source.batches(batch_size)).x
-    runner = opened(network_of(network, model, front_of, gate_of), chosen, time_on=some)
+    runner = opened(network_of(network, model, front_of, gate_of), chosen, engine=engine, time_on=some)
     columns, seconds = _answers(runner, source, batch_size, deadline_ms)
     if output is not None:
         _write(output, columns, str(chosen))
@@ -92,6 +94,7 @@ def bench(
     batch: Batches = None,
     repeats: Repeats = 9,
     threads: Threads = None,
+    engine: EngineName = "torch",
     threshold: Threshold = None,
     model: Given = None,
     front_of: GivenFront = None,
@@ -115,9 +118,8 @@ def bench(
         torch.set_num_threads(threads)
     sizes = tuple(batch or (1, 64))
     x = next(rows(data).batches(max(256, *sizes))).x
-    found = timed(
-        network_of(network, model, front_of, gate_of), plan_of(plan, threshold), x, batches=sizes, repeats=repeats
-    )
+    net = network_of(network, model, front_of, gate_of)
+    found = timed(net, plan_of(plan, threshold), x, batches=sizes, repeats=repeats, engine=engine)
     answer(found.to_json(), as_json, str(found))
 
 

@@ -25,7 +25,12 @@ from offramp.errors import BadInput
 
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write the network to.")]
 RecipeName = Annotated[
-    str, typer.Option("--recipe", metavar="RECIPE", help="hinge, cross_entropy, joint, or my.module:Recipe.")
+    str,
+    typer.Option(
+        "--recipe",
+        metavar="RECIPE",
+        help="hinge, cross_entropy, joint, sdn, ztw, distill, boosted, ... (see doctor), my.module:Recipe.",
+    ),
 ]
 With = Annotated[
     list[str] | None,
@@ -70,8 +75,9 @@ def fit(
     r"""Teach the exits of a network by a recipe.
 
     hinge and cross_entropy leave the model as it is and solve for its exits to a proven gap; joint trains
-    model and exits together. The rows are remembered: a promise is never made on them. Ctrl-C leaves a
-    checkpoint in --folder, from which --resume goes on.
+    model and exits together; sdn, ztw, distill, patience and objective are those of their papers.
+    The rows are remembered: a promise is never made on them. Ctrl-C leaves a checkpoint in --folder, from
+    which --resume goes on.
 
     Example:
       offramp fit network/ 'cifar10/train:data' --recipe hinge \

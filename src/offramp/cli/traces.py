@@ -13,6 +13,7 @@ from offramp.cli.options import (
     AsJson,
     BatchSize,
     DataSpec,
+    EngineName,
     Given,
     GivenFront,
     GivenGate,
@@ -39,6 +40,7 @@ def record(
     batch_size: BatchSize = 64,
     keep: Keep = "logits",
     no_time: NoTime = False,
+    engine: EngineName = "torch",
     model: Given = None,
     front_of: GivenFront = None,
     gate_of: GivenGate = None,
@@ -56,7 +58,7 @@ def record(
 
     writable(output, suffixes=(".npz",))
     net = network_of(network, model, front_of, gate_of)
-    trace = _noted(lambda: recorded(net, data, batch_size=batch_size, keep=keep, timed=not no_time))
+    trace = _noted(lambda: recorded(net, data, batch_size=batch_size, keep=keep, timed=not no_time, engine=engine))
     trace.save(output)
     exits = _exits(trace)
     body = {

@@ -9,7 +9,7 @@ import torch
 from offramp.chain import Node, Step
 from offramp.errors import BadData
 from offramp.inputs import State
-from offramp.network import LOGITS, SCORE, Network, Part, Seen, Segment, answer, grade
+from offramp.network import HANDED, LOGITS, SCORE, Hands, Network, Part, Seen, Segment, answers, grade
 from offramp.segmenting import segments_of
 from offramp.signature import is_input
 
@@ -26,18 +26,20 @@ def _part(network: Network, segment: Segment, step: Step) -> Part:
     pieces: dict[str, Callable[[State], State]] = {"segment": _explained(segment.call, name)}
     if step.exit:
         exit_ = network.exit_of(name)
-        needed, seen_by_exit = _looked_at(node, node.exit_reads)
+        needed, seen_by_exit = _looked_at(node, node.exit_reads, lambda other: other + _handed(network, other))
+        mine = name + _handed(network, name)
         reads += needed
-        writes.append(name + LOGITS)
+        writes += dict.fromkeys((name + LOGITS, mine))
         modules += exit_.modules()
 
         def leave(state: State) -> State:
-            return {name + LOGITS: answer(exit_, seen_by_exit(state), name)}
+            own, on = answers(exit_, seen_by_exit(state), name)
+            return {mine: on, name + LOGITS: own}
 
         pieces["exit"] = leave
     if step.gate:
         gate = network.gate_of(name)
-        needed, seen_by_gate = _looked_at(node, node.gate_reads)
+        needed, seen_by_gate = _looked_at(node, node.gate_reads, lambda other: other + LOGITS)
         reads += needed
         writes.append(name + SCORE)
         modules += gate.modules()
@@ -49,16 +51,22 @@ def _part(network: Network, segment: Segment, step: Step) -> Part:
     return Part(step, tuple(dict.fromkeys(reads)), tuple(writes), tuple(modules), pieces)
 
 
-def _looked_at(node: Node, reads: Sequence[str]) -> tuple[tuple[str, ...], Callable[[State], Seen]]:
+def _looked_at(
+    node: Node, reads: Sequence[str], place_of: Callable[[str], str]
+) -> tuple[tuple[str, ...], Callable[[State], Seen]]:
     """The names of the tensors that an exit or a gate with these `reads` needs, and how it sees them."""
     name, given = node.name, tuple(filter(is_input, reads))
-    earlier = {other: other + LOGITS for other in reads if other not in given}
+    earlier = {other: place_of(other) for other in reads if other not in given}
 
     def seen(state: State) -> Seen:
         logits = {other: state[key] for other, key in earlier.items()}
         return Seen(state[name], logits, None, {key: state[key] for key in given})
 
     return (*earlier.values(), *given), seen
+
+
+def _handed(network: Network, name: str) -> str:
+    return HANDED if isinstance(network.exit_of(name), Hands) else LOGITS
 
 
 def _explained(call: Callable[[State], State], name: str) -> Callable[[State], State]:

@@ -10,14 +10,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadInput, BadNetwork
+from offramp.exits._pooling import POOLS, pooled, width
 from offramp.network import Exit, Seen
 from offramp.signature import is_input
-
-POOLS = ("mean", "grid", "flat")
 
 
 class Pooled(Exit):
@@ -41,19 +39,19 @@ class Pooled(Exit):
         self.mask, self.reads = mask, () if mask is None else (mask,)
         widths = (self.features, *self.hidden)
         layers: list[nn.Module] = []
-        for width_in, width in pairwise(widths):
-            layers += [nn.Linear(width_in, width), nn.ReLU()]
+        for width_in, width_out in pairwise(widths):
+            layers += [nn.Linear(width_in, width_out), nn.ReLU()]
         self.head = nn.Sequential(*layers, nn.Linear(widths[-1], self.classes))
 
     def pool(self, features: Tensor, inputs: Mapping[str, Tensor] | None = None) -> Tensor:
         """[B, channels, ...] -> [B, F]; with a mask [B, T] among the inputs of text [B, T, F]."""
         if self.mask is None or features.dim() == 2:
-            return _pooled(features, self.pooling)
+            return pooled(features, self.pooling)
         return _masked_mean(features, (inputs or {})[self.mask])
 
-    def classify(self, pooled: Tensor) -> Tensor:
+    def classify(self, features: Tensor) -> Tensor:
         """[B, F] -> logits [B, C]."""
-        logits: Tensor = self.head(pooled)
+        logits: Tensor = self.head(features)
         return logits
 
     def forward(self, seen: Seen) -> Tensor:
@@ -65,19 +63,6 @@ class Pooled(Exit):
         config = {"name": "Pooled", "pool": self.pooling, "features": self.features, "classes": self.classes}
         hidden = {"hidden": list(self.hidden)} if self.hidden else {}
         return {**config, **hidden, **({"mask": self.mask} if self.mask is not None else {})}
-
-
-def _pooled(features: Tensor, pool: str) -> Tensor:
-    """Features [B, channels, ...] (or [B, F], which stay as they are) -> [B, F]."""
-    if features.dim() == 2 or pool == "flat":
-        return features.flatten(1)
-    if features.dim() != 4:
-        flat = features.flatten(2) if features.dim() > 4 else features
-        return flat.mean(1) if features.dim() == 3 else flat.mean(2)
-    if pool == "mean":
-        return features.mean((2, 3))
-    grid = nn.functional.adaptive_avg_pool2d(features, 4).flatten(1)
-    return torch.cat([features.mean((2, 3)), features.amax((2, 3)), grid], dim=1)
 
 
 def _masked_mean(features: Tensor, mask: Tensor) -> Tensor:
@@ -116,7 +101,4 @@ def mlp(shape: Sequence[int], classes: int) -> Pooled:
 
 
 def _made(pool: str, shape: Sequence[int], classes: int, hidden: Sequence[int] = ()) -> Pooled:
-    if not shape:
-        raise BadNetwork("the tapped value has no features, expected [B, F] or [B, channels, ...]; cut elsewhere")
-    features = _pooled(torch.zeros(1, *shape), pool).shape[1]
-    return Pooled(pool, features, classes, hidden)
+    return Pooled(pool, width(shape, pool), classes, hidden)

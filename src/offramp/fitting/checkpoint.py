@@ -2,6 +2,7 @@
 
 checkpoint/   network.json, weights.safetensors      the network, as `offramp.load` reads it
               optimiser.safetensors, training.json   where the run is, and what it was begun with
+              aids.safetensors                       what the recipe hung on while it teaches
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from offramp.errors import BadFile, BadInput, Mismatch
 from offramp.files import read_json, read_tensors, write_json, write_tensors
 from offramp.fitting.history import Epoch
 from offramp.network import Network
+from offramp.rungs import held
 from offramp.storing import saving
 
 SCHEMA = 1
+AIDS = "aids.safetensors"
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,8 @@ def save_checkpoint(
     tensors, state = _packed(optimiser)
     with saving(network, folder) as place:
         write_tensors(place / "optimiser.safetensors", tensors)
+        if network.aids:
+            write_tensors(place / AIDS, held(network.aids).state_dict())
         body = {"begun": begun, "progress": asdict(progress), "optimiser": state, "extra": extra}
         write_json(place / "training.json", "training", SCHEMA, body)
 
@@ -76,6 +81,8 @@ def load_checkpoint(folder: Path, network: Network, begun: Mapping[str, Any]) ->
             )
     try:
         network.load_state_dict(read_tensors(folder / "weights.safetensors"), strict=True)
+        if network.aids:
+            held(network.aids).load_state_dict(read_tensors(folder / AIDS), strict=True)
     except RuntimeError as problem:
         raise BadFile(f"{folder} does not fit this network; give the network that the run was begun with") from problem
     tensors = read_tensors(folder / "optimiser.safetensors")

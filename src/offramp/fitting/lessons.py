@@ -107,10 +107,10 @@ class Lessons:
             }
         return augmented(self.source.take(positions).x, None if plain else self.augment, self.device)
 
-    def lesson(self, positions: Array, phase: str, done: float = 0.0) -> Lesson:
+    def lesson(self, positions: Array, phase: str, step: int = 0, steps: int = 1) -> Lesson:
         """Labels and numbers of some rows."""
         y = None if self.roll.y is None else torch.from_numpy(self.roll.y[positions]).to(self.device)
-        return Lesson(y, torch.from_numpy(self.roll.row[positions]), phase, done)
+        return Lesson(y, torch.from_numpy(self.roll.row[positions]), phase, step, steps)
 
 
 def augmented(x: Any, augment: Augment | None, device: torch.device) -> State:

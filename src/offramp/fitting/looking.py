@@ -8,10 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from offramp.inputs import State, given
-from offramp.network import Exit, Network, Seen, answer
-from offramp.recipe import Pools, View, pooled_by
+from offramp.network import Exit, Network, Seen, answers
+from offramp.recipe import Pools, View, exits_read, pooled_by
 from offramp.rungs import values_of
-from offramp.signature import is_input
 
 Looked = dict[str, dict[str, Tensor]]
 
@@ -33,36 +32,22 @@ class Looking(nn.Module):
             seen = dict(self.network.look(given(state)))
             own = {name: one.own for name, one in seen.items() if one.own is not None}
             return {"logits": own, "features": {name: one.features for name, one in seen.items()}}
-        logits: dict[str, Tensor] = {}
+        logits, handed = dict[str, Tensor](), dict[str, Tensor]()
         for name, exit_ in exits_of(self.network):
-            if name in state and _exits_read(exit_) <= logits.keys():
-                logits[name] = answer(exit_, Seen(state[name], logits), name)
+            if name in state and exits_read(exit_) <= logits.keys():
+                logits[name], handed[name] = answers(exit_, Seen(state[name], handed), name)
         return {"logits": logits, "features": {name: state[name] for name in logits}}
 
 
-def view_of(looked: Mapping[str, Mapping[str, Tensor]], state: State, pooled: bool) -> View:
+def view_of(network: Network, looked: Mapping[str, Mapping[str, Tensor]], state: State, pooled: bool) -> View:
     """What `Looking` gave, as a recipe sees it."""
-    return View(looked["logits"], looked["features"], {} if pooled else state)
+    return View(looked["logits"], looked["features"], {} if pooled else state, network)
 
 
 def exits_of(network: Network) -> Iterator[tuple[str, Exit]]:
     """The exits, shallow to deep."""
     for name in network.chain.exits:
         yield name, network.exit_of(name)
-
-
-def _exits_read(exit_: Exit) -> set[str]:
-    """Earlier exits that an exit reads; inputs went into its pooled features."""
-    return {name for name in exit_.reads if not is_input(name)}
-
-
-def poolable(network: Network) -> tuple[str, ...]:
-    """The exits that read nothing but pooled features, and exits that do."""
-    found: list[str] = []
-    for name, exit_ in exits_of(network):
-        if isinstance(exit_, Pools) and _exits_read(exit_) <= set(found):
-            found.append(name)
-    return tuple(found)
 
 
 def pooled_of(network: Network, state: State, names: tuple[str, ...]) -> dict[str, Tensor]:

@@ -94,15 +94,15 @@ class Loop:
         look, optimiser = accelerator.prepare(Looking(self.network), phase.optimiser(phase.parameters))
         schedule = None if phase.schedule is None else phase.schedule(optimiser.optimizer, phase.epochs * lessons.steps)
         self._restore(optimiser, schedule)
-        with interruptible() as asked:
+        with interruptible() as asked, phase.during():
             for epoch in range(self.at.epoch, phase.epochs):
                 batches = lessons.epoch(epoch, self.at.step)
                 what, left = f"{phase.name}, epoch {epoch + 1} of {phase.epochs}", lessons.steps - self.at.step
                 start, tally = time.perf_counter() - self.at.seconds, dict(self.at.sums or {})
                 for state, positions in track(batches, what=what, total=left, show=self.course.progress):
                     step = epoch * lessons.steps + self.at.step
-                    lesson = lessons.lesson(positions, phase.name, step / (phase.epochs * lessons.steps))
-                    view = view_of(look(state, pooled), state, pooled)
+                    lesson = lessons.lesson(positions, phase.name, step, phase.epochs * lessons.steps)
+                    view = view_of(self.network, look(state, pooled), state, pooled)
                     if phase.by == "update":
                         losses = recipe.update(view, lesson, optimiser)
                         self._require_finite(losses, view, phase, step)
@@ -127,9 +127,10 @@ class Loop:
 
     def _solve(self, number: int, phase: Phase) -> None:
         """One stroke on all rows."""
-        start = time.perf_counter()
-        whole, held = self._whole(self.course.taught, held=False), self.course.development
-        figures = self.course.recipe.solve(phase, whole, None if held is None else self._whole(held, held=True))
+        development = self.course.development
+        whole, held = self._whole(self.course.taught, held=False), development and self._whole(development, held=True)
+        start = time.perf_counter()  # pooling is not part of it
+        figures = self.course.recipe.solve(phase, whole, held)
         seconds = time.perf_counter() - start
         taught, measured = {id(value) for value in phase.parameters}, self._accuracies(pooled=True)
         for name in whole.exits:
@@ -169,7 +170,7 @@ class Loop:
         kept, pooled, look = [], phase.reads == "pooled", Looking(self.network.eval())
         with torch.no_grad():
             for state, positions in lessons.in_order(LOOKED):
-                view = view_of(look(state, pooled), state, pooled)
+                view = view_of(self.network, look(state, pooled), state, pooled)
                 kept.append(positions[phase.rows(view, lessons.lesson(positions, phase.name)).cpu().numpy()])
         found: Array = np.concatenate(kept)
         if not len(found):
@@ -181,12 +182,12 @@ class Loop:
     def _mode(self, phase: Phase) -> None:
         """Gradients for what is taught and nothing else; training mode for the models, exits and gates it stands in."""
         network, taught = self.network.eval(), {id(value) for value in phase.parameters}
-        for value in network.parameters():
+        aids, models = network.aids.values(), [network.model_of(rung) for rung in network.rungs]
+        for value in (*network.parameters(), *(value for aid in aids for value in aid.parameters())):
             value.requires_grad_(id(value) in taught)
-        models = [network.model_of(rung) for rung in network.rungs]
-        for part in (*models, *network.fronts.children(), *network.exits.children(), *network.gates.children()):
-            if any(id(value) in taught for value in part.parameters()):
-                part.train()
+        children = (*network.fronts.children(), *network.exits.children(), *network.gates.children())
+        for part in (*models, *children, *aids):
+            part.train(any(id(value) in taught for value in part.parameters()))
         for module in phase.still:
             module.eval()
 

@@ -17,13 +17,13 @@ from offramp.files import checksum
 from offramp.find import find_file, imported
 from offramp.fitting.checkpoint import load_checkpoint
 from offramp.fitting.history import History
-from offramp.fitting.lessons import Augment, roll_of
-from offramp.fitting.looking import Looking, poolable
+from offramp.fitting.lessons import Augment, drawn, roll_of
+from offramp.fitting.looking import Looking
 from offramp.fitting.loop import Course, Held, Loop
 from offramp.fitting.pooling import Pooling
 from offramp.inputs import as_inputs
 from offramp.network import Network
-from offramp.recipe import Phase, Recipe, plain
+from offramp.recipe import Phase, Recipe, plain, poolable
 
 PRECISIONS = ("no", "bf16", "fp16")
 
@@ -48,7 +48,7 @@ def fit(
     """Teach a network's exits, in place, where it lies; it ends in eval mode, ready to be recorded.
 
     data: whatever `offramp.data.rows` takes, with rows by number and labels. recipe: a name on the shelf (hinge,
-    cross_entropy, joint), an object made of one with other arguments, or your own (`my.module:Recipe`).
+    cross_entropy, joint, boosted, ...), an object made of one with other arguments, or your own (`my.module:Recipe`).
     development: rows on which recipes choose, and by which each epoch is measured; never those of a promise.
     augment: of a batch x, drawn anew from torch's generator; where pooled features are computed once, `views` fixed
     copies of each row are kept. precision: "no", "bf16" or "fp16". folder: metrics.csv, and a checkpoint after each
@@ -61,20 +61,21 @@ def fit(
     method, home = recipe_of(recipe), None if folder is None else Path(folder)
     _require_options(precision, batch_size, views)
     network.require_eval()
-    method.prepare(network)
-    phases = tuple(method.phases(network))
-    _require_phases(network, phases)
-    accelerator = _accelerator(network, precision, track, home)
-    taught = _called(data, network, labels=any(phase.labels for phase in phases), progress=progress)
-    held = None if development is None else _called(development, network, labels=True, progress=progress)
-    options = {"batch_size": batch_size, "seed": seed, "augment": plain(augment), "views": views}
-    begun = _begun(network, method, phases, taught, held) | options | {"precision": precision}
-    kept = home if cache is None else Path(cache)
-    pooling = Pooling(network, poolable(network), views, augment, seed=seed, folder=kept, progress=progress)
-    course = Course(
-        network, method, phases, taught, held, pooling, accelerator, batch_size, seed, home, begun, progress
-    )
     with _as_it_was(network):
+        torch.manual_seed(drawn(seed))  # for what prepare draws
+        method.prepare(network)
+        phases = tuple(method.phases(network))
+        _require_phases(network, phases)
+        accelerator = _accelerator(network, precision, track, home)
+        taught = _called(data, network, labels=any(phase.labels for phase in phases), progress=progress)
+        held = None if development is None else _called(development, network, labels=True, progress=progress)
+        options = {"batch_size": batch_size, "seed": seed, "augment": plain(augment), "views": views}
+        begun = _begun(network, method, phases, taught, held) | options | {"precision": precision}
+        kept = home if cache is None else Path(cache)
+        pooling = Pooling(network, poolable(network), views, augment, seed=seed, folder=kept, progress=progress)
+        course = Course(
+            network, method, phases, taught, held, pooling, accelerator, batch_size, seed, home, begun, progress
+        )
         checkpoint = _checkpoint(home, resume=resume)
         _remember(network, taught, held)
         return Loop(course, None if checkpoint is None else load_checkpoint(checkpoint, network, begun)).run()
@@ -119,7 +120,8 @@ def _require_phases(network: Network, phases: tuple[Phase, ...]) -> None:
     known = {id(value) for value in network.parameters()}
     can_pool = poolable(network)
     pooled = {id(value) for name in can_pool for value in network.exit_of(name).parameters()}
-    pooled |= {id(value) for value in network.gates.parameters()}
+    beside = {id(value) for aid in network.aids.values() for value in aid.parameters()}
+    known, pooled = known | beside, pooled | beside | {id(value) for value in network.gates.parameters()}
     for phase in phases:
         mine = {id(value) for value in phase.parameters}
         if not mine or not mine <= known:
@@ -219,7 +221,7 @@ def _accelerator(network: Network, precision: str, track: str | None, home: Path
 
 @contextlib.contextmanager
 def _as_it_was(network: Network) -> Iterator[None]:
-    """Eval mode and every parameter's wish for gradients, and torch's generators, as before when the block ends."""
+    """Eval mode, parameters' wishes for gradients and torch's generators as before when the block ends; no aids."""
     before = [(value, value.requires_grad) for value in network.parameters()]
     place = network.device()
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
@@ -227,5 +229,6 @@ def _as_it_was(network: Network) -> Iterator[None]:
             yield
         finally:
             network.eval()
+            network.aids.clear()
             for value, wish in before:
                 value.requires_grad_(wish)

@@ -8,19 +8,22 @@ from typing import Any
 
 from torch import Tensor, fx
 
+from offramp.partition.inplace import in_place
+
 HELD = 3
 
 
 def function_of(module: fx.GraphModule, name: str) -> Callable[..., tuple[Tensor, ...]]:
     """The graph's function of positional tensors, bound to the parameters, buffers and constants as they are now.
 
-    Two things make it fast on a CPU (ResNet-56, one thread): no look-ups of attributes (batch 1: 0.91 of eager, where
-    the module takes 1.06), and every value is let go HELD operations after its last use. Freed at once, the top of
-    the heap goes back to the system after each layer, and the next one pays in page faults (batch 64: 1.05 of eager;
-    0.94 with three held).
+    Three things make it fast on a CPU (ResNet-56, one thread): no look-ups of attributes (batch 1: 0.91 of eager, where
+    the module takes 1.06); element-wise operations write in place where nothing needs their input any more; and every
+    value is let go HELD operations after its last use. Freed at once, the top of the heap goes back to the system after
+    each layer, and the next one pays in page faults (batch 64: 1.05 of eager; 0.94 with three held).
     """
     known: dict[str, Any] = {}
     names, lines, arguments, dying = dict[fx.Node, str](), list[str](), list[str](), list[list[str]]()
+    writing = in_place(module.graph)
     last = {source: node for node in module.graph.nodes for source in node.all_input_nodes}
     for node in module.graph.nodes:
         if node.op == "get_attr":
@@ -33,7 +36,7 @@ def function_of(module: fx.GraphModule, name: str) -> Callable[..., tuple[Tensor
             keywords = [f"{key}={_text(value, names, known)}" for key, value in node.kwargs.items()]
             call = ", ".join([*(_text(value, names, known) for value in node.args), *keywords])
             names[node] = f"v{len(names)}"
-            lines.append(f"{names[node]} = {_bound(node.target, known)}({call})")
+            lines.append(f"{names[node]} = {_bound(writing.get(node, node.target), known)}({call})")
             ended = [gone for gone in node.all_input_nodes if last[gone] is node and gone.op != "get_attr"]
             dying.append([names[gone] for gone in (ended if node.users else [*ended, node])])
             if len(dying) > HELD and (gone_names := dying[-1 - HELD]):

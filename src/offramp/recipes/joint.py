@@ -9,16 +9,20 @@ Where we differ: one summed loss and one Adam, where the code steps the trunk an
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from offramp.errors import BadInput, BadNetwork
 from offramp.network import Network
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.recipes._equilibrium import equilibrium, require_one_model
 
 NORMS = ("moving", "frozen")
 ALONE = "models alone"
@@ -28,8 +32,11 @@ class Joint(Recipe):
     """Models and exits together: the sum of weighted cross-entropies.
 
     weights: one for all exits, one per exit from shallow to deep, or by name. epochs, rate, betas: of Adam.
+    decay: let the rate fall to 0 over each phase along a cosine (Loshchilov and Hutter, 2017, arXiv 1608.03983); the
+    authors keep it, over many more epochs.
     norm: "moving" lets batch norms of the models learn and follow the batches, "frozen" keeps them as they are.
-    backbone=False teaches the exits alone, and the models stay as they are.
+    backbone=False teaches the exits alone, and the models stay as they are. equilibrium=True averages the gradients of
+    the exits behind each cut instead of summing them (Li et al., 2019, arXiv 1908.06294; recipes/_equilibrium.py).
     """
 
     def __init__(
@@ -40,11 +47,15 @@ class Joint(Recipe):
         alone: int = 0,
         rate: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
+        decay: bool = False,
         norm: str = "moving",
         backbone: bool = True,
+        equilibrium: bool = False,
     ) -> None:
         self.weights, self.epochs, self.alone = weights, epochs, alone
-        self.rate, self.betas, self.norm, self.backbone = rate, betas, norm, backbone
+        self.rate, self.betas, self.decay = rate, betas, decay
+        self.norm, self.backbone = norm, backbone
+        self.equilibrium = equilibrium
 
     def prepare(self, network: Network) -> None:
         """Raise BadInput for weights that do not fit, BadNetwork where there is nothing to teach."""
@@ -55,6 +66,8 @@ class Joint(Recipe):
         elif not any(True for _ in network.backbone.parameters()):
             raise BadNetwork("the models of this network have no parameters; teach the exits alone: backbone=False")
         weights_of(self.weights, network.chain.exits)
+        if self.equilibrium:
+            require_one_model(network, "equilibrium=True")
 
     def phases(self, network: Network) -> list[Phase]:
         """The models alone, if asked for, then everything."""
@@ -63,8 +76,11 @@ class Joint(Recipe):
         still = norms_of(network.backbone) if self.norm == "frozen" else ()
         frozen = {id(value) for norm in still for value in norm.parameters()}
         models = tuple(value for value in models if id(value) not in frozen)
-        first = [Phase(ALONE, models, self.alone, adam, still=still)] if self.alone and models else []
-        return [*first, Phase("joint", (*models, *network.exits.parameters()), self.epochs, adam, still=still)]
+        schedule = _cosine if self.decay else None
+        first = [Phase(ALONE, models, self.alone, adam, schedule, still=still)] if self.alone and models else []
+        during = partial(equilibrium, network) if self.equilibrium else nullcontext
+        every = (*models, *network.exits.parameters())
+        return [*first, Phase("joint", every, self.epochs, adam, schedule, still=still, during=during)]
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """Weighted cross-entropy by exit."""
@@ -72,6 +88,10 @@ class Joint(Recipe):
         if lesson.phase == ALONE:
             return cross_entropy([*view.logits.values()][-1], y)
         return {name: weights[name] * cross_entropy(logits, y) for name, logits in view.logits.items()}
+
+
+def _cosine(optimiser: Optimizer, steps: int) -> LRScheduler:
+    return CosineAnnealingLR(optimiser, steps)
 
 
 def weights_of(weights: float | Sequence[float] | Mapping[str, float], exits: Sequence[str]) -> dict[str, float]:

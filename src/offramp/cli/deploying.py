@@ -1,0 +1,64 @@
+"""`offramp export`: a network under a plan -> a folder that runs elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+import typer
+
+from offramp.cli.options import (
+    AsJson,
+    Given,
+    GivenFront,
+    GivenGate,
+    NetworkFolder,
+    PlanFile,
+    Threshold,
+    network_of,
+    plan_of,
+    writable,
+)
+from offramp.cli.printing import answer, note
+
+Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")]
+OneFile = Annotated[
+    bool, typer.Option("--one-file", help="All graphs as one: compaction inside, thresholds as inputs.")
+]
+Example = Annotated[
+    str | None,
+    typer.Option("--example", metavar="DATA", help="Rows to try it on, where neither plan nor cut has seen any."),
+]
+
+
+def export(
+    network: NetworkFolder,
+    plan: PlanFile,
+    output: Output,
+    one_file: OneFile = False,
+    example: Example = None,
+    threshold: Threshold = None,
+    model: Given = None,
+    front_of: GivenFront = None,
+    gate_of: GivenGate = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a folder that answers without offramp and torch.
+
+    It holds a graph per segment, the plan, a manifest and run.py, which needs NumPy and ONNX Runtime. Every
+    graph is compared with the network first. A promise goes along when it was made with --engine onnxruntime.
+
+    Example:
+      offramp export network/ plan.json -o folder/
+    """
+    from offramp.data.rows import rows
+    from offramp.deploy.exporting import export as exported
+
+    writable(output, folder=True)
+    chosen = plan_of(plan, threshold)
+    some = None if example is None else next(rows(example).batches(4)).x
+    found = exported(network_of(network, model, front_of, gate_of), chosen, output, example=some, one_file=one_file)
+    if found.note:
+        note(found.note)
+    body: dict[str, Any] = {key: value for key, value in asdict(found).items() if key != "plan"}
+    answer({**body, "plan": str(found.plan), "promised": found.plan.promise is not None}, as_json, str(found))

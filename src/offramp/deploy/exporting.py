@@ -1,0 +1,198 @@
+"""A network under a plan -> a self-contained folder: graphs, plan, manifest, and a program that runs them.
+
+    network folder/  0-small.onnx  1-large.onnx  plan.json  manifest.json  run.py
+
+`manifest.json` says what goes in, which graph reads and gives what, and under which promise. run.py needs NumPy and
+ONNX Runtime, nothing of ours, and answers as `offramp.run` does.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from offramp.answers import DEEPEST, END, GATE
+from offramp.chain import Step
+from offramp.deploy.one_file import Stop, one_model
+from offramp.errors import BadInput, BadNetwork
+from offramp.files import replacing_folder, write_json
+from offramp.find import find_file
+from offramp.graphs import graph_of
+from offramp.inputs import State, as_inputs
+from offramp.network import LOGITS, Network, Part, described
+from offramp.plan import BAND, Plan
+from offramp.running import check_origin, engine_of, later
+from offramp.signature import INPUT, Input
+from offramp.signature import example as rows_like
+
+SCHEMA = 1
+ROWS = 4  # that the graphs are tried on
+ENGINE = "onnxruntime"
+RUN = Path(__file__).with_name("run.py")
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written where; prints itself as a sentence."""
+
+    folder: str
+    files: tuple[str, ...]
+    bytes: int
+    plan: Plan
+    note: str | None
+
+    def __str__(self) -> str:
+        said = f"{self.folder}: {', '.join(self.files)} ({self.bytes:,} bytes). {self.plan}"
+        return f"{said} {self.note}" if self.note else said
+
+
+def export(
+    network: Network, plan: Plan, folder: str | Path, *, example: Any = None, one_file: bool = False
+) -> Exported:
+    """Write a folder that answers under a plan without offramp and torch, atomically; an earlier export is replaced.
+
+    example: a batch as the network takes it, where neither the plan nor a cut has seen one. one_file: all graphs as
+    one, with the compaction inside and the thresholds as inputs. Every graph is compared with the network first. The
+    promise goes along if the plan was made on this ONNX Runtime; else it is left out, and the note says so.
+    Raises BadNetwork (an operator that cannot be written, or gives something else), Mismatch, BadInput, BadFile,
+    MissingExtra.
+    """
+    network.require_eval()
+    _, identity = engine_of(ENGINE)
+    state = as_inputs(_example(network, plan, example), network.device())
+    if plan.origin is not None:
+        check_origin(network, plan, plan.origin.engine)
+    kept, note = _kept(plan, identity)
+    stops, tried = _stops(network, plan, state)
+    body: dict[str, Any] = {
+        "made_with": {name: version(name) for name in ("offramp", "torch", "onnx", ENGINE)},
+        "network": {"fingerprint": network.fingerprint(), "precision": network.precision()},
+        "inputs": [_input(name, value) for name, value in state.items()],
+        "preprocessing": {name: described(front) for name, front in network.fronts.items()},
+        "exits": [*network.chain.exits],
+        "classes": tried[stops[-1].step.name + LOGITS].shape[1],
+        "logits": _kind(tried[stops[-1].step.name + LOGITS]),
+        "gates": [stop.step.name for stop in stops if stop.step.gate],
+        "parts": [_described(stop, number, tried) for number, stop in enumerate(stops)],
+        "one_file": "network.onnx" if one_file else None,
+        "sentence": str(kept),
+        "promise": asdict(kept.promise) if kept.promise else None,
+    }
+    with replacing_folder(folder) as place:
+        if one_file:
+            (place / "network.onnx").write_bytes(_one(stops, kept, body))
+        else:
+            for stop, part in zip(stops, body["parts"], strict=True):
+                (place / part["file"]).write_bytes(stop.graph.model.SerializeToString())
+        kept.save(place / "plan.json")
+        write_json(place / "manifest.json", "export", SCHEMA, body)
+        shutil.copyfile(RUN, place / "run.py")
+        files = sorted(place.iterdir())
+        size = sum(file.stat().st_size for file in files)
+    return Exported(str(folder), tuple(file.name for file in files), size, kept, note)
+
+
+def _example(network: Network, plan: Plan, example: Any) -> Any:
+    if example is not None:
+        return example
+    if plan.origin is not None and plan.origin.probe is not None:
+        return plan.origin.probe.batch()
+    known = next((rung.inputs for rung in network.rungs if rung.inputs), None)
+    if known is None:
+        raise BadInput("the plan has seen no rows, expected it from calibrate, or an example; give example=some rows")
+    return rows_like(known, ROWS)
+
+
+def _kept(plan: Plan, identity: str) -> tuple[Plan, str | None]:
+    """The plan as it goes along: a promise that was made on another engine does not."""
+    if plan.origin is None or plan.origin.engine == identity:
+        return plan, None
+    note = (
+        f"It was made on {plan.origin.engine}, and this folder runs on {identity}: to take a promise along, record "
+        f"with engine={ENGINE!r} and calibrate that."
+    )
+    return plan.changed(origin=replace(plan.origin, engine=identity)), note if plan.promise else None
+
+
+def _stops(network: Network, plan: Plan, state: State) -> tuple[list[Stop], State]:
+    """The steps of a plan as graphs, each compared with the network on these rows; and all named tensors of them."""
+    steps, place = plan.steps(network.chain), network.device()
+    parts: Sequence[Part] = find_file("engines", ENGINE).open(network, steps, place)
+    eager: Sequence[Part] = find_file("engines", "torch").open(network, steps, place)
+    tried, stops = dict(state), list[Stop]()
+    with torch.inference_mode():
+        for number, (part, own) in enumerate(zip(parts, eager, strict=True)):
+            graph = graph_of(network, part.step, tried)
+            mine = dict(tried)
+            part.call(mine)
+            own.call(tried)
+            _compare(part.step, part.writes, mine, tried)
+            names = (name for key in later(parts, number) for name in (state if key == INPUT else (key,)))
+            stops.append(
+                Stop(part.step, graph, network.chain.place(part.step.name), _why(network, part.step), (*names,))
+            )
+    return stops, tried
+
+
+def _why(network: Network, step: Step) -> int:
+    if not step.last:
+        return GATE
+    return END if step.name == network.chain.exits[-1] else DEEPEST
+
+
+def _compare(step: Step, writes: Sequence[str], mine: State, own: State) -> None:
+    for name in writes:
+        got, want = mine[name].double(), own[name].double()
+        far = ((got - want).abs().nan_to_num(0).max() / want.abs().nan_to_num(0).max().clamp(min=1)).item()
+        if not far <= BAND or not torch.equal(got.isnan(), want.isnan()):
+            raise BadNetwork(
+                f"segment {step.name!r} gives {name!r} {far:.2g} away from the network in ONNX Runtime, expected "
+                f"at most {BAND:g}; run it with engine='torch'"
+            )
+
+
+def _described(stop: Stop, number: int, tried: State) -> dict[str, Any]:
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", stop.step.name)
+    return {
+        "node": stop.step.name,
+        "file": f"{number}-{name}.onnx",
+        "reads": [*stop.graph.reads],
+        "writes": [*stop.graph.writes],
+        "keeps": [*stop.keeps],
+        "carries": [_input(key, tried[key]) for key in stop.keeps],
+        "place": stop.place,
+        "why": stop.why,
+        "gate": stop.step.gate,
+        "last": stop.step.last,
+    }
+
+
+def _input(name: str, value: torch.Tensor) -> dict[str, Any]:
+    given = Input.of(name, value.cpu().numpy())
+    return {"name": given.name, "shape": [*given.shape], "dtype": given.dtype}
+
+
+def _kind(value: torch.Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _one(stops: Sequence[Stop], plan: Plan, body: Mapping[str, Any]) -> bytes:
+    import numpy as np
+    from onnx import helper
+
+    infos = [
+        helper.make_tensor_value_info(
+            one["name"], helper.np_dtype_to_tensor_dtype(np.dtype(one["dtype"])), ["batch", *one["shape"]]
+        )
+        for one in body["inputs"]
+    ]
+    thresholds = {gate: plan.thresholds[gate][0] for gate in body["gates"]}
+    found: bytes = one_model(stops, infos, thresholds, body["classes"]).SerializeToString()
+    return found

@@ -1,0 +1,55 @@
+"""What the exits of Zero Time Waste share: the cascade from exit to exit, and the ensemble over all so far.
+
+Shapes: B samples, F features, C classes, m the place of an exit (1 is the shallowest).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from offramp.errors import BadNetwork
+from offramp.network import Seen
+
+
+class Tail(nn.Module):
+    """From features [B, F] and the logits of the exits before, to own logits z_m and to the ensemble's answer.
+
+    z_m = linear([features, stopgrad(z_{m-1})]), raw logits, under a LayerNorm if asked for (there on ImageNet).
+    log p_m = log_softmax((1/m) sum_{j<=m} exp(a_mj) log softmax(z_j) + b_m), with a near 0 and b = 0 at first.
+    """
+
+    def __init__(self, features: int, classes: int, before: str | None, place: int, *, norm: bool) -> None:
+        super().__init__()
+        if (before is None) != (place == 1):
+            raise BadNetwork(f"place is {place} and the exit before is {before!r}, expected 1 and None, or neither")
+        self.before, self.place = before, place
+        self.norm = nn.LayerNorm(classes) if norm and before is not None else None
+        self.linear = nn.Linear(features + (0 if before is None else classes), classes)
+        self.a = nn.Parameter(0.01 * torch.randn(place))
+        self.b = nn.Parameter(torch.zeros(classes))
+
+    def members(self, features: Tensor, seen: Seen) -> Tensor:
+        """Own logits of this exit and of all before it, [B, m, C], shallow to deep."""
+        if self.before is None:
+            members: Tensor = self.linear(features)[:, None]
+            return members
+        earlier = seen.logits[self.before]
+        earlier = earlier[:, None] if earlier.dim() == 2 else earlier  # an exit that hands on its answer alone
+        if earlier.shape[1] != self.place - 1:
+            raise BadNetwork(
+                f"exit {self.before!r} hands on the logits of {earlier.shape[1]} exits, expected {self.place - 1}; cut "
+                "with exits='cascade' at every place"
+            )
+        last = earlier[:, -1].detach()  # no head is taught by what the next one makes of it
+        last = last if self.norm is None else self.norm(last)
+        return torch.cat([earlier, self.linear(torch.cat([features, last], 1))[:, None]], 1)
+
+    def ensemble(self, members: Tensor) -> Tensor:
+        """[B, m, C] -> log-probabilities [B, C]."""
+        weighted = self.a.exp()[:, None] * members.log_softmax(-1)
+        return (weighted.sum(1) / self.place + self.b).log_softmax(-1)
+
+    def own(self) -> tuple[nn.Parameter, ...]:
+        """The parameters of the classifier, without those of the ensemble."""
+        return tuple(value for name, value in self.named_parameters() if name not in ("a", "b"))

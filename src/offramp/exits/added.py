@@ -1,0 +1,42 @@
+"""An exit that adds to what the exit before it said: the additive model of BoostNet.
+
+Yu, Wang, Hua and Shi, Boosted Dynamic Neural Networks, AAAI 2023, arXiv 2211.16726.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from offramp.errors import BadNetwork
+from offramp.network import Exit, Seen
+
+
+class Added(Exit):
+    """Logits F_n = f_n + weight F_{n-1} [B, C] of an exit f_n and of the exit `before` it, F_{n-1}.
+
+    Written out, F_n is the sum over k <= n of weight^(n-k) f_k. Nothing is learned through F_{n-1}: its gradient stops
+    here. The same lines run in teaching and in use; the authors' code has two, and with weights that change from exit
+    to exit they are off by one against each other.
+    """
+
+    def __init__(self, exit: Exit, before: str, weight: float = 0.5) -> None:
+        super().__init__()
+        self.exit, self.before, self.weight = exit, before, float(weight)
+        self.reads = tuple(dict.fromkeys((before, *exit.reads)))
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Logits [B, C]. Raises BadNetwork where the two answer with different numbers of classes."""
+        own, before = self.exit(seen), seen.logits[self.before].detach()
+        if own.shape[1] != before.shape[1]:
+            raise BadNetwork(
+                f"an exit of {own.shape[1]} classes adds to {self.before!r}, which has {before.shape[1]}, expected one "
+                "number; check the exits"
+            )
+        total: Tensor = own + self.weight * before
+        return total
+
+    def config(self) -> dict[str, Any]:
+        """Name, the exit within, the one before it, and the weight."""
+        return {"name": "Added", "exit": self.exit.config(), "before": self.before, "weight": self.weight}

@@ -1,0 +1,67 @@
+"""Gradient equilibrium: what exits send back into a shared piece of the model is averaged, not summed.
+
+Li, Zhang, Qi, Yang and Huang, Improved Techniques for Training Adaptive Deep Networks, 2019, arXiv 1908.06294; also
+used by BoostNet (arXiv 2211.16726). With N exits, at tap i (from 0) the gradient becomes
+
+    g = (g_exit + (N - i - 1) g_deeper) / (N - i),
+
+so that a parameter before tap i gets the mean over the N - i exits behind it; the exits' own parameters get what they
+always do. Of several tensors that a tapped module gives the first alone is rescaled, as in the authors' code, which
+rescales the coarsest scale and no other: MSDNet and RANet here give that one first. Values are not touched.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from torch import Tensor, nn
+
+from offramp.errors import BadNetwork
+from offramp.network import Network, Seen
+from offramp.taps import tensors_of
+
+
+def require_one_model(network: Network, what: str) -> None:
+    """Raise BadNetwork for a ladder: its rungs share nothing between their exits."""
+    if len(network.rungs) > 1:
+        raise BadNetwork(f"{what} is for exits inside one model, and this is a ladder of {len(network.rungs)}; use cut")
+
+
+@contextlib.contextmanager
+def equilibrium(network: Network) -> Iterator[None]:
+    """While it lasts, gradients through the taps of a cut model are averaged."""
+    rung, handles = network.rungs[0], []
+    try:
+        for place, cut in enumerate(rung.cuts):
+            after = len(network.chain.exits) - place - 1
+            tap, exit_ = network.model_of(rung).get_submodule(cut), network.exit_of(rung.node(cut))
+            # the tapped tensor gets the sum of both ways, the exit's copy of it its own alone
+            handles.append(tap.register_forward_hook(_scaling_tap(after / (after + 1))))
+            handles.append(exit_.register_forward_pre_hook(_scaling_exit(1 / after)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _scaling_tap(factor: float) -> Callable[[nn.Module, Any, Any], None]:
+    def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+        leaves = [*tensors_of(output, "tap").values()]
+        if leaves:
+            _scale(leaves[0], factor)
+
+    return hook
+
+
+def _scaling_exit(factor: float) -> Callable[[nn.Module, Any], None]:
+    def hook(_module: nn.Module, inputs: tuple[Seen, ...]) -> None:
+        _scale(inputs[0].features, factor)
+
+    return hook
+
+
+def _scale(value: Tensor, factor: float) -> None:
+    if value.requires_grad:
+        value.register_hook(lambda gradient: gradient * factor)  # type: ignore[no-untyped-call]

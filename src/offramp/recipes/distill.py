@@ -1,0 +1,139 @@
+"""Be Your Own Teacher: the last exit teaches the earlier ones, by labels, by its answers and by features.
+
+Zhang, Song, Gao, Chen, Bao and Ma, 2019, arXiv 1905.08094. The paper omits alpha, lambda and the temperature; numbers
+and the form of the loss are those of the authors' released code, of the journal version. Where we differ:
+- The deepest feature there is what the last linear layer reads. Here it is what the deepest exit before the model's end
+  pools, or what stands at the node `hint`: so cut after the last stage as well.
+- Each shallower exit's feature is what that exit pools (of one that does more than pool, the mean over positions). The
+  heads there carry convolutions and, in the journal version, attention masks, which are not built here: hang `branch`
+  or an exit of your own.
+- All shallower exits get hints; the authors' code leaves one out, and its comment names another.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from offramp.errors import BadInput, BadNetwork
+from offramp.find import unknown
+from offramp.inputs import given
+from offramp.network import Exit, Network
+from offramp.recipe import Lesson, Losses, Phase, Pools, Recipe, View, reading, taught_exits, tried
+from offramp.recipes._schedules import dropped
+
+ADAPTER = "adapter/"  # of an aid, before the name of its exit
+
+
+class Distill(Recipe):
+    """(1 - alpha) CE(q_i, y) + alpha CE(q_i^T, q_n^T) + hints |A_i F_i - F| for each exit i but the last, CE for that.
+
+    q^T is the softmax at `temperature`, without the factor T^2; the teacher's logits and feature F pass no gradient.
+    hints (their lambda) weighs the Euclidean norm, not squared, of the whole batch's [b, F'] matrix;
+    A_i is a learned linear adapter, gone after teaching. hint: the node of F, by default the deepest before the end.
+    SGD with momentum: 250 epochs, the rate 0.1 falls tenfold after 83, 166 and 240.
+
+    backbone=False leaves the models as they are and teaches the exits alone from the last one's answers, on pooled
+    features if all of them pool; hints would teach nothing then, and alpha=1 needs no labels. Adam, 25 epochs, 1e-3:
+    the choice is ours.
+    """
+
+    def __init__(
+        self,
+        *,
+        alpha: float = 0.3,
+        hints: float = 0.03,
+        temperature: float = 3.0,
+        hint: str | None = None,
+        backbone: bool = True,
+        epochs: int | None = None,
+        rate: float | None = None,
+        decay: float = 5e-4,
+    ) -> None:
+        self.alpha, self.hints, self.temperature, self.hint = alpha, hints, temperature, hint
+        self.backbone, self.epochs, self.rate, self.decay = backbone, epochs, rate, decay
+
+    def prepare(self, network: Network) -> None:
+        """Raise BadInput, BadNetwork for what does not fit; then hang on the adapters."""
+        names, last = taught_exits(network), network.chain.exits[-1]
+        if not (0 <= self.alpha <= 1 and self.hints >= 0 and self.temperature > 0):
+            raise BadInput(
+                f"alpha is {self.alpha}, hints {self.hints} and the temperature {self.temperature}, expected a number "
+                "from 0 to 1, one of at least 0, and one above 0"
+            )
+        if self.hint is not None and self.hint not in network.chain.exits:
+            raise unknown(self.hint, network.chain.exits, "node of this network")
+        if not self.backbone and names == (last,):
+            raise BadNetwork(
+                f"the last exit, {last!r}, has all parameters and would teach itself; hang exits before it"
+            )
+        network.aids = self._adapters(network) if self.backbone and self.hints else {}
+
+    def _adapters(self, network: Network) -> dict[str, nn.Module]:
+        """A linear layer per exit that gets hints, from the width of its feature to that of the hint."""
+        hint, rows = self.hint_of(network), tried(network)
+        students = [name for name in network.chain.exits[:-1] if name != hint]
+        if not students or not rows:
+            return {}
+        with torch.no_grad():
+            widths = {
+                name: feature_of(network.exit_of(name), seen.features).shape[1]
+                for name, seen in network.look(given(rows))
+            }
+        place = network.device()
+        return {ADAPTER + name: nn.Linear(widths[name], widths[hint]).to(place) for name in students}
+
+    def hint_of(self, network: Network) -> str:
+        """The node whose feature is the hint."""
+        return self.hint or network.chain.exits[max(0, len(network.chain.exits) - 2)]
+
+    def phases(self, network: Network) -> list[Phase]:
+        """One phase."""
+        if self.backbone:
+            aids = tuple(value for aid in network.aids.values() for value in aid.parameters())
+            sgd = partial(torch.optim.SGD, lr=self.rate or 0.1, momentum=0.9, weight_decay=self.decay)
+            every = (*network.backbone.parameters(), *network.exits.parameters(), *aids)
+            return [Phase("all", every, self.epochs or 250, sgd, dropped(83 / 250, 166 / 250, 240 / 250))]
+        names = self._students(network)
+        exits = tuple(value for name in names for value in network.exit_of(name).parameters())
+        reads = reading(network, (*names, network.chain.exits[-1]))
+        adam = partial(torch.optim.Adam, lr=self.rate or 1e-3)
+        return [Phase("exits", exits, self.epochs or 25, adam, reads=reads, labels=self.alpha < 1)]
+
+    def _students(self, network: Network) -> tuple[str, ...]:
+        last = network.chain.exits[-1]
+        return tuple(name for name in taught_exits(network) if name != last)
+
+    def loss(self, view: View, lesson: Lesson) -> Losses:
+        """By exit."""
+        network, found = view.network, dict[str, Tensor]()
+        last, hint = network.chain.exits[-1], self.hint_of(network)
+        teacher = view.logits[last].detach()
+        for name in network.chain.exits[:-1] if self.backbone else self._students(network):
+            parts = [self.alpha * soft_cross_entropy(view.logits[name], teacher, self.temperature)]
+            if self.alpha < 1:
+                parts.append((1 - self.alpha) * cross_entropy(view.logits[name], lesson.labels()))
+            if (adapter := network.aids.get(ADAPTER + name)) is not None:
+                target = feature_of(network.exit_of(hint), view.features[hint]).detach()
+                own = feature_of(network.exit_of(name), view.features[name])
+                parts.append(self.hints * torch.linalg.vector_norm(adapter(own) - target))
+            found[name] = torch.stack(parts).sum()
+        if self.backbone:
+            found[last] = cross_entropy(view.logits[last], lesson.labels())
+        return found
+
+
+def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean over rows of -sum_c q_c log p_c, p and q the softmax of logits and teacher [b, C] at a temperature."""
+    q = (teacher / temperature).softmax(-1)
+    return -(q * (logits / temperature).log_softmax(-1)).sum(-1).mean()
+
+
+def feature_of(exit_: Exit, features: Tensor) -> Tensor:
+    """What an exit pools of features [b, ...]: [b, F]; of one that does more than pool, the mean over positions."""
+    if isinstance(exit_, Pools):
+        return exit_.pool(features)
+    return features.flatten(2).mean(2) if features.dim() > 2 else features

@@ -1,0 +1,53 @@
+"""PABEE's training: all exits with the model, deeper ones weighing more.
+
+Zhou, Xu, Ge, McAuley, Xu and Wei, 2020, arXiv 2006.04152. Its rule for leaving is the gate `patience`.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch.nn.functional import cross_entropy
+
+from offramp.errors import BadNetwork
+from offramp.network import Network
+from offramp.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+
+
+class Patience(Recipe):
+    """The mean of the exits' cross-entropies with weights 1, 2, ... n from shallow to deep: sum_j j L_j / sum_j j.
+
+    The model learns with them. epochs, rate: as in the authors' scripts, for fine-tuned BERT and ALBERT; a model that
+    is trained from scratch takes more of both. The optimiser's name is lost, AdamW without decay is our choice. The
+    paper's rule for regression is not supported.
+    """
+
+    def __init__(self, *, epochs: int = 5, rate: float = 2e-5) -> None:
+        self.epochs, self.rate = epochs, rate
+
+    def prepare(self, network: Network) -> None:
+        """Raise BadNetwork where there are no exits, or no model, to teach."""
+        taught_exits(network)
+        if not any(True for _ in network.backbone.parameters()):
+            raise BadNetwork("the models of this network have no parameters, expected some to teach with the exits")
+
+    def phases(self, network: Network) -> list[Phase]:
+        """One phase."""
+        every = (*network.backbone.parameters(), *network.exits.parameters())
+        return [Phase("all", every, self.epochs, partial(torch.optim.AdamW, lr=self.rate, weight_decay=0.0))]
+
+    def loss(self, view: View, lesson: Lesson) -> Losses:
+        """Cross-entropy by exit, weighted by its depth."""
+        y, weights = lesson.labels(), depth_weights(len(view.logits))
+        pairs = zip(view.logits.items(), weights, strict=True)
+        return {name: weight * cross_entropy(logits, y) for (name, logits), weight in pairs}
+
+
+def depth_weights(exits: int) -> list[float]:
+    """j / (1 + ... + n) for j = 1 to n.
+
+    >>> depth_weights(3)
+    [0.16666666666666666, 0.3333333333333333, 0.5]
+    """
+    return [j / (exits * (exits + 1) / 2) for j in range(1, exits + 1)]

@@ -1,0 +1,107 @@
+"""Shallow-Deep Networks: internal classifiers on a frozen backbone, or trained with it from scratch.
+
+Kaya, Hong and Dumitras, 2019, arXiv 1810.07052; hyper-parameters as in the authors' code. Their classifier is the exit
+`sdn`, their score the gate `max_prob`; any exits and gates will do. Where we differ: what is frozen stays in eval mode
+(there `train()` moved batch norms all the same), and features are pooled once if all exits pool.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from offramp.chain import Chain
+from offramp.errors import BadInput, BadNetwork
+from offramp.exits.surest import Surest
+from offramp.exits.whole import Own
+from offramp.network import Hands, Network
+from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
+from offramp.recipes._schedules import dropped
+
+FLOOR = 0.01  # of a weight, at the first epoch
+DEEPEST = 0.9  # the weight at which the deepest internal classifier ends
+
+
+class Sdn(Recipe):
+    """The sum of the exits' cross-entropies, on a frozen backbone; or, with backbone=True, of all, growing weights.
+
+    backbone=False ("IC-only"): Adam, 25 epochs, the rate 1e-3 falls tenfold after 15. backbone=True: SGD, 100 epochs,
+    the rate 0.1 falls tenfold after 35, 60 and 85; the last exit weighs 1, exit i in epoch e of E (counted from 0, our
+    choice) min(C_i, 0.01 + e C_i / E). weights: the C_i, shallow to deep; by default 0.9 i / K for K exits, which for
+    the paper's six, at 15 to 90 % of the work, are its .15 to .90 (for other numbers the choice is ours).
+    epochs, rate: others; the falls then come at the same shares. decay: weight decay, in the paper 5e-4 for VGG.
+    surest=True hangs the paper's rule for rows that no exit was sure of at the model's end (exit `Surest`).
+    """
+
+    def __init__(
+        self,
+        weights: Sequence[float] | None = None,
+        *,
+        backbone: bool = False,
+        epochs: int | None = None,
+        rate: float | None = None,
+        decay: float = 1e-4,
+        surest: bool = False,
+    ) -> None:
+        self.weights, self.backbone, self.epochs, self.rate = weights, backbone, epochs, rate
+        self.decay, self.surest = decay, surest
+
+    def prepare(self, network: Network) -> None:
+        """Raise BadNetwork, BadInput for what does not fit; then hang the surest answer, if asked for."""
+        taught_exits(network)
+        self.weights_of(network)
+        last = network.chain.exits[-1]
+        if not self.surest or isinstance(network.exit_of(last), Surest):
+            return
+        handing = [name for name in network.chain.exits if isinstance(network.exit_of(name), Hands)]
+        if handing or not isinstance(network.exit_of(last), Own):
+            raise BadNetwork(
+                f"exit {(handing or [last])[0]!r} is no plain classifier, expected such exits and the model's own "
+                "answer at the end; leave out surest=True, or cut with exits='sdn'"
+            )
+        nodes, reads = network.chain.nodes, network.chain.exits[:-1]
+        network.exits._modules[last] = Surest(reads).eval()
+        network.chain = Chain((*nodes[:-1], replace(nodes[-1], exit_reads=reads)))
+
+    def weights_of(self, network: Network) -> dict[str, float]:
+        """The C_i by exit, without the last. Raises BadInput for too few, too many, or negative ones."""
+        names = network.chain.exits[:-1]
+        found = [DEEPEST * (i + 1) / len(names) for i in range(len(names))] if self.weights is None else self.weights
+        if len(found) != len(names) or min(found) < 0:
+            raise BadInput(f"the weights are {found!r}, expected a number of at least 0 for each of {', '.join(names)}")
+        return dict(zip(names, map(float, found), strict=True))
+
+    def phases(self, network: Network) -> list[Phase]:
+        """One phase."""
+        names = taught_exits(network)
+        exits = tuple(value for name in names for value in network.exit_of(name).parameters())
+        if not self.backbone:
+            adam = partial(torch.optim.Adam, lr=self.rate or 1e-3, weight_decay=self.decay)
+            return [Phase("exits", exits, self.epochs or 25, adam, dropped(15 / 25), reading(network, names))]
+        sgd = partial(torch.optim.SGD, lr=self.rate or 0.1, momentum=0.9, weight_decay=self.decay)
+        every = (*network.backbone.parameters(), *exits)
+        return [Phase("all", every, self.epochs or 100, sgd, dropped(0.35, 0.6, 0.85))]
+
+    def loss(self, view: View, lesson: Lesson) -> Losses:
+        """Cross-entropy by exit, weighted where the backbone learns too."""
+        y, last = lesson.labels(), view.network.chain.exits[-1]
+        if not self.backbone:
+            return {name: cross_entropy(view.logits[name], y) for name in taught_exits(view.network)}
+        epochs = self.epochs or 100
+        epoch = lesson.step * epochs // lesson.steps
+        found: dict[str, Tensor] = {
+            name: ramp(weight, epoch, epochs) * cross_entropy(view.logits[name], y)
+            for name, weight in self.weights_of(view.network).items()
+        }
+        surest = isinstance(view.network.exit_of(last), Surest)  # then what the model itself says is below it
+        return found | {last: cross_entropy((view.features if surest else view.logits)[last], y)}
+
+
+def ramp(weight: float, epoch: int, epochs: int) -> float:
+    """tau_i(e) = min(C_i, 0.01 + e C_i / E)."""
+    return min(weight, FLOOR + epoch * weight / epochs)

@@ -1,0 +1,209 @@
+"""Every row weighs more at the exits where it is to leave; the weights are learned by looking a step ahead (L2W-DEN).
+
+Han, Pu, Lai, Wang, Song, Cao, Huang, Deng and Huang, Learning to Weight Samples for Dynamic Early-exiting Networks,
+ECCV 2022, arXiv 2209.08310; formulas and figures from the authors' code. Shapes: b rows, K exits.
+
+A batch is halved. On one half, the losses l [b, K] go without gradient through a small network g: r = g(l), and weights
+v = 1 + epsilon (r - mean of r). A trial step of SGD along sum_k mean_i v_ik l_ik leads to other weights of the network,
+and there the other half is sent to exits as in use; g learns by the loss where each row leaves. Then the real step is
+made with the new g; then the halves change places. g is thrown away in the end.
+Where we differ: g reads losses alone, not confidences; batch norms also take part in the loop's own look at the whole
+batch, whose plain losses are reported; sizes without a script (see `Weighted`) are those for CIFAR.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from offramp.errors import BadInput
+from offramp.inputs import given
+from offramp.network import Network
+from offramp.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.recipes._together import cosine, parameters_of
+
+AXES = {"mat": (0, 1), "col": (1,), "row": (0,)}  # means over everything, over a row's exits, over an exit's rows
+LAYERS = ("weight1", "bias1", "weight2", "bias2")
+MOMENTS = (0.9, 0.999)
+
+State = dict[str, Any]
+
+
+class Weighted(Recipe):
+    """Models and exits together, each row weighted at each exit.
+
+    epsilon: how far weights may lie from 1. centre: mat, col or row. share: of exit k+1 against exit k in the routing
+    that the weights are learned for (p in q_k ~ p^k). hidden: units of g; meta_rate, decay: of its Adam, whose rate
+    falls with the other. every: real steps from one look ahead to the next. epochs, rate, momentum, decay: of SGD,
+    whose rate falls along a cosine. In float32 only; a model must allow gradients of gradients.
+    """
+
+    def __init__(
+        self,
+        epsilon: float = 0.8,
+        *,
+        centre: str = "col",
+        share: float = 0.75,
+        hidden: int = 500,
+        meta_rate: float = 1e-4,
+        every: int = 1,
+        epochs: int = 300,
+        rate: float = 0.8,
+        momentum: float = 0.9,
+        decay: float = 1e-4,
+    ) -> None:
+        self.epsilon, self.centre, self.share, self.hidden = epsilon, centre, share, hidden
+        self.meta_rate, self.every, self.epochs = meta_rate, every, epochs
+        self.rate, self.momentum, self.decay = rate, momentum, decay
+
+    def prepare(self, network: Network) -> None:
+        """Raise BadInput for arguments out of their range, BadNetwork where there is nothing to teach."""
+        if self.centre not in AXES:
+            raise BadInput(f"centre is {self.centre!r}, expected one of {', '.join(AXES)}")
+        if not 0 <= self.epsilon < 1 or not 0 < self.share < math.inf or self.every < 1:
+            raise BadInput(
+                f"got epsilon={self.epsilon}, share={self.share} and every={self.every}, expected 0 to below 1, a "
+                "number above 0, and 1 or more"
+            )
+        taught_exits(network)
+
+    def phases(self, network: Network) -> list[Phase]:
+        """Everything at once."""
+        sgd = partial(torch.optim.SGD, lr=self.rate, momentum=self.momentum, weight_decay=self.decay)
+        return [Phase("weighted", parameters_of(network), self.epochs, sgd, cosine, by="update")]
+
+    def update(self, view: View, lesson: Lesson, optimiser: Optimizer) -> Losses:
+        """Two real steps, one on each half; a batch of one row is both halves."""
+        y, network = lesson.labels(), view.network
+        memory = self._memory(optimiser, len(view.logits), y.device)
+        halves = torch.arange(len(y), device=y.device).chunk(2)
+        for train, meta in (halves, halves[::-1]) if len(halves) == 2 else (halves * 2,):
+            if int(memory["count"]) % self.every == 0:
+                self._learn(memory, self.look_ahead(view, y, (train, meta), optimiser, memory), optimiser)
+            memory["count"] += 1
+            losses = losses_of(network(_rows(view, train)), y[train])
+            with torch.no_grad():
+                weights = self.weights(memory, losses)
+            optimiser.zero_grad()
+            (weights * losses).mean(0).sum().backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        return {name: cross_entropy(logits.detach(), y) for name, logits in view.logits.items()}
+
+    def weights(self, weigher: Mapping[str, Tensor], losses: Tensor) -> Tensor:
+        """v [b, K] of losses [b, K]: 1 on average along the chosen axis."""
+        raw = weigh(weigher, losses.detach())
+        return 1 + self.epsilon * (raw - raw.mean(AXES[self.centre], keepdim=True))
+
+    def look_ahead(
+        self, view: View, y: Tensor, halves: tuple[Tensor, Tensor], optimiser: Optimizer, weigher: Mapping[str, Tensor]
+    ) -> list[Tensor]:
+        """The gradients of the routed loss after a trial step, with respect to the weigher and to nothing else."""
+        train, meta = halves
+        network, values = view.network, {key: weigher[key].detach().requires_grad_() for key in LAYERS}
+        group = optimiser.param_groups[0]
+        taught = [value for value in group["params"] if value.requires_grad]
+        with other_values(network, {}):
+            losses = losses_of(network(_rows(view, train)), y[train])
+        loss = (self.weights(values, losses) * losses).mean(0).sum()
+        ways = torch.autograd.grad(loss, taught, create_graph=True, allow_unused=True)
+        ahead = {
+            value: trial(value, way, optimiser.state[value].get("momentum_buffer"), group)
+            for value, way in zip(taught, ways, strict=True)
+            if way is not None
+        }
+        with other_values(network, ahead):
+            loss = routed(network(_rows(view, meta)), y[meta], self.share)
+        return list(torch.autograd.grad(loss, list(values.values())))
+
+    def _memory(self, optimiser: Optimizer, exits: int, device: torch.device) -> State:
+        """The weigher, its Adam's moments and a count, where checkpoints have them: in the optimiser's own state."""
+        memory: State = optimiser.state[optimiser.param_groups[0]["params"][0]]
+        if "count" not in memory:
+            layers = [nn.Linear(exits, self.hidden, device=device), nn.Linear(self.hidden, exits, device=device)]
+            values = [value.detach() for layer in layers for value in (layer.weight, layer.bias)]
+            memory.update(zip(LAYERS, values, strict=True))
+            for key, value in zip(LAYERS, values, strict=True):
+                memory |= {f"first {key}": torch.zeros_like(value), f"second {key}": torch.zeros_like(value)}
+            memory |= {"count": torch.zeros((), device=device), "learned": torch.zeros((), device=device)}
+        return memory
+
+    def _learn(self, memory: State, gradients: Sequence[Tensor], optimiser: Optimizer) -> None:
+        """A step of Adam on the weigher."""
+        memory["learned"] += 1
+        rate, times = self.meta_rate * optimiser.param_groups[0]["lr"] / self.rate, float(memory["learned"])
+        for key, gradient in zip(LAYERS, gradients, strict=True):
+            way = gradient + self.decay * memory[key]
+            first = memory[f"first {key}"].lerp_(way, 1 - MOMENTS[0]) / (1 - MOMENTS[0] ** times)
+            second = memory[f"second {key}"].lerp_(way.square(), 1 - MOMENTS[1]) / (1 - MOMENTS[1] ** times)
+            memory[key] -= rate * first / (second.sqrt() + 1e-8)
+
+
+def weigh(weigher: Mapping[str, Tensor], losses: Tensor) -> Tensor:
+    """g: losses [b, K] -> [b, K] in -1 to 1, by one hidden layer."""
+    hidden = torch.relu(losses @ weigher["weight1"].T + weigher["bias1"])
+    return torch.tanh(hidden @ weigher["weight2"].T + weigher["bias2"])
+
+
+def losses_of(logits: Sequence[Tensor], y: Tensor) -> Tensor:
+    """Cross-entropies [b, K] of the logits [b, C] of K exits."""
+    return torch.stack([cross_entropy(one, y, reduction="none") for one in logits], 1)
+
+
+def trial(value: Tensor, way: Tensor, momentum: Tensor | None, group: Mapping[str, Any]) -> Tensor:
+    """Where a step of SGD would lead a parameter, with gradient to the weigher through its own gradient `way`."""
+    step: Tensor = way + group["weight_decay"] * value.detach()
+    if momentum is not None:
+        step = group["momentum"] * momentum + step
+    led: Tensor = value.detach() - group["lr"] * step
+    return led
+
+
+def routed(logits: Sequence[Tensor], y: Tensor, share: float) -> Tensor:
+    """The sum over exits of the mean cross-entropy of the rows that leave there.
+
+    Of b rows the b q_k surest that are left (rounded down) leave at exit k, q_k ~ share^k; all others at the last.
+    """
+    losses, left = losses_of(logits, y), torch.ones(len(y), dtype=torch.bool, device=y.device)
+    powers = [share ** (place + 1) for place in range(len(logits))]
+    parts = list[Tensor]()
+    for place, one in enumerate(logits[:-1]):
+        count = math.floor(len(y) * powers[place] / sum(powers))
+        sure = one.detach().softmax(1).amax(1).masked_fill(~left, -1)
+        leaving = sure.topk(count).indices
+        left[leaving] = False
+        parts.append(losses[leaving, place])
+    parts.append(losses[left, -1])
+    return torch.stack([part.mean() for part in parts if len(part)]).sum()
+
+
+def _rows(view: View, rows: Tensor) -> Any:
+    """Some rows of what went in, as the network takes them."""
+    return given({name: value[rows] for name, value in view.inputs.items()})
+
+
+@contextlib.contextmanager
+def other_values(network: nn.Module, values: Mapping[Tensor, Tensor]) -> Iterator[None]:
+    """While it lasts, parameters have other values, and what batch norms learn is thrown away.
+
+    torch.func.functional_call finds tensors by names between dots, and nodes such as `blocks.0` have dots in theirs.
+    """
+    kept = [(held, dict(held)) for part in network.modules() for held in (part._parameters, part._buffers)]
+    try:
+        for part in network.modules():
+            for key, old in part._parameters.items():
+                if old is not None and old in values:
+                    part._parameters[key] = cast(nn.Parameter, values[old])
+            for key, kept_there in part._buffers.items():
+                part._buffers[key] = None if kept_there is None else kept_there.clone()
+        yield
+    finally:
+        for held, before in kept:
+            cast(dict[str, Any], held).update(before)

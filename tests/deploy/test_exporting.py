@@ -1,0 +1,213 @@
+"""An exported folder answers as `off.run` does, by itself, and says what it is."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+import offramp as off
+from compiled import CASES, SIZES, middling
+from offramp.deploy import run as program
+from offramp.errors import BadFile, BadInput, BadNetwork, Mismatch, MissingExtra
+from offramp.network import Gate
+from offramp.plan import BAND, Plan, choose
+from small import INF_MARK, NAN_MARK, cut_of, images_of, ladder_of, rows_of, spoiled
+
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+
+def opened(folder):
+    """run.py of a folder as a module of its own."""
+    spec = importlib.util.spec_from_file_location(f"run_{folder.name}", folder / "run.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def arrays(x):
+    return {name: value.numpy() for name, value in x.items()} if isinstance(x, dict) else x.numpy()
+
+
+def require_same(got, want):
+    assert got["exit"].tolist() == want.exit.tolist()
+    assert got["why"].tolist() == want.why.tolist()
+    assert got["flagged"].tolist() == want.flagged.tolist()
+    assert got["logits"].shape[0] == len(want.logits)
+    if len(want.logits):
+        np.testing.assert_allclose(got["logits"], want.logits.numpy(), atol=BAND, rtol=1e-5)
+
+
+@pytest.mark.parametrize("one_file", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_it_answers_as_run_does(case, one_file, tmp_path):
+    make, rows = CASES[case]
+    net = make()
+    plan = middling(net, rows(64))
+    off.export(net, plan, tmp_path / "f", example=rows(4), one_file=one_file)
+    module, eager, left = opened(tmp_path / "f"), off.open(net, plan), set()
+    for size in SIZES:
+        require_same(module.run(arrays(rows(size)), threads=1), want := eager(rows(size)))
+        left |= set(want.exit.tolist())
+    assert left == set(range(len(net.chain.exits)))
+    assert module.run(arrays(rows(0)))["logits"].shape == (0, 3)
+
+
+@pytest.mark.parametrize("one_file", [False, True])
+def test_random_plans_over_ties_nan_and_infinities(one_file, tmp_path):
+    """Whole numbers: logits are exact, scores tie, and thresholds stand on them; the plan alone is exchanged."""
+    net, x = ladder_of(3, make=spoiled, seed=3), rows_of(64, whole=True, seed=1)
+    x[3::9, 0], x[5::9, 0] = NAN_MARK, INF_MARK
+    scores = {name: score.detach() for name, _, score in net.walk(x) if score is not None}
+    off.export(net, Plan.by_hand(dict.fromkeys(net.chain.gates, 0.0)), tmp_path / "f", example=x[:4], one_file=one_file)
+    rng, seen = np.random.default_rng(0), set()
+    for number in range(60):
+        drawn = {
+            gate: float(rng.choice([*score[score.isfinite()], -math.inf, math.inf])) for gate, score in scores.items()
+        }
+        plan = Plan.by_hand(drawn)
+        plan.save(tmp_path / "f" / "plan.json")
+        module = opened(tmp_path / "f")
+        picks = rng.permutation(64)[: [0, 1, 2, 7, 64][number % 5]]
+        closed = [gate for gate, value in drawn.items() if value == math.inf]
+        found = module.run(x[picks].numpy(), threads=1)
+        want = off.open(net, plan)(x[picks])
+        if closed:  # a closed gate still scores here, so that more rows are flagged
+            assert found["exit"].tolist() == want.exit.tolist()
+            assert found["why"].tolist() == want.why.tolist()
+        else:
+            require_same(found, want)
+        seen |= set(found["exit"].tolist())
+    assert seen == {0, 1, 2}
+
+
+def test_choose_is_the_package_s():
+    values = np.float32([-np.inf, -1, 0, 0.5, np.nextafter(np.float32(0.5), np.float32(1)), 1, np.inf, np.nan])
+    for threshold in values[:-1]:
+        want = choose(values[:, None], np.float32([threshold])) == 0
+        assert program.choose(values, threshold).tolist() == want.tolist()
+
+
+@pytest.mark.parametrize(
+    "plan", [Plan.by_hand({}), Plan.by_hand({"blocks.0": 0.2}, deepest="blocks.0"), Plan.by_hand({"blocks.0": 0.2})]
+)
+def test_only_what_the_plan_runs_is_written(plan, tmp_path):
+    net, x = cut_of(), images_of(9)
+    off.export(net, plan, tmp_path / "f")
+    about = json.loads((tmp_path / "f" / "manifest.json").read_text())
+    assert [part["node"] for part in about["parts"]] == [step.name for step in plan.steps(net.chain)]
+    assert about["gates"] == [gate for gate in net.chain.gates if gate in plan.open_gates() and gate != plan.deepest]
+    require_same(opened(tmp_path / "f").run(x.numpy()), off.run(net, plan, x))
+
+
+def promised(net, engine):
+    trace = off.record(
+        net, (rows_of(600), torch.zeros(600, dtype=torch.int64)), timed=False, engine=engine, progress=False
+    )
+    return off.calibrate(trace, risk="disagreement", at_most=0.9)
+
+
+def test_a_promise_goes_along_with_its_own_engine_alone(tmp_path):
+    net = ladder_of(2)
+    kept = off.export(net, plan := promised(net, "onnxruntime"), tmp_path / "a")
+    assert kept.note is None
+    assert Plan.load(tmp_path / "a" / "plan.json").promise == plan.promise is not None
+    lost = off.export(net, promised(net, "torch"), tmp_path / "b")
+    assert "record with engine='onnxruntime'" in str(lost)
+    assert Plan.load(tmp_path / "b" / "plan.json").promise is None
+    assert json.loads((tmp_path / "b" / "manifest.json").read_text())["promise"] is None
+    with pytest.raises(Mismatch, match="the plan is for"):
+        off.export(ladder_of(2, seed=1), plan, tmp_path / "c")
+    assert not (tmp_path / "c").exists()
+
+
+class Strange(Gate):
+    def score(self, seen):
+        return torch.special.bessel_j0(seen.own).sum(-1)
+
+    def config(self):
+        return {"name": "tests:Strange"}
+
+
+def test_what_cannot_be_exported_leaves_nothing_behind(tmp_path, monkeypatch):
+    plan = Plan.by_hand({"small": 0.4})
+    with pytest.raises(BadNetwork, match=r"segment 'small' cannot be written as ONNX: .*bessel_j0"):
+        off.export(ladder_of(2, gate=Strange()), plan, tmp_path / "f", example=rows_of(4))
+    with pytest.raises(BadInput, match="give example="):
+        off.export(ladder_of(2), plan, tmp_path / "f")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(MissingExtra, match=r"offramp\[onnxruntime\]"):
+        off.export(ladder_of(2), plan, tmp_path / "f", example=rows_of(4))
+    monkeypatch.undo()
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "f").mkdir()
+    (tmp_path / "f" / "letter.txt").write_text("dear")
+    with pytest.raises(BadFile, match="was not written by offramp"):
+        off.export(ladder_of(2), plan, tmp_path / "f", example=rows_of(4))
+    assert [file.name for file in tmp_path.rglob("*")] == ["f", "letter.txt"]
+
+
+def call(folder, *words):
+    return subprocess.run(
+        [sys.executable, str(folder / "run.py"), *map(str, words)], capture_output=True, text=True, check=False
+    )
+
+
+def test_the_program_by_itself(tmp_path):
+    """Arrays, images, and what goes wrong: one sentence, exit code 2, nothing half-written."""
+    Image = pytest.importorskip("PIL.Image")
+    make, rows = CASES["mean and fronts, a cut rung"]
+    net, x = make(), rows(6)
+    plan = middling(net, rows(64))
+    off.export(net, plan, tmp_path / "f", example=x)
+    np.save(tmp_path / "x.npy", x.numpy())
+    done = call(tmp_path / "f", tmp_path / "x.npy", "-o", tmp_path / "y.npz")
+    assert done.returncode == 0, done.stderr
+    want = off.run(net, plan, x)
+    with np.load(tmp_path / "y.npz") as found:
+        require_same(found, want)
+    lines = [line.split(",") for line in done.stdout.splitlines()]
+    assert [line[2] for line in lines] == [net.chain.exits[place] for place in want.exit]
+    files = [tmp_path / f"{row}.png" for row in range(6)]
+    for file, pixels in zip(files, x[:, 0].numpy(), strict=True):
+        Image.fromarray(pixels).save(file)
+    assert call(tmp_path / "f", *files).stdout == done.stdout
+    np.save(tmp_path / "floats.npy", x.numpy().astype(np.float32))
+    np.save(tmp_path / "wide.npy", x.numpy().repeat(2, axis=3))
+    np.savez(tmp_path / "named.npz", images=x.numpy())
+    before = sorted(tmp_path.iterdir())
+    for name, says in (("floats.npy", "uint8"), ("wide.npy", "16"), ("named.npz", "x/images"), ("gone.npy", "gone")):
+        wrong = call(tmp_path / "f", tmp_path / name, "-o", tmp_path / "z.npz")
+        assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1), wrong.stderr
+        assert says in wrong.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_it_needs_neither_torch_nor_offramp_and_is_short(tmp_path):
+    off.export(ladder_of(2), Plan.by_hand({"small": 0.4}), tmp_path / "f", example=rows_of(4))
+    code = (
+        "import sys, time; start = time.perf_counter(); import run; took = time.perf_counter() - start\n"
+        "import numpy as np; run.run(np.zeros((3, 4), np.float32))\n"
+        "assert not {'torch', 'offramp', 'onnx'} & {name.split('.')[0] for name in sys.modules}, 'imports'\n"
+        "print(took)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "f", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 1
+    assert len((tmp_path / "f" / "run.py").read_text().splitlines()) <= 100
+
+
+def test_weights_that_changed_are_exported_as_they_are_now(tmp_path):
+    net, x = ladder_of(2), rows_of(5)
+    off.export(net, Plan.by_hand({}), tmp_path / "f", example=x)
+    with torch.no_grad():
+        net.backbone["middle"][0].weight.mul_(2)
+    off.export(net, Plan.by_hand({}), tmp_path / "f", example=x)
+    require_same(opened(tmp_path / "f").run(x.numpy()), off.run(net, Plan.by_hand({}), x))

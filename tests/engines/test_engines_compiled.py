@@ -1,0 +1,193 @@
+"""Engines that compile run every network like the eager engine: same logits, same exits, for any batch."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import offramp as off
+from compiled import CASES, SIZES, middling
+from offramp.errors import BadData, BadInput, BadNetwork, Mismatch, MissingExtra, OpenAgain
+from offramp.find import find_file
+from offramp.network import Gate
+from offramp.plan import BAND, Plan
+from offramp.running import engine_of
+from small import cut_of, dense, images_of, ladder_of, rows_of
+
+ENGINES = ("onnxruntime", "openvino")
+
+
+@pytest.fixture(params=ENGINES)
+def engine(request):
+    pytest.importorskip("onnxscript")
+    pytest.importorskip(request.param)
+    return request.param
+
+
+def close(got, want):
+    torch.testing.assert_close(got, want, atol=BAND, rtol=1e-5, equal_nan=True)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_it_answers_as_torch_does(engine, case):
+    make, rows = CASES[case]
+    net = make()
+    plan = middling(net, rows(64))
+    mine, eager = off.open(net, plan, engine=engine), off.open(net, plan)
+    left = set()
+    for size in SIZES:
+        x = rows(size)
+        got, want = mine(x), eager(x)
+        close(got.logits, want.logits) if size else None
+        assert len(got.logits) == size
+        assert got.exit.tolist() == want.exit.tolist()
+        assert got.why.tolist() == want.why.tolist()
+        assert got.flagged.tolist() == want.flagged.tolist()
+        left |= set(got.exit.tolist())
+    assert left == set(range(len(net.chain.exits)))
+    for one, other in zip(mine.anytime(rows(7)), eager.anytime(rows(7)), strict=True):
+        close(one.logits, other.logits)
+
+
+@pytest.mark.parametrize("case", ["ladder", "cut, in place"])
+def test_run_equals_replay(engine, case):
+    make, rows = CASES[case]
+    net, x = make(), rows(96)
+    trace = off.record(net, x.numpy(), timed=False, engine=engine, progress=False)
+    eager = off.record(net, x.numpy(), timed=False, progress=False)
+    for name, column in eager.columns.items():
+        np.testing.assert_allclose(trace.columns[name], column, atol=BAND, err_msg=name)
+    assert trace.header.origin.engine == engine_of(engine)[1]
+    assert trace.header.origin.engine.startswith(engine + " ")
+    rng = np.random.default_rng(0)
+    for _ in range(12):
+        chosen = {gate: float(rng.choice(trace.columns[f"score/{gate}"])) + 0.01 for gate in net.chain.gates}
+        plan = Plan(thresholds={gate: (t,) for gate, t in chosen.items()}, origin=trace.header.origin)
+        sure = np.ones(len(x), bool)
+        for gate, t in chosen.items():
+            sure &= np.abs(trace.columns[f"score/{gate}"] - t) > BAND
+        picks = rng.permutation(len(x))[: rng.integers(1, 65)]
+        got, want = off.open(net, plan, engine=engine)(x[picks]), trace.replay(plan)
+        at = sure[picks]
+        assert at.any()
+        assert (got.exit.numpy()[at] == want.exit[picks][at]).all()
+        assert (got.logits.numpy().argmax(1)[at] == want.answer[picks][at]).all()
+
+
+def test_a_plan_of_another_engine_is_refused(engine):
+    net, x = ladder_of(2), rows_of(30).numpy()
+    theirs = off.record(net, x, timed=False, engine=engine, progress=False).header.origin
+    mine = off.record(net, x, timed=False, progress=False).header.origin
+    for origin, asked in ((theirs, "torch"), (mine, engine), (replace(theirs, engine=f"{engine} 0.1"), engine)):
+        with pytest.raises(Mismatch, match="record and calibrate this one"):
+            off.open(net, Plan(thresholds={"small": (0.5,)}, origin=origin), engine=asked)
+    probe = replace(theirs.probe, logits=tuple(tuple((9.0,) * 3 for _ in rows) for rows in theirs.probe.logits))
+    with pytest.raises(Mismatch, match="probe"):
+        off.open(net, Plan(thresholds={"small": (0.5,)}, origin=replace(theirs, probe=probe)), engine=engine)
+
+
+def test_changed_weights_are_noticed_and_used_when_opened_again(engine):
+    net, x, plan = cut_of(), images_of(5), Plan.by_hand({})
+    runner = off.open(net, plan, engine=engine)
+    before = runner(x).logits
+    with torch.no_grad():
+        net.backbone.head.weight.mul_(2)
+    with pytest.raises(OpenAgain, match="open again"):
+        runner(x)
+    after = off.run(net, plan, x, engine=engine).logits
+    close(after, net(x)[-1])
+    assert (after - before).abs().max() > 0.01
+
+
+def test_what_a_plan_does_not_run_is_neither_in_its_graphs_nor_charged(engine):
+    net, x = cut_of(), images_of(5)
+    shelved = find_file("engines", engine)
+    steps = Plan.by_hand({"blocks.0": 0.1}).steps(net.chain)
+    parts = shelved.open(net, steps, net.device())
+    state = {"x": x}
+    for part in parts:
+        with torch.inference_mode():
+            part.call(state)
+    assert set(state) == {"x", "stem", "blocks.0", "blocks.0/logits", "blocks.0/score", "backbone", "backbone/logits"}
+
+
+def test_multiply_adds_are_those_of_torch(engine):
+    net, x = ladder_of(2), rows_of(8).numpy()
+    mine = off.record(net, x, engine=engine, progress=False).columns
+    eager = off.record(net, x, timed=False, progress=False).columns
+    costs = [name for name in eager if name.startswith("cost/")]
+    assert {name: mine[name][0] for name in costs} == {name: eager[name][0] for name in costs}
+    assert all(np.isfinite(mine[name]).all() for name in costs)
+    assert mine["cost/segment/middle"][1:].sum() > 0
+    assert mine["cost/exit/middle"][1:].sum() == 0
+
+
+class Strange(Gate):
+    """Uses an operator that ONNX does not have."""
+
+    def score(self, seen):
+        return torch.special.bessel_j0(seen.own).sum(-1)
+
+    def config(self):
+        return {"name": "tests:Strange"}
+
+
+def test_an_operator_that_cannot_be_written_is_named_with_its_segment(engine):
+    net = ladder_of(2, gate=Strange())
+    with pytest.raises(BadNetwork, match=r"segment 'small' cannot .*bessel_j0.*engine='torch'") as caught:
+        off.run(net, Plan.by_hand({"small": 0.4}), rows_of(4), engine=engine)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_type_that_onnxruntime_has_no_kernel_for():
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    net = off.ladder({"a": nn.Sequential(nn.Linear(4, 3)).eval(), "b": dense(2)}).to(torch.bfloat16)
+    with pytest.raises(BadNetwork, match=r"segment 'a' cannot run on ONNX Runtime: .*opset"):
+        off.run(net, Plan.by_hand({"a": 0.4}), rows_of(4).bfloat16(), engine="onnxruntime")
+
+
+def test_rows_that_do_not_fit(engine):
+    net = ladder_of(2)
+    with pytest.raises(BadData, match="give rows of its shape and type"):
+        off.run(net, Plan.by_hand({"small": 0.4}), torch.zeros(3, 5), engine=engine)
+
+
+@pytest.mark.parametrize("package", ENGINES)
+def test_a_package_that_is_missing_names_the_extra(package, monkeypatch):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra, match=rf"pip install 'offramp\[{package}\]'"):
+        off.open(ladder_of(2), Plan.by_hand({}), engine=package)
+
+
+def test_writing_graphs_needs_onnxscript(engine, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxscript", None)
+    with pytest.raises(MissingExtra, match="onnxscript"):
+        off.run(ladder_of(2), Plan.by_hand({}), rows_of(3), engine=engine)
+
+
+def test_another_device_is_refused(engine):
+    shelved = find_file("engines", engine)
+    with pytest.raises(BadInput, match=r"runs on the cpu"):
+        shelved.open(ladder_of(2), (), torch.device("meta"))
+
+
+def test_threads_are_those_of_torch(monkeypatch):
+    package = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    seen = []
+    whole = package.InferenceSession
+
+    def session(model, options, **others):
+        seen.append((options.intra_op_num_threads, options.inter_op_num_threads))
+        return whole(model, options, **others)
+
+    monkeypatch.setattr(package, "InferenceSession", session)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    off.run(ladder_of(2), Plan.by_hand({}), rows_of(3), engine="onnxruntime")
+    assert seen == [(2, 1)]

@@ -1,0 +1,97 @@
+"""Pooled features are computed once, kept while the backbone is what it was, and found again on disk."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import offramp as off
+from offramp.fitting import pooling
+from offramp.fitting.pooling import Pooling
+from offramp.recipe import poolable
+from small import cut_of, images_of, ladder_of
+
+X = images_of(40)
+
+
+def pooled(net, **options):
+    return Pooling(net, poolable(net), options.pop("views", 1), options.pop("augment", None), progress=False, **options)
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Counts the batches that go through the models."""
+    counted = []
+    through = pooling.pooled_of
+    monkeypatch.setattr(pooling, "pooled_of", lambda *args: counted.append(1) or through(*args))
+    return counted
+
+
+def test_they_are_what_the_exits_read():
+    net = cut_of()
+    found = pooled(net).features(off.rows(X), "data")
+    for name, seen in net.look(X):
+        assert torch.allclose(torch.from_numpy(found[name]), net.exit_of(name).pool(seen.features), atol=1e-6)
+    assert list(found) == list(net.chain.exits)
+
+
+def test_once_per_data_and_backbone(passes):
+    net = cut_of()
+    some = pooled(net)
+    for _ in range(3):
+        some.features(off.rows(X), "data")
+    assert len(passes) == 1
+    some.features(off.rows(X), "other data")
+    assert len(passes) == 2
+    with torch.no_grad():
+        net.exits["stem"].head[0].weight.add_(1)
+    some.features(off.rows(X), "data")
+    assert len(passes) == 2
+    with torch.no_grad():
+        net.backbone.head.weight.add_(1)
+    some.features(off.rows(X), "data")
+    assert len(passes) == 3
+
+
+def test_a_folder_keeps_them_for_the_next_run(passes, tmp_path):
+    one = pooled(cut_of(), folder=tmp_path).features(off.rows(X), "data")
+    other = pooled(cut_of(), folder=tmp_path).features(off.rows(X), "data")
+    assert len(passes) == 1
+    for name, column in one.items():
+        np.testing.assert_array_equal(column, other[name])
+    assert isinstance(other["stem"], np.memmap)
+    pooled(cut_of(exits="linear"), folder=tmp_path).features(off.rows(X), "data")
+    pooled(cut_of(), folder=tmp_path, views=2).features(off.rows(X), "data")
+    pooled(cut_of(), folder=tmp_path, augment=torch.flip, seed=1)._key(["data"])
+    assert len(passes) == 4
+
+
+def test_large_ones_lie_on_disk(monkeypatch):
+    small = pooled(cut_of()).features(off.rows(X), "data")
+    monkeypatch.setattr(pooling, "LARGE", 1)
+    large = pooled(cut_of()).features(off.rows(X), "data")
+    assert all(isinstance(column, np.memmap) for column in large.values())
+    for name, column in small.items():
+        np.testing.assert_array_equal(column, large[name])
+
+
+def test_views_are_augmented_each_anew_and_looked_at_rows_are_not():
+    def shifted(x):
+        return x + torch.rand(())
+
+    net = cut_of()
+    plain = pooled(net).features(off.rows(X), "data")["stem"]
+    some = pooled(net, views=2, augment=shifted)
+    two = some.features(off.rows(X), "data")["stem"]
+    again = pooled(net, views=2, augment=shifted).features(off.rows(X), "data")["stem"]
+    assert len(two) == 80
+    np.testing.assert_array_equal(two, again)
+    assert not np.allclose(two[:40], two[40:])
+    assert not np.allclose(two[:40], plain)
+    np.testing.assert_array_equal(some.features(off.rows(X), "data", held=True)["stem"], plain)
+
+
+def test_exits_that_cannot_pool_and_those_that_read_them_are_left_out():
+    assert poolable(cut_of(exits={"stem": "branch", "blocks.0": "linear"})) == ("blocks.0", "backbone")
+    assert poolable(ladder_of(2, answer="mean")) == ("small", "middle")

@@ -1,0 +1,134 @@
+"""Gates that look at earlier exits: against slow references, hung on by name, run and replayed like any other."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+
+import offramp as off
+from offramp.errors import BadInput
+from offramp.factories import make_gate
+from offramp.gates.agreement import Agreement
+from offramp.gates.confidence import margin
+from offramp.gates.ensemble import Ensemble
+from offramp.gates.patience import Patience
+from offramp.gates.uncertainty import Uncertainty
+from offramp.network import Scorer, Seen
+from small import cut_of, images_of, ladder_of, rows_of
+
+READING = ("patience", "agreement", "ensemble", "uncertainty")
+NAMES = ("a", "b", "c")
+
+
+def answering(*classes, count=4):
+    """Logits [1, C] whose largest is the given one, per exit."""
+    return [torch.nn.functional.one_hot(torch.tensor([each]), count).float() * 3 for each in classes]
+
+
+def counter(classes):
+    """PABEE's counter at each exit, as a loop."""
+    found, count = [0], 0
+    for before, here in pairwise(classes):
+        count = count + 1 if here == before else 0
+        found.append(count)
+    return found
+
+
+def scores(classes):
+    every = answering(*classes)
+    names = [f"exit{place}" for place in range(len(classes))]
+    earlier = dict(zip(names, every, strict=True))
+    return [Patience(names[:place]).score(Seen(own, earlier, own)).item() for place, own in enumerate(every)]
+
+
+@pytest.mark.parametrize("classes", [(1,), (2, 2, 2, 2), (0, 1, 1, 1), (0, 0, 1, 1, 1, 0, 0), (3, 2, 3, 2)])
+def test_patience_counts_as_the_loop_does(classes):
+    assert scores(classes) == counter(classes)
+
+
+@pytest.mark.parametrize("patience", [1, 2, 3])
+def test_constant_answers_leave_at_exit_patience_plus_one(patience):
+    counted = scores((1, 1, 1, 1, 1))
+    assert [score >= patience for score in counted].index(True) + 1 == patience + 1
+
+
+def test_agreement_is_the_probability_of_drawing_the_same_class():
+    own, before = torch.tensor([[2.0, -1.0, 0.5]]), torch.tensor([[0.0, 1.0, 3.0]])
+    p, q = own.softmax(-1)[0].tolist(), before.softmax(-1)[0].tolist()
+    expected = sum(one * other for one, other in zip(p, q, strict=True))
+    assert Agreement("a").score(Seen(own, {"a": before}, own)).item() == pytest.approx(expected)
+    assert Agreement().score(Seen(own, {}, own)).item() == pytest.approx(sum(one * one for one in p))
+
+
+def test_the_ensemble_is_the_margin_of_the_mean_log_probabilities():
+    own, a, b = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    expected = margin((own.log_softmax(-1) + a.log_softmax(-1) + b.log_softmax(-1)) / 3)
+    torch.testing.assert_close(Ensemble(("a", "b")).score(Seen(own, {"a": a, "b": b}, own)), expected)
+    torch.testing.assert_close(Ensemble().score(Seen(own, {}, own)), margin(own))
+
+
+def test_an_ensemble_hands_its_inner_gate_what_that_reads():
+    gate = Ensemble(("a",), Patience(("a", "b")))
+    assert gate.reads == ("a", "b")
+    assert make_gate(gate.config()).config() == gate.config()
+
+
+def test_the_four_numbers_of_uncertainty():
+    p = torch.tensor([0.5, 0.3, 0.2])
+    squares = p**2 / (p**2).sum()
+    expected = [0.5, -(p * p.log()).sum().item(), 0.2, -(squares * squares.log()).sum().item()]
+    own, gate = p.log()[None].requires_grad_(), Uncertainty()
+    for place, value in enumerate(expected):
+        with torch.no_grad():
+            gate.unit.weight.copy_(torch.eye(4)[place : place + 1])
+            gate.unit.bias.zero_()
+        assert gate.score(Seen(own, {}, own)).item() == pytest.approx(value, abs=1e-6)
+    gate.score(Seen(own, {}, own)).sum().backward()
+    assert own.grad is None
+    assert gate.unit.weight.grad is not None
+
+
+def test_an_untaught_uncertainty_gate_ranks_by_the_margin_of_probabilities():
+    own = torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
+    two = own.softmax(-1).topk(2).values
+    torch.testing.assert_close(Uncertainty().score(Seen(own, {}, own)), two[:, 0] - two[:, 1] - 0.5)
+
+
+@pytest.mark.parametrize("gate", READING)
+def test_they_hang_on_by_name_and_run_as_their_trace_says(gate, tmp_path):
+    net = cut_of("stem", "blocks.0", "blocks.1", gate=gate)
+    x, y = images_of(60, 3), torch.arange(60) % 3
+    off.save(net, tmp_path / "net")
+    again = off.load(tmp_path / "net", net.backbone)
+    trace = off.record(again, (x, y), timed=False, progress=False)
+    plan = off.calibrate(trace, budget=0.9)
+    thresholds = {name: float(trace.columns[f"score/{name}"].mean()) + 1e-3 for name in net.chain.gates}
+    for some in (plan, off.Plan.by_hand(thresholds)):
+        replayed, run = trace.replay(some), off.run(again, some, x)
+        assert (run.exit.numpy() == replayed.exit).all()
+    assert len(set(replayed.exit.tolist())) > 1
+    if gate == "patience":
+        assert net.gate_of("blocks.1").reads == ("stem", "blocks.0")
+
+
+def test_they_hang_on_rungs_of_a_ladder():
+    net = ladder_of(3, gate="patience")
+    assert [net.gate_of(name).reads for name in net.chain.gates] == [(), ("small",)]
+    x = rows_of(30)
+    logits = dict(zip(net.chain.exits, net(x), strict=True))
+    found = {name: score for name, _, score in net.walk(x)}
+    agree = logits["small"].argmax(1) == logits["middle"].argmax(1)
+    assert torch.equal(found["middle"], agree.float())
+    assert 0 < agree.sum() < 30
+
+
+def test_a_gate_that_reads_is_not_made_where_no_exit_is_known():
+    with pytest.raises(BadInput, match="looks at earlier exits"):
+        make_gate("patience")
+
+
+def test_a_function_of_logits_is_still_a_score():
+    assert isinstance(make_gate(margin), Scorer)
+    assert isinstance(make_gate(torch.amax), Scorer)  # has no signature

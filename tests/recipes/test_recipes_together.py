@@ -1,0 +1,212 @@
+"""Recipes that teach models and exits together, against the formulas of their papers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import offramp as off
+from offramp.errors import BadInput, BadNetwork
+from offramp.exits.added import Added
+from offramp.exits.pooled import Pooled
+from offramp.recipe import Lesson, View
+from offramp.recipes._equilibrium import equilibrium
+from offramp.recipes._together import cosine, tenths
+from offramp.recipes.boosted import Boosted, add_up
+from offramp.recipes.decorrelated import Decorrelated, divergence, mean_log, own_logs
+from offramp.recipes.joint import Joint
+from small import cut_of, dense, images_of, ladder_of
+
+X, Y = images_of(12), torch.arange(12) % 3
+NODES = ("stem", "blocks.0", "backbone")
+
+
+def lesson():
+    return Lesson(Y, torch.arange(12), "phase", 0.0)
+
+
+def view_of(net):
+    seen = dict(net.look(X))
+    return View({n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {"x": X}, net)
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("weight", [0.5, 0.8, 1.0])
+def test_boosted_sums_are_the_sums_of_the_paper(weight):
+    net = cut_of()
+    raw = [one.clone() for one in net(X)]
+    Boosted(weight).prepare(net)
+    for n, got in enumerate(net(X)):
+        torch.testing.assert_close(got, sum(weight ** (n - k) * raw[k] for k in range(n + 1)))
+    running = torch.zeros_like(raw[0])  # P_1 = 0, P_{n+1} = w (f_n + P_n), F_n = f_n + P_n
+    for f, got in zip(raw, net(X), strict=True):
+        torch.testing.assert_close(got, f + running)
+        running = weight * (f + running)
+
+
+def test_boosted_teaches_an_exit_nothing_through_a_deeper_one():
+    net = cut_of()
+    Boosted().prepare(net)
+    losses = Boosted().loss(view_of(net), lesson())
+    heads = [list(net.exits[name].parameters()) for name in NODES[:2]]
+    for name, part in losses.items():
+        for place, head in enumerate(heads):
+            found = torch.autograd.grad(part, head, retain_graph=True, allow_unused=True)
+            assert all((gradient is not None) == (NODES.index(name) == place) for gradient in found)
+
+
+def test_boosted_hangs_itself_on_once_and_a_new_weight_replaces_the_old():
+    net = cut_of(taught=False)
+    Boosted(0.5).prepare(net)
+    Boosted(0.25).prepare(net)
+    assert [type(net.exits[name]) for name in NODES] == [Pooled, Added, Added]
+    assert isinstance(net.exits["blocks.0"].exit, Pooled)
+    assert [net.exits[name].weight for name in NODES[1:]] == [0.25, 0.25]
+    assert [node.exit_reads for node in net.chain.nodes] == [(), ("stem",), ("blocks.0",)]
+    assert net.untaught() == NODES[:2]
+
+
+def refused(network, recipe, error, says):
+    before = network.config()
+    with pytest.raises(error, match=says):
+        recipe.prepare(network)
+    assert network.config() == before
+
+
+def test_boosted_refuses_what_cannot_add():
+    other = cut_of()
+    other.exits._modules["blocks.0"] = Pooled("flat", 144, 4).eval()
+    refused(other, Boosted(), BadNetwork, "different numbers of classes")
+    refused(cut_of(), Boosted(0.0), BadInput, "above 0")
+    refused(ladder_of(2), Boosted(), BadNetwork, "parameters to teach")
+    stacked = off.ladder({"one": cut_of(), "two": cut_of(seed=1)})
+    refused(stacked, Boosted(), BadNetwork, "ladder of 2")
+    refused(stacked, Joint(equilibrium=True), BadNetwork, "ladder of 2")
+    add_up(other, 0.5)
+    with pytest.raises(BadNetwork, match="adds to 'stem', which has 3"):
+        other(X)
+
+
+def gradients_of(net, loss):
+    values = [*net.backbone.stem.parameters(), *net.backbone.blocks[0].parameters(), net.backbone.head.weight]
+    found = torch.autograd.grad(loss, values, retain_graph=True, allow_unused=True)
+    return [torch.zeros_like(v) if g is None else g for v, g in zip(values, found, strict=True)]
+
+
+def test_equilibrium_gives_the_mean_over_the_exits_behind():
+    net = cut_of()
+    parts = [cross_entropy(logits, Y) for logits in net(X)]
+    alone = [gradients_of(net, part) for part in parts]
+    with equilibrium(net):
+        shared = [cross_entropy(logits, Y) for logits in net(X)]
+        balanced = gradients_of(net, sum(shared))
+        heads = torch.autograd.grad(sum(shared), list(net.exits.parameters()), retain_graph=True)
+    assert torch.equal(torch.stack(parts), torch.stack(shared))
+    behind = [3, 3, 3, 2, 2, 1]  # exits behind the stem's three parameters, the block's two, and the model's own head
+    for place, (got, count) in enumerate(zip(balanced, behind, strict=True)):
+        torch.testing.assert_close(got, sum(one[place] for one in alone) / count, atol=1e-6, rtol=1e-4)
+    for got, plain in zip(heads, torch.autograd.grad(sum(parts), list(net.exits.parameters())), strict=True):
+        torch.testing.assert_close(got, plain)
+
+
+def test_equilibrium_is_gone_afterwards_also_after_an_error():
+    net = cut_of()
+    plain = gradients_of(net, sum(cross_entropy(logits, Y) for logits in net(X)))
+    with pytest.raises(RuntimeError, match="some"), equilibrium(net):
+        raise RuntimeError("some")
+    again = gradients_of(net, sum(cross_entropy(logits, Y) for logits in net(X)))
+    assert all(torch.equal(one, other) for one, other in zip(plain, again, strict=True))
+    assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
+
+
+def test_equilibrium_changes_what_joint_teaches_the_model():
+    nets = [cut_of(taught=False) for _ in range(2)]
+    for net, choice in zip(nets, (False, True), strict=True):
+        off.fit(net, (X, Y), recipe=Joint(epochs=1, equilibrium=choice), batch_size=6, progress=False)
+    one, other = (net.state_dict() for net in nets)
+    assert not torch.equal(one["backbone.stem.0.weight"], other["backbone.stem.0.weight"])
+    assert not any(part._forward_hooks for part in nets[1].modules())
+
+
+def test_the_dncc_identity():
+    logits = {str(m): drawn(40, 5, seed=m).double() * 6 for m in range(4)}
+    y = torch.arange(40) % 5
+    own = own_logs(logits, y)
+    p = own.exp()
+    torch.testing.assert_close(-p.mean(0).log(), -own.mean(0) - divergence(own).mean(0))
+    torch.testing.assert_close(mean_log(own), p.mean(0).log())
+    q = p.mean(0)
+    torch.testing.assert_close(divergence(own), -p.log() + q.log() + (p - q) / q)
+    assert (divergence(own) >= 0).all()
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.3, 1.0])
+def test_decorrelated_mixes_the_exits_and_their_mean(amount):
+    logits = {name: drawn(12, 3, seed=place).requires_grad_() for place, name in enumerate(NODES)}
+    got = sum(Decorrelated(amount).loss(View(logits, {}, {}, None), lesson()).values())
+    own = own_logs(logits, Y)
+    q = own.exp().mean(0)
+    want = (1 - amount) * -own.mean(1).sum() + amount * 3 * -q.log().mean()
+    torch.testing.assert_close(got, want)
+    held = q.detach()
+    fixed = -own - amount * (-own + held.log() + (own.exp() - held) / held)
+    for one, other in zip(
+        torch.autograd.grad(got, list(logits.values()), retain_graph=True),
+        torch.autograd.grad(fixed.mean(1).sum(), list(logits.values())),
+        strict=True,
+    ):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)  # holding the mean fixed changes no gradient
+
+
+def test_decorrelated_refuses_amounts_that_have_no_lower_end():
+    for amount in (-0.1, 1.1, math.nan):
+        refused(cut_of(), Decorrelated(amount), BadInput, "expected 0 to 1")
+
+
+def test_schedules():
+    model = dense(0)
+    rates = {}
+    for schedule in (tenths, cosine):
+        optimiser = torch.optim.SGD(model.parameters(), 0.1)
+        falling = schedule(optimiser, 8)
+        rates[schedule] = []
+        for _ in range(8):
+            rates[schedule].append(optimiser.param_groups[0]["lr"])
+            optimiser.step()
+            falling.step()
+    assert rates[tenths] == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+    assert rates[cosine] == pytest.approx([0.05 * (1 + math.cos(math.pi * n / 8)) for n in range(8)])
+
+
+def test_a_boosted_network_remembers_what_it_adds(tmp_path):
+    net = cut_of()
+    Boosted(0.75).prepare(net)
+    off.save(net, tmp_path / "net")
+    again = off.load(tmp_path / "net", net.backbone)
+    assert again.fingerprint() == net.fingerprint()
+    assert isinstance(again.exits["backbone"], Added)
+    assert again.chain == net.chain
+    trace = off.record(net, (X, Y), timed=False, progress=False)
+    assert torch.equal(torch.from_numpy(trace.columns["logits/backbone"]), net(X)[-1].detach())
+    assert trace.columns["answer/backbone"].tolist() == net(X)[-1].argmax(1).tolist()  # not those of the model alone
+    assert (net.backbone(X).argmax(1) != net(X)[-1].argmax(1)).any()
+
+
+def test_a_wrapped_exit_of_the_users_own_is_not_built_from_a_file(tmp_path):
+    class Mine(nn.Module):
+        pass
+
+    net = cut_of()
+    net.exits._modules["blocks.0"] = Pooled("flat", 144, 3).eval()
+    Boosted().prepare(net)
+    net.exits["blocks.0"].exit.config = lambda: {"name": "my.exits:Mine"}
+    off.save(net, tmp_path / "net")
+    with pytest.raises(BadInput, match=r"my\.exits:Mine.*give it again"):
+        off.load(tmp_path / "net", net.backbone)

@@ -1,0 +1,197 @@
+"""L2W-DEN: weights, trial step, routing and the gradient of the weigher, against the formulas."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+import offramp as off
+from offramp.errors import BadInput, BadNetwork
+from offramp.recipe import Lesson, View
+from offramp.recipes.weighted import LAYERS, Weighted, losses_of, other_values, routed, trial, weigh
+from small import cut_of, images_of, ladder_of, seeded
+
+X, Y = images_of(12), torch.arange(12) % 3
+HALVES = torch.arange(12).chunk(2)
+
+
+def drawn(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def begun(recipe, steps=0):
+    """A network in training mode after some plain steps, the recipe's optimiser, its memory, and a view."""
+    net = cut_of(taught=False).train()
+    net.backbone.drop.p = 0.0
+    [phase] = recipe.phases(net)
+    optimiser = phase.optimiser(phase.parameters)
+    for _ in range(steps):
+        optimiser.zero_grad()
+        sum(cross_entropy(logits, Y) for logits in net(X)).backward()
+        optimiser.step()
+    optimiser.zero_grad()
+    memory = seeded(lambda: recipe._memory(optimiser, 3, torch.device("cpu")), 0)
+    return net, optimiser, memory, View(dict.fromkeys(net.chain.exits), {}, {"x": X}, net)
+
+
+@pytest.mark.parametrize(("centre", "axis"), [("mat", (0, 1)), ("col", 1), ("row", 0)])
+def test_weights_are_one_on_average_along_the_axis(centre, axis):
+    recipe = Weighted(0.3, centre=centre, hidden=7)
+    _, _, memory, _ = begun(recipe)
+    losses = drawn(6, 3).abs() * 3
+    weights = recipe.weights(memory, losses)
+    torch.testing.assert_close(weights.mean(axis), torch.ones_like(weights.mean(axis)))
+    assert weights.std() > 1e-3
+    assert (weights - 1).abs().max() <= 0.6
+    layers = nn.Sequential(nn.Linear(3, 7), nn.ReLU(), nn.Linear(7, 3), nn.Tanh())
+    layers.load_state_dict({k: memory[n] for k, n in zip(layers.state_dict(), LAYERS, strict=True)})
+    torch.testing.assert_close(weigh(memory, losses), layers(losses))
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_trial_step_is_a_step_of_the_real_optimiser(steps):
+    recipe = Weighted(rate=0.1, decay=0.01)
+    net, optimiser, _, _ = begun(recipe, steps)
+    sum(cross_entropy(logits, Y) for logits in net(X)).backward()
+    values = [value for value in optimiser.param_groups[0]["params"] if value.grad is not None]
+    ahead = [
+        trial(v, v.grad, optimiser.state[v].get("momentum_buffer"), optimiser.param_groups[0]).clone() for v in values
+    ]
+    optimiser.step()
+    for value, led in zip(values, ahead, strict=True):
+        torch.testing.assert_close(value, led)
+
+
+def test_only_the_weigher_gets_a_gradient_and_it_is_that_of_differences():
+    recipe = Weighted(hidden=5, rate=0.5, momentum=0.5)
+    net, optimiser, memory, view = begun(recipe, 1)
+    net.double()
+    view = View(view.logits, {}, {"x": X.double()}, net)
+    for place, value in enumerate(optimiser.param_groups[0]["params"]):
+        assert value.dtype == torch.float64
+        for key, kept in optimiser.state[value].items():
+            optimiser.state[value][key] = kept.double()
+        assert place or "weight1" in optimiser.state[value]
+    memory = optimiser.state[optimiser.param_groups[0]["params"][0]]
+    before = copy.deepcopy(net.state_dict())
+    got = recipe.look_ahead(view, Y, HALVES, optimiser, memory)
+    assert all(gradient.abs().max() > 0 for gradient in got)
+    assert all(value.grad is None for value in net.parameters())
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())  # norms saw nothing
+
+    def objective(bias):
+        """The routed loss after a step along the weighted loss, with a real copy of the network and its optimiser."""
+        other = copy.deepcopy(net)
+        [phase] = recipe.phases(other)
+        stepping = phase.optimiser(phase.parameters)
+        for mine, its in zip(phase.parameters, optimiser.param_groups[0]["params"], strict=True):
+            stepping.state[mine]["momentum_buffer"] = optimiser.state[its]["momentum_buffer"].clone()
+        losses = losses_of(other(view.inputs["x"][HALVES[0]]), Y[HALVES[0]])
+        (recipe.weights({**memory, "bias2": bias}, losses) * losses).mean(0).sum().backward()
+        stepping.step()
+        with torch.no_grad():
+            return routed(other(view.inputs["x"][HALVES[1]]), Y[HALVES[1]], recipe.share)
+
+    step = 1e-6 * torch.eye(3, dtype=torch.float64)
+    for place in range(3):
+        slope = (objective(memory["bias2"] + step[place]) - objective(memory["bias2"] - step[place])) / 2e-6
+        torch.testing.assert_close(got[3][place], slope, atol=1e-6, rtol=1e-3)
+
+
+def test_routing_sends_the_surest_that_are_left():
+    y = torch.arange(20) % 3
+    logits = [drawn(20, 3, seed=seed) * 2 for seed in range(3)]
+    left, want = set(range(20)), 0.0
+    q = [0.75**k / sum(0.75**j for j in (1, 2, 3)) for k in (1, 2, 3)]
+    for k in range(3):
+        order = sorted(left, key=lambda row, k=k: -float(logits[k][row].softmax(0).max()))
+        taken = order[: int(20 * q[k])] if k < 2 else order
+        want += float(cross_entropy(logits[k][taken], y[taken]))
+        left -= set(taken)
+    assert float(routed(logits, y, 0.75)) == pytest.approx(want, rel=1e-5)
+    assert routed([one[:1] for one in logits], y[:1], 0.75).isfinite()  # exits that nobody leaves at count nothing
+
+
+def test_the_weigher_takes_the_steps_of_torchs_adam():
+    recipe = Weighted(hidden=4, meta_rate=0.01, decay=0.1)
+    _, optimiser, memory, _ = begun(recipe)
+    copies = [memory[key].clone().requires_grad_() for key in LAYERS]
+    adam = torch.optim.Adam(copies, 0.01, weight_decay=0.1)
+    for seed in range(3):
+        for value in copies:
+            value.grad = drawn(*value.shape, seed=seed)
+        recipe._learn(memory, [value.grad for value in copies], optimiser)
+        adam.step()
+    for key, value in zip(LAYERS, copies, strict=True):
+        torch.testing.assert_close(memory[key], value.detach())
+
+
+def test_a_real_step_has_the_weights_of_the_weigher_that_just_learned():
+    recipe = Weighted(hidden=6, rate=0.05, meta_rate=0.05)
+    net, optimiser, memory, view = begun(recipe)
+    view = View(dict(zip(net.chain.exits, net(X), strict=True)), {}, {"x": X}, net)
+    other, twin, its, seen = begun(recipe)
+    other.load_state_dict(net.state_dict())
+    its.update({key: value.clone() for key, value in memory.items()})
+    got = recipe.update(view, Lesson(Y, torch.arange(12), "weighted", 0.0), optimiser)
+    assert [float(part) for part in got.values()] == pytest.approx(
+        [float(cross_entropy(v, Y).detach()) for v in view.logits.values()]
+    )
+    for train, meta in (HALVES, HALVES[::-1]):
+        recipe._learn(its, recipe.look_ahead(seen, Y, (train, meta), twin, its), twin)
+        losses = losses_of(other(X[train]), Y[train])
+        twin.zero_grad()
+        (recipe.weights(its, losses).detach() * losses).mean(0).sum().backward()
+        twin.step()
+    assert all(torch.equal(value, other.state_dict()[key]) for key, value in net.state_dict().items())
+    assert int(memory["count"]) == int(memory["learned"]) == 2
+
+
+def test_a_longer_interval_learns_less_often_and_one_row_is_enough():
+    recipe = Weighted(hidden=6, rate=0.05, every=2)
+    _, optimiser, memory, view = begun(recipe)
+    lesson = Lesson(Y, torch.arange(12), "weighted", 0.0)
+    view = View(dict(zip(view.logits, view.network(X), strict=True)), {}, {"x": X}, view.network)
+    for _ in range(3):
+        recipe.update(view, lesson, optimiser)
+    assert (int(memory["count"]), int(memory["learned"])) == (6, 3)
+    view.network.eval()
+    one = View({name: v[:1] for name, v in view.logits.items()}, {}, {"x": X[:1]}, view.network)
+    recipe.update(one, Lesson(Y[:1], torch.arange(1), "weighted", 0.0), optimiser)
+    assert int(memory["count"]) == 7
+
+
+def test_other_values_are_gone_afterwards_also_after_an_error():
+    net = cut_of().train()
+    before = copy.deepcopy(net.state_dict())
+    own = {id(value) for value in net.parameters()}
+    head = net.backbone.head
+    with other_values(net, {head.weight: torch.zeros_like(head.weight)}):
+        assert not head.weight.any()
+        net(X)
+    assert head.weight.any()
+    with pytest.raises(BadNetwork, match="x"), other_values(net, {head.weight: torch.zeros_like(head.weight)}):
+        raise BadNetwork("x")
+    assert {id(value) for value in net.parameters()} == own
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"centre": "odd"}, {"epsilon": 1.0}, {"epsilon": -0.1}, {"share": 0.0}, {"every": 0}]
+)
+def test_arguments_out_of_range_are_refused(wrong):
+    with pytest.raises(BadInput, match="expected"):
+        Weighted(**wrong).prepare(cut_of())
+
+
+def test_the_weigher_is_thrown_away():
+    net = cut_of(taught=False)
+    keys = set(net.state_dict())
+    off.fit(net, (X, Y), recipe=Weighted(epochs=1, rate=0.01, hidden=4), batch_size=6, progress=False)
+    assert set(net.state_dict()) == keys
+    with pytest.raises(BadNetwork, match="parameters to teach"):
+        Weighted().prepare(ladder_of(2))
