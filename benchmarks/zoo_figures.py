@@ -81,6 +81,7 @@ def without_gradient(net: Any, model: nn.Module, example: Any) -> list[str]:
 
 def free_length(model: nn.Module, example: dict[str, Tensor], cuts: Any) -> str:
     """Whether the model, cut at the same places, takes text of other lengths: "yes", or why not."""
+    count = 0
     try:
         net = off.cut(model, example, at=list(cuts), exits="linear", length=list(example))
         for count in OTHERS:
@@ -90,4 +91,6 @@ def free_length(model: nn.Module, example: dict[str, Tensor], cuts: Any) -> str:
                 return f"{worst:.0e} apart at length {count}, {left} leaving"
     except OfframpError as problem:
         return str(problem)
+    except (RuntimeError, ValueError) as problem:  # of the eager model, or of an exit on features [B, F, T]
+        return f"at length {count}: {problem}"
     return "yes"
