@@ -8,6 +8,7 @@ without pickles, weights safetensors; `.pt` and `.pth` are read with `weights_on
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -56,9 +57,8 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
     A folder that holds anything but an earlier offramp folder (one with a JSON file of ours) is never replaced.
     """
     target = Path(path)
+    require_replaceable(target)
     try:
-        if target.exists() and (not target.is_dir() or (any(target.iterdir()) and not _is_ours(target))):
-            raise BadFile(f"{target} exists and was not written by offramp; name an empty or a new folder")
         target.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
     except OSError as problem:
@@ -77,6 +77,33 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
             os.rename(old, target)
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_replaceable(folder: Path) -> None:
+    """Raise BadFile for a folder that holds something else than an earlier offramp folder."""
+    try:
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_ours(folder))):
+            raise BadFile(f"{folder} exists and was not written by offramp; name an empty or a new folder")
+    except OSError as problem:
+        raise unwritable(folder, problem) from problem
+
+
+def require_writable(place: Path, *, folder: bool = False) -> None:
+    """Raise BadFile for a place that cannot be written, before the work is done and not after it.
+
+    folder: what is to be there is a folder, which may exist already.
+    """
+    homes = [place, *place.absolute().parents] if folder else [*place.absolute().parents]
+    home = next(each for each in homes if os.path.lexists(each))
+    wrong = None
+    if place.is_dir() and not folder:
+        wrong = errno.EISDIR
+    elif not home.is_dir():
+        wrong = errno.ENOTDIR
+    elif not os.access(home, os.W_OK | os.X_OK):
+        wrong = errno.EACCES
+    if wrong is not None:
+        raise unwritable(place, OSError(wrong, os.strerror(wrong)))
 
 
 def _is_ours(folder: Path) -> bool:

@@ -7,6 +7,7 @@ A recipe says what is taught, in which phases and by which loss; the loop, the s
 from __future__ import annotations
 
 import abc
+import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -118,11 +119,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class Whole:
-    """All rows of a data set for a phase that solves: the exits by node, features [N, F] of each, and labels [N]."""
+    """All rows of a data set for a phase that solves: the exits by node, features [N, F] of each, and labels [N].
+
+    copies: how often each row stands there, differently augmented: all rows once, then all rows again.
+    """
 
     exits: Mapping[str, Exit]
     features: Mapping[str, Tensor]
     y: Tensor
+    copies: int = 1
 
 
 class Recipe(abc.ABC):
@@ -167,7 +172,8 @@ def plain(value: object) -> Any:
         return [plain(part) for part in value]
     if isinstance(value, (str, int, float, bool, type(None))):
         return value
-    return f"{value.__module__}:{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
+    told = f"{value.__module__}:{value.__qualname__}" if hasattr(value, "__qualname__") else repr(value)
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", told)  # where an object lies differs from one process to the next
 
 
 def taught_exits(network: Network) -> tuple[str, ...]:

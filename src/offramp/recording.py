@@ -103,8 +103,6 @@ class _Columns:
 
     def add(self, batch: Batch, state: State) -> None:
         found: dict[str, Array] = {"row": batch.row, "digest": batch.digest}
-        if self.learned is not None:
-            found["learned"] = np.isin(batch.digest, self.learned.digests)
         classes = self._classes(state)
         if batch.y is not None:
             _check_labels(batch.y, batch.row, classes)
@@ -134,7 +132,10 @@ class _Columns:
         return widths[self.exits[-1]]
 
     def joined(self) -> dict[str, Array]:
-        return {name: np.concatenate(chunks) for name, chunks in self.chunks.items()}
+        found = {name: np.concatenate(chunks) for name, chunks in self.chunks.items()}
+        if self.learned is not None:  # once: every look-up sorts all rows that taught
+            found["learned"] = np.isin(found["digest"], self.learned.digests)
+        return found
 
 
 def _check_labels(y: Array, row: Array, classes: int) -> None:

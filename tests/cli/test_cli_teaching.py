@@ -76,6 +76,9 @@ class Nothing(Recipe):
         (("--resume",), "folder"),
         (("--track", "tensorboard"), "folder"),
         (("--development", TRAIN), "also stand"),
+        (("--recipe", "joint", "--with", "epochs=few"), "'few' epochs"),
+        (("--folder", "taught/run"), "inside the output"),
+        (("--cache", "taught"), "inside the output"),
     ],
 )
 def test_what_is_refused(net, words, says):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import errno
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.errors import BadInput, OfframpError
+from offramp.errors import BadInput
 
 if TYPE_CHECKING:
     from offramp.guarantees.risks import Risk
@@ -147,19 +145,9 @@ def writable(path: str | None, *, suffixes: Sequence[str] = (), folder: bool = F
     """Refuse a place that cannot be written before the work is done, not after it. Raises BadInput, BadFile."""
     if path is None:
         return
+    from offramp.files import require_writable
+
     place = Path(path)
     if suffixes and place.suffix not in suffixes:
         raise BadInput(f"the output is {path}, expected a name that ends in {' or '.join(suffixes)}; rename it")
-    if place.is_dir() and not folder:
-        raise _unwritable(place, errno.EISDIR)
-    home = next(each for each in place.absolute().parents if os.path.lexists(each))
-    if not home.is_dir():
-        raise _unwritable(place, errno.ENOTDIR)
-    if not os.access(home, os.W_OK | os.X_OK):
-        raise _unwritable(place, errno.EACCES)
-
-
-def _unwritable(place: Path, number: int) -> OfframpError:
-    from offramp.files import unwritable
-
-    return unwritable(place, OSError(number, os.strerror(number)))
+    require_writable(place, folder=folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -87,8 +88,7 @@ def fit(
     from offramp.fitting.teaching import recipe_of
     from offramp.storing import save
 
-    for place in (output, folder, cache):
-        writable(place, folder=True)
+    _require_apart(output, folder, cache)
     method, net = recipe_of(recipe, **_arguments(arguments)), network_of(network, model, front_of, gate_of)
     options: dict[str, Any] = {
         "batch_size": batch_size,
@@ -115,6 +115,18 @@ def fit(
     answer(body, as_json, str(history), f"Taught in {history.seconds:.1f} s: {output}")
     if net.untaught():
         note(f"not taught yet: {', '.join(net.untaught())}")
+
+
+def _require_apart(output: str, *beside: str | None) -> None:
+    """Raise, before anything is taught, where the network could not be written in the end, or would replace the run."""
+    from offramp.files import require_replaceable
+
+    for place in (output, *beside):
+        writable(place, folder=True)
+    require_replaceable(Path(output))
+    for place in beside:
+        if place is not None and Path(output).absolute() in (Path(place).absolute(), *Path(place).absolute().parents):
+            raise BadInput(f"got {place} inside the output {output}, which is replaced whole; name another folder")
 
 
 def _arguments(texts: Sequence[str] | None) -> dict[str, Any]:

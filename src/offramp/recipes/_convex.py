@@ -34,6 +34,7 @@ from offramp.recipes._standard import Standardised
 
 WIDTH = 0.1  # over which kinks are rounded at first; the hinge losses' margins are 1 wide
 SAFETY = 0.9  # the float32 gap aimed at, relative to the one asked for; float64 has the last word
+ROUGH = 2e-2  # the gap that is enough to compare regularisers
 REGULARISERS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 
 
@@ -102,7 +103,7 @@ def choose(
     dev: tuple[Tensor, Tensor],
     regularisers: Sequence[float] = REGULARISERS,
     gap: float = 1e-3,
-    rough: float = 2e-2,
+    rough: float = ROUGH,
     limit: int = 1000,
 ) -> tuple[Solved, list[Tried]]:
     """`solve` with the regulariser that does best on development rows (features, labels), and all that was tried.

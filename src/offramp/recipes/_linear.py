@@ -7,15 +7,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from offramp.errors import BadNetwork
+from offramp.errors import BadInput, BadNetwork
 from offramp.network import Exit, Network
 from offramp.recipe import Phase, Whole, taught_exits
-from offramp.recipes._convex import REGULARISERS, choose, solve
+from offramp.recipes._convex import REGULARISERS, ROUGH, Tried, choose, solve
 from offramp.signature import is_input
 
-__all__ = ["REGULARISERS", "phases_of", "require_linear", "solve_exit"]
+__all__ = ["REGULARISERS", "phases_of", "require_linear", "require_numbers", "solve_exit"]
 
-HELD = 10  # without development rows every tenth row chooses
+HELD = 10  # without development rows every tenth row chooses, where there are so many
 
 
 def linear_of(exit_: Exit) -> nn.Linear | None:
@@ -36,6 +36,26 @@ def require_linear(network: Network) -> None:
             )
 
 
+def require_numbers(regulariser: object, gap: object) -> None:
+    """Raise BadInput unless these are a regulariser, or several, and a gap, before anything is pooled."""
+    several = list(regulariser) if isinstance(regulariser, (list, tuple)) else [regulariser]
+    if not several or not all(isinstance(each, (int, float)) and 0 < each < float("inf") for each in (*several, gap)):
+        raise BadInput(
+            f"regulariser is {regulariser!r} and gap {gap!r}, expected numbers above 0 (of several "
+            "regularisers the best is taken); give such"
+        )
+
+
+def list_of(regulariser: float | Sequence[float]) -> list[float]:
+    """One regulariser or several as a list."""
+    return [float(each) for each in ([regulariser] if isinstance(regulariser, (int, float)) else regulariser)]
+
+
+def best_of(tried: Sequence[Tried]) -> float:
+    """The regulariser that did best; of equals the strongest, which came first."""
+    return max(tried, key=lambda one: one.accuracy).regulariser
+
+
 def phases_of(network: Network) -> list[Phase]:
     """A phase per exit that learns, shallow to deep."""
     names = taught_exits(network)
@@ -50,16 +70,25 @@ def solve_exit(
     regulariser: float | Sequence[float],
     gap: float,
 ) -> Mapping[str, float]:
-    """Solve for an exit's layer on all rows, with the regulariser that development rows like best, and set it."""
+    """Solve for an exit's layer on all rows, with the regulariser that development rows like best, and set it.
+
+    Without such rows every tenth row chooses among what the other nine taught; then all rows teach.
+    """
     layer, features, y = linear_of(whole.exits[name]), whole.features[name], whole.y
     assert layer is not None
-    options = [float(each) for each in ([regulariser] if isinstance(regulariser, (int, float)) else regulariser)]
+    options, classes = list_of(regulariser), layer.out_features
+    held = (features, y) if development is None else (development.features[name], development.y)
+    chooses = (torch.arange(len(y) // whole.copies) % HELD == HELD - 1).repeat(whole.copies)
     if len(options) == 1:
-        found = solve(features, y, layer.out_features, loss=loss, regulariser=options[0], gap=gap)
+        found = solve(features, y, classes, loss=loss, regulariser=options[0], gap=gap)
+    elif development is None and chooses.any():
+        rest, held = (features[~chooses], y[~chooses]), (features[chooses], y[chooses])
+        rough, tried = choose(*rest, classes, loss=loss, dev=held, regularisers=options, gap=ROUGH)
+        options = [best_of(tried)]
+        found = solve(features, y, classes, loss=loss, regulariser=options[0], gap=gap, start=rough)
     else:
-        held = (features[::HELD], y[::HELD]) if development is None else (development.features[name], development.y)
-        found, tried = choose(features, y, layer.out_features, loss=loss, dev=held, regularisers=options, gap=gap)
-        options = [max(tried, key=lambda one: one.accuracy).regulariser]
+        found, tried = choose(features, y, classes, loss=loss, dev=held, regularisers=options, gap=gap)
+        options = [best_of(tried)]
     with torch.no_grad():
         layer.weight.copy_(found.weight)
         layer.bias.copy_(found.bias)

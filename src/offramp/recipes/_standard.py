@@ -32,7 +32,10 @@ class Standardised:
         self.dtype = torch.float64 if features.numel() <= BLOCK else torch.float32
         self.held: Tensor | None = None
         if features.numel() <= HELD:
-            self.held = torch.cat([block for _, block in self._made(self.dtype)])
+            held = features.new_empty((len(features), features.shape[1] + 1), dtype=self.dtype)
+            for part, block in self._made(self.dtype):
+                held[part] = block
+            self.held = held
         self.second = self._second()
 
     def blocks(self, dtype: torch.dtype | None = None) -> Iterator[tuple[slice, Tensor]]:

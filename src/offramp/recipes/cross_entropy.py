@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 from offramp.network import Network
 from offramp.recipe import Phase, Recipe, Whole
-from offramp.recipes._linear import REGULARISERS, phases_of, require_linear, solve_exit
+from offramp.recipes._linear import REGULARISERS, phases_of, require_linear, require_numbers, solve_exit
 
 
 class CrossEntropy(Recipe):
@@ -20,7 +20,8 @@ class CrossEntropy(Recipe):
         self.regulariser, self.gap = regulariser, gap
 
     def prepare(self, network: Network) -> None:
-        """Raise BadNetwork unless every exit that learns is linear on pooled features."""
+        """Raise BadInput for no numbers, BadNetwork unless every exit that learns is linear on pooled features."""
+        require_numbers(self.regulariser, self.gap)
         require_linear(network)
 
     def phases(self, network: Network) -> list[Phase]:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from offramp.errors import BadInput
 from offramp.network import Network
 from offramp.recipe import Phase, Recipe, Whole
-from offramp.recipes._linear import REGULARISERS, phases_of, require_linear, solve_exit
+from offramp.recipes._linear import REGULARISERS, phases_of, require_linear, require_numbers, solve_exit
 
 KINDS = ("one_vs_rest", "crammer_singer")
 
@@ -38,9 +38,10 @@ class Hinge(Recipe):
         self.kind, self.regulariser, self.gap = kind, regulariser, gap
 
     def prepare(self, network: Network) -> None:
-        """Raise BadInput for another kind, BadNetwork unless every exit that learns is linear on pooled features."""
+        """Raise BadInput for another kind or no numbers, BadNetwork unless every exit that learns is linear on pooled features."""
         if self.kind not in KINDS:
             raise BadInput(f"kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
+        require_numbers(self.regulariser, self.gap)
         require_linear(network)
 
     def phases(self, network: Network) -> list[Phase]:

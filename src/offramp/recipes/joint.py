@@ -101,7 +101,8 @@ def weights_of(weights: float | Sequence[float] | Mapping[str, float], exits: Se
     else:
         each = [weights] * len(exits) if isinstance(weights, (int, float)) else list(weights)
         found = dict(zip(exits, each, strict=False)) if len(each) == len(exits) else {}
-    if set(found) != set(exits) or min(found.values()) < 0:
+    numbers = all(isinstance(each, (int, float)) and 0 <= each < float("inf") for each in found.values())
+    if set(found) != set(exits) or not numbers:
         raise BadInput(f"the weights are {weights!r}, expected a number of at least 0 for each of {', '.join(exits)}")
     return {name: float(found[name]) for name in exits}
 
