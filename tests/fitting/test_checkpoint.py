@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import signal
+from functools import partial
 
 import pytest
 import torch
 
 import offramp as off
 from offramp.errors import BadFile, BadInput, Mismatch
-from offramp.recipe import Phase, Recipe
+from offramp.recipe import Phase, Recipe, plain
 from offramp.recipes.joint import Joint
 from small import cut_of, images_of
 
@@ -128,8 +129,62 @@ def test_an_optimiser_whose_state_no_checkpoint_holds_is_told(tmp_path):
 
     class Odd(Scheduled):
         def phases(self, network):
-            return [Phase("exits", tuple(network.exits.parameters()), 1, Keeping, reads="pooled")]
+            return [Phase("exits", tuple(network.exits.parameters()), 2, Keeping, reads="pooled")]
 
     taught(Odd())
     with pytest.raises(BadInput, match="Keeping keeps 'past' as a list"):
         taught(Odd(), folder=tmp_path)
+
+
+class Wrong(Recipe):
+    """Teaches on the rows that the exit gets wrong when the phase begins."""
+
+    def phases(self, network):
+        def wrong(view, lesson):
+            return view.logits["stem"].argmax(1) != lesson.labels()
+
+        values = tuple(network.exits["stem"].parameters())
+        return [Phase("stem", values, 3, lambda some: torch.optim.SGD(some, 0.5), rows=wrong)]
+
+    def loss(self, view, lesson):
+        return torch.nn.functional.cross_entropy(view.logits["stem"], lesson.labels())
+
+
+@pytest.mark.parametrize("after", [2, 5])
+def test_a_resumed_phase_goes_on_with_the_rows_that_it_chose_when_it_began(tmp_path, after):
+    whole = taught(Wrong())
+    with pytest.raises(KeyboardInterrupt):
+        taught(stopped(Wrong(), after), folder=tmp_path)
+    assert taught(Wrong(), folder=tmp_path, resume=True).fingerprint() == whole.fingerprint()
+
+
+def test_ctrl_c_after_the_last_step_of_a_phase_stops_too(tmp_path, monkeypatch):
+    def measured(self, *arguments, **options):
+        signal.raise_signal(signal.SIGINT)
+        return {}
+
+    whole = taught(Joint(epochs=1, alone=1))
+    monkeypatch.setattr("offramp.fitting.loop.Loop._accuracies", measured)
+    with pytest.raises(KeyboardInterrupt):
+        taught(Joint(epochs=1, alone=1), folder=tmp_path)
+    monkeypatch.undo()
+    lines = (tmp_path / "metrics.csv").read_text().splitlines()
+    assert len(lines) == 2  # the first phase alone
+    again = taught(Joint(epochs=1, alone=1), folder=tmp_path, resume=True)
+    assert again.fingerprint() == whole.fingerprint()
+
+
+def test_what_a_recipe_and_augment_say_of_themselves_is_the_same_in_the_next_process():
+    class Noise:
+        def __call__(self, x):
+            return x
+
+    assert plain(Noise()) == plain(Noise())
+    assert plain(partial(torch.roll, dims=1)) == plain(partial(torch.roll, dims=1))
+    assert plain(partial(torch.roll, dims=1)) != plain(partial(torch.roll, dims=2))
+
+
+def test_other_labels_do_not_continue_a_run(tmp_path):
+    taught(Joint(epochs=1), folder=tmp_path)
+    with pytest.raises(Mismatch, match="labels"):
+        off.fit(cut_of(taught=False), (X, 1 - Y), recipe=Joint(epochs=1), batch_size=16, folder=tmp_path, resume=True)

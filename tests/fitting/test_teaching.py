@@ -13,9 +13,20 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.errors import BadData, BadInput, BadNetwork, Diverged, MissingExtra, OverlappingRows, UnknownName
+from offramp.errors import (
+    BadData,
+    BadFile,
+    BadInput,
+    BadNetwork,
+    Diverged,
+    Mismatch,
+    MissingExtra,
+    OverlappingRows,
+    UnknownName,
+)
 from offramp.fitting.teaching import recipe_of
 from offramp.recipe import Phase, Recipe
+from offramp.recipes.hinge import Hinge
 from offramp.recipes.joint import Joint
 from small import cut_of, images_of, ladder_of, rows_of
 
@@ -178,7 +189,20 @@ def test_the_rows_are_remembered_through_files_and_refused(tmp_path):
         ({"recipe": Joint(weights=[1.0])}, BadInput, "for each of stem, blocks.0, backbone"),
         ({"recipe": Joint(norm="odd")}, BadInput, "moving, frozen"),
         ({"precision": "int4"}, BadInput, "bf16"),
+        ({"precision": "fp16"}, BadInput, "CUDA"),
         ({"batch_size": 0}, BadInput, "batch_size=0"),
+        ({"batch_size": 16.0}, BadInput, "whole number"),
+        ({"seed": -1}, BadInput, "seed=-1"),
+        ({"folder": __file__}, BadFile, "cannot write"),
+        ({"cache": f"{__file__}/in"}, BadFile, "cannot write"),
+        ({"recipe": Joint(epochs=0)}, BadInput, "0 epochs"),
+        ({"recipe": Joint(epochs=2.5)}, BadInput, "2.5 epochs"),
+        ({"recipe": Joint(rate=-1)}, BadInput, "learning rate: -1"),
+        ({"recipe": Joint(weights=float("nan"))}, BadInput, "weights are nan"),
+        ({"recipe": Hinge(regulariser="strong")}, BadInput, "regulariser is 'strong'"),
+        ({"recipe": Hinge(gap=-1)}, BadInput, "gap -1"),
+        ({"data": (images_of(20).double(), torch.zeros(20).long())}, BadData, r"first row of array \(x torch.float64"),
+        ({"augment": lambda x: x[:3]}, BadData, "augment made 3 rows"),
         ({"batch_size": 1}, BadData, "batch norm"),
         ({"resume": True}, BadInput, "folder"),
         ({"track": "tensorboard"}, BadInput, "folder"),
@@ -239,6 +263,11 @@ def test_without_accelerate_the_extra_is_named(monkeypatch):
         fitted()
 
 
+def test_an_unknown_tracker_is_refused(tmp_path):
+    with pytest.raises(BadInput, match="Unsupported logging capability: odd"):
+        fitted(folder=tmp_path, track="odd")
+
+
 def test_metrics_go_to_tensorboard_too(tmp_path):
     pytest.importorskip("tensorboard")
     fitted(folder=tmp_path, track="tensorboard")
@@ -248,6 +277,7 @@ def test_metrics_go_to_tensorboard_too(tmp_path):
 def test_mixed_precision_teaches_float32_weights():
     code = """
 import torch, offramp as off
+from offramp.errors import BadInput
 from offramp.recipes.joint import Joint
 from small import cut_of, images_of
 net, kinds = cut_of(taught=False), set()
@@ -255,10 +285,68 @@ net.backbone.head.register_forward_hook(lambda module, inputs, output: kinds.add
 rows = images_of(32), torch.zeros(32).long()
 history = off.fit(net, rows, recipe=Joint(epochs=1), precision="bf16", progress=False)
 print(net.precision(), history.last.figures["loss"] > 0, kinds >= {torch.bfloat16})
+try:
+    off.fit(net, rows, recipe=Joint(epochs=1), progress=False)
+except BadInput as problem:
+    print("fresh process" in str(problem))
 """
     tests = Path(__file__).parents[1]  # Accelerate keeps one precision per process
     done = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["float32", "True", "True"], done.stderr
+    assert done.stdout.split() == ["float32", "True", "True", "True"], done.stderr
+
+
+def test_gradients_do_not_stay_behind_and_the_users_own_do():
+    net = cut_of(taught=False)
+    net.backbone.head.weight.grad = mine = torch.ones_like(net.backbone.head.weight)
+    fitted(net)
+    assert net.backbone.head.weight.grad is mine
+    assert all(value.grad is None for value in net.parameters() if value is not net.backbone.head.weight)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.float16])
+def test_pooled_features_are_read_in_the_precision_of_the_network(kind):
+    (x, y), (held, its) = brightness(90), brightness(20, 1)
+    for recipe in ("hinge", *([Frozen("pooled")] if kind == torch.float64 else [])):  # Adam is nothing for float16
+        net = cut_of(taught=False).to(kind)
+        options = {"recipe": recipe, "development": (held.to(kind), its), "progress": False}
+        assert "accuracy/blocks.0" in off.fit(net, (x.to(kind), y), **options).last.figures
+        assert net.precision() == str(kind).removeprefix("torch.")
+
+
+def test_rows_that_are_drawn_at_random_are_refused():
+    x, y = brightness(90)
+
+    class Drawn(torch.utils.data.Dataset):
+        def __len__(self):
+            return len(x)
+
+        def __getitem__(self, row):
+            return x[row] + torch.rand(()), int(y[row])
+
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    with pytest.raises(BadData, match="augment="):
+        off.fit(cut_of(taught=False), Drawn(), progress=False)
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_only_a_network_is_taught():
+    with pytest.raises(BadInput, match="got a Linear to teach"):
+        off.fit(nn.Linear(2, 2), brightness(9))
+
+
+def test_a_row_that_teaches_twice_is_remembered_once():
+    net = fitted(fitted())
+    assert len(net.learned.digests) == 90
+
+
+def test_a_run_that_is_refused_leaves_no_rows_behind(tmp_path):
+    fitted(folder=tmp_path)
+    net = cut_of(taught=False)
+    with pytest.raises(Mismatch):
+        fitted(net, folder=tmp_path, resume=True, seed=1)
+    assert net.learned is None
 
 
 def test_a_recipe_by_name_by_class_and_of_ones_own():

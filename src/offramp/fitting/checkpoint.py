@@ -24,6 +24,7 @@ from offramp.storing import saving
 
 SCHEMA = 1
 AIDS = "aids.safetensors"
+KEEP = "keep"  # beside the names of the optimiser's tensors, which have a slash
 
 
 @dataclass(frozen=True)
@@ -45,9 +46,14 @@ class Progress:
 
 @dataclass(frozen=True)
 class Resumed:
-    """What a checkpoint holds for the loop: progress, the optimiser's state, and that of its schedule and scaler."""
+    """What a checkpoint holds for the loop.
+
+    progress: where the run is. keep: the positions of the rows that the phase teaches on, chosen when it began.
+    optimiser, extra: the state of the optimiser, and of its schedule and scaler; None at the end of a phase.
+    """
 
     progress: Progress
+    keep: Tensor | None
     optimiser: Mapping[str, Any] | None
     extra: Mapping[str, Any]
 
@@ -57,11 +63,14 @@ def save_checkpoint(
     network: Network,
     begun: Mapping[str, Any],
     progress: Progress,
+    keep: Tensor | None,
     optimiser: Optimizer | None,
     extra: Mapping[str, Any],
 ) -> None:
     """Write `folder` atomically. begun: what a run must be begun with to go on from here, as plain data."""
     tensors, state = _packed(optimiser)
+    if keep is not None:
+        tensors[KEEP] = keep
     with saving(network, folder) as place:
         write_tensors(place / "optimiser.safetensors", tensors)
         if network.aids:
@@ -86,7 +95,8 @@ def load_checkpoint(folder: Path, network: Network, begun: Mapping[str, Any]) ->
     except RuntimeError as problem:
         raise BadFile(f"{folder} does not fit this network; give the network that the run was begun with") from problem
     tensors = read_tensors(folder / "optimiser.safetensors")
-    return Resumed(Progress.from_json(body["progress"]), _unpacked(tensors, body["optimiser"]), body["extra"])
+    keep = tensors.pop(KEEP, None)
+    return Resumed(Progress.from_json(body["progress"]), keep, _unpacked(tensors, body["optimiser"]), body["extra"])
 
 
 def _packed(optimiser: Optimizer | None) -> tuple[dict[str, Tensor], dict[str, Any] | None]:

@@ -15,13 +15,14 @@ import torch
 
 from offramp.data.rows import Rows, fingerprint_of
 from offramp.errors import BadData
-from offramp.inputs import State, as_inputs, given
+from offramp.inputs import State, as_inputs, count_of, given
 from offramp.progress import track
 from offramp.provenance import SeenRows
 from offramp.recipe import Lesson
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Augment = Callable[[Any], Any]
+LOOKED = 32  # rows that are read twice, to see whether the data set draws at random
 
 
 @dataclass(frozen=True)
@@ -34,15 +35,27 @@ class Roll:
 
 
 def roll_of(source: Rows, *, progress: bool) -> Roll:
-    """One pass over the rows, without a model. Raises BadData for a stream, which cannot be shuffled."""
+    """One pass over the rows, without a model.
+
+    Raises BadData for a stream, which cannot be shuffled, and for rows that differ from one look to the next: which
+    of them taught the network could not be known again.
+    """
     if not source.can_take:
-        raise BadData(f"{source.name} is a stream, expected rows by number to shuffle; give arrays or a Dataset")
+        raise BadData(
+            f"{source.name} is a stream, expected rows by number to shuffle; give arrays, or the Dataset without a "
+            "DataLoader around it"
+        )
     batches = [
         (batch.y, batch.row, batch.digest)
         for batch in track(source.batches(1024), what="reading", total=-(-len(source) // 1024), show=progress)
     ]
     labels = [y for y, _, _ in batches if y is not None]
     digests = np.concatenate([digest for _, _, digest in batches])
+    if (source.take(np.arange(min(LOOKED, len(source)))).digest != digests[:LOOKED]).any():
+        raise BadData(
+            f"{source.name} gives other rows at every look, expected the same (transforms that draw at random?); take "
+            "them out of the data, and give them to fit as augment="
+        )
     seen = SeenRows(source.name, fingerprint_of(digests), digests)
     return Roll(np.concatenate(labels) if labels else None, np.concatenate([row for _, row, _ in batches]), seen)
 
@@ -50,6 +63,16 @@ def roll_of(source: Rows, *, progress: bool) -> Roll:
 def drawn(*place: int) -> int:
     """A seed from a seed and a place in the run, such as (seed, phase, epoch, step)."""
     return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def seed_torch(seed: int, device: torch.device) -> None:
+    """Seed torch's generators of the CPU and of `device`. torch.manual_seed prepares every kind of device there is:
+    half a millisecond, and so more than a small step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 class Lessons:
@@ -88,7 +111,7 @@ class Lessons:
         order = np.random.default_rng(drawn(*self.place, number)).permutation(self.keep)
         for step, positions in enumerate(np.array_split(order, self.steps)):
             if step >= start:
-                torch.manual_seed(drawn(*self.place, number, step))
+                seed_torch(drawn(*self.place, number, step), self.device)
                 yield self.state(positions, number), positions
 
     def in_order(self, size: int) -> Iterator[tuple[State, Array]]:
@@ -105,7 +128,7 @@ class Lessons:
                 name: torch.from_numpy(column[positions + count * (epoch % (len(column) // count))]).to(self.device)
                 for name, column in self.cache.items()
             }
-        return augmented(self.source.take(positions).x, None if plain else self.augment, self.device)
+        return augmented(self.source.take_x(positions), None if plain else self.augment, self.device)
 
     def lesson(self, positions: Array, phase: str, step: int = 0, steps: int = 1) -> Lesson:
         """Labels and numbers of some rows."""
@@ -116,4 +139,9 @@ class Lessons:
 def augmented(x: Any, augment: Augment | None, device: torch.device) -> State:
     """Named tensors of a batch, after the user's augmentation (which draws from torch's own generator)."""
     state = as_inputs(x, device)
-    return state if augment is None else as_inputs(augment(given(state)), device)
+    if augment is None:
+        return state
+    found = as_inputs(augment(given(state)), device)
+    if count_of(found) != count_of(state):
+        raise BadData(f"augment made {count_of(found)} rows of {count_of(state)}, expected one of each; mend it")
+    return found

@@ -16,7 +16,7 @@ Looked = dict[str, dict[str, Tensor]]
 
 
 class Looking(nn.Module):
-    """What Accelerate wraps: named tensors in, `logits` and `features` by node out.
+    """Named tensors in, `logits` and `features` by node out.
 
     `pooled` says that the named tensors are the nodes' pooled features, and the models are not run. Exits that cannot
     pool, or that read one which cannot, are left out then.
@@ -27,7 +27,7 @@ class Looking(nn.Module):
         self.network = network
 
     def forward(self, state: State, pooled: bool) -> Looked:
-        """Logits [b, C] and features [b, ...] by node; a plain dict, so that mixed precision comes back as float32."""
+        """Logits [b, C] and features [b, ...] by node."""
         if not pooled:
             seen = dict(self.network.look(given(state)))
             own = {name: one.own for name, one in seen.items() if one.own is not None}
@@ -35,7 +35,8 @@ class Looking(nn.Module):
         logits, handed = dict[str, Tensor](), dict[str, Tensor]()
         for name, exit_ in exits_of(self.network):
             if name in state and exits_read(exit_) <= logits.keys():
-                logits[name], handed[name] = answers(exit_, Seen(state[name], handed), name)
+                kind = next((value.dtype for value in exit_.parameters()), state[name].dtype)
+                logits[name], handed[name] = answers(exit_, Seen(state[name].to(kind), handed), name)
         return {"logits": logits, "features": {name: state[name] for name in logits}}
 
 

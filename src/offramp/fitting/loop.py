@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -14,16 +15,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from offramp.data.rows import Rows
 from offramp.errors import BadData, Diverged
+from offramp.fitting.accelerating import Log
 from offramp.fitting.checkpoint import Progress, Resumed, save_checkpoint
 from offramp.fitting.history import Epoch, History
 from offramp.fitting.interrupting import interruptible
 from offramp.fitting.lessons import Array, Lessons, Roll
 from offramp.fitting.looking import Looking, view_of
 from offramp.fitting.pooling import Pooling
+from offramp.fitting.stepping import Stepping
 from offramp.network import Network
 from offramp.progress import track
 from offramp.recipe import Losses, Phase, Recipe, View, Whole
@@ -45,6 +47,7 @@ class Course:
     development: Held | None
     pooling: Pooling
     accelerator: Any
+    log: Log
     batch_size: int
     seed: int
     folder: Path | None
@@ -71,7 +74,7 @@ class Loop:
             else:
                 self._teach(number, phase)
             self.at = replace(self.at, phase=number + 1, epoch=0, step=0, sums=None, seconds=0.0)
-            self._save(None, None)
+            self._save()
         return History(self.at.epochs, self._notes())
 
     def _notes(self) -> tuple[str, ...]:
@@ -88,12 +91,12 @@ class Loop:
 
     def _teach(self, number: int, phase: Phase) -> None:
         """Epochs of steps: look, lose, step."""
-        recipe, accelerator, pooled = self.course.recipe, self.course.accelerator, phase.reads == "pooled"
-        lessons = self._lessons(number, phase)
+        recipe, looking, pooled = self.course.recipe, Looking(self.network), phase.reads == "pooled"
+        lessons, held = self._lessons(number, phase), self._development(pooled=pooled)
         _require_rows(lessons, self.network)
-        look, optimiser = accelerator.prepare(Looking(self.network), phase.optimiser(phase.parameters))
-        schedule = None if phase.schedule is None else phase.schedule(optimiser.optimizer, phase.epochs * lessons.steps)
-        self._restore(optimiser, schedule)
+        steps = phase.epochs * lessons.steps
+        stepping = Stepping(phase, steps, self.course.accelerator, looking)
+        self._restore(stepping)
         with interruptible() as asked, phase.during():
             for epoch in range(self.at.epoch, phase.epochs):
                 batches = lessons.epoch(epoch, self.at.step)
@@ -101,29 +104,31 @@ class Loop:
                 start, tally = time.perf_counter() - self.at.seconds, dict(self.at.sums or {})
                 for state, positions in track(batches, what=what, total=left, show=self.course.progress):
                     step = epoch * lessons.steps + self.at.step
-                    lesson = lessons.lesson(positions, phase.name, step, phase.epochs * lessons.steps)
-                    view = view_of(self.network, look(state, pooled), state, pooled)
+                    lesson = lessons.lesson(positions, phase.name, step, steps)
+                    view = view_of(self.network, stepping.look(state, pooled), state, pooled)
                     if phase.by == "update":
-                        losses = recipe.update(view, lesson, optimiser)
-                        self._require_finite(losses, view, phase, step)
+                        losses = recipe.update(view, lesson, stepping.optimiser)
+                        figures = self._finite(losses, view, phase, step)
                     else:
                         losses = recipe.loss(view, lesson)
-                        self._require_finite(losses, view, phase, step)
-                        optimiser.zero_grad()
-                        accelerator.backward(total(losses))
-                        optimiser.step()
-                    if schedule is not None and not accelerator.optimizer_step_was_skipped:
-                        schedule.step()
-                    add(tally, losses, len(positions))
+                        figures = self._finite(losses, view, phase, step)
+                        stepping.step(losses)
+                    stepping.end_step()
+                    for name, value in figures.items():
+                        tally[name] = tally.get(name, 0.0) + value * len(positions)
                     self.at = replace(
                         self.at, epoch=epoch, step=self.at.step + 1, sums=tally, seconds=time.perf_counter() - start
                     )
-                    if asked.is_set() or time.perf_counter() - self.saved > EVERY:
-                        self._save(optimiser, schedule)
-                    if asked.is_set():
-                        raise KeyboardInterrupt
-                self._end_epoch(phase, epoch, lessons, tally, optimiser)
-                self._save(optimiser, schedule)
+                    self._pause(asked, stepping, lessons, due=time.perf_counter() - self.saved > EVERY)
+                self._end_epoch(phase, epoch, lessons, held, tally, stepping.optimiser)
+                self._pause(asked, stepping, lessons, due=epoch + 1 < phase.epochs)
+
+    def _pause(self, asked: Event, stepping: Stepping, lessons: Lessons, *, due: bool) -> None:
+        """A checkpoint when it is due, or when somebody has asked to stop: then the run ends here."""
+        if due or asked.is_set():
+            self._save(stepping, lessons)
+        if asked.is_set():
+            raise KeyboardInterrupt
 
     def _solve(self, number: int, phase: Phase) -> None:
         """One stroke on all rows."""
@@ -132,7 +137,8 @@ class Loop:
         start = time.perf_counter()  # pooling is not part of it
         figures = self.course.recipe.solve(phase, whole, held)
         seconds = time.perf_counter() - start
-        taught, measured = {id(value) for value in phase.parameters}, self._accuracies(pooled=True)
+        taught = {id(value) for value in phase.parameters}
+        measured = self._accuracies(self._development(pooled=True), pooled=True)
         for name in whole.exits:
             if all(id(value) not in taught for value in whole.exits[name].parameters()):
                 measured.pop(f"accuracy/{name}", None)
@@ -145,7 +151,7 @@ class Loop:
         copies = len(next(iter(columns.values()))) // len(roll.row)
         features = {name: torch.from_numpy(column) for name, column in columns.items()}
         y = torch.from_numpy(roll.y).repeat(copies)
-        return Whole({name: self.network.exit_of(name) for name in columns}, features, y)
+        return Whole({name: self.network.exit_of(name) for name in columns}, features, y, copies)
 
     def _lessons(self, number: int, phase: Phase) -> Lessons:
         source, roll = self.course.taught
@@ -159,7 +165,9 @@ class Loop:
             cache=cache,
             augment=self.course.pooling.augment,
         )
-        if phase.rows is not None:
+        if self.resumed is not None and self.resumed.keep is not None:
+            lessons.keep = self.resumed.keep.numpy()
+        elif phase.rows is not None:
             lessons.keep = self._chosen(phase, lessons)
             self._mode(phase)
         return lessons
@@ -191,69 +199,70 @@ class Loop:
         for module in phase.still:
             module.eval()
 
-    def _restore(self, optimiser: Any, schedule: LRScheduler | None) -> None:
+    def _restore(self, stepping: Stepping) -> None:
         """The state of a run that was stopped within this phase."""
         resumed, self.resumed = self.resumed, None
-        if resumed is None or resumed.optimiser is None:
-            return
-        optimiser.load_state_dict(resumed.optimiser)
-        if schedule is not None:
-            schedule.load_state_dict(dict(resumed.extra["schedule"]))
-        if self.course.accelerator.scaler is not None:
-            self.course.accelerator.scaler.load_state_dict(dict(resumed.extra["scaler"]))
+        if resumed is not None and resumed.optimiser is not None:
+            stepping.restore(resumed.optimiser, resumed.extra)
 
     def _end_epoch(
-        self, phase: Phase, epoch: int, lessons: Lessons, tally: Mapping[str, float], optimiser: Optimizer
+        self,
+        phase: Phase,
+        epoch: int,
+        lessons: Lessons,
+        held: Lessons | None,
+        tally: Mapping[str, float],
+        optimiser: Optimizer,
     ) -> None:
         figures = {name: value / len(lessons.keep) for name, value in tally.items()}
         seconds, rate = self.at.seconds, float(optimiser.param_groups[0]["lr"])
-        figures |= self._accuracies(pooled=phase.reads == "pooled")
+        figures |= self._accuracies(held, pooled=phase.reads == "pooled")
         self._mode(phase)
         self._note(Epoch(phase.name, epoch, (epoch + 1) * lessons.steps, seconds, rate, figures))
         self.at = replace(self.at, epoch=epoch + 1, step=0, sums=None, seconds=0.0)
 
-    def _accuracies(self, *, pooled: bool) -> dict[str, float]:
-        """The share of development rows that each exit answers right."""
+    def _development(self, *, pooled: bool) -> Lessons | None:
+        """The development rows, as they are looked at after every epoch of a phase."""
         if self.course.development is None:
-            return {}
+            return None
         source, roll = self.course.development
-        assert roll.y is not None
-        y = torch.from_numpy(roll.y)
         cache = self.course.pooling.features(source, roll.seen.fingerprint, held=True) if pooled else None
-        device, look, right = self.network.device(), Looking(self.network.eval()), dict[str, float]()
-        lessons = Lessons(source, roll, batch_size=LOOKED, place=(0, 0), device=device, cache=cache)
+        device = self.network.device()
+        return Lessons(source, roll, batch_size=LOOKED, place=(0, 0), device=device, cache=cache)
+
+    def _accuracies(self, held: Lessons | None, *, pooled: bool) -> dict[str, float]:
+        """The share of development rows that each exit answers right."""
+        if held is None:
+            return {}
+        looking, right = Looking(self.network.eval()), dict[str, int]()
         with torch.no_grad():
-            for state, positions in lessons.in_order(LOOKED):
-                for name, logits in look(state, pooled)["logits"].items():
-                    hits = (logits.argmax(1).cpu() == y[positions]).sum().item()
-                    right[name] = right.get(name, 0.0) + hits / len(y)
-        return {f"accuracy/{name}": share for name, share in right.items()}
+            for state, positions in held.in_order(LOOKED):
+                y = held.lesson(positions, "").labels()
+                for name, logits in looking(state, pooled)["logits"].items():
+                    right[name] = right.get(name, 0) + int((logits.argmax(1) == y).sum())
+        return {f"accuracy/{name}": count / len(held.roll.row) for name, count in right.items()}
 
     def _note(self, epoch: Epoch) -> None:
         self.at = replace(self.at, epochs=(*self.at.epochs, epoch))
         if self.course.folder is not None:
             History(self.at.epochs).save_csv(self.course.folder / "metrics.csv")
-        self.course.accelerator.log(
-            {f"{epoch.phase}/{name}": value for name, value in epoch.figures.items()}, step=len(self.at.epochs)
-        )
+        self.course.log(epoch, len(self.at.epochs))
 
-    def _save(self, optimiser: Any, schedule: LRScheduler | None) -> None:
+    def _save(self, stepping: Stepping | None = None, lessons: Lessons | None = None) -> None:
+        """A checkpoint, if there is a folder: within a phase, or without arguments at its end."""
         self.saved = time.perf_counter()
         if self.course.folder is None:
             return
-        scaler = self.course.accelerator.scaler
-        extra = {
-            "schedule": None if schedule is None or optimiser is None else schedule.state_dict(),
-            "scaler": None if scaler is None or optimiser is None else scaler.state_dict(),
-        }
-        own = None if optimiser is None else optimiser.optimizer
-        save_checkpoint(self.course.folder / "checkpoint", self.network, self.course.begun, self.at, own, extra)
+        folder, keep = self.course.folder / "checkpoint", None if lessons is None else torch.from_numpy(lessons.keep)
+        optimiser, extra = (None, {}) if stepping is None else (stepping.optimiser, stepping.extra())
+        save_checkpoint(folder, self.network, self.course.begun, self.at, keep, optimiser, extra)
 
-    def _require_finite(self, losses: Losses, view: View, phase: Phase, step: int) -> None:
-        parts = {"loss": losses} if isinstance(losses, Tensor) else dict(losses)
-        if all(math.isfinite(float(value.detach())) for value in parts.values()):
-            return
-        named = [name for name, value in parts.items() if name != "loss" and not value.isfinite().all()]
+    def _finite(self, losses: Losses, view: View, phase: Phase, step: int) -> dict[str, float]:
+        """The losses as numbers. Raises Diverged when one is none."""
+        figures = numbers_of(losses)
+        if all(map(math.isfinite, figures.values())):
+            return figures
+        named = [n.removeprefix("loss/") for n, value in figures.items() if n != "loss" and not math.isfinite(value)]
         named += [name for name, logits in view.logits.items() if not logits.isfinite().all()]
         where = f"at exit {named[0]!r}" if named else "over all exits"
         folder = self.course.folder and self.course.folder / "checkpoint"
@@ -267,16 +276,12 @@ class Loop:
         )
 
 
-def total(losses: Losses) -> Tensor:
-    """The sum of the summands."""
-    return losses if isinstance(losses, Tensor) else torch.stack([*losses.values()]).sum()
-
-
-def add(tally: dict[str, float], losses: Losses, rows: int) -> None:
-    """Add a batch's losses, weighted by its rows."""
-    parts = {} if isinstance(losses, Tensor) else {f"loss/{name}": value for name, value in losses.items()}
-    for name, value in {"loss": total(losses), **parts}.items():
-        tally[name] = tally.get(name, 0.0) + float(value.detach()) * rows
+def numbers_of(losses: Losses) -> dict[str, float]:
+    """`loss`, and its summands as `loss/<exit>`: read at once, because every read waits for the device."""
+    if isinstance(losses, Tensor):
+        return {"loss": float(losses.detach())}
+    numbers: list[float] = torch.stack([value.detach() for value in losses.values()]).tolist()
+    return {"loss": sum(numbers), **{f"loss/{name}": value for name, value in zip(losses, numbers, strict=True)}}
 
 
 def _require_rows(lessons: Lessons, network: nn.Module) -> None:

@@ -16,8 +16,9 @@ import numpy as np
 import torch
 
 from offramp.data.rows import Rows
+from offramp.errors import BadFile
 from offramp.files import replacing
-from offramp.fitting.lessons import Array, Augment, augmented, drawn
+from offramp.fitting.lessons import Array, Augment, augmented, drawn, seed_torch
 from offramp.fitting.looking import pooled_of
 from offramp.network import Network, described
 from offramp.progress import track
@@ -65,7 +66,7 @@ class Pooling:
             place = view * total
             batches = track(source.batches(BATCH), what="pooling", total=-(-total // BATCH), show=self.progress)
             for number, batch in enumerate(batches):
-                torch.manual_seed(drawn(self.seed, view, number))
+                seed_torch(drawn(self.seed, view, number), device)
                 for name, value in pooled_of(self.network, augmented(batch.x, augment, device), self.names).items():
                     if name not in columns:
                         columns[name] = _room((views * total, value.shape[1]))
@@ -79,7 +80,8 @@ class Pooling:
         for key, value in sorted(self.network.state_dict().items()):
             if key.startswith(("backbone.", "fronts.")):
                 array = value.detach().cpu().contiguous().reshape(-1)
-                mark.update(key.encode() + array.view(torch.uint8).numpy().tobytes())
+                mark.update(key.encode())
+                mark.update(array.view(torch.uint8).numpy())
         fronts = {name: described(front) for name, front in self.network.fronts.items()}
         pools = {name: described(self.network.exit_of(name)) for name in self.names}
         rest = hashlib.sha256(json.dumps([told, fronts, pools], sort_keys=True).encode())
@@ -93,7 +95,13 @@ class Pooling:
         files = self._files(key)
         if not files or not all(file.is_file() for file in files.values()):
             return None
-        return {name: np.load(file, mmap_mode="c", allow_pickle=False) for name, file in files.items()}
+        try:
+            return {name: np.load(file, mmap_mode="c", allow_pickle=False) for name, file in files.items()}
+        except (ValueError, EOFError, OSError) as problem:
+            raise BadFile(
+                f"the pooled features in {self.folder} cannot be read ({problem}); delete "
+                f"pooled-{key}-*.npy there, and they are computed again"
+            ) from problem
 
     def _store(self, key: str) -> None:
         for name, file in self._files(key).items():

@@ -5,16 +5,19 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
-from offramp.data.rows import rows
-from offramp.errors import BadData, BadInput, BadNetwork, MissingExtra
-from offramp.files import checksum
+from offramp.data.rows import Rows, rows
+from offramp.errors import BadData, BadInput, BadNetwork
+from offramp.files import checksum, require_writable
 from offramp.find import find_file, imported
+from offramp.fitting.accelerating import accelerator_for, tracking
 from offramp.fitting.checkpoint import load_checkpoint
 from offramp.fitting.history import History
 from offramp.fitting.lessons import Augment, drawn, roll_of
@@ -23,9 +26,8 @@ from offramp.fitting.loop import Course, Held, Loop
 from offramp.fitting.pooling import Pooling
 from offramp.inputs import as_inputs
 from offramp.network import Network
+from offramp.provenance import SeenRows
 from offramp.recipe import Phase, Recipe, plain, poolable
-
-PRECISIONS = ("no", "bf16", "fp16")
 
 
 def fit(
@@ -59,34 +61,42 @@ def fit(
     network: nothing was changed), Diverged, Mismatch (another run's folder), MissingExtra.
     """
     method, home = recipe_of(recipe), None if folder is None else Path(folder)
-    _require_options(precision, batch_size, views)
-    network.require_eval()
+    kept = home if cache is None else Path(cache)
+    _require_options(network, batch_size, views, seed, (home, kept))
     with _as_it_was(network):
         torch.manual_seed(drawn(seed))  # for what prepare draws
         method.prepare(network)
         phases = tuple(method.phases(network))
         _require_phases(network, phases)
-        accelerator = _accelerator(network, precision, track, home)
+        accelerator = accelerator_for(network, precision, phases, track, home)
+        checkpoint = _checkpoint(home, resume=resume)
         taught = _called(data, network, labels=any(phase.labels for phase in phases), progress=progress)
         held = None if development is None else _called(development, network, labels=True, progress=progress)
         options = {"batch_size": batch_size, "seed": seed, "augment": plain(augment), "views": views}
         begun = _begun(network, method, phases, taught, held) | options | {"precision": precision}
-        kept = home if cache is None else Path(cache)
+        learned = _learned(network, taught, held)
         pooling = Pooling(network, poolable(network), views, augment, seed=seed, folder=kept, progress=progress)
-        course = Course(
-            network, method, phases, taught, held, pooling, accelerator, batch_size, seed, home, begun, progress
-        )
-        checkpoint = _checkpoint(home, resume=resume)
-        _remember(network, taught, held)
-        return Loop(course, None if checkpoint is None else load_checkpoint(checkpoint, network, begun)).run()
+        resumed = None if checkpoint is None else load_checkpoint(checkpoint, network, begun)
+        network.learned = learned  # before the first step: a run that stops anywhere has taught some of them
+        given = (network, method, phases, taught, held, pooling)
+        with tracking(accelerator, track) as log:
+            course = Course(*given, accelerator, log, batch_size, seed, home, begun, progress)
+            return Loop(course, resumed).run()
 
 
-def _require_options(precision: str, batch_size: int, views: int) -> None:
-    if precision not in PRECISIONS or batch_size < 1 or views < 1:
-        raise BadInput(
-            f"got precision={precision!r}, batch_size={batch_size} and views={views}, expected one of "
-            f"{', '.join(PRECISIONS)}, and numbers of at least 1"
-        )
+def _require_options(
+    network: object, batch_size: object, views: object, seed: object, places: tuple[Path | None, ...]
+) -> None:
+    """Raise for what would go wrong later, before anything is read."""
+    if not isinstance(network, Network):
+        raise BadInput(f"got a {type(network).__name__} to teach, expected a Network; make one with cut or ladder")
+    for name, value, least in (("batch_size", batch_size, 1), ("views", views, 1), ("seed", seed, 0)):
+        if not isinstance(value, int) or value < least:
+            raise BadInput(f"got {name}={value!r}, expected a whole number from {least} upward")
+    for place in places:
+        if place is not None:
+            require_writable(place, folder=True)
+    network.require_eval()
 
 
 def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
@@ -123,6 +133,7 @@ def _require_phases(network: Network, phases: tuple[Phase, ...]) -> None:
     beside = {id(value) for aid in network.aids.values() for value in aid.parameters()}
     known, pooled = known | beside, pooled | beside | {id(value) for value in network.gates.parameters()}
     for phase in phases:
+        _require_steps(phase)
         mine = {id(value) for value in phase.parameters}
         if not mine or not mine <= known:
             raise BadNetwork(
@@ -137,6 +148,20 @@ def _require_phases(network: Network, phases: tuple[Phase, ...]) -> None:
             )
 
 
+def _require_steps(phase: Phase) -> None:
+    """Raise BadInput for epochs that cannot be counted, and for arguments that the optimiser refuses."""
+    if not isinstance(phase.epochs, int) or phase.epochs < 1:
+        raise BadInput(f"the phase {phase.name!r} has {phase.epochs!r} epochs, expected a whole number from 1 upward")
+    if phase.by == "solve" or not phase.parameters:
+        return
+    try:
+        phase.optimiser(phase.parameters)
+    except (TypeError, ValueError) as problem:
+        raise BadInput(
+            f"the optimiser of the phase {phase.name!r} cannot be made ({problem}); give the recipe other arguments"
+        ) from problem
+
+
 def _begun(
     network: Network, method: Recipe, phases: tuple[Phase, ...], taught: Held, held: Held | None
 ) -> dict[str, Any]:
@@ -146,17 +171,18 @@ def _begun(
         "phases": [phase.name for phase in phases],
         "network": checksum(network.config()),
         "data": taught[1].seen.fingerprint,
+        "labels": None if taught[1].y is None else checksum(taught[1].y.tolist()),
         "development": held and held[1].seen.fingerprint,
     }
 
 
-def _remember(network: Network, taught: Held, held: Held | None) -> None:
-    """Keep the rows' digests with the network. Raises OverlappingRows when rows are taught and measured on."""
-    learned = taught[1].seen
+def _learned(network: Network, taught: Held, held: Held | None) -> SeenRows:
+    """All rows that this run and earlier ones teach by. Raises OverlappingRows when some are taught and measured on."""
     if held is not None:
-        learned.refuse_overlap(held[1].seen.digests, "development")
-        learned = learned.and_also(held[1].seen)
-    network.learned = learned if network.learned is None else network.learned.and_also(learned)
+        taught[1].seen.refuse_overlap(held[1].seen.digests, "development")
+    runs = [network.learned, taught[1].seen, held and held[1].seen]
+    known = [seen for seen in runs if seen is not None]
+    return replace(known[0], digests=np.unique(np.concatenate([seen.digests for seen in known])))
 
 
 def _called(data: object, network: Network, *, labels: bool, progress: bool) -> Held:
@@ -165,8 +191,7 @@ def _called(data: object, network: Network, *, labels: bool, progress: bool) -> 
     roll = roll_of(source, progress=progress)
     if labels and roll.y is None:
         raise BadData(f"{source.name} has no labels, and this recipe needs them; give (x, y)")
-    with torch.no_grad():
-        first = Looking(network)(as_inputs(source.take(np.arange(1)).x, network.device()), False)["logits"]
+    first = _first(source, network)
     classes = min(logits.shape[1] for logits in first.values())
     if roll.y is not None and (roll.y.min() < 0 or roll.y.max() >= classes):
         raise BadData(
@@ -174,6 +199,22 @@ def _called(data: object, network: Network, *, labels: bool, progress: bool) -> 
             "classes of this network; give the data that it is for"
         )
     return source, roll
+
+
+def _first(source: Rows, network: Network) -> dict[str, Tensor]:
+    """The logits of the first row. Raises BadData when the network does not take it."""
+    state = as_inputs(source.take_x(np.arange(1)), network.device())
+    try:
+        with torch.no_grad():
+            found: dict[str, Tensor] = Looking(network)(state, False)["logits"]
+    except (RuntimeError, TypeError, ValueError, IndexError) as problem:
+        rows_ = ", ".join(f"{name} {value.dtype} {list(value.shape[1:])}" for name, value in state.items())
+        reason = " ".join(str(problem).split())[:160]
+        raise BadData(
+            f"the network refuses the first row of {source.name} ({rows_}: {reason}), expected what its model takes; "
+            "give rows of the type and shape that it was trained on"
+        ) from problem
+    return found
 
 
 def _checkpoint(home: Path | None, *, resume: bool) -> Path | None:
@@ -190,39 +231,12 @@ def _checkpoint(home: Path | None, *, resume: bool) -> Path | None:
     return there if there.is_dir() else None
 
 
-def _accelerator(network: Network, precision: str, track: str | None, home: Path | None) -> Any:
-    try:
-        from accelerate import Accelerator
-    except ImportError as problem:
-        raise MissingExtra("accelerate", "fit", "fit") from problem
-    if track == "tensorboard":
-        try:
-            import tensorboard  # noqa: F401
-        except ImportError as problem:
-            raise MissingExtra("tensorboard", "tensorboard", "track='tensorboard'") from problem
-    if track is not None and home is None:
-        raise BadInput(f"got track={track!r} without a folder, expected one for what it writes; give folder=")
-    place = network.device()
-    try:
-        made = Accelerator(mixed_precision=precision, cpu=place.type == "cpu", log_with=track, project_dir=home)
-    except ValueError as problem:
-        raise BadInput(
-            f"Accelerate refuses precision {precision!r} on {place} ({problem}); begin in a fresh process"
-        ) from problem
-    if made.device.type != place.type or made.num_processes != 1:
-        raise BadInput(
-            f"Accelerate works on {made.device} in {made.num_processes} process(es) and the network lies on {place}, "
-            "expected one process and the same device; begin in a fresh process"
-        )
-    if track is not None:
-        made.init_trackers("offramp")
-    return made
-
-
 @contextlib.contextmanager
 def _as_it_was(network: Network) -> Iterator[None]:
-    """Eval mode, parameters' wishes for gradients and torch's generators as before when the block ends; no aids."""
-    before = [(value, value.requires_grad) for value in network.parameters()]
+    """Eval mode, parameters' wishes for gradients, gradients and torch's generators as before in the end; no aids."""
+    before = [(value, value.requires_grad, value.grad) for value in network.parameters()]
+    for value in network.parameters():
+        value.grad = None
     place = network.device()
     with torch.random.fork_rng([place] if place.type == "cuda" else []):
         try:
@@ -230,5 +244,6 @@ def _as_it_was(network: Network) -> Iterator[None]:
         finally:
             network.eval()
             network.aids.clear()
-            for value, wish in before:
+            for value, wish, gradient in before:
                 value.requires_grad_(wish)
+                value.grad = gradient

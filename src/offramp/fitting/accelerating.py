@@ -1,0 +1,84 @@
+"""Device, precision and trackers, from Hugging Face Accelerate."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import BadInput, MissingExtra
+from offramp.fitting.history import Epoch
+from offramp.network import Network
+from offramp.recipe import Phase
+
+PRECISIONS = ("no", "bf16", "fp16")
+Log = Callable[[Epoch, int], None]
+
+
+def accelerator_for(
+    network: Network, precision: str, phases: tuple[Phase, ...], tracker: str | None, folder: Path | None
+) -> Any:
+    """An Accelerator on the network's device. Raises MissingExtra, BadInput for what it or a phase cannot do."""
+    _require_precision(precision, phases, network)
+    try:
+        from accelerate import Accelerator
+    except ImportError as problem:
+        raise MissingExtra("accelerate", "fit", "fit") from problem
+    _require_tracker(tracker, folder)
+    place = network.device()
+    try:
+        made = Accelerator(mixed_precision=precision, cpu=place.type == "cpu", log_with=tracker, project_dir=folder)
+    except ValueError as problem:
+        raise BadInput(
+            f"Accelerate refuses precision {precision!r} on {place} with tracker {tracker!r} ({problem}); it keeps one "
+            "precision and one device per process: name another tracker, or begin in a fresh process"
+        ) from problem
+    if made.device.type != place.type or made.num_processes != 1:
+        raise BadInput(
+            f"Accelerate works on {made.device} in {made.num_processes} process(es) and the network lies on {place}, "
+            "expected one process and the same device; begin in a fresh process"
+        )
+    return made
+
+
+@contextlib.contextmanager
+def tracking(accelerator: Any, tracker: str | None) -> Iterator[Log]:
+    """Yield what logs an epoch under its number in the run; in the end everything is written out."""
+    if tracker is None:
+        yield lambda epoch, number: None
+        return
+    accelerator.init_trackers("offramp")
+    try:
+        yield lambda epoch, number: accelerator.log(
+            {f"{epoch.phase}/{name}": value for name, value in epoch.figures.items()}, step=number
+        )
+    finally:
+        accelerator.end_training()
+
+
+def _require_tracker(tracker: str | None, folder: Path | None) -> None:
+    if tracker is not None and folder is None:
+        raise BadInput(f"got track={tracker!r} without a folder, expected one for what it writes; give folder=")
+    if tracker == "tensorboard":
+        try:
+            import tensorboard  # noqa: F401
+        except ImportError as problem:
+            raise MissingExtra("tensorboard", "tensorboard", "track='tensorboard'") from problem
+
+
+def _require_precision(precision: str, phases: tuple[Phase, ...], network: Network) -> None:
+    """Raise BadInput for a precision in which these phases cannot be taught on this device."""
+    if precision not in PRECISIONS:
+        raise BadInput(f"got precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
+    if precision != "fp16":
+        return
+    if network.device().type != "cuda":
+        raise BadInput(
+            f"precision 'fp16' needs a CUDA device and the network lies on {network.device()}; take 'bf16' or 'no'"
+        )
+    if own := [phase.name for phase in phases if phase.by == "update"]:
+        raise BadInput(
+            f"the recipe steps by itself in phase {own[0]!r}, where nothing scales fp16's gradients; take "
+            "'bf16' or 'no'"
+        )

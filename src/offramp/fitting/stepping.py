@@ -1,0 +1,61 @@
+"""From losses to a step: in a precision, by an optimiser, under a schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from offramp.fitting.looking import Looked, Looking
+from offramp.inputs import State
+from offramp.recipe import Losses, Phase
+
+
+class Stepping:
+    """The optimiser of a phase, its schedule, and through Accelerate the precision and fp16's scaler.
+
+    Accelerate's wrapper of the optimiser looks for installed packages at every step, more work than a small step: it is
+    taken only where a scaler may leave steps out.
+    """
+
+    def __init__(self, phase: Phase, steps: int, accelerator: Any, looking: Looking) -> None:
+        self.optimiser: Optimizer = phase.optimiser(phase.parameters)
+        self.schedule: LRScheduler | None = None if phase.schedule is None else phase.schedule(self.optimiser, steps)
+        self.accelerator, self.scaler = accelerator, accelerator.scaler
+        self.looking = accelerator.prepare(looking)
+        self.scaled = None if self.scaler is None else accelerator.prepare(self.optimiser)
+
+    def look(self, state: State, pooled: bool) -> Looked:
+        """The forward; what mixed precision gave comes back as float32."""
+        found: Looked = self.looking(state, pooled)
+        return found
+
+    def step(self, losses: Losses) -> None:
+        """Minimise the sum of the losses."""
+        self.optimiser.zero_grad()
+        self.accelerator.backward(losses if isinstance(losses, Tensor) else torch.stack([*losses.values()]).sum())
+        (self.scaled or self.optimiser).step()
+
+    def end_step(self) -> None:
+        """Move the schedule on; a step that the scaler left out does not count."""
+        if self.schedule is not None and not (self.scaled is not None and self.scaled.step_was_skipped):
+            self.schedule.step()
+
+    def extra(self) -> dict[str, Any]:
+        """The state of schedule and scaler, as plain data."""
+        return {
+            "schedule": None if self.schedule is None else self.schedule.state_dict(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
+        }
+
+    def restore(self, optimiser: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+        """Go on from the state of a run that was stopped."""
+        self.optimiser.load_state_dict(dict(optimiser))
+        if self.schedule is not None:
+            self.schedule.load_state_dict(dict(extra["schedule"]))
+        if self.scaler is not None:
+            self.scaler.load_state_dict(dict(extra["scaler"]))
