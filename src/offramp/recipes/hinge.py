@@ -38,7 +38,7 @@ class Hinge(Recipe):
         self.kind, self.regulariser, self.gap = kind, regulariser, gap
 
     def prepare(self, network: Network) -> None:
-        """Raise BadInput for another kind or no numbers, BadNetwork unless every exit that learns is linear on pooled features."""
+        """Raise BadInput for other arguments, BadNetwork unless every exit that learns is linear on pooled features."""
         if self.kind not in KINDS:
             raise BadInput(f"kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
         require_numbers(self.regulariser, self.gap)
