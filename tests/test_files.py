@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import pickle
 import stat
+import subprocess
+import sys
 import zipfile
 from pathlib import Path
 
@@ -252,3 +254,21 @@ def test_a_safetensors_file_of_another_name(tmp_path):
 def test_digest_file(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
     assert digest_file(tmp_path / "a").startswith("ba7816bf8f01cfea")
+
+
+def test_tensors_on_a_full_disk(tmp_path):
+    code = """
+import resource, signal, sys, torch
+from offramp.errors import BadFile
+from offramp.files import write_tensors
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_tensors(sys.argv[1], {"a": torch.zeros(1000)})
+except BadFile as problem:
+    print(problem)
+"""
+    pytest.importorskip("resource")
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "w.safetensors")], capture_output=True, text=True)
+    assert "make room" in done.stdout, done.stderr
+    assert not [*tmp_path.iterdir()]

@@ -200,10 +200,14 @@ def read_arrays(path: str | Path) -> tuple[str, dict[str, Array]]:
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Write named tensors as safetensors; shared memory is written once per name."""
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     with replacing(path) as temporary:
-        save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary)
+        try:
+            save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary)
+        except SafetensorError as problem:  # a full disk among others
+            raise BadFile(f"cannot write {path} ({problem}); make room, or choose another folder") from problem
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:

@@ -137,7 +137,7 @@ CASES = {
     "an output that is a folder": lambda: (
         f"record network {TEST} -o {shutil.copytree('network', 'trace.npz')}", "cannot write"),
     "an output under a file": lambda: (f"record network {TEST} -o {a_file('note')}/t.npz", "cannot write"),
-    "a folder where a file stands": lambda: (f"ladder {' '.join(PAIR)} -o {a_file('note')}", "not written by offramp"),
+    "a folder where a file stands": lambda: (f"ladder {' '.join(PAIR)} -o {a_file('note')}", "Not a directory"),
     "too few rows for a batch": lambda: ("bench network plan.json digits[0:5]", "at least 64"),
     "data that is not the trace's": lambda: (f"report test.npz plan.json --data {CALIBRATION} -o n.html", ""),
     "a bad option": lambda: ("check plan.json test.npz --confidnce 0.9", "--confidence"),
