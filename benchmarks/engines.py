@@ -1,6 +1,6 @@
 """Engines side by side: what skipping costs beside the bare segments, and what taking a model apart costs.
 
-    python benchmarks/engines.py --data DIR [--engine torch --engine onnxruntime --engine openvino] [--json FILE]
+    python benchmarks/engines.py --data DIR [--engine torch --engine onnxruntime] [--json FILE]
 
 On each engine: a batch of 64 with mixed exits against the sum of its bare segments (a ladder of ResNet-20 and -56); the
 plain ResNet-56 split in four with no exit taken against the whole of it, at batch 1 and 64; and ResNet-56 at batch 1
@@ -26,7 +26,7 @@ from offramp.inputs import State, as_inputs
 from offramp.measuring import Ratio, interleaved, ratio
 from offramp.running import engine_of
 
-ENGINES = ("torch", "onnxruntime", "openvino")
+ENGINES = ("torch", "onnxruntime")
 
 
 def mixed(network: off.Network, rows: np.ndarray, engine: str, repeats: int) -> list[dict[str, object]]:

@@ -1,6 +1,6 @@
 """B-LeNet on MNIST by joint training, beside plain LeNet: accuracy, what leaves at the branch, wall-clock.
 
-    python benchmarks/lenet.py --data DIR [--cache out] [--seeds 3] [--alone 8] [--joint 8] [--json FILE]
+    python benchmarks/lenet.py --data DIR [--cache out] [--seeds 3] [--alone 8] [--joint 16] [--json FILE]
 
 DIR holds mnist/ (see benchmarks/fetch.py). Two phases as in the BranchyNet paper, with fewer epochs and a rate that
 falls to 0 in each: LeNet alone, then LeNet and branch together from there. Plain LeNet gets as many epochs in all.
@@ -129,7 +129,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("out"))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--alone", type=int, default=8, help="epochs of LeNet alone (8; the paper's code has 50)")
-    parser.add_argument("--joint", type=int, default=8, help="epochs of both together (8; the paper's code has 100)")
+    parser.add_argument("--joint", type=int, default=16, help="epochs of both together (16; the paper's code has 100)")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--no-speed", action="store_true", help="leave wall-clock out")
     parser.add_argument("--json", type=Path)

@@ -47,7 +47,7 @@ def record(
     data: whatever `offramp.data.rows` takes: arrays, (x, y), a Dataset, a DataLoader, batches, or a spec such as
     "cifar10:DIR[1000:5000]". keep: "logits", or "answers" to leave the logits [N, C] out.
     timed: measure milliseconds over batch 1 to 64; do so where nothing else runs.
-    engine: torch, onnxruntime or openvino; the plans that are made of this trace run on it, and on no other.
+    engine: torch or onnxruntime; the plans that are made of this trace run on it, and on no other.
     Raises BadData (no rows, labels out of range, wrong shapes, rows that give NaN), BadNetwork, MissingExtra.
     """
     if keep not in ("logits", "answers"):

@@ -19,7 +19,7 @@ from offramp.plan import BAND, Plan
 from offramp.running import engine_of
 from small import cut_of, dense, images_of, ladder_of, rows_of
 
-ENGINES = ("onnxruntime", "openvino")
+ENGINES = ("onnxruntime",)
 
 
 @pytest.fixture(params=ENGINES)

@@ -56,7 +56,7 @@ GivenGate = Annotated[
 ]
 BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Rows that run together.")]
 EngineName = Annotated[
-    str, typer.Option("--engine", metavar="ENGINE", help="torch, onnxruntime or openvino; a plan keeps to its own.")
+    str, typer.Option("--engine", metavar="ENGINE", help="torch or onnxruntime; a plan keeps to its own.")
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")]
 
