@@ -155,6 +155,7 @@ def test_doctor(as_json):
     found = as_json("doctor")
     assert "offramp:resnet56" in found["shelves"]["models"]
     assert {"margin", "max_prob", "neg_entropy"} <= set(found["shelves"]["gates"])
+    assert {"hinge", "joint"} <= set(found["shelves"]["recipes"])
     assert found["versions"]["torch"]
     said = offramp("doctor").stdout
     assert "processor" in said

@@ -156,12 +156,15 @@ def _shelves() -> dict[str, list[str]]:
 
         return [name for name in names(shelf) if name != but and fits(find(shelf, name))]
 
-    engines = sorted(file.stem for file in (HOUSE / "engines").glob("*.py") if not file.stem.startswith("_"))
+    def files(shelf: str) -> list[str]:
+        return sorted(file.stem for file in (HOUSE / shelf).glob("*.py") if not file.stem.startswith("_"))
+
     return {
         "models": [f"offramp:{name}" for name in callable_with("models", 0, but="front")],
         "gates": callable_with("gates", 1),
         "exits": names("exits"),
         "layers": names("layers"),
-        "engines": engines,
+        "recipes": files("recipes"),
+        "engines": files("engines"),
         "data": specs.names(),
     }
