@@ -161,7 +161,7 @@ def check_resumes(
     """Stopped by Ctrl-C after some steps and resumed, it ends with the weights of a run that was never stopped."""
     options: dict[str, Any] = {"batch_size": ROWS, "progress": False, "folder": folder}
     try:
-        fit(network, data, recipe=_stopping(make(), steps), **options)
+        fit(network, data, recipe=stopping(make(), steps), **options)
     except KeyboardInterrupt:
         fit(network, data, recipe=make(), resume=True, **options)
     check_same(network, whole, "a run that was stopped and resumed, and one that was not,")
@@ -174,7 +174,7 @@ def check_same(one: Network, other: Network, what: str) -> None:
     assert not different, f"{what} differ in {different}; draw at random from torch's generator alone"
 
 
-def _stopping(recipe: Recipe, steps: int) -> Recipe:
+def stopping(recipe: Recipe, steps: int) -> Recipe:
     """The same recipe, during whose n-th step somebody presses Ctrl-C."""
     kind, left = type(recipe), [steps]
 

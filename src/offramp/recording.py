@@ -60,7 +60,7 @@ def record(
     steps = network.chain.walk(network.chain.gates)
     shelved, identity = engine_of(engine)
     parts: Sequence[Part] = shelved.open(network, steps, place)
-    counted: Sequence[Part] = find_file("engines", "torch").open(network, steps, place)
+    counted: Sequence[Part] = parts if engine == "torch" else find_file("engines", "torch").open(network, steps, place)
     batches = source.batches(batch_size)
     total = None if source.length is None else -(-source.length // batch_size)
     columns = _Columns(network, keep)

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import offramp as off
+from offramp.checks import stopping
 from offramp.errors import BadFile, BadInput, Mismatch
 from offramp.recipe import Phase, Recipe, plain
 from offramp.recipes.joint import Joint
@@ -17,22 +18,6 @@ from small import cut_of, images_of
 
 X = images_of(70)
 Y = (X.mean((1, 2, 3)) > 0).long()
-
-
-def stopped(recipe: Recipe, after: int) -> Recipe:
-    """The same recipe, during whose n-th step somebody presses Ctrl-C."""
-    calls = []
-
-    def loss(self, view, lesson):
-        calls.append(1)
-        if len(calls) == after:
-            signal.raise_signal(signal.SIGINT)
-        return kind.loss(self, view, lesson)
-
-    kind = type(recipe)
-    found = type(kind.__name__, (kind,), {"loss": loss})()
-    vars(found).update(vars(recipe))
-    return found
 
 
 def taught(recipe, **options):
@@ -66,7 +51,7 @@ class Scheduled(Recipe):
 def test_stopped_anywhere_and_resumed_it_ends_with_the_same_weights(tmp_path, recipe, after):
     whole = taught(recipe)
     with pytest.raises(KeyboardInterrupt):
-        taught(stopped(recipe, after), folder=tmp_path)
+        taught(stopping(recipe, after), folder=tmp_path)
     off.load(tmp_path / "checkpoint", cut_of().backbone)  # usable as it is
     net = cut_of(taught=False)
     history = off.fit(net, (X, Y), recipe=recipe, batch_size=16, progress=False, folder=tmp_path, resume=True)
@@ -154,7 +139,7 @@ class Wrong(Recipe):
 def test_a_resumed_phase_goes_on_with_the_rows_that_it_chose_when_it_began(tmp_path, after):
     whole = taught(Wrong())
     with pytest.raises(KeyboardInterrupt):
-        taught(stopped(Wrong(), after), folder=tmp_path)
+        taught(stopping(Wrong(), after), folder=tmp_path)
     assert taught(Wrong(), folder=tmp_path, resume=True).fingerprint() == whole.fingerprint()
 
 

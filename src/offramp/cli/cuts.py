@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.cli.options import AsJson, writable
+from offramp.cli.options import AsJson, GateName, OutputFolder, writable
 from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
 
@@ -39,15 +39,6 @@ Exit = Annotated[
         help="linear, linear_grid, linear_masked, mlp, branch, sdn, cascade, ... (see doctor), my.module:factory.",
     ),
 ]
-Gate = Annotated[
-    str,
-    typer.Option(
-        "--gate",
-        metavar="GATE",
-        help="margin, max_logit, max_prob, neg_entropy, patience, agreement, ensemble, uncertainty, my.module:score.",
-    ),
-]
-Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")]
 
 ROWS, TIMED_ROWS = 8, 64
 
@@ -55,13 +46,13 @@ ROWS, TIMED_ROWS = 8, 64
 def cut(
     model: Model,
     example: Example,
-    output: Output,
+    output: OutputFolder,
     at: At = None,
     parts: Parts = None,
     weights: Weights = None,
     front: Front = "auto",
     exit_: Exit = "linear_grid",
-    gate: Gate = "margin",
+    gate: GateName = "margin",
     as_json: AsJson = False,
 ) -> None:
     r"""Hang exits on one trained model.

@@ -13,6 +13,7 @@ from offramp.cli.options import (
     GivenFront,
     GivenGate,
     NetworkFolder,
+    OutputFolder,
     PlanFile,
     Threshold,
     network_of,
@@ -21,7 +22,6 @@ from offramp.cli.options import (
 )
 from offramp.cli.printing import answer, note
 
-Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")]
 OneFile = Annotated[
     bool, typer.Option("--one-file", help="All graphs as one: compaction inside, thresholds as inputs.")
 ]
@@ -34,7 +34,7 @@ Example = Annotated[
 def export(
     network: NetworkFolder,
     plan: PlanFile,
-    output: Output,
+    output: OutputFolder,
     one_file: OneFile = False,
     example: Example = None,
     threshold: Threshold = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.cli.options import AsJson, writable
+from offramp.cli.options import AsJson, GateName, OutputFolder, writable
 from offramp.cli.printing import answer
 from offramp.errors import BadInput
 
@@ -31,14 +31,6 @@ Names = Annotated[
     list[str] | None,
     typer.Option("--name", metavar="NAME", help="Its name; by default the last word of SPEC."),
 ]
-Gate = Annotated[
-    str,
-    typer.Option(
-        "--gate",
-        metavar="GATE",
-        help="margin, max_logit, max_prob, neg_entropy, patience, agreement, ensemble, uncertainty, my.module:score.",
-    ),
-]
 Temperature = Annotated[
     float | None,
     typer.Option("--temperature", metavar="T", help="Divide the logits by it before they are scored."),
@@ -50,16 +42,15 @@ Example = Annotated[
     str | None,
     typer.Option("--example", metavar="DATA", help="Rows to try the rungs on: they must agree on the classes."),
 ]
-Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")]
 
 
 def ladder(
     model: Models,
-    output: Output,
+    output: OutputFolder,
     weights: Weights = None,
     front: Fronts = None,
     name: Names = None,
-    gate: Gate = "margin",
+    gate: GateName = "margin",
     temperature: Temperature = None,
     answers: Answer = "own",
     example: Example = None,

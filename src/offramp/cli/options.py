@@ -54,6 +54,15 @@ GivenGate = Annotated[
     list[str] | None,
     typer.Option("--gate-of", metavar="NODE=SPEC", help="A gate of your own, given again: my.module:gate."),
 ]
+GateName = Annotated[
+    str,
+    typer.Option(
+        "--gate",
+        metavar="GATE",
+        help="margin, max_logit, max_prob, neg_entropy, patience, agreement, ensemble, uncertainty, my.module:score.",
+    ),
+]
+OutputFolder = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Rows that run together.")]
 EngineName = Annotated[
     str, typer.Option("--engine", metavar="ENGINE", help="torch or onnxruntime; a plan keeps to its own.")
