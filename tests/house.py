@@ -25,6 +25,7 @@ FLOORS = [
         "inputs",
         "taps",
         "rungs",
+        "nodes",
         "network",
         "recipe",
         "evaluation",

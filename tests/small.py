@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from offramp.chain import Chain, Node
 from offramp.cutting import cut, ladder
 from offramp.data.rows import fingerprint_of
-from offramp.network import Exit, Network
+from offramp.network import Network
+from offramp.nodes import Exit
 from offramp.provenance import Origin
 from offramp.trace import Header, Trace
 

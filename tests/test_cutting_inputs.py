@@ -11,7 +11,7 @@ from torch import nn
 import offramp as off
 from offramp.cutting import cut
 from offramp.errors import BadData, BadInput, BadNetwork, OpenAgain, UnknownName
-from offramp.network import Exit
+from offramp.nodes import Exit
 from offramp.plan import Plan
 from small import INF_MARK, NAN_MARK, Spoiled, cut_of, dense, images_of, moved, rows_of, seeded, stages
 

@@ -10,7 +10,7 @@ import offramp as off
 from offramp.errors import BadData, BadInput, BadNetwork
 from offramp.exits.pooled import Pooled, linear_masked
 from offramp.fitting.looking import Looking, pooled_of
-from offramp.network import Gate
+from offramp.nodes import Gate
 from offramp.plan import Plan
 from offramp.recipe import poolable
 from texts import CLASSES, WIDTH, encoder, texts

@@ -12,7 +12,7 @@ from offramp.gates.confidence import margin
 from offramp.gates.tempered import Tempered
 from offramp.layers.front import Front
 from offramp.models.cifar_resnet import CifarResNet
-from offramp.network import Scorer
+from offramp.nodes import Scorer
 
 
 def small_model():

@@ -13,7 +13,8 @@ from offramp.cutting import ladder
 from offramp.errors import BadData, BadNetwork
 from offramp.factories import make_gate
 from offramp.inputs import as_input
-from offramp.network import Network, Seen, answer, described, grade
+from offramp.network import Network, described
+from offramp.nodes import Seen, answer, grade
 from offramp.rungs import Rung
 from offramp.segmenting import segments_of
 from small import dense, ladder_of, rows_of

@@ -10,7 +10,7 @@ import torch
 
 import offramp as off
 from offramp.cutting import cut, ladder
-from offramp.network import Gate
+from offramp.nodes import Gate
 from offramp.plan import BAND, Plan
 from offramp.trace import WHY, Trace
 from small import INF_MARK, NAN_MARK, dense, ladder_of, moved, rows_of, spoiled, whole_numbers

@@ -16,7 +16,7 @@ from offramp.benching import bench
 from offramp.cutting import cut
 from offramp.errors import BadInput, OpenAgain
 from offramp.layers.front import Front
-from offramp.network import Exit
+from offramp.nodes import Exit
 from offramp.plan import Plan
 from offramp.recording import NeverTaught, record
 from offramp.segmenting import points_of, segments_of

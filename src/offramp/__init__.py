@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from offramp.deploy.exporting import export as export
     from offramp.fitting.teaching import fit as fit
     from offramp.guarantees.risks import Risk as Risk
-    from offramp.network import Exit as Exit
-    from offramp.network import Gate as Gate
     from offramp.network import Network as Network
+    from offramp.nodes import Exit as Exit
+    from offramp.nodes import Gate as Gate
     from offramp.plan import Plan as Plan
     from offramp.recording import record as record
     from offramp.reporting.page import report as report
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Exit": "network",
-    "Gate": "network",
+    "Exit": "nodes",
+    "Gate": "nodes",
     "Network": "network",
     "Plan": "plan",
     "Risk": "guarantees.risks",

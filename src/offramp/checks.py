@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from offramp.fitting.teaching import fit
 from offramp.inputs import State
-from offramp.network import LOGITS, SCORE, Exit, Gate, Hands, Network, Part, Seen, answer, grade
+from offramp.network import LOGITS, SCORE, Network, Part
+from offramp.nodes import Exit, Gate, Hands, Seen, answer, grade
 from offramp.recipe import Pools, Recipe, pooled_by
 from offramp.signature import INPUT, is_input
 

@@ -17,8 +17,9 @@ from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.factories import make_exit, make_gate
 from offramp.find import find, unknown
 from offramp.inputs import State, as_inputs, given, texts_of
-from offramp.network import Exit, Gate, Network, Seen
-from offramp.network import answer as logits_of
+from offramp.network import Network
+from offramp.nodes import Exit, Gate, Seen
+from offramp.nodes import answer as logits_of
 from offramp.partition import evenly
 from offramp.provenance import SeenRows
 from offramp.rungs import BACKBONE, Rung, digest, values_of

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from offramp.errors import BadFile, BadInput
 from offramp.files import read_tensors
 from offramp.find import find, imported, shelved
-from offramp.network import Exit, Gate, Scorer
+from offramp.nodes import Exit, Gate, Scorer
 
 OURS = "offramp:"
 

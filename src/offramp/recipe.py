@@ -20,7 +20,8 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from offramp.errors import BadNetwork
 from offramp.inputs import State, as_inputs
-from offramp.network import Exit, Network
+from offramp.network import Network
+from offramp.nodes import Exit
 from offramp.signature import example, is_input
 
 Losses = Tensor | Mapping[str, Tensor]

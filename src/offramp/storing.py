@@ -15,7 +15,8 @@ from offramp.errors import BadFile, BadInput, OfframpError
 from offramp.factories import make_gate, model_from_file
 from offramp.files import digest_file, read_json, read_tensors, replacing_folder, write_json, write_tensors
 from offramp.find import shelved
-from offramp.network import Exit, Gate, Network
+from offramp.network import Network
+from offramp.nodes import Exit, Gate
 from offramp.provenance import SeenRows
 from offramp.rungs import BACKBONE, Rung
 from offramp.signature import Input

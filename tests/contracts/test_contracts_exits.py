@@ -18,7 +18,7 @@ from offramp.exits.strided import Strided
 from offramp.exits.surest import Surest
 from offramp.exits.whole import Mean
 from offramp.factories import make_exit
-from offramp.network import Exit
+from offramp.nodes import Exit
 from small import seeded
 
 MADE = {

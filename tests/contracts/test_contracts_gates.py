@@ -13,7 +13,7 @@ from offramp.checks import check_gate, example_seen
 from offramp.factories import make_gate
 from offramp.gates.commitment import Commitment
 from offramp.gates.tempered import Tempered
-from offramp.network import Gate
+from offramp.nodes import Gate
 
 READS = ("a", "b")
 MADE = {

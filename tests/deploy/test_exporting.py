@@ -16,7 +16,7 @@ import offramp as off
 from compiled import CASES, SIZES, middling
 from offramp.deploy import run as program
 from offramp.errors import BadFile, BadInput, BadNetwork, Mismatch, MissingExtra
-from offramp.network import Gate
+from offramp.nodes import Gate
 from offramp.plan import BAND, Plan, choose
 from small import INF_MARK, NAN_MARK, cut_of, images_of, ladder_of, rows_of, spoiled
 

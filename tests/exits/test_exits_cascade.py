@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 import offramp as off
 from offramp.errors import BadNetwork
 from offramp.exits.cascade import Cascade, CascadeConv
-from offramp.network import Seen
+from offramp.nodes import Seen
 from small import cut_of, images_of, ladder_of
 
 

@@ -15,7 +15,7 @@ from offramp.gates.confidence import margin
 from offramp.gates.ensemble import Ensemble
 from offramp.gates.patience import Patience
 from offramp.gates.uncertainty import Uncertainty
-from offramp.network import Scorer, Seen
+from offramp.nodes import Scorer, Seen
 from small import cut_of, images_of, ladder_of, rows_of
 
 READING = ("patience", "agreement", "ensemble", "uncertainty")

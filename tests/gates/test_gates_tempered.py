@@ -11,7 +11,7 @@ from offramp.checks import example_seen
 from offramp.errors import BadInput
 from offramp.factories import make_gate
 from offramp.gates.tempered import Tempered
-from offramp.network import Gate, Seen
+from offramp.nodes import Gate, Seen
 
 
 def of(name: str, temperature: float) -> Tempered:

@@ -12,7 +12,7 @@ from offramp.exits.branch import b_lenet
 from offramp.factories import front_of, make_model
 from offramp.measuring import macs
 from offramp.models.lenet import front, lenet
-from offramp.network import Seen
+from offramp.nodes import Seen
 from offramp.plan import Plan
 from offramp.taps import listening
 from small import moved, seeded

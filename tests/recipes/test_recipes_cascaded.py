@@ -9,7 +9,7 @@ from torch import nn
 import offramp as off
 from offramp.errors import BadInput, BadNetwork
 from offramp.gates.commitment import Commitment
-from offramp.network import Seen
+from offramp.nodes import Seen
 from offramp.recipe import Lesson, View
 from offramp.recipes._together import seen_of
 from offramp.recipes.cascaded import Cascaded, blocks_of

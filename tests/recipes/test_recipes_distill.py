@@ -7,7 +7,7 @@ import torch
 
 import offramp as off
 from offramp.errors import BadInput, BadNetwork, UnknownName
-from offramp.network import Exit
+from offramp.nodes import Exit
 from offramp.recipe import Lesson, View
 from offramp.recipes.distill import Distill, soft_cross_entropy
 from offramp.recipes.patience import Patience, depth_weights

@@ -9,7 +9,8 @@ import torch
 from offramp.chain import Node, Step
 from offramp.errors import BadData
 from offramp.inputs import State
-from offramp.network import HANDED, LOGITS, SCORE, Hands, Network, Part, Seen, Segment, answers, grade
+from offramp.network import HANDED, LOGITS, SCORE, Network, Part, Segment
+from offramp.nodes import Hands, Seen, answers, grade
 from offramp.segmenting import segments_of
 from offramp.signature import is_input
 

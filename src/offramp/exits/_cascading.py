@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
-from offramp.network import Seen
+from offramp.nodes import Seen
 
 
 class Tail(nn.Module):

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from offramp.errors import BadNetwork
-from offramp.network import Exit, Seen
+from offramp.nodes import Exit, Seen
 
 
 class Added(Exit):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
-from offramp.network import Exit, Seen
+from offramp.nodes import Exit, Seen
 
 
 class Branch(Exit):

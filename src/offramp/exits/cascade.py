@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from offramp.errors import BadInput
 from offramp.exits._cascading import Tail
 from offramp.exits._pooling import POOLS, Mixed, pooled, width
-from offramp.network import Exit, Seen
+from offramp.nodes import Exit, Seen
 
 
 class Cascade(Exit):

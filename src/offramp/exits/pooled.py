@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from offramp.errors import BadInput, BadNetwork
 from offramp.exits._pooling import POOLS, pooled, width
-from offramp.network import Exit, Seen
+from offramp.nodes import Exit, Seen
 from offramp.signature import is_input
 
 

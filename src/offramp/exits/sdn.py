@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from offramp.exits._pooling import Mixed
-from offramp.network import Exit, Seen
+from offramp.nodes import Exit, Seen
 
 
 class Internal(Exit):

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
-from offramp.network import Exit, Seen
+from offramp.nodes import Exit, Seen
 
 STRIDE = 2
 

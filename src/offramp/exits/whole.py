@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.network import Exit, Seen
+from offramp.nodes import Exit, Seen
 
 
 class Own(Exit):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from offramp.inputs import State, given
-from offramp.network import Exit, Network, Seen, answers
+from offramp.network import Network
+from offramp.nodes import Exit, Seen, answers
 from offramp.recipe import Pools, View, exits_read, pooled_by
 from offramp.rungs import values_of
 

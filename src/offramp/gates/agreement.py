@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from offramp.network import Gate, Seen
+from offramp.nodes import Gate, Seen
 
 
 class Agreement(Gate):

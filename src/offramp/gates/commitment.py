@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.network import Gate, Seen
+from offramp.nodes import Gate, Seen
 
 
 class Commitment(Gate):

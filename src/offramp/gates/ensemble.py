@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from offramp.gates.confidence import margin
-from offramp.network import Gate, Scorer, Seen
+from offramp.nodes import Gate, Scorer, Seen
 
 
 class Ensemble(Gate):

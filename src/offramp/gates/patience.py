@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.network import Gate, Seen
+from offramp.nodes import Gate, Seen
 
 
 class Patience(Gate):

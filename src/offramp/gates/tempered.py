@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadInput
-from offramp.network import Gate, Seen
+from offramp.nodes import Gate, Seen
 
 
 class Tempered(Gate):

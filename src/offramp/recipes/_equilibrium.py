@@ -19,7 +19,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
-from offramp.network import Network, Seen
+from offramp.network import Network
+from offramp.nodes import Seen
 from offramp.taps import tensors_of
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from offramp.errors import BadInput, BadNetwork
-from offramp.network import Exit, Network
+from offramp.network import Network
+from offramp.nodes import Exit
 from offramp.recipe import Phase, Whole, taught_exits
 from offramp.recipes._convex import REGULARISERS, ROUGH, Tried, choose, solve
 from offramp.signature import is_input

@@ -11,7 +11,8 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from offramp.errors import BadNetwork
 from offramp.inputs import State, as_inputs, given
-from offramp.network import Network, Seen
+from offramp.network import Network
+from offramp.nodes import Seen
 from offramp.signature import example
 
 

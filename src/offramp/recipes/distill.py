@@ -21,7 +21,8 @@ from torch.nn.functional import cross_entropy
 from offramp.errors import BadInput, BadNetwork
 from offramp.find import unknown
 from offramp.inputs import given
-from offramp.network import Exit, Network
+from offramp.network import Network
+from offramp.nodes import Exit
 from offramp.recipe import Lesson, Losses, Phase, Pools, Recipe, View, reading, taught_exits, tried
 from offramp.recipes._schedules import dropped
 

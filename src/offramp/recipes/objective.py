@@ -25,7 +25,8 @@ from offramp.errors import BadInput, BadNetwork
 from offramp.find import find_file
 from offramp.gates.uncertainty import Uncertainty
 from offramp.measuring import costs_of
-from offramp.network import Network, Seen, grade
+from offramp.network import Network
+from offramp.nodes import Seen, grade
 from offramp.pricing import Prices
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits, tried
 

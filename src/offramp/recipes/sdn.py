@@ -19,7 +19,8 @@ from offramp.chain import Chain
 from offramp.errors import BadInput, BadNetwork
 from offramp.exits.surest import Surest
 from offramp.exits.whole import Own
-from offramp.network import Hands, Network
+from offramp.network import Network
+from offramp.nodes import Hands
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
 from offramp.recipes._schedules import dropped
 
