@@ -34,6 +34,7 @@ FLOORS = [
     [
         "trace",
         "watch",
+        "augments",
         "data",
         "engines",
         "exits",
@@ -52,7 +53,7 @@ FLOORS = [
     ["", "cli", "checks", "__main__"],  # "" is the face, offramp/__init__.py
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
-SHELVES = ("exits", "gates", "layers", "models", "recipes", "engines")
+SHELVES = ("augments", "exits", "gates", "layers", "models", "recipes", "engines")
 NO_TORCH = ("calibration", "guarantees", "reporting", "trace", "plan")
 LINES, MOST_LINES, LENGTH, MOST_LENGTH = 300, 500, 40, 80
 

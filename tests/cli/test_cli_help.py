@@ -17,8 +17,8 @@ FLAGS = {
     "ladder": "--model --weights --front --name --gate --temperature --answer --example --output -o",
     "inspect": "--example --weights --front",
     "cut": "--example --output -o --at --parts --weights --front --exit --gate",
-    "fit": f"--output -o --recipe --with --development --batch-size --seed --precision --folder --cache --resume "
-    f"--track {GIVEN}",
+    "fit": f"--output -o --recipe --with --development --batch-size --seed --augment --views --precision --folder "
+    f"--cache --resume --track {GIVEN}",
     "record": f"--output -o --batch-size --keep --no-time --engine {GIVEN}",
     "calibrate": "--output -o --risk --at-most --confidence --budget --against --unit --batch --bound --testing "
     "--search --deepest --rows --how-many",

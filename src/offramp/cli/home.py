@@ -165,6 +165,7 @@ def _shelves() -> dict[str, list[str]]:
         "exits": names("exits"),
         "layers": names("layers"),
         "recipes": files("recipes"),
+        "augments": names("augments"),
         "engines": files("engines"),
         "data": specs.names(),
     }

@@ -42,6 +42,13 @@ Development = Annotated[
     typer.Option("--development", metavar="DATA", help="Rows on which the recipe chooses, and each epoch is measured."),
 ]
 Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Everything that is drawn depends on it alone.")]
+Augmented = Annotated[
+    str | None, typer.Option("--augment", metavar="NAME", help="crop_flip, flip, or my.module:function of a batch.")
+]
+Views = Annotated[
+    int,
+    typer.Option("--views", metavar="K", min=1, help="Augmented copies of each row, where features are pooled once."),
+]
 Precision = Annotated[str, typer.Option("--precision", metavar="no|bf16|fp16", help="Mixed precision.")]
 Folder = Annotated[
     str | None,
@@ -63,6 +70,8 @@ def fit(
     development: Development = None,
     batch_size: BatchSize = 128,
     seed: Seed = 0,
+    augment: Augmented = None,
+    views: Views = 1,
     precision: Precision = "no",
     folder: Folder = None,
     cache: Cache = None,
@@ -93,6 +102,8 @@ def fit(
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "seed": seed,
+        "augment": augment,
+        "views": views,
         "precision": precision,
         "track": track,
         "cache": cache,

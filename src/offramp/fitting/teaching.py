@@ -16,7 +16,7 @@ from torch import Tensor
 from offramp.data.rows import Rows, rows
 from offramp.errors import BadData, BadInput, BadNetwork
 from offramp.files import checksum, require_writable
-from offramp.find import find_file, imported
+from offramp.find import find, find_file, imported
 from offramp.fitting.accelerating import accelerator_for, tracking
 from offramp.fitting.checkpoint import load_checkpoint
 from offramp.fitting.history import History
@@ -38,7 +38,7 @@ def fit(
     development: object = None,
     batch_size: int = 128,
     seed: int = 0,
-    augment: Augment | None = None,
+    augment: str | Augment | None = None,
     views: int = 1,
     precision: str = "no",
     folder: str | Path | None = None,
@@ -52,17 +52,18 @@ def fit(
     data: whatever `offramp.data.rows` takes, with rows by number and labels. recipe: a name on the shelf (hinge,
     cross_entropy, joint, boosted, ...), an object made of one with other arguments, or your own (`my.module:Recipe`).
     development: rows on which recipes choose, and by which each epoch is measured; never those of a promise.
-    augment: of a batch x, drawn anew from torch's generator; where pooled features are computed once, `views` fixed
-    copies of each row are kept. precision: "no", "bf16" or "fp16". folder: metrics.csv, and a checkpoint after each
-    epoch and each minute, from which `resume=True` goes on, bit for bit on one CPU; Ctrl-C writes one more. cache:
-    where pooled features stay for other runs too (`folder` if not given). track: a tracker of Accelerate, such as
-    "tensorboard".
+    augment: a name on the shelf (crop_flip, flip), `my.module:function`, or a function of a batch x, drawn anew from
+    torch's generator; where pooled features are computed once, `views` fixed copies of each row are kept. precision:
+    "no", "bf16" or "fp16". folder: metrics.csv, and a checkpoint after each epoch and each minute, from which
+    `resume=True` goes on, bit for bit on one CPU; Ctrl-C writes one more. cache: where pooled features stay for other
+    runs too (`folder` if not given). track: a tracker of Accelerate, such as "tensorboard".
     The rows are remembered: calibrate refuses them. Raises BadInput, BadData, BadNetwork (the recipe cannot teach this
     network: nothing was changed), Diverged, Mismatch (another run's folder), MissingExtra.
     """
     method, home = recipe_of(recipe), None if folder is None else Path(folder)
     kept = home if cache is None else Path(cache)
     _require_options(network, batch_size, views, seed, (home, kept))
+    drawing = _augment_of(augment)
     with _as_it_was(network):
         torch.manual_seed(drawn(seed))  # for what prepare draws
         method.prepare(network)
@@ -72,10 +73,10 @@ def fit(
         checkpoint = _checkpoint(home, resume=resume)
         taught = _called(data, network, labels=any(phase.labels for phase in phases), progress=progress)
         held = None if development is None else _called(development, network, labels=True, progress=progress)
-        options = {"batch_size": batch_size, "seed": seed, "augment": plain(augment), "views": views}
+        options = {"batch_size": batch_size, "seed": seed, "augment": plain(drawing), "views": views}
         begun = _begun(network, method, phases, taught, held) | options | {"precision": precision}
         learned = _learned(network, taught, held)
-        pooling = Pooling(network, poolable(network), views, augment, seed=seed, folder=kept, progress=progress)
+        pooling = Pooling(network, poolable(network), views, drawing, seed=seed, folder=kept, progress=progress)
         resumed = None if checkpoint is None else load_checkpoint(checkpoint, network, begun)
         network.learned = learned  # before the first step: a run that stops anywhere has taught some of them
         given = (network, method, phases, taught, held, pooling)
@@ -97,6 +98,15 @@ def _require_options(
         if place is not None:
             require_writable(place, folder=True)
     network.require_eval()
+
+
+def _augment_of(augment: str | Augment | None) -> Augment | None:
+    """What a name, or a function as it is, stands for. Raises UnknownName, BadInput."""
+    found: Any = find("augments", augment) if isinstance(augment, str) else augment
+    if found is not None and not callable(found):
+        raise BadInput(f"augment is a {type(found).__name__}, expected a name or a function of a batch; give one")
+    drawing: Augment | None = found
+    return drawing
 
 
 def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
