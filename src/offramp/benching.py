@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from offramp.answers import Answers
-from offramp.chain import Chain, Node, Step
+from offramp.chain import Step
 from offramp.errors import BadData
-from offramp.find import find
 from offramp.inputs import State, as_inputs, count_of, given
 from offramp.measuring import Ratio, interleaved, ratio
-from offramp.network import Network, Part
+from offramp.network import Network, Part, plain_network
 from offramp.plan import Plan
-from offramp.rungs import BACKBONE
 from offramp.running import Runner, engine_of, open
 
 
@@ -130,16 +127,8 @@ def plain_call(network: Network, rows: State, engine: ModuleType) -> Callable[[]
 
 def _alone(network: Network) -> Network:
     """The last model as a network of one node, cut nowhere."""
-    rung = replace(network.rungs[-1], cuts=())
-    front = network.front_of(rung)
-    return Network(
-        backbone=network.backbone if rung.name == BACKBONE else nn.ModuleDict({rung.name: network.model_of(rung)}),
-        rungs=(rung,),
-        chain=Chain((Node(rung.name, None),)),
-        fronts={} if front is None else {rung.name: front},
-        exits={rung.name: find("exits", "Own")()},
-        gates={},
-    )
+    rung = network.rungs[-1]
+    return plain_network(network.model_of(rung), rung, network.front_of(rung))
 
 
 def bare(parts: Sequence[Part], runner: Runner, rows: State, answers: Answers) -> Callable[[], object]:

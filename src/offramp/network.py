@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from offramp.chain import Chain, Step
+from offramp.chain import Chain, Node, Step
 from offramp.errors import BadNetwork
+from offramp.find import find
 from offramp.inputs import State, as_inputs
 from offramp.nodes import Exit, Gate, Seen, answers, grade
 from offramp.provenance import SeenRows
@@ -208,6 +209,18 @@ class Network(nn.Module):
         """Raise BadNetwork while any part is in training mode, where answers depend on batch-mates."""
         if any(module.training for module in self.modules()):
             raise BadNetwork("the network is in training mode, expected eval mode; call net.eval() first")
+
+
+def plain_network(model: nn.Module, rung: Rung, front: nn.Module | None = None) -> Network:
+    """A model as a network of one node, cut nowhere: the plain network. `rung` says what it is called and is given."""
+    return Network(
+        backbone=model if rung.name == BACKBONE else nn.ModuleDict({rung.name: model}),
+        rungs=(replace(rung, cuts=()),),
+        chain=Chain((Node(rung.name, None),)),
+        fronts={} if front is None else {rung.name: front},
+        exits={rung.name: find("exits", "Own")()},
+        gates={},
+    )
 
 
 def described(module: nn.Module) -> dict[str, Any]:

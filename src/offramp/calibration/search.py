@@ -14,7 +14,7 @@ import numpy as np
 
 from offramp.calibration.cuts import Bools, Floats, Ints, Singles, Table, chunks, pick
 from offramp.calibration.descent import lowest, settle, spread, worth
-from offramp.calibration.families import families
+from offramp.calibration.families import POWERS, families, powers_of
 from offramp.calibration.survey import (
     EVERY_SET,
     SAMPLE,
@@ -138,6 +138,12 @@ def frontier(problem: Problem, *, points: int = 100, gap: float = 0.0) -> Fronti
         kept = np.append(kept, len(plans_PG) - 1)
         kept = kept[np.lexsort((loss_P[kept], cost_P[kept]))]
     return Frontier(thresholds_PG[kept], loss_P[kept], cost_P[kept])
+
+
+def powers(problem: Problem) -> Singles:
+    """MSDNet's plans [P, G] on these rows: exit k answers a share ~ p^k, for a sweep of p (families.powers_of)."""
+    whole = Chain.of(problem.scores_NG, problem.losses_NE, problem.cost, 0.0).whole()
+    return whole.thresholds(powers_of(whole).cuts(np.arange(len(POWERS))))
 
 
 def _laid_out(problem: Problem, gap: float) -> tuple[Chain, list[Table]]:

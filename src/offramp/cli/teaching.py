@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,7 +16,6 @@ from offramp.cli.options import (
     GivenGate,
     NetworkFolder,
     network_of,
-    pairs,
     writable,
 )
 from offramp.cli.printing import answer, note
@@ -93,12 +90,13 @@ def fit(
       offramp fit network/ 'cifar10/train:data' --recipe hinge \
         --development 'cifar10:data[0:1000]' -o taught/
     """
+    from offramp.fitting.arguments import arguments_of
     from offramp.fitting.teaching import fit as fitted
     from offramp.fitting.teaching import recipe_of
     from offramp.storing import save
 
     _require_apart(output, folder, cache)
-    method, net = recipe_of(recipe, **_arguments(arguments)), network_of(network, model, front_of, gate_of)
+    method, net = recipe_of(recipe, **arguments_of(arguments)), network_of(network, model, front_of, gate_of)
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "seed": seed,
@@ -138,16 +136,3 @@ def _require_apart(output: str, *beside: str | None) -> None:
     for place in beside:
         if place is not None and Path(output).absolute() in (Path(place).absolute(), *Path(place).absolute().parents):
             raise BadInput(f"got {place} inside the output {output}, which is replaced whole; name another folder")
-
-
-def _arguments(texts: Sequence[str] | None) -> dict[str, Any]:
-    """NAME=VALUE texts as arguments: numbers, true, false, null and lists as in JSON, anything else as text."""
-    found: dict[str, Any] = {}
-    for name, text in pairs(texts, "--with").items():
-        if not name.isidentifier():
-            raise BadInput(f"got --with {name}={text}, expected the name of an argument; see the recipe's docstring")
-        try:
-            found[name] = json.loads(text)
-        except ValueError:
-            found[name] = text
-    return found

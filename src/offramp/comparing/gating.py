@@ -1,0 +1,81 @@
+"""Other gates on a network that is taught: its exits answer as before, and only scores and what gates read differ."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from offramp.chain import Chain
+from offramp.data.rows import Rows
+from offramp.factories import make_gate
+from offramp.network import Network
+from offramp.nodes import Seen, grade
+from offramp.plan import BAND
+from offramp.recording import record
+from offramp.trace import Array, Trace
+
+ROWS = 64  # of a recording that tells what other gates cost, and whether their scores come from logits alone
+
+
+def regated(network: Network, gate: str) -> Network:
+    """The same models and exits under another gate at every node. Raises UnknownName, BadInput."""
+    names = network.chain.exits
+    gates = {name: make_gate(gate, names[: network.chain.place(name)]) for name in network.chain.gates}
+    nodes = (
+        replace(node, gate_reads=gates[node.name].reads if node.name in gates else ()) for node in network.chain.nodes
+    )
+    found = Network(
+        backbone=network.backbone,
+        rungs=network.rungs,
+        chain=Chain(tuple(nodes)),
+        fronts=dict(network.fronts.items()),
+        exits=dict(network.exits.items()),
+        gates=gates,
+        made=network.made,
+    )
+    found.learned = network.learned
+    return found
+
+
+def rescored(trace: Trace, network: Network, source: Rows, engine: str) -> Trace:
+    """The trace that recording `network` would give, where `trace` has the same exits' logits for the same rows.
+
+    A gate that looks at logits alone is asked about those of the trace; the first rows are recorded to tell its cost,
+    and to compare. One that looks at features, or has a say in another trace's scores, is recorded on all rows.
+    """
+    few = source.select(slice(0, min(ROWS, len(trace))))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # said when the trace was recorded
+        first = record(network, few, timed=False, engine=engine, progress=False)
+        scores = _scores(trace, network)
+        if scores is None or not _same(first, scores):
+            return record(network, source, timed=False, engine=engine, progress=False)
+    costs = {name: column for name, column in first.columns.items() if name.startswith("cost/")}
+    kept = {name: column for name, column in trace.columns.items() if not name.startswith(("cost/", "score/"))}
+    header = replace(trace.header, chain=network.chain, origin=first.header.origin)
+    return Trace({**kept, **scores, **costs}, header)
+
+
+def _scores(trace: Trace, network: Network) -> dict[str, Array] | None:
+    """The columns of scores from logits alone; None where a gate asks for more than there is."""
+    logits = {name: torch.from_numpy(trace.columns[f"logits/{name}"]) for name in trace.chain.exits}
+    found = {}
+    with torch.inference_mode():
+        for name in network.chain.gates:
+            own = logits[name]
+            try:
+                found[f"score/{name}"] = grade(network.gate_of(name), Seen(own, logits, own), own).numpy()
+            except (RuntimeError, KeyError, IndexError):
+                return None
+    return found
+
+
+def _same(first: Trace, scores: dict[str, Array]) -> bool:
+    """Whether the scores of the first rows are those that were recorded."""
+    return all(
+        np.allclose(first.columns[name], column[: len(first)], rtol=1e-4, atol=BAND, equal_nan=True)
+        for name, column in scores.items()
+    )

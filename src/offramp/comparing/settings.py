@@ -1,0 +1,199 @@
+"""What is compared: a flat TOML file of the command line's own flags.
+
+    train = "cifar10/train:data/cifar10"          # shared by all methods; a method may say otherwise
+    calibration = "cifar10:data/cifar10[1000:5000]"
+    test = "cifar10:data/cifar10[5000:]"
+    model = "offramp:resnet56"
+    at = "layer1,layer2"
+    seeds = [0, 1, 2]
+
+    [method.hinge]
+    recipe = "hinge"
+
+    [method.resnet20]                             # a smaller network, not cut: a mark in every plot
+    model = "offramp:resnet20"
+    static = true
+
+Every key is a flag of cut, fit, record, calibrate or bench without its dashes; `seeds`, `gates`, `budgets`, `static`,
+`rungs` and the like are told at their fields below.
+"""
+
+from __future__ import annotations
+
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from offramp.errors import BadFile, BadInput
+from offramp.files import read_text
+from offramp.find import unknown
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to make a network, with the flags of cut and fit.
+
+    seeds: one network each; they also draw the weights of a model that comes without any. gates: scores under which
+    the taught network is measured; "own" is the one that it was cut (or taught) with. recipe: None takes the model as
+    it is. static: not cut, its last answer alone counts. rungs: names of other methods whose networks are stacked,
+    cheapest first; nothing is taught then.
+    """
+
+    name: str
+    model: str | None = None
+    weights: str | None = None
+    front: str = "auto"
+    example: str | None = None
+    at: str | None = None
+    parts: int | None = None
+    exit: str = "linear_grid"
+    gate: str = "margin"
+    recipe: str | None = None
+    arguments: tuple[str, ...] = ()
+    train: str | None = None
+    development: str | None = None
+    batch_size: int = 128
+    augment: str | None = None
+    views: int = 1
+    precision: str = "no"
+    seeds: tuple[int, ...] = (0, 1, 2)
+    gates: tuple[str, ...] = ("own",)
+    static: bool = False
+    rungs: tuple[str, ...] = ()
+
+    def asked(self, seed: int) -> dict[str, Any]:
+        """What one network of this method is made of, as plain data: a network of anything else is not taken for it."""
+        told = {key: value for key, value in asdict(self).items() if key not in ("name", "seeds", "gates")}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()} | {"seed": seed}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Methods, and what is asked of all of them.
+
+    calibration: rows on which every threshold is chosen; test: those of all figures. budgets: shares of the cost of the
+    plain network of the first method that is cut, which is the unit everywhere. at_most: also certify this level of
+    `risk`. splits: random splits of all these rows, for the spread beside the first seed's figures.
+    wall_clock: time the best plan within the budget `wall_clock_budget` at batch 1 and 64, of the first seed.
+    """
+
+    methods: tuple[Method, ...]
+    calibration: str
+    test: str
+    title: str = "comparison"
+    budgets: tuple[float, ...] = (0.25, 0.5, 0.75, 1.0)
+    risk: str = "accuracy_gap"
+    at_most: float | None = None
+    confidence: float = 0.95
+    engine: str = "torch"
+    splits: int = 0
+    wall_clock: bool = False
+    wall_clock_budget: float = 0.75
+    repeats: int = 7
+
+    def method(self, name: str) -> Method:
+        """The method of that name. Raises UnknownName."""
+        for method in self.methods:
+            if method.name == name:
+                return method
+        raise unknown(name, [method.name for method in self.methods], "method in this comparison")
+
+
+def read_settings(path: str | Path) -> Settings:
+    """Settings from a TOML file. Raises BadFile for what is no TOML, UnknownName and BadInput for keys and values."""
+    try:
+        body = tomllib.loads(read_text(path))
+    except tomllib.TOMLDecodeError as problem:
+        raise BadFile(f"{path} is no TOML ({problem}); mend the line") from problem
+    methods = body.pop("method", None)
+    if not isinstance(methods, dict) or not methods or not all(isinstance(each, dict) for each in methods.values()):
+        raise BadInput(f"{path} names no method, expected tables such as [method.hinge] with recipe = 'hinge'; add one")
+    own, ours = _keys(Settings, "methods"), _keys(Method, "name")
+    for key in body.keys() - own.keys() - ours.keys():
+        raise unknown(key, [*own, *ours], f"flag in {path}")
+    shared = {key: value for key, value in body.items() if key in ours}
+    made = tuple(_method(name, shared, table, str(path)) for name, table in methods.items())
+    given = {own[key]: _value(Settings, own[key], value, key) for key, value in body.items() if key in own}
+    for key in ("calibration", "test"):
+        if key not in given:
+            raise BadInput(f"{path} has no {key}, expected rows such as {key} = 'cifar10:data[1000:5000]'; add it")
+    found = Settings(methods=made, **given)
+    _require_sense(found, str(path))
+    return found
+
+
+def _method(name: str, shared: Mapping[str, Any], table: Mapping[str, Any], where: str) -> Method:
+    known = _keys(Method, "name")
+    for key in table.keys() - known.keys():
+        raise unknown(key, known, f"flag in [method.{name}] of {where}")
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise BadInput(f"a method of {where} is called {name!r}, expected letters, digits, - and _; rename it")
+    # What a method says for itself replaces the other way of saying it, too.
+    others = {"at": "parts", "parts": "at"}
+    kept = {key: value for key, value in shared.items() if others.get(key) not in table}
+    if "model" in table:
+        kept.pop("weights", None)  # those of the shared model
+    merged = kept | dict(table)
+    return Method(name, **{known[key]: _value(Method, known[key], value, key) for key, value in merged.items()})
+
+
+def _keys(kind: type, but: str) -> dict[str, str]:
+    """Flag -> field."""
+    names = {field.name: field.name.replace("_", "-") for field in fields(kind) if field.name != but}
+    return {("with" if name == "arguments" else flag): name for name, flag in names.items()}
+
+
+def _value(kind: type, name: str, value: Any, key: str) -> Any:
+    """A value as its field has it. Raises BadInput for another type."""
+    hint = typing.get_type_hints(kind)[name]
+    options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+    for option in options:
+        if typing.get_origin(option) is tuple:
+            inner = typing.get_args(option)[0]
+            if isinstance(value, list) and all(_is(each, inner) for each in value):
+                return tuple(value)
+        elif _is(value, option):
+            return float(value) if option is float else value
+    words = " or ".join(_word(option) for option in options if option is not type(None))
+    raise BadInput(f"got {key} = {value!r}, expected {words}; change it")
+
+
+def _is(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
+
+
+def _word(option: Any) -> str:
+    if typing.get_origin(option) is tuple:
+        return f"a list of {_word(typing.get_args(option)[0])}s"
+    return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[option]
+
+
+def _require_sense(settings: Settings, where: str) -> None:
+    """Raise, before anything is taught, for methods that cannot be made."""
+    for method in settings.methods:
+        here = f"[method.{method.name}] of {where}"
+        if method.rungs:
+            for rung in method.rungs:
+                if settings.method(rung).rungs:
+                    raise BadInput(f"{here} stacks {rung}, which is a ladder itself; name the methods of its rungs")
+            continue
+        if method.model is None:
+            raise BadInput(f"{here} has no model, expected one such as model = 'offramp:resnet20'; add it")
+        if not method.static and (method.at is None) == (method.parts is None):
+            raise BadInput(f"{here} has at {method.at or '-'} and parts {method.parts or '-'}, expected exactly one")
+        if method.recipe is not None and method.train is None:
+            raise BadInput(f"{here} has a recipe and no train, expected the rows that teach; add train = ...")
+        if not method.seeds:
+            raise BadInput(f"{here} has no seeds, expected at least one; add seeds = [0]")
+    if not any(not method.static and not method.rungs for method in settings.methods):
+        raise BadInput(
+            f"{where} has no method that is cut, expected one whose plain network is the unit of cost; add it"
+        )
+    if not settings.budgets or min(settings.budgets) <= 0:
+        raise BadInput(f"the budgets are {settings.budgets}, expected shares above 0 of the plain cost; change them")
