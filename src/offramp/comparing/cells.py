@@ -73,10 +73,11 @@ class Cell:
             write_json(file, KIND, SCHEMA, asked)
             return
         was = read_json(file, KIND, SCHEMA)[1]
-        if other := [key for key in asked if asked[key] != was.get(key)]:
+        was = Method("").asked(self.seed) | was  # a flag that is newer than the folder had its default
+        if other := [key for key in asked if asked[key] != was[key]]:
             key = other[0]
             raise BadInput(
-                f"{self.home} was made with {key} = {was.get(key)!r}, and now it is {asked[key]!r}; remove that "
+                f"{self.home} was made with {key} = {was[key]!r}, and now it is {asked[key]!r}; remove that "
                 "folder, or write to another one"
             )
 

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 
 from offramp.errors import BadNetwork
 from offramp.network import Network
-from offramp.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
 
 
 class Patience(Recipe):
@@ -20,22 +20,26 @@ class Patience(Recipe):
 
     The model learns with them. epochs, rate: as in the authors' scripts, for fine-tuned BERT and ALBERT; a model that
     is trained from scratch takes more of both. The optimiser's name is lost, AdamW without decay is our choice. The
-    paper's rule for regression is not supported.
+    paper's rule for regression is not supported. backbone=False leaves the model as it is and teaches the exits alone,
+    on pooled features if all of them pool; that choice is ours, and wants a rate such as 1e-3.
     """
 
-    def __init__(self, *, epochs: int = 5, rate: float = 2e-5) -> None:
-        self.epochs, self.rate = epochs, rate
+    def __init__(self, *, epochs: int = 5, rate: float = 2e-5, backbone: bool = True) -> None:
+        self.epochs, self.rate, self.backbone = epochs, rate, backbone
 
     def prepare(self, network: Network) -> None:
         """Raise BadNetwork where there are no exits, or no model, to teach."""
         taught_exits(network)
-        if not any(True for _ in network.backbone.parameters()):
+        if self.backbone and not any(True for _ in network.backbone.parameters()):
             raise BadNetwork("the models of this network have no parameters, expected some to teach with the exits")
 
     def phases(self, network: Network) -> list[Phase]:
         """One phase."""
-        every = (*network.backbone.parameters(), *network.exits.parameters())
-        return [Phase("all", every, self.epochs, partial(torch.optim.AdamW, lr=self.rate, weight_decay=0.0))]
+        names = taught_exits(network)
+        models = tuple(network.backbone.parameters()) if self.backbone else ()
+        reads = "input" if self.backbone else reading(network, names)
+        adam = partial(torch.optim.AdamW, lr=self.rate, weight_decay=0.0)
+        return [Phase("all", (*models, *network.exits.parameters()), self.epochs, adam, reads=reads)]
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """Cross-entropy by exit, weighted by its depth."""
