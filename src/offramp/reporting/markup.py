@@ -53,6 +53,15 @@ def folded(summary: str, *inside: str) -> Html:
     return tag("details", tag("summary", summary), *inside)
 
 
+def switch(name: str, legend: str, labels: Sequence[str]) -> Html:
+    """Radio buttons between the choices of the chart `name`; the first is shown."""
+    choices = [
+        tag("label", tag("input", type="radio", name=name, value=str(n), checked="" if n == 0 else None), label)
+        for n, label in enumerate(labels)
+    ]
+    return tag("fieldset", tag("legend", legend), *choices, class_="switch")
+
+
 def chart(name: str, label: str, *, tall: bool = False) -> Html:
     """The place of a chart, drawn by page.js from the figure of the same name."""
     return tag("div", id=name, class_="chart tall" if tall else "chart", role="img", aria_label=label)

@@ -2,24 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from importlib.resources import files
 from pathlib import Path
-from string import Template
 
-import numpy as np
-
-from offramp.errors import MissingExtra
 from offramp.files import replacing
 from offramp.plan import Plan
 from offramp.reporting import tables
 from offramp.reporting.charts import Figure, exits_chart, frontier_chart, gate_chart
+from offramp.reporting.frame import frame, plotly_library, version_text
 from offramp.reporting.gallery import gallery
-from offramp.reporting.markup import Html, chart, folded, join, section, tag, text
+from offramp.reporting.markup import Html, chart, folded, join, section, switch, tag
 from offramp.reporting.view import View, view_of
 from offramp.reporting.words import percent, unit_name
 from offramp.trace import Trace
@@ -40,7 +34,7 @@ def report(
     The page needs no network and no other file. Raises BadData (no rows, or data that is not the trace's),
     Mismatch (a plan of another network), MissingExtra, BadFile.
     """
-    library = _plotly()
+    library = plotly_library()
     page = _Page(view_of(trace, plan), dict(others or {}), title)
     whole = page.whole(library, [] if data is None else gallery(page.view, data))
     with replacing(path) as temporary:
@@ -65,18 +59,16 @@ class _Page:
         exits = self.view.trace.chain.exits
         name = self.title or " → ".join(exits if len(exits) < 6 else (exits[0], "…", exits[-1]))
         date = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
-        return Template(_part("html")).substitute(
-            title=text(name),
-            lead=text(self._lead()),
-            style=_part("css"),
+        return frame(
+            title=name,
+            lead=self._lead(),
             warning=self._warning(),
             promise=tables.promise_box(self.view),
             cards=tables.big_figures(self.view),
             sections=join(part for part, _ in parts),
-            footer=tables.footer(self.view, self.others, _version(), date, pictured=bool(pictures)),
-            figures=_embedded([figure for _, figures in parts for figure in figures]),
-            plotly=library,
-            script=_part("js"),
+            footer=tables.footer(self.view, self.others, version_text(), date, pictured=bool(pictures)),
+            figures=[figure for _, figures in parts for figure in figures],
+            library=library,
         )
 
     def _lead(self) -> str:
@@ -114,15 +106,7 @@ class _Page:
         units = self.view.units
         if len(units) < 2:
             return tag("p", "Milliseconds were not measured when the trace was recorded.", class_="note")
-        choices = [
-            tag(
-                "label",
-                tag("input", type="radio", name="frontier-chart", value=str(n), checked="" if n == 0 else None),
-                unit_name(unit),
-            )
-            for n, unit in enumerate(units)
-        ]
-        return tag("fieldset", tag("legend", "Cost in"), *choices, class_="switch")
+        return switch("frontier-chart", "Cost in", [unit_name(unit) for unit in units])
 
     def _cost(self) -> tuple[Html, list[Figure]]:
         if not self.view.units:
@@ -187,34 +171,3 @@ class _Page:
         if worst.accuracy >= worst.plain:
             lead = f"No class loses: the least gain has {worst.name}, from {plain} to {mine}."
         return section("classes", "The worst class", tag("p", lead), tables.class_table(view)), []
-
-
-def _part(kind: str) -> str:
-    return files("offramp.reporting").joinpath(f"page.{kind}").read_text(encoding="utf-8")
-
-
-def _embedded(figures: Sequence[Figure]) -> str:
-    """JSON that cannot end the script element it stands in."""
-
-    def plain(value: object) -> object:
-        if isinstance(value, np.generic):
-            return value.item()
-        raise TypeError(f"{type(value).__name__} is no plain data")
-
-    said = json.dumps(figures, default=plain, allow_nan=False)
-    return said.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
-def _plotly() -> str:
-    try:
-        from plotly.offline import get_plotlyjs
-    except ImportError as problem:
-        raise MissingExtra("plotly", "report", "the report") from problem
-    return str(get_plotlyjs())
-
-
-def _version() -> str:
-    try:
-        return version("offramp")
-    except PackageNotFoundError:
-        return "from its sources"
