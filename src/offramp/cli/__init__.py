@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from offramp.cli.comparing import compare
 from offramp.cli.cuts import cut, inspect
 from offramp.cli.deploying import export
 from offramp.cli.home import demo, doctor
@@ -90,5 +91,20 @@ def _help(command: Callable[..., None]) -> str:
     return inspecting.cleandoc(command.__doc__ or "").replace("Example:\n", "\b\nExample:\n")
 
 
-for _command in (ladder, inspect, cut, fit, record, calibrate, check, run, bench, export, report, demo, doctor):
+for _command in (
+    ladder,
+    inspect,
+    cut,
+    fit,
+    record,
+    calibrate,
+    check,
+    run,
+    bench,
+    export,
+    report,
+    compare,
+    demo,
+    doctor,
+):
     app.command(help=_help(_command))(_command)
