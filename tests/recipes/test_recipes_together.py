@@ -15,7 +15,7 @@ from offramp.exits.added import Added
 from offramp.exits.pooled import Pooled
 from offramp.recipe import Lesson, View
 from offramp.recipes._equilibrium import equilibrium
-from offramp.recipes._together import cosine, tenths
+from offramp.recipes._schedules import cosine, dropped
 from offramp.recipes.boosted import Boosted, add_up
 from offramp.recipes.decorrelated import Decorrelated, divergence, mean_log, own_logs
 from offramp.recipes.joint import Joint
@@ -172,7 +172,7 @@ def test_decorrelated_refuses_amounts_that_have_no_lower_end():
 
 def test_schedules():
     model = dense(0)
-    rates = {}
+    rates, tenths = {}, dropped(1 / 2, 3 / 4)
     for schedule in (tenths, cosine):
         optimiser = torch.optim.SGD(model.parameters(), 0.1)
         falling = schedule(optimiser, 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from torch.optim import Optimizer
@@ -18,3 +19,8 @@ def dropped(*shares: float, by: float = 0.1) -> Scheduling:
         return LambdaLR(optimiser, lambda step: by ** sum(step >= end for end in ends))  # its state is plain data
 
     return schedule
+
+
+def cosine(optimiser: Optimizer, steps: int) -> LRScheduler:
+    """From the full rate to nothing along half a cosine (Loshchilov and Hutter, 2017, arXiv 1608.03983)."""
+    return LambdaLR(optimiser, lambda step: (1 + math.cos(math.pi * min(1.0, step / max(1, steps)))) / 2)

@@ -1,13 +1,9 @@
-"""What the recipes that teach models and exits together share: their parameters, a trial run, and two schedules."""
+"""What the recipes that teach models and exits together share: their parameters, and a trial run."""
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import nn
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
 
 from offramp.errors import BadNetwork
 from offramp.inputs import State, as_inputs, given
@@ -38,13 +34,3 @@ def require_one_width(network: Network) -> None:
         raise BadNetwork(
             f"the exits answer with different numbers of classes ({widths}), expected one; give exits of one width"
         )
-
-
-def tenths(optimiser: Optimizer, steps: int) -> LambdaLR:
-    """A tenth of the rate after half of the steps, and a hundredth after three quarters: MSDNet's on CIFAR."""
-    return LambdaLR(optimiser, lambda step: 0.1 ** ((step >= steps // 2) + (step >= steps * 3 // 4)))
-
-
-def cosine(optimiser: Optimizer, steps: int) -> LambdaLR:
-    """From the full rate to nothing along half a cosine."""
-    return LambdaLR(optimiser, lambda step: (1 + math.cos(math.pi * min(1.0, step / max(1, steps)))) / 2)

@@ -25,7 +25,8 @@ from offramp.exits.added import Added
 from offramp.network import Network
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
 from offramp.recipes._equilibrium import equilibrium, require_one_model
-from offramp.recipes._together import parameters_of, require_one_width, tenths
+from offramp.recipes._schedules import dropped
+from offramp.recipes._together import parameters_of, require_one_width
 
 
 class Boosted(Recipe):
@@ -66,7 +67,7 @@ class Boosted(Recipe):
         """Everything at once."""
         sgd = partial(torch.optim.SGD, lr=self.rate, momentum=self.momentum, weight_decay=self.decay)
         during = partial(equilibrium, network) if self.rescale else nullcontext
-        return [Phase("boosted", parameters_of(network), self.epochs, sgd, tenths, during=during)]
+        return [Phase("boosted", parameters_of(network), self.epochs, sgd, dropped(1 / 2, 3 / 4), during=during)]
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """Cross-entropy of every running sum."""

@@ -16,13 +16,12 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LRScheduler
 
 from offramp.errors import BadInput, BadNetwork
 from offramp.network import Network
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
 from offramp.recipes._equilibrium import equilibrium, require_one_model
+from offramp.recipes._schedules import cosine
 
 NORMS = ("moving", "frozen")
 ALONE = "models alone"
@@ -76,7 +75,7 @@ class Joint(Recipe):
         still = norms_of(network.backbone) if self.norm == "frozen" else ()
         frozen = {id(value) for norm in still for value in norm.parameters()}
         models = tuple(value for value in models if id(value) not in frozen)
-        schedule = _cosine if self.decay else None
+        schedule = cosine if self.decay else None
         first = [Phase(ALONE, models, self.alone, adam, schedule, still=still)] if self.alone and models else []
         during = partial(equilibrium, network) if self.equilibrium else nullcontext
         every = (*models, *network.exits.parameters())
@@ -88,10 +87,6 @@ class Joint(Recipe):
         if lesson.phase == ALONE:
             return cross_entropy([*view.logits.values()][-1], y)
         return {name: weights[name] * cross_entropy(logits, y) for name, logits in view.logits.items()}
-
-
-def _cosine(optimiser: Optimizer, steps: int) -> LRScheduler:
-    return CosineAnnealingLR(optimiser, steps)
 
 
 def weights_of(weights: float | Sequence[float] | Mapping[str, float], exits: Sequence[str]) -> dict[str, float]:
