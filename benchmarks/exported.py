@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from exits import network
 from rich.console import Console
 from rich.table import Table
 
 import offramp as off
+from exits import network
 from offramp.plan import BAND
 
 IMPORTING = "import sys; sys.path.insert(0, {folder!r}); import run"
