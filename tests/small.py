@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ from offramp.data.rows import fingerprint_of
 from offramp.network import Network
 from offramp.nodes import Exit
 from offramp.provenance import Origin
+from offramp.taps import listening
 from offramp.trace import Header, Trace
 
 NAMES = ("small", "middle", "large", "huge")
@@ -197,3 +198,12 @@ class Reader(Exit):
 
     def config(self):
         return {"name": "tests:Reader"}
+
+
+def sizes(module: nn.Module, call: Callable[[], object]) -> list[tuple[str, tuple[int, ...]]]:
+    """The kind of every layer that ran, in order, with the shape of what it gave, without the batch."""
+    heard: list[tuple[str, tuple[int, ...]]] = []
+    layers = {name: part for name, part in module.named_modules() if not list(part.children()) and name}
+    with listening(layers, lambda name, out: heard.append((type(layers[name]).__name__, tuple(out.shape[1:])))):
+        call()
+    return heard

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from typed import CALIBRATION, contents, offramp
 
@@ -119,3 +120,19 @@ def test_what_is_refused(place, words, says):
     assert done.stderr.count("\n") == 1
     assert says in done.stderr
     assert contents(place) == before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("model", "at", "exit_", "classes"),
+    [
+        ("offramp:alexnet", "conv2,conv3", "b_alexnet", ["Normed", "Normed"]),
+        ("offramp:resnet110_branchy", "stem,layer1", "b_resnet", ["Normed", "Residual"]),
+    ],
+)
+def test_branchynets_by_name(place, as_json, model, at, exit_, classes):
+    np.savez("few.npz", x=np.zeros((2, 3, 32, 32), np.uint8))
+    made = as_json("cut", model, "--at", at, "--exit", exit_, "--example", "npz:few.npz", "-o", "net")
+    assert [made["exits"][name]["name"] for name in at.split(",")] == classes
+    assert made["untaught"] == at.split(",")
+    assert off.load("net").chain.exits == (*at.split(","), "backbone")

@@ -11,6 +11,7 @@ from offramp.checks import check_exit, example_seen
 from offramp.errors import BadNetwork
 from offramp.exits.added import Added
 from offramp.exits.branch import Branch
+from offramp.exits.branchynet import Normed, Residual
 from offramp.exits.cascade import Cascade, CascadeConv
 from offramp.exits.pooled import Pooled
 from offramp.exits.sdn import Internal
@@ -31,6 +32,8 @@ MADE = {
     "CascadeConv": lambda: CascadeConv((2, 8, 13), 3, stride=2),
     "Pooled": lambda: Pooled("flat", 5, 3, (4, 4)),
     "Branch": lambda: Branch((2, 5, 6), 3, (4, 3)),
+    "Normed": lambda: Normed((2, 5, 6), 3, (4, 3), first=3),
+    "Residual": lambda: Residual((2, 5, 6), 3, 2),
 }  # those that need other arguments than (shape, classes)
 IMAGES = [(2, 5, 6), (1, 1, 1)]
 MAPS = [*IMAGES, (2, 8, 13)]
@@ -39,6 +42,14 @@ SHAPES = {
     "Branch": [(2, 5, 6)],
     "branch": IMAGES,
     "b_lenet": IMAGES,
+    "Normed": [(2, 5, 6)],
+    "Residual": [(2, 5, 6)],
+    "b_alexnet": [(2, 5, 6)],
+    "b_alexnet_1": [(2, 5, 6)],
+    "b_alexnet_2": [(2, 5, 6)],
+    "b_resnet": IMAGES,
+    "b_resnet_1": IMAGES,
+    "b_resnet_2": IMAGES,
     "Own": [None],
     "Mean": [None],
     "Pooled": [(5,)],

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import nn
 
 import offramp as off
 from offramp import find
@@ -14,21 +13,11 @@ from offramp.measuring import macs
 from offramp.models.lenet import front, lenet
 from offramp.nodes import Seen
 from offramp.plan import Plan
-from offramp.taps import listening
-from small import moved, seeded
+from small import moved, seeded, sizes
 
 
 def digits(count: int) -> torch.Tensor:
     return torch.randint(0, 256, (count, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-
-
-def sizes(module: nn.Module, call) -> list[tuple[str, tuple[int, ...]]]:
-    """The kind of every layer that ran, in order, with the shape of what it gave, without the batch."""
-    heard = []
-    layers = {name: part for name, part in module.named_modules() if not list(part.children()) and name}
-    with listening(layers, lambda name, out: heard.append((type(layers[name]).__name__, tuple(out.shape[1:])))):
-        call()
-    return heard
 
 
 def test_the_trunk_has_the_sizes_of_the_authors_code():

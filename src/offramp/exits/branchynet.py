@@ -1,0 +1,135 @@
+"""The side branches of B-AlexNet and B-ResNet-110, as the authors' code has them.
+
+Teerapittayanon, McDanel and Kung, 2016, arXiv 1709.01686. That of B-LeNet stands in exits/branch.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp.errors import BadInput, BadNetwork
+from offramp.layers.lateral import lateral_norm
+from offramp.models.cifar_resnet import Block
+from offramp.nodes import Exit, Seen
+
+ROOM = 4  # pixels of a side that two 3x3 poolings of stride 2 need
+
+
+class Normed(Exit):
+    """ReLU, pooling, local response norm; a 3x3 convolution with ReLU per entry of `widths`; pooling; a linear layer.
+
+    shape: of one row's features, [channels, H, W]. Poolings are 3x3 with stride 2 and round sizes up, as Chainer's.
+    first: channels of a 5x5 convolution before all this. pool=False leaves both poolings out.
+    """
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        widths: Sequence[int] = (32,),
+        *,
+        first: int | None = None,
+        pool: bool = True,
+    ) -> None:
+        super().__init__()
+        self.shape, self.classes, self.widths = _room(shape, ROOM if pool else 1), int(classes), tuple(widths)
+        self.first, self.pooling = first, bool(pool)
+        channels = (self.shape[0] if first is None else first, *self.widths)
+        pooling = [nn.MaxPool2d(3, 2, ceil_mode=True)] if pool else []
+        layers: list[nn.Module] = [] if first is None else [nn.Conv2d(self.shape[0], first, 5, padding=2)]
+        layers += [nn.ReLU(), *pooling, lateral_norm()]
+        for width_in, width in pairwise(channels):
+            layers += [nn.Conv2d(width_in, width, 3, padding=1), nn.ReLU()]
+        self.layers = nn.Sequential(*layers, *pooling, nn.Flatten())
+        with torch.no_grad():
+            features = self.layers(torch.zeros(1, *self.shape)).shape[1]
+        self.linear = nn.Linear(features, self.classes)
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Logits [B, C]."""
+        logits: Tensor = self.linear(self.layers(seen.features))
+        return logits
+
+    def config(self) -> dict[str, Any]:
+        """Shape, classes, widths, the first convolution, and whether it pools."""
+        config = {"shape": list(self.shape), "classes": self.classes, "widths": list(self.widths)}
+        return {"name": "Normed", **config, "first": self.first, "pool": self.pooling}
+
+
+class Residual(Exit):
+    """Basic blocks of as many channels as come in, then one linear layer on everything. shape: [channels, H, W]."""
+
+    def __init__(self, shape: Sequence[int], classes: int, blocks: int = 1) -> None:
+        super().__init__()
+        self.shape, self.classes, self.count = _room(shape, 1), int(classes), int(blocks)
+        channels, height, width = self.shape
+        self.blocks = nn.Sequential(*(Block(channels, channels) for _ in range(self.count)))
+        self.linear = nn.Linear(channels * height * width, self.classes)
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Logits [B, C]."""
+        logits: Tensor = self.linear(self.blocks(seen.features).flatten(1))
+        return logits
+
+    def config(self) -> dict[str, Any]:
+        """Shape, classes and the number of blocks."""
+        return {"name": "Residual", "shape": list(self.shape), "classes": self.classes, "blocks": self.count}
+
+
+def b_alexnet(shape: Sequence[int], classes: int, reads: Sequence[str]) -> Normed:
+    """B-AlexNet's branch for this place: the first at the first cut of `alexnet` (conv2), the second behind (conv3).
+
+    `reads`, the exits before, only tells the place: the branch looks at none of them.
+    """
+    return b_alexnet_2(shape, classes) if reads else b_alexnet_1(shape, classes)
+
+
+def b_alexnet_1(shape: Sequence[int], classes: int, convolutions: int = 2) -> Normed:
+    """Branch 1 of B-AlexNet, for the tap `conv2` of `alexnet`: convolutions of 32 channels.
+
+    The paper's Figure 5 varies their number from 0 to 4 (the code has 2); with 0 both poolings stay, which is ours.
+    """
+    if not isinstance(convolutions, int) or convolutions < 0:
+        raise BadInput(f"got convolutions={convolutions!r}, expected a whole number from 0 upward")
+    return Normed(shape, classes, (32,) * convolutions)
+
+
+def b_alexnet_2(shape: Sequence[int], classes: int) -> Normed:
+    """Branch 2 of B-AlexNet, for the tap `conv3` of `alexnet`: one convolution of 32 channels."""
+    return Normed(shape, classes)
+
+
+def b_resnet(shape: Sequence[int], classes: int, reads: Sequence[str]) -> Normed | Residual:
+    """B-ResNet-110's branch for this place: the first at the first cut of `resnet110_branchy` (stem), else the second.
+
+    `reads`, the exits before, only tells the place: the branch looks at none of them.
+    """
+    return b_resnet_2(shape, classes) if reads else b_resnet_1(shape, classes)
+
+
+def b_resnet_1(shape: Sequence[int], classes: int) -> Normed:
+    """Branch 1 of B-ResNet-110, for the tap `stem`: 5x5 to 64 channels, two 3x3 of 32, and no pooling at all.
+
+    Every row pays for it: 48 M MACs, a fifth of the trunk, and so more than it can save where few leave.
+    """
+    return Normed(shape, classes, (32, 32), first=64, pool=False)
+
+
+def b_resnet_2(shape: Sequence[int], classes: int) -> Residual:
+    """Branch 2 of B-ResNet-110, for the tap `layer1`: one basic block."""
+    return Residual(shape, classes)
+
+
+def _room(shape: Sequence[int], least: int) -> tuple[int, ...]:
+    """The shape, if it is that of images with room for the layers. Raises BadNetwork."""
+    if len(shape) != 3 or min(shape[1:]) < least:
+        raise BadNetwork(
+            f"a branch of BranchyNet stands on features of shape {tuple(shape)}, expected [C, H, W] of at least "
+            f"{least} x {least}; cut elsewhere, or use exits such as linear_grid"
+        )
+    return tuple(shape)

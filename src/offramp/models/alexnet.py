@@ -1,0 +1,54 @@
+"""The AlexNet for CIFAR-10 that BranchyNet grows its branches on (Teerapittayanon et al., 2016, arXiv 1709.01686).
+
+Follows the authors' code, whose poolings round sizes up and whose local response norm is Chainer's. Cut after `conv2`
+and `conv3`, before their ReLU, and hang the exit `b_alexnet` there: that is B-AlexNet. The paper's text has the
+branches after the first and second convolution instead. Nothing works in place, so that a tap keeps what it saw.
+The preprocessing is ours: normalisation by CIFAR-10's own constants, where the authors whiten the images beforehand.
+No weights come with it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from offramp.layers.front import Front
+from offramp.layers.lateral import lateral_norm
+
+
+def front() -> Front:
+    """Images [B, 3, 32, 32] of 0 to 255, normalised by CIFAR-10's own mean and deviation."""
+    return Front(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), expects=(32, 32))
+
+
+def alexnet() -> AlexNet:
+    """0.54 M parameters, 28.2 M MACs: 55 % of them up to `conv2`, 68 % up to `conv3`."""
+    return AlexNet()
+
+
+class AlexNet(nn.Module):
+    """Images [B, 3, 32, 32] -> logits [B, 10]: five convolutions and three linear layers with dropout between."""
+
+    def __init__(self, classes: int = 10) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 32, 5, padding=2)
+        self.conv2 = nn.Conv2d(32, 64, 5, padding=2)
+        self.conv3 = nn.Conv2d(64, 96, 3, padding=1)
+        self.conv4 = nn.Conv2d(96, 96, 3, padding=1)
+        self.conv5 = nn.Conv2d(96, 64, 3, padding=1)
+        self.pool = nn.MaxPool2d(3, 2, ceil_mode=True)
+        self.norm = lateral_norm()
+        self.fc1 = nn.Linear(1024, 256)
+        self.fc2 = nn.Linear(256, 128)
+        self.fc3 = nn.Linear(128, classes)
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, classes]."""
+        h = self.norm(self.pool(torch.relu(self.conv1(x))))  # [B, 32, 16, 16], of 32 x 32
+        h = self.norm(self.pool(torch.relu(self.conv2(h))))  # [B, 64, 8, 8]
+        h = torch.relu(self.conv4(torch.relu(self.conv3(h))))  # [B, 96, 8, 8]
+        h = self.pool(torch.relu(self.conv5(h)))  # [B, 64, 4, 4]
+        h = self.drop(torch.relu(self.fc1(h.flatten(1))))
+        logits: Tensor = self.fc3(self.drop(torch.relu(self.fc2(h))))
+        return logits

@@ -1,0 +1,49 @@
+"""The ResNet-110 for CIFAR-10 that BranchyNet grows its branches on (Teerapittayanon et al., 2016, arXiv 1709.01686).
+
+As in the authors' code it differs from `resnet110`: the stem pads nothing, so that stages work on 30, 15 and 8 pixels,
+and a 6x6 pooling of stride 1 leaves 3x3 means to the linear layer. Cut after `stem` and `layer1` and hang the exit
+`b_resnet` there: that is B-ResNet-110. The paper's text, and a later state of the code, have the first branch behind
+another block. The preprocessing is that of `alexnet`, ours. No weights come with it.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from offramp.layers.front import Front
+from offramp.models import alexnet
+from offramp.models.cifar_resnet import Block
+
+
+def front() -> Front:
+    """Images [B, 3, 32, 32] of 0 to 255, normalised by CIFAR-10's own mean and deviation."""
+    return alexnet.front()
+
+
+def resnet110_branchy() -> BranchyResNet:
+    """1.73 M parameters, 232.4 M MACs: 0.2 % of them up to `stem`, 32 % up to `layer1`."""
+    return BranchyResNet(18)
+
+
+class BranchyResNet(nn.Module):
+    """Images [B, 3, 32, 32] -> logits [B, 10]: a stem and three stages of `blocks` basic blocks each."""
+
+    def __init__(self, blocks: int, classes: int = 10) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.layer1 = _stage(16, 16, blocks)
+        self.layer2 = _stage(16, 32, blocks)
+        self.layer3 = _stage(32, 64, blocks)
+        self.pool = nn.AvgPool2d(6, 1)
+        self.linear = nn.Linear(576, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, classes]."""
+        h = self.layer1(self.stem(x))  # [B, 16, 30, 30]
+        h = self.layer3(self.layer2(h))  # [B, 64, 8, 8], after [B, 32, 15, 15]
+        logits: Tensor = self.linear(self.pool(h).flatten(1))  # of [B, 64, 3, 3]
+        return logits
+
+
+def _stage(width_in: int, width: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(*(Block(width if place else width_in, width) for place in range(blocks)))
