@@ -9,12 +9,21 @@ from offramp.errors import BadNetwork
 from offramp.inputs import State, as_inputs, given
 from offramp.network import Network
 from offramp.nodes import Seen
+from offramp.recipe import taught_exits
 from offramp.signature import example
 
 
 def parameters_of(network: Network) -> tuple[nn.Parameter, ...]:
     """Those of the models and of the exits."""
     return (*network.backbone.parameters(), *network.exits.parameters())
+
+
+def students_of(network: Network) -> tuple[str, ...]:
+    """The exits that the last one can teach by its answers. Raises BadNetwork when there are none."""
+    names, last = taught_exits(network), network.chain.exits[-1]
+    if names == (last,):
+        raise BadNetwork(f"the last exit, {last!r}, has all parameters and would teach itself; hang exits before it")
+    return tuple(name for name in names if name != last)
 
 
 def seen_of(network: Network, rows: int = 2) -> dict[str, Seen]:

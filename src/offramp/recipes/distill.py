@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadInput
 from offramp.find import unknown
 from offramp.inputs import given
 from offramp.network import Network
 from offramp.nodes import Exit
 from offramp.recipe import Lesson, Losses, Phase, Pools, Recipe, View, reading, taught_exits, tried
 from offramp.recipes._schedules import dropped
+from offramp.recipes._together import students_of
 
 ADAPTER = "adapter/"  # of an aid, before the name of its exit
 
@@ -59,7 +60,7 @@ class Distill(Recipe):
 
     def prepare(self, network: Network) -> None:
         """Raise BadInput, BadNetwork for what does not fit; then hang on the adapters."""
-        names, last = taught_exits(network), network.chain.exits[-1]
+        taught_exits(network)
         if not (0 <= self.alpha <= 1 and self.hints >= 0 and self.temperature > 0):
             raise BadInput(
                 f"alpha is {self.alpha}, hints {self.hints} and the temperature {self.temperature}, expected a number "
@@ -67,10 +68,8 @@ class Distill(Recipe):
             )
         if self.hint is not None and self.hint not in network.chain.exits:
             raise unknown(self.hint, network.chain.exits, "node of this network")
-        if not self.backbone and names == (last,):
-            raise BadNetwork(
-                f"the last exit, {last!r}, has all parameters and would teach itself; hang exits before it"
-            )
+        if not self.backbone:
+            students_of(network)
         network.aids = self._adapters(network) if self.backbone and self.hints else {}
 
     def _adapters(self, network: Network) -> dict[str, nn.Module]:
@@ -98,22 +97,18 @@ class Distill(Recipe):
             sgd = partial(torch.optim.SGD, lr=self.rate or 0.1, momentum=0.9, weight_decay=self.decay)
             every = (*network.backbone.parameters(), *network.exits.parameters(), *aids)
             return [Phase("all", every, self.epochs or 250, sgd, dropped(83 / 250, 166 / 250, 240 / 250))]
-        names = self._students(network)
+        names = students_of(network)
         exits = tuple(value for name in names for value in network.exit_of(name).parameters())
         reads = reading(network, (*names, network.chain.exits[-1]))
         adam = partial(torch.optim.Adam, lr=self.rate or 1e-3)
         return [Phase("exits", exits, self.epochs or 25, adam, reads=reads, labels=self.alpha < 1)]
-
-    def _students(self, network: Network) -> tuple[str, ...]:
-        last = network.chain.exits[-1]
-        return tuple(name for name in taught_exits(network) if name != last)
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """By exit."""
         network, found = view.network, dict[str, Tensor]()
         last, hint = network.chain.exits[-1], self.hint_of(network)
         teacher = view.logits[last].detach()
-        for name in network.chain.exits[:-1] if self.backbone else self._students(network):
+        for name in network.chain.exits[:-1] if self.backbone else students_of(network):
             parts = [self.alpha * soft_cross_entropy(view.logits[name], teacher, self.temperature)]
             if self.alpha < 1:
                 parts.append((1 - self.alpha) * cross_entropy(view.logits[name], lesson.labels()))

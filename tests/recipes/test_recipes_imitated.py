@@ -1,0 +1,73 @@
+"""Imitation of the last exit: the loss by hand, and a stream without labels from requests to a promise."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import offramp as off
+from offramp.demo import fit as trained
+from offramp.errors import BadInput, BadNetwork, OverlappingRows
+from offramp.models.digits import front
+from offramp.recipe import Lesson, View
+from offramp.recipes.imitated import Imitated
+from small import cut_of, images_of, ladder_of, seeded
+
+X = images_of(48)
+
+
+def test_the_loss_by_hand():
+    net = cut_of(exits="linear")
+    seen = dict(net.look(X))
+    for one in seen.values():
+        one.own.retain_grad()
+    view = View({name: s.own for name, s in seen.items()}, {name: s.features for name, s in seen.items()}, {}, net)
+    losses = Imitated().loss(view, Lesson(None, torch.arange(48), "stream"))
+    assert [*losses] == ["stem", "blocks.0"]
+    p, q = (view.logits[name].softmax(-1) for name in ("stem", "backbone"))
+    kl = (q * (q / p).log()).sum(1).mean()
+    torch.testing.assert_close(losses["stem"], kl / 3)  # over rows and classes
+    torch.stack([*losses.values()]).sum().backward()
+    assert view.logits["stem"].grad.any()
+    assert view.logits["backbone"].grad is None
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(BadInput, match="rate is 0"):
+        Imitated(rate=0.0).prepare(cut_of())
+    with pytest.raises(BadNetwork, match="parameters"):
+        Imitated().prepare(ladder_of(2))
+
+
+def test_a_stream_without_labels_ends_in_a_promise(tmp_path):
+    digits = next(off.rows("digits").batches(1797))
+    model = seeded(
+        lambda: torch.nn.Sequential(
+            torch.nn.Conv2d(1, 16, 3, padding=1),
+            torch.nn.ReLU(),
+            torch.nn.Conv2d(16, 32, 3, padding=1),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(2048, 10),
+        ),
+        0,
+    )
+    first = next(off.rows("digits[0:500]").batches(500))
+    model = trained(model, front(), first, epochs=6)
+    net = seeded(lambda: off.cut(model, digits.x[:4], at=["1"], exits="mlp", front=front()), 0)
+    stream = off.rows(digits.x[500:])  # requests: images and nothing else
+    weights = [value.clone() for value in model.parameters()]
+    for come in (400, 800):  # taught again when more have come
+        recipe = Imitated(epochs=18, rate=0.5)
+        history = off.fit(net, stream.select(slice(0, come)), recipe=recipe, batch_size=32, progress=False)
+    assert history.notes == ("pooled features were computed once for stream",)
+    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), weights, strict=True))
+    trace = off.record(net, stream.select(slice(800, 1297)), timed=False, progress=False)
+    assert trace.labels is None
+    plan = off.calibrate(trace, risk="disagreement", at_most=0.05)
+    done = trace.evaluate(plan)
+    assert done.risk.value <= 0.05
+    assert done.shares[0] > 0.3
+    taught = off.record(net, stream.select(slice(0, 800)), timed=False, progress=False)
+    with pytest.raises(OverlappingRows):
+        off.calibrate(taught, risk="disagreement", at_most=0.05)
