@@ -28,10 +28,16 @@ FEW = {
     "ztw": {"epochs": 6, "rate": 1e-2, "ensembles": 3},
     "distill": {"epochs": 6, "rate": 1e-2},
     "imitated": {"epochs": 20, "rate": 0.5},
+    "synergy": {"epochs": 4, "rate": 2e-2},
     "patience": {"epochs": 6, "rate": 1e-2},
     "objective": {"warm": 3, "epochs": 4, "every": 2},
 }
-CUT = {"ztw": {"exits": "cascade"}, "objective": {"gate": "uncertainty"}, "sdn": {"exits": "sdn"}}
+CUT = {
+    "ztw": {"exits": "cascade"},
+    "objective": {"gate": "uncertainty"},
+    "sdn": {"exits": "sdn"},
+    "synergy": {"exits": "selective"},
+}
 X = images_of(72)
 Y = (X.mean((1, 2, 3)) > 0).long()
 
@@ -55,8 +61,9 @@ OTHER = {
     "sdn": {"backbone": True, "epochs": 12, "rate": 3e-2},
     "ztw": {"epochs": 8, "rate": 1e-2, "ensembles": 3},
     "distill": {"backbone": False, "epochs": 6, "rate": 1e-2},
+    "synergy": {"backbone": False, "epochs": 4, "rate": 2e-2},
 }
-OTHER_CUT = {"ztw": {"exits": "cascade_conv"}, "sdn": {"exits": "linear"}}
+OTHER_CUT = {"ztw": {"exits": "cascade_conv"}, "sdn": {"exits": "linear"}, "synergy": {"exits": "selective"}}
 
 
 @pytest.mark.parametrize("name", OTHER)

@@ -15,6 +15,7 @@ from offramp.exits.branchynet import Normed, Residual
 from offramp.exits.cascade import Cascade, CascadeConv
 from offramp.exits.pooled import Pooled
 from offramp.exits.sdn import Internal
+from offramp.exits.selective import Selective, selective
 from offramp.exits.strided import Strided
 from offramp.exits.surest import Surest
 from offramp.exits.whole import Mean
@@ -33,6 +34,8 @@ MADE = {
     "Pooled": lambda: Pooled("flat", 5, 3, (4, 4)),
     "Branch": lambda: Branch((2, 5, 6), 3, (4, 3)),
     "Normed": lambda: Normed((2, 5, 6), 3, (4, 3), first=3),
+    "Selective": lambda: Selective("mean", 5, 3, before="a", place=2, channels=3, inner=4),
+    "selective": lambda: selective((2, 5, 6), 3, ()),
     "Residual": lambda: Residual((2, 5, 6), 3, 2),
 }  # those that need other arguments than (shape, classes)
 IMAGES = [(2, 5, 6), (1, 1, 1)]
@@ -44,6 +47,8 @@ SHAPES = {
     "b_lenet": IMAGES,
     "Normed": [(2, 5, 6)],
     "Residual": [(2, 5, 6)],
+    "Selective": [(5,), (5, 2, 3)],
+    "selective": [(2, 5, 6)],
     "b_alexnet": [(2, 5, 6)],
     "b_alexnet_1": [(2, 5, 6)],
     "b_alexnet_2": [(2, 5, 6)],

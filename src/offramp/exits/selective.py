@@ -1,0 +1,104 @@
+"""Exits that choose, per row and channel, from which of the layers so far they take their features.
+
+After the layer selective attention of LSANet (Jiang, Liu, Wang, Yang, Dong and Feng, 2022, arXiv 2209.13844), of whose
+equations we found none: its abstract says that an attention module selects features across layers and weighs the
+auxiliary losses by it. The form here is our choice, that of selective kernels (Li et al., 2019, arXiv 1903.06586) with
+layers in the place of kernels. Where it must differ from any network that looks at all layers at once: an exit sees its
+own layer and earlier ones, never those that have not run; and the model's own answer, at the end, takes no part.
+Cut with exits="selective" at every place; the recipe `synergy` teaches them with weights by the attention.
+Shapes: B samples, F pooled features, D channels that all layers are projected to, C classes, m layers so far.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp.errors import BadInput, BadNetwork
+from offramp.exits._pooling import POOLS, pooled, width
+from offramp.nodes import Exit, Seen
+
+CHANNELS, INNER = 64, 32
+
+
+class Selective(Exit):
+    """u_m = W F_m; s = softmax over layers of (B relu(A sum_l u_l)), [B, m, D]; logits of sum_l s_l u_l by one layer.
+
+    pooling: "mean", "grid" or "flat", as of `Pooled`. channels: D; inner: the width between A and B. It hands on
+    u_1 ... u_m, [B, m, D], through which later exits teach earlier projections too.
+    """
+
+    def __init__(
+        self,
+        pooling: str,
+        features: int,
+        classes: int,
+        *,
+        before: str | None = None,
+        place: int = 1,
+        channels: int = CHANNELS,
+        inner: int = INNER,
+    ) -> None:
+        super().__init__()
+        if pooling not in POOLS:
+            raise BadInput(f"pooling is {pooling!r}, expected one of {', '.join(POOLS)}")
+        if (before is None) != (place == 1):
+            raise BadNetwork(f"place is {place} and the exit before is {before!r}, expected 1 and None, or neither")
+        self.pooling, self.features, self.classes = pooling, int(features), int(classes)
+        self.before, self.place, self.channels, self.inner = before, place, int(channels), int(inner)
+        self.reads = () if before is None else (before,)
+        self.project = nn.Linear(self.features, self.channels)
+        sizes = (self.channels, self.inner), (self.inner, place * self.channels)
+        # with one layer there is nothing to select
+        self.select = nn.Sequential(nn.Linear(*sizes[0]), nn.ReLU(), nn.Linear(*sizes[1])) if place > 1 else None
+        self.linear = nn.Linear(self.channels, self.classes)
+
+    def pool(self, features: Tensor) -> Tensor:
+        """[B, channels, ...] -> [B, F]."""
+        return pooled(features, self.pooling)
+
+    def layers(self, seen: Seen) -> Tensor:
+        """u_1 ... u_m, [B, m, D]. Raises BadNetwork where the exit before hands on something else."""
+        own: Tensor = self.project(self.pool(seen.features))[:, None]
+        if self.before is None:
+            return own
+        earlier = seen.logits[self.before]
+        earlier = earlier[:, None] if earlier.dim() == 2 else earlier  # an exit that hands on its answer alone
+        if earlier.shape[1:] != (self.place - 1, self.channels):
+            raise BadNetwork(
+                f"exit {self.before!r} hands on {tuple(earlier.shape[1:])} per row, expected "
+                f"{(self.place - 1, self.channels)} of layers and channels; cut with exits='selective' at every place"
+            )
+        return torch.cat([earlier, own], 1)
+
+    def shares(self, layers: Tensor) -> Tensor:
+        """[B, m, D] -> how much of each channel comes from which layer, [B, m, D]; over layers they sum to 1."""
+        if self.select is None:
+            return torch.ones_like(layers)
+        scores: Tensor = self.select(layers.sum(1))
+        return scores.reshape(-1, self.place, self.channels).softmax(1)
+
+    def both(self, seen: Seen) -> tuple[Tensor, Tensor]:
+        """Logits [B, C], and the projected layers [B, m, D], which are handed on."""
+        layers = self.layers(seen)
+        logits: Tensor = self.linear((self.shares(layers) * layers).sum(1))
+        return logits, layers
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Logits [B, C]."""
+        return self.both(seen)[0]
+
+    def config(self) -> dict[str, Any]:
+        """Pooling, widths, the exit before and the place among the layers."""
+        widths = {"pooling": self.pooling, "features": self.features, "classes": self.classes}
+        place = {"before": self.before, "place": self.place}
+        return {"name": "Selective", **widths, **place, "channels": self.channels, "inner": self.inner}
+
+
+def selective(shape: Sequence[int], classes: int, reads: Sequence[str]) -> Selective:
+    """On mean, maximum and a 4x4 grid of means of each layer."""
+    before = reads[-1] if reads else None
+    return Selective("grid", width(shape, "grid"), classes, before=before, place=len(reads) + 1)
