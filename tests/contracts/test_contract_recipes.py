@@ -14,7 +14,9 @@ from offramp import find
 from offramp.checks import check_recipe
 from offramp.errors import BadNetwork
 from offramp.fitting.teaching import recipe_of
+from offramp.models.signal_resnet import SignalResNet
 from offramp.recipe import Phase, Recipe
+from offramp.recipes.distill import Distill
 from small import cut_of, images_of, ladder_of, seeded
 
 RECIPES = sorted(file.stem for file in (find.HOUSE / "recipes").glob("*.py") if not file.stem.startswith("_"))
@@ -30,6 +32,7 @@ FEW = {
     "imitated": {"epochs": 20, "rate": 0.5},
     "synergy": {"epochs": 4, "rate": 2e-2},
     "patience": {"epochs": 6, "rate": 1e-2},
+    "pondered": {"inner": Distill(hints=0.0, epochs=4, rate=0.1)},
     "objective": {"warm": 3, "epochs": 4, "every": 2},
 }
 CUT = {
@@ -46,15 +49,28 @@ def untaught(**options):
     return seeded(lambda: cut_of(taught=False, **options), 0)
 
 
-def right(name):
-    """What is right in the eyes of a recipe: labels, or what the last exit of this network answers."""
-    return untaught()(X)[-1].argmax(1) if name == "imitated" else Y
+def signal_net():
+    """A network whose stages have adaptive depth, on the rows of images one after the other."""
+    x = X[:4].flatten(2)
+    model = seeded(lambda: SignalResNet((2,), (4,), classes=3, adaptive=True), 0).eval()
+    return seeded(lambda: off.cut(model, x, at=["stem", "stage1"], exits="linear_peaks"), 0)
+
+
+def net_of(name):
+    return signal_net() if name == "pondered" else untaught(**CUT.get(name, {}))
+
+
+def rows_for(name, x=X):
+    """Rows that the network of a recipe takes, with labels: for imitation what its last exit answers."""
+    y = (x.mean((1, 2, 3)) > 0).long()
+    if name == "pondered":  # the model takes the mean away
+        return x.flatten(2), (x[:, 0, :4].std((1, 2)) > x[:, 0, 4:].std((1, 2))).long()
+    return x, untaught()(x)[-1].argmax(1) if name == "imitated" else y
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_shelf(name, tmp_path):
-    make, net_of = (lambda: recipe_of(name, **FEW.get(name, {})), lambda: untaught(**CUT.get(name, {})))
-    check_recipe(make, net_of, (X, right(name)), tmp_path)
+    check_recipe(lambda: recipe_of(name, **FEW.get(name, {})), lambda: net_of(name), rows_for(name), tmp_path)
 
 
 OTHER = {
@@ -81,12 +97,12 @@ def test_it_refuses_a_network_without_anything_to_teach(name):
 @pytest.mark.parametrize("name", RECIPES)
 def test_what_it_taught_is_a_network_like_any_other(name, tmp_path):
     few = {**FEW.get(name, {}), **({"epochs": 1} if "epochs" in FEW.get(name, {}) else {})}
-    net = untaught(**CUT.get(name, {}))
-    off.fit(net, (X, Y), recipe=recipe_of(name, **few), batch_size=36, progress=False)
+    net = net_of(name)
+    off.fit(net, rows_for(name), recipe=recipe_of(name, **few), batch_size=36, progress=False)
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", net.backbone)
-    x = images_of(200, 5)
-    trace = off.record(again, (x, (x.mean((1, 2, 3)) > 0).long()), timed=False, progress=False)
+    x, y = rows_for(name, images_of(200, 5))
+    trace = off.record(again, (x, y), timed=False, progress=False)
     halves = {name: float(np.quantile(trace.columns[f"score/{name}"], 0.5)) for name in trace.chain.gates}
     assert len(set(off.run(again, off.Plan.by_hand(halves), x).exit.tolist())) == 3
     for plan in (off.calibrate(trace, budget=0.9), off.Plan.by_hand(halves)):

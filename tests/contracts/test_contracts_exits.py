@@ -47,6 +47,7 @@ SHAPES = {
     "b_lenet": IMAGES,
     "Normed": [(2, 5, 6)],
     "Residual": [(2, 5, 6)],
+    "linear_peaks": [(2, 3), (4, 61), (1, 1), (5,)],
     "Selective": [(5,), (5, 2, 3)],
     "selective": [(2, 5, 6)],
     "b_alexnet": [(2, 5, 6)],

@@ -12,13 +12,19 @@ from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
 
-POOLS = ("mean", "grid", "flat")
+POOLS = ("mean", "grid", "flat", "peaks")
+CELLS = 8  # at most so many, in each of which a signal's maximum is looked up
 
 
 def pooled(features: Tensor, pool: str) -> Tensor:
-    """Features [B, channels, ...] (or [B, F], which stay as they are) -> [B, F] by "mean", "grid" or "flat"."""
+    """Features [B, channels, ...] (or [B, F], which stay as they are) -> [B, F] by one of POOLS.
+
+    "peaks" is for signals [B, channels, L]: the mean, and the maxima of up to 8 equal parts. Raises BadNetwork.
+    """
     if features.dim() == 2 or pool == "flat":
         return features.flatten(1)
+    if pool == "peaks":
+        return _peaks(features)
     if features.dim() != 4:
         flat = features.flatten(2) if features.dim() > 4 else features
         return flat.mean(1) if features.dim() == 3 else flat.mean(2)
@@ -26,6 +32,17 @@ def pooled(features: Tensor, pool: str) -> Tensor:
         return features.mean((2, 3))
     grid = nn.functional.adaptive_avg_pool2d(features, 4).flatten(1)
     return torch.cat([features.mean((2, 3)), features.amax((2, 3)), grid], dim=1)
+
+
+def _peaks(features: Tensor) -> Tensor:
+    if features.dim() != 3:
+        raise BadNetwork(
+            f"peaks are looked for in features of shape {tuple(features.shape[1:])}, expected [channels, L]; use exits "
+            "such as linear_grid"
+        )
+    cell = -(-features.shape[2] // CELLS)
+    maxima = nn.functional.max_pool1d(features, cell, ceil_mode=True)
+    return torch.cat([features.mean(2), maxima.flatten(1)], 1)
 
 
 def width(shape: Sequence[int], pool: str) -> int:

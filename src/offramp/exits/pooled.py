@@ -22,7 +22,8 @@ class Pooled(Exit):
     """A head on pooled features [B, F]: linear where `hidden` is empty, else an MLP with ReLU between.
 
     pool "mean": the mean over all positions (F = channels). "grid": mean, maximum, and means over a 4x4 grid
-    (F = 18 channels): on CIFAR ResNet-56 worth 22 points at layer1. "flat": everything as it is.
+    (F = 18 channels): on CIFAR ResNet-56 worth 22 points at layer1. "flat": everything as it is. "peaks": of signals
+    [B, channels, L] the mean and the maxima of up to 8 equal parts.
     mask: an input [B, T], such as "x/attention_mask"; "mean" is then over the positions of text [B, T, F] where it is
     not zero, whatever stands at the others.
     """
@@ -93,6 +94,11 @@ def linear(shape: Sequence[int], classes: int) -> Pooled:
 def linear_grid(shape: Sequence[int], classes: int) -> Pooled:
     """A linear exit on mean, maximum and a 4x4 grid of means."""
     return _made("grid", shape, classes)
+
+
+def linear_peaks(shape: Sequence[int], classes: int) -> Pooled:
+    """A linear exit for signals [channels, L]: on the mean and on the maxima of up to 8 equal parts."""
+    return _made("peaks", shape, classes)
 
 
 def mlp(shape: Sequence[int], classes: int) -> Pooled:

@@ -1,0 +1,122 @@
+"""Any recipe that teaches the models, with a price on depth: for models with stages of adaptive depth.
+
+The ponder cost of spatially adaptive computation time (Figurnov et al., 2017, arXiv 1612.02297): tau times the mean
+over rows and positions of N + R, summed over the stages (layers/adaptive_depth.py), is added to what is minimised.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from offramp.errors import BadInput, BadNetwork
+from offramp.layers.adaptive_depth import AdaptiveDepth, stages_of
+from offramp.network import Network
+from offramp.recipe import Lesson, Losses, Phase, Recipe, View
+from offramp.recipes.distill import Distill
+
+
+class Pondered(Recipe):
+    """What the recipe `inner` minimises, and tau times the ponder cost.
+
+    inner: by default `Distill(hints=0.0)`, the scheme of SCAI with its deepest exit as the teacher. The cost shows in
+    gradients alone, not among the losses that are reported: `depths` tells what it came to. Its gradient is not scaled
+    with others in fp16, so take "no" or "bf16". Large tau leaves one unit everywhere, for good.
+    """
+
+    def __init__(self, inner: Recipe | None = None, *, tau: float = 0.01) -> None:
+        self.inner, self.tau = inner, tau
+
+    def _inner(self) -> Recipe:
+        return Distill(hints=0.0) if self.inner is None else self.inner
+
+    def prepare(self, network: Network) -> None:
+        """Raise BadInput for a negative tau, BadNetwork without stages of adaptive depth; then what the recipe does."""
+        if not self.tau >= 0:
+            raise BadInput(f"tau is {self.tau}, expected a number of at least 0")
+        if not stages_of(network.backbone):
+            raise BadNetwork(
+                "no stage of this network has adaptive depth and parameters for it, expected one; take the recipe alone"
+            )
+        self._inner().prepare(network)
+
+    def phases(self, network: Network) -> list[Phase]:
+        """Those of the recipe. Raises BadNetwork where none of them teaches a stage when to halt."""
+        phases = [*self._inner().phases(network)]
+        stages = stages_of(network.backbone).values()
+        halting = {id(value) for stage in stages for value in stage.halts.parameters()}
+        if not any(id(value) in halting for phase in phases for value in phase.parameters):
+            raise BadNetwork(
+                "the recipe within leaves the models as they are, expected one that teaches them; backbone=True"
+            )
+        return [replace(phase, during=self._priced(network, phase.during)) for phase in phases]
+
+    def _priced(
+        self, network: Network, during: Callable[[], contextlib.AbstractContextManager[None]]
+    ) -> Callable[[], contextlib.AbstractContextManager[None]]:
+        @contextlib.contextmanager
+        def entered() -> Iterator[None]:
+            with during(), priced(network.backbone, self.tau):
+                yield
+
+        return entered
+
+    def loss(self, view: View, lesson: Lesson) -> Losses:
+        """That of the recipe."""
+        return self._inner().loss(view, lesson)
+
+    def update(self, view: View, lesson: Lesson, optimiser: Optimizer) -> Losses:
+        """That of the recipe."""
+        return self._inner().update(view, lesson, optimiser)
+
+    def config(self) -> dict[str, Any]:
+        """tau, and the recipe with its own arguments."""
+        inner = self._inner()
+        return {"tau": self.tau, "inner": {"name": type(inner).__name__, **inner.config()}}
+
+
+@contextlib.contextmanager
+def priced(model: nn.Module, tau: float) -> Iterator[None]:
+    """While it lasts, what a stage of adaptive depth gives carries the gradient of tau times its mean cost."""
+    handles = []
+    try:
+        for stage in stages_of(model).values():
+            handles += _hooked(stage, tau)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _hooked(stage: AdaptiveDepth, tau: float) -> list[torch.utils.hooks.RemovableHandle]:
+    costs: list[Tensor] = []  # of the forward that is under way
+
+    def heard(_module: nn.Module, _inputs: Any, cost: Tensor) -> None:
+        costs.append(cost)
+
+    def attached(_module: nn.Module, _inputs: Any, output: Tensor) -> Tensor:
+        cost = costs.pop()
+        if not cost.requires_grad:
+            return output
+        carrying: Tensor = _Carrying.apply(output, tau * cost.mean())  # type: ignore[no-untyped-call]
+        return carrying
+
+    return [stage.ponder.register_forward_hook(heard), stage.register_forward_hook(attached)]
+
+
+class _Carrying(torch.autograd.Function):
+    """The value as it is; in the backward the cost gets the gradient 1, as a summand of any loss would."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, cost: Tensor) -> Tensor:
+        return value.view_as(value)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
+        return gradient, gradient.new_ones(())

@@ -1,0 +1,71 @@
+"""A price on depth: its gradient, what it does to depth, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import offramp as off
+from offramp.errors import BadInput, BadNetwork
+from offramp.layers.adaptive_depth import depths
+from offramp.models.signal_resnet import SignalResNet
+from offramp.recipes.distill import Distill
+from offramp.recipes.pondered import Pondered, priced
+from offramp.taps import listening
+from small import cut_of, seeded
+
+X = torch.randn(96, 1, 48, generator=torch.Generator().manual_seed(3))
+Y = (X[:, 0, :24].std(1) > X[:, 0, 24:].std(1)).long()
+
+
+def net(bias=0.0):
+    model = seeded(lambda: SignalResNet((3, 3), (4, 6), classes=2, adaptive=True), 0).eval()
+    with torch.no_grad():
+        for stage in (model.stage1, model.stage2):
+            for halt in stage.halts:
+                halt.near.bias.fill_(bias)
+    return seeded(lambda: off.cut(model, X[:4], at=["stage1"], exits="linear_peaks"), 0)
+
+
+def test_the_gradient_is_that_of_the_sum():
+    model, stages = net().backbone, ("stage1", "stage2")
+    values = [*model.parameters()]
+    costs = []
+    with listening({name: model.get_submodule(name).ponder for name in stages}, lambda _, cost: costs.append(cost)):
+        y = model(X[:8])
+    assert sum(cost.mean() for cost in costs) > 2
+    want = torch.autograd.grad(y.square().sum() + 0.3 * sum(cost.mean() for cost in costs), values, allow_unused=True)
+    with priced(model, 0.3):
+        again = model(X[:8])
+    assert torch.equal(again, y)
+    got = torch.autograd.grad(again.square().sum(), values, allow_unused=True)
+    for one, other in zip(got, want, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)
+    assert not any(part._forward_hooks for part in model.modules())
+    with priced(model, 0.3), torch.no_grad():
+        assert torch.equal(model(X[:8]), y)
+
+
+def test_the_dearer_the_shallower():
+    mean = {}
+    for tau in (0.0, 4.0):
+        taught = net(-1.0)
+        recipe = Pondered(Distill(hints=0.0, epochs=2, rate=0.05), tau=tau)
+        off.fit(taught, (X, Y), recipe=recipe, batch_size=16, progress=False)
+        found = depths(taught.backbone, X)
+        mean[tau] = sum(value.mean().item() for value in found.values())
+    assert mean[4.0] < mean[0.0] - 0.4
+
+
+def test_what_does_not_fit_is_refused():
+    with pytest.raises(BadInput, match="tau is -1"):
+        Pondered(tau=-1).prepare(cut_of())
+    with pytest.raises(BadNetwork, match="adaptive depth"):
+        Pondered().prepare(cut_of())
+    frozen = Pondered(Distill(backbone=False))
+    with pytest.raises(BadNetwork, match="backbone=True"):
+        frozen.phases(net())
+    assert Pondered().config()["inner"]["hints"] == 0
+    assert Pondered(Distill(alpha=0.5)).config() != Pondered().config()
