@@ -10,6 +10,7 @@ from offramp import find
 from offramp.checks import check_exit, example_seen
 from offramp.errors import BadNetwork
 from offramp.exits.added import Added
+from offramp.exits.attentive import Attentive, Squeezed
 from offramp.exits.branch import Branch
 from offramp.exits.branchynet import Normed, Residual
 from offramp.exits.cascade import Cascade, CascadeConv
@@ -34,6 +35,8 @@ MADE = {
     "Pooled": lambda: Pooled("flat", 5, 3, (4, 4)),
     "Branch": lambda: Branch((2, 5, 6), 3, (4, 3)),
     "Normed": lambda: Normed((2, 5, 6), 3, (4, 3), first=3),
+    "Attentive": lambda: Attentive((2, 9, 8), 3, 2),
+    "Squeezed": lambda: Squeezed((2, 9, 8), 3, 4),
     "Selective": lambda: Selective("mean", 5, 3, before="a", place=2, channels=3, inner=4),
     "selective": lambda: selective((2, 5, 6), 3, ()),
     "Residual": lambda: Residual((2, 5, 6), 3, 2),
@@ -47,6 +50,10 @@ SHAPES = {
     "b_lenet": IMAGES,
     "Normed": [(2, 5, 6)],
     "Residual": [(2, 5, 6)],
+    "Attentive": [(2, 9, 8)],
+    "Squeezed": [(2, 9, 8)],
+    "attentive": IMAGES,
+    "bottleneck": IMAGES,
     "linear_peaks": [(2, 3), (4, 61), (1, 1), (5,)],
     "Selective": [(5,), (5, 2, 3)],
     "selective": [(2, 5, 6)],

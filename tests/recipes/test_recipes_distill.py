@@ -73,6 +73,22 @@ def test_adapters_teach_and_do_not_stay():
     assert not torch.equal(net.backbone.stem[0].weight, plain.backbone.stem[0].weight)
 
 
+def test_heads_give_features_of_their_own():
+    net = cut_of(taught=False, exits={"stem": "attentive", "blocks.0": "linear"})
+    recipe = Distill(epochs=1, rate=0.01)
+    recipe.prepare(net)
+    head = net.exits["stem"]
+    assert net.aids["adapter/stem"].weight.shape == (4, head.linear.in_features)
+    view = view_of(net)
+    own, target = head.feature(view.features["stem"]), view.features["blocks.0"].mean((2, 3))
+    plain = Distill(hints=0.0).loss(view, LESSON)["stem"]
+    norm = torch.linalg.vector_norm(net.aids["adapter/stem"](own) - target)
+    torch.testing.assert_close(recipe.loss(view, LESSON)["stem"], plain + 0.03 * norm)
+    before = head.mask[0].weight.clone()
+    off.fit(net, (X, Y), recipe=recipe, batch_size=24, progress=False)
+    assert not torch.equal(net.exits["stem"].mask[0].weight, before)
+
+
 def test_another_hint():
     net = cut_of()
     Distill(hint="stem").prepare(net)

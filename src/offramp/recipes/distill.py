@@ -4,15 +4,16 @@ Zhang, Song, Gao, Chen, Bao and Ma, 2019, arXiv 1905.08094. The paper omits alph
 and the form of the loss are those of the authors' released code, of the journal version. Where we differ:
 - The deepest feature there is what the last linear layer reads. Here it is what the deepest exit before the model's end
   pools, or what stands at the node `hint`: so cut after the last stage as well.
-- Each shallower exit's feature is what that exit pools (of one that does more than pool, the mean over positions). The
-  heads there carry convolutions and, in the journal version, attention masks, which are not built here: hang `branch`
-  or an exit of your own.
+- Each shallower exit's feature is what that exit pools, or what it calls its `feature`: that of the heads there, the
+  exits `attentive` (journal) and `bottleneck` (conference), which carry convolutions. Of any other, the mean over
+  positions.
 - All shallower exits get hints; the authors' code leaves one out, and its comment names another.
 """
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,14 @@ from offramp.recipes._schedules import dropped
 from offramp.recipes._together import students_of
 
 ADAPTER = "adapter/"  # of an aid, before the name of its exit
+
+
+@runtime_checkable
+class Heads(Protocol):
+    """An exit that makes a feature of its own, with parameters, and reads its answer from that."""
+
+    def feature(self, features: Tensor) -> Tensor:
+        """Features [b, ...] -> [b, F]."""
 
 
 class Distill(Recipe):
@@ -129,7 +138,9 @@ def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> T
 
 
 def feature_of(exit_: Exit, features: Tensor) -> Tensor:
-    """What an exit pools of features [b, ...]: [b, F]; of one that does more than pool, the mean over positions."""
+    """What an exit pools of features [b, ...], or has for a `feature`: [b, F]; else the mean over positions."""
     if isinstance(exit_, Pools):
         return exit_.pool(features)
+    if isinstance(exit_, Heads):
+        return exit_.feature(features)
     return features.flatten(2).mean(2) if features.dim() > 2 else features

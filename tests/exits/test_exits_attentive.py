@@ -1,0 +1,73 @@
+"""The heads of Be Your Own Teacher: widths at the places of a ResNet-18 for CIFAR, the mask, and in a network."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import offramp as off
+from offramp.errors import BadNetwork
+from offramp.exits.attentive import Attentive, attentive, bottleneck
+from offramp.measuring import macs
+from offramp.nodes import Seen
+from offramp.plan import Plan
+from small import cut_of, images_of, moved, seeded, sizes
+
+PLACES = [((64, 32, 32), 3, 8), ((128, 16, 16), 2, 4), ((256, 8, 8), 1, 2)]
+
+
+@pytest.mark.parametrize(("shape", "steps", "kernel"), PLACES)
+def test_all_heads_end_at_one_width(shape, steps, kernel):
+    one, other = attentive(shape, 100).eval(), bottleneck(shape, 100).eval()
+    assert (one.steps, one.linear.in_features, other.linear.in_features) == (steps, 512, 512)
+    assert other.layers[3].kernel_size == other.layers[3].stride == (kernel, kernel)
+    seen = Seen(torch.zeros(1, *shape), {})
+    for made in (one, other):
+        ran = sizes(made, lambda made=made: made(seen))
+        assert ran[-2] == ("ReLU", (512, 4, 4))
+        assert ran[-1] == ("Linear", (100,))
+
+
+def separable(channels, out, side):
+    return side * side * channels * (9 + channels + 9 + out)
+
+
+def test_the_cost_of_the_first_head():
+    made = attentive((64, 32, 32), 100).eval()
+    want = separable(64, 64, 16) + separable(64, 128, 16) + separable(128, 256, 8) + separable(256, 512, 4) + 51_200
+    assert macs(lambda: made(Seen(torch.zeros(1, 64, 32, 32), {}))) == want
+
+
+def test_the_mask_lies_between_a_half_and_one():
+    made, x = seeded(lambda: Attentive((2, 9, 8), 3, 0), 0).eval(), torch.rand(6, 2, 9, 8) + 0.1
+    with torch.no_grad():
+        for part in made.mask:
+            if isinstance(part, torch.nn.BatchNorm2d):
+                part.weight.fill_(3.0)
+        share = made.feature(x) / x.mean((2, 3))  # no steps: the mean of mask times features
+        none = made.mask[-2]
+        none.weight.zero_()
+        none.bias.fill_(-1.0)
+        torch.testing.assert_close(made.feature(x), 0.5 * x.mean((2, 3)))
+    assert ((share >= 0.5) & (share < 1)).all()
+    assert (share > 0.5).any()
+
+
+def test_it_stands_on_images():
+    for name in (attentive, bottleneck):
+        with pytest.raises(BadNetwork, match=r"\[C, H, W\]"):
+            name((64,), 5)
+
+
+@pytest.mark.parametrize("name", ["attentive", "bottleneck"])
+def test_in_a_network(name, tmp_path):
+    net, x = moved(cut_of(exits=name)), images_of(40, 4)
+    off.save(net, tmp_path / "net")
+    again = off.load(tmp_path / "net", net.backbone)
+    trace = off.record(net, x, timed=False, progress=False)
+    plan = Plan.by_hand({gate: float(np.median(trace.columns[f"score/{gate}"])) for gate in trace.chain.gates})
+    replay, answers = trace.replay(plan), off.run(again, plan, x)
+    assert len(set(replay.exit.tolist())) == 3
+    assert (answers.exit.numpy() == replay.exit).all()
+    assert (answers.logits.argmax(1).numpy() == replay.answer).all()
