@@ -20,6 +20,7 @@ from offramp.recipes.distill import Distill
 from small import cut_of, images_of, ladder_of, seeded
 
 RECIPES = sorted(file.stem for file in (find.HOUSE / "recipes").glob("*.py") if not file.stem.startswith("_"))
+SLOW = ("pondered",)
 FEW = {
     "boosted": {"epochs": 6, "rate": 0.02},
     "cascaded": {"epochs": 8, "rate": 1e-2},
@@ -29,7 +30,7 @@ FEW = {
     "sdn": {"epochs": 6, "rate": 1e-2},
     "ztw": {"epochs": 6, "rate": 1e-2, "ensembles": 3},
     "distill": {"epochs": 6, "rate": 1e-2},
-    "imitated": {"epochs": 20, "rate": 0.5},
+    "imitated": {"epochs": 8, "rate": 1.0},
     "synergy": {"epochs": 4, "rate": 2e-2},
     "patience": {"epochs": 6, "rate": 1e-2},
     "pondered": {"inner": Distill(hints=0.0, epochs=4, rate=0.1)},
@@ -68,7 +69,7 @@ def rows_for(name, x=X):
     return x, untaught()(x)[-1].argmax(1) if name == "imitated" else y
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in RECIPES])
 def test_the_shelf(name, tmp_path):
     check_recipe(lambda: recipe_of(name, **FEW.get(name, {})), lambda: net_of(name), rows_for(name), tmp_path)
 
@@ -82,7 +83,7 @@ OTHER = {
 OTHER_CUT = {"ztw": {"exits": "cascade_conv"}, "sdn": {"exits": "linear"}, "synergy": {"exits": "selective"}}
 
 
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("name", ["sdn", "ztw", "distill", pytest.param("synergy", marks=pytest.mark.slow)])
 def test_the_other_way_of_a_recipe(name, tmp_path):
     check_recipe(lambda: recipe_of(name, **OTHER[name]), lambda: untaught(**OTHER_CUT.get(name, {})), (X, Y), tmp_path)
 

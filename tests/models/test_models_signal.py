@@ -41,7 +41,7 @@ def test_by_name(name):
     assert macs(lambda: model(x[:1])) == plain + (halts if name.endswith("adaptive") else 0)
 
 
-@pytest.mark.parametrize("adaptive", [False, True])
+@pytest.mark.parametrize("adaptive", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_cut_run_and_replay(adaptive, tmp_path):
     model = seeded(lambda: SignalResNet((2, 2, 1), (4, 6, 8), classes=5, adaptive=adaptive), 0).eval()
     x = signals(40)

@@ -18,17 +18,17 @@ X = torch.randn(96, 1, 48, generator=torch.Generator().manual_seed(3))
 Y = (X[:, 0, :24].std(1) > X[:, 0, 24:].std(1)).long()
 
 
-def net(bias=0.0):
+def made(bias=0.0):
     model = seeded(lambda: SignalResNet((3, 3), (4, 6), classes=2, adaptive=True), 0).eval()
     with torch.no_grad():
         for stage in (model.stage1, model.stage2):
             for halt in stage.halts:
                 halt.near.bias.fill_(bias)
-    return seeded(lambda: off.cut(model, X[:4], at=["stage1"], exits="linear_peaks"), 0)
+    return model
 
 
 def test_the_gradient_is_that_of_the_sum():
-    model, stages = net().backbone, ("stage1", "stage2")
+    model, stages = made(), ("stage1", "stage2")
     values = [*model.parameters()]
     costs = []
     with listening({name: model.get_submodule(name).ponder for name in stages}, lambda _, cost: costs.append(cost)):
@@ -48,10 +48,11 @@ def test_the_gradient_is_that_of_the_sum():
         assert torch.equal(model(X[:8]), y)
 
 
+@pytest.mark.slow
 def test_the_dearer_the_shallower():
     mean = {}
     for tau in (0.0, 4.0):
-        taught = net(-1.0)
+        taught = seeded(lambda: off.cut(made(-1.0), X[:4], at=["stage1"], exits="linear_peaks"), 0)
         recipe = Pondered(Distill(hints=0.0, epochs=2, rate=0.05), tau=tau)
         off.fit(taught, (X, Y), recipe=recipe, batch_size=16, progress=False)
         found = depths(taught.backbone, X)
@@ -64,8 +65,7 @@ def test_what_does_not_fit_is_refused():
         Pondered(tau=-1).prepare(cut_of())
     with pytest.raises(BadNetwork, match="adaptive depth"):
         Pondered().prepare(cut_of())
-    frozen = Pondered(Distill(backbone=False))
     with pytest.raises(BadNetwork, match="backbone=True"):
-        frozen.phases(net())
+        Pondered(Distill(backbone=False)).phases(cut_of())
     assert Pondered().config()["inner"]["hints"] == 0
     assert Pondered(Distill(alpha=0.5)).config() != Pondered().config()
