@@ -63,9 +63,11 @@ def test_the_dearer_the_shallower():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(BadInput, match="tau is -1"):
         Pondered(tau=-1).prepare(cut_of())
+    with pytest.raises(BadInput, match="one of them"):
+        Pondered(Distill(), epochs=2).prepare(cut_of())
     with pytest.raises(BadNetwork, match="adaptive depth"):
         Pondered().prepare(cut_of())
     with pytest.raises(BadNetwork, match="backbone=True"):
         Pondered(Distill(backbone=False)).phases(cut_of())
-    assert Pondered().config()["inner"]["hints"] == 0
+    assert Pondered(epochs=3).config()["inner"].items() >= {"hints": 0, "epochs": 3, "rate": None}.items()
     assert Pondered(Distill(alpha=0.5)).config() != Pondered().config()

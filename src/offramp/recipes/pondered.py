@@ -25,21 +25,28 @@ from offramp.recipes.distill import Distill
 class Pondered(Recipe):
     """What the recipe `inner` minimises, and tau times the ponder cost.
 
-    inner: by default `Distill(hints=0.0)`, the scheme of SCAI with its deepest exit as the teacher. The cost shows in
-    gradients alone, not among the losses that are reported: `depths` tells what it came to. Its gradient is not scaled
-    with others in fp16, so take "no" or "bf16". Large tau leaves one unit everywhere, for good.
+    inner: by default `Distill(hints=0.0)`, the scheme of SCAI with its deepest exit as the teacher; `epochs` and `rate`
+    are then its own. The cost shows in gradients alone, not among the losses that are reported: `depths` tells what it
+    came to. Its gradient is not scaled with others in fp16, so take "no" or "bf16". Large tau leaves one unit
+    everywhere, for good.
     """
 
-    def __init__(self, inner: Recipe | None = None, *, tau: float = 0.01) -> None:
-        self.inner, self.tau = inner, tau
+    def __init__(
+        self, inner: Recipe | None = None, *, tau: float = 0.01, epochs: int | None = None, rate: float | None = None
+    ) -> None:
+        self.inner, self.tau, self.epochs, self.rate = inner, tau, epochs, rate
 
     def _inner(self) -> Recipe:
-        return Distill(hints=0.0) if self.inner is None else self.inner
+        return self.inner or Distill(hints=0.0, epochs=self.epochs, rate=self.rate)
 
     def prepare(self, network: Network) -> None:
-        """Raise BadInput for a negative tau, BadNetwork without stages of adaptive depth; then what the recipe does."""
+        """Raise BadInput for other arguments, BadNetwork without stages of adaptive depth; then as the recipe does."""
         if not self.tau >= 0:
             raise BadInput(f"tau is {self.tau}, expected a number of at least 0")
+        if self.inner is not None and (self.epochs, self.rate) != (None, None):
+            raise BadInput(
+                "got a recipe and epochs or a rate beside it, expected one of them; give them to that recipe"
+            )
         if not stages_of(network.backbone):
             raise BadNetwork(
                 "no stage of this network has adaptive depth and parameters for it, expected one; take the recipe alone"
