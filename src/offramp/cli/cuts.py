@@ -17,7 +17,12 @@ if TYPE_CHECKING:
     from offramp.partition import CutPoint
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="offramp:resnet20 or my.module:factory, called without arguments.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="offramp:resnet20, timm:NAME, torchvision:NAME, hf:NAME-OR-FOLDER (pretrained; "
+        "NAME?num_classes=10&pretrained=no) or my.module:factory.",
+    ),
 ]
 Example = Annotated[
     str, typer.Option("--example", metavar="DATA", help="Rows to try it on, such as digits[0:4] or npz:some.npz.")
