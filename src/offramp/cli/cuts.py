@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.cli.options import AsJson, GateName, OutputFolder, writable
+from offramp.cli.options import AsJson, GateName, OutputFolder, pairs, writable
 from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
 
@@ -45,6 +45,19 @@ Exit = Annotated[
     ),
 ]
 
+ExitOf = Annotated[
+    list[str] | None,
+    typer.Option("--exit-of", metavar="NODE=EXIT", help="Another exit than --exit after a module of --at; repeat it."),
+]
+Length = Annotated[
+    str | None,
+    typer.Option(
+        "--length",
+        metavar="A,B",
+        help="Inputs whose length of text is free: input_ids,attention_mask. Else it is that of --example.",
+    ),
+]
+
 ROWS, TIMED_ROWS = 8, 64
 
 
@@ -57,7 +70,9 @@ def cut(
     weights: Weights = None,
     front: Front = "auto",
     exit_: Exit = "linear_grid",
+    exit_of: ExitOf = None,
     gate: GateName = "margin",
+    length: Length = None,
     as_json: AsJson = False,
 ) -> None:
     r"""Hang exits on one trained model.
@@ -68,6 +83,8 @@ def cut(
     Example:
       offramp cut offramp:resnet20 --weights r20.safetensors --at layer1,layer2 \
         --example 'cifar10:data[0:8]' -o network/
+      offramp cut hf:bert-sst2/ --at bert.encoder.layer.3 --exit linear_masked \
+        --length input_ids,attention_mask --example 'tsv:dev.tsv?tokenizer=bert-sst2/[0:8]' -o network/
     """
     from offramp.cutting import cut as made
     from offramp.storing import save
@@ -75,9 +92,11 @@ def cut(
     writable(output, folder=True)
     if (at is None) == (parts is None):
         raise BadInput(f"got --at {at or '-'} and --parts {parts or '-'}, expected exactly one of them; give one")
+    names, free = _words(at), _words(length) or ()
+    exits = _exits(exit_, exit_of, names)
     module, before = _model(model, weights, front)
-    names = None if at is None else [name.strip() for name in at.split(",")]
-    network = made(module, _rows(example), at=names, n=parts, exits=exit_, gate=gate, front=before, spec=model)
+    batch = _rows(example)
+    network = made(module, batch, at=names, n=parts, exits=exits, gate=gate, front=before, spec=model, length=free)
     save(network, output)
     body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
     answer(
@@ -89,8 +108,27 @@ def cut(
         note(f"not taught yet: {', '.join(network.untaught())}")
 
 
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",")]
+
+
+def _exits(one: str, others: list[str] | None, at: list[str] | None) -> str | dict[str, str]:
+    """The exit of all cuts, or one by cut where some have their own."""
+    own = pairs(others, "--exit-of")
+    if wrong := [name for name in own if name not in (at or ())]:
+        raise BadInput(
+            f"got --exit-of {wrong[0]}=..., expected a module named in --at ({at or '-'}); name it there too"
+        )
+    return {name: own.get(name, one) for name in at} if own and at else one
+
+
 def inspect(
-    model: Model, example: Example, weights: Weights = None, front: Front = "auto", as_json: AsJson = False
+    model: Model,
+    example: Example,
+    weights: Weights = None,
+    front: Front = "auto",
+    length: Length = None,
+    as_json: AsJson = False,
 ) -> None:
     """List where a model can be cut.
 
@@ -102,14 +140,14 @@ def inspect(
     Example:
       offramp inspect offramp:resnet20 --example 'cifar10:data[0:8]'
     """
-    from offramp.inputs import as_inputs, count_of
+    from offramp.inputs import as_inputs, count_of, texts_of
     from offramp.measuring import pace
     from offramp.segmenting import check_cut, points_of
 
     module, before = _model(model, weights, front)
     batch = as_inputs(_rows(example, TIMED_ROWS))
     some = {name: value[:ROWS] for name, value in batch.items()}
-    points = points_of(module, before, some)
+    points = points_of(module, before, some, texts_of(some, _words(length) or ()))
     legal = [point.name for point in points if point.legal]
     for cut_ in legal[-1:]:  # places alone do not tell that rows are kept apart
         check_cut(module, before, some, cut_)
