@@ -49,7 +49,7 @@ FLOORS = [
         "graphs",
     ],
     ["answers", "running", "calibration", "factories"],
-    ["benching", "cutting", "fitting", "recording", "storing"],
+    ["benching", "cutting", "placing", "fitting", "recording", "storing"],
     ["comparing", "reporting", "deploy", "demo"],
     ["", "cli", "checks", "__main__"],  # "" is the face, offramp/__init__.py
 ]

@@ -66,6 +66,20 @@ def test_another_exit_at_one_node(place, as_json):
     assert (hidden["2"], hidden["5"]) == (None, [128])
 
 
+@pytest.mark.slow
+def test_cut_where_exits_pay(place, as_json):
+    words = ("--at", "auto", "--probe", "digits[0:700]", "-o", "net", "--exit", "linear")
+    made = as_json("cut", *MODEL, *words, "--parts", "2")
+    taken = [one["name"] for one in made["places"] if one["chosen"]]
+    assert (made["rungs"][0]["cuts"], len(taken)) == (taken, 1)
+    assert made["estimated_ms"] < made["plain_ms"]
+    assert off.load("net").learned.data == "digits[0:700]"
+    said = offramp("cut", *MODEL, *words).stdout
+    assert "could" in said
+    assert "chosen" in said
+    assert "estimated ms per row" in said
+
+
 @pytest.fixture
 def sentences(tmp_path, monkeypatch):
     """Specs of sixty texts of nine tokens, and of twelve."""
@@ -158,6 +172,11 @@ def test_images_that_do_not_fit_the_model(place):
         (("--at", "2", "--exit-of", "2"), "NAME=VALUE"),
         (("--at", "2", "--exit-of", "2=linaer"), "linear"),
         (("--at", "2", "--length", "words"), "expected inputs"),
+        (("--at", "auto"), "expected --probe with --at auto"),
+        (("--at", "2", "--probe", "digits[0:50]"), "with --at auto alone"),
+        (("--at", "auto", "--probe", "digits[0:50]", "--parts", "1"), "2 or more"),
+        (("--at", "auto", "--probe", "digits[0:30]"), "40 labelled rows"),
+        (("--at", "auto", "--probe", "digits[0:50]", "--exit-of", "2=linear"), "named in --at"),
     ],
 )
 def test_what_is_refused(place, words, says):

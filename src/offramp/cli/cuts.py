@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp.cli.options import AsJson, GateName, OutputFolder, pairs, writable
+from offramp.cli.places import asked, figures, placed_for
 from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
 
@@ -34,8 +35,17 @@ Front = Annotated[
     str,
     typer.Option("--front", metavar="FRONT", help="Its input: auto (default), none, unit, imagenet, my.module:front."),
 ]
-At = Annotated[str | None, typer.Option("--at", metavar="A,B", help="Cut after these modules, such as layer1,layer2.")]
-Parts = Annotated[int | None, typer.Option("--parts", metavar="K", help="Or cut into K parts of about equal work.")]
+At = Annotated[
+    str | None,
+    typer.Option("--at", metavar="A,B", help="Cut after these modules, such as layer1,layer2; or auto: where it pays."),
+]
+Parts = Annotated[
+    int | None,
+    typer.Option("--parts", metavar="K", help="Or cut into K parts of about equal work; with --at auto at most K."),
+]
+Probe = Annotated[
+    str | None, typer.Option("--probe", metavar="DATA", help="For --at auto: labelled rows to try places on.")
+]
 Exit = Annotated[
     str,
     typer.Option(
@@ -67,6 +77,7 @@ def cut(
     output: OutputFolder,
     at: At = None,
     parts: Parts = None,
+    probe: Probe = None,
     weights: Weights = None,
     front: Front = "auto",
     exit_: Exit = "linear_grid",
@@ -78,7 +89,9 @@ def cut(
     r"""Hang exits on one trained model.
 
     The model is cut after the modules in --at, or into --parts; its weights stay as they are. The exits
-    are not taught yet: `offramp fit` does that, or any loop of yours over net(x) in Python.
+    are not taught yet: `offramp fit` does that, or any loop of yours over net(x) in Python. With --at auto
+    a quick linear exit is tried at up to 24 places on the rows of --probe and timed on this machine; those
+    places are taken where the time that leaving saves is worth the exits. Such rows promise nothing later.
 
     Example:
       offramp cut offramp:resnet20 --weights r20.safetensors --at layer1,layer2 \
@@ -90,19 +103,22 @@ def cut(
     from offramp.storing import save
 
     writable(output, folder=True)
-    if (at is None) == (parts is None):
-        raise BadInput(f"got --at {at or '-'} and --parts {parts or '-'}, expected exactly one of them; give one")
-    names, free = _words(at), _words(length) or ()
-    exits = _exits(exit_, exit_of, names)
+    asked(at, parts, probe)
+    exits, free = _exits(exit_, exit_of, at), _words(length) or ()
     module, before = _model(model, weights, front)
     batch = _rows(example)
+    found = placed_for(probe, module, before, batch, exits, free, parts)
+    names, parts = (_words(at), parts) if found is None else (list(found.names), None)
     network = made(module, batch, at=names, n=parts, exits=exits, gate=gate, front=before, spec=model, length=free)
+    network.learned = None if found is None else found.seen
     save(network, output)
     body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
+    told, drawn = figures(found)
     answer(
-        body | {"untaught": list(network.untaught())},
+        body | {"untaught": list(network.untaught())} | told,
         as_json,
         f"Network of one model with exits {', '.join(network.chain.exits)}, gate {gate}: {output}",
+        *drawn,
     )
     if network.untaught():
         note(f"not taught yet: {', '.join(network.untaught())}")
@@ -112,14 +128,14 @@ def _words(text: str | None) -> list[str] | None:
     return None if text is None else [word.strip() for word in text.split(",")]
 
 
-def _exits(one: str, others: list[str] | None, at: list[str] | None) -> str | dict[str, str]:
+def _exits(one: str, others: list[str] | None, at: str | None) -> str | dict[str, str]:
     """The exit of all cuts, or one by cut where some have their own."""
-    own = pairs(others, "--exit-of")
-    if wrong := [name for name in own if name not in (at or ())]:
+    own, names = pairs(others, "--exit-of"), _words(at) or []
+    if wrong := [name for name in own if name not in names]:
         raise BadInput(
             f"got --exit-of {wrong[0]}=..., expected a module named in --at ({at or '-'}); name it there too"
         )
-    return {name: own.get(name, one) for name in at} if own and at else one
+    return {name: own.get(name, one) for name in names} if own else one
 
 
 def inspect(
