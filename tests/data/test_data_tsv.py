@@ -6,10 +6,10 @@ import json
 import sys
 
 import pytest
-from words import library, write_tokenizer
 
 from offramp.data.rows import rows
 from offramp.errors import BadData, BadFile, MissingExtra, UnknownName
+from words import library, write_tokenizer
 
 TEXT = "label\tsentence\n0\ta bad film\n1\tgood\n1\ta good film of words\n"
 
