@@ -44,9 +44,9 @@ def test_the_greedy_choice():
     assert chosen([], 10.0) == []
 
 
-def test_less_than_a_hundredth_is_not_worth_it():
-    assert chosen([place("a", 5.0, 0.0, share=0.01)], 10.0) == []
-    assert names(chosen([place("a", 5.0, 0.0, share=0.03)], 10.0)) == ["a"]
+def test_less_than_two_hundredths_are_not_worth_it():
+    assert chosen([place("a", 5.0, 0.0, share=0.03)], 10.0) == []
+    assert names(chosen([place("a", 5.0, 0.0, share=0.05)], 10.0)) == ["a"]
 
 
 def test_what_a_later_choice_made_needless_is_taken_out():

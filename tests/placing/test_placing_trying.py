@@ -10,7 +10,9 @@ from torch import nn
 import offramp as off
 from offramp.errors import BadData, BadInput, BadNetwork, OverlappingRows
 from offramp.inputs import as_inputs
-from offramp.placing.trying import placed
+from offramp.nodes import Exit
+from offramp.placing.trying import _Looked, placed
+from texts import encoder, texts
 
 WIDTH = 16
 
@@ -154,3 +156,34 @@ def test_digits():
     trace = off.record(net, "digits[700:1797]", timed=False, progress=False)
     plan = off.calibrate(trace, at_most=0.05)
     assert trace.evaluate(plan).prices[0].mean < 0.9 * trace.evaluate(plan).prices[0].plain
+
+
+def test_masks_and_exits_that_do_not_pool():
+    model, inputs = encoder(), as_inputs(texts(6, 9))
+    masked = _Looked(model, None, ["blocks.0", "blocks.1"], "linear_masked")
+    masked.add(inputs)
+    by_hand = model.words(inputs["x/input_ids"]).shape[2]
+    assert [(name, value.shape) for name, value in masked.features()] == [
+        ("blocks.0", (6, by_hand)),
+        ("blocks.1", (6, by_hand)),
+    ]
+    full, reach, heads = masked.times(inputs)
+    assert 0 < reach["blocks.0"] <= reach["blocks.1"] <= full
+    assert min(heads.values()) > 0
+    own = _Looked(model, None, ["blocks.0"], lambda shape, classes: Flat(shape, classes))
+    own.add(inputs)
+    assert own.features()[0][1].shape == (6, by_hand)
+
+
+class Flat(Exit):
+    """An exit that pools nothing beforehand."""
+
+    def __init__(self, shape, classes) -> None:
+        super().__init__()
+        self.layer = nn.Linear(shape[0] * shape[1], classes)
+
+    def forward(self, seen):
+        return self.layer(seen.features.flatten(1))
+
+    def config(self):
+        return {"name": "Flat"}

@@ -74,6 +74,8 @@ def unfetched(spec: str, problem: Exception) -> BadInput:
 
 
 def first_line(problem: BaseException) -> str:
-    """What went wrong, in one short sentence."""
+    """What went wrong at first, in one short sentence: libraries wrap errors in errors."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
     lines = str(problem).strip().splitlines()
     return (lines[0] if lines else type(problem).__name__).partition(". ")[0][:200].rstrip(".;")

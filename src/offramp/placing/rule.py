@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from scipy import linalg
 
-LOSS, GAIN, RIDGE = 0.01, 0.01, 0.1
+LOSS, GAIN, RIDGE = 0.01, 0.02, 0.1
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

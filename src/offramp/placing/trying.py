@@ -19,11 +19,11 @@ from offramp.inputs import State, as_inputs, count_of
 from offramp.measuring import interleaved, pace
 from offramp.nodes import Exit, Seen, grade
 from offramp.nodes import answer as logits_of
-from offramp.partition import CutPoint
+from offramp.partition import CutPoint, evenly
 from offramp.placing.rule import Array, Place, chosen, expected, leaving, probed
 from offramp.provenance import SeenRows
 from offramp.recipe import Pools, pooled_by
-from offramp.rungs import BACKBONE, Rung, values_of
+from offramp.rungs import BACKBONE, RESERVED, Rung, values_of
 from offramp.segmenting import points_of
 
 CANDIDATES, MOST_ROWS, LEAST_ROWS, BATCH = 24, 4000, 40, 64
@@ -169,16 +169,12 @@ def _looked_at(looked: _Looked, inputs: State) -> None:
 def _candidates(points: Sequence[CutPoint]) -> list[CutPoint]:
     """Legal cuts in order, one for each place with work before and behind it, and no more than CANDIDATES."""
     inner = [point for point in points if point.legal and 0 < (point.share or 0) < 1 and "/" not in point.name]
-    best = {point.share or 0: point for point in sorted(inner, key=lambda one: one.name.count("."), reverse=True)}
-    if not best:
-        raise BadNetwork(
-            "this model has no legal cut with work before and behind it, expected one; see offramp inspect"
-        )
-    shares = np.array(sorted(best))
-    if len(shares) > CANDIDATES:
-        wanted = np.arange(1, CANDIDATES + 1) / (CANDIDATES + 1)
-        shares = shares[np.unique(np.abs(shares[:, None] - wanted).argmin(0))]
-    return [best[share] for share in shares]
+    inner = [point for point in inner if point.name not in (*RESERVED, "y")]
+    count = len({point.share for point in inner})
+    if not count:
+        raise BadNetwork("this model has no legal cut between work, expected at least one; see offramp inspect")
+    names = evenly(inner, min(count, CANDIDATES) + 1)
+    return [point for point in inner if point.name in names]
 
 
 def _labelled(probe: object) -> tuple[list[Batch], Array, SeenRows]:
