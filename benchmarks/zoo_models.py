@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import sys
 from typing import Any
 
 import torch
@@ -178,7 +179,7 @@ def _sentences(kind: str, config: Any) -> dict[str, Tensor]:
 
 def without_compiled_operations() -> None:
     """Let torchvision from PyPI be imported beside a CPU build of torch: its operations are declared, and never run."""
-    if "torchvision" in _DECLARED or importlib.util.find_spec("torchvision") is None:
+    if {"torchvision"} & (_DECLARED.keys() | sys.modules.keys()) or importlib.util.find_spec("torchvision") is None:
         return
     library = _DECLARED["torchvision"] = torch.library.Library("torchvision", "DEF")
     backward = [

@@ -41,6 +41,7 @@ FLOORS = [
         "gates",
         "layers",
         "models",
+        "hubs",
         "partition",
         "recipes",
         "segmenting",
@@ -48,12 +49,12 @@ FLOORS = [
         "graphs",
     ],
     ["answers", "running", "calibration", "factories"],
-    ["benching", "cutting", "fitting", "recording", "storing"],
+    ["benching", "cutting", "placing", "fitting", "recording", "storing"],
     ["comparing", "reporting", "deploy", "demo"],
     ["", "cli", "checks", "__main__"],  # "" is the face, offramp/__init__.py
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
-SHELVES = ("augments", "exits", "gates", "layers", "models", "recipes", "engines")
+SHELVES = ("augments", "exits", "gates", "layers", "models", "hubs", "recipes", "engines")
 NO_TORCH = ("calibration", "guarantees", "reporting", "trace", "plan")
 LINES, MOST_LINES, LENGTH, MOST_LENGTH = 300, 500, 40, 80
 

@@ -260,3 +260,11 @@ def test_words_with_coordinates_stay_whole():
 
     boxes = torch.stack([torch.arange(9), torch.arange(9) + 5], 1).expand(3, 9, 2)
     assert off.cut(Boxes().eval(), boxes.clone(), at="sizes").chain.exits == ("sizes", "backbone")
+
+
+def test_numbers_of_tokens_that_the_model_does_not_know():
+    rows = {**texts(6, 9), "input_ids": torch.full((6, 9), 10**6)}
+    with pytest.raises(BadData, match="fails on the example: index out of range"):
+        off.cut(encoder(), rows, n=2, exits="linear_masked")
+    with pytest.raises(BadData, match="fails on the example: index out of range"):
+        off.cut(encoder(), rows, at=AT, exits="linear_masked")

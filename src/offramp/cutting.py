@@ -15,18 +15,16 @@ from torch import Tensor, nn
 from offramp.chain import Chain, Node
 from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.factories import make_exit, make_gate
-from offramp.find import find, unknown
+from offramp.find import find
 from offramp.inputs import State, as_inputs, given, texts_of
 from offramp.network import Network
 from offramp.nodes import Exit, Gate, Seen
 from offramp.nodes import answer as logits_of
-from offramp.partition import evenly
+from offramp.placing.asked import require_place, where
 from offramp.provenance import SeenRows
-from offramp.rungs import BACKBONE, Rung, digest, values_of
-from offramp.segmenting import points_of, segments_of
-from offramp.signature import INPUT, Input, is_input
-
-RESERVED = (INPUT, BACKBONE, "last")  # the raw input, and what `against` may name
+from offramp.rungs import BACKBONE, RESERVED, Rung, digest, values_of
+from offramp.segmenting import segments_of
+from offramp.signature import Input, is_input
 
 Model = nn.Module | tuple[nn.Module, nn.Module | None]
 Named = tuple[nn.Module, nn.Module | None, Network | None]
@@ -45,8 +43,11 @@ def cut(
     front: nn.Module | None = None,
     spec: str | None = None,
     length: Sequence[str] | str = (),
+    probe: object = None,
 ) -> Network:
     """A network of one trained model, cut after the modules named in `at`, or into `n` parts of about equal MACs.
+
+    at="auto": where exits pay on `probe`, labelled rows, and into at most `n` parts; offramp.placing tells the rule.
 
     example: a batch as the model (or its front) takes it: a tensor, a tuple, or a mapping to keyword arguments.
     exits: one for all cuts or one per cut: a name on the shelf `exits` (linear, linear_grid, linear_masked, mlp,
@@ -62,15 +63,15 @@ def cut(
     >>> cut(model, torch.randn(4, 8), at=["1"]).chain.exits
     ('1', 'backbone')
     """
-    if (at is None) == (n is None):
-        raise BadInput(f"got at={at!r} and n={n!r}, expected exactly one of them; name modules, or give a number")
+    require_place(at, n, probe)
     _require_modules(model, front)
     tried = as_inputs(example, next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None))
     free = texts_of(tried, length)
-    names = _even_cuts(model, front, tried, free, n or 0) if at is None else _named_cuts(model, at)
+    names, seen = where(model, front, tried, at=at, n=n, probe=probe, exits=exits, length=free)
     rung = Rung(BACKBONE, spec, names, tuple(_input(name, value) for name, value in tried.items()), free)
     features = _tried_out(model, front, rung, tried)
     network = _hung(model, front, replace(rung, cuts=tuple(features)[:-1]), features, exits, gate)  # in their order
+    network.learned = seen  # by which its exits were placed: they promise nothing
     segments_of(network, tried)
     check_classes(network, example)
     return network
@@ -212,28 +213,6 @@ def _tried_out(model: nn.Module, front: nn.Module | None, rung: Rung, tried: Sta
     except Exception as problem:  # whatever the user's code raises
         why = next(iter(str(problem).strip().splitlines()), type(problem).__name__).rstrip(".;")
         raise BadData(f"the model fails on the example: {why}; give a batch of its shape and type") from problem
-
-
-def _named_cuts(model: nn.Module, at: Sequence[str] | str) -> tuple[str, ...]:
-    known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
-    if not isinstance(at, (str, Sequence)):
-        raise BadInput(f"got at={at!r}, expected names of modules; see offramp inspect")
-    names = [at] if isinstance(at, str) else list(at)
-    for name in names:
-        if name not in known:
-            raise unknown(name, known, "module of this model")
-        if name in (*RESERVED, "y") or "/" in name:
-            raise BadInput(f"a cut is called {name!r}, which has a meaning of its own here; rename that module")
-    if not names or len(set(names)) < len(names):
-        raise BadInput(f"got at={names!r}, expected one or more modules, each once; see offramp inspect")
-    return tuple(names)
-
-
-def _even_cuts(
-    model: nn.Module, front: nn.Module | None, tried: State, length: Sequence[str], parts: int
-) -> tuple[str, ...]:
-    points = points_of(model, front, tried, length)
-    return evenly([point for point in points if point.name not in (*RESERVED, "y") and "/" not in point.name], parts)
 
 
 def _input(name: str, value: Tensor) -> Input:

@@ -1,7 +1,11 @@
-"""Models, fronts and gates from names: `offramp:resnet56`, `my.module:factory`, weights from a file.
+"""Models, fronts and gates from names: `offramp:resnet56`, `timm:resnet18`, `my.module:factory`; weights from a file.
 
+    offramp:NAME    timm:NAME    torchvision:NAME    hf:FOLDER-OR-NAME    my.module:factory
+
+The models of hubs come with their pretrained weights, unless a file of weights is given; options stand behind a
+question mark: `timm:resnet18?num_classes=10&pretrained=no`.
 A name that the user typed may import the user's code. A name that stands in a file may not: from a file only
-`offramp:` resolves, and anything else must be given again by the caller.
+`offramp:`, `timm:` and `torchvision:` resolve, nothing is fetched, and anything else must be given again by the caller.
 """
 
 from __future__ import annotations
@@ -15,22 +19,30 @@ from torch import Tensor, nn
 
 from offramp.errors import BadFile, BadInput
 from offramp.files import read_tensors
-from offramp.find import find, imported, shelved
+from offramp.find import files, find, find_file, imported, shelved
 from offramp.nodes import Exit, Gate, Scorer
 
 OURS = "offramp:"
+FROM_FILES = (OURS, "timm:", "torchvision:")  # names of architectures alone: hf reads configurations from elsewhere
 
 
-def make_model(spec: str, weights: str | Path | None = None) -> nn.Module:
+def make_model(spec: str, weights: str | Path | None = None, *, fetch: bool = True) -> nn.Module:
     """The model that a typed spec names, in eval mode, with weights loaded strictly.
 
-    Raises UnknownName or BadInput for the spec, BadFile for weights that do not fit.
+    fetch: whether a hub may fetch pretrained weights; never where `weights` are given. Raises UnknownName or BadInput
+    for the spec, BadFile for weights that do not fit, MissingExtra where the hub's package is not installed.
     """
-    factory = shelved("models", spec.removeprefix(OURS)) if spec.startswith(OURS) else _users(spec)
-    try:
-        model = factory()
-    except TypeError as problem:
-        raise BadInput(f"{spec!r} cannot be called without arguments ({problem}); give a factory that can") from problem
+    hub = _hub(spec)
+    if hub is not None:
+        model = find_file("hubs", hub[0]).build(hub[1], hub[2], fetch and weights is None)
+    else:
+        factory = shelved("models", spec.removeprefix(OURS)) if spec.startswith(OURS) else _users(spec)
+        try:
+            model = factory()
+        except TypeError as problem:
+            raise BadInput(
+                f"{spec!r} cannot be called without arguments ({problem}); give a factory that can"
+            ) from problem
     if not isinstance(model, nn.Module):
         raise BadInput(f"{spec!r} gave a {type(model).__name__}, expected a torch.nn.Module")
     if weights is not None:
@@ -39,15 +51,22 @@ def make_model(spec: str, weights: str | Path | None = None) -> nn.Module:
 
 
 def model_from_file(spec: str | None, rung: str) -> nn.Module:
-    """The model that a spec found in a file names; only `offramp:` resolves. Raises BadInput for any other."""
-    if spec is None or not spec.startswith(OURS):
+    """The model that a spec found in a file names, without pretrained weights: they were saved.
+
+    Only `offramp:`, `timm:` and `torchvision:` resolve. Raises BadInput for any other.
+    """
+    if spec is None or not spec.startswith(FROM_FILES):
         what = "was built by its user" if spec is None else f"is {spec!r}, and a file may not name code to run"
         raise BadInput(f"rung {rung!r} {what}; give it again: load(folder, model={{{rung!r}: model}})")
-    return make_model(spec)
+    return make_model(spec, fetch=False)
 
 
 def front_of(spec: str) -> nn.Module | None:
-    """The preprocessing that belongs to a model on our shelf; None for the user's own models."""
+    """The preprocessing that belongs to a model on our shelf or of a hub; None for the user's own models and texts."""
+    hub = _hub(spec)
+    if hub is not None:
+        front: nn.Module | None = find_file("hubs", hub[0]).front(hub[1], hub[2])
+        return front
     if not spec.startswith(OURS):
         return None
     module = shelved("models", spec.removeprefix(OURS)).__module__
@@ -158,8 +177,23 @@ def _reading(found: Any, name: object, earlier: Sequence[str] | None) -> dict[st
     return {"reads": tuple(earlier)}
 
 
+def _hub(spec: str) -> tuple[str, str, dict[str, str]] | None:
+    """The hub, the name and the options of `hub:name?option=value&...`; None for what names no hub."""
+    hub, colon, rest = spec.partition(":")
+    if not colon or hub not in files("hubs"):
+        return None
+    name, mark, behind = rest.partition("?")
+    options = [text.partition("=") for text in behind.split("&")] if mark else []
+    if not name or not all(key and value for key, _, value in options):
+        raise BadInput(f"the model is {spec!r}, expected {hub}:NAME or {hub}:NAME?option=value&...; write it so")
+    return hub, name, {key: value for key, _, value in options}
+
+
 def _users(spec: str) -> Callable[[], Any]:
     if ":" not in spec:
-        raise BadInput(f"the model is {spec!r}, expected offramp:NAME (see offramp doctor) or my.module:factory")
+        raise BadInput(
+            f"the model is {spec!r}, expected offramp:NAME (see offramp doctor), timm:NAME, "
+            "torchvision:NAME, hf:NAME or my.module:factory"
+        )
     factory: Callable[[], Any] = imported(spec)
     return factory

@@ -21,6 +21,7 @@ from typing import Any
 from offramp.errors import BadInput, UnknownName
 
 HOUSE = Path(__file__).parent
+SHOWN = 40  # of what is known, where nothing is near
 
 
 def find(shelf: str, name: str) -> Any:
@@ -41,10 +42,14 @@ def shelved(shelf: str, name: str) -> Any:
 
 def find_file(shelf: str, name: str) -> ModuleType:
     """The module `name` of a shelf whose files each hold one thing under an agreed word, such as engines' `open`."""
-    files = [file.stem for file in _files(shelf)]
-    if name not in files:
-        raise unknown(name, files, f"{shelf.rstrip('s')} on the shelf `{shelf}`")
+    if name not in files(shelf):
+        raise unknown(name, files(shelf), f"{shelf.rstrip('s')} on the shelf `{shelf}`")
     return importlib.import_module(f"offramp.{shelf}.{name}")
+
+
+def files(shelf: str) -> list[str]:
+    """The files of a shelf by name, sorted, without importing anything."""
+    return [file.stem for file in _files(shelf)]
 
 
 def names(shelf: str) -> list[str]:
@@ -70,7 +75,8 @@ def unknown(name: str, known: Iterable[str], kind: str) -> UnknownName:
     """The error for a name that nothing answers to, with the nearest names."""
     choices = list(known)
     near = difflib.get_close_matches(name, choices, n=3, cutoff=0.4)
-    offer = "did you mean " + " or ".join(map(repr, near)) if near else "known: " + ", ".join(choices)
+    more = f" and {len(choices) - SHOWN} more" if len(choices) > SHOWN else ""
+    offer = "did you mean " + " or ".join(map(repr, near)) if near else "known: " + ", ".join(choices[:SHOWN]) + more
     return UnknownName(
         f"there is no {kind} called {name!r}; {offer}?" if near else f"there is no {kind} called {name!r}; {offer}"
     )

@@ -12,10 +12,11 @@ from torch import nn
 
 from offramp.errors import BadNetwork
 from offramp.inputs import State, call_model
-from offramp.signature import Input
+from offramp.signature import INPUT, Input
 from offramp.taps import listening, logits_in, plain_attention, tapped
 
 BACKBONE = "backbone"  # the only rung of a model that was cut, and its last node
+RESERVED = (INPUT, BACKBONE, "last")  # the raw input, and what `against` may name
 
 Modules = Mapping[str, nn.Module] | nn.ModuleDict
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from typed import CALIBRATION, contents, offramp
 
 import offramp as off
 from small import moved
+from words import library, write_tokenizer
 
 MODEL = ("offramp:digits_large", "--weights", "digits_large.safetensors", "--example", "digits[0:4]")
 
@@ -56,6 +59,61 @@ def test_cut_into_parts(place):
     assert "Network of one model with exits" in done.stdout
     assert "not taught yet" in done.stderr
     assert len(off.load("net").chain.exits) == 3
+
+
+def test_another_exit_at_one_node(place, as_json):
+    made = as_json("cut", *MODEL, "--at", "2,5", "-o", "net", "--exit", "linear", "--exit-of", "5=mlp")
+    hidden = {name: config.get("hidden") for name, config in made["exits"].items()}
+    assert (hidden["2"], hidden["5"]) == (None, [128])
+
+
+@pytest.mark.slow
+def test_cut_where_exits_pay(place, as_json):
+    words = ("--at", "auto", "--probe", "digits[0:700]", "-o", "net", "--exit", "linear")
+    made = as_json("cut", *MODEL, *words, "--parts", "2")
+    taken = [one["name"] for one in made["places"] if one["chosen"]]
+    assert (made["rungs"][0]["cuts"], len(taken)) == (taken, 1)
+    assert made["estimated_ms"] < made["plain_ms"]
+    assert off.load("net").learned.data == "digits[0:700]"
+    said = offramp("cut", *MODEL, *words).stdout
+    assert "could" in said
+    assert "chosen" in said
+    assert "estimated ms per row" in said
+
+
+@pytest.fixture
+def sentences(tmp_path, monkeypatch):
+    """Specs of sixty texts of nine tokens, and of twelve."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "tokenizers", library())
+    write_tokenizer(tmp_path / "tok")
+    lines = (f"{n % 3}\t{['good', 'bad', 'film'][n % 3]}{' a' * (n % 7)}" for n in range(60))
+    (tmp_path / "t.tsv").write_text("\n".join(["label\tsentence", *lines]))
+    return "tsv:t.tsv?tokenizer=tok&length=9", "tsv:t.tsv?tokenizer=tok&length=12[0:40]"
+
+
+CUT = ("cut", "texts:encoder", "--at", "blocks.0", "--exit", "linear_masked", "-o", "net", "--example")
+AGAIN = ("--model", "backbone=texts:encoder")
+
+
+def test_texts_of_any_length_from_a_file(sentences, as_json):
+    short, long = sentences
+    made = as_json(*CUT, short, "--length", "input_ids, attention_mask")
+    assert made["rungs"][0]["length"] == ["x/input_ids", "x/attention_mask"]
+    trace = as_json("record", "net", long, "-o", "t.npz", "--no-time", *AGAIN)
+    assert (trace["rows"], trace["labelled"], trace["data"]) == (40, True, long)
+
+
+@pytest.mark.slow
+def test_texts_of_one_length_refuse_others(sentences, as_json):
+    short, long = sentences
+    said = as_json("inspect", "texts:encoder", "--example", short, "--length", "input_ids,attention_mask")
+    assert next(point for point in said["points"] if point["name"] == "blocks.0")["legal"]
+    as_json(*CUT, short)
+    done = offramp("run", "net", "-", short, "--threshold", "blocks.0=0.1", "-o", "answers.csv", *AGAIN)
+    assert done.exit_code == 0, done.output
+    refused = offramp("record", "net", long, "-o", "t.npz", "--no-time", *AGAIN)
+    assert (refused.exit_code, "length" in refused.stderr) == (2, True)
 
 
 OWN = {
@@ -110,6 +168,16 @@ def test_images_that_do_not_fit_the_model(place):
         (("--at", "2", "--front", "x"), "imagenet"),
         (("--at", "2", "--example", "digits[5:5]"), "rows"),
         (("--at", "13", "--exit", "branch"), "convolutional"),
+        (("--at", "2", "--exit-of", "5=linear"), "named in --at"),
+        (("--parts", "2", "--exit-of", "5=linear"), "named in --at"),
+        (("--at", "2", "--exit-of", "2"), "NAME=VALUE"),
+        (("--at", "2", "--exit-of", "2=linaer"), "linear"),
+        (("--at", "2", "--length", "words"), "expected inputs"),
+        (("--at", "auto"), "expected --probe with --at auto"),
+        (("--at", "2", "--probe", "digits[0:50]"), "with --at auto alone"),
+        (("--at", "auto", "--probe", "digits[0:50]", "--parts", "1"), "2 or more"),
+        (("--at", "auto", "--probe", "digits[0:30]"), "40 labelled rows"),
+        (("--at", "auto", "--probe", "digits[0:50]", "--exit-of", "2=linear"), "named in --at"),
     ],
 )
 def test_what_is_refused(place, words, says):

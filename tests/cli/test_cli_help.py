@@ -15,8 +15,8 @@ from offramp.cli import app
 GIVEN = "--model --front-of --gate-of"
 FLAGS = {
     "ladder": "--model --weights --front --name --gate --temperature --answer --example --output -o",
-    "inspect": "--example --weights --front",
-    "cut": "--example --output -o --at --parts --weights --front --exit --gate",
+    "inspect": "--example --weights --front --length",
+    "cut": "--example --output -o --at --parts --probe --weights --front --exit --exit-of --gate --length",
     "fit": f"--output -o --recipe --with --development --batch-size --seed --augment --views --precision --folder "
     f"--cache --resume --track {GIVEN}",
     "record": f"--output -o --batch-size --keep --no-time --engine {GIVEN}",

@@ -18,7 +18,7 @@ def gather(data, size=7):
 
 
 def test_the_shelf_is_the_files():
-    assert specs.names() == ["cifar10", "digits", "imagefolder", "mnist", "npz", "parquet"]
+    assert specs.names() == ["cifar10", "digits", "imagefolder", "mnist", "npz", "parquet", "tsv"]
 
 
 @pytest.mark.parametrize(

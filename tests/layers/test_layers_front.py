@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.errors import BadData
+from offramp.errors import BadData, BadInput
 from offramp.layers.front import Front
 
 
@@ -40,6 +40,28 @@ def test_resizing():
     torch.testing.assert_close(Front(size=(4, 3))(x), want)
 
 
+def test_nothing_is_stretched_where_the_middle_is_cut_out():
+    x = torch.arange(12.0).repeat(6, 1)[None, None]  # [1, 1, 6, 12]: each column its number
+    kept = Front(scale=1, size=(6, 6), short=6)(x)
+    assert kept[0, 0, 0].tolist() == [3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+    half = Front(scale=1, size=(2, 2), short=3)(x)
+    assert half.shape == (1, 1, 2, 2)
+    assert Front(scale=1, size=(6, 12), short=20)(x).equal(x)  # of its size already
+
+
+def test_a_cubic_of_bytes_stays_within_them():
+    edge = torch.tensor([0, 255], dtype=torch.uint8).repeat_interleave(8).repeat(16, 1)[None, None]
+    cubic = Front(scale=1, size=(32, 32), interpolation="bicubic")
+    assert (cubic(edge).min(), cubic(edge).max()) == (0, 255)
+    assert cubic(edge.float()).max() > 255
+
+
+@pytest.mark.parametrize("given", [{"interpolation": "cubic"}, {"short": 4}, {"size": (5, 5), "short": 4}])
+def test_sizes_that_do_not_go_together(given):
+    with pytest.raises(BadInput, match="expected short >= size"):
+        Front(**given)
+
+
 @pytest.mark.parametrize(
     ("front", "shape", "says"),
     [
@@ -59,7 +81,13 @@ def test_an_empty_batch():
 
 
 @pytest.mark.parametrize(
-    "front", [Front(), Front((0.485, 0.456), (0.2, 0.1), size=(3, 4), expects=(5, 6)), Front(scale=1)]
+    "front",
+    [
+        Front(),
+        Front((0.485, 0.456), (0.2, 0.1), size=(3, 4), expects=(5, 6)),
+        Front(scale=1),
+        Front(size=(3, 3), short=4, interpolation="bicubic"),
+    ],
 )
 def test_it_is_built_again_from_its_config(front):
     plain = json.loads(json.dumps(front.config()))

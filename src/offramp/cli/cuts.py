@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.cli.options import AsJson, GateName, OutputFolder, writable
+from offramp.cli.options import AsJson, GateName, OutputFolder, pairs, writable
+from offramp.cli.places import asked, figures, placed_for
 from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
 
@@ -17,7 +18,12 @@ if TYPE_CHECKING:
     from offramp.partition import CutPoint
 
 Model = Annotated[
-    str, typer.Argument(metavar="MODEL", help="offramp:resnet20 or my.module:factory, called without arguments.")
+    str,
+    typer.Argument(
+        metavar="MODEL",
+        help="offramp:resnet20, timm:NAME, torchvision:NAME, hf:NAME-OR-FOLDER (pretrained; "
+        "NAME?num_classes=10&pretrained=no) or my.module:factory.",
+    ),
 ]
 Example = Annotated[
     str, typer.Option("--example", metavar="DATA", help="Rows to try it on, such as digits[0:4] or npz:some.npz.")
@@ -29,14 +35,36 @@ Front = Annotated[
     str,
     typer.Option("--front", metavar="FRONT", help="Its input: auto (default), none, unit, imagenet, my.module:front."),
 ]
-At = Annotated[str | None, typer.Option("--at", metavar="A,B", help="Cut after these modules, such as layer1,layer2.")]
-Parts = Annotated[int | None, typer.Option("--parts", metavar="K", help="Or cut into K parts of about equal work.")]
+At = Annotated[
+    str | None,
+    typer.Option("--at", metavar="A,B", help="Cut after these modules, such as layer1,layer2; or auto: where it pays."),
+]
+Parts = Annotated[
+    int | None,
+    typer.Option("--parts", metavar="K", help="Or cut into K parts of about equal work; with --at auto at most K."),
+]
+Probe = Annotated[
+    str | None, typer.Option("--probe", metavar="DATA", help="For --at auto: labelled rows to try places on.")
+]
 Exit = Annotated[
     str,
     typer.Option(
         "--exit",
         metavar="EXIT",
         help="linear, linear_grid, linear_masked, mlp, branch, sdn, cascade, ... (see doctor), my.module:factory.",
+    ),
+]
+
+ExitOf = Annotated[
+    list[str] | None,
+    typer.Option("--exit-of", metavar="NODE=EXIT", help="Another exit than --exit after a module of --at; repeat it."),
+]
+Length = Annotated[
+    str | None,
+    typer.Option(
+        "--length",
+        metavar="A,B",
+        help="Inputs whose length of text is free: input_ids,attention_mask. Else it is that of --example.",
     ),
 ]
 
@@ -49,43 +77,74 @@ def cut(
     output: OutputFolder,
     at: At = None,
     parts: Parts = None,
+    probe: Probe = None,
     weights: Weights = None,
     front: Front = "auto",
     exit_: Exit = "linear_grid",
+    exit_of: ExitOf = None,
     gate: GateName = "margin",
+    length: Length = None,
     as_json: AsJson = False,
 ) -> None:
     r"""Hang exits on one trained model.
 
     The model is cut after the modules in --at, or into --parts; its weights stay as they are. The exits
-    are not taught yet: `offramp fit` does that, or any loop of yours over net(x) in Python.
+    are not taught yet: `offramp fit` does that, or any loop of yours over net(x) in Python. With --at auto
+    a quick linear exit is tried at up to 24 places on the rows of --probe and timed on this machine; those
+    places are taken where the time that leaving saves is worth the exits. Such rows promise nothing later.
 
     Example:
       offramp cut offramp:resnet20 --weights r20.safetensors --at layer1,layer2 \
         --example 'cifar10:data[0:8]' -o network/
+      offramp cut hf:bert-sst2/ --at bert.encoder.layer.3 --exit linear_masked \
+        --length input_ids,attention_mask --example 'tsv:dev.tsv?tokenizer=bert-sst2/[0:8]' -o network/
     """
     from offramp.cutting import cut as made
     from offramp.storing import save
 
     writable(output, folder=True)
-    if (at is None) == (parts is None):
-        raise BadInput(f"got --at {at or '-'} and --parts {parts or '-'}, expected exactly one of them; give one")
+    asked(at, parts, probe)
+    exits, free = _exits(exit_, exit_of, at), _words(length) or ()
     module, before = _model(model, weights, front)
-    names = None if at is None else [name.strip() for name in at.split(",")]
-    network = made(module, _rows(example), at=names, n=parts, exits=exit_, gate=gate, front=before, spec=model)
+    batch = _rows(example)
+    found = placed_for(probe, module, before, batch, exits, free, parts)
+    names, parts = (_words(at), parts) if found is None else (list(found.names), None)
+    network = made(module, batch, at=names, n=parts, exits=exits, gate=gate, front=before, spec=model, length=free)
+    network.learned = None if found is None else found.seen
     save(network, output)
     body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
+    told, drawn = figures(found)
     answer(
-        body | {"untaught": list(network.untaught())},
+        body | {"untaught": list(network.untaught())} | told,
         as_json,
         f"Network of one model with exits {', '.join(network.chain.exits)}, gate {gate}: {output}",
+        *drawn,
     )
     if network.untaught():
         note(f"not taught yet: {', '.join(network.untaught())}")
 
 
+def _words(text: str | None) -> list[str] | None:
+    return None if text is None else [word.strip() for word in text.split(",")]
+
+
+def _exits(one: str, others: list[str] | None, at: str | None) -> str | dict[str, str]:
+    """The exit of all cuts, or one by cut where some have their own."""
+    own, names = pairs(others, "--exit-of"), _words(at) or []
+    if wrong := [name for name in own if name not in names]:
+        raise BadInput(
+            f"got --exit-of {wrong[0]}=..., expected a module named in --at ({at or '-'}); name it there too"
+        )
+    return {name: own.get(name, one) for name in names} if own else one
+
+
 def inspect(
-    model: Model, example: Example, weights: Weights = None, front: Front = "auto", as_json: AsJson = False
+    model: Model,
+    example: Example,
+    weights: Weights = None,
+    front: Front = "auto",
+    length: Length = None,
+    as_json: AsJson = False,
 ) -> None:
     """List where a model can be cut.
 
@@ -97,14 +156,14 @@ def inspect(
     Example:
       offramp inspect offramp:resnet20 --example 'cifar10:data[0:8]'
     """
-    from offramp.inputs import as_inputs, count_of
+    from offramp.inputs import as_inputs, count_of, texts_of
     from offramp.measuring import pace
     from offramp.segmenting import check_cut, points_of
 
     module, before = _model(model, weights, front)
     batch = as_inputs(_rows(example, TIMED_ROWS))
     some = {name: value[:ROWS] for name, value in batch.items()}
-    points = points_of(module, before, some)
+    points = points_of(module, before, some, texts_of(some, _words(length) or ()))
     legal = [point.name for point in points if point.legal]
     for cut_ in legal[-1:]:  # places alone do not tell that rows are kept apart
         check_cut(module, before, some, cut_)

@@ -148,7 +148,7 @@ def _extras() -> dict[str, list[str]]:
 def _shelves() -> dict[str, list[str]]:
     """What can be named at the command line."""
     from offramp.data import specs
-    from offramp.find import HOUSE, find, names
+    from offramp.find import files, find, names
 
     def callable_with(shelf: str, count: int, but: str = "") -> list[str]:
         def fits(thing: Callable[..., object]) -> bool:
@@ -156,11 +156,9 @@ def _shelves() -> dict[str, list[str]]:
 
         return [name for name in names(shelf) if name != but and fits(find(shelf, name))]
 
-    def files(shelf: str) -> list[str]:
-        return sorted(file.stem for file in (HOUSE / shelf).glob("*.py") if not file.stem.startswith("_"))
-
     return {
         "models": [f"offramp:{name}" for name in callable_with("models", 0, but="front")],
+        "hubs": [f"{name}:NAME" for name in files("hubs")],
         "gates": callable_with("gates", 1),
         "exits": names("exits"),
         "layers": names("layers"),

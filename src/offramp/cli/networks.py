@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Models = Annotated[
     list[str],
-    typer.Option("--model", metavar="SPEC", help="offramp:resnet20 or my.module:factory; cheapest first, repeat it."),
+    typer.Option("--model", metavar="SPEC", help="A model as in `offramp cut`, such as timm:resnet18; cheapest first."),
 ]
 Weights = Annotated[
     list[str] | None,
@@ -116,9 +116,15 @@ def _beside(models: Sequence[str], given: Sequence[str] | None, option: str, def
 
 
 def _unique(models: Sequence[str]) -> list[str]:
-    """The last word of each spec; of equal ones the later get a number."""
+    """The last word of each spec (of a hub's the name); of equal ones the later get a number."""
+    from offramp.find import files
+
     names: list[str] = []
     for spec in models:
-        word = re.sub(r"[^A-Za-z0-9_\-]", "-", re.split(r"[:.]", spec)[-1]) or "rung"
+        bare, parts = (
+            spec.partition("?")[0].rstrip("/"),
+            r"[:/]" if spec.partition(":")[0] in files("hubs") else r"[:.]",
+        )
+        word = re.sub(r"[^A-Za-z0-9_\-]", "-", re.split(parts, bare)[-1]) or "rung"
         names.append(next(each for each in (word, *(f"{word}-{n}" for n in range(2, 99))) if each not in names))
     return names

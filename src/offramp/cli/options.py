@@ -25,8 +25,8 @@ DataSpec = Annotated[
     str,
     typer.Argument(
         metavar="DATA",
-        help="Rows: digits, cifar10:DIR, mnist:DIR, imagefolder:DIR, parquet:PATH, npz:PATH or my.module:factory, "
-        "each with [a:b] to select.",
+        help="Rows: digits, cifar10:DIR, mnist:DIR, imagefolder:DIR, parquet:PATH, npz:PATH, "
+        "tsv:PATH?tokenizer=FOLDER&length=64 or my.module:factory, each with [a:b] to select.",
     ),
 ]
 Threshold = Annotated[
@@ -43,7 +43,7 @@ RiskName = Annotated[
 Given = Annotated[
     list[str] | None,
     typer.Option(
-        "--model", metavar="RUNG=SPEC", help="A rung built by you, given again: my.module:factory (weights are saved)."
+        "--model", metavar="RUNG=SPEC", help="A rung given again: my.module:factory or hf:NAME (weights are saved)."
     ),
 ]
 GivenFront = Annotated[
@@ -86,7 +86,7 @@ def network_of(folder: str, models: list[str] | None, fronts: list[str] | None, 
     from offramp.factories import make_front, make_gate, make_model
     from offramp.storing import load
 
-    model = {rung: make_model(spec) for rung, spec in pairs(models, "--model").items()}
+    model = {rung: make_model(spec, fetch=False) for rung, spec in pairs(models, "--model").items()}
     front = {rung: make_front(spec) for rung, spec in pairs(fronts, "--front-of").items()}
     gate = {node: make_gate(spec) for node, spec in pairs(gates, "--gate-of").items()}
     for rung in front.keys() - model.keys():

@@ -1,6 +1,7 @@
-"""Data sources written as text: `name[/split][@HxW][:place][[a:b:step]]`.
+"""Data sources written as text: `name[/split][@HxW][:place][?option=value&...][[a:b:step]]`.
 
     digits    cifar10:DIR    cifar10/train:DIR[0:1000]    imagefolder@224x224:DIR    npz:PATH[::10]    my.module:factory
+    tsv:PATH?tokenizer=FOLDER&length=64[0:1000]
 
 A name is a file of this folder; `my.module:factory` is imported and called without arguments.
 """
@@ -11,7 +12,8 @@ import importlib
 import importlib.util
 import inspect
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from offramp.errors import BadData, OfframpError
 
 SHAPE = re.compile(
     r"(?P<name>[^/@:\[\]]+)(/(?P<split>[^/@:\[\]]+))?(@(?P<h>[0-9]{1,5})x(?P<w>[0-9]{1,5}))?"
-    r"(:(?P<place>.*?))?(\[(?P<selection>[^\[\]]*)\])?",
+    r"(:(?P<place>.*?)(\?(?P<options>[a-z_]+=[^\[\]]*))?)?(\[(?P<selection>[^\[\]]*)\])?",
     re.DOTALL,
 )
 NOT_SOURCES = ("rows", "specs")
@@ -29,7 +31,7 @@ NOT_SOURCES = ("rows", "specs")
 
 @dataclass(frozen=True)
 class Spec:
-    """A spec taken apart; `whole` is its text without the selection. No split and no place are ''."""
+    """A spec taken apart; `whole` is its text without the selection. No split and no place are ''; options are text."""
 
     whole: str
     name: str
@@ -37,6 +39,7 @@ class Spec:
     size: tuple[int, int] | None
     place: str
     selection: str | None
+    options: Mapping[str, str] = field(default_factory=dict)
 
 
 def names() -> list[str]:
@@ -58,7 +61,16 @@ def parse(text: str) -> Spec:
     if size is not None and not (0 < size[0] <= 8192 and 0 < size[1] <= 8192):
         raise BadData(f"{text!r} asks for images of {size[0]}x{size[1]}; expected 1 to 8192 each way")
     whole = text.strip() if part["selection"] is None else text.strip()[: -len(part["selection"]) - 2]
-    return Spec(whole, part["name"], part["split"] or "", size, part["place"] or "", part["selection"])
+    options = _options(part["options"], text)
+    return Spec(whole, part["name"], part["split"] or "", size, part["place"] or "", part["selection"], options)
+
+
+def _options(behind: str | None, text: str) -> dict[str, str]:
+    pairs = [one.partition("=") for one in behind.split("&")] if behind else []
+    found = {name: value for name, _, value in pairs}
+    if not all(name and value for name, _, value in pairs) or len(found) < len(pairs):
+        raise BadData(f"{text!r} has options {behind!r}; expected name=value&name=value, each once: write it so")
+    return found
 
 
 def load(spec: Spec) -> object:
@@ -69,13 +81,19 @@ def load(spec: Spec) -> object:
         raise find.unknown(spec.name, names(), "data source")
     source: Any = importlib.import_module(f"offramp.data.{spec.name}").load
     place = str(Path(spec.place).expanduser()) if spec.place else ""
+    takes = inspect.signature(source).parameters
+    known = [name for name in takes if name not in ("place", "split", "size")]
+    for name in spec.options.keys() - known:
+        if not known:
+            raise BadData(f"{spec.whole} has the option {name!r}, and {spec.name} takes none; leave it out")
+        raise find.unknown(name, known, f"option of {spec.name}")
     if spec.size is None:
-        return source(place, spec.split)
-    if "size" not in inspect.signature(source).parameters:
+        return source(place, spec.split, **spec.options)
+    if "size" not in takes:
         raise BadData(
             f"{spec.whole} asks for a size, which {spec.name} cannot take; only imagefolder and parquet resize"
         )
-    return source(place, spec.split, size=spec.size)
+    return source(place, spec.split, size=spec.size, **spec.options)
 
 
 def _is_module(name: str) -> bool:
@@ -90,8 +108,10 @@ def _is_module(name: str) -> bool:
 
 def _made_by(spec: Spec) -> object:
     """The result of the user's own `module:factory`, called without arguments."""
-    if spec.split or spec.size:
-        raise BadData(f"{spec.whole} has a split or a size, which a factory cannot take; write module:factory only")
+    if spec.split or spec.size or spec.options:
+        raise BadData(
+            f"{spec.whole} has a split, a size or options, which a factory cannot take; write module:factory only"
+        )
     try:
         factory = find.imported(f"{spec.name}:{spec.place}")
         return factory()

@@ -11,7 +11,7 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from offramp.errors import BadInput
+from offramp.errors import BadData, BadInput
 from offramp.partition.exporting import exported
 from offramp.partition.graph import Exported
 from offramp.partition.pieces import unfit
@@ -54,7 +54,11 @@ def cut_points(
     """
     marks = {name: module for name, module in model.named_modules() if name}
     source = exported(model, args, kwargs, marks, length)
-    shares = _shares(source, [tensor.detach() for tensor in inputs_of(args, kwargs).values()])
+    try:
+        shares = _shares(source, [tensor.detach() for tensor in inputs_of(args, kwargs).values()])
+    except IndexError as problem:  # the export runs on shapes alone, and takes any number for a token
+        why = str(problem).strip().splitlines()[0].rstrip(".;")
+        raise BadData(f"the model fails on the example: {why}; give rows whose numbers it knows") from problem
     ran = sorted(source.taps, key=lambda name: source.taps[name].end)
     return [_point(source, name, shares) for name in ran] + [
         _point(source, name, shares) for name in marks if name not in ran

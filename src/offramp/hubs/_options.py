@@ -1,0 +1,81 @@
+"""What hubs share: the options behind a name, `resnet18?num_classes=10&pretrained=no`, and missing packages."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import nn
+
+from offramp.errors import BadInput, MissingExtra
+from offramp.find import unknown
+
+Kinds = Mapping[str, Callable[[str], Any]]
+
+EXTRA = "hub"
+RANDOM = "give the weights (--weights FILE), or say ?pretrained=no for random ones"
+
+
+def yes_no(text: str) -> bool:
+    """Yes or no; ValueError for anything else."""
+    return {"yes": True, "no": False}[text]
+
+
+def number(text: str) -> int:
+    """A whole number from 1 upward; ValueError for anything else."""
+    found = int(text)
+    if found < 1 or not text.isascii():
+        raise ValueError(text)
+    return found
+
+
+def read(options: Mapping[str, str], kinds: Kinds, hub: str) -> dict[str, Any]:
+    """Options as what they mean. Raises UnknownName and BadInput: nothing but what `kinds` lists goes through."""
+    found = {}
+    for name, text in options.items():
+        if name not in kinds:
+            raise unknown(name, kinds, f"option of {hub} models")
+        try:
+            found[name] = kinds[name](text)
+        except (ValueError, KeyError) as problem:
+            raise BadInput(
+                f"got {name}={text}, expected {'yes or no' if kinds[name] is yes_no else 'a whole number from 1 up'}; "
+                "change it"
+            ) from problem
+    return found
+
+
+def library(name: str, what_for: str) -> Any:
+    """A package that stands behind a hub. Raises MissingExtra, BadInput for one that does not suit the rest."""
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as problem:
+        raise MissingExtra(problem.name or name, EXTRA, f"the model {what_for!r}") from problem
+    except (ImportError, RuntimeError, OSError) as problem:  # compiled operations of another torch
+        raise BadInput(
+            f"{name} cannot be imported ({first_line(problem)}), expected one that belongs to this torch; install both "
+            "from the same index"
+        ) from problem
+
+
+def built(spec: str, call: Callable[[], Any]) -> nn.Module:
+    """What a library builds. Raises BadInput with what it says."""
+    try:
+        model: nn.Module = call()
+    except Exception as problem:  # whatever a library raises for options that do not suit a model
+        raise BadInput(f"{spec!r} cannot be built: {first_line(problem)}; change its options") from problem
+    return model
+
+
+def unfetched(spec: str, problem: Exception) -> BadInput:
+    """The error for weights that could not be had."""
+    return BadInput(f"the weights of {spec!r} cannot be fetched ({first_line(problem)}); {RANDOM}")
+
+
+def first_line(problem: BaseException) -> str:
+    """What went wrong at first, in one short sentence: libraries wrap errors in errors."""
+    while problem.__cause__ is not None:
+        problem = problem.__cause__
+    lines = str(problem).strip().splitlines()
+    return (lines[0] if lines else type(problem).__name__).partition(". ")[0][:200].rstrip(".;")

@@ -1,0 +1,157 @@
+"""Texts as tokens: columns, labels, lengths, and files that are refused."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+
+from offramp.data.rows import rows
+from offramp.errors import BadData, BadFile, MissingExtra, UnknownName
+from words import library, write_tokenizer
+
+TEXT = "label\tsentence\n0\ta bad film\n1\tgood\n1\ta good film of words\n"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "tokenizers", library())
+    write_tokenizer(tmp_path / "tok")
+    (tmp_path / "some.tsv").write_text(TEXT)
+    return tmp_path
+
+
+def spec(file="some.tsv", more="", length=5):
+    return f"tsv:{file}?tokenizer=tok&length={length}{more}"
+
+
+def test_rows_are_tokens_of_one_length(here):
+    data = rows(spec())
+    batch = next(data.batches(8))
+    assert batch.x["input_ids"].tolist() == [[1, 7, 5, 6, 2], [1, 4, 2, 0, 0], [1, 7, 4, 6, 2]]
+    assert batch.x["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
+    assert {str(part.dtype) for part in batch.x.values()} == {"int64"}
+    assert (batch.y.tolist(), data.labels.tolist(), len(data)) == ([0, 1, 1], [0, 1, 1], 3)
+    assert next(rows(f"{spec()}[1:2]").batches(8)).x["input_ids"].tolist() == [[1, 4, 2, 0, 0]]
+    assert next(rows("tsv:some.tsv?tokenizer=tok/tokenizer.json").batches(1)).x["input_ids"].shape == (1, 128)
+    assert (data.name, data.fingerprint) == (spec(), rows(spec()).fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [
+        ("0\ta bad film\n1\tgood\n", ""),
+        ("a bad film\t0\r\ngood\t1\r\n\r\n", ""),
+        ("\ufeffcontent\tlabel\na bad film\t0\ngood\t1", ""),
+        ("id\tsaid\tkind\n7\ta bad film\t0\n8\tgood\t1\n", "&text=said&label=kind"),
+        ("id\tsaid\tkind\n7\ta bad film\t0\n8\tgood\t1\n", "&text=2&label=3"),
+        ("7\ta bad film\t0\n8\tgood\t1\n", "&text=2&label=3"),
+        ("sentence\tid\tlabel\na bad film\t9\t0\ngood\t8\t1\n", ""),
+    ],
+)
+def test_columns_by_name_by_number_or_by_what_they_hold(here, text, more):
+    (here / "t.tsv").write_text(text, encoding="utf-8", newline="")
+    batch = next(rows(spec("t.tsv", more)).batches(8))
+    assert batch.x["input_ids"].tolist() == [[1, 7, 5, 6, 2], [1, 4, 2, 0, 0]]
+    assert batch.y.tolist() == [0, 1]
+
+
+def test_without_labels_and_splits(here):
+    (here / "t.tsv").write_text("sentence\ngood\n")
+    assert next(rows(spec("t.tsv")).batches(8)).y is None
+    (here / "t.tsv").write_text('say "good\ngood\n', encoding="utf-8")  # a quotation mark is a character
+    assert len(rows(spec("t.tsv"))) == 2
+    (here / "dev.tsv").write_text("0\tgood\n")
+    (here / "train.tsv").write_text("0\tgood\n1\tbad\n")
+    assert len(rows(spec("."))) == 1
+    assert len(rows(spec(".").replace("tsv:", "tsv/train:"))) == 2
+
+
+def test_the_token_that_fills_up(here):
+    write_tokenizer(here / "tok", words={"good": 4}, padding={"pad_id": 9})
+    assert next(rows(spec()).batches(2)).x["input_ids"][1].tolist() == [1, 4, 2, 9, 9]
+    write_tokenizer(here / "tok", words={"good": 4, "<end>": 8})
+    with pytest.raises(BadData, match="no token to fill rows up"):
+        rows(spec())
+    (here / "tok" / "tokenizer_config.json").write_text(json.dumps({"pad_token": {"content": "<end>"}}))
+    assert next(rows(spec()).batches(2)).x["input_ids"][1].tolist() == [1, 4, 2, 8, 8]
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("label\tsentence\n0\ta\tb\n", "line 2 .* has 3 columns, the first 2"),
+        ("label\tsentence\n0\n", "line 2 .* has 1 columns"),
+        ("label\tsentence\n0\ta\npositive\tb\n", "line 3 .* the label 'positive'; expected integers"),
+        ("label\tsentence\n-1\ta\n", "the label '-1'"),
+        ("label\tsentence\n0.5\ta\n", "the label '0.5'"),
+        ("label\tsentence\n", "no row below its header"),
+        ("", "holds no rows"),
+        ("a\tb\tc\nd\te\tf\n", "which holds the text is not clear"),
+        ("one\0two\n", "zero bytes"),
+    ],
+)
+def test_files_that_are_refused(here, text, says):
+    (here / "t.tsv").write_text(text)
+    with pytest.raises(BadData, match=says):
+        rows(spec("t.tsv"))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error", "says"),
+    [
+        ("tsv:some.tsv", BadData, "no tokenizer; expected tsv:PATH"),
+        ("tsv:some.tsv?tokenizer=none", BadFile, "does not exist; expected a tokenizer.json"),
+        ("tsv:some.tsv?tokenizer=some.tsv", BadFile, "cannot be read as a tokenizer.json"),
+        ("tsv:some.tsv?tokenizer=.", BadData, "save_pretrained"),
+        ("tsv:none.tsv?tokenizer=tok", BadFile, "does not exist"),
+        ("tsv/dev:some.tsv?tokenizer=tok", BadData, "no split 'dev'"),
+        ("tsv/dev:.?tokenizer=tok", BadFile, "dev.tsv does not exist"),
+        ("tsv?tokenizer=tok", UnknownName, "tsv"),
+        ("tsv@8x8:some.tsv?tokenizer=tok", BadData, "asks for a size"),
+        (spec(length="2"), BadData, "expected at least 3"),
+        (spec(length="x"), BadData, "number of tokens"),
+        (spec(length="0"), BadData, "number of tokens"),
+        (spec(more="&text=4"), BadData, "no column '4'"),
+        (spec(more="&label=kind"), BadData, "no column 'kind'"),
+        (spec(more="&lenght=4"), UnknownName, "length"),
+        (spec(more="&length=4"), BadData, "each once"),
+        (spec(more="&text="), BadData, "name=value"),
+        ("npz:some.npz?length=4", BadData, "npz takes none"),
+        ("npz:place?of=it/x.npz", BadData, "npz takes none"),
+        (f"{spec()}[2:9]", BadData, "3 rows"),
+    ],
+)
+def test_specs_that_are_refused(here, wrong, error, says):
+    with pytest.raises(error, match=says):
+        rows(wrong)
+
+
+def test_another_encoding(here):
+    (here / "t.tsv").write_bytes("0\tschön\n".encode("latin-1"))
+    with pytest.raises(BadFile, match="UTF-8"):
+        rows(spec("t.tsv"))
+
+
+def test_without_the_library(here, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    with pytest.raises(MissingExtra, match=r"offramp\[text\]"):
+        rows(spec())
+
+
+def test_a_real_tokenizer(tmp_path):
+    tokenizers = pytest.importorskip("tokenizers")
+    models, pre, post = tokenizers.models, tokenizers.pre_tokenizers, tokenizers.processors
+    words = {"[PAD]": 3, "[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "good": 4, "film": 5}
+    made = tokenizers.Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    made.pre_tokenizer = pre.Whitespace()
+    made.post_processor = post.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    made.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "t.tsv").write_text("label\tsentence\n1\ta good film\n0\tgood good good good\n1\t\n")
+    batch = next(rows(f"tsv:{tmp_path}/t.tsv?tokenizer={tmp_path}&length=5").batches(4))
+    assert batch.x["input_ids"].tolist() == [[1, 0, 4, 5, 2], [1, 4, 4, 4, 2], [1, 2, 3, 3, 3]]
+    assert batch.x["attention_mask"].sum(1).tolist() == [5, 5, 2]
+    with pytest.raises(BadData, match="expected at least 3"):
+        rows(f"tsv:{tmp_path}/t.tsv?tokenizer={tmp_path}&length=2")
