@@ -1,12 +1,16 @@
 """One network of a comparison, by the same verbs as by hand: cut, taught, recorded; each step a file, done once.
 
-<folder>/<method>-<seed>/settings.json, run/ (checkpoints, metrics.csv), network/, calibration.npz, test.npz,
-figures-<gate>.json, bench-<gate>.json
+<folder>/<method>-<seed>/
+    settings.json                  what the network is made of; another one is not taken for it
+    run/                           of fit: checkpoints, metrics.csv
+    taught.json, network/          seconds and notes of teaching; the network
+    calibration.npz, test.npz      traces under the network's own gate
+    figures-<gate>.json            see figures.py
+    bench-<gate>.json              see bench
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,9 +24,9 @@ from torch import nn
 from offramp.benching import bench
 from offramp.comparing.figures import Figures, best_within, figures_of, figures_of_plain
 from offramp.comparing.gating import regated, rescored
-from offramp.comparing.settings import Method, Settings
+from offramp.comparing.settings import OWN, Method, Settings
 from offramp.cutting import cut, ladder
-from offramp.data.rows import Rows, rows
+from offramp.data.rows import rows
 from offramp.errors import BadInput
 from offramp.factories import OURS, front_of, make_front, make_model
 from offramp.files import read_json, write_json
@@ -30,19 +34,21 @@ from offramp.fitting.arguments import arguments_of
 from offramp.fitting.teaching import fit, recipe_of
 from offramp.network import Network, plain_network
 from offramp.plan import Plan
+from offramp.provenance import refuse_learned
 from offramp.recording import record
 from offramp.rungs import BACKBONE, Rung
+from offramp.running import engine_of
 from offramp.storing import load, save
 from offramp.trace import Trace
 
 KIND, SCHEMA = "comparison", 1
-OWN = "own"
 EXAMPLE, TIMED = 8, 256  # rows
+BATCHES = (1, 64)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A method and a seed, in a folder of its own. cache: where pooled features stay for all cells."""
+    """A method and a seed, in a folder of its own below `folder`, where pooled features stay for all cells."""
 
     method: Method
     seed: int
@@ -60,66 +66,67 @@ class Cell:
         """Where its files lie."""
         return self.folder / self.name
 
-    def sibling(self, method: str) -> Cell:
-        """The cell of another method with this seed, or with its only one."""
-        other = self.settings.method(method)
-        seed = self.seed if self.seed in other.seeds else other.seeds[0]
-        return Cell(other, seed, self.settings, self.folder, self.progress)
+    @property
+    def first(self) -> bool:
+        """Whether this is the first seed of its method."""
+        return self.seed == self.method.seeds[0]
+
+    def rungs(self) -> list[Cell]:
+        """Of a ladder, the cells that it is made of: of the same seed, or of their own first."""
+        others = [self.settings.method(name) for name in self.method.rungs]
+        seeds = [self.seed if self.seed in other.seeds else other.seeds[0] for other in others]
+        options = self.settings, self.folder, self.progress
+        return [Cell(other, seed, *options) for other, seed in zip(others, seeds, strict=True)]
 
     def claim(self) -> None:
         """Note what this cell is made of. Raises BadInput where its folder holds one that was made otherwise."""
-        asked, file = self.method.asked(self.seed), self.home / "settings.json"
+        file, asked = self.home / "settings.json", self.method.asked(self.seed)
+        if self.method.rungs:
+            asked["of"] = [cell.method.asked(cell.seed) for cell in self.rungs()]
         if not file.exists():
             write_json(file, KIND, SCHEMA, asked)
             return
-        was = read_json(file, KIND, SCHEMA)[1]
-        was = Method("").asked(self.seed) | was  # a flag that is newer than the folder had its default
-        if other := [key for key in asked if asked[key] != was[key]]:
-            key = other[0]
-            raise BadInput(
-                f"{self.home} was made with {key} = {was[key]!r}, and now it is {asked[key]!r}; remove that "
-                "folder, or write to another one"
-            )
+        # A flag that is newer than the folder had its default.
+        was = Method("").flags(self.seed) | {"of": asked.get("of")} | read_json(file, KIND, SCHEMA)[1]
+        for key in asked:
+            if asked[key] != was[key]:
+                raise BadInput(
+                    f"{self.home} was made with {key.replace('_', '-')} = {was[key]!r}, and now it is {asked[key]!r}; "
+                    "remove that folder, or write to another one"
+                )
 
     @property
     def done(self) -> bool:
         """Whether it was taught and recorded before."""
-        return all((self.home / f"{name}.npz").exists() for name in self._needed)
+        return all((self.home / f"{role}.npz").exists() for role in self._roles)
 
     @property
-    def _needed(self) -> tuple[str, ...]:
+    def _roles(self) -> tuple[str, ...]:
         return ("test",) if self.method.static else ("calibration", "test")
 
     def make(self) -> None:
         """Teach and record it, where that is not done."""
-        for name in self._needed:
-            self._trace(name, getattr(self.settings, name))
-
-    def plain(self) -> float:
-        """MACs per row of its plain network."""
-        trace = self._trace("test", self.settings.test)
-        return trace.price(Plan.never_leave(trace.chain)).plain
+        for role in self._roles:
+            self.trace(role)
 
     @cached_property
     def network(self) -> Network:
         """The taught network: from its folder, else made now."""
         if self.method.rungs:
-            cells = [self.sibling(rung) for rung in self.method.rungs]
-            models = {cell.method.name: _rung(cell.network) for cell in cells}
+            models = {cell.method.name: _rung(cell.network) for cell in self.rungs()}
             return ladder(models, gate=self.method.gate, example=self._example())
         place = self.home / "network"
         if place.exists():
-            spec = self.method.model or ""
-            return load(place, None if spec.startswith(OURS) else self._model())
+            return load(place, None if (self.method.model or "").startswith(OURS) else self._model())
         network = self._made()
-        if self.method.recipe is not None:
+        if self.method.taught:
             self._teach(network)
         save(network, place)
         return network
 
     @property
     def seconds(self) -> float | None:
-        """What teaching took, as far as this run saw it; None where nothing was taught."""
+        """What all epochs of teaching took, also those of a run that was stopped; None where nothing was taught."""
         file = self.home / "taught.json"
         return float(read_json(file, KIND, SCHEMA)[1]["seconds"]) if file.exists() else None
 
@@ -136,11 +143,10 @@ class Cell:
         front = front_of(method.model) if method.front == "auto" else make_front(method.front)
         if method.static:
             return plain_network(model, Rung(BACKBONE, method.model), front)
-        names = None if method.at is None else [name.strip() for name in method.at.split(",")]
         options: dict[str, Any] = {"exits": method.exit, "gate": method.gate, "front": front, "spec": method.model}
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
-            return cut(model, self._example(), at=names, n=method.parts, **options)
+            return cut(model, self._example(), at=method.cuts or None, n=method.parts, **options)
 
     def _example(self) -> Any:
         source = rows(self.method.example or self.settings.calibration)
@@ -149,7 +155,6 @@ class Cell:
     def _teach(self, network: Network) -> None:
         method, run = self.method, self.home / "run"
         assert method.recipe is not None
-        start = time.perf_counter()
         history = fit(
             network,
             method.train,
@@ -165,76 +170,102 @@ class Cell:
             resume=(run / "checkpoint").is_dir(),
             progress=self.progress,
         )
-        told = {"seconds": history.seconds, "whole": time.perf_counter() - start, "notes": list(history.notes)}
+        told = {"seconds": history.seconds, "notes": list(history.notes)}
         write_json(self.home / "taught.json", KIND, SCHEMA, told)
 
-    def _trace(self, name: str, data: str) -> Trace:
-        """All exits on some rows, recorded once, under the network's own gate."""
-        file = self.home / f"{name}.npz"
+    def trace(self, role: str) -> Trace:
+        """All exits on the rows of a role (calibration or test) under the network's own gate.
+
+        Recorded once, and again where the settings name other rows or another engine than those of the file.
+        """
+        file, data, engine = self.home / f"{role}.npz", str(getattr(self.settings, role)), self.settings.engine
         if file.exists():
-            return Trace.load(file)
-        options: dict[str, Any] = {"engine": self.settings.engine, "progress": self.progress}
+            kept = Trace.load(file)
+            same = kept.header.data in (data, data.strip()) or kept.header.data == rows(data).name
+            if same and kept.header.origin.engine == engine_of(engine)[1]:
+                return kept
+        options: dict[str, Any] = {"engine": engine, "progress": self.progress}
         found = record(self.network, data, batch_size=self.method.batch_size, timed=False, **options)
         found.save(file)
         return found
 
+    def plain(self) -> float:
+        """MACs per row of its plain network."""
+        return plain_of(self.trace("test"))
+
     def traces(self, gate: str) -> tuple[Trace, Trace]:
         """The traces of calibration and test rows under a gate. Raises OverlappingRows where rows are in two roles."""
-        asked = (("calibration", self.settings.calibration), ("test", self.settings.test))
-        calibration, test = (self._trace(name, data) for name, data in asked)
+        calibration, test = self.trace("calibration"), self.trace("test")
         calibration.seen.refuse_overlap(test.columns["digest"], "test")
-        if learned := self.network.learned:
-            learned.refuse_overlap(test.columns["digest"], "test")
-            learned.refuse_overlap(calibration.columns["digest"], "calibration")
+        refuse_learned(calibration.columns.get("learned"), "calibration")
+        refuse_learned(test.columns.get("learned"), "test")
         if gate == OWN:
             return calibration, test
-        other = regated(self.network, gate)
-        sources: list[Rows] = [rows(data) for _, data in asked]
-        engine = self.settings.engine
+        other, engine = self._under(gate), self.settings.engine
+        sources = rows(self.settings.calibration), rows(self.settings.test)
         return rescored(calibration, other, sources[0], engine), rescored(test, other, sources[1], engine)
 
+    def _under(self, gate: str) -> Network:
+        return self.network if gate == OWN else regated(self.network, gate)
+
+    def kept_figures(self, gate: str, unit: float) -> Figures | None:
+        """Its figures under a gate, if they were computed before for these settings."""
+        file = self._file("figures", gate)
+        if not file.exists():
+            return None
+        body = read_json(file, KIND, SCHEMA)[1]
+        return Figures.from_json(body["figures"]) if body["asked"] == self._asked(unit) else None
+
     def figures(self, gate: str, unit: float) -> Figures:
-        """Its figures under a gate, from their file or computed now. unit: MACs of which budgets are shares."""
-        file, splits = self.home / f"figures-{_file(gate)}.json", self.settings.splits if self._first else 0
-        asked = self._asked(unit, splits)
-        if file.exists() and (body := read_json(file, KIND, SCHEMA)[1])["asked"] == asked:
-            return Figures.from_json(body["figures"])
+        """Its figures under a gate, computed once. unit: MACs of which budgets are shares."""
+        if (kept := self.kept_figures(gate, unit)) is not None:
+            return kept
+        asked = self._asked(unit)
         if self.method.static:
-            found = figures_of_plain(self._trace("test", self.settings.test))
+            test = self.trace("test")
+            refuse_learned(test.columns.get("learned"), "test")
+            found = figures_of_plain(test)
         else:
-            calibration, test = self.traces(gate)
-            found = figures_of(calibration, test, self.settings, unit, splits=splits)
-        write_json(file, KIND, SCHEMA, {"asked": asked, "figures": found.to_json()})
+            found = figures_of(*self.traces(gate), self.settings, unit, splits=asked["splits"])
+        write_json(self._file("figures", gate), KIND, SCHEMA, {"asked": asked, "figures": found.to_json()})
         return found
 
-    def _asked(self, unit: float, splits: int) -> dict[str, Any]:
+    def _asked(self, unit: float) -> dict[str, Any]:
+        """What figures are computed for, as plain data; random splits are drawn for the first seed alone."""
         keys = ("calibration", "test", "budgets", "risk", "at_most", "confidence", "engine")
         told = {key: getattr(self.settings, key) for key in keys}
+        splits = self.settings.splits if self.first else 0
         return told | {"budgets": list(self.settings.budgets), "unit": unit, "splits": splits}
 
-    @property
-    def _first(self) -> bool:
-        return self.seed == self.method.seeds[0]
+    def _file(self, what: str, gate: str) -> Path:
+        return self.home / f"{what}-{gate.replace(':', '-')}.json"
 
-    def timed(self, gate: str, unit: float) -> Mapping[str, Any] | None:
-        """Wall-clock of the best plan within the settings' budget, of the first seed; None where none is asked for."""
-        settings, file = self.settings, self.home / f"bench-{_file(gate)}.json"
-        if not settings.wall_clock or self.method.static or not self._first:
+    def timed(self, unit: float) -> Mapping[str, Any] | None:
+        """What `bench` says of the best plan under the first gate, within the budget that is shown.
+
+        None where nothing is to be timed: of static networks, of later seeds, and where no plan fits the budget.
+        """
+        settings, gate = self.settings, self.method.gates[0]
+        if not settings.wall_clock or self.method.static or not self.first:
             return None
-        asked = [settings.wall_clock_budget, settings.repeats, settings.engine, unit]
+        budget, file = settings.budgets[settings.shown], self._file("bench", gate)
+        asked = [budget, settings.repeats, settings.engine, unit]
         if file.exists() and (body := read_json(file, KIND, SCHEMA)[1])["asked"] == asked:
-            return body["lines"]  # type: ignore[no-any-return]
-        calibration, _ = self.traces(gate)
-        plain = calibration.price(Plan.never_leave(calibration.chain)).plain
-        plan = best_within(calibration, settings.wall_clock_budget * unit / plain)
+            lines: Mapping[str, Any] = body["lines"]
+            return lines
+        calibration, test = self.traces(gate)
+        plan = best_within(calibration, budget * unit / plain_of(calibration))
         if plan is None:
             return None
-        network = self.network if gate == OWN else regated(self.network, gate)
-        x = next(rows(settings.test).batches(TIMED)).x
-        batches = tuple(size for size in (1, 64) if size <= len(calibration))
-        found = bench(network, plan, x, batches=batches, repeats=settings.repeats, engine=settings.engine)
+        x, batches = next(rows(settings.test).batches(TIMED)).x, [size for size in BATCHES if size <= len(test)]
+        found = bench(self._under(gate), plan, x, batches=batches, repeats=settings.repeats, engine=settings.engine)
         write_json(file, KIND, SCHEMA, {"asked": asked, "lines": found.to_json()})
         return found.to_json()
+
+
+def plain_of(trace: Trace) -> float:
+    """MACs per row of the plain network of a trace."""
+    return trace.price(Plan.never_leave(trace.chain)).plain
 
 
 def _rung(network: Network) -> Any:
@@ -242,7 +273,3 @@ def _rung(network: Network) -> Any:
     if network.rungs[0].cuts:
         return network
     return network.model_of(network.rungs[0]), network.front_of(network.rungs[0])
-
-
-def _file(gate: str) -> str:
-    return gate.replace(":", "-")

@@ -1,39 +1,40 @@
-"""`compare`: every method, seed and gate of a settings file, each network made once; then the page and the tables."""
+"""`compare`: every method, seed and gate of a settings file, each network made once, then measured."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from offramp.comparing.cells import Cell
+from offramp.comparing.checking import require_apart, require_known, require_models
 from offramp.comparing.figures import Figures
-from offramp.comparing.settings import Settings, read_settings
+from offramp.comparing.settings import OWN, Settings, read_settings
 from offramp.files import require_writable
 
 
 @dataclass(frozen=True)
 class Result:
-    """One network under one gate. seconds: of teaching; timed: lines of `bench`, where they were asked for."""
+    """One network under one gate. seconds: of teaching; timed: what `bench` says, where it was asked for."""
 
     method: str
     seed: int
     gate: str
     static: bool
     figures: Figures
-    seconds: float | None
-    timed: Mapping[str, Any] | None
+    seconds: float | None = None
+    timed: Mapping[str, Any] | None = None
 
     @property
     def label(self) -> str:
         """The method, and the gate where it is not the network's own."""
-        return self.method if self.gate == "own" else f"{self.method}, {self.gate}"
+        return self.method if self.gate == OWN else f"{self.method}, {self.gate}"
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """All results. unit: MACs of the plain network that costs are told in shares of."""
+    """All results. unit: MACs per row of the plain network that costs are told in shares of."""
 
     settings: Settings
     unit: float
@@ -43,9 +44,22 @@ class Comparison:
         """What is compared, in the order of the file: methods, each under its gates."""
         return list(dict.fromkeys(result.label for result in self.results if result.static == static))
 
+    def leading(self) -> list[str]:
+        """The labels of each method under its first gate, static networks left out."""
+        firsts = {method.name: method.gates[0] for method in self.settings.methods}
+        own = (result for result in self.results if not result.static and result.gate == firsts[result.method])
+        return list(dict.fromkeys(result.label for result in own))
+
     def of(self, label: str) -> list[Result]:
-        """The results of a label, one per seed."""
+        """The results of a label, one per seed, in the order of the file."""
         return [result for result in self.results if result.label == label]
+
+    def within(self, label: str) -> list[list[float]]:
+        """For each budget the accuracies on test rows by seed, of the seeds that have a plan within it."""
+        budgets = [result.figures.budgets for result in self.of(label)]
+        return [
+            [each.point.accuracy for each in column if each.point is not None] for column in zip(*budgets, strict=True)
+        ]
 
 
 def compare(
@@ -54,32 +68,55 @@ def compare(
     """Teach, record, calibrate and measure what a file asks for; what lies in the folder already is not made again.
 
     say: told what begins, a line each. A run that was stopped goes on where it was, in the middle of teaching too.
-    Raises BadInput and UnknownName for the file (before anything is taught), and what cut, fit, record and bench raise.
+    Before anything is taught it raises BadFile, BadInput and UnknownName for the file, BadInput for a folder in which a
+    network of the same name was made otherwise, and OverlappingRows for rows in two roles; later what cut, fit, record
+    and bench raise.
     """
     settings, home = read_settings(file), Path(folder)
     require_writable(home, folder=True)
+    require_known(settings)
     cells = [Cell(method, seed, settings, home, progress) for method in settings.methods for seed in method.seeds]
+    _require_all(cells, settings, progress=progress)
+    unit = _unit(cells, say)
+    results = [
+        result for number, cell in enumerate(cells) for result in _results(cell, unit, _told(say, number, cells))
+    ]
+    return Comparison(settings, unit, tuple(results))
+
+
+def _require_all(cells: list[Cell], settings: Settings, *, progress: bool) -> None:
+    """Refuse what cannot be made, or would not be apart, before the first of it is made."""
+    left = list(dict.fromkeys(cell.method for cell in cells if not cell.done))
+    require_models(left)
+    if left:
+        require_apart(settings, left, progress=progress)
     for cell in cells:
         cell.claim()
-    for number, cell in enumerate(cells, 1):
-        if not cell.done:
-            say(f"{number}/{len(cells)} {cell.method.name}, seed {cell.seed}")
-        cell.make()
-    unit = _unit(cells)
-    return Comparison(settings, unit, tuple(result for cell in cells for result in _results(cell, unit)))
 
 
-def _unit(cells: list[Cell]) -> float:
-    """MACs of the plain network of the first method that is cut."""
+def _told(say: Callable[[str], None], number: int, cells: list[Cell]) -> Callable[[str], None]:
+    cell = cells[number]
+    return lambda what: say(f"{number + 1}/{len(cells)} {cell.method.name}, seed {cell.seed}: {what}")
+
+
+def _unit(cells: list[Cell], say: Callable[[str], None]) -> float:
+    """MACs of the plain network of the first method that is cut, which is made first if it has to be."""
     first = next(cell for cell in cells if not cell.method.static and not cell.method.rungs)
-    return first.plain()
+    if not first.done:
+        _told(say, cells.index(first), cells)("teaching and recording")
+    return replace(first).plain()
 
 
-def _results(cell: Cell, unit: float) -> list[Result]:
-    method = cell.method
-    return [
-        Result(
-            method.name, cell.seed, gate, method.static, cell.figures(gate, unit), cell.seconds, cell.timed(gate, unit)
-        )
-        for gate in (("own",) if method.static else method.gates)
-    ]
+def _results(cell: Cell, unit: float, say: Callable[[str], None]) -> list[Result]:
+    """A network, made and measured under all its gates."""
+    cell = replace(cell)  # a copy: the network that it holds goes with it
+    if not cell.done:
+        say("teaching and recording")
+    cell.make()
+    method, found = cell.method, []
+    for gate in method.scores:
+        if cell.kept_figures(gate, unit) is None:
+            say(f"figures under its {'own gate' if gate == OWN else 'gate ' + gate}")
+        figures, timed = cell.figures(gate, unit), cell.timed(unit) if gate == method.gates[0] else None
+        found.append(Result(method.name, cell.seed, gate, method.static, figures, cell.seconds, timed))
+    return found

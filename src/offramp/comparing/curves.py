@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,23 +16,43 @@ from offramp.reporting.charts import SHARE, SYMBOLS, Figure, figure, safe
 COLOURS = tuple(f"--s{number}" for number in range(1, 9))
 DASHES = ("solid", "dash", "dot", "dashdot")
 GRID = 60  # places along the cost axis at which seeds are averaged
+FEW = "anytime"  # the curve with a point per exit, at the same costs for every seed
 
 KINDS: dict[str, Callable[[Figures], Sequence[Point]]] = {
     "exact frontier": lambda figures: figures.frontier,
     "p^k, as in MSDNet": lambda figures: figures.powers,
-    "anytime": lambda figures: figures.anytime,
+    FEW: lambda figures: figures.anytime,
 }
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Costs in shares of the unit, rising, and over seeds the mean, least and largest accuracy there."""
+
+    cost: Array
+    mean: Array
+    least: Array
+    largest: Array
+
+
+@dataclass(frozen=True)
+class Style:
+    """Methods differ in colour and their gates in dashes; `shown` before anybody clicks."""
+
+    colour: str
+    dash: str
+    shown: bool
 
 
 def trade_off_chart(comparison: Comparison) -> Figure:
     """Accuracy against mean cost on test rows: one choice per kind of curve, static networks in each."""
-    return figure("trade-off", *({"data": _planes(comparison, kind), "layout": _layout()} for kind in KINDS))
+    return figure("trade-off", *({"data": _plane(comparison, kind), "layout": _layout()} for kind in KINDS))
 
 
 def leaving_chart(comparison: Comparison) -> Figure:
-    """Share of rows that leaves at the first exit against the threshold there, a choice per label (first seed)."""
+    """Share of rows that leaves at the first exit against the threshold there, a choice per method (first seed and gate)."""
     choices = []
-    for label in comparison.labels():
+    for label in comparison.leading():
         told = comparison.of(label)[0].figures.leaving
         lines = [
             _line("leave at the first exit", [t for t, _, _ in told], [share for _, share, _ in told], 0),
@@ -46,76 +67,87 @@ def leaving_chart(comparison: Comparison) -> Figure:
     return figure("leaving", *choices)
 
 
-def along(points: Sequence[Point], unit: float) -> tuple[Array, Array]:
-    """Costs in shares of the unit, rising, and the accuracies at them."""
-    order = sorted(points, key=lambda point: (point.cost, point.accuracy))
-    return np.array([point.cost / unit for point in order]), np.array([point.accuracy for point in order])
-
-
-def averaged(results: Sequence[Result], kind: str, unit: float) -> tuple[Array, Array, Array, Array]:
-    """Costs, and mean, least and largest accuracy over seeds there; where seeds have few points each, point by point."""
-    curves = [along(KINDS[kind](result.figures), unit) for result in results]
-    if kind == "anytime" or len(curves) == 1:
+def averaged(results: Sequence[Result], kind: str, unit: float) -> Curve:
+    """A kind of curve over seeds: point by point where all have the same few, else between the points on a grid."""
+    curves = [_along(KINDS[kind](result.figures), unit) for result in results]
+    if kind == FEW or len(curves) == 1:
         costs = np.mean([cost for cost, _ in curves], axis=0)
         each = np.array([accuracy for _, accuracy in curves])
     else:
         low, high = max(cost[0] for cost, _ in curves), min(cost[-1] for cost, _ in curves)
         costs = np.linspace(low, max(low, high), GRID)
         each = np.array([np.interp(costs, cost, accuracy) for cost, accuracy in curves])
-    return costs, each.mean(0), each.min(0), each.max(0)
+    return Curve(costs, each.mean(0), each.min(0), each.max(0))
 
 
-def _planes(comparison: Comparison, kind: str) -> list[dict[str, Any]]:
-    found = []
-    methods: list[str] = []
+def _along(points: Sequence[Point], unit: float) -> tuple[Array, Array]:
+    """Costs in shares of the unit, rising, and the accuracies at them."""
+    order = sorted(points, key=lambda point: (point.cost, point.accuracy))
+    return np.array([point.cost / unit for point in order]), np.array([point.accuracy for point in order])
+
+
+def _styles(comparison: Comparison) -> dict[str, Style]:
+    found: dict[str, Style] = {}
+    gates: dict[str, int] = {}  # method -> how many of its gates have a style
     for label in comparison.labels():
+        method = comparison.of(label)[0].method
+        number = gates.setdefault(method, 0)
+        colour = COLOURS[list(gates).index(method) % len(COLOURS)]
+        found[label] = Style(colour, DASHES[number % len(DASHES)], number == 0)
+        gates[method] += 1
+    return found
+
+
+def _plane(comparison: Comparison, kind: str) -> list[dict[str, Any]]:
+    styles, found = _styles(comparison), []
+    for label, style in styles.items():
         results = comparison.of(label)
-        method = results[0].method
-        first = method not in methods
-        methods += [method] if first else []
-        colour = COLOURS[methods.index(method) % len(COLOURS)]
-        dash = DASHES[
-            [each for each in comparison.labels() if comparison.of(each)[0].method == method].index(label) % 4
-        ]
-        found += _curve(label, results, kind, comparison.unit, colour, dash, shown=first)
+        curve = averaged(results, kind, comparison.unit)
+        found += [_curve(label, curve, style, len(results), kind == FEW)]
+        if len(results) > 1:
+            found.append(_band(label, curve, style))
     return [*found, *_statics(comparison)]
 
 
-def _curve(
-    label: str, results: Sequence[Result], kind: str, unit: float, colour: str, dash: str, *, shown: bool
-) -> list[dict[str, Any]]:
-    """A line and, with several seeds, whiskers. Further gates of a method are shown when their name is clicked."""
-    costs, mean, low, high = averaged(results, kind, unit)
-    seeds = f"{len(results)} seeds" if len(results) > 1 else "one seed"
+def _curve(label: str, curve: Curve, style: Style, seeds: int, few: bool) -> dict[str, Any]:
+    """A line; further gates of a method are shown when their name is clicked."""
+    said = f"{seeds} seeds" if seeds > 1 else "one seed"
     hover = [
-        f"<b>{safe(label)}</b> ({seeds})<br>cost {cost:.1%} of plain<br>accuracy {value:.2%}"
-        + (f" ({least:.2%} to {most:.2%})" if len(results) > 1 else "")
-        for cost, value, least, most in zip(costs, mean, low, high, strict=True)
+        f"<b>{safe(label)}</b> ({said})<br>cost {cost:.1%} of plain<br>accuracy {mean:.2%}"
+        + (f" ({least:.2%} to {largest:.2%})" if seeds > 1 else "")
+        for cost, mean, least, largest in zip(curve.cost, curve.mean, curve.least, curve.largest, strict=True)
     ]
-    few = kind == "anytime"
-    line: dict[str, Any] = {
+    return {
         "type": "scatter",
         "mode": "lines+markers" if few else "lines",
         "name": safe(label),
-        "x": costs.tolist(),
-        "y": mean.tolist(),
+        "legendgroup": label,
+        "x": curve.cost.tolist(),
+        "y": curve.mean.tolist(),
         "hovertext": hover,
         "hoverinfo": "text",
-        "line": {"color": colour, "width": 2, "dash": dash},
-        "marker": {"color": colour, "size": 7},
-        "visible": True if shown else "legendonly",
+        "line": {"color": style.colour, "width": 2, "dash": style.dash},
+        "marker": {"color": style.colour, "size": 7},
+        "visible": True if style.shown else "legendonly",
     }
-    if len(results) > 1 and few:
-        line["error_y"] = {
-            "type": "data",
-            "symmetric": False,
-            "array": (high - mean).tolist(),
-            "arrayminus": (mean - low).tolist(),
-            "color": colour,
-            "thickness": 1.2,
-            "width": 3,
-        }
-    return [line]
+
+
+def _band(label: str, curve: Curve, style: Style) -> dict[str, Any]:
+    """The range between seeds, shown and hidden with the line."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "legendgroup": label,
+        "showlegend": False,
+        "x": [*curve.cost.tolist(), *curve.cost[::-1].tolist()],
+        "y": [*curve.largest.tolist(), *curve.least[::-1].tolist()],
+        "fill": "toself",
+        "fillcolor": style.colour,
+        "opacity": 0.12,
+        "line": {"color": style.colour, "width": 0},
+        "hoverinfo": "skip",
+        "visible": True if style.shown else "legendonly",
+    }
 
 
 def _statics(comparison: Comparison) -> list[dict[str, Any]]:
@@ -124,7 +156,7 @@ def _statics(comparison: Comparison) -> list[dict[str, Any]]:
     for number, label in enumerate(comparison.labels(static=True)):
         points = [result.figures.anytime[0] for result in comparison.of(label)]
         found.append(_mark(label, points, comparison.unit, number))
-    first = next(result for result in comparison.results if not result.static)
+    first = next(result for result in comparison.results if result.figures.plain == comparison.unit)
     plain = [
         Point(result.figures.plain, result.figures.plain, result.figures.alone[-1], ())
         for result in comparison.of(first.label)
@@ -136,6 +168,7 @@ def _statics(comparison: Comparison) -> list[dict[str, Any]]:
 def _mark(label: str, points: Sequence[Point], unit: float, number: int) -> dict[str, Any]:
     values = [point.accuracy for point in points]
     cost, mean = points[0].cost / unit, float(np.mean(values))
+    spread = f" ({min(values):.2%} to {max(values):.2%})" if len(values) > 1 else ""
     return {
         "type": "scatter",
         "mode": "markers+text",
@@ -143,9 +176,9 @@ def _mark(label: str, points: Sequence[Point], unit: float, number: int) -> dict
         "x": [cost],
         "y": [mean],
         "text": [safe(label)],
-        "textposition": "bottom center",
+        "textposition": "bottom left" if cost > 0.75 else "bottom center",  # inside the plot
         "textfont": {"color": "--static", "size": 12},
-        "hovertext": [f"<b>{safe(label)}</b>, static<br>cost {cost:.1%} of plain<br>accuracy {mean:.2%}"],
+        "hovertext": [f"<b>{safe(label)}</b>, static<br>cost {cost:.1%} of plain<br>accuracy {mean:.2%}{spread}"],
         "hoverinfo": "text",
         "marker": {"color": "--static", "size": 11, "symbol": ("square", *SYMBOLS)[number % (1 + len(SYMBOLS))]},
         "showlegend": False,

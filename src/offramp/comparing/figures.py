@@ -37,7 +37,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Budget:
-    """The best plan within a budget, and its accuracy over random splits of the rows: 5 %, median, 95 %."""
+    """The best plan within a budget (None where none fits), and its accuracy over random splits: 5 %, median, 95 %."""
 
     budget: float
     point: Point | None
@@ -182,7 +182,10 @@ def _certified(calibration: Trace, settings: Settings) -> tuple[Plan | None, str
 
 
 def _over_splits(calibration: Trace, test: Trace, shares: Sequence[float], count: int) -> list[tuple[float, ...]]:
-    """Accuracy within each budget, 5 %, median and 95 % over random splits of all rows in parts of the same sizes."""
+    """Accuracy within each budget, 5 %, median and 95 % over random splits of all rows in parts of the same sizes.
+
+    Nothing for a budget within which some split has no plan.
+    """
     if not count:
         return [()] * len(shares)
     every, rng = _joined(calibration, test), np.random.default_rng(SEED)
@@ -190,7 +193,11 @@ def _over_splits(calibration: Trace, test: Trace, shares: Sequence[float], count
     for _ in range(count):
         order = rng.permutation(len(every))
         drawn.append(_along(every[order[: len(calibration)]], every[order[len(calibration) :]], shares))
-    return [tuple(map(float, np.nanquantile(column, [0.05, 0.5, 0.95]))) for column in np.array(drawn).T]
+    return [() if np.isnan(column).any() else _quantiles(column) for column in np.array(drawn).T]
+
+
+def _quantiles(column: Array) -> tuple[float, ...]:
+    return tuple(map(float, np.quantile(column, [0.05, 0.5, 0.95])))
 
 
 def _along(rows: Trace, test: Trace, shares: Sequence[float]) -> list[float]:

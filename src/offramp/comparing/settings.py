@@ -15,7 +15,7 @@
     static = true
 
 Every key is a flag of cut, fit, record, calibrate or bench without its dashes; `seeds`, `gates`, `budgets`, `static`,
-`rungs` and the like are told at their fields below.
+`rungs` and the like are told at the fields of `Method` and `Settings` below.
 """
 
 from __future__ import annotations
@@ -31,6 +31,11 @@ from typing import Any
 from offramp.errors import BadFile, BadInput
 from offramp.files import read_text
 from offramp.find import unknown
+
+OWN = "own"  # the gate that a network was cut or taught with
+CUTTING = ("example", "at", "parts", "exit", "gate")  # means nothing to a network that is not cut
+TEACHING = ("arguments", "train", "development", "batch_size", "augment", "views", "precision")  # or not taught
+STACKING = ("rungs", "gate")  # all that a ladder is made of
 
 
 @dataclass(frozen=True)
@@ -65,8 +70,31 @@ class Method:
     static: bool = False
     rungs: tuple[str, ...] = ()
 
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """The gates under which its networks are measured; a static one has none but its own way to the end."""
+        return (OWN,) if self.static else self.gates
+
+    @property
+    def taught(self) -> bool:
+        """Whether anything is taught."""
+        return self.recipe is not None and not self.rungs
+
+    @property
+    def cuts(self) -> tuple[str, ...]:
+        """The modules named by `at`."""
+        return () if self.at is None else tuple(name.strip() for name in self.at.split(","))
+
     def asked(self, seed: int) -> dict[str, Any]:
         """What one network of this method is made of, as plain data: a network of anything else is not taken for it."""
+        whole = self.flags(seed)
+        if self.rungs:
+            return {key: whole[key] for key in STACKING}
+        dropped = (*(CUTTING if self.static else ()), *(() if self.taught else TEACHING))
+        return {key: value for key, value in whole.items() if key not in dropped}
+
+    def flags(self, seed: int) -> dict[str, Any]:
+        """All flags of one network, as plain data."""
         told = {key: value for key, value in asdict(self).items() if key not in ("name", "seeds", "gates")}
         return {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()} | {"seed": seed}
 
@@ -78,7 +106,8 @@ class Settings:
     calibration: rows on which every threshold is chosen; test: those of all figures. budgets: shares of the cost of the
     plain network of the first method that is cut, which is the unit everywhere. at_most: also certify this level of
     `risk`. splits: random splits of all these rows, for the spread beside the first seed's figures.
-    wall_clock: time the best plan within the budget `wall_clock_budget` at batch 1 and 64, of the first seed.
+    wall_clock: time the best plan of each method's first seed and first gate at batch 1 and 64, `repeats` times.
+    wall_clock_budget: one of the budgets, the one whose plans are timed and looked into.
     """
 
     methods: tuple[Method, ...]
@@ -102,9 +131,18 @@ class Settings:
                 return method
         raise unknown(name, [method.name for method in self.methods], "method in this comparison")
 
+    @property
+    def shown(self) -> int:
+        """The place among the budgets of the one whose plans are timed and looked into."""
+        distances = [abs(budget - self.wall_clock_budget) for budget in self.budgets]
+        return distances.index(min(distances))
+
 
 def read_settings(path: str | Path) -> Settings:
-    """Settings from a TOML file. Raises BadFile for what is no TOML, UnknownName and BadInput for keys and values."""
+    """Settings from a TOML file.
+
+    Raises BadFile for what is no TOML, UnknownName for a key that is no flag (with the nearest), BadInput for values.
+    """
     try:
         body = tomllib.loads(read_text(path))
     except tomllib.TOMLDecodeError as problem:
@@ -122,7 +160,13 @@ def read_settings(path: str | Path) -> Settings:
         if key not in given:
             raise BadInput(f"{path} has no {key}, expected rows such as {key} = 'cifar10:data[1000:5000]'; add it")
     found = Settings(methods=made, **given)
-    _require_sense(found, str(path))
+    _require_budgets(found, "wall_clock_budget" in given, str(path))
+    for method in found.methods:
+        _require_method(found, method, f"[method.{method.name}] of {path}")
+    if not any(not method.static and not method.rungs for method in found.methods):
+        raise BadInput(
+            f"{path} has no method that is cut, expected one whose plain network is the unit of cost; add it"
+        )
     return found
 
 
@@ -174,26 +218,36 @@ def _word(option: Any) -> str:
     return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[option]
 
 
-def _require_sense(settings: Settings, where: str) -> None:
-    """Raise, before anything is taught, for methods that cannot be made."""
-    for method in settings.methods:
-        here = f"[method.{method.name}] of {where}"
-        if method.rungs:
-            for rung in method.rungs:
-                if settings.method(rung).rungs:
-                    raise BadInput(f"{here} stacks {rung}, which is a ladder itself; name the methods of its rungs")
-            continue
-        if method.model is None:
-            raise BadInput(f"{here} has no model, expected one such as model = 'offramp:resnet20'; add it")
-        if not method.static and (method.at is None) == (method.parts is None):
-            raise BadInput(f"{here} has at {method.at or '-'} and parts {method.parts or '-'}, expected exactly one")
-        if method.recipe is not None and method.train is None:
-            raise BadInput(f"{here} has a recipe and no train, expected the rows that teach; add train = ...")
-        if not method.seeds:
-            raise BadInput(f"{here} has no seeds, expected at least one; add seeds = [0]")
-    if not any(not method.static and not method.rungs for method in settings.methods):
+def _require_budgets(settings: Settings, chosen: bool, where: str) -> None:
+    """Raise for budgets that no plan could have. chosen: the file itself says which one is timed."""
+    budgets = settings.budgets
+    if not budgets or min(budgets) <= 0 or len({*budgets}) < len(budgets):
         raise BadInput(
-            f"{where} has no method that is cut, expected one whose plain network is the unit of cost; add it"
+            f"{where} has budgets {list(budgets)}, expected shares of the plain cost above 0, each once; change them"
         )
-    if not settings.budgets or min(settings.budgets) <= 0:
-        raise BadInput(f"the budgets are {settings.budgets}, expected shares above 0 of the plain cost; change them")
+    if chosen and settings.wall_clock_budget not in budgets:
+        raise BadInput(
+            f"{where} has wall-clock-budget {settings.wall_clock_budget:g}, expected one of the budgets "
+            f"{list(budgets)}; change it, or add it to them"
+        )
+
+
+def _require_method(settings: Settings, method: Method, here: str) -> None:
+    """Raise for a method that cannot be made, whatever its names stand for."""
+    if not method.seeds or min(method.seeds) < 0 or len({*method.seeds}) < len(method.seeds):
+        raise BadInput(f"{here} has seeds {list(method.seeds)}, expected numbers from 0 upward, each once; change them")
+    if not method.gates or len({*method.gates}) < len(method.gates):
+        raise BadInput(f"{here} has gates {list(method.gates)}, expected names or 'own', each once; change them")
+    for rung in method.rungs:
+        if settings.method(rung).rungs:
+            raise BadInput(f"{here} stacks {rung}, which is a ladder itself; name the methods of its rungs")
+    if method.rungs:
+        return
+    if method.model is None:
+        raise BadInput(f"{here} has no model, expected one such as model = 'offramp:resnet20'; add it")
+    if not method.static and (method.at is None) == (method.parts is None):
+        raise BadInput(
+            f"{here} has at {method.at or '-'} and parts {method.parts or '-'}, expected exactly one; give it"
+        )
+    if method.recipe is not None and method.train is None:
+        raise BadInput(f"{here} has a recipe and no train, expected the rows that teach; add train = ...")

@@ -3,6 +3,7 @@
   const figures = JSON.parse(document.getElementById("figures").textContent);
   const shown = Object.fromEntries(figures.map((figure) => [figure.id, 0]));
   const root = document.documentElement;
+  const MANY = 6;
   const dark = matchMedia("(prefers-color-scheme: dark)");
 
   // Colours are written as names of CSS variables, so that charts follow the page's light, dark and print colours.
@@ -31,15 +32,33 @@
       margin: { l: 8, r: width < 500 ? 8 : 20, t: 12, b: 8 },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
-      legend: { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom" },
+      legend: legendOf(choice),
       hoverlabel: { bgcolor: "--card", bordercolor: "--static", font: { color: "--ink" }, align: "left" },
       dragmode: matchMedia("(pointer: fine)").matches ? "zoom" : false,
     }, "");
   }
 
+  // A few names stand above a chart. Many stand below it, and the chart grows by the lines that they need.
+  function legendOf(choice) {
+    if (named(choice).length <= MANY) return { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom" };
+    return { orientation: "h", x: 0, xanchor: "left", y: 0, yanchor: "bottom", yref: "container" };
+  }
+
+  const named = (choice) => choice.data.filter((each) => each.name && each.showlegend !== false);
+
+  function grow(choice, place) {
+    const names = named(choice);
+    if (names.length <= MANY) return;
+    const widest = 58 + 7.5 * Math.max(...names.map((each) => each.name.length));
+    const lines = Math.ceil(names.length / Math.max(1, Math.floor(place.clientWidth / widest)));
+    place.style.height = "";
+    place.style.height = `${place.clientHeight + 22 * lines}px`;
+  }
+
   function draw(figure) {
     const place = document.getElementById(figure.id);
     const choice = figure.choices[shown[figure.id]];
+    grow(choice, place);
     const options = { displayModeBar: false, responsive: true };
     return Plotly.react(place, coloured(choice.data, ""), layoutOf(choice, place), options);
   }

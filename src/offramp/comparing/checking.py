@@ -1,0 +1,86 @@
+"""What is refused before anything is taught: names of nothing, cuts that no model has, rows in two roles."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from offramp.comparing.settings import OWN, Method, Settings
+from offramp.data.rows import rows
+from offramp.errors import BadInput
+from offramp.factories import OURS, make_front, make_gate, make_model
+from offramp.find import find, imported, shelved
+from offramp.fitting.arguments import arguments_of
+from offramp.fitting.lessons import roll_of
+from offramp.fitting.teaching import recipe_of
+from offramp.guarantees.risks import find_risk
+from offramp.provenance import SeenRows
+from offramp.running import engine_of
+
+
+def require_known(settings: Settings) -> None:
+    """Resolve every name in a file. Raises UnknownName with the nearest names, BadInput, MissingExtra."""
+    find_risk(settings.risk)
+    engine_of(settings.engine)
+    for method in settings.methods:
+        try:
+            _require_names(method)
+        except BadInput as problem:
+            raise type(problem)(f"[method.{method.name}]: {problem}") from problem
+
+
+def _require_names(method: Method) -> None:
+    for gate in (method.gate, *method.gates):
+        if gate != OWN:
+            make_gate(gate, ())
+    if method.rungs:
+        return
+    model = method.model or ""
+    if model.startswith(OURS):
+        shelved("models", model.removeprefix(OURS))
+    elif ":" in model:
+        imported(model)
+    if method.front != "auto":
+        make_front(method.front)
+    if not method.static:
+        find("exits", method.exit)
+    if method.recipe is not None:
+        recipe_of(method.recipe, **arguments_of(method.arguments))
+    if method.augment is not None:
+        find("augments", method.augment)
+
+
+def require_models(methods: Sequence[Method]) -> None:
+    """Build the models that are still to be cut, and look for their cuts. Raises BadInput, BadFile for weights."""
+    for model, weights in dict.fromkeys((each.model, each.weights) for each in methods if not each.rungs):
+        assert model is not None
+        with torch.random.fork_rng([]):
+            made = make_model(model, weights)
+        modules = {name for name, _ in made.named_modules(remove_duplicate=False)}
+        for method in methods:
+            if (method.model, method.weights) != (model, weights) or method.static or method.rungs:
+                continue
+            for name in method.cuts:
+                if name not in modules:
+                    raise BadInput(
+                        f"[method.{method.name}]: {model} has no module {name!r}, expected names from `offramp "
+                        "inspect`; change at"
+                    )
+
+
+def require_apart(settings: Settings, methods: Sequence[Method], *, progress: bool) -> None:
+    """Read all rows once, and raise OverlappingRows where one is in two roles: teaching, calibration or test."""
+    known: dict[str, SeenRows] = {}
+
+    def seen(data: str) -> SeenRows:
+        if data not in known:
+            known[data] = roll_of(rows(data), progress=progress).seen
+        return known[data]
+
+    calibration, test = seen(settings.calibration).digests, seen(settings.test).digests
+    seen(settings.calibration).refuse_overlap(test, "test")
+    teaching = [data for each in methods if each.taught for data in (each.train, each.development) if data is not None]
+    for data in dict.fromkeys(teaching):
+        seen(data).refuse_overlap(test, "test")
+        seen(data).refuse_overlap(calibration, "calibration")

@@ -1,0 +1,104 @@
+"""Everything on the page of a comparison as CSV, an empty cell where there is nothing to say.
+
+All files begin with method, seed and gate ("own" is the one that the network was cut or taught with).
+
+results.csv   a line per aim: `budget 0.5` (the best plan within that share of the plain cost), `certified`, `static`
+    static                  True for a network that is not cut
+    accuracy                share of test rows answered right
+    cost, worst             mean and worst cost of a row, in shares of the plain network of the first method that is cut
+    macs                    mean cost of a row in multiply-adds
+    shares                  of test rows by exit, shallow to deep, a slash between them
+    splits_low, _median, _high   accuracy over random splits of calibration and test rows: 5 %, median, 95 %
+    seconds                 of all epochs that taught the network
+curves.csv    a line per plan of a curve: exact frontier, p^k, anytime; accuracy, cost and worst as above
+clocks.csv    a line per batch, of the first seed and gate of a method
+    batch, exit             rows per batch; at batch 1 the exit that the row left at, or `mean` over test rows
+    run_ms, plain_ms        milliseconds per batch of the plan, and of the plain network in the same run
+    ratio, low, high        run / plain, and the ends of its 90 % interval
+    same                    plain / plain, which shows the noise
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from offramp.comparing.clocks import each_exit, in_use
+from offramp.comparing.comparing import Comparison, Result
+from offramp.comparing.curves import KINDS
+from offramp.comparing.figures import Point
+from offramp.files import replacing
+
+START = ("method", "seed", "gate")
+SPLITS = ("splits_low", "splits_median", "splits_high")
+RESULTS = (*START, "static", "aim", "accuracy", "cost", "worst", "macs", "shares", *SPLITS, "seconds")
+CURVES = (*START, "curve", "accuracy", "cost", "worst")
+CLOCKS = (*START, "batch", "exit", "run_ms", "plain_ms", "ratio", "low", "high", "same")
+
+Row = Sequence[object]
+
+
+def write_spreadsheets(comparison: Comparison, folder: str | Path) -> tuple[Path, ...]:
+    """Write results.csv, curves.csv and, where something was timed, clocks.csv; returns their paths. Raises BadFile."""
+    home, unit = Path(folder), comparison.unit
+    files: list[tuple[str, Row, list[Row]]] = [
+        ("results.csv", RESULTS, [row for result in comparison.results for row in _results(result, unit)]),
+        ("curves.csv", CURVES, [row for result in comparison.results for row in _curves(result, unit)]),
+        ("clocks.csv", CLOCKS, list(_clocks(comparison))),
+    ]
+    written = []
+    for name, head, rows in files:
+        if rows:
+            _write(home / name, head, rows)
+            written.append(home / name)
+    return tuple(written)
+
+
+def _write(path: Path, head: Row, rows: Iterable[Row]) -> None:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(head)
+        writer.writerows(rows)  # csv writes None as an empty cell
+
+
+def _start(result: Result) -> Row:
+    return result.method, result.seed, result.gate
+
+
+def _results(result: Result, unit: float) -> Iterator[Row]:
+    figures = result.figures
+    told: list[tuple[str, Point | None, Sequence[float | None]]] = [
+        (f"budget {each.budget:g}", each.point, each.over_splits) for each in figures.budgets
+    ]
+    if result.static:
+        told.append(("static", figures.anytime[0], ()))
+    if figures.certified is not None:
+        told.append(("certified", figures.certified, ()))
+    for aim, point, splits in told:
+        said: Row = (None,) * 5
+        if point is not None:
+            shares = "/".join(f"{share:.4f}" for share in point.shares)
+            said = (*_places(point, unit), point.cost, shares)
+        yield (*_start(result), result.static, aim, *said, *(splits or (None,) * 3), result.seconds)
+
+
+def _curves(result: Result, unit: float) -> Iterator[Row]:
+    for kind, points_of in KINDS.items():
+        for point in points_of(result.figures):
+            yield (*_start(result), kind, *_places(point, unit))
+
+
+def _places(point: Point, unit: float) -> tuple[float, float, float]:
+    return point.accuracy, point.cost / unit, point.worst / unit
+
+
+def _clocks(comparison: Comparison) -> Iterator[Row]:
+    for result in comparison.results:
+        point = result.figures.budgets[comparison.settings.shown].point if result.figures.budgets else None
+        if result.timed is None or point is None:
+            continue
+        for clock in (*in_use(result.timed, point.shares), *each_exit(result.timed)):
+            exit_ = clock.exit or ("mean" if clock.batch == 1 else None)
+            times = clock.run_ms, clock.plain_ms, *clock.ratio, clock.same
+            yield (*_start(result), clock.batch, exit_, *times)
