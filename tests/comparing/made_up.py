@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from offramp.comparing.cells import plain_of
 from offramp.comparing.comparing import Comparison, Result
 from offramp.comparing.figures import Figures, Point, figures_of, figures_of_plain
 from offramp.comparing.settings import Method, Settings
 from offramp.trace import Trace
-from small import trace_of
+from small import Stages, trace_of
 
 MACS = (1.0, 3.0, 9.0)
 SKILL = (0.6, 0.8, 0.93)
@@ -77,3 +80,33 @@ def _moved(figures: Figures, by: float) -> Figures:
 
     budgets = [replace(each, point=each.point and point(each.point)) for each in figures.budgets]
     return replace(figures, frontier=tuple(map(point, figures.frontier)), budgets=tuple(budgets))
+
+
+def net() -> nn.Module:
+    """A small network for digits, to be named `made_up:net` in a settings file."""
+    return Stages(classes=10).eval()
+
+
+DIGITS = """
+train = "digits[0:200]"
+calibration = "digits[700:1000]"
+test = "digits[1000:1300]"
+model = "made_up:net"
+front = "offramp.models.digits:front"
+at = "stem,blocks.0"
+batch-size = 50
+budgets = [0.7, 1.0]
+"""
+
+
+def file_of(folder: Path, *tables: str, shared: str = DIGITS) -> Path:
+    """A settings file of shared flags and a table for each method."""
+    file = folder / "methods.toml"
+    file.write_text("\n".join([shared, *tables]))
+    return file
+
+
+def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Every file below a folder: when it was written, and what."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}

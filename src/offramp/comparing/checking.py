@@ -41,6 +41,8 @@ def _require_names(method: Method) -> None:
         shelved("models", model.removeprefix(OURS))
     elif ":" in model:
         imported(model)
+    else:
+        raise BadInput(f"the model is {model!r}, expected offramp:NAME (see offramp doctor) or my.module:factory")
     if method.front != "auto":
         make_front(method.front)
     if not method.static:

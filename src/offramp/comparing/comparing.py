@@ -104,7 +104,9 @@ def _unit(cells: list[Cell], say: Callable[[str], None]) -> float:
     first = next(cell for cell in cells if not cell.method.static and not cell.method.rungs)
     if not first.done:
         _told(say, cells.index(first), cells)("teaching and recording")
-    return replace(first).plain()
+    made = replace(first)
+    made.make()
+    return made.plain()
 
 
 def _results(cell: Cell, unit: float, say: Callable[[str], None]) -> list[Result]:
@@ -116,7 +118,7 @@ def _results(cell: Cell, unit: float, say: Callable[[str], None]) -> list[Result
     method, found = cell.method, []
     for gate in method.scores:
         if cell.kept_figures(gate, unit) is None:
-            say(f"figures under its {'own gate' if gate == OWN else 'gate ' + gate}")
+            say(f"figures under {'its own gate' if gate == OWN else gate}")
         figures, timed = cell.figures(gate, unit), cell.timed(unit) if gate == method.gates[0] else None
         found.append(Result(method.name, cell.seed, gate, method.static, figures, cell.seconds, timed))
     return found

@@ -214,7 +214,7 @@ def _is(value: Any, kind: type) -> bool:
 
 def _word(option: Any) -> str:
     if typing.get_origin(option) is tuple:
-        return f"a list of {_word(typing.get_args(option)[0])}s"
+        return "a list of " + {str: "texts", int: "whole numbers", float: "numbers"}[typing.get_args(option)[0]]
     return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[option]
 
 

@@ -27,7 +27,7 @@ def budgets_table(comparison: Comparison) -> Html:
     for label, columns in found.items():
         best = [bool(values) and float(np.mean(values)) == top for values, top in zip(columns, tops, strict=True)]
         cells = [
-            tag("b", _spread(values)) if bold else _spread(values) for values, bold in zip(columns, best, strict=True)
+            _spread(values, bold=bold) for values, bold in zip(columns, best, strict=True)
         ]
         rows.append((_named(label), *cells))
     return table("accuracy within a budget", _heads(comparison), rows)
@@ -69,7 +69,7 @@ def exits_tables(comparison: Comparison) -> list[Html]:
         table(
             "accuracy of each exit on all test rows",
             ["", *exits],
-            [(comparison.of(label)[0].method, *map(_spread, _alone(comparison, label))) for label in labels],
+            [(_named(comparison.of(label)[0].method), *map(_spread, _alone(comparison, label))) for label in labels],
         )
         for exits, labels in families.items()
     ]
@@ -153,7 +153,7 @@ def teaching_table(comparison: Comparison) -> Html:
             ends = f"{min(seconds):.1f}", f"{max(seconds):.1f}"
             told = f"{np.mean(seconds):.1f} s"
             told = told if len(seconds) == 1 else _with_range(told, *ends)
-            rows.append((method.name, method.recipe or DASH, " ".join(method.arguments) or DASH, told))
+            rows.append((_named(method.name), method.recipe or DASH, " ".join(method.arguments) or DASH, told))
     return table("seconds of teaching, by seed", ["", "recipe", "with", "seconds"], rows) if rows else Html()
 
 
@@ -161,11 +161,12 @@ def _heads(comparison: Comparison) -> list[str]:
     return ["", *(f"within {percent(budget, 0)}" for budget in comparison.settings.budgets)]
 
 
-def _spread(values: Sequence[float], places: int = 2) -> str:
+def _spread(values: Sequence[float], places: int = 2, *, bold: bool = False) -> str:
     """The mean over seeds, and the range between them."""
     if not values:
         return DASH
     mean = percent(float(np.mean(values)), places)
+    mean = tag("b", mean) if bold else mean
     if len(values) == 1:
         return mean
     return _with_range(mean, f"{100 * min(values):.{places}f}", f"{100 * max(values):.{places}f}")

@@ -41,7 +41,7 @@
   // A few names stand above a chart. Many stand below it, and the chart grows by the lines that they need.
   function legendOf(choice) {
     if (named(choice).length <= MANY) return { orientation: "h", x: 0, xanchor: "left", y: 1.02, yanchor: "bottom" };
-    return { orientation: "h", x: 0, xanchor: "left", y: 0, yanchor: "bottom", yref: "container" };
+    return { orientation: "h", x: 0, xanchor: "left", y: 0, yanchor: "bottom", yref: "container", tracegroupgap: 0 };
   }
 
   const named = (choice) => choice.data.filter((each) => each.name && each.showlegend !== false);

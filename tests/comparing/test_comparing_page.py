@@ -1,0 +1,162 @@
+"""The page, its tables, its curves and its CSV files, from made-up figures."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from dataclasses import replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_up import NASTY, bench, comparison
+
+from offramp.comparing import tables
+from offramp.comparing.clocks import each_exit, in_use
+from offramp.comparing.comparing import Comparison
+from offramp.comparing.curves import KINDS, averaged, trade_off_chart
+from offramp.comparing.page import write_page
+from offramp.comparing.spreadsheets import write_spreadsheets
+from offramp.errors import BadFile
+
+pytest.importorskip("plotly")
+
+
+@pytest.fixture(scope="module")
+def found() -> Comparison:
+    return comparison()
+
+
+@pytest.fixture(scope="module")
+def page(found: Comparison, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_page(found, tmp_path_factory.mktemp("page") / "index.html").read_text(encoding="utf-8")
+
+
+def cells(table: str) -> list[list[str]]:
+    """The cells of a table's rows as plain text."""
+    rows = re.findall(r"<tr>(.*?)</tr>", table)
+    return [
+        [re.sub(r"<[^>]*>", " ", cell).strip() for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
+        for row in rows
+    ]
+
+
+def test_the_page_is_whole_and_escaped(page: str) -> None:
+    for name in ("budgets", "curves", "knowing", "first-exit", "certified", "clocks", "teaching"):
+        assert f'<section id="{name}"' in page
+    body = page[: page.index('id="figures"')]
+    assert escape(NASTY) in body
+    assert NASTY not in body
+    assert not re.search("https?:", body)
+    figures = json.loads(re.findall(r'id="figures">(.*?)</script>', page)[0])
+    assert [figure["id"] for figure in figures] == ["trade-off", "leaving"]
+
+
+def test_what_was_not_asked_for_has_no_section(tmp_path: Path) -> None:
+    plain = comparison(1, 1, ("own",), at_most=None, splits=0)
+    results = tuple(replace(result, timed=None, seconds=None) for result in plain.results)
+    page = write_page(replace(plain, results=results), tmp_path / "p.html").read_text(encoding="utf-8")
+    for name in ("certified", "clocks", "teaching"):
+        assert f'<section id="{name}"' not in page
+    assert "random splits" not in page
+    assert {path.name for path in write_spreadsheets(replace(plain, results=results), tmp_path)} == {
+        "results.csv",
+        "curves.csv",
+    }
+
+
+def test_a_page_that_cannot_be_written(found: Comparison, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadFile, match="cannot write"):
+        write_page(found, tmp_path / "file" / "index.html")
+
+
+def test_the_best_mean_of_a_column_is_bold(found: Comparison) -> None:
+    table = tables.budgets_table(found)
+    assert table.count("<b>") == len(found.settings.budgets)
+    last = found.within("method-1")[-1]
+    assert f"<b>{100 * np.mean(last):.2f}%</b>" in table
+    assert f"[{100 * min(last):.2f}, {100 * max(last):.2f}]" in table
+
+
+def test_curves_stand_for_all_labels_and_static_networks_in_every_plot(found: Comparison) -> None:
+    choices = trade_off_chart(found)["choices"]
+    assert len(choices) == len(KINDS) == 3
+    for choice in choices:
+        lines = {line["name"]: line for line in choice["data"] if "name" in line}
+        assert {"method-0", "method-1", "smaller", "larger", "method-0's last exit"} <= lines.keys()
+        assert lines["method-0"]["visible"] is True
+        assert lines[f"method-0, {escape(NASTY)}"]["visible"] == "legendonly"
+        bands = [line for line in choice["data"] if line.get("fill") == "toself"]
+        assert len(bands) == 4
+        assert lines["smaller"]["x"] == [3 / 9]
+
+
+def test_curves_are_means_over_seeds_with_the_range_between_them(found: Comparison) -> None:
+    results = found.of("method-0")
+    curve = averaged(results, "anytime", found.unit)
+    each = np.array([[point.accuracy for point in result.figures.anytime] for result in results])
+    np.testing.assert_allclose(curve.mean, each.mean(0))
+    np.testing.assert_allclose([curve.least, curve.largest], [each.min(0), each.max(0)])
+    whole = averaged(results, "exact frontier", found.unit)
+    assert (whole.least <= whole.mean + 1e-12).all()
+    assert (whole.mean <= whole.largest + 1e-12).all()
+    assert whole.cost[0] == max(result.figures.frontier[0].cost for result in results) / found.unit
+    alone = averaged(results[:1], "exact frontier", found.unit)
+    assert alone.cost.tolist() == [point.cost / found.unit for point in results[0].figures.frontier]
+
+
+def test_the_batch_of_one_is_the_mean_over_the_exits_of_test_rows() -> None:
+    timed = bench(("a", "b", "c"))
+    mean, many = in_use(timed, (0.5, 0.3, 0.2))
+    assert (mean.batch, mean.exit, many.batch) == (1, None, 64)
+    assert mean.run_ms == pytest.approx(0.5 * 1 + 0.3 * 2 + 0.2 * 3)
+    assert mean.ratio == pytest.approx((mean.run_ms / 5, mean.run_ms / 5 - 0.1, mean.run_ms / 5 + 0.1))
+    assert (mean.plain_ms, mean.covered, many.run_ms) == pytest.approx((5.0, 1.0, 3.0))
+    assert [clock.exit for clock in each_exit(timed)] == ["a", "b", "c"]
+
+
+def test_exits_that_no_timed_row_left_at_are_told() -> None:
+    timed = bench(("a", "b"))
+    timed["lines"] = [line for line in timed["lines"] if line["left"] != [0, 1]]
+    mean, _ = in_use(timed, (0.6, 0.4))
+    assert (mean.run_ms, mean.covered) == (1.0, 0.6)
+    assert [clock.batch for clock in in_use(timed, (0.0, 1.0))] == [64]
+
+
+def test_clocks_are_of_a_methods_first_gate_alone(found: Comparison) -> None:
+    rows = cells(tables.clocks_table(found))[1:]
+    assert [row[:2] for row in rows] == [[f"method-{n}", batch] for n in (0, 1) for batch in ("1", "64")]
+    assert len(cells(tables.exit_clocks_table(found))) == 1 + 2 * 3
+
+
+def test_seconds_are_told_once_for_each_seed(found: Comparison) -> None:
+    assert cells(tables.teaching_table(found))[1][-1].split() == ["10.5", "s", "[10.0,", "11.0]"]
+
+
+def test_spreadsheets_say_what_the_page_says(found: Comparison, tmp_path: Path) -> None:
+    read: dict[str, list[dict[str, Any]]] = {}
+    for path in write_spreadsheets(found, tmp_path):
+        read[path.stem] = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+    budgets = [line for line in read["results"] if line["aim"] == "budget 0.75" and line["method"] == "method-1"]
+    assert [float(line["accuracy"]) for line in budgets if line["gate"] == "own"] == found.within("method-1")[2]
+    for line in budgets:
+        assert float(line["cost"]) * found.unit == pytest.approx(float(line["macs"]))
+        assert sum(map(float, line["shares"].split("/"))) == pytest.approx(1, abs=1e-3)
+        assert bool(line["splits_median"]) == (line["seed"] == "0")
+    assert {line["aim"] for line in read["results"] if line["static"] == "True"} == {"static"}
+    assert {line["curve"] for line in read["curves"]} == {*KINDS}
+    assert [line["exit"] for line in read["clocks"][:5]] == ["mean", "", "small", "middle", "large"]
+
+
+def test_a_budget_that_nobody_meets_is_a_dash(tmp_path: Path) -> None:
+    dear = comparison(1, 1, ("own",), budgets=(0.01, 1.0), splits=2)
+    assert dear.within("method-0")[0] == []
+    assert cells(tables.budgets_table(dear))[1][1] == tables.DASH
+    assert cells(tables.splits_table(dear))[1][1] == tables.DASH
+    (path, *_) = write_spreadsheets(dear, tmp_path)
+    line = next(iter(csv.DictReader(path.read_text(encoding="utf-8").splitlines())))
+    assert (line["aim"], line["accuracy"], line["shares"]) == ("budget 0.01", "", "")

@@ -1,0 +1,142 @@
+"""A settings file: what it says, and every way in which it is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from made_up import DIGITS, contents, file_of
+
+from offramp.comparing.comparing import compare
+from offramp.comparing.settings import Method, read_settings
+from offramp.errors import BadFile, BadInput, OfframpError, UnknownName
+
+HINGE = '[method.hinge]\nrecipe = "hinge"\n'
+
+
+def test_flags_are_shared_and_a_method_may_say_otherwise(tmp_path: Path) -> None:
+    static = '[method.plain]\nstatic = true\nmodel = "offramp:digits_small"\nseeds = [4]\n'
+    parts = '[method.parts]\nparts = 3\nexit = "branch"\nwith = ["epochs=2"]\n'
+    found = read_settings(file_of(tmp_path, HINGE, static, parts, shared=DIGITS + 'weights = "w.pt"\n'))
+    hinge, plain, cut = found.methods
+    assert (hinge.recipe, hinge.at, hinge.seeds, hinge.weights, hinge.batch_size) == (
+        *("hinge", "stem,blocks.0", (0, 1, 2), "w.pt"),
+        50,
+    )
+    assert (plain.weights, plain.seeds, plain.scores) == (None, (4,), ("own",))  # weights are of the shared model
+    assert (cut.at, cut.parts, cut.arguments) == (None, 3, ("epochs=2",))
+    assert found.budgets == (0.7, 1.0)
+    assert found.budgets[found.shown] == 0.7
+    assert hinge.cuts == ("stem", "blocks.0")
+
+
+@pytest.mark.parametrize(
+    ("table", "shared", "error", "says"),
+    [
+        ("= 3", "", BadFile, "is no TOML"),
+        ("", "", BadInput, "names no method"),
+        ("method = 3", "", BadInput, "names no method"),
+        ("[method]\nhinge = 3", "", BadInput, "names no method"),
+        (HINGE, "batchsize = 3", UnknownName, "did you mean 'batch-size'"),
+        (HINGE, "batch_size = 3", UnknownName, "did you mean 'batch-size'"),
+        (HINGE + "recipes = 'joint'", "", UnknownName, r"flag in \[method.hinge\] .*did you mean 'recipe'"),
+        (HINGE + "budgets = [1.0]", "", UnknownName, "flag in"),
+        (HINGE, "parts = '3'", BadInput, "got parts = '3', expected a whole number"),
+        (HINGE, "seeds = 3", BadInput, "got seeds = 3, expected a list of whole numbers"),
+        (HINGE, "seeds = [true]", BadInput, "expected a list of whole numbers"),
+        (HINGE, "at-most = 'low'", BadInput, "expected a number"),
+        (HINGE, "static = 1", BadInput, "expected true or false"),
+        (HINGE, "example = 3", BadInput, "expected a text"),
+        (HINGE, "gates = ['own', 3]", BadInput, "expected a list of texts"),
+        (HINGE, "parts = 3", BadInput, "has at stem,blocks.0 and parts 3, expected exactly one"),
+        (HINGE, "gates = []", BadInput, "has gates"),
+        (HINGE, "gates = ['margin', 'margin']", BadInput, "each once"),
+        (HINGE, "seeds = []", BadInput, "has seeds"),
+        (HINGE, "seeds = [0, 0]", BadInput, "each once"),
+        (HINGE, "seeds = [-1]", BadInput, "from 0 upward"),
+        ("['method'.'a b']\nrecipe = 'hinge'", "", BadInput, "is called 'a b'"),
+        ("['method'.'../up']\nrecipe = 'hinge'", "", BadInput, "is called '../up'"),
+        (HINGE, "static = true", BadInput, "no method that is cut"),
+        (HINGE + "[method.stack]\nrungs = ['hing']", "", UnknownName, "did you mean 'hinge'"),
+        (
+            HINGE + "[method.one]\nrungs = ['hinge']\n[method.two]\nrungs = ['one']",
+            "",
+            BadInput,
+            "stacks one, which is a ladder itself",
+        ),
+        (HINGE, "wall-clock-budget = 0.5", BadInput, "expected one of the budgets"),
+    ],
+)
+def test_a_file_that_cannot_be_meant_is_refused(
+    tmp_path: Path, table: str, shared: str, error: type[OfframpError], says: str
+) -> None:
+    with pytest.raises(error, match=says):
+        read_settings(file_of(tmp_path, table, shared=f"{DIGITS}{shared}\n"))
+
+
+@pytest.mark.parametrize(
+    ("gone", "put", "says"),
+    [
+        ("train = ", "", "has a recipe and no train"),
+        ("test = ", "", "has no test"),
+        ("calibration = ", "", "has no calibration"),
+        ("model = ", "", "has no model"),
+        ("at = ", "", "has at - and parts -"),
+        ("budgets = ", "budgets = []", "expected shares"),
+        ("budgets = ", "budgets = [0.0, 1.0]", "above 0"),
+        ("budgets = ", "budgets = [0.5, 0.5]", "each once"),
+    ],
+)
+def test_a_file_that_lacks_something_is_refused(tmp_path: Path, gone: str, put: str, says: str) -> None:
+    lines = [line for line in DIGITS.splitlines() if not line.startswith(gone)]
+    with pytest.raises(BadInput, match=says):
+        read_settings(file_of(tmp_path, HINGE, shared="\n".join([*lines, put])))
+
+
+def test_a_file_that_is_not_there() -> None:
+    with pytest.raises(BadFile, match="does not exist"):
+        read_settings("nowhere.toml")
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("recipe = 'hing'", "'hinge'"),
+        ("recipe = 'joint'\nwith = ['epoch=2']", "it takes "),
+        ("recipe = 'joint'\nwith = ['epochs']", "NAME=VALUE"),
+        ("gates = ['own', 'margn']", "'margin'"),
+        ("gate = 'max_prb'", "'max_prob'"),
+        ("exit = 'linear_gird'", "'linear_grid'"),
+        ("model = 'offramp:digits_larg'", "'digits_large'"),
+        ("model = 'digits_large'", "expected offramp:NAME"),
+        ("model = 'made_up:nothing'", "cannot import"),
+        ("front = 'units'", "expected none, unit, imagenet"),
+        ("augment = 'crop_flp'", "'crop_flip'"),
+        ("at = 'stem,block.0'", "has no module 'block.0'"),
+    ],
+)
+def test_names_that_stand_for_nothing_are_refused_before_anything_is_taught(
+    tmp_path: Path, flags: str, says: str
+) -> None:
+    later = f"[method.later]\n{flags}\n"
+    with pytest.raises(BadInput, match=rf"\[method.later\].*{says}"):
+        compare(file_of(tmp_path, HINGE, later), tmp_path / "out", progress=False)
+    assert not contents(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("flag", "error"),
+    [("risk = 'errr'", UnknownName), ("engine = 'torhc'", UnknownName), ("weights = 'nowhere.pt'", BadFile)],
+)
+def test_so_are_names_that_all_methods_share(tmp_path: Path, flag: str, error: type[OfframpError]) -> None:
+    with pytest.raises(error):
+        compare(file_of(tmp_path, HINGE, shared=f"{DIGITS}{flag}\n"), tmp_path / "out", progress=False)
+    assert not contents(tmp_path / "out")
+
+
+def test_what_means_nothing_to_a_network_is_no_part_of_it() -> None:
+    cut = Method("cut", model="made_up:net", at="stem", recipe="hinge", train="digits")
+    assert {"at", "train", "seed"} <= cut.asked(3).keys()
+    plain = Method("plain", model="made_up:net", at="stem", train="digits", static=True)
+    assert {"at", "train"}.isdisjoint(plain.asked(3))
+    assert Method("stack", rungs=("a", "b"), at="stem").asked(3) == {"rungs": ["a", "b"], "gate": "margin"}
