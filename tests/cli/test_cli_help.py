@@ -27,6 +27,7 @@ FLAGS = {
     "bench": f"--batch --repeats --threads --engine --threshold {GIVEN}",
     "export": f"--output -o --one-file --example --threshold {GIVEN}",
     "report": "--output -o --data --title --other --rows --threshold",
+    "compare": "--output -o",
     "demo": "--output -o",
     "doctor": "",
 }

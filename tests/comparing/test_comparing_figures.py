@@ -170,4 +170,3 @@ def test_figures_are_the_same_from_their_file(found: Figures) -> None:
 def test_rows_without_labels_are_refused() -> None:
     with pytest.raises(BadInput, match="no labels"):
         figures_of_plain(trace_of(50, skill=(0.8,), macs=(4.0,), labelled=False))
-

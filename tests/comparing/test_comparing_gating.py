@@ -123,5 +123,3 @@ def test_a_gate_that_nobody_has_is_refused() -> None:
         regated(cut_of(), "max_prb")
     with pytest.raises(BadInput, match="expected a name, a Gate"):
         regated(cut_of(), f"{__name__}:ROWS")
-
-

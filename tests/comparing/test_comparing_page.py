@@ -119,6 +119,13 @@ def test_the_batch_of_one_is_the_mean_over_the_exits_of_test_rows() -> None:
     assert [clock.exit for clock in each_exit(timed)] == ["a", "b", "c"]
 
 
+def test_the_ratio_of_a_mean_is_that_of_its_milliseconds() -> None:
+    timed = bench(("a", "b"))
+    timed["lines"][1] |= {"plain_ms": 10.0, "over_plain": {"value": 0.2, "low": 0.2, "high": 0.2}}
+    mean, _ = in_use(timed, (0.5, 0.5))
+    assert mean.ratio[0] == pytest.approx(mean.run_ms / mean.plain_ms) == pytest.approx(0.2)
+
+
 def test_exits_that_no_timed_row_left_at_are_told() -> None:
     timed = bench(("a", "b"))
     timed["lines"] = [line for line in timed["lines"] if line["left"] != [0, 1]]

@@ -42,19 +42,15 @@ def compare(file: File, output: OutputFolder, as_json: AsJson = False) -> None:
     try:
         found = compared(file, output, say=note, progress=not as_json)
     except KeyboardInterrupt as problem:
-        note(f"offramp: interrupted; the same command goes on from what lies in {output}")
+        note(f"offramp: interrupted; the same command goes on from what lies in {output}, if anything does")
         raise typer.Exit(130) from problem
     files = (write_page(found, Path(output) / "index.html"), *write_spreadsheets(found, output))
-    budgets = [percent(budget, 0) for budget in found.settings.budgets]
     means = {
         label: [sum(values) / len(values) if values else None for values in found.within(label)]
         for label in found.labels()
     }
-    body = {
-        "files": [str(path) for path in files],
-        "unit_macs": found.unit,
-        "budgets": list(found.settings.budgets),
-        "accuracy": means,
-    }
-    rows = [(label, *("-" if mean is None else percent(mean, 2) for mean in values)) for label, values in means.items()]
-    answer(body, as_json, table("accuracy within", *budgets, rows=rows), f"written: {', '.join(map(str, files))}")
+    budgets = found.settings.budgets
+    body = {"files": [*map(str, files)], "unit_macs": found.unit, "budgets": list(budgets), "accuracy": means}
+    rows = [(label, *("-" if mean is None else percent(mean, 2) for mean in each)) for label, each in means.items()]
+    shown = table("accuracy within", *(percent(budget, 0) for budget in budgets), rows=rows)
+    answer(body, as_json, shown, f"written: {', '.join(map(str, files))}")

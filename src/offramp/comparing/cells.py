@@ -28,7 +28,7 @@ from offramp.comparing.settings import OWN, Method, Settings
 from offramp.cutting import cut, ladder
 from offramp.data.rows import rows
 from offramp.errors import BadInput
-from offramp.factories import OURS, front_of, make_front, make_model
+from offramp.factories import FROM_FILES, front_of, make_front, make_model
 from offramp.files import read_json, write_json
 from offramp.fitting.arguments import arguments_of
 from offramp.fitting.teaching import fit, recipe_of
@@ -117,7 +117,7 @@ class Cell:
             return ladder(models, gate=self.method.gate, example=self._example())
         place = self.home / "network"
         if place.exists():
-            return load(place, None if (self.method.model or "").startswith(OURS) else self._model())
+            return load(place, None if (self.method.model or "").startswith(FROM_FILES) else self._model())
         network = self._made()
         if self.method.taught:
             self._teach(network)

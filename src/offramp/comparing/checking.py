@@ -10,7 +10,7 @@ from offramp.comparing.settings import OWN, Method, Settings
 from offramp.data.rows import rows
 from offramp.errors import BadInput
 from offramp.factories import OURS, make_front, make_gate, make_model
-from offramp.find import find, imported, shelved
+from offramp.find import files, find, imported, shelved
 from offramp.fitting.arguments import arguments_of
 from offramp.fitting.lessons import roll_of
 from offramp.fitting.teaching import recipe_of
@@ -36,13 +36,7 @@ def _require_names(method: Method) -> None:
             make_gate(gate, ())
     if method.rungs:
         return
-    model = method.model or ""
-    if model.startswith(OURS):
-        shelved("models", model.removeprefix(OURS))
-    elif ":" in model:
-        imported(model)
-    else:
-        raise BadInput(f"the model is {model!r}, expected offramp:NAME (see offramp doctor) or my.module:factory")
+    _require_model(method.model or "")
     if method.front != "auto":
         make_front(method.front)
     if not method.static:
@@ -51,6 +45,17 @@ def _require_names(method: Method) -> None:
         recipe_of(method.recipe, **arguments_of(method.arguments))
     if method.augment is not None:
         find("augments", method.augment)
+
+
+def _require_model(spec: str) -> None:
+    """Find a model's factory; those of hubs are looked up when they are built, before anything is taught too."""
+    kind, colon, name = spec.partition(":")
+    if not colon:
+        raise BadInput(f"the model is {spec!r}, expected offramp:NAME (see offramp doctor) or my.module:factory")
+    if spec.startswith(OURS):
+        shelved("models", name)
+    elif kind not in files("hubs"):
+        imported(spec)
 
 
 def require_models(methods: Sequence[Method]) -> None:

@@ -39,10 +39,11 @@ def in_use(timed: Mapping[str, Any], shares: Sequence[float]) -> list[Clock]:
     weights = np.array([shares[timed["exits"].index(one.exit)] for one in ones])
     if not weights.sum():
         return larger
-    run, plain, same, *ratio = np.average(
-        [(one.run_ms, one.plain_ms, one.same, *one.ratio) for one in ones], axis=0, weights=weights
-    ).tolist()
-    mean = Clock(1, None, run, plain, (ratio[0], ratio[1], ratio[2]), same, float(weights.sum()))
+    times = np.array([(one.run_ms, one.plain_ms, one.same) for one in ones])
+    run, plain, same = np.average(times, axis=0, weights=weights).tolist()
+    # Weighted by the plain milliseconds too: then the ratio is that of both means.
+    ends = np.average([one.ratio for one in ones], axis=0, weights=weights * times[:, 1]).tolist()
+    mean = Clock(1, None, run, plain, (ends[0], ends[1], ends[2]), same, float(weights.sum()))
     return [mean, *larger]
 
 

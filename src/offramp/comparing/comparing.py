@@ -103,17 +103,21 @@ def _unit(cells: list[Cell], say: Callable[[str], None]) -> float:
     """MACs of the plain network of the first method that is cut, which is made first if it has to be."""
     first = next(cell for cell in cells if not cell.method.static and not cell.method.rungs)
     if not first.done:
-        _told(say, cells.index(first), cells)("teaching and recording")
+        _told(say, cells.index(first), cells)(_step(first))
     made = replace(first)
     made.make()
     return made.plain()
+
+
+def _step(cell: Cell) -> str:
+    return "teaching and recording" if cell.method.taught else "recording"
 
 
 def _results(cell: Cell, unit: float, say: Callable[[str], None]) -> list[Result]:
     """A network, made and measured under all its gates."""
     cell = replace(cell)  # a copy: the network that it holds goes with it
     if not cell.done:
-        say("teaching and recording")
+        say(_step(cell))
     cell.make()
     method, found = cell.method, []
     for gate in method.scores:

@@ -50,7 +50,7 @@ def trade_off_chart(comparison: Comparison) -> Figure:
 
 
 def leaving_chart(comparison: Comparison) -> Figure:
-    """Share of rows that leaves at the first exit against the threshold there, a choice per method (first seed and gate)."""
+    """Share of rows that leaves at the first exit against its threshold: a choice per method, first seed and gate."""
     choices = []
     for label in comparison.leading():
         told = comparison.of(label)[0].figures.leaving

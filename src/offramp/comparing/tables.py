@@ -26,9 +26,7 @@ def budgets_table(comparison: Comparison) -> Html:
     rows: list[Row] = []
     for label, columns in found.items():
         best = [bool(values) and float(np.mean(values)) == top for values, top in zip(columns, tops, strict=True)]
-        cells = [
-            _spread(values, bold=bold) for values, bold in zip(columns, best, strict=True)
-        ]
+        cells = [_spread(values, bold=bold) for values, bold in zip(columns, best, strict=True)]
         rows.append((_named(label), *cells))
     return table("accuracy within a budget", _heads(comparison), rows)
 
@@ -87,7 +85,9 @@ def shares_table(comparison: Comparison) -> Html:
         point = comparison.of(label)[0].figures.budgets[place].point
         if point is not None:
             shares = " / ".join(f"{100 * share:.0f}" for share in point.shares)
-            rows.append((_named(label), percent(point.cost / comparison.unit), percent(point.worst / comparison.unit), shares))
+            rows.append(
+                (_named(label), percent(point.cost / comparison.unit), percent(point.worst / comparison.unit), shares)
+            )
     head = ["", "mean cost", "worst case", "% of rows by exit, shallow to deep"]
     budget = percent(comparison.settings.budgets[place], 0)
     return table(f"plans within {budget}, first seed: the mean falls, the worst case does not", head, rows)
@@ -140,7 +140,14 @@ def _clock_row(label: str, clock: Clock) -> Row:
     value, low, high = clock.ratio
     told = f"{value:.3f}" + (f" ({percent(clock.covered, 0)} of rows)" if clock.covered < 0.995 else "")
     ratio = _with_range(told, f"{low:.3f}", f"{high:.3f}")
-    return _named(label), str(clock.batch), f"{clock.run_ms:.2f} ms", f"{clock.plain_ms:.2f} ms", ratio, f"{clock.same:.3f}"
+    return (
+        _named(label),
+        str(clock.batch),
+        f"{clock.run_ms:.2f} ms",
+        f"{clock.plain_ms:.2f} ms",
+        ratio,
+        f"{clock.same:.3f}",
+    )
 
 
 def teaching_table(comparison: Comparison) -> Html:

@@ -1,0 +1,92 @@
+"""`offramp compare`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from typed import contents, offramp
+
+pytest.importorskip("sklearn")
+pytest.importorskip("plotly")
+
+METHODS = """
+title = "Digits, small"
+train = "digits[0:60]"
+calibration = "digits[700:800]"
+test = "digits[800:900]"
+model = "offramp:digits_small"
+at = "2"
+exit = "linear"
+seeds = [0]
+budgets = [0.1, 9.0]
+
+[method.convex]
+recipe = "cross_entropy"
+with = ["regulariser=0.01"]
+gates = ["own", "max_prob"]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    Path("methods.toml").write_text(METHODS)
+    return Path("methods.toml")
+
+
+def test_compare_writes_a_page_and_spreadsheets_and_goes_on_where_it_was(file, as_json):
+    told = as_json("compare", file, "-o", "out")
+    assert told["files"] == ["out/index.html", "out/results.csv", "out/curves.csv"]
+    assert "<h1>Digits, small</h1>" in Path("out/index.html").read_text()
+    assert told["budgets"] == [0.1, 9.0]
+    assert told["unit_macs"] == 2432
+    assert told["accuracy"].keys() == {"convex", "convex, max_prob"}
+    for cheap, dear in told["accuracy"].values():
+        assert cheap is None
+        assert 0 <= dear <= 1
+    before = contents(Path("out/convex-0"))
+    again = offramp("compare", file, "-o", "out")
+    assert (again.exit_code, again.stderr) == (0, "")
+    assert "convex, max_prob" in again.stdout
+    assert "written: out/index.html, out/results.csv, out/curves.csv" in " ".join(again.stdout.split())
+    assert contents(Path("out/convex-0")) == before
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "says"),
+    [
+        ("[0:60]", "[0:701]", "1 of the 100 calibration rows"),
+        ("[800:900]", "[799:900]", "1 of the 101 test rows"),
+        ("cross_entropy", "cross_entrop", "did you mean 'cross_entropy'"),
+        ("regulariser=", "regulaliser=", "it takes regulariser, gap"),
+        ("budgets", "budget", "did you mean 'budgets'"),
+        ('at = "2"', 'at = "two"', "has no module 'two'"),
+        ("title = ", "title", "is no TOML"),
+    ],
+)
+def test_what_is_refused_before_anything_is_taught(file, old, new, says):
+    file.write_text(METHODS.replace(old, new))
+    done = offramp("compare", file, "-o", "out")
+    assert (done.exit_code, done.stdout) == (2, ""), done.output
+    assert done.stderr.splitlines()[-1].startswith("offramp: ")
+    assert says in done.stderr
+    assert not Path("out").exists()
+
+
+def test_a_folder_that_cannot_be_written(file):
+    done = offramp("compare", file, "-o", "methods.toml")
+    assert (done.exit_code, done.stdout) == (2, "")
+    assert "cannot write methods.toml" in done.stderr
+
+
+def test_ctrl_c_says_how_to_go_on(file, monkeypatch):
+    def interrupted(*arguments, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("offramp.comparing.cells.fit", interrupted)
+    done = offramp("compare", file, "-o", "out")
+    assert (done.exit_code, done.stdout) == (130, "")
+    assert done.stderr.splitlines()[-1] == (
+        "offramp: interrupted; the same command goes on from what lies in out, if anything does"
+    )
