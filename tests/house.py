@@ -30,6 +30,7 @@ FLOORS = [
         "recipe",
         "evaluation",
         "pricing",
+        "processes",
     ],
     [
         "trace",

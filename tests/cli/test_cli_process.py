@@ -10,7 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from typed import TEST, contents
+
+import offramp as off
+from offramp.trace import Trace
 
 TELL = """
 import sys
@@ -95,3 +99,48 @@ def test_a_reader_that_goes_away(place):
     process.wait(timeout=60)
     process.stderr.close()
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launch",
+    [
+        ("torch.distributed.run",),
+        (
+            "accelerate.commands.launch",
+            "--cpu",
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--num_cpu_threads_per_process",
+            "1",
+        ),
+    ],
+    ids=lambda words: words[0],
+)
+def test_launched_in_two_processes_it_answers_once(place, launch):
+    """The digits of the demo: the same trace and the same weights as from one process."""
+    count = ("--nproc-per-node", "2") if launch[0].startswith("torch") else ("--num_processes", "2")
+    several = (sys.executable, "-m", *launch, *count, "-m", "offramp.cli")
+    cut = ("cut", "offramp:digits_large", "--weights", "digits_large.safetensors", "--example", "digits[0:4]")
+    alone = (sys.executable, "-m", "offramp.cli")
+    run(*alone, *cut, "--at", "2,5", "-o", "net", "--exit", "linear")
+    fit = ("fit", "net", "digits[0:200]", "--recipe", "joint", "--with", "epochs=1", "--batch-size", "50", "-o")
+    record = ("record", "two", TEST, "--no-time", "-o")
+    run(*alone, *fit, "one")
+    assert run(*several, *fit, "two", "--folder", "run").count("Taught in") == 1
+    for name, value in off.load("one").state_dict().items():
+        torch.testing.assert_close(off.load("two").state_dict()[name], value, atol=1e-4, rtol=1e-4)
+    run(*alone, *record, "one.npz")
+    assert run(*several, *record, "two.npz").count("Trace of") == 1
+    one, two = Trace.load("one.npz"), Trace.load("two.npz")
+    assert all((one.columns[name] == two.columns[name]).all() for name in one.columns if "cost" not in name)
+
+
+def run(*words: str) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
