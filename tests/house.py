@@ -48,6 +48,7 @@ FLOORS = [
         "segmenting",
         "measuring",
         "graphs",
+        "engine",
     ],
     ["answers", "running", "calibration", "factories"],
     ["benching", "cutting", "placing", "fitting", "recording", "storing"],

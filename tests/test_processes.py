@@ -140,7 +140,7 @@ def test_records_where_a_process_has_no_row_and_where_a_row_is_damaged():
 
 def test_processes_with_different_networks_are_refused():
     found = together(lambda rank: record(ladder_of(2, seed=rank), rows_of(9), timed=False))
-    assert all("2 processes have different networks" in text for text in found)
+    assert all("2 processes have different networks" in text for text in found), found
 
 
 def test_teaching_together_gives_the_weights_of_one_process():
@@ -159,7 +159,7 @@ def test_other_recipes_too(recipe):
 
 def test_too_few_rows_for_a_share_in_each_are_refused():
     found = together(lambda _: taught(Joint(epochs=1), batch_size=1))
-    assert all("would hold 1 rows for 2 processes" in text for text in found)
+    assert all("would hold 1 rows for 2 processes" in text for text in found), found
 
 
 class Interrupted(Recipe):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from offramp.data.rows import Batch, Rows, fingerprint_of, rows
+from offramp.engine import engine_of
 from offramp.errors import BadData, BadNetwork
 from offramp.find import find_file
 from offramp.inputs import State, as_inputs
@@ -20,7 +21,6 @@ from offramp.network import LOGITS, SCORE, Network, Part
 from offramp.processes import Processes, here
 from offramp.progress import track
 from offramp.provenance import Origin, Probe
-from offramp.running import engine_of
 from offramp.signature import Input
 from offramp.trace import BACKBONE, Header, Trace
 
@@ -48,7 +48,8 @@ def record(
     data: whatever `offramp.data.rows` takes: arrays, (x, y), a Dataset, a DataLoader, batches, or a spec such as
     "cifar10:DIR[1000:5000]". keep: "logits", or "answers" to leave the logits [N, C] out.
     timed: measure milliseconds over batch 1 to 64; do so where nothing else runs.
-    engine: torch or onnxruntime; the plans that are made of this trace run on it, and on no other.
+    engine: torch or onnxruntime, with options as in "torch:bf16" (see the engines' docstrings); the plans that are
+    made of this trace run on it, and on no other.
     Where several processes were launched, all must call it: they take the batches by turns, the main one measures costs
     when the others have ended, and each gets the whole trace.
     Raises BadData (no rows, labels out of range, wrong shapes, rows that give NaN), BadNetwork, MissingExtra.

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from offramp.answers import DEADLINE, DEEPEST, END, GATE, Answers, Filling, Rows
+from offramp.engine import engine_of
 from offramp.errors import BadData, BadInput, Mismatch, OpenAgain
-from offramp.find import find_file
 from offramp.inputs import State, as_inputs, count_of
 from offramp.measuring import Percentile, percentiles
 from offramp.network import LOGITS, SCORE, Network, Part
@@ -188,8 +187,9 @@ def open(
     """Check once, and make a Runner. The network stays where it is: place it first, then open it.
 
     time_on: rows [B, ...] on which every segment is timed at batch 1 to 64, for deadlines.
-    engine: torch or onnxruntime. Raises Mismatch (another network, engine or precision; a probe that
-    differs), BadNetwork (such as an operator that the engine lacks), BadInput, UnknownName, MissingExtra.
+    engine: torch or onnxruntime, with options as in "torch:bf16". Raises Mismatch (another network, engine or
+    precision; a probe that differs), BadNetwork (such as an operator that the engine lacks), BadInput, UnknownName,
+    MissingExtra.
     """
     with undisturbed():
         return _opened(network, plan, engine, device, time_on)
@@ -211,15 +211,6 @@ def _opened(network: Network, plan: Plan, engine: str, device: str | torch.devic
     _check_probe(network, plan, every)
     timed = None if time_on is None else percentiles(parts, as_inputs(time_on, place))
     return Runner(network, plan, parts, every, timed)
-
-
-def engine_of(name: str) -> tuple[ModuleType, str]:
-    """An engine, and what traces and plans remember of it: its name, and the version of what it runs on if it says so.
-
-    Raises UnknownName, and MissingExtra when what it runs on is not installed.
-    """
-    found = find_file("engines", name)
-    return found, found.version() if hasattr(found, "version") else name
 
 
 def check_origin(network: Network, plan: Plan, engine: str) -> None:
