@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 import offramp as off
+from offramp.calibration.calibrating import problem_of
 from offramp.checks import check_engine
 from offramp.engine import engine_of
 from offramp.engines import torch as eager
 from offramp.errors import BadInput, Mismatch, UnknownName
+from offramp.guarantees.risks import find_risk
 from offramp.recording import record
+from offramp.trace import Trace
 from small import conv, cut_of, images_of, ladder_of
 
 X = images_of(12).numpy()
@@ -70,3 +75,22 @@ def test_bf16_is_refused_where_a_device_has_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an old card")
     with pytest.raises(BadInput, match="an old card has no bfloat16"):
         eager.open(ladder_of(2), (), torch.device("cuda"), bf16=True)
+
+
+@pytest.mark.parametrize(
+    ("engine", "band"),
+    [
+        ("torch", 1e-4),
+        ("torch:channels_last", 1e-4),
+        ("torch:bf16,channels_last", 0.125),
+        ("onnxruntime 1:int8=ab", 0.125),
+    ],
+)
+def test_the_band_around_thresholds_is_wider_where_numbers_are_short(engine, band, trace):
+    origin = replace(trace.header.origin, engine=engine)
+    assert origin.band == band
+    there = Trace(trace.columns, replace(trace.header, origin=origin))
+    plan = off.Plan.by_hand({"small": 0.5})
+    near = np.abs(there.columns["score/small"].astype(float) - 0.5) <= band
+    assert there.evaluate(plan).in_band == pytest.approx(near.mean())
+    assert problem_of(there, find_risk("error")).band == band

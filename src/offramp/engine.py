@@ -14,7 +14,9 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from offramp.chain import Step
 from offramp.errors import BadInput
@@ -43,6 +45,11 @@ class Engine:
         version, marks = getattr(self.module, "version", None), getattr(self.module, "marks", _marks)
         told = ",".join(marks(**self.options)) if self.options else ""
         return (version() if version else self.module.__name__.rpartition(".")[2]) + (f":{told}" if told else "")
+
+    @property
+    def learned(self) -> NDArray[np.uint64] | None:
+        """The digests of rows that its options were set by, which promise nothing any more; None without."""
+        return self.module.learned(**self.options) if self.options and hasattr(self.module, "learned") else None
 
 
 def engine_of(text: str) -> tuple[Engine, str]:

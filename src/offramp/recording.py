@@ -50,8 +50,8 @@ def record(
     timed: measure milliseconds over batch 1 to 64; do so where nothing else runs.
     engine: torch or onnxruntime, with options as in "torch:bf16" (see the engines' docstrings); the plans that are
     made of this trace run on it, and on no other.
-    Where several processes were launched, all must call it: they take the batches by turns, the main one measures costs
-    when the others have ended, and each gets the whole trace.
+    Where several processes were launched, all must call it: they take whole batches by turns (so that the last bits are
+    those of one process), the main one measures costs when the others have ended, and each gets the whole trace.
     Raises BadData (no rows, labels out of range, wrong shapes, rows that give NaN), BadNetwork, MissingExtra.
     """
     if keep not in ("logits", "answers"):
@@ -65,7 +65,10 @@ def record(
     shelved, identity = engine_of(engine)
     parts: Sequence[Part] = shelved.open(network, steps, place)
     counted: Sequence[Part] = parts if engine == "torch" else find_file("engines", "torch").open(network, steps, place)
-    columns, batches = _Columns(network, keep), source.batches(batch_size, processes.turn)  # whole ones: same last bits
+    columns, batches = (
+        _Columns(network, keep, shelved.learned),
+        source.batches(batch_size, processes.turn),
+    )  # whole ones: same last bits
     total = None if source.length is None else -(-source.length // (batch_size * processes.count))
     shown = track(batches, what="recording", total=total, show=progress and processes.main)
     first = processes.agreed(lambda: _recorded(shown, columns, parts, place))
@@ -113,9 +116,10 @@ def _everything(parts: Sequence[Part], x: State) -> State:
 class _Columns:
     """Columns being filled, batch by batch."""
 
-    def __init__(self, network: Network, keep: str) -> None:
+    def __init__(self, network: Network, keep: str, learned: Array | None) -> None:
         self.exits, self.gates, self.keep = network.chain.exits, network.chain.gates, keep
-        self.learned = network.learned
+        known = [None if network.learned is None else network.learned.digests, learned]
+        self.learned = [digests for digests in known if digests is not None]
         self.chunks: dict[str, list[Array]] = {}
 
     def add(self, batch: Batch, state: State) -> None:
@@ -153,8 +157,8 @@ class _Columns:
         columns = zip(*self.chunks.values(), strict=True)
         batches = processes.woven([dict(zip(self.chunks, each, strict=True)) for each in columns])
         found = {name: np.concatenate([batch[name] for batch in batches]) for name in (batches or [{}])[0]}
-        if self.learned is not None and found:  # once: every look-up sorts all rows that taught
-            found["learned"] = np.isin(found["digest"], self.learned.digests)
+        if self.learned and found:  # once: every look-up sorts all rows that taught
+            found["learned"] = np.isin(found["digest"], np.concatenate(self.learned))
         return found
 
 

@@ -238,9 +238,10 @@ def _check_probe(network: Network, plan: Plan, every: Sequence[Part]) -> None:
         got = state[name + LOGITS]
         want = torch.tensor(stated, dtype=torch.float32)
         far = (got.float().cpu() - want).abs().max().item()
-        if not far <= BAND * max(1.0, want.abs().max().item() / 10):
+        band = plan.origin.band if plan.origin else BAND
+        if not far <= band * max(1.0, want.abs().max().item() / 10):
             raise Mismatch(
-                f"exit {name!r} answers the probe {far:.2g} away from where the plan was made (band {BAND:g}); this "
+                f"exit {name!r} answers the probe {far:.2g} away from where the plan was made (band {band:g}); this "
                 "machine computes differently: record and calibrate here"
             )
 

@@ -1,7 +1,7 @@
 """The eager PyTorch engine: segments, exits and gates as they stand, and with options in another form.
 
-bf16: what autocast takes is computed in bfloat16; logits and scores come out as float32. Rounding depends on the batch
-a little, more than the float band allows: a promise made so holds for batches like those that were recorded.
+bf16: what autocast takes is computed in bfloat16; logits and scores come out as float32. Rounding depends on the
+batch a little, so that promises made on it have a wider band around thresholds (`Origin.band`).
 channels_last: images [B, C, H, W] enter every segment in that memory format; weights stay the network's own, so give
 them the same format (`net.to(memory_format=torch.channels_last)`) where a device reorders them at every call.
 """
