@@ -49,6 +49,7 @@ FLOORS = [
         "measuring",
         "graphs",
         "engine",
+        "programs",
     ],
     ["answers", "running", "calibration", "factories"],
     ["benching", "cutting", "placing", "fitting", "recording", "storing"],

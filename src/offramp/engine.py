@@ -47,6 +47,11 @@ class Engine:
         return (version() if version else self.module.__name__.rpartition(".")[2]) + (f":{told}" if told else "")
 
     @property
+    def compiles(self) -> bool:
+        """Whether its parts are made when their first rows arrive."""
+        return hasattr(self.module, "compiles") and bool(self.module.compiles(**self.options))
+
+    @property
     def learned(self) -> NDArray[np.uint64] | None:
         """The digests of rows that its options were set by, which promise nothing any more; None without."""
         return self.module.learned(**self.options) if self.options and hasattr(self.module, "learned") else None

@@ -23,7 +23,7 @@ from offramp.measuring import Percentile, percentiles
 from offramp.network import LOGITS, SCORE, Network, Part
 from offramp.plan import BAND, Plan, choose
 from offramp.segmenting import undisturbed
-from offramp.signature import INPUT
+from offramp.signature import INPUT, example
 from offramp.watch import Watch
 
 
@@ -209,6 +209,8 @@ def _opened(network: Network, plan: Plan, engine: str, device: str | torch.devic
     parts: Sequence[Part] = shelved.open(network, steps, place)
     every: Sequence[Part] = shelved.open(network, network.chain.walk(network.chain.gates), place)
     _check_probe(network, plan, every)
+    if shelved.compiles:
+        _warm(network, plan, parts)
     timed = None if time_on is None else percentiles(parts, as_inputs(time_on, place))
     return Runner(network, plan, parts, every, timed)
 
@@ -223,6 +225,16 @@ def check_origin(network: Network, plan: Plan, engine: str) -> None:
             f"the plan is for network {its[0]} on {its[1]} in {its[2]}, this is network {mine[0]} on {mine[1]} in "
             f"{mine[2]}; record and calibrate this one, or drop the promise: Plan.by_hand(plan.thresholds)"
         )
+
+
+def _warm(network: Network, plan: Plan, parts: Sequence[Part]) -> None:
+    """Run parts on rows like the plan's probe or the example of a cut: what compiles does so before it serves."""
+    inputs = plan.origin.probe.inputs if plan.origin and plan.origin.probe else network.rungs[0].inputs
+    if inputs:
+        state = as_inputs(example(inputs, 2), network.device())
+        with torch.inference_mode():
+            for part in parts:
+                part.call(state)
 
 
 def _check_probe(network: Network, plan: Plan, every: Sequence[Part]) -> None:
