@@ -73,7 +73,9 @@ def engine_of(text: str) -> tuple[Engine, str]:
             raise unknown(key, known, f"option of the engine {name!r}")
         flag = inspect.signature(module.open).parameters[key].default is False
         if flag == bool(equals) or (equals and not value):
-            raise BadInput(f"got the option {option!r} of {name}, expected {key if flag else key + '=...'}; see --help")
+            raise BadInput(
+                f"got the option {option!r} of {name}, expected {key if flag else key + '=...'}; write it so"
+            )
         options[key] = True if flag else value
     engine = Engine(module, dict(sorted(options.items())))
     return engine, engine.identity

@@ -61,14 +61,12 @@ def record(
         warnings.warn(_never_taught(untaught), NeverTaught, stacklevel=2)
     source, place = rows(data), network.device()
     steps, processes = network.chain.walk(network.chain.gates), here(place)
-    processes.require_same(network.fingerprint(), "network")
+    if processes.count > 1:
+        processes.require_same(network.fingerprint(), "network")
     shelved, identity = engine_of(engine)
     parts: Sequence[Part] = shelved.open(network, steps, place)
     counted: Sequence[Part] = parts if engine == "torch" else find_file("engines", "torch").open(network, steps, place)
-    columns, batches = (
-        _Columns(network, keep, shelved.learned),
-        source.batches(batch_size, processes.turn),
-    )  # whole ones: same last bits
+    columns, batches = _Columns(network, keep, shelved.learned), source.batches(batch_size, processes.turn)
     total = None if source.length is None else -(-source.length // (batch_size * processes.count))
     shown = track(batches, what="recording", total=total, show=progress and processes.main)
     first = processes.agreed(lambda: _recorded(shown, columns, parts, place))
