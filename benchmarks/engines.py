@@ -1,6 +1,6 @@
 """Engines side by side: what skipping costs beside the bare segments, and what taking a model apart costs.
 
-    python benchmarks/engines.py --data DIR [--engine torch --engine onnxruntime] [--json FILE]
+    python benchmarks/engines.py --data DIR [--engine torch --engine torch:bf16] [--json FILE]
 
 On each engine: a batch of 64 with mixed exits against the sum of its bare segments (a ladder of ResNet-20 and -56); the
 plain ResNet-56 split in four with no exit taken against the whole of it, at batch 1 and 64; and ResNet-56 at batch 1
@@ -14,7 +14,6 @@ import argparse
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import torch
@@ -22,9 +21,9 @@ from ladder import ladder
 
 import offramp as off
 from offramp.benching import bench, plain_call
+from offramp.engine import Engine, engine_of
 from offramp.inputs import State, as_inputs
 from offramp.measuring import Ratio, interleaved, ratio
-from offramp.running import engine_of
 
 ENGINES = ("torch", "onnxruntime")
 
@@ -77,7 +76,7 @@ def _walking(parts: tuple[object, ...], x: State) -> Callable[[], object]:
 def single(network: off.Network, rows: np.ndarray, engines: list[str], repeats: int) -> dict[str, object]:
     """The plain network at batch 1 on every engine, interleaved, over the first of them."""
     x = as_inputs(rows[:1])
-    modules: dict[str, ModuleType] = {name: engine_of(name)[0] for name in engines}
+    modules: dict[str, Engine] = {name: engine_of(name)[0] for name in engines}
     calls = {name: plain_call(network, x, module) for name, module in modules.items()}
     times = interleaved(calls | {"same": calls[engines[0]]}, repeats=repeats, warmup=3)
     lines = {name: ratio(times[name], times[engines[0]]) for name in times}
@@ -96,7 +95,7 @@ def _plain(lines: dict[str, Ratio]) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--engine", action="append", choices=ENGINES)
+    parser.add_argument("--engine", action="append", metavar="ENGINE", help="torch, onnxruntime, torch:bf16, ...")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)

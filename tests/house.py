@@ -30,6 +30,7 @@ FLOORS = [
         "recipe",
         "evaluation",
         "pricing",
+        "processes",
     ],
     [
         "trace",
@@ -47,6 +48,8 @@ FLOORS = [
         "segmenting",
         "measuring",
         "graphs",
+        "engine",
+        "programs",
     ],
     ["answers", "running", "calibration", "factories"],
     ["benching", "cutting", "placing", "fitting", "recording", "storing"],

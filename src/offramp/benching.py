@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -12,12 +11,13 @@ import torch
 
 from offramp.answers import Answers
 from offramp.chain import Step
+from offramp.engine import Engine, engine_of
 from offramp.errors import BadData
 from offramp.inputs import State, as_inputs, count_of, given
 from offramp.measuring import Ratio, interleaved, ratio
 from offramp.network import Network, Part, plain_network
 from offramp.plan import Plan
-from offramp.running import Runner, engine_of, open
+from offramp.running import Runner, open
 
 
 @dataclass(frozen=True)
@@ -92,9 +92,7 @@ def _one_per_exit(runner: Runner, rows: State) -> list[State]:
     return [_some(rows, slice(first, first + 1)) for first in firsts]
 
 
-def _line(
-    network: Network, runner: Runner, parts: Sequence[Part], rows: State, repeats: int, engine: ModuleType
-) -> Line:
+def _line(network: Network, runner: Runner, parts: Sequence[Part], rows: State, repeats: int, engine: Engine) -> Line:
     x = given(rows)
     answers = runner(x)
     plain = plain_call(network, rows, engine)
@@ -113,14 +111,14 @@ def _line(
     )
 
 
-def plain_call(network: Network, rows: State, engine: ModuleType) -> Callable[[], object]:
+def plain_call(network: Network, rows: State, engine: Engine) -> Callable[[], object]:
     """The plain network on an engine: the user's last model behind its front, without exits and gates."""
     rung = network.rungs[-1]
     (part,) = engine.open(_alone(network), (Step(rung.name, exit=False, gate=False, last=True),), network.device())
 
-    def call() -> object:
+    def call() -> None:
         with torch.inference_mode():
-            return part.call(dict(rows))
+            part.call(dict(rows))
 
     return call
 

@@ -17,20 +17,22 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from offramp.chain import Step
-from offramp.errors import BadInput, BadNetwork, MissingExtra, OpenAgain
+from offramp.errors import BadInput, BadNetwork, MissingExtra, OfframpError, OpenAgain
 from offramp.find import find_file
 from offramp.inputs import State
 from offramp.network import Network, Part
+from offramp.programs import program_of, read_by
 from offramp.segmenting import undisturbed
 from offramp.signature import INPUT
-from offramp.taps import plain_attention
 from offramp.watch import Watch
 
 Call = Callable[[State], State]
 Key = tuple[object, ...]
+Kept = dict[Key, tuple[Watch, Any]]
+Making = Callable[[Part, Part, State, Kept], Call]  # of a part, the same with all that stands there, and rows
 _KEPT: WeakKeyDictionary[nn.Module, dict[Key, tuple[Watch, Any]]] = WeakKeyDictionary()
 
 
@@ -76,10 +78,17 @@ def parts_of(
     """
     if device.type != "cpu":
         raise BadInput(f"the network is on {device}, and {engine.split()[0]} runs on the cpu here; call net.to('cpu')")
+    return lazy_parts(network, steps, device, engine, lambda *about: compiled(_graph(*about)))
+
+
+def lazy_parts(
+    network: Network, steps: Sequence[Step], device: torch.device, engine: str, made: Making
+) -> tuple[Part, ...]:
+    """As `parts_of`, of calls that are made of parts and the first rows, and kept while the weights are the same."""
     kept = _KEPT.setdefault(network, {})  # the parts hold this and not the network, which may go before them
     full = {part.step.name: part for part in _eager(network, [_whole(network, step.name) for step in steps], device)}
     return tuple(
-        replace(part, pieces={"segment": _Piece(part, full[part.step.name], engine, compiled, kept)})
+        replace(part, pieces={"segment": _Piece(part, full[part.step.name], engine, made, kept)})
         for part in _eager(network, steps, device)
     )
 
@@ -105,14 +114,12 @@ def _whole(network: Network, name: str) -> Step:
 class _Piece:
     """A part compiled for the shapes and types that arrive, once for each."""
 
-    def __init__(
-        self, part: Part, full: Part, engine: str, compiled: Callable[[Graph], Call], kept: dict[Key, tuple[Watch, Any]]
-    ) -> None:
-        self.part, self.full, self.engine, self.compiled, self.kept = part, full, engine, compiled, kept
+    def __init__(self, part: Part, full: Part, engine: str, made: Making, kept: Kept) -> None:
+        self.part, self.full, self.engine, self.made, self.kept = part, full, engine, made, kept
         self.calls: dict[Key, Call] = {}
 
     def __call__(self, state: State) -> State:
-        names = _read(self.part, state)
+        names = read_by(self.part, state)
         key = tuple((name, state[name].dtype, state[name].shape[1:]) for name in names)
         call = self.calls.get(key)
         if call is None:
@@ -123,13 +130,13 @@ class _Piece:
         step = self.part.step
 
         def make() -> Call:
-            return self.compiled(_graph(self.part, self.full, state, self.kept))
+            return self.made(self.part, self.full, state, self.kept)
 
         found: Call = _remembered(self.kept, (self.engine, step.name, step.exit, step.gate, *key), self.part, make)
         return found
 
 
-def _remembered(kept: dict[Key, tuple[Watch, Any]], key: Key, part: Part, make: Callable[[], Any]) -> Any:
+def _remembered(kept: Kept, key: Key, part: Part, make: Callable[[], Any]) -> Any:
     """What was made under this key, made again when the modules of the part have changed since."""
     with undisturbed():
         if key in kept:
@@ -141,51 +148,26 @@ def _remembered(kept: dict[Key, tuple[Watch, Any]], key: Key, part: Part, make: 
         return kept[key][1]
 
 
-def _graph(part: Part, full: Part, state: State, kept: dict[Key, tuple[Watch, Any]]) -> Graph:
+def _graph(part: Part, full: Part, state: State, kept: Kept) -> Graph:
     step = part.step
     if any(name not in state for name in full.reads if name != INPUT):
         full = part  # a plan that does not run an earlier exit has nothing for the exit or gate that would read it
-    reads = _read(full, state)
+    reads = read_by(full, state)
     key = ("graph", step.name, *full.writes, *((name, state[name].dtype, state[name].shape[1:]) for name in reads))
     whole: Graph = _remembered(kept, key, full, lambda: _exported(full, reads, state))
     return whole if full is part or full.writes == part.writes else whole.only(part.writes)
-
-
-def _read(part: Part, state: State) -> tuple[str, ...]:
-    """The tensors that a part reads, each input by its own name."""
-    inputs = [name for name in state if name == INPUT or name.startswith(INPUT + "/")]
-    return tuple(dict.fromkeys(key for name in part.reads for key in (inputs if name == INPUT else (name,))))
-
-
-class _Node(nn.Module):
-    """A part as a module of positional tensors."""
-
-    def __init__(self, part: Part, reads: Sequence[str]) -> None:
-        super().__init__()
-        self.part, self.reads = part, reads
-        self.held = nn.ModuleList(part.modules)  # so that the export finds their parameters
-        self.training = self.held.training = False
-
-    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        require: Callable[[bool], None] = torch._check
-        for tensor in tensors[1:]:
-            require(tensor.shape[0] == tensors[0].shape[0])
-        state = dict(zip(self.reads, tensors, strict=True))
-        self.part.call(state)
-        return tuple(state[name] for name in self.part.writes)
 
 
 def _exported(part: Part, reads: tuple[str, ...], state: State) -> Graph:
     """One `torch.export` of a part with a dynamic batch, written as ONNX. Raises BadData, BadNetwork, MissingExtra."""
     name = part.step.name
     require_onnx()
-    with _quiet(), plain_attention(), torch.inference_mode(False), torch.no_grad():
-        rows = tuple(_some(state[key]) for key in reads)
-        _Node(part, reads)(*(row.clone() for row in rows))  # rows that do not fit are told as the eager engine tells it
+    with _quiet(), torch.inference_mode(False), torch.no_grad():
         try:
-            dynamic = {"tensors": tuple({0: torch.export.Dim.DYNAMIC} for _ in rows)}
-            program = torch.export.export(_Node(part, reads), rows, dynamic_shapes=dynamic, strict=False)
+            program = program_of(part, reads, state)
             model = torch.onnx.export(program, dynamo=True, verbose=False).model_proto  # type: ignore[union-attr]
+        except OfframpError:  # rows that do not fit are told as the eager engine tells it
+            raise
         except Exception as problem:  # torch.export and its ONNX writer raise anything
             raise BadNetwork(
                 f"segment {name!r} cannot be written as ONNX: {_told(problem)}; run it with engine='torch'"
@@ -201,12 +183,6 @@ def require_onnx() -> None:
             __import__(package)
         except ImportError as problem:
             raise MissingExtra(package, "onnxruntime", "writing ONNX graphs") from problem
-
-
-def _some(value: Tensor) -> Tensor:
-    """Two rows at least: torch.export takes a batch of one for a constant."""
-    few = value[:4].detach()
-    return (torch.cat([few, few]) if len(few) == 1 else few).clone()
 
 
 def _told(problem: Exception) -> str:

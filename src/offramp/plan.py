@@ -19,11 +19,11 @@ from offramp.chain import Chain, Step
 from offramp.errors import BadFile, BadInput
 from offramp.files import checksum, from_document, read_text, to_document, write_json
 from offramp.find import unknown
+from offramp.provenance import BAND as BAND
 from offramp.provenance import Origin, SeenRows
 
 SCHEMA = 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-BAND = 1e-4  # compaction moves logit-scale scores by about 1e-5; within this band a decision may differ
 
 ArrayT = TypeVar("ArrayT")
 

@@ -12,6 +12,9 @@ import numpy as np
 from offramp.errors import OverlappingRows
 from offramp.signature import Input, example
 
+BAND = 1e-4  # compaction moves logit-scale scores by about 1e-5; within this band a decision may differ
+ROUNDED = 0.125  # where numbers are rounded to eight bits: one step of bfloat16 for logits from 16 to 32
+
 
 @dataclass(frozen=True)
 class Probe:
@@ -45,6 +48,12 @@ class Origin:
     def key(self) -> tuple[str, str, str]:
         """What must be equal for a promise to hold."""
         return self.network, self.engine, self.precision
+
+    @property
+    def band(self) -> float:
+        """How far from a threshold a score may lie on its other side in a batch of another size."""
+        options = self.engine.partition(":")[2].split(",")
+        return ROUNDED if any(option.startswith(("bf16", "int8")) for option in options) else BAND
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Origin:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,14 +12,15 @@ import torch
 from torch import Tensor
 
 from offramp.data.rows import Batch, Rows, fingerprint_of, rows
+from offramp.engine import engine_of
 from offramp.errors import BadData, BadNetwork
 from offramp.find import find_file
 from offramp.inputs import State, as_inputs
 from offramp.measuring import costs_of
 from offramp.network import LOGITS, SCORE, Network, Part
+from offramp.processes import Processes, here
 from offramp.progress import track
 from offramp.provenance import Origin, Probe
-from offramp.running import engine_of
 from offramp.signature import Input
 from offramp.trace import BACKBONE, Header, Trace
 
@@ -47,7 +48,10 @@ def record(
     data: whatever `offramp.data.rows` takes: arrays, (x, y), a Dataset, a DataLoader, batches, or a spec such as
     "cifar10:DIR[1000:5000]". keep: "logits", or "answers" to leave the logits [N, C] out.
     timed: measure milliseconds over batch 1 to 64; do so where nothing else runs.
-    engine: torch or onnxruntime; the plans that are made of this trace run on it, and on no other.
+    engine: torch or onnxruntime, with options as in "torch:bf16" (see the engines' docstrings); the plans that are
+    made of this trace run on it, and on no other.
+    Where several processes were launched, all must call it: they take whole batches by turns (so that the last bits are
+    those of one process), the main one measures costs when the others have ended, and each gets the whole trace.
     Raises BadData (no rows, labels out of range, wrong shapes, rows that give NaN), BadNetwork, MissingExtra.
     """
     if keep not in ("logits", "answers"):
@@ -55,26 +59,40 @@ def record(
     network.require_eval()
     if untaught := network.untaught():
         warnings.warn(_never_taught(untaught), NeverTaught, stacklevel=2)
-    source = rows(data)
-    place = network.device()
-    steps = network.chain.walk(network.chain.gates)
+    source, place = rows(data), network.device()
+    steps, processes = network.chain.walk(network.chain.gates), here(place)
+    if processes.count > 1:
+        processes.require_same(network.fingerprint(), "network")
     shelved, identity = engine_of(engine)
     parts: Sequence[Part] = shelved.open(network, steps, place)
     counted: Sequence[Part] = parts if engine == "torch" else find_file("engines", "torch").open(network, steps, place)
-    batches = source.batches(batch_size)
-    total = None if source.length is None else -(-source.length // batch_size)
-    columns = _Columns(network, keep)
-    costs: dict[str, Array] = {}
-    first: tuple[Input, ...] = ()
-    for batch in track(batches, what="recording", total=total, show=progress):
-        x = as_inputs(batch.x, place)
-        if not first:
-            first = tuple(Input.of(name, value.cpu().numpy()) for name, value in x.items())
-            costs = costs_of(parts, x, timed=timed, counted=counted)
-        columns.add(batch, _everything(parts, x))
-    if not first:
+    columns, batches = _Columns(network, keep, shelved.learned), source.batches(batch_size, processes.turn)
+    total = None if source.length is None else -(-source.length // (batch_size * processes.count))
+    shown = track(batches, what="recording", total=total, show=progress and processes.main)
+    first = processes.agreed(lambda: _recorded(shown, columns, parts, place))
+    found = columns.joined(processes)
+    if not found:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
-    return _trace(network, source, columns.joined() | costs, identity, _probe(network, first, parts))
+    costs, probe = processes.alone(lambda: _measured(network, first, parts, counted, timed=timed))
+    return _trace(network, source, found | costs, identity, probe)
+
+
+def _recorded(batches: Iterable[Batch], columns: _Columns, parts: Sequence[Part], place: torch.device) -> State:
+    """Fill the columns; returns the first batch."""
+    first: State = {}
+    for batch in batches:
+        x = as_inputs(batch.x, place)
+        first = first or x
+        columns.add(batch, _everything(parts, x))
+    return first
+
+
+def _measured(
+    network: Network, x: State, parts: Sequence[Part], counted: Sequence[Part], *, timed: bool
+) -> tuple[dict[str, Array], Probe]:
+    """What each part costs on some rows, and the probe for rows of their shapes."""
+    inputs = tuple(Input.of(name, value.cpu().numpy()) for name, value in x.items())
+    return costs_of(parts, x, timed=timed, counted=counted), _probe(network, inputs, parts)
 
 
 def _never_taught(names: Sequence[str]) -> str:
@@ -96,9 +114,10 @@ def _everything(parts: Sequence[Part], x: State) -> State:
 class _Columns:
     """Columns being filled, batch by batch."""
 
-    def __init__(self, network: Network, keep: str) -> None:
+    def __init__(self, network: Network, keep: str, learned: Array | None) -> None:
         self.exits, self.gates, self.keep = network.chain.exits, network.chain.gates, keep
-        self.learned = network.learned
+        known = [None if network.learned is None else network.learned.digests, learned]
+        self.learned = [digests for digests in known if digests is not None]
         self.chunks: dict[str, list[Array]] = {}
 
     def add(self, batch: Batch, state: State) -> None:
@@ -131,10 +150,13 @@ class _Columns:
             raise BadNetwork(f"the exits have different numbers of classes ({widths}), expected one; check the rungs")
         return widths[self.exits[-1]]
 
-    def joined(self) -> dict[str, Array]:
-        found = {name: np.concatenate(chunks) for name, chunks in self.chunks.items()}
-        if self.learned is not None:  # once: every look-up sorts all rows that taught
-            found["learned"] = np.isin(found["digest"], self.learned.digests)
+    def joined(self, processes: Processes) -> dict[str, Array]:
+        """Of all processes, which took the batches by turns."""
+        columns = zip(*self.chunks.values(), strict=True)
+        batches = processes.woven([dict(zip(self.chunks, each, strict=True)) for each in columns])
+        found = {name: np.concatenate([batch[name] for batch in batches]) for name in (batches or [{}])[0]}
+        if self.learned and found:  # once: every look-up sorts all rows that taught
+            found["learned"] = np.isin(found["digest"], np.concatenate(self.learned))
         return found
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from types import ModuleType
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -17,14 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from offramp.answers import DEADLINE, DEEPEST, END, GATE, Answers, Filling, Rows
+from offramp.engine import engine_of
 from offramp.errors import BadData, BadInput, Mismatch, OpenAgain
-from offramp.find import find_file
 from offramp.inputs import State, as_inputs, count_of
 from offramp.measuring import Percentile, percentiles
 from offramp.network import LOGITS, SCORE, Network, Part
 from offramp.plan import BAND, Plan, choose
 from offramp.segmenting import undisturbed
-from offramp.signature import INPUT
+from offramp.signature import INPUT, example
 from offramp.watch import Watch
 
 
@@ -188,8 +187,9 @@ def open(
     """Check once, and make a Runner. The network stays where it is: place it first, then open it.
 
     time_on: rows [B, ...] on which every segment is timed at batch 1 to 64, for deadlines.
-    engine: torch or onnxruntime. Raises Mismatch (another network, engine or precision; a probe that
-    differs), BadNetwork (such as an operator that the engine lacks), BadInput, UnknownName, MissingExtra.
+    engine: torch or onnxruntime, with options as in "torch:bf16". Raises Mismatch (another network, engine or
+    precision; a probe that differs), BadNetwork (such as an operator that the engine lacks), BadInput, UnknownName,
+    MissingExtra.
     """
     with undisturbed():
         return _opened(network, plan, engine, device, time_on)
@@ -209,17 +209,10 @@ def _opened(network: Network, plan: Plan, engine: str, device: str | torch.devic
     parts: Sequence[Part] = shelved.open(network, steps, place)
     every: Sequence[Part] = shelved.open(network, network.chain.walk(network.chain.gates), place)
     _check_probe(network, plan, every)
+    if shelved.compiles:
+        _warm(network, plan, parts)
     timed = None if time_on is None else percentiles(parts, as_inputs(time_on, place))
     return Runner(network, plan, parts, every, timed)
-
-
-def engine_of(name: str) -> tuple[ModuleType, str]:
-    """An engine, and what traces and plans remember of it: its name, and the version of what it runs on if it says so.
-
-    Raises UnknownName, and MissingExtra when what it runs on is not installed.
-    """
-    found = find_file("engines", name)
-    return found, found.version() if hasattr(found, "version") else name
 
 
 def check_origin(network: Network, plan: Plan, engine: str) -> None:
@@ -232,6 +225,16 @@ def check_origin(network: Network, plan: Plan, engine: str) -> None:
             f"the plan is for network {its[0]} on {its[1]} in {its[2]}, this is network {mine[0]} on {mine[1]} in "
             f"{mine[2]}; record and calibrate this one, or drop the promise: Plan.by_hand(plan.thresholds)"
         )
+
+
+def _warm(network: Network, plan: Plan, parts: Sequence[Part]) -> None:
+    """Run parts on rows like the plan's probe or the example of a cut: what compiles does so before it serves."""
+    inputs = plan.origin.probe.inputs if plan.origin and plan.origin.probe else network.rungs[0].inputs
+    if inputs:
+        state = as_inputs(example(inputs, 2), network.device())
+        with torch.inference_mode():
+            for part in parts:
+                part.call(state)
 
 
 def _check_probe(network: Network, plan: Plan, every: Sequence[Part]) -> None:
@@ -247,9 +250,10 @@ def _check_probe(network: Network, plan: Plan, every: Sequence[Part]) -> None:
         got = state[name + LOGITS]
         want = torch.tensor(stated, dtype=torch.float32)
         far = (got.float().cpu() - want).abs().max().item()
-        if not far <= BAND * max(1.0, want.abs().max().item() / 10):
+        band = plan.origin.band if plan.origin else BAND
+        if not far <= band * max(1.0, want.abs().max().item() / 10):
             raise Mismatch(
-                f"exit {name!r} answers the probe {far:.2g} away from where the plan was made (band {BAND:g}); this "
+                f"exit {name!r} answers the probe {far:.2g} away from where the plan was made (band {band:g}); this "
                 "machine computes differently: record and calibrate here"
             )
 

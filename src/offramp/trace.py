@@ -29,7 +29,7 @@ from offramp.evaluation import Evaluation, Measured, worst_class
 from offramp.files import from_document, read_arrays, to_document, write_arrays
 from offramp.guarantees.bounds import interval
 from offramp.guarantees.risks import Risk, find_risk, losses_of
-from offramp.plan import BAND, Plan, Price, choose
+from offramp.plan import Plan, Price, choose
 from offramp.pricing import Prices
 from offramp.provenance import Origin, SeenRows
 
@@ -235,11 +235,11 @@ class Trace:
         return [("macs", 1), *((("ms", batch) for batch in batches) if timed else ())]
 
     def _in_band(self, plan: Plan, exits: Array) -> float:
-        near = np.zeros(len(self), bool)
+        near, band = np.zeros(len(self), bool), self.header.origin.band
         for step in plan.steps(self.chain):
             if step.gate:
                 thresholds = np.array(plan.thresholds[step.name])
-                close = np.abs(self._scores_at(step.name, len(thresholds)).astype(float) - thresholds) <= BAND
+                close = np.abs(self._scores_at(step.name, len(thresholds)).astype(float) - thresholds) <= band
                 near |= close.any(1) & (exits >= self.chain.place(step.name))
         return float(near.mean()) if len(self) else 0.0
 

@@ -9,8 +9,11 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 from typed import TEST, contents
+
+from offramp.trace import Trace
 
 TELL = """
 import sys
@@ -95,3 +98,48 @@ def test_a_reader_that_goes_away(place):
     process.wait(timeout=60)
     process.stderr.close()
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "launch",
+    [
+        ("torch.distributed.run",),
+        (
+            "accelerate.commands.launch",
+            "--cpu",
+            "--num_machines",
+            "1",
+            "--mixed_precision",
+            "no",
+            "--dynamo_backend",
+            "no",
+            "--num_cpu_threads_per_process",
+            "1",
+        ),
+    ],
+    ids=lambda words: words[0],
+)
+def test_launched_in_two_processes_it_answers_once(place, launch):
+    """The digits of the demo: the same trace and the same weights as from one process."""
+    count = ("--nproc-per-node", "2") if launch[0].startswith("torch") else ("--num_processes", "2")
+    several = (sys.executable, "-m", *launch, *count, "-m", "offramp.cli")
+    cut = ("cut", "offramp:digits_small", "--weights", "digits_small.safetensors", "--example", "digits[0:4]")
+    alone = (sys.executable, "-m", "offramp.cli")
+    run(*alone, *cut, "--at", "2", "-o", "net", "--exit", "linear")
+    options = ("--with", "epochs=1", "--with", "norm=frozen", "--batch-size", "50")
+    fit = ("fit", "net", "digits[0:200]", "--recipe", "joint", *options, "-o")
+    run(*alone, *fit, "one")
+    assert run(*several, *fit, "two", "--folder", "run").count("Taught in") == 1
+    run(*alone, "record", "one", TEST, "--no-time", "-o", "one.npz")
+    assert run(*several, "record", "two", TEST, "--no-time", "-o", "two.npz").count("Trace of") == 1
+    one, two = Trace.load("one.npz"), Trace.load("two.npz")
+    assert (one.columns["digest"] == two.columns["digest"]).all()
+    for name in ("logits/2", "logits/backbone"):
+        np.testing.assert_allclose(two.columns[name], one.columns[name], atol=1e-3)
+
+
+def run(*words: str) -> str:
+    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout

@@ -12,11 +12,11 @@ from torch import nn
 
 import offramp as off
 from compiled import CASES, SIZES, middling
+from offramp.engine import engine_of
 from offramp.errors import BadData, BadInput, BadNetwork, Mismatch, MissingExtra, OpenAgain
 from offramp.find import find_file
 from offramp.nodes import Gate
 from offramp.plan import BAND, Plan
-from offramp.running import engine_of
 from small import cut_of, dense, images_of, ladder_of, rows_of
 
 ENGINES = ("onnxruntime",)

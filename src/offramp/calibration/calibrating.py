@@ -96,7 +96,7 @@ class _Test:
         """Thresholds [P, G] in the order of testing, the safest first."""
         if searched is None:
             scores = certified.scores[:, : _width(certified, self.deepest) - 1]
-            return spread(distinct(shared_path(), scores), scores.shape[1])
+            return spread(distinct(shared_path(), scores, certified.header.origin.band), scores.shape[1])
         problem = problem_of(searched, self.risk, self.against, self.unit, self.batch, self.deepest)
         thresholds = trade_offs(problem, POINTS)
         p_P = self._p_values(problem, thresholds, searched.header.data_fingerprint)
@@ -130,7 +130,7 @@ class _Test:
             return None
         problem, order = self._problem(trace), order_from(trace.header.data_fingerprint, len(trace))
         some = np.union1d(np.argmax(saves), np.linspace(0, len(saves) - 1, 33).astype(int))
-        losses = worst_losses(problem.scores_NG, problem.losses_NE, thresholds_PG[some])
+        losses = worst_losses(problem.scores_NG, problem.losses_NE, thresholds_PG[some], problem.band)
         limits = {"low": self.risk.low, "high": self.risk.high}
         levels = [smallest_level(row, self.bound, self.delta, order=order, **limits) for row in losses]
         return float(np.maximum.accumulate(levels)[saves[some]].min())
@@ -149,7 +149,7 @@ class _Test:
         if set(self.risk.values or (math.nan,)) <= {-1.0, 0.0, 1.0}:
             losses = losses.astype(np.int8)  # exact, and an eighth of the memory
         return self.bound(
-            worst_losses(problem.scores_NG, losses, thresholds_PG),
+            worst_losses(problem.scores_NG, losses, thresholds_PG, problem.band),
             self.at_most,
             low=self.risk.low,
             high=self.risk.high,
@@ -180,7 +180,9 @@ def problem_of(
         names: Collection[str] = [gate for gate, is_open in zip(gates, open_E[:-1], strict=True) if is_open]
         return prices.to_exit(names, deepest, unit=unit, batch=batch)
 
-    return Problem(trace.scores[:, : width - 1], trace.losses(risk, against)[:, :width], cost_to)
+    return Problem(
+        trace.scores[:, : width - 1], trace.losses(risk, against)[:, :width], cost_to, trace.header.origin.band
+    )
 
 
 def _by_promise(trace: Trace, test: _Test, confidence: float, testing: str, search: Trace | None) -> Plan:

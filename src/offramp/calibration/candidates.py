@@ -31,13 +31,13 @@ def shared_path() -> Array:
     return grid[::-1]
 
 
-def distinct(path_P: Array, scores_NG: Array) -> Array:
+def distinct(path_P: Array, scores_NG: Array, band: float = BAND) -> Array:
     """The points of a shared path that differ on these rows, the band included: the others repeat the same losses.
 
     Dropping a repetition drops no test: its p-value is that of the point which stays.
     """
     wide = scores_NG[np.isfinite(scores_NG)].astype(np.float64)
-    edges = np.sort(np.concatenate([wide - BAND, wide, wide + BAND]))
+    edges = np.sort(np.concatenate([wide - band, wide, wide + band]))
     place = np.searchsorted(edges, path_P.astype(np.float64))
     first = np.ones(len(path_P), bool)
     first[1:] = place[1:] != place[:-1]
@@ -59,7 +59,7 @@ def trade_offs(problem: Problem, points: int) -> Array:
     problems = [problem]
     if problem.losses_NE.min() < 0:
         problems.append(replace(problem, losses_NE=np.abs(problem.losses_NE)))
-    found = [frontier(one, points=points, gap=2 * BAND).thresholds_PG for one in problems]
+    found = [frontier(one, points=points, gap=2 * problem.band).thresholds_PG for one in problems]
     thresholds: Array = np.unique(np.concatenate(found), axis=0)
     return np.asarray(thresholds[np.isfinite(thresholds).any(axis=1)])
 
@@ -72,7 +72,7 @@ def in_order(p_P: Array, cost_P: Array) -> Array:
     return kept
 
 
-def worst_losses(scores_NG: Array, losses_NE: Array, thresholds_PG: Array) -> Array:
+def worst_losses(scores_NG: Array, losses_NE: Array, thresholds_PG: Array, band: float = BAND) -> Array:
     """Losses [P, N] of plans; a row within the band of a threshold counts with the worse of its outcomes."""
     worst = np.broadcast_to(losses_NE[:, -1], (len(thresholds_PG), len(losses_NE)))
     for gate in reversed(range(scores_NG.shape[1])):
@@ -80,7 +80,7 @@ def worst_losses(scores_NG: Array, losses_NE: Array, thresholds_PG: Array) -> Ar
         here = losses_NE[:, gate]
         leaves = (score >= t) & (t < np.inf)  # [P, N], as choose has it
         with np.errstate(invalid="ignore"):  # inf - inf is NaN: such a row is not near, it is decided
-            either = np.abs(score - t) <= BAND
+            either = np.abs(score - t) <= band
         worst = np.where(either, np.maximum(here, worst), np.where(leaves, here, worst))
     return worst
 

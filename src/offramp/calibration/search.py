@@ -26,6 +26,7 @@ from offramp.calibration.survey import (
     undominated,
 )
 from offramp.errors import BadData, BadInput
+from offramp.provenance import BAND
 
 FINE = 4  # places kept along the cost axis for every frontier point asked for
 ROUNDING = 1e-12  # a limit counts as held up to this share of its scale
@@ -39,12 +40,14 @@ class Problem:
     """What the search sees of a chain: float32 scores, losses of any sign, and prices.
 
     cost_to(open_E) is the mean cost of leaving at each exit, [E] or [N, E], when only those exits are open; the
-    last one always is. Closing an exit may make later exits cheaper, and must not make any dearer.
+    last one always is. Closing an exit may make later exits cheaper, and must not make any dearer. band: how near to a
+    threshold a score is on either side of it.
     """
 
     scores_NG: Singles
     losses_NE: Floats
     cost_to: Callable[[Bools], Floats]
+    band: float = BAND
 
     def __post_init__(self) -> None:
         rows, exits = np.shape(self.losses_NE)

@@ -65,7 +65,12 @@ GateName = Annotated[
 OutputFolder = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")]
 BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Rows that run together.")]
 EngineName = Annotated[
-    str, typer.Option("--engine", metavar="ENGINE", help="torch or onnxruntime; a plan keeps to its own.")
+    str,
+    typer.Option(
+        "--engine",
+        metavar="ENGINE",
+        help="torch, torch:bf16,channels_last, torch:compile, onnxruntime; a plan keeps to its own.",
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")]
 

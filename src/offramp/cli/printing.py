@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import typer
 
 def answer(body: Mapping[str, Any], as_json: bool, *shown: object) -> None:
     """Print `body` as JSON, or what is `shown`: texts, or anything that Rich can draw."""
+    if not main_process():
+        return
     if as_json:
         typer.echo(json.dumps(plain(body), indent=1, allow_nan=False))
         return
@@ -27,7 +30,13 @@ def answer(body: Mapping[str, Any], as_json: bool, *shown: object) -> None:
 
 def note(text: str) -> None:
     """A word to the person, on standard error."""
-    typer.echo(text, err=True)
+    if main_process():
+        typer.echo(text, err=True)
+
+
+def main_process() -> bool:
+    """Whether this is the process that writes and prints: of those that a launcher started the first, else always."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def table(*heads: str, rows: Sequence[tuple[str, ...]]) -> Any:

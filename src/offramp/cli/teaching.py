@@ -18,7 +18,7 @@ from offramp.cli.options import (
     network_of,
     writable,
 )
-from offramp.cli.printing import answer, note
+from offramp.cli.printing import answer, main_process, note
 from offramp.errors import BadInput
 
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write the network to.")]
@@ -112,7 +112,8 @@ def fit(
         where = f"go on with --folder {folder} --resume" if folder else "nothing was written; with --folder it goes on"
         note(f"offramp: interrupted; {where}")
         raise typer.Exit(130) from problem
-    save(net, output)
+    if main_process():
+        save(net, output)
     body = {
         "network": output,
         "recipe": recipe,

@@ -21,7 +21,7 @@ from offramp.cli.options import (
     network_of,
     writable,
 )
-from offramp.cli.printing import answer, note, table
+from offramp.cli.printing import answer, main_process, note, table
 
 if TYPE_CHECKING:
     from offramp.trace import Trace
@@ -59,7 +59,8 @@ def record(
     writable(output, suffixes=(".npz",))
     net = network_of(network, model, front_of, gate_of)
     trace = _noted(lambda: recorded(net, data, batch_size=batch_size, keep=keep, timed=not no_time, engine=engine))
-    trace.save(output)
+    if main_process():
+        trace.save(output)
     exits = _exits(trace)
     body = {
         "trace": output,

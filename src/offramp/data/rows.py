@@ -11,6 +11,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from typing import TypeAlias, final
 
 import numpy as np
@@ -36,6 +37,7 @@ __all__ = ["Batch", "Rows", "digests_of", "fingerprint_of", "rows"]
 
 Part: TypeAlias = tuple[X, Ints | None, Ints]
 ENDLESS = sys.maxsize
+EVERY = slice(0, None, 1)
 
 
 @dataclass(frozen=True)
@@ -146,26 +148,30 @@ class Rows:
         index = self.keep.start + at.astype(np.int64) * self.keep.step
         return *self.source.take(index), index
 
-    def batches(self, size: int) -> Iterator[Batch]:
-        """The rows in order, `size` at a time, the last batch smaller; damaged rows raise when they come."""
+    def batches(self, size: int, turn: slice = EVERY) -> Iterator[Batch]:
+        """The rows in order, `size` at a time, the last batch smaller; damaged rows raise when they come.
+
+        turn: which of these batches, slice(first, None, step); the rows of the others are not read, but in a stream.
+        """
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise BadData(f"the batch size is {size!r}; expected an integer from 1 upward")
         if isinstance(self.source, Stream):
             chunks = _kept(self.source.chunks(), self.keep, self.name)
-            return self._pass(_rechunk(_checked(chunks), size))
-        return self._pass(_checked(self._steps(self.source, size)))
+            return self._pass(islice(_rechunk(_checked(chunks), size), turn.start, None, turn.step), turn)
+        return self._pass(_checked(self._steps(self.source, size, turn)), turn)
 
-    def _steps(self, source: Indexed, size: int) -> Iterator[Part]:
-        for start in range(0, len(self.keep), size):
+    def _steps(self, source: Indexed, size: int, turn: slice) -> Iterator[Part]:
+        for start in range(0, len(self.keep), size)[turn]:
             index = self._numbers(self.keep[start : start + size])
             yield *source.take(index), index
 
-    def _pass(self, parts: Iterator[Part]) -> Iterator[Batch]:
+    def _pass(self, parts: Iterator[Part], turn: slice) -> Iterator[Batch]:
         digests = []
         for x, y, row in parts:
             digests.append(digests_of(x))
             yield Batch(x, y, row, digests[-1])
-        self._fingerprint = fingerprint_of(np.concatenate(digests))
+        if turn == EVERY:
+            self._fingerprint = fingerprint_of(np.concatenate(digests))
 
     @staticmethod
     def _numbers(keep: range) -> Ints:

@@ -21,6 +21,7 @@ import torch
 from offramp.answers import DEEPEST, END, GATE
 from offramp.chain import Step
 from offramp.deploy.one_file import Stop, one_model
+from offramp.engine import engine_of
 from offramp.errors import BadInput, BadNetwork
 from offramp.files import replacing_folder, write_json
 from offramp.find import find_file
@@ -28,7 +29,7 @@ from offramp.graphs import graph_of
 from offramp.inputs import State, as_inputs
 from offramp.network import LOGITS, Network, Part, described
 from offramp.plan import BAND, Plan
-from offramp.running import check_origin, engine_of, later
+from offramp.running import check_origin, later
 from offramp.signature import INPUT, Input
 from offramp.signature import example as rows_like
 

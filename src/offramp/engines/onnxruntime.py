@@ -1,4 +1,8 @@
-"""ONNX Runtime on the CPU: each segment with its exit and gate as one graph, on as many threads as torch has."""
+"""ONNX Runtime on the CPU: each segment with its exit and gate as one graph, on as many threads as torch has.
+
+int8=ROWS: segments in eight bits, on scales that are set by these rows (a spec such as digits[0:200]). Take rows that
+are used for nothing else: they count as rows that taught.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,46 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from offramp.chain import Step
+from offramp.engines._quantising import Quantising, scaling_rows
 from offramp.errors import BadData, BadNetwork, MissingExtra
 from offramp.graphs import Call, Graph, parts_of
 from offramp.inputs import State
 from offramp.network import Network, Part
 
+Digests = NDArray[np.uint64]
 
-def open(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
+
+def open(network: Network, steps: Sequence[Step], device: torch.device, *, int8: str | None = None) -> tuple[Part, ...]:
     """One part per step, compiled when its first rows arrive. Raises MissingExtra, BadInput for another device.
 
     The number of threads is torch's when a part is compiled.
     """
-    return parts_of(network, steps, device, f"{version()}, {torch.get_num_threads()} threads", _compiled)
+    told = f"{version()}, {torch.get_num_threads()} threads"
+    if int8 is None:
+        return parts_of(network, steps, device, told, _compiled)
+    narrow = Quantising(network, scaling_rows(int8))
+    return parts_of(network, steps, device, ", ".join([told, *marks(int8)]), lambda graph: _compiled(narrow(graph)))
+
+
+def marks(int8: str) -> list[str]:
+    """What a trace and a plan remember of the option: its rows by what they hold, wherever they lie."""
+    return [f"int8={scaling_rows(int8).fingerprint}"]
+
+
+def learned(int8: str) -> Digests:
+    """The digests of the rows that set scales [n]."""
+    source = scaling_rows(int8)
+    return source.take(np.arange(len(source))).digest
+
+
+def compiles(**_: object) -> bool:
+    """Parts are made when their first rows arrive."""
+    return True
 
 
 def version() -> str:

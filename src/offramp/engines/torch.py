@@ -1,24 +1,90 @@
-"""The eager PyTorch engine: segments, exits and gates as they stand."""
+"""The eager PyTorch engine: segments, exits and gates as they stand, and with options in another form.
+
+bf16: what autocast takes is computed in bfloat16; logits and scores come out as float32. Rounding depends on the
+batch a little, so that promises made on it have a wider band around thresholds (`Origin.band`).
+channels_last: images [B, C, H, W] enter every segment in that memory format; weights stay the network's own, so give
+them the same format (`net.to(memory_format=torch.channels_last)`) where a device reorders them at every call.
+compile: every part is compiled ahead of time, for all batch sizes, when its first rows arrive: those of a plan's probe,
+while it is opened. Needs a C++ compiler, and half a minute for each part.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 
 import torch
 
 from offramp.chain import Node, Step
-from offramp.errors import BadData
+from offramp.engines._compiling import ahead
+from offramp.errors import BadData, BadInput
+from offramp.graphs import lazy_parts
 from offramp.inputs import State
 from offramp.network import HANDED, LOGITS, SCORE, Network, Part, Segment
 from offramp.nodes import Hands, Seen, answers, grade
 from offramp.segmenting import segments_of
 from offramp.signature import is_input
 
+ANSWERS = (LOGITS, SCORE, HANDED)  # ends of names whose tensors stay float32
 
-def open(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
-    """One part per step, on the network's own parameters; `device` is where they are."""
+
+def open(
+    network: Network,
+    steps: Sequence[Step],
+    device: torch.device,
+    *,
+    bf16: bool = False,
+    channels_last: bool = False,
+    compile: bool = False,
+) -> tuple[Part, ...]:
+    """One part per step, on the network's own parameters; `device` is where they are.
+
+    Raises BadInput for bf16 on a device that has none, and together with compile.
+    """
+    if compile:
+        if bf16 or channels_last:
+            raise BadInput("got compile with bf16 or channels_last, which it does not keep; take one or the other")
+        told = f"torch:compile on {device}"
+        return lazy_parts(network, steps, device, told, ahead)
     segments = segments_of(network)
-    return tuple(_part(network, segments[step.name], step) for step in steps)
+    parts = tuple(_part(network, segments[step.name], step) for step in steps)
+    if bf16:
+        _require_bf16(device)
+        parts = tuple(_each(part, partial(_in_bf16, device.type)) for part in parts)
+    return tuple(_each(part, _in_channels_last) for part in parts) if channels_last else parts
+
+
+def compiles(*, compile: bool = False, **_: object) -> bool:
+    """Whether parts are made when their first rows arrive."""
+    return compile
+
+
+def _each(part: Part, dressed: Callable[[Callable[[State], State]], Callable[[State], State]]) -> Part:
+    return replace(part, pieces={kind: dressed(piece) for kind, piece in part.pieces.items()})
+
+
+def _require_bf16(device: torch.device) -> None:
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise BadInput(f"{torch.cuda.get_device_name(device)} has no bfloat16; open it with engine='torch'")
+
+
+def _in_bf16(device: str, piece: Callable[[State], State]) -> Callable[[State], State]:
+    def call(state: State) -> State:
+        with torch.autocast(device, torch.bfloat16):
+            found = piece(state)
+        return {name: value.float() if name.endswith(ANSWERS) else value for name, value in found.items()}
+
+    return call
+
+
+def _in_channels_last(piece: Callable[[State], State]) -> Callable[[State], State]:
+    def call(state: State) -> State:
+        form = torch.channels_last
+        images = {name: value.contiguous(memory_format=form) for name, value in state.items() if value.dim() == 4}
+        return piece({**state, **images})
+
+    return call
 
 
 def _part(network: Network, segment: Segment, step: Step) -> Part:

@@ -10,6 +10,7 @@ from typing import Any
 from offramp.errors import BadInput, MissingExtra
 from offramp.fitting.history import Epoch
 from offramp.network import Network
+from offramp.processes import ALONE, Processes
 from offramp.recipe import Phase
 
 PRECISIONS = ("no", "bf16", "fp16")
@@ -17,9 +18,17 @@ Log = Callable[[Epoch, int], None]
 
 
 def accelerator_for(
-    network: Network, precision: str, phases: tuple[Phase, ...], tracker: str | None, folder: Path | None
+    network: Network,
+    precision: str,
+    phases: tuple[Phase, ...],
+    tracker: str | None,
+    folder: Path | None,
+    processes: Processes = ALONE,
 ) -> Any:
-    """An Accelerator on the network's device. Raises MissingExtra, BadInput for what it or a phase cannot do."""
+    """An Accelerator on the network's device, in as many processes as were launched.
+
+    Raises MissingExtra, BadInput for what it or a phase cannot do.
+    """
     _require_precision(precision, phases, network)
     try:
         from accelerate import Accelerator
@@ -34,10 +43,12 @@ def accelerator_for(
             f"Accelerate refuses precision {precision!r} on {place} with tracker {tracker!r} ({problem}); it keeps one "
             "precision and one device per process: name another tracker, or begin in a fresh process"
         ) from problem
-    if made.device.type != place.type or made.num_processes != 1:
+    apart = processes.count > 1 and place.type == "cuda" and made.device != place
+    if made.device.type != place.type or made.num_processes != processes.count or apart:
         raise BadInput(
-            f"Accelerate works on {made.device} in {made.num_processes} process(es) and the network lies on {place}, "
-            "expected one process and the same device; begin in a fresh process"
+            f"Accelerate works on {made.device} in {made.num_processes} process(es) and the network lies on {place} in "
+            f"one of {processes.count}, expected the same; move the network there, or begin in a fresh process, by "
+            "torchrun or accelerate launch where it is one of several"
         )
     return made
 
@@ -54,7 +65,8 @@ def tracking(accelerator: Any, tracker: str | None) -> Iterator[Log]:
             {f"{epoch.phase}/{name}": value for name, value in epoch.figures.items()}, step=number
         )
     finally:
-        accelerator.end_training()
+        for each in accelerator.trackers:  # its own end_training would also part the processes
+            each.finish()
 
 
 def _require_tracker(tracker: str | None, folder: Path | None) -> None:

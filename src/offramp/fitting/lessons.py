@@ -16,6 +16,7 @@ import torch
 from offramp.data.rows import Rows, fingerprint_of
 from offramp.errors import BadData
 from offramp.inputs import State, as_inputs, count_of, given
+from offramp.processes import ALONE, Processes
 from offramp.progress import track
 from offramp.provenance import SeenRows
 from offramp.recipe import Lesson
@@ -34,7 +35,7 @@ class Roll:
     seen: SeenRows
 
 
-def roll_of(source: Rows, *, progress: bool) -> Roll:
+def roll_of(source: Rows, *, progress: bool, processes: Processes = ALONE) -> Roll:
     """One pass over the rows, without a model.
 
     Raises BadData for a stream, which cannot be shuffled, and for rows that differ from one look to the next: which
@@ -45,10 +46,10 @@ def roll_of(source: Rows, *, progress: bool) -> Roll:
             f"{source.name} is a stream, expected rows by number to shuffle; give arrays, or the Dataset without a "
             "DataLoader around it"
         )
-    batches = [
-        (batch.y, batch.row, batch.digest)
-        for batch in track(source.batches(1024), what="reading", total=-(-len(source) // 1024), show=progress)
-    ]
+    total, show = -(-len(source) // (1024 * processes.count)), progress and processes.main
+    own = track(source.batches(1024, processes.turn), what="reading", total=total, show=show)
+    read = processes.agreed(lambda: [(batch.y, batch.row, batch.digest) for batch in own])
+    batches = processes.woven(read)
     labels = [y for y, _, _ in batches if y is not None]
     digests = np.concatenate([digest for _, _, digest in batches])
     if (source.take(np.arange(min(LOOKED, len(source)))).digest != digests[:LOOKED]).any():
@@ -79,6 +80,8 @@ class Lessons:
     """The batches of a phase: about equal in size, so that none holds a single row unless it must.
 
     cache: pooled features [V N, F] by node, V copies of the N rows one after the other; without it rows are read.
+    processes: those that have a share of each batch. The batches are the same whatever their number; what is drawn
+    within one, such as dropout, is each process's own.
     """
 
     def __init__(
@@ -91,8 +94,9 @@ class Lessons:
         device: torch.device,
         cache: Mapping[str, Array] | None = None,
         augment: Augment | None = None,
+        processes: Processes = ALONE,
     ) -> None:
-        self.source, self.roll, self.cache, self.augment = source, roll, cache, augment
+        self.source, self.roll, self.cache, self.augment, self.processes = source, roll, cache, augment, processes
         self.batch_size, self.place, self.device = batch_size, place, device
         self.keep: Array = np.arange(len(roll.row))
 
@@ -106,17 +110,23 @@ class Lessons:
         """The number of rows of the smallest batch."""
         return len(self.keep) // self.steps
 
+    def size(self, step: int) -> int:
+        """The number of rows of a batch, in all processes together."""
+        return self.smallest + (step < len(self.keep) % self.steps)
+
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[State, Array]]:
         """Named tensors and the rows' positions, from step `start` on; torch's generator is seeded for each step."""
         order = np.random.default_rng(drawn(*self.place, number)).permutation(self.keep)
+        own = () if self.processes.main else (self.processes.place,)
         for step, positions in enumerate(np.array_split(order, self.steps)):
             if step >= start:
-                seed_torch(drawn(*self.place, number, step), self.device)
-                yield self.state(positions, number), positions
+                seed_torch(drawn(*self.place, number, step, *own), self.device)
+                mine = self.processes.share(positions)
+                yield self.state(mine, number), mine
 
     def in_order(self, size: int) -> Iterator[tuple[State, Array]]:
-        """All rows as they come, not augmented."""
-        for start in range(0, len(self.roll.row), size):
+        """All rows as they come, not augmented; where there are several processes, the batches whose turn it is."""
+        for start in range(0, len(self.roll.row), size)[self.processes.turn]:
             positions = np.arange(start, min(start + size, len(self.roll.row)))
             yield self.state(positions, 0, plain=True), positions
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import time
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,25 +12,28 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch import Tensor
 from torch.optim import Optimizer
 
 from offramp.data.rows import Rows
-from offramp.errors import BadData, Diverged
+from offramp.errors import BadData
 from offramp.fitting.accelerating import Log
 from offramp.fitting.checkpoint import Progress, Resumed, save_checkpoint
 from offramp.fitting.history import Epoch, History
 from offramp.fitting.interrupting import interruptible
 from offramp.fitting.lessons import Array, Lessons, Roll
 from offramp.fitting.looking import Looking, view_of
+from offramp.fitting.norms import shared_norms
 from offramp.fitting.pooling import Pooling
 from offramp.fitting.stepping import Stepping
+from offramp.fitting.tallying import numbers_of, require_finite, require_rows
 from offramp.network import Network
+from offramp.processes import ALONE, Processes
 from offramp.progress import track
-from offramp.recipe import Losses, Phase, Recipe, View, Whole
+from offramp.recipe import Phase, Recipe, Whole
 
 EVERY = 60.0  # seconds between checkpoints in the middle of an epoch
+ECHO = 5.0  # seconds in which a launcher passes a Ctrl-C on that the terminal told its processes too
 LOOKED = 256  # rows that are looked at together where nothing is taught
 
 Held = tuple[Rows, Roll]
@@ -53,6 +56,7 @@ class Course:
     folder: Path | None
     begun: Mapping[str, Any]
     progress: bool
+    processes: Processes
 
 
 class Loop:
@@ -93,29 +97,33 @@ class Loop:
         """Epochs of steps: look, lose, step."""
         recipe, looking, pooled = self.course.recipe, Looking(self.network), phase.reads == "pooled"
         lessons, held = self._lessons(number, phase), self._development(pooled=pooled)
-        _require_rows(lessons, self.network)
+        require_rows(lessons, self.network)
         steps = phase.epochs * lessons.steps
-        stepping = Stepping(phase, steps, self.course.accelerator, looking)
+        shared = lessons.processes
+        stepping = Stepping(phase, steps, self.course.accelerator, looking, shared)
         self._restore(stepping)
-        with interruptible() as asked, phase.during():
+        echo = ECHO if self.course.processes.count > 1 else 0.0
+        with interruptible(echo) as asked, phase.during(), shared_norms(self.network, shared):
             for epoch in range(self.at.epoch, phase.epochs):
                 batches = lessons.epoch(epoch, self.at.step)
                 what, left = f"{phase.name}, epoch {epoch + 1} of {phase.epochs}", lessons.steps - self.at.step
                 start, tally = time.perf_counter() - self.at.seconds, dict(self.at.sums or {})
                 for state, positions in track(batches, what=what, total=left, show=self.course.progress):
-                    step = epoch * lessons.steps + self.at.step
+                    step, size = epoch * lessons.steps + self.at.step, lessons.size(self.at.step)
                     lesson = lessons.lesson(positions, phase.name, step, steps)
                     view = view_of(self.network, stepping.look(state, pooled), state, pooled)
                     if phase.by == "update":
                         losses = recipe.update(view, lesson, stepping.optimiser)
-                        figures = self._finite(losses, view, phase, step)
+                        figures = numbers_of(losses)
+                        require_finite(figures, view, phase, step, self.course.folder)
                     else:
-                        losses = recipe.loss(view, lesson)
-                        figures = self._finite(losses, view, phase, step)
-                        stepping.step(losses)
+                        losses, weight = recipe.loss(view, lesson), len(positions) / size
+                        figures = shared.mean(numbers_of(losses), weight)
+                        require_finite(figures, view, phase, step, self.course.folder)
+                        stepping.step(losses, weight)
                     stepping.end_step()
                     for name, value in figures.items():
-                        tally[name] = tally.get(name, 0.0) + value * len(positions)
+                        tally[name] = tally.get(name, 0.0) + value * size
                     self.at = replace(
                         self.at, epoch=epoch, step=self.at.step + 1, sums=tally, seconds=time.perf_counter() - start
                     )
@@ -124,10 +132,12 @@ class Loop:
                 self._pause(asked, stepping, lessons, due=epoch + 1 < phase.epochs)
 
     def _pause(self, asked: Event, stepping: Stepping, lessons: Lessons, *, due: bool) -> None:
-        """A checkpoint when it is due, or when somebody has asked to stop: then the run ends here."""
-        if due or asked.is_set():
+        """A checkpoint when it is due, or when somebody has asked to stop: then the run ends here, in all processes."""
+        many = self.course.processes
+        due, stop = many.either(due and many.main, asked.is_set())  # their clocks differ
+        if due or stop:
             self._save(stepping, lessons)
-        if asked.is_set():
+        if stop:
             raise KeyboardInterrupt
 
     def _solve(self, number: int, phase: Phase) -> None:
@@ -135,7 +145,9 @@ class Loop:
         development = self.course.development
         whole, held = self._whole(self.course.taught, held=False), development and self._whole(development, held=True)
         start = time.perf_counter()  # pooling is not part of it
-        figures = self.course.recipe.solve(phase, whole, held)
+        many = self.course.processes
+        figures = many.alone(lambda: dict(self.course.recipe.solve(phase, whole, held)))
+        many.spread(phase.parameters)
         seconds = time.perf_counter() - start
         taught = {id(value) for value in phase.parameters}
         measured = self._accuracies(self._development(pooled=True), pooled=True)
@@ -164,6 +176,9 @@ class Loop:
             device=self.network.device(),
             cache=cache,
             augment=self.course.pooling.augment,
+            # A recipe that steps by itself is no mean over rows (halves of a batch, trial steps): every process makes
+            # the same steps of whole batches, which is exact, and no faster than one.
+            processes=ALONE if phase.by == "update" else self.course.processes,
         )
         if self.resumed is not None and self.resumed.keep is not None:
             lessons.keep = self.resumed.keep.numpy()
@@ -180,7 +195,7 @@ class Loop:
             for state, positions in lessons.in_order(LOOKED):
                 view = view_of(self.network, look(state, pooled), state, pooled)
                 kept.append(positions[phase.rows(view, lessons.lesson(positions, phase.name)).cpu().numpy()])
-        found: Array = np.concatenate(kept)
+        found: Array = np.concatenate(lessons.processes.woven(kept))
         if not len(found):
             raise BadData(
                 f"the phase {phase.name!r} chose none of the {len(lessons.keep)} rows; nothing is left to teach"
@@ -216,10 +231,19 @@ class Loop:
     ) -> None:
         figures = {name: value / len(lessons.keep) for name, value in tally.items()}
         seconds, rate = self.at.seconds, float(optimiser.param_groups[0]["lr"])
+        self._even_out(phase, optimiser)
         figures |= self._accuracies(held, pooled=phase.reads == "pooled")
         self._mode(phase)
         self._note(Epoch(phase.name, epoch, (epoch + 1) * lessons.steps, seconds, rate, figures))
         self.at = replace(self.at, epoch=epoch + 1, step=0, sums=None, seconds=0.0)
+
+    def _even_out(self, phase: Phase, optimiser: Optimizer) -> None:
+        """Give all processes the main one's buffers, and after own steps weights too: those may differ in last bits."""
+        values = [*self.network.buffers(), *(value for aid in self.network.aids.values() for value in aid.buffers())]
+        if phase.by == "update":
+            states = (value for state in optimiser.state.values() for value in state.values())
+            values += [*phase.parameters, *(value for value in states if isinstance(value, Tensor))]
+        self.course.processes.spread(values)
 
     def _development(self, *, pooled: bool) -> Lessons | None:
         """The development rows, as they are looked at after every epoch of a phase."""
@@ -228,24 +252,27 @@ class Loop:
         source, roll = self.course.development
         cache = self.course.pooling.features(source, roll.seen.fingerprint, held=True) if pooled else None
         device = self.network.device()
-        return Lessons(source, roll, batch_size=LOOKED, place=(0, 0), device=device, cache=cache)
+        many = self.course.processes
+        return Lessons(source, roll, batch_size=LOOKED, place=(0, 0), device=device, cache=cache, processes=many)
 
     def _accuracies(self, held: Lessons | None, *, pooled: bool) -> dict[str, float]:
         """The share of development rows that each exit answers right."""
         if held is None:
             return {}
-        looking, right = Looking(self.network.eval()), dict[str, int]()
+        looking, right = Looking(self.network.eval()), Counter[str]()
         with torch.no_grad():
             for state, positions in held.in_order(LOOKED):
                 y = held.lesson(positions, "").labels()
                 for name, logits in looking(state, pooled)["logits"].items():
-                    right[name] = right.get(name, 0) + int((logits.argmax(1) == y).sum())
-        return {f"accuracy/{name}": count / len(held.roll.row) for name, count in right.items()}
+                    right[name] += int((logits.argmax(1) == y).sum())
+        counts = held.processes.gathered(right)  # a process whose turn never came has counted nothing
+        return {f"accuracy/{name}": sum(each[name] for each in counts) / len(held.roll.row) for name in counts[0]}
 
     def _note(self, epoch: Epoch) -> None:
         self.at = replace(self.at, epochs=(*self.at.epochs, epoch))
         if self.course.folder is not None:
-            History(self.at.epochs).save_csv(self.course.folder / "metrics.csv")
+            table, history = self.course.folder / "metrics.csv", History(self.at.epochs)
+            self.course.processes.alone(lambda: history.save_csv(table))
         self.course.log(epoch, len(self.at.epochs))
 
     def _save(self, stepping: Stepping | None = None, lessons: Lessons | None = None) -> None:
@@ -255,38 +282,5 @@ class Loop:
             return
         folder, keep = self.course.folder / "checkpoint", None if lessons is None else torch.from_numpy(lessons.keep)
         optimiser, extra = (None, {}) if stepping is None else (stepping.optimiser, stepping.extra())
-        save_checkpoint(folder, self.network, self.course.begun, self.at, keep, optimiser, extra)
-
-    def _finite(self, losses: Losses, view: View, phase: Phase, step: int) -> dict[str, float]:
-        """The losses as numbers. Raises Diverged when one is none."""
-        figures = numbers_of(losses)
-        if all(map(math.isfinite, figures.values())):
-            return figures
-        named = [n.removeprefix("loss/") for n, value in figures.items() if n != "loss" and not math.isfinite(value)]
-        named += [name for name, logits in view.logits.items() if not logits.isfinite().all()]
-        where = f"at exit {named[0]!r}" if named else "over all exits"
-        folder = self.course.folder and self.course.folder / "checkpoint"
-        kept = "there is no checkpoint (give folder=)"
-        if folder is not None and folder.is_dir():
-            kept = f"the last good checkpoint is {folder}"
-        raise Diverged(
-            f"the loss {where} is not finite in phase {phase.name!r} at step {step}, expected a number; {kept}: lower "
-            "the learning rate, or look for rows that are not finite",
-            step=step,
-        )
-
-
-def numbers_of(losses: Losses) -> dict[str, float]:
-    """`loss`, and its summands as `loss/<exit>`: read at once, because every read waits for the device."""
-    if isinstance(losses, Tensor):
-        return {"loss": float(losses.detach())}
-    numbers: list[float] = torch.stack([value.detach() for value in losses.values()]).tolist()
-    return {"loss": sum(numbers), **{f"loss/{name}": value for name, value in zip(losses, numbers, strict=True)}}
-
-
-def _require_rows(lessons: Lessons, network: nn.Module) -> None:
-    if lessons.smallest < 2 and any(isinstance(part, _BatchNorm) and part.training for part in network.modules()):
-        raise BadData(
-            "a batch would hold a single row while batch norm is in training mode, where it has no variance; give a "
-            "batch_size of 2 or more and as many rows"
-        )
+        run = (self.network, self.course.begun, self.at, keep, optimiser, extra)
+        self.course.processes.alone(lambda: save_checkpoint(folder, *run))

@@ -9,18 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from offramp.data.rows import Rows
+from offramp.data.rows import Batch, Rows
 from offramp.errors import BadFile
 from offramp.files import replacing
 from offramp.fitting.lessons import Array, Augment, augmented, drawn, seed_torch
 from offramp.fitting.looking import pooled_of
 from offramp.network import Network, described
+from offramp.processes import ALONE, Processes
 from offramp.progress import track
 from offramp.recipe import plain
 
@@ -31,7 +34,8 @@ LARGE = 512 << 20  # bytes of one node's features from which on they lie on disk
 class Pooling:
     """The pooled features of a network's exits `names`, by data set; `views` copies of the rows, each augmented anew.
 
-    Kept while the backbone is what it was: a phase that taught it makes the next one compute them again.
+    Kept while the backbone is what it was: a phase that taught it makes the next one compute them again. Several
+    processes take whole batches by turns, so that the features are those of one; each gets all, the main one writes.
     """
 
     def __init__(
@@ -44,8 +48,10 @@ class Pooling:
         seed: int = 0,
         folder: Path | None = None,
         progress: bool = True,
+        processes: Processes = ALONE,
     ) -> None:
         self.network, self.names, self.folder, self.progress = network, names, folder, progress
+        self.processes = processes
         self.views, self.augment, self.seed = views, augment, seed
         self._kept: dict[str, dict[str, Array]] = {}
 
@@ -56,23 +62,39 @@ class Pooling:
         if key not in self._kept:
             for old in [other for other in self._kept if other.split("-")[0] != key.split("-")[0]]:
                 del self._kept[old]  # of the backbone as it was
-            self._kept[key] = self._found(key) or self._computed(source, views, augment)
-            self._store(key)
+            found = self.processes.agreed(lambda: self._found(key))
+            if all(self.processes.gathered(found is not None)):  # another machine may not see the folder
+                self._kept[key] = found or {}
+                return self._kept[key]
+            self._kept[key] = self._computed(source, views, augment)
+            self.processes.alone(lambda: self._store(key))
         return self._kept[key]
 
     def _computed(self, source: Rows, views: int, augment: Augment | None) -> dict[str, Array]:
-        total, device, columns = len(source), self.network.device(), dict[str, Array]()
+        columns, many, total = dict[str, Array](), self.processes, len(source)
+        turns = -(-total // (BATCH * many.count))
         for view in range(views):
-            place = view * total
-            batches = track(source.batches(BATCH), what="pooling", total=-(-total // BATCH), show=self.progress)
-            for number, batch in enumerate(batches):
-                seed_torch(drawn(self.seed, view, number), device)
-                for name, value in pooled_of(self.network, augmented(batch.x, augment, device), self.names).items():
-                    if name not in columns:
-                        columns[name] = _room((views * total, value.shape[1]))
-                    columns[name][place : place + len(batch)] = value.float().cpu().numpy()
-                place += len(batch)
+            mine = source.batches(BATCH, many.turn)
+            for turn in track(range(turns), what="pooling", total=turns, show=self.progress and many.main):
+                place = (view, turn * many.count + many.place)
+                found = many.gathered(many.agreed(partial(self._batch, mine, place, augment)))
+                for number, values in enumerate(found, turn * many.count):
+                    start = view * total + number * BATCH
+                    for name, value in values.items():
+                        if name not in columns:
+                            columns[name] = _room((views * total, value.shape[1]))
+                        columns[name][start : start + len(value)] = value
         return columns
+
+    def _batch(self, batches: Iterator[Batch], place: tuple[int, int], augment: Augment | None) -> dict[str, Array]:
+        """The features of the next batch; nothing for a process that has no more."""
+        batch = next(batches, None)
+        if batch is None:
+            return {}
+        device = self.network.device()
+        seed_torch(drawn(self.seed, *place), device)
+        found = pooled_of(self.network, augmented(batch.x, augment, device), self.names)
+        return {name: value.float().cpu().numpy() for name, value in found.items()}
 
     def _key(self, told: list[Any]) -> str:
         """Digests of backbone and fronts, and of all else."""

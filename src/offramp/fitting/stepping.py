@@ -12,6 +12,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from offramp.fitting.looking import Looked, Looking
 from offramp.inputs import State
+from offramp.processes import ALONE, Processes
 from offramp.recipe import Losses, Phase
 
 
@@ -22,11 +23,15 @@ class Stepping:
     taken only where a scaler may leave steps out.
     """
 
-    def __init__(self, phase: Phase, steps: int, accelerator: Any, looking: Looking) -> None:
+    def __init__(
+        self, phase: Phase, steps: int, accelerator: Any, looking: Looking, processes: Processes = ALONE
+    ) -> None:
         self.optimiser: Optimizer = phase.optimiser(phase.parameters)
         self.schedule: LRScheduler | None = None if phase.schedule is None else phase.schedule(self.optimiser, steps)
         self.accelerator, self.scaler = accelerator, accelerator.scaler
-        self.looking = accelerator.prepare(looking)
+        self.parameters, self.processes = phase.parameters, processes
+        # For the precision alone, as in evaluation: `Processes.add_gradients` says why it is not wrapped for several.
+        self.looking = accelerator.prepare_model(looking, evaluation_mode=True)
         self.scaled = None if self.scaler is None else accelerator.prepare(self.optimiser)
 
     def look(self, state: State, pooled: bool) -> Looked:
@@ -34,10 +39,12 @@ class Stepping:
         found: Looked = self.looking(state, pooled)
         return found
 
-    def step(self, losses: Losses) -> None:
-        """Minimise the sum of the losses."""
+    def step(self, losses: Losses, weight: float = 1.0) -> None:
+        """Minimise the sum of the losses. weight: the share of the batch's rows of which this process has the means."""
         self.optimiser.zero_grad()
-        self.accelerator.backward(losses if isinstance(losses, Tensor) else torch.stack([*losses.values()]).sum())
+        loss = losses if isinstance(losses, Tensor) else torch.stack([*losses.values()]).sum()
+        self.accelerator.backward(loss if weight == 1 else loss * weight)
+        self.processes.add_gradients(self.parameters)
         (self.scaled or self.optimiser).step()
 
     def end_step(self) -> None:

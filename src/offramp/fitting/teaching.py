@@ -26,6 +26,7 @@ from offramp.fitting.loop import Course, Held, Loop
 from offramp.fitting.pooling import Pooling
 from offramp.inputs import as_inputs
 from offramp.network import Network
+from offramp.processes import Processes, here
 from offramp.provenance import SeenRows
 from offramp.recipe import Phase, Recipe, plain, poolable
 
@@ -57,6 +58,8 @@ def fit(
     "no", "bf16" or "fp16". folder: metrics.csv, and a checkpoint after each epoch and each minute, from which
     `resume=True` goes on, bit for bit on one CPU; Ctrl-C writes one more. cache: where pooled features stay for other
     runs too (`folder` if not given). track: a tracker of Accelerate, such as "tensorboard".
+    Where several processes were launched (torchrun, accelerate launch), all must call it: each takes its share of every
+    batch of `batch_size` rows, and all end with the same weights.
     The rows are remembered: calibrate refuses them. Raises BadInput, BadData, BadNetwork (the recipe cannot teach this
     network: nothing was changed), Diverged, Mismatch (another run's folder), MissingExtra.
     """
@@ -64,24 +67,27 @@ def fit(
     kept = home if cache is None else Path(cache)
     _require_options(network, batch_size, views, seed, (home, kept))
     drawing = _augment_of(augment)
+    many = here(network.device())
+    many.spread(network.state_dict().values())  # exits are often drawn, and in each process differently
     with _as_it_was(network):
         torch.manual_seed(drawn(seed))  # for what prepare draws
         method.prepare(network)
         phases = tuple(method.phases(network))
         _require_phases(network, phases)
-        accelerator = accelerator_for(network, precision, phases, track, home)
-        checkpoint = _checkpoint(home, resume=resume)
-        taught = _called(data, network, labels=any(phase.labels for phase in phases), progress=progress)
-        held = None if development is None else _called(development, network, labels=True, progress=progress)
+        accelerator = accelerator_for(network, precision, phases, track, home, many)
+        checkpoint = many.agreed(lambda: _checkpoint(home, resume=resume))
+        taught = _called(data, network, many, labels=any(phase.labels for phase in phases), progress=progress)
+        held = None if development is None else _called(development, network, many, labels=True, progress=progress)
         options = {"batch_size": batch_size, "seed": seed, "augment": plain(drawing), "views": views}
         begun = _begun(network, method, phases, taught, held) | options | {"precision": precision}
         learned = _learned(network, taught, held)
-        pooling = Pooling(network, poolable(network), views, drawing, seed=seed, folder=kept, progress=progress)
-        resumed = None if checkpoint is None else load_checkpoint(checkpoint, network, begun)
+        pools = poolable(network)
+        pooling = Pooling(network, pools, views, drawing, seed=seed, folder=kept, progress=progress, processes=many)
+        resumed = many.agreed(lambda: None if checkpoint is None else load_checkpoint(checkpoint, network, begun))
         network.learned = learned  # before the first step: a run that stops anywhere has taught some of them
         given = (network, method, phases, taught, held, pooling)
         with tracking(accelerator, track) as log:
-            course = Course(*given, accelerator, log, batch_size, seed, home, begun, progress)
+            course = Course(*given, accelerator, log, batch_size, seed, home, begun, progress and many.main, many)
             return Loop(course, resumed).run()
 
 
@@ -195,10 +201,10 @@ def _learned(network: Network, taught: Held, held: Held | None) -> SeenRows:
     return replace(known[0], digests=np.unique(np.concatenate([seen.digests for seen in known])))
 
 
-def _called(data: object, network: Network, *, labels: bool, progress: bool) -> Held:
+def _called(data: object, network: Network, processes: Processes, *, labels: bool, progress: bool) -> Held:
     """Rows, and what one pass tells of them. Raises BadData without labels, and for those that are no class here."""
     source = rows(data)
-    roll = roll_of(source, progress=progress)
+    roll = roll_of(source, progress=progress, processes=processes)
     if labels and roll.y is None:
         raise BadData(f"{source.name} has no labels, and this recipe needs them; give (x, y)")
     first = _first(source, network)

@@ -1,0 +1,67 @@
+"""A part compiled ahead of time by torch's Inductor: one program for every batch size, which has no guards.
+
+torch.compile checks at every call whether what it compiled still fits, and compiles again where it does not, also
+while serving. What AOTInductor makes of an exported program never does.
+"""
+
+from __future__ import annotations
+
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from warnings import catch_warnings, simplefilter
+
+import torch
+
+from offramp.errors import BadNetwork, OfframpError
+from offramp.graphs import Call, Kept
+from offramp.inputs import State
+from offramp.measuring import tiled
+from offramp.network import Part
+from offramp.programs import program_of, read_by
+from offramp.provenance import BAND
+
+SIZES = (1, 2, 7)  # of batches that are compared
+
+
+def ahead(part: Part, _full: Part, state: State, _kept: Kept) -> Call:
+    """A part compiled for rows like these, and compared with it. Raises BadNetwork where that fails."""
+    reads, name = read_by(part, state), part.step.name
+    try:
+        with TemporaryDirectory() as folder, catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+            simplefilter("ignore")
+            with torch.inference_mode(False), torch.no_grad():
+                program = program_of(part, reads, {key: state[key].contiguous() for key in reads})
+                path = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "part.pt2"))
+                run = torch._inductor.aoti_load_package(path)
+    except OfframpError:
+        raise
+    except Exception as problem:  # the export, Inductor and the compiler of C++ raise anything
+        brief = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
+        raise BadNetwork(
+            f"segment {name!r} cannot be compiled: {brief}; is there a C++ compiler? run it without compile"
+        ) from problem
+
+    def call(given: State) -> State:
+        found = run(*(given[key].contiguous() for key in reads))
+        return dict(zip(part.writes, found, strict=True))
+
+    _compare(part, call, {key: state[key] for key in reads})
+    return call
+
+
+def _compare(part: Part, call: Call, rows: State) -> None:
+    with torch.inference_mode():
+        for size in SIZES:
+            given = {key: tiled(value, size) for key, value in rows.items()}
+            wanted, found = dict(given), call(given)
+            part.call(wanted)
+            for name in part.writes:
+                one, other = wanted[name].float(), found[name].float()
+                far = (one - other).abs().max().item() if one.shape == other.shape else float("inf")
+                if not far <= BAND * max(1.0, one.abs().max().item() / 10) and not one.isnan().any():
+                    raise BadNetwork(
+                        f"segment {part.step.name!r} compiled gives {name!r} {far:.2g} away at batch {size}, expected "
+                        f"at most {BAND:g}; run it without compile"
+                    )

@@ -1,0 +1,79 @@
+"""ONNX Runtime in eight bits: near to float32, the same for any batch, and another engine for plans."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+import offramp as off
+from offramp.engine import engine_of
+from offramp.errors import BadData, BadInput, Mismatch, OverlappingRows
+from offramp.nodes import Seen
+from small import cut_of, images_of, ladder_of, rows_of
+
+pytest.importorskip("onnxscript")
+pytest.importorskip("onnxruntime")
+
+X = rows_of(40).numpy()
+
+
+@pytest.fixture
+def scales(tmp_path):
+    """An engine whose scales are set by sixteen rows of a file."""
+    np.savez(tmp_path / "some.npz", x=rows_of(16, seed=1).numpy())
+    return f"onnxruntime:int8=npz:{tmp_path / 'some.npz'}"
+
+
+@pytest.mark.slow
+def test_it_is_near_and_does_not_mix_rows_and_a_plan_keeps_to_it(scales):
+    net = ladder_of(2)
+    trace = off.record(net, (X, np.arange(40) % 3), timed=False, engine=scales)
+    plain = off.record(net, X, timed=False).columns
+    for name in ("logits/small", "logits/middle", "score/small"):
+        far = np.abs(trace.columns[name] - plain[name])
+        assert 1e-5 < far.max() < 1, name
+        assert far.mean() < 0.05, name
+    alone = off.record(net, X, timed=False, engine=scales, batch_size=1).columns
+    assert (alone["logits/middle"] == trace.columns["logits/middle"]).all()
+    plan = off.Plan(thresholds={"small": (float(np.median(trace.columns["score/small"])),)}, origin=trace.header.origin)
+    assert plan.origin.engine.split(":int8=")[0] == engine_of("onnxruntime")[1]
+    answers, wanted = off.open(net, plan, engine=scales)(X), trace.replay(plan)
+    assert answers.exit.tolist() == wanted.exit.tolist()
+    with pytest.raises(Mismatch, match="int8="):
+        off.open(net, plan, engine="onnxruntime")
+    with pytest.raises(Mismatch, match="int8="):
+        off.open(net, off.Plan(thresholds={}, origin=off.record(net, X, timed=False).header.origin), engine=scales)
+
+
+@pytest.mark.slow
+def test_rows_that_set_scales_promise_nothing(scales):
+    rows = rows_of(16, seed=1).numpy()
+    trace = off.record(ladder_of(2), (rows, np.arange(16) % 3), timed=False, engine=scales)
+    assert trace.columns["learned"].all()
+    with pytest.raises(OverlappingRows):
+        off.calibrate(trace, budget=0.9)
+
+
+@pytest.mark.slow
+def test_exits_and_gates_stay_in_float32(tmp_path):
+    """A cut model: convolutions in eight bits; what an exit makes of its float32 features is exact."""
+    np.savez(tmp_path / "some.npz", x=images_of(16, 1).numpy())
+    net, x = cut_of(gate="margin"), images_of(9)
+    engine, _ = engine_of(f"onnxruntime:int8=npz:{tmp_path / 'some.npz'}")
+    state = {"x": x}
+    with torch.no_grad():
+        for part in engine.open(net, net.chain.walk(net.chain.gates), net.device()):
+            part.call(state)
+    exit_ = net.exit_of("blocks.0")
+    wanted = exit_(Seen(state["blocks.0"], {}))
+    torch.testing.assert_close(state["blocks.0/logits"], wanted, atol=1e-5, rtol=1e-5)
+    assert (state["blocks.0"] - dict(net.look(x))["blocks.0"].features).abs().max() > 1e-4
+
+
+def test_texts_that_are_refused(tmp_path):
+    with pytest.raises(BadInput, match="expected int8="):
+        engine_of("onnxruntime:int8")
+    np.savez(tmp_path / "many.npz", x=np.zeros((2001, 4), np.float32))
+    with pytest.raises(BadData, match="2001 rows, expected 1 to 2000"):
+        engine_of(f"onnxruntime:int8=npz:{tmp_path / 'many.npz'}")
