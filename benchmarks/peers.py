@@ -10,8 +10,8 @@ DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). Rows of the test set:
 1,000-9,999 calibrate (4,000) and give the figures (5,000). Costs are MACs, exits and gates included, in units of plain
 ResNet-56. earlyon is calibrated in every setting of peers_earlyon.py; searches are timed on logits recorded before.
 A target is broken when accuracy on rows not seen falls further than asked: on the 5,000 other rows of a split, and on
-all 9,000 when the 4,000 are drawn from them with replacement, where nothing is left to chance but the draw. An
-uncertified plan aims at the edge and breaks about half of its targets, whoever chose it; a certified one may break 5 %.
+all 9,000 when the 4,000 are drawn from them with replacement, where nothing is left to chance but the draw. A plan
+without a promise aims at the edge, whoever chose it, and misses its target often; a certified one may do so in 5 %.
 """
 
 from __future__ import annotations
