@@ -149,6 +149,7 @@ def lines(contest: Contest, x: Tensor, plans: Mapping[str, Sequence[float]], rep
     for name, easy, hard in (("63 easy, 1 hard", 63, 1), ("64 easy", 64, 0), ("1 easy", 1, 0), ("1 hard", 0, 1)):
         rows, thresholds = easy_and_hard(scores, easy, hard)
         found[name] = timed(contest, x[rows], thresholds, repeats if len(rows) > 1 else 3 * repeats)
+        print(name, found[name], flush=True)
     for name, thresholds in plans.items():
         found[f"{name}, 64 as they come"] = timed(contest, x[:64], thresholds, repeats)
     return found
