@@ -137,6 +137,7 @@ def test_another_method_costs_only_itself(made: Path) -> None:
     assert {line.split(":")[0] for line in said} == {"5/5 later, seed 0"}
 
 
+@pytest.mark.slow
 def test_another_test_set_is_recorded_and_teaches_nothing(made: Path) -> None:
     before = contents(made / "out")
     found, _ = compared(made, *MADE, shared=(SMALL + CLOCK).replace("[1000:1300]", "[1000:1200]"))
