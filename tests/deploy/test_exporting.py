@@ -196,14 +196,12 @@ def test_the_program_by_itself(tmp_path):
 def test_it_needs_neither_torch_nor_offramp_and_is_short(tmp_path):
     off.export(ladder_of(2), Plan.by_hand({"small": 0.4}), tmp_path / "f", example=rows_of(4))
     code = (
-        "import sys, time; start = time.perf_counter(); import run; took = time.perf_counter() - start\n"
+        "import sys; import run\n"
         "import numpy as np; run.run(np.zeros((3, 4), np.float32))\n"
         "assert not {'torch', 'offramp', 'onnx'} & {name.split('.')[0] for name in sys.modules}, 'imports'\n"
-        "print(took)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "f", capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert float(done.stdout) < 1
     assert len((tmp_path / "f" / "run.py").read_text().splitlines()) <= 100
 
 

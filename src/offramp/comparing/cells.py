@@ -37,7 +37,7 @@ from offramp.plan import Plan
 from offramp.provenance import refuse_learned
 from offramp.recording import record
 from offramp.rungs import BACKBONE, Rung
-from offramp.running import engine_of
+from offramp.engine import engine_of
 from offramp.storing import load, save
 from offramp.trace import Trace
 

@@ -16,7 +16,7 @@ from offramp.fitting.lessons import roll_of
 from offramp.fitting.teaching import recipe_of
 from offramp.guarantees.risks import find_risk
 from offramp.provenance import SeenRows
-from offramp.running import engine_of
+from offramp.engine import engine_of
 
 
 def require_known(settings: Settings) -> None:
