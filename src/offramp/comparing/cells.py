@@ -27,6 +27,7 @@ from offramp.comparing.gating import regated, rescored
 from offramp.comparing.settings import OWN, Method, Settings
 from offramp.cutting import cut, ladder
 from offramp.data.rows import rows
+from offramp.engine import engine_of
 from offramp.errors import BadInput
 from offramp.factories import FROM_FILES, front_of, make_front, make_model
 from offramp.files import read_json, write_json
@@ -37,7 +38,6 @@ from offramp.plan import Plan
 from offramp.provenance import refuse_learned
 from offramp.recording import record
 from offramp.rungs import BACKBONE, Rung
-from offramp.engine import engine_of
 from offramp.storing import load, save
 from offramp.trace import Trace
 

@@ -8,6 +8,7 @@ import torch
 
 from offramp.comparing.settings import OWN, Method, Settings
 from offramp.data.rows import rows
+from offramp.engine import engine_of
 from offramp.errors import BadInput
 from offramp.factories import OURS, make_front, make_gate, make_model
 from offramp.find import files, find, imported, shelved
@@ -16,7 +17,6 @@ from offramp.fitting.lessons import roll_of
 from offramp.fitting.teaching import recipe_of
 from offramp.guarantees.risks import find_risk
 from offramp.provenance import SeenRows
-from offramp.engine import engine_of
 
 
 def require_known(settings: Settings) -> None:
