@@ -42,7 +42,9 @@ def small_net():
     return seeded(lambda: off.cut(model, colours(4)[0], at=model.cuts, exits="strided"), 0)
 
 
-@pytest.mark.parametrize("recipe", [Joint(epochs=5, rate=3e-3), Boosted(epochs=5, rate=0.05)])
+@pytest.mark.parametrize(
+    "recipe", [Joint(epochs=5, rate=3e-3), pytest.param(Boosted(epochs=5, rate=0.05), marks=pytest.mark.slow)]
+)
 def test_cut_at_its_blocks_it_is_taught_run_and_replayed(recipe, tmp_path):
     net = small_net()
     assert net.chain.exits == ("blocks.0", "blocks.1", "backbone")

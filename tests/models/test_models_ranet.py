@@ -60,6 +60,7 @@ def test_a_fused_block_reads_the_sub_network_before_at_its_own_place():
     assert block.up[0][-2].num_features == 2  # a quarter of the new channels
 
 
+@pytest.mark.slow
 def test_cut_at_its_blocks_it_is_taught_run_and_replayed(tmp_path):
     made = {"channels": 4, "growth": 4, "blocks": 1, "more": 1, "step": 2}
     model = seeded(lambda: RANet(3, (1, 2), (2, 1), **made), 0).eval()
