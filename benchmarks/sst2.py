@@ -189,7 +189,7 @@ def timed(net: off.Network, plan: off.Plan, trace: off.Trace, rows: off.Rows, en
     runner, found, state = off.open(net, plan, engine=engine), {}, dict[str, torch.Tensor]()
     plain = plain_call(net, state, engine_of(engine)[0])  # it reads `state` anew at every call
     test = np.arange(len(trace) // 2, len(trace))
-    for size, most in ((1, 100), (32, 13)):
+    for size, most in ((1, 60), (32, 13)):
         ms = []
         batches = in_batches(rows, test, size, most)
         for _, x in batches:
@@ -227,6 +227,7 @@ def timings(net: off.Network, specs: dict[str, str], cache: Path, engines: Seque
             found[f"{engine}, {name}"] = {"macs": told["cost"], "shares": told["shares"]} | timed(
                 net, plan, trace, rows, engine, repeats
             )
+            print(engine, name, json.dumps(found[f"{engine}, {name}"]), flush=True)
     return found
 
 
@@ -240,7 +241,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2, help="at most so many times through them (2)")
     parser.add_argument("--alone", type=int, nargs="*", default=(1, 2, 4), help="layers of those without exits")
     parser.add_argument("--halves", type=int, default=200)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=3, help="of each batch (3)")
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
