@@ -36,9 +36,9 @@ from offramp.measuring import interleaved, macs, ratio
 from offramp.plan import BAND
 
 LAYERS = 4
-ASKED = (("disagreement", 0.05), ("disagreement", 0.10), ("accuracy_gap", 0.03), ("accuracy_gap", 0.05))
-TIMED = ("disagreement", 0.10)
-BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
+ASKED = (("disagreement", 0.01), ("disagreement", 0.02), ("disagreement", 0.05), ("accuracy_gap", 0.03))
+TIMED = ("disagreement", 0.02)
+BUDGETS = (0.3, 0.4, 0.6, 0.8)
 ENGINES = ("torch", "onnxruntime")
 Answered = dict[str, Any]
 
@@ -210,13 +210,22 @@ def timed(net: off.Network, plan: off.Plan, trace: off.Trace, rows: off.Rows, en
     return found | {"replay": agreed(runner, plan, trace, in_batches(rows, test, 32, 13))}
 
 
+def halving(trace: off.Trace) -> off.Plan:
+    """Thresholds at the median score of the rows that arrive: a mix of exits, where a promise may need but one."""
+    here, found = np.ones(len(trace), bool), {}
+    for place, gate in enumerate(trace.chain.gates):
+        found[gate] = float(np.median(trace.scores[here, place]))
+        here &= trace.scores[:, place] < found[gate]
+    return off.Plan.by_hand(found)
+
+
 def timings(net: off.Network, specs: dict[str, str], cache: Path, engines: Sequence[str], repeats: int) -> Answered:
-    """Wall-clock on each engine under a certified plan, and under the best at half the cost, without a promise."""
+    """Wall-clock on each engine under a certified plan, and by hand where half leave at each gate."""
     rows, found = off.rows(specs["dev"]), dict[str, Any]()
     for engine in engines:
         trace = trace_of(net, specs, cache, engine)
         half = trace[: len(trace) // 2]
-        plans = {"budget 0.5": off.calibrate(half, budget=0.5)}
+        plans = {"half leave at each gate": halving(half)}
         try:
             risk, level = TIMED
             plans = {f"{risk} <= {level:g}": off.calibrate(half, risk=risk, at_most=level)} | plans
