@@ -43,6 +43,7 @@ def _child(job: Callable[[int], Any], rank: int, count: int, port: int, pipe: An
     torch.set_num_threads(1)
     AcceleratorState._reset_state(True)  # the parent's was that of one process
     names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    names["OMP_NUM_THREADS"] = 1  # else Accelerate warns that it sets them
     os.environ.update({name: str(value) for name, value in names.items()})
     try:
         pipe.send(job(rank))
