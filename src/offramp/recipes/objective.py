@@ -6,7 +6,8 @@ them, the gates towards the exit that is best for a row once its cost counts. Wh
 - the backbone's own answer is the last exit and is not taught; it takes part in all sums;
 - there is no early stop in the warm-up, and no exit is frozen before the others;
 - the positive weight of a gate's loss is that of the batch, no rows being set aside for it;
-- the optimiser's name is lost: one Adam, in which exits and gates keep states of their own;
+- the optimiser's name is lost: one AdamW, in which exits and gates keep states of their own (under Adam the decay, as a
+  gradient of its own, shrinks an exit that no row is sent to until it answers by chance);
 - the cross-entropy of a gate is of g, not of the activation a: a target says "leave here or earlier".
 """
 
@@ -86,7 +87,7 @@ class Objective(Recipe):
         names = taught_exits(network)
         exits = tuple(value for name in names for value in network.exit_of(name).parameters())
         reads = reading(network, network.chain.exits)
-        adam = partial(torch.optim.Adam, lr=self.rate, weight_decay=self.decay)
+        adam = partial(torch.optim.AdamW, lr=self.rate, weight_decay=self.decay)
         warm = [Phase(WARM, exits, self.warm, adam, reads=reads)] if self.warm else []
         both = (*exits, *network.gates.parameters())
         return [*warm, Phase(JOINT, both, self.epochs, adam, reads=reads, by="update")]
