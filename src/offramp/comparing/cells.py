@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from offramp.benching import bench
-from offramp.comparing.figures import Figures, best_within, figures_of, figures_of_plain
+from offramp.comparing.figures import Figures, best_within, figures_of, figures_of_plain, plain_of
 from offramp.comparing.gating import regated, rescored
 from offramp.comparing.settings import OWN, Method, Settings
 from offramp.cutting import cut, ladder
@@ -34,7 +34,6 @@ from offramp.files import read_json, write_json
 from offramp.fitting.arguments import arguments_of
 from offramp.fitting.teaching import fit, recipe_of
 from offramp.network import Network, plain_network
-from offramp.plan import Plan
 from offramp.provenance import refuse_learned
 from offramp.recording import record
 from offramp.rungs import BACKBONE, Rung
@@ -261,11 +260,6 @@ class Cell:
         found = bench(self._under(gate), plan, x, batches=batches, repeats=settings.repeats, engine=settings.engine)
         write_json(file, KIND, SCHEMA, {"asked": asked, "lines": found.to_json()})
         return self.timed(unit)  # as the file has it
-
-
-def plain_of(trace: Trace) -> float:
-    """MACs per row of the plain network of a trace."""
-    return trace.price(Plan.never_leave(trace.chain)).plain
 
 
 def _rung(network: Network) -> Any:

@@ -85,7 +85,7 @@ class Figures:
 
 def figures_of(calibration: Trace, test: Trace, settings: Settings, unit: float, *, splits: int = 0) -> Figures:
     """All figures of a network that is cut, or of a ladder. unit: MACs of which the budgets are shares."""
-    plain = test.price(Plan.never_leave(test.chain)).plain
+    plain = plain_of(test)
     shares = [budget * unit / plain for budget in settings.budgets]
     spread = _over_splits(calibration, test, shares, splits)
     found = frontier(problem_of(calibration, find_risk("error")), points=POINTS)
@@ -112,6 +112,11 @@ def figures_of_plain(test: Trace) -> Figures:
     """Those of a network that is not cut: one place on the plane."""
     point = _point_of(test, Plan.never_leave(test.chain))
     return Figures(test.chain.exits, len(test), point.cost, (point.accuracy,), (point,), (), (), (), (), None, "")
+
+
+def plain_of(trace: Trace) -> float:
+    """MACs per row of the plain network of a trace."""
+    return trace.price(Plan.never_leave(trace.chain)).plain
 
 
 def best_within(calibration: Trace, share: float) -> Plan | None:
@@ -202,7 +207,7 @@ def _quantiles(column: Array) -> tuple[float, ...]:
 
 def _along(rows: Trace, test: Trace, shares: Sequence[float]) -> list[float]:
     """Accuracy on `test` of the best plans of one search within the budgets; NaN where none fits."""
-    plain = rows.price(Plan.never_leave(rows.chain)).plain
+    plain = plain_of(rows)
     front = frontier(problem_of(rows, find_risk("error")), points=4 * POINTS)
     found = []
     for share in shares:

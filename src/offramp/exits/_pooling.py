@@ -10,10 +10,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadNetwork
+from offramp.errors import BadInput, BadNetwork
 
 POOLS = ("mean", "grid", "flat", "peaks")
 CELLS = 8  # at most so many, in each of which a signal's maximum is looked up
+
+
+def require_pooling(word: str, name: str) -> None:
+    """Raise BadInput, which calls the argument `name`, unless `word` is one of POOLS."""
+    if word not in POOLS:
+        raise BadInput(f"{name} is {word!r}, expected one of {', '.join(POOLS)}")
 
 
 def pooled(features: Tensor, pool: str) -> Tensor:

@@ -13,9 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from offramp.errors import BadInput
 from offramp.exits._cascading import Tail
-from offramp.exits._pooling import POOLS, Mixed, pooled, width
+from offramp.exits._pooling import Mixed, pooled, require_pooling, width
 from offramp.nodes import Exit, Seen
 
 
@@ -36,8 +35,7 @@ class Cascade(Exit):
         norm: bool = False,
     ) -> None:
         super().__init__()
-        if pooling not in POOLS:
-            raise BadInput(f"pooling is {pooling!r}, expected one of {', '.join(POOLS)}")
+        require_pooling(pooling, "pooling")
         self.pooling, self.features, self.classes, self.norm = pooling, int(features), int(classes), bool(norm)
         self.reads = () if before is None else (before,)
         self.tail = Tail(self.features, self.classes, before, place, norm=norm)

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from offramp.errors import BadInput, BadNetwork
-from offramp.exits._pooling import POOLS, pooled, width
+from offramp.exits._pooling import pooled, require_pooling, width
 from offramp.nodes import Exit, Seen
 from offramp.signature import is_input
 
@@ -32,8 +32,7 @@ class Pooled(Exit):
         self, pool: str, features: int, classes: int, hidden: Sequence[int] = (), mask: str | None = None
     ) -> None:
         super().__init__()
-        if pool not in POOLS:
-            raise BadInput(f"pool is {pool!r}, expected one of {', '.join(POOLS)}")
+        require_pooling(pool, "pool")
         if mask is not None and (pool != "mean" or not is_input(mask)):
             raise BadInput(f"pool is {pool!r} and mask {mask!r}, expected 'mean' and the name of an input (x/...)")
         self.pooling, self.features, self.classes, self.hidden = pool, int(features), int(classes), tuple(hidden)

@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadInput, BadNetwork
-from offramp.exits._pooling import POOLS, pooled, width
+from offramp.errors import BadNetwork
+from offramp.exits._pooling import pooled, require_pooling, width
 from offramp.nodes import Exit, Seen
 
 CHANNELS, INNER = 64, 32
@@ -43,8 +43,7 @@ class Selective(Exit):
         inner: int = INNER,
     ) -> None:
         super().__init__()
-        if pooling not in POOLS:
-            raise BadInput(f"pooling is {pooling!r}, expected one of {', '.join(POOLS)}")
+        require_pooling(pooling, "pooling")
         if (before is None) != (place == 1):
             raise BadNetwork(f"place is {place} and the exit before is {before!r}, expected 1 and None, or neither")
         self.pooling, self.features, self.classes = pooling, int(features), int(classes)

@@ -50,7 +50,7 @@ def placed(
     example: State,
     probe: object,
     *,
-    exits: object = "linear_grid",
+    exits: object = GRID,
     length: Sequence[str] = (),
     most: int | None = None,
 ) -> Placing:
@@ -117,9 +117,7 @@ class _Looked:
             try:
                 with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
                     head = make_exit(kind, tuple(value.shape[1:]), classes, ())
-                    stand_in = (
-                        head if isinstance(head, Pools) else make_exit("linear_grid", tuple(value.shape[1:]), classes)
-                    )
+                    stand_in = head if isinstance(head, Pools) else make_exit(GRID, tuple(value.shape[1:]), classes)
             except BadNetwork as problem:  # an exit that does not suit what stands here
                 self.why = problem
                 continue
