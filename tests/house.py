@@ -15,7 +15,7 @@ HOUSE = ROOT / "src" / "offramp"
 READ = ("src", "tests", "benchmarks", "examples", "docs")
 
 FLOORS = [
-    ["errors", "files", "progress", "signature"],
+    ["errors", "arguments", "files", "progress", "signature"],
     [
         "find",
         "chain",

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from offramp.errors import BadFile, BadInput, UnknownName
-from offramp.factories import front_of, load_weights, make_front, make_gate, make_model, model_from_file
+from offramp.factories import front_of, load_weights, make_exit, make_front, make_gate, make_model, model_from_file
 from offramp.gates.confidence import margin
 from offramp.gates.tempered import Tempered
 from offramp.layers.front import Front
@@ -43,6 +43,25 @@ def test_a_model_of_the_user(tmp_path):
     assert torch.equal(again.weight, model.weight)
 
 
+def test_a_spec_may_have_arguments_in_what_is_typed_and_in_files():
+    assert make_model(f"{HERE}:needs_arguments?width=7").out_features == 7
+    spec = "offramp:resnet20?classes=100"
+    assert make_model(spec).linear.out_features == 100
+    assert model_from_file(spec, "rung").linear.out_features == 100
+    assert isinstance(front_of(spec), Front)
+
+
+def test_an_exit_may_have_arguments():
+    assert make_exit("strided?width=5", (3, 8, 8), 4).width == 5
+    for name, error, says in (
+        ("strided?breadth=5", BadInput, "breadth"),
+        ("strided?width", BadInput, "NAME=VALUE"),
+        ("stridet?width=5", UnknownName, "strided"),
+    ):
+        with pytest.raises(error, match=says):
+            make_exit(name, (3, 8, 8), 4)
+
+
 @pytest.mark.parametrize(
     ("spec", "error", "says"),
     [
@@ -51,6 +70,9 @@ def test_a_model_of_the_user(tmp_path):
         ("resnet20", BadInput, "offramp:NAME"),
         (f"{HERE}:nothing", BadInput, "cannot import"),
         (f"{HERE}:needs_arguments", BadInput, "without arguments"),
+        (f"{HERE}:needs_arguments?with=4", BadInput, "with these arguments"),
+        ("offramp:resnet20?klasses=4", BadInput, "klasses"),
+        ("offramp:resnet20?classes", BadInput, "NAME=VALUE"),
         (f"{HERE}:no_model", BadInput, "expected a torch.nn.Module"),
     ],
 )

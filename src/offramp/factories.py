@@ -2,8 +2,9 @@
 
     offramp:NAME    timm:NAME    torchvision:NAME    hf:FOLDER-OR-NAME    my.module:factory
 
-The models of hubs come with their pretrained weights, unless a file of weights is given; options stand behind a
-question mark: `timm:resnet18?num_classes=10&pretrained=no`.
+The models of hubs come with their pretrained weights, unless a file of weights is given. Arguments stand behind a
+question mark, for models and exits: `timm:resnet18?num_classes=10&pretrained=no`, `offramp:alexnet?classes=100`,
+`strided?width=64`.
 A name that the user typed may import the user's code. A name that stands in a file may not: from a file only
 `offramp:`, `timm:` and `torchvision:` resolve, nothing is fetched, and anything else must be given again by the caller.
 """
@@ -17,6 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from offramp.arguments import name_of
 from offramp.errors import BadFile, BadInput
 from offramp.files import read_tensors
 from offramp.find import files, find, find_file, imported, shelved
@@ -36,18 +38,31 @@ def make_model(spec: str, weights: str | Path | None = None, *, fetch: bool = Tr
     if hub is not None:
         model = find_file("hubs", hub[0]).build(hub[1], hub[2], fetch and weights is None)
     else:
-        factory = shelved("models", spec.removeprefix(OURS)) if spec.startswith(OURS) else _users(spec)
+        factory, arguments = model_factory(spec)
         try:
-            model = factory()
+            model = factory(**arguments)
         except TypeError as problem:
-            raise BadInput(
-                f"{spec!r} cannot be called without arguments ({problem}); give a factory that can"
-            ) from problem
+            how = "with these arguments" if arguments else "without arguments"
+            raise BadInput(f"{spec!r} cannot be called {how} ({problem}); write NAME?argument=value&...") from problem
     if not isinstance(model, nn.Module):
         raise BadInput(f"{spec!r} gave a {type(model).__name__}, expected a torch.nn.Module")
     if weights is not None:
         load_weights(model, weights)
     return model.eval()
+
+
+def model_factory(spec: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What `offramp:NAME?argument=value` or a user's `module:factory` names, and its arguments; of no hub.
+
+    Raises UnknownName with the nearest names, BadInput.
+    """
+    name, arguments = name_of(spec)
+    if ":" not in name:
+        raise BadInput(
+            f"the model is {spec!r}, expected offramp:NAME (see offramp doctor), timm:NAME, "
+            "torchvision:NAME, hf:NAME or my.module:factory"
+        )
+    return shelved("models", name.removeprefix(OURS)) if name.startswith(OURS) else imported(name), arguments
 
 
 def model_from_file(spec: str | None, rung: str) -> nn.Module:
@@ -69,8 +84,7 @@ def front_of(spec: str) -> nn.Module | None:
         return front
     if not spec.startswith(OURS):
         return None
-    module = shelved("models", spec.removeprefix(OURS)).__module__
-    made: nn.Module = imported(f"{module}:front")()
+    made: nn.Module = imported(f"{model_factory(spec)[0].__module__}:front")()
     return made
 
 
@@ -114,21 +128,27 @@ def make_exit(
 ) -> Exit:
     """An exit from its name or from a function of (shape of one row's features, classes); an Exit as it is.
 
+    A name may have arguments: `strided?width=64`.
     A function with an argument `reads` is also given the names of the `earlier` exits, shallow to deep.
     Raises UnknownName with the nearest names, BadInput for what is no exit, BadNetwork for features that do not suit.
     """
-    found: Any = find("exits", exit_) if isinstance(exit_, str) else exit_
+    found, arguments = exit_factory(exit_) if isinstance(exit_, str) else (exit_, dict[str, Any]())
     if isinstance(found, Exit):
         return found
     try:
-        made = found(shape, classes, **_reading(found, exit_, earlier))
+        made = found(shape, classes, **_reading(found, exit_, earlier), **arguments)
     except TypeError as problem:
-        raise BadInput(
-            f"the exit {exit_!r} is no function of (shape, classes) ({problem}); give one, or an Exit"
-        ) from problem
+        told = ", ".join(["shape", "classes", *arguments])
+        raise BadInput(f"the exit {exit_!r} is no function of ({told}) ({problem}); give one, or an Exit") from problem
     if not isinstance(made, Exit):
         raise BadInput(f"the exit {exit_!r} gave a {type(made).__name__}, expected an Exit")
     return made
+
+
+def exit_factory(name: str) -> tuple[Any, dict[str, Any]]:
+    """What the name of an exit stands for, and its arguments. Raises UnknownName with the nearest names, BadInput."""
+    word, arguments = name_of(name)
+    return find("exits", word), arguments
 
 
 def make_gate(gate: str | Gate | Callable[..., Any] | Mapping[str, Any], earlier: Sequence[str] | None = None) -> Gate:
@@ -187,13 +207,3 @@ def _hub(spec: str) -> tuple[str, str, dict[str, str]] | None:
     if not name or not all(key and value for key, _, value in options):
         raise BadInput(f"the model is {spec!r}, expected {hub}:NAME or {hub}:NAME?option=value&...; write it so")
     return hub, name, {key: value for key, _, value in options}
-
-
-def _users(spec: str) -> Callable[[], Any]:
-    if ":" not in spec:
-        raise BadInput(
-            f"the model is {spec!r}, expected offramp:NAME (see offramp doctor), timm:NAME, "
-            "torchvision:NAME, hf:NAME or my.module:factory"
-        )
-    factory: Callable[[], Any] = imported(spec)
-    return factory

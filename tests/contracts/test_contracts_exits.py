@@ -69,7 +69,6 @@ SHAPES = {
     "Added": [(5,)],
     "Strided": [(2, 5, 6)],
     "strided": [(2, 5, 6)],
-    "strided_narrow": [(2, 5, 6), (3, 8, 8)],
     "strided_wide": [(2, 5, 6), (3, 8, 8)],
     "Surest": [None],
     "Cascade": [(5,)],

@@ -22,7 +22,7 @@ Model = Annotated[
     typer.Argument(
         metavar="MODEL",
         help="offramp:resnet20, timm:NAME, torchvision:NAME, hf:NAME-OR-FOLDER (pretrained; "
-        "NAME?num_classes=10&pretrained=no) or my.module:factory.",
+        "NAME?num_classes=10&pretrained=no; ours take arguments alike) or my.module:factory.",
     ),
 ]
 Example = Annotated[
@@ -51,7 +51,7 @@ Exit = Annotated[
     typer.Option(
         "--exit",
         metavar="EXIT",
-        help="linear, linear_grid, linear_masked, mlp, branch, sdn, cascade, ... (see doctor), my.module:factory.",
+        help="linear, linear_grid, linear_masked, mlp, branch, strided?width=64, ... (see doctor), my.module:factory.",
     ),
 ]
 

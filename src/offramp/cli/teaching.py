@@ -90,7 +90,7 @@ def fit(
       offramp fit network/ 'cifar10/train:data' --recipe hinge \
         --development 'cifar10:data[0:1000]' -o taught/
     """
-    from offramp.fitting.arguments import arguments_of
+    from offramp.arguments import arguments_of
     from offramp.fitting.teaching import fit as fitted
     from offramp.fitting.teaching import recipe_of
     from offramp.storing import save

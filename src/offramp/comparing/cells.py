@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from offramp.arguments import arguments_of
 from offramp.benching import bench
 from offramp.comparing.figures import Figures, best_within, figures_of, figures_of_plain, plain_of
 from offramp.comparing.gating import regated, rescored
@@ -31,7 +32,6 @@ from offramp.engine import engine_of
 from offramp.errors import BadInput
 from offramp.factories import FROM_FILES, front_of, make_front, make_model
 from offramp.files import read_json, write_json
-from offramp.fitting.arguments import arguments_of
 from offramp.fitting.teaching import fit, recipe_of
 from offramp.network import Network, plain_network
 from offramp.provenance import refuse_learned

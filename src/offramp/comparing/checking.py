@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import torch
 
+from offramp.arguments import arguments_of
 from offramp.comparing.settings import OWN, Method, Settings
 from offramp.data.rows import rows
 from offramp.engine import engine_of
 from offramp.errors import BadInput
-from offramp.factories import OURS, make_front, make_gate, make_model
-from offramp.find import files, find, imported, shelved
-from offramp.fitting.arguments import arguments_of
+from offramp.factories import exit_factory, make_front, make_gate, make_model, model_factory
+from offramp.find import files, find
 from offramp.fitting.lessons import roll_of
 from offramp.fitting.teaching import recipe_of
 from offramp.guarantees.risks import find_risk
@@ -40,7 +40,7 @@ def _require_names(method: Method) -> None:
     if method.front != "auto":
         make_front(method.front)
     if not method.static:
-        find("exits", method.exit)
+        exit_factory(method.exit)
     if method.recipe is not None:
         recipe_of(method.recipe, **arguments_of(method.arguments))
     if method.augment is not None:
@@ -49,13 +49,8 @@ def _require_names(method: Method) -> None:
 
 def _require_model(spec: str) -> None:
     """Find a model's factory; those of hubs are looked up when they are built, before anything is taught too."""
-    kind, colon, name = spec.partition(":")
-    if not colon:
-        raise BadInput(f"the model is {spec!r}, expected offramp:NAME (see offramp doctor) or my.module:factory")
-    if spec.startswith(OURS):
-        shelved("models", name)
-    elif kind not in files("hubs"):
-        imported(spec)
+    if spec.partition(":")[0] not in files("hubs"):
+        model_factory(spec)
 
 
 def require_models(methods: Sequence[Method]) -> None:

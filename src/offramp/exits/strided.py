@@ -44,14 +44,9 @@ class Strided(Exit):
         return {"name": "Strided", "shape": list(self.shape), "classes": self.classes, "width": self.width}
 
 
-def strided(shape: Sequence[int], classes: int) -> Strided:
-    """128 channels: MSDNet's on CIFAR."""
-    return Strided(shape, classes)
-
-
-def strided_narrow(shape: Sequence[int], classes: int) -> Strided:
-    """64 channels, a choice of ours: on the early features of ResNet-56, 128 cost a tenth of the whole network."""
-    return Strided(shape, classes, 64)
+def strided(shape: Sequence[int], classes: int, width: int | None = 128) -> Strided:
+    """128 channels: MSDNet's on CIFAR. `strided?width=64` where that costs a tenth of a small network."""
+    return Strided(shape, classes, width)
 
 
 def strided_wide(shape: Sequence[int], classes: int) -> Strided:

@@ -21,9 +21,9 @@ def front() -> Front:
     return Front(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), expects=(32, 32))
 
 
-def alexnet() -> AlexNet:
+def alexnet(classes: int = 10) -> AlexNet:
     """0.54 M parameters, 28.2 M MACs: 55 % of them up to `conv2`, 68 % up to `conv3`."""
-    return AlexNet()
+    return AlexNet(classes)
 
 
 class AlexNet(nn.Module):

@@ -20,9 +20,9 @@ def front() -> Front:
     return alexnet.front()
 
 
-def resnet110_branchy() -> BranchyResNet:
+def resnet110_branchy(classes: int = 10) -> BranchyResNet:
     """1.73 M parameters, 232.4 M MACs: 0.2 % of them up to `stem`, 32 % up to `layer1`."""
-    return BranchyResNet(18)
+    return BranchyResNet(18, classes)
 
 
 class BranchyResNet(nn.Module):

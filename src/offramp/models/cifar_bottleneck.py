@@ -23,9 +23,9 @@ def front() -> Front:
     return Front(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), expects=(32, 32))
 
 
-def resnet101() -> BottleneckResNet:
+def resnet101(classes: int = 10) -> BottleneckResNet:
     """42.5 M parameters, 2,510 M MACs: 8.8 % of them up to `layer1`, 22.1 % up to `layer2`."""
-    return BottleneckResNet((3, 4, 23, 3))
+    return BottleneckResNet((3, 4, 23, 3), classes)
 
 
 class BottleneckResNet(nn.Module):

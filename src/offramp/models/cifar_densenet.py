@@ -23,9 +23,9 @@ def front() -> Front:
     return Front(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), expects=(32, 32))
 
 
-def densenet201() -> DenseNet:
+def densenet201(classes: int = 10) -> DenseNet:
     """18.1 M parameters, 1,363.9 M MACs: 25.0 % of them up to `block1`, 44.6 % up to `block2`."""
-    return DenseNet((6, 12, 48, 32))
+    return DenseNet((6, 12, 48, 32), classes)
 
 
 class DenseNet(nn.Module):

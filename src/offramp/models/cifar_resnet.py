@@ -19,29 +19,29 @@ def front() -> Front:
     return Front(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), expects=(32, 32))
 
 
-def resnet20() -> CifarResNet:
+def resnet20(classes: int = 10) -> CifarResNet:
     """0.27 M parameters, 40.6 M MACs; 91.73 % with the public weights."""
-    return CifarResNet(3)
+    return CifarResNet(3, classes)
 
 
-def resnet32() -> CifarResNet:
+def resnet32(classes: int = 10) -> CifarResNet:
     """0.46 M parameters, 68.9 M MACs; 92.63 % with the public weights."""
-    return CifarResNet(5)
+    return CifarResNet(5, classes)
 
 
-def resnet44() -> CifarResNet:
+def resnet44(classes: int = 10) -> CifarResNet:
     """0.66 M parameters, 97.2 M MACs."""
-    return CifarResNet(7)
+    return CifarResNet(7, classes)
 
 
-def resnet56() -> CifarResNet:
+def resnet56(classes: int = 10) -> CifarResNet:
     """0.85 M parameters, 125.5 M MACs; 93.39 % with the public weights."""
-    return CifarResNet(9)
+    return CifarResNet(9, classes)
 
 
-def resnet110() -> CifarResNet:
+def resnet110(classes: int = 10) -> CifarResNet:
     """1.73 M parameters, 252.9 M MACs."""
-    return CifarResNet(18)
+    return CifarResNet(18, classes)
 
 
 class CifarResNet(nn.Module):

@@ -18,9 +18,9 @@ def front() -> Front:
     return Front(mean=(0.1307,), std=(0.3081,), expects=(28, 28))
 
 
-def lenet() -> LeNet:
+def lenet(classes: int = 10) -> LeNet:
     """67,824 parameters, 1.14 M MACs."""
-    return LeNet()
+    return LeNet(classes)
 
 
 class LeNet(nn.Module):

@@ -1,4 +1,4 @@
-"""Arguments of a recipe as they are typed: `epochs=5`."""
+"""Arguments as they are typed: `epochs=5` of a recipe, `strided?width=64` of an exit, `offramp:alexnet?classes=100`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from offramp.errors import BadInput
 
 
-def arguments_of(texts: Iterable[str] | None) -> dict[str, Any]:
+def arguments_of(texts: Iterable[str] | None, told: str = "--with") -> dict[str, Any]:
     """NAME=VALUE texts as arguments: numbers, true, false, null and lists as in JSON, anything else as text.
 
     >>> arguments_of(["epochs=5", "weights=[1, 0.3]", "norm=frozen"])
@@ -19,9 +19,19 @@ def arguments_of(texts: Iterable[str] | None) -> dict[str, Any]:
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not (name.isidentifier() and equals and value) or name in found:
-            raise BadInput(f"got --with {text!r}, expected NAME=VALUE, each name of an argument once; see the recipe")
+            raise BadInput(f"got {told} {text!r}, expected NAME=VALUE, each name of an argument once; write it so")
         try:
             found[name] = json.loads(value)
         except ValueError:
             found[name] = value
     return found
+
+
+def name_of(spec: str) -> tuple[str, dict[str, Any]]:
+    """A name and its arguments: `strided?width=64&classes=10`. Raises BadInput where one is no NAME=VALUE.
+
+    >>> name_of("strided?width=64")
+    ('strided', {'width': 64})
+    """
+    name, mark, behind = spec.partition("?")
+    return name, arguments_of(behind.split("&"), f"{name}?") if mark else {}
