@@ -135,6 +135,25 @@ def test_equilibrium_changes_what_joint_teaches_the_model():
     assert not any(part._forward_hooks for part in nets[1].modules())
 
 
+def test_joint_by_sgd_is_the_training_of_msdnet():
+    """Momentum 0.9, weight decay 1e-4, 0.1 that falls tenfold at a half and at three quarters; Adam without."""
+    net = cut_of(taught=False)
+    (phase,) = Joint(optimiser="sgd").phases(net)
+    step = phase.optimiser(phase.parameters)
+    assert isinstance(step, torch.optim.SGD)
+    (group,) = step.param_groups
+    assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.1, 0.9, 1e-4, False)
+    schedule, rates = phase.schedule(step, 8), []
+    for _ in range(8):
+        rates.append(step.param_groups[0]["lr"])
+        step.step()
+        schedule.step()
+    assert rates == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
+    assert isinstance(Joint().phases(net)[0].optimiser(phase.parameters), torch.optim.Adam)
+    assert (Joint().rate, Joint(rate=0.5, optimiser="sgd").rate) == (1e-3, 0.5)
+    refused(net, Joint(optimiser="lbfgs"), BadInput, "adam, sgd")
+
+
 def test_the_dncc_identity():
     logits = {str(m): drawn(40, 5, seed=m).double() * 6 for m in range(4)}
     y = torch.arange(40) % 5

@@ -4,6 +4,7 @@ Teerapittayanon, McDanel and Kung, 2016, arXiv 1709.01686. As in the authors' co
 cross-entropy, and every weight is 1; the paper prints another 1/C, and reports +1 % for (1.0, 0.3) on two exits.
 Two phases as there: the models alone (`alone` epochs; 0 where they are trained), then all exits from those weights.
 Where we differ: one summed loss and one Adam, where the code steps the trunk and each exit's own copy apart.
+optimiser="sgd" is the training of MSDNet (Huang et al., 2017, arXiv 1703.09844), whose loss is the same sum.
 """
 
 from __future__ import annotations
@@ -19,20 +20,22 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from offramp.errors import BadInput, BadNetwork
 from offramp.network import Network
-from offramp.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.recipe import Lesson, Losses, Optimising, Phase, Recipe, Scheduling, View, taught_exits
 from offramp.recipes._equilibrium import equilibrium, require_one_model
-from offramp.recipes._schedules import cosine
+from offramp.recipes._schedules import cosine, dropped
 
 NORMS = ("moving", "frozen")
+RATES = {"adam": 1e-3, "sgd": 0.1}
 ALONE = "models alone"
 
 
 class Joint(Recipe):
     """Models and exits together: the sum of weighted cross-entropies.
 
-    weights: one for all exits, one per exit from shallow to deep, or by name. epochs, rate, betas: of Adam.
-    decay: let the rate fall to 0 over each phase along a cosine (Loshchilov and Hutter, 2017, arXiv 1608.03983); the
-    authors keep it, over many more epochs.
+    weights: one for all exits, one per exit from shallow to deep, or by name. epochs, rate (by default 1e-3), betas: of
+    Adam. decay: let the rate fall to 0 over each phase along a cosine (Loshchilov and Hutter, 2017, arXiv 1608.03983);
+    the authors keep it, over many more epochs. optimiser="sgd": momentum 0.9, weight decay 1e-4, rate 0.1 by default,
+    which falls tenfold at a half and at three quarters of each phase unless `decay` asks for the cosine.
     norm: "moving" lets batch norms of the models learn and follow the batches, "frozen" keeps them as they are.
     backbone=False teaches the exits alone, and the models stay as they are. equilibrium=True averages the gradients of
     the exits behind each cut instead of summing them (Li et al., 2019, arXiv 1908.06294; recipes/_equilibrium.py).
@@ -44,7 +47,8 @@ class Joint(Recipe):
         *,
         epochs: int = 10,
         alone: int = 0,
-        rate: float = 1e-3,
+        rate: float | None = None,
+        optimiser: str = "adam",
         betas: tuple[float, float] = (0.9, 0.999),
         decay: bool = False,
         norm: str = "moving",
@@ -52,7 +56,8 @@ class Joint(Recipe):
         equilibrium: bool = False,
     ) -> None:
         self.weights, self.epochs, self.alone = weights, epochs, alone
-        self.rate, self.betas, self.decay = rate, betas, decay
+        self.optimiser, self.betas, self.decay = optimiser, betas, decay
+        self.rate = RATES.get(optimiser, 0.0) if rate is None else rate
         self.norm, self.backbone = norm, backbone
         self.equilibrium = equilibrium
 
@@ -60,6 +65,8 @@ class Joint(Recipe):
         """Raise BadInput for weights that do not fit, BadNetwork where there is nothing to teach."""
         if self.norm not in NORMS:
             raise BadInput(f"norm is {self.norm!r}, expected one of {', '.join(NORMS)}")
+        if self.optimiser not in RATES:
+            raise BadInput(f"optimiser is {self.optimiser!r}, expected one of {', '.join(RATES)}")
         if not self.backbone:
             taught_exits(network)
         elif not any(True for _ in network.backbone.parameters()):
@@ -70,16 +77,22 @@ class Joint(Recipe):
 
     def phases(self, network: Network) -> list[Phase]:
         """The models alone, if asked for, then everything."""
-        adam = partial(torch.optim.Adam, lr=self.rate, betas=self.betas)
         models = tuple(network.backbone.parameters()) if self.backbone else ()
         still = norms_of(network.backbone) if self.norm == "frozen" else ()
         frozen = {id(value) for norm in still for value in norm.parameters()}
         models = tuple(value for value in models if id(value) not in frozen)
-        schedule = cosine if self.decay else None
-        first = [Phase(ALONE, models, self.alone, adam, schedule, still=still)] if self.alone and models else []
+        step, schedule = self._stepping()
+        first = [Phase(ALONE, models, self.alone, step, schedule, still=still)] if self.alone and models else []
         during = partial(equilibrium, network) if self.equilibrium else nullcontext
         every = (*models, *network.exits.parameters())
-        return [*first, Phase("joint", every, self.epochs, adam, schedule, still=still, during=during)]
+        return [*first, Phase("joint", every, self.epochs, step, schedule, still=still, during=during)]
+
+    def _stepping(self) -> tuple[Optimising, Scheduling | None]:
+        """The optimiser, and how its rate falls over a phase."""
+        if self.optimiser == "adam":
+            return partial(torch.optim.Adam, lr=self.rate, betas=self.betas), cosine if self.decay else None
+        sgd = partial(torch.optim.SGD, lr=self.rate, momentum=0.9, weight_decay=1e-4)
+        return sgd, cosine if self.decay else dropped(1 / 2, 3 / 4)
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """Weighted cross-entropy by exit."""
