@@ -8,6 +8,7 @@ import re
 import shutil
 from pathlib import Path
 
+import made_up
 import pytest
 import torch
 from made_up import DIGITS, contents, file_of
@@ -163,6 +164,19 @@ def test_a_network_that_was_made_otherwise_is_refused_and_its_folder_named(
     with pytest.raises(BadInput, match=rf"out/{folder} was made with .*{says}.*remove that folder"):
         compared(made, *tables, shared=(SMALL + CLOCK).replace(changed, to))
     assert contents(made / "out") == before
+
+
+def test_a_method_may_start_with_the_model_that_another_taught(tmp_path: Path) -> None:
+    taught = '[method.taught]\nrecipe = "joint"\nwith = ["epochs=1"]\nseeds = [0]\nstatic = true\n'
+    exits = '[method.exits]\nstart = "taught"\nat = "stem"\nrecipe = "hinge"\nseeds = [0]\n'
+    compared(tmp_path, taught, exits)
+    nets = [off.load(tmp_path / "out" / name / "network", made_up.net()) for name in ("taught-0", "exits-0")]
+    first, then = (net.backbone.state_dict() for net in nets)
+    assert all(torch.equal(value, then[key]) for key, value in first.items())
+    assert nets[1].learned.digests.tolist() == nets[0].learned.digests.tolist()  # the same rows: each counts once
+    shutil.rmtree(tmp_path / "out" / "taught-0")
+    with pytest.raises(BadInput, match=r"exits-0 was made with of = .*epochs=1.* now it is .*epochs=2"):
+        compared(tmp_path, taught.replace("epochs=1", "epochs=2"), exits)
 
 
 def test_a_ladder_of_rungs_that_were_made_otherwise_is_refused(made: Path) -> None:

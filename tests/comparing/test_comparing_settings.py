@@ -64,6 +64,9 @@ def test_flags_are_shared_and_a_method_may_say_otherwise(tmp_path: Path) -> None
             BadInput,
             "stacks one, which is a ladder itself",
         ),
+        (HINGE + "[method.two]\nstart = 'three'", "", BadInput, "an earlier method that is no ladder .hinge."),
+        ("[method.two]\nstart = 'hinge'\n" + HINGE, "", BadInput, "an earlier method that is no ladder .none."),
+        (HINGE + "[method.two]\nstart = 'hinge'\nmodel = 'offramp:lenet'", "", BadInput, "and a model or weights"),
         (HINGE, "wall-clock-budget = 0.5", BadInput, "expected one of the budgets"),
     ],
 )

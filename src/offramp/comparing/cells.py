@@ -72,16 +72,27 @@ class Cell:
 
     def rungs(self) -> list[Cell]:
         """Of a ladder, the cells that it is made of: of the same seed, or of their own first."""
-        others = [self.settings.method(name) for name in self.method.rungs]
-        seeds = [self.seed if self.seed in other.seeds else other.seeds[0] for other in others]
-        options = self.settings, self.folder, self.progress
-        return [Cell(other, seed, *options) for other, seed in zip(others, seeds, strict=True)]
+        return [self._beside(name) for name in self.method.rungs]
+
+    def _beside(self, name: str) -> Cell:
+        """The cell of another method with the same seed, or with its own first."""
+        other = self.settings.method(name)
+        seed = self.seed if self.seed in other.seeds else other.seeds[0]
+        return Cell(other, seed, self.settings, self.folder, self.progress)
+
+    @cached_property
+    def _start(self) -> Network | None:
+        """The taught network whose model this cell begins with, if it does."""
+        return None if self.method.start is None else self._beside(self.method.start).network
+
+    def asked(self) -> dict[str, Any]:
+        """What its network is made of, as plain data."""
+        others = [*self.rungs(), *([] if self.method.start is None else [self._beside(self.method.start)])]
+        return self.method.asked(self.seed) | ({"of": [cell.asked() for cell in others]} if others else {})
 
     def claim(self) -> None:
         """Note what this cell is made of. Raises BadInput where its folder holds one that was made otherwise."""
-        file, asked = self.home / "settings.json", self.method.asked(self.seed)
-        if self.method.rungs:
-            asked["of"] = [cell.method.asked(cell.seed) for cell in self.rungs()]
+        file, asked = self.home / "settings.json", self.asked()
         if not file.exists():
             write_json(file, KIND, SCHEMA, asked)
             return
@@ -118,6 +129,7 @@ class Cell:
         if place.exists():
             return load(place, None if (self.method.model or "").startswith(FROM_FILES) else self._model())
         network = self._made()
+        network.learned = None if self._start is None else self._start.learned
         if self.method.taught:
             self._teach(network)
         save(network, place)
@@ -133,7 +145,10 @@ class Cell:
         assert self.method.model is not None
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
-            return make_model(self.method.model, self.method.weights)
+            model = make_model(self.method.model, self.method.weights)
+        if self._start is not None:
+            model.load_state_dict(self._start.model_of(self._start.rungs[0]).state_dict())
+        return model
 
     def _made(self) -> Network:
         """The network before it is taught; what is drawn for it depends on the seed alone."""

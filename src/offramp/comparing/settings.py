@@ -23,8 +23,8 @@ from __future__ import annotations
 import tomllib
 import types
 import typing
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -44,11 +44,13 @@ class Method:
 
     seeds: one network each; they also draw the weights of a model that comes without any. gates: scores under which
     the taught network is measured; "own" is the one that it was cut (or taught) with. recipe: None takes the model as
-    it is. static: not cut, its last answer alone counts. rungs: names of other methods whose networks are stacked,
-    cheapest first; nothing is taught then.
+    it is. start: the name of an earlier method, whose taught model this one begins with. static: not cut, its last
+    answer alone counts. rungs: names of other methods whose networks are stacked, cheapest first; nothing is taught
+    then.
     """
 
     name: str
+    start: str | None = None
     model: str | None = None
     weights: str | None = None
     front: str = "auto"
@@ -161,6 +163,7 @@ def read_settings(path: str | Path) -> Settings:
             raise BadInput(f"{path} has no {key}, expected rows such as {key} = 'cifar10:data[1000:5000]'; add it")
     found = Settings(methods=made, **given)
     _require_budgets(found, "wall_clock_budget" in given, str(path))
+    found = replace(found, methods=_begun(found.methods, str(path)))
     for method in found.methods:
         _require_method(found, method, f"[method.{method.name}] of {path}")
     if not any(not method.static and not method.rungs for method in found.methods):
@@ -179,10 +182,32 @@ def _method(name: str, shared: Mapping[str, Any], table: Mapping[str, Any], wher
     # What a method says for itself replaces the other way of saying it, too.
     others = {"at": "parts", "parts": "at"}
     kept = {key: value for key, value in shared.items() if others.get(key) not in table}
-    if "model" in table:
+    if "model" in table or "start" in table:
         kept.pop("weights", None)  # those of the shared model
+    if "start" in table:
+        kept.pop("model", None)
     merged = kept | dict(table)
     return Method(name, **{known[key]: _value(Method, known[key], value, key) for key, value in merged.items()})
+
+
+def _begun(methods: Sequence[Method], where: str) -> tuple[Method, ...]:
+    """The methods, where one that starts with another's network has the name of its model, and its front."""
+    found: dict[str, Method] = {}
+    for method in methods:
+        here = f"[method.{method.name}] of {where}"
+        if method.start is not None:
+            if method.model is not None or method.weights is not None:
+                raise BadInput(f"{here} has start {method.start!r} and a model or weights, expected one; leave one out")
+            first = found.get(method.start)
+            if first is None or first.rungs:
+                told = ", ".join(name for name, each in found.items() if not each.rungs) or "none"
+                raise BadInput(
+                    f"{here} has start {method.start!r}, expected an earlier method that is no ladder ({told})"
+                )
+            front = first.front if method.front == "auto" else method.front
+            method = replace(method, model=first.model, front=front)
+        found[method.name] = method
+    return tuple(found.values())
 
 
 def _keys(kind: type, but: str) -> dict[str, str]:
