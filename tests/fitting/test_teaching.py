@@ -274,25 +274,46 @@ def test_metrics_go_to_tensorboard_too(tmp_path):
     assert list(tmp_path.rglob("events.out.tfevents.*"))
 
 
-def test_mixed_precision_teaches_float32_weights():
-    code = """
+PRECISIONS = """
 import torch, offramp as off
+from accelerate import Accelerator
 from offramp.errors import BadInput
 from offramp.recipes.joint import Joint
 from small import cut_of, images_of
-net, kinds = cut_of(taught=False), set()
-net.backbone.head.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
-rows = images_of(32), torch.zeros(32).long()
-history = off.fit(net, rows, recipe=Joint(epochs=1), precision="bf16", progress=False)
-print(net.precision(), history.last.figures["loss"] > 0, kinds >= {torch.bfloat16})
-try:
-    off.fit(net, rows, recipe=Joint(epochs=1), progress=False)
-except BadInput as problem:
-    print("fresh process" in str(problem))
+def kinds_in(precision):
+    net, kinds = cut_of(taught=False), set()
+    net.backbone.head.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
+    off.fit(net, (images_of(32), torch.zeros(32).long()), recipe=Joint(epochs=1), precision=precision, progress=False)
+    return torch.bfloat16 in kinds, net.precision()
 """
-    tests = Path(__file__).parents[1]  # Accelerate keeps one precision per process
+
+
+def in_a_fresh_process(code):
+    """What it prints: Accelerate keeps one state per process, and these tests are about it."""
+    tests = Path(__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, timeout=120)
-    assert done.stdout.split() == ["float32", "True", "True", "True"], done.stderr
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")[:-1]
+
+
+def test_mixed_precision_teaches_float32_weights_and_each_fit_has_its_own():
+    code = PRECISIONS + "for asked in ('no', 'bf16', 'no'): print(*kinds_in(asked))"
+    assert in_a_fresh_process(code) == ["False float32", "True float32", "False float32"]
+
+
+def test_the_precision_of_the_users_own_accelerator_stays():
+    code = """
+own = Accelerator(mixed_precision="bf16", cpu=True)
+print(*kinds_in("bf16"))
+try:
+    kinds_in("no")
+except BadInput as problem:
+    print(problem)
+print(own.mixed_precision)
+"""
+    same, refused, kept = in_a_fresh_process(PRECISIONS + code)
+    assert (same, kept) == ("True float32", "bf16")
+    assert "an Accelerator of yours" in refused
 
 
 def test_gradients_do_not_stay_behind_and_the_users_own_do():

@@ -14,6 +14,7 @@ from offramp.processes import ALONE, Processes
 from offramp.recipe import Phase
 
 PRECISIONS = ("no", "bf16", "fp16")
+OURS = "offramp"  # marks Accelerate's state in this process as made by a fit
 Log = Callable[[Epoch, int], None]
 
 
@@ -32,17 +33,24 @@ def accelerator_for(
     _require_precision(precision, phases, network)
     try:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
     except ImportError as problem:
         raise MissingExtra("accelerate", "fit", "fit") from problem
     _require_tracker(tracker, folder)
     place = network.device()
+    if OURS in AcceleratorState._shared_state:  # an earlier fit's, which is over: Accelerate keeps one per process
+        AcceleratorState._reset_state(reset_partial_state=processes.count == 1)
+    users = bool(AcceleratorState._shared_state)
     try:
         made = Accelerator(mixed_precision=precision, cpu=place.type == "cpu", log_with=tracker, project_dir=folder)
     except ValueError as problem:
         raise BadInput(
-            f"Accelerate refuses precision {precision!r} on {place} with tracker {tracker!r} ({problem}); it keeps one "
-            "precision and one device per process: name another tracker, or begin in a fresh process"
+            f"Accelerate refuses precision {precision!r} on {place} with tracker {tracker!r} ({problem}); an "
+            "Accelerator of yours sets one precision and one device for the whole process: give fit the same, or call "
+            "it in a fresh process"
         ) from problem
+    if not users:
+        AcceleratorState._shared_state[OURS] = True
     apart = processes.count > 1 and place.type == "cuda" and made.device != place
     if made.device.type != place.type or made.num_processes != processes.count or apart:
         raise BadInput(
