@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 DATA ?=
+WORKERS ?= auto
 PYTEST_DATA := $(if $(DATA),--data=$(DATA),)
 
 .PHONY: demo test test-slow check format help-pages clean
@@ -15,8 +16,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: $(VENV)/.installed  ## the main job on data that needs no download: two small nets, a promise, a report
 	$(BIN)/offramp demo --output out/demo
 
-test: $(VENV)/.installed  ## the fast tests; DATA=DIR adds those on real data
-	$(BIN)/python -m pytest $(PYTEST_DATA)
+test: $(VENV)/.installed  ## the fast tests, a process for each core (WORKERS=0: one); DATA=DIR adds those on real data
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(PYTEST_DATA)
 
 test-slow: $(VENV)/.installed  ## slow and browser tests
 	$(BIN)/python -m pytest -m 'slow or browser' $(PYTEST_DATA)

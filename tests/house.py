@@ -6,6 +6,7 @@ python tests/house.py        lists files over 300 lines and functions over 40; f
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,6 +63,7 @@ NO_TORCH = ("calibration", "guarantees", "reporting", "trace", "plan")
 LINES, MOST_LINES, LENGTH, MOST_LENGTH = 300, 500, 40, 80
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Dotted names under offramp (the face is ""), without the package's own name -> file."""
     found = {}
@@ -71,15 +73,22 @@ def modules() -> dict[str, Path]:
     return found
 
 
+@functools.cache
+def parsed(file: Path) -> ast.Module:
+    """What stands in a file, read once."""
+    return ast.parse(file.read_text(encoding="utf-8"))
+
+
 def room(module: str) -> str:
     """The room in which a module stands: a folder or a single file."""
     return module.split(".")[0]
 
 
+@functools.cache
 def imports(file: Path) -> set[str]:
     """Modules of ours that a file imports anywhere but under TYPE_CHECKING, named as `modules` names them."""
     known, found = modules(), set()
-    for node in _running(ast.parse(file.read_text(encoding="utf-8"))):
+    for node in _running(parsed(file)):
         if isinstance(node, ast.Import):
             found |= {alias.name.removeprefix("offramp").lstrip(".") for alias in node.names if _ours(alias.name)}
         elif isinstance(node, ast.ImportFrom):
@@ -137,7 +146,7 @@ def large_functions(limit: int) -> list[tuple[int, str]]:
     found = []
     for folder in READ:
         for file in sorted((ROOT / folder).rglob("*.py")):
-            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            for node in ast.walk(parsed(file)):
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                     length = (node.end_lineno or node.lineno) - node.lineno + 1
                     if length > limit:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -175,9 +177,23 @@ def stages(seed: int = 0, **options: Any) -> nn.Module:
 
 
 def cut_of(*at: str, seed: int = 0, taught: bool = True, **options: Any) -> Network:
-    """`Stages` cut at some modules (by default two); `taught` moves its exits a little, as any teaching does."""
-    net = seeded(lambda: cut(stages(seed), images_of(4), at=at or ("stem", "blocks.0"), **options), seed)
+    """`Stages` cut at some modules (by default two); `taught` moves its exits a little, as any teaching does.
+
+    Where options are names it is cut once for all tests and copied: the export takes longer than most of them.
+    """
+    at = at or ("stem", "blocks.0")
+    if all(isinstance(value, str) for value in options.values()):
+        net = copy.deepcopy(_cut_once(at, seed, **options))
+    else:
+        net = _cut(at, seed, **options)
     return moved(net) if taught else net
+
+
+def _cut(at: Sequence[str], seed: int, **options: Any) -> Network:
+    return seeded(lambda: cut(stages(seed), images_of(4), at=at, **options), seed)
+
+
+_cut_once = functools.cache(_cut)
 
 
 def moved(net: Network, by: float = 0.01) -> Network:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from offramp.errors import BadInput
@@ -25,6 +25,22 @@ def arguments_of(texts: Iterable[str] | None, told: str = "--with") -> dict[str,
         except ValueError:
             found[name] = value
     return found
+
+
+def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
+    """NAME=VALUE texts as a mapping. Raises BadInput."""
+    found: dict[str, str] = {}
+    for text in texts or ():
+        name, equals, value = text.partition("=")
+        if not (name and equals and value) or name in found:
+            raise BadInput(f"got {option} {text!r}, expected NAME=VALUE, each name once; write it so")
+        found[name] = value
+    return found
+
+
+def words(text: str | None) -> list[str] | None:
+    """The names in `A,B`."""
+    return None if text is None else [word.strip() for word in text.split(",")]
 
 
 def name_of(spec: str) -> tuple[str, dict[str, Any]]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typed import CALIBRATION, TEST, offramp
+
+from words import library, write_tokenizer
 
 USERS_OWN = """
 import numpy as np
@@ -107,3 +110,14 @@ def as_json() -> Callable[..., Any]:
         return json.loads(done.stdout)
 
     return call
+
+
+@pytest.fixture
+def sentences(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, str]:
+    """Specs of sixty texts of nine tokens, and of twelve."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "tokenizers", library())
+    write_tokenizer(tmp_path / "tok")
+    lines = (f"{n % 3}\t{['good', 'bad', 'film'][n % 3]}{' a' * (n % 7)}" for n in range(60))
+    (tmp_path / "t.tsv").write_text("\n".join(["label\tsentence", *lines]))
+    return "tsv:t.tsv?tokenizer=tok&length=9", "tsv:t.tsv?tokenizer=tok&length=12[0:40]"

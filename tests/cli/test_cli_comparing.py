@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,38 @@ def test_compare_writes_a_page_and_spreadsheets_and_goes_on_where_it_was(file, a
     assert contents(Path("out/convex-0")) == before
 
 
+TEXTS = """
+train = "tsv:bits.tsv?tokenizer=tok&length=9[0:20]"
+calibration = "tsv:bits.tsv?tokenizer=tok&length=9[20:40]"
+test = "tsv:bits.tsv?tokenizer=tok&length=12[40:60]"
+model = "texts:encoder"
+at = "blocks.0, blocks.1"
+exit = "linear_masked"
+exit-of = ["blocks.1=linear"]
+length = "input_ids, attention_mask"
+seeds = [0]
+budgets = [9.0]
+
+[method.texts]
+recipe = "cross_entropy"
+with = ["regulariser=0.01"]
+"""
+
+
+@pytest.mark.slow
+def test_texts_of_two_lengths_and_two_kinds_of_exits(sentences, as_json):
+    bits = (" ".join("good" if n >> bit & 1 else "bad" for bit in range(6)) for n in range(60))  # no two alike
+    Path("bits.tsv").write_text("\n".join(["label\tsentence", *(f"{n % 3}\t{text}" for n, text in enumerate(bits))]))
+    Path("texts.toml").write_text(TEXTS)
+    told = as_json("compare", "texts.toml", "-o", "out")
+    assert 0 <= told["accuracy"]["texts"][0] <= 1
+    made = json.loads(Path("out/texts-0/network/network.json").read_text())
+    assert made["rungs"][0]["length"] == ["x/input_ids", "x/attention_mask"]
+    Path("texts.toml").write_text(TEXTS.replace('length = "input_ids, attention_mask"', ""))
+    refused = offramp("compare", "texts.toml", "-o", "other")
+    assert (refused.exit_code, "expected (9,)" in refused.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("old", "new", "says"),
     [
@@ -62,6 +95,8 @@ def test_compare_writes_a_page_and_spreadsheets_and_goes_on_where_it_was(file, a
         ("regulariser=", "regulaliser=", "it takes regulariser, gap"),
         ("budgets", "budget", "did you mean 'budgets'"),
         ('at = "2"', 'at = "two"', "has no module 'two'"),
+        ('at = "2"', 'at = "2"\nexit-of = ["5=mlp"]', "expected a module named in --at (2)"),
+        ('at = "2"', 'at = "auto"\nprobe = "digits[0:701]"', "1 of the 100 calibration rows"),
         ("title = ", "title", "is no TOML"),
     ],
 )

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-
 import numpy as np
 import pytest
 from typed import CALIBRATION, contents, offramp
 
 import offramp as off
 from small import moved
-from words import library, write_tokenizer
 
 MODEL = ("offramp:digits_large", "--weights", "digits_large.safetensors", "--example", "digits[0:4]")
 
@@ -79,17 +76,6 @@ def test_cut_where_exits_pay(place, as_json):
     assert "could" in said
     assert "chosen" in said
     assert "estimated ms per row" in said
-
-
-@pytest.fixture
-def sentences(tmp_path, monkeypatch):
-    """Specs of sixty texts of nine tokens, and of twelve."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(sys.modules, "tokenizers", library())
-    write_tokenizer(tmp_path / "tok")
-    lines = (f"{n % 3}\t{['good', 'bad', 'film'][n % 3]}{' a' * (n % 7)}" for n in range(60))
-    (tmp_path / "t.tsv").write_text("\n".join(["label\tsentence", *lines]))
-    return "tsv:t.tsv?tokenizer=tok&length=9", "tsv:t.tsv?tokenizer=tok&length=12[0:40]"
 
 
 CUT = ("cut", "texts:encoder", "--at", "blocks.0", "--exit", "linear_masked", "-o", "net", "--example")

@@ -232,6 +232,8 @@ def test_stopped_in_mid_teaching_it_goes_on_as_if_it_had_not_been(
         ("digits[0:200]", "digits[1299:]", "1 of the 300 test rows"),
         ("digits[700:1000]", "digits[700:1001]", "1 of the 300 test rows"),
         ("batch-size = 50", 'development = "digits[990:1010]"', "test rows .* rows of digits.990:1010."),
+        ('at = "stem"', 'at = "auto"\nprobe = "digits[600:701]"', "1 of the 300 calibration rows .* digits.600:701."),
+        ('at = "stem"', 'at = "auto"\nprobe = "digits[1290:1400]"', "test rows .* rows of digits.1290:1400."),
     ],
 )
 def test_rows_in_two_roles_are_refused_before_anything_is_taught(
@@ -240,6 +242,12 @@ def test_rows_in_two_roles_are_refused_before_anything_is_taught(
     with pytest.raises(OverlappingRows, match=says):
         compared(tmp_path, JOINT, shared=SMALL.replace(changed, to))
     assert not contents(tmp_path / "out")
+
+
+def test_the_rows_of_a_probe_count_where_nothing_is_taught_too(tmp_path: Path) -> None:
+    untaught = '[method.untaught]\nat = "auto"\nprobe = "digits[600:701]"\n'
+    with pytest.raises(OverlappingRows, match="1 of the 300 calibration rows"):
+        compared(tmp_path, untaught, shared=SMALL)
 
 
 def test_rows_that_taught_a_network_in_the_folder_are_refused_too(made: Path) -> None:

@@ -30,6 +30,23 @@ def test_flags_are_shared_and_a_method_may_say_otherwise(tmp_path: Path) -> None
     assert hinge.cuts == ("stem", "blocks.0")
 
 
+def test_what_is_shared_about_places_gives_way_to_a_methods_own(tmp_path: Path) -> None:
+    auto = 'at = "auto"\nprobe = "digits[200:400]"\nparts = 3\n'
+    by_name = '[method.named]\nat = "stem"\nexit-of = ["stem=mlp"]\n'
+    again = '[method.again]\nat = "auto"\n'
+    shared = DIGITS.replace('at = "stem,blocks.0"\n', auto)
+    hinge, named, once_more = read_settings(file_of(tmp_path, HINGE, by_name, again, shared=shared)).methods
+    assert (hinge.auto, hinge.cuts, hinge.parts) == (True, (), 3)
+    assert hinge.teaching == ("digits[0:200]", "digits[200:400]")
+    assert (named.auto, named.probe, named.parts, named.teaching) == (False, None, None, ())
+    assert named.exits == {"stem": "mlp"}
+    assert (once_more.auto, once_more.parts, once_more.teaching) == (True, None, ("digits[200:400]",))
+    shared = DIGITS + 'exit-of = ["stem=mlp"]\n'
+    hinge, deeper = read_settings(file_of(tmp_path, HINGE, "[method.deeper]\nparts = 3\n", shared=shared)).methods
+    assert hinge.exits == {"stem": "mlp", "blocks.0": "linear_grid"}
+    assert deeper.exits == "linear_grid"
+
+
 @pytest.mark.parametrize(
     ("table", "shared", "error", "says"),
     [
@@ -48,7 +65,7 @@ def test_flags_are_shared_and_a_method_may_say_otherwise(tmp_path: Path) -> None
         (HINGE, "static = 1", BadInput, "expected true or false"),
         (HINGE, "example = 3", BadInput, "expected a text"),
         (HINGE, "gates = ['own', 3]", BadInput, "expected a list of texts"),
-        (HINGE, "parts = 3", BadInput, "has at stem,blocks.0 and parts 3, expected exactly one"),
+        (HINGE, "parts = 3", BadInput, "got --at stem,blocks.0 and --parts 3, expected exactly one"),
         (HINGE, "gates = []", BadInput, "has gates"),
         (HINGE, "gates = ['margin', 'margin']", BadInput, "each once"),
         (HINGE, "seeds = []", BadInput, "has seeds"),
@@ -67,6 +84,11 @@ def test_flags_are_shared_and_a_method_may_say_otherwise(tmp_path: Path) -> None
         (HINGE + "[method.two]\nstart = 'three'", "", BadInput, "an earlier method that is no ladder .hinge."),
         ("[method.two]\nstart = 'hinge'\n" + HINGE, "", BadInput, "an earlier method that is no ladder .none."),
         (HINGE + "[method.two]\nstart = 'hinge'\nmodel = 'offramp:lenet'", "", BadInput, "and a model or weights"),
+        (HINGE, "probe = 'digits[200:300]'", BadInput, "expected --probe with --at auto alone"),
+        (HINGE, "length = ['input_ids']", BadInput, "expected a text"),
+        (HINGE, "exit-of = 'stem=mlp'", BadInput, "expected a list of texts"),
+        (HINGE, "exit-of = ['stem']", BadInput, r"method.hinge\] .*expected NAME=VALUE"),
+        (HINGE, "exit-of = ['head=mlp']", BadInput, r"method.hinge\] .*--exit-of head=..., expected a module named in"),
         (HINGE, "wall-clock-budget = 0.5", BadInput, "expected one of the budgets"),
     ],
 )
@@ -84,7 +106,10 @@ def test_a_file_that_cannot_be_meant_is_refused(
         ("test = ", "", "has no test"),
         ("calibration = ", "", "has no calibration"),
         ("model = ", "", "has no model"),
-        ("at = ", "", "has at - and parts -"),
+        ("at = ", "", "got --at - and --parts -, expected exactly one"),
+        ("at = ", "at = 'auto'", "--probe with --at auto alone"),
+        ("at = ", "at = 'auto'\nprobe = 'digits[200:300]'\nparts = 1", "expected 2 or more"),
+        ("at = ", "at = 'auto'\nprobe = 'digits[200:300]'\nexit-of = ['stem=mlp']", "a module named in --at .auto"),
         ("budgets = ", "budgets = []", "expected shares"),
         ("budgets = ", "budgets = [0.0, 1.0]", "above 0"),
         ("budgets = ", "budgets = [0.5, 0.5]", "each once"),
@@ -110,6 +135,8 @@ def test_a_file_that_is_not_there() -> None:
         ("gates = ['own', 'margn']", "'margin'"),
         ("gate = 'max_prb'", "'max_prob'"),
         ("exit = 'linear_gird'", "'linear_grid'"),
+        ("exit-of = ['stem=linear_gird']", "'linear_grid'"),
+        ("length = 'input_ids'", "expected inputs"),
         ("model = 'offramp:digits_larg'", "'digits_large'"),
         ("model = 'digits_large'", "expected offramp:NAME"),
         ("model = 'made_up:nothing'", "cannot import"),

@@ -12,64 +12,13 @@ from offramp.errors import BadData, BadInput, BadNetwork, OverlappingRows
 from offramp.inputs import as_inputs
 from offramp.nodes import Exit
 from offramp.placing.trying import _Looked, placed
+from paying import WIDTH, Heavy, Lift, lifted, parity, signs, with_identity_first
 from texts import encoder, texts
-
-WIDTH = 16
-
-
-class Lift(nn.Module):
-    """Appends the product of the first two numbers, which no linear exit finds before."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.same = nn.Linear(WIDTH, WIDTH, bias=False)
-        with torch.no_grad():
-            self.same.weight.copy_(torch.eye(WIDTH))
-
-    def forward(self, x):
-        return torch.cat([self.same(x), x[:, :1] * x[:, 1:2]], 1)
-
-
-class Heavy(nn.Module):
-    """Much work that changes nothing, and on the way nothing but sums."""
-
-    def __init__(self, width) -> None:
-        super().__init__()
-        self.work = nn.Sequential(nn.Linear(width, 600), nn.Linear(600, 600), nn.Linear(600, width))
-
-    def forward(self, x):
-        return x + 0 * self.work(x)
-
-
-class Head(nn.Module):
-    """Two classes by the sign of the last number."""
-
-    def forward(self, x):
-        return torch.cat([-x[:, -1:], x[:, -1:]], 1)
-
-
-def parity(*order):
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(WIDTH, WIDTH), *order, Head()).eval()
-
-
-def signs(count=240, seed=0):
-    """Rows of signs, and whether the first two agree."""
-    x = np.random.default_rng(seed).choice([-1.0, 1.0], (count, WIDTH)).astype(np.float32)
-    return x, (x[:, 0] * x[:, 1] > 0).astype(int)
-
-
-def with_identity_first(model):
-    with torch.no_grad():
-        model[0].weight.copy_(torch.eye(WIDTH))
-        model[0].bias.zero_()
-    return model
 
 
 def test_only_the_place_that_pays_is_taken():
-    model = with_identity_first(parity(Lift(), Heavy(WIDTH + 1)))
     x, y = signs()
-    found = placed(model, None, as_inputs(x[:4]), (x, y), exits="linear")
+    found = placed(lifted(), None, as_inputs(x[:4]), (x, y), exits="linear")
     share = {place.name: place.share for place in found.places}
     assert share["0"] < 0.1
     assert share["1"] == 1
@@ -79,7 +28,7 @@ def test_only_the_place_that_pays_is_taken():
 
 @pytest.mark.slow
 def test_the_rows_that_placed_exits_promise_nothing():
-    model = with_identity_first(parity(Lift(), Heavy(WIDTH + 1)))
+    model = lifted()
     x, y = signs()
     net = off.cut(model, x[:4], at="auto", probe=(x, y), exits="linear", n=2)
     assert net.chain.exits == ("1", "backbone")
@@ -97,7 +46,7 @@ def test_no_exit_pays_where_nothing_is_known_before_the_end():
 
 
 def test_global_randomness_stays_as_it_was():
-    model = with_identity_first(parity(Lift(), Heavy(WIDTH + 1)))
+    model = lifted()
     x, y = signs(80)
     torch.manual_seed(5)
     placed(model, None, as_inputs(x[:4]), (x, y), exits="linear")

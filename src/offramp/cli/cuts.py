@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.cli.options import AsJson, GateName, OutputFolder, pairs, writable
-from offramp.cli.places import asked, figures, placed_for
+from offramp.arguments import words
+from offramp.cli.options import AsJson, GateName, OutputFolder, writable
+from offramp.cli.places import figures, placed_for
 from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
+from offramp.placing.flags import exits_at, require_place
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,12 +105,12 @@ def cut(
     from offramp.storing import save
 
     writable(output, folder=True)
-    asked(at, parts, probe)
-    exits, free = _exits(exit_, exit_of, at), _words(length) or ()
+    require_place(at, parts, probe)
+    exits, free = exits_at(at, exit_, exit_of), words(length) or ()
     module, before = _model(model, weights, front)
     batch = _rows(example)
     found = placed_for(probe, module, before, batch, exits, free, parts)
-    names, parts = (_words(at), parts) if found is None else (list(found.names), None)
+    names, parts = (words(at), parts) if found is None else (list(found.names), None)
     network = made(module, batch, at=names, n=parts, exits=exits, gate=gate, front=before, spec=model, length=free)
     network.learned = None if found is None else found.seen
     save(network, output)
@@ -122,20 +124,6 @@ def cut(
     )
     if network.untaught():
         note(f"not taught yet: {', '.join(network.untaught())}")
-
-
-def _words(text: str | None) -> list[str] | None:
-    return None if text is None else [word.strip() for word in text.split(",")]
-
-
-def _exits(one: str, others: list[str] | None, at: str | None) -> str | dict[str, str]:
-    """The exit of all cuts, or one by cut where some have their own."""
-    own, names = pairs(others, "--exit-of"), _words(at) or []
-    if wrong := [name for name in own if name not in names]:
-        raise BadInput(
-            f"got --exit-of {wrong[0]}=..., expected a module named in --at ({at or '-'}); name it there too"
-        )
-    return {name: own.get(name, one) for name in names} if own else one
 
 
 def inspect(
@@ -163,7 +151,7 @@ def inspect(
     module, before = _model(model, weights, front)
     batch = as_inputs(_rows(example, TIMED_ROWS))
     some = {name: value[:ROWS] for name, value in batch.items()}
-    points = points_of(module, before, some, texts_of(some, _words(length) or ()))
+    points = points_of(module, before, some, texts_of(some, words(length) or ()))
     legal = [point.name for point in points if point.legal]
     for cut_ in legal[-1:]:  # places alone do not tell that rows are kept apart
         check_cut(module, before, some, cut_)

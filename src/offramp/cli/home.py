@@ -152,7 +152,10 @@ def _shelves() -> dict[str, list[str]]:
 
     def callable_with(shelf: str, count: int, but: str = "") -> list[str]:
         def fits(thing: Callable[..., object]) -> bool:
-            return inspect.isfunction(thing) and len(inspect.signature(thing).parameters) == count
+            if not inspect.isfunction(thing):
+                return False
+            needed = [one for one in inspect.signature(thing).parameters.values() if one.default is one.empty]
+            return len(needed) == count
 
         return [name for name in names(shelf) if name != but and fits(find(shelf, name))]
 

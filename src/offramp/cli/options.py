@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from offramp.arguments import pairs
 from offramp.errors import BadInput
 
 if TYPE_CHECKING:
@@ -73,17 +74,6 @@ EngineName = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")]
-
-
-def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
-    """NAME=VALUE texts as a mapping. Raises BadInput."""
-    found: dict[str, str] = {}
-    for text in texts or ():
-        name, equals, value = text.partition("=")
-        if not (name and equals and value) or name in found:
-            raise BadInput(f"got {option} {text!r}, expected NAME=VALUE, each name once; write it so")
-        found[name] = value
-    return found
 
 
 def network_of(folder: str, models: list[str] | None, fronts: list[str] | None, gates: list[str] | None) -> Network:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from offramp.cli.options import AsJson, PlanFile, RowRange, Threshold, TraceFile, pairs, plan_of, trace_of, writable
+from offramp.arguments import pairs
+from offramp.cli.options import AsJson, PlanFile, RowRange, Threshold, TraceFile, plan_of, trace_of, writable
 from offramp.cli.printing import answer
 
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The .html file to write.")]

@@ -6,26 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from offramp.cli.printing import table
-from offramp.errors import BadInput
 
 if TYPE_CHECKING:
     from torch import nn
 
     from offramp.placing.trying import Placing
-
-AUTO = "auto"
-
-
-def asked(at: str | None, parts: int | None, probe: str | None) -> None:
-    """Raise BadInput unless it is clear where to cut."""
-    if at != AUTO and (at is None) == (parts is None):
-        raise BadInput(f"got --at {at or '-'} and --parts {parts or '-'}, expected exactly one of them; give one")
-    if (at == AUTO) != (probe is not None):
-        raise BadInput(
-            f"got --at {at or '-'} and --probe {probe or '-'}, expected --probe with --at auto alone; give both"
-        )
-    if at == AUTO and parts is not None and parts < 2:
-        raise BadInput(f"got --parts {parts}, expected 2 or more; give more, or leave it out")
 
 
 def placed_for(

@@ -12,17 +12,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from offramp.arguments import arguments_of
 from offramp.benching import bench
+from offramp.comparing.cuts import example_of, free_of, places_of
 from offramp.comparing.figures import Figures, best_within, figures_of, figures_of_plain, plain_of
 from offramp.comparing.gating import regated, rescored
 from offramp.comparing.settings import OWN, Method, Settings
@@ -34,14 +34,14 @@ from offramp.factories import FROM_FILES, front_of, make_front, make_model
 from offramp.files import read_json, write_json
 from offramp.fitting.teaching import fit, recipe_of
 from offramp.network import Network, plain_network
-from offramp.provenance import refuse_learned
+from offramp.provenance import SeenRows, refuse_learned
 from offramp.recording import record
 from offramp.rungs import BACKBONE, Rung
 from offramp.storing import load, save
 from offramp.trace import Trace
 
 KIND, SCHEMA = "comparison", 1
-EXAMPLE, TIMED = 8, 256  # rows
+TIMED = 256  # rows
 BATCHES = (1, 64)
 
 
@@ -124,12 +124,14 @@ class Cell:
         """The taught network: from its folder, else made now."""
         if self.method.rungs:
             models = {cell.method.name: _rung(cell.network) for cell in self.rungs()}
-            return ladder(models, gate=self.method.gate, example=self._example())
+            return ladder(models, gate=self.method.gate, example=example_of(self.method, self.settings))
         place = self.home / "network"
         if place.exists():
             return load(place, None if (self.method.model or "").startswith(FROM_FILES) else self._model())
         network = self._made()
-        network.learned = None if self._start is None else self._start.learned
+        begun = None if self._start is None else self._start.learned
+        known = [seen for seen in (network.learned, begun) if seen is not None]
+        network.learned = reduce(SeenRows.and_also, known) if known else None
         if self.method.taught:
             self._teach(network)
         save(network, place)
@@ -157,14 +159,15 @@ class Cell:
         front = front_of(method.model) if method.front == "auto" else make_front(method.front)
         if method.static:
             return plain_network(model, Rung(BACKBONE, method.model), front)
-        options: dict[str, Any] = {"exits": method.exit, "gate": method.gate, "front": front, "spec": method.model}
+        x, free = example_of(method, self.settings), free_of(method, self.settings)
+        first = replace(self, seed=method.seeds[0])
+        names, seen = places_of(method, self.settings, self.folder / "places", first._model, front)
+        options: dict[str, Any] = {"exits": method.exits, "gate": method.gate, "front": front, "spec": method.model}
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
-            return cut(model, self._example(), at=method.cuts or None, n=method.parts, **options)
-
-    def _example(self) -> Any:
-        source = rows(self.method.example or self.settings.calibration)
-        return source.take_x(np.arange(min(EXAMPLE, len(source))))
+            network = cut(model, x, at=names, n=None if names else method.parts, length=free, **options)
+        network.learned = seen
+        return network
 
     def _teach(self, network: Network) -> None:
         method, run = self.method, self.home / "run"

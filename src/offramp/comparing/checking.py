@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from offramp.arguments import arguments_of
+from offramp.arguments import arguments_of, pairs
+from offramp.comparing.cuts import free_of
 from offramp.comparing.settings import OWN, Method, Settings
 from offramp.data.rows import rows
 from offramp.engine import engine_of
@@ -40,7 +41,8 @@ def _require_names(method: Method) -> None:
     if method.front != "auto":
         make_front(method.front)
     if not method.static:
-        exit_factory(method.exit)
+        for name in (method.exit, *pairs(method.exit_of, "--exit-of").values()):
+            exit_factory(name)
     if method.recipe is not None:
         recipe_of(method.recipe, **arguments_of(method.arguments))
     if method.augment is not None:
@@ -71,6 +73,15 @@ def require_models(methods: Sequence[Method]) -> None:
                     )
 
 
+def require_lengths(settings: Settings, methods: Sequence[Method]) -> None:
+    """Look for the inputs whose length is free among those of the example. Raises BadInput."""
+    for method in methods:
+        try:
+            free_of(method, settings)
+        except BadInput as problem:
+            raise BadInput(f"[method.{method.name}]: {problem}") from problem
+
+
 def require_apart(settings: Settings, methods: Sequence[Method], *, progress: bool) -> None:
     """Read all rows once, and raise OverlappingRows where one is in two roles: teaching, calibration or test."""
     known: dict[str, SeenRows] = {}
@@ -82,7 +93,6 @@ def require_apart(settings: Settings, methods: Sequence[Method], *, progress: bo
 
     calibration, test = seen(settings.calibration).digests, seen(settings.test).digests
     seen(settings.calibration).refuse_overlap(test, "test")
-    teaching = [data for each in methods if each.taught for data in (each.train, each.development) if data is not None]
-    for data in dict.fromkeys(teaching):
+    for data in dict.fromkeys(data for each in methods for data in each.teaching):
         seen(data).refuse_overlap(test, "test")
         seen(data).refuse_overlap(calibration, "calibration")

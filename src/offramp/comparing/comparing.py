@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp.comparing.cells import Cell
-from offramp.comparing.checking import require_apart, require_known, require_models
+from offramp.comparing.checking import require_apart, require_known, require_lengths, require_models
 from offramp.comparing.figures import Figures
 from offramp.comparing.settings import OWN, Settings, read_settings
 from offramp.files import require_writable
@@ -88,6 +88,7 @@ def _require_all(cells: list[Cell], settings: Settings, *, progress: bool) -> No
     """Refuse what cannot be made, or would not be apart, before the first of it is made."""
     left = list(dict.fromkeys(cell.method for cell in cells if not cell.done))
     require_models(left)
+    require_lengths(settings, left)
     if left:
         require_apart(settings, left, progress=progress)
     for cell in cells:

@@ -14,7 +14,8 @@
     model = "offramp:resnet20"
     static = true
 
-Every key is a flag of cut, fit, record, calibrate or bench without its dashes; `seeds`, `gates`, `budgets`, `static`,
+Every key is a flag of cut, fit, record, calibrate or bench without its dashes, a flag that is repeated a list of texts
+(`exit-of = ["layer2=mlp"]`); `seeds`, `gates`, `budgets`, `static`,
 `rungs` and the like are told at the fields of `Method` and `Settings` below.
 """
 
@@ -28,14 +29,17 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from offramp.arguments import words
 from offramp.errors import BadFile, BadInput
 from offramp.files import read_text
 from offramp.find import unknown
+from offramp.placing.flags import AUTO, exits_at, require_place
 
 OWN = "own"  # the gate that a network was cut or taught with
-CUTTING = ("example", "at", "parts", "exit", "gate")  # means nothing to a network that is not cut
-TEACHING = ("arguments", "train", "development", "batch_size", "augment", "views", "precision")  # or not taught
-STACKING = ("rungs", "gate")  # all that a ladder is made of
+# What means nothing to a network that is not cut, or is not taught; and all that a ladder is made of.
+CUTTING = ("example", "at", "parts", "probe", "exit", "exit_of", "gate", "length")
+TEACHING = ("arguments", "train", "development", "batch_size", "augment", "views", "precision")
+STACKING = ("rungs", "gate")
 
 
 @dataclass(frozen=True)
@@ -46,7 +50,8 @@ class Method:
     the taught network is measured; "own" is the one that it was cut (or taught) with. recipe: None takes the model as
     it is. start: the name of an earlier method, whose taught model this one begins with. static: not cut, its last
     answer alone counts. rungs: names of other methods whose networks are stacked, cheapest first; nothing is taught
-    then.
+    then. at = "auto" cuts all seeds where exits pay on the rows of probe, which count as rows that taught; parts are
+    then the most. exit_of: NODE=EXIT each, at modules named in `at`.
     """
 
     name: str
@@ -57,8 +62,11 @@ class Method:
     example: str | None = None
     at: str | None = None
     parts: int | None = None
+    probe: str | None = None
     exit: str = "linear_grid"
+    exit_of: tuple[str, ...] = ()
     gate: str = "margin"
+    length: str | None = None
     recipe: str | None = None
     arguments: tuple[str, ...] = ()
     train: str | None = None
@@ -83,9 +91,25 @@ class Method:
         return self.recipe is not None and not self.rungs
 
     @property
+    def teaching(self) -> tuple[str, ...]:
+        """All rows that have a part in its networks."""
+        taught = (self.train, self.development) if self.taught else ()
+        return tuple(data for data in (*taught, self.probe if self.auto else None) if data is not None)
+
+    @property
+    def auto(self) -> bool:
+        """Whether it is cut where exits pay on its probe."""
+        return self.at == AUTO and not self.static and not self.rungs
+
+    @property
     def cuts(self) -> tuple[str, ...]:
         """The modules named by `at`."""
-        return () if self.at is None else tuple(name.strip() for name in self.at.split(","))
+        return () if self.at == AUTO else tuple(words(self.at) or ())
+
+    @property
+    def exits(self) -> str | dict[str, str]:
+        """The exit of all cuts, or one by cut."""
+        return exits_at(self.at, self.exit, self.exit_of)
 
     def asked(self, seed: int) -> dict[str, Any]:
         """What one network of this method is made of, as plain data: a network of anything else is not taken for it."""
@@ -179,14 +203,13 @@ def _method(name: str, shared: Mapping[str, Any], table: Mapping[str, Any], wher
         raise unknown(key, known, f"flag in [method.{name}] of {where}")
     if not name.replace("-", "").replace("_", "").isalnum():
         raise BadInput(f"a method of {where} is called {name!r}, expected letters, digits, - and _; rename it")
-    # What a method says for itself replaces the other way of saying it, too.
-    others = {"at": "parts", "parts": "at"}
-    kept = {key: value for key, value in shared.items() if others.get(key) not in table}
-    if "model" in table or "start" in table:
-        kept.pop("weights", None)  # those of the shared model
+    # What a method says for itself replaces what was shared about another model, or about other places.
+    gone = {"weights"} if "model" in table or "start" in table else set[str]()
     if "start" in table:
-        kept.pop("model", None)
-    merged = kept | dict(table)
+        gone |= {"model"}
+    if "at" in table or "parts" in table:
+        gone |= {"at", "parts", "exit-of"} | (set() if table.get("at") == AUTO else {"probe"})
+    merged = {key: value for key, value in shared.items() if key not in gone} | dict(table)
     return Method(name, **{known[key]: _value(Method, known[key], value, key) for key, value in merged.items()})
 
 
@@ -270,9 +293,11 @@ def _require_method(settings: Settings, method: Method, here: str) -> None:
         return
     if method.model is None:
         raise BadInput(f"{here} has no model, expected one such as model = 'offramp:resnet20'; add it")
-    if not method.static and (method.at is None) == (method.parts is None):
-        raise BadInput(
-            f"{here} has at {method.at or '-'} and parts {method.parts or '-'}, expected exactly one; give it"
-        )
+    if not method.static:
+        try:
+            require_place(method.at, method.parts, method.probe)
+            exits_at(method.at, method.exit, method.exit_of)
+        except BadInput as problem:
+            raise BadInput(f"{here}: {problem}") from problem
     if method.recipe is not None and method.train is None:
         raise BadInput(f"{here} has a recipe and no train, expected the rows that teach; add train = ...")

@@ -10,12 +10,11 @@ from offramp.errors import BadInput
 from offramp.find import unknown
 from offramp.inputs import State
 from offramp.partition import evenly
+from offramp.placing.flags import AUTO
 from offramp.placing.trying import placed
 from offramp.provenance import SeenRows
 from offramp.rungs import RESERVED
 from offramp.segmenting import points_of
-
-AUTO = "auto"
 
 
 def require_place(at: Sequence[str] | str | None, n: int | None, probe: object) -> None:

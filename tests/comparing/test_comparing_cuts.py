@@ -1,0 +1,76 @@
+"""How networks of a comparison are cut: exits of their own at some nodes, places tried once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from made_up import DIGITS, file_of
+
+from offramp.comparing import cuts
+from offramp.comparing.cells import Cell
+from offramp.comparing.settings import read_settings
+from offramp.errors import OverlappingRows
+from offramp.placing.trying import placed
+from paying import signs
+
+pytest.importorskip("sklearn")
+
+SIGNS = """
+train = "npz:signs.npz[0:60]"
+calibration = "npz:signs.npz[240:300]"
+test = "npz:signs.npz[300:360]"
+probe = "npz:signs.npz[0:240]"
+model = "paying:lifted"
+front = "none"
+at = "auto"
+exit = "linear"
+seeds = [3, 4]
+"""
+METHODS = '[method.one]\nrecipe = "hinge"\n', '[method.other]\nrecipe = "cross_entropy"\nseeds = [3]\n'
+
+
+@pytest.fixture
+def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with signs.npz, as the current one."""
+    x, y = signs(420)
+    x[:, -1] += np.arange(420) / 1e4  # no two rows are the same
+    np.savez(tmp_path / "signs.npz", x=x, y=y)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def cells(folder: Path, *tables: str, shared: str) -> list[Cell]:
+    """All cells of a file, of which nothing is made."""
+    settings = read_settings(file_of(folder, *tables, shared=shared))
+    return [Cell(each, seed, settings, folder / "out", False) for each in settings.methods for seed in each.seeds]
+
+
+def test_a_node_may_have_another_exit(tmp_path: Path) -> None:
+    (cell,) = cells(tmp_path, "[method.two]\nexit-of = ['blocks.0=mlp']\nseeds = [0]\n", shared=DIGITS)
+    exits = cell.network.config()["exits"]
+    assert (exits["stem"].get("hidden"), exits["blocks.0"]["hidden"]) == (None, [128])
+
+
+def test_places_are_tried_once_for_all_that_ask_the_same(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    monkeypatch.setattr(cuts, "placed", lambda *a, **options: tried.append(options) or placed(*a, **options))
+    one, later, other = cells(rows, *METHODS, shared=SIGNS)
+    for cell in (later, one, other):  # a later seed has the places of the first one too
+        network = cell._made()
+        assert network.chain.exits == ("1", "backbone")
+        assert network.learned is not None
+        assert (network.learned.data, len(network.learned.digests)) == ("npz:signs.npz[0:240]", 240)
+    (smaller,) = cells(rows, '[method.smaller]\nat = "auto"\nparts = 2\nseeds = [3]\n', shared=SIGNS)
+    assert smaller._made().chain.exits == ("1", "backbone")
+    assert [options["most"] for options in tried] == [None, 1]
+
+
+def test_rows_of_the_probe_and_of_teaching_are_remembered_together(rows: Path) -> None:
+    cell = cells(rows, METHODS[0], shared=SIGNS.replace("[0:60]", "[240:300]").replace("[240:300]", "[360:420]", 1))[0]
+    assert cell.network.learned is not None
+    assert len(cell.network.learned.digests) == 300
+    again = cells(rows, METHODS[0], shared=SIGNS.replace("[240:300]", "[200:260]"))[0]
+    with pytest.raises(OverlappingRows, match=r"40 of the 60 calibration rows .* also taught"):
+        again.traces("own")
