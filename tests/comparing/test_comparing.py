@@ -19,7 +19,8 @@ from offramp.comparing import cells, checking, comparing
 from offramp.comparing.cells import Cell
 from offramp.comparing.comparing import Comparison, compare
 from offramp.comparing.page import write_page
-from offramp.comparing.settings import Method, read_settings
+from offramp.comparing.reading import read_settings
+from offramp.comparing.settings import Method
 from offramp.comparing.spreadsheets import CLOCKS, CURVES, RESULTS, write_spreadsheets
 from offramp.errors import BadInput, OverlappingRows
 from offramp.files import read_json

@@ -10,7 +10,7 @@ from made_up import DIGITS, file_of
 
 from offramp.comparing import cuts
 from offramp.comparing.cells import Cell
-from offramp.comparing.settings import read_settings
+from offramp.comparing.reading import read_settings
 from offramp.errors import OverlappingRows
 from offramp.placing.trying import placed
 from paying import signs

@@ -12,7 +12,7 @@ import pytest
 
 from offramp.comparing.checking import require_known
 from offramp.comparing.comparing import compare
-from offramp.comparing.settings import read_settings
+from offramp.comparing.reading import read_settings
 
 pytest.importorskip("accelerate")
 

@@ -8,7 +8,8 @@ import pytest
 from made_up import DIGITS, contents, file_of
 
 from offramp.comparing.comparing import compare
-from offramp.comparing.settings import Method, read_settings
+from offramp.comparing.reading import read_settings
+from offramp.comparing.settings import Method
 from offramp.errors import BadFile, BadInput, OfframpError, UnknownName
 
 HINGE = '[method.hinge]\nrecipe = "hinge"\n'

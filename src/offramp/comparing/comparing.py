@@ -10,7 +10,8 @@ from typing import Any
 from offramp.comparing.cells import Cell
 from offramp.comparing.checking import require_apart, require_known, require_lengths, require_models
 from offramp.comparing.figures import Figures
-from offramp.comparing.settings import OWN, Settings, read_settings
+from offramp.comparing.reading import read_settings
+from offramp.comparing.settings import OWN, Settings
 from offramp.files import require_writable
 
 

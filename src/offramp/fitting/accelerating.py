@@ -31,26 +31,18 @@ def accelerator_for(
     Raises MissingExtra, BadInput for what it or a phase cannot do.
     """
     _require_precision(precision, phases, network)
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-    except ImportError as problem:
-        raise MissingExtra("accelerate", "fit", "fit") from problem
     _require_tracker(tracker, folder)
     place = network.device()
-    if OURS in AcceleratorState._shared_state:  # an earlier fit's, which is over: Accelerate keeps one per process
-        AcceleratorState._reset_state(reset_partial_state=processes.count == 1)
-    users = bool(AcceleratorState._shared_state)
     try:
-        made = Accelerator(mixed_precision=precision, cpu=place.type == "cpu", log_with=tracker, project_dir=folder)
+        made = _made(
+            processes, mixed_precision=precision, cpu=place.type == "cpu", log_with=tracker, project_dir=folder
+        )
     except ValueError as problem:
         raise BadInput(
             f"Accelerate refuses precision {precision!r} on {place} with tracker {tracker!r} ({problem}); an "
             "Accelerator of yours sets one precision and one device for the whole process: give fit the same, or call "
             "it in a fresh process"
         ) from problem
-    if not users:
-        AcceleratorState._shared_state[OURS] = True
     apart = processes.count > 1 and place.type == "cuda" and made.device != place
     if made.device.type != place.type or made.num_processes != processes.count or apart:
         raise BadInput(
@@ -58,6 +50,22 @@ def accelerator_for(
             f"one of {processes.count}, expected the same; move the network there, or begin in a fresh process, by "
             "torchrun or accelerate launch where it is one of several"
         )
+    return made
+
+
+def _made(processes: Processes, **options: Any) -> Any:
+    """An Accelerator. Accelerate keeps one state per process: that of an earlier fit, which is over, gives way."""
+    try:
+        from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
+    except ImportError as problem:
+        raise MissingExtra("accelerate", "fit", "fit") from problem
+    if OURS in AcceleratorState._shared_state:
+        AcceleratorState._reset_state(reset_partial_state=processes.count == 1)
+    users = bool(AcceleratorState._shared_state)
+    made = Accelerator(**options)
+    if not users:
+        AcceleratorState._shared_state[OURS] = True
     return made
 
 
