@@ -117,7 +117,32 @@ def test_what_a_plan_does_not_run_is_neither_in_its_graphs_nor_charged(engine):
     for part in parts:
         with torch.inference_mode():
             part.call(state)
-    assert set(state) == {"x", "stem", "blocks.0", "blocks.0/logits", "blocks.0/score", "backbone", "backbone/logits"}
+    assert set(state) == {"x", "blocks.0", "blocks.0/logits", "blocks.0/score", "backbone", "backbone/logits"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gates", [(), ("stem",), ("blocks.0",)])
+def test_a_node_where_nothing_is_asked_is_in_the_graph_of_the_next(gates):
+    net, x = cut_of(), images_of(9)
+    scores = {name: score.detach().sort().values for name, _, score in net.walk(x) if score is not None}
+    plan = Plan.by_hand({gate: scores[gate][4:6].mean().item() for gate in gates})
+    parts = find_file("engines", "onnxruntime").open(net, plan.steps(net.chain), net.device())
+    assert [part.step.name for part in parts] == [*gates, "backbone"]
+    assert sorted(name for part in parts for name in (*part.passes, part.step.name)) == sorted(net.chain.exits)
+    got, want = off.open(net, plan, engine="onnxruntime")(x), off.open(net, plan)(x)
+    close(got.logits, want.logits)
+    assert got.exit.tolist() == want.exit.tolist()
+
+
+@pytest.mark.slow
+def test_a_node_that_is_passed_is_watched(engine):
+    net, x = cut_of(), images_of(5)
+    runner = off.open(net, Plan.by_hand({}), engine=engine)
+    runner(x)
+    with torch.no_grad():
+        next(net.backbone.stem.parameters()).mul_(2)
+    with pytest.raises(OpenAgain, match="open again"):
+        runner(x)
 
 
 @pytest.mark.slow

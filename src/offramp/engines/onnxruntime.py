@@ -21,19 +21,23 @@ from offramp.graphs import Call, Graph, parts_of
 from offramp.inputs import State
 from offramp.network import Network, Part
 
+OWN_THREADS = True
 Digests = NDArray[np.uint64]
 
 
 def open(network: Network, steps: Sequence[Step], device: torch.device, *, int8: str | None = None) -> tuple[Part, ...]:
-    """One part per step, compiled when its first rows arrive. Raises MissingExtra, BadInput for another device.
+    """One part per step that has an exit or a gate, compiled when its first rows arrive.
 
+    Raises MissingExtra, BadInput for another device.
     The number of threads is torch's when a part is compiled.
     """
     told = f"{version()}, {torch.get_num_threads()} threads"
     if int8 is None:
         return parts_of(network, steps, device, told, _compiled)
     narrow = Quantising(network, scaling_rows(int8))
-    return parts_of(network, steps, device, ", ".join([told, *marks(int8)]), lambda graph: _compiled(narrow(graph)))
+    told = ", ".join([told, *marks(int8)])
+    # Each node is quantised as it was when it was recorded: what stands between two would be rounded otherwise.
+    return parts_of(network, steps, device, told, lambda graph: _compiled(narrow(graph)), joined=False)
 
 
 def marks(int8: str) -> list[str]:
