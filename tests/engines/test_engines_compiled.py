@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -221,3 +223,20 @@ def test_threads_are_those_of_torch(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     off.run(ladder_of(2), Plan.by_hand({}), rows_of(3), engine="onnxruntime")
     assert seen == [(2, 1)]
+
+
+@pytest.mark.slow
+def test_a_process_with_one_pool_for_all_sessions_runs_too():
+    """That pool cannot be taken away again, so a process of its own."""
+    pytest.importorskip("onnxscript")
+    told = (
+        "import onnxruntime, torch, offramp as off\n"
+        "from small import ladder_of, rows_of\n"
+        "onnxruntime.set_global_thread_pool_sizes(2, 1)\n"
+        "torch.set_num_threads(2)\n"
+        "net, plan, x = ladder_of(2), off.Plan.by_hand({'small': 0.5}), rows_of(9)\n"
+        "got, want = off.open(net, plan, engine='onnxruntime')(x), off.open(net, plan)(x)\n"
+        "assert torch.allclose(got.logits, want.logits, atol=1e-4)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", told], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
