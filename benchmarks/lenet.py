@@ -1,6 +1,6 @@
 """B-LeNet on MNIST by joint training, beside plain LeNet: accuracy, what leaves at the branch, wall-clock.
 
-    python benchmarks/lenet.py --data DIR [--cache out] [--seeds 3] [--alone 8] [--joint 16] [--json FILE]
+    python benchmarks/lenet.py --data DIR [--cache out] [--seeds 3] [--engine onnxruntime] [--json FILE]
 
 DIR holds mnist/ (see benchmarks/fetch.py). Two phases as in the BranchyNet paper, with fewer epochs and a rate that
 falls to 0 in each: LeNet alone, then LeNet and branch together from there. Plain LeNet gets as many epochs in all.
@@ -23,11 +23,13 @@ from rich.console import Console
 from rich.table import Table
 
 import offramp as off
-from offramp.benching import bench
+from offramp.benching import bench, plain_call
 from offramp.calibration.screening import above, screen
 from offramp.calibration.screening import front as front_through
+from offramp.engine import engine_of
 from offramp.factories import front_of, make_model
 from offramp.inputs import as_inputs
+from offramp.measuring import interleaved, ratio
 from offramp.recipe import Phase
 from offramp.recipes.joint import Joint
 
@@ -102,13 +104,36 @@ def measured(data: Path, cache: Path, seed: int, alone: int, joint: int) -> dict
     return found
 
 
-def speed(data: Path, cache: Path, alone: int, joint: int, repeats: int) -> dict[str, Any]:
-    """Wall-clock of B-LeNet at entropy 0.5 beside plain LeNet, in one run."""
+def speed(data: Path, cache: Path, alone: int, joint: int, repeats: int, engine: str) -> dict[str, Any]:
+    """Wall-clock of B-LeNet at entropy 0.5 beside plain LeNet on the same engine, in one run, and what bounds it."""
     _, branchy = networks(data, cache, 0, alone, joint)
     rows = off.rows(f"mnist:{data / 'mnist'}").take(np.arange(5000, 7000)).x
-    result = bench(branchy, off.Plan.by_hand({"conv1": -0.5}), rows, batches=(1, 64), repeats=repeats)
-    print(result)
-    return result.to_json()
+    plan = off.Plan.by_hand({"conv1": -0.5})
+    result = bench(branchy, plan, rows, batches=(1, 64), repeats=repeats, engine=engine)
+    print(f"{engine_of(engine)[1]}\n{result}")
+    return {"engine": engine_of(engine)[1], **result.to_json(), "pieces": pieces(branchy, plan, rows, repeats, engine)}
+
+
+def pieces(branchy: off.Network, plan: off.Plan, rows: Any, repeats: int, engine: str) -> list[dict[str, Any]]:
+    """Milliseconds of the segments of a plan, each on whole batches, beside the plain network: what a run consists of.
+
+    If every row left at the branch, and a Runner took no time, the speed-up would be plain / first.
+    """
+    shelved, found = engine_of(engine)[0], list[dict[str, Any]]()
+    parts = shelved.open(branchy, plan.steps(branchy.chain), branchy.device())
+    for batch in (1, 64):
+        state = dict(as_inputs(rows[:batch]))
+        calls = {"plain": plain_call(branchy, as_inputs(rows[:batch]), shelved)}
+        with torch.inference_mode():
+            for part in parts:
+                calls[part.step.name] = partial(part.call, dict(state))
+                part.call(state)
+            times = interleaved(calls, repeats=repeats * 3, warmup=3)
+        found.append({"batch": batch, **{name: float(np.median(ms)) for name, ms in times.items()}})
+        first = ratio(times["plain"], times[parts[0].step.name])
+        told = ", ".join(f"{name} {ms:.3f} ms" for name, ms in found[-1].items() if name != "batch")
+        print(f"batch {batch}: {told}; at most {first} times as fast")
+    return found
 
 
 def show(seeds: list[dict[str, Any]], console: Console) -> None:
@@ -131,6 +156,7 @@ def main() -> None:
     parser.add_argument("--alone", type=int, default=8, help="epochs of LeNet alone (8; the paper's code has 50)")
     parser.add_argument("--joint", type=int, default=16, help="epochs of both together (16; the paper's code has 100)")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--engine", default="torch", help="of the wall-clock: torch, onnxruntime, ...")
     parser.add_argument("--no-speed", action="store_true", help="leave wall-clock out")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -138,7 +164,7 @@ def main() -> None:
     results: dict[str, Any] = {"seeds": [train(seed=seed) for seed in range(args.seeds)]}
     show(results["seeds"], Console(width=150))
     if not args.no_speed:
-        results["speed"] = speed(args.data, args.cache, args.alone, args.joint, args.repeats)
+        results["speed"] = speed(args.data, args.cache, args.alone, args.joint, args.repeats, args.engine)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
 

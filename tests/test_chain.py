@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from offramp.chain import Chain, Node, Step
+from offramp.chain import Chain, Node, Step, passages
 from offramp.errors import BadInput, BadNetwork, UnknownName
 
 
@@ -95,3 +95,10 @@ def test_it_comes_back_from_json(of):
 def test_what_is_no_json_of_a_chain(wrong):
     with pytest.raises(BadInput):
         Chain.from_json(wrong)
+
+
+def test_where_a_plan_asks_nothing_no_group_ends():
+    long = chain("a", "b", "c", "d", b={"after": "a"}, c={"after": "b"}, d={"after": "c", "exit_reads": ("b",)})
+    assert [said(group) for group in passages(long.walk(""))] == ["a: b:x", "c: d:x!"]
+    assert [said(group) for group in passages(long.walk("ac"))] == ["a:xg", "b:x", "c:xg", "d:x!"]
+    assert passages(()) == ()

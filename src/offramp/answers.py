@@ -64,7 +64,7 @@ class Filling:
         self.exit[where] = place
         self.why[where] = why
         if why != GATE:  # what leaves at a gate had a score, so its logits were finite
-            self.flags[where] |= ~logits.sum(-1).isfinite().cpu().numpy()
+            self.flags[where] |= ~np.isfinite(logits.sum(-1).float().cpu().numpy())  # in torch that is four operations
         if rows is None:
             self.logits = logits
             return

@@ -7,7 +7,7 @@ whole rung) whose exits are all closed, unless a later segment continues from it
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -39,6 +39,17 @@ class Step:
     exit: bool
     gate: bool
     last: bool
+
+
+def passages(steps: Sequence[Step]) -> tuple[tuple[Step, ...], ...]:
+    """Steps in groups, each up to the next one that has an exit or a gate: inside of a group nothing is decided."""
+    groups, group = list[tuple[Step, ...]](), list[Step]()
+    for step in steps:
+        group.append(step)
+        if step.exit or step.gate or step.last:
+            groups.append(tuple(group))
+            group = []
+    return tuple(groups)
 
 
 @dataclass(frozen=True)

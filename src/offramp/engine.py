@@ -52,6 +52,11 @@ class Engine:
         return hasattr(self.module, "compiles") and bool(self.module.compiles(**self.options))
 
     @property
+    def own_threads(self) -> bool:
+        """Whether it computes on other threads than torch, which had better not have woken its own just before."""
+        return bool(getattr(self.module, "OWN_THREADS", False))
+
+    @property
     def learned(self) -> NDArray[np.uint64] | None:
         """The digests of rows that its options were set by, which promise nothing any more; None without."""
         return self.module.learned(**self.options) if self.options and hasattr(self.module, "learned") else None

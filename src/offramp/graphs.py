@@ -13,13 +13,15 @@ import re
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
-from offramp.chain import Step
+from offramp.chain import Step, passages
 from offramp.errors import BadInput, BadNetwork, MissingExtra, OfframpError, OpenAgain
 from offramp.find import find_file
 from offramp.inputs import State
@@ -32,7 +34,8 @@ from offramp.watch import Watch
 Call = Callable[[State], State]
 Key = tuple[object, ...]
 Kept = dict[Key, tuple[Watch, Any]]
-Making = Callable[[Part, Part, State, Kept], Call]  # of a part, the same with all that stands there, and rows
+Making = Callable[[Part, State, Kept], Call]
+Pairs = Sequence[tuple[Part, Part]]
 _KEPT: WeakKeyDictionary[nn.Module, dict[Key, tuple[Watch, Any]]] = WeakKeyDictionary()
 
 
@@ -61,6 +64,18 @@ class Graph:
         reads = tuple(value.name for value in graph.input)
         return Graph(self.node, reads, tuple(value.name for value in graph.output), model)
 
+    def then(self, after: Graph) -> Graph:
+        """Both as one, where `after` goes on from what this one writes."""
+        model = type(self.model)()
+        model.CopyFrom(self.model)
+        mine, its = model.graph, after.model.graph
+        mine.node.extend(its.node)
+        mine.initializer.extend(its.initializer)
+        mine.input.extend(value for value in its.input if value.name not in {*self.reads, *self.writes})
+        mine.output.extend(its.output)
+        reads, writes = ((value.name for value in ends) for ends in (mine.input, mine.output))
+        return Graph(after.node, tuple(reads), tuple(writes), model)
+
     def renamed(self, names: Mapping[str, str]) -> Any:
         """A copy of the model in which the tensors that it reads have other names."""
         model = type(self.model)()
@@ -70,35 +85,78 @@ class Graph:
 
 
 def parts_of(
-    network: Network, steps: Sequence[Step], device: torch.device, engine: str, compiled: Callable[[Graph], Call]
+    network: Network,
+    steps: Sequence[Step],
+    device: torch.device,
+    engine: str,
+    compiled: Callable[[Graph], Call],
+    *,
+    joined: bool = True,
 ) -> tuple[Part, ...]:
     """The parts of an engine that turns graphs into calls on named tensors; each part is one piece, "segment".
 
+    Steps at which a plan asks nothing are no parts of their own, if `joined`: they are in the graph of the next.
     engine: its name, with all that decides what `compiled` gives. Raises BadInput for a device that is no CPU.
     """
     if device.type != "cpu":
         raise BadInput(f"the network is on {device}, and {engine.split()[0]} runs on the cpu here; call net.to('cpu')")
-    return lazy_parts(network, steps, device, engine, lambda *about: compiled(_graph(*about)))
+    groups = passages(steps) if joined else tuple((step,) for step in steps)
+    kept = _KEPT.setdefault(network, {})  # the parts hold this and not the network, which may go before them
+    return tuple(
+        replace(part, pieces={"segment": _Piece(part, engine, partial(_compiled, compiled, pairs, part.writes), kept)})
+        for part, pairs in _passing(network, groups, device)
+    )
+
+
+def _compiled(compiled: Callable[[Graph], Call], pairs: Pairs, writes: Sequence[str], state: State, kept: Kept) -> Call:
+    return compiled(_through(pairs, writes, state, kept))
 
 
 def lazy_parts(
     network: Network, steps: Sequence[Step], device: torch.device, engine: str, made: Making
 ) -> tuple[Part, ...]:
-    """As `parts_of`, of calls that are made of parts and the first rows, and kept while the weights are the same."""
-    kept = _KEPT.setdefault(network, {})  # the parts hold this and not the network, which may go before them
-    full = {part.step.name: part for part in _eager(network, [_whole(network, step.name) for step in steps], device)}
+    """A part per step, of calls that are made of it and the first rows, and kept while the weights are the same."""
+    kept = _KEPT.setdefault(network, {})
     return tuple(
-        replace(part, pieces={"segment": _Piece(part, full[part.step.name], engine, made, kept)})
+        replace(part, pieces={"segment": _Piece(part, engine, partial(made, part), kept)})
         for part in _eager(network, steps, device)
     )
 
 
-def graph_of(network: Network, step: Step, state: State) -> Graph:
-    """The graph of one step, for tensors such as those in `state`: {name: [B, ...]}. Raises BadNetwork, BadData."""
-    kept, place = _KEPT.setdefault(network, {}), network.device()
-    (part,) = _eager(network, [step], place)
-    (full,) = _eager(network, [_whole(network, step.name)], place)
-    return _graph(part, full, state, kept)
+def graphs_of(network: Network, steps: Sequence[Step], state: State) -> Iterator[Graph]:
+    """The graphs of the parts of `steps`, for tensors such as those in `state`: {name: [B, ...]}, which grows while
+    they are asked for. Raises BadNetwork, BadData.
+    """
+    kept = _KEPT.setdefault(network, {})
+    for part, pairs in _passing(network, passages(steps), network.device()):
+        yield _through(pairs, part.writes, state, kept)
+
+
+def _passing(network: Network, groups: Sequence[Sequence[Step]], device: torch.device) -> Iterator[tuple[Part, Pairs]]:
+    """Each group as one part, and the parts in it, each beside the same with all that stands there."""
+    steps = [step for group in groups for step in group]
+    full = [_whole(network, step.name) for step in steps]
+    eager = zip(_eager(network, steps, device), _eager(network, full, device), strict=True)
+    pairs = [tuple(islice(eager, len(group))) for group in groups]
+    for number, here in enumerate(pairs):
+        later = {name for rest in pairs[number + 1 :] for part, _ in rest for name in part.reads}
+        yield _as_one([part for part, _ in here], later), here
+
+
+def _as_one(parts: Sequence[Part], later: Collection[str]) -> Part:
+    """Parts one after the other; of what the first ones write only what is read `later` comes out."""
+    *before, last = parts
+    reads, made = dict[str, None](), dict[str, None]()
+    for part in parts:
+        reads.update(dict.fromkeys(name for name in part.reads if name not in made))
+        made.update(dict.fromkeys(part.writes))
+    return replace(
+        last,
+        reads=tuple(reads),
+        writes=tuple(name for name in made if name in last.writes or name in later),
+        modules=tuple(dict.fromkeys(module for part in parts for module in part.modules)),
+        passes=tuple(part.step.name for part in before),
+    )
 
 
 def _eager(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
@@ -114,8 +172,8 @@ def _whole(network: Network, name: str) -> Step:
 class _Piece:
     """A part compiled for the shapes and types that arrive, once for each."""
 
-    def __init__(self, part: Part, full: Part, engine: str, made: Making, kept: Kept) -> None:
-        self.part, self.full, self.engine, self.made, self.kept = part, full, engine, made, kept
+    def __init__(self, part: Part, engine: str, made: Callable[[State, Kept], Call], kept: Kept) -> None:
+        self.part, self.engine, self.made, self.kept = part, engine, made, kept
         self.calls: dict[Key, Call] = {}
 
     def __call__(self, state: State) -> State:
@@ -127,12 +185,8 @@ class _Piece:
         return call(state)
 
     def _compiled(self, key: Key, state: State) -> Call:
-        step = self.part.step
-
-        def make() -> Call:
-            return self.made(self.part, self.full, state, self.kept)
-
-        found: Call = _remembered(self.kept, (self.engine, step.name, step.exit, step.gate, *key), self.part, make)
+        what = (self.engine, self.part.step.name, self.part.passes, self.part.writes, *key)
+        found: Call = _remembered(self.kept, what, self.part, lambda: self.made(state, self.kept))
         return found
 
 
@@ -146,6 +200,17 @@ def _remembered(kept: Kept, key: Key, part: Part, make: Callable[[], Any]) -> An
         watch = Watch(part.modules, deep=False)
         kept[key] = watch, make()
         return kept[key][1]
+
+
+def _through(pairs: Pairs, writes: Sequence[str], state: State, kept: Kept) -> Graph:
+    """The graphs of parts as one that gives `writes`; what stands between them is computed in torch."""
+    ((part, full), *others), rows = pairs, {name: value[:4].clone() for name, value in state.items()}
+    found = _graph(part, full, rows, kept)
+    for after, full in others:
+        with torch.no_grad():
+            part.call(rows)
+        found, part = found.then(_graph(after, full, rows, kept)), after
+    return found.only(writes) if others else found
 
 
 def _graph(part: Part, full: Part, state: State, kept: Kept) -> Graph:
@@ -205,6 +270,8 @@ def _rename_all(graph: Any, node: str, reads: Sequence[str], writes: Sequence[st
 
     A value that is given back twice, or as it came, gets an Identity for each name but one.
     """
+    for each in graph.node:
+        each.name = f"{node}:{each.name}"  # for graphs that are put together
     known = [*(value.name for value in graph.initializer), *(out for each in graph.node for out in each.output)]
     names = {name: f"{node}:{name}" for name in known}
     names |= dict(zip((value.name for value in graph.input), reads, strict=True))

@@ -49,7 +49,7 @@ class Part:
     `pieces` are called in order ("segment", "exit", "gate"; an engine may fuse them) and give `<node>`,
     `<node>/logits`, `<node>/score`, `<node>/handed` where an exit `Hands`, and what later segments continue from:
     `writes`. `reads` names what must be there before; `modules` are those whose change makes the part stale, each of
-    them listed.
+    them listed. `passes`: nodes before this one where the plan asks nothing, whose segments the engine runs along.
     """
 
     step: Step
@@ -57,6 +57,7 @@ class Part:
     writes: tuple[str, ...]
     modules: tuple[nn.Module, ...]
     pieces: Mapping[str, Callable[[State], State]]
+    passes: tuple[str, ...] = ()
 
     def call(self, state: State) -> None:
         """Run all pieces; the named tensors that they give are added to `state`."""

@@ -1,7 +1,7 @@
 """A batch under a plan, compacted at each gate.
 
 Shapes: B rows handed in, n rows still here, C classes. What leaves is written to its place in the order of x; what
-stays goes on in a smaller batch, by one `index_select` per carried tensor and one synchronisation per gate.
+stays goes on in a smaller batch, by one gather per carried tensor and one synchronisation per gate.
 """
 
 from __future__ import annotations
@@ -41,18 +41,26 @@ class Runner:
         parts: Sequence[Part],
         every: Sequence[Part],
         percentiles: Sequence[Percentile] | None,
+        *,
+        own_threads: bool = False,
     ) -> None:
         self.plan = plan
         self.chain = network.chain
         self.device = network.device()
         containers = [network, network.backbone, network.fronts, network.exits, network.gates]
         self._containers = Watch(containers, deep=False)
-        self._watches = {part.step.name: Watch(part.modules, deep=False) for part in every}
+        modules = {part.step.name: part.modules for part in every}
+        passed = {part.step.name: part.passes for part in parts}
+        self._watches = {
+            name: Watch([each for node in (*passed.get(name, ()), name) for each in modules[node]], deep=False)
+            for name in modules
+        }
         self._parts = tuple(parts)
         self._every = tuple(every)
         self._keeps = tuple(later(self._parts, place) for place in range(len(self._parts)))
         self._thresholds = {gate: np.asarray(values, np.float32) for gate, values in plan.thresholds.items()}
         self._percentiles = percentiles
+        self._gather = _by_numpy if own_threads and self.device.type == "cpu" else _by_torch
         probe = plan.origin.probe if plan.origin else None
         self._free = {name for rung in network.rungs for name in rung.length}  # of any length
         self._shapes = {one.name: self._asked(one.name, one.shape) for one in probe.inputs} if probe else None
@@ -129,9 +137,8 @@ class Runner:
             count = len(stay)
             rows = stay if rows is None else rows[stay]
             if count:
-                index = torch.from_numpy(stay).to(self.device, non_blocking=True)
-                state = {key: value.index_select(0, index) for key, value in state.items()}
-                latest = latest and (latest[0], latest[1].index_select(0, index))
+                state = self._gather(state, stay)
+                latest = latest and (latest[0], self._gather({name: latest[1]}, stay)[name])
         return result.answers()
 
     def _call(self, part: Part, state: State) -> None:
@@ -157,13 +164,22 @@ class Runner:
             result.put(rows, logits, place, GATE)
             return stay
         gone = (successor == 0).nonzero()[0]
-        index = torch.from_numpy(gone).to(self.device, non_blocking=True)
-        result.put(gone if rows is None else rows[gone], logits.index_select(0, index), place, GATE)
+        result.put(gone if rows is None else rows[gone], self._gather({name: logits}, gone)[name], place, GATE)
         return stay
 
     def _fits(self, number: int, count: int, until: float) -> bool:
         assert self._percentiles is not None
         return time.perf_counter() + self._percentiles[number](count) / 1e3 <= until
+
+
+def _by_torch(state: State, rows: np.ndarray[Any, np.dtype[np.int64]]) -> State:
+    index = torch.from_numpy(rows).to(next(iter(state.values())).device, non_blocking=True)
+    return {key: value.index_select(0, index) for key, value in state.items()}
+
+
+def _by_numpy(state: State, rows: np.ndarray[Any, np.dtype[np.int64]]) -> State:
+    """For engines with threads of their own: torch's wait for more work at full speed, and stand in their way."""
+    return {key: torch.from_numpy(value.detach().numpy()[rows]) for key, value in state.items()}
 
 
 def later(parts: Sequence[Part], place: int) -> tuple[str, ...]:
@@ -212,7 +228,7 @@ def _opened(network: Network, plan: Plan, engine: str, device: str | torch.devic
     if shelved.compiles:
         _warm(network, plan, parts)
     timed = None if time_on is None else percentiles(parts, as_inputs(time_on, place))
-    return Runner(network, plan, parts, every, timed)
+    return Runner(network, plan, parts, every, timed, own_threads=shelved.own_threads)
 
 
 def check_origin(network: Network, plan: Plan, engine: str) -> None:

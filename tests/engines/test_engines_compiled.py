@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -117,7 +119,32 @@ def test_what_a_plan_does_not_run_is_neither_in_its_graphs_nor_charged(engine):
     for part in parts:
         with torch.inference_mode():
             part.call(state)
-    assert set(state) == {"x", "stem", "blocks.0", "blocks.0/logits", "blocks.0/score", "backbone", "backbone/logits"}
+    assert set(state) == {"x", "blocks.0", "blocks.0/logits", "blocks.0/score", "backbone", "backbone/logits"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gates", [(), ("stem",), ("blocks.0",)])
+def test_a_node_where_nothing_is_asked_is_in_the_graph_of_the_next(gates):
+    net, x = cut_of(), images_of(9)
+    scores = {name: score.detach().sort().values for name, _, score in net.walk(x) if score is not None}
+    plan = Plan.by_hand({gate: scores[gate][4:6].mean().item() for gate in gates})
+    parts = find_file("engines", "onnxruntime").open(net, plan.steps(net.chain), net.device())
+    assert [part.step.name for part in parts] == [*gates, "backbone"]
+    assert sorted(name for part in parts for name in (*part.passes, part.step.name)) == sorted(net.chain.exits)
+    got, want = off.open(net, plan, engine="onnxruntime")(x), off.open(net, plan)(x)
+    close(got.logits, want.logits)
+    assert got.exit.tolist() == want.exit.tolist()
+
+
+@pytest.mark.slow
+def test_a_node_that_is_passed_is_watched(engine):
+    net, x = cut_of(), images_of(5)
+    runner = off.open(net, Plan.by_hand({}), engine=engine)
+    runner(x)
+    with torch.no_grad():
+        next(net.backbone.stem.parameters()).mul_(2)
+    with pytest.raises(OpenAgain, match="open again"):
+        runner(x)
 
 
 @pytest.mark.slow
@@ -196,3 +223,20 @@ def test_threads_are_those_of_torch(monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     off.run(ladder_of(2), Plan.by_hand({}), rows_of(3), engine="onnxruntime")
     assert seen == [(2, 1)]
+
+
+@pytest.mark.slow
+def test_a_process_with_one_pool_for_all_sessions_runs_too():
+    """That pool cannot be taken away again, so a process of its own."""
+    pytest.importorskip("onnxscript")
+    told = (
+        "import onnxruntime, torch, offramp as off\n"
+        "from small import ladder_of, rows_of\n"
+        "onnxruntime.set_global_thread_pool_sizes(2, 1)\n"
+        "torch.set_num_threads(2)\n"
+        "net, plan, x = ladder_of(2), off.Plan.by_hand({'small': 0.5}), rows_of(9)\n"
+        "got, want = off.open(net, plan, engine='onnxruntime')(x), off.open(net, plan)(x)\n"
+        "assert torch.allclose(got.logits, want.logits, atol=1e-4)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", told], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

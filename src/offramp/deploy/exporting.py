@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from offramp.engine import engine_of
 from offramp.errors import BadInput, BadNetwork
 from offramp.files import replacing_folder, write_json
 from offramp.find import find_file
-from offramp.graphs import graph_of
+from offramp.graphs import graphs_of
 from offramp.inputs import State, as_inputs
 from offramp.network import LOGITS, Network, Part, described
 from offramp.plan import BAND, Plan
@@ -126,14 +127,14 @@ def _stops(network: Network, plan: Plan, state: State) -> tuple[list[Stop], Stat
     """The steps of a plan as graphs, each compared with the network on these rows; and all named tensors of them."""
     steps, place = plan.steps(network.chain), network.device()
     parts: Sequence[Part] = find_file("engines", ENGINE).open(network, steps, place)
-    eager: Sequence[Part] = find_file("engines", "torch").open(network, steps, place)
+    eager: Iterator[Part] = iter(find_file("engines", "torch").open(network, steps, place))
     tried, stops = dict(state), list[Stop]()
     with torch.inference_mode():
-        for number, (part, own) in enumerate(zip(parts, eager, strict=True)):
-            graph = graph_of(network, part.step, tried)
+        for number, (part, graph) in enumerate(zip(parts, graphs_of(network, steps, tried), strict=True)):
             mine = dict(tried)
             part.call(mine)
-            own.call(tried)
+            for own in islice(eager, 1 + len(part.passes)):
+                own.call(tried)
             _compare(part.step, part.writes, mine, tried)
             names = (name for key in later(parts, number) for name in (state if key == INPUT else (key,)))
             stops.append(

@@ -25,7 +25,7 @@ from offramp.provenance import BAND
 SIZES = (1, 2, 7)  # of batches that are compared
 
 
-def ahead(part: Part, _full: Part, state: State, _kept: Kept) -> Call:
+def ahead(part: Part, state: State, _kept: Kept) -> Call:
     """A part compiled for rows like these, and compared with it. Raises BadNetwork where that fails."""
     reads, name = read_by(part, state), part.step.name
     try:

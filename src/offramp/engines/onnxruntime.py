@@ -21,19 +21,24 @@ from offramp.graphs import Call, Graph, parts_of
 from offramp.inputs import State
 from offramp.network import Network, Part
 
+OWN_THREADS = True
 Digests = NDArray[np.uint64]
 
 
 def open(network: Network, steps: Sequence[Step], device: torch.device, *, int8: str | None = None) -> tuple[Part, ...]:
-    """One part per step, compiled when its first rows arrive. Raises MissingExtra, BadInput for another device.
+    """One part per step that has an exit or a gate, compiled when its first rows arrive.
 
-    The number of threads is torch's when a part is compiled.
+    Raises MissingExtra, BadInput for another device.
+    The number of threads is torch's when a part is compiled, unless the process was given one pool for all sessions
+    (`onnxruntime.set_global_thread_pool_sizes`): then it is that pool's.
     """
     told = f"{version()}, {torch.get_num_threads()} threads"
     if int8 is None:
         return parts_of(network, steps, device, told, _compiled)
     narrow = Quantising(network, scaling_rows(int8))
-    return parts_of(network, steps, device, ", ".join([told, *marks(int8)]), lambda graph: _compiled(narrow(graph)))
+    told = ", ".join([told, *marks(int8)])
+    # Each node is quantised as it was when it was recorded: what stands between two would be rounded otherwise.
+    return parts_of(network, steps, device, told, lambda graph: _compiled(narrow(graph)), joined=False)
 
 
 def marks(int8: str) -> list[str]:
@@ -73,7 +78,7 @@ def _compiled(graph: Graph) -> Call:
     # Each segment has threads of its own: those that wait for its next batch must not stand in the way of the others.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     try:
-        session = package.InferenceSession(graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = _session(package, graph.model.SerializeToString(), options)
     except Exception as problem:  # its errors share no class but Exception
         raise BadNetwork(
             f"segment {graph.node!r} cannot run on ONNX Runtime: {_told(problem)}; run it with engine='torch'"
@@ -89,6 +94,17 @@ def _compiled(graph: Graph) -> Call:
         return {name: torch.from_numpy(value) for name, value in zip(graph.writes, found, strict=True)}
 
     return call
+
+
+def _session(package: Any, model: bytes, options: Any) -> Any:
+    """A session with threads of its own; where the process was given one pool for all sessions, on that."""
+    try:
+        return package.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    except RuntimeError as problem:
+        if "use_per_session_threads" not in str(problem):
+            raise
+        options.use_per_session_threads = False
+        return package.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def _told(problem: Exception) -> str:
