@@ -25,7 +25,7 @@ from offramp.engine import Engine, engine_of
 from offramp.inputs import State, as_inputs
 from offramp.measuring import Ratio, interleaved, ratio
 
-ENGINES = ("torch", "onnxruntime")
+ENGINES = ("torch", "onnxruntime", "openvino")
 
 
 def mixed(network: off.Network, rows: np.ndarray, engine: str, repeats: int) -> list[dict[str, object]]:
@@ -95,7 +95,9 @@ def _plain(lines: dict[str, Ratio]) -> dict[str, object]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    parser.add_argument("--engine", action="append", metavar="ENGINE", help="torch, onnxruntime, torch:bf16, ...")
+    parser.add_argument(
+        "--engine", action="append", metavar="ENGINE", help="torch, onnxruntime, openvino, torch:bf16, ..."
+    )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)

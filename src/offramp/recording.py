@@ -48,7 +48,7 @@ def record(
     data: whatever `offramp.data.rows` takes: arrays, (x, y), a Dataset, a DataLoader, batches, or a spec such as
     "cifar10:DIR[1000:5000]". keep: "logits", or "answers" to leave the logits [N, C] out.
     timed: measure milliseconds over batch 1 to 64; do so where nothing else runs.
-    engine: torch or onnxruntime, with options as in "torch:bf16" (see the engines' docstrings); the plans that are
+    engine: torch, onnxruntime or openvino, with options as in "torch:bf16" (see the engines); the plans that are
     made of this trace run on it, and on no other.
     Where several processes were launched, all must call it: they take whole batches by turns (so that the last bits are
     those of one process), the main one measures costs when the others have ended, and each gets the whole trace.

@@ -203,7 +203,7 @@ def open(
     """Check once, and make a Runner. The network stays where it is: place it first, then open it.
 
     time_on: rows [B, ...] on which every segment is timed at batch 1 to 64, for deadlines.
-    engine: torch or onnxruntime, with options as in "torch:bf16". Raises Mismatch (another network, engine or
+    engine: torch, onnxruntime or openvino, with options as in "torch:bf16". Raises Mismatch (another network, engine or
     precision; a probe that differs), BadNetwork (such as an operator that the engine lacks), BadInput, UnknownName,
     MissingExtra.
     """

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -21,13 +23,16 @@ from offramp.nodes import Gate
 from offramp.plan import BAND, Plan
 from small import cut_of, dense, images_of, ladder_of, rows_of
 
-ENGINES = ("onnxruntime",)
+ENGINES = ("onnxruntime", "openvino")
 
 
 @pytest.fixture(params=ENGINES)
 def engine(request):
     pytest.importorskip("onnxscript")
-    pytest.importorskip(request.param)
+    try:
+        engine_of(request.param)
+    except MissingExtra as problem:
+        pytest.skip(str(problem))
     return request.param
 
 
@@ -169,11 +174,51 @@ class Strange(Gate):
         return {"name": "tests:Strange"}
 
 
+class Turning(Gate):
+    """Uses an operator that ONNX has and OpenVINO has not."""
+
+    def score(self, seen):
+        return torch.linalg.det(seen.own[:, :, None] * seen.own[:, None, :])
+
+    def config(self):
+        return {"name": "tests:Turning"}
+
+
 def test_an_operator_that_cannot_be_written_is_named_with_its_segment(engine):
     net = ladder_of(2, gate=Strange())
     with pytest.raises(BadNetwork, match=r"segment 'small' cannot .*bessel_j0.*engine='torch'") as caught:
         off.run(net, Plan.by_hand({"small": 0.4}), rows_of(4), engine=engine)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
+def test_an_operator_that_openvino_has_not_is_named_with_its_segment():
+    net = ladder_of(2, gate=Turning())
+    with pytest.raises(BadNetwork, match=r"segment 'small' cannot run on OpenVINO: .*operator Det .*engine='torch'"):
+        off.run(net, Plan.by_hand({"small": 0.4}), rows_of(4), engine="openvino")
+
+
+@pytest.mark.slow
+def test_rows_with_nan_go_to_the_end_and_are_flagged_and_no_row_is_written_to(engine):
+    net, x = cut_of(), images_of(6)
+    x[1, 0, 0, 0], x[2] = torch.nan, torch.nan
+    before, plan = x.clone(), Plan.by_hand(dict.fromkeys(net.chain.gates, -1e9))
+    got, want = off.run(net, plan, x, engine=engine), off.run(net, plan, before)
+    assert got.exit.tolist() == want.exit.tolist() == [0, 2, 2, 0, 0, 0]
+    assert got.flagged.tolist() == want.flagged.tolist()
+    close(got.logits, want.logits)
+    assert torch.equal(x.nan_to_num(), before.nan_to_num())
+
+
+@pytest.mark.slow
+def test_any_number_of_threads_may_call_at_once(engine):
+    net, x = cut_of(), images_of(40)
+    runner = off.open(net, middling(net, x), engine=engine)
+    sizes = [1, 3, 7, 40] * 6
+    want = {size: runner(x[:size]).logits for size in set(sizes)}
+    with ThreadPoolExecutor(4) as pool:
+        for size, got in zip(sizes, pool.map(lambda size: runner(x[:size]), sizes), strict=True):
+            torch.testing.assert_close(got.logits, want[size])
 
 
 def test_a_type_that_onnxruntime_has_no_kernel_for():

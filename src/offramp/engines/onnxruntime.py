@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from offramp.chain import Step
+from offramp.engines._arrays import Run, on_arrays, package
 from offramp.engines._quantising import Quantising, scaling_rows
-from offramp.errors import BadData, BadNetwork, MissingExtra
 from offramp.graphs import Call, Graph, parts_of
-from offramp.inputs import State
 from offramp.network import Network, Part
 
 OWN_THREADS = True
@@ -59,57 +58,33 @@ def compiles(**_: object) -> bool:
 
 def version() -> str:
     """What a trace and a plan remember. Raises MissingExtra."""
-    return f"onnxruntime {_package().__version__}"
-
-
-def _package() -> Any:
-    try:
-        import onnxruntime
-    except ImportError as problem:
-        raise MissingExtra("onnxruntime", "onnxruntime", "engine='onnxruntime'") from problem
-    return onnxruntime
+    return f"onnxruntime {package('onnxruntime').__version__}"
 
 
 def _compiled(graph: Graph) -> Call:
-    package = _package()
-    options = package.SessionOptions()
+    return on_arrays(graph, "ONNX Runtime", _session, _told)
+
+
+def _session(graph: Graph) -> Run:
+    onnxruntime = package("onnxruntime")
+    options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
     options.log_severity_level = 4
     # Each segment has threads of its own: those that wait for its next batch must not stand in the way of the others.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    written = graph.model.SerializeToString()
     try:
-        session = _session(package, graph.model.SerializeToString(), options)
-    except Exception as problem:  # its errors share no class but Exception
-        raise BadNetwork(
-            f"segment {graph.node!r} cannot run on ONNX Runtime: {_told(problem)}; run it with engine='torch'"
-        ) from problem
-
-    def call(state: State) -> State:
-        try:
-            found = session.run(graph.writes, {name: state[name].detach().numpy() for name in graph.reads})
-        except Exception as problem:
-            raise BadData(
-                f"segment {graph.node!r} failed in ONNX Runtime: {_told(problem)}; run it with engine='torch'"
-            ) from problem
-        return {name: torch.from_numpy(value) for name, value in zip(graph.writes, found, strict=True)}
-
-    return call
-
-
-def _session(package: Any, model: bytes, options: Any) -> Any:
-    """A session with threads of its own; where the process was given one pool for all sessions, on that."""
-    try:
-        return package.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-    except RuntimeError as problem:
+        session = onnxruntime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
+    except RuntimeError as problem:  # the process was given one pool for all sessions
         if "use_per_session_threads" not in str(problem):
             raise
         options.use_per_session_threads = False
-        return package.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(written, options, providers=["CPUExecutionProvider"])
+    return partial(session.run, graph.writes)
 
 
-def _told(problem: Exception) -> str:
+def _told(text: str) -> str:
     """Its sentence, without the code before it and the path of the source behind it."""
-    text = " ".join(str(problem).split())
     if found := re.search(r"implementation for ([\w.]+)\((\d+)\)", text):
         return f"it has no implementation of the operator {found[1]} (opset {found[2]}) for these types"
-    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)[:300].rstrip(".")
+    return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)

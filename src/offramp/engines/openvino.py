@@ -1,0 +1,125 @@
+"""OpenVINO on the CPU, in float32: each segment with its exit and gate is one graph, on as many threads as torch."""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from offramp.chain import Step
+from offramp.engines._arrays import Array, Run, on_arrays, package
+from offramp.graphs import Call, Graph, parts_of
+from offramp.network import Network, Part
+
+OWN_THREADS = True
+
+
+def open(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
+    """One part per step, compiled when its first rows arrive. Raises MissingExtra, BadInput for another device.
+
+    The number of threads is torch's when a part is compiled.
+    """
+    return parts_of(network, steps, device, f"{version()}, {torch.get_num_threads()} threads", _compiled)
+
+
+def compiles(**_: object) -> bool:
+    """Parts are made when their first rows arrive."""
+    return True
+
+
+def version() -> str:
+    """What a trace and a plan remember. Raises MissingExtra."""
+    return f"openvino {_package().__version__.split('-')[0]}"
+
+
+def _package() -> Any:
+    """The package without its telemetry, which forks a process on import to send that it was imported."""
+    silent = {} if "openvino" in sys.modules else {"openvino_telemetry": None}
+    before = {name: sys.modules[name] for name in silent if name in sys.modules}
+    sys.modules.update(silent)  # type: ignore[arg-type]
+    try:
+        return package("openvino")
+    finally:
+        for name in silent:
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _compiled(graph: Graph) -> Call:
+    return on_arrays(graph, "OpenVINO", _requests, _told)
+
+
+@cache
+def _core() -> Any:
+    """The one Core of the process, which is never destroyed.
+
+    Each Core loads its CPU plugin, which puts a stack for signals in place of the one before, and unmaps it when the
+    Core goes: after two Cores went in their order the stack was unmapped memory, and the next Ctrl-C a crash. A forked
+    child that destroys a Core waits for threads that it does not have, or aborts.
+    """
+    core = _package().Core()
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(core))
+    return core
+
+
+def _requests(graph: Graph) -> Run:
+    """The graph, compiled, as a function that any number of threads may call at once."""
+    # Precision is set by hand: left to itself it computes in bfloat16 where the processor can. Pinned threads would
+    # share their cores with torch's.
+    config = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": False,
+    }
+    model = _core().compile_model(_core().read_model(graph.model.SerializeToString()), "CPU", config)
+    known = {name for port in model.inputs for name in port.get_names()}  # it drops what nothing in the graph reads
+    free: list[Any] = []  # a request holds the tensors of one call
+
+    def run(given: Mapping[str, Array]) -> list[Array]:
+        try:
+            request = free.pop()
+        except IndexError:
+            request = model.create_infer_request()
+        # Inputs are copied: a request lives on, and what it was given may be freed or written to meanwhile.
+        found = request.infer({name: given[name] for name in known}, share_inputs=False, share_outputs=False)
+        free.append(request)
+        answers = [found[name] for name in graph.writes]
+        if (spoiled := _spoiled(given)) is not None:
+            for value in filter(_floating, answers):
+                value[spoiled] = np.nan
+        return answers
+
+    return run
+
+
+def _spoiled(given: Mapping[str, Array]) -> Array | None:
+    """The rows [B] that hold a NaN, None without: its ReLU makes 0 of NaN, and such a row would leave with an answer.
+
+    Infinities stay: masks hold them.
+    """
+    found = None
+    for value in filter(_floating, given.values()):
+        tensor = torch.from_numpy(value)
+        if tensor.sum().isnan():  # a quick look at all of it; two infinities give NaN too
+            rows = tensor.isnan().flatten(1).any(1).numpy() if tensor.dim() > 1 else tensor.isnan().numpy()
+            found = rows if found is None else found | rows
+    return found
+
+
+def _floating(value: Array) -> bool:
+    return value.dtype.kind == "f"
+
+
+def _told(text: str) -> str:
+    """Its sentence, or the operators that it does not know; without the places in its source."""
+    if found := re.search(r"operations?: ([\w.]+)|-- (\w+)-\d+ with a message", text):
+        return f"it does not have the operator {found[1] or found[2]} as it is used here"
+    return re.sub(r"(?:Exception from|Check '[^']*' failed at) \S+:\s*", "", text)

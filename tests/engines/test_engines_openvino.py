@@ -1,0 +1,76 @@
+"""OpenVINO in a process that does other things too: signals, forks, its settings, and silence."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+import offramp as off
+from offramp.find import find_file
+from offramp.plan import Plan
+from small import ladder_of, rows_of
+
+pytest.importorskip("onnxscript")
+if find_spec("openvino") is None:
+    pytest.skip("needs openvino", allow_module_level=True)
+package = find_file("engines", "openvino")._package()
+
+TWO_GRAPHS_GO = """
+import faulthandler, gc, os, signal, sys
+faulthandler.enable()
+import numpy as np, torch
+from onnx import TensorProto, helper
+from offramp.engines import openvino
+from offramp.graphs import Graph
+
+ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 3]) for name in ("x", "a")]
+graph = helper.make_graph([helper.make_node("Relu", ["x"], ["a"])], "a", ends[:1], ends[1:])
+model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+calls = [openvino._compiled(Graph("a", ("x",), ("a",), model)) for _ in range(2)]
+for call in calls:
+    for rows in (0, 1, 7):
+        assert call({"x": torch.ones(rows, 3)})["a"].tolist() == [[1.0] * 3] * rows
+del calls[0], call
+gc.collect()
+calls.clear()
+gc.collect()
+heard = []
+signal.signal(signal.SIGINT, lambda *_: heard.append(1))
+signal.raise_signal(signal.SIGINT)
+assert heard == [1]
+assert "openvino_telemetry" not in sys.modules
+child = os.fork()
+if child == 0:
+    sys.exit(0)
+assert os.waitpid(child, 0)[1] == 0, "a child that exits"
+"""
+
+
+@pytest.mark.slow
+def test_it_leaves_signals_and_forks_alone_and_says_nothing_to_anyone():
+    done = subprocess.run([sys.executable, "-c", TWO_GRAPHS_GO], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_it_computes_in_float32_on_the_threads_of_torch_and_pins_none(monkeypatch):
+    seen, whole = [], package.Core.compile_model
+
+    def compile_model(core, model, device, config):
+        seen.append(config)
+        return whole(core, model, device, config)
+
+    monkeypatch.setattr(package.Core, "compile_model", compile_model)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    off.run(ladder_of(2), Plan.by_hand({}), rows_of(3), engine="openvino")
+    (config,) = seen
+    assert config["INFERENCE_PRECISION_HINT"] == "f32"
+    assert (config["INFERENCE_NUM_THREADS"], config["NUM_STREAMS"], config["ENABLE_CPU_PINNING"]) == (2, 1, False)
+
+
+def test_there_is_one_core_in_a_process():
+    shelved = find_file("engines", "openvino")
+    assert shelved._core() is shelved._core()
