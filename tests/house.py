@@ -49,6 +49,7 @@ FLOORS = [
         "segmenting",
         "measuring",
         "graphs",
+        "onnx_graphs",
         "engine",
         "programs",
     ],

@@ -15,8 +15,8 @@ import numpy as np
 
 from offramp.chain import Step
 from offramp.errors import BadNetwork
-from offramp.graphs import Graph
 from offramp.network import LOGITS, SCORE
+from offramp.onnx_graphs import Graph
 
 MOST_BYTES = 2**31 - 1  # of one protobuf message
 OUTPUTS = ("logits", "exit", "why", "flagged")

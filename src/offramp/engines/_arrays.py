@@ -11,8 +11,9 @@ import torch
 from numpy.typing import NDArray
 
 from offramp.errors import BadData, BadNetwork, MissingExtra
-from offramp.graphs import Call, Graph
+from offramp.graphs import Call
 from offramp.inputs import State
+from offramp.onnx_graphs import Graph
 
 Array = NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Sequence[Array]]  # what a graph reads, by name -> what it writes, in order

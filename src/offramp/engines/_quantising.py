@@ -23,9 +23,9 @@ import torch
 from offramp.data.rows import Rows, rows
 from offramp.errors import BadData, BadNetwork
 from offramp.find import find_file
-from offramp.graphs import Graph
 from offramp.inputs import State, as_inputs
 from offramp.network import HANDED, LOGITS, SCORE, Network
+from offramp.onnx_graphs import Graph
 
 BATCH = 32
 MOST = 2000  # rows that are looked at for scales

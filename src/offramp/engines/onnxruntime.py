@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from offramp.chain import Step
 from offramp.engines._arrays import Run, on_arrays, package
 from offramp.engines._quantising import Quantising, scaling_rows
-from offramp.graphs import Call, Graph, parts_of
+from offramp.graphs import Call, parts_of
 from offramp.network import Network, Part
+from offramp.onnx_graphs import Graph
 
 OWN_THREADS = True
 Digests = NDArray[np.uint64]

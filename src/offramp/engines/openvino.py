@@ -14,8 +14,9 @@ import torch
 
 from offramp.chain import Step
 from offramp.engines._arrays import Array, Run, on_arrays, package
-from offramp.graphs import Call, Graph, parts_of
+from offramp.graphs import Call, parts_of
 from offramp.network import Network, Part
+from offramp.onnx_graphs import Graph
 
 OWN_THREADS = True
 
