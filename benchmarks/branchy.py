@@ -6,7 +6,8 @@ DIR holds cifar10/ (see benchmarks/fetch.py). As `lenet.py` does for B-LeNet: th
 together from there, with a rate that falls to 0 in each phase; the plain network gets as many epochs in all. Rows are
 flipped and shifted by default (`--plain` leaves them as they are, as the authors do). Thresholds are entropies in nats,
 those of the paper and of a re-implementation, fixed beforehand. The certified plan comes from test rows 1,000-4,999;
-all figures are over 5,000-9,999. --depths trains B-AlexNet with 0 to 4 convolutions in branch 1 (the paper's Figure 5).
+all figures are over 5,000-9,999.
+The depth of branch 1 (the paper's Figure 5) is compare/branchynet-depth.toml.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ from rich.table import Table
 import offramp as off
 from offramp.calibration.screening import above, screen
 from offramp.calibration.screening import front as front_through
-from offramp.exits.branchynet import b_alexnet_1, b_alexnet_2
 from offramp.factories import front_of, make_model
 from offramp.find import find
 from offramp.recipes.joint import Joint
@@ -52,42 +51,33 @@ NETS = {
         "offramp:resnet110_branchy", ("stem", "layer1"), "b_resnet", 64, "lenet", (0.3, 0.2), (1e-4, 1e-4)
     ),
 }
-DEPTHS = range(5)
 
 
-def untaught(net: Net, seed: int, example: Any, convolutions: int | None = None) -> off.Network:
-    """The trunk with its branches, nothing trained; `convolutions` of branch 1 where they are not the usual ones."""
-    deep: Any = {net.at[0]: partial(b_alexnet_1, convolutions=convolutions), net.at[1]: b_alexnet_2}
+def untaught(net: Net, seed: int, example: Any) -> off.Network:
+    """The trunk with its branches, nothing trained."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return off.cut(
             make_model(net.spec),
             example,
             at=net.at,
-            exits=net.exits if convolutions is None else deep,
+            exits=net.exits,
             gate="neg_entropy",
             front=front_of(net.spec),
             spec=net.spec,
         )
 
 
-def network(args: argparse.Namespace, kind: str, seed: int, convolutions: int | None = None) -> off.Network:
+def network(args: argparse.Namespace, kind: str, seed: int) -> off.Network:
     """A plain network (under untaught branches) or one with its branches, from the cache or trained now."""
     net, train = NETS[args.net], off.rows(f"cifar10/train:{args.data / 'cifar10'}")
     if args.rows:
         train = train.select(slice(0, args.rows))
-    marks = [
-        args.net,
-        kind,
-        args.alone,
-        args.joint,
-        seed,
-        *([f"deep{convolutions}"] if convolutions is not None else []),
-    ]
+    marks = [args.net, kind, args.alone, args.joint, seed]
     marks += [f"first{args.rows}"] * bool(args.rows) + ["plain"] * args.plain
     place = args.cache / "-".join(map(str, marks))
     if not place.exists():
-        made = untaught(net, seed, train.take(np.arange(8)).x, convolutions).to(args.device)
+        made = untaught(net, seed, train.take(np.arange(8)).x).to(args.device)
         plain, both = (
             Alone(alone=args.alone + args.joint, decay=True),
             Joint(alone=args.alone, epochs=args.joint, decay=True),
@@ -130,17 +120,6 @@ def told(done: Any) -> dict[str, Any]:
     }
 
 
-def depths(args: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
-    """Accuracy of each exit of B-AlexNet by the number of convolutions in branch 1."""
-    test, found = off.rows(f"cifar10:{args.data / 'cifar10'}").select(slice(5000, 10_000)), []
-    for count in DEPTHS:
-        trace = off.record(network(args, "branchy", seed, count), test, timed=False)
-        accuracies = [float((trace.answers[:, place] == trace.labels).mean()) for place in range(3)]
-        found.append({"convolutions": count, "exits": accuracies})
-        print(f"{count} convolutions in branch 1: " + ", ".join(f"{value:.2%}" for value in accuracies), flush=True)
-    return found
-
-
 def show(seeds: list[dict[str, Any]], console: Console) -> None:
     """A row per seed: accuracy, shares that leave, and cost as a part of the plain network's."""
     table = Table("seed", "plain", "exits", "entropies of the paper", "of the re-implementation", "certified")
@@ -165,16 +144,12 @@ def main() -> None:
     parser.add_argument("--joint", type=int, default=30, help="epochs of all together (30; the code has 100)")
     parser.add_argument("--rows", type=int, default=0, help="teach by the first so many rows only")
     parser.add_argument("--plain", action="store_true", help="no augmentation")
-    parser.add_argument("--depths", action="store_true", help="0 to 4 convolutions in branch 1, of alexnet")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    if args.depths:
-        results: Any = {"depths": depths(args, 0)}
-    else:
-        results = {"seeds": [measured(args, seed) for seed in range(args.seeds)]}
-        show(results["seeds"], Console(width=150))
+    seeds = [measured(args, seed) for seed in range(args.seeds)]
+    show(seeds, Console(width=150))
     if args.json:
-        args.json.write_text(json.dumps(results, indent=1))
+        args.json.write_text(json.dumps({"seeds": seeds}, indent=1))
 
 
 if __name__ == "__main__":
