@@ -1,10 +1,11 @@
 """Engines side by side: what skipping costs beside the bare segments, and what taking a model apart costs.
 
-    python benchmarks/engines.py --data DIR [--engine torch --engine torch:bf16] [--json FILE]
+    python benchmarks/engines.py --data DIR [--engine torch ...] [--plain torch:bf16 ...] [--json FILE]
 
 On each engine: a batch of 64 with mixed exits against the sum of its bare segments (a ladder of ResNet-20 and -56); the
-plain ResNet-56 split in four with no exit taken against the whole of it, at batch 1 and 64; and ResNet-56 at batch 1
-against torch. Every line is measured in one run, its calls interleaved, with the same call twice to show the noise.
+plain ResNet-56 split in four with no exit taken against the whole of it, at batch 1 and 64; and the plain ResNet-56 at
+batch 1 and 64 against the first engine, also on those of --plain. An engine that compiles joins segments between which
+nothing is asked. Every line is measured in one run, its calls interleaved, with the same call twice to show the noise.
 Measure where nothing else runs.
 """
 
@@ -73,14 +74,14 @@ def _walking(parts: tuple[object, ...], x: State) -> Callable[[], object]:
     return call
 
 
-def single(network: off.Network, rows: np.ndarray, engines: list[str], repeats: int) -> dict[str, object]:
-    """The plain network at batch 1 on every engine, interleaved, over the first of them."""
-    x = as_inputs(rows[:1])
+def plain(network: off.Network, rows: np.ndarray, engines: list[str], repeats: int) -> dict[str, object]:
+    """The plain network on every engine, interleaved, over the first of them."""
+    x = as_inputs(rows)
     modules: dict[str, Engine] = {name: engine_of(name)[0] for name in engines}
     calls = {name: plain_call(network, x, module) for name, module in modules.items()}
     times = interleaved(calls | {"same": calls[engines[0]]}, repeats=repeats, warmup=3)
     lines = {name: ratio(times[name], times[engines[0]]) for name in times}
-    _print(f"batch 1, over {engines[0]}", float(np.median(times[engines[0]])), lines)
+    _print(f"batch {len(rows)}, over {engines[0]}", float(np.median(times[engines[0]])), lines)
     return {"first_ms": float(np.median(times[engines[0]])), **_plain(lines)}
 
 
@@ -98,6 +99,7 @@ def main() -> None:
     parser.add_argument(
         "--engine", action="append", metavar="ENGINE", help="torch, onnxruntime, openvino, torch:bf16, ..."
     )
+    parser.add_argument("--plain", action="append", default=[], metavar="ENGINE", help="for the last table alone")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--json", type=Path)
@@ -119,7 +121,10 @@ def main() -> None:
             "split": split(model, front, rows, engine, args.repeats),
         }
     print()
-    results["batch 1"] = single(network, rows, engines, args.repeats * 3)
+    every = [*engines, *args.plain]
+    results["plain"] = {
+        size: plain(network, rows[:size], every, args.repeats * (3 if size == 1 else 1)) for size in (1, 64)
+    }
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
 
