@@ -54,7 +54,9 @@ def test_a_spec_may_have_arguments_in_what_is_typed_and_in_files():
 def test_an_exit_may_have_arguments():
     assert make_exit("strided?width=5", (3, 8, 8), 4).width == 5
     for name, error, says in (
-        ("strided?breadth=5", BadInput, "breadth"),
+        ("strided?widht=5", UnknownName, "'width'"),
+        ("strided?classes=5", UnknownName, "argument of the exit 'strided'"),
+        ("strided?width=-3", BadInput, "cannot be called with these arguments"),
         ("strided?width", BadInput, "NAME=VALUE"),
         ("stridet?width=5", UnknownName, "strided"),
     ):
@@ -73,6 +75,8 @@ def test_an_exit_may_have_arguments():
         (f"{HERE}:needs_arguments?with=4", BadInput, "with these arguments"),
         ("offramp:resnet20?klasses=4", BadInput, "klasses"),
         ("offramp:resnet20?classes", BadInput, "NAME=VALUE"),
+        ("offramp:resnet20?classes=-1", BadInput, "cannot be called with these arguments"),
+        ("offramp:resnet20?classes=" + "[" * 100_000, BadInput, "cannot be called with these arguments"),
         (f"{HERE}:no_model", BadInput, "expected a torch.nn.Module"),
     ],
 )

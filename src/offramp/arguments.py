@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from offramp.errors import BadInput
 
 
-def arguments_of(texts: Iterable[str] | None, told: str = "--with") -> dict[str, Any]:
+def arguments_of(texts: Sequence[str] | None, told: str = "--with") -> dict[str, Any]:
     """NAME=VALUE texts as arguments: numbers, true, false, null and lists as in JSON, anything else as text.
 
     >>> arguments_of(["epochs=5", "weights=[1, 0.3]", "norm=frozen"])
     {'epochs': 5, 'weights': [1, 0.3], 'norm': 'frozen'}
     """
     found: dict[str, Any] = {}
-    for text in texts or ():
-        name, equals, value = text.partition("=")
-        if not (name.isidentifier() and equals and value) or name in found:
-            raise BadInput(f"got {told} {text!r}, expected NAME=VALUE, each name of an argument once; write it so")
+    for name, value in pairs(texts, told).items():
+        if not name.isidentifier():
+            raise BadInput(f"got {told} {name}=..., expected the name of an argument before the =; write it so")
         try:
             found[name] = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             found[name] = value
     return found
 
@@ -44,7 +43,7 @@ def words(text: str | None) -> list[str] | None:
 
 
 def name_of(spec: str) -> tuple[str, dict[str, Any]]:
-    """A name and its arguments: `strided?width=64&classes=10`. Raises BadInput where one is no NAME=VALUE.
+    """A name and its arguments: `offramp:msdnet_even?blocks=5&classes=10`. Raises BadInput where one is no NAME=VALUE.
 
     >>> name_of("strided?width=64")
     ('strided', {'width': 64})

@@ -32,7 +32,7 @@ class Engine:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     def open(self, network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
-        """One part per step. Raises what the engine refuses."""
+        """One part per step; an engine may join steps at which nothing is asked. Raises what it refuses."""
         found: tuple[Part, ...] = self.module.open(network, steps, device, **self.options)
         return found
 

@@ -13,15 +13,16 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from offramp.arguments import name_of
-from offramp.errors import BadFile, BadInput
+from offramp.errors import BadFile, BadInput, OfframpError
 from offramp.files import read_tensors
-from offramp.find import files, find, find_file, imported, shelved
+from offramp.find import files, find, find_file, imported, shelved, unknown
 from offramp.nodes import Exit, Gate, Scorer
 
 OURS = "offramp:"
@@ -39,11 +40,7 @@ def make_model(spec: str, weights: str | Path | None = None, *, fetch: bool = Tr
         model = find_file("hubs", hub[0]).build(hub[1], hub[2], fetch and weights is None)
     else:
         factory, arguments = model_factory(spec)
-        try:
-            model = factory(**arguments)
-        except TypeError as problem:
-            how = "with these arguments" if arguments else "without arguments"
-            raise BadInput(f"{spec!r} cannot be called {how} ({problem}); write NAME?argument=value&...") from problem
+        model = _called(factory, arguments, f"{spec!r}", "write NAME?argument=value&...")
     if not isinstance(model, nn.Module):
         raise BadInput(f"{spec!r} gave a {type(model).__name__}, expected a torch.nn.Module")
     if weights is not None:
@@ -135,20 +132,46 @@ def make_exit(
     found, arguments = exit_factory(exit_) if isinstance(exit_, str) else (exit_, dict[str, Any]())
     if isinstance(found, Exit):
         return found
-    try:
-        made = found(shape, classes, **_reading(found, exit_, earlier), **arguments)
-    except TypeError as problem:
-        told = ", ".join(["shape", "classes", *arguments])
-        raise BadInput(f"the exit {exit_!r} is no function of ({told}) ({problem}); give one, or an Exit") from problem
+    if arguments:
+        given = partial(found, shape, classes, **_reading(found, exit_, earlier))
+        made = _called(given, arguments, f"the exit {exit_!r}", "see what it takes")
+    else:
+        try:
+            made = found(shape, classes, **_reading(found, exit_, earlier))
+        except TypeError as problem:
+            raise BadInput(
+                f"the exit {exit_!r} is no function of (shape, classes) ({problem}); give one, or an Exit"
+            ) from problem
     if not isinstance(made, Exit):
         raise BadInput(f"the exit {exit_!r} gave a {type(made).__name__}, expected an Exit")
     return made
 
 
 def exit_factory(name: str) -> tuple[Any, dict[str, Any]]:
-    """What the name of an exit stands for, and its arguments. Raises UnknownName with the nearest names, BadInput."""
+    """What the name of an exit stands for, and its arguments.
+
+    Raises UnknownName with the nearest names, BadInput also for an argument that it does not take.
+    """
     word, arguments = name_of(name)
-    return find("exits", word), arguments
+    found = find("exits", word)
+    known = [*inspect.signature(found).parameters][2:] if arguments and callable(found) else []
+    for argument in arguments:
+        if argument not in known:
+            raise unknown(argument, [each for each in known if each != "reads"], f"argument of the exit {word!r}")
+    return found, arguments
+
+
+def _called(factory: Callable[..., Any], arguments: Mapping[str, Any], what: str, remedy: str) -> Any:
+    """What a factory makes with arguments as they were typed: values that it cannot take raise anything."""
+    try:
+        return factory(**arguments)
+    except OfframpError:
+        raise
+    except Exception as problem:
+        if not arguments and not isinstance(problem, TypeError):
+            raise
+        how = "with these arguments" if arguments else "without arguments"
+        raise BadInput(f"{what} cannot be called {how} ({problem}); {remedy}") from problem
 
 
 def make_gate(gate: str | Gate | Callable[..., Any] | Mapping[str, Any], earlier: Sequence[str] | None = None) -> Gate:

@@ -225,6 +225,8 @@ def _opened(network: Network, plan: Plan, engine: str, device: str | torch.devic
     parts: Sequence[Part] = shelved.open(network, steps, place)
     every: Sequence[Part] = shelved.open(network, network.chain.walk(network.chain.gates), place)
     _check_probe(network, plan, every)
+    if any(part.passes for part in parts):  # graphs of their own, which nothing else has looked at
+        _check_probe(network, plan, parts)
     if shelved.compiles:
         _warm(network, plan, parts)
     timed = None if time_on is None else percentiles(parts, as_inputs(time_on, place))
@@ -253,17 +255,21 @@ def _warm(network: Network, plan: Plan, parts: Sequence[Part]) -> None:
                 part.call(state)
 
 
-def _check_probe(network: Network, plan: Plan, every: Sequence[Part]) -> None:
-    """Run the plan's probe on the engine itself, which also makes an engine that compiles do so now."""
+def _check_probe(network: Network, plan: Plan, parts: Sequence[Part]) -> None:
+    """Run the plan's probe on the engine itself, which also makes an engine that compiles do so now.
+
+    Only exits that these parts run are compared.
+    """
     probe = plan.origin.probe if plan.origin else None
     if probe is None:
         return
     state = as_inputs(probe.batch(), network.device())
     with torch.inference_mode():
-        for part in every:
+        for part in parts:
             part.call(state)
     for name, stated in zip(network.chain.exits, probe.logits, strict=True):
-        got = state[name + LOGITS]
+        if (got := state.get(name + LOGITS)) is None:
+            continue
         want = torch.tensor(stated, dtype=torch.float32)
         far = (got.float().cpu() - want).abs().max().item()
         band = plan.origin.band if plan.origin else BAND

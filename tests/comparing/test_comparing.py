@@ -180,6 +180,16 @@ def test_a_method_may_start_with_the_model_that_another_taught(tmp_path: Path) -
         compared(tmp_path, taught.replace("epochs=1", "epochs=2"), exits)
 
 
+def test_a_ladder_remembers_the_rows_that_taught_its_rungs(tmp_path: Path) -> None:
+    taught = JOINT.replace("[0, 1]", "[0]") + "static = true\n"
+    settings = read_settings(
+        file_of(tmp_path, taught, PLAIN, STACK, JOINT.replace("method.joint", "method.cut"), shared=SMALL)
+    )
+    joint, _, stack, *_ = (Cell(each, 0, settings, tmp_path / "out", False) for each in settings.methods)
+    assert stack.network.learned is not None
+    assert stack.network.learned.digests.tolist() == joint.network.learned.digests.tolist()
+
+
 def test_a_ladder_of_rungs_that_were_made_otherwise_is_refused(made: Path) -> None:
     for place in ("joint-0", "joint-1"):
         shutil.rmtree(made / "out" / place)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +66,16 @@ def test_places_are_tried_once_for_all_that_ask_the_same(rows: Path, monkeypatch
     (smaller,) = cells(rows, '[method.smaller]\nat = "auto"\nparts = 2\nseeds = [3]\n', shared=SIGNS)
     assert smaller._made().chain.exits == ("1", "backbone")
     assert [options["most"] for options in tried] == [None, 1]
+
+
+def test_places_depend_on_what_the_model_was_taught_by(rows: Path) -> None:
+    taught = '[method.taught]\nrecipe = "joint"\nwith = ["epochs=1"]\nat = "1"\nseeds = [0]\n'
+    placed_ = '[method.placed]\nstart = "taught"\nat = "auto"\nseeds = [0]\n'
+    for epochs in (1, 2):
+        tables = (taught.replace("epochs=1", f"epochs={epochs}"), placed_)
+        cells(rows, *tables, shared=SIGNS)[1]._made()
+        shutil.rmtree(rows / "out" / "taught-0")
+        assert len([*(rows / "out" / "places").iterdir()]) == epochs
 
 
 def test_rows_of_the_probe_and_of_teaching_are_remembered_together(rows: Path) -> None:

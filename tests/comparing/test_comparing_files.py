@@ -1,4 +1,4 @@
-"""The settings files in benchmarks/compare: each is sound, and each runs from end to end on a few rows."""
+"""The settings files in benchmarks/compare: each is sound, and most run from end to end on a few rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ pytest.importorskip("accelerate")
 FILES = sorted((Path(__file__).parents[2] / "benchmarks" / "compare").glob("*.toml"))
 ROWS = {"train": "[0:32]", "development": "[32:48]", "calibration": "[48:108]", "test": "[108:148]"}
 LONG = ("resnet101-cross-entropy", "densenet201-cross-entropy")  # the same cuts as those of hinge: minutes
-RUN_ELSEWHERE = ("lenet", "resnet20-frozen", "resnet56-frozen")  # their results lie in docs/results
+RUN_ELSEWHERE = ("lenet", "resnet20-frozen", "resnet56-frozen")  # on all rows: docs/results
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)

@@ -316,6 +316,20 @@ print(own.mixed_precision)
     assert "an Accelerator of yours" in refused
 
 
+def test_a_fit_leaves_nothing_of_accelerate_behind():
+    code = """
+kinds_in("bf16")
+try:
+    off.fit(cut_of(taught=False), (images_of(32), torch.zeros(32).long()), track="nonsense", folder="somewhere")
+except BadInput as problem:
+    print("another precision or tracker" in str(problem))
+print(*kinds_in("no"))
+own = Accelerator(mixed_precision="bf16", cpu=True)
+print(own.mixed_precision, *kinds_in("bf16"), own.mixed_precision)
+"""
+    assert in_a_fresh_process(PRECISIONS + code) == ["True", "False float32", "bf16 True float32 bf16"]
+
+
 def test_gradients_do_not_stay_behind_and_the_users_own_do():
     net = cut_of(taught=False)
     net.backbone.head.weight.grad = mine = torch.ones_like(net.backbone.head.weight)

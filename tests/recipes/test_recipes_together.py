@@ -135,8 +135,8 @@ def test_equilibrium_changes_what_joint_teaches_the_model():
     assert not any(part._forward_hooks for part in nets[1].modules())
 
 
-def test_joint_by_sgd_is_the_training_of_msdnet():
-    """Momentum 0.9, weight decay 1e-4, 0.1 that falls tenfold at a half and at three quarters; Adam without."""
+def test_joint_by_sgd_is_the_training_of_msdnets_port():
+    """Momentum 0.9 without Nesterov's, weight decay 1e-4, 0.1 that falls tenfold at a half and three quarters."""
     net = cut_of(taught=False)
     (phase,) = Joint(optimiser="sgd").phases(net)
     step = phase.optimiser(phase.parameters)

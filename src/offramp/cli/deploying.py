@@ -45,8 +45,9 @@ def export(
 ) -> None:
     """Write a folder that answers without offramp and torch.
 
-    It holds a graph per segment, the plan, a manifest and run.py, which needs NumPy and ONNX Runtime. Every
-    graph is compared with the network first. A promise goes along when it was made with --engine onnxruntime.
+    It holds a graph for each place where the plan asks something, the plan, a manifest and run.py, which needs NumPy
+    and ONNX Runtime. Every graph is compared with the network first. A promise goes along when it was made with
+    --engine onnxruntime.
 
     Example:
       offramp export network/ plan.json -o folder/

@@ -11,7 +11,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
 from pathlib import Path
@@ -123,15 +123,16 @@ class Cell:
     def network(self) -> Network:
         """The taught network: from its folder, else made now."""
         if self.method.rungs:
-            models = {cell.method.name: _rung(cell.network) for cell in self.rungs()}
-            return ladder(models, gate=self.method.gate, example=example_of(self.method, self.settings))
+            stacked = {cell.method.name: cell.network for cell in self.rungs()}
+            models = {name: _rung(each) for name, each in stacked.items()}
+            network = ladder(models, gate=self.method.gate, example=example_of(self.method, self.settings))
+            network.learned = _joined(each.learned for each in stacked.values())
+            return network
         place = self.home / "network"
         if place.exists():
             return load(place, None if (self.method.model or "").startswith(FROM_FILES) else self._model())
         network = self._made()
-        begun = None if self._start is None else self._start.learned
-        known = [seen for seen in (network.learned, begun) if seen is not None]
-        network.learned = reduce(SeenRows.and_also, known) if known else None
+        network.learned = _joined([network.learned, None if self._start is None else self._start.learned])
         if self.method.taught:
             self._teach(network)
         save(network, place)
@@ -161,7 +162,8 @@ class Cell:
             return plain_network(model, Rung(BACKBONE, method.model), front)
         x, free = example_of(method, self.settings), free_of(method, self.settings)
         first = replace(self, seed=method.seeds[0])
-        names, seen = places_of(method, self.settings, self.folder / "places", first._model, front)
+        begun = first.asked().get("of")
+        names, seen = places_of(method, self.settings, self.folder / "places", first._model, front, begun)
         options: dict[str, Any] = {"exits": method.exits, "gate": method.gate, "front": front, "spec": method.model}
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
@@ -278,6 +280,12 @@ class Cell:
         found = bench(self._under(gate), plan, x, batches=batches, repeats=settings.repeats, engine=settings.engine)
         write_json(file, KIND, SCHEMA, {"asked": asked, "lines": found.to_json()})
         return self.timed(unit)  # as the file has it
+
+
+def _joined(learned: Iterable[SeenRows | None]) -> SeenRows | None:
+    """All rows that taught, together."""
+    known = [seen for seen in learned if seen is not None]
+    return reduce(SeenRows.and_also, known) if known else None
 
 
 def _rung(network: Network) -> Any:

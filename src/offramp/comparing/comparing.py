@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from offramp.comparing.cells import Cell
 from offramp.comparing.checking import require_apart, require_known, require_lengths, require_models
 from offramp.comparing.figures import Figures
 from offramp.comparing.reading import read_settings
-from offramp.comparing.settings import OWN, Settings
+from offramp.comparing.settings import OWN, Method, Settings
 from offramp.files import require_writable
 
 
@@ -91,9 +91,19 @@ def _require_all(cells: list[Cell], settings: Settings, *, progress: bool) -> No
     require_models(left)
     require_lengths(settings, left)
     if left:
-        require_apart(settings, left, progress=progress)
+        require_apart(settings, _involved(settings, left), progress=progress)
     for cell in cells:
         cell.claim()
+
+
+def _involved(settings: Settings, methods: Sequence[Method]) -> list[Method]:
+    """Methods, and those that they start from or stack."""
+    found = list(methods)
+    for method in found:  # grows meanwhile
+        for name in (*method.rungs, *filter(None, [method.start])):
+            if (other := settings.method(name)) not in found:
+                found.append(other)
+    return found
 
 
 def _told(say: Callable[[str], None], number: int, cells: list[Cell]) -> Callable[[str], None]:

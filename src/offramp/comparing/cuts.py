@@ -42,16 +42,22 @@ def free_of(method: Method, settings: Settings) -> tuple[str, ...]:
 
 
 def places_of(
-    method: Method, settings: Settings, folder: Path, model: Callable[[], nn.Module], front: nn.Module | None
+    method: Method,
+    settings: Settings,
+    folder: Path,
+    model: Callable[[], nn.Module],
+    front: nn.Module | None,
+    begun: object = None,
 ) -> tuple[tuple[str, ...] | None, SeenRows | None]:
     """The modules to cut after, and the rows that helped to choose them; None and None for cuts into even parts.
 
-    model: makes that of the first seed, on which places are tried. Raises as `cut` does.
+    model: makes that of the first seed, on which places are tried; begun: what it was made of by another method, as
+    plain data. Raises as `cut` does.
     """
     if not method.auto:
         return method.cuts or None, None
     flags = method.flags(method.seeds[0])
-    asked = {key: flags[key] for key in (*ASKED, "seed")}
+    asked = {key: flags[key] for key in (*ASKED, "seed")} | ({} if begun is None else {"of": begun})
     file = folder / f"{checksum(asked)}.json"
     if not file.exists():
         example, free = as_inputs(example_of(method, settings)), free_of(method, settings)

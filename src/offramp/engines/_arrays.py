@@ -36,14 +36,16 @@ def on_arrays(graph: Graph, runtime: str, made: Callable[[Graph], Run], told: Ca
             f"segment {graph.node!r} cannot run on {runtime}: {_brief(problem, told)}; run it with engine='torch'"
         ) from problem
 
+    node, reads, writes = graph.node, graph.reads, graph.writes  # and not the graph, which has the weights once more
+
     def call(state: State) -> State:
         try:
-            found = run({name: state[name].detach().numpy() for name in graph.reads})
+            found = run({name: state[name].detach().numpy() for name in reads})
         except Exception as problem:
             raise BadData(
-                f"segment {graph.node!r} failed in {runtime}: {_brief(problem, told)}; run it with engine='torch'"
+                f"segment {node!r} failed in {runtime}: {_brief(problem, told)}; run it with engine='torch'"
             ) from problem
-        return {name: torch.from_numpy(np.asarray(value)) for name, value in zip(graph.writes, found, strict=True)}
+        return {name: torch.from_numpy(np.asarray(value)) for name, value in zip(writes, found, strict=True)}
 
     return call
 

@@ -26,7 +26,7 @@ Digests = NDArray[np.uint64]
 
 
 def open(network: Network, steps: Sequence[Step], device: torch.device, *, int8: str | None = None) -> tuple[Part, ...]:
-    """One part per step that has an exit or a gate, compiled when its first rows arrive.
+    """One part per step at which something is asked (in eight bits one per step), compiled when its first rows arrive.
 
     Raises MissingExtra, BadInput for another device.
     The number of threads is torch's when a part is compiled, unless the process was given one pool for all sessions

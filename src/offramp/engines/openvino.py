@@ -22,7 +22,9 @@ OWN_THREADS = True
 
 
 def open(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
-    """One part per step, compiled when its first rows arrive. Raises MissingExtra, BadInput for another device.
+    """One part per step at which something is asked, compiled when its first rows arrive.
+
+    Raises MissingExtra, BadInput for another device.
 
     The number of threads is torch's when a part is compiled.
     """
@@ -82,6 +84,7 @@ def _requests(graph: Graph) -> Run:
     }
     model = _core().compile_model(_core().read_model(graph.model.SerializeToString()), "CPU", config)
     known = {name for port in model.inputs for name in port.get_names()}  # it drops what nothing in the graph reads
+    writes = graph.writes  # and not the graph, which has the weights once more
     free: list[Any] = []  # a request holds the tensors of one call
 
     def run(given: Mapping[str, Array]) -> list[Array]:
@@ -92,7 +95,7 @@ def _requests(graph: Graph) -> Run:
         # Inputs are copied: a request lives on, and what it was given may be freed or written to meanwhile.
         found = request.infer({name: given[name] for name in known}, share_inputs=False, share_outputs=False)
         free.append(request)
-        answers = [found[name] for name in graph.writes]
+        answers = [found[name] for name in writes]
         if (spoiled := _spoiled(given)) is not None:
             for value in filter(_floating, answers):
                 value[spoiled] = np.nan
@@ -104,13 +107,12 @@ def _requests(graph: Graph) -> Run:
 def _spoiled(given: Mapping[str, Array]) -> Array | None:
     """The rows [B] that hold a NaN, None without: its ReLU makes 0 of NaN, and such a row would leave with an answer.
 
-    Infinities stay: masks hold them.
+    Infinities stay: masks hold them. So a NaN that a segment makes of infinities may still become a number inside it.
     """
-    found = None
+    found: Array | None = None
     for value in filter(_floating, given.values()):
-        tensor = torch.from_numpy(value)
-        if tensor.sum().isnan():  # a quick look at all of it; two infinities give NaN too
-            rows = tensor.isnan().flatten(1).any(1).numpy() if tensor.dim() > 1 else tensor.isnan().numpy()
+        if value.size and np.isnan(value.min()):  # a quick look at all of it; torch would wake its threads
+            rows = np.asarray(np.isnan(value).reshape(len(value), -1).any(1))
             found = rows if found is None else found | rows
     return found
 

@@ -14,59 +14,69 @@ from offramp.processes import ALONE, Processes
 from offramp.recipe import Phase
 
 PRECISIONS = ("no", "bf16", "fp16")
-OURS = "offramp"  # marks Accelerate's state in this process as made by a fit
 Log = Callable[[Epoch, int], None]
 
 
-def accelerator_for(
+@contextlib.contextmanager
+def accelerating(
     network: Network,
     precision: str,
     phases: tuple[Phase, ...],
     tracker: str | None,
     folder: Path | None,
     processes: Processes = ALONE,
-) -> Any:
-    """An Accelerator on the network's device, in as many processes as were launched.
+) -> Iterator[Any]:
+    """Yield an Accelerator on the network's device, in as many processes as were launched.
 
     Raises MissingExtra, BadInput for what it or a phase cannot do.
     """
     _require_precision(precision, phases, network)
     _require_tracker(tracker, folder)
     place = network.device()
-    try:
-        made = _made(
-            processes, mixed_precision=precision, cpu=place.type == "cpu", log_with=tracker, project_dir=folder
-        )
-    except ValueError as problem:
-        raise BadInput(
-            f"Accelerate refuses precision {precision!r} on {place} with tracker {tracker!r} ({problem}); an "
-            "Accelerator of yours sets one precision and one device for the whole process: give fit the same, or call "
-            "it in a fresh process"
-        ) from problem
-    apart = processes.count > 1 and place.type == "cuda" and made.device != place
-    if made.device.type != place.type or made.num_processes != processes.count or apart:
-        raise BadInput(
-            f"Accelerate works on {made.device} in {made.num_processes} process(es) and the network lies on {place} in "
-            f"one of {processes.count}, expected the same; move the network there, or begin in a fresh process, by "
-            "torchrun or accelerate launch where it is one of several"
-        )
-    return made
+    with _own_state(processes) as users:
+        made = _made(users, mixed_precision=precision, cpu=place.type == "cpu", log_with=tracker, project_dir=folder)
+        apart = processes.count > 1 and place.type == "cuda" and made.device != place
+        if made.device.type != place.type or made.num_processes != processes.count or apart:
+            raise BadInput(
+                f"Accelerate works on {made.device} in {made.num_processes} process(es) and the network lies on "
+                f"{place} in one of {processes.count}, expected the same; move the network there, or begin in a fresh "
+                "process, by torchrun or accelerate launch where it is one of several"
+            )
+        yield made
 
 
-def _made(processes: Processes, **options: Any) -> Any:
-    """An Accelerator. Accelerate keeps one state per process: that of an earlier fit, which is over, gives way."""
+@contextlib.contextmanager
+def _own_state(processes: Processes) -> Iterator[bool]:
+    """Yield whether the user has an Accelerator. Accelerate keeps one state per process: ours goes when we are done."""
     try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
+        import accelerate  # noqa: F401
+        from accelerate.state import AcceleratorState, PartialState
     except ImportError as problem:
         raise MissingExtra("accelerate", "fit", "fit") from problem
-    if OURS in AcceleratorState._shared_state:
-        AcceleratorState._reset_state(reset_partial_state=processes.count == 1)
-    users = bool(AcceleratorState._shared_state)
-    made = Accelerator(**options)
-    if not users:
-        AcceleratorState._shared_state[OURS] = True
-    return made
+    users, placed = bool(AcceleratorState._shared_state), bool(PartialState._shared_state)
+    try:
+        yield users
+    finally:
+        if not users:
+            AcceleratorState._reset_state(reset_partial_state=not placed and processes.count == 1)
+
+
+def _made(users: bool, **options: Any) -> Any:
+    from accelerate import Accelerator
+
+    try:
+        return Accelerator(**options)
+    except ValueError as problem:
+        remedy = (
+            "an Accelerator of yours sets one precision and one device for the whole process: give fit the same, or "
+            "call it in a fresh process"
+            if users
+            else "give another precision or tracker"
+        )
+        raise BadInput(
+            f"Accelerate refuses precision {options['mixed_precision']!r} with tracker {options['log_with']!r} "
+            f"({problem}); {remedy}"
+        ) from problem
 
 
 @contextlib.contextmanager

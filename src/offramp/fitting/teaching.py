@@ -17,7 +17,7 @@ from offramp.data.rows import Rows, rows
 from offramp.errors import BadData, BadInput, BadNetwork
 from offramp.files import checksum, require_writable
 from offramp.find import find, find_file, imported
-from offramp.fitting.accelerating import accelerator_for, tracking
+from offramp.fitting.accelerating import accelerating, tracking
 from offramp.fitting.checkpoint import load_checkpoint
 from offramp.fitting.history import History
 from offramp.fitting.lessons import Augment, drawn, roll_of
@@ -69,12 +69,13 @@ def fit(
     drawing = _augment_of(augment)
     many = here(network.device())
     many.spread(network.state_dict().values())  # exits are often drawn, and in each process differently
-    with _as_it_was(network):
+    with _as_it_was(network), contextlib.ExitStack() as until_the_end:
         torch.manual_seed(drawn(seed))  # for what prepare draws
         method.prepare(network)
         phases = tuple(method.phases(network))
         _require_phases(network, phases)
-        accelerator = accelerator_for(network, precision, phases, track, home, many)
+        asked = (network, precision, phases, track, home, many)
+        accelerator = until_the_end.enter_context(accelerating(*asked))
         checkpoint = many.agreed(lambda: _checkpoint(home, resume=resume))
         taught = _called(data, network, many, labels=any(phase.labels for phase in phases), progress=progress)
         held = None if development is None else _called(development, network, many, labels=True, progress=progress)

@@ -24,7 +24,7 @@ def require_place(at: str | None, parts: int | None, probe: str | None) -> None:
 
 def exits_at(at: str | None, one: str, others: Sequence[str] | None) -> str | dict[str, str]:
     """The exit of all cuts, or one by cut where `others`, NODE=EXIT, have their own. Raises BadInput."""
-    own, names = pairs(others, "--exit-of"), words(at) or []
+    own, names = pairs(others, "--exit-of"), [] if at == AUTO else words(at) or []
     if wrong := [name for name in own if name not in names]:
         raise BadInput(
             f"got --exit-of {wrong[0]}=..., expected a module named in --at ({at or '-'}); name it there too"

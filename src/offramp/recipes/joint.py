@@ -4,7 +4,8 @@ Teerapittayanon, McDanel and Kung, 2016, arXiv 1709.01686. As in the authors' co
 cross-entropy, and every weight is 1; the paper prints another 1/C, and reports +1 % for (1.0, 0.3) on two exits.
 Two phases as there: the models alone (`alone` epochs; 0 where they are trained), then all exits from those weights.
 Where we differ: one summed loss and one Adam, where the code steps the trunk and each exit's own copy apart.
-optimiser="sgd" is the training of MSDNet (Huang et al., 2017, arXiv 1703.09844), whose loss is the same sum.
+optimiser="sgd" is the training of MSDNet (Huang et al., 2017, arXiv 1703.09844) as the PyTorch port has it, whose loss
+is the same sum; the authors' Lua code takes Nesterov's momentum.
 """
 
 from __future__ import annotations
