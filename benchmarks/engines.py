@@ -99,6 +99,7 @@ def main() -> None:
     parser.add_argument(
         "--engine", action="append", metavar="ENGINE", help="torch, onnxruntime, openvino, torch:bf16, ..."
     )
+    parser.add_argument("--only-plain", action="store_true", help="the last table alone")
     parser.add_argument("--plain", action="append", default=[], metavar="ENGINE", help="for the last table alone")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int)
@@ -114,7 +115,7 @@ def main() -> None:
     model, front = network.model_of(large), network.front_of(large)
     assert front is not None
     results: dict[str, object] = {"threads": torch.get_num_threads()}
-    for engine in engines:
+    for engine in [] if args.only_plain else engines:
         print(f"\n{engine_of(engine)[1]}, {torch.get_num_threads()} threads")
         results[engine] = {
             "mixed": mixed(network, rows, engine, args.repeats),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -114,13 +115,15 @@ def _line(network: Network, runner: Runner, parts: Sequence[Part], rows: State, 
 def plain_call(network: Network, rows: State, engine: Engine) -> Callable[[], object]:
     """The plain network on an engine: the user's last model behind its front, without exits and gates."""
     rung = network.rungs[-1]
-    (part,) = engine.open(_alone(network), (Step(rung.name, exit=False, gate=False, last=True),), network.device())
+    alone = _alone(network)
+    (part,) = engine.open(alone, (Step(rung.name, exit=False, gate=False, last=True),), network.device())
+    return partial(_call, alone, part, rows)
 
-    def call() -> None:
-        with torch.inference_mode():
-            part.call(dict(rows))
 
-    return call
+def _call(_: Network, part: Part, rows: State) -> None:
+    """Also holds the network: an engine that compiles looks at it when the first rows arrive."""
+    with torch.inference_mode():
+        part.call(dict(rows))
 
 
 def _alone(network: Network) -> Network:

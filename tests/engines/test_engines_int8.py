@@ -47,6 +47,12 @@ def test_it_is_near_and_does_not_mix_rows_and_a_plan_keeps_to_it(scales):
 
 
 @pytest.mark.slow
+def test_it_is_timed_beside_the_plain_network(scales):
+    plan = off.Plan.by_hand({"rung1": 0.5})
+    assert off.bench(net := ladder_of(2), plan, images_of(4), batches=(2,), repeats=1, engine=scales).lines, net
+
+
+@pytest.mark.slow
 def test_rows_that_set_scales_promise_nothing(scales):
     rows = rows_of(16, seed=1).numpy()
     trace = off.record(ladder_of(2), (rows, np.arange(16) % 3), timed=False, engine=scales)
