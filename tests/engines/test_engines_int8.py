@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import offramp as off
+from offramp.benching import bench
 from offramp.engine import engine_of
 from offramp.errors import BadData, BadInput, Mismatch, OverlappingRows
 from offramp.nodes import Seen
@@ -48,8 +49,9 @@ def test_it_is_near_and_does_not_mix_rows_and_a_plan_keeps_to_it(scales):
 
 @pytest.mark.slow
 def test_it_is_timed_beside_the_plain_network(scales):
-    plan = off.Plan.by_hand({"rung1": 0.5})
-    assert off.bench(net := ladder_of(2), plan, images_of(4), batches=(2,), repeats=1, engine=scales).lines, net
+    plan = off.Plan.by_hand({"small": 0.5})
+    found = bench(ladder_of(2), plan, rows_of(4), batches=(2,), repeats=1, engine=scales)
+    assert {line.batch for line in found.lines} == {2}
 
 
 @pytest.mark.slow
