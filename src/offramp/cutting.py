@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import reduce
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +20,7 @@ from offramp.network import Network
 from offramp.nodes import Exit, Gate, Seen
 from offramp.nodes import answer as logits_of
 from offramp.placing.asked import require_place, where
-from offramp.provenance import SeenRows
+from offramp.provenance import all_of
 from offramp.rungs import BACKBONE, RESERVED, Rung, digest, values_of
 from offramp.segmenting import segments_of
 from offramp.signature import Input, is_input
@@ -116,8 +115,7 @@ def ladder(
         gates=gates,
         made={node: network.made[cut] for node, network, cut in hung if cut in network.made},
     )
-    rows_learned = [network.learned for network in inner.values() if network.learned is not None]
-    stack.learned = reduce(SeenRows.and_also, rows_learned) if rows_learned else None
+    stack.learned = all_of(network.learned for network in inner.values())
     if example is not None:
         check_classes(stack, example)
     return stack

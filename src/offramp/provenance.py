@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any
 
 import numpy as np
@@ -103,6 +104,12 @@ class SeenRows:
         """The rows written by `to_json`."""
         raw = np.frombuffer(base64.b64decode(body["digests"], validate=True), dtype="<u8")
         return SeenRows(body["data"], body["fingerprint"], raw.astype(np.uint64))
+
+
+def all_of(some: Iterable[SeenRows | None]) -> SeenRows | None:
+    """All these rows together, told by the first of them; None where there are none."""
+    known = [seen for seen in some if seen is not None]
+    return reduce(SeenRows.and_also, known) if known else None
 
 
 def refuse_learned(learned: np.ndarray[Any, np.dtype[np.bool_]] | None, what: str) -> None:

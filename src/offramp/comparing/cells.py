@@ -11,9 +11,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property, reduce
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ from offramp.factories import FROM_FILES, front_of, make_front, make_model
 from offramp.files import read_json, write_json
 from offramp.fitting.teaching import fit, recipe_of
 from offramp.network import Network, plain_network
-from offramp.provenance import SeenRows, refuse_learned
+from offramp.provenance import all_of, refuse_learned
 from offramp.recording import record
 from offramp.rungs import BACKBONE, Rung
 from offramp.storing import load, save
@@ -126,13 +126,13 @@ class Cell:
             stacked = {cell.method.name: cell.network for cell in self.rungs()}
             models = {name: _rung(each) for name, each in stacked.items()}
             network = ladder(models, gate=self.method.gate, example=example_of(self.method, self.settings))
-            network.learned = _joined(each.learned for each in stacked.values())
+            network.learned = all_of(each.learned for each in stacked.values())
             return network
         place = self.home / "network"
         if place.exists():
             return load(place, None if (self.method.model or "").startswith(FROM_FILES) else self._model())
         network = self._made()
-        network.learned = _joined([network.learned, None if self._start is None else self._start.learned])
+        network.learned = all_of([network.learned, None if self._start is None else self._start.learned])
         if self.method.taught:
             self._teach(network)
         save(network, place)
@@ -280,12 +280,6 @@ class Cell:
         found = bench(self._under(gate), plan, x, batches=batches, repeats=settings.repeats, engine=settings.engine)
         write_json(file, KIND, SCHEMA, {"asked": asked, "lines": found.to_json()})
         return self.timed(unit)  # as the file has it
-
-
-def _joined(learned: Iterable[SeenRows | None]) -> SeenRows | None:
-    """All rows that taught, together."""
-    known = [seen for seen in learned if seen is not None]
-    return reduce(SeenRows.and_also, known) if known else None
 
 
 def _rung(network: Network) -> Any:

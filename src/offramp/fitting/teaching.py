@@ -27,7 +27,7 @@ from offramp.fitting.pooling import Pooling
 from offramp.inputs import as_inputs
 from offramp.network import Network
 from offramp.processes import Processes, here
-from offramp.provenance import SeenRows
+from offramp.provenance import SeenRows, all_of
 from offramp.recipe import Phase, Recipe, plain, poolable
 
 
@@ -197,9 +197,9 @@ def _learned(network: Network, taught: Held, held: Held | None) -> SeenRows:
     """All rows that this run and earlier ones teach by. Raises OverlappingRows when some are taught and measured on."""
     if held is not None:
         taught[1].seen.refuse_overlap(held[1].seen.digests, "development")
-    runs = [network.learned, taught[1].seen, held and held[1].seen]
-    known = [seen for seen in runs if seen is not None]
-    return replace(known[0], digests=np.unique(np.concatenate([seen.digests for seen in known])))
+    known = all_of([network.learned, taught[1].seen, held and held[1].seen])
+    assert known is not None
+    return replace(known, digests=np.unique(known.digests))
 
 
 def _called(data: object, network: Network, processes: Processes, *, labels: bool, progress: bool) -> Held:
