@@ -57,12 +57,14 @@ class View:
     inputs: what went in; empty where pooled features are read. Nodes whose exits cannot pool are then missing.
     network: that which was looked at, for what a forward does not give: gates, what exits hand on, the aids that
     `prepare` hung on, and steps that look again with other weights.
+    teacher: the last logits [b, C] of the phase's teacher for the same inputs, without gradient, if it has one.
     """
 
     logits: Mapping[str, Tensor]
     features: Mapping[str, Tensor]
     inputs: State
     network: Network
+    teacher: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,8 @@ class Phase:
     still: modules that keep their eval mode although parameters in them are taught, such as batch norms.
     labels: whether it needs them.
     during: entered for the phase and left after it, such as hooks on modules that change the way of gradients.
+    teacher: the name of an aid that is a network; in a phase that reads the input it looks at every batch as well, in
+    fit's precision.
     """
 
     name: str
@@ -116,6 +120,7 @@ class Phase:
     still: tuple[nn.Module, ...] = ()
     labels: bool = True
     during: Callable[[], AbstractContextManager[None]] = nullcontext
+    teacher: str | None = None
 
 
 @dataclass(frozen=True)

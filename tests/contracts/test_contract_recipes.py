@@ -79,11 +79,12 @@ OTHER = {
     "ztw": {"epochs": 8, "rate": 1e-2, "ensembles": 3},
     "distill": {"backbone": False, "epochs": 6, "rate": 1e-2},
     "synergy": {"backbone": False, "epochs": 4, "rate": 2e-2},
+    "joint": {"keep": 0.5, "epochs": 6, "rate": 1e-2},
 }
 OTHER_CUT = {"ztw": {"exits": "cascade_conv"}, "sdn": {"exits": "linear"}, "synergy": {"exits": "selective"}}
 
 
-@pytest.mark.parametrize("name", ["sdn", "ztw", "distill", pytest.param("synergy", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["sdn", "ztw", "distill", "joint", pytest.param("synergy", marks=pytest.mark.slow)])
 def test_the_other_way_of_a_recipe(name, tmp_path):
     check_recipe(lambda: recipe_of(name, **OTHER[name]), lambda: untaught(**OTHER_CUT.get(name, {})), (X, Y), tmp_path)
 

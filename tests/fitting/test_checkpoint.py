@@ -46,7 +46,14 @@ class Scheduled(Recipe):
         return {name: torch.nn.functional.cross_entropy(view.logits[name], lesson.labels()) for name in view.logits}
 
 
-@pytest.mark.parametrize("recipe", [Joint(epochs=2, alone=1, decay=True), Scheduled()], ids=["joint", "scheduled"])
+STOPPED = {
+    "joint": Joint(epochs=2, alone=1, decay=True),
+    "kept": Joint(epochs=3, keep=0.5),
+    "scheduled": Scheduled(),
+}
+
+
+@pytest.mark.parametrize("recipe", STOPPED.values(), ids=STOPPED)
 @pytest.mark.parametrize("after", [1, 5, 7, 13])
 def test_stopped_anywhere_and_resumed_it_ends_with_the_same_weights(tmp_path, recipe, after):
     whole = taught(recipe)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from offramp.recipes._schedules import cosine, dropped
 from offramp.recipes.boosted import Boosted, add_up
 from offramp.recipes.decorrelated import Decorrelated, divergence, mean_log, own_logs
 from offramp.recipes.joint import Joint
-from small import cut_of, dense, images_of, ladder_of
+from small import cut_of, dense, images_of, ladder_of, rows_of
 
 X, Y = images_of(12), torch.arange(12) % 3
 NODES = ("stem", "blocks.0", "backbone")
@@ -229,3 +230,45 @@ def test_a_wrapped_exit_of_the_users_own_is_not_built_from_a_file(tmp_path):
     off.save(net, tmp_path / "net")
     with pytest.raises(BadInput, match=r"my\.exits:Mine.*give it again"):
         off.load(tmp_path / "net", net.backbone)
+
+
+def test_keep_takes_the_answers_from_before_beside_the_labels():
+    net, recipe = cut_of(), Joint((1.0, 2.0, 0.5), keep=0.25, temperature=3.0)
+    recipe.prepare(net)
+    before = net(X)[-1].detach()
+    torch.testing.assert_close(net.aids["before"](X)[-1], before)
+    with torch.no_grad():
+        for value in net.parameters():
+            value.add_(0.1)
+    view = view_of(net)
+    found = recipe.loss(replace(view, teacher=before), lesson())
+    soft = (before / 3).softmax(1)
+    for name, weight in zip(NODES, (1.0, 2.0, 0.5), strict=True):
+        own = (view.logits[name] / 3).log_softmax(1)
+        expected = weight * (0.75 * cross_entropy(view.logits[name], Y) - 0.25 * 9 * (soft * own).sum(1).mean())
+        torch.testing.assert_close(found[name], expected)
+    torch.testing.assert_close(net.aids["before"](X)[-1], before)  # a copy: it does not move with the network
+
+
+def test_a_model_that_only_keeps_what_it_answers_does_not_change_and_needs_no_labels():
+    sgd = {"keep": 1.0, "epochs": 2, "rate": 0.02, "optimiser": "sgd"}  # Adam would make steps of mere rounding
+    net, recipe = cut_of(), Joint((0.0, 0.0, 1.0), norm="frozen", **sgd)
+    net.backbone.drop.p = 0.0
+    models = {key: value.clone() for key, value in net.backbone.state_dict().items()}
+    off.fit(net, X, recipe=recipe, batch_size=6, progress=False)
+    for key, value in net.backbone.state_dict().items():
+        torch.testing.assert_close(value, models[key], atol=1e-4, rtol=0)
+    assert net.aids == {}
+    off.fit(net, X, recipe=Joint(**sgd), batch_size=6, progress=False)  # exits teach the models as well
+    assert not torch.allclose(net.backbone.stem[0].weight, models["stem.0.weight"], atol=1e-3)
+
+
+def test_keep_in_a_ladder_is_what_its_last_model_answers():
+    ladder = ladder_of(2)
+    Joint(keep=0.5).prepare(ladder)
+    torch.testing.assert_close(ladder.aids["before"](rows_of(5))[-1], ladder(rows_of(5))[-1])
+
+
+@pytest.mark.parametrize("wrong", [{"keep": 1.5}, {"keep": 0.5, "temperature": 0.0}, {"keep": 0.5, "alone": 1}])
+def test_keep_refuses_what_makes_no_sense(wrong):
+    refused(cut_of(), Joint(**wrong), BadInput, "keep=")

@@ -14,25 +14,27 @@ from offramp.recipe import Pools, View, exits_read, pooled_by
 from offramp.rungs import values_of
 
 Looked = dict[str, dict[str, Tensor]]
+TEACHER = "teacher"
 
 
 class Looking(nn.Module):
     """Named tensors in, `logits` and `features` by node out.
 
     `pooled` says that the named tensors are the nodes' pooled features, and the models are not run. Exits that cannot
-    pool, or that read one which cannot, are left out then.
+    pool, or that read one which cannot, are left out then. The last logits of a teacher, which
+    looks at inputs alone, come as `teacher`.
     """
 
-    def __init__(self, network: Network) -> None:
+    def __init__(self, network: Network, teacher: nn.Module | None = None) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.teacher = network, teacher
 
     def forward(self, state: State, pooled: bool) -> Looked:
         """Logits [b, C] and features [b, ...] by node."""
         if not pooled:
             seen = dict(self.network.look(given(state)))
             own = {name: one.own for name, one in seen.items() if one.own is not None}
-            return {"logits": own, "features": {name: one.features for name, one in seen.items()}}
+            return {"logits": own, "features": {name: one.features for name, one in seen.items()}} | self._taught(state)
         logits, handed = dict[str, Tensor](), dict[str, Tensor]()
         for name, exit_ in exits_of(self.network):
             if name in state and exits_read(exit_) <= logits.keys():
@@ -40,10 +42,18 @@ class Looking(nn.Module):
                 logits[name], handed[name] = answers(exit_, Seen(state[name].to(kind), handed), name)
         return {"logits": logits, "features": {name: state[name] for name in logits}}
 
+    def _taught(self, state: State) -> Looked:
+        """The teacher's last logits."""
+        if self.teacher is None:
+            return {}
+        with torch.no_grad():
+            return {TEACHER: {TEACHER: self.teacher(given(state))[-1]}}
+
 
 def view_of(network: Network, looked: Mapping[str, Mapping[str, Tensor]], state: State, pooled: bool) -> View:
     """What `Looking` gave, as a recipe sees it."""
-    return View(looked["logits"], looked["features"], {} if pooled else state, network)
+    teacher = looked.get(TEACHER, {}).get(TEACHER)
+    return View(looked["logits"], looked["features"], {} if pooled else state, network, teacher)
 
 
 def exits_of(network: Network) -> Iterator[tuple[str, Exit]]:

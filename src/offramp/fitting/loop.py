@@ -95,7 +95,8 @@ class Loop:
 
     def _teach(self, number: int, phase: Phase) -> None:
         """Epochs of steps: look, lose, step."""
-        recipe, looking, pooled = self.course.recipe, Looking(self.network), phase.reads == "pooled"
+        recipe, pooled = self.course.recipe, phase.reads == "pooled"
+        looking = Looking(self.network, self.network.aids[phase.teacher] if phase.teacher else None)
         lessons, held = self._lessons(number, phase), self._development(pooled=pooled)
         require_rows(lessons, self.network)
         steps = phase.epochs * lessons.steps

@@ -1,9 +1,9 @@
-"""What the recipes that teach models and exits together share: their parameters, and a trial run."""
+"""What the recipes that teach models and exits together share: their parameters, a trial run, a teacher's loss."""
 
 from __future__ import annotations
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
 from offramp.inputs import State, as_inputs, given
@@ -43,3 +43,9 @@ def require_one_width(network: Network) -> None:
         raise BadNetwork(
             f"the exits answer with different numbers of classes ({widths}), expected one; give exits of one width"
         )
+
+
+def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
+    """Mean over rows of -sum_c q_c log p_c, p and q the softmax of logits and teacher [b, C] at a temperature."""
+    q = (teacher / temperature).softmax(-1)
+    return -(q * (logits / temperature).log_softmax(-1)).sum(-1).mean()

@@ -26,7 +26,7 @@ from offramp.network import Network
 from offramp.nodes import Exit
 from offramp.recipe import Lesson, Losses, Phase, Pools, Recipe, View, reading, taught_exits, tried
 from offramp.recipes._schedules import dropped
-from offramp.recipes._together import students_of
+from offramp.recipes._together import soft_cross_entropy, students_of
 
 ADAPTER = "adapter/"  # of an aid, before the name of its exit
 
@@ -129,12 +129,6 @@ class Distill(Recipe):
         if self.backbone:
             found[last] = cross_entropy(view.logits[last], lesson.labels())
         return found
-
-
-def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean over rows of -sum_c q_c log p_c, p and q the softmax of logits and teacher [b, C] at a temperature."""
-    q = (teacher / temperature).softmax(-1)
-    return -(q * (logits / temperature).log_softmax(-1)).sum(-1).mean()
 
 
 def feature_of(exit_: Exit, features: Tensor) -> Tensor:

@@ -10,24 +10,28 @@ is the same sum; the authors' Lua code takes Nesterov's momentum.
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from offramp.errors import BadInput, BadNetwork
-from offramp.network import Network
+from offramp.network import Network, plain_network
 from offramp.recipe import Lesson, Losses, Optimising, Phase, Recipe, Scheduling, View, taught_exits
 from offramp.recipes._equilibrium import equilibrium, require_one_model
 from offramp.recipes._schedules import cosine, dropped
+from offramp.recipes._together import soft_cross_entropy
 
 NORMS = ("moving", "frozen")
 RATES = {"adam": 1e-3, "sgd": 0.1}
 ALONE = "models alone"
+BEFORE = "before"
 
 
 class Joint(Recipe):
@@ -40,6 +44,10 @@ class Joint(Recipe):
     norm: "moving" lets batch norms of the models learn and follow the batches, "frozen" keeps them as they are.
     backbone=False teaches the exits alone, and the models stay as they are. equilibrium=True averages the gradients of
     the exits behind each cut instead of summing them (Li et al., 2019, arXiv 1908.06294; recipes/_equilibrium.py).
+    keep: how much of each exit's loss comes from what the last model answered before it was taught on, instead of from
+    the label: (1 - keep) CE(z, y) + keep T^2 CE(z / T, before / T), T the temperature (Hinton, Vinyals and Dean, 2015,
+    arXiv 1503.02531; for a model's own earlier answers Li and Hoiem, 2016, arXiv 1606.09282). keep=1 needs no labels.
+    Meant for trained models, which else lose accuracy of their own; costs a forward of the last one more per step.
     """
 
     def __init__(
@@ -55,12 +63,15 @@ class Joint(Recipe):
         norm: str = "moving",
         backbone: bool = True,
         equilibrium: bool = False,
+        keep: float = 0.0,
+        temperature: float = 4.0,
     ) -> None:
         self.weights, self.epochs, self.alone = weights, epochs, alone
         self.optimiser, self.betas, self.decay = optimiser, betas, decay
         self.rate = RATES.get(optimiser, 0.0) if rate is None else rate
         self.norm, self.backbone = norm, backbone
         self.equilibrium = equilibrium
+        self.keep, self.temperature = keep, temperature
 
     def prepare(self, network: Network) -> None:
         """Raise BadInput for weights that do not fit, BadNetwork where there is nothing to teach."""
@@ -75,6 +86,12 @@ class Joint(Recipe):
         weights_of(self.weights, network.chain.exits)
         if self.equilibrium:
             require_one_model(network, "equilibrium=True")
+        if not 0 <= self.keep <= 1 or not 0 < self.temperature < math.inf or (self.keep and self.alone):
+            raise BadInput(
+                f"got keep={self.keep}, temperature={self.temperature} and alone={self.alone}, expected 0 to 1, a "
+                "number above 0, and alone=0 beside a keep above 0: what models answer before they are taught is no use"
+            )
+        network.aids = {BEFORE: before(network)} if self.keep else {}
 
     def phases(self, network: Network) -> list[Phase]:
         """The models alone, if asked for, then everything."""
@@ -86,7 +103,19 @@ class Joint(Recipe):
         first = [Phase(ALONE, models, self.alone, step, schedule, still=still)] if self.alone and models else []
         during = partial(equilibrium, network) if self.equilibrium else nullcontext
         every = (*models, *network.exits.parameters())
-        return [*first, Phase("joint", every, self.epochs, step, schedule, still=still, during=during)]
+        teacher = BEFORE if self.keep else None
+        joint = Phase(
+            "joint",
+            every,
+            self.epochs,
+            step,
+            schedule,
+            still=still,
+            labels=self.keep < 1,
+            during=during,
+            teacher=teacher,
+        )
+        return [*first, joint]
 
     def _stepping(self) -> tuple[Optimising, Scheduling | None]:
         """The optimiser, and how its rate falls over a phase."""
@@ -97,10 +126,20 @@ class Joint(Recipe):
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """Weighted cross-entropy by exit."""
-        y, weights = lesson.labels(), weights_of(self.weights, tuple(view.logits))
         if lesson.phase == ALONE:
-            return cross_entropy([*view.logits.values()][-1], y)
-        return {name: weights[name] * cross_entropy(logits, y) for name, logits in view.logits.items()}
+            return cross_entropy([*view.logits.values()][-1], lesson.labels())
+        weights = weights_of(self.weights, tuple(view.logits))
+        return {name: weights[name] * self._by_both(logits, view, lesson) for name, logits in view.logits.items()}
+
+    def _by_both(self, logits: Tensor, view: View, lesson: Lesson) -> Tensor:
+        """The loss of an exit by labels and by what the models answered before."""
+        parts = list[Tensor]()
+        if self.keep < 1:
+            parts.append((1 - self.keep) * cross_entropy(logits, lesson.labels()))
+        if view.teacher is not None:
+            soft = soft_cross_entropy(logits, view.teacher, self.temperature)
+            parts.append(self.keep * self.temperature**2 * soft)
+        return torch.stack(parts).sum()
 
 
 def weights_of(weights: float | Sequence[float] | Mapping[str, float], exits: Sequence[str]) -> dict[str, float]:
@@ -114,6 +153,13 @@ def weights_of(weights: float | Sequence[float] | Mapping[str, float], exits: Se
     if set(found) != set(exits) or not numbers:
         raise BadInput(f"the weights are {weights!r}, expected a number of at least 0 for each of {', '.join(exits)}")
     return {name: float(found[name]) for name in exits}
+
+
+def before(network: Network) -> Network:
+    """The last model as it is now, as a network of its own."""
+    last = network.rungs[-1]
+    model, front = network.model_of(last), network.front_of(last)
+    return plain_network(copy.deepcopy(model), last, copy.deepcopy(front))
 
 
 def norms_of(module: nn.Module) -> tuple[nn.Module, ...]:

@@ -22,8 +22,7 @@ from offramp.network import Network
 from offramp.nodes import Seen
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
 from offramp.recipes._schedules import cosine
-from offramp.recipes._together import parameters_of
-from offramp.recipes.distill import soft_cross_entropy
+from offramp.recipes._together import parameters_of, soft_cross_entropy
 
 
 class Synergy(Recipe):
