@@ -88,3 +88,37 @@ def test_it_keeps_no_module_alive():
     gc.collect()
     assert gone() is None
     watch.check()
+
+
+def refused(watch):
+    try:
+        watch.glance()
+    except OpenAgain:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("change", ["double", "deep training", "weight in place"])
+def test_glances_notice_after_as_many_turns_at_most_and_a_check_at_once(change):
+    module = model()
+    watch = Watch([module], turns=4)
+    CHANGES[change](module)
+    with pytest.raises(OpenAgain):
+        watch.check()
+    assert any(refused(watch) for _ in range(4))
+
+
+def test_every_glance_looks_at_what_is_always_looked_at():
+    module = model()
+    watch = Watch([module], turns=4, always=[module[2]])
+    touch(module[2], "weight", "mul_")
+    assert all(refused(watch) for _ in range(9))
+
+
+def test_more_turns_than_modules():
+    module = nn.Linear(2, 2).eval()
+    watch = Watch([module], turns=3)
+    for _ in range(7):
+        watch.glance()
+    touch(module, "weight", "mul_")
+    assert [refused(watch) for _ in range(6)].count(True) == 2

@@ -5,6 +5,7 @@ Shapes: B rows handed in, n rows at one exit, C classes.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,17 +55,16 @@ class Filling:
     def __init__(self, count: int, device: torch.device, exits: tuple[str, ...], classes: int) -> None:
         self.count, self.device, self.exits, self.classes = count, device, exits, classes
         self.logits: Tensor | None = None
-        self.exit = np.zeros(count, np.int64)
-        self.why = np.zeros(count, np.int64)
+        self.codes = np.zeros((2, count), np.int64)  # exit and why
         self.flags = np.zeros(count, bool)
 
     def put(self, rows: Rows, logits: Tensor, place: int, why: int) -> None:
         """Write the answers [n, C] of rows; None stands for all of them."""
         where = slice(None) if rows is None else rows
-        self.exit[where] = place
-        self.why[where] = why
-        if why != GATE:  # what leaves at a gate had a score, so its logits were finite
-            self.flags[where] |= ~np.isfinite(logits.sum(-1).float().cpu().numpy())  # in torch that is four operations
+        self.codes[0, where] = place
+        self.codes[1, where] = why
+        if why != GATE and not math.isfinite(_sum(logits)):  # what leaves at a gate had a score: its logits were finite
+            self.flags[where] |= ~np.isfinite(logits.float().cpu().numpy()).all(-1)
         if rows is None:
             self.logits = logits
             return
@@ -84,6 +84,15 @@ class Filling:
     def answers(self) -> Answers:
         """All of them; of an empty batch, none."""
         logits = torch.zeros(0, self.classes, device=self.device) if self.logits is None else self.logits
-        per_row = (torch.from_numpy(column).to(self.device) for column in (self.exit, self.why, self.flags))
-        exit_, why, flagged = per_row
-        return Answers(logits, exit_, why, flagged, self.exits)
+        codes, flagged = torch.from_numpy(self.codes), torch.from_numpy(self.flags)
+        if self.device.type != "cpu":
+            codes, flagged = codes.to(self.device), flagged.to(self.device)
+        return Answers(logits, codes[0], codes[1], flagged, self.exits)
+
+
+def _sum(logits: Tensor) -> float:
+    """Of all logits [n, C]: not finite when one of them is not. One number, because a batch of one waits for it."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        with np.errstate(all="ignore"):  # NaN and infinities are what is looked for
+            return float(np.add.reduce(logits.numpy(), axis=None))  # half of what torch takes
+    return float(logits.sum())

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -26,12 +27,16 @@ from offramp.segmenting import undisturbed
 from offramp.signature import INPUT, example
 from offramp.watch import Watch
 
+TURNS = 8  # batches after which an engine with copies of the weights has looked at all of the network
+
 
 class Runner:
     """A network opened under a plan on one engine and device: immutable, thread-safe, callable.
 
     `runner(x)` -> Answers for a batch x [B, ...]; `runner.anytime(x)` yields every exit's Answers, shallow to deep.
-    It refuses with OpenAgain once the network was moved, cast, trained or re-assigned.
+    It refuses with OpenAgain once the network was moved, cast, trained or re-assigned. An engine with copies of the
+    weights answers as the network was when it was opened, so there a change of single modules of a model, not of the
+    whole, of its ends or of an exit, may be noticed as late as the eighth batch; `check` sees all of it.
     """
 
     def __init__(
@@ -47,12 +52,16 @@ class Runner:
         self.plan = plan
         self.chain = network.chain
         self.device = network.device()
+        self._places, self._end = {name: at for at, name in enumerate(self.chain.exits)}, len(self.chain.exits) - 1
+        self._mode = nullcontext if own_threads else torch.inference_mode  # where torch computes nothing
         containers = [network, network.backbone, network.fronts, network.exits, network.gates]
         self._containers = Watch(containers, deep=False)
         modules = {part.step.name: part.modules for part in every}
         passed = {part.step.name: part.passes for part in parts}
         self._watches = {
-            name: Watch([each for node in (*passed.get(name, ()), name) for each in modules[node]], deep=False)
+            name: _watch(
+                network, [each for node in (*passed.get(name, ()), name) for each in modules[node]], own_threads
+            )
             for name in modules
         }
         self._parts = tuple(parts)
@@ -78,7 +87,7 @@ class Runner:
         self._containers.check()
         batch = self._batch(x)
         until = None if deadline_ms is None else start + deadline_ms / 1e3
-        with torch.inference_mode():
+        with self._mode():
             answers = self._walk(batch, until)
         return answers.to(x.device) if isinstance(x, Tensor) and x.device != self.device else answers
 
@@ -123,10 +132,10 @@ class Runner:
             if until is not None and latest is not None and not self._fits(number, count, until):
                 result.put(rows, latest[1], latest[0], DEADLINE)
                 break
-            name, place = part.step.name, self.chain.place(part.step.name)
+            name, place = part.step.name, self._places[part.step.name]
             self._call(part, state)
             if part.step.last:
-                result.put(rows, state[name + LOGITS], place, END if place == len(self.chain.exits) - 1 else DEEPEST)
+                result.put(rows, state[name + LOGITS], place, END if place == self._end else DEEPEST)
                 break
             if until is not None and part.step.exit:
                 latest = place, state[name + LOGITS]
@@ -145,7 +154,7 @@ class Runner:
         try:
             part.call(state)
         finally:  # also when the call failed: a network that was cast fails with a worse message
-            self._watches[part.step.name].check()
+            self._watches[part.step.name].glance()
 
     def _leave(self, result: Filling, rows: Rows, state: State, name: str, place: int) -> Rows:
         """Write what leaves here; return which of the rows stay (None: all of them).
@@ -170,6 +179,17 @@ class Runner:
     def _fits(self, number: int, count: int, until: float) -> bool:
         assert self._percentiles is not None
         return time.perf_counter() + self._percentiles[number](count) / 1e3 <= until
+
+
+def _watch(network: Network, modules: Sequence[nn.Module], copied: bool) -> Watch:
+    """Over all modules at every batch; in turns where an engine has copies, beside which the weights are cold."""
+    if not copied:
+        return Watch(modules, deep=False)
+    ours = {*network.fronts.modules(), *network.exits.modules(), *network.gates.modules()}
+    theirs = [each for each in modules if each not in ours and next(each.parameters(recurse=False), None) is not None]
+    return Watch(
+        modules, deep=False, turns=TURNS, always=[*filter(ours.__contains__, modules), *theirs[:1], *theirs[-1:]]
+    )
 
 
 def _by_torch(state: State, rows: np.ndarray[Any, np.dtype[np.int64]]) -> State:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import chain
+from collections.abc import Iterable, Sequence
+from itertools import chain, cycle
 from operator import attrgetter, is_, itemgetter
 from typing import Any
 
@@ -20,10 +20,34 @@ class Watch:
     A part is looked at right after it ran, while its tensors are in the cache: four times cheaper than before the
     run, and a change made during the run is noticed as well. It holds the modules' tables and not the modules, so
     that a Runner does not keep its network alive.
+
+    turns: a `glance` looks at one of so many shares of the modules, the next one each time, and at those in `always`.
+    What moves, casts or trains all of them is noticed by any glance, a change of single ones after `turns` at most.
     """
 
-    def __init__(self, roots: Sequence[nn.Module], *, deep: bool = True) -> None:
+    def __init__(
+        self, roots: Sequence[nn.Module], *, deep: bool = True, turns: int = 1, always: Iterable[nn.Module] = ()
+    ) -> None:
         modules = dict.fromkeys(module for root in roots for module in (root.modules() if deep else [root]))
+        first = [module for module in dict.fromkeys(always) if module in modules]
+        rest = [module for module in modules if module not in set(first)]
+        self._shares = [_Share([*first, *rest[turn::turns]]) for turn in range(turns)]
+        self._turn = cycle(self._shares)
+
+    def check(self) -> None:
+        """Raise OpenAgain when anything differs."""
+        for share in self._shares:
+            share.check()
+
+    def glance(self) -> None:
+        """Raise OpenAgain when anything differs in the share whose turn it is."""
+        next(self._turn).check()
+
+
+class _Share:
+    """Modules that are looked at together."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
         tables: list[dict[str, Any]] = [
             table for module in modules for table in (module._parameters, module._buffers, module._modules)
         ]
@@ -45,7 +69,6 @@ class Watch:
         return list(map(attrgetter("_version"), self.tensors)), list(map(Tensor.data_ptr, self.places))
 
     def check(self) -> None:
-        """Raise OpenAgain when anything differs."""
         now = list(chain.from_iterable(map(VALUES, self.tables)))
         same = len(now) == len(self.values) and all(map(is_, now, self.values)) and not any(self.empty)
         same = same and self._marks() == self.marks

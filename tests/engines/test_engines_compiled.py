@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +22,7 @@ from offramp.errors import BadData, BadInput, BadNetwork, Mismatch, MissingExtra
 from offramp.find import find_file
 from offramp.nodes import Gate
 from offramp.plan import BAND, Plan
+from offramp.running import TURNS
 from small import cut_of, dense, images_of, ladder_of, rows_of
 
 ENGINES = ("onnxruntime", "openvino")
@@ -112,6 +114,51 @@ def test_changed_weights_are_noticed_and_used_when_opened_again(engine):
     after = off.run(net, plan, x, engine=engine).logits
     close(after, net(x)[-1])
     assert (after - before).abs().max() > 0.01
+
+
+def answered_by(runner, x):
+    with contextlib.suppress(OpenAgain):
+        return runner(x).logits
+    return None
+
+
+def trained(module):
+    with torch.no_grad():
+        [value.mul_(2) for value in module.parameters()]
+
+
+AT_ONCE = {
+    "all of it": lambda net: trained(net.backbone),
+    "an exit": lambda net: trained(net.exits["stem"]),
+    "training mode": lambda net: net.train(),
+    "another exit": lambda net: net.exits.__setattr__("stem", nn.Identity().eval()),
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("change", AT_ONCE)
+def test_what_changes_as_a_whole_is_noticed_at_the_next_batch(engine, change):
+    net, x = cut_of(), images_of(5)
+    runner = off.open(net, Plan.by_hand({"stem": 1e9}), engine=engine)
+    runner(x)
+    AT_ONCE[change](net)
+    with pytest.raises(OpenAgain, match="open again"):
+        runner(x)
+
+
+@pytest.mark.slow
+def test_a_layer_in_the_middle_is_noticed_within_the_turns_and_by_a_check_at_once(engine):
+    """Until then the answers are those of the network as it was opened: the engine has its own copies."""
+    net, x = cut_of(), images_of(5)
+    runner = off.open(net, Plan.by_hand({}), engine=engine)
+    before = runner(x).logits
+    trained(net.backbone.blocks[0])
+    with pytest.raises(OpenAgain):
+        runner.check()
+    answered = [answer for answer in (answered_by(runner, x) for _ in range(TURNS)) if answer is not None]
+    assert len(answered) < TURNS
+    for answer in answered:
+        close(answer, before)
 
 
 @pytest.mark.slow
