@@ -70,7 +70,8 @@ EngineName = Annotated[
     typer.Option(
         "--engine",
         metavar="ENGINE",
-        help="torch, torch:bf16,channels_last, torch:compile, onnxruntime, openvino; a plan keeps to its own.",
+        help="torch, torch:bf16,channels_last, torch:compile, torch:cuda_graphs, onnxruntime, openvino; a plan keeps "
+        "to its own.",
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")]

@@ -6,6 +6,8 @@ channels_last: images [B, C, H, W] enter every segment in that memory format; we
 them the same format (`net.to(memory_format=torch.channels_last)`) where a device reorders them at every call.
 compile: every part is compiled ahead of time, for all batch sizes, when its first rows arrive: those of a plan's probe,
 while it is opened. Needs a C++ compiler, and half a minute for each part.
+cuda_graphs: what each part launches on a GPU is recorded at batches of 1, 2, 4 to 64 and replayed, batches between them
+padded to the next; larger ones run as they are.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 
 from offramp.chain import Node, Step
 from offramp.engines._compiling import ahead
+from offramp.engines._cuda_graphs import Replayed
 from offramp.errors import BadData, BadInput
 from offramp.graphs import lazy_parts
 from offramp.inputs import State
@@ -37,14 +40,17 @@ def open(
     bf16: bool = False,
     channels_last: bool = False,
     compile: bool = False,
+    cuda_graphs: bool = False,
 ) -> tuple[Part, ...]:
     """One part per step, on the network's own parameters; `device` is where they are.
 
-    Raises BadInput for bf16 on a device that has none, and together with compile.
+    Raises BadInput for bf16 on a device that has none, for cuda_graphs on another device than a GPU and for text of any
+    length, and for compile with another option.
     """
     if compile:
-        if bf16 or channels_last:
-            raise BadInput("got compile with bf16 or channels_last, which it does not keep; take one or the other")
+        others = {"bf16": bf16, "channels_last": channels_last, "cuda_graphs": cuda_graphs}
+        if named := [name for name, asked in others.items() if asked]:
+            raise BadInput(f"got compile with {named[0]}, which it does not keep; take one or the other")
         told = f"torch:compile on {device}"
         return lazy_parts(network, steps, device, told, ahead)
     segments = segments_of(network)
@@ -52,12 +58,17 @@ def open(
     if bf16:
         _require_bf16(device)
         parts = tuple(_each(part, partial(_in_bf16, device.type)) for part in parts)
-    return tuple(_each(part, _in_channels_last) for part in parts) if channels_last else parts
+    if channels_last:
+        parts = tuple(_each(part, _in_channels_last) for part in parts)
+    if cuda_graphs:
+        _require_fixed(network, device)
+        parts = tuple(replace(part, pieces={"segment": Replayed(part)}) for part in parts)
+    return parts
 
 
-def compiles(*, compile: bool = False, **_: object) -> bool:
+def compiles(*, compile: bool = False, cuda_graphs: bool = False, **_: object) -> bool:
     """Whether parts are made when their first rows arrive."""
-    return compile
+    return compile or cuda_graphs
 
 
 def _each(part: Part, dressed: Callable[[Callable[[State], State]], Callable[[State], State]]) -> Part:
@@ -67,6 +78,13 @@ def _each(part: Part, dressed: Callable[[Callable[[State], State]], Callable[[St
 def _require_bf16(device: torch.device) -> None:
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise BadInput(f"{torch.cuda.get_device_name(device)} has no bfloat16; open it with engine='torch'")
+
+
+def _require_fixed(network: Network, device: torch.device) -> None:
+    if device.type != "cuda":
+        raise BadInput(f"the network is on {device}, and cuda_graphs replays what a GPU does; leave the option out")
+    if free := [name for rung in network.rungs for name in rung.length]:
+        raise BadInput(f"{free[0]} may have any length, and cuda_graphs records fixed shapes; leave the option out")
 
 
 def _in_bf16(device: str, piece: Callable[[State], State]) -> Callable[[State], State]:

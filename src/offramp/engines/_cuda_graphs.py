@@ -1,0 +1,86 @@
+"""CUDA graphs: what a part launches on a GPU is recorded for a few batch sizes, and replayed in one launch.
+
+At small batches a GPU waits for Python to launch kernels. A graph has fixed shapes and fixed memory: a batch is copied
+into the buffers of the next size up, and what stands in the rows behind it is computed along and not looked at (rows
+do not see each other: `cut` checked that). Larger batches than the largest size run as they are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Lock
+
+import torch
+
+from offramp.errors import BadNetwork
+from offramp.inputs import State
+from offramp.network import Part
+from offramp.programs import read_by
+
+SIZES = (1, 2, 4, 8, 16, 32, 64)
+WARMUP = 3  # calls before the recording, for libraries that choose their kernels in the first ones
+
+Recorded = tuple[Callable[[], None], State]  # what computes anew, and where its results stand then
+Key = tuple[object, ...]
+
+
+def recorded(call: Callable[[], State], device: torch.device) -> Recorded:
+    """One call on a GPU as a CUDA graph."""
+    with torch.cuda.device(device):
+        own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        own.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(own):
+            for _ in range(WARMUP):
+                call()
+        torch.cuda.current_stream().wait_stream(own)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = call()
+    return graph.replay, found
+
+
+class Replayed:
+    """A part as one call on named tensors. All sizes are recorded when the first rows of their shapes arrive.
+
+    Threads take turns: the buffers are one for all. Raises BadNetwork for what cannot be recorded.
+    """
+
+    def __init__(self, part: Part) -> None:
+        self.part = part
+        self.kept: dict[Key, dict[int, tuple[State, Recorded]]] = {}
+        self.lock = Lock()
+
+    def __call__(self, state: State) -> State:
+        names = read_by(self.part, state)
+        count = len(state[names[0]])
+        size = next((size for size in SIZES if size >= count), None)
+        if size is None:
+            return self._computed({name: state[name] for name in names})
+        with self.lock, torch.inference_mode():
+            given, (replay, found) = self._sizes({name: state[name] for name in names})[size]
+            for name, buffer in given.items():
+                buffer[:count].copy_(state[name], non_blocking=True)
+            replay()
+            return {name: value[:count].clone() for name, value in found.items()}
+
+    def _sizes(self, state: State) -> dict[int, tuple[State, Recorded]]:
+        key = tuple((name, value.dtype, value.shape[1:]) for name, value in state.items())
+        if key not in self.kept:
+            self.kept[key] = {size: self._one(size, state) for size in SIZES}
+        return self.kept[key]
+
+    def _one(self, size: int, state: State) -> tuple[State, Recorded]:
+        given = {name: value.new_zeros((size, *value.shape[1:])) for name, value in state.items()}
+        try:
+            return given, recorded(lambda: self._computed(given), next(iter(given.values())).device)
+        except RuntimeError as problem:
+            brief = str(problem).strip().splitlines()[0].rstrip(".;")
+            raise BadNetwork(
+                f"segment {self.part.step.name!r} cannot be recorded as a CUDA graph: {brief}; leave cuda_graphs out"
+            ) from problem
+
+    def _computed(self, given: State) -> State:
+        """What the part's pieces give, and not what they were given."""
+        state = dict(given)
+        self.part.call(state)
+        return {name: value for name, value in state.items() if name not in given}
