@@ -162,7 +162,8 @@ def main() -> None:
     args = parser.parse_args()
     train = partial(measured, args.data, args.cache, alone=args.alone, joint=args.joint)
     results: dict[str, Any] = {"seeds": [train(seed=seed) for seed in range(args.seeds)]}
-    show(results["seeds"], Console(width=150))
+    if results["seeds"]:
+        show(results["seeds"], Console(width=150))
     if not args.no_speed:
         results["speed"] = speed(args.data, args.cache, args.alone, args.joint, args.repeats, args.engine)
     if args.json:

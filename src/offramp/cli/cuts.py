@@ -12,7 +12,7 @@ from offramp.cli.options import AsJson, GateName, OutputFolder, writable
 from offramp.cli.places import figures, placed_for
 from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
-from offramp.placing.flags import exits_at, require_place
+from offramp.placing.flags import exits_at, require_placing_flags
 
 if TYPE_CHECKING:
     from torch import nn
@@ -105,7 +105,7 @@ def cut(
     from offramp.storing import save
 
     writable(output, folder=True)
-    require_place(at, parts, probe)
+    require_placing_flags(at, parts, probe)
     exits, free = exits_at(at, exit_, exit_of), words(length) or ()
     module, before = _model(model, weights, front)
     batch = _rows(example)

@@ -14,7 +14,7 @@ from offramp.comparing.settings import Method, Settings
 from offramp.errors import BadFile, BadInput
 from offramp.files import read_text
 from offramp.find import unknown
-from offramp.placing.flags import AUTO, exits_at, require_place
+from offramp.placing.flags import AUTO, exits_at, require_placing_flags
 
 
 def read_settings(path: str | Path) -> Settings:
@@ -148,7 +148,7 @@ def _require_method(settings: Settings, method: Method, here: str) -> None:
         raise BadInput(f"{here} has no model, expected one such as model = 'offramp:resnet20'; add it")
     if not method.static:
         try:
-            require_place(method.at, method.parts, method.probe)
+            require_placing_flags(method.at, method.parts, method.probe)
             exits_at(method.at, method.exit, method.exit_of)
         except BadInput as problem:
             raise BadInput(f"{here}: {problem}") from problem

@@ -10,7 +10,7 @@ from offramp.errors import BadInput
 AUTO = "auto"
 
 
-def require_place(at: str | None, parts: int | None, probe: str | None) -> None:
+def require_placing_flags(at: str | None, parts: int | None, probe: str | None) -> None:
     """Raise BadInput unless it is clear where to cut."""
     if at != AUTO and (at is None) == (parts is None):
         raise BadInput(f"got --at {at or '-'} and --parts {parts or '-'}, expected exactly one of them; give one")
