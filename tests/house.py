@@ -53,7 +53,7 @@ FLOORS = [
         "engine",
         "programs",
     ],
-    ["answers", "running", "calibration", "factories"],
+    ["answers", "running", "opening", "calibration", "factories"],
     ["benching", "cutting", "placing", "fitting", "recording", "storing"],
     ["comparing", "reporting", "deploy", "demo"],
     ["", "cli", "checks", "__main__"],  # "" is the face, offramp/__init__.py

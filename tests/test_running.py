@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import offramp as off
-from offramp import running
+from offramp import opening, running
 from offramp.cutting import ladder
 from offramp.errors import BadInput
 from offramp.plan import Plan
@@ -202,7 +202,7 @@ def timed_runner(net, plan, ms, monkeypatch):
     """A runner whose parts all have a 95th percentile of `ms` at any size."""
     from offramp.measuring import Percentile
 
-    monkeypatch.setattr(running, "percentiles", lambda parts, rows: tuple(Percentile((1,), (ms,)) for _ in parts))
+    monkeypatch.setattr(opening, "percentiles", lambda parts, rows: tuple(Percentile((1,), (ms,)) for _ in parts))
     monkeypatch.setattr(Percentile, "__call__", lambda self, count: self.ms[0])
     return off.open(net, plan, time_on=rows_of(4))
 

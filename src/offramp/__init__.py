@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from offramp.network import Network as Network
     from offramp.nodes import Exit as Exit
     from offramp.nodes import Gate as Gate
+    from offramp.opening import open as open
+    from offramp.opening import run as run
     from offramp.plan import Plan as Plan
     from offramp.recording import record as record
     from offramp.reporting.page import report as report
     from offramp.running import Runner as Runner
-    from offramp.running import open as open
-    from offramp.running import run as run
     from offramp.storing import load as load
     from offramp.storing import save as save
     from offramp.trace import Trace as Trace
@@ -50,11 +50,11 @@ _HOMES = {
     "fit": "fitting.teaching",
     "ladder": "cutting",
     "load": "storing",
-    "open": "running",
+    "open": "opening",
     "record": "recording",
     "report": "reporting.page",
     "rows": "data.rows",
-    "run": "running",
+    "run": "opening",
     "save": "storing",
 }
 

@@ -17,8 +17,9 @@ from offramp.errors import BadData
 from offramp.inputs import State, as_inputs, count_of, given
 from offramp.measuring import Ratio, interleaved, ratio
 from offramp.network import Network, Part, plain_network
+from offramp.opening import open
 from offramp.plan import Plan
-from offramp.running import Runner, open
+from offramp.running import Runner
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def run(
       offramp run network/ plan.json 'cifar10:data[5000:10000]' -o answers.csv
     """
     from offramp.data.rows import rows
-    from offramp.running import open as opened
+    from offramp.opening import open as opened
 
     writable(output, suffixes=(".npz", ".csv"))
     source, chosen = rows(data), plan_of(plan, threshold)

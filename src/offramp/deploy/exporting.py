@@ -29,8 +29,9 @@ from offramp.find import find_file
 from offramp.graphs import graphs_of
 from offramp.inputs import State, as_inputs
 from offramp.network import LOGITS, Network, Part, described
+from offramp.opening import check_origin
 from offramp.plan import BAND, Plan
-from offramp.running import check_origin, later
+from offramp.running import later
 from offramp.signature import INPUT, Input
 from offramp.signature import example as rows_like
 
