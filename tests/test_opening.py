@@ -12,7 +12,7 @@ import torch
 
 import offramp as off
 from offramp import opening
-from offramp.errors import BadInput, BadNetwork, Mismatch, UnknownName
+from offramp.errors import BadData, BadInput, BadNetwork, Mismatch, UnknownName
 from offramp.plan import Plan
 from small import ladder_of, rows_of
 
@@ -88,3 +88,16 @@ def test_the_probe_notices_a_machine_that_computes_differently(two):
     probe = replace(origin.probe, logits=(origin.probe.logits[0], moved))
     with pytest.raises(Mismatch, match="probe"):
         off.open(two, Plan(thresholds={}, origin=replace(origin, probe=probe)))
+
+
+def test_time_on_no_rows_is_refused(two):
+    with pytest.raises(BadData, match="time_on has no rows"):
+        off.open(two, Plan.by_hand({}), time_on=rows_of(0))
+
+
+@pytest.mark.parametrize(
+    ("asked", "place", "there"),
+    [("cpu", "cpu", True), ("cuda", "cuda:1", True), ("cuda:1", "cuda:0", False), ("cuda:0", "cuda", True)],
+)
+def test_a_device_by_number_is_that_one(asked, place, there):
+    assert opening._there(torch.device(asked), torch.device(place)) is there

@@ -16,7 +16,7 @@ from offramp.chain import Chain, Node
 from offramp.errors import BadFile, BadInput, NewerSchema, OverlappingRows, UnknownName
 from offramp.files import from_document, to_document
 from offramp.plan import Plan, Price, Promise, choose
-from offramp.provenance import Origin, Probe, SeenRows
+from offramp.provenance import BAND, ROUNDED, Origin, Probe, SeenRows
 from offramp.signature import Input
 from small import trace_of
 
@@ -261,3 +261,17 @@ def test_probe_and_trace_agree_about_rows():
     trace = trace_of(10)
     assert trace.seen.fingerprint == trace.header.data_fingerprint
     assert trace.seen == SeenRows.from_json(json.loads(json.dumps(trace.seen.to_json())))
+
+
+@pytest.mark.parametrize(
+    ("engine", "precision", "band"),
+    [
+        ("torch", "float32", BAND),
+        ("torch", "bfloat16", ROUNDED),
+        ("torch", "float16+float32", ROUNDED),
+        ("torch:bf16", "float32", ROUNDED),
+        ("onnxruntime 1.0:int8=x", "float32", ROUNDED),
+    ],
+)
+def test_the_band_is_wider_where_numbers_are_shorter(engine, precision, band):
+    assert Origin("0" * 16, engine, precision).band == band

@@ -8,6 +8,7 @@ import threading
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import offramp as off
 from offramp import opening, running
@@ -263,3 +264,66 @@ def test_gradients_are_left_alone(two):
     off.run(two, Plan.by_hand({"small": 0.4}), rows_of(6).requires_grad_())
     assert all(p.requires_grad and p.grad is None for p in two.parameters())
     assert torch.is_grad_enabled()
+
+
+class Spoiling(nn.Module):
+    """Works in place on what it is given."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        x -= x.mean(1, keepdim=True)
+        return self.model(x)
+
+
+def test_a_model_that_works_in_place_on_its_input_spoils_nothing():
+    net = ladder({"small": Spoiling(dense(0)), "large": dense(1)}).eval()
+    x = rows_of(9)
+    kept, plan = x.clone(), Plan.by_hand({"small": 1e9})
+    expected = net.backbone["large"](kept.clone())
+    for got in (off.run(net, plan, x).logits, net(x)[-1]):
+        torch.testing.assert_close(got, expected)
+    trace = off.record(net, x.numpy(), timed=False, progress=False)
+    np.testing.assert_allclose(trace.columns["logits/large"], expected.detach(), atol=1e-6)
+    assert torch.equal(x, kept)
+
+
+def test_cutting_a_model_that_works_in_place_leaves_the_example():
+    model = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).eval()
+    x = rows_of(5)
+    kept = x.clone()
+    net = off.cut(model, x, at=["2"])
+    net(x)
+    assert torch.equal(x, kept)
+
+
+def test_finite_logits_whose_sum_is_not_are_neither_flagged_nor_kept_from_leaving():
+    class Masked(nn.Module):
+        def forward(self, x):
+            low = torch.full((len(x), 2), torch.finfo(torch.float32).min)
+            return torch.cat([x, low], 1)
+
+    net = ladder({"small": Masked(), "large": Masked()}).eval()
+    x = rows_of(7)
+    for plan, place in ((Plan.by_hand({"small": -1e9}), 0), (Plan.by_hand({}), 1)):
+        y = off.run(net, plan, x)
+        assert y.exit.tolist() == [place] * 7
+        assert not y.flagged.any()
+
+
+class Double(nn.Module):
+    """A front."""
+
+    def forward(self, x):
+        return x.double()
+
+
+def test_rungs_of_different_precision_answer_in_the_wider():
+    net = ladder({"small": dense(0), "large": (dense(1).double(), Double())}).eval()
+    x = rows_of(20)
+    scores = next(net.walk(x))[2]
+    y = off.run(net, Plan.by_hand({"small": scores.median().item()}), x)
+    assert y.logits.dtype == torch.float64
+    assert set(y.exit.tolist()) == {0, 1}

@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from offramp.errors import OpenAgain
+from offramp.gates.tempered import Tempered
 from offramp.watch import Watch
-from small import dense
+from small import dense, ladder_of
 
 
 def model() -> nn.Module:
@@ -122,3 +123,13 @@ def test_more_turns_than_modules():
         watch.glance()
     touch(module, "weight", "mul_")
     assert [refused(watch) for _ in range(6)].count(True) == 2
+
+
+def test_it_notices_a_number_or_a_word_of_a_gate():
+    net = ladder_of(2)
+    net.gates["small"] = Tempered(net.gates["small"], 2.0).eval()
+    watch = Watch([net.gates])
+    watch.check()
+    net.gates["small"].temperature = 3.0
+    with pytest.raises(OpenAgain):
+        watch.check()

@@ -75,6 +75,9 @@ class Filling:
                 f"exit {self.exits[place]!r} answers with {logits.shape[1]} classes, an earlier one with "
                 f"{self.logits.shape[1]}, expected one number; check the rungs"
             )
+        if self.logits.dtype != logits.dtype:  # rungs of different precision
+            wide = torch.promote_types(self.logits.dtype, logits.dtype)
+            self.logits, logits = self.logits.to(wide), logits.to(wide)
         self.logits.index_copy_(0, torch.from_numpy(rows).to(self.device, non_blocking=True), logits)
 
     def flag(self, rows: Rows, bad: np.ndarray[Any, np.dtype[np.bool_]]) -> None:

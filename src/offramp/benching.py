@@ -16,7 +16,7 @@ from offramp.engine import Engine, engine_of
 from offramp.errors import BadData
 from offramp.inputs import State, as_inputs, count_of, given
 from offramp.measuring import Ratio, interleaved, ratio
-from offramp.network import Network, Part, plain_network
+from offramp.network import Network, Part, last_model
 from offramp.opening import open
 from offramp.plan import Plan
 from offramp.running import Runner
@@ -116,7 +116,7 @@ def _line(network: Network, runner: Runner, parts: Sequence[Part], rows: State, 
 def plain_call(network: Network, rows: State, engine: Engine) -> Callable[[], object]:
     """The plain network on an engine: the user's last model behind its front, without exits and gates."""
     rung = network.rungs[-1]
-    alone = _alone(network)
+    alone = last_model(network)
     (part,) = engine.open(alone, (Step(rung.name, exit=False, gate=False, last=True),), network.device())
     return partial(_call, alone, part, rows)
 
@@ -125,12 +125,6 @@ def _call(_: Network, part: Part, rows: State) -> None:
     """Also holds the network: an engine that compiles looks at it when the first rows arrive."""
     with torch.inference_mode():
         part.call(dict(rows))
-
-
-def _alone(network: Network) -> Network:
-    """The last model as a network of one node, cut nowhere."""
-    rung = network.rungs[-1]
-    return plain_network(network.model_of(rung), rung, network.front_of(rung))
 
 
 def bare(parts: Sequence[Part], runner: Runner, rows: State, answers: Answers) -> Callable[[], object]:

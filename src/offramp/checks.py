@@ -165,6 +165,8 @@ def check_resumes(
         fit(network, data, recipe=stopping(make(), steps), **options)
     except KeyboardInterrupt:
         fit(network, data, recipe=make(), resume=True, **options)
+    else:
+        raise AssertionError(f"the recipe has fewer than {steps} steps; give it a toy set that takes more")
     check_same(network, whole, "a run that was stopped and resumed, and one that was not,")
 
 
@@ -189,7 +191,7 @@ def stopping(recipe: Recipe, steps: int) -> Recipe:
         return step
 
     made = copy.copy(recipe)
-    made.__class__ = type(kind.__name__, (kind,), {name: counted(name) for name in ("loss", "update")})
+    made.__class__ = type(kind.__name__, (kind,), {name: counted(name) for name in ("loss", "update", "solve")})
     return made
 
 

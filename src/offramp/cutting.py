@@ -15,7 +15,7 @@ from offramp.chain import Chain, Node
 from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.factories import make_exit, make_gate
 from offramp.find import find
-from offramp.inputs import State, as_inputs, given, texts_of
+from offramp.inputs import State, as_inputs, copies, given, texts_of
 from offramp.network import Network
 from offramp.nodes import Exit, Gate, Seen
 from offramp.nodes import answer as logits_of
@@ -64,7 +64,8 @@ def cut(
     """
     require_place(at, n, probe)
     _require_modules(model, front)
-    tried = as_inputs(example, next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None))
+    place = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
+    tried = copies(as_inputs(example, place))
     free = texts_of(tried, length)
     names, seen = where(model, front, tried, at=at, n=n, probe=probe, exits=exits, length=free)
     rung = Rung(BACKBONE, spec, names, tuple(_input(name, value) for name, value in tried.items()), free)

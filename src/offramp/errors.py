@@ -5,7 +5,8 @@
     │   ├── BadData         rows, labels or shapes; names the rows
     │   ├── BadNetwork      models that cannot stand together in one network
     │   ├── UnknownName     no such thing on the shelf; offers the nearest
-    │   └── OverlappingRows the same rows stand on both sides of a promise
+    │   ├── OverlappingRows the same rows stand on both sides of a promise
+    │   └── OutOfBudget     not even the cheapest plan costs as little as that
     ├── BadFile             truncated, edited, of another kind, or unwritable
     │   └── NewerSchema     written by a newer offramp
     ├── Mismatch            a plan or trace of another network, engine or precision
@@ -48,6 +49,10 @@ class UnknownName(BadInput):
 
 class OverlappingRows(BadInput):
     """The same rows stand on both sides of a promise."""
+
+
+class OutOfBudget(BadInput):
+    """A budget that no plan keeps on these rows."""
 
 
 class BadFile(OfframpError):

@@ -11,8 +11,9 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import islice
+from operator import is_
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
 import torch
 from torch import nn
@@ -30,10 +31,10 @@ from offramp.watch import Watch
 
 Call = Callable[[State], State]
 Key = tuple[object, ...]
-Kept = dict[Key, tuple[Watch, Any]]
+Kept = dict[Key, tuple[Watch, list[ref[nn.Module]], Any]]
 Making = Callable[[Part, State, Kept], Call]
 Pairs = Sequence[tuple[Part, Part]]
-_KEPT: WeakKeyDictionary[nn.Module, dict[Key, tuple[Watch, Any]]] = WeakKeyDictionary()
+_KEPT: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()
 
 
 def parts_of(
@@ -143,15 +144,18 @@ class _Piece:
 
 
 def _remembered(kept: Kept, key: Key, part: Part, make: Callable[[], Any]) -> Any:
-    """What was made under this key, made again when the modules of the part have changed since."""
+    """What was made under this key, made again when the modules of the part are others or have changed since."""
     with undisturbed():
         if key in kept:
-            with contextlib.suppress(OpenAgain):
-                kept[key][0].check()
-                return kept[key][1]
+            watch, modules, made = kept[key]
+            if len(modules) == len(part.modules) and all(map(is_, (each() for each in modules), part.modules)):
+                with contextlib.suppress(OpenAgain):
+                    watch.check()
+                    return made
         watch = Watch(part.modules, deep=False)
-        kept[key] = watch, make()
-        return kept[key][1]
+        made = make()
+        kept[key] = watch, [ref(module) for module in part.modules], made
+        return made
 
 
 def _through(pairs: Pairs, writes: Sequence[str], state: State, kept: Kept) -> Graph:

@@ -27,6 +27,11 @@ def call_model(model: nn.Module, front: nn.Module | None, inputs: State) -> Any:
     return model(*args, **kwargs)
 
 
+def copies(state: State) -> State:
+    """The inputs among named tensors, copied: a model may work in place on them, and others still need them."""
+    return {name: value.clone() for name, value in state.items() if is_input(name)}
+
+
 def arguments(inputs: State) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
     """Positional and keyword arguments from named inputs: x, or x/0, x/1, ..., and x/<name>."""
     if INPUT in inputs:

@@ -6,6 +6,7 @@ plus `fronts`, `exits` and `gates` by name. Segments (segmenting.py) only refer 
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +23,7 @@ from offramp.inputs import State, as_inputs
 from offramp.nodes import Exit, Gate, Seen, answers, grade
 from offramp.provenance import SeenRows
 from offramp.rungs import BACKBONE, Modules, Rung, digest, held, values_of
+from offramp.signature import example
 
 LOGITS = "/logits"  # "<node>" among the named tensors is a tap, "<node>/logits" and "<node>/score" what stands there
 SCORE = "/score"
@@ -222,6 +224,27 @@ def plain_network(model: nn.Module, rung: Rung, front: nn.Module | None = None) 
         exits={rung.name: find("exits", "Own")()},
         gates={},
     )
+
+
+def trial_rows(network: Network, rung: Rung | None = None, count: int = 2) -> State:
+    """Seeded rows like those on which a rung (by default the first that was) was cut, where the network is now and in
+    the precision that it has now; empty where all models are whole.
+    """
+    rung = next((each for each in network.rungs if each.inputs), None) if rung is None else rung
+    if rung is None or not rung.inputs:
+        return {}
+    rows = as_inputs(example(rung.inputs, count), network.device())
+    first = network.front_of(rung) or network.model_of(rung)
+    kinds = {value.dtype for value in (*first.parameters(), *first.buffers()) if value.is_floating_point()}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return {name: value.to(kind) if value.is_floating_point() and kind else value for name, value in rows.items()}
+
+
+def last_model(network: Network, *, copied: bool = False) -> Network:
+    """The last model of a network alone, behind its front and cut nowhere; with weights of its own if `copied`."""
+    rung = network.rungs[-1]
+    parts = network.model_of(rung), rung, network.front_of(rung)
+    return plain_network(*(copy.deepcopy(parts) if copied else parts))
 
 
 def described(module: nn.Module) -> dict[str, Any]:

@@ -110,4 +110,4 @@ def grade(gate: Gate, seen: Seen, own: Tensor) -> Tensor:
     score = gate.score(Seen(seen.features, seen.logits, own, seen.inputs)).float()
     if score.shape != own.shape[:1]:
         raise BadNetwork(f"a gate gave scores of shape {tuple(score.shape)}, expected [{len(own)}], one per row")
-    return score + own.sum(-1).float() * 0  # NaN where the sum is infinite or NaN; few operations, for batches of one
+    return score + (own * 0).sum(-1).float()  # NaN where a logit is none; few operations, for batches of one

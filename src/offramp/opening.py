@@ -11,10 +11,10 @@ from torch import nn
 
 from offramp.answers import Answers
 from offramp.engine import engine_of
-from offramp.errors import BadInput, Mismatch, OpenAgain
-from offramp.inputs import as_inputs
+from offramp.errors import BadData, BadInput, Mismatch, OpenAgain
+from offramp.inputs import State, as_inputs, count_of
 from offramp.measuring import percentiles
-from offramp.network import LOGITS, Network, Part
+from offramp.network import LOGITS, Network, Part, trial_rows
 from offramp.plan import BAND, Plan
 from offramp.running import Runner
 from offramp.segmenting import undisturbed
@@ -43,7 +43,7 @@ def open(
 def _opened(network: Network, plan: Plan, engine: str, device: str | torch.device | None, time_on: Any) -> Runner:
     network.require_eval()
     place = network.device()
-    if device is not None and torch.device(device).type != place.type:
+    if device is not None and not _there(torch.device(device), place):
         raise BadInput(f"the network is on {place}, asked for was {device}; call net.to({str(device)!r}) first")
     steps = plan.steps(network.chain)
     shelved, identity = engine_of(engine)
@@ -58,8 +58,19 @@ def _opened(network: Network, plan: Plan, engine: str, device: str | torch.devic
         _check_probe(network, plan, parts)
     if shelved.compiles:
         _warm(network, plan, parts)
-    timed = None if time_on is None else percentiles(parts, as_inputs(time_on, place))
+    timed = None if time_on is None else percentiles(parts, _some_rows(as_inputs(time_on, place)))
     return Runner(network, plan, parts, every, timed, own_threads=shelved.own_threads)
+
+
+def _there(asked: torch.device, place: torch.device) -> bool:
+    """Whether a network is where it was asked for: `cuda` is any GPU."""
+    return asked.type == place.type and asked.index in (None, place.index or 0)
+
+
+def _some_rows(rows: State) -> State:
+    if not count_of(rows):
+        raise BadData("time_on has no rows, expected at least one to time segments on; give some, or leave it out")
+    return rows
 
 
 def check_origin(network: Network, plan: Plan, engine: str) -> None:
@@ -76,9 +87,13 @@ def check_origin(network: Network, plan: Plan, engine: str) -> None:
 
 def _warm(network: Network, plan: Plan, parts: Sequence[Part]) -> None:
     """Run parts on rows like the plan's probe or the example of a cut: what compiles does so before it serves."""
-    inputs = plan.origin.probe.inputs if plan.origin and plan.origin.probe else network.rungs[0].inputs
-    if inputs:
-        state = as_inputs(example(inputs, 2), network.device())
+    probe = plan.origin.probe if plan.origin else None
+    state = (
+        trial_rows(network, network.rungs[0])
+        if probe is None
+        else as_inputs(example(probe.inputs, 2), network.device())
+    )
+    if state:
         with torch.inference_mode():
             for part in parts:
                 part.call(state)

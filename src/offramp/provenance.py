@@ -54,7 +54,8 @@ class Origin:
     def band(self) -> float:
         """How far from a threshold a score may lie on its other side in a batch of another size."""
         options = self.engine.partition(":")[2].split(",")
-        return ROUNDED if any(option.startswith(("bf16", "int8")) for option in options) else BAND
+        rounded = any(option.startswith(("bf16", "int8")) for option in options)
+        return ROUNDED if rounded or "float16" in self.precision else BAND  # bfloat16 among them
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Origin:

@@ -19,10 +19,10 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from offramp.errors import BadNetwork
-from offramp.inputs import State, as_inputs
+from offramp.inputs import State
 from offramp.network import Network
 from offramp.nodes import Exit
-from offramp.signature import example, is_input
+from offramp.signature import is_input
 
 Losses = Tensor | Mapping[str, Tensor]
 Optimising = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -122,6 +122,10 @@ class Phase:
     during: Callable[[], AbstractContextManager[None]] = nullcontext
     teacher: str | None = None
 
+    def __post_init__(self) -> None:
+        """A parameter that stands at several places, such as a head that is an exit too, is taught once."""
+        object.__setattr__(self, "parameters", tuple(dict.fromkeys(self.parameters)))
+
 
 @dataclass(frozen=True)
 class Whole:
@@ -207,9 +211,3 @@ def exits_read(exit_: Exit) -> set[str]:
 def reading(network: Network, names: Iterable[str]) -> Literal["input", "pooled"]:
     """What a phase may read that teaches these exits on a frozen backbone: pooled features, if all of them pool."""
     return "pooled" if set(names) <= set(poolable(network)) else "input"
-
-
-def tried(network: Network) -> State:
-    """Two seeded rows like those on which a model was cut; empty in a ladder of whole models."""
-    inputs = next((rung.inputs for rung in network.rungs if rung.inputs), ())
-    return as_inputs(example(inputs, 2), network.device()) if inputs else {}

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from offramp.errors import BadNetwork
-from offramp.inputs import State, call_model
+from offramp.inputs import State, call_model, copies
 from offramp.signature import INPUT, Input
 from offramp.taps import listening, logits_in, plain_attention, tapped
 
@@ -94,6 +94,7 @@ def values_of(model: nn.Module, front: nn.Module | None, rung: Rung, inputs: Sta
             raise BadNetwork(f"module {cut!r} gives no tensor, expected one [B, ...]; cut elsewhere")
         values[rung.node(cut)] = leaves[0].clone()
 
+    inputs = copies(inputs)
     if not rung.cuts:
         return {rung.name: logits_in(call_model(model, front, inputs))}
     with listening({cut: model.get_submodule(cut) for cut in rung.cuts}, keep), plain_attention():

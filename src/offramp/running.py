@@ -7,7 +7,7 @@ stays goes on in a smaller batch, by one gather per carried tensor and one synch
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -86,7 +86,8 @@ class Runner:
         until = None if deadline_ms is None else start + deadline_ms / 1e3
         with self._mode():
             answers = self._walk(batch, until)
-        return answers.to(x.device) if isinstance(x, Tensor) and x.device != self.device else answers
+        came_from = _device_of(x)
+        return answers if came_from in (None, self.device) else answers.to(came_from)
 
     def check(self) -> None:
         """Raise OpenAgain when the network is not what it was when it was opened."""
@@ -176,6 +177,14 @@ class Runner:
     def _fits(self, number: int, count: int, until: float) -> bool:
         assert self._percentiles is not None
         return time.perf_counter() + self._percentiles[number](count) / 1e3 <= until
+
+
+def _device_of(x: Any) -> torch.device | None:
+    """Where a batch lies: a tensor, or the first of several; None for arrays."""
+    first = (
+        next(iter(x.values() if isinstance(x, Mapping) else x), None) if isinstance(x, (Mapping, tuple, list)) else x
+    )
+    return first.device if isinstance(first, Tensor) else None
 
 
 def _watch(network: Network, modules: Sequence[nn.Module], copied: bool) -> Watch:

@@ -19,11 +19,11 @@ import torch
 from torch import nn
 
 from offramp.errors import BadData, BadNetwork
-from offramp.inputs import State, arguments, as_inputs, call_model
-from offramp.network import Network, Segment
+from offramp.inputs import State, arguments, call_model, copies
+from offramp.network import Network, Segment, trial_rows
 from offramp.partition import CutPoint, Exported, Partition, Piece, cut_points, inputs_of, partition, self_check, staged
 from offramp.rungs import Rung
-from offramp.signature import INPUT, example
+from offramp.signature import INPUT
 from offramp.taps import logits_in, logits_name, tensors_of
 
 EXAMPLE_ROWS = 4
@@ -115,7 +115,7 @@ def _segments(network: Network, rung: Rung, tried: State | None) -> dict[str, Se
     if not rung.cuts:
 
         def call(state: State) -> State:
-            return {rung.name: logits_in(call_model(model, front, state))}
+            return {rung.name: logits_in(call_model(model, front, copies(state)))}
 
         return {rung.name: Segment(rung.name, (INPUT,), (rung.name,), modules, call)}
     parts, names = _taken_apart(network, rung, tried)
@@ -139,7 +139,7 @@ def _segments(network: Network, rung: Rung, tried: State | None) -> dict[str, Se
 def _taken_apart(network: Network, rung: Rung, tried: State | None) -> tuple[Partition, dict[str, str]]:
     """A cut rung in pieces, checked; and the network's names for their tensors."""
     model, front = network.model_of(rung), network.front_of(rung)
-    inputs = tried or _seeded(network, rung, model if front is None else front)
+    inputs = tried or trial_rows(network, rung, EXAMPLE_ROWS)
     args, kwargs = arguments(inputs)
     whole, prefix = (model, "") if front is None else (Fronted(front, model), PREFIX)
     at = [prefix + cut for cut in rung.cuts]
@@ -206,14 +206,6 @@ def _unfit(lengths: set[int], source: Exported | None, known: dict[int, str | No
     if length not in known:
         known[length] = source.refused_length(length) if source is not None else None
     return None if known[length] is None else f"have length T = {length}, expected {known[length]} of this model"
-
-
-def _seeded(network: Network, rung: Rung, first: nn.Module) -> State:
-    """Rows as the model was tried on, where it is now and in the precision that it has now."""
-    rows = as_inputs(example(rung.inputs, EXAMPLE_ROWS), network.device())
-    kinds = {value.dtype for value in (*first.parameters(), *first.buffers()) if value.is_floating_point()}
-    kind = kinds.pop() if len(kinds) == 1 else None
-    return {name: value.to(kind) if value.is_floating_point() and kind else value for name, value in rows.items()}
 
 
 def _stages(model: nn.Module, front: nn.Module | None, cuts: Sequence[str]) -> list[nn.Module] | None:

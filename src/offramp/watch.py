@@ -10,12 +10,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from offramp.errors import OpenAgain
+from offramp.nodes import Exit, Gate
 
 VALUES: Any = dict.values  # everything below runs in C: a batch of one waits for it
 
 
 class Watch:
-    """Notices that modules are no longer what they were: parameters, buffers, submodules, training flags.
+    """Notices that modules are no longer what they were: parameters, buffers, submodules, training flags; of exits and
+    gates also numbers and texts, such as a temperature.
 
     A part is looked at right after it ran, while its tensors are in the cache: four times cheaper than before the
     run, and a change made during the run is noticed as well. It holds the modules' tables and not the modules, so
@@ -60,6 +62,13 @@ class _Share:
         self.tensors = [value for value in tensors if isinstance(value, Tensor) and not value.is_inference()]
         firsts = [next(iter(module._parameters.values()), None) for module in modules]
         self.places = [first for first in firsts if isinstance(first, Tensor)]
+        self.settings = [
+            (vars(module), key, value)
+            for module in modules
+            if isinstance(module, (Exit, Gate))
+            for key, value in vars(module).items()
+            if isinstance(value, (bool, int, float, str))
+        ]
         self.marks = self._marks()
 
     def _marks(self) -> tuple[list[int], list[int]]:
@@ -72,6 +81,7 @@ class _Share:
         now = list(chain.from_iterable(map(VALUES, self.tables)))
         same = len(now) == len(self.values) and all(map(is_, now, self.values)) and not any(self.empty)
         same = same and self._marks() == self.marks
+        same = same and all(table.get(key, self) == value for table, key, value in self.settings)
         if not same or any(map(itemgetter("training"), self.states)):
             raise OpenAgain(
                 "the network was moved, cast, trained or re-assigned after it was opened; call net.eval(), open again"

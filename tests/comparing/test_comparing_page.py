@@ -167,3 +167,13 @@ def test_a_budget_that_nobody_meets_is_a_dash(tmp_path: Path) -> None:
     (path, *_) = write_spreadsheets(dear, tmp_path)
     line = next(iter(csv.DictReader(path.read_text(encoding="utf-8").splitlines())))
     assert (line["aim"], line["accuracy"], line["shares"]) == ("budget 0.01", "", "")
+
+
+def test_the_plain_network_is_that_of_a_method_that_was_cut(found: Comparison) -> None:
+    """Also where a static network of the same model stands first, as that which others start with does."""
+    *cut, static, other = found.results
+    first = replace(static, figures=replace(static.figures, plain=found.unit))
+    chart = trade_off_chart(replace(found, results=(first, *cut, other)))["choices"][0]
+    names = {line["name"] for line in chart["data"] if "name" in line}
+    assert "method-0's last exit" in names
+    assert not any(name.startswith("smaller's") for name in names)

@@ -11,6 +11,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 import offramp as off
 from compiled import CASES, SIZES, middling
@@ -216,3 +217,22 @@ def test_weights_that_changed_are_exported_as_they_are_now(tmp_path):
         net.backbone["middle"][0].weight.mul_(2)
     off.export(net, Plan.by_hand({}), tmp_path / "f", example=x)
     require_same(opened(tmp_path / "f").run(x.numpy()), off.run(net, Plan.by_hand({}), x))
+
+
+class Masked(nn.Module):
+    """Finite logits whose sum is not."""
+
+    def forward(self, x):
+        return torch.cat([x, torch.full_like(x[:, :2], torch.finfo(torch.float32).min)], 1)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("one_file", [False, True])
+@pytest.mark.parametrize("threshold", [{}, {"small": 0.5}])
+def test_finite_logits_whose_sum_is_not_are_not_flagged(one_file, threshold, tmp_path):
+    net, x = off.ladder({"small": Masked(), "large": Masked()}).eval(), rows_of(7)
+    x[2, 1] = math.nan
+    plan = Plan.by_hand(threshold)
+    off.export(net, plan, tmp_path / "f", example=x[:4], one_file=one_file)
+    require_same(opened(tmp_path / "f").run(x.numpy(), threads=1), want := off.run(net, plan, x))
+    assert want.flagged.nonzero().flatten().tolist() == [2]

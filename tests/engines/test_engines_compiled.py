@@ -8,6 +8,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.util import find_spec
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,9 @@ import offramp as off
 from compiled import CASES, SIZES, middling
 from offramp.engine import engine_of
 from offramp.errors import BadData, BadInput, BadNetwork, Mismatch, MissingExtra, OpenAgain
+from offramp.factories import make_gate
 from offramp.find import find_file
+from offramp.gates.tempered import Tempered
 from offramp.nodes import Gate
 from offramp.plan import BAND, Plan
 from offramp.running import TURNS
@@ -332,3 +335,29 @@ def test_a_process_with_one_pool_for_all_sessions_runs_too():
     )
     done = subprocess.run([sys.executable, "-c", told], cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_a_gate_that_was_replaced_or_changed_is_compiled_anew(engine):
+    net, x = cut_of(), images_of(40)
+    found = []
+    for gate in (make_gate("margin"), make_gate("max_prob"), Tempered(make_gate("max_prob"), 5.0), 0.2):
+        if isinstance(gate, float):
+            net.gates["stem"].temperature = gate
+        else:
+            net.gates["stem"] = gate.eval()
+        got, want = (
+            off.record(net, x, engine=name, timed=False, progress=False).columns["score/stem"]
+            for name in (engine, "torch")
+        )
+        np.testing.assert_allclose(got, want, atol=1e-4)
+        found.append(want)
+    assert all(np.abs(one - other).max() > 0.01 for one, other in pairwise(found))
+
+
+@pytest.mark.slow
+def test_a_layer_without_weights_that_was_replaced_is_compiled_anew(engine):
+    net, x = ladder_of(2), rows_of(9)
+    off.run(net, Plan.by_hand({}), x, engine=engine)
+    net.backbone["middle"][1] = nn.ReLU().eval()
+    close(off.run(net, Plan.by_hand({}), x, engine=engine).logits, net(x)[-1])

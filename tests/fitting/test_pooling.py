@@ -10,7 +10,7 @@ import offramp as off
 from offramp.fitting import pooling
 from offramp.fitting.pooling import Pooling
 from offramp.recipe import poolable
-from small import cut_of, images_of, ladder_of
+from small import cut_of, images_of, ladder_of, rows_of
 
 X = images_of(40)
 
@@ -95,3 +95,23 @@ def test_views_are_augmented_each_anew_and_looked_at_rows_are_not():
 def test_exits_that_cannot_pool_and_those_that_read_them_are_left_out():
     assert poolable(cut_of(exits={"stem": "branch", "blocks.0": "linear"})) == ("blocks.0", "backbone")
     assert poolable(ladder_of(2, answer="mean")) == ("small", "middle")
+
+
+def test_the_same_weights_in_another_model_have_features_of_their_own(passes, tmp_path):
+    found = []
+    for act in (torch.nn.ReLU(), torch.nn.Tanh()):
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(4, 4), act, torch.nn.Linear(4, 3)).eval()
+        net = off.cut(model, rows_of(4), at=["1"], exits="linear")
+        found.append(pooled(net, folder=tmp_path).features(off.rows(rows_of(12)), "data")["1"].copy())
+    assert np.abs(found[0] - found[1]).max() > 0.01
+
+
+def test_a_buffer_that_is_no_state_counts(passes, tmp_path):
+    net = cut_of()
+    net.backbone.register_buffer("scale", torch.ones(1), persistent=False)
+    pooled(net, folder=tmp_path).features(off.rows(X), "data")
+    before = len(passes)
+    net.backbone.scale.mul_(2)
+    pooled(net, folder=tmp_path).features(off.rows(X), "data")
+    assert len(passes) > before

@@ -190,6 +190,7 @@ def test_the_rows_are_remembered_through_files_and_refused(tmp_path):
         ({"recipe": Joint(norm="odd")}, BadInput, "moving, frozen"),
         ({"precision": "int4"}, BadInput, "bf16"),
         ({"precision": "fp16"}, BadInput, "CUDA"),
+        ({"precision": "bf16", "recipe": "weighted"}, BadInput, "nothing brings bf16 about"),
         ({"batch_size": 0}, BadInput, "batch_size=0"),
         ({"batch_size": 16.0}, BadInput, "whole number"),
         ({"seed": -1}, BadInput, "seed=-1"),

@@ -14,6 +14,7 @@ import offramp as off
 from offramp.errors import BadInput, BadNetwork
 from offramp.exits.added import Added
 from offramp.exits.pooled import Pooled
+from offramp.nodes import Exit
 from offramp.recipe import Lesson, View
 from offramp.recipes._equilibrium import equilibrium
 from offramp.recipes._schedules import cosine, dropped
@@ -272,3 +273,41 @@ def test_keep_in_a_ladder_is_what_its_last_model_answers():
 @pytest.mark.parametrize("wrong", [{"keep": 1.5}, {"keep": 0.5, "temperature": 0.0}, {"keep": 0.5, "alone": 1}])
 def test_keep_refuses_what_makes_no_sense(wrong):
     refused(cut_of(), Joint(**wrong), BadInput, "keep=")
+
+
+class OwnHead(Exit):
+    """An exit that answers by the model's own head, as some do that share it."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, seen):
+        return self.head(seen.features)
+
+    def config(self):
+        return {"name": "OwnHead"}
+
+
+def test_a_head_that_is_an_exit_too_is_stepped_once():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).eval()
+    net = off.cut(model, rows_of(4), at=["1"], exits=lambda shape, classes: OwnHead(model[2]))
+    x, y = rows_of(6), torch.arange(6) % 3
+    before = model[2].bias.detach().clone()
+    sum(cross_entropy(logits, y) for logits in net(x)).backward()
+    expected = before - 0.1 * model[2].bias.grad
+    sgd = Joint(optimiser="sgd", epochs=1, rate=0.1, decay=True)
+    off.fit(net, (x, y), recipe=sgd, batch_size=6, progress=False)
+    torch.testing.assert_close(model[2].bias.detach(), expected, atol=1e-4, rtol=1e-3)
+
+
+def test_alone_every_model_of_a_ladder_learns():
+    net = ladder_of(3)
+    before = {key: value.clone() for key, value in net.backbone.state_dict().items()}
+    (first, _) = Joint(alone=1).phases(net)
+    losses = Joint(alone=1).loss(
+        View({n: s.own for n, s in net.look(rows_of(12))}, {}, {}, net), replace(lesson(), phase=first.name)
+    )
+    assert set(losses) == set(net.chain.exits)
+    off.fit(net, (rows_of(12), Y), recipe=Joint(alone=1, epochs=1), batch_size=6, progress=False)
+    assert all(not torch.equal(value, before[key]) for key, value in net.backbone.state_dict().items())

@@ -25,7 +25,7 @@ from offramp.calibration.survey import (
     tables,
     undominated,
 )
-from offramp.errors import BadData, BadInput
+from offramp.errors import BadData, BadInput, OutOfBudget
 from offramp.provenance import BAND
 
 FINE = 4  # places kept along the cost axis for every frontier point asked for
@@ -182,7 +182,7 @@ def best(problem: Problem, budget: float, *, gap: float = 0.0) -> Point:
     """The plan of least mean loss whose mean cost is at most `budget` (up to rounding)."""
     found = _solve(problem, gap, budget, loss_held=False)
     if found is None:
-        raise BadInput(f"no plan found costs at most {budget:g} on these rows; ask for a larger budget")
+        raise OutOfBudget(f"no plan found costs at most {budget:g} on these rows; ask for a larger budget")
     return found
 
 

@@ -251,10 +251,11 @@ class Cell:
 
     def _asked(self, unit: float) -> dict[str, Any]:
         """What figures are computed for, as plain data; random splits are drawn for the first seed alone."""
-        keys = ("calibration", "test", "budgets", "risk", "at_most", "confidence", "engine")
+        keys = ("calibration", "test", "budgets", "risk", "at_most", "confidence")
         told = {key: getattr(self.settings, key) for key in keys}
         splits = self.settings.splits if self.first else 0
-        return told | {"budgets": list(self.settings.budgets), "unit": unit, "splits": splits}
+        its = {"engine": engine_of(self.settings.engine)[1], "unit": unit, "splits": splits}
+        return told | {"budgets": list(self.settings.budgets)} | its
 
     def _file(self, what: str, gate: str) -> Path:
         return self.home / f"{what}-{gate.replace(':', '-')}.json"
@@ -268,7 +269,8 @@ class Cell:
         if not settings.wall_clock or self.method.static or not self.first:
             return None
         budget, file = settings.budgets[settings.shown], self._file("bench", gate)
-        asked = [budget, settings.repeats, settings.engine, unit]
+        its = (settings.calibration, settings.test, engine_of(settings.engine)[1])
+        asked = [budget, settings.repeats, *its, unit]
         if file.exists() and (body := read_json(file, KIND, SCHEMA)[1])["asked"] == asked:
             lines: Mapping[str, Any] = body["lines"]
             return lines

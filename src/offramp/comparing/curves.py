@@ -156,7 +156,8 @@ def _statics(comparison: Comparison) -> list[dict[str, Any]]:
     for number, label in enumerate(comparison.labels(static=True)):
         points = [result.figures.anytime[0] for result in comparison.of(label)]
         found.append(_mark(label, points, comparison.unit, number))
-    first = next(result for result in comparison.results if result.figures.plain == comparison.unit)
+    cut = (result for result in comparison.results if not result.static)
+    first = next(result for result in cut if result.figures.plain == comparison.unit)
     plain = [
         Point(result.figures.plain, result.figures.plain, result.figures.alone[-1], ())
         for result in comparison.of(first.label)

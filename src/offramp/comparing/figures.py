@@ -15,7 +15,7 @@ import numpy as np
 from offramp.calibration.calibrating import calibrate, problem_of
 from offramp.calibration.search import frontier, powers
 from offramp.comparing.settings import Settings
-from offramp.errors import BadInput, NoSafePlan
+from offramp.errors import BadInput, NoSafePlan, OutOfBudget
 from offramp.guarantees.risks import find_risk
 from offramp.plan import FLOAT32_MAX, Plan
 from offramp.trace import Array, Trace
@@ -123,7 +123,7 @@ def best_within(calibration: Trace, share: float) -> Plan | None:
     """The best plan within a share of its own plain cost on these rows; None where not even the cheapest fits."""
     try:
         return calibrate(calibration, risk="error", budget=share)
-    except BadInput:
+    except OutOfBudget:
         return None
 
 

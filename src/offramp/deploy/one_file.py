@@ -114,11 +114,9 @@ def _rest(body: _Body, stops: Sequence[Stop], scope: dict[str, str], kinds: Sequ
         for what, value in (("exit", stop.place), ("why", stop.why))
     )
     if stop.step.last:
-        total = body.add(
-            "ReduceSum", [logits, body.constant(f"{name}::-1", np.array([-1]))], f"{name}::sum", keepdims=0
-        )
-        bad = [body.add(kind, [total], f"{name}::{kind}") for kind in ("IsNaN", "IsInf")]
-        return logits, exit_, why, body.add("Or", bad, f"{name}::flagged")
+        none = body.add("Sub", [logits, logits], f"{name}::0")  # NaN where a logit is NaN or infinite
+        total = body.add("ReduceSum", [none, body.constant(f"{name}::-1", np.array([-1]))], f"{name}::sum", keepdims=0)
+        return logits, exit_, why, body.add("IsNaN", [total], f"{name}::flagged")
     own = (logits, exit_, why, body.add("IsNaN", [name + SCORE], f"{name}::flagged"))
     stay = _stay(body, name)
     index = body.add("Squeeze", [body.add("NonZero", [stay], f"{name}::where"), f"{name}::axis"], f"{name}::index")

@@ -40,7 +40,7 @@ def run(x: Any, *, threads: int | None = None) -> dict[str, Any]:
         if leave.any():
             own, gone = state[part["node"] + "/logits"][leave], rows[leave]
             logits[gone], exit_[gone], why[gone] = own, part["place"], part["why"]
-            flagged[gone] |= ~np.isfinite(own.sum(-1))
+            flagged[gone] |= ~np.isfinite(own).all(-1)
             rows, state = rows[~leave], {name: state[name][~leave] for name in part["keeps"]}
         if not len(rows):
             break

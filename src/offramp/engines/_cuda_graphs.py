@@ -22,11 +22,12 @@ WARMUP = 3  # calls before the recording, for libraries that choose their kernel
 
 Recorded = tuple[Callable[[], None], State]  # what computes anew, and where its results stand then
 Key = tuple[object, ...]
+_RECORDING = Lock()
 
 
 def recorded(call: Callable[[], State], device: torch.device) -> Recorded:
-    """One call on a GPU as a CUDA graph."""
-    with torch.cuda.device(device):
+    """One call on a GPU as a CUDA graph; one recording at a time, beside which other threads may work on."""
+    with _RECORDING, torch.cuda.device(device):
         own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         own.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(own):
@@ -34,7 +35,7 @@ def recorded(call: Callable[[], State], device: torch.device) -> Recorded:
                 call()
         torch.cuda.current_stream().wait_stream(own)
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
             found = call()
     return graph.replay, found
 
@@ -42,13 +43,15 @@ def recorded(call: Callable[[], State], device: torch.device) -> Recorded:
 class Replayed:
     """A part as one call on named tensors. All sizes are recorded when the first rows of their shapes arrive.
 
-    Threads take turns: the buffers are one for all. Raises BadNetwork for what cannot be recorded.
+    Threads take turns, on the GPU too where they have streams of their own: the buffers are one for all. Raises
+    BadNetwork for what cannot be recorded.
     """
 
     def __init__(self, part: Part) -> None:
         self.part = part
         self.kept: dict[Key, dict[int, tuple[State, Recorded]]] = {}
         self.lock = Lock()
+        self.read: torch.cuda.Event | None = None  # the last answers have been copied out of the buffers
 
     def __call__(self, state: State) -> State:
         names = read_by(self.part, state)
@@ -58,10 +61,14 @@ class Replayed:
             return self._computed({name: state[name] for name in names})
         with self.lock, torch.inference_mode():
             given, (replay, found) = self._sizes({name: state[name] for name in names})[size]
+            if self.read is not None:
+                self.read.wait()
             for name, buffer in given.items():
                 buffer[:count].copy_(state[name], non_blocking=True)
             replay()
-            return {name: value[:count].clone() for name, value in found.items()}
+            answers = {name: value[:count].clone() for name, value in found.items()}
+            self.read = torch.cuda.current_stream().record_event() if state[names[0]].is_cuda else None
+            return answers
 
     def _sizes(self, state: State) -> dict[int, tuple[State, Recorded]]:
         key = tuple((name, value.dtype, value.shape[1:]) for name, value in state.items())

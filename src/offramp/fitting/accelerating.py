@@ -109,14 +109,13 @@ def _require_precision(precision: str, phases: tuple[Phase, ...], network: Netwo
     """Raise BadInput for a precision in which these phases cannot be taught on this device."""
     if precision not in PRECISIONS:
         raise BadInput(f"got precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
-    if precision != "fp16":
+    if precision == "no":
         return
-    if network.device().type != "cuda":
-        raise BadInput(
-            f"precision 'fp16' needs a CUDA device and the network lies on {network.device()}; take 'bf16' or 'no'"
-        )
     if own := [phase.name for phase in phases if phase.by == "update"]:
         raise BadInput(
-            f"the recipe steps by itself in phase {own[0]!r}, where nothing scales fp16's gradients; take "
-            "'bf16' or 'no'"
+            f"the recipe steps by itself in phase {own[0]!r}, where nothing brings {precision} about; take 'no'"
+        )
+    if precision == "fp16" and network.device().type != "cuda":
+        raise BadInput(
+            f"precision 'fp16' needs a CUDA device and the network lies on {network.device()}; take 'bf16' or 'no'"
         )

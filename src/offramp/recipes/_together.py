@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
-from offramp.inputs import State, as_inputs, given
-from offramp.network import Network
+from offramp.inputs import given
+from offramp.network import Network, trial_rows
 from offramp.nodes import Seen
 from offramp.recipe import taught_exits
-from offramp.signature import example
 
 
 def parameters_of(network: Network) -> tuple[nn.Parameter, ...]:
     """Those of the models and of the exits."""
     return (*network.backbone.parameters(), *network.exits.parameters())
+
+
+def exits_of(network: Network, names: Iterable[str]) -> tuple[nn.Parameter, ...]:
+    """The parameters of some exits."""
+    return tuple(value for name in names for value in network.exit_of(name).parameters())
 
 
 def students_of(network: Network) -> tuple[str, ...]:
@@ -28,12 +34,8 @@ def students_of(network: Network) -> tuple[str, ...]:
 
 def seen_of(network: Network, rows: int = 2) -> dict[str, Seen]:
     """What stands at the nodes of a model that was cut, for seeded rows of the shapes that it was tried on."""
-    state = as_inputs(example(network.rungs[0].inputs, rows), network.device())
-    kinds = {value.dtype for value in network.parameters() if value.is_floating_point()}
-    kind = kinds.pop() if len(kinds) == 1 else None
-    cast: State = {name: value.to(kind) if value.is_floating_point() else value for name, value in state.items()}
     with torch.no_grad():
-        return dict(network.look(given(cast)))
+        return dict(network.look(given(trial_rows(network, network.rungs[0], rows))))
 
 
 def require_one_width(network: Network) -> None:

@@ -22,11 +22,11 @@ from torch.nn.functional import cross_entropy
 from offramp.errors import BadInput
 from offramp.find import unknown
 from offramp.inputs import given
-from offramp.network import Network
+from offramp.network import Network, trial_rows
 from offramp.nodes import Exit
-from offramp.recipe import Lesson, Losses, Phase, Pools, Recipe, View, reading, taught_exits, tried
+from offramp.recipe import Lesson, Losses, Phase, Pools, Recipe, View, reading, taught_exits
 from offramp.recipes._schedules import dropped
-from offramp.recipes._together import soft_cross_entropy, students_of
+from offramp.recipes._together import exits_of, soft_cross_entropy, students_of
 
 ADAPTER = "adapter/"  # of an aid, before the name of its exit
 
@@ -83,7 +83,7 @@ class Distill(Recipe):
 
     def _adapters(self, network: Network) -> dict[str, nn.Module]:
         """A linear layer per exit that gets hints, from the width of its feature to that of the hint."""
-        hint, rows = self.hint_of(network), tried(network)
+        hint, rows = self.hint_of(network), trial_rows(network)
         students = [name for name in network.chain.exits[:-1] if name != hint]
         if not students or not rows:
             return {}
@@ -107,7 +107,7 @@ class Distill(Recipe):
             every = (*network.backbone.parameters(), *network.exits.parameters(), *aids)
             return [Phase("all", every, self.epochs or 250, sgd, dropped(83 / 250, 166 / 250, 240 / 250))]
         names = students_of(network)
-        exits = tuple(value for name in names for value in network.exit_of(name).parameters())
+        exits = exits_of(network, names)
         reads = reading(network, (*names, network.chain.exits[-1]))
         adam = partial(torch.optim.Adam, lr=self.rate or 1e-3)
         return [Phase("exits", exits, self.epochs or 25, adam, reads=reads, labels=self.alpha < 1)]

@@ -10,7 +10,6 @@ is the same sum; the authors' Lua code takes Nesterov's momentum.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
@@ -22,7 +21,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from offramp.errors import BadInput, BadNetwork
-from offramp.network import Network, plain_network
+from offramp.network import Network, last_model
 from offramp.recipe import Lesson, Losses, Optimising, Phase, Recipe, Scheduling, View, taught_exits
 from offramp.recipes._equilibrium import equilibrium, require_one_model
 from offramp.recipes._schedules import cosine, dropped
@@ -91,7 +90,7 @@ class Joint(Recipe):
                 f"got keep={self.keep}, temperature={self.temperature} and alone={self.alone}, expected 0 to 1, a "
                 "number above 0, and alone=0 beside a keep above 0: what models answer before they are taught is no use"
             )
-        network.aids = {BEFORE: before(network)} if self.keep else {}
+        network.aids = {BEFORE: last_model(network, copied=True)} if self.keep else {}
 
     def phases(self, network: Network) -> list[Phase]:
         """The models alone, if asked for, then everything."""
@@ -127,7 +126,8 @@ class Joint(Recipe):
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """Weighted cross-entropy by exit."""
         if lesson.phase == ALONE:
-            return cross_entropy([*view.logits.values()][-1], lesson.labels())
+            ends = [rung.nodes()[-1] for rung in view.network.rungs]
+            return {name: cross_entropy(view.logits[name], lesson.labels()) for name in ends}
         weights = weights_of(self.weights, tuple(view.logits))
         return {name: weights[name] * self._by_both(logits, view, lesson) for name, logits in view.logits.items()}
 
@@ -153,13 +153,6 @@ def weights_of(weights: float | Sequence[float] | Mapping[str, float], exits: Se
     if set(found) != set(exits) or not numbers:
         raise BadInput(f"the weights are {weights!r}, expected a number of at least 0 for each of {', '.join(exits)}")
     return {name: float(found[name]) for name in exits}
-
-
-def before(network: Network) -> Network:
-    """The last model as it is now, as a network of its own."""
-    last = network.rungs[-1]
-    model, front = network.model_of(last), network.front_of(last)
-    return plain_network(copy.deepcopy(model), last, copy.deepcopy(front))
 
 
 def norms_of(module: nn.Module) -> tuple[nn.Module, ...]:

@@ -26,10 +26,11 @@ from offramp.errors import BadInput, BadNetwork
 from offramp.find import find_file
 from offramp.gates.uncertainty import Uncertainty
 from offramp.measuring import costs_of
-from offramp.network import Network
+from offramp.network import Network, trial_rows
 from offramp.nodes import Seen, grade
 from offramp.pricing import Prices
-from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits, tried
+from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
+from offramp.recipes._together import exits_of
 
 WARM, JOINT = "warm-up", "exits and gates"
 PRICES = "prices"  # the aid that holds what leaving at each exit costs
@@ -85,7 +86,7 @@ class Objective(Recipe):
     def phases(self, network: Network) -> list[Phase]:
         """The warm-up, then exits and gates by turns."""
         names = taught_exits(network)
-        exits = tuple(value for name in names for value in network.exit_of(name).parameters())
+        exits = exits_of(network, names)
         reads = reading(network, network.chain.exits)
         adam = partial(torch.optim.AdamW, lr=self.rate, weight_decay=self.decay)
         warm = [Phase(WARM, exits, self.warm, adam, reads=reads)] if self.warm else []
@@ -182,7 +183,7 @@ def costs_by(costs: Sequence[float] | Mapping[str, float] | None, network: Netwo
             raise BadInput(f"the costs are {costs!r}, expected a number of at least 0 for each of {', '.join(names)}")
         found = [costs[name] for name in names] if isinstance(costs, Mapping) else found
     else:
-        rows = tried(network)
+        rows = trial_rows(network)
         if not rows:
             raise BadNetwork("no rung of this network was cut, so there are no rows to measure with; give costs=")
         steps = network.chain.walk(network.chain.gates)
