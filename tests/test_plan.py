@@ -157,7 +157,7 @@ def test_prices_are_said_as_shares():
 def test_overlap_names_the_rows():
     rows = SeenRows("digits", "abcd", np.arange(10, dtype=np.uint64))
     rows.refuse_overlap(np.arange(10, 20, dtype=np.uint64), "test")
-    with pytest.raises(OverlappingRows, match=r"2 of the 4 test rows .* number 1\).* digits"):
+    with pytest.raises(OverlappingRows, match=r"2 of the 4 test rows .* number 1 of them\).* digits"):
         rows.refuse_overlap(np.array([77, 3, 9, 78], np.uint64), "test")
 
 
@@ -275,3 +275,15 @@ def test_probe_and_trace_agree_about_rows():
 )
 def test_the_band_is_wider_where_numbers_are_shorter(engine, precision, band):
     assert Origin("0" * 16, engine, precision).band == band
+
+
+def test_an_error_is_against_nothing():
+    promise = Promise("error", 0.1, 0.95, "backbone", "binomial", "path", 100, 0, "covers")
+    assert str(promise).startswith("error is at most 0.1 with")
+    assert str(dataclasses.replace(promise, risk="disagreement")).startswith("disagreement against backbone is at")
+
+
+def test_overlap_names_rows_by_their_numbers_where_they_are_known():
+    seen = SeenRows("digits", "0" * 16, np.arange(10, dtype=np.uint64))
+    with pytest.raises(OverlappingRows, match=r"the first: row 801\)"):
+        seen.refuse_overlap(np.array([77, 3], np.uint64), "test", np.array([800, 801]))

@@ -327,3 +327,8 @@ def test_rungs_of_different_precision_answer_in_the_wider():
     y = off.run(net, Plan.by_hand({"small": scores.median().item()}), x)
     assert y.logits.dtype == torch.float64
     assert set(y.exit.tolist()) == {0, 1}
+
+
+def test_a_deadline_of_nan_is_refused(two):
+    with pytest.raises(BadInput, match="deadline is NaN"):
+        off.open(two, Plan.by_hand({}), time_on=rows_of(4))(rows_of(2), deadline_ms=math.nan)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.plan import Price
+from offramp.plan import Price, compared
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -26,7 +26,7 @@ class Measured:
 
     def __str__(self) -> str:
         interval = f"{self.confidence:.0%} interval {self.low:.4f} to {self.high:.4f}"
-        return f"{self.risk} against {self.against} {self.value:.4f} ({interval})"
+        return f"{compared(self.risk, self.against)} {self.value:.4f} ({interval})"
 
 
 @dataclass(frozen=True)

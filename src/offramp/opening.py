@@ -45,12 +45,12 @@ def _opened(network: Network, plan: Plan, engine: str, device: str | torch.devic
     place = network.device()
     if device is not None and not _there(torch.device(device), place):
         raise BadInput(f"the network is on {place}, asked for was {device}; call net.to({str(device)!r}) first")
-    steps = plan.steps(network.chain)
     shelved, identity = engine_of(engine)
+    check_origin(network, plan, identity)
+    steps = plan.steps(network.chain)
     for gate, values in plan.thresholds.items():
         if len(values) != 1:
             raise BadInput(f"gate {gate!r} has {len(values)} thresholds, expected one: its rows leave or go on")
-    check_origin(network, plan, identity)
     parts: Sequence[Part] = shelved.open(network, steps, place)
     every: Sequence[Part] = shelved.open(network, network.chain.walk(network.chain.gates), place)
     _check_probe(network, plan, every)

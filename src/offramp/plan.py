@@ -86,9 +86,14 @@ class Promise:
             f"on candidates found on {self.searched:,} other rows" if self.searched else "along a path fixed beforehand"
         )
         return (
-            f"{self.risk} against {self.against} is at most {self.at_most:g} with {self.confidence:.0%} confidence "
+            f"{compared(self.risk, self.against)} is at most {self.at_most:g} with {self.confidence:.0%} confidence "
             f"(tested on {self.rows:,} rows by the {self.bound} bound, {found})"
         )
+
+
+def compared(risk: str, against: str) -> str:
+    """A risk and what it is measured against; an error is one whatever others answer."""
+    return risk if risk == "error" else f"{risk} against {against}"
 
 
 @dataclass(frozen=True)
@@ -166,8 +171,8 @@ class Plan:
             say += f"; whatever arrives at {self.deepest} is answered there"
         say += f"; {self.price}" if self.price else ""
         if self.promise is None:
-            by = "best on its rows under a budget" if self.price else "changed after it was calibrated"
-            by = by if self.rows else "set by hand"
+            changed = "changed, or moved to another engine, after it was calibrated"
+            by = ("best on its rows under a budget" if self.price else changed) if self.rows else "set by hand"
             return f"{say}; no promise: {by}."
         like = f"those of {self.rows.data}" if self.rows else "the tested ones"
         where = f" on {self.origin.engine} in {self.origin.precision}" if self.origin else ""

@@ -13,6 +13,8 @@ import numpy as np
 from offramp.errors import OverlappingRows
 from offramp.signature import Input, example
 
+Digests = np.ndarray[Any, np.dtype[np.uint64]]
+Numbers = np.ndarray[Any, np.dtype[np.int64]]
 BAND = 1e-4  # compaction moves logit-scale scores by about 1e-5; within this band a decision may differ
 ROUNDED = 0.125  # where numbers are rounded to eight bits: one step of bfloat16 for logits from 16 to 32
 
@@ -72,12 +74,15 @@ class SeenRows:
     fingerprint: str
     digests: np.ndarray[Any, np.dtype[np.uint64]]
 
-    def refuse_overlap(self, digests: np.ndarray[Any, np.dtype[np.uint64]], what: str) -> None:
-        """Raise OverlappingRows when rows of these contents were already used for this plan or trace."""
+    def refuse_overlap(self, digests: Digests, what: str, rows: Numbers | None = None) -> None:
+        """Raise OverlappingRows when rows of these contents were already used for this plan or trace.
+
+        rows: their numbers in their data [N], for the sentence; without them it counts from 0.
+        """
         shared = np.flatnonzero(np.isin(digests, self.digests))
         if shared.size:
             raise OverlappingRows(
-                f"{shared.size:,} of the {digests.size:,} {what} rows (the first: number {shared[0]:,}) also stand "
+                f"{shared.size:,} of the {digests.size:,} {what} rows (the first: {_told(shared[0], rows)}) also stand "
                 f"among the {self.digests.size:,} rows of {self.data}; give rows that were used for nothing before"
             )
 
@@ -113,10 +118,16 @@ def all_of(some: Iterable[SeenRows | None]) -> SeenRows | None:
     return reduce(SeenRows.and_also, known) if known else None
 
 
-def refuse_learned(learned: np.ndarray[Any, np.dtype[np.bool_]] | None, what: str) -> None:
-    """Raise OverlappingRows where rows of a trace (its column `learned`) also taught the network."""
+def refuse_learned(columns: Mapping[str, np.ndarray[Any, np.dtype[Any]]], what: str) -> None:
+    """Raise OverlappingRows where rows of a trace (its columns) also taught the network."""
+    learned = columns.get("learned")
     if learned is not None and learned.any():
+        first = _told(learned.argmax(), columns["row"])
         raise OverlappingRows(
-            f"{int(learned.sum()):,} of the {learned.size:,} {what} rows (the first: number {int(learned.argmax()):,}) "
-            "also taught an exit of this network; give rows that it has never seen"
+            f"{int(learned.sum()):,} of the {learned.size:,} {what} rows (the first: {first}) also taught an exit of "
+            "this network; give rows that it has never seen"
         )
+
+
+def _told(place: np.intp, rows: Numbers | None) -> str:
+    return f"number {place:,} of them" if rows is None else f"row {rows[place]:,}"

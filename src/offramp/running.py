@@ -6,6 +6,7 @@ stays goes on in a smaller batch, by one gather per carried tensor and one synch
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -79,8 +80,11 @@ class Runner:
         exit is always computed; rows that ran out of time get the latest exit's answer, and no promise.
         """
         start = time.perf_counter()
-        if deadline_ms is not None and self._percentiles is None:
-            raise BadInput("a deadline needs measured segments; open the network with time_on=some rows")
+        if deadline_ms is not None:
+            if self._percentiles is None:
+                raise BadInput("a deadline needs measured segments; open the network with time_on=some rows")
+            if math.isnan(deadline_ms):
+                raise BadInput("the deadline is NaN, expected milliseconds; give a number, or none")
         self._containers.check()
         batch = self._batch(x)
         until = None if deadline_ms is None else start + deadline_ms / 1e3

@@ -13,7 +13,7 @@ import offramp as off
 from offramp.calibration.calibrating import calibrate
 from offramp.calibration.candidates import shared_path
 from offramp.calibration.search import exits_of
-from offramp.errors import BadData, BadInput, Mismatch, NoSafePlan, OverlappingRows, UnknownName
+from offramp.errors import BadData, BadInput, Mismatch, NoSafePlan, OutOfBudget, OverlappingRows, UnknownName
 from offramp.guarantees.risks import Risk, find_risk
 from offramp.plan import Plan
 from offramp.provenance import Origin
@@ -261,8 +261,13 @@ def test_scores_that_are_not_finite():
         ({"at_most": 0.1, "unit": "seconds"}, BadInput, "macs"),
         ({"at_most": 0.1, "unit": "ms"}, BadInput, "not measured"),
         ({"at_most": 0.1, "batch": 0}, BadInput, "batch"),
-        ({"budget": 0.01}, BadInput, "budget"),
-        ({"budget": math.nan}, BadInput, "budget"),
+        (
+            {"budget": 0.01},
+            OutOfBudget,
+            r"a budget of 0\.01 of the plain network's macs, expected at least 0\.\d+, which",
+        ),
+        ({"budget": math.nan}, BadInput, "a budget of nan, expected a share"),
+        ({"budget": -1.0}, BadInput, r"a budget of -1\.0, expected a share"),
     ],
 )
 def test_what_is_refused(trace, options, error, says):

@@ -168,6 +168,22 @@ def call(folder, *words):
     )
 
 
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes")
+def test_a_reader_that_has_seen_enough_is_no_error_and_one_file_says_nothing(tmp_path):
+    net, x = ladder_of(2), rows_of(30_000)
+    off.export(net, Plan.by_hand({"small": 0.5}), tmp_path / "f", example=x[:4], one_file=True)
+    np.save(tmp_path / "x.npy", x.numpy())
+    with subprocess.Popen(
+        [sys.executable, str(tmp_path / "f" / "run.py"), str(tmp_path / "x.npy")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as process:
+        assert process.stdout.readline().startswith(b"0,")
+        process.stdout.close()
+        assert process.stderr.read() == b""
+
+
 def test_the_program_by_itself(tmp_path):
     """Arrays, images, and what goes wrong: one sentence, exit code 2, nothing half-written."""
     Image = pytest.importorskip("PIL.Image")

@@ -391,3 +391,5 @@ def test_a_recipe_by_name_by_class_and_of_ones_own():
     assert isinstance(recipe_of("offramp.recipes.joint:Joint"), Joint)
     with pytest.raises(BadInput, match="my"):
         recipe_of("my.nowhere:Recipe")
+    with pytest.raises(UnknownName, match=r"argument of the recipe 'joint' called 'epoch'.*epochs"):
+        recipe_of("joint", epoch=3)

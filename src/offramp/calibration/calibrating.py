@@ -19,7 +19,7 @@ from offramp.calibration.candidates import (
     worst_losses,
 )
 from offramp.calibration.search import Problem, best, evaluate
-from offramp.errors import BadInput, Mismatch, NoSafePlan
+from offramp.errors import BadInput, Mismatch, NoSafePlan, OutOfBudget
 from offramp.guarantees.bounds import Bound, find_bound, rows_needed, smallest_level
 from offramp.guarantees.risks import Risk, find_risk
 from offramp.guarantees.testing import fixed_sequence, order_from, split_from
@@ -64,8 +64,10 @@ def calibrate(
         raise BadInput(f"at_most is {at_most} and budget is {budget}; give exactly one of them")
     if not trace.header.taught:
         raise BadInput("an exit of this network was never taught; teach it and record again")
-    refuse_learned(trace.columns.get("learned"), "calibration")
+    refuse_learned(trace.columns, "calibration")
     if budget is not None:
+        if not 0 < budget < math.inf:
+            raise BadInput(f"got a budget of {budget}, expected a share of the plain network's cost above 0; give one")
         return _by_budget(trace, risk, budget, against, unit, batch, deepest)
     assert at_most is not None
     asked = find_risk(risk or "disagreement")
@@ -214,8 +216,16 @@ def _by_budget(
 ) -> Plan:
     asked = find_risk(risk or ("error" if trace.labels is not None else "disagreement"))
     problem = problem_of(trace, asked, against, unit, batch, deepest)
-    never = Plan.never_leave(trace.chain)
-    point = best(problem, budget * trace.price(never, unit, batch, against).plain)
+    plain = trace.price(Plan.never_leave(trace.chain), unit, batch, against).plain
+    try:
+        point = best(problem, budget * plain)
+    except OutOfBudget:
+        every = [Plan.by_hand({gate: -math.inf}, deepest=deepest) for gate in trace.chain.gates]
+        least = min(trace.price(plan, unit, batch, against).mean / plain for plan in every)
+        raise OutOfBudget(
+            f"got a budget of {budget:g} of the plain network's {unit}, expected at least {least:.4g}, which the "
+            "cheapest plan costs on these rows; ask for more"
+        ) from None
     plan = _plan(trace, point.thresholds_G, deepest)
     return replace(plan, price=trace.price(plan, unit, batch, against), rows=trace.seen)
 
@@ -226,7 +236,7 @@ def _rows(trace: Trace, testing: str, search: Trace | None) -> tuple[Trace | Non
         return None, trace
     if search is not None:
         _require_same_network(trace, search)
-        search.seen.refuse_overlap(trace.columns["digest"], "calibration")
+        search.seen.refuse_overlap(trace.columns["digest"], "calibration", trace.columns["row"])
         return search, trace
     searched, certified = split_from(trace.header.data_fingerprint, len(trace), SEARCH_SHARE)
     return trace[searched], trace[certified]

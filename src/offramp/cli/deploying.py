@@ -20,7 +20,7 @@ from offramp.cli.options import (
     plan_of,
     writable,
 )
-from offramp.cli.printing import answer, note
+from offramp.cli.printing import answer
 
 OneFile = Annotated[
     bool, typer.Option("--one-file", help="All graphs as one: compaction inside, thresholds as inputs.")
@@ -59,7 +59,5 @@ def export(
     chosen = plan_of(plan, threshold)
     some = None if example is None else next(rows(example).batches(4)).x
     found = exported(network_of(network, model, front_of, gate_of), chosen, output, example=some, one_file=one_file)
-    if found.note:
-        note(found.note)
     body: dict[str, Any] = {key: value for key, value in asdict(found).items() if key != "plan"}
     answer({**body, "plan": str(found.plan), "promised": found.plan.promise is not None}, as_json, str(found))

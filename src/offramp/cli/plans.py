@@ -133,9 +133,9 @@ def check(
     """
     chosen, seen = plan_of(plan, threshold), trace_of(trace, rows)
     if not same_rows:
-        refuse_learned(seen.columns.get("learned"), "test")
+        refuse_learned(seen.columns, "test")
     if chosen.rows is not None and not same_rows:
-        chosen.rows.refuse_overlap(seen.columns["digest"], "test")
+        chosen.rows.refuse_overlap(seen.columns["digest"], "test", seen.columns["row"])
     promise = chosen.promise
     asked = confidence if confidence is not None else promise.confidence if promise else 0.95
     found = seen.evaluate(chosen, risk=risk_of(risk), confidence=asked)

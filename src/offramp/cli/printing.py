@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import math
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import typer
+
+PIPED = 200  # columns where nobody's window is: names are not cut off
 
 
 def answer(body: Mapping[str, Any], as_json: bool, *shown: object) -> None:
@@ -25,7 +28,8 @@ def answer(body: Mapping[str, Any], as_json: bool, *shown: object) -> None:
         else:
             from rich.console import Console
 
-            Console(markup=False, highlight=False, emoji=False).print(thing)
+            wide = None if sys.stdout.isatty() or "COLUMNS" in os.environ else PIPED
+            Console(markup=False, highlight=False, emoji=False, width=wide).print(thing)
 
 
 def note(text: str) -> None:

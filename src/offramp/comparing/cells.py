@@ -215,9 +215,9 @@ class Cell:
     def traces(self, gate: str) -> tuple[Trace, Trace]:
         """The traces of calibration and test rows under a gate. Raises OverlappingRows where rows are in two roles."""
         calibration, test = self.trace("calibration"), self.trace("test")
-        calibration.seen.refuse_overlap(test.columns["digest"], "test")
-        refuse_learned(calibration.columns.get("learned"), "calibration")
-        refuse_learned(test.columns.get("learned"), "test")
+        calibration.seen.refuse_overlap(test.columns["digest"], "test", test.columns["row"])
+        refuse_learned(calibration.columns, "calibration")
+        refuse_learned(test.columns, "test")
         if gate == OWN:
             return calibration, test
         other, engine = self._under(gate), self.settings.engine
@@ -242,7 +242,7 @@ class Cell:
         asked = self._asked(unit)
         if self.method.static:
             test = self.trace("test")
-            refuse_learned(test.columns.get("learned"), "test")
+            refuse_learned(test.columns, "test")
             found = figures_of_plain(test)
         else:
             found = figures_of(*self.traces(gate), self.settings, unit, splits=asked["splits"])

@@ -7,6 +7,7 @@ import argparse
 import json
 import sys
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -30,20 +31,17 @@ def run(x: Any, *, threads: int | None = None) -> dict[str, Any]:
     rows = np.arange(len(next(iter(state.values()))))
     logits = np.zeros((len(rows), about["classes"]), about["logits"])
     exit_, why, flagged = (np.zeros(len(rows), kind) for kind in (np.int64, np.int64, bool))
-    for part in about["parts"] if len(rows) else []:
+    for part in takewhile(lambda _: len(rows), about["parts"]):  # noqa: B023 - the rows that are left by then
         given = {name: state[name] for name in part["reads"]}
         state |= zip(part["writes"], session(part["file"], threads).run(part["writes"], given), strict=True)
-        leave = np.full(len(rows), part["last"])
-        if part["gate"]:
-            leave = choose(state[part["node"] + "/score"], plan[part["node"]][0])
-            flagged[rows] |= np.isnan(state[part["node"] + "/score"])
+        score = state.get(part["node"] + "/score", np.zeros(len(rows)))
+        leave = choose(score, plan[part["node"]][0]) if part["gate"] else np.full(len(rows), part["last"])
+        flagged[rows] |= part["gate"] & np.isnan(score)
         if leave.any():
             own, gone = state[part["node"] + "/logits"][leave], rows[leave]
             logits[gone], exit_[gone], why[gone] = own, part["place"], part["why"]
             flagged[gone] |= ~np.isfinite(own).all(-1)
             rows, state = rows[~leave], {name: state[name][~leave] for name in part["keeps"]}
-        if not len(rows):
-            break
     return dict(zip(NAMES, (logits, exit_, why, flagged), strict=True))
 
 
@@ -68,7 +66,7 @@ def session(file: str, threads: int | None) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
+    options.intra_op_num_threads, options.log_severity_level = threads or 0, 3
     options.add_session_config_entry("session.force_spinning_stop", "1")  # threads of one graph leave the next alone
     return onnxruntime.InferenceSession(str(HERE / file), options, providers=["CPUExecutionProvider"])
 
@@ -94,7 +92,9 @@ if __name__ == "__main__":
         if args.o:
             np.savez(f"{args.o}.part.npz", **found)
             Path(f"{args.o}.part.npz").replace(args.o)
+        told = enumerate(zip(found["logits"].argmax(1), found["exit"], found["flagged"], strict=True))
+        print(*(f"{row},{own},{exits[at]},{bad}\n" for row, (own, at, bad) in told), sep="", end="", flush=True)
+    except BrokenPipeError:  # whoever reads has seen enough
+        sys.stderr.close()
     except Exception as problem:  # a damaged file can fail anywhere
         sys.exit(print("run.py:", *str(problem).split(), file=sys.stderr) or 2)
-    for row, place in enumerate(found["exit"]):
-        print(row, found["logits"][row].argmax(), exits[place], found["flagged"][row], sep=",")

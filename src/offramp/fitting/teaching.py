@@ -16,7 +16,7 @@ from torch import Tensor
 from offramp.data.rows import Rows, rows
 from offramp.errors import BadData, BadInput, BadNetwork
 from offramp.files import checksum, require_writable
-from offramp.find import find, find_file, imported
+from offramp.find import find, find_file, imported, unknown
 from offramp.fitting.accelerating import accelerating, tracking
 from offramp.fitting.checkpoint import load_checkpoint
 from offramp.fitting.history import History
@@ -125,11 +125,15 @@ def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
     if isinstance(recipe, str):
         found = imported(recipe) if ":" in recipe else _one_recipe(find_file("recipes", recipe))
     if isinstance(found, type) and issubclass(found, Recipe):
+        known = inspect.signature(found).parameters
+        anything = any(one.kind is one.VAR_KEYWORD for one in known.values())
+        if not anything and (wrong := [name for name in arguments if name not in known]):
+            raise unknown(wrong[0], [*known], f"argument of the recipe {recipe!r}")
         try:
             found = found(**arguments)
         except TypeError as problem:
-            known = ", ".join(inspect.signature(found).parameters) or "nothing"
-            raise BadInput(f"the recipe {recipe!r} cannot be made ({problem}); it takes {known}") from problem
+            told = ", ".join(known) or "nothing"
+            raise BadInput(f"the recipe {recipe!r} cannot be made ({problem}); it takes {told}") from problem
     elif arguments:
         raise BadInput(f"the recipe {recipe!r} is made already and takes no {', '.join(arguments)}; give its class")
     if not isinstance(found, Recipe):

@@ -74,7 +74,10 @@ def evenly(points: Sequence[CutPoint], parts: int) -> tuple[str, ...]:
     best = {point.share or 0: point for point in sorted(inner, key=_badness, reverse=True)}  # at each share
     shares = sorted(best)
     if not 2 <= parts <= len(shares) + 1:
-        why = next((f"; {one.name!r} {one.why_not}" for one in points if one.why_not and "shape" in one.why_not), "")
+        barred = [one for one in points if one.why_not and (not shares or "shape" in one.why_not)]
+        why = f"; {barred[0].name!r} {barred[0].why_not}" if barred else ""
+        if not shares:
+            raise BadInput(f"got n={parts}, and this model has no legal cut with work before and behind it{why}")
         raise BadInput(
             f"got n={parts}, expected 2 to {len(shares) + 1} parts, as many as legal cuts with work between{why}"
         )
