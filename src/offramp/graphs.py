@@ -19,14 +19,14 @@ import torch
 from torch import nn
 
 from offramp.chain import Step, passages
-from offramp.errors import BadInput, OpenAgain
+from offramp.errors import BadData, BadInput, OpenAgain
 from offramp.find import find_file
 from offramp.inputs import State
-from offramp.network import Network, Part
+from offramp.network import Network, Part, trial_rows
 from offramp.onnx_graphs import Graph, written
 from offramp.programs import read_by
 from offramp.segmenting import undisturbed
-from offramp.signature import INPUT
+from offramp.signature import INPUT, is_input
 from offramp.watch import Watch
 
 Call = Callable[[State], State]
@@ -35,6 +35,7 @@ Kept = dict[Key, tuple[Watch, list[ref[nn.Module]], Any]]
 Making = Callable[[Part, State, Kept], Call]
 Pairs = Sequence[tuple[Part, Part]]
 _KEPT: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()
+_FREE: WeakKeyDictionary[nn.Module, dict[str, tuple[int, ...]]] = WeakKeyDictionary()
 
 
 def parts_of(
@@ -109,12 +110,41 @@ def _as_one(parts: Sequence[Part], later: Collection[str]) -> Part:
         writes=tuple(name for name in made if name in last.writes or name in later),
         modules=tuple(dict.fromkeys(module for part in parts for module in part.modules)),
         passes=tuple(part.step.name for part in before),
+        free={name: dims for part in parts for name, dims in part.free.items()},
     )
 
 
 def _eager(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
     found: tuple[Part, ...] = find_file("engines", "torch").open(network, steps, device)
-    return found
+    if not any(rung.length for rung in network.rungs):
+        return found
+    if network not in _FREE:
+        _FREE[network] = free_dims(network, device)
+    free = _FREE[network]
+    return tuple(replace(part, free={name: free[name] for name in free if _reads(part, name)}) for part in found)
+
+
+def _reads(part: Part, name: str) -> bool:
+    return name in part.reads or (INPUT in part.reads and is_input(name))
+
+
+def free_dims(network: Network, device: torch.device) -> dict[str, tuple[int, ...]]:
+    """By name the dimensions beside the batch that follow the length of a text, seen by running two lengths."""
+    texts, rows = {name for rung in network.rungs for name in rung.length}, trial_rows(network)
+    now = next(value.shape[1] for name, value in rows.items() if name in texts)
+    twice = {name: torch.cat([value, value], 1) if name in texts else value for name, value in rows.items()}
+    steps, seen = network.chain.walk(network.chain.gates), list[State]()
+    for length in (now, now - 1, now + 1, now // 2, 2 * now):
+        state = {name: value[:, :length] if name in texts else value for name, value in twice.items()}
+        with contextlib.suppress(BadData), torch.inference_mode():  # some models take few lengths
+            for part in find_file("engines", "torch").open(network, steps, device):
+                part.call(state)
+            seen.append(state)
+    one, *others = seen
+    return {
+        name: tuple(d for d in range(1, value.dim()) if any(value.shape[d] != other[name].shape[d] for other in others))
+        for name, value in one.items()
+    }
 
 
 def _whole(network: Network, name: str) -> Step:
@@ -131,7 +161,7 @@ class _Piece:
 
     def __call__(self, state: State) -> State:
         names = read_by(self.part, state)
-        key = tuple((name, state[name].dtype, state[name].shape[1:]) for name in names)
+        key = tuple((name, state[name].dtype, _shape(self.part, name, state)) for name in names)
         call = self.calls.get(key)
         if call is None:
             call = self.calls[key] = self._compiled(key, state)
@@ -141,6 +171,12 @@ class _Piece:
         what = (self.engine, self.part.step.name, self.part.passes, self.part.writes, *key)
         found: Call = _remembered(self.kept, what, self.part, lambda: self.made(state, self.kept))
         return found
+
+
+def _shape(part: Part, name: str, state: State) -> tuple[int | None, ...]:
+    """The shape of a row, None where it follows the length of a text."""
+    free = part.free.get(name, ())
+    return tuple(None if place in free else size for place, size in enumerate(state[name].shape[1:], 1))
 
 
 def _remembered(kept: Kept, key: Key, part: Part, make: Callable[[], Any]) -> Any:
@@ -174,6 +210,7 @@ def _graph(part: Part, full: Part, state: State, kept: Kept) -> Graph:
     if any(name not in state for name in full.reads if name != INPUT):
         full = part  # a plan that does not run an earlier exit has nothing for the exit or gate that would read it
     reads = read_by(full, state)
-    key = ("graph", step.name, *full.writes, *((name, state[name].dtype, state[name].shape[1:]) for name in reads))
+    shapes = ((name, state[name].dtype, _shape(full, name, state)) for name in reads)
+    key = ("graph", step.name, *full.writes, *shapes)
     whole: Graph = _remembered(kept, key, full, lambda: written(full, reads, state))
     return whole if full is part or full.writes == part.writes else whole.only(part.writes)

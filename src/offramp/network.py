@@ -10,7 +10,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,7 @@ class Part:
     `<node>/logits`, `<node>/score`, `<node>/handed` where an exit `Hands`, and what later segments continue from:
     `writes`. `reads` names what must be there before; `modules` are those whose change makes the part stale, each of
     them listed. `passes`: nodes before this one where the plan asks nothing, whose segments the engine runs along.
+    `free`: of the tensors that it reads the dimensions beside the batch that follow the length of a text.
     """
 
     step: Step
@@ -60,6 +61,7 @@ class Part:
     modules: tuple[nn.Module, ...]
     pieces: Mapping[str, Callable[[State], State]]
     passes: tuple[str, ...] = ()
+    free: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def call(self, state: State) -> None:
         """Run all pieces; the named tensors that they give are added to `state`."""

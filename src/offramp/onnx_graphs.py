@@ -12,11 +12,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from offramp.errors import BadNetwork, MissingExtra, OfframpError
 from offramp.inputs import State
 from offramp.network import Part
 from offramp.programs import program_of
+
+
+def _from_scalar(self: Tensor, other: float, alpha: float = 1) -> Tensor:
+    return torch.add(torch.mul(self, -alpha), other)
+
+
+# `1.0 - mask` of whole numbers: torch's ONNX writer has no way to promote the type of this one operation
+REWRITTEN: dict[Any, Any] = {torch.ops.aten.rsub.Scalar: _from_scalar}
 
 
 @dataclass(frozen=True)
@@ -70,7 +79,7 @@ def written(part: Part, reads: tuple[str, ...], state: State) -> Graph:
     require_onnx()
     with _quiet(), torch.inference_mode(False), torch.no_grad():
         try:
-            program = program_of(part, reads, state)
+            program = program_of(part, reads, state).run_decompositions(REWRITTEN)
             model = torch.onnx.export(program, dynamo=True, verbose=False).model_proto  # type: ignore[union-attr]
         except OfframpError:  # rows that do not fit are told as the eager engine tells it
             raise

@@ -21,7 +21,7 @@ def read_by(part: Part, state: State) -> tuple[str, ...]:
 
 
 def program_of(part: Part, reads: Sequence[str], state: State) -> ExportedProgram:
-    """One `torch.export` of a part: (*reads) -> (*writes), [B, ...] each, with B free.
+    """One `torch.export` of a part: (*reads) -> (*writes), [B, ...] each, with B and what is `free` in it free.
 
     Call it outside of inference mode. Raises what the part says to rows that do not fit, and anything for what cannot
     be exported.
@@ -29,7 +29,8 @@ def program_of(part: Part, reads: Sequence[str], state: State) -> ExportedProgra
     with plain_attention():
         rows = tuple(_some(state[name]) for name in reads)
         _Node(part, reads)(*(row.clone() for row in rows))
-        dynamic = {"tensors": tuple({0: torch.export.Dim.DYNAMIC} for _ in rows)}
+        free = torch.export.Dim.DYNAMIC
+        dynamic = {"tensors": tuple(dict.fromkeys((0, *part.free.get(name, ())), free) for name in reads)}
         return torch.export.export(_Node(part, reads), rows, dynamic_shapes=dynamic, strict=False)
 
 

@@ -18,6 +18,7 @@ from torch import nn
 
 import offramp as off
 from compiled import CASES, SIZES, middling
+from offramp import graphs
 from offramp.engine import engine_of
 from offramp.errors import BadData, BadInput, BadNetwork, Mismatch, MissingExtra, OpenAgain
 from offramp.factories import make_gate
@@ -27,6 +28,7 @@ from offramp.nodes import Gate
 from offramp.plan import BAND, Plan
 from offramp.running import TURNS
 from small import cut_of, dense, images_of, ladder_of, rows_of
+from texts import encoder, texts
 
 ENGINES = ("onnxruntime", "openvino")
 
@@ -361,3 +363,19 @@ def test_a_layer_without_weights_that_was_replaced_is_compiled_anew(engine):
     off.run(net, Plan.by_hand({}), x, engine=engine)
     net.backbone["middle"][1] = nn.ReLU().eval()
     close(off.run(net, Plan.by_hand({}), x, engine=engine).logits, net(x)[-1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("halves", [False, True])
+def test_texts_of_any_length_are_compiled_once(engine, halves, monkeypatch):
+    length = ("input_ids", "attention_mask")
+    net = off.cut(encoder(halves=halves), texts(6, 9), at=["blocks.0", "blocks.1"], exits="linear", length=length)
+    plan = middling(net, texts(64, 9))
+    mine, eager = off.open(net, plan, engine=engine), off.open(net, plan)
+    mine(texts(6, 9))
+    monkeypatch.setattr(graphs, "written", lambda *_: pytest.fail("written anew while serving"))
+    for count, size in ((5, 9), (3, 8), (1, 12), (7, 31), (2, 3)):
+        x = texts(count, size, seed=size)
+        got, want = mine(x), eager(x)
+        close(got.logits, want.logits)
+        assert got.exit.tolist() == want.exit.tolist()
