@@ -121,9 +121,10 @@ def check_recipe(make: Callable[[], Recipe], network_of: Callable[[], Network], 
     assert not net.untaught(), f"the recipe left {net.untaught()} as they were; every exit must be taught"
     check_learns(make, network_of, data)
     again, after = network_of(), [network_of(), network_of()]
-    fit(again, data, recipe=make(), batch_size=ROWS, progress=False)
+    history = fit(again, data, recipe=make(), batch_size=ROWS, progress=False)
     check_same(net, again, "two runs from the same seed")
-    for steps, other in zip((1, 4), after, strict=True):
+    late = 4 if any(epoch.step for epoch in history.epochs) else len(history.epochs)  # a phase that solves has one step
+    for steps, other in zip((1, late), after, strict=True):
         check_resumes(make, other, again, data, folder / str(steps), steps)
 
 

@@ -72,6 +72,7 @@ class Lesson:
     """What comes with a view: labels y [b] int64 or None, the rows' numbers [b], the phase and how much is done of it.
 
     done: the share of the phase's steps that lie behind, in [0, 1); step: their number, of `steps` in all.
+    share: of the batch's rows in this process; what `loss` gives is weighed by it.
     """
 
     y: Tensor | None
@@ -79,6 +80,7 @@ class Lesson:
     phase: str
     step: int = 0
     steps: int = 1
+    share: float = 1.0
 
     @property
     def done(self) -> float:

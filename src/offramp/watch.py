@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from offramp.errors import OpenAgain
+from offramp.network import described
 from offramp.nodes import Exit, Gate
 
 VALUES: Any = dict.values  # everything below runs in C: a batch of one waits for it
@@ -17,7 +18,7 @@ VALUES: Any = dict.values  # everything below runs in C: a batch of one waits fo
 
 class Watch:
     """Notices that modules are no longer what they were: parameters, buffers, submodules, training flags; of exits and
-    gates also numbers and texts, such as a temperature.
+    gates also the numbers and texts of their configuration, such as a temperature.
 
     A part is looked at right after it ran, while its tensors are in the cache: four times cheaper than before the
     run, and a change made during the run is noticed as well. It holds the modules' tables and not the modules, so
@@ -67,7 +68,7 @@ class _Share:
             for module in modules
             if isinstance(module, (Exit, Gate))
             for key, value in vars(module).items()
-            if isinstance(value, (bool, int, float, str))
+            if isinstance(value, (bool, int, float, str)) and key in described(module)
         ]
         self.marks = self._marks()
 

@@ -45,6 +45,8 @@ def test_joint_with_checkpoints_and_development_rows(net, as_json):
         "fit", "net", TRAIN, *options, "--development", TEST, "-o", "other", "--batch-size", "50", "--resume"
     )
     assert resumed["fingerprint"] == told["fingerprint"]
+    words = (TRAIN, *options[:2], "--with", "epochs=1", "--folder", "elsewhere", "--resume", "-o", "other")
+    assert "elsewhere holds no checkpoint" in offramp("fit", "net", *words).stderr
 
 
 def test_ctrl_c_says_how_to_go_on(net, monkeypatch):
@@ -69,7 +71,7 @@ class Nothing(Recipe):
         (("--recipe", "hing"), "hinge"),
         (("--recipe", "users_own:three_classes"), "expected a name, a Recipe"),
         (("--with", "epochs"), "NAME=VALUE"),
-        (("--with", "epoch=2"), "it takes kind, regulariser, gap"),
+        (("--with", "epoch=2"), "known: kind, regulariser, gap"),
         (("--with", "a-b=2"), "name of an argument"),
         (("--with", "kind=odd"), "one_vs_rest"),
         (("--precision", "int8"), "bf16"),

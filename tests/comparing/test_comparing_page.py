@@ -177,3 +177,15 @@ def test_the_plain_network_is_that_of_a_method_that_was_cut(found: Comparison) -
     names = {line["name"] for line in chart["data"] if "name" in line}
     assert "method-0's last exit" in names
     assert not any(name.startswith("smaller's") for name in names)
+
+
+def test_a_last_exit_far_behind_an_earlier_one_is_doubted(found: Comparison, tmp_path: Path) -> None:
+    assert found.doubts() == []
+    first, *rest = found.results
+    figures = replace(first.figures, alone=(0.95, 0.9, 0.08))
+    doubted = replace(found, results=(replace(first, figures=figures), *rest))
+    (sentence,) = doubted.doubts()
+    assert sentence.startswith(
+        f"{first.label}: the last exit answers 8.0% of the test rows right and {figures.exits[0]} 95.0%"
+    )
+    assert escape(sentence) in write_page(doubted, tmp_path / "index.html").read_text(encoding="utf-8")

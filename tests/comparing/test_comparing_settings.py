@@ -132,7 +132,7 @@ def test_a_file_that_is_not_there() -> None:
     ("flags", "says"),
     [
         ("recipe = 'hing'", "'hinge'"),
-        ("recipe = 'joint'\nwith = ['epoch=2']", "it takes "),
+        ("recipe = 'joint'\nwith = ['epoch=2']", "called 'epoch'"),
         ("recipe = 'joint'\nwith = ['epochs']", "NAME=VALUE"),
         ("gates = ['own', 'margn']", "'margin'"),
         ("gate = 'max_prb'", "'max_prob'"),

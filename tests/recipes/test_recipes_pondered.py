@@ -48,6 +48,19 @@ def test_the_gradient_is_that_of_the_sum():
         assert torch.equal(model(X[:8]), y)
 
 
+def test_processes_that_share_a_batch_share_the_price():
+    model = made()
+    values = [*model.stage1.halts.parameters()]
+    with priced(model, 0.3):
+        whole = torch.autograd.grad(model(X[:8]).square().mean(), values)
+    halves = []
+    for rows in (X[:4], X[4:8]):
+        with priced(model, 0.3, [0.5]):
+            halves.append(torch.autograd.grad(0.5 * model(rows).square().mean(), values))
+    for one, two, both in zip(*halves, whole, strict=True):
+        torch.testing.assert_close(one + two, both, atol=1e-6, rtol=1e-4)
+
+
 @pytest.mark.slow
 def test_the_dearer_the_shallower():
     mean = {}

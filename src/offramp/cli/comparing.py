@@ -54,3 +54,5 @@ def compare(file: File, output: OutputFolder, as_json: AsJson = False) -> None:
     rows = [(label, *("-" if mean is None else percent(mean, 2) for mean in each)) for label, each in means.items()]
     shown = table("accuracy within", *(percent(budget, 0) for budget in budgets), rows=rows)
     answer(body, as_json, shown, f"written: {', '.join(map(str, files))}")
+    for doubt in found.doubts():
+        note(doubt)

@@ -106,6 +106,8 @@ def fit(
         "track": track,
         "cache": cache,
     }
+    if resume and folder and not (Path(folder) / "checkpoint").is_dir():
+        note(f"{folder} holds no checkpoint: teaching begins at the start")
     try:
         history = fitted(net, data, recipe=method, development=development, folder=folder, resume=resume, **options)
     except KeyboardInterrupt as problem:

@@ -14,6 +14,8 @@ from offramp.comparing.reading import read_settings
 from offramp.comparing.settings import OWN, Method, Settings
 from offramp.files import require_writable
 
+FAR = 0.05  # of accuracy
+
 
 @dataclass(frozen=True)
 class Result:
@@ -61,6 +63,20 @@ class Comparison:
         return [
             [each.point.accuracy for each in column if each.point is not None] for column in zip(*budgets, strict=True)
         ]
+
+    def doubts(self) -> list[str]:
+        """A sentence for each method whose last exit is far worse than an earlier one: its cost is no measure then."""
+        found = []
+        for label in self.leading():
+            figures = self.of(label)[0].figures
+            *earlier, last = figures.alone
+            if earlier and last < max(earlier) - FAR:
+                best = figures.exits[earlier.index(max(earlier))]
+                found.append(
+                    f"{label}: the last exit answers {last:.1%} of the test rows right and {best} {max(earlier):.1%}; "
+                    "was its model ever trained? name its weights, or a recipe that teaches it too"
+                )
+        return found
 
 
 def compare(

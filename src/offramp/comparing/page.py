@@ -49,7 +49,7 @@ def _budgets(comparison: Comparison) -> Html:
         "The best plan that a search finds on calibration rows within a share of the plain network's cost, and its "
         "accuracy on test rows. The best of each column is bold."
     )
-    parts = [tag("p", lead), budgets_table(comparison)]
+    parts = [tag("p", lead), budgets_table(comparison), *(tag("p", doubt) for doubt in comparison.doubts())]
     if splits := splits_table(comparison):
         parts.append(folded("Over random splits of calibration and test rows", splits))
     return section("budgets", "Accuracy at equal cost", *parts, statics_table(comparison))

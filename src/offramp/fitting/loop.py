@@ -111,14 +111,15 @@ class Loop:
                 start, tally = time.perf_counter() - self.at.seconds, dict(self.at.sums or {})
                 for state, positions in track(batches, what=what, total=left, show=self.course.progress):
                     step, size = epoch * lessons.steps + self.at.step, lessons.size(self.at.step)
-                    lesson = lessons.lesson(positions, phase.name, step, steps)
+                    weight = len(positions) / size
+                    lesson = replace(lessons.lesson(positions, phase.name, step, steps), share=weight)
                     view = view_of(self.network, stepping.look(state, pooled), state, pooled)
                     if phase.by == "update":
                         losses = recipe.update(view, lesson, stepping.optimiser)
                         figures = numbers_of(losses)
                         require_finite(figures, view, phase, step, self.course.folder)
                     else:
-                        losses, weight = recipe.loss(view, lesson), len(positions) / size
+                        losses = recipe.loss(view, lesson)
                         figures = shared.mean(numbers_of(losses), weight)
                         require_finite(figures, view, phase, step, self.course.folder)
                         stepping.step(losses, weight)

@@ -43,11 +43,7 @@ class Stepping:
         """Minimise the sum of the losses. weight: the share of the batch's rows of which this process has the means."""
         self.optimiser.zero_grad()
         loss = losses if isinstance(losses, Tensor) else torch.stack([*losses.values()]).sum()
-        self.accelerator.backward(loss)
-        if weight != 1:  # behind the backward, where some recipes let other losses join
-            for value in self.parameters:
-                if value.grad is not None:
-                    value.grad.mul_(weight)
+        self.accelerator.backward(loss if weight == 1 else loss * weight)
         self.processes.add_gradients(self.parameters)
         (self.scaled or self.optimiser).step()
 

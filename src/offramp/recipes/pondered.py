@@ -7,7 +7,7 @@ over rows and positions of N + R, summed over the stages (layers/adaptive_depth.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -35,6 +35,7 @@ class Pondered(Recipe):
         self, inner: Recipe | None = None, *, tau: float = 0.01, epochs: int | None = None, rate: float | None = None
     ) -> None:
         self.inner, self.tau, self.epochs, self.rate = inner, tau, epochs, rate
+        self._share = [1.0]  # of the batch that is under way, where several processes have it
 
     def _inner(self) -> Recipe:
         return self.inner or Distill(hints=0.0, epochs=self.epochs, rate=self.rate)
@@ -69,13 +70,14 @@ class Pondered(Recipe):
     ) -> Callable[[], contextlib.AbstractContextManager[None]]:
         @contextlib.contextmanager
         def entered() -> Iterator[None]:
-            with during(), priced(network.backbone, self.tau):
+            with during(), priced(network.backbone, self.tau, self._share):
                 yield
 
         return entered
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """That of the recipe."""
+        self._share[0] = lesson.share
         return self._inner().loss(view, lesson)
 
     def update(self, view: View, lesson: Lesson, optimiser: Optimizer) -> Losses:
@@ -89,19 +91,22 @@ class Pondered(Recipe):
 
 
 @contextlib.contextmanager
-def priced(model: nn.Module, tau: float) -> Iterator[None]:
-    """While it lasts, what a stage of adaptive depth gives carries the gradient of tau times its mean cost."""
+def priced(model: nn.Module, tau: float, share: Sequence[float] = (1.0,)) -> Iterator[None]:
+    """While it lasts, what a stage of adaptive depth gives carries the gradient of tau times its mean cost.
+
+    share: the weight of this process's mean, looked up in the backward.
+    """
     handles = []
     try:
         for stage in stages_of(model).values():
-            handles += _hooked(stage, tau)
+            handles += _hooked(stage, tau, share)
         yield
     finally:
         for handle in handles:
             handle.remove()
 
 
-def _hooked(stage: AdaptiveDepth, tau: float) -> list[torch.utils.hooks.RemovableHandle]:
+def _hooked(stage: AdaptiveDepth, tau: float, share: Sequence[float]) -> list[torch.utils.hooks.RemovableHandle]:
     costs: list[Tensor] = []  # of the forward that is under way
 
     def heard(_module: nn.Module, _inputs: Any, cost: Tensor) -> None:
@@ -111,19 +116,20 @@ def _hooked(stage: AdaptiveDepth, tau: float) -> list[torch.utils.hooks.Removabl
         cost = costs.pop()
         if not cost.requires_grad:
             return output
-        carrying: Tensor = _Carrying.apply(output, tau * cost.mean())  # type: ignore[no-untyped-call]
+        carrying: Tensor = _Carrying.apply(output, tau * cost.mean(), share)  # type: ignore[no-untyped-call]
         return carrying
 
     return [stage.ponder.register_forward_hook(heard), stage.register_forward_hook(attached)]
 
 
 class _Carrying(torch.autograd.Function):
-    """The value as it is; in the backward the cost gets the gradient 1, as a summand of any loss would."""
+    """The value as it is; in the backward the cost gets the gradient that a summand of the loss would."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, cost: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, cost: Tensor, share: Sequence[float]) -> Tensor:
+        ctx.share = share
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor]:
-        return gradient, gradient.new_ones(())
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, None]:
+        return gradient, gradient.new_full((), ctx.share[0]), None
