@@ -79,6 +79,15 @@ def replacing_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def restored(folder: Path) -> Path:
+    """The folder; where a process was killed in the moment in which it was replaced, the one before is put back."""
+    if not folder.exists():
+        for old in sorted(folder.parent.glob(f".{folder.name}.*.old")):
+            os.rename(old, folder)
+            break
+    return folder
+
+
 def require_replaceable(folder: Path) -> None:
     """Raise BadFile for a folder that holds something else than an earlier offramp folder."""
     try:

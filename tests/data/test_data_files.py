@@ -53,6 +53,15 @@ def test_npz_names_and_contents(tmp_path):
     refused(f"npz:{tmp_path}/text.npz", "damaged", BadFile)
 
 
+def test_npz_with_several_inputs(tmp_path):
+    top, bottom = np.arange(12.0).reshape(4, 3), np.arange(4)
+    np.savez(tmp_path / "two.npz", **{"x/top": top, "x/bottom": bottom}, y=np.array([0, 1, 0, 1]))
+    (batch,) = rows(f"npz:{tmp_path / 'two.npz'}[1:3]").batches(8)
+    assert batch.x.keys() == {"top", "bottom"}
+    assert batch.x["bottom"].tolist() == [1, 2]
+    assert batch.y.tolist() == [1, 0]
+
+
 def test_parquet_columns_of_numbers(tmp_path):
     lists = {
         "fixed": pa.FixedSizeListArray.from_arrays(pa.array(X.reshape(-1)), 90),

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from offramp.data.rows import Rows, rows
 from offramp.errors import BadData, BadInput, BadNetwork
-from offramp.files import checksum, require_writable
+from offramp.files import checksum, require_writable, restored
 from offramp.find import find, find_file, imported, unknown
 from offramp.fitting.accelerating import accelerating, tracking
 from offramp.fitting.checkpoint import load_checkpoint
@@ -244,7 +244,7 @@ def _checkpoint(home: Path | None, *, resume: bool) -> Path | None:
         if resume:
             raise BadInput("got resume=True without a folder, expected the folder of the run; give folder=")
         return None
-    there = home / "checkpoint"
+    there = restored(home / "checkpoint")
     if there.is_dir() and not resume:
         raise BadInput(
             f"{there} is that of an earlier run; go on from it with resume=True (--resume), or name another folder"
