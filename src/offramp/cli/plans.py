@@ -101,6 +101,8 @@ def calibrate(
         return
     if trace is None:
         raise BadInput("there is no TRACE, expected a file written by offramp record; give one, or --how-many LEVEL")
+    if (at_most is None) == (budget is None):
+        raise BadInput("got --at-most and --budget, or neither, expected exactly one of them; give a level, or a share")
     from offramp.calibration.calibrating import calibrate as calibrated
 
     writable(output, suffixes=(".json",))

@@ -106,7 +106,9 @@ def fit(
         "track": track,
         "cache": cache,
     }
-    if resume and folder and not (Path(folder) / "checkpoint").is_dir():
+    if resume and not folder:
+        raise BadInput("got --resume without --folder, expected the folder of the run; give it")
+    if folder and resume and not (Path(folder) / "checkpoint").is_dir():
         note(f"{folder} holds no checkpoint: teaching begins at the start")
     try:
         history = fitted(net, data, recipe=method, development=development, folder=folder, resume=resume, **options)
