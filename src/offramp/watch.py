@@ -63,12 +63,12 @@ class _Share:
         self.tensors = [value for value in tensors if isinstance(value, Tensor) and not value.is_inference()]
         firsts = [next(iter(module._parameters.values()), None) for module in modules]
         self.places = [first for first in firsts if isinstance(first, Tensor)]
+        configured = [(vars(module), described(module)) for module in modules if isinstance(module, (Exit, Gate))]
         self.settings = [
-            (vars(module), key, value)
-            for module in modules
-            if isinstance(module, (Exit, Gate))
-            for key, value in vars(module).items()
-            if isinstance(value, (bool, int, float, str)) and key in described(module)
+            (table, key, value)
+            for table, config in configured
+            for key, value in table.items()
+            if key in config and isinstance(value, (bool, int, float, str))
         ]
         self.marks = self._marks()
 
