@@ -53,7 +53,9 @@ class Engine:
 
     @property
     def own_threads(self) -> bool:
-        """Whether it computes on other threads than torch, which had better not have woken its own just before."""
+        """Whether it computes on other threads than torch (which had better not have woken its own just before), and on
+        copies of the weights.
+        """
         return bool(getattr(self.module, "OWN_THREADS", False))
 
     @property

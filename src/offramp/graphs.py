@@ -26,7 +26,7 @@ from offramp.network import Network, Part, trial_rows
 from offramp.onnx_graphs import Graph, written
 from offramp.programs import read_by
 from offramp.segmenting import undisturbed
-from offramp.signature import INPUT, is_input
+from offramp.signature import INPUT
 from offramp.watch import Watch
 
 Call = Callable[[State], State]
@@ -114,18 +114,19 @@ def _as_one(parts: Sequence[Part], later: Collection[str]) -> Part:
     )
 
 
-def _eager(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
+def _torch_parts(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
     found: tuple[Part, ...] = find_file("engines", "torch").open(network, steps, device)
+    return found
+
+
+def _eager(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
+    found = _torch_parts(network, steps, device)
     if not any(rung.length for rung in network.rungs):
         return found
     if network not in _FREE:
         _FREE[network] = free_dims(network, device)
     free = _FREE[network]
-    return tuple(replace(part, free={name: free[name] for name in free if _reads(part, name)}) for part in found)
-
-
-def _reads(part: Part, name: str) -> bool:
-    return name in part.reads or (INPUT in part.reads and is_input(name))
+    return tuple(replace(part, free={name: free[name] for name in read_by(part, free)}) for part in found)
 
 
 def free_dims(network: Network, device: torch.device) -> dict[str, tuple[int, ...]]:
@@ -133,11 +134,11 @@ def free_dims(network: Network, device: torch.device) -> dict[str, tuple[int, ..
     texts, rows = {name for rung in network.rungs for name in rung.length}, trial_rows(network)
     now = next(value.shape[1] for name, value in rows.items() if name in texts)
     twice = {name: torch.cat([value, value], 1) if name in texts else value for name, value in rows.items()}
-    steps, seen = network.chain.walk(network.chain.gates), list[State]()
+    parts, seen = _torch_parts(network, network.chain.walk(network.chain.gates), device), list[State]()
     for length in (now, now - 1, now + 1, now // 2, 2 * now):
         state = {name: value[:, :length] if name in texts else value for name, value in twice.items()}
         with contextlib.suppress(BadData), torch.inference_mode():  # some models take few lengths
-            for part in find_file("engines", "torch").open(network, steps, device):
+            for part in parts:
                 part.call(state)
             seen.append(state)
     one, *others = seen

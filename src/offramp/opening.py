@@ -88,11 +88,9 @@ def check_origin(network: Network, plan: Plan, engine: str) -> None:
 def _warm(network: Network, plan: Plan, parts: Sequence[Part]) -> None:
     """Run parts on rows like the plan's probe or the example of a cut: what compiles does so before it serves."""
     probe = plan.origin.probe if plan.origin else None
-    state = (
-        trial_rows(network, network.rungs[0])
-        if probe is None
-        else as_inputs(example(probe.inputs, 2), network.device())
-    )
+    state = trial_rows(network, network.rungs[0])
+    if probe is not None:
+        state = as_inputs(example(probe.inputs, 2), network.device())
     if state:
         with torch.inference_mode():
             for part in parts:

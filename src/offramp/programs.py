@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from offramp.signature import INPUT
 from offramp.taps import plain_attention
 
 
-def read_by(part: Part, state: State) -> tuple[str, ...]:
+def read_by(part: Part, state: Iterable[str]) -> tuple[str, ...]:
     """The tensors that a part reads, each input by its own name."""
     inputs = [name for name in state if name == INPUT or name.startswith(INPUT + "/")]
     return tuple(dict.fromkeys(key for name in part.reads for key in (inputs if name == INPUT else (name,))))

@@ -32,8 +32,8 @@ class Watch:
         self, roots: Sequence[nn.Module], *, deep: bool = True, turns: int = 1, always: Iterable[nn.Module] = ()
     ) -> None:
         modules = dict.fromkeys(module for root in roots for module in (root.modules() if deep else [root]))
-        first = [module for module in dict.fromkeys(always) if module in modules]
-        rest = [module for module in modules if module not in set(first)]
+        first = {module: None for module in always if module in modules}
+        rest = [module for module in modules if module not in first]
         self._shares = [_Share([*first, *rest[turn::turns]]) for turn in range(turns)]
         self._turn = cycle(self._shares)
 

@@ -47,6 +47,8 @@ def test_joint_with_checkpoints_and_development_rows(net, as_json):
     assert resumed["fingerprint"] == told["fingerprint"]
     words = (TRAIN, *options[:2], "--with", "epochs=1", "--folder", "elsewhere", "--resume", "-o", "other")
     assert "elsewhere holds no checkpoint" in offramp("fit", "net", *words).stderr
+    (net / "elsewhere" / "checkpoint").rename(net / "elsewhere" / ".checkpoint.abc.old")  # killed while it was replaced
+    assert "holds no checkpoint" not in offramp("fit", "net", *words).stderr
 
 
 def test_ctrl_c_says_how_to_go_on(net, monkeypatch):

@@ -20,6 +20,7 @@ from offramp.cli.options import (
 )
 from offramp.cli.printing import answer, main_process, note
 from offramp.errors import BadInput
+from offramp.files import restored
 
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write the network to.")]
 RecipeName = Annotated[
@@ -106,10 +107,8 @@ def fit(
         "track": track,
         "cache": cache,
     }
-    if resume and not folder:
-        raise BadInput("got --resume without --folder, expected the folder of the run; give it")
-    if folder and resume and not (Path(folder) / "checkpoint").is_dir():
-        note(f"{folder} holds no checkpoint: teaching begins at the start")
+    if resume:
+        _tell_where_it_begins(folder)
     try:
         history = fitted(net, data, recipe=method, development=development, folder=folder, resume=resume, **options)
     except KeyboardInterrupt as problem:
@@ -129,6 +128,14 @@ def fit(
     answer(body, as_json, str(history), f"Taught in {history.seconds:.1f} s: {output}")
     if net.untaught():
         note(f"not taught yet: {', '.join(net.untaught())}")
+
+
+def _tell_where_it_begins(folder: str | None) -> None:
+    """A word where there is nothing to go on from. Raises BadInput without a folder."""
+    if not folder:
+        raise BadInput("got --resume without --folder, expected the folder of the run; give it")
+    if not restored(Path(folder) / "checkpoint").is_dir():
+        note(f"{folder} holds no checkpoint: teaching begins at the start")
 
 
 def _require_apart(output: str, *beside: str | None) -> None:

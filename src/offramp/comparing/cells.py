@@ -254,8 +254,8 @@ class Cell:
         keys = ("calibration", "test", "budgets", "risk", "at_most", "confidence")
         told = {key: getattr(self.settings, key) for key in keys}
         splits = self.settings.splits if self.first else 0
-        its = {"engine": engine_of(self.settings.engine)[1], "unit": unit, "splits": splits}
-        return told | {"budgets": list(self.settings.budgets)} | its
+        engine, budgets = engine_of(self.settings.engine)[1], list(self.settings.budgets)
+        return told | {"budgets": budgets, "engine": engine, "unit": unit, "splits": splits}
 
     def _file(self, what: str, gate: str) -> Path:
         return self.home / f"{what}-{gate.replace(':', '-')}.json"

@@ -111,8 +111,7 @@ class Loop:
                 start, tally = time.perf_counter() - self.at.seconds, dict(self.at.sums or {})
                 for state, positions in track(batches, what=what, total=left, show=self.course.progress):
                     step, size = epoch * lessons.steps + self.at.step, lessons.size(self.at.step)
-                    weight = len(positions) / size
-                    lesson = replace(lessons.lesson(positions, phase.name, step, steps), share=weight)
+                    lesson = replace(lessons.lesson(positions, phase.name, step, steps), share=len(positions) / size)
                     view = view_of(self.network, stepping.look(state, pooled), state, pooled)
                     if phase.by == "update":
                         losses = recipe.update(view, lesson, stepping.optimiser)
@@ -120,9 +119,9 @@ class Loop:
                         require_finite(figures, view, phase, step, self.course.folder)
                     else:
                         losses = recipe.loss(view, lesson)
-                        figures = shared.mean(numbers_of(losses), weight)
+                        figures = shared.mean(numbers_of(losses), lesson.share)
                         require_finite(figures, view, phase, step, self.course.folder)
-                        stepping.step(losses, weight)
+                        stepping.step(losses, lesson.share)
                     stepping.end_step()
                     for name, value in figures.items():
                         tally[name] = tally.get(name, 0.0) + value * size

@@ -99,17 +99,12 @@ class Pooling:
     def _key(self, told: list[Any]) -> str:
         """Digests of backbone and fronts, and of all else."""
         mark = hashlib.sha256()
-        for key, value in sorted(self.network.state_dict().items()):
-            if key.startswith(("backbone.", "fronts.")):
+        for part in (self.network.backbone, self.network.fronts):
+            mark.update(repr(part).encode())  # what computes
+            for key, value in (*part.named_parameters(), *part.named_buffers()):  # also buffers that are no state
                 array = value.detach().cpu().contiguous().reshape(-1)
                 mark.update(key.encode())
-                mark.update(array.view(torch.uint8).numpy())
-        for part in (self.network.backbone, self.network.fronts):  # what computes, and buffers that are no state
-            mark.update(repr(part).encode())
-            for key, value in part.named_buffers():
-                mark.update(
-                    key.encode() + value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-                )
+                mark.update(array.view(torch.uint8).numpy().tobytes())
         fronts = {name: described(front) for name, front in self.network.fronts.items()}
         pools = {name: described(self.network.exit_of(name)) for name in self.names}
         rest = hashlib.sha256(json.dumps([told, fronts, pools], sort_keys=True).encode())

@@ -19,7 +19,7 @@ def parameters_of(network: Network) -> tuple[nn.Parameter, ...]:
     return (*network.backbone.parameters(), *network.exits.parameters())
 
 
-def exits_of(network: Network, names: Iterable[str]) -> tuple[nn.Parameter, ...]:
+def exit_parameters(network: Network, names: Iterable[str]) -> tuple[nn.Parameter, ...]:
     """The parameters of some exits."""
     return tuple(value for name in names for value in network.exit_of(name).parameters())
 

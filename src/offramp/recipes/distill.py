@@ -26,7 +26,7 @@ from offramp.network import Network, trial_rows
 from offramp.nodes import Exit
 from offramp.recipe import Lesson, Losses, Phase, Pools, Recipe, View, reading, taught_exits
 from offramp.recipes._schedules import dropped
-from offramp.recipes._together import exits_of, soft_cross_entropy, students_of
+from offramp.recipes._together import exit_parameters, soft_cross_entropy, students_of
 
 ADAPTER = "adapter/"  # of an aid, before the name of its exit
 
@@ -107,7 +107,7 @@ class Distill(Recipe):
             every = (*network.backbone.parameters(), *network.exits.parameters(), *aids)
             return [Phase("all", every, self.epochs or 250, sgd, dropped(83 / 250, 166 / 250, 240 / 250))]
         names = students_of(network)
-        exits = exits_of(network, names)
+        exits = exit_parameters(network, names)
         reads = reading(network, (*names, network.chain.exits[-1]))
         adam = partial(torch.optim.Adam, lr=self.rate or 1e-3)
         return [Phase("exits", exits, self.epochs or 25, adam, reads=reads, labels=self.alpha < 1)]

@@ -30,7 +30,7 @@ from offramp.errors import BadInput
 from offramp.network import Network
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading
 from offramp.recipes._schedules import dropped
-from offramp.recipes._together import exits_of, students_of
+from offramp.recipes._together import exit_parameters, students_of
 
 EPOCHS = 9
 
@@ -57,7 +57,7 @@ class Imitated(Recipe):
     def phases(self, network: Network) -> list[Phase]:
         """One phase, which needs no labels."""
         names = students_of(network)
-        exits = exits_of(network, names)
+        exits = exit_parameters(network, names)
         sgd = partial(torch.optim.SGD, lr=self.rate, momentum=0.9, weight_decay=self.decay)
         reads = reading(network, (*names, network.chain.exits[-1]))
         schedule = dropped(*(epoch / EPOCHS for epoch in (2, 5, 7)))

@@ -30,7 +30,7 @@ from offramp.network import Network, trial_rows
 from offramp.nodes import Seen, grade
 from offramp.pricing import Prices
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
-from offramp.recipes._together import exits_of
+from offramp.recipes._together import exit_parameters
 
 WARM, JOINT = "warm-up", "exits and gates"
 PRICES = "prices"  # the aid that holds what leaving at each exit costs
@@ -86,7 +86,7 @@ class Objective(Recipe):
     def phases(self, network: Network) -> list[Phase]:
         """The warm-up, then exits and gates by turns."""
         names = taught_exits(network)
-        exits = exits_of(network, names)
+        exits = exit_parameters(network, names)
         reads = reading(network, network.chain.exits)
         adam = partial(torch.optim.AdamW, lr=self.rate, weight_decay=self.decay)
         warm = [Phase(WARM, exits, self.warm, adam, reads=reads)] if self.warm else []

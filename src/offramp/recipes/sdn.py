@@ -23,7 +23,7 @@ from offramp.network import Network
 from offramp.nodes import Hands
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
 from offramp.recipes._schedules import dropped
-from offramp.recipes._together import exits_of
+from offramp.recipes._together import exit_parameters
 
 FLOOR = 0.01  # of a weight, at the first epoch
 DEEPEST = 0.9  # the weight at which the deepest internal classifier ends
@@ -81,7 +81,7 @@ class Sdn(Recipe):
     def phases(self, network: Network) -> list[Phase]:
         """One phase."""
         names = taught_exits(network)
-        exits = exits_of(network, names)
+        exits = exit_parameters(network, names)
         if not self.backbone:
             adam = partial(torch.optim.Adam, lr=self.rate or 1e-3, weight_decay=self.decay)
             return [Phase("exits", exits, self.epochs or 25, adam, dropped(15 / 25), reading(network, names))]
