@@ -139,11 +139,6 @@ def test_law_5_no_drawers():
     assert not [file for folder in house.READ for file in (house.ROOT / folder).rglob("util*.py")]
 
 
-def test_law_5_nothing_is_too_large():
-    assert house.large_files(house.MOST_LINES) == []
-    assert house.large_functions(house.MOST_LENGTH) == []
-
-
 def test_law_5_what_is_large_is_listed(capsys):
     assert house.main() == 0
     assert f"files over {house.LINES} lines" in capsys.readouterr().out
