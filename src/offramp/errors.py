@@ -15,6 +15,12 @@
     ├── NoSafePlan          no plan keeps the promise on these rows
     └── MissingExtra        an optional dependency is not installed (also an ImportError)
 
+and what deserves a second look, but stops nothing:
+
+    OfframpWarning          (also a UserWarning)
+    ├── NeverTaught         an exit that nothing has trained is recorded
+    └── UnevenParts         the only legal cuts divide the work badly
+
 Every message is one sentence in three parts: what was got, what was expected, what to do.
 At the command line each of them prints that sentence and ends with exit code 2.
 """
@@ -29,6 +35,18 @@ if TYPE_CHECKING:
 
 class OfframpError(Exception):
     """The root of everything that offramp raises on purpose."""
+
+
+class OfframpWarning(UserWarning):
+    """The root of all warnings; the command line prints each as a sentence."""
+
+
+class NeverTaught(OfframpWarning):
+    """An exit that `cut` made is recorded before anything has trained it."""
+
+
+class UnevenParts(OfframpWarning):
+    """The only legal cuts of a model divide its work badly."""
 
 
 class BadInput(OfframpError, ValueError):

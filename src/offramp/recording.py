@@ -13,7 +13,7 @@ from torch import Tensor
 
 from offramp.data.rows import Batch, Rows, fingerprint_of, rows
 from offramp.engine import engine_of
-from offramp.errors import BadData, BadNetwork
+from offramp.errors import BadData, BadNetwork, NeverTaught
 from offramp.find import find_file
 from offramp.inputs import State, as_inputs
 from offramp.measuring import costs_of
@@ -27,10 +27,6 @@ from offramp.trace import BACKBONE, Header, Trace
 PROBE_ROWS = 4
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-class NeverTaught(UserWarning):
-    """An exit that `cut` made is recorded before anything has taught it."""
 
 
 def record(
