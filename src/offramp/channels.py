@@ -56,7 +56,8 @@ class ChannelTracker(TorchFunctionMode):
 
     def dim_of(self, tensor: Tensor) -> int | None:
         """The dimension of the channels (1 to dim - 1); None where it is not known."""
-        return self._dims[tensor] if tensor in self._dims else None
+        dims: Mapping[Tensor, int] = self._dims
+        return dims.get(tensor)
 
     def __torch_function__(
         self,

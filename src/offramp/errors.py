@@ -19,7 +19,9 @@ and what deserves a second look, but stops nothing:
 
     OfframpWarning          (also a UserWarning)
     ├── NeverTaught         an exit that nothing has trained is recorded
-    └── UnevenParts         the only legal cuts divide the work badly
+    ├── UnevenParts         the only legal cuts divide the work badly
+    ├── BetterExit          an exit answers better than the last one
+    └── GapNotReached       a solver stopped before the duality gap that was asked for
 
 Every message is one sentence in three parts: what was got, what was expected, what to do.
 At the command line each of them prints that sentence and ends with exit code 2.
@@ -47,6 +49,14 @@ class NeverTaught(OfframpWarning):
 
 class UnevenParts(OfframpWarning):
     """The only legal cuts of a model divide its work badly."""
+
+
+class BetterExit(OfframpWarning):
+    """An exit is right more often than the last one, which then costs without a gain."""
+
+
+class GapNotReached(OfframpWarning):
+    """A solver stopped at its limit of steps, before the duality gap that was asked for."""
 
 
 class BadInput(OfframpError, ValueError):

@@ -21,7 +21,7 @@ from offramp.cli.pages import report
 from offramp.cli.plans import calibrate, check
 from offramp.cli.printing import note
 from offramp.cli.serving import bench, run
-from offramp.cli.teaching import fit
+from offramp.cli.teaching import FitCommand, fit
 from offramp.cli.traces import record
 from offramp.errors import OfframpError, OfframpWarning
 
@@ -129,4 +129,4 @@ for _command in (
     demo,
     doctor,
 ):
-    app.command(help=_help(_command))(_command)
+    app.command(help=_help(_command), cls=FitCommand if _command is fit else None)(_command)
