@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.optim import Optimizer
 
 from offramp.data.rows import Rows
@@ -224,7 +224,7 @@ class Loop:
         if resumed is not None and state is not None and (resumed.progress.epoch or resumed.progress.step):
             stepping.restore(state, resumed.extra)
             return
-        known: Mapping[nn.Parameter, Any] = {} if self.ended is None else self.ended.state
+        known: Mapping[Tensor, Any] = {} if self.ended is None else self.ended.state
         if state is not None:  # stopped between the two phases: the state is that of the phase before
             before = self.course.phases[number - 1].parameters
             known = {before[place]: values for place, values in state["state"].items()}
