@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -133,7 +134,7 @@ def jei():
 def test_uncertainty_scores_activations_as_the_authors_code_does():
     gates, seen = jei()
     scores = torch.stack([gate.score(one) for gate, one in zip(gates, seen, strict=True)]).detach()
-    torch.testing.assert_close(scores.sigmoid(), torch.tensor(ACTIVATIONS), atol=1.1e-6, rtol=0)
+    torch.testing.assert_close(scores.sigmoid(), torch.tensor(ACTIVATIONS), atol=1e-6, rtol=0)
     fires = torch.cat([scores >= 0, torch.ones(1, 12, dtype=torch.bool)])
     assert fires.int().argmax(0).tolist() == LEAVE
     alone = torch.stack([gate.logit(one.own) for gate, one in zip(gates, seen, strict=True)])
@@ -153,7 +154,9 @@ def test_two_gates_of_four_tenths_let_a_row_leave_at_the_second():
     assert [gate.score(seen).sigmoid().item() for gate in gates] == pytest.approx([0.4, 2 / 3, 1], abs=2e-6)
     with torch.no_grad():  # nobody is left at the third
         gates[2].earlier_bias.fill_(2.0)
-    assert gates[2].score(seen).item() == pytest.approx(13.8, abs=0.1)
+    assert gates[2].score(seen).item() == pytest.approx(math.log(2**20 - 1))
+    halved = gates[2].half().score(Seen(own.half(), {"a": own.half(), "b": own.half()}, own.half()))
+    assert halved.item() == pytest.approx(math.log(2**20 - 1))
 
 
 def test_a_first_gate_and_one_of_the_first_edition_score_their_own_logit():

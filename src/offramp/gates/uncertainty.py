@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from offramp.nodes import Gate, Seen
 
 NUMBERS = 4
-LEAST, MOST = 1e-30, 1 - 1e-6  # what an activation counts as where it is 0 or 1, so that its logit is finite
+LEAST, MOST = 1e-30, 1 - 2.0**-20  # what an activation counts as where it is 0 or 1, so that its logit is finite
 NOTHING = 1e-12  # added above and below: where nobody is left, the activation is 1
 
 
@@ -25,7 +25,7 @@ class Uncertainty(Gate):
     this one that should leave here. The gates before have taken G = g_1 + ... + g_{l-1}, so that
     a_l = min(g_l, 1 - G) / (1 - G), as in the authors' code, which lets a row leave where a_l >= 1/2: a threshold of 0
     here. Two gates of g = 0.4 thus let the row leave at the second, whose activation is 2/3. The plan may set, and
-    certify, any other threshold. Logits above 13.8 (a > 1 - 1e-6) count as 13.8.
+    certify, any other threshold. Scores end at 13.86, the logit of 1 - 2^-20: many rows have an activation of 1.
 
     The exits' logits are detached, as in the authors' code: training a gate never moves an exit. A gate holds copies of
     the earlier gates' weights, `earlier_weight` [l - 1, 4] and `earlier_bias` [l - 1], which `objective` keeps up to
@@ -63,10 +63,12 @@ class Uncertainty(Gate):
         own = self.logit(seen.own)
         if not self.reads:
             return own
+        own = own.float()  # in half precision 1 - 2^-20 is 1
         taken = torch.zeros_like(own)  # G
         for place, name in enumerate(self.reads):
             numbers = _uncertainties(seen.logits[name].detach())  # [B, 4]
-            taken = taken + (numbers @ self.earlier_weight[place] + self.earlier_bias[place]).sigmoid()
+            logit = numbers @ self.earlier_weight[place] + self.earlier_bias[place]
+            taken = taken + logit.float().sigmoid()
         left = (1 - taken).clamp(min=0)
         activation = (torch.minimum(own.sigmoid(), left) + NOTHING) / (left + NOTHING)
         activation = activation.clamp(LEAST, MOST)
