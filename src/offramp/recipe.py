@@ -111,6 +111,8 @@ class Phase:
     fit's precision.
     clip: in a phase `by="loss"` the largest Euclidean norm of all gradients together; longer ones are scaled down to it
     before each step. None leaves them as they are.
+    looks: whether the loop runs the network on each batch before `update`; without that a view has inputs alone, and
+    batch norms see no more than what the recipe runs.
     continues: those of its parameters that keep what the optimiser of the phase before knows of them, such as momentum.
     That phase taught them, by an optimiser of the same kind.
     """
@@ -128,6 +130,7 @@ class Phase:
     during: Callable[[], AbstractContextManager[None]] = nullcontext
     teacher: str | None = None
     clip: float | None = None
+    looks: bool = True
     continues: tuple[nn.Parameter, ...] = ()
 
     def __post_init__(self) -> None:

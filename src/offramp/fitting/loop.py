@@ -34,6 +34,7 @@ from offramp.recipe import Phase, Recipe, Whole
 
 EVERY = 60.0  # seconds between checkpoints in the middle of an epoch
 ECHO = 5.0  # seconds in which a launcher passes a Ctrl-C on that the terminal told its processes too
+UNSEEN: Mapping[str, Mapping[str, Tensor]] = {"logits": {}, "features": {}}  # where nobody has looked
 LOOKED = 256  # rows that are looked at together where nothing is taught
 
 Held = tuple[Rows, Roll]
@@ -113,7 +114,8 @@ class Loop:
                 for state, positions in track(batches, what=what, total=left, show=self.course.progress):
                     step, size = epoch * lessons.steps + self.at.step, lessons.size(self.at.step)
                     lesson = replace(lessons.lesson(positions, phase.name, step, steps), share=len(positions) / size)
-                    view = view_of(self.network, stepping.look(state, pooled), state, pooled)
+                    looked = stepping.look(state, pooled) if phase.looks else UNSEEN
+                    view = view_of(self.network, looked, state, pooled)
                     if phase.by == "update":
                         losses = recipe.update(view, lesson, stepping.optimiser)
                         figures = numbers_of(losses)

@@ -7,8 +7,7 @@ A batch is halved. On one half, the losses l [b, K] go without gradient through 
 v = 1 + epsilon (r - mean of r). A trial step of SGD along sum_k mean_i v_ik l_ik leads to other weights of the network,
 and there the other half is sent to exits as in use; g learns by the loss where each row leaves. Then the real step is
 made with the new g; then the halves change places. g is thrown away in the end.
-Where we differ: g reads losses alone, not confidences; batch norms also take part in the loop's own look at the whole
-batch, whose plain losses are reported; sizes without a script (see `Weighted`) are those for CIFAR.
+Where we differ: g reads losses alone, not confidences; sizes without a script (see `Weighted`) are those for CIFAR.
 """
 
 from __future__ import annotations
@@ -89,12 +88,16 @@ class Weighted(Recipe):
     def phases(self, network: Network) -> list[Phase]:
         """Everything at once."""
         sgd = partial(torch.optim.SGD, lr=self.rate, momentum=self.momentum, weight_decay=self.decay)
-        return [Phase("weighted", parameters_of(network), self.epochs, sgd, cosine, by="update")]
+        return [Phase("weighted", parameters_of(network), self.epochs, sgd, cosine, by="update", looks=False)]
 
     def update(self, view: View, lesson: Lesson, optimiser: Optimizer) -> Losses:
-        """Two real steps, one on each half; a batch of one row is both halves."""
+        """Two real steps, one on each half; a batch of one row is both halves.
+
+        Reports the plain loss of each exit, of each half before its own step.
+        """
         y, network = lesson.labels(), view.network
-        memory = self._memory(optimiser, len(view.logits), y.device)
+        memory = self._memory(optimiser, len(network.chain.exits), y.device)
+        seen = list[Tensor]()
         halves = torch.arange(len(y), device=y.device).chunk(2)
         batches = max(1, lesson.steps // self.epochs)  # in an epoch
         learns = lesson.step % batches % self.every == 0
@@ -102,12 +105,13 @@ class Weighted(Recipe):
             if learns:
                 self._learn(memory, self.look_ahead(view, y, (train, meta), optimiser, memory), optimiser)
             losses = losses_of(network(_rows(view, train)), y[train])
+            seen.append(losses.detach())
             with torch.no_grad():
                 weights = self.weights(memory, losses)
             optimiser.zero_grad()
             (weights * losses).mean(0).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-        return {name: cross_entropy(logits.detach(), y) for name, logits in view.logits.items()}
+        return dict(zip(network.chain.exits, torch.cat(seen).mean(0), strict=True))
 
     def weights(self, weigher: Mapping[str, Tensor], losses: Tensor) -> Tensor:
         """v [b, K] of losses [b, K]: 1 on average along the chosen axis."""
