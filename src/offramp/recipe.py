@@ -109,6 +109,12 @@ class Phase:
     during: entered for the phase and left after it, such as hooks on modules that change the way of gradients.
     teacher: the name of an aid that is a network; in a phase that reads the input it looks at every batch as well, in
     fit's precision.
+    clip: in a phase `by="loss"` the largest Euclidean norm of all gradients together; longer ones are scaled down to it
+    before each step. None leaves them as they are.
+    looks: whether the loop runs the network on each batch before `update`; without that a view has inputs alone, and
+    batch norms see no more than what the recipe runs.
+    continues: those of its parameters that keep what the optimiser of the phase before knows of them, such as momentum.
+    That phase taught them, by an optimiser of the same kind.
     """
 
     name: str
@@ -123,6 +129,9 @@ class Phase:
     labels: bool = True
     during: Callable[[], AbstractContextManager[None]] = nullcontext
     teacher: str | None = None
+    clip: float | None = None
+    looks: bool = True
+    continues: tuple[nn.Parameter, ...] = ()
 
     def __post_init__(self) -> None:
         """A parameter that stands at several places, such as a head that is an exit too, is taught once."""

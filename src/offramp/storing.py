@@ -153,7 +153,9 @@ def _exit_of(name: str, config: Mapping[str, Any], exits: Mapping[str, Exit]) ->
         raise BadInput(
             f"the exit {name!r} is {config['name']!r}, and a file may not name code to run; give it again with exits="
         )
-    made: Exit = shelved("exits", config["name"])(**arguments)
+    kind = shelved("exits", config["name"])
+    # Arguments that files of the first edition leave out, and what leaving them out meant.
+    made: Exit = kind(**{**getattr(kind, "FIRST_EDITION", {}), **arguments})
     return made
 
 

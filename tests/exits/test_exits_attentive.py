@@ -13,6 +13,7 @@ from offramp.measuring import macs
 from offramp.nodes import Seen
 from offramp.plan import Plan
 from small import cut_of, images_of, moved, seeded, sizes
+from waves import wave_of, waves
 
 PLACES = [((64, 32, 32), 3, 8), ((128, 16, 16), 2, 4), ((256, 8, 8), 1, 2)]
 
@@ -52,6 +53,38 @@ def test_the_mask_lies_between_a_half_and_one():
         torch.testing.assert_close(made.feature(x), 0.5 * x.mean((2, 3)))
     assert ((share >= 0.5) & (share < 1)).all()
     assert (share > 0.5).any()
+
+
+# What their SepConv, attention and scala layers give at 3 channels with two steps, weights and features being waves:
+# github.com/ArchipLab-LinfengZhang/pytorch-self-distillation-final, 47ca93b6a60baaaf127a762e9f19bc70f4f0ffed.
+MASK = {"eval": [0.6324678, 0.7449836, 0.6330124], "train": [0.5, 0.5, 0.8622109]}
+FEATURE = {
+    "eval": [
+        *(0, 0, 0.0022234, 0.0011025, 0, 0.1219373),
+        *(0.0488995, 0.0492414, 0.3479256, 0.1425682, 0.1613027, 0.3391894),
+    ],
+    "train": [
+        *(0.3362114, 0.3018321, 0.4666747, 0.3525125, 0.514119, 0.6615396),
+        *(0.2424004, 0.6892568, 0.7256272, 0.3741896, 0.6768041, 0.5914584),
+    ],
+}
+LOGITS = {
+    "eval": [[-0.204468, -0.254346, 0.098684, -0.1749652], [-0.2018849, -0.2548113, 0.0963513, -0.1732447]],
+    "train": [[-0.7319048, 0.1071359, 0.4316196, -0.7155885], [-0.7994462, 0.193421, 0.4527339, -0.8132346]],
+}
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_the_head_computes_as_the_authors_code_does(mode):
+    made = waves(Attentive((3, 16, 16), 4, 2)).train(mode == "train")
+    x = wave_of(2, 3, 16, 16, scale=2.0)
+    heard = []
+    made.layers.register_forward_pre_hook(lambda _, given: heard.append(given[0]))
+    feature = made.feature(x)
+    near = {"atol": 1e-6, "rtol": 1e-5}
+    torch.testing.assert_close((heard[0] / x)[0, :, 3, 5], torch.tensor(MASK[mode]), **near)
+    torch.testing.assert_close(feature[0], torch.tensor(FEATURE[mode]), **near)
+    torch.testing.assert_close(made.linear(feature), torch.tensor(LOGITS[mode]), **near)
 
 
 def test_it_stands_on_images():

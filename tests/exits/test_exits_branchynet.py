@@ -8,11 +8,13 @@ import pytest
 import torch
 
 from offramp.errors import BadInput, BadNetwork
-from offramp.exits.branchynet import b_alexnet_1, b_alexnet_2, b_resnet_1, b_resnet_2
+from offramp.exits.branchynet import Residual, b_alexnet_1, b_alexnet_2, b_resnet_1, b_resnet_2
 from offramp.factories import make_exit
 from offramp.measuring import macs
 from offramp.nodes import Seen
+from offramp.storing import _exit_of
 from small import sizes
+from waves import wave_of, waves
 
 
 def ran(made, shape):
@@ -67,6 +69,22 @@ def test_branches_of_resnet():
     assert (first.linear.in_features, second.linear.in_features) == (28_800, 14_400)
     assert cost(first, shape) / 1e6 == pytest.approx(48.2, abs=0.05)
     assert cost(second, shape) == 2 * 900 * 9 * 16 * 16 + 144_000
+
+
+def test_a_branch_of_the_first_edition_has_no_biases():
+    """Golden values of the first edition; its files say nothing of biases."""
+    now, before = Residual((4, 5, 6), 3), Residual((4, 5, 6), 3, biased=False)
+    assert now.config() == {"name": "Residual", "shape": [4, 5, 6], "classes": 3, "blocks": 1, "biased": True}
+    assert "biased" not in before.config()
+    assert now.blocks[0].conv1.bias is not None
+    assert now.blocks[0].bn1.eps == 2e-5
+    waves(before.eval())
+    expected = [-0.1321944, -0.7061911, -1.1655701, 0.0513778, -0.0659843, -0.1788144]
+    logits = before(Seen(wave_of(2, 4, 5, 6), {})).flatten()
+    torch.testing.assert_close(logits, torch.tensor(expected), atol=2e-6, rtol=1e-5)
+    again = _exit_of("stem", before.config(), {})
+    assert (again.biased, again.blocks[0].conv1.bias) == (False, None)
+    assert _exit_of("stem", now.config(), {}).biased
 
 
 @pytest.mark.parametrize(("name", "shape"), [("b_alexnet", (64, 16, 16)), ("b_resnet", (16, 30, 30))])

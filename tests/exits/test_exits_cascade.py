@@ -11,8 +11,10 @@ from torch.nn.functional import cross_entropy
 import offramp as off
 from offramp.errors import BadNetwork
 from offramp.exits.cascade import Cascade, CascadeConv
+from offramp.factories import make_exit
 from offramp.nodes import Seen
 from small import cut_of, images_of, ladder_of
+from waves import wave, wave_of
 
 
 def three(norm=False):
@@ -89,12 +91,40 @@ def test_the_cascade_reads_the_raw_logits_of_the_one_before(norm):
 
 
 def test_the_convolution_of_the_paper():
-    exit_, x = CascadeConv((3, 16, 16), 4, stride=2), torch.randn(2, 3, 16, 16)
+    exit_, x = CascadeConv((3, 16, 16), 4, stride=2, padding=1), torch.randn(2, 3, 16, 16)
     map_ = torch.nn.functional.conv2d(x, exit_.convolution.weight, exit_.convolution.bias, 2, 1).relu()
     cells = map_.unflatten(3, (4, 2)).unflatten(2, (4, 2)).movedim(3, 4)  # [B, C, 4, 4, 2, 2]
     share = exit_.mixed.share
     mixed = share * cells.amax((4, 5)) + (1 - share) * cells.mean((4, 5))
     torch.testing.assert_close(exit_.both(Seen(x, {}))[1][:, 0], exit_.tail.linear(mixed.flatten(1)))
+
+
+# Raw logits of their InternalClassifier (variant conv, sdn_pool; dataset tinyimagenet) at 2 channels and 3 classes,
+# weights and features being waves: github.com/gmum/Zero-Time-Waste, 8341f3a6215a88171427472534ef53a9385f8cd8.
+TINY = {
+    16: [[0.6499231, 0.4117351, 0.1132366], [0.8002478, 0.4811848, 0.091715]],
+    8: [[-1.0495101, -1.1019747, -0.9946936], [0.2635475, -0.1967881, -0.6289697]],
+}
+
+
+@pytest.mark.parametrize(("side", "padding"), [(16, 2), (8, 1)])
+def test_the_head_for_tiny_imagenet_computes_as_the_authors_code_does(side, padding):
+    exit_ = CascadeConv((2, side, side), 3, before="a", place=2, stride=2)
+    assert exit_.padding == padding
+    wave(exit_.convolution.weight, 0, 18**-0.5)
+    wave(exit_.convolution.bias, 1, 0.2)
+    wave(exit_.tail.linear.weight, 2, 35**-0.5)
+    wave(exit_.tail.linear.bias, 3, 0.2)
+    if exit_.mixed.share is not None:
+        torch.nn.init.constant_(exit_.mixed.share, 0.3)
+    before = torch.tensor([[0.5, -1.0, 0.25], [2.0, 0.0, -0.5]])
+    members = exit_.both(Seen(wave_of(2, 2, side, side), {"a": before}))[1]
+    torch.testing.assert_close(members[:, -1], torch.tensor(TINY[side]), atol=1e-6, rtol=1e-5)
+
+
+def test_the_stride_is_an_argument_of_the_name():
+    assert make_exit("cascade_conv?stride=2", (2, 16, 16), 3, ()).padding == 2
+    assert make_exit("cascade_conv", (2, 16, 16), 3, ()).padding == 1
 
 
 def test_cut_chains_them_by_place():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import pairwise
 
 import pytest
@@ -17,6 +18,7 @@ from offramp.gates.patience import Patience
 from offramp.gates.uncertainty import Uncertainty
 from offramp.nodes import Scorer, Seen
 from small import cut_of, images_of, ladder_of, rows_of
+from waves import wave_of
 
 READING = ("patience", "agreement", "ensemble", "uncertainty")
 NAMES = ("a", "b", "c")
@@ -94,6 +96,76 @@ def test_an_untaught_uncertainty_gate_ranks_by_the_margin_of_probabilities():
     own = torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
     two = own.softmax(-1).topk(2).values
     torch.testing.assert_close(Uncertainty().score(Seen(own, {}, own)), two[:, 0] - two[:, 1] - 0.5)
+
+
+# Twelve rows of logits for three exits, and what ClassifierTrainingHelper makes of them under these units: activations
+# at each exit, and where rows leave (3 would be the model's own answer).
+# github.com/networkslab/dynn, 8dd598d48f50f61fbea584e951db17952f456964.
+UNITS = [([1.0, -0.4, 0.8, 0.2], -1.0), ([0.5, -0.3, 1.2, -0.2], -0.9), ([0.8, -0.6, 0.4, 0.3], -0.5)]
+ACTIVATIONS = [
+    [
+        *(0.2537864, 0.2701522, 0.2913879, 0.2718428, 0.3333414, 0.3546369),
+        *(0.3350847, 0.3955793, 0.4770325, 0.5209019, 0.4109314, 0.5435186),
+    ],
+    [
+        *(0.2363728, 0.3112018, 0.4855372, 0.6362326, 0.7338446, 0.6337685),
+        *(0.3777255, 0.7263499, 0.8780166, 0.8102972, 0.4652523, 0.8564469),
+    ],
+    [0.5476279, 0.6434239, 0.9083003, 1.0, 0.9999998, 0.9999999, 0.9884911, 1.0, 0.9999989, 0.9999998, 1.0, 1.0],
+]
+LEAVE = [2, 2, 2, 1, 1, 1, 2, 1, 1, 0, 2, 0]
+
+
+def jei():
+    """The gates of three exits, with what each sees."""
+    z = wave_of(12, 4, 5, step=1.9, scale=3.0) * torch.linspace(0.1, 1.6, 12)[:, None, None]
+    names = ("a", "b", "c")
+    gates = [Uncertainty(names[:place]) for place in range(3)]
+    for gate, (weight, bias) in zip(gates, UNITS, strict=True):
+        with torch.no_grad():
+            gate.unit.weight.copy_(torch.tensor([weight]))
+            gate.unit.bias.fill_(bias)
+    for place, gate in enumerate(gates):
+        gate.follow(gates[:place])
+    earlier = {name: z[:, place] for place, name in enumerate(names)}
+    return gates, [Seen(z[:, place], earlier, z[:, place]) for place in range(3)]
+
+
+def test_uncertainty_scores_activations_as_the_authors_code_does():
+    gates, seen = jei()
+    scores = torch.stack([gate.score(one) for gate, one in zip(gates, seen, strict=True)]).detach()
+    torch.testing.assert_close(scores.sigmoid(), torch.tensor(ACTIVATIONS), atol=1e-6, rtol=0)
+    fires = torch.cat([scores >= 0, torch.ones(1, 12, dtype=torch.bool)])
+    assert fires.int().argmax(0).tolist() == LEAVE
+    alone = torch.stack([gate.logit(one.own) for gate, one in zip(gates, seen, strict=True)])
+    assert (alone >= 0).any(0).sum() == 2  # by its own g alone a row would hardly ever leave
+
+
+def test_two_gates_of_four_tenths_let_a_row_leave_at_the_second():
+    own = torch.tensor([[1.0, 0.0, -1.0]])
+    gates = [Uncertainty(), Uncertainty(("a",)), Uncertainty(("a", "b"))]
+    for gate in gates:
+        with torch.no_grad():
+            gate.unit.weight.zero_()
+            gate.unit.bias.fill_(torch.logit(torch.tensor(0.4)))
+    seen = Seen(own, {"a": own, "b": own}, own)
+    for place, gate in enumerate(gates):
+        gate.follow(gates[:place])
+    assert [gate.score(seen).sigmoid().item() for gate in gates] == pytest.approx([0.4, 2 / 3, 1], abs=2e-6)
+    with torch.no_grad():  # nobody is left at the third
+        gates[2].earlier_bias.fill_(2.0)
+    assert gates[2].score(seen).item() == pytest.approx(math.log(2**20 - 1))
+    halved = gates[2].half().score(Seen(own.half(), {"a": own.half(), "b": own.half()}, own.half()))
+    assert halved.item() == pytest.approx(math.log(2**20 - 1))
+
+
+def test_a_first_gate_and_one_of_the_first_edition_score_their_own_logit():
+    for gate in (make_gate({"name": "Uncertainty"}), make_gate("uncertainty", ())):
+        assert (gate.reads, gate.config()) == ((), {"name": "Uncertainty"})
+        own = torch.tensor([[40.0, 0.0, -1.0]])
+        assert gate.score(Seen(own, {}, own)).item() == gate.logit(own).item() == 0.5
+    later = make_gate("uncertainty", ("a",))
+    assert make_gate(later.config()).config() == later.config() == {"name": "Uncertainty", "earlier": ["a"]}
 
 
 @pytest.mark.parametrize("gate", READING)

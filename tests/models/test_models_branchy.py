@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
 
 import offramp as off
-from offramp.factories import front_of, make_model
+from offramp.factories import front_of, make_exit, make_model
 from offramp.measuring import macs
 from offramp.models.alexnet import alexnet, front
-from offramp.models.branchy_resnet import BranchyResNet
+from offramp.models.branchy_resnet import BranchyResNet, as_first_edition
 from offramp.nodes import Seen
 from offramp.plan import Plan
 from small import moved, seeded, sizes
+from waves import wave_of, waves
 
 ONE = torch.zeros(1, 3, 32, 32)
 
@@ -52,6 +55,130 @@ def test_resnet_has_the_sizes_of_the_authors_code():
     assert macs(lambda: model(ONE)) / 1e6 == pytest.approx(232.4, abs=0.05)
     assert sum(isinstance(part, torch.nn.Conv2d) for part in model.modules()) == 109
     assert not any("shortcut" in name or "downsample" in name for name, _ in model.named_modules())
+
+
+# One block a stage, all weights and rows being waves: what the links of the authors' code give (their ResBlock and
+# network of github.com/kunglab/branchynet, a33d136af511a4852715fcf189ee9405543056d7, on Chainer 7.8.1, for their own
+# 1.17 needs Python 2), in testing and in training.
+ANSWERS = {
+    "eval": [
+        *(
+            -0.0973715,
+            0.0768627,
+            0.2181543,
+            0.2986456,
+            0.3066166,
+            0.2482778,
+            0.1450893,
+            0.0274243,
+            -0.0736891,
+            -0.1345874,
+        ),
+        *(
+            -0.1513013,
+            0.0378666,
+            0.2039527,
+            0.3128294,
+            0.3455989,
+            0.3022025,
+            0.2003211,
+            0.0699974,
+            -0.0545394,
+            -0.1437029,
+        ),
+    ],
+    "train": [
+        *(
+            -0.2408042,
+            -0.0055732,
+            0.2175594,
+            0.3800423,
+            0.449423,
+            0.4163854,
+            0.295991,
+            0.1229641,
+            -0.057669,
+            -0.2021372,
+        ),
+        *(-0.272309, -0.0759428, 0.126118, 0.290651, 0.3846844),
+        *(0.3926687, 0.3192936, 0.1873934, 0.0315959, -0.1106078),
+    ],
+}
+VARIANCE = [0.8715773, 0.8092080, 0.7591715, 0.7282426]  # of the last batch norm after training on that batch
+# What the first edition gave on such weights, without biases.
+FIRST = [
+    *(
+        -0.1041491,
+        -0.129596,
+        -0.1450927,
+        -0.1431426,
+        -0.1180564,
+        -0.0682276,
+        0.0023856,
+        0.0840912,
+        0.1628097,
+        0.2227433,
+    ),
+    *(
+        -0.0972167,
+        -0.1269354,
+        -0.1473766,
+        -0.1497936,
+        -0.1273927,
+        -0.0778884,
+        -0.005157,
+        0.0805739,
+        0.1642072,
+        0.2287022,
+    ),
+]
+NEAR = {"atol": 2e-6, "rtol": 1e-5}
+
+
+@pytest.mark.parametrize("mode", ["eval", "train"])
+def test_resnet_computes_as_the_authors_code_does(mode):
+    model = waves(BranchyResNet(1)).train(mode == "train")
+    x = (0.11 * torch.arange(2 * 3 * 32 * 32).double()).sin().float().reshape(2, 3, 32, 32)
+    with torch.no_grad():
+        torch.testing.assert_close(model(x).flatten(), torch.tensor(ANSWERS[mode]), atol=1e-6, rtol=1e-5)
+    if mode == "train":
+        torch.testing.assert_close(model.layer3[0].bn2.running_var[:4], torch.tensor(VARIANCE), **NEAR)
+
+
+def test_weights_of_the_first_edition_load_and_mean_the_same(tmp_path):
+    old = BranchyResNet(1)
+    as_first_edition(old)
+    waves(old)
+    assert "stem.0.bias" not in old.state_dict()
+    model = BranchyResNet(1).eval()
+    model.load_state_dict(old.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(model(wave_of(2, 3, 32, 32)).flatten(), torch.tensor(FIRST), **NEAR)
+    x = images(4)
+    options = {"at": ["layer1"], "exits": "linear", "front": front()}
+    net = moved(off.cut(model, x, **options))
+    off.save(net, tmp_path / "net")
+    again = off.load(tmp_path / "net", BranchyResNet(1))  # the new form, until the file's weights come
+    assert again.fingerprint() == net.fingerprint()
+    torch.testing.assert_close(again(x)[1], net(x)[1])
+    torch.testing.assert_close(copy.deepcopy(again)(x)[1], net(x)[1])
+
+
+def test_weights_start_as_chainers_do():
+    model = seeded(lambda: BranchyResNet(2), 0)
+    convolutions = [part for part in model.modules() if isinstance(part, torch.nn.Conv2d)]
+    for part in convolutions[1:]:
+        fan_in = part.weight[0].numel()
+        assert part.weight.std().item() == pytest.approx((2**0.5 / fan_in) ** 0.5, rel=0.05)
+        assert not part.bias.any()
+    assert model.linear.weight.std().item() == pytest.approx(576**-0.5, rel=0.05)
+    net = seeded(alexnet, 0)
+    assert net.conv4.weight.std().item() == pytest.approx((1 / 864) ** 0.5, rel=0.05)
+    assert net.fc1.weight.std().item() == pytest.approx(1 / 32, rel=0.05)
+    assert not net.fc1.bias.any()
+    branch = seeded(lambda: make_exit("b_lenet", (5, 30, 30), 10), 0)
+    assert branch.linear.weight.std().item() == pytest.approx(640**-0.5, rel=0.05)
+    assert not branch.linear.bias.any()
 
 
 def test_one_front():

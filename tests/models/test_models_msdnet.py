@@ -8,9 +8,10 @@ import torch
 
 import offramp as off
 from counter import colours, costs_of_exits
-from offramp.factories import front_of, make_model
+from offramp.factories import front_of, make_exit, make_model
 from offramp.models.msdnet import MSDNet, msdnet_even, msdnet_growing
 from offramp.models.msdnet_imagenet import msdnet_imagenet
+from offramp.models.ranet import ranet
 from offramp.recipes.boosted import Boosted
 from offramp.recipes.joint import Joint
 from small import seeded
@@ -75,3 +76,20 @@ def test_the_shelf_makes_them_by_name():
     assert [len([*block.children()]) for block in model.blocks] == [1, 2, 4, 4, 6]  # two transitions among the layers
     assert front_of("offramp:msdnet_even").config()["expects"] == (32, 32)
     assert front_of("offramp:msdnet_imagenet").config()["expects"] == (224, 224)
+
+
+def test_weights_start_by_torchs_own_rules_as_the_port_leaves_them():
+    """Uniform within 1 / sqrt(fan_in) for convolutions, bias and all for the linear layer; He's rule in RANet."""
+    net = seeded(lambda: msdnet_even(5), 0)
+    convolutions = [part for part in net.modules() if isinstance(part, torch.nn.Conv2d)]
+    for part in convolutions:
+        assert part.weight.abs().max() <= part.weight[0].numel() ** -0.5
+    assert net.head[-1].bias.any()
+    exits = [seeded(lambda name=name: make_exit(name, (32, 8, 8), 5), 0) for name in ("strided", "strided?he=true")]
+    assert exits[0].layers[-1].bias.any()
+    assert not exits[1].layers[-1].bias.any()
+    assert exits[1].layers[3].weight.std().item() == pytest.approx((2 / (9 * 128)) ** 0.5, rel=0.02)
+    ranet_start = seeded(ranet, 0)
+    convolution = next(part for part in ranet_start.modules() if isinstance(part, torch.nn.Conv2d))
+    assert convolution.weight.abs().max() > convolution.weight[0].numel() ** -0.5
+    assert not ranet_start.head[-1].bias.any()

@@ -6,11 +6,15 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch import nn
 
 import offramp as off
 from offramp.errors import BadInput, BadNetwork
+from offramp.recipe import Lesson, View
 from offramp.recipes.objective import (
+    BALANCE,
     PRICES,
+    Balance,
     Objective,
     activations,
     costs_by,
@@ -20,6 +24,7 @@ from offramp.recipes.objective import (
     targets,
 )
 from small import cut_of, images_of, ladder_of
+from waves import toy_rows, wave
 
 X = images_of(72)
 Y = (X.mean((1, 2, 3)) > 0).long()
@@ -45,15 +50,18 @@ def test_leaving_by_hand():
     torch.testing.assert_close(leaving(g), expected)
 
 
-def test_weighted_losses_of_a_row_add_up_to_its_unweighted_sum_and_teach_where_it_leaves():
+@pytest.mark.parametrize("detach", [False, True])
+def test_weighted_losses_of_a_row_add_up_to_its_unweighted_sum(detach):
     losses = torch.tensor([[1.0, 2.0, 3.0], [4.0, 1.0, 0.5]], requires_grad=True)
     p = torch.tensor([[0.5, 0.5, 0.0], [0.0, 0.25, 0.75]])
-    found = exit_losses(losses, p)
+    found = exit_losses(losses, p, detach=detach)
     scale = torch.tensor([6 / 1.5, 5.5 / 0.625])
-    torch.testing.assert_close(found, (scale[:, None] * p * losses).mean(0))
-    assert found.sum().item() == pytest.approx((6 + 5.5) / 2)
+    torch.testing.assert_close(found, (scale[:, None] * p * losses).mean(0) / 3)
+    assert found.sum().item() == pytest.approx((6 + 5.5) / 2 / 3)
     found.sum().backward()
-    torch.testing.assert_close(losses.grad, scale[:, None] * p / 2)
+    # with a gradient, as in the authors' code, exits learn from the plain mean
+    slope = scale[:, None] * p / 6 if detach else torch.full((2, 3), 1 / 6)
+    torch.testing.assert_close(losses.grad, slope)
 
 
 def test_targets_are_one_from_the_best_exit_on():
@@ -64,12 +72,22 @@ def test_targets_are_one_from_the_best_exit_on():
     assert targets(losses + 9.0 * costs).tolist() == [[1, 1], [1, 1], [1, 1]]
 
 
-def test_positives_weigh_as_much_as_the_negatives_to_each():
-    logits, wanted = torch.tensor([[0.3, -1.0], [2.0, 0.0], [0.5, 1.0]]), torch.tensor([[1.0, 0], [0, 0], [0, 0]])
-    weights = [3 / 2, 4 / 1]
+def test_ones_weigh_as_they_are_told():
+    logits, wanted = torch.tensor([[0.3, -1.0], [2.0, 0.0], [0.5, 1.0]]), torch.tensor([[1.0, 1], [0, 0], [0, 1]])
+    weights = torch.tensor([1.5, 4.0])
     g = logits.sigmoid()
-    each = -(torch.tensor(weights) * wanted * g.log() + (1 - wanted) * (1 - g).log())
-    torch.testing.assert_close(gate_losses(logits, wanted), each.mean(0))
+    each = -(weights * wanted * g.log() + (1 - wanted) * (1 - g).log())
+    torch.testing.assert_close(gate_losses(logits, wanted, weights), each.mean(0) / 2)
+
+
+def test_the_weights_of_ones_follow_the_rows_that_were_optimal_exactly_there():
+    balance = Balance(3)
+    assert balance.weight.tolist() == [1, 1, 1]
+    balance.count(torch.tensor([0, 0, 2, 3, 0]))
+    balance.count(torch.tensor([2, 3, 3, 0, 2]))
+    balance.end_epoch()
+    assert balance.weight.tolist() == pytest.approx([6 / 4, 5, 7 / 3])  # nobody was optimal at the second: at most 5
+    assert (balance.optimal.sum(), balance.rows) == (0, 0)
 
 
 def test_costs_are_measured_or_given_and_the_last_is_one():
@@ -93,7 +111,7 @@ def taught(price=0.7, **options):
     return net
 
 
-def test_exits_and_gates_take_turns():
+def test_gates_and_exits_take_turns():
     class Watched(Objective):
         def update(self, view, lesson, optimiser):
             net = view.network
@@ -111,8 +129,18 @@ def test_exits_and_gates_take_turns():
     seen: list[list[bool]] = []
     net = cut_of(taught=False, gate="uncertainty")
     off.fit(net, (X, Y), recipe=Watched(warm=0, epochs=4, every=2), batch_size=24, progress=False)
-    assert seen == ([[True, False]] * 2 + [[False, True]] * 2) * 3
+    assert seen == [[False, True], [True, False], [False, True]] * 4  # every epoch begins with the gates
     assert net.aids == {}
+
+
+def turns(recipe, batches, epochs):
+    return "".join("g" if recipe._gates_turn(step, batches) else "e" for step in range(batches * epochs))
+
+
+def test_turns_are_shorter_in_short_epochs():
+    assert turns(Objective(every=2), 7, 2) == "ggeegge" * 2
+    assert turns(Objective(every=200), 4, 2) == "ggee" * 2
+    assert turns(Objective(every=200), 1, 4) == "gege"
 
 
 def test_the_warm_up_teaches_exits_alone():
@@ -121,15 +149,113 @@ def test_the_warm_up_teaches_exits_alone():
     warm, both = Objective().phases(net)
     assert len(warm.parameters) == 4
     assert len(both.parameters) == 8
+    assert both.continues == warm.parameters
     assert net.aids[PRICES].costs[-1] == 1
+    assert net.aids[BALANCE].weight.tolist() == [1, 1]
     assert [phase.reads for phase in (warm, both)] == ["pooled", "pooled"]
-    assert len(Objective(warm=0).phases(net)) == 1
+    [alone] = Objective(warm=0).phases(net)
+    assert alone.continues == ()
+
+
+def gated():
+    """Three exits with gates before the model's own, all weights being waves."""
+    layers = [nn.Linear(4, 5), nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5)]
+    body = [part for layer in layers for part in (layer, nn.Tanh())]
+    at = ["1", "3", "5"]
+    net = off.cut(
+        nn.Sequential(*body, nn.Linear(5, 6)).eval(), torch.zeros(2, 4), at=at, exits="linear", gate="uncertainty"
+    )
+    heads = [net.exit_of(name).head[0] for name in at]
+    for number, layer in enumerate((*layers, net.backbone[8], *heads)):
+        wave(layer.weight, 2 * number, 0.6)
+        wave(layer.bias, 2 * number + 1, 0.6)
+    for number, name in enumerate(at):
+        unit = net.gate_of(name).unit
+        wave(unit.weight, 20 + 2 * number, 0.5)
+        wave(unit.bias, 21 + 2 * number, 0.5)
+        unit.bias.data.sub_(0.7)
+    return net
+
+
+# Per epoch after a warm-up of one: the rate, the weights of ones, the first exit's bias, the first row of the third
+# exit's weight, the three gates' weights and the last one's bias.
+EPOCHS = [
+    (
+        *(0.1, [1.0, 1.0, 1.0]),
+        [0.1716071, -0.2338471, -1.0669158, 0.1986807, 0.3001968, -1.1161436],
+        [0.5714254, 0.5243664, 0.4658973, 0.3668132, 0.126357],
+        [0.454026, 0.4726931, 0.474981, 0.358431],
+        [0.0052058, -0.0923876, -0.3402098, -0.3578971],
+        [-0.4436817, -0.2693188, -0.1912984, 0.0619006],
+        [-0.7229978],
+    ),
+    (
+        *(0.08538462838120872, [0.739130437374115, 5.0, 5.0]),
+        [0.3647136, -0.1837436, -1.216042, 0.3182591, 0.3785611, -1.4073561],
+        [0.5648769, 0.5146359, 0.4634458, 0.3702189, 0.122639],
+        [0.4441347, 0.4023594, 0.473747, 0.2934059],
+        [0.0481561, 0.247616, -0.336712, -0.0328973],
+        [-0.4016623, 0.1259177, -0.1907031, 0.4516942],
+        [-0.5011446],
+    ),
+    (
+        *(0.0501, [1.105263113975525, 5.0, 3.444444417953491]),
+        [0.4519432, -0.1659201, -1.2794759, 0.3732284, 0.4132808, -1.5381112],
+        [0.5615659, 0.511454, 0.4636117, 0.3707753, 0.1204233],
+        [0.436985, 0.3541415, 0.4723963, 0.2493655],
+        [0.0944067, 0.5769204, -0.3307808, 0.2728188],
+        [-0.3676708, 0.4499336, -0.1900092, 0.7723691],
+        [-0.3195103],
+    ),
+]
+
+
+def test_it_steps_as_the_authors_code_does():
+    """get_warmup_loss, train_single_epoch and set_from_validation on this toy, whose batches come in order.
+
+    github.com/networkslab/dynn, 8dd598d48f50f61fbea584e951db17952f456964. Rows that are optimal at an exit were counted
+    there as here, on the batches that came by.
+    """
+    net = gated()
+    recipe = Objective(0.1, costs=[0.2, 0.5, 0.8, 1.0], warm=1, epochs=3, every=2, rate=0.1)
+    recipe.prepare(net)
+    warm, joint = recipe.phases(net)
+    x, y = toy_rows()
+
+    def view_of(rows):
+        seen = dict(net.look(rows))
+        return View({n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {}, net)
+
+    first, second = (phase.optimiser(phase.parameters) for phase in (warm, joint))
+    for step in range(4):
+        first.zero_grad()
+        sum(recipe.loss(view_of(x[step]), Lesson(y[step], torch.arange(10), "warm-up", step, 4)).values()).backward()
+        first.step()
+    near = {"atol": 1e-6, "rtol": 1e-5}
+    warmed = [-0.1118128, -0.3206331, -0.8393487, 0.0240564, 0.181604, -0.6810549]
+    torch.testing.assert_close(net.exit_of("1").head[0].bias.detach(), torch.tensor(warmed), **near)
+    for value in joint.continues:
+        second.state[value] = first.state[value]
+    schedule = joint.schedule(second, 12)
+    for epoch, (rate, weight, bias, row, *gates) in enumerate(EPOCHS):
+        for step in range(4):
+            assert second.param_groups[0]["lr"] == pytest.approx(rate)
+            recipe.update(view_of(x[step]), Lesson(y[step], torch.arange(10), "both", 4 * epoch + step, 12), second)
+            schedule.step()
+        assert net.aids[BALANCE].weight.tolist() == pytest.approx(weight)
+        units = [net.gate_of(name).unit for name in ("1", "3", "5")]
+        found = [net.exit_of("1").head[0].bias, net.exit_of("5").head[0].weight[0]]
+        found += [unit.weight[0] for unit in units] + [units[2].bias]
+        for got, expected in zip(found, (bias, row, *gates), strict=True):
+            torch.testing.assert_close(got.detach(), torch.tensor(expected), **near)
+    assert torch.equal(net.gate_of("5").earlier_weight, torch.cat([unit.weight for unit in units[:2]]))
+    assert torch.equal(net.gate_of("3").earlier_bias, units[0].bias)
 
 
 def test_a_higher_price_makes_more_rows_leave_early():
     x, shares = images_of(300, 7), []
     for price in (0.0, 0.3, 5.0):
-        net = taught(price, warm=5, epochs=20, every=5, costs=[0.2, 0.6, 1.0])
+        net = taught(price, warm=5, epochs=40, every=5, rate=0.3, costs=[0.2, 0.6, 1.0])
         shares.append(({n: s for n, _, s in net.walk(x)}["stem"] >= 0).float().mean().item())
     assert shares[0] < shares[1] < shares[2]
 

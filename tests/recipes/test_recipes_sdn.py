@@ -21,9 +21,9 @@ def view_of(net):
 
 
 def test_weights_grow_with_the_epochs_up_to_their_own():
-    assert [ramp(0.9, epoch, 100) for epoch in (0, 50, 99)] == pytest.approx([0.01, 0.46, 0.9])
+    assert [ramp(0.9, epoch, 100) for epoch in (1, 50, 99)] == pytest.approx([0.019, 0.46, 0.9])
     assert ramp(0.15, 99, 100) == 0.15
-    assert ramp(0.005, 0, 100) == 0.005
+    assert ramp(0.005, 1, 100) == 0.005
 
 
 def test_by_default_six_exits_weigh_what_they_do_in_the_paper():
@@ -34,7 +34,7 @@ def test_by_default_six_exits_weigh_what_they_do_in_the_paper():
     assert [*Sdn().weights_of(Six()).values()] == pytest.approx([0.15, 0.30, 0.45, 0.60, 0.75, 0.90])
 
 
-@pytest.mark.parametrize(("step", "epoch"), [(0, 0), (14, 1), (99, 9)])
+@pytest.mark.parametrize(("step", "epoch"), [(0, 1), (14, 2), (99, 10)])  # counted from 1, as sdn_train does
 def test_losses_from_scratch(step, epoch):
     net, recipe = cut_of(), Sdn([0.3, 0.6], backbone=True, epochs=10)
     view = view_of(net)

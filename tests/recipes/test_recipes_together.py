@@ -20,8 +20,9 @@ from offramp.recipes._equilibrium import equilibrium
 from offramp.recipes._schedules import cosine, dropped
 from offramp.recipes.boosted import Boosted, add_up
 from offramp.recipes.decorrelated import Decorrelated, divergence, mean_log, own_logs
-from offramp.recipes.joint import Joint
+from offramp.recipes.joint import Joint, last_layer
 from small import cut_of, dense, images_of, ladder_of, rows_of
+from waves import toy
 
 X, Y = images_of(12), torch.arange(12) % 3
 NODES = ("stem", "blocks.0", "backbone")
@@ -154,6 +155,70 @@ def test_joint_by_sgd_is_the_training_of_msdnets_port():
     assert isinstance(Joint().phases(net)[0].optimiser(phase.parameters), torch.optim.Adam)
     assert (Joint().rate, Joint(rate=0.5, optimiser="sgd").rate) == (1e-3, 0.5)
     refused(net, Joint(optimiser="lbfgs"), BadInput, "adam, sgd")
+
+
+def test_rates_fall_elsewhere_on_imagenet():
+    net = cut_of(taught=False)
+    [phase] = Joint(optimiser="sgd", falls=[1 / 3, 2 / 3], epochs=90).phases(net)
+    step = phase.optimiser(phase.parameters)
+    schedule, rates = phase.schedule(step, 90), []
+    for _ in range(90):
+        rates.append(step.param_groups[0]["lr"])
+        step.step()
+        schedule.step()
+    assert rates == pytest.approx([0.1] * 30 + [0.01] * 30 + [0.001] * 30)  # 0.1 ** (epoch // 30)
+    refused(net, Joint(falls=[2.0]), BadInput, "falls must be shares")
+
+
+# First rows of weights, and biases, after two epochs of the trunk alone and three of all exits: BranchyNet's train_main
+# and train (github.com/kunglab/branchynet, a33d136af511a4852715fcf189ee9405543056d7) written out on Chainer 7.8.1 and
+# its Adam, in float64, for their own 1.17 needs Python 2.
+TRUNK = [-0.04675058, 0.21823074, 0.44859834, 0.54607119], [0.5058946, 0.58982111, 0.5949988, 0.51628208, 0.36675674]
+MIDDLE = [0.59483352, 0.36822399, 0.28142602, 0.06782915, -0.14988549]
+HEAD = (
+    [-0.42408929, -0.59516021, -0.62963622, -0.52315406, -0.46161502],
+    [-0.54551298, -0.44494549, -0.28052064, -0.13310637, 0.08765313, 0.29213658],
+)
+BRANCH = (
+    [-0.13765167, 0.08202197, 0.23465433, 0.41145779, 0.58853515],
+    [0.42327706, 0.50112105, 0.62608632, 0.61039666, 0.45627791, 0.35614778],
+)
+
+
+def joined(**options):
+    """The toy after two epochs of the model alone and three of all exits, on all rows at once."""
+    net = toy().double()
+    x = (1.3 * torch.arange(160).double()).sin().reshape(40, 4)
+    y = torch.arange(40) * 7 % 6
+    recipe = Joint(alone=2, epochs=3, rate=1e-2, **options)
+    off.fit(net, (x, y), recipe=recipe, batch_size=40, progress=False)
+    return net
+
+
+def test_both_phases_step_as_branchynets_code_does():
+    net = joined()
+    first, middle, head, branch = net.backbone[0], net.backbone[2], net.backbone[4], net.exit_of("1").head[0]
+    near = {"atol": 1e-6, "rtol": 0}
+    for layer, (row, bias) in ((first, TRUNK), (head, HEAD), (branch, BRANCH)):
+        torch.testing.assert_close(layer.weight[0].detach(), torch.tensor(row).double(), **near)
+        torch.testing.assert_close(layer.bias.detach(), torch.tensor(bias).double(), **near)
+    torch.testing.assert_close(middle.weight[0].detach(), torch.tensor(MIDDLE).double(), **near)
+
+
+def test_the_head_may_be_kept():
+    kept, dropped = joined(keep_head=True), joined()
+    assert (kept.backbone[4].weight - dropped.backbone[4].weight).abs().max() > 1e-3
+    assert kept.aids == dropped.aids == {}
+
+
+def test_only_a_cut_models_last_layer_starts_anew():
+    assert last_layer(toy()) is not None
+    net = cut_of(taught=False)
+    assert last_layer(net) is net.backbone.head
+    before = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh()).eval()
+    assert last_layer(off.cut(before, torch.zeros(2, 4), at=["2"])) is None  # nothing to start anew behind the cut
+    assert Joint(alone=1)._dropped_head(ladder_of(2)) is None
+    assert Joint()._dropped_head(net) is None
 
 
 def test_the_dncc_identity():

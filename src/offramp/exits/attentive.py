@@ -11,8 +11,8 @@ Shapes: B samples, F features, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
@@ -25,17 +25,29 @@ LEFT = 4  # pixels of a side at the end
 class Attentive(Exit):
     """A mask in [0.5, 1) times the features, separable convolutions that halve them, the mean, a linear layer.
 
-    mask = sigmoid(resized(S(x))) where S is a pair of separable convolutions of which the first has stride 2, with a
-    ReLU at its end. shape: of one row's features, [channels, H, W]. steps: how often they are halved, each time with
-    twice as many channels; None brings the shorter side to about 4, at least once.
+    mask = sigmoid(resized(ReLU(BN(S(x))))), where S is a pair of separable convolutions of which the first has stride
+    2 and which end in a batch norm and a ReLU of their own: the authors' mask has two of each in a row.
+
+    Args:
+        shape: of one row's features, [channels, H, W].
+        classes: C.
+        steps: how often the features are halved, each time with twice as many channels. None brings the shorter side
+            to about 4, at least once.
+        normed: whether the mask has its second batch norm and ReLU. False is the form of files that the first edition
+            wrote, which lacked them.
     """
 
-    def __init__(self, shape: Sequence[int], classes: int, steps: int | None = None) -> None:
+    FIRST_EDITION: ClassVar[Mapping[str, Any]] = {"normed": False}
+
+    def __init__(self, shape: Sequence[int], classes: int, steps: int | None = None, *, normed: bool = True) -> None:
         super().__init__()
-        self.shape, self.classes = _images(shape), int(classes)
+        self.shape = _images(shape)
+        self.classes = int(classes)
+        self.normed = bool(normed)
         channels = self.shape[0]
         self.steps = max(1, (min(self.shape[1:]) // LEFT).bit_length() - 1) if steps is None else int(steps)
-        self.mask = _separable(channels, channels)
+        second = (nn.BatchNorm2d(channels), nn.ReLU()) if self.normed else ()
+        self.mask = nn.Sequential(*_separable(channels, channels), *second)
         self.layers = nn.Sequential(*(_separable(channels << step, channels << step + 1) for step in range(self.steps)))
         self.linear = nn.Linear(channels << self.steps, self.classes)
 
@@ -51,8 +63,9 @@ class Attentive(Exit):
         return logits
 
     def config(self) -> dict[str, Any]:
-        """Shape, classes and steps."""
-        return {"name": "Attentive", "shape": list(self.shape), "classes": self.classes, "steps": self.steps}
+        """Shape, classes, steps, and `normed` where it is set: files of the first edition keep their fingerprint."""
+        sizes = {"shape": list(self.shape), "classes": self.classes, "steps": self.steps}
+        return {"name": "Attentive", **sizes, **({"normed": True} if self.normed else {})}
 
 
 class Squeezed(Exit):

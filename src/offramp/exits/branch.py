@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
+from offramp.models._units import chainer_start
 from offramp.nodes import Exit, Seen
 
 
@@ -50,5 +51,10 @@ def branch(shape: Sequence[int], classes: int) -> Branch:
 
 
 def b_lenet(shape: Sequence[int], classes: int) -> Branch:
-    """Branch 1 of B-LeNet, for the tap `conv1` of `lenet`: pooling and ReLU, then one convolution of 10 channels."""
-    return Branch(shape, classes, (10,), raw=True)
+    """Branch 1 of B-LeNet, for the tap `conv1` of `lenet`: pooling and ReLU, then one convolution of 10 channels.
+
+    Its weights start by LeCun's rule, as in the authors' code.
+    """
+    made = Branch(shape, classes, (10,), raw=True)
+    chainer_start(made)
+    return made

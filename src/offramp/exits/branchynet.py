@@ -1,20 +1,21 @@
-"""The side branches of B-AlexNet and B-ResNet-110, as the authors' code has them.
+"""The side branches of B-AlexNet and B-ResNet-110, as the authors' code has them, weights to start with included.
 
 Teerapittayanon, McDanel and Kung, 2016, arXiv 1709.01686. That of B-LeNet stands in exits/branch.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadInput, BadNetwork
 from offramp.layers.lateral import lateral_norm
-from offramp.models.cifar_resnet import Block
+from offramp.models._units import chainer_start
+from offramp.models.branchy_resnet import WSCALE, as_first_edition, branchy_block
 from offramp.nodes import Exit, Seen
 
 ROOM = 4  # pixels of a side that two 3x3 poolings of stride 2 need
@@ -49,6 +50,7 @@ class Normed(Exit):
         with torch.no_grad():
             features = self.layers(torch.zeros(1, *self.shape)).shape[1]
         self.linear = nn.Linear(features, self.classes)
+        chainer_start(self)
 
     def forward(self, seen: Seen) -> Tensor:
         """Logits [B, C]."""
@@ -62,14 +64,30 @@ class Normed(Exit):
 
 
 class Residual(Exit):
-    """Basic blocks of as many channels as come in, then one linear layer on everything. shape: [channels, H, W]."""
+    """Basic blocks of as many channels as come in, then one linear layer on everything.
 
-    def __init__(self, shape: Sequence[int], classes: int, blocks: int = 1) -> None:
+    Args:
+        shape: of one row's features, [channels, H, W].
+        classes: C.
+        blocks: how many.
+        biased: whether convolutions have biases and batch norms an epsilon of 2e-5, as in the authors' code. False is
+            the form of files that the first edition wrote.
+    """
+
+    FIRST_EDITION: ClassVar[Mapping[str, Any]] = {"biased": False}
+
+    def __init__(self, shape: Sequence[int], classes: int, blocks: int = 1, *, biased: bool = True) -> None:
         super().__init__()
-        self.shape, self.classes, self.count = _room(shape, 1), int(classes), int(blocks)
+        self.shape = _room(shape, 1)
+        self.classes = int(classes)
+        self.count = int(blocks)
+        self.biased = bool(biased)
         channels, height, width = self.shape
-        self.blocks = nn.Sequential(*(Block(channels, channels) for _ in range(self.count)))
+        self.blocks = nn.Sequential(*(branchy_block(channels, channels) for _ in range(self.count)))
         self.linear = nn.Linear(channels * height * width, self.classes)
+        chainer_start(self, WSCALE)
+        if not self.biased:
+            as_first_edition(self.blocks)
 
     def forward(self, seen: Seen) -> Tensor:
         """Logits [B, C]."""
@@ -77,8 +95,9 @@ class Residual(Exit):
         return logits
 
     def config(self) -> dict[str, Any]:
-        """Shape, classes and the number of blocks."""
-        return {"name": "Residual", "shape": list(self.shape), "classes": self.classes, "blocks": self.count}
+        """Shape, classes, the number of blocks, and `biased` where it is set."""
+        sizes = {"shape": list(self.shape), "classes": self.classes, "blocks": self.count}
+        return {"name": "Residual", **sizes, **({"biased": True} if self.biased else {})}
 
 
 def b_alexnet(shape: Sequence[int], classes: int, reads: Sequence[str]) -> Normed:

@@ -8,14 +8,16 @@ the ensemble's largest probability, is the gate `max_prob`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
 from offramp.exits._cascading import Tail
 from offramp.exits._pooling import Mixed, pooled, require_layout, require_pooling, width
 from offramp.nodes import Exit, Seen
+
+SMALL = 8  # pixels of a side up to which the authors pad their strided convolution by 1
 
 
 class Cascade(Exit):
@@ -66,8 +68,18 @@ class Cascade(Exit):
 class CascadeConv(Exit):
     """The paper's head for small images: 3x3 convolution of as many channels, ReLU, mixed pooling to about 4x4, linear.
 
-    shape: of one row's features, [channels, H, W]. stride: of the convolution (there 2 on Tiny-ImageNet, else 1).
+    Args:
+        shape: of one row's features, [channels, H, W].
+        classes: C.
+        before: the exit whose logits this one reads.
+        place: of this exit in the cascade, from 1.
+        norm: whether those logits pass a layer norm.
+        stride: of the convolution: in the authors' code 2 on Tiny-ImageNet, otherwise 1.
+        padding: of the convolution. None is the authors' rule: 2 where a stride of 2 meets sides of more than 8 (on
+            Tiny-ImageNet), otherwise 1. Files of the first edition have 1 everywhere.
     """
+
+    FIRST_EDITION: ClassVar[Mapping[str, Any]] = {"padding": 1}
 
     def __init__(
         self,
@@ -78,13 +90,20 @@ class CascadeConv(Exit):
         place: int = 1,
         norm: bool = False,
         stride: int = 1,
+        padding: int | None = None,
     ) -> None:
         super().__init__()
-        self.shape, self.classes, self.norm, self.stride = tuple(shape), int(classes), bool(norm), int(stride)
+        self.shape = tuple(shape)
+        self.classes = int(classes)
+        self.norm = bool(norm)
+        self.stride = int(stride)
+        if padding is None:
+            padding = 2 if self.stride == 2 and min(self.shape[1:], default=0) > SMALL else 1
+        self.padding = int(padding)
         self.reads = () if before is None else (before,)
-        sides = [(side - 1) // self.stride + 1 for side in self.shape[1:]]
+        sides = [(side + 2 * self.padding - 3) // self.stride + 1 for side in self.shape[1:]]
         self.mixed = Mixed((*self.shape[:1], *sides))
-        self.convolution = nn.Conv2d(self.shape[0], self.shape[0], 3, self.stride, padding=1)
+        self.convolution = nn.Conv2d(self.shape[0], self.shape[0], 3, self.stride, self.padding)
         self.tail = Tail(self.mixed.features, self.classes, before, place, norm=norm)
 
     def both(self, seen: Seen) -> tuple[Tensor, Tensor]:
@@ -98,9 +117,10 @@ class CascadeConv(Exit):
         return self.both(seen)[0]
 
     def config(self) -> dict[str, Any]:
-        """Shape, classes, the exit before, the place in the cascade, norm and stride."""
+        """Shape, classes, the exit before, the place in the cascade, norm, stride, and a padding other than 1."""
         config = {"shape": list(self.shape), "classes": self.classes, **_config(self.tail)}
-        return {"name": "CascadeConv", **config, "norm": self.norm, "stride": self.stride}
+        padding = {} if self.padding == 1 else {"padding": self.padding}
+        return {"name": "CascadeConv", **config, "norm": self.norm, "stride": self.stride, **padding}
 
 
 def _config(tail: Tail) -> dict[str, Any]:
@@ -114,6 +134,7 @@ def cascade(shape: Sequence[int], classes: int, reads: Sequence[str], layout: st
     return Cascade("grid", features, classes, before=before, place=len(reads) + 1, layout=layout)
 
 
-def cascade_conv(shape: Sequence[int], classes: int, reads: Sequence[str]) -> CascadeConv:
-    """The paper's head for small images."""
-    return CascadeConv(shape, classes, before=reads[-1] if reads else None, place=len(reads) + 1)
+def cascade_conv(shape: Sequence[int], classes: int, reads: Sequence[str], stride: int = 1) -> CascadeConv:
+    """The paper's head for small images; `cascade_conv?stride=2` is that for Tiny-ImageNet."""
+    before = reads[-1] if reads else None
+    return CascadeConv(shape, classes, before=before, place=len(reads) + 1, stride=stride)

@@ -1,4 +1,4 @@
-"""The classifiers of MSDNet: two strided convolutions on the coarsest scale, a pooling, one linear layer.
+"""The classifiers of MSDNet and RANet: two strided convolutions on the coarsest scale, a pooling, one linear layer.
 
 Huang, Chen, Li, Wu, van der Maaten and Weinberger, 2017, arXiv 1703.09844, as in the authors' PyTorch port.
 """
@@ -20,19 +20,26 @@ STRIDE = 2
 class Strided(Exit):
     """Two 3x3 convolutions of stride 2 with batch norm and ReLU, the means over 2x2, a linear layer.
 
-    shape: of one row's features, [channels, H, W] with H and W of 5 or more. width: of both convolutions; None keeps
-    the channels that come in, as the port does on ImageNet (on CIFAR it is 128).
+    Args:
+        shape: of one row's features, [channels, H, W] with H and W of 5 or more.
+        classes: C.
+        width: channels of both convolutions; None keeps those that come in, as the port does on ImageNet (on CIFAR it
+            is 128).
+        he: whether weights start by He's rule over what goes out, and the linear bias at 0, as in RANet's code. The
+            port of MSDNet means to do so too, but looks for layers one level too high: its weights are torch's own.
     """
 
-    def __init__(self, shape: Sequence[int], classes: int, width: int | None = 128) -> None:
+    def __init__(self, shape: Sequence[int], classes: int, width: int | None = 128, *, he: bool = False) -> None:
         super().__init__()
         if len(shape) != 3 or min(shape[1:]) < 5:
             raise BadNetwork(
                 f"two strided convolutions stand on features of shape {tuple(shape)}, expected [C, H, W] of at least "
                 "5 x 5; cut earlier, or use exits such as linear_grid"
             )
-        self.shape, self.classes, self.width = tuple(shape), int(classes), width
-        self.layers = _layers(shape, self.classes, width)
+        self.shape = tuple(shape)
+        self.classes = int(classes)
+        self.width = width
+        self.layers = _layers(shape, self.classes, width, he=he)
 
     def forward(self, seen: Seen) -> Tensor:
         """Logits [B, C]."""
@@ -44,26 +51,31 @@ class Strided(Exit):
         return {"name": "Strided", "shape": list(self.shape), "classes": self.classes, "width": self.width}
 
 
-def strided(shape: Sequence[int], classes: int, width: int | None = 128) -> Strided:
-    """128 channels: MSDNet's on CIFAR. `strided?width=64` where that costs a tenth of a small network."""
-    return Strided(shape, classes, width)
+def strided(shape: Sequence[int], classes: int, width: int | None = 128, he: bool = False) -> Strided:
+    """128 channels: MSDNet's on CIFAR; `strided?he=true` starts as RANet's.
+
+    `strided?width=64` where 128 cost a tenth of a small network.
+    """
+    return Strided(shape, classes, width, he=he)
 
 
-def strided_wide(shape: Sequence[int], classes: int) -> Strided:
-    """As many channels as come in: MSDNet's on ImageNet."""
-    return Strided(shape, classes, None)
+def strided_wide(shape: Sequence[int], classes: int, he: bool = False) -> Strided:
+    """As many channels as come in: MSDNet's on ImageNet; `strided_wide?he=true` starts as RANet's."""
+    return Strided(shape, classes, None, he=he)
 
 
-def _layers(shape: Sequence[int], classes: int, width: int | None) -> nn.Sequential:
-    """Features [B, channels, H, W] -> logits [B, classes]; weights by He's rule over what goes out, no linear bias."""
+def _layers(shape: Sequence[int], classes: int, width: int | None, *, he: bool) -> nn.Sequential:
+    """Features [B, channels, H, W] -> logits [B, classes]."""
     channels, *size = shape
     width = width or channels
     layers: list[nn.Module] = []
     for width_in in (channels, width):
         convolution = nn.Conv2d(width_in, width, 3, STRIDE, padding=1, bias=False)
-        nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
+        if he:
+            nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
         layers += [convolution, nn.BatchNorm2d(width), nn.ReLU()]
     left = math.prod(-(-extent // STRIDE**2) // 2 for extent in size)
     linear = nn.Linear(width * left, classes)
-    nn.init.zeros_(linear.bias)
+    if he:
+        nn.init.zeros_(linear.bias)
     return nn.Sequential(*layers, nn.AvgPool2d(2), nn.Flatten(), linear)

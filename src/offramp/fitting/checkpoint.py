@@ -49,7 +49,8 @@ class Resumed:
     """What a checkpoint holds for the loop.
 
     progress: where the run is. keep: the positions of the rows that the phase teaches on, chosen when it began.
-    optimiser, extra: the state of the optimiser, and of its schedule and scaler; None at the end of a phase.
+    optimiser, extra: the state of the optimiser, and of its schedule and scaler. At the end of a phase the optimiser's
+    is None, or that of the ended phase where the next one continues from it.
     """
 
     progress: Progress

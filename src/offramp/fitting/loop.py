@@ -34,6 +34,7 @@ from offramp.recipe import Phase, Recipe, Whole
 
 EVERY = 60.0  # seconds between checkpoints in the middle of an epoch
 ECHO = 5.0  # seconds in which a launcher passes a Ctrl-C on that the terminal told its processes too
+UNSEEN: Mapping[str, Mapping[str, Tensor]] = {"logits": {}, "features": {}}  # where nobody has looked
 LOOKED = 256  # rows that are looked at together where nothing is taught
 
 Held = tuple[Rows, Roll]
@@ -65,6 +66,7 @@ class Loop:
     def __init__(self, course: Course, resumed: Resumed | None) -> None:
         self.course, self.network = course, course.network
         self.at, self.resumed = (resumed.progress if resumed else Progress()), resumed
+        self.ended: Optimizer | None = None  # that of the phase that ended last
         self.saved = time.perf_counter()
 
     def run(self) -> History:
@@ -102,7 +104,7 @@ class Loop:
         steps = phase.epochs * lessons.steps
         shared = lessons.processes
         stepping = Stepping(phase, steps, self.course.accelerator, looking, shared)
-        self._restore(stepping)
+        self._restore(number, phase, stepping)
         echo = ECHO if self.course.processes.count > 1 else 0.0
         with interruptible(echo) as asked, phase.during(), shared_norms(self.network, shared):
             for epoch in range(self.at.epoch, phase.epochs):
@@ -112,7 +114,8 @@ class Loop:
                 for state, positions in track(batches, what=what, total=left, show=self.course.progress):
                     step, size = epoch * lessons.steps + self.at.step, lessons.size(self.at.step)
                     lesson = replace(lessons.lesson(positions, phase.name, step, steps), share=len(positions) / size)
-                    view = view_of(self.network, stepping.look(state, pooled), state, pooled)
+                    looked = stepping.look(state, pooled) if phase.looks else UNSEEN
+                    view = view_of(self.network, looked, state, pooled)
                     if phase.by == "update":
                         losses = recipe.update(view, lesson, stepping.optimiser)
                         figures = numbers_of(losses)
@@ -131,6 +134,7 @@ class Loop:
                     self._pause(asked, stepping, lessons, due=time.perf_counter() - self.saved > EVERY)
                 self._end_epoch(phase, epoch, lessons, held, tally, stepping.optimiser)
                 self._pause(asked, stepping, lessons, due=epoch + 1 < phase.epochs)
+        self.ended = stepping.optimiser
 
     def _pause(self, asked: Event, stepping: Stepping, lessons: Lessons, *, due: bool) -> None:
         """A checkpoint when it is due, or when somebody has asked to stop: then the run ends here, in all processes."""
@@ -215,11 +219,20 @@ class Loop:
         for module in phase.still:
             module.eval()
 
-    def _restore(self, stepping: Stepping) -> None:
-        """The state of a run that was stopped within this phase."""
+    def _restore(self, number: int, phase: Phase, stepping: Stepping) -> None:
+        """The state of a run that was stopped within this phase, or what this phase keeps of the one before."""
         resumed, self.resumed = self.resumed, None
-        if resumed is not None and resumed.optimiser is not None:
-            stepping.restore(resumed.optimiser, resumed.extra)
+        state = None if resumed is None else resumed.optimiser
+        if resumed is not None and state is not None and (resumed.progress.epoch or resumed.progress.step):
+            stepping.restore(state, resumed.extra)
+            return
+        known: Mapping[Tensor, Any] = {} if self.ended is None else self.ended.state
+        if state is not None:  # stopped between the two phases: the state is that of the phase before
+            before = self.course.phases[number - 1].parameters
+            known = {before[place]: values for place, values in state["state"].items()}
+        for value in phase.continues:
+            if value in known:
+                stepping.optimiser.state[value] = dict(known[value])
 
     def _end_epoch(
         self,
@@ -282,6 +295,11 @@ class Loop:
         if self.course.folder is None:
             return
         folder, keep = self.course.folder / "checkpoint", None if lessons is None else torch.from_numpy(lessons.keep)
-        optimiser, extra = (None, {}) if stepping is None else (stepping.optimiser, stepping.extra())
+        optimiser, extra = (self._kept(), {}) if stepping is None else (stepping.optimiser, stepping.extra())
         run = (self.network, self.course.begun, self.at, keep, optimiser, extra)
         self.course.processes.alone(lambda: save_checkpoint(folder, *run))
+
+    def _kept(self) -> Optimizer | None:
+        """At the end of a phase its optimiser, where the next phase continues from that."""
+        phases = self.course.phases[self.at.phase : self.at.phase + 1]
+        return self.ended if any(phase.continues for phase in phases) else None

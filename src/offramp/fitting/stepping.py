@@ -30,6 +30,7 @@ class Stepping:
         self.schedule: LRScheduler | None = None if phase.schedule is None else phase.schedule(self.optimiser, steps)
         self.accelerator, self.scaler = accelerator, accelerator.scaler
         self.parameters, self.processes = phase.parameters, processes
+        self.clip = phase.clip
         # For the precision alone, as in evaluation: `Processes.add_gradients` says why it is not wrapped for several.
         self.looking = accelerator.prepare_model(looking, evaluation_mode=True)
         self.scaled = None if self.scaler is None else accelerator.prepare(self.optimiser)
@@ -45,6 +46,10 @@ class Stepping:
         loss = losses if isinstance(losses, Tensor) else torch.stack([*losses.values()]).sum()
         self.accelerator.backward(loss if weight == 1 else loss * weight)
         self.processes.add_gradients(self.parameters)
+        if self.clip is not None:
+            if self.scaled is not None:  # gradients are too large by the scaler's factor, which Accelerate takes out
+                self.accelerator.unscale_gradients(self.scaled)
+            torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         (self.scaled or self.optimiser).step()
 
     def end_step(self) -> None:

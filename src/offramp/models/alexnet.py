@@ -1,10 +1,10 @@
 """The AlexNet for CIFAR-10 that BranchyNet grows its branches on (Teerapittayanon et al., 2016, arXiv 1709.01686).
 
-Follows the authors' code, whose poolings round sizes up and whose local response norm is Chainer's. Cut after `conv2`
-and `conv3`, before their ReLU, and hang the exit `b_alexnet` there: that is B-AlexNet. The paper's text has the
-branches after the first and second convolution instead. Nothing works in place, so that a tap keeps what it saw.
-The preprocessing is ours: normalisation by CIFAR-10's own constants, where the authors whiten the images beforehand.
-No weights come with it.
+Follows the authors' code, whose poolings round sizes up, whose local response norm is Chainer's, and whose weights
+start by LeCun's rule. Cut after `conv2` and `conv3`, before their ReLU, and hang the exit `b_alexnet` there: that is
+B-AlexNet. The paper's text has the branches after the first and second convolution instead. Nothing works in place, so
+that a tap keeps what it saw. The preprocessing is ours: normalisation by CIFAR-10's own constants, where the authors
+whiten the images beforehand. No weights come with it.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from offramp.layers.front import Front
 from offramp.layers.lateral import lateral_norm
+from offramp.models._units import chainer_start
 
 
 def front() -> Front:
@@ -42,6 +43,7 @@ class AlexNet(nn.Module):
         self.fc2 = nn.Linear(256, 128)
         self.fc3 = nn.Linear(128, classes)
         self.drop = nn.Dropout(0.5)
+        chainer_start(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes]."""

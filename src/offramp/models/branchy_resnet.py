@@ -1,18 +1,27 @@
 """The ResNet-110 for CIFAR-10 that BranchyNet grows its branches on (Teerapittayanon et al., 2016, arXiv 1709.01686).
 
 As in the authors' code it differs from `resnet110`: the stem pads nothing, so that stages work on 30, 15 and 8 pixels,
-and a 6x6 pooling of stride 1 leaves 3x3 means to the linear layer. Cut after `stem` and `layer1` and hang the exit
-`b_resnet` there: that is B-ResNet-110. The paper's text, and a later state of the code, have the first branch behind
-another block. The preprocessing is that of `alexnet`, ours. No weights come with it.
+and a 6x6 pooling of stride 1 leaves 3x3 means to the linear layer; convolutions have biases, batch norms an epsilon of
+2e-5, and new channels of a shortcut stand before the others. Cut after `stem` and `layer1` and hang the exit `b_resnet`
+there: that is B-ResNet-110. The paper's text has the first branch behind another block, and so had the code until its
+commit 2c61194 of September 2016 moved it there. The preprocessing is that of `alexnet`, ours. No weights come with it.
 """
 
 from __future__ import annotations
+
+import math
+from typing import Any
 
 from torch import Tensor, nn
 
 from offramp.layers.front import Front
 from offramp.models import alexnet
+from offramp.models._units import chainer_start
 from offramp.models.cifar_resnet import Block
+
+EPSILON = 2e-5  # Chainer's, of batch norms
+FIRST_EPSILON = 1e-5  # torch's, which the first edition had
+WSCALE = math.sqrt(2)
 
 
 def front() -> Front:
@@ -25,17 +34,27 @@ def resnet110_branchy(classes: int = 10) -> BranchyResNet:
     return BranchyResNet(18, classes)
 
 
+def branchy_block(width_in: int, width: int) -> Block:
+    """A basic block as the authors' code has it."""
+    return Block(width_in, width, bias=True, eps=EPSILON, zeros_first=True)
+
+
 class BranchyResNet(nn.Module):
-    """Images [B, 3, 32, 32] -> logits [B, 10]: a stem and three stages of `blocks` basic blocks each."""
+    """Images [B, 3, 32, 32] -> logits [B, classes]: a stem and three stages of `blocks` basic blocks each.
+
+    Weights start as in the authors' code. A state dict of the first edition, which had no biases, turns the network
+    into that edition's form when it is loaded: without biases, epsilons of 1e-5, new channels on both sides.
+    """
 
     def __init__(self, blocks: int, classes: int = 10) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3, bias=False), nn.BatchNorm2d(16), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16, EPSILON), nn.ReLU())
         self.layer1 = _stage(16, 16, blocks)
         self.layer2 = _stage(16, 32, blocks)
         self.layer3 = _stage(32, 64, blocks)
         self.pool = nn.AvgPool2d(6, 1)
         self.linear = nn.Linear(576, classes)
+        chainer_start(self, WSCALE)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes]."""
@@ -44,6 +63,23 @@ class BranchyResNet(nn.Module):
         logits: Tensor = self.linear(self.pool(h).flatten(1))  # of [B, 64, 3, 3]
         return logits
 
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
+        """Called by `load_state_dict` before the parts load."""
+        if f"{prefix}stem.0.weight" in state_dict and f"{prefix}stem.0.bias" not in state_dict:
+            as_first_edition(self)
+        super()._load_from_state_dict(state_dict, prefix, *others)
+
+
+def as_first_edition(module: nn.Module) -> None:
+    """Turn all blocks and units in a module, in place, into what they were in the first edition."""
+    for part in module.modules():
+        if isinstance(part, nn.Conv2d):
+            part.bias = None
+        elif isinstance(part, nn.BatchNorm2d):
+            part.eps = FIRST_EPSILON
+        elif isinstance(part, Block):
+            part.zeros_first = False
+
 
 def _stage(width_in: int, width: int, blocks: int) -> nn.Sequential:
-    return nn.Sequential(*(Block(width if place else width_in, width) for place in range(blocks)))
+    return nn.Sequential(*(branchy_block(width if place else width_in, width) for place in range(blocks)))

@@ -1,8 +1,8 @@
 """The LeNet that BranchyNet grows its branch on (Teerapittayanon et al., 2016, arXiv 1709.01686), for MNIST.
 
-Follows the authors' code, whose poolings round sizes up. Cut after `conv1`, before pooling and ReLU, and hang the exit
-`b_lenet` there: that is B-LeNet. Nothing works in place, so that a tap keeps what it saw. The preprocessing is ours:
-the usual normalisation by MNIST's own constants. No weights come with it.
+Follows the authors' code, whose poolings round sizes up and whose weights start by LeCun's rule. Cut after `conv1`,
+before pooling and ReLU, and hang the exit `b_lenet` there: that is B-LeNet. Nothing works in place, so that a tap keeps
+what it saw. The preprocessing is ours: the usual normalisation by MNIST's own constants. No weights come with it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.layers.front import Front
+from offramp.models._units import chainer_start
 
 
 def front() -> Front:
@@ -34,6 +35,7 @@ class LeNet(nn.Module):
         self.pool = nn.MaxPool2d(2, ceil_mode=True)
         self.fc1 = nn.Linear(720, 84)
         self.fc2 = nn.Linear(84, classes)
+        chainer_start(self)
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes]."""

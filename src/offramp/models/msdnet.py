@@ -7,8 +7,9 @@ classifier alone. The others are exits: cut after the blocks and hang them on, b
     net = cut(model, example, at=model.cuts, exits="strided", spec="offramp:msdnet_even")   # trained by `joint`
 
 Every block gives its scales from the coarsest to the finest: the first of them is what a tap shows, and what the
-classifier reads. No weights come with it. The port, and so `joint` here, weighs all exits alike. The preprocessing is
-the usual normalisation by CIFAR-100's own constants.
+classifier reads. No weights come with it. The port, and so `joint` here, weighs all exits alike. Weights start by
+torch's own rules: the port means to follow He's, but looks for layers one level too high and so leaves them as they
+are. The preprocessing is the usual normalisation by CIFAR-100's own constants.
 """
 
 from __future__ import annotations
@@ -90,9 +91,9 @@ class ScaleStem(nn.Module):
 
     def __init__(self, channels: int, factors: Sequence[int], *, large: bool) -> None:
         super().__init__()
-        finest = large_stem(channels * factors[0]) if large else unit(3, channels * factors[0], 3)
+        finest = large_stem(channels * factors[0], he=False) if large else unit(3, channels * factors[0], 3, he=False)
         widths = [channels * factor for factor in factors]
-        down = (unit(width_in, width, 3, 2) for width_in, width in pairwise(widths))
+        down = (unit(width_in, width, 3, 2, he=False) for width_in, width in pairwise(widths))
         self.scales = nn.ModuleList([finest, *down])
 
     def forward(self, x: Tensor) -> Scales:
@@ -121,8 +122,8 @@ class ScaleLayer(nn.Module):
             key, new = str(len(factors) - 1 - place), growth * factors[place]
             if place > before:
                 new //= 2
-                self.down[key] = narrowed(width * factors[place - 1], new, factors[place - 1], 2)
-            self.across[key] = narrowed(width * factors[place], new, factors[place])
+                self.down[key] = narrowed(width * factors[place - 1], new, factors[place - 1], 2, he=False)
+            self.across[key] = narrowed(width * factors[place], new, factors[place], he=False)
 
     def forward(self, scales: Scales) -> Scales:
         """[B, C, H, W] per scale -> [B, C + new, H, W] per scale that is left."""
@@ -140,7 +141,7 @@ class ScaleTransition(nn.Module):
 
     def __init__(self, width: int, factors: Sequence[int]) -> None:
         super().__init__()
-        halves = (unit(width * factor, width // 2 * factor, 1) for factor in reversed(factors))
+        halves = (unit(width * factor, width // 2 * factor, 1, he=False) for factor in reversed(factors))
         self.scales = nn.ModuleList(halves)
 
     def forward(self, scales: Scales) -> Scales:

@@ -3,8 +3,9 @@
 A row of sub-networks, one per scale from the coarsest on. Each has more blocks than the one before it: as many blocks
 as that one had are fused with what it found there, layer by layer, and a classifier follows each of the others. Sizes
 follow the authors' public code (yangle15/RANet-pytorch), checked against the costs that BoostNet (arXiv 2211.16726)
-plots. As with MSDNet, the model ends in its last classifier; cut it at `cuts`, with exits `strided`. A block gives
-first what its classifier reads. The preprocessing is that of `msdnet`. No weights come with it.
+plots. As with MSDNet, the model ends in its last classifier; cut it at `cuts`, with exits `strided?he=true`. A block
+gives first what its classifier reads. Weights start by He's rule, which takes effect in this code. The preprocessing is
+that of `msdnet`. No weights come with it.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class RANet(nn.Module):
             lows = found
         del self.cuts[-1]
         size = (56 if large else 32) // 2 ** (max(levels) - 1)
-        self.head = Strided((width, size, size), classes, None if large else 128).layers
+        self.head = Strided((width, size, size), classes, None if large else 128, he=True).layers
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits [B, classes]."""

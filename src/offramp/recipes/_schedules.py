@@ -21,6 +21,11 @@ def dropped(*shares: float, by: float = 0.1) -> Scheduling:
     return schedule
 
 
+def linear(optimiser: Optimizer, steps: int) -> LRScheduler:
+    """From the full rate to nothing along a line."""
+    return LambdaLR(optimiser, lambda step: max(0.0, 1 - step / max(1, steps)))
+
+
 def cosine(optimiser: Optimizer, steps: int) -> LRScheduler:
     """From the full rate to nothing along half a cosine (Loshchilov and Hutter, 2017, arXiv 1608.03983)."""
     return LambdaLR(optimiser, lambda step: (1 + math.cos(math.pi * min(1.0, step / max(1, steps)))) / 2)

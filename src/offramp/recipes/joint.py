@@ -2,17 +2,21 @@
 
 Teerapittayanon, McDanel and Kung, 2016, arXiv 1709.01686. As in the authors' code the loss of an exit is the plain
 cross-entropy, and every weight is 1; the paper prints another 1/C, and reports +1 % for (1.0, 0.3) on two exits.
-Two phases as there: the models alone (`alone` epochs; 0 where they are trained), then all exits from those weights.
-Where we differ: one summed loss and one Adam, where the code steps the trunk and each exit's own copy apart.
+Two phases as there: the model alone (`alone` epochs; 0 where it is trained), then all exits from those weights. What
+Adam knows of the trunk goes on through both; the last exit's own layer starts anew in the second, as the code has a
+copy of it for each phase.
+Where we differ: one summed loss, where the code steps the trunk and each exit's own copy apart, which comes to the
+same; and torch's Adam adds its 1e-8 after it has corrected the second moment, Chainer's before.
 optimiser="sgd" is the training of MSDNet (Huang et al., 2017, arXiv 1703.09844) as the PyTorch port has it, whose loss
 is the same sum; the authors' Lua code takes Nesterov's momentum.
 """
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -21,32 +25,47 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from offramp.errors import BadInput, BadNetwork
-from offramp.network import Network, last_model
+from offramp.inputs import given
+from offramp.network import Network, last_model, trial_rows
 from offramp.recipe import Lesson, Losses, Optimising, Phase, Recipe, Scheduling, View, taught_exits
 from offramp.recipes._equilibrium import equilibrium, require_one_model
 from offramp.recipes._schedules import cosine, dropped
 from offramp.recipes._together import soft_cross_entropy
+from offramp.taps import listening
 
 NORMS = ("moving", "frozen")
 RATES = {"adam": 1e-3, "sgd": 0.1}
 ALONE = "models alone"
 BEFORE = "before"
+HEAD = "head"  # the aid that holds the last layer as it was when the run began
 
 
 class Joint(Recipe):
     """Models and exits together: the sum of weighted cross-entropies.
 
-    weights: one for all exits, one per exit from shallow to deep, or by name. epochs, rate (by default 1e-3), betas: of
-    Adam. decay: let the rate fall to 0 over each phase along a cosine (Loshchilov and Hutter, 2017, arXiv 1608.03983);
-    the authors keep it, over many more epochs. optimiser="sgd": momentum 0.9, weight decay 1e-4, rate 0.1 by default,
-    which falls tenfold at a half and at three quarters of each phase unless `decay` asks for the cosine.
-    norm: "moving" lets batch norms of the models learn and follow the batches, "frozen" keeps them as they are.
-    backbone=False teaches the exits alone, and the models stay as they are. equilibrium=True averages the gradients of
-    the exits behind each cut instead of summing them (Li et al., 2019, arXiv 1908.06294; recipes/_equilibrium.py).
-    keep: how much of each exit's loss comes from what the last model answered before it was taught on, instead of from
-    the label: (1 - keep) CE(z, y) + keep T^2 CE(z / T, before / T), T the temperature (Hinton, Vinyals and Dean, 2015,
-    arXiv 1503.02531; for a model's own earlier answers Li and Hoiem, 2016, arXiv 1606.09282). keep=1 needs no labels.
-    Meant for trained models, which else lose accuracy of their own; costs a forward of the last one more per step.
+    Args:
+        weights: one for all exits, one per exit from shallow to deep, or by name.
+        epochs: of all exits together.
+        alone: epochs of the models alone, before.
+        rate: by default 1e-3 with Adam and 0.1 with SGD.
+        optimiser: "adam", or "sgd" with momentum 0.9 and weight decay 1e-4.
+        betas: of Adam.
+        decay: let the rate fall to 0 over each phase along a cosine (Loshchilov and Hutter, 2017, arXiv 1608.03983).
+            BranchyNet's authors keep it, over many more epochs.
+        falls: of "sgd", the shares of each phase after which the rate falls tenfold, unless `decay` asks for the
+            cosine. MSDNet's are 1/2 and 3/4 on CIFAR, and 1/3 and 2/3 on ImageNet (90 epochs).
+        norm: "moving" lets batch norms of the models learn and follow the batches, "frozen" keeps them as they are.
+        backbone: False teaches the exits alone, and the models stay as they are.
+        equilibrium: average the gradients of the exits behind each cut instead of summing them (Li et al., 2019, arXiv
+            1908.06294; recipes/_equilibrium.py).
+        keep: how much of each exit's loss comes from what the last model answered before it was taught on, instead of
+            from the label: (1 - keep) CE(z, y) + keep T^2 CE(z / T, before / T), T the temperature (Hinton, Vinyals and
+            Dean, 2015, arXiv 1503.02531; for a model's own earlier answers Li and Hoiem, 2016, arXiv 1606.09282).
+            keep=1 needs no labels. Meant for trained models, which otherwise lose accuracy of their own; costs a
+            forward of the last one more per step.
+        temperature: T.
+        keep_head: whether a cut model's last layer keeps what it learned in the epochs alone. In the authors' code it
+            does not; see above.
     """
 
     def __init__(
@@ -59,18 +78,28 @@ class Joint(Recipe):
         optimiser: str = "adam",
         betas: tuple[float, float] = (0.9, 0.999),
         decay: bool = False,
+        falls: Sequence[float] = (1 / 2, 3 / 4),
         norm: str = "moving",
         backbone: bool = True,
         equilibrium: bool = False,
         keep: float = 0.0,
         temperature: float = 4.0,
+        keep_head: bool = False,
     ) -> None:
-        self.weights, self.epochs, self.alone = weights, epochs, alone
-        self.optimiser, self.betas, self.decay = optimiser, betas, decay
+        self.weights = weights
+        self.epochs = epochs
+        self.alone = alone
         self.rate = RATES.get(optimiser, 0.0) if rate is None else rate
-        self.norm, self.backbone = norm, backbone
+        self.optimiser = optimiser
+        self.betas = betas
+        self.decay = decay
+        self.falls = falls
+        self.norm = norm
+        self.backbone = backbone
         self.equilibrium = equilibrium
-        self.keep, self.temperature = keep, temperature
+        self.keep = keep
+        self.temperature = temperature
+        self.keep_head = keep_head
 
     def prepare(self, network: Network) -> None:
         """Raise BadInput for weights that do not fit, BadNetwork where there is nothing to teach."""
@@ -90,7 +119,18 @@ class Joint(Recipe):
                 f"got keep={self.keep}, temperature={self.temperature} and alone={self.alone}, expected 0 to 1, a "
                 "number above 0, and alone=0 beside a keep above 0: what models answer before they are taught is no use"
             )
+        if not all(0 <= share <= 1 for share in self.falls):
+            raise BadInput(f"falls must be shares of a phase between 0 and 1, got {self.falls!r}")
         network.aids = {BEFORE: last_model(network, copied=True)} if self.keep else {}
+        head = self._dropped_head(network)
+        if head is not None:
+            network.aids[HEAD] = copy.deepcopy(head)
+
+    def _dropped_head(self, network: Network) -> nn.Module | None:
+        """The layer of a cut model that starts anew when the epochs alone are over."""
+        if not self.alone or not self.backbone or self.keep_head or len(network.rungs) > 1:
+            return None
+        return last_layer(network)
 
     def phases(self, network: Network) -> list[Phase]:
         """The models alone, if asked for, then everything."""
@@ -99,7 +139,14 @@ class Joint(Recipe):
         frozen = {id(value) for norm in still for value in norm.parameters()}
         models = tuple(value for value in models if id(value) not in frozen)
         step, schedule = self._stepping()
-        first = [Phase(ALONE, models, self.alone, step, schedule, still=still)] if self.alone and models else []
+        first = list[Phase]()
+        known: tuple[nn.Parameter, ...] = ()
+        if self.alone and models:
+            head = self._dropped_head(network)
+            ending = nullcontext if head is None else partial(_started_anew, head, network)
+            first = [Phase(ALONE, models, self.alone, step, schedule, still=still, during=ending)]
+            anew = () if head is None else tuple(head.parameters())
+            known = tuple(value for value in models if all(value is not other for other in anew))
         during = partial(equilibrium, network) if self.equilibrium else nullcontext
         every = (*models, *network.exits.parameters())
         teacher = BEFORE if self.keep else None
@@ -113,6 +160,7 @@ class Joint(Recipe):
             labels=self.keep < 1,
             during=during,
             teacher=teacher,
+            continues=known,
         )
         return [*first, joint]
 
@@ -121,7 +169,7 @@ class Joint(Recipe):
         if self.optimiser == "adam":
             return partial(torch.optim.Adam, lr=self.rate, betas=self.betas), cosine if self.decay else None
         sgd = partial(torch.optim.SGD, lr=self.rate, momentum=0.9, weight_decay=1e-4)
-        return sgd, cosine if self.decay else dropped(1 / 2, 3 / 4)
+        return sgd, cosine if self.decay else dropped(*self.falls)
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """Weighted cross-entropy by exit."""
@@ -140,6 +188,30 @@ class Joint(Recipe):
             soft = soft_cross_entropy(logits, view.teacher, self.temperature)
             parts.append(self.keep * self.temperature**2 * soft)
         return torch.stack(parts).sum()
+
+
+@contextmanager
+def _started_anew(head: nn.Module, network: Network) -> Iterator[None]:
+    """A phase at whose end a layer gets back the weights that it had when the run began; not where the run stops."""
+    yield
+    head.load_state_dict(network.aids[HEAD].state_dict())
+
+
+def last_layer(network: Network) -> nn.Module | None:
+    """Of a model that was cut, the layer with parameters that ran last; None where that stands before the last cut."""
+    rung = network.rungs[-1]
+    rows = trial_rows(network)
+    model = network.model_of(rung)
+    leaves = {name: part for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))}
+    watched = {**{name: model.get_submodule(name) for name in rung.cuts}, **leaves}
+    ran = list[str]()
+    if not rows:
+        return None
+    with torch.no_grad(), listening(watched, lambda name, _: ran.append(name)):
+        for _ in network.look(given(rows)):
+            pass
+    last = ran[-1] if ran else ""
+    return leaves.get(last) if last not in rung.cuts else None
 
 
 def weights_of(weights: float | Sequence[float] | Mapping[str, float], exits: Sequence[str]) -> dict[str, float]:

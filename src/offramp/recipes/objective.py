@@ -2,17 +2,17 @@
 
 Regol, Chataoui and Coates, 2024, arXiv 2310.09163. Shapes: b rows, E exits, the last one included; E - 1 gates.
 A frozen backbone has exits, and at each the gate `uncertainty`. The exits learn on the rows that the gates would send
-them, the gates towards the exit that is best for a row once its cost counts. Where we differ, or chose:
-- the backbone's own answer is the last exit and is not taught; it takes part in all sums;
-- there is no early stop in the warm-up, and no exit is frozen before the others;
-- the positive weight of a gate's loss is that of the batch, no rows being set aside for it;
-- the optimiser's name is lost: one AdamW, in which exits and gates keep states of their own (under Adam the decay, as a
-  gradient of its own, shrinks an exit that no row is sent to until it answers by chance);
-- the cross-entropy of a gate is of g, not of the activation a: a target says "leave here or earlier".
+them, the gates towards the exit that is best for a row once its cost counts. Steps, weights and rates are those of the
+authors' code (github.com/networkslab/dynn). Where we differ:
+- there is no early stop in the warm-up, and no exit goes back to an earlier epoch's weights (theirs does after two
+  epochs without a better accuracy on held-out rows);
+- rows that are optimal at an exit are counted on the training rows of the epoch before, theirs on held-out rows;
+- turns are shorter in epochs of fewer than 2 `every` batches, or one side would never have its turn there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -21,19 +21,21 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits as bce
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from offramp.errors import BadInput, BadNetwork
 from offramp.find import find_file
 from offramp.gates.uncertainty import Uncertainty
 from offramp.measuring import costs_of
 from offramp.network import Network, trial_rows
-from offramp.nodes import Seen, grade
 from offramp.pricing import Prices
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
 from offramp.recipes._together import exit_parameters
 
 WARM, JOINT = "warm-up", "exits and gates"
 PRICES = "prices"  # the aid that holds what leaving at each exit costs
+BALANCE = "balance"  # the aid that holds how much the ones among a gate's targets weigh
+FEWEST, HEAVIEST = 0.1, 5.0  # rows that count at least as optimal at an exit, and the largest weight
 
 
 class Held(nn.Module):
@@ -44,13 +46,58 @@ class Held(nn.Module):
         self.register_buffer("costs", torch.tensor(costs, dtype=torch.float32))
 
 
-class Objective(Recipe):
-    """Exits alone at first (`warm` epochs), then exits and gates by turns of `every` batches for `epochs` epochs.
+class Balance(nn.Module):
+    """What the ones among each gate's targets weigh, [E - 1]: 1 in the first epoch, then by the epoch before.
 
-    price (lambda in the paper): what the whole network's cost counts in nats of cross-entropy; one trained network per
-    price, and the plan still sets, and certifies, the threshold. costs: of leaving at each exit, shallow to deep or by
-    name, of which the last is 1; None measures the MACs of the network's parts, exits and gates included. every: at
-    most a quarter of all steps, so that gates have their turns in short runs too.
+    Of n rows c are optimal exactly at an exit (not there or before): its ones weigh (n - c) / c, at most 5.
+    """
+
+    weight: Tensor
+    optimal: Tensor
+    rows: Tensor
+
+    def __init__(self, gates: int) -> None:
+        super().__init__()
+        self.register_buffer("weight", torch.ones(gates))
+        self.register_buffer("optimal", torch.zeros(gates))
+        self.register_buffer("rows", torch.zeros(()))
+
+    def count(self, best: Tensor) -> None:
+        """Count the best exits [b] of a batch."""
+        counts = torch.bincount(best, minlength=len(self.optimal) + 1)
+        self.optimal += counts[:-1]
+        self.rows += len(best)
+
+    def end_epoch(self) -> None:
+        """Weigh by what was counted, and begin to count anew."""
+        optimal = self.optimal.clamp(min=FEWEST)
+        self.weight.copy_(((self.rows - optimal) / optimal).clamp(max=HEAVIEST))
+        self.optimal.zero_()
+        self.rows.zero_()
+
+
+class Objective(Recipe):
+    """Exits alone at first (`warm` epochs), then gates and exits in turn, `every` batches each, for `epochs` epochs.
+
+    Warm-up: the exits' cross-entropies, the first of E exits weighing E, the next E - 1, and so on. SGD with momentum
+    0.9 throughout; the rate stays in the warm-up, then falls after each epoch along a cosine that would reach `least`
+    after warm + epochs of them. Each epoch begins with the gates' turn.
+
+    Args:
+        price: lambda in the paper: what the whole network's cost counts in nats of cross-entropy; one trained network
+            per price, and the plan still sets, and certifies, the threshold.
+        costs: of leaving at each exit, shallow to deep or by name, of which the last is 1; None measures the MACs of
+            the network's parts, exits and gates included.
+        warm: epochs of the warm-up. The authors' is at most 6, and ends earlier where no exit gets better.
+        epochs: after it. The authors' default is 10 in all, of which 6 warm-up leaves these 4; their README has 15.
+        every: batches of a turn; at most half of an epoch's.
+        rate: at the start.
+        least: where the cosine would end.
+        decay: weight decay.
+        detach_scale: whether the scale that brings a row's weighted losses back to their unweighted sum passes no
+            gradient. In the authors' code it passes one: then the scaled losses add up to the unweighted ones whatever
+            the gates say, and so do their gradients, so that exits learn all rows alike. True is what the paper's
+            formulas mean: an exit learns most of the rows that leave there.
     """
 
     def __init__(
@@ -59,13 +106,22 @@ class Objective(Recipe):
         *,
         costs: Sequence[float] | Mapping[str, float] | None = None,
         warm: int = 6,
-        epochs: int = 10,
+        epochs: int = 4,
         every: int = 200,
         rate: float = 1e-2,
+        least: float = 2e-4,
         decay: float = 5e-4,
+        detach_scale: bool = False,
     ) -> None:
-        self.price, self.costs, self.warm, self.epochs, self.every = price, costs, warm, epochs, every
-        self.rate, self.decay = rate, decay
+        self.price = price
+        self.costs = costs
+        self.warm = warm
+        self.epochs = epochs
+        self.every = every
+        self.rate = rate
+        self.least = least
+        self.decay = decay
+        self.detach_scale = detach_scale
 
     def prepare(self, network: Network) -> None:
         """Raise BadNetwork without such gates, or where cost cannot be measured; BadInput for costs that do not fit."""
@@ -81,43 +137,78 @@ class Objective(Recipe):
                 f"every is {self.every}, epochs {self.epochs}, warm {self.warm} and price {self.price}, expected at "
                 "least 1, 1, 0 and 0"
             )
-        network.aids = {PRICES: Held(costs_by(self.costs, network)).to(network.device())}
+        prices = Held(costs_by(self.costs, network))
+        balance = Balance(len(network.chain.gates))
+        network.aids = {PRICES: prices.to(network.device()), BALANCE: balance.to(network.device())}
 
     def phases(self, network: Network) -> list[Phase]:
-        """The warm-up, then exits and gates by turns."""
+        """The warm-up, then gates and exits in turn."""
         names = taught_exits(network)
         exits = exit_parameters(network, names)
         reads = reading(network, network.chain.exits)
-        adam = partial(torch.optim.AdamW, lr=self.rate, weight_decay=self.decay)
-        warm = [Phase(WARM, exits, self.warm, adam, reads=reads)] if self.warm else []
+        sgd = partial(torch.optim.SGD, lr=self.rate, momentum=0.9, weight_decay=self.decay)
+        warm = [Phase(WARM, exits, self.warm, sgd, reads=reads)] if self.warm else []
         both = (*exits, *network.gates.parameters())
-        return [*warm, Phase(JOINT, both, self.epochs, adam, reads=reads, by="update")]
+        known = exits if warm else ()
+        joint = Phase(JOINT, both, self.epochs, sgd, self._cooling, reads=reads, by="update", continues=known)
+        return [*warm, joint]
+
+    def _cooling(self, optimizer: Optimizer, steps: int) -> LRScheduler:
+        """The rate after each epoch, along a cosine over all epochs, those of the warm-up included."""
+        batches = max(1, steps // self.epochs)
+        least = min(1.0, self.least / self.rate)
+
+        def factor(step: int) -> float:
+            epoch = step // batches
+            return least + (1 - least) * (1 + math.cos(math.pi * epoch / (self.warm + self.epochs))) / 2
+
+        return LambdaLR(optimizer, factor)
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
-        """Of the warm-up: the exits' cross-entropies."""
+        """Of the warm-up: the exits' cross-entropies, earlier ones weighing more."""
         y = lesson.labels()
-        return {name: cross_entropy(view.logits[name], y) for name in taught_exits(view.network)}
+        exits = view.network.chain.exits
+        weights = {name: len(exits) - place for place, name in enumerate(exits)}
+        return {name: weights[name] * cross_entropy(view.logits[name], y) for name in taught_exits(view.network)}
 
     def update(self, view: View, lesson: Lesson, optimiser: Optimizer) -> Losses:
-        """A step of the exits or of the gates, whose turn it is; what is reported are the losses of both."""
+        """A step of the gates or of the exits, whose turn it is; what is reported are the losses of both."""
+        network = view.network
         y, names = lesson.labels(), (*view.logits,)
-        gates = torch.stack([_scored(view, name) for name in names[:-1]], 1)  # [b, E - 1], logits of g
+        gates = [_gate_of(network, name) for name in names[:-1]]
+        logits = torch.stack([gate.logit(view.logits[name]) for gate, name in zip(gates, names, strict=False)], 1)
         losses = torch.stack([cross_entropy(view.logits[name], y, reduction="none") for name in names], 1)  # [b, E]
-        exits = exit_losses(losses, leaving(gates.detach().sigmoid()))
-        prices = view.network.aids[PRICES].get_buffer("costs")
-        taught = gate_losses(gates, targets(losses.detach() + self.price * prices))
-        turn = lesson.step // min(self.every, max(1, lesson.steps // 4))
-        optimiser.zero_grad()  # what has no gradient then is not moved by Adam, nor is its state
-        (taught if turn % 2 else exits).sum().backward()  # type: ignore[no-untyped-call]
+        p = leaving(logits.detach().sigmoid())[:, :-1]  # [b, E - 1]
+        exits = exit_losses(losses[:, :-1], p, detach=self.detach_scale)
+        balance = network.aids[BALANCE]
+        assert isinstance(balance, Balance)
+        batches = max(1, lesson.steps // self.epochs)
+        if lesson.step and lesson.step % batches == 0:
+            balance.end_epoch()
+        priced = losses.detach() + self.price * network.aids[PRICES].get_buffer("costs")
+        balance.count(priced.argmin(1))
+        taught = gate_losses(logits, targets(priced), balance.weight)
+        optimiser.zero_grad()  # what has no gradient then is not moved by SGD, nor is its momentum
+        chosen = taught if self._gates_turn(lesson.step, batches) else exits
+        chosen.sum().backward()  # type: ignore[no-untyped-call]
         optimiser.step()
-        found = dict(zip(names, exits.detach(), strict=True))
+        for place, gate in enumerate(gates):
+            gate.follow(gates[:place])
+        found = dict(zip(names, exits.detach(), strict=False)) | {names[-1]: losses[:, -1].detach().mean()}
         return found | {f"gate/{name}": each for name, each in zip(names, taught.detach(), strict=False)}
 
+    def _gates_turn(self, step: int, batches: int) -> bool:
+        """Whether it is the gates' turn at a step, in epochs of `batches` steps."""
+        epoch, batch = divmod(step, batches)
+        if batches == 1:
+            return epoch % 2 == 0
+        return batch // min(self.every, batches // 2) % 2 == 0
 
-def _scored(view: View, name: str) -> Tensor:
-    """The logit of g at a node, [b]."""
-    own = view.logits[name]
-    return grade(view.network.gate_of(name), Seen(view.features[name], view.logits, own.detach()), own.detach())
+
+def _gate_of(network: Network, name: str) -> Uncertainty:
+    gate = network.gate_of(name)
+    assert isinstance(gate, Uncertainty)
+    return gate
 
 
 def leaving(g: Tensor) -> Tensor:
@@ -142,14 +233,17 @@ def activations(p: Tensor) -> Tensor:
     return torch.where(left > 0, p / left, 0.0).clamp(0, 1)
 
 
-def exit_losses(losses: Tensor, p: Tensor) -> Tensor:
-    """Cross-entropies [b, E] weighted by P, each row's rescaled to the sum that it had unweighted: [E], mean over rows.
+def exit_losses(losses: Tensor, p: Tensor, *, detach: bool = False) -> Tensor:
+    """Cross-entropies [b, E - 1] of all exits but the last, weighted by P, each row's rescaled to their unweighted sum.
 
-    The scale passes no gradient: with one, the rescaled sum would be the unweighted one again.
+    Returns the summands [E - 1] of the mean over rows and exits. detach: whether the scale passes no gradient; with
+    one, the gradient is that of the unweighted mean.
     """
     weighted = p * losses
     scale = losses.sum(1) / weighted.sum(1).clamp(min=1e-12)
-    return (scale.detach()[:, None] * weighted).mean(0)
+    if detach:
+        scale = scale.detach()
+    return (scale[:, None] * weighted).mean(0) / losses.shape[1]
 
 
 def targets(priced: Tensor) -> Tensor:
@@ -163,14 +257,13 @@ def targets(priced: Tensor) -> Tensor:
     return (torch.arange(priced.shape[1] - 1, device=priced.device) >= best).float()
 
 
-def gate_losses(logits: Tensor, wanted: Tensor) -> Tensor:
-    """Binary cross-entropy of each gate [E - 1]; positives weigh as much as there are negatives to each, in the batch.
+def gate_losses(logits: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
+    """Binary cross-entropies of the gates' g, whose ones weigh `weight` [E - 1]; logits and targets are [b, E - 1].
 
-    One row of each kind is added to the counts: a batch may have no positives.
+    Returns the summands [E - 1] of the mean over rows and gates. It is of g and not of the activation: a target says
+    "leave here or earlier".
     """
-    positive = wanted.sum(0)
-    weight = (len(wanted) - positive + 1) / (positive + 1)
-    return bce(logits, wanted, pos_weight=weight, reduction="none").mean(0)
+    return bce(logits, wanted, pos_weight=weight, reduction="none").mean(0) / logits.shape[1]
 
 
 def costs_by(costs: Sequence[float] | Mapping[str, float] | None, network: Network) -> list[float]:

@@ -25,7 +25,7 @@ from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import exit_parameters
 
-FLOOR = 0.01  # of a weight, at the first epoch
+FLOOR = 0.01  # of a weight, before the first epoch
 DEEPEST = 0.9  # the weight at which the deepest internal classifier ends
 
 
@@ -33,11 +33,17 @@ class Sdn(Recipe):
     """The sum of the exits' cross-entropies, on a frozen backbone; or, with backbone=True, of all, growing weights.
 
     backbone=False ("IC-only"): Adam, 25 epochs, the rate 1e-3 falls tenfold after 15. backbone=True: SGD, 100 epochs,
-    the rate 0.1 falls tenfold after 35, 60 and 85; the last exit weighs 1, exit i in epoch e of E (counted from 0, our
-    choice) min(C_i, 0.01 + e C_i / E). weights: the C_i, shallow to deep; by default 0.9 i / K for K exits, which for
-    the paper's six, at 15 to 90 % of the work, are its .15 to .90 (for other numbers the choice is ours).
-    epochs, rate: others; the falls then come at the same shares. decay: weight decay, in the paper 5e-4 for VGG.
-    surest=True hangs the paper's rule for rows that no exit was sure of at the model's end (exit `Surest`).
+    the rate 0.1 falls tenfold after 35, 60 and 85; the last exit weighs 1, exit i in epoch e of E weighs
+    min(C_i, 0.01 + e C_i / E), e counted from 1 as in the authors' code.
+
+    Args:
+        weights: the C_i, shallow to deep; by default 0.9 i / K for K exits, which for the paper's six, at 15 to 90 % of
+            the work, are its .15 to .90 (for other numbers the choice is ours).
+        backbone: whether the model is trained too.
+        epochs: other than those above; the falls of the rate then come at the same shares.
+        rate: other than that above.
+        decay: weight decay, in the paper 5e-4 for VGG.
+        surest: hang the paper's rule for rows that no exit was sure of at the model's end (exit `Surest`).
     """
 
     def __init__(
@@ -95,7 +101,7 @@ class Sdn(Recipe):
         if not self.backbone:
             return {name: cross_entropy(view.logits[name], y) for name in taught_exits(view.network)}
         epochs = self.epochs or 100
-        epoch = lesson.step * epochs // lesson.steps
+        epoch = lesson.step * epochs // lesson.steps + 1
         found: dict[str, Tensor] = {
             name: ramp(weight, epoch, epochs) * cross_entropy(view.logits[name], y)
             for name, weight in self.weights_of(view.network).items()

@@ -7,8 +7,7 @@ A batch is halved. On one half, the losses l [b, K] go without gradient through 
 v = 1 + epsilon (r - mean of r). A trial step of SGD along sum_k mean_i v_ik l_ik leads to other weights of the network,
 and there the other half is sent to exits as in use; g learns by the loss where each row leaves. Then the real step is
 made with the new g; then the halves change places. g is thrown away in the end.
-Where we differ: g reads losses alone, not confidences; batch norms also take part in the loop's own look at the whole
-batch, whose plain losses are reported; sizes without a script (see `Weighted`) are those for CIFAR.
+Where we differ: g reads losses alone, not confidences; sizes without a script (see `Weighted`) are those for CIFAR.
 """
 
 from __future__ import annotations
@@ -41,10 +40,20 @@ State = dict[str, Any]
 class Weighted(Recipe):
     """Models and exits together, each row weighted at each exit.
 
-    epsilon: how far weights may lie from 1. centre: mat, col or row. share: of exit k+1 against exit k in the routing
-    that the weights are learned for (p in q_k ~ p^k). hidden: units of g; meta_rate, decay: of its Adam, whose rate
-    falls with the other. every: real steps from one look ahead to the next. epochs, rate, momentum, decay: of SGD,
-    whose rate falls along a cosine. In float32 only; a model must allow gradients of gradients.
+    In float32 only; a model must allow gradients of gradients.
+
+    Args:
+        epsilon: how far weights may lie from 1.
+        centre: mat, col or row: what weights are 1 on average over.
+        share: of exit k+1 against exit k in the routing that the weights are learned for (p in q_k ~ p^k).
+        hidden: units of g.
+        meta_rate: of g's Adam; it falls with the other rate.
+        every: g learns in every n-th batch of an epoch, from the first on, and there on both halves. The authors' meta
+            interval: 1 on CIFAR, 100 on ImageNet.
+        epochs: over the training rows.
+        rate: of SGD at the start; it falls along a cosine.
+        momentum: of SGD.
+        decay: weight decay, of SGD and of g's Adam.
     """
 
     def __init__(
@@ -79,24 +88,30 @@ class Weighted(Recipe):
     def phases(self, network: Network) -> list[Phase]:
         """Everything at once."""
         sgd = partial(torch.optim.SGD, lr=self.rate, momentum=self.momentum, weight_decay=self.decay)
-        return [Phase("weighted", parameters_of(network), self.epochs, sgd, cosine, by="update")]
+        return [Phase("weighted", parameters_of(network), self.epochs, sgd, cosine, by="update", looks=False)]
 
     def update(self, view: View, lesson: Lesson, optimiser: Optimizer) -> Losses:
-        """Two real steps, one on each half; a batch of one row is both halves."""
+        """Two real steps, one on each half; a batch of one row is both halves.
+
+        Reports the plain loss of each exit, of each half before its own step.
+        """
         y, network = lesson.labels(), view.network
-        memory = self._memory(optimiser, len(view.logits), y.device)
+        memory = self._memory(optimiser, len(network.chain.exits), y.device)
+        seen = list[Tensor]()
         halves = torch.arange(len(y), device=y.device).chunk(2)
+        batches = max(1, lesson.steps // self.epochs)  # in an epoch
+        learns = lesson.step % batches % self.every == 0
         for train, meta in (halves, halves[::-1]) if len(halves) == 2 else (halves * 2,):
-            if int(memory["count"]) % self.every == 0:
+            if learns:
                 self._learn(memory, self.look_ahead(view, y, (train, meta), optimiser, memory), optimiser)
-            memory["count"] += 1
             losses = losses_of(network(_rows(view, train)), y[train])
+            seen.append(losses.detach())
             with torch.no_grad():
                 weights = self.weights(memory, losses)
             optimiser.zero_grad()
             (weights * losses).mean(0).sum().backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-        return {name: cross_entropy(logits.detach(), y) for name, logits in view.logits.items()}
+        return dict(zip(network.chain.exits, torch.cat(seen).mean(0), strict=True))
 
     def weights(self, weigher: Mapping[str, Tensor], losses: Tensor) -> Tensor:
         """v [b, K] of losses [b, K]: 1 on average along the chosen axis."""
@@ -125,15 +140,15 @@ class Weighted(Recipe):
         return list(torch.autograd.grad(loss, list(values.values())))
 
     def _memory(self, optimiser: Optimizer, exits: int, device: torch.device) -> State:
-        """The weigher, its Adam's moments and a count, where checkpoints have them: in the optimiser's own state."""
+        """The weigher, and its Adam's moments and count, where checkpoints have them: in the optimiser's own state."""
         memory: State = optimiser.state[optimiser.param_groups[0]["params"][0]]
-        if "count" not in memory:
+        if "learned" not in memory:
             layers = [nn.Linear(exits, self.hidden, device=device), nn.Linear(self.hidden, exits, device=device)]
             values = [value.detach() for layer in layers for value in (layer.weight, layer.bias)]
             memory.update(zip(LAYERS, values, strict=True))
             for key, value in zip(LAYERS, values, strict=True):
                 memory |= {f"first {key}": torch.zeros_like(value), f"second {key}": torch.zeros_like(value)}
-            memory |= {"count": torch.zeros((), device=device), "learned": torch.zeros((), device=device)}
+            memory["learned"] = torch.zeros((), device=device)
         return memory
 
     def _learn(self, memory: State, gradients: Sequence[Tensor], optimiser: Optimizer) -> None:
