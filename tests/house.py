@@ -28,6 +28,8 @@ FLOORS = [
         "rungs",
         "nodes",
         "network",
+        "dependence",
+        "trained",
         "recipe",
         "evaluation",
         "pricing",
