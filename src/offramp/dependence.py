@@ -110,11 +110,11 @@ def _outputs(network: Network, inputs: State) -> list[Tensor]:
     return found
 
 
-class _Watched(TorchDispatchMode):
+class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes for every tensor the inputs behind it, by the memory that it lies in."""
 
     def __init__(self, inputs: State) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.asked: set[str] = set()  # inputs whose values left torch: nobody knows what became of them
         self._marks: dict[int, set[str]] = {}
         self._held: list[object] = []  # while they are held, no other memory takes their place

@@ -311,5 +311,5 @@ def _digest(columns: Mapping[str, Array]) -> str:
     for name in sorted(columns):
         column = np.ascontiguousarray(columns[name])
         mark.update(json.dumps([name, column.dtype.str, column.shape]).encode())
-        mark.update(column.reshape(-1).view(np.uint8))  # the bytes themselves: a copy would double a big trace
+        mark.update(column.reshape(-1).view(np.uint8).data)  # the bytes themselves: a copy would double a big trace
     return mark.hexdigest()

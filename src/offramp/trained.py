@@ -12,7 +12,7 @@ docs/promises.md says what cannot be seen.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 
 import torch
@@ -34,7 +34,7 @@ class _Trained:
     rows: tuple[SeenRows, ...]
 
 
-_LIVING = WeakIdKeyDictionary()  # Parameter -> _Trained
+_LIVING: MutableMapping[Tensor, _Trained] = WeakIdKeyDictionary()  # by identity, and weakly
 _VALUES: dict[bytes, tuple[SeenRows, ...]] = {}  # digest of values -> rows
 
 
@@ -65,7 +65,7 @@ def remember(module: nn.Module, rows: SeenRows, before: Mapping[int, bytes] | No
             _LIVING[value] = _Trained(was, (rows,))
         else:
             _LIVING[value] = _Trained(known.before, _with(known.rows, rows))
-        if len(sample[:64].unique()) < DISTINCT:
+        if len(set(sample[:64].tolist())) < DISTINCT:
             continue
         for mark in {now, *(_digest(sample.to(kind), value.numel()) for kind in CASTS)}:
             _VALUES[mark] = _with(_VALUES.get(mark, ()), rows)
