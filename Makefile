@@ -32,8 +32,8 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-help-pages: $(VENV)/.installed  ## docs/help.md from the command line itself
-	$(BIN)/python docs/help.py
+help-pages: $(VENV)/.installed  ## docs/help.md and docs/recipes.md, from the code itself
+	$(BIN)/python docs/help.py && $(BIN)/python docs/recipes.py
 
 clean:
 	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache

@@ -60,7 +60,7 @@ def seen(page: Path, width: int, ask: str) -> dict[str, Any]:
         [CHROMIUM, *flags, f"--user-data-dir={page.with_name('profile')}", "--dump-dom", frame.as_uri()],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=900,
         check=True,
     )
     match = re.search(r'<pre id="said">(.*?)</pre>', done.stdout, flags=re.DOTALL)

@@ -26,6 +26,7 @@ FLOORS = [
         "inputs",
         "taps",
         "rungs",
+        "channels",
         "nodes",
         "network",
         "dependence",

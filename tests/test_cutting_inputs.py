@@ -129,7 +129,7 @@ def test_two_threads_on_a_runner_while_the_network_trains():
     sum(logits.square().sum() for logits in net(x)).backward()  # reading alone disturbs nobody
     optimiser.step()
     for thread in threads:
-        thread.join(timeout=60)
+        thread.join(timeout=900)
     assert (len(ended), wrong) == (2, [])
     assert all("open again" in said for said in ended)
     with pytest.raises(OpenAgain):

@@ -243,7 +243,7 @@ def test_outputs_among_which_the_logits_are_not_clear():
         torch.testing.assert_close(named(x)[-1], named.backbone(x)["logits"])
         answers = off.run(named, Plan.never_leave(named.chain), x)
         torch.testing.assert_close(answers.logits, named.backbone(x)["logits"])
-    with pytest.raises(BadNetwork, match="gave dict, expected logits"):
+    with pytest.raises(BadNetwork, match=r"must give logits .* got a dict"):
         off.cut(Two("a", "b", "hidden").eval(), x, at="body", exits="linear")
 
 

@@ -18,6 +18,8 @@ from offramp.inputs import as_inputs
 from offramp.nodes import Seen
 from small import rows_of, seeded
 
+pytestmark = pytest.mark.filterwarnings("ignore::offramp.errors.BetterExit")  # made-up models
+
 X = rows_of(48, inputs=6, seed=3)
 Y = (X[:, 0] > 0).long()
 IDX = torch.arange(len(X))

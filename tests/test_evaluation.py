@@ -6,7 +6,7 @@ import json
 
 import numpy as np
 
-from offramp.evaluation import worst_class
+from offramp.evaluation import better_exit, worst_class
 from offramp.plan import Plan
 from small import trace_of
 
@@ -32,3 +32,20 @@ def test_it_prints_and_writes_itself():
     assert body["rows"] == 200
     assert body["risk"]["value"] == seen.risk.value
     assert sum(body["shares"]) == 1
+
+
+def test_an_exit_that_is_better_than_the_last_one_is_named():
+    rng = np.random.default_rng(0)
+    right = rng.random((600, 3)) < [0.5, 0.95, 0.9]
+    said = better_exit(right, ("a", "b", "c"))
+    assert said is not None
+    assert said.startswith("b is right more often than the last exit, c: ")
+    assert better_exit(right[:, ::-1], ("c", "b", "a")) is not None
+    assert better_exit(right[:, [0, 2]], ("a", "c")) is None
+    assert better_exit(right[:, 2:], ("c",)) is None
+
+
+def test_chance_names_no_exit():
+    rng = np.random.default_rng(1)
+    named = sum(better_exit(rng.random((300, 2)) < 0.8, ("a", "b")) is not None for _ in range(1000))
+    assert named <= 8

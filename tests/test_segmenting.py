@@ -14,11 +14,11 @@ from torch import nn
 import offramp as off
 from offramp.benching import bench
 from offramp.cutting import cut
-from offramp.errors import BadInput, OpenAgain
+from offramp.errors import BadInput, NeverTaught, OpenAgain
 from offramp.layers.front import Front
 from offramp.nodes import Exit
 from offramp.plan import Plan
-from offramp.recording import NeverTaught, record
+from offramp.recording import record
 from offramp.segmenting import points_of, segments_of
 from small import Reader, Stages, cut_of, dense, images_of, moved, rows_of, seeded, stages
 

@@ -18,6 +18,8 @@ from offramp.recipe import Recipe
 from offramp.trained import remember, rows_behind, snapshot
 from small import rows_of, seeded
 
+pytestmark = pytest.mark.filterwarnings("ignore::offramp.errors.BetterExit")  # made-up models
+
 X = rows_of(40, inputs=6, seed=3)
 Y = (X[:, 0] > 0).long()
 

@@ -17,6 +17,8 @@ from offramp.errors import OverlappingRows
 from offramp.fitting.teaching import recipe_of
 from small import seeded
 
+pytestmark = pytest.mark.filterwarnings("ignore::offramp.errors.BetterExit")  # made-up models
+
 ROWS = 40
 X = np.random.default_rng(0).integers(-8, 8, (ROWS, 6)).astype(np.float32)
 Y = (X[:, 0] > 0).astype(np.int64)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.chain import Chain, Node
+from offramp.channels import ChannelTracker, layouts_of
 from offramp.dependence import require_read
 from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.factories import make_exit, make_gate
@@ -73,8 +74,9 @@ def cut(
     free = texts_of(tried, length)
     names, seen = where(model, front, tried, at=at, n=n, probe=probe, exits=exits, length=free)
     rung = Rung(BACKBONE, spec, names, tuple(_input(name, value) for name, value in tried.items()), free)
-    features = _tried_out(model, front, rung, tried)
-    network = _hung(model, front, replace(rung, cuts=tuple(features)[:-1]), features, exits, gate)  # in their order
+    features, layouts = _tried_out(model, front, rung, tried)
+    rung = replace(rung, cuts=tuple(features)[:-1])  # in their order
+    network = _hung(model, front, rung, features, layouts, exits, gate)
     network.learned = union([network.learned, seen])  # by those its exits were placed: they promise nothing
     segments_of(network, tried)
     check_classes(network, example)
@@ -163,6 +165,7 @@ def _hung(
     front: nn.Module | None,
     rung: Rung,
     features: Mapping[str, Any],
+    layouts: Mapping[str, str | None],
     exits: ExitLike | Mapping[str, ExitLike],
     gate: GateLike | Mapping[str, GateLike],
 ) -> Network:
@@ -172,7 +175,8 @@ def _hung(
     asked = _each(exits, rung.cuts, "exits")
     for place, name in enumerate(rung.cuts):
         value, given_exit = features[name], asked[name]
-        heads[name] = make_exit(given_exit, tuple(value.shape[1:]), classes, rung.cuts[:place])
+        shape = tuple(value.shape[1:])
+        heads[name] = make_exit(given_exit, shape, classes, rung.cuts[:place], layouts.get(name))
         if not isinstance(given_exit, Exit):
             heads[name].to(value.device, value.dtype if value.is_floating_point() else None)
             made |= {name: mark} if (mark := digest(heads[name])) else {}
@@ -221,17 +225,23 @@ def _require_no_label(model: nn.Module, front: nn.Module | None, example: object
             )
 
 
-def _tried_out(model: nn.Module, front: nn.Module | None, rung: Rung, tried: State) -> dict[str, Any]:
-    """What stands at each node for the example; one row is doubled, as it is for the export. Raises BadData."""
+def _tried_out(
+    model: nn.Module, front: nn.Module | None, rung: Rung, tried: State
+) -> tuple[dict[str, Any], dict[str, str | None]]:
+    """The values at each node for the example, and their layouts. One row is doubled, as for the export.
+
+    Raises BadData where the model fails on the example.
+    """
     two = {name: torch.cat([value, value]) if len(value) == 1 else value for name, value in tried.items()}
     try:
-        with torch.no_grad():
-            return values_of(model, front, rung, two)
+        with torch.no_grad(), ChannelTracker() as tracker:
+            values = values_of(model, front, rung, two)
     except OfframpError:
         raise
     except Exception as problem:  # whatever the user's code raises
         why = next(iter(str(problem).strip().splitlines()), type(problem).__name__).rstrip(".;")
         raise BadData(f"the model fails on the example: {why}; give a batch of its shape and type") from problem
+    return values, layouts_of(values, tracker, free=bool(rung.length))
 
 
 def _input(name: str, value: Tensor) -> Input:

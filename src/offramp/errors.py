@@ -15,6 +15,14 @@
     ├── NoSafePlan          no plan keeps the promise on these rows
     └── MissingExtra        an optional dependency is not installed (also an ImportError)
 
+and what deserves a second look, but stops nothing:
+
+    OfframpWarning          (also a UserWarning)
+    ├── NeverTaught         an exit that nothing has trained is recorded
+    ├── UnevenParts         the only legal cuts divide the work badly
+    ├── BetterExit          an exit answers better than the last one
+    └── GapNotReached       a solver stopped before the duality gap that was asked for
+
 Every message is one sentence in three parts: what was got, what was expected, what to do.
 At the command line each of them prints that sentence and ends with exit code 2.
 """
@@ -29,6 +37,26 @@ if TYPE_CHECKING:
 
 class OfframpError(Exception):
     """The root of everything that offramp raises on purpose."""
+
+
+class OfframpWarning(UserWarning):
+    """The root of all warnings; the command line prints each as a sentence."""
+
+
+class NeverTaught(OfframpWarning):
+    """An exit that `cut` made is recorded before anything has trained it."""
+
+
+class UnevenParts(OfframpWarning):
+    """The only legal cuts of a model divide its work badly."""
+
+
+class BetterExit(OfframpWarning):
+    """An exit is right more often than the last one, which then costs without a gain."""
+
+
+class GapNotReached(OfframpWarning):
+    """A solver stopped at its limit of steps, before the duality gap that was asked for."""
 
 
 class BadInput(OfframpError, ValueError):

@@ -121,17 +121,24 @@ def _brief(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
 
 
 def make_exit(
-    exit_: str | Exit | Callable[..., Exit], shape: tuple[int, ...], classes: int, earlier: Sequence[str] | None = None
+    exit_: str | Exit | Callable[..., Exit],
+    shape: tuple[int, ...],
+    classes: int,
+    earlier: Sequence[str] | None = None,
+    layout: str | None = None,
 ) -> Exit:
     """An exit from its name or from a function of (shape of one row's features, classes); an Exit as it is.
 
     A name may have arguments: `strided?width=64`.
-    A function with an argument `reads` is also given the names of the `earlier` exits, shallow to deep.
+    A function with an argument `reads` is also given the names of the `earlier` exits, shallow to deep; one with an
+    argument `layout` where the features have their channels ("channels_first", "channels_last", "both").
     Raises UnknownName with the nearest names, BadInput for what is no exit, BadNetwork for features that do not suit.
     """
     found, arguments = exit_factory(exit_) if isinstance(exit_, str) else (exit_, dict[str, Any]())
     if isinstance(found, Exit):
         return found
+    if layout is not None and callable(found) and "layout" not in arguments and _takes(found, "layout"):
+        found = partial(found, layout=layout)
     if arguments:
         given = partial(found, shape, classes, **_reading(found, exit_, earlier))
         made = _called(given, arguments, f"the exit {exit_!r}", "see what it takes")
@@ -210,14 +217,18 @@ def _reading(found: Any, name: object, earlier: Sequence[str] | None) -> dict[st
     """The argument `reads` of what makes an exit or a gate, if it has one."""
     if isinstance(found, (Exit, Gate)) or not callable(found):
         return {}
-    try:
-        if "reads" not in inspect.signature(found).parameters:
-            return {}
-    except ValueError:  # what is written in C may have no signature
+    if not _takes(found, "reads"):
         return {}
     if earlier is None:
         raise BadInput(f"{name!r} looks at earlier exits, which are not known here; give its name to cut or ladder")
     return {"reads": tuple(earlier)}
+
+
+def _takes(function: Callable[..., Any], argument: str) -> bool:
+    try:
+        return argument in inspect.signature(function).parameters
+    except ValueError:  # what is written in C may have no signature
+        return False
 
 
 def _hub(spec: str) -> tuple[str, str, dict[str, str]] | None:

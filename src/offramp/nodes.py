@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
+from offramp.taps import tensors_of
 
 
 @dataclass(frozen=True)
@@ -97,12 +98,20 @@ def answers(exit_: Exit, seen: Seen, name: str) -> tuple[Tensor, Tensor]:
     """Logits [B, C] of an exit, checked as `answer` does, and what it hands on: the same, unless it `Hands`."""
     logits, handed = exit_.both(seen) if isinstance(exit_, Hands) else (exit_(seen), None)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
-        got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise BadNetwork(
-            f"exit {name!r} gave {got}, expected logits [B, C] of at least two classes; wrap the model so that it "
-            "returns them"
+            f"exit {name!r} must give logits [B, C] of at least two classes, got {_described(logits)}. Wrap the model "
+            "so that it returns its logits alone, or in a dict under the key 'logits'."
         )
     return logits, logits if handed is None else handed
+
+
+def _described(output: object) -> str:
+    """What a model gave, with the name and shape of each tensor."""
+    if isinstance(output, Tensor):
+        return f"a tensor of shape {list(output.shape)}"
+    shapes = [f"{name.removeprefix('y/')} {list(tensor.shape)}" for name, tensor in tensors_of(output, "y").items()]
+    kind = type(output).__name__
+    return f"a {kind} of {', '.join(shapes)}" if shapes else f"a {kind} without a tensor"
 
 
 def grade(gate: Gate, seen: Seen, own: Tensor) -> Tensor:

@@ -1,20 +1,67 @@
-"""A progress bar on long passes, on standard error, only where someone watches."""
+"""Progress of long passes, on standard error: a bar in a terminal, elsewhere a line every ten seconds."""
 
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterable, Iterator
 from typing import TypeVar
+
+SILENCE = 10.0  # seconds between two lines where there is no terminal
+PAUSE = 1.0  # seconds after which a pass no longer belongs to the one before it
 
 T = TypeVar("T")
 
 
+class _Clock:
+    """When the last line was written, and when the last pass ended: shared by all passes, as standard error is.
+
+    A run of many short passes would otherwise stay silent: none of them alone takes ten seconds.
+    """
+
+    line = 0.0
+    ended = 0.0
+
+
 def track(items: Iterable[T], *, what: str, total: float | None, show: bool) -> Iterator[T]:
-    """Yield the items; with `show`, and a terminal at standard error, draw a bar that says how long it will take."""
-    if not show or not sys.stderr.isatty():
+    """Yield the items and show how far the pass is.
+
+    Args:
+        items: what is passed over.
+        what: the name of the pass.
+        total: how many items there are; None where that is not known.
+        show: False keeps everything silent.
+    """
+    if not show:
         yield from items
-        return
+    elif sys.stderr.isatty():
+        yield from _bar(items, what, total)
+    else:
+        yield from _lines(items, what, total)
+
+
+def _bar(items: Iterable[T], what: str, total: float | None) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import track as bar
 
     yield from bar(items, description=what, total=total, console=Console(stderr=True), transient=True)
+
+
+def _lines(items: Iterable[T], what: str, total: float | None) -> Iterator[T]:
+    start = time.monotonic()
+    if start - _Clock.ended > PAUSE:
+        _Clock.line = start
+    for count, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if now - _Clock.line >= SILENCE and count != total:
+            _Clock.line = now
+            print(_line(what, count, total, now - start), file=sys.stderr, flush=True)
+    _Clock.ended = time.monotonic()
+
+
+def _line(what: str, count: int, total: float | None, seconds: float) -> str:
+    if not total:
+        return f"{what}: {count:,} batches in {seconds:.0f} s"
+    left = seconds * max(total - count, 0) / count
+    return f"{what}: {count:,} of {total:,.0f} batches, about {left:.0f} s left"

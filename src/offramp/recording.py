@@ -14,7 +14,8 @@ from torch import Tensor
 from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of, rows
 from offramp.dependence import require_read
 from offramp.engine import engine_of
-from offramp.errors import BadData, BadNetwork
+from offramp.errors import BadData, BadNetwork, BetterExit, NeverTaught
+from offramp.evaluation import better_exit
 from offramp.find import find_file
 from offramp.inputs import State, as_inputs
 from offramp.measuring import costs_of
@@ -29,10 +30,6 @@ PROBE_ROWS = 4
 OLDER = "digest/1"  # a column that no trace keeps
 
 Array = np.ndarray[Any, np.dtype[Any]]
-
-
-class NeverTaught(UserWarning):
-    """An exit that `cut` made is recorded before anything has taught it."""
 
 
 def record(
@@ -77,7 +74,12 @@ def record(
     if not found:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
     costs, probe = processes.alone(lambda: _measured(network, first, parts, counted, timed=timed))
-    return _trace(network, source, found | costs, identity, probe)
+    trace = _trace(network, source, found | costs, identity, probe)
+    if trace.labels is not None:
+        said = better_exit(trace.answers == trace.labels[:, None], trace.chain.exits)
+        if said is not None:
+            warnings.warn(said, BetterExit, stacklevel=2)
+    return trace
 
 
 def _recorded(batches: Iterable[Batch], columns: _Columns, parts: Sequence[Part], network: Network, what: str) -> State:

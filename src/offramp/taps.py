@@ -28,13 +28,18 @@ def tensors_of(value: object, name: str) -> dict[str, Tensor]:
 
 
 def logits_name(tensors: Mapping[str, Tensor]) -> str | None:
-    """Which of a model's outputs, named by `tensors_of(output, "y")`, are its logits: the one called `logits`, or the
-    only one of a shape [B, C]; None when that is not clear.
+    """Which of a model's outputs, named by `tensors_of(output, "y")`, are its logits; None when that is not clear.
+
+    The one called `logits`, or the only one. In a tuple, whose parts have no names, the first of them if no other has
+    a shape [B, C]: (logits, feature map) is clear, (map of the picture, auxiliary logits) is not.
     """
-    if "y/logits" in tensors or len(tensors) == 1:
-        return "y/logits" if "y/logits" in tensors else next(iter(tensors))
+    if "y/logits" in tensors:
+        return "y/logits"
+    first = next(iter(tensors), None)
+    if len(tensors) == 1:
+        return first
     flat = [name for name, tensor in tensors.items() if tensor.dim() == 2 and tensor.is_floating_point()]
-    return flat[0] if len(flat) == 1 else None
+    return first if flat == [first] and first == "y/0" else None
 
 
 def logits_in(output: Any) -> Any:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from offramp.provenance import SeenRows, union
@@ -92,7 +93,9 @@ def _with(known: tuple[SeenRows, ...], rows: SeenRows) -> tuple[SeenRows, ...]:
 
 
 def _is_known(value: Tensor) -> bool:
-    """Whether a parameter has values that can be read: no quantised, sparse or meta tensor."""
+    """Whether a parameter has values to read: no quantised, sparse or meta tensor, nor a stand-in during an export."""
+    if isinstance(value, FakeTensor):
+        return False
     return value.is_floating_point() and value.layout == torch.strided and not value.is_meta
 
 

@@ -48,7 +48,8 @@ def test_compare_writes_a_page_and_spreadsheets_and_goes_on_where_it_was(file, a
         assert 0 <= dear <= 1
     before = contents(Path("out/convex-0"))
     again = offramp("compare", file, "-o", "out")
-    assert (again.exit_code, again.stderr.count("\n")) == (0, 1)  # nothing is taught again
+    assert (again.exit_code, again.stderr.count("\n")) == (0, 2)  # nothing is taught again
+    assert "of which 1 are in out already and are kept" in again.stderr
     assert "was its model ever trained?" in again.stderr  # it was not
     assert "convex, max_prob" in again.stdout
     assert "written: out/index.html, out/results.csv, out/curves.csv" in " ".join(again.stdout.split())

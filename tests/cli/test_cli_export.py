@@ -21,7 +21,7 @@ def test_the_folder_runs_by_itself(place, as_json):
     rows = off.rows(TEST).take(np.arange(20)).x
     np.save("rows.npy", rows)
     done = subprocess.run(
-        [sys.executable, "out/run.py", "rows.npy", "-o", "answers.npz"], capture_output=True, text=True, timeout=120
+        [sys.executable, "out/run.py", "rows.npy", "-o", "answers.npz"], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr
     with np.load("answers.npz") as answers:

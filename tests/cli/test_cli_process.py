@@ -15,6 +15,8 @@ from typed import TEST, contents
 
 from offramp.trace import Trace
 
+WAIT = 900  # seconds: against hanging, not against slow machines
+
 TELL = """
 import sys
 from offramp.cli import main
@@ -59,14 +61,14 @@ def test_without_torch(place, words):
     if words[0] == "report":
         pytest.importorskip("plotly")
     process = start(*words, code=TELL)
-    _, said = process.communicate(timeout=120)
+    _, said = process.communicate(timeout=WAIT)
     assert process.returncode == 0, said
     assert said.splitlines()[-1] == "False"
 
 
 def test_the_current_folder_holds_the_users_modules(place):
     process = start("calibrate", "calibration.npz", "--at-most", "0.2", "--risk", "users_own:mine")
-    out, said = process.communicate(timeout=120)
+    out, said = process.communicate(timeout=WAIT)
     assert process.returncode == 0, said
     assert "Promise: mine" in out
 
@@ -82,7 +84,7 @@ def test_ctrl_c_leaves_nothing_half_written(place, command):
     while not Path("started").exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    out, said = process.communicate(timeout=60)
+    out, said = process.communicate(timeout=WAIT)
     assert (process.returncode, out) == (130, ""), said
     assert said.splitlines()[-1] == "offramp: interrupted; nothing was written"
     Path("started").unlink()
@@ -95,7 +97,7 @@ def test_a_reader_that_goes_away(place):
     process.stdout.close()
     assert process.stderr is not None
     said = process.stderr.read()
-    process.wait(timeout=60)
+    process.wait(timeout=WAIT)
     process.stderr.close()
     assert "Traceback" not in said
 
@@ -140,6 +142,6 @@ def test_launched_in_two_processes_it_answers_once(place, launch):
 
 
 def run(*words: str) -> str:
-    done = subprocess.run(words, capture_output=True, text=True, timeout=200, check=False)
+    done = subprocess.run(words, capture_output=True, text=True, timeout=WAIT, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -125,7 +125,9 @@ def test_the_second_time_nothing_is_made_and_no_network_is_loaded(
     before = contents(made / "out")
     found, said = compared(made, *MADE)
     assert contents(made / "out") == before
-    assert said == []
+    assert said == [
+        f"3 methods, seeds as the file says: 4 networks, of which 4 are in {made / 'out'} already and are kept"
+    ]
     assert found == first[1]
 
 
@@ -136,7 +138,8 @@ def test_another_method_costs_only_itself(made: Path) -> None:
     assert {name for name in after if name not in before or after[name] != before[name]} == {
         name for name in after if name.startswith(("later-0/", "pooled"))
     }
-    assert {line.split(":")[0] for line in said} == {"5/5 later, seed 0"}
+    assert said[0].startswith("4 methods, seeds as the file says: 5 networks, of which 4 are in ")
+    assert {line.split(":")[0] for line in said[1:]} == {"5/5 later, seed 0"}
 
 
 @pytest.mark.slow
@@ -290,4 +293,44 @@ def test_the_page_and_the_spreadsheets_tell_all_of_it(made: Path, first: tuple[P
 
 def test_a_comparison_needs_no_say(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     comparing.compare(file_of(made, *MADE, shared=SMALL + CLOCK), made / "out", progress=False)
-    assert capsys.readouterr().out == ""
+    assert capsys.readouterr().out.count("\n") == 1  # how many networks there are
+
+
+OWN = """
+from torch import nn
+from offramp.exits.pooled import Pooled
+from offramp.models.digits import front
+
+class Halved(nn.Module):
+    def forward(self, x):
+        return front()(x) / 2
+
+class Exit(Pooled):
+    def config(self):
+        return super().config() | {"name": "own_parts:Exit"}
+
+def exit_(shape, classes):
+    return Exit("flat", shape[0] * shape[1] * shape[2] if len(shape) > 1 else shape[0], classes)
+
+def gate(logits):
+    return logits.softmax(1).amax(1)
+"""
+
+
+def test_own_preprocessing_exits_and_gates_are_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_parts.py").write_text(OWN)
+    monkeypatch.syspath_prepend(tmp_path)
+    table = """
+[method.own]
+front = "own_parts:Halved"
+exit = "own_parts:exit_"
+gate = "own_parts:gate"
+recipe = "cross_entropy"
+with = ["regulariser=0.01"]
+seeds = [0]
+gates = ["own"]
+"""
+    found, _ = compared(tmp_path, table, shared=SMALL)
+    more, _ = compared(tmp_path, table.replace('["own"]', '["own", "margin"]'), shared=SMALL)
+    assert [len(each.results) for each in (found, more)] == [1, 2]
+    assert more.results[0] == found.results[0]

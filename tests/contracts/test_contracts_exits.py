@@ -116,7 +116,7 @@ class Odd(Exit):
 @pytest.mark.parametrize(
     ("rule", "error", "says"),
     [
-        (lambda seen: seen.features[:, 0], BadNetwork, "expected logits"),
+        (lambda seen: seen.features[:, 0], BadNetwork, "must give logits"),
         (lambda seen: seen.features[:, :1], BadNetwork, "two classes"),
         (lambda seen: seen.features[:3], AssertionError, "shape"),
         (lambda seen: seen.features.half(), AssertionError, "float32"),

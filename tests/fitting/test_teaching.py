@@ -292,7 +292,7 @@ def kinds_in(precision):
 def in_a_fresh_process(code):
     """What it prints: Accelerate keeps one state per process, and these tests are about it."""
     tests = Path(__file__).parents[1]
-    done = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\n")[:-1]
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
+from offramp.errors import GapNotReached
 from offramp.recipe import Whole
 from offramp.recipes import _linear
 from offramp.recipes._linear import solve_exit
@@ -38,3 +40,11 @@ def test_without_development_rows_those_that_choose_were_not_taught(monkeypatch)
 def test_so_few_rows_that_none_can_be_held_out_choose_themselves():
     figures = solve_exit("stem", whole(4), None, "cross_entropy", [1e-1, 1e-2], 1e-3)
     assert figures["regulariser/stem"] in (1e-1, 1e-2)
+
+
+def test_a_gap_that_is_not_reached_is_said(monkeypatch):
+    through = _linear.solve
+    monkeypatch.setattr(_linear, "solve", lambda *rows, **options: through(*rows, **options, limit=1))
+    with pytest.warns(GapNotReached, match=r"exit 'stem' was solved to a duality gap of .* asked for 1e-06"):
+        figures = solve_exit("stem", whole(40), None, "cross_entropy", 1e-3, 1e-6)
+    assert figures["gap/stem"] > 1e-6

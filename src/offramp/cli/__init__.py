@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect as inspecting
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -17,10 +19,11 @@ from offramp.cli.home import demo, doctor
 from offramp.cli.networks import ladder
 from offramp.cli.pages import report
 from offramp.cli.plans import calibrate, check
+from offramp.cli.printing import note
 from offramp.cli.serving import bench, run
-from offramp.cli.teaching import fit
+from offramp.cli.teaching import FitCommand, fit
 from offramp.cli.traces import record
-from offramp.errors import OfframpError
+from offramp.errors import OfframpError, OfframpWarning
 
 UsageError: Any = typer.BadParameter.__base__
 
@@ -68,6 +71,7 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def offramp(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -78,6 +82,24 @@ def offramp(
     stop and go on elsewhere.
     To see it all on data that needs no download: offramp demo
     """
+    context.with_resource(_warnings_as_sentences())
+
+
+@contextlib.contextmanager
+def _warnings_as_sentences() -> Iterator[None]:
+    """While it lasts, our warnings are printed as sentences, each as often as it is given."""
+
+    def show(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
+        if issubclass(category, OfframpWarning):
+            note(f"offramp: {message}")
+        else:
+            shown(message, category, *where, **more)  # type: ignore[arg-type]
+
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
+        warnings.showwarning = show
+        warnings.simplefilter("always", OfframpWarning)
+        yield
 
 
 def _ended(sentence: str, code: int) -> typer.Exit:
@@ -107,4 +129,4 @@ for _command in (
     demo,
     doctor,
 ):
-    app.command(help=_help(_command))(_command)
+    app.command(help=_help(_command), cls=FitCommand if _command is fit else None)(_command)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from offramp.cli.options import (
     AsJson,
@@ -22,13 +23,47 @@ from offramp.cli.printing import answer, main_process, note
 from offramp.errors import BadInput
 from offramp.files import restored
 
+RECIPE = "offramp.recipe"  # the key under which the command keeps the name of the recipe
+
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write the network to.")]
+
+
+class FitCommand(TyperCommand):
+    """`offramp fit`, whose help also lists the arguments of the recipe that is named beside --help."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Remember the recipe: the help is printed before the options are read."""
+        ctx.meta[RECIPE] = _named_recipe(args)
+        return super().parse_args(ctx, args)
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        """The arguments of the recipe, or how to see them."""
+        name = ctx.meta.get(RECIPE)
+        if name is None:
+            text = "The arguments of a recipe: offramp fit --recipe NAME --help, or docs/recipes.md"
+        else:
+            from offramp.fitting.describing import described
+
+            text = described(name.partition("?")[0])
+        formatter.write(f"\n{text}\n")
+
+
+def _named_recipe(args: list[str]) -> str | None:
+    """The value of --recipe among the words of a command line."""
+    for word, behind in zip(args, [*args[1:], ""], strict=True):
+        if word.startswith("--recipe="):
+            return word.partition("=")[2]
+        if word == "--recipe" and behind:
+            return behind
+    return None
+
+
 RecipeName = Annotated[
     str,
     typer.Option(
         "--recipe",
         metavar="RECIPE",
-        help="hinge, cross_entropy, joint, sdn, ztw, distill, boosted, ... (see doctor), my.module:Recipe.",
+        help="hinge, cross_entropy, joint, sdn, ztw, ... (see doctor), 'joint?epochs=5', or my.module:Recipe.",
     ),
 ]
 With = Annotated[

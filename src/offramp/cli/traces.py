@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -21,7 +19,7 @@ from offramp.cli.options import (
     network_of,
     writable,
 )
-from offramp.cli.printing import answer, main_process, note, table
+from offramp.cli.printing import answer, main_process, table
 
 if TYPE_CHECKING:
     from offramp.trace import Trace
@@ -58,7 +56,7 @@ def record(
 
     writable(output, suffixes=(".npz",))
     net = network_of(network, model, front_of, gate_of)
-    trace = _noted(lambda: recorded(net, data, batch_size=batch_size, keep=keep, timed=not no_time, engine=engine))
+    trace = recorded(net, data, batch_size=batch_size, keep=keep, timed=not no_time, engine=engine)
     if main_process():
         trace.save(output)
     exits = _exits(trace)
@@ -72,18 +70,6 @@ def record(
     }
     drawn = table("exit", "accuracy", "MACs alone", "ms per row alone, batch 64", rows=_rows(exits))
     answer(body, as_json, f"{trace}: {output}", drawn)
-
-
-def _noted(call: Callable[[], Trace]) -> Trace:
-    """What `call` gives; exits that were never taught are told in a sentence."""
-    from offramp.recording import NeverTaught
-
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", NeverTaught)
-        trace = call()
-    for warning in said:
-        note(f"offramp: {warning.message}")
-    return trace
 
 
 def _exits(trace: Trace) -> list[dict[str, Any]]:

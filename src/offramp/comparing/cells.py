@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -29,11 +30,12 @@ from offramp.comparing.settings import OWN, Method, Settings
 from offramp.cutting import cut, ladder
 from offramp.data.rows import rows
 from offramp.engine import engine_of
-from offramp.errors import BadInput
+from offramp.errors import BadInput, BetterExit
 from offramp.factories import FROM_FILES, front_of, make_front, make_model
 from offramp.files import read_json, write_json
 from offramp.fitting.teaching import fit, recipe_of
 from offramp.network import Network, plain_network
+from offramp.nodes import Exit, Gate
 from offramp.provenance import refuse_learned, union
 from offramp.recording import record
 from offramp.rungs import BACKBONE, Rung
@@ -130,13 +132,26 @@ class Cell:
             return network
         place = self.home / "network"
         if place.exists():
-            return load(place, None if (self.method.model or "").startswith(FROM_FILES) else self._model())
+            return self._loaded(place)
         network = self._made()
         network.learned = union([network.learned, None if self._start is None else self._start.learned])
         if self.method.taught:
             self._teach(network)
         save(network, place)
         return network
+
+    def _loaded(self, place: Path) -> Network:
+        """The network from its folder. What only its user can build is built once more, as it was the first time."""
+        method = self.method
+        words = (method.front, method.gate, *_each_exit(method.exits))
+        if not any(":" in word for word in words):
+            return load(place, None if (method.model or "").startswith(FROM_FILES) else self._model())
+        made = self._made()
+        rung = made.rungs[0]
+        given = (made.model_of(rung), made.front_of(rung))
+        exits = {name: made.exit_of(name) for name in rung.cuts if _named_code(made.exit_of(name))}
+        gates = {name: made.gate_of(name) for name in rung.cuts if _named_code(made.gate_of(name))}
+        return load(place, given, exits=exits, gates=gates)
 
     @property
     def seconds(self) -> float | None:
@@ -204,7 +219,9 @@ class Cell:
             if same and kept.header.origin.engine == engine_of(engine)[1]:
                 return kept
         options: dict[str, Any] = {"engine": engine, "progress": self.progress}
-        found = record(self.network, data, batch_size=self.method.batch_size, timed=False, **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BetterExit)  # `Comparison.doubts` says it once for all seeds
+            found = record(self.network, data, batch_size=self.method.batch_size, timed=False, **options)
         found.save(file)
         return found
 
@@ -283,6 +300,15 @@ class Cell:
         found = bench(self._under(gate), plan, x, batches=batches, repeats=settings.repeats, engine=settings.engine)
         write_json(file, KIND, SCHEMA, {"asked": asked, "lines": found.to_json()})
         return self.timed(unit)  # as the file has it
+
+
+def _each_exit(exits: str | Mapping[str, str]) -> list[str]:
+    return [exits] if isinstance(exits, str) else [*exits.values()]
+
+
+def _named_code(part: Exit | Gate) -> bool:
+    """Whether a saved exit or gate names code of the user's, which no file may run."""
+    return ":" in str(part.config().get("name", ""))
 
 
 def _rung(network: Network) -> Any:

@@ -94,11 +94,22 @@ def compare(
     require_known(settings)
     cells = [Cell(method, seed, settings, home, progress) for method in settings.methods for seed in method.seeds]
     _require_all(cells, settings, progress=progress)
+    say(_opening(cells, home))
     unit = _unit(cells, say)
     results = [
         result for number, cell in enumerate(cells) for result in _results(cell, unit, _told(say, number, cells))
     ]
     return Comparison(settings, unit, tuple(results))
+
+
+def _opening(cells: list[Cell], home: Path) -> str:
+    """How much there is to do, and what is there already."""
+    seeds = {len(cell.method.seeds) for cell in cells}
+    each = f"{seeds.pop()} seeds each" if len(seeds) == 1 else "seeds as the file says"
+    methods = len({cell.method.name for cell in cells})
+    done = sum(cell.done for cell in cells)
+    said = f"{methods} methods, {each}: {len(cells)} networks"
+    return f"{said}, of which {done} are in {home} already and are kept" if done else said
 
 
 def _require_all(cells: list[Cell], settings: Settings, *, progress: bool) -> None:

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from offramp.errors import BadInput, BadNetwork
 
 POOLS = ("mean", "grid", "flat", "peaks")
+LAYOUTS = ("channels_first", "channels_last", "both")
 CELLS = 8  # at most so many, in each of which a signal's maximum is looked up
+SIGNAL_CELLS = 4  # parts of a signal whose means "grid" takes
 
 
 def require_pooling(word: str, name: str) -> None:
@@ -22,22 +24,61 @@ def require_pooling(word: str, name: str) -> None:
         raise BadInput(f"{name} is {word!r}, expected one of {', '.join(POOLS)}")
 
 
-def pooled(features: Tensor, pool: str) -> Tensor:
-    """Features [B, channels, ...] (or [B, F], which stay as they are) -> [B, F] by one of POOLS.
+def require_layout(word: str | None) -> None:
+    """Raise BadInput unless `word` is None or one of LAYOUTS."""
+    if word is not None and word not in LAYOUTS:
+        raise BadInput(f"layout must be one of {', '.join(LAYOUTS)}, got {word!r}")
 
-    "peaks" is for signals [B, channels, L]: the mean, and the maxima of up to 8 equal parts. Raises BadNetwork.
+
+def pooled(features: Tensor, pool: str, layout: str | None = None) -> Tensor:
+    """Features [B, ...] -> [B, F]; those of shape [B, F] stay as they are.
+
+    Args:
+        features: [B, C, ...] or [B, ..., C].
+        pool: one of POOLS. "peaks" is for signals [B, C, L]: the mean, and the maxima of up to 8 equal parts.
+        layout: "channels_first" [B, C, ...], "channels_last" [B, ..., C], or "both" where it is
+            not known (the means over either of two dimensions, one behind the other). None reads
+            three dimensions as channels last and more as channels first.
+
+    Raises:
+        BadNetwork: "peaks" of features that are no signals.
     """
     if features.dim() == 2 or pool == "flat":
         return features.flatten(1)
     if pool == "peaks":
         return _peaks(features)
-    if features.dim() != 4:
-        flat = features.flatten(2) if features.dim() > 4 else features
-        return flat.mean(1) if features.dim() == 3 else flat.mean(2)
+    if layout == "both" and features.dim() == 3:
+        return torch.cat([features.mean(1), features.mean(2)], 1)  # [B, L + C]
+    if layout == "channels_last" or (layout is None and features.dim() == 3):
+        if features.dim() == 3:
+            return features.mean(1)  # words have no fixed places, so "grid" is the mean too
+        features = features.movedim(-1, 1)  # [B, C, ...]
+    if features.dim() == 3:
+        return features.mean(2) if pool == "mean" else _signal_grid(features)
+    if features.dim() > 4:
+        return features.flatten(2).mean(2)
     if pool == "mean":
         return features.mean((2, 3))
     grid = nn.functional.adaptive_avg_pool2d(features, 4).flatten(1)
-    return torch.cat([features.mean((2, 3)), features.amax((2, 3)), grid], dim=1)
+    return torch.cat([features.mean((2, 3)), _largest(features), grid], dim=1)
+
+
+def _largest(features: Tensor) -> Tensor:
+    """The maximum of every channel of [B, C, H, W]: [B, C].
+
+    `amax` takes 25 times as long where the channels are innermost in memory; the pooling kernel does not.
+    """
+    if not features.is_contiguous():
+        return nn.functional.adaptive_max_pool2d(features, 1).flatten(1)
+    return features.amax((2, 3))
+
+
+def _signal_grid(features: Tensor) -> Tensor:
+    """Mean, maximum and the means of four equal parts of a signal [B, C, L]: [B, 6 C]; of shorter ones [B, 2 C]."""
+    found = [features.mean(2), features.amax(2)]
+    if features.shape[2] >= SIGNAL_CELLS:
+        found.append(nn.functional.adaptive_avg_pool1d(features, SIGNAL_CELLS).flatten(1))
+    return torch.cat(found, 1)
 
 
 def _peaks(features: Tensor) -> Tensor:
@@ -51,11 +92,11 @@ def _peaks(features: Tensor) -> Tensor:
     return torch.cat([features.mean(2), maxima.flatten(1)], 1)
 
 
-def width(shape: Sequence[int], pool: str) -> int:
+def width(shape: Sequence[int], pool: str, layout: str | None = None) -> int:
     """F of a pooling of features [B, *shape]. Raises BadNetwork where there are none."""
     if not shape:
         raise BadNetwork("the tapped value has no features, expected [B, F] or [B, channels, ...]; cut elsewhere")
-    return pooled(torch.zeros(1, *shape), pool).shape[1]
+    return pooled(torch.zeros(1, *shape), pool, layout).shape[1]
 
 
 class Mixed(nn.Module):

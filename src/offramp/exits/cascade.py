@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from offramp.exits._cascading import Tail
-from offramp.exits._pooling import Mixed, pooled, require_pooling, width
+from offramp.exits._pooling import Mixed, pooled, require_layout, require_pooling, width
 from offramp.nodes import Exit, Seen
 
 
@@ -33,16 +33,19 @@ class Cascade(Exit):
         before: str | None = None,
         place: int = 1,
         norm: bool = False,
+        layout: str | None = None,
     ) -> None:
         super().__init__()
         require_pooling(pooling, "pooling")
+        require_layout(layout)
+        self.layout = layout
         self.pooling, self.features, self.classes, self.norm = pooling, int(features), int(classes), bool(norm)
         self.reads = () if before is None else (before,)
         self.tail = Tail(self.features, self.classes, before, place, norm=norm)
 
     def pool(self, features: Tensor) -> Tensor:
         """[B, channels, ...] -> [B, F]."""
-        return pooled(features, self.pooling)
+        return pooled(features, self.pooling, self.layout)
 
     def both(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """The ensemble's log-probabilities [B, C], and its members' logits [B, m, C], which are handed on."""
@@ -56,7 +59,8 @@ class Cascade(Exit):
     def config(self) -> dict[str, Any]:
         """Pooling, widths, the exit before, the place in the cascade, and whether logits are normed on the way."""
         widths = {"pooling": self.pooling, "features": self.features, "classes": self.classes}
-        return {"name": "Cascade", **widths, **_config(self.tail), "norm": self.norm}
+        layout = {"layout": self.layout} if self.layout is not None else {}
+        return {"name": "Cascade", **widths, **_config(self.tail), "norm": self.norm, **layout}
 
 
 class CascadeConv(Exit):
@@ -103,10 +107,11 @@ def _config(tail: Tail) -> dict[str, Any]:
     return {"before": tail.before, "place": tail.place}
 
 
-def cascade(shape: Sequence[int], classes: int, reads: Sequence[str]) -> Cascade:
+def cascade(shape: Sequence[int], classes: int, reads: Sequence[str], layout: str | None = None) -> Cascade:
     """Linear on mean, maximum and a 4x4 grid of means."""
+    features = width(shape, "grid", layout)
     before = reads[-1] if reads else None
-    return Cascade("grid", width(shape, "grid"), classes, before=before, place=len(reads) + 1)
+    return Cascade("grid", features, classes, before=before, place=len(reads) + 1, layout=layout)
 
 
 def cascade_conv(shape: Sequence[int], classes: int, reads: Sequence[str]) -> CascadeConv:

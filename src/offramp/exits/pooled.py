@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from offramp.errors import BadInput, BadNetwork
-from offramp.exits._pooling import pooled, require_pooling, width
+from offramp.exits._pooling import pooled, require_layout, require_pooling, width
 from offramp.nodes import Exit, Seen
 from offramp.signature import is_input
 
@@ -21,18 +21,36 @@ from offramp.signature import is_input
 class Pooled(Exit):
     """A head on pooled features [B, F]: linear where `hidden` is empty, else an MLP with ReLU between.
 
-    pool "mean": the mean over all positions (F = channels). "grid": mean, maximum, and means over a 4x4 grid
-    (F = 18 channels): on CIFAR ResNet-56 worth 22 points at layer1. "flat": everything as it is. "peaks": of signals
-    [B, channels, L] the mean and the maxima of up to 8 equal parts.
-    mask: an input [B, T], such as "x/attention_mask"; "mean" is then over the positions of text [B, T, F] where it is
-    not zero, whatever stands at the others.
+    Args:
+        pool: "mean" is the mean over all positions (F = channels). "grid" is mean, maximum, and
+            means over a 4x4 grid (F = 18 channels; on CIFAR ResNet-56 worth 22 points at layer1),
+            for signals over four parts (F = 6 channels). "flat" is everything as it is. "peaks" is,
+            for signals [B, channels, L], the mean and the maxima of up to 8 equal parts.
+        features: F.
+        classes: C.
+        hidden: widths of the hidden layers.
+        mask: an input [B, T], such as "x/attention_mask"; "mean" is then over the positions of text
+            [B, T, F] where it is not zero, whatever stands at the others.
+        layout: where the channels are, "channels_first", "channels_last" or "both"; `cut` reads it
+            from the model. None: last of three dimensions, first of more.
+
+    Raises:
+        BadInput: a pool or layout that does not exist, or a mask beside another pool than "mean".
     """
 
     def __init__(
-        self, pool: str, features: int, classes: int, hidden: Sequence[int] = (), mask: str | None = None
+        self,
+        pool: str,
+        features: int,
+        classes: int,
+        hidden: Sequence[int] = (),
+        mask: str | None = None,
+        layout: str | None = None,
     ) -> None:
         super().__init__()
         require_pooling(pool, "pool")
+        require_layout(layout)
+        self.layout = layout
         if mask is not None and (pool != "mean" or not is_input(mask)):
             raise BadInput(f"pool is {pool!r} and mask {mask!r}, expected 'mean' and the name of an input (x/...)")
         self.pooling, self.features, self.classes, self.hidden = pool, int(features), int(classes), tuple(hidden)
@@ -46,7 +64,7 @@ class Pooled(Exit):
     def pool(self, features: Tensor, inputs: Mapping[str, Tensor] | None = None) -> Tensor:
         """[B, channels, ...] -> [B, F]; with a mask [B, T] among the inputs of text [B, T, F]."""
         if self.mask is None or features.dim() == 2:
-            return pooled(features, self.pooling)
+            return pooled(features, self.pooling, self.layout)
         return _masked_mean(features, (inputs or {})[self.mask])
 
     def classify(self, features: Tensor) -> Tensor:
@@ -62,7 +80,9 @@ class Pooled(Exit):
         """Pool, widths and classes."""
         config = {"name": "Pooled", "pool": self.pooling, "features": self.features, "classes": self.classes}
         hidden = {"hidden": list(self.hidden)} if self.hidden else {}
-        return {**config, **hidden, **({"mask": self.mask} if self.mask is not None else {})}
+        mask = {"mask": self.mask} if self.mask is not None else {}
+        layout = {"layout": self.layout} if self.layout is not None else {}
+        return {**config, **hidden, **mask, **layout}
 
 
 def _masked_mean(features: Tensor, mask: Tensor) -> Tensor:
@@ -85,14 +105,14 @@ def linear_masked(shape: Sequence[int], classes: int, mask: str = "x/attention_m
     return Pooled("mean", shape[1], classes, mask=mask)
 
 
-def linear(shape: Sequence[int], classes: int) -> Pooled:
+def linear(shape: Sequence[int], classes: int, layout: str | None = None) -> Pooled:
     """A linear exit on the mean over positions; `shape` is that of one row's features."""
-    return _made("mean", shape, classes)
+    return _made("mean", shape, classes, layout=layout)
 
 
-def linear_grid(shape: Sequence[int], classes: int) -> Pooled:
+def linear_grid(shape: Sequence[int], classes: int, layout: str | None = None) -> Pooled:
     """A linear exit on mean, maximum and a 4x4 grid of means."""
-    return _made("grid", shape, classes)
+    return _made("grid", shape, classes, layout=layout)
 
 
 def linear_peaks(shape: Sequence[int], classes: int) -> Pooled:
@@ -100,10 +120,16 @@ def linear_peaks(shape: Sequence[int], classes: int) -> Pooled:
     return _made("peaks", shape, classes)
 
 
-def mlp(shape: Sequence[int], classes: int) -> Pooled:
+def mlp(shape: Sequence[int], classes: int, layout: str | None = None) -> Pooled:
     """One hidden layer of 128 units on mean, maximum and grid."""
-    return _made("grid", shape, classes, (128,))
+    return _made("grid", shape, classes, (128,), layout)
 
 
-def _made(pool: str, shape: Sequence[int], classes: int, hidden: Sequence[int] = ()) -> Pooled:
-    return Pooled(pool, width(shape, pool), classes, hidden)
+def _made(
+    pool: str,
+    shape: Sequence[int],
+    classes: int,
+    hidden: Sequence[int] = (),
+    layout: str | None = None,
+) -> Pooled:
+    return Pooled(pool, width(shape, pool, layout), classes, hidden, layout=layout)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
-from offramp.exits._pooling import pooled, require_pooling, width
+from offramp.exits._pooling import pooled, require_layout, require_pooling, width
 from offramp.nodes import Exit, Seen
 
 CHANNELS, INNER = 64, 32
@@ -41,9 +41,12 @@ class Selective(Exit):
         place: int = 1,
         channels: int = CHANNELS,
         inner: int = INNER,
+        layout: str | None = None,
     ) -> None:
         super().__init__()
         require_pooling(pooling, "pooling")
+        require_layout(layout)
+        self.layout = layout
         if (before is None) != (place == 1):
             raise BadNetwork(f"place is {place} and the exit before is {before!r}, expected 1 and None, or neither")
         self.pooling, self.features, self.classes = pooling, int(features), int(classes)
@@ -57,7 +60,7 @@ class Selective(Exit):
 
     def pool(self, features: Tensor) -> Tensor:
         """[B, channels, ...] -> [B, F]."""
-        return pooled(features, self.pooling)
+        return pooled(features, self.pooling, self.layout)
 
     def layers(self, seen: Seen) -> Tensor:
         """u_1 ... u_m, [B, m, D]. Raises BadNetwork where the exit before hands on something else."""
@@ -94,10 +97,13 @@ class Selective(Exit):
         """Pooling, widths, the exit before and the place among the layers."""
         widths = {"pooling": self.pooling, "features": self.features, "classes": self.classes}
         place = {"before": self.before, "place": self.place}
-        return {"name": "Selective", **widths, **place, "channels": self.channels, "inner": self.inner}
+        layout = {"layout": self.layout} if self.layout is not None else {}
+        inner = {"channels": self.channels, "inner": self.inner}
+        return {"name": "Selective", **widths, **place, **inner, **layout}
 
 
-def selective(shape: Sequence[int], classes: int, reads: Sequence[str]) -> Selective:
+def selective(shape: Sequence[int], classes: int, reads: Sequence[str], layout: str | None = None) -> Selective:
     """On mean, maximum and a 4x4 grid of means of each layer."""
+    features = width(shape, "grid", layout)
     before = reads[-1] if reads else None
-    return Selective("grid", width(shape, "grid"), classes, before=before, place=len(reads) + 1)
+    return Selective("grid", features, classes, before=before, place=len(reads) + 1, layout=layout)

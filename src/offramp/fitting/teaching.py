@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.arguments import name_of
 from offramp.data.rows import Rows, rows
 from offramp.dependence import require_read
 from offramp.errors import BadData, BadInput, BadNetwork
@@ -48,11 +49,14 @@ def fit(
     resume: bool = False,
     track: str | None = None,
     progress: bool = True,
+    **arguments: Any,
 ) -> History:
     """Teach a network's exits, in place, where it lies; it ends in eval mode, ready to be recorded.
 
     data: whatever `offramp.data.rows` takes, with rows by number and labels. recipe: a name on the shelf (hinge,
-    cross_entropy, joint, boosted, ...), an object made of one with other arguments, or your own (`my.module:Recipe`).
+    cross_entropy, joint, boosted, ...), one with arguments ("joint?epochs=5"), an object, or your own
+    (`my.module:Recipe`). arguments: those of the recipe, such as epochs=5; docs/recipes.md lists them, and at the
+    command line they are --with epochs=5.
     development: rows on which recipes choose, and by which each epoch is measured; never those of a promise.
     augment: a name on the shelf (crop_flip, flip), `my.module:function`, or a function of a batch x, drawn anew from
     torch's generator; where pooled features are computed once, `views` fixed copies of each row are kept. precision:
@@ -64,7 +68,8 @@ def fit(
     The rows are remembered: calibrate refuses them. Raises BadInput, BadData, BadNetwork (the recipe cannot teach this
     network: nothing was changed), Diverged, Mismatch (another run's folder), MissingExtra.
     """
-    method, home = recipe_of(recipe), None if folder is None else Path(folder)
+    method = recipe_of(recipe, **arguments)
+    home = None if folder is None else Path(folder)
     kept = home if cache is None else Path(cache)
     _require_options(network, batch_size, views, seed, (home, kept))
     drawing = _augment_of(augment)
@@ -120,13 +125,24 @@ def _augment_of(augment: str | Augment | None) -> Augment | None:
 
 
 def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
-    """A recipe from its name: the one Recipe in the file of that name on the shelf, or `my.module:Recipe`.
+    """A recipe with its arguments.
 
-    Raises UnknownName with the nearest names, BadInput for what is no recipe or does not take these arguments.
+    Args:
+        recipe: the name of a file on the shelf of recipes, `my.module:Recipe`, either of them with arguments
+            ("joint?epochs=5&rate=1e-4"), a class, or an object that is made already.
+        arguments: more of its arguments, each given in one place only.
+
+    Raises:
+        UnknownName: no recipe, or no argument of it, has that name; the nearest names are offered.
+        BadInput: it is no recipe, does not take such a value, or an argument is given twice.
     """
     found: Any = recipe
     if isinstance(recipe, str):
-        found = imported(recipe) if ":" in recipe else _one_recipe(find_file("recipes", recipe))
+        name, written = name_of(recipe)
+        if twice := sorted(written.keys() & arguments.keys()):
+            raise BadInput(f"{twice[0]} is given twice, in {recipe!r} and beside it. Give it once.")
+        arguments = written | arguments
+        found = recipe_class(name)
     if isinstance(found, type) and issubclass(found, Recipe):
         known = inspect.signature(found).parameters
         anything = any(one.kind is one.VAR_KEYWORD for one in known.values())
@@ -142,6 +158,11 @@ def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
     if not isinstance(found, Recipe):
         raise BadInput(f"the recipe is a {type(found).__name__}, expected a name, a Recipe or my.module:Recipe")
     return found
+
+
+def recipe_class(name: str) -> Any:
+    """What the name of a recipe stands for: the Recipe in that file on the shelf, or the user's `my.module:Recipe`."""
+    return imported(name) if ":" in name else _one_recipe(find_file("recipes", name))
 
 
 def _one_recipe(module: Any) -> type[Recipe]:

@@ -54,8 +54,8 @@ def library(name: str, what_for: str) -> Any:
         raise MissingExtra(problem.name or name, EXTRA, f"the model {what_for!r}") from problem
     except (ImportError, RuntimeError, OSError) as problem:  # compiled operations of another torch
         raise BadInput(
-            f"{name} cannot be imported ({first_line(problem)}), expected one that belongs to this torch; install both "
-            "from the same index"
+            f"{name} cannot be imported ({first_line(problem)}): it was built for another torch. Install torch and "
+            "torchvision from the same index (pytorch.org), or build the model yourself: my.module:factory."
         ) from problem
 
 

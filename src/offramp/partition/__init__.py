@@ -2,7 +2,7 @@
 
 from offramp.partition.checking import self_check
 from offramp.partition.graph import Exported
-from offramp.partition.listing import CutPoint, cut_points, evenly
+from offramp.partition.listing import CutPoint, cut_points, evenly, unevenness
 from offramp.partition.pieces import Partition, Piece, partition
 from offramp.partition.stages import staged
 from offramp.taps import inputs_of, listening, tapped
@@ -20,4 +20,5 @@ __all__ = [
     "self_check",
     "staged",
     "tapped",
+    "unevenness",
 ]

@@ -22,6 +22,7 @@ from torch import Tensor, fx, nn
 from offramp.errors import BadData, BadNetwork
 from offramp.partition.graph import ALIAS, WAY_OUT, Exported, Tap, described
 from offramp.partition.plainer import plainer
+from offramp.partition.regions import inline_regions
 from offramp.taps import inputs_of, listening, plain_attention, swapped, tapped, tensors_of
 
 
@@ -129,6 +130,7 @@ def _read(graph: fx.GraphModule, inputs: tuple[str, ...], notes: _Notes, free: S
         if node.op == "call_module" and not node.users:
             guards.append(graph.get_submodule(str(node.target)))
             graph.graph.erase_node(node)  # torch's own check of its inputs
+    inline_regions(graph)
     plainer(graph.graph)
     nodes = list(graph.graph.nodes)
     place = {node: number for number, node in enumerate(nodes)}

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from offramp.errors import BadNetwork
+from offramp.partition.regions import region_named
 
 WAY_OUT = "or give the model as explicit stages, one module after the other"
 ALIAS = torch.ops.aten.alias.default
@@ -177,6 +178,8 @@ class Exported:
     def obstacle(self, node: fx.Node) -> str | None:
         """Why a value cannot be compacted, row by row; None when it can: [B, numbers], or with T among them."""
         value = node.meta.get("val")
+        if (region := region_named(node)) is not None:
+            return f"ends inside {region}, which runs as a whole: cut after it, or end the block there"
         if not isinstance(value, Tensor):
             return f"carries {node.name!r}, which is no tensor but {self.written(value)}"
         sizes = [size.node.expr if isinstance(size, torch.SymInt) else size for size in value.shape]

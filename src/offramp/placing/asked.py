@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 from torch import nn
 
-from offramp.errors import BadInput
+from offramp.errors import BadInput, UnevenParts
 from offramp.find import unknown
 from offramp.inputs import State
-from offramp.partition import evenly
+from offramp.partition import evenly, unevenness
 from offramp.placing.flags import AUTO
 from offramp.placing.trying import placed
 from offramp.provenance import SeenRows
@@ -67,4 +68,8 @@ def _even(
     model: nn.Module, front: nn.Module | None, tried: State, length: Sequence[str], parts: int
 ) -> tuple[str, ...]:
     points = points_of(model, front, tried, length)
-    return evenly([point for point in points if point.name not in (*RESERVED, "y") and "/" not in point.name], parts)
+    usable = [point for point in points if point.name not in (*RESERVED, "y") and "/" not in point.name]
+    names = evenly(usable, parts)
+    if (why := unevenness(usable, names)) is not None:
+        warnings.warn(f"n={parts} {why}", UnevenParts, stacklevel=4)
+    return names

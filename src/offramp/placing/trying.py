@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offramp.channels import ChannelTracker, layouts_of
 from offramp.data.rows import Batch, fingerprint_of, rows
 from offramp.dependence import unread_text
 from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
@@ -65,7 +66,7 @@ def placed(
     points = _candidates(points_of(model, front, example, length))
     batches, y, seen = _labelled(probe)
     device = next(iter(example.values())).device
-    looked = _Looked(model, front, [point.name for point in points], exits)
+    looked = _Looked(model, front, [point.name for point in points], exits, length)
     given = as_inputs(batches[0].x, device)
     if extra := [name for name in given if name not in example]:
         raise BadData(unread_text(extra, list(given), "the probe"))
@@ -91,9 +92,18 @@ def placed(
 class _Looked:
     """What a pass over the probe rows leaves: pooled features and the model's own logits; and exits to time."""
 
-    def __init__(self, model: nn.Module, front: nn.Module | None, names: Sequence[str], kind: object) -> None:
-        self.model, self.front, self.kind = model, front, kind
-        self.rung = Rung(BACKBONE, cuts=tuple(names))
+    def __init__(
+        self,
+        model: nn.Module,
+        front: nn.Module | None,
+        names: Sequence[str],
+        kind: object,
+        length: Sequence[str] = (),
+    ) -> None:
+        self.model = model
+        self.front = front
+        self.kind = kind
+        self.rung = Rung(BACKBONE, cuts=tuple(names), length=tuple(length))
         self.own: list[Tensor] = []
         self.heads: dict[str, Exit] = {}
         self.pools: dict[str, Callable[[Tensor, State], Tensor]] = {}
@@ -103,14 +113,15 @@ class _Looked:
     def add(self, inputs: State) -> None:
         """Look at a batch."""
         with torch.inference_mode():
-            values = values_of(self.model, self.front, self.rung, inputs)
+            with ChannelTracker() as tracker:
+                values = values_of(self.model, self.front, self.rung, inputs)
             if not self.own:
-                self._prepare(values)
+                self._prepare(values, layouts_of(values, tracker, free=bool(self.rung.length)))
             self.own.append(values[BACKBONE])
             for name, pool in self.pools.items():
                 self.pooled.setdefault(name, []).append(pool(values[name], inputs).float().cpu().numpy())
 
-    def _prepare(self, values: dict[str, Any]) -> None:
+    def _prepare(self, values: dict[str, Any], layouts: Mapping[str, str | None]) -> None:
         """An exit for every place that can have one."""
         classes = logits_of(find("exits", "Own")(), Seen(values[BACKBONE], {}), BACKBONE).shape[1]
         kind: Any = self.kind
@@ -120,8 +131,11 @@ class _Looked:
                 continue
             try:
                 with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
-                    head = make_exit(kind, tuple(value.shape[1:]), classes, ())
-                    stand_in = head if isinstance(head, Pools) else make_exit(GRID, tuple(value.shape[1:]), classes)
+                    shape = tuple(value.shape[1:])
+                    layout = layouts.get(name)
+                    head = make_exit(kind, shape, classes, (), layout)
+                    pools = isinstance(head, Pools)
+                    stand_in = head if pools else make_exit(GRID, shape, classes, None, layout)
             except BadNetwork as problem:  # an exit that does not suit what stands here
                 self.why = problem
                 continue

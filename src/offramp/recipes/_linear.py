@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadInput, BadNetwork, GapNotReached
 from offramp.network import Network
 from offramp.nodes import Exit
 from offramp.recipe import Phase, Whole, taught_exits
@@ -90,6 +91,13 @@ def solve_exit(
     else:
         found, tried = choose(features, y, classes, loss=loss, dev=held, regularisers=options, gap=gap)
         options = [best_of(tried)]
+    if found.gap > gap:
+        warnings.warn(
+            f"exit {name!r} was solved to a duality gap of {found.gap:.2g} in {found.iterations:,} "
+            f"steps, asked for {gap:.2g}. Raise gap=, or the regulariser, if that is not enough.",
+            GapNotReached,
+            stacklevel=2,
+        )
     with torch.no_grad():
         layer.weight.copy_(found.weight)
         layer.bias.copy_(found.bias)

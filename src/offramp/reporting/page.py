@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import numpy as np
+
+from offramp.evaluation import better_exit
 from offramp.files import replacing
 from offramp.plan import Plan
 from offramp.reporting import tables
@@ -131,6 +134,10 @@ class _Page:
         here = [float(right[mine].mean()) if mine.any() else None for mine in leaving]
         alone = [float((view.trace.columns[f"answer/{name}"] == view.target).mean()) for name in exits]
         lead = "Where the rows leave, and how good the answers are that they leave with."
+        if view.labelled:
+            answers = np.column_stack([view.trace.columns[f"answer/{name}"] for name in exits])
+            better = better_exit(answers == view.target[:, None], exits)
+            lead = lead if better is None else f"{lead} {better[0].upper()}{better[1:]}"
         place = chart("exits-chart", "share of rows by exit; the figures stand in the table below")
         whole = section("exits", "Exits", tag("p", lead), place, tables.exits_table(view, here, alone))
         return whole, [exits_chart(view, view.evaluation.shares, here, alone)]

@@ -115,7 +115,7 @@ def freshness(view: View) -> str | None:
 def risk_title(measured: Measured) -> str:
     """A risk as the title of a figure."""
     titles = {
-        "accuracy_gap": "Accuracy lost",
+        "accuracy_gap": "Accuracy gained" if measured.value < 0 else "Accuracy lost",
         "disagreement": "Disagreement",
         "error": "Wrong answers",
     }
@@ -127,6 +127,8 @@ def risk_figure(measured: Measured) -> tuple[str, str, str]:
     sure = f"{100 * measured.confidence:.4g}% interval"
     values = (measured.value, measured.low, measured.high)
     if measured.risk == "accuracy_gap":
+        if measured.value < 0:  # the title says "gained"
+            values = (-measured.value, -measured.high, -measured.low)
         value, low, high = (f"{100 * number:.2f}".replace("-", "−") for number in values)
         return value, " points", f"{sure} {low} to {high}; against {alone(measured.against)}"
     if measured.risk in ("disagreement", "error"):
