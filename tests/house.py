@@ -29,6 +29,8 @@ FLOORS = [
         "channels",
         "nodes",
         "network",
+        "dependence",
+        "trained",
         "recipe",
         "evaluation",
         "pricing",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pytest
 import torch
@@ -165,6 +167,44 @@ def test_what_else_is_refused(three):
         record(three, np.zeros((0, 4), np.float32))
     with pytest.raises(BadData, match="batch size"):
         record(three, X, batch_size=0)
+
+
+def peak_of(call):
+    """What a call gives, and the most bytes that NumPy and Python held for it at once."""
+    tracemalloc.start()
+    try:
+        found = call()
+        return found, tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_logits_are_held_once(tmp_path, stream):
+    net = ladder({name: nn.Linear(4, 1000) for name in ("a", "b", "c")}).eval()
+    x = rows_of(1500).numpy()
+    logits = 4 * 3 * 1500 * 1000
+    record(net, x[:64], timed=False)
+    data = (x[start : start + 50] for start in range(0, 1500, 50)) if stream else x
+    trace, peak = peak_of(lambda: record(net, data, timed=False, progress=False))
+    assert logits < peak < 1.2 * logits
+    _, more = peak_of(lambda: trace.save(tmp_path / "trace.npz"))
+    assert more < 0.4 * logits  # NumPy writes 16 MB at a time, here one of three columns
+    again, peak = peak_of(lambda: off.Trace.load(tmp_path / "trace.npz"))
+    assert peak < 1.2 * logits
+    for name, column in trace.columns.items():
+        np.testing.assert_array_equal(again.columns[name], column)
+    _, peak = peak_of(lambda: record(net, x, timed=False, keep="answers", progress=False))
+    assert peak < 0.2 * logits
+
+
+def test_a_stream_is_recorded_like_an_array(three):
+    want = record(three, (X, Y), timed=False)
+    for size in (1, 3, 64, 70):
+        batches = ((X[start : start + size], Y[start : start + size]) for start in range(0, 70, size))
+        got = record(three, batches, timed=False, batch_size=32)
+        for name, column in want.columns.items():
+            np.testing.assert_array_equal(got.columns[name], column)
 
 
 def test_nothing_is_left_behind(three):

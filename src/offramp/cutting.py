@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from offramp.chain import Chain, Node
 from offramp.channels import ChannelTracker, layouts_of
+from offramp.dependence import require_read
 from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.factories import make_exit, make_gate
 from offramp.find import find
@@ -21,10 +23,10 @@ from offramp.network import Network
 from offramp.nodes import Exit, Gate, Seen
 from offramp.nodes import answer as logits_of
 from offramp.placing.asked import require_place, where
-from offramp.provenance import all_of
+from offramp.provenance import union
 from offramp.rungs import BACKBONE, RESERVED, Rung, digest, values_of
 from offramp.segmenting import segments_of
-from offramp.signature import Input, is_input
+from offramp.signature import Input, is_input, is_label
 
 Model = nn.Module | tuple[nn.Module, nn.Module | None]
 Named = tuple[nn.Module, nn.Module | None, Network | None]
@@ -49,7 +51,8 @@ def cut(
 
     at="auto": where exits pay on `probe`, labelled rows, and into at most `n` parts; offramp.placing tells the rule.
 
-    example: a batch as the model (or its front) takes it: a tensor, a tuple, or a mapping to keyword arguments.
+    example: a batch as the model (or its front) takes it: a tensor, a tuple, or a mapping to keyword arguments. What a
+    mapping holds as `label` or `labels` is the label and left out; an input that the model does not read is refused.
     exits: one for all cuts or one per cut: a name on the shelf `exits` (linear, linear_grid, linear_masked, mlp,
     branch, cascade, ...), an Exit, or a function of (shape of one row's features, classes; and, if it has such an
     argument, `reads`: the names of the exits before). Those that are made here must be taught before they are of use:
@@ -66,6 +69,7 @@ def cut(
     require_place(at, n, probe)
     _require_modules(model, front)
     place = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
+    _require_no_label(model, front, example)
     tried = copies(as_inputs(example, place))
     free = texts_of(tried, length)
     names, seen = where(model, front, tried, at=at, n=n, probe=probe, exits=exits, length=free)
@@ -73,9 +77,10 @@ def cut(
     features, layouts = _tried_out(model, front, rung, tried)
     rung = replace(rung, cuts=tuple(features)[:-1])  # in their order
     network = _hung(model, front, rung, features, layouts, exits, gate)
-    network.learned = seen  # by which its exits were placed: they promise nothing
+    network.learned = union([network.learned, seen])  # by those its exits were placed: they promise nothing
     segments_of(network, tried)
     check_classes(network, example)
+    require_read(network, tried, "the example")
     return network
 
 
@@ -100,6 +105,8 @@ def ladder(
     ('small', 'large')
     """
     named = _named(rungs)
+    for model, front, _ in named.values():
+        _require_no_label(model, front, example)
     names, inner = list(named), {name: network for name, (_, _, network) in named.items() if network is not None}
     exits = {name: _exit(answer, names[place - 1] if place else None, place) for place, name in enumerate(names)}
     stacked = [_rung(name, inner.get(name), (specs or {}).get(name)) for name in names]
@@ -118,7 +125,7 @@ def ladder(
         gates=gates,
         made={node: network.made[cut] for node, network, cut in hung if cut in network.made},
     )
-    stack.learned = all_of(network.learned for network in inner.values())
+    stack.learned = union([stack.learned, *(network.learned for network in inner.values())])
     if example is not None:
         check_classes(stack, example)
     return stack
@@ -203,6 +210,19 @@ def _require_modules(model: nn.Module, front: nn.Module | None) -> None:
             raise BadNetwork(f"the {what} is a {type(given_for).__name__}, expected a torch.nn.Module; wrap it in one")
     if any(module.training for module in model.modules()):
         raise BadNetwork("the model is in training mode, expected eval mode; call model.eval() first")
+
+
+def _require_no_label(model: nn.Module, front: nn.Module | None, example: object) -> None:
+    """Raise BadInput for a model that cannot do without an input that is taken as the label."""
+    if not isinstance(example, Mapping) or not any(map(is_label, example)):
+        return
+    needed = inspect.signature((model if front is None else front).forward).parameters.values()
+    for one in needed:
+        if is_label(one.name) and one.default is one.empty:
+            raise BadInput(
+                f"the model needs an input called {one.name!r}, a name that is always taken as the label of a row. "
+                "Wrap the model in a module that calls it otherwise."
+            )
 
 
 def _tried_out(

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadData, BadInput
-from offramp.signature import INPUT, is_input
+from offramp.signature import INPUT, is_input, is_label
 
 State = dict[str, Tensor]
 
@@ -44,9 +44,13 @@ def arguments(inputs: State) -> tuple[tuple[Tensor, ...], dict[str, Tensor]]:
 def as_inputs(x: Any, device: torch.device | None = None) -> State:
     """Named tensors from a batch: a tensor or array -> x; a tuple -> x/0, x/1, ...; a mapping -> x/<name>.
 
+    `label` or `labels` in a mapping, in any case of letters, is the label and no input: it is left out.
     Raises BadData for what is none, and for inputs of different lengths.
     """
     if isinstance(x, Mapping):
+        x = {name: value for name, value in x.items() if not is_label(name)}
+        if not x:
+            raise BadData("the batch holds no input beside labels, expected one or more by name")
         state = {f"{INPUT}/{name}": as_input(value, device) for name, value in x.items()}
     elif isinstance(x, (tuple, list)) and x and all(isinstance(part, (Tensor, np.ndarray)) for part in x):
         state = {f"{INPUT}/{place}": as_input(value, device) for place, value in enumerate(x)}

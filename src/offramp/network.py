@@ -21,9 +21,10 @@ from offramp.errors import BadNetwork
 from offramp.find import find
 from offramp.inputs import State, as_inputs
 from offramp.nodes import Exit, Gate, Seen, answers, grade
-from offramp.provenance import SeenRows
+from offramp.provenance import SeenRows, union
 from offramp.rungs import BACKBONE, Modules, Rung, digest, held, values_of
 from offramp.signature import example
+from offramp.trained import rows_behind
 
 LOGITS = "/logits"  # "<node>" among the named tensors is a tap, "<node>/logits" and "<node>/score" what stands there
 SCORE = "/score"
@@ -75,8 +76,8 @@ class Network(nn.Module):
     Build one with `offramp.cut` or `offramp.ladder`; of models in eval mode it is in eval mode itself. State-dict keys:
     `backbone.<your own keys>` (in a ladder `backbone.<rung>.<your own keys>`), `exits.<node>.*`, `gates.<node>.*`, and
     `fronts.<rung>.*` if a front has any. `made` keeps a digest of each exit that was made for it: see `untaught`;
-    `learned` the digests of the rows that `fit` taught it with: those promise nothing. `aids` holds what a recipe needs
-    while it teaches, such as adapters; it is no part of the network, never saved, and emptied when `fit` ends.
+    `learned` the digests of rows that taught it: those promise nothing, see `training_rows`. `aids` holds what a recipe
+    needs while it teaches, such as adapters; it is no part of the network, never saved, and emptied when `fit` ends.
     """
 
     def __init__(
@@ -106,6 +107,7 @@ class Network(nn.Module):
             for ours in (self.fronts, self.exits, self.gates):
                 ours.eval()
             backbone.training = False
+        self.learned = rows_behind(self)  # a model that another network trained, say
 
     def _require_names(self) -> None:
         """Raise BadNetwork unless every node has its segment and its exit, and every node but the last its gate."""
@@ -174,6 +176,23 @@ class Network(nn.Module):
                 own, handed[name] = answers(self.exit_of(name), Seen(features, handed, inputs=inputs), name)
                 yield name, Seen(features, logits, own, inputs)
                 logits[name] = own
+
+    def training_rows(self) -> SeenRows | None:
+        """The rows that trained any part of it, under this network or another one; they promise nothing.
+
+        docs/promises.md says which training cannot be seen.
+        """
+        return union([self.learned, rows_behind(self)])
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Models, fronts, exits and gates by the beginning of their state-dict keys."""
+        found: dict[str, nn.Module] = {}
+        for rung in self.rungs:
+            found["backbone" if rung.name == BACKBONE else f"backbone.{rung.name}"] = self.model_of(rung)
+        for kind, modules in (("fronts", self.fronts), ("exits", self.exits), ("gates", self.gates)):
+            for name, module in modules.items():
+                found[f"{kind}.{name}"] = module
+        return found
 
     def config(self) -> dict[str, Any]:
         """Everything but the weights, as plain data."""

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
 import numpy as np
 
-from offramp.errors import OverlappingRows
+from offramp.errors import Mismatch, NewerSchema, OverlappingRows
 from offramp.signature import Input, example
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
+FORM = 2  # of row digests (data/_digests.py); files that name none hold form 1, of the first edition
 BAND = 1e-4  # compaction moves logit-scale scores by about 1e-5; within this band a decision may differ
 ROUNDED = 0.125  # where numbers are rounded to eight bits: one step of bfloat16 for logits from 16 to 32
 
@@ -68,17 +69,28 @@ class Origin:
 
 @dataclass(frozen=True)
 class SeenRows:
-    """The rows that a plan was made from: where they came from, how many, and a digest of each."""
+    """The rows that a plan was made from, or that trained a network: their source, and a digest of each.
+
+    form: that of the digests. older: digests of form 1 of further rows, where a file of the first edition brought them.
+    """
 
     data: str
     fingerprint: str
     digests: np.ndarray[Any, np.dtype[np.uint64]]
+    form: int = FORM
+    older: np.ndarray[Any, np.dtype[np.uint64]] = field(default_factory=lambda: np.zeros(0, np.uint64))
 
-    def refuse_overlap(self, digests: Digests, what: str, rows: Numbers | None = None) -> None:
+    def refuse_overlap(self, digests: Digests, what: str, rows: Numbers | None = None, form: int = FORM) -> None:
         """Raise OverlappingRows when rows of these contents were already used for this plan or trace.
 
-        rows: their numbers in their data [N], for the sentence; without them it counts from 0.
+        rows: their numbers in their data [N], for the sentence; without them it counts from 0. form: of `digests`.
+        Raises Mismatch where digests of another form cannot tell.
         """
+        if not self.comparable(form):
+            raise Mismatch(
+                f"the {what} rows and the rows of {self.data} were recorded by different editions of offramp, whose "
+                "row digests cannot be compared, so it cannot be told whether they overlap. Record both again."
+            )
         shared = np.flatnonzero(np.isin(digests, self.digests))
         if shared.size:
             raise OverlappingRows(
@@ -86,9 +98,26 @@ class SeenRows:
                 f"among the {self.digests.size:,} rows of {self.data}; give rows that were used for nothing before"
             )
 
+    def comparable(self, form: int) -> bool:
+        """Whether digests of this form can tell all of these rows."""
+        return form == self.form and not self.older.size
+
+    def in_form(self, form: int) -> Digests:
+        """The digests that are held in a form."""
+        own = self.digests if self.form == form else np.zeros(0, np.uint64)
+        return np.concatenate([own, self.older]) if form == 1 else own
+
     def and_also(self, others: SeenRows) -> SeenRows:
         """These rows, and the digests of others that had a part in the plan as well."""
-        return replace(self, digests=np.concatenate([self.digests, others.digests]))
+        if self.form == others.form:
+            older = np.concatenate([self.older, others.older])
+            return replace(self, digests=np.concatenate([self.digests, others.digests]), older=older)
+        digests = np.concatenate([self.in_form(FORM), others.in_form(FORM)])
+        return replace(self, digests=digests, form=FORM, older=np.concatenate([self.in_form(1), others.in_form(1)]))
+
+    def once(self) -> SeenRows:
+        """Each digest once."""
+        return replace(self, digests=np.unique(self.digests), older=np.unique(self.older))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SeenRows) and self.to_json() == other.to_json()
@@ -98,24 +127,48 @@ class SeenRows:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the digests as one base64 text of sorted little-endian uint64."""
-        ordered = np.sort(self.digests).astype("<u8").tobytes()
-        return {
-            "data": self.data,
-            "fingerprint": self.fingerprint,
-            "digests": base64.b64encode(ordered).decode(),
-        }
+        older = {"older": _text(self.older)} if self.older.size else {}
+        marks = {"digests": _text(self.digests), "form": self.form}
+        return {"data": self.data, "fingerprint": self.fingerprint, **marks, **older}
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> SeenRows:
-        """The rows written by `to_json`."""
-        raw = np.frombuffer(base64.b64decode(body["digests"], validate=True), dtype="<u8")
-        return SeenRows(body["data"], body["fingerprint"], raw.astype(np.uint64))
+        """The rows written by `to_json`, also by the first edition. Raises NewerSchema, ValueError."""
+        older = _digests(body["older"]) if "older" in body else np.zeros(0, np.uint64)
+        form = form_of(body.get("form", 1), body["data"])
+        return SeenRows(body["data"], body["fingerprint"], _digests(body["digests"]), form, older)
+
+
+def form_of(value: object, where: str) -> int:
+    """The form of digests that a file states. Raises NewerSchema for a later one, ValueError for none."""
+    if type(value) is not int or value < 1:
+        raise ValueError(f"the digests have the form {value!r}")
+    if value > FORM:
+        raise NewerSchema(
+            f"the row digests of {where} have form {value}, this offramp reads up to {FORM}; upgrade offramp"
+        )
+    return value
+
+
+def _text(digests: Digests) -> str:
+    return base64.b64encode(np.sort(digests).astype("<u8").tobytes()).decode()
+
+
+def _digests(text: str) -> Digests:
+    raw = np.frombuffer(base64.b64decode(text, validate=True), dtype="<u8")
+    return raw.astype(np.uint64)
 
 
 def all_of(some: Iterable[SeenRows | None]) -> SeenRows | None:
     """All these rows together, told by the first of them; None where there are none."""
     known = [seen for seen in some if seen is not None]
     return reduce(SeenRows.and_also, known) if known else None
+
+
+def union(some: Iterable[SeenRows | None]) -> SeenRows | None:
+    """All these rows, each digest once, told by the first of them; None where there are none."""
+    known = all_of(some)
+    return None if known is None else known.once()
 
 
 def refuse_learned(columns: Mapping[str, np.ndarray[Any, np.dtype[Any]]], what: str) -> None:

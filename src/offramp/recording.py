@@ -11,7 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.data.rows import Batch, Rows, fingerprint_of, rows
+from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of, rows
+from offramp.dependence import require_read
 from offramp.engine import engine_of
 from offramp.errors import BadData, BadNetwork, BetterExit, NeverTaught
 from offramp.evaluation import better_exit
@@ -21,11 +22,12 @@ from offramp.measuring import costs_of
 from offramp.network import LOGITS, SCORE, Network, Part
 from offramp.processes import Processes, here
 from offramp.progress import track
-from offramp.provenance import Origin, Probe
+from offramp.provenance import FORM, Origin, Probe
 from offramp.signature import Input
 from offramp.trace import BACKBONE, Header, Trace
 
 PROBE_ROWS = 4
+OLDER = "digest/1"  # a column that no trace keeps
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -63,10 +65,11 @@ def record(
     shelved, identity = engine_of(engine)
     parts: Sequence[Part] = shelved.open(network, steps, place)
     counted: Sequence[Part] = parts if engine == "torch" else find_file("engines", "torch").open(network, steps, place)
-    columns, batches = _Columns(network, keep, shelved.learned), source.batches(batch_size, processes.turn)
+    room = source.length if processes.count == 1 else None
+    columns, batches = _Columns(network, keep, shelved.learned, room), source.batches(batch_size, processes.turn)
     total = None if source.length is None else -(-source.length // (batch_size * processes.count))
     shown = track(batches, what="recording", total=total, show=progress and processes.main)
-    first = processes.agreed(lambda: _recorded(shown, columns, parts, place))
+    first = processes.agreed(lambda: _recorded(shown, columns, parts, network, source.name))
     found = columns.joined(processes)
     if not found:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
@@ -79,12 +82,15 @@ def record(
     return trace
 
 
-def _recorded(batches: Iterable[Batch], columns: _Columns, parts: Sequence[Part], place: torch.device) -> State:
+def _recorded(batches: Iterable[Batch], columns: _Columns, parts: Sequence[Part], network: Network, what: str) -> State:
     """Fill the columns; returns the first batch."""
     first: State = {}
+    place = network.device()
     for batch in batches:
         x = as_inputs(batch.x, place)
-        first = first or x
+        if not first:
+            require_read(network, x, what)
+            first = x
         columns.add(batch, _everything(parts, x))
     return first
 
@@ -113,17 +119,53 @@ def _everything(parts: Sequence[Part], x: State) -> State:
     return state
 
 
+class _Growing:
+    """A column that grows in place: a gigabyte of logits is not held twice, as a list of parts and joined.
+
+    rows: how many there will be, where that is known; a wrong number costs room and nothing else.
+    """
+
+    def __init__(self, rows: int | None) -> None:
+        self.rows = rows
+        self.count = 0
+        self.values: Array = np.empty(0)
+
+    def add(self, part: Array) -> None:
+        """Put rows behind those that are there."""
+        end = self.count + len(part)
+        if not self.count:
+            self.values = np.empty((max(end, self.rows or 0), *part.shape[1:]), part.dtype)
+        elif end > len(self.values):
+            # The new room is touched at once, so it is a sixteenth; the system moves big blocks without a copy.
+            self.values.resize((max(end, end + end // 16), *part.shape[1:]), refcheck=False)
+        self.values[self.count : end] = part
+        self.count = end
+
+    def done(self) -> Array:
+        """All rows."""
+        if self.count < len(self.values):
+            self.values.resize((self.count, *self.values.shape[1:]), refcheck=False)
+        return self.values
+
+
 class _Columns:
     """Columns being filled, batch by batch."""
 
-    def __init__(self, network: Network, keep: str, learned: Array | None) -> None:
+    def __init__(self, network: Network, keep: str, learned: Array | None, rows: int | None) -> None:
         self.exits, self.gates, self.keep = network.chain.exits, network.chain.gates, keep
-        known = [None if network.learned is None else network.learned.digests, learned]
-        self.learned = [digests for digests in known if digests is not None]
-        self.chunks: dict[str, list[Array]] = {}
+        known = network.training_rows()
+        own = None if known is None else known.in_form(FORM)
+        some = [digests for digests in (own, learned) if digests is not None]
+        self.learned = np.concatenate(some) if some else None
+        self.older = None if known is None else known.in_form(1)  # of what a file of the first edition brought
+        self.rows = rows
+        self.sizes: list[int] = []
+        self.columns: dict[str, _Growing] = {}
 
     def add(self, batch: Batch, state: State) -> None:
         found: dict[str, Array] = {"row": batch.row, "digest": batch.digest}
+        if self.older is not None and self.older.size:
+            found[OLDER] = digests_of(batch.x, form=1)
         classes = self._classes(state)
         if batch.y is not None:
             _check_labels(batch.y, batch.row, classes)
@@ -144,7 +186,8 @@ class _Columns:
         for name in self.gates:
             found[f"score/{name}"] = state[name + SCORE].cpu().numpy()
         for name, column in found.items():
-            self.chunks.setdefault(name, []).append(column)
+            self.columns.setdefault(name, _Growing(self.rows)).add(column)
+        self.sizes.append(len(batch))
 
     def _classes(self, state: State) -> int:
         widths = {name: int(state[name + LOGITS].shape[1]) for name in self.exits}
@@ -154,11 +197,21 @@ class _Columns:
 
     def joined(self, processes: Processes) -> dict[str, Array]:
         """Of all processes, which took the batches by turns."""
-        columns = zip(*self.chunks.values(), strict=True)
-        batches = processes.woven([dict(zip(self.chunks, each, strict=True)) for each in columns])
-        found = {name: np.concatenate([batch[name] for batch in batches]) for name in (batches or [{}])[0]}
-        if self.learned and found:  # once: every look-up sorts all rows that taught
-            found["learned"] = np.isin(found["digest"], np.concatenate(self.learned))
+        names = next((each for each in processes.gathered([*self.columns]) if each), [])
+        found: dict[str, Array] = {}
+        for name in names:  # one at a time, so that what others hold is here once
+            own = self.columns[name].done() if name in self.columns else None
+            if processes.count == 1:
+                assert own is not None
+                found[name] = own
+                continue
+            parts = [] if own is None else np.split(own, np.cumsum(self.sizes)[:-1])
+            found[name] = np.concatenate(processes.woven(parts))
+        older = found.pop(OLDER, None)
+        if self.learned is not None and found:  # once: every look-up sorts all rows that taught
+            found["learned"] = np.isin(found["digest"], self.learned)
+            if older is not None and self.older is not None:
+                found["learned"] |= np.isin(older, self.older)
         return found
 
 

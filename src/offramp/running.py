@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.answers import DEADLINE, DEEPEST, END, GATE, Answers, Filling, Rows
+from offramp.dependence import extra_inputs, known_inputs, unread_text
 from offramp.errors import BadData, BadInput
 from offramp.inputs import State, as_inputs, count_of
 from offramp.measuring import Percentile
@@ -71,6 +72,7 @@ class Runner:
         probe = plan.origin.probe if plan.origin else None
         self._free = {name for rung in network.rungs for name in rung.length}  # of any length
         self._shapes = {one.name: self._asked(one.name, one.shape) for one in probe.inputs} if probe else None
+        self._known = known_inputs(network) if self._shapes is None else frozenset(self._shapes)
         self._classes = len(probe.logits[0][0]) if probe else 0
 
     def __call__(self, x: Any, *, deadline_ms: float | None = None) -> Answers:
@@ -114,6 +116,8 @@ class Runner:
 
     def _batch(self, x: Any) -> State:
         batch = as_inputs(x, self.device)
+        if len(batch) > 1 and (extra := extra_inputs(batch, self._known)):
+            raise BadData(unread_text(extra, list(batch), "the batch"))
         shapes = {name: self._asked(name, tuple(value.shape[1:])) for name, value in batch.items()}
         if self._shapes is not None and shapes != self._shapes:
             raise BadData(f"rows have shapes {shapes}, expected {self._shapes} as recorded; check the data")

@@ -12,9 +12,15 @@ from typing import Any
 
 import numpy as np
 
+LABELS = ("label", "labels")  # in any case of letters; what transformers calls them too
 INPUT = "x"
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+def is_label(name: object) -> bool:
+    """Whether what stands under this name in a batch is the label, and never an input."""
+    return isinstance(name, str) and name.lower() in LABELS
 
 
 def is_input(name: str) -> bool:

@@ -19,7 +19,8 @@ from offramp.network import Network
 from offramp.nodes import Exit, Gate
 from offramp.provenance import SeenRows
 from offramp.rungs import BACKBONE, Rung
-from offramp.signature import Input
+from offramp.signature import Input, is_label
+from offramp.trained import remember, rows_behind
 
 SCHEMA = 1
 FLOATS = {
@@ -44,8 +45,11 @@ def saving(network: Network, folder: str | Path) -> Iterator[Path]:
         weights = place / "weights.safetensors"
         write_tensors(weights, network.state_dict())
         marks = {"weights": digest_file(weights), "fingerprint": network.fingerprint()}
-        learned = None if network.learned is None else network.learned.to_json()
-        body = {**network.config(), "made": network.made, "types": _types(network), "learned": learned, **marks}
+        rows = network.training_rows()
+        learned = None if rows is None else rows.to_json()
+        trained = [name for name, part in network.parts().items() if rows_behind(part) is not None]
+        told = {"made": network.made, "types": _types(network), "learned": learned, "trained": trained}
+        body = {**network.config(), **told, **marks}
         write_json(place / "network.json", "network", SCHEMA, body)
         yield place
 
@@ -88,6 +92,11 @@ def load(
         raise BadInput(
             f"a front, exit or gate given for {place} differs from the one that was saved; give the same again"
         )
+    if network.learned is not None:
+        # Files of the first edition do not tell which parts the rows trained: it may have been all of them.
+        for name, part in network.parts().items():
+            if name in body.get("trained", [name]):
+                remember(part, network.learned)
     return network.eval()
 
 
@@ -128,7 +137,8 @@ def _build(
 
 
 def _rung(body: Mapping[str, Any]) -> Rung:
-    inputs = tuple(Input.from_json(given) for given in body["inputs"])
+    every = [Input.from_json(given) for given in body["inputs"]]
+    inputs = tuple(one for one in every if not is_label(one.name[2:]))  # the first edition took labels as inputs
     length = tuple(map(str, body.get("length", ())))  # not in files of the first version
     return Rung(body["name"], body["spec"], tuple(map(str, body["cuts"])), inputs, length)
 

@@ -31,7 +31,7 @@ from offramp.guarantees.bounds import interval
 from offramp.guarantees.risks import Risk, find_risk, losses_of
 from offramp.plan import Plan, Price, choose
 from offramp.pricing import Prices
-from offramp.provenance import Origin, SeenRows
+from offramp.provenance import FORM, Origin, SeenRows, form_of
 
 SCHEMA = 1
 BACKBONE = "backbone"
@@ -42,7 +42,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Header:
-    """What the columns are about. `taught` is False while an exit was never taught."""
+    """What the columns are about. `taught` is False while an exit was never taught. digest_form: see SeenRows."""
 
     chain: Chain
     reference: str
@@ -52,6 +52,7 @@ class Header:
     origin: Origin
     class_names: tuple[str, ...] | None = None
     taught: bool = True
+    digest_form: int = FORM
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,8 @@ class Trace:
     @property
     def seen(self) -> SeenRows:
         """Source and digests of the rows, as a plan carries them."""
-        return SeenRows(self.header.data, self.header.data_fingerprint, self.columns["digest"])
+        header = self.header
+        return SeenRows(header.data, header.data_fingerprint, self.columns["digest"], header.digest_form)
 
     def check(self, plan: Plan) -> None:
         """Raise Mismatch when the plan belongs to another network, engine or precision."""
@@ -291,6 +293,7 @@ class Trace:
                 "chain": Chain.from_json(body["chain"]),
                 "origin": Origin.from_json(body["origin"]),
                 "class_names": None if names is None else tuple(names),
+                "digest_form": form_of(body.get("digest_form", 1), str(path)),
             }
             return Trace(columns, Header(**header))
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
@@ -308,5 +311,5 @@ def _digest(columns: Mapping[str, Array]) -> str:
     for name in sorted(columns):
         column = np.ascontiguousarray(columns[name])
         mark.update(json.dumps([name, column.dtype.str, column.shape]).encode())
-        mark.update(column.tobytes())
+        mark.update(column.reshape(-1).view(np.uint8).data)  # the bytes themselves: a copy would double a big trace
     return mark.hexdigest()

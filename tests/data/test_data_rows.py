@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-
 import numpy as np
 import pytest
 import torch
@@ -94,17 +92,6 @@ def test_selection_keeps_the_numbers_of_the_source(form):
     np.testing.assert_array_equal(batch.x, X[batch.row])
     np.testing.assert_array_equal(batch.y, Y[batch.row])
     assert data.name.endswith("[2:20:3][1:]")
-
-
-def test_the_digest_is_the_documented_one_and_sees_type_shape_and_content():
-    row = X[3]
-    expected = hashlib.blake2b(b":|u1[3, 4, 4];" + row.tobytes()).digest()[:8]
-    assert digests_of(X)[3] == int.from_bytes(expected, "little")
-    assert digests_of(X.astype(">f4"))[0] == digests_of(X.astype("<f4"))[0]
-    others = [X.astype(np.int8), X.reshape(N, 3, 16), X + 1]
-    assert len({int(digests_of(each)[0]) for each in [X, *others]}) == 4
-    assert digests_of({"a": X, "b": X})[0] != digests_of({"b": X})[0]
-    np.testing.assert_array_equal(digests_of({"a": X, "b": Y}), digests_of({"b": Y, "a": X}))
 
 
 def test_the_fingerprint_is_that_of_a_full_pass():

@@ -236,7 +236,8 @@ def _rows(trace: Trace, testing: str, search: Trace | None) -> tuple[Trace | Non
         return None, trace
     if search is not None:
         _require_same_network(trace, search)
-        search.seen.refuse_overlap(trace.columns["digest"], "calibration", trace.columns["row"])
+        form = trace.header.digest_form
+        search.seen.refuse_overlap(trace.columns["digest"], "calibration", trace.columns["row"], form)
         return search, trace
     searched, certified = split_from(trace.header.data_fingerprint, len(trace), SEARCH_SHARE)
     return trace[searched], trace[certified]

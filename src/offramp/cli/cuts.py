@@ -13,6 +13,7 @@ from offramp.cli.places import figures, placed_for
 from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
 from offramp.placing.flags import exits_at, require_placing_flags
+from offramp.provenance import union
 
 if TYPE_CHECKING:
     from torch import nn
@@ -112,7 +113,7 @@ def cut(
     found = placed_for(probe, module, before, batch, exits, free, parts)
     names, parts = (words(at), parts) if found is None else (list(found.names), None)
     network = made(module, batch, at=names, n=parts, exits=exits, gate=gate, front=before, spec=model, length=free)
-    network.learned = None if found is None else found.seen
+    network.learned = union([network.learned, None if found is None else found.seen])
     save(network, output)
     body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
     told, drawn = figures(found)

@@ -137,7 +137,8 @@ def check(
     if not same_rows:
         refuse_learned(seen.columns, "test")
     if chosen.rows is not None and not same_rows:
-        chosen.rows.refuse_overlap(seen.columns["digest"], "test", seen.columns["row"])
+        form = seen.header.digest_form
+        chosen.rows.refuse_overlap(seen.columns["digest"], "test", seen.columns["row"], form)
     promise = chosen.promise
     asked = confidence if confidence is not None else promise.confidence if promise else 0.95
     found = seen.evaluate(chosen, risk=risk_of(risk), confidence=asked)

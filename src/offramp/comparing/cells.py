@@ -36,7 +36,7 @@ from offramp.files import read_json, write_json
 from offramp.fitting.teaching import fit, recipe_of
 from offramp.network import Network, plain_network
 from offramp.nodes import Exit, Gate
-from offramp.provenance import all_of, refuse_learned
+from offramp.provenance import refuse_learned, union
 from offramp.recording import record
 from offramp.rungs import BACKBONE, Rung
 from offramp.storing import load, save
@@ -128,13 +128,13 @@ class Cell:
             stacked = {cell.method.name: cell.network for cell in self.rungs()}
             models = {name: _rung(each) for name, each in stacked.items()}
             network = ladder(models, gate=self.method.gate, example=example_of(self.method, self.settings))
-            network.learned = all_of(each.learned for each in stacked.values())
+            network.learned = union(each.learned for each in stacked.values())
             return network
         place = self.home / "network"
         if place.exists():
             return self._loaded(place)
         network = self._made()
-        network.learned = all_of([network.learned, None if self._start is None else self._start.learned])
+        network.learned = union([network.learned, None if self._start is None else self._start.learned])
         if self.method.taught:
             self._teach(network)
         save(network, place)
@@ -183,7 +183,7 @@ class Cell:
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
             network = cut(model, x, at=names, n=None if names else method.parts, length=free, **options)
-        network.learned = seen
+        network.learned = union([network.learned, seen])
         return network
 
     def _teach(self, network: Network) -> None:
@@ -232,7 +232,8 @@ class Cell:
     def traces(self, gate: str) -> tuple[Trace, Trace]:
         """The traces of calibration and test rows under a gate. Raises OverlappingRows where rows are in two roles."""
         calibration, test = self.trace("calibration"), self.trace("test")
-        calibration.seen.refuse_overlap(test.columns["digest"], "test", test.columns["row"])
+        form = test.header.digest_form
+        calibration.seen.refuse_overlap(test.columns["digest"], "test", test.columns["row"], form)
         refuse_learned(calibration.columns, "calibration")
         refuse_learned(test.columns, "test")
         if gate == OWN:

@@ -6,7 +6,6 @@ n rows; x is one array [n, ...] or a dict of named arrays [n, ...]; y is int64 [
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from offramp.errors import BadData, BadFile, OfframpError
 from offramp.files import Array
+from offramp.signature import is_label
 
 Ints: TypeAlias = NDArray[np.int64]
 X: TypeAlias = Array | dict[str, Array]
@@ -60,6 +60,32 @@ def to_x(value: object, what: str) -> X:
     if len(set(counts.values())) > 1:
         raise BadData(f"{what} has arrays of different lengths {counts}; expected one row count: cut them to match")
     return x
+
+
+def parted(value: object, labels: object, what: str) -> tuple[object, object]:
+    """Inputs and labels of rows: `label` or `labels` in a mapping of inputs, in any case of letters, is the label.
+
+    Raises BadData where a mapping holds nothing else, and where labels come twice and differ.
+    """
+    names = [name for name in value if is_label(name)] if isinstance(value, Mapping) else []
+    if not names:
+        return value, labels
+    assert isinstance(value, Mapping)
+    inputs = {name: part for name, part in value.items() if name not in names}
+    if not inputs:
+        raise BadData(f"{what} holds {', '.join(names)} and no input. {', '.join(names)} is taken as the label.")
+    for name in names:
+        given = value[name]
+        if labels is not None and given is not None and not _equal(labels, given):
+            raise BadData(f"{what} has labels twice, and those under {name!r} differ from the others. Give them once.")
+        labels = given if labels is None else labels
+    return inputs, labels
+
+
+def _equal(one: object, other: object) -> bool:
+    """Whether two labels, or arrays of them, hold the same values."""
+    mine, its = (to_numpy(each, "a label") if is_array(each) else np.asarray(each) for each in (one, other))
+    return mine.shape == its.shape and bool((mine == its).all())
 
 
 def _field(value: object, what: str) -> Array:
@@ -139,24 +165,6 @@ def same_layout(expected: Layout, got: Layout, where: str) -> None:
 def _tell(fields: Layout) -> str:
     told = [f"{f'{name}: ' if name else ''}{dtype} {list(shape)}" for name, (dtype, shape) in fields.items()]
     return ", ".join(told)
-
-
-def digests_of(x: X) -> NDArray[np.uint64]:
-    """The content fingerprint of each row, uint64 [n]: the first 8 bytes of BLAKE2b over type, shape and bytes."""
-    fields = sorted(x.items()) if isinstance(x, dict) else [("", x)]
-    hashes = [hashlib.blake2b() for _ in range(count(x))]
-    for name, part in fields:
-        plain = np.ascontiguousarray(part, dtype=part.dtype.newbyteorder("<"))
-        header = f"{name}:{plain.dtype.str}{list(plain.shape[1:])};".encode()
-        for one, row in zip(hashes, plain, strict=True):
-            one.update(header)
-            one.update(row.tobytes())
-    return np.frombuffer(b"".join(one.digest()[:8] for one in hashes), dtype="<u8").astype(np.uint64)
-
-
-def fingerprint_of(digests: NDArray[np.uint64]) -> str:
-    """Sixteen hex digits of the SHA-256 over row digests in their order: the identity of a data set."""
-    return hashlib.sha256(np.asarray(digests).astype("<u8").tobytes()).hexdigest()[:16]
 
 
 def brief(problem: BaseException) -> str:

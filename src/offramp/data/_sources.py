@@ -6,7 +6,7 @@ An Indexed gives any rows, a Stream gives all of them in order. Torch classes ar
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, TypeAlias, final
 
 import numpy as np
@@ -18,6 +18,7 @@ from offramp.data._check import (
     count,
     join,
     layout,
+    parted,
     pick,
     same_layout,
     to_labels,
@@ -59,7 +60,8 @@ class Arrays:
 
 
 def arrays(x: object, y: object, what: str = "x") -> Arrays:
-    """Arrays or tensors, checked."""
+    """Arrays or tensors, checked; a label among named inputs is y."""
+    x, y = parted(x, y, what)
     fields = to_x(x, what)
     return Arrays(fields, to_labels(y, range(count(fields)), "the labels"))
 
@@ -104,8 +106,8 @@ def _stack(items: list[tuple[object, int]]) -> Chunk:
 
 def _one(item: object, row: int) -> Chunk:
     """An item (x or (x, y)) as a chunk of one row."""
-    x, y = _pair(item, f"row {row}")
-    if isinstance(x, dict):
+    x, y = parted(*_pair(item, f"row {row}"), f"row {row}")
+    if isinstance(x, Mapping):
         fields: X = {name: _row(part, f"row {row}") for name, part in x.items()}
     else:
         fields = _row(x, f"row {row}")
@@ -172,7 +174,7 @@ class Stream:
 
 def chunk(item: object, start: int, number: int) -> Chunk:
     """A batch (x, y) or x as it came, its first row being row `start`."""
-    given, labels = _pair(item, f"batch {number}")
+    given, labels = parted(*_pair(item, f"batch {number}"), f"batch {number}")
     x = to_x(given, f"batch {number}")
     return x, to_labels(labels, range(start, start + count(x)), f"batch {number}'s labels")
 

@@ -22,14 +22,13 @@ from offramp.data._check import (
     Ints,
     X,
     count,
-    digests_of,
-    fingerprint_of,
     is_array,
     join,
     layout,
     pick,
     same_layout,
 )
+from offramp.data._digests import digests_of, fingerprint_of
 from offramp.data._sources import Indexed, Stream, arrays, batches_of, from_torch, same_labels
 from offramp.errors import BadData
 
@@ -44,7 +43,7 @@ EVERY = slice(0, None, 1)
 class Batch:
     """b rows. x [b, ...] (or named arrays), y int64 [b] or None, row int64 [b], digest uint64 [b].
 
-    `row` counts in the source, before any selection; `digest` identifies the content of x.
+    `row` counts in the source, before any selection; `digest` identifies the content of x (see _digests.py).
     """
 
     x: X

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.data.rows import Batch, Rows
+from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of
 from offramp.errors import BadFile
 from offramp.files import replacing
-from offramp.fitting.lessons import Array, Augment, augmented, drawn, seed_torch
+from offramp.fitting.lessons import LOOKED, Array, Augment, augmented, drawn, seed_torch
 from offramp.fitting.looking import pooled_of
 from offramp.network import Network, described
 from offramp.processes import ALONE, Processes
@@ -58,7 +58,8 @@ class Pooling:
     def features(self, source: Rows, data: str, *, held: bool = False) -> dict[str, Array]:
         """Float32 [views N, F] by node; data: the rows' fingerprint. held: rows to look at, one copy as they are."""
         views, augment = (1, None) if held else (self.views, self.augment)
-        key = self._key([data, views, plain(augment), self.seed if augment else 0])
+        exact = digests_of(source.take_x(np.arange(min(LOOKED, len(source)))), form=1)  # type and padding too
+        key = self._key([data, fingerprint_of(exact), views, plain(augment), self.seed if augment else 0])
         if key not in self._kept:
             for old in [other for other in self._kept if other.split("-")[0] != key.split("-")[0]]:
                 del self._kept[old]  # of the backbone as it was

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from offramp.arguments import name_of
 from offramp.data.rows import Rows, rows
+from offramp.dependence import require_read
 from offramp.errors import BadData, BadInput, BadNetwork
 from offramp.files import checksum, require_writable, restored
 from offramp.find import find, find_file, imported, unknown
@@ -28,8 +28,9 @@ from offramp.fitting.pooling import Pooling
 from offramp.inputs import as_inputs
 from offramp.network import Network
 from offramp.processes import Processes, here
-from offramp.provenance import SeenRows, all_of
+from offramp.provenance import SeenRows, union
 from offramp.recipe import Phase, Recipe, plain, poolable
+from offramp.trained import remember, snapshot
 
 
 def fit(
@@ -75,6 +76,7 @@ def fit(
     many = here(network.device())
     many.spread(network.state_dict().values())  # exits are often drawn, and in each process differently
     with _as_it_was(network), contextlib.ExitStack() as until_the_end:
+        before = snapshot(network)
         torch.manual_seed(drawn(seed))  # for what prepare draws
         method.prepare(network)
         phases = tuple(method.phases(network))
@@ -91,6 +93,7 @@ def fit(
         pooling = Pooling(network, pools, views, drawing, seed=seed, folder=kept, progress=progress, processes=many)
         resumed = many.agreed(lambda: None if checkpoint is None else load_checkpoint(checkpoint, network, begun))
         network.learned = learned  # before the first step: a run that stops anywhere has taught some of them
+        until_the_end.callback(remember, network, learned, before)
         given = (network, method, phases, taught, held, pooling)
         with tracking(accelerator, track) as log:
             course = Course(*given, accelerator, log, batch_size, seed, home, begun, progress and many.main, many)
@@ -222,9 +225,9 @@ def _learned(network: Network, taught: Held, held: Held | None) -> SeenRows:
     """All rows that this run and earlier ones teach by. Raises OverlappingRows when some are taught and measured on."""
     if held is not None:
         taught[1].seen.refuse_overlap(held[1].seen.digests, "development")
-    known = all_of([network.learned, taught[1].seen, held and held[1].seen])
+    known = union([network.training_rows(), taught[1].seen, held and held[1].seen])
     assert known is not None
-    return replace(known, digests=np.unique(known.digests))
+    return known
 
 
 def _called(data: object, network: Network, processes: Processes, *, labels: bool, progress: bool) -> Held:
@@ -246,6 +249,7 @@ def _called(data: object, network: Network, processes: Processes, *, labels: boo
 def _first(source: Rows, network: Network) -> dict[str, Tensor]:
     """The logits of the first row. Raises BadData when the network does not take it."""
     state = as_inputs(source.take_x(np.arange(1)), network.device())
+    require_read(network, state, source.name)
     try:
         with torch.no_grad():
             found: dict[str, Tensor] = Looking(network)(state, False)["logits"]

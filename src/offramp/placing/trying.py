@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from offramp.channels import ChannelTracker, layouts_of
 from offramp.data.rows import Batch, fingerprint_of, rows
+from offramp.dependence import unread_text
 from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.factories import make_exit, make_gate
 from offramp.find import find
@@ -66,6 +67,9 @@ def placed(
     batches, y, seen = _labelled(probe)
     device = next(iter(example.values())).device
     looked = _Looked(model, front, [point.name for point in points], exits, length)
+    given = as_inputs(batches[0].x, device)
+    if extra := [name for name in given if name not in example]:
+        raise BadData(unread_text(extra, list(given), "the probe"))
     for batch in batches:
         _looked_at(looked, as_inputs(batch.x, device))
     own = torch.cat(looked.own).float().cpu().numpy()
@@ -73,7 +77,7 @@ def placed(
         raise BadData(
             f"the probe has the label {y.max()}, expected 0 to {own.shape[1] - 1}; give data of these classes"
         )
-    full, reach, heads = looked.times(as_inputs(batches[0].x, device))
+    full, reach, heads = looked.times(given)
     right = own.argmax(1) == y
     places = [
         Place(name, reach[name], heads[name], leaving(probed(features, y, own.shape[1]), y[1::2], right[1::2]))

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.data.rows import Rows, rows
+from offramp.data.rows import Rows, digests_of, rows
 from offramp.errors import BadData, MissingExtra
 from offramp.evaluation import Array
 from offramp.reporting.markup import Html, tag
@@ -49,10 +49,11 @@ def _sides(view: View) -> tuple[Array, Array]:
 def _images(view: View, source: Rows, wanted: Array) -> Array:
     """The images [W, C, H, W'] of these positions of the trace, proved to be the recorded rows."""
     numbers = view.trace.columns["row"][wanted]
-    x, digests = _taken(source, numbers)
+    x = _taken(source, numbers)
     if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3):
         got = f"{x.dtype} {list(x.shape[1:])}" if isinstance(x, np.ndarray) else f"{', '.join(x)} by name"
         raise BadData(f"a row is {got}; the gallery shows images uint8 [1 or 3, H, W]: leave data out")
+    digests = digests_of(x, view.trace.header.digest_form)
     differs = np.flatnonzero(digests != view.trace.columns["digest"][wanted])
     if differs.size:
         raise BadData(
@@ -62,27 +63,25 @@ def _images(view: View, source: Rows, wanted: Array) -> Array:
     return x
 
 
-def _taken(source: Rows, numbers: Array) -> tuple[Any, Array]:
-    """x and digests of the rows with these numbers in the source, in their order."""
+def _taken(source: Rows, numbers: Array) -> Any:
+    """The rows x with these numbers in the source, in their order."""
     keep = source.keep
     at, rest = np.divmod(numbers - keep.start, keep.step)
     if (rest != 0).any() or (at < 0).any() or (at >= len(keep)).any():
         bad = numbers[(rest != 0) | (at < 0) | (at >= len(keep))]
         raise BadData(f"row {bad[0]} of the trace is not among the rows of {source.name}; give the data recorded")
     if source.can_take:
-        batch = source.take(at)
-        return batch.x, batch.digest
-    found: dict[int, tuple[Array, Any]] = {}
+        return source.take_x(at)
+    found: dict[int, Array] = {}
     for batch in source.batches(256):
         if not isinstance(batch.x, np.ndarray):
-            return batch.x, batch.digest
+            return batch.x
         places = np.flatnonzero(np.isin(batch.row, numbers))
-        found |= {int(batch.row[place]): (batch.x[place], batch.digest[place]) for place in places}
+        found |= {int(batch.row[place]): batch.x[place] for place in places}
     missing = [number for number in numbers.tolist() if number not in found]
     if missing:
         raise BadData(f"{source.name} ended before row {missing[0]} of the trace; give the data recorded")
-    pairs = [found[number] for number in numbers.tolist()]
-    return np.stack([pair[0] for pair in pairs]), np.array([pair[1] for pair in pairs])
+    return np.stack([found[number] for number in numbers.tolist()])
 
 
 def _group(view: View, places: Array, images: Array, nothing: str) -> Html:

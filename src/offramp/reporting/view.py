@@ -171,7 +171,14 @@ class View:
     def seen_before(self) -> int | None:
         """How many of these rows the plan was chosen or tested on; None when the plan does not say."""
         used = self.plan.rows
-        return None if used is None else int(np.isin(self.trace.columns["digest"], used.digests).sum())
+        if used is None or not self.comparable:
+            return None
+        return int(np.isin(self.trace.columns["digest"], used.digests).sum())
+
+    @property
+    def comparable(self) -> bool:
+        """Whether the digests of plan and trace have one form; files of the first edition have another."""
+        return self.plan.rows is None or self.plan.rows.comparable(self.trace.header.digest_form)
 
 
 def thresholds_of(plan: Plan) -> str:

@@ -97,6 +97,11 @@ def no_promise(plan: Plan) -> str:
 
 def freshness(view: View) -> str | None:
     """Whether the rows of the page helped to choose the plan."""
+    if not view.comparable:
+        return (
+            "Plan and rows were recorded by different editions of offramp, so it cannot be told whether these rows "
+            "helped to choose the plan."
+        )
     seen = view.seen_before()
     if seen is None:
         return None
