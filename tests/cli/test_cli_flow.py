@@ -48,7 +48,7 @@ def test_people_read_sentences_and_tables(place):
         "record": offramp("record", "network", TEST, "-o", "t.npz", "--no-time"),
     }
     assert {done.exit_code for done in shown.values()} == {0}
-    assert "Promise: disagreement" in shown["calibrate"].stdout
+    assert "Promise: with 95 % confidence, at most 10 % of the answers differ" in shown["calibrate"].stdout
     assert "not saved" in shown["calibrate"].stderr
     assert "interval" in shown["check"].stdout
     assert "rows per second" in shown["run"].stdout
@@ -109,7 +109,7 @@ def test_how_many(as_json):
     found = as_json("calibrate", "--how-many", 0.01)
     assert [line["rows"] for line in found["rows"]] == [299, 628, 1441, 5088]
     said = offramp("calibrate", "--how-many", 0.01, "--confidence", 0.99).stdout
-    assert "99%" in said
+    assert "99 % confidence" in said
     assert "459" in said
 
 

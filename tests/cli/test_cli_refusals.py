@@ -124,7 +124,7 @@ CASES = {
     "two aims": lambda: ("calibrate calibration.npz --at-most 0.1 --budget 0.5 -o n.json", "exactly one"),
     "no trace": lambda: ("calibrate --at-most 0.1", "no TRACE"),
     "how many, beside a trace": lambda: ("calibrate test.npz --how-many 0.01", "alone"),
-    "how many, for no level": lambda: ("calibrate --how-many 2", "between 0 and 1"),
+    "how many, for no level": lambda: ("calibrate --how-many 2", "below 1"),
     "no threshold for -": lambda: ("check - test.npz", "--threshold"),
     "a threshold that is no number": lambda: ("check - test.npz --threshold digits_small=high", "high"),
     "a threshold without a name": lambda: ("check - test.npz --threshold 4", "NAME=VALUE"),

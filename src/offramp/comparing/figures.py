@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.calibration.calibrating import calibrate, problem_of
+from offramp.calibration.calibrating import calibrate, dearest_share, problem_of
 from offramp.calibration.search import frontier, powers
 from offramp.comparing.settings import Settings
 from offramp.errors import BadInput, NoSafePlan, OutOfBudget
@@ -122,7 +122,7 @@ def plain_of(trace: Trace) -> float:
 def best_within(calibration: Trace, share: float) -> Plan | None:
     """The best plan within a share of its own plain cost on these rows; None where not even the cheapest fits."""
     try:
-        return calibrate(calibration, risk="error", budget=share)
+        return calibrate(calibration, risk="error", budget=min(share, dearest_share(calibration)))
     except OutOfBudget:
         return None
 

@@ -43,7 +43,7 @@ def promise_box(view: View) -> Html:
     return tag(
         "div",
         tag("h2", "The promise"),
-        tag("p", words.promised(promise), class_="claim"),
+        tag("p", f"{promise.claim}.", class_="claim"),
         tag("p", words.reach(view.plan, promise)),
         tag("p", seen),
         *note,
