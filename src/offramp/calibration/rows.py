@@ -113,7 +113,8 @@ def _apart(trace: Trace, search: Trace, repeats: str | None) -> Trace:
         rows = trace.columns["row"][same]
         raise OverlappingRows(
             f"{rows.size:,} of the {len(trace):,} calibration rows ({named(rows)}) also stand among the "
-            f"{len(search):,} search rows, and one row of a source is one draw; give search rows that were used for nothing before",
+            f"{len(search):,} search rows, and one row of a source is one draw; give "
+            "search rows that were used for nothing before",
             rows=rows,
         )
     shared = np.isin(trace.columns["digest"], search.columns["digest"])

@@ -55,8 +55,8 @@ def assumptions(plan: Plan, promise: Promise) -> list[str]:
         "It speaks of the average over many inputs, not of each single input and not of each class.",
         f"It belongs to this network ({mine}). Other weights, another engine or another precision void it.",
         f"{percentage(promise.confidence)} confidence means: whoever repeats the whole procedure with fresh rows gets "
-        f"a plan that keeps the promise in at least {100 * promise.confidence:.12g} of 100 repetitions. Whether this one "
-        "is an exception cannot be seen.",
+        f"a plan that keeps the promise in at least {100 * promise.confidence:.12g} of 100 repetitions. Whether this "
+        "one is an exception cannot be seen.",
         f"It was tested with the {promise.bound.replace('_', ' ')} bound on {promise.rows:,} rows, {found}.",
         *(f"{clause[0].upper()}{clause[1:]}." for clause in promise.assumed()),
     ]
