@@ -15,7 +15,7 @@ import numpy as np
 from offramp.calibration.calibrating import calibrate, dearest_share, problem_of
 from offramp.calibration.search import frontier, powers
 from offramp.comparing.settings import Settings
-from offramp.errors import BadInput, NoSafePlan, OutOfBudget
+from offramp.errors import BadInput, NoSafePlan, OutOfBudget, OverlappingRows
 from offramp.guarantees.risks import find_risk
 from offramp.plan import FLOAT32_MAX, Plan
 from offramp.trace import Array, Trace
@@ -180,9 +180,17 @@ def _certified(calibration: Trace, settings: Settings) -> tuple[Plan | None, str
     if settings.at_most is None:
         return None, ""
     try:
-        plan = calibrate(calibration, risk=settings.risk, at_most=settings.at_most, confidence=settings.confidence)
+        plan = calibrate(
+            calibration,
+            risk=settings.risk,
+            at_most=settings.at_most,
+            confidence=settings.confidence,
+            repeats=settings.repeated_rows,
+        )
     except NoSafePlan as problem:
         return None, str(problem)
+    except OverlappingRows as problem:  # rows that repeat: known only now, and no reason to lose the other figures
+        return None, f"no promise: {problem}".replace("repeats=", "repeated-rows = ")
     return plan, str(plan)
 
 
