@@ -157,6 +157,13 @@ def test_no_marked_plan_beats_the_frontier_by_much(trace: Trace, plan: Plan) -> 
         assert max(each.quality for each in reached) >= dot.quality - 0.01
 
 
+def test_rows_that_repeat_are_told(tmp_path: Path, trace: Trace, plan: Plan) -> None:
+    twice = trace[np.tile(np.arange(len(trace)), 2)]
+    told = f"{len(trace):,} of the rows repeat others, which the interval counts once."
+    assert told in plain(written(tmp_path, twice, plan))
+    assert told not in plain(written(tmp_path, trace, plan))
+
+
 def test_the_promise_is_told_and_so_is_its_absence(tmp_path: Path, trace: Trace, plan: Plan) -> None:
     words = plain(written(tmp_path, trace, plan))
     assert "With 95 % confidence, at most 10 % of the answers differ from those that large alone would give." in words
