@@ -148,7 +148,9 @@ def real_promises(trace: off.Trace, draws: int, n: int) -> dict[str, Any]:
         broken = certified = 0
         for _ in range(draws):
             try:
-                plan = off.calibrate(trace[rng.integers(0, 10000, n)], risk=risk, at_most=level, bound=bound)
+                rows = trace[rng.integers(0, 10000, n)]
+                sample = off.Trace({**rows.columns, "row": np.arange(n)}, rows.header)  # each draw is a row of its own
+                plan = off.calibrate(sample, risk=risk, at_most=level, bound=bound, repeats="independent")
             except NoSafePlan:
                 continue
             certified += 1

@@ -22,6 +22,7 @@ FLOORS = [
         "chain",
         "provenance",
         "plan",
+        "draws",
         "guarantees",
         "inputs",
         "taps",

@@ -26,7 +26,7 @@ def test_the_worst_class_is_the_one_that_falls_most():
 def test_it_prints_and_writes_itself():
     seen = trace_of(200).evaluate(Plan.by_hand({"small": 2.0, "middle": 2.0}))
     text = str(seen)
-    for said in ("200 rows", "leave at middle", "accuracy", "loses most", "95% interval", "MACs", "float band"):
+    for said in ("200 rows", "leave at middle", "accuracy", "loses most", "95 % interval", "MACs", "float band"):
         assert said in text
     body = json.loads(json.dumps(seen.to_json()))
     assert body["rows"] == 200

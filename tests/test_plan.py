@@ -157,7 +157,7 @@ def test_prices_are_said_as_shares():
 def test_overlap_names_the_rows():
     rows = SeenRows("digits", "abcd", np.arange(10, dtype=np.uint64))
     rows.refuse_overlap(np.arange(10, 20, dtype=np.uint64), "test")
-    with pytest.raises(OverlappingRows, match=r"2 of the 4 test rows .* number 1 of them\).* digits"):
+    with pytest.raises(OverlappingRows, match=r"2 of the 4 test rows \(rows 1 and 2, counted from 0\).* digits"):
         rows.refuse_overlap(np.array([77, 3, 9, 78], np.uint64), "test")
 
 
@@ -279,11 +279,12 @@ def test_the_band_is_wider_where_numbers_are_shorter(engine, precision, band):
 
 def test_an_error_is_against_nothing():
     promise = Promise("error", 0.1, 0.95, "backbone", "binomial", "path", 100, 0, "covers")
-    assert str(promise).startswith("error is at most 0.1 with")
-    assert str(dataclasses.replace(promise, risk="disagreement")).startswith("disagreement against backbone is at")
+    assert str(promise).startswith("With 95 % confidence, at most 10 % of the answers are wrong (error <= 0.1; tested")
+    other = str(dataclasses.replace(promise, risk="disagreement"))
+    assert "differ from those that the plain network would give (disagreement <= 0.1;" in other
 
 
 def test_overlap_names_rows_by_their_numbers_where_they_are_known():
     seen = SeenRows("digits", "0" * 16, np.arange(10, dtype=np.uint64))
-    with pytest.raises(OverlappingRows, match=r"the first: row 801\)"):
+    with pytest.raises(OverlappingRows, match=r"\(row 801\)"):
         seen.refuse_overlap(np.array([77, 3], np.uint64), "test", np.array([800, 801]))

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from offramp.calibration.calibrating import calibrate as calibrate
+    from offramp.calibration.checking import check as check
     from offramp.cutting import cut as cut
     from offramp.cutting import ladder as ladder
     from offramp.data.rows import rows as rows
@@ -45,6 +46,7 @@ _HOMES = {
     "Runner": "running",
     "Trace": "trace",
     "calibrate": "calibration.calibrating",
+    "check": "calibration.checking",
     "cut": "cutting",
     "export": "deploy.exporting",
     "fit": "fitting.teaching",

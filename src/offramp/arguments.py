@@ -1,12 +1,60 @@
-"""Arguments as they are typed: `epochs=5` of a recipe, `strided?width=64` of an exit, `offramp:alexnet?classes=100`."""
+"""Arguments as they are typed: `epochs=5` of a recipe, `strided?width=64` of an exit, `offramp:alexnet?classes=100`.
+
+And numbers: what is allowed for one, and how a share is printed.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from offramp.errors import BadInput
+
+
+def require_number(name: str, value: object, low: float, high: float, *, includes_low: bool = False) -> float:
+    """A number above `low` and below `high`.
+
+    Args:
+        name: of the argument, for the sentence.
+        value: what was handed over; booleans and texts are no numbers.
+        low: the lower limit.
+        high: the upper limit, which is not allowed itself.
+        includes_low: the lower limit is allowed too.
+
+    Raises:
+        BadInput: it is no number, or not within the limits.
+    """
+    if isinstance(value, Real) and not isinstance(value, bool):
+        number = float(value)
+        if low < number < high or (includes_low and number == low):
+            return number
+    least = f"at least {low:g}" if includes_low else f"above {low:g}"
+    most = "" if high == math.inf else f" and below {high:g}"
+    meant = _as_share(value) if high <= 1 or isinstance(value, str) else ""
+    raise BadInput(f"{name} must be a number {least}{most}, got {value!r}{meant}")
+
+
+def _as_share(value: object) -> str:
+    """What somebody meant who wrote 5 or "5%" for a share."""
+    text = value.strip().removesuffix("%").strip() if isinstance(value, str) else value
+    try:
+        number = float(text)  # type: ignore[arg-type]
+    except (TypeError, ValueError, OverflowError):
+        return ""
+    meant = 1 <= number < 100 or (isinstance(value, str) and 0 < number < 100)
+    return f" ({number:g} % is {number / 100:g})" if meant and not isinstance(value, bool) else ""
+
+
+def percentage(share: float) -> str:
+    """A share with all the digits that it has.
+
+    >>> percentage(0.95), percentage(0.001), percentage(0.9999)
+    ('95 %', '0.1 %', '99.99 %')
+    """
+    return f"{100 * share:.12g} %"
 
 
 def arguments_of(texts: Sequence[str] | None, told: str = "--with") -> dict[str, Any]:

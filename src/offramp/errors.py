@@ -5,7 +5,7 @@
     │   ├── BadData         rows, labels or shapes; names the rows
     │   ├── BadNetwork      models that cannot stand together in one network
     │   ├── UnknownName     no such thing on the shelf; offers the nearest
-    │   ├── OverlappingRows the same rows stand on both sides of a promise
+    │   ├── OverlappingRows rows that are no independent draws: twice on one side of a promise, or on both
     │   └── OutOfBudget     not even the cheapest plan costs as little as that
     ├── BadFile             truncated, edited, of another kind, or unwritable
     │   └── NewerSchema     written by a newer offramp
@@ -32,6 +32,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from offramp.plan import Plan
 
 
@@ -76,7 +78,14 @@ class UnknownName(BadInput):
 
 
 class OverlappingRows(BadInput):
-    """The same rows stand on both sides of a promise."""
+    """Rows that are no independent draws: the same one twice, or on both sides of a promise.
+
+    `rows` holds the numbers of all of them, of which the sentence names the first few.
+    """
+
+    def __init__(self, message: str, *, rows: Iterable[int] = ()) -> None:
+        super().__init__(message)
+        self.rows = tuple(int(row) for row in rows)
 
 
 class OutOfBudget(BadInput):

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from offramp.arguments import percentage
 from offramp.plan import Price, compared
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -25,7 +26,7 @@ class Measured:
     confidence: float
 
     def __str__(self) -> str:
-        interval = f"{self.confidence:.0%} interval {self.low:.4f} to {self.high:.4f}"
+        interval = f"{percentage(self.confidence)} interval {self.low:.4f} to {self.high:.4f}"
         return f"{compared(self.risk, self.against)} {self.value:.4f} ({interval})"
 
 
@@ -42,7 +43,8 @@ class WorstClass:
 class Evaluation:
     """A plan on `rows` rows. shares and exit_accuracy are by exit; accuracies are None without labels.
 
-    `in_band` is the share of rows whose decision at some gate lies within the float band of its threshold.
+    `in_band` is the share of rows whose decision at some gate lies within the float band of its threshold. `repeated`
+    rows have the content or the number of another one, and do not count in the interval.
     """
 
     rows: int
@@ -55,6 +57,7 @@ class Evaluation:
     plain_accuracy: float | None = None
     exit_accuracy: tuple[float | None, ...] = ()
     worst_class: WorstClass | None = None
+    repeated: int = 0
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -69,6 +72,8 @@ class Evaluation:
             worst = self.worst_class
             lines.append(f"  class that loses most: {worst.name}, {worst.accuracy:.2%} (plain {worst.plain:.2%})")
         lines.append(f"  {self.risk}")
+        if self.repeated:
+            lines.append(f"  {self.repeated:,} rows repeat others, which the interval counts once")
         lines += [f"  {price}" for price in self.prices]
         lines.append(f"  {self.in_band:.2%} of rows within the float band of a threshold")
         return "\n".join(lines)

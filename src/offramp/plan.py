@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from offramp.arguments import percentage
 from offramp.chain import Chain, Step
 from offramp.errors import BadFile, BadInput
 from offramp.files import checksum, from_document, read_text, to_document, write_json
@@ -68,7 +69,20 @@ class Price:
 class Promise:
     """`risk <= at_most` with `confidence`, against the answers of exit `against`.
 
-    `rows` were tested, `searched` more chose the candidates; `covers` is the plan that the promise is about.
+    Attributes:
+        risk: its name.
+        at_most: the level.
+        confidence: above 0 and below 1.
+        against: the exit that the risk compares with, or "backbone".
+        bound: the bound that tested it.
+        testing: "path" or "pareto".
+        rows: how many rows tested it.
+        searched: how many more chose the candidates.
+        covers: a fingerprint of the plan that the promise is about.
+        repeats: what the caller said of rows of equal content, "independent" or "once"; empty where nothing was said,
+            and nothing repeated.
+        repeated: how many rows had the content of another one. Under "once" they do not count among `rows`.
+        dropped: how many rows were left out because they taught the network.
     """
 
     risk: str
@@ -80,15 +94,48 @@ class Promise:
     rows: int
     searched: int
     covers: str
+    repeats: str = ""
+    repeated: int = 0
+    dropped: int = 0
 
     def __str__(self) -> str:
-        found = (
-            f"on candidates found on {self.searched:,} other rows" if self.searched else "along a path fixed beforehand"
-        )
-        return (
-            f"{compared(self.risk, self.against)} is at most {self.at_most:g} with {self.confidence:.0%} confidence "
-            f"(tested on {self.rows:,} rows by the {self.bound} bound, {found})"
-        )
+        told = "along a path fixed beforehand"
+        if self.searched:
+            told = f"on candidates found on {self.searched:,} other rows"
+        tested = f"tested on {self.rows:,} rows with the {self.bound} bound {told}"
+        parts = [f"{self.risk} <= {self.at_most:.12g}", tested, *self.assumed()]
+        return f"{self.claim} ({'; '.join(parts)})"
+
+    @property
+    def claim(self) -> str:
+        """The promise as a statement that needs no statistics."""
+        sure = f"With {percentage(self.confidence)} confidence"
+        level = percentage(self.at_most)
+        if self.risk == "accuracy_gap":
+            points = f"{abs(100 * self.at_most):.12g} percentage points"
+            much = f"at most {points} less" if self.at_most >= 0 else f"at least {points} more"
+            return f"{sure}, this plan is right {much} often than {alone(self.against)}"
+        if self.risk == "disagreement":
+            return f"{sure}, at most {level} of the answers differ from those that {alone(self.against)} would give"
+        if self.risk == "error":
+            return f"{sure}, at most {level} of the answers are wrong"
+        return f"{sure}, the mean of {compared(self.risk, self.against)} is at most {self.at_most:.12g}"
+
+    def assumed(self) -> list[str]:
+        """What was decided about rows that repeat or taught the network, a clause each."""
+        found = []
+        if self.repeats == "independent":
+            found.append(f"{self.repeated:,} rows repeat the content of others and count as independent draws")
+        if self.repeats == "once":
+            found.append(f"copies count once: {self.repeated:,} left out, so it is about distinct rows")
+        if self.dropped:
+            found.append(f"{self.dropped:,} rows that taught the network left out")
+        return found
+
+
+def alone(exit_name: str) -> str:
+    """The reference of a promise in words."""
+    return "the plain network" if exit_name == "backbone" else f"{exit_name} alone"
 
 
 def compared(risk: str, against: str) -> str:
@@ -176,8 +223,9 @@ class Plan:
             return f"{say}; no promise: {by}."
         like = f"those of {self.rows.data}" if self.rows else "the tested ones"
         where = f" on {self.origin.engine} in {self.origin.precision}" if self.origin else ""
+        text = str(self.promise)
         return (
-            f"{say}. Promise: {self.promise}. It holds on average over rows drawn like {like}, for this "
+            f"{say}. Promise: {text[0].lower()}{text[1:]}. It holds on average over rows drawn like {like}, for this "
             f"network{where}; it says nothing about a single input, nor about other data."
         )
 

@@ -17,6 +17,7 @@ Digests = np.ndarray[Any, np.dtype[np.uint64]]
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 FORM = 2  # of row digests (data/_digests.py); files that name none hold form 1, of the first edition
 BAND = 1e-4  # compaction moves logit-scale scores by about 1e-5; within this band a decision may differ
+LISTED = 10  # rows named in a sentence
 ROUNDED = 0.125  # where numbers are rounded to eight bits: one step of bfloat16 for logits from 16 to 32
 
 
@@ -86,16 +87,21 @@ class SeenRows:
         rows: their numbers in their data [N], for the sentence; without them it counts from 0. form: of `digests`.
         Raises Mismatch where digests of another form cannot tell.
         """
+        self.require_comparable(form, what)
+        shared = np.flatnonzero(np.isin(digests, self.digests))
+        if shared.size:
+            raise OverlappingRows(
+                f"{shared.size:,} of the {digests.size:,} {what} rows ({_told(shared, rows)}) also stand among the "
+                f"{self.digests.size:,} rows of {self.data}; give rows that were used for nothing before",
+                rows=shared if rows is None else rows[shared],
+            )
+
+    def require_comparable(self, form: int, what: str) -> None:
+        """Raise Mismatch where digests of this form cannot tell whether rows overlap; `what` names their part."""
         if not self.comparable(form):
             raise Mismatch(
                 f"the {what} rows and the rows of {self.data} were recorded by different editions of offramp, whose "
                 "row digests cannot be compared, so it cannot be told whether they overlap. Record both again."
-            )
-        shared = np.flatnonzero(np.isin(digests, self.digests))
-        if shared.size:
-            raise OverlappingRows(
-                f"{shared.size:,} of the {digests.size:,} {what} rows (the first: {_told(shared[0], rows)}) also stand "
-                f"among the {self.digests.size:,} rows of {self.data}; give rows that were used for nothing before"
             )
 
     def comparable(self, form: int) -> bool:
@@ -175,12 +181,23 @@ def refuse_learned(columns: Mapping[str, np.ndarray[Any, np.dtype[Any]]], what: 
     """Raise OverlappingRows where rows of a trace (its columns) also taught the network."""
     learned = columns.get("learned")
     if learned is not None and learned.any():
-        first = _told(learned.argmax(), columns["row"])
         raise OverlappingRows(
-            f"{int(learned.sum()):,} of the {learned.size:,} {what} rows (the first: {first}) also taught an exit of "
-            "this network; give rows that it has never seen"
+            f"{int(learned.sum()):,} of the {learned.size:,} {what} rows ({named(columns['row'][learned])}) also "
+            "taught an exit of this network; give rows that it has never seen, or leave these out with drop_seen=True",
+            rows=columns["row"][learned],
         )
 
 
-def _told(place: np.intp, rows: Numbers | None) -> str:
-    return f"number {place:,} of them" if rows is None else f"row {rows[place]:,}"
+def named(rows: Numbers) -> str:
+    """`row 3`, `rows 3, 5 and 8`, or `rows 3, 5, 8, ... and 490 more`."""
+    if len(rows) == 1:
+        return f"row {rows[0]}"
+    shown = ", ".join(str(row) for row in rows[:LISTED])
+    if len(rows) > LISTED:
+        return f"rows {shown} and {len(rows) - LISTED:,} more"
+    head, _, last = shown.rpartition(", ")
+    return f"rows {head} and {last}"
+
+
+def _told(places: np.ndarray[Any, np.dtype[np.intp]], rows: Numbers | None) -> str:
+    return f"{named(places)}, counted from 0" if rows is None else named(rows[places])

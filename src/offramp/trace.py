@@ -23,7 +23,9 @@ from typing import Any
 
 import numpy as np
 
+from offramp.arguments import require_number
 from offramp.chain import Chain
+from offramp.draws import canonical, distinct, one_of_each, repeated, require_repeats
 from offramp.errors import BadData, BadFile, BadInput, Mismatch
 from offramp.evaluation import Evaluation, Measured, worst_class
 from offramp.files import from_document, read_arrays, to_document, write_arrays
@@ -66,7 +68,11 @@ class Replay:
 
 @dataclass(frozen=True)
 class Trace:
-    """Named columns and a header; frozen. `trace[a:b]` and `trace[rows]` select rows."""
+    """Named columns and a header; frozen.
+
+    Rows are selected by a slice, by their positions, or by a boolean mask: `trace[1000:5000]`, `trace[[3, 8]]`,
+    `trace[trace.labels == 2]`. A position that is named twice gives a row twice, which `calibrate` refuses.
+    """
 
     columns: Mapping[str, Array]
     header: Header
@@ -196,26 +202,54 @@ class Trace:
         against: str | None = None,
         confidence: float = 0.95,
         batches: Sequence[int] = (1, 64),
+        repeats: str | None = None,
     ) -> Evaluation:
         """Accuracy, risk with interval, cost, shares and worst class of a plan on these rows.
 
-        risk and against default to those of the plan's promise, then to the gap (with labels) or disagreement.
+        Args:
+            plan: of this network, engine and precision.
+            risk: a name or a Risk; by default the promise's, then the gap (with labels) or disagreement.
+            against: what the risk compares with; by default as in the promise, then "last".
+            confidence: of the interval, above 0 and below 1.
+            batches: the batch sizes that milliseconds are told for.
+            repeats: what rows of equal content are. By default they all count in the figures, and one of each in the
+                interval, which rests on independent draws. "independent": each was drawn on its own, and the interval
+                counts all. "once": one of each counts, in the figures too.
+
+        Raises:
+            BadInput: the risk needs labels or logits that are not here, or an argument is not what it must be.
+            Mismatch: the plan belongs to another network, engine or precision.
         """
+        require_repeats(repeats)
+        confidence = require_number("confidence", confidence, 0, 1)
+        if repeats == "once" and repeated(self.columns):
+            return self[one_of_each(self.columns)].evaluate(
+                plan, risk=risk, against=against, confidence=confidence, batches=batches
+            )
         promised = plan.promise
         default = promised.risk if promised else "accuracy_gap" if self.labels is not None else "disagreement"
         asked = find_risk(risk if risk is not None else default)
         name = against or (promised.against if promised else "last")
         done = self.replay(plan)
         losses = self.losses(asked, name)[np.arange(len(self)), done.exit]
-        low, high = interval(losses, low=asked.low, high=asked.high, confidence=confidence, binary=asked.binary)
+        counted = canonical(self.columns)  # an order that is nobody's choice, for a bound that depends on one
+        apart = np.arange(len(self)) if repeats == "independent" else distinct(self.columns)
+        again = len(self) - len(apart)
+        if again:
+            counted = counted[np.isin(counted, apart)]
+        low, high = interval(
+            losses[counted], low=asked.low, high=asked.high, confidence=confidence, binary=asked.binary
+        )
+        value = float(losses.mean())
         shares = np.bincount(done.exit, minlength=len(self.chain.exits)) / max(len(self), 1)
         return Evaluation(
             rows=len(self),
             exits=self.chain.exits,
             shares=tuple(map(float, shares)),
-            risk=Measured(asked.name, self.reference(name), float(losses.mean()), low, high, confidence),
+            risk=Measured(asked.name, self.reference(name), value, min(low, value), max(high, value), confidence),
             prices=tuple(self.price(plan, unit, batch, name) for unit, batch in self._units(batches)),
             in_band=self._in_band(plan, done.exit),
+            repeated=again,
             **self._accuracies(done, name),
         )
 

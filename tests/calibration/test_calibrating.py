@@ -26,7 +26,11 @@ def with_columns(trace: Trace, **columns) -> Trace:
 
 
 def drawn(trace: Trace, rows: int, seed: int) -> Trace:
-    return trace[np.random.default_rng(seed).integers(0, len(trace), rows)]
+    """Independent draws from a population: every draw is a row of its own, with a content of its own."""
+    rng = np.random.default_rng(seed)
+    sample = trace[rng.integers(0, len(trace), rows)]
+    own = {"row": np.arange(rows), "digest": rng.integers(0, 2**63, rows).astype(np.uint64)}
+    return Trace({**sample.columns, **own}, sample.header)
 
 
 def risk_of(trace: Trace, plan: Plan, risk: str) -> float:
@@ -56,7 +60,7 @@ def test_a_promise_is_kept_by_as_many_draws_as_it_says(risk, at_most, options):
         broken += risk_of(population, plan, risk) > at_most
         saved += 1 - plan.price.mean / plan.price.plain
     assert broken <= stats.binom.ppf(0.9999, draws, 1 - confidence)
-    assert made > 0.7 * draws
+    assert made > 0.6 * draws
     assert saved > 0
 
 
@@ -85,7 +89,16 @@ def test_what_a_promise_says(trace, testing):
     assert plan.origin == trace.header.origin
     assert plan.chain == trace.chain
     assert plan.rows.fingerprint == trace.header.data_fingerprint
-    for said in ("accuracy_gap", "large", "0.03", "90%", f"{promise.rows:,} rows", "betting", "made-up"):
+    for said in (
+        "accuracy_gap",
+        "large",
+        "accuracy_gap <= 0.03",
+        "3 percentage points",
+        "90 %",
+        f"{promise.rows:,} rows",
+        "betting",
+        "made-up",
+    ):
         assert said in str(plan), said
 
 
@@ -160,7 +173,7 @@ def test_a_larger_level_is_never_dearer(trace):
 
 @pytest.mark.parametrize("testing", ["path", "pareto"])
 def test_a_certified_plan_keeps_the_level_on_the_rows_that_tested_it(trace, testing):
-    for risk, level in (("disagreement", 0.04), ("error", 0.19), ("accuracy_gap", 0.04)):
+    for risk, level in (("disagreement", 0.04), ("error", 0.2), ("accuracy_gap", 0.04)):
         plan = calibrate(trace, risk=risk, at_most=level, testing=testing)
         if testing == "path":
             assert risk_of(trace, plan, risk) <= level
@@ -249,9 +262,30 @@ def test_scores_that_are_not_finite():
     [
         ({}, BadInput, "exactly one"),
         ({"at_most": 0.1, "budget": 0.5}, BadInput, "exactly one"),
-        ({"at_most": math.nan}, BadInput, "expected numbers"),
-        ({"at_most": 0.1, "confidence": 1.0}, BadInput, "between 0 and 1"),
-        ({"at_most": 0.1, "confidence": 0.0}, BadInput, "between 0 and 1"),
+        ({"at_most": math.nan}, BadInput, "at least 0 and below 1, got nan$"),
+        (
+            {"at_most": 1.5},
+            BadInput,
+            r"^at_most, a level of disagreement, must be a number .*, got 1\.5 \(1\.5 % is 0\.015\)$",
+        ),
+        ({"at_most": 1.0, "risk": "error"}, BadInput, "below 1, got 1"),
+        ({"at_most": -0.1}, BadInput, r"at least 0 and below 1, got -0\.1$"),
+        ({"at_most": -1.1, "risk": "accuracy_gap"}, BadInput, r"at least -1 and below 1, got -1\.1$"),
+        ({"at_most": 100}, BadInput, "got 100$"),
+        ({"at_most": True}, BadInput, "got True$"),
+        ({"at_most": np.True_}, BadInput, "got .*True"),
+        ({"at_most": "5%"}, BadInput, r"got '5%' \(5 % is 0\.05\)$"),
+        ({"at_most": "0.05"}, BadInput, r"got '0\.05'"),
+        ({"at_most": [0.05]}, BadInput, r"got \[0\.05\]$"),
+        ({"at_most": 0.1, "confidence": 1.0}, BadInput, r"^confidence must be a number above 0 and below 1, got 1\.0"),
+        ({"at_most": 0.1, "confidence": 0.0}, BadInput, r"got 0\.0$"),
+        ({"at_most": 0.1, "confidence": 95}, BadInput, r"got 95 \(95 % is 0\.95\)$"),
+        ({"at_most": 0.1, "confidence": "95%"}, BadInput, r"got '95%' \(95 % is 0\.95\)$"),
+        ({"at_most": 0.1, "confidence": True}, BadInput, "got True$"),
+        ({"at_most": 0.1, "confidence": None}, BadInput, "got None$"),
+        ({"at_most": 0.1, "confidence": math.nan}, BadInput, "got nan$"),
+        ({"at_most": 0.1, "repeats": "twice"}, BadInput, "repeats must be 'independent' or 'once', got 'twice'"),
+        ({"budget": 0.5, "repeats": "twice"}, BadInput, "repeats must be"),
         ({"at_most": 0.1, "testing": "paths"}, BadInput, "path, pareto"),
         ({"at_most": 0.1, "risk": "accuracy_gap", "bound": "binomial"}, BadInput, "not only 0 and 1"),
         ({"at_most": 0.1, "bound": "beting"}, UnknownName, "betting"),
@@ -266,8 +300,11 @@ def test_scores_that_are_not_finite():
             OutOfBudget,
             r"a budget of 0\.01 of the plain network's macs, expected at least 0\.\d+, which",
         ),
-        ({"budget": math.nan}, BadInput, "a budget of nan, expected a share"),
-        ({"budget": -1.0}, BadInput, r"a budget of -1\.0, expected a share"),
+        ({"budget": math.nan}, BadInput, "budget must be a number above 0, got nan"),
+        ({"budget": -1.0}, BadInput, r"budget must be a number above 0, got -1\.0"),
+        ({"budget": "50%"}, BadInput, r"got '50%' \(50 % is 0\.5\)"),
+        ({"budget": True}, BadInput, "got True"),
+        ({"budget": 40}, BadInput, r"at most 1\.375, the cost of all exits together, got 40 \(40 % is 0\.4\)"),
     ],
 )
 def test_what_is_refused(trace, options, error, says):

@@ -48,7 +48,7 @@ def test_people_read_sentences_and_tables(place):
         "record": offramp("record", "network", TEST, "-o", "t.npz", "--no-time"),
     }
     assert {done.exit_code for done in shown.values()} == {0}
-    assert "Promise: disagreement" in shown["calibrate"].stdout
+    assert "Promise: with 95 % confidence, at most 10 % of the answers differ" in shown["calibrate"].stdout
     assert "not saved" in shown["calibrate"].stderr
     assert "interval" in shown["check"].stdout
     assert "rows per second" in shown["run"].stdout
@@ -105,11 +105,61 @@ def test_every_way_to_calibrate(place, as_json):
     assert as_json("check", "mine.json", "test.npz", "--risk", "users_own:mine")["risk"]["risk"] == "mine"
 
 
+def saved_as(path: str, rows: np.ndarray, **columns: np.ndarray) -> str:
+    """Some rows of the calibration trace under numbers of their own."""
+    trace = Trace.load("calibration.npz")[rows]
+    Trace({**trace.columns, "row": np.arange(len(rows)), **columns}, trace.header).save(path)
+    return path
+
+
+def test_rows_that_repeat_and_rows_that_taught(place, as_json):
+    twice = saved_as("twice.npz", np.tile(np.arange(200), 2))
+    once = as_json("calibrate", twice, "--at-most", 0.2, "--repeats", "once")
+    assert [once["promise"][key] for key in ("repeats", "repeated", "rows")] == ["once", 200, 200]
+    assert "copies count once: 200 left out" in once["sentence"]
+    every = as_json("calibrate", twice, "--at-most", 0.2, "--repeats", "independent")
+    assert [every["promise"][key] for key in ("repeats", "repeated", "rows")] == ["independent", 200, 400]
+    taught = saved_as("taught.npz", np.arange(200), learned=np.arange(200) < 8)
+    dropped = offramp("calibrate", taught, "--at-most", 0.2, "--drop-seen")
+    assert "8 rows that taught the network were left out" in dropped.stderr
+    assert "8 rows that taught the network left out" in dropped.stdout
+    mixed = saved_as("mixed.npz", np.append(np.arange(549), np.arange(5)))
+    plan = as_json("calibrate", "test.npz", "--at-most", 0.2, "-o", "other.json")
+    assert plan["promise"]["rows"] == 548
+    found = offramp("check", "other.json", mixed, "--repeats", "once")
+    assert found.exit_code == 0
+    assert "5 rows have the content of others and were left out" in found.stderr
+    assert "549 rows" in found.stdout
+    found = as_json("check", "plan.json", saved_as("seen.npz", np.arange(20)), "--same-rows")
+    assert (found["rows"], found["dropped"]) == (20, 0)
+
+
+def test_levels_are_printed_with_the_digits_that_they_have(place):
+    said = offramp("calibrate", "calibration.npz", "--at-most", 0.2, "--confidence", 0.001, "-o", "low.json").stdout
+    assert "with 0.1 % confidence" in said
+    said = offramp("calibrate", "calibration.npz", "--at-most", 0.2, "--confidence", 0.9999, "-o", "high.json").stdout
+    assert "with 99.99 % confidence, at most 20 % of the answers" in said
+    assert "(99.99 % interval" in offramp("check", "high.json", "test.npz").stdout
+    assert "with 99.99 % confidence on 549 rows" in offramp(
+        "calibrate", "calibration.npz", "--at-most", 0.001, "--confidence", 0.9999
+    ).stderr  # fmt: skip
+
+
+def test_a_ladder_with_the_dear_member_first(place):
+    turned = (*RUNGS[4:], *RUNGS[:4])
+    assert offramp("ladder", *turned, "-o", "turned").exit_code == 0
+    assert offramp("record", "turned", CALIBRATION, "-o", "turned.npz", "--no-time").exit_code == 0
+    done = offramp("calibrate", "turned.npz", "--at-most", 0.3)
+    assert done.exit_code == 0, done.output
+    assert "costs more than a later one" in done.stderr
+    assert "in the order digits_small, digits_large" in done.stderr
+
+
 def test_how_many(as_json):
     found = as_json("calibrate", "--how-many", 0.01)
     assert [line["rows"] for line in found["rows"]] == [299, 628, 1441, 5088]
     said = offramp("calibrate", "--how-many", 0.01, "--confidence", 0.99).stdout
-    assert "99%" in said
+    assert "99 % confidence" in said
     assert "459" in said
 
 

@@ -21,8 +21,8 @@ FLAGS = {
     f"--cache --resume --track {GIVEN}",
     "record": f"--output -o --batch-size --keep --no-time --engine {GIVEN}",
     "calibrate": "--output -o --risk --at-most --confidence --budget --against --unit --batch --bound --testing "
-    "--search --deepest --rows --how-many",
-    "check": "--risk --at-most --confidence --rows --same-rows --threshold",
+    "--search --deepest --rows --repeats --drop-seen --how-many",
+    "check": "--risk --at-most --confidence --rows --repeats --drop-seen --same-rows --threshold",
     "run": f"--output -o --batch-size --deadline-ms --engine --threshold {GIVEN}",
     "bench": f"--batch --repeats --threads --engine --threshold {GIVEN}",
     "export": f"--output -o --one-file --example --threshold {GIVEN}",

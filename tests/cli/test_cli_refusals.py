@@ -15,6 +15,7 @@ from typed import CALIBRATION, TEST, contents, offramp
 
 from offramp.plan import Plan
 from offramp.provenance import Origin
+from offramp.trace import Trace
 
 PAIR = ("--model", "offramp:digits_small", "--model", "offramp:digits_large")
 
@@ -60,6 +61,15 @@ def a_file(path: str) -> str:
     return path
 
 
+def copied(times: int = 2, *, own_numbers: bool = True, **columns: object) -> str:
+    """A trace of rows that repeat, under numbers of their own or under those that they had."""
+    trace = Trace.load("calibration.npz")
+    rows = trace[np.tile(np.arange(100), times)]
+    number = np.arange(100 * times) if own_numbers else rows.columns["row"]
+    Trace({**rows.columns, "row": number, **columns}, rows.header).save("copied.npz")
+    return "copied.npz"
+
+
 def other_network() -> str:
     assert offramp("ladder", *PAIR, "-o", "another").exit_code == 0
     return "another"
@@ -79,6 +89,26 @@ CASES = {
     "overlapping rows, check": lambda: ("check plan.json calibration.npz", "549 of the 549"),
     "overlapping rows, search": lambda: (
         "calibrate calibration.npz --search calibration.npz --at-most 0.1 -o n.json", "used for nothing before"),
+    "rows that repeat": lambda: (f"calibrate {copied()} --at-most 0.2 -o n.json", "with --repeats once copies count"),
+    "rows that repeat, the other way": lambda: (f"calibrate {copied()} --at-most 0.2", "with --repeats independent"),
+    "rows that repeat, check": lambda: (f"check plan.json {copied()} --drop-seen", "none is left"),
+    "rows that repeat, check by hand": lambda: (
+        f"check - {copied()} --threshold digits_small=1", "100 of the 200 test rows have the same content"),
+    "one number twice": lambda: (
+        f"calibrate {copied(own_numbers=False)} --at-most 0.2 --repeats independent", "have the number of another"),
+    "training rows": lambda: (
+        f"calibrate {copied(1, learned=np.arange(100) < 3)} --at-most 0.2", "with --drop-seen"),
+    "repeats of no kind": lambda: (
+        "calibrate calibration.npz --at-most 0.2 --repeats twice", "'independent' or 'once'"),
+    "a level of five": lambda: ("calibrate calibration.npz --at-most 5 -o n.json", "got 5.0 (5 % is 0.05)"),
+    "a level of one": lambda: ("calibrate calibration.npz --at-most 1", "below 1"),
+    "a level with a sign": lambda: ("calibrate calibration.npz --at-most 5%", "--at-most"),
+    "a level below all": lambda: ("calibrate calibration.npz --at-most -0.1", "at least 0"),
+    "a level of five, check": lambda: ("check plan.json test.npz --at-most 5", "got 5.0 (5 % is 0.05)"),
+    "a budget of forty": lambda: ("calibrate calibration.npz --budget 40 -o n.json", "got 40 (40 % is 0.4)"),
+    "a budget of nothing": lambda: ("calibrate calibration.npz --budget 0", "above 0"),
+    "a confidence of 95": lambda: ("calibrate calibration.npz --at-most 0.1 --confidence 95", "(95 % is 0.95)"),
+    "a confidence of 95, check": lambda: ("check plan.json test.npz --confidence 95", "(95 % is 0.95)"),
     "rows beyond the end": lambda: ("calibrate calibration.npz --at-most 0.1 --rows 0:9999 -o n.json", "549 rows"),
     "a plan of another network, run": lambda: (f"run {other_network()} plan.json {TEST} -o n.csv", "calibrate"),
     "a plan of another network, check": lambda: (f"check {other_origin(network='0123')} test.npz", "0123"),
@@ -124,7 +154,7 @@ CASES = {
     "two aims": lambda: ("calibrate calibration.npz --at-most 0.1 --budget 0.5 -o n.json", "exactly one"),
     "no trace": lambda: ("calibrate --at-most 0.1", "no TRACE"),
     "how many, beside a trace": lambda: ("calibrate test.npz --how-many 0.01", "alone"),
-    "how many, for no level": lambda: ("calibrate --how-many 2", "between 0 and 1"),
+    "how many, for no level": lambda: ("calibrate --how-many 2", "below 1"),
     "no threshold for -": lambda: ("check - test.npz", "--threshold"),
     "a threshold that is no number": lambda: ("check - test.npz --threshold digits_small=high", "high"),
     "a threshold without a name": lambda: ("check - test.npz --threshold 4", "NAME=VALUE"),

@@ -258,6 +258,29 @@ def test_rows_in_two_roles_are_refused_before_anything_is_taught(
     assert not contents(tmp_path / "out")
 
 
+def test_rows_in_two_roles_are_left_out_if_the_file_says_so(tmp_path: Path) -> None:
+    twice = SMALL.replace("digits[700:1000]", "digits[100:400]").replace("digits[1000:1300]", "digits[390:690]")
+    twice += "drop-seen = true\n"
+    found, _ = compared(tmp_path, JOINT.replace("[0, 1]", "[0]"), shared=twice)
+    assert [result.figures.rows for result in found.results] == [290, 290]
+    calibration = Trace.load(tmp_path / "out" / "joint-0" / "calibration.npz")
+    assert calibration.columns["learned"].sum() == 100
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("at-most = 5.0", "at-most must be"),
+        ("confidence = 95.0", "confidence must be"),
+        ('repeated-rows = "twice"', "repeats must be"),
+    ],
+)
+def test_what_a_promise_may_ask_is_looked_at_before_anything_is_taught(tmp_path: Path, line: str, says: str) -> None:
+    with pytest.raises(BadInput, match=says):
+        compared(tmp_path, JOINT, shared=f"{line}\n{SMALL}")
+    assert not contents(tmp_path / "out")
+
+
 def test_the_rows_of_a_probe_count_where_nothing_is_taught_too(tmp_path: Path) -> None:
     untaught = '[method.untaught]\nat = "auto"\nprobe = "digits[600:701]"\n'
     with pytest.raises(OverlappingRows, match="1 of the 300 calibration rows"):

@@ -143,6 +143,20 @@ def test_the_certified_plan_is_that_of_calibrate(pair: tuple[Trace, Trace], foun
     assert strict.certified is None or strict.certified.cost >= plain_of(pair[1])
 
 
+def test_rows_that_repeat_leave_all_figures_but_the_promise(pair: tuple[Trace, Trace]) -> None:
+    calibration, test = pair
+    twice = calibration[np.tile(np.arange(len(calibration)), 2)]
+    twice = Trace({**twice.columns, "row": np.arange(len(twice))}, twice.header)
+    asked = {"budgets": (1.0,), "at_most": 0.3, "risk": "accuracy_gap"}
+    found = figures_of(twice, test, settings_of(method_of("one"), **asked), plain_of(test))
+    assert found.certified is None
+    assert "have the same content" in found.certified_said
+    assert "repeated-rows = 'once'" in found.certified_said
+    once = figures_of(twice, test, settings_of(method_of("one"), repeated_rows="once", **asked), plain_of(test))
+    assert once.certified is not None
+    assert "copies count once" in once.certified_said
+
+
 def test_spread_over_splits(found: Figures, pair: tuple[Trace, Trace]) -> None:
     assert found.budgets[0].over_splits == ()
     for budget in found.budgets[1:]:

@@ -262,7 +262,7 @@ def test_interval_covers_the_mean_and_is_of_use(draw, binary):
     assert missed <= stats.binom.ppf(0.9999, 300, 0.2)
     assert ((ends[:, 0] <= rows.mean(1)) & (rows.mean(1) <= ends[:, 1])).all()
     assert np.median(ends[:, 1] - ends[:, 0]) < 7 * rows.std() / math.sqrt(250)
-    with pytest.raises(BadInput, match="confidence=95"):
+    with pytest.raises(BadInput, match=r"confidence must be .* got 95"):
         interval(rows[0], low=low, high=high, confidence=95)
 
 
@@ -295,6 +295,11 @@ def test_rows_needed_is_near_the_table_and_exact_by_brute_force(level, observed,
 def test_rows_needed_near_the_level_and_beyond():
     assert 27_000 < rows_needed(0.01, 0.95, observed=0.009) < 30_000
     assert rows_needed(0.01, 0.95, observed=0.00999) > 10**8
-    for level, confidence, observed in [(0.01, 0.95, 0.01), (0.0, 0.95, 0.0), (0.01, 1.0, 0.0), (0.01, 0.95, -1)]:
-        with pytest.raises(BadInput, match="below the level"):
+    for level, confidence, observed, says in [
+        (0.01, 0.95, 0.01, "the observed risk must be .* below 0.01, got 0.01"),
+        (0.0, 0.95, 0.0, "the level must be"),
+        (0.01, 1.0, 0.0, "confidence must be"),
+        (0.01, 0.95, -1, "the observed risk must be a number at least 0"),
+    ]:
+        with pytest.raises(BadInput, match=says):
             rows_needed(level, confidence, observed=observed)

@@ -135,7 +135,7 @@ def test_its_figures_are_those_of_evaluate(tmp_path: Path, trace: Trace, plan: P
     price = seen.prices[0]
     assert f"Mean cost {price.mean / price.plain:.1%} of the plain network in MACs" in words
     assert f"Worst case {price.worst / price.plain:.1%}" in words
-    assert f"95% interval {seen.risk.low:.2%} to {seen.risk.high:.2%}" in words
+    assert f"95 % interval {seen.risk.low:.2%} to {seen.risk.high:.2%}" in words
     for unit, price in zip(("MACs", "milliseconds at batch 1", "milliseconds at batch 64"), seen.prices, strict=True):
         assert re.search(f"{unit} {price.mean / price.plain:.1%} [0-9.]+ (M|ms) {price.worst / price.plain:.1%}", words)
     for name, share, here in zip(seen.exits, seen.shares, seen.exit_accuracy, strict=True):
@@ -157,16 +157,23 @@ def test_no_marked_plan_beats_the_frontier_by_much(trace: Trace, plan: Plan) -> 
         assert max(each.quality for each in reached) >= dot.quality - 0.01
 
 
+def test_rows_that_repeat_are_told(tmp_path: Path, trace: Trace, plan: Plan) -> None:
+    twice = trace[np.tile(np.arange(len(trace)), 2)]
+    told = f"{len(trace):,} of the rows repeat others, which the interval counts once."
+    assert told in plain(written(tmp_path, twice, plan))
+    assert told not in plain(written(tmp_path, trace, plan))
+
+
 def test_the_promise_is_told_and_so_is_its_absence(tmp_path: Path, trace: Trace, plan: Plan) -> None:
     words = plain(written(tmp_path, trace, plan))
-    assert "With 95% confidence, at most 10% of the answers differ from those that large alone would give." in words
+    assert "With 95 % confidence, at most 10 % of the answers differ from those that large alone would give." in words
     assert "All rows of this page helped to choose this plan" in words
     assert str(plan) in words
     gap = calibrate(trace, risk="accuracy_gap", at_most=0.15)
     assert "right at most 15 percentage points less often than large alone" in plain(written(tmp_path, trace, gap))
     by_hand = plain(written(tmp_path, trace, Plan.by_hand({"small": 5.0})))
     assert "This plan carries no promise. Its thresholds were set by hand" in by_hand
-    assert "With 95% confidence" not in by_hand
+    assert "With 95 % confidence" not in by_hand
     budget = plain(written(tmp_path, trace, calibrate(trace, budget=0.7)))
     assert "It was chosen as the best one under a budget" in budget
 

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp.cli.options import AsJson
-from offramp.cli.plans import verdict
 from offramp.cli.printing import answer, note, table
 
 if TYPE_CHECKING:
@@ -33,6 +32,7 @@ def demo(output: Folder = "offramp-demo", as_json: AsJson = False) -> None:
     Example:
       offramp demo -o offramp-demo/
     """
+    from offramp.calibration.checking import verdict
     from offramp.demo import AT_MOST
     from offramp.demo import demo as told
 

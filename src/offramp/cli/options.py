@@ -74,6 +74,17 @@ EngineName = Annotated[
         "to its own.",
     ),
 ]
+Repeats = Annotated[
+    str | None,
+    typer.Option(
+        "--repeats",
+        metavar="independent|once",
+        help="Of rows with equal content count all (each was drawn on its own), or one of each; else they are refused.",
+    ),
+]
+DropSeen = Annotated[
+    bool, typer.Option("--drop-seen", help="Leave out rows that had a part in the network or the plan.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")]
 
 

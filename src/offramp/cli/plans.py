@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from offramp.arguments import percentage
 from offramp.cli.options import (
     AsJson,
+    DropSeen,
     PlanFile,
+    Repeats,
     RiskName,
     RowRange,
     Threshold,
@@ -21,10 +27,8 @@ from offramp.cli.options import (
 )
 from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
-from offramp.provenance import refuse_learned
 
 if TYPE_CHECKING:
-    from offramp.evaluation import Measured
     from offramp.plan import Plan
 
 SomeTrace = Annotated[str | None, typer.Argument(metavar="TRACE", help="File written by `offramp record`.")]
@@ -85,11 +89,14 @@ def calibrate(
     search: Search = None,
     deepest: Deepest = None,
     rows: RowRange = None,
+    repeats: Repeats = None,
+    drop_seen: DropSeen = False,
     how_many: HowMany = None,
     as_json: AsJson = False,
 ) -> None:
     """Choose the cheapest plan that keeps a promise, or the best within a budget.
 
+    Rows must be independent draws: rows that repeat are refused until you say what they are.
     Exit code 2 when no plan keeps the promise on these rows; the message names the smallest level in sight.
 
     Example:
@@ -106,10 +113,27 @@ def calibrate(
     from offramp.calibration.calibrating import calibrate as calibrated
 
     writable(output, suffixes=(".json",))
-    plan = calibrated(
-        trace_of(trace, rows), risk=risk_of(risk), at_most=at_most, confidence=confidence, budget=budget,
-        against=against, unit=unit, batch=batch, bound=bound, testing=testing,
-        search=None if search is None else trace_of(search, None), deepest=deepest)  # fmt: skip
+    recorded = trace_of(trace, rows)
+    with _flags_named(), _warnings_as_notes():
+        plan = calibrated(
+            recorded,
+            risk=risk_of(risk),
+            at_most=at_most,
+            confidence=confidence,
+            budget=budget,
+            against=against,
+            unit=unit,
+            batch=batch,
+            bound=bound,
+            testing=testing,
+            search=None if search is None else trace_of(search, None),
+            deepest=deepest,
+            repeats=repeats,
+            drop_seen=drop_seen,
+        )
+    if drop_seen:
+        learned = recorded.columns.get("learned")
+        note(f"{0 if learned is None else int(learned.sum()):,} rows that taught the network were left out")
     _save(plan, output)
     answer({"output": output, **_body(plan)}, as_json, str(plan))
 
@@ -121,6 +145,8 @@ def check(
     at_most: Level = None,
     confidence: CheckConfidence = None,
     rows: RowRange = None,
+    repeats: Repeats = None,
+    drop_seen: DropSeen = False,
     same_rows: SameRows = False,
     threshold: Threshold = None,
     as_json: AsJson = False,
@@ -133,34 +159,53 @@ def check(
     Example:
       offramp check plan.json test.npz
     """
-    chosen, seen = plan_of(plan, threshold), trace_of(trace, rows)
-    if not same_rows:
-        refuse_learned(seen.columns, "test")
-    if chosen.rows is not None and not same_rows:
-        form = seen.header.digest_form
-        chosen.rows.refuse_overlap(seen.columns["digest"], "test", seen.columns["row"], form)
-    promise = chosen.promise
-    asked = confidence if confidence is not None else promise.confidence if promise else 0.95
-    found = seen.evaluate(chosen, risk=risk_of(risk), confidence=asked)
-    level = at_most if at_most is not None else promise.at_most if promise else None
-    word, sentence = verdict(found.risk, level)
-    body = {"verdict": word, "sentence": sentence, "level": level, "plan": str(chosen), **found.to_json()}
-    answer(body, as_json, str(found), sentence)
-    if word == "broken":
+    from offramp.calibration.checking import check as checked
+    from offramp.calibration.checking import told
+
+    with _flags_named():
+        found = checked(
+            plan_of(plan, threshold),
+            trace_of(trace, rows),
+            risk=risk_of(risk),
+            at_most=at_most,
+            confidence=confidence,
+            repeats=repeats,
+            drop_seen=drop_seen,
+            same_rows=same_rows,
+        )
+    if drop_seen or found.dropped:
+        note(f"{found.dropped:,} rows that had a part in the network or the plan were left out")
+    if found.repeated:
+        left = "were left out" if repeats == "once" else "count as independent draws"
+        note(f"{found.repeated:,} rows have the content of others and {left}")
+    answer(told(found), as_json, str(found.evaluation), found.sentence)
+    if found.word == "broken":
         raise typer.Exit(1)
 
 
-def verdict(risk: Measured, level: float | None) -> tuple[str, str]:
-    """A word and a sentence: the interval lies below the level, above it, or around it."""
-    if level is None:
-        return "no promise", "The plan carries no promise that these rows could break; --at-most names a level."
-    said = f"{risk.risk} is {risk.value:.4f} ({risk.confidence:.0%} interval {risk.low:.4f} to {risk.high:.4f})"
-    if risk.low > level:
-        return "broken", f"BROKEN: {said}, all of it above the level {level:g}."
-    if risk.high <= level:
-        return "holds", f"It holds: {said}, all of it at or below the level {level:g}."
-    side = "below" if risk.value <= level else "above"
-    return "undecided", f"These rows cannot tell: {said}, {side} the level {level:g}, but the interval holds both."
+@contextlib.contextmanager
+def _flags_named() -> Iterator[None]:
+    """Refusals name the flags where Python's have the arguments."""
+    try:
+        yield
+    except BadInput as problem:
+        text = str(problem).replace("drop_seen=True", "--drop-seen")
+        for word in ("once", "independent"):
+            text = text.replace(f"repeats='{word}'", f"--repeats {word}")
+        problem.args = (text,)
+        raise
+
+
+@contextlib.contextmanager
+def _warnings_as_notes() -> Iterator[None]:
+    """A warning about the order of a ladder as a line on standard error."""
+    from offramp.calibration.members import DearFirst
+
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always", DearFirst)
+        yield
+    for warning in said:
+        note(f"offramp: {warning.message}")
 
 
 def _how_many(
@@ -177,7 +222,8 @@ def _how_many(
         "rows": [{"observed": level * part, "rows": count} for part, count in found],
     }
     cells = [(f"{level * part:.4g}", f"{count:,}") for part, count in found]
-    head = f"Rows that certify a 0/1 risk <= {level:g} with {confidence:.0%} confidence (exact binomial bound)"
+    sure = f"{percentage(confidence)} confidence"
+    head = f"Rows that certify a 0/1 risk <= {level:.12g} with {sure} (exact binomial bound)"
     answer(body, as_json, head, table("observed risk", "rows", rows=cells))
 
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from offramp.arguments import arguments_of
 from offramp.benching import bench
+from offramp.calibration.rows import unseen_rows
 from offramp.comparing.cuts import example_of, free_of, places_of
 from offramp.comparing.figures import Figures, best_within, figures_of, figures_of_plain, plain_of
 from offramp.comparing.gating import regated, rescored
@@ -36,7 +37,7 @@ from offramp.files import read_json, write_json
 from offramp.fitting.teaching import fit, recipe_of
 from offramp.network import Network, plain_network
 from offramp.nodes import Exit, Gate
-from offramp.provenance import refuse_learned, union
+from offramp.provenance import union
 from offramp.recording import record
 from offramp.rungs import BACKBONE, Rung
 from offramp.storing import load, save
@@ -232,15 +233,19 @@ class Cell:
     def traces(self, gate: str) -> tuple[Trace, Trace]:
         """The traces of calibration and test rows under a gate. Raises OverlappingRows where rows are in two roles."""
         calibration, test = self.trace("calibration"), self.trace("test")
-        form = test.header.digest_form
-        calibration.seen.refuse_overlap(test.columns["digest"], "test", test.columns["row"], form)
-        refuse_learned(calibration.columns, "calibration")
-        refuse_learned(test.columns, "test")
+        apart = self._apart(calibration, test)
         if gate == OWN:
-            return calibration, test
+            return apart
         other, engine = self._under(gate), self.settings.engine
         sources = rows(self.settings.calibration), rows(self.settings.test)
-        return rescored(calibration, other, sources[0], engine), rescored(test, other, sources[1], engine)
+        return self._apart(rescored(calibration, other, sources[0], engine), rescored(test, other, sources[1], engine))
+
+    def _apart(self, calibration: Trace, test: Trace) -> tuple[Trace, Trace]:
+        """Both without rows that have another role too, if the file says drop-seen. Raises OverlappingRows else."""
+        drop = self.settings.drop_seen
+        kept, _ = unseen_rows(calibration, drop_seen=drop, what="calibration")
+        rest, _ = unseen_rows(test, drop_seen=drop, what="test", seen=calibration.seen)
+        return kept, rest
 
     def _under(self, gate: str) -> Network:
         return self.network if gate == OWN else regated(self.network, gate)
@@ -259,8 +264,7 @@ class Cell:
             return kept
         asked = self._asked(unit)
         if self.method.static:
-            test = self.trace("test")
-            refuse_learned(test.columns, "test")
+            test, _ = unseen_rows(self.trace("test"), drop_seen=self.settings.drop_seen, what="test")
             found = figures_of_plain(test)
         else:
             found = figures_of(*self.traces(gate), self.settings, unit, splits=asked["splits"])
@@ -271,6 +275,7 @@ class Cell:
         """What figures are computed for, as plain data; random splits are drawn for the first seed alone."""
         keys = ("calibration", "test", "budgets", "risk", "at_most", "confidence")
         told = {key: getattr(self.settings, key) for key in keys}
+        told |= {key: value for key in ("repeated_rows", "drop_seen") if (value := getattr(self.settings, key))}
         splits = self.settings.splits if self.first else 0
         engine, budgets = engine_of(self.settings.engine)[1], list(self.settings.budgets)
         return told | {"budgets": budgets, "engine": engine, "unit": unit, "splits": splits}

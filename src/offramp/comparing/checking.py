@@ -6,10 +6,11 @@ from collections.abc import Sequence
 
 import torch
 
-from offramp.arguments import arguments_of, pairs
+from offramp.arguments import arguments_of, pairs, require_number
 from offramp.comparing.cuts import free_of
 from offramp.comparing.settings import OWN, Method, Settings
 from offramp.data.rows import rows
+from offramp.draws import require_repeats
 from offramp.engine import engine_of
 from offramp.errors import BadInput
 from offramp.factories import exit_factory, make_front, make_gate, make_model, model_factory
@@ -22,7 +23,11 @@ from offramp.provenance import SeenRows
 
 def require_known(settings: Settings) -> None:
     """Resolve every name in a file. Raises UnknownName with the nearest names, BadInput, MissingExtra."""
-    find_risk(settings.risk)
+    risk = find_risk(settings.risk)
+    require_repeats(settings.repeated_rows)
+    require_number("confidence", settings.confidence, 0, 1)
+    if settings.at_most is not None:
+        require_number("at-most", settings.at_most, risk.low, risk.high, includes_low=True)
     engine_of(settings.engine)
     for method in settings.methods:
         try:
@@ -83,7 +88,12 @@ def require_lengths(settings: Settings, methods: Sequence[Method]) -> None:
 
 
 def require_apart(settings: Settings, methods: Sequence[Method], *, progress: bool) -> None:
-    """Read all rows once, and raise OverlappingRows where one is in two roles: teaching, calibration or test."""
+    """Read all rows once, and raise OverlappingRows where one is in two roles: teaching, calibration or test.
+
+    Not if such rows are to be left out.
+    """
+    if settings.drop_seen:
+        return
     known: dict[str, SeenRows] = {}
 
     def seen(data: str) -> SeenRows:

@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from offramp.calibration.calibrating import calibrate, problem_of
+from offramp.calibration.calibrating import calibrate, dearest_share, problem_of
 from offramp.calibration.search import frontier, powers
 from offramp.comparing.settings import Settings
-from offramp.errors import BadInput, NoSafePlan, OutOfBudget
+from offramp.errors import BadInput, NoSafePlan, OutOfBudget, OverlappingRows
 from offramp.guarantees.risks import find_risk
 from offramp.plan import FLOAT32_MAX, Plan
 from offramp.trace import Array, Trace
@@ -122,7 +122,7 @@ def plain_of(trace: Trace) -> float:
 def best_within(calibration: Trace, share: float) -> Plan | None:
     """The best plan within a share of its own plain cost on these rows; None where not even the cheapest fits."""
     try:
-        return calibrate(calibration, risk="error", budget=share)
+        return calibrate(calibration, risk="error", budget=min(share, dearest_share(calibration)))
     except OutOfBudget:
         return None
 
@@ -180,9 +180,17 @@ def _certified(calibration: Trace, settings: Settings) -> tuple[Plan | None, str
     if settings.at_most is None:
         return None, ""
     try:
-        plan = calibrate(calibration, risk=settings.risk, at_most=settings.at_most, confidence=settings.confidence)
+        plan = calibrate(
+            calibration,
+            risk=settings.risk,
+            at_most=settings.at_most,
+            confidence=settings.confidence,
+            repeats=settings.repeated_rows,
+        )
     except NoSafePlan as problem:
         return None, str(problem)
+    except OverlappingRows as problem:  # rows that repeat: known only now, and no reason to lose the other figures
+        return None, f"no promise: {problem}".replace("repeats=", "repeated-rows = ")
     return plan, str(plan)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
+from offramp.arguments import percentage
 from offramp.comparing.comparing import Comparison
 from offramp.comparing.curves import KINDS, leaving_chart, trade_off_chart
 from offramp.comparing.settings import Method
@@ -86,8 +87,8 @@ def _certified(comparison: Comparison) -> Html:
     if settings.at_most is None:
         return Html()
     lead = (
-        f"Plans that promise {settings.risk} ≤ {settings.at_most:g} against the network's own last exit, with "
-        f"{percent(settings.confidence, 0)} confidence, certified on the calibration rows along a path fixed "
+        f"Plans that promise {settings.risk} ≤ {settings.at_most:.12g} against the network's own last exit, with "
+        f"{percentage(settings.confidence)} confidence, certified on the calibration rows along a path fixed "
         "beforehand."
     )
     return section("certified", "With a promise", tag("p", lead), certified_table(comparison))

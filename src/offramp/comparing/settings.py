@@ -122,10 +122,13 @@ class Method:
 class Settings:
     """Methods, and what is asked of all of them.
 
-    calibration: rows on which every threshold is chosen; test: those of all figures. budgets: shares of the cost of the
-    plain network of the first method that is cut, which is the unit everywhere. at_most: also certify this level of
-    `risk`. splits: random splits of all these rows, for the spread beside the first seed's figures.
-    wall_clock: time the best plan of each method's first seed and first gate at batch 1 and 64, `repeats` times.
+    calibration: rows on which every threshold is chosen; test: those of all figures. budgets:
+    shares of the cost of the plain network of the first method that is cut, which is the unit
+    everywhere. at_most: also certify this level of `risk`. repeated_rows: "independent" or "once",
+    what rows of equal content are in that promise. drop_seen: leave rows out that are in two roles
+    (taught and calibration, either of them and test), instead of refusing them. splits: random
+    splits of all these rows, for the spread beside the first seed's figures. wall_clock: time the
+    best plan of each method's first seed and first gate at batch 1 and 64, `repeats` times.
     wall_clock_budget: one of the budgets, the one whose plans are timed and looked into.
     """
 
@@ -142,6 +145,8 @@ class Settings:
     wall_clock: bool = False
     wall_clock_budget: float = 0.75
     repeats: int = 7
+    repeated_rows: str | None = None
+    drop_seen: bool = False
 
     def method(self, name: str) -> Method:
         """The method of that name. Raises UnknownName."""

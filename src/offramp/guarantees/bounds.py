@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import special
 
+from offramp.arguments import require_number
 from offramp.errors import BadData, BadInput, UnknownName
 from offramp.guarantees.risks import Risk
 from offramp.guarantees.testing import order_from
@@ -204,8 +205,7 @@ def interval(
     or 1; better say it: `Risk.binary`). Others: betting on either side, Waudby-Smith and Ramdas, 2020, arXiv
     2010.09686, in a fixed order that depends on N only, widened where needed to hold the mean seen.
     """
-    if not 0.0 < confidence < 1.0:
-        raise BadInput(f"got confidence={confidence}, expected a number between 0 and 1; give 0.95, say")
+    confidence = require_number("confidence", confidence, 0, 1)
     losses_N = _checked(np.asarray(losses_N)[None], low, high)[0].astype(np.float64)
     n, half = len(losses_N), (1.0 - confidence) / 2.0
     if binary is None:
@@ -229,11 +229,9 @@ def rows_needed(level: float, confidence: float, *, observed: float = 0.0) -> in
     >>> rows_needed(0.01, 0.95), rows_needed(0.01, 0.95, observed=0.0025)
     (299, 628)
     """
-    if not (0.0 < level < 1.0 and 0.0 < confidence < 1.0 and 0.0 <= observed < level):
-        raise BadInput(
-            f"got level={level}, confidence={confidence} and an observed risk of {observed}, expected the first "
-            "two between 0 and 1 and the third below the level; raise the level or lower the observed risk"
-        )
+    level = require_number("the level", level, 0, 1)
+    confidence = require_number("confidence", confidence, 0, 1)
+    observed = require_number("the observed risk", observed, 0, level, includes_low=True)
 
     def rows(count: int) -> int:  # the fewest rows that pass with this many losses
         fails, passes = count, count + 1

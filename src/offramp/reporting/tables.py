@@ -39,11 +39,13 @@ def promise_box(view: View) -> Html:
     measured = view.evaluation.risk
     value, unit, interval = words.risk_figure(measured)
     seen = f"Measured on the {view.evaluation.rows:,} rows of this page: {value}{unit} ({interval})."
+    if view.evaluation.repeated:
+        seen += f" {view.evaluation.repeated:,} of the rows repeat others, which the interval counts once."
     points = tag("ul", *(tag("li", line) for line in words.assumptions(view.plan, promise)))
     return tag(
         "div",
         tag("h2", "The promise"),
-        tag("p", words.promised(promise), class_="claim"),
+        tag("p", f"{promise.claim}.", class_="claim"),
         tag("p", words.reach(view.plan, promise)),
         tag("p", seen),
         *note,

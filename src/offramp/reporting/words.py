@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from offramp.arguments import percentage
 from offramp.evaluation import Measured
-from offramp.plan import Plan, Promise
+from offramp.plan import Plan, Promise, alone
 from offramp.reporting.view import Unit, View
 
 
@@ -38,23 +39,6 @@ def short(unit: Unit) -> str:
     return "MACs" if unit[0] == "macs" else f"ms, batch\u00a0{unit[1]}"
 
 
-def alone(exit_name: str) -> str:
-    """The reference of a promise in words."""
-    return "the plain network" if exit_name == "backbone" else f"{exit_name} alone"
-
-
-def promised(promise: Promise) -> str:
-    """The promise as one sentence."""
-    level, sure = f"{100 * promise.at_most:.4g}", f"With {100 * promise.confidence:.4g}% confidence"
-    if promise.risk == "accuracy_gap":
-        return f"{sure}, this plan is right at most {level} percentage points less often than {alone(promise.against)}."
-    if promise.risk == "disagreement":
-        return f"{sure}, at most {level}% of the answers differ from those that {alone(promise.against)} would give."
-    if promise.risk == "error":
-        return f"{sure}, at most {level}% of the answers are wrong."
-    return f"{sure}, the mean of {promise.risk!r} is at most {promise.at_most:g}."
-
-
 def assumptions(plan: Plan, promise: Promise) -> list[str]:
     """What must hold for the promise, a sentence each."""
     source = f" ({plan.rows.data})" if plan.rows else ""
@@ -70,10 +54,11 @@ def assumptions(plan: Plan, promise: Promise) -> list[str]:
         "About other data it says nothing.",
         "It speaks of the average over many inputs, not of each single input and not of each class.",
         f"It belongs to this network ({mine}). Other weights, another engine or another precision void it.",
-        f"{100 * promise.confidence:.4g}% confidence means: whoever repeats the whole procedure with fresh rows gets a "
-        f"plan that keeps the promise in at least {100 * promise.confidence:.4g} of 100 repetitions. Whether this one "
-        "is an exception cannot be seen.",
+        f"{percentage(promise.confidence)} confidence means: whoever repeats the whole procedure with fresh rows gets "
+        f"a plan that keeps the promise in at least {100 * promise.confidence:.12g} of 100 repetitions. Whether this "
+        "one is an exception cannot be seen.",
         f"It was tested with the {promise.bound.replace('_', ' ')} bound on {promise.rows:,} rows, {found}.",
+        *(f"{clause[0].upper()}{clause[1:]}." for clause in promise.assumed()),
     ]
 
 
@@ -124,7 +109,7 @@ def risk_title(measured: Measured) -> str:
 
 def risk_figure(measured: Measured) -> tuple[str, str, str]:
     """A risk, its unit, and its interval in words."""
-    sure = f"{100 * measured.confidence:.4g}% interval"
+    sure = f"{percentage(measured.confidence)} interval"
     values = (measured.value, measured.low, measured.high)
     if measured.risk == "accuracy_gap":
         if measured.value < 0:  # the title says "gained"

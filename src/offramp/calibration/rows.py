@@ -1,0 +1,159 @@
+"""The rows that a promise is tested on, chosen before anything is computed on them. No torch."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from offramp.draws import (
+    Array,
+    canonical,
+    one_of_each,
+    refuse_repeated_content,
+    refuse_repeated_numbers,
+    repeated,
+    require_repeats,
+    split_of,
+)
+from offramp.errors import BadInput, OverlappingRows
+from offramp.provenance import SeenRows, named, refuse_learned
+from offramp.trace import Trace
+
+
+@dataclass(frozen=True)
+class Selected:
+    """Rows of a trace that count, and what was decided about the others.
+
+    Attributes:
+        trace: the rows that count.
+        dropped: how many rows were left out because they had a part in the network or the plan.
+        repeated: how many rows have the content of another one: left out under repeats="once", else counted.
+    """
+
+    trace: Trace
+    dropped: int
+    repeated: int
+
+
+def independent_rows(
+    trace: Trace, *, repeats: str | None, drop_seen: bool, what: str, seen: SeenRows | None = None
+) -> Selected:
+    """The rows of a trace that may count as independent draws.
+
+    Args:
+        trace: the rows.
+        repeats: what to do with rows of equal content; None refuses them, "independent" counts all, "once" one of each.
+        drop_seen: leave out the rows that taught the network, and those among `seen`, instead of refusing them.
+        what: the part that the rows play, for sentences ("calibration", "test").
+        seen: rows that had a part in the plan. Under repeats="once" they have counted already, and are left out too.
+
+    Raises:
+        OverlappingRows: rows repeat, or had a part before, and nothing was said about it.
+        BadInput: `repeats` is none of these words, or no row is left.
+    """
+    require_repeats(repeats)
+    refuse_repeated_numbers(trace.columns, what)
+    kept, dropped = unseen_rows(trace, drop_seen=drop_seen, what=what, seen=seen, repeats=repeats)
+    again = repeated(kept.columns)
+    if again and repeats is None:
+        refuse_repeated_content(kept.columns, what)
+    if again and repeats == "once":
+        kept = kept[one_of_each(kept.columns)]
+    return Selected(kept, dropped, again)
+
+
+def unseen_rows(
+    trace: Trace, *, drop_seen: bool, what: str, seen: SeenRows | None = None, repeats: str | None = None
+) -> tuple[Trace, int]:
+    """The rows that had no part in the network or the plan, and how many were left out for that.
+
+    Args as those of `independent_rows`. Raises OverlappingRows, and BadInput where no row is left.
+    """
+    out = np.zeros(len(trace), bool)
+    if drop_seen:
+        out |= trace.columns.get("learned", out)
+    else:
+        refuse_learned(trace.columns, what)
+    if seen is not None:
+        form = trace.header.digest_form
+        seen.require_comparable(form, what)
+        used = np.isin(trace.columns["digest"], seen.digests)
+        if drop_seen or repeats == "once":
+            out |= used
+        elif repeats is None or np.array_equal(np.sort(trace.columns["digest"]), np.sort(seen.digests)):
+            seen.refuse_overlap(trace.columns["digest"], what, trace.columns["row"], form)
+    if not out.any():
+        return trace, 0
+    if out.all():
+        raise BadInput(
+            f"all {len(trace):,} {what} rows had a part in the network or the plan before, and none is left; give rows "
+            "that were used for nothing before"
+        )
+    return trace[~out], int(out.sum())
+
+
+def searched_and_certified(
+    trace: Trace, search: Trace | None, share: float, repeats: str | None
+) -> tuple[Trace, Trace]:
+    """The rows that give candidates and those that test them, apart from each other and in canonical order.
+
+    The canonical order makes the candidates independent of how the rows stand in their files.
+    """
+    if search is None:
+        searched, certified = split_of(trace.columns, share)
+        return trace[searched], trace[certified]
+    apart = _apart(trace, search, repeats)
+    return apart[canonical(apart.columns)], trace
+
+
+def _apart(trace: Trace, search: Trace, repeats: str | None) -> Trace:
+    """The search rows that are none of the rows of `trace`."""
+    search.seen.require_comparable(trace.header.digest_form, "calibration")
+    same = _same_rows(trace, search)
+    if same.any():
+        rows = trace.columns["row"][same]
+        raise OverlappingRows(
+            f"{rows.size:,} of the {len(trace):,} calibration rows ({named(rows)}) also stand among the "
+            f"{len(search):,} search rows, and one row of a source is one draw; give "
+            "search rows that were used for nothing before",
+            rows=rows,
+        )
+    shared = np.isin(trace.columns["digest"], search.columns["digest"])
+    if not shared.any() or repeats == "independent":
+        return search
+    if repeats is None:
+        rows = trace.columns["row"][shared]
+        raise OverlappingRows(
+            f"{rows.size:,} of the {len(trace):,} calibration rows ({named(rows)}) have the content of search rows; "
+            "with repeats='once' such search rows are left out, with repeats='independent' they stay, which is right "
+            "only if each row was drawn on its own",
+            rows=rows,
+        )
+    kept = ~np.isin(search.columns["digest"], trace.columns["digest"])
+    if not kept.any():
+        raise BadInput(
+            "every search row has the content of a calibration row, and none is left; give other search rows"
+        )
+    return search[kept]
+
+
+def _same_rows(trace: Trace, search: Trace) -> Array:
+    """Which rows [N] of `trace` are rows of `search` by their numbers, where both count in the same source.
+
+    The source is the same if it has the same name, as a spec has one, or if all rows of equal number have equal
+    content. Two arrays have no names, and row 5 of the one is not row 5 of the other.
+    """
+    numbers, first = np.unique(search.columns["row"], return_index=True)
+    place = np.searchsorted(numbers, trace.columns["row"]).clip(0, max(len(numbers) - 1, 0))
+    same: Array = numbers[place] == trace.columns["row"] if len(numbers) else np.zeros(len(trace), bool)
+    digests = search.columns["digest"][first]
+    equal = digests[place] == trace.columns["digest"] if len(numbers) else same
+    named_alike = ":" in trace.header.data and _source(trace.header.data) == _source(search.header.data)
+    return same if named_alike or equal[same].all() else np.zeros(len(trace), bool)
+
+
+def _source(data: str) -> str:
+    """The name of a source without the selections behind it."""
+    return re.sub(r"(\[[^\[\]]*\]| \([0-9,]+ rows\))+$", "", data)

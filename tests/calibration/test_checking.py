@@ -1,0 +1,137 @@
+"""Whether a promise holds on other rows, and which rows may say so."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from drawing import at_the_edge, copies, population, renumbered, with_columns
+
+import offramp as off
+from offramp.calibration.calibrating import calibrate
+from offramp.calibration.checking import check, told
+from offramp.errors import BadInput, OverlappingRows
+from offramp.plan import Plan
+from offramp.trace import Trace
+
+POPULATION = population()
+
+
+@pytest.fixture(scope="module")
+def plan() -> Plan:
+    return calibrate(POPULATION[:600], at_most=0.1)
+
+
+def doubled(rows: Trace, times: int = 2) -> Trace:
+    return copies(rows, times, np.random.default_rng(0))
+
+
+def test_fresh_rows_tell(plan):
+    found = check(plan, POPULATION[600:])
+    assert found.word == "holds"
+    assert (found.level, found.dropped, found.repeated) == (0.1, 0, 0)
+    assert found.evaluation == POPULATION[600:].evaluate(plan)
+    assert found.sentence in str(found)
+    assert check(plan, POPULATION[600:], at_most=0.001).word == "broken"
+    assert check(plan, POPULATION[600:640]).word == "undecided"
+    assert check(Plan.by_hand({}), POPULATION[600:]).word == "no promise"
+    assert json.loads(json.dumps(told(found)))["verdict"] == "holds"
+    assert off.check is check
+
+
+def test_copies_are_refused_or_counted_as_the_caller_says(plan):
+    rows = POPULATION[600:700]
+    with pytest.raises(OverlappingRows, match="100 of the 200 test rows have the same content"):
+        check(plan, doubled(rows))
+    once = check(plan, doubled(rows), repeats="once")
+    assert (once.evaluation.rows, once.repeated) == (100, 100)
+    assert once.evaluation.risk == check(plan, rows).evaluation.risk
+    every = check(plan, doubled(rows), repeats="independent")
+    assert (every.evaluation.rows, every.repeated) == (200, 100)
+    assert every.evaluation.risk.high < once.evaluation.risk.high
+    for repeats in (None, "once", "independent"):
+        with pytest.raises(OverlappingRows, match="have the number of another"):
+            check(plan, rows[np.repeat(np.arange(100), 2)], repeats=repeats)
+
+
+def test_rows_of_the_plan_are_refused_or_left_out(plan):
+    mixed = POPULATION[550:700]
+    with pytest.raises(OverlappingRows, match="50 of the 150 test rows") as caught:
+        check(plan, mixed)
+    assert caught.value.rows == tuple(range(550, 600))
+    for options in ({"drop_seen": True}, {"repeats": "once"}):
+        found = check(plan, mixed, **options)
+        assert (found.evaluation.rows, found.dropped) == (100, 50)
+    assert check(plan, renumbered(mixed, 9000), repeats="independent").evaluation.rows == 150
+    assert check(plan, mixed, same_rows=True).evaluation.rows == 150
+    with pytest.raises(BadInput, match="none is left"):
+        check(plan, POPULATION[:600], drop_seen=True)
+    shuffled = POPULATION[np.random.default_rng(0).permutation(600)]
+    with pytest.raises(OverlappingRows, match="600 of the 600"):
+        check(plan, shuffled, repeats="independent")
+
+
+def test_training_rows_are_refused_or_left_out(plan):
+    taught = np.arange(200) < 30
+    rows = with_columns(POPULATION[600:800], learned=taught)
+    for repeats in (None, "once", "independent"):
+        with pytest.raises(OverlappingRows, match="30 of the 200 test rows"):
+            check(plan, rows, repeats=repeats)
+    found = check(plan, rows, drop_seen=True)
+    assert (found.evaluation.rows, found.dropped) == (170, 30)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"at_most": 1.5}, "at least 0 and below 1, got 1.5"),
+        ({"at_most": True}, "got True"),
+        ({"at_most": "5%"}, r"5 % is 0\.05"),
+        ({"confidence": 95}, r"confidence must be .* got 95 \(95 % is 0\.95\)"),
+        ({"confidence": 0}, "confidence must be"),
+        ({"repeats": "never"}, "repeats must be"),
+    ],
+)
+def test_what_is_refused(plan, options, says):
+    with pytest.raises(BadInput, match=says):
+        check(plan, POPULATION[600:], **options)
+
+
+def test_the_interval_of_evaluate_counts_copies_once(plan):
+    """Sure of forty copies is as sure as of one."""
+    rows = POPULATION[600:700]
+    plain = rows.evaluate(plan)
+    for many in (doubled(rows, 40), rows[np.repeat(np.arange(100), 40)]):
+        found = many.evaluate(plan)
+        assert (found.rows, found.repeated) == (4000, 3900)
+        assert found.risk.value == pytest.approx(plain.risk.value)
+        assert (found.risk.low, found.risk.high) == pytest.approx((plain.risk.low, plain.risk.high))
+        assert "3,900 rows repeat others, which the interval counts once" in str(found)
+        narrow = many.evaluate(plan, repeats="independent")
+        assert narrow.repeated == 0
+        assert narrow.risk.high - narrow.risk.low < (found.risk.high - found.risk.low) / 3
+        assert many.evaluate(plan, repeats="once").rows == 100
+    assert (plain.repeated, "repeat" in str(plain)) == (0, False)
+    with pytest.raises(BadInput, match="repeats must be"):
+        rows.evaluate(plan, repeats="maybe")
+    with pytest.raises(BadInput, match="confidence must be"):
+        rows.evaluate(plan, confidence=95)
+
+
+def test_the_interval_does_not_depend_on_the_order_of_the_rows(plan):
+    rows, rng = POPULATION[600:1000], np.random.default_rng(0)
+    risk = rows.evaluate(plan, risk="accuracy_gap").risk
+    for _ in range(10):
+        assert rows[rng.permutation(400)].evaluate(plan, risk="accuracy_gap").risk == risk
+
+
+def test_the_interval_holds_the_mean_where_copies_are_uneven():
+    """Ten contents, one of them nine times in ten: the figure is the mean over all rows."""
+    rows, _ = at_the_edge()
+    everything = Plan.by_hand({"small": 0.0})
+    wrong = rows.columns["answer/small"] != rows.columns["answer/middle"]
+    some = rows[np.append(np.flatnonzero(wrong)[:90], np.flatnonzero(~wrong)[:10])]
+    risk = some.evaluate(everything, risk="disagreement").risk
+    assert risk.value == pytest.approx(0.9)
+    assert risk.low <= risk.value <= risk.high
