@@ -5,6 +5,7 @@ Regol, Chataoui and Coates, 2024, arXiv 2310.09163. The recipe `objective` teach
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.nodes import Gate, Seen
+from offramp.scores import ScoreRange
 
 NUMBERS = 4
 
@@ -36,6 +38,12 @@ class Uncertainty(Gate):
         assert seen.own is not None
         logits: Tensor = self.unit(_uncertainties(seen.own.detach()))
         return logits[:, 0]
+
+    def score_range(self) -> ScoreRange:
+        """Any number; a sure softmax (maximum and margin 1, entropies 0) always gives the same one."""
+        weight = self.unit.weight.detach()[0].double()
+        sure = float(weight[0] + weight[2] + self.unit.bias.detach()[0].double())
+        return ScoreRange(saturates=(sure,)) if math.isfinite(sure) else ScoreRange()
 
     def config(self) -> dict[str, Any]:
         """Nothing but the name."""
