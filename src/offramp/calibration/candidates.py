@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from offramp.calibration.search import Problem, frontier
-from offramp.guarantees.risks import Risk
+from offramp.calibration.sweep import BLOCK
+from offramp.guarantees.risks import NAMED, Risk
 from offramp.trace import Trace
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -30,8 +31,24 @@ def problem_of(
         names: Collection[str] = [gate for gate, is_open in zip(gates, open_E[:-1], strict=True) if is_open]
         return prices.to_exit(names, deepest, unit=unit, batch=batch)
 
-    losses = trace.losses(risk, against)[:, :width]
+    losses = losses_up_to(trace, risk, against, width)
     return Problem(trace.scores[:, : width - 1], losses, cost_to, trace.header.origin.band)
+
+
+def losses_up_to(trace: Trace, risk: Risk, against: str, width: int) -> Array:
+    """Losses [N, width] of the first exits, stored as int8 where they are -1, 0 or 1 only: exact, and small.
+
+    Of our own risks, whose loss of a row depends on that row alone, a block of rows is computed at a time.
+    """
+    if risk.values is None or not set(risk.values) <= {-1.0, 0.0, 1.0}:
+        return trace.losses(risk, against)[:, :width]
+    if risk not in NAMED:
+        return trace.losses(risk, against)[:, :width].astype(np.int8)
+    losses = np.empty((len(trace), width), np.int8)
+    for start in range(0, len(trace), BLOCK):
+        block = slice(start, start + BLOCK)
+        losses[block] = trace[block].losses(risk, against)[:, :width]
+    return losses
 
 
 def trade_offs(problem: Problem, points: int) -> Array:

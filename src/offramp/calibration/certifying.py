@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.calibration.candidates import in_order, problem_of, trade_offs
+from offramp.calibration.candidates import in_order, losses_up_to, problem_of, trade_offs
 from offramp.calibration.listed import Listed
 from offramp.calibration.path import UNKNOWN, shared_path
 from offramp.calibration.sweep import Sweep, sweep
@@ -139,7 +139,8 @@ class Certifier:
         cost_P = np.zeros(len(path_P) + 1)
         for step, (per_call, per_row) in zip(steps, prices, strict=True):
             place = trace.chain.place(step.name)
-            cost_P += per_call * called(outcomes.reach_PE[:, place] / len(trace), self.batch)
+            if per_call:
+                cost_P += per_call * called(outcomes.reach_PE[:, place] / len(trace), self.batch)
             if per_row.ndim and outcomes.carried_PE is not None:
                 cost_P += outcomes.carried_PE[:, place] / len(trace)
             else:
@@ -220,9 +221,9 @@ class Certifier:
         Other losses than -1, 0 and 1 are rounded up to multiples of a power of two, about 1e-9: a running sum
         along a path is then what summing each plan alone gives, and the rounding is on the safe side.
         """
-        losses = trace.losses(self.risk, self.against)[:, : self._width(trace)]
-        if self.risk.values is not None and set(self.risk.values) <= {-1.0, 0.0, 1.0}:
-            return losses.astype(np.int8)
+        losses = losses_up_to(trace, self.risk, self.against, self._width(trace))
+        if losses.dtype == np.int8:
+            return losses
         largest = max(abs(self.risk.low), abs(self.risk.high)) * max(len(losses), 1)
         unit = 2.0 ** (math.ceil(math.log2(largest)) - EXACT_BITS)
         return np.minimum(np.ceil(losses / unit) * unit, self.risk.high)
