@@ -16,7 +16,7 @@ HOUSE = ROOT / "src" / "offramp"
 READ = ("src", "tests", "benchmarks", "examples", "docs")
 
 FLOORS = [
-    ["errors", "arguments", "files", "progress", "signature"],
+    ["errors", "arguments", "files", "progress", "scores", "signature"],
     [
         "find",
         "chain",
@@ -64,7 +64,7 @@ FLOORS = [
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
 SHELVES = ("augments", "exits", "gates", "layers", "models", "hubs", "recipes", "engines")
-NO_TORCH = ("calibration", "guarantees", "reporting", "trace", "plan")
+NO_TORCH = ("calibration", "guarantees", "reporting", "scores", "trace", "plan")
 LINES, LENGTH = 300, 40
 
 

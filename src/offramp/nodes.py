@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
+from offramp.scores import ScoreRange
 from offramp.taps import tensors_of
 
 
@@ -66,9 +67,19 @@ class Gate(nn.Module, abc.ABC):
     def config(self) -> dict[str, Any]:
         """Plain data from which the shelf builds it again: {"name": ..., other arguments}."""
 
+    def score_range(self) -> ScoreRange:
+        """The ends of the scores' range and where they saturate; by default nothing is known (the real line).
+
+        A trace carries it, and calibration puts no threshold beside a value that many rows share.
+        """
+        return ScoreRange()
+
 
 class Scorer(Gate):
-    """A gate made of a function from logits [B, C] to scores [B], such as those in gates/confidence.py."""
+    """A gate made of a function from logits [B, C] to scores [B], such as those in gates/confidence.py.
+
+    A function may declare its range in an attribute `score_range` (see `offramp.scores.scores_in`).
+    """
 
     def __init__(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -83,6 +94,17 @@ class Scorer(Gate):
     def config(self) -> dict[str, Any]:
         """The function's name on the shelf, or the user's module:name."""
         return {"name": self.name}
+
+    def score_range(self) -> ScoreRange:
+        """What the function declares; the real line if it declares nothing."""
+        declared = getattr(self.function, "score_range", None)
+        if declared is None:
+            return ScoreRange()
+        if not isinstance(declared, ScoreRange):
+            raise BadNetwork(
+                f"score_range of the gate {self.name!r} must be an offramp.scores.ScoreRange, got {declared!r}"
+            )
+        return declared
 
     def extra_repr(self) -> str:
         """For print."""

@@ -32,11 +32,11 @@ class Prices:
         if price is None:
             return np.zeros(())
         rate: Array = price[..., 0] if unit == "macs" else price[..., 1] / batch + price[..., 2]
-        if np.isnan(rate).any():
-            raise BadInput(
-                f"the milliseconds of {part!r} were not measured; record with timed=True, or use unit='macs'"
-            )
-        return rate
+        if not np.isnan(rate).any():
+            return rate
+        if unit == "macs":
+            raise BadInput(f"the MACs of {part!r} were not counted; use unit='ms' on a trace with timings")
+        raise BadInput(f"the milliseconds of {part!r} were not measured; record with timed=True, or use unit='macs'")
 
     def _node(self, step: Step, unit: str, batch: int) -> Array:
         kinds = ("segment", *(["exit"] if step.exit else []), *(["gate"] if step.gate else []))
@@ -69,14 +69,53 @@ class Prices:
         total = 0.0
         for step in steps:
             here = exits_N >= self.chain.place(step.name)  # [N]
-            reach = float(here.mean())
-            if unit == "macs":
-                total += float((self._node(step, unit, batch) * here).mean())
-                continue
-            alone, many = self._node(step, unit, 1), self._node(step, unit, 10**12)  # a + b, and b
-            called = (1 - (1 - reach) ** batch) / batch
-            total += float(np.mean(alone - many)) * called + float((many * here).mean())
+            per_call, per_row = self.per_call_and_row(step, unit)
+            total += per_call * called(float(here.mean()), batch) + float((per_row * here).mean())
         return total
+
+    def per_call_and_row(self, step: Step, unit: str) -> tuple[float, Array]:
+        """What a step costs each time that it is called, and for each row that arrives, [] or [N].
+
+        MACs have no part by the call.
+        """
+        if unit == "macs":
+            return 0.0, self._node(step, unit, 1)
+        one = self._node(step, unit, 1)  # a + b
+        row = self._node(step, unit, 10**12)  # b
+        return float(np.mean(one - row)), row
+
+    def unit_with_prices(self, unit: str, reference: str) -> str:
+        """The unit asked for, or "ms" where MACs tell no price and milliseconds do.
+
+        MACs tell no price if those of a part were not counted, if the network that answers at `reference` has
+        none, or if a whole model of a ladder has none: a model that torch cannot look into is not free.
+
+        Raises:
+            BadInput: there is no price in MACs and none in milliseconds.
+        """
+        if unit != "macs" or (missing := self._without_macs(reference)) is None:
+            return unit
+        timed = not any(np.isnan(price[..., 1:]).any() for price in self.parts.values())
+        if timed and self.plain(reference, unit="ms", batch=1) > 0:
+            return "ms"
+        raise BadInput(
+            f"the plan has no price: no MACs were counted in {missing!r}, and milliseconds were not measured; "
+            "record with timed=True"
+        )
+
+    def _without_macs(self, reference: str) -> str | None:
+        """The first part because of which MACs tell no price; None where they do."""
+        for part, price in self.parts.items():
+            if np.isnan(price[..., 0]).any():
+                return part
+        models = [node for node in self.chain.nodes if node.after is None]
+        continued = {node.after for node in self.chain.nodes}
+        for node in models if len(models) > 1 else ():
+            if node.name not in continued and not np.any(self._rate(f"segment/{node.name}", "macs", 1)):
+                return f"segment/{node.name}"
+        if not self.plain(reference, unit="macs", batch=1) > 0:
+            return f"segment/{reference}"
+        return None
 
     def plain(self, reference: str, *, unit: str, batch: int) -> float:
         """Cost per row of the network that answers at `reference` alone: its segments and its exit, no gate."""
@@ -87,6 +126,11 @@ class Prices:
             node = self.chain.nodes[self.chain.place(node.after)]
             parts.append(f"segment/{node.name}")
         return float(sum(np.mean(self._rate(part, unit, batch)) for part in parts))
+
+
+def called(reach: Any, batch: int) -> Any:
+    """Calls per row when each of `batch` rows drawn together arrives with the probability `reach` (any shape)."""
+    return (1 - (1 - reach) ** batch) / batch
 
 
 def check_unit(unit: str, batch: int) -> None:

@@ -244,6 +244,7 @@ def _trace(network: Network, source: Rows, columns: dict[str, Array], engine: st
         origin=Origin(network.fingerprint(), engine, network.precision(), probe),
         class_names=source.class_names,
         taught=not network.untaught(),
+        scores={name: network.gate_of(name).score_range() for name in network.chain.gates},
     )
     return Trace(columns, header)
 

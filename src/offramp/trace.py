@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from offramp.guarantees.risks import Risk, find_risk, losses_of
 from offramp.plan import Plan, Price, choose
 from offramp.pricing import Prices
 from offramp.provenance import FORM, Origin, SeenRows, form_of
+from offramp.scores import ScoreRange
 
 SCHEMA = 1
 BACKBONE = "backbone"
@@ -44,7 +45,11 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Header:
-    """What the columns are about. `taught` is False while an exit was never taught. digest_form: see SeenRows."""
+    """What the columns are about. `taught` is False while an exit was never taught.
+
+    digest_form: see SeenRows. scores: what each gate declares of its scores; of a gate that is not named nothing is
+    known.
+    """
 
     chain: Chain
     reference: str
@@ -55,6 +60,7 @@ class Header:
     class_names: tuple[str, ...] | None = None
     taught: bool = True
     digest_form: int = FORM
+    scores: Mapping[str, ScoreRange] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -310,6 +316,7 @@ class Trace:
         """Write `trace.npz`, atomically, without pickles."""
         body = asdict(self.header)
         body["chain"] = self.chain.to_json()
+        body["scores"] = {gate: scores.to_json() for gate, scores in self.header.scores.items()}
         body["columns"] = _digest(self.columns)
         write_arrays(path, to_document("trace", SCHEMA, body), self.columns)
 
@@ -322,12 +329,14 @@ class Trace:
             if body.pop("columns") != _digest(columns):
                 raise BadFile(f"{path} was edited or damaged after it was written; record again")
             names = body["class_names"]
+            declared = body.get("scores", {})  # absent in traces of the first edition
             header = {
                 **body,
                 "chain": Chain.from_json(body["chain"]),
                 "origin": Origin.from_json(body["origin"]),
                 "class_names": None if names is None else tuple(names),
                 "digest_form": form_of(body.get("digest_form", 1), str(path)),
+                "scores": {gate: ScoreRange.from_json(scores) for gate, scores in declared.items()},
             }
             return Trace(columns, Header(**header))
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:

@@ -2,38 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from offramp.arguments import percentage, require_number
-from offramp.calibration.candidates import (
-    distinct,
-    in_order,
-    off_scores,
-    shared_path,
-    spread,
-    trade_offs,
-    worst_losses,
-)
+from offramp.calibration.candidates import problem_of as problem_of
+from offramp.calibration.certifying import Certifier, Tested
 from offramp.calibration.members import warn_of_order
 from offramp.calibration.rows import Selected, independent_rows, searched_and_certified, unseen_rows
-from offramp.calibration.search import Problem, best, evaluate
-from offramp.draws import order_of, require_repeats
+from offramp.calibration.search import best, frontier
+from offramp.draws import require_repeats
 from offramp.errors import BadInput, Mismatch, NoSafePlan, OutOfBudget
-from offramp.guarantees.bounds import Bound, find_bound, rows_needed, smallest_level
+from offramp.guarantees.bounds import find_bound, rows_needed
 from offramp.guarantees.risks import Risk, find_risk
-from offramp.guarantees.testing import fixed_sequence
 from offramp.plan import Plan, Promise
+from offramp.pricing import check_unit
 from offramp.trace import Trace
 
 TESTING = ("path", "pareto")
 SEARCH_SHARE = 0.4  # of the rows, for Pareto testing without search rows of its own
-POINTS = 100  # candidates of Pareto testing
-CHUNK = 256  # plans tested at a time; fixed-sequence testing stops at the first that fails
+ROUNDING = 1e-9  # share of a budget by which the sum of costs may exceed it
+POINTS = 100  # trade-offs looked through where milliseconds of a plan depend on how many rows leave
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -95,6 +88,10 @@ def calibrate(
     if not trace.header.taught:
         raise BadInput("an exit of this network was never taught; teach it and record again")
     require_repeats(repeats)
+    if not len(trace):
+        raise BadInput("the trace must have at least one row, got none")
+    check_unit(unit, batch)
+    unit = trace.prices.unit_with_prices(unit, trace.chain.exits[-1])
     if budget is not None:
         share = require_number("budget", budget, 0, math.inf)
         rows, _ = unseen_rows(trace, drop_seen=drop_seen, what="calibration")  # no promise: repeats do no harm
@@ -105,132 +102,21 @@ def calibrate(
     confidence = require_number("confidence", confidence, 0, 1)
     if testing not in TESTING:
         raise BadInput(f"testing is {testing!r}, expected one of {', '.join(TESTING)}")
-    test = _Test(asked, level, confidence, find_bound(bound, asked), against, unit, batch, deepest)
+    test = Certifier(asked, level, confidence, find_bound(bound, asked), against, unit, batch, deepest)
     kept = independent_rows(trace, repeats=repeats, drop_seen=drop_seen, what="calibration")
     warn_of_order(trace, unit, batch)
     return _by_promise(kept, test, repeats, "pareto" if search is not None else testing, search)
 
 
-@dataclass(frozen=True)
-class _Test:
-    """What is asked of a plan, and how it is tested."""
-
-    risk: Risk
-    at_most: float
-    confidence: float
-    bound: Bound
-    against: str
-    unit: str
-    batch: int
-    deepest: str | None
-
-    @property
-    def delta(self) -> float:
-        """How likely the promise may fail."""
-        return 1 - self.confidence
-
-    def candidates(self, searched: Trace | None, certified: Trace) -> Array:
-        """Thresholds [P, G] in the order of testing, the safest first."""
-        if searched is None:
-            scores = certified.scores[:, : _width(certified, self.deepest) - 1]
-            return spread(distinct(shared_path(), scores, certified.header.origin.band), scores.shape[1])
-        problem = problem_of(searched, self.risk, self.against, self.unit, self.batch, self.deepest)
-        thresholds = trade_offs(problem, POINTS)
-        p_P = self._p_values(problem, thresholds, order_of(searched.columns))
-        ordered: Array = thresholds[in_order(p_P, evaluate(problem, thresholds)[1])]
-        return ordered
-
-    def passed(self, trace: Trace, thresholds_PG: Array) -> Array:
-        """The leading candidates that are safe, as thresholds; that none of its rows leaves is no plan to speak of."""
-        problem, thresholds_PG = self._problem(trace), self._sequence(trace, thresholds_PG)
-        order, count = order_of(trace.columns), 0
-        for start in range(0, len(thresholds_PG), CHUNK):
-            chunk = thresholds_PG[start : start + CHUNK]
-            safe = fixed_sequence(self._p_values(problem, chunk, order), self.delta)
-            count += safe
-            if safe < len(chunk):
-                break
-        safe_PG = thresholds_PG[:count]
-        return safe_PG[off_scores(problem.scores_NG, safe_PG) & self._saves(trace, safe_PG)]
-
-    def cheapest(self, trace: Trace, thresholds_PG: Array) -> Array:
-        """Of safe plans the one with the smallest mean cost on these rows."""
-        _, cost_P = evaluate(self._problem(trace), thresholds_PG)
-        chosen: Array = thresholds_PG[int(np.argmin(cost_P))]
-        return chosen
-
-    def smallest(self, trace: Trace, thresholds_PG: Array) -> float | None:
-        """The smallest level at which a plan would pass, and all before it; None where no plan saves anything."""
-        thresholds_PG = self._sequence(trace, thresholds_PG)
-        saves = self._saves(trace, thresholds_PG)
-        if not saves.any():
-            return None
-        problem, order = self._problem(trace), order_of(trace.columns)
-        some = np.union1d(np.argmax(saves), np.linspace(0, len(saves) - 1, 33).astype(int))
-        losses = worst_losses(problem.scores_NG, problem.losses_NE, thresholds_PG[some], problem.band)
-        limits = {"low": self.risk.low, "high": self.risk.high}
-        levels = [smallest_level(row, self.bound, self.delta, order=order, **limits) for row in losses]
-        return float(np.maximum.accumulate(levels)[saves[some]].min())
-
-    def _sequence(self, trace: Trace, thresholds_PG: Array) -> Array:
-        """The candidates as they are tested: after the plan that never leaves, unless that one needs no test."""
-        if self._never_is_safe(trace):
-            return thresholds_PG
-        return np.concatenate([np.full((1, thresholds_PG.shape[1]), np.inf, np.float32), thresholds_PG])
-
-    def _problem(self, trace: Trace) -> Problem:
-        return problem_of(trace, self.risk, self.against, self.unit, self.batch, self.deepest)
-
-    def _p_values(self, problem: Problem, thresholds_PG: Array, order: Array) -> Array:
-        losses = problem.losses_NE
-        if set(self.risk.values or (math.nan,)) <= {-1.0, 0.0, 1.0}:
-            losses = losses.astype(np.int8)  # exact, and an eighth of the memory
-        return self.bound(
-            worst_losses(problem.scores_NG, losses, thresholds_PG, problem.band),
-            self.at_most,
-            low=self.risk.low,
-            high=self.risk.high,
-            delta=self.delta,
-            order=order,
-        )
-
-    def _saves(self, trace: Trace, thresholds_PG: Array) -> Array:
-        """Which plans [P] spare these rows anything: all that end before the last exit, else those that some leave."""
-        if self.deepest not in (None, trace.chain.exits[-1]):
-            return np.ones(len(thresholds_PG), bool)
-        return _leaves(self._problem(trace).scores_NG, thresholds_PG)
-
-    def _never_is_safe(self, trace: Trace) -> bool:
-        """Whether the loss of never leaving is 0 on every row by construction, so that it needs no test."""
-        last = trace.chain.exits[-1] if self.deepest is None else self.deepest
-        return self.risk.zero_at_reference and self.at_most >= 0 and trace.reference(self.against) == last
-
-
-def problem_of(
-    trace: Trace, risk: Risk, against: str = "last", unit: str = "macs", batch: int = 64, deepest: str | None = None
-) -> Problem:
-    """What the search sees of a trace: scores, losses and prices up to `deepest`."""
-    width = _width(trace, deepest)
-    gates, prices = trace.chain.exits[: width - 1], trace.prices
-
-    def cost_to(open_E: Array) -> Array:
-        names: Collection[str] = [gate for gate, is_open in zip(gates, open_E[:-1], strict=True) if is_open]
-        return prices.to_exit(names, deepest, unit=unit, batch=batch)
-
-    return Problem(
-        trace.scores[:, : width - 1], trace.losses(risk, against)[:, :width], cost_to, trace.header.origin.band
-    )
-
-
-def _by_promise(kept: Selected, test: _Test, repeats: str | None, testing: str, search: Trace | None) -> Plan:
+def _by_promise(kept: Selected, test: Certifier, repeats: str | None, testing: str, search: Trace | None) -> Plan:
     """The cheapest of the plans that pass the test, with the promise that it keeps."""
     trace = kept.trace
     searched, certified = _rows(trace, testing, search, repeats)
-    candidates = test.candidates(searched, certified)
-    safe = test.passed(certified, candidates)
-    if not len(safe):
-        raise _no_plan(test, certified, candidates)
-    plan = _plan(certified, test.cheapest(certified, safe), test.deepest)
+    tested = test.tested(searched, certified)
+    cheapest_G = tested.cheapest()
+    if cheapest_G is None:
+        raise _no_plan(test, certified, tested)
+    plan = _plan(certified, cheapest_G, test.deepest)
     promise = Promise(
         risk=test.risk.name,
         at_most=test.at_most,
@@ -253,8 +139,8 @@ def _by_promise(kept: Selected, test: _Test, repeats: str | None, testing: str, 
 def _by_budget(
     trace: Trace, risk: str | Risk | None, budget: float, against: str, unit: str, batch: int, deepest: str | None
 ) -> Plan:
+    """The plan with the least mean loss on these rows whose mean cost keeps the budget."""
     asked = find_risk(risk or ("error" if trace.labels is not None else "disagreement"))
-    problem = problem_of(trace, asked, against, unit, batch, deepest)
     plain = trace.price(Plan.never_leave(trace.chain), unit, batch, against).plain
     dearest = dearest_share(trace, unit, batch, against)
     if budget > dearest:
@@ -262,16 +148,27 @@ def _by_budget(
             f"budget must be a share of the plain network's cost and at most {dearest:.4g}, the cost of all exits "
             f"together, got {budget:g}" + (f" ({budget:g} % is {budget / 100:g})" if budget <= 100 else "")
         )
-    try:
-        point = best(problem, budget * plain)
-    except OutOfBudget:
+    problem = problem_of(trace, asked, against, unit, batch, deepest)
+    plan = None
+    with contextlib.suppress(OutOfBudget):
+        plan = _plan(trace, best(problem, budget * plain).thresholds_G, deepest)
+    # The search shares a call among `batch` rows. Where some leave, fewer rows arrive and share it, and the plan
+    # costs more milliseconds than the search has seen: then the trade-offs are priced one by one.
+    limit = budget * plain * (1 + ROUNDING)
+    if plan is not None and trace.price(plan, unit, batch, against).mean > limit:
+        plan = None
+        for thresholds_G in frontier(problem, points=POINTS).thresholds_PG:  # each loses less than the one before
+            other = _plan(trace, thresholds_G, deepest)
+            if trace.price(other, unit, batch, against).mean <= limit:
+                plan = other
+    if plan is None:
         every = [Plan.by_hand({gate: -math.inf}, deepest=deepest) for gate in trace.chain.gates]
-        least = min(trace.price(plan, unit, batch, against).mean / plain for plan in every)
+        every.append(Plan.by_hand({}, deepest=deepest))
+        least = min(trace.price(each, unit, batch, against).mean / plain for each in every)
         raise OutOfBudget(
             f"got a budget of {budget:g} of the plain network's {unit}, expected at least {least:.4g}, which the "
             "cheapest plan costs on these rows; ask for more"
-        ) from None
-    plan = _plan(trace, point.thresholds_G, deepest)
+        )
     return replace(plan, price=trace.price(plan, unit, batch, against), rows=trace.seen)
 
 
@@ -308,8 +205,8 @@ def _plan(trace: Trace, thresholds_G: Array, deepest: str | None) -> Plan:
     return Plan(thresholds=closed | opened, deepest=deepest, chain=trace.chain, origin=trace.header.origin)
 
 
-def _no_plan(test: _Test, trace: Trace, thresholds_PG: Array) -> NoSafePlan:
-    level = test.smallest(trace, thresholds_PG)
+def _no_plan(test: Certifier, trace: Trace, tested: Tested) -> NoSafePlan:
+    level = test.smallest_level(trace, tested)
     needed = rows_needed(test.at_most, test.confidence) if 0 < test.at_most < 1 else None
     sight = "no level is in sight" if level is None else f"the smallest level in sight is {level:.4g}"
     few = f" (even without a single loss it takes {needed:,} rows)" if needed and needed > len(trace) else ""
@@ -320,14 +217,3 @@ def _no_plan(test: _Test, trace: Trace, thresholds_PG: Array) -> NoSafePlan:
         smallest_level=level,
         never=_plan(trace, np.zeros(0), None),
     )
-
-
-def _width(trace: Trace, deepest: str | None) -> int:
-    return len(trace.chain.exits) if deepest is None else trace.chain.place(deepest) + 1
-
-
-def _leaves(scores_NG: Array, thresholds_PG: Array) -> Array:
-    """Which plans [P] let at least one of the rows leave."""
-    tops = np.nanmax(np.where(np.isfinite(scores_NG), scores_NG, -np.inf), axis=0, initial=-np.inf)
-    leaves: Array = (np.isfinite(thresholds_PG) & (thresholds_PG <= tops)).any(axis=1)
-    return leaves

@@ -1,53 +1,54 @@
-"""Candidate plans in the order in which they are tested, and their losses with the float band counted against them.
+"""Candidate plans with thresholds of their own for each gate, found on search rows.
 
 Shapes: P plans, N rows, G gates, E exits (G = E - 1).
 """
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from offramp.calibration.search import Problem, frontier
-from offramp.plan import BAND
+from offramp.calibration.sweep import BLOCK
+from offramp.guarantees.risks import NAMED, Risk
+from offramp.trace import Trace
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
-STEPS = 64  # grid points per factor of two
-OFFSET = 0.37  # keeps round numbers, which scores like to be, off the grid
+
+def problem_of(
+    trace: Trace, risk: Risk, against: str = "last", unit: str = "macs", batch: int = 64, deepest: str | None = None
+) -> Problem:
+    """What the search sees of a trace: scores, losses and prices up to `deepest`."""
+    width = len(trace.chain.exits) if deepest is None else trace.chain.place(deepest) + 1
+    gates = trace.chain.exits[: width - 1]
+    prices = trace.prices
+
+    def cost_to(open_E: Array) -> Array:
+        names: Collection[str] = [gate for gate, is_open in zip(gates, open_E[:-1], strict=True) if is_open]
+        return prices.to_exit(names, deepest, unit=unit, batch=batch)
+
+    losses = losses_up_to(trace, risk, against, width)
+    return Problem(trace.scores[:, : width - 1], losses, cost_to, trace.header.origin.band)
 
 
-def shared_path() -> Array:
-    """Thresholds [P], one shared by all gates, from the safest down: a grid that was fixed before any row was seen.
+def losses_up_to(trace: Trace, risk: Risk, against: str, width: int) -> Array:
+    """Losses [N, width] of the first exits, stored as int8 where they are -1, 0 or 1 only: exact, and small.
 
-    1.1 % steps in either sign from 2^-14 to 2^14, and the same steps of 1 - t down to 2^-22: fine enough for margins,
-    probabilities and entropies of any network, so that nothing has to be fitted to the rows that test it.
+    Of our own risks, whose loss of a row depends on that row alone, a block of rows is computed at a time.
     """
-    wide = 2.0 ** ((np.arange(-14 * STEPS, 14 * STEPS) + OFFSET) / STEPS)
-    near_one = 1 - 2.0 ** (-(np.arange(22 * STEPS) + OFFSET) / STEPS)
-    grid: Array = np.unique(np.concatenate([wide, -wide, near_one]).astype(np.float32))
-    return grid[::-1]
-
-
-def distinct(path_P: Array, scores_NG: Array, band: float = BAND) -> Array:
-    """The points of a shared path that differ on these rows, the band included: the others repeat the same losses.
-
-    Dropping a repetition drops no test: its p-value is that of the point which stays.
-    """
-    wide = scores_NG[np.isfinite(scores_NG)].astype(np.float64)
-    edges = np.sort(np.concatenate([wide - band, wide, wide + band]))
-    place = np.searchsorted(edges, path_P.astype(np.float64))
-    first = np.ones(len(path_P), bool)
-    first[1:] = place[1:] != place[:-1]
-    kept: Array = path_P[first]
-    return kept
-
-
-def spread(path_P: Array, gates: int) -> Array:
-    """[P, G]: the same threshold at every gate."""
-    return np.repeat(path_P[:, None], gates, axis=1).astype(np.float32)
+    if risk.values is None or not set(risk.values) <= {-1.0, 0.0, 1.0}:
+        return trace.losses(risk, against)[:, :width]
+    if risk not in NAMED:
+        return trace.losses(risk, against)[:, :width].astype(np.int8)
+    losses = np.empty((len(trace), width), np.int8)
+    for start in range(0, len(trace), BLOCK):
+        block = slice(start, start + BLOCK)
+        losses[block] = trace[block].losses(risk, against)[:, :width]
+    return losses
 
 
 def trade_offs(problem: Problem, points: int) -> Array:
@@ -70,24 +71,3 @@ def in_order(p_P: Array, cost_P: Array) -> Array:
     cheapest = np.minimum.accumulate(np.concatenate([[np.inf], cost_P[order][:-1]]))
     kept: Array = order[cost_P[order] < cheapest]
     return kept
-
-
-def worst_losses(scores_NG: Array, losses_NE: Array, thresholds_PG: Array, band: float = BAND) -> Array:
-    """Losses [P, N] of plans; a row within the band of a threshold counts with the worse of its outcomes."""
-    worst = np.broadcast_to(losses_NE[:, -1], (len(thresholds_PG), len(losses_NE)))
-    for gate in reversed(range(scores_NG.shape[1])):
-        score, t = scores_NG[:, gate].astype(np.float64), thresholds_PG[:, [gate]].astype(np.float64)
-        here = losses_NE[:, gate]
-        leaves = (score >= t) & (t < np.inf)  # [P, N], as choose has it
-        with np.errstate(invalid="ignore"):  # inf - inf is NaN: such a row is not near, it is decided
-            either = np.abs(score - t) <= band
-        worst = np.where(either, np.maximum(here, worst), np.where(leaves, here, worst))
-    return worst
-
-
-def off_scores(scores_NG: Array, thresholds_PG: Array) -> Array:
-    """Which plans [P] have every finite threshold strictly between scores, equal to none."""
-    free = np.ones(len(thresholds_PG), bool)
-    for gate in range(scores_NG.shape[1]):
-        free &= ~np.isin(thresholds_PG[:, gate], scores_NG[:, gate])
-    return free

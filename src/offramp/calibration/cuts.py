@@ -18,6 +18,7 @@ Singles = NDArray[np.float32]
 Ints = NDArray[np.intp]
 Bools = NDArray[np.bool_]
 
+CROWD = 1e-3  # share of the rows that may lie within half a gap of a cut
 MARGIN = 1e-3  # how far below the smallest score (relative, at least absolute) "everyone leaves" stands
 
 
@@ -38,6 +39,9 @@ class Cuts:
 def cuts_of(score_N: Singles, gap: float = 0.0) -> Cuts:
     """Every cut strictly between two distinct float32 scores at least `gap` apart, and one below them all.
 
+    Where many rows crowd, few neighbours are so far apart. There a cut is also taken if no more than one row in
+    a thousand lies within half a gap of it; where scores saturate there are more.
+
     >>> cuts_of(np.array([3, 1, 3, np.nan], np.float32)).values_K.tolist()
     [inf, 2.0, 0.9990000128746033]
     """
@@ -48,7 +52,14 @@ def cuts_of(score_N: Singles, gap: float = 0.0) -> Cuts:
     values_M = _between(upper_M, lower_M, gap).astype(np.float32)
     fits_M = np.isfinite(values_M) & (values_M < upper_M) & (values_M > lower_M)
     with np.errstate(invalid="ignore"):  # inf - inf, where nothing fits anyway
-        fits_M &= upper_M - lower_M >= gap
+        wide_M = upper_M - lower_M >= gap
+    crowd = int(CROWD * len(score_N))
+    if gap and crowd:
+        rising_M = upper_M[::-1]
+        beside_M = np.searchsorted(rising_M, values_M.astype(np.float64) + gap / 2, side="right")
+        beside_M -= np.searchsorted(rising_M, values_M.astype(np.float64) - gap / 2, side="left")
+        wide_M |= beside_M <= crowd
+    fits_M &= wide_M
     chosen = np.flatnonzero(fits_M)
     counts_K = np.concatenate(([0], chosen + 1))
     column_N = np.full(len(score_N), len(counts_K), np.int32)
@@ -60,6 +71,21 @@ def cuts_of(score_N: Singles, gap: float = 0.0) -> Cuts:
         column_N=column_N,
         lowest_K=np.concatenate(([np.inf], upper_M[chosen])),
     )
+
+
+def thinned(score_N: Singles, most: int) -> Singles:
+    """Thresholds [K] of at most `most` cuts of a gate, from +inf down, spread evenly over its distinct scores.
+
+    >>> thinned(np.array([3, 1, 3, np.nan], np.float32), 2).tolist()
+    [inf, 2.0, 0.9990000128746033]
+    """
+    distinct = np.unique(score_N[score_N > -np.inf])[::-1]
+    place = np.unique(np.linspace(0, len(distinct) - 1, most).astype(np.intp)) if len(distinct) else []
+    upper = distinct[place].astype(np.float64)
+    lower = np.append(distinct[1:], np.float32(-np.inf))[place].astype(np.float64)
+    values = _between(upper, lower, 0.0).astype(np.float32)
+    fits = np.isfinite(values) & (values < upper) & (values > lower)
+    return np.append(np.float32(np.inf), values[fits])
 
 
 def _between(upper_M: Floats, lower_M: Floats, gap: float) -> Floats:

@@ -8,13 +8,14 @@ quantile path or MSDNet's p^k. Legend: N rows, G gates (= E-1), E exits, P plans
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from offramp.calibration.cuts import Bools, Floats, Ints, Singles, Table, chunks, pick
 from offramp.calibration.descent import lowest, settle, spread, worth
 from offramp.calibration.families import POWERS, families, powers_of
+from offramp.calibration.refining import Refiner
 from offramp.calibration.survey import (
     EVERY_SET,
     SAMPLE,
@@ -25,6 +26,7 @@ from offramp.calibration.survey import (
     tables,
     undominated,
 )
+from offramp.calibration.sweep import BLOCK
 from offramp.errors import BadData, BadInput, OutOfBudget
 from offramp.provenance import BAND
 
@@ -32,6 +34,7 @@ FINE = 4  # places kept along the cost axis for every frontier point asked for
 ROUNDING = 1e-12  # a limit counts as held up to this share of its scale
 TIE = 1e-9  # plans nearer than this share of the scale are decided by the other sum
 WIDTH = 128  # cuts of the first gate that a move of two gates looks at
+SEARCH_ROWS = 10_000  # rows that the search looks at; plans are priced, and refined, on all of them
 FINE_POWERS = np.geomspace(0.05, 4.0, 120)  # p of p^k at one level, where MSDNet solves for p
 
 
@@ -106,22 +109,30 @@ def exits_of(scores_NG: Singles, thresholds_PG: Singles) -> Ints:
 
 
 def evaluate(problem: Problem, thresholds_PG: Singles) -> tuple[Floats, Floats]:
-    """Mean loss [P] and mean cost [P]; an exit at +inf is neither run nor charged."""
+    """Mean loss [P] and mean cost [P]; an exit at +inf is neither run nor charged.
+
+    Rows are taken in blocks, so that a million of them need no more memory than one block.
+    """
     rows, exits = problem.losses_NE.shape
     if thresholds_PG.dtype != np.float32 or thresholds_PG.shape[1:] != (exits - 1,):
         raise BadInput(f"thresholds are {thresholds_PG.dtype} {thresholds_PG.shape}; expected float32 [P, {exits - 1}]")
-    loss_P, cost_P = np.empty(len(thresholds_PG)), np.empty(len(thresholds_PG))
-    loss_EN = np.ascontiguousarray(problem.losses_NE.T)
+    loss_P = np.zeros(len(thresholds_PG))
+    cost_P = np.zeros(len(thresholds_PG))
     open_PE = np.append(thresholds_PG < np.inf, np.ones((len(thresholds_PG), 1), bool), axis=1)
     sets_SE, set_P = np.unique(open_PE, axis=0, return_inverse=True)
     for s, open_E in enumerate(sets_SE):
         plans = np.flatnonzero(set_P.ravel() == s)
-        cost_EN = np.ascontiguousarray(problem.cost(open_E).T)
-        for part in chunks(len(plans), rows):
-            exits_PN = exits_of(problem.scores_NG, thresholds_PG[plans[part]])
-            loss_P[plans[part]] = pick(loss_EN, exits_PN).mean(1)
-            cost_P[plans[part]] = pick(cost_EN, exits_PN).mean(1)
-    return loss_P, cost_P
+        cost_NE = problem.cost(open_E)
+        for start in range(0, rows, BLOCK):
+            block = slice(start, start + BLOCK)
+            scores_BG = problem.scores_NG[block]
+            loss_EB = np.ascontiguousarray(problem.losses_NE[block].T)
+            cost_EB = np.ascontiguousarray(cost_NE[block].T)
+            for part in chunks(len(plans), len(scores_BG)):
+                exits_PB = exits_of(scores_BG, thresholds_PG[plans[part]])
+                loss_P[plans[part]] += pick(loss_EB, exits_PB).sum(1, dtype=np.float64)
+                cost_P[plans[part]] += pick(cost_EB, exits_PB).sum(1)
+    return loss_P / rows, cost_P / rows
 
 
 def frontier(problem: Problem, *, points: int = 100, gap: float = 0.0) -> Frontier:
@@ -130,7 +141,7 @@ def frontier(problem: Problem, *, points: int = 100, gap: float = 0.0) -> Fronti
     The plan that never leaves is always among them, even where leaving early both costs and loses less. Cuts
     between scores nearer than `gap` are not used.
     """
-    chain, over = _laid_out(problem, gap)
+    chain, over = _laid_out(_sampled(problem), gap)
     loss_B, cost_B, cuts_BG = survey(chain, over, FINE * points).plans()
     chosen = _spaced(loss_B, cost_B, points - 1)
     plans_PG = np.concatenate((chain.tidy(cuts_BG[chosen]), over[0].never[None]))
@@ -147,6 +158,21 @@ def powers(problem: Problem) -> Singles:
     """MSDNet's plans [P, G] on these rows: exit k answers a share ~ p^k, for a sweep of p (families.powers_of)."""
     whole = Chain.of(problem.scores_NG, problem.losses_NE, problem.cost, 0.0).whole()
     return whole.thresholds(powers_of(whole).cuts(np.arange(len(POWERS))))
+
+
+def _sampled(problem: Problem) -> Problem:
+    """The problem on as many rows as the search looks at, always the same of so many; itself if it has no more."""
+    rows = len(problem.losses_NE)
+    if rows <= SEARCH_ROWS:
+        return problem
+    drawn = np.random.Generator(np.random.Philox(0)).random(rows)
+    some = np.sort(np.argpartition(drawn, SEARCH_ROWS)[:SEARCH_ROWS])
+
+    def cost_to(open_E: Bools) -> Floats:
+        cost = np.asarray(problem.cost_to(open_E))
+        return cost if cost.ndim == 1 else cost[some]
+
+    return replace(problem, scores_NG=problem.scores_NG[some], losses_NE=problem.losses_NE[some], cost_to=cost_to)
 
 
 def _laid_out(problem: Problem, gap: float) -> tuple[Chain, list[Table]]:
@@ -207,6 +233,33 @@ class _Ask:
 
 
 def _solve(problem: Problem, gap: float, level: float, *, loss_held: bool) -> Point | None:
+    """The plan of least goal that holds the level; None if no plan found holds it.
+
+    Of many rows a sample is searched, and what it finds is refined on all of them.
+    """
+    sample = _sampled(problem)
+    if sample is problem:
+        return _solve_all(problem, gap, level, loss_held=loss_held)
+    found = _solve_all(sample, gap, level, loss_held=loss_held)
+    if found is None:  # perhaps all rows hold what the sample misses by a little: start from the end nearest to it
+        start_G = frontier(sample, gap=gap).thresholds_PG[-1 if loss_held else 0]
+    else:
+        start_G = found.thresholds_G
+    every_E = np.ones(problem.losses_NE.shape[1], bool)
+    some = Chain.of(sample.scores_NG, sample.losses_NE, sample.cost, gap).whole()
+    tie = _Ask.at(some, level, loss_held).tie
+    held = problem.losses_NE if loss_held else np.asarray(problem.cost_to(every_E))
+    slack = ROUNDING * max(abs(level), abs(float(held.min())), abs(float(held.max())))
+    refiner = Refiner(problem.scores_NG, problem.losses_NE, problem.cost, loss_held=loss_held, tie=tie)
+    better = refiner.refined(refiner.cuts_at(start_G), (level + slack) * len(problem.losses_NE))
+    if better is None:
+        return None
+    thresholds_PG = refiner.thresholds(better.cut_G)[None]
+    loss_P, cost_P = evaluate(problem, thresholds_PG)
+    return Point(thresholds_PG[0], float(loss_P[0]), float(cost_P[0]))
+
+
+def _solve_all(problem: Problem, gap: float, level: float, *, loss_held: bool) -> Point | None:
     """Try out small tables; elsewhere settle from the families and from the archive around the level."""
     chain, over = _laid_out(problem, gap)
     ask = _Ask.at(chain.whole(), level, loss_held)

@@ -55,7 +55,7 @@ def rescored(trace: Trace, network: Network, source: Rows, engine: str) -> Trace
             return record(network, source, timed=False, engine=engine, progress=False)
     costs = {name: column for name, column in first.columns.items() if name.startswith("cost/")}
     kept = {name: column for name, column in trace.columns.items() if not name.startswith(("cost/", "score/"))}
-    header = replace(trace.header, chain=network.chain, origin=first.header.origin)
+    header = replace(trace.header, chain=network.chain, origin=first.header.origin, scores=first.header.scores)
     return Trace({**kept, **scores, **costs}, header)
 
 

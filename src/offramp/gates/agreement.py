@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor
 
 from offramp.nodes import Gate, Seen
+from offramp.scores import ScoreRange
 
 
 class Agreement(Gate):
@@ -30,6 +31,10 @@ class Agreement(Gate):
         own = seen.own.softmax(-1)
         other = own if self.before is None else seen.logits[self.before].softmax(-1)
         return (own * other).sum(-1)
+
+    def score_range(self) -> ScoreRange:
+        """A probability: of sure exits 1, of exits that are sure of different classes 0."""
+        return ScoreRange(0.0, 1.0, saturates=(0.0, 1.0))
 
     def config(self) -> dict[str, Any]:
         """Name, and the neighbour."""

@@ -9,7 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from offramp.scores import ScoreRange, scores_in
 
+
+@scores_in(ScoreRange(low=0.0))
 def margin(logits: Tensor) -> Tensor:
     """Difference of the two largest logits.
 
@@ -29,11 +32,13 @@ def max_logit(logits: Tensor) -> Tensor:
     return logits.amax(-1)
 
 
+@scores_in(ScoreRange(0.0, 1.0, saturates=(1.0,)))
 def max_prob(logits: Tensor) -> Tensor:
     """Largest softmax probability (Hendrycks & Gimpel, 2017, arXiv 1610.02136)."""
     return logits.softmax(-1).amax(-1)
 
 
+@scores_in(ScoreRange(high=0.0, saturates=(0.0,)))
 def neg_entropy(logits: Tensor) -> Tensor:
     """Minus the entropy of the softmax in nats, in [-ln C, 0] (BranchyNet; Teerapittayanon et al., 2016).
 

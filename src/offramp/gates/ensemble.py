@@ -10,6 +10,7 @@ from torch import Tensor
 
 from offramp.gates.confidence import margin
 from offramp.nodes import Gate, Scorer, Seen
+from offramp.scores import ScoreRange
 
 
 class Ensemble(Gate):
@@ -31,6 +32,10 @@ class Ensemble(Gate):
         assert seen.own is not None
         every = torch.stack([*(seen.logits[name] for name in self.among), seen.own])  # [E, B, C]
         return self.gate.score(Seen(seen.features, seen.logits, every.log_softmax(-1).mean(0)))
+
+    def score_range(self) -> ScoreRange:
+        """The wrapped gate's."""
+        return self.gate.score_range()
 
     def config(self) -> dict[str, Any]:
         """Name, the exits, and the wrapped gate's configuration."""

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from offramp.nodes import Gate, Seen
+from offramp.scores import ScoreRange
 
 
 class Patience(Gate):
@@ -34,6 +35,10 @@ class Patience(Gate):
         answers = torch.stack([*(seen.logits[name].argmax(-1) for name in self.reads), seen.own.argmax(-1)], 1)
         agree = (answers[:, 1:] == answers[:, :-1]).flip(1)  # [B, E - 1], this exit's first
         return agree.long().cumprod(1).sum(1).float()
+
+    def score_range(self) -> ScoreRange:
+        """Whole numbers from 0 to the number of earlier exits."""
+        return ScoreRange(0.0, float(max(len(self.reads), 1)), whole=True)
 
     def config(self) -> dict[str, Any]:
         """Name, and the exits that it reads."""

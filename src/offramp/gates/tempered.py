@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from offramp.errors import BadInput
 from offramp.nodes import Gate, Seen
+from offramp.scores import ScoreRange
 
 
 class Tempered(Gate):
@@ -37,6 +38,10 @@ class Tempered(Gate):
         assert seen.own is not None
         earlier = {name: logits / self.temperature for name, logits in seen.logits.items()}
         return self.gate.score(Seen(seen.features, earlier, seen.own / self.temperature, seen.inputs))
+
+    def score_range(self) -> ScoreRange:
+        """The wrapped gate's: a temperature moves neither the ends nor where a softmax saturates."""
+        return self.gate.score_range()
 
     def config(self) -> dict[str, Any]:
         """Name, temperature, and the wrapped gate's configuration."""

@@ -5,6 +5,7 @@ Regol, Chataoui and Coates, 2024, arXiv 2310.09163. The recipe `objective` train
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.nodes import Gate, Seen
+from offramp.scores import ScoreRange
 
 NUMBERS = 4
 LEAST, MOST = 1e-30, 1 - 2.0**-20  # what an activation counts as where it is 0 or 1, so that its logit is finite
@@ -80,6 +82,18 @@ class Uncertainty(Gate):
         for place, gate in enumerate(gates if self.reads else ()):
             self.earlier_weight[place].copy_(gate.unit.weight[0])
             self.earlier_bias[place].copy_(gate.unit.bias[0])
+
+    def score_range(self) -> ScoreRange:
+        """Any number; a sure softmax (maximum and margin 1, entropies 0) always gives the same one.
+
+        Behind earlier gates the activation is kept between LEAST and MOST, and many rows stand at either end.
+        """
+        if self.reads:
+            ends = (math.log(LEAST) - math.log1p(-LEAST), math.log(MOST) - math.log1p(-MOST))
+            return ScoreRange(low=ends[0], high=ends[1], saturates=ends)
+        weight = self.unit.weight.detach()[0].double()
+        sure = float(weight[0] + weight[2] + self.unit.bias.detach()[0].double())
+        return ScoreRange(saturates=(sure,)) if math.isfinite(sure) else ScoreRange()
 
     def config(self) -> dict[str, Any]:
         """Name, and the exits before where there are any."""

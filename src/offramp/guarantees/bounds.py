@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import math
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -25,6 +26,7 @@ Losses = npt.NDArray[Any]  # bool, integer or float
 
 CAP = 0.75  # the largest share of its wealth that a bet may lose on one row
 CELLS = 200_000  # losses worked on at a time: about the size of a core's cache
+MOST_BETS = 32_768  # beyond so many rows one bet is made on the mean of several
 
 
 class Bound(Protocol):
@@ -59,11 +61,8 @@ def binomial(
         raise BadInput(
             f"got {got}, but the bound 'binomial' is for losses of 0 and 1 only; take 'betting' or 'hoeffding_bentkus'"
         )
-    unit = _unit_level(level, low, high)
-    if not 0.0 < unit < 1.0:
-        return _certain(unit, len(losses_PN))
-    p_P: FloatArray = special.bdtr(losses_PN.sum(axis=1, dtype=np.float64).round(), losses_PN.shape[1], unit)
-    return p_P
+    sums_P = losses_PN.sum(axis=1, dtype=np.float64)
+    return from_sums(binomial, sums_P, losses_PN.shape[1], level, low=low, high=high)
 
 
 def hoeffding_bentkus(
@@ -82,10 +81,29 @@ def hoeffding_bentkus(
     losses stay whole and ceil does not see float noise.
     """
     losses_PN = _checked(losses_PN, low, high)
-    unit, n = _unit_level(level, low, high), losses_PN.shape[1]
-    if not 0.0 < unit < 1.0:
-        return _certain(unit, len(losses_PN))
     sums_P = losses_PN.sum(axis=1, dtype=np.float64)
+    return from_sums(hoeffding_bentkus, sums_P, losses_PN.shape[1], level, low=low, high=high)
+
+
+def from_sums(bound: Bound, sums_P: FloatArray, n: int, level: float, *, low: float, high: float) -> FloatArray:
+    """p-values of the bounds that need no more than the sum of each plan's losses.
+
+    Args:
+        bound: `binomial` or `hoeffding_bentkus`.
+        sums_P: the summed losses of every plan.
+        n: how many rows were summed.
+        level: the risk to be shown.
+        low, high: the range of a loss; for `binomial` the losses are 0 or 1, which is not checked here.
+
+    Returns:
+        One p-value per plan, those that the bound gives for the losses themselves.
+    """
+    unit = _unit_level(level, low, high)
+    if not 0.0 < unit < 1.0:
+        return _certain(unit, len(sums_P))
+    if bound is binomial:
+        exact_P: FloatArray = special.bdtr(sums_P.round(), n, unit)
+        return exact_P
     counts_P = np.clip((sums_P - n * low) / (high - low), 0.0, n)
     means_P = np.minimum(counts_P / n, unit)
     entropy_P = special.rel_entr(means_P, unit) + special.rel_entr(1.0 - means_P, 1.0 - unit)
@@ -105,6 +123,11 @@ def betting(
     nu_t = min(0.75 / (1 - m), sqrt(2 ln(1/delta) / (N s2_{t-1}))).
     `order` is the order of the rows, fixed before they were seen (`testing.order_from`).
 
+    Of more than 32,768 rows, so many follow each other in that order (`rows_per_bet`, by N alone) that at most
+    32,768 bets are made, each on the mean x of several rows. Nothing changes in the proof: such means lie in
+    [0, 1], are independent and have the expectation of a row. Little is lost: the best stake against a mean of b
+    rows is b times the best one against a row, until the cap binds, and with so many rows stakes are small.
+
     Waudby-Smith and Ramdas, 2020, arXiv 2010.09686. We keep only the bet against a large mean (one-sided).
     """
     losses_PN = _checked(losses_PN, low, high)
@@ -117,11 +140,44 @@ def betting(
         return _certain(unit, plans)
     p_P = np.empty(plans)
     step = max(1, CELLS // n)
+    starts_B = np.arange(0, n, rows_per_bet(n))
     for start in range(0, plans, step):
-        x_PN = losses_PN[start : start + step].take(order, axis=1).astype(np.float64)
-        x_PN -= low
-        x_PN /= high - low
-        p_P[start : start + step] = np.exp(-_largest_log_wealth(x_PN, unit, delta))
+        sums_PB = losses_PN[start : start + step].take(order, axis=1).astype(np.float64)
+        if len(starts_B) < n:
+            sums_PB = np.add.reduceat(sums_PB, starts_B, axis=1)
+        p_P[start : start + step] = from_bets(sums_PB, n, level, low=low, high=high, delta=delta)
+    return p_P
+
+
+def rows_per_bet(n: int) -> int:
+    """How many rows in a row one bet of `betting` is about: 1 up to 32,768 rows, then as many as needed."""
+    return max(1, -(-n // MOST_BETS))
+
+
+def from_bets(sums_PB: FloatArray, n: int, level: float, *, low: float, high: float, delta: float) -> FloatArray:
+    """p-values of `betting` from the summed losses of the rows of each bet.
+
+    Args:
+        sums_PB: for every plan the summed losses of the first `rows_per_bet(n)` rows in the order, of the next
+            ones, and so on; the last sum may be of fewer rows.
+        n: how many rows there are in all.
+        level: the risk to be shown.
+        low, high: the range of a loss.
+        delta: 1 - confidence.
+
+    Returns:
+        One p-value per plan.
+    """
+    unit = _unit_level(level, low, high)
+    if not 0.0 < unit < 1.0:
+        return _certain(unit, len(sums_PB))
+    size = rows_per_bet(n)
+    rows_B = np.full(sums_PB.shape[1], float(size))
+    rows_B[-1] = n - size * (sums_PB.shape[1] - 1)
+    x_PB = sums_PB / rows_B  # the mean loss of each bet
+    x_PB -= low
+    x_PB /= high - low
+    p_P: FloatArray = np.exp(-_largest_log_wealth(x_PB, unit, delta))
     return p_P
 
 
@@ -188,11 +244,34 @@ def smallest_level(
     if bound is binomial:
         bound(losses_1N, 0.5, low=low, high=high, delta=delta, order=order)  # checks the losses
         return _clopper_pearson(int(losses_1N.sum()), losses_1N.shape[1], delta)
-    fails, passes = low, high
+
+    def p_at(level: float) -> float:
+        return float(bound(losses_1N, level, low=low, high=high, delta=delta, order=order)[0])
+
+    return level_of(p_at, low=low, high=high, delta=delta)
+
+
+def smallest_level_of_sum(total: float, n: int, bound: Bound, delta: float, *, low: float, high: float) -> float:
+    """`smallest_level` for `binomial` and `hoeffding_bentkus`, from the sum of n losses."""
+    if bound is binomial:
+        return _clopper_pearson(round(total), n, delta)
+
+    def p_at(level: float) -> float:
+        return float(from_sums(bound, np.array([total]), n, level, low=low, high=high)[0])
+
+    return level_of(p_at, low=low, high=high, delta=delta)
+
+
+def level_of(p_at: Callable[[float], float], *, low: float, high: float, delta: float) -> float:
+    """The smallest level in [low, high] with `p_at(level) <= delta`, to 1e-6 from above; p_at must not rise."""
+    fails = low
+    passes = high
     while passes - fails > 1e-6:
         middle = (fails + passes) / 2.0
-        p = bound(losses_1N, middle, low=low, high=high, delta=delta, order=order)[0]
-        fails, passes = (fails, middle) if p <= delta else (middle, passes)
+        if p_at(middle) <= delta:
+            passes = middle
+        else:
+            fails = middle
     return passes
 
 

@@ -1,0 +1,299 @@
+"""Which of many plans keep a promise, by testing them in a fixed order, and which of those costs least.
+
+Plan 0 of every list is the plan that never leaves. It is the safest, it comes first, and it is always among the
+plans whose costs are compared: leaving early is worth it only if it is cheaper on the rows that are there.
+
+Shapes: P plans, N rows, G gates, E exits, B bets.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from offramp.calibration.candidates import in_order, losses_up_to, problem_of, trade_offs
+from offramp.calibration.listed import Listed
+from offramp.calibration.path import UNKNOWN, shared_path
+from offramp.calibration.sweep import Sweep, sweep
+from offramp.chain import Step
+from offramp.draws import order_of
+from offramp.guarantees.bounds import (
+    CELLS,
+    Bound,
+    betting,
+    from_bets,
+    from_sums,
+    level_of,
+    rows_per_bet,
+    smallest_level_of_sum,
+)
+from offramp.guarantees.risks import Risk
+from offramp.guarantees.testing import fixed_sequence
+from offramp.pricing import called
+from offramp.trace import Trace
+
+POINTS = 100  # candidates of Pareto testing
+IN_SIGHT = 33  # plans looked at for the smallest level in sight
+EXACT_BITS = 52  # of a float64: sums of numbers that fit into it are exact
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Tested:
+    """Plans in the order of testing and what they do on the tested rows."""
+
+    thresholds_PG: Array
+    outcomes: Sweep | Listed
+    cost_P: Array
+    passed: int  # so many leading plans keep the promise
+    ends_early: bool  # whether already the plan that never leaves ends before the last exit
+
+    @property
+    def leaves_P(self) -> Array:
+        """Which plans let a row leave, and have no threshold that is a score."""
+        leaves: Array = (self.outcomes.leaving_P > 0) & ~self.outcomes.on_score_P
+        return leaves
+
+    def cheapest(self) -> Array | None:
+        """Thresholds [G] of the cheapest plan that passed; None if that one is no plan to speak of.
+
+        A plan is left out if a threshold of it is the score of a row: last bits would decide there. Of equal costs
+        the safest plan is taken. If no plan that lets rows leave passed, there is none, unless never leaving ends
+        early, or a search has found nothing that costs less than never leaving: then that is the answer.
+        """
+        passed = np.flatnonzero(self.leaves_P[: self.passed])
+        alone = len(self.cost_P) == 1
+        if self.passed == 0 or not (len(passed) or self.ends_early or alone):
+            return None
+        candidates = np.append(0, passed)
+        best = candidates[np.argmin(self.cost_P[candidates])]
+        chosen: Array = self.thresholds_PG[best]
+        return chosen
+
+
+@dataclass(frozen=True)
+class Certifier:
+    """What is asked of a plan, and how it is tested.
+
+    Args:
+        risk: the risk that is promised.
+        at_most: the level of the promise.
+        confidence: of the promise.
+        bound: the test of a single plan.
+        against: whose answers the risk compares with.
+        unit, batch: in which costs are compared.
+        deepest: the exit that answers whatever arrives there; None for the last one.
+    """
+
+    risk: Risk
+    at_most: float
+    confidence: float
+    bound: Bound
+    against: str
+    unit: str
+    batch: int
+    deepest: str | None
+
+    @property
+    def delta(self) -> float:
+        """How likely the promise may fail."""
+        return 1 - self.confidence
+
+    def tested(self, searched: Trace | None, certified: Trace) -> Tested:
+        """Test the shared path, or what a search on other rows found, on the certified rows."""
+        if searched is None:
+            return self._along_path(certified)
+        return self._from_list(certified, self._found_on(searched))
+
+    def smallest_level(self, trace: Trace, tested: Tested) -> float | None:
+        """The smallest level at which a plan that saves would pass, and all before it; None where none saves.
+
+        The walk has to pass every plan up to the first that saves, so it is the largest of their levels.
+        """
+        saves_P = tested.leaves_P & (tested.cost_P < tested.cost_P[0])
+        saves_P[0] = tested.ends_early
+        if not saves_P.any():
+            return None
+        first = int(np.argmax(saves_P))
+        asked_P = np.arange(1 if self._never_is_safe(trace) else 0, first + 1)
+        if self.bound is not betting:
+            worst = float(tested.outcomes.loss_P[asked_P].max())
+            return smallest_level_of_sum(worst, len(trace), self.bound, **self._limits)
+        some = asked_P[np.unique(np.linspace(0, len(asked_P) - 1, IN_SIGHT).astype(np.intp))]
+        plans = self._listed(trace, tested.thresholds_PG[some])
+        levels = []
+        for _, sums_CB in plans.group_sums(1):
+            levels.append(level_of(self._p_by_level(sums_CB, len(trace)), **self._limits))
+        return max(levels)
+
+    def _along_path(self, trace: Trace) -> Tested:
+        scores_NG = self._scores(trace)
+        gates = trace.chain.exits[: scores_NG.shape[1]]
+        band = trace.header.origin.band
+        path_P = shared_path([trace.header.scores.get(gate, UNKNOWN) for gate in gates], band)
+        steps = trace.chain.walk(gates, self.deepest)
+        prices = [trace.prices.per_call_and_row(step, self.unit) for step in steps]
+        weights: list[Array | None] = [None] * (len(gates) + 1)
+        for step, (_, per_row) in zip(steps, prices, strict=True):
+            weights[trace.chain.place(step.name)] = per_row if per_row.ndim else None
+        outcomes = sweep(path_P, scores_NG, self._losses(trace), band, weights=weights, groups=self._groups(trace))
+        cost_P = np.zeros(len(path_P) + 1)
+        for step, (per_call, per_row) in zip(steps, prices, strict=True):
+            place = trace.chain.place(step.name)
+            if per_call:
+                cost_P += per_call * called(outcomes.reach_PE[:, place] / len(trace), self.batch)
+            if per_row.ndim and outcomes.carried_PE is not None:
+                cost_P += outcomes.carried_PE[:, place] / len(trace)
+            else:
+                cost_P += per_row * outcomes.reach_PE[:, place] / len(trace)
+        cost_P[0] = self._cost(trace, (np.inf,) * len(gates))  # no gate runs there
+        thresholds_P = np.append(np.float32(np.inf), path_P)
+        thresholds_PG = np.broadcast_to(thresholds_P[:, None], (len(thresholds_P), len(gates)))
+        return Tested(thresholds_PG, outcomes, cost_P, self._passing(trace, outcomes), self._ends_early(trace))
+
+    def _from_list(self, trace: Trace, thresholds_PG: Array) -> Tested:
+        plans = self._listed(trace, _after_never(thresholds_PG))
+        cost_P = self._costs(trace, plans)
+        passed = self._passing(trace, plans)
+        return Tested(plans.thresholds_PG, plans, cost_P, passed, self._ends_early(trace))
+
+    def _found_on(self, searched: Trace) -> Array:
+        """Thresholds [P, G] worth a test, the safest first: trade-offs on search rows, ordered by p-value there."""
+        problem = problem_of(searched, self.risk, self.against, self.unit, self.batch, self.deepest)
+        thresholds_PG = trade_offs(problem, POINTS)
+        plans = self._listed(searched, thresholds_PG)
+        p_P = self._p_values(searched, plans)
+        ordered: Array = thresholds_PG[in_order(p_P, self._costs(searched, plans))]
+        return ordered
+
+    def _passing(self, trace: Trace, outcomes: Sweep | Listed) -> int:
+        """How many leading plans pass, of which the first never leaves and may need no test.
+
+        Bets are evaluated only until a plan fails. A plan that changes no loss has the p-value of the one before.
+        """
+        safe = self._never_is_safe(trace)
+        if self.bound is not betting:
+            p_P = self._from_sums(outcomes.loss_P, len(trace), self.at_most)
+            p_P[0] = 0.0 if safe else p_P[0]
+            return fixed_sequence(p_P, self.delta)
+        for plans_C, sums_CB in outcomes.group_sums(self._chunk(trace)):
+            p_C = self._from_bets(sums_CB, len(trace), self.at_most)
+            if plans_C[0] == 0 and safe:
+                p_C[0] = 0.0
+            passing = fixed_sequence(p_C, self.delta)
+            if passing < len(p_C):
+                return int(plans_C[passing])
+        return len(outcomes.loss_P)
+
+    def _p_values(self, trace: Trace, plans: Listed) -> Array:
+        """p-values of listed plans at the level of the promise."""
+        if self.bound is not betting:
+            return self._from_sums(plans.loss_P, len(trace), self.at_most)
+        parts = [np.zeros(0)]
+        for _, sums_CB in plans.group_sums(self._chunk(trace)):
+            parts.append(self._from_bets(sums_CB, len(trace), self.at_most))
+        return np.concatenate(parts)
+
+    def _p_by_level(self, sums_CB: Array, rows: int) -> Any:
+        """The p-value of a single plan as a function of the level."""
+        return lambda level: float(self._from_bets(sums_CB, rows, level)[0])
+
+    def _from_sums(self, sums_P: Array, rows: int, level: float) -> Array:
+        return from_sums(self.bound, sums_P, rows, level, low=self.risk.low, high=self.risk.high)
+
+    def _from_bets(self, sums_PB: Array, rows: int, level: float) -> Array:
+        return from_bets(sums_PB, rows, level, low=self.risk.low, high=self.risk.high, delta=self.delta)
+
+    @property
+    def _limits(self) -> dict[str, float]:
+        return {"low": self.risk.low, "high": self.risk.high, "delta": self.delta}
+
+    def _listed(self, trace: Trace, thresholds_PG: Array) -> Listed:
+        band = trace.header.origin.band
+        return Listed(thresholds_PG, self._scores(trace), self._losses(trace), band, self._groups(trace))
+
+    def _scores(self, trace: Trace) -> Array:
+        """Scores [N, G] of the gates before the deepest exit."""
+        return trace.scores[:, : self._width(trace) - 1]
+
+    def _losses(self, trace: Trace) -> Array:
+        """Losses [N, E] up to the deepest exit, as small as they can be stored, whose sums are exact in float64.
+
+        Other losses than -1, 0 and 1 are rounded up to multiples of a power of two, about 1e-9: a running sum
+        along a path is then what summing each plan alone gives, and the rounding is on the safe side.
+        """
+        losses = losses_up_to(trace, self.risk, self.against, self._width(trace))
+        if losses.dtype == np.int8:
+            return losses
+        largest = max(abs(self.risk.low), abs(self.risk.high)) * max(len(losses), 1)
+        unit = 2.0 ** (math.ceil(math.log2(largest)) - EXACT_BITS)
+        return np.minimum(np.ceil(losses / unit) * unit, self.risk.high)
+
+    def _groups(self, trace: Trace) -> Array | None:
+        """The bet [N] that every row belongs to, by its place in the order; None for bounds that do not bet."""
+        if self.bound is not betting:
+            return None
+        order = order_of(trace.columns)
+        groups = np.empty(len(trace), np.uint16)  # rows_per_bet sees to it that they are fewer than 32,769
+        groups[order] = np.arange(len(trace)) // rows_per_bet(len(trace))
+        return groups
+
+    def _chunk(self, trace: Trace) -> int:
+        """How many plans are bet on at a time."""
+        return max(1, CELLS * rows_per_bet(len(trace)) // len(trace))
+
+    def _costs(self, trace: Trace, plans: Listed) -> Array:
+        """Mean cost per row of every plan, as `Trace.price` gives it."""
+        cost_P = np.empty(len(plans.thresholds_PG))
+        for plan, thresholds_G in enumerate(plans.thresholds_PG):
+            cost_P[plan] = self._cost(trace, thresholds_G, plans.reach_PE[plan])
+        return cost_P
+
+    def _cost(self, trace: Trace, thresholds_G: Sequence[float], reach_E: Array | None = None) -> float:
+        """Mean cost per row of one plan; all rows arrive everywhere where `reach_E` is not given."""
+        total = 0.0
+        for step in self._steps(trace, thresholds_G):
+            place = trace.chain.place(step.name)
+            per_call, per_row = trace.prices.per_call_and_row(step, self.unit)
+            reach = 1.0 if reach_E is None else float(reach_E[place]) / len(trace)
+            total += per_call * called(reach, self.batch)
+            if per_row.ndim and reach_E is not None:
+                total += float((per_row * self._arrives(trace, thresholds_G, place)).mean())
+            else:
+                total += float(per_row.mean()) * reach
+        return total
+
+    def _steps(self, trace: Trace, thresholds_G: Sequence[float]) -> tuple[Step, ...]:
+        gates = trace.chain.exits[: len(thresholds_G)]
+        opened = [gate for gate, t in zip(gates, thresholds_G, strict=True) if t < np.inf]
+        return trace.chain.walk(opened, self.deepest)
+
+    def _arrives(self, trace: Trace, thresholds_G: Sequence[float], place: int) -> Array:
+        """Which rows [N] arrive at an exit."""
+        going_N = np.ones(len(trace), bool)
+        for gate, t in zip(trace.chain.exits[:place], thresholds_G, strict=False):
+            if t < np.inf:
+                going_N &= ~(trace.columns[f"score/{gate}"] >= t)
+        return going_N
+
+    def _ends_early(self, trace: Trace) -> bool:
+        return self.deepest not in (None, trace.chain.exits[-1])
+
+    def _never_is_safe(self, trace: Trace) -> bool:
+        """Whether the loss of never leaving is 0 on every row by construction, so that it needs no test."""
+        last = trace.chain.exits[-1] if self.deepest is None else self.deepest
+        return self.risk.zero_at_reference and self.at_most >= 0 and trace.reference(self.against) == last
+
+    def _width(self, trace: Trace) -> int:
+        return len(trace.chain.exits) if self.deepest is None else trace.chain.place(self.deepest) + 1
+
+
+def _after_never(thresholds_PG: Array) -> Array:
+    """The plans after the one that never leaves."""
+    never = np.full((1, thresholds_PG.shape[1]), np.inf, np.float32)
+    return np.concatenate([never, thresholds_PG])

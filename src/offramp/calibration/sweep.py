@@ -1,0 +1,241 @@
+"""All plans of a shared path evaluated in one pass over the rows, for millions of rows.
+
+A plan of the path lets a row leave at the first gate whose score reaches the shared threshold t. Walk down the
+path, from "nobody leaves" to "everyone leaves", and watch a single row. At one gate it passes three points:
+
+    near   the first plan at which its score is no more than the float band below t: it may leave
+    leave  the first plan at which its score reaches t: it leaves, as `plan.choose` has it
+    sure   the first plan at which its score is more than the band above t: it leaves in any batch
+
+Between these points nothing changes for this row. So its worst loss along the whole path is a step function
+with at most two steps a gate, and the sum over all rows is the running sum of all steps. Three binary searches
+a gate and row replace the evaluation of thousands of plans.
+
+Shapes: P plans (plan 0 never leaves, the path follows), N rows, G gates, E exits (G + 1), B groups of rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+BLOCK = 1 << 16  # rows worked on at a time: their arrays stay in the cache, and memory stays small
+
+
+def band_edges(thresholds: Array, band: float) -> tuple[Array, Array]:
+    """The smallest float32 scores that may leave, and that must leave, at each threshold.
+
+    A score s may leave where s >= t - band and must leave where s > t + band, both computed as
+    `abs(s - t) <= band` in float64. Found by rounding and one step to either side, so that comparing float32
+    scores with the edges gives exactly what that formula gives. At t = +inf nobody leaves: the edges are NaN.
+
+    >>> near, sure = band_edges(np.float32([1.0, np.inf]), 1e-4)
+    >>> bool(near[0] < 1 < sure[0]), near[1]
+    (True, np.float32(nan))
+    """
+    t = thresholds.astype(np.float64)
+    up = np.float32(np.inf)
+    down = np.float32(-np.inf)
+    # beyond the largest float32 number the edges become infinite, and inf - inf is put right below
+    with np.errstate(over="ignore", invalid="ignore"):
+        near = (t - band).astype(np.float32)
+        below = np.nextafter(near, down)
+        near = np.where(near - t >= -band, near, np.nextafter(near, up))
+        near = np.where(below - t >= -band, below, near)
+        sure = (t + band).astype(np.float32)
+        below = np.nextafter(sure, down)
+        sure = np.where(sure - t > band, sure, np.nextafter(sure, up))
+        sure = np.where(below - t > band, below, sure)
+    for edge in (near, sure):
+        edge[thresholds == np.inf] = np.nan
+        edge[thresholds == -np.inf] = -np.inf
+    return near, sure
+
+
+@dataclass(frozen=True)
+class Steps:
+    """The steps of the rows' worst losses along a path, those of one plan together, plans in order."""
+
+    plan: Array  # [S] at which plan a step is made
+    group: Array  # [S] the group of the row
+    change: Array  # [S] of its worst loss
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What every plan of a path does on the rows."""
+
+    loss_P: Array  # sum over rows of the worst loss within the float band
+    reach_PE: Array  # rows that arrive at each exit
+    carried_PE: Array | None  # the sum over those rows of their weights at that exit, if weights were given
+    on_score_P: Array  # whether the threshold is itself the score of some row at some gate
+    never_B: Array | None  # per group the summed losses of plan 0, and the steps from there; with groups only
+    steps: Steps | None
+
+    @property
+    def leaving_P(self) -> Array:
+        """Rows that leave before the last exit."""
+        leaving: Array = self.reach_PE[:, 0] - self.reach_PE[:, -1]
+        return leaving
+
+    def group_sums(self, plans: int) -> Iterator[tuple[Array, Array]]:
+        """Summed worst losses of every group, for those plans at which something changes, about `plans` at a time.
+
+        Yields plan numbers [C] and sums [C, B]. Plan 0 comes first. A plan that is left out has the losses of
+        the plan before it.
+        """
+        assert self.never_B is not None
+        assert self.steps is not None
+        groups = len(self.never_B)
+        now_B = self.never_B
+        yield np.zeros(1, np.intp), now_B[None]
+        changed, first = np.unique(self.steps.plan, return_index=True)
+        ends = np.append(first, len(self.steps.plan))
+        for start in range(0, len(changed), plans):
+            some = changed[start : start + plans].astype(np.intp)
+            rows = slice(ends[start], ends[start + len(some)])
+            # one cell a plan and group; the running sum over plans then starts from where the last chunk ended
+            plan = np.searchsorted(some, self.steps.plan[rows])
+            cell = plan * groups + self.steps.group[rows]
+            change = np.bincount(cell, self.steps.change[rows], len(some) * groups)
+            sums_CB = change.reshape(len(some), groups)
+            sums_CB[0] += now_B
+            np.cumsum(sums_CB, axis=0, out=sums_CB)
+            now_B = sums_CB[-1].copy()
+            yield some, sums_CB
+
+
+def sweep(
+    path_P: Array,
+    scores_NG: Array,
+    losses_NE: Array,
+    band: float,
+    *,
+    weights: Sequence[Array | None] = (),
+    groups: Array | None = None,
+) -> Sweep:
+    """Evaluate the plan that never leaves and every plan of a shared path.
+
+    Args:
+        path_P: float32 thresholds from high to low, without +inf.
+        scores_NG: float32 scores.
+        losses_NE: losses of any type; sums are exact where they are multiples of a power of two.
+        band: the float band.
+        weights: for each exit a weight [N] of every row that arrives there (its cost), or None for no weights.
+        groups: the group [N] of every row, from 0, where sums of losses by group are wanted.
+
+    Returns:
+        A `Sweep` of P = len(path_P) + 1 plans, plan 0 being the one that never leaves.
+    """
+    rows, gates = scores_NG.shape
+    plans = len(path_P) + 1
+    near_edges, sure_edges = band_edges(path_P, band)
+    change_P = np.zeros(plans + 1)  # the last place takes what never happens
+    gone_PE = np.zeros((plans + 1, gates + 1))
+    weighed = any(weight is not None for weight in weights)
+    weighed_PE = np.zeros((plans + 1, gates + 1)) if weighed else None
+    on_score_P = np.zeros(plans + 1, bool)
+    pieces: list[Steps] = []
+    for start in range(0, rows, BLOCK):
+        block = slice(start, start + BLOCK)
+        scores, losses = scores_NG[block], losses_NE[block]
+        leave = np.stack([_first_reached(path_P, score) for score in scores.T], 1) if gates else None
+        if leave is not None:
+            _note_scores(on_score_P, path_P, scores, leave)
+            _note_leaving(gone_PE, weighed_PE, leave, [None if w is None else w[block] for w in weights])
+        # rows with the same loss at every exit make no step
+        some = np.flatnonzero((losses != losses[:, :1]).any(1))
+        near = np.stack([_first_reached(near_edges, score) for score in scores[some].T], 1) if gates else None
+        sure = np.stack([_first_reached(sure_edges, score) for score in scores[some].T], 1) if gates else None
+        if near is None or sure is None:
+            continue
+        plan, row, change = _steps(near, sure, losses[some], plans)
+        change_P += np.bincount(plan, change, plans + 1)
+        if groups is not None:
+            pieces.append(Steps(_compact(plan, plans), groups[block][some][row], change))
+    loss_P = losses_NE[:, -1].sum(dtype=np.float64) + np.cumsum(change_P[:plans])
+    reach_PE = rows - np.cumsum(gone_PE[:plans], axis=0)
+    carried_PE = None
+    if weighed_PE is not None:
+        totals = [0.0 if weight is None else float(weight.sum()) for weight in weights]
+        carried_PE = np.array(totals) - np.cumsum(weighed_PE[:plans], axis=0)
+    never_B = None
+    steps = None
+    if groups is not None:
+        never_B = np.bincount(groups, losses_NE[:, -1], int(groups.max()) + 1)
+        steps = _in_order(pieces)
+    return Sweep(loss_P, reach_PE, carried_PE, on_score_P[:plans], never_B, steps)
+
+
+def _first_reached(edges_P: Array, score_N: Array) -> Array:
+    """The first plan [N] whose edge the score reaches; plans count from 1, len(edges) + 1 for none.
+
+    Edges fall along the path, so their negatives rise and a binary search finds the place. A NaN score sorts
+    behind everything and reaches nothing.
+    """
+    place: Array = np.searchsorted(-edges_P, -score_N, side="left") + 1
+    return place
+
+
+def _note_scores(on_score_P: Array, path_P: Array, scores_NG: Array, leave_NG: Array) -> None:
+    """Mark the plans whose threshold is a score."""
+    reached = leave_NG <= len(path_P)
+    plan = leave_NG[reached]
+    on_score_P[plan[path_P[plan - 1] == scores_NG[reached]]] = True
+
+
+def _note_leaving(gone_PE: Array, weighed_PE: Array | None, leave_NG: Array, weights: Sequence[Array | None]) -> None:
+    """Count, for every exit but the first, at which plan each row stops arriving there.
+
+    A row stops arriving at an exit when any gate before it lets the row leave.
+    """
+    stops = np.full(len(leave_NG), len(gone_PE) - 1)
+    for exit_ in range(1, gone_PE.shape[1]):
+        stops = np.minimum(stops, leave_NG[:, exit_ - 1])
+        gone_PE[:, exit_] += np.bincount(stops, minlength=len(gone_PE))
+        weight = weights[exit_] if weighed_PE is not None else None
+        if weighed_PE is not None and weight is not None:
+            weighed_PE[:, exit_] += np.bincount(stops, weight, len(gone_PE))
+
+
+def _steps(near_NG: Array, sure_NG: Array, losses_NE: Array, plans: int) -> tuple[Array, Array, Array]:
+    """The steps of the rows' worst losses: plan, row and change, without those that change nothing.
+
+    Each row has 2 G points at which its worst loss may change. They are sorted, the worst loss is computed at
+    each, and what differs from the point before is a step.
+    """
+    points_NK = np.sort(np.concatenate([near_NG, sure_NG], axis=1), axis=1)
+    before_N = losses_NE[:, -1]
+    found: list[tuple[Array, Array, Array]] = []
+    for k in range(points_NK.shape[1]):
+        plan_N = points_NK[:, k]
+        worst_N = losses_NE[:, -1]
+        for gate in reversed(range(near_NG.shape[1])):
+            here_N = losses_NE[:, gate]
+            undecided_N = np.where(plan_N >= near_NG[:, gate], np.maximum(here_N, worst_N), worst_N)
+            worst_N = np.where(plan_N >= sure_NG[:, gate], here_N, undecided_N)
+        change_N = worst_N - before_N
+        row = np.flatnonzero((change_N != 0) & (plan_N < plans))
+        found.append((plan_N[row], row, change_N[row]))
+        before_N = worst_N
+    plan, row, change = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return plan, row, change
+
+
+def _compact(plan: Array, plans: int) -> Array:
+    """Plan numbers in as few bytes as they fit: short ones are sorted in linear time too."""
+    return plan.astype(np.uint16 if plans < 1 << 16 else np.uint32)
+
+
+def _in_order(pieces: Sequence[Steps]) -> Steps:
+    """All steps, plans in order."""
+    plan = np.concatenate([piece.plan for piece in pieces]) if pieces else np.zeros(0, np.uint16)
+    group = np.concatenate([piece.group for piece in pieces]) if pieces else np.zeros(0, np.intp)
+    change = np.concatenate([piece.change for piece in pieces]) if pieces else np.zeros(0)
+    order = np.argsort(plan, kind="stable")
+    return Steps(plan[order], group[order], change[order])

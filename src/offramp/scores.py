@@ -1,0 +1,77 @@
+"""Which scores a gate can give: the ends of their range, and the values that many rows share. No torch.
+
+Calibration fixes its thresholds before it sees a row, so it has to know beforehand where scores pile up: a row
+whose score lies within the float band of a threshold counts with the worse of its outcomes, and at a saturated
+softmax (a probability of exactly 1.0) half of all rows may share one score.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from offramp.errors import BadInput
+
+FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
+
+
+@dataclass(frozen=True)
+class ScoreRange:
+    """What is known of a gate's scores before any row is seen. The default says nothing: the real line.
+
+    Args:
+        low: no score is below it (up to rounding).
+        high: no score is above it (up to rounding).
+        saturates: values that many rows may share exactly or almost, such as 1.0 for a probability.
+        whole: all scores are whole numbers, as those of a counter.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    saturates: tuple[float, ...] = ()
+    whole: bool = False
+
+    def __post_init__(self) -> None:
+        numbers = (self.low, self.high, *self.saturates)
+        if any(math.isnan(number) for number in numbers) or not self.low < self.high:
+            raise BadInput(
+                f"a score range must be two numbers, the lower first, got {self.low} and {self.high}"
+                f" with the saturation values {self.saturates}"
+            )
+        if not all(map(math.isfinite, self.saturates)):
+            raise BadInput(f"saturation values must be finite, got {self.saturates}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data; None for an end that is open, because JSON has no infinities."""
+        return {
+            "low": self.low if math.isfinite(self.low) else None,
+            "high": self.high if math.isfinite(self.high) else None,
+            "saturates": list(self.saturates),
+            "whole": self.whole,
+        }
+
+    @staticmethod
+    def from_json(body: Mapping[str, Any]) -> ScoreRange:
+        """The range written by `to_json`. Raises KeyError, TypeError, ValueError for anything else."""
+        low = -math.inf if body["low"] is None else float(body["low"])
+        high = math.inf if body["high"] is None else float(body["high"])
+        return ScoreRange(low, high, tuple(map(float, body["saturates"])), bool(body["whole"]))
+
+
+def scores_in(score_range: ScoreRange) -> Callable[[FunctionT], FunctionT]:
+    """A decorator that writes a score function's range into its attribute `score_range`.
+
+    >>> @scores_in(ScoreRange(0.0, 1.0, saturates=(1.0,)))
+    ... def certainty(logits):
+    ...     return logits.softmax(-1).amax(-1)
+    >>> certainty.score_range.high
+    1.0
+    """
+
+    def declared(function: FunctionT) -> FunctionT:
+        function.score_range = score_range  # type: ignore[attr-defined]
+        return function
+
+    return declared
