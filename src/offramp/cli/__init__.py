@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect as inspecting
 import sys
+import warnings
 from collections.abc import Callable
 from typing import Annotated, Any
 
@@ -17,10 +18,12 @@ from offramp.cli.home import demo, doctor
 from offramp.cli.networks import ladder
 from offramp.cli.pages import report
 from offramp.cli.plans import calibrate, check
+from offramp.cli.printing import note
 from offramp.cli.serving import bench, run
 from offramp.cli.teaching import fit
 from offramp.cli.traces import record
 from offramp.errors import OfframpError
+from offramp.notices import Notice
 
 UsageError: Any = typer.BadParameter.__base__
 
@@ -31,7 +34,10 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Call the command. Anything but an OfframpError or a bad option is a bug and keeps its traceback."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", Notice)
+                warnings.showwarning = _shown(warnings.showwarning)
+                return super().invoke(ctx)
         except OfframpError as problem:
             raise _ended(str(problem), 2) from problem
         except UsageError as problem:
@@ -84,6 +90,20 @@ def _ended(sentence: str, code: int) -> typer.Exit:
     one_line = " ".join(sentence.split())
     typer.echo(f"offramp: {one_line}", err=True)
     return typer.Exit(code)
+
+
+def _shown(others: Callable[..., None]) -> Callable[..., None]:
+    """How warnings are shown: a Notice as its sentence, once; others as before."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, Notice):
+            others(message, category, *where, **more)
+        elif str(message) not in said:
+            said.add(str(message))
+            note(f"offramp: {message}")
+
+    return show
 
 
 def _help(command: Callable[..., None]) -> str:
