@@ -145,7 +145,7 @@ def test_weights_that_do_not_fit_are_named(tmp_path):
 )
 def test_nothing_is_taken_that_does_not_fit_exactly(tmp_path, wrong):
     torch.save(wrong, tmp_path / "w.pt")
-    with pytest.raises(BadFile, match="does not fit Small: .*; the file holds .*: "):
+    with pytest.raises(BadFile, match=r"does not fit Small: .*; the file holds .*: "):
         loaded(tmp_path / "w.pt")
 
 
@@ -183,9 +183,11 @@ def test_what_stands_beside_weights_runs_nothing(tmp_path, beside, monkeypatch):
 def test_a_compressed_archive_is_refused(tmp_path):
     """torch.save stores; what is deflated could fill the memory from a small file."""
     torch.save({"a": torch.zeros(1000)}, tmp_path / "w.pt")
-    with zipfile.ZipFile(tmp_path / "w.pt") as source:
-        with zipfile.ZipFile(tmp_path / "z.pt", "w", zipfile.ZIP_DEFLATED) as target:
-            for entry in source.infolist():
-                target.writestr(entry.filename, source.read(entry))
+    with (
+        zipfile.ZipFile(tmp_path / "w.pt") as source,
+        zipfile.ZipFile(tmp_path / "z.pt", "w", zipfile.ZIP_DEFLATED) as target,
+    ):
+        for entry in source.infolist():
+            target.writestr(entry.filename, source.read(entry))
     with pytest.raises(BadFile, match="compressed archive"):
         loaded(tmp_path / "z.pt")

@@ -272,18 +272,17 @@ def require_memory(path: str | Path, packed: int, unpacked: int) -> None:
 
     Contents up to 256 MiB are never refused for being packed tightly.
     """
-    mb = 1e6
+    needed = f"{unpacked / 1e6:,.0f} MB"
     if unpacked > UNSUSPICIOUS and unpacked > MOST_TIMES * packed:
         raise BadFile(
-            f"{path} unpacks {packed / mb:,.1f} MB to {unpacked / mb:,.0f} MB ({unpacked / max(packed, 1):,.0f} times); "
-            f"files that grow more than {MOST_TIMES} times are not read: store it uncompressed, or load the arrays "
-            "yourself and hand them over"
+            f"{path} would unpack {packed / 1e6:,.1f} MB to {needed}; expected to grow at most {MOST_TIMES} times: "
+            "store it uncompressed, or load the arrays yourself and hand them over"
         )
     free = free_memory()
     if free is not None and unpacked > 0.8 * free:
         raise BadFile(
-            f"{path} needs {unpacked / mb:,.0f} MB of memory, and {free / mb:,.0f} MB are free; split it, or hand over "
-            "a memory-mapped array"
+            f"{path} needs {needed} of memory, and {free / 1e6:,.0f} MB are free; split it, or hand over a "
+            "memory-mapped array"
         )
 
 

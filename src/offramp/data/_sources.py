@@ -16,6 +16,7 @@ from offramp.data._check import (
     X,
     brief,
     count,
+    is_array,
     join,
     layout,
     pick,
@@ -175,6 +176,19 @@ def chunk(item: object, start: int, number: int) -> Chunk:
     given, labels = _pair(item, f"batch {number}")
     x = to_x(given, f"batch {number}")
     return x, to_labels(labels, range(start, start + count(x)), f"batch {number}'s labels")
+
+
+def require_batches(data: list[object]) -> None:
+    """Raise BadData for [x, y]: a list is batches, and these two are no batches of one kind."""
+    if len(data) != 2 or not all(is_array(one) for one in data):
+        return
+    x, y = (to_numpy(one, f"batch {number}") for number, one in enumerate(data))
+    labels = y.ndim <= 2 and y.size == len(y) and y.dtype.kind in "iu"
+    if labels and x.ndim > 1 and len(x) == len(y) and layout(x) != layout(y):
+        raise BadData(
+            f"got a list of two arrays, {list(x.shape)} and {list(y.shape)}; a list is batches: hand over x and labels "
+            "as the tuple (x, y)"
+        )
 
 
 def batches_of(data: Iterable[object]) -> Stream:

@@ -1,7 +1,8 @@
 """The one form in which the rest of the house sees data: numbered rows, in order, a batch at a time.
 
 rows("cifar10:data[1000:2000]")     a spec (see specs.py)
-rows(x), rows(x, y), rows((x, y))   numpy arrays or torch tensors; x may be a dict of named arrays
+rows(x), rows(x, y), rows((x, y))   numpy arrays, torch tensors or data frames; x may be a dict of named arrays,
+                                    y also a list of numbers
 rows(dataset), rows(loader)         a torch Dataset, or a DataLoader that does not shuffle
 rows([(x, y), (x, y), ...])         any iterable of batches; a generator gives one pass
 """
@@ -30,7 +31,15 @@ from offramp.data._check import (
     pick,
     same_layout,
 )
-from offramp.data._sources import Indexed, Stream, arrays, batches_of, from_torch, same_labels
+from offramp.data._sources import (
+    Indexed,
+    Stream,
+    arrays,
+    batches_of,
+    from_torch,
+    require_batches,
+    same_labels,
+)
 from offramp.errors import BadData
 
 __all__ = ["Batch", "Rows", "digests_of", "fingerprint_of", "rows"]
@@ -235,7 +244,10 @@ def _cut(part: Part, start: int, stop: int) -> Part:
 def rows(data: object, labels: object = None) -> Rows:
     """Whatever holds data, as Rows; see the top of this file for what that may be. Raises BadData, BadFile."""
     if labels is not None and not (is_array(data) or isinstance(data, Mapping)):
-        raise BadData(f"labels came beside a {type(data).__name__}; expected them beside an array or a dict only")
+        raise BadData(
+            f"labels came beside a {type(data).__name__}; expected them beside an array or a dict only: stack the rows "
+            "to one array first"
+        )
     if isinstance(data, Rows):
         return data
     if isinstance(data, str):
@@ -248,6 +260,8 @@ def rows(data: object, labels: object = None) -> Rows:
     if source is not None:
         return Rows(source, name=type(getattr(data, "dataset", data)).__name__)
     if isinstance(data, Iterable):
+        if isinstance(data, list):
+            require_batches(data)
         return Rows(batches_of(data), name=type(data).__name__)
     raise BadData(
         f"got a {type(data).__name__} as data; expected arrays, a Dataset, batches or a spec such as 'npz:PATH'"
@@ -255,7 +269,11 @@ def rows(data: object, labels: object = None) -> Rows:
 
 
 def _is_pair(x: object, y: object) -> bool:
-    return (is_array(x) or isinstance(x, Mapping)) and (is_array(y) or y is None)
+    """Whether a tuple is (x, y), and not two batches: a batch is an array, a dict or a tuple itself."""
+    if not (is_array(x) or isinstance(x, Mapping)):
+        return False
+    plain_list = isinstance(y, list) and not any(isinstance(one, (list, tuple, Mapping)) for one in y)
+    return is_array(y) or y is None or plain_list
 
 
 def _of_spec(text: str) -> Rows:
