@@ -117,9 +117,21 @@ def ladder(
         made={node: network.made[cut] for node, network, cut in hung if cut in network.made},
     )
     stack.learned = all_of(network.learned for network in inner.values())
+    stack.class_names = _class_names(inner)
     if example is not None:
         check_classes(stack, example)
     return stack
+
+
+def _class_names(networks: Mapping[str, Network]) -> tuple[str, ...] | None:
+    """The class names that the rungs were taught with. Raises BadNetwork where they differ."""
+    known = {name: network.class_names for name, network in networks.items() if network.class_names is not None}
+    if len(set(known.values())) > 1:
+        raise BadNetwork(
+            f"the rungs {', '.join(known)} were taught with different class names; expected one numbering of classes: "
+            "teach them on rows of one data set"
+        )
+    return next(iter(known.values()), None)
 
 
 def check_classes(network: Network, example: object) -> int:

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.data.rows import Batch, Rows, fingerprint_of, rows
+from offramp.data.rows import Batch, Rows, fingerprint_of, proposing, rows_for
 from offramp.engine import engine_of
 from offramp.errors import BadData, BadNetwork
 from offramp.find import find_file
@@ -59,7 +59,7 @@ def record(
     network.require_eval()
     if untaught := network.untaught():
         warnings.warn(_never_taught(untaught), NeverTaught, stacklevel=2)
-    source, place = rows(data), network.device()
+    source, place = rows_for(network, data), network.device()
     steps, processes = network.chain.walk(network.chain.gates), here(place)
     if processes.count > 1:
         processes.require_same(network.fingerprint(), "network")
@@ -69,7 +69,7 @@ def record(
     columns, batches = _Columns(network, keep, shelved.learned), source.batches(batch_size, processes.turn)
     total = None if source.length is None else -(-source.length // (batch_size * processes.count))
     shown = track(batches, what="recording", total=total, show=progress and processes.main)
-    first = processes.agreed(lambda: _recorded(shown, columns, parts, place))
+    first = processes.agreed(lambda: _recorded(shown, columns, parts, place, network.fronts.values()))
     found = columns.joined(processes)
     if not found:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
@@ -77,13 +77,16 @@ def record(
     return _trace(network, source, found | costs, identity, probe)
 
 
-def _recorded(batches: Iterable[Batch], columns: _Columns, parts: Sequence[Part], place: torch.device) -> State:
+def _recorded(
+    batches: Iterable[Batch], columns: _Columns, parts: Sequence[Part], place: torch.device, fronts: Iterable[object]
+) -> State:
     """Fill the columns; returns the first batch."""
     first: State = {}
-    for batch in batches:
-        x = as_inputs(batch.x, place)
-        first = first or x
-        columns.add(batch, _everything(parts, x))
+    with proposing(fronts):
+        for batch in batches:
+            x = as_inputs(batch.x, place)
+            first = first or x
+            columns.add(batch, _everything(parts, x))
     return first
 
 

@@ -46,6 +46,8 @@ def saving(network: Network, folder: str | Path) -> Iterator[Path]:
         marks = {"weights": digest_file(weights), "fingerprint": network.fingerprint()}
         learned = None if network.learned is None else network.learned.to_json()
         body = {**network.config(), "made": network.made, "types": _types(network), "learned": learned, **marks}
+        if network.class_names is not None:
+            body["class_names"] = list(network.class_names)
         write_json(place / "network.json", "network", SCHEMA, body)
         yield place
 
@@ -120,6 +122,8 @@ def _build(
         made={str(name): str(mark) for name, mark in body["made"].items()},
     )
     network.learned = None if body["learned"] is None else SeenRows.from_json(body["learned"])
+    names = body.get("class_names")  # not in files of the first version
+    network.class_names = None if names is None else tuple(map(str, names))
     for rung in rungs:
         known = dict(network.model_of(rung).named_modules(remove_duplicate=False))
         if missing := [cut for cut in rung.cuts if cut not in known]:

@@ -119,8 +119,9 @@ def test_files_that_are_refused(here, text, says):
         (spec(more="&lenght=4"), UnknownName, "length"),
         (spec(more="&length=4"), BadData, "each once"),
         (spec(more="&text="), BadData, "name=value"),
-        ("npz:some.npz?length=4", BadData, "npz takes none"),
-        ("npz:place?of=it/x.npz", BadData, "npz takes none"),
+        ("mnist:some?length=4", BadData, "mnist takes none"),
+        ("npz:some.npz?length=4", UnknownName, "option of npz"),
+        ("npz:place?of=it/x.npz", UnknownName, "option of npz"),
         (f"{spec()}[2:9]", BadData, "3 rows"),
     ],
 )

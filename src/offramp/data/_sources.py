@@ -59,6 +59,27 @@ class Arrays:
         return pick(self.x, index), None if self.labels is None else self.labels[index]
 
 
+@final
+class Renumbered:
+    """An Indexed whose classes have other numbers: label k becomes `numbers[k]`."""
+
+    def __init__(self, source: Indexed, numbers: Ints) -> None:
+        self.source = source
+        self.numbers = numbers
+        self.length = source.length
+
+    @property
+    def labels(self) -> Ints | None:
+        """See Indexed."""
+        own = self.source.labels
+        return None if own is None else self.numbers[own]
+
+    def take(self, index: Ints) -> Chunk:
+        """See Indexed."""
+        x, y = self.source.take(index)
+        return x, None if y is None else self.numbers[y]
+
+
 def arrays(x: object, y: object, what: str = "x") -> Arrays:
     """Arrays or tensors, checked."""
     fields = to_x(x, what)
@@ -197,6 +218,16 @@ def batches_of(data: Iterable[object]) -> Stream:
         return Stream(lambda: iter(data), length=sum(count(chunk(item, 0, i)[0]) for i, item in enumerate(data)))
     walk = iter(data)
     return Stream(lambda: iter(data), once=walk is data) if walk is not data else Stream(lambda: walk, once=True)
+
+
+def class_names_of(data: Any) -> tuple[str, ...] | None:
+    """The class names of torchvision's ImageFolder, which it numbers by what its folder holds; else None."""
+    inner = getattr(data, "dataset", data)  # of a DataLoader or a Subset
+    inner = getattr(inner, "dataset", inner)
+    names = getattr(inner, "classes", None)
+    if not (hasattr(inner, "samples") and hasattr(inner, "class_to_idx") and isinstance(names, list)):
+        return None
+    return tuple(names) if all(isinstance(name, str) for name in names) else None
 
 
 def from_torch(data: Any) -> Indexed | Stream | None:

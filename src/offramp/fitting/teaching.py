@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.data.rows import Rows, rows
+from offramp.data.rows import Rows, proposing, rows_for
 from offramp.errors import BadData, BadInput, BadNetwork
 from offramp.files import checksum, require_writable, restored
 from offramp.find import find, find_file, imported, unknown
@@ -82,10 +82,12 @@ def fit(
         options = {"batch_size": batch_size, "seed": seed, "augment": plain(drawing), "views": views}
         begun = _begun(network, method, phases, taught, held) | options | {"precision": precision}
         learned = _learned(network, taught, held)
+        names = network.class_names or (taught[0].class_names if taught[1].y is not None else None)
         pools = poolable(network)
         pooling = Pooling(network, pools, views, drawing, seed=seed, folder=kept, progress=progress, processes=many)
         resumed = many.agreed(lambda: None if checkpoint is None else load_checkpoint(checkpoint, network, begun))
         network.learned = learned  # before the first step: a run that stops anywhere has taught some of them
+        network.class_names = names
         given = (network, method, phases, taught, held, pooling)
         with tracking(accelerator, track) as log:
             course = Course(*given, accelerator, log, batch_size, seed, home, begun, progress and many.main, many)
@@ -208,8 +210,9 @@ def _learned(network: Network, taught: Held, held: Held | None) -> SeenRows:
 
 def _called(data: object, network: Network, processes: Processes, *, labels: bool, progress: bool) -> Held:
     """Rows, and what one pass tells of them. Raises BadData without labels, and for those that are no class here."""
-    source = rows(data)
-    roll = roll_of(source, progress=progress, processes=processes)
+    source = rows_for(network, data)
+    with proposing(network.fronts.values()):
+        roll = roll_of(source, progress=progress, processes=processes)
     if labels and roll.y is None:
         raise BadData(f"{source.name} has no labels, and this recipe needs them; give (x, y)")
     first = _first(source, network)
