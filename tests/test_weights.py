@@ -52,7 +52,7 @@ CHECKPOINTS = {
     "model_state_dict": lambda: {"epoch": 3, "model_state_dict": state(), "optimizer_state_dict": {"state": {0: {}}}},
     "state_dict": lambda: {"state_dict": state(), "best_acc1": 91.5},
     "net": lambda: {"net": prefixed("module."), "acc": np.float64(91.5), "epoch": np.int64(4)},
-    "model": lambda: {"model": state(), "args": argparse.Namespace(lr=0.1, output=Path("out"))},
+    "model": lambda: {"model": state(), "args": argparse.Namespace(lr=0.1, output="out")},
     "model_ema": lambda: {"model_ema": state(), "epoch": 1},
     "Lightning": lambda: {"state_dict": prefixed("model."), "pytorch-lightning_version": "2", "loops": {}},
     "Lightning, with a loss": lambda: {"state_dict": prefixed("model.") | {"loss.weight": torch.ones(2)}},

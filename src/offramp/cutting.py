@@ -15,7 +15,7 @@ from offramp.chain import Chain, Node
 from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.factories import make_exit, make_gate
 from offramp.find import find
-from offramp.inputs import State, as_inputs, copies, given, texts_of
+from offramp.inputs import State, as_inputs, copies, given, remedy, texts_of
 from offramp.network import Network
 from offramp.nodes import Exit, Gate, Seen
 from offramp.nodes import answer as logits_of
@@ -136,10 +136,17 @@ def _class_names(networks: Mapping[str, Network]) -> tuple[str, ...] | None:
 
 def check_classes(network: Network, example: object) -> int:
     """The number of classes on an example batch. Raises BadNetwork when the exits differ."""
-    x, modes = given(as_inputs(example, network.device())), {module: module.training for module in network.modules()}
+    inputs = as_inputs(example, network.device())
+    modes = {module: module.training for module in network.modules()}
     try:
         with torch.no_grad():
-            every = network.eval()(x)  # in training mode a batch norm would learn from the example
+            every = network.eval()(given(inputs))  # in training mode a batch norm would learn from the example
+    except OfframpError:
+        raise
+    except Exception as problem:  # whatever the user's code raises
+        why = next(iter(str(problem).strip().splitlines()), type(problem).__name__).rstrip(".;")
+        way = remedy(inputs, problem, "give a batch of its shape and type")
+        raise BadData(f"a model fails on the example: {why}; {way}") from problem
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -223,7 +230,8 @@ def _tried_out(model: nn.Module, front: nn.Module | None, rung: Rung, tried: Sta
         raise
     except Exception as problem:  # whatever the user's code raises
         why = next(iter(str(problem).strip().splitlines()), type(problem).__name__).rstrip(".;")
-        raise BadData(f"the model fails on the example: {why}; give a batch of its shape and type") from problem
+        way = remedy(tried, problem, "give a batch of its shape and type")
+        raise BadData(f"the model fails on the example: {why}; {way}") from problem
 
 
 def _input(name: str, value: Tensor) -> Input:

@@ -26,6 +26,7 @@ from offramp.nodes import Exit, Gate, Scorer
 from offramp.weights import load_weights
 
 OURS = "offramp:"
+MADE_FROM = "_offramp_made_from"  # on a preprocessing module: the word that was typed for it
 FROM_FILES = (OURS, "timm:", "torchvision:")  # names of architectures alone: hf reads configurations from elsewhere
 
 
@@ -98,6 +99,7 @@ def make_front(spec: str) -> nn.Module | None:
     made = imported(spec)()
     if not isinstance(made, nn.Module):
         raise BadInput(f"{spec!r} gave a {type(made).__name__}, expected a torch.nn.Module")
+    setattr(made, MADE_FROM, spec)  # plain data, so that a saved network can name the flag to type again
     return made
 
 

@@ -19,7 +19,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path, PosixPath, WindowsPath
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
@@ -388,7 +388,7 @@ def _is_compressed(place: Path) -> bool:
 def _inert() -> list[Any]:
     """What stands beside weights in many checkpoints, and does nothing when it is made.
 
-    Arguments of the command line, figures such as the best accuracy, and paths.
+    Arguments of the command line, and figures such as the best accuracy.
     """
     numbers = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")]
     scalar = np.float64(0).__reduce__()[0]
@@ -398,9 +398,6 @@ def _inert() -> list[Any]:
         *numbers,
         (scalar, "numpy.core.multiarray.scalar"),
         (scalar, "numpy._core.multiarray.scalar"),
-        PosixPath,
-        WindowsPath,
-        (PosixPath, "pathlib._local.PosixPath"),
     ]
 
 

@@ -134,7 +134,11 @@ def test_images_that_do_not_fit(tmp_path):
     refused(images_of(tmp_path / "b.parquet", [*good[:2], good[2][:70]]), "row 2", BadFile)
     refused(images_of(tmp_path / "c.parquet", [*good[:2], None]), "row 2 .* no bytes", BadData)
     refused(images_of(tmp_path / "d.parquet", [*good[:2], b"GIF89a"]), "row 2", BadFile)
-    refused(images_of(tmp_path / "e.parquet", [good[0], png(X[0, :, :4])]), r"row 1 .*e.parquet\?resize=256&crop=224", BadData)
+    refused(
+        images_of(tmp_path / "e.parquet", [good[0], png(X[0, :, :4])]),
+        r"row 1 .*e.parquet\?resize=256&crop=224",
+        BadData,
+    )
     grey = png(X[0, :1])
     refused(images_of(tmp_path / "f.parquet", [grey, good[0]]), "row 1 .* colour image among grey", BadData)
     np.testing.assert_array_equal(

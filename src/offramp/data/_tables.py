@@ -173,7 +173,6 @@ class Table:
             self._cache.popitem(last=False)
         return values
 
-
     def _require_room(self, group: Any, file: Path) -> None:
         """Raise BadFile for a row group whose x would fill the memory, by what its footer says."""
         unpacked = 0

@@ -1,6 +1,6 @@
 """Images in one folder per class: `DIR/<class>/*.jpg`, and `DIR/<split>/<class>/*.jpg` with splits between.
 
-    imagefolder:photos/test    imagefolder/validation:photos    imagefolder/test:photos?resize=256&crop=224
+imagefolder:photos/test    imagefolder/validation:photos    imagefolder/test:photos?resize=256&crop=224
 """
 
 from __future__ import annotations

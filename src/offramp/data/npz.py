@@ -1,6 +1,6 @@
 """Arrays in one `.npz` file, read without pickles.
 
-    npz:rows.npz    npz/test:mnist.npz    npz:rows.npz?x=signals&y=species
+npz:rows.npz    npz/test:mnist.npz    npz:rows.npz?x=signals&y=species
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Any Parquet file, or folder of them, with a column of images or of equally long number lists.
 
-    parquet:rows.parquet    parquet/test:FOLDER    parquet:FOLDER?label=species    parquet:FOLDER?resize=256&crop=224
+parquet:rows.parquet    parquet/test:FOLDER    parquet:FOLDER?label=species    parquet:FOLDER?resize=256&crop=224
 """
 
 from __future__ import annotations
@@ -57,7 +57,9 @@ def load(
     if table.texts is not None and table.label is not None:
         chosen, splits = splits_beside(files)
         column = table.label
-        held = {word: {str(one) for file in some for one in label_column(file, column)} for word, some in splits.items()}
+        held = {
+            word: {str(one) for file in some for one in label_column(file, column)} for word, some in splits.items()
+        }
         names = names_of(held, chosen, place, names)
         table.labels = numbered(table.texts, names, f"the label column {column!r}")
         say_absent(names, table.labels, place)

@@ -24,7 +24,7 @@ from offramp.fitting.lessons import Augment, drawn, roll_of
 from offramp.fitting.looking import Looking
 from offramp.fitting.loop import Course, Held, Loop
 from offramp.fitting.pooling import Pooling
-from offramp.inputs import as_inputs
+from offramp.inputs import as_inputs, remedy
 from offramp.network import Network
 from offramp.processes import Processes, here
 from offramp.provenance import SeenRows, all_of
@@ -78,11 +78,13 @@ def fit(
         accelerator = until_the_end.enter_context(accelerating(*asked))
         checkpoint = many.agreed(lambda: _checkpoint(home, resume=resume))
         taught = _called(data, network, many, labels=any(phase.labels for phase in phases), progress=progress)
-        held = None if development is None else _called(development, network, many, labels=True, progress=progress)
+        names = network.class_names or (taught[0].class_names if taught[1].y is not None else None)
+        held = None
+        if development is not None:
+            held = _called(development, network, many, labels=True, progress=progress, names=names)
         options = {"batch_size": batch_size, "seed": seed, "augment": plain(drawing), "views": views}
         begun = _begun(network, method, phases, taught, held) | options | {"precision": precision}
         learned = _learned(network, taught, held)
-        names = network.class_names or (taught[0].class_names if taught[1].y is not None else None)
         pools = poolable(network)
         pooling = Pooling(network, pools, views, drawing, seed=seed, folder=kept, progress=progress, processes=many)
         resumed = many.agreed(lambda: None if checkpoint is None else load_checkpoint(checkpoint, network, begun))
@@ -208,9 +210,22 @@ def _learned(network: Network, taught: Held, held: Held | None) -> SeenRows:
     return replace(known, digests=np.unique(known.digests))
 
 
-def _called(data: object, network: Network, processes: Processes, *, labels: bool, progress: bool) -> Held:
-    """Rows, and what one pass tells of them. Raises BadData without labels, and for those that are no class here."""
+def _called(
+    data: object,
+    network: Network,
+    processes: Processes,
+    *,
+    labels: bool,
+    progress: bool,
+    names: tuple[str, ...] | None = None,
+) -> Held:
+    """Rows, and what one pass tells of them. Raises BadData without labels, and for those that are no class here.
+
+    names: of the classes of rows that teach the same network.
+    """
     source = rows_for(network, data)
+    if names is not None:
+        source = source.numbered_as(names)
     with proposing(network.fronts.values()):
         roll = roll_of(source, progress=progress, processes=processes)
     if labels and roll.y is None:
@@ -234,9 +249,10 @@ def _first(source: Rows, network: Network) -> dict[str, Tensor]:
     except (RuntimeError, TypeError, ValueError, IndexError) as problem:
         rows_ = ", ".join(f"{name} {value.dtype} {list(value.shape[1:])}" for name, value in state.items())
         reason = " ".join(str(problem).split())[:160]
+        way = remedy(state, problem, "give rows of the type and shape that it was trained on")
         raise BadData(
             f"the network refuses the first row of {source.name} ({rows_}: {reason}), expected what its model takes; "
-            "give rows of the type and shape that it was trained on"
+            f"{way}"
         ) from problem
     return found
 
