@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from offramp.errors import BadFile
 from offramp.files import read_state_dicts
@@ -137,8 +138,7 @@ def _fits(its: Shapes, expected: Shapes) -> bool:
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
-    lazy = torch.nn.parameter.UninitializedTensorMixin  # has no shape yet
-    return {name: () if isinstance(value, lazy) else tuple(value.shape) for name, value in tensors.items()}
+    return {name: () if is_lazy(value) else tuple(value.shape) for name, value in tensors.items()}  # lazy: no shape yet
 
 
 def _different(candidates: list[Candidate]) -> list[Candidate]:

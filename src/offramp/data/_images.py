@@ -145,8 +145,11 @@ def decode(data: bytes, where: str, mode: str | None = None, as_asked: Resizing 
 
 
 def shape_of(data: bytes, where: str) -> tuple[str, Size]:
-    """The mode ("L" or "RGB") and the height and width of an encoded image, from its header alone."""
+    """The mode ("L" or "RGB") and the height and width of an encoded image, from its header."""
     with _opened(data, where) as image:
+        if image.format == "TIFF":  # which Pillow turns by itself, when it has read the pixels
+            with reading(where, "an image"):
+                image.load()
         height, width = image.height, image.width
         return _mode(image), (width, height) if _orientation(image) in SWAPPED else (height, width)
 
@@ -267,10 +270,10 @@ def option_of(preprocess: object) -> str | None:
     """The options of a spec that make images of the size that a preprocessing module makes or expects."""
     short = getattr(preprocess, "short", None)
     size = getattr(preprocess, "size", None)
-    expects = getattr(preprocess, "expects", None)
-    if size is None and expects is None:
+    sides = size or getattr(preprocess, "expects", None)
+    if not isinstance(sides, tuple) or len(sides) != 2:
         return None
-    height, width = size or expects
+    height, width = sides
     kind = getattr(preprocess, "interpolation", "bilinear")
     more = "" if kind == "bilinear" else f"&interpolation={kind}"
     if size is not None and short is None:

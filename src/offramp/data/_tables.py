@@ -208,6 +208,8 @@ def columns_of(schema: Any, file: Path, x: str, label: str) -> tuple[str, str | 
     named = [x] if x in able else [] if x else _known(able, INPUTS)
     if not able or (len(able) > 1 and not named) or (x and not named):
         which = f"columns {able} that could be x" if able else f"columns {schema.names}, none of which could be x"
+        if not able and not x and any(pyarrow().types.is_floating(field.type) for field in schema):
+            which += " (single numbers are no rows: hand over data frames, (df[names], df[label]))"
         raise BadData(
             f"{file} has {which}; expected one column of images (bytes) or of number lists: name it 'image' or 'x', or "
             "say which with ?x=NAME"
