@@ -20,7 +20,7 @@ LABELS = (
     *("label", "labels", "target", "targets", "y", "fine_label", "class", "cls", "category", "class_label"),
     *("label_id", "class_id", "category_id", "label_idx", "class_idx", "classes"),
 )
-INPUTS = ("image", "img", "images", "x", "features", "pixel_values", "data")
+INPUTS = ("image", "img", "images", "x", "features", "pixel_values", "data", "inputs")
 CACHED_BYTES = 64_000_000
 
 

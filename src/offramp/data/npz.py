@@ -19,7 +19,7 @@ from offramp.errors import BadData, BadFile
 from offramp.files import Array, npz_sizes, require_memory
 from offramp.notices import say
 
-INPUTS = ("x", "images", "image", "data", "features", "inputs")
+INPUTS = ("x", "images", "image", "img", "data", "features", "pixel_values", "inputs")
 SEVERAL = "x/"
 LABELS = ("y", "labels", "label", "target", "targets", "class", "cls", "category")
 NAMES = ("class_names", "classes", "names")
