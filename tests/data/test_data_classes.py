@@ -240,8 +240,8 @@ def test_what_is_left_out_is_counted(tmp_path, said):
     (tmp_path / "__MACOSX").mkdir()
     data = rows(f"imagefolder:{tmp_path}")
     assert (len(data), data.class_names) == (6, NAMES[:2])
-    assert "3 files in class folders were left out (2 .heic, 1 .txt)" in texts(said)
-    assert "1 images beside the class folders were left out" in texts(said)
+    assert "left out 2 .heic, 1 .txt in class folders" in texts(said)
+    assert "left out 1 .png beside the class folders" in texts(said)
 
 
 def test_classes_of_deeper_folders_alone_are_said(tmp_path, said):

@@ -131,6 +131,11 @@ def _one(item: object, row: int) -> Chunk:
         fields: X = {name: _row(part, f"row {row}") for name, part in x.items()}
     else:
         fields = _row(x, f"row {row}")
+    if isinstance(y, str):
+        raise BadData(
+            f"row {row}'s label is a str, {y[:40]!r}; expected a class number from 0 upward: number the classes by one "
+            "list of names for all your rows"
+        )
     label = None if y is None else _row(y, f"row {row}'s label")
     return to_x(fields, f"row {row}"), to_labels(label, [row], "the label")
 

@@ -157,9 +157,9 @@ def _say_left_out(root: Path, folders: list[Path], listed: Mapping[Path, list[Pa
     within = [path for files in listed.values() for path in files]
     others = [path for path in within if not _is_image(path) and path.name.lower() not in NOT_DATA]
     if images:
-        say(f"{root}: {len(images)} images beside the class folders were left out, they have no class")
+        say(f"{root}: left out {_kinds(images)} beside the class folders, which have no class")
     if others:
-        say(f"{root}: {len(others)} files in class folders were left out ({_kinds(others)}), expected {KINDS}")
+        say(f"{root}: left out {_kinds(others)} in class folders, expected {KINDS}")
     if all(path.parent not in listed for path in within if _is_image(path)):
         names = ", ".join(folder.name for folder in folders[:4]) + (", ..." if len(folders) > 4 else "")
         say(f"{root}: all images are in deeper folders; the {len(folders)} classes are the folders {names}")
