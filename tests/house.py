@@ -16,7 +16,7 @@ HOUSE = ROOT / "src" / "offramp"
 READ = ("src", "tests", "benchmarks", "examples", "docs")
 
 FLOORS = [
-    ["errors", "arguments", "files", "progress", "scores", "signature"],
+    ["errors", "arguments", "files", "notices", "progress", "scores", "signature"],
     [
         "find",
         "chain",
@@ -57,7 +57,7 @@ FLOORS = [
         "engine",
         "programs",
     ],
-    ["answers", "running", "opening", "calibration", "factories"],
+    ["answers", "running", "opening", "calibration", "factories", "weights"],
     ["benching", "cutting", "placing", "fitting", "recording", "storing"],
     ["comparing", "reporting", "deploy", "demo"],
     ["", "cli", "checks", "__main__"],  # "" is the face, offramp/__init__.py

@@ -1,4 +1,4 @@
-"""docs/all-of-offramp.md is run from top to bottom, and prints what it says."""
+"""Pages whose code is run from top to bottom, and prints what they say."""
 
 from __future__ import annotations
 
@@ -9,15 +9,19 @@ from pathlib import Path
 
 import pytest
 
-PAGE = (Path(__file__).parent.parent / "docs" / "all-of-offramp.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parent.parent / "docs"
+PAGES = {"all-of-offramp": 12, "own-exits": 8, "data": 3}  # and how many blocks they have at least
 
 
-def test_all_of_offramp_runs_and_prints_what_it_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.filterwarnings("default::offramp.notices.Notice")
+@pytest.mark.parametrize("page", PAGES)
+def test_a_page_runs_and_prints_what_it_says(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     pytest.importorskip("sklearn")
-    names: dict[str, object] = {"__name__": "all_of_offramp"}
-    parts = re.findall(r"```(python|text)\n(.*?)```", PAGE, flags=re.DOTALL)
-    assert len(parts) > 12
+    names: dict[str, object] = {"__name__": page}
+    text_of_page = (DOCS / f"{page}.md").read_text(encoding="utf-8")
+    parts = re.findall(r"```(python|text)\n(.*?)```", text_of_page, flags=re.DOTALL)
+    assert len(parts) > PAGES[page]
     printed = ""
     for place, (language, text) in enumerate(parts):
         if language == "text":
@@ -25,5 +29,5 @@ def test_all_of_offramp_runs_and_prints_what_it_says(tmp_path: Path, monkeypatch
             continue
         said = io.StringIO()
         with contextlib.redirect_stdout(said):
-            exec(compile(text, "all-of-offramp.md", "exec"), names)
+            exec(compile(text, f"{page}.md", "exec"), names)
         printed = said.getvalue()

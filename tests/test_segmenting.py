@@ -175,7 +175,7 @@ def test_an_exit_of_ones_own_is_given_again(tmp_path):
     mine = Counted()
     net = cut_of("stem", exits=mine)
     off.save(net, tmp_path / "net")
-    with pytest.raises(BadInput, match="give it again with exits="):
+    with pytest.raises(BadInput, match=r"give it again: load\(folder, exits="):
         off.load(tmp_path / "net", stages())
     assert off.load(tmp_path / "net", stages(), exits={"stem": mine}).fingerprint() == net.fingerprint()
 

@@ -60,7 +60,7 @@ def test_it_comes_back_without_being_given_anything(tmp_path, options):
 def test_models_of_the_user_are_given_again(tmp_path):
     net = ladder_of(3, seed=4)
     off.save(net, tmp_path / "net")
-    with pytest.raises(BadInput, match="give it again"):
+    with pytest.raises(BadInput, match="give them again"):
         off.load(tmp_path / "net")
     blank = {name: dense(place, seed=99) for place, name in enumerate(net.chain.exits)}
     again = off.load(tmp_path / "net", blank)

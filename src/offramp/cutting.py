@@ -18,7 +18,7 @@ from offramp.dependence import require_read
 from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.factories import make_exit, make_gate
 from offramp.find import find
-from offramp.inputs import State, as_inputs, copies, given, texts_of
+from offramp.inputs import State, as_inputs, copies, given, remedy, texts_of
 from offramp.network import Network
 from offramp.nodes import Exit, Gate, Seen
 from offramp.nodes import answer as logits_of
@@ -126,17 +126,36 @@ def ladder(
         made={node: network.made[cut] for node, network, cut in hung if cut in network.made},
     )
     stack.learned = union([stack.learned, *(network.learned for network in inner.values())])
+    stack.class_names = _class_names(inner)
     if example is not None:
         check_classes(stack, example)
     return stack
 
 
+def _class_names(networks: Mapping[str, Network]) -> tuple[str, ...] | None:
+    """The class names that the rungs were taught with. Raises BadNetwork where they differ."""
+    known = {name: network.class_names for name, network in networks.items() if network.class_names is not None}
+    if len(set(known.values())) > 1:
+        raise BadNetwork(
+            f"the rungs {', '.join(known)} were taught with different class names; expected one numbering of classes: "
+            "teach them on rows of one data set"
+        )
+    return next(iter(known.values()), None)
+
+
 def check_classes(network: Network, example: object) -> int:
     """The number of classes on an example batch. Raises BadNetwork when the exits differ."""
-    x, modes = given(as_inputs(example, network.device())), {module: module.training for module in network.modules()}
+    inputs = as_inputs(example, network.device())
+    modes = {module: module.training for module in network.modules()}
     try:
         with torch.no_grad():
-            every = network.eval()(x)  # in training mode a batch norm would learn from the example
+            every = network.eval()(given(inputs))  # in training mode a batch norm would learn from the example
+    except OfframpError:
+        raise
+    except Exception as problem:  # whatever the user's code raises
+        why = next(iter(str(problem).strip().splitlines()), type(problem).__name__).rstrip(".;")
+        way = remedy(inputs, problem, "give a batch of its shape and type")
+        raise BadData(f"a model fails on the example: {why}; {way}") from problem
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -240,7 +259,8 @@ def _tried_out(
         raise
     except Exception as problem:  # whatever the user's code raises
         why = next(iter(str(problem).strip().splitlines()), type(problem).__name__).rstrip(".;")
-        raise BadData(f"the model fails on the example: {why}; give a batch of its shape and type") from problem
+        way = remedy(tried, problem, "give a batch of its shape and type")
+        raise BadData(f"the model fails on the example: {why}; {way}") from problem
     return values, layouts_of(values, tracker, free=bool(rung.length))
 
 

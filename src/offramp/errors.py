@@ -21,7 +21,8 @@ and what deserves a second look, but stops nothing:
     ├── NeverTaught         an exit that nothing has trained is recorded
     ├── UnevenParts         the only legal cuts divide the work badly
     ├── BetterExit          an exit answers better than the last one
-    └── GapNotReached       a solver stopped before the duality gap that was asked for
+    ├── GapNotReached       a solver stopped before the duality gap that was asked for
+    └── Notice              what a reader of data or weights left out, or chose among several readings
 
 Every message is one sentence in three parts: what was got, what was expected, what to do.
 At the command line each of them prints that sentence and ends with exit code 2.
@@ -59,6 +60,10 @@ class BetterExit(OfframpWarning):
 
 class GapNotReached(OfframpWarning):
     """A solver stopped at its limit of steps, before the duality gap that was asked for."""
+
+
+class Notice(OfframpWarning):
+    """Something in data or weights that a user should know."""
 
 
 class BadInput(OfframpError, ValueError):

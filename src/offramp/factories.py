@@ -17,20 +17,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from offramp.arguments import name_of
-from offramp.errors import BadFile, BadInput, OfframpError
-from offramp.files import read_tensors
+from offramp.errors import BadInput, OfframpError
 from offramp.find import files, find, find_file, imported, shelved, unknown
 from offramp.nodes import Exit, Gate, Scorer
+from offramp.weights import load_weights
 
 OURS = "offramp:"
+MADE_FROM = "_offramp_made_from"  # on a preprocessing module: the word that was typed for it
 FROM_FILES = (OURS, "timm:", "torchvision:")  # names of architectures alone: hf reads configurations from elsewhere
 
 
 def make_model(spec: str, weights: str | Path | None = None, *, fetch: bool = True) -> nn.Module:
-    """The model that a typed spec names, in eval mode, with weights loaded strictly.
+    """The model that a typed spec names, in eval mode, with weights loaded strictly (see `weights.load_weights`).
 
     fetch: whether a hub may fetch pretrained weights; never where `weights` are given. Raises UnknownName or BadInput
     for the spec, BadFile for weights that do not fit, MissingExtra where the hub's package is not installed.
@@ -98,26 +99,8 @@ def make_front(spec: str) -> nn.Module | None:
     made = imported(spec)()
     if not isinstance(made, nn.Module):
         raise BadInput(f"{spec!r} gave a {type(made).__name__}, expected a torch.nn.Module")
+    setattr(made, MADE_FROM, spec)  # plain data, so that a saved network can name the flag to type again
     return made
-
-
-def load_weights(model: nn.Module, path: str | Path) -> None:
-    """Load a state dict strictly. Raises BadFile naming the keys that differ."""
-    tensors = read_tensors(path)
-    try:
-        model.load_state_dict(tensors, strict=True)
-    except RuntimeError as problem:
-        raise BadFile(f"{path} does not fit {type(model).__name__}: {_brief(model, tensors)}") from problem
-
-
-def _brief(model: nn.Module, tensors: Mapping[str, Tensor]) -> str:
-    mine = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    its = {name: tuple(value.shape) for name, value in tensors.items()}
-    missing, extra = [*(mine.keys() - its.keys())], [*(its.keys() - mine.keys())]
-    other = [name for name in mine.keys() & its.keys() if mine[name] != its[name]]
-    parts = [("missing", missing), ("not expected", extra), ("of another shape", other)]
-    said = [f"{len(names)} {word} (such as {min(names)})" for word, names in parts if names]
-    return ", ".join(said) + "; give the weights of this architecture"
 
 
 def make_exit(

@@ -7,16 +7,20 @@ without pickles, weights safetensors; `.pt` and `.pth` are read with `weights_on
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import errno
 import hashlib
 import json
+import math
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, np.dtype[Any]]
 HEADER = "header.json"
+CHECKPOINTS = {".pt", ".pth", ".th", ".bin", ".ckpt"}
+UNSUSPICIOUS = 256 * 2**20  # bytes: a file may unpack to as much, however tightly it is packed
+MOST_TIMES = 100  # beyond that: real data rarely shrinks to a hundredth, and zeros to a thousandth
 
 
 @contextlib.contextmanager
@@ -197,14 +204,99 @@ def read_arrays(path: str | Path) -> tuple[str, dict[str, Array]]:
     if not Path(path).is_file():
         raise BadFile(f"{path} does not exist; check the path")
     try:
-        with Path(path).open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            columns = {name: archive[name] for name in archive.files}
+        with Path(path).open("rb") as file:
+            _require_stored(file, path)
+            with np.load(file, allow_pickle=False) as archive:
+                columns = {name: archive[name] for name in archive.files}
         return columns.pop(HEADER).tobytes().decode(), columns
+    except BadFile:
+        raise
     except Exception as problem:  # a damaged archive can fail anywhere inside zip, header parser or allocator
         raise BadFile(
             f"{path} is not a readable array file ({type(problem).__name__}); it is truncated, damaged or of "
             "another kind: make it again"
         ) from problem
+
+
+def _require_stored(file: IO[bytes], path: str | Path) -> None:
+    """Raise BadFile where reading a file of ours would need more memory than the file is long."""
+    sizes = npz_sizes(file)
+    if any(packed != unpacked for packed, unpacked in sizes.values()):
+        raise BadFile(f"{path} holds compressed arrays, and offramp writes none; make it again")
+    if sum(unpacked for _, unpacked in sizes.values()) > os.fstat(file.fileno()).st_size:
+        raise BadFile(f"{path} has arrays that share their bytes; it is damaged, make it again")
+
+
+def npz_sizes(file: IO[bytes]) -> dict[str, tuple[int, int]]:
+    """The bytes of each array in an open `.npz`, as stored and in memory.
+
+    Read from the zip directory and the header of each array: nothing is unpacked. The file is left
+    at its beginning. Raises ValueError where the directory and a header disagree.
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+    with zipfile.ZipFile(file) as archive:
+        for number, entry in enumerate(archive.infolist()):
+            with archive.open(entry) as member:
+                _require_honest(member, entry)
+            # numbered: of two members with one name both count
+            sizes[entry.filename if entry.filename not in sizes else f"{entry.filename}#{number}"] = (
+                entry.compress_size,
+                entry.file_size,
+            )
+    file.seek(0)
+    return {name.removesuffix(".npy"): size for name, size in sizes.items()}
+
+
+def _require_honest(member: IO[bytes], entry: zipfile.ZipInfo) -> None:
+    """Raise ValueError unless an array is as long as its header says: NumPy allocates by the header."""
+    version = np.lib.format.read_magic(member)
+    readers = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    if version not in readers:
+        raise ValueError(f"{entry.filename} has the .npy version {version}")
+    shape, _, dtype = readers[version](member)
+    expected = member.tell() + math.prod(shape) * dtype.itemsize
+    if not dtype.hasobject and entry.file_size != expected:  # objects are refused by np.load
+        raise ValueError(f"{entry.filename} has {entry.file_size} bytes, its header says {expected}")
+
+
+def require_memory(path: str | Path, packed: int, unpacked: int) -> None:
+    """Raise BadFile for a file whose contents are far larger than the file, or than free memory.
+
+    Args:
+        path: the file, for the message.
+        packed: bytes that are read from the file.
+        unpacked: bytes that they need in memory.
+
+    Contents up to 256 MiB are never refused for being packed tightly.
+    """
+    needed = f"{unpacked / 1e6:,.0f} MB"
+    if unpacked > UNSUSPICIOUS and unpacked > MOST_TIMES * packed:
+        raise BadFile(
+            f"{path} would unpack {packed / 1e6:,.1f} MB to {needed}; expected to grow at most {MOST_TIMES} times: "
+            "store it uncompressed, or load the arrays yourself and hand them over"
+        )
+    free = free_memory()
+    if free is not None and unpacked > 0.8 * free:
+        raise BadFile(
+            f"{path} needs {needed} of memory, and {free / 1e6:,.0f} MB are free; split it, or hand over a "
+            "memory-mapped array"
+        )
+
+
+def free_memory() -> int | None:
+    """Bytes of memory that can be had, or None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, ValueError, IndexError, StopIteration):
+        pass
+    try:  # elsewhere: all there is
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError, OSError):
+        return None
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
@@ -222,40 +314,114 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
     """Named tensors from `.safetensors`, or from `.pt`/`.pth`/`.th`/`.bin` read with `weights_only=True`.
 
-    A checkpoint that wraps its weights in `state_dict` or `model` is unwrapped, and `module.` prefixes go.
-    Raises BadFile for a missing, truncated or pickled file.
+    A checkpoint that wraps one state dict is unwrapped, and a prefix `module.` of all names goes.
+    Raises BadFile for a missing, truncated or pickled file, and for one with several state dicts.
+    """
+    found = read_state_dicts(path)
+    if len(found) > 1:
+        raise BadFile(f"{path} holds several state dicts, {', '.join(found)}; expected one: save the one that you mean")
+    (tensors,) = found.values()
+    if all(name.startswith("module.") for name in tensors):
+        return {name.removeprefix("module."): value for name, value in tensors.items()}
+    return tensors
+
+
+def read_state_dicts(path: str | Path) -> dict[str, dict[str, Tensor]]:
+    """Every state dict in a file of weights, by where it stands there.
+
+    Args:
+        path: `.safetensors`, or a checkpoint (`.pt`, `.pth`, `.th`, `.bin`, `.ckpt`), which is read with
+            `weights_only=True`.
+
+    Returns:
+        Names to tensors, by the keys that lead to them: `state_dict`, `ema/shadow`; "" for the file itself.
+
+    Raises:
+        BadFile: missing, truncated, would run code, or without a state dict.
     """
     place = Path(path)
     if not place.is_file():
         raise BadFile(f"{place} does not exist; check the path")
-    if place.suffix in {".pt", ".pth", ".th", ".bin", ".ckpt"}:
-        return _read_checkpoint(place)
+    if place.suffix in CHECKPOINTS:
+        loaded = _read_checkpoint(place)
+        found = dict(_state_dicts(loaded))
+        if not found:
+            keys = f": its keys are {_some(loaded)}" if isinstance(loaded, dict) and loaded else ""
+            raise BadFile(f"{place} holds no state dict of tensors{keys}; save model.state_dict() and give that file")
+        return found
     from safetensors.torch import load_file
 
     try:
-        return load_file(place)
+        return {"": load_file(place)}
     except Exception as problem:
         raise BadFile(
             f"{place} is not a readable safetensors file ({problem}); a PyTorch checkpoint must be named .pt or .pth"
         ) from problem
 
 
-def _read_checkpoint(place: Path) -> dict[str, Tensor]:
+def _read_checkpoint(place: Path) -> Any:
     import torch
 
+    if _is_compressed(place):
+        raise BadFile(f"{place} is a compressed archive, and torch.save writes none; save the weights again")
     try:
-        loaded = torch.load(place, map_location="cpu", weights_only=True)
+        with torch.serialization.safe_globals(_inert()):
+            return torch.load(place, map_location="cpu", weights_only=True)
     except Exception as problem:  # pickle, zip and torch errors alike: the file is not plain weights
+        refused = re.search(r"Unsupported (?:global|class)[^A-Za-z]*(?:GLOBAL )?([\w.]+)", str(problem))
+        what = f"it holds a {refused[1]}, which" if refused else "it is damaged or"
         raise BadFile(
-            f"{place} cannot be read as plain weights (weights_only=True); it is damaged or would run code: save "
+            f"{place} cannot be read as plain weights (weights_only=True); {what} would run code: save "
             "model.state_dict() and give that file"
         ) from problem
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, torch.Tensor) for value in loaded.values()):
-        raise BadFile(f"{place} holds no state dict of tensors; save model.state_dict() and give that file")
-    return {name.removeprefix("module."): value for name, value in loaded.items()}
+
+
+def _is_compressed(place: Path) -> bool:
+    """Whether a zip archive has compressed members; False for what is no archive, or a damaged one."""
+    try:
+        with zipfile.ZipFile(place) as archive:
+            return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
+    except Exception:  # a damaged directory can fail anywhere; torch says what is wrong with the file
+        return False
+
+
+def _inert() -> list[Any]:
+    """What stands beside weights in many checkpoints, and does nothing when it is made.
+
+    Arguments of the command line, and figures such as the best accuracy.
+    """
+    numbers = [type(np.dtype(kind)) for kind in ("f8", "f4", "i8", "i4", "?")]
+    scalar = np.float64(0).__reduce__()[0]
+    return [
+        argparse.Namespace,
+        np.dtype,
+        *numbers,
+        (scalar, "numpy.core.multiarray.scalar"),
+        (scalar, "numpy._core.multiarray.scalar"),
+    ]
+
+
+def _state_dicts(loaded: object, where: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The mappings of names to tensors in what a checkpoint holds; numbers beside the tensors are left out."""
+    import torch
+
+    if not isinstance(loaded, dict) or depth > 3:
+        return
+    tensors = {
+        name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, torch.Tensor)
+    }
+    if tensors:
+        yield where, tensors
+    for name, value in loaded.items():
+        if isinstance(name, str) and isinstance(value, dict):
+            yield from _state_dicts(value, f"{where}/{name}" if where else name, depth + 1)
+
+
+def _some(names: Iterable[object], most: int = 8) -> str:
+    """The first of some names, and how many more there are."""
+    listed = [str(name) for name in names]
+    more = f" and {len(listed) - most} more" if len(listed) > most else ""
+    return ", ".join(listed[:most]) + more
 
 
 def digest_file(path: str | Path) -> str:

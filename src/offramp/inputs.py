@@ -17,6 +17,12 @@ from offramp.signature import INPUT, is_input, is_label
 
 State = dict[str, Tensor]
 
+TYPE_ERRORS = ("should be the same", "same dtype", "scalar type", "Byte", "unsigned char", "expected dtype", "Char")
+PREPROCESS = (
+    "these rows are uint8 and the model takes floats: give its preprocessing, front=offramp.factories.make_front("
+    "'imagenet') to cut or (model, front) to ladder, --front imagenet at the command line; 'unit' divides by 255"
+)
+
 
 def call_model(model: nn.Module, front: nn.Module | None, inputs: State) -> Any:
     """A model on named inputs; x alone goes through the front."""
@@ -60,6 +66,29 @@ def as_inputs(x: Any, device: torch.device | None = None) -> State:
         shapes = {name: tuple(value.shape) for name, value in state.items()}
         raise BadData(f"the inputs have shapes {shapes}, expected one and the same number of rows; check the batch")
     return state
+
+
+def remedy(inputs: State, problem: BaseException, otherwise: str) -> str:
+    """What to do about inputs that a model refused: what its error and the inputs' types and shapes tell.
+
+    Args:
+        inputs: named tensors, as the model (or its preprocessing) got them.
+        problem: what the model raised.
+        otherwise: the advice where nothing is recognised.
+    """
+    text = str(problem)
+    of_types = any(mark in text for mark in TYPE_ERRORS)
+    kinds = {value.dtype for name, value in inputs.items() if is_input(name)}
+    images = [value for name, value in inputs.items() if is_input(name) and value.dim() == 4]
+    if any(value.shape[3] in (1, 3) and value.shape[1] not in (1, 3) for value in images) and not of_types:
+        return "these images have their channels last; give [B, C, H, W], x.transpose(0, 3, 1, 2)"
+    if torch.uint8 in kinds and of_types:
+        return PREPROCESS
+    if torch.float64 in kinds and of_types:
+        return "these rows are float64; give the model's type, x.astype('float32')"
+    if of_types and "indices" in text:
+        return "these rows are numbers of words or categories; give integers, x.astype('int64')"
+    return otherwise
 
 
 def count_of(state: State) -> int:

@@ -76,8 +76,9 @@ class Network(nn.Module):
     Build one with `offramp.cut` or `offramp.ladder`; of models in eval mode it is in eval mode itself. State-dict keys:
     `backbone.<your own keys>` (in a ladder `backbone.<rung>.<your own keys>`), `exits.<node>.*`, `gates.<node>.*`, and
     `fronts.<rung>.*` if a front has any. `made` keeps a digest of each exit that was made for it: see `untaught`;
-    `learned` the digests of rows that taught it: those promise nothing, see `training_rows`. `aids` holds what a recipe
-    needs while it teaches, such as adapters; it is no part of the network, never saved, and emptied when `fit` ends.
+    `learned` the digests of rows that taught it: those promise nothing, see `training_rows`. `class_names` are those of
+    these rows, if they have any: other rows are numbered by them, or refused. `aids` holds what a recipe needs while it
+    teaches, such as adapters; it is no part of the network, never saved, and emptied when `fit` ends.
     """
 
     def __init__(
@@ -100,6 +101,7 @@ class Network(nn.Module):
         self.chain = chain
         self.made = dict(made or {})
         self.learned: SeenRows | None = None
+        self.class_names: tuple[str, ...] | None = None
         self.aids: dict[str, nn.Module] = {}  # a plain dict: not among its modules, parameters and state
         self._require_names()
         self.training = any(self.model_of(rung).training for rung in rungs)

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of, rows
+from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of, proposing, rows_for
 from offramp.dependence import require_read
 from offramp.engine import engine_of
 from offramp.errors import BadData, BadNetwork, BetterExit, NeverTaught
@@ -58,7 +58,7 @@ def record(
     network.require_eval()
     if untaught := network.untaught():
         warnings.warn(_never_taught(untaught), NeverTaught, stacklevel=2)
-    source, place = rows(data), network.device()
+    source, place = rows_for(network, data), network.device()
     steps, processes = network.chain.walk(network.chain.gates), here(place)
     if processes.count > 1:
         processes.require_same(network.fingerprint(), "network")
@@ -86,12 +86,13 @@ def _recorded(batches: Iterable[Batch], columns: _Columns, parts: Sequence[Part]
     """Fill the columns; returns the first batch."""
     first: State = {}
     place = network.device()
-    for batch in batches:
-        x = as_inputs(batch.x, place)
-        if not first:
-            require_read(network, x, what)
-            first = x
-        columns.add(batch, _everything(parts, x))
+    with proposing(network.fronts.values()):
+        for batch in batches:
+            x = as_inputs(batch.x, place)
+            if not first:
+                require_read(network, x, what)
+                first = x
+            columns.add(batch, _everything(parts, x))
     return first
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from offramp.chain import Chain
 from offramp.errors import BadFile, BadInput, OfframpError
-from offramp.factories import make_gate, model_from_file
+from offramp.factories import FROM_FILES, MADE_FROM, make_gate, model_from_file
 from offramp.files import digest_file, read_json, read_tensors, replacing_folder, write_json, write_tensors
 from offramp.find import shelved
 from offramp.network import Network
@@ -50,6 +50,11 @@ def saving(network: Network, folder: str | Path) -> Iterator[Path]:
         trained = [name for name, part in network.parts().items() if rows_behind(part) is not None]
         told = {"made": network.made, "types": _types(network), "learned": learned, "trained": trained}
         body = {**network.config(), **told, **marks}
+        typed = {name: getattr(front, MADE_FROM, None) for name, front in network.fronts.items()}
+        if any(typed.values()):
+            body["front_specs"] = {name: spec for name, spec in typed.items() if spec is not None}
+        if network.class_names is not None:
+            body["class_names"] = list(network.class_names)
         write_json(place / "network.json", "network", SCHEMA, body)
         yield place
 
@@ -100,6 +105,75 @@ def load(
     return network.eval()
 
 
+class GiveAgain(BadInput):
+    """Parts of a saved network that are their user's code, which no file may name.
+
+    Attributes:
+        what: the parts, in a sentence without its end.
+        flags: what to type for them at the command line.
+        exits: those among them that are exits: the command line cannot give them.
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, str, str | None]], models: Mapping[str, str | None]) -> None:
+        said = {
+            "model": lambda name, spec: f"rung {name!r} {'was built by its user' if spec is None else f'is {spec!r}'}",
+            "front": lambda name, spec: f"the front of rung {name!r} is {spec!r}",
+            "gate": lambda name, spec: f"the gate {name!r} is {spec!r}",
+            "exit": lambda name, spec: f"the exit {name!r} is {spec!r}",
+        }
+        self.what = ", ".join(said[kind](name, spec) for kind, name, spec in parts)
+        self.what += ", and a file may not name code to run"
+        of_kind = {kind: {name: spec for other, name, spec in parts if other == kind} for kind in said}
+        self.exits = tuple(of_kind["exit"])
+        flags = {"model": "--model", "front": "--front-of", "gate": "--gate-of"}
+        with_front = {name: models.get(name) for name in of_kind["front"]}
+        of_kind["model"] = with_front | of_kind["model"]  # a front is given beside its model
+        self.flags = tuple(
+            f"{flag} {name}={spec or 'my.module:factory'}"
+            for kind, flag in flags.items()
+            for name, spec in of_kind[kind].items()
+        )
+        fronts = of_kind["front"]
+        rungs = [f"{name!r}: {'(model, front)' if name in fronts else 'model'}" for name in of_kind["model"]]
+        arguments = [f"model={{{', '.join(rungs)}}}"] if rungs else []
+        for word in ("gate", "exit"):
+            if of_kind[word]:
+                arguments.append(f"{word}s={{{', '.join(f'{name!r}: {word}' for name in of_kind[word])}}}")
+        again = "give it again" if len(parts) == 1 else "give them again"
+        super().__init__(f"{self.what}; {again}: load(folder, {', '.join(arguments)})")
+
+
+def _require_given(
+    body: Mapping[str, Any], given: Mapping[str, Given], gates: Mapping[str, Gate], exits: Mapping[str, Exit]
+) -> None:
+    """Raise GiveAgain with all that only the user can give, in one sentence."""
+    parts: list[tuple[str, str, str | None]] = []
+    specs = {rung["name"]: rung["spec"] for rung in body["rungs"]}
+    typed = body.get("front_specs", {})
+    for name, spec in specs.items():
+        if name not in given and (spec is None or not spec.startswith(FROM_FILES)):
+            parts.append(("model", name, spec))
+        front = body["fronts"].get(name)
+        has_front = isinstance(given.get(name), tuple) and given[name][1] is not None  # type: ignore[index]
+        if front is not None and front["name"] != "Front" and not has_front:
+            parts.append(("front", name, typed.get(name) or front["name"]))
+    for kind, configs, own in (("gate", body["gates"], gates), ("exit", body["exits"], exits)):
+        for name, config in configs.items():
+            code = _code_in(config, kind)
+            if code is not None and name not in own:
+                parts.append((kind, name, code))
+    if parts:
+        raise GiveAgain(parts, specs)
+
+
+def _code_in(config: Mapping[str, Any], kind: str) -> str | None:
+    """The user's own class or function that the configuration of a gate or an exit names; of one that wraps, within."""
+    if ":" in config["name"]:
+        return str(config["name"])
+    inner = config.get(kind)
+    return _code_in(inner, kind) if isinstance(inner, Mapping) else None
+
+
 def _given(model: Mapping[str, Given] | Given | None, body: Mapping[str, Any]) -> dict[str, Given]:
     if model is None:
         return {}
@@ -111,6 +185,7 @@ def _given(model: Mapping[str, Given] | Given | None, body: Mapping[str, Any]) -
 def _build(
     body: Mapping[str, Any], given: Mapping[str, Given], gates: Mapping[str, Gate], exits: Mapping[str, Exit]
 ) -> Network:
+    _require_given(body, given, gates, exits)
     rungs = [_rung(rung) for rung in body["rungs"]]
     models, fronts = dict[str, nn.Module](), dict[str, nn.Module]()
     for rung in rungs:
@@ -129,6 +204,8 @@ def _build(
         made={str(name): str(mark) for name, mark in body["made"].items()},
     )
     network.learned = None if body["learned"] is None else SeenRows.from_json(body["learned"])
+    names = body.get("class_names")  # not in files of the first version
+    network.class_names = None if names is None else tuple(map(str, names))
     for rung in rungs:
         known = dict(network.model_of(rung).named_modules(remove_duplicate=False))
         if missing := [cut for cut in rung.cuts if cut not in known]:

@@ -177,7 +177,16 @@ BAD_LABELS = {
     "too few": (Y[:-1], "one class index per row"),
     "text": (Y.astype(str), "dtype"),
     "objects": (np.array([None] * N), "dtype object"),
-    "list": ([1] * N, "is a list"),
+    "a list too short": ([1] * (N - 1), "22 for 23 rows"),
+    "a list of lists": ([[1, 2]] * N, "a list with a list at place 0"),
+    "a list of arrays": ([np.arange(2)] * N, r"a list with \[2\] at place 0"),
+    "a list of texts": (["cat", "dog"] * 11 + ["cat"], "'cat'; expected class numbers .*names.index"),
+    "a row of labels": (Y[None], r"hand over y\[0\]"),
+    "one-hot in floats": (np.eye(5, dtype=np.float32)[Y], r"one-hot, take y.argmax\(1\)"),
+    "probabilities": (np.full((N, 4), 0.25), "these are probabilities"),
+    "several columns": (np.stack([Y, Y], 1), "choose one column"),
+    "one column of fractions": (Y[:, None] + 0.5, "expected integers from 0 upward"),
+    "a scalar": (np.int64(3)[...], "there are one for 23 rows"),
 }
 
 
@@ -186,6 +195,87 @@ def test_bad_labels_are_refused_by_row(which):
     labels, message = BAD_LABELS[which]
     with pytest.raises(BadData, match=message):
         rows(X, labels)
+
+
+class Frame:
+    """A data frame as pandas makes it, as far as it is known: columns by name, and `to_numpy`."""
+
+    def __init__(self, **columns):
+        self.columns = list(columns)
+        self.parts = {name: np.asarray(values) for name, values in columns.items()}
+        self.shape = len(next(iter(self.parts.values()))), len(columns)
+
+    def __getitem__(self, name):
+        return Series(self.parts[name])
+
+    def __iter__(self):
+        return iter(self.columns)
+
+    def to_numpy(self):
+        return np.array([[*row] for row in zip(*self.parts.values(), strict=True)], dtype=object)
+
+
+class Series:
+    def __init__(self, values):
+        self.values = np.asarray(values)
+        self.shape = self.values.shape
+
+    def __iter__(self):
+        return iter(self.values)
+
+    def to_numpy(self):
+        return self.values
+
+
+LABELS = {
+    "a column of integers": Y[:, None],
+    "a column of whole floats": Y[:, None].astype(float),
+    "a column in torch": torch.tensor(Y)[:, None],
+    "a list": Y.tolist(),
+    "a list of NumPy integers": list(Y),
+    "a list of tensors": list(torch.tensor(Y)),
+    "a list of tensors [1]": list(torch.tensor(Y)[:, None]),
+    "a Series": Series(Y),
+    "a nullable Series": Series(Y.astype(object)),
+    "a DataFrame of one column": Frame(kind=Y),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_labels_in_the_forms_that_people_have(kind):
+    for data in (rows(X, LABELS[kind]), rows((X, LABELS[kind])), rows(({"x": X}, LABELS[kind]))):
+        assert data.labels.tolist() == Y.tolist()
+        assert data.labels.dtype == np.int64
+
+
+def test_labels_of_one_column_in_batches_and_items():
+    (batch,) = rows([(X, Y[:, None])]).batches(N)
+    assert batch.y.tolist() == Y.tolist()
+    (batch,) = rows(Items([(x, torch.tensor([y])) for x, y in zip(X, Y, strict=True)])).batches(N)
+    assert batch.y.tolist() == Y.tolist()
+
+
+def test_data_frames():
+    numbers, flags = np.arange(N) / 2, Y > 2
+    data = rows((Frame(a=numbers, b=flags, c=Y), Series(Y)))
+    (batch,) = data.batches(N)
+    np.testing.assert_array_equal(batch.x, np.stack([numbers, flags, Y], 1))
+    assert batch.y.tolist() == Y.tolist()
+    assert next(rows(Frame(a=numbers)).batches(3)).x.tolist() == [[0.0], [0.5], [1.0]]
+    assert next(rows({"a": Series(numbers), "b": Frame(c=Y)}).batches(2)).x["b"].shape == (2, 1)
+    with pytest.raises(BadData, match=r"columns \['city'\] are no numbers"):
+        rows(Frame(a=numbers, city=["x"] * N))
+    for given in (Frame(a=numbers, Label=Y), (Frame(a=numbers, Label=Y), Series(Y))):
+        with pytest.raises(BadData, match=r"df.drop\(columns='Label'\), df\['Label'\]"):
+            rows(given)
+
+
+def test_x_and_labels_in_a_list_are_no_batches():
+    for labels in (Y, Y[:, None], torch.tensor(Y)):
+        with pytest.raises(BadData, match=r"as the tuple \(x, y\)"):
+            rows([X, labels])
+    assert len(rows([Y, Y])) == 2 * N
+    assert len(rows([X, X])) == 2 * N
 
 
 def test_bad_labels_in_a_stream_and_a_dataset_name_the_row():

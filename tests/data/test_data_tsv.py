@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from offramp.data.rows import rows
-from offramp.errors import BadData, BadFile, MissingExtra, UnknownName
+from offramp.errors import BadData, BadFile, MissingExtra, Notice, UnknownName
 from words import library, write_tokenizer
 
 TEXT = "label\tsentence\n0\ta bad film\n1\tgood\n1\ta good film of words\n"
@@ -119,14 +119,97 @@ def test_files_that_are_refused(here, text, says):
         (spec(more="&lenght=4"), UnknownName, "length"),
         (spec(more="&length=4"), BadData, "each once"),
         (spec(more="&text="), BadData, "name=value"),
-        ("npz:some.npz?length=4", BadData, "npz takes none"),
-        ("npz:place?of=it/x.npz", BadData, "npz takes none"),
+        (spec(more="&quoted=maybe"), BadData, "yes or no"),
+        (spec(more="&header=1"), BadData, "yes or no"),
+        ("mnist:some?length=4", BadData, "mnist takes none"),
+        ("npz:some.npz?length=4", UnknownName, "option of npz"),
+        ("npz:place?of=it/x.npz", UnknownName, "option of npz"),
         (f"{spec()}[2:9]", BadData, "3 rows"),
     ],
 )
 def test_specs_that_are_refused(here, wrong, error, says):
     with pytest.raises(error, match=says):
         rows(wrong)
+
+
+COMMAS = {
+    "a quoted CSV": ('"sentence","label"\n"a bad, bad film",0\n"good",1\n', "commas between its 2 columns"),
+    "a plain CSV": ("sentence,label\nbad,0\ngood,1\n", "commas between its 2 columns"),
+    "a CSV without a header": ("bad,0\ngood,1\n", "commas between its 2 columns"),
+    "semicolons": ("label;text\n0;bad\n1;good\n", "semicolons between its 2 columns"),
+    "doubled marks": ('label\tsentence\n1\tgood\n0\t"a ""bad"" film"\n', "line 3 .* say tsv:PATH.quoted=yes"),
+}
+
+
+@pytest.mark.parametrize("kind", COMMAS)
+def test_other_separators_are_named(here, kind):
+    text, says = COMMAS[kind]
+    (here / "t.tsv").write_text(text)
+    with pytest.raises(BadData, match=says):
+        rows(spec("t.tsv"))
+
+
+def test_texts_with_commas_are_texts(here):
+    (here / "t.tsv").write_text("well, good\ngood, bad\n")
+    assert len(rows(spec("t.tsv"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [
+        ('"label"\t"sentence"\n"0"\t"a bad film"\n"1"\t"good"\n', ""),
+        ('label\tsentence\n0\t"a bad film"\n1\tgood\n', "&quoted=yes"),
+        ('label\tsentence\r\n0\t"a\nbad film"\r\n1\tgood\r\n', "&quoted=yes"),
+    ],
+)
+def test_quoted_fields(here, text, more):
+    (here / "t.tsv").write_text(text, newline="")
+    batch = next(rows(spec("t.tsv", more)).batches(8))
+    assert batch.x["input_ids"].tolist() == [[1, 7, 5, 6, 2], [1, 4, 2, 0, 0]]
+    assert batch.y.tolist() == [0, 1]
+
+
+def test_marks_that_belong_to_the_text(here):
+    (here / "t.tsv").write_text('label\tsentence\n0\t"a ""bad"" film"\n1\tgood\n')
+    assert rows(spec("t.tsv", "&quoted=no")).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("text", "more"),
+    [
+        ("label\tsentence\npos\tgood\nneg\tbad\npos\tfilm\n", ""),
+        ("kind\tsaid\npos\tgood\nneg\tbad\npos\tfilm\n", "&text=said&label=kind"),
+        ("kind\tsaid\npos\tgood\nneg\tbad\npos\tfilm\n", "&text=2&label=1"),
+        ("pos\tgood\nneg\tbad\npos\tfilm\n", "&text=2&label=1"),
+        ("pos\tgood\nneg\tbad\npos\tfilm\n", "&text=2&label=1&header=no"),
+    ],
+)
+def test_labels_as_text(here, text, more):
+    (here / "t.tsv").write_text(text)
+    data = rows(spec("t.tsv", more))
+    assert (data.labels.tolist(), data.class_names) == ([1, 0, 1], ("neg", "pos"))
+
+
+def test_labels_as_text_are_those_of_the_training_split(here):
+    (here / "train.tsv").write_text("label\tsentence\npos\tgood\nneg\tbad\nodd\tfilm\n")
+    (here / "test.tsv").write_text("label\tsentence\npos\tgood\nodd\tbad\n")
+    with pytest.warns(Notice, match="test.tsv has no rows of the class 'neg'"):
+        data = rows(spec("."))
+    assert (data.labels.tolist(), data.class_names) == ([2, 1], ("neg", "odd", "pos"))
+    (here / "test.tsv").write_text("label\tsentence\nPos\tgood\nneg\tbad\n")
+    with pytest.raises(BadData, match="the class 'Pos'; expected the 3 classes of the split 'train'"):
+        rows(spec("test.tsv"))
+    with pytest.warns(Notice):
+        assert rows(spec("test.tsv", "&classes=pos,neg,Pos")).labels.tolist() == [2, 1]
+
+
+def test_no_labels_found_is_said(here):
+    (here / "t.tsv").write_text("id\tsentence\tkind\n1\tgood\tx\n2\tbad\ty\n")
+    with pytest.warns(Notice, match="no labels found, its other columns are id, kind; name them with label=NAME"):
+        assert rows(spec("t.tsv")).labels is None
+    (here / "t.tsv").write_text("label\tsentence\n" + "".join(f"name {n}\tgood\n" for n in range(1001)))
+    with pytest.raises(BadData, match="1001 different labels"):
+        rows(spec("t.tsv"))
 
 
 def test_another_encoding(here):

@@ -179,6 +179,7 @@ def test_a_reader_that_has_seen_enough_is_no_error_and_one_file_says_nothing(tmp
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     ) as process:
+        assert process.stdout.readline().split() == [b"row,answer,exit,flagged"]
         assert process.stdout.readline().startswith(b"0,")
         process.stdout.close()
         assert process.stderr.read() == b""
@@ -197,11 +198,16 @@ def test_the_program_by_itself(tmp_path):
     want = off.run(net, plan, x)
     with np.load(tmp_path / "y.npz") as found:
         require_same(found, want)
-    lines = [line.split(",") for line in done.stdout.splitlines()]
+    header, *lines = [line.split(",") for line in done.stdout.splitlines()]
+    assert header == ["row", "answer", "exit", "flagged"]
     assert [line[2] for line in lines] == [net.chain.exits[place] for place in want.exit]
     files = [tmp_path / f"{row}.png" for row in range(6)]
     for file, pixels in zip(files, x[:, 0].numpy(), strict=True):
         Image.fromarray(pixels).save(file)
+    assert call(tmp_path / "f", *files).stdout == done.stdout
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down: turned as it was when rows were recorded
+    Image.fromarray(x[0, 0].numpy()[::-1, ::-1].copy()).save(files[0], exif=exif)
     assert call(tmp_path / "f", *files).stdout == done.stdout
     np.save(tmp_path / "floats.npy", x.numpy().astype(np.float32))
     np.save(tmp_path / "wide.npy", x.numpy().repeat(2, axis=3))

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect as inspecting
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
@@ -34,7 +33,10 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Call the command. Anything but an OfframpError or a bad option is a bug and keeps its traceback."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.simplefilter("always", OfframpWarning)
+                warnings.showwarning = _shown(warnings.showwarning)
+                return super().invoke(ctx)
         except OfframpError as problem:
             raise _ended(str(problem), 2) from problem
         except UsageError as problem:
@@ -71,7 +73,6 @@ def _version(asked: bool) -> None:
 
 @app.callback()
 def offramp(
-    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -82,30 +83,26 @@ def offramp(
     stop and go on elsewhere.
     To see it all on data that needs no download: offramp demo
     """
-    context.with_resource(_warnings_as_sentences())
-
-
-@contextlib.contextmanager
-def _warnings_as_sentences() -> Iterator[None]:
-    """While it lasts, our warnings are printed as sentences, each as often as it is given."""
-
-    def show(message: Warning | str, category: type[Warning], *where: object, **more: object) -> None:
-        if issubclass(category, OfframpWarning):
-            note(f"offramp: {message}")
-        else:
-            shown(message, category, *where, **more)  # type: ignore[arg-type]
-
-    with warnings.catch_warnings():
-        shown = warnings.showwarning
-        warnings.showwarning = show
-        warnings.simplefilter("always", OfframpWarning)
-        yield
 
 
 def _ended(sentence: str, code: int) -> typer.Exit:
     one_line = " ".join(sentence.split())
     typer.echo(f"offramp: {one_line}", err=True)
     return typer.Exit(code)
+
+
+def _shown(others: Callable[..., None]) -> Callable[..., None]:
+    """How warnings are shown: ours as a sentence, each once; others as before."""
+    said: set[str] = set()
+
+    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+        if not issubclass(category, OfframpWarning):
+            others(message, category, *where, **more)
+        elif str(message) not in said:
+            said.add(str(message))
+            note(f"offramp: {message}")
+
+    return show
 
 
 def _help(command: Callable[..., None]) -> str:

@@ -109,7 +109,7 @@ def cut(
     require_placing_flags(at, parts, probe)
     exits, free = exits_at(at, exit_, exit_of), words(length) or ()
     module, before = _model(model, weights, front)
-    batch = _rows(example)
+    batch = _rows(example, before)
     found = placed_for(probe, module, before, batch, exits, free, parts)
     names, parts = (words(at), parts) if found is None else (list(found.names), None)
     network = made(module, batch, at=names, n=parts, exits=exits, gate=gate, front=before, spec=model, length=free)
@@ -150,7 +150,7 @@ def inspect(
     from offramp.segmenting import check_cut, points_of
 
     module, before = _model(model, weights, front)
-    batch = as_inputs(_rows(example, TIMED_ROWS))
+    batch = as_inputs(_rows(example, before, TIMED_ROWS))
     some = {name: value[:ROWS] for name, value in batch.items()}
     points = points_of(module, before, some, texts_of(some, words(length) or ()))
     legal = [point.name for point in points if point.legal]
@@ -181,10 +181,11 @@ def _model(spec: str, weights: str | None, front: str) -> tuple[nn.Module, nn.Mo
     return make_model(spec, weights), front_of(spec) if front == "auto" else make_front(front)
 
 
-def _rows(example: str, most: int = ROWS) -> Any:
-    from offramp.data.rows import rows
+def _rows(example: str, before: nn.Module | None, most: int = ROWS) -> Any:
+    from offramp.data.rows import proposing, rows
 
-    batch = next(iter(rows(example).batches(most)), None)
+    with proposing([before]):
+        batch = next(iter(rows(example).batches(most)), None)
     if batch is None:
         raise BadInput(f"the example {example} has no rows, expected at least one; choose others")
     return batch.x

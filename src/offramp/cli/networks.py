@@ -86,7 +86,7 @@ def _network(
     example: str | None,
 ) -> Network:
     from offramp.cutting import ladder as stacked
-    from offramp.data.rows import rows
+    from offramp.data.rows import proposing, rows
     from offramp.factories import front_of, make_front, make_gate, make_model
     from offramp.find import find
 
@@ -94,11 +94,12 @@ def _network(
     names = _beside(model, name, "--name", "") if name else _unique(model)
     if len(set(names)) < len(names):
         raise BadInput(f"the names are {', '.join(names)}, expected each once; give other --name")
-    sample = None if example is None else next(rows(example).batches(2)).x
     rungs = {}
     for rung, spec, file, kind in zip(names, model, files, fronts, strict=True):
         made = make_model(spec, None if file == "-" else file)
         rungs[rung] = (made, front_of(spec) if kind == "auto" else make_front(kind))
+    with proposing(before for _, before in rungs.values()):
+        sample = None if example is None else next(rows(example).batches(2)).x
     one: Any = gate  # by name: a gate that looks at earlier exits is made for each rung
     if temperature is not None:
         one = find("gates", "Tempered")(make_gate(gate), temperature)

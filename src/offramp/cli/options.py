@@ -91,7 +91,7 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 def network_of(folder: str, models: list[str] | None, fronts: list[str] | None, gates: list[str] | None) -> Network:
     """The network in a folder, with the models, fronts and gates that its user gives again."""
     from offramp.factories import make_front, make_gate, make_model
-    from offramp.storing import load
+    from offramp.storing import GiveAgain, load
 
     model = {rung: make_model(spec, fetch=False) for rung, spec in pairs(models, "--model").items()}
     front = {rung: make_front(spec) for rung, spec in pairs(fronts, "--front-of").items()}
@@ -101,14 +101,15 @@ def network_of(folder: str, models: list[str] | None, fronts: list[str] | None, 
     given: dict[str, Any] = {rung: (made, front[rung]) if rung in front else made for rung, made in model.items()}
     try:
         return load(folder, given, gates=gate)
-    except BadInput as problem:
-        raise type(problem)(_at_the_command_line(str(problem))) from problem
-
-
-def _at_the_command_line(text: str) -> str:
-    """The same sentence with the options that stand for the arguments of `load`."""
-    head, found, _ = text.partition("; give it again")
-    return f"{head}; give it again with --model, --front-of or --gate-of NAME=my.module:factory" if found else text
+    except GiveAgain as problem:
+        typed = [(models, "--model"), (fronts, "--front-of"), (gates, "--gate-of")]
+        already = [f"{option} {text}" for texts, option in typed for text in texts or ()]
+        new = [flag for flag in problem.flags if flag.split("=")[0] not in {one.split("=")[0] for one in already}]
+        alone = (
+            f"; the exit {problem.exits[0]!r} can be given in Python alone, load(..., exits=)" if problem.exits else ""
+        )
+        flags = " ".join([*already, *new])
+        raise BadInput(f"{problem.what}; give again, with every command on this network: {flags}{alone}") from problem
 
 
 def plan_of(path: str, thresholds: list[str] | None) -> Plan:

@@ -71,14 +71,17 @@ def run(
     Example:
       offramp run network/ plan.json 'cifar10:data[5000:10000]' -o answers.csv
     """
-    from offramp.data.rows import rows
+    from offramp.data.rows import proposing, rows_for
     from offramp.opening import open as opened
 
     writable(output, suffixes=(".npz", ".csv"))
-    source, chosen = rows(data), plan_of(plan, threshold)
-    some = None if deadline_ms is None else next(source.batches(batch_size)).x
-    runner = opened(network_of(network, model, front_of, gate_of), chosen, engine=engine, time_on=some)
-    columns, seconds = _answers(runner, source, batch_size, deadline_ms)
+    chosen = plan_of(plan, threshold)
+    net = network_of(network, model, front_of, gate_of)
+    source = rows_for(net, data)
+    with proposing(net.fronts.values()):
+        some = None if deadline_ms is None else next(source.batches(batch_size)).x
+        runner = opened(net, chosen, engine=engine, time_on=some)
+        columns, seconds = _answers(runner, source, batch_size, deadline_ms)
     if output is not None:
         _write(output, columns, str(chosen))
     body = {"plan": str(chosen), "output": output, **_summary(runner, columns, seconds)}

@@ -37,6 +37,7 @@ def regated(network: Network, gate: str) -> Network:
         made=network.made,
     )
     found.learned = network.learned
+    found.class_names = network.class_names
     return found
 
 

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp.data._given import is_frame, labels_advice, listed, of_frame
 from offramp.errors import BadData, BadFile, OfframpError
 from offramp.files import Array
 from offramp.signature import is_label
@@ -24,17 +25,20 @@ Layout: TypeAlias = dict[str, tuple[str, tuple[int, ...]]]
 
 
 def is_array(value: object) -> bool:
-    """A numpy array, or a torch tensor (torch is asked only where it is loaded already)."""
+    """A numpy array, a torch tensor (torch is asked only where it is loaded already), a DataFrame or a Series."""
     torch = sys.modules.get("torch")
-    return isinstance(value, np.ndarray) or (torch is not None and isinstance(value, torch.Tensor))
+    tensor = torch is not None and isinstance(value, torch.Tensor)
+    return isinstance(value, np.ndarray) or tensor or is_frame(value)
 
 
 def to_numpy(value: object, what: str) -> Array:
     """A numpy array or torch tensor as a numeric array in native byte order; BadData for anything else."""
     if not is_array(value):
         raise BadData(f"{what} is a {type(value).__name__}; expected a numpy array or a torch tensor: convert it")
-    if isinstance(value, np.ndarray):
-        array: Array = np.asarray(value)
+    if is_frame(value):
+        array: Array = of_frame(value, what)
+    elif isinstance(value, np.ndarray):
+        array = np.asarray(value)
     else:
         tensor: Any = value
         try:
@@ -99,12 +103,12 @@ def to_labels(value: object, rows: Sequence[int] | Ints, what: str) -> Ints | No
     """Labels as int64 [n], n = len(rows); None stays None. BadData names the offending `rows`."""
     if value is None:
         return None
-    y = to_numpy(value, what)
+    y = to_numpy(listed(value, what), what)
+    if y.shape == (len(rows), 1):
+        y = y[:, 0]
     if y.shape != (len(rows),):
-        raise BadData(
-            f"{what} has shape {list(y.shape)}; expected one class index per row, [{len(rows)}]: "
-            "match the rows, and take argmax of one-hot labels"
-        )
+        expected = f"expected one class index per row, [{len(rows)}]"
+        raise BadData(f"{what} has shape {list(y.shape)}; {expected}: {labels_advice(y, len(rows))}")
     if y.dtype.kind == "f":
         whole = np.isfinite(y) & (np.floor(y) == y) & (np.abs(y) < 2**53)
     elif y.dtype.kind == "u":

@@ -16,6 +16,7 @@ from offramp.data._check import (
     X,
     brief,
     count,
+    is_array,
     join,
     layout,
     parted,
@@ -57,6 +58,27 @@ class Arrays:
     def take(self, index: Ints) -> Chunk:
         """See Indexed."""
         return pick(self.x, index), None if self.labels is None else self.labels[index]
+
+
+@final
+class Renumbered:
+    """An Indexed whose classes have other numbers: label k becomes `numbers[k]`."""
+
+    def __init__(self, source: Indexed, numbers: Ints) -> None:
+        self.source = source
+        self.numbers = numbers
+        self.length = source.length
+
+    @property
+    def labels(self) -> Ints | None:
+        """See Indexed."""
+        own = self.source.labels
+        return None if own is None else self.numbers[own]
+
+    def take(self, index: Ints) -> Chunk:
+        """See Indexed."""
+        x, y = self.source.take(index)
+        return x, None if y is None else self.numbers[y]
 
 
 def arrays(x: object, y: object, what: str = "x") -> Arrays:
@@ -111,6 +133,11 @@ def _one(item: object, row: int) -> Chunk:
         fields: X = {name: _row(part, f"row {row}") for name, part in x.items()}
     else:
         fields = _row(x, f"row {row}")
+    if isinstance(y, str):
+        raise BadData(
+            f"row {row}'s label is a str, {y[:40]!r}; expected a class number from 0 upward: number the classes by one "
+            "list of names for all your rows"
+        )
     label = None if y is None else _row(y, f"row {row}'s label")
     return to_x(fields, f"row {row}"), to_labels(label, [row], "the label")
 
@@ -179,12 +206,35 @@ def chunk(item: object, start: int, number: int) -> Chunk:
     return x, to_labels(labels, range(start, start + count(x)), f"batch {number}'s labels")
 
 
+def require_batches(data: list[object]) -> None:
+    """Raise BadData for [x, y]: a list is batches, and these two are no batches of one kind."""
+    if len(data) != 2 or not all(is_array(one) for one in data):
+        return
+    x, y = (to_numpy(one, f"batch {number}") for number, one in enumerate(data))
+    labels = y.ndim <= 2 and y.size == len(y) and y.dtype.kind in "iu"
+    if labels and x.ndim > 1 and len(x) == len(y) and layout(x) != layout(y):
+        raise BadData(
+            f"got a list of two arrays, {list(x.shape)} and {list(y.shape)}; a list is batches: hand over x and labels "
+            "as the tuple (x, y)"
+        )
+
+
 def batches_of(data: Iterable[object]) -> Stream:
     """An iterable of batches x or (x, y); its length is known where it is a list or tuple."""
     if isinstance(data, (list, tuple)):
         return Stream(lambda: iter(data), length=sum(count(chunk(item, 0, i)[0]) for i, item in enumerate(data)))
     walk = iter(data)
     return Stream(lambda: iter(data), once=walk is data) if walk is not data else Stream(lambda: walk, once=True)
+
+
+def class_names_of(data: Any) -> tuple[str, ...] | None:
+    """The class names of torchvision's ImageFolder, which it numbers by what its folder holds; else None."""
+    inner = getattr(data, "dataset", data)  # of a DataLoader or a Subset
+    inner = getattr(inner, "dataset", inner)
+    names = getattr(inner, "classes", None)
+    if not (hasattr(inner, "samples") and hasattr(inner, "class_to_idx") and isinstance(names, list)):
+        return None
+    return tuple(names) if all(isinstance(name, str) for name in names) else None
 
 
 def from_torch(data: Any) -> Indexed | Stream | None:

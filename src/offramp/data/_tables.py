@@ -11,12 +11,16 @@ from typing import Any, NamedTuple, final
 import numpy as np
 
 from offramp.data._check import Ints, X, name_rows, reading, to_labels
-from offramp.data._images import Size, decode, shape_of
+from offramp.data._classes import SPLITS, is_split
+from offramp.data._images import AS_THEY_ARE, OtherSize, Resizing, Size, decode, shape_of
 from offramp.errors import BadData, BadFile, MissingExtra
-from offramp.files import Array
+from offramp.files import Array, require_memory
 
-LABELS = ("label", "labels", "target", "y", "fine_label")
-INPUTS = ("image", "img", "images", "x", "features", "pixel_values", "data")
+LABELS = (
+    *("label", "labels", "target", "targets", "y", "fine_label", "class", "cls", "category", "class_label"),
+    *("label_id", "class_id", "category_id", "label_idx", "class_idx", "classes"),
+)
+INPUTS = ("image", "img", "images", "x", "features", "pixel_values", "data", "inputs")
 CACHED_BYTES = 64_000_000
 
 
@@ -44,12 +48,22 @@ def pyarrow() -> Any:
 class Table:
     """The rows of Parquet files in the order given; images are decoded when they are taken."""
 
-    def __init__(self, files: Sequence[Path], size: Size | None = None) -> None:
-        self.size, self.class_names = size, None
+    def __init__(
+        self,
+        files: Sequence[Path],
+        as_asked: Resizing = AS_THEY_ARE,
+        *,
+        x: str = "",
+        label: str = "",
+        spec: str = "",
+    ) -> None:
+        self.as_asked = as_asked
+        self.spec = spec or f"parquet:{files[0]}"
         self._cache: OrderedDict[int, Any] = OrderedDict()
         self._groups: list[Group] = []
-        schema = _open(files[0]).schema_arrow
-        self.column, self.label, self.is_image = _columns(schema, files[0])
+        schema = open_file(files[0]).schema_arrow
+        self.column, self.label, self.is_image = columns_of(schema, files[0], x, label)
+        self.others = tuple(name for name in schema.names if name not in (self.column, self.label))
         for file in files:
             self._add(file)
         last = self._groups[-1] if self._groups else Group(files[0], 0, 0, 0)
@@ -57,14 +71,21 @@ class Table:
         if self.length == 0:
             raise BadData(f"{files[0]} holds no rows; expected at least one: give another file")
         self._starts = np.array([group.start for group in self._groups], dtype=np.int64)
-        self.labels = self._read_labels(files)
         self.class_names = _class_names(schema, self.label)
+        self.labels: Ints | None = None
+        self.texts: Array | None = None  # labels as text, which their reader numbers
+        if self.label is not None:
+            values = self._read_labels(files, self.label)
+            if values.dtype.kind in "OU" and all(isinstance(one, str) for one in values):
+                self.texts = values
+            else:
+                self.labels = to_labels(values, range(self.length), f"the label column {self.label!r}")
         self._mode, self._shape = self._first_image() if self.is_image else ("", (0, 0))
 
     def _add(self, file: Path) -> None:
         """Note the row groups of a file from its footer."""
         with reading(file, "a Parquet file"):
-            opened = _open(file)
+            opened = open_file(file)
             for name in filter(None, (self.column, self.label)):
                 if name not in opened.schema_arrow.names:
                     raise BadFile(f"{file} has no column {name!r}, the first file has; expected files of one kind")
@@ -74,23 +95,16 @@ class Table:
                 if rows > 0:
                     self._groups.append(Group(file, number, start, rows))
 
-    def _read_labels(self, files: Sequence[Path]) -> Ints | None:
-        if self.label is None:
-            return None
-        parts = []
-        for file in files:
-            with reading(file, "a Parquet file"):
-                column = _open(file).read(columns=[self.label]).column(self.label)
-                parts.append(column.to_numpy())
-        y = np.concatenate(parts)
+    def _read_labels(self, files: Sequence[Path], label: str) -> Array:
+        y = np.concatenate([label_column(file, label) for file in files])
         if len(y) != self.length:
             raise BadFile(f"{files[0]} has {len(y)} labels for {self.length} rows; expected one each: write it again")
-        return to_labels(y, range(self.length), f"the label column {self.label!r}")
+        return y
 
     def _first_image(self) -> tuple[str, Size]:
         (data,) = self._group(0).slice(0, 1).to_pylist()
         mode, shape = shape_of(self._bytes(data, 0), self._where(0))
-        return mode, self.size or shape
+        return mode, self.as_asked.fixes or self.as_asked.shape(shape, self._where(0))
 
     def take(self, index: Ints) -> tuple[X, Ints | None]:
         """See Indexed; x is uint8 [k, C, H, W] or numbers [k, ...]."""
@@ -117,15 +131,16 @@ class Table:
         return np.stack(images)
 
     def _image(self, data: bytes | None, row: int) -> Array:
-        image = decode(self._bytes(data, row), self._where(row), self._mode, self.size)
+        image = decode(self._bytes(data, row), self._where(row), self._mode, self.as_asked)
         if image.shape[1:] != self._shape:
-            raise BadData(self._odd(row, image.shape[1:], self._shape))
+            got, first = list(image.shape[1:]), list(self._shape)
+            raise OtherSize(f"{self._where(row)} has shape {got}, row 0 has {first}", self.spec)
         return image
 
     def _odd(self, row: int, got: tuple[int, ...], expected: tuple[int, ...]) -> str:
         return (
             f"{self._where(row)} has shape {list(got)}, row 0 has {list(expected)}; every row must share one: "
-            "resize images with `parquet@HxW:PATH`, pad lists"
+            "pad the lists"
         )
 
     def _bytes(self, data: bytes | None, row: int) -> bytes:
@@ -145,7 +160,9 @@ class Table:
         group = self._groups[number]
         with reading(group.file, "a Parquet file"):
             arrow = pyarrow()
-            column = _open(group.file).read_row_group(group.number, columns=[self.column]).column(self.column)
+            opened = open_file(group.file)
+            self._require_room(opened.metadata.row_group(group.number), group.file)
+            column = opened.read_row_group(group.number, columns=[self.column]).column(self.column)
             if self.is_image and arrow.types.is_struct(column.type):
                 column = arrow.compute.struct_field(column, "bytes")
             values = arrow.concat_arrays(column.chunks)
@@ -156,26 +173,66 @@ class Table:
             self._cache.popitem(last=False)
         return values
 
+    def _require_room(self, group: Any, file: Path) -> None:
+        """Raise BadFile for a row group whose x would fill the memory, by what its footer says."""
+        unpacked = 0
+        for number in range(group.num_columns):
+            chunk = group.column(number)
+            if chunk.path_in_schema.split(".")[0] == self.column:
+                # numbers may be stored as runs of equal ones, far below the 8 bytes that they need here
+                values = 0 if self.is_image else chunk.num_values * 8
+                unpacked += max(chunk.total_uncompressed_size, values)
+        require_memory(file, file.stat().st_size, unpacked)
 
-def _open(file: Path) -> Any:
+
+def open_file(file: Path) -> Any:
     """A ParquetFile whose pages are checked where they carry checksums."""
     with reading(file, "a Parquet file"):
         return pyarrow().parquet.ParquetFile(file, memory_map=False, page_checksum_verification=True)
 
 
-def _columns(schema: Any, file: Path) -> tuple[str, str | None, bool]:
-    """The names of the x and the label column (None without), and whether x holds encoded images."""
-    label = next((name for name in LABELS if name in schema.names), None)
-    kinds = {field.name: _kind(field.type) for field in schema if field.name != label}
+def columns_of(schema: Any, file: Path, x: str, label: str) -> tuple[str, str | None, bool]:
+    """The names of the x and the label column (None without), and whether x holds encoded images.
+
+    Args:
+        schema: of the file.
+        file: for messages.
+        x, label: as the user names them; "" for a name that is known, in capitals or not.
+    """
+    for asked in filter(None, (x, label)):
+        if asked not in schema.names:
+            raise BadData(f"{file} has no column {asked!r}; expected one of {schema.names}")
+    found = label or next((name for name in _known(schema.names, LABELS) if name != x), None)
+    kinds = {field.name: _kind(field.type) for field in schema if field.name != found}
     able = [name for name, kind in kinds.items() if kind is not None]
-    named = [name for name in INPUTS if name in able]
-    if not able or (len(able) > 1 and not named):
+    named = [x] if x in able else [] if x else _known(able, INPUTS)
+    if not able or (len(able) > 1 and not named) or (x and not named):
         which = f"columns {able} that could be x" if able else f"columns {schema.names}, none of which could be x"
+        if not able and not x and any(pyarrow().types.is_floating(field.type) for field in schema):
+            which += " (single numbers are no rows: hand over data frames, (df[names], df[label]))"
         raise BadData(
-            f"{file} has {which}; expected one column of images (bytes) or of number lists: name it 'image' or 'x'"
+            f"{file} has {which}; expected one column of images (bytes) or of number lists: name it 'image' or 'x', or "
+            "say which with ?x=NAME"
         )
     name = named[0] if named else able[0]
-    return name, label, kinds[name] == "image"
+    return name, found, kinds[name] == "image"
+
+
+def _known(names: Sequence[str], words: Sequence[str]) -> list[str]:
+    """The names that are among some words, the first word first; capitals do not count."""
+    return [name for word in words for name in names if name.lower() == word]
+
+
+def label_column(file: Path, label: str) -> Array:
+    """The labels in a file, [n]: numbers, or texts as objects."""
+    with reading(file, "a Parquet file"):
+        opened = open_file(file)
+        require_memory(file, file.stat().st_size, opened.metadata.num_rows * 8)
+        column = opened.read(columns=[label]).column(label)
+        if pyarrow().types.is_dictionary(column.type):
+            column = column.cast(column.type.value_type)
+        values: Array = column.to_numpy()
+        return values
 
 
 def _kind(kind: Any) -> str | None:
@@ -230,13 +287,27 @@ def files_of(place: Path, split: str) -> list[Path]:
     with reading(place, "a Parquet file or a folder of them"):
         if not place.is_dir():
             raise FileNotFoundError(place)
-        found = sorted(place.glob("*.parquet"))
         wanted = split or "test"
-        chosen = [f for f in found if f.stem == wanted or f.name.startswith(f"{wanted}-")]
-        chosen = chosen or sorted((place / wanted).glob("*.parquet")) or ([] if split else found)
+        chosen = files_in(place, wanted) or ([] if split else sorted(place.glob("*.parquet")))
     if not chosen:
         raise BadFile(
             f"{place} has no Parquet files of the split {wanted!r}; expected {wanted}-*.parquet or "
             f"{wanted}/*.parquet: check the place and the split"
         )
     return chosen
+
+
+def files_in(folder: Path, split: str) -> list[Path]:
+    """The files of a split: `split-*.parquet`, `split.parquet`, else `split/*.parquet`."""
+    found = [file for file in folder.glob("*.parquet") if file.stem == split or file.name.startswith(f"{split}-")]
+    return sorted(found) or sorted((folder / split).glob("*.parquet"))
+
+
+def splits_beside(files: Sequence[Path]) -> tuple[str, dict[str, list[Path]]]:
+    """The split that some files are by name ("" for none), and the files of all splits beside them by split."""
+    first = files[0].absolute()
+    for folder, word in ((first.parent, first.stem.split("-")[0]), (first.parent.parent, first.parent.name)):
+        if is_split(word):
+            found = {split: files_in(folder, split) for split in SPLITS}
+            return word, {**{split: some for split, some in found.items() if some}, word: list(files)}
+    return "", {"": list(files)}

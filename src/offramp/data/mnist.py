@@ -12,7 +12,7 @@ from offramp.data._check import reading
 from offramp.data._sources import Arrays
 from offramp.data.rows import Rows
 from offramp.errors import BadData, BadFile
-from offramp.files import Array
+from offramp.files import Array, require_memory
 
 PREFIX = {"test": "t10k", "train": "train"}
 IMAGES, LABELS = 2051, 2049
@@ -59,6 +59,7 @@ def read_idx(path: Path, magic: int, shape: tuple[int, ...]) -> Array:
                 "give the original file"
             )
         size = count * int(np.prod(shape, dtype=np.int64))
+        require_memory(path, path.stat().st_size, size)
         body = file.read(size + 1)
     if len(body) != size:
         raise BadFile(f"{path} has {len(body)} bytes or more after its header; expected {size}: fetch it again")

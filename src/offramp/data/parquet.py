@@ -1,23 +1,71 @@
-"""Any Parquet file, or folder of them, with a column of images or of equally long number lists."""
+"""Any Parquet file, or folder of them, with a column of images or of equally long number lists.
+
+parquet:rows.parquet    parquet/test:FOLDER    parquet:FOLDER?label=species    parquet:FOLDER?resize=256&crop=224
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from offramp.data._tables import Table, files_of
+from offramp.data._classes import given_names, names_of, numbered, say_absent
+from offramp.data._images import AS_THEY_ARE, resizing
+from offramp.data._tables import Table, files_of, label_column, splits_beside
 from offramp.data.rows import Rows
 from offramp.errors import BadData
+from offramp.notices import say
 
 
-def load(place: str, split: str, *, size: tuple[int, int] | None = None) -> Rows:
+def load(
+    place: str,
+    split: str,
+    *,
+    size: tuple[int, int] | None = None,
+    x: str = "",
+    label: str = "",
+    resize: str = "",
+    crop: str = "",
+    interpolation: str = "",
+    classes: str = "",
+) -> Rows:
     """x by name (image, x, features, ...) or as the only fitting column; labels by name (label, y, ...) or none.
 
-    In a folder, a split s means `s-*.parquet`, `s.parquet` or `s/*.parquet`; without one the split test where
-    there is one, else all files. `size` (H, W) resizes images: `parquet@HxW:PATH`.
+    Args:
+        place: a file, or a folder.
+        split: s means `s-*.parquet`, `s.parquet` or `s/*.parquet` in a folder; without one the split test where there
+            is one, else all files.
+        size: H and W to which images are stretched: `parquet@HxW:PATH`.
+        x, label: the columns, where their names are not known here.
+        resize, crop, interpolation: of images, as in imagefolder.
+        classes: the names of the classes in the order of their numbers, A,B,C or a file with one a line.
+
+    Labels are integers from 0 upward, or texts. Texts are numbered by name, in sorted order, over the training split
+    where there is one.
+
+    Raises:
+        BadData: no such column, labels that are none, images of several sizes.
+        BadFile: a file that cannot be read.
     """
     if not place:
         raise BadData("parquet got no place; expected parquet:PATH")
-    table = Table(files_of(Path(place), split), size)
-    if size is not None and not table.is_image:
+    as_asked = resizing(size, resize, crop, interpolation)
+    files = files_of(Path(place), split)
+    spec = f"parquet{'/' if split else ''}{split}:{place}"
+    table = Table(files, as_asked, x=x, label=label, spec=spec)
+    if as_asked != AS_THEY_ARE and not table.is_image:
         raise BadData(f"{place} holds numbers, which cannot be resized; leave the size out")
-    return Rows(table, name=f"parquet:{place}", class_names=table.class_names)
+    names = given_names(classes)
+    if table.texts is not None and table.label is not None:
+        chosen, splits = splits_beside(files)
+        column = table.label
+        held = {
+            word: {str(one) for file in some for one in label_column(file, column)} for word, some in splits.items()
+        }
+        names = names_of(held, chosen, place, names)
+        table.labels = numbered(table.texts, names, f"the label column {column!r}")
+        say_absent(names, table.labels, place)
+    if table.label is None and table.others:
+        say(
+            f"{place}: no labels found, its other columns are {', '.join(table.others)}; name them with "
+            "parquet:PATH?label=NAME"
+        )
+    return Rows(table, name=f"parquet:{place}", class_names=names or table.class_names)

@@ -1,7 +1,8 @@
 """The one form in which the rest of the house sees data: numbered rows, in order, a batch at a time.
 
 rows("cifar10:data[1000:2000]")     a spec (see specs.py)
-rows(x), rows(x, y), rows((x, y))   numpy arrays or torch tensors; x may be a dict of named arrays
+rows(x), rows(x, y), rows((x, y))   numpy arrays, torch tensors or data frames; x may be a dict of named arrays,
+                                    y also a list of numbers
 rows(dataset), rows(loader)         a torch Dataset, or a DataLoader that does not shuffle
 rows([(x, y), (x, y), ...])         any iterable of batches; a generator gives one pass
 """
@@ -9,7 +10,7 @@ rows([(x, y), (x, y), ...])         any iterable of batches; a generator gives o
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import TypeAlias, final
@@ -28,11 +29,23 @@ from offramp.data._check import (
     pick,
     same_layout,
 )
+from offramp.data._classes import renumbering
 from offramp.data._digests import digests_of, fingerprint_of
-from offramp.data._sources import Indexed, Stream, arrays, batches_of, from_torch, same_labels
+from offramp.data._images import proposing
+from offramp.data._sources import (
+    Indexed,
+    Renumbered,
+    Stream,
+    arrays,
+    batches_of,
+    class_names_of,
+    from_torch,
+    require_batches,
+    same_labels,
+)
 from offramp.errors import BadData
 
-__all__ = ["Batch", "Rows", "digests_of", "fingerprint_of", "rows"]
+__all__ = ["Batch", "Rows", "digests_of", "fingerprint_of", "proposing", "rows", "rows_for"]
 
 Part: TypeAlias = tuple[X, Ints | None, Ints]
 ENDLESS = sys.maxsize
@@ -126,6 +139,22 @@ class Rows:
         text = specs.tell(selection)
         keep = specs.chosen(self.keep, selection, text, self.name, self.length)
         return Rows(self.source, name=f"{self.name}[{text}]", class_names=self.class_names, keep=keep)
+
+    def numbered_as(self, names: Sequence[str]) -> Rows:
+        """These rows with their classes numbered as a network knows them, where both have names of their classes.
+
+        Args:
+            names: the network's class names, in the order of its answers.
+
+        Raises:
+            BadData: the rows have a class that is not among the names.
+        """
+        numbers = None if self.class_names is None else renumbering(self.class_names, tuple(names), self.name)
+        if numbers is None:
+            return self
+        if isinstance(self.source, Stream):
+            raise BadData(f"{self.name} is a stream with other class names than the network; hand over a Dataset")
+        return Rows(Renumbered(self.source, numbers), name=self.name, class_names=tuple(names), keep=self.keep)
 
     def take(self, positions: Ints) -> Batch:
         """The rows at these positions of the selection (0 .. len - 1), in the order asked for."""
@@ -234,7 +263,10 @@ def _cut(part: Part, start: int, stop: int) -> Part:
 def rows(data: object, labels: object = None) -> Rows:
     """Whatever holds data, as Rows; see the top of this file for what that may be. Raises BadData, BadFile."""
     if labels is not None and not (is_array(data) or isinstance(data, Mapping)):
-        raise BadData(f"labels came beside a {type(data).__name__}; expected them beside an array or a dict only")
+        raise BadData(
+            f"labels came beside a {type(data).__name__}; expected them beside an array or a dict only: stack the rows "
+            "to one array first"
+        )
     if isinstance(data, Rows):
         return data
     if isinstance(data, str):
@@ -245,16 +277,51 @@ def rows(data: object, labels: object = None) -> Rows:
         return Rows(arrays(data[0], data[1]))
     source = from_torch(data)
     if source is not None:
-        return Rows(source, name=type(getattr(data, "dataset", data)).__name__)
+        return Rows(source, name=type(getattr(data, "dataset", data)).__name__, class_names=class_names_of(data))
     if isinstance(data, Iterable):
+        if isinstance(data, list):
+            require_batches(data)
         return Rows(batches_of(data), name=type(data).__name__)
     raise BadData(
         f"got a {type(data).__name__} as data; expected arrays, a Dataset, batches or a spec such as 'npz:PATH'"
     )
 
 
+def rows_for(network: object, data: object) -> Rows:
+    """Whatever holds data, with its classes numbered as the network knows them.
+
+    Args:
+        network: its `class_names` are those of the rows that taught it. Where there are none, a model of transformers
+            names its classes itself (`config.id2label`), and counts if a name is the same.
+        data: see `rows`.
+
+    Raises:
+        BadData: the rows have a class that the network was not taught.
+    """
+    source = rows(data)
+    names = getattr(network, "class_names", None)
+    if names is None:
+        own = set(source.class_names or ())
+        names = next((each for each in _names_in_models(network) if own & set(each)), None)
+    return source if names is None else source.numbered_as(names)
+
+
+def _names_in_models(network: object) -> Iterator[tuple[str, ...]]:
+    """The class names in the configurations of a network's models, but those that stand for none (LABEL_0)."""
+    for module in getattr(network, "modules", tuple)():
+        found = getattr(getattr(module, "config", None), "id2label", None)
+        if isinstance(found, dict) and found:
+            names = [str(found.get(number, "LABEL_")) for number in range(len(found))]
+            if not any(name.startswith("LABEL_") for name in names):
+                yield tuple(names)
+
+
 def _is_pair(x: object, y: object) -> bool:
-    return (is_array(x) or isinstance(x, Mapping)) and (is_array(y) or y is None)
+    """Whether a tuple is (x, y), and not two batches: a batch is an array, a dict or a tuple itself."""
+    if not (is_array(x) or isinstance(x, Mapping)):
+        return False
+    plain_list = isinstance(y, list) and not any(isinstance(one, (list, tuple, Mapping)) for one in y)
+    return is_array(y) or y is None or plain_list
 
 
 def _of_spec(text: str) -> Rows:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,13 +12,19 @@ from typing import NamedTuple, final
 import numpy as np
 
 from offramp.data._check import Ints, X, reading
+from offramp.data._classes import Names, given_names, is_split, names_of, numbered, say_absent
 from offramp.data._texts import Tokenizer
 from offramp.data.rows import Rows
 from offramp.errors import BadData
+from offramp.notices import say
 
-LABELS = ("label", "labels", "target", "y", "class")
+LABELS = ("label", "labels", "target", "targets", "y", "class", "cls", "category", "sentiment")
 TEXTS = ("sentence", "text", "content", "review", "question", "x")
 LENGTH = 128
+MOST_CLASSES = 1000  # names: as many different texts are no classes
+LOOKED_AT = 20  # lines by which columns are looked for
+QUOTED = re.compile(r'"(?:[^"]|"")*"')
+EXPECTED = "a .tsv file, UTF-8 text with tabs between the columns"
 
 
 class Columns(NamedTuple):
@@ -28,26 +36,118 @@ class Columns(NamedTuple):
 
 
 def load(
-    place: str, split: str, *, tokenizer: str = "", length: str = str(LENGTH), text: str = "", label: str = ""
+    place: str,
+    split: str,
+    *,
+    tokenizer: str = "",
+    length: str = str(LENGTH),
+    text: str = "",
+    label: str = "",
+    quoted: str = "",
+    header: str = "",
+    classes: str = "",
 ) -> Rows:
     """x is {input_ids, attention_mask}, int64 [rows, length]: longer texts are cut, shorter ones padded.
 
-    tokenizer: a `tokenizer.json` or the folder that holds it. text, label: columns by the name in the first line or by
-    number from 1; without them `sentence`, `text`, ... and `label`, `target`, ..., or of two columns the one with an
-    integer as label. No field is quoted, as in GLUE. A split s of a folder is its `s.tsv`; without one `test.tsv`,
-    else `dev.tsv`. Labels are integers from 0 upward, or there are none. Raises BadData, BadFile, MissingExtra.
+    Args:
+        place: the file, or a folder of splits.
+        split: s means `s.tsv` in a folder; without one `test.tsv`, else `dev.tsv`.
+        tokenizer: a `tokenizer.json` or the folder that holds it.
+        length: tokens of each row.
+        text, label: columns by the name in the first line or by number from 1; without them `sentence`, `text`, ...
+            and `label`, `target`, ..., or of two columns the one with an integer as label.
+        quoted: yes reads fields in quotation marks as CSV does; no keeps the marks, as in GLUE. By default a file is
+            quoted where all fields of its first line are, and refused where it cannot be told.
+        header: yes or no, whether the first line names the columns; by default it is looked for.
+        classes: the names of the classes in the order of their numbers, A,B,C or a file with one a line.
+
+    Labels are integers from 0 upward, or texts. Texts are numbered by name, in sorted order, over `train.tsv` beside
+    the file where there is one.
+
+    Raises:
+        BadData: columns that are not clear, labels that are none, commas instead of tabs.
+        BadFile: no such file, or no UTF-8 text.
+        MissingExtra: without the library tokenizers.
     """
-    file, lines = _lines(place, split)
-    columns = _columns(lines[0], text, label, file)
+    how = Reading(text, label, _yes_no("quoted", quoted), _yes_no("header", header))
+    file = _file(place, split)
+    table = _table(file, how)
+    labels, names = _numbered(table, file, how, given_names(classes))
+    if not re.fullmatch(r"[0-9]{1,6}", length) or not int(length):
+        raise BadData(f"got length={length}; expected a number of tokens from 1 upward")
+    if labels is None and table.others:
+        say(f"{file}: no labels found, its other columns are {', '.join(table.others)}; name them with label=NAME")
+    words = Tokenizer(tokenizer, int(length))
+    return Rows(Texts(table.texts, labels, words), name=f"tsv:{file}", class_names=names or None)
+
+
+class Reading(NamedTuple):
+    """How the user says that a file is read: columns by name or number, and yes, no or None for unsaid."""
+
+    text: str
+    label: str
+    quoted: bool | None
+    header: bool | None
+
+
+class Table(NamedTuple):
+    """The rows of a file below its header; `start` is the line of the first."""
+
+    texts: list[str]
+    labels: list[str] | None
+    others: tuple[str, ...]
+    start: int
+
+
+def _yes_no(name: str, text: str) -> bool | None:
+    if text not in ("", "yes", "no"):
+        raise BadData(f"got {name}={text}; expected yes or no")
+    return None if not text else text == "yes"
+
+
+def _table(file: Path, how: Reading) -> Table:
+    """The texts and labels of a file, as text."""
+    lines = _lines(file, how.quoted)
+    columns = _columns(lines, how, file)
     fields = [_fields(line, number, len(lines[0]), file) for number, line in enumerate(lines, 1)]
     kept = fields[1:] if columns.header else fields
     if not kept:
         raise BadData(f"{file} has no row below its header; expected at least one: give another file")
-    labels = None if columns.label is None else _labels([row[columns.label] for row in kept], columns.header, file)
-    if not re.fullmatch(r"[0-9]{1,6}", length) or not int(length):
-        raise BadData(f"got length={length}; expected a number of tokens from 1 upward")
-    words = Tokenizer(tokenizer, int(length))
-    return Rows(Texts([row[columns.text] for row in kept], labels, words), name=f"tsv:{file}")
+    labels = None if columns.label is None else [row[columns.label] for row in kept]
+    others: tuple[str, ...] = ()
+    if columns.header:
+        used = (columns.text, columns.label)
+        others = tuple(name for place, name in enumerate(lines[0]) if place not in used)
+    return Table([row[columns.text] for row in kept], labels, others, 2 if columns.header else 1)
+
+
+def _numbered(table: Table, file: Path, how: Reading, names: Names) -> tuple[Ints | None, Names]:
+    """The labels as numbers, and the names of the classes where the labels are texts.
+
+    Labels of which more than half are integers are meant as integers: then the first other one is refused.
+    """
+    if table.labels is None:
+        return None, names
+    whole = sum(map(_is_integer, table.labels))
+    if any(map(_is_number, table.labels)) and (whole or not names):
+        return _integers(table.labels, table.start, file), names
+    held = {"": {label.strip() for label in table.labels}}
+    chosen = ""
+    if is_split(file.stem):
+        chosen = file.stem
+        beside = [path for path in sorted(file.parent.glob(f"*{file.suffix}")) if is_split(path.stem)]
+        held = {path.stem: {one.strip() for one in _table(path, how).labels or ()} for path in beside if path != file}
+        held = {split: labels for split, labels in held.items() if labels and not any(map(_is_number, labels))}
+        held[chosen] = {label.strip() for label in table.labels}
+    if not names and len(held[chosen]) > MOST_CLASSES:
+        raise BadData(
+            f"{file} has {len(held[chosen])} different labels, such as {table.labels[0][:40]!r}; expected integers or "
+            f"at most {MOST_CLASSES} names: say which column holds them with label=N"
+        )
+    found = names_of(held, chosen, file, names)
+    numbers = numbered(np.array([label.strip() for label in table.labels], dtype=object), found, f"{file}")
+    say_absent(found, numbers, file)
+    return numbers, found
 
 
 @final
@@ -63,10 +163,10 @@ class Texts:
         return x, None if self.labels is None else self.labels[index]
 
 
-def _lines(place: str, split: str) -> tuple[Path, list[list[str]]]:
-    """The file that is meant, and its lines in fields."""
-    path, expected = Path(place), "a .tsv file, UTF-8 text with tabs between the columns"
-    with reading(place or "no place", expected):
+def _file(place: str, split: str) -> Path:
+    """The file that is meant."""
+    path = Path(place)
+    with reading(place or "no place", EXPECTED):
         if not place:
             raise FileNotFoundError(place)
         if path.is_dir():
@@ -74,7 +174,12 @@ def _lines(place: str, split: str) -> tuple[Path, list[list[str]]]:
             path = next((file for file in named if file.is_file()), named[0])
         elif split:
             raise BadData(f"{place} is one file, which has no split {split!r}; leave the split out")
-    with reading(path, expected):
+    return path
+
+
+def _lines(path: Path, quoted: bool | None) -> list[list[str]]:
+    """The lines of a file in fields."""
+    with reading(path, EXPECTED):
         whole = path.read_bytes().decode("utf-8-sig")
     if "\0" in whole:
         raise BadData(f"{path} holds zero bytes; expected text in UTF-8: write it again")
@@ -83,7 +188,50 @@ def _lines(place: str, split: str) -> tuple[Path, list[list[str]]]:
         lines.pop()
     if not lines:
         raise BadData(f"{path} holds no rows; expected at least one: give another file")
-    return path, lines
+    _require_tabs(lines, path)
+    if quoted is None:
+        quoted = _is_quoted(lines, path)
+    if not quoted:
+        return lines
+    with reading(path, "a .tsv file with fields in quotation marks"):
+        return [line for line in csv.reader(io.StringIO(whole, newline=""), delimiter="\t", strict=True) if line]
+
+
+def _require_tabs(lines: list[list[str]], path: Path) -> None:
+    """Raise BadData for a table of commas or semicolons: as one column its header would be a row."""
+    if any(len(line) > 1 for line in lines[:LOOKED_AT]):
+        return
+    for comma, name in ((",", "commas"), (";", "semicolons")):
+        rows = csv.reader((line[0] for line in lines[:LOOKED_AT]), delimiter=comma)
+        try:
+            counts = [len(row) for row in rows if row]
+        except csv.Error:
+            continue
+        first = [word.strip().strip('"').lower() for word in lines[0][0].split(comma)]
+        named = counts[0] > 1 and any(word in (*LABELS, *TEXTS) for word in first)
+        ends = [(line[0].rpartition(comma)[2], line[0].partition(comma)[0]) for line in lines[1:LOOKED_AT]]
+        numbers = bool(ends) and any(all(map(_is_integer, column)) for column in zip(*ends, strict=True))
+        table = counts[0] > 1 and len(set(counts)) == 1 and numbers
+        if named or table or (path.suffix.lower() == ".csv" and counts[0] > 1):
+            raise BadData(
+                f"{path} has {name} between its {counts[0]} columns; expected tabs: write it again, for instance with "
+                f"pandas.read_csv({path.name!r}, sep={comma!r}).to_csv('{path.stem}.tsv', sep='\\t', index=False)"
+            )
+
+
+def _is_quoted(lines: list[list[str]], path: Path) -> bool:
+    """Whether fields are in quotation marks as CSV writes them. Raises BadData where it cannot be told."""
+    if all(QUOTED.fullmatch(field) for field in lines[0]):
+        return True
+    for number, line in enumerate(lines, 1):
+        for field in line:
+            if QUOTED.fullmatch(field) and '""' in field[1:-1]:
+                raise BadData(
+                    f"line {number} of {path} has a field in quotation marks with doubled ones in it, {field[:40]!r}; "
+                    "say tsv:PATH?quoted=yes if they were put there by a program, or quoted=no if they belong to the "
+                    "text"
+                )
+    return False
 
 
 def _fields(line: list[str], number: int, count: int, file: Path) -> list[str]:
@@ -95,15 +243,18 @@ def _fields(line: list[str], number: int, count: int, file: Path) -> list[str]:
     return line
 
 
-def _columns(first: list[str], text: str, label: str, file: Path) -> Columns:
+def _columns(lines: list[list[str]], how: Reading, file: Path) -> Columns:
     """Text and label by option, by a name in the first line, or by what two columns hold."""
+    first = lines[0]
     names = [name.strip().lower() for name in first]
-    text_at, label_at = _asked(text, names, file), _asked(label, names, file)
-    by_name = not all(word.isdigit() for word in (text, label) if word)
-    if label_at is None and (label_at := _first_of(LABELS, names, but=text_at)) is not None:
-        by_name = True
-    if text_at is None and (text_at := _first_of(TEXTS, names, but=label_at)) is not None:
-        by_name = True
+    text_at = _asked(how.text, names, file)
+    label_at = _asked(how.label, names, file)
+    by_name = not all(word.isdigit() for word in (how.text, how.label) if word)
+    if how.header is not False:
+        if label_at is None and (label_at := _first_of(LABELS, names, but=text_at)) is not None:
+            by_name = True
+        if text_at is None and (text_at := _first_of(TEXTS, names, but=label_at)) is not None:
+            by_name = True
     whole = [place for place, field in enumerate(first) if _is_integer(field)]
     if label_at is None and len(first) == 2 and len(whole) == 1 and text_at != whole[0]:
         label_at = whole[0]
@@ -115,8 +266,18 @@ def _columns(first: list[str], text: str, label: str, file: Path) -> Columns:
                 "by name or by number from 1"
             )
         text_at = rest[0]
-    named = names[text_at] in TEXTS or (label_at is not None and not _is_integer(first[label_at]))
+    if how.header is not None:
+        return Columns(text_at, label_at, how.header)
+    named = names[text_at] in TEXTS or (label_at is not None and _heads(label_at, lines))
     return Columns(text_at, label_at, by_name or named)
+
+
+def _heads(place: int, lines: list[list[str]]) -> bool:
+    """Whether the first line names the column of labels: no integer above integers, or a text that no row has."""
+    column = [line[place].strip() for line in lines if len(line) > place]
+    if _is_integer(column[0]):
+        return False
+    return any(map(_is_number, column[1:])) or column[0] not in column[1:]
 
 
 def _asked(word: str, names: list[str], file: Path) -> int | None:
@@ -140,11 +301,16 @@ def _is_integer(field: str) -> bool:
     return re.fullmatch(r"\s*[0-9]{1,9}\s*", field, re.ASCII) is not None
 
 
-def _labels(fields: list[str], header: bool, file: Path) -> Ints:
-    for number, field in enumerate(fields, 2 if header else 1):
-        if not _is_integer(field):
+def _is_number(field: str) -> bool:
+    """Whether a label is a number of any kind, and so no name."""
+    return re.fullmatch(r"\s*[-+]?[0-9]*\.?[0-9]+(e[-+]?[0-9]+)?\s*", field, re.ASCII | re.IGNORECASE) is not None
+
+
+def _integers(labels: list[str], start: int, file: Path) -> Ints:
+    for number, label in enumerate(labels, start):
+        if not _is_integer(label):
             raise BadData(
-                f"line {number} of {file} has the label {field[:40]!r}; expected integers from 0 upward: number the "
+                f"line {number} of {file} has the label {label[:40]!r}; expected integers from 0 upward: number the "
                 "classes, or name the column with label=N"
             )
-    return np.array([int(field) for field in fields], dtype=np.int64)
+    return np.array([int(label) for label in labels], dtype=np.int64)

@@ -74,18 +74,17 @@ def session(file: str, threads: int | None) -> Any:
 def load(paths: list[str]) -> Any:
     if Path(paths[0]).suffix in (".npy", ".npz"):
         return np.load(paths[0], allow_pickle=False)
-    from PIL import Image  # only here, so that arrays do without it
+    from PIL import Image, ImageOps  # only here, so that arrays do without it
 
     channels, *size = read("manifest.json")["inputs"][0]["shape"]
-    plain = (Image.open(path).convert("L" if channels == 1 else "RGB") for path in paths)
+    plain = (ImageOps.exif_transpose(Image.open(path)).convert({1: "L"}.get(channels, "RGB")) for path in paths)
     pixels = [np.asarray(one.resize(size[::-1], Image.Resampling.BILINEAR), np.uint8) for one in plain]
     return np.stack([one.reshape(*size, channels).transpose(2, 0, 1) for one in pixels])
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(usage=__doc__)
-    for name, most in (("rows", "+"), ("-o", None)):
-        parser.add_argument(name, nargs=most)
+    parser.add_argument("rows", nargs="+"), parser.add_argument("-o")
     args = parser.parse_args()
     try:
         found, exits = run(load(args.rows)), read("manifest.json")["exits"]
@@ -93,7 +92,8 @@ if __name__ == "__main__":
             np.savez(f"{args.o}.part.npz", **found)
             Path(f"{args.o}.part.npz").replace(args.o)
         told = enumerate(zip(found["logits"].argmax(1), found["exit"], found["flagged"], strict=True))
-        print(*(f"{row},{own},{exits[at]},{bad}\n" for row, (own, at, bad) in told), sep="", end="", flush=True)
+        lines = (f"{row},{own},{exits[at]},{bad}\n" for row, (own, at, bad) in told)
+        print("row,answer,exit,flagged\n", *lines, sep="", end="", flush=True)
     except BrokenPipeError:  # whoever reads has seen enough
         sys.stderr.close()
     except Exception as problem:  # a damaged file can fail anywhere

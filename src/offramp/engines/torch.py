@@ -23,7 +23,7 @@ from offramp.engines._compiling import ahead
 from offramp.engines._cuda_graphs import Replayed
 from offramp.errors import BadData, BadInput
 from offramp.graphs import lazy_parts
-from offramp.inputs import State
+from offramp.inputs import State, remedy
 from offramp.network import HANDED, LOGITS, SCORE, Network, Part, Segment
 from offramp.nodes import Hands, Seen, answers, grade
 from offramp.segmenting import segments_of
@@ -161,8 +161,7 @@ def _explained(call: Callable[[State], State], name: str) -> Callable[[State], S
         except (RuntimeError, IndexError) as problem:  # an index: a word that is not in the table
             shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in state.items())
             brief = str(problem).strip().splitlines()[0]
-            raise BadData(
-                f"segment {name!r} cannot run on {shapes}: {brief}; give rows of its shape and type"
-            ) from problem
+            way = remedy(state, problem, "give rows of its shape and type")
+            raise BadData(f"segment {name!r} cannot run on {shapes}: {brief}; {way}") from problem
 
     return explained

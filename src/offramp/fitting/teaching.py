@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from offramp.arguments import name_of
-from offramp.data.rows import Rows, rows
+from offramp.data.rows import Rows, proposing, rows_for
 from offramp.dependence import require_read
 from offramp.errors import BadData, BadInput, BadNetwork
 from offramp.files import checksum, require_writable, restored
@@ -25,7 +25,7 @@ from offramp.fitting.lessons import Augment, drawn, roll_of
 from offramp.fitting.looking import Looking
 from offramp.fitting.loop import Course, Held, Loop
 from offramp.fitting.pooling import Pooling
-from offramp.inputs import as_inputs
+from offramp.inputs import as_inputs, remedy
 from offramp.network import Network
 from offramp.processes import Processes, here
 from offramp.provenance import SeenRows, union
@@ -85,7 +85,10 @@ def fit(
         accelerator = until_the_end.enter_context(accelerating(*asked))
         checkpoint = many.agreed(lambda: _checkpoint(home, resume=resume))
         taught = _called(data, network, many, labels=any(phase.labels for phase in phases), progress=progress)
-        held = None if development is None else _called(development, network, many, labels=True, progress=progress)
+        names = network.class_names or (taught[0].class_names if taught[1].y is not None else None)
+        held = None
+        if development is not None:
+            held = _called(development, network, many, labels=True, progress=progress, names=names)
         options = {"batch_size": batch_size, "seed": seed, "augment": plain(drawing), "views": views}
         begun = _begun(network, method, phases, taught, held) | options | {"precision": precision}
         learned = _learned(network, taught, held)
@@ -94,6 +97,7 @@ def fit(
         resumed = many.agreed(lambda: None if checkpoint is None else load_checkpoint(checkpoint, network, begun))
         network.learned = learned  # before the first step: a run that stops anywhere has taught some of them
         until_the_end.callback(remember, network, learned, before)
+        network.class_names = names
         given = (network, method, phases, taught, held, pooling)
         with tracking(accelerator, track) as log:
             course = Course(*given, accelerator, log, batch_size, seed, home, begun, progress and many.main, many)
@@ -230,10 +234,24 @@ def _learned(network: Network, taught: Held, held: Held | None) -> SeenRows:
     return known
 
 
-def _called(data: object, network: Network, processes: Processes, *, labels: bool, progress: bool) -> Held:
-    """Rows, and what one pass tells of them. Raises BadData without labels, and for those that are no class here."""
-    source = rows(data)
-    roll = roll_of(source, progress=progress, processes=processes)
+def _called(
+    data: object,
+    network: Network,
+    processes: Processes,
+    *,
+    labels: bool,
+    progress: bool,
+    names: tuple[str, ...] | None = None,
+) -> Held:
+    """Rows, and what one pass tells of them. Raises BadData without labels, and for those that are no class here.
+
+    names: of the classes of rows that teach the same network.
+    """
+    source = rows_for(network, data)
+    if names is not None:
+        source = source.numbered_as(names)
+    with proposing(network.fronts.values()):
+        roll = roll_of(source, progress=progress, processes=processes)
     if labels and roll.y is None:
         raise BadData(f"{source.name} has no labels, and this recipe needs them; give (x, y)")
     first = _first(source, network)
@@ -256,9 +274,10 @@ def _first(source: Rows, network: Network) -> dict[str, Tensor]:
     except (RuntimeError, TypeError, ValueError, IndexError) as problem:
         rows_ = ", ".join(f"{name} {value.dtype} {list(value.shape[1:])}" for name, value in state.items())
         reason = " ".join(str(problem).split())[:160]
+        way = remedy(state, problem, "give rows of the type and shape that it was trained on")
         raise BadData(
             f"the network refuses the first row of {source.name} ({rows_}: {reason}), expected what its model takes; "
-            "give rows of the type and shape that it was trained on"
+            f"{way}"
         ) from problem
     return found
 

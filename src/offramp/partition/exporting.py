@@ -20,9 +20,11 @@ import torch
 from torch import Tensor, fx, nn
 
 from offramp.errors import BadData, BadNetwork
+from offramp.inputs import remedy
 from offramp.partition.graph import ALIAS, WAY_OUT, Exported, Tap, described
 from offramp.partition.plainer import plainer
 from offramp.partition.regions import inline_regions
+from offramp.signature import INPUT
 from offramp.taps import inputs_of, listening, plain_attention, swapped, tapped, tensors_of
 
 
@@ -182,7 +184,10 @@ def _why_not(
         with torch.no_grad():
             model(*args, **kwargs)
     except Exception as own:
-        return BadData(f"the model fails on the example: {_first_line(own)}; give a batch of its shape and type")
+        inputs = {f"{INPUT}/{number}": value for number, value in enumerate((*args, *kwargs.values()))}
+        tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
+        way = remedy(tensors, own, "give a batch of its shape and type")
+        return BadData(f"the model fails on the example: {_first_line(own)}; {way}")
     said = str(problem)
     if "specialized it to be a constant" in said:
         what = "fixes the length of the text" if text and ".size()[0]" not in said else "fixes the batch size"

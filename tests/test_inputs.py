@@ -1,0 +1,71 @@
+"""What is said about inputs that a model refuses."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import offramp as off
+from offramp.errors import BadData
+from offramp.plan import Plan
+
+
+class Conv(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
+        self.fc = nn.Linear(4, 5)
+
+    def forward(self, x):
+        return self.fc(self.a(x).mean((2, 3)))
+
+
+class Words(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Embedding(9, 4)
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.fc(self.a(x).mean(1))
+
+
+IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
+WRONG = {
+    "bytes": (Conv, IMAGES, r"front=offramp.factories.make_front\('imagenet'\)"),
+    "float64": (Conv, IMAGES / 255.0, r"these rows are float64; .*x.astype\('float32'\)"),
+    "channels last": (Conv, IMAGES.transpose(0, 2, 3, 1).astype("float32"), r"x.transpose\(0, 3, 1, 2\)"),
+    "floats for words": (Words, np.ones((6, 5), np.float32), r"x.astype\('int64'\)"),
+    "another width": (Conv, np.zeros((6, 5, 8, 8), np.float32), "of (its shape and type|the type and shape)"),
+}
+
+
+@pytest.mark.parametrize("kind", WRONG)
+def test_each_has_its_own_advice_wherever_it_is_met(kind):
+    make, x, says = WRONG[kind]
+    model = make().eval()
+    net = off.ladder({"a": model, "b": model}).eval()
+    labels = np.zeros(len(x), int)
+    calls = {
+        "cut": lambda: off.cut(model, x, at=["a"]),
+        "ladder": lambda: off.ladder({"a": model, "b": model}, example=x),
+        "record": lambda: off.record(net, (x, labels), timed=False, progress=False),
+        "fit": lambda: off.fit(net, (x, labels), recipe="joint", progress=False),
+        "run": lambda: off.run(net, Plan.by_hand({"a": 1.0}), x),
+    }
+    for call in calls.values():
+        with pytest.raises(BadData, match=says):
+            call()
+
+
+def test_the_advice_works():
+    from offramp.factories import make_front
+
+    model = Conv().eval()
+    front = make_front("imagenet")
+    assert off.cut(model, IMAGES, at=["a"], front=front).chain.exits == ("a", "backbone")
+    net = off.ladder({"a": (model, front), "b": (model, front)}, example=IMAGES)
+    assert len(off.record(net, IMAGES, timed=False, progress=False)) == 6
