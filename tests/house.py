@@ -16,7 +16,7 @@ HOUSE = ROOT / "src" / "offramp"
 READ = ("src", "tests", "benchmarks", "examples", "docs")
 
 FLOORS = [
-    ["errors", "arguments", "files", "progress", "signature"],
+    ["errors", "arguments", "ambient", "files", "progress", "signature"],
     [
         "find",
         "chain",
@@ -26,6 +26,7 @@ FLOORS = [
         "inputs",
         "taps",
         "rungs",
+        "wrappers",
         "nodes",
         "network",
         "recipe",
@@ -35,6 +36,7 @@ FLOORS = [
     ],
     [
         "trace",
+        "code_marks",
         "watch",
         "augments",
         "data",
@@ -53,7 +55,7 @@ FLOORS = [
         "engine",
         "programs",
     ],
-    ["answers", "running", "opening", "calibration", "factories"],
+    ["answers", "probing", "running", "opening", "calibration", "factories"],
     ["benching", "cutting", "placing", "fitting", "recording", "storing"],
     ["comparing", "reporting", "deploy", "demo"],
     ["", "cli", "checks", "__main__"],  # "" is the face, offramp/__init__.py

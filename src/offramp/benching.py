@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from offramp.ambient import without_autocast
 from offramp.answers import Answers
 from offramp.chain import Step
 from offramp.engine import Engine, engine_of
@@ -63,6 +64,7 @@ class Bench:
         return "\n".join(rows)
 
 
+@without_autocast()
 def bench(
     network: Network, plan: Plan, x: Any, *, batches: Sequence[int] = (1, 64), repeats: int = 9, engine: str = "torch"
 ) -> Bench:
@@ -70,7 +72,7 @@ def bench(
 
     Raises BadData when there are fewer rows than a batch holds. Measure where nothing else runs.
     """
-    runner = open(network, plan, engine=engine)
+    runner = open(network, plan, engine=engine, example=x)
     shelved, _ = engine_of(engine)
     rows = as_inputs(x, network.device())
     count = count_of(rows)

@@ -5,7 +5,7 @@ Among the named tensors that segments pass on, x is the only input, x/0, x/1 are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,8 @@ def call_model(model: nn.Module, front: nn.Module | None, inputs: State) -> Any:
     if front is not None:
         args = (front(*args, **kwargs),)
         kwargs = {}
+    if getattr(model, "_compiled_call_impl", None) is not None:  # by `model.compile()`: for each batch size anew
+        return model._call_impl(*args, **kwargs)
     return model(*args, **kwargs)
 
 
@@ -56,6 +58,28 @@ def as_inputs(x: Any, device: torch.device | None = None) -> State:
         shapes = {name: tuple(value.shape) for name, value in state.items()}
         raise BadData(f"the inputs have shapes {shapes}, expected one and the same number of rows; check the batch")
     return state
+
+
+def needed_by(rungs: Iterable[Any], parts: Iterable[Any]) -> frozenset[str]:
+    """The named inputs that a network cannot do without: those that a model was cut with, and that its parts read."""
+    cut = {one.name for rung in rungs for one in rung.inputs}
+    read = {name for part in parts for name in part.reads if is_input(name)}
+    return frozenset((cut | read) - {INPUT})
+
+
+def require_inputs(state: State, needed: Collection[str]) -> None:
+    """Raise BadData for a batch that lacks a named input."""
+    missing = [name for name in needed if name not in state]
+    if missing:
+        names = ", ".join(sorted(name.removeprefix(INPUT + "/") for name in needed))
+        got = "one input without a name" if INPUT in state else ", ".join(_plain_names(state))
+        raise BadData(
+            f"the rows lack the input {min(missing).removeprefix(INPUT + '/')!r}: got {got}, expected {names}"
+        )
+
+
+def _plain_names(state: State) -> list[str]:
+    return [name.removeprefix(INPUT + "/") for name in state]
 
 
 def count_of(state: State) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.ambient import without_autocast
 from offramp.data.rows import Rows, rows
 from offramp.errors import BadData, BadInput, BadNetwork
 from offramp.files import checksum, require_writable, restored
@@ -31,6 +32,7 @@ from offramp.provenance import SeenRows, all_of
 from offramp.recipe import Phase, Recipe, plain, poolable
 
 
+@without_autocast()
 def fit(
     network: Network,
     data: object,
