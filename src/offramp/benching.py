@@ -17,7 +17,7 @@ from offramp.engine import Engine, engine_of
 from offramp.errors import BadData
 from offramp.inputs import State, as_inputs, count_of, given
 from offramp.measuring import Ratio, interleaved, ratio
-from offramp.network import Network, Part, last_model
+from offramp.network import Network, Part, as_network, last_model
 from offramp.opening import open
 from offramp.plan import Plan
 from offramp.running import Runner
@@ -72,6 +72,7 @@ def bench(
 
     Raises BadData when there are fewer rows than a batch holds. Measure where nothing else runs.
     """
+    network = as_network(network)
     runner = open(network, plan, engine=engine, example=x)
     shelved, _ = engine_of(engine)
     rows = as_inputs(x, network.device())

@@ -1,14 +1,15 @@
 """A mark of the code that a network computes with, so that other code under the same names is noticed.
 
 The fingerprint of a network is about weights and names. Two functions of one name, or two classes with the same keys,
-may compute differently. So the bytecode of what the user wrote is hashed: of gates, exits, preprocessing and models,
-with the constants, the functions of the user's that it calls and the plain values that it reads. Comments, names of
-local variables, docstrings and line numbers do not count. Bytecode depends on the version of Python: marks are compared
-only where Python, its -O flag and torch are the same.
+may compute differently. So the bytecode of what the user wrote is hashed, of gates, exits, preprocessing and models:
+`forward` and `score`, the methods and the functions of the user's that they call, the constants in them, and the plain
+attributes and global values that they read. Comments, docstrings, names of local variables, line numbers and methods
+that no forward pass calls do not count. Bytecode depends on the version of Python: marks are compared only where
+Python, its -O flag and torch are the same.
 
 Code of installed packages, and of offramp itself, does not count: an update would void every promise, though it
-computes the same. What is left to the probe: such updates, code in C, what a method reads at run time (files, the
-clock), attributes that are no number, text or tuple of these, and those that a method other than `__init__` sets.
+computes the same. What is left to the probe: such updates, code in C, hooks, what a method reads at run time (files,
+the clock), attributes that are no number, text or tuple of these, and those that a method other than `__init__` sets.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ from offramp.network import Network
 from offramp.provenance import MADE_WITH
 
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
+ENTRIES = ("forward", "score", "both", "__call__")  # where a forward pass enters exits, gates and models
+BASES = ("torch.nn.", "offramp.nodes", "abc", "typing")  # modules of classes that call no method but these
 OURS = Path(__file__).resolve().parent
 INSTALLED = [
     Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")
@@ -178,13 +181,14 @@ class _Walk:
         return self.told(value) if _tellable(value) else _name(type(value))
 
     def _class(self, kind: type) -> str:
-        """What a class and the user's classes above it define."""
-        found = []
+        """What a class and the user's classes above it define: of modules as far as a forward pass reads it."""
+        reached = _reached(kind)
         changing = _set_later(kind)
-        for one in kind.__mro__:
-            if not _users(one):
-                continue
+        found = []
+        for one in _own_classes(kind):
             for key, value in sorted(vars(one).items()):
+                if reached is not None and key not in reached:
+                    continue
                 method = isinstance(value, (FunctionType, property, staticmethod, classmethod))
                 if method or not (key.startswith("_") or key in changing):
                     found.append(f"{key}={self.told(value) if _tellable(value) else _name(type(value))}")
@@ -195,13 +199,15 @@ class _Walk:
         kind = type(thing)
         if not _users(kind):
             return _name(kind)
-        table = getattr(thing, "__dict__", {})
         changing = _set_later(kind)
+        reached = _reached(kind)
         plain = {
             key: value
-            for key, value in sorted(table.items())
+            for key, value in sorted(getattr(thing, "__dict__", {}).items())
             if not key.startswith("_") and key != "training" and key not in changing and _tellable(value)
         }
+        if reached is not None:
+            plain = {key: value for key, value in plain.items() if key in reached}
         return f"object({self.told(kind)}, {self.told(plain)})"
 
 
@@ -213,12 +219,51 @@ def _tellable(value: Any) -> bool:
     return simple or inspect.isfunction(value) or inspect.isclass(value)
 
 
+def _own_classes(kind: type) -> list[type]:
+    """A class and those above it, as far as the user wrote them."""
+    return [one for one in kind.__mro__ if _users(one)]
+
+
+def _reached(kind: type) -> set[str] | None:
+    """The names that a forward pass of a module may read on it: methods, and attributes of the class and the object.
+
+    Starting at `forward` and `score`, every name and text in a method that is reached counts. None stands for all
+    names: for what is no module, and below classes of packages, whose methods call those of the user's by any name.
+    """
+    others = (one for one in kind.__mro__ if not _users(one) and one is not object)
+    if not issubclass(kind, nn.Module) or not all(one.__module__.startswith(BASES) for one in others):
+        return None
+    reached, waiting = set[str](), list(ENTRIES)
+    while waiting:
+        name = waiting.pop()
+        if name in reached:
+            continue
+        reached.add(name)
+        for one in _own_classes(kind):
+            value = vars(one).get(name)
+            inner = [value.fget, value.fset] if isinstance(value, property) else [getattr(value, "__func__", value)]
+            for function in inner:
+                if isinstance(function, FunctionType):
+                    waiting += _names(function.__code__)
+    return reached
+
+
+def _names(code: CodeType) -> Iterator[str]:
+    """The names and texts in a function, and in those within it."""
+    yield from code.co_names
+    for value in code.co_consts:
+        if isinstance(value, str):
+            yield value
+        elif isinstance(value, CodeType):
+            yield from _names(value)
+
+
 def _set_later(kind: type) -> set[str]:
     """Names of attributes that a method other than `__init__` sets: counters and caches, which differ for nothing."""
     found = set[str]()
-    for one in kind.__mro__:
+    for one in _own_classes(kind):
         for key, value in vars(one).items():
-            if key != "__init__" and isinstance(value, FunctionType) and _users(one):
+            if key != "__init__" and isinstance(value, FunctionType):
                 found.update(_stored(value.__code__))
     return found
 
@@ -241,4 +286,6 @@ def _numbers(value: Tensor) -> str:
 
 
 def _name(thing: Any) -> str:
-    return f"{getattr(thing, '__module__', '?')}.{getattr(thing, '__qualname__', type(thing).__name__)}"
+    """A name; of what the user wrote without its module, which is another one where it runs as a script."""
+    name = getattr(thing, "__qualname__", type(thing).__name__)
+    return name if _users(thing) else f"{getattr(thing, '__module__', '?')}.{name}"

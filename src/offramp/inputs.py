@@ -24,9 +24,9 @@ def call_model(model: nn.Module, front: nn.Module | None, inputs: State) -> Any:
     if front is not None:
         args = (front(*args, **kwargs),)
         kwargs = {}
-    if getattr(model, "_compiled_call_impl", None) is not None:  # by `model.compile()`: for each batch size anew
-        return model._call_impl(*args, **kwargs)
-    return model(*args, **kwargs)
+    # After `model.compile()` a plain call compiles, for each batch size anew
+    call: Any = model if getattr(model, "_compiled_call_impl", None) is None else model._call_impl
+    return call(*args, **kwargs)
 
 
 def copies(state: State) -> State:

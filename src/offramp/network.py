@@ -18,13 +18,14 @@ from torch import Tensor, nn
 
 from offramp import ambient
 from offramp.chain import Chain, Node, Step
-from offramp.errors import BadNetwork
+from offramp.errors import BadInput, BadNetwork
 from offramp.find import find
 from offramp.inputs import State, as_inputs
 from offramp.nodes import Exit, Gate, Seen, answers, grade
 from offramp.provenance import SeenRows
 from offramp.rungs import BACKBONE, Modules, Rung, digest, held, values_of
 from offramp.signature import example
+from offramp.wrappers import unwrapped
 
 LOGITS = "/logits"  # "<node>" among the named tensors is a tap, "<node>/logits" and "<node>/score" what stands there
 SCORE = "/score"
@@ -228,6 +229,15 @@ def require_eval(module: nn.Module, what: str, remedy: str) -> None:
     raise BadNetwork(
         f"{training[0]!r}{more} in the {what} is in training mode, expected eval mode everywhere; call {remedy} first"
     )
+
+
+def as_network(thing: object) -> Network:
+    """A network, also one that was wrapped by `torch.compile`. Raises BadInput for anything else."""
+    found = unwrapped(thing)[0] if isinstance(thing, nn.Module) else thing
+    if not isinstance(found, Network):
+        told = f"the text {found!r}: load it first" if isinstance(found, str) else f"a {type(found).__name__}"
+        raise BadInput(f"the network must be a Network, made by cut, ladder or load; got {told}")
+    return found
 
 
 def plain_network(model: nn.Module, rung: Rung, front: nn.Module | None = None) -> Network:

@@ -16,7 +16,7 @@ from offramp.engine import engine_of
 from offramp.errors import BadData, BadInput, Mismatch, OpenAgain
 from offramp.inputs import State, as_inputs, count_of
 from offramp.measuring import percentiles
-from offramp.network import Network, Part, trial_rows
+from offramp.network import Network, Part, as_network, trial_rows
 from offramp.plan import Plan
 from offramp.probing import compare_probe
 from offramp.running import Runner
@@ -45,7 +45,8 @@ def open(
         device: Where the network must be; None means wherever it is.
         time_on: Rows [B, ...] on which every segment is timed at batch 1 to 64, for deadlines.
         example: Rows [B, ...] as they will be served. An engine that compiles needs them where neither the plan nor
-            the network has seen any, as in a ladder with a plan set by hand. If some of them are recorded rows that the
+            the network has seen any, as in a ladder with a plan set by hand (what `anytime` runs beyond the plan is
+            compiled when it is first asked for). If some of them are recorded rows that the
             plan knows by their digests, logits and scores are compared on these as well.
 
     Returns:
@@ -65,6 +66,10 @@ def open(
 def _opened(
     network: Network, plan: Plan, engine: str, device: str | torch.device | None, time_on: Any, example: Any
 ) -> Runner:
+    network = as_network(network)
+    if not isinstance(plan, Plan):
+        told = f"the text {plan!r}: load it first, with Plan.load" if isinstance(plan, str) else type(plan).__name__
+        raise BadInput(f"the plan must be a Plan, from calibrate, Plan.load or Plan.by_hand; got {told}")
     network.require_eval()
     place = network.device()
     if device is not None and not _there(torch.device(device), place):
@@ -81,7 +86,7 @@ def _opened(
     if any(part.passes for part in parts):  # graphs of their own, which nothing else has looked at
         compare_probe(network, plan, parts, example)
     if shelved.compiles:
-        _warm(_served(network, plan, engine, time_on if example is None else example), parts, every)
+        _warm(_served(network, plan, engine, time_on if example is None else example), parts)
     timed = None if time_on is None else percentiles(parts, _some_rows(as_inputs(time_on, place)))
     return Runner(network, plan, parts, every, timed, own_threads=shelved.own_threads)
 
@@ -129,13 +134,12 @@ def _served(network: Network, plan: Plan, engine: str, example: Any) -> State:
     return state
 
 
-def _warm(rows: State, *several: Sequence[Part]) -> None:
+def _warm(rows: State, parts: Sequence[Part]) -> None:
     """Run parts on rows: what compiles does so before it serves."""
+    state = {name: value[:2] for name, value in rows.items()}
     with torch.inference_mode():
-        for parts in several:
-            state = {name: value[:2] for name, value in rows.items()}
-            for part in parts:
-                part.call(state)
+        for part in parts:
+            part.call(state)
 
 
 _RUNNERS: WeakKeyDictionary[nn.Module, tuple[Plan, str, Runner]] = WeakKeyDictionary()
@@ -143,6 +147,7 @@ _RUNNERS: WeakKeyDictionary[nn.Module, tuple[Plan, str, Runner]] = WeakKeyDictio
 
 def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Answers:
     """Open and call: Answers for a batch x. The last Runner of a network is kept while nothing has changed."""
+    network = as_network(network)
     kept = _RUNNERS.get(network)
     if kept is None or kept[0] is not plan or kept[1] != engine or not _current(kept[2]):
         kept = (plan, engine, open(network, plan, engine=engine, example=_one_of(x)))

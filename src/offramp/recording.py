@@ -19,7 +19,7 @@ from offramp.errors import BadData, BadNetwork
 from offramp.find import find_file
 from offramp.inputs import State, as_inputs, needed_by, require_inputs
 from offramp.measuring import costs_of
-from offramp.network import LOGITS, SCORE, Network, Part
+from offramp.network import LOGITS, SCORE, Network, Part, as_network
 from offramp.probing import Row, Sample, everything, outputs_of, probe_of, require_independent
 from offramp.processes import Processes, here
 from offramp.progress import track
@@ -65,9 +65,10 @@ def record(
     """
     if keep not in ("logits", "answers"):
         raise BadData(f"keep is {keep!r}, expected 'logits' or 'answers'")
+    network = as_network(network)
     network.require_eval()
     if untaught := network.untaught():
-        warnings.warn(_never_taught(untaught), NeverTaught, stacklevel=2)
+        warnings.warn(_never_taught(untaught), NeverTaught, stacklevel=3)  # behind the decorator
     source, place = rows(data), network.device()
     steps, processes = network.chain.walk(network.chain.gates), here(place)
     if processes.count > 1:

@@ -67,13 +67,16 @@ class Input:
         """The input written by `dataclasses.asdict`; raises KeyError, TypeError or ValueError for what is none."""
         kind = np.dtype(str(body["dtype"]))
         shape = tuple(map(int, body["shape"]))
-        low, high, axis = body.get("low"), body.get("high"), body.get("axis")
+        low: Any = body.get("low")
+        high: Any = body.get("high")
+        axis: Any = body.get("axis")
         if (low, high) != (None, None):
             if kind.kind not in "iu":
                 raise ValueError(f"{kind.name} has no range of integers")
             low, high = int(low), int(high)
             _require_order(kind, [low], [high])
-        lows, highs = body.get("lows"), body.get("highs")
+        lows: Any = body.get("lows")
+        highs: Any = body.get("highs")
         if (lows, highs) == (None, None):
             return Input(str(body["name"]), shape, kind.name, low, high)
         number = float if kind.kind == "f" else int

@@ -60,6 +60,9 @@ def calibrate(
     `trace` are tested. The order of a betting bound is derived from the data's fingerprint.
     Raises NoSafePlan, BadInput (two aims or none, invalid risk and bound), OverlappingRows, UnknownName.
     """
+    if not isinstance(trace, Trace):
+        told = f"the text {trace!r}: load it first, with Trace.load" if isinstance(trace, str) else type(trace).__name__
+        raise BadInput(f"the trace must be a Trace, from record or Trace.load; got {told}")
     if (at_most is None) == (budget is None):
         raise BadInput(f"at_most is {at_most} and budget is {budget}; give exactly one of them")
     if not trace.header.taught:

@@ -29,7 +29,7 @@ from offramp.files import replacing_folder, write_json
 from offramp.find import find_file
 from offramp.graphs import graphs_of
 from offramp.inputs import State, as_inputs
-from offramp.network import LOGITS, Network, Part, described
+from offramp.network import LOGITS, Network, Part, as_network, described
 from offramp.opening import check_origin
 from offramp.plan import BAND, Plan
 from offramp.running import later
@@ -69,6 +69,7 @@ def export(
     Raises BadNetwork (an operator that cannot be written, or gives something else), Mismatch, BadInput, BadFile,
     MissingExtra.
     """
+    network = as_network(network)
     network.require_eval()
     _, identity = engine_of(ENGINE)
     state = as_inputs(_example(network, plan, example), network.device())

@@ -161,6 +161,8 @@ def _explained(call: Callable[[State], State], name: str) -> Callable[[State], S
         except OfframpError:
             raise
         except (RuntimeError, LookupError, TypeError, ValueError) as problem:  # an index: a word not in the table
+            if torch.compiler.is_exporting():  # what cannot be exported, and no row that does not fit
+                raise
             shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in state.items())
             brief = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
             raise BadData(

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,17 @@ from offramp.fitting.looking import Looking
 from offramp.fitting.loop import Course, Held, Loop
 from offramp.fitting.pooling import Pooling
 from offramp.inputs import as_inputs
-from offramp.network import Network
+from offramp.network import Network, as_network
 from offramp.processes import Processes, here
 from offramp.provenance import SeenRows, all_of
 from offramp.recipe import Phase, Recipe, plain, poolable
+
+KINDS: dict[object, tuple[type, str]] = {
+    "float": (Real, "a number"),
+    "int": (int, "a whole number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a text"),
+}  # of arguments, by their annotations
 
 
 @without_autocast()
@@ -65,6 +73,7 @@ def fit(
     The rows are remembered: calibrate refuses them. Raises BadInput, BadData, BadNetwork (the recipe cannot teach this
     network: nothing was changed), Diverged, Mismatch (another run's folder), MissingExtra.
     """
+    network = as_network(network)
     method, home = recipe_of(recipe), None if folder is None else Path(folder)
     kept = home if cache is None else Path(cache)
     _require_options(network, batch_size, views, seed, (home, kept))
@@ -131,6 +140,7 @@ def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
         anything = any(one.kind is one.VAR_KEYWORD for one in known.values())
         if not anything and (wrong := [name for name in arguments if name not in known]):
             raise unknown(wrong[0], [*known], f"argument of the recipe {recipe!r}")
+        _require_kinds(recipe, known, arguments)
         try:
             found = found(**arguments)
         except TypeError as problem:
@@ -141,6 +151,16 @@ def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
     if not isinstance(found, Recipe):
         raise BadInput(f"the recipe is a {type(found).__name__}, expected a name, a Recipe or my.module:Recipe")
     return found
+
+
+def _require_kinds(recipe: object, known: Mapping[str, inspect.Parameter], arguments: Mapping[str, object]) -> None:
+    """Raise BadInput for a text where a recipe takes a number, and the like."""
+    for name, value in arguments.items():
+        if name not in known or known[name].annotation not in KINDS:
+            continue
+        kind, told = KINDS[known[name].annotation]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise BadInput(f"{name} of the recipe {recipe!r} must be {told}, got {value!r}")
 
 
 def _one_recipe(module: Any) -> type[Recipe]:
