@@ -60,6 +60,19 @@ def test_a_score_of_a_cut_that_depends_on_its_batch_is_refused():
         off.record(net, images_of(40), timed=False, progress=False)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino", "torch:bf16", "torch:channels_last"])
+def test_every_engine_refuses_it_and_takes_what_is_sound(engine):
+    if not engine.startswith("torch"):
+        pytest.importorskip(engine)
+        pytest.importorskip("onnxscript")
+    with pytest.raises(BadNetwork, match="gate 'small' is another one"):
+        off.record(ladder_of(2, gate=lambda z: 9 * standardised(z)), X, timed=False, progress=False, engine=engine)
+    net = ladder_of(3, gate="patience")
+    origin = off.record(net, X, timed=False, progress=False, engine=engine).header.origin
+    off.open(net, reopened(Plan(thresholds={"small": (1.0,)}, origin=origin)), engine=engine)
+
+
 class Drops(nn.Module):
     def __init__(self) -> None:
         super().__init__()

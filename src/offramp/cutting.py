@@ -57,9 +57,11 @@ def cut(
     argument, `reads`: the names of the exits before). Those that are made here must be taught before they are of use:
     `fit`, or any loop over `net(x)`, the logits of every exit. gate: as in `ladder`.
     length: inputs [B, T, ...], such as ("input_ids", "attention_mask"), whose T may be another one in every batch.
-    The last node, `backbone`, is the model's own answer. The model is neither copied nor changed; it is exported and
-    checked once, which takes seconds. Raises UnknownName (the nearest module is offered), BadNetwork (a cut that cannot
-    be compacted; a model that mixes rows, runs a tapped module twice, or cannot be exported), BadInput, BadData.
+    A model inside of torch.compile, DataParallel or AveragedModel is taken out of it, and its modules have the names
+    that they have there. The last node, `backbone`, is the model's own answer. The model is neither copied nor changed;
+    it is exported and checked once, which takes seconds. Raises UnknownName (the nearest module is offered), BadNetwork
+    (a cut that cannot be compacted; a model that mixes rows, runs a tapped module twice, or cannot be exported),
+    BadInput, BadData.
 
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     >>> cut(model, torch.randn(4, 8), at=["1"]).chain.exits
@@ -98,7 +100,9 @@ def ladder(
     may be a rung: it keeps its exits and gates, at the nodes `<rung>/<cut>`. gate: one for all rungs but the last, or
     one per rung name; a name, a Gate, a function of logits [B, C], or one of `reads`, the names of the exits before.
     answer: "own" (the rung's logits) or "mean" (log of the mean probabilities of the rungs visited). example: a small
-    batch; if given, the rungs must agree on its classes. Nothing is changed. Raises BadNetwork, BadInput, UnknownName.
+    batch; if given, the rungs must agree on its classes, and engines that compile know its shape. A model inside of
+    torch.compile, DataParallel or AveragedModel is taken out of it. Nothing is changed. Raises BadNetwork, BadInput,
+    UnknownName.
 
     >>> net = ladder({"small": nn.Linear(4, 3), "large": nn.Linear(4, 3)}).eval()
     >>> net.chain.exits

@@ -123,7 +123,7 @@ def _served(network: Network, plan: Plan, engine: str, example: Any) -> State:
             raise BadData("the example has no rows, expected at least one")
         return state
     probe = plan.origin.probe if plan.origin else None
-    if probe is not None:
+    if probe is not None and probe.known:
         return as_inputs(probe.some(2), network.device())
     state = trial_rows(network)
     if not state:

@@ -99,6 +99,11 @@ class Probe:
         return {name: value[picks] for name, value in seeded.items()} if isinstance(seeded, dict) else seeded[picks]
 
     @property
+    def known(self) -> bool:
+        """Whether there are rows that the network takes: drawn ones, or recorded ones that were kept."""
+        return self.rows is None or bool(self.rows) or bool(self.recorded and self.recorded.values)
+
+    @property
     def classes(self) -> int:
         """The number of classes; 0 where no row could be probed."""
         rows = [*self.logits[0], *(self.recorded.logits[0] if self.recorded else ())]

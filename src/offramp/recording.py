@@ -121,7 +121,7 @@ class _Looked:
 
     def add(self, batch: Batch, x: State, state: State, *, first: bool) -> None:
         """Look at a batch. Raises BadNetwork where rows of the first one depend on their batch-mates."""
-        for name, value in as_inputs(batch.x).items():
+        for name, value in as_inputs(batch.x, torch.device("cpu")).items():
             seen = Input.of(name, value.numpy())
             self.inputs[name] = self.inputs[name].widened(seen) if name in self.inputs else seen
         self.sample.add(batch.digest, x, outputs_of(self.network.chain, state))
