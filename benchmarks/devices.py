@@ -78,7 +78,7 @@ def measured(network: off.Network, rows: torch.Tensor, engine: str, repeats: int
     found: list[dict[str, object]] = []
     for leaving, below in LEAVING.items():
         plan = plan_of(network, rows, below)
-        runner = off.open(network, plan, engine=engine)
+        runner = off.open(network, plan, engine=engine, example=rows)
         line = bench(network, plan, rows, batches=(len(rows),), repeats=repeats, engine=engine).lines[0]
         count = waits(runner, rows)
         ratios = f"over parts {line.over_parts}  over plain {line.over_plain}  same {line.same}"

@@ -16,7 +16,7 @@ HOUSE = ROOT / "src" / "offramp"
 READ = ("src", "tests", "benchmarks", "examples", "docs")
 
 FLOORS = [
-    ["errors", "arguments", "files", "notices", "progress", "scores", "signature"],
+    ["errors", "ambient", "arguments", "files", "notices", "progress", "scores", "signature"],
     [
         "find",
         "chain",
@@ -28,6 +28,7 @@ FLOORS = [
         "taps",
         "rungs",
         "channels",
+        "wrappers",
         "nodes",
         "network",
         "dependence",
@@ -39,6 +40,7 @@ FLOORS = [
     ],
     [
         "trace",
+        "code_marks",
         "watch",
         "augments",
         "data",
@@ -57,7 +59,7 @@ FLOORS = [
         "engine",
         "programs",
     ],
-    ["answers", "running", "opening", "calibration", "factories", "weights"],
+    ["answers", "probing", "running", "opening", "calibration", "factories", "weights"],
     ["benching", "cutting", "placing", "fitting", "recording", "storing"],
     ["comparing", "reporting", "deploy", "demo"],
     ["", "cli", "checks", "__main__"],  # "" is the face, offramp/__init__.py

@@ -24,6 +24,10 @@ def touch(module, name, call):
         getattr(getattr(module, name), call)(2)
 
 
+def write_by_numpy(tensor):
+    tensor.detach().numpy()[...] = 7
+
+
 CHANGES = {
     "weight in place": lambda m: touch(m[2], "weight", "mul_"),
     "buffer in place": lambda m: touch(m[1], "running_mean", "add_"),
@@ -36,6 +40,15 @@ CHANGES = {
     "a deleted bias": lambda m: delattr(m[0][0], "bias"),
     "new submodule": lambda m: m.__setitem__(1, nn.Identity().eval()),
     "deep training": lambda m: m[0][0].train(),
+    "running_var in place": lambda m: touch(m[1], "running_var", "mul_"),
+    "the last buffer in place": lambda m: touch(m[1], "num_batches_tracked", "add_"),
+    "bias's data": lambda m: setattr(m[0][0].bias, "data", torch.zeros_like(m[0][0].bias)),
+    "a buffer's data": lambda m: setattr(m[1].running_var, "data", torch.zeros(3)),
+    "in place through data": lambda m: m[2].weight.data.mul_(2),
+    "a buffer in place through data": lambda m: m[1].running_var.data.mul_(2),
+    "in place through detach": lambda m: m[0][0].weight.detach().add_(1),
+    "NumPy": lambda m: write_by_numpy(m[2].weight),
+    "NumPy, a buffer": lambda m: write_by_numpy(m[1].running_mean),
     "double": lambda m: m.double(),
     "parametrized": lambda m: nn.utils.parametrizations.weight_norm(m[2]),
 }
@@ -49,6 +62,37 @@ def test_it_notices(change):
     CHANGES[change](module)
     with pytest.raises(OpenAgain, match="open again"):
         watch.check()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_glance_notices_a_write_through_numpy_within_its_turns(kind, layout):
+    """Eight tensors are compared by content at a time: of more the next ones each time."""
+    module = nn.Sequential(*(nn.Conv2d(2, 2, 3) for _ in range(12))).to(kind).to(memory_format=layout).eval()
+    watch = Watch([module])
+    for _ in range(9):
+        watch.glance()
+    module[11].weight.data.mul_(2)
+    assert [refused(watch) for _ in range(6)].count(True) == 2
+
+
+def test_a_single_value_that_is_not_compared_is_not_noticed():
+    """What the docstring says cannot be seen."""
+    module = nn.Linear(100, 100).eval()
+    watch = Watch([module])
+    module.weight.data[0, 1] += 1
+    watch.check()
+    module.weight.data[0, 0] += 1
+    with pytest.raises(OpenAgain):
+        watch.check()
+
+
+def test_expanded_sparse_and_empty_buffers_are_no_obstacle():
+    module = nn.Linear(2, 2).eval()
+    module.register_buffer("wide", torch.zeros(1).expand(5))
+    module.register_buffer("sparse", torch.eye(3).to_sparse())
+    module.register_buffer("empty", torch.zeros(0, 3))
+    Watch([module]).check()
 
 
 def test_it_leaves_alone_what_changes_nothing():
@@ -123,6 +167,14 @@ def test_more_turns_than_modules():
         watch.glance()
     touch(module, "weight", "mul_")
     assert [refused(watch) for _ in range(6)].count(True) == 2
+
+
+def test_it_notices_another_function_of_a_gate():
+    net = ladder_of(2)
+    watch = Watch([net.gates])
+    net.gates["small"].function = lambda logits: logits[:, 0]
+    with pytest.raises(OpenAgain):
+        watch.check()
 
 
 def test_it_notices_a_number_or_a_word_of_a_gate():

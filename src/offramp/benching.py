@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from offramp.ambient import without_autocast
 from offramp.answers import Answers
 from offramp.chain import Step
 from offramp.engine import Engine, engine_of
 from offramp.errors import BadData
 from offramp.inputs import State, as_inputs, count_of, given
 from offramp.measuring import Ratio, interleaved, ratio
-from offramp.network import Network, Part, last_model
+from offramp.network import Network, Part, as_network, last_model
 from offramp.opening import open
 from offramp.plan import Plan
 from offramp.running import Runner
@@ -63,6 +64,7 @@ class Bench:
         return "\n".join(rows)
 
 
+@without_autocast()
 def bench(
     network: Network, plan: Plan, x: Any, *, batches: Sequence[int] = (1, 64), repeats: int = 9, engine: str = "torch"
 ) -> Bench:
@@ -70,7 +72,8 @@ def bench(
 
     Raises BadData when there are fewer rows than a batch holds. Measure where nothing else runs.
     """
-    runner = open(network, plan, engine=engine)
+    network = as_network(network)
+    runner = open(network, plan, engine=engine, example=x)
     shelved, _ = engine_of(engine)
     rows = as_inputs(x, network.device())
     count = count_of(rows)

@@ -10,8 +10,9 @@ from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from offramp.ambient import without_autocast
 from offramp.chain import Chain, Node
 from offramp.channels import ChannelTracker, layouts_of
 from offramp.dependence import require_read
@@ -19,7 +20,7 @@ from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.factories import make_exit, make_gate
 from offramp.find import find
 from offramp.inputs import State, as_inputs, copies, given, remedy, texts_of
-from offramp.network import Network
+from offramp.network import Network, require_eval
 from offramp.nodes import Exit, Gate, Seen
 from offramp.nodes import answer as logits_of
 from offramp.placing.asked import require_place, where
@@ -27,6 +28,7 @@ from offramp.provenance import union
 from offramp.rungs import BACKBONE, RESERVED, Rung, digest, values_of
 from offramp.segmenting import segments_of
 from offramp.signature import Input, is_input, is_label
+from offramp.wrappers import require_plain, unwrapped
 
 Model = nn.Module | tuple[nn.Module, nn.Module | None]
 Named = tuple[nn.Module, nn.Module | None, Network | None]
@@ -34,6 +36,7 @@ GateLike = str | Gate | Callable[..., Any]
 ExitLike = str | Exit | Callable[..., Exit]
 
 
+@without_autocast()
 def cut(
     model: nn.Module,
     example: Any,
@@ -58,22 +61,27 @@ def cut(
     argument, `reads`: the names of the exits before). Those that are made here must be taught before they are of use:
     `fit`, or any loop over `net(x)`, the logits of every exit. gate: as in `ladder`.
     length: inputs [B, T, ...], such as ("input_ids", "attention_mask"), whose T may be another one in every batch.
-    The last node, `backbone`, is the model's own answer. The model is neither copied nor changed; it is exported and
-    checked once, which takes seconds. Raises UnknownName (the nearest module is offered), BadNetwork (a cut that cannot
-    be compacted; a model that mixes rows, runs a tapped module twice, or cannot be exported), BadInput, BadData.
+    A model inside of torch.compile, DataParallel or AveragedModel is taken out of it, and its modules have the names
+    that they have there. The last node, `backbone`, is the model's own answer. The model is neither copied nor changed;
+    it is exported and checked once, which takes seconds. Raises UnknownName (the nearest module is offered), BadNetwork
+    (a cut that cannot be compacted; a model that mixes rows, runs a tapped module twice, or cannot be exported),
+    BadInput, BadData.
 
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     >>> cut(model, torch.randn(4, 8), at=["1"]).chain.exits
     ('1', 'backbone')
     """
     require_place(at, n, probe)
+    _require_module(model, "model")
+    model, prefix = unwrapped(model)
+    at = _within(at, prefix, model)
     _require_modules(model, front)
     place = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
     _require_no_label(model, front, example)
     tried = copies(as_inputs(example, place))
     free = texts_of(tried, length)
     names, seen = where(model, front, tried, at=at, n=n, probe=probe, exits=exits, length=free)
-    rung = Rung(BACKBONE, spec, names, tuple(_input(name, value) for name, value in tried.items()), free)
+    rung = Rung(BACKBONE, spec, names, _inputs(tried), free)
     features, layouts = _tried_out(model, front, rung, tried)
     rung = replace(rung, cuts=tuple(features)[:-1])  # in their order
     network = _hung(model, front, rung, features, layouts, exits, gate)
@@ -84,6 +92,7 @@ def cut(
     return network
 
 
+@without_autocast()
 def ladder(
     rungs: Sequence[Model] | Mapping[str, Model],
     *,
@@ -98,7 +107,9 @@ def ladder(
     may be a rung: it keeps its exits and gates, at the nodes `<rung>/<cut>`. gate: one for all rungs but the last, or
     one per rung name; a name, a Gate, a function of logits [B, C], or one of `reads`, the names of the exits before.
     answer: "own" (the rung's logits) or "mean" (log of the mean probabilities of the rungs visited). example: a small
-    batch; if given, the rungs must agree on its classes. Nothing is changed. Raises BadNetwork, BadInput, UnknownName.
+    batch; if given, the rungs must agree on its classes, and engines that compile know its shape. A model inside of
+    torch.compile, DataParallel or AveragedModel is taken out of it. Nothing is changed. Raises BadNetwork, BadInput,
+    UnknownName.
 
     >>> net = ladder({"small": nn.Linear(4, 3), "large": nn.Linear(4, 3)}).eval()
     >>> net.chain.exits
@@ -109,7 +120,8 @@ def ladder(
         _require_no_label(model, front, example)
     names, inner = list(named), {name: network for name, (_, _, network) in named.items() if network is not None}
     exits = {name: _exit(answer, names[place - 1] if place else None, place) for place, name in enumerate(names)}
-    stacked = [_rung(name, inner.get(name), (specs or {}).get(name)) for name in names]
+    known = () if example is None else _inputs(as_inputs(example))
+    stacked = [_rung(name, inner.get(name), (specs or {}).get(name), known) for name in names]
     nodes = [node for rung in stacked for node in rung.nodes()]
     asked = _each(gate, names[:-1], "gates")
     gates = {name: make_gate(one, nodes[: nodes.index(name)]) for name, one in asked.items()}
@@ -222,13 +234,25 @@ def _require_inputs(rung: Rung, parts: Mapping[str, Exit] | Mapping[str, Gate]) 
             raise BadInput(f"{node!r} reads the input {missing[0]!r}, expected one of {known}; name one of these")
 
 
+def _require_module(model: object, what: str) -> None:
+    if not isinstance(model, nn.Module):
+        raise BadNetwork(f"the {what} is a {type(model).__name__}, expected a torch.nn.Module; wrap it in one")
+
+
+def _within(at: Sequence[str] | str | None, prefix: str, model: nn.Module) -> Sequence[str] | str | None:
+    """Names of modules as they are called inside of a wrapper."""
+    if at is None or isinstance(at, str) or not prefix:
+        return at
+    known = dict(model.named_modules())
+    return [name if name in known else name.removeprefix(prefix) for name in at]
+
+
 def _require_modules(model: nn.Module, front: nn.Module | None) -> None:
     """Raise BadNetwork unless the model is a module in eval mode, and the front one or None."""
-    for what, given_for in (("model", model), ("front", front)):
-        if not isinstance(given_for, nn.Module) and not (what == "front" and given_for is None):
-            raise BadNetwork(f"the {what} is a {type(given_for).__name__}, expected a torch.nn.Module; wrap it in one")
-    if any(module.training for module in model.modules()):
-        raise BadNetwork("the model is in training mode, expected eval mode; call model.eval() first")
+    if front is not None:
+        _require_module(front, "front")
+    require_plain(model, "model")
+    require_eval(model, "model", "model.eval()")
 
 
 def _require_no_label(model: nn.Module, front: nn.Module | None, example: object) -> None:
@@ -264,9 +288,13 @@ def _tried_out(
     return values, layouts_of(values, tracker, free=bool(rung.length))
 
 
-def _input(name: str, value: Tensor) -> Input:
-    numbers = value.float() if value.dtype == torch.bfloat16 else value  # which NumPy has not
-    return Input.of(name, numbers.detach().cpu().numpy())
+def _inputs(state: State) -> tuple[Input, ...]:
+    """What a batch looks like."""
+    found = []
+    for name, value in state.items():
+        numbers = value.float() if value.dtype == torch.bfloat16 else value  # which NumPy has not
+        found.append(Input.of(name, numbers.detach().cpu().numpy()).settled())
+    return tuple(found)
 
 
 def _each(given_for: Any, names: Sequence[str], what: str) -> dict[str, Any]:
@@ -302,6 +330,8 @@ def _named(rungs: Sequence[Model] | Mapping[str, Model]) -> dict[str, Named]:
             raise BadInput(f"a rung is called {name!r}, which has a meaning of its own here; name it otherwise")
         if hasattr(nn.ModuleDict, name):
             raise BadInput(f"a rung is called {name!r}, which is a method of every torch module; name it otherwise")
+        model, _ = unwrapped(model)
+        require_plain(model, f"rung {name!r}")
         if isinstance(model, Network):
             _check_rung(name, model, front)
             named[name] = (model.backbone, model.front_of(model.rungs[0]), model)
@@ -323,7 +353,8 @@ def _check_rung(name: str, network: Network, front: nn.Module | None) -> None:
         raise BadNetwork(f"{reading[0]!r} in rung {name!r} reads exits by names that a ladder changes; cut it anew")
 
 
-def _rung(name: str, network: Network | None, spec: str | None) -> Rung:
+def _rung(name: str, network: Network | None, spec: str | None, known: tuple[Input, ...]) -> Rung:
+    """known: the inputs of a whole model, where an example was given."""
     if network is None:
-        return Rung(name, spec)
+        return Rung(name, spec, inputs=known)
     return replace(network.rungs[0], name=name, spec=spec or network.rungs[0].spec)

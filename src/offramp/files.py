@@ -179,8 +179,17 @@ def read_json(path: str | Path, kind: str, newest: int) -> tuple[int, dict[str, 
     return from_document(read_text(path), kind, newest, str(path))
 
 
+def _refuse_folder(path: str | Path) -> None:
+    """Raise BadFile for a folder, of which somebody else would say that it is no file."""
+    if Path(path).is_dir():
+        holds = "network.json" if (Path(path) / "network.json").is_file() else None
+        told = "a folder that holds a network" if holds else "a folder"
+        raise BadFile(f"{path} is {told}, expected a file; check the order of the arguments")
+
+
 def read_text(path: str | Path) -> str:
     """The text of a UTF-8 file, or BadFile."""
+    _refuse_folder(path)
     try:
         return Path(path).read_text(encoding="utf-8")
     except FileNotFoundError as problem:
@@ -201,6 +210,7 @@ def read_arrays(path: str | Path) -> tuple[str, dict[str, Array]]:
 
     Raises BadFile for anything else: missing, truncated, pickled, no header.
     """
+    _refuse_folder(path)
     if not Path(path).is_file():
         raise BadFile(f"{path} does not exist; check the path")
     try:

@@ -5,7 +5,7 @@ Among the named tensors that segments pass on, x is the only input, x/0, x/1 are
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,9 @@ def call_model(model: nn.Module, front: nn.Module | None, inputs: State) -> Any:
     if front is not None:
         args = (front(*args, **kwargs),)
         kwargs = {}
-    return model(*args, **kwargs)
+    # After `model.compile()` a plain call compiles, for each batch size anew
+    call: Any = model if getattr(model, "_compiled_call_impl", None) is None else model._call_impl
+    return call(*args, **kwargs)
 
 
 def copies(state: State) -> State:
@@ -89,6 +91,28 @@ def remedy(inputs: State, problem: BaseException, otherwise: str) -> str:
     if of_types and "indices" in text:
         return "these rows are numbers of words or categories; give integers, x.astype('int64')"
     return otherwise
+
+
+def needed_by(rungs: Iterable[Any], parts: Iterable[Any]) -> frozenset[str]:
+    """The named inputs that a network cannot do without: those that a model was cut with, and that its parts read."""
+    cut = {one.name for rung in rungs for one in rung.inputs}
+    read = {name for part in parts for name in part.reads if is_input(name)}
+    return frozenset((cut | read) - {INPUT})
+
+
+def require_inputs(state: State, needed: Collection[str]) -> None:
+    """Raise BadData for a batch that lacks a named input."""
+    missing = [name for name in needed if name not in state]
+    if missing:
+        names = ", ".join(sorted(name.removeprefix(INPUT + "/") for name in needed))
+        got = "one input without a name" if INPUT in state else ", ".join(_plain_names(state))
+        raise BadData(
+            f"the rows lack the input {min(missing).removeprefix(INPUT + '/')!r}: got {got}, expected {names}"
+        )
+
+
+def _plain_names(state: State) -> list[str]:
+    return [name.removeprefix(INPUT + "/") for name in state]
 
 
 def count_of(state: State) -> int:

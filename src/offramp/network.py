@@ -16,8 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from offramp import ambient
 from offramp.chain import Chain, Node, Step
-from offramp.errors import BadNetwork
+from offramp.errors import BadInput, BadNetwork
 from offramp.find import find
 from offramp.inputs import State, as_inputs
 from offramp.nodes import Exit, Gate, Seen, answers, grade
@@ -25,6 +26,7 @@ from offramp.provenance import SeenRows, union
 from offramp.rungs import BACKBONE, Modules, Rung, digest, held, values_of
 from offramp.signature import example
 from offramp.trained import rows_behind
+from offramp.wrappers import unwrapped
 
 LOGITS = "/logits"  # "<node>" among the named tensors is a tap, "<node>/logits" and "<node>/score" what stands there
 SCORE = "/score"
@@ -218,9 +220,10 @@ class Network(nn.Module):
         return mark.hexdigest()[:16]
 
     def precision(self) -> str:
-        """The floating-point type of the weights, such as `float32`."""
+        """The floating-point type of the weights, such as `float32`, and settings of torch that change it."""
         kinds = {str(p.dtype).removeprefix("torch.") for p in self.parameters() if p.is_floating_point()}
-        return "+".join(sorted(kinds)) or "float32"
+        told = ambient.told()
+        return ("+".join(sorted(kinds)) or "float32") + (f" ({told})" if told else "")
 
     def device(self) -> torch.device:
         """Where the weights are. Raises BadNetwork when they are spread over several devices."""
@@ -233,8 +236,29 @@ class Network(nn.Module):
 
     def require_eval(self) -> None:
         """Raise BadNetwork while any part is in training mode, where answers depend on batch-mates."""
-        if any(module.training for module in self.modules()):
-            raise BadNetwork("the network is in training mode, expected eval mode; call net.eval() first")
+        require_eval(self, "network", "net.eval()")
+
+
+def require_eval(module: nn.Module, what: str, remedy: str) -> None:
+    """Raise BadNetwork while a module, or any within it, is in training mode, and name it."""
+    training = [name for name, part in module.named_modules() if part.training]
+    if not training:
+        return
+    if "" in training:
+        raise BadNetwork(f"the {what} is in training mode, expected eval mode; call {remedy} first")
+    more = f" and {len(training) - 1} more" if len(training) > 1 else ""
+    raise BadNetwork(
+        f"{training[0]!r}{more} in the {what} is in training mode, expected eval mode everywhere; call {remedy} first"
+    )
+
+
+def as_network(thing: object) -> Network:
+    """A network, also one that was wrapped by `torch.compile`. Raises BadInput for anything else."""
+    found = unwrapped(thing)[0] if isinstance(thing, nn.Module) else thing
+    if not isinstance(found, Network):
+        told = f"the text {found!r}: load it first" if isinstance(found, str) else f"a {type(found).__name__}"
+        raise BadInput(f"the network must be a Network, made by cut, ladder or load; got {told}")
+    return found
 
 
 def plain_network(model: nn.Module, rung: Rung, front: nn.Module | None = None) -> Network:

@@ -9,16 +9,18 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
+from offramp.ambient import without_autocast
 from offramp.answers import Answers
+from offramp.code_marks import code_marks
 from offramp.engine import engine_of
 from offramp.errors import BadData, BadInput, Mismatch, OpenAgain
 from offramp.inputs import State, as_inputs, count_of
 from offramp.measuring import percentiles
-from offramp.network import LOGITS, Network, Part, trial_rows
-from offramp.plan import BAND, Plan
+from offramp.network import Network, Part, as_network, trial_rows
+from offramp.plan import Plan
+from offramp.probing import compare_probe
 from offramp.running import Runner
 from offramp.segmenting import undisturbed
-from offramp.signature import example
 
 
 def open(
@@ -28,19 +30,46 @@ def open(
     engine: str = "torch",
     device: str | torch.device | None = None,
     time_on: Any = None,
+    example: Any = None,
 ) -> Runner:
     """Check once, and make a Runner. The network stays where it is: place it first, then open it.
 
-    time_on: rows [B, ...] on which every segment is timed at batch 1 to 64, for deadlines.
-    engine: torch, onnxruntime or openvino, with options as in "torch:bf16". Raises Mismatch (another network, engine or
-    precision; a probe that differs), BadNetwork (such as an operator that the engine lacks), BadInput, UnknownName,
-    MissingExtra.
+    A plan that was calibrated is compared with this network: weights and configuration, engine, precision, the code of
+    gates, exits and models that is the user's own, and logits and scores on the rows of its probe.
+    docs/promises.md says what cannot be seen. Autocast around the call does not count.
+
+    Args:
+        network: In eval mode.
+        plan: From `calibrate`, or set by hand.
+        engine: torch, onnxruntime or openvino, with options as in "torch:bf16".
+        device: Where the network must be; None means wherever it is.
+        time_on: Rows [B, ...] on which every segment is timed at batch 1 to 64, for deadlines.
+        example: Rows [B, ...] as they will be served. An engine that compiles needs them where neither the plan nor
+            the network has seen any, as in a ladder with a plan set by hand (what `anytime` runs beyond the plan is
+            compiled when it is first asked for). If some of them are recorded rows that the
+            plan knows by their digests, logits and scores are compared on these as well.
+
+    Returns:
+        The network under this plan: immutable, thread-safe, callable.
+
+    Raises:
+        Mismatch: Another network, engine, precision or code; logits or scores that differ.
+        BadNetwork: A part in training mode; an operator that the engine lacks.
+        BadInput: Another device, a plan that does not fit, an example that is missing.
+        UnknownName: No such engine, option, exit or gate.
+        MissingExtra: The engine is not installed.
     """
-    with undisturbed():
-        return _opened(network, plan, engine, device, time_on)
+    with undisturbed(), without_autocast():
+        return _opened(network, plan, engine, device, time_on, example)
 
 
-def _opened(network: Network, plan: Plan, engine: str, device: str | torch.device | None, time_on: Any) -> Runner:
+def _opened(
+    network: Network, plan: Plan, engine: str, device: str | torch.device | None, time_on: Any, example: Any
+) -> Runner:
+    network = as_network(network)
+    if not isinstance(plan, Plan):
+        told = f"the text {plan!r}: load it first, with Plan.load" if isinstance(plan, str) else type(plan).__name__
+        raise BadInput(f"the plan must be a Plan, from calibrate, Plan.load or Plan.by_hand; got {told}")
     network.require_eval()
     place = network.device()
     if device is not None and not _there(torch.device(device), place):
@@ -53,11 +82,11 @@ def _opened(network: Network, plan: Plan, engine: str, device: str | torch.devic
             raise BadInput(f"gate {gate!r} has {len(values)} thresholds, expected one: its rows leave or go on")
     parts: Sequence[Part] = shelved.open(network, steps, place)
     every: Sequence[Part] = shelved.open(network, network.chain.walk(network.chain.gates), place)
-    _check_probe(network, plan, every)
+    compare_probe(network, plan, every, example)
     if any(part.passes for part in parts):  # graphs of their own, which nothing else has looked at
-        _check_probe(network, plan, parts)
+        compare_probe(network, plan, parts, example)
     if shelved.compiles:
-        _warm(network, plan, parts)
+        _warm(_served(network, plan, engine, time_on if example is None else example), parts)
     timed = None if time_on is None else percentiles(parts, _some_rows(as_inputs(time_on, place)))
     return Runner(network, plan, parts, every, timed, own_threads=shelved.own_threads)
 
@@ -77,49 +106,40 @@ def check_origin(network: Network, plan: Plan, engine: str) -> None:
     if plan.origin is None:
         return
     mine = (network.fingerprint(), engine, network.precision())
-    its = (plan.origin.network, plan.origin.engine, plan.origin.precision)
+    its = plan.origin.key
     if mine != its:
         raise Mismatch(
             f"the plan is for network {its[0]} on {its[1]} in {its[2]}, this is network {mine[0]} on {mine[1]} in "
             f"{mine[2]}; record and calibrate this one, or drop the promise: Plan.by_hand(plan.thresholds)"
         )
+    plan.origin.refuse_other_code(code_marks(network))
 
 
-def _warm(network: Network, plan: Plan, parts: Sequence[Part]) -> None:
-    """Run parts on rows like the plan's probe or the example of a cut: what compiles does so before it serves."""
+def _served(network: Network, plan: Plan, engine: str, example: Any) -> State:
+    """Rows like those that will be served: an example, those of the plan's probe, or those that a cut was tried on."""
+    if example is not None:
+        state = as_inputs(example, network.device())
+        if not count_of(state):
+            raise BadData("the example has no rows, expected at least one")
+        return state
     probe = plan.origin.probe if plan.origin else None
-    state = trial_rows(network, network.rungs[0])
-    if probe is not None:
-        state = as_inputs(example(probe.inputs, 2), network.device())
-    if state:
-        with torch.inference_mode():
-            for part in parts:
-                part.call(state)
+    if probe is not None and probe.known:
+        return as_inputs(probe.some(2), network.device())
+    state = trial_rows(network)
+    if not state:
+        raise BadInput(
+            f"{engine} compiles a network for rows of one shape, and neither the plan nor the network has seen rows; "
+            "give some: open(..., example=x), or ladder(..., example=x)"
+        )
+    return state
 
 
-def _check_probe(network: Network, plan: Plan, parts: Sequence[Part]) -> None:
-    """Run the plan's probe on the engine itself, which also makes an engine that compiles do so now.
-
-    Only exits that these parts run are compared.
-    """
-    probe = plan.origin.probe if plan.origin else None
-    if probe is None:
-        return
-    state = as_inputs(probe.batch(), network.device())
+def _warm(rows: State, parts: Sequence[Part]) -> None:
+    """Run parts on rows: what compiles does so before it serves."""
+    state = {name: value[:2] for name, value in rows.items()}
     with torch.inference_mode():
         for part in parts:
             part.call(state)
-    for name, stated in zip(network.chain.exits, probe.logits, strict=True):
-        if (got := state.get(name + LOGITS)) is None:
-            continue
-        want = torch.tensor(stated, dtype=torch.float32)
-        far = (got.float().cpu() - want).abs().max().item()
-        band = plan.origin.band if plan.origin else BAND
-        if not far <= band * max(1.0, want.abs().max().item() / 10):
-            raise Mismatch(
-                f"exit {name!r} answers the probe {far:.2g} away from where the plan was made (band {band:g}); this "
-                "machine computes differently: record and calibrate here"
-            )
 
 
 _RUNNERS: WeakKeyDictionary[nn.Module, tuple[Plan, str, Runner]] = WeakKeyDictionary()
@@ -127,11 +147,17 @@ _RUNNERS: WeakKeyDictionary[nn.Module, tuple[Plan, str, Runner]] = WeakKeyDictio
 
 def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Answers:
     """Open and call: Answers for a batch x. The last Runner of a network is kept while nothing has changed."""
+    network = as_network(network)
     kept = _RUNNERS.get(network)
     if kept is None or kept[0] is not plan or kept[1] != engine or not _current(kept[2]):
-        kept = (plan, engine, open(network, plan, engine=engine))
+        kept = (plan, engine, open(network, plan, engine=engine, example=_one_of(x)))
         _RUNNERS[network] = kept
     return kept[2](x)
+
+
+def _one_of(x: Any) -> Any:
+    """A batch as an example, if there is a row in it."""
+    return x if count_of(as_inputs(x)) else None
 
 
 def _current(runner: Runner) -> bool:

@@ -11,43 +11,144 @@ from typing import Any
 import numpy as np
 
 from offramp.errors import Mismatch, NewerSchema, OverlappingRows
-from offramp.signature import Input, example
+from offramp.signature import INPUT, Input, example
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
 FORM = 2  # of row digests (data/_digests.py); files that name none hold form 1, of the first edition
 BAND = 1e-4  # compaction moves logit-scale scores by about 1e-5; within this band a decision may differ
 LISTED = 10  # rows named in a sentence
+MADE_WITH = "made with"  # the key of what marks of code can be compared under
 ROUNDED = 0.125  # where numbers are rounded to eight bits: one step of bfloat16 for logits from 16 to 32
+
+
+Logits = tuple[tuple[tuple[float, ...], ...], ...]  # [exits][rows][classes]
+Scores = tuple[tuple[float, ...], ...]  # [gates][rows]
+
+
+@dataclass(frozen=True)
+class RecordedRows:
+    """Some of the recorded rows, and what the network gave for them.
+
+    digests: of their content, in hexadecimal. values: the rows themselves, as (name, dtype, shape of all of them, bytes
+    in base64) of each input; None unless whoever recorded asked for it.
+    """
+
+    digests: tuple[str, ...]
+    logits: Logits
+    scores: Scores
+    values: tuple[tuple[str, str, tuple[int, ...], str], ...] | None = None
+
+    def arrays(self) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
+        """The rows by the names of inputs; empty where they were not kept."""
+        found = {}
+        for name, kind, shape, text in self.values or ():
+            raw = base64.b64decode(text, validate=True)
+            found[name] = np.frombuffer(raw, np.dtype(kind).newbyteorder("<")).reshape(shape).astype(kind)
+        return found
+
+    @staticmethod
+    def from_json(body: Mapping[str, Any]) -> RecordedRows:
+        """The rows written by `dataclasses.asdict`."""
+        values = body["values"]
+        if values is not None:
+            values = tuple((str(name), str(kind), tuple(map(int, shape)), text) for name, kind, shape, text in values)
+        digests = tuple(f"{int(text, 16):016x}" for text in body["digests"])
+        rows = RecordedRows(digests, _logits(body["logits"]), _scores(body["scores"]), values)
+        rows.arrays()
+        return rows
 
 
 @dataclass(frozen=True)
 class Probe:
-    """A seeded batch and the logits [E][rows][C] that the network gave for it: `open` runs it again within the band."""
+    """Rows on which `open` compares a network with the one that was recorded, within the float band.
+
+    Seeded rows, drawn within the range of what was recorded, can be made again anywhere: their logits, and the scores
+    of the gates. Of `recorded` rows a plan has digests, logits and scores; they are compared where somebody has them.
+    rows: which of the drawn ones count (those for which all outputs are finite); None, as in files of the first
+    version, means all. scores: None in files of the first version.
+    """
 
     inputs: tuple[Input, ...]
     seed: int
-    logits: tuple[tuple[tuple[float, ...], ...], ...]
+    logits: Logits
+    scores: Scores | None = None
+    rows: tuple[int, ...] | None = None
+    recorded: RecordedRows | None = None
 
     def batch(self) -> Any:
-        """The probe's rows as a network takes them: an array, or a mapping of arrays."""
-        return example(self.inputs, len(self.logits[0]), self.seed)
+        """The seeded rows as a network takes them: an array, or a mapping of arrays."""
+        if self.rows is None:
+            return example(self.inputs, len(self.logits[0]), self.seed)
+        drawn = example(self.inputs, max(self.rows, default=0) + 1, self.seed)
+        picks = np.array(self.rows, np.int64)
+        if isinstance(drawn, dict):
+            return {name: value[picks] for name, value in drawn.items()}
+        return drawn[picks]
+
+    def some(self, count: int) -> Any:
+        """Rows of the recorded kind, for what must be compiled or tried: recorded ones where they were kept."""
+        kept = self.recorded.arrays() if self.recorded is not None else {}
+        if INPUT in kept:
+            return kept[INPUT][:count]
+        if kept:
+            return {name.removeprefix(INPUT + "/"): value[:count] for name, value in kept.items()}
+        seeded = self.batch()
+        many = len(next(iter(seeded.values()))) if isinstance(seeded, dict) else len(seeded)
+        if not many:
+            return example(self.inputs, count, self.seed)
+        picks = np.arange(count) % many
+        return {name: value[picks] for name, value in seeded.items()} if isinstance(seeded, dict) else seeded[picks]
+
+    @property
+    def known(self) -> bool:
+        """Whether there are rows that the network takes: drawn ones, or recorded ones that were kept."""
+        return self.rows is None or bool(self.rows) or bool(self.recorded and self.recorded.values)
+
+    @property
+    def classes(self) -> int:
+        """The number of classes; 0 where no row could be probed."""
+        rows = [*self.logits[0], *(self.recorded.logits[0] if self.recorded else ())]
+        return len(rows[0]) if rows else 0
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Probe:
         """The probe written by `dataclasses.asdict`."""
-        logits = tuple(tuple(tuple(map(float, row)) for row in rows) for rows in body["logits"])
-        return Probe(tuple(map(Input.from_json, body["inputs"])), int(body["seed"]), logits)
+        rows, recorded, scores = body.get("rows"), body.get("recorded"), body.get("scores")
+        logits = _logits(body["logits"])
+        if not logits or (rows is not None and (min(rows, default=0) < 0 or len(rows) != len(logits[0]))):
+            raise ValueError(f"{len(logits)} exits and rows {rows} are no probe")
+        return Probe(
+            inputs=tuple(map(Input.from_json, body["inputs"])),
+            seed=int(body["seed"]),
+            logits=logits,
+            scores=None if scores is None else _scores(scores),
+            rows=None if rows is None else tuple(map(int, rows)),
+            recorded=None if recorded is None else RecordedRows.from_json(recorded),
+        )
+
+
+def _logits(body: Any) -> Logits:
+    return tuple(tuple(tuple(map(float, row)) for row in rows) for rows in body)
+
+
+def _scores(body: Any) -> Scores:
+    return tuple(tuple(map(float, row)) for row in body)
 
 
 @dataclass(frozen=True)
 class Origin:
-    """What a trace, and every plan made from it, was measured on; another one voids a promise."""
+    """What a trace, and every plan made from it, was measured on; another one voids a promise.
+
+    code: marks of the code of gates, exits and models by what they are of ("gate small"), and under "made with" what
+    they can be compared under; see `code_marks`. Empty in files of the first version.
+    """
 
     network: str
     engine: str
     precision: str
     probe: Probe | None = None
+    code: tuple[tuple[str, str], ...] = ()
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -59,13 +160,27 @@ class Origin:
         """How far from a threshold a score may lie on its other side in a batch of another size."""
         options = self.engine.partition(":")[2].split(",")
         rounded = any(option.startswith(("bf16", "int8")) for option in options)
-        return ROUNDED if rounded or "float16" in self.precision else BAND  # bfloat16 among them
+        narrow = "float16" in self.precision or "matmul" in self.precision  # bfloat16 among them
+        return ROUNDED if rounded or narrow else BAND
+
+    def refuse_other_code(self, code: tuple[tuple[str, str], ...]) -> None:
+        """Raise Mismatch when code of the same name computes otherwise now than when this was recorded."""
+        before, now = dict(self.code), dict(code)
+        if before.get(MADE_WITH) != now.get(MADE_WITH):
+            return  # another Python or torch: marks differ for nothing
+        for what, mark in before.items():
+            if what in now and now[what] != mark:
+                raise Mismatch(
+                    f"the code of {what} is not the code that the plan was made with; record and calibrate this one, "
+                    "or drop the promise: Plan.by_hand(plan.thresholds)"
+                )
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Origin:
         """The origin written by `dataclasses.asdict`."""
         probe = None if body["probe"] is None else Probe.from_json(body["probe"])
-        return Origin(str(body["network"]), str(body["engine"]), str(body["precision"]), probe)
+        code = tuple((str(what), str(mark)) for what, mark in body.get("code", ()))
+        return Origin(str(body["network"]), str(body["engine"]), str(body["precision"]), probe, code)
 
 
 @dataclass(frozen=True)

@@ -11,27 +11,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.ambient import without_autocast
+from offramp.code_marks import code_marks
 from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of, proposing, rows_for
 from offramp.dependence import require_read
 from offramp.engine import engine_of
 from offramp.errors import BadData, BadNetwork, BetterExit, NeverTaught
 from offramp.evaluation import better_exit
 from offramp.find import find_file
-from offramp.inputs import State, as_inputs
+from offramp.inputs import State, as_inputs, needed_by, require_inputs
 from offramp.measuring import costs_of
-from offramp.network import LOGITS, SCORE, Network, Part
+from offramp.network import LOGITS, SCORE, Network, Part, as_network
+from offramp.probing import Row, Sample, everything, outputs_of, probe_of, require_independent
 from offramp.processes import Processes, here
 from offramp.progress import track
-from offramp.provenance import FORM, Origin, Probe
+from offramp.provenance import FORM, Origin
 from offramp.signature import Input
 from offramp.trace import BACKBONE, Header, Trace
 
-PROBE_ROWS = 4
 OLDER = "digest/1"  # a column that no trace keeps
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
+@without_autocast()
 def record(
     network: Network,
     data: object,
@@ -40,24 +43,32 @@ def record(
     keep: str = "logits",
     timed: bool = True,
     engine: str = "torch",
+    keep_probe_rows: bool = False,
     progress: bool = True,
 ) -> Trace:
     """Run every exit and gate on every row, and measure what each part costs.
+
+    Some rows are run again in another batch and alone: what depends on its batch, or is drawn at random, is refused.
+    Autocast around the call does not count.
 
     data: whatever `offramp.data.rows` takes: arrays, (x, y), a Dataset, a DataLoader, batches, or a spec such as
     "cifar10:DIR[1000:5000]". keep: "logits", or "answers" to leave the logits [N, C] out.
     timed: measure milliseconds over batch 1 to 64; do so where nothing else runs.
     engine: torch, onnxruntime or openvino, with options as in "torch:bf16" (see the engines); the plans that are
     made of this trace run on it, and on no other.
+    keep_probe_rows: whether up to sixteen of the rows themselves go into the trace and its plans, so that every `open`
+    compares this network on real rows; without it a plan has their digests and outputs.
     Where several processes were launched, all must call it: they take whole batches by turns (so that the last bits are
     those of one process), the main one measures costs when the others have ended, and each gets the whole trace.
-    Raises BadData (no rows, labels out of range, wrong shapes, rows that give NaN), BadNetwork, MissingExtra.
+    Raises BadData (no rows, labels out of range, wrong shapes, rows that give NaN), BadNetwork (training mode; logits
+    or scores of a row that depend on its batch), MissingExtra.
     """
     if keep not in ("logits", "answers"):
         raise BadData(f"keep is {keep!r}, expected 'logits' or 'answers'")
+    network = as_network(network)
     network.require_eval()
     if untaught := network.untaught():
-        warnings.warn(_never_taught(untaught), NeverTaught, stacklevel=2)
+        warnings.warn(_never_taught(untaught), NeverTaught, stacklevel=3)  # behind the decorator
     source, place = rows_for(network, data), network.device()
     steps, processes = network.chain.walk(network.chain.gates), here(place)
     if processes.count > 1:
@@ -65,43 +76,91 @@ def record(
     shelved, identity = engine_of(engine)
     parts: Sequence[Part] = shelved.open(network, steps, place)
     counted: Sequence[Part] = parts if engine == "torch" else find_file("engines", "torch").open(network, steps, place)
+    origin = Origin(network.fingerprint(), identity, network.precision(), code=code_marks(network))
+    looked = _Looked(network, parts, origin)
     room = source.length if processes.count == 1 else None
     columns, batches = _Columns(network, keep, shelved.learned, room), source.batches(batch_size, processes.turn)
     total = None if source.length is None else -(-source.length // (batch_size * processes.count))
     shown = track(batches, what="recording", total=total, show=progress and processes.main)
-    first = processes.agreed(lambda: _recorded(shown, columns, parts, network, source.name))
+    first = processes.agreed(lambda: _recorded(shown, columns, parts, network, looked, source.name))
     found = columns.joined(processes)
     if not found:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
-    costs, probe = processes.alone(lambda: _measured(network, first, parts, counted, timed=timed))
-    trace = _trace(network, source, found | costs, identity, probe)
+    looked.join(processes)
+
+    def measured() -> tuple[dict[str, Array], Origin]:
+        costs = costs_of(parts, first, timed=timed, counted=counted)
+        return costs, looked.origin_with_probe(columns.classes, keep=keep_probe_rows)
+
+    costs, origin = processes.alone(measured)
+    trace = _trace(network, source, found | costs, origin, columns.classes)
     if trace.labels is not None:
         said = better_exit(trace.answers == trace.labels[:, None], trace.chain.exits)
         if said is not None:
-            warnings.warn(said, BetterExit, stacklevel=2)
+            warnings.warn(said, BetterExit, stacklevel=3)
     return trace
 
 
-def _recorded(batches: Iterable[Batch], columns: _Columns, parts: Sequence[Part], network: Network, what: str) -> State:
+def _recorded(
+    batches: Iterable[Batch],
+    columns: _Columns,
+    parts: Sequence[Part],
+    network: Network,
+    looked: _Looked,
+    what: str,
+) -> State:
     """Fill the columns; returns the first batch."""
     first: State = {}
     place = network.device()
     with proposing(network.fronts.values()):
         for batch in batches:
             x = as_inputs(batch.x, place)
+            require_inputs(x, looked.needed)
             if not first:
                 require_read(network, x, what)
-                first = x
-            columns.add(batch, _everything(parts, x))
+            state = everything(parts, x)
+            columns.add(batch, state)
+            looked.add(batch, x, state, first=not first)
+            first = first or x
     return first
 
 
-def _measured(
-    network: Network, x: State, parts: Sequence[Part], counted: Sequence[Part], *, timed: bool
-) -> tuple[dict[str, Array], Probe]:
-    """What each part costs on some rows, and the probe for rows of their shapes."""
-    inputs = tuple(Input.of(name, value.cpu().numpy()) for name, value in x.items())
-    return costs_of(parts, x, timed=timed, counted=counted), _probe(network, inputs, parts)
+class _Looked:
+    """What is remembered of the rows beside their columns: ranges of the inputs, and some rows for the probe."""
+
+    def __init__(self, network: Network, parts: Sequence[Part], origin: Origin) -> None:
+        self.network, self.parts, self.origin = network, parts, origin
+        self.needed = needed_by(network.rungs, parts)
+        self.inputs: dict[str, Input] = {}
+        self.sample = Sample()
+
+    def add(self, batch: Batch, x: State, state: State, *, first: bool) -> None:
+        """Look at a batch. Raises BadNetwork where rows of the first one depend on their batch-mates."""
+        for name, value in as_inputs(batch.x, torch.device("cpu")).items():
+            seen = Input.of(name, value.numpy())
+            self.inputs[name] = self.inputs[name].widened(seen) if name in self.inputs else seen
+        self.sample.add(batch.digest, x, outputs_of(self.network.chain, state))
+        if first:  # and not only in the end, which may be hours away
+            self._check(self.sample)
+
+    def join(self, processes: Processes) -> None:
+        """Take in what all processes have seen."""
+        others = processes.gathered((self.inputs, self.sample.rows))
+        for inputs, _ in others:
+            for name, seen in inputs.items():
+                self.inputs[name] = self.inputs[name].widened(seen) if name in self.inputs else seen
+        self.sample.joined([rows_ for _, rows_ in others])
+
+    def origin_with_probe(self, classes: int, *, keep: bool) -> Origin:
+        """The origin of the trace. Raises BadNetwork as `add` does, of rows from all batches."""
+        self._check(self.sample)
+        inputs = tuple(seen.settled() for seen in self.inputs.values())
+        recorded = self.sample.recorded(self.network.chain, classes, keep=keep)
+        return replace(self.origin, probe=probe_of(self.network, inputs, self.parts, recorded))
+
+    def _check(self, sample: Sample) -> None:
+        groups: list[list[Row]] = [*sample.groups()]
+        require_independent(self.network, self.parts, groups, self.origin)
 
 
 def _never_taught(names: Sequence[str]) -> str:
@@ -109,15 +168,6 @@ def _never_taught(names: Sequence[str]) -> str:
         f"exits never taught: {', '.join(names)}; their answers mean nothing yet, and calibrate refuses this trace; "
         "teach them (offramp.fit, or any loop over net(x)), and record again"
     )
-
-
-def _everything(parts: Sequence[Part], x: State) -> State:
-    """Every named tensor of a batch."""
-    state = dict(x)
-    with torch.inference_mode():
-        for part in parts:
-            part.call(state)
-    return state
 
 
 class _Growing:
@@ -162,12 +212,13 @@ class _Columns:
         self.rows = rows
         self.sizes: list[int] = []
         self.columns: dict[str, _Growing] = {}
+        self.classes = 0
 
     def add(self, batch: Batch, state: State) -> None:
         found: dict[str, Array] = {"row": batch.row, "digest": batch.digest}
         if self.older is not None and self.older.size:
             found[OLDER] = digests_of(batch.x, form=1)
-        classes = self._classes(state)
+        classes = self.classes = self._classes(state)
         if batch.y is not None:
             _check_labels(batch.y, batch.row, classes)
             found["label"] = batch.y
@@ -235,23 +286,16 @@ def _check_finite(logits: Tensor, row: Array, exit_: str) -> None:
         )
 
 
-def _trace(network: Network, source: Rows, columns: dict[str, Array], engine: str, probe: Probe) -> Trace:
+def _trace(network: Network, source: Rows, columns: dict[str, Array], origin: Origin, classes: int) -> Trace:
     header = Header(
         chain=network.chain,
         reference=network.chain.exits[-1],
-        classes=len(probe.logits[-1][0]),
+        classes=classes,
         data=source.name,
         data_fingerprint=fingerprint_of(columns["digest"]),
-        origin=Origin(network.fingerprint(), engine, network.precision(), probe),
+        origin=origin,
         class_names=source.class_names,
         taught=not network.untaught(),
         scores={name: network.gate_of(name).score_range() for name in network.chain.gates},
     )
     return Trace(columns, header)
-
-
-def _probe(network: Network, inputs: tuple[Input, ...], parts: Sequence[Part]) -> Probe:
-    blank = Probe(inputs, 0, (((),) * PROBE_ROWS,))
-    state = _everything(parts, as_inputs(blank.batch(), network.device()))
-    logits = [state[name + LOGITS].float().cpu().tolist() for name in network.chain.exits]
-    return replace(blank, logits=tuple(tuple(tuple(row) for row in rows_) for rows_ in logits))

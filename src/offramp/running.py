@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offramp import ambient
 from offramp.answers import DEADLINE, DEEPEST, END, GATE, Answers, Filling, Rows
 from offramp.dependence import extra_inputs, known_inputs, unread_text
-from offramp.errors import BadData, BadInput
-from offramp.inputs import State, as_inputs, count_of
+from offramp.errors import BadData, BadInput, OpenAgain
+from offramp.inputs import State, as_inputs, count_of, needed_by, require_inputs
 from offramp.measuring import Percentile
 from offramp.network import LOGITS, SCORE, Network, Part
 from offramp.plan import Plan, choose
@@ -33,9 +34,12 @@ class Runner:
     """A network opened under a plan on one engine and device: immutable, thread-safe, callable.
 
     `runner(x)` -> Answers for a batch x [B, ...]; `runner.anytime(x)` yields every exit's Answers, shallow to deep.
-    It refuses with OpenAgain once the network was moved, cast, trained or re-assigned. An engine with copies of the
+    It computes in the precision of the plan: `torch.autocast` around a call does not count.
+
+    It refuses with OpenAgain once the network was moved, cast, trained or re-assigned. A write through NumPy or in
+    place through `.data` is noticed late, or not at all: `offramp.watch.Watch` says which. An engine with copies of the
     weights answers as the network was when it was opened, so there a change of single modules of a model, not of the
-    whole, of its ends or of an exit, may be noticed as late as the eighth batch; `check` sees all of it.
+    whole, of its ends or of an exit, may be noticed as late as the eighth batch. `check` looks at everything at once.
     """
 
     def __init__(
@@ -53,6 +57,7 @@ class Runner:
         self.device = network.device()
         self._places, self._end = {name: at for at, name in enumerate(self.chain.exits)}, len(self.chain.exits) - 1
         self._mode = nullcontext if own_threads else torch.inference_mode  # where torch computes nothing
+        self._settings = None if own_threads else ambient.settings()
         containers = [network, network.backbone, network.fronts, network.exits, network.gates]
         self._containers = Watch(containers, deep=False)
         modules = {part.step.name: part.modules for part in every}
@@ -73,7 +78,8 @@ class Runner:
         self._free = {name for rung in network.rungs for name in rung.length}  # of any length
         self._shapes = {one.name: self._asked(one.name, one.shape) for one in probe.inputs} if probe else None
         self._known = known_inputs(network) if self._shapes is None else frozenset(self._shapes)
-        self._classes = len(probe.logits[0][0]) if probe else 0
+        self._classes = probe.classes if probe else 0
+        self._needed = needed_by(network.rungs, every)
 
     def __call__(self, x: Any, *, deadline_ms: float | None = None) -> Answers:
         """Answers for x [B, ...] (a tensor or an array). Raises BadData, BadInput, OpenAgain.
@@ -90,7 +96,7 @@ class Runner:
         self._containers.check()
         batch = self._batch(x)
         until = None if deadline_ms is None else start + deadline_ms / 1e3
-        with self._mode():
+        with ambient.autocast_off(self.device.type), self._mode():
             answers = self._walk(batch, until)
         came_from = _device_of(x)
         return answers if came_from in (None, self.device) else answers.to(came_from)
@@ -107,7 +113,7 @@ class Runner:
         state = self._batch(x)
         count = count_of(state)
         for place, part in enumerate(self._every):
-            with torch.inference_mode():
+            with ambient.autocast_off(self.device.type), torch.inference_mode():
                 result = Filling(count, self.device, self.chain.exits, self._classes)
                 if result.count:
                     self._call(part, state)
@@ -115,7 +121,13 @@ class Runner:
             yield result.answers()
 
     def _batch(self, x: Any) -> State:
+        if self._settings is not None and ambient.settings() != self._settings:
+            raise OpenAgain(
+                f"torch's float32 matmul precision or default type was changed after the network was opened: "
+                f"{ambient.settings()}, and then {self._settings}; change it back, or open again"
+            )
         batch = as_inputs(x, self.device)
+        require_inputs(batch, self._needed)
         if len(batch) > 1 and (extra := extra_inputs(batch, self._known)):
             raise BadData(unread_text(extra, list(batch), "the batch"))
         shapes = {name: self._asked(name, tuple(value.shape[1:])) for name, value in batch.items()}

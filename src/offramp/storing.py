@@ -15,7 +15,7 @@ from offramp.errors import BadFile, BadInput, OfframpError
 from offramp.factories import FROM_FILES, MADE_FROM, make_gate, model_from_file
 from offramp.files import digest_file, read_json, read_tensors, replacing_folder, write_json, write_tensors
 from offramp.find import shelved
-from offramp.network import Network
+from offramp.network import Network, as_network
 from offramp.nodes import Exit, Gate
 from offramp.provenance import SeenRows
 from offramp.rungs import BACKBONE, Rung
@@ -41,6 +41,7 @@ def save(network: Network, folder: str | Path) -> None:
 @contextlib.contextmanager
 def saving(network: Network, folder: str | Path) -> Iterator[Path]:
     """As `save`, and yield the folder while it is still a temporary one: what is put beside the network comes along."""
+    network = as_network(network)
     with replacing_folder(folder) as place:
         weights = place / "weights.safetensors"
         write_tensors(weights, network.state_dict())

@@ -33,7 +33,7 @@ from offramp.guarantees.bounds import interval
 from offramp.guarantees.risks import Risk, find_risk, losses_of
 from offramp.plan import Plan, Price, choose
 from offramp.pricing import Prices
-from offramp.provenance import FORM, Origin, SeenRows, form_of
+from offramp.provenance import FORM, Origin, RecordedRows, SeenRows, form_of
 from offramp.scores import ScoreRange
 
 SCHEMA = 1
@@ -150,13 +150,43 @@ class Trace:
         return SeenRows(header.data, header.data_fingerprint, self.columns["digest"], header.digest_form)
 
     def check(self, plan: Plan) -> None:
-        """Raise Mismatch when the plan belongs to another network, engine or precision."""
+        """Raise Mismatch when the plan belongs to another network, engine or precision, or to other code.
+
+        Where rows of this trace are among those that the plan knows by their digests, logits and scores are compared.
+        """
         mine, its = self.header.origin, plan.origin
         if its is not None and its.key != mine.key:
             raise Mismatch(
                 f"the plan is for network {its.network} ({its.engine}, {its.precision}), the trace of network "
                 f"{mine.network} ({mine.engine}, {mine.precision}); record this network, and calibrate again"
             )
+        if its is None or its == mine:
+            return
+        its.refuse_other_code(mine.code)
+        if its.probe is not None and its.probe.recorded is not None:
+            self._compare(its.probe.recorded, its.band)
+
+    def _compare(self, known: RecordedRows, band: float) -> None:
+        """Raise Mismatch where a row of this trace has other logits or scores than a plan knows of it."""
+        digests = np.array([int(text, 16) for text in known.digests], np.uint64)
+        shared, here, there = np.intersect1d(self.columns["digest"], digests, return_indices=True)
+        columns = [(f"logits/{name}", value) for name, value in zip(self.chain.exits, known.logits, strict=True)]
+        columns += [(f"score/{name}", value) for name, value in zip(self.chain.gates, known.scores, strict=True)]
+        flipped = np.zeros(len(shared), bool)
+        for name, value in columns if len(shared) else ():
+            if name not in self.columns:
+                continue
+            want, got = np.array(value, np.float32)[there], self.columns[name][here]
+            far = np.abs(got - want)
+            if name.startswith("logits/"):
+                flipped |= want.argmax(1) != got.argmax(1)
+            else:  # a score may differ where an answer did, within the band
+                far = far[~flipped]
+            if not np.all(far <= band * max(1.0, float(np.abs(want).max()) / 10)):
+                raise Mismatch(
+                    f"{name!r} of rows that the plan was made from is {far.max():.2g} away here (band {band:g}): the "
+                    "network computes otherwise than when the plan was made; record and calibrate again"
+                )
 
     def replay(self, plan: Plan) -> Replay:
         """What `run` does on these rows under the plan (equal outside the float band)."""

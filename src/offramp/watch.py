@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, cycle
 from operator import attrgetter, is_, itemgetter
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor, nn
 
 from offramp.errors import OpenAgain
@@ -14,6 +16,12 @@ from offramp.network import described
 from offramp.nodes import Exit, Gate
 
 VALUES: Any = dict.values  # everything below runs in C: a batch of one waits for it
+SAMPLED = 8  # values of a tensor that are compared by content
+TENSORS = 8  # whose samples one glance compares: a microsecond
+
+CHANGED = "the network was moved, cast, trained or re-assigned after it was opened; call net.eval(), open again"
+
+Samples = list[tuple[np.ndarray[Any, np.dtype[np.uint8]], bytes]]
 
 
 class Watch:
@@ -26,6 +34,14 @@ class Watch:
 
     turns: a `glance` looks at one of so many shares of the modules, the next one each time, and at those in `always`.
     What moves, casts or trains all of them is noticed by any glance, a change of single ones after `turns` at most.
+
+    Identity, version and address of every parameter and buffer are compared: that shows an assignment, a step of an
+    optimizer, `load_state_dict`, an operation in place, `.data =`, and moving. Two kinds of writes leave all three as
+    they are: those in place through `.data` or `.detach()` (`p.data.mul_(2)`), and those through NumPy
+    (`p.detach().numpy()[:] = 0`). On a CPU eight values of each tensor are compared as well: by `check` of all tensors,
+    by a `glance` of eight tensors, the next ones each time. So such a write is noticed late, and one that changes none
+    of the eight values of a tensor is not noticed; on a GPU neither is. Hooks, and the code of methods, are not looked
+    at.
     """
 
     def __init__(
@@ -38,13 +54,16 @@ class Watch:
         self._turn = cycle(self._shares)
 
     def check(self) -> None:
-        """Raise OpenAgain when anything differs."""
+        """Raise OpenAgain when anything differs, the sampled values of all tensors among it."""
         for share in self._shares:
             share.check()
+            share.compare(share.samples)
 
     def glance(self) -> None:
         """Raise OpenAgain when anything differs in the share whose turn it is."""
-        next(self._turn).check()
+        share = next(self._turn)
+        share.check()
+        share.compare(next(share.turns))
 
 
 class _Share:
@@ -54,28 +73,21 @@ class _Share:
         tables: list[dict[str, Any]] = [
             table for module in modules for table in (module._parameters, module._buffers, module._modules)
         ]
-        self.states = [vars(module) for module in modules]
+        self.states = [vars(module) for module in modules if "training" in vars(module)]
         self.tables = [table for table in tables if table]
         self.values: list[Any] = [value for table in self.tables for value in table.values()]
         self.empty = [table for table in tables if not table]
-        buffers = [next(iter(module._buffers.values()), None) for module in modules]
-        tensors = [value for module in modules for value in module._parameters.values()] + buffers
-        self.tensors = [value for value in tensors if isinstance(value, Tensor) and not value.is_inference()]
-        firsts = [next(iter(module._parameters.values()), None) for module in modules]
-        self.places = [first for first in firsts if isinstance(first, Tensor)]
-        configured = [(vars(module), described(module)) for module in modules if isinstance(module, (Exit, Gate))]
-        self.settings = [
-            (table, key, value)
-            for table, config in configured
-            for key, value in table.items()
-            if key in config and isinstance(value, (bool, int, float, str))
-        ]
+        held = [value for table in self.tables for value in table.values() if isinstance(value, Tensor)]
+        self.tensors = [value for value in held if not value.is_inference()]
+        self.places = [value for value in held if value.layout == torch.strided]
+        self.samples: Samples = [sample for value in self.places for sample in _sampled(value)]
+        groups = [self.samples[start : start + TENSORS] for start in range(0, len(self.samples), TENSORS)]
+        self.turns: Iterator[Samples] = cycle(groups or [[]])
+        self.settings = [setting for module in modules if _ours(module) for setting in _settings(module)]
         self.marks = self._marks()
 
     def _marks(self) -> tuple[list[int], list[int]]:
-        """Versions of parameters and of each module's first buffer tell of training, where first parameters lie of
-        moving and casting.
-        """
+        """Versions tell of training, addresses of moving, casting and other data."""
         return list(map(attrgetter("_version"), self.tensors)), list(map(Tensor.data_ptr, self.places))
 
     def check(self) -> None:
@@ -84,6 +96,39 @@ class _Share:
         same = same and self._marks() == self.marks
         same = same and all(table.get(key, self) == value for table, key, value in self.settings)
         if not same or any(map(itemgetter("training"), self.states)):
-            raise OpenAgain(
-                "the network was moved, cast, trained or re-assigned after it was opened; call net.eval(), open again"
-            )
+            raise OpenAgain(CHANGED)
+
+    def compare(self, samples: Samples) -> None:
+        """Raise OpenAgain when sampled values are others: versions say nothing of writes through NumPy or `.data`."""
+        for values, before in samples:
+            if values.tobytes() != before:
+                raise OpenAgain(CHANGED)
+
+
+def _ours(module: nn.Module) -> bool:
+    """Exits, gates, and preprocessing of ours: their configuration says how they compute."""
+    return isinstance(module, (Exit, Gate)) or type(module).__module__.startswith("offramp.layers.")
+
+
+def _settings(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """The table of a module with the name and value of each number, text or function that it computes with."""
+    config = described(module)
+    for key, value in vars(module).items():
+        plain = key in config and isinstance(value, (bool, int, float, str))
+        function = callable(value) and not isinstance(value, nn.Module) and not key.startswith("_")
+        if plain or function:
+            yield vars(module), key, value
+
+
+def _sampled(value: Tensor) -> Samples:
+    """Some values of a tensor on the CPU, evenly spread over its memory, as a view of it; and their bytes now."""
+    if value.device.type != "cpu" or not value.numel():
+        return []
+    try:
+        flat = torch.as_strided(value.detach(), (value.numel(),), (1,), value.storage_offset())
+        size = value.element_size()
+        every = flat.view(torch.uint8).numpy().reshape(-1, size)  # [numel, bytes of one]
+    except (RuntimeError, TypeError):  # no plain memory: expanded, quantised, or of a subclass
+        return []
+    view = every[:: max(1, len(every) // SAMPLED)]
+    return [(view, view.tobytes())]

@@ -332,7 +332,7 @@ def test_a_process_with_one_pool_for_all_sessions_runs_too():
         "onnxruntime.set_global_thread_pool_sizes(2, 1)\n"
         "torch.set_num_threads(2)\n"
         "net, plan, x = ladder_of(2), off.Plan.by_hand({'small': 0.5}), rows_of(9)\n"
-        "got, want = off.open(net, plan, engine='onnxruntime')(x), off.open(net, plan)(x)\n"
+        "got, want = off.open(net, plan, engine='onnxruntime', example=x)(x), off.open(net, plan)(x)\n"
         "assert torch.allclose(got.logits, want.logits, atol=1e-4)\n"
     )
     done = subprocess.run([sys.executable, "-c", told], cwd=Path(__file__).parents[1], capture_output=True, text=True)

@@ -62,7 +62,8 @@ def same(got, want):
 def test_any_batch_is_answered_as_without(recorder, make, rows, options):
     net = make()
     plan = halves(net, rows(101))
-    mine, plain = off.open(net, plan, engine=f"torch:{options}"), off.open(net, plan)
+    mine = off.open(net, plan, engine=f"torch:{options}", example=rows(2))
+    plain = off.open(net, plan)
     kept = [(mine(rows(size)), plain(rows(size))) for size in BATCHES]
     for got, want in kept:  # looked at after all of them ran: no answer lies in a buffer
         same(got, want)
@@ -71,7 +72,9 @@ def test_any_batch_is_answered_as_without(recorder, make, rows, options):
 
 def test_rows_of_an_earlier_batch_behind_a_smaller_one_are_not_seen(recorder):
     net = ladder_of(2)
-    mine, plain = (off.open(net, Plan.by_hand({"small": 0.2}), engine=e) for e in ("torch:cuda_graphs", "torch"))
+    plan = Plan.by_hand({"small": 0.2})
+    mine = off.open(net, plan, engine="torch:cuda_graphs", example=rows_of(2))
+    plain = off.open(net, plan)
     mine(torch.full((4, 4), float("nan")))
     for size in (3, 1, 2):
         same(mine(rows_of(size)), plain(rows_of(size)))
@@ -80,7 +83,8 @@ def test_rows_of_an_earlier_batch_behind_a_smaller_one_are_not_seen(recorder):
 def test_threads_take_turns(recorder):
     net, draw = ladder_of(3), random.Random(0)
     plan = halves(net, rows_of(64))
-    mine, plain = off.open(net, plan, engine="torch:cuda_graphs"), off.open(net, plan)
+    mine = off.open(net, plan, engine="torch:cuda_graphs", example=rows_of(2))
+    plain = off.open(net, plan)
     batches = [rows_of(draw.choice(BATCHES), seed=seed) for seed in range(60)]
     with ThreadPoolExecutor(8) as threads:
         for got, x in zip(threads.map(mine, batches), batches, strict=True):

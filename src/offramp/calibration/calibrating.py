@@ -81,7 +81,8 @@ def calibrate(
         UnknownName: a risk, bound or exit of that name does not exist.
     """
     if not isinstance(trace, Trace):
-        raise BadInput(f"trace must be a Trace, got a {type(trace).__name__}; Trace.load reads one from a file")
+        kind = f"the text {trace!r}" if isinstance(trace, str) else f"a {type(trace).__name__}"
+        raise BadInput(f"the trace must be a Trace, from record or Trace.load; got {kind}")
     if (at_most is None) == (budget is None):
         got = "neither" if at_most is None else "both"
         raise BadInput(f"calibrate needs exactly one of at_most (a promise) and budget (no promise), got {got}")

@@ -79,8 +79,11 @@ def run(
     net = network_of(network, model, front_of, gate_of)
     source = rows_for(net, data)
     with proposing(net.fronts.values()):
-        some = None if deadline_ms is None else next(source.batches(batch_size)).x
-        runner = opened(net, chosen, engine=engine, time_on=some)
+        some = None  # rows, where an engine compiles for them or a deadline needs times
+        if deadline_ms is not None or (engine != "torch" and not source.one_pass):
+            some = next(source.batches(batch_size)).x
+        timed = None if deadline_ms is None else some
+        runner = opened(net, chosen, engine=engine, time_on=timed, example=some)
         columns, seconds = _answers(runner, source, batch_size, deadline_ms)
     if output is not None:
         _write(output, columns, str(chosen))

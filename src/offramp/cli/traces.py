@@ -28,6 +28,10 @@ Output = Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The
 Keep = Annotated[
     str, typer.Option("--keep", metavar="logits|answers", help="answers leaves the logits out: a smaller file.")
 ]
+KeepProbeRows = Annotated[
+    bool,
+    typer.Option("--keep-probe-rows", help="Put up to 16 of the rows into the file, to compare networks on them."),
+]
 NoTime = Annotated[bool, typer.Option("--no-time", help="Measure no milliseconds, only multiply-adds (MACs).")]
 
 
@@ -38,6 +42,7 @@ def record(
     batch_size: BatchSize = 64,
     keep: Keep = "logits",
     no_time: NoTime = False,
+    keep_probe_rows: KeepProbeRows = False,
     engine: EngineName = "torch",
     model: Given = None,
     front_of: GivenFront = None,
@@ -56,7 +61,8 @@ def record(
 
     writable(output, suffixes=(".npz",))
     net = network_of(network, model, front_of, gate_of)
-    trace = recorded(net, data, batch_size=batch_size, keep=keep, timed=not no_time, engine=engine)
+    options: dict[str, Any] = {"batch_size": batch_size, "keep": keep, "keep_probe_rows": keep_probe_rows}
+    trace = recorded(net, data, timed=not no_time, engine=engine, **options)
     if main_process():
         trace.save(output)
     exits = _exits(trace)

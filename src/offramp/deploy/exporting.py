@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from offramp.ambient import without_autocast
 from offramp.answers import DEEPEST, END, GATE
 from offramp.chain import Step
 from offramp.deploy.one_file import Stop, one_model
@@ -28,7 +29,7 @@ from offramp.files import replacing_folder, write_json
 from offramp.find import find_file
 from offramp.graphs import graphs_of
 from offramp.inputs import State, as_inputs
-from offramp.network import LOGITS, Network, Part, described
+from offramp.network import LOGITS, Network, Part, as_network, described
 from offramp.opening import check_origin
 from offramp.plan import BAND, Plan
 from offramp.running import later
@@ -56,6 +57,7 @@ class Exported:
         return f"{said} {self.note}" if self.note else said
 
 
+@without_autocast()
 def export(
     network: Network, plan: Plan, folder: str | Path, *, example: Any = None, one_file: bool = False
 ) -> Exported:
@@ -67,6 +69,7 @@ def export(
     Raises BadNetwork (an operator that cannot be written, or gives something else), Mismatch, BadInput, BadFile,
     MissingExtra.
     """
+    network = as_network(network)
     network.require_eval()
     _, identity = engine_of(ENGINE)
     state = as_inputs(_example(network, plan, example), network.device())
@@ -106,7 +109,7 @@ def _example(network: Network, plan: Plan, example: Any) -> Any:
     if example is not None:
         return example
     if plan.origin is not None and plan.origin.probe is not None:
-        return plan.origin.probe.batch()
+        return plan.origin.probe.some(ROWS)
     known = next((rung.inputs for rung in network.rungs if rung.inputs), None)
     if known is None:
         raise BadInput("the plan has seen no rows, expected it from calibrate, or an example; give example=some rows")

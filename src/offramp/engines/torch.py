@@ -21,7 +21,7 @@ import torch
 from offramp.chain import Node, Step
 from offramp.engines._compiling import ahead
 from offramp.engines._cuda_graphs import Replayed
-from offramp.errors import BadData, BadInput
+from offramp.errors import BadData, BadInput, OfframpError
 from offramp.graphs import lazy_parts
 from offramp.inputs import State, remedy
 from offramp.network import HANDED, LOGITS, SCORE, Network, Part, Segment
@@ -158,9 +158,13 @@ def _explained(call: Callable[[State], State], name: str) -> Callable[[State], S
     def explained(state: State) -> State:
         try:
             return call(state)
-        except (RuntimeError, IndexError) as problem:  # an index: a word that is not in the table
+        except OfframpError:
+            raise
+        except (RuntimeError, LookupError, TypeError, ValueError) as problem:  # an index: a word not in the table
+            if torch.compiler.is_exporting():  # what cannot be exported, and no row that does not fit
+                raise
             shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in state.items())
-            brief = str(problem).strip().splitlines()[0]
+            brief = next(iter(str(problem).strip().splitlines()), type(problem).__name__)
             way = remedy(state, problem, "give rows of its shape and type")
             raise BadData(f"segment {name!r} cannot run on {shapes}: {brief}; {way}") from problem
 

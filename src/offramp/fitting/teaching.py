@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp.ambient import without_autocast
 from offramp.arguments import name_of
 from offramp.data.rows import Rows, proposing, rows_for
 from offramp.dependence import require_read
@@ -26,13 +28,21 @@ from offramp.fitting.looking import Looking
 from offramp.fitting.loop import Course, Held, Loop
 from offramp.fitting.pooling import Pooling
 from offramp.inputs import as_inputs, remedy
-from offramp.network import Network
+from offramp.network import Network, as_network
 from offramp.processes import Processes, here
 from offramp.provenance import SeenRows, union
 from offramp.recipe import Phase, Recipe, plain, poolable
 from offramp.trained import remember, snapshot
 
+KINDS: dict[object, tuple[type, str]] = {
+    "float": (Real, "a number"),
+    "int": (int, "a whole number"),
+    "bool": (bool, "true or false"),
+    "str": (str, "a text"),
+}  # of arguments, by their annotations
 
+
+@without_autocast()
 def fit(
     network: Network,
     data: object,
@@ -68,6 +78,7 @@ def fit(
     The rows are remembered: calibrate refuses them. Raises BadInput, BadData, BadNetwork (the recipe cannot teach this
     network: nothing was changed), Diverged, Mismatch (another run's folder), MissingExtra.
     """
+    network = as_network(network)
     method = recipe_of(recipe, **arguments)
     home = None if folder is None else Path(folder)
     kept = home if cache is None else Path(cache)
@@ -152,6 +163,7 @@ def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
         anything = any(one.kind is one.VAR_KEYWORD for one in known.values())
         if not anything and (wrong := [name for name in arguments if name not in known]):
             raise unknown(wrong[0], [*known], f"argument of the recipe {recipe!r}")
+        _require_kinds(recipe, known, arguments)
         try:
             found = found(**arguments)
         except TypeError as problem:
@@ -167,6 +179,16 @@ def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
 def recipe_class(name: str) -> Any:
     """What the name of a recipe stands for: the Recipe in that file on the shelf, or the user's `my.module:Recipe`."""
     return imported(name) if ":" in name else _one_recipe(find_file("recipes", name))
+
+
+def _require_kinds(recipe: object, known: Mapping[str, inspect.Parameter], arguments: Mapping[str, object]) -> None:
+    """Raise BadInput for a text where a recipe takes a number, and the like."""
+    for name, value in arguments.items():
+        if name not in known or known[name].annotation not in KINDS:
+            continue
+        kind, told = KINDS[known[name].annotation]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise BadInput(f"{name} of the recipe {recipe!r} must be {told}, got {value!r}")
 
 
 def _one_recipe(module: Any) -> type[Recipe]:
