@@ -16,7 +16,7 @@ HOUSE = ROOT / "src" / "offramp"
 READ = ("src", "tests", "benchmarks", "examples", "docs")
 
 FLOORS = [
-    ["errors", "arguments", "files", "progress", "signature"],
+    ["errors", "arguments", "files", "ownership", "progress", "replacement", "signature"],
     [
         "find",
         "chain",

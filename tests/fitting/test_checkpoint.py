@@ -184,9 +184,10 @@ def test_other_labels_do_not_continue_a_run(tmp_path):
 
 def test_a_run_that_was_killed_while_a_checkpoint_was_replaced_goes_on_from_the_one_before(tmp_path):
     taught(Joint(epochs=1), folder=tmp_path)
-    (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint.abc.old")
+    (tmp_path / ".checkpoint.offramp-abc.part").mkdir()
+    (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint.offramp-abc.part" / "old")
     net = cut_of(taught=False)
     history = off.fit(net, (X, Y), recipe=Joint(epochs=1), batch_size=16, progress=False, folder=tmp_path, resume=True)
     assert len(history.epochs) == 1
     assert (tmp_path / "checkpoint" / "training.json").is_file()
-    assert not (tmp_path / ".checkpoint.abc.old").exists()
+    assert not (tmp_path / ".checkpoint.offramp-abc.part").exists()

@@ -104,8 +104,9 @@ def calibrate(
     if (at_most is None) == (budget is None):
         raise BadInput("got --at-most and --budget, or neither, expected exactly one of them; give a level, or a share")
     from offramp.calibration.calibrating import calibrate as calibrated
+    from offramp.files import document_mark
 
-    writable(output, suffixes=(".json",))
+    writable(output, kinds={".json": (document_mark("plan"), "plan")})
     plan = calibrated(
         trace_of(trace, rows), risk=risk_of(risk), at_most=at_most, confidence=confidence, budget=budget,
         against=against, unit=unit, batch=batch, bound=bound, testing=testing,

@@ -54,9 +54,10 @@ def record(
     Example:
       offramp record network/ 'cifar10:data[1000:5000]' -o trace.npz
     """
+    from offramp.files import document_mark
     from offramp.recording import record as recorded
 
-    writable(output, suffixes=(".npz",))
+    writable(output, kinds={".npz": (document_mark("trace"), "trace")})
     net = network_of(network, model, front_of, gate_of)
     trace = _noted(lambda: recorded(net, data, batch_size=batch_size, keep=keep, timed=not no_time, engine=engine))
     if main_process():

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from offramp.data.rows import Rows, rows
 from offramp.errors import BadData, BadInput, BadNetwork
-from offramp.files import checksum, require_writable, restored
+from offramp.files import checksum, require_writable
 from offramp.find import find, find_file, imported, unknown
 from offramp.fitting.accelerating import accelerating, tracking
-from offramp.fitting.checkpoint import load_checkpoint
+from offramp.fitting.checkpoint import FOLDER, load_checkpoint
 from offramp.fitting.history import History
 from offramp.fitting.lessons import Augment, drawn, roll_of
 from offramp.fitting.looking import Looking
@@ -29,6 +29,7 @@ from offramp.network import Network
 from offramp.processes import Processes, here
 from offramp.provenance import SeenRows, all_of
 from offramp.recipe import Phase, Recipe, plain, poolable
+from offramp.replacement import restored
 
 
 def fit(
@@ -244,7 +245,7 @@ def _checkpoint(home: Path | None, *, resume: bool) -> Path | None:
         if resume:
             raise BadInput("got resume=True without a folder, expected the folder of the run; give folder=")
         return None
-    there = restored(home / "checkpoint")
+    there = restored(home / "checkpoint", FOLDER.require_own)
     if there.is_dir() and not resume:
         raise BadInput(
             f"{there} is that of an earlier run; go on from it with resume=True (--resume), or name another folder"
