@@ -154,6 +154,8 @@ def _require_places(network: str, output: str, *beside: str | None, overwrite: b
         require_apart(output, [network], way_out="name another folder, or allow it with --overwrite")
     for place in filter(None, beside):
         inside = (Path(place).absolute(), *Path(place).absolute().parents)
-        for whole in (output, network):  # folders that hold one network, and nothing else
+        for word, whole in (("output", output), ("network", network)):
             if Path(whole).absolute() in inside:
-                raise BadInput(f"got {place} inside {whole}, which is replaced whole; name another folder")
+                raise BadInput(
+                    f"got {place} inside the {word} {whole}, which holds a network alone; name another folder"
+                )

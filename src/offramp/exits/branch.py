@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from offramp.errors import BadNetwork
 from offramp.nodes import Exit, Seen
 
+__all__ = ["Branch", "b_lenet", "branch"]
+
 
 class Branch(Exit):
     """3x3 convolutions with ReLU, each halving height and width by a ceil-mode pooling, then one linear layer.

@@ -17,6 +17,8 @@ from offramp.layers.lateral import lateral_norm
 from offramp.models.cifar_resnet import Block
 from offramp.nodes import Exit, Seen
 
+__all__ = ["Normed", "Residual", "b_alexnet", "b_alexnet_1", "b_alexnet_2", "b_resnet", "b_resnet_1", "b_resnet_2"]
+
 ROOM = 4  # pixels of a side that two 3x3 poolings of stride 2 need
 
 

@@ -17,6 +17,8 @@ from offramp.exits._cascading import Tail
 from offramp.exits._pooling import Mixed, pooled, require_pooling, width
 from offramp.nodes import Exit, Seen
 
+__all__ = ["Cascade", "CascadeConv", "cascade", "cascade_conv"]
+
 
 class Cascade(Exit):
     """A linear layer on pooled features and the logits before. pooling: "mean", "grid" or "flat", as of `Pooled`.

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from offramp.nodes import Gate, Seen
 
+__all__ = ["Agreement", "agreement"]
+
 
 class Agreement(Gate):
     """The probability that this exit and its neighbour, each drawing a class from its softmax, draw the same: [0, 1].

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+__all__ = ["margin", "max_logit", "max_prob", "neg_entropy"]
+
 
 def margin(logits: Tensor) -> Tensor:
     """Difference of the two largest logits.

@@ -11,6 +11,8 @@ from torch import Tensor
 from offramp.gates.confidence import margin
 from offramp.nodes import Gate, Scorer, Seen
 
+__all__ = ["Ensemble", "ensemble"]
+
 
 class Ensemble(Gate):
     """Another gate's score of the mean over exits, this one included, of their log-probabilities.

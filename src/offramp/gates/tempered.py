@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from offramp.errors import BadInput
 from offramp.nodes import Gate, Seen
 
+__all__ = ["Tempered"]
+
 
 class Tempered(Gate):
     """Wraps any gate; temperature > 1 softens (Guo et al., 2017, arXiv 1706.04599).

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from offramp.nodes import Gate, Seen
 
+__all__ = ["Uncertainty", "uncertainty"]
+
 NUMBERS = 4
 
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from offramp.layers.front import Front
 from offramp.layers.lateral import lateral_norm
 
+__all__ = ["alexnet"]
+
 
 def front() -> Front:
     """Images [B, 3, 32, 32] of 0 to 255, normalised by CIFAR-10's own mean and deviation."""

@@ -14,6 +14,8 @@ from offramp.layers.front import Front
 from offramp.models import alexnet
 from offramp.models.cifar_resnet import Block
 
+__all__ = ["resnet110_branchy"]
+
 
 def front() -> Front:
     """Images [B, 3, 32, 32] of 0 to 255, normalised by CIFAR-10's own mean and deviation."""

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from offramp.layers.front import Front
 
+__all__ = ["lenet"]
+
 
 def front() -> Front:
     """Images [B, 1, 28, 28] of 0 to 255, normalised by MNIST's own mean and deviation."""

@@ -27,6 +27,8 @@ from offramp.recipes._equilibrium import equilibrium, require_one_model
 from offramp.recipes._schedules import cosine, dropped
 from offramp.recipes._together import soft_cross_entropy
 
+__all__ = ["Joint"]
+
 NORMS = ("moving", "frozen")
 RATES = {"adam": 1e-3, "sgd": 0.1}
 ALONE = "models alone"
