@@ -86,6 +86,19 @@ def as_input(x: Any, device: torch.device | None = None) -> Tensor:
         tensor: Tensor = x if isinstance(x, Tensor) else torch.as_tensor(x)
     except (TypeError, ValueError, RuntimeError) as problem:
         raise BadData(f"the input is a {type(x).__name__}, expected a tensor or an array [B, ...]") from problem
+    if odd := _odd(tensor):
+        raise BadData(f"the input is a tensor {odd}, expected a dense one with values, such as x.to_dense() gives")
     if tensor.dim() < 1:
         raise BadData("the input is a single number, expected a batch [B, ...]; add a first dimension")
     return tensor if device is None else tensor.to(device, non_blocking=True)
+
+
+def _odd(tensor: Tensor) -> str | None:
+    """Why no network can read a tensor, or None."""
+    if tensor.is_meta:
+        return "on the meta device, which has no values"
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        return "of the layout " + ("nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch."))
+    if tensor.is_quantized:
+        return f"of the quantized type {tensor.dtype}"
+    return None

@@ -4,7 +4,7 @@ What is written stands in a temporary folder beside its place until it is comple
 step. A reader meets the old one or the new one, also when the writer is killed at any moment.
 
     .<name>.offramp-<random>.part/    locked by its writer, so that one without a lock is known to be left behind
-        new                           what is being written, a file or a folder
+        new                           what is being written: a folder, or a folder around one file
         old                           the folder that was replaced, where the system cannot exchange two folders
 
 How a folder takes the place of another:
@@ -26,6 +26,7 @@ import shutil
 import stat
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -41,6 +42,8 @@ PART = ".part"
 MARK = "offramp-"
 LONGEST = 120  # bytes of a name that stand in the name of its temporary folder
 HEAD = 1 << 16  # bytes at the beginning of a file by which its writer is recognised
+PATIENCE = 10.0  # seconds to wait for the lock of a folder; its holder needs some milliseconds
+PAUSE = 0.005
 RETRIES = 50  # of a reader while a folder is replaced again and again
 
 RequireOwn = Callable[[Path], None]
@@ -67,7 +70,8 @@ def replacing(path: str | Path, *, mark: bytes | None = None, what: str = "file"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _part_of(target) as part:
-            temporary = part / f"new{target.suffix}"
+            (part / "new").mkdir()  # of its own, so that what writes there may lock it
+            temporary = part / "new" / target.name
             yield temporary
             if temporary.exists():  # a block that wrote nothing replaces nothing
                 os.chmod(temporary, 0o644)
@@ -189,7 +193,7 @@ def _part_of(target: Path) -> Iterator[Path]:
         _remove_dead(target)
         prefix = f".{_stem(target)}.{MARK}"
         part = Path(tempfile.mkdtemp(prefix=prefix, suffix=PART, dir=target.parent))
-        handle = _lock_of(part, wait=False)
+        handle = _lock_of(part)
     try:
         yield part
     finally:
@@ -205,7 +209,7 @@ def _remove_dead(target: Path) -> None:
     Called under the lock of the folder around, so that a part whose writer has not locked it yet is not seen.
     """
     for part in _parts(target):
-        handle = _lock_of(part, wait=False)
+        handle = _lock_of(part)
         if handle is None:  # in use, or the system has no locks and nobody can tell
             continue
         only_copy = (part / "old").exists() and not os.path.lexists(target)
@@ -218,9 +222,10 @@ def _parts(target: Path) -> list[Path]:
     """Temporary folders of a place, the newest first. Nobody else gives a folder such a name."""
     start = f".{_stem(target)}.{MARK}"
     found = list[tuple[int, Path]]()
-    with contextlib.suppress(OSError):
-        for entry in os.scandir(target.parent):
-            if entry.name.startswith(start) and entry.name.endswith(PART) and entry.is_dir(follow_symlinks=False):
+    with contextlib.suppress(OSError), os.scandir(target.parent) as entries:
+        for entry in entries:
+            ours = entry.name.startswith(start) and entry.name.endswith(PART)
+            if ours and entry.is_dir(follow_symlinks=False):
                 found.append((entry.stat(follow_symlinks=False).st_mtime_ns, Path(entry.path)))
     return [path for _, path in sorted(found, reverse=True)]
 
@@ -243,8 +248,8 @@ def _discard(part: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; where the system has none, go on without."""
-    handle = _lock_of(folder, wait=True)
+    """Hold the lock of a folder; where the system has none, or somebody keeps it for long, go on without."""
+    handle = _lock_of(folder, wait=PATIENCE)
     try:
         yield
     finally:
@@ -252,20 +257,30 @@ def _locked(folder: Path) -> Iterator[None]:
             os.close(handle)
 
 
-def _lock_of(folder: Path, *, wait: bool) -> int | None:
-    """An open handle that locks a folder, until it is closed or its process ends; None where it cannot be locked."""
+def _lock_of(folder: Path, *, wait: float = 0.0) -> int | None:
+    """An open handle that locks a folder, until it is closed or its process ends; None where it is not to be had.
+
+    wait: seconds, while another handle has it.
+    """
     if fcntl is None:
         return None
     try:
         handle = os.open(folder, os.O_RDONLY)
     except OSError:
         return None
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
+    until = time.monotonic() + wait
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return handle
+        except BlockingIOError:
+            if time.monotonic() < until:
+                time.sleep(PAUSE)
+                continue
+        except OSError:  # a file system without locks
+            pass
         os.close(handle)
         return None
-    return handle
 
 
 # Taking the place
