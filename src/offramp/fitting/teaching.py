@@ -226,6 +226,7 @@ def _called(data: object, network: Network, processes: Processes, *, labels: boo
 def _first(source: Rows, network: Network) -> dict[str, Tensor]:
     """The logits of the first row. Raises BadData when the network does not take it."""
     state = as_inputs(source.take_x(np.arange(1)), network.device())
+    network.require_inputs(state, source.name)
     try:
         with torch.no_grad():
             found: dict[str, Tensor] = Looking(network)(state, False)["logits"]
