@@ -31,12 +31,14 @@ class Tokenizer:
         library = _library()
         with reading(self.file, "a tokenizer.json"), _silent():
             made = library.Tokenizer.from_file(str(self.file))
-        least = made.num_special_tokens_to_add(False) + 1
+            least = made.num_special_tokens_to_add(False) + 1
         if self.length < least:
             raise BadData(f"got length={self.length}; expected at least {least}, as {self.file} adds marks: raise it")
         self.pad = self._padding(made)
-        made.enable_truncation(max_length=self.length)
-        made.no_padding()
+        with reading(self.file, "a tokenizer.json"), _silent():
+            made.enable_truncation(max_length=self.length)
+            made.no_padding()
+            made.encode_batch(["a"])  # most damage that shows only in use shows here
         self._made = made
 
     def _padding(self, made: Any) -> int:
