@@ -16,7 +16,18 @@ HOUSE = ROOT / "src" / "offramp"
 READ = ("src", "tests", "benchmarks", "examples", "docs")
 
 FLOORS = [
-    ["errors", "ambient", "arguments", "files", "notices", "progress", "scores", "signature"],
+    [
+        "errors",
+        "ambient",
+        "arguments",
+        "files",
+        "notices",
+        "ownership",
+        "progress",
+        "replacement",
+        "scores",
+        "signature",
+    ],
     [
         "find",
         "chain",

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import stat
 import subprocess
 import sys
 import zipfile
@@ -24,8 +22,6 @@ from offramp.files import (
     read_arrays,
     read_json,
     read_tensors,
-    replacing,
-    replacing_folder,
     to_document,
     write_arrays,
     write_json,
@@ -42,89 +38,6 @@ class Evil:
 
 def left(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
-
-
-def test_a_write_replaces_the_file_whole(tmp_path):
-    file = tmp_path / "new" / "a.txt"
-    for text in ("one", "two"):
-        with replacing(file) as temporary:
-            assert temporary.parent == file.parent
-            temporary.write_text(text)
-        assert file.read_text() == text
-    assert left(tmp_path) == ["new", "new/a.txt"]
-    assert stat.S_IMODE(file.stat().st_mode) == 0o644
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_interrupted_write_leaves_the_old_file(tmp_path, error):
-    (tmp_path / "a.txt").write_text("old")
-
-    def interrupted():
-        with replacing(tmp_path / "a.txt") as temporary:
-            temporary.write_text("half")
-            raise error
-
-    with pytest.raises(error):
-        interrupted()
-    assert (tmp_path / "a.txt").read_text() == "old"
-    assert left(tmp_path) == ["a.txt"]
-
-
-@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
-def test_an_interrupted_write_leaves_the_old_folder(tmp_path, error):
-    with replacing_folder(tmp_path / "net") as place:
-        (place / "network.json").write_text("old")
-
-    def interrupted():
-        with replacing_folder(tmp_path / "net") as place:
-            (place / "network.json").write_text("half")
-            raise error
-
-    with pytest.raises(error):
-        interrupted()
-    assert (tmp_path / "net" / "network.json").read_text() == "old"
-    assert left(tmp_path) == ["net", "net/network.json"]
-
-
-def test_a_rename_that_fails_gives_the_old_folder_back(tmp_path, monkeypatch):
-    with replacing_folder(tmp_path / "net") as place:
-        (place / "network.json").write_text("old")
-    rename = os.rename
-
-    def fails(source, target):
-        if str(source).endswith(".part"):
-            raise OSError(28, "No space left on device")
-        rename(source, target)
-
-    monkeypatch.setattr(files.os, "rename", fails)
-    with pytest.raises(BadFile, match="No space left"), replacing_folder(tmp_path / "net") as place:
-        (place / "network.json").write_text("new")
-    assert (tmp_path / "net" / "network.json").read_text() == "old"
-    assert left(tmp_path) == ["net", "net/network.json"]
-
-
-def test_a_folder_of_something_else_is_never_replaced(tmp_path):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis" / "chapter1.tex").write_text("x")
-    with pytest.raises(BadFile, match="not written by offramp"), replacing_folder(tmp_path / "thesis"):
-        pass
-    (tmp_path / "file").write_text("x")
-    with pytest.raises(BadFile, match="not written by offramp"), replacing_folder(tmp_path / "file"):
-        pass
-    assert left(tmp_path) == ["file", "thesis", "thesis/chapter1.tex"]
-    (tmp_path / "empty").mkdir()
-    with replacing_folder(tmp_path / "empty") as place:
-        (place / "network.json").write_text("x")
-    assert left(tmp_path / "empty") == ["network.json"]
-
-
-def test_an_unwritable_place(tmp_path):
-    (tmp_path / "file").write_text("x")
-    for place in (tmp_path / "file" / "a.json", tmp_path / ("n" * 300)):
-        with pytest.raises(BadFile, match=r"cannot write .* may write to"):
-            write_json(place, "plan", 1, {})
-        with pytest.raises(BadFile, match="cannot write"), replacing_folder(place):
-            pass
 
 
 def test_documents_come_back(tmp_path):

@@ -8,6 +8,7 @@ import pytest
 
 from offramp import find
 from offramp.errors import BadInput, UnknownName
+from offramp.factories import make_model
 from offramp.gates.confidence import margin
 
 
@@ -48,6 +49,20 @@ def test_what_is_imported_or_private_is_not_on_the_shelf(name):
     assert name not in find.names("models")
     with pytest.raises(UnknownName):
         find.find("models", name)
+
+
+@pytest.mark.parametrize("name", ["front", "LeNet", "Block", "CifarResNet"])
+def test_what_a_file_does_not_offer_is_not_on_the_shelf(name):
+    with pytest.raises(UnknownName, match=f"no model .* called '{name}'"):
+        find.find("models", name)
+    with pytest.raises(UnknownName):
+        make_model(f"offramp:{name}")
+
+
+def test_every_name_that_is_offered_is_there():
+    for shelf in ("augments", "exits", "gates", "layers", "models"):
+        for name in find.names(shelf):
+            assert callable(find.find(shelf, name))
 
 
 def test_names():

@@ -43,6 +43,21 @@ def test_law_1_the_spine_reaches_shelves_by_name(module):
     assert not shelved, f"{module} imports {shelved}; use offramp.find"
 
 
+@pytest.mark.parametrize("module", [name for name in MODULES if house.room(name) in house.SHELVES and "._" not in name])
+def test_law_1_a_file_on_a_shelf_says_what_it_offers(module):
+    """Find offers the names in `__all__` and nothing else; each of them is made in that very file."""
+    if "." not in module:
+        return  # the package of a shelf
+    tree = house.parsed(MODULES[module])
+    lists = [node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"]
+    assert len(lists) == 1, f"{module} has no __all__"
+    offered = ast.literal_eval(lists[0].value)
+    made = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    assert offered
+    assert len(set(offered) & made) == len(offered)
+    assert not [name for name in offered if name.startswith("_")]
+
+
 def test_law_1_listing_a_shelf_imports_nothing():
     code = """
 import json, sys

@@ -13,7 +13,7 @@ from offramp.files import from_document, read_arrays, to_document, write_arrays
 from offramp.guarantees.risks import Risk, find_risk
 from offramp.plan import Plan, choose
 from offramp.provenance import Origin
-from offramp.trace import SCHEMA, WHY, Trace
+from offramp.trace import SCHEMA, WHY, Trace, _digest
 from small import trace_of
 
 
@@ -226,6 +226,57 @@ def test_a_header_that_makes_no_sense(tmp_path, trace, change):
     edited(tmp_path / "trace.npz", change)
     with pytest.raises(BadFile):
         Trace.load(tmp_path / "trace.npz")
+
+
+ODD = {
+    "a text": lambda column: column.astype(str),
+    "complex": lambda column: column.astype(np.complex64),
+    "dates": lambda column: np.zeros(column.shape, "datetime64[s]"),
+    "a number": lambda column: column.reshape(-1)[0],
+    "one more axis": lambda column: column[None],
+    "a table": lambda column: np.stack([column, column], -1),
+    "shorter": lambda column: column[:-1],
+    "empty": lambda column: column[:0],
+    "records": lambda column: np.zeros(column.shape, [("a", np.int64)]),
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize(
+    "name", ["score/small", "answer/large", "logits/small", "label", "row", "digest", "cost/segment/small"]
+)
+def test_a_column_of_another_kind_with_a_right_checksum_is_refused(tmp_path, trace, name, odd):
+    columns = {**trace.columns, name: ODD[odd](trace.columns[name])}
+    saved_as_it_is(trace, columns, tmp_path / "trace.npz")
+    with pytest.raises(BadFile, match="no complete trace"):
+        Trace.load(tmp_path / "trace.npz")
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("answer/small", -1),
+        ("answer/small", 10**6),
+        ("label", -3),
+        ("cost/segment/small", np.inf),
+        ("cost/segment/small", -1.0),
+    ],
+)
+def test_a_value_that_cannot_be_is_refused(tmp_path, trace, name, value):
+    column = trace.columns[name].copy()
+    column.reshape(-1)[0] = value
+    saved_as_it_is(trace, {**trace.columns, name: column}, tmp_path / "trace.npz")
+    with pytest.raises(BadFile, match="no complete trace"):
+        Trace.load(tmp_path / "trace.npz")
+
+
+def saved_as_it_is(trace, columns, path) -> None:
+    """A trace of these columns with a checksum that fits, whatever they are."""
+    trace.save(path)
+    header, _ = read_arrays(path)
+    _, body = from_document(header, "trace", SCHEMA, "here")
+    body["columns"] = _digest(columns)
+    write_arrays(path, to_document("trace", SCHEMA, body), columns)
 
 
 def test_a_newer_schema_is_named(tmp_path, trace):

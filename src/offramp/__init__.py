@@ -11,9 +11,11 @@ Errors live in `offramp.errors`. Importing this imports no torch: each name is l
 from __future__ import annotations
 
 import importlib
-from typing import TYPE_CHECKING, Any
 
+TYPE_CHECKING = False  # that of typing, which takes a moment to import, and Ctrl-C in it would end in a traceback
 if TYPE_CHECKING:
+    from typing import Any
+
     from offramp.calibration.calibrating import calibrate as calibrate
     from offramp.calibration.checking import check as check
     from offramp.cutting import cut as cut

@@ -15,6 +15,8 @@ from offramp.errors import BadInput, BadNetwork
 from offramp.find import unknown
 from offramp.signature import is_input
 
+MOST_NODES = 2000
+
 
 @dataclass(frozen=True)
 class Node:
@@ -62,6 +64,10 @@ class Chain:
         names = [node.name for node in self.nodes]
         if not names or len(set(names)) != len(names):
             raise BadNetwork(f"nodes are {names}; a network needs at least one, and names of their own")
+        if len(names) > MOST_NODES:
+            raise BadNetwork(f"there are {len(names):,} nodes, expected at most {MOST_NODES:,}; cut fewer places")
+        if odd := [name for name in names if not isinstance(name, str) or not name or not name.isprintable()]:
+            raise BadNetwork(f"a node is called {odd[0]!r}, expected printable characters; name it otherwise")
         if [node.successor for node in self.nodes] != [*names[1:], None]:
             raise BadNetwork(f"nodes {names} are no chain; today each node's successor is the next one")
         for place, node in enumerate(self.nodes):

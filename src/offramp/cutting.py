@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -25,7 +24,7 @@ from offramp.nodes import Exit, Gate, Seen
 from offramp.nodes import answer as logits_of
 from offramp.placing.asked import require_place, where
 from offramp.provenance import union
-from offramp.rungs import BACKBONE, RESERVED, Rung, digest, values_of
+from offramp.rungs import BACKBONE, Rung, digest, require_name, values_of
 from offramp.segmenting import segments_of
 from offramp.signature import Input, is_input, is_label
 from offramp.wrappers import require_plain, unwrapped
@@ -324,12 +323,7 @@ def _named(rungs: Sequence[Model] | Mapping[str, Model]) -> dict[str, Named]:
         model, front = rung if isinstance(rung, tuple) else (rung, None)
         if not isinstance(model, nn.Module) or not (front is None or isinstance(front, nn.Module)):
             raise BadNetwork(f"rung {name!r} is {rung!r}, expected a torch.nn.Module or (module, front)")
-        if not re.fullmatch(r"[A-Za-z0-9_\-]+", name):
-            raise BadInput(f"a rung is called {name!r}, expected letters, digits, - and _; name it otherwise")
-        if name in RESERVED:
-            raise BadInput(f"a rung is called {name!r}, which has a meaning of its own here; name it otherwise")
-        if hasattr(nn.ModuleDict, name):
-            raise BadInput(f"a rung is called {name!r}, which is a method of every torch module; name it otherwise")
+        require_name(name)
         model, _ = unwrapped(model)
         require_plain(model, f"rung {name!r}")
         if isinstance(model, Network):

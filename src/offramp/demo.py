@@ -18,12 +18,14 @@ from offramp.cutting import ladder
 from offramp.data.rows import Batch, rows
 from offramp.evaluation import Evaluation
 from offramp.factories import front_of, make_model
-from offramp.files import write_tensors
+from offramp.files import WEIGHTS_MARK, document_mark, write_tensors
 from offramp.network import Network
 from offramp.plan import Plan
 from offramp.recording import record
+from offramp.replacement import require_own_file, require_writable
+from offramp.reporting.frame import MARK
 from offramp.reporting.page import report
-from offramp.storing import save
+from offramp.storing import FOLDER, save
 
 RUNGS = {"digits_small": 20, "digits_large": 10}  # name on the models shelf, and epochs of training
 TRAINING = "digits[0:700]"
@@ -60,6 +62,7 @@ def demo(folder: str | Path, *, say: Callable[[str], None] = lambda text: None, 
     `say` is told each step as the command that would do it. Raises MissingExtra without scikit-learn or Plotly.
     """
     place = Path(folder)
+    require_own(place)
     with one_thread():
         network = train(place, say)
         say(f"offramp record {place}/network '{CALIBRATION}' -o {place}/calibration.npz")
@@ -78,6 +81,18 @@ def demo(folder: str | Path, *, say: Callable[[str], None] = lambda text: None, 
         say(f"offramp report {place}/test.npz {place}/plan.json --data '{TEST}' -o {place}/report.html")
         page = report(test, plan, place / "report.html", data=TEST)
     return Story(place, page, plan, evaluation, timed)
+
+
+def require_own(place: Path) -> None:
+    """Raise BadFile, before the work, where a file or a folder of the same name is somebody else's."""
+    require_writable(place, folder=True)
+    FOLDER.require_own(place / "network")
+    for name in RUNGS:
+        require_own_file(place / f"{name}.safetensors", WEIGHTS_MARK, "weights file")
+    for name in ("calibration.npz", "test.npz"):
+        require_own_file(place / name, document_mark("trace"), "trace")
+    require_own_file(place / "plan.json", document_mark("plan"), "plan")
+    require_own_file(place / "report.html", MARK, "page")
 
 
 def train(place: Path, say: Callable[[str], None] = lambda text: None) -> Network:

@@ -1,30 +1,30 @@
 """Atomic writes and safe reads: nothing half-written, nothing that runs code.
 
-Every file is written under a temporary name beside its place and renamed; a reader meets the old file or the
-new one. JSON bodies carry a schema version and a checksum, so that an edited file is noticed. Arrays are `.npz`
-without pickles, weights safetensors; `.pt` and `.pth` are read with `weights_only=True`.
+Every file is written whole (offramp.replacement), and replaces only an earlier one of its own kind. JSON bodies carry
+a schema version and a checksum, so that an edited file is noticed. Arrays are `.npz` without pickles, weights
+safetensors; `.pt` and `.pth` are read with `weights_only=True`. Only regular files are read, and none without a limit.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
-import errno
+import csv
 import hashlib
 import json
 import math
 import os
 import re
-import shutil
-import tempfile
+import stat
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
 from offramp.errors import BadFile, NewerSchema
+from offramp.replacement import replacing as replacing
+from offramp.replacement import require_writable as require_writable
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,101 +34,9 @@ HEADER = "header.json"
 CHECKPOINTS = {".pt", ".pth", ".th", ".bin", ".ckpt"}
 UNSUSPICIOUS = 256 * 2**20  # bytes: a file may unpack to as much, however tightly it is packed
 MOST_TIMES = 100  # beyond that: real data rarely shrinks to a hundredth, and zeros to a thousandth
-
-
-@contextlib.contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary path beside `path`; rename it into place when the block ends well, else remove it."""
-    target = Path(path)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent)
-        os.close(handle)
-    except OSError as problem:
-        raise unwritable(target, problem) from problem
-    temporary = Path(name)
-    try:
-        yield temporary
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except OSError as problem:
-        raise unwritable(target, problem) from problem
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def replacing_folder(path: str | Path) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it takes the place of `path` when the block ends well.
-
-    A folder that holds anything but an earlier offramp folder (one with a JSON file of ours) is never replaced.
-    """
-    target = Path(path)
-    require_replaceable(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-    except OSError as problem:
-        raise unwritable(target, problem) from problem
-    old = temporary.with_suffix(".old")
-    try:
-        yield temporary
-        os.chmod(temporary, 0o755)
-        if target.exists():
-            os.rename(target, old)
-        os.rename(temporary, target)
-    except OSError as problem:
-        raise unwritable(target, problem) from problem
-    finally:
-        if old.exists() and not target.exists():
-            os.rename(old, target)
-        shutil.rmtree(old, ignore_errors=True)
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-def restored(folder: Path) -> Path:
-    """The folder; where a process was killed in the moment in which it was replaced, the one before is put back."""
-    if not folder.exists():
-        for old in sorted(folder.parent.glob(f".{folder.name}.*.old")):
-            os.rename(old, folder)
-            break
-    return folder
-
-
-def require_replaceable(folder: Path) -> None:
-    """Raise BadFile for a folder that holds something else than an earlier offramp folder."""
-    try:
-        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not _is_ours(folder))):
-            raise BadFile(f"{folder} exists and was not written by offramp; name an empty or a new folder")
-    except OSError as problem:
-        raise unwritable(folder, problem) from problem
-
-
-def require_writable(place: Path, *, folder: bool = False) -> None:
-    """Raise BadFile for a place that cannot be written, before the work is done and not after it.
-
-    folder: what is to be there is a folder, which may exist already.
-    """
-    homes = [place, *place.absolute().parents] if folder else [*place.absolute().parents]
-    home = next(each for each in homes if os.path.lexists(each))
-    wrong = None
-    if place.is_dir() and not folder:
-        wrong = errno.EISDIR
-    elif not home.is_dir():
-        wrong = errno.ENOTDIR
-    elif not os.access(home, os.W_OK | os.X_OK):
-        wrong = errno.EACCES
-    if wrong is not None:
-        raise unwritable(place, OSError(wrong, os.strerror(wrong)))
-
-
-def _is_ours(folder: Path) -> bool:
-    return any((folder / name).is_file() for name in ("network.json", "manifest.json"))
-
-
-def unwritable(path: Path, problem: OSError) -> BadFile:
-    """The error for a place that cannot be written."""
-    return BadFile(f"cannot write {path}: {problem.strerror or problem}; choose a folder that you may write to")
+WEIGHTS_MARK = b'"written_by":"offramp"'  # in the metadata of our safetensors files
+MOST_TEXT = 1 << 30  # bytes of a document: a plan carries eight for every row that it was made from
+FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")  # with which a spreadsheet begins to compute
 
 
 def checksum(body: object) -> str:
@@ -150,9 +58,11 @@ def from_document(text: str, kind: str, newest: int, where: str) -> tuple[int, d
     Raises BadFile for what is no such document or was edited, NewerSchema for a later version.
     """
     try:
-        document = json.loads(text)
+        document = json.loads(text, object_pairs_hook=_once)
         family, name, version = document.pop("schema").split("/")
-        number, stated = int(version), document.pop("checksum")
+        number = int(version)
+        stated = document.pop("checksum")
+        computed = checksum(document)
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as problem:
         raise BadFile(f"{where} is not an offramp {kind}: no readable JSON with a schema; make it again") from problem
     if (family, name) != ("offramp", kind):
@@ -163,15 +73,28 @@ def from_document(text: str, kind: str, newest: int, where: str) -> tuple[int, d
         raise NewerSchema(
             f"{where} has schema offramp/{kind}/{number}, this offramp reads up to {newest}; upgrade offramp"
         )
-    if stated != checksum(document):
+    if stated != computed:
         raise BadFile(f"{where} was edited or damaged after it was written (its checksum differs); make it again")
     return number, document
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object, in which every key stands once: else two readers could take two meanings from one file."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a key stands twice")
+    return found
+
+
 def write_json(path: str | Path, kind: str, version: int, body: Mapping[str, Any]) -> None:
-    """Write a versioned, checksummed JSON document."""
-    with replacing(path) as temporary:
+    """Write a versioned, checksummed JSON document, onto nothing but an earlier one of the same kind."""
+    with replacing(path, mark=document_mark(kind), what=kind) as temporary:
         temporary.write_text(to_document(kind, version, body))
+
+
+def document_mark(kind: str) -> bytes:
+    """Bytes near the beginning of every document of a kind."""
+    return f'"schema": "offramp/{kind}/'.encode()
 
 
 def read_json(path: str | Path, kind: str, newest: int) -> tuple[int, dict[str, Any]]:
@@ -179,28 +102,70 @@ def read_json(path: str | Path, kind: str, newest: int) -> tuple[int, dict[str, 
     return from_document(read_text(path), kind, newest, str(path))
 
 
-def _refuse_folder(path: str | Path) -> None:
-    """Raise BadFile for a folder, of which somebody else would say that it is no file."""
-    if Path(path).is_dir():
-        holds = "network.json" if (Path(path) / "network.json").is_file() else None
-        told = "a folder that holds a network" if holds else "a folder"
-        raise BadFile(f"{path} is {told}, expected a file; check the order of the arguments")
-
-
-def read_text(path: str | Path) -> str:
-    """The text of a UTF-8 file, or BadFile."""
-    _refuse_folder(path)
+def read_text(path: str | Path, *, most: int = MOST_TEXT) -> str:
+    """The text of a regular UTF-8 file of at most `most` bytes, or BadFile."""
+    require_regular(path, most=most)
     try:
         return Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError as problem:
-        raise BadFile(f"{path} does not exist; check the path") from problem
     except (OSError, UnicodeDecodeError) as problem:
         raise BadFile(f"cannot read {path} as text ({problem}); check the path and the file") from problem
 
 
+def require_regular(path: str | Path, *, most: int | None = None) -> None:
+    """Raise BadFile for what is no file of bytes: a folder, a device, a pipe or a socket would be read for ever.
+
+    most: the largest size in bytes.
+    """
+    try:
+        about = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError) as problem:
+        raise BadFile(f"{path} does not exist; check the path") from problem
+    except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
+        raise BadFile(f"cannot read {path} ({problem}); check the path") from problem
+    if stat.S_ISDIR(about.st_mode):
+        raise BadFile(f"{path} is a folder, expected a file; check the path")
+    if not stat.S_ISREG(about.st_mode):
+        raise BadFile(f"{path} is a device, a pipe or a socket, expected a regular file; copy what it gives to one")
+    if most is not None and about.st_size > most:
+        raise BadFile(f"{path} holds {about.st_size:,} bytes, expected at most {most:,}; check the path")
+
+
+def write_csv(path: str | Path, head: Sequence[str], rows: Iterable[Sequence[object]], *, what: str) -> None:
+    """Write a table as CSV, onto nothing but an earlier one with the same first columns.
+
+    A text that a spreadsheet would take for a formula gets a ' before it. Numbers stay as they are, and None is an
+    empty cell.
+
+    Args:
+        path: the file.
+        head: names of the columns; the first three tell whose table it is.
+        rows: the cells of each row, in the order of `head`.
+        what: what the table is, for the message where another file is there.
+    """
+    mark = ",".join(head[:3]).encode()
+    with replacing(path, mark=mark, what=what) as part, part.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([plain_cell(name) for name in head])
+        for row in rows:
+            writer.writerow([plain_cell(value) for value in row])
+
+
+def plain_cell(value: object) -> object:
+    """A cell of a table that no spreadsheet computes: a text that begins like a formula gets a ' before it."""
+    if isinstance(value, str) and value.startswith(FORMULA):
+        return "'" + value
+    return value
+
+
 def write_arrays(path: str | Path, header: str, columns: Mapping[str, Array]) -> None:
-    """Write named arrays and a text header into one `.npz`, uncompressed."""
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    """Write named arrays and a text header into one `.npz`, uncompressed, onto nothing but one of the same kind.
+
+    header: a document (`to_document`), whose schema names the kind.
+    """
+    schema = re.search(r'"schema": "offramp/(\w+)/', header)
+    mark = None if schema is None else document_mark(schema[1])
+    what = "file" if schema is None else schema[1]
+    with replacing(path, mark=mark, what=what) as temporary, temporary.open("wb") as file:
         text: Array = np.frombuffer(header.encode(), dtype=np.uint8)
         np.savez(file, allow_pickle=False, **{HEADER: text, **columns})
 
@@ -210,9 +175,7 @@ def read_arrays(path: str | Path) -> tuple[str, dict[str, Array]]:
 
     Raises BadFile for anything else: missing, truncated, pickled, no header.
     """
-    _refuse_folder(path)
-    if not Path(path).is_file():
-        raise BadFile(f"{path} does not exist; check the path")
+    require_regular(path)
     try:
         with Path(path).open("rb") as file:
             _require_stored(file, path)
@@ -310,13 +273,14 @@ def free_memory() -> int | None:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors as safetensors; shared memory is written once per name."""
+    """Write named tensors as safetensors, onto nothing but weights of ours; shared memory is written once per name."""
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with replacing(path) as temporary:
+    plain = {name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}
+    with replacing(path, mark=WEIGHTS_MARK, what="weights file") as temporary:
         try:
-            save_file({name: value.detach().cpu().contiguous().clone() for name, value in tensors.items()}, temporary)
+            save_file(plain, temporary, metadata={"written_by": "offramp"})
         except SafetensorError as problem:  # a full disk among others
             raise BadFile(f"cannot write {path} ({problem}); make room, or choose another folder") from problem
 
@@ -350,8 +314,7 @@ def read_state_dicts(path: str | Path) -> dict[str, dict[str, Tensor]]:
         BadFile: missing, truncated, would run code, or without a state dict.
     """
     place = Path(path)
-    if not place.is_file():
-        raise BadFile(f"{place} does not exist; check the path")
+    require_regular(place)
     if place.suffix in CHECKPOINTS:
         loaded = _read_checkpoint(place)
         found = dict(_state_dicts(loaded))
@@ -435,6 +398,7 @@ def _some(names: Iterable[object], most: int = 8) -> str:
 
 
 def digest_file(path: str | Path) -> str:
-    """The SHA-256 of a file, in hex."""
+    """The SHA-256 of a regular file, in hex. Raises BadFile."""
+    require_regular(path)
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -4,7 +4,8 @@
     find("models", "resnet20")           the function of that name in models/cifar_resnet.py
     find("gates", "my.module:Mine")      yours; only ever from a name that the user typed, never from a file
 
-A shelf is a folder of this package. Looking for a name reads sources, and imports only the file that holds it.
+A shelf is a folder of this package. What a file offers stands in its `__all__`: names that are typed, and names that
+saved networks hold. Looking for a name reads sources, and imports only the file that holds it.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ def files(shelf: str) -> list[str]:
 
 
 def names(shelf: str) -> list[str]:
-    """Every public name on a shelf, sorted, without importing anything."""
+    """Every name that a shelf offers, sorted, without importing anything."""
     return sorted(name for file in _files(shelf) for name in _public(file))
 
 
@@ -88,7 +89,8 @@ def _files(shelf: str) -> list[Path]:
 
 @cache
 def _public(file: Path) -> frozenset[str]:
-    """Names defined at the top of a source file that do not start with an underscore."""
-    body = ast.parse(file.read_text(encoding="utf-8")).body
-    kinds = (ast.FunctionDef, ast.ClassDef)
-    return frozenset(node.name for node in body if isinstance(node, kinds) and not node.name.startswith("_"))
+    """The names in `__all__` of a source file; none where it has no such list."""
+    for node in ast.parse(file.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return frozenset(ast.literal_eval(node.value))
+    return frozenset()

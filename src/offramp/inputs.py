@@ -143,6 +143,8 @@ def as_input(x: Any, device: torch.device | None = None) -> Tensor:
         tensor: Tensor = x if isinstance(x, Tensor) else torch.as_tensor(x)
     except (TypeError, ValueError, RuntimeError) as problem:
         raise BadData(f"the input is a {type(x).__name__}, expected a tensor or an array [B, ...]") from problem
+    if odd := _odd(tensor):
+        raise BadData(f"the input is a tensor {odd}, expected a dense one with values, such as x.to_dense() gives")
     if tensor.dim() < 1:
         raise BadData("the input is a single number, expected a batch [B, ...]; add a first dimension")
     tensor = _plain_strides(tensor)
@@ -158,3 +160,14 @@ def _plain_strides(tensor: Tensor) -> Tensor:
     if not tensor.is_contiguous() or not tensor.is_contiguous(memory_format=torch.channels_last):
         return tensor
     return tensor.reshape(-1).view(tensor.shape)
+
+
+def _odd(tensor: Tensor) -> str | None:
+    """Why no network can read a tensor, or None."""
+    if tensor.is_meta:
+        return "on the meta device, which has no values"
+    if tensor.is_nested or tensor.layout is not torch.strided:
+        return "of the layout " + ("nested" if tensor.is_nested else str(tensor.layout).removeprefix("torch."))
+    if tensor.is_quantized:
+        return f"of the quantized type {tensor.dtype}"
+    return None

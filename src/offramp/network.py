@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from offramp import ambient
 from offramp.chain import Chain, Node, Step
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadData, BadInput, BadNetwork
 from offramp.find import find
 from offramp.inputs import State, as_inputs
 from offramp.nodes import Exit, Gate, Seen, answers, grade
@@ -237,6 +237,28 @@ class Network(nn.Module):
     def require_eval(self) -> None:
         """Raise BadNetwork while any part is in training mode, where answers depend on batch-mates."""
         require_eval(self, "network", "net.eval()")
+
+    def require_inputs(self, state: State, what: str) -> None:
+        """Raise BadData for rows that are not like those that a model was cut with.
+
+        Args:
+            state: the inputs of some rows by name, each [B, ...].
+            what: what the rows are called.
+        """
+        for rung in self.rungs:
+            for expected in rung.inputs:
+                value = state.get(expected.name)
+                if value is None:
+                    raise BadData(f"{what} has the inputs {list(state)}, and the model was cut with {expected.name!r}")
+                shape = tuple(value.shape[1:])
+                free = 1 if expected.name in rung.length else 0  # the length of a text may be another one
+                floats = value.is_floating_point()
+                if shape[free:] != expected.shape[free:] or floats != expected.dtype.startswith("float"):
+                    kind = str(value.dtype).removeprefix("torch.")
+                    raise BadData(
+                        f"a row of {what} is {kind} {list(shape)}, expected {expected.dtype} {list(expected.shape)}, "
+                        "with which the model was cut; give such rows, or cut it again with an example of these"
+                    )
 
 
 def require_eval(module: nn.Module, what: str, remedy: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from offramp.errors import BadNetwork
+from offramp.errors import BadInput, BadNetwork
 from offramp.inputs import State, call_model, copies
 from offramp.signature import INPUT, Input
 from offramp.taps import listening, logits_in, plain_attention, tapped
@@ -19,6 +20,19 @@ BACKBONE = "backbone"  # the only rung of a model that was cut, and its last nod
 RESERVED = (INPUT, BACKBONE, "last")  # the raw input, and what `against` may name
 
 Modules = Mapping[str, nn.Module] | nn.ModuleDict
+
+
+def require_name(name: object) -> None:
+    """Raise BadInput for a name that no model of a ladder can have.
+
+    The same rule holds for names that are typed and for those that stand in a file.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_\-]+", name):
+        raise BadInput(f"a rung is called {name!r}, expected letters, digits, - and _; name it otherwise")
+    if name in RESERVED:
+        raise BadInput(f"a rung is called {name!r}, which has a meaning of its own here; name it otherwise")
+    if hasattr(nn.ModuleDict, name):
+        raise BadInput(f"a rung is called {name!r}, which is a method of every torch module; name it otherwise")
 
 
 @dataclass(frozen=True)

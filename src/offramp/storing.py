@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from offramp.chain import Chain
 from offramp.errors import BadFile, BadInput, OfframpError
 from offramp.factories import FROM_FILES, MADE_FROM, make_gate, model_from_file
-from offramp.files import digest_file, read_json, read_tensors, replacing_folder, write_json, write_tensors
+from offramp.files import digest_file, read_json, read_tensors, write_json, write_tensors
 from offramp.find import shelved
 from offramp.network import Network, as_network
 from offramp.nodes import Exit, Gate
+from offramp.ownership import FolderKind
 from offramp.provenance import SeenRows
-from offramp.rungs import BACKBONE, Rung
+from offramp.replacement import read_whole, replacing_folder
+from offramp.rungs import BACKBONE, Rung, require_name
 from offramp.signature import Input, is_label
 from offramp.trained import remember, rows_behind
 
@@ -26,23 +28,28 @@ SCHEMA = 1
 FLOATS = {
     str(kind).removeprefix("torch."): kind for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 }
+MOST_RUNGS = 256  # that a file may name: each of them is built before its weights are looked at
+FOLDER = FolderKind("a network", "network.json", "network", frozenset({"network.json", "weights.safetensors"}))
 Given = nn.Module | tuple[nn.Module, nn.Module | None]
 
 
 def save(network: Network, folder: str | Path) -> None:
     """Write a network as a folder, atomically; an earlier network there is replaced whole.
 
-    Raises BadFile when the place cannot be written or holds something else.
+    Raises BadFile when the place cannot be written or holds anything else, if only one more file.
     """
     with saving(network, folder):
         pass
 
 
 @contextlib.contextmanager
-def saving(network: Network, folder: str | Path) -> Iterator[Path]:
-    """As `save`, and yield the folder while it is still a temporary one: what is put beside the network comes along."""
+def saving(network: Network, folder: str | Path, kind: FolderKind = FOLDER) -> Iterator[Path]:
+    """As `save`, and yield the folder while it is still a temporary one: what is put beside the network comes along.
+
+    kind: which earlier folders may be replaced.
+    """
     network = as_network(network)
-    with replacing_folder(folder) as place:
+    with replacing_folder(folder, kind.require_own) as place:
         weights = place / "weights.safetensors"
         write_tensors(weights, network.state_dict())
         marks = {"weights": digest_file(weights), "fingerprint": network.fingerprint()}
@@ -73,7 +80,15 @@ def load(
     gates, exits: those of the user's own, by node name. What is given gets the weights and the precision of the file.
     Raises BadFile (missing, damaged, edited), NewerSchema, BadInput (something must be given again).
     """
-    place = Path(folder)
+    return read_whole(Path(folder), lambda place: _load(place, model, gates or {}, exits or {}), FOLDER.require_own)
+
+
+def _load(
+    place: Path,
+    model: Mapping[str, Given] | Given | None,
+    gates: Mapping[str, Gate],
+    exits: Mapping[str, Exit],
+) -> Network:
     _, body = read_json(place / "network.json", "network", SCHEMA)
     weights = place / "weights.safetensors"
     tensors = read_tensors(weights)
@@ -82,7 +97,7 @@ def load(
             f"{weights} is not the file that {place / 'network.json'} was written with; save the network again"
         )
     try:
-        network = _build(body, _given(model, body), gates or {}, exits or {})
+        network = _build(body, _given(model, body), gates, exits)
         _cast(network, tensors, body.get("types", {}))
     except OfframpError:
         raise
@@ -186,8 +201,13 @@ def _given(model: Mapping[str, Given] | Given | None, body: Mapping[str, Any]) -
 def _build(
     body: Mapping[str, Any], given: Mapping[str, Given], gates: Mapping[str, Gate], exits: Mapping[str, Exit]
 ) -> Network:
+    if len(body["rungs"]) > MOST_RUNGS:
+        raise BadFile(f"the file names {len(body['rungs']):,} models, expected at most {MOST_RUNGS}; save it again")
     _require_given(body, given, gates, exits)
     rungs = [_rung(rung) for rung in body["rungs"]]
+    for rung in rungs:
+        if rung.name != BACKBONE or len(rungs) > 1:  # the one model that was cut has that name
+            require_name(rung.name)
     models, fronts = dict[str, nn.Module](), dict[str, nn.Module]()
     for rung in rungs:
         name = rung.name

@@ -39,6 +39,16 @@ from offramp.scores import ScoreRange
 SCHEMA = 1
 BACKBONE = "backbone"
 WHY = ("gate", "end", "deepest", "deadline")
+COLUMNS = {  # by the first word of their names: the kinds of NumPy types
+    "logits": "f",
+    "score": "f",
+    "cost": "f",
+    "answer": "iu",
+    "label": "iu",
+    "row": "iu",
+    "digest": "u",
+    "learned": "b",
+}
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -170,6 +180,7 @@ class Trace:
         """Raise Mismatch where a row of this trace has other logits or scores than a plan knows of it."""
         digests = np.array([int(text, 16) for text in known.digests], np.uint64)
         shared, here, there = np.intersect1d(self.columns["digest"], digests, return_indices=True)
+        columns: list[tuple[str, Any]]
         columns = [(f"logits/{name}", value) for name, value in zip(self.chain.exits, known.logits, strict=True)]
         columns += [(f"score/{name}", value) for name, value in zip(self.chain.gates, known.scores, strict=True)]
         flipped = np.zeros(len(shared), bool)
@@ -368,9 +379,45 @@ class Trace:
                 "digest_form": form_of(body.get("digest_form", 1), str(path)),
                 "scores": {gate: ScoreRange.from_json(scores) for gate, scores in declared.items()},
             }
-            return Trace(columns, Header(**header))
+            found = Trace(columns, Header(**header))
+            _require_header(found.header)
+            for name, column in columns.items():
+                _require_column(name, column, len(found), found.header.classes)
+            return found
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
             raise BadFile(f"{path} is no complete trace ({problem!r}); record again") from problem
+
+
+def _require_header(header: Header) -> None:
+    """Raise TypeError for a header from a file in which a field is of another type."""
+    texts = (header.reference, header.data, header.data_fingerprint, *(header.class_names or ()))
+    if not all(isinstance(text, str) for text in texts) or not isinstance(header.taught, bool):
+        raise TypeError("a field of the header is of another type")
+    if not isinstance(header.classes, int) or isinstance(header.classes, bool) or header.classes < 1:
+        raise TypeError(f"classes is {header.classes!r}")
+
+
+def _require_column(name: str, column: Array, n: int, classes: int) -> None:
+    """Raise ValueError for a column from a file that is not as the beginning of this module tells it.
+
+    n: rows; classes: of the network. Columns of names that are not known here are left alone.
+    """
+    group = name.partition("/")[0]
+    if group not in COLUMNS:
+        return
+    kinds = COLUMNS[group]
+    shapes: dict[str, list[tuple[int, ...]]] = {"logits": [(n, classes)], "cost": [(3,), (n, 3)]}
+    expected = shapes.get(group, [(n,)])
+    if column.dtype.kind not in kinds or column.shape not in expected:
+        raise ValueError(f"column {name!r} is {column.dtype} {list(column.shape)}, expected {list(expected[-1])}")
+    if not column.size:
+        return
+    if group == "answer" and not 0 <= column.min() <= column.max() < classes:
+        raise ValueError(f"column {name!r} has answers outside of 0 to {classes - 1}")
+    if group == "label" and column.min() < 0:
+        raise ValueError(f"column {name!r} has negative labels")
+    if group == "cost" and (np.isinf(column).any() or (column < 0).any()):  # NaN was not measured
+        raise ValueError(f"column {name!r} has costs that are negative or infinite")
 
 
 def _text(rows: slice) -> str:

@@ -206,6 +206,9 @@ def test_doctor(as_json):
     assert "offramp:resnet56" in found["shelves"]["models"]
     assert {"margin", "max_prob", "neg_entropy"} <= set(found["shelves"]["gates"])
     assert {"hinge", "joint"} <= set(found["shelves"]["recipes"])
+    assert {"linear", "sdn"} <= set(found["shelves"]["exits"])
+    for names in found["shelves"].values():  # what can be typed, and no classes beside it
+        assert not [name for name in names if name[:1].isupper() or name == "offramp:front"]
     assert found["versions"]["torch"]
     said = offramp("doctor").stdout
     assert "processor" in said

@@ -18,7 +18,7 @@ FLAGS = {
     "inspect": "--example --weights --front --length",
     "cut": "--example --output -o --at --parts --probe --weights --front --exit --exit-of --gate --length",
     "fit": f"--output -o --recipe --with --development --batch-size --seed --augment --views --precision --folder "
-    f"--cache --resume --track {GIVEN}",
+    f"--cache --resume --track --overwrite {GIVEN}",
     "record": f"--output -o --batch-size --keep --no-time --keep-probe-rows --engine {GIVEN}",
     "calibrate": "--output -o --risk --at-most --confidence --budget --against --unit --batch --bound --testing "
     "--search --deepest --rows --repeats --drop-seen --how-many",

@@ -91,6 +91,30 @@ def test_ctrl_c_leaves_nothing_half_written(place, command):
     assert contents(place) == before
 
 
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+@pytest.mark.parametrize("part", range(3))
+def test_ctrl_c_while_the_command_line_is_imported(part):
+    """However early: one sentence, and the code of an interruption."""
+    process = start("--help", code=INTERRUPTED_IN.format(module=("typer", "offramp.cli.cuts", "rich")[part]))
+    out, said = process.communicate()
+    if process.returncode == 0:  # this version of typer does not need it
+        pytest.skip("not imported")
+    assert (process.returncode, out, said) == (130, "", "offramp: interrupted; nothing was written\n")
+
+
+INTERRUPTED_IN = """
+import os, signal, sys
+
+def heard(event, arguments):
+    if event == "import" and arguments[0] == "{module}":
+        os.kill(os.getpid(), signal.SIGINT)
+
+sys.addaudithook(heard)
+from offramp.cli import main
+main()
+"""
+
+
 def test_a_reader_that_goes_away(place):
     process = start("check", "plan.json", "test.npz")
     assert process.stdout is not None

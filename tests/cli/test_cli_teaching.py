@@ -47,7 +47,9 @@ def test_joint_with_checkpoints_and_development_rows(net, as_json):
     assert resumed["fingerprint"] == told["fingerprint"]
     words = (TRAIN, *options[:2], "--with", "epochs=1", "--folder", "elsewhere", "--resume", "-o", "other")
     assert "elsewhere holds no checkpoint" in offramp("fit", "net", *words).stderr
-    (net / "elsewhere" / "checkpoint").rename(net / "elsewhere" / ".checkpoint.abc.old")  # killed while it was replaced
+    part = net / "elsewhere" / ".checkpoint.offramp-abc.part"
+    part.mkdir()
+    (net / "elsewhere" / "checkpoint").rename(part / "old")  # killed between two renames
     assert "holds no checkpoint" not in offramp("fit", "net", *words).stderr
 
 
@@ -83,6 +85,8 @@ class Nothing(Recipe):
         (("--recipe", "joint", "--with", "epochs=few"), "'few' epochs"),
         (("--folder", "taught/run"), "inside the output"),
         (("--cache", "taught"), "inside the output"),
+        (("--folder", "net"), "inside the network"),
+        (("--cache", "net/cache"), "inside the network"),
     ],
 )
 def test_what_is_refused(net, words, says):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -238,3 +239,39 @@ def test_a_real_tokenizer(tmp_path):
     assert batch.x["attention_mask"].sum(1).tolist() == [5, 5, 2]
     with pytest.raises(BadData, match="expected at least 3"):
         rows(f"tsv:{tmp_path}/t.tsv?tokenizer={tmp_path}&length=2")
+
+
+def test_a_damaged_tokenizer_is_one_sentence_even_where_its_library_panics(tmp_path):
+    """In a process of its own: the library, of Rust, writes a report to standard error by itself."""
+    pytest.importorskip("tokenizers")
+    done = subprocess.run(
+        [sys.executable, "-c", PANICS, str(tmp_path)], capture_output=True, text=True, check=False, cwd=tmp_path
+    )
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    said = done.stdout.splitlines()
+    assert len(said) == 5
+    assert all("cannot be read as a tokenizer.json" in line for line in said), said
+
+
+PANICS = """
+import json, os, sys
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+import offramp as off
+from offramp.errors import BadFile
+
+words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4, "film": 5}
+whole = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
+whole.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+marks = [("[CLS]", 2), ("[SEP]", 3)]
+whole.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair=None, special_tokens=marks)
+open("t.tsv", "w").write("0\\ta film\\n1\\tfilm\\n")
+panics = json.loads(whole.to_str())
+panics["post_processor"]["single"][0]["SpecialToken"]["id"] = "gone"
+odd = [json.dumps(panics), "[" * 100_000, "{}", whole.to_str()[:-30], '{"version": "1.0", "model": {"vocab": -1}}']
+for text in odd:
+    open("tokenizer.json", "w").write(text)
+    try:
+        next(off.rows("tsv:t.tsv?tokenizer=tokenizer.json&length=8").batches(2))
+    except BadFile as problem:
+        print(problem)
+"""

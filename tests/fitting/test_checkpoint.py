@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from functools import partial
 
@@ -12,6 +13,7 @@ import torch
 import offramp as off
 from offramp.checks import stopping
 from offramp.errors import BadFile, BadInput, Mismatch
+from offramp.files import read_json, write_json
 from offramp.recipe import Phase, Recipe, plain
 from offramp.recipes.joint import Joint
 from small import cut_of, images_of
@@ -112,6 +114,52 @@ def test_a_damaged_checkpoint_is_refused(tmp_path):
         taught(Joint(epochs=1), folder=tmp_path, resume=True)
 
 
+def flipped(file, at: float) -> None:
+    data = bytearray(file.read_bytes())
+    data[int(at * (len(data) - 1))] ^= 16
+    file.write_bytes(data)
+
+
+@pytest.mark.parametrize("at", [0.0, 0.5, 0.9, 1.0])
+@pytest.mark.parametrize("name", ["weights.safetensors", "optimiser.safetensors", "network.json", "training.json"])
+def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_refused(tmp_path, name, at):
+    with pytest.raises(KeyboardInterrupt):
+        taught(stopping(Joint(epochs=1), 3), folder=tmp_path)
+    flipped(tmp_path / "checkpoint" / name, at)
+    net = cut_of(taught=False)
+    before = net.fingerprint()
+    with pytest.raises(BadFile, match=r"damaged|no readable JSON|not an offramp"):
+        off.fit(net, (X, Y), recipe=Joint(epochs=1), batch_size=16, progress=False, folder=tmp_path, resume=True)
+    assert net.fingerprint() == before
+
+
+def test_weights_of_another_run_are_no_weights_to_go_on_from(tmp_path):
+    """Sound files, each for itself."""
+    for name in ("one", "two"):
+        with pytest.raises(KeyboardInterrupt):
+            taught(stopping(Joint(epochs=2), 3 if name == "one" else 5), folder=tmp_path / name)
+    for file in ("weights.safetensors", "optimiser.safetensors"):
+        shutil.copytree(tmp_path / "one", tmp_path / file)
+        shutil.copy(tmp_path / "two" / "checkpoint" / file, tmp_path / file / "checkpoint" / file)
+        with pytest.raises(BadFile, match="damaged or exchanged"):
+            taught(Joint(epochs=2), folder=tmp_path / file, resume=True)
+
+
+def test_a_checkpoint_of_the_first_version_goes_on_while_its_weights_are_sound(tmp_path):
+    whole = taught(Joint(epochs=2))
+    with pytest.raises(KeyboardInterrupt):
+        taught(stopping(Joint(epochs=2), 3), folder=tmp_path)
+    file = tmp_path / "checkpoint" / "training.json"
+    _, body = read_json(file, "training", 2)
+    del body["files"]
+    write_json(file, "training", 1, body)
+    shutil.copytree(tmp_path, tmp_path / "damaged")
+    assert taught(Joint(epochs=2), folder=tmp_path, resume=True).fingerprint() == whole.fingerprint()
+    flipped(tmp_path / "damaged" / "checkpoint" / "weights.safetensors", 0.9)
+    with pytest.raises(BadFile, match="damaged or exchanged"):
+        taught(Joint(epochs=2), folder=tmp_path / "damaged", resume=True)
+
+
 def test_an_optimiser_whose_state_no_checkpoint_holds_is_told(tmp_path):
     class Keeping(torch.optim.SGD):
         def step(self, closure=None):
@@ -184,9 +232,10 @@ def test_other_labels_do_not_continue_a_run(tmp_path):
 
 def test_a_run_that_was_killed_while_a_checkpoint_was_replaced_goes_on_from_the_one_before(tmp_path):
     taught(Joint(epochs=1), folder=tmp_path)
-    (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint.abc.old")
+    (tmp_path / ".checkpoint.offramp-abc.part").mkdir()
+    (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint.offramp-abc.part" / "old")
     net = cut_of(taught=False)
     history = off.fit(net, (X, Y), recipe=Joint(epochs=1), batch_size=16, progress=False, folder=tmp_path, resume=True)
     assert len(history.epochs) == 1
     assert (tmp_path / "checkpoint" / "training.json").is_file()
-    assert not (tmp_path / ".checkpoint.abc.old").exists()
+    assert not (tmp_path / ".checkpoint.offramp-abc.part").exists()

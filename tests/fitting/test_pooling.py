@@ -67,6 +67,35 @@ def test_a_folder_keeps_them_for_the_next_run(passes, tmp_path):
     assert len(passes) == 4
 
 
+DAMAGE = {
+    "a flipped bit": lambda data: data[:-5] + bytes([data[-5] ^ 8]) + data[-4:],
+    "the first byte": lambda data: b"x" + data[1:],
+    "cut short": lambda data: data[: len(data) // 2],
+    "empty": lambda data: b"",
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+@pytest.mark.parametrize("ending", [".npy", ".json"])
+def test_damaged_features_are_computed_again_and_kept_anew(passes, tmp_path, damage, ending):
+    want = pooled(cut_of(), folder=tmp_path).features(off.rows(X), "data")
+    want = {name: np.array(column) for name, column in want.items()}
+    file = sorted(tmp_path.glob(f"*{ending}"))[0]
+    file.write_bytes(DAMAGE[damage](file.read_bytes()))
+    for count in (2, 2):  # once more, and then found whole
+        found = pooled(cut_of(), folder=tmp_path).features(off.rows(X), "data")
+        assert len(passes) == count
+        for name, column in want.items():
+            np.testing.assert_array_equal(column, found[name])
+
+
+def test_features_without_their_digests_are_not_trusted(passes, tmp_path):
+    pooled(cut_of(), folder=tmp_path).features(off.rows(X), "data")
+    next(tmp_path.glob("*.json")).unlink()
+    pooled(cut_of(), folder=tmp_path).features(off.rows(X), "data")
+    assert len(passes) == 2
+
+
 def test_large_ones_lie_on_disk(monkeypatch):
     small = pooled(cut_of()).features(off.rows(X), "data")
     monkeypatch.setattr(pooling, "LARGE", 1)

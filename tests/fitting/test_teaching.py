@@ -393,3 +393,20 @@ def test_a_recipe_by_name_by_class_and_of_ones_own():
         recipe_of("my.nowhere:Recipe")
     with pytest.raises(UnknownName, match=r"argument of the recipe 'joint' called 'epoch'.*epochs"):
         recipe_of("joint", epoch=3)
+
+
+@pytest.mark.parametrize("change", ["wider", "floats", "more channels", "by name"])
+def test_rows_that_are_not_like_those_of_the_cut_are_refused_before_anything_is_taught(change):
+    net = cut_of(taught=False)
+    x = images_of(12)
+    odd = {
+        "wider": torch.cat([x, x], 3),
+        "floats": x.float() if not x.is_floating_point() else (x * 255).to(torch.uint8),
+        "more channels": torch.cat([x, x], 1),
+        "by name": {"image": x},
+    }[change]
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    with pytest.raises(BadData, match="was cut"):
+        off.fit(net, (odd, torch.zeros(12, dtype=torch.int64)), recipe="joint", progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert net.learned is None

@@ -11,6 +11,8 @@ from torch.nn.functional import pad
 
 from offramp.errors import BadData
 
+__all__ = ["crop_flip", "flip"]
+
 BORDER = 4
 
 

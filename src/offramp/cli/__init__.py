@@ -1,129 +1,53 @@
-"""The command line: parse, call, print. A file per group of commands; nothing heavy is imported before it is needed."""
+"""The command line. Its commands are in `offramp.cli.commands`, which is imported when the first of them is called.
+
+Importing them takes a moment, in which Ctrl-C must end in a sentence too: so nothing is imported here.
+"""
 
 from __future__ import annotations
 
-import inspect as inspecting
+import os
 import sys
-import warnings
-from collections.abc import Callable
-from typing import Annotated, Any
 
-import typer
-from typer.core import TyperGroup
+TYPE_CHECKING = False  # that of typing, which takes a moment to import
+if TYPE_CHECKING:
+    from typing import Any, NoReturn
 
-from offramp.cli.comparing import compare
-from offramp.cli.cuts import cut, inspect
-from offramp.cli.deploying import export
-from offramp.cli.home import demo, doctor
-from offramp.cli.networks import ladder
-from offramp.cli.pages import report
-from offramp.cli.plans import calibrate, check
-from offramp.cli.printing import note
-from offramp.cli.serving import bench, run
-from offramp.cli.teaching import FitCommand, fit
-from offramp.cli.traces import record
-from offramp.errors import OfframpError, OfframpWarning
-
-UsageError: Any = typer.BadParameter.__base__
-
-
-class Commands(TyperGroup):
-    """The group of all commands: what goes wrong on purpose is one sentence on standard error and an exit code."""
-
-    def invoke(self, ctx: Any) -> Any:
-        """Call the command. Anything but an OfframpError or a bad option is a bug and keeps its traceback."""
-        try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("always", OfframpWarning)
-                warnings.showwarning = _shown(warnings.showwarning)
-                return super().invoke(ctx)
-        except OfframpError as problem:
-            raise _ended(str(problem), 2) from problem
-        except UsageError as problem:
-            where = problem.ctx.command_path if getattr(problem, "ctx", None) else "offramp"
-            message = problem.format_message().replace(". Did you", "; did you").rstrip(".?")
-            raise _ended(f"{message}; see {where} --help", 2) from problem
-        except KeyboardInterrupt as problem:
-            raise _ended("interrupted; nothing was written", 130) from problem
-
-
-app = typer.Typer(
-    cls=Commands,
-    add_completion=False,
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-    context_settings={"max_content_width": 100, "help_option_names": ["--help", "-h"]},
-)
+INTERRUPTED = 130  # the exit code of what Ctrl-C ended
 
 
 def main() -> None:
     """The entry point. The current folder may hold the user's modules; it comes last, so that it shadows nothing."""
-    sys.path.append("")
-    app()
+    try:
+        from offramp.cli.commands import app
+
+        sys.path.append("")
+        app()
+    except KeyboardInterrupt:  # before a command has begun; from then on the command answers for itself
+        sys.stderr.write("offramp: interrupted; nothing was written\n")
+        _end()
+    except SystemExit as problem:
+        if problem.code == INTERRUPTED:
+            _end()
+        raise
 
 
-def _version(asked: bool) -> None:
-    if asked:
-        from offramp import __version__
+def _end() -> NoReturn:
+    """End the process with the exit code of an interruption.
 
-        typer.echo(f"offramp {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def offramp(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
-    ] = False,
-) -> None:
-    """Make trained networks spend less on easy inputs, under a certified promise.
-
-    From left to right: ladder, or cut and fit; then record, calibrate, run. Each step is a file: work can
-    stop and go on elsewhere.
-    To see it all on data that needs no download: offramp demo
+    Python would end it by the signal where the interruption came within code that was compiled from a text, as
+    dataclasses do while they are imported.
     """
+    import contextlib
+
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+            stream.flush()
+    os._exit(INTERRUPTED)
 
 
-def _ended(sentence: str, code: int) -> typer.Exit:
-    one_line = " ".join(sentence.split())
-    typer.echo(f"offramp: {one_line}", err=True)
-    return typer.Exit(code)
+def __getattr__(name: str) -> Any:
+    if name != "app":
+        raise AttributeError(f"module 'offramp.cli' has no attribute {name!r}")
+    from offramp.cli.commands import app
 
-
-def _shown(others: Callable[..., None]) -> Callable[..., None]:
-    """How warnings are shown: ours as a sentence, each once; others as before."""
-    said: set[str] = set()
-
-    def show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
-        if not issubclass(category, OfframpWarning):
-            others(message, category, *where, **more)
-        elif str(message) not in said:
-            said.add(str(message))
-            note(f"offramp: {message}")
-
-    return show
-
-
-def _help(command: Callable[..., None]) -> str:
-    """The docstring, with the mark that keeps the lines of its example as they are."""
-    return inspecting.cleandoc(command.__doc__ or "").replace("Example:\n", "\b\nExample:\n")
-
-
-for _command in (
-    ladder,
-    inspect,
-    cut,
-    fit,
-    record,
-    calibrate,
-    check,
-    run,
-    bench,
-    export,
-    report,
-    compare,
-    demo,
-    doctor,
-):
-    app.command(help=_help(_command), cls=FitCommand if _command is fit else None)(_command)
+    return app

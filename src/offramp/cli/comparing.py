@@ -34,10 +34,13 @@ def compare(file: File, output: OutputFolder, as_json: AsJson = False) -> None:
     """
     from offramp.comparing.comparing import compare as compared
     from offramp.comparing.page import write_page
-    from offramp.comparing.spreadsheets import write_spreadsheets
-    from offramp.reporting.frame import plotly_library
+    from offramp.comparing.spreadsheets import require_own_tables, write_spreadsheets
+    from offramp.replacement import require_own_file
+    from offramp.reporting.frame import MARK, plotly_library
 
     writable(output, folder=True)
+    require_own_tables(Path(output))
+    require_own_file(Path(output) / "index.html", MARK, "page")
     plotly_library()  # a missing one is told before the work, not after it
     try:
         found = compared(file, output, say=note, progress=not as_json)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from offramp.arguments import words
-from offramp.cli.options import AsJson, GateName, OutputFolder, writable
+from offramp.cli.options import AsJson, GateName, OutputFolder, require_apart, writable
 from offramp.cli.places import figures, placed_for
 from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
@@ -103,9 +104,11 @@ def cut(
         --length input_ids,attention_mask --example 'tsv:dev.tsv?tokenizer=bert-sst2/[0:8]' -o network/
     """
     from offramp.cutting import cut as made
-    from offramp.storing import save
+    from offramp.storing import FOLDER, save
 
     writable(output, folder=True)
+    FOLDER.require_own(Path(output))
+    require_apart(output, [weights])
     require_placing_flags(at, parts, probe)
     exits, free = exits_at(at, exit_, exit_of), words(length) or ()
     module, before = _model(model, weights, front)

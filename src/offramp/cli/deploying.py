@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -18,6 +19,7 @@ from offramp.cli.options import (
     Threshold,
     network_of,
     plan_of,
+    require_apart,
     writable,
 )
 from offramp.cli.printing import answer
@@ -53,9 +55,12 @@ def export(
       offramp export network/ plan.json -o folder/
     """
     from offramp.data.rows import rows
+    from offramp.deploy.exporting import FOLDER
     from offramp.deploy.exporting import export as exported
 
     writable(output, folder=True)
+    FOLDER.require_own(Path(output))
+    require_apart(output, [network, plan])
     chosen = plan_of(plan, threshold)
     some = None if example is None else next(rows(example).batches(4)).x
     found = exported(network_of(network, model, front_of, gate_of), chosen, output, example=some, one_file=one_file)

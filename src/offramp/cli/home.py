@@ -6,7 +6,6 @@ import inspect
 import os
 import platform
 import re
-from collections.abc import Callable
 from importlib import metadata
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -150,21 +149,15 @@ def _shelves() -> dict[str, list[str]]:
     from offramp.data import specs
     from offramp.find import files, find, names
 
-    def callable_with(shelf: str, count: int, but: str = "") -> list[str]:
-        def fits(thing: Callable[..., object]) -> bool:
-            if not inspect.isfunction(thing):
-                return False
-            needed = [one for one in inspect.signature(thing).parameters.values() if one.default is one.empty]
-            return len(needed) == count
-
-        return [name for name in names(shelf) if name != but and fits(find(shelf, name))]
+    def functions(shelf: str) -> list[str]:
+        """Those of the names that make something; the others are classes, which saved networks name."""
+        return [name for name in names(shelf) if inspect.isfunction(find(shelf, name))]
 
     return {
-        "models": [f"offramp:{name}" for name in callable_with("models", 0, but="front")],
+        "models": [f"offramp:{name}" for name in functions("models")],
         "hubs": [f"{name}:NAME" for name in files("hubs")],
-        "gates": callable_with("gates", 1),
-        "exits": names("exits"),
-        "layers": names("layers"),
+        "gates": functions("gates"),
+        "exits": functions("exits"),
         "recipes": files("recipes"),
         "augments": names("augments"),
         "engines": files("engines"),

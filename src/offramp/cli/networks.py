@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.cli.options import AsJson, GateName, OutputFolder, writable
+from offramp.cli.options import AsJson, GateName, OutputFolder, require_apart, writable
 from offramp.cli.printing import answer
 from offramp.errors import BadInput
 
@@ -65,9 +66,11 @@ def ladder(
       offramp ladder --model offramp:resnet20 --weights r20.safetensors \
         --model offramp:resnet56 --weights r56.safetensors -o network/
     """
-    from offramp.storing import save
+    from offramp.storing import FOLDER, save
 
     writable(output, folder=True)
+    FOLDER.require_own(Path(output))
+    require_apart(output, weights or ())
     network = _network(model, weights, front, name, gate, temperature, answers, example)
     save(network, output)
     body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -158,13 +159,37 @@ def number(text: str, what: str) -> float:
         raise BadInput(f"got {what}{text}, expected a number (inf closes the exit); write one") from problem
 
 
-def writable(path: str | None, *, suffixes: Sequence[str] = (), folder: bool = False) -> None:
-    """Refuse a place that cannot be written before the work is done, not after it. Raises BadInput, BadFile."""
+def writable(path: str | None, *, kinds: Mapping[str, tuple[bytes, str]] | None = None, folder: bool = False) -> None:
+    """Refuse a place that cannot be written before the work is done, not after it.
+
+    Args:
+        path: the output.
+        kinds: by the ending of its name, bytes near the beginning of such files of ours, and what they are called: a
+            file there without them is somebody else's.
+        folder: whether it is a folder.
+
+    Raises:
+        BadInput: the name ends otherwise.
+        BadFile: the place cannot be written, or holds somebody else's file.
+    """
     if path is None:
         return
-    from offramp.files import require_writable
+    from offramp.replacement import require_own_file, require_writable
 
     place = Path(path)
-    if suffixes and place.suffix not in suffixes:
-        raise BadInput(f"the output is {path}, expected a name that ends in {' or '.join(suffixes)}; rename it")
+    if kinds is not None and place.suffix not in kinds:
+        raise BadInput(f"the output is {path}, expected a name that ends in {' or '.join(kinds)}; rename it")
     require_writable(place, folder=folder)
+    if kinds is not None:
+        require_own_file(place, *kinds[place.suffix])
+
+
+def require_apart(output: str, inputs: Sequence[str | None], *, way_out: str = "name another output") -> None:
+    """Raise BadInput where the output would replace a file or a folder that the command reads."""
+    place = Path(os.path.realpath(output))
+    for name in inputs:
+        if name is None or not os.path.exists(name):
+            continue
+        path = Path(os.path.realpath(name))
+        if place in (path, *path.parents):
+            raise BadInput(f"the output {output} would replace the input {name}; {way_out}")

@@ -40,9 +40,10 @@ def report(
     Example:
       offramp report test.npz plan.json --data 'cifar10:data[5000:10000]' -o report.html
     """
+    from offramp.reporting.frame import MARK
     from offramp.reporting.page import report as written
 
-    writable(output, suffixes=(".html", ".htm"))
+    writable(output, kinds=dict.fromkeys((".html", ".htm"), (MARK, "page")))
     others = {name: plan_of(path, None) for name, path in pairs(other, "--other").items()}
     chosen = plan_of(plan, threshold)
     page = written(trace_of(trace, rows), chosen, output, data=data, others=others, title=title)

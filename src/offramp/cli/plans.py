@@ -111,8 +111,9 @@ def calibrate(
     if (at_most is None) == (budget is None):
         raise BadInput("got --at-most and --budget, or neither, expected exactly one of them; give a level, or a share")
     from offramp.calibration.calibrating import calibrate as calibrated
+    from offramp.files import document_mark
 
-    writable(output, suffixes=(".json",))
+    writable(output, kinds={".json": (document_mark("plan"), "plan")})
     recorded = trace_of(trace, rows)
     with _flags_named(), _warnings_as_notes():
         plan = calibrated(

@@ -49,6 +49,8 @@ Threads = Annotated[
     int | None, typer.Option("--threads", metavar="N", min=1, help="Of torch; by default its own choice.")
 ]
 
+COLUMNS = ("row", "answer", "exit", "why", "flagged")
+
 
 def run(
     network: NetworkFolder,
@@ -72,9 +74,11 @@ def run(
       offramp run network/ plan.json 'cifar10:data[5000:10000]' -o answers.csv
     """
     from offramp.data.rows import proposing, rows_for
+    from offramp.files import document_mark
     from offramp.opening import open as opened
 
-    writable(output, suffixes=(".npz", ".csv"))
+    table_mark = ",".join(COLUMNS[:3]).encode()
+    writable(output, kinds={".npz": (document_mark("answers"), "answers"), ".csv": (table_mark, "table of answers")})
     chosen = plan_of(plan, threshold)
     net = network_of(network, model, front_of, gate_of)
     source = rows_for(net, data)
@@ -178,12 +182,11 @@ def _shown(body: dict[str, Any]) -> list[object]:
 
 
 def _write(output: str, columns: Columns, plan: str) -> None:
-    from offramp.files import replacing, to_document, write_arrays
+    from offramp.files import to_document, write_arrays, write_csv
 
-    told = {name: columns[name] for name in ("row", "answer", "exit", "why", "flagged")}
     if Path(output).suffix == ".npz":
+        told = {name: columns[name] for name in COLUMNS}
         write_arrays(output, to_document("answers", 1, {"plan": plan}), told)
         return
-    with replacing(output) as temporary:
-        lines = [",".join(told), *(",".join(map(str, row)) for row in zip(*map(list, told.values()), strict=True))]
-        temporary.write_text("\n".join(lines) + "\n")
+    rows = zip(*(columns[name].tolist() for name in COLUMNS), strict=True)
+    write_csv(output, COLUMNS, rows, what="table of answers")

@@ -17,11 +17,11 @@ from offramp.cli.options import (
     GivenGate,
     NetworkFolder,
     network_of,
+    require_apart,
     writable,
 )
 from offramp.cli.printing import answer, main_process, note
 from offramp.errors import BadInput
-from offramp.files import restored
 
 RECIPE = "offramp.recipe"  # the key under which the command keeps the name of the recipe
 
@@ -91,6 +91,7 @@ Cache = Annotated[
     str | None, typer.Option("--cache", metavar="FOLDER", help="Keep pooled features here, for other runs too.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --folder.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Allow --output to be NETWORK itself.")]
 Track = Annotated[str | None, typer.Option("--track", metavar="TRACKER", help="Also log to tensorboard, in --folder.")]
 
 
@@ -110,6 +111,7 @@ def fit(
     cache: Cache = None,
     resume: Resume = False,
     track: Track = None,
+    overwrite: Overwrite = False,
     model: Given = None,
     front_of: GivenFront = None,
     gate_of: GivenGate = None,
@@ -131,7 +133,7 @@ def fit(
     from offramp.fitting.teaching import recipe_of
     from offramp.storing import save
 
-    _require_apart(output, folder, cache)
+    _require_places(network, output, folder, cache, overwrite=overwrite)
     method, net = recipe_of(recipe, **arguments_of(arguments)), network_of(network, model, front_of, gate_of)
     options: dict[str, Any] = {
         "batch_size": batch_size,
@@ -169,17 +171,26 @@ def _tell_where_it_begins(folder: str | None) -> None:
     """A word where there is nothing to go on from. Raises BadInput without a folder."""
     if not folder:
         raise BadInput("got --resume without --folder, expected the folder of the run; give it")
-    if not restored(Path(folder) / "checkpoint").is_dir():
+    from offramp.fitting.checkpoint import FOLDER
+    from offramp.replacement import restored
+
+    if not restored(Path(folder) / "checkpoint", FOLDER.require_own).is_dir():
         note(f"{folder} holds no checkpoint: teaching begins at the start")
 
 
-def _require_apart(output: str, *beside: str | None) -> None:
-    """Raise, before anything is taught, where the network could not be written in the end, or would replace the run."""
-    from offramp.files import require_replaceable
+def _require_places(network: str, output: str, *beside: str | None, overwrite: bool) -> None:
+    """Raise, before anything is taught, where an output could not be written in the end, or would replace an input."""
+    from offramp.storing import FOLDER
 
     for place in (output, *beside):
         writable(place, folder=True)
-    require_replaceable(Path(output))
-    for place in beside:
-        if place is not None and Path(output).absolute() in (Path(place).absolute(), *Path(place).absolute().parents):
-            raise BadInput(f"got {place} inside the output {output}, which is replaced whole; name another folder")
+    FOLDER.require_own(Path(output))
+    if not overwrite:
+        require_apart(output, [network], way_out="name another folder, or allow it with --overwrite")
+    for place in filter(None, beside):
+        inside = (Path(place).absolute(), *Path(place).absolute().parents)
+        for word, whole in (("output", output), ("network", network)):
+            if Path(whole).absolute() in inside:
+                raise BadInput(
+                    f"got {place} inside the {word} {whole}, which holds a network alone; name another folder"
+                )

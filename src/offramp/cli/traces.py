@@ -57,9 +57,10 @@ def record(
     Example:
       offramp record network/ 'cifar10:data[1000:5000]' -o trace.npz
     """
+    from offramp.files import document_mark
     from offramp.recording import record as recorded
 
-    writable(output, suffixes=(".npz",))
+    writable(output, kinds={".npz": (document_mark("trace"), "trace")})
     net = network_of(network, model, front_of, gate_of)
     options: dict[str, Any] = {"batch_size": batch_size, "keep": keep, "keep_probe_rows": keep_probe_rows}
     trace = recorded(net, data, timed=not no_time, engine=engine, **options)

@@ -21,7 +21,7 @@ from offramp.comparing.tables import (
     teaching_table,
 )
 from offramp.files import replacing
-from offramp.reporting.frame import frame, plotly_library, version_text
+from offramp.reporting.frame import MARK, frame, plotly_library, version_text
 from offramp.reporting.markup import Html, chart, folded, join, section, switch, tag
 from offramp.reporting.words import percent
 
@@ -40,7 +40,7 @@ def write_page(comparison: Comparison, path: str | Path) -> Path:
         figures=[trade_off_chart(comparison), leaving_chart(comparison)],
         library=plotly_library(),
     )
-    with replacing(path) as temporary:
+    with replacing(path, mark=MARK, what="page") as temporary:
         temporary.write_text(whole, encoding="utf-8", errors="replace")
     return Path(path)
 

@@ -16,6 +16,9 @@ from offramp.files import read_text
 from offramp.find import unknown
 from offramp.placing.flags import AUTO, exits_at, require_placing_flags
 
+MOST_BYTES = 1 << 20
+MOST_NUMBER = 1e300
+
 
 def read_settings(path: str | Path) -> Settings:
     """Settings from a TOML file.
@@ -23,9 +26,10 @@ def read_settings(path: str | Path) -> Settings:
     Raises BadFile for what is no TOML, UnknownName for a key that is no flag (with the nearest), BadInput for values.
     """
     try:
-        body = tomllib.loads(read_text(path))
-    except tomllib.TOMLDecodeError as problem:
-        raise BadFile(f"{path} is no TOML ({problem}); mend the line") from problem
+        body = tomllib.loads(read_text(path, most=MOST_BYTES).removeprefix("\ufeff"))
+    except (ValueError, RecursionError) as problem:  # also a number of 5,000 digits, and as many brackets
+        reason = "it is nested too deeply" if isinstance(problem, RecursionError) else " ".join(str(problem).split())
+        raise BadFile(f"{path} is no TOML that can be read ({reason[:200]}); change that line") from problem
     methods = body.pop("method", None)
     if not isinstance(methods, dict) or not methods or not all(isinstance(each, dict) for each in methods.values()):
         raise BadInput(f"{path} names no method, expected tables such as [method.hinge] with recipe = 'hinge'; add one")
@@ -109,7 +113,8 @@ def _value(kind: type, name: str, value: Any, key: str) -> Any:
 
 def _is(value: Any, kind: type) -> bool:
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool)
+        number = isinstance(value, (int, float)) and not isinstance(value, bool)
+        return number and abs(value) <= MOST_NUMBER  # neither NaN nor infinite
     return isinstance(value, kind) and not (kind is int and isinstance(value, bool))
 
 

@@ -20,15 +20,15 @@ clocks.csv    a line per batch, of the first seed and gate of a method
 
 from __future__ import annotations
 
-import csv
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from offramp.comparing.clocks import each_exit, in_use
 from offramp.comparing.comparing import Comparison, Result
 from offramp.comparing.curves import KINDS
 from offramp.comparing.figures import Point
-from offramp.files import replacing
+from offramp.files import write_csv
+from offramp.replacement import require_own_file
 
 START = ("method", "seed", "gate")
 SPLITS = ("splits_low", "splits_median", "splits_high")
@@ -42,7 +42,7 @@ Row = Sequence[object]
 def write_spreadsheets(comparison: Comparison, folder: str | Path) -> tuple[Path, ...]:
     """Write results.csv, curves.csv and, where something was timed, clocks.csv; returns their paths. Raises BadFile."""
     home, unit = Path(folder), comparison.unit
-    files: list[tuple[str, Row, list[Row]]] = [
+    files: list[tuple[str, Sequence[str], list[Row]]] = [
         ("results.csv", RESULTS, [row for result in comparison.results for row in _results(result, unit)]),
         ("curves.csv", CURVES, [row for result in comparison.results for row in _curves(result, unit)]),
         ("clocks.csv", CLOCKS, list(_clocks(comparison))),
@@ -50,16 +50,15 @@ def write_spreadsheets(comparison: Comparison, folder: str | Path) -> tuple[Path
     written = []
     for name, head, rows in files:
         if rows:
-            _write(home / name, head, rows)
+            write_csv(home / name, head, rows, what="table of a comparison")
             written.append(home / name)
     return tuple(written)
 
 
-def _write(path: Path, head: Row, rows: Iterable[Row]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file)
-        writer.writerow(head)
-        writer.writerows(rows)  # csv writes None as an empty cell
+def require_own_tables(folder: Path) -> None:
+    """Raise BadFile, before the work, where a table of the same name is somebody else's."""
+    for name in ("results.csv", "curves.csv", "clocks.csv"):
+        require_own_file(folder / name, ",".join(START).encode(), "table of a comparison")
 
 
 def _start(result: Result) -> Row:

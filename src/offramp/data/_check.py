@@ -6,6 +6,8 @@ n rows; x is one array [n, ...] or a dict of named arrays [n, ...]; y is int64 [
 from __future__ import annotations
 
 import contextlib
+import os
+import stat
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -178,14 +180,23 @@ def brief(problem: BaseException) -> str:
 
 @contextlib.contextmanager
 def reading(path: str | Path, expected: str) -> Iterator[None]:
-    """Turn whatever goes wrong while reading `path` into BadFile; damaged files fail anywhere in a decoder."""
+    """Turn whatever goes wrong while reading `path` into BadFile; damaged files fail anywhere in a decoder.
+
+    A device, a pipe or a socket is refused before anything waits for it, or reads it for ever.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        mode = os.stat(path).st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+            raise BadFile(f"{path} is a device, a pipe or a socket, expected {expected}; copy what it gives to a file")
     try:
         yield
     except OfframpError:
         raise
     except FileNotFoundError as problem:
         raise BadFile(f"{path} does not exist; expected {expected}: check the place") from problem
-    except Exception as problem:
+    except BaseException as problem:
+        if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":  # of Rust, no Exception
+            raise
         raise BadFile(
             f"{path} cannot be read as {expected} ({brief(problem)}); it is truncated, damaged or of another kind: "
             "fetch or make it again"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -27,14 +29,16 @@ class Tokenizer:
 
     def _open(self) -> None:
         library = _library()
-        with reading(self.file, "a tokenizer.json"):
+        with reading(self.file, "a tokenizer.json"), _silent():
             made = library.Tokenizer.from_file(str(self.file))
-        least = made.num_special_tokens_to_add(False) + 1
+            least = made.num_special_tokens_to_add(False) + 1
         if self.length < least:
             raise BadData(f"got length={self.length}; expected at least {least}, as {self.file} adds marks: raise it")
         self.pad = self._padding(made)
-        made.enable_truncation(max_length=self.length)
-        made.no_padding()
+        with reading(self.file, "a tokenizer.json"), _silent():
+            made.enable_truncation(max_length=self.length)
+            made.no_padding()
+            made.encode_batch(["a"])  # most damage that shows only in use shows here
         self._made = made
 
     def _padding(self, made: Any) -> int:
@@ -54,10 +58,29 @@ class Tokenizer:
         """Tokens of each text, cut and padded at the end, and a mask that is 1 where a token stands."""
         ids = np.full((len(texts), self.length), self.pad, dtype=np.int64)
         mask = np.zeros_like(ids)
-        for row, found in enumerate(self._made.encode_batch(list(texts))):
+        with reading(self.file, "a tokenizer.json"):  # some damage shows only here
+            encoded = self._made.encode_batch(list(texts))
+        for row, found in enumerate(encoded):
             ids[row, : len(found.ids)] = found.ids
             mask[row, : len(found.ids)] = 1
         return {"input_ids": ids, "attention_mask": mask}
+
+
+@contextlib.contextmanager
+def _silent() -> Iterator[None]:
+    """Without standard error, to which the library writes a report of its own when a damaged file makes it panic."""
+    try:
+        before = os.dup(2)
+    except OSError:  # there is none
+        yield
+        return
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(before, 2)
+        os.close(before)
 
 
 def _file(place: str) -> Path:

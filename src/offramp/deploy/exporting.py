@@ -2,8 +2,9 @@
 
     network folder/  0-small.onnx  1-large.onnx  plan.json  manifest.json  run.py
 
-`manifest.json` says what goes in, which graph reads and gives what, and under which promise. run.py needs NumPy and
-ONNX Runtime, nothing of ours, and answers as `offramp.run` does.
+`manifest.json` says what goes in, which graph reads and gives what, and under which promise; and it has a digest of
+every file. run.py needs NumPy and ONNX Runtime, nothing of ours, and answers as `offramp.run` does. It compares all
+files with their digests first, and opens none outside of the folder.
 """
 
 from __future__ import annotations
@@ -25,18 +26,35 @@ from offramp.chain import Step
 from offramp.deploy.one_file import Stop, one_model
 from offramp.engine import engine_of
 from offramp.errors import BadInput, BadNetwork
-from offramp.files import replacing_folder, write_json
+from offramp.files import digest_file, write_json
 from offramp.find import find_file
 from offramp.graphs import graphs_of
 from offramp.inputs import State, as_inputs
 from offramp.network import LOGITS, Network, Part, as_network, described
 from offramp.opening import check_origin
+from offramp.ownership import FolderKind
 from offramp.plan import BAND, Plan
+from offramp.replacement import replacing_folder
 from offramp.running import later
 from offramp.signature import INPUT, Input
 from offramp.signature import example as rows_like
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no digests
+
+
+def _graphs(manifest: Mapping[str, Any]) -> list[str]:
+    """The graphs that a manifest names, of any version."""
+    return [str(part["file"]) for part in manifest["parts"]] + [str(manifest["one_file"])]
+
+
+FOLDER = FolderKind(
+    "an exported network",
+    "manifest.json",
+    "export",
+    frozenset({"manifest.json", "plan.json", "run.py"}),
+    listed=_graphs,
+    python=True,
+)
 ROWS = 4  # that the graphs are tried on
 ENGINE = "onnxruntime"
 RUN = Path(__file__).with_name("run.py")
@@ -66,10 +84,11 @@ def export(
     example: a batch as the network takes it, where neither the plan nor a cut has seen one. one_file: all graphs as
     one, with the compaction inside and the thresholds as inputs. Every graph is compared with the network first. The
     promise goes along if the plan was made on this ONNX Runtime; else it is left out, and the note says so.
-    Raises BadNetwork (an operator that cannot be written, or gives something else), Mismatch, BadInput, BadFile,
-    MissingExtra.
+    Raises BadNetwork (an operator that cannot be written, or gives something else), Mismatch, BadInput, BadFile (also
+    for a folder that holds anything but an earlier export), MissingExtra.
     """
     network = as_network(network)
+    FOLDER.require_own(Path(folder))
     network.require_eval()
     _, identity = engine_of(ENGINE)
     state = as_inputs(_example(network, plan, example), network.device())
@@ -91,15 +110,16 @@ def export(
         "sentence": str(kept),
         "promise": asdict(kept.promise) if kept.promise else None,
     }
-    with replacing_folder(folder) as place:
+    with replacing_folder(folder, FOLDER.require_own) as place:
         if one_file:
             (place / "network.onnx").write_bytes(_one(stops, kept, body))
         else:
             for stop, part in zip(stops, body["parts"], strict=True):
                 (place / part["file"]).write_bytes(stop.graph.model.SerializeToString())
         kept.save(place / "plan.json")
-        write_json(place / "manifest.json", "export", SCHEMA, body)
         shutil.copyfile(RUN, place / "run.py")
+        body["files"] = {file.name: digest_file(file) for file in sorted(place.iterdir())}
+        write_json(place / "manifest.json", "export", SCHEMA, body)
         files = sorted(place.iterdir())
         size = sum(file.stat().st_size for file in files)
     return Exported(str(folder), tuple(file.name for file in files), size, kept, note)

@@ -21,6 +21,8 @@ from offramp.graphs import Call, parts_of
 from offramp.network import Network, Part
 from offramp.onnx_graphs import Graph
 
+__all__ = ["compiles", "learned", "marks", "open", "version"]
+
 OWN_THREADS = True
 Digests = NDArray[np.uint64]
 

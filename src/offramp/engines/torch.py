@@ -29,6 +29,8 @@ from offramp.nodes import Hands, Seen, answers, grade
 from offramp.segmenting import segments_of
 from offramp.signature import is_input
 
+__all__ = ["compiles", "open"]
+
 ANSWERS = (LOGITS, SCORE, HANDED)  # ends of names whose tensors stay float32
 
 

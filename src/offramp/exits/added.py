@@ -12,6 +12,8 @@ from torch import Tensor
 from offramp.errors import BadNetwork
 from offramp.nodes import Exit, Seen
 
+__all__ = ["Added"]
+
 
 class Added(Exit):
     """Logits F_n = f_n + weight F_{n-1} [B, C] of an exit f_n and of the exit `before` it, F_{n-1}.

@@ -19,6 +19,8 @@ from torch import Tensor, nn
 from offramp.errors import BadNetwork
 from offramp.nodes import Exit, Seen
 
+__all__ = ["Attentive", "Squeezed", "attentive", "bottleneck"]
+
 LEFT = 4  # pixels of a side at the end
 
 

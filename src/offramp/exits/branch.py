@@ -12,6 +12,8 @@ from offramp.errors import BadNetwork
 from offramp.models._units import chainer_start
 from offramp.nodes import Exit, Seen
 
+__all__ = ["Branch", "b_lenet", "branch"]
+
 
 class Branch(Exit):
     """3x3 convolutions with ReLU, each halving height and width by a ceil-mode pooling, then one linear layer.

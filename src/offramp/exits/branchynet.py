@@ -18,6 +18,8 @@ from offramp.models._units import chainer_start
 from offramp.models.branchy_resnet import WSCALE, as_first_edition, branchy_block
 from offramp.nodes import Exit, Seen
 
+__all__ = ["Normed", "Residual", "b_alexnet", "b_alexnet_1", "b_alexnet_2", "b_resnet", "b_resnet_1", "b_resnet_2"]
+
 ROOM = 4  # pixels of a side that two 3x3 poolings of stride 2 need
 
 

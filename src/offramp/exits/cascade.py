@@ -17,6 +17,8 @@ from offramp.exits._cascading import Tail
 from offramp.exits._pooling import Mixed, pooled, require_layout, require_pooling, width
 from offramp.nodes import Exit, Seen
 
+__all__ = ["Cascade", "CascadeConv", "cascade", "cascade_conv"]
+
 SMALL = 8  # pixels of a side up to which the authors pad their strided convolution by 1
 
 

@@ -17,6 +17,8 @@ from offramp.exits._pooling import pooled, require_layout, require_pooling, widt
 from offramp.nodes import Exit, Seen
 from offramp.signature import is_input
 
+__all__ = ["Pooled", "linear", "linear_grid", "linear_masked", "linear_peaks", "mlp"]
+
 
 class Pooled(Exit):
     """A head on pooled features [B, F]: linear where `hidden` is empty, else an MLP with ReLU between.

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from offramp.exits._pooling import Mixed
 from offramp.nodes import Exit, Seen
 
+__all__ = ["Internal", "sdn"]
+
 
 class Internal(Exit):
     """Mixed pooling to about 4x4, then one linear layer. shape: of one row's features, [channels, H, W].

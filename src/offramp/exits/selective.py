@@ -21,6 +21,8 @@ from offramp.errors import BadNetwork
 from offramp.exits._pooling import pooled, require_layout, require_pooling, width
 from offramp.nodes import Exit, Seen
 
+__all__ = ["Selective", "selective"]
+
 CHANNELS, INNER = 64, 32
 
 

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from offramp.errors import BadNetwork
 from offramp.nodes import Exit, Seen
 
+__all__ = ["Strided", "strided", "strided_wide"]
+
 STRIDE = 2
 
 

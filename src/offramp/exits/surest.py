@@ -10,6 +10,8 @@ from torch import Tensor
 
 from offramp.nodes import Exit, Seen
 
+__all__ = ["Surest"]
+
 
 class Surest(Exit):
     """For each row the logits of the exit with the largest softmax probability: the model's own, or an earlier one.

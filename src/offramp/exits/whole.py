@@ -10,6 +10,8 @@ from torch import Tensor
 
 from offramp.nodes import Exit, Seen
 
+__all__ = ["Mean", "Own"]
+
 
 class Own(Exit):
     """The rung's own logits [B, C]."""

@@ -3,6 +3,8 @@
 checkpoint/   network.json, weights.safetensors      the network, as `offramp.load` reads it
               optimiser.safetensors, training.json   where the run is, and what it was begun with
               aids.safetensors                       what the recipe hung on while it teaches
+
+training.json holds a digest of each file beside it: damaged weights are no weights to go on from.
 """
 
 from __future__ import annotations
@@ -16,14 +18,21 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from offramp.errors import BadFile, BadInput, Mismatch
-from offramp.files import read_json, read_tensors, write_json, write_tensors
+from offramp.files import digest_file, read_json, read_tensors, write_json, write_tensors
 from offramp.fitting.history import Epoch
 from offramp.network import Network
+from offramp.ownership import ANY_VERSION, FolderKind
+from offramp.replacement import read_whole
 from offramp.rungs import held
+from offramp.storing import FOLDER as NETWORK_FOLDER
 from offramp.storing import saving
 
-SCHEMA = 1
+SCHEMA = 2  # 1 had no digests
+OPTIMIZER = "optimiser.safetensors"
 AIDS = "aids.safetensors"
+FOLDER = FolderKind(
+    "a checkpoint", "training.json", "training", NETWORK_FOLDER.files | {"training.json", OPTIMIZER, AIDS}
+)
 KEEP = "keep"  # beside the names of the optimiser's tensors, which have a slash
 
 
@@ -72,32 +81,73 @@ def save_checkpoint(
     tensors, state = _packed(optimiser)
     if keep is not None:
         tensors[KEEP] = keep
-    with saving(network, folder) as place:
-        write_tensors(place / "optimiser.safetensors", tensors)
+    with saving(network, folder, FOLDER) as place:
+        write_tensors(place / OPTIMIZER, tensors)
         if network.aids:
             write_tensors(place / AIDS, held(network.aids).state_dict())
-        body = {"begun": begun, "progress": asdict(progress), "optimiser": state, "extra": extra}
+        digests = {file.name: digest_file(file) for file in sorted(place.iterdir())}
+        body = {
+            "begun": begun,
+            "progress": asdict(progress),
+            "optimiser": state,
+            "extra": extra,
+            "files": digests,
+        }
         write_json(place / "training.json", "training", SCHEMA, body)
 
 
 def load_checkpoint(folder: Path, network: Network, begun: Mapping[str, Any]) -> Resumed:
-    """Load the weights into `network`, and what the loop needs. Raises BadFile, Mismatch for a run begun otherwise."""
-    _, body = read_json(folder / "training.json", "training", SCHEMA)
-    for key, value in begun.items():
-        if body["begun"].get(key) != value:
-            raise Mismatch(
-                f"the run in {folder} was begun with {key} {body['begun'].get(key)!r:.200}, this one has "
-                f"{value!r:.200}; begin with the same, or in another folder"
-            )
+    """Load the weights into `network`, and what the loop needs.
+
+    Raises BadFile for a checkpoint that is damaged or of another network, Mismatch for a run that was begun otherwise.
+    """
+    return read_whole(folder, lambda place: _load(place, network, begun), FOLDER.require_own)
+
+
+def _load(folder: Path, network: Network, begun: Mapping[str, Any]) -> Resumed:
+    version, body = read_json(folder / "training.json", "training", SCHEMA)
+    try:
+        _require_same_run(folder, body["begun"], begun)
+        _require_undamaged(folder, version, body)
+        tensors = read_tensors(folder / OPTIMIZER)
+        keep = tensors.pop(KEEP, None)
+        state = _unpacked(tensors, body["optimiser"])
+        resumed = Resumed(Progress.from_json(body["progress"]), keep, state, body["extra"])
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
+        raise BadFile(f"{folder} is no complete checkpoint ({problem!r}); begin in another folder") from problem
     try:
         network.load_state_dict(read_tensors(folder / "weights.safetensors"), strict=True)
         if network.aids:
             held(network.aids).load_state_dict(read_tensors(folder / AIDS), strict=True)
     except RuntimeError as problem:
         raise BadFile(f"{folder} does not fit this network; give the network that the run was begun with") from problem
-    tensors = read_tensors(folder / "optimiser.safetensors")
-    keep = tensors.pop(KEEP, None)
-    return Resumed(Progress.from_json(body["progress"]), keep, _unpacked(tensors, body["optimiser"]), body["extra"])
+    return resumed
+
+
+def _require_same_run(folder: Path, was: Mapping[str, Any], begun: Mapping[str, Any]) -> None:
+    for key, value in begun.items():
+        if was.get(key) != value:
+            raise Mismatch(
+                f"the run in {folder} was begun with {key} {was.get(key)!r:.200}, this one has {value!r:.200}; begin "
+                "with the same, or in another folder"
+            )
+
+
+def _require_undamaged(folder: Path, version: int, body: Mapping[str, Any]) -> None:
+    """Raise BadFile for files that are not those that were written with training.json."""
+    digests = body["files"] if version > 1 else {}
+    for name in sorted({"weights.safetensors", OPTIMIZER, *digests} & FOLDER.files):
+        if name in digests:
+            expected = digests[name]
+        elif version == 1 and name == "weights.safetensors":
+            expected = read_json(folder / "network.json", "network", ANY_VERSION)[1]["weights"]
+        else:  # a checkpoint of the first version has no other digests
+            continue
+        if digest_file(folder / name) != expected:
+            raise BadFile(
+                f"{folder / name} was damaged or exchanged after it was written; remove {folder} and begin again, or "
+                "put back a copy of it"
+            )
 
 
 def _packed(optimiser: Optimizer | None) -> tuple[dict[str, Tensor], dict[str, Any] | None]:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offramp.files import replacing
+from offramp.files import write_csv
 
 
 @dataclass(frozen=True)
@@ -70,7 +69,5 @@ class History:
         """One line per epoch, one column per figure."""
         rows = [epoch.flat() for epoch in self.epochs]
         columns = list(dict.fromkeys(name for row in rows for name in row))
-        with replacing(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(rows)
+        cells = [[row.get(name) for name in columns] for row in rows]
+        write_csv(path, columns, cells, what="history of a run")

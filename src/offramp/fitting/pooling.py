@@ -1,7 +1,7 @@
 """Pooled features of a frozen backbone, computed once: in memory, or memory-mapped where they are large.
 
 With a folder they are kept there under a name made of backbone, exits' pooling, data and augmentation, and a later run
-finds them again.
+finds them again. Beside them stands a digest of each file: features that are damaged, or not whole, are computed again.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ import torch
 
 from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of
 from offramp.errors import BadFile
-from offramp.files import replacing
+from offramp.files import digest_file, read_json, write_json
 from offramp.fitting.lessons import LOOKED, Array, Augment, augmented, drawn, seed_torch
 from offramp.fitting.looking import pooled_of
 from offramp.network import Network, described
 from offramp.processes import ALONE, Processes
 from offramp.progress import track
 from offramp.recipe import plain
+from offramp.replacement import replacing
 
+KIND, SCHEMA = "pooled", 1
 BATCH = 128
 LARGE = 512 << 20  # bytes of one node's features from which on they lie on disk
 
@@ -115,23 +117,34 @@ class Pooling:
         home = self.folder
         return {} if home is None else {n: home / f"pooled-{key}-{place}.npy" for place, n in enumerate(self.names)}
 
+    def _digests(self, key: str) -> Path:
+        """The file of digests, which is written last: where it is missing, the features are not whole."""
+        assert self.folder is not None
+        return self.folder / f"pooled-{key}.json"
+
     def _found(self, key: str) -> dict[str, Array] | None:
+        """The features in the folder; None where there are none, or where any of them is not as it was written."""
         files = self._files(key)
-        if not files or not all(file.is_file() for file in files.values()):
+        if not files or not all(file.is_file() for file in (self._digests(key), *files.values())):
             return None
         try:
+            digests = read_json(self._digests(key), KIND, SCHEMA)[1]
+            if any(digest_file(file) != digests.get(file.name) for file in files.values()):
+                return None
             return {name: np.load(file, mmap_mode="c", allow_pickle=False) for name, file in files.items()}
-        except (ValueError, EOFError, OSError) as problem:
-            raise BadFile(
-                f"the pooled features in {self.folder} cannot be read ({problem}); delete "
-                f"pooled-{key}-*.npy there, and they are computed again"
-            ) from problem
+        except (BadFile, ValueError, EOFError, OSError):  # damaged in any way: a cache is never worth an error
+            return None
 
     def _store(self, key: str) -> None:
-        for name, file in self._files(key).items():
-            if not file.is_file():
-                with replacing(file) as temporary, temporary.open("wb") as stream:
-                    np.save(stream, self._kept[key][name], allow_pickle=False)
+        files = self._files(key)
+        if not files:
+            return
+        for name, file in files.items():
+            with replacing(file) as temporary, temporary.open("wb") as stream:
+                np.save(stream, self._kept[key][name], allow_pickle=False)
+        digests = {file.name: digest_file(file) for file in files.values()}
+        with replacing(self._digests(key)) as temporary:  # whatever is there could not be read
+            write_json(temporary, KIND, SCHEMA, digests)
 
 
 def _room(shape: tuple[int, int]) -> Array:

@@ -18,10 +18,10 @@ from offramp.arguments import name_of
 from offramp.data.rows import Rows, proposing, rows_for
 from offramp.dependence import require_read
 from offramp.errors import BadData, BadInput, BadNetwork
-from offramp.files import checksum, require_writable, restored
+from offramp.files import checksum, require_writable
 from offramp.find import find, find_file, imported, unknown
 from offramp.fitting.accelerating import accelerating, tracking
-from offramp.fitting.checkpoint import load_checkpoint
+from offramp.fitting.checkpoint import FOLDER, load_checkpoint
 from offramp.fitting.history import History
 from offramp.fitting.lessons import Augment, drawn, roll_of
 from offramp.fitting.looking import Looking
@@ -32,6 +32,7 @@ from offramp.network import Network, as_network
 from offramp.processes import Processes, here
 from offramp.provenance import SeenRows, union
 from offramp.recipe import Phase, Recipe, plain, poolable
+from offramp.replacement import restored
 from offramp.trained import remember, snapshot
 
 KINDS: dict[object, tuple[type, str]] = {
@@ -290,6 +291,7 @@ def _first(source: Rows, network: Network) -> dict[str, Tensor]:
     """The logits of the first row. Raises BadData when the network does not take it."""
     state = as_inputs(source.take_x(np.arange(1)), network.device())
     require_read(network, state, source.name)
+    network.require_inputs(state, source.name)
     try:
         with torch.no_grad():
             found: dict[str, Tensor] = Looking(network)(state, False)["logits"]
@@ -310,7 +312,7 @@ def _checkpoint(home: Path | None, *, resume: bool) -> Path | None:
         if resume:
             raise BadInput("got resume=True without a folder, expected the folder of the run; give folder=")
         return None
-    there = restored(home / "checkpoint")
+    there = restored(home / "checkpoint", FOLDER.require_own)
     if there.is_dir() and not resume:
         raise BadInput(
             f"{there} is that of an earlier run; go on from it with resume=True (--resume), or name another folder"

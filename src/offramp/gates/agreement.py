@@ -10,6 +10,8 @@ from torch import Tensor
 from offramp.nodes import Gate, Seen
 from offramp.scores import ScoreRange
 
+__all__ = ["Agreement", "agreement"]
+
 
 class Agreement(Gate):
     """The probability that this exit and its neighbour, each drawing a class from its softmax, draw the same: [0, 1].

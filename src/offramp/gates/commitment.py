@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from offramp.nodes import Gate, Seen
 
+__all__ = ["Commitment"]
+
 
 class Commitment(Gate):
     """The smaller of two log-odds: that of the best class against the rest, and that of the commitment.

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from offramp.scores import ScoreRange, scores_in
 
+__all__ = ["margin", "max_logit", "max_prob", "neg_entropy"]
+
 
 @scores_in(ScoreRange(low=0.0))
 def margin(logits: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ from offramp.gates.confidence import margin
 from offramp.nodes import Gate, Scorer, Seen
 from offramp.scores import ScoreRange
 
+__all__ = ["Ensemble", "ensemble"]
+
 
 class Ensemble(Gate):
     """Another gate's score of the mean over exits, this one included, of their log-probabilities.

@@ -14,6 +14,8 @@ from torch import Tensor
 from offramp.nodes import Gate, Seen
 from offramp.scores import ScoreRange
 
+__all__ = ["Patience", "patience"]
+
 
 class Patience(Gate):
     """How many exits in a row, this one last, answered as the one before them did.

@@ -12,6 +12,8 @@ from offramp.errors import BadInput
 from offramp.nodes import Gate, Seen
 from offramp.scores import ScoreRange
 
+__all__ = ["Tempered"]
+
 
 class Tempered(Gate):
     """Wraps any gate; temperature > 1 softens (Guo et al., 2017, arXiv 1706.04599).

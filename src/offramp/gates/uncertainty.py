@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from offramp.nodes import Gate, Seen
 from offramp.scores import ScoreRange
 
+__all__ = ["Uncertainty", "uncertainty"]
+
 NUMBERS = 4
 LEAST, MOST = 1e-30, 1 - 2.0**-20  # what an activation counts as where it is 0 or 1, so that its logit is finite
 NOTHING = 1e-12  # added above and below: where nobody is left, the activation is 1

@@ -19,6 +19,8 @@ from offramp.errors import BadFile, BadInput
 from offramp.hubs._options import RANDOM, Kinds, built, first_line, library, number, read, yes_no
 from offramp.layers.front import Front
 
+__all__ = ["build", "front"]
+
 KINDS: Kinds = {"pretrained": yes_no, "num_classes": number, "revision": str}
 RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
 CODE = "and code that comes with a model is not run; build the model yourself: my.module:factory"

@@ -17,6 +17,8 @@ from offramp.find import unknown
 from offramp.hubs._options import Kinds, built, library, number, read, unfetched, yes_no
 from offramp.layers.front import INTERPOLATIONS, Front
 
+__all__ = ["build", "front"]
+
 KINDS: Kinds = {"pretrained": yes_no, "num_classes": number, "in_chans": number, "img_size": number}
 
 

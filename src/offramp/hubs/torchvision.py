@@ -19,6 +19,8 @@ from offramp.find import unknown
 from offramp.hubs._options import RANDOM, Kinds, built, library, number, read, unfetched, yes_no
 from offramp.layers.front import Front
 
+__all__ = ["build", "front"]
+
 KINDS: Kinds = {"pretrained": yes_no, "num_classes": number, "weights": str}
 AUXILIARY = ("googlenet", "inception_v3")  # with heads that only training uses, and an input that weights transform
 OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")  # names of a time when dots were allowed

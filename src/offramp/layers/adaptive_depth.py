@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from offramp.taps import listening
 
+__all__ = ["AdaptiveDepth"]
+
 
 class Halt(nn.Module):
     """How ready each position is to halt, sigmoid(conv3(BN(x)) + conv1(BN(mean over positions))): [B, 1, L].

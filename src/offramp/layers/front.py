@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from offramp.errors import BadData, BadInput
 
+__all__ = ["Front"]
+
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
 

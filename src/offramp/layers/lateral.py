@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+__all__ = ["lateral_norm"]
+
 
 def lateral_norm(n: int = 3, alpha: float = 5e-5, beta: float = 0.75, k: float = 2.0) -> nn.LocalResponseNorm:
     """x / (k + alpha * sum of squares over n channels) ** beta on [B, C, ...]; the defaults are BranchyNet's.

@@ -16,6 +16,8 @@ from offramp.layers.front import Front
 from offramp.layers.lateral import lateral_norm
 from offramp.models._units import chainer_start
 
+__all__ = ["alexnet"]
+
 
 def front() -> Front:
     """Images [B, 3, 32, 32] of 0 to 255, normalised by CIFAR-10's own mean and deviation."""

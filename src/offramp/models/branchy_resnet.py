@@ -19,6 +19,8 @@ from offramp.models import alexnet
 from offramp.models._units import chainer_start
 from offramp.models.cifar_resnet import Block
 
+__all__ = ["resnet110_branchy"]
+
 EPSILON = 2e-5  # Chainer's, of batch norms
 FIRST_EPSILON = 1e-5  # torch's, which the first edition had
 WSCALE = math.sqrt(2)

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from offramp.layers.front import Front
 
+__all__ = ["resnet101"]
+
 EXPANSION = 4
 
 

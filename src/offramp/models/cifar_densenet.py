@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from offramp.layers.front import Front
 
+__all__ = ["densenet201"]
+
 GROWTH, BOTTLENECK = 32, 4
 
 

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from offramp.layers.front import Front
 
+__all__ = ["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
+
 
 def front() -> Front:
     """The preprocessing of the public weights: ImageNet's constants, not CIFAR-10's own."""

@@ -6,6 +6,8 @@ from torch import nn
 
 from offramp.layers.front import Front
 
+__all__ = ["digits_large", "digits_small"]
+
 
 def front() -> Front:
     """The digits' values are 0 to 16."""

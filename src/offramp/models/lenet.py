@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from offramp.layers.front import Front
 from offramp.models._units import chainer_start
 
+__all__ = ["lenet"]
+
 
 def front() -> Front:
     """Images [B, 1, 28, 28] of 0 to 255, normalised by MNIST's own mean and deviation."""

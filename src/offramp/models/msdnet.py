@@ -24,6 +24,8 @@ from offramp.exits.strided import Strided
 from offramp.layers.front import Front
 from offramp.models._units import large_stem, narrowed, unit
 
+__all__ = ["msdnet_even", "msdnet_growing"]
+
 Scales = tuple[Tensor, ...]  # one [B, channels, H, W] per scale, the coarsest first; each is half as large as the next
 
 

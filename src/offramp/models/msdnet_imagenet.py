@@ -9,6 +9,8 @@ from __future__ import annotations
 from offramp.layers.front import Front
 from offramp.models.msdnet import MSDNet
 
+__all__ = ["msdnet_imagenet"]
+
 
 def front() -> Front:
     """ImageNet's constants."""

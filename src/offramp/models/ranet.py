@@ -23,6 +23,8 @@ from offramp.layers.front import Front
 from offramp.models._units import large_stem, narrowed, unit
 from offramp.models.msdnet import front as _cifar
 
+__all__ = ["ranet", "ranet_growing"]
+
 Lows = tuple[Tensor, ...]  # what came into each layer of a block, and what came out of the last: [B, C, H, W] each
 
 

@@ -22,6 +22,8 @@ from torch import Tensor, nn
 
 from offramp.layers.adaptive_depth import AdaptiveDepth
 
+__all__ = ["signal_resnet", "signal_resnet_adaptive"]
+
 
 def front() -> None:
     """None: signals [B, 1, L] of any length come as they are."""

@@ -28,6 +28,8 @@ from offramp.recipes._equilibrium import equilibrium, require_one_model
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import parameters_of, require_one_width
 
+__all__ = ["Boosted"]
+
 
 class Boosted(Recipe):
     """Exits that add to one another, and the model, together.

@@ -25,6 +25,8 @@ from offramp.recipes._equilibrium import require_one_model
 from offramp.recipes._together import seen_of
 from offramp.segmenting import segments_of
 
+__all__ = ["Cascaded"]
+
 BLOCK, GATE = "block ", "commitment "
 SPREAD, FIRST, SECOND = 2654435761, 7, 19  # Knuth's multiplier; two places among its bits, for two choices of rows
 

@@ -12,6 +12,8 @@ from offramp.network import Network
 from offramp.recipe import Phase, Recipe, Whole
 from offramp.recipes._linear import REGULARISERS, phases_of, require_linear, require_numbers, solve_exit
 
+__all__ = ["CrossEntropy"]
+
 
 class CrossEntropy(Recipe):
     """One convex problem per exit, on cached pooled features; arguments as of `Hinge`."""

@@ -26,6 +26,8 @@ from offramp.network import Network
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
 from offramp.recipes._together import parameters_of
 
+__all__ = ["Decorrelated"]
+
 
 class Decorrelated(Recipe):
     """Models and exits together: cross-entropies less `amount` times how far each exit is from their mean.

@@ -28,6 +28,8 @@ from offramp.recipe import Lesson, Losses, Phase, Pools, Recipe, View, reading, 
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import exit_parameters, soft_cross_entropy, students_of
 
+__all__ = ["Distill"]
+
 ADAPTER = "adapter/"  # of an aid, before the name of its exit
 
 

@@ -17,6 +17,8 @@ from offramp.network import Network
 from offramp.recipe import Phase, Recipe, Whole
 from offramp.recipes._linear import REGULARISERS, phases_of, require_linear, require_numbers, solve_exit
 
+__all__ = ["Hinge"]
+
 KINDS = ("one_vs_rest", "crammer_singer")
 
 

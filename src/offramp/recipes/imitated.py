@@ -32,6 +32,8 @@ from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import exit_parameters, students_of
 
+__all__ = ["Imitated"]
+
 EPOCHS = 9
 
 

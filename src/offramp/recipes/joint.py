@@ -33,6 +33,8 @@ from offramp.recipes._schedules import cosine, dropped
 from offramp.recipes._together import soft_cross_entropy
 from offramp.taps import listening
 
+__all__ = ["Joint"]
+
 NORMS = ("moving", "frozen")
 RATES = {"adam": 1e-3, "sgd": 0.1}
 ALONE = "models alone"

@@ -32,6 +32,8 @@ from offramp.pricing import Prices
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
 from offramp.recipes._together import exit_parameters
 
+__all__ = ["Objective"]
+
 WARM, JOINT = "warm-up", "exits and gates"
 PRICES = "prices"  # the aid that holds what leaving at each exit costs
 BALANCE = "balance"  # the aid that holds how much the ones among a gate's targets weigh

@@ -15,6 +15,8 @@ from offramp.network import Network
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
 from offramp.recipes._schedules import linear
 
+__all__ = ["Patience"]
+
 
 class Patience(Recipe):
     """The mean of the exits' cross-entropies with weights 1, 2, ... n from shallow to deep: sum_j j L_j / sum_j j.

@@ -21,6 +21,8 @@ from offramp.network import Network
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View
 from offramp.recipes.distill import Distill
 
+__all__ = ["Pondered"]
+
 
 class Pondered(Recipe):
     """What the recipe `inner` minimises, and tau times the ponder cost.

@@ -25,6 +25,8 @@ from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import exit_parameters
 
+__all__ = ["Sdn"]
+
 FLOOR = 0.01  # of a weight, before the first epoch
 DEEPEST = 0.9  # the weight at which the deepest internal classifier ends
 

@@ -24,6 +24,8 @@ from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_
 from offramp.recipes._schedules import cosine
 from offramp.recipes._together import parameters_of, soft_cross_entropy
 
+__all__ = ["Synergy"]
+
 
 class Synergy(Recipe):
     """sum_l w_l CE_l + CE of the last exit + beta times the mean over ordered pairs (i, j) of CE(p_i, stopgrad p_j).

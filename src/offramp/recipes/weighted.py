@@ -30,6 +30,8 @@ from offramp.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
 from offramp.recipes._schedules import cosine
 from offramp.recipes._together import parameters_of
 
+__all__ = ["Weighted"]
+
 AXES = {"mat": (0, 1), "col": (1,), "row": (0,)}  # means over everything, over a row's exits, over an exit's rows
 LAYERS = ("weight1", "bias1", "weight2", "bias2")
 MOMENTS = (0.9, 0.999)

@@ -22,6 +22,8 @@ from offramp.nodes import Seen
 from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
 from offramp.recipes._schedules import dropped
 
+__all__ = ["Ztw"]
+
 ENSEMBLES = "ensembles"
 
 

@@ -14,6 +14,8 @@ from offramp.errors import MissingExtra
 from offramp.reporting.charts import Figure
 from offramp.reporting.markup import Html, text
 
+MARK = b'<meta name="generator" content="offramp">'  # near the beginning of every page
+
 
 def frame(
     *,

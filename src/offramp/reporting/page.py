@@ -14,7 +14,7 @@ from offramp.files import replacing
 from offramp.plan import Plan
 from offramp.reporting import tables
 from offramp.reporting.charts import Figure, exits_chart, frontier_chart, gate_chart
-from offramp.reporting.frame import frame, plotly_library, version_text
+from offramp.reporting.frame import MARK, frame, plotly_library, version_text
 from offramp.reporting.gallery import gallery
 from offramp.reporting.markup import Html, chart, folded, join, section, switch, tag
 from offramp.reporting.view import View, view_of
@@ -40,7 +40,7 @@ def report(
     library = plotly_library()
     page = _Page(view_of(trace, plan), dict(others or {}), title)
     whole = page.whole(library, [] if data is None else gallery(page.view, data))
-    with replacing(path) as temporary:
+    with replacing(path, mark=MARK, what="page") as temporary:
         temporary.write_text(whole, encoding="utf-8", errors="replace")
     return Path(path)
 
