@@ -9,7 +9,6 @@ import typer
 
 from offramp.cli.options import AsJson, OutputFolder, writable
 from offramp.cli.printing import answer, note, table
-from offramp.reporting.words import percent
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="A .toml of flags, as in the example below.")]
 
@@ -36,6 +35,7 @@ def compare(file: File, output: OutputFolder, as_json: AsJson = False) -> None:
     from offramp.comparing.page import write_page
     from offramp.comparing.spreadsheets import write_spreadsheets
     from offramp.reporting.frame import plotly_library
+    from offramp.reporting.words import percent
 
     writable(output, folder=True)
     plotly_library()  # a missing one is told before the work, not after it

@@ -21,7 +21,6 @@ from offramp.cli.options import (
 )
 from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
-from offramp.provenance import refuse_learned
 
 if TYPE_CHECKING:
     from offramp.evaluation import Measured
@@ -133,6 +132,8 @@ def check(
     Example:
       offramp check plan.json test.npz
     """
+    from offramp.provenance import refuse_learned
+
     chosen, seen = plan_of(plan, threshold), trace_of(trace, rows)
     if not same_rows:
         refuse_learned(seen.columns, "test")

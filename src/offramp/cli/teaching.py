@@ -20,7 +20,6 @@ from offramp.cli.options import (
 )
 from offramp.cli.printing import answer, main_process, note
 from offramp.errors import BadInput
-from offramp.files import restored
 
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write the network to.")]
 RecipeName = Annotated[
@@ -134,6 +133,8 @@ def _tell_where_it_begins(folder: str | None) -> None:
     """A word where there is nothing to go on from. Raises BadInput without a folder."""
     if not folder:
         raise BadInput("got --resume without --folder, expected the folder of the run; give it")
+    from offramp.files import restored
+
     if not restored(Path(folder) / "checkpoint").is_dir():
         note(f"{folder} holds no checkpoint: teaching begins at the start")
 

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from offramp.errors import BadData, BadInput, UnknownName
 from offramp.guarantees.risks import Risk
@@ -61,6 +60,8 @@ def binomial(
     unit = _unit_level(level, low, high)
     if not 0.0 < unit < 1.0:
         return _certain(unit, len(losses_PN))
+    from scipy import special
+
     p_P: FloatArray = special.bdtr(losses_PN.sum(axis=1, dtype=np.float64).round(), losses_PN.shape[1], unit)
     return p_P
 
@@ -87,6 +88,8 @@ def hoeffding_bentkus(
     sums_P = losses_PN.sum(axis=1, dtype=np.float64)
     counts_P = np.clip((sums_P - n * low) / (high - low), 0.0, n)
     means_P = np.minimum(counts_P / n, unit)
+    from scipy import special
+
     entropy_P = special.rel_entr(means_P, unit) + special.rel_entr(1.0 - means_P, 1.0 - unit)
     bentkus_P = math.e * special.bdtr(np.ceil(counts_P), n, unit)
     p_P: FloatArray = np.minimum(np.minimum(np.exp(-n * entropy_P), bentkus_P), 1.0)
@@ -235,6 +238,8 @@ def rows_needed(level: float, confidence: float, *, observed: float = 0.0) -> in
             "two between 0 and 1 and the third below the level; raise the level or lower the observed risk"
         )
 
+    from scipy import special
+
     def rows(count: int) -> int:  # the fewest rows that pass with this many losses
         fails, passes = count, count + 1
         while special.bdtr(count, passes, level) > 1.0 - confidence:
@@ -259,6 +264,8 @@ def _clopper_pearson(count: int, n: int, delta: float) -> float:
     """The smallest level with P(Bin(n, level) <= count) <= delta, one float step on the safe side."""
     if count >= n:
         return 1.0
+    from scipy import special
+
     exact = float(special.betaincinv(count + 1, n - count, 1.0 - delta))
     return min(exact * (1.0 + 1e-12), 1.0)
 
