@@ -54,7 +54,7 @@ FLOORS = [
         "programs",
     ],
     ["answers", "running", "opening", "calibration", "factories"],
-    ["benching", "cutting", "placing", "fitting", "recording", "storing"],
+    ["benching", "overhead", "cutting", "placing", "fitting", "recording", "storing"],
     ["comparing", "reporting", "deploy", "demo"],
     ["", "cli", "checks", "__main__"],  # "" is the face, offramp/__init__.py
 ]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -113,18 +112,27 @@ def _line(network: Network, runner: Runner, parts: Sequence[Part], rows: State, 
     )
 
 
-def plain_call(network: Network, rows: State, engine: Engine) -> Callable[[], object]:
-    """The plain network on an engine: the user's last model behind its front, without exits and gates."""
-    rung = network.rungs[-1]
+def plain_of(network: Network, rows: State, engine: Engine) -> Callable[[State], Callable[[], object]]:
+    """The plain network as its engine runs it bare: the user's last model behind its front, no exits, no gates.
+
+    Nothing of ours is around the call: `session.run` on arrays, `infer` of a request, the module in inference_mode.
+
+    Args:
+        network: whose last model it is.
+        rows: named inputs [B, ...] such as the call will be given.
+        engine: where it runs.
+
+    Returns:
+        A function that binds inputs, converted beforehand, and returns the call to time.
+    """
     alone = last_model(network)
-    (part,) = engine.open(alone, (Step(rung.name, exit=False, gate=False, last=True),), network.device())
-    return partial(_call, alone, part, rows)
+    step = Step(network.rungs[-1].name, exit=False, gate=False, last=True)
+    return engine.bare(alone, step, rows)
 
 
-def _call(_: Network, part: Part, rows: State) -> None:
-    """Also holds the network: an engine that compiles looks at it when the first rows arrive."""
-    with torch.inference_mode():
-        part.call(dict(rows))
+def plain_call(network: Network, rows: State, engine: Engine) -> Callable[[], object]:
+    """`plain_of` bound to these rows."""
+    return plain_of(network, rows, engine)(rows)
 
 
 def bare(parts: Sequence[Part], runner: Runner, rows: State, answers: Answers) -> Callable[[], object]:

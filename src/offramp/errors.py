@@ -13,6 +13,7 @@
     ├── OpenAgain           the network changed under a Runner
     ├── Diverged            a loss that is not finite while a network is taught
     ├── NoSafePlan          no plan keeps the promise on these rows
+    ├── MemberUnavailable   a member of a ladder that runs elsewhere did not answer
     └── MissingExtra        an optional dependency is not installed (also an ImportError)
 
 Every message is one sentence in three parts: what was got, what was expected, what to do.
@@ -90,6 +91,14 @@ class NoSafePlan(OfframpError):
         super().__init__(message)
         self.smallest_level = smallest_level
         self.never = never
+
+
+class MemberUnavailable(OfframpError):
+    """A member of a ladder that runs elsewhere did not answer, not in time, or not with logits."""
+
+
+class NoisyTimingsWarning(UserWarning):
+    """Milliseconds that were measured while something else ran: prices in them may be far off."""
 
 
 class MissingExtra(OfframpError, ImportError):

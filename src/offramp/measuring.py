@@ -116,7 +116,10 @@ def costs_of(
 
     for part, plain in zip(parts, counted or parts, strict=True):
         for kind, piece in plain.pieces.items():
-            found[f"cost/{kind}/{part.step.name}"] = cost(part.pieces.get(kind), of, timed=timed, counted=piece)
+            price = cost(part.pieces.get(kind), of, timed=timed, counted=piece)
+            if kind == "segment" and any(getattr(module, "counts_macs", True) is False for module in plain.modules):
+                price[0] = np.nan  # a member that computes outside of torch
+            found[f"cost/{kind}/{part.step.name}"] = price
             with torch.inference_mode():
                 state.update(piece(state))
     return found

@@ -1,6 +1,10 @@
 """What a plan costs: the sum of the parts that it runs, in MACs or in milliseconds at a batch size.
 
 Shapes: N rows, E exits. A part's price is [3] or [N, 3]: MACs per row, milliseconds per call (a), per row (b).
+
+Beside segments, exits and gates there are three kinds of parts that only milliseconds know: `runner`, what a Runner
+itself takes for a batch; `runner/<gate>`, what it takes there to let rows leave; and `plain`, the last model as its
+engine runs it bare. In traces that were recorded without them a plan costs its segments, exits and gates alone.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from offramp.chain import Chain, Step
 from offramp.errors import BadInput
 
 UNITS = ("macs", "ms")
+RUNNER = "runner"  # what the Runner itself takes: for a batch, and as runner/<gate> at a gate
+PLAIN = "plain"  # the last model as its engine runs it bare
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -25,6 +31,59 @@ class Prices:
 
     chain: Chain
     parts: Mapping[str, Array]
+
+    @property
+    def uncounted(self) -> tuple[str, ...]:
+        """The models whose MACs nobody knows, by their last exit: with them there are no prices in MACs.
+
+        Those are members that say so (NaN), and whole models in which nothing could be counted: a model that costs
+        no multiply-add at all is one that computes outside of torch.
+        """
+        unknown = list[str]()
+        total = 0.0
+        for node, following in zip(self.chain.nodes, (*self.chain.nodes[1:], None), strict=True):
+            segment = self.parts.get(f"segment/{node.name}")
+            macs = 0.0 if segment is None else float(np.mean(segment[..., 0]))
+            total = macs if node.after is None else total + macs
+            if (following is None or following.after is None) and not total > 0:  # the model ends here
+                unknown.append(node.name)
+        return tuple(unknown)
+
+    @property
+    def timed(self) -> bool:
+        """Whether every part has milliseconds."""
+        timings = [price[..., 1:] for price in self.parts.values()]
+        return bool(timings) and not any(np.isnan(each).any() for each in timings)
+
+    @property
+    def with_runner(self) -> bool:
+        """Whether the milliseconds of the Runner itself were recorded."""
+        return RUNNER in self.parts
+
+    def unit(self, asked: str | None) -> str:
+        """The unit to price in: what was asked for, else MACs where they are known, else milliseconds.
+
+        Args:
+            asked: "macs", "ms", or None.
+
+        Raises:
+            BadInput: the unit is neither, or nothing was recorded in it.
+        """
+        if asked is not None:
+            check_unit(asked, 1)
+        if asked == "ms" or (asked is None and not self.uncounted):
+            return asked or "macs"
+        if not self.uncounted:
+            return "macs"
+        who = ", ".join(map(repr, self.uncounted))
+        if asked == "macs":
+            raise BadInput(f"the MACs of {who} are not known, so nothing can be priced in them; use unit='ms'")
+        if not self.timed:
+            raise BadInput(
+                f"the MACs of {who} are not known and milliseconds were not measured, so no plan can be priced; "
+                "record with timed=True"
+            )
+        return "ms"
 
     def _rate(self, part: str, unit: str, batch: int) -> Array:
         """Cost per row, [] or [N], when `batch` rows arrive at the part together."""
@@ -39,7 +98,11 @@ class Prices:
         return rate
 
     def _node(self, step: Step, unit: str, batch: int) -> Array:
-        kinds = ("segment", *(["exit"] if step.exit else []), *(["gate"] if step.gate else []))
+        kinds = ["segment"]
+        if step.exit:
+            kinds.append("exit")
+        if step.gate:
+            kinds += ["gate", RUNNER]
         rates = [self._rate(f"{kind}/{step.name}", unit, batch) for kind in kinds]  # [] or [N] each
         total: Array = sum(rates, start=np.zeros(()))
         return total
@@ -58,6 +121,7 @@ class Prices:
             self._node(steps[name], unit, batch) if name in steps else np.zeros(())
             for name in self.chain.exits[: last + 1]
         ]
+        each[0] = each[0] + self._rate(RUNNER, unit, batch)
         return np.cumsum(np.stack(np.broadcast_arrays(*each), axis=-1), axis=-1)
 
     def mean(self, steps: Sequence[Step], exits_N: Array, *, unit: str, batch: int) -> float:
@@ -66,7 +130,7 @@ class Prices:
         Milliseconds charge a call's fixed part whenever at least one of `batch` rows drawn like these arrives.
         """
         check_unit(unit, batch)
-        total = 0.0
+        total = float(self._rate(RUNNER, unit, batch))
         for step in steps:
             here = exits_N >= self.chain.place(step.name)  # [N]
             reach = float(here.mean())
@@ -79,8 +143,13 @@ class Prices:
         return total
 
     def plain(self, reference: str, *, unit: str, batch: int) -> float:
-        """Cost per row of the network that answers at `reference` alone: its segments and its exit, no gate."""
+        """Cost per row of the network that answers at `reference` alone: its segments and its exit, no gate.
+
+        In milliseconds the last model costs what its engine's bare call took, where that was recorded.
+        """
         check_unit(unit, batch)
+        if unit == "ms" and reference == self.chain.exits[-1] and PLAIN in self.parts:
+            return float(self._rate(PLAIN, unit, batch))
         node = self.chain.nodes[self.chain.place(reference)]
         parts = [f"exit/{reference}", f"segment/{reference}"]
         while node.after is not None:

@@ -12,17 +12,18 @@ import torch
 from torch import Tensor
 
 from offramp.data.rows import Batch, Rows, fingerprint_of, rows
-from offramp.engine import engine_of
-from offramp.errors import BadData, BadNetwork
+from offramp.engine import Engine, engine_of
+from offramp.errors import BadData, BadNetwork, NoisyTimingsWarning
 from offramp.find import find_file
 from offramp.inputs import State, as_inputs
 from offramp.measuring import costs_of
 from offramp.network import LOGITS, SCORE, Network, Part
+from offramp.overhead import Noise, plain_costs, runner_costs
 from offramp.processes import Processes, here
 from offramp.progress import track
 from offramp.provenance import Origin, Probe
 from offramp.signature import Input
-from offramp.trace import BACKBONE, Header, Trace
+from offramp.trace import BACKBONE, LARGE_NOISE, Header, Trace
 
 PROBE_ROWS = 4
 
@@ -47,7 +48,8 @@ def record(
 
     data: whatever `offramp.data.rows` takes: arrays, (x, y), a Dataset, a DataLoader, batches, or a spec such as
     "cifar10:DIR[1000:5000]". keep: "logits", or "answers" to leave the logits [N, C] out.
-    timed: measure milliseconds over batch 1 to 64; do so where nothing else runs.
+    timed: measure milliseconds over batch 1 to 64, also of the Runner itself and of the bare last model, and how noisy
+    they are; do so where nothing else runs (a NoisyTimingsWarning says when something did).
     engine: torch, onnxruntime or openvino, with options as in "torch:bf16" (see the engines); the plans that are
     made of this trace run on it, and on no other.
     Where several processes were launched, all must call it: they take whole batches by turns (so that the last bits are
@@ -73,8 +75,11 @@ def record(
     found = columns.joined(processes)
     if not found:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
-    costs, probe = processes.alone(lambda: _measured(network, first, parts, counted, timed=timed))
-    return _trace(network, source, found | costs, identity, probe)
+    costs, probe, noise = processes.alone(lambda: _measured(network, first, parts, counted, shelved, timed=timed))
+    if noise is not None and noise > LARGE_NOISE:
+        warnings.warn(_noisy(noise), NoisyTimingsWarning, stacklevel=2)
+    trace = _trace(network, source, found | costs, identity, probe)
+    return replace(trace, header=replace(trace.header, noise=noise))
 
 
 def _recorded(batches: Iterable[Batch], columns: _Columns, parts: Sequence[Part], place: torch.device) -> State:
@@ -88,11 +93,27 @@ def _recorded(batches: Iterable[Batch], columns: _Columns, parts: Sequence[Part]
 
 
 def _measured(
-    network: Network, x: State, parts: Sequence[Part], counted: Sequence[Part], *, timed: bool
-) -> tuple[dict[str, Array], Probe]:
-    """What each part costs on some rows, and the probe for rows of their shapes."""
+    network: Network, x: State, parts: Sequence[Part], counted: Sequence[Part], engine: Engine, *, timed: bool
+) -> tuple[dict[str, Array], Probe, float | None]:
+    """What each part costs on some rows, the probe for rows of their shapes, and how noisy the timings were."""
     inputs = tuple(Input.of(name, value.cpu().numpy()) for name, value in x.items())
-    return costs_of(parts, x, timed=timed, counted=counted), _probe(network, inputs, parts)
+    probe = _probe(network, inputs, parts)
+    if not timed:
+        return costs_of(parts, x, timed=False, counted=counted), probe, None
+    noise = Noise(parts, x)
+    noise.time()
+    costs = costs_of(parts, x, timed=True, counted=counted)
+    costs |= runner_costs(network, parts, x, own_threads=engine.own_threads)
+    costs |= plain_costs(network, engine, x)
+    noise.time()
+    return costs, probe, noise.share()
+
+
+def _noisy(noise: float) -> str:
+    return (
+        f"the milliseconds are noisy: the same call's timings differ by {noise:.0%}; prices in milliseconds may be far "
+        "off: record where nothing else runs, or use MACs"
+    )
 
 
 def _never_taught(names: Sequence[str]) -> str:

@@ -9,13 +9,15 @@
     learned         [N]    bool         whether `fit` taught the network with this row; absent where nothing was fitted
     cost/<part>     [3] or [N, 3]       MACs per row, milliseconds per call a, milliseconds per row b (a + b n)
 
-A part is segment/<node>, exit/<node> or gate/<node>. Milliseconds are NaN when they were not measured.
+A part is segment/<node>, exit/<node> or gate/<node>; where milliseconds were measured also runner, runner/<gate> and
+plain (see pricing). Milliseconds are NaN when they were not measured, MACs of a segment where they are not known.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from offramp.chain import Chain
-from offramp.errors import BadData, BadFile, BadInput, Mismatch
+from offramp.errors import BadData, BadFile, BadInput, Mismatch, NoisyTimingsWarning
 from offramp.evaluation import Evaluation, Measured, worst_class
 from offramp.files import from_document, read_arrays, to_document, write_arrays
 from offramp.guarantees.bounds import interval
@@ -35,14 +37,19 @@ from offramp.provenance import Origin, SeenRows
 
 SCHEMA = 1
 BACKBONE = "backbone"
-WHY = ("gate", "end", "deepest", "deadline")
+WHY = ("gate", "end", "deepest", "deadline", "unavailable")
+LARGE_NOISE = 0.25  # timings of one call that differ by more are said to be noisy wherever they are used
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True)
 class Header:
-    """What the columns are about. `taught` is False while an exit was never taught."""
+    """What the columns are about. `taught` is False while an exit was never taught.
+
+    `noise` is how far the same call's milliseconds lay apart while they were measured (0.1: by 10 %); None where
+    nothing was measured, or before this was recorded.
+    """
 
     chain: Chain
     reference: str
@@ -52,6 +59,7 @@ class Header:
     origin: Origin
     class_names: tuple[str, ...] | None = None
     taught: bool = True
+    noise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -168,6 +176,18 @@ class Trace:
         }
         return Prices(self.chain, parts)
 
+    def unit(self, asked: str | None) -> str:
+        """The unit in which plans are priced, as `Prices.unit`; warns where its timings were noisy."""
+        unit = self.prices.unit(asked)
+        if unit == "ms" and self.header.noise is not None and self.header.noise > LARGE_NOISE:
+            warnings.warn(
+                f"the milliseconds are noisy: the same call's timings differ by {self.header.noise:.0%}, so that the "
+                "cheapest plan may be another one; record again where nothing else runs, or price in MACs",
+                NoisyTimingsWarning,
+                stacklevel=3,
+            )
+        return unit
+
     def reference(self, against: str) -> str:
         """The exit that `against` names: last, backbone (the plain last model), or an exit. Raises UnknownName."""
         last = self.chain.exits[-1]
@@ -217,9 +237,14 @@ class Trace:
             **self._accuracies(done, name),
         )
 
-    def price(self, plan: Plan, unit: str = "macs", batch: int = 64, against: str = "last") -> Price:
-        """Mean and worst cost per row of a plan, and that of the plain network; rows priced together by `batch`."""
+    def price(self, plan: Plan, unit: str | None = None, batch: int = 64, against: str = "last") -> Price:
+        """Mean and worst cost per row of a plan, and that of the plain network; rows priced together by `batch`.
+
+        unit: "macs", "ms", or None: MACs where they are known, else milliseconds. Raises BadInput for a unit in which
+        nothing was recorded.
+        """
         steps, prices = plan.steps(self.chain), self.prices
+        unit = prices.unit(unit)
         plain = self.chain.exits[-1] if self.reference(against) == BACKBONE else self.reference(against)
         deepest = np.full(len(self), len(self.chain.exits) - 1)
         return Price(
@@ -228,11 +253,30 @@ class Trace:
             mean=prices.mean(steps, self.replay(plan).exit, unit=unit, batch=batch),
             worst=prices.mean(steps, deepest, unit=unit, batch=batch),
             plain=prices.plain(plain, unit=unit, batch=batch),
+            note=self._note(prices, unit),
         )
 
+    def _note(self, prices: Prices, unit: str) -> str:
+        """What a reader of figures in this unit must know."""
+        if unit == "macs":
+            return ""
+        notes = list[str]()
+        if prices.uncounted:
+            notes.append(f"the MACs of {', '.join(prices.uncounted)} are not known")
+        if not prices.with_runner:
+            notes.append("without the runner's own time")
+        if self.header.noise is not None and self.header.noise > LARGE_NOISE:
+            notes.append(f"noisy: the same call's timings differ by {self.header.noise:.0%}")
+        return "; ".join(notes)
+
     def _units(self, batches: Sequence[int]) -> list[tuple[str, int]]:
-        timed = not any(np.isnan(price).any() for price in self.prices.parts.values())
-        return [("macs", 1), *((("ms", batch) for batch in batches) if timed else ())]
+        prices = self.prices
+        units = list[tuple[str, int]]()
+        if not prices.uncounted:
+            units.append(("macs", 1))
+        if prices.timed:
+            units += [("ms", batch) for batch in batches]
+        return units
 
     def _in_band(self, plan: Plan, exits: Array) -> float:
         near, band = np.zeros(len(self), bool), self.header.origin.band

@@ -43,7 +43,7 @@ def calibrate(
     confidence: float = 0.95,
     budget: float | None = None,
     against: str = "last",
-    unit: str = "macs",
+    unit: str | None = None,
     batch: int = 64,
     bound: str | None = None,
     testing: str = "path",
@@ -53,7 +53,8 @@ def calibrate(
     """The cheapest plan with `risk <= at_most` at `confidence`, or the best one with mean cost <= `budget`.
 
     risk: disagreement (default; needs no labels), accuracy_gap, error, or a Risk; against: last, backbone, or an exit.
-    budget: a fraction of the plain network's cost; such a plan carries no promise. unit, batch: MACs or ms at a batch.
+    budget: a fraction of the plain network's cost; such a plan carries no promise. unit, batch: MACs or ms at a batch;
+    by default MACs where they are known of every member, else milliseconds.
     testing="path": one shared threshold, on a grid fixed beforehand, walked down from the safest over all rows (valid:
     see guarantees.testing.fixed_sequence). "pareto" (Laufer-Goldshtein et al., 2023, arXiv 2210.07913): candidates
     from rows that are searched, tested on the others; `search` gives a trace of such rows, and then all rows of
@@ -65,6 +66,7 @@ def calibrate(
     if not trace.header.taught:
         raise BadInput("an exit of this network was never taught; teach it and record again")
     refuse_learned(trace.columns, "calibration")
+    unit = trace.unit(unit)
     if budget is not None:
         if not 0 < budget < math.inf:
             raise BadInput(f"got a budget of {budget}, expected a share of the plain network's cost above 0; give one")

@@ -39,7 +39,10 @@ Confidence = Annotated[float, typer.Option("--confidence", metavar="P", help="It
 Against = Annotated[
     str, typer.Option("--against", metavar="EXIT", help="What the risk compares with: last, backbone, or an exit.")
 ]
-Unit = Annotated[str, typer.Option("--unit", metavar="macs|ms", help="The cost to save.")]
+Unit = Annotated[
+    str | None,
+    typer.Option("--unit", metavar="macs|ms", help="The cost to save; by default MACs where they are known, else ms."),
+]
 Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="The batch size that milliseconds are for.")]
 BoundName = Annotated[
     str | None,
@@ -77,7 +80,7 @@ def calibrate(
     confidence: Confidence = 0.95,
     budget: Budget = None,
     against: Against = "last",
-    unit: Unit = "macs",
+    unit: Unit = None,
     batch: Batch = 64,
     bound: BoundName = None,
     testing: Testing = "path",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,11 +74,13 @@ def record(
 
 
 def _noted(call: Callable[[], Trace]) -> Trace:
-    """What `call` gives; exits that were never taught are told in a sentence."""
+    """What `call` gives; exits that were never taught, and noisy timings, are told in a sentence."""
+    from offramp.errors import NoisyTimingsWarning
     from offramp.recording import NeverTaught
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", NeverTaught)
+        warnings.simplefilter("always", NoisyTimingsWarning)
         trace = call()
     for warning in said:
         note(f"offramp: {warning.message}")
@@ -89,13 +90,12 @@ def _noted(call: Callable[[], Trace]) -> Trace:
 def _exits(trace: Trace) -> list[dict[str, Any]]:
     """Name, accuracy and cost of each exit, each as if it alone were run."""
     labels, prices = trace.labels, trace.prices
-    timed = not any(math.isnan(price.sum()) for price in prices.parts.values())
     return [
         {
             "exit": name,
             "accuracy": None if labels is None else float((trace.columns[f"answer/{name}"] == labels).mean()),
-            "macs": prices.plain(name, unit="macs", batch=1),
-            "ms_64": prices.plain(name, unit="ms", batch=64) if timed else None,
+            "macs": None if prices.uncounted else prices.plain(name, unit="macs", batch=1),
+            "ms_64": prices.plain(name, unit="ms", batch=64) if prices.timed else None,
         }
         for name in trace.chain.exits
     ]
