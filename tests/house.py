@@ -44,6 +44,7 @@ FLOORS = [
         "layers",
         "models",
         "hubs",
+        "members",
         "partition",
         "recipes",
         "segmenting",
@@ -59,7 +60,7 @@ FLOORS = [
     ["", "cli", "checks", "__main__"],  # "" is the face, offramp/__init__.py
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
-SHELVES = ("augments", "exits", "gates", "layers", "models", "hubs", "recipes", "engines")
+SHELVES = ("augments", "exits", "gates", "layers", "models", "hubs", "members", "recipes", "engines")
 NO_TORCH = ("calibration", "guarantees", "reporting", "trace", "plan")
 LINES, LENGTH = 300, 40
 

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.inputs import State, call_model
 from offramp.network import Part
+from offramp.rungs import outside_torch
 from offramp.taps import listening
 
 SIZES = (1, 4, 16, 64)
@@ -117,8 +118,8 @@ def costs_of(
     for part, plain in zip(parts, counted or parts, strict=True):
         for kind, piece in plain.pieces.items():
             price = cost(part.pieces.get(kind), of, timed=timed, counted=piece)
-            if kind == "segment" and any(getattr(module, "counts_macs", True) is False for module in plain.modules):
-                price[0] = np.nan  # a member that computes outside of torch
+            if kind == "segment" and outside_torch(plain.modules):
+                price[0] = np.nan
             found[f"cost/{kind}/{part.step.name}"] = price
             with torch.inference_mode():
                 state.update(piece(state))
