@@ -16,6 +16,7 @@ plain (see pricing). Milliseconds are NaN when they were not measured, MACs of a
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import warnings
 from collections.abc import Mapping, Sequence
@@ -25,10 +26,12 @@ from typing import Any
 
 import numpy as np
 
-from offramp.chain import Chain
+from offramp.chain import Chain, Node
+from offramp.data.rows import digests_of
 from offramp.errors import BadData, BadFile, BadInput, Mismatch, NoisyTimingsWarning
 from offramp.evaluation import Evaluation, Measured, worst_class
 from offramp.files import from_document, read_arrays, to_document, write_arrays
+from offramp.find import find
 from offramp.guarantees.bounds import interval
 from offramp.guarantees.risks import Risk, find_risk, losses_of
 from offramp.plan import Plan, Price, choose
@@ -314,6 +317,103 @@ class Trace:
         names = [name for name in self.columns if name.startswith(f"score/{gate}@")]
         return sorted(names, key=lambda name: int(name.rpartition("@")[2]))
 
+    @staticmethod
+    def from_arrays(
+        logits: Mapping[str, Any],
+        costs: Mapping[str, float | tuple[float, float]],
+        *,
+        labels: Any = None,
+        probabilities: bool = False,
+        unit: str = "ms",
+        gate: str = "margin",
+        scores: Mapping[str, Any] | None = None,
+        inputs: Any = None,
+        digests: Any = None,
+        rows: Any = None,
+        network: str = "",
+        shared: bool = False,
+        data: str = "arrays",
+        class_names: Sequence[str] | None = None,
+    ) -> Trace:
+        """A trace of models that ran elsewhere, from their recorded logits; calibrate, evaluate and report work on it.
+
+        A promise needs rows that can be told apart and known again. Without `inputs` or `digests` a row is known by its
+        logits: two rows with the same logits in every exit count as the same row, and rows that a model was trained on
+        go unnoticed.
+
+        Args:
+            logits: each exit's logits [N, C] by its name, in the order in which the exits are asked.
+            costs: what each exit's model costs a row, in `unit`; a pair is (per call, per row) in milliseconds.
+            labels: [N] whole numbers from 0 to C-1.
+            probabilities: whether `logits` holds probabilities, of which the logarithm is taken (at least log 1e-7).
+            unit: "ms" or "macs", of the costs.
+            gate: a gate of one exit's logits by name, such as margin, max_prob or neg_entropy.
+            scores: scores [N] by exit, for all but the last, instead of `gate`; higher leaves sooner.
+            inputs: what the models read, [N, ...] or arrays by name: rows are known by it, as `record` does it.
+            digests: uint64 [N], where rows are known by something else.
+            rows: the rows' numbers in their source [N]; by default 0 to N-1.
+            network: name and version of the models: a plan for others is refused.
+            shared: whether an exit continues where the one before it ended, as exits of one network do, so that `costs`
+                are what each adds; otherwise every exit is a model of its own.
+            data: what the rows are called.
+            class_names: names of the classes.
+
+        Returns:
+            The trace. Its plans are applied by `trace.replay(plan)`, or by comparing scores with `plan.thresholds`.
+
+        Raises:
+            BadData: arrays of other shapes, or logits of the last exit that are not finite.
+            BadInput: a cost is missing or no cost, or the gate needs more than one exit's logits.
+
+        Example:
+            >>> logits = {"small": np.float32([[3, 0], [1, 2]]), "large": np.float32([[5, 0], [4, 0]])}
+            >>> trace = Trace.from_arrays(logits, {"small": 0.1, "large": 1.0})
+            >>> trace.evaluate(Plan.by_hand({"small": 2.0})).shares
+            (0.5, 0.5)
+        """
+        names = tuple(logits)
+        values = {name: _float32_of(name, array, probabilities) for name, array in logits.items()}
+        count, classes = _one_shape(values)
+        if len(names) < 2:
+            raise BadData(f"logits must hold at least two exits, got {list(names)}")
+        if bad := np.flatnonzero(~np.isfinite(values[names[-1]]).all(1)).size:
+            raise BadData(f"the logits of the last exit must be finite, got {bad} rows of {names[-1]!r} that are not")
+        if set(costs) != set(names):
+            raise BadInput(f"costs must hold one for each of {list(names)}, got {list(costs)}")
+        columns: dict[str, Array] = {
+            "row": _column("rows", np.arange(count) if rows is None else rows, count, np.int64),
+            "digest": _digests(values, inputs, digests, count),
+        }
+        if labels is not None:
+            columns["label"] = _column("labels", labels, count, np.int64)
+            low, high = int(columns["label"].min()), int(columns["label"].max())
+            if low < 0 or high >= classes:
+                raise BadData(f"labels must be between 0 and {classes - 1}, got {low} to {high}")
+        for name in names:
+            columns[f"logits/{name}"] = values[name]
+            columns[f"answer/{name}"] = values[name].argmax(1)
+            columns[f"cost/segment/{name}"] = _cost_of(name, costs[name], unit)
+        given = _scored(values, gate) if scores is None else scores
+        if set(given) != set(names[:-1]):
+            raise BadInput(f"scores must hold one for each of {list(names[:-1])}, got {list(given)}")
+        for name in names[:-1]:
+            score = _column("scores", given[name], count, np.float32)
+            columns[f"score/{name}"] = np.where(np.isfinite(values[name]).all(1), score, np.float32(np.nan))
+        followers = (*names[1:], None)
+        before = (None, *names[:-1]) if shared else (None,) * len(names)
+        chain = Chain(tuple(Node(*each) for each in zip(names, followers, before, strict=True)))
+        told = json.dumps([network, names, shared, gate if scores is None else "scores"])
+        header = Header(
+            chain=chain,
+            reference=names[-1],
+            classes=classes,
+            data=data,
+            data_fingerprint=hashlib.sha256(columns["digest"].astype("<u8").tobytes()).hexdigest()[:16],
+            origin=Origin(hashlib.sha256(told.encode()).hexdigest()[:16], "elsewhere", "float32"),
+            class_names=None if class_names is None else tuple(map(str, class_names)),
+        )
+        return Trace(columns, header)
+
     def save(self, path: str | Path) -> None:
         """Write `trace.npz`, atomically, without pickles."""
         body = asdict(self.header)
@@ -339,6 +439,85 @@ class Trace:
             return Trace(columns, Header(**header))
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
             raise BadFile(f"{path} is no complete trace ({problem!r}); record again") from problem
+
+
+def _float32_of(name: str, array: Any, probabilities: bool) -> Array:
+    """Logits [N, C] float32 of one exit."""
+    values = np.asarray(array)
+    if values.ndim != 2 or not len(values) or values.shape[1] < 2 or values.dtype.kind not in "fiu":
+        raise BadData(
+            f"the logits of {name!r} must be numbers [N, C] of at least one row and two classes, got "
+            f"{values.dtype.name} {list(values.shape)}"
+        )
+    values = values.astype(np.float32)
+    if not probabilities:
+        return values
+    wrong = (values < -0.01) | (values > 1.01) | (np.abs(values.sum(1, keepdims=True) - 1) > 0.01)
+    if wrong.any():
+        row = int(wrong.any(1).argmax())
+        raise BadData(
+            f"the probabilities of {name!r} must be between 0 and 1 and sum to 1, got {values[row]} (row {row})"
+        )
+    logarithm: Array = np.log(np.clip(values, 1e-7, 1))
+    return logarithm
+
+
+def _one_shape(values: Mapping[str, Array]) -> tuple[int, int]:
+    """N and C of all exits' logits."""
+    shapes = {name: array.shape for name, array in values.items()}
+    if len(set(shapes.values())) != 1:
+        raise BadData(f"logits must have one and the same shape [N, C] in every exit, got {shapes}")
+    rows, classes = next(iter(shapes.values()))
+    return int(rows), int(classes)
+
+
+def _column(what: str, given: Any, count: int, kind: Any) -> Array:
+    """Values [N] of a column. Raises BadData for other shapes, and for fractions where whole numbers belong."""
+    values = np.asarray(given)
+    whole = np.dtype(kind).kind in "iu"
+    if values.shape != (count,) or values.dtype.kind not in ("iu" if whole else "iuf"):
+        kinds = "whole numbers" if whole else "numbers"
+        raise BadData(f"{what} must be {kinds} [{count}], got {values.dtype.name} {list(values.shape)}")
+    return values.astype(kind)
+
+
+def _digests(values: Mapping[str, Array], inputs: Any, digests: Any, count: int) -> Array:
+    """What rows are known by, uint64 [N]: what is given, the inputs' content, or all logits of a row."""
+    if digests is not None:
+        return _column("digests", digests, count, np.uint64)
+    if inputs is None:
+        return digests_of(np.concatenate(list(values.values()), axis=1) + np.float32(0))  # + 0: -0.0 is 0.0
+    several = inputs if isinstance(inputs, Mapping) else {"": inputs}
+    named = {str(name): np.asarray(value) for name, value in several.items()}
+    lengths = {len(value) if value.ndim else 0 for value in named.values()}
+    if lengths != {count}:
+        raise BadData(f"inputs must have {count} rows, as the logits, got {sorted(lengths)}")
+    return digests_of(named if isinstance(inputs, Mapping) else named[""])
+
+
+def _cost_of(name: str, cost: float | tuple[float, float], unit: str) -> Array:
+    """A price [3] of a part: MACs, milliseconds per call and per row; NaN for what is not known."""
+    pair = np.asarray(cost, float).ravel()
+    if unit not in ("ms", "macs"):
+        raise BadInput(f"unit must be 'ms' or 'macs', got {unit!r}")
+    if len(pair) not in (1, 2) or (unit == "macs" and len(pair) == 2):
+        raise BadInput(f"the cost of {name!r} must be a number, or in milliseconds a pair, got {cost!r}")
+    if not (np.isfinite(pair).all() and (pair >= 0).all() and pair.sum() > 0):
+        raise BadInput(f"the cost of {name!r} must be above 0 and finite, got {cost!r}")
+    if unit == "macs":
+        return np.array([pair[0], np.nan, np.nan])
+    call = pair[0] if len(pair) == 2 else 0.0
+    return np.array([np.nan, call, pair[-1]])
+
+
+def _scored(values: Mapping[str, Array], gate: str) -> dict[str, Array]:
+    """A gate's scores [N] of every exit but the last. Raises BadInput for a gate that looks at more than logits."""
+    import torch
+
+    function = find("gates", gate)
+    if not inspect.isfunction(function) or "reads" in inspect.signature(function).parameters:
+        raise BadInput(f"gate must be a function of one exit's logits, got {gate!r}; give scores= for others")
+    return {name: function(torch.from_numpy(values[name])).float().numpy() for name in list(values)[:-1]}
 
 
 def _text(rows: slice) -> str:

@@ -33,6 +33,7 @@ class Estimator(Member):
         BadInput: it has neither method, is not fitted, has other labels than 0 to C-1, or cannot be hashed.
 
     Example:
+        >>> import torch
         >>> from sklearn.linear_model import LogisticRegression
         >>> model = LogisticRegression().fit([[0.0], [1.0], [2.0]], [0, 1, 1])
         >>> Estimator(model)(torch.tensor([[5.0]])).argmax(1).tolist()

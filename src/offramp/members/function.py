@@ -28,6 +28,7 @@ class Function(Member):
         BadInput: something that it captures cannot be hashed, and no identity is given.
 
     Example:
+        >>> import torch
         >>> dark = Function(lambda x: np.stack([x.mean(1), 1 - x.mean(1)], 1), gives="probabilities")
         >>> dark(torch.tensor([[0.75, 0.75]])).exp()
         tensor([[0.7500, 0.2500]])
