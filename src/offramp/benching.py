@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -63,11 +64,30 @@ class Bench:
 
 
 def bench(
-    network: Network, plan: Plan, x: Any, *, batches: Sequence[int] = (1, 64), repeats: int = 9, engine: str = "torch"
+    network: Network,
+    plan: Plan,
+    x: Any,
+    *,
+    batches: Sequence[int] = (1, 64),
+    repeats: int = 9,
+    engine: str = "torch",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Bench:
     """Time a plan on rows x [N, ...]: one line per batch size, and at batch 1 one line per exit that rows leave at.
 
-    Raises BadData when there are fewer rows than a batch holds. Measure where nothing else runs.
+    The plain network is its engine's bare call: see `plain_of`. Measure where nothing else runs.
+
+    Args:
+        network: in eval mode.
+        plan: what is timed.
+        x: rows, at least as many as the largest batch.
+        batches: sizes, one line each.
+        repeats: rounds; each runs every call once.
+        engine: where all of it runs, as for `open`.
+        clock: seconds; `time.process_time` on one thread leaves out what other programs took.
+
+    Raises:
+        BadData: there are fewer rows than a batch holds.
     """
     runner = open(network, plan, engine=engine)
     shelved, _ = engine_of(engine)
@@ -79,7 +99,7 @@ def bench(
     lines = []
     for batch in batches:
         picks = [_some(rows, slice(batch))] if batch > 1 else _one_per_exit(runner, rows)
-        lines += [_line(network, runner, parts, pick, repeats, shelved) for pick in picks]
+        lines += [_line(network, runner, parts, pick, repeats, shelved, clock) for pick in picks]
     return Bench(network.chain.exits, torch.get_num_threads(), tuple(lines))
 
 
@@ -93,12 +113,20 @@ def _one_per_exit(runner: Runner, rows: State) -> list[State]:
     return [_some(rows, slice(first, first + 1)) for first in firsts]
 
 
-def _line(network: Network, runner: Runner, parts: Sequence[Part], rows: State, repeats: int, engine: Engine) -> Line:
+def _line(
+    network: Network,
+    runner: Runner,
+    parts: Sequence[Part],
+    rows: State,
+    repeats: int,
+    engine: Engine,
+    clock: Callable[[], float],
+) -> Line:
     x = given(rows)
     answers = runner(x)
     plain = plain_call(network, rows, engine)
     calls = {"run": lambda: runner(x), "parts": bare(parts, runner, rows, answers), "plain": plain, "same": plain}
-    times = interleaved(calls, repeats=repeats, warmup=2)
+    times = interleaved(calls, repeats=repeats, warmup=2, clock=clock)
     ms = {name: float(np.median(values)) for name, values in times.items()}
     return Line(
         batch=len(answers.exit),

@@ -29,8 +29,17 @@ def macs(call: Callable[[], object]) -> float:
     return float(counter.get_total_flops()) / 2
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], *, repeats: int = 5, warmup: int = 1) -> dict[str, Array]:
-    """Milliseconds [repeats] of each call; every round runs all of them once, so that drift hits all alike."""
+def interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = 5,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Array]:
+    """Milliseconds [repeats] of each call; every round runs all of them once, so that drift hits all alike.
+
+    clock: seconds; `time.process_time` on one thread leaves out what other programs took.
+    """
     for call in calls.values():
         for _ in range(warmup):
             call()
@@ -38,10 +47,10 @@ def interleaved(calls: Mapping[str, Callable[[], object]], *, repeats: int = 5, 
     order = list(calls.items())
     for turn in range(repeats):
         for name, call in order if turn % 2 == 0 else reversed(order):
-            start = time.perf_counter()
+            start = clock()
             call()
             _wait()
-            times[name].append((time.perf_counter() - start) * 1e3)
+            times[name].append((clock() - start) * 1e3)
     return {name: np.array(values) for name, values in times.items()}
 
 
