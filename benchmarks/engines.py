@@ -60,7 +60,7 @@ def split(
     for batch in (1, 64):
         x = as_inputs(rows[:batch])
         whole = plain_call(network, x, shelved)
-        calls = {"pieces": _walking(parts, x), "run": lambda x=x: runner(x["x"]), "whole": whole, "same": whole}
+        calls = {"whole": whole, "pieces": _walking(parts, x), "run": lambda x=x: runner(x["x"]), "same": whole}
         times = interleaved(calls, repeats=repeats, warmup=2, clock=clock)
         lines = {name: ratio(times[name], times["whole"]) for name in ("pieces", "run", "same")}
         _print(f"split in {len(parts)}, batch {batch}", float(np.median(times["whole"])), lines)

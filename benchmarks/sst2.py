@@ -195,10 +195,10 @@ def timed(net: off.Network, plan: off.Plan, trace: off.Trace, rows: off.Rows, en
         batches = in_batches(rows, test, size, most)
         for _, x in batches:
             plain = plain_on(as_inputs(x))
-            calls = {"run": lambda x=x: runner(x), "plain": plain, "same": plain}
+            calls = {"plain": plain, "run": lambda x=x: runner(x), "same": plain}
             times = interleaved(calls, repeats=repeats, warmup=1)
             ms.append([np.median(times[name]) for name in calls])
-        run, whole, same = np.array(ms).T
+        whole, run, same = np.array(ms).T
         found[str(size)] = {
             "batches": len(ms),
             "plain_ms": float(whole.mean()),

@@ -125,7 +125,8 @@ def _line(
     x = given(rows)
     answers = runner(x)
     plain = plain_call(network, rows, engine)
-    calls = {"run": lambda: runner(x), "parts": bare(parts, runner, rows, answers), "plain": plain, "same": plain}
+    # The plain network stands first and last: rounds go forwards and backwards, so that both have the same neighbours.
+    calls = {"plain": plain, "run": lambda: runner(x), "parts": bare(parts, runner, rows, answers), "same": plain}
     times = interleaved(calls, repeats=repeats, warmup=2, clock=clock)
     ms = {name: float(np.median(values)) for name, values in times.items()}
     return Line(
