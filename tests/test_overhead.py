@@ -10,10 +10,9 @@ from torch import nn
 import offramp as off
 from offramp import overhead
 from offramp.engine import engine_of
-from offramp.errors import NoisyTimingsWarning
 from offramp.inputs import as_inputs
 from offramp.measuring import SIZES
-from offramp.trace import Trace
+from offramp.trace import NoisyTimingsWarning, Trace
 from small import Counting, ladder_of, rows_of
 
 

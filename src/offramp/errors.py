@@ -97,10 +97,6 @@ class MemberUnavailable(OfframpError):
     """A member of a ladder that runs elsewhere did not answer, not in time, or not with logits."""
 
 
-class NoisyTimingsWarning(UserWarning):
-    """Milliseconds that were measured while something else ran: prices in them may be far off."""
-
-
 class MissingExtra(OfframpError, ImportError):
     """An optional dependency that is not installed."""
 

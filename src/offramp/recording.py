@@ -13,7 +13,7 @@ from torch import Tensor
 
 from offramp.data.rows import Batch, Rows, fingerprint_of, rows
 from offramp.engine import Engine, engine_of
-from offramp.errors import BadData, BadNetwork, NoisyTimingsWarning
+from offramp.errors import BadData, BadNetwork
 from offramp.find import find_file
 from offramp.inputs import State, as_inputs
 from offramp.measuring import costs_of
@@ -23,7 +23,7 @@ from offramp.processes import Processes, here
 from offramp.progress import track
 from offramp.provenance import Origin, Probe
 from offramp.signature import Input
-from offramp.trace import BACKBONE, LARGE_NOISE, Header, Trace
+from offramp.trace import BACKBONE, LARGE_NOISE, Header, NoisyTimingsWarning, Trace
 
 PROBE_ROWS = 4
 

@@ -28,7 +28,7 @@ import numpy as np
 
 from offramp.chain import Chain, Node
 from offramp.data.rows import digests_of
-from offramp.errors import BadData, BadFile, BadInput, Mismatch, NoisyTimingsWarning
+from offramp.errors import BadData, BadFile, BadInput, Mismatch
 from offramp.evaluation import Evaluation, Measured, worst_class
 from offramp.files import from_document, read_arrays, to_document, write_arrays
 from offramp.find import find
@@ -44,6 +44,10 @@ WHY = ("gate", "end", "deepest", "deadline", "unavailable")
 LARGE_NOISE = 0.25  # timings of one call that differ by more are said to be noisy wherever they are used
 
 Array = np.ndarray[Any, np.dtype[Any]]
+
+
+class NoisyTimingsWarning(UserWarning):
+    """Milliseconds that were measured while something else ran: prices in them may be far off."""
 
 
 @dataclass(frozen=True)

@@ -75,8 +75,8 @@ def record(
 
 def _noted(call: Callable[[], Trace]) -> Trace:
     """What `call` gives; exits that were never taught, and noisy timings, are told in a sentence."""
-    from offramp.errors import NoisyTimingsWarning
     from offramp.recording import NeverTaught
+    from offramp.trace import NoisyTimingsWarning
 
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", NeverTaught)
