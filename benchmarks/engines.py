@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,10 +27,11 @@ from offramp.engine import Engine, engine_of
 from offramp.inputs import State, as_inputs
 from offramp.measuring import Ratio, interleaved, ratio
 
+Clock = Callable[[], float]
 ENGINES = ("torch", "onnxruntime", "openvino")
 
 
-def mixed(network: off.Network, rows: np.ndarray, engine: str, repeats: int) -> list[dict[str, object]]:
+def mixed(network: off.Network, rows: np.ndarray, engine: str, repeats: int, clock: Clock) -> list[dict[str, object]]:
     """A batch of 64 of which 0, 16, 32, 48 and 64 rows leave at the first exit; identical rows never tie for us."""
     with torch.inference_mode():
         scores = next(network.walk(rows[:64]))[2]
@@ -39,13 +41,15 @@ def mixed(network: off.Network, rows: np.ndarray, engine: str, repeats: int) -> 
     for leave in (0, 16, 32, 48, 64):
         edge = np.inf if leave == 0 else order[-1] - 1 if leave == 64 else order[leave - 1 : leave + 1].mean()
         plan = off.Plan.by_hand({network.chain.gates[0]: float(edge)})
-        result = bench(network, plan, rows[:64], batches=(64,), repeats=repeats, engine=engine)
+        result = bench(network, plan, rows[:64], batches=(64,), repeats=repeats, engine=engine, clock=clock)
         print(result if not found else str(result).splitlines()[1], flush=True)
         found += result.to_json()["lines"]
     return found
 
 
-def split(model: torch.nn.Module, front: torch.nn.Module, rows: np.ndarray, engine: str, repeats: int) -> list[object]:
+def split(
+    model: torch.nn.Module, front: torch.nn.Module, rows: np.ndarray, engine: str, repeats: int, clock: Clock
+) -> list[object]:
     """The model in four segments, exits closed, against the whole: the sum of its segments, and a Runner that walks."""
     network = off.cut(model, rows[:4], n=4, front=front)
     shelved, _ = engine_of(engine)
@@ -56,8 +60,8 @@ def split(model: torch.nn.Module, front: torch.nn.Module, rows: np.ndarray, engi
     for batch in (1, 64):
         x = as_inputs(rows[:batch])
         whole = plain_call(network, x, shelved)
-        calls = {"pieces": _walking(parts, x), "run": lambda x=x: runner(x["x"]), "whole": whole, "same": whole}
-        times = interleaved(calls, repeats=repeats, warmup=2)
+        calls = {"whole": whole, "pieces": _walking(parts, x), "run": lambda x=x: runner(x["x"]), "same": whole}
+        times = interleaved(calls, repeats=repeats, warmup=2, clock=clock)
         lines = {name: ratio(times[name], times["whole"]) for name in ("pieces", "run", "same")}
         _print(f"split in {len(parts)}, batch {batch}", float(np.median(times["whole"])), lines)
         found.append({"batch": batch, "whole_ms": float(np.median(times["whole"])), **_plain(lines)})
@@ -74,12 +78,12 @@ def _walking(parts: tuple[object, ...], x: State) -> Callable[[], object]:
     return call
 
 
-def plain(network: off.Network, rows: np.ndarray, engines: list[str], repeats: int) -> dict[str, object]:
+def plain(network: off.Network, rows: np.ndarray, engines: list[str], repeats: int, clock: Clock) -> dict[str, object]:
     """The plain network on every engine, interleaved, over the first of them."""
     x = as_inputs(rows)
     modules: dict[str, Engine] = {name: engine_of(name)[0] for name in engines}
     calls = {name: plain_call(network, x, module) for name, module in modules.items()}
-    times = interleaved(calls | {"same": calls[engines[0]]}, repeats=repeats, warmup=3)
+    times = interleaved(calls | {"same": calls[engines[0]]}, repeats=repeats, warmup=3, clock=clock)
     lines = {name: ratio(times[name], times[engines[0]]) for name in times}
     _print(f"batch {len(rows)}, over {engines[0]}", float(np.median(times[engines[0]])), lines)
     return {"first_ms": float(np.median(times[engines[0]])), **_plain(lines)}
@@ -103,8 +107,10 @@ def main() -> None:
     parser.add_argument("--plain", action="append", default=[], metavar="ENGINE", help="for the last table alone")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int)
+    parser.add_argument("--cpu-time", action="store_true", help="processor time instead of wall-clock, for one thread")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    clock = time.process_time if args.cpu_time else time.perf_counter
     if args.threads:
         torch.set_num_threads(args.threads)
     engines = args.engine or [*ENGINES]
@@ -118,13 +124,13 @@ def main() -> None:
     for engine in [] if args.only_plain else engines:
         print(f"\n{engine_of(engine)[1]}, {torch.get_num_threads()} threads")
         results[engine] = {
-            "mixed": mixed(network, rows, engine, args.repeats),
-            "split": split(model, front, rows, engine, args.repeats),
+            "mixed": mixed(network, rows, engine, args.repeats, clock),
+            "split": split(model, front, rows, engine, args.repeats, clock),
         }
     print()
     every = [*engines, *args.plain]
     results["plain"] = {
-        size: plain(network, rows[:size], every, args.repeats * (3 if size == 1 else 1)) for size in (1, 64)
+        size: plain(network, rows[:size], every, args.repeats * (3 if size == 1 else 1), clock) for size in (1, 64)
     }
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -104,17 +106,22 @@ def measured(data: Path, cache: Path, seed: int, alone: int, joint: int) -> dict
     return found
 
 
-def speed(data: Path, cache: Path, alone: int, joint: int, repeats: int, engine: str) -> dict[str, Any]:
+def speed(
+    data: Path, cache: Path, alone: int, joint: int, repeats: int, engine: str, clock: Callable[[], float]
+) -> dict[str, Any]:
     """Wall-clock of B-LeNet at entropy 0.5 beside plain LeNet on the same engine, in one run, and what bounds it."""
     _, branchy = networks(data, cache, 0, alone, joint)
     rows = off.rows(f"mnist:{data / 'mnist'}").take(np.arange(5000, 7000)).x
     plan = off.Plan.by_hand({"conv1": -0.5})
-    result = bench(branchy, plan, rows, batches=(1, 64), repeats=repeats, engine=engine)
+    result = bench(branchy, plan, rows, batches=(1, 64), repeats=repeats, engine=engine, clock=clock)
     print(f"{engine_of(engine)[1]}\n{result}")
-    return {"engine": engine_of(engine)[1], **result.to_json(), "pieces": pieces(branchy, plan, rows, repeats, engine)}
+    parts = pieces(branchy, plan, rows, repeats, engine, clock)
+    return {"engine": engine_of(engine)[1], **result.to_json(), "pieces": parts}
 
 
-def pieces(branchy: off.Network, plan: off.Plan, rows: Any, repeats: int, engine: str) -> list[dict[str, Any]]:
+def pieces(
+    branchy: off.Network, plan: off.Plan, rows: Any, repeats: int, engine: str, clock: Callable[[], float]
+) -> list[dict[str, Any]]:
     """Milliseconds of the segments of a plan, each on whole batches, beside the plain network: what a run consists of.
 
     If every row left at the branch, and a Runner took no time, the speed-up would be plain / first.
@@ -128,7 +135,7 @@ def pieces(branchy: off.Network, plan: off.Plan, rows: Any, repeats: int, engine
             for part in parts:
                 calls[part.step.name] = partial(part.call, dict(state))
                 part.call(state)
-            times = interleaved(calls, repeats=repeats * 3, warmup=3)
+            times = interleaved(calls, repeats=repeats * 3, warmup=3, clock=clock)
         found.append({"batch": batch, **{name: float(np.median(ms)) for name, ms in times.items()}})
         first = ratio(times["plain"], times[parts[0].step.name])
         told = ", ".join(f"{name} {ms:.3f} ms" for name, ms in found[-1].items() if name != "batch")
@@ -157,15 +164,20 @@ def main() -> None:
     parser.add_argument("--joint", type=int, default=16, help="epochs of both together (16; the paper's code has 100)")
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--engine", default="torch", help="of the wall-clock: torch, onnxruntime, ...")
+    parser.add_argument("--threads", type=int, help="of the wall-clock; by default as many as torch takes")
+    parser.add_argument("--cpu-time", action="store_true", help="processor time instead of wall-clock, for one thread")
     parser.add_argument("--no-speed", action="store_true", help="leave wall-clock out")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    clock = time.process_time if args.cpu_time else time.perf_counter
     train = partial(measured, args.data, args.cache, alone=args.alone, joint=args.joint)
     results: dict[str, Any] = {"seeds": [train(seed=seed) for seed in range(args.seeds)]}
     if results["seeds"]:
         show(results["seeds"], Console(width=150))
     if not args.no_speed:
-        results["speed"] = speed(args.data, args.cache, args.alone, args.joint, args.repeats, args.engine)
+        results["speed"] = speed(args.data, args.cache, args.alone, args.joint, args.repeats, args.engine, clock)
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
 

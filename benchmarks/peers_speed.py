@@ -121,10 +121,10 @@ def timed(contest: Contest, x: Tensor, thresholds: Sequence[float], repeats: int
         return [model(row, mode="inference") for row in x.split(1)]
 
     calls: Mapping[str, Callable[[], object]] = {
+        "plain": plain,
         "offramp": lambda: runner(x),
         "earlyon": (lambda: model.forward_inference_batched(x)) if many else (lambda: model(x, mode="inference")),
         "whole batch": lambda: whole_batch(contest, thresholds, x),
-        "plain": plain,
         "plain again": plain,
         **({"earlyon, row by row": one_by_one} if many else {}),
     }

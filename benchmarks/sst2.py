@@ -28,7 +28,7 @@ from sst2_tables import show
 from sst2_texts import prepared
 
 import offramp as off
-from offramp.benching import plain_call
+from offramp.benching import plain_of
 from offramp.engine import engine_of
 from offramp.errors import NoSafePlan
 from offramp.guarantees.bounds import rows_needed
@@ -187,19 +187,18 @@ def over(above: np.ndarray, below: np.ndarray) -> list[float]:
 
 def timed(net: off.Network, plan: off.Plan, trace: off.Trace, rows: off.Rows, engine: str, repeats: int) -> Answered:
     """A plan beside the plain network on the rows of the second half, in batches of 1 and of 32."""
-    runner, found, state = off.open(net, plan, engine=engine), {}, dict[str, torch.Tensor]()
-    plain = plain_call(net, state, engine_of(engine)[0])  # it reads `state` anew at every call
+    runner, found = off.open(net, plan, engine=engine), {}
+    plain_on = plain_of(net, as_inputs(next(rows.batches(2)).x), engine_of(engine)[0])
     test = np.arange(len(trace) // 2, len(trace))
     for size, most in ((1, 60), (32, 13)):
         ms = []
         batches = in_batches(rows, test, size, most)
         for _, x in batches:
-            state.clear()
-            state.update(as_inputs(x))
-            calls = {"run": lambda x=x: runner(x), "plain": plain, "same": plain}
+            plain = plain_on(as_inputs(x))
+            calls = {"plain": plain, "run": lambda x=x: runner(x), "same": plain}
             times = interleaved(calls, repeats=repeats, warmup=1)
             ms.append([np.median(times[name]) for name in calls])
-        run, whole, same = np.array(ms).T
+        whole, run, same = np.array(ms).T
         found[str(size)] = {
             "batches": len(ms),
             "plain_ms": float(whole.mean()),

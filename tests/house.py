@@ -61,6 +61,7 @@ FLOORS = [
         "layers",
         "models",
         "hubs",
+        "members",
         "partition",
         "recipes",
         "segmenting",
@@ -71,12 +72,12 @@ FLOORS = [
         "programs",
     ],
     ["answers", "probing", "running", "opening", "calibration", "factories", "weights"],
-    ["benching", "cutting", "placing", "fitting", "recording", "storing"],
+    ["benching", "overhead", "cutting", "placing", "fitting", "recording", "storing"],
     ["comparing", "reporting", "deploy", "demo"],
     ["", "cli", "checks", "__main__"],  # "" is the face, offramp/__init__.py
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
-SHELVES = ("augments", "exits", "gates", "layers", "models", "hubs", "recipes", "engines")
+SHELVES = ("augments", "exits", "gates", "layers", "models", "hubs", "members", "recipes", "engines")
 NO_TORCH = ("calibration", "guarantees", "reporting", "scores", "trace", "plan")
 LINES, LENGTH = 300, 40
 

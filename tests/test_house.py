@@ -96,6 +96,37 @@ print(json.dumps([name for name in sys.modules if name.startswith(("offramp.", "
     assert in_a_fresh_python(code) == []
 
 
+HEAVY = ("torch", "numpy", "scipy", "sympy")
+
+
+@pytest.mark.parametrize("words", [["--help"], ["calibrate", "--help"], ["compare", "--help"], ["--version"]])
+def test_law_2_help_loads_nothing_heavy(words):
+    code = f"""
+import contextlib, io, json, sys
+sys.argv = ["offramp", *{words}]
+from offramp.cli import main
+with contextlib.redirect_stdout(io.StringIO()) as said:
+    try:
+        main()
+    except SystemExit as ended:
+        code = ended.code or 0
+print(json.dumps([code, len(said.getvalue()) > 0, [name for name in {HEAVY} if name in sys.modules]]))
+"""
+    assert in_a_fresh_python(code) == [0, True, []]
+
+
+def test_law_2_opening_a_ladder_loads_neither_scipy_nor_sympy():
+    code = """
+import json, sys
+import offramp as off
+from torch import nn
+net = off.ladder({"small": nn.Linear(4, 3), "large": nn.Linear(4, 3)}).eval()
+off.open(net, off.Plan.by_hand({"small": 1.0}))
+print(json.dumps([name for name in ("scipy", "sympy") if name in sys.modules]))
+"""
+    assert in_a_fresh_python(code) == []
+
+
 @pytest.mark.parametrize("submodules_first", [False, True])
 def test_law_3_names_on_the_face_stay_what_they_are(submodules_first):
     names = [f"offramp.{name}" for name in MODULES if name not in ("", "__main__") and ".__main__" not in name]

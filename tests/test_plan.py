@@ -151,7 +151,8 @@ def test_a_promise_covers_its_network_too():
 def test_prices_are_said_as_shares():
     assert str(Price("macs", 1, 1.0, 3.0, 2.0)) == "mean cost 0.500 and worst 1.500 of the plain network in MACs"
     assert "milliseconds at batch 8" in str(Price("ms", 8, 1.0, 3.0, 2.0))
-    assert "nan" in str(Price("macs", 1, 0.0, 0.0, 0.0))
+    assert "nan" not in str(Price("macs", 1, 0.0, 0.0, 0.0))
+    assert str(Price("ms", 1, 1.0, 1.0, 2.0, "noisy")).endswith("in milliseconds at batch 1 (noisy)")
 
 
 def test_overlap_names_the_rows():

@@ -107,3 +107,61 @@ def test_units_and_batches_that_are_none(unit, batch):
     ):
         with pytest.raises(BadInput):
             ask()
+
+
+RUNNING = {
+    **PARTS,
+    "runner": np.array([0.0, 0.8, 0.01]),
+    "runner/a": np.array([0.0, 0.4, 0.0]),
+    "runner/b": np.array([0.0, 0.2, 0.0]),
+    "plain": np.array([0.0, 3.0, 0.3]),
+}
+
+
+def test_milliseconds_hold_the_runner_and_the_bare_plain_network():
+    prices = Prices(PLAIN, RUNNING)
+    steps = PLAIN.walk("ab")
+    assert prices.mean(steps, EXITS, unit="ms", batch=1) == pytest.approx(0.81 + 2.0 + 0.5 * 2.9 + 0.25 * 4.4)
+    assert prices.mean(PLAIN.walk(""), EXITS, unit="ms", batch=8) == pytest.approx(
+        0.1 + 0.01 + 0.25 * 0.4 + 4 / 8 * (1 - 0.75**8)
+    )
+    assert prices.plain("c", unit="ms", batch=1) == pytest.approx(3.3)
+    assert prices.plain("b", unit="ms", batch=1) == pytest.approx(2.2)
+    np.testing.assert_allclose(prices.to_exit("ab", None, unit="ms", batch=1), [2.81, 2.81 + 2.9, 2.81 + 2.9 + 4.4])
+    assert prices.with_runner
+    assert not Prices(PLAIN, PARTS).with_runner
+
+
+def test_the_runner_has_no_macs():
+    without, with_it = Prices(PLAIN, PARTS), Prices(PLAIN, RUNNING)
+    for prices in (without, with_it):
+        assert prices.mean(PLAIN.walk("ab"), EXITS, unit="macs", batch=1) == pytest.approx(11 + 0.5 * 24 + 0.25 * 40)
+        assert prices.plain("c", unit="macs", batch=1) == 40
+
+
+@pytest.mark.parametrize(
+    ("chain", "macs", "unknown"),
+    [
+        (PLAIN, (1, 1, 1), ()),
+        (PLAIN, (1, 1, 0), ("c",)),
+        (PLAIN, (0, 1, 1), ("a",)),
+        (PLAIN, (1, np.nan, 1), ("b",)),
+        (TRUNK, (0, 1, 0), ()),  # a piece that computes nothing is no model that does
+        (TRUNK, (0, 0, 0), ("c",)),
+        (TRUNK, (1, np.nan, 1), ("c",)),
+    ],
+)
+def test_models_whose_macs_nobody_knows(chain, macs, unknown):
+    parts = {f"segment/{name}": np.array([each, 1.0, 1.0]) for name, each in zip("abc", macs, strict=True)}
+    prices = Prices(chain, parts)
+    assert prices.uncounted == unknown
+    assert prices.unit(None) == ("ms" if unknown else "macs")
+    assert prices.unit("ms") == "ms"
+    if not unknown:
+        assert prices.unit("macs") == "macs"
+        return
+    with pytest.raises(BadInput, match="use unit='ms'"):
+        prices.unit("macs")
+    untimed = {name: np.array([price[0], np.nan, np.nan]) for name, price in parts.items()}
+    with pytest.raises(BadInput, match="record with timed=True"):
+        Prices(chain, untimed).unit(None)

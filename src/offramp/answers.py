@@ -16,7 +16,7 @@ from torch import Tensor
 from offramp.errors import BadNetwork
 from offramp.trace import WHY
 
-GATE, END, DEEPEST, DEADLINE = range(len(WHY))
+GATE, END, DEEPEST, DEADLINE, UNAVAILABLE = range(len(WHY))
 
 Rows = np.ndarray[Any, np.dtype[np.int64]] | None  # numbers of rows in x; None: all of them
 
@@ -26,7 +26,7 @@ class Answers:
     """What a Runner gives, in the order of x.
 
     logits [B, C]; exit [B] int64, an index into `exits`; why [B] int64, an index into trace.WHY (gate, end, deepest,
-    deadline); flagged [B] bool: a score of this row was NaN, or an answer not finite.
+    deadline, unavailable); flagged [B] bool: a score of this row was NaN, or an answer not finite.
     """
 
     logits: Tensor

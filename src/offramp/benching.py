@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -66,11 +66,30 @@ class Bench:
 
 @without_autocast()
 def bench(
-    network: Network, plan: Plan, x: Any, *, batches: Sequence[int] = (1, 64), repeats: int = 9, engine: str = "torch"
+    network: Network,
+    plan: Plan,
+    x: Any,
+    *,
+    batches: Sequence[int] = (1, 64),
+    repeats: int = 9,
+    engine: str = "torch",
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Bench:
     """Time a plan on rows x [N, ...]: one line per batch size, and at batch 1 one line per exit that rows leave at.
 
-    Raises BadData when there are fewer rows than a batch holds. Measure where nothing else runs.
+    The plain network is its engine's bare call: see `plain_of`. Measure where nothing else runs.
+
+    Args:
+        network: in eval mode.
+        plan: what is timed.
+        x: rows, at least as many as the largest batch.
+        batches: sizes, one line each.
+        repeats: rounds; each runs every call once.
+        engine: where all of it runs, as for `open`.
+        clock: seconds; `time.process_time` on one thread leaves out what other programs took.
+
+    Raises:
+        BadData: there are fewer rows than a batch holds.
     """
     network = as_network(network)
     runner = open(network, plan, engine=engine, example=x)
@@ -83,7 +102,7 @@ def bench(
     lines = []
     for batch in batches:
         picks = [_some(rows, slice(batch))] if batch > 1 else _one_per_exit(runner, rows)
-        lines += [_line(network, runner, parts, pick, repeats, shelved) for pick in picks]
+        lines += [_line(network, runner, parts, pick, repeats, shelved, clock) for pick in picks]
     return Bench(network.chain.exits, torch.get_num_threads(), tuple(lines))
 
 
@@ -97,12 +116,21 @@ def _one_per_exit(runner: Runner, rows: State) -> list[State]:
     return [_some(rows, slice(first, first + 1)) for first in firsts]
 
 
-def _line(network: Network, runner: Runner, parts: Sequence[Part], rows: State, repeats: int, engine: Engine) -> Line:
+def _line(
+    network: Network,
+    runner: Runner,
+    parts: Sequence[Part],
+    rows: State,
+    repeats: int,
+    engine: Engine,
+    clock: Callable[[], float],
+) -> Line:
     x = given(rows)
     answers = runner(x)
     plain = plain_call(network, rows, engine)
-    calls = {"run": lambda: runner(x), "parts": bare(parts, runner, rows, answers), "plain": plain, "same": plain}
-    times = interleaved(calls, repeats=repeats, warmup=2)
+    # The plain network stands first and last: rounds go forwards and backwards, so that both have the same neighbours.
+    calls = {"plain": plain, "run": lambda: runner(x), "parts": bare(parts, runner, rows, answers), "same": plain}
+    times = interleaved(calls, repeats=repeats, warmup=2, clock=clock)
     ms = {name: float(np.median(values)) for name, values in times.items()}
     return Line(
         batch=len(answers.exit),
@@ -116,18 +144,27 @@ def _line(network: Network, runner: Runner, parts: Sequence[Part], rows: State, 
     )
 
 
-def plain_call(network: Network, rows: State, engine: Engine) -> Callable[[], object]:
-    """The plain network on an engine: the user's last model behind its front, without exits and gates."""
-    rung = network.rungs[-1]
+def plain_of(network: Network, rows: State, engine: Engine) -> Callable[[State], Callable[[], object]]:
+    """The plain network as its engine runs it bare: the user's last model behind its front, no exits, no gates.
+
+    Nothing of ours is around the call: `session.run` on arrays, `infer` of a request, the module in inference_mode.
+
+    Args:
+        network: whose last model it is.
+        rows: named inputs [B, ...] such as the call will be given.
+        engine: where it runs.
+
+    Returns:
+        A function that binds inputs, converted beforehand, and returns the call to time.
+    """
     alone = last_model(network)
-    (part,) = engine.open(alone, (Step(rung.name, exit=False, gate=False, last=True),), network.device())
-    return partial(_call, alone, part, rows)
+    step = Step(network.rungs[-1].name, exit=False, gate=False, last=True)
+    return engine.bare(alone, step, rows)
 
 
-def _call(_: Network, part: Part, rows: State) -> None:
-    """Also holds the network: an engine that compiles looks at it when the first rows arrive."""
-    with torch.inference_mode():
-        part.call(dict(rows))
+def plain_call(network: Network, rows: State, engine: Engine) -> Callable[[], object]:
+    """`plain_of` bound to these rows."""
+    return plain_of(network, rows, engine)(rows)
 
 
 def bare(parts: Sequence[Part], runner: Runner, rows: State, answers: Answers) -> Callable[[], object]:

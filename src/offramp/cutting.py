@@ -24,12 +24,12 @@ from offramp.nodes import Exit, Gate, Seen
 from offramp.nodes import answer as logits_of
 from offramp.placing.asked import require_place, where
 from offramp.provenance import union
-from offramp.rungs import BACKBONE, Rung, digest, require_name, values_of
+from offramp.rungs import BACKBONE, Rung, digest, outside_torch, require_name, values_of
 from offramp.segmenting import segments_of
 from offramp.signature import Input, is_input, is_label
 from offramp.wrappers import require_plain, unwrapped
 
-Model = nn.Module | tuple[nn.Module, nn.Module | None]
+Model = Any  # a module, what `offramp.members` takes for a member, or a pair of such a model and its front
 Named = tuple[nn.Module, nn.Module | None, Network | None]
 GateLike = str | Gate | Callable[..., Any]
 ExitLike = str | Exit | Callable[..., Exit]
@@ -103,8 +103,10 @@ def ladder(
     """A network of whole trained models, cheapest first, each reading the raw input through its own front.
 
     rungs: models or (model, front) pairs; a mapping names them, else they are rung1, rung2, ... A network made by `cut`
-    may be a rung: it keeps its exits and gates, at the nodes `<rung>/<cut>`. gate: one for all rungs but the last, or
-    one per rung name; a name, a Gate, a function of logits [B, C], or one of `reads`, the names of the exits before.
+    may be a rung: it keeps its exits and gates, at the nodes `<rung>/<cut>`. So may a scikit-learn estimator, the path
+    of an `.onnx` file and a function of NumPy arrays (offramp.members has these, and models behind HTTP).
+    gate: one for all rungs but the last, or one per rung name; a name, a Gate, a function of logits [B, C], or one of
+    `reads`, the names of the exits before.
     answer: "own" (the rung's logits) or "mean" (log of the mean probabilities of the rungs visited). example: a small
     batch; if given, the rungs must agree on its classes, and engines that compile know its shape. A model inside of
     torch.compile, DataParallel or AveragedModel is taken out of it. Nothing is changed. Raises BadNetwork, BadInput,
@@ -119,8 +121,10 @@ def ladder(
         _require_no_label(model, front, example)
     names, inner = list(named), {name: network for name, (_, _, network) in named.items() if network is not None}
     exits = {name: _exit(answer, names[place - 1] if place else None, place) for place, name in enumerate(names)}
+    told = {name: getattr(model, "spec", None) for name, (model, _, _) in named.items() if outside_torch([model])}
+    told = {**(specs or {}), **told}  # a member that computes outside of torch knows itself how it is built again
     known = () if example is None else _inputs(as_inputs(example))
-    stacked = [_rung(name, inner.get(name), (specs or {}).get(name), known) for name in names]
+    stacked = [_rung(name, inner.get(name), told.get(name), known) for name in names]
     nodes = [node for rung in stacked for node in rung.nodes()]
     asked = _each(gate, names[:-1], "gates")
     gates = {name: make_gate(one, nodes[: nodes.index(name)]) for name, one in asked.items()}
@@ -321,6 +325,8 @@ def _named(rungs: Sequence[Model] | Mapping[str, Model]) -> dict[str, Named]:
     named: dict[str, Named] = {}
     for name, rung in pairs:
         model, front = rung if isinstance(rung, tuple) else (rung, None)
+        if not isinstance(model, nn.Module):
+            model = find("members", "wrapped")(model)
         if not isinstance(model, nn.Module) or not (front is None or isinstance(front, nn.Module)):
             raise BadNetwork(f"rung {name!r} is {rung!r}, expected a torch.nn.Module or (module, front)")
         require_name(name)

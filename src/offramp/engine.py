@@ -9,7 +9,7 @@ carry the whole text: an option makes another engine, which voids a promise.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from offramp.chain import Step
 from offramp.errors import BadInput
 from offramp.find import find_file, unknown
+from offramp.inputs import State
 from offramp.network import Network, Part
 
 
@@ -34,6 +35,20 @@ class Engine:
     def open(self, network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
         """One part per step; an engine may join steps at which nothing is asked. Raises what it refuses."""
         found: tuple[Part, ...] = self.module.open(network, steps, device, **self.options)
+        return found
+
+    def bare(self, network: Network, step: Step, state: State) -> Callable[[State], Callable[[], object]]:
+        """One node as its engine runs it bare, with nothing of ours around the call: the baseline of timings.
+
+        Args:
+            network: whose node it is.
+            step: what of the node is run.
+            state: named inputs [B, ...] such as it will be given.
+
+        Returns:
+            A function that binds inputs, converted beforehand, and returns the call to time.
+        """
+        found: Callable[[State], Callable[[], object]] = self.module.bare(network, step, state, **self.options)
         return found
 
     @property

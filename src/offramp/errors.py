@@ -13,6 +13,7 @@
     ├── OpenAgain           the network changed under a Runner
     ├── Diverged            a loss that is not finite while a network is taught
     ├── NoSafePlan          no plan keeps the promise on these rows
+    ├── MemberUnavailable   a member of a ladder that runs elsewhere did not answer
     └── MissingExtra        an optional dependency is not installed (also an ImportError)
 
 and what deserves a second look, but stops nothing:
@@ -21,6 +22,8 @@ and what deserves a second look, but stops nothing:
     ├── NeverTaught         an exit that nothing has trained is recorded
     ├── UnevenParts         the only legal cuts divide the work badly
     ├── BetterExit          an exit answers better than the last one
+    ├── DearFirst           a member of a cascade costs more than a later one
+    ├── NoisyTimings        milliseconds were measured on a busy machine
     ├── GapNotReached       a solver stopped before the duality gap that was asked for
     └── Notice              what a reader of data or weights left out, or chose among several readings
 
@@ -60,6 +63,14 @@ class BetterExit(OfframpWarning):
 
 class GapNotReached(OfframpWarning):
     """A solver stopped at its limit of steps, before the duality gap that was asked for."""
+
+
+class DearFirst(OfframpWarning):
+    """A member of a cascade costs more than a later one."""
+
+
+class NoisyTimings(OfframpWarning):
+    """The same call's milliseconds lay far apart while they were measured: prices in them may be far off."""
 
 
 class Notice(OfframpWarning):
@@ -132,6 +143,10 @@ class NoSafePlan(OfframpError):
         super().__init__(message)
         self.smallest_level = smallest_level
         self.never = never
+
+
+class MemberUnavailable(OfframpError):
+    """A member of a ladder that runs elsewhere did not answer, not in time, or not with logits."""
 
 
 class MissingExtra(OfframpError, ImportError):

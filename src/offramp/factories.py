@@ -1,6 +1,6 @@
 """Models, fronts and gates from names: `offramp:resnet56`, `timm:resnet18`, `my.module:factory`; weights from a file.
 
-    offramp:NAME    timm:NAME    torchvision:NAME    hf:FOLDER-OR-NAME    my.module:factory
+    offramp:NAME    timm:NAME    torchvision:NAME    hf:FOLDER-OR-NAME    onnx:FILE    my.module:factory
 
 The models of hubs come with their pretrained weights, unless a file of weights is given. Arguments stand behind a
 question mark, for models and exits: `timm:resnet18?num_classes=10&pretrained=no`, `offramp:alexnet?classes=100`,
@@ -27,7 +27,13 @@ from offramp.weights import load_weights
 
 OURS = "offramp:"
 MADE_FROM = "_offramp_made_from"  # on a preprocessing module: the word that was typed for it
-FROM_FILES = (OURS, "timm:", "torchvision:")  # names of architectures alone: hf reads configurations from elsewhere
+ONNX = "onnx:"
+FROM_FILES = (
+    OURS,
+    "timm:",
+    "torchvision:",
+    ONNX + "?",
+)  # names of architectures alone: hf reads configurations from elsewhere
 
 
 def make_model(spec: str, weights: str | Path | None = None, *, fetch: bool = True) -> nn.Module:
@@ -37,11 +43,15 @@ def make_model(spec: str, weights: str | Path | None = None, *, fetch: bool = Tr
     for the spec, BadFile for weights that do not fit, MissingExtra where the hub's package is not installed.
     """
     hub = _hub(spec)
-    if hub is not None:
+    if spec.startswith(ONNX):
+        model = find("members", "wrapped")(spec)
+    elif hub is not None:
         model = find_file("hubs", hub[0]).build(hub[1], hub[2], fetch and weights is None)
     else:
         factory, arguments = model_factory(spec)
         model = _called(factory, arguments, f"{spec!r}", "write NAME?argument=value&...")
+    if not isinstance(model, nn.Module):
+        model = find("members", "wrapped")(model) or model  # such as a scikit-learn estimator
     if not isinstance(model, nn.Module):
         raise BadInput(f"{spec!r} gave a {type(model).__name__}, expected a torch.nn.Module")
     if weights is not None:
@@ -68,7 +78,7 @@ def model_from_file(spec: str | None, rung: str) -> nn.Module:
 
     Only `offramp:`, `timm:` and `torchvision:` resolve. Raises BadInput for any other.
     """
-    if spec is None or not spec.startswith(FROM_FILES):
+    if spec is None or not (spec.startswith(FROM_FILES) or spec == ONNX):  # an ONNX file's bytes are in the weights
         what = "was built by its user" if spec is None else f"is {spec!r}, and a file may not name code to run"
         raise BadInput(f"rung {rung!r} {what}; give it again: load(folder, model={{{rung!r}: model}})")
     return make_model(spec, fetch=False)

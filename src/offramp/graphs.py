@@ -19,12 +19,13 @@ import torch
 from torch import nn
 
 from offramp.chain import Step, passages
-from offramp.errors import BadData, BadInput, OpenAgain
+from offramp.errors import BadData, BadInput, BadNetwork, OpenAgain
 from offramp.find import find_file
 from offramp.inputs import State
 from offramp.network import Network, Part, trial_rows
 from offramp.onnx_graphs import Graph, written
 from offramp.programs import read_by
+from offramp.rungs import outside_torch
 from offramp.segmenting import undisturbed
 from offramp.signature import INPUT
 from offramp.watch import Watch
@@ -52,6 +53,7 @@ def parts_of(
     Steps at which a plan asks nothing are no parts of their own, if `joined`: they are in the graph of the next.
     engine: its name, with all that decides what `compiled` gives. Raises BadInput for a device that is no CPU.
     """
+    _require_torch(network)
     if device.type != "cpu":
         raise BadInput(f"the network is on {device}, and {engine.split()[0]} runs on the cpu here; call net.to('cpu')")
     groups = passages(steps) if joined else tuple((step,) for step in steps)
@@ -62,6 +64,14 @@ def parts_of(
     )
 
 
+def _require_torch(network: Network) -> None:
+    """Raise BadNetwork for a member that computes outside of torch: there is nothing to write as a graph."""
+    for rung in network.rungs:
+        kind = outside_torch(network.model_of(rung).modules())
+        if kind is not None:
+            raise BadNetwork(f"member {rung.name!r} is {kind}, which cannot be written as a graph; use engine='torch'")
+
+
 def _compiled(compiled: Callable[[Graph], Call], pairs: Pairs, writes: Sequence[str], state: State, kept: Kept) -> Call:
     return compiled(_through(pairs, writes, state, kept))
 
@@ -70,6 +80,7 @@ def lazy_parts(
     network: Network, steps: Sequence[Step], device: torch.device, engine: str, made: Making
 ) -> tuple[Part, ...]:
     """A part per step, of calls that are made of it and the first rows, and kept while the weights are the same."""
+    _require_torch(network)
     kept = _KEPT.setdefault(network, {})
     return tuple(
         replace(part, pieces={"segment": _Piece(part, engine, partial(made, part), kept)})
@@ -81,6 +92,7 @@ def graphs_of(network: Network, steps: Sequence[Step], state: State) -> Iterator
     """The graphs of the parts of `steps`, for tensors such as those in `state`: {name: [B, ...]}, which grows while
     they are asked for. Raises BadNetwork, BadData.
     """
+    _require_torch(network)
     kept = _KEPT.setdefault(network, {})
     for part, pairs in _passing(network, passages(steps), network.device()):
         yield _through(pairs, part.writes, state, kept)

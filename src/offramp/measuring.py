@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.inputs import State, call_model
 from offramp.network import Part
+from offramp.rungs import outside_torch
 from offramp.taps import listening
 
 SIZES = (1, 4, 16, 64)
@@ -28,8 +29,17 @@ def macs(call: Callable[[], object]) -> float:
     return float(counter.get_total_flops()) / 2
 
 
-def interleaved(calls: Mapping[str, Callable[[], object]], *, repeats: int = 5, warmup: int = 1) -> dict[str, Array]:
-    """Milliseconds [repeats] of each call; every round runs all of them once, so that drift hits all alike."""
+def interleaved(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    repeats: int = 5,
+    warmup: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, Array]:
+    """Milliseconds [repeats] of each call; every round runs all of them once, so that drift hits all alike.
+
+    clock: seconds; `time.process_time` on one thread leaves out what other programs took.
+    """
     for call in calls.values():
         for _ in range(warmup):
             call()
@@ -37,10 +47,10 @@ def interleaved(calls: Mapping[str, Callable[[], object]], *, repeats: int = 5, 
     order = list(calls.items())
     for turn in range(repeats):
         for name, call in order if turn % 2 == 0 else reversed(order):
-            start = time.perf_counter()
+            start = clock()
             call()
             _wait()
-            times[name].append((time.perf_counter() - start) * 1e3)
+            times[name].append((clock() - start) * 1e3)
     return {name: np.array(values) for name, values in times.items()}
 
 
@@ -116,7 +126,10 @@ def costs_of(
 
     for part, plain in zip(parts, counted or parts, strict=True):
         for kind, piece in plain.pieces.items():
-            found[f"cost/{kind}/{part.step.name}"] = cost(part.pieces.get(kind), of, timed=timed, counted=piece)
+            price = cost(part.pieces.get(kind), of, timed=timed, counted=piece)
+            if kind == "segment" and outside_torch(plain.modules):
+                price[0] = np.nan
+            found[f"cost/{kind}/{part.step.name}"] = price
             with torch.inference_mode():
                 state.update(piece(state))
     return found

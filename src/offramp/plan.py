@@ -49,20 +49,27 @@ def choose(scores: ArrayT, thresholds: ArrayT) -> ArrayT:
 
 @dataclass(frozen=True)
 class Price:
-    """Cost per row in one unit (MACs, or milliseconds at a batch size): mean and worst of the plan, and plain."""
+    """Cost per row in one unit (MACs, or milliseconds at a batch size): mean and worst of the plan, and plain.
+
+    `note` says what a reader of the figures must know, such as that the timings were noisy.
+    """
 
     unit: str
     batch: int
     mean: float
     worst: float
     plain: float
+    note: str = ""
 
     def __str__(self) -> str:
         size = f" at batch {self.batch}" if self.unit == "ms" else ""
         name = "MACs" if self.unit == "macs" else "milliseconds"
-        plain = self.plain or math.nan  # a network of element-wise work alone counts no MACs
-        mean, worst = self.mean / plain, self.worst / plain
-        return f"mean cost {mean:.3f} and worst {worst:.3f} of the plain network in {name}{size}"
+        note = f" ({self.note})" if self.note else ""
+        if not self.plain > 0:
+            return f"mean cost {self.mean:g} and worst {self.worst:g} {name}{size}, the plain network's is 0{note}"
+        mean = self.mean / self.plain
+        worst = self.worst / self.plain
+        return f"mean cost {mean:.3f} and worst {worst:.3f} of the plain network in {name}{size}{note}"
 
 
 @dataclass(frozen=True)

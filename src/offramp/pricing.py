@@ -1,6 +1,10 @@
 """What a plan costs: the sum of the parts that it runs, in MACs or in milliseconds at a batch size.
 
 Shapes: N rows, E exits. A part's price is [3] or [N, 3]: MACs per row, milliseconds per call (a), per row (b).
+
+Beside segments, exits and gates there are three kinds of parts that only milliseconds know: `runner`, what a Runner
+itself takes for a batch; `runner/<gate>`, what it takes there to let rows leave; and `plain`, the last model as its
+engine runs it bare. In traces that were recorded without them a plan costs its segments, exits and gates alone.
 """
 
 from __future__ import annotations
@@ -15,6 +19,8 @@ from offramp.chain import Chain, Step
 from offramp.errors import BadInput
 
 UNITS = ("macs", "ms")
+RUNNER = "runner"  # what the Runner itself takes: for a batch, and as runner/<gate> at a gate
+PLAIN = "plain"  # the last model as its engine runs it bare
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -25,6 +31,59 @@ class Prices:
 
     chain: Chain
     parts: Mapping[str, Array]
+
+    @property
+    def uncounted(self) -> tuple[str, ...]:
+        """The models whose MACs nobody knows, by their last exit: with them there are no prices in MACs.
+
+        Those are members that say so (NaN), and whole models in which nothing could be counted: a model that costs
+        no multiply-add at all is one that computes outside of torch.
+        """
+        unknown = list[str]()
+        total = 0.0
+        for node, following in zip(self.chain.nodes, (*self.chain.nodes[1:], None), strict=True):
+            segment = self.parts.get(f"segment/{node.name}")
+            macs = 0.0 if segment is None else float(np.mean(segment[..., 0]))
+            total = macs if node.after is None else total + macs
+            if (following is None or following.after is None) and not total > 0:  # the model ends here
+                unknown.append(node.name)
+        return tuple(unknown)
+
+    @property
+    def timed(self) -> bool:
+        """Whether every part has milliseconds."""
+        timings = [price[..., 1:] for price in self.parts.values()]
+        return bool(timings) and not any(np.isnan(each).any() for each in timings)
+
+    @property
+    def with_runner(self) -> bool:
+        """Whether the milliseconds of the Runner itself were recorded."""
+        return RUNNER in self.parts
+
+    def unit(self, asked: str | None) -> str:
+        """The unit to price in: what was asked for, else MACs where they are known, else milliseconds.
+
+        Args:
+            asked: "macs", "ms", or None.
+
+        Raises:
+            BadInput: the unit is neither, or nothing was recorded in it.
+        """
+        if asked is not None:
+            check_unit(asked, 1)
+        if asked == "ms" or (asked is None and not self.uncounted):
+            return asked or "macs"
+        if not self.uncounted:
+            return "macs"
+        who = ", ".join(map(repr, self.uncounted))
+        if asked == "macs":
+            raise BadInput(f"the MACs of {who} are not known, so nothing can be priced in them; use unit='ms'")
+        if not self.timed:
+            raise BadInput(
+                f"the MACs of {who} are not known and milliseconds were not measured, so no plan can be priced; "
+                "record with timed=True"
+            )
+        return "ms"
 
     def _rate(self, part: str, unit: str, batch: int) -> Array:
         """Cost per row, [] or [N], when `batch` rows arrive at the part together."""
@@ -39,7 +98,11 @@ class Prices:
         raise BadInput(f"the milliseconds of {part!r} were not measured; record with timed=True, or use unit='macs'")
 
     def _node(self, step: Step, unit: str, batch: int) -> Array:
-        kinds = ("segment", *(["exit"] if step.exit else []), *(["gate"] if step.gate else []))
+        kinds = ["segment"]
+        if step.exit:
+            kinds.append("exit")
+        if step.gate:
+            kinds += ["gate", RUNNER]
         rates = [self._rate(f"{kind}/{step.name}", unit, batch) for kind in kinds]  # [] or [N] each
         total: Array = sum(rates, start=np.zeros(()))
         return total
@@ -58,6 +121,7 @@ class Prices:
             self._node(steps[name], unit, batch) if name in steps else np.zeros(())
             for name in self.chain.exits[: last + 1]
         ]
+        each[0] = each[0] + self._rate(RUNNER, unit, batch)
         return np.cumsum(np.stack(np.broadcast_arrays(*each), axis=-1), axis=-1)
 
     def mean(self, steps: Sequence[Step], exits_N: Array, *, unit: str, batch: int) -> float:
@@ -66,7 +130,7 @@ class Prices:
         Milliseconds charge a call's fixed part whenever at least one of `batch` rows drawn like these arrives.
         """
         check_unit(unit, batch)
-        total = 0.0
+        total = float(self._rate(RUNNER, unit, batch))
         for step in steps:
             here = exits_N >= self.chain.place(step.name)  # [N]
             per_call, per_row = self.per_call_and_row(step, unit)
@@ -84,42 +148,14 @@ class Prices:
         row = self._node(step, unit, 10**12)  # b
         return float(np.mean(one - row)), row
 
-    def unit_with_prices(self, unit: str, reference: str) -> str:
-        """The unit asked for, or "ms" where MACs tell no price and milliseconds do.
-
-        MACs tell no price if those of a part were not counted, if the network that answers at `reference` has
-        none, or if a whole model of a ladder has none: a model that torch cannot look into is not free.
-
-        Raises:
-            BadInput: there is no price in MACs and none in milliseconds.
-        """
-        if unit != "macs" or (missing := self._without_macs(reference)) is None:
-            return unit
-        timed = not any(np.isnan(price[..., 1:]).any() for price in self.parts.values())
-        if timed and self.plain(reference, unit="ms", batch=1) > 0:
-            return "ms"
-        raise BadInput(
-            f"the plan has no price: no MACs were counted in {missing!r}, and milliseconds were not measured; "
-            "record with timed=True"
-        )
-
-    def _without_macs(self, reference: str) -> str | None:
-        """The first part because of which MACs tell no price; None where they do."""
-        for part, price in self.parts.items():
-            if np.isnan(price[..., 0]).any():
-                return part
-        models = [node for node in self.chain.nodes if node.after is None]
-        continued = {node.after for node in self.chain.nodes}
-        for node in models if len(models) > 1 else ():
-            if node.name not in continued and not np.any(self._rate(f"segment/{node.name}", "macs", 1)):
-                return f"segment/{node.name}"
-        if not self.plain(reference, unit="macs", batch=1) > 0:
-            return f"segment/{reference}"
-        return None
-
     def plain(self, reference: str, *, unit: str, batch: int) -> float:
-        """Cost per row of the network that answers at `reference` alone: its segments and its exit, no gate."""
+        """Cost per row of the network that answers at `reference` alone: its segments and its exit, no gate.
+
+        In milliseconds the last model costs what its engine's bare call took, where that was recorded.
+        """
         check_unit(unit, batch)
+        if unit == "ms" and reference == self.chain.exits[-1] and PLAIN in self.parts:
+            return float(self._rate(PLAIN, unit, batch))
         node = self.chain.nodes[self.chain.place(reference)]
         parts = [f"exit/{reference}", f"segment/{reference}"]
         while node.after is not None:

@@ -15,19 +15,20 @@ from offramp.ambient import without_autocast
 from offramp.code_marks import code_marks
 from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of, proposing, rows_for
 from offramp.dependence import require_read
-from offramp.engine import engine_of
-from offramp.errors import BadData, BadNetwork, BetterExit, NeverTaught
+from offramp.engine import Engine, engine_of
+from offramp.errors import BadData, BadNetwork, BetterExit, NeverTaught, NoisyTimings
 from offramp.evaluation import better_exit
 from offramp.find import find_file
 from offramp.inputs import State, as_inputs, needed_by, require_inputs
 from offramp.measuring import costs_of
 from offramp.network import LOGITS, SCORE, Network, Part, as_network
+from offramp.overhead import Noise, plain_costs, runner_costs
 from offramp.probing import Row, Sample, everything, outputs_of, probe_of, require_independent
 from offramp.processes import Processes, here
 from offramp.progress import track
 from offramp.provenance import FORM, Origin
 from offramp.signature import Input
-from offramp.trace import BACKBONE, Header, Trace
+from offramp.trace import BACKBONE, LARGE_NOISE, Header, Trace
 
 OLDER = "digest/1"  # a column that no trace keeps
 
@@ -53,7 +54,8 @@ def record(
 
     data: whatever `offramp.data.rows` takes: arrays, (x, y), a Dataset, a DataLoader, batches, or a spec such as
     "cifar10:DIR[1000:5000]". keep: "logits", or "answers" to leave the logits [N, C] out.
-    timed: measure milliseconds over batch 1 to 64; do so where nothing else runs.
+    timed: measure milliseconds over batch 1 to 64, also of the Runner itself and of the bare last model, and how noisy
+    they are; do so where nothing else runs (a NoisyTimings says when something did).
     engine: torch, onnxruntime or openvino, with options as in "torch:bf16" (see the engines); the plans that are
     made of this trace run on it, and on no other.
     keep_probe_rows: whether up to sixteen of the rows themselves go into the trace and its plans, so that every `open`
@@ -88,12 +90,15 @@ def record(
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
     looked.join(processes)
 
-    def measured() -> tuple[dict[str, Array], Origin]:
-        costs = costs_of(parts, first, timed=timed, counted=counted)
-        return costs, looked.origin_with_probe(columns.classes, keep=keep_probe_rows)
+    def measured() -> tuple[dict[str, Array], float | None, Origin]:
+        costs, noise = _measured(network, first, parts, counted, shelved, timed=timed)
+        return costs, noise, looked.origin_with_probe(columns.classes, keep=keep_probe_rows)
 
-    costs, origin = processes.alone(measured)
+    costs, noise, origin = processes.alone(measured)
+    if noise is not None and noise > LARGE_NOISE:
+        warnings.warn(_noisy(noise), NoisyTimings, stacklevel=3)
     trace = _trace(network, source, found | costs, origin, columns.classes)
+    trace = replace(trace, header=replace(trace.header, noise=noise))
     if trace.labels is not None:
         said = better_exit(trace.answers == trace.labels[:, None], trace.chain.exits)
         if said is not None:
@@ -161,6 +166,28 @@ class _Looked:
     def _check(self, sample: Sample) -> None:
         groups: list[list[Row]] = [*sample.groups()]
         require_independent(self.network, self.parts, groups, self.origin)
+
+
+def _measured(
+    network: Network, x: State, parts: Sequence[Part], counted: Sequence[Part], engine: Engine, *, timed: bool
+) -> tuple[dict[str, Array], float | None]:
+    """What each part costs on some rows, and how noisy the timings were."""
+    if not timed:
+        return costs_of(parts, x, timed=False, counted=counted), None
+    noise = Noise(parts, x)
+    noise.time()
+    costs = costs_of(parts, x, timed=True, counted=counted)
+    costs |= runner_costs(network, parts, x, own_threads=engine.own_threads)
+    costs |= plain_costs(network, engine, x)
+    noise.time()
+    return costs, noise.share()
+
+
+def _noisy(noise: float) -> str:
+    return (
+        f"the milliseconds are noisy: the same call's timings differ by {noise:.0%}; prices in milliseconds may be far "
+        "off: record where nothing else runs, or use MACs"
+    )
 
 
 def _never_taught(names: Sequence[str]) -> str:

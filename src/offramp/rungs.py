@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -74,6 +74,15 @@ class Held(nn.ModuleDict):
         known = tuple(f"{prefix}{name}." for name in self._modules)
         if strict:
             unexpected += [key for key in state_dict if key.startswith(prefix) and not key.startswith(known)]
+
+
+def outside_torch(modules: Iterable[object]) -> str | None:
+    """What the first of these modules is that computes outside of torch; None where all of them are torch's."""
+    for module in modules:
+        kind = getattr(module, "outside_torch", None)
+        if isinstance(kind, str):
+            return kind
+    return None
 
 
 def held(modules: Modules) -> Held:

@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from offramp import ambient
-from offramp.answers import DEADLINE, DEEPEST, END, GATE, Answers, Filling, Rows
+from offramp.answers import DEADLINE, DEEPEST, END, GATE, UNAVAILABLE, Answers, Filling, Rows
 from offramp.dependence import extra_inputs, known_inputs, unread_text
-from offramp.errors import BadData, BadInput, OpenAgain
+from offramp.errors import BadData, BadInput, MemberUnavailable, OpenAgain
 from offramp.inputs import State, as_inputs, count_of, needed_by, require_inputs
 from offramp.measuring import Percentile
 from offramp.network import LOGITS, SCORE, Network, Part
@@ -70,6 +70,8 @@ class Runner:
         }
         self._parts = tuple(parts)
         self._every = tuple(every)
+        # Whether a part runs elsewhere and may not answer: then rows keep the answer of the exit before.
+        self._may_fail = any(getattr(module, "may_be_unavailable", False) for part in parts for module in part.modules)
         self._keeps = tuple(later(self._parts, place) for place in range(len(self._parts)))
         self._thresholds = {gate: np.asarray(values, np.float32) for gate, values in plan.thresholds.items()}
         self._percentiles = percentiles
@@ -143,7 +145,7 @@ class Runner:
         inputs, count = tuple(state), count_of(state)
         result = Filling(count, self.device, self.chain.exits, self._classes)
         rows: Rows = None
-        latest: tuple[int, Tensor] | None = None  # place and logits of the exit computed last, for deadlines
+        latest: tuple[int, Tensor] | None = None  # place and logits of the exit computed last
         for number, part in enumerate(self._parts):
             if not count:
                 break
@@ -151,11 +153,17 @@ class Runner:
                 result.put(rows, latest[1], latest[0], DEADLINE)
                 break
             name, place = part.step.name, self._places[part.step.name]
-            self._call(part, state)
+            try:
+                self._call(part, state)
+            except MemberUnavailable:
+                if latest is None:  # nothing has answered yet
+                    raise
+                result.put(rows, latest[1], latest[0], UNAVAILABLE)
+                break
             if part.step.last:
                 result.put(rows, state[name + LOGITS], place, END if place == self._end else DEEPEST)
                 break
-            if until is not None and part.step.exit:
+            if (until is not None or self._may_fail) and part.step.exit:
                 latest = place, state[name + LOGITS]
             stay = self._leave(result, rows, state, name, place) if part.step.gate else None
             state = {key: state[key] for name in self._keeps[number] for key in (inputs if name == INPUT else (name,))}

@@ -14,7 +14,7 @@ from offramp.chain import Chain
 from offramp.errors import BadFile, BadInput, OfframpError
 from offramp.factories import FROM_FILES, MADE_FROM, make_gate, model_from_file
 from offramp.files import digest_file, read_json, read_tensors, write_json, write_tensors
-from offramp.find import shelved
+from offramp.find import find, shelved
 from offramp.network import Network, as_network
 from offramp.nodes import Exit, Gate
 from offramp.ownership import FolderKind
@@ -77,6 +77,7 @@ def load(
     """Read a network, in eval mode. No code runs but our own shelves'.
 
     model: the rungs that their user built, by name: a module, or (module, front) where the front is the user's too.
+    So are scikit-learn estimators, functions and endpoints; an ONNX file is stored in the folder.
     gates, exits: those of the user's own, by node name. What is given gets the weights and the precision of the file.
     Raises BadFile (missing, damaged, edited), NewerSchema, BadInput (something must be given again).
     """
@@ -193,9 +194,19 @@ def _code_in(config: Mapping[str, Any], kind: str) -> str | None:
 def _given(model: Mapping[str, Given] | Given | None, body: Mapping[str, Any]) -> dict[str, Given]:
     if model is None:
         return {}
-    if isinstance(model, Mapping):
-        return dict(model)
-    return {body["rungs"][0]["name"]: model}
+    given = dict(model) if isinstance(model, Mapping) else {body["rungs"][0]["name"]: model}
+    return {name: _as_modules(one) for name, one in given.items()}
+
+
+def _as_modules(given: Any) -> Given:
+    """A module, or (module, front), where what is no torch module is wrapped as `ladder` did it."""
+    model, front = given if isinstance(given, tuple) else (given, None)
+    if not isinstance(model, nn.Module):
+        wrapped = find("members", "wrapped")(model)
+        if wrapped is None:
+            raise BadInput(f"the model given must be a torch.nn.Module, got a {type(model).__name__}")
+        model = wrapped
+    return (model, front) if isinstance(given, tuple) else model
 
 
 def _build(

@@ -9,13 +9,16 @@
     learned         [N]    bool         whether `fit` taught the network with this row; absent where nothing was fitted
     cost/<part>     [3] or [N, 3]       MACs per row, milliseconds per call a, milliseconds per row b (a + b n)
 
-A part is segment/<node>, exit/<node> or gate/<node>. Milliseconds are NaN when they were not measured.
+A part is segment/<node>, exit/<node> or gate/<node>; where milliseconds were measured also runner, runner/<gate> and
+plain (see pricing). Milliseconds are NaN when they were not measured, MACs of a segment where they are not known.
 """
 
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -24,11 +27,13 @@ from typing import Any
 import numpy as np
 
 from offramp.arguments import require_number
-from offramp.chain import Chain
+from offramp.chain import Chain, Node
+from offramp.data._digests import digests_of
 from offramp.draws import canonical, distinct, one_of_each, repeated, require_repeats
-from offramp.errors import BadData, BadFile, BadInput, Mismatch
+from offramp.errors import BadData, BadFile, BadInput, Mismatch, NoisyTimings
 from offramp.evaluation import Evaluation, Measured, worst_class
 from offramp.files import from_document, read_arrays, to_document, write_arrays
+from offramp.find import find
 from offramp.guarantees.bounds import interval
 from offramp.guarantees.risks import Risk, find_risk, losses_of
 from offramp.plan import Plan, Price, choose
@@ -38,7 +43,8 @@ from offramp.scores import ScoreRange
 
 SCHEMA = 1
 BACKBONE = "backbone"
-WHY = ("gate", "end", "deepest", "deadline")
+WHY = ("gate", "end", "deepest", "deadline", "unavailable")
+LARGE_NOISE = 0.25  # timings of one call that differ by more are said to be noisy wherever they are used
 COLUMNS = {  # by the first word of their names: the kinds of NumPy types
     "logits": "f",
     "score": "f",
@@ -58,7 +64,8 @@ class Header:
     """What the columns are about. `taught` is False while an exit was never taught.
 
     digest_form: see SeenRows. scores: what each gate declares of its scores; of a gate that is not named nothing is
-    known.
+    known. noise: how far the same call's milliseconds lay apart while they were measured (0.1: by 10 %); None where
+    nothing was measured, or before this was recorded.
     """
 
     chain: Chain
@@ -71,6 +78,7 @@ class Header:
     taught: bool = True
     digest_form: int = FORM
     scores: Mapping[str, ScoreRange] = field(default_factory=dict)
+    noise: float | None = None
 
 
 @dataclass(frozen=True)
@@ -223,6 +231,18 @@ class Trace:
         }
         return Prices(self.chain, parts)
 
+    def unit(self, asked: str | None) -> str:
+        """The unit in which plans are priced, as `Prices.unit`; warns where its timings were noisy."""
+        unit = self.prices.unit(asked)
+        if unit == "ms" and self.header.noise is not None and self.header.noise > LARGE_NOISE:
+            warnings.warn(
+                f"the milliseconds are noisy: the same call's timings differ by {self.header.noise:.0%}, so that the "
+                "cheapest plan may be another one; record again where nothing else runs, or price in MACs",
+                NoisyTimings,
+                stacklevel=3,
+            )
+        return unit
+
     def reference(self, against: str) -> str:
         """The exit that `against` names: last, backbone (the plain last model), or an exit. Raises UnknownName."""
         last = self.chain.exits[-1]
@@ -300,9 +320,14 @@ class Trace:
             **self._accuracies(done, name),
         )
 
-    def price(self, plan: Plan, unit: str = "macs", batch: int = 64, against: str = "last") -> Price:
-        """Mean and worst cost per row of a plan, and that of the plain network; rows priced together by `batch`."""
+    def price(self, plan: Plan, unit: str | None = None, batch: int = 64, against: str = "last") -> Price:
+        """Mean and worst cost per row of a plan, and that of the plain network; rows priced together by `batch`.
+
+        unit: "macs", "ms", or None: MACs where they are known, else milliseconds. Raises BadInput for a unit in which
+        nothing was recorded.
+        """
         steps, prices = plan.steps(self.chain), self.prices
+        unit = prices.unit(unit)
         plain = self.chain.exits[-1] if self.reference(against) == BACKBONE else self.reference(against)
         deepest = np.full(len(self), len(self.chain.exits) - 1)
         return Price(
@@ -311,11 +336,30 @@ class Trace:
             mean=prices.mean(steps, self.replay(plan).exit, unit=unit, batch=batch),
             worst=prices.mean(steps, deepest, unit=unit, batch=batch),
             plain=prices.plain(plain, unit=unit, batch=batch),
+            note=self._note(prices, unit),
         )
 
+    def _note(self, prices: Prices, unit: str) -> str:
+        """What a reader of figures in this unit must know."""
+        if unit == "macs":
+            return ""
+        notes = list[str]()
+        if prices.uncounted:
+            notes.append(f"the MACs of {', '.join(prices.uncounted)} are not known")
+        if not prices.with_runner:
+            notes.append("without the runner's own time")
+        if self.header.noise is not None and self.header.noise > LARGE_NOISE:
+            notes.append(f"noisy: the same call's timings differ by {self.header.noise:.0%}")
+        return "; ".join(notes)
+
     def _units(self, batches: Sequence[int]) -> list[tuple[str, int]]:
-        timed = not any(np.isnan(price).any() for price in self.prices.parts.values())
-        return [("macs", 1), *((("ms", batch) for batch in batches) if timed else ())]
+        prices = self.prices
+        units = list[tuple[str, int]]()
+        if not prices.uncounted:
+            units.append(("macs", 1))
+        if prices.timed:
+            units += [("ms", batch) for batch in batches]
+        return units
 
     def _in_band(self, plan: Plan, exits: Array) -> float:
         near, band = np.zeros(len(self), bool), self.header.origin.band
@@ -352,6 +396,103 @@ class Trace:
             return [f"score/{gate}"]
         names = [name for name in self.columns if name.startswith(f"score/{gate}@")]
         return sorted(names, key=lambda name: int(name.rpartition("@")[2]))
+
+    @staticmethod
+    def from_arrays(
+        logits: Mapping[str, Any],
+        costs: Mapping[str, float | tuple[float, float]],
+        *,
+        labels: Any = None,
+        probabilities: bool = False,
+        unit: str = "ms",
+        gate: str = "margin",
+        scores: Mapping[str, Any] | None = None,
+        inputs: Any = None,
+        digests: Any = None,
+        rows: Any = None,
+        network: str = "",
+        shared: bool = False,
+        data: str = "arrays",
+        class_names: Sequence[str] | None = None,
+    ) -> Trace:
+        """A trace of models that ran elsewhere, from their recorded logits; calibrate, evaluate and report work on it.
+
+        A promise needs rows that can be told apart and known again. Without `inputs` or `digests` a row is known by its
+        logits: two rows with the same logits in every exit count as the same row, and rows that a model was trained on
+        go unnoticed.
+
+        Args:
+            logits: each exit's logits [N, C] by its name, in the order in which the exits are asked.
+            costs: what each exit's model costs a row, in `unit`; a pair is (per call, per row) in milliseconds.
+            labels: [N] whole numbers from 0 to C-1.
+            probabilities: whether `logits` holds probabilities, of which the logarithm is taken (at least log 1e-7).
+            unit: "ms" or "macs", of the costs.
+            gate: a gate of one exit's logits by name, such as margin, max_prob or neg_entropy.
+            scores: scores [N] by exit, for all but the last, instead of `gate`; higher leaves sooner.
+            inputs: what the models read, [N, ...] or arrays by name: rows are known by it, as `record` does it.
+            digests: uint64 [N], where rows are known by something else.
+            rows: the rows' numbers in their source [N]; by default 0 to N-1.
+            network: name and version of the models: a plan for others is refused.
+            shared: whether an exit continues where the one before it ended, as exits of one network do, so that `costs`
+                are what each adds; otherwise every exit is a model of its own.
+            data: what the rows are called.
+            class_names: names of the classes.
+
+        Returns:
+            The trace. Its plans are applied by `trace.replay(plan)`, or by comparing scores with `plan.thresholds`.
+
+        Raises:
+            BadData: arrays of other shapes, or logits of the last exit that are not finite.
+            BadInput: a cost is missing or no cost, or the gate needs more than one exit's logits.
+
+        Example:
+            >>> logits = {"small": np.float32([[3, 0], [1, 2]]), "large": np.float32([[5, 0], [4, 0]])}
+            >>> trace = Trace.from_arrays(logits, {"small": 0.1, "large": 1.0})
+            >>> trace.evaluate(Plan.by_hand({"small": 2.0})).shares
+            (0.5, 0.5)
+        """
+        names = tuple(logits)
+        values = {name: _float32_of(name, array, probabilities) for name, array in logits.items()}
+        count, classes = _one_shape(values)
+        if len(names) < 2:
+            raise BadData(f"logits must hold at least two exits, got {list(names)}")
+        if bad := np.flatnonzero(~np.isfinite(values[names[-1]]).all(1)).size:
+            raise BadData(f"the logits of the last exit must be finite, got {bad} rows of {names[-1]!r} that are not")
+        if set(costs) != set(names):
+            raise BadInput(f"costs must hold one for each of {list(names)}, got {list(costs)}")
+        columns: dict[str, Array] = {
+            "row": _column("rows", np.arange(count) if rows is None else rows, count, np.int64),
+            "digest": _digests(values, inputs, digests, count),
+        }
+        if labels is not None:
+            columns["label"] = _column("labels", labels, count, np.int64)
+            low, high = int(columns["label"].min()), int(columns["label"].max())
+            if low < 0 or high >= classes:
+                raise BadData(f"labels must be between 0 and {classes - 1}, got {low} to {high}")
+        for name in names:
+            columns[f"logits/{name}"] = values[name]
+            columns[f"answer/{name}"] = values[name].argmax(1)
+            columns[f"cost/segment/{name}"] = _cost_of(name, costs[name], unit)
+        given = _scored(values, gate) if scores is None else scores
+        if set(given) != set(names[:-1]):
+            raise BadInput(f"scores must hold one for each of {list(names[:-1])}, got {list(given)}")
+        for name in names[:-1]:
+            score = _column("scores", given[name], count, np.float32)
+            columns[f"score/{name}"] = np.where(np.isfinite(values[name]).all(1), score, np.float32(np.nan))
+        followers = (*names[1:], None)
+        before = (None, *names[:-1]) if shared else (None,) * len(names)
+        chain = Chain(tuple(Node(*each) for each in zip(names, followers, before, strict=True)))
+        told = json.dumps([network, names, shared, gate if scores is None else "scores"])
+        header = Header(
+            chain=chain,
+            reference=names[-1],
+            classes=classes,
+            data=data,
+            data_fingerprint=hashlib.sha256(columns["digest"].astype("<u8").tobytes()).hexdigest()[:16],
+            origin=Origin(hashlib.sha256(told.encode()).hexdigest()[:16], "elsewhere", "float32"),
+            class_names=None if class_names is None else tuple(map(str, class_names)),
+        )
+        return Trace(columns, header)
 
     def save(self, path: str | Path) -> None:
         """Write `trace.npz`, atomically, without pickles."""
@@ -418,6 +559,85 @@ def _require_column(name: str, column: Array, n: int, classes: int) -> None:
         raise ValueError(f"column {name!r} has negative labels")
     if group == "cost" and (np.isinf(column).any() or (column < 0).any()):  # NaN was not measured
         raise ValueError(f"column {name!r} has costs that are negative or infinite")
+
+
+def _float32_of(name: str, array: Any, probabilities: bool) -> Array:
+    """Logits [N, C] float32 of one exit."""
+    values = np.asarray(array)
+    if values.ndim != 2 or not len(values) or values.shape[1] < 2 or values.dtype.kind not in "fiu":
+        raise BadData(
+            f"the logits of {name!r} must be numbers [N, C] of at least one row and two classes, got "
+            f"{values.dtype.name} {list(values.shape)}"
+        )
+    values = values.astype(np.float32)
+    if not probabilities:
+        return values
+    wrong = (values < -0.01) | (values > 1.01) | (np.abs(values.sum(1, keepdims=True) - 1) > 0.01)
+    if wrong.any():
+        row = int(wrong.any(1).argmax())
+        raise BadData(
+            f"the probabilities of {name!r} must be between 0 and 1 and sum to 1, got {values[row]} (row {row})"
+        )
+    logarithm: Array = np.log(np.clip(values, 1e-7, 1))
+    return logarithm
+
+
+def _one_shape(values: Mapping[str, Array]) -> tuple[int, int]:
+    """N and C of all exits' logits."""
+    shapes = {name: array.shape for name, array in values.items()}
+    if len(set(shapes.values())) != 1:
+        raise BadData(f"logits must have one and the same shape [N, C] in every exit, got {shapes}")
+    rows, classes = next(iter(shapes.values()))
+    return int(rows), int(classes)
+
+
+def _column(what: str, given: Any, count: int, kind: Any) -> Array:
+    """Values [N] of a column. Raises BadData for other shapes, and for fractions where whole numbers belong."""
+    values = np.asarray(given)
+    whole = np.dtype(kind).kind in "iu"
+    if values.shape != (count,) or values.dtype.kind not in ("iu" if whole else "iuf"):
+        kinds = "whole numbers" if whole else "numbers"
+        raise BadData(f"{what} must be {kinds} [{count}], got {values.dtype.name} {list(values.shape)}")
+    return values.astype(kind)
+
+
+def _digests(values: Mapping[str, Array], inputs: Any, digests: Any, count: int) -> Array:
+    """What rows are known by, uint64 [N]: what is given, the inputs' content, or all logits of a row."""
+    if digests is not None:
+        return _column("digests", digests, count, np.uint64)
+    if inputs is None:
+        return digests_of(np.concatenate(list(values.values()), axis=1) + np.float32(0))  # + 0: -0.0 is 0.0
+    several = inputs if isinstance(inputs, Mapping) else {"": inputs}
+    named = {str(name): np.asarray(value) for name, value in several.items()}
+    lengths = {len(value) if value.ndim else 0 for value in named.values()}
+    if lengths != {count}:
+        raise BadData(f"inputs must have {count} rows, as the logits, got {sorted(lengths)}")
+    return digests_of(named if isinstance(inputs, Mapping) else named[""])
+
+
+def _cost_of(name: str, cost: float | tuple[float, float], unit: str) -> Array:
+    """A price [3] of a part: MACs, milliseconds per call and per row; NaN for what is not known."""
+    pair = np.asarray(cost, float).ravel()
+    if unit not in ("ms", "macs"):
+        raise BadInput(f"unit must be 'ms' or 'macs', got {unit!r}")
+    if len(pair) not in (1, 2) or (unit == "macs" and len(pair) == 2):
+        raise BadInput(f"the cost of {name!r} must be a number, or in milliseconds a pair, got {cost!r}")
+    if not (np.isfinite(pair).all() and (pair >= 0).all() and pair.sum() > 0):
+        raise BadInput(f"the cost of {name!r} must be above 0 and finite, got {cost!r}")
+    if unit == "macs":
+        return np.array([pair[0], np.nan, np.nan])
+    call = pair[0] if len(pair) == 2 else 0.0
+    return np.array([np.nan, call, pair[-1]])
+
+
+def _scored(values: Mapping[str, Array], gate: str) -> dict[str, Array]:
+    """A gate's scores [N] of every exit but the last. Raises BadInput for a gate that looks at more than logits."""
+    import torch
+
+    function = find("gates", gate)
+    if not inspect.isfunction(function) or "reads" in inspect.signature(function).parameters:
+        raise BadInput(f"gate must be a function of one exit's logits, got {gate!r}; give scores= for others")
+    return {name: function(torch.from_numpy(values[name])).float().numpy() for name in list(values)[:-1]}
 
 
 def _text(rows: slice) -> str:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from offramp.calibration.calibrating import calibrate
-from offramp.calibration.members import DearFirst, warn_of_order
+from offramp.calibration.members import warn_of_order
 from offramp.chain import Chain, Node
-from offramp.errors import BadInput
+from offramp.errors import BadInput, DearFirst
 from offramp.trace import Header, Trace
 from small import trace_of
 

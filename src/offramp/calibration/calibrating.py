@@ -39,7 +39,7 @@ def calibrate(
     confidence: float = 0.95,
     budget: float | None = None,
     against: str = "last",
-    unit: str = "macs",
+    unit: str | None = None,
     batch: int = 64,
     bound: str | None = None,
     testing: str = "path",
@@ -57,7 +57,8 @@ def calibrate(
         confidence: of the promise, above 0 and below 1.
         budget: a share of the plain network's cost, instead of `at_most`; such a plan carries no promise.
         against: what the risk compares with: "last", "backbone", or an exit.
-        unit: the cost to save, "macs" or "ms".
+        unit: the cost to save, "macs" or "ms"; by default MACs where they are known of every member, else
+            milliseconds.
         batch: the batch size that milliseconds are for.
         bound: "binomial", "betting" or "hoeffding_bentkus"; by default the one that fits the risk.
         testing: "path" walks one shared threshold down a grid that was fixed beforehand, over all rows (valid: see
@@ -91,8 +92,8 @@ def calibrate(
     require_repeats(repeats)
     if not len(trace):
         raise BadInput("the trace must have at least one row, got none")
+    unit = trace.unit(unit)
     check_unit(unit, batch)
-    unit = trace.prices.unit_with_prices(unit, trace.chain.exits[-1])
     if budget is not None:
         share = require_number("budget", budget, 0, math.inf)
         rows, _ = unseen_rows(trace, drop_seen=drop_seen, what="calibration")  # no promise: repeats do no harm

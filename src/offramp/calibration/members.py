@@ -7,11 +7,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from offramp.errors import DearFirst
 from offramp.trace import Trace
-
-
-class DearFirst(UserWarning):
-    """A member of a cascade costs more than a later one."""
 
 
 def warn_of_order(trace: Trace, unit: str = "macs", batch: int = 64) -> None:

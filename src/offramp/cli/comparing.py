@@ -9,7 +9,6 @@ import typer
 
 from offramp.cli.options import AsJson, OutputFolder, writable
 from offramp.cli.printing import answer, note, table
-from offramp.reporting.words import percent
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="A .toml of flags, as in the example below.")]
 
@@ -37,6 +36,7 @@ def compare(file: File, output: OutputFolder, as_json: AsJson = False) -> None:
     from offramp.comparing.spreadsheets import require_own_tables, write_spreadsheets
     from offramp.replacement import require_own_file
     from offramp.reporting.frame import MARK, plotly_library
+    from offramp.reporting.words import percent
 
     writable(output, folder=True)
     require_own_tables(Path(output))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,7 +43,10 @@ Confidence = Annotated[float, typer.Option("--confidence", metavar="P", help="It
 Against = Annotated[
     str, typer.Option("--against", metavar="EXIT", help="What the risk compares with: last, backbone, or an exit.")
 ]
-Unit = Annotated[str, typer.Option("--unit", metavar="macs|ms", help="The cost to save.")]
+Unit = Annotated[
+    str | None,
+    typer.Option("--unit", metavar="macs|ms", help="The cost to save; by default MACs where they are known, else ms."),
+]
 Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="The batch size that milliseconds are for.")]
 BoundName = Annotated[
     str | None,
@@ -82,7 +84,7 @@ def calibrate(
     confidence: Confidence = 0.95,
     budget: Budget = None,
     against: Against = "last",
-    unit: Unit = "macs",
+    unit: Unit = None,
     batch: Batch = 64,
     bound: BoundName = None,
     testing: Testing = "path",
@@ -115,7 +117,7 @@ def calibrate(
 
     writable(output, kinds={".json": (document_mark("plan"), "plan")})
     recorded = trace_of(trace, rows)
-    with _flags_named(), _warnings_as_notes():
+    with _flags_named():
         plan = calibrated(
             recorded,
             risk=risk_of(risk),
@@ -195,18 +197,6 @@ def _flags_named() -> Iterator[None]:
             text = text.replace(f"repeats='{word}'", f"--repeats {word}")
         problem.args = (text,)
         raise
-
-
-@contextlib.contextmanager
-def _warnings_as_notes() -> Iterator[None]:
-    """A warning about the order of a ladder as a line on standard error."""
-    from offramp.calibration.members import DearFirst
-
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always", DearFirst)
-        yield
-    for warning in said:
-        note(f"offramp: {warning.message}")
 
 
 def _how_many(

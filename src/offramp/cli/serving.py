@@ -94,6 +94,8 @@ def run(
     body = {"plan": str(chosen), "output": output, **_summary(runner, columns, seconds)}
     if late := body["why"].get("deadline"):
         note(f"{late:,} rows ran out of time; the plan's promise is not about answers under a deadline")
+    if lost := body["why"].get("unavailable"):
+        note(f"{lost:,} rows have an earlier exit's answer, because a member did not answer; no promise covers them")
     answer(body, as_json, f"{chosen}", *_shown(body))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -82,13 +81,12 @@ def record(
 def _exits(trace: Trace) -> list[dict[str, Any]]:
     """Name, accuracy and cost of each exit, each as if it alone were run."""
     labels, prices = trace.labels, trace.prices
-    timed = not any(math.isnan(price.sum()) for price in prices.parts.values())
     return [
         {
             "exit": name,
             "accuracy": None if labels is None else float((trace.columns[f"answer/{name}"] == labels).mean()),
-            "macs": prices.plain(name, unit="macs", batch=1),
-            "ms_64": prices.plain(name, unit="ms", batch=64) if timed else None,
+            "macs": None if prices.uncounted else prices.plain(name, unit="macs", batch=1),
+            "ms_64": prices.plain(name, unit="ms", batch=64) if prices.timed else None,
         }
         for name in trace.chain.exits
     ]

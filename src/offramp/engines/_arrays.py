@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from importlib import import_module
 from typing import Any
 
@@ -48,6 +49,15 @@ def on_arrays(graph: Graph, runtime: str, made: Callable[[Graph], Run], told: Ca
         return {name: torch.from_numpy(np.asarray(value)) for name, value in zip(writes, found, strict=True)}
 
     return call
+
+
+def bound(run: Run, reads: Sequence[str]) -> Callable[[State], Callable[[], object]]:
+    """A function that makes arrays of inputs and returns the bare call of a graph on them."""
+
+    def bind(rows: State) -> Callable[[], object]:
+        return partial(run, {name: rows[name].detach().numpy() for name in reads})
+
+    return bind
 
 
 def _brief(problem: Exception, told: Callable[[str], str]) -> str:

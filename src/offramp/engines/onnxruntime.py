@@ -7,7 +7,7 @@ are used for nothing else: they count as rows that taught.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -15,9 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from offramp.chain import Step
-from offramp.engines._arrays import Run, on_arrays, package
+from offramp.engines._arrays import Run, bound, on_arrays, package
 from offramp.engines._quantising import Quantising, scaling_rows
-from offramp.graphs import Call, parts_of
+from offramp.graphs import Call, graphs_of, parts_of
+from offramp.inputs import State
 from offramp.network import Network, Part
 from offramp.onnx_graphs import Graph
 
@@ -41,6 +42,16 @@ def open(network: Network, steps: Sequence[Step], device: torch.device, *, int8:
     told = ", ".join([told, *marks(int8)])
     # Each node is quantised as it was when it was recorded: what stands between two would be rounded otherwise.
     return parts_of(network, steps, device, told, lambda graph: _compiled(narrow(graph)), joined=False)
+
+
+def bare(
+    network: Network, step: Step, state: State, *, int8: str | None = None
+) -> Callable[[State], Callable[[], object]]:
+    """`session.run` on NumPy arrays, and nothing else. The session has the options of `open`."""
+    (graph,) = graphs_of(network, (step,), dict(state))
+    if int8 is not None:
+        graph = Quantising(network, scaling_rows(int8))(graph)
+    return bound(_session(graph), graph.reads)
 
 
 def marks(int8: str) -> list[str]:

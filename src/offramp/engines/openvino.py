@@ -5,8 +5,8 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ import torch
 
 from offramp.chain import Step
 from offramp.engines._arrays import Array, Run, on_arrays, package
-from offramp.graphs import Call, parts_of
+from offramp.graphs import Call, graphs_of, parts_of
+from offramp.inputs import State
 from offramp.network import Network, Part
 from offramp.onnx_graphs import Graph
 
@@ -31,6 +32,20 @@ def open(network: Network, steps: Sequence[Step], device: torch.device) -> tuple
     The number of threads is torch's when a part is compiled.
     """
     return parts_of(network, steps, device, f"{version()}, {torch.get_num_threads()} threads", _compiled)
+
+
+def bare(network: Network, step: Step, state: State) -> Callable[[State], Callable[[], object]]:
+    """`infer` of one request, which shares its inputs, and nothing else: not our look for NaN."""
+    (graph,) = graphs_of(network, (step,), dict(state))
+    model = _model(graph)
+    known = {name for port in model.inputs for name in port.get_names()}
+
+    def bind(rows: State) -> Callable[[], object]:
+        request = model.create_infer_request()
+        given = {name: rows[name].detach().numpy() for name in known}
+        return partial(request.infer, given, share_inputs=True)
+
+    return bind
 
 
 def compiles(**_: object) -> bool:
@@ -73,8 +88,8 @@ def _core() -> Any:
     return core
 
 
-def _requests(graph: Graph) -> Run:
-    """The graph, compiled, as a function that any number of threads may call at once."""
+def _model(graph: Graph) -> Any:
+    """The graph, compiled."""
     # Precision is set by hand: left to itself it computes in bfloat16 where the processor can. Pinned threads would
     # share their cores with torch's.
     config = {
@@ -84,7 +99,12 @@ def _requests(graph: Graph) -> Run:
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "ENABLE_CPU_PINNING": False,
     }
-    model = _core().compile_model(_core().read_model(graph.model.SerializeToString()), "CPU", config)
+    return _core().compile_model(_core().read_model(graph.model.SerializeToString()), "CPU", config)
+
+
+def _requests(graph: Graph) -> Run:
+    """The graph, compiled, as a function that any number of threads may call at once."""
+    model = _model(graph)
     known = {name for port in model.inputs for name in port.get_names()}  # it drops what nothing in the graph reads
     writes = graph.writes  # and not the graph, which has the weights once more
     free: list[Any] = []  # a request holds the tensors of one call

@@ -23,7 +23,7 @@ from offramp.engines._compiling import ahead
 from offramp.engines._cuda_graphs import Replayed
 from offramp.errors import BadData, BadInput, OfframpError
 from offramp.graphs import lazy_parts
-from offramp.inputs import State, remedy
+from offramp.inputs import State, arguments, remedy
 from offramp.network import HANDED, LOGITS, SCORE, Network, Part, Segment
 from offramp.nodes import Hands, Seen, answers, grade
 from offramp.segmenting import segments_of
@@ -66,6 +66,51 @@ def open(
         _require_fixed(network, device)
         parts = tuple(replace(part, pieces={"segment": Replayed(part)}) for part in parts)
     return parts
+
+
+def bare(
+    network: Network,
+    step: Step,
+    state: State,
+    *,
+    bf16: bool = False,
+    channels_last: bool = False,
+    compile: bool = False,
+    cuda_graphs: bool = False,
+) -> Callable[[State], Callable[[], object]]:
+    """The user's own module, called under inference_mode behind its front, as no wrapper of ours would call it.
+
+    compile, cuda_graphs: what was compiled or recorded for this node, without the Runner.
+    """
+    rung = network.rungs[-1]
+    model, front, device = network.model_of(rung), network.front_of(rung), network.device()
+    if compile or cuda_graphs:
+        options = {"bf16": bf16, "channels_last": channels_last, "compile": compile, "cuda_graphs": cuda_graphs}
+        (part,) = open(network, (step,), device, **options)
+        return lambda rows: partial(_in_inference_mode, part.pieces["segment"], rows)
+
+    def bind(rows: State) -> Callable[[], object]:
+        args, kwargs = arguments(rows)
+
+        def call() -> object:
+            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
+                given = args
+                if channels_last:
+                    given = tuple(_channels_last(value) for value in args)
+                return model(*given, **kwargs) if front is None else model(front(*given, **kwargs))
+
+        return call
+
+    return bind
+
+
+def _in_inference_mode(piece: Callable[[State], State], rows: State) -> State:
+    with torch.inference_mode():
+        return piece(rows)
+
+
+def _channels_last(value: torch.Tensor) -> torch.Tensor:
+    return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
 
 
 def compiles(*, compile: bool = False, cuda_graphs: bool = False, **_: object) -> bool:

@@ -13,7 +13,6 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 from offramp.arguments import require_number
 from offramp.errors import BadData, BadInput, UnknownName
@@ -101,6 +100,8 @@ def from_sums(bound: Bound, sums_P: FloatArray, n: int, level: float, *, low: fl
     unit = _unit_level(level, low, high)
     if not 0.0 < unit < 1.0:
         return _certain(unit, len(sums_P))
+    from scipy import special
+
     if bound is binomial:
         exact_P: FloatArray = special.bdtr(sums_P.round(), n, unit)
         return exact_P
@@ -312,6 +313,8 @@ def rows_needed(level: float, confidence: float, *, observed: float = 0.0) -> in
     confidence = require_number("confidence", confidence, 0, 1)
     observed = require_number("the observed risk", observed, 0, level, includes_low=True)
 
+    from scipy import special
+
     def rows(count: int) -> int:  # the fewest rows that pass with this many losses
         fails, passes = count, count + 1
         while special.bdtr(count, passes, level) > 1.0 - confidence:
@@ -336,6 +339,8 @@ def _clopper_pearson(count: int, n: int, delta: float) -> float:
     """The smallest level with P(Bin(n, level) <= count) <= delta, one float step on the safe side."""
     if count >= n:
         return 1.0
+    from scipy import special
+
     exact = float(special.betaincinv(count + 1, n - count, 1.0 - delta))
     return min(exact * (1.0 + 1e-12), 1.0)
 

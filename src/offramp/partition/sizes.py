@@ -7,8 +7,6 @@ from typing import Any
 
 import torch
 from torch import fx
-from torch.utils._sympy.interp import sympy_interp
-from torch.utils._sympy.reference import OptimizedPythonReferenceAnalysis
 
 from offramp.errors import BadNetwork
 from offramp.partition.graph import WAY_OUT, Exported
@@ -37,6 +35,10 @@ class Sizes:
         return self.graph.call_function(torch.ops.aten.sym_size.int, (self.given[place[0]], place[1]))
 
     def _computed(self, size: Any) -> fx.Node:
+        # Imported here, because sympy takes longer to import than a plan takes to open.
+        from torch.utils._sympy.interp import sympy_interp
+        from torch.utils._sympy.reference import OptimizedPythonReferenceAnalysis
+
         tracer = fx.proxy.GraphAppendingTracer(self.graph)
         env = {symbol: fx.Proxy(self.made(symbol), tracer) for symbol in size.free_symbols}  # type: ignore[arg-type]
         node: fx.Node = sympy_interp(OptimizedPythonReferenceAnalysis, env, size).node

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy import linalg
 
 LOSS, GAIN, RIDGE = 0.01, 0.02, 0.1
 
@@ -67,6 +66,8 @@ def expected(picked: Sequence[Place], full: float) -> float:
 
 def probed(features: Array, y: Array, classes: int) -> Array:
     """Scores [H, C] of the odd rows by ridge regression on the even ones: features [N, F], labels [N]."""
+    from scipy import linalg  # here, because opening a network imports this file and never comes to this line
+
     teach, held = features[::2].astype(np.float64), features[1::2].astype(np.float64)
     mean, scale = teach.mean(0), teach.std(0)
     scale[scale < 1e-6 * max(1.0, float(scale.max(initial=0)))] = np.inf  # what never varies says nothing

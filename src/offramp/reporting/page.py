@@ -107,6 +107,8 @@ class _Page:
     def _switch(self) -> Html:
         """Radio buttons for the unit of the cost axis."""
         units = self.view.units
+        if not units:
+            return tag("p", "Neither MACs nor milliseconds are known of this trace.", class_="note")
         if len(units) < 2:
             return tag("p", "Milliseconds were not measured when the trace was recorded.", class_="note")
         return switch("frontier-chart", "Cost in", [unit_name(unit) for unit in units])
@@ -125,7 +127,18 @@ class _Page:
             lead = f"No input costs more than {worst} of the plain network; the mean is {mean}."
         words = tag("p", lead)
         title = "The mean falls, the worst case does not" if price.mean < price.plain <= price.worst else "Cost"
-        return section("cost", title, words, tables.cost_table(self.view)), []
+        return section("cost", title, words, tables.cost_table(self.view), *self._timings()), []
+
+    def _timings(self) -> list[Html]:
+        """What the milliseconds hold, and what a reader must know of them."""
+        timed = [price for price in self.view.evaluation.prices if price.unit == "ms"]
+        if not timed:
+            return []
+        said = list(dict.fromkeys(price.note for price in timed if price.note))
+        if self.view.trace.prices.with_runner:
+            said.insert(0, "milliseconds hold the runner's own; the plain network is its engine's bare call")
+        text = "; ".join(said)
+        return [tag("p", f"{text[:1].upper()}{text[1:]}.", class_="note")] if text else []
 
     def _exits(self) -> tuple[Html, list[Figure]]:
         view, exits = self.view, self.view.trace.chain.exits

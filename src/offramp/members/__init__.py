@@ -1,0 +1,1 @@
+"""Members of a ladder that are no torch modules: a file each kind."""

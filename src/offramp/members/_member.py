@@ -1,0 +1,143 @@
+"""What members that compute outside of torch have in common: inputs in, logits [B, C] out, and an identity."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
+
+GIVES = ("logits", "probabilities")
+FLOOR = 1e-7  # a probability of 0 counts as this, because its logarithm must be finite
+TOLERANCE = 1e-2  # how far the sum of a row's probabilities may be from 1
+
+Array = NDArray[Any]
+
+
+class Member(nn.Module, abc.ABC):
+    """A model that computes outside of torch, as a torch module: tensors in, logits [B, C] float32 out.
+
+    It has no parameters: nothing trains it, and its multiply-adds are not known, so that a ladder with such a member is
+    priced in milliseconds. What it computes is named by `identity`, 32 bytes that are part of a network's fingerprint:
+    plans that were made with another one are refused.
+
+    Args:
+        kind: what it is, for sentences such as "a scikit-learn estimator (SVC)".
+        identity: 32 bytes that change whenever it would answer otherwise.
+        gives: "logits", or "probabilities", of which the logarithm is taken (at least log 1e-7). None means logits, and
+            refuses values that look like probabilities.
+
+    Raises:
+        BadInput: `gives` is neither.
+    """
+
+    identity: Tensor
+    spec: str | None = None  # how a file says that it can be built again; None: it must be given again
+
+    def __init__(self, kind: str, identity: bytes, gives: str | None = None) -> None:
+        super().__init__()
+        if gives is not None and gives not in GIVES:
+            raise BadInput(f"gives must be 'logits' or 'probabilities', got {gives!r}")
+        self.outside_torch = kind
+        self.gives = gives
+        self.register_buffer("identity", as_bytes(identity))
+        self.training = False
+
+    @abc.abstractmethod
+    def predict(self, args: Sequence[Array], kwargs: dict[str, Array]) -> Array:
+        """Logits or probabilities [B, C] for inputs [B, ...], positional and by name."""
+
+    def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
+        """Logits [B, C] float32, on the device of the inputs."""
+        first = args[0] if args else next(iter(kwargs.values()))
+        arrays = [_array(value) for value in args]
+        named = {name: _array(value) for name, value in kwargs.items()}
+        try:
+            found = np.asarray(self.predict(arrays, named))
+        except OfframpError:
+            raise
+        except Exception as problem:  # whatever the user's code or its library raises
+            shapes = ", ".join(str(tuple(value.shape)) for value in (*arrays, *named.values()))
+            brief = " ".join(str(problem).split())[:200] or type(problem).__name__
+            raise BadData(f"{self.outside_torch} fails on rows of shape {shapes}: {brief}") from problem
+        return torch.from_numpy(self.logits(found, len(first))).to(first.device)
+
+    def logits(self, values: Array, rows: int) -> Array:
+        """What `predict` gave as logits [rows, C] float32. Raises BadNetwork for what is neither kind."""
+        if values.ndim != 2 or len(values) != rows or values.shape[1] < 2 or values.dtype.kind not in "fiub":
+            raise BadNetwork(
+                f"{self.outside_torch} must give numbers [{rows}, C] of at least two classes, got "
+                f"{values.dtype.name} {list(values.shape)}"
+            )
+        values = values.astype(np.float32)
+        likely = _like_probabilities(values)
+        if self.gives == "probabilities":
+            if not likely.all():
+                raise BadNetwork(
+                    f"{self.outside_torch} must give probabilities, got a row that sums to "
+                    f"{float(values[~likely][0].sum()):.4g}; say gives='logits'"
+                )
+            logarithm: Array = np.log(np.clip(values, FLOOR, 1.0))
+            return logarithm
+        if self.gives is None and rows and np.isfinite(values).all() and likely.all():
+            raise BadNetwork(
+                f"{self.outside_torch} gives rows between 0 and 1 that sum to 1, which look like probabilities and not "
+                "like logits; say gives='probabilities' (or gives='logits')"
+            )
+        return values
+
+    def extra_repr(self) -> str:
+        """For print."""
+        return f"{self.outside_torch}, identity {self.digest}"
+
+    @property
+    def digest(self) -> str:
+        """Sixteen hex digits of the identity, for sentences."""
+        return bytes(self.identity.cpu().numpy()).hex()[:16]
+
+    def _load_from_state_dict(
+        self,
+        state_dict: Any,
+        prefix: str,
+        local_metadata: Any,
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        """An identity is compared and never loaded: a file does not make another member of this one."""
+        saved = state_dict.get(prefix + "identity")
+        if saved is None:
+            missing_keys.append(prefix + "identity")
+        elif not torch.equal(saved.cpu(), self.identity.cpu()):
+            name = prefix.rstrip(".").rpartition(".")[2]
+            was = bytes(saved.cpu().numpy()).hex()[:16]
+            raise BadInput(
+                f"the member {name!r} must be the one that was saved (identity {was}), got {self.outside_torch} "
+                f"(identity {self.digest})"
+            )
+
+
+def as_bytes(content: bytes) -> Tensor:
+    """Bytes as a tensor uint8 [n]."""
+    return torch.from_numpy(np.frombuffer(content, np.uint8).copy())
+
+
+def _array(value: Tensor) -> Array:
+    plain = value.detach().cpu()
+    return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()  # NumPy has no bfloat16
+
+
+def _like_probabilities(values: Array) -> NDArray[np.bool_]:
+    """Which rows [B] may be probabilities; a row with a NaN may be anything."""
+    outside = ((values < -TOLERANCE) | (values > 1 + TOLERANCE)).any(1)
+    with np.errstate(invalid="ignore"):
+        wrong = np.abs(values.sum(1) - 1) > TOLERANCE
+    likely: NDArray[np.bool_] = ~(outside | wrong)
+    return likely
