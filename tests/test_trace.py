@@ -294,3 +294,15 @@ def test_a_plan_is_not_a_trace(tmp_path, trace):
     trace.save(tmp_path / "trace.npz")
     with pytest.raises(BadFile):
         Plan.load(tmp_path / "trace.npz")
+
+
+def test_rows_are_selected_by_positions_and_by_masks(trace):
+    mask = trace.labels != 3
+    by_mask = trace[mask]
+    by_position = trace[np.flatnonzero(mask)]
+    assert len(by_mask) == mask.sum() < len(trace)
+    for name, column in by_mask.columns.items():
+        np.testing.assert_array_equal(column, by_position.columns[name])
+    assert by_mask.header == by_position.header
+    assert f"({mask.sum()} rows)" in by_mask.header.data
+    assert trace[[3, 8]].columns["row"].tolist() == [3, 8]

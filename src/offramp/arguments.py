@@ -31,7 +31,7 @@ def require_number(name: str, value: object, low: float, high: float, *, include
         number = float(value)
         if low < number < high or (includes_low and number == low):
             return number
-    least = f"at least {low:g}" if includes_low else f"above {low:g}"
+    least = f"of at least {low:g}" if includes_low else f"above {low:g}"
     most = "" if high == math.inf else f" and below {high:g}"
     meant = _as_share(value) if high <= 1 or isinstance(value, str) else ""
     raise BadInput(f"{name} must be a number {least}{most}, got {value!r}{meant}")
@@ -44,7 +44,7 @@ def _as_share(value: object) -> str:
         number = float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return ""
-    meant = 1 <= number < 100 or (isinstance(value, str) and 0 < number < 100)
+    meant = 1 < number < 100 or (isinstance(value, str) and 0 < number < 100)
     return f" ({number:g} % is {number / 100:g})" if meant and not isinstance(value, bool) else ""
 
 

@@ -267,7 +267,7 @@ def test_scores_that_are_not_finite():
         (
             {"at_most": 1.5},
             BadInput,
-            r"^at_most, a level of disagreement, must be a number .*, got 1\.5 \(1\.5 % is 0\.015\)$",
+            r"^at_most \(a level of disagreement\) must be a number .*, got 1\.5 \(1\.5 % is 0\.015\)$",
         ),
         ({"at_most": 1.0, "risk": "error"}, BadInput, "below 1, got 1"),
         ({"at_most": -0.1}, BadInput, r"at least 0 and below 1, got -0\.1$"),

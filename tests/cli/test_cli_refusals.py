@@ -87,6 +87,7 @@ CASES = {
         f"record network {npz('a.npz', dtype=np.float32, nan_row=3)} -o n.npz", "not finite for rows 3"),
     "too few rows to certify": lambda: ("calibrate calibration.npz --at-most 0.001 -o n.json", "2,995 rows"),
     "overlapping rows, check": lambda: ("check plan.json calibration.npz", "549 of the 549"),
+    "overlapping rows, ways on": lambda: ("check plan.json calibration.npz", "with --drop-seen, or say --repeats"),
     "overlapping rows, search": lambda: (
         "calibrate calibration.npz --search calibration.npz --at-most 0.1 -o n.json", "used for nothing before"),
     "rows that repeat": lambda: (f"calibrate {copied()} --at-most 0.2 -o n.json", "with --repeats once copies count"),

@@ -100,7 +100,7 @@ def calibrate(
         warn_of_order(trace, unit, batch)
         return _by_budget(rows, risk, share, against, unit, batch, deepest)
     asked = find_risk(risk or "disagreement")
-    level = require_number(f"at_most, a level of {asked.name},", at_most, asked.low, asked.high, includes_low=True)
+    level = require_number(f"at_most (a level of {asked.name})", at_most, asked.low, asked.high, includes_low=True)
     confidence = require_number("confidence", confidence, 0, 1)
     if testing not in TESTING:
         raise BadInput(f"testing is {testing!r}, expected one of {', '.join(TESTING)}")

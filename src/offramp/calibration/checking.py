@@ -78,7 +78,7 @@ def check(
     )
     if level is not None and at_most is not None:
         asked = find_risk(risk if risk is not None else found.risk.risk)
-        level = require_number(f"at_most, a level of {asked.name},", at_most, asked.low, asked.high, includes_low=True)
+        level = require_number(f"at_most (a level of {asked.name})", at_most, asked.low, asked.high, includes_low=True)
     word, sentence = verdict(found.risk, level)
     return Verdict(word, sentence, level, found, selected.dropped, selected.repeated)
 

@@ -83,7 +83,7 @@ def unseen_rows(
         if drop_seen or repeats == "once":
             out |= used
         elif repeats is None or np.array_equal(np.sort(trace.columns["digest"]), np.sort(seen.digests)):
-            seen.refuse_overlap(trace.columns["digest"], what, trace.columns["row"], form)
+            _refuse_seen(trace, what, seen)
     if not out.any():
         return trace, 0
     if out.all():
@@ -92,6 +92,18 @@ def unseen_rows(
             "that were used for nothing before"
         )
     return trace[~out], int(out.sum())
+
+
+def _refuse_seen(trace: Trace, what: str, seen: SeenRows) -> None:
+    """Refuse rows that had a part in the plan, and name the ways on."""
+    try:
+        seen.refuse_overlap(trace.columns["digest"], what, trace.columns["row"], trace.header.digest_form)
+    except OverlappingRows as problem:
+        raise OverlappingRows(
+            f"{problem}, leave these out with drop_seen=True, or say repeats='independent' if rows of equal content "
+            "were each drawn on their own",
+            rows=problem.rows,
+        ) from None
 
 
 def searched_and_certified(
