@@ -215,7 +215,9 @@ def shown(line: dict[str, Any]) -> str:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description="Certified cost where scores saturate, beside quantiles of other rows.")
+    parser = argparse.ArgumentParser(
+        description="Certified cost where scores saturate, beside quantiles of other rows."
+    )
     parser.add_argument("--draws", type=int, default=25, help="calibration sets per line (25)")
     parser.add_argument("--rows", type=int, default=2000, help="rows per calibration set (2000)")
     parser.add_argument("--size", type=int, default=60_000, help="rows per population (60000)")

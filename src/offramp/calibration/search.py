@@ -250,9 +250,7 @@ def _solve(problem: Problem, gap: float, level: float, *, loss_held: bool) -> Po
     tie = _Ask.at(some, level, loss_held).tie
     held = problem.losses_NE if loss_held else np.asarray(problem.cost_to(every_E))
     slack = ROUNDING * max(abs(level), abs(float(held.min())), abs(float(held.max())))
-    refiner = Refiner(
-        problem.scores_NG, problem.losses_NE, problem.cost, loss_held=loss_held, tie=tie
-    )
+    refiner = Refiner(problem.scores_NG, problem.losses_NE, problem.cost, loss_held=loss_held, tie=tie)
     better = refiner.refined(refiner.cuts_at(start_G), (level + slack) * len(problem.losses_NE))
     if better is None:
         return None
