@@ -30,7 +30,7 @@ def problem(kind: str, gates: int, rows: int, seed: int = 0) -> Problem:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("gates", [1, 3])
 def test_a_sample_loses_little_and_all_rows_hold_the_limit(kind, gates, monkeypatch):
-    p = problem(kind, gates, 3000)
+    p = problem(kind, gates, 1500)
     dear = evaluate(p, np.full((1, gates), np.inf, np.float32))[1][0]
     exact_best = best(p, 0.6 * dear)
     exact_cheapest = cheapest(p, exact_best.loss)
@@ -38,10 +38,10 @@ def test_a_sample_loses_little_and_all_rows_hold_the_limit(kind, gates, monkeypa
     monkeypatch.setattr(refining, "BLOCK", 256)
     found = best(p, 0.6 * dear)
     assert found.cost <= 0.6 * dear * (1 + 1e-9)
-    assert found.loss <= exact_best.loss + 0.01
+    assert found.loss <= exact_best.loss + 0.02
     found = cheapest(p, exact_best.loss)
     assert found.loss <= exact_best.loss + 1e-9
-    assert found.cost <= exact_cheapest.cost + 0.02 * dear
+    assert found.cost <= exact_cheapest.cost + 0.04 * dear
     for g in range(gates):
         assert found.thresholds_G[g] not in p.scores_NG[np.isfinite(p.scores_NG[:, g]), g]
     assert np.array_equal(evaluate(p, found.thresholds_G[None]), [[found.loss], [found.cost]])
