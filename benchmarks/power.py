@@ -239,7 +239,7 @@ def main(arguments: list[str] | None = None) -> int:
     above = max(line["above"] for line in lines)
     dearest = max(line["dearest"] for line in lines)
     print(
-        f"{len(lines)} lines of {options.draws} draws: at most {above:+.1%} above, dearest plan {dearest:.3f} of plain, "
+        f"{len(lines)} lines of {options.draws} draws: at most {above:+.1%} above, dearest plan {dearest:.3f}, "
         f"{broken:.2%} of {draws:,} promises broken (allowed {allowed:.2%}), {time.process_time() - started:.0f} CPU s"
     )
     if options.json:

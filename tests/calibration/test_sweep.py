@@ -66,7 +66,7 @@ def chains(draw):
 BANDS = st.sampled_from([BAND, 0.0, 0.125])
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(chains(), st.lists(BARS, min_size=1, max_size=6, unique=True), BANDS)
 def test_a_path_against_row_by_row(chain, bars, band):
     scores, losses, weights, groups = chain
@@ -91,7 +91,7 @@ def test_a_path_against_row_by_row(chain, bars, band):
             assert found.carried_PE[plan, gate + 1] == weights[going].sum()
 
 
-@settings(max_examples=150)
+@settings(max_examples=60)
 @given(chains(), st.data(), BANDS)
 def test_a_list_against_row_by_row(chain, data, band):
     scores, losses, _, groups = chain
@@ -108,7 +108,7 @@ def test_a_list_against_row_by_row(chain, data, band):
         assert found.on_score_P[plan] == any(at)
 
 
-@given(arrays(np.float32, st.integers(1, 8), elements=st.floats(-1e30, 1e30, width=32)), BANDS)
+@given(arrays(np.float32, st.integers(1, 8), elements=st.floats(-(2.0**100), 2.0**100, width=32)), BANDS)
 def test_edges_are_the_smallest_scores_that_may_and_must_leave(thresholds, band):
     near, sure = band_edges(thresholds, band)
     for t, may, must in zip(thresholds.astype(float), near, sure, strict=True):

@@ -80,9 +80,9 @@ def thinned(score_N: Singles, most: int) -> Singles:
     [inf, 2.0, 0.9990000128746033]
     """
     distinct = np.unique(score_N[score_N > -np.inf])[::-1]
-    place: Ints = np.zeros(0, np.intp)
-    if len(distinct):
-        place = np.unique(np.linspace(0, len(distinct) - 1, most).astype(np.intp))
+    if not len(distinct):
+        return np.full(1, np.inf, np.float32)
+    place = np.unique(np.linspace(0, len(distinct) - 1, most).astype(np.intp))
     upper = distinct[place].astype(np.float64)
     lower = np.append(distinct[1:], np.float32(-np.inf))[place].astype(np.float64)
     values = _between(upper, lower, 0.0).astype(np.float32)

@@ -56,14 +56,18 @@ def shared_path(ranges: Sequence[ScoreRange] = (UNKNOWN,), band: float = BAND) -
 def _grid(scores: ScoreRange, band: float) -> Array:
     """Points for the scores of one gate, in any order, float64.
 
-    The distances between points grow with the distance from where scores crowd: from 0, and from every value
-    where they saturate (0.5 % steps on either side). Whole numbers get the middles between them instead.
+    The distances between points grow with the distance from where scores may crowd: from 0, from the ends of
+    the range, and from every value where they saturate (0.5 % steps on either side). Whole numbers get the
+    middles between them instead.
     """
     powers = np.arange(SMALLEST * STEPS, LARGEST * STEPS)
     distances = 2.0 ** ((powers + OFFSET) / STEPS)
     grids = [distances, -distances]
-    for value in scores.saturates:
-        near = distances[distances <= abs(value)]  # farther away the grid around 0 is as fine
+    ends = [end for end in (scores.low, scores.high) if np.isfinite(end)]
+    for value in {*scores.saturates, *ends} - {0.0}:
+        # farther away than this the grid around 0 is as fine, or the range is at its other end
+        farthest = max(abs(value), scores.high - scores.low if len(ends) == 2 else 0.0)
+        near = distances[distances <= farthest]
         grids += [value + near, value - near]
     points = np.concatenate(grids)
     if scores.whole:
@@ -71,7 +75,8 @@ def _grid(scores: ScoreRange, band: float) -> Array:
     points = points[(np.abs(points) <= FLOAT32_MAX) & (points > scores.low) & (points < scores.high)]
     everyone = -FLOAT32_MAX
     if np.isfinite(scores.low):
-        everyone = scores.low - (0.5 if scores.whole else BEYOND * band + 2.0**SMALLEST)
+        rounding = abs(scores.low) * 2.0**-20  # float32 numbers as large as the end are so far apart
+        everyone = scores.low - (0.5 if scores.whole else BEYOND * band + 2.0**SMALLEST + rounding)
     return np.append(points, everyone)
 
 

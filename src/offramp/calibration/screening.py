@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offramp.calibration.calibrating import problem_of
+from offramp.calibration.candidates import problem_of
 from offramp.calibration.cuts import Bools, Singles, cuts_of
 from offramp.calibration.search import evaluate
 from offramp.errors import BadInput
 from offramp.find import unknown
 from offramp.guarantees.risks import find_risk
 from offramp.plan import FLOAT32_MAX, Plan, choose
+from offramp.pricing import check_unit
 from offramp.trace import Trace
 
 GRIDS = {  # entropies in nats; ten classes have at most ln 10 = 2.3, so that at 3, 5 and 10 everyone leaves
@@ -56,7 +57,10 @@ def screen(
     unit: str = "macs",
     batch: int = 1,
 ) -> tuple[Screened, ...]:
-    """Every combination of a grid over all gates, cheapest first (of equal cost the most accurate first).
+    """Every combination of a grid over all gates, and the plan that never leaves, cheapest first.
+
+    Of equal cost the most accurate comes first. The plan that never leaves is always among those whose costs are
+    compared: where exits cost more than they save, it is the cheapest.
 
     grid: "lenet" (the paper's for LeNet and ResNet) or "alexnet", both for the gate `neg_entropy`; or values of any
     gate's own score, the same for all gates or by gate. A row leaves where its score is greater than the value, which
@@ -70,7 +74,10 @@ def screen(
         raise BadInput(f"got grid={grid!r} and shares={shares!r}, expected exactly one of them; give a grid, or shares")
     if not trace.header.taught:
         raise BadInput("an exit of this network was never taught; teach it and record again")
-    gates, problem = trace.chain.gates, problem_of(trace, find_risk("error"), unit=unit, batch=batch)
+    check_unit(unit, batch)
+    unit = trace.prices.unit_with_prices(unit, trace.chain.exits[-1])
+    gates = trace.chain.gates
+    problem = problem_of(trace, find_risk("error"), unit=unit, batch=batch)
     if shares is not None:
         thresholds_PG = _by_shares(problem.scores_NG, _checked_shares(shares, len(gates)))
     else:
@@ -78,6 +85,9 @@ def screen(
         _check_size([len(each) for each in values])
         columns = zip(values, problem.scores_NG.T, strict=True)
         thresholds_PG = _product([[above(value, score_N) for value in each] for each, score_N in columns])
+    if not (thresholds_PG == np.inf).all(axis=1).any():
+        never = np.full((1, len(gates)), np.inf, np.float32)
+        thresholds_PG = np.concatenate([thresholds_PG, never])
     error_P, cost_P = evaluate(problem, thresholds_PG)
     return tuple(
         Screened(dict(zip(gates, map(float, thresholds_PG[p]), strict=True)), 1 - float(error_P[p]), float(cost_P[p]))

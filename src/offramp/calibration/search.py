@@ -241,10 +241,11 @@ def _solve(problem: Problem, gap: float, level: float, *, loss_held: bool) -> Po
     if sample is problem:
         return _solve_all(problem, gap, level, loss_held=loss_held)
     found = _solve_all(sample, gap, level, loss_held=loss_held)
-    if found is None:  # perhaps all rows hold what the sample misses by a little: start from the end nearest to it
-        start_G = frontier(sample, gap=gap).thresholds_PG[-1 if loss_held else 0]
-    else:
+    if found is not None:
         start_G = found.thresholds_G
+    else:  # perhaps all rows hold what the sample misses by a little: start from the end nearest to it
+        ends_PG = frontier(sample, gap=gap).thresholds_PG
+        start_G = ends_PG[-1 if loss_held else 0]
     every_E = np.ones(problem.losses_NE.shape[1], bool)
     some = Chain.of(sample.scores_NG, sample.losses_NE, sample.cost, gap).whole()
     tie = _Ask.at(some, level, loss_held).tie
