@@ -28,11 +28,11 @@ from offramp.data._check import (
     pick,
     same_layout,
 )
-from offramp.data._digests import digests_of, fingerprint_of
+from offramp.data._digests import digests_of, fingerprint_of, rounded_digests_of
 from offramp.data._sources import Indexed, Stream, arrays, batches_of, from_torch, same_labels
 from offramp.errors import BadData
 
-__all__ = ["Batch", "Rows", "digests_of", "fingerprint_of", "rows"]
+__all__ = ["Batch", "Rows", "digests_of", "fingerprint_of", "rounded_digests_of", "rows"]
 
 Part: TypeAlias = tuple[X, Ints | None, Ints]
 ENDLESS = sys.maxsize
