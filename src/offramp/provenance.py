@@ -88,17 +88,30 @@ class SeenRows:
         rows: their numbers in their data [N], for the sentence; without them it counts from 0. form: of `digests`.
         Raises Mismatch where digests of another form cannot tell.
         """
-        if not self.comparable(form):
-            raise Mismatch(
-                f"the {what} rows and the rows of {self.data} were recorded by different editions of offramp, whose "
-                "row digests cannot be compared, so it cannot be told whether they overlap. Record both again."
-            )
-        shared = np.flatnonzero(np.isin(digests, self.digests))
+        shared = np.flatnonzero(self.shared(digests, what, form))
         if shared.size:
             raise OverlappingRows(
                 f"{shared.size:,} of the {digests.size:,} {what} rows (the first: {_told(shared[0], rows)}) also stand "
                 f"among the {self.digests.size:,} rows of {self.data}; give rows that were used for nothing before"
             )
+
+    def shared(self, digests: Digests, what: str, form: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of some rows are among these, bool [N].
+
+        Args:
+            digests: their digests, uint64 [N].
+            what: what they are, for the sentence.
+            form: the form of their digests, such as `trace.header.digest_form`.
+
+        Raises:
+            Mismatch: digests of this form cannot be compared with all of these rows.
+        """
+        if not self.comparable(form):
+            raise Mismatch(
+                f"the {what} rows and the rows of {self.data} were recorded by different editions of offramp, whose "
+                "row digests cannot be compared, so it cannot be told whether they overlap. Record both again."
+            )
+        return np.isin(digests, self.digests)
 
     def comparable(self, form: int) -> bool:
         """Whether digests of this form can tell all of these rows."""
