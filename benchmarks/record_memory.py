@@ -80,7 +80,7 @@ def main() -> int:
     parser.add_argument("--exits", type=int, default=5)
     parser.add_argument("--classes", type=int, default=1000)
     parser.add_argument("--stream", action="store_true", help="a stream whose length is not known")
-    parser.add_argument("--output", type=Path, help="a .json to write")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="a .json to write")
     parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     parser.add_argument("--file", type=Path, help=argparse.SUPPRESS)
     asked = parser.parse_args()
@@ -98,9 +98,9 @@ def main() -> int:
             command += ["--stream"] if asked.stream else []
             peaks[step] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
             print(f"{step:>8}  {peaks[step] / 1e9:6.3f} GB  {peaks[step] / logits:5.2f} x the logits")
-    if asked.output is not None:
+    if asked.json is not None:
         body = {**shape, "stream": asked.stream, "logits": logits, "peaks": peaks}
-        asked.output.write_text(json.dumps(body, indent=1) + "\n")
+        asked.json.write_text(json.dumps(body, indent=1) + "\n")
     return 0
 
 

@@ -175,6 +175,17 @@ def test_an_argument_that_no_model_has():
         off.record(stack, {"feats": X, "ids": IDX}, timed=False, progress=False)
 
 
+def test_a_name_for_what_was_cut_without_one():
+    net = off.cut(seeded(Model, 0).eval(), X[:8], at=["first"])
+    off.fit(net, (X, Y), recipe="cross_entropy", progress=False)
+    for call in (
+        lambda: off.record(net, {"feats": X}, timed=False, progress=False),
+        lambda: off.run(net, off.Plan.by_hand({"first": 0.1}), {"feats": X}),
+    ):
+        with pytest.raises(BadData, match=r"the input 'feats', .* \(it reads other names, or none\)"):
+            call()
+
+
 def test_an_input_that_an_exit_alone_reads():
     class Masked(Own):
         reads = ("x/idx",)

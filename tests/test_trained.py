@@ -109,6 +109,21 @@ def test_a_model_that_is_cast(kind):
     assert rows_behind(backbone.to(kind)) is not None
 
 
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+def test_rows_that_are_rounded_with_the_network(tmp_path, kind):
+    class Rounding(nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.to(kind)
+
+    net = fitted()
+    off.save(net, tmp_path / "net")
+    for backbone in (net.backbone, off.load(tmp_path / "net", model(3)).backbone):
+        cast = copy.deepcopy(backbone).to(kind)
+        stack = off.ladder({"small": (cast, Rounding()), "large": (copy.deepcopy(cast), Rounding())}).eval()
+        trace = off.record(stack, X.to(kind).float(), timed=False, progress=False)
+        assert trace.columns["learned"].all()
+
+
 def test_a_model_cut_anew_promises_nothing_on_its_training_rows():
     net = fitted()
     anew = off.cut(net.backbone, X[:4], at=["1"], exits={"1": net.exit_of("1")})

@@ -32,13 +32,11 @@ def require_read(network: Network, inputs: State, what: str) -> None:
 
     Args:
         network: a network in eval mode.
-        inputs: a batch of named tensors, on its device; a single input is taken as it is.
+        inputs: a batch of named tensors, on its device; a single input is read.
         what: the data, for the sentence.
     """
-    if len(inputs) < 2:
-        return
     extra = extra_inputs(inputs, known_inputs(network))
-    if not extra:
+    if not extra and len(inputs) > 1:
         extra = unread(lambda x: _outputs(network, x), inputs)
     if extra:
         raise BadData(unread_text(extra, list(inputs), what))
@@ -47,7 +45,8 @@ def require_read(network: Network, inputs: State, what: str) -> None:
 def unread_text(extra: Sequence[str], names: Sequence[str], what: str) -> str:
     """The sentence for inputs that nothing reads. Names may begin with x/."""
     shown = ", ".join(repr(name.removeprefix(INPUT + "/")) for name in extra)
-    reads = ", ".join(repr(name.removeprefix(INPUT + "/")) for name in names if name not in extra) or "none of them"
+    rest = ", ".join(repr(name.removeprefix(INPUT + "/")) for name in names if name not in extra)
+    reads = rest or "other names, or none"
     return (
         f"{what} has the input {shown}, which the network does not read (it reads {reads}). Leave it out of the data, "
         "because rows are recognised by their inputs. If it is the label, name it 'labels' or give (x, y)."

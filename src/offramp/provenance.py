@@ -188,6 +188,7 @@ class SeenRows:
     """The rows that a plan was made from, or that trained a network: their source, and a digest of each.
 
     form: that of the digests. older: digests of form 1 of further rows, where a file of the first edition brought them.
+    rounded: of rows that trained a network, also the digests of what float16 and bfloat16 make of them.
     """
 
     data: str
@@ -195,6 +196,7 @@ class SeenRows:
     digests: np.ndarray[Any, np.dtype[np.uint64]]
     form: int = FORM
     older: np.ndarray[Any, np.dtype[np.uint64]] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    rounded: np.ndarray[Any, np.dtype[np.uint64]] = field(default_factory=lambda: np.zeros(0, np.uint64))
 
     def refuse_overlap(self, digests: Digests, what: str, rows: Numbers | None = None, form: int = FORM) -> None:
         """Raise OverlappingRows when rows of these contents were already used for this plan or trace.
@@ -202,8 +204,7 @@ class SeenRows:
         rows: their numbers in their data [N], for the sentence; without them it counts from 0. form: of `digests`.
         Raises Mismatch where digests of another form cannot tell.
         """
-        self.require_comparable(form, what)
-        shared = np.flatnonzero(np.isin(digests, self.digests))
+        shared = np.flatnonzero(self.shared(digests, what, form))
         if shared.size:
             raise OverlappingRows(
                 f"{shared.size:,} of the {digests.size:,} {what} rows ({_told(shared, rows)}) also stand among the "
@@ -211,13 +212,23 @@ class SeenRows:
                 rows=shared if rows is None else rows[shared],
             )
 
-    def require_comparable(self, form: int, what: str) -> None:
-        """Raise Mismatch where digests of this form cannot tell whether rows overlap; `what` names their part."""
+    def shared(self, digests: Digests, what: str, form: int) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of some rows are among these, bool [N].
+
+        Args:
+            digests: their digests, uint64 [N].
+            what: what they are, for the sentence.
+            form: the form of their digests, such as `trace.header.digest_form`.
+
+        Raises:
+            Mismatch: digests of this form cannot be compared with all of these rows.
+        """
         if not self.comparable(form):
             raise Mismatch(
                 f"the {what} rows and the rows of {self.data} were recorded by different editions of offramp, whose "
                 "row digests cannot be compared, so it cannot be told whether they overlap. Record both again."
             )
+        return np.isin(digests, self.digests)
 
     def comparable(self, form: int) -> bool:
         """Whether digests of this form can tell all of these rows."""
@@ -230,15 +241,19 @@ class SeenRows:
 
     def and_also(self, others: SeenRows) -> SeenRows:
         """These rows, and the digests of others that had a part in the plan as well."""
+        rounded = np.concatenate([self.rounded, others.rounded])
         if self.form == others.form:
             older = np.concatenate([self.older, others.older])
-            return replace(self, digests=np.concatenate([self.digests, others.digests]), older=older)
+            digests = np.concatenate([self.digests, others.digests])
+            return replace(self, digests=digests, older=older, rounded=rounded)
         digests = np.concatenate([self.in_form(FORM), others.in_form(FORM)])
-        return replace(self, digests=digests, form=FORM, older=np.concatenate([self.in_form(1), others.in_form(1)]))
+        older = np.concatenate([self.in_form(1), others.in_form(1)])
+        return replace(self, digests=digests, form=FORM, older=older, rounded=rounded)
 
     def once(self) -> SeenRows:
         """Each digest once."""
-        return replace(self, digests=np.unique(self.digests), older=np.unique(self.older))
+        digests = np.unique(self.digests)
+        return replace(self, digests=digests, older=np.unique(self.older), rounded=np.unique(self.rounded))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SeenRows) and self.to_json() == other.to_json()
@@ -248,16 +263,19 @@ class SeenRows:
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; the digests as one base64 text of sorted little-endian uint64."""
-        older = {"older": _text(self.older)} if self.older.size else {}
-        marks = {"digests": _text(self.digests), "form": self.form}
-        return {"data": self.data, "fingerprint": self.fingerprint, **marks, **older}
+        body: dict[str, Any] = {"data": self.data, "fingerprint": self.fingerprint}
+        body |= {"digests": _text(self.digests), "form": self.form}
+        for name, more in (("older", self.older), ("rounded", self.rounded)):
+            if more.size:
+                body[name] = _text(more)
+        return body
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> SeenRows:
         """The rows written by `to_json`, also by the first edition. Raises NewerSchema, ValueError."""
-        older = _digests(body["older"]) if "older" in body else np.zeros(0, np.uint64)
         form = form_of(body.get("form", 1), body["data"])
-        return SeenRows(body["data"], body["fingerprint"], _digests(body["digests"]), form, older)
+        more = [_digests(body.get(name, "")) for name in ("older", "rounded")]
+        return SeenRows(body["data"], body["fingerprint"], _digests(body["digests"]), form, *more)
 
 
 def form_of(value: object, where: str) -> int:

@@ -232,7 +232,7 @@ class _Columns:
     def __init__(self, network: Network, keep: str, learned: Array | None, rows: int | None) -> None:
         self.exits, self.gates, self.keep = network.chain.exits, network.chain.gates, keep
         known = network.training_rows()
-        own = None if known is None else known.in_form(FORM)
+        own = None if known is None else np.concatenate([known.in_form(FORM), known.rounded])
         some = [digests for digests in (own, learned) if digests is not None]
         self.learned = np.concatenate(some) if some else None
         self.older = None if known is None else known.in_form(1)  # of what a file of the first edition brought

@@ -130,7 +130,7 @@ class Runner:
             )
         batch = as_inputs(x, self.device)
         require_inputs(batch, self._needed)
-        if len(batch) > 1 and (extra := extra_inputs(batch, self._known)):
+        if INPUT not in batch and (extra := extra_inputs(batch, self._known)):
             raise BadData(unread_text(extra, list(batch), "the batch"))
         shapes = {name: self._asked(name, tuple(value.shape[1:])) for name, value in batch.items()}
         if self._shapes is not None and shapes != self._shapes:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.data.rows import digests_of, rows
+from offramp.data.rows import digests_of, rounded_digests_of, rows
 
 N = 6
 DRAW = np.random.default_rng(0)
@@ -116,6 +116,21 @@ def test_texts_that_differ():
     assert unlike(weights, padded(0, 0))  # such a mask is an input like another
     hidden = {"input_ids": IDS, "attention_mask": 0 * MASK}
     assert len(set(digests_of(hidden).tolist())) == N
+
+
+def test_rows_as_half_precision_rounds_them():
+    exact = DRAW.normal(size=(N, 7)).astype(np.float32) * np.float32([1e-3, 1, 1e3, 1e5, 1, 1, 1])
+    exact[0] = [1, 2, 3, 4, np.inf, np.nan, 0]  # which no rounding changes
+    found = set(rounded_digests_of(exact, digests_of(exact)).tolist())
+    for kind in (torch.float16, torch.bfloat16):
+        rounded = torch.from_numpy(exact).to(kind).float().numpy()
+        assert found >= set(digests_of(rounded)[1:].tolist())
+    assert len(found) == 2 * (N - 1)
+    named = {"ids": IDS, "x": exact.astype(np.float64)}
+    half = digests_of({"ids": IDS, "x": torch.from_numpy(exact).half().numpy()})
+    assert set(rounded_digests_of(named, digests_of(named)).tolist()) >= set(half[1:].tolist())
+    assert not len(rounded_digests_of(WHOLE, digests_of(WHOLE)))
+    assert not len(rounded_digests_of(WHOLE.astype("f4"), digests_of(WHOLE)))
 
 
 def test_the_first_form_is_still_told():

@@ -77,9 +77,7 @@ def unseen_rows(
     else:
         refuse_learned(trace.columns, what)
     if seen is not None:
-        form = trace.header.digest_form
-        seen.require_comparable(form, what)
-        used = np.isin(trace.columns["digest"], seen.digests)
+        used = seen.shared(trace.columns["digest"], what, trace.header.digest_form)
         if drop_seen or repeats == "once":
             out |= used
         elif repeats is None or np.array_equal(np.sort(trace.columns["digest"]), np.sort(seen.digests)):
@@ -122,7 +120,6 @@ def searched_and_certified(
 
 def _apart(trace: Trace, search: Trace, repeats: str | None) -> Trace:
     """The search rows that are none of the rows of `trace`."""
-    search.seen.require_comparable(trace.header.digest_form, "calibration")
     same = _same_rows(trace, search)
     if same.any():
         rows = trace.columns["row"][same]
@@ -132,7 +129,7 @@ def _apart(trace: Trace, search: Trace, repeats: str | None) -> Trace:
             "search rows that were used for nothing before",
             rows=rows,
         )
-    shared = np.isin(trace.columns["digest"], search.columns["digest"])
+    shared = search.seen.shared(trace.columns["digest"], "calibration", trace.header.digest_form)
     if not shared.any() or repeats == "independent":
         return search
     if repeats is None:

@@ -49,6 +49,29 @@ def digests_of(x: Array | dict[str, Array], form: int = FORM) -> Digests:
     return np.frombuffer(b"".join(hashes), dtype="<u8").astype(np.uint64)
 
 
+def rounded_digests_of(x: Array | dict[str, Array], digests: Digests) -> Digests:
+    """Digests of what float16 and bfloat16 make of rows, by which a network that is cast afterwards knows them again.
+
+    Args:
+        x: one array [n, ...], or named arrays [n, ...].
+        digests: their `digests_of`.
+
+    Returns:
+        uint64, of the rows that such a rounding changes.
+    """
+    fields = x if isinstance(x, dict) else {"": x}
+    found = [np.zeros(0, np.uint64)]
+    for rounding in (_to_float16, _to_bfloat16):
+        rounded = {}
+        for name, part in fields.items():
+            wide = part.dtype.kind == "f" and part.dtype.itemsize > 2
+            rounded[name] = rounding(_numbers(part)) if wide else part
+        if any(not np.array_equal(rounded[name], part) for name, part in fields.items()):
+            other = digests_of(rounded)
+            found.append(other[other != digests])
+    return np.concatenate(found)
+
+
 def fingerprint_of(digests: Digests) -> str:
     """Sixteen hex digits of the SHA-256 over row digests in their order: the identity of a data set."""
     return hashlib.sha256(np.asarray(digests).astype("<u8").tobytes()).hexdigest()[:16]
@@ -104,6 +127,18 @@ def _numbers(part: Array) -> Array:
         numbers = np.asarray(part).astype("<f4", order="C") + np.float32(0)  # -0.0 + 0.0 is 0.0
     numbers[np.isnan(numbers)] = np.nan
     return np.ascontiguousarray(numbers, dtype="<f4")
+
+
+def _to_float16(numbers: Array) -> Array:
+    with np.errstate(over="ignore"):
+        return numbers.astype(np.float16)
+
+
+def _to_bfloat16(numbers: Array) -> Array:
+    """The upper half of float32, rounded to the nearest, and to the even one between two."""
+    bits = numbers.view("<u4")
+    kept = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    return np.where(np.isfinite(numbers), kept.view("<f4"), numbers)
 
 
 def _whole(part: Array) -> Array | None:

@@ -30,7 +30,7 @@ from offramp.data._check import (
     same_layout,
 )
 from offramp.data._classes import renumbering
-from offramp.data._digests import digests_of, fingerprint_of
+from offramp.data._digests import digests_of, fingerprint_of, rounded_digests_of
 from offramp.data._images import proposing
 from offramp.data._sources import (
     Indexed,
@@ -45,7 +45,16 @@ from offramp.data._sources import (
 )
 from offramp.errors import BadData
 
-__all__ = ["Batch", "Rows", "digests_of", "fingerprint_of", "proposing", "rows", "rows_for"]
+__all__ = [
+    "Batch",
+    "Rows",
+    "digests_of",
+    "fingerprint_of",
+    "proposing",
+    "rounded_digests_of",
+    "rows",
+    "rows_for",
+]
 
 Part: TypeAlias = tuple[X, Ints | None, Ints]
 ENDLESS = sys.maxsize

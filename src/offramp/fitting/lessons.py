@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.data.rows import Rows, fingerprint_of
+from offramp.data.rows import Rows, fingerprint_of, rounded_digests_of
 from offramp.errors import BadData
 from offramp.inputs import State, as_inputs, count_of, given
 from offramp.processes import ALONE, Processes
@@ -48,17 +48,20 @@ def roll_of(source: Rows, *, progress: bool, processes: Processes = ALONE) -> Ro
         )
     total, show = -(-len(source) // (1024 * processes.count)), progress and processes.main
     own = track(source.batches(1024, processes.turn), what="reading", total=total, show=show)
-    read = processes.agreed(lambda: [(batch.y, batch.row, batch.digest) for batch in own])
+    read = processes.agreed(
+        lambda: [(batch.y, batch.row, batch.digest, rounded_digests_of(batch.x, batch.digest)) for batch in own]
+    )
     batches = processes.woven(read)
-    labels = [y for y, _, _ in batches if y is not None]
-    digests = np.concatenate([digest for _, _, digest in batches])
+    labels = [y for y, _, _, _ in batches if y is not None]
+    digests = np.concatenate([digest for _, _, digest, _ in batches])
     if (source.take(np.arange(min(LOOKED, len(source)))).digest != digests[:LOOKED]).any():
         raise BadData(
             f"{source.name} gives other rows at every look, expected the same (transforms that draw at random?); take "
             "them out of the data, and give them to fit as augment="
         )
-    seen = SeenRows(source.name, fingerprint_of(digests), digests)
-    return Roll(np.concatenate(labels) if labels else None, np.concatenate([row for _, row, _ in batches]), seen)
+    rounded = np.concatenate([each for _, _, _, each in batches])
+    seen = SeenRows(source.name, fingerprint_of(digests), digests, rounded=rounded)
+    return Roll(np.concatenate(labels) if labels else None, np.concatenate([row for _, row, _, _ in batches]), seen)
 
 
 def drawn(*place: int) -> int:
