@@ -98,10 +98,10 @@ def answers(exit_: Exit, seen: Seen, name: str) -> tuple[Tensor, Tensor]:
     logits, handed = exit_.both(seen) if isinstance(exit_, Hands) else (exit_(seen), None)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
         got = f"shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
-        raise BadNetwork(
-            f"exit {name!r} gave {got}, expected logits [B, C] of at least two classes; wrap the model so that it "
-            "returns them"
-        )
+        way = "wrap the model so that it returns them"
+        if isinstance(logits, (list, tuple)):
+            way += "; if these are its own exits, docs/own-exits.md shows how to keep them"
+        raise BadNetwork(f"exit {name!r} gave {got}, expected logits [B, C] of at least two classes; {way}")
     return logits, logits if handed is None else handed
 
 
