@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.errors import BadData
+from offramp.errors import BadData, BadNetwork
 from offramp.plan import Plan
 
 
@@ -69,3 +69,21 @@ def test_the_advice_works():
     assert off.cut(model, IMAGES, at=["a"], front=front).chain.exits == ("a", "backbone")
     net = off.ladder({"a": (model, front), "b": (model, front)}, example=IMAGES)
     assert len(off.record(net, IMAGES, timed=False, progress=False)) == 6
+
+
+class Several(Conv):
+    """Answers with the logits of its own exits."""
+
+    def forward(self, x):
+        logits = super().forward(x)
+        return [logits, logits * 2]
+
+
+def test_a_network_with_exits_of_its_own_is_told_where_to_read():
+    model = Several().eval()
+    for call in (
+        lambda: off.cut(model, IMAGES / np.float32(255), at=["a"]),
+        lambda: off.ladder({"a": model, "b": model}, example=IMAGES / np.float32(255)),
+    ):
+        with pytest.raises(BadNetwork, match=r"gave list, expected logits .*docs/own-exits.md"):
+            call()

@@ -62,6 +62,9 @@ CHECKPOINTS = {
     "a part in DataParallel": lambda: {
         name.replace("features.", "features.module."): value for name, value in state().items()
     },
+    "a part in FSDP": lambda: {
+        name.replace("head.", "head._fsdp_wrapped_module."): value for name, value in prefixed("module.").items()
+    },
     "AveragedModel": averaged,
     "torchvision's reference": lambda: {"model_ema": averaged(), "epoch": 1},
     "deeper": lambda: {"checkpoint": {"ema": {"shadow": state()}}},

@@ -120,9 +120,11 @@ def answers(exit_: Exit, seen: Seen, name: str) -> tuple[Tensor, Tensor]:
     """Logits [B, C] of an exit, checked as `answer` does, and what it hands on: the same, unless it `Hands`."""
     logits, handed = exit_.both(seen) if isinstance(exit_, Hands) else (exit_(seen), None)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
+        way = "Wrap the model so that it returns its logits alone, or in a dict under the key 'logits'."
+        if isinstance(logits, (list, tuple)):
+            way += " If these are its own exits, docs/own-exits.md shows how to keep them."
         raise BadNetwork(
-            f"exit {name!r} must give logits [B, C] of at least two classes, got {_described(logits)}. Wrap the model "
-            "so that it returns its logits alone, or in a dict under the key 'logits'."
+            f"exit {name!r} must give logits [B, C] of at least two classes, got {_described(logits)}. {way}"
         )
     return logits, logits if handed is None else handed
 

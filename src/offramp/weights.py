@@ -21,7 +21,8 @@ from offramp.files import read_state_dicts
 from offramp.notices import say
 
 KEY = "?key="
-WRAPPERS = ("module.", "_orig_mod.")  # what DataParallel and torch.compile put before the names of a part
+# what DataParallel, torch.compile, FSDP and activation checkpointing put before the names of a part
+WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.")
 COUNTER = "num_batches_tracked"  # of batch norms: absent in old files, and then torch fills it in
 SHOWN = 6
 
@@ -162,7 +163,7 @@ def _say(candidate: Candidate, file: Path) -> None:
     if candidate.prefix:
         parts.append(f"the prefix {candidate.prefix!r} of their names was taken off")
     if candidate.unwrapped:
-        parts.append("'module.' and '_orig_mod.' within their names were taken out")
+        parts.append("what wrappers had put into their names, such as 'module.', was taken out")
     if candidate.unused:
         parts.append(f"not used: {_some(candidate.unused)}")
     say(f"{file}: {', '.join(parts)}")

@@ -384,6 +384,15 @@ def test_the_fields_evaluation_transform(album, options, short, crop, kind):
     np.testing.assert_array_equal(again.x, batch.x)
 
 
+def test_options_before_the_colon(album):
+    (wanted,) = rows(f"imagefolder/test:{album}?resize=32&crop=28[1:4]").batches(9)
+    for spec in ("imagefolder/test?resize=32&crop=28:{}[1:4]", "imagefolder?resize=32:{}?crop=28[1:4]"):
+        (batch,) = rows(spec.format(album)).batches(9)
+        np.testing.assert_array_equal(batch.x, wanted.x)
+    with pytest.raises(BadData, match="each once"):
+        rows(f"imagefolder?crop=28:{album}?crop=28")
+
+
 def test_crop_alone_and_selections(album):
     assert rows(f"imagefolder:{album}?crop=40[1:3]").take(np.array([0, 1])).x.shape == (2, 3, 40, 40)
     with pytest.raises(BadData, match=r"is 60x91 .* before the crop of 64x64; .*add resize=64"):

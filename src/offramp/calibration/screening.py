@@ -75,7 +75,7 @@ def screen(
     if not trace.header.taught:
         raise BadInput("an exit of this network was never taught; teach it and record again")
     check_unit(unit, batch)
-    unit = trace.prices.unit_with_prices(unit, trace.chain.exits[-1])
+    unit = trace.unit(unit)
     gates = trace.chain.gates
     problem = problem_of(trace, find_risk("error"), unit=unit, batch=batch)
     if shares is not None:

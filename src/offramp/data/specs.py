@@ -1,7 +1,9 @@
 """Data sources written as text: `name[/split][@HxW][:place][?option=value&...][[a:b:step]]`.
 
     digits    cifar10:DIR    cifar10/train:DIR[0:1000]    imagefolder@224x224:DIR    npz:PATH[::10]    my.module:factory
-    tsv:PATH?tokenizer=FOLDER&length=64[0:1000]
+    tsv:PATH?tokenizer=FOLDER&length=64[0:1000]    imagefolder/test:DIR?resize=256&crop=224
+
+Options may also stand before the colon: imagefolder?resize=256&crop=224:DIR.
 
 A name is a file of this folder; `my.module:factory` is imported and called without arguments.
 """
@@ -57,15 +59,20 @@ def parse(text: str) -> Spec:
             "'my.module:factory'"
         )
     part = found.groupdict()
+    early = ""
+    if part["place"] is not None:  # options may also stand before the colon: imagefolder?crop=224:DIR
+        for key in ("name", "split"):
+            if part[key] and "?" in part[key]:
+                part[key], _, early = part[key].partition("?")
     size = None if part["h"] is None else (int(part["h"]), int(part["w"]))
     if size is not None and not (0 < size[0] <= 8192 and 0 < size[1] <= 8192):
         raise BadData(f"{text!r} asks for images of {size[0]}x{size[1]}; expected 1 to 8192 each way")
     whole = text.strip() if part["selection"] is None else text.strip()[: -len(part["selection"]) - 2]
-    options = _options(part["options"], text)
+    options = _options("&".join(filter(None, (early, part["options"]))), text)
     return Spec(whole, part["name"], part["split"] or "", size, part["place"] or "", part["selection"], options)
 
 
-def _options(behind: str | None, text: str) -> dict[str, str]:
+def _options(behind: str, text: str) -> dict[str, str]:
     pairs = [one.partition("=") for one in behind.split("&")] if behind else []
     found = {name: value for name, _, value in pairs}
     if not all(name and value for name, _, value in pairs) or len(found) < len(pairs):

@@ -58,7 +58,8 @@ class Front(nn.Module):
             raise BadData(f"images have shape {tuple(x.shape)}, expected [B, {channels}, H, W]; check the data")
         if self.expects is not None and tuple(x.shape[-2:]) != self.expects:
             got, want = "x".join(map(str, x.shape[-2:])), "x".join(map(str, self.expects))
-            raise BadData(f"images are {got}, expected {want}; resize them, or use a Front with size=")
+            spec = f"imagefolder:DIR?resize={max(self.expects)}&crop={want}"
+            raise BadData(f"images are {got}, expected {want}; resize them ({spec}), or use a Front with size=")
         y = x.to(self.mean.dtype)
         if self.size is not None and tuple(x.shape[-2:]) != self.size:
             y = self._resized(y, self.size)
