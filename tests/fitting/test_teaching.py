@@ -393,3 +393,15 @@ def test_a_recipe_by_name_by_class_and_of_ones_own():
         recipe_of("my.nowhere:Recipe")
     with pytest.raises(UnknownName, match=r"argument of the recipe 'joint' called 'epoch'.*epochs"):
         recipe_of("joint", epoch=3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"rate": "fast"}, "rate of the recipe 'joint' must be a number, got 'fast'"),
+        ({"epochs": 1.5}, "epochs of the recipe 'joint' must be a whole number, got 1.5"),
+    ],
+)
+def test_arguments_of_another_kind_are_told(arguments, says):
+    with pytest.raises(BadInput, match=says):
+        recipe_of("joint", **arguments)
