@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
@@ -120,6 +123,36 @@ def test_a_model_counts_as_far_as_its_forward_pass_reads_it():
     one.epochs = 12
     one(torch.zeros(2, 4))
     assert model_mark(one) == mark
+
+
+def test_decorated_methods_count():
+    torch.manual_seed(0)
+    marks = []
+    for by in ("2 * y", "3 * y", "2 * y"):
+        source = MODEL.format(by, "0").replace("    def forward", "    @torch.no_grad()\n    def forward")
+        marks.append(model_mark(made(source, "Model")()))
+    first, other, again = marks
+    assert first == again != other
+
+
+def test_a_mark_is_the_same_in_another_process(tmp_path):
+    """Whatever the order of sets and the addresses of things are there."""
+    source = "KNOWN = ('a', 'b')\ndef score(z):\n    return z.max(1).values * (len(KNOWN) in {1, 2, 'x', 'y'})\n"
+    (tmp_path / "users.py").write_text(source)
+    code = (
+        "import torch, users, offramp as off\n"
+        "from offramp.code_marks import code_marks\n"
+        "net = off.ladder([torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)], gate=users.score)\n"
+        "print(dict(code_marks(net))[\"gate 'rung1'\"])\n"
+    )
+    marks = set()
+    for seed in ("1", "2"):
+        places = os.pathsep.join([str(tmp_path), *sys.path])
+        env = os.environ | {"PYTHONHASHSEED": seed, "PYTHONPATH": places}
+        done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        marks.add(done.stdout.strip())
+    assert len(marks) == 1
 
 
 def test_a_forward_of_an_object_counts():

@@ -114,6 +114,7 @@ class _Walk:
 
     def told(self, thing: Any) -> str:
         """What something computes, as far as the user wrote it."""
+        thing = _undecorated(thing)
         if isinstance(thing, PLAIN):
             return repr(thing)
         if isinstance(thing, (tuple, list)):
@@ -189,7 +190,7 @@ class _Walk:
             for key, value in sorted(vars(one).items()):
                 if reached is not None and key not in reached:
                     continue
-                method = isinstance(value, (FunctionType, property, staticmethod, classmethod))
+                method = isinstance(_undecorated(value), (FunctionType, property, staticmethod, classmethod))
                 if method or not (key.startswith("_") or key in changing):
                     found.append(f"{key}={self.told(value) if _tellable(value) else _name(type(value))}")
         return f"class({'; '.join(found)})"
@@ -211,8 +212,16 @@ class _Walk:
         return f"object({self.told(kind)}, {self.told(plain)})"
 
 
+def _undecorated(thing: Any) -> Any:
+    """A function without decorators such as `torch.no_grad()`, whose own code belongs to others."""
+    while callable(thing) and not isinstance(thing, type) and hasattr(thing, "__wrapped__"):
+        thing = thing.__wrapped__
+    return thing
+
+
 def _tellable(value: Any) -> bool:
     """Whether a value says how something computes, and says the same tomorrow."""
+    value = _undecorated(value)
     if isinstance(value, (tuple, list, frozenset)):
         return all(map(_tellable, value))
     simple = isinstance(value, (*PLAIN, staticmethod, classmethod, property, functools.partial, BuiltinFunctionType))
@@ -242,7 +251,7 @@ def _reached(kind: type) -> set[str] | None:
         for one in _own_classes(kind):
             value = vars(one).get(name)
             inner = [value.fget, value.fset] if isinstance(value, property) else [getattr(value, "__func__", value)]
-            for function in inner:
+            for function in map(_undecorated, inner):
                 if isinstance(function, FunctionType):
                     waiting += _names(function.__code__)
     return reached

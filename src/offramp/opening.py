@@ -14,7 +14,7 @@ from offramp.answers import Answers
 from offramp.code_marks import code_marks
 from offramp.engine import engine_of
 from offramp.errors import BadData, BadInput, Mismatch, OpenAgain
-from offramp.inputs import State, as_inputs, count_of
+from offramp.inputs import State, as_inputs, count_of, given
 from offramp.measuring import percentiles
 from offramp.network import Network, Part, as_network, trial_rows
 from offramp.plan import Plan
@@ -156,8 +156,11 @@ def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Answe
 
 
 def _one_of(x: Any) -> Any:
-    """A batch as an example, if there is a row in it."""
-    return x if count_of(as_inputs(x)) else None
+    """A batch as an example; of an empty one, a row of zeros."""
+    state = as_inputs(x)
+    if count_of(state):
+        return x
+    return given({name: value.new_zeros((1, *value.shape[1:])) for name, value in state.items()})
 
 
 def _current(runner: Runner) -> bool:

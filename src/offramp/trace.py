@@ -188,11 +188,14 @@ class Trace:
         """Raise Mismatch where a row of this trace has other logits or scores than a plan knows of it."""
         digests = np.array([int(text, 16) for text in known.digests], np.uint64)
         shared, here, there = np.intersect1d(self.columns["digest"], digests, return_indices=True)
-        columns: list[tuple[str, Any]]
-        columns = [(f"logits/{name}", value) for name, value in zip(self.chain.exits, known.logits, strict=True)]
-        columns += [(f"score/{name}", value) for name, value in zip(self.chain.gates, known.scores, strict=True)]
+        columns: dict[str, Any] = {}
+        for name, value in zip(self.chain.exits, known.logits, strict=True):
+            columns[f"logits/{name}"] = value
+        for name, scores in zip(self.chain.gates, known.scores, strict=True):
+            columns[f"score/{name}"] = scores
         flipped = np.zeros(len(shared), bool)
-        for name, value in columns if len(shared) else ():
+        scale = 10.0  # the largest number so far, logits before scores
+        for name, value in columns.items() if len(shared) else ():
             if name not in self.columns:
                 continue
             want, got = np.array(value, np.float32)[there], self.columns[name][here]
@@ -201,7 +204,8 @@ class Trace:
                 flipped |= want.argmax(1) != got.argmax(1)
             else:  # a score may differ where an answer did, within the band
                 far = far[~flipped]
-            if not np.all(far <= band * max(1.0, float(np.abs(want).max()) / 10)):
+            scale = max(scale, float(np.abs(want).max()))
+            if not np.all(far <= band * scale / 10):
                 raise Mismatch(
                     f"{name!r} of rows that the plan was made from is {far.max():.2g} away here (band {band:g}): the "
                     "network computes otherwise than when the plan was made; record and calibrate again"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -15,7 +17,7 @@ from offramp.factories import make_gate
 from offramp.find import find, names
 from offramp.nodes import Gate, Seen
 from offramp.recording import record
-from offramp.trace import Trace
+from offramp.trace import Header, Trace
 from small import cut_of, images_of, ladder_of, rows_of
 
 ROWS = 100  # more than are recorded to compare
@@ -68,8 +70,13 @@ def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
+def without_probe(trace: Trace) -> Header:
+    """The header: the probe of a trace whose first rows alone were recorded again is of these."""
+    return replace(trace.header, origin=replace(trace.header.origin, probe=None))
+
+
 def same(one: Trace, other: Trace) -> None:
-    assert one.header == other.header
+    assert without_probe(one) == without_probe(other)
     assert one.columns.keys() == other.columns.keys()
     for name, column in other.columns.items():
         np.testing.assert_allclose(one.columns[name], column, rtol=1e-5, atol=1e-5, err_msg=name)

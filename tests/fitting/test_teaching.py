@@ -410,3 +410,15 @@ def test_rows_that_are_not_like_those_of_the_cut_are_refused_before_anything_is_
         off.fit(net, (odd, torch.zeros(12, dtype=torch.int64)), recipe="joint", progress=False)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert net.learned is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ({"rate": "fast"}, "rate of the recipe 'joint' must be a number, got 'fast'"),
+        ({"epochs": 1.5}, "epochs of the recipe 'joint' must be a whole number, got 1.5"),
+    ],
+)
+def test_arguments_of_another_kind_are_told(arguments, says):
+    with pytest.raises(BadInput, match=says):
+        recipe_of("joint", **arguments)

@@ -54,7 +54,7 @@ def screen(
     *,
     grid: Grid | None = None,
     shares: Sequence[float] | None = None,
-    unit: str = "macs",
+    unit: str | None = None,
     batch: int = 1,
 ) -> tuple[Screened, ...]:
     """Every combination of a grid over all gates, and the plan that never leaves, cheapest first.
@@ -74,8 +74,8 @@ def screen(
         raise BadInput(f"got grid={grid!r} and shares={shares!r}, expected exactly one of them; give a grid, or shares")
     if not trace.header.taught:
         raise BadInput("an exit of this network was never taught; teach it and record again")
-    check_unit(unit, batch)
     unit = trace.unit(unit)
+    check_unit(unit, batch)
     gates = trace.chain.gates
     problem = problem_of(trace, find_risk("error"), unit=unit, batch=batch)
     if shares is not None:

@@ -35,7 +35,7 @@ from offramp.recipe import Phase, Recipe, plain, poolable
 from offramp.replacement import restored
 from offramp.trained import remember, snapshot
 
-KINDS: dict[object, tuple[type, str]] = {
+KINDS: dict[str, tuple[type, str]] = {
     "float": (Real, "a number"),
     "int": (int, "a whole number"),
     "bool": (bool, "true or false"),
@@ -185,9 +185,12 @@ def recipe_class(name: str) -> Any:
 def _require_kinds(recipe: object, known: Mapping[str, inspect.Parameter], arguments: Mapping[str, object]) -> None:
     """Raise BadInput for a text where a recipe takes a number, and the like."""
     for name, value in arguments.items():
-        if name not in known or known[name].annotation not in KINDS:
+        annotation = str(known[name].annotation) if name in known else ""
+        optional = annotation.endswith(" | None")
+        plain = annotation.removesuffix(" | None")
+        if plain not in KINDS or (optional and value is None):
             continue
-        kind, told = KINDS[known[name].annotation]
+        kind, told = KINDS[plain]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise BadInput(f"{name} of the recipe {recipe!r} must be {told}, got {value!r}")
 
