@@ -41,7 +41,7 @@ def network() -> Network:
 
 
 def heads() -> Network:
-    """A network with exits `attentive` and gates `uncertainty`; first_heads is what the first edition, c4fa37b, wrote."""
+    """Exits `attentive` and gates `uncertainty`: first_heads is what the first edition, c4fa37b, wrote of them."""
     torch.manual_seed(3)
     model = digits_small().eval()
     x = torch.from_numpy(rows(8)).float() / 16
