@@ -40,8 +40,26 @@ def network() -> Network:
     ).eval()
 
 
+def heads() -> Network:
+    """Exits `attentive` and gates `uncertainty`: first_heads is what the first edition, c4fa37b, wrote of them."""
+    torch.manual_seed(3)
+    model = digits_small().eval()
+    x = torch.from_numpy(rows(8)).float() / 16
+    net = off.cut(model, x, at=["0", "2"], exits="attentive", gate="uncertainty", spec=SPEC)
+    with torch.no_grad():
+        for value in net.exits.parameters():
+            value.add_(0.3 * torch.randn(value.shape))
+        for key, value in net.exits.state_dict().items():
+            if "running_mean" in key:
+                value.add_(0.2 * torch.randn(value.shape))
+        net.gates["0"].unit.weight.copy_(torch.tensor([[2.0, -0.5, 1.0, 0.25]]))
+        net.gates["2"].unit.bias.fill_(0.75)
+    return net
+
+
 def main() -> None:
-    """network/, trace.npz and plan.json beside this file."""
+    """network/, first_heads/, trace.npz and plan.json beside this file."""
+    off.save(heads(), HERE / "first_heads")
     net = network()
     off.save(net, HERE / "network")
     trace = off.record(net, (rows(), np.arange(60) % 10), timed=False)
