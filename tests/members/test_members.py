@@ -416,6 +416,32 @@ def test_onnx_files_and_estimators_by_name(tmp_path):
         make_model("onnx:?size=3")
 
 
+def test_an_onnx_file_at_the_command_line(tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    from typer.testing import CliRunner
+
+    from offramp.cli import app
+
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "large.onnx")
+    np.savez("rows.npz", x=X)
+    first = f"{__name__}:linear"
+    for words in (
+        ["ladder", "--model", first, "--model", "onnx:large.onnx", "-o", "net"],
+        ["record", "net", "npz:rows.npz", "--model", f"linear={first}", "-o", "trace.npz"],
+        ["calibrate", "trace.npz", "--at-most", "0.9", "-o", "plan.json"],
+        ["run", "net", "plan.json", "npz:rows.npz", "--model", f"linear={first}"],
+    ):
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, done.output
+    plan = off.Plan.load("plan.json")
+    assert plan.chain.exits == ("linear", "large")
+    assert plan.price.unit == "ms"
+    done = CliRunner().invoke(app, ["export", "net", "plan.json", "-o", "out", "--model", f"linear={first}"])
+    assert done.exit_code == 2
+    assert "cannot be written as a graph" in done.output
+
+
 # what else is refused
 
 

@@ -120,7 +120,7 @@ def _beside(models: Sequence[str], given: Sequence[str] | None, option: str, def
 
 
 def _unique(models: Sequence[str]) -> list[str]:
-    """The last word of each spec (of a hub's the name); of equal ones the later get a number."""
+    """The last word of each spec (of a hub's the name, of a file its stem); of equal ones the later get a number."""
     from offramp.find import files
 
     names: list[str] = []
@@ -129,6 +129,8 @@ def _unique(models: Sequence[str]) -> list[str]:
             spec.partition("?")[0].rstrip("/"),
             r"[:/]" if spec.partition(":")[0] in files("hubs") else r"[:.]",
         )
+        if spec.startswith("onnx:"):
+            bare = Path(bare.removeprefix("onnx:")).stem
         word = re.sub(r"[^A-Za-z0-9_\-]", "-", re.split(parts, bare)[-1]) or "rung"
         names.append(next(each for each in (word, *(f"{word}-{n}" for n in range(2, 99))) if each not in names))
     return names
