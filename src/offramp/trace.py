@@ -236,8 +236,13 @@ class Trace:
         )
 
     def _units(self, batches: Sequence[int]) -> list[tuple[str, int]]:
-        timed = not any(np.isnan(price).any() for price in self.prices.parts.values())
-        return [("macs", 1), *((("ms", batch) for batch in batches) if timed else ())]
+        parts = self.prices.parts.values()
+        units: list[tuple[str, int]] = []
+        if not any(np.isnan(price[..., 0]).any() for price in parts):
+            units.append(("macs", 1))
+        if not any(np.isnan(price[..., 1:]).any() for price in parts):
+            units += [("ms", batch) for batch in batches]
+        return units
 
     def _in_band(self, plan: Plan, exits: Array) -> float:
         near, band = np.zeros(len(self), bool), self.header.origin.band
