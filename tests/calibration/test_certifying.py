@@ -157,6 +157,8 @@ def test_without_macs_the_price_is_in_milliseconds(aim, macs, name):
     assert plan.price.unit == "ms"
     assert np.isfinite(plan.price.mean)
     assert "in milliseconds" in str(plan)
+    prices = trace.evaluate(plan).prices
+    assert [price.unit for price in prices] == (["macs", "ms", "ms"] if macs == 0 else ["ms", "ms"])
     with pytest.raises(BadInput, match=f"no MACs were counted in 'segment/{name}', and milliseconds were not"):
         calibrate(uncounted(trace_of(600), name, macs, timed=False), **aim)
 
