@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from offramp import trained
 from offramp.network import Network
 from offramp.trace import Trace
 from small import ladder_of, trace_of
@@ -46,6 +47,13 @@ def pytest_unconfigure(config: pytest.Config) -> None:
     if reporter is not None and hasattr(reporter, "stats"):
         skipped = len(reporter.stats.get("skipped", []))
         reporter.write_line(f"skipped tests: {skipped}")
+
+
+@pytest.fixture(autouse=True)
+def nothing_trained() -> None:
+    """No test knows what another one trained: many use the same seeded models."""
+    trained._LIVING.clear()
+    trained._VALUES.clear()
 
 
 @pytest.fixture

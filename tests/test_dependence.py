@@ -166,7 +166,7 @@ def test_an_input_that_nothing_reads_is_refused_by_name():
 
 def recorded(net: off.Network) -> off.Plan:
     trace = off.record(net, {"feats": X + 9}, timed=False, progress=False)
-    return off.calibrate(trace, budget=1.5)
+    return off.calibrate(trace, budget=1.0)
 
 
 def test_an_argument_that_no_model_has():

@@ -63,7 +63,7 @@ def test_an_exit_gives_logits(bad):
         def forward(self, seen):
             return bad
 
-    with pytest.raises(BadNetwork, match="'a' gave"):
+    with pytest.raises(BadNetwork, match="'a' must give"):
         answer(Odd(), Seen(torch.zeros(3, 4), {}), "a")
 
 

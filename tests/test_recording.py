@@ -182,14 +182,14 @@ def peak_of(call):
 @pytest.mark.parametrize("stream", [False, True])
 def test_logits_are_held_once(tmp_path, stream):
     net = ladder({name: nn.Linear(4, 1000) for name in ("a", "b", "c")}).eval()
-    x = rows_of(1500).numpy()
-    logits = 4 * 3 * 1500 * 1000
+    x = rows_of(4500).numpy()
+    logits = 4 * 3 * 4500 * 1000
     record(net, x[:64], timed=False)
-    data = (x[start : start + 50] for start in range(0, 1500, 50)) if stream else x
+    data = (x[start : start + 50] for start in range(0, 4500, 50)) if stream else x
     trace, peak = peak_of(lambda: record(net, data, timed=False, progress=False))
     assert logits < peak < 1.2 * logits
     _, more = peak_of(lambda: trace.save(tmp_path / "trace.npz"))
-    assert more < 0.4 * logits  # NumPy writes 16 MB at a time, here one of three columns
+    assert more < 0.5 * logits  # NumPy writes 16 MB at a time, here one of three columns; and the probe
     again, peak = peak_of(lambda: off.Trace.load(tmp_path / "trace.npz"))
     assert peak < 1.2 * logits
     for name, column in trace.columns.items():

@@ -73,12 +73,17 @@ def model_factory(spec: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     return shelved("models", name.removeprefix(OURS)) if name.startswith(OURS) else imported(name), arguments
 
 
+def built_from_file(spec: str | None) -> bool:
+    """Whether a model that a file names can be built again without running code of the user's."""
+    return spec is not None and (spec.startswith(FROM_FILES) or spec == ONNX)  # an ONNX file's bytes are in the weights
+
+
 def model_from_file(spec: str | None, rung: str) -> nn.Module:
     """The model that a spec found in a file names, without pretrained weights: they were saved.
 
     Only `offramp:`, `timm:` and `torchvision:` resolve. Raises BadInput for any other.
     """
-    if spec is None or not (spec.startswith(FROM_FILES) or spec == ONNX):  # an ONNX file's bytes are in the weights
+    if spec is None or not built_from_file(spec):
         what = "was built by its user" if spec is None else f"is {spec!r}, and a file may not name code to run"
         raise BadInput(f"rung {rung!r} {what}; give it again: load(folder, model={{{rung!r}: model}})")
     return make_model(spec, fetch=False)

@@ -123,7 +123,8 @@ def require_regular(path: str | Path, *, most: int | None = None) -> None:
     except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
         raise BadFile(f"cannot read {path} ({problem}); check the path") from problem
     if stat.S_ISDIR(about.st_mode):
-        raise BadFile(f"{path} is a folder, expected a file; check the path")
+        holds = " that holds a network" if (Path(path) / "network.json").is_file() else ""
+        raise BadFile(f"{path} is a folder{holds}, expected a file; check the order of the arguments")
     if not stat.S_ISREG(about.st_mode):
         raise BadFile(f"{path} is a device, a pipe or a socket, expected a regular file; copy what it gives to one")
     if most is not None and about.st_size > most:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from offramp.chain import Chain
 from offramp.errors import BadFile, BadInput, OfframpError
-from offramp.factories import FROM_FILES, MADE_FROM, make_gate, model_from_file
+from offramp.factories import MADE_FROM, built_from_file, make_gate, model_from_file
 from offramp.files import digest_file, read_json, read_tensors, write_json, write_tensors
 from offramp.find import find, shelved
 from offramp.network import Network, as_network
@@ -168,7 +168,7 @@ def _require_given(
     specs = {rung["name"]: rung["spec"] for rung in body["rungs"]}
     typed = body.get("front_specs", {})
     for name, spec in specs.items():
-        if name not in given and (spec is None or not spec.startswith(FROM_FILES)):
+        if name not in given and not built_from_file(spec):
             parts.append(("model", name, spec))
         front = body["fronts"].get(name)
         has_front = isinstance(given.get(name), tuple) and given[name][1] is not None  # type: ignore[index]

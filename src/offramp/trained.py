@@ -93,8 +93,8 @@ def _with(known: tuple[SeenRows, ...], rows: SeenRows) -> tuple[SeenRows, ...]:
 
 
 def _is_known(value: Tensor) -> bool:
-    """Whether a parameter has values to read: no quantised, sparse or meta tensor, nor a stand-in during an export."""
-    if isinstance(value, FakeTensor):
+    """Whether a parameter has values to read: not a quantised, sparse, meta, lazy or fake one."""
+    if isinstance(value, FakeTensor) or nn.parameter.is_lazy(value):
         return False
     return value.is_floating_point() and value.layout == torch.strided and not value.is_meta
 

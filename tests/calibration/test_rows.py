@@ -183,7 +183,7 @@ def test_an_order_by_content_would_break_the_promise(monkeypatch):
         keys = columns["digest"] * np.uint64(0x9E3779B97F4A7C15)
         return np.argsort(keys, kind="stable")
 
-    monkeypatch.setattr("offramp.calibration.calibrating.order_of", sorted_by_content)
+    monkeypatch.setattr("offramp.calibration.certifying.order_of", sorted_by_content)
     rows, risk = at_the_edge()
     bad, _ = broken(rows, edge_plans(rows, 0.999 * risk, THINNED // 4), "disagreement", 0.999 * risk)
     assert bad > THINNED // 8

@@ -70,7 +70,7 @@ def test_the_current_folder_holds_the_users_modules(place):
     process = start("calibrate", "calibration.npz", "--at-most", "0.2", "--risk", "users_own:mine")
     out, said = process.communicate(timeout=WAIT)
     assert process.returncode == 0, said
-    assert "Promise: mine" in out
+    assert "With 95 % confidence, the mean of mine" in out
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")

@@ -82,7 +82,10 @@ class Nothing(Recipe):
         (("--resume",), "folder"),
         (("--track", "tensorboard"), "folder"),
         (("--development", TRAIN), "also stand"),
-        (("--recipe", "joint", "--with", "epochs=few"), "'few' epochs"),
+        (
+            ("--recipe", "joint", "--with", "epochs=few"),
+            "epochs of the recipe 'joint' must be a whole number, got 'few'",
+        ),
         (("--folder", "taught/run"), "inside the output"),
         (("--cache", "taught"), "inside the output"),
         (("--folder", "net"), "inside the network"),

@@ -368,7 +368,7 @@ def test_rows_that_are_drawn_at_random_are_refused():
 
 
 def test_only_a_network_is_taught():
-    with pytest.raises(BadInput, match="got a Linear to teach"):
+    with pytest.raises(BadInput, match=r"the network must be a Network, .* got a Linear"):
         off.fit(nn.Linear(2, 2), brightness(9))
 
 
@@ -406,7 +406,7 @@ def test_rows_that_are_not_like_those_of_the_cut_are_refused_before_anything_is_
         "by name": {"image": x},
     }[change]
     before = {name: value.clone() for name, value in net.state_dict().items()}
-    with pytest.raises(BadData, match="was cut"):
+    with pytest.raises(BadData, match=r"was cut|does not read"):
         off.fit(net, (odd, torch.zeros(12, dtype=torch.int64)), recipe="joint", progress=False)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert net.learned is None

@@ -14,4 +14,4 @@ def test_a_gap_is_lost_or_gained_and_never_lost_below_zero():
     assert risk_title(gained) == "Accuracy gained"
     value, unit, interval = risk_figure(gained)
     assert (value, unit) == ("2.95", " points")
-    assert interval.startswith("95% interval −0.10 to 4.00")
+    assert interval.startswith("95 % interval −0.10 to 4.00")

@@ -82,7 +82,11 @@ def calibrate(
         UnknownName: a risk, bound or exit of that name does not exist.
     """
     if not isinstance(trace, Trace):
-        kind = f"the text {trace!r}" if isinstance(trace, str) else f"a {type(trace).__name__}"
+        kind = (
+            f"the text {trace!r}: load it first, with Trace.load"
+            if isinstance(trace, str)
+            else f"a {type(trace).__name__}"
+        )
         raise BadInput(f"the trace must be a Trace, from record or Trace.load; got {kind}")
     if (at_most is None) == (budget is None):
         got = "neither" if at_most is None else "both"

@@ -120,6 +120,7 @@ def searched_and_certified(
 
 def _apart(trace: Trace, search: Trace, repeats: str | None) -> Trace:
     """The search rows that are none of the rows of `trace`."""
+    shared = search.seen.shared(trace.columns["digest"], "calibration", trace.header.digest_form)
     same = _same_rows(trace, search)
     if same.any():
         rows = trace.columns["row"][same]
@@ -129,7 +130,6 @@ def _apart(trace: Trace, search: Trace, repeats: str | None) -> Trace:
             "search rows that were used for nothing before",
             rows=rows,
         )
-    shared = search.seen.shared(trace.columns["digest"], "calibration", trace.header.digest_form)
     if not shared.any() or repeats == "independent":
         return search
     if repeats is None:

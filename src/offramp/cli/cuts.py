@@ -14,7 +14,6 @@ from offramp.cli.places import figures, placed_for
 from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
 from offramp.placing.flags import exits_at, require_placing_flags
-from offramp.provenance import union
 
 if TYPE_CHECKING:
     from torch import nn
@@ -104,6 +103,7 @@ def cut(
         --length input_ids,attention_mask --example 'tsv:dev.tsv?tokenizer=bert-sst2/[0:8]' -o network/
     """
     from offramp.cutting import cut as made
+    from offramp.provenance import union
     from offramp.storing import FOLDER, save
 
     writable(output, folder=True)

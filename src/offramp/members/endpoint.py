@@ -21,6 +21,8 @@ import numpy as np
 from offramp.errors import BadInput, BadNetwork, MemberUnavailable
 from offramp.members._member import Array, Member
 
+__all__ = ["Endpoint"]
+
 PROTOCOLS = ("v2", "v1")
 LARGEST = 64 * 2**20  # bytes of an answer
 CHUNK = 64 * 1024

@@ -12,6 +12,8 @@ from offramp.errors import BadInput, BadNetwork
 from offramp.members._identity import identity_of
 from offramp.members._member import Array, Member
 
+__all__ = ["Estimator"]
+
 METHODS = ("predict_proba", "decision_function")
 
 

@@ -10,6 +10,8 @@ import numpy as np
 from offramp.members._identity import identity_of
 from offramp.members._member import Array, Member
 
+__all__ = ["Function"]
+
 
 class Function(Member):
     """A callable: NumPy arrays [B, ...] in, logits or probabilities [B, C] out; named inputs come by name.

@@ -15,6 +15,8 @@ from offramp.arguments import name_of
 from offramp.errors import BadFile, BadInput, BadNetwork, MissingExtra
 from offramp.members._member import Array, Member, as_bytes
 
+__all__ = ["OnnxFile", "onnx_of"]
+
 SPEC = "onnx:"
 KINDS = {
     "tensor(float)": np.float32,

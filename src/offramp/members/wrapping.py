@@ -7,12 +7,11 @@ from typing import Any
 
 from offramp.errors import BadInput
 from offramp.members._member import Member
-from offramp.members.endpoint import Endpoint
 from offramp.members.estimator import METHODS, Estimator
 from offramp.members.function import Function
 from offramp.members.onnx_file import SPEC, OnnxFile, onnx_of
 
-__all__ = ["Endpoint", "Estimator", "Function", "OnnxFile", "wrapped"]
+__all__ = ["wrapped"]
 
 
 def wrapped(thing: Any) -> Member | None:
