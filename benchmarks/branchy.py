@@ -25,10 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 import offramp as off
+from offramp._support.find import find
+from offramp.building.factories import front_of, make_model
 from offramp.calibration.screening import above, screen
 from offramp.calibration.screening import front as front_through
-from offramp.factories import front_of, make_model
-from offramp.find import find
 from offramp.recipes.joint import Joint
 
 

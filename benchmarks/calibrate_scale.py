@@ -23,11 +23,11 @@ from typing import Any
 import numpy as np
 
 import offramp as off
-from offramp.chain import Chain, Node  # a trace of rows that no network has seen is put together by hand
 from offramp.errors import NoSafePlan
-from offramp.provenance import Origin
-from offramp.scores import ScoreRange
-from offramp.trace import Header, Trace
+from offramp.plans.chain import Chain, Node  # a trace of rows that no network has seen is put together by hand
+from offramp.plans.provenance import Origin
+from offramp.plans.scores import ScoreRange
+from offramp.plans.trace import Header, Trace
 
 AIMS: dict[str, dict[str, Any]] = {
     "path": {"risk": "disagreement", "at_most": 0.03},

@@ -23,10 +23,10 @@ from typing import Any
 import torch
 
 import offramp as off
-from offramp.benching import bench
+from offramp.building.factories import make_model
 from offramp.errors import BadInput, BadNetwork
-from offramp.factories import make_model
-from offramp.measuring import interleaved, ratio
+from offramp.runtime.benching import bench
+from offramp.runtime.measuring import interleaved, ratio
 
 MODELS = {
     "resnet50": ("timm:resnet50", 224),

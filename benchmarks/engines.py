@@ -22,10 +22,10 @@ import torch
 from ladder import ladder
 
 import offramp as off
-from offramp.benching import bench, plain_call
-from offramp.engine import Engine, engine_of
-from offramp.inputs import State, as_inputs
-from offramp.measuring import Ratio, interleaved, ratio
+from offramp.networks.inputs import State, as_inputs
+from offramp.runtime.benching import bench, plain_call
+from offramp.runtime.engine import Engine, engine_of
+from offramp.runtime.measuring import Ratio, interleaved, ratio
 
 Clock = Callable[[], float]
 ENGINES = ("torch", "onnxruntime", "openvino")

@@ -26,9 +26,9 @@ from rich.console import Console
 from rich.table import Table
 
 import offramp as off
+from offramp.building.factories import front_of, make_model
 from offramp.calibration.calibrating import problem_of
 from offramp.calibration.search import cheapest, frontier
-from offramp.factories import front_of, make_model
 from offramp.fitting.teaching import recipe_of
 from offramp.gates.confidence import margin, max_logit, max_prob, neg_entropy
 from offramp.guarantees.risks import find_risk

@@ -24,7 +24,7 @@ from rich.table import Table
 
 import offramp as off
 from exits import network
-from offramp.plan import BAND
+from offramp.plans.plan import BAND
 
 IMPORTING = "import sys; sys.path.insert(0, {folder!r}); import run"
 OPENING = IMPORTING + "; run.session(run.read('manifest.json')['parts'][0]['file'], 1)"

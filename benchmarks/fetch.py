@@ -16,8 +16,8 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
+from offramp._support.files import read_tensors, replacing, write_tensors
 from offramp.errors import BadFile, OfframpError
-from offramp.files import read_tensors, replacing, write_tensors
 
 CIFAR10 = "https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz"
 CIFAR10_MD5 = "c32a1d4ab5d03f1284b67883e8d87530"

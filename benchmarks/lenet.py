@@ -25,15 +25,15 @@ from rich.console import Console
 from rich.table import Table
 
 import offramp as off
-from offramp.benching import bench, plain_call
+from offramp.building.factories import front_of, make_model
 from offramp.calibration.screening import above, screen
 from offramp.calibration.screening import front as front_through
-from offramp.engine import engine_of
-from offramp.factories import front_of, make_model
-from offramp.inputs import as_inputs
-from offramp.measuring import interleaved, ratio
-from offramp.recipe import Phase
+from offramp.networks.inputs import as_inputs
+from offramp.networks.recipe import Phase
 from offramp.recipes.joint import Joint
+from offramp.runtime.benching import bench, plain_call
+from offramp.runtime.engine import engine_of
+from offramp.runtime.measuring import interleaved, ratio
 
 ENTROPIES = (0.025, 0.1, 0.5)
 

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 import offramp as off
-from offramp.factories import make_model
+from offramp.building.factories import make_model
 
 BATCH = 64
 

@@ -34,10 +34,10 @@ from rich.table import Table
 
 import offramp as off
 from exits import AT, network, trace_of
-from offramp.factories import front_of, make_model
+from offramp.building.factories import front_of, make_model
 from offramp.fitting.lessons import roll_of
 from offramp.fitting.pooling import Pooling
-from offramp.recipe import poolable
+from offramp.networks.recipe import poolable
 
 WIDTHS = dict(zip(AT, (16, 32), strict=True))
 EPOCHS = 20  # of earlyon's trainer, by default

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 import offramp as off
 from offramp.gates.confidence import max_prob
 from offramp.layers.front import Front
-from offramp.measuring import interleaved, ratio
+from offramp.runtime.measuring import interleaved, ratio
 
 
 @dataclass(frozen=True)

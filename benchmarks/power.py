@@ -33,13 +33,13 @@ import torch
 from scipy import stats
 
 import offramp as off
-from offramp.chain import Chain, Node  # a trace of rows that no network has seen is put together by hand
 from offramp.errors import NoSafePlan
 from offramp.gates.confidence import margin, max_prob, neg_entropy
 from offramp.gates.patience import Patience
-from offramp.nodes import Scorer, Seen
-from offramp.provenance import Origin
-from offramp.trace import Header, Trace
+from offramp.networks.nodes import Scorer, Seen
+from offramp.plans.chain import Chain, Node  # a trace of rows that no network has seen is put together by hand
+from offramp.plans.provenance import Origin
+from offramp.plans.trace import Header, Trace
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -32,7 +32,7 @@ from offramp.calibration.candidates import in_order
 from offramp.guarantees.bounds import Bound, find_bound
 from offramp.guarantees.risks import NAMED, Risk, losses_of
 from offramp.guarantees.testing import fixed_sequence, order_from, split_from
-from offramp.plan import choose
+from offramp.plans.plan import choose
 
 FloatArray = npt.NDArray[np.float64]
 COSTS = (0.2, 0.5, 1.0)

@@ -23,11 +23,11 @@ import numpy as np
 from scipy import stats
 
 import offramp as off
-from offramp.chain import Chain, Node
 from offramp.errors import NoSafePlan, OverlappingRows
 from offramp.guarantees.risks import find_risk
-from offramp.provenance import Origin
-from offramp.trace import Header
+from offramp.plans.chain import Chain, Node
+from offramp.plans.provenance import Origin
+from offramp.plans.trace import Header
 
 SIZE, ROWS, CLASSES, LEVEL = 8000, 60, 5, 0.05
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -26,10 +26,10 @@ from offramp.calibration.calibrating import calibrate
 from offramp.calibration.families import families
 from offramp.calibration.search import FINE_POWERS, Problem, best, cheapest, frontier
 from offramp.calibration.survey import Chain
-from offramp.chain import Chain as NodeChain
-from offramp.chain import Node
-from offramp.provenance import Origin
-from offramp.trace import Header, Trace
+from offramp.plans.chain import Chain as NodeChain
+from offramp.plans.chain import Node
+from offramp.plans.provenance import Origin
+from offramp.plans.trace import Header, Trace
 
 T = TypeVar("T")
 DROP, BUDGET = 0.01, 0.6

@@ -18,8 +18,8 @@ import torch
 from ladder import CALIBRATION, FIGURES, ladder, trace_of
 
 import offramp as off
-from offramp.benching import bench
-from offramp.measuring import interleaved, ratio
+from offramp.runtime.benching import bench
+from offramp.runtime.measuring import interleaved, ratio
 
 
 def mixes(network: off.Network, rows: np.ndarray, scores: np.ndarray, repeats: int) -> list[dict[str, object]]:

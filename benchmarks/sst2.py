@@ -28,13 +28,13 @@ from sst2_tables import show
 from sst2_texts import prepared
 
 import offramp as off
-from offramp.benching import plain_of
-from offramp.engine import engine_of
 from offramp.errors import NoSafePlan
 from offramp.guarantees.bounds import rows_needed
-from offramp.inputs import as_inputs
-from offramp.measuring import interleaved, macs, ratio
-from offramp.plan import BAND
+from offramp.networks.inputs import as_inputs
+from offramp.plans.plan import BAND
+from offramp.runtime.benching import plain_of
+from offramp.runtime.engine import engine_of
+from offramp.runtime.measuring import interleaved, macs, ratio
 
 LAYERS = 4
 ASKED = (("disagreement", 0.01), ("disagreement", 0.02), ("disagreement", 0.05), ("accuracy_gap", 0.03))

@@ -30,11 +30,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import offramp as off
-from offramp.factories import front_of, make_model
+from offramp.building.factories import front_of, make_model
 from offramp.fitting.teaching import recipe_of
-from offramp.measuring import interleaved, ratio
 from offramp.models import msdnet
 from offramp.recipes.joint import Joint
+from offramp.runtime.measuring import interleaved, ratio
 
 BATCH, TARGET = 128, 1.25
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 import offramp as off
 from offramp.errors import OfframpError
-from offramp.inputs import as_inputs, given
-from offramp.plan import Plan
-from offramp.segmenting import points_of
-from offramp.taps import logits_in
+from offramp.networks.inputs import as_inputs, given
+from offramp.networks.taps import logits_in
+from offramp.partition.segmenting import points_of
+from offramp.plans.plan import Plan
 
 BAND, OTHERS = 1e-4, (9, 12, 24)  # the float band; lengths of text beside that of the example
 

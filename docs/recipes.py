@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from offramp.find import files
+from offramp._support.find import files
 from offramp.fitting.describing import about, arguments, source
 
 PAGE = Path(__file__).with_name("recipes.md")

@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.cutting import cut, ladder
+from offramp.building.cutting import cut, ladder
 from offramp.layers.front import Front
-from offramp.network import Network
-from offramp.plan import Plan
+from offramp.networks.network import Network
+from offramp.plans.plan import Plan
 from small import INF_MARK, NAN_MARK, cut_of, dense, images_of, ladder_of, moved, rows_of, seeded, spoiled
 
 SIZES = (0, 1, 2, 7, 64)

@@ -11,9 +11,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from offramp import trained
-from offramp.network import Network
-from offramp.trace import Trace
+from offramp.networks import trained
+from offramp.networks.network import Network
+from offramp.plans.trace import Trace
 from small import ladder_of, trace_of
 
 torch.set_num_threads(1)

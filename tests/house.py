@@ -16,69 +16,23 @@ HOUSE = ROOT / "src" / "offramp"
 READ = ("src", "tests", "benchmarks", "examples", "docs")
 
 FLOORS = [
-    [
-        "errors",
-        "ambient",
-        "arguments",
-        "files",
-        "notices",
-        "ownership",
-        "progress",
-        "replacement",
-        "scores",
-        "signature",
-    ],
-    [
-        "find",
-        "chain",
-        "provenance",
-        "plan",
-        "draws",
-        "guarantees",
-        "inputs",
-        "taps",
-        "rungs",
-        "channels",
-        "wrappers",
-        "nodes",
-        "network",
-        "dependence",
-        "trained",
-        "recipe",
-        "evaluation",
-        "pricing",
-        "processes",
-    ],
-    [
-        "trace",
-        "code_marks",
-        "watch",
-        "augments",
-        "data",
-        "engines",
-        "exits",
-        "gates",
-        "layers",
-        "models",
-        "hubs",
-        "members",
-        "partition",
-        "recipes",
-        "segmenting",
-        "measuring",
-        "graphs",
-        "onnx_graphs",
-        "engine",
-        "programs",
-    ],
-    ["answers", "probing", "running", "opening", "calibration", "factories", "weights"],
-    ["benching", "overhead", "cutting", "placing", "fitting", "recording", "storing"],
-    ["comparing", "reporting", "deploy", "demo"],
-    ["", "cli", "checks", "__main__"],  # "" is the face, offramp/__init__.py
+    ["errors", "_support"],
+    ["guarantees"],
+    ["plans"],
+    ["networks"],
+    ["data", "partition"],
+    ["augments", "gates", "layers", "members", "runtime"],
+    ["engines", "exits"],
+    ["models"],
+    ["hubs", "recipes"],
+    ["calibration", "building"],
+    ["fitting"],
+    ["comparing", "reporting", "deploy"],
+    ["", "cli", "testing"],  # "" is the face, offramp/__init__.py
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
 SHELVES = ("augments", "exits", "gates", "layers", "models", "hubs", "members", "recipes", "engines")
-NO_TORCH = ("calibration", "guarantees", "reporting", "scores", "trace", "plan")
+NO_TORCH = ("calibration", "guarantees", "plans", "reporting")
 LINES, LENGTH = 300, 40
 
 

@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.chain import Chain, Node
-from offramp.cutting import cut, ladder
+from offramp.building.cutting import cut, ladder
 from offramp.data.rows import fingerprint_of
-from offramp.network import Network
-from offramp.nodes import Exit
-from offramp.provenance import Origin
-from offramp.taps import listening
-from offramp.trace import Header, Trace
+from offramp.networks.network import Network
+from offramp.networks.nodes import Exit
+from offramp.networks.taps import listening
+from offramp.plans.chain import Chain, Node
+from offramp.plans.provenance import Origin
+from offramp.plans.trace import Header, Trace
 
 NAMES = ("small", "middle", "large", "huge")
 NAN_MARK, INF_MARK = 50.0, 60.0  # a row whose first value is one of these spoils the logits of a `Spoiled`

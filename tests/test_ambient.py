@@ -6,9 +6,9 @@ import pytest
 import torch
 
 import offramp as off
-from offramp import ambient
 from offramp.errors import Mismatch, OpenAgain
-from offramp.plan import Plan
+from offramp.networks import ambient
+from offramp.plans.plan import Plan
 from small import cut_of, images_of, ladder_of, rows_of
 
 BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}

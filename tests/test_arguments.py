@@ -8,7 +8,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from offramp.arguments import percentage, require_number
+from offramp._support.arguments import percentage, require_number
 from offramp.errors import BadInput
 
 

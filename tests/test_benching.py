@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.benching import bench, plain_call, plain_of
-from offramp.engine import engine_of
-from offramp.inputs import as_inputs
+from offramp.networks.inputs import as_inputs
+from offramp.runtime.benching import bench, plain_call, plain_of
+from offramp.runtime.engine import engine_of
 from small import ladder_of, rows_of
 
 X = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
-from offramp.chain import Chain, Node, Step, passages
 from offramp.errors import BadInput, BadNetwork, UnknownName
+from offramp.plans.chain import Chain, Node, Step, passages
 
 
 def chain(*names, **nodes) -> Chain:

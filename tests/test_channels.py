@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.channels import ChannelTracker, layouts_of
+from offramp.building.placement.trying import _Looked
 from offramp.exits._pooling import pooled
-from offramp.inputs import as_input, as_inputs
-from offramp.placing.trying import _Looked
+from offramp.networks.channels import ChannelTracker, layouts_of
+from offramp.networks.inputs import as_input, as_inputs
 
 
 class Call(nn.Module):

@@ -14,11 +14,11 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.code_marks import code_marks
-from offramp.nodes import Gate
+from offramp.networks.nodes import Gate
+from offramp.runtime.code_marks import code_marks
 from small import dense, ladder_of
 
-GIVEN = "import torch\nfrom torch import nn\nfrom offramp.nodes import Gate\n"
+GIVEN = "import torch\nfrom torch import nn\nfrom offramp.networks.nodes import Gate\n"
 
 
 def made(source: str, name: str) -> Any:
@@ -141,7 +141,7 @@ def test_a_mark_is_the_same_in_another_process(tmp_path):
     (tmp_path / "users.py").write_text(source)
     code = (
         "import torch, users, offramp as off\n"
-        "from offramp.code_marks import code_marks\n"
+        "from offramp.runtime.code_marks import code_marks\n"
         "net = off.ladder([torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)], gate=users.score)\n"
         "print(dict(code_marks(net))[\"gate 'rung1'\"])\n"
     )

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.cutting import check_classes, ladder
+from offramp.building.cutting import check_classes, ladder
 from offramp.errors import BadInput, BadNetwork, UnknownName
 from offramp.gates.tempered import Tempered
 from offramp.layers.front import Front

@@ -9,12 +9,12 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.cutting import cut
+from offramp.building.cutting import cut
 from offramp.errors import BadData, BadInput, BadNetwork, OfframpError, UnknownName
 from offramp.exits.pooled import Pooled, linear
 from offramp.layers.front import Front
 from offramp.models.cifar_resnet import front, resnet20
-from offramp.plan import Plan
+from offramp.plans.plan import Plan
 from small import Stages, cut_of, images_of, moved, rows_of, seeded, stages
 
 

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.cutting import cut
+from offramp.building.cutting import cut
 from offramp.errors import BadData, BadInput, BadNetwork, OpenAgain, UnknownName
-from offramp.nodes import Exit
-from offramp.plan import Plan
+from offramp.networks.nodes import Exit
+from offramp.plans.plan import Plan
 from small import INF_MARK, NAN_MARK, Spoiled, cut_of, dense, images_of, moved, rows_of, seeded, stages
 
 EXAMPLES = {

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.cutting import cut, ladder
+from offramp.building.cutting import cut, ladder
 from offramp.errors import BadNetwork
 from offramp.layers.front import Front
-from offramp.plan import Plan
-from offramp.recording import record
+from offramp.plans.plan import Plan
+from offramp.runtime.recording import record
 from small import Reader, cut_of, dense, moved, seeded, stages
 
 

@@ -10,9 +10,9 @@ import offramp as off
 from offramp.errors import BadData, BadInput, BadNetwork
 from offramp.exits.pooled import Pooled, linear_masked
 from offramp.fitting.looking import Looking, pooled_of
-from offramp.nodes import Gate
-from offramp.plan import Plan
-from offramp.recipe import poolable
+from offramp.networks.nodes import Gate
+from offramp.networks.recipe import poolable
+from offramp.plans.plan import Plan
 from texts import CLASSES, WIDTH, encoder, texts
 
 AT = ["blocks.0", "blocks.1"]
@@ -136,7 +136,7 @@ def test_text_of_any_length(free, length):
 
 
 def test_the_length_is_made_again_from_what_is_carried(free):
-    from offramp.segmenting import segments_of
+    from offramp.partition.segmenting import segments_of
 
     first, second, last = segments_of(free).values()
     assert first.reads == ("x/input_ids", "x/attention_mask")

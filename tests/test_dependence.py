@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 import offramp as off
-from offramp.benching import bench
-from offramp.dependence import unread
 from offramp.errors import BadData, BadInput
 from offramp.exits.whole import Own
-from offramp.inputs import as_inputs
-from offramp.nodes import Seen
+from offramp.networks.dependence import unread
+from offramp.networks.inputs import as_inputs
+from offramp.networks.nodes import Seen
+from offramp.runtime.benching import bench
 from small import rows_of, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::offramp.errors.BetterExit")  # made-up models

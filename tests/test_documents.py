@@ -13,7 +13,7 @@ DOCS = Path(__file__).parent.parent / "docs"
 PAGES = {"all-of-offramp": 12, "own-exits": 8, "data": 3}  # and how many blocks they have at least
 
 
-@pytest.mark.filterwarnings("default::offramp.notices.Notice")
+@pytest.mark.filterwarnings("default::offramp._support.notices.Notice")
 @pytest.mark.parametrize("page", PAGES)
 def test_a_page_runs_and_prints_what_it_says(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.draws import (
+from offramp.errors import BadInput, OverlappingRows
+from offramp.plans.draws import (
     canonical,
     distinct,
     one_of_each,
@@ -18,7 +19,6 @@ from offramp.draws import (
     require_repeats,
     split_of,
 )
-from offramp.errors import BadInput, OverlappingRows
 
 CONTENTS = st.lists(st.tuples(st.integers(0, 6), st.integers(0, 2)), min_size=2, max_size=40)
 

@@ -10,13 +10,13 @@ import torch
 
 import offramp as off
 from offramp.calibration.calibrating import problem_of
-from offramp.checks import check_engine
-from offramp.engine import engine_of
 from offramp.engines import torch as eager
 from offramp.errors import BadInput, Mismatch, UnknownName
 from offramp.guarantees.risks import find_risk
-from offramp.recording import record
-from offramp.trace import Trace
+from offramp.plans.trace import Trace
+from offramp.runtime.engine import engine_of
+from offramp.runtime.recording import record
+from offramp.testing import check_engine
 from small import conv, cut_of, images_of, ladder_of
 
 X = images_of(12).numpy()

@@ -8,7 +8,7 @@ import pytest
 
 from offramp import errors
 from offramp.errors import MissingExtra, NoSafePlan, OfframpError, OfframpWarning
-from offramp.plan import Plan
+from offramp.plans.plan import Plan
 
 CLASSES = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
 

@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 
-from offramp.evaluation import better_exit, worst_class
-from offramp.plan import Plan
+from offramp.plans.evaluation import better_exit, worst_class
+from offramp.plans.plan import Plan
 from small import trace_of
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
+from offramp.building.factories import front_of, make_exit, make_front, make_gate, make_model, model_from_file
 from offramp.errors import BadInput, UnknownName
-from offramp.factories import front_of, make_exit, make_front, make_gate, make_model, model_from_file
 from offramp.gates.confidence import margin
 from offramp.gates.tempered import Tempered
 from offramp.layers.front import Front
 from offramp.models.cifar_resnet import CifarResNet
-from offramp.nodes import Scorer
+from offramp.networks.nodes import Scorer
 
 
 def small_model():

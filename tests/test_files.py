@@ -13,9 +13,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from offramp import files
-from offramp.errors import BadFile, NewerSchema
-from offramp.files import (
+from offramp._support import files
+from offramp._support.files import (
     checksum,
     digest_file,
     from_document,
@@ -27,6 +26,7 @@ from offramp.files import (
     write_json,
     write_tensors,
 )
+from offramp.errors import BadFile, NewerSchema
 
 
 class Evil:
@@ -173,7 +173,7 @@ def test_tensors_on_a_full_disk(tmp_path):
     code = """
 import resource, signal, sys, torch
 from offramp.errors import BadFile
-from offramp.files import write_tensors
+from offramp._support.files import write_tensors
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:

@@ -14,10 +14,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import offramp as off
+from offramp._support.files import (
+    from_document,
+    read_arrays,
+    read_tensors,
+    to_document,
+    write_arrays,
+    write_json,
+    write_tensors,
+)
 from offramp.errors import BadFile, OfframpError
-from offramp.files import from_document, read_arrays, read_tensors, to_document, write_arrays, write_json, write_tensors
-from offramp.plan import Plan
-from offramp.trace import Trace
+from offramp.plans.plan import Plan
+from offramp.plans.trace import Trace
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -6,9 +6,9 @@ import sys
 
 import pytest
 
-from offramp import find
+from offramp._support import find
+from offramp.building.factories import make_model
 from offramp.errors import BadInput, UnknownName
-from offramp.factories import make_model
 from offramp.gates.confidence import margin
 
 

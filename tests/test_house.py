@@ -40,7 +40,7 @@ def test_law_1_no_circle():
 @pytest.mark.parametrize("module", [name for name in MODULES if house.room(name) not in house.SHELVES])
 def test_law_1_the_spine_reaches_shelves_by_name(module):
     shelved = {other for other in house.imports(MODULES[module]) if house.room(other) in house.SHELVES}
-    assert not shelved, f"{module} imports {shelved}; use offramp.find"
+    assert not shelved, f"{module} imports {shelved}; use offramp._support.find"
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if house.room(name) in house.SHELVES and "._" not in name])
@@ -61,13 +61,13 @@ def test_law_1_a_file_on_a_shelf_says_what_it_offers(module):
 def test_law_1_listing_a_shelf_imports_nothing():
     code = """
 import json, sys
-from offramp import find
+from offramp._support import find
 names = {shelf: find.names(shelf) for shelf in ("exits", "gates", "layers", "models")}
 print(json.dumps([names, [name for name in sys.modules if name.split(".")[:1] == ["offramp"]], "torch" in sys.modules]))
 """
     names, loaded, torch = in_a_fresh_python(code)
     assert "margin" in names["gates"]
-    assert sorted(loaded) == ["offramp", "offramp.errors", "offramp.find"]
+    assert sorted(loaded) == ["offramp", "offramp.errors", "offramp._support.find"]
     assert not torch
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.measuring import Percentile, cost, interleaved, line, macs, pace, percentiles, ratio, tiled
-from offramp.signature import INPUT
+from offramp.plans.signature import INPUT
+from offramp.runtime.measuring import Percentile, cost, interleaved, line, macs, pace, percentiles, ratio, tiled
 
 
 def test_macs_count_convolutions_and_products():
@@ -79,7 +79,7 @@ def test_percentile_between_and_beyond():
 
 def test_percentiles_of_parts_never_fall_with_the_batch(three):
     import offramp as off
-    from offramp.plan import Plan
+    from offramp.plans.plan import Plan
 
     parts = off.open(three, Plan.by_hand({"small": 0.5}))._parts
     found = percentiles(parts, {"x": torch.zeros(3, 4)}, repeats=2)

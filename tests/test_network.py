@@ -8,15 +8,15 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.chain import Chain, Node
-from offramp.cutting import ladder
+from offramp.building.cutting import ladder
+from offramp.building.factories import make_gate
 from offramp.errors import BadData, BadNetwork
-from offramp.factories import make_gate
-from offramp.inputs import as_input
-from offramp.network import Network, described
-from offramp.nodes import Seen, answer, grade
-from offramp.rungs import Rung
-from offramp.segmenting import segments_of
+from offramp.networks.inputs import as_input
+from offramp.networks.members import Rung
+from offramp.networks.network import Network, described
+from offramp.networks.nodes import Seen, answer, grade
+from offramp.partition.segmenting import segments_of
+from offramp.plans.chain import Chain, Node
 from small import dense, ladder_of, rows_of
 
 

@@ -11,9 +11,7 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.comparing.reading import read_settings
-from offramp.errors import BadData, BadFile, BadInput, OfframpError
-from offramp.files import (
+from offramp._support.files import (
     digest_file,
     read_arrays,
     read_json,
@@ -23,9 +21,11 @@ from offramp.files import (
     write_csv,
     write_json,
 )
+from offramp.comparing.reading import read_settings
+from offramp.errors import BadData, BadFile, BadInput, OfframpError
 from offramp.fitting.checkpoint import load_checkpoint
-from offramp.plan import Plan
-from offramp.trace import Trace
+from offramp.plans.plan import Plan
+from offramp.plans.trace import Trace
 from small import cut_of, ladder_of, rows_of
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp import graphs, opening
 from offramp.errors import BadData, BadFile, BadInput, BadNetwork, Mismatch, UnknownName
-from offramp.plan import Plan
+from offramp.plans.plan import Plan
+from offramp.runtime import graphs
+from offramp.runtime import session as opening
 from small import dense, ladder_of, moved, rows_of, seeded
 
 

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp import overhead
-from offramp.engine import engine_of
 from offramp.errors import NoisyTimings
-from offramp.inputs import as_inputs
-from offramp.measuring import SIZES
-from offramp.trace import Trace
+from offramp.networks.inputs import as_inputs
+from offramp.plans.trace import Trace
+from offramp.runtime import overhead
+from offramp.runtime.engine import engine_of
+from offramp.runtime.measuring import SIZES
 from small import Counting, ladder_of, rows_of
 
 

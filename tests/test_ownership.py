@@ -14,13 +14,13 @@ import torch
 from safetensors.torch import save_file
 
 import offramp as off
+from offramp._support.files import to_document, write_csv, write_json, write_tensors
+from offramp.building.saving import FOLDER
 from offramp.deploy import exporting
 from offramp.errors import BadFile
-from offramp.files import to_document, write_csv, write_json, write_tensors
 from offramp.fitting import checkpoint
-from offramp.plan import Plan
-from offramp.storing import FOLDER
-from offramp.trace import Trace
+from offramp.plans.plan import Plan
+from offramp.plans.trace import Trace
 from small import ladder_of
 
 GOLDEN = Path(__file__).parent / "golden"

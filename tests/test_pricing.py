@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from offramp.chain import Chain, Node
 from offramp.errors import BadInput
-from offramp.pricing import Prices
+from offramp.plans.chain import Chain, Node
+from offramp.plans.pricing import Prices
 
 PLAIN = Chain((Node("a", "b"), Node("b", "c"), Node("c", None)))
 READING = Chain((Node("a", "b"), Node("b", "c"), Node("c", None, exit_reads=("b",))))

@@ -12,9 +12,9 @@ from torch import nn
 
 import offramp as off
 from offramp.errors import BadNetwork, Mismatch
-from offramp.plan import Plan
-from offramp.probing import SAMPLED
-from offramp.provenance import Origin
+from offramp.plans.plan import Plan
+from offramp.plans.provenance import Origin
+from offramp.runtime.probing import SAMPLED
 from small import NAN_MARK, cut_of, dense, images_of, ladder_of, rows_of, seeded, spoiled
 
 X = rows_of(70)

@@ -11,16 +11,16 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.cutting import cut
+from offramp._support.processes import ALONE, here
+from offramp.building.cutting import cut
 from offramp.errors import BadData
 from offramp.fitting.norms import shared_norms
-from offramp.processes import ALONE, here
-from offramp.recipe import Phase, Recipe
+from offramp.networks.recipe import Phase, Recipe
 from offramp.recipes.hinge import Hinge
 from offramp.recipes.joint import Joint
 from offramp.recipes.objective import Objective
 from offramp.recipes.weighted import Weighted
-from offramp.recording import record
+from offramp.runtime.recording import record
 from small import images_of, ladder_of, rows_of, seeded, stages
 from together import together
 

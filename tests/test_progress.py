@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from offramp import progress
-from offramp.progress import track
+from offramp._support import progress
+from offramp._support.progress import track
 
 
 @pytest.fixture

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 import offramp as off
+from offramp._support.files import from_document, to_document
 from offramp.data.rows import digests_of
 from offramp.errors import BadFile, Mismatch, NewerSchema, OverlappingRows
-from offramp.files import from_document, to_document
-from offramp.provenance import FORM, SeenRows, union
-from offramp.recording import record
+from offramp.plans.provenance import FORM, SeenRows, union
+from offramp.plans.trace import Trace
 from offramp.reporting.view import view_of
 from offramp.reporting.words import freshness
-from offramp.trace import Trace
+from offramp.runtime.recording import record
 from small import ladder_of, rows_of, trace_of
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.cutting import ladder
+from offramp.building.cutting import ladder
 from offramp.errors import BadData, BadNetwork, UnknownName
-from offramp.plan import Plan
-from offramp.recording import record
+from offramp.plans.plan import Plan
+from offramp.runtime.recording import record
 from small import NAN_MARK, conv, dense, ladder_of, rows_of, spoiled
 
 X, Y = rows_of(70).numpy(), np.arange(70) % 3

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from offramp import replacement
+from offramp._support import replacement
+from offramp._support.files import read_json, write_json
+from offramp._support.ownership import FolderKind
+from offramp._support.replacement import read_whole, replacing, replacing_folder, restored
 from offramp.errors import BadFile
-from offramp.files import read_json, write_json
-from offramp.ownership import FolderKind
-from offramp.replacement import read_whole, replacing, replacing_folder, restored
 
 KIND = FolderKind("a pair", "a.json", "pair", frozenset({"a.json", "b.json"}))
 own = KIND.require_own
@@ -200,7 +200,7 @@ from pathlib import Path
 
 sys.path.insert(0, sys.argv[1])
 from test_replacement import pair, own, replacement, restored, write_pair
-from offramp.replacement import read_whole
+from offramp._support.replacement import read_whole
 
 home, how, ways = Path(sys.argv[2]), sys.argv[3], sys.argv[4]
 if ways == "two renames":

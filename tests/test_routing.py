@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from offramp.plan import Plan, choose
-from offramp.trace import Trace
+from offramp.plans.plan import Plan, choose
+from offramp.plans.trace import Trace
 from small import trace_of
 
 THRESHOLDS = {"small": (1.5, 0.25), "middle": (math.inf,)}

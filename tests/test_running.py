@@ -11,11 +11,12 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp import opening, running
-from offramp.cutting import ladder
+from offramp.building.cutting import ladder
 from offramp.errors import BadInput
-from offramp.plan import Plan
-from offramp.trace import WHY
+from offramp.plans.plan import Plan
+from offramp.plans.trace import WHY
+from offramp.runtime import running
+from offramp.runtime import session as opening
 from small import INF_MARK, NAN_MARK, Counting, conv, dense, ladder_of, rows_of, spoiled
 
 
@@ -201,7 +202,7 @@ class Clock:
 
 def timed_runner(net, plan, ms, monkeypatch):
     """A runner whose parts all have a 95th percentile of `ms` at any size."""
-    from offramp.measuring import Percentile
+    from offramp.runtime.measuring import Percentile
 
     monkeypatch.setattr(opening, "percentiles", lambda parts, rows: tuple(Percentile((1,), (ms,)) for _ in parts))
     monkeypatch.setattr(Percentile, "__call__", lambda self, count: self.ms[0])

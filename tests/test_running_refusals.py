@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.cutting import ladder
+from offramp.building.cutting import ladder
 from offramp.errors import BadData, BadNetwork, OpenAgain
-from offramp.plan import Plan
+from offramp.plans.plan import Plan
 from small import dense, ladder_of, rows_of
 
 

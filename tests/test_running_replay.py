@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.cutting import cut, ladder
-from offramp.nodes import Gate
-from offramp.plan import BAND, Plan
-from offramp.trace import WHY, Trace
+from offramp.building.cutting import cut, ladder
+from offramp.networks.nodes import Gate
+from offramp.plans.plan import BAND, Plan
+from offramp.plans.trace import WHY, Trace
 from small import INF_MARK, NAN_MARK, dense, ladder_of, moved, rows_of, spoiled, whole_numbers
 
 PLANS, BATCHES, POOL = 400, 4, 96  # 9 networks x 400 plans x 4 batches = 14,400

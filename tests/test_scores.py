@@ -11,13 +11,13 @@ import pytest
 import torch
 
 import offramp as off
-from offramp import scores as module
+from offramp._support.files import read_arrays, to_document, write_arrays
+from offramp.building.factories import make_gate
 from offramp.errors import BadInput, BadNetwork
-from offramp.factories import make_gate
-from offramp.files import read_arrays, to_document, write_arrays
-from offramp.nodes import Scorer, Seen
-from offramp.scores import ScoreRange, scores_in
-from offramp.trace import Trace
+from offramp.networks.nodes import Scorer, Seen
+from offramp.plans import scores as module
+from offramp.plans.scores import ScoreRange, scores_in
+from offramp.plans.trace import Trace
 from small import ladder_of, rows_of, trace_of
 
 SHELF = ["margin", "max_prob", "max_logit", "neg_entropy", "patience", "agreement", "ensemble", "uncertainty"]

@@ -12,14 +12,14 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.benching import bench
-from offramp.cutting import cut
+from offramp.building.cutting import cut
 from offramp.errors import BadInput, NeverTaught, OpenAgain
 from offramp.layers.front import Front
-from offramp.nodes import Exit
-from offramp.plan import Plan
-from offramp.recording import record
-from offramp.segmenting import points_of, segments_of
+from offramp.networks.nodes import Exit
+from offramp.partition.segmenting import points_of, segments_of
+from offramp.plans.plan import Plan
+from offramp.runtime.benching import bench
+from offramp.runtime.recording import record
 from small import Reader, Stages, cut_of, dense, images_of, moved, rows_of, seeded, stages
 
 NEVER = {"stem": math.inf, "blocks.0": math.inf}

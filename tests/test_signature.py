@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.cutting import cut
-from offramp.plan import Plan
-from offramp.signature import Input
+from offramp.building.cutting import cut
+from offramp.plans.plan import Plan
+from offramp.plans.signature import Input
 from small import moved, seeded
 
 TOKENS = 12

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.cutting import ladder
+from offramp._support.files import checksum, read_json, write_json
+from offramp.building.cutting import ladder
+from offramp.building.factories import make_gate
 from offramp.errors import BadFile, BadInput, NewerSchema, OfframpError
-from offramp.factories import make_gate
-from offramp.files import checksum, read_json, write_json
 from offramp.gates.confidence import margin, max_prob
 from offramp.gates.tempered import Tempered
 from offramp.layers.front import Front

@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.cutting import cut
+from offramp._support.files import read_json, write_json
+from offramp.building.cutting import cut
 from offramp.errors import BadFile, BadInput
-from offramp.files import read_json, write_json
 from offramp.layers.front import Front
-from offramp.plan import Plan
+from offramp.plans.plan import Plan
 from small import NAMES, cut_of, dense, images_of, ladder_of, moved, rows_of, seeded, stages
 
 KINDS = (torch.float16, torch.bfloat16, torch.float64)

@@ -8,7 +8,7 @@ from torch import nn
 
 import offramp as off
 from offramp.errors import BadNetwork
-from offramp.taps import logits_in
+from offramp.networks.taps import logits_in
 
 FLAT = torch.randn(4, 3)
 OTHER = torch.randn(4, 5)

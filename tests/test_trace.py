@@ -8,12 +8,12 @@ import math
 import numpy as np
 import pytest
 
+from offramp._support.files import from_document, read_arrays, to_document, write_arrays
 from offramp.errors import BadData, BadFile, BadInput, Mismatch, NewerSchema, UnknownName
-from offramp.files import from_document, read_arrays, to_document, write_arrays
 from offramp.guarantees.risks import Risk, find_risk
-from offramp.plan import Plan, choose
-from offramp.provenance import Origin
-from offramp.trace import SCHEMA, WHY, Trace, _digest
+from offramp.plans.plan import Plan, choose
+from offramp.plans.provenance import Origin
+from offramp.plans.trace import SCHEMA, WHY, Trace, _digest
 from small import trace_of
 
 

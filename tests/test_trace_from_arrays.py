@@ -8,7 +8,7 @@ import pytest
 import offramp as off
 from offramp.data.rows import digests_of
 from offramp.errors import BadData, BadInput, Mismatch, OverlappingRows, UnknownName
-from offramp.trace import Trace
+from offramp.plans.trace import Trace
 from small import ladder_of
 
 N = 900

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp import trained
 from offramp.fitting.teaching import recipe_of
-from offramp.provenance import SeenRows
-from offramp.recipe import Recipe
-from offramp.trained import remember, rows_behind, snapshot
+from offramp.networks import trained
+from offramp.networks.recipe import Recipe
+from offramp.networks.trained import remember, rows_behind, snapshot
+from offramp.plans.provenance import SeenRows
 from small import rows_of, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::offramp.errors.BetterExit")  # made-up models

@@ -11,7 +11,7 @@ from torch import nn
 
 from offramp.errors import OpenAgain
 from offramp.gates.tempered import Tempered
-from offramp.watch import Watch
+from offramp.runtime.staleness import Watch
 from small import dense, ladder_of
 
 

@@ -14,8 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from offramp.building.weights import load_weights
 from offramp.errors import BadFile, Notice
-from offramp.weights import load_weights
 
 
 class Small(nn.Module):

@@ -8,10 +8,10 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 import offramp as off
-from offramp.cutting import cut, ladder
+from offramp.building.cutting import cut, ladder
 from offramp.errors import BadInput, BadNetwork
-from offramp.plan import Plan
-from offramp.wrappers import unwrapped
+from offramp.networks.wrappers import unwrapped
+from offramp.plans.plan import Plan
 from small import dense, ladder_of, rows_of
 
 
@@ -95,7 +95,7 @@ def test_what_cannot_be_unwrapped_is_refused_in_a_sentence(model, says):
 @pytest.mark.parametrize(("thing", "told"), [("net", "the text 'net': load it first"), (dense(0), "got a Linear")])
 def test_what_is_no_network_is_told_so(verb, thing, told, tmp_path):
     plan, x = Plan.by_hand({}), rows_of(4)
-    from offramp.benching import bench
+    from offramp.runtime.benching import bench
 
     calls = {
         "open": lambda: off.open(thing, plan),

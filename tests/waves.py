@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from offramp.cutting import cut
-from offramp.network import Network
+from offramp.building.cutting import cut
+from offramp.networks.network import Network
 
 
 @torch.no_grad()

@@ -16,50 +16,50 @@ TYPE_CHECKING = False  # that of typing, which takes a moment to import, and Ctr
 if TYPE_CHECKING:
     from typing import Any
 
+    from offramp.building.cutting import cut as cut
+    from offramp.building.cutting import ladder as ladder
+    from offramp.building.saving import load as load
+    from offramp.building.saving import save as save
     from offramp.calibration.calibrating import calibrate as calibrate
     from offramp.calibration.checking import check as check
-    from offramp.cutting import cut as cut
-    from offramp.cutting import ladder as ladder
     from offramp.data.rows import rows as rows
     from offramp.deploy.exporting import export as export
     from offramp.fitting.teaching import fit as fit
     from offramp.guarantees.risks import Risk as Risk
-    from offramp.network import Network as Network
-    from offramp.nodes import Exit as Exit
-    from offramp.nodes import Gate as Gate
-    from offramp.opening import open as open
-    from offramp.opening import run as run
-    from offramp.plan import Plan as Plan
-    from offramp.recording import record as record
+    from offramp.networks.network import Network as Network
+    from offramp.networks.nodes import Exit as Exit
+    from offramp.networks.nodes import Gate as Gate
+    from offramp.plans.plan import Plan as Plan
+    from offramp.plans.trace import Trace as Trace
     from offramp.reporting.page import report as report
-    from offramp.running import Runner as Runner
-    from offramp.storing import load as load
-    from offramp.storing import save as save
-    from offramp.trace import Trace as Trace
+    from offramp.runtime.recording import record as record
+    from offramp.runtime.running import Runner as Runner
+    from offramp.runtime.session import open as open
+    from offramp.runtime.session import run as run
 
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Exit": "nodes",
-    "Gate": "nodes",
-    "Network": "network",
-    "Plan": "plan",
+    "Exit": "networks.nodes",
+    "Gate": "networks.nodes",
+    "Network": "networks.network",
+    "Plan": "plans.plan",
     "Risk": "guarantees.risks",
-    "Runner": "running",
-    "Trace": "trace",
+    "Runner": "runtime.running",
+    "Trace": "plans.trace",
     "calibrate": "calibration.calibrating",
     "check": "calibration.checking",
-    "cut": "cutting",
+    "cut": "building.cutting",
     "export": "deploy.exporting",
     "fit": "fitting.teaching",
-    "ladder": "cutting",
-    "load": "storing",
-    "open": "opening",
-    "record": "recording",
+    "ladder": "building.cutting",
+    "load": "building.saving",
+    "open": "runtime.session",
+    "record": "runtime.recording",
     "report": "reporting.page",
     "rows": "data.rows",
-    "run": "opening",
-    "save": "storing",
+    "run": "runtime.session",
+    "save": "building.saving",
 }
 
 __all__ = sorted(_HOMES)

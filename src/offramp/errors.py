@@ -38,7 +38,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from offramp.plan import Plan
+    from offramp.plans.plan import Plan
 
 
 class OfframpError(Exception):

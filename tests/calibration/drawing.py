@@ -8,8 +8,8 @@ import numpy as np
 
 from offramp.errors import NoSafePlan
 from offramp.guarantees.risks import find_risk
-from offramp.plan import Plan
-from offramp.trace import Trace
+from offramp.plans.plan import Plan
+from offramp.plans.trace import Trace
 from small import trace_of
 
 DRAWS = 400

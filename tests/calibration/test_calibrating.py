@@ -15,9 +15,9 @@ from offramp.calibration.path import shared_path
 from offramp.calibration.search import exits_of
 from offramp.errors import BadData, BadInput, Mismatch, NoSafePlan, OutOfBudget, OverlappingRows, UnknownName
 from offramp.guarantees.risks import Risk, find_risk
-from offramp.plan import Plan
-from offramp.provenance import Origin
-from offramp.trace import Trace
+from offramp.plans.plan import Plan
+from offramp.plans.provenance import Origin
+from offramp.plans.trace import Trace
 from small import ladder_of, rows_of, trace_of
 
 

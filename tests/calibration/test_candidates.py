@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from offramp.calibration.candidates import in_order, losses_up_to, trade_offs
 from offramp.calibration.search import Problem, exits_of
 from offramp.guarantees.risks import Risk, find_risk
-from offramp.plan import BAND, choose
+from offramp.plans.plan import BAND, choose
 from small import trace_of
 
 SCORES = st.sampled_from([-np.inf, -1.0, 0.0, 0.00005, 0.0001, 0.5, 0.50005, 0.5002, 1.0, 7.0, np.inf, np.nan])

@@ -15,9 +15,9 @@ from offramp.calibration.search import exits_of
 from offramp.errors import BadInput, NoSafePlan, OutOfBudget
 from offramp.guarantees import bounds
 from offramp.guarantees.testing import order_from
-from offramp.plan import BAND, Plan
-from offramp.scores import ScoreRange
-from offramp.trace import Trace
+from offramp.plans.plan import BAND, Plan
+from offramp.plans.scores import ScoreRange
+from offramp.plans.trace import Trace
 from small import trace_of
 
 

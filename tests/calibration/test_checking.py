@@ -12,8 +12,8 @@ import offramp as off
 from offramp.calibration.calibrating import calibrate
 from offramp.calibration.checking import check, told
 from offramp.errors import BadInput, OverlappingRows
-from offramp.plan import Plan
-from offramp.trace import Trace
+from offramp.plans.plan import Plan
+from offramp.plans.trace import Trace
 
 POPULATION = population()
 

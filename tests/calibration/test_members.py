@@ -9,9 +9,9 @@ import pytest
 
 from offramp.calibration.calibrating import calibrate
 from offramp.calibration.members import warn_of_order
-from offramp.chain import Chain, Node
 from offramp.errors import BadInput, DearFirst
-from offramp.trace import Header, Trace
+from offramp.plans.chain import Chain, Node
+from offramp.plans.trace import Header, Trace
 from small import trace_of
 
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.calibration.path import CLEARANCE, shared_path
-from offramp.plan import BAND, FLOAT32_MAX
-from offramp.provenance import ROUNDED
-from offramp.scores import ScoreRange
+from offramp.plans.plan import BAND, FLOAT32_MAX
+from offramp.plans.provenance import ROUNDED
+from offramp.plans.scores import ScoreRange
 
 PROBABILITY = ScoreRange(0.0, 1.0, saturates=(1.0,))
 ENTROPY = ScoreRange(high=0.0, saturates=(0.0,))

@@ -26,8 +26,8 @@ from torch.utils.data import DataLoader, RandomSampler, Subset, TensorDataset
 import offramp as off
 from offramp.calibration.calibrating import calibrate
 from offramp.errors import BadInput, NoSafePlan, OverlappingRows
-from offramp.plan import Plan, Promise
-from offramp.trace import Trace
+from offramp.plans.plan import Plan, Promise
+from offramp.plans.trace import Trace
 from small import ladder_of, rows_of, trace_of
 
 THINNED = DRAWS // 4  # in the fast suite
@@ -377,7 +377,7 @@ def test_no_copy_is_chosen_for_its_label():
     rows = trace_of(4000, seed=6)
     label = np.concatenate([np.zeros(4000, int), np.ones(4000, int)])
     doubled = with_columns(renumbered(joined(rows, rows)), label=label)
-    from offramp.draws import one_of_each
+    from offramp.plans.draws import one_of_each
 
     counted = label[one_of_each(doubled.columns)]
     assert abs(counted.mean() - 0.5) < 0.04

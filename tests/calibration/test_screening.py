@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from offramp.calibration.screening import GRIDS, Screened, above, front, screen
 from offramp.errors import BadInput, UnknownName
-from offramp.plan import choose
-from offramp.trace import Trace
+from offramp.plans.plan import choose
+from offramp.plans.trace import Trace
 from small import trace_of
 
 MACS = (1.0, 2.0, 8.0)

@@ -16,7 +16,7 @@ from offramp.calibration.cuts import cuts_of
 from offramp.calibration.families import families, powers_of
 from offramp.calibration.search import Point, Problem, best, cheapest, evaluate, exits_of, frontier
 from offramp.errors import BadData, BadInput
-from offramp.plan import choose
+from offramp.plans.plan import choose
 
 AWKWARD = [0.0, -0.0, 1.0, float(np.nextafter(np.float32(1), np.float32(2))), -2.5, 3e38, -3e38, 2e-45]
 floats = st.sampled_from([*AWKWARD, np.inf, -np.inf, np.nan]).map(np.float32)

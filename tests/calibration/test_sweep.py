@@ -14,7 +14,7 @@ from offramp.calibration import sweep as sweep_module
 from offramp.calibration.listed import Listed
 from offramp.calibration.path import shared_path
 from offramp.calibration.sweep import band_edges, sweep
-from offramp.plan import BAND, choose
+from offramp.plans.plan import BAND, choose
 
 AROUND = [0.0, 0.00005, 0.0001, 0.0002, 0.5, 0.50005, 0.5001, 0.5002, 1.0, 1.0001, 7.0, -1.0, 3e38, -3e38]
 SCORES = st.sampled_from([*AROUND, np.inf, -np.inf, np.nan]).map(np.float32)

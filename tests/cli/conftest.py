@@ -76,7 +76,7 @@ not_a_risk = 3
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """network/, two weights, calibration.npz, test.npz, plan.json and users_own.py: copied by `place`."""
     pytest.importorskip("sklearn")
-    from offramp import demo
+    from offramp.cli import demonstration as demo
 
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch, demo.one_thread():

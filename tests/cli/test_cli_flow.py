@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from typed import CALIBRATION, TEST, contents, offramp
 
-from offramp.plan import Plan
-from offramp.trace import Trace
+from offramp.plans.plan import Plan
+from offramp.plans.trace import Trace
 
 RUNGS = ("--model", "offramp:digits_small", "--weights", "digits_small.safetensors",
          "--model", "offramp:digits_large", "--weights", "digits_large.safetensors")  # fmt: skip

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from typed import TEST, contents
 
-from offramp.trace import Trace
+from offramp.plans.trace import Trace
 
 WAIT = 900  # seconds: against hanging, not against slow machines
 

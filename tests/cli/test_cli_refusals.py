@@ -13,9 +13,9 @@ import pytest
 import torch
 from typed import CALIBRATION, TEST, contents, offramp
 
-from offramp.plan import Plan
-from offramp.provenance import Origin
-from offramp.trace import Trace
+from offramp.plans.plan import Plan
+from offramp.plans.provenance import Origin
+from offramp.plans.trace import Trace
 
 PAIR = ("--model", "offramp:digits_small", "--model", "offramp:digits_large")
 

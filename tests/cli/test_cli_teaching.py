@@ -6,7 +6,7 @@ import pytest
 from typed import CALIBRATION, TEST, contents, offramp
 
 import offramp as off
-from offramp.recipe import Recipe
+from offramp.networks.recipe import Recipe
 
 CUT = ("cut", "offramp:digits_large", "--weights", "digits_large.safetensors", "--example", "digits[0:4]")
 TRAIN = "digits[0:200]"

@@ -12,7 +12,7 @@ from offramp.comparing.cells import plain_of
 from offramp.comparing.comparing import Comparison, Result
 from offramp.comparing.figures import Figures, Point, figures_of, figures_of_plain
 from offramp.comparing.settings import Method, Settings
-from offramp.trace import Trace
+from offramp.plans.trace import Trace
 from small import Stages, trace_of
 
 MACS = (1.0, 3.0, 9.0)

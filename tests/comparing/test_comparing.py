@@ -14,7 +14,7 @@ import torch
 from made_up import DIGITS, contents, file_of
 
 import offramp as off
-from offramp.checks import stopping
+from offramp._support.files import read_json
 from offramp.comparing import cells, checking, comparing
 from offramp.comparing.cells import Cell
 from offramp.comparing.comparing import Comparison, compare
@@ -23,8 +23,8 @@ from offramp.comparing.reading import read_settings
 from offramp.comparing.settings import Method
 from offramp.comparing.spreadsheets import CLOCKS, CURVES, RESULTS, write_spreadsheets
 from offramp.errors import BadInput, OverlappingRows
-from offramp.files import read_json
-from offramp.trace import Trace
+from offramp.plans.trace import Trace
+from offramp.testing import stopping
 
 pytest.importorskip("sklearn")
 pytest.importorskip("accelerate")

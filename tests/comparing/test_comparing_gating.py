@@ -9,15 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from offramp._support.find import find, names
+from offramp.building.factories import make_gate
 from offramp.comparing import gating
 from offramp.comparing.gating import regated, rescored
 from offramp.data.rows import rows
 from offramp.errors import BadInput, UnknownName
-from offramp.factories import make_gate
-from offramp.find import find, names
-from offramp.nodes import Gate, Seen
-from offramp.recording import record
-from offramp.trace import Header, Trace
+from offramp.networks.nodes import Gate, Seen
+from offramp.plans.trace import Header, Trace
+from offramp.runtime.recording import record
 from small import cut_of, images_of, ladder_of, rows_of
 
 ROWS = 100  # more than are recorded to compare
@@ -116,7 +116,7 @@ def test_a_network_with_other_gates_is_otherwise_the_same() -> None:
 
 
 def rows_learned():
-    from offramp.provenance import SeenRows
+    from offramp.plans.provenance import SeenRows
 
     return SeenRows("made up", "0", np.array([1, 2], np.uint64))
 

@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp import find
-from offramp.checks import check_recipe
+from offramp._support import find
 from offramp.errors import BadNetwork
 from offramp.fitting.teaching import recipe_of
 from offramp.models.signal_resnet import SignalResNet
-from offramp.recipe import Phase, Recipe
+from offramp.networks.recipe import Phase, Recipe
 from offramp.recipes.distill import Distill
+from offramp.testing import check_recipe
 from small import cut_of, images_of, ladder_of, seeded
 
 RECIPES = sorted(file.stem for file in (find.HOUSE / "recipes").glob("*.py") if not file.stem.startswith("_"))

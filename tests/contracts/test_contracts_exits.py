@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from offramp import find
-from offramp.checks import check_exit, example_seen
+from offramp._support import find
+from offramp.building.factories import make_exit
 from offramp.errors import BadNetwork
 from offramp.exits.added import Added
 from offramp.exits.attentive import Attentive, Squeezed
@@ -20,8 +20,8 @@ from offramp.exits.selective import Selective, selective
 from offramp.exits.strided import Strided
 from offramp.exits.surest import Surest
 from offramp.exits.whole import Mean
-from offramp.factories import make_exit
-from offramp.nodes import Exit
+from offramp.networks.nodes import Exit
+from offramp.testing import check_exit, example_seen
 from small import seeded
 
 MADE = {

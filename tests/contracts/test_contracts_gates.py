@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 
-from offramp import find
-from offramp.checks import check_gate, example_seen
-from offramp.factories import make_gate
+from offramp._support import find
+from offramp.building.factories import make_gate
 from offramp.gates.commitment import Commitment
 from offramp.gates.tempered import Tempered
-from offramp.nodes import Gate
+from offramp.networks.nodes import Gate
+from offramp.testing import check_gate, example_seen
 
 READS = ("a", "b")
 MADE = {

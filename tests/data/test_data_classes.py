@@ -17,9 +17,9 @@ from PIL import Image
 from torch import nn
 
 import offramp as off
+from offramp.building.factories import make_front
 from offramp.data.rows import Rows, rows
 from offramp.errors import BadData, BadFile, BadNetwork, Notice
-from offramp.factories import make_front
 
 NAMES = ("rot 0", "rot_180", "rot_270", "ünder")
 PER_CLASS = 3

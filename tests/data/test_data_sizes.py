@@ -15,10 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 from written_files import write_idx
 
-from offramp import files
+from offramp._support import files
+from offramp._support.files import HEADER, read_arrays, require_memory, write_arrays
 from offramp.data.rows import rows
 from offramp.errors import BadFile
-from offramp.files import HEADER, read_arrays, require_memory, write_arrays
 
 MANY = 300 * 2**20  # bytes, of zeros
 
@@ -55,7 +55,7 @@ READ = """
 import sys
 from offramp.errors import OfframpError
 from offramp.data.rows import rows
-from offramp.trace import Trace
+from offramp.plans.trace import Trace
 try:
     Trace.load(sys.argv[1]) if len(sys.argv) > 2 else rows(f"npz:{sys.argv[1]}")
 except OfframpError as problem:

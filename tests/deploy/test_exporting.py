@@ -15,12 +15,12 @@ from torch import nn
 
 import offramp as off
 from compiled import CASES, SIZES, middling
-from offramp.chain import passages
+from offramp._support.files import digest_file, read_json, write_json
 from offramp.deploy import run as program
 from offramp.errors import BadFile, BadInput, BadNetwork, Mismatch, MissingExtra
-from offramp.files import digest_file, read_json, write_json
-from offramp.nodes import Gate
-from offramp.plan import BAND, Plan, choose
+from offramp.networks.nodes import Gate
+from offramp.plans.chain import passages
+from offramp.plans.plan import BAND, Plan, choose
 from small import INF_MARK, NAN_MARK, cut_of, images_of, ladder_of, rows_of, spoiled
 
 pytest.importorskip("onnxscript")

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 import offramp as off
-from offramp.files import checksum, digest_file, read_json, write_json
-from offramp.plan import Plan
+from offramp._support.files import checksum, digest_file, read_json, write_json
+from offramp.plans.plan import Plan
 from small import ladder_of, rows_of
 
 pytest.importorskip("onnxscript")

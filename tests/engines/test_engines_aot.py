@@ -9,10 +9,10 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.checks import check_engine
-from offramp.engine import engine_of
 from offramp.errors import BadInput, BadNetwork, Mismatch
-from offramp.plan import Plan
+from offramp.plans.plan import Plan
+from offramp.runtime.engine import engine_of
+from offramp.testing import check_engine
 from small import ladder_of, rows_of
 
 X = rows_of(70)

@@ -18,15 +18,15 @@ from torch import nn
 
 import offramp as off
 from compiled import CASES, SIZES, middling
-from offramp import graphs
-from offramp.engine import engine_of
+from offramp._support.find import find_file
+from offramp.building.factories import make_gate
 from offramp.errors import BadData, BadInput, BadNetwork, Mismatch, MissingExtra, OpenAgain
-from offramp.factories import make_gate
-from offramp.find import find_file
 from offramp.gates.tempered import Tempered
-from offramp.nodes import Gate
-from offramp.plan import BAND, Plan
-from offramp.running import TURNS
+from offramp.networks.nodes import Gate
+from offramp.plans.plan import BAND, Plan
+from offramp.runtime import graphs
+from offramp.runtime.engine import engine_of
+from offramp.runtime.running import TURNS
 from small import cut_of, dense, images_of, ladder_of, rows_of
 from texts import encoder, texts
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.checks import check_engine
-from offramp.engine import engine_of
 from offramp.engines import _cuda_graphs
 from offramp.engines import torch as eager
 from offramp.engines._cuda_graphs import SIZES, Replayed
 from offramp.errors import BadInput, BadNetwork
-from offramp.plan import Plan
+from offramp.plans.plan import Plan
+from offramp.runtime.engine import engine_of
+from offramp.testing import check_engine
 from small import cut_of, images_of, ladder_of, rows_of
 
 BATCHES = (1, 2, 3, 5, 8, 33, 64, 65, 100)

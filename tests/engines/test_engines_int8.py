@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.benching import bench
-from offramp.engine import engine_of
 from offramp.errors import BadData, BadInput, Mismatch, OverlappingRows
-from offramp.nodes import Seen
+from offramp.networks.nodes import Seen
+from offramp.runtime.benching import bench
+from offramp.runtime.engine import engine_of
 from small import cut_of, images_of, ladder_of, rows_of
 
 pytest.importorskip("onnxscript")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.find import find_file
-from offramp.plan import Plan
+from offramp._support.find import find_file
+from offramp.plans.plan import Plan
 from small import ladder_of, rows_of
 
 pytest.importorskip("onnxscript")
@@ -25,7 +25,7 @@ faulthandler.enable()
 import numpy as np, torch
 from onnx import TensorProto, helper
 from offramp.engines import openvino
-from offramp.onnx_graphs import Graph
+from offramp.runtime.onnx_graphs import Graph
 
 ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["B", 3]) for name in ("x", "a")]
 graph = helper.make_graph([helper.make_node("Relu", ["x"], ["a"])], "a", ends[:1], ends[1:])

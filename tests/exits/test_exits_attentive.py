@@ -9,9 +9,9 @@ import torch
 import offramp as off
 from offramp.errors import BadNetwork
 from offramp.exits.attentive import Attentive, attentive, bottleneck
-from offramp.measuring import macs
-from offramp.nodes import Seen
-from offramp.plan import Plan
+from offramp.networks.nodes import Seen
+from offramp.plans.plan import Plan
+from offramp.runtime.measuring import macs
 from small import cut_of, images_of, moved, seeded, sizes
 from waves import wave_of, waves
 

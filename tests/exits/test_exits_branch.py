@@ -8,7 +8,7 @@ from torch import nn
 
 from offramp.errors import BadNetwork
 from offramp.exits.branch import Branch, branch
-from offramp.nodes import Seen
+from offramp.networks.nodes import Seen
 
 
 def test_each_convolution_halves_rounding_up():

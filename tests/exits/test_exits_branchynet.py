@@ -7,12 +7,12 @@ from functools import partial
 import pytest
 import torch
 
+from offramp.building.factories import make_exit
+from offramp.building.saving import _exit_of
 from offramp.errors import BadInput, BadNetwork
 from offramp.exits.branchynet import Residual, b_alexnet_1, b_alexnet_2, b_resnet_1, b_resnet_2
-from offramp.factories import make_exit
-from offramp.measuring import macs
-from offramp.nodes import Seen
-from offramp.storing import _exit_of
+from offramp.networks.nodes import Seen
+from offramp.runtime.measuring import macs
 from small import sizes
 from waves import wave_of, waves
 

@@ -9,10 +9,10 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import offramp as off
+from offramp.building.factories import make_exit
 from offramp.errors import BadNetwork
 from offramp.exits.cascade import Cascade, CascadeConv
-from offramp.factories import make_exit
-from offramp.nodes import Seen
+from offramp.networks.nodes import Seen
 from small import cut_of, images_of, ladder_of
 from waves import wave, wave_of
 

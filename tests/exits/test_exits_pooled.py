@@ -7,7 +7,7 @@ import torch
 
 from offramp.errors import BadInput, BadNetwork
 from offramp.exits.pooled import Pooled, linear, linear_grid, mlp
-from offramp.nodes import Seen
+from offramp.networks.nodes import Seen
 
 
 def test_the_mean_over_positions():

@@ -9,7 +9,7 @@ from torch import nn
 from offramp.errors import BadNetwork
 from offramp.exits.sdn import Internal, sdn
 from offramp.exits.surest import Surest
-from offramp.nodes import Seen
+from offramp.networks.nodes import Seen
 
 
 @pytest.mark.parametrize(("side", "kernel"), [(32, 8), (16, 4), (13, 3), (9, 2)])

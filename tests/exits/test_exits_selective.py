@@ -9,8 +9,8 @@ import torch
 import offramp as off
 from offramp.errors import BadInput, BadNetwork
 from offramp.exits.selective import Selective, selective
-from offramp.nodes import Seen
-from offramp.plan import Plan
+from offramp.networks.nodes import Seen
+from offramp.plans.plan import Plan
 from small import cut_of, images_of, moved, seeded
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from offramp.exits.whole import Mean, Own
-from offramp.nodes import Seen
+from offramp.networks.nodes import Seen
 
 
 def test_own_is_what_the_model_gave():

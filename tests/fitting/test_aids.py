@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.checks import check_resumes, check_same
 from offramp.errors import BadNetwork
-from offramp.recipe import Phase, Recipe
+from offramp.networks.recipe import Phase, Recipe
+from offramp.testing import check_resumes, check_same
 from small import cut_of, images_of
 
 X = images_of(48)

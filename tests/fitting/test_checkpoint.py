@@ -11,11 +11,11 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.checks import stopping
+from offramp._support.files import read_json, write_json
 from offramp.errors import BadFile, BadInput, Mismatch
-from offramp.files import read_json, write_json
-from offramp.recipe import Phase, Recipe, plain
+from offramp.networks.recipe import Phase, Recipe, plain
 from offramp.recipes.joint import Joint
+from offramp.testing import stopping
 from small import cut_of, images_of
 
 X = images_of(70)

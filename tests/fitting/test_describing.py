@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import offramp as off
+from offramp._support.find import files
 from offramp.errors import BadInput, UnknownName
-from offramp.find import files
 from offramp.fitting.describing import arguments, described
 from offramp.fitting.teaching import recipe_of
 from small import cut_of, images_of

@@ -9,7 +9,7 @@ import torch
 import offramp as off
 from offramp.fitting import pooling
 from offramp.fitting.pooling import Pooling
-from offramp.recipe import poolable
+from offramp.networks.recipe import poolable
 from small import cut_of, images_of, ladder_of, rows_of
 
 X = images_of(40)

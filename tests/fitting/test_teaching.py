@@ -25,7 +25,7 @@ from offramp.errors import (
     UnknownName,
 )
 from offramp.fitting.teaching import recipe_of
-from offramp.recipe import Phase, Recipe
+from offramp.networks.recipe import Phase, Recipe
 from offramp.recipes.hinge import Hinge
 from offramp.recipes.joint import Joint
 from small import cut_of, images_of, ladder_of, rows_of

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import offramp as off
+from offramp.building.factories import make_gate
 from offramp.errors import BadInput
-from offramp.factories import make_gate
 from offramp.gates.agreement import Agreement
 from offramp.gates.confidence import margin
 from offramp.gates.ensemble import Ensemble
 from offramp.gates.patience import Patience
 from offramp.gates.uncertainty import Uncertainty
-from offramp.nodes import Scorer, Seen
+from offramp.networks.nodes import Scorer, Seen
 from small import cut_of, images_of, ladder_of, rows_of
 from waves import wave_of
 

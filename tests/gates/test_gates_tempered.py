@@ -7,11 +7,11 @@ import math
 import pytest
 import torch
 
-from offramp.checks import example_seen
+from offramp.building.factories import make_gate
 from offramp.errors import BadInput
-from offramp.factories import make_gate
 from offramp.gates.tempered import Tempered
-from offramp.nodes import Gate, Seen
+from offramp.networks.nodes import Gate, Seen
+from offramp.testing import example_seen
 
 
 def of(name: str, temperature: float) -> Tempered:

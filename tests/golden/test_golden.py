@@ -10,7 +10,7 @@ import torch
 from write_golden import rows
 
 import offramp as off
-from offramp.plan import Promise
+from offramp.plans.plan import Promise
 
 HERE = Path(__file__).parent
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 
 import offramp as off
-from offramp.factories import make_gate
+from offramp.building.factories import make_gate
 from offramp.gates.tempered import Tempered
 from offramp.layers.front import Front
 from offramp.models.digits import digits_small
-from offramp.network import Network
+from offramp.networks.network import Network
 
 HERE = Path(__file__).parent
 SPEC = "offramp:digits_small"

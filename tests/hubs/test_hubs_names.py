@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import offramp as off
+from offramp.building.factories import front_of, make_model, model_from_file
 from offramp.errors import BadInput, MissingExtra, UnknownName
-from offramp.factories import front_of, make_model, model_from_file
 
 CFG = {
     "input_size": (3, 32, 32),

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from offramp.layers.adaptive_depth import AdaptiveDepth, Halt, depths
-from offramp.taps import listening
+from offramp.networks.taps import listening
 from small import seeded
 
 

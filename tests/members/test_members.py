@@ -404,7 +404,7 @@ def test_an_onnx_file_must_be_whole(tmp_path):
 
 def test_onnx_files_and_estimators_by_name(tmp_path):
     pytest.importorskip("onnxruntime")
-    from offramp.factories import make_model, model_from_file
+    from offramp.building.factories import make_model, model_from_file
 
     weights = written(tmp_path / "large.onnx")
     made = make_model(f"onnx:{tmp_path / 'large.onnx'}?gives=logits")

@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
+from offramp.building.factories import make_model
 from offramp.data.rows import rows
 from offramp.errors import BadData
-from offramp.factories import make_model
-from offramp.measuring import macs
-from offramp.models.cifar_resnet import Block, front
+from offramp.layers.residual import Block
+from offramp.models.cifar_resnet import front
+from offramp.runtime.measuring import macs
 
 SIZES = {
     "resnet20": (269_722, 40.6),

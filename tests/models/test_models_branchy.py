@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.factories import front_of, make_exit, make_model
-from offramp.measuring import macs
+from offramp.building.factories import front_of, make_exit, make_model
+from offramp.layers.residual import as_first_edition
 from offramp.models.alexnet import alexnet, front
-from offramp.models.branchy_resnet import BranchyResNet, as_first_edition
-from offramp.nodes import Seen
-from offramp.plan import Plan
+from offramp.models.branchy_resnet import BranchyResNet
+from offramp.networks.nodes import Seen
+from offramp.plans.plan import Plan
+from offramp.runtime.measuring import macs
 from small import moved, seeded, sizes
 from waves import wave_of, waves
 

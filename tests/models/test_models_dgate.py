@@ -11,13 +11,13 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import offramp as off
-from offramp import find
-from offramp.factories import front_of, make_model
-from offramp.measuring import macs
+from offramp._support import find
+from offramp.building.factories import front_of, make_model
 from offramp.models.cifar_bottleneck import Bottleneck
 from offramp.models.cifar_densenet import DenseLayer, Transition
-from offramp.segmenting import segments_of
-from offramp.taps import listening
+from offramp.networks.taps import listening
+from offramp.partition.segmenting import segments_of
+from offramp.runtime.measuring import macs
 from small import moved
 
 SIZES = {  # parameters, millions of MACs, and (cut, shape, millions of MACs up to there)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
+from offramp.building.factories import front_of, make_model
 from offramp.errors import BadData
-from offramp.factories import front_of, make_model
-from offramp.measuring import macs
+from offramp.runtime.measuring import macs
 
 
 @pytest.mark.parametrize(

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 import offramp as off
-from offramp import find
+from offramp._support import find
+from offramp.building.factories import front_of, make_model
 from offramp.exits.branch import b_lenet
-from offramp.factories import front_of, make_model
-from offramp.measuring import macs
 from offramp.models.lenet import front, lenet
-from offramp.nodes import Seen
-from offramp.plan import Plan
+from offramp.networks.nodes import Seen
+from offramp.plans.plan import Plan
+from offramp.runtime.measuring import macs
 from small import moved, seeded, sizes
 
 

@@ -8,7 +8,7 @@ import torch
 
 import offramp as off
 from counter import colours, costs_of_exits
-from offramp.factories import front_of, make_exit, make_model
+from offramp.building.factories import front_of, make_exit, make_model
 from offramp.models.msdnet import MSDNet, msdnet_even, msdnet_growing
 from offramp.models.msdnet_imagenet import msdnet_imagenet
 from offramp.models.ranet import ranet

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 import offramp as off
 from counter import colours, costs_of_exits
-from offramp.factories import front_of, make_model
+from offramp.building.factories import front_of, make_model
 from offramp.models.ranet import RANet, RanetBlock, Sizes, ranet, ranet_growing
 from offramp.recipes.joint import Joint
 from small import seeded

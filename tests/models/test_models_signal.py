@@ -8,13 +8,13 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 import offramp as off
+from offramp.building.factories import front_of, make_model
 from offramp.exits.pooled import linear_peaks
-from offramp.factories import front_of, make_model
-from offramp.measuring import macs
 from offramp.models.signal_resnet import SignalResNet
-from offramp.nodes import Seen
-from offramp.plan import Plan
+from offramp.networks.nodes import Seen
+from offramp.plans.plan import Plan
 from offramp.recipes.distill import soft_cross_entropy
+from offramp.runtime.measuring import macs
 from small import moved, seeded
 
 

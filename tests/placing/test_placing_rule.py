@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from offramp.placing.rule import Place, chosen, expected, leaving, probed
+from offramp.building.placement.rule import Place, chosen, expected, leaving, probed
 
 
 def place(name, reach, head, *, share, rows=100, start=0):

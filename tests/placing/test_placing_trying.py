@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 import offramp as off
+from offramp.building.placement.trying import _Looked, placed
 from offramp.errors import BadData, BadInput, BadNetwork, OverlappingRows
-from offramp.inputs import as_inputs
-from offramp.nodes import Exit
-from offramp.placing.trying import _Looked, placed
+from offramp.networks.inputs import as_inputs
+from offramp.networks.nodes import Exit
 from paying import WIDTH, Heavy, Lift, lifted, parity, signs, with_identity_first
 from texts import encoder, texts
 
@@ -90,8 +90,8 @@ def test_a_model_of_one_layer_has_no_place():
 @pytest.mark.slow
 def test_digits():
     pytest.importorskip("sklearn")
-    from offramp import demo
-    from offramp.factories import front_of, make_model
+    from offramp.building.factories import front_of, make_model
+    from offramp.cli import demonstration as demo
 
     torch.manual_seed(0)
     model, front = make_model("offramp:digits_large"), front_of("offramp:digits_large")

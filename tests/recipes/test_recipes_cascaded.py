@@ -9,8 +9,8 @@ from torch import nn
 import offramp as off
 from offramp.errors import BadInput, BadNetwork
 from offramp.gates.commitment import Commitment
-from offramp.nodes import Seen
-from offramp.recipe import Lesson, View
+from offramp.networks.nodes import Seen
+from offramp.networks.recipe import Lesson, View
 from offramp.recipes._together import seen_of
 from offramp.recipes.cascaded import Cascaded, blocks_of
 from small import cut_of, images_of, ladder_of

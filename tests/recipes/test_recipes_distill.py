@@ -7,8 +7,8 @@ import torch
 
 import offramp as off
 from offramp.errors import BadInput, BadNetwork, UnknownName
-from offramp.nodes import Exit
-from offramp.recipe import Lesson, View
+from offramp.networks.nodes import Exit
+from offramp.networks.recipe import Lesson, View
 from offramp.recipes.distill import Distill, soft_cross_entropy
 from offramp.recipes.patience import Patience, depth_weights
 from small import cut_of, images_of

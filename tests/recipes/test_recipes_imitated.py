@@ -6,10 +6,10 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.demo import fit as trained
+from offramp.cli.demonstration import fit as trained
 from offramp.errors import BadInput, BadNetwork, OverlappingRows
 from offramp.models.digits import front
-from offramp.recipe import Lesson, View
+from offramp.networks.recipe import Lesson, View
 from offramp.recipes.imitated import Imitated
 from small import cut_of, images_of, ladder_of, seeded
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from offramp.errors import GapNotReached
-from offramp.recipe import Whole
+from offramp.networks.recipe import Whole
 from offramp.recipes import _linear
 from offramp.recipes._linear import solve_exit
 from small import cut_of

@@ -10,7 +10,7 @@ from torch import nn
 
 import offramp as off
 from offramp.errors import BadInput, BadNetwork
-from offramp.recipe import Lesson, View
+from offramp.networks.recipe import Lesson, View
 from offramp.recipes.objective import (
     BALANCE,
     PRICES,

@@ -9,9 +9,9 @@ import offramp as off
 from offramp.errors import BadInput, BadNetwork
 from offramp.layers.adaptive_depth import depths
 from offramp.models.signal_resnet import SignalResNet
+from offramp.networks.taps import listening
 from offramp.recipes.distill import Distill
 from offramp.recipes.pondered import Pondered, priced
-from offramp.taps import listening
 from small import cut_of, seeded
 
 X = torch.randn(96, 1, 48, generator=torch.Generator().manual_seed(3))

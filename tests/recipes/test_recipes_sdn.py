@@ -7,7 +7,7 @@ import torch
 
 import offramp as off
 from offramp.errors import BadInput, BadNetwork
-from offramp.recipe import Lesson, View
+from offramp.networks.recipe import Lesson, View
 from offramp.recipes.sdn import Sdn, ramp
 from small import cut_of, images_of
 

@@ -7,7 +7,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from offramp.errors import BadInput
-from offramp.recipe import Lesson, View
+from offramp.networks.recipe import Lesson, View
 from offramp.recipes.synergy import Synergy, layer_weights
 from small import cut_of, images_of
 

@@ -14,8 +14,8 @@ import offramp as off
 from offramp.errors import BadInput, BadNetwork
 from offramp.exits.added import Added
 from offramp.exits.pooled import Pooled
-from offramp.nodes import Exit
-from offramp.recipe import Lesson, View
+from offramp.networks.nodes import Exit
+from offramp.networks.recipe import Lesson, View
 from offramp.recipes._equilibrium import equilibrium
 from offramp.recipes._schedules import cosine, dropped
 from offramp.recipes.boosted import Boosted, add_up

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import offramp as off
 from offramp.errors import BadInput, BadNetwork
-from offramp.recipe import Lesson, View
+from offramp.networks.recipe import Lesson, View
 from offramp.recipes.weighted import LAYERS, Weighted, losses_of, other_values, routed, trial, weigh
 from small import cut_of, images_of, ladder_of, seeded
 from waves import toy, toy_rows, wave

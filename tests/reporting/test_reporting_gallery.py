@@ -11,10 +11,10 @@ from test_reporting_page import images, made
 
 from offramp.data.rows import digests_of, rows
 from offramp.errors import BadData
-from offramp.plan import Plan
+from offramp.plans.plan import Plan
+from offramp.plans.trace import Trace
 from offramp.reporting.gallery import PICTURES, data_uri, gallery
 from offramp.reporting.view import view_of
-from offramp.trace import Trace
 
 Image = pytest.importorskip("PIL.Image")
 

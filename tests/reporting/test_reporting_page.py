@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from offramp.calibration.calibrating import calibrate
-from offramp.chain import Chain, Node
 from offramp.data.rows import digests_of, fingerprint_of
 from offramp.errors import BadData, BadInput, Mismatch, MissingExtra
-from offramp.plan import Plan
-from offramp.provenance import Origin
+from offramp.plans.chain import Chain, Node
+from offramp.plans.plan import Plan
+from offramp.plans.provenance import Origin
+from offramp.plans.trace import Header, Trace
 from offramp.reporting.page import report
 from offramp.reporting.view import view_of
-from offramp.trace import Header, Trace
 
 pytest.importorskip("plotly")
 pytest.importorskip("PIL")

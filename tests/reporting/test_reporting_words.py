@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from offramp.evaluation import Measured
+from offramp.plans.evaluation import Measured
 from offramp.reporting.words import risk_figure, risk_title
 
 

@@ -9,19 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from offramp.arguments import percentage, require_number
+from offramp._support.arguments import percentage, require_number
 from offramp.calibration.candidates import problem_of as problem_of
 from offramp.calibration.certifying import Certifier, Tested
 from offramp.calibration.members import warn_of_order
 from offramp.calibration.rows import Selected, independent_rows, searched_and_certified, unseen_rows
 from offramp.calibration.search import best, frontier
-from offramp.draws import require_repeats
 from offramp.errors import BadInput, Mismatch, NoSafePlan, OutOfBudget
 from offramp.guarantees.bounds import find_bound, rows_needed
 from offramp.guarantees.risks import Risk, find_risk
-from offramp.plan import Plan, Promise
-from offramp.pricing import check_unit
-from offramp.trace import Trace
+from offramp.plans.draws import require_repeats
+from offramp.plans.plan import Plan, Promise
+from offramp.plans.pricing import check_unit
+from offramp.plans.trace import Trace
 
 TESTING = ("path", "pareto")
 SEARCH_SHARE = 0.4  # of the rows, for Pareto testing without search rows of its own

@@ -14,7 +14,7 @@ import numpy as np
 from offramp.calibration.search import Problem, frontier
 from offramp.calibration.sweep import BLOCK
 from offramp.guarantees.risks import NAMED, Risk
-from offramp.trace import Trace
+from offramp.plans.trace import Trace
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

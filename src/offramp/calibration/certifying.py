@@ -19,8 +19,6 @@ from offramp.calibration.candidates import in_order, losses_up_to, problem_of, t
 from offramp.calibration.listed import Listed
 from offramp.calibration.path import UNKNOWN, shared_path
 from offramp.calibration.sweep import Sweep, sweep
-from offramp.chain import Step
-from offramp.draws import order_of
 from offramp.guarantees.bounds import (
     CELLS,
     Bound,
@@ -33,8 +31,10 @@ from offramp.guarantees.bounds import (
 )
 from offramp.guarantees.risks import Risk
 from offramp.guarantees.testing import fixed_sequence
-from offramp.pricing import called
-from offramp.trace import Trace
+from offramp.plans.chain import Step
+from offramp.plans.draws import order_of
+from offramp.plans.pricing import called
+from offramp.plans.trace import Trace
 
 POINTS = 100  # candidates of Pareto testing
 IN_SIGHT = 33  # plans looked at for the smallest level in sight

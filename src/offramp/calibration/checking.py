@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from offramp.arguments import percentage, require_number
+from offramp._support.arguments import percentage, require_number
 from offramp.calibration.rows import Selected, independent_rows
-from offramp.evaluation import Evaluation, Measured
 from offramp.guarantees.risks import Risk, find_risk
-from offramp.plan import Plan
-from offramp.trace import Trace
+from offramp.plans.evaluation import Evaluation, Measured
+from offramp.plans.plan import Plan
+from offramp.plans.trace import Trace
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 
 from offramp.errors import DearFirst
-from offramp.trace import Trace
+from offramp.plans.trace import Trace
 
 
 def warn_of_order(trace: Trace, unit: str = "macs", batch: int = 64) -> None:

@@ -1,6 +1,6 @@
 """The path fixed beforehand: thresholds shared by all gates, known before any row is seen.
 
-What the gates declare of their scores (`offramp.scores.ScoreRange`) shapes it, and nothing else does: a
+What the gates declare of their scores (`offramp.plans.scores.ScoreRange`) shapes it, and nothing else does: a
 threshold that was chosen by looking at the tested rows could not be tested on them.
 """
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from offramp.plan import BAND, FLOAT32_MAX
-from offramp.scores import ScoreRange
+from offramp.plans.plan import BAND, FLOAT32_MAX
+from offramp.plans.scores import ScoreRange
 
 Array = np.ndarray[Any, np.dtype[Any]]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offramp.draws import (
+from offramp.errors import BadInput, OverlappingRows
+from offramp.plans.draws import (
     Array,
     canonical,
     one_of_each,
@@ -17,9 +18,8 @@ from offramp.draws import (
     require_repeats,
     split_of,
 )
-from offramp.errors import BadInput, OverlappingRows
-from offramp.provenance import SeenRows, named, refuse_learned
-from offramp.trace import Trace
+from offramp.plans.provenance import SeenRows, named, refuse_learned
+from offramp.plans.trace import Trace
 
 
 @dataclass(frozen=True)

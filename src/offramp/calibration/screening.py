@@ -13,15 +13,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from offramp._support.find import unknown
 from offramp.calibration.candidates import problem_of
 from offramp.calibration.cuts import Bools, Singles, cuts_of
 from offramp.calibration.search import evaluate
 from offramp.errors import BadInput
-from offramp.find import unknown
 from offramp.guarantees.risks import find_risk
-from offramp.plan import FLOAT32_MAX, Plan, choose
-from offramp.pricing import check_unit
-from offramp.trace import Trace
+from offramp.plans.plan import FLOAT32_MAX, Plan, choose
+from offramp.plans.pricing import check_unit
+from offramp.plans.trace import Trace
 
 GRIDS = {  # entropies in nats; ten classes have at most ln 10 = 2.3, so that at 3, 5 and 10 everyone leaves
     "lenet": (1e-4, 5e-4, 1e-3, 5e-3, 0.01, 0.025, 0.05, 0.075, 0.1, 0.25, 0.5, 0.75, 1.0, 2.0, 3.0, 5.0, 10.0),

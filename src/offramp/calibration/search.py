@@ -28,7 +28,7 @@ from offramp.calibration.survey import (
 )
 from offramp.calibration.sweep import BLOCK
 from offramp.errors import BadData, BadInput, OutOfBudget
-from offramp.provenance import BAND
+from offramp.plans.provenance import BAND
 
 FINE = 4  # places kept along the cost axis for every frontier point asked for
 ROUNDING = 1e-12  # a limit counts as held up to this share of its scale

@@ -31,10 +31,10 @@ def compare(file: File, output: OutputFolder, as_json: AsJson = False) -> None:
         recipe = "joint"
         gates = ["own", "max_prob"]
     """
+    from offramp._support.replacement import require_own_file
     from offramp.comparing.comparing import compare as compared
     from offramp.comparing.page import write_page
     from offramp.comparing.spreadsheets import require_own_tables, write_spreadsheets
-    from offramp.replacement import require_own_file
     from offramp.reporting.frame import MARK, plotly_library
     from offramp.reporting.words import percent
 

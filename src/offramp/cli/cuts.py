@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.arguments import words
+from offramp._support.arguments import words
+from offramp.building.placement.flags import exits_at, require_placing_flags
 from offramp.cli.options import AsJson, GateName, OutputFolder, require_apart, writable
 from offramp.cli.places import figures, placed_for
 from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
-from offramp.placing.flags import exits_at, require_placing_flags
 
 if TYPE_CHECKING:
     from torch import nn
@@ -102,9 +102,9 @@ def cut(
       offramp cut hf:bert-sst2/ --at bert.encoder.layer.3 --exit linear_masked \
         --length input_ids,attention_mask --example 'tsv:dev.tsv?tokenizer=bert-sst2/[0:8]' -o network/
     """
-    from offramp.cutting import cut as made
-    from offramp.provenance import union
-    from offramp.storing import FOLDER, save
+    from offramp.building.cutting import cut as made
+    from offramp.building.saving import FOLDER, save
+    from offramp.plans.provenance import union
 
     writable(output, folder=True)
     FOLDER.require_own(Path(output))
@@ -148,9 +148,9 @@ def inspect(
     Example:
       offramp inspect offramp:resnet20 --example 'cifar10:data[0:8]'
     """
-    from offramp.inputs import as_inputs, count_of, texts_of
-    from offramp.measuring import pace
-    from offramp.segmenting import check_cut, points_of
+    from offramp.networks.inputs import as_inputs, count_of, texts_of
+    from offramp.partition.segmenting import check_cut, points_of
+    from offramp.runtime.measuring import pace
 
     module, before = _model(model, weights, front)
     batch = as_inputs(_rows(example, before, TIMED_ROWS))
@@ -179,7 +179,7 @@ def _cells(point: CutPoint, time_share: float | None) -> tuple[str, ...]:
 
 
 def _model(spec: str, weights: str | None, front: str) -> tuple[nn.Module, nn.Module | None]:
-    from offramp.factories import front_of, make_front, make_model
+    from offramp.building.factories import front_of, make_front, make_model
 
     return make_model(spec, weights), front_of(spec) if front == "auto" else make_front(front)
 

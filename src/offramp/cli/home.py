@@ -15,7 +15,7 @@ from offramp.cli.options import AsJson
 from offramp.cli.printing import answer, note, table
 
 if TYPE_CHECKING:
-    from offramp.demo import Story
+    from offramp.cli.demonstration import Story
 
 Folder = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write into.")]
 
@@ -32,8 +32,8 @@ def demo(output: Folder = "offramp-demo", as_json: AsJson = False) -> None:
       offramp demo -o offramp-demo/
     """
     from offramp.calibration.checking import verdict
-    from offramp.demo import AT_MOST
-    from offramp.demo import demo as told
+    from offramp.cli.demonstration import AT_MOST
+    from offramp.cli.demonstration import demo as told
 
     try:
         story = told(output, say=lambda text: note(text if text.startswith("#") else f"$ {text}"))
@@ -146,8 +146,8 @@ def _extras() -> dict[str, list[str]]:
 
 def _shelves() -> dict[str, list[str]]:
     """What can be named at the command line."""
+    from offramp._support.find import files, find, names
     from offramp.data import specs
-    from offramp.find import files, find, names
 
     def functions(shelf: str) -> list[str]:
         """Those of the names that make something; the others are classes, which saved networks name."""

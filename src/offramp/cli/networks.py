@@ -14,7 +14,7 @@ from offramp.cli.printing import answer
 from offramp.errors import BadInput
 
 if TYPE_CHECKING:
-    from offramp.network import Network
+    from offramp.networks.network import Network
 
 Models = Annotated[
     list[str],
@@ -66,7 +66,7 @@ def ladder(
       offramp ladder --model offramp:resnet20 --weights r20.safetensors \
         --model offramp:resnet56 --weights r56.safetensors -o network/
     """
-    from offramp.storing import FOLDER, save
+    from offramp.building.saving import FOLDER, save
 
     writable(output, folder=True)
     FOLDER.require_own(Path(output))
@@ -88,10 +88,10 @@ def _network(
     answers: str,
     example: str | None,
 ) -> Network:
-    from offramp.cutting import ladder as stacked
+    from offramp._support.find import find
+    from offramp.building.cutting import ladder as stacked
+    from offramp.building.factories import front_of, make_front, make_gate, make_model
     from offramp.data.rows import proposing, rows
-    from offramp.factories import front_of, make_front, make_gate, make_model
-    from offramp.find import find
 
     files, fronts = _beside(model, weights, "--weights", "-"), _beside(model, front, "--front", "auto")
     names = _beside(model, name, "--name", "") if name else _unique(model)
@@ -121,7 +121,7 @@ def _beside(models: Sequence[str], given: Sequence[str] | None, option: str, def
 
 def _unique(models: Sequence[str]) -> list[str]:
     """The last word of each spec (of a hub's the name, of a file its stem); of equal ones the later get a number."""
-    from offramp.find import files
+    from offramp._support.find import files
 
     names: list[str] = []
     for spec in models:

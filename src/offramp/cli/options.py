@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.arguments import pairs
+from offramp._support.arguments import pairs
 from offramp.errors import BadInput
 
 if TYPE_CHECKING:
     from offramp.guarantees.risks import Risk
-    from offramp.network import Network
-    from offramp.plan import Plan
-    from offramp.trace import Trace
+    from offramp.networks.network import Network
+    from offramp.plans.plan import Plan
+    from offramp.plans.trace import Trace
 
 NetworkFolder = Annotated[str, typer.Argument(metavar="NETWORK", help="Folder written by `offramp ladder` or `cut`.")]
 PlanFile = Annotated[
@@ -91,8 +91,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 
 def network_of(folder: str, models: list[str] | None, fronts: list[str] | None, gates: list[str] | None) -> Network:
     """The network in a folder, with the models, fronts and gates that its user gives again."""
-    from offramp.factories import make_front, make_gate, make_model
-    from offramp.storing import GiveAgain, load
+    from offramp.building.factories import make_front, make_gate, make_model
+    from offramp.building.saving import GiveAgain, load
 
     model = {rung: make_model(spec, fetch=False) for rung, spec in pairs(models, "--model").items()}
     front = {rung: make_front(spec) for rung, spec in pairs(fronts, "--front-of").items()}
@@ -115,7 +115,7 @@ def network_of(folder: str, models: list[str] | None, fronts: list[str] | None, 
 
 def plan_of(path: str, thresholds: list[str] | None) -> Plan:
     """The plan in a file, or by hand for `-`; thresholds that are given replace those of the file."""
-    from offramp.plan import Plan
+    from offramp.plans.plan import Plan
 
     by_hand = {gate: number(value, f"--threshold {gate}=") for gate, value in pairs(thresholds, "--threshold").items()}
     if path == "-":
@@ -131,7 +131,7 @@ def plan_of(path: str, thresholds: list[str] | None) -> Plan:
 def trace_of(path: str, rows: str | None) -> Trace:
     """The trace in a file, or the rows `a:b` of it."""
     from offramp.data import specs
-    from offramp.trace import Trace
+    from offramp.plans.trace import Trace
 
     trace = Trace.load(path)
     if rows is None:
@@ -145,7 +145,7 @@ def risk_of(name: str | None) -> str | Risk | None:
     """A risk by its name, or the user's own for `my.module:my_risk`."""
     if name is None or ":" not in name:
         return name
-    from offramp.find import imported
+    from offramp._support.find import imported
     from offramp.guarantees.risks import find_risk
 
     return find_risk(imported(name))
@@ -174,7 +174,7 @@ def writable(path: str | None, *, kinds: Mapping[str, tuple[bytes, str]] | None 
     """
     if path is None:
         return
-    from offramp.replacement import require_own_file, require_writable
+    from offramp._support.replacement import require_own_file, require_writable
 
     place = Path(path)
     if kinds is not None and place.suffix not in kinds:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from offramp.arguments import pairs
+from offramp._support.arguments import pairs
 from offramp.cli.options import AsJson, PlanFile, RowRange, Threshold, TraceFile, plan_of, trace_of, writable
 from offramp.cli.printing import answer
 

@@ -10,7 +10,7 @@ from offramp.cli.printing import table
 if TYPE_CHECKING:
     from torch import nn
 
-    from offramp.placing.trying import Placing
+    from offramp.building.placement.trying import Placing
 
 
 def placed_for(
@@ -25,8 +25,8 @@ def placed_for(
     """Where exits pay on the probe rows; None where there are none, and the places are asked for otherwise."""
     if probe is None:
         return None
-    from offramp.inputs import as_inputs, texts_of
-    from offramp.placing.trying import placed
+    from offramp.building.placement.trying import placed
+    from offramp.networks.inputs import as_inputs, texts_of
 
     tried = as_inputs(batch)
     most = None if parts is None else parts - 1

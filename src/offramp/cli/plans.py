@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp.arguments import percentage
+from offramp._support.arguments import percentage
 from offramp.cli.options import (
     AsJson,
     DropSeen,
@@ -28,7 +28,7 @@ from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
 
 if TYPE_CHECKING:
-    from offramp.plan import Plan
+    from offramp.plans.plan import Plan
 
 SomeTrace = Annotated[str | None, typer.Argument(metavar="TRACE", help="File written by `offramp record`.")]
 PlanOutput = Annotated[
@@ -112,8 +112,8 @@ def calibrate(
         raise BadInput("there is no TRACE, expected a file written by offramp record; give one, or --how-many LEVEL")
     if (at_most is None) == (budget is None):
         raise BadInput("got --at-most and --budget, or neither, expected exactly one of them; give a level, or a share")
+    from offramp._support.files import document_mark
     from offramp.calibration.calibrating import calibrate as calibrated
-    from offramp.files import document_mark
 
     writable(output, kinds={".json": (document_mark("plan"), "plan")})
     recorded = trace_of(trace, rows)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from offramp.data.rows import Rows
-    from offramp.running import Runner
+    from offramp.runtime.running import Runner
 
     Columns = dict[str, np.ndarray[Any, np.dtype[Any]]]
 
@@ -73,9 +73,9 @@ def run(
     Example:
       offramp run network/ plan.json 'cifar10:data[5000:10000]' -o answers.csv
     """
+    from offramp._support.files import document_mark
     from offramp.data.rows import proposing, rows_for
-    from offramp.files import document_mark
-    from offramp.opening import open as opened
+    from offramp.runtime.session import open as opened
 
     table_mark = ",".join(COLUMNS[:3]).encode()
     writable(output, kinds={".npz": (document_mark("answers"), "answers"), ".csv": (table_mark, "table of answers")})
@@ -123,8 +123,8 @@ def bench(
     """
     import torch
 
-    from offramp.benching import bench as timed
     from offramp.data.rows import rows
+    from offramp.runtime.benching import bench as timed
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -139,7 +139,7 @@ def _answers(runner: Runner, source: Rows, size: int, deadline_ms: float | None)
     """Columns over all rows, and the seconds that the network took for them."""
     import numpy as np
 
-    from offramp.progress import track
+    from offramp._support.progress import track
 
     total = None if source.length is None else -(-source.length // size)
     chunks: list[Columns] = []
@@ -184,7 +184,7 @@ def _shown(body: dict[str, Any]) -> list[object]:
 
 
 def _write(output: str, columns: Columns, plan: str) -> None:
-    from offramp.files import to_document, write_arrays, write_csv
+    from offramp._support.files import to_document, write_arrays, write_csv
 
     if Path(output).suffix == ".npz":
         told = {name: columns[name] for name in COLUMNS}

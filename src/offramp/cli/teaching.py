@@ -23,7 +23,7 @@ from offramp.cli.options import (
 from offramp.cli.printing import answer, main_process, note
 from offramp.errors import BadInput
 
-RECIPE = "offramp.recipe"  # the key under which the command keeps the name of the recipe
+RECIPE = "offramp.networks.recipe"  # the key under which the command keeps the name of the recipe
 
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write the network to.")]
 
@@ -128,10 +128,10 @@ def fit(
       offramp fit network/ 'cifar10/train:data' --recipe hinge \
         --development 'cifar10:data[0:1000]' -o taught/
     """
-    from offramp.arguments import arguments_of
+    from offramp._support.arguments import arguments_of
+    from offramp.building.saving import save
     from offramp.fitting.teaching import fit as fitted
     from offramp.fitting.teaching import recipe_of
-    from offramp.storing import save
 
     _require_places(network, output, folder, cache, overwrite=overwrite)
     method, net = recipe_of(recipe, **arguments_of(arguments)), network_of(network, model, front_of, gate_of)
@@ -171,8 +171,8 @@ def _tell_where_it_begins(folder: str | None) -> None:
     """A word where there is nothing to go on from. Raises BadInput without a folder."""
     if not folder:
         raise BadInput("got --resume without --folder, expected the folder of the run; give it")
+    from offramp._support.replacement import restored
     from offramp.fitting.checkpoint import FOLDER
-    from offramp.replacement import restored
 
     if not restored(Path(folder) / "checkpoint", FOLDER.require_own).is_dir():
         note(f"{folder} holds no checkpoint: teaching begins at the start")
@@ -180,7 +180,7 @@ def _tell_where_it_begins(folder: str | None) -> None:
 
 def _require_places(network: str, output: str, *beside: str | None, overwrite: bool) -> None:
     """Raise, before anything is taught, where an output could not be written in the end, or would replace an input."""
-    from offramp.storing import FOLDER
+    from offramp.building.saving import FOLDER
 
     for place in (output, *beside):
         writable(place, folder=True)

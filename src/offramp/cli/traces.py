@@ -21,7 +21,7 @@ from offramp.cli.options import (
 from offramp.cli.printing import answer, main_process, table
 
 if TYPE_CHECKING:
-    from offramp.trace import Trace
+    from offramp.plans.trace import Trace
 
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The .npz file to write.")]
 Keep = Annotated[
@@ -56,8 +56,8 @@ def record(
     Example:
       offramp record network/ 'cifar10:data[1000:5000]' -o trace.npz
     """
-    from offramp.files import document_mark
-    from offramp.recording import record as recorded
+    from offramp._support.files import document_mark
+    from offramp.runtime.recording import record as recorded
 
     writable(output, kinds={".npz": (document_mark("trace"), "trace")})
     net = network_of(network, model, front_of, gate_of)

@@ -21,27 +21,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from offramp.arguments import arguments_of
-from offramp.benching import bench
+from offramp._support.arguments import arguments_of
+from offramp._support.files import read_json, write_json
+from offramp.building.cutting import cut, ladder
+from offramp.building.factories import FROM_FILES, front_of, make_front, make_model
+from offramp.building.saving import load, save
 from offramp.calibration.rows import unseen_rows
 from offramp.comparing.cuts import example_of, free_of, places_of
 from offramp.comparing.figures import Figures, best_within, figures_of, figures_of_plain, plain_of
 from offramp.comparing.gating import regated, rescored
 from offramp.comparing.settings import OWN, Method, Settings
-from offramp.cutting import cut, ladder
 from offramp.data.rows import rows
-from offramp.engine import engine_of
 from offramp.errors import BadInput, BetterExit
-from offramp.factories import FROM_FILES, front_of, make_front, make_model
-from offramp.files import read_json, write_json
 from offramp.fitting.teaching import fit, recipe_of
-from offramp.network import Network, plain_network
-from offramp.nodes import Exit, Gate
-from offramp.provenance import union
-from offramp.recording import record
-from offramp.rungs import BACKBONE, Rung
-from offramp.storing import load, save
-from offramp.trace import Trace
+from offramp.networks.members import BACKBONE, Rung
+from offramp.networks.network import Network, plain_network
+from offramp.networks.nodes import Exit, Gate
+from offramp.plans.provenance import union
+from offramp.plans.trace import Trace
+from offramp.runtime.benching import bench
+from offramp.runtime.engine import engine_of
+from offramp.runtime.recording import record
 
 KIND, SCHEMA = "comparison", 1
 TIMED = 256  # rows

@@ -6,19 +6,19 @@ from collections.abc import Sequence
 
 import torch
 
-from offramp.arguments import arguments_of, pairs, require_number
+from offramp._support.arguments import arguments_of, pairs, require_number
+from offramp._support.find import files, find
+from offramp.building.factories import exit_factory, make_front, make_gate, make_model, model_factory
 from offramp.comparing.cuts import free_of
 from offramp.comparing.settings import OWN, Method, Settings
 from offramp.data.rows import rows
-from offramp.draws import require_repeats
-from offramp.engine import engine_of
 from offramp.errors import BadInput
-from offramp.factories import exit_factory, make_front, make_gate, make_model, model_factory
-from offramp.find import files, find
 from offramp.fitting.lessons import roll_of
 from offramp.fitting.teaching import recipe_of
 from offramp.guarantees.risks import find_risk
-from offramp.provenance import SeenRows
+from offramp.plans.draws import require_repeats
+from offramp.plans.provenance import SeenRows
+from offramp.runtime.engine import engine_of
 
 
 def require_known(settings: Settings) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from offramp._support.files import require_writable
 from offramp.comparing.cells import Cell
 from offramp.comparing.checking import require_apart, require_known, require_lengths, require_models
 from offramp.comparing.figures import Figures
 from offramp.comparing.reading import read_settings
 from offramp.comparing.settings import OWN, Method, Settings
-from offramp.files import require_writable
 
 FAR = 0.05  # of accuracy
 

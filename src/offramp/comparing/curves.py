@@ -10,7 +10,7 @@ import numpy as np
 
 from offramp.comparing.comparing import Comparison, Result
 from offramp.comparing.figures import Figures, Point
-from offramp.evaluation import Array
+from offramp.plans.evaluation import Array
 from offramp.reporting.charts import SHARE, SYMBOLS, Figure, figure, safe
 
 COLOURS = tuple(f"--s{number}" for number in range(1, 9))

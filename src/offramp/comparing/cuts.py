@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from offramp.arguments import words
+from offramp._support.arguments import words
+from offramp._support.files import checksum, read_json, write_json
+from offramp.building.placement.trying import placed
 from offramp.comparing.settings import Method, Settings
 from offramp.data.rows import rows
-from offramp.files import checksum, read_json, write_json
-from offramp.inputs import as_inputs, texts_of
-from offramp.placing.trying import placed
-from offramp.provenance import SeenRows
+from offramp.networks.inputs import as_inputs, texts_of
+from offramp.plans.provenance import SeenRows
 
 KIND, SCHEMA = "places", 1
 EXAMPLE = 8  # rows

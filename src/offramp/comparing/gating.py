@@ -8,14 +8,14 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from offramp.chain import Chain
+from offramp.building.factories import make_gate
 from offramp.data.rows import Rows
-from offramp.factories import make_gate
-from offramp.network import Network
-from offramp.nodes import Seen, grade
-from offramp.plan import BAND
-from offramp.recording import record
-from offramp.trace import Array, Trace
+from offramp.networks.network import Network
+from offramp.networks.nodes import Seen, grade
+from offramp.plans.chain import Chain
+from offramp.plans.plan import BAND
+from offramp.plans.trace import Array, Trace
+from offramp.runtime.recording import record
 
 ROWS = 64  # of a recording that tells what other gates cost, and whether their scores come from logits alone
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from pathlib import Path
 
-from offramp.arguments import percentage
+from offramp._support.arguments import percentage
+from offramp._support.files import replacing
 from offramp.comparing.comparing import Comparison
 from offramp.comparing.curves import KINDS, leaving_chart, trade_off_chart
 from offramp.comparing.settings import Method
@@ -20,7 +21,6 @@ from offramp.comparing.tables import (
     statics_table,
     teaching_table,
 )
-from offramp.files import replacing
 from offramp.reporting.frame import MARK, frame, plotly_library, version_text
 from offramp.reporting.markup import Html, chart, folded, join, section, switch, tag
 from offramp.reporting.words import percent

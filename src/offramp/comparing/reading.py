@@ -10,11 +10,11 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from offramp._support.files import read_text
+from offramp._support.find import unknown
+from offramp.building.placement.flags import AUTO, exits_at, require_placing_flags
 from offramp.comparing.settings import Method, Settings
 from offramp.errors import BadFile, BadInput
-from offramp.files import read_text
-from offramp.find import unknown
-from offramp.placing.flags import AUTO, exits_at, require_placing_flags
 
 MOST_BYTES = 1 << 20
 MOST_NUMBER = 1e300

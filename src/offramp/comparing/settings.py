@@ -24,9 +24,9 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from offramp.arguments import words
-from offramp.find import unknown
-from offramp.placing.flags import AUTO, exits_at
+from offramp._support.arguments import words
+from offramp._support.find import unknown
+from offramp.building.placement.flags import AUTO, exits_at
 
 OWN = "own"  # the gate that a network was cut or taught with
 # What means nothing to a network that is not cut, or is not taught; and all that a ladder is made of.

@@ -23,12 +23,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from offramp._support.files import write_csv
+from offramp._support.replacement import require_own_file
 from offramp.comparing.clocks import each_exit, in_use
 from offramp.comparing.comparing import Comparison, Result
 from offramp.comparing.curves import KINDS
 from offramp.comparing.figures import Point
-from offramp.files import write_csv
-from offramp.replacement import require_own_file
 
 START = ("method", "seed", "gate")
 SPLITS = ("splits_low", "splits_median", "splits_high")

@@ -16,10 +16,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from offramp._support.files import Array
 from offramp.data._given import is_frame, labels_advice, listed, of_frame
 from offramp.errors import BadData, BadFile, OfframpError
-from offramp.files import Array
-from offramp.signature import is_label
+from offramp.plans.signature import is_label
 
 Ints: TypeAlias = NDArray[np.int64]
 X: TypeAlias = Array | dict[str, Array]

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 
+from offramp._support.files import Array
+from offramp._support.notices import say
 from offramp.data._check import Ints, brief, name_rows
 from offramp.errors import BadData, BadFile
-from offramp.files import Array
-from offramp.notices import say
 
 TRAINING = ("train", "training")
 SPLITS = (*TRAINING, "val", "valid", "validation", "dev", "development", "eval", "test", "testing")

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from offramp._support.files import Array
 from offramp.errors import BadData
-from offramp.files import Array
 
 LABEL_COLUMNS = ("label", "labels", "target")  # in a data frame of inputs they would give the answer away
 

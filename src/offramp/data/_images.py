@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from offramp._support.files import Array
 from offramp.data._check import reading
 from offramp.errors import BadData, BadFile, MissingExtra
-from offramp.files import Array
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
 ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeAlias, final
 
 import numpy as np
 
+from offramp._support.files import Array
 from offramp.data._check import (
     Ints,
     X,
@@ -28,7 +29,6 @@ from offramp.data._check import (
 )
 from offramp.data._images import from_pil
 from offramp.errors import BadData
-from offramp.files import Array
 
 Chunk: TypeAlias = tuple[X, Ints | None]
 

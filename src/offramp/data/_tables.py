@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, final
 
 import numpy as np
 
+from offramp._support.files import Array, require_memory
 from offramp.data._check import Ints, X, name_rows, reading, to_labels
 from offramp.data._classes import SPLITS, is_split
 from offramp.data._images import AS_THEY_ARE, OtherSize, Resizing, Size, decode, shape_of
 from offramp.errors import BadData, BadFile, MissingExtra
-from offramp.files import Array, require_memory
 
 LABELS = (
     *("label", "labels", "target", "targets", "y", "fine_label", "class", "cls", "category", "class_label"),

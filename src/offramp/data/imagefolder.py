@@ -13,13 +13,13 @@ from typing import final
 
 import numpy as np
 
+from offramp._support.files import Array
+from offramp._support.notices import say
 from offramp.data._check import Ints, X, reading
 from offramp.data._classes import given_names, is_split, names_of, same, say_absent
 from offramp.data._images import ENDINGS, OtherSize, Resizing, Size, decode, resizing, shape_of, told
 from offramp.data.rows import Rows
 from offramp.errors import BadData, BadFile
-from offramp.files import Array
-from offramp.notices import say
 
 KINDS = "PNG, JPEG, BMP, WebP, TIFF, PPM or GIF images"
 NOT_DATA = ("thumbs.db", "desktop.ini")  # written by systems; hidden files are not looked at either

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import numpy as np
 
+from offramp._support.files import Array, require_memory
 from offramp.data._check import reading
 from offramp.data._sources import Arrays
 from offramp.data.rows import Rows
 from offramp.errors import BadData, BadFile
-from offramp.files import Array, require_memory
 
 PREFIX = {"test": "t10k", "train": "train"}
 IMAGES, LABELS = 2051, 2049

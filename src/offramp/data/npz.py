@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from offramp._support.files import Array, npz_sizes, require_memory
+from offramp._support.notices import say
 from offramp.data._check import reading
 from offramp.data._classes import SPLITS, given_names, names_of, numbered, say_absent
 from offramp.data._sources import arrays
 from offramp.data.rows import Rows
 from offramp.errors import BadData, BadFile
-from offramp.files import Array, npz_sizes, require_memory
-from offramp.notices import say
 
 INPUTS = ("x", "images", "image", "img", "data", "features", "pixel_values", "inputs")
 SEVERAL = "x/"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from offramp._support.notices import say
 from offramp.data._classes import given_names, names_of, numbered, say_absent
 from offramp.data._images import AS_THEY_ARE, resizing
 from offramp.data._tables import Table, files_of, label_column, splits_beside
 from offramp.data.rows import Rows
 from offramp.errors import BadData
-from offramp.notices import say
 
 
 def load(

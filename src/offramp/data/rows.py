@@ -30,7 +30,6 @@ from offramp.data._check import (
     same_layout,
 )
 from offramp.data._classes import renumbering
-from offramp.data._digests import digests_of, fingerprint_of, rounded_digests_of
 from offramp.data._images import proposing
 from offramp.data._sources import (
     Indexed,
@@ -44,6 +43,7 @@ from offramp.data._sources import (
     same_labels,
 )
 from offramp.errors import BadData
+from offramp.plans.digests import digests_of, fingerprint_of, rounded_digests_of
 
 __all__ = [
     "Batch",

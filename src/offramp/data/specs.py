@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offramp import find
+from offramp._support import find
 from offramp.data._check import brief
 from offramp.errors import BadData, OfframpError
 

@@ -11,12 +11,12 @@ from typing import NamedTuple, final
 
 import numpy as np
 
+from offramp._support.notices import say
 from offramp.data._check import Ints, X, reading
 from offramp.data._classes import Names, given_names, is_split, names_of, numbered, say_absent
 from offramp.data._texts import Tokenizer
 from offramp.data.rows import Rows
 from offramp.errors import BadData
-from offramp.notices import say
 
 LABELS = ("label", "labels", "target", "targets", "y", "class", "cls", "category", "sentiment")
 TEXTS = ("sentence", "text", "content", "review", "question", "x")

@@ -20,24 +20,24 @@ from typing import Any
 
 import torch
 
-from offramp.ambient import without_autocast
-from offramp.answers import DEEPEST, END, GATE
-from offramp.chain import Step
+from offramp._support.files import digest_file, write_json
+from offramp._support.find import find_file
+from offramp._support.ownership import FolderKind
+from offramp._support.replacement import replacing_folder
 from offramp.deploy.one_file import Stop, one_model
-from offramp.engine import engine_of
 from offramp.errors import BadInput, BadNetwork
-from offramp.files import digest_file, write_json
-from offramp.find import find_file
-from offramp.graphs import graphs_of
-from offramp.inputs import State, as_inputs
-from offramp.network import LOGITS, Network, Part, as_network, described
-from offramp.opening import check_origin
-from offramp.ownership import FolderKind
-from offramp.plan import BAND, Plan
-from offramp.replacement import replacing_folder
-from offramp.running import later
-from offramp.signature import INPUT, Input
-from offramp.signature import example as rows_like
+from offramp.networks.ambient import without_autocast
+from offramp.networks.inputs import State, as_inputs
+from offramp.networks.network import LOGITS, Network, Part, as_network, described
+from offramp.plans.chain import Step
+from offramp.plans.plan import BAND, Plan
+from offramp.plans.signature import INPUT, Input
+from offramp.plans.signature import example as rows_like
+from offramp.runtime.engine import engine_of
+from offramp.runtime.graphs import graphs_of
+from offramp.runtime.outputs import DEEPEST, END, GATE
+from offramp.runtime.running import later
+from offramp.runtime.session import check_origin
 
 SCHEMA = 2  # 1 had no digests
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from offramp.chain import Step
 from offramp.errors import BadNetwork
-from offramp.network import LOGITS, SCORE
-from offramp.onnx_graphs import Graph
+from offramp.networks.network import LOGITS, SCORE
+from offramp.plans.chain import Step
+from offramp.runtime.onnx_graphs import Graph
 
 MOST_BYTES = 2**31 - 1  # of one protobuf message
 OUTPUTS = ("logits", "exit", "why", "flagged")

@@ -12,9 +12,9 @@ import torch
 from numpy.typing import NDArray
 
 from offramp.errors import BadData, BadNetwork, MissingExtra
-from offramp.graphs import Call
-from offramp.inputs import State
-from offramp.onnx_graphs import Graph
+from offramp.networks.inputs import State
+from offramp.runtime.graphs import Call
+from offramp.runtime.onnx_graphs import Graph
 
 Array = NDArray[Any]
 Run = Callable[[Mapping[str, Array]], Sequence[Array]]  # what a graph reads, by name -> what it writes, in order

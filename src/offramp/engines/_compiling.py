@@ -15,12 +15,12 @@ from warnings import catch_warnings, simplefilter
 import torch
 
 from offramp.errors import BadNetwork, OfframpError
-from offramp.graphs import Call, Kept
-from offramp.inputs import State
-from offramp.measuring import tiled
-from offramp.network import Part
-from offramp.programs import program_of, read_by
-from offramp.provenance import BAND
+from offramp.networks.inputs import State
+from offramp.networks.network import Part
+from offramp.plans.provenance import BAND
+from offramp.runtime.graphs import Call, Kept
+from offramp.runtime.measuring import tiled
+from offramp.runtime.programs import program_of, read_by
 
 SIZES = (1, 2, 7)  # of batches that are compared
 

@@ -13,9 +13,9 @@ from threading import Lock
 import torch
 
 from offramp.errors import BadNetwork
-from offramp.inputs import State
-from offramp.network import Part
-from offramp.programs import read_by
+from offramp.networks.inputs import State
+from offramp.networks.network import Part
+from offramp.runtime.programs import read_by
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
 WARMUP = 3  # calls before the recording, for libraries that choose their kernels in the first ones

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from offramp._support.find import find_file
 from offramp.data.rows import Rows, rows
 from offramp.errors import BadData, BadNetwork
-from offramp.find import find_file
-from offramp.inputs import State, as_inputs
-from offramp.network import HANDED, LOGITS, SCORE, Network
-from offramp.onnx_graphs import Graph
+from offramp.networks.inputs import State, as_inputs
+from offramp.networks.network import HANDED, LOGITS, SCORE, Network
+from offramp.runtime.onnx_graphs import Graph
 
 BATCH = 32
 MOST = 2000  # rows that are looked at for scales

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from offramp.chain import Step
 from offramp.engines._arrays import Run, bound, on_arrays, package
 from offramp.engines._quantising import Quantising, scaling_rows
-from offramp.graphs import Call, graphs_of, parts_of
-from offramp.inputs import State
-from offramp.network import Network, Part
-from offramp.onnx_graphs import Graph
+from offramp.networks.inputs import State
+from offramp.networks.network import Network, Part
+from offramp.plans.chain import Step
+from offramp.runtime.graphs import Call, graphs_of, parts_of
+from offramp.runtime.onnx_graphs import Graph
 
 __all__ = ["compiles", "learned", "marks", "open", "version"]
 

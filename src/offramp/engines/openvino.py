@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.chain import Step
 from offramp.engines._arrays import Array, Run, on_arrays, package
-from offramp.graphs import Call, graphs_of, parts_of
-from offramp.inputs import State
-from offramp.network import Network, Part
-from offramp.onnx_graphs import Graph
+from offramp.networks.inputs import State
+from offramp.networks.network import Network, Part
+from offramp.plans.chain import Step
+from offramp.runtime.graphs import Call, graphs_of, parts_of
+from offramp.runtime.onnx_graphs import Graph
 
 __all__ = ["compiles", "open", "version"]
 

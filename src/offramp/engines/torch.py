@@ -18,16 +18,16 @@ from functools import partial
 
 import torch
 
-from offramp.chain import Node, Step
 from offramp.engines._compiling import ahead
 from offramp.engines._cuda_graphs import Replayed
 from offramp.errors import BadData, BadInput, OfframpError
-from offramp.graphs import lazy_parts
-from offramp.inputs import State, arguments, remedy
-from offramp.network import HANDED, LOGITS, SCORE, Network, Part, Segment
-from offramp.nodes import Hands, Seen, answers, grade
-from offramp.segmenting import segments_of
-from offramp.signature import is_input
+from offramp.networks.inputs import State, arguments, remedy
+from offramp.networks.network import HANDED, LOGITS, SCORE, Network, Part, Segment
+from offramp.networks.nodes import Hands, Seen, answers, grade
+from offramp.partition.segmenting import segments_of
+from offramp.plans.chain import Node, Step
+from offramp.plans.signature import is_input
+from offramp.runtime.graphs import lazy_parts
 
 __all__ = ["compiles", "open"]
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
-from offramp.nodes import Seen
+from offramp.networks.nodes import Seen
 
 
 class Tail(nn.Module):

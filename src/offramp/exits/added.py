@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from offramp.errors import BadNetwork
-from offramp.nodes import Exit, Seen
+from offramp.networks.nodes import Exit, Seen
 
 __all__ = ["Added"]
 

@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
-from offramp.nodes import Exit, Seen
+from offramp.networks.nodes import Exit, Seen
 
 __all__ = ["Attentive", "Squeezed", "attentive", "bottleneck"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
-from offramp.models._units import chainer_start
-from offramp.nodes import Exit, Seen
+from offramp.layers._units import chainer_start
+from offramp.networks.nodes import Exit, Seen
 
 __all__ = ["Branch", "b_lenet", "branch"]
 

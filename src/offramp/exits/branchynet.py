@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadInput, BadNetwork
+from offramp.layers._units import chainer_start
 from offramp.layers.lateral import lateral_norm
-from offramp.models._units import chainer_start
-from offramp.models.branchy_resnet import WSCALE, as_first_edition, branchy_block
-from offramp.nodes import Exit, Seen
+from offramp.layers.residual import WSCALE, as_first_edition, branchy_block
+from offramp.networks.nodes import Exit, Seen
 
 __all__ = ["Normed", "Residual", "b_alexnet", "b_alexnet_1", "b_alexnet_2", "b_resnet", "b_resnet_1", "b_resnet_2"]
 

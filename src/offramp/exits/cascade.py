@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from offramp.exits._cascading import Tail
 from offramp.exits._pooling import Mixed, pooled, require_layout, require_pooling, width
-from offramp.nodes import Exit, Seen
+from offramp.networks.nodes import Exit, Seen
 
 __all__ = ["Cascade", "CascadeConv", "cascade", "cascade_conv"]
 

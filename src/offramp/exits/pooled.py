@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from offramp.errors import BadInput, BadNetwork
 from offramp.exits._pooling import pooled, require_layout, require_pooling, width
-from offramp.nodes import Exit, Seen
-from offramp.signature import is_input
+from offramp.networks.nodes import Exit, Seen
+from offramp.plans.signature import is_input
 
 __all__ = ["Pooled", "linear", "linear_grid", "linear_masked", "linear_peaks", "mlp"]
 

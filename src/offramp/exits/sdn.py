@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from offramp.exits._pooling import Mixed
-from offramp.nodes import Exit, Seen
+from offramp.networks.nodes import Exit, Seen
 
 __all__ = ["Internal", "sdn"]
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
 from offramp.exits._pooling import pooled, require_layout, require_pooling, width
-from offramp.nodes import Exit, Seen
+from offramp.networks.nodes import Exit, Seen
 
 __all__ = ["Selective", "selective"]
 

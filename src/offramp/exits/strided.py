@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
-from offramp.nodes import Exit, Seen
+from offramp.networks.nodes import Exit, Seen
 
 __all__ = ["Strided", "strided", "strided_wide"]
 

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.nodes import Exit, Seen
+from offramp.networks.nodes import Exit, Seen
 
 __all__ = ["Mean", "Own"]
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from offramp._support.processes import ALONE, Processes
 from offramp.errors import BadInput, MissingExtra
 from offramp.fitting.history import Epoch
-from offramp.network import Network
-from offramp.processes import ALONE, Processes
-from offramp.recipe import Phase
+from offramp.networks.network import Network
+from offramp.networks.recipe import Phase
 
 PRECISIONS = ("no", "bf16", "fp16")
 Log = Callable[[Epoch, int], None]

@@ -17,15 +17,15 @@ from typing import Any
 from torch import Tensor
 from torch.optim import Optimizer
 
+from offramp._support.files import digest_file, read_json, read_tensors, write_json, write_tensors
+from offramp._support.ownership import ANY_VERSION, FolderKind
+from offramp._support.replacement import read_whole
+from offramp.building.saving import FOLDER as NETWORK_FOLDER
+from offramp.building.saving import saving
 from offramp.errors import BadFile, BadInput, Mismatch
-from offramp.files import digest_file, read_json, read_tensors, write_json, write_tensors
 from offramp.fitting.history import Epoch
-from offramp.network import Network
-from offramp.ownership import ANY_VERSION, FolderKind
-from offramp.replacement import read_whole
-from offramp.rungs import held
-from offramp.storing import FOLDER as NETWORK_FOLDER
-from offramp.storing import saving
+from offramp.networks.members import held
+from offramp.networks.network import Network
 
 SCHEMA = 2  # 1 had no digests
 OPTIMIZER = "optimiser.safetensors"

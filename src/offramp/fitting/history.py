@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from offramp.files import write_csv
+from offramp._support.files import write_csv
 
 
 @dataclass(frozen=True)

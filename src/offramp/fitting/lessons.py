@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from offramp._support.processes import ALONE, Processes
+from offramp._support.progress import track
 from offramp.data.rows import Rows, fingerprint_of, rounded_digests_of
 from offramp.errors import BadData
-from offramp.inputs import State, as_inputs, count_of, given
-from offramp.processes import ALONE, Processes
-from offramp.progress import track
-from offramp.provenance import SeenRows
-from offramp.recipe import Lesson
+from offramp.networks.inputs import State, as_inputs, count_of, given
+from offramp.networks.recipe import Lesson
+from offramp.plans.provenance import SeenRows
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Augment = Callable[[Any], Any]

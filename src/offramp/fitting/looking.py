@@ -7,11 +7,11 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
-from offramp.inputs import State, given
-from offramp.network import Network
-from offramp.nodes import Exit, Seen, answers
-from offramp.recipe import Pools, View, exits_read, pooled_by
-from offramp.rungs import values_of
+from offramp.networks.inputs import State, given
+from offramp.networks.members import values_of
+from offramp.networks.network import Network
+from offramp.networks.nodes import Exit, Seen, answers
+from offramp.networks.recipe import Pools, View, exits_read, pooled_by
 
 Looked = dict[str, dict[str, Tensor]]
 TEACHER = "teacher"

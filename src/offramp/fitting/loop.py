@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from offramp._support.processes import ALONE, Processes
+from offramp._support.progress import track
 from offramp.data.rows import Rows
 from offramp.errors import BadData
 from offramp.fitting.accelerating import Log
@@ -27,10 +29,8 @@ from offramp.fitting.norms import shared_norms
 from offramp.fitting.pooling import Pooling
 from offramp.fitting.stepping import Stepping
 from offramp.fitting.tallying import numbers_of, require_finite, require_rows
-from offramp.network import Network
-from offramp.processes import ALONE, Processes
-from offramp.progress import track
-from offramp.recipe import Phase, Recipe, Whole
+from offramp.networks.network import Network
+from offramp.networks.recipe import Phase, Recipe, Whole
 
 EVERY = 60.0  # seconds between checkpoints in the middle of an epoch
 ECHO = 5.0  # seconds in which a launcher passes a Ctrl-C on that the terminal told its processes too

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from offramp.processes import Processes
+from offramp._support.processes import Processes
 
 
 class _Total(torch.autograd.Function):

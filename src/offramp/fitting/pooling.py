@@ -17,16 +17,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from offramp._support.files import digest_file, read_json, write_json
+from offramp._support.processes import ALONE, Processes
+from offramp._support.progress import track
+from offramp._support.replacement import replacing
 from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of
 from offramp.errors import BadFile
-from offramp.files import digest_file, read_json, write_json
 from offramp.fitting.lessons import LOOKED, Array, Augment, augmented, drawn, seed_torch
 from offramp.fitting.looking import pooled_of
-from offramp.network import Network, described
-from offramp.processes import ALONE, Processes
-from offramp.progress import track
-from offramp.recipe import plain
-from offramp.replacement import replacing
+from offramp.networks.network import Network, described
+from offramp.networks.recipe import plain
 
 KIND, SCHEMA = "pooled", 1
 BATCH = 128

@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from offramp._support.processes import ALONE, Processes
 from offramp.fitting.looking import Looked, Looking
-from offramp.inputs import State
-from offramp.processes import ALONE, Processes
-from offramp.recipe import Losses, Phase
+from offramp.networks.inputs import State
+from offramp.networks.recipe import Losses, Phase
 
 
 class Stepping:

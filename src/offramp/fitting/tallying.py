@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from offramp.errors import BadData, Diverged
 from offramp.fitting.lessons import Lessons
-from offramp.recipe import Losses, Phase, View
+from offramp.networks.recipe import Losses, Phase, View
 
 
 def numbers_of(losses: Losses) -> dict[str, float]:

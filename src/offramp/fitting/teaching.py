@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.ambient import without_autocast
-from offramp.arguments import name_of
+from offramp._support.arguments import name_of
+from offramp._support.files import checksum, require_writable
+from offramp._support.find import find, find_file, imported, unknown
+from offramp._support.processes import Processes, here
+from offramp._support.replacement import restored
 from offramp.data.rows import Rows, proposing, rows_for
-from offramp.dependence import require_read
 from offramp.errors import BadData, BadInput, BadNetwork
-from offramp.files import checksum, require_writable
-from offramp.find import find, find_file, imported, unknown
 from offramp.fitting.accelerating import accelerating, tracking
 from offramp.fitting.checkpoint import FOLDER, load_checkpoint
 from offramp.fitting.history import History
@@ -27,13 +27,13 @@ from offramp.fitting.lessons import Augment, drawn, roll_of
 from offramp.fitting.looking import Looking
 from offramp.fitting.loop import Course, Held, Loop
 from offramp.fitting.pooling import Pooling
-from offramp.inputs import as_inputs, remedy
-from offramp.network import Network, as_network
-from offramp.processes import Processes, here
-from offramp.provenance import SeenRows, union
-from offramp.recipe import Phase, Recipe, plain, poolable
-from offramp.replacement import restored
-from offramp.trained import remember, snapshot
+from offramp.networks.ambient import without_autocast
+from offramp.networks.dependence import require_read
+from offramp.networks.inputs import as_inputs, remedy
+from offramp.networks.network import Network, as_network
+from offramp.networks.recipe import Phase, Recipe, plain, poolable
+from offramp.networks.trained import remember, snapshot
+from offramp.plans.provenance import SeenRows, union
 
 KINDS: dict[str, tuple[type, str]] = {
     "float": (Real, "a number"),

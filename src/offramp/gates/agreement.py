@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from offramp.nodes import Gate, Seen
-from offramp.scores import ScoreRange
+from offramp.networks.nodes import Gate, Seen
+from offramp.plans.scores import ScoreRange
 
 __all__ = ["Agreement", "agreement"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.nodes import Gate, Seen
+from offramp.networks.nodes import Gate, Seen
 
 __all__ = ["Commitment"]
 

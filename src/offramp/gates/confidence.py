@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from offramp.scores import ScoreRange, scores_in
+from offramp.plans.scores import ScoreRange, scores_in
 
 __all__ = ["margin", "max_logit", "max_prob", "neg_entropy"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from offramp.gates.confidence import margin
-from offramp.nodes import Gate, Scorer, Seen
-from offramp.scores import ScoreRange
+from offramp.networks.nodes import Gate, Scorer, Seen
+from offramp.plans.scores import ScoreRange
 
 __all__ = ["Ensemble", "ensemble"]
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadInput
-from offramp.nodes import Gate, Seen
-from offramp.scores import ScoreRange
+from offramp.networks.nodes import Gate, Seen
+from offramp.plans.scores import ScoreRange
 
 __all__ = ["Tempered"]
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.nodes import Gate, Seen
-from offramp.scores import ScoreRange
+from offramp.networks.nodes import Gate, Seen
+from offramp.plans.scores import ScoreRange
 
 __all__ = ["Uncertainty", "uncertainty"]
 

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from offramp.arguments import require_number
+from offramp._support.arguments import require_number
 from offramp.errors import BadData, BadInput, UnknownName
 from offramp.guarantees.risks import Risk
 from offramp.guarantees.testing import order_from

@@ -8,8 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from offramp._support.find import unknown
 from offramp.errors import BadInput, MissingExtra
-from offramp.find import unknown
 
 Kinds = Mapping[str, Callable[[str], Any]]
 

@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import nn
 
+from offramp._support.find import unknown
 from offramp.errors import BadInput
-from offramp.find import unknown
 from offramp.hubs._options import RANDOM, Kinds, built, library, number, read, unfetched, yes_no
 from offramp.layers.front import Front
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from offramp.taps import listening
+from offramp.networks.taps import listening
 
 __all__ = ["AdaptiveDepth"]
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.arguments import name_of
+from offramp._support.arguments import name_of
 from offramp.errors import BadFile, BadInput, BadNetwork, MissingExtra
 from offramp.members._member import Array, Member, as_bytes
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from offramp.layers._units import chainer_start
 from offramp.layers.front import Front
 from offramp.layers.lateral import lateral_norm
-from offramp.models._units import chainer_start
 
 __all__ = ["alexnet"]
 

@@ -9,21 +9,16 @@ commit 2c61194 of September 2016 moved it there. The preprocessing is that of `a
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from torch import Tensor, nn
 
+from offramp.layers._units import chainer_start
 from offramp.layers.front import Front
+from offramp.layers.residual import EPSILON, WSCALE, as_first_edition, branchy_block
 from offramp.models import alexnet
-from offramp.models._units import chainer_start
-from offramp.models.cifar_resnet import Block
 
 __all__ = ["resnet110_branchy"]
-
-EPSILON = 2e-5  # Chainer's, of batch norms
-FIRST_EPSILON = 1e-5  # torch's, which the first edition had
-WSCALE = math.sqrt(2)
 
 
 def front() -> Front:
@@ -34,11 +29,6 @@ def front() -> Front:
 def resnet110_branchy(classes: int = 10) -> BranchyResNet:
     """1.73 M parameters, 232.4 M MACs: 0.2 % of them up to `stem`, 32 % up to `layer1`."""
     return BranchyResNet(18, classes)
-
-
-def branchy_block(width_in: int, width: int) -> Block:
-    """A basic block as the authors' code has it."""
-    return Block(width_in, width, bias=True, eps=EPSILON, zeros_first=True)
 
 
 class BranchyResNet(nn.Module):
@@ -70,17 +60,6 @@ class BranchyResNet(nn.Module):
         if f"{prefix}stem.0.weight" in state_dict and f"{prefix}stem.0.bias" not in state_dict:
             as_first_edition(self)
         super()._load_from_state_dict(state_dict, prefix, *others)
-
-
-def as_first_edition(module: nn.Module) -> None:
-    """Turn all blocks and units in a module, in place, into what they were in the first edition."""
-    for part in module.modules():
-        if isinstance(part, nn.Conv2d):
-            part.bias = None
-        elif isinstance(part, nn.BatchNorm2d):
-            part.eps = FIRST_EPSILON
-        elif isinstance(part, Block):
-            part.zeros_first = False
 
 
 def _stage(width_in: int, width: int, blocks: int) -> nn.Sequential:

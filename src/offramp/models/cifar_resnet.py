@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.layers.front import Front
+from offramp.layers.residual import Block
 
 __all__ = ["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
 
@@ -64,39 +65,6 @@ class CifarResNet(nn.Module):
         h = self.layer3(self.layer2(self.layer1(h)))
         logits: Tensor = self.linear(h.mean((2, 3)))
         return logits
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut; where the shape changes, every second pixel and zero channels (type A).
-
-    Args:
-        width_in: channels that come in.
-        width: channels that go out; where they differ, height and width are halved.
-        bias: whether the convolutions have biases.
-        eps: of the batch norms.
-        zeros_first: whether all new channels of the shortcut stand before the others, and not half of them behind.
-    """
-
-    def __init__(
-        self, width_in: int, width: int, *, bias: bool = False, eps: float = 1e-5, zeros_first: bool = False
-    ) -> None:
-        super().__init__()
-        stride = 1 if width_in == width else 2
-        self.added = width - width_in
-        self.zeros_first = zeros_first
-        self.conv1 = nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=bias)
-        self.bn1 = nn.BatchNorm2d(width, eps)
-        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=bias)
-        self.bn2 = nn.BatchNorm2d(width, eps)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """[B, width_in, H, W] -> [B, width, H, W], or half the height and width."""
-        h = torch.relu(self.bn1(self.conv1(x)))
-        h = self.bn2(self.conv2(h))
-        if self.added:
-            before = self.added if self.zeros_first else self.added // 2
-            x = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, before, self.added - before))
-        return torch.relu(h + x)
 
 
 def _stage(width_in: int, width: int, blocks: int) -> nn.Sequential:

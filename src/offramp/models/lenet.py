@@ -10,8 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from offramp.layers._units import chainer_start
 from offramp.layers.front import Front
-from offramp.models._units import chainer_start
 
 __all__ = ["lenet"]
 

@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from offramp.exits.strided import Strided
+from offramp.layers._units import large_stem, narrowed, unit
 from offramp.layers.front import Front
-from offramp.models._units import large_stem, narrowed, unit
 
 __all__ = ["msdnet_even", "msdnet_growing"]
 

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from offramp.exits.strided import Strided
+from offramp.layers._units import large_stem, narrowed, unit
 from offramp.layers.front import Front
-from offramp.models._units import large_stem, narrowed, unit
 from offramp.models.msdnet import front as _cifar
 
 __all__ = ["ranet", "ranet_growing"]

@@ -1,11 +1,11 @@
 """The room that takes a model apart at module boundaries: pieces to run, the list of legal cuts, the check."""
 
+from offramp.networks.taps import inputs_of, listening, tapped
 from offramp.partition.checking import self_check
 from offramp.partition.graph import Exported
 from offramp.partition.listing import CutPoint, cut_points, evenly, unevenness
 from offramp.partition.pieces import Partition, Piece, partition
 from offramp.partition.stages import staged
-from offramp.taps import inputs_of, listening, tapped
 
 __all__ = [
     "CutPoint",

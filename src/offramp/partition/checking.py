@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from offramp.errors import BadNetwork
+from offramp.networks.taps import inputs_of, listening, plain_attention, swapped, tapped, tensors_of
 from offramp.partition.graph import WAY_OUT, described
 from offramp.partition.pieces import Partition, State
-from offramp.taps import inputs_of, listening, plain_attention, swapped, tapped, tensors_of
 
 BAND = 1e-4  # design.md, 4.3; sixteen units in the last place where the precision is lower
 ROWS = 8

@@ -20,12 +20,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from offramp.errors import BadData, BadNetwork
-from offramp.inputs import remedy
+from offramp.networks.inputs import remedy
+from offramp.networks.taps import inputs_of, listening, plain_attention, swapped, tapped, tensors_of
 from offramp.partition.graph import ALIAS, WAY_OUT, Exported, Tap, described
 from offramp.partition.plainer import plainer
 from offramp.partition.regions import inline_regions
-from offramp.signature import INPUT
-from offramp.taps import inputs_of, listening, plain_attention, swapped, tapped, tensors_of
+from offramp.plans.signature import INPUT
 
 
 def exported(

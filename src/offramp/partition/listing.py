@@ -13,10 +13,10 @@ from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.errors import BadData, BadInput
+from offramp.networks.taps import inputs_of
 from offramp.partition.exporting import exported
 from offramp.partition.graph import Exported
 from offramp.partition.pieces import unfit
-from offramp.taps import inputs_of
 
 NEAR = 0.25  # of a part: how far from equal shares an outer module is still taken for an inner one
 

@@ -14,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from offramp._support.find import unknown
 from offramp.errors import BadNetwork
-from offramp.find import unknown
+from offramp.networks.taps import inputs_of
 from offramp.partition.exporting import exported
 from offramp.partition.function import function_of
 from offramp.partition.graph import WAY_OUT, Exported
 from offramp.partition.sizes import Sizes
-from offramp.taps import inputs_of
 
 State = dict[str, Tensor]
 

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
+from offramp.networks.taps import filled, inputs_of, mould, tapped, tensors_of
 from offramp.partition.pieces import Partition, Piece, caller, require_free, touched_by
-from offramp.taps import filled, inputs_of, mould, tapped, tensors_of
 
 
 def staged(

@@ -19,9 +19,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
-from offramp.network import Network
-from offramp.nodes import Seen
-from offramp.taps import tensors_of
+from offramp.networks.network import Network
+from offramp.networks.nodes import Seen
+from offramp.networks.taps import tensors_of
 
 
 def require_one_model(network: Network, what: str) -> None:

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from offramp.errors import BadInput, BadNetwork, GapNotReached
-from offramp.network import Network
-from offramp.nodes import Exit
-from offramp.recipe import Phase, Whole, taught_exits
+from offramp.networks.network import Network
+from offramp.networks.nodes import Exit
+from offramp.networks.recipe import Phase, Whole, taught_exits
+from offramp.plans.signature import is_input
 from offramp.recipes._convex import REGULARISERS, ROUGH, Tried, choose, solve
-from offramp.signature import is_input
 
 __all__ = ["REGULARISERS", "phases_of", "require_linear", "require_numbers", "solve_exit"]
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from offramp.recipe import Scheduling
+from offramp.networks.recipe import Scheduling
 
 
 def dropped(*shares: float, by: float = 0.1) -> Scheduling:

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
-from offramp.inputs import given
-from offramp.network import Network, trial_rows
-from offramp.nodes import Seen
-from offramp.recipe import taught_exits
+from offramp.networks.inputs import given
+from offramp.networks.network import Network, trial_rows
+from offramp.networks.nodes import Seen
+from offramp.networks.recipe import taught_exits
 
 
 def parameters_of(network: Network) -> tuple[nn.Parameter, ...]:

@@ -19,11 +19,11 @@ from itertools import pairwise
 import torch
 from torch.nn.functional import cross_entropy
 
-from offramp.chain import Chain
 from offramp.errors import BadInput
 from offramp.exits.added import Added
-from offramp.network import Network
-from offramp.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.networks.network import Network
+from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.plans.chain import Chain
 from offramp.recipes._equilibrium import equilibrium, require_one_model
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import parameters_of, require_one_width

@@ -19,11 +19,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
 from offramp.errors import BadInput
 from offramp.gates.commitment import Commitment, _averaged
-from offramp.network import Network
-from offramp.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.networks.network import Network
+from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.partition.segmenting import segments_of
 from offramp.recipes._equilibrium import require_one_model
 from offramp.recipes._together import seen_of
-from offramp.segmenting import segments_of
 
 __all__ = ["Cascaded"]
 

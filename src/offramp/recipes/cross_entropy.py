@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from offramp.network import Network
-from offramp.recipe import Phase, Recipe, Whole
+from offramp.networks.network import Network
+from offramp.networks.recipe import Phase, Recipe, Whole
 from offramp.recipes._linear import REGULARISERS, phases_of, require_linear, require_numbers, solve_exit
 
 __all__ = ["CrossEntropy"]

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from offramp.errors import BadInput
-from offramp.network import Network
-from offramp.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.networks.network import Network
+from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
 from offramp.recipes._together import parameters_of
 
 __all__ = ["Decorrelated"]

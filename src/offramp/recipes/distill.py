@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from offramp._support.find import unknown
 from offramp.errors import BadInput
-from offramp.find import unknown
-from offramp.inputs import given
-from offramp.network import Network, trial_rows
-from offramp.nodes import Exit
-from offramp.recipe import Lesson, Losses, Phase, Pools, Recipe, View, reading, taught_exits
+from offramp.networks.inputs import given
+from offramp.networks.network import Network, trial_rows
+from offramp.networks.nodes import Exit
+from offramp.networks.recipe import Lesson, Losses, Phase, Pools, Recipe, View, reading, taught_exits
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import exit_parameters, soft_cross_entropy, students_of
 

@@ -27,8 +27,8 @@ import torch
 from torch.nn.functional import kl_div
 
 from offramp.errors import BadInput
-from offramp.network import Network
-from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading
+from offramp.networks.network import Network
+from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import exit_parameters, students_of
 

@@ -25,13 +25,13 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from offramp.errors import BadInput, BadNetwork
-from offramp.inputs import given
-from offramp.network import Network, last_model, trial_rows
-from offramp.recipe import Lesson, Losses, Optimising, Phase, Recipe, Scheduling, View, taught_exits
+from offramp.networks.inputs import given
+from offramp.networks.network import Network, last_model, trial_rows
+from offramp.networks.recipe import Lesson, Losses, Optimising, Phase, Recipe, Scheduling, View, taught_exits
+from offramp.networks.taps import listening
 from offramp.recipes._equilibrium import equilibrium, require_one_model
 from offramp.recipes._schedules import cosine, dropped
 from offramp.recipes._together import soft_cross_entropy
-from offramp.taps import listening
 
 __all__ = ["Joint"]
 

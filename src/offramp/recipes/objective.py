@@ -23,14 +23,14 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from offramp._support.find import find_file
 from offramp.errors import BadInput, BadNetwork
-from offramp.find import find_file
 from offramp.gates.uncertainty import Uncertainty
-from offramp.measuring import costs_of
-from offramp.network import Network, trial_rows
-from offramp.pricing import Prices
-from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
+from offramp.networks.network import Network, trial_rows
+from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
+from offramp.plans.pricing import Prices
 from offramp.recipes._together import exit_parameters
+from offramp.runtime.measuring import costs_of
 
 __all__ = ["Objective"]
 

@@ -11,8 +11,8 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from offramp.errors import BadInput, BadNetwork
-from offramp.network import Network
-from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
+from offramp.networks.network import Network
+from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
 from offramp.recipes._schedules import linear
 
 __all__ = ["Patience"]

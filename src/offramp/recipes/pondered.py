@@ -17,8 +17,8 @@ from torch.optim import Optimizer
 
 from offramp.errors import BadInput, BadNetwork
 from offramp.layers.adaptive_depth import AdaptiveDepth, stages_of
-from offramp.network import Network
-from offramp.recipe import Lesson, Losses, Phase, Recipe, View
+from offramp.networks.network import Network
+from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
 from offramp.recipes.distill import Distill
 
 __all__ = ["Pondered"]

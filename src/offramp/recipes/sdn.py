@@ -15,13 +15,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from offramp.chain import Chain
 from offramp.errors import BadInput, BadNetwork
 from offramp.exits.surest import Surest
 from offramp.exits.whole import Own
-from offramp.network import Network
-from offramp.nodes import Hands
-from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
+from offramp.networks.network import Network
+from offramp.networks.nodes import Hands
+from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
+from offramp.plans.chain import Chain
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import exit_parameters
 

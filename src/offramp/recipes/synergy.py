@@ -18,9 +18,9 @@ from torch.nn.functional import cross_entropy
 
 from offramp.errors import BadInput, BadNetwork
 from offramp.exits.selective import Selective
-from offramp.network import Network
-from offramp.nodes import Seen
-from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
+from offramp.networks.network import Network
+from offramp.networks.nodes import Seen
+from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
 from offramp.recipes._schedules import cosine
 from offramp.recipes._together import parameters_of, soft_cross_entropy
 

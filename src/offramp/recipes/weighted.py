@@ -24,9 +24,9 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from offramp.errors import BadInput
-from offramp.inputs import given
-from offramp.network import Network
-from offramp.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.networks.inputs import given
+from offramp.networks.network import Network
+from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
 from offramp.recipes._schedules import cosine
 from offramp.recipes._together import parameters_of
 

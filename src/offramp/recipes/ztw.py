@@ -17,9 +17,9 @@ from torch.nn.functional import cross_entropy
 
 from offramp.errors import BadNetwork
 from offramp.exits.cascade import Cascade, CascadeConv
-from offramp.network import Network
-from offramp.nodes import Seen
-from offramp.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
+from offramp.networks.network import Network
+from offramp.networks.nodes import Seen
+from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
 from offramp.recipes._schedules import dropped
 
 __all__ = ["Ztw"]

@@ -10,7 +10,7 @@ import numpy as np
 
 from offramp.data.rows import Rows, digests_of, rows
 from offramp.errors import BadData, MissingExtra
-from offramp.evaluation import Array
+from offramp.plans.evaluation import Array
 from offramp.reporting.markup import Html, tag
 from offramp.reporting.view import View
 

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from offramp.evaluation import better_exit
-from offramp.files import replacing
-from offramp.plan import Plan
+from offramp._support.files import replacing
+from offramp.plans.evaluation import better_exit
+from offramp.plans.plan import Plan
+from offramp.plans.trace import Trace
 from offramp.reporting import tables
 from offramp.reporting.charts import Figure, exits_chart, frontier_chart, gate_chart
 from offramp.reporting.frame import MARK, frame, plotly_library, version_text
@@ -19,7 +20,6 @@ from offramp.reporting.gallery import gallery
 from offramp.reporting.markup import Html, chart, folded, join, section, switch, tag
 from offramp.reporting.view import View, view_of
 from offramp.reporting.words import percent, unit_name
-from offramp.trace import Trace
 
 
 def report(

@@ -9,8 +9,8 @@ import numpy as np
 
 from offramp.data import specs
 from offramp.errors import BadData, BadInput
-from offramp.evaluation import Array
-from offramp.plan import Plan, Price
+from offramp.plans.evaluation import Array
+from offramp.plans.plan import Plan, Price
 from offramp.reporting import words
 from offramp.reporting.markup import Html, folded, join, table, tag
 from offramp.reporting.view import Dot, View, thresholds_of

@@ -13,11 +13,11 @@ import numpy as np
 from offramp.calibration.calibrating import problem_of
 from offramp.calibration.search import frontier
 from offramp.errors import BadData, BadInput
-from offramp.evaluation import Array, Evaluation
 from offramp.guarantees.bounds import interval
 from offramp.guarantees.risks import find_risk
-from offramp.plan import Plan, choose
-from offramp.trace import BACKBONE, Replay, Trace
+from offramp.plans.evaluation import Array, Evaluation
+from offramp.plans.plan import Plan, choose
+from offramp.plans.trace import BACKBONE, Replay, Trace
 
 BATCHES = (1, 64)
 POINTS = 60  # plans on a frontier

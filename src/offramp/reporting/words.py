@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from offramp.arguments import percentage
-from offramp.evaluation import Measured
-from offramp.plan import Plan, Promise, alone
+from offramp._support.arguments import percentage
+from offramp.plans.evaluation import Measured
+from offramp.plans.plan import Plan, Promise, alone
 from offramp.reporting.view import Unit, View
 
 

@@ -1,0 +1,241 @@
+"""Models, fronts and gates from names: `offramp:resnet56`, `timm:resnet18`, `my.module:factory`; weights from a file.
+
+    offramp:NAME    timm:NAME    torchvision:NAME    hf:FOLDER-OR-NAME    onnx:FILE    my.module:factory
+
+The models of hubs come with their pretrained weights, unless a file of weights is given. Arguments stand behind a
+question mark, for models and exits: `timm:resnet18?num_classes=10&pretrained=no`, `offramp:alexnet?classes=100`,
+`strided?width=64`.
+A name that the user typed may import the user's code. A name that stands in a file may not: from a file only
+`offramp:`, `timm:` and `torchvision:` resolve, nothing is fetched, and anything else must be given again by the caller.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from offramp._support.arguments import name_of
+from offramp._support.find import files, find, find_file, imported, shelved, unknown
+from offramp.building.weights import load_weights
+from offramp.errors import BadInput, OfframpError
+from offramp.networks.nodes import Exit, Gate, Scorer
+
+OURS = "offramp:"
+MADE_FROM = "_offramp_made_from"  # on a preprocessing module: the word that was typed for it
+ONNX = "onnx:"
+FROM_FILES = (
+    OURS,
+    "timm:",
+    "torchvision:",
+    ONNX + "?",
+)  # names of architectures alone: hf reads configurations from elsewhere
+
+
+def make_model(spec: str, weights: str | Path | None = None, *, fetch: bool = True) -> nn.Module:
+    """The model that a typed spec names, in eval mode, with weights loaded strictly (see `weights.load_weights`).
+
+    fetch: whether a hub may fetch pretrained weights; never where `weights` are given. Raises UnknownName or BadInput
+    for the spec, BadFile for weights that do not fit, MissingExtra where the hub's package is not installed.
+    """
+    hub = _hub(spec)
+    if spec.startswith(ONNX):
+        model = find("members", "wrapped")(spec)
+    elif hub is not None:
+        model = find_file("hubs", hub[0]).build(hub[1], hub[2], fetch and weights is None)
+    else:
+        factory, arguments = model_factory(spec)
+        model = _called(factory, arguments, f"{spec!r}", "write NAME?argument=value&...")
+    if not isinstance(model, nn.Module):
+        model = find("members", "wrapped")(model) or model  # such as a scikit-learn estimator
+    if not isinstance(model, nn.Module):
+        raise BadInput(f"{spec!r} gave a {type(model).__name__}, expected a torch.nn.Module")
+    if weights is not None:
+        load_weights(model, weights)
+    return model.eval()
+
+
+def model_factory(spec: str) -> tuple[Callable[..., Any], dict[str, Any]]:
+    """What `offramp:NAME?argument=value` or a user's `module:factory` names, and its arguments; of no hub.
+
+    Raises UnknownName with the nearest names, BadInput.
+    """
+    name, arguments = name_of(spec)
+    if ":" not in name:
+        raise BadInput(
+            f"the model is {spec!r}, expected offramp:NAME (see offramp doctor), timm:NAME, "
+            "torchvision:NAME, hf:NAME or my.module:factory"
+        )
+    return shelved("models", name.removeprefix(OURS)) if name.startswith(OURS) else imported(name), arguments
+
+
+def built_from_file(spec: str | None) -> bool:
+    """Whether a model that a file names can be built again without running code of the user's."""
+    return spec is not None and (spec.startswith(FROM_FILES) or spec == ONNX)  # an ONNX file's bytes are in the weights
+
+
+def model_from_file(spec: str | None, rung: str) -> nn.Module:
+    """The model that a spec found in a file names, without pretrained weights: they were saved.
+
+    Only `offramp:`, `timm:` and `torchvision:` resolve. Raises BadInput for any other.
+    """
+    if spec is None or not built_from_file(spec):
+        what = "was built by its user" if spec is None else f"is {spec!r}, and a file may not name code to run"
+        raise BadInput(f"rung {rung!r} {what}; give it again: load(folder, model={{{rung!r}: model}})")
+    return make_model(spec, fetch=False)
+
+
+def front_of(spec: str) -> nn.Module | None:
+    """The preprocessing that belongs to a model on our shelf or of a hub; None for the user's own models and texts."""
+    hub = _hub(spec)
+    if hub is not None:
+        front: nn.Module | None = find_file("hubs", hub[0]).front(hub[1], hub[2])
+        return front
+    if not spec.startswith(OURS):
+        return None
+    made: nn.Module = imported(f"{model_factory(spec)[0].__module__}:front")()
+    return made
+
+
+def make_front(spec: str) -> nn.Module | None:
+    """The front that a typed word names: `none`, `unit` (divide by 255), `imagenet`, or `my.module:front`."""
+    front = find("layers", "Front")
+    if spec == "none":
+        return None
+    if spec in {"unit", "imagenet"}:
+        scaled: nn.Module = front() if spec == "unit" else front((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        return scaled
+    if ":" not in spec:
+        raise BadInput(f"the front is {spec!r}, expected none, unit, imagenet or my.module:factory")
+    made = imported(spec)()
+    if not isinstance(made, nn.Module):
+        raise BadInput(f"{spec!r} gave a {type(made).__name__}, expected a torch.nn.Module")
+    setattr(made, MADE_FROM, spec)  # plain data, so that a saved network can name the flag to type again
+    return made
+
+
+def make_exit(
+    exit_: str | Exit | Callable[..., Exit],
+    shape: tuple[int, ...],
+    classes: int,
+    earlier: Sequence[str] | None = None,
+    layout: str | None = None,
+) -> Exit:
+    """An exit from its name or from a function of (shape of one row's features, classes); an Exit as it is.
+
+    A name may have arguments: `strided?width=64`.
+    A function with an argument `reads` is also given the names of the `earlier` exits, shallow to deep; one with an
+    argument `layout` where the features have their channels ("channels_first", "channels_last", "both").
+    Raises UnknownName with the nearest names, BadInput for what is no exit, BadNetwork for features that do not suit.
+    """
+    found, arguments = exit_factory(exit_) if isinstance(exit_, str) else (exit_, dict[str, Any]())
+    if isinstance(found, Exit):
+        return found
+    if layout is not None and callable(found) and "layout" not in arguments and _takes(found, "layout"):
+        found = partial(found, layout=layout)
+    if arguments:
+        given = partial(found, shape, classes, **_reading(found, exit_, earlier))
+        made = _called(given, arguments, f"the exit {exit_!r}", "see what it takes")
+    else:
+        try:
+            made = found(shape, classes, **_reading(found, exit_, earlier))
+        except TypeError as problem:
+            raise BadInput(
+                f"the exit {exit_!r} is no function of (shape, classes) ({problem}); give one, or an Exit"
+            ) from problem
+    if not isinstance(made, Exit):
+        raise BadInput(f"the exit {exit_!r} gave a {type(made).__name__}, expected an Exit")
+    return made
+
+
+def exit_factory(name: str) -> tuple[Any, dict[str, Any]]:
+    """What the name of an exit stands for, and its arguments.
+
+    Raises UnknownName with the nearest names, BadInput also for an argument that it does not take.
+    """
+    word, arguments = name_of(name)
+    found = find("exits", word)
+    known = [*inspect.signature(found).parameters][2:] if arguments and callable(found) else []
+    for argument in arguments:
+        if argument not in known:
+            raise unknown(argument, [each for each in known if each != "reads"], f"argument of the exit {word!r}")
+    return found, arguments
+
+
+def _called(factory: Callable[..., Any], arguments: Mapping[str, Any], what: str, remedy: str) -> Any:
+    """What a factory makes with arguments as they were typed: values that it cannot take raise anything."""
+    try:
+        return factory(**arguments)
+    except OfframpError:
+        raise
+    except Exception as problem:
+        if not arguments and not isinstance(problem, TypeError):
+            raise
+        how = "with these arguments" if arguments else "without arguments"
+        raise BadInput(f"{what} cannot be called {how} ({problem}); {remedy}") from problem
+
+
+def make_gate(gate: str | Gate | Callable[..., Any] | Mapping[str, Any], earlier: Sequence[str] | None = None) -> Gate:
+    """A gate from its name, from a function of logits [B, C] -> [B], or from the config of one on our shelf.
+
+    A function or class with an argument `reads` makes a gate of the names of the `earlier` exits.
+    Raises UnknownName with the nearest names, BadInput for what is no gate.
+    """
+    if isinstance(gate, Mapping):
+        return _gate_from(gate)
+    found: Any = find("gates", gate) if isinstance(gate, str) else gate
+    if (reads := _reading(found, gate, earlier)) or (isinstance(found, type) and issubclass(found, Gate)):
+        try:
+            found = found(**reads)
+        except TypeError as problem:
+            raise BadInput(f"the gate {gate!r} needs arguments ({problem}); build it and give the object") from problem
+    if isinstance(found, Gate):
+        return found
+    if not callable(found):
+        raise BadInput(f"the gate is {gate!r}, expected a name, a Gate or a function of logits [B, C]")
+    name = gate if isinstance(gate, str) else f"{found.__module__}:{getattr(found, '__qualname__', 'gate')}"
+    return Scorer(name, found)
+
+
+def _gate_from(config: Mapping[str, Any]) -> Gate:
+    arguments = dict(config)
+    name = arguments.pop("name")
+    if ":" in name:
+        raise BadInput(f"the gate is {name!r}, and a file may not name code to run; give it again with gates=")
+    if "gate" in arguments:
+        arguments["gate"] = _gate_from(arguments["gate"])
+    return make_gate(shelved("gates", name)(**arguments) if arguments else name)
+
+
+def _reading(found: Any, name: object, earlier: Sequence[str] | None) -> dict[str, Any]:
+    """The argument `reads` of what makes an exit or a gate, if it has one."""
+    if isinstance(found, (Exit, Gate)) or not callable(found):
+        return {}
+    if not _takes(found, "reads"):
+        return {}
+    if earlier is None:
+        raise BadInput(f"{name!r} looks at earlier exits, which are not known here; give its name to cut or ladder")
+    return {"reads": tuple(earlier)}
+
+
+def _takes(function: Callable[..., Any], argument: str) -> bool:
+    try:
+        return argument in inspect.signature(function).parameters
+    except ValueError:  # what is written in C may have no signature
+        return False
+
+
+def _hub(spec: str) -> tuple[str, str, dict[str, str]] | None:
+    """The hub, the name and the options of `hub:name?option=value&...`; None for what names no hub."""
+    hub, colon, rest = spec.partition(":")
+    if not colon or hub not in files("hubs"):
+        return None
+    name, mark, behind = rest.partition("?")
+    options = [text.partition("=") for text in behind.split("&")] if mark else []
+    if not name or not all(key and value for key, _, value in options):
+        raise BadInput(f"the model is {spec!r}, expected {hub}:NAME or {hub}:NAME?option=value&...; write it so")
+    return hub, name, {key: value for key, _, value in options}

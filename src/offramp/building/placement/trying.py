@@ -1,0 +1,218 @@
+"""Trying places on a model: what stands there for the probe rows, and how long everything takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from offramp._support.find import find
+from offramp.building.factories import make_exit, make_gate
+from offramp.building.placement.rule import Array, Place, chosen, expected, leaving, probed
+from offramp.data.rows import Batch, fingerprint_of, rows
+from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
+from offramp.networks.channels import ChannelTracker, layouts_of
+from offramp.networks.dependence import unread_text
+from offramp.networks.inputs import State, as_inputs, count_of
+from offramp.networks.members import BACKBONE, RESERVED, Rung, values_of
+from offramp.networks.nodes import Exit, Seen, grade
+from offramp.networks.nodes import answer as logits_of
+from offramp.networks.recipe import Pools, pooled_by
+from offramp.partition import CutPoint, evenly
+from offramp.partition.segmenting import points_of
+from offramp.plans.provenance import SeenRows
+from offramp.runtime.measuring import interleaved, pace
+
+CANDIDATES, MOST_ROWS, LEAST_ROWS, BATCH = 24, 4000, 40, 64
+GRID = "linear_grid"  # what is pooled where the exit itself does not pool
+
+
+@dataclass(frozen=True)
+class Placing:
+    """What was chosen: names in order. `places` are all candidates, `full` the plain model's milliseconds per row.
+
+    mean: the estimated milliseconds per row with the chosen exits. seen: the probe rows.
+    """
+
+    names: tuple[str, ...]
+    places: tuple[Place, ...]
+    full: float
+    mean: float
+    seen: SeenRows
+
+
+def placed(
+    model: nn.Module,
+    front: nn.Module | None,
+    example: State,
+    probe: object,
+    *,
+    exits: object = GRID,
+    length: Sequence[str] = (),
+    most: int | None = None,
+) -> Placing:
+    """Where at most `most` exits pay, by the rule of this room; one export, one pass over the probe rows, some timing.
+
+    probe: at least 40 labelled rows, of which the first 4,000 or so are used. exits: a name or a function, as in `cut`.
+    Raises BadNetwork when no exit pays or no cut is legal, BadData for the rows, BadInput for the rest.
+    """
+    if isinstance(exits, Exit) or not (isinstance(exits, str) or callable(exits)):
+        raise BadInput(f"got at='auto' and exits={exits!r}, expected a name or a function: one that suits any place")
+    points = _candidates(points_of(model, front, example, length))
+    batches, y, seen = _labelled(probe)
+    device = next(iter(example.values())).device
+    looked = _Looked(model, front, [point.name for point in points], exits, length)
+    given = as_inputs(batches[0].x, device)
+    if extra := [name for name in given if name not in example]:
+        raise BadData(unread_text(extra, list(given), "the probe"))
+    for batch in batches:
+        _looked_at(looked, as_inputs(batch.x, device))
+    own = torch.cat(looked.own).float().cpu().numpy()
+    if y.max() >= own.shape[1]:
+        raise BadData(
+            f"the probe has the label {y.max()}, expected 0 to {own.shape[1] - 1}; give data of these classes"
+        )
+    full, reach, heads = looked.times(given)
+    right = own.argmax(1) == y
+    places = [
+        Place(name, reach[name], heads[name], leaving(probed(features, y, own.shape[1]), y[1::2], right[1::2]))
+        for name, features in looked.features()
+    ]
+    best = chosen(places, full, most)
+    if not best:
+        raise _unpaid(places, full)
+    return Placing(tuple(place.name for place in best), tuple(places), full, expected(best, full), seen)
+
+
+class _Looked:
+    """What a pass over the probe rows leaves: pooled features and the model's own logits; and exits to time."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        front: nn.Module | None,
+        names: Sequence[str],
+        kind: object,
+        length: Sequence[str] = (),
+    ) -> None:
+        self.model = model
+        self.front = front
+        self.kind = kind
+        self.rung = Rung(BACKBONE, cuts=tuple(names), length=tuple(length))
+        self.own: list[Tensor] = []
+        self.heads: dict[str, Exit] = {}
+        self.pools: dict[str, Callable[[Tensor, State], Tensor]] = {}
+        self.pooled: dict[str, list[Array]] = {}
+        self.why: BadNetwork | None = None
+
+    def add(self, inputs: State) -> None:
+        """Look at a batch."""
+        with torch.inference_mode():
+            with ChannelTracker() as tracker:
+                values = values_of(self.model, self.front, self.rung, inputs)
+            if not self.own:
+                self._prepare(values, layouts_of(values, tracker, free=bool(self.rung.length)))
+            self.own.append(values[BACKBONE])
+            for name, pool in self.pools.items():
+                self.pooled.setdefault(name, []).append(pool(values[name], inputs).float().cpu().numpy())
+
+    def _prepare(self, values: dict[str, Any], layouts: Mapping[str, str | None]) -> None:
+        """An exit for every place that can have one."""
+        classes = logits_of(find("exits", "Own")(), Seen(values[BACKBONE], {}), BACKBONE).shape[1]
+        kind: Any = self.kind
+        for name in self.rung.cuts:
+            value = values[name]
+            if not value.is_floating_point():
+                continue
+            try:
+                with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+                    shape = tuple(value.shape[1:])
+                    layout = layouts.get(name)
+                    head = make_exit(kind, shape, classes, (), layout)
+                    pools = isinstance(head, Pools)
+                    stand_in = head if pools else make_exit(GRID, shape, classes, None, layout)
+            except BadNetwork as problem:  # an exit that does not suit what stands here
+                self.why = problem
+                continue
+            self.heads[name] = head.to(value.device, value.dtype).eval()
+            self.pools[name] = partial(pooled_by, stand_in)
+        if not self.heads:
+            raise self.why or BadNetwork("no cut of this model stands on numbers, expected features; name the cuts")
+
+    def features(self) -> list[tuple[str, Array]]:
+        """Pooled features [N, F] by place, where all are finite."""
+        joined = ((name, np.concatenate(parts)) for name, parts in self.pooled.items())
+        found = [(name, value) for name, value in joined if np.isfinite(value).all()]
+        if not found:
+            raise BadData("the features of the probe rows are not finite at any cut, expected numbers; check the rows")
+        return found
+
+    def times(self, inputs: State) -> tuple[float, dict[str, float], dict[str, float]]:
+        """Milliseconds per row: of the plain model, up to each place, and of its exit with a margin for a gate."""
+        timed, count = pace(self.model, self.front, inputs), count_of(inputs)
+        with torch.inference_mode():
+            values = values_of(self.model, self.front, self.rung, inputs)
+            gate = make_gate("margin")
+
+            def call(name: str) -> Callable[[], object]:
+                head, seen = self.heads[name], Seen(values[name], {}, None, inputs)
+                return lambda: grade(gate, seen, logits_of(head, seen, name))
+
+            each = interleaved({name: call(name) for name in self.heads}, repeats=9, warmup=2)
+        ends = [timed.shares.get(name, 1.0) for name in self.heads]
+        reach = np.maximum.accumulate(ends) * timed.ms / count
+        heads = {name: float(np.median(ms)) / count for name, ms in each.items()}
+        return timed.ms / count, dict(zip(self.heads, map(float, reach), strict=True)), heads
+
+
+def _looked_at(looked: _Looked, inputs: State) -> None:
+    try:
+        looked.add(inputs)
+    except OfframpError:
+        raise
+    except Exception as problem:  # whatever the user's code raises
+        why = next(iter(str(problem).strip().splitlines()), type(problem).__name__).rstrip(".;")
+        raise BadData(
+            f"the model fails on the probe rows: {why}; give rows of the example's shape and type"
+        ) from problem
+
+
+def _candidates(points: Sequence[CutPoint]) -> list[CutPoint]:
+    """Legal cuts in order, one for each place with work before and behind it, and no more than CANDIDATES."""
+    inner = [point for point in points if point.legal and 0 < (point.share or 0) < 1 and "/" not in point.name]
+    inner = [point for point in inner if point.name not in (*RESERVED, "y")]
+    count = len({point.share for point in inner})
+    if not count:
+        raise BadNetwork("this model has no legal cut between work, expected at least one; see offramp inspect")
+    names = evenly(inner, min(count, CANDIDATES) + 1)
+    return [point for point in inner if point.name in names]
+
+
+def _labelled(probe: object) -> tuple[list[Batch], Array, SeenRows]:
+    """The first probe rows in batches, their labels, and what they are. Raises BadData."""
+    source, batches, count = rows(probe), list[Batch](), 0
+    for batch in source.batches(BATCH):
+        batches.append(batch)
+        count += len(batch)
+        if count >= MOST_ROWS:
+            break
+    labels = [batch.y for batch in batches if batch.y is not None]
+    if not labels or count < LEAST_ROWS:
+        got = f"{count} rows" if labels else "no labels"
+        raise BadData(f"the probe {source.name} has {got}, expected {LEAST_ROWS} labelled rows or more; give such")
+    digests = np.concatenate([batch.digest for batch in batches])
+    return batches, np.concatenate(labels), SeenRows(source.name, fingerprint_of(digests), digests)
+
+
+def _unpaid(places: Sequence[Place], full: float) -> BadNetwork:
+    """The error for a model none of whose exits pays, with the one that came nearest."""
+    best = min(places, key=lambda place: expected([place], full))
+    return BadNetwork(
+        f"no exit pays on these rows: after {best.name!r}, the best place, {best.share:.1%} of them could leave, and "
+        f"the exit costs as much as it saves at {best.break_even(full):.1%}; name cuts yourself, or take a smaller exit"
+    )

@@ -1,0 +1,318 @@
+"""A network on disk: `network.json` (what it is made of) and `weights.safetensors`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp._support.files import digest_file, read_json, read_tensors, write_json, write_tensors
+from offramp._support.find import find, shelved
+from offramp._support.ownership import FolderKind
+from offramp._support.replacement import read_whole, replacing_folder
+from offramp.building.factories import MADE_FROM, built_from_file, make_gate, model_from_file
+from offramp.errors import BadFile, BadInput, OfframpError
+from offramp.networks.members import BACKBONE, Rung, require_name
+from offramp.networks.network import Network, as_network
+from offramp.networks.nodes import Exit, Gate
+from offramp.networks.trained import remember, rows_behind
+from offramp.plans.chain import Chain
+from offramp.plans.provenance import SeenRows
+from offramp.plans.signature import Input, is_label
+
+SCHEMA = 1
+FLOATS = {
+    str(kind).removeprefix("torch."): kind for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+}
+MOST_RUNGS = 256  # that a file may name: each of them is built before its weights are looked at
+FOLDER = FolderKind("a network", "network.json", "network", frozenset({"network.json", "weights.safetensors"}))
+Given = nn.Module | tuple[nn.Module, nn.Module | None]
+
+
+def save(network: Network, folder: str | Path) -> None:
+    """Write a network as a folder, atomically; an earlier network there is replaced whole.
+
+    Raises BadFile when the place cannot be written or holds anything else, if only one more file.
+    """
+    with saving(network, folder):
+        pass
+
+
+@contextlib.contextmanager
+def saving(network: Network, folder: str | Path, kind: FolderKind = FOLDER) -> Iterator[Path]:
+    """As `save`, and yield the folder while it is still a temporary one: what is put beside the network comes along.
+
+    kind: which earlier folders may be replaced.
+    """
+    network = as_network(network)
+    with replacing_folder(folder, kind.require_own) as place:
+        weights = place / "weights.safetensors"
+        write_tensors(weights, network.state_dict())
+        marks = {"weights": digest_file(weights), "fingerprint": network.fingerprint()}
+        rows = network.training_rows()
+        learned = None if rows is None else rows.to_json()
+        trained = [name for name, part in network.parts().items() if rows_behind(part) is not None]
+        told = {"made": network.made, "types": _types(network), "learned": learned, "trained": trained}
+        body = {**network.config(), **told, **marks}
+        typed = {name: getattr(front, MADE_FROM, None) for name, front in network.fronts.items()}
+        if any(typed.values()):
+            body["front_specs"] = {name: spec for name, spec in typed.items() if spec is not None}
+        if network.class_names is not None:
+            body["class_names"] = list(network.class_names)
+        write_json(place / "network.json", "network", SCHEMA, body)
+        yield place
+
+
+def load(
+    folder: str | Path,
+    model: Mapping[str, Given] | Given | None = None,
+    *,
+    gates: Mapping[str, Gate] | None = None,
+    exits: Mapping[str, Exit] | None = None,
+) -> Network:
+    """Read a network, in eval mode. No code runs but our own shelves'.
+
+    model: the rungs that their user built, by name: a module, or (module, front) where the front is the user's too.
+    So are scikit-learn estimators, functions and endpoints; an ONNX file is stored in the folder.
+    gates, exits: those of the user's own, by node name. What is given gets the weights and the precision of the file.
+    Raises BadFile (missing, damaged, edited), NewerSchema, BadInput (something must be given again).
+    """
+    return read_whole(Path(folder), lambda place: _load(place, model, gates or {}, exits or {}), FOLDER.require_own)
+
+
+def _load(
+    place: Path,
+    model: Mapping[str, Given] | Given | None,
+    gates: Mapping[str, Gate],
+    exits: Mapping[str, Exit],
+) -> Network:
+    _, body = read_json(place / "network.json", "network", SCHEMA)
+    weights = place / "weights.safetensors"
+    tensors = read_tensors(weights)
+    if digest_file(weights) != body.get("weights"):
+        raise BadFile(
+            f"{weights} is not the file that {place / 'network.json'} was written with; save the network again"
+        )
+    try:
+        network = _build(body, _given(model, body), gates, exits)
+        _cast(network, tensors, body.get("types", {}))
+    except OfframpError:
+        raise
+    except Exception as problem:  # plain data of any kind reaches the constructors of our shelves
+        raise BadFile(f"{place / 'network.json'} is no complete network ({problem!r}); save it again") from problem
+    _fill(network, tensors, weights)
+    if network.fingerprint() != body.get("fingerprint"):
+        if other := _other(network.state_dict(), tensors):
+            raise BadInput(
+                f"the model given for {place} ties weights that were saved apart (such as {other[0]}); give the model "
+                "that was saved"
+            )
+        raise BadInput(
+            f"a front, exit or gate given for {place} differs from the one that was saved; give the same again"
+        )
+    if network.learned is not None:
+        # Files of the first edition do not tell which parts the rows trained: it may have been all of them.
+        for name, part in network.parts().items():
+            if name in body.get("trained", [name]):
+                remember(part, network.learned)
+    return network.eval()
+
+
+class GiveAgain(BadInput):
+    """Parts of a saved network that are their user's code, which no file may name.
+
+    Attributes:
+        what: the parts, in a sentence without its end.
+        flags: what to type for them at the command line.
+        exits: those among them that are exits: the command line cannot give them.
+    """
+
+    def __init__(self, parts: Sequence[tuple[str, str, str | None]], models: Mapping[str, str | None]) -> None:
+        said = {
+            "model": lambda name, spec: f"rung {name!r} {'was built by its user' if spec is None else f'is {spec!r}'}",
+            "front": lambda name, spec: f"the front of rung {name!r} is {spec!r}",
+            "gate": lambda name, spec: f"the gate {name!r} is {spec!r}",
+            "exit": lambda name, spec: f"the exit {name!r} is {spec!r}",
+        }
+        self.what = ", ".join(said[kind](name, spec) for kind, name, spec in parts)
+        self.what += ", and a file may not name code to run"
+        of_kind = {kind: {name: spec for other, name, spec in parts if other == kind} for kind in said}
+        self.exits = tuple(of_kind["exit"])
+        flags = {"model": "--model", "front": "--front-of", "gate": "--gate-of"}
+        with_front = {name: models.get(name) for name in of_kind["front"]}
+        of_kind["model"] = with_front | of_kind["model"]  # a front is given beside its model
+        self.flags = tuple(
+            f"{flag} {name}={spec or 'my.module:factory'}"
+            for kind, flag in flags.items()
+            for name, spec in of_kind[kind].items()
+        )
+        fronts = of_kind["front"]
+        rungs = [f"{name!r}: {'(model, front)' if name in fronts else 'model'}" for name in of_kind["model"]]
+        arguments = [f"model={{{', '.join(rungs)}}}"] if rungs else []
+        for word in ("gate", "exit"):
+            if of_kind[word]:
+                arguments.append(f"{word}s={{{', '.join(f'{name!r}: {word}' for name in of_kind[word])}}}")
+        again = "give it again" if len(parts) == 1 else "give them again"
+        super().__init__(f"{self.what}; {again}: load(folder, {', '.join(arguments)})")
+
+
+def _require_given(
+    body: Mapping[str, Any], given: Mapping[str, Given], gates: Mapping[str, Gate], exits: Mapping[str, Exit]
+) -> None:
+    """Raise GiveAgain with all that only the user can give, in one sentence."""
+    parts: list[tuple[str, str, str | None]] = []
+    specs = {rung["name"]: rung["spec"] for rung in body["rungs"]}
+    typed = body.get("front_specs", {})
+    for name, spec in specs.items():
+        if name not in given and not built_from_file(spec):
+            parts.append(("model", name, spec))
+        front = body["fronts"].get(name)
+        has_front = isinstance(given.get(name), tuple) and given[name][1] is not None  # type: ignore[index]
+        if front is not None and front["name"] != "Front" and not has_front:
+            parts.append(("front", name, typed.get(name) or front["name"]))
+    for kind, configs, own in (("gate", body["gates"], gates), ("exit", body["exits"], exits)):
+        for name, config in configs.items():
+            code = _code_in(config, kind)
+            if code is not None and name not in own:
+                parts.append((kind, name, code))
+    if parts:
+        raise GiveAgain(parts, specs)
+
+
+def _code_in(config: Mapping[str, Any], kind: str) -> str | None:
+    """The user's own class or function that the configuration of a gate or an exit names; of one that wraps, within."""
+    if ":" in config["name"]:
+        return str(config["name"])
+    inner = config.get(kind)
+    return _code_in(inner, kind) if isinstance(inner, Mapping) else None
+
+
+def _given(model: Mapping[str, Given] | Given | None, body: Mapping[str, Any]) -> dict[str, Given]:
+    if model is None:
+        return {}
+    given = dict(model) if isinstance(model, Mapping) else {body["rungs"][0]["name"]: model}
+    return {name: _as_modules(one) for name, one in given.items()}
+
+
+def _as_modules(given: Any) -> Given:
+    """A module, or (module, front), where what is no torch module is wrapped as `ladder` did it."""
+    model, front = given if isinstance(given, tuple) else (given, None)
+    if not isinstance(model, nn.Module):
+        wrapped = find("members", "wrapped")(model)
+        if wrapped is None:
+            raise BadInput(f"the model given must be a torch.nn.Module, got a {type(model).__name__}")
+        model = wrapped
+    return (model, front) if isinstance(given, tuple) else model
+
+
+def _build(
+    body: Mapping[str, Any], given: Mapping[str, Given], gates: Mapping[str, Gate], exits: Mapping[str, Exit]
+) -> Network:
+    if len(body["rungs"]) > MOST_RUNGS:
+        raise BadFile(f"the file names {len(body['rungs']):,} models, expected at most {MOST_RUNGS}; save it again")
+    _require_given(body, given, gates, exits)
+    rungs = [_rung(rung) for rung in body["rungs"]]
+    for rung in rungs:
+        if rung.name != BACKBONE or len(rungs) > 1:  # the one model that was cut has that name
+            require_name(rung.name)
+    models, fronts = dict[str, nn.Module](), dict[str, nn.Module]()
+    for rung in rungs:
+        name = rung.name
+        model = given[name] if name in given else model_from_file(rung.spec, name)
+        models[name], front = model if isinstance(model, tuple) else (model, None)
+        if name in body["fronts"]:
+            fronts[name] = front if front is not None else _front(body["fronts"][name], name)
+    network = Network(
+        backbone=models[BACKBONE] if [*models] == [BACKBONE] else nn.ModuleDict(models),
+        rungs=tuple(rungs),
+        chain=Chain.from_json(body["chain"]),
+        fronts=fronts,
+        exits={name: _exit_of(name, config, exits) for name, config in body["exits"].items()},
+        gates={name: gates.get(name) or make_gate(config) for name, config in body["gates"].items()},
+        made={str(name): str(mark) for name, mark in body["made"].items()},
+    )
+    network.learned = None if body["learned"] is None else SeenRows.from_json(body["learned"])
+    names = body.get("class_names")  # not in files of the first version
+    network.class_names = None if names is None else tuple(map(str, names))
+    for rung in rungs:
+        known = dict(network.model_of(rung).named_modules(remove_duplicate=False))
+        if missing := [cut for cut in rung.cuts if cut not in known]:
+            raise BadInput(f"the model of {rung.name!r} has no module {missing[0]!r}; give the one that was cut")
+    return network
+
+
+def _rung(body: Mapping[str, Any]) -> Rung:
+    every = [Input.from_json(given) for given in body["inputs"]]
+    inputs = tuple(one for one in every if not is_label(one.name[2:]))  # the first edition took labels as inputs
+    length = tuple(map(str, body.get("length", ())))  # not in files of the first version
+    return Rung(body["name"], body["spec"], tuple(map(str, body["cuts"])), inputs, length)
+
+
+def _front(config: Mapping[str, Any], rung: str) -> nn.Module:
+    if config["name"] != "Front":
+        raise BadInput(
+            f"the front of rung {rung!r} is {config['name']!r}, and a file may not name code to run; give it again: "
+            f"load(folder, model={{{rung!r}: (model, front)}})"
+        )
+    front: nn.Module = shelved("layers", "Front")(**{key: value for key, value in config.items() if key != "name"})
+    return front
+
+
+def _exit_of(name: str, config: Mapping[str, Any], exits: Mapping[str, Exit]) -> Exit:
+    if name in exits:
+        return exits[name]
+    arguments = {key: value for key, value in config.items() if key != "name"}
+    if "exit" in arguments:  # one that wraps another
+        arguments["exit"] = _exit_of(name, arguments["exit"], {})
+    if ":" in config["name"]:
+        raise BadInput(
+            f"the exit {name!r} is {config['name']!r}, and a file may not name code to run; give it again with exits="
+        )
+    kind = shelved("exits", config["name"])
+    # Arguments that files of the first edition leave out, and what leaving them out meant.
+    made: Exit = kind(**{**getattr(kind, "FIRST_EDITION", {}), **arguments})
+    return made
+
+
+def _types(network: Network) -> dict[str, str]:
+    """The floating-point types of buffers that are no state, such as a front's constants: `half()` casts them too."""
+    kept = network.state_dict().keys()
+    return {
+        name: str(value.dtype).removeprefix("torch.")
+        for name, value in network.named_buffers(remove_duplicate=False)
+        if value.is_floating_point() and name not in kept
+    }
+
+
+def _cast(network: Network, tensors: Mapping[str, Tensor], types: Mapping[str, str]) -> None:
+    """Give every floating-point tensor of a network the type that it had when it was saved."""
+    kinds = {name: FLOATS[kind] for name, kind in types.items()} | {
+        name: value.dtype for name, value in tensors.items()
+    }
+    own = (*network.named_parameters(remove_duplicate=False), *network.named_buffers(remove_duplicate=False))
+    for name, value in own:
+        kind = kinds.get(name, value.dtype)
+        if value.is_floating_point() and kind.is_floating_point and kind != value.dtype:
+            value.data = value.data.to(kind)  # the same tensor, so that what is tied stays tied
+
+
+def _other(state: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names under which a network holds other bytes than a file."""
+    ours, its = ({name: _bytes(value) for name, value in each.items()} for each in (state, tensors))
+    return [name for name in sorted(its) if ours[name] != its[name]]
+
+
+def _bytes(value: Tensor) -> bytes:
+    return bytes(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+
+
+def _fill(network: Network, tensors: Mapping[str, Tensor], weights: Path) -> None:
+    try:
+        network.load_state_dict(dict(tensors), strict=True)
+    except RuntimeError as problem:
+        brief = str(problem).splitlines()[-1].strip()
+        raise BadFile(f"{weights} does not fit the network ({brief}); give the model that was saved") from problem

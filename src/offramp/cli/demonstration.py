@@ -1,0 +1,148 @@
+"""The main job on data that needs no download: two nets trained on the spot, a promise, a saving, a page."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from offramp._support.files import WEIGHTS_MARK, document_mark, write_tensors
+from offramp._support.replacement import require_own_file, require_writable
+from offramp.building.cutting import ladder
+from offramp.building.factories import front_of, make_model
+from offramp.building.saving import FOLDER, save
+from offramp.calibration.calibrating import calibrate
+from offramp.data.rows import Batch, rows
+from offramp.networks.network import Network
+from offramp.plans.evaluation import Evaluation
+from offramp.plans.plan import Plan
+from offramp.reporting.frame import MARK
+from offramp.reporting.page import report
+from offramp.runtime.benching import Bench, bench
+from offramp.runtime.recording import record
+
+RUNGS = {"digits_small": 20, "digits_large": 10}  # name on the models shelf, and epochs of training
+TRAINING = "digits[0:700]"
+CALIBRATION = "digits[700:1797:2]"  # every second of the held-out rows, so that both halves are alike
+TEST = "digits[701:1797:2]"
+RISK, AT_MOST = "disagreement", 0.03
+
+
+@dataclass(frozen=True)
+class Story:
+    """What the demo made and measured; its files stand in `folder`."""
+
+    folder: Path
+    report: Path
+    plan: Plan
+    evaluation: Evaluation
+    bench: Bench
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return {
+            "folder": str(self.folder),
+            "report": str(self.report),
+            "plan": str(self.plan),
+            "at_most": AT_MOST,
+            "evaluation": asdict(self.evaluation),
+            "bench": self.bench.to_json(),
+        }
+
+
+def demo(folder: str | Path, *, say: Callable[[str], None] = lambda text: None, repeats: int = 9) -> Story:
+    """Train, ladder, record, calibrate, check, run and report on scikit-learn's digits, on one thread.
+
+    `say` is told each step as the command that would do it. Raises MissingExtra without scikit-learn or Plotly.
+    """
+    place = Path(folder)
+    require_own(place)
+    with one_thread():
+        network = train(place, say)
+        say(f"offramp record {place}/network '{CALIBRATION}' -o {place}/calibration.npz")
+        calibration = record(network, CALIBRATION)
+        calibration.save(place / "calibration.npz")
+        say(f"offramp record {place}/network '{TEST}' -o {place}/test.npz")
+        test = record(network, TEST)
+        test.save(place / "test.npz")
+        say(f"offramp calibrate {place}/calibration.npz --risk {RISK} --at-most {AT_MOST} -o {place}/plan.json")
+        plan = calibrate(calibration, risk=RISK, at_most=AT_MOST)
+        plan.save(place / "plan.json")
+        say(f"offramp check {place}/plan.json {place}/test.npz")
+        evaluation = test.evaluate(plan)
+        say(f"offramp bench {place}/network {place}/plan.json '{TEST}' --threads 1")
+        timed = bench(network, plan, all_of(TEST).x, batches=(1, 64), repeats=repeats)
+        say(f"offramp report {place}/test.npz {place}/plan.json --data '{TEST}' -o {place}/report.html")
+        page = report(test, plan, place / "report.html", data=TEST)
+    return Story(place, page, plan, evaluation, timed)
+
+
+def require_own(place: Path) -> None:
+    """Raise BadFile, before the work, where a file or a folder of the same name is somebody else's."""
+    require_writable(place, folder=True)
+    FOLDER.require_own(place / "network")
+    for name in RUNGS:
+        require_own_file(place / f"{name}.safetensors", WEIGHTS_MARK, "weights file")
+    for name in ("calibration.npz", "test.npz"):
+        require_own_file(place / name, document_mark("trace"), "trace")
+    require_own_file(place / "plan.json", document_mark("plan"), "plan")
+    require_own_file(place / "report.html", MARK, "page")
+
+
+def train(place: Path, say: Callable[[str], None] = lambda text: None) -> Network:
+    """The two nets of the demo, trained; their weights and the ladder of them are written to `place`."""
+    batch = all_of(TRAINING)
+    models: dict[str, tuple[nn.Module, nn.Module | None]] = {}
+    command = "offramp ladder"
+    for name, epochs in RUNGS.items():
+        say(f"# train {name} on {TRAINING}")
+        torch.manual_seed(0)
+        model, front = make_model(f"offramp:{name}"), front_of(f"offramp:{name}")
+        assert front is not None
+        models[name] = (fit(model, front, batch, epochs=epochs), front)
+        write_tensors(place / f"{name}.safetensors", model.state_dict())
+        command += f" --model offramp:{name} --weights {place}/{name}.safetensors"
+    say(f"{command} -o {place}/network")
+    network = ladder(models, specs={name: f"offramp:{name}" for name in models}).eval()
+    save(network, place / "network")
+    return network
+
+
+def fit(model: nn.Module, front: nn.Module, batch: Batch, *, epochs: int, seed: int = 0) -> nn.Module:
+    """Plain training by AdamW on one-cycle learning rates; returns the model in eval mode."""
+    x, y = front(torch.as_tensor(batch.x)), torch.as_tensor(batch.y)
+    dice = np.random.default_rng(seed)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=epochs * -(-len(x) // 32))
+    model.train()
+    for _ in range(epochs):
+        for index in np.array_split(dice.permutation(len(x)), -(-len(x) // 32)):
+            loss = nn.functional.cross_entropy(model(x[index]), y[index])
+            optimiser.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            schedule.step()
+    return model.eval()
+
+
+def all_of(spec: str) -> Batch:
+    """Every row of a data spec in one batch."""
+    source = rows(spec)
+    return source.take(np.arange(len(source)))
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Nets as small as these lose time on a second thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

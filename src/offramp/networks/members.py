@@ -1,0 +1,127 @@
+"""The user's models in a network: their names and cuts, what stands at their nodes, and the dict that holds modules."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from offramp.errors import BadInput, BadNetwork
+from offramp.networks.inputs import State, call_model, copies
+from offramp.networks.taps import listening, logits_in, plain_attention, tapped
+from offramp.plans.signature import INPUT, Input
+
+BACKBONE = "backbone"  # the only rung of a model that was cut, and its last node
+RESERVED = (INPUT, BACKBONE, "last")  # the raw input, and what `against` may name
+
+Modules = Mapping[str, nn.Module] | nn.ModuleDict
+
+
+def require_name(name: object) -> None:
+    """Raise BadInput for a name that no model of a ladder can have.
+
+    The same rule holds for names that are typed and for those that stand in a file.
+    """
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_\-]+", name):
+        raise BadInput(f"a rung is called {name!r}, expected letters, digits, - and _; name it otherwise")
+    if name in RESERVED:
+        raise BadInput(f"a rung is called {name!r}, which has a meaning of its own here; name it otherwise")
+    if hasattr(nn.ModuleDict, name):
+        raise BadInput(f"a rung is called {name!r}, which is a method of every torch module; name it otherwise")
+
+
+@dataclass(frozen=True)
+class Rung:
+    """A model of the user's: a rung of a ladder, or (under the name `backbone`) the one model that was cut.
+
+    spec: how to build it again (`offramp:resnet20`); None means by the user. cuts: modules after which it is cut, in
+    the order in which they run. inputs: what a cut model was tried on; empty where nothing was cut. length: those of
+    them [B, T, ...] whose T may be another one in every batch.
+    """
+
+    name: str
+    spec: str | None = None
+    cuts: tuple[str, ...] = ()
+    inputs: tuple[Input, ...] = ()
+    length: tuple[str, ...] = ()
+
+    def node(self, cut: str | None) -> str:
+        """The node after a cut (None: at the model's end): `layer1`, in a ladder `rung/layer1` and `rung`."""
+        if cut is None:
+            return self.name
+        return cut if self.name == BACKBONE else f"{self.name}/{cut}"
+
+    def nodes(self) -> tuple[str, ...]:
+        """All nodes of this rung, in order."""
+        return tuple(self.node(cut) for cut in (*self.cuts, None))
+
+
+class Held(nn.ModuleDict):
+    """A ModuleDict under any names, such as `blocks.5`, or `half` (a method of every module), both of which it refuses.
+
+    The state-dict keys are the names all the same: `exits.blocks.5.weight`.
+    """
+
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, _local: Any, strict: bool, _missing: Any, unexpected: Any, _errors: Any
+    ) -> None:
+        """Torch's own would take every key below a name with a dot for unexpected."""
+        known = tuple(f"{prefix}{name}." for name in self._modules)
+        if strict:
+            unexpected += [key for key in state_dict if key.startswith(prefix) and not key.startswith(known)]
+
+
+def outside_torch(modules: Iterable[object]) -> str | None:
+    """What the first of these modules is that computes outside of torch; None where all of them are torch's."""
+    for module in modules:
+        kind = getattr(module, "outside_torch", None)
+        if isinstance(kind, str):
+            return kind
+    return None
+
+
+def held(modules: Modules) -> Held:
+    """Modules in a ModuleDict that takes any names."""
+    found = Held()
+    found._modules.update(dict(modules.items()))
+    return found
+
+
+def digest(module: nn.Module) -> str | None:
+    """Sixteen hex digits over a module's parameters; None when it has none, and so nothing to be taught."""
+    values = [value.detach().cpu().double().numpy().tobytes() for value in module.parameters()]
+    return hashlib.sha256(b"".join(values)).hexdigest()[:16] if values else None
+
+
+def values_of(model: nn.Module, front: nn.Module | None, rung: Rung, inputs: State) -> dict[str, Any]:
+    """The features at a rung's nodes in the order in which they came; at its end the model's logits.
+
+    Of several tensors that a tapped module gives the first counts. Each is copied, because an operation that works in
+    place may follow. Raises BadNetwork for a module that ran twice or never, or gave no tensor.
+    """
+    values: dict[str, Any] = {}
+    ours = threading.get_ident()
+
+    def keep(cut: str, output: object) -> None:
+        if threading.get_ident() != ours:
+            return  # another thread runs the same model
+        if rung.node(cut) in values:
+            raise BadNetwork(f"module {cut!r} runs more than once in a forward pass; cut where a module runs once")
+        leaves = [*tapped(output, cut).values()]
+        if not leaves:
+            raise BadNetwork(f"module {cut!r} gives no tensor, expected one [B, ...]; cut elsewhere")
+        values[rung.node(cut)] = leaves[0].clone()
+
+    inputs = copies(inputs)
+    if not rung.cuts:
+        return {rung.name: logits_in(call_model(model, front, inputs))}
+    with listening({cut: model.get_submodule(cut) for cut in rung.cuts}, keep), plain_attention():
+        output = call_model(model, front, inputs)
+    if silent := [cut for cut in rung.cuts if rung.node(cut) not in values]:
+        raise BadNetwork(f"module {silent[0]!r} did not run in a forward pass; cut where every input passes")
+    return values | {rung.name: logits_in(output)}

@@ -1,0 +1,326 @@
+"""Segments, exits and gates under names.
+
+Shapes: B samples, C classes. A network is a plain `nn.Module`: the user's own module(s), untouched, as `backbone`,
+plus `fronts`, `exits` and `gates` by name. Segments (segmenting.py) only refer to them and are never registered.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp._support.find import find
+from offramp.errors import BadData, BadInput, BadNetwork
+from offramp.networks import ambient
+from offramp.networks.inputs import State, as_inputs
+from offramp.networks.members import BACKBONE, Modules, Rung, digest, held, values_of
+from offramp.networks.nodes import Exit, Gate, Seen, answers, grade
+from offramp.networks.trained import rows_behind
+from offramp.networks.wrappers import unwrapped
+from offramp.plans.chain import Chain, Node, Step
+from offramp.plans.provenance import SeenRows, union
+from offramp.plans.signature import example
+
+LOGITS = "/logits"  # "<node>" among the named tensors is a tap, "<node>/logits" and "<node>/score" what stands there
+SCORE = "/score"
+HANDED = "/handed"  # what an exit hands to later exits where that is not its answer: see `Hands`
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A piece of backbone between two decision points: named tensors in (`reads`), named tensors out (`writes`).
+
+    Reading x means reading every input. `modules`: those whose change makes it stale, each of them listed.
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    call: Callable[[State], State]
+
+
+@dataclass(frozen=True)
+class Part:
+    """A step of a plan as an engine runs it: the segment, and its exit and gate as far as the step needs them.
+
+    `pieces` are called in order ("segment", "exit", "gate"; an engine may fuse them) and give `<node>`,
+    `<node>/logits`, `<node>/score`, `<node>/handed` where an exit `Hands`, and what later segments continue from:
+    `writes`. `reads` names what must be there before; `modules` are those whose change makes the part stale, each of
+    them listed. `passes`: nodes before this one where the plan asks nothing, whose segments the engine runs along.
+    `free`: of the tensors that it reads the dimensions beside the batch that follow the length of a text.
+    """
+
+    step: Step
+    reads: tuple[str, ...]
+    writes: tuple[str, ...]
+    modules: tuple[nn.Module, ...]
+    pieces: Mapping[str, Callable[[State], State]]
+    passes: tuple[str, ...] = ()
+    free: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def call(self, state: State) -> None:
+        """Run all pieces; the named tensors that they give are added to `state`."""
+        for piece in self.pieces.values():
+            state.update(piece(state))
+
+
+class Network(nn.Module):
+    """Rungs, exits and gates in a chain; calling it gives the logits of every exit, shallow to deep.
+
+    Build one with `offramp.cut` or `offramp.ladder`; of models in eval mode it is in eval mode itself. State-dict keys:
+    `backbone.<your own keys>` (in a ladder `backbone.<rung>.<your own keys>`), `exits.<node>.*`, `gates.<node>.*`, and
+    `fronts.<rung>.*` if a front has any. `made` keeps a digest of each exit that was made for it: see `untaught`;
+    `learned` the digests of rows that taught it: those promise nothing, see `training_rows`. `class_names` are those of
+    these rows, if they have any: other rows are numbered by them, or refused. `aids` holds what a recipe needs while it
+    teaches, such as adapters; it is no part of the network, never saved, and emptied when `fit` ends.
+    """
+
+    def __init__(
+        self,
+        *,
+        backbone: nn.Module,
+        rungs: tuple[Rung, ...],
+        chain: Chain,
+        fronts: Modules,
+        exits: Modules,
+        gates: Modules,
+        made: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.fronts = held(fronts)
+        self.exits = held(exits)
+        self.gates = held(gates)
+        self.rungs = rungs
+        self.chain = chain
+        self.made = dict(made or {})
+        self.learned: SeenRows | None = None
+        self.class_names: tuple[str, ...] | None = None
+        self.aids: dict[str, nn.Module] = {}  # a plain dict: not among its modules, parameters and state
+        self._require_names()
+        self.training = any(self.model_of(rung).training for rung in rungs)
+        if not self.training:
+            for ours in (self.fronts, self.exits, self.gates):
+                ours.eval()
+            backbone.training = False
+        self.learned = rows_behind(self)  # a model that another network trained, say
+
+    def _require_names(self) -> None:
+        """Raise BadNetwork unless every node has its segment and its exit, and every node but the last its gate."""
+        rungs, several = tuple(rung.name for rung in self.rungs), isinstance(self.backbone, nn.ModuleDict)
+        models = tuple(self.backbone._modules) if several and rungs != (BACKBONE,) else (BACKBONE,)
+        if set(models) != set(rungs) or not set(self.fronts) <= set(models):
+            raise BadNetwork(f"there are models {models} and fronts {tuple(self.fronts)}, expected those of {rungs}")
+        nodes = tuple(node for rung in self.rungs for node in rung.nodes())
+        if nodes != self.chain.exits or set(self.exits) != set(nodes) or set(self.gates) != set(self.chain.gates):
+            raise BadNetwork(
+                f"there are nodes {nodes}, exits {tuple(self.exits)} and gates {tuple(self.gates)}, expected one "
+                f"of each per node of {self.chain.exits}, and no gate at the last"
+            )
+        if not set(self.made) <= set(nodes):
+            raise BadNetwork(f"exits {tuple(self.made)} are said to be made, expected some of {nodes}")
+
+    def model_of(self, rung: Rung) -> nn.Module:
+        """The user's module of a rung."""
+        if rung.name == BACKBONE:
+            return self.backbone
+        assert isinstance(self.backbone, nn.ModuleDict)
+        return self.backbone[rung.name]
+
+    def front_of(self, rung: Rung) -> nn.Module | None:
+        """What stands before a rung."""
+        return dict(self.fronts.items()).get(rung.name)
+
+    def untaught(self) -> tuple[str, ...]:
+        """The exits that were made for this network and whose parameters nobody has changed since."""
+        return tuple(
+            name for name in self.chain.exits if name in self.made and self.made[name] == digest(self.exits[name])
+        )
+
+    def exit_of(self, name: str) -> Exit:
+        """The exit of a node."""
+        found = self.exits[name]
+        assert isinstance(found, Exit)
+        return found
+
+    def gate_of(self, name: str) -> Gate:
+        """The gate of a node."""
+        found = self.gates[name]
+        assert isinstance(found, Gate)
+        return found
+
+    def forward(self, x: Any) -> tuple[Tensor, ...]:
+        """Logits [B, C] of every exit, shallow to deep."""
+        return tuple(logits for _, logits, _ in self.walk(x))
+
+    def walk(self, x: Any) -> Iterator[tuple[str, Tensor, Tensor | None]]:
+        """Name, logits [B, C] and score [B] (None at the last) of every node, one after the other, for all rows."""
+        for name, seen in self.look(x):
+            assert seen.own is not None
+            yield name, seen.own, grade(self.gate_of(name), seen, seen.own) if name in self.gates else None
+
+    def look(self, x: Any) -> Iterator[tuple[str, Seen]]:
+        """Name of every node and what its gate sees there: tapped value, earlier logits, and its exit's own, [B, C].
+
+        Models run eagerly, with hooks at their cuts that are gone afterwards: train mode, dropout, DDP and the user's
+        own code stay as they are, and gradients reach exits and models. A rung's nodes come when all of it has run.
+        """
+        inputs = as_inputs(x)
+        logits, handed = dict[str, Tensor](), dict[str, Tensor]()
+        for rung in self.rungs:
+            for name, features in values_of(self.model_of(rung), self.front_of(rung), rung, inputs).items():
+                own, handed[name] = answers(self.exit_of(name), Seen(features, handed, inputs=inputs), name)
+                yield name, Seen(features, logits, own, inputs)
+                logits[name] = own
+
+    def training_rows(self) -> SeenRows | None:
+        """The rows that trained any part of it, under this network or another one; they promise nothing.
+
+        docs/promises.md says which training cannot be seen.
+        """
+        return union([self.learned, rows_behind(self)])
+
+    def parts(self) -> dict[str, nn.Module]:
+        """Models, fronts, exits and gates by the beginning of their state-dict keys."""
+        found: dict[str, nn.Module] = {}
+        for rung in self.rungs:
+            found["backbone" if rung.name == BACKBONE else f"backbone.{rung.name}"] = self.model_of(rung)
+        for kind, modules in (("fronts", self.fronts), ("exits", self.exits), ("gates", self.gates)):
+            for name, module in modules.items():
+                found[f"{kind}.{name}"] = module
+        return found
+
+    def config(self) -> dict[str, Any]:
+        """Everything but the weights, as plain data."""
+        return {
+            "rungs": [asdict(rung) for rung in self.rungs],
+            "chain": self.chain.to_json(),
+            "fronts": {name: described(front) for name, front in self.fronts.items()},
+            "exits": {name: described(exit_) for name, exit_ in self.exits.items()},
+            "gates": {name: described(gate) for name, gate in self.gates.items()},
+        }
+
+    def fingerprint(self) -> str:
+        """Sixteen hex digits over weights and configuration of taps, fronts, exits and gates."""
+        config = self.config()
+        del config["rungs"]  # how a model is built says nothing about what it computes; its cuts name the nodes
+        mark = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
+        for key, value in sorted(self.state_dict().items()):
+            array = value.detach().cpu().contiguous()
+            mark.update(f"{key}{array.dtype}{tuple(array.shape)}".encode())
+            mark.update(array.reshape(-1).view(torch.uint8).numpy().tobytes())
+        return mark.hexdigest()[:16]
+
+    def precision(self) -> str:
+        """The floating-point type of the weights, such as `float32`, and settings of torch that change it."""
+        kinds = {str(p.dtype).removeprefix("torch.") for p in self.parameters() if p.is_floating_point()}
+        told = ambient.told()
+        return ("+".join(sorted(kinds)) or "float32") + (f" ({told})" if told else "")
+
+    def device(self) -> torch.device:
+        """Where the weights are. Raises BadNetwork when they are spread over several devices."""
+        places = {tensor.device for tensor in (*self.parameters(), *self.buffers())} or {torch.device("cpu")}
+        if len(places) > 1:
+            raise BadNetwork(
+                f"the network lies on {sorted(map(str, places))}, expected one device; call net.to(device)"
+            )
+        return places.pop()
+
+    def require_eval(self) -> None:
+        """Raise BadNetwork while any part is in training mode, where answers depend on batch-mates."""
+        require_eval(self, "network", "net.eval()")
+
+    def require_inputs(self, state: State, what: str) -> None:
+        """Raise BadData for rows that are not like those that a model was cut with.
+
+        Args:
+            state: the inputs of some rows by name, each [B, ...].
+            what: what the rows are called.
+        """
+        for rung in self.rungs:
+            for expected in rung.inputs:
+                value = state.get(expected.name)
+                if value is None:
+                    raise BadData(f"{what} has the inputs {list(state)}, and the model was cut with {expected.name!r}")
+                shape = tuple(value.shape[1:])
+                free = 1 if expected.name in rung.length else 0  # the length of a text may be another one
+                floats = value.is_floating_point()
+                if shape[free:] != expected.shape[free:] or floats != expected.dtype.startswith("float"):
+                    kind = str(value.dtype).removeprefix("torch.")
+                    raise BadData(
+                        f"a row of {what} is {kind} {list(shape)}, expected {expected.dtype} {list(expected.shape)}, "
+                        "with which the model was cut; give such rows, or cut it again with an example of these"
+                    )
+
+
+def require_eval(module: nn.Module, what: str, remedy: str) -> None:
+    """Raise BadNetwork while a module, or any within it, is in training mode, and name it."""
+    training = [name for name, part in module.named_modules() if part.training]
+    if not training:
+        return
+    if "" in training:
+        raise BadNetwork(f"the {what} is in training mode, expected eval mode; call {remedy} first")
+    more = f" and {len(training) - 1} more" if len(training) > 1 else ""
+    raise BadNetwork(
+        f"{training[0]!r}{more} in the {what} is in training mode, expected eval mode everywhere; call {remedy} first"
+    )
+
+
+def as_network(thing: object) -> Network:
+    """A network, also one that was wrapped by `torch.compile`. Raises BadInput for anything else."""
+    found = unwrapped(thing)[0] if isinstance(thing, nn.Module) else thing
+    if not isinstance(found, Network):
+        told = f"the text {found!r}: load it first" if isinstance(found, str) else f"a {type(found).__name__}"
+        raise BadInput(f"the network must be a Network, made by cut, ladder or load; got {told}")
+    return found
+
+
+def plain_network(model: nn.Module, rung: Rung, front: nn.Module | None = None) -> Network:
+    """A model as a network of one node, cut nowhere: the plain network. `rung` says what it is called and is given."""
+    return Network(
+        backbone=model if rung.name == BACKBONE else nn.ModuleDict({rung.name: model}),
+        rungs=(replace(rung, cuts=()),),
+        chain=Chain((Node(rung.name, None),)),
+        fronts={} if front is None else {rung.name: front},
+        exits={rung.name: find("exits", "Own")()},
+        gates={},
+    )
+
+
+def trial_rows(network: Network, rung: Rung | None = None, count: int = 2) -> State:
+    """Seeded rows like those on which a rung (by default the first that was) was cut, where the network is now and in
+    the precision that it has now; empty where all models are whole.
+    """
+    rung = next((each for each in network.rungs if each.inputs), None) if rung is None else rung
+    if rung is None or not rung.inputs:
+        return {}
+    rows = as_inputs(example(rung.inputs, count), network.device())
+    first = network.front_of(rung) or network.model_of(rung)
+    kinds = {value.dtype for value in (*first.parameters(), *first.buffers()) if value.is_floating_point()}
+    kind = kinds.pop() if len(kinds) == 1 else None
+    return {name: value.to(kind) if value.is_floating_point() and kind else value for name, value in rows.items()}
+
+
+def last_model(network: Network, *, copied: bool = False) -> Network:
+    """The last model of a network alone, behind its front and cut nowhere; with weights of its own if `copied`."""
+    rung = network.rungs[-1]
+    parts = network.model_of(rung), rung, network.front_of(rung)
+    return plain_network(*(copy.deepcopy(parts) if copied else parts))
+
+
+def described(module: nn.Module) -> dict[str, Any]:
+    """The configuration of a front, exit or gate; for a class without `config()` its name and its repr."""
+    config = getattr(module, "config", None)
+    if callable(config):
+        found: dict[str, Any] = config()
+        return found
+    kind = type(module)
+    return {"name": f"{kind.__module__}:{kind.__qualname__}", "repr": repr(module)}

@@ -1,0 +1,249 @@
+"""The segments of a network: a whole rung as it stands, a cut one taken apart by `partition`.
+
+A model is taken apart once, and the pieces are kept while no module or tensor of the network is replaced or moved:
+they share its parameters and buffers, so that teaching in place does not make them stale.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
+from operator import is_
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from offramp.errors import BadData, BadNetwork
+from offramp.networks.inputs import State, arguments, call_model, copies
+from offramp.networks.members import Rung
+from offramp.networks.network import Network, Segment, trial_rows
+from offramp.networks.taps import logits_in, logits_name, tensors_of
+from offramp.partition import CutPoint, Exported, Partition, Piece, cut_points, inputs_of, partition, self_check, staged
+from offramp.plans.signature import INPUT
+
+EXAMPLE_ROWS = 4
+PREFIX = "model."  # of names in a `Fronted`
+
+Marks = tuple[list[object], list[int]]
+_LOCK = threading.RLock()
+_KEPT: WeakKeyDictionary[nn.Module, tuple[Marks, dict[str, Segment]]] = WeakKeyDictionary()
+
+
+def segments_of(network: Network, tried: State | None = None) -> Mapping[str, Segment]:
+    """The segment that ends at each node, by the node's name. Raises BadNetwork for a cut that cannot be run.
+
+    tried: rows on which cut models are exported and checked; else seeded ones of the same shapes.
+    """
+    with undisturbed():
+        marks = _marks(network)
+        kept = _KEPT.get(network)
+        if kept is None or not _same(kept[0], marks):
+            rungs = [_segments(network, rung, tried) for rung in network.rungs]
+            kept = _KEPT[network] = marks, {node: segment for rung in rungs for node, segment in rung.items()}
+    return kept[1]
+
+
+@contextlib.contextmanager
+def undisturbed() -> Iterator[None]:
+    """While it lasts no other thread exports: export is not made for two, and until it ends parameters are fake."""
+    with _LOCK:
+        yield
+
+
+def points_of(model: nn.Module, front: nn.Module | None, inputs: State, length: Sequence[str] = ()) -> list[CutPoint]:
+    """Every module of a model in the order in which they end, with what a cut there would carry."""
+    args, kwargs = arguments(inputs)
+    free = _free(inputs, length)
+    if front is None:
+        return cut_points(model, args, kwargs, length=free)
+    with _own_names(PREFIX):
+        points = cut_points(Fronted(front.eval(), model), args, kwargs, length=free)
+    return [replace(point, name=point.name.removeprefix(PREFIX)) for point in points if point.name.startswith(PREFIX)]
+
+
+def check_cut(model: nn.Module, front: nn.Module | None, inputs: State, cut: str) -> None:
+    """Take a model apart at one cut and compare. Raises BadNetwork, above all for a model that mixes rows."""
+    args, kwargs = arguments(inputs)
+    whole, prefix = (model, "") if front is None else (Fronted(front.eval(), model), PREFIX)
+    with _own_names(prefix):
+        self_check(whole, partition(whole, args, kwargs, at=[prefix + cut]), args, kwargs)
+
+
+class Fronted(nn.Module):
+    """A model behind its front, as one module to export; both stay where they are."""
+
+    def __init__(self, front: nn.Module, model: nn.Module) -> None:
+        super().__init__()
+        self.front, self.model = front, model
+        self.training = False
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the model gives for what the front makes of the input."""
+        return self.model(self.front(*args, **kwargs))
+
+
+@contextlib.contextmanager
+def _own_names(prefix: str) -> Iterator[None]:
+    """While it lasts, what is refused is told with the names that modules have in the user's model."""
+    try:
+        yield
+    except (BadNetwork, BadData) as problem:
+        raise type(problem)(str(problem).replace(f"'{prefix}", "'")) from problem
+
+
+def _marks(network: Network) -> Marks:
+    """The modules and tensors that the pieces were made of; held on to, so that no other takes their identity."""
+    backbone: list[object] = [*network.backbone.modules(), *network.fronts.modules()]
+    tensors = [
+        tensor for part in (network.backbone, network.fronts) for tensor in (*part.parameters(), *part.buffers())
+    ]
+    return [*backbone, *tensors], [tensor.data_ptr() for tensor in tensors]
+
+
+def _same(one: Marks, other: Marks) -> bool:
+    return one[1] == other[1] and len(one[0]) == len(other[0]) and all(map(is_, one[0], other[0]))
+
+
+def _segments(network: Network, rung: Rung, tried: State | None) -> dict[str, Segment]:
+    model, front = network.model_of(rung), network.front_of(rung)
+    modules = tuple(dict.fromkeys([*(front.modules() if front is not None else ()), *model.modules()]))
+    if not rung.cuts:
+
+        def call(state: State) -> State:
+            return {rung.name: logits_in(call_model(model, front, copies(state)))}
+
+        return {rung.name: Segment(rung.name, (INPUT,), (rung.name,), modules, call)}
+    parts, names = _taken_apart(network, rung, tried)
+    owners = _owners(modules, parts.pieces)
+    found = {
+        node: Segment(
+            node,
+            tuple(names[name] for name in piece.reads),
+            tuple(names[name] for name in piece.writes),
+            owned,
+            _renamed(piece, names),
+        )
+        for node, piece, owned in zip(rung.nodes(), parts.pieces, owners, strict=True)
+    }
+    first = next(iter(found.values()))
+    reads = tuple(dict.fromkeys([*first.reads, *(one.name for one in rung.inputs)]))
+    found[first.name] = replace(first, reads=reads, call=_fitting(rung, parts.source, first.call))
+    return found
+
+
+def _taken_apart(network: Network, rung: Rung, tried: State | None) -> tuple[Partition, dict[str, str]]:
+    """A cut rung in pieces, checked; and the network's names for their tensors."""
+    model, front = network.model_of(rung), network.front_of(rung)
+    inputs = tried or trial_rows(network, rung, EXAMPLE_ROWS)
+    args, kwargs = arguments(inputs)
+    whole, prefix = (model, "") if front is None else (Fronted(front, model), PREFIX)
+    at = [prefix + cut for cut in rung.cuts]
+    with _own_names(prefix):
+        try:
+            parts = partition(whole, args, kwargs, at=at, length=_free(inputs, rung.length))
+        except BadNetwork as problem:
+            takes = "cannot be exported" in str(problem) and not rung.length
+            stages = _stages(model, front, rung.cuts) if takes else None
+            if stages is None:
+                raise
+            parts = staged(stages, args, kwargs, names=at)
+        self_check(whole, parts, args, kwargs)
+    names = dict(zip(parts.inputs, _ordered(inputs), strict=True))
+    for piece, node in zip(parts.pieces, rung.nodes(), strict=True):
+        for name in piece.writes:  # `layer1`, and `layer1/1` or `layer1/+add` beside it
+            beside = name[len(piece.name) :] if piece.name and name.startswith(piece.name) else f"/+{name}"
+            names.setdefault(name, node + beside)
+    with torch.no_grad():
+        logits = logits_name(tensors_of(call_model(model, front, inputs), "y"))
+    names[logits if logits in parts.outputs else parts.outputs[0]] = rung.name
+    return parts, names
+
+
+def _ordered(inputs: State) -> list[str]:
+    """The names of inputs in the order in which `partition` has them: positional ones, then keywords."""
+    given = sorted((name for name in inputs if name.rpartition("/")[2].isdigit()), key=lambda name: int(name[2:]))
+    return given + [name for name in inputs if name not in given]
+
+
+def _free(inputs: State, length: Sequence[str]) -> list[str]:
+    """Those of `length` by the names that `partition` has for them."""
+    args, kwargs = arguments(inputs)
+    return [inner for inner, outer in zip(inputs_of(args, kwargs), _ordered(inputs), strict=True) if outer in length]
+
+
+def _fitting(rung: Rung, source: Exported | None, call: Callable[[State], State]) -> Callable[[State], State]:
+    """A first segment that refuses rows of other shapes than those that it was exported for."""
+    expected = [(one.name, one.shape, one.name in rung.length) for one in rung.inputs]
+    known = dict[int, str | None]()  # lengths that were asked about
+
+    def fitting(state: State) -> State:
+        if torch.compiler.is_exporting():  # lengths are symbols here
+            return call(state)
+        lengths = set[int]()
+        for name, shape, free in expected:
+            got = tuple(state[name].shape[1:])
+            if free and got[1:] == shape[1:] and len(got) == len(shape):
+                lengths.add(got[0])
+            elif got != shape:
+                raise BadData(
+                    f"rows of {name!r} have shape {got}, expected {shape}: the segments are exported for that; give "
+                    "such rows" + ("" if rung.length else ", or cut with length=(...) where it is the length of a text")
+                )
+        if lengths and (why := _unfit(lengths, source, known)) is not None:
+            raise BadData(f"the texts {why}; give others")
+        return call(state)
+
+    return fitting
+
+
+def _unfit(lengths: set[int], source: Exported | None, known: dict[int, str | None]) -> str | None:
+    if len(lengths) > 1:
+        return f"have lengths {sorted(lengths)}, expected one and the same in all inputs of a batch"
+    (length,) = lengths
+    if length not in known:
+        known[length] = source.refused_length(length) if source is not None else None
+    return None if known[length] is None else f"have length T = {length}, expected {known[length]} of this model"
+
+
+def _stages(model: nn.Module, front: nn.Module | None, cuts: Sequence[str]) -> list[nn.Module] | None:
+    """The way out for what cannot be exported: a Sequential that is cut between its own modules, as explicit stages."""
+    order = list(model._modules)
+    if type(model) is not nn.Sequential or not set(cuts) < set(order) or order[-1] in cuts:
+        return None
+    ends = [*sorted(order.index(cut) + 1 for cut in cuts), len(order)]
+    parts = [*model.children()]
+    stages = [parts[start:end] for start, end in pairwise([0, *ends])]
+    if front is not None:
+        stages[0].insert(0, front)
+    return [nn.Sequential(*stage).eval() for stage in stages]
+
+
+def _owners(modules: Sequence[nn.Module], pieces: Sequence[Piece]) -> list[tuple[nn.Module, ...]]:
+    """For each piece the modules whose own tensors it uses; the first one, which always runs, has all others too."""
+    used = [{id(tensor) for tensor in (*piece.module.parameters(), *piece.module.buffers())} for piece in pieces]
+    found: list[list[nn.Module]] = [[] for _ in pieces]
+    for module in modules:
+        own = {id(tensor) for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None}
+        homes = [place for place, ids in enumerate(used) if own & ids] or [0]
+        for place in homes:
+            found[place].append(module)
+    return [tuple(own) for own in found]
+
+
+def _renamed(piece: Piece, names: Mapping[str, str]) -> Callable[[State], State]:
+    """A piece that reads and writes the network's names for tensors."""
+    if all(names[name] == name for name in (*piece.reads, *piece.writes)):
+        return piece.call
+    reads = [(name, names[name]) for name in piece.reads]
+    writes = [(name, names[name]) for name in piece.writes]
+
+    def call(state: State) -> State:
+        out = piece.call({inner: state[outer] for inner, outer in reads})
+        return {outer: out[inner] for inner, outer in writes}
+
+    return call

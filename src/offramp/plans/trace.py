@@ -1,0 +1,659 @@
+"""Scores, answers and costs of every sample at every exit, as named columns. No torch.
+
+    logits/<exit>   [N, C] float32      kept unless keep="answers"
+    answer/<exit>   [N]    int64        the arg max of the logits, first of equals
+    ..../backbone           logits and answer of the plain last model, where its exit answers otherwise (a mean)
+    score/<gate>    [N]    float32      with K successors: score/<gate>@<route>, K-1 columns
+    label, row      [N]    int64        label may be missing; row is the number in the data's source
+    digest          [N]    uint64       of a row's content, so that overlap is noticed
+    learned         [N]    bool         whether `fit` taught the network with this row; absent where nothing was fitted
+    cost/<part>     [3] or [N, 3]       MACs per row, milliseconds per call a, milliseconds per row b (a + b n)
+
+A part is segment/<node>, exit/<node> or gate/<node>; where milliseconds were measured also runner, runner/<gate> and
+plain (see pricing). Milliseconds are NaN when they were not measured, MACs of a segment where they are not known.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from offramp._support.arguments import require_number
+from offramp._support.files import from_document, read_arrays, to_document, write_arrays
+from offramp._support.find import find
+from offramp.errors import BadData, BadFile, BadInput, Mismatch, NoisyTimings
+from offramp.guarantees.bounds import interval
+from offramp.guarantees.risks import Risk, find_risk, losses_of
+from offramp.plans.chain import Chain, Node
+from offramp.plans.digests import digests_of
+from offramp.plans.draws import canonical, distinct, one_of_each, repeated, require_repeats
+from offramp.plans.evaluation import Evaluation, Measured, worst_class
+from offramp.plans.plan import Plan, Price, choose
+from offramp.plans.pricing import Prices
+from offramp.plans.provenance import FORM, Origin, RecordedRows, SeenRows, form_of
+from offramp.plans.scores import ScoreRange
+
+SCHEMA = 1
+BACKBONE = "backbone"
+WHY = ("gate", "end", "deepest", "deadline", "unavailable")
+LARGE_NOISE = 0.25  # timings of one call that differ by more are said to be noisy wherever they are used
+COLUMNS = {  # by the first word of their names: the kinds of NumPy types
+    "logits": "f",
+    "score": "f",
+    "cost": "f",
+    "answer": "iu",
+    "label": "iu",
+    "row": "iu",
+    "digest": "u",
+    "learned": "b",
+}
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@dataclass(frozen=True)
+class Header:
+    """What the columns are about. `taught` is False while an exit was never taught.
+
+    digest_form: see SeenRows. scores: what each gate declares of its scores; of a gate that is not named nothing is
+    known. noise: how far the same call's milliseconds lay apart while they were measured (0.1: by 10 %); None where
+    nothing was measured, or before this was recorded.
+    """
+
+    chain: Chain
+    reference: str
+    classes: int
+    data: str
+    data_fingerprint: str
+    origin: Origin
+    class_names: tuple[str, ...] | None = None
+    taught: bool = True
+    digest_form: int = FORM
+    scores: Mapping[str, ScoreRange] = field(default_factory=dict)
+    noise: float | None = None
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a plan does to the rows of a trace: exit [N], answer [N], why [N] (an index into WHY)."""
+
+    exit: Array
+    answer: Array
+    why: Array
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Named columns and a header; frozen.
+
+    Rows are selected by a slice, by their positions, or by a boolean mask: `trace[1000:5000]`, `trace[[3, 8]]`,
+    `trace[trace.labels == 2]`. A position that is named twice gives a row twice, which `calibrate` refuses.
+    """
+
+    columns: Mapping[str, Array]
+    header: Header
+
+    def __post_init__(self) -> None:
+        needed = ["row", "digest", *(f"answer/{name}" for name in self.chain.exits)]
+        missing = [name for name in needed if name not in self.columns]
+        missing += [f"score/{name}" for name in self.chain.gates if not self._routes(name)]
+        if missing:
+            raise BadData(f"the trace has no column {', '.join(missing)}; record again")
+        n = len(self.columns["row"])
+        for name, column in self.columns.items():
+            if not name.startswith("cost/") and len(column) != n:
+                raise BadData(f"column {name!r} has {len(column)} rows, expected {n}; record again")
+
+    def __len__(self) -> int:
+        return len(self.columns["row"])
+
+    def __str__(self) -> str:
+        kind = "labelled" if self.labels is not None else "unlabelled"
+        return f"Trace of {len(self):,} {kind} rows of {self.header.data}, exits {', '.join(self.chain.exits)}"
+
+    def __getitem__(self, rows: slice | Array) -> Trace:
+        def of(name: str, column: Array) -> Array:
+            per_row = not name.startswith("cost/") or column.ndim == 2
+            return column[rows] if per_row else column
+
+        columns = {name: of(name, column) for name, column in self.columns.items()}
+        mark_of = columns["digest"]
+        mark = hashlib.sha256(mark_of.tobytes()).hexdigest()[:16]
+        which = _text(rows) if isinstance(rows, slice) else f" ({len(mark_of):,} rows)"
+        return Trace(columns, replace(self.header, data=self.header.data + which, data_fingerprint=mark))
+
+    @property
+    def chain(self) -> Chain:
+        """The nodes, in order."""
+        return self.header.chain
+
+    @property
+    def labels(self) -> Array | None:
+        """Labels [N] int64, or None."""
+        return self.columns.get("label")
+
+    @property
+    def scores(self) -> Array:
+        """Scores [N, E-1] float32, shallow to deep."""
+        empty = np.empty((len(self), 0), np.float32)
+        return (
+            np.column_stack([self.columns[f"score/{gate}"] for gate in self.chain.gates]) if self.chain.gates else empty
+        )
+
+    @property
+    def answers(self) -> Array:
+        """Answers [N, E] int64, shallow to deep."""
+        return np.column_stack([self.columns[f"answer/{name}"] for name in self.chain.exits])
+
+    @property
+    def outputs(self) -> Array:
+        """Logits [N, E, C] float32. Raises BadData when the trace was recorded with keep='answers'."""
+        missing = [name for name in self.chain.exits if f"logits/{name}" not in self.columns]
+        if missing:
+            raise BadData(f"the trace has no logits of {missing}; record with keep='logits'")
+        return np.stack([self.columns[f"logits/{name}"] for name in self.chain.exits], axis=1)
+
+    @property
+    def seen(self) -> SeenRows:
+        """Source and digests of the rows, as a plan carries them."""
+        header = self.header
+        return SeenRows(header.data, header.data_fingerprint, self.columns["digest"], header.digest_form)
+
+    def check(self, plan: Plan) -> None:
+        """Raise Mismatch when the plan belongs to another network, engine or precision, or to other code.
+
+        Where rows of this trace are among those that the plan knows by their digests, logits and scores are compared.
+        """
+        mine, its = self.header.origin, plan.origin
+        if its is not None and its.key != mine.key:
+            raise Mismatch(
+                f"the plan is for network {its.network} ({its.engine}, {its.precision}), the trace of network "
+                f"{mine.network} ({mine.engine}, {mine.precision}); record this network, and calibrate again"
+            )
+        if its is None or its == mine:
+            return
+        its.refuse_other_code(mine.code)
+        if its.probe is not None and its.probe.recorded is not None:
+            self._compare(its.probe.recorded, its.band)
+
+    def _compare(self, known: RecordedRows, band: float) -> None:
+        """Raise Mismatch where a row of this trace has other logits or scores than a plan knows of it."""
+        digests = np.array([int(text, 16) for text in known.digests], np.uint64)
+        shared, here, there = np.intersect1d(self.columns["digest"], digests, return_indices=True)
+        columns: dict[str, Any] = {}
+        for name, value in zip(self.chain.exits, known.logits, strict=True):
+            columns[f"logits/{name}"] = value
+        for name, scores in zip(self.chain.gates, known.scores, strict=True):
+            columns[f"score/{name}"] = scores
+        flipped = np.zeros(len(shared), bool)
+        scale = 10.0  # the largest number so far, logits before scores
+        for name, value in columns.items() if len(shared) else ():
+            if name not in self.columns:
+                continue
+            want, got = np.array(value, np.float32)[there], self.columns[name][here]
+            far = np.abs(got - want)
+            if name.startswith("logits/"):
+                flipped |= want.argmax(1) != got.argmax(1)
+            else:  # a score may differ where an answer did, within the band
+                far = far[~flipped]
+            scale = max(scale, float(np.abs(want).max()))
+            if not np.all(far <= band * scale / 10):
+                raise Mismatch(
+                    f"{name!r} of rows that the plan was made from is {far.max():.2g} away here (band {band:g}): the "
+                    "network computes otherwise than when the plan was made; record and calibrate again"
+                )
+
+    def replay(self, plan: Plan) -> Replay:
+        """What `run` does on these rows under the plan (equal outside the float band)."""
+        self.check(plan)
+        steps = plan.steps(self.chain)
+        last = self.chain.place(steps[-1].name)
+        exits = np.full(len(self), last, np.int64)
+        going = np.ones(len(self), bool)
+        for step in steps:
+            if step.gate:
+                thresholds = np.asarray(plan.thresholds[step.name], np.float32)
+                left = going & (choose(self._scores_at(step.name, len(thresholds)), thresholds) == 0)
+                exits[left] = self.chain.place(step.name)
+                going &= ~left
+        why = np.where(going, WHY.index("end" if last == len(self.chain.exits) - 1 else "deepest"), WHY.index("gate"))
+        return Replay(exits, self.answers[np.arange(len(self)), exits], why)
+
+    @property
+    def prices(self) -> Prices:
+        """What each part costs."""
+        parts = {
+            name.removeprefix("cost/"): column for name, column in self.columns.items() if name.startswith("cost/")
+        }
+        return Prices(self.chain, parts)
+
+    def unit(self, asked: str | None) -> str:
+        """The unit in which plans are priced, as `Prices.unit`; warns where its timings were noisy."""
+        unit = self.prices.unit(asked)
+        if unit == "ms" and self.header.noise is not None and self.header.noise > LARGE_NOISE:
+            warnings.warn(
+                f"the milliseconds are noisy: the same call's timings differ by {self.header.noise:.0%}, so that the "
+                "cheapest plan may be another one; record again where nothing else runs, or price in MACs",
+                NoisyTimings,
+                stacklevel=3,
+            )
+        return unit
+
+    def reference(self, against: str) -> str:
+        """The exit that `against` names: last, backbone (the plain last model), or an exit. Raises UnknownName."""
+        last = self.chain.exits[-1]
+        if against in ("last", "backbone"):
+            return BACKBONE if against == "backbone" and f"answer/{BACKBONE}" in self.columns else last
+        return self.chain.exits[self.chain.place(against)]
+
+    def losses(self, risk: Risk, against: str = "last") -> Array:
+        """Losses [N, E] of every exit's answers. Raises BadInput when the risk needs labels and there are none."""
+        name, answers = self.reference(against), self.answers
+        outputs = self.outputs if risk.reads == "outputs" else None
+        if name != BACKBONE:
+            return losses_of(risk, answers, self.labels, self.chain.place(name), outputs=outputs)
+        answers = np.column_stack([answers, self.columns[f"answer/{BACKBONE}"]])
+        if outputs is not None:
+            outputs = np.concatenate([outputs, self.columns[f"logits/{BACKBONE}"][:, None]], axis=1)
+        return losses_of(risk, answers, self.labels, answers.shape[1] - 1, outputs=outputs)[:, :-1]
+
+    def evaluate(
+        self,
+        plan: Plan,
+        *,
+        risk: str | Risk | None = None,
+        against: str | None = None,
+        confidence: float = 0.95,
+        batches: Sequence[int] = (1, 64),
+        repeats: str | None = None,
+    ) -> Evaluation:
+        """Accuracy, risk with interval, cost, shares and worst class of a plan on these rows.
+
+        Args:
+            plan: of this network, engine and precision.
+            risk: a name or a Risk; by default the promise's, then the gap (with labels) or disagreement.
+            against: what the risk compares with; by default as in the promise, then "last".
+            confidence: of the interval, above 0 and below 1.
+            batches: the batch sizes that milliseconds are told for.
+            repeats: what rows of equal content are. By default they all count in the figures, and one of each in the
+                interval, which rests on independent draws. "independent": each was drawn on its own, and the interval
+                counts all. "once": one of each counts, in the figures too.
+
+        Raises:
+            BadInput: the risk needs labels or logits that are not here, or an argument is not what it must be.
+            Mismatch: the plan belongs to another network, engine or precision.
+        """
+        require_repeats(repeats)
+        confidence = require_number("confidence", confidence, 0, 1)
+        if repeats == "once" and repeated(self.columns):
+            return self[one_of_each(self.columns)].evaluate(
+                plan, risk=risk, against=against, confidence=confidence, batches=batches
+            )
+        promised = plan.promise
+        default = promised.risk if promised else "accuracy_gap" if self.labels is not None else "disagreement"
+        asked = find_risk(risk if risk is not None else default)
+        name = against or (promised.against if promised else "last")
+        done = self.replay(plan)
+        losses = self.losses(asked, name)[np.arange(len(self)), done.exit]
+        counted = canonical(self.columns)  # an order that is nobody's choice, for a bound that depends on one
+        apart = np.arange(len(self)) if repeats == "independent" else distinct(self.columns)
+        again = len(self) - len(apart)
+        if again:
+            counted = counted[np.isin(counted, apart)]
+        low, high = interval(
+            losses[counted], low=asked.low, high=asked.high, confidence=confidence, binary=asked.binary
+        )
+        value = float(losses.mean())
+        shares = np.bincount(done.exit, minlength=len(self.chain.exits)) / max(len(self), 1)
+        return Evaluation(
+            rows=len(self),
+            exits=self.chain.exits,
+            shares=tuple(map(float, shares)),
+            risk=Measured(asked.name, self.reference(name), value, min(low, value), max(high, value), confidence),
+            prices=tuple(self.price(plan, unit, batch, name) for unit, batch in self._units(batches)),
+            in_band=self._in_band(plan, done.exit),
+            repeated=again,
+            **self._accuracies(done, name),
+        )
+
+    def price(self, plan: Plan, unit: str | None = None, batch: int = 64, against: str = "last") -> Price:
+        """Mean and worst cost per row of a plan, and that of the plain network; rows priced together by `batch`.
+
+        unit: "macs", "ms", or None: MACs where they are known, else milliseconds. Raises BadInput for a unit in which
+        nothing was recorded.
+        """
+        steps, prices = plan.steps(self.chain), self.prices
+        unit = prices.unit(unit)
+        plain = self.chain.exits[-1] if self.reference(against) == BACKBONE else self.reference(against)
+        deepest = np.full(len(self), len(self.chain.exits) - 1)
+        return Price(
+            unit=unit,
+            batch=batch,
+            mean=prices.mean(steps, self.replay(plan).exit, unit=unit, batch=batch),
+            worst=prices.mean(steps, deepest, unit=unit, batch=batch),
+            plain=prices.plain(plain, unit=unit, batch=batch),
+            note=self._note(prices, unit),
+        )
+
+    def _note(self, prices: Prices, unit: str) -> str:
+        """What a reader of figures in this unit must know."""
+        if unit == "macs":
+            return ""
+        notes = list[str]()
+        if prices.uncounted:
+            notes.append(f"the MACs of {', '.join(prices.uncounted)} are not known")
+        if not prices.with_runner:
+            notes.append("without the runner's own time")
+        if self.header.noise is not None and self.header.noise > LARGE_NOISE:
+            notes.append(f"noisy: the same call's timings differ by {self.header.noise:.0%}")
+        return "; ".join(notes)
+
+    def _units(self, batches: Sequence[int]) -> list[tuple[str, int]]:
+        prices = self.prices
+        units = list[tuple[str, int]]()
+        if not prices.uncounted:
+            units.append(("macs", 1))
+        if prices.timed:
+            units += [("ms", batch) for batch in batches]
+        return units
+
+    def _in_band(self, plan: Plan, exits: Array) -> float:
+        near, band = np.zeros(len(self), bool), self.header.origin.band
+        for step in plan.steps(self.chain):
+            if step.gate:
+                thresholds = np.array(plan.thresholds[step.name])
+                close = np.abs(self._scores_at(step.name, len(thresholds)).astype(float) - thresholds) <= band
+                near |= close.any(1) & (exits >= self.chain.place(step.name))
+        return float(near.mean()) if len(self) else 0.0
+
+    def _accuracies(self, done: Replay, against: str) -> dict[str, Any]:
+        if self.labels is None:
+            return {}
+        right = done.answer == self.labels
+        plain = self.columns[f"answer/{self.reference(against)}"] == self.labels
+        leaving = [right[done.exit == place] for place in range(len(self.chain.exits))]
+        return {
+            "accuracy": float(right.mean()),
+            "plain_accuracy": float(plain.mean()),
+            "exit_accuracy": tuple(float(rows.mean()) if rows.size else None for rows in leaving),
+            "worst_class": worst_class(right, plain, self.labels, self.header.class_names),
+        }
+
+    def _scores_at(self, gate: str, routes: int) -> Array:
+        """Scores [N, K-1] of a gate."""
+        names = self._routes(gate)
+        if len(names) != routes:
+            raise BadInput(f"gate {gate!r} has {routes} thresholds, expected {len(names)}, one per score")
+        return np.column_stack([self.columns[name] for name in names])
+
+    def _routes(self, gate: str) -> list[str]:
+        """Names of the score columns of a gate: one, or one per route."""
+        if f"score/{gate}" in self.columns:
+            return [f"score/{gate}"]
+        names = [name for name in self.columns if name.startswith(f"score/{gate}@")]
+        return sorted(names, key=lambda name: int(name.rpartition("@")[2]))
+
+    @staticmethod
+    def from_arrays(
+        logits: Mapping[str, Any],
+        costs: Mapping[str, float | tuple[float, float]],
+        *,
+        labels: Any = None,
+        probabilities: bool = False,
+        unit: str = "ms",
+        gate: str = "margin",
+        scores: Mapping[str, Any] | None = None,
+        inputs: Any = None,
+        digests: Any = None,
+        rows: Any = None,
+        network: str = "",
+        shared: bool = False,
+        data: str = "arrays",
+        class_names: Sequence[str] | None = None,
+    ) -> Trace:
+        """A trace of models that ran elsewhere, from their recorded logits; calibrate, evaluate and report work on it.
+
+        A promise needs rows that can be told apart and known again. Without `inputs` or `digests` a row is known by its
+        logits: two rows with the same logits in every exit count as the same row, and rows that a model was trained on
+        go unnoticed.
+
+        Args:
+            logits: each exit's logits [N, C] by its name, in the order in which the exits are asked.
+            costs: what each exit's model costs a row, in `unit`; a pair is (per call, per row) in milliseconds.
+            labels: [N] whole numbers from 0 to C-1.
+            probabilities: whether `logits` holds probabilities, of which the logarithm is taken (at least log 1e-7).
+            unit: "ms" or "macs", of the costs.
+            gate: a gate of one exit's logits by name, such as margin, max_prob or neg_entropy.
+            scores: scores [N] by exit, for all but the last, instead of `gate`; higher leaves sooner.
+            inputs: what the models read, [N, ...] or arrays by name: rows are known by it, as `record` does it.
+            digests: uint64 [N], where rows are known by something else.
+            rows: the rows' numbers in their source [N]; by default 0 to N-1.
+            network: name and version of the models: a plan for others is refused.
+            shared: whether an exit continues where the one before it ended, as exits of one network do, so that `costs`
+                are what each adds; otherwise every exit is a model of its own.
+            data: what the rows are called.
+            class_names: names of the classes.
+
+        Returns:
+            The trace. Its plans are applied by `trace.replay(plan)`, or by comparing scores with `plan.thresholds`.
+
+        Raises:
+            BadData: arrays of other shapes, or logits of the last exit that are not finite.
+            BadInput: a cost is missing or no cost, or the gate needs more than one exit's logits.
+
+        Example:
+            >>> logits = {"small": np.float32([[3, 0], [1, 2]]), "large": np.float32([[5, 0], [4, 0]])}
+            >>> trace = Trace.from_arrays(logits, {"small": 0.1, "large": 1.0})
+            >>> trace.evaluate(Plan.by_hand({"small": 2.0})).shares
+            (0.5, 0.5)
+        """
+        names = tuple(logits)
+        values = {name: _float32_of(name, array, probabilities) for name, array in logits.items()}
+        count, classes = _one_shape(values)
+        if len(names) < 2:
+            raise BadData(f"logits must hold at least two exits, got {list(names)}")
+        if bad := np.flatnonzero(~np.isfinite(values[names[-1]]).all(1)).size:
+            raise BadData(f"the logits of the last exit must be finite, got {bad} rows of {names[-1]!r} that are not")
+        if set(costs) != set(names):
+            raise BadInput(f"costs must hold one for each of {list(names)}, got {list(costs)}")
+        columns: dict[str, Array] = {
+            "row": _column("rows", np.arange(count) if rows is None else rows, count, np.int64),
+            "digest": _digests(values, inputs, digests, count),
+        }
+        if labels is not None:
+            columns["label"] = _column("labels", labels, count, np.int64)
+            low, high = int(columns["label"].min()), int(columns["label"].max())
+            if low < 0 or high >= classes:
+                raise BadData(f"labels must be between 0 and {classes - 1}, got {low} to {high}")
+        for name in names:
+            columns[f"logits/{name}"] = values[name]
+            columns[f"answer/{name}"] = values[name].argmax(1)
+            columns[f"cost/segment/{name}"] = _cost_of(name, costs[name], unit)
+        given = _scored(values, gate) if scores is None else scores
+        if set(given) != set(names[:-1]):
+            raise BadInput(f"scores must hold one for each of {list(names[:-1])}, got {list(given)}")
+        for name in names[:-1]:
+            score = _column("scores", given[name], count, np.float32)
+            columns[f"score/{name}"] = np.where(np.isfinite(values[name]).all(1), score, np.float32(np.nan))
+        followers = (*names[1:], None)
+        before = (None, *names[:-1]) if shared else (None,) * len(names)
+        chain = Chain(tuple(Node(*each) for each in zip(names, followers, before, strict=True)))
+        told = json.dumps([network, names, shared, gate if scores is None else "scores"])
+        header = Header(
+            chain=chain,
+            reference=names[-1],
+            classes=classes,
+            data=data,
+            data_fingerprint=hashlib.sha256(columns["digest"].astype("<u8").tobytes()).hexdigest()[:16],
+            origin=Origin(hashlib.sha256(told.encode()).hexdigest()[:16], "elsewhere", "float32"),
+            class_names=None if class_names is None else tuple(map(str, class_names)),
+        )
+        return Trace(columns, header)
+
+    def save(self, path: str | Path) -> None:
+        """Write `trace.npz`, atomically, without pickles."""
+        body = asdict(self.header)
+        body["chain"] = self.chain.to_json()
+        body["scores"] = {gate: scores.to_json() for gate, scores in self.header.scores.items()}
+        body["columns"] = _digest(self.columns)
+        write_arrays(path, to_document("trace", SCHEMA, body), self.columns)
+
+    @staticmethod
+    def load(path: str | Path) -> Trace:
+        """Read a trace. Raises BadFile (damaged, edited, of another kind), NewerSchema."""
+        text, columns = read_arrays(path)
+        _, body = from_document(text, "trace", SCHEMA, str(path))
+        try:
+            if body.pop("columns") != _digest(columns):
+                raise BadFile(f"{path} was edited or damaged after it was written; record again")
+            names = body["class_names"]
+            declared = body.get("scores", {})  # absent in traces of the first edition
+            header = {
+                **body,
+                "chain": Chain.from_json(body["chain"]),
+                "origin": Origin.from_json(body["origin"]),
+                "class_names": None if names is None else tuple(names),
+                "digest_form": form_of(body.get("digest_form", 1), str(path)),
+                "scores": {gate: ScoreRange.from_json(scores) for gate, scores in declared.items()},
+            }
+            found = Trace(columns, Header(**header))
+            _require_header(found.header)
+            for name, column in columns.items():
+                _require_column(name, column, len(found), found.header.classes)
+            return found
+        except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
+            raise BadFile(f"{path} is no complete trace ({problem!r}); record again") from problem
+
+
+def _require_header(header: Header) -> None:
+    """Raise TypeError for a header from a file in which a field is of another type."""
+    texts = (header.reference, header.data, header.data_fingerprint, *(header.class_names or ()))
+    if not all(isinstance(text, str) for text in texts) or not isinstance(header.taught, bool):
+        raise TypeError("a field of the header is of another type")
+    if not isinstance(header.classes, int) or isinstance(header.classes, bool) or header.classes < 1:
+        raise TypeError(f"classes is {header.classes!r}")
+
+
+def _require_column(name: str, column: Array, n: int, classes: int) -> None:
+    """Raise ValueError for a column from a file that is not as the beginning of this module tells it.
+
+    n: rows; classes: of the network. Columns of names that are not known here are left alone.
+    """
+    group = name.partition("/")[0]
+    if group not in COLUMNS:
+        return
+    kinds = COLUMNS[group]
+    shapes: dict[str, list[tuple[int, ...]]] = {"logits": [(n, classes)], "cost": [(3,), (n, 3)]}
+    expected = shapes.get(group, [(n,)])
+    if column.dtype.kind not in kinds or column.shape not in expected:
+        raise ValueError(f"column {name!r} is {column.dtype} {list(column.shape)}, expected {list(expected[-1])}")
+    if not column.size:
+        return
+    if group == "answer" and not 0 <= column.min() <= column.max() < classes:
+        raise ValueError(f"column {name!r} has answers outside of 0 to {classes - 1}")
+    if group == "label" and column.min() < 0:
+        raise ValueError(f"column {name!r} has negative labels")
+    if group == "cost" and (np.isinf(column).any() or (column < 0).any()):  # NaN was not measured
+        raise ValueError(f"column {name!r} has costs that are negative or infinite")
+
+
+def _float32_of(name: str, array: Any, probabilities: bool) -> Array:
+    """Logits [N, C] float32 of one exit."""
+    values = np.asarray(array)
+    if values.ndim != 2 or not len(values) or values.shape[1] < 2 or values.dtype.kind not in "fiu":
+        raise BadData(
+            f"the logits of {name!r} must be numbers [N, C] of at least one row and two classes, got "
+            f"{values.dtype.name} {list(values.shape)}"
+        )
+    values = values.astype(np.float32)
+    if not probabilities:
+        return values
+    wrong = (values < -0.01) | (values > 1.01) | (np.abs(values.sum(1, keepdims=True) - 1) > 0.01)
+    if wrong.any():
+        row = int(wrong.any(1).argmax())
+        raise BadData(
+            f"the probabilities of {name!r} must be between 0 and 1 and sum to 1, got {values[row]} (row {row})"
+        )
+    logarithm: Array = np.log(np.clip(values, 1e-7, 1))
+    return logarithm
+
+
+def _one_shape(values: Mapping[str, Array]) -> tuple[int, int]:
+    """N and C of all exits' logits."""
+    shapes = {name: array.shape for name, array in values.items()}
+    if len(set(shapes.values())) != 1:
+        raise BadData(f"logits must have one and the same shape [N, C] in every exit, got {shapes}")
+    rows, classes = next(iter(shapes.values()))
+    return int(rows), int(classes)
+
+
+def _column(what: str, given: Any, count: int, kind: Any) -> Array:
+    """Values [N] of a column. Raises BadData for other shapes, and for fractions where whole numbers belong."""
+    values = np.asarray(given)
+    whole = np.dtype(kind).kind in "iu"
+    if values.shape != (count,) or values.dtype.kind not in ("iu" if whole else "iuf"):
+        kinds = "whole numbers" if whole else "numbers"
+        raise BadData(f"{what} must be {kinds} [{count}], got {values.dtype.name} {list(values.shape)}")
+    return values.astype(kind)
+
+
+def _digests(values: Mapping[str, Array], inputs: Any, digests: Any, count: int) -> Array:
+    """What rows are known by, uint64 [N]: what is given, the inputs' content, or all logits of a row."""
+    if digests is not None:
+        return _column("digests", digests, count, np.uint64)
+    if inputs is None:
+        return digests_of(np.concatenate(list(values.values()), axis=1) + np.float32(0))  # + 0: -0.0 is 0.0
+    several = inputs if isinstance(inputs, Mapping) else {"": inputs}
+    named = {str(name): np.asarray(value) for name, value in several.items()}
+    lengths = {len(value) if value.ndim else 0 for value in named.values()}
+    if lengths != {count}:
+        raise BadData(f"inputs must have {count} rows, as the logits, got {sorted(lengths)}")
+    return digests_of(named if isinstance(inputs, Mapping) else named[""])
+
+
+def _cost_of(name: str, cost: float | tuple[float, float], unit: str) -> Array:
+    """A price [3] of a part: MACs, milliseconds per call and per row; NaN for what is not known."""
+    pair = np.asarray(cost, float).ravel()
+    if unit not in ("ms", "macs"):
+        raise BadInput(f"unit must be 'ms' or 'macs', got {unit!r}")
+    if len(pair) not in (1, 2) or (unit == "macs" and len(pair) == 2):
+        raise BadInput(f"the cost of {name!r} must be a number, or in milliseconds a pair, got {cost!r}")
+    if not (np.isfinite(pair).all() and (pair >= 0).all() and pair.sum() > 0):
+        raise BadInput(f"the cost of {name!r} must be above 0 and finite, got {cost!r}")
+    if unit == "macs":
+        return np.array([pair[0], np.nan, np.nan])
+    call = pair[0] if len(pair) == 2 else 0.0
+    return np.array([np.nan, call, pair[-1]])
+
+
+def _scored(values: Mapping[str, Array], gate: str) -> dict[str, Array]:
+    """A gate's scores [N] of every exit but the last. Raises BadInput for a gate that looks at more than logits."""
+    import torch
+
+    function = find("gates", gate)
+    if not inspect.isfunction(function) or "reads" in inspect.signature(function).parameters:
+        raise BadInput(f"gate must be a function of one exit's logits, got {gate!r}; give scores= for others")
+    return {name: function(torch.from_numpy(values[name])).float().numpy() for name in list(values)[:-1]}
+
+
+def _text(rows: slice) -> str:
+    edges = [rows.start, rows.stop, *([rows.step] if rows.step is not None else [])]
+    return "[" + ":".join("" if edge is None else str(edge) for edge in edges) + "]"
+
+
+def _digest(columns: Mapping[str, Array]) -> str:
+    """SHA-256 over names, types, shapes and bytes of all columns."""
+    mark = hashlib.sha256()
+    for name in sorted(columns):
+        column = np.ascontiguousarray(columns[name])
+        mark.update(json.dumps([name, column.dtype.str, column.shape]).encode())
+        mark.update(column.reshape(-1).view(np.uint8).data)  # the bytes themselves: a copy would double a big trace
+    return mark.hexdigest()

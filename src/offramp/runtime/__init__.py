@@ -1,0 +1,1 @@
+"""What happens when a network runs: sessions, batches, engines, recording, measuring."""

@@ -1,0 +1,186 @@
+"""Wall-clock of a plan beside its bare parts and beside the plain network, interleaved in one run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from offramp.errors import BadData
+from offramp.networks.ambient import without_autocast
+from offramp.networks.inputs import State, as_inputs, count_of, given
+from offramp.networks.network import Network, Part, as_network, last_model
+from offramp.plans.chain import Step
+from offramp.plans.plan import Plan
+from offramp.runtime.engine import Engine, engine_of
+from offramp.runtime.measuring import Ratio, interleaved, ratio
+from offramp.runtime.outputs import Answers
+from offramp.runtime.running import Runner
+from offramp.runtime.session import open
+
+
+@dataclass(frozen=True)
+class Line:
+    """One batch. Milliseconds are medians; ratios of medians come with a 90 % bootstrap interval.
+
+    left: rows by exit. over_parts: run / its bare segments, exits and gates at the batch sizes that remain (the
+    prediction). over_plain: run / the plain network. same: the plain network / itself, which shows the noise.
+    """
+
+    batch: int
+    left: tuple[int, ...]
+    run_ms: float
+    parts_ms: float
+    plain_ms: float
+    over_parts: Ratio
+    over_plain: Ratio
+    same: Ratio
+
+
+@dataclass(frozen=True)
+class Bench:
+    """Lines by batch, for the exits named."""
+
+    exits: tuple[str, ...]
+    threads: int
+    lines: tuple[Line, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        head = f"{'batch':>5}  {'left at ' + '/'.join(self.exits):<28} {'run':>9} {'predicted':>9} {'plain':>9}   "
+        rows = [f"{head}run/predicted          run/plain              plain/plain ({self.threads} threads)"]
+        for line in self.lines:
+            left = "/".join(map(str, line.left))
+            times = " ".join(f"{ms:6.2f} ms" for ms in (line.run_ms, line.parts_ms, line.plain_ms))
+            ratios = "   ".join(f"{value!s:<20}" for value in (line.over_parts, line.over_plain, line.same))
+            rows.append(f"{line.batch:>5}  {left:<28} {times}   {ratios}")
+        return "\n".join(rows)
+
+
+@without_autocast()
+def bench(
+    network: Network,
+    plan: Plan,
+    x: Any,
+    *,
+    batches: Sequence[int] = (1, 64),
+    repeats: int = 9,
+    engine: str = "torch",
+    clock: Callable[[], float] = time.perf_counter,
+) -> Bench:
+    """Time a plan on rows x [N, ...]: one line per batch size, and at batch 1 one line per exit that rows leave at.
+
+    The plain network is its engine's bare call: see `plain_of`. Measure where nothing else runs.
+
+    Args:
+        network: in eval mode.
+        plan: what is timed.
+        x: rows, at least as many as the largest batch.
+        batches: sizes, one line each.
+        repeats: rounds; each runs every call once.
+        engine: where all of it runs, as for `open`.
+        clock: seconds; `time.process_time` on one thread leaves out what other programs took.
+
+    Raises:
+        BadData: there are fewer rows than a batch holds.
+    """
+    network = as_network(network)
+    runner = open(network, plan, engine=engine, example=x)
+    shelved, _ = engine_of(engine)
+    rows = as_inputs(x, network.device())
+    count = count_of(rows)
+    if not count or max(batches) > count:
+        raise BadData(f"there are {count} rows, expected at least {max(batches)}; give more rows or smaller batches")
+    parts: Sequence[Part] = shelved.open(network, plan.steps(network.chain), network.device())
+    lines = []
+    for batch in batches:
+        picks = [_some(rows, slice(batch))] if batch > 1 else _one_per_exit(runner, rows)
+        lines += [_line(network, runner, parts, pick, repeats, shelved, clock) for pick in picks]
+    return Bench(network.chain.exits, torch.get_num_threads(), tuple(lines))
+
+
+def _some(rows: State, which: slice) -> State:
+    return {name: value[which] for name, value in rows.items()}
+
+
+def _one_per_exit(runner: Runner, rows: State) -> list[State]:
+    exits = runner(given(_some(rows, slice(256)))).exit.tolist()
+    firsts = [exits.index(place) for place in sorted(set(exits))]
+    return [_some(rows, slice(first, first + 1)) for first in firsts]
+
+
+def _line(
+    network: Network,
+    runner: Runner,
+    parts: Sequence[Part],
+    rows: State,
+    repeats: int,
+    engine: Engine,
+    clock: Callable[[], float],
+) -> Line:
+    x = given(rows)
+    answers = runner(x)
+    plain = plain_call(network, rows, engine)
+    # The plain network stands first and last: rounds go forwards and backwards, so that both have the same neighbours.
+    calls = {"plain": plain, "run": lambda: runner(x), "parts": bare(parts, runner, rows, answers), "same": plain}
+    times = interleaved(calls, repeats=repeats, warmup=2, clock=clock)
+    ms = {name: float(np.median(values)) for name, values in times.items()}
+    return Line(
+        batch=len(answers.exit),
+        left=tuple(torch.bincount(answers.exit, minlength=len(network.chain.exits)).tolist()),
+        run_ms=ms["run"],
+        parts_ms=ms["parts"],
+        plain_ms=ms["plain"],
+        over_parts=ratio(times["run"], times["parts"]),
+        over_plain=ratio(times["run"], times["plain"]),
+        same=ratio(times["same"], times["plain"]),
+    )
+
+
+def plain_of(network: Network, rows: State, engine: Engine) -> Callable[[State], Callable[[], object]]:
+    """The plain network as its engine runs it bare: the user's last model behind its front, no exits, no gates.
+
+    Nothing of ours is around the call: `session.run` on arrays, `infer` of a request, the module in inference_mode.
+
+    Args:
+        network: whose last model it is.
+        rows: named inputs [B, ...] such as the call will be given.
+        engine: where it runs.
+
+    Returns:
+        A function that binds inputs, converted beforehand, and returns the call to time.
+    """
+    alone = last_model(network)
+    step = Step(network.rungs[-1].name, exit=False, gate=False, last=True)
+    return engine.bare(alone, step, rows)
+
+
+def plain_call(network: Network, rows: State, engine: Engine) -> Callable[[], object]:
+    """`plain_of` bound to these rows."""
+    return plain_of(network, rows, engine)(rows)
+
+
+def bare(parts: Sequence[Part], runner: Runner, rows: State, answers: Answers) -> Callable[[], object]:
+    """The pieces of a plan on the rows that reach them, gathered beforehand: no choosing, no compaction."""
+    ready: list[tuple[Callable[[State], State], State]] = []
+    whole = dict(rows)
+    with torch.inference_mode():
+        for part in parts:
+            here = (answers.exit >= runner.chain.place(part.step.name)).nonzero()[:, 0]
+            for piece in part.pieces.values():
+                if len(here):
+                    ready.append((piece, {key: value.index_select(0, here) for key, value in whole.items()}))
+                whole.update(piece(whole))
+
+    def call() -> object:
+        with torch.inference_mode():
+            return [piece(state) for piece, state in ready]
+
+    return call

@@ -1,0 +1,101 @@
+"""What a Runner gives, and how it is filled in: rows in the order of x, whatever order they leave in.
+
+Shapes: B rows handed in, n rows at one exit, C classes.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp.errors import BadNetwork
+from offramp.plans.trace import WHY
+
+GATE, END, DEEPEST, DEADLINE, UNAVAILABLE = range(len(WHY))
+
+Rows = np.ndarray[Any, np.dtype[np.int64]] | None  # numbers of rows in x; None: all of them
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What a Runner gives, in the order of x.
+
+    logits [B, C]; exit [B] int64, an index into `exits`; why [B] int64, an index into trace.WHY (gate, end, deepest,
+    deadline, unavailable); flagged [B] bool: a score of this row was NaN, or an answer not finite.
+    """
+
+    logits: Tensor
+    exit: Tensor
+    why: Tensor
+    flagged: Tensor
+    exits: tuple[str, ...]
+
+    def reasons(self) -> list[str]:
+        """`why` in words, one per row."""
+        return [WHY[code] for code in self.why.tolist()]
+
+    def to(self, device: torch.device) -> Answers:
+        """The same on another device."""
+        return Answers(
+            self.logits.to(device), self.exit.to(device), self.why.to(device), self.flagged.to(device), self.exits
+        )
+
+
+class Filling:
+    """Answers being filled. What is decided per row is kept on the host; only logits live on the device.
+
+    When all rows are put at once, nothing is copied.
+    """
+
+    def __init__(self, count: int, device: torch.device, exits: tuple[str, ...], classes: int) -> None:
+        self.count, self.device, self.exits, self.classes = count, device, exits, classes
+        self.logits: Tensor | None = None
+        self.codes = np.zeros((2, count), np.int64)  # exit and why
+        self.flags = np.zeros(count, bool)
+
+    def put(self, rows: Rows, logits: Tensor, place: int, why: int) -> None:
+        """Write the answers [n, C] of rows; None stands for all of them."""
+        where = slice(None) if rows is None else rows
+        self.codes[0, where] = place
+        self.codes[1, where] = why
+        if why != GATE and not math.isfinite(_sum(logits)):  # what leaves at a gate had a score: its logits were finite
+            self.flags[where] |= ~np.isfinite(logits.float().cpu().numpy()).all(-1)
+        if rows is None:
+            self.logits = logits
+            return
+        if self.logits is None:
+            self.logits = logits.new_empty(self.count, logits.shape[1])
+        if self.logits.shape[1] != logits.shape[1]:
+            raise BadNetwork(
+                f"exit {self.exits[place]!r} answers with {logits.shape[1]} classes, an earlier one with "
+                f"{self.logits.shape[1]}, expected one number; check the rungs"
+            )
+        if self.logits.dtype != logits.dtype:  # rungs of different precision
+            wide = torch.promote_types(self.logits.dtype, logits.dtype)
+            self.logits, logits = self.logits.to(wide), logits.to(wide)
+        self.logits.index_copy_(0, torch.from_numpy(rows).to(self.device, non_blocking=True), logits)
+
+    def flag(self, rows: Rows, bad: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+        """Mark rows [n] whose score was NaN."""
+        self.flags[slice(None) if rows is None else rows] |= bad
+
+    def answers(self) -> Answers:
+        """All of them; of an empty batch, none."""
+        logits = torch.zeros(0, self.classes, device=self.device) if self.logits is None else self.logits
+        codes, flagged = torch.from_numpy(self.codes), torch.from_numpy(self.flags)
+        if self.device.type != "cpu":
+            codes, flagged = codes.to(self.device), flagged.to(self.device)
+        return Answers(logits, codes[0], codes[1], flagged, self.exits)
+
+
+def _sum(logits: Tensor) -> float:
+    """Of all logits [n, C]: not finite when one of them is not. One number, because a batch of one waits for it."""
+    if logits.device.type == "cpu" and logits.dtype == torch.float32:
+        with np.errstate(all="ignore"):  # NaN and infinities are what is looked for
+            return float(np.add.reduce(logits.numpy(), axis=None))  # half of what torch takes
+    return float(logits.sum())

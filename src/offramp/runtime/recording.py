@@ -1,0 +1,328 @@
+"""All exits on all rows -> Trace."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from offramp._support.find import find_file
+from offramp._support.processes import Processes, here
+from offramp._support.progress import track
+from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of, proposing, rows_for
+from offramp.errors import BadData, BadNetwork, BetterExit, NeverTaught, NoisyTimings
+from offramp.networks.ambient import without_autocast
+from offramp.networks.dependence import require_read
+from offramp.networks.inputs import State, as_inputs, needed_by, require_inputs
+from offramp.networks.network import LOGITS, SCORE, Network, Part, as_network
+from offramp.plans.evaluation import better_exit
+from offramp.plans.provenance import FORM, Origin
+from offramp.plans.signature import Input
+from offramp.plans.trace import BACKBONE, LARGE_NOISE, Header, Trace
+from offramp.runtime.code_marks import code_marks
+from offramp.runtime.engine import Engine, engine_of
+from offramp.runtime.measuring import costs_of
+from offramp.runtime.overhead import Noise, plain_costs, runner_costs
+from offramp.runtime.probing import Row, Sample, everything, outputs_of, probe_of, require_independent
+
+OLDER = "digest/1"  # a column that no trace keeps
+
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@without_autocast()
+def record(
+    network: Network,
+    data: object,
+    *,
+    batch_size: int = 64,
+    keep: str = "logits",
+    timed: bool = True,
+    engine: str = "torch",
+    keep_probe_rows: bool = False,
+    progress: bool = True,
+) -> Trace:
+    """Run every exit and gate on every row, and measure what each part costs.
+
+    Some rows are run again in another batch and alone: what depends on its batch, or is drawn at random, is refused.
+    Autocast around the call does not count.
+
+    data: whatever `offramp.data.rows` takes: arrays, (x, y), a Dataset, a DataLoader, batches, or a spec such as
+    "cifar10:DIR[1000:5000]". keep: "logits", or "answers" to leave the logits [N, C] out.
+    timed: measure milliseconds over batch 1 to 64, also of the Runner itself and of the bare last model, and how noisy
+    they are; do so where nothing else runs (a NoisyTimings says when something did).
+    engine: torch, onnxruntime or openvino, with options as in "torch:bf16" (see the engines); the plans that are
+    made of this trace run on it, and on no other.
+    keep_probe_rows: whether up to sixteen of the rows themselves go into the trace and its plans, so that every `open`
+    compares this network on real rows; without it a plan has their digests and outputs.
+    Where several processes were launched, all must call it: they take whole batches by turns (so that the last bits are
+    those of one process), the main one measures costs when the others have ended, and each gets the whole trace.
+    Raises BadData (no rows, labels out of range, wrong shapes, rows that give NaN), BadNetwork (training mode; logits
+    or scores of a row that depend on its batch), MissingExtra.
+    """
+    if keep not in ("logits", "answers"):
+        raise BadData(f"keep is {keep!r}, expected 'logits' or 'answers'")
+    network = as_network(network)
+    network.require_eval()
+    if untaught := network.untaught():
+        warnings.warn(_never_taught(untaught), NeverTaught, stacklevel=3)  # behind the decorator
+    source, place = rows_for(network, data), network.device()
+    steps, processes = network.chain.walk(network.chain.gates), here(place)
+    if processes.count > 1:
+        processes.require_same(network.fingerprint(), "network")
+    shelved, identity = engine_of(engine)
+    parts: Sequence[Part] = shelved.open(network, steps, place)
+    counted: Sequence[Part] = parts if engine == "torch" else find_file("engines", "torch").open(network, steps, place)
+    origin = Origin(network.fingerprint(), identity, network.precision(), code=code_marks(network))
+    looked = _Looked(network, parts, origin)
+    room = source.length if processes.count == 1 else None
+    columns, batches = _Columns(network, keep, shelved.learned, room), source.batches(batch_size, processes.turn)
+    total = None if source.length is None else -(-source.length // (batch_size * processes.count))
+    shown = track(batches, what="recording", total=total, show=progress and processes.main)
+    first = processes.agreed(lambda: _recorded(shown, columns, parts, network, looked, source.name))
+    found = columns.joined(processes)
+    if not found:
+        raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
+    looked.join(processes)
+
+    def measured() -> tuple[dict[str, Array], float | None, Origin]:
+        costs, noise = _measured(network, first, parts, counted, shelved, timed=timed)
+        return costs, noise, looked.origin_with_probe(columns.classes, keep=keep_probe_rows)
+
+    costs, noise, origin = processes.alone(measured)
+    if noise is not None and noise > LARGE_NOISE:
+        warnings.warn(_noisy(noise), NoisyTimings, stacklevel=3)
+    trace = _trace(network, source, found | costs, origin, columns.classes)
+    trace = replace(trace, header=replace(trace.header, noise=noise))
+    if trace.labels is not None:
+        said = better_exit(trace.answers == trace.labels[:, None], trace.chain.exits)
+        if said is not None:
+            warnings.warn(said, BetterExit, stacklevel=3)
+    return trace
+
+
+def _recorded(
+    batches: Iterable[Batch],
+    columns: _Columns,
+    parts: Sequence[Part],
+    network: Network,
+    looked: _Looked,
+    what: str,
+) -> State:
+    """Fill the columns; returns the first batch."""
+    first: State = {}
+    place = network.device()
+    with proposing(network.fronts.values()):
+        for batch in batches:
+            x = as_inputs(batch.x, place)
+            require_inputs(x, looked.needed)
+            if not first:
+                require_read(network, x, what)
+            state = everything(parts, x)
+            columns.add(batch, state)
+            looked.add(batch, x, state, first=not first)
+            first = first or x
+    return first
+
+
+class _Looked:
+    """What is remembered of the rows beside their columns: ranges of the inputs, and some rows for the probe."""
+
+    def __init__(self, network: Network, parts: Sequence[Part], origin: Origin) -> None:
+        self.network, self.parts, self.origin = network, parts, origin
+        self.needed = needed_by(network.rungs, parts)
+        self.inputs: dict[str, Input] = {}
+        self.sample = Sample()
+
+    def add(self, batch: Batch, x: State, state: State, *, first: bool) -> None:
+        """Look at a batch. Raises BadNetwork where rows of the first one depend on their batch-mates."""
+        for name, value in as_inputs(batch.x, torch.device("cpu")).items():
+            seen = Input.of(name, value.numpy())
+            self.inputs[name] = self.inputs[name].widened(seen) if name in self.inputs else seen
+        self.sample.add(batch.digest, x, outputs_of(self.network.chain, state))
+        if first:  # and not only in the end, which may be hours away
+            self._check(self.sample)
+
+    def join(self, processes: Processes) -> None:
+        """Take in what all processes have seen."""
+        others = processes.gathered((self.inputs, self.sample.rows))
+        for inputs, _ in others:
+            for name, seen in inputs.items():
+                self.inputs[name] = self.inputs[name].widened(seen) if name in self.inputs else seen
+        self.sample.joined([rows_ for _, rows_ in others])
+
+    def origin_with_probe(self, classes: int, *, keep: bool) -> Origin:
+        """The origin of the trace. Raises BadNetwork as `add` does, of rows from all batches."""
+        self._check(self.sample)
+        inputs = tuple(seen.settled() for seen in self.inputs.values())
+        recorded = self.sample.recorded(self.network.chain, classes, keep=keep)
+        return replace(self.origin, probe=probe_of(self.network, inputs, self.parts, recorded))
+
+    def _check(self, sample: Sample) -> None:
+        groups: list[list[Row]] = [*sample.groups()]
+        require_independent(self.network, self.parts, groups, self.origin)
+
+
+def _measured(
+    network: Network, x: State, parts: Sequence[Part], counted: Sequence[Part], engine: Engine, *, timed: bool
+) -> tuple[dict[str, Array], float | None]:
+    """What each part costs on some rows, and how noisy the timings were."""
+    if not timed:
+        return costs_of(parts, x, timed=False, counted=counted), None
+    noise = Noise(parts, x)
+    noise.time()
+    costs = costs_of(parts, x, timed=True, counted=counted)
+    costs |= runner_costs(network, parts, x, own_threads=engine.own_threads)
+    costs |= plain_costs(network, engine, x)
+    noise.time()
+    return costs, noise.share()
+
+
+def _noisy(noise: float) -> str:
+    return (
+        f"the milliseconds are noisy: the same call's timings differ by {noise:.0%}; prices in milliseconds may be far "
+        "off: record where nothing else runs, or use MACs"
+    )
+
+
+def _never_taught(names: Sequence[str]) -> str:
+    return (
+        f"exits never taught: {', '.join(names)}; their answers mean nothing yet, and calibrate refuses this trace; "
+        "teach them (offramp.fit, or any loop over net(x)), and record again"
+    )
+
+
+class _Growing:
+    """A column that grows in place: a gigabyte of logits is not held twice, as a list of parts and joined.
+
+    rows: how many there will be, where that is known; a wrong number costs room and nothing else.
+    """
+
+    def __init__(self, rows: int | None) -> None:
+        self.rows = rows
+        self.count = 0
+        self.values: Array = np.empty(0)
+
+    def add(self, part: Array) -> None:
+        """Put rows behind those that are there."""
+        end = self.count + len(part)
+        if not self.count:
+            self.values = np.empty((max(end, self.rows or 0), *part.shape[1:]), part.dtype)
+        elif end > len(self.values):
+            # The new room is touched at once, so it is a sixteenth; the system moves big blocks without a copy.
+            self.values.resize((max(end, end + end // 16), *part.shape[1:]), refcheck=False)
+        self.values[self.count : end] = part
+        self.count = end
+
+    def done(self) -> Array:
+        """All rows."""
+        if self.count < len(self.values):
+            self.values.resize((self.count, *self.values.shape[1:]), refcheck=False)
+        return self.values
+
+
+class _Columns:
+    """Columns being filled, batch by batch."""
+
+    def __init__(self, network: Network, keep: str, learned: Array | None, rows: int | None) -> None:
+        self.exits, self.gates, self.keep = network.chain.exits, network.chain.gates, keep
+        known = network.training_rows()
+        own = None if known is None else np.concatenate([known.in_form(FORM), known.rounded])
+        some = [digests for digests in (own, learned) if digests is not None]
+        self.learned = np.concatenate(some) if some else None
+        self.older = None if known is None else known.in_form(1)  # of what a file of the first edition brought
+        self.rows = rows
+        self.sizes: list[int] = []
+        self.columns: dict[str, _Growing] = {}
+        self.classes = 0
+
+    def add(self, batch: Batch, state: State) -> None:
+        found: dict[str, Array] = {"row": batch.row, "digest": batch.digest}
+        if self.older is not None and self.older.size:
+            found[OLDER] = digests_of(batch.x, form=1)
+        classes = self.classes = self._classes(state)
+        if batch.y is not None:
+            _check_labels(batch.y, batch.row, classes)
+            found["label"] = batch.y
+        for name in self.exits:
+            logits = state[name + LOGITS].float().cpu().numpy()
+            found[f"answer/{name}"] = logits.argmax(1)
+            if self.keep == "logits":
+                found[f"logits/{name}"] = logits
+        last = self.exits[-1]
+        other = state[last] is not state[last + LOGITS] and state[last].shape == state[last + LOGITS].shape
+        if other and last != BACKBONE:  # of a cut model that column is its last exit's, whatever the exit is
+            plain = state[last].float().cpu().numpy()  # the exit answers otherwise than the model that it stands on
+            found |= {f"answer/{BACKBONE}": plain.argmax(1)} | (
+                {f"logits/{BACKBONE}": plain} if self.keep == "logits" else {}
+            )
+        _check_finite(state[self.exits[-1] + LOGITS], batch.row, self.exits[-1])
+        for name in self.gates:
+            found[f"score/{name}"] = state[name + SCORE].cpu().numpy()
+        for name, column in found.items():
+            self.columns.setdefault(name, _Growing(self.rows)).add(column)
+        self.sizes.append(len(batch))
+
+    def _classes(self, state: State) -> int:
+        widths = {name: int(state[name + LOGITS].shape[1]) for name in self.exits}
+        if len(set(widths.values())) > 1:
+            raise BadNetwork(f"the exits have different numbers of classes ({widths}), expected one; check the rungs")
+        return widths[self.exits[-1]]
+
+    def joined(self, processes: Processes) -> dict[str, Array]:
+        """Of all processes, which took the batches by turns."""
+        names = next((each for each in processes.gathered([*self.columns]) if each), [])
+        found: dict[str, Array] = {}
+        for name in names:  # one at a time, so that what others hold is here once
+            own = self.columns[name].done() if name in self.columns else None
+            if processes.count == 1:
+                assert own is not None
+                found[name] = own
+                continue
+            parts = [] if own is None else np.split(own, np.cumsum(self.sizes)[:-1])
+            found[name] = np.concatenate(processes.woven(parts))
+        older = found.pop(OLDER, None)
+        if self.learned is not None and found:  # once: every look-up sorts all rows that taught
+            found["learned"] = np.isin(found["digest"], self.learned)
+            if older is not None and self.older is not None:
+                found["learned"] |= np.isin(older, self.older)
+        return found
+
+
+def _check_labels(y: Array, row: Array, classes: int) -> None:
+    bad = np.flatnonzero((y < 0) | (y >= classes))
+    if bad.size:
+        raise BadData(
+            f"{bad.size} labels lie outside 0 to {classes - 1} (row {row[bad[0]]} has {y[bad[0]]}); the network has "
+            f"{classes} classes: give the data set that it was trained for"
+        )
+
+
+def _check_finite(logits: Tensor, row: Array, exit_: str) -> None:
+    bad = np.flatnonzero(~logits.isfinite().all(1).cpu().numpy())
+    if bad.size:
+        some = ", ".join(map(str, row[bad[:10]])) + (" ..." if bad.size > 10 else "")
+        raise BadData(
+            f"the answers of exit {exit_!r} are not finite for rows {some}; look for NaN or infinities in these rows "
+            "and leave them out"
+        )
+
+
+def _trace(network: Network, source: Rows, columns: dict[str, Array], origin: Origin, classes: int) -> Trace:
+    header = Header(
+        chain=network.chain,
+        reference=network.chain.exits[-1],
+        classes=classes,
+        data=source.name,
+        data_fingerprint=fingerprint_of(columns["digest"]),
+        origin=origin,
+        class_names=source.class_names,
+        taught=not network.untaught(),
+        scores={name: network.gate_of(name).score_range() for name in network.chain.gates},
+    )
+    return Trace(columns, header)

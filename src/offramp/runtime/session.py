@@ -1,0 +1,171 @@
+"""A network opened under a plan on an engine: checked once, and compiled before it serves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import nn
+
+from offramp.errors import BadData, BadInput, Mismatch, OpenAgain
+from offramp.networks.ambient import without_autocast
+from offramp.networks.inputs import State, as_inputs, count_of, given
+from offramp.networks.network import Network, Part, as_network, trial_rows
+from offramp.partition.segmenting import undisturbed
+from offramp.plans.plan import Plan
+from offramp.runtime.code_marks import code_marks
+from offramp.runtime.engine import engine_of
+from offramp.runtime.measuring import percentiles
+from offramp.runtime.outputs import Answers
+from offramp.runtime.probing import compare_probe
+from offramp.runtime.running import Runner
+
+
+def open(
+    network: Network,
+    plan: Plan,
+    *,
+    engine: str = "torch",
+    device: str | torch.device | None = None,
+    time_on: Any = None,
+    example: Any = None,
+) -> Runner:
+    """Check once, and make a Runner. The network stays where it is: place it first, then open it.
+
+    A plan that was calibrated is compared with this network: weights and configuration, engine, precision, the code of
+    gates, exits and models that is the user's own, and logits and scores on the rows of its probe.
+    docs/promises.md says what cannot be seen. Autocast around the call does not count.
+
+    Args:
+        network: In eval mode.
+        plan: From `calibrate`, or set by hand.
+        engine: torch, onnxruntime or openvino, with options as in "torch:bf16".
+        device: Where the network must be; None means wherever it is.
+        time_on: Rows [B, ...] on which every segment is timed at batch 1 to 64, for deadlines.
+        example: Rows [B, ...] as they will be served. An engine that compiles needs them where neither the plan nor
+            the network has seen any, as in a ladder with a plan set by hand (what `anytime` runs beyond the plan is
+            compiled when it is first asked for). If some of them are recorded rows that the
+            plan knows by their digests, logits and scores are compared on these as well.
+
+    Returns:
+        The network under this plan: immutable, thread-safe, callable.
+
+    Raises:
+        Mismatch: Another network, engine, precision or code; logits or scores that differ.
+        BadNetwork: A part in training mode; an operator that the engine lacks.
+        BadInput: Another device, a plan that does not fit, an example that is missing.
+        UnknownName: No such engine, option, exit or gate.
+        MissingExtra: The engine is not installed.
+    """
+    with undisturbed(), without_autocast():
+        return _opened(network, plan, engine, device, time_on, example)
+
+
+def _opened(
+    network: Network, plan: Plan, engine: str, device: str | torch.device | None, time_on: Any, example: Any
+) -> Runner:
+    network = as_network(network)
+    if not isinstance(plan, Plan):
+        told = f"the text {plan!r}: load it first, with Plan.load" if isinstance(plan, str) else type(plan).__name__
+        raise BadInput(f"the plan must be a Plan, from calibrate, Plan.load or Plan.by_hand; got {told}")
+    network.require_eval()
+    place = network.device()
+    if device is not None and not _there(torch.device(device), place):
+        raise BadInput(f"the network is on {place}, asked for was {device}; call net.to({str(device)!r}) first")
+    shelved, identity = engine_of(engine)
+    check_origin(network, plan, identity)
+    steps = plan.steps(network.chain)
+    for gate, values in plan.thresholds.items():
+        if len(values) != 1:
+            raise BadInput(f"gate {gate!r} has {len(values)} thresholds, expected one: its rows leave or go on")
+    parts: Sequence[Part] = shelved.open(network, steps, place)
+    every: Sequence[Part] = shelved.open(network, network.chain.walk(network.chain.gates), place)
+    compare_probe(network, plan, every, example)
+    if any(part.passes for part in parts):  # graphs of their own, which nothing else has looked at
+        compare_probe(network, plan, parts, example)
+    if shelved.compiles:
+        _warm(_served(network, plan, engine, time_on if example is None else example), parts)
+    timed = None if time_on is None else percentiles(parts, _some_rows(as_inputs(time_on, place)))
+    return Runner(network, plan, parts, every, timed, own_threads=shelved.own_threads)
+
+
+def _there(asked: torch.device, place: torch.device) -> bool:
+    """Whether a network is where it was asked for: `cuda` is any GPU."""
+    return asked.type == place.type and asked.index in (None, place.index or 0)
+
+
+def _some_rows(rows: State) -> State:
+    if not count_of(rows):
+        raise BadData("time_on has no rows, expected at least one to time segments on; give some, or leave it out")
+    return rows
+
+
+def check_origin(network: Network, plan: Plan, engine: str) -> None:
+    if plan.origin is None:
+        return
+    mine = (network.fingerprint(), engine, network.precision())
+    its = plan.origin.key
+    if mine != its:
+        raise Mismatch(
+            f"the plan is for network {its[0]} on {its[1]} in {its[2]}, this is network {mine[0]} on {mine[1]} in "
+            f"{mine[2]}; record and calibrate this one, or drop the promise: Plan.by_hand(plan.thresholds)"
+        )
+    plan.origin.refuse_other_code(code_marks(network))
+
+
+def _served(network: Network, plan: Plan, engine: str, example: Any) -> State:
+    """Rows like those that will be served: an example, those of the plan's probe, or those that a cut was tried on."""
+    if example is not None:
+        state = as_inputs(example, network.device())
+        if not count_of(state):
+            raise BadData("the example has no rows, expected at least one")
+        return state
+    probe = plan.origin.probe if plan.origin else None
+    if probe is not None and probe.known:
+        return as_inputs(probe.some(2), network.device())
+    state = trial_rows(network)
+    if not state:
+        raise BadInput(
+            f"{engine} compiles a network for rows of one shape, and neither the plan nor the network has seen rows; "
+            "give some: open(..., example=x), or ladder(..., example=x)"
+        )
+    return state
+
+
+def _warm(rows: State, parts: Sequence[Part]) -> None:
+    """Run parts on rows: what compiles does so before it serves."""
+    state = {name: value[:2] for name, value in rows.items()}
+    with torch.inference_mode():
+        for part in parts:
+            part.call(state)
+
+
+_RUNNERS: WeakKeyDictionary[nn.Module, tuple[Plan, str, Runner]] = WeakKeyDictionary()
+
+
+def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Answers:
+    """Open and call: Answers for a batch x. The last Runner of a network is kept while nothing has changed."""
+    network = as_network(network)
+    kept = _RUNNERS.get(network)
+    if kept is None or kept[0] is not plan or kept[1] != engine or not _current(kept[2]):
+        kept = (plan, engine, open(network, plan, engine=engine, example=_one_of(x)))
+        _RUNNERS[network] = kept
+    return kept[2](x)
+
+
+def _one_of(x: Any) -> Any:
+    """A batch as an example; of an empty one, a row of zeros."""
+    state = as_inputs(x)
+    if count_of(state):
+        return x
+    return given({name: value.new_zeros((1, *value.shape[1:])) for name, value in state.items()})
+
+
+def _current(runner: Runner) -> bool:
+    try:
+        runner.check()
+    except OpenAgain:
+        return False
+    return True

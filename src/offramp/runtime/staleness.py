@@ -1,0 +1,134 @@
+"""Whether modules are still what they were when a Runner was opened."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain, cycle
+from operator import attrgetter, is_, itemgetter
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from offramp.errors import OpenAgain
+from offramp.networks.network import described
+from offramp.networks.nodes import Exit, Gate
+
+VALUES: Any = dict.values  # everything below runs in C: a batch of one waits for it
+SAMPLED = 8  # values of a tensor that are compared by content
+TENSORS = 8  # whose samples one glance compares: a microsecond
+
+CHANGED = "the network was moved, cast, trained or re-assigned after it was opened; call net.eval(), open again"
+
+Samples = list[tuple[np.ndarray[Any, np.dtype[np.uint8]], bytes]]
+
+
+class Watch:
+    """Notices that modules are no longer what they were: parameters, buffers, submodules, training flags; of exits and
+    gates also the numbers and texts of their configuration, such as a temperature.
+
+    A part is looked at right after it ran, while its tensors are in the cache: four times cheaper than before the
+    run, and a change made during the run is noticed as well. It holds the modules' tables and not the modules, so
+    that a Runner does not keep its network alive.
+
+    turns: a `glance` looks at one of so many shares of the modules, the next one each time, and at those in `always`.
+    What moves, casts or trains all of them is noticed by any glance, a change of single ones after `turns` at most.
+
+    Identity, version and address of every parameter and buffer are compared: that shows an assignment, a step of an
+    optimizer, `load_state_dict`, an operation in place, `.data =`, and moving. Two kinds of writes leave all three as
+    they are: those in place through `.data` or `.detach()` (`p.data.mul_(2)`), and those through NumPy
+    (`p.detach().numpy()[:] = 0`). On a CPU eight values of each tensor are compared as well: by `check` of all tensors,
+    by a `glance` of eight tensors, the next ones each time. So such a write is noticed late, and one that changes none
+    of the eight values of a tensor is not noticed; on a GPU neither is. Hooks, and the code of methods, are not looked
+    at.
+    """
+
+    def __init__(
+        self, roots: Sequence[nn.Module], *, deep: bool = True, turns: int = 1, always: Iterable[nn.Module] = ()
+    ) -> None:
+        modules = dict.fromkeys(module for root in roots for module in (root.modules() if deep else [root]))
+        first = {module: None for module in always if module in modules}
+        rest = [module for module in modules if module not in first]
+        self._shares = [_Share([*first, *rest[turn::turns]]) for turn in range(turns)]
+        self._turn = cycle(self._shares)
+
+    def check(self) -> None:
+        """Raise OpenAgain when anything differs, the sampled values of all tensors among it."""
+        for share in self._shares:
+            share.check()
+            share.compare(share.samples)
+
+    def glance(self) -> None:
+        """Raise OpenAgain when anything differs in the share whose turn it is."""
+        share = next(self._turn)
+        share.check()
+        share.compare(next(share.turns))
+
+
+class _Share:
+    """Modules that are looked at together."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        tables: list[dict[str, Any]] = [
+            table for module in modules for table in (module._parameters, module._buffers, module._modules)
+        ]
+        self.states = [vars(module) for module in modules if "training" in vars(module)]
+        self.tables = [table for table in tables if table]
+        self.values: list[Any] = [value for table in self.tables for value in table.values()]
+        self.empty = [table for table in tables if not table]
+        held = [value for table in self.tables for value in table.values() if isinstance(value, Tensor)]
+        self.tensors = [value for value in held if not value.is_inference()]
+        self.places = [value for value in held if value.layout == torch.strided]
+        self.samples: Samples = [sample for value in self.places for sample in _sampled(value)]
+        groups = [self.samples[start : start + TENSORS] for start in range(0, len(self.samples), TENSORS)]
+        self.turns: Iterator[Samples] = cycle(groups or [[]])
+        self.settings = [setting for module in modules if _ours(module) for setting in _settings(module)]
+        self.marks = self._marks()
+
+    def _marks(self) -> tuple[list[int], list[int]]:
+        """Versions tell of training, addresses of moving, casting and other data."""
+        return list(map(attrgetter("_version"), self.tensors)), list(map(Tensor.data_ptr, self.places))
+
+    def check(self) -> None:
+        now = list(chain.from_iterable(map(VALUES, self.tables)))
+        same = len(now) == len(self.values) and all(map(is_, now, self.values)) and not any(self.empty)
+        same = same and self._marks() == self.marks
+        same = same and all(table.get(key, self) == value for table, key, value in self.settings)
+        if not same or any(map(itemgetter("training"), self.states)):
+            raise OpenAgain(CHANGED)
+
+    def compare(self, samples: Samples) -> None:
+        """Raise OpenAgain when sampled values are others: versions say nothing of writes through NumPy or `.data`."""
+        for values, before in samples:
+            if values.tobytes() != before:
+                raise OpenAgain(CHANGED)
+
+
+def _ours(module: nn.Module) -> bool:
+    """Exits, gates, and preprocessing of ours: their configuration says how they compute."""
+    return isinstance(module, (Exit, Gate)) or type(module).__module__.startswith("offramp.layers.")
+
+
+def _settings(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
+    """The table of a module with the name and value of each number, text or function that it computes with."""
+    config = described(module)
+    for key, value in vars(module).items():
+        plain = key in config and isinstance(value, (bool, int, float, str))
+        function = callable(value) and not isinstance(value, nn.Module) and not key.startswith("_")
+        if plain or function:
+            yield vars(module), key, value
+
+
+def _sampled(value: Tensor) -> Samples:
+    """Some values of a tensor on the CPU, evenly spread over its memory, as a view of it; and their bytes now."""
+    if value.device.type != "cpu" or not value.numel():
+        return []
+    try:
+        flat = torch.as_strided(value.detach(), (value.numel(),), (1,), value.storage_offset())
+        size = value.element_size()
+        every = flat.view(torch.uint8).numpy().reshape(-1, size)  # [numel, bytes of one]
+    except (RuntimeError, TypeError):  # no plain memory: expanded, quantised, or of a subclass
+        return []
+    view = every[:: max(1, len(every) // SAMPLED)]
+    return [(view, view.tobytes())]

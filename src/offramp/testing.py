@@ -1,0 +1,298 @@
+"""The contracts as a test kit, for the gates, exits, engines and recipes of this package and for other people's.
+
+    from offramp.testing import check_gate, example_seen
+    check_gate(MyGate(), example_seen())               # an AssertionError says in a sentence what is wrong
+
+Each check is a small function that can be run alone; `check_gate`, `check_exit`, `check_engine` and `check_recipe`
+run all that there are for their kind. Logits are [B, C], scores [B].
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp.fitting.teaching import fit
+from offramp.networks.inputs import State
+from offramp.networks.network import LOGITS, SCORE, Network, Part
+from offramp.networks.nodes import Exit, Gate, Hands, Seen, answer, grade
+from offramp.networks.recipe import Pools, Recipe, pooled_by
+from offramp.plans.signature import INPUT, is_input
+
+TOLERANCE = 1e-5  # kernels depend on the batch size: a score may move in its last bits
+ROWS = 16  # of a batch, where recipes are checked
+
+Rows = Callable[[Seen], Tensor]  # what is checked: scores or logits, one per row
+
+
+def example_seen(
+    rows: int = 16, classes: int = 5, reads: Sequence[str] = (), *, shape: Sequence[int] | None = None, seed: int = 0
+) -> Seen:
+    """Something to look at: features, own logits and earlier logits, with ties and a row of large logits.
+
+    shape: of one row's features; without it they are logits, as at the end of a model. reads: exits, and inputs, which
+    are masks of ragged lengths.
+    """
+    draw = torch.Generator().manual_seed(seed)
+
+    def logits() -> Tensor:
+        some = torch.randn(rows, classes, generator=draw) * 3
+        some[0], some[1, 0] = 1.0, 120.0  # all equal, and a probability of 1
+        return some
+
+    own = logits()
+    features = own if shape is None else torch.randn(rows, *shape, generator=draw)
+    masks = {name: _ragged(rows, shape[0] if shape else 1) for name in reads if is_input(name)}
+    return Seen(features, {name: logits() for name in reads if name not in masks}, own, masks)
+
+
+def _ragged(rows: int, length: int) -> Tensor:
+    """A mask [rows, length]: row i has its first 1 + i places, in turn."""
+    return (torch.arange(length) <= torch.arange(rows)[:, None] % length).long()
+
+
+def check_gate(gate: Gate, seen: Seen, rebuild: Callable[[Mapping[str, Any]], Gate] | None = None) -> None:
+    """All that a gate must do. `rebuild` makes it again from its config; without it that is not checked."""
+    check_reads(gate, seen)
+    scores = gate.score(seen)
+    check_shape(scores, (len(seen.features),), "scores")
+    check_float(scores, "scores")
+    assert not scores.isnan().any(), "the gate gave NaN for finite logits; NaN is for rows that must not leave"
+    _check_rows(gate, gate.score, seen)
+    check_rows_of_nan(lambda some: grade(gate, some, _own(some)), seen)
+    if rebuild is not None:
+        check_config(gate, gate.score, seen, rebuild)
+
+
+def check_exit(exit_: Exit, seen: Seen, rebuild: Callable[[Mapping[str, Any]], Exit] | None = None) -> None:
+    """All that an exit must do. `rebuild` makes it again from its config; without it that is not checked."""
+    check_reads(exit_, seen)
+    seen = replace(seen, own=None)
+    logits = answer(exit_, seen, type(exit_).__name__)
+    check_shape(logits, (len(seen.features), logits.shape[1]), "logits")
+    check_float(logits, "logits")
+    assert logits.isfinite().all(), "the exit gave logits that are not finite for finite features"
+    if isinstance(exit_, Hands):
+        check_close(exit_.both(seen)[0], exit_(seen), "the logits that `both` and that `forward` gave")
+        _check_rows(exit_, lambda some: exit_.both(some)[1], seen)
+    if isinstance(exit_, Pools):
+        pooled = replace(seen, features=pooled_by(exit_, seen.features, seen.inputs))
+        check_close(exit_(pooled), logits, "logits from features and from what `pool` made of them")
+    _check_rows(exit_, exit_, seen)
+    check_rows_of_nan(exit_, seen)
+    if rebuild is not None:
+        check_config(exit_, exit_, seen, rebuild)
+
+
+def check_engine(engine: ModuleType, network: Network, x: Tensor) -> None:
+    """An engine's parts give what the network gives, for any batch, and say truly what they read."""
+    steps = network.chain.walk(network.chain.gates)
+    parts: Sequence[Part] = engine.open(network, steps, network.device())
+    assert [part.step for part in parts] == list(steps), "the engine must give one part per step, in their order"
+    for rows in (x, x[:1], x[torch.arange(len(x) - 1, -1, -2)]):
+        state: State = {INPUT: rows}
+        with torch.inference_mode():
+            for part, (name, logits, score) in zip(parts, network.walk(rows), strict=True):
+                missing = set(part.reads) - state.keys()
+                assert not missing, f"part {name!r} reads {missing}, which nothing before it gives"
+                part.call(state)
+                check_close(state[name + LOGITS], logits, f"logits of {name!r}, in the engine and in the network,")
+                if score is not None:
+                    check_close(state[name + SCORE], score, f"scores of {name!r}, in the engine and in the network,")
+
+
+def check_recipe(make: Callable[[], Recipe], network_of: Callable[[], Network], data: Any, folder: Path) -> None:
+    """All that a recipe must do: `make` gives it, `network_of` the same seeded and untaught network every time.
+
+    data: a toy set (x, y) that the network can learn. folder: a new one, for checkpoints.
+    """
+    net = network_of()
+    check_what_is_taught(make(), net, data)
+    assert not net.untaught(), f"the recipe left {net.untaught()} as they were; every exit must be taught"
+    check_learns(make, network_of, data)
+    again, after = network_of(), [network_of(), network_of()]
+    history = fit(again, data, recipe=make(), batch_size=ROWS, progress=False)
+    check_same(net, again, "two runs from the same seed")
+    late = 4 if any(epoch.step for epoch in history.epochs) else len(history.epochs)  # a phase that solves has one step
+    for steps, other in zip((1, late), after, strict=True):
+        check_resumes(make, other, again, data, folder / str(steps), steps)
+
+
+def check_what_is_taught(recipe: Recipe, network: Network, data: Any) -> None:
+    """Every loss is finite; parameters outside the phases, and all modes and wishes for gradients, stay."""
+    recipe.prepare(network)
+    taught = {id(value) for phase in recipe.phases(network) for value in phase.parameters}
+    before = {name: value.detach().clone() for name, value in network.named_parameters()}
+    wishes = {name: value.requires_grad for name, value in network.named_parameters()}
+    history = fit(network, data, recipe=recipe, batch_size=ROWS, progress=False)
+    figures = [value for epoch in history.epochs for value in epoch.figures.values()]
+    assert figures, "the history is empty; a recipe must report what it minimises"
+    assert all(map(math.isfinite, figures)), f"a figure in the history is not finite: {figures}"
+    for name, value in network.named_parameters():
+        kept = id(value) in taught or torch.equal(value, before[name])
+        assert kept, f"parameter {name!r} changed and is in no phase"
+        assert value.requires_grad == wishes[name], f"fit left requires_grad of {name!r} changed"
+    assert not any(part.training for part in network.modules()), "the network was left in training mode"
+
+
+def check_learns(make: Callable[[], Recipe], network_of: Callable[[], Network], data: Any) -> None:
+    """Each taught exit answers more of the toy set right than before, or nine in ten."""
+    x, y = data
+    before, after = network_of(), network_of()
+    fit(after, data, recipe=make(), batch_size=ROWS, progress=False)
+    with torch.no_grad():
+        for name, one, other in zip(after.chain.exits, before(x), after(x), strict=True):
+            old, new = ((logits.argmax(1) == torch.as_tensor(y)).float().mean().item() for logits in (one, other))
+            if name in before.untaught():
+                assert new > old or new > 0.9, f"exit {name!r} answered {old:.0%} right before and {new:.0%} after"
+
+
+def check_resumes(
+    make: Callable[[], Recipe], network: Network, whole: Network, data: Any, folder: Path, steps: int
+) -> None:
+    """Stopped by Ctrl-C after some steps and resumed, it ends with the weights of a run that was never stopped."""
+    options: dict[str, Any] = {"batch_size": ROWS, "progress": False, "folder": folder}
+    try:
+        fit(network, data, recipe=stopping(make(), steps), **options)
+    except KeyboardInterrupt:
+        fit(network, data, recipe=make(), resume=True, **options)
+    else:
+        raise AssertionError(f"the recipe has fewer than {steps} steps; give it a toy set that takes more")
+    check_same(network, whole, "a run that was stopped and resumed, and one that was not,")
+
+
+def check_same(one: Network, other: Network, what: str) -> None:
+    """Equal weights, bit for bit."""
+    its = other.state_dict()
+    different = [key for key, value in one.state_dict().items() if not torch.equal(value, its[key])]
+    assert not different, f"{what} differ in {different}; draw at random from torch's generator alone"
+
+
+def stopping(recipe: Recipe, steps: int) -> Recipe:
+    """The same recipe, during whose n-th step somebody presses Ctrl-C."""
+    kind, left = type(recipe), [steps]
+
+    def counted(name: str) -> Callable[..., Any]:
+        def step(self: Recipe, *arguments: Any) -> Any:
+            left[0] -= 1
+            if left[0] == 0:
+                signal.raise_signal(signal.SIGINT)
+            return getattr(kind, name)(self, *arguments)
+
+        return step
+
+    made = copy.copy(recipe)
+    made.__class__ = type(kind.__name__, (kind,), {name: counted(name) for name in ("loss", "update", "solve")})
+    return made
+
+
+def check_reads(part: Gate | Exit, seen: Seen) -> None:
+    """`reads` is a tuple of names, and the example has them."""
+    named = isinstance(part.reads, tuple) and all(isinstance(name, str) for name in part.reads)
+    assert named, f"reads is {part.reads!r}, expected a tuple of names of earlier exits and inputs"
+    known = seen.logits.keys() | seen.inputs.keys()
+    assert set(part.reads) <= known, f"it reads {part.reads}; make the example with these names"
+
+
+def check_shape(got: Tensor, shape: tuple[int, ...], what: str) -> None:
+    """The shape is as the contract says."""
+    assert tuple(got.shape) == shape, f"{what} have shape {tuple(got.shape)}, expected {shape}"
+
+
+def check_float(got: Tensor, what: str) -> None:
+    """Scores and logits are float32 where the network is."""
+    assert got.dtype == torch.float32, f"{what} are {got.dtype}, expected torch.float32 for float32 logits"
+
+
+def check_subset_invariance(call: Rows, seen: Seen) -> None:
+    """What a row gets does not depend on its batch-mates: it gets the same in half the batch, and alone."""
+    whole = call(seen)
+    for rows in (torch.arange(0, len(whole), 2), torch.arange(1)):
+        check_close(call(taken(seen, rows)), whole[rows], "the values of a row in its batch and in a part of it")
+
+
+def check_permutation_invariance(call: Rows, seen: Seen) -> None:
+    """Shuffling the batch shuffles what it gets."""
+    rows = torch.randperm(len(seen.features), generator=torch.Generator().manual_seed(1))
+    check_close(call(taken(seen, rows)), call(seen)[rows], "the values of a batch and of the same rows shuffled")
+
+
+def check_determinism(call: Rows, seen: Seen) -> None:
+    """Twice the same batch, twice the same."""
+    assert torch.equal(call(seen), call(seen)), "the same batch gave two different results; it may not draw at random"
+
+
+def check_state_is_kept(part: nn.Module, call: Rows, seen: Seen) -> None:
+    """Calling it changes neither it nor what it looked at."""
+    before, state = copy.deepcopy(seen), copy.deepcopy(part.state_dict())
+    modes = [module.training for module in part.modules()]
+    call(seen)
+    assert modes == [module.training for module in part.modules()], "calling it changed its training mode"
+    for key, value in part.state_dict().items():
+        assert torch.equal(value, state[key]), f"calling it changed its own {key!r}; nothing is parked on modules"
+    for mine, old in zip(_tensors(seen), _tensors(before), strict=True):
+        assert torch.equal(mine, old), "calling it changed the logits or features that it was given, in place"
+
+
+def check_rows_of_nan(call: Rows, seen: Seen) -> None:
+    """A row of NaN or infinities breaks nothing, and leaves its batch-mates alone."""
+    clean, bad = call(seen), taken(seen, torch.arange(len(seen.features)))
+    for tensor in _tensors(bad):
+        if tensor.is_floating_point():
+            tensor[2], tensor[3] = torch.nan, torch.inf
+    others = torch.tensor([row for row in range(len(clean)) if row not in (2, 3)])
+    check_close(call(bad)[others], clean[others], "the values of sound rows beside rows of NaN")
+
+
+def check_config(part: Gate | Exit, call: Rows, seen: Seen, rebuild: Callable[[Mapping[str, Any]], Any]) -> None:
+    """Its config is plain data with a name, goes through JSON, and makes the same thing again."""
+    plain = json.loads(json.dumps(part.config()))
+    assert isinstance(plain, dict), f"config() gave {plain!r}, expected a dict of plain data"
+    assert isinstance(plain.get("name"), str), f"config() gave {plain!r}, expected the name on the shelf under 'name'"
+    again = rebuild(plain)
+    assert json.loads(json.dumps(again.config())) == plain, "what was made from the config has another config"
+    again.train(part.training).load_state_dict(part.state_dict())
+    made = again.score if isinstance(again, Gate) else again
+    check_close(made(seen), call(seen), "the values of the original and of what was made from its config")
+
+
+def check_close(got: Tensor, want: Tensor, what: str) -> None:
+    """Equal up to the last bits, NaN and infinities included."""
+    same = got.shape == want.shape and torch.allclose(got, want, atol=TOLERANCE, rtol=TOLERANCE, equal_nan=True)
+    assert same, f"{what} differ: {got.tolist()} and {want.tolist()}"
+
+
+def taken(seen: Seen, rows: Tensor) -> Seen:
+    """Some rows of what was seen, copied."""
+    earlier = {name: logits[rows] for name, logits in seen.logits.items()}
+    inputs = {name: value[rows] for name, value in seen.inputs.items()}
+    return Seen(seen.features[rows], earlier, None if seen.own is None else seen.own[rows], inputs)
+
+
+def _check_rows(part: nn.Module, call: Rows, seen: Seen) -> None:
+    check_determinism(call, seen)
+    check_subset_invariance(call, seen)
+    check_permutation_invariance(call, seen)
+    check_state_is_kept(part, call, seen)
+
+
+def _own(seen: Seen) -> Tensor:
+    assert seen.own is not None, "a gate sees the logits of its own exit; give an example with own="
+    return seen.own
+
+
+def _tensors(seen: Seen) -> Iterator[Tensor]:
+    yield seen.features
+    yield from seen.logits.values()
+    if seen.own is not None:
+        yield seen.own
