@@ -26,7 +26,7 @@ check: $(VENV)/.installed  ## lint, types, and the lists of large files and func
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/python tests/house.py
+	$(BIN)/python tests/helpers/house.py
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -7,9 +7,9 @@ import json
 import subprocess
 import sys
 
+import house
 import pytest
 
-import house
 import offramp
 
 MODULES = house.modules()
@@ -25,7 +25,7 @@ def in_a_fresh_python(code: str) -> object:
 @pytest.mark.parametrize("module", MODULES)
 def test_law_1_imports_go_down_or_stay(module):
     room = house.room(module)
-    assert room in house.FLOOR, f"give the room {room!r} a floor in tests/house.py"
+    assert room in house.FLOOR, f"give the room {room!r} a floor in tests/helpers/house.py"
     floor = house.FLOOR[room]
     for other in house.imports(MODULES[module]):
         there = house.FLOOR[house.room(other)]

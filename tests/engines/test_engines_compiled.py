@@ -14,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from compiled import CASES, SIZES, middling
+from small import cut_of, dense, images_of, ladder_of, rows_of
+from texts import encoder, texts
 from torch import nn
 
 import offramp as off
-from compiled import CASES, SIZES, middling
 from offramp._support.find import find_file
 from offramp.building.factories import make_gate
 from offramp.errors import BadData, BadInput, BadNetwork, Mismatch, MissingExtra, OpenAgain
@@ -27,8 +29,6 @@ from offramp.plans.plan import BAND, Plan
 from offramp.runtime import graphs
 from offramp.runtime.engine import engine_of
 from offramp.runtime.running import TURNS
-from small import cut_of, dense, images_of, ladder_of, rows_of
-from texts import encoder, texts
 
 ENGINES = ("onnxruntime", "openvino")
 
@@ -335,7 +335,7 @@ def test_a_process_with_one_pool_for_all_sessions_runs_too():
         "got, want = off.open(net, plan, engine='onnxruntime', example=x)(x), off.open(net, plan)(x)\n"
         "assert torch.allclose(got.logits, want.logits, atol=1e-4)\n"
     )
-    done = subprocess.run([sys.executable, "-c", told], cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", told], cwd=Path(__file__).parents[1] / "helpers", capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

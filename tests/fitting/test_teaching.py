@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from small import cut_of, images_of, ladder_of, rows_of
 from torch import nn
 
 import offramp as off
@@ -28,7 +29,6 @@ from offramp.fitting.teaching import recipe_of
 from offramp.networks.recipe import Phase, Recipe
 from offramp.recipes.hinge import Hinge
 from offramp.recipes.joint import Joint
-from small import cut_of, images_of, ladder_of, rows_of
 
 
 def brightness(count: int, seed: int = 0):
@@ -291,7 +291,7 @@ def kinds_in(precision):
 
 def in_a_fresh_process(code):
     """What it prints: Accelerate keeps one state per process, and these tests are about it."""
-    tests = Path(__file__).parents[1]
+    tests = Path(__file__).parents[1] / "helpers"
     done = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\n")[:-1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from test_reporting_page import images, made
+from reported import images, made
 
 import chromium
 from offramp.calibration.calibrating import calibrate

@@ -7,7 +7,7 @@ import io
 
 import numpy as np
 import pytest
-from test_reporting_page import images, made
+from reported import images, made
 
 from offramp.data.rows import digests_of, rows
 from offramp.errors import BadData

@@ -21,7 +21,7 @@ from typing import Any
 
 from offramp.errors import BadInput, UnknownName
 
-HOUSE = Path(__file__).parent
+HOUSE = Path(__file__).parents[1]
 SHOWN = 40  # of what is known, where nothing is near
 
 

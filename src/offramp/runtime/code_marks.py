@@ -34,7 +34,7 @@ from offramp.plans.provenance import MADE_WITH
 PLAIN = (bool, int, float, complex, str, bytes, type(None))
 ENTRIES = ("forward", "score", "both", "__call__")  # where a forward pass enters exits, gates and models
 BASES = ("torch.nn.", "offramp.networks.nodes", "abc", "typing")  # modules of classes that call no method but these
-OURS = Path(__file__).resolve().parent
+OURS = Path(__file__).resolve().parents[1]
 INSTALLED = [
     Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")
 ]  # of which none holds what the user wrote

@@ -1,0 +1,115 @@
+"""Networks of every kind that engines and exports must run like the eager one, each with a maker of seeded rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from small import INF_MARK, NAN_MARK, cut_of, dense, images_of, ladder_of, moved, rows_of, seeded, spoiled
+from torch import Tensor, nn
+
+from offramp.building.cutting import cut, ladder
+from offramp.layers.front import Front
+from offramp.networks.network import Network
+from offramp.plans.plan import Plan
+
+SIZES = (0, 1, 2, 7, 64)
+Rows = Callable[[int], Any]
+
+
+class Pair(nn.Module):
+    """Gives two tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 8)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.linear(x).relu_(), x * 2
+
+
+class Carrying(nn.Module):
+    """A tuple is carried over its first cut, a tensor beside the tap over its second; it works in place."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pair, self.middle, self.last = Pair(), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h, beside = self.pair(x)
+        h = self.middle(h).add_(beside.sum(1, keepdim=True)).relu_()
+        return self.last(h.mul_(2) + beside[:, :1])
+
+
+class Reading(nn.Module):
+    """Two inputs: numbers of tokens and a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.block, self.last = (
+            nn.Embedding(10, 8),
+            nn.Sequential(nn.Linear(8, 8), nn.Tanh()),
+            nn.Linear(8, 3),
+        )
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        h = self.block(self.table(ids) * mask.unsqueeze(-1))
+        return self.last((h * mask.unsqueeze(-1)).sum(1) / (1 + mask.sum(1, keepdim=True)))
+
+
+def texts(count: int) -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(count)
+    ids = torch.randint(0, 10, (count, 5), generator=draw)
+    return {"ids": ids, "mask": torch.randint(0, 2, (count, 5), generator=draw).float()}
+
+
+def pictures(count: int) -> Tensor:
+    return torch.randint(0, 256, (count, 1, 8, 8), generator=torch.Generator().manual_seed(count), dtype=torch.uint8)
+
+
+def marked(count: int) -> Tensor:
+    """Whole numbers, some of whose rows give NaN and infinities at the first exit."""
+    x = rows_of(count, whole=True, seed=count)
+    x[2::5, 0], x[3::5, 0] = NAN_MARK, INF_MARK
+    return x
+
+
+def small_net() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
+
+
+def fronted() -> Network:
+    front = Front([0.5], [0.25])
+    one = moved(cut(seeded(small_net, 1).eval(), pictures(4), at=["1"], front=front))
+    flat = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), 2).eval()
+    return ladder({"flat": (flat, front), "cut": one}, answer="mean")
+
+
+def carrying() -> Network:
+    return moved(cut(seeded(Carrying, 0).eval(), rows_of(4), at=["pair", "middle"], exits="linear"))
+
+
+CASES: dict[str, tuple[Callable[[], Network], Rows]] = {
+    "ladder": (lambda: ladder_of(3), rows_of),
+    "spoiled": (lambda: ladder_of(3, make=spoiled, seed=3), marked),
+    "mean and fronts, a cut rung": (fronted, pictures),
+    "cut, in place": (cut_of, images_of),
+    "tuples": (carrying, rows_of),
+    "two inputs": (lambda: moved(cut(seeded(Reading, 0).eval(), texts(4), at=["table", "block"])), texts),
+    "entropy": (lambda: ladder_of(2, gate="neg_entropy"), rows_of),
+    "wide": (lambda: ladder({"a": dense(0), "b": dense(3)}, gate="max_prob"), rows_of),
+}  # fmt: skip
+
+
+def middling(net: Network, x: Any) -> Plan:
+    """Thresholds in the middle of the scores, off all of them, so that some rows leave at every gate."""
+    found = {}
+    with torch.no_grad():
+        for name, _, score in net.walk(x):
+            if score is not None:
+                known = np.unique(score[score.isfinite()].numpy())
+                at = len(known) // 2
+                found[name] = float((known[at - 1] + known[at]) / 2)
+    return Plan.by_hand(found)

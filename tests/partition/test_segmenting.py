@@ -1,0 +1,280 @@
+"""A cut network as it runs: pieces equal to the eager model, what is closed is not run, what changes is noticed."""
+
+from __future__ import annotations
+
+import copy
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+from small import Reader, Stages, cut_of, dense, images_of, moved, rows_of, seeded, stages
+from torch import nn
+
+import offramp as off
+from offramp.building.cutting import cut
+from offramp.errors import BadInput, NeverTaught, OpenAgain
+from offramp.layers.front import Front
+from offramp.networks.nodes import Exit
+from offramp.partition.segmenting import points_of, segments_of
+from offramp.plans.plan import Plan
+from offramp.runtime.benching import bench
+from offramp.runtime.recording import record
+
+NEVER = {"stem": math.inf, "blocks.0": math.inf}
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+def test_all_exits_run_as_the_eager_network_gives_them(count):
+    net, x = cut_of(), images_of(count)
+    for place, (want, got) in enumerate(zip(net(x), off.open(net, Plan.by_hand(NEVER)).anytime(x), strict=True)):
+        torch.testing.assert_close(got.logits, want.detach(), atol=1e-5, rtol=1e-5)
+        assert got.exit.tolist() == [place] * count
+
+
+def test_run_equals_replay_with_closed_exits():
+    net, x = cut_of(), images_of(50)
+    trace = record(net, x.numpy(), timed=False, progress=False)
+    middle = {gate: float(np.median(trace.columns[f"score/{gate}"])) + 1e-3 for gate in net.chain.gates}
+    for closed in ([], ["stem"], ["blocks.0"], ["stem", "blocks.0"]):
+        for deepest in (None, "blocks.0"):
+            plan = Plan.by_hand(middle | dict.fromkeys(closed, math.inf), deepest=deepest)
+            answers, done = off.run(net, plan, x), trace.replay(plan)
+            assert answers.exit.tolist() == done.exit.tolist()
+            assert answers.why.tolist() == done.why.tolist()
+            assert answers.logits.argmax(1).tolist() == done.answer.tolist()
+
+
+class Counted(Exit):
+    """A linear exit that counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.calls = seeded(lambda: nn.LazyLinear(3), 0), 0
+
+    def forward(self, seen):
+        self.calls += 1
+        return self.head(seen.features.flatten(1))
+
+    def config(self):
+        return {"name": "tests:Counted"}
+
+
+def test_an_exit_that_is_closed_is_neither_run_nor_charged():
+    net = cut_of(exits={"stem": Counted(), "blocks.0": Counted()})
+    trace = record(net, images_of(20).numpy(), timed=False, progress=False)
+    plan = Plan.by_hand({"stem": math.inf, "blocks.0": float(np.median(trace.columns["score/blocks.0"])) + 1e-3})
+    before = net.exits["stem"].calls
+    off.open(net, plan)(images_of(20))
+    assert net.exits["stem"].calls == before
+    assert net.exits["blocks.0"].calls > 0
+    segments = [trace.columns[f"cost/segment/{name}"][0] for name in net.chain.exits]
+    exit_ = trace.columns["cost/exit/blocks.0"][0]
+    done = trace.replay(plan)
+    price = trace.evaluate(plan, risk="disagreement").prices[0]
+    stayed = (done.exit == 2).mean()
+    assert price.mean == pytest.approx(segments[0] + segments[1] + exit_ + stayed * segments[2])
+    assert price.plain == pytest.approx(sum(segments))
+
+
+def test_the_backbone_is_a_reference_by_its_name():
+    net = cut_of()
+    trace = record(net, (images_of(30).numpy(), np.arange(30) % 3), timed=False, progress=False)
+    assert trace.reference("backbone") == trace.reference("last") == "backbone"
+    plan = Plan.by_hand({"stem": 0.0})
+    for against in ("last", "backbone"):
+        found = trace.evaluate(plan, risk="disagreement", against=against)
+        assert found.risk.value == (trace.columns["answer/stem"] != trace.columns["answer/backbone"]).mean()
+
+
+CHANGES = {
+    "a weight of the first piece": lambda net: net.backbone.stem[0].weight.mul_(2),
+    "a weight of the last piece": lambda net: net.backbone.head.weight.mul_(2),
+    "a new weight": lambda net: setattr(net.backbone.head, "weight", nn.Parameter(torch.ones(3, 64))),
+    "a running mean": lambda net: net.backbone.stem[1].running_mean.add_(1),
+    "a module without weights": lambda net: net.backbone.blocks[1].__setitem__(0, nn.Tanh().eval()),
+    "dropout in training mode": lambda net: net.backbone.drop.train(),
+    "an exit": lambda net: net.exits["blocks.0"].head[0].bias.add_(1),
+    "double": lambda net: net.double(),
+    "training": lambda net: net.train(),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_is_noticed(change):
+    net, x = cut_of(), images_of(3)
+    runner = off.open(net, Plan.by_hand({"stem": 1e9, "blocks.0": 1e9}))
+    runner(x)
+    with torch.no_grad():
+        CHANGES[change](net)
+    with pytest.raises(OpenAgain):
+        runner(x)
+    with pytest.raises(OpenAgain):
+        runner.check()
+
+
+def test_opened_again_it_gives_what_it_is_now():
+    net, x, plan = cut_of(), images_of(3), Plan.by_hand(NEVER)
+    kept = segments_of(net)
+    assert segments_of(net) is kept
+    with torch.no_grad():
+        net.backbone.head.weight.mul_(2)  # in place: the pieces share it
+    assert segments_of(net) is kept
+    torch.testing.assert_close(off.run(net, plan, x).logits, net(x)[-1].detach(), atol=1e-5, rtol=1e-5)
+    net.backbone.blocks[1][0] = nn.Tanh().eval()
+    assert segments_of(net) is not kept
+    torch.testing.assert_close(off.run(net, plan, x).logits, net(x)[-1].detach(), atol=1e-5, rtol=1e-5)
+    net.double()
+    torch.testing.assert_close(off.run(net, plan, x.double()).logits, net(x.double())[-1].detach())
+
+
+def test_each_module_is_watched_by_the_pieces_that_use_it():
+    segments = segments_of(cut_of())
+    assert all(isinstance(module, nn.Module) for segment in segments.values() for module in segment.modules)
+    homes = {name: {type(module).__name__ for module in segment.modules} for name, segment in segments.items()}
+    assert homes == {
+        "stem": {"Stages", "Sequential", "ModuleList", "Conv2d", "BatchNorm2d", "ReLU", "Dropout"},
+        "blocks.0": {"Conv2d"},
+        "backbone": {"Conv2d", "Linear"},
+    }
+
+
+def test_an_exit_that_was_never_taught(tmp_path):
+    net, x = cut_of(taught=False), (images_of(60).numpy(), np.arange(60) % 3)
+    assert net.untaught() == ("stem", "blocks.0")
+    with pytest.warns(NeverTaught, match="never taught: stem, blocks.0"):
+        trace = record(net, x, timed=False, progress=False)
+    assert not trace.header.taught
+    trace.save(tmp_path / "trace.npz")
+    with pytest.raises(BadInput, match="never taught"):
+        off.calibrate(off.Trace.load(tmp_path / "trace.npz"), risk="disagreement", at_most=0.5)
+    off.save(net, tmp_path / "net")
+    again = off.load(tmp_path / "net", stages(seed=3))
+    assert again.untaught() == ("stem", "blocks.0")
+    with torch.no_grad():
+        again.exits["stem"].head[0].weight.sub_(0.1)
+    assert again.untaught() == ("blocks.0",)
+    moved(again, -0.1)
+    assert record(again, x, timed=False, progress=False).header.taught
+
+
+def test_saved_and_loaded_it_runs_the_same(tmp_path):
+    net, x, plan = cut_of(exits="mlp", gate="max_prob"), images_of(9), Plan.by_hand({"stem": 0.4, "blocks.0": 0.4})
+    off.save(net, tmp_path / "net")
+    again = off.load(tmp_path / "net", stages(seed=9))
+    assert again.fingerprint() == net.fingerprint()
+    assert (again.rungs, again.chain, again.config()) == (net.rungs, net.chain, net.config())
+    assert "exits.blocks.0.head.2.bias" in again.state_dict()
+    mine, its = off.run(net, plan, x), off.run(again, plan, x)
+    assert mine.exit.tolist() == its.exit.tolist()
+    assert torch.equal(mine.logits, its.logits)
+
+
+def test_an_exit_of_ones_own_is_given_again(tmp_path):
+    mine = Counted()
+    net = cut_of("stem", exits=mine)
+    off.save(net, tmp_path / "net")
+    with pytest.raises(BadInput, match=r"give it again: load\(folder, exits="):
+        off.load(tmp_path / "net", stages())
+    assert off.load(tmp_path / "net", stages(), exits={"stem": mine}).fingerprint() == net.fingerprint()
+
+
+class Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.second.weight = self.first.weight
+
+    def forward(self, x):
+        return self.last(self.second(self.first(x).relu()).relu())
+
+
+def test_tied_weights(tmp_path):
+    net = moved(cut(seeded(Tied, 0).eval(), rows_of(4), at=["first"], exits="linear"))
+    off.save(net, tmp_path / "net")
+    again = off.load(tmp_path / "net", seeded(Tied, 1).eval())
+    assert again.backbone.second.weight is again.backbone.first.weight
+    for mine, its in zip(net(rows_of(5)), again(rows_of(5)), strict=True):
+        assert torch.equal(mine, its)
+    runner = off.open(again, Plan.by_hand({"first": 1e9}))
+    with torch.no_grad():
+        again.backbone.second.weight.add_(1)
+    with pytest.raises(OpenAgain):
+        runner(rows_of(2))
+
+
+def test_an_exit_may_read_an_earlier_one():
+    net = cut_of(exits={"stem": "linear", "blocks.0": Reader()})
+    first, second, _ = net(images_of(4))
+    assert torch.equal(second, first * 2)
+    answers = off.run(net, Plan.by_hand({"stem": math.inf, "blocks.0": -math.inf}), images_of(4))
+    torch.testing.assert_close(answers.logits, second.detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_model_that_was_not_the_one_that_was_cut(tmp_path):
+    off.save(cut_of(), tmp_path / "net")
+    with pytest.raises(BadInput, match="no module 'stem'"):
+        off.load(tmp_path / "net", dense(1))
+
+
+def test_deadlines_anytime_bench_and_empty_batches():
+    net, x = cut_of(), images_of(64)
+    runner = off.open(net, Plan.by_hand({"stem": 0.0, "blocks.0": 0.0}), time_on=x)
+    assert set(runner(x, deadline_ms=1e4).exit.tolist()) == {0}
+    assert len(runner(x[:0]).exit) == 0
+    lines = bench(net, Plan.by_hand({"stem": 0.5}), x, batches=(1, 8), repeats=5).lines
+    assert {line.batch for line in lines} == {1, 8}
+
+
+def test_two_threads_open_and_run_one_network():
+    net, x = cut_of(), images_of(16)
+    want = [logits.detach() for logits in net(x)]
+    net.double()
+    net.float()  # other tensors: both threads find nothing kept
+    plan = Plan.by_hand({"stem": 1e9, "blocks.0": 1e9})
+
+    def job(_):
+        return off.open(net, plan)(x).logits, net(x)[1].detach()
+
+    with ThreadPoolExecutor(4) as pool:
+        for last, second in pool.map(job, range(12)):
+            torch.testing.assert_close(last, want[2], atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(second, want[1], atol=1e-5, rtol=1e-5)
+
+
+def test_a_copy_is_a_network_of_its_own():
+    net, x, plan = cut_of(), images_of(4), Plan.by_hand(NEVER)
+    other = copy.deepcopy(net)
+    moved(net, 1.0)
+    with torch.no_grad():
+        net.backbone.head.weight.zero_()
+    torch.testing.assert_close(off.run(other, plan, x).logits, other(x)[-1].detach(), atol=1e-5, rtol=1e-5)
+    assert not torch.equal(other(x)[-1], net(x)[-1])
+
+
+class Branching(nn.Module):
+    """Cannot be exported: its code asks for values."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.linear(x) if x.sum() < 1e9 else x
+
+
+def test_explicit_stages_are_the_way_out():
+    model = nn.Sequential(seeded(Branching, 0), nn.ReLU(inplace=True), nn.Linear(4, 3)).eval()
+    net, x = moved(cut(model, rows_of(4), at=["0", "1"], exits="linear")), rows_of(9)
+    for got, want in zip(off.open(net, Plan.by_hand({"0": 1e9, "1": 1e9})).anytime(x), net(x), strict=True):
+        torch.testing.assert_close(got.logits, want.detach(), atol=1e-5, rtol=1e-5)
+    behind = moved(cut(model, rows_of(4), at=["0"], exits="linear", front=nn.Identity().eval()))
+    torch.testing.assert_close(off.run(behind, Plan.by_hand({"0": 1e9}), x).logits, model(x).detach())
+
+
+def test_points_of_a_model_behind_a_front():
+    raw = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
+    points = points_of(stages(), Front(), {"x": raw})
+    assert [point.name for point in points if point.legal][:2] == ["stem.0", "stem.1"]
+    assert {point.name for point in points} == {name for name, _ in Stages().named_modules() if name}

@@ -1,0 +1,103 @@
+"""A Runner refuses a network that changed, and rows that do not fit."""
+
+from __future__ import annotations
+
+import gc
+
+import pytest
+import torch
+from small import dense, ladder_of, rows_of
+from torch import nn
+
+import offramp as off
+from offramp.building.cutting import ladder
+from offramp.errors import BadData, BadNetwork, OpenAgain
+from offramp.plans.plan import Plan
+
+
+def add_in_place(net):
+    with torch.no_grad():
+        net.backbone["small"].weight.add_(1)
+
+
+def add_in_inference_mode(net):
+    with torch.inference_mode():
+        net.backbone["small"].weight.add_(1)
+
+
+def new_parameter(net):
+    net.backbone["small"].weight = nn.Parameter(torch.zeros(3, 4))
+
+
+def new_data(net):
+    net.backbone["small"].weight.data = torch.zeros(3, 4)
+
+
+def new_model(net):
+    net.backbone["small"] = nn.Linear(4, 3).eval()
+
+
+def new_layer(net):
+    net.backbone["middle"][0] = nn.Linear(4, 16).eval()
+
+
+def new_gate(net):
+    net.gates["small"] = off.ladder({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)}, gate="max_prob").gates["a"].eval()
+
+
+CHANGES = {
+    "half": lambda net: net.half(),
+    "to double": lambda net: net.to(torch.float64),
+    "in place": add_in_place,
+    "in inference mode": add_in_inference_mode,
+    "load_state_dict": lambda net: net.load_state_dict(net.state_dict()),
+    "load_state_dict, assigned": lambda net: net.load_state_dict(
+        {key: value.clone() for key, value in net.state_dict().items()}, assign=True
+    ),
+    "train": lambda net: net.train(),
+    "train a rung": lambda net: net.backbone["small"].train(),
+    "parameter": new_parameter,
+    "data": new_data,
+    "model": new_model,
+    "layer": new_layer,
+    "gate": new_gate,
+    "containers": lambda net: setattr(net, "gates", nn.ModuleDict(net.gates.items())),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_the_runner_refuses_after_a_change(change):
+    net, x, plan = ladder_of(2), rows_of(9), Plan.by_hand({"small": 0.4})
+    runner = off.open(net, plan)
+    runner(x)
+    CHANGES[change](net)
+    with pytest.raises(OpenAgain, match="open again"):
+        runner(x)
+    with pytest.raises(OpenAgain):
+        list(runner.anytime(x))
+    with pytest.raises(OpenAgain):
+        runner.check()
+
+
+def test_a_runner_outlives_the_network():
+    net = ladder_of(2)
+    runner, want = off.open(net, Plan.by_hand({})), net(rows_of(5))[-1]
+    del net
+    gc.collect()
+    torch.testing.assert_close(runner(rows_of(5)).logits, want)
+
+
+def test_rows_of_another_shape_are_refused(two):
+    trace = off.record(two, rows_of(30).numpy(), timed=False)
+    runner = off.open(two, Plan(thresholds={}, origin=trace.header.origin))
+    with pytest.raises(BadData, match="shape"):
+        runner(torch.zeros(2, 5))
+    for wrong in (torch.zeros(2, 5), torch.zeros(2, 4, dtype=torch.int64), "rows", None, 3.0):
+        with pytest.raises(BadData):
+            off.run(two, Plan.by_hand({"small": 0.4}), wrong)
+
+
+def test_rungs_with_different_classes_are_refused():
+    net = ladder({"small": dense(0), "large": dense(1, classes=5)})
+    with pytest.raises(BadNetwork, match="classes"):
+        off.run(net, Plan.by_hand({"small": 0.4}), rows_of(20))

@@ -1,0 +1,187 @@
+"""What a Watch notices, what it leaves alone, and that it keeps nothing alive."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+
+import pytest
+import torch
+from small import dense, ladder_of
+from torch import nn
+
+from offramp.errors import OpenAgain
+from offramp.gates.tempered import Tempered
+from offramp.runtime.staleness import Watch
+
+
+def model() -> nn.Module:
+    return nn.Sequential(dense(1), nn.BatchNorm1d(3), nn.Linear(3, 2, bias=False)).eval()
+
+
+def touch(module, name, call):
+    with torch.no_grad():
+        getattr(getattr(module, name), call)(2)
+
+
+def write_by_numpy(tensor):
+    tensor.detach().numpy()[...] = 7
+
+
+CHANGES = {
+    "weight in place": lambda m: touch(m[2], "weight", "mul_"),
+    "buffer in place": lambda m: touch(m[1], "running_mean", "add_"),
+    "deep weight": lambda m: touch(m[0][0], "weight", "add_"),
+    "weight's data": lambda m: setattr(m[2].weight, "data", torch.zeros(2, 3)),
+    "new buffer": lambda m: setattr(m[1], "running_var", torch.ones(3)),
+    "new weight": lambda m: setattr(m[2], "weight", nn.Parameter(torch.ones(2, 3))),
+    "a bias where none was": lambda m: setattr(m[2], "bias", nn.Parameter(torch.ones(2))),
+    "no bias any more": lambda m: setattr(m[0][0], "bias", None),
+    "a deleted bias": lambda m: delattr(m[0][0], "bias"),
+    "new submodule": lambda m: m.__setitem__(1, nn.Identity().eval()),
+    "deep training": lambda m: m[0][0].train(),
+    "running_var in place": lambda m: touch(m[1], "running_var", "mul_"),
+    "the last buffer in place": lambda m: touch(m[1], "num_batches_tracked", "add_"),
+    "bias's data": lambda m: setattr(m[0][0].bias, "data", torch.zeros_like(m[0][0].bias)),
+    "a buffer's data": lambda m: setattr(m[1].running_var, "data", torch.zeros(3)),
+    "in place through data": lambda m: m[2].weight.data.mul_(2),
+    "a buffer in place through data": lambda m: m[1].running_var.data.mul_(2),
+    "in place through detach": lambda m: m[0][0].weight.detach().add_(1),
+    "NumPy": lambda m: write_by_numpy(m[2].weight),
+    "NumPy, a buffer": lambda m: write_by_numpy(m[1].running_mean),
+    "double": lambda m: m.double(),
+    "parametrized": lambda m: nn.utils.parametrizations.weight_norm(m[2]),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_it_notices(change):
+    module = model()
+    watch = Watch([module])
+    watch.check()
+    CHANGES[change](module)
+    with pytest.raises(OpenAgain, match="open again"):
+        watch.check()
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_glance_notices_a_write_through_numpy_within_its_turns(kind, layout):
+    """Eight tensors are compared by content at a time: of more the next ones each time."""
+    module = nn.Sequential(*(nn.Conv2d(2, 2, 3) for _ in range(12))).to(kind).to(memory_format=layout).eval()
+    watch = Watch([module])
+    for _ in range(9):
+        watch.glance()
+    module[11].weight.data.mul_(2)
+    assert [refused(watch) for _ in range(6)].count(True) == 2
+
+
+def test_a_single_value_that_is_not_compared_is_not_noticed():
+    """What the docstring says cannot be seen."""
+    module = nn.Linear(100, 100).eval()
+    watch = Watch([module])
+    module.weight.data[0, 1] += 1
+    watch.check()
+    module.weight.data[0, 0] += 1
+    with pytest.raises(OpenAgain):
+        watch.check()
+
+
+def test_expanded_sparse_and_empty_buffers_are_no_obstacle():
+    module = nn.Linear(2, 2).eval()
+    module.register_buffer("wide", torch.zeros(1).expand(5))
+    module.register_buffer("sparse", torch.eye(3).to_sparse())
+    module.register_buffer("empty", torch.zeros(0, 3))
+    Watch([module]).check()
+
+
+def test_it_leaves_alone_what_changes_nothing():
+    module = model()
+    watch = Watch([module])
+    module(torch.zeros(5, 4))
+    module.to("cpu").float().eval()
+    module.state_dict()
+    [p.requires_grad_(False) for p in module.parameters()]
+    watch.check()
+
+
+def test_weights_made_in_inference_mode():
+    with torch.inference_mode():
+        module = model()
+    watch = Watch([module])
+    watch.check()
+    module[2].weight = nn.Parameter(torch.ones(2, 3))
+    with pytest.raises(OpenAgain):
+        watch.check()
+
+
+def test_shallow_it_looks_at_the_roots_alone():
+    module = model()
+    watch = Watch([module], deep=False)
+    touch(module[2], "weight", "mul_")
+    watch.check()
+    module[2] = nn.Identity().eval()
+    with pytest.raises(OpenAgain):
+        watch.check()
+
+
+def test_it_keeps_no_module_alive():
+    module = model()
+    watch = Watch([module], deep=False)
+    gone = weakref.ref(module)
+    del module
+    gc.collect()
+    assert gone() is None
+    watch.check()
+
+
+def refused(watch):
+    try:
+        watch.glance()
+    except OpenAgain:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("change", ["double", "deep training", "weight in place"])
+def test_glances_notice_after_as_many_turns_at_most_and_a_check_at_once(change):
+    module = model()
+    watch = Watch([module], turns=4)
+    CHANGES[change](module)
+    with pytest.raises(OpenAgain):
+        watch.check()
+    assert any(refused(watch) for _ in range(4))
+
+
+def test_every_glance_looks_at_what_is_always_looked_at():
+    module = model()
+    watch = Watch([module], turns=4, always=[module[2]])
+    touch(module[2], "weight", "mul_")
+    assert all(refused(watch) for _ in range(9))
+
+
+def test_more_turns_than_modules():
+    module = nn.Linear(2, 2).eval()
+    watch = Watch([module], turns=3)
+    for _ in range(7):
+        watch.glance()
+    touch(module, "weight", "mul_")
+    assert [refused(watch) for _ in range(6)].count(True) == 2
+
+
+def test_it_notices_another_function_of_a_gate():
+    net = ladder_of(2)
+    watch = Watch([net.gates])
+    net.gates["small"].function = lambda logits: logits[:, 0]
+    with pytest.raises(OpenAgain):
+        watch.check()
+
+
+def test_it_notices_a_number_or_a_word_of_a_gate():
+    net = ladder_of(2)
+    net.gates["small"] = Tempered(net.gates["small"], 2.0).eval()
+    watch = Watch([net.gates])
+    watch.check()
+    net.gates["small"].temperature = 3.0
+    with pytest.raises(OpenAgain):
+        watch.check()
