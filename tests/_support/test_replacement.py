@@ -17,6 +17,8 @@ from offramp._support.ownership import FolderKind
 from offramp._support.replacement import read_whole, replacing, replacing_folder, restored
 from offramp.errors import BadFile
 
+HELPERS = Path(__file__).parents[1] / "helpers"
+
 KIND = FolderKind("a pair", "a.json", "pair", frozenset({"a.json", "b.json"}))
 own = KIND.require_own
 
@@ -290,7 +292,17 @@ print(killed)
 def killed(tmp_path: Path, how: str, ways: str) -> int:
     """How many writers were killed; each left the old folder or the new one, and the next left nothing behind."""
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WRITER, str(Path(__file__).parents[1] / "helpers"), str(tmp_path), how, ways],
+        [
+            sys.executable,
+            "-W",
+            "ignore",
+            "-c",
+            WRITER,
+            str(HELPERS),
+            str(tmp_path),
+            how,
+            ways,
+        ],
         capture_output=True,
         text=True,
         check=False,
@@ -368,7 +380,7 @@ for turn in range(40):
 def test_several_writers_at_once_all_succeed_and_a_reader_never_sees_a_mixture(tmp_path):
     folder = tmp_path / "net"
     write_pair(folder, 0)
-    words = [sys.executable, "-c", WRITERS, str(Path(__file__).parents[1] / "helpers"), str(folder)]
+    words = [sys.executable, "-c", WRITERS, str(HELPERS), str(folder)]
     writers = [subprocess.Popen([*words, str(number)], stderr=subprocess.PIPE, text=True) for number in range(3)]
     seen = set()
     while any(writer.poll() is None for writer in writers):

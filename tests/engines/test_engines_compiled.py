@@ -335,7 +335,9 @@ def test_a_process_with_one_pool_for_all_sessions_runs_too():
         "got, want = off.open(net, plan, engine='onnxruntime', example=x)(x), off.open(net, plan)(x)\n"
         "assert torch.allclose(got.logits, want.logits, atol=1e-4)\n"
     )
-    done = subprocess.run([sys.executable, "-c", told], cwd=Path(__file__).parents[1] / "helpers", capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", told], cwd=Path(__file__).parents[1] / "helpers", capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
 
 

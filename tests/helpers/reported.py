@@ -17,9 +17,6 @@ from offramp.plans.provenance import Origin
 from offramp.plans.trace import Header, Trace
 from offramp.reporting.page import report
 
-pytest.importorskip("plotly")
-pytest.importorskip("PIL")
-
 CLASSES = 4
 NASTY = '<script>alert("1")</script>'
 

@@ -7,23 +7,22 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from html import unescape
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from reported import NASTY, figures, images, made, plain, written
+
+pytest.importorskip("plotly")
+pytest.importorskip("PIL")
 
 from offramp.calibration.calibrating import calibrate
-from offramp.data.rows import digests_of, fingerprint_of
 from offramp.errors import BadData, BadInput, Mismatch, MissingExtra
-from offramp.plans.chain import Chain, Node
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import Origin
-from offramp.plans.trace import Header, Trace
+from offramp.plans.trace import Trace
 from offramp.reporting.page import report
 from offramp.reporting.view import view_of
-from reported import figures, images, made, plain, written
 
 
 @pytest.fixture(scope="module")

@@ -38,8 +38,9 @@ class Runner:
 
     It refuses with OpenAgain once the network was moved, cast, trained or re-assigned. A write through NumPy or in
     place through `.data` is noticed late, or not at all: `Watch` in staleness.py says which. An engine with copies of
-    the weights answers as the network was when it was opened, so there a change of single modules of a model, not of the
-    whole, of its ends or of an exit, may be noticed as late as the eighth batch. `check` looks at everything at once.
+    the weights answers as the network was when it was opened, so there a change of single modules of a model, not of
+    the whole, of its ends or of an exit, may be noticed as late as the eighth batch. `check` looks at everything at
+    once.
     """
 
     def __init__(
