@@ -24,9 +24,9 @@ import numpy as np
 
 import offramp as off
 from offramp.errors import NoSafePlan
-from offramp.plans.chain import Chain, Node  # a trace of rows that no network has seen is put together by hand
 from offramp.plans.provenance import Origin
 from offramp.plans.scores import ScoreRange
+from offramp.plans.topology import Node, Topology  # a trace of rows that no network has seen is put together by hand
 from offramp.plans.trace import Header, Trace
 
 AIMS: dict[str, dict[str, Any]] = {
@@ -58,8 +58,8 @@ def made_up(rows: int, exits: int, seed: int = 0) -> Trace:
         if name != names[-1]:
             columns[f"cost/exit/{name}"] = np.array([0.01, np.nan, np.nan])
             columns[f"score/{name}"] = (8 * np.abs(room) * rng.random(rows) ** 0.2).astype(np.float32)
-    ends = zip(names, (*names[1:], None), (None, *names[:-1]), strict=True)
-    chain = Chain(tuple(Node(name, successor, after) for name, successor, after in ends))
+    nodes = [Node(name, after=tuple(names[max(place - 1, 0) : place])) for place, name in enumerate(names)]
+    chain = Topology.chain(nodes)
     header = Header(
         chain=chain,
         reference=names[-1],

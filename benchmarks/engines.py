@@ -53,8 +53,8 @@ def split(
     """The model in four segments, exits closed, against the whole: the sum of its segments, and a Runner that walks."""
     network = off.cut(model, rows[:4], n=4, front=front)
     shelved, _ = engine_of(engine)
-    steps = off.Plan.never_leave(network.chain).steps(network.chain)
-    parts = shelved.open(network, steps, network.device())
+    schedule = off.Plan.never_leave(network.chain).schedule(network.chain)
+    parts = shelved.open(network, schedule, network.device())
     runner = off.open(network, off.Plan.by_hand({}), engine=engine)
     found: list[object] = []
     for batch in (1, 64):

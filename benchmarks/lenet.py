@@ -127,17 +127,17 @@ def pieces(
     If every row left at the branch, and a Runner took no time, the speed-up would be plain / first.
     """
     shelved, found = engine_of(engine)[0], list[dict[str, Any]]()
-    parts = shelved.open(branchy, plan.steps(branchy.chain), branchy.device())
+    parts = shelved.open(branchy, plan.schedule(branchy.chain), branchy.device())
     for batch in (1, 64):
         state = dict(as_inputs(rows[:batch]))
         calls = {"plain": plain_call(branchy, as_inputs(rows[:batch]), shelved)}
         with torch.inference_mode():
             for part in parts:
-                calls[part.step.name] = partial(part.call, dict(state))
+                calls[part.name] = partial(part.call, dict(state))
                 part.call(state)
             times = interleaved(calls, repeats=repeats * 3, warmup=3, clock=clock)
         found.append({"batch": batch, **{name: float(np.median(ms)) for name, ms in times.items()}})
-        first = ratio(times["plain"], times[parts[0].step.name])
+        first = ratio(times["plain"], times[parts[0].name])
         told = ", ".join(f"{name} {ms:.3f} ms" for name, ms in found[-1].items() if name != "batch")
         print(f"batch {batch}: {told}; at most {first} times as fast")
     return found

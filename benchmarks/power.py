@@ -37,8 +37,8 @@ from offramp.errors import NoSafePlan
 from offramp.gates.confidence import margin, max_prob, neg_entropy
 from offramp.gates.patience import Patience
 from offramp.networks.nodes import Scorer, Seen
-from offramp.plans.chain import Chain, Node  # a trace of rows that no network has seen is put together by hand
 from offramp.plans.provenance import Origin
+from offramp.plans.topology import Node, Topology  # a trace of rows that no network has seen is put together by hand
 from offramp.plans.trace import Header, Trace
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -105,8 +105,8 @@ def trace_of(population: Population, gate: str) -> Trace:
         seen = Seen(logits[name], logits, logits[name])
         columns[f"score/{name}"] = scorer.score(seen).numpy()
         declared[name] = scorer.score_range()
-    ends = zip(names, (*names[1:], None), (None, *names[:-1]), strict=True)
-    chain = Chain(tuple(Node(name, successor, after) for name, successor, after in ends))
+    nodes = [Node(name, after=tuple(names[max(place - 1, 0) : place])) for place, name in enumerate(names)]
+    chain = Topology.chain(nodes)
     origin = Origin(population.name, "torch", "float32")
     return Trace(columns, Header(chain, names[-1], CLASSES, population.name, "0", origin, scores=declared))
 

@@ -25,8 +25,8 @@ from scipy import stats
 import offramp as off
 from offramp.errors import NoSafePlan, OverlappingRows
 from offramp.guarantees.risks import find_risk
-from offramp.plans.chain import Chain, Node
 from offramp.plans.provenance import Origin
+from offramp.plans.topology import Node, Topology
 from offramp.plans.trace import Header
 
 SIZE, ROWS, CLASSES, LEVEL = 8000, 60, 5, 0.05
@@ -51,7 +51,7 @@ def population(contents: int, seed: int) -> off.Trace:
         "cost/segment/small": np.array([1.0, np.nan, np.nan]),
         "cost/segment/large": np.array([8.0, np.nan, np.nan]),
     }
-    chain = Chain((Node("small", "large"), Node("large", None)))
+    chain = Topology.chain([Node("small"), Node("large")])
     header = Header(chain, "large", CLASSES, "population", "0" * 16, Origin("0" * 16, "torch", "float32"))
     return off.Trace(columns | prices, header)
 

@@ -26,9 +26,8 @@ from offramp.calibration.calibrating import calibrate
 from offramp.calibration.families import families
 from offramp.calibration.search import FINE_POWERS, Problem, best, cheapest, frontier
 from offramp.calibration.survey import Chain
-from offramp.plans.chain import Chain as NodeChain
-from offramp.plans.chain import Node
 from offramp.plans.provenance import Origin
+from offramp.plans.topology import Node, Topology
 from offramp.plans.trace import Header, Trace
 
 T = TypeVar("T")
@@ -55,8 +54,8 @@ def as_trace(problem: Problem) -> Trace:
     """The same rows as a trace of a chain of equally dear segments: answer 0 is right."""
     rows, exits = problem.losses_NE.shape
     names = [f"exit{k}" for k in range(exits)]
-    before, after = [None, *names[:-1]], [*names[1:], None]
-    chain = NodeChain(tuple(Node(*of) for of in zip(names, after, before, strict=True)))
+    nodes = [Node(name, after=tuple(names[max(place - 1, 0) : place])) for place, name in enumerate(names)]
+    chain = Topology.chain(nodes)
     columns = {"row": np.arange(rows), "digest": np.arange(rows).astype(np.uint64), "label": np.zeros(rows, np.int64)}
     for k, name in enumerate(names):
         columns[f"answer/{name}"] = problem.losses_NE[:, k].astype(np.int64)

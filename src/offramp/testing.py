@@ -27,6 +27,7 @@ from offramp.networks.inputs import State
 from offramp.networks.network import LOGITS, SCORE, Network, Part
 from offramp.networks.nodes import Exit, Gate, Hands, Seen, answer, grade
 from offramp.networks.recipe import Pools, Recipe, pooled_by
+from offramp.plans.schedule import full_schedule
 from offramp.plans.signature import INPUT, is_input
 
 TOLERANCE = 1e-5  # kernels depend on the batch size: a score may move in its last bits
@@ -96,9 +97,10 @@ def check_exit(exit_: Exit, seen: Seen, rebuild: Callable[[Mapping[str, Any]], E
 
 def check_engine(engine: ModuleType, network: Network, x: Tensor) -> None:
     """An engine's parts give what the network gives, for any batch, and say truly what they read."""
-    steps = network.chain.walk(network.chain.gates)
-    parts: Sequence[Part] = engine.open(network, steps, network.device())
-    assert [part.step for part in parts] == list(steps), "the engine must give one part per step, in their order"
+    schedule = full_schedule(network.chain)
+    parts: Sequence[Part] = engine.open(network, schedule, network.device())
+    names = [part.name for part in parts]
+    assert names == [*schedule.index], "the engine must give one part per stage, in their order"
     for rows in (x, x[:1], x[torch.arange(len(x) - 1, -1, -2)]):
         state: State = {INPUT: rows}
         with torch.inference_mode():

@@ -21,7 +21,7 @@ def test_names_and_order():
     net = ladder({"a-1": dense(0), "b_2": (dense(1), None)}, specs={"a-1": "offramp:resnet20"})
     assert net.chain.exits == ("a-1", "b_2")
     assert [rung.spec for rung in net.rungs] == ["offramp:resnet20", None]
-    assert [node.successor for node in net.chain.nodes] == ["b_2", None]
+    assert [node.successors for node in net.chain.nodes] == [("leave", "b_2"), ("leave",)]
 
 
 def test_nothing_is_copied_or_changed():

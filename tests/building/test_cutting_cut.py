@@ -27,7 +27,7 @@ def test_nodes_are_named_after_the_cuts_in_the_order_in_which_they_run():
     net = cut(model, images_of(2), at=["blocks.0", "stem"])
     assert net.chain.exits == ("stem", "blocks.0", "backbone")
     assert net.chain.gates == ("stem", "blocks.0")
-    assert [node.after for node in net.chain.nodes] == [None, "stem", "blocks.0"]
+    assert [node.after for node in net.chain.nodes] == [(), ("stem",), ("blocks.0",)]
     assert cut(model, images_of(2), at="stem").chain.exits == ("stem", "backbone")
 
 

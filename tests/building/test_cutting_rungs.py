@@ -25,7 +25,13 @@ def test_cut_rungs_in_a_ladder(answer, tmp_path):
     large = moved(seeded(lambda: cut(stages(1), raw[:4], at=["blocks.0", "stem"], front=front), 1))
     net = ladder({"small": small, "large": large}, answer=answer, example=raw[:4])
     assert net.chain.exits == ("small/stem", "small", "large/stem", "large/blocks.0", "large")
-    assert [node.after for node in net.chain.nodes] == [None, "small/stem", None, "large/stem", "large/blocks.0"]
+    assert [node.after for node in net.chain.nodes] == [
+        (),
+        ("small/stem",),
+        (),
+        ("large/stem",),
+        ("large/blocks.0",),
+    ]
     assert net.backbone["small"] is small.backbone
     assert net.untaught() == ()
     trace = record(net, raw.numpy(), timed=False, progress=False)

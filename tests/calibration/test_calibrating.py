@@ -8,6 +8,7 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
+from small import ladder_of, rows_of, trace_of
 
 import offramp as off
 from offramp.calibration.calibrating import calibrate
@@ -18,7 +19,6 @@ from offramp.guarantees.risks import Risk, find_risk
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import Origin
 from offramp.plans.trace import Trace
-from small import ladder_of, rows_of, trace_of
 
 
 def with_columns(trace: Trace, **columns) -> Trace:
@@ -449,9 +449,9 @@ def test_rows_are_charged_only_for_what_runs(trace):
     """A plan that closes the middle rung is priced without it."""
     plan = calibrate(trace, budget=0.999, risk="disagreement")
     spent = sum(
-        {"small": 1.0, "middle": 2.0, "large": 8.0}[step.name]
-        * (trace.replay(plan).exit >= trace.chain.place(step.name)).mean()
-        for step in plan.steps(trace.chain)
+        {"small": 1.0, "middle": 2.0, "large": 8.0}[stage.name]
+        * (trace.replay(plan).exit >= trace.chain.place(stage.name)).mean()
+        for stage in plan.schedule(trace.chain)
     )
     assert plan.price.mean == pytest.approx(spent)
 

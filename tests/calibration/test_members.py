@@ -6,13 +6,13 @@ import warnings
 
 import numpy as np
 import pytest
+from small import trace_of
 
 from offramp.calibration.calibrating import calibrate
 from offramp.calibration.members import warn_of_order
 from offramp.errors import BadInput, DearFirst
-from offramp.plans.chain import Chain, Node
+from offramp.plans.topology import Node, Topology
 from offramp.plans.trace import Header, Trace
-from small import trace_of
 
 
 @pytest.mark.parametrize("options", [{"at_most": 0.2}, {"budget": 1.2}, {"at_most": 0.2, "testing": "pareto"}])
@@ -35,11 +35,8 @@ def test_the_right_order_and_equal_members_are_no_matter():
 def as_cut(trace: Trace) -> Trace:
     """The same columns as those of one model that was cut: each segment continues from the one before."""
     names = trace.chain.exits
-    nodes = [
-        Node(name, after, before)
-        for name, after, before in zip(names, (*names[1:], None), (None, *names), strict=False)
-    ]
-    header = {**vars(trace.header), "chain": Chain(tuple(nodes))}
+    nodes = [Node(name, after=names[max(place - 1, 0) : place]) for place, name in enumerate(names)]
+    header = {**vars(trace.header), "chain": Topology.chain(nodes)}
     return Trace(trace.columns, Header(**header))
 
 

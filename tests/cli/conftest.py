@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from typed import CALIBRATION, TEST, offramp
-
 from words import library, write_tokenizer
 
 USERS_OWN = """

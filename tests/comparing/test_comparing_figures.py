@@ -8,6 +8,7 @@ import json
 import numpy as np
 import pytest
 from made_up import MACS, method_of, settings_of, traces
+from small import trace_of
 
 from offramp.calibration.families import POWERS
 from offramp.comparing.cells import plain_of
@@ -15,7 +16,6 @@ from offramp.comparing.figures import Figures, Point, best_within, figures_of, f
 from offramp.errors import BadInput
 from offramp.plans.plan import Plan
 from offramp.plans.trace import Trace
-from small import trace_of
 
 BUDGETS = (0.05, 0.4, 0.75, 1.0)
 

@@ -11,17 +11,16 @@ import sys
 import numpy as np
 import pytest
 import torch
+from compiled import CASES, SIZES, middling
+from small import INF_MARK, NAN_MARK, cut_of, images_of, ladder_of, rows_of, spoiled
 from torch import nn
 
 import offramp as off
-from compiled import CASES, SIZES, middling
 from offramp._support.files import digest_file, read_json, write_json
 from offramp.deploy import run as program
 from offramp.errors import BadFile, BadInput, BadNetwork, Mismatch, MissingExtra
 from offramp.networks.nodes import Gate
-from offramp.plans.chain import passages
 from offramp.plans.plan import BAND, Plan, choose
-from small import INF_MARK, NAN_MARK, cut_of, images_of, ladder_of, rows_of, spoiled
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -97,8 +96,11 @@ def test_random_plans_over_ties_nan_and_infinities(one_file, tmp_path):
 def test_choose_is_the_package_s():
     values = np.float32([-np.inf, -1, 0, 0.5, np.nextafter(np.float32(0.5), np.float32(1)), 1, np.inf, np.nan])
     for threshold in values[:-1]:
-        want = choose(values[:, None], np.float32([threshold])) == 0
-        assert program.choose(values, threshold).tolist() == want.tolist()
+        want = choose(values[:, None], np.float32([threshold]))
+        assert program.choose(values[:, None], [threshold]).tolist() == want.tolist()
+    pairs = np.float32(np.meshgrid(values, values)).reshape(2, -1).T  # [N, 2], a gate of three ways
+    for limits in pairs[~np.isnan(pairs).any(1)]:
+        assert program.choose(pairs, limits).tolist() == choose(pairs, limits).tolist()
 
 
 @pytest.mark.slow
@@ -109,20 +111,18 @@ def test_only_what_the_plan_runs_is_written(plan, tmp_path):
     net, x = cut_of(), images_of(9)
     off.export(net, plan, tmp_path / "f")
     about = json.loads((tmp_path / "f" / "manifest.json").read_text())
-    asked = [
-        group[-1].name for group in passages(plan.steps(net.chain))
-    ]  # what lies between is in the graph of the next
-    assert [part["node"] for part in about["parts"]] == asked
+    nodes = [list(stage.nodes) for stage in plan.schedule(net.chain).joined()]  # what lies between is in the next graph
+    assert [stage["nodes"] for stage in about["stages"]] == nodes
     assert about["gates"] == [gate for gate in net.chain.gates if gate in plan.open_gates() and gate != plan.deepest]
     require_same(opened(tmp_path / "f").run(x.numpy()), off.run(net, plan, x))
 
 
 def signed_again(folder, change=lambda body: None):
     """Write the manifest as if the files had been exported as they are now; `change` edits its body."""
-    _, body = read_json(folder / "manifest.json", "export", 2)
+    _, body = read_json(folder / "manifest.json", "export", 3)
     body["files"] = {name: digest_file(folder / name) for name in body["files"]}
     change(body)
-    write_json(folder / "manifest.json", "export", 2, body)
+    write_json(folder / "manifest.json", "export", 3, body)
 
 
 def promised(net, engine):

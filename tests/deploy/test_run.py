@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from small import ladder_of, rows_of
 
 import offramp as off
 from offramp._support.files import checksum, digest_file, read_json, write_json
 from offramp.plans.plan import Plan
-from small import ladder_of, rows_of
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -112,14 +112,14 @@ EDITS = {
     "another type": lambda body: body.update(logits="float64"),
     "other inputs": lambda body: body["inputs"][0].update(shape=[5]),
     "another input type": lambda body: body["inputs"][0].update(dtype="float64"),
-    "no parts": lambda body: body["parts"].clear(),
-    "a part less": lambda body: body["parts"].pop(),
-    "parts in another order": lambda body: body["parts"].reverse(),
-    "no gate": lambda body: body["parts"][0].update(gate=False),
-    "the first is the last": lambda body: body["parts"][0].update(last=True),
-    "another place": lambda body: body["parts"][0].update(place=1),
-    "another reason": lambda body: body["parts"][-1].update(why=0),
-    "another graph": lambda body: body["parts"][0].update(file=body["parts"][-1]["file"]),
+    "no stages": lambda body: body["stages"].clear(),
+    "a stage less": lambda body: body["stages"].pop(),
+    "stages in another order": lambda body: body["stages"].reverse(),
+    "no gate": lambda body: body["stages"][0].update(gate=False),
+    "the first is the last": lambda body: body["stages"][0].update(edges=[{"to": None, "carries": []}]),
+    "another place": lambda body: body["stages"][0].update(exit=1),
+    "another reason": lambda body: body["stages"][-1].update(why=0),
+    "another graph": lambda body: body["stages"][0].update(file=body["stages"][-1]["file"]),
     "the other kind": lambda body: body.update(one_file=None if body["one_file"] else "network.onnx"),
     "a promise": lambda body: body.update(promise={"risk": "error", "at_most": 0}),
     "no files": lambda body: body["files"].clear(),
@@ -142,7 +142,7 @@ def test_an_edited_manifest_is_refused(folder, capsys, name):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "null", "[]", "7", "{}", "[" * 100_000, '{"schema": "offramp/export/2"}', "\ufeff{}"]
+    "text", ["", "{", "null", "[]", "7", "{}", "[" * 100_000, '{"schema": "offramp/export/3"}', "\ufeff{}"]
 )
 def test_what_is_no_manifest_is_refused(folder, capsys, text):
     (folder / "manifest.json").write_text(text)
@@ -158,9 +158,9 @@ def test_white_space_and_keys_that_stand_twice_are_edits_too(folder, capsys):
 
 def signed(folder: Path, change) -> None:
     """A manifest that somebody wrote with the right checksum and digests."""
-    _, body = read_json(folder / "manifest.json", "export", 2)
+    _, body = read_json(folder / "manifest.json", "export", 3)
     change(body)
-    write_json(folder / "manifest.json", "export", 2, body)
+    write_json(folder / "manifest.json", "export", 3, body)
 
 
 OUTSIDE = ["../x.onnx", "/x.onnx", "sub/x.onnx", "..", ".", "", "sub\\x.onnx", "..\\x.onnx", "C:x.onnx", "file:x", 5]
@@ -169,10 +169,10 @@ OUTSIDE = ["../x.onnx", "/x.onnx", "sub/x.onnx", "..", ".", "", "sub\\x.onnx", "
 @pytest.mark.parametrize("name", OUTSIDE)
 def test_nothing_outside_of_the_folder_is_opened(folder, capsys, name):
     def change(body):
-        graph = body["one_file"] or body["parts"][0]["file"]
+        graph = body["one_file"] or body["stages"][0]["file"]
         digest = body["files"].pop(graph)
         body["files"][str(name)] = digest
-        body["parts"][0]["file"] = name
+        body["stages"][0]["file"] = name
         body["one_file"] = name if body["one_file"] else None
 
     graph = next(folder.glob("*.onnx"))

@@ -170,8 +170,8 @@ def test_a_layer_in_the_middle_is_noticed_within_the_turns_and_by_a_check_at_onc
 def test_what_a_plan_does_not_run_is_neither_in_its_graphs_nor_charged(engine):
     net, x = cut_of(), images_of(5)
     shelved = find_file("engines", engine)
-    steps = Plan.by_hand({"blocks.0": 0.1}).steps(net.chain)
-    parts = shelved.open(net, steps, net.device())
+    schedule = Plan.by_hand({"blocks.0": 0.1}).schedule(net.chain)
+    parts = shelved.open(net, schedule, net.device())
     state = {"x": x}
     for part in parts:
         with torch.inference_mode():
@@ -185,9 +185,9 @@ def test_a_node_where_nothing_is_asked_is_in_the_graph_of_the_next(gates):
     net, x = cut_of(), images_of(9)
     scores = {name: score.detach().sort().values for name, _, score in net.walk(x) if score is not None}
     plan = Plan.by_hand({gate: scores[gate][4:6].mean().item() for gate in gates})
-    parts = find_file("engines", "onnxruntime").open(net, plan.steps(net.chain), net.device())
-    assert [part.step.name for part in parts] == [*gates, "backbone"]
-    assert sorted(name for part in parts for name in (*part.passes, part.step.name)) == sorted(net.chain.exits)
+    parts = find_file("engines", "onnxruntime").open(net, plan.schedule(net.chain), net.device())
+    assert [part.name for part in parts] == [*gates, "backbone"]
+    assert sorted(name for part in parts for name in part.stage.nodes) == sorted(net.chain.exits)
     got, want = off.open(net, plan, engine="onnxruntime")(x), off.open(net, plan)(x)
     close(got.logits, want.logits)
     assert got.exit.tolist() == want.exit.tolist()

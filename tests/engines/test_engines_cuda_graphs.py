@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from small import cut_of, images_of, ladder_of, rows_of
 
 import offramp as off
 from offramp.engines import _cuda_graphs
@@ -14,9 +15,9 @@ from offramp.engines import torch as eager
 from offramp.engines._cuda_graphs import SIZES, Replayed
 from offramp.errors import BadInput, BadNetwork
 from offramp.plans.plan import Plan
+from offramp.plans.schedule import Schedule
 from offramp.runtime.engine import engine_of
 from offramp.testing import check_engine
-from small import cut_of, images_of, ladder_of, rows_of
 
 BATCHES = (1, 2, 3, 5, 8, 33, 64, 65, 100)
 
@@ -97,7 +98,7 @@ def test_what_cannot_be_recorded_is_named(monkeypatch):
 
     monkeypatch.setattr(_cuda_graphs, "recorded", fails)
     net = ladder_of(2)
-    (part,) = eager.open(net, Plan.by_hand({}).steps(net.chain), net.device())
+    (part,) = eager.open(net, Plan.by_hand({}).schedule(net.chain), net.device())
     with pytest.raises(
         BadNetwork, match="segment 'middle' cannot be recorded as a CUDA graph: operation not permitted"
     ):
@@ -107,7 +108,7 @@ def test_what_cannot_be_recorded_is_named(monkeypatch):
 def test_it_needs_a_gpu_fixed_shapes_and_no_compiler():
     for options, says in (("cuda_graphs", "network is on cpu"), ("compile,cuda_graphs", "compile with cuda_graphs")):
         with pytest.raises(BadInput, match=says):
-            engine_of(f"torch:{options}")[0].open(ladder_of(2), (), torch.device("cpu"))
+            engine_of(f"torch:{options}")[0].open(ladder_of(2), Schedule(()), torch.device("cpu"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

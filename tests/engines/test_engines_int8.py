@@ -5,13 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from small import cut_of, images_of, ladder_of, rows_of
 
 import offramp as off
 from offramp.errors import BadData, BadInput, Mismatch, OverlappingRows
 from offramp.networks.nodes import Seen
+from offramp.plans.schedule import full_schedule
 from offramp.runtime.benching import bench
 from offramp.runtime.engine import engine_of
-from small import cut_of, images_of, ladder_of, rows_of
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
@@ -71,7 +72,7 @@ def test_exits_and_gates_stay_in_float32(tmp_path):
     engine, _ = engine_of(f"onnxruntime:int8=npz:{tmp_path / 'some.npz'}")
     state = {"x": x}
     with torch.no_grad():
-        for part in engine.open(net, net.chain.walk(net.chain.gates), net.device()):
+        for part in engine.open(net, full_schedule(net.chain), net.device()):
             part.call(state)
     exit_ = net.exit_of("blocks.0")
     wanted = exit_(Seen(state["blocks.0"], {}))

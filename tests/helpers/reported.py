@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from offramp.data.rows import digests_of, fingerprint_of
-from offramp.plans.chain import Chain, Node
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import Origin
+from offramp.plans.topology import Node, Topology
 from offramp.plans.trace import Header, Trace
 from offramp.reporting.page import report
 
@@ -52,12 +52,9 @@ def made(
         columns["label"] = labels
     if not timed:
         columns |= {name: column * [1, np.nan, np.nan] for name, column in columns.items() if name.startswith("cost/")}
-    nodes = [
-        Node(name, after, before)
-        for name, after, before in zip(exits, [*exits[1:], None], [None, *exits[:-1]], strict=True)
-    ]
+    nodes = [Node(name, after=tuple(exits[max(place - 1, 0) : place])) for place, name in enumerate(exits)]
     header = Header(
-        chain=Chain(tuple(nodes)),
+        chain=Topology.chain(nodes),
         reference=exits[-1],
         classes=CLASSES,
         data="pictures",

@@ -16,8 +16,8 @@ from offramp.data.rows import fingerprint_of
 from offramp.networks.network import Network
 from offramp.networks.nodes import Exit
 from offramp.networks.taps import listening
-from offramp.plans.chain import Chain, Node
 from offramp.plans.provenance import Origin
+from offramp.plans.topology import Node, Topology
 from offramp.plans.trace import Header, Trace
 
 NAMES = ("small", "middle", "large", "huge")
@@ -137,7 +137,7 @@ def trace_of(
             columns[f"score/{name}"] = two[:, 1] - two[:, 0]
     for name, price in zip(exits, macs, strict=True):
         columns[f"cost/segment/{name}"] = np.array([price, np.nan, np.nan])
-    chain = Chain(tuple(Node(name, after) for name, after in zip(exits, (*exits[1:], None), strict=True)))
+    chain = Topology.chain([Node(name) for name in exits])
     header = Header(
         chain=chain,
         reference=exits[-1],

@@ -17,7 +17,7 @@ from offramp.networks.members import Rung
 from offramp.networks.network import Network, described
 from offramp.networks.nodes import Seen, answer, grade
 from offramp.partition.segmenting import segments_of
-from offramp.plans.chain import Chain, Node
+from offramp.plans.topology import Node, Topology
 
 
 def test_segments_are_never_registered():
@@ -32,7 +32,7 @@ def pieces(**changed):
     whole = {
         "backbone": nn.ModuleDict({name: dense(0) for name in names}),
         "rungs": tuple(Rung(name) for name in names),
-        "chain": Chain((Node("a", "b"), Node("b", None))),
+        "chain": Topology.chain([Node("a"), Node("b")]),
         "fronts": nn.ModuleDict(),
         "exits": nn.ModuleDict(dict(ladder([dense(0), dense(1)]).exits.items())),
         "gates": nn.ModuleDict({"a": make_gate("margin")}),
@@ -46,7 +46,7 @@ def test_the_parts_must_belong_together():
     for wrong in (
         {"rungs": (Rung("b"), Rung("a"))},
         {"rungs": (Rung("a"),)},
-        {"chain": Chain((Node("a", "c"), Node("c", None)))},
+        {"chain": Topology.chain([Node("a"), Node("c")])},
         {"gates": nn.ModuleDict()},
         {"gates": nn.ModuleDict({"a": make_gate("margin"), "b": make_gate("margin")})},
         {"exits": nn.ModuleDict()},

@@ -15,12 +15,12 @@ from small import trace_of
 
 from offramp._support.files import from_document, to_document
 from offramp.errors import BadFile, BadInput, NewerSchema, OverlappingRows, UnknownName
-from offramp.plans.chain import Chain, Node
 from offramp.plans.plan import Plan, Price, Promise, choose
 from offramp.plans.provenance import BAND, ROUNDED, Origin, Probe, SeenRows
 from offramp.plans.signature import Input
+from offramp.plans.topology import Node, Topology
 
-CHAIN = Chain((Node("a", "b"), Node("b", "c"), Node("c", None)))
+CHAIN = Topology.chain([Node("a"), Node("b"), Node("c")])
 FLOATS = st.floats(width=32)
 SCORES = st.one_of(st.sampled_from([-1.0, 0.0, 0.5, np.inf, -np.inf, np.nan]), FLOATS)
 BARS = st.one_of(st.sampled_from([-1.0, 0.0, 0.5, np.inf, -np.inf]), st.floats(width=32, allow_nan=False))
@@ -86,9 +86,9 @@ def test_names_are_checked_against_the_chain():
     with pytest.raises(UnknownName):
         Plan(thresholds={}, deepest="d", chain=CHAIN)
     with pytest.raises(UnknownName):
-        Plan.by_hand({"d": 1.0}).steps(CHAIN)
+        Plan.by_hand({"d": 1.0}).schedule(CHAIN)
     with pytest.raises(UnknownName):
-        Plan.by_hand({}, deepest="d").steps(CHAIN)
+        Plan.by_hand({}, deepest="d").schedule(CHAIN)
 
 
 def test_a_plan_is_frozen():

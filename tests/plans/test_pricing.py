@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from offramp.errors import BadInput
-from offramp.plans.chain import Chain, Node
 from offramp.plans.pricing import Prices
+from offramp.plans.schedule import compiled
+from offramp.plans.topology import Node, Topology
 
-PLAIN = Chain((Node("a", "b"), Node("b", "c"), Node("c", None)))
-READING = Chain((Node("a", "b"), Node("b", "c"), Node("c", None, exit_reads=("b",))))
-TRUNK = Chain((Node("a", "b"), Node("b", "c", after="a"), Node("c", None, after="b")))
+PLAIN = Topology.chain([Node("a"), Node("b"), Node("c")])
+READING = Topology.chain([Node("a"), Node("b"), Node("c", exit_reads=("b",))])
+TRUNK = Topology.chain([Node("a"), Node("b", after=("a",)), Node("c", after=("b",))])
 PARTS = {
     "segment/a": np.array([10.0, 1.0, 0.1]),
     "segment/b": np.array([20.0, 2.0, 0.2]),
@@ -23,8 +24,19 @@ PARTS = {
 EXITS = np.array([0, 0, 1, 2])
 
 
-def mean(chain, gates, unit="macs", batch=1, deepest=None, exits=EXITS):
-    return Prices(chain, PARTS).mean(chain.walk(gates, deepest), exits, unit=unit, batch=batch)
+def schedule(chain, gates, deepest=None):
+    """The schedule of a plan with these gates open."""
+    return compiled(chain, dict.fromkeys(gates, (0.0,)), deepest)
+
+
+def ran(chain, of, exits):
+    """Which stages ran for rows that left a chain at these exits, [N, stages]."""
+    return np.stack([exits >= chain.place(stage.name) for stage in of], axis=1)
+
+
+def mean(chain, gates, unit="macs", batch=1, deepest=None, exits=EXITS, parts=PARTS):
+    of = schedule(chain, gates, deepest)
+    return Prices(chain, parts).mean(of, ran(chain, of, exits), unit=unit, batch=batch)
 
 
 @pytest.mark.parametrize(
@@ -53,8 +65,7 @@ def test_milliseconds_charge_a_call_when_anyone_arrives():
 
 def test_a_price_per_row():
     parts = {**PARTS, "segment/b": np.array([[100.0, 0, 0], [200.0, 0, 0], [300.0, 0, 0], [400.0, 0, 0]])}
-    found = Prices(PLAIN, parts).mean(PLAIN.walk("ab"), EXITS, unit="macs", batch=1)
-    assert found == pytest.approx(11 + (304 + 404) / 4 + 0.25 * 40)
+    assert mean(PLAIN, "ab", parts=parts) == pytest.approx(11 + (304 + 404) / 4 + 0.25 * 40)
 
 
 @pytest.mark.parametrize(
@@ -91,10 +102,9 @@ def test_plain_is_one_network_without_gates(chain, reference, want):
 
 def test_what_was_not_measured_cannot_be_priced():
     parts = {**PARTS, "segment/b": np.array([20.0, np.nan, np.nan])}
-    prices = Prices(PLAIN, parts)
-    assert prices.mean(PLAIN.walk("ab"), EXITS, unit="macs", batch=1) > 0
+    assert mean(PLAIN, "ab", parts=parts) > 0
     with pytest.raises(BadInput, match=r"segment/b.*not measured"):
-        prices.mean(PLAIN.walk("ab"), EXITS, unit="ms", batch=1)
+        mean(PLAIN, "ab", "ms", parts=parts)
 
 
 @pytest.mark.parametrize(("unit", "batch"), [("seconds", 1), ("macs", 0), ("ms", -3)])
@@ -102,7 +112,7 @@ def test_units_and_batches_that_are_none(unit, batch):
     prices = Prices(PLAIN, PARTS)
     for ask in (
         lambda: prices.plain("c", unit=unit, batch=batch),
-        lambda: prices.mean(PLAIN.walk(""), EXITS, unit=unit, batch=batch),
+        lambda: mean(PLAIN, "", unit, batch),
         lambda: prices.to_exit("", None, unit=unit, batch=batch),
     ):
         with pytest.raises(BadInput):
@@ -120,11 +130,8 @@ RUNNING = {
 
 def test_milliseconds_hold_the_runner_and_the_bare_plain_network():
     prices = Prices(PLAIN, RUNNING)
-    steps = PLAIN.walk("ab")
-    assert prices.mean(steps, EXITS, unit="ms", batch=1) == pytest.approx(0.81 + 2.0 + 0.5 * 2.9 + 0.25 * 4.4)
-    assert prices.mean(PLAIN.walk(""), EXITS, unit="ms", batch=8) == pytest.approx(
-        0.1 + 0.01 + 0.25 * 0.4 + 4 / 8 * (1 - 0.75**8)
-    )
+    assert mean(PLAIN, "ab", "ms", parts=RUNNING) == pytest.approx(0.81 + 2.0 + 0.5 * 2.9 + 0.25 * 4.4)
+    assert mean(PLAIN, "", "ms", 8, parts=RUNNING) == pytest.approx(0.1 + 0.01 + 0.25 * 0.4 + 4 / 8 * (1 - 0.75**8))
     assert prices.plain("c", unit="ms", batch=1) == pytest.approx(3.3)
     assert prices.plain("b", unit="ms", batch=1) == pytest.approx(2.2)
     np.testing.assert_allclose(prices.to_exit("ab", None, unit="ms", batch=1), [2.81, 2.81 + 2.9, 2.81 + 2.9 + 4.4])
@@ -133,10 +140,9 @@ def test_milliseconds_hold_the_runner_and_the_bare_plain_network():
 
 
 def test_the_runner_has_no_macs():
-    without, with_it = Prices(PLAIN, PARTS), Prices(PLAIN, RUNNING)
-    for prices in (without, with_it):
-        assert prices.mean(PLAIN.walk("ab"), EXITS, unit="macs", batch=1) == pytest.approx(11 + 0.5 * 24 + 0.25 * 40)
-        assert prices.plain("c", unit="macs", batch=1) == 40
+    for parts in (PARTS, RUNNING):
+        assert mean(PLAIN, "ab", parts=parts) == pytest.approx(11 + 0.5 * 24 + 0.25 * 40)
+        assert Prices(PLAIN, parts).plain("c", unit="macs", batch=1) == 40
 
 
 @pytest.mark.parametrize(

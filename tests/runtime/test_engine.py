@@ -14,6 +14,7 @@ from offramp.calibration.calibrating import problem_of
 from offramp.engines import torch as eager
 from offramp.errors import BadInput, Mismatch, UnknownName
 from offramp.guarantees.risks import find_risk
+from offramp.plans.schedule import Schedule
 from offramp.plans.trace import Trace
 from offramp.runtime.engine import engine_of
 from offramp.runtime.recording import record
@@ -74,7 +75,7 @@ def test_bf16_is_refused_where_a_device_has_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an old card")
     with pytest.raises(BadInput, match="an old card has no bfloat16"):
-        eager.open(ladder_of(2), (), torch.device("cuda"), bf16=True)
+        eager.open(ladder_of(2), Schedule(()), torch.device("cuda"), bf16=True)
 
 
 @pytest.mark.parametrize(

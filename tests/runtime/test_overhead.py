@@ -11,6 +11,7 @@ from torch import nn
 import offramp as off
 from offramp.errors import NoisyTimings
 from offramp.networks.inputs import as_inputs
+from offramp.plans.schedule import full_schedule
 from offramp.plans.trace import Trace
 from offramp.runtime import overhead
 from offramp.runtime.engine import engine_of
@@ -45,8 +46,8 @@ def test_without_timings_there_is_nothing_of_it():
 def test_a_runner_is_timed_on_parts_that_compute_nothing():
     models = {"small": Counting(nn.Linear(4, 3)), "large": Counting(nn.Linear(4, 3))}
     net = off.ladder(models).eval()
-    steps = net.chain.walk(net.chain.gates)
-    parts = engine_of("torch")[0].open(net, steps, net.device())
+    schedule = full_schedule(net.chain)
+    parts = engine_of("torch")[0].open(net, schedule, net.device())
     found = overhead.runner_costs(net, parts, as_inputs(rows_of(5)), own_threads=False)
     assert set(found) == {"cost/runner", "cost/runner/small"}
     assert models["small"].calls == models["large"].calls == list(SIZES)
@@ -55,7 +56,7 @@ def test_a_runner_is_timed_on_parts_that_compute_nothing():
 @pytest.mark.parametrize("count", SIZES)
 def test_of_several_rows_one_leaves_at_every_gate(count):
     net = ladder_of(3)
-    parts = engine_of("torch")[0].open(net, net.chain.walk(net.chain.gates), net.device())
+    parts = engine_of("torch")[0].open(net, full_schedule(net.chain), net.device())
     x = as_inputs(rows_of(count))
     state = overhead._computed(parts, x)
     canned = [overhead._canned(part, state, last=part is parts[-1]) for part in parts]
@@ -70,14 +71,14 @@ def test_a_score_that_is_nan_does_not_spoil_the_timing():
             return torch.full((len(x), 3), torch.nan)
 
     net = off.ladder({"a": Nowhere(), "b": nn.Linear(4, 3)}).eval()
-    parts = engine_of("torch")[0].open(net, net.chain.walk(net.chain.gates), net.device())
+    parts = engine_of("torch")[0].open(net, full_schedule(net.chain), net.device())
     found = overhead.runner_costs(net, parts, as_inputs(rows_of(5)), own_threads=False)
     assert all(np.isfinite(price).all() for price in found.values())
 
 
 def test_noise_is_the_spread_of_one_call(monkeypatch):
     net = ladder_of(2)
-    parts = engine_of("torch")[0].open(net, net.chain.walk(net.chain.gates), net.device())
+    parts = engine_of("torch")[0].open(net, full_schedule(net.chain), net.device())
     rounds = iter([{"1": np.ones(5), "64": np.ones(5)}, {"1": np.ones(5), "64": np.full(5, 3.0)}])
     monkeypatch.setattr(overhead, "interleaved", lambda *_, **__: next(rounds))
     noise = overhead.Noise(parts, as_inputs(rows_of(5)))

@@ -25,9 +25,9 @@ from offramp.networks.nodes import Exit, Gate, Seen
 from offramp.networks.nodes import answer as logits_of
 from offramp.networks.wrappers import require_plain, unwrapped
 from offramp.partition.segmenting import segments_of
-from offramp.plans.chain import Chain, Node
 from offramp.plans.provenance import union
 from offramp.plans.signature import Input, is_input, is_label
+from offramp.plans.topology import Node, Topology
 
 Model = Any  # a module, what `offramp.members` takes for a member, or a pair of such a model and its front
 Named = tuple[nn.Module, nn.Module | None, Network | None]
@@ -182,16 +182,15 @@ def check_classes(network: Network, example: object) -> int:
     return next(iter(widths.values()))
 
 
-def _chain(rungs: Sequence[Rung], exits: Mapping[str, Exit], gates: Mapping[str, Gate]) -> Chain:
+def _chain(rungs: Sequence[Rung], exits: Mapping[str, Exit], gates: Mapping[str, Gate]) -> Topology:
     """All nodes in order; within a rung each segment continues from the one before it."""
     names = [node for rung in rungs for node in rung.nodes()]
-    after = {node: before for rung in rungs for before, node in pairwise(rung.nodes())}
-    return Chain(
-        tuple(
-            Node(name, successor, after.get(name), exits[name].reads, gates[name].reads if name in gates else ())
-            for name, successor in zip(names, [*names[1:], None], strict=True)
-        )
-    )
+    after = {node: (before,) for rung in rungs for before, node in pairwise(rung.nodes())}
+    nodes = list[Node]()
+    for name in names:
+        gate_reads = gates[name].reads if name in gates else ()
+        nodes.append(Node(name, after=after.get(name, ()), exit_reads=exits[name].reads, gate_reads=gate_reads))
+    return Topology.chain(nodes)
 
 
 def _hung(

@@ -20,9 +20,9 @@ from offramp.networks.members import BACKBONE, Rung, require_name
 from offramp.networks.network import Network, as_network
 from offramp.networks.nodes import Exit, Gate
 from offramp.networks.trained import remember, rows_behind
-from offramp.plans.chain import Chain
 from offramp.plans.provenance import SeenRows
 from offramp.plans.signature import Input, is_label
+from offramp.plans.topology import Topology
 
 SCHEMA = 1
 FLOATS = {
@@ -229,7 +229,7 @@ def _build(
     network = Network(
         backbone=models[BACKBONE] if [*models] == [BACKBONE] else nn.ModuleDict(models),
         rungs=tuple(rungs),
-        chain=Chain.from_json(body["chain"]),
+        chain=Topology.from_json(body["chain"]),
         fronts=fronts,
         exits={name: _exit_of(name, config, exits) for name, config in body["exits"].items()},
         gates={name: gates.get(name) or make_gate(config) for name, config in body["gates"].items()},

@@ -31,9 +31,9 @@ from offramp.guarantees.bounds import (
 )
 from offramp.guarantees.risks import Risk
 from offramp.guarantees.testing import fixed_sequence
-from offramp.plans.chain import Step
 from offramp.plans.draws import order_of
 from offramp.plans.pricing import called
+from offramp.plans.schedule import Schedule, compiled
 from offramp.plans.trace import Trace
 
 POINTS = 100  # candidates of Pareto testing
@@ -136,15 +136,15 @@ class Certifier:
         gates = trace.chain.exits[: scores_NG.shape[1]]
         band = trace.header.origin.band
         path_P = shared_path([trace.header.scores.get(gate, UNKNOWN) for gate in gates], band)
-        steps = trace.chain.walk(gates, self.deepest)
-        prices = [trace.prices.per_call_and_row(step, self.unit) for step in steps]
+        schedule = compiled(trace.chain, dict.fromkeys(gates, (0.0,)), self.deepest)
+        prices = [trace.prices.per_call_and_row(stage, self.unit) for stage in schedule]
         weights: list[Array | None] = [None] * (len(gates) + 1)
-        for step, (_, per_row) in zip(steps, prices, strict=True):
-            weights[trace.chain.place(step.name)] = per_row if per_row.ndim else None
+        for stage, (_, per_row) in zip(schedule, prices, strict=True):
+            weights[trace.chain.place(stage.name)] = per_row if per_row.ndim else None
         outcomes = sweep(path_P, scores_NG, self._losses(trace), band, weights=weights, groups=self._groups(trace))
         cost_P = np.zeros(len(path_P) + 1)
-        for step, (per_call, per_row) in zip(steps, prices, strict=True):
-            place = trace.chain.place(step.name)
+        for stage, (per_call, per_row) in zip(schedule, prices, strict=True):
+            place = trace.chain.place(stage.name)
             if per_call:
                 cost_P += per_call * called(outcomes.reach_PE[:, place] / len(trace), self.batch)
             if per_row.ndim and outcomes.carried_PE is not None:
@@ -257,9 +257,9 @@ class Certifier:
     def _cost(self, trace: Trace, thresholds_G: Sequence[float], reach_E: Array | None = None) -> float:
         """Mean cost per row of one plan; all rows arrive everywhere where `reach_E` is not given."""
         total = 0.0
-        for step in self._steps(trace, thresholds_G):
-            place = trace.chain.place(step.name)
-            per_call, per_row = trace.prices.per_call_and_row(step, self.unit)
+        for stage in self._schedule(trace, thresholds_G):
+            place = trace.chain.place(stage.name)
+            per_call, per_row = trace.prices.per_call_and_row(stage, self.unit)
             reach = 1.0 if reach_E is None else float(reach_E[place]) / len(trace)
             total += per_call * called(reach, self.batch)
             if per_row.ndim and reach_E is not None:
@@ -268,10 +268,10 @@ class Certifier:
                 total += float(per_row.mean()) * reach
         return total
 
-    def _steps(self, trace: Trace, thresholds_G: Sequence[float]) -> tuple[Step, ...]:
+    def _schedule(self, trace: Trace, thresholds_G: Sequence[float]) -> Schedule:
         gates = trace.chain.exits[: len(thresholds_G)]
-        opened = [gate for gate, t in zip(gates, thresholds_G, strict=True) if t < np.inf]
-        return trace.chain.walk(opened, self.deepest)
+        thresholds = {gate: (float(t),) for gate, t in zip(gates, thresholds_G, strict=True)}
+        return compiled(trace.chain, thresholds, self.deepest)
 
     def _arrives(self, trace: Trace, thresholds_G: Sequence[float], place: int) -> Array:
         """Which rows [N] arrive at an exit."""

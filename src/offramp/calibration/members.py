@@ -39,7 +39,7 @@ def _costs(trace: Trace, unit: str, batch: int) -> dict[str, float]:
     A member begins at a node that reads the raw input, and answers alone at its last node.
     """
     nodes = trace.chain.nodes
-    starts = [index for index, node in enumerate(nodes) if node.after is None]
+    starts = [index for index, node in enumerate(nodes) if not node.after]
     last_nodes = [nodes[index - 1].name for index in (*starts[1:], len(nodes))]
     costs = {name: trace.prices.plain(name, unit=unit, batch=batch) for name in last_nodes}
     return {name: cost for name, cost in costs.items() if np.isfinite(cost) and cost > 0}

@@ -12,8 +12,8 @@ from offramp.building.factories import make_gate
 from offramp.data.rows import Rows
 from offramp.networks.network import Network
 from offramp.networks.nodes import Seen, grade
-from offramp.plans.chain import Chain
 from offramp.plans.plan import BAND
+from offramp.plans.topology import Topology
 from offramp.plans.trace import Array, Trace
 from offramp.runtime.recording import record
 
@@ -30,7 +30,7 @@ def regated(network: Network, gate: str) -> Network:
     found = Network(
         backbone=network.backbone,
         rungs=network.rungs,
-        chain=Chain(tuple(nodes)),
+        chain=Topology(tuple(nodes)),
         fronts=dict(network.fronts.items()),
         exits=dict(network.exits.items()),
         gates=gates,

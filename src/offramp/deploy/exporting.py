@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,27 +23,29 @@ from offramp._support.files import digest_file, write_json
 from offramp._support.find import find_file
 from offramp._support.ownership import FolderKind
 from offramp._support.replacement import replacing_folder
-from offramp.deploy.one_file import Stop, one_model
+from offramp.deploy.one_file import Written, one_model
 from offramp.errors import BadInput, BadNetwork
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import State, as_inputs
 from offramp.networks.network import LOGITS, Network, Part, as_network, described
-from offramp.plans.chain import Step
 from offramp.plans.plan import BAND, Plan
+from offramp.plans.schedule import Stage
 from offramp.plans.signature import INPUT, Input
 from offramp.plans.signature import example as rows_like
+from offramp.plans.topology import LEAVE
+from offramp.plans.trace import WHY
 from offramp.runtime.engine import engine_of
 from offramp.runtime.graphs import graphs_of
-from offramp.runtime.outputs import DEEPEST, END, GATE
-from offramp.runtime.running import later
+from offramp.runtime.merging import default_of
 from offramp.runtime.session import check_origin
 
-SCHEMA = 2  # 1 had no digests
+SCHEMA = 3  # 1 had no digests, 2 one successor a stage
 
 
 def _graphs(manifest: Mapping[str, Any]) -> list[str]:
     """The graphs that a manifest names, of any version."""
-    return [str(part["file"]) for part in manifest["parts"]] + [str(manifest["one_file"])]
+    stages = manifest["stages"] if "stages" in manifest else manifest["parts"]
+    return [str(stage["file"]) for stage in stages] + [str(manifest["one_file"])]
 
 
 FOLDER = FolderKind(
@@ -95,27 +96,31 @@ def export(
     if plan.origin is not None:
         check_origin(network, plan, plan.origin.engine)
     kept, note = _kept(plan, identity)
-    stops, tried = _stops(network, plan, state)
+    written, tried = _written(network, plan, state)
+    last = written[-1].stage.name
+    if one_file:
+        network.chain.require_chain("an export as one file")
     body: dict[str, Any] = {
         "made_with": {name: version(name) for name in ("offramp", "torch", "onnx", ENGINE)},
         "network": {"fingerprint": network.fingerprint(), "precision": network.precision()},
         "inputs": [_input(name, value) for name, value in state.items()],
         "preprocessing": {name: described(front) for name, front in network.fronts.items()},
         "exits": [*network.chain.exits],
-        "classes": tried[stops[-1].step.name + LOGITS].shape[1],
-        "logits": _kind(tried[stops[-1].step.name + LOGITS]),
-        "gates": [stop.step.name for stop in stops if stop.step.gate],
-        "parts": [_described(stop, number, tried) for number, stop in enumerate(stops)],
+        "classes": tried[last + LOGITS].shape[1],
+        "logits": _kind(tried[last + LOGITS]),
+        "gates": [one.stage.name for one in written if one.stage.gate],
+        "stages": [_described(one, number, tried) for number, one in enumerate(written)],
+        "defaults": {one.exit + LOGITS: one.value for one in network.chain.defaults},
         "one_file": "network.onnx" if one_file else None,
         "sentence": str(kept),
         "promise": asdict(kept.promise) if kept.promise else None,
     }
     with replacing_folder(folder, FOLDER.require_own) as place:
         if one_file:
-            (place / "network.onnx").write_bytes(_one(stops, kept, body))
+            (place / "network.onnx").write_bytes(_one(written, kept, body))
         else:
-            for stop, part in zip(stops, body["parts"], strict=True):
-                (place / part["file"]).write_bytes(stop.graph.model.SerializeToString())
+            for one, stage in zip(written, body["stages"], strict=True):
+                (place / stage["file"]).write_bytes(one.graph.model.SerializeToString())
         kept.save(place / "plan.json")
         shutil.copyfile(RUN, place / "run.py")
         body["files"] = {file.name: digest_file(file) for file in sorted(place.iterdir())}
@@ -147,56 +152,74 @@ def _kept(plan: Plan, identity: str) -> tuple[Plan, str | None]:
     return plan.changed(origin=replace(plan.origin, engine=identity)), note if plan.promise else None
 
 
-def _stops(network: Network, plan: Plan, state: State) -> tuple[list[Stop], State]:
-    """The steps of a plan as graphs, each compared with the network on these rows; and all named tensors of them."""
-    steps, place = plan.steps(network.chain), network.device()
-    parts: Sequence[Part] = find_file("engines", ENGINE).open(network, steps, place)
-    eager: Iterator[Part] = iter(find_file("engines", "torch").open(network, steps, place))
-    tried, stops = dict(state), list[Stop]()
+def _written(network: Network, plan: Plan, state: State) -> tuple[list[Written], State]:
+    """The stages of a plan as graphs, each compared with the network on these rows; and all named tensors of them.
+
+    Every row goes along every edge here: a stage is compared whoever its rows will be.
+    """
+    schedule = plan.schedule(network.chain)
+    device = network.device()
+    parts: Sequence[Part] = find_file("engines", ENGINE).open(network, schedule, device)
+    eager = {part.name: part for part in find_file("engines", "torch").open(network, schedule, device)}
+    tried = dict(state)
+    written = list[Written]()
     with torch.inference_mode():
-        for number, (part, graph) in enumerate(zip(parts, graphs_of(network, steps, tried), strict=True)):
+        for part, graph in zip(parts, graphs_of(network, schedule, tried), strict=True):
+            for name in part.reads:  # an exit that this plan runs for no row
+                if name not in tried and name != INPUT:
+                    tried[name] = default_of(network.chain, name, tried)
             mine = dict(tried)
             part.call(mine)
-            for own in islice(eager, 1 + len(part.passes)):
-                own.call(tried)
-            _compare(part.step, part.writes, mine, tried)
-            names = (name for key in later(parts, number) for name in (state if key == INPUT else (key,)))
-            stops.append(
-                Stop(part.step, graph, network.chain.place(part.step.name), _why(network, part.step), (*names,))
-            )
-    return stops, tried
+            for node in part.stage.nodes:
+                eager[node].call(tried)
+            _compare(part.name, part.writes, mine, tried)
+            place = network.chain.place(part.name) if network.chain.node(part.name).has_exit else -1
+            written.append(Written(part.stage, graph, place, _carried(part.stage, state)))
+    return written, tried
 
 
-def _why(network: Network, step: Step) -> int:
-    if not step.last:
-        return GATE
-    return END if step.name == network.chain.exits[-1] else DEEPEST
+def _carried(stage: Stage, inputs: State) -> tuple[tuple[str, ...], ...]:
+    """What each edge of a stage carries, the inputs by their own names."""
+    found = list[tuple[str, ...]]()
+    for edge in stage.edges:
+        names = list[str]()
+        for name in edge.carries:
+            names += [*inputs] if name == INPUT else [name]
+        found.append(tuple(names))
+    return tuple(found)
 
 
-def _compare(step: Step, writes: Sequence[str], mine: State, own: State) -> None:
+def _compare(stage: str, writes: Sequence[str], mine: State, own: State) -> None:
     for name in writes:
         got, want = mine[name].double(), own[name].double()
         far = ((got - want).abs().nan_to_num(0).max() / want.abs().nan_to_num(0).max().clamp(min=1)).item()
         if not far <= BAND or not torch.equal(got.isnan(), want.isnan()):
             raise BadNetwork(
-                f"segment {step.name!r} gives {name!r} {far:.2g} away from the network in ONNX Runtime, expected "
+                f"segment {stage!r} gives {name!r} {far:.2g} away from the network in ONNX Runtime, expected "
                 f"at most {BAND:g}; run it with engine='torch'"
             )
 
 
-def _described(stop: Stop, number: int, tried: State) -> dict[str, Any]:
-    name = re.sub(r"[^A-Za-z0-9_.-]", "-", stop.step.name)
+def _described(one: Written, number: int, tried: State) -> dict[str, Any]:
+    """A stage as run.py reads it: which graph, what it reads and gives, and where its rows go."""
+    stage = one.stage
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", stage.name)
+    edges = list[dict[str, Any]]()
+    for edge, names in zip(stage.edges, one.carries, strict=True):
+        edges.append(
+            {"to": None if edge.to == LEAVE else edge.to, "carries": [_input(key, tried[key]) for key in names]}
+        )
     return {
-        "node": stop.step.name,
+        "name": stage.name,
+        "nodes": [*stage.nodes],
         "file": f"{number}-{name}.onnx",
-        "reads": [*stop.graph.reads],
-        "writes": [*stop.graph.writes],
-        "keeps": [*stop.keeps],
-        "carries": [_input(key, tried[key]) for key in stop.keeps],
-        "place": stop.place,
-        "why": stop.why,
-        "gate": stop.step.gate,
-        "last": stop.step.last,
+        "reads": [*one.graph.reads],
+        "writes": [*one.graph.writes],
+        "gate": stage.gate,
+        "routes": [*stage.routes],
+        "edges": edges,
+        "exit": one.place,
+        "why": WHY.index(stage.why),
     }
 
 
@@ -209,7 +232,7 @@ def _kind(value: torch.Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def _one(stops: Sequence[Stop], plan: Plan, body: Mapping[str, Any]) -> bytes:
+def _one(written: Sequence[Written], plan: Plan, body: Mapping[str, Any]) -> bytes:
     import numpy as np
     from onnx import helper
 
@@ -220,5 +243,5 @@ def _one(stops: Sequence[Stop], plan: Plan, body: Mapping[str, Any]) -> bytes:
         for one in body["inputs"]
     ]
     thresholds = {gate: plan.thresholds[gate][0] for gate in body["gates"]}
-    found: bytes = one_model(stops, infos, thresholds, body["classes"]).SerializeToString()
+    found: bytes = one_model(written, infos, thresholds, body["classes"]).SerializeToString()
     return found

@@ -15,7 +15,8 @@ import numpy as np
 
 from offramp.errors import BadNetwork
 from offramp.networks.network import LOGITS, SCORE
-from offramp.plans.chain import Step
+from offramp.plans.schedule import Stage
+from offramp.plans.trace import WHY
 from offramp.runtime.onnx_graphs import Graph
 
 MOST_BYTES = 2**31 - 1  # of one protobuf message
@@ -23,14 +24,13 @@ OUTPUTS = ("logits", "exit", "why", "flagged")
 
 
 @dataclass(frozen=True)
-class Stop:
-    """A step of a plan as a graph: its exit's number, why rows are answered there, and what later steps read."""
+class Written:
+    """A stage of a schedule as a graph: the number of its exit (-1 without), and what each of its edges carries."""
 
-    step: Step
+    stage: Stage
     graph: Graph
     place: int
-    why: int
-    keeps: tuple[str, ...]
+    carries: tuple[tuple[str, ...], ...]
 
 
 @dataclass
@@ -59,24 +59,26 @@ class _Body:
         return helper.make_graph(self.nodes, name, [], ends, self.weights)
 
 
-def one_model(stops: Sequence[Stop], inputs: Sequence[Any], thresholds: dict[str, float], classes: int) -> Any:
+def one_model(stages: Sequence[Written], inputs: Sequence[Any], thresholds: dict[str, float], classes: int) -> Any:
     """One `onnx.ModelProto`: the inputs of the network and `threshold/<gate>` -> logits, exit, why, flagged.
 
     inputs: their value infos. A threshold that is not given is that of the plan. Raises BadNetwork above 2 GB.
     """
     from onnx import TensorProto, helper
 
-    first = stops[0].graph.model
-    size = sum(stop.graph.model.ByteSize() for stop in stops)
+    first = stages[0].graph.model
+    size = sum(stage.graph.model.ByteSize() for stage in stages)
     if size > MOST_BYTES:
         raise BadNetwork(f"the graphs take {size / 1e9:.1f} GB, expected at most 2 for one file; export without it")
-    logits = next(value.type.tensor_type.elem_type for value in stops[-1].graph.model.graph.output if _is_logits(value))
+    logits = next(
+        value.type.tensor_type.elem_type for value in stages[-1].graph.model.graph.output if _is_logits(value)
+    )
     kinds = (logits, TensorProto.INT64, TensorProto.INT64, TensorProto.BOOL)
     body, rest, none = _Body(), _Body(), _Body()
     limits = [helper.make_tensor_value_info(f"threshold/{gate}", TensorProto.FLOAT, []) for gate in thresholds]
     for gate, value in thresholds.items():
         body.constant(f"threshold/{gate}", np.float32(value))
-    found = _rest(rest, stops, {}, kinds)
+    found = _rest(rest, stages, {}, kinds)
     shapes = ((0, classes), (0,), (0,), (0,))
     empty = [
         none.constant(f":no {end}", np.zeros(shape, helper.tensor_dtype_to_np_dtype(kind)))
@@ -94,16 +96,18 @@ def _is_logits(value: Any) -> bool:
     return str(value.name).endswith(LOGITS)
 
 
-def _rest(body: _Body, stops: Sequence[Stop], scope: dict[str, str], kinds: Sequence[int]) -> tuple[str, ...]:
-    """Write the steps from `stops[0]` on into `body`; the names of logits, exit, why and flagged of the rows there.
+def _rest(body: _Body, stages: Sequence[Written], scope: dict[str, str], kinds: Sequence[int]) -> tuple[str, ...]:
+    """Write the stages of a chain from `stages[0]` on into `body`.
 
+    Returns the names of logits, exit, why and flagged of the rows there.
     scope: names that tensors have here, where rows were gathered.
     """
-    stop, later = stops[0], stops[1:]
-    name, graph = stop.step.name, stop.graph.renamed(scope).graph
+    written, later = stages[0], stages[1:]
+    stage = written.stage
+    name, graph = stage.name, written.graph.renamed(scope).graph
     body.nodes += graph.node
     body.weights += graph.initializer
-    if not (stop.step.gate or stop.step.last):
+    if not (stage.gate or stage.last):
         return _rest(body, later, scope, kinds)
     logits = name + LOGITS
     count = body.add("Slice", [body.add("Shape", [logits], f"{name}::shape"), *_ends(body, name)], f"{name}::n")
@@ -111,9 +115,9 @@ def _rest(body: _Body, stops: Sequence[Stop], scope: dict[str, str], kinds: Sequ
         body.add(
             "Expand", [body.constant(f"{name}::its {what}", np.array([value], np.int64)), count], f"{name}::{what}"
         )
-        for what, value in (("exit", stop.place), ("why", stop.why))
+        for what, value in (("exit", written.place), ("why", WHY.index(stage.why)))
     )
-    if stop.step.last:
+    if stage.last:
         none = body.add("Sub", [logits, logits], f"{name}::0")  # NaN where a logit is NaN or infinite
         total = body.add("ReduceSum", [none, body.constant(f"{name}::-1", np.array([-1]))], f"{name}::sum", keepdims=0)
         return logits, exit_, why, body.add("IsNaN", [total], f"{name}::flagged")
@@ -124,7 +128,9 @@ def _rest(body: _Body, stops: Sequence[Stop], scope: dict[str, str], kinds: Sequ
     size = body.add("Size", [index], f"{name}::stay count")
     some = body.add("Greater", [size, body.constant(f"{name}::0", np.int64(0))], f"{name}::some")
     on, done = _Body(), _Body()
-    inner = {key: on.add("Gather", [scope.get(key, key), index], f"{name}::{key}", axis=0) for key in stop.keeps}
+    inner = {
+        key: on.add("Gather", [scope.get(key, key), index], f"{name}::{key}", axis=0) for key in written.carries[-1]
+    }
     found = _scattered(on, name, own, _rest(on, later, scope | inner, kinds), index)
     ends = tuple(done.add("Identity", [end], f"{end} of all") for end in own)
     outputs = tuple(f"{name}::all {what}" for what in OUTPUTS)

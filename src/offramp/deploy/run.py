@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 FOLDER = Path(__file__).absolute().parent
-SCHEMA = "offramp/export/2"
+SCHEMA = "offramp/export/3"
 OUTPUTS = ["logits", "exit", "why", "flagged"]
 
 
@@ -34,10 +34,21 @@ class Refused(ValueError):
 # Deciding
 
 
-def choose(scores: Any, threshold: Any) -> Any:
-    """Which rows leave, bool [B]. A NaN never does, and at a threshold of +inf nothing does."""
-    limit = np.float32(threshold)
-    return (scores >= limit) & (limit < np.inf)
+def choose(scores: Any, thresholds: Any) -> Any:
+    """Which way each row takes: the first whose score reaches its threshold, otherwise the last.
+
+    A NaN takes none of the ways before the last, and at a threshold of +inf nothing does.
+
+    Args:
+        scores: [B, K - 1].
+        thresholds: [K - 1].
+
+    Returns:
+        [B], from 0 to K - 1.
+    """
+    limits = np.float32(thresholds)
+    refused = ~((scores >= limits) & (limits < np.inf))
+    return refused.cumprod(axis=1).sum(axis=1)
 
 
 def run(x: Any, *, threads: int | None = None) -> dict[str, Any]:
@@ -65,33 +76,57 @@ def run(x: Any, *, threads: int | None = None) -> dict[str, Any]:
     exits = np.zeros(count, np.int64)
     why = np.zeros(count, np.int64)
     flagged = np.zeros(count, bool)
-    rows = np.arange(count)  # those that are still on their way
-    for part in manifest["parts"]:
-        if len(rows) == 0:
-            break
-        given = {name: tensors[name] for name in part["reads"]}
-        results = session(part["file"], threads).run(part["writes"], given)
-        tensors.update(zip(part["writes"], results, strict=True))
+    # By stage the groups of rows that wait for it: row numbers, and the tensors that later stages read.
+    waiting: dict[str, list[Any]] = {stage["name"]: [] for stage in manifest["stages"]}
+    if count:
+        waiting[manifest["stages"][0]["name"]].append((np.arange(count), tensors))
+    for stage in manifest["stages"]:
+        if not waiting[stage["name"]]:
+            continue
+        rows, tensors = merged(waiting.pop(stage["name"]))
+        given = {name: tensors[name] for name in stage["reads"]}
+        results = session(stage["file"], threads).run(stage["writes"], given)
+        tensors.update(zip(stage["writes"], results, strict=True))
 
-        if part["gate"]:
-            scores = tensors[part["node"] + "/score"]
-            leaving = choose(scores, thresholds[part["node"]][0])
-            flagged[rows] |= np.isnan(scores)
-        else:
-            leaving = np.full(len(rows), part["last"])
-        if leaving.any():
-            answers = tensors[part["node"] + "/logits"][leaving]
-            gone = rows[leaving]
-            logits[gone] = answers
-            exits[gone] = part["place"]
-            why[gone] = part["why"]
-            flagged[gone] |= ~np.isfinite(answers).all(-1)
+        chosen = np.zeros(len(rows), np.int64)  # with one way all rows take it
+        if stage["gate"]:
+            scores = tensors[stage["name"] + "/score"].reshape(len(rows), -1)[:, stage["routes"]]
+            limits = [thresholds[stage["name"]][route] for route in stage["routes"]]
+            chosen = choose(scores, limits)
+            flagged[rows] |= np.isnan(scores).any(axis=1)
 
-        # The rows that stay, and of their tensors those that a later part reads.
-        staying = ~leaving
-        rows = rows[staying]
-        tensors = {name: tensors[name][staying] for name in part["keeps"]}
+        for way, edge in enumerate(stage["edges"]):
+            here = chosen == way
+            if not here.any():
+                continue
+            if edge["to"] is None:  # answered
+                answers = tensors[stage["name"] + "/logits"][here]
+                logits[rows[here]] = answers
+                exits[rows[here]] = stage["exit"]
+                why[rows[here]] = stage["why"]
+                flagged[rows[here]] |= ~np.isfinite(answers).all(-1)
+                continue
+            carried = {}
+            for one in edge["carries"]:
+                if one["name"] in tensors:
+                    carried[one["name"]] = tensors[one["name"]][here]
+                else:  # of an exit on a path that these rows did not take
+                    shape = (int(here.sum()), *one["shape"])
+                    carried[one["name"]] = np.full(shape, manifest["defaults"][one["name"]], one["dtype"])
+            waiting[edge["to"]].append((rows[here], carried))
     return dict(zip(OUTPUTS, (logits, exits, why, flagged), strict=True))
+
+
+def merged(groups: Any) -> Any:
+    """Groups of rows as one, in the order of x."""
+    if len(groups) == 1:
+        return groups[0]
+    rows = np.concatenate([group[0] for group in groups])
+    order = np.argsort(rows)
+    tensors = {}
+    for name in groups[0][1]:
+        tensors[name] = np.concatenate([group[1][name] for group in groups])[order]
+    return rows[order], tensors
 
 
 def named_inputs(x: Any, expected: Any) -> dict[str, Any]:
@@ -142,7 +177,7 @@ def checked(text: bytes) -> tuple[Any, Any, dict[str, bytes]]:
         files[name] = plain_file(name)
         if hashlib.sha256(files[name]).hexdigest() != digest:
             raise Refused(f"{name} was changed after the export; export again")
-    needed = {"run.py", "plan.json", *(part["file"] for part in manifest["parts"])}
+    needed = {"run.py", "plan.json", *(stage["file"] for stage in manifest["stages"])}
     if manifest["one_file"]:
         needed = {"run.py", "plan.json", manifest["one_file"]}
     if needed != set(files):

@@ -27,7 +27,7 @@ SIZES = (1, 2, 7)  # of batches that are compared
 
 def ahead(part: Part, state: State, _kept: Kept) -> Call:
     """A part compiled for rows like these, and compared with it. Raises BadNetwork where that fails."""
-    reads, name = read_by(part, state), part.step.name
+    reads, name = read_by(part, state), part.name
     try:
         with TemporaryDirectory() as folder, catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
             simplefilter("ignore")
@@ -62,6 +62,6 @@ def _compare(part: Part, call: Call, rows: State) -> None:
                 far = (one - other).abs().max().item() if one.shape == other.shape else float("inf")
                 if not far <= BAND * max(1.0, one.abs().max().item() / 10) and not one.isnan().any():
                     raise BadNetwork(
-                        f"segment {part.step.name!r} compiled gives {name!r} {far:.2g} away at batch {size}, expected "
+                        f"segment {part.name!r} compiled gives {name!r} {far:.2g} away at batch {size}, expected "
                         f"at most {BAND:g}; run it without compile"
                     )

@@ -83,7 +83,7 @@ class Replayed:
         except RuntimeError as problem:
             brief = str(problem).strip().splitlines()[0].rstrip(".;")
             raise BadNetwork(
-                f"segment {self.part.step.name!r} cannot be recorded as a CUDA graph: {brief}; leave cuda_graphs out"
+                f"segment {self.part.name!r} cannot be recorded as a CUDA graph: {brief}; leave cuda_graphs out"
             ) from problem
 
     def _computed(self, given: State) -> State:

@@ -25,6 +25,7 @@ from offramp.data.rows import Rows, rows
 from offramp.errors import BadData, BadNetwork
 from offramp.networks.inputs import State, as_inputs
 from offramp.networks.network import HANDED, LOGITS, SCORE, Network
+from offramp.plans.schedule import full_schedule
 from offramp.runtime.onnx_graphs import Graph
 
 BATCH = 32
@@ -94,8 +95,8 @@ class _Reader:
 
     @staticmethod
     def _made(network: Network, source: Rows, reads: tuple[str, ...]) -> Iterator[dict[str, Array]]:
-        steps = network.chain.walk(network.chain.gates)
-        parts = find_file("engines", "torch").open(network, steps, network.device())
+        schedule = full_schedule(network.chain)
+        parts = find_file("engines", "torch").open(network, schedule, network.device())
         for batch in source.batches(BATCH):
             state: State = as_inputs(batch.x)
             with torch.inference_mode():

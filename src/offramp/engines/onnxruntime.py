@@ -7,7 +7,7 @@ are used for nothing else: they count as rows that taught.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -18,7 +18,7 @@ from offramp.engines._arrays import Run, bound, on_arrays, package
 from offramp.engines._quantising import Quantising, scaling_rows
 from offramp.networks.inputs import State
 from offramp.networks.network import Network, Part
-from offramp.plans.chain import Step
+from offramp.plans.schedule import Schedule
 from offramp.runtime.graphs import Call, graphs_of, parts_of
 from offramp.runtime.onnx_graphs import Graph
 
@@ -28,8 +28,8 @@ OWN_THREADS = True
 Digests = NDArray[np.uint64]
 
 
-def open(network: Network, steps: Sequence[Step], device: torch.device, *, int8: str | None = None) -> tuple[Part, ...]:
-    """One part per step at which something is asked (in eight bits one per step), compiled when its first rows arrive.
+def open(network: Network, schedule: Schedule, device: torch.device, *, int8: str | None = None) -> tuple[Part, ...]:
+    """One part per stage at which something is asked (in eight bits per stage), compiled when its first rows arrive.
 
     Raises MissingExtra, BadInput for another device.
     The number of threads is torch's when a part is compiled, unless the process was given one pool for all sessions
@@ -37,18 +37,18 @@ def open(network: Network, steps: Sequence[Step], device: torch.device, *, int8:
     """
     told = f"{version()}, {torch.get_num_threads()} threads"
     if int8 is None:
-        return parts_of(network, steps, device, told, _compiled)
+        return parts_of(network, schedule, device, told, _compiled)
     narrow = Quantising(network, scaling_rows(int8))
     told = ", ".join([told, *marks(int8)])
     # Each node is quantised as it was when it was recorded: what stands between two would be rounded otherwise.
-    return parts_of(network, steps, device, told, lambda graph: _compiled(narrow(graph)), joined=False)
+    return parts_of(network, schedule, device, told, lambda graph: _compiled(narrow(graph)), joined=False)
 
 
 def bare(
-    network: Network, step: Step, state: State, *, int8: str | None = None
+    network: Network, schedule: Schedule, state: State, *, int8: str | None = None
 ) -> Callable[[State], Callable[[], object]]:
     """`session.run` on NumPy arrays, and nothing else. The session has the options of `open`."""
-    (graph,) = graphs_of(network, (step,), dict(state))
+    (graph,) = graphs_of(network, schedule, dict(state))
     if int8 is not None:
         graph = Quantising(network, scaling_rows(int8))(graph)
     return bound(_session(graph), graph.reads)

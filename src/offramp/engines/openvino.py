@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from offramp.engines._arrays import Array, Run, on_arrays, package
 from offramp.networks.inputs import State
 from offramp.networks.network import Network, Part
-from offramp.plans.chain import Step
+from offramp.plans.schedule import Schedule
 from offramp.runtime.graphs import Call, graphs_of, parts_of
 from offramp.runtime.onnx_graphs import Graph
 
@@ -24,19 +24,19 @@ __all__ = ["compiles", "open", "version"]
 OWN_THREADS = True
 
 
-def open(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
-    """One part per step at which something is asked, compiled when its first rows arrive.
+def open(network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
+    """One part per stage at which something is asked, compiled when its first rows arrive.
 
     Raises MissingExtra, BadInput for another device.
 
     The number of threads is torch's when a part is compiled.
     """
-    return parts_of(network, steps, device, f"{version()}, {torch.get_num_threads()} threads", _compiled)
+    return parts_of(network, schedule, device, f"{version()}, {torch.get_num_threads()} threads", _compiled)
 
 
-def bare(network: Network, step: Step, state: State) -> Callable[[State], Callable[[], object]]:
+def bare(network: Network, schedule: Schedule, state: State) -> Callable[[State], Callable[[], object]]:
     """`infer` of one request, which shares its inputs, and nothing else: not our look for NaN."""
-    (graph,) = graphs_of(network, (step,), dict(state))
+    (graph,) = graphs_of(network, schedule, dict(state))
     model = _model(graph)
     known = {name for port in model.inputs for name in port.get_names()}
 

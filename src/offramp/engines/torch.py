@@ -25,9 +25,10 @@ from offramp.networks.inputs import State, arguments, remedy
 from offramp.networks.network import HANDED, LOGITS, SCORE, Network, Part, Segment
 from offramp.networks.nodes import Hands, Seen, answers, grade
 from offramp.partition.segmenting import segments_of
-from offramp.plans.chain import Node, Step
+from offramp.plans.schedule import Schedule, Stage
 from offramp.plans.signature import is_input
-from offramp.runtime.graphs import lazy_parts
+from offramp.plans.topology import Node
+from offramp.runtime.graphs import lazy_parts, linked
 
 __all__ = ["compiles", "open"]
 
@@ -36,7 +37,7 @@ ANSWERS = (LOGITS, SCORE, HANDED)  # ends of names whose tensors stay float32
 
 def open(
     network: Network,
-    steps: Sequence[Step],
+    schedule: Schedule,
     device: torch.device,
     *,
     bf16: bool = False,
@@ -44,7 +45,7 @@ def open(
     compile: bool = False,
     cuda_graphs: bool = False,
 ) -> tuple[Part, ...]:
-    """One part per step, on the network's own parameters; `device` is where they are.
+    """One part per stage, on the network's own parameters; `device` is where they are.
 
     Raises BadInput for bf16 on a device that has none, for cuda_graphs on another device than a GPU and for text of any
     length, and for compile with another option.
@@ -54,9 +55,9 @@ def open(
         if named := [name for name, asked in others.items() if asked]:
             raise BadInput(f"got compile with {named[0]}, which it does not keep; take one or the other")
         told = f"torch:compile on {device}"
-        return lazy_parts(network, steps, device, told, ahead)
+        return lazy_parts(network, schedule, device, told, ahead)
     segments = segments_of(network)
-    parts = tuple(_part(network, segments[step.name], step) for step in steps)
+    parts = linked(schedule, [_part(network, segments[stage.name], stage) for stage in schedule.stages])
     if bf16:
         _require_bf16(device)
         parts = tuple(_each(part, partial(_in_bf16, device.type)) for part in parts)
@@ -70,7 +71,7 @@ def open(
 
 def bare(
     network: Network,
-    step: Step,
+    schedule: Schedule,
     state: State,
     *,
     bf16: bool = False,
@@ -86,7 +87,7 @@ def bare(
     model, front, device = network.model_of(rung), network.front_of(rung), network.device()
     if compile or cuda_graphs:
         options = {"bf16": bf16, "channels_last": channels_last, "compile": compile, "cuda_graphs": cuda_graphs}
-        (part,) = open(network, (step,), device, **options)
+        (part,) = open(network, schedule, device, **options)
         return lambda rows: partial(_in_inference_mode, part.pieces["segment"], rows)
 
     def bind(rows: State) -> Callable[[], object]:
@@ -152,11 +153,12 @@ def _in_channels_last(piece: Callable[[State], State]) -> Callable[[State], Stat
     return call
 
 
-def _part(network: Network, segment: Segment, step: Step) -> Part:
-    name, node = step.name, network.chain.nodes[network.chain.place(step.name)]
+def _part(network: Network, segment: Segment, stage: Stage) -> Part:
+    name = stage.name
+    node = network.chain.node(name)
     reads, writes, modules = [*segment.reads], [*segment.writes], [*segment.modules]
     pieces: dict[str, Callable[[State], State]] = {"segment": _explained(segment.call, name)}
-    if step.exit:
+    if stage.exit:
         exit_ = network.exit_of(name)
         needed, seen_by_exit = _looked_at(node, node.exit_reads, lambda other: other + _handed(network, other))
         mine = name + _handed(network, name)
@@ -169,18 +171,24 @@ def _part(network: Network, segment: Segment, step: Step) -> Part:
             return {mine: on, name + LOGITS: own}
 
         pieces["exit"] = leave
-    if step.gate:
+    if stage.gate:
         gate = network.gate_of(name)
+        routes = network.chain.routes(name)
         needed, seen_by_gate = _looked_at(node, node.gate_reads, lambda other: other + LOGITS)
         reads += needed
         writes.append(name + SCORE)
         modules += gate.modules()
 
         def score(state: State) -> State:
-            return {name + SCORE: grade(gate, seen_by_gate(state), state[name + LOGITS])}
+            return {
+                name + SCORE: grade(
+                    gate, seen_by_gate(state), state.get(name + LOGITS) if node.has_exit else None, routes
+                )
+            }
 
         pieces["gate"] = score
-    return Part(step, tuple(dict.fromkeys(reads)), tuple(writes), tuple(modules), pieces)
+    stage = replace(stage, reads=tuple(dict.fromkeys(reads)), writes=tuple(dict.fromkeys(writes)))
+    return Part(stage, tuple(modules), pieces)
 
 
 def _looked_at(

@@ -24,12 +24,13 @@ from offramp.networks.members import BACKBONE, Modules, Rung, digest, held, valu
 from offramp.networks.nodes import Exit, Gate, Seen, answers, grade
 from offramp.networks.trained import rows_behind
 from offramp.networks.wrappers import unwrapped
-from offramp.plans.chain import Chain, Node, Step
 from offramp.plans.provenance import SeenRows, union
+from offramp.plans.schedule import LOGITS as LOGITS
+from offramp.plans.schedule import SCORE as SCORE
+from offramp.plans.schedule import Stage
 from offramp.plans.signature import example
+from offramp.plans.topology import Node, Topology
 
-LOGITS = "/logits"  # "<node>" among the named tensors is a tap, "<node>/logits" and "<node>/score" what stands there
-SCORE = "/score"
 HANDED = "/handed"  # what an exit hands to later exits where that is not its answer: see `Hands`
 
 
@@ -49,22 +50,34 @@ class Segment:
 
 @dataclass(frozen=True)
 class Part:
-    """A step of a plan as an engine runs it: the segment, and its exit and gate as far as the step needs them.
+    """A stage of a schedule as an engine runs it: its segments, and its exit and gate as far as the stage needs them.
 
     `pieces` are called in order ("segment", "exit", "gate"; an engine may fuse them) and give `<node>`,
     `<node>/logits`, `<node>/score`, `<node>/handed` where an exit `Hands`, and what later segments continue from:
-    `writes`. `reads` names what must be there before; `modules` are those whose change makes the part stale, each of
-    them listed. `passes`: nodes before this one where the plan asks nothing, whose segments the engine runs along.
-    `free`: of the tensors that it reads the dimensions beside the batch that follow the length of a text.
+    `stage.writes`. `stage.reads` names what must be there before; `modules` are those whose change makes the part
+    stale, each of them listed. `free`: of the tensors that it reads the dimensions beside the batch that follow the
+    length of a text.
     """
 
-    step: Step
-    reads: tuple[str, ...]
-    writes: tuple[str, ...]
+    stage: Stage
     modules: tuple[nn.Module, ...]
     pieces: Mapping[str, Callable[[State], State]]
-    passes: tuple[str, ...] = ()
     free: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The node whose exit and gate stand here."""
+        return self.stage.name
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Names of the tensors that must be there before."""
+        return self.stage.reads
+
+    @property
+    def writes(self) -> tuple[str, ...]:
+        """Names of the tensors that it gives."""
+        return self.stage.writes
 
     def call(self, state: State) -> None:
         """Run all pieces; the named tensors that they give are added to `state`."""
@@ -88,7 +101,7 @@ class Network(nn.Module):
         *,
         backbone: nn.Module,
         rungs: tuple[Rung, ...],
-        chain: Chain,
+        chain: Topology,
         fronts: Modules,
         exits: Modules,
         gates: Modules,
@@ -114,17 +127,20 @@ class Network(nn.Module):
         self.learned = rows_behind(self)  # a model that another network trained, say
 
     def _require_names(self) -> None:
-        """Raise BadNetwork unless every node has its segment and its exit, and every node but the last its gate."""
+        """Raise BadNetwork unless every node has its segment, and an exit and a gate where the topology has them."""
         rungs, several = tuple(rung.name for rung in self.rungs), isinstance(self.backbone, nn.ModuleDict)
         models = tuple(self.backbone._modules) if several and rungs != (BACKBONE,) else (BACKBONE,)
         if set(models) != set(rungs) or not set(self.fronts) <= set(models):
             raise BadNetwork(f"there are models {models} and fronts {tuple(self.fronts)}, expected those of {rungs}")
         nodes = tuple(node for rung in self.rungs for node in rung.nodes())
-        if nodes != self.chain.exits or set(self.exits) != set(nodes) or set(self.gates) != set(self.chain.gates):
+        exits, gates = set(self.chain.exits), set(self.chain.gates)
+        if nodes != self.chain.names or set(self.exits) != exits or set(self.gates) != gates:
             raise BadNetwork(
-                f"there are nodes {nodes}, exits {tuple(self.exits)} and gates {tuple(self.gates)}, expected one "
-                f"of each per node of {self.chain.exits}, and no gate at the last"
+                f"there are nodes {nodes}, exits {tuple(self.exits)} and gates {tuple(self.gates)}, expected the nodes "
+                f"{self.chain.names}, exits at {self.chain.exits} and gates at {self.chain.gates}"
             )
+        if not self.chain.is_chain and any(rung.cuts for rung in self.rungs):
+            raise BadNetwork("a network with forks is made of whole models, one a node; got one that is cut")
         if not set(self.made) <= set(nodes):
             raise BadNetwork(f"exits {tuple(self.made)} are said to be made, expected some of {nodes}")
 
@@ -173,6 +189,7 @@ class Network(nn.Module):
         Models run eagerly, with hooks at their cuts that are gone afterwards: train mode, dropout, DDP and the user's
         own code stay as they are, and gradients reach exits and models. A rung's nodes come when all of it has run.
         """
+        self.chain.require_chain("a call of the network itself")
         inputs = as_inputs(x)
         logits, handed = dict[str, Tensor](), dict[str, Tensor]()
         for rung in self.rungs:
@@ -288,7 +305,7 @@ def plain_network(model: nn.Module, rung: Rung, front: nn.Module | None = None) 
     return Network(
         backbone=model if rung.name == BACKBONE else nn.ModuleDict({rung.name: model}),
         rungs=(replace(rung, cuts=()),),
-        chain=Chain((Node(rung.name, None),)),
+        chain=Topology.chain([Node(rung.name)]),
         fronts={} if front is None else {rung.name: front},
         exits={rung.name: find("exits", "Own")()},
         gates={},

@@ -61,7 +61,10 @@ class Gate(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def score(self, seen: Seen) -> Tensor:
-        """Scores [B]; the score of a row may depend neither on its batch-mates nor on the clock."""
+        """Scores [B], or [B, K - 1] at a node with K > 2 successors, the shallow choice first.
+
+        The score of a row may depend neither on its batch-mates nor on the clock.
+        """
 
     @abc.abstractmethod
     def config(self) -> dict[str, Any]:
@@ -138,9 +141,27 @@ def _described(output: object) -> str:
     return f"a {kind} of {', '.join(shapes)}" if shapes else f"a {kind} without a tensor"
 
 
-def grade(gate: Gate, seen: Seen, own: Tensor) -> Tensor:
-    """Score [B] float32 of a gate; NaN, so that the row goes on, where a logit is not finite."""
+def grade(gate: Gate, seen: Seen, own: Tensor | None, routes: int = 1) -> Tensor:
+    """Scores of a gate, float32; NaN, so that the row goes on, where a logit of its own exit is not finite.
+
+    Args:
+        gate: of a node with routes + 1 successors.
+        seen: what it may look at.
+        own: logits [B, C] of the exit at this node; None where there is none.
+        routes: how many scores a row gets.
+
+    Returns:
+        [B] with one route, otherwise [B, routes].
+
+    Raises:
+        BadNetwork: the gate gives another shape.
+    """
     score = gate.score(Seen(seen.features, seen.logits, own, seen.inputs)).float()
-    if score.shape != own.shape[:1]:
-        raise BadNetwork(f"a gate gave scores of shape {tuple(score.shape)}, expected [{len(own)}], one per row")
-    return score + (own * 0).sum(-1).float()  # NaN where a logit is none; few operations, for batches of one
+    count = (seen.features if own is None else own).shape[0]
+    if score.shape != ((count,) if routes == 1 else (count, routes)):
+        expected = f"[{count}], one per row" if routes == 1 else f"[{count}, {routes}]"
+        raise BadNetwork(f"a gate gave scores of shape {tuple(score.shape)}, expected {expected}")
+    if own is None:
+        return score
+    finite = (own * 0).sum(-1).float()  # NaN where a logit is none; few operations, for batches of one
+    return score + (finite if routes == 1 else finite[:, None])

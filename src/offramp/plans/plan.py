@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from numbers import Real
 from pathlib import Path
@@ -19,9 +19,10 @@ from offramp._support.arguments import percentage
 from offramp._support.files import checksum, from_document, read_text, to_document, write_json
 from offramp._support.find import unknown
 from offramp.errors import BadFile, BadInput
-from offramp.plans.chain import Chain, Step
 from offramp.plans.provenance import BAND as BAND
 from offramp.plans.provenance import Origin, SeenRows
+from offramp.plans.schedule import Schedule, compiled
+from offramp.plans.topology import LEAVE, Topology
 
 SCHEMA = 1
 FLOAT32_MAX = float(np.finfo(np.float32).max)
@@ -154,12 +155,13 @@ def compared(risk: str, against: str) -> str:
 class Plan:
     """Under which scores samples leave. Frozen; prints itself as a sentence; a changed plan has no promise.
 
-    thresholds: gate -> (t,), float32-exact, +inf for a closed exit; `deepest` answers whatever arrives there.
+    thresholds: by gate K - 1 of them, for K successors, float32-exact; +inf closes a way. `deepest` answers whatever
+    arrives there.
     """
 
     thresholds: Mapping[str, tuple[float, ...]]
     deepest: str | None = None
-    chain: Chain | None = None
+    chain: Topology | None = None
     promise: Promise | None = None
     origin: Origin | None = None
     price: Price | None = None
@@ -195,9 +197,10 @@ class Plan:
         return Plan(thresholds=tuples, deepest=deepest)
 
     @staticmethod
-    def never_leave(chain: Chain) -> Plan:
-        """The plan in which every sample is answered by the last exit."""
-        return Plan(thresholds=dict.fromkeys(chain.gates, (math.inf,)), chain=chain)
+    def never_leave(chain: Topology) -> Plan:
+        """The plan in which every sample takes the last successor everywhere, and is answered by the last exit."""
+        closed = {gate: (math.inf,) * chain.routes(gate) for gate in chain.gates}
+        return Plan(thresholds=closed, chain=chain)
 
     def changed(self, **fields: Any) -> Plan:
         """A copy with other thresholds or another `deepest`, without promise and price."""
@@ -207,20 +210,48 @@ class Plan:
         """Gates at which a sample can leave."""
         return frozenset(gate for gate, values in self.thresholds.items() if min(values) < math.inf)
 
-    def steps(self, chain: Chain) -> tuple[Step, ...]:
-        """What this plan runs of a chain. Raises UnknownName for a gate or exit that the chain does not have."""
-        for gate in self.thresholds:
-            if gate not in chain.gates:
-                raise unknown(gate, chain.gates, "gate of this network")
-        return chain.walk(self.open_gates(), self.deepest)
+    def schedule(self, topology: Topology) -> Schedule:
+        """What this plan runs of a topology, frozen; print it to read it.
 
-    def __str__(self) -> str:
-        leave = [
+        Raises:
+            UnknownName: the topology does not have a gate or an exit of this plan.
+            BadInput: a gate has another number of scores than there are thresholds.
+        """
+        title = f"{self.promise.risk} <= {self.promise.at_most:.12g}" if self.promise else ""
+        return compiled(topology, self.thresholds, self.deepest, title)
+
+    def _leaves(self) -> list[str]:
+        """A clause for every gate at which rows leave or go on."""
+        return [
             f"at {gate} when its score is at least {values[0]:g}"
             for gate, values in self.thresholds.items()
-            if values[0] < math.inf
+            if min(values) < math.inf and not self._forks(gate)
         ]
+
+    def _forks(self, gate: str) -> bool:
+        """Whether a gate chooses among ways, and not only whether rows leave."""
+        if len(self.thresholds[gate]) > 1:
+            return True
+        return self.chain is not None and self.chain.node(gate).successors[0] != LEAVE
+
+    def _ways(self) -> list[str]:
+        """A clause for every gate that chooses among ways."""
+        clauses = list[str]()
+        for gate, values in self.thresholds.items():
+            if min(values) == math.inf or not self._forks(gate):
+                continue
+            names: Sequence[str] = [f"way {number}" for number in range(len(values) + 1)]
+            if self.chain is not None:
+                names = self.chain.node(gate).successors
+            open_ways = [f"{name} from {t:g}" for name, t in zip(names, values, strict=False) if t < math.inf]
+            clauses.append(f"at {gate} take {', '.join(open_ways)}, else {names[-1]}")
+        return clauses
+
+    def __str__(self) -> str:
+        leave = self._leaves()
         say = "Leave " + ", ".join(leave) if leave else "Nothing leaves early"
+        for clause in self._ways():
+            say += f"; {clause}"
         if self.deepest:
             say += f"; whatever arrives at {self.deepest} is answered there"
         say += f"; {self.price}" if self.price else ""
@@ -278,7 +309,7 @@ def _plan_from(body: Mapping[str, Any]) -> Plan:
         promise=_typed(Promise(**body["promise"])) if body["promise"] is not None else None,
         price=_typed(Price(**body["price"])) if body["price"] is not None else None,
         origin=Origin.from_json(body["origin"]) if body["origin"] is not None else None,
-        chain=Chain.from_json(body["chain"]) if body["chain"] is not None else None,
+        chain=Topology.from_json(body["chain"]) if body["chain"] is not None else None,
         rows=SeenRows.from_json(body["rows"]) if body["rows"] is not None else None,
     )
 

@@ -9,14 +9,15 @@ engine runs it bare. In traces that were recorded without them a plan costs its 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from offramp.errors import BadInput
-from offramp.plans.chain import Chain, Step
+from offramp.plans.schedule import Schedule, Stage, compiled
+from offramp.plans.topology import LEAVE, Topology
 
 UNITS = ("macs", "ms")
 RUNNER = "runner"  # what the Runner itself takes: for a batch, and as runner/<gate> at a gate
@@ -27,9 +28,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Prices:
-    """The parts of a chain with their prices; the parts that are not named cost nothing."""
+    """The parts of a network with their prices; the parts that are not named cost nothing."""
 
-    chain: Chain
+    chain: Topology
     parts: Mapping[str, Array]
 
     @property
@@ -40,12 +41,14 @@ class Prices:
         no multiply-add at all is one that computes outside of torch.
         """
         unknown = list[str]()
-        total = 0.0
-        for node, following in zip(self.chain.nodes, (*self.chain.nodes[1:], None), strict=True):
+        totals = dict[str, float]()
+        continued = {name for node in self.chain.nodes for name in node.after}
+        for node in self.chain.nodes:
             segment = self.parts.get(f"segment/{node.name}")
             macs = 0.0 if segment is None else float(np.mean(segment[..., 0]))
-            total = macs if node.after is None else total + macs
-            if (following is None or following.after is None) and not total > 0:  # the model ends here
+            totals[node.name] = macs + max((totals[name] for name in node.after), default=0.0)
+            ends = node.name not in continued and node.has_exit  # a node that only routes is no model
+            if ends and not totals[node.name] > 0:
                 unknown.append(node.name)
         return tuple(unknown)
 
@@ -97,13 +100,14 @@ class Prices:
             raise BadInput(f"the MACs of {part!r} were not counted; use unit='ms' on a trace with timings")
         raise BadInput(f"the milliseconds of {part!r} were not measured; record with timed=True, or use unit='macs'")
 
-    def _node(self, step: Step, unit: str, batch: int) -> Array:
-        kinds = ["segment"]
-        if step.exit:
-            kinds.append("exit")
-        if step.gate:
-            kinds += ["gate", RUNNER]
-        rates = [self._rate(f"{kind}/{step.name}", unit, batch) for kind in kinds]  # [] or [N] each
+    def _stage(self, stage: Stage, unit: str, batch: int) -> Array:
+        """Cost per row, [] or [N], when `batch` rows arrive at a stage together."""
+        parts = [f"segment/{name}" for name in stage.nodes]
+        if stage.exit:
+            parts.append(f"exit/{stage.name}")
+        if stage.gate:
+            parts += [f"gate/{stage.name}", f"{RUNNER}/{stage.name}"]
+        rates = [self._rate(part, unit, batch) for part in parts]  # [] or [N] each
         total: Array = sum(rates, start=np.zeros(()))
         return total
 
@@ -112,54 +116,76 @@ class Prices:
     ) -> Array:
         """Cost of leaving at each exit, [E'] or [N, E'], E' exits up to `deepest`; of what is closed, the cost so far.
 
-        Milliseconds share a call's fixed part among `batch` rows, as if all of them arrived.
+        Milliseconds share a call's fixed part among `batch` rows, as if all of them arrived. Of chains alone.
         """
         check_unit(unit, batch)
-        steps = {step.name: step for step in self.chain.walk(open_gates, deepest)}
+        self.chain.require_chain("the search for thresholds")
         last = self.chain.place(deepest or self.chain.exits[-1])
-        each = [
-            self._node(steps[name], unit, batch) if name in steps else np.zeros(())
-            for name in self.chain.exits[: last + 1]
-        ]
+        names = self.chain.exits[: last + 1]
+        opened = {gate: (0.0,) for gate in open_gates if gate in self.chain.gates}
+        stages = {stage.name: stage for stage in compiled(self.chain, opened, deepest)}
+        each = [self._stage(stages[name], unit, batch) if name in stages else np.zeros(()) for name in names]
         each[0] = each[0] + self._rate(RUNNER, unit, batch)
         return np.cumsum(np.stack(np.broadcast_arrays(*each), axis=-1), axis=-1)
 
-    def mean(self, steps: Sequence[Step], exits_N: Array, *, unit: str, batch: int) -> float:
-        """Mean cost per row of a plan whose rows leave at `exits_N`.
+    def mean(self, schedule: Schedule, ran_NS: Array, *, unit: str, batch: int) -> float:
+        """Mean cost per row of a plan.
 
         Milliseconds charge a call's fixed part whenever at least one of `batch` rows drawn like these arrives.
+
+        Args:
+            schedule: what the plan runs.
+            ran_NS: bool [N, stages], which stages ran for each row, as `replay` tells.
+            unit: "macs" or "ms".
+            batch: the batch size that milliseconds are for.
         """
         check_unit(unit, batch)
         total = float(self._rate(RUNNER, unit, batch))
-        for step in steps:
-            here = exits_N >= self.chain.place(step.name)  # [N]
-            per_call, per_row = self.per_call_and_row(step, unit)
-            total += per_call * called(float(here.mean()), batch) + float((per_row * here).mean())
+        for stage, here_N in zip(schedule.stages, ran_NS.T, strict=True):
+            per_call, per_row = self.per_call_and_row(stage, unit)
+            total += per_call * called(float(here_N.mean()), batch) + float((per_row * here_N).mean())
         return total
 
-    def per_call_and_row(self, step: Step, unit: str) -> tuple[float, Array]:
-        """What a step costs each time that it is called, and for each row that arrives, [] or [N].
+    def worst(self, schedule: Schedule, *, unit: str, batch: int) -> float:
+        """Cost per row of a batch whose rows all take the dearest path through a schedule, to its end."""
+        check_unit(unit, batch)
+        start = float(self._rate(RUNNER, unit, batch))
+        so_far = dict.fromkeys(schedule.index, start)  # by stage what the dearest path to it has cost
+        ends = [start]
+        for stage in schedule.stages:
+            per_call, per_row = self.per_call_and_row(stage, unit)
+            cost = so_far[stage.name] + (per_call * called(1.0, batch) + float(np.mean(per_row)))
+            for edge in stage.edges:
+                if edge.to == LEAVE:
+                    ends.append(cost)
+                else:
+                    so_far[edge.to] = max(so_far[edge.to], cost)
+        return max(ends)
+
+    def per_call_and_row(self, stage: Stage, unit: str) -> tuple[float, Array]:
+        """What a stage costs each time that it is called, and for each row that arrives, [] or [N].
 
         MACs have no part by the call.
         """
         if unit == "macs":
-            return 0.0, self._node(step, unit, 1)
-        one = self._node(step, unit, 1)  # a + b
-        row = self._node(step, unit, 10**12)  # b
+            return 0.0, self._stage(stage, unit, 1)
+        one = self._stage(stage, unit, 1)  # a + b
+        row = self._stage(stage, unit, 10**12)  # b
         return float(np.mean(one - row)), row
 
     def plain(self, reference: str, *, unit: str, batch: int) -> float:
         """Cost per row of the network that answers at `reference` alone: its segments and its exit, no gate.
 
+        Where paths re-join before it, that is the last arm of every fork.
         In milliseconds the last model costs what its engine's bare call took, where that was recorded.
         """
         check_unit(unit, batch)
         if unit == "ms" and reference == self.chain.exits[-1] and PLAIN in self.parts:
             return float(self._rate(PLAIN, unit, batch))
-        node = self.chain.nodes[self.chain.place(reference)]
+        node = self.chain.node(self.chain.exits[self.chain.place(reference)])
         parts = [f"exit/{reference}", f"segment/{reference}"]
-        while node.after is not None:
-            node = self.chain.nodes[self.chain.place(node.after)]
+        while node.after:
+            node = self.chain.node(node.after[-1])
             parts.append(f"segment/{node.name}")
         return float(sum(np.mean(self._rate(part, unit, batch)) for part in parts))
 

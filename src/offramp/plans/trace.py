@@ -3,11 +3,14 @@
     logits/<exit>   [N, C] float32      kept unless keep="answers"
     answer/<exit>   [N]    int64        the arg max of the logits, first of equals
     ..../backbone           logits and answer of the plain last model, where its exit answers otherwise (a mean)
-    score/<gate>    [N]    float32      with K successors: score/<gate>@<route>, K-1 columns
+    score/<gate>    [N]    float32      with K > 2 successors: score/<gate>@<route>, K-1 columns
     label, row      [N]    int64        label may be missing; row is the number in the data's source
     digest          [N]    uint64       of a row's content, so that overlap is noticed
     learned         [N]    bool         whether `fit` taught the network with this row; absent where nothing was fitted
     cost/<part>     [3] or [N, 3]       MACs per row, milliseconds per call a, milliseconds per row b (a + b n)
+
+In a network with forks an answer depends on the path of a row: every path is recorded, at most sixteen to a node. An
+exit or a gate to which several lead stands among the columns as <name>#0, <name>#1, in the order of `Topology.paths`.
 
 A part is segment/<node>, exit/<node> or gate/<node>; where milliseconds were measured also runner, runner/<gate> and
 plain (see pricing). Milliseconds are NaN when they were not measured, MACs of a segment where they are not known.
@@ -19,8 +22,9 @@ import hashlib
 import inspect
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +36,16 @@ from offramp._support.find import find
 from offramp.errors import BadData, BadFile, BadInput, Mismatch, NoisyTimings
 from offramp.guarantees.bounds import interval
 from offramp.guarantees.risks import Risk, find_risk, losses_of
-from offramp.plans.chain import Chain, Node
 from offramp.plans.digests import digests_of
 from offramp.plans.draws import canonical, distinct, one_of_each, repeated, require_repeats
 from offramp.plans.evaluation import Evaluation, Measured, worst_class
 from offramp.plans.plan import Plan, Price, choose
 from offramp.plans.pricing import Prices
 from offramp.plans.provenance import FORM, Origin, RecordedRows, SeenRows, form_of
+from offramp.plans.schedule import Schedule, Stage
 from offramp.plans.scores import ScoreRange
+from offramp.plans.topology import LEAVE, Node, Topology
+from offramp.plans.topology import Path as Passed
 
 SCHEMA = 1
 BACKBONE = "backbone"
@@ -68,7 +74,7 @@ class Header:
     nothing was measured, or before this was recorded.
     """
 
-    chain: Chain
+    chain: Topology
     reference: str
     classes: int
     data: str
@@ -83,11 +89,44 @@ class Header:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a plan does to the rows of a trace: exit [N], answer [N], why [N] (an index into WHY)."""
+    """What a plan does to the rows of a trace.
+
+    Attributes:
+        exit: the exit that answers [N], an index into the topology's `exits`.
+        answer: [N].
+        why: [N], an index into WHY.
+        ran: bool [N, stages], which stages of the schedule ran for each row.
+        output: the recorded answer [N], an index into the topology's `exit_labels`: of a chain the same as `exit`.
+        schedule: what the plan runs.
+    """
 
     exit: Array
     answer: Array
     why: Array
+    ran: Array
+    output: Array
+    schedule: Schedule
+
+
+@dataclass(frozen=True)
+class Visit:
+    """Rows that arrive at a stage on the same path.
+
+    Attributes:
+        number: of the stage.
+        stage: the stage.
+        label: what the stage is called among the columns of this path.
+        rows: row numbers [n].
+        scores: float32 [n, K - 1] of a stage that decides; None otherwise.
+        chosen: which edge [n] each row takes.
+    """
+
+    number: int
+    stage: Stage
+    label: str
+    rows: Array
+    scores: Array | None
+    chosen: Array
 
 
 @dataclass(frozen=True)
@@ -102,9 +141,10 @@ class Trace:
     header: Header
 
     def __post_init__(self) -> None:
-        needed = ["row", "digest", *(f"answer/{name}" for name in self.chain.exits)]
+        needed = ["row", "digest", *(f"answer/{label}" for label in self.chain.exit_labels)]
+        for label in self.chain.gate_labels:
+            needed += self.chain.score_columns(label)
         missing = [name for name in needed if name not in self.columns]
-        missing += [f"score/{name}" for name in self.chain.gates if not self._routes(name)]
         if missing:
             raise BadData(f"the trace has no column {', '.join(missing)}; record again")
         n = len(self.columns["row"])
@@ -131,8 +171,8 @@ class Trace:
         return Trace(columns, replace(self.header, data=self.header.data + which, data_fingerprint=mark))
 
     @property
-    def chain(self) -> Chain:
-        """The nodes, in order."""
+    def chain(self) -> Topology:
+        """The nodes, and which follow each other."""
         return self.header.chain
 
     @property
@@ -142,7 +182,8 @@ class Trace:
 
     @property
     def scores(self) -> Array:
-        """Scores [N, E-1] float32, shallow to deep."""
+        """Scores [N, E-1] float32 of a chain, shallow to deep. Raises BadNetwork for a network with forks."""
+        self.chain.require_chain("a table of all scores")
         empty = np.empty((len(self), 0), np.float32)
         return (
             np.column_stack([self.columns[f"score/{gate}"] for gate in self.chain.gates]) if self.chain.gates else empty
@@ -150,16 +191,16 @@ class Trace:
 
     @property
     def answers(self) -> Array:
-        """Answers [N, E] int64, shallow to deep."""
-        return np.column_stack([self.columns[f"answer/{name}"] for name in self.chain.exits])
+        """Answers [N, E] int64, shallow to deep; of an exit to which several paths lead once for each."""
+        return np.column_stack([self.columns[f"answer/{label}"] for label in self.chain.exit_labels])
 
     @property
     def outputs(self) -> Array:
-        """Logits [N, E, C] float32. Raises BadData when the trace was recorded with keep='answers'."""
-        missing = [name for name in self.chain.exits if f"logits/{name}" not in self.columns]
+        """Logits [N, E, C] float32, as `answers`. Raises BadData when the trace was recorded with keep='answers'."""
+        missing = [label for label in self.chain.exit_labels if f"logits/{label}" not in self.columns]
         if missing:
             raise BadData(f"the trace has no logits of {missing}; record with keep='logits'")
-        return np.stack([self.columns[f"logits/{name}"] for name in self.chain.exits], axis=1)
+        return np.stack([self.columns[f"logits/{label}"] for label in self.chain.exit_labels], axis=1)
 
     @property
     def seen(self) -> SeenRows:
@@ -189,10 +230,12 @@ class Trace:
         digests = np.array([int(text, 16) for text in known.digests], np.uint64)
         shared, here, there = np.intersect1d(self.columns["digest"], digests, return_indices=True)
         columns: dict[str, Any] = {}
-        for name, value in zip(self.chain.exits, known.logits, strict=True):
-            columns[f"logits/{name}"] = value
-        for name, scores in zip(self.chain.gates, known.scores, strict=True):
-            columns[f"score/{name}"] = scores
+        for label, value in zip(self.chain.exit_labels, known.logits, strict=True):
+            columns[f"logits/{label}"] = value
+        for label, scores in zip(self.chain.gate_labels, known.scores, strict=True):
+            names = self.chain.score_columns(label)
+            several = np.asarray(scores, np.float32).reshape(-1, len(names))
+            columns |= dict(zip(names, several.T, strict=True))
         flipped = np.zeros(len(shared), bool)
         scale = 10.0  # the largest number so far, logits before scores
         for name, value in columns.items() if len(shared) else ():
@@ -214,18 +257,42 @@ class Trace:
     def replay(self, plan: Plan) -> Replay:
         """What `run` does on these rows under the plan (equal outside the float band)."""
         self.check(plan)
-        steps = plan.steps(self.chain)
-        last = self.chain.place(steps[-1].name)
-        exits = np.full(len(self), last, np.int64)
-        going = np.ones(len(self), bool)
-        for step in steps:
-            if step.gate:
-                thresholds = np.asarray(plan.thresholds[step.name], np.float32)
-                left = going & (choose(self._scores_at(step.name, len(thresholds)), thresholds) == 0)
-                exits[left] = self.chain.place(step.name)
-                going &= ~left
-        why = np.where(going, WHY.index("end" if last == len(self.chain.exits) - 1 else "deepest"), WHY.index("gate"))
-        return Replay(exits, self.answers[np.arange(len(self)), exits], why)
+        topology = self.chain
+        schedule = plan.schedule(topology)
+        exits = np.full(len(self), -1, np.int64)
+        outputs = np.zeros(len(self), np.int64)
+        why = np.zeros(len(self), np.int64)
+        ran = np.zeros((len(self), len(schedule)), bool)
+        place = {label: number for number, label in enumerate(topology.exit_labels)}
+        for visit in self.visits(schedule):
+            stage = visit.stage
+            ran[visit.rows, visit.number] = True
+            for index, edge in enumerate(stage.edges):
+                if edge.to == LEAVE:
+                    gone = visit.rows[visit.chosen == index]
+                    exits[gone] = topology.place(stage.name)
+                    outputs[gone] = place[visit.label]
+                    why[gone] = WHY.index(stage.why)
+        answers = self.answers[np.arange(len(self)), outputs]
+        return Replay(exits, answers, why, ran, outputs, schedule)
+
+    def visits(self, schedule: Schedule) -> Iterator[Visit]:
+        """The rows of the trace on their way through a schedule: each stage in turn, once for every path to it."""
+        topology = self.chain
+        waiting: dict[str, list[tuple[Passed, Array]]] = {stage.name: [] for stage in schedule}
+        first = schedule.stages[0].name
+        waiting[first].append(((*schedule.skipped, first), np.arange(len(self))))
+        for number, stage in enumerate(schedule):
+            thresholds = np.asarray(stage.thresholds, np.float32)
+            for path, rows in waiting.pop(stage.name):
+                label = stage.name if topology.is_chain else topology.label(path)
+                scores = self._scores_at(stage, label, rows) if stage.gate else None
+                chosen = np.zeros(len(rows), np.int64) if scores is None else choose(scores, thresholds)
+                yield Visit(number, stage, label, rows, scores, chosen)
+                for index, edge in enumerate(stage.edges):
+                    some = rows[chosen == index] if stage.gate else rows
+                    if edge.to != LEAVE and len(some):
+                        waiting[edge.to].append(((*path, *edge.via, edge.to), some))
 
     @property
     def prices(self) -> Prices:
@@ -254,12 +321,23 @@ class Trace:
             return BACKBONE if against == "backbone" and f"answer/{BACKBONE}" in self.columns else last
         return self.chain.exits[self.chain.place(against)]
 
+    def reference_label(self, against: str) -> str:
+        """Under which name the answers of the reference stand among the columns: of its dearest path."""
+        name = self.reference(against)
+        if name == BACKBONE or self.chain.is_chain:
+            return name
+        return self.chain.label(self.chain.reference_path(name))
+
     def losses(self, risk: Risk, against: str = "last") -> Array:
-        """Losses [N, E] of every exit's answers. Raises BadInput when the risk needs labels and there are none."""
+        """Losses [N, E] of every exit's answers, as in `answers`.
+
+        Raises BadInput when the risk needs labels and there are none.
+        """
         name, answers = self.reference(against), self.answers
         outputs = self.outputs if risk.reads == "outputs" else None
         if name != BACKBONE:
-            return losses_of(risk, answers, self.labels, self.chain.place(name), outputs=outputs)
+            place = self.chain.exit_labels.index(self.reference_label(against))
+            return losses_of(risk, answers, self.labels, place, outputs=outputs)
         answers = np.column_stack([answers, self.columns[f"answer/{BACKBONE}"]])
         if outputs is not None:
             outputs = np.concatenate([outputs, self.columns[f"logits/{BACKBONE}"][:, None]], axis=1)
@@ -302,7 +380,7 @@ class Trace:
         asked = find_risk(risk if risk is not None else default)
         name = against or (promised.against if promised else "last")
         done = self.replay(plan)
-        losses = self.losses(asked, name)[np.arange(len(self)), done.exit]
+        losses = self.losses(asked, name)[np.arange(len(self)), done.output]
         counted = canonical(self.columns)  # an order that is nobody's choice, for a bound that depends on one
         apart = np.arange(len(self)) if repeats == "independent" else distinct(self.columns)
         again = len(self) - len(apart)
@@ -319,7 +397,7 @@ class Trace:
             shares=tuple(map(float, shares)),
             risk=Measured(asked.name, self.reference(name), value, min(low, value), max(high, value), confidence),
             prices=tuple(self.price(plan, unit, batch, name) for unit, batch in self._units(batches)),
-            in_band=self._in_band(plan, done.exit),
+            in_band=self._in_band(done.schedule),
             repeated=again,
             **self._accuracies(done, name),
         )
@@ -330,15 +408,15 @@ class Trace:
         unit: "macs", "ms", or None: MACs where they are known, else milliseconds. Raises BadInput for a unit in which
         nothing was recorded.
         """
-        steps, prices = plan.steps(self.chain), self.prices
+        prices = self.prices
         unit = prices.unit(unit)
         plain = self.chain.exits[-1] if self.reference(against) == BACKBONE else self.reference(against)
-        deepest = np.full(len(self), len(self.chain.exits) - 1)
+        done = self.replay(plan)
         return Price(
             unit=unit,
             batch=batch,
-            mean=prices.mean(steps, self.replay(plan).exit, unit=unit, batch=batch),
-            worst=prices.mean(steps, deepest, unit=unit, batch=batch),
+            mean=prices.mean(done.schedule, done.ran, unit=unit, batch=batch),
+            worst=prices.worst(done.schedule, unit=unit, batch=batch),
             plain=prices.plain(plain, unit=unit, batch=batch),
             note=self._note(prices, unit),
         )
@@ -365,20 +443,21 @@ class Trace:
             units += [("ms", batch) for batch in batches]
         return units
 
-    def _in_band(self, plan: Plan, exits: Array) -> float:
-        near, band = np.zeros(len(self), bool), self.header.origin.band
-        for step in plan.steps(self.chain):
-            if step.gate:
-                thresholds = np.array(plan.thresholds[step.name])
-                close = np.abs(self._scores_at(step.name, len(thresholds)).astype(float) - thresholds) <= band
-                near |= close.any(1) & (exits >= self.chain.place(step.name))
+    def _in_band(self, schedule: Schedule) -> float:
+        """The share of rows that have a score within the float band of a threshold, at some stage on their path."""
+        near = np.zeros(len(self), bool)
+        band = self.header.origin.band
+        for visit in self.visits(schedule):
+            if visit.scores is not None:
+                close = np.abs(visit.scores.astype(float) - np.array(visit.stage.thresholds)) <= band  # [n, K - 1]
+                near[visit.rows] |= close.any(1)
         return float(near.mean()) if len(self) else 0.0
 
     def _accuracies(self, done: Replay, against: str) -> dict[str, Any]:
         if self.labels is None:
             return {}
         right = done.answer == self.labels
-        plain = self.columns[f"answer/{self.reference(against)}"] == self.labels
+        plain = self.columns[f"answer/{self.reference_label(against)}"] == self.labels
         leaving = [right[done.exit == place] for place in range(len(self.chain.exits))]
         return {
             "accuracy": float(right.mean()),
@@ -387,19 +466,10 @@ class Trace:
             "worst_class": worst_class(right, plain, self.labels, self.header.class_names),
         }
 
-    def _scores_at(self, gate: str, routes: int) -> Array:
-        """Scores [N, K-1] of a gate."""
-        names = self._routes(gate)
-        if len(names) != routes:
-            raise BadInput(f"gate {gate!r} has {routes} thresholds, expected {len(names)}, one per score")
-        return np.column_stack([self.columns[name] for name in names])
-
-    def _routes(self, gate: str) -> list[str]:
-        """Names of the score columns of a gate: one, or one per route."""
-        if f"score/{gate}" in self.columns:
-            return [f"score/{gate}"]
-        names = [name for name in self.columns if name.startswith(f"score/{gate}@")]
-        return sorted(names, key=lambda name: int(name.rpartition("@")[2]))
+    def _scores_at(self, stage: Stage, label: str, rows: Array) -> Array:
+        """Scores [n, routes] of some rows at a stage that decides."""
+        names = self.chain.score_columns(label)
+        return np.column_stack([self.columns[names[route]][rows] for route in stage.routes])
 
     @staticmethod
     def from_arrays(
@@ -483,9 +553,8 @@ class Trace:
         for name in names[:-1]:
             score = _column("scores", given[name], count, np.float32)
             columns[f"score/{name}"] = np.where(np.isfinite(values[name]).all(1), score, np.float32(np.nan))
-        followers = (*names[1:], None)
-        before = (None, *names[:-1]) if shared else (None,) * len(names)
-        chain = Chain(tuple(Node(*each) for each in zip(names, followers, before, strict=True)))
+        before = {name: (earlier,) for earlier, name in pairwise(names)} if shared else {}
+        chain = Topology.chain([Node(name, after=before.get(name, ())) for name in names])
         told = json.dumps([network, names, shared, gate if scores is None else "scores"])
         header = Header(
             chain=chain,
@@ -518,7 +587,7 @@ class Trace:
             declared = body.get("scores", {})  # absent in traces of the first edition
             header = {
                 **body,
-                "chain": Chain.from_json(body["chain"]),
+                "chain": Topology.from_json(body["chain"]),
                 "origin": Origin.from_json(body["origin"]),
                 "class_names": None if names is None else tuple(names),
                 "digest_form": form_of(body.get("digest_form", 1), str(path)),

@@ -23,7 +23,7 @@ from offramp.errors import BadInput
 from offramp.exits.added import Added
 from offramp.networks.network import Network
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
-from offramp.plans.chain import Chain
+from offramp.plans.topology import Topology
 from offramp.recipes._equilibrium import equilibrium, require_one_model
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import parameters_of, require_one_width
@@ -84,4 +84,4 @@ def add_up(network: Network, weight: float) -> None:
         added = Added(inner.exit if isinstance(inner, Added) else inner, before, weight).eval()
         network.exits._modules[name] = added
         nodes[place] = replace(nodes[place], exit_reads=added.reads)
-    network.chain = Chain(tuple(nodes))
+    network.chain = Topology(tuple(nodes))

@@ -29,6 +29,7 @@ from offramp.gates.uncertainty import Uncertainty
 from offramp.networks.network import Network, trial_rows
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
 from offramp.plans.pricing import Prices
+from offramp.plans.schedule import full_schedule
 from offramp.recipes._together import exit_parameters
 from offramp.runtime.measuring import costs_of
 
@@ -281,8 +282,8 @@ def costs_by(costs: Sequence[float] | Mapping[str, float] | None, network: Netwo
         rows = trial_rows(network)
         if not rows:
             raise BadNetwork("no rung of this network was cut, so there are no rows to measure with; give costs=")
-        steps = network.chain.walk(network.chain.gates)
-        parts = find_file("engines", "torch").open(network, steps, network.device())
+        schedule = full_schedule(network.chain)
+        parts = find_file("engines", "torch").open(network, schedule, network.device())
         priced = {name.removeprefix("cost/"): each for name, each in costs_of(parts, rows, timed=False).items()}
         found = Prices(network.chain, priced).to_exit(network.chain.gates, None).tolist()
     return [float(each) / float(found[-1]) for each in found] if found[-1] else [float(each) for each in found]

@@ -21,7 +21,7 @@ from offramp.exits.whole import Own
 from offramp.networks.network import Network
 from offramp.networks.nodes import Hands
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
-from offramp.plans.chain import Chain
+from offramp.plans.topology import Topology
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import exit_parameters
 
@@ -76,7 +76,7 @@ class Sdn(Recipe):
             )
         nodes, reads = network.chain.nodes, network.chain.exits[:-1]
         network.exits._modules[last] = Surest(reads).eval()
-        network.chain = Chain((*nodes[:-1], replace(nodes[-1], exit_reads=reads)))
+        network.chain = Topology((*nodes[:-1], replace(nodes[-1], exit_reads=reads)))
 
     def weights_of(self, network: Network) -> dict[str, float]:
         """The C_i by exit, without the last. Raises BadInput for too few, too many, or negative ones."""

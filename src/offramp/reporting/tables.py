@@ -136,7 +136,7 @@ def exits_table(view: View, here: Sequence[float | None], all_rows: Sequence[flo
     """Shares and accuracies by exit."""
     word = "accuracy" if view.labelled else "agreement"
     counts = np.bincount(view.replay.exit, minlength=len(all_rows))
-    ran = {step.name for step in view.plan.steps(view.trace.chain) if step.exit}
+    ran = {stage.name for stage in view.replay.schedule if stage.exit}
     rows = [
         (
             name if name in ran else f"{name} (closed)",

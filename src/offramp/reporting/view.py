@@ -84,12 +84,12 @@ class View:
     @property
     def open_gates(self) -> tuple[str, ...]:
         """Gates at which rows can leave under the plan, shallow to deep."""
-        return tuple(step.name for step in self.plan.steps(self.trace.chain) if step.gate)
+        return tuple(stage.name for stage in self.replay.schedule if stage.gate)
 
     @property
     def last(self) -> int:
         """The place of the exit that answers whatever is left."""
-        return self.trace.chain.place(self.plan.steps(self.trace.chain)[-1].name)
+        return self.trace.chain.place(self.replay.schedule.stages[-1].name)
 
     def quality(self, answers: Array) -> float:
         """Accuracy of answers [N], or their agreement with the reference."""

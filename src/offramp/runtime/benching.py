@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,11 +14,10 @@ from offramp.errors import BadData
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import State, as_inputs, count_of, given
 from offramp.networks.network import Network, Part, as_network, last_model
-from offramp.plans.chain import Step
 from offramp.plans.plan import Plan
+from offramp.plans.schedule import alone, full_schedule
 from offramp.runtime.engine import Engine, engine_of
 from offramp.runtime.measuring import Ratio, interleaved, ratio
-from offramp.runtime.outputs import Answers
 from offramp.runtime.running import Runner
 from offramp.runtime.session import open
 
@@ -98,7 +97,7 @@ def bench(
     count = count_of(rows)
     if not count or max(batches) > count:
         raise BadData(f"there are {count} rows, expected at least {max(batches)}; give more rows or smaller batches")
-    parts: Sequence[Part] = shelved.open(network, plan.steps(network.chain), network.device())
+    parts: Sequence[Part] = shelved.open(network, plan.schedule(network.chain), network.device())
     lines = []
     for batch in batches:
         picks = [_some(rows, slice(batch))] if batch > 1 else _one_per_exit(runner, rows)
@@ -129,7 +128,8 @@ def _line(
     answers = runner(x)
     plain = plain_call(network, rows, engine)
     # The plain network stands first and last: rounds go forwards and backwards, so that both have the same neighbours.
-    calls = {"plain": plain, "run": lambda: runner(x), "parts": bare(parts, runner, rows, answers), "same": plain}
+    pieces = bare(network, runner.plan, parts, rows, engine)
+    calls = {"plain": plain, "run": lambda: runner(x), "parts": pieces, "same": plain}
     times = interleaved(calls, repeats=repeats, warmup=2, clock=clock)
     ms = {name: float(np.median(values)) for name, values in times.items()}
     return Line(
@@ -157,9 +157,8 @@ def plain_of(network: Network, rows: State, engine: Engine) -> Callable[[State],
     Returns:
         A function that binds inputs, converted beforehand, and returns the call to time.
     """
-    alone = last_model(network)
-    step = Step(network.rungs[-1].name, exit=False, gate=False, last=True)
-    return engine.bare(alone, step, rows)
+    network.chain.require_chain("a bench beside the plain network")
+    return engine.bare(last_model(network), alone(network.rungs[-1].name), rows)
 
 
 def plain_call(network: Network, rows: State, engine: Engine) -> Callable[[], object]:
@@ -167,17 +166,31 @@ def plain_call(network: Network, rows: State, engine: Engine) -> Callable[[], ob
     return plain_of(network, rows, engine)(rows)
 
 
-def bare(parts: Sequence[Part], runner: Runner, rows: State, answers: Answers) -> Callable[[], object]:
-    """The pieces of a plan on the rows that reach them, gathered beforehand: no choosing, no compaction."""
+def bare(network: Network, plan: Plan, parts: Sequence[Part], rows: State, engine: Engine) -> Callable[[], object]:
+    """The pieces of a plan on the rows that reach them, gathered beforehand: no choosing, no compaction.
+
+    Args:
+        network: whose parts they are.
+        plan: what they were opened for.
+        parts: the stages of the plan, on an engine.
+        rows: named inputs [B, ...].
+        engine: of the parts.
+
+    Returns:
+        The call to time.
+    """
     ready: list[tuple[Callable[[State], State], State]] = []
-    whole = dict(rows)
-    with torch.inference_mode():
-        for part in parts:
-            here = (answers.exit >= runner.chain.place(part.step.name)).nonzero()[:, 0]
-            for piece in part.pieces.values():
-                if len(here):
-                    ready.append((piece, {key: value.index_select(0, here) for key, value in whole.items()}))
-                whole.update(piece(whole))
+
+    def heard(piece: Callable[[State], State]) -> Callable[[State], State]:
+        def call(state: State) -> State:
+            ready.append((piece, dict(state)))
+            return piece(state)
+
+        return call
+
+    listening = [replace(part, pieces={kind: heard(piece) for kind, piece in part.pieces.items()}) for part in parts]
+    every: Sequence[Part] = engine.open(network, full_schedule(network.chain), network.device())
+    Runner(network, plan, listening, every, None, own_threads=engine.own_threads)(given(rows))
 
     def call() -> object:
         with torch.inference_mode():

@@ -9,7 +9,7 @@ carry the whole text: an option makes another engine, which voids a promise.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
@@ -22,7 +22,7 @@ from offramp._support.find import find_file, unknown
 from offramp.errors import BadInput
 from offramp.networks.inputs import State
 from offramp.networks.network import Network, Part
-from offramp.plans.chain import Step
+from offramp.plans.schedule import Schedule
 
 
 @dataclass(frozen=True)
@@ -32,23 +32,23 @@ class Engine:
     module: ModuleType
     options: Mapping[str, Any] = field(default_factory=dict)
 
-    def open(self, network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
-        """One part per step; an engine may join steps at which nothing is asked. Raises what it refuses."""
-        found: tuple[Part, ...] = self.module.open(network, steps, device, **self.options)
+    def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
+        """One part per stage; an engine may join stages at which nothing is asked. Raises what it refuses."""
+        found: tuple[Part, ...] = self.module.open(network, schedule, device, **self.options)
         return found
 
-    def bare(self, network: Network, step: Step, state: State) -> Callable[[State], Callable[[], object]]:
+    def bare(self, network: Network, schedule: Schedule, state: State) -> Callable[[State], Callable[[], object]]:
         """One node as its engine runs it bare, with nothing of ours around the call: the baseline of timings.
 
         Args:
             network: whose node it is.
-            step: what of the node is run.
+            schedule: of the one stage that is run.
             state: named inputs [B, ...] such as it will be given.
 
         Returns:
             A function that binds inputs, converted beforehand, and returns the call to time.
         """
-        found: Callable[[State], Callable[[], object]] = self.module.bare(network, step, state, **self.options)
+        found: Callable[[State], Callable[[], object]] = self.module.bare(network, schedule, state, **self.options)
         return found
 
     @property

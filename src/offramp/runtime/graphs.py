@@ -7,10 +7,9 @@ the weights are what they were. Its inputs and outputs have the names of the ten
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from operator import is_
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -24,7 +23,7 @@ from offramp.networks.inputs import State
 from offramp.networks.members import outside_torch
 from offramp.networks.network import Network, Part, trial_rows
 from offramp.partition.segmenting import undisturbed
-from offramp.plans.chain import Step, passages
+from offramp.plans.schedule import Schedule, Stage, full_schedule
 from offramp.plans.signature import INPUT
 from offramp.runtime.onnx_graphs import Graph, written
 from offramp.runtime.programs import read_by
@@ -41,7 +40,7 @@ _FREE: WeakKeyDictionary[nn.Module, dict[str, tuple[int, ...]]] = WeakKeyDiction
 
 def parts_of(
     network: Network,
-    steps: Sequence[Step],
+    schedule: Schedule,
     device: torch.device,
     engine: str,
     compiled: Callable[[Graph], Call],
@@ -50,17 +49,16 @@ def parts_of(
 ) -> tuple[Part, ...]:
     """The parts of an engine that turns graphs into calls on named tensors; each part is one piece, "segment".
 
-    Steps at which a plan asks nothing are no parts of their own, if `joined`: they are in the graph of the next.
+    Stages at which a plan asks nothing are no parts of their own, if `joined`: they are in the graph of the next.
     engine: its name, with all that decides what `compiled` gives. Raises BadInput for a device that is no CPU.
     """
     _require_torch(network)
     if device.type != "cpu":
         raise BadInput(f"the network is on {device}, and {engine.split()[0]} runs on the cpu here; call net.to('cpu')")
-    groups = passages(steps) if joined else tuple((step,) for step in steps)
     kept = _KEPT.setdefault(network, {})  # the parts hold this and not the network, which may go before them
     return tuple(
         replace(part, pieces={"segment": _Piece(part, engine, partial(_compiled, compiled, pairs, part.writes), kept)})
-        for part, pairs in _passing(network, groups, device)
+        for part, pairs in _passing(network, schedule, device, joined=joined)
     )
 
 
@@ -77,62 +75,69 @@ def _compiled(compiled: Callable[[Graph], Call], pairs: Pairs, writes: Sequence[
 
 
 def lazy_parts(
-    network: Network, steps: Sequence[Step], device: torch.device, engine: str, made: Making
+    network: Network, schedule: Schedule, device: torch.device, engine: str, made: Making
 ) -> tuple[Part, ...]:
-    """A part per step, of calls that are made of it and the first rows, and kept while the weights are the same."""
+    """A part per stage, of calls that are made of it and the first rows, and kept while the weights are the same."""
     _require_torch(network)
     kept = _KEPT.setdefault(network, {})
     return tuple(
         replace(part, pieces={"segment": _Piece(part, engine, partial(made, part), kept)})
-        for part in _eager(network, steps, device)
+        for part in _eager(network, schedule, device)
     )
 
 
-def graphs_of(network: Network, steps: Sequence[Step], state: State) -> Iterator[Graph]:
-    """The graphs of the parts of `steps`, for tensors such as those in `state`: {name: [B, ...]}, which grows while
+def graphs_of(network: Network, schedule: Schedule, state: State) -> Iterator[Graph]:
+    """The graphs of the parts of a schedule, for tensors such as those in `state`: {name: [B, ...]}, which grows while
     they are asked for. Raises BadNetwork, BadData.
     """
     _require_torch(network)
     kept = _KEPT.setdefault(network, {})
-    for part, pairs in _passing(network, passages(steps), network.device()):
+    for part, pairs in _passing(network, schedule, network.device(), joined=True):
         yield _through(pairs, part.writes, state, kept)
 
 
-def _passing(network: Network, groups: Sequence[Sequence[Step]], device: torch.device) -> Iterator[tuple[Part, Pairs]]:
-    """Each group as one part, and the parts in it, each beside the same with all that stands there."""
-    steps = [step for group in groups for step in group]
-    full = [_whole(network, step.name) for step in steps]
-    eager = zip(_eager(network, steps, device), _eager(network, full, device), strict=True)
-    pairs = [tuple(islice(eager, len(group))) for group in groups]
-    for number, here in enumerate(pairs):
-        later = {name for rest in pairs[number + 1 :] for part, _ in rest for name in part.reads}
-        yield _as_one([part for part, _ in here], later), here
+def linked(schedule: Schedule, parts: Sequence[Part]) -> tuple[Part, ...]:
+    """Parts that know what their edges carry, by the names of the tensors that they really read and write."""
+    tensors = {part.name: (part.reads, part.writes) for part in parts}
+    stages = schedule.linked(tensors).stages
+    return tuple(replace(part, stage=stage) for part, stage in zip(parts, stages, strict=True))
 
 
-def _as_one(parts: Sequence[Part], later: Collection[str]) -> Part:
-    """Parts one after the other; of what the first ones write only what is read `later` comes out."""
-    *before, last = parts
-    reads, made = dict[str, None](), dict[str, None]()
-    for part in parts:
-        reads.update(dict.fromkeys(name for name in part.reads if name not in made))
-        made.update(dict.fromkeys(part.writes))
+def schedule_of(schedule: Schedule, parts: Sequence[Part]) -> Schedule:
+    """The schedule that parts run: with the tensors of an engine, and with the stages that it joined."""
+    return replace(schedule, stages=tuple(part.stage for part in parts))
+
+
+def _passing(
+    network: Network, schedule: Schedule, device: torch.device, *, joined: bool
+) -> Iterator[tuple[Part, Pairs]]:
+    """Each stage as one part, and the parts of its nodes, each beside the same with all that stands there."""
+    eager = {part.name: part for part in _eager(network, schedule, device)}
+    whole = replace(schedule, stages=tuple(_whole(network, stage) for stage in schedule.stages))
+    full = {part.name: part for part in _eager(network, whole, device)}
+    run = schedule_of(schedule, [*eager.values()])
+    for stage in (run.joined() if joined else run).stages:
+        pairs = [(eager[name], full[name]) for name in stage.nodes]
+        yield _as_one(stage, [part for part, _ in pairs]), pairs
+
+
+def _as_one(stage: Stage, parts: Sequence[Part]) -> Part:
+    """Parts one after the other, as the part of a stage."""
     return replace(
-        last,
-        reads=tuple(reads),
-        writes=tuple(name for name in made if name in last.writes or name in later),
+        parts[-1],
+        stage=stage,
         modules=tuple(dict.fromkeys(module for part in parts for module in part.modules)),
-        passes=tuple(part.step.name for part in before),
         free={name: dims for part in parts for name, dims in part.free.items()},
     )
 
 
-def _torch_parts(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
-    found: tuple[Part, ...] = find_file("engines", "torch").open(network, steps, device)
+def _torch_parts(network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
+    found: tuple[Part, ...] = find_file("engines", "torch").open(network, schedule, device)
     return found
 
 
-def _eager(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
-    found = _torch_parts(network, steps, device)
+def _eager(network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
+    found = _torch_parts(network, schedule, device)
     if not any(rung.length for rung in network.rungs):
         return found
     if network not in _FREE:
@@ -146,7 +151,7 @@ def free_dims(network: Network, device: torch.device) -> dict[str, tuple[int, ..
     texts, rows = {name for rung in network.rungs for name in rung.length}, trial_rows(network)
     now = next(value.shape[1] for name, value in rows.items() if name in texts)
     twice = {name: torch.cat([value, value], 1) if name in texts else value for name, value in rows.items()}
-    parts, seen = _torch_parts(network, network.chain.walk(network.chain.gates), device), list[State]()
+    parts, seen = _torch_parts(network, full_schedule(network.chain), device), list[State]()
     for length in (now, now - 1, now + 1, now // 2, 2 * now):
         state = {name: value[:, :length] if name in texts else value for name, value in twice.items()}
         with contextlib.suppress(BadData), torch.inference_mode():  # some models take few lengths
@@ -160,9 +165,9 @@ def free_dims(network: Network, device: torch.device) -> dict[str, tuple[int, ..
     }
 
 
-def _whole(network: Network, name: str) -> Step:
-    """A node with all that stands there: what a step does not run is taken out of that graph again."""
-    return Step(name, exit=True, gate=name in network.gates, last=name not in network.gates)
+def _whole(network: Network, stage: Stage) -> Stage:
+    """A stage with all that stands there: what a plan does not run is taken out of that graph again."""
+    return replace(stage, exit=stage.name in network.exits, gate=stage.name in network.gates)
 
 
 class _Piece:
@@ -181,7 +186,7 @@ class _Piece:
         return call(state)
 
     def _compiled(self, key: Key, state: State) -> Call:
-        what = (self.engine, self.part.step.name, self.part.passes, self.part.writes, *key)
+        what = (self.engine, self.part.name, self.part.stage.passes, self.part.writes, *key)
         found: Call = _remembered(self.kept, what, self.part, lambda: self.made(state, self.kept))
         return found
 
@@ -219,11 +224,10 @@ def _through(pairs: Pairs, writes: Sequence[str], state: State, kept: Kept) -> G
 
 
 def _graph(part: Part, full: Part, state: State, kept: Kept) -> Graph:
-    step = part.step
     if any(name not in state for name in full.reads if name != INPUT):
         full = part  # a plan that does not run an earlier exit has nothing for the exit or gate that would read it
     reads = read_by(full, state)
     shapes = ((name, state[name].dtype, _shape(full, name, state)) for name in reads)
-    key = ("graph", step.name, *full.writes, *shapes)
+    key = ("graph", part.name, *full.writes, *shapes)
     whole: Graph = _remembered(kept, key, full, lambda: written(full, reads, state))
     return whole if full is part or full.writes == part.writes else whole.only(part.writes)

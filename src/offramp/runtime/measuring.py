@@ -129,7 +129,7 @@ def costs_of(
             price = cost(part.pieces.get(kind), of, timed=timed, counted=piece)
             if kind == "segment" and outside_torch(plain.modules):
                 price[0] = np.nan
-            found[f"cost/{kind}/{part.step.name}"] = price
+            found[f"cost/{kind}/{part.name}"] = price
             with torch.inference_mode():
                 state.update(piece(state))
     return found

@@ -75,7 +75,7 @@ class Graph:
 
 def written(part: Part, reads: tuple[str, ...], state: State) -> Graph:
     """One `torch.export` of a part with a dynamic batch, written as ONNX. Raises BadData, BadNetwork, MissingExtra."""
-    name = part.step.name
+    name = part.name
     require_onnx()
     with _quiet(), torch.inference_mode(False), torch.no_grad():
         try:

@@ -19,8 +19,11 @@ from offramp.networks.inputs import State, count_of, given
 from offramp.networks.network import SCORE, Network, Part
 from offramp.plans.plan import Plan
 from offramp.plans.pricing import PLAIN, RUNNER
+from offramp.plans.schedule import Edge, Schedule
+from offramp.plans.topology import LEAVE
 from offramp.runtime.benching import plain_of
 from offramp.runtime.engine import Engine
+from offramp.runtime.graphs import linked
 from offramp.runtime.measuring import SIZES, interleaved, line, tiled
 from offramp.runtime.running import Runner
 
@@ -53,7 +56,8 @@ def runner_costs(network: Network, parts: Sequence[Part], x: State, *, own_threa
     for depth, node in enumerate(network.chain.exits):
         for count in SIZES:
             rows = given({name: states[count][name] for name in x})
-            some = [_canned(part, states[count], last=part is parts[depth]) for part in parts[: depth + 1]]
+            canned = [_canned(part, states[count], last=part is parts[depth]) for part in parts[: depth + 1]]
+            some = linked(Schedule(tuple(part.stage for part in canned)), canned)
             short = plan.changed(deepest=node)
             calls[f"{depth}/{count}"] = _bound(Runner(network, short, some, parts, None, own_threads=own_threads), rows)
     times = interleaved(calls, repeats=REPEATS, warmup=2)
@@ -123,7 +127,7 @@ def _canned(part: Part, state: State, *, last: bool) -> Part:
     Its score lets one row leave of several, and none of one.
     """
     made = {name: state[name] for name in part.writes if name in state}
-    score = part.step.name + SCORE
+    score = part.name + SCORE
     if score in made:
         made[score] = torch.zeros_like(made[score])
         made[score][0] = 1.0
@@ -135,8 +139,12 @@ def _canned(part: Part, state: State, *, last: bool) -> Part:
             found[score] = torch.zeros_like(made[score][:1])
         return found
 
-    step = replace(part.step, gate=part.step.gate and not last, last=last)
-    return replace(part, step=step, pieces={"segment": piece})
+    stage = part.stage
+    if last:
+        stage = replace(stage, gate=False, edges=(Edge(LEAVE, LEAVE),), thresholds=(), routes=(), why="end")
+    elif stage.gate:
+        stage = replace(stage, thresholds=(0.5,))
+    return replace(part, stage=stage, pieces={"segment": piece})
 
 
 def _bound(runner: Runner, rows: Any) -> Callable[[], object]:

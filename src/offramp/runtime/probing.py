@@ -20,10 +20,11 @@ from offramp.data.rows import rows
 from offramp.errors import BadNetwork, Mismatch, OfframpError
 from offramp.networks.inputs import State, as_inputs, count_of
 from offramp.networks.network import LOGITS, SCORE, Network, Part
-from offramp.plans.chain import Chain
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import BAND, ROUNDED, Origin, Probe, RecordedRows
 from offramp.plans.signature import Input
+from offramp.plans.topology import LEAVE, Topology
+from offramp.runtime.merging import carried
 
 PROBE_ROWS = 4  # seeded rows of a probe
 DRAWN = 64  # of which these are chosen, where not all have finite outputs
@@ -37,18 +38,50 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Outputs = dict[str, Array]  # "<exit>/logits" [n, C] and "<gate>/score" [n], float32 on the host
 
 
-def everything(parts: Sequence[Part], x: State) -> State:
-    """Every named tensor of a batch."""
+def everything(topology: Topology, parts: Sequence[Part], x: State) -> State:
+    """Every named tensor of a batch. With forks: logits and scores of all paths, by the labels of exits and gates."""
     state = dict(x)
     with torch.inference_mode():
+        if not topology.is_chain:
+            first = parts[0].stage.nodes[0]
+            ways = _Ways(topology, {part.name: part for part in parts}, tuple(x), state)
+            ways.follow(parts[0].name, topology.reference_path(first), dict(x))
+            return state
         for part in parts:
             part.call(state)
     return state
 
 
-def outputs_of(chain: Chain, state: State) -> Outputs:
-    """The logits and scores among named tensors."""
-    names = [name + LOGITS for name in chain.exits] + [name + SCORE for name in chain.gates]
+@dataclass(frozen=True)
+class _Ways:
+    """All paths of a batch through a schedule, whatever its gates say; what they give is collected in `found`."""
+
+    topology: Topology
+    parts: Mapping[str, Part]
+    inputs: tuple[str, ...]
+    found: State
+
+    def follow(self, name: str, path: tuple[str, ...], state: State) -> None:
+        """Run a stage that was reached on a path, and all that may follow."""
+        part = self.parts[name]
+        part.call(state)
+        path = (*path[:-1], *part.stage.passed)
+        label = self.topology.label(path)
+        for end in (LOGITS, SCORE):
+            if name + end in state and name + end in part.writes:
+                self.found[label + end] = state[name + end]
+        for edge in part.stage.edges:
+            if edge.to == LEAVE:
+                continue
+            start = self.parts[edge.to].stage.nodes[0]
+            kept = carried(self.topology, state, edge.carries, self.inputs)
+            self.follow(edge.to, (*path, *edge.via, start), kept)
+
+
+def outputs_of(topology: Topology, state: State) -> Outputs:
+    """The logits and scores among named tensors, by the labels of exits and gates."""
+    names = [label + LOGITS for label in topology.exit_labels]
+    names += [label + SCORE for label in topology.gate_labels]
     return {name: state[name].float().cpu().numpy() for name in names if name in state}
 
 
@@ -104,20 +137,20 @@ class Sample:
             found.setdefault(row.layout, []).append(row)
         yield from found.values()
 
-    def recorded(self, chain: Chain, classes: int, *, keep: bool) -> RecordedRows | None:
+    def recorded(self, topology: Topology, classes: int, *, keep: bool) -> RecordedRows | None:
         """What a probe holds of these rows: as many as are small, all of one layout; their values if `keep`."""
         first = next(self.groups(), None)
         if first is None:
             return None
         layout = first[0].layout
         alike = {digest: row for digest, row in self.rows.items() if row.layout == layout}
-        count = max(FEWEST, NUMBERS // (classes * len(chain.exits)))
+        count = max(FEWEST, NUMBERS // (classes * len(topology.exit_labels)))
         chosen = dict(list(alike.items())[:count])
         outputs = _stacked([row.outputs for row in chosen.values()])
         return RecordedRows(
             digests=tuple(f"{digest:016x}" for digest in chosen),
-            logits=_plain(outputs[name + LOGITS] for name in chain.exits),
-            scores=_plain(outputs[name + SCORE] for name in chain.gates),
+            logits=_plain(outputs[label + LOGITS] for label in topology.exit_labels),
+            scores=_plain(outputs[label + SCORE] for label in topology.gate_labels),
             values=_values([row.x for row in chosen.values()]) if keep else None,
         )
 
@@ -129,16 +162,16 @@ def probe_of(
 
     Where the model fails on drawn rows (an index that must fit another one), there are recorded rows alone.
     """
-    chain = network.chain
+    topology = network.chain
     every = tuple(range(PROBE_ROWS))
     for drawn in (PROBE_ROWS, DRAWN):
         blank = Probe(inputs, 0, (((),) * drawn,))
         try:
-            state = everything(parts, as_inputs(blank.batch(), network.device()))
+            state = everything(topology, parts, as_inputs(blank.batch(), network.device()))
         except (OfframpError, RuntimeError, IndexError, ValueError, TypeError):
             every = ()
             break
-        outputs = outputs_of(chain, state)
+        outputs = outputs_of(topology, state)
         finite = np.ones(drawn, bool)
         for value in outputs.values():
             finite &= np.isfinite(value.reshape(drawn, -1)).all(1)
@@ -147,11 +180,11 @@ def probe_of(
             break
     picks = np.array(every, np.int64)
     if every:
-        logits = _plain(outputs[name + LOGITS][picks] for name in chain.exits)
-        scores = _plain(outputs[name + SCORE][picks] for name in chain.gates)
+        logits = _plain(outputs[label + LOGITS][picks] for label in topology.exit_labels)
+        scores = _plain(outputs[label + SCORE][picks] for label in topology.gate_labels)
     else:
-        logits = ((),) * len(chain.exits)
-        scores = ((),) * len(chain.gates)
+        logits = ((),) * len(topology.exit_labels)
+        scores = ((),) * len(topology.gate_labels)
     return Probe(inputs, 0, logits, scores, every, recorded)
 
 
@@ -170,10 +203,10 @@ def require_independent(
             for some in ([list(group)] if len(group) > 1 else []) + alone:
                 x = {name: torch.stack([row.x[name] for row in some]).to(place) for name in some[0].x}
                 before = _stacked([row.outputs for row in some])
-                now = outputs_of(network.chain, everything(parts, x))
+                now = outputs_of(network.chain, everything(network.chain, parts, x))
                 found = differing(before, now, network.chain, _tolerance(origin, place))
                 if found is not None:
-                    again = outputs_of(network.chain, everything(parts, x))
+                    again = outputs_of(network.chain, everything(network.chain, parts, x))
                     raise BadNetwork(_dependent(found, len(some), drawn=_differ(now, again)))
 
 
@@ -206,7 +239,7 @@ def _differ(one: Outputs, other: Outputs) -> bool:
     return any(not np.array_equal(one[name], other[name], equal_nan=True) for name in one)
 
 
-def differing(before: Outputs, now: Outputs, chain: Chain, band: float) -> tuple[str, float] | None:
+def differing(before: Outputs, now: Outputs, topology: Topology, band: float) -> tuple[str, float] | None:
     """The first output that differs by more than the band, and by how much; None when all agree.
 
     Logits and scores may differ by the band, or by a tenth of it times the largest logit of that exit. Where an exit
@@ -216,7 +249,7 @@ def differing(before: Outputs, now: Outputs, chain: Chain, band: float) -> tuple
     count = len(next(iter(before.values())))
     changed = np.zeros(count, bool)
     allowed: dict[str, float] = {}
-    for name in chain.exits:
+    for name in topology.exit_labels:
         key = name + LOGITS
         if key not in before or key not in now or not count:
             continue
@@ -229,11 +262,11 @@ def differing(before: Outputs, now: Outputs, chain: Chain, band: float) -> tuple
         if not far <= allowed[name]:
             return key, far
         changed |= before[key].argmax(1) != now[key].argmax(1)
-    for name in chain.gates:
+    for name in topology.gate_labels:
         key = name + SCORE
         if key not in before or key not in now:
             continue
-        compared = np.isfinite(before[key]) & ~changed
+        compared = np.isfinite(before[key]).reshape(count, -1).all(1) & ~changed
         if not compared.any():
             continue
         want, got = before[key][compared], now[key][compared]
@@ -286,11 +319,13 @@ def _as_data(example: Any) -> Any:
 def _compare(
     network: Network, parts: Sequence[Part], x: Any, logits: Any, scores: Any, origin: Origin, what: str
 ) -> None:
-    before = {name + LOGITS: np.array(each, np.float32) for name, each in zip(network.chain.exits, logits, strict=True)}
+    before = {
+        name + LOGITS: np.array(each, np.float32) for name, each in zip(network.chain.exit_labels, logits, strict=True)
+    }
     if scores is not None:
-        pairs = zip(network.chain.gates, scores, strict=True)
+        pairs = zip(network.chain.gate_labels, scores, strict=True)
         before |= {name + SCORE: np.array(each, np.float32) for name, each in pairs}
-    now = outputs_of(network.chain, everything(parts, as_inputs(x, network.device())))
+    now = outputs_of(network.chain, everything(network.chain, parts, as_inputs(x, network.device())))
     found = differing(before, now, network.chain, origin.band)
     if found is None:
         return

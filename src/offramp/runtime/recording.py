@@ -22,6 +22,7 @@ from offramp.networks.inputs import State, as_inputs, needed_by, require_inputs
 from offramp.networks.network import LOGITS, SCORE, Network, Part, as_network
 from offramp.plans.evaluation import better_exit
 from offramp.plans.provenance import FORM, Origin
+from offramp.plans.schedule import full_schedule
 from offramp.plans.signature import Input
 from offramp.plans.trace import BACKBONE, LARGE_NOISE, Header, Trace
 from offramp.runtime.code_marks import code_marks
@@ -72,12 +73,15 @@ def record(
     if untaught := network.untaught():
         warnings.warn(_never_taught(untaught), NeverTaught, stacklevel=3)  # behind the decorator
     source, place = rows_for(network, data), network.device()
-    steps, processes = network.chain.walk(network.chain.gates), here(place)
+    schedule = full_schedule(network.chain)
+    processes = here(place)
     if processes.count > 1:
         processes.require_same(network.fingerprint(), "network")
     shelved, identity = engine_of(engine)
-    parts: Sequence[Part] = shelved.open(network, steps, place)
-    counted: Sequence[Part] = parts if engine == "torch" else find_file("engines", "torch").open(network, steps, place)
+    parts: Sequence[Part] = shelved.open(network, schedule, place)
+    counted: Sequence[Part] = (
+        parts if engine == "torch" else find_file("engines", "torch").open(network, schedule, place)
+    )
     origin = Origin(network.fingerprint(), identity, network.precision(), code=code_marks(network))
     looked = _Looked(network, parts, origin)
     room = source.length if processes.count == 1 else None
@@ -100,7 +104,7 @@ def record(
     trace = _trace(network, source, found | costs, origin, columns.classes)
     trace = replace(trace, header=replace(trace.header, noise=noise))
     if trace.labels is not None:
-        said = better_exit(trace.answers == trace.labels[:, None], trace.chain.exits)
+        said = better_exit(trace.answers == trace.labels[:, None], trace.chain.exit_labels)
         if said is not None:
             warnings.warn(said, BetterExit, stacklevel=3)
     return trace
@@ -123,7 +127,7 @@ def _recorded(
             require_inputs(x, looked.needed)
             if not first:
                 require_read(network, x, what)
-            state = everything(parts, x)
+            state = everything(network.chain, parts, x)
             columns.add(batch, state)
             looked.add(batch, x, state, first=not first)
             first = first or x
@@ -177,8 +181,9 @@ def _measured(
     noise = Noise(parts, x)
     noise.time()
     costs = costs_of(parts, x, timed=True, counted=counted)
-    costs |= runner_costs(network, parts, x, own_threads=engine.own_threads)
-    costs |= plain_costs(network, engine, x)
+    if network.chain.is_chain:  # with forks a plan costs its segments, exits and gates
+        costs |= runner_costs(network, parts, x, own_threads=engine.own_threads)
+        costs |= plain_costs(network, engine, x)
     noise.time()
     return costs, noise.share()
 
@@ -230,7 +235,9 @@ class _Columns:
     """Columns being filled, batch by batch."""
 
     def __init__(self, network: Network, keep: str, learned: Array | None, rows: int | None) -> None:
-        self.exits, self.gates, self.keep = network.chain.exits, network.chain.gates, keep
+        self.topology = network.chain
+        self.exits = network.chain.exit_labels
+        self.keep = keep
         known = network.training_rows()
         own = None if known is None else np.concatenate([known.in_form(FORM), known.rounded])
         some = [digests for digests in (own, learned) if digests is not None]
@@ -255,15 +262,19 @@ class _Columns:
             if self.keep == "logits":
                 found[f"logits/{name}"] = logits
         last = self.exits[-1]
-        other = state[last] is not state[last + LOGITS] and state[last].shape == state[last + LOGITS].shape
-        if other and last != BACKBONE:  # of a cut model that column is its last exit's, whatever the exit is
-            plain = state[last].float().cpu().numpy()  # the exit answers otherwise than the model that it stands on
+        given = state.get(last)  # with forks nothing has one answer
+        other = given is not None and given is not state[last + LOGITS] and given.shape == state[last + LOGITS].shape
+        # of a cut model that column is its last exit's, whatever the exit is
+        if given is not None and other and last != BACKBONE:
+            plain = given.float().cpu().numpy()  # the exit answers otherwise than the model that it stands on
             found |= {f"answer/{BACKBONE}": plain.argmax(1)} | (
                 {f"logits/{BACKBONE}": plain} if self.keep == "logits" else {}
             )
         _check_finite(state[self.exits[-1] + LOGITS], batch.row, self.exits[-1])
-        for name in self.gates:
-            found[f"score/{name}"] = state[name + SCORE].cpu().numpy()
+        for label in self.topology.gate_labels:
+            names = self.topology.score_columns(label)
+            scores = state[label + SCORE].cpu().numpy().reshape(len(batch), -1)  # [B, K - 1]
+            found |= dict(zip(names, scores.T, strict=True))
         for name, column in found.items():
             self.columns.setdefault(name, _Growing(self.rows)).add(column)
         self.sizes.append(len(batch))

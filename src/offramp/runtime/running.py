@@ -1,7 +1,8 @@
 """A batch under a plan, compacted at each gate.
 
 Shapes: B rows handed in, n rows still here, C classes. What leaves is written to its place in the order of x; what
-stays goes on in a smaller batch, by one gather per carried tensor and one synchronisation per gate.
+goes on does so in a smaller batch, by one gather per carried tensor and one synchronisation per gate. Rows that meet
+again after a fork are put together in the order of x.
 """
 
 from __future__ import annotations
@@ -22,10 +23,16 @@ from offramp.networks.dependence import extra_inputs, known_inputs, unread_text
 from offramp.networks.inputs import State, as_inputs, count_of, needed_by, require_inputs
 from offramp.networks.network import LOGITS, SCORE, Network, Part
 from offramp.plans.plan import Plan, choose
+from offramp.plans.schedule import Edge, Stage
 from offramp.plans.signature import INPUT
+from offramp.plans.topology import LEAVE
+from offramp.plans.trace import WHY
 from offramp.runtime.measuring import Percentile
-from offramp.runtime.outputs import DEADLINE, DEEPEST, END, GATE, UNAVAILABLE, Answers, Filling, Rows
+from offramp.runtime.merging import Group, Index, Latest, carried, merged
+from offramp.runtime.outputs import DEADLINE, END, UNAVAILABLE, Answers, Filling
 from offramp.runtime.staleness import Watch
+
+Waiting = dict[str, list[Group]]  # by the name of a stage the rows that wait for it
 
 TURNS = 8  # batches after which an engine with copies of the weights has looked at all of the network
 
@@ -56,13 +63,13 @@ class Runner:
         self.plan = plan
         self.chain = network.chain
         self.device = network.device()
-        self._places, self._end = {name: at for at, name in enumerate(self.chain.exits)}, len(self.chain.exits) - 1
+        self._places = {name: at for at, name in enumerate(self.chain.exits)}
         self._mode = nullcontext if own_threads else torch.inference_mode  # where torch computes nothing
         self._settings = None if own_threads else ambient.settings()
         containers = [network, network.backbone, network.fronts, network.exits, network.gates]
         self._containers = Watch(containers, deep=False)
-        modules = {part.step.name: part.modules for part in every}
-        passed = {part.step.name: part.passes for part in parts}
+        modules = {part.name: part.modules for part in every}
+        passed = {part.name: part.stage.passes for part in parts}
         self._watches = {
             name: _watch(
                 network, [each for node in (*passed.get(name, ()), name) for each in modules[node]], own_threads
@@ -73,8 +80,8 @@ class Runner:
         self._every = tuple(every)
         # Whether a part runs elsewhere and may not answer: then rows keep the answer of the exit before.
         self._may_fail = any(getattr(module, "may_be_unavailable", False) for part in parts for module in part.modules)
-        self._keeps = tuple(later(self._parts, place) for place in range(len(self._parts)))
-        self._thresholds = {gate: np.asarray(values, np.float32) for gate, values in plan.thresholds.items()}
+        self._thresholds = {part.name: np.asarray(part.stage.thresholds, np.float32) for part in parts}
+        self._columns = {part.name: _some_columns(part.stage, network) for part in parts}
         self._percentiles = percentiles
         self._gather = _by_numpy if own_threads and self.device.type == "cpu" else _by_torch
         probe = plan.origin.probe if plan.origin else None
@@ -111,7 +118,11 @@ class Runner:
             watch.check()
 
     def anytime(self, x: Any) -> Iterator[Answers]:
-        """Each exit's answer for all rows, as it comes, shallow to deep; stop iterating to stop the work."""
+        """Each exit's answer for all rows, as it comes, shallow to deep; stop iterating to stop the work.
+
+        Raises BadNetwork in a network with forks, where no path passes every exit.
+        """
+        self.chain.require_chain("anytime")
         self._containers.check()
         state = self._batch(x)
         count = count_of(state)
@@ -120,7 +131,7 @@ class Runner:
                 result = Filling(count, self.device, self.chain.exits, self._classes)
                 if result.count:
                     self._call(part, state)
-                    result.put(None, state[part.step.name + LOGITS], place, END)
+                    result.put(None, state[part.name + LOGITS], place, END)
             yield result.answers()
 
     def _batch(self, x: Any) -> State:
@@ -142,66 +153,117 @@ class Runner:
         """The shape of a row as far as it is given: of text [T, ...] of any length without T."""
         return (None, *shape[1:]) if name in self._free else shape
 
-    def _walk(self, state: State, until: float | None) -> Answers:
-        inputs, count = tuple(state), count_of(state)
+    def _walk(self, batch: State, until: float | None) -> Answers:
+        """The loop of the schedule: each stage runs on the rows that wait for it, which then wait for later ones."""
+        count = count_of(batch)
         result = Filling(count, self.device, self.chain.exits, self._classes)
-        rows: Rows = None
-        latest: tuple[int, Tensor] | None = None  # place and logits of the exit computed last
+        inputs = tuple(batch)
+        waiting: Waiting = {}
+        if count:
+            waiting[self._parts[0].name] = [Group(None, batch, count, None)]
         for number, part in enumerate(self._parts):
-            if not count:
-                break
-            if until is not None and latest is not None and not self._fits(number, count, until):
-                result.put(rows, latest[1], latest[0], DEADLINE)
-                break
-            name, place = part.step.name, self._places[part.step.name]
+            groups = waiting.pop(part.name, None)
+            if groups is None:  # a stage without rows is not called
+                continue
+            group = groups[0] if len(groups) == 1 else merged(groups, self._gather)
+            if until is not None and group.latest is not None and not self._fits(number, group.size, until):
+                group = self._answered(result, group, DEADLINE)
+                if not group.size:
+                    continue
+            stage, state = part.stage, group.state
             try:
                 self._call(part, state)
             except MemberUnavailable:
-                if latest is None:  # nothing has answered yet
+                if group.latest is None or (group.latest.places < 0).any():  # nothing has answered yet
                     raise
-                result.put(rows, latest[1], latest[0], UNAVAILABLE)
-                break
-            if part.step.last:
-                result.put(rows, state[name + LOGITS], place, END if place == self._end else DEEPEST)
-                break
-            if (until is not None or self._may_fail) and part.step.exit:
-                latest = place, state[name + LOGITS]
-            stay = self._leave(result, rows, state, name, place) if part.step.gate else None
-            state = {key: state[key] for name in self._keeps[number] for key in (inputs if name == INPUT else (name,))}
-            if stay is None:
+                self._answered(result, group, UNAVAILABLE)
                 continue
-            count = len(stay)
-            rows = stay if rows is None else rows[stay]
-            if count:
-                state = self._gather(state, stay)
-                latest = latest and (latest[0], self._gather({name: latest[1]}, stay)[name])
+            if (until is not None or self._may_fail) and stage.exit:
+                places = np.full(group.size, self._places[stage.name])
+                group = group._replace(latest=Latest(places, state[stage.name + LOGITS]))
+            if not stage.gate:
+                self._send(result, waiting, stage, stage.edges[0], group, inputs)
+                continue
+            successor = self._chosen(result, stage, group)
+            for index, edge in enumerate(stage.edges):
+                chosen = (successor == index).nonzero()[0]
+                if len(chosen) == group.size:
+                    self._send(result, waiting, stage, edge, group, inputs)
+                    break
+                if len(chosen):
+                    self._send(result, waiting, stage, edge, group, inputs, chosen)
         return result.answers()
+
+    def _chosen(self, result: Filling, stage: Stage, group: Group) -> Index:
+        """Which edge [n] each row takes.
+
+        Decided on the host: bringing the scores there is the one synchronisation of this gate, and on a CPU NumPy
+        is quicker than torch with so few numbers.
+        """
+        scores = group.state[stage.name + SCORE].cpu().numpy()
+        columns = self._columns[stage.name]
+        if scores.ndim == 1:
+            scores = scores[:, None]  # [n, 1]
+        elif columns is not None:
+            scores = scores[:, columns]  # [n, K - 1] of the ways that are open
+        successor = choose(scores, self._thresholds[stage.name])
+        if successor.any():  # a row whose score is NaN never takes the first way
+            bad = np.isnan(scores)
+            result.flag(group.rows, bad[:, 0] if bad.shape[1] == 1 else bad.any(1))
+        return successor
+
+    def _send(
+        self,
+        result: Filling,
+        waiting: Waiting,
+        stage: Stage,
+        edge: Edge,
+        group: Group,
+        inputs: Sequence[str],
+        chosen: Index | None = None,
+    ) -> None:
+        """Rows along an edge: their answers are written, or they wait for a later stage. chosen: None for all rows."""
+        rows = group.rows
+        if chosen is not None:
+            rows = chosen if rows is None else rows[chosen]
+        if edge.to == LEAVE:
+            logits = group.state[stage.name + LOGITS]
+            if chosen is not None:
+                logits = self._gather({"": logits}, chosen)[""]
+            result.put(rows, logits, self._places[stage.name], WHY.index(stage.why))
+            return
+        state = carried(self.chain, group.state, edge.carries, inputs)
+        latest = group.latest
+        count = group.size
+        if chosen is not None:
+            state = self._gather(state, chosen)
+            count = len(chosen)
+            if latest is not None:
+                latest = Latest(latest.places[chosen], self._gather({"": latest.logits}, chosen)[""])
+        waiting.setdefault(edge.to, []).append(Group(rows, state, count, latest))
+
+    def _answered(self, result: Filling, group: Group, why: int) -> Group:
+        """Write the answers that rows have so far; the rows of the group that have none."""
+        latest = group.latest
+        assert latest is not None
+        for place in np.unique(latest.places[latest.places >= 0]).tolist():
+            here = (latest.places == place).nonzero()[0]
+            if len(here) == group.size:
+                result.put(group.rows, latest.logits, place, why)
+            else:
+                rows = here if group.rows is None else group.rows[here]
+                result.put(rows, self._gather({"": latest.logits}, here)[""], place, why)
+        rest = (latest.places < 0).nonzero()[0]
+        if not len(rest):
+            return Group(None, {}, 0, None)
+        rows = rest if group.rows is None else group.rows[rest]
+        return Group(rows, self._gather(group.state, rest), len(rest), None)
 
     def _call(self, part: Part, state: State) -> None:
         try:
             part.call(state)
         finally:  # also when the call failed: a network that was cast fails with a worse message
-            self._watches[part.step.name].glance()
-
-    def _leave(self, result: Filling, rows: Rows, state: State, name: str, place: int) -> Rows:
-        """Write what leaves here; return which of the rows stay (None: all of them).
-
-        Decided on the host: bringing the scores there is the one synchronisation of this gate, and on a CPU NumPy
-        is quicker than torch with so few numbers.
-        """
-        score, logits = state[name + SCORE].cpu().numpy(), state[name + LOGITS]
-        successor = choose(score[:, None], self._thresholds[name])
-        stay = successor.nonzero()[0]
-        if len(stay):
-            result.flag(rows, np.isnan(score))
-        if len(stay) == len(score):
-            return None
-        if not len(stay):
-            result.put(rows, logits, place, GATE)
-            return stay
-        gone = (successor == 0).nonzero()[0]
-        result.put(gone if rows is None else rows[gone], self._gather({name: logits}, gone)[name], place, GATE)
-        return stay
+            self._watches[part.name].glance()
 
     def _fits(self, number: int, count: int, until: float) -> bool:
         assert self._percentiles is not None
@@ -237,11 +299,8 @@ def _by_numpy(state: State, rows: np.ndarray[Any, np.dtype[np.int64]]) -> State:
     return {key: torch.from_numpy(value.detach().numpy()[rows]) for key, value in state.items()}
 
 
-def later(parts: Sequence[Part], place: int) -> tuple[str, ...]:
-    """Names of the tensors that the parts after `place` read."""
-    made: set[str] = set()
-    needed: dict[str, None] = {}
-    for part in parts[place + 1 :]:
-        needed.update(dict.fromkeys(key for key in part.reads if key not in made))
-        made.update(part.writes)
-    return tuple(needed)
+def _some_columns(stage: Stage, network: Network) -> list[int] | None:
+    """The columns of a gate's scores that a stage decides by; None where it is all of them."""
+    if not stage.gate or len(stage.routes) == network.chain.routes(stage.name):
+        return None
+    return list(stage.routes)

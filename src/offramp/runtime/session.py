@@ -15,9 +15,12 @@ from offramp.networks.inputs import State, as_inputs, count_of, given
 from offramp.networks.network import Network, Part, as_network, trial_rows
 from offramp.partition.segmenting import undisturbed
 from offramp.plans.plan import Plan
+from offramp.plans.schedule import full_schedule
+from offramp.plans.signature import INPUT
 from offramp.runtime.code_marks import code_marks
 from offramp.runtime.engine import engine_of
 from offramp.runtime.measuring import percentiles
+from offramp.runtime.merging import default_of
 from offramp.runtime.outputs import Answers
 from offramp.runtime.probing import compare_probe
 from offramp.runtime.running import Runner
@@ -76,17 +79,13 @@ def _opened(
         raise BadInput(f"the network is on {place}, asked for was {device}; call net.to({str(device)!r}) first")
     shelved, identity = engine_of(engine)
     check_origin(network, plan, identity)
-    steps = plan.steps(network.chain)
-    for gate, values in plan.thresholds.items():
-        if len(values) != 1:
-            raise BadInput(f"gate {gate!r} has {len(values)} thresholds, expected one: its rows leave or go on")
-    parts: Sequence[Part] = shelved.open(network, steps, place)
-    every: Sequence[Part] = shelved.open(network, network.chain.walk(network.chain.gates), place)
+    parts: Sequence[Part] = shelved.open(network, plan.schedule(network.chain), place)
+    every: Sequence[Part] = shelved.open(network, full_schedule(network.chain), place)
     compare_probe(network, plan, every, example)
-    if any(part.passes for part in parts):  # graphs of their own, which nothing else has looked at
+    if any(part.stage.passes for part in parts):  # graphs of their own, which nothing else has looked at
         compare_probe(network, plan, parts, example)
     if shelved.compiles:
-        _warm(_served(network, plan, engine, time_on if example is None else example), parts)
+        _warm(network, _served(network, plan, engine, time_on if example is None else example), parts)
     timed = None if time_on is None else percentiles(parts, _some_rows(as_inputs(time_on, place)))
     return Runner(network, plan, parts, every, timed, own_threads=shelved.own_threads)
 
@@ -134,11 +133,14 @@ def _served(network: Network, plan: Plan, engine: str, example: Any) -> State:
     return state
 
 
-def _warm(rows: State, parts: Sequence[Part]) -> None:
-    """Run parts on rows: what compiles does so before it serves."""
+def _warm(network: Network, rows: State, parts: Sequence[Part]) -> None:
+    """Run parts on rows, along every edge: what compiles does so before it serves."""
     state = {name: value[:2] for name, value in rows.items()}
     with torch.inference_mode():
         for part in parts:
+            for name in part.reads:  # an exit that this plan runs for no row
+                if name not in state and name != INPUT:
+                    state[name] = default_of(network.chain, name, state)
             part.call(state)
 
 
