@@ -10,11 +10,11 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start, b
 import pytest
 import torch
 from hypothesis import settings
-from small import ladder_of, trace_of
 
 from offramp.networks import trained
 from offramp.networks.network import Network
 from offramp.plans.trace import Trace
+from small import ladder_of, trace_of
 
 torch.set_num_threads(1)
 settings.register_profile("steady", derandomize=True, deadline=None)

@@ -8,7 +8,6 @@ import math
 import numpy as np
 import pytest
 from scipy import stats
-from small import ladder_of, rows_of, trace_of
 
 import offramp as off
 from offramp.calibration.calibrating import calibrate
@@ -19,6 +18,7 @@ from offramp.guarantees.risks import Risk, find_risk
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import Origin
 from offramp.plans.trace import Trace
+from small import ladder_of, rows_of, trace_of
 
 
 def with_columns(trace: Trace, **columns) -> Trace:

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small import trace_of
 
 from offramp.calibration.candidates import in_order, losses_up_to, trade_offs
 from offramp.calibration.search import Problem, exits_of
 from offramp.guarantees.risks import Risk, find_risk
 from offramp.plans.plan import BAND, choose
+from small import trace_of
 
 SCORES = st.sampled_from([-np.inf, -1.0, 0.0, 0.00005, 0.0001, 0.5, 0.50005, 0.5002, 1.0, 7.0, np.inf, np.nan])
 BARS = st.sampled_from([-np.inf, -1.0, 0.0, 0.00003, 0.25, 0.5, 0.50012, 1.0, np.inf])

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small import trace_of
 
 from offramp.calibration import sweep as sweep_module
 from offramp.calibration.calibrating import calibrate
@@ -19,6 +18,7 @@ from offramp.guarantees.testing import order_from
 from offramp.plans.plan import BAND, Plan
 from offramp.plans.scores import ScoreRange
 from offramp.plans.trace import Trace
+from small import trace_of
 
 
 def priced(trace: Trace, exits: float, *, call: float = 0.0, row: float = 0.0) -> Trace:

@@ -6,13 +6,13 @@ import warnings
 
 import numpy as np
 import pytest
-from small import trace_of
 
 from offramp.calibration.calibrating import calibrate
 from offramp.calibration.members import warn_of_order
 from offramp.errors import BadInput, DearFirst
 from offramp.plans.topology import Node, Topology
 from offramp.plans.trace import Header, Trace
+from small import trace_of
 
 
 @pytest.mark.parametrize("options", [{"at_most": 0.2}, {"budget": 1.2}, {"at_most": 0.2, "testing": "pareto"}])

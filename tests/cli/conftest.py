@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from typed import CALIBRATION, TEST, offramp
 from words import library, write_tokenizer
 

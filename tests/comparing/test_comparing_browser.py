@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import chromium
 import pytest
-from made_up import NASTY, comparison
 
+import chromium
+from made_up import NASTY, comparison
 from offramp.comparing.page import write_page
 
 pytestmark = chromium.MARKS

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import DIGITS, file_of
-from paying import signs
 
+from made_up import DIGITS, file_of
 from offramp.building.placement.trying import placed
 from offramp.comparing import cuts
 from offramp.comparing.cells import Cell
 from offramp.comparing.reading import read_settings
 from offramp.errors import OverlappingRows
+from paying import signs
 
 pytest.importorskip("sklearn")
 

@@ -7,15 +7,15 @@ import json
 
 import numpy as np
 import pytest
-from made_up import MACS, method_of, settings_of, traces
-from small import trace_of
 
+from made_up import MACS, method_of, settings_of, traces
 from offramp.calibration.families import POWERS
 from offramp.comparing.cells import plain_of
 from offramp.comparing.figures import Figures, Point, best_within, figures_of, figures_of_plain
 from offramp.errors import BadInput
 from offramp.plans.plan import Plan
 from offramp.plans.trace import Trace
+from small import trace_of
 
 BUDGETS = (0.05, 0.4, 0.75, 1.0)
 

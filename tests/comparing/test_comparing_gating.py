@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import cut_of, images_of, ladder_of, rows_of
 from torch import Tensor
 
 from offramp._support.find import find, names
@@ -19,6 +18,7 @@ from offramp.errors import BadInput, UnknownName
 from offramp.networks.nodes import Gate, Seen
 from offramp.plans.trace import Header, Trace
 from offramp.runtime.recording import record
+from small import cut_of, images_of, ladder_of, rows_of
 
 ROWS = 100  # more than are recorded to compare
 

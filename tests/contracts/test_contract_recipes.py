@@ -7,7 +7,6 @@ import random
 import numpy as np
 import pytest
 import torch
-from small import cut_of, images_of, ladder_of, seeded
 from torch import nn
 
 import offramp as off
@@ -18,6 +17,7 @@ from offramp.models.signal_resnet import SignalResNet
 from offramp.networks.recipe import Phase, Recipe
 from offramp.recipes.distill import Distill
 from offramp.testing import check_recipe
+from small import cut_of, images_of, ladder_of, seeded
 
 RECIPES = sorted(file.stem for file in (find.HOUSE / "recipes").glob("*.py") if not file.stem.startswith("_"))
 SLOW = ("pondered",)

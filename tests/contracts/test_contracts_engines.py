@@ -7,11 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import conv, ladder_of, rows_of
 
 from offramp._support import find
 from offramp.engines import torch as eager
 from offramp.testing import check_engine
+from small import conv, ladder_of, rows_of
 
 ENGINES = sorted(file.stem for file in (find.HOUSE / "engines").glob("*.py") if not file.stem.startswith("_"))
 

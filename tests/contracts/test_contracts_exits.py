@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import seeded
 from torch import nn
 
 from offramp._support import find
@@ -23,6 +22,7 @@ from offramp.exits.surest import Surest
 from offramp.exits.whole import Mean
 from offramp.networks.nodes import Exit
 from offramp.testing import check_exit, example_seen
+from small import seeded
 
 MADE = {
     "Strided": lambda: Strided((2, 5, 6), 3, None),

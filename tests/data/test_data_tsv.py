@@ -7,10 +7,10 @@ import subprocess
 import sys
 
 import pytest
-from words import library, write_tokenizer
 
 from offramp.data.rows import rows
 from offramp.errors import BadData, BadFile, MissingExtra, Notice, UnknownName
+from words import library, write_tokenizer
 
 TEXT = "label\tsentence\n0\ta bad film\n1\tgood\n1\ta good film of words\n"
 

@@ -11,16 +11,16 @@ import sys
 import numpy as np
 import pytest
 import torch
-from compiled import CASES, SIZES, middling
-from small import INF_MARK, NAN_MARK, cut_of, images_of, ladder_of, rows_of, spoiled
 from torch import nn
 
 import offramp as off
+from compiled import CASES, SIZES, middling
 from offramp._support.files import digest_file, read_json, write_json
 from offramp.deploy import run as program
 from offramp.errors import BadFile, BadInput, BadNetwork, Mismatch, MissingExtra
 from offramp.networks.nodes import Gate
 from offramp.plans.plan import BAND, Plan, choose
+from small import INF_MARK, NAN_MARK, cut_of, images_of, ladder_of, rows_of, spoiled
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")

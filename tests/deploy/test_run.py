@@ -12,11 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import ladder_of, rows_of
 
 import offramp as off
 from offramp._support.files import checksum, digest_file, read_json, write_json
 from offramp.plans.plan import Plan
+from small import ladder_of, rows_of
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")

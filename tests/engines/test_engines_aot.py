@@ -7,13 +7,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from small import ladder_of, rows_of
 
 import offramp as off
 from offramp.errors import BadInput, BadNetwork, Mismatch
 from offramp.plans.plan import Plan
 from offramp.runtime.engine import engine_of
 from offramp.testing import check_engine
+from small import ladder_of, rows_of
 
 X = rows_of(70)
 

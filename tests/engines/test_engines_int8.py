@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small import cut_of, images_of, ladder_of, rows_of
 
 import offramp as off
 from offramp.errors import BadData, BadInput, Mismatch, OverlappingRows
@@ -13,6 +12,7 @@ from offramp.networks.nodes import Seen
 from offramp.plans.schedule import full_schedule
 from offramp.runtime.benching import bench
 from offramp.runtime.engine import engine_of
+from small import cut_of, images_of, ladder_of, rows_of
 
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")

@@ -8,11 +8,11 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from small import ladder_of, rows_of
 
 import offramp as off
 from offramp._support.find import find_file
 from offramp.plans.plan import Plan
+from small import ladder_of, rows_of
 
 pytest.importorskip("onnxscript")
 if find_spec("openvino") is None:

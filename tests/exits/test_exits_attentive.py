@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small import cut_of, images_of, moved, seeded, sizes
-from waves import wave_of, waves
 
 import offramp as off
 from offramp.errors import BadNetwork
@@ -14,6 +12,8 @@ from offramp.exits.attentive import Attentive, attentive, bottleneck
 from offramp.networks.nodes import Seen
 from offramp.plans.plan import Plan
 from offramp.runtime.measuring import macs
+from small import cut_of, images_of, moved, seeded, sizes
+from waves import wave_of, waves
 
 PLACES = [((64, 32, 32), 3, 8), ((128, 16, 16), 2, 4), ((256, 8, 8), 1, 2)]
 

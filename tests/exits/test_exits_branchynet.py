@@ -6,8 +6,6 @@ from functools import partial
 
 import pytest
 import torch
-from small import sizes
-from waves import wave_of, waves
 
 from offramp.building.factories import make_exit
 from offramp.building.saving import _exit_of
@@ -15,6 +13,8 @@ from offramp.errors import BadInput, BadNetwork
 from offramp.exits.branchynet import Residual, b_alexnet_1, b_alexnet_2, b_resnet_1, b_resnet_2
 from offramp.networks.nodes import Seen
 from offramp.runtime.measuring import macs
+from small import sizes
+from waves import wave_of, waves
 
 
 def ran(made, shape):

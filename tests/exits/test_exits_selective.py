@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small import cut_of, images_of, moved, seeded
 
 import offramp as off
 from offramp.errors import BadInput, BadNetwork
 from offramp.exits.selective import Selective, selective
 from offramp.networks.nodes import Seen
 from offramp.plans.plan import Plan
+from small import cut_of, images_of, moved, seeded
 
 
 def test_the_formula_by_hand():

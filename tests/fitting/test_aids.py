@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import cut_of, images_of
 from torch import nn
 
 import offramp as off
 from offramp.errors import BadNetwork
 from offramp.networks.recipe import Phase, Recipe
 from offramp.testing import check_resumes, check_same
+from small import cut_of, images_of
 
 X = images_of(48)
 Y = (X.mean((1, 2, 3)) > 0).long()

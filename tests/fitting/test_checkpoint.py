@@ -9,7 +9,6 @@ from functools import partial
 
 import pytest
 import torch
-from small import cut_of, images_of
 
 import offramp as off
 from offramp._support.files import read_json, write_json
@@ -17,6 +16,7 @@ from offramp.errors import BadFile, BadInput, Mismatch
 from offramp.networks.recipe import Phase, Recipe, plain
 from offramp.recipes.joint import Joint
 from offramp.testing import stopping
+from small import cut_of, images_of
 
 X = images_of(70)
 Y = (X.mean((1, 2, 3)) > 0).long()

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import cut_of, images_of
 
 import offramp as off
 from offramp._support.find import files
 from offramp.errors import BadInput, UnknownName
 from offramp.fitting.describing import arguments, described
 from offramp.fitting.teaching import recipe_of
+from small import cut_of, images_of
 
 
 def test_arguments_in_the_name_beside_it_and_in_an_object_are_one():

@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small import cut_of, images_of, ladder_of, rows_of
 
 import offramp as off
 from offramp.fitting import pooling
 from offramp.fitting.pooling import Pooling
 from offramp.networks.recipe import poolable
+from small import cut_of, images_of, ladder_of, rows_of
 
 X = images_of(40)
 

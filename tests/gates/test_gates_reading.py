@@ -7,8 +7,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from small import cut_of, images_of, ladder_of, rows_of
-from waves import wave_of
 
 import offramp as off
 from offramp.building.factories import make_gate
@@ -19,6 +17,8 @@ from offramp.gates.ensemble import Ensemble
 from offramp.gates.patience import Patience
 from offramp.gates.uncertainty import Uncertainty
 from offramp.networks.nodes import Scorer, Seen
+from small import cut_of, images_of, ladder_of, rows_of
+from waves import wave_of
 
 READING = ("patience", "agreement", "ensemble", "uncertainty")
 NAMES = ("a", "b", "c")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import seeded
 from torch import nn
 
 from offramp.layers.adaptive_depth import AdaptiveDepth, Halt, depths
 from offramp.networks.taps import listening
+from small import seeded
 
 
 class Plus(nn.Module):

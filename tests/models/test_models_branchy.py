@@ -7,8 +7,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from small import moved, seeded, sizes
-from waves import wave_of, waves
 
 import offramp as off
 from offramp.building.factories import front_of, make_exit, make_model
@@ -18,6 +16,8 @@ from offramp.models.branchy_resnet import BranchyResNet
 from offramp.networks.nodes import Seen
 from offramp.plans.plan import Plan
 from offramp.runtime.measuring import macs
+from small import moved, seeded, sizes
+from waves import wave_of, waves
 
 ONE = torch.zeros(1, 3, 32, 32)
 

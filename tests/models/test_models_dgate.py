@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import moved
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -19,6 +18,7 @@ from offramp.models.cifar_densenet import DenseLayer, Transition
 from offramp.networks.taps import listening
 from offramp.partition.segmenting import segments_of
 from offramp.runtime.measuring import macs
+from small import moved
 
 SIZES = {  # parameters, millions of MACs, and (cut, shape, millions of MACs up to there)
     "resnet101": (

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import moved, seeded, sizes
 
 import offramp as off
 from offramp._support import find
@@ -14,6 +13,7 @@ from offramp.models.lenet import front, lenet
 from offramp.networks.nodes import Seen
 from offramp.plans.plan import Plan
 from offramp.runtime.measuring import macs
+from small import moved, seeded, sizes
 
 
 def digits(count: int) -> torch.Tensor:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from counter import colours, costs_of_exits
-from small import seeded
 
 import offramp as off
+from counter import colours, costs_of_exits
 from offramp.building.factories import front_of, make_exit, make_model
 from offramp.models.msdnet import MSDNet, msdnet_even, msdnet_growing
 from offramp.models.msdnet_imagenet import msdnet_imagenet
 from offramp.models.ranet import ranet
 from offramp.recipes.boosted import Boosted
 from offramp.recipes.joint import Joint
+from small import seeded
 
 # per configuration: MACs (M) up to each exit, earlier classifiers included, and the channels that each classifier reads
 TABLE = {

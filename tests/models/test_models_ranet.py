@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from counter import colours, costs_of_exits
-from small import seeded
 from torch.nn.functional import interpolate
 
 import offramp as off
+from counter import colours, costs_of_exits
 from offramp.building.factories import front_of, make_model
 from offramp.models.ranet import RANet, RanetBlock, Sizes, ranet, ranet_growing
 from offramp.recipes.joint import Joint
+from small import seeded
 
 # million operations per exit, read off BoostNet's plots: those on ImageNet to three million or so
 PLOTTED = [15.9, 31.4, 44.7, 50.4, 60.8, 63.8, 90.3, 95.0]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small import moved, seeded
 from torch.nn.functional import cross_entropy, kl_div
 
 import offramp as off
@@ -16,6 +15,7 @@ from offramp.networks.nodes import Seen
 from offramp.plans.plan import Plan
 from offramp.recipes.distill import soft_cross_entropy
 from offramp.runtime.measuring import macs
+from small import moved, seeded
 
 
 def signals(count, length=64):

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import trace_of
 
 from offramp._support.files import from_document, to_document
 from offramp.errors import BadFile, BadInput, NewerSchema, OverlappingRows, UnknownName
@@ -19,6 +18,7 @@ from offramp.plans.plan import Plan, Price, Promise, choose
 from offramp.plans.provenance import BAND, ROUNDED, Origin, Probe, SeenRows
 from offramp.plans.signature import Input
 from offramp.plans.topology import Node, Topology
+from small import trace_of
 
 CHAIN = Topology.chain([Node("a"), Node("b"), Node("c")])
 FLOATS = st.floats(width=32)

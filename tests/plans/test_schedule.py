@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-from topologies import FORK, PLAIN, READING, SKIP, TRUNK, chain
 
 from offramp.errors import BadInput, UnknownName
 from offramp.plans.plan import Plan
 from offramp.plans.schedule import Edge, Stage, compiled, full_schedule
 from offramp.plans.topology import LEAVE, Node, Topology
+from topologies import FORK, PLAIN, READING, SKIP, TRUNK, chain
 
 
 def schedule(of, gates, deepest=None):

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
-from topologies import FORK, PLAIN, READING, SKIP, TRUNK, chain
 
 from offramp.errors import BadInput, BadNetwork, UnknownName
 from offramp.plans.topology import LEAVE, Default, Node, Topology
+from topologies import FORK, PLAIN, READING, SKIP, TRUNK, chain
 
 
 def test_names():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import cut_of, images_of, ladder_of
 from torch import nn
 
 import offramp as off
@@ -14,6 +13,7 @@ from offramp.networks.nodes import Seen
 from offramp.networks.recipe import Lesson, View
 from offramp.recipes._together import seen_of
 from offramp.recipes.cascaded import Cascaded, blocks_of
+from small import cut_of, images_of, ladder_of
 
 X = images_of(200)
 Y = (X.mean((1, 2, 3)) > 0).long()

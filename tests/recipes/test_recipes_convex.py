@@ -9,12 +9,12 @@ import pytest
 import torch
 from scipy.optimize import minimize
 from torch.testing import assert_close
-from written_losses import loss_of
 
 from offramp.errors import BadData, BadInput
 from offramp.recipes import _convex, _standard
 from offramp.recipes._convex import Bound, choose, solve
 from offramp.recipes._losses import LOSSES
+from written_losses import loss_of
 
 ALL = tuple(LOSSES)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import cut_of, images_of
 
 import offramp as off
 from offramp.errors import BadInput, BadNetwork, UnknownName
@@ -12,6 +11,7 @@ from offramp.networks.nodes import Exit
 from offramp.networks.recipe import Lesson, View
 from offramp.recipes.distill import Distill, soft_cross_entropy
 from offramp.recipes.patience import Patience, depth_weights
+from small import cut_of, images_of
 
 X = images_of(48)
 Y = (X.mean((1, 2, 3)) > 0).long()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import cut_of
 
 from offramp.errors import GapNotReached
 from offramp.networks.recipe import Whole
 from offramp.recipes import _linear
 from offramp.recipes._linear import solve_exit
+from small import cut_of
 
 
 def whole(rows, copies=1):

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
-from written_losses import loss_of
 
 from offramp.recipes._losses import LOSSES
+from written_losses import loss_of
 
 ALL = tuple(LOSSES)
 

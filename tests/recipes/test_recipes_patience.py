@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
-from small import cut_of
 from torch.nn.functional import cross_entropy
-from waves import toy, toy_rows
 
 import offramp as off
 from offramp.errors import BadInput
 from offramp.recipes.patience import Patience
+from small import cut_of
+from waves import toy, toy_rows
 
 
 def written_out(net, x, y, *, steps, rate, clip, theirs):

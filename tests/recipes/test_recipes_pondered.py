@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import cut_of, seeded
 
 import offramp as off
 from offramp.errors import BadInput, BadNetwork
@@ -13,6 +12,7 @@ from offramp.models.signal_resnet import SignalResNet
 from offramp.networks.taps import listening
 from offramp.recipes.distill import Distill
 from offramp.recipes.pondered import Pondered, priced
+from small import cut_of, seeded
 
 X = torch.randn(96, 1, 48, generator=torch.Generator().manual_seed(3))
 Y = (X[:, 0, :24].std(1) > X[:, 0, 24:].std(1)).long()

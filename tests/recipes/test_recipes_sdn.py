@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import cut_of, images_of
 
 import offramp as off
 from offramp.errors import BadInput, BadNetwork
 from offramp.networks.recipe import Lesson, View
 from offramp.recipes.sdn import Sdn, ramp
+from small import cut_of, images_of
 
 X = images_of(48)
 Y = (X.mean((1, 2, 3)) > 0).long()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import cut_of, images_of
 from torch.nn.functional import cross_entropy
 
 from offramp.errors import BadInput
 from offramp.networks.recipe import Lesson, View
 from offramp.recipes.synergy import Synergy, layer_weights
+from small import cut_of, images_of
 
 X = images_of(48)
 Y = (X.mean((1, 2, 3)) > 0).long()

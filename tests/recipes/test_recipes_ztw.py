@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import cut_of, images_of, ladder_of
 
 import offramp as off
 from offramp.errors import BadNetwork
 from offramp.recipes.ztw import Ztw
+from small import cut_of, images_of, ladder_of
 
 X = images_of(48)
 Y = (X.mean((1, 2, 3)) > 0).long()
