@@ -8,6 +8,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+from torch.utils.data import DataLoader, RandomSampler, Subset, TensorDataset
+
+import offramp as off
 from drawing import (
     COPIES,
     DRAWS,
@@ -20,15 +24,11 @@ from drawing import (
     true_risk,
     with_columns,
 )
-from scipy import stats
-from small import ladder_of, rows_of, trace_of
-from torch.utils.data import DataLoader, RandomSampler, Subset, TensorDataset
-
-import offramp as off
 from offramp.calibration.calibrating import calibrate
 from offramp.errors import BadInput, NoSafePlan, OverlappingRows
 from offramp.plans.plan import Plan, Promise
 from offramp.plans.trace import Trace
+from small import ladder_of, rows_of, trace_of
 
 THINNED = DRAWS // 4  # in the fast suite
 SOME_DRAWS = [THINNED // 3, pytest.param(DRAWS, marks=pytest.mark.slow)]

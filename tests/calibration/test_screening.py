@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from small import trace_of
 
 from offramp.calibration.screening import GRIDS, Screened, above, front, kept_shares, screen
 from offramp.errors import BadInput, UnknownName
 from offramp.plans.plan import choose
 from offramp.plans.trace import Trace
+from small import trace_of
 
 MACS = (1.0, 2.0, 8.0)
 HEADS = (0.5, 0.25)

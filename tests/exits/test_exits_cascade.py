@@ -6,9 +6,7 @@ import math
 
 import pytest
 import torch
-from small import cut_of, images_of, ladder_of
 from torch.nn.functional import cross_entropy
-from waves import wave, wave_of
 
 import offramp as off
 from offramp.building.factories import make_exit
@@ -16,6 +14,8 @@ from offramp.errors import BadInput, BadNetwork
 from offramp.exits.cascade import Cascade, CascadeConv
 from offramp.networks.nodes import Seen
 from offramp.recipes.ztw import Ztw
+from small import cut_of, images_of, ladder_of
+from waves import wave, wave_of
 
 
 def three(norm=False):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import cut_of, images_of, ladder_of, seeded
 
 import offramp as off
 from offramp.cli.demonstration import fit as trained
@@ -13,6 +12,7 @@ from offramp.exits.pooled import Pooled
 from offramp.models.digits import front
 from offramp.networks.recipe import Lesson, View
 from offramp.recipes.imitated import Imitated
+from small import cut_of, images_of, ladder_of, seeded
 
 X = images_of(48)
 

@@ -6,9 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import cut_of, images_of, ladder_of
 from torch import nn
-from waves import toy_rows, wave
 
 import offramp as off
 from offramp.errors import BadInput, BadNetwork
@@ -26,6 +24,8 @@ from offramp.recipes.objective import (
     leaving,
     targets,
 )
+from small import cut_of, images_of, ladder_of
+from waves import toy_rows, wave
 
 X = images_of(72)
 Y = (X.mean((1, 2, 3)) > 0).long()

@@ -7,10 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import cut_of, dense, images_of, ladder_of, rows_of
 from torch import nn
 from torch.nn.functional import cross_entropy
-from waves import toy
 
 import offramp as off
 from offramp.errors import BadInput, BadNetwork
@@ -23,6 +21,8 @@ from offramp.recipes._schedules import cosine, dropped
 from offramp.recipes.boosted import AVERAGES, Boosted, add_up, pieces_of
 from offramp.recipes.decorrelated import Decorrelated, divergence, mean_log, own_logs
 from offramp.recipes.joint import Joint, last_layer
+from small import cut_of, dense, images_of, ladder_of, rows_of
+from waves import toy
 
 X, Y = images_of(12), torch.arange(12) % 3
 NODES = ("stem", "blocks.0", "backbone")

@@ -6,15 +6,15 @@ import copy
 
 import pytest
 import torch
-from small import cut_of, images_of, ladder_of, seeded
 from torch import nn
 from torch.nn.functional import cross_entropy
-from waves import toy, toy_rows, wave
 
 import offramp as off
 from offramp.errors import BadInput, BadNetwork
 from offramp.networks.recipe import Lesson, View
 from offramp.recipes.weighted import Weighted, keys_of, losses_of, other_values, routed, trial, weigh
+from small import cut_of, images_of, ladder_of, seeded
+from waves import toy, toy_rows, wave
 
 X, Y = images_of(12), torch.arange(12) % 3
 HALVES = torch.arange(12).chunk(2)
