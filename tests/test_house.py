@@ -29,8 +29,14 @@ def test_law_1_imports_go_down_or_stay(module):
     floor = house.FLOOR[room]
     for other in house.imports(MODULES[module]):
         there = house.FLOOR[house.room(other)]
-        assert there <= floor, f"{module} [{floor}] imports {other} [{there}]"
-        assert there < 7 or room == house.room(other) or room == "cli", f"{module} imports {other}, on the top floor"
+        assert there < floor or house.room(other) == room, f"{module} [{floor}] imports {other} [{there}]"
+
+
+def test_law_1_few_arrows():
+    """The drawing stays calm: few arrows between packages, few entries at the top."""
+    arrows = {(house.room(name), house.room(other)) for name in MODULES for other in house.imports(MODULES[name])}
+    assert len([arrow for arrow in arrows if arrow[0] != arrow[1]]) <= 140
+    assert len([entry for entry in house.HOUSE.iterdir() if entry.name != "__pycache__"]) <= 28
 
 
 def test_law_1_no_circle():
@@ -67,7 +73,7 @@ print(json.dumps([names, [name for name in sys.modules if name.split(".")[:1] ==
 """
     names, loaded, torch = in_a_fresh_python(code)
     assert "margin" in names["gates"]
-    assert sorted(loaded) == ["offramp", "offramp.errors", "offramp._support.find"]
+    assert sorted(loaded) == ["offramp", "offramp._support", "offramp._support.find", "offramp.errors"]
     assert not torch
 
 
@@ -168,7 +174,16 @@ def test_law_3_the_type_checker_sees_the_same_face():
 
 
 @pytest.mark.parametrize(
-    "module", ["running", "trace", "network", "recording", "engines.torch", "graphs", "evaluation"]
+    "module",
+    [
+        "runtime.running",
+        "plans.trace",
+        "networks.network",
+        "runtime.recording",
+        "engines.torch",
+        "runtime.graphs",
+        "plans.evaluation",
+    ],
 )
 def test_law_4_choose_is_the_only_rule_that_runs(module):
     tree = ast.parse(MODULES[module].read_text())
@@ -177,7 +192,7 @@ def test_law_4_choose_is_the_only_rule_that_runs(module):
         if isinstance(node, ast.Compare) and any(isinstance(op, orders) for op in node.ops):
             text = ast.unparse(node)
             assert "BAND" in text.upper() or not ("score" in text or "threshold" in text), f"{module}: {text}"
-    if module in ("running", "trace"):
+    if module in ("runtime.running", "plans.trace"):
         assert any(isinstance(node, ast.Call) and ast.unparse(node.func) == "choose" for node in ast.walk(tree))
 
 

@@ -17,7 +17,7 @@ from offramp._support.ownership import FolderKind
 from offramp._support.replacement import read_whole, replacing, replacing_folder, restored
 from offramp.errors import BadFile
 
-HELPERS = Path(__file__).parents[1] / "helpers"
+HERE = Path(__file__).parent  # from where the writers import what they write with
 
 KIND = FolderKind("a pair", "a.json", "pair", frozenset({"a.json", "b.json"}))
 own = KIND.require_own
@@ -298,7 +298,7 @@ def killed(tmp_path: Path, how: str, ways: str) -> int:
             "ignore",
             "-c",
             WRITER,
-            str(HELPERS),
+            str(HERE),
             str(tmp_path),
             how,
             ways,
@@ -380,7 +380,7 @@ for turn in range(40):
 def test_several_writers_at_once_all_succeed_and_a_reader_never_sees_a_mixture(tmp_path):
     folder = tmp_path / "net"
     write_pair(folder, 0)
-    words = [sys.executable, "-c", WRITERS, str(HELPERS), str(folder)]
+    words = [sys.executable, "-c", WRITERS, str(HERE), str(folder)]
     writers = [subprocess.Popen([*words, str(number)], stderr=subprocess.PIPE, text=True) for number in range(3)]
     seen = set()
     while any(writer.poll() is None for writer in writers):

@@ -31,6 +31,7 @@ from offramp.plans.trace import Trace
 from small import ladder_of, rows_of, trace_of
 
 THINNED = DRAWS // 4  # in the fast suite
+SOME_DRAWS = [THINNED // 3, pytest.param(DRAWS, marks=pytest.mark.slow)]
 ALLOWED = stats.binom.ppf(0.9999, DRAWS, 0.05)
 POPULATION = population()
 
@@ -105,8 +106,9 @@ def test_a_trace_indexed_with_repetitions_is_always_refused(times, repeats):
                 calibrate(POPULATION[rows], at_most=0.002, testing=testing, repeats=repeats)
 
 
+@pytest.mark.parametrize("draws", SOME_DRAWS)
 @pytest.mark.parametrize("times", COPIES)
-def test_copies_across_search_and_test_rows(times):
+def test_copies_across_search_and_test_rows(times, draws):
     """Every test row also stands among the search rows, under another number."""
 
     def plan_of(seed: int, repeats: str | None) -> Plan:
@@ -117,7 +119,6 @@ def test_copies_across_search_and_test_rows(times):
     for seed in range(5):
         with pytest.raises(OverlappingRows, match=r"60 of the 60 calibration rows .* have the content of search rows"):
             plan_of(seed, None)
-    draws = THINNED if times == 2 else THINNED // 4
     bad, made = broken(POPULATION, [lambda s=s: plan_of(s, "once") for s in range(draws)], "disagreement", 0.08)
     assert bad <= stats.binom.ppf(0.9999, draws, 0.05)
     assert made > draws / 4
@@ -145,11 +146,11 @@ def test_row_5_of_one_array_is_not_row_5_of_another():
 
 @pytest.mark.parametrize("testing", ["path", "pareto"])
 @pytest.mark.parametrize(("risk", "bound"), [("disagreement", None), ("disagreement", "betting"), ("error", "betting")])
+@pytest.mark.parametrize("draws", SOME_DRAWS)
 @pytest.mark.parametrize("contents", [12, 60])
-def test_discrete_data_whose_rows_are_independent(contents, risk, bound, testing):
+def test_discrete_data_whose_rows_are_independent(contents, risk, bound, testing, draws):
     """Contents repeat because there are few of them, and their labels are noisy."""
     rows, level = few_contents(contents), {"disagreement": 0.1, "error": 0.25}[risk]
-    draws = THINNED // 3
 
     def plan_of(seed: int) -> Plan:
         drawn = renumbered(rows[np.random.default_rng(seed).integers(0, len(rows), 300)])

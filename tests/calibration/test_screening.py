@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.calibration.screening import GRIDS, Screened, above, front, screen
+from offramp.calibration.screening import GRIDS, Screened, above, front, kept_shares, screen
 from offramp.errors import BadInput, UnknownName
 from offramp.plans.plan import choose
 from offramp.plans.trace import Trace
@@ -202,3 +202,18 @@ def test_traces_that_are_refused():
     trace = entropies(20)
     with pytest.raises(BadInput, match="never taught"):
         screen(Trace(trace.columns, replace(trace.header, taught=False)), grid="lenet")
+
+
+def test_the_share_that_is_kept_for_later_exits():
+    """kunglab/branchynet a33d136, branchynet/net.py, find_thresholds_entropies: over all rows at every exit."""
+    trace = trace_of(200)
+    plan = kept_shares(trace, 0.25)
+    for gate, score in zip(trace.chain.gates, trace.scores.T, strict=True):
+        entropy = np.sort(-score)
+        limit = entropy[int(200 - 0.25 * 200)]  # their threshold; rows of a smaller entropy leave
+        (threshold,) = plan.thresholds[gate]
+        assert np.array_equal(score >= np.float32(threshold), -score < limit)
+    assert kept_shares(trace, 1.0).thresholds.keys() == plan.thresholds.keys()
+    for wrong in (0, 1.5, [0.5], -1):
+        with pytest.raises(BadInput, match="keep must be a share above 0"):
+            kept_shares(trace, wrong)

@@ -20,4 +20,4 @@ def test_examples(module):
 
 
 def test_there_are_examples():
-    assert {"plan", "cutting", "gates.confidence"} <= set(EXAMPLES)
+    assert {"plans.plan", "building.cutting", "gates.confidence"} <= set(EXAMPLES)

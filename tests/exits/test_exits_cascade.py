@@ -10,9 +10,10 @@ from torch.nn.functional import cross_entropy
 
 import offramp as off
 from offramp.building.factories import make_exit
-from offramp.errors import BadNetwork
+from offramp.errors import BadInput, BadNetwork
 from offramp.exits.cascade import Cascade, CascadeConv
 from offramp.networks.nodes import Seen
+from offramp.recipes.ztw import Ztw
 from small import cut_of, images_of, ladder_of
 from waves import wave, wave_of
 
@@ -157,3 +158,42 @@ def test_a_closed_exit_still_hands_on(tmp_path):
 def test_a_ladder_refuses_a_rung_with_a_cascade():
     with pytest.raises(BadNetwork, match="reads exits by names"):
         off.ladder({"one": cut_of(exits="cascade"), "two": ladder_of(2).backbone["small"]})
+
+
+# ztw_cv_original/architectures/weighted_avg_model.py, gmum/Zero-Time-Waste 8341f3a, then log_softmax
+GOLDEN = {
+    "additive": [[-1.3623695, -1.3351176, -0.7322636], [-0.6875016, -1.7676287, -1.119534]],
+    "mean": [[-1.1901236, -1.224395, -0.9115995], [-0.5672885, -1.8231032, -1.304105]],
+}
+
+
+@pytest.mark.parametrize("kind", GOLDEN)
+def test_ensembles_of_the_ablations_answer_as_the_authors(kind):
+    exit_ = Cascade("flat", 5, 3, before="a", place=3, ensemble=kind)
+    if kind == "additive":
+        with torch.no_grad():
+            exit_.tail.a.copy_(torch.tensor([0.3, -0.7, 0.2]))
+            exit_.tail.b.copy_(torch.tensor([0.1, -0.4, 0.5]))
+    members = torch.arange(18.0).reshape(2, 3, 3).sin() * 2
+    torch.testing.assert_close(exit_.tail.ensemble(members), torch.tensor(GOLDEN[kind]), atol=1e-6, rtol=0)
+    assert exit_.config()["ensemble"] == kind
+    assert "ensemble" not in Cascade("flat", 5, 3).config()  # files that do not name one have the paper's
+
+
+@pytest.mark.parametrize("kind", ["additive", "mean"])
+def test_ensembles_of_the_ablations_are_taught_and_kept(kind, tmp_path):
+    net = cut_of(taught=False, exits=f"cascade?ensemble={kind}")
+    x = images_of(24)
+    y = torch.arange(24) % 3
+    history = off.fit(net, (x, y), recipe=Ztw(epochs=1, ensembles=1), progress=False)
+    phases = ["exits"] if kind == "mean" else ["exits", "ensembles"]
+    assert [epoch.phase for epoch in history.epochs] == phases
+    off.save(net, tmp_path / "net")
+    again = off.load(tmp_path / "net", net.backbone)
+    for before, after in zip(net(x), again(x), strict=True):
+        assert torch.equal(before, after)
+
+
+def test_another_ensemble_is_refused():
+    with pytest.raises(BadInput, match="ensemble must be one of geometric, additive, mean, got 'sum'"):
+        Cascade("flat", 5, 3, ensemble="sum")

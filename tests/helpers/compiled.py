@@ -104,12 +104,14 @@ CASES: dict[str, tuple[Callable[[], Network], Rows]] = {
 
 
 def middling(net: Network, x: Any) -> Plan:
-    """Thresholds in the middle of the scores, off all of them, so that some rows leave at every gate."""
+    """Thresholds about the middle of the scores, as far off all of them as may be: some rows leave at every gate."""
     found = {}
     with torch.no_grad():
         for name, _, score in net.walk(x):
             if score is not None:
                 known = np.unique(score[score.isfinite()].numpy())
-                at = len(known) // 2
-                found[name] = float((known[at - 1] + known[at]) / 2)
+                third = len(known) // 3
+                about = known[third : len(known) - third + 1]
+                at = int(np.argmax(np.diff(about)))
+                found[name] = float((about[at] + about[at + 1]) / 2)
     return Plan.by_hand(found)

@@ -16,7 +16,8 @@ HOUSE = ROOT / "src" / "offramp"
 READ = ("src", "tests", "benchmarks", "examples", "docs")
 
 FLOORS = [
-    ["errors", "_support"],
+    ["errors"],
+    ["_support"],
     ["guarantees"],
     ["plans"],
     ["networks"],
@@ -27,8 +28,10 @@ FLOORS = [
     ["hubs", "recipes"],
     ["calibration", "building"],
     ["fitting"],
-    ["comparing", "reporting", "deploy"],
-    ["", "cli", "testing"],  # "" is the face, offramp/__init__.py
+    ["deploy", "reporting"],
+    ["comparing", "testing"],
+    [""],  # the face, offramp/__init__.py
+    ["cli"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
 SHELVES = ("augments", "exits", "gates", "layers", "models", "hubs", "members", "recipes", "engines")

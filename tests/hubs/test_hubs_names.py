@@ -12,6 +12,7 @@ from torch import nn
 import offramp as off
 from offramp.building.factories import front_of, make_model, model_from_file
 from offramp.errors import BadInput, MissingExtra, UnknownName
+from offramp.hubs._options import library
 
 CFG = {
     "input_size": (3, 32, 32),
@@ -145,3 +146,14 @@ def test_a_torchvision_of_another_torch_is_a_sentence(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     with pytest.raises(BadInput, match="operator nms does not exist"):
         make_model("torchvision:resnet18")
+
+
+def test_a_torchvision_of_another_torch_is_told_with_a_way_on(monkeypatch):
+    """PyPI's torchvision beside torch's CPU build, which breaks transformers too."""
+
+    def fails(name):
+        raise RuntimeError("operator torchvision::nms does not exist")
+
+    monkeypatch.setattr("importlib.import_module", fails)
+    with pytest.raises(BadInput, match=r"built for another torch\. Install torch and torchvision from the same index"):
+        library("torchvision", "torchvision:resnet18")

@@ -8,6 +8,7 @@ import torch
 import offramp as off
 from offramp.cli.demonstration import fit as trained
 from offramp.errors import BadInput, BadNetwork, OverlappingRows
+from offramp.exits.pooled import Pooled
 from offramp.models.digits import front
 from offramp.networks.recipe import Lesson, View
 from offramp.recipes.imitated import Imitated
@@ -71,3 +72,23 @@ def test_a_stream_without_labels_ends_in_a_promise(tmp_path):
     taught = off.record(net, stream.select(slice(0, 800)), timed=False, progress=False)
     with pytest.raises(OverlappingRows):
         off.calibrate(taught, risk="disagreement", at_most=0.05)
+
+
+def test_a_sharpened_head_divides_its_logits_and_keeps_that(tmp_path):
+    net = cut_of(taught=False, exits="mlp?temperature=0.5")
+    x = images_of(6)
+    for name, seen in net.look(x):
+        if name != "backbone":
+            exit_ = net.exit_of(name)
+            torch.testing.assert_close(seen.own, 2 * exit_.head(exit_.pool(seen.features)))
+    off.fit(net, x, recipe=Imitated(epochs=1), progress=False)
+    off.save(net, tmp_path / "net")
+    again = off.load(tmp_path / "net", net.backbone)
+    for before, after in zip(net(x), again(x), strict=True):
+        assert torch.equal(before, after)
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_that_is_none_is_refused(temperature):
+    with pytest.raises(BadInput, match="temperature must be a number above 0"):
+        Pooled("flat", 5, 3, (4,), temperature=temperature)

@@ -12,6 +12,7 @@ import offramp as off
 from offramp.errors import BadInput, BadNetwork
 from offramp.networks.recipe import Lesson, View
 from offramp.recipes.objective import (
+    AIMS,
     BALANCE,
     PRICES,
     Balance,
@@ -276,3 +277,22 @@ def test_what_does_not_fit_is_refused(net, recipe, error, says):
         off.fit(made, (X, Y), recipe=recipe, progress=False)
     assert made.fingerprint() == before
     assert made.aids == {}
+
+
+def test_what_a_gate_weighs_against_cost():
+    """networkslab/dynn 8dd598d, gate_training_helper.py: cross-entropy, -correct, and -probability where correct."""
+    logits = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]], [[0.0, 0.0, 1.0], [0.0, 0.5, 1.0]]])
+    y = torch.tensor([1, 2])
+    p = logits.softmax(2)
+    want = {
+        "cross_entropy": -torch.stack([p[0, :, 1], p[1, :, 2]]).log(),
+        "zero_one": torch.tensor([[0.0, -1.0], [-1.0, -1.0]]),
+        "probability": -torch.stack([torch.stack([torch.tensor(0.0), p[0, 1, 1]]), p[1, :, 2]]),
+    }
+    for name, expected in want.items():
+        torch.testing.assert_close(AIMS[name](logits, y), expected, atol=1e-6, rtol=0)
+
+
+def test_an_aim_that_is_none_is_refused():
+    with pytest.raises(BadInput, match="aim must be one of cross_entropy, zero_one, probability, got 'accuracy'"):
+        Objective(aim="accuracy").prepare(cut_of("stem"))

@@ -18,7 +18,7 @@ from offramp.networks.nodes import Exit
 from offramp.networks.recipe import Lesson, View
 from offramp.recipes._equilibrium import equilibrium
 from offramp.recipes._schedules import cosine, dropped
-from offramp.recipes.boosted import Boosted, add_up
+from offramp.recipes.boosted import AVERAGES, Boosted, add_up, pieces_of
 from offramp.recipes.decorrelated import Decorrelated, divergence, mean_log, own_logs
 from offramp.recipes.joint import Joint, last_layer
 from small import cut_of, dense, images_of, ladder_of, rows_of
@@ -52,6 +52,60 @@ def test_boosted_sums_are_the_sums_of_the_paper(weight):
     for f, got in zip(raw, net(X), strict=True):
         torch.testing.assert_close(got, f + running)
         running = weight * (f + running)
+
+
+def test_boosted_weights_that_change_are_the_authors_of_teaching():
+    net = cut_of()
+    raw = [one.clone() for one in net(X)]
+    weights = (0.2, 0.6, 1.0)  # linspace of their "0.2,1.0"
+    Boosted((0.2, 1.0)).prepare(net)
+    # forward_all of models/dynamic_net.py, SHI-Labs/Boosted-Dynamic-Networks 17995bb: the same sums to the last bit
+    running = torch.zeros_like(raw[0])
+    for f, weight, got in zip(raw, weights, net(X), strict=True):
+        torch.testing.assert_close(got, f + running)
+        running = (f + running) * weight
+
+
+def test_boosted_equal_losses_follow_their_moving_averages():
+    net, recipe = cut_of(), Boosted(equal=True)
+    recipe.prepare(net)
+    averages = [None, None, None]
+    for scale in (1.0, 3.0, 0.5):
+        view = view_of(net)
+        view = replace(view, logits={name: scale * own for name, own in view.logits.items()})
+        plain = [cross_entropy(own, Y).item() for own in view.logits.values()]
+        averages = [p if a is None else a * 0.9 + p * 0.1 for a, p in zip(averages, plain, strict=True)]
+        mean = sum(averages) / 3
+        expected = [p / a * mean for a, p in zip(averages, plain, strict=True)]
+        with torch.no_grad():
+            recipe.loss(view, lesson())  # looking moves nothing
+        got = [part.item() for part in recipe.loss(view, lesson()).values()]
+        assert got == pytest.approx(expected, rel=1e-5)
+    assert net.aids[AVERAGES].values.tolist() == pytest.approx(averages, rel=1e-5)
+
+
+def test_boosted_decays_each_piece_and_its_exit_alike():
+    net, recipe = cut_of(), Boosted(decay=(1e-4, 5e-4))
+    recipe.prepare(net)
+    flags = [value.requires_grad for value in net.parameters()]
+    pieces = pieces_of(net)
+    assert [value.requires_grad for value in net.parameters()] == flags
+    phase = recipe.phases(net)[0]
+    groups = phase.optimiser(phase.parameters).param_groups
+    assert [group["weight_decay"] for group in groups] == pytest.approx([1e-4, 3e-4, 5e-4])
+    stem, block = net.backbone.stem, net.backbone.blocks[0]
+    for group, piece, modules in zip(
+        groups, pieces, ((stem, net.exits["stem"]), (block, net.exits["blocks.0"])), strict=False
+    ):
+        wanted = {id(value) for module in modules for value in module.parameters()}
+        assert {id(value) for value in group["params"]} == wanted
+        assert {id(value) for value in piece} == wanted
+    assert sum(len(group["params"]) for group in groups) == len(phase.parameters)
+
+
+@pytest.mark.parametrize("name", ["weight", "decay"])
+def test_boosted_refuses_another_count_of_numbers(name):
+    refused(cut_of(), Boosted(**{name: (0.1, 0.2, 0.3, 0.4)}), BadInput, "4 numbers for 3 exits")
 
 
 def test_boosted_teaches_an_exit_nothing_through_a_deeper_one():

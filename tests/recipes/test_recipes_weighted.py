@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 import offramp as off
 from offramp.errors import BadInput, BadNetwork
 from offramp.networks.recipe import Lesson, View
-from offramp.recipes.weighted import LAYERS, Weighted, losses_of, other_values, routed, trial, weigh
+from offramp.recipes.weighted import Weighted, keys_of, losses_of, other_values, routed, trial, weigh
 from small import cut_of, images_of, ladder_of, seeded
 from waves import toy, toy_rows, wave
 
@@ -49,7 +49,7 @@ def test_weights_are_one_on_average_along_the_axis(centre, axis):
     assert weights.std() > 1e-3
     assert (weights - 1).abs().max() <= 0.6
     layers = nn.Sequential(nn.Linear(3, 7), nn.ReLU(), nn.Linear(7, 3), nn.Tanh())
-    layers.load_state_dict({k: memory[n] for k, n in zip(layers.state_dict(), LAYERS, strict=True)})
+    layers.load_state_dict({k: memory[n] for k, n in zip(layers.state_dict(), keys_of(memory), strict=True)})
     torch.testing.assert_close(weigh(memory, losses), layers(losses))
 
 
@@ -120,14 +120,14 @@ def test_routing_sends_the_surest_that_are_left():
 def test_the_weigher_takes_the_steps_of_torchs_adam():
     recipe = Weighted(hidden=4, meta_rate=0.01, decay=0.1)
     _, optimiser, memory, _ = begun(recipe)
-    copies = [memory[key].clone().requires_grad_() for key in LAYERS]
+    copies = [memory[key].clone().requires_grad_() for key in keys_of(memory)]
     adam = torch.optim.Adam(copies, 0.01, weight_decay=0.1)
     for seed in range(3):
         for value in copies:
             value.grad = drawn(*value.shape, seed=seed)
         recipe._learn(memory, [value.grad for value in copies], optimiser)
         adam.step()
-    for key, value in zip(LAYERS, copies, strict=True):
+    for key, value in zip(keys_of(memory), copies, strict=True):
         torch.testing.assert_close(memory[key], value.detach())
 
 
@@ -185,7 +185,7 @@ def test_four_batches_step_as_the_authors_code_does():
     optimiser = phase.optimiser(phase.parameters)
     schedule = phase.schedule(optimiser, 4)
     memory = recipe._memory(optimiser, 2, torch.device("cpu"))
-    for number, key in enumerate(LAYERS):
+    for number, key in enumerate(keys_of(memory)):
         wave(memory[key], 10 + number, 0.7)
     x, y = toy_rows()
     for step in range(4):
@@ -234,3 +234,22 @@ def test_the_weigher_is_thrown_away():
     assert set(net.state_dict()) == keys
     with pytest.raises(BadNetwork, match="parameters to teach"):
         Weighted().prepare(ladder_of(2))
+
+
+def test_a_deeper_weigher_is_the_authors_network_of_as_many_layers():
+    """LeapLabTHU/L2W-DEN c49d575, models/weight_predict.py: MLP_tanh with num_layers hidden layers."""
+    torch.manual_seed(0)
+    theirs = nn.Sequential(nn.Linear(3, 7), nn.ReLU(), nn.Linear(7, 7), nn.ReLU(), nn.Linear(7, 3), nn.Tanh())
+    values = [value for layer in theirs[:5:2] for value in (layer.weight, layer.bias)]
+    names = [f"{kind}{number}" for number in (1, 2, 3) for kind in ("weight", "bias")]
+    losses = torch.rand(5, 3)
+    torch.testing.assert_close(weigh(dict(zip(names, values, strict=True)), losses), theirs(losses), atol=1e-6, rtol=0)
+
+
+def test_a_deeper_weigher_is_taught():
+    net = cut_of("stem", "blocks.0")
+    data = (images_of(32), torch.arange(32) % 3)
+    history = off.fit(net, data, recipe="weighted?layers=3&hidden=8&epochs=2&rate=0.01", batch_size=16, progress=False)
+    assert len(history.epochs) == 2
+    with pytest.raises(BadInput, match="hidden and layers must be 1 or more, got 8 and 0"):
+        off.fit(cut_of(), data, recipe="weighted", layers=0, hidden=8, progress=False)

@@ -107,6 +107,35 @@ def front(points: Sequence[Screened], tolerance: float = TOLERANCE) -> tuple[Scr
     return tuple(kept)
 
 
+def kept_shares(trace: Trace, keep: float | Sequence[float]) -> Plan:
+    """The thresholds by which BranchyNet's code keeps a share of the training rows for later exits.
+
+    In the authors' code (`percentTrainKeeps`): at every exit all rows are sorted by entropy, those that left before
+    included, and the threshold is the entropy of the row behind which the share `keep` remains. There a list of shares
+    counts rows of the last batch, which is taken for a slip: here every share is of all rows.
+
+    Args:
+        trace: recorded with the gate `neg_entropy`, or with any other whose score falls with doubt.
+        keep: above 0 and at most 1; one share for all gates, or one for each.
+
+    Returns:
+        A plan by hand. Some more rows than the share go on where rows have equal scores.
+
+    Raises:
+        BadInput: a share that is none, or not one for each gate.
+    """
+    gates = trace.chain.gates
+    shares = [float(keep)] * len(gates) if isinstance(keep, (int, float)) else [float(each) for each in keep]
+    if len(shares) != len(gates) or not all(0 < share <= 1 for share in shares):
+        raise BadInput(f"keep must be a share above 0 and at most 1, one or {len(gates)} of them, got {keep!r}")
+    thresholds: dict[str, float] = {}
+    for gate, share, score_N in zip(gates, shares, trace.scores.T, strict=True):
+        leave = int(len(score_N) - share * len(score_N))
+        sure_first = np.sort(score_N)[::-1]
+        thresholds[gate] = float(above(float(sure_first[leave]), score_N))
+    return Plan.by_hand(thresholds)
+
+
 def above(value: float, score_N: Singles) -> np.float32:
     """The threshold at which `choose` lets those rows leave whose score is greater than `value`, exactly.
 

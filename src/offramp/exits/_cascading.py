@@ -5,11 +5,16 @@ Shapes: B samples, F features, C classes, m the place of an exit (1 is the shall
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadNetwork
+from offramp.errors import BadInput, BadNetwork
 from offramp.networks.nodes import Seen
+
+ENSEMBLES = ("geometric", "additive", "mean")
+FLOOR = 1e-6  # added to the probabilities of an additive ensemble, as in the authors' first code
 
 
 class Tail(nn.Module):
@@ -17,17 +22,28 @@ class Tail(nn.Module):
 
     z_m = linear([features, stopgrad(z_{m-1})]), raw logits, under a LayerNorm if asked for (there on ImageNet).
     log p_m = log_softmax((1/m) sum_{j<=m} exp(a_mj) log softmax(z_j) + b_m), with a near 0 and b = 0 at first.
+    The other ensembles are ablations of the paper. "additive":
+    p_m = (sum_{j<=m} exp(a_mj) softmax(z_j) + exp(b_m)) / S,
+    S the sum of that over classes, and the answer is log(p_m + 1e-6), normalised. "mean" (the authors' "standard"):
+    log((1/m) sum_{j<=m} softmax(z_j)), without a and b.
+    Raises BadInput for another name of an ensemble.
     """
 
-    def __init__(self, features: int, classes: int, before: str | None, place: int, *, norm: bool) -> None:
+    def __init__(self, features: int, classes: int, before: str | None, place: int, *, norm: bool, kind: str) -> None:
         super().__init__()
+        if kind not in ENSEMBLES:
+            raise BadInput(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {kind!r}")
+        self.kind = kind
         if (before is None) != (place == 1):
             raise BadNetwork(f"place is {place} and the exit before is {before!r}, expected 1 and None, or neither")
         self.before, self.place = before, place
         self.norm = nn.LayerNorm(classes) if norm and before is not None else None
         self.linear = nn.Linear(features + (0 if before is None else classes), classes)
-        self.a = nn.Parameter(0.01 * torch.randn(place))
-        self.b = nn.Parameter(torch.zeros(classes))
+        self.a: nn.Parameter | None = None
+        self.b: nn.Parameter | None = None
+        if kind != "mean":
+            self.a = nn.Parameter(0.01 * torch.randn(place))
+            self.b = nn.Parameter(torch.zeros(classes))
 
     def members(self, features: Tensor, seen: Seen) -> Tensor:
         """Own logits of this exit and of all before it, [B, m, C], shallow to deep."""
@@ -47,6 +63,11 @@ class Tail(nn.Module):
 
     def ensemble(self, members: Tensor) -> Tensor:
         """[B, m, C] -> log-probabilities [B, C]."""
+        if self.a is None or self.b is None:
+            return members.log_softmax(-1).logsumexp(1) - math.log(self.place)
+        if self.kind == "additive":
+            summed = (self.a.exp()[:, None] * members.softmax(-1)).sum(1) + self.b.exp()
+            return (summed / summed.sum(-1, keepdim=True) + FLOOR).log().log_softmax(-1)
         weighted = self.a.exp()[:, None] * members.log_softmax(-1)
         return (weighted.sum(1) / self.place + self.b).log_softmax(-1)
 

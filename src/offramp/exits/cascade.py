@@ -25,6 +25,7 @@ SMALL = 8  # pixels of a side up to which the authors pad their strided convolut
 class Cascade(Exit):
     """A linear layer on pooled features and the logits before. pooling: "mean", "grid" or "flat", as of `Pooled`.
 
+    ensemble: "geometric", the paper's; "additive" or "mean", its ablations.
     Where we differ from the paper's heads: no convolution, so that features are pooled once (`CascadeConv` has one).
     """
 
@@ -38,6 +39,7 @@ class Cascade(Exit):
         place: int = 1,
         norm: bool = False,
         layout: str | None = None,
+        ensemble: str = "geometric",
     ) -> None:
         super().__init__()
         require_pooling(pooling, "pooling")
@@ -45,7 +47,7 @@ class Cascade(Exit):
         self.layout = layout
         self.pooling, self.features, self.classes, self.norm = pooling, int(features), int(classes), bool(norm)
         self.reads = () if before is None else (before,)
-        self.tail = Tail(self.features, self.classes, before, place, norm=norm)
+        self.tail = Tail(self.features, self.classes, before, place, norm=norm, kind=ensemble)
 
     def pool(self, features: Tensor) -> Tensor:
         """[B, channels, ...] -> [B, F]."""
@@ -79,6 +81,7 @@ class CascadeConv(Exit):
         stride: of the convolution: in the authors' code 2 on Tiny-ImageNet, otherwise 1.
         padding: of the convolution. None is the authors' rule: 2 where a stride of 2 meets sides of more than 8 (on
             Tiny-ImageNet), otherwise 1. Files of the first edition have 1 everywhere.
+        ensemble: "geometric", the paper's; "additive" or "mean", its ablations.
     """
 
     FIRST_EDITION: ClassVar[Mapping[str, Any]] = {"padding": 1}
@@ -93,6 +96,7 @@ class CascadeConv(Exit):
         norm: bool = False,
         stride: int = 1,
         padding: int | None = None,
+        ensemble: str = "geometric",
     ) -> None:
         super().__init__()
         self.shape = tuple(shape)
@@ -106,7 +110,7 @@ class CascadeConv(Exit):
         sides = [(side + 2 * self.padding - 3) // self.stride + 1 for side in self.shape[1:]]
         self.mixed = Mixed((*self.shape[:1], *sides))
         self.convolution = nn.Conv2d(self.shape[0], self.shape[0], 3, self.stride, self.padding)
-        self.tail = Tail(self.mixed.features, self.classes, before, place, norm=norm)
+        self.tail = Tail(self.mixed.features, self.classes, before, place, norm=norm, kind=ensemble)
 
     def both(self, seen: Seen) -> tuple[Tensor, Tensor]:
         """The ensemble's log-probabilities [B, C], and its members' logits [B, m, C], which are handed on."""
@@ -126,17 +130,22 @@ class CascadeConv(Exit):
 
 
 def _config(tail: Tail) -> dict[str, Any]:
-    return {"before": tail.before, "place": tail.place}
+    other = {} if tail.kind == "geometric" else {"ensemble": tail.kind}
+    return {"before": tail.before, "place": tail.place, **other}
 
 
-def cascade(shape: Sequence[int], classes: int, reads: Sequence[str], layout: str | None = None) -> Cascade:
-    """Linear on mean, maximum and a 4x4 grid of means."""
+def cascade(
+    shape: Sequence[int], classes: int, reads: Sequence[str], layout: str | None = None, ensemble: str = "geometric"
+) -> Cascade:
+    """Linear on mean, maximum and a 4x4 grid of means; `cascade?ensemble=additive` has an ablation's ensemble."""
     features = width(shape, "grid", layout)
     before = reads[-1] if reads else None
-    return Cascade("grid", features, classes, before=before, place=len(reads) + 1, layout=layout)
+    return Cascade("grid", features, classes, before=before, place=len(reads) + 1, layout=layout, ensemble=ensemble)
 
 
-def cascade_conv(shape: Sequence[int], classes: int, reads: Sequence[str], stride: int = 1) -> CascadeConv:
+def cascade_conv(
+    shape: Sequence[int], classes: int, reads: Sequence[str], stride: int = 1, ensemble: str = "geometric"
+) -> CascadeConv:
     """The paper's head for small images; `cascade_conv?stride=2` is that for Tiny-ImageNet."""
     before = reads[-1] if reads else None
-    return CascadeConv(shape, classes, before=before, place=len(reads) + 1, stride=stride)
+    return CascadeConv(shape, classes, before=before, place=len(reads) + 1, stride=stride, ensemble=ensemble)

@@ -6,6 +6,7 @@ backbone is frozen; `classify` is what is taught.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
@@ -35,9 +36,12 @@ class Pooled(Exit):
             [B, T, F] where it is not zero, whatever stands at the others.
         layout: where the channels are, "channels_first", "channels_last" or "both"; `cut` reads it
             from the model. None: last of three dimensions, first of more.
+        temperature: what an MLP's logits are divided by, in teaching and in use. 0.5 is the sharpened
+            dense cache model of layer caching (SelfXit, arXiv 2209.08625).
 
     Raises:
-        BadInput: a pool or layout that does not exist, or a mask beside another pool than "mean".
+        BadInput: a temperature not above 0, or other than 1 without hidden layers;
+            a pool or layout that does not exist, or a mask beside another pool than "mean".
     """
 
     def __init__(
@@ -48,8 +52,12 @@ class Pooled(Exit):
         hidden: Sequence[int] = (),
         mask: str | None = None,
         layout: str | None = None,
+        temperature: float = 1.0,
     ) -> None:
         super().__init__()
+        if not 0 < temperature < math.inf or (temperature != 1 and not hidden):
+            raise BadInput(f"temperature must be a number above 0, and 1 without hidden layers, got {temperature}")
+        self.temperature = float(temperature)
         require_pooling(pool, "pool")
         require_layout(layout)
         self.layout = layout
@@ -72,7 +80,7 @@ class Pooled(Exit):
     def classify(self, features: Tensor) -> Tensor:
         """[B, F] -> logits [B, C]."""
         logits: Tensor = self.head(features)
-        return logits
+        return logits if self.temperature == 1 else logits / self.temperature
 
     def forward(self, seen: Seen) -> Tensor:
         """Logits [B, C] of the tapped features."""
@@ -84,7 +92,8 @@ class Pooled(Exit):
         hidden = {"hidden": list(self.hidden)} if self.hidden else {}
         mask = {"mask": self.mask} if self.mask is not None else {}
         layout = {"layout": self.layout} if self.layout is not None else {}
-        return {**config, **hidden, **mask, **layout}
+        sharpened = {"temperature": self.temperature} if self.temperature != 1 else {}
+        return {**config, **hidden, **mask, **layout, **sharpened}
 
 
 def _masked_mean(features: Tensor, mask: Tensor) -> Tensor:
@@ -122,9 +131,9 @@ def linear_peaks(shape: Sequence[int], classes: int) -> Pooled:
     return _made("peaks", shape, classes)
 
 
-def mlp(shape: Sequence[int], classes: int, layout: str | None = None) -> Pooled:
-    """One hidden layer of 128 units on mean, maximum and grid."""
-    return _made("grid", shape, classes, (128,), layout)
+def mlp(shape: Sequence[int], classes: int, layout: str | None = None, temperature: float = 1.0) -> Pooled:
+    """One hidden layer of 128 units on mean, maximum and grid; `mlp?temperature=0.5` is sharpened."""
+    return Pooled("grid", width(shape, "grid", layout), classes, (128,), layout=layout, temperature=temperature)
 
 
 def _made(

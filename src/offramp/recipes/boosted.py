@@ -3,26 +3,32 @@
 Yu, Wang, Hua and Shi, Boosted Dynamic Neural Networks, AAAI 2023, arXiv 2211.16726. `prepare` hangs an `Added` on every
 exit but the first: F_n = f_n + weight F_{n-1} without gradient through F_{n-1}. All exits learn at once, by the plain
 sum of the cross-entropies of F_n; gradients into shared pieces are averaged (`rescale`). Optimiser and schedule are
-those of the CIFAR scripts. Where we differ: their optional loss equalisation, off by default, is left out; thresholds
-and checkpoints are not chosen here, where they use test rows and augmented rows for it; their RANet has no rescaling,
-here it is one switch for every model.
+those of the CIFAR scripts. Where we differ: thresholds and checkpoints are not chosen here, where they use test rows
+and augmented rows for it; their RANet has no rescaling and one decay, here both are switches for every model. With
+weights that change from exit to exit the authors teach and test different sums; both are their sums of teaching here.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from offramp.errors import BadInput
 from offramp.exits.added import Added
-from offramp.networks.network import Network
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.networks.inputs import given
+from offramp.networks.network import Network, trial_rows
+from offramp.networks.recipe import Lesson, Losses, Optimising, Phase, Recipe, View, taught_exits
+from offramp.networks.taps import tensors_of
 from offramp.plans.topology import Topology
 from offramp.recipes._equilibrium import equilibrium, require_one_model
 from offramp.recipes._schedules import dropped
@@ -30,58 +36,189 @@ from offramp.recipes._together import parameters_of, require_one_width
 
 __all__ = ["Boosted"]
 
+AVERAGES = "averages"
+
 
 class Boosted(Recipe):
     """Exits that add to one another, and the model, together.
 
-    weight: of the running sum, the prediction reweighting of the paper; below 1 it leaves deep exits something to do.
-    rescale: average the gradients of all exits behind a tap. epochs, rate, momentum, decay: of SGD, whose rate falls to
-    a tenth at one half and at three quarters.
+    Args:
+        weight: of the running sum, the prediction reweighting of the paper (the authors' temperature); below 1 it
+            leaves deep exits something to do. One number; two, from which N equally spaced ones are made for N
+            exits; or N, of which the n-th multiplies F_n in the next exit, so that the last has no effect.
+        epochs: of SGD, whose rate falls to a tenth at one half and at three quarters.
+        rate: of SGD at first.
+        momentum: of SGD.
+        decay: of the weights. One number; two, the first and the last of N equally spaced ones; or N, one for each
+            exit and the piece of the model before its tap and after the tap before.
+        rescale: average the gradients of all exits behind a tap.
+        equal: the authors' loss equalisation, off by default as there, where their ImageNet script alone has it. Each
+            exit's loss is divided by its moving average (momentum 0.9, which starts at the first batch's loss), and
+            all are multiplied by the mean of these averages.
     """
 
     def __init__(
         self,
-        weight: float = 0.5,
+        weight: float | Sequence[float] = 0.5,
         *,
         epochs: int = 300,
         rate: float = 0.1,
         momentum: float = 0.9,
-        decay: float = 1e-4,
+        decay: float | Sequence[float] = 1e-4,
         rescale: bool = True,
+        equal: bool = False,
     ) -> None:
         self.weight, self.epochs, self.rescale = weight, epochs, rescale
+        self.equal = equal
         self.rate, self.momentum, self.decay = rate, momentum, decay
 
     def prepare(self, network: Network) -> None:
         """Hang an `Added` on every exit but the first.
 
-        Raises BadInput for a weight that is no number above 0, BadNetwork where there is nothing to teach, for a
-        ladder, and for exits with different numbers of classes.
+        Raises BadInput for a weight that is no number above 0, for a decay below 0, and for another count of them
+        than 1, 2 or that of the exits; BadNetwork where there is nothing to teach, for a ladder, and for exits with
+        different numbers of classes.
         """
-        if not 0 < self.weight < math.inf:
+        count = len(network.chain.exits)
+        weights = spread(self.weight, count, "weight")
+        if not all(0 < weight < math.inf for weight in weights):
             raise BadInput(f"weight is {self.weight}, expected a finite number above 0")
+        if not all(0 <= decay < math.inf for decay in spread(self.decay, count, "decay")):
+            raise BadInput(f"decay is {self.decay}, expected finite numbers of at least 0")
         taught_exits(network)
         require_one_model(network, "boosted")
         require_one_width(network)
-        add_up(network, self.weight)
+        add_up(network, weights)
+        if self.equal:
+            network.aids[AVERAGES] = Averages(count).to(network.device())
 
     def phases(self, network: Network) -> list[Phase]:
         """Everything at once."""
-        sgd = partial(torch.optim.SGD, lr=self.rate, momentum=self.momentum, weight_decay=self.decay)
+        decays = spread(self.decay, len(network.chain.exits), "decay")
+        sgd: Optimising
+        if len(set(decays)) == 1:
+            sgd = partial(torch.optim.SGD, lr=self.rate, momentum=self.momentum, weight_decay=decays[0])
+        else:
+            sgd = partial(self._ramped, decays, pieces_of(network))
         during = partial(equilibrium, network) if self.rescale else nullcontext
         return [Phase("boosted", parameters_of(network), self.epochs, sgd, dropped(1 / 2, 3 / 4), during=during)]
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
-        """Cross-entropy of every running sum."""
-        return {name: cross_entropy(logits, lesson.labels()) for name, logits in view.logits.items()}
+        """Cross-entropy of every running sum, equalised if asked for."""
+        losses = {name: cross_entropy(logits, lesson.labels()) for name, logits in view.logits.items()}
+        if not self.equal:
+            return losses
+        averages = view.network.aids[AVERAGES]
+        factors = averages(torch.stack([loss.detach() for loss in losses.values()]))
+        return {name: loss * factor for (name, loss), factor in zip(losses.items(), factors, strict=True)}
+
+    def _ramped(
+        self,
+        decays: Sequence[float],
+        pieces: Sequence[Sequence[nn.Parameter]],
+        parameters: Iterable[nn.Parameter],
+    ) -> torch.optim.Optimizer:
+        taught = {id(value) for value in parameters}
+        groups = list[dict[str, Any]]()
+        for decay, piece in zip(decays, pieces, strict=True):
+            values = [value for value in piece if id(value) in taught]
+            if values:
+                groups.append({"params": values, "weight_decay": decay})
+        return torch.optim.SGD(groups, lr=self.rate, momentum=self.momentum)
 
 
-def add_up(network: Network, weight: float) -> None:
+class Averages(nn.Module):
+    """Moving averages of the losses of N exits, for loss equalisation."""
+
+    values: Tensor
+
+    def __init__(self, count: int, momentum: float = 0.9) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("values", torch.full((count,), math.nan))
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Losses [N] of a batch -> what to multiply them by [N]; the averages move where gradients are wanted."""
+        losses = losses.to(self.values)
+        moved = self.values * self.momentum + losses * (1 - self.momentum)
+        moved = torch.where(self.values.isnan(), losses, moved)
+        if torch.is_grad_enabled():
+            self.values.copy_(moved)
+        return moved.mean() / moved
+
+
+def spread(value: float | Sequence[float], count: int, what: str) -> tuple[float, ...]:
+    """One number for each of `count` exits, from one, from the first and the last, or from all.
+
+    >>> spread((0.0, 1.0), 3, "weight")
+    (0.0, 0.5, 1.0)
+    """
+    numbers = tuple(value) if isinstance(value, Sequence) else (value,)
+    if len(numbers) == count:
+        return tuple(map(float, numbers))
+    if len(numbers) == 1:
+        return tuple(map(float, numbers * count))
+    if len(numbers) == 2:
+        return tuple(np.linspace(numbers[0], numbers[1], count).tolist())
+    raise BadInput(f"{what} has {len(numbers)} numbers for {count} exits, expected 1, 2 or {count}")
+
+
+def pieces_of(network: Network) -> list[list[nn.Parameter]]:
+    """Parameters by exit: its own, and those of the model that its tap is the first to depend on.
+
+    All tensors that a tapped module gives count. Parameters that nothing depends on go with the last exit.
+    """
+    rung = network.rungs[0]
+    model = network.model_of(rung)
+    tapped = dict[str, list[Tensor]]()
+    handles = []
+    for cut in rung.cuts:
+        keep = partial(_keep, tapped, cut)
+        handles.append(model.get_submodule(cut).register_forward_hook(keep))
+    values = list(dict.fromkeys(parameters_of(network)))
+    asked = [value.requires_grad for value in values]
+    try:
+        for value in values:
+            value.requires_grad_(True)
+        with torch.enable_grad():
+            list(network.look(given(trial_rows(network, rung, 2))))
+        reached = [_reached(tapped[cut], values) for cut in rung.cuts]
+    finally:
+        for handle in handles:
+            handle.remove()
+        for value, flag in zip(values, asked, strict=True):
+            value.requires_grad_(flag)
+    place_of = {id(value): len(network.chain.exits) - 1 for value in values}
+    for place in reversed(range(len(reached))):
+        place_of.update(dict.fromkeys(reached[place], place))
+    for place, name in enumerate(network.chain.exits[: len(reached)]):
+        place_of.update({id(value): place for value in network.exit_of(name).parameters()})
+    pieces: list[list[nn.Parameter]] = [[] for _ in network.chain.exits]
+    for value in values:
+        pieces[place_of[id(value)]].append(value)
+    return pieces
+
+
+def _keep(tapped: dict[str, list[Tensor]], cut: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+    tapped[cut] = list(tensors_of(output, "tap").values())
+
+
+def _reached(outputs: Sequence[Tensor], values: Sequence[nn.Parameter]) -> list[int]:
+    """The ids of the parameters that these tensors depend on."""
+    ends = [output.sum() for output in outputs if output.requires_grad]
+    if not ends:
+        return []
+    found = torch.autograd.grad(ends, values, allow_unused=True, retain_graph=True)
+    return [id(value) for value, gradient in zip(values, found, strict=True) if gradient is not None]
+
+
+def add_up(network: Network, weight: float | Sequence[float]) -> None:
     """Let every exit but the first add to the one before it, in place; one that does already gets this weight."""
+    weights = spread(weight, len(network.chain.exits), "weight")
     nodes = list(network.chain.nodes)
     for place, (before, name) in enumerate(pairwise(network.chain.exits), 1):
         inner = network.exit_of(name)
-        added = Added(inner.exit if isinstance(inner, Added) else inner, before, weight).eval()
+        added = Added(inner.exit if isinstance(inner, Added) else inner, before, weights[place - 1]).eval()
         network.exits._modules[name] = added
         nodes[place] = replace(nodes[place], exit_reads=added.reads)
     network.chain = Topology(tuple(nodes))

@@ -13,7 +13,7 @@ authors' code (github.com/networkslab/dynn). Where we differ:
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -97,6 +97,9 @@ class Objective(Recipe):
         rate: at the start.
         least: where the cosine would end.
         decay: weight decay.
+        aim: what a gate weighs against cost to find the best exit of a row, one of the authors' three: "cross_entropy";
+            "zero_one", -1 where the exit is right; "probability", minus the probability of its answer where it is
+            right.
         detach_scale: whether the scale that brings a row's weighted losses back to their unweighted sum passes no
             gradient. In the authors' code it passes one: then the scaled losses add up to the unweighted ones whatever
             the gates say, and so do their gradients, so that exits learn all rows alike. True is what the paper's
@@ -114,6 +117,7 @@ class Objective(Recipe):
         rate: float = 1e-2,
         least: float = 2e-4,
         decay: float = 5e-4,
+        aim: str = "cross_entropy",
         detach_scale: bool = False,
     ) -> None:
         self.price = price
@@ -124,11 +128,14 @@ class Objective(Recipe):
         self.rate = rate
         self.least = least
         self.decay = decay
+        self.aim = aim
         self.detach_scale = detach_scale
 
     def prepare(self, network: Network) -> None:
         """Raise BadNetwork without such gates, or where cost cannot be measured; BadInput for costs that do not fit."""
         taught_exits(network)
+        if self.aim not in AIMS:
+            raise BadInput(f"aim must be one of {', '.join(AIMS)}, got {self.aim!r}")
         other = [name for name in network.chain.gates if not isinstance(network.gate_of(name), Uncertainty)]
         if other or not network.chain.gates:
             raise BadNetwork(
@@ -188,7 +195,8 @@ class Objective(Recipe):
         batches = max(1, lesson.steps // self.epochs)
         if lesson.step and lesson.step % batches == 0:
             balance.end_epoch()
-        priced = losses.detach() + self.price * network.aids[PRICES].get_buffer("costs")
+        merits = AIMS[self.aim](torch.stack([view.logits[name] for name in names], 1).detach(), y)
+        priced = merits + self.price * network.aids[PRICES].get_buffer("costs")
         balance.count(priced.argmin(1))
         taught = gate_losses(logits, targets(priced), balance.weight)
         optimiser.zero_grad()  # what has no gradient then is not moved by SGD, nor is its momentum
@@ -258,6 +266,33 @@ def targets(priced: Tensor) -> Tensor:
     """
     best = priced.argmin(1, keepdim=True)
     return (torch.arange(priced.shape[1] - 1, device=priced.device) >= best).float()
+
+
+def cross_entropies(logits: Tensor, y: Tensor) -> Tensor:
+    """What exits lose: logits [b, E, C] and labels [b] -> [b, E]."""
+    return cross_entropy(logits.transpose(1, 2), y[:, None].expand(logits.shape[:2]), reduction="none")
+
+
+def zero_one(logits: Tensor, y: Tensor) -> Tensor:
+    """-1 where an exit is right, else 0: logits [b, E, C] and labels [b] -> [b, E].
+
+    >>> zero_one(torch.tensor([[[2.0, 1.0], [0.0, 1.0]]]), torch.tensor([1]))
+    tensor([[0., -1.]])
+    """
+    right = (logits.argmax(2) == y[:, None]).to(logits.dtype)
+    return 0.0 - right
+
+
+def probability(logits: Tensor, y: Tensor) -> Tensor:
+    """Minus the probability of an exit's answer where it is right, else 0: [b, E, C] and [b] -> [b, E]."""
+    return zero_one(logits, y) * logits.softmax(2).amax(2)
+
+
+AIMS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "cross_entropy": cross_entropies,
+    "zero_one": zero_one,
+    "probability": probability,
+}
 
 
 def gate_losses(logits: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, cast
 
 import torch
@@ -33,7 +34,6 @@ from offramp.recipes._together import parameters_of
 __all__ = ["Weighted"]
 
 AXES = {"mat": (0, 1), "col": (1,), "row": (0,)}  # means over everything, over a row's exits, over an exit's rows
-LAYERS = ("weight1", "bias1", "weight2", "bias2")
 MOMENTS = (0.9, 0.999)
 
 State = dict[str, Any]
@@ -48,7 +48,8 @@ class Weighted(Recipe):
         epsilon: how far weights may lie from 1.
         centre: mat, col or row: what weights are 1 on average over.
         share: of exit k+1 against exit k in the routing that the weights are learned for (p in q_k ~ p^k).
-        hidden: units of g.
+        hidden: units of each hidden layer of g.
+        layers: hidden layers of g; all commands of the authors have 1.
         meta_rate: of g's Adam; it falls with the other rate.
         every: g learns in every n-th batch of an epoch, from the first on, and there on both halves. The authors' meta
             interval: 1 on CIFAR, 100 on ImageNet.
@@ -65,6 +66,7 @@ class Weighted(Recipe):
         centre: str = "col",
         share: float = 0.75,
         hidden: int = 500,
+        layers: int = 1,
         meta_rate: float = 1e-4,
         every: int = 1,
         epochs: int = 300,
@@ -73,6 +75,7 @@ class Weighted(Recipe):
         decay: float = 1e-4,
     ) -> None:
         self.epsilon, self.centre, self.share, self.hidden = epsilon, centre, share, hidden
+        self.layers = layers
         self.meta_rate, self.every, self.epochs = meta_rate, every, epochs
         self.rate, self.momentum, self.decay = rate, momentum, decay
 
@@ -85,6 +88,8 @@ class Weighted(Recipe):
                 f"got epsilon={self.epsilon}, share={self.share} and every={self.every}, expected 0 to below 1, a "
                 "number above 0, and 1 or more"
             )
+        if self.hidden < 1 or self.layers < 1:
+            raise BadInput(f"hidden and layers must be 1 or more, got {self.hidden} and {self.layers}")
         taught_exits(network)
 
     def phases(self, network: Network) -> list[Phase]:
@@ -125,7 +130,7 @@ class Weighted(Recipe):
     ) -> list[Tensor]:
         """The gradients of the routed loss after a trial step, with respect to the weigher and to nothing else."""
         train, meta = halves
-        network, values = view.network, {key: weigher[key].detach().requires_grad_() for key in LAYERS}
+        network, values = view.network, {key: weigher[key].detach().requires_grad_() for key in keys_of(weigher)}
         group = optimiser.param_groups[0]
         taught = [value for value in group["params"] if value.requires_grad]
         with other_values(network, {}):
@@ -145,11 +150,14 @@ class Weighted(Recipe):
         """The weigher, and its Adam's moments and count, where checkpoints have them: in the optimiser's own state."""
         memory: State = optimiser.state[optimiser.param_groups[0]["params"][0]]
         if "learned" not in memory:
-            layers = [nn.Linear(exits, self.hidden, device=device), nn.Linear(self.hidden, exits, device=device)]
-            values = [value.detach() for layer in layers for value in (layer.weight, layer.bias)]
-            memory.update(zip(LAYERS, values, strict=True))
-            for key, value in zip(LAYERS, values, strict=True):
-                memory |= {f"first {key}": torch.zeros_like(value), f"second {key}": torch.zeros_like(value)}
+            widths = [exits, *[self.hidden] * self.layers, exits]
+            for number, (width_in, width) in enumerate(pairwise(widths), 1):
+                layer = nn.Linear(width_in, width, device=device)
+                memory[f"weight{number}"] = layer.weight.detach()
+                memory[f"bias{number}"] = layer.bias.detach()
+            for key in keys_of(memory):
+                memory[f"first {key}"] = torch.zeros_like(memory[key])
+                memory[f"second {key}"] = torch.zeros_like(memory[key])
             memory["learned"] = torch.zeros((), device=device)
         return memory
 
@@ -157,7 +165,7 @@ class Weighted(Recipe):
         """A step of Adam on the weigher."""
         memory["learned"] += 1
         rate, times = self.meta_rate * optimiser.param_groups[0]["lr"] / self.rate, float(memory["learned"])
-        for key, gradient in zip(LAYERS, gradients, strict=True):
+        for key, gradient in zip(keys_of(memory), gradients, strict=True):
             way = gradient + self.decay * memory[key]
             first = memory[f"first {key}"].lerp_(way, 1 - MOMENTS[0]) / (1 - MOMENTS[0] ** times)
             second = memory[f"second {key}"].lerp_(way.square(), 1 - MOMENTS[1]) / (1 - MOMENTS[1] ** times)
@@ -165,9 +173,22 @@ class Weighted(Recipe):
 
 
 def weigh(weigher: Mapping[str, Tensor], losses: Tensor) -> Tensor:
-    """g: losses [b, K] -> [b, K] in -1 to 1, by one hidden layer."""
-    hidden = torch.relu(losses @ weigher["weight1"].T + weigher["bias1"])
-    return torch.tanh(hidden @ weigher["weight2"].T + weigher["bias2"])
+    """g: losses [b, K] -> [b, K] in -1 to 1, by one hidden layer or more."""
+    depth = len(keys_of(weigher)) // 2
+    found = losses
+    for number in range(1, depth + 1):
+        found = found @ weigher[f"weight{number}"].T + weigher[f"bias{number}"]  # [b, hidden], at the end [b, K]
+        found = torch.relu(found) if number < depth else torch.tanh(found)
+    return found
+
+
+def keys_of(weigher: Mapping[str, Any]) -> list[str]:
+    """The names of g's weights and biases, layer by layer."""
+    found: list[str] = []
+    while f"weight{len(found) // 2 + 1}" in weigher:
+        number = len(found) // 2 + 1
+        found += [f"weight{number}", f"bias{number}"]
+    return found
 
 
 def losses_of(logits: Sequence[Tensor], y: Tensor) -> Tensor:

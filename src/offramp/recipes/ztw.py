@@ -51,16 +51,20 @@ class Ztw(Recipe):
             )
 
     def phases(self, network: Network) -> list[Phase]:
-        """The exits, then the ensembles."""
+        """The exits, then the ensembles, unless those are plain means and have nothing to learn."""
         exits = dict(_cascaded(network))
-        votes = tuple(value for exit_ in exits.values() for value in (exit_.tail.a, exit_.tail.b))
+        each = (value for exit_ in exits.values() for value in (exit_.tail.a, exit_.tail.b))
+        votes = tuple(value for value in each if value is not None)
         apart = {id(value) for value in votes}
         heads = tuple(v for exit_ in exits.values() for v in exit_.parameters() if id(v) not in apart)
         reads = reading(network, exits)
         epochs = self.ensembles or (501 if reads == "pooled" else 10)
         adam = partial(torch.optim.Adam, lr=self.rate)
+        first = Phase("exits", heads, self.epochs, adam, dropped(15 / 50), reads)
+        if not votes:
+            return [first]
         return [
-            Phase("exits", heads, self.epochs, adam, dropped(15 / 50), reads),
+            first,
             Phase(ENSEMBLES, votes, epochs, partial(torch.optim.Adam, lr=5e-4), reads=reads),
         ]
 
@@ -69,6 +73,8 @@ class Ztw(Recipe):
         y, found, handed = lesson.labels(), dict[str, Tensor](), dict[str, Tensor]()
         for name, exit_ in _cascaded(view.network):
             if lesson.phase == ENSEMBLES:
+                if exit_.tail.a is None:
+                    continue
                 found[name] = cross_entropy(view.logits[name], y)
                 continue
             _, handed[name] = exit_.both(Seen(view.features[name], handed))
