@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 
@@ -23,7 +22,6 @@ from offramp.errors import BadInput
 from offramp.exits.added import Added
 from offramp.networks.network import Network
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
-from offramp.plans.chain import Chain
 from offramp.recipes._equilibrium import equilibrium, require_one_model
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import parameters_of, require_one_width
@@ -78,10 +76,7 @@ class Boosted(Recipe):
 
 def add_up(network: Network, weight: float) -> None:
     """Let every exit but the first add to the one before it, in place; one that does already gets this weight."""
-    nodes = list(network.chain.nodes)
-    for place, (before, name) in enumerate(pairwise(network.chain.exits), 1):
+    for before, name in pairwise(network.chain.exits):
         inner = network.exit_of(name)
-        added = Added(inner.exit if isinstance(inner, Added) else inner, before, weight).eval()
-        network.exits._modules[name] = added
-        nodes[place] = replace(nodes[place], exit_reads=added.reads)
-    network.chain = Chain(tuple(nodes))
+        added = Added(inner.exit if isinstance(inner, Added) else inner, before, weight)
+        network.hang_exit(name, added.eval())
