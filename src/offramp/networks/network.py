@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from offramp._support.find import find, unknown
 from offramp.errors import BadData, BadInput, BadNetwork
 from offramp.networks import ambient
+from offramp.networks.compiled import compiled_of
 from offramp.networks.inputs import State, as_inputs
 from offramp.networks.members import BACKBONE, Modules, Rung, digest, held, values_of
 from offramp.networks.nodes import Exit, Gate, Seen, answers, grade
@@ -210,6 +211,7 @@ class Network(nn.Module):
         nodes = (replace(each, exit_reads=exit.reads) if each.name == node else each for each in self.chain.nodes)
         self.chain = replace(self.chain, nodes=tuple(nodes))  # refuses what cannot be read, before anything is hung
         self.exits.hang(node, exit if self.training else exit.eval())
+        compiled_of(self).forget()
 
     def hang_gates(self, gates: Mapping[str, Gate]) -> None:
         """Like `with_gates`, in place: all of them are hung, or none."""
@@ -226,6 +228,7 @@ class Network(nn.Module):
         )
         for node, gate in gates.items():
             self.gates.hang(node, gate if self.training else gate.eval())
+        compiled_of(self).forget()
 
     def _again(self) -> Network:
         """The same modules as another network, which says the same of itself."""
