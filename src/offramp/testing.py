@@ -16,9 +16,9 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +28,7 @@ from offramp.networks.network import LOGITS, SCORE, Network, Part
 from offramp.networks.nodes import Exit, Gate, Hands, Seen, answer, grade
 from offramp.networks.recipe import Pools, Recipe, pooled_by
 from offramp.plans.signature import INPUT, is_input
+from offramp.runtime.engine import Engine
 
 TOLERANCE = 1e-5  # kernels depend on the batch size: a score may move in its last bits
 ROWS = 16  # of a batch, where recipes are checked
@@ -94,8 +95,9 @@ def check_exit(exit_: Exit, seen: Seen, rebuild: Callable[[Mapping[str, Any]], E
         check_config(exit_, exit_, seen, rebuild)
 
 
-def check_engine(engine: ModuleType, network: Network, x: Tensor) -> None:
-    """An engine's parts give what the network gives, for any batch, and say truly what they read."""
+def check_engine(engine: Engine, network: Network, x: Tensor) -> None:
+    """An engine says what it is, its parts give what the network gives, for any batch, and say truly what they read."""
+    check_said(engine)
     steps = network.chain.walk(network.chain.gates)
     parts: Sequence[Part] = engine.open(network, steps, network.device())
     assert [part.step for part in parts] == list(steps), "the engine must give one part per step, in their order"
@@ -109,6 +111,32 @@ def check_engine(engine: ModuleType, network: Network, x: Tensor) -> None:
                 check_close(state[name + LOGITS], logits, f"logits of {name!r}, in the engine and in the network,")
                 if score is not None:
                     check_close(state[name + SCORE], score, f"scores of {name!r}, in the engine and in the network,")
+
+
+def check_said(engine: Engine) -> None:
+    """What an engine says of itself has the types of the contract, and is the same when it is asked again."""
+    assert isinstance(engine, Engine), f"{engine!r} is no offramp.contracts.Engine"
+    marks, learned = engine.marks(), engine.learned
+    texts = isinstance(marks, list) and all(isinstance(mark, str) for mark in marks)
+    assert texts, f"marks() gave {marks!r}, expected a list of texts"
+    version = engine.version()
+    named = isinstance(version, str) and version != ""
+    assert named, f"version() gave {version!r}, expected a name, and a version if results differ between them"
+    first, again = engine.identity, engine.identity
+    assert first == again, "its identity differs from call to call; a plan is held against it"
+    for name, flag in (("compiles", engine.compiles), ("own_threads", engine.own_threads)):
+        assert isinstance(flag, bool), f"{name} is {flag!r}, expected True or False"
+    digests = learned is None or (isinstance(learned, np.ndarray) and learned.dtype == np.uint64)
+    assert digests, f"learned is {learned!r}, expected digests of rows (uint64) or None"
+
+
+def check_bare(engine: Engine, network: Network, rows: State) -> None:
+    """The bare call of a network's only node runs, and again: it is the baseline of every timing."""
+    (step,) = network.chain.walk(network.chain.gates)
+    call = engine.bare(network, step, rows)(rows)
+    assert callable(call), "bare() must give a function of inputs that returns the call to time"
+    call()
+    call()
 
 
 def check_recipe(make: Callable[[], Recipe], network_of: Callable[[], Network], data: Any, folder: Path) -> None:

@@ -20,14 +20,13 @@ from texts import encoder, texts
 from torch import nn
 
 import offramp as off
-from offramp._support.find import find_file
 from offramp.building.factories import make_gate
 from offramp.errors import BadData, BadInput, BadNetwork, Mismatch, MissingExtra, OpenAgain
 from offramp.gates.tempered import Tempered
 from offramp.networks.nodes import Gate
 from offramp.plans.plan import BAND, Plan
 from offramp.runtime import graphs
-from offramp.runtime.engine import engine_of
+from offramp.runtime.engine import engine_of, kind_of
 from offramp.runtime.running import TURNS
 
 ENGINES = ("onnxruntime", "openvino")
@@ -169,7 +168,7 @@ def test_a_layer_in_the_middle_is_noticed_within_the_turns_and_by_a_check_at_onc
 @pytest.mark.slow
 def test_what_a_plan_does_not_run_is_neither_in_its_graphs_nor_charged(engine):
     net, x = cut_of(), images_of(5)
-    shelved = find_file("engines", engine)
+    shelved = kind_of(engine)()
     steps = Plan.by_hand({"blocks.0": 0.1}).steps(net.chain)
     parts = shelved.open(net, steps, net.device())
     state = {"x": x}
@@ -185,7 +184,7 @@ def test_a_node_where_nothing_is_asked_is_in_the_graph_of_the_next(gates):
     net, x = cut_of(), images_of(9)
     scores = {name: score.detach().sort().values for name, _, score in net.walk(x) if score is not None}
     plan = Plan.by_hand({gate: scores[gate][4:6].mean().item() for gate in gates})
-    parts = find_file("engines", "onnxruntime").open(net, plan.steps(net.chain), net.device())
+    parts = kind_of("onnxruntime")().open(net, plan.steps(net.chain), net.device())
     assert [part.step.name for part in parts] == [*gates, "backbone"]
     assert sorted(name for part in parts for name in (*part.passes, part.step.name)) == sorted(net.chain.exits)
     got, want = off.open(net, plan, engine="onnxruntime")(x), off.open(net, plan)(x)
@@ -301,7 +300,7 @@ def test_writing_graphs_needs_onnxscript(engine, monkeypatch):
 
 
 def test_another_device_is_refused(engine):
-    shelved = find_file("engines", engine)
+    shelved = kind_of(engine)()
     with pytest.raises(BadInput, match=r"runs on the cpu"):
         shelved.open(ladder_of(2), (), torch.device("meta"))
 

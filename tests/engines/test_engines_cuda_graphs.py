@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from small import cut_of, images_of, ladder_of, rows_of
 
 import offramp as off
 from offramp.engines import _cuda_graphs
@@ -16,7 +17,6 @@ from offramp.errors import BadInput, BadNetwork
 from offramp.plans.plan import Plan
 from offramp.runtime.engine import engine_of
 from offramp.testing import check_engine
-from small import cut_of, images_of, ladder_of, rows_of
 
 BATCHES = (1, 2, 3, 5, 8, 33, 64, 65, 100)
 
@@ -97,7 +97,7 @@ def test_what_cannot_be_recorded_is_named(monkeypatch):
 
     monkeypatch.setattr(_cuda_graphs, "recorded", fails)
     net = ladder_of(2)
-    (part,) = eager.open(net, Plan.by_hand({}).steps(net.chain), net.device())
+    (part,) = eager.Eager().open(net, Plan.by_hand({}).steps(net.chain), net.device())
     with pytest.raises(
         BadNetwork, match="segment 'middle' cannot be recorded as a CUDA graph: operation not permitted"
     ):

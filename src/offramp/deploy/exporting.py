@@ -21,7 +21,6 @@ from typing import Any
 import torch
 
 from offramp._support.files import digest_file, write_json
-from offramp._support.find import find_file
 from offramp._support.ownership import FolderKind
 from offramp._support.replacement import replacing_folder
 from offramp.deploy.one_file import Stop, one_model
@@ -33,7 +32,7 @@ from offramp.plans.chain import Step
 from offramp.plans.plan import BAND, Plan
 from offramp.plans.signature import INPUT, Input
 from offramp.plans.signature import example as rows_like
-from offramp.runtime.engine import engine_of
+from offramp.runtime.engine import engine_of, kind_of
 from offramp.runtime.graphs import graphs_of
 from offramp.runtime.outputs import DEEPEST, END, GATE
 from offramp.runtime.running import later
@@ -150,8 +149,8 @@ def _kept(plan: Plan, identity: str) -> tuple[Plan, str | None]:
 def _stops(network: Network, plan: Plan, state: State) -> tuple[list[Stop], State]:
     """The steps of a plan as graphs, each compared with the network on these rows; and all named tensors of them."""
     steps, place = plan.steps(network.chain), network.device()
-    parts: Sequence[Part] = find_file("engines", ENGINE).open(network, steps, place)
-    eager: Iterator[Part] = iter(find_file("engines", "torch").open(network, steps, place))
+    parts: Sequence[Part] = kind_of(ENGINE)().open(network, steps, place)
+    eager: Iterator[Part] = iter(kind_of("torch")().open(network, steps, place))
     tried, stops = dict(state), list[Stop]()
     with torch.inference_mode():
         for number, (part, graph) in enumerate(zip(parts, graphs_of(network, steps, tried), strict=True)):

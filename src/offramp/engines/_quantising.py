@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp._support.find import find_file
 from offramp.data.rows import Rows, rows
 from offramp.errors import BadData, BadNetwork
 from offramp.networks.inputs import State, as_inputs
 from offramp.networks.network import HANDED, LOGITS, SCORE, Network
+from offramp.runtime.engine import kind_of
 from offramp.runtime.onnx_graphs import Graph
 
 BATCH = 32
@@ -95,7 +95,7 @@ class _Reader:
     @staticmethod
     def _made(network: Network, source: Rows, reads: tuple[str, ...]) -> Iterator[dict[str, Array]]:
         steps = network.chain.walk(network.chain.gates)
-        parts = find_file("engines", "torch").open(network, steps, network.device())
+        parts = kind_of("torch")().open(network, steps, network.device())
         for batch in source.batches(BATCH):
             state: State = as_inputs(batch.x)
             with torch.inference_mode():

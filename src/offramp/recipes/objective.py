@@ -23,13 +23,13 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from offramp._support.find import find_file
 from offramp.errors import BadInput, BadNetwork
 from offramp.gates.uncertainty import Uncertainty
 from offramp.networks.network import Network, trial_rows
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
 from offramp.plans.pricing import Prices
 from offramp.recipes._together import exit_parameters
+from offramp.runtime.engine import kind_of
 from offramp.runtime.measuring import costs_of
 
 __all__ = ["Objective"]
@@ -282,7 +282,7 @@ def costs_by(costs: Sequence[float] | Mapping[str, float] | None, network: Netwo
         if not rows:
             raise BadNetwork("no rung of this network was cut, so there are no rows to measure with; give costs=")
         steps = network.chain.walk(network.chain.gates)
-        parts = find_file("engines", "torch").open(network, steps, network.device())
+        parts = kind_of("torch")().open(network, steps, network.device())
         priced = {name.removeprefix("cost/"): each for name, each in costs_of(parts, rows, timed=False).items()}
         found = Prices(network.chain, priced).to_exit(network.chain.gates, None).tolist()
     return [float(each) / float(found[-1]) for each in found] if found[-1] else [float(each) for each in found]

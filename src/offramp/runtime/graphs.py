@@ -18,7 +18,6 @@ from weakref import ref
 import torch
 from torch import nn
 
-from offramp._support.find import find_file
 from offramp.errors import BadData, BadInput, BadNetwork, OpenAgain
 from offramp.networks.compiled import Compiled, compiled_of
 from offramp.networks.inputs import State
@@ -26,6 +25,7 @@ from offramp.networks.members import outside_torch
 from offramp.networks.network import Network, Part, trial_rows
 from offramp.plans.chain import Step, passages
 from offramp.plans.signature import INPUT
+from offramp.runtime.engine import kind_of
 from offramp.runtime.onnx_graphs import Graph, written
 from offramp.runtime.programs import read_by
 from offramp.runtime.staleness import Watch
@@ -125,8 +125,7 @@ def _as_one(parts: Sequence[Part], later: Collection[str]) -> Part:
 
 
 def _torch_parts(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
-    found: tuple[Part, ...] = find_file("engines", "torch").open(network, steps, device)
-    return found
+    return kind_of("torch")().open(network, steps, device)
 
 
 def _eager(network: Network, steps: Sequence[Step], device: torch.device) -> tuple[Part, ...]:
