@@ -28,8 +28,8 @@ import offramp as off
 from offramp.building.factories import front_of, make_model
 from offramp.calibration.screening import above, screen
 from offramp.calibration.screening import front as front_through
+from offramp.contracts import Phase
 from offramp.networks.inputs import as_inputs
-from offramp.networks.recipe import Phase
 from offramp.recipes.joint import Joint
 from offramp.runtime.benching import bench, plain_call
 from offramp.runtime.engine import engine_of

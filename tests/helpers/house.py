@@ -28,7 +28,7 @@ FLOORS = [
     ["calibration", "building"],
     ["fitting"],
     ["comparing", "reporting", "deploy"],
-    ["", "cli", "testing"],  # "" is the face, offramp/__init__.py
+    ["", "cli", "contracts", "testing"],  # "" is the face, offramp/__init__.py
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
 SHELVES = ("augments", "exits", "gates", "layers", "models", "hubs", "members", "recipes", "engines")
