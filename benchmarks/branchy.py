@@ -26,7 +26,7 @@ from rich.table import Table
 
 import offramp as off
 
-# Internal: exits, gates or recipes by their names on the shelves.
+# Internal: an augmentation by its name on the shelf.
 from offramp._support.find import find
 from offramp.building.factories import front_of, make_model
 
