@@ -7,9 +7,9 @@ import json
 import subprocess
 import sys
 
-import house
 import pytest
 
+import house
 import offramp
 
 MODULES = house.modules()

@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import cut_of, ladder_of, rows_of
 
 import offramp as off
 from offramp._support.files import (
@@ -27,6 +26,7 @@ from offramp.errors import BadData, BadFile, BadInput, OfframpError
 from offramp.fitting.checkpoint import load_checkpoint
 from offramp.plans.plan import Plan
 from offramp.plans.trace import Trace
+from small import cut_of, ladder_of, rows_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from small import ladder_of
 
 import offramp as off
 from offramp._support.files import to_document, write_csv, write_json, write_tensors
@@ -22,6 +21,7 @@ from offramp.errors import BadFile
 from offramp.fitting import checkpoint
 from offramp.plans.plan import Plan
 from offramp.plans.trace import Trace
+from small import ladder_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 

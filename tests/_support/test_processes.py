@@ -8,8 +8,6 @@ import signal
 import numpy as np
 import pytest
 import torch
-from small import images_of, ladder_of, rows_of, seeded, stages
-from together import together
 from torch import nn
 
 import offramp as off
@@ -23,6 +21,8 @@ from offramp.recipes.joint import Joint
 from offramp.recipes.objective import Objective
 from offramp.recipes.weighted import Weighted
 from offramp.runtime.recording import record
+from small import images_of, ladder_of, rows_of, seeded, stages
+from together import together
 
 X, Y = images_of(45), torch.arange(45) % 3
 DEVELOPMENT = images_of(11, 1), Y[:11]

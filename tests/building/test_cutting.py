@@ -7,13 +7,13 @@ import weakref
 
 import pytest
 import torch
-from small import dense, ladder_of, rows_of
 from torch import nn
 
 from offramp.building.cutting import check_classes, ladder
 from offramp.errors import BadInput, BadNetwork, UnknownName
 from offramp.gates.tempered import Tempered
 from offramp.layers.front import Front
+from small import dense, ladder_of, rows_of
 
 
 def test_names_and_order():

@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from small import Stages, cut_of, images_of, moved, rows_of, seeded, stages
 from torch import nn
 
 import offramp as off
@@ -16,6 +15,7 @@ from offramp.exits.pooled import Pooled, linear
 from offramp.layers.front import Front
 from offramp.models.cifar_resnet import front, resnet20
 from offramp.plans.plan import Plan
+from small import Stages, cut_of, images_of, moved, rows_of, seeded, stages
 
 
 def hooks(net: nn.Module) -> int:

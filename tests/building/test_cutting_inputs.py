@@ -6,7 +6,6 @@ import threading
 
 import pytest
 import torch
-from small import INF_MARK, NAN_MARK, Spoiled, cut_of, dense, images_of, moved, rows_of, seeded, stages
 from torch import nn
 
 import offramp as off
@@ -14,6 +13,7 @@ from offramp.building.cutting import cut
 from offramp.errors import BadData, BadInput, BadNetwork, OpenAgain, UnknownName
 from offramp.networks.nodes import Exit
 from offramp.plans.plan import Plan
+from small import INF_MARK, NAN_MARK, Spoiled, cut_of, dense, images_of, moved, rows_of, seeded, stages
 
 EXAMPLES = {
     "another shape": torch.zeros(2, 9, 8, 8),

@@ -7,7 +7,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from small import Reader, cut_of, dense, moved, seeded, stages
 
 import offramp as off
 from offramp.building.cutting import cut, ladder
@@ -15,6 +14,7 @@ from offramp.errors import BadNetwork
 from offramp.layers.front import Front
 from offramp.plans.plan import Plan
 from offramp.runtime.recording import record
+from small import Reader, cut_of, dense, moved, seeded, stages
 
 
 @pytest.mark.parametrize("answer", ["own", "mean"])

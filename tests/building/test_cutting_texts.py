@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from texts import CLASSES, WIDTH, encoder, texts
 from torch import nn
 
 import offramp as off
@@ -14,6 +13,7 @@ from offramp.fitting.looking import Looking, pooled_of
 from offramp.networks.nodes import Gate
 from offramp.networks.recipe import poolable
 from offramp.plans.plan import Plan
+from texts import CLASSES, WIDTH, encoder, texts
 
 AT = ["blocks.0", "blocks.1"]
 

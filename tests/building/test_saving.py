@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import conv, dense, ladder_of, rows_of, seeded
 from torch import nn
 
 import offramp as off
@@ -20,6 +19,7 @@ from offramp.gates.confidence import margin, max_prob
 from offramp.gates.tempered import Tempered
 from offramp.layers.front import Front
 from offramp.models.digits import digits_large, digits_small
+from small import conv, dense, ladder_of, rows_of, seeded
 
 
 def shelved(seed: int = 0, **options):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import NAMES, cut_of, dense, images_of, ladder_of, moved, rows_of, seeded, stages
 from torch import nn
 
 import offramp as off
@@ -13,6 +12,7 @@ from offramp.building.cutting import cut
 from offramp.errors import BadFile, BadInput
 from offramp.layers.front import Front
 from offramp.plans.plan import Plan
+from small import NAMES, cut_of, dense, images_of, ladder_of, moved, rows_of, seeded, stages
 
 KINDS = (torch.float16, torch.bfloat16, torch.float64)
 

@@ -6,9 +6,9 @@ import json
 
 import numpy as np
 import pytest
-from drawing import at_the_edge, copies, population, renumbered, with_columns
 
 import offramp as off
+from drawing import at_the_edge, copies, population, renumbered, with_columns
 from offramp.calibration.calibrating import calibrate
 from offramp.calibration.checking import check, told
 from offramp.errors import BadInput, OverlappingRows

@@ -8,6 +8,10 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from scipy import stats
+from torch.utils.data import DataLoader, RandomSampler, Subset, TensorDataset
+
+import offramp as off
 from drawing import (
     COPIES,
     DRAWS,
@@ -20,10 +24,6 @@ from drawing import (
     true_risk,
     with_columns,
 )
-from scipy import stats
-from torch.utils.data import DataLoader, RandomSampler, Subset, TensorDataset
-
-import offramp as off
 from offramp.calibration.calibrating import calibrate
 from offramp.errors import BadInput, NoSafePlan, OverlappingRows
 from offramp.plans.plan import Plan, Promise

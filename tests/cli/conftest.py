@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typed import CALIBRATION, TEST, offramp
 
+from typed import CALIBRATION, TEST, offramp
 from words import library, write_tokenizer
 
 USERS_OWN = """

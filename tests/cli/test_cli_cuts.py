@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from typed import CALIBRATION, contents, offramp
 
 import offramp as off
 from small import moved
+from typed import CALIBRATION, contents, offramp
 
 MODEL = ("offramp:digits_large", "--weights", "digits_large.safetensors", "--example", "digits[0:4]")
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from typed import TEST, offramp
 
 from offramp.data.rows import rows
+from typed import TEST, offramp
 
 PAIR = ("--model", "offramp:digits_small", "--model", "offramp:digits_large")
 

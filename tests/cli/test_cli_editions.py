@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from typed import offramp
-
 import offramp as off
 from small import trace_of
+from typed import offramp
 
 
 def test_check_refuses_what_it_cannot_compare(tmp_path):

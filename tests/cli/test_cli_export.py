@@ -7,9 +7,9 @@ import sys
 
 import numpy as np
 import pytest
-from typed import TEST, contents, offramp
 
 import offramp as off
+from typed import TEST, contents, offramp
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")

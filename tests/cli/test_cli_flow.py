@@ -6,10 +6,10 @@ import csv
 
 import numpy as np
 import pytest
-from typed import CALIBRATION, TEST, contents, offramp
 
 from offramp.plans.plan import Plan
 from offramp.plans.trace import Trace
+from typed import CALIBRATION, TEST, contents, offramp
 
 RUNGS = ("--model", "offramp:digits_small", "--weights", "digits_small.safetensors",
          "--model", "offramp:digits_large", "--weights", "digits_large.safetensors")  # fmt: skip

@@ -8,9 +8,9 @@ from types import ModuleType
 
 import pytest
 import typer.main
-from typed import offramp
 
 from offramp.cli import app
+from typed import offramp
 
 GIVEN = "--model --front-of --gate-of"
 FLAGS = {

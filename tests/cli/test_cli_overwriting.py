@@ -8,9 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typed import TEST, contents, offramp
 
 import offramp as off
+from typed import TEST, contents, offramp
 
 CUT = ("offramp:digits_small", "--at", "2", "--example", "digits[0:4]", "--exit", "linear")
 LADDER = ("--model", "offramp:digits_small", "--model", "offramp:digits_large")

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typed import TEST, contents
 
 from offramp.plans.trace import Trace
+from typed import TEST, contents
 
 WAIT = 900  # seconds: against hanging, not against slow machines
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from typed import CALIBRATION, TEST, contents, offramp
 
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import Origin
 from offramp.plans.trace import Trace
+from typed import CALIBRATION, TEST, contents, offramp
 
 PAIR = ("--model", "offramp:digits_small", "--model", "offramp:digits_large")
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from typed import CALIBRATION, TEST, contents, offramp
 
 import offramp as off
 from offramp.networks.recipe import Recipe
+from typed import CALIBRATION, TEST, contents, offramp
 
 CUT = ("cut", "offramp:digits_large", "--weights", "digits_large.safetensors", "--example", "digits[0:4]")
 TRAIN = "digits[0:200]"

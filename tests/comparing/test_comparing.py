@@ -8,12 +8,12 @@ import re
 import shutil
 from pathlib import Path
 
-import made_up
 import pytest
 import torch
-from made_up import DIGITS, contents, file_of
 
+import made_up
 import offramp as off
+from made_up import DIGITS, contents, file_of
 from offramp._support.files import read_json
 from offramp.comparing import cells, checking, comparing
 from offramp.comparing.cells import Cell

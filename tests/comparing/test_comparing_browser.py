@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_up import NASTY, comparison
 
 import chromium
+from made_up import NASTY, comparison
 from offramp.comparing.page import write_page
 
 pytestmark = chromium.MARKS

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import DIGITS, file_of
 
+from made_up import DIGITS, file_of
 from offramp.building.placement.trying import placed
 from offramp.comparing import cuts
 from offramp.comparing.cells import Cell

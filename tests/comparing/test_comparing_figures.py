@@ -7,8 +7,8 @@ import json
 
 import numpy as np
 import pytest
-from made_up import MACS, method_of, settings_of, traces
 
+from made_up import MACS, method_of, settings_of, traces
 from offramp.calibration.families import POWERS
 from offramp.comparing.cells import plain_of
 from offramp.comparing.figures import Figures, Point, best_within, figures_of, figures_of_plain

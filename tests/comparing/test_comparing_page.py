@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from made_up import NASTY, bench, comparison
 
+from made_up import NASTY, bench, comparison
 from offramp.comparing import tables
 from offramp.comparing.clocks import each_exit, in_use
 from offramp.comparing.comparing import Comparison

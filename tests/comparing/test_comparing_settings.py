@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from made_up import DIGITS, contents, file_of
 
+from made_up import DIGITS, contents, file_of
 from offramp.comparing.comparing import compare
 from offramp.comparing.reading import read_settings
 from offramp.comparing.settings import Method

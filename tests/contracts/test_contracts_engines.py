@@ -5,16 +5,16 @@ from __future__ import annotations
 import ast
 from dataclasses import replace
 
-import house
 import pytest
 import torch
-from small import conv, ladder_of, rows_of
 
+import house
 from offramp._support import find
 from offramp.engines.torch import Eager
 from offramp.networks.network import last_model
 from offramp.runtime.engine import Engine, kind_of
 from offramp.testing import check_bare, check_engine
+from small import conv, ladder_of, rows_of
 
 ENGINES = sorted(file.stem for file in (find.HOUSE / "engines").glob("*.py") if not file.stem.startswith("_"))
 

@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from small import seeded
 from torch import nn
 
 from offramp.contracts import Layer
@@ -14,6 +13,7 @@ from offramp.errors import BadNetwork
 from offramp.layers.adaptive_depth import AdaptiveDepth
 from offramp.networks.layer import LayerCost, dense_cost
 from offramp.testing import check_layer
+from small import seeded
 
 
 def stage():

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from written_files import CLASSES, png, write_idx, write_parquet
 
 N = 25

@@ -15,10 +15,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from written_files import png, write_idx, write_parquet
 
 from offramp.data.rows import rows
 from offramp.errors import BadData, BadFile, MissingExtra, OfframpError
+from written_files import png, write_idx, write_parquet
 
 Y = [0, 1, 2, 1]
 X = np.random.default_rng(0).integers(0, 256, (4, 3, 6, 5), dtype=np.uint8)

@@ -13,12 +13,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from written_files import write_idx
 
 from offramp._support import files
 from offramp._support.files import HEADER, read_arrays, require_memory, write_arrays
 from offramp.data.rows import rows
 from offramp.errors import BadFile
+from written_files import write_idx
 
 MANY = 300 * 2**20  # bytes, of zeros
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import doctest
 import importlib
 
-import house
 import pytest
+
+import house
 
 EXAMPLES = [name for name, file in house.modules().items() if ">>>" in file.read_text(encoding="utf-8")]
 

@@ -9,8 +9,9 @@ import ast
 import re
 from pathlib import Path
 
-import house
 import pytest
+
+import house
 
 USERS = {"", "contracts", "errors", "testing", "cli", *house.SHELVES}
 WAITING = {"building.factories"}  # makers of models, which the face does not have yet

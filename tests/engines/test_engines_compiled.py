@@ -14,12 +14,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from compiled import CASES, SIZES, middling
-from small import cut_of, dense, images_of, ladder_of, rows_of
-from texts import encoder, texts
 from torch import nn
 
 import offramp as off
+from compiled import CASES, SIZES, middling
 from offramp.building.factories import make_gate
 from offramp.errors import BadData, BadInput, BadNetwork, Mismatch, MissingExtra, OpenAgain
 from offramp.gates.tempered import Tempered
@@ -28,6 +26,8 @@ from offramp.plans.plan import BAND, Plan
 from offramp.runtime import graphs
 from offramp.runtime.engine import engine_of, kind_of
 from offramp.runtime.running import TURNS
+from small import cut_of, dense, images_of, ladder_of, rows_of
+from texts import encoder, texts
 
 ENGINES = ("onnxruntime", "openvino")
 

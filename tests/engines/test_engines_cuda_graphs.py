@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from small import cut_of, images_of, ladder_of, rows_of
 
 import offramp as off
 from offramp.engines import _cuda_graphs
@@ -17,6 +16,7 @@ from offramp.errors import BadInput, BadNetwork
 from offramp.plans.plan import Plan
 from offramp.runtime.engine import engine_of
 from offramp.testing import check_engine
+from small import cut_of, images_of, ladder_of, rows_of
 
 BATCHES = (1, 2, 3, 5, 8, 33, 64, 65, 100)
 

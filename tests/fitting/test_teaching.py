@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import cut_of, images_of, ladder_of, rows_of
 from torch import nn
 
 import offramp as off
@@ -29,6 +28,7 @@ from offramp.fitting.teaching import recipe_of
 from offramp.networks.recipe import Phase, Recipe
 from offramp.recipes.hinge import Hinge
 from offramp.recipes.joint import Joint
+from small import cut_of, images_of, ladder_of, rows_of
 
 
 def brightness(count: int, seed: int = 0):

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from small import seeded
 from torch import Tensor, nn
+
+from small import seeded
 
 Pair = namedtuple("Pair", ["hidden", "size"])
 

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from small import INF_MARK, NAN_MARK, cut_of, dense, images_of, ladder_of, moved, rows_of, seeded, spoiled
 from torch import Tensor, nn
 
 from offramp.building.cutting import cut, ladder
 from offramp.layers.front import Front
 from offramp.networks.network import Network
 from offramp.plans.plan import Plan
+from small import INF_MARK, NAN_MARK, cut_of, dense, images_of, ladder_of, moved, rows_of, seeded, spoiled
 
 SIZES = (0, 1, 2, 7, 64)
 Rows = Callable[[int], Any]

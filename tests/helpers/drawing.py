@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import numpy as np
-from small import trace_of
 
 from offramp.errors import NoSafePlan
 from offramp.guarantees.risks import find_risk
 from offramp.plans.plan import Plan
 from offramp.plans.trace import Trace
+from small import trace_of
 
 DRAWS = 400
 COPIES = (2, 3, 10, 40)

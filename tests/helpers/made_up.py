@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from small import Stages, trace_of
 from torch import nn
 
 from offramp.comparing.cells import plain_of
@@ -14,6 +13,7 @@ from offramp.comparing.comparing import Comparison, Result
 from offramp.comparing.figures import Figures, Point, figures_of, figures_of_plain
 from offramp.comparing.settings import Method, Settings
 from offramp.plans.trace import Trace
+from small import Stages, trace_of
 
 MACS = (1.0, 3.0, 9.0)
 SKILL = (0.6, 0.8, 0.93)

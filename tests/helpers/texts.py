@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from small import seeded
 from torch import Tensor, nn
+
+from small import seeded
 
 WORDS, WIDTH, CLASSES, LONGEST = 30, 8, 3, 32
 

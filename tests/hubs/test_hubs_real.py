@@ -8,11 +8,11 @@ import sys
 import numpy as np
 import pytest
 import torch
-from packages import real
 
 import offramp as off
 from offramp.building.factories import front_of, make_model
 from offramp.errors import BadFile, BadInput, UnknownName
+from packages import real
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import cut_of, images_of, ladder_of, rows_of
 
 import offramp as off
 from offramp.errors import Mismatch, OpenAgain
 from offramp.networks import ambient
 from offramp.plans.plan import Plan
+from small import cut_of, images_of, ladder_of, rows_of
 
 BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
 

@@ -8,17 +8,17 @@ import gc
 import threading
 import weakref
 
-import house
 import pytest
 import torch
-from small import dense, ladder_of, rows_of
 
+import house
 import offramp as off
 from offramp._support.find import find
 from offramp.networks.compiled import Compiled, compiled_of
 from offramp.partition.segmenting import segments_of
 from offramp.plans.plan import Plan
 from offramp.runtime.graphs import lazy_parts
+from small import dense, ladder_of, rows_of
 
 KEEPERS = {"networks.compiled", "networks.trained"}  # the one owner; and who trained what, which is the process's
 

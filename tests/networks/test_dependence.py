@@ -7,7 +7,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from small import rows_of, seeded
 from torch import Tensor, nn
 
 import offramp as off
@@ -17,6 +16,7 @@ from offramp.networks.dependence import unread
 from offramp.networks.inputs import as_inputs
 from offramp.networks.nodes import Seen
 from offramp.runtime.benching import bench
+from small import rows_of, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::offramp.errors.BetterExit")  # made-up models
 

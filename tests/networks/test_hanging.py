@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import ast
 
-import house
 import pytest
 import torch
-from small import ladder_of, rows_of
 
+import house
 import offramp as off
 from offramp.building.factories import make_gate
 from offramp.errors import BadInput, BadNetwork, UnknownName
 from offramp.exits.added import Added
+from small import ladder_of, rows_of
 
 WRITERS = ("networks.network", "networks.members")  # the network, and the dict that holds modules
 

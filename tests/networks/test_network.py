@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small import dense, ladder_of, rows_of
 from torch import nn
 
 import offramp as off
@@ -18,6 +17,7 @@ from offramp.networks.network import Network, described
 from offramp.networks.nodes import Seen, answer, grade
 from offramp.partition.segmenting import segments_of
 from offramp.plans.chain import Chain, Node
+from small import dense, ladder_of, rows_of
 
 
 def test_segments_are_never_registered():

@@ -14,10 +14,10 @@ import math
 import numpy as np
 import pytest
 import torch
-from small import trace_of
 
 from offramp.plans.plan import Plan, choose
 from offramp.plans.trace import Trace
+from small import trace_of
 
 THRESHOLDS = {"small": (1.5, 0.25), "middle": (math.inf,)}
 

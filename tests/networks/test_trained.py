@@ -8,7 +8,6 @@ import gc
 import numpy as np
 import pytest
 import torch
-from small import rows_of, seeded
 from torch import nn
 
 import offramp as off
@@ -17,6 +16,7 @@ from offramp.networks import trained
 from offramp.networks.recipe import Recipe
 from offramp.networks.trained import remember, rows_behind, snapshot
 from offramp.plans.provenance import SeenRows
+from small import rows_of, seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::offramp.errors.BetterExit")  # made-up models
 

@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from small import seeded
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import offramp as off
 from offramp.errors import OverlappingRows
 from offramp.fitting.teaching import recipe_of
+from small import seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::offramp.errors.BetterExit")  # made-up models
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 import torch
-from small import dense, ladder_of, rows_of
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -13,6 +12,7 @@ from offramp.building.cutting import cut, ladder
 from offramp.errors import BadInput, BadNetwork
 from offramp.networks.wrappers import unwrapped
 from offramp.plans.plan import Plan
+from small import dense, ladder_of, rows_of
 
 
 def compiled(model: nn.Module) -> nn.Module:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from apart import Around, Folded, Pair, Residual, Sum, Twice, model_of, rows
 from torch import Tensor, nn
 
+from apart import Around, Folded, Pair, Residual, Sum, Twice, model_of, rows
 from offramp.errors import BadInput, BadNetwork
 from offramp.models.cifar_resnet import resnet20
 from offramp.partition import (

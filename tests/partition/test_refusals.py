@@ -6,13 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from apart import Around, Beside, Folded, Twice, model_of, rows
-from small import seeded
 from torch import Tensor, nn
 
+from apart import Around, Beside, Folded, Twice, model_of, rows
 from offramp.errors import BadData, BadNetwork, UnknownName
 from offramp.models.cifar_resnet import resnet20
 from offramp.partition import partition, self_check
+from small import seeded
 
 BRANCHES = r"its code branches on values of the data, at `.*h\.sum\(\) > 0.*stages"
 REFUSED = [

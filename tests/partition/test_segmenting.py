@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from small import Reader, Stages, cut_of, dense, images_of, moved, rows_of, seeded, stages
 from torch import nn
 
 import offramp as off
@@ -21,6 +20,7 @@ from offramp.partition.segmenting import points_of, segments_of
 from offramp.plans.plan import Plan
 from offramp.runtime.benching import bench
 from offramp.runtime.recording import record
+from small import Reader, Stages, cut_of, dense, images_of, moved, rows_of, seeded, stages
 
 NEVER = {"stem": math.inf, "blocks.0": math.inf}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 
 import numpy as np
-from small import trace_of
 
 from offramp.plans.evaluation import better_exit, worst_class
 from offramp.plans.plan import Plan
+from small import trace_of
 
 
 def test_the_worst_class_is_the_one_that_falls_most():

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from small import trace_of
 
 from offramp._support.files import from_document, to_document
 from offramp.errors import BadFile, BadInput, NewerSchema, OverlappingRows, UnknownName
@@ -19,6 +18,7 @@ from offramp.plans.chain import Chain, Node
 from offramp.plans.plan import Plan, Price, Promise, choose
 from offramp.plans.provenance import BAND, ROUNDED, Origin, Probe, SeenRows
 from offramp.plans.signature import Input
+from small import trace_of
 
 CHAIN = Chain((Node("a", "b"), Node("b", "c"), Node("c", None)))
 FLOATS = st.floats(width=32)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from small import ladder_of, rows_of, trace_of
 
 import offramp as off
 from offramp._support.files import from_document, to_document
@@ -19,6 +18,7 @@ from offramp.plans.trace import Trace
 from offramp.reporting.view import view_of
 from offramp.reporting.words import freshness
 from offramp.runtime.recording import record
+from small import ladder_of, rows_of, trace_of
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 X = rows_of(12, whole=True).numpy()

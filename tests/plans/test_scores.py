@@ -9,7 +9,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from small import ladder_of, rows_of, trace_of
 
 import offramp as off
 from offramp._support.files import read_arrays, to_document, write_arrays
@@ -19,6 +18,7 @@ from offramp.networks.nodes import Scorer, Seen
 from offramp.plans import scores as module
 from offramp.plans.scores import ScoreRange, scores_in
 from offramp.plans.trace import Trace
+from small import ladder_of, rows_of, trace_of
 
 SHELF = ["margin", "max_prob", "max_logit", "neg_entropy", "patience", "agreement", "ensemble", "uncertainty"]
 

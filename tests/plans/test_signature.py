@@ -7,13 +7,13 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from small import moved, seeded
 from torch import nn
 
 import offramp as off
 from offramp.building.cutting import cut
 from offramp.plans.plan import Plan
 from offramp.plans.signature import Input
+from small import moved, seeded
 
 TOKENS = 12
 ROWS = [[53, 9, 244], [87, 51, 124]]  # as the first version drew them

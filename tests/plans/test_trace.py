@@ -7,7 +7,6 @@ import math
 
 import numpy as np
 import pytest
-from small import trace_of
 
 from offramp._support.files import from_document, read_arrays, to_document, write_arrays
 from offramp.errors import BadData, BadFile, BadInput, Mismatch, NewerSchema, UnknownName
@@ -15,6 +14,7 @@ from offramp.guarantees.risks import Risk, find_risk
 from offramp.plans.plan import Plan, choose
 from offramp.plans.provenance import Origin
 from offramp.plans.trace import SCHEMA, WHY, Trace, _digest
+from small import trace_of
 
 
 def slow_replay(trace: Trace, plan: Plan) -> tuple[list[int], list[str]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from small import ladder_of
 
 import offramp as off
 from offramp.data.rows import digests_of
 from offramp.errors import BadData, BadInput, Mismatch, OverlappingRows, UnknownName
 from offramp.plans.trace import Trace
+from small import ladder_of
 
 N = 900
 GENERATOR = np.random.default_rng(0)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import chromium
 import pytest
-from reported import images, made
 
+import chromium
 from offramp.calibration.calibrating import calibrate
 from offramp.reporting.page import report
+from reported import images, made
 
 pytestmark = chromium.MARKS
 

@@ -7,7 +7,6 @@ import io
 
 import numpy as np
 import pytest
-from reported import images, made
 
 from offramp.data.rows import digests_of, rows
 from offramp.errors import BadData
@@ -15,6 +14,7 @@ from offramp.plans.plan import Plan
 from offramp.plans.trace import Trace
 from offramp.reporting.gallery import PICTURES, data_uri, gallery
 from offramp.reporting.view import view_of
+from reported import images, made
 
 Image = pytest.importorskip("PIL.Image")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from reported import NASTY, figures, images, made, plain, written
 
 pytest.importorskip("plotly")

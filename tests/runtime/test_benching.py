@@ -6,13 +6,13 @@ import sys
 
 import pytest
 import torch
-from small import ladder_of, rows_of
 from torch import nn
 
 import offramp as off
 from offramp.networks.inputs import as_inputs
 from offramp.runtime.benching import bench, plain_call, plain_of
 from offramp.runtime.engine import engine_of
+from small import ladder_of, rows_of
 
 X = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from small import dense, ladder_of
 from torch import nn
 
 import offramp as off
 from offramp.networks.nodes import Gate
 from offramp.runtime.code_marks import code_marks
+from small import dense, ladder_of
 
 GIVEN = "import torch\nfrom torch import nn\nfrom offramp.networks.nodes import Gate\n"
 

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import conv, cut_of, images_of, ladder_of
 
 import offramp as off
 from offramp.calibration.calibrating import problem_of
@@ -18,6 +17,7 @@ from offramp.plans.trace import Trace
 from offramp.runtime.engine import engine_of
 from offramp.runtime.recording import record
 from offramp.testing import check_engine
+from small import conv, cut_of, images_of, ladder_of
 
 X = images_of(12).numpy()
 

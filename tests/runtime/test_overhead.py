@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from small import Counting, ladder_of, rows_of
 from torch import nn
 
 import offramp as off
@@ -15,6 +14,7 @@ from offramp.plans.trace import Trace
 from offramp.runtime import overhead
 from offramp.runtime.engine import engine_of
 from offramp.runtime.measuring import SIZES
+from small import Counting, ladder_of, rows_of
 
 
 def costs_in(trace):

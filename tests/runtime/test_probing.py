@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import NAN_MARK, cut_of, dense, images_of, ladder_of, rows_of, seeded, spoiled
 from torch import nn
 
 import offramp as off
@@ -16,6 +15,7 @@ from offramp.errors import BadNetwork, Mismatch
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import Origin
 from offramp.runtime.probing import SAMPLED
+from small import NAN_MARK, cut_of, dense, images_of, ladder_of, rows_of, seeded, spoiled
 
 X = rows_of(70)
 

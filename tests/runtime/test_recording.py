@@ -7,7 +7,6 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
-from small import NAN_MARK, conv, dense, ladder_of, rows_of, spoiled
 from torch import nn
 
 import offramp as off
@@ -15,6 +14,7 @@ from offramp.building.cutting import ladder
 from offramp.errors import BadData, BadNetwork, UnknownName
 from offramp.plans.plan import Plan
 from offramp.runtime.recording import record
+from small import NAN_MARK, conv, dense, ladder_of, rows_of, spoiled
 
 X, Y = rows_of(70).numpy(), np.arange(70) % 3
 

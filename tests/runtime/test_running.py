@@ -8,7 +8,6 @@ import threading
 import numpy as np
 import pytest
 import torch
-from small import INF_MARK, NAN_MARK, Counting, conv, dense, ladder_of, rows_of, spoiled
 from torch import nn
 
 import offramp as off
@@ -18,6 +17,7 @@ from offramp.plans.plan import Plan
 from offramp.plans.trace import WHY
 from offramp.runtime import running
 from offramp.runtime import session as opening
+from small import INF_MARK, NAN_MARK, Counting, conv, dense, ladder_of, rows_of, spoiled
 
 
 @pytest.mark.parametrize("answer", ["own", "mean"])

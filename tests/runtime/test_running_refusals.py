@@ -6,13 +6,13 @@ import gc
 
 import pytest
 import torch
-from small import dense, ladder_of, rows_of
 from torch import nn
 
 import offramp as off
 from offramp.building.cutting import ladder
 from offramp.errors import BadData, BadNetwork, OpenAgain
 from offramp.plans.plan import Plan
+from small import dense, ladder_of, rows_of
 
 
 def add_in_place(net):

@@ -7,13 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from small import INF_MARK, NAN_MARK, dense, ladder_of, moved, rows_of, spoiled, whole_numbers
 
 import offramp as off
 from offramp.building.cutting import cut, ladder
 from offramp.networks.nodes import Gate
 from offramp.plans.plan import BAND, Plan
 from offramp.plans.trace import WHY, Trace
+from small import INF_MARK, NAN_MARK, dense, ladder_of, moved, rows_of, spoiled, whole_numbers
 
 PLANS, BATCHES, POOL = 400, 4, 96  # 9 networks x 400 plans x 4 batches = 14,400
 

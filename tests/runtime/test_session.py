@@ -10,7 +10,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small import dense, ladder_of, moved, rows_of, seeded
 from torch import nn
 
 import offramp as off
@@ -18,6 +17,7 @@ from offramp.errors import BadData, BadFile, BadInput, BadNetwork, Mismatch, Unk
 from offramp.plans.plan import Plan
 from offramp.runtime import graphs
 from offramp.runtime import session as opening
+from small import dense, ladder_of, moved, rows_of, seeded
 
 
 def test_run_opens_again_after_a_change(two):

@@ -7,12 +7,12 @@ import weakref
 
 import pytest
 import torch
-from small import dense, ladder_of
 from torch import nn
 
 from offramp.errors import OpenAgain
 from offramp.gates.tempered import Tempered
 from offramp.runtime.staleness import Watch
+from small import dense, ladder_of
 
 
 def model() -> nn.Module:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from paying import WIDTH, Heavy, Lift, lifted, parity, signs, with_identity_first
-from texts import encoder, texts
 from torch import nn
 
 import offramp as off
@@ -14,6 +12,8 @@ from offramp.building.placement.trying import _Looked, placed
 from offramp.errors import BadData, BadInput, BadNetwork, OverlappingRows
 from offramp.networks.inputs import as_inputs
 from offramp.networks.nodes import Exit
+from paying import WIDTH, Heavy, Lift, lifted, parity, signs, with_identity_first
+from texts import encoder, texts
 
 
 def test_only_the_place_that_pays_is_taken():
