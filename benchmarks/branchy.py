@@ -25,9 +25,15 @@ from rich.console import Console
 from rich.table import Table
 
 import offramp as off
+
+# Internal: an augmentation by its name on the shelf.
 from offramp._support.find import find
 from offramp.building.factories import front_of, make_model
+
+# Internal: the front that a paper draws, which is no plan.
 from offramp.calibration.screening import above, screen
+
+# Internal: the front that a paper draws, which is no plan.
 from offramp.calibration.screening import front as front_through
 from offramp.recipes.joint import Joint
 

@@ -24,9 +24,17 @@ import numpy as np
 
 import offramp as off
 from offramp.errors import NoSafePlan
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.provenance import Origin
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.scores import ScoreRange
-from offramp.plans.topology import Node, Topology  # a trace of rows that no network has seen is put together by hand
+
+# Internal: a trace of made-up rows is put together by hand.
+from offramp.plans.topology import Node, Topology
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.trace import Header, Trace
 
 AIMS: dict[str, dict[str, Any]] = {

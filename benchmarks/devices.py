@@ -25,7 +25,11 @@ import torch
 import offramp as off
 from offramp.building.factories import make_model
 from offramp.errors import BadInput, BadNetwork
+
+# Internal: the same clock as `offramp bench`.
 from offramp.runtime.benching import bench
+
+# Internal: times taken in turn, as in our own figures.
 from offramp.runtime.measuring import interleaved, ratio
 
 MODELS = {

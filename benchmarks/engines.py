@@ -22,9 +22,17 @@ import torch
 from ladder import ladder
 
 import offramp as off
+
+# Internal: the baseline is given what the network is given.
 from offramp.networks.inputs import State, as_inputs
+
+# Internal: the same clock as `offramp bench`.
 from offramp.runtime.benching import bench, plain_call
+
+# Internal: the bare call of an engine is the baseline.
 from offramp.runtime.engine import Engine, engine_of
+
+# Internal: times taken in turn, as in our own figures.
 from offramp.runtime.measuring import Ratio, interleaved, ratio
 
 Clock = Callable[[], float]

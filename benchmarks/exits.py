@@ -27,10 +27,18 @@ from rich.table import Table
 
 import offramp as off
 from offramp.building.factories import front_of, make_model
+
+# Internal: the search itself is measured.
 from offramp.calibration.calibrating import problem_of
+
+# Internal: the search itself is measured.
 from offramp.calibration.search import cheapest, frontier
+
+# Internal: a recipe by its name, with arguments.
 from offramp.fitting.teaching import recipe_of
 from offramp.gates.confidence import margin, max_logit, max_prob, neg_entropy
+
+# Internal: a risk by its name, for losses computed here.
 from offramp.guarantees.risks import find_risk
 
 AT = ("layer1", "layer2")

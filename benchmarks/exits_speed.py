@@ -22,6 +22,8 @@ from ladder import CALIBRATION, FIGURES
 
 import offramp as off
 from exits import network, trace_of
+
+# Internal: the same clock as `offramp bench`.
 from offramp.runtime.benching import Bench, bench
 
 MIXES = ((0, 0), (16, 16), (32, 16), (48, 8), (0, 63), (63, 0), (64, 0))  # of 64 rows, at layer1 and at layer2

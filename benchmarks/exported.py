@@ -24,6 +24,8 @@ from rich.table import Table
 
 import offramp as off
 from exits import network
+
+# Internal: the decision rule and its float band are compared.
 from offramp.plans.plan import BAND
 
 IMPORTING = "import sys; sys.path.insert(0, {folder!r}); import run"

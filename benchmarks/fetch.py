@@ -16,6 +16,7 @@ import tempfile
 import urllib.request
 from pathlib import Path
 
+# Internal: files are written whole, as the package writes them.
 from offramp._support.files import read_tensors, replacing, write_tensors
 from offramp.errors import BadFile, OfframpError
 

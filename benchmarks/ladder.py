@@ -23,6 +23,8 @@ from rich.table import Table
 import offramp as off
 from offramp.building.factories import front_of, make_model
 from offramp.errors import NoSafePlan
+
+# Internal: a risk by its name, for losses computed here.
 from offramp.guarantees.risks import find_risk
 
 DEVELOPMENT, CALIBRATION, FIGURES = slice(0, 1000), slice(1000, 5000), slice(5000, 10000)

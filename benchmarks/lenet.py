@@ -26,13 +26,25 @@ from rich.table import Table
 
 import offramp as off
 from offramp.building.factories import front_of, make_model
+
+# Internal: the front that a paper draws, which is no plan.
 from offramp.calibration.screening import above, screen
+
+# Internal: the front that a paper draws, which is no plan.
 from offramp.calibration.screening import front as front_through
+from offramp.contracts import Phase
+
+# Internal: the baseline is given what the network is given.
 from offramp.networks.inputs import as_inputs
-from offramp.networks.recipe import Phase
 from offramp.recipes.joint import Joint
+
+# Internal: the same clock as `offramp bench`.
 from offramp.runtime.benching import bench, plain_call
+
+# Internal: the bare call of an engine is the baseline.
 from offramp.runtime.engine import engine_of
+
+# Internal: times taken in turn, as in our own figures.
 from offramp.runtime.measuring import interleaved, ratio
 
 ENTROPIES = (0.025, 0.1, 0.5)

@@ -35,8 +35,14 @@ from rich.table import Table
 import offramp as off
 from exits import AT, network, trace_of
 from offramp.building.factories import front_of, make_model
+
+# Internal: a step of the loop is measured alone.
 from offramp.fitting.lessons import roll_of
+
+# Internal: a step of the loop is measured alone.
 from offramp.fitting.pooling import Pooling
+
+# Internal: a step of the loop is measured alone.
 from offramp.networks.recipe import poolable
 
 WIDTHS = dict(zip(AT, (16, 32), strict=True))

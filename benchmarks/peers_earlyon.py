@@ -21,9 +21,9 @@ from torch import Tensor, nn
 from zoo_models import without_compiled_operations
 
 import offramp as off
+from offramp.contracts import Seen
 from offramp.exits.pooled import Pooled
 from offramp.gates.confidence import max_prob, neg_entropy
-from offramp.networks.nodes import Seen
 
 GRID = tuple(round(step / 100, 2) for step in range(99, 0, -1))  # its argument `grid`, ten times finer than its own
 HIDDEN = 128  # of its heads, by default

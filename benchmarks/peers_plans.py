@@ -17,10 +17,16 @@ from peers_earlyon import SETTINGS, calibrated
 
 import offramp as off
 from exits import scored, splits, uncertified
+
+# Internal: the search itself is measured.
 from offramp.calibration.calibrating import problem_of
+
+# Internal: the search itself is measured.
 from offramp.calibration.search import evaluate, frontier
 from offramp.errors import NoSafePlan
 from offramp.gates.confidence import margin, max_prob
+
+# Internal: a risk by its name, for losses computed here.
 from offramp.guarantees.risks import find_risk
 
 DROPS = np.concatenate([np.linspace(-0.004, 0.01, 29), np.linspace(0.012, 0.05, 20)])  # asked of offramp's own curve

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 import offramp as off
 from offramp.gates.confidence import max_prob
 from offramp.layers.front import Front
+
+# Internal: times taken in turn, as in our own figures.
 from offramp.runtime.measuring import interleaved, ratio
 
 

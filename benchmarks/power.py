@@ -36,9 +36,17 @@ import offramp as off
 from offramp.errors import NoSafePlan
 from offramp.gates.confidence import margin, max_prob, neg_entropy
 from offramp.gates.patience import Patience
+
+# Internal: a gate of our own functions, as the shelf makes it.
 from offramp.networks.nodes import Scorer, Seen
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.provenance import Origin
-from offramp.plans.topology import Node, Topology  # a trace of rows that no network has seen is put together by hand
+
+# Internal: a trace of made-up rows is put together by hand.
+from offramp.plans.topology import Node, Topology
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.trace import Header, Trace
 
 Array = np.ndarray[Any, np.dtype[Any]]

@@ -27,11 +27,22 @@ import numpy as np
 import numpy.typing as npt
 from scipy import stats
 
+# Internal: the search itself is measured.
 from offramp.calibration.calibrating import SEARCH_SHARE
+
+# Internal: the order in which candidates are tested is measured.
 from offramp.calibration.candidates import in_order
+
+# Internal: the bound itself is measured.
 from offramp.guarantees.bounds import Bound, find_bound
+
+# Internal: a risk by its name, for losses computed here.
 from offramp.guarantees.risks import NAMED, Risk, losses_of
+
+# Internal: the tests themselves are measured.
 from offramp.guarantees.testing import fixed_sequence, order_from, split_from
+
+# Internal: the decision rule and its float band are compared.
 from offramp.plans.plan import choose
 
 FloatArray = npt.NDArray[np.float64]

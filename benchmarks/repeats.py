@@ -24,9 +24,17 @@ from scipy import stats
 
 import offramp as off
 from offramp.errors import NoSafePlan, OverlappingRows
+
+# Internal: a risk by its name, for losses computed here.
 from offramp.guarantees.risks import find_risk
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.provenance import Origin
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.topology import Node, Topology
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.trace import Header
 
 SIZE, ROWS, CLASSES, LEVEL = 8000, 60, 5, 0.05

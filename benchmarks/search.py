@@ -22,12 +22,25 @@ from typing import TypeVar
 
 import numpy as np
 
+# Internal: the search itself is measured.
 from offramp.calibration.calibrating import calibrate
+
+# Internal: the search itself is measured.
 from offramp.calibration.families import families
+
+# Internal: the search itself is measured.
 from offramp.calibration.search import FINE_POWERS, Problem, best, cheapest, frontier
+
+# Internal: the search itself is measured.
 from offramp.calibration.survey import Chain
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.provenance import Origin
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.topology import Node, Topology
+
+# Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.trace import Header, Trace
 
 T = TypeVar("T")

@@ -18,7 +18,11 @@ import torch
 from ladder import CALIBRATION, FIGURES, ladder, trace_of
 
 import offramp as off
+
+# Internal: the same clock as `offramp bench`.
 from offramp.runtime.benching import bench
+
+# Internal: times taken in turn, as in our own figures.
 from offramp.runtime.measuring import interleaved, ratio
 
 

@@ -29,11 +29,23 @@ from sst2_texts import prepared
 
 import offramp as off
 from offramp.errors import NoSafePlan
+
+# Internal: the bound itself is measured.
 from offramp.guarantees.bounds import rows_needed
+
+# Internal: the baseline is given what the network is given.
 from offramp.networks.inputs import as_inputs
+
+# Internal: the decision rule and its float band are compared.
 from offramp.plans.plan import BAND
+
+# Internal: the same clock as `offramp bench`.
 from offramp.runtime.benching import plain_of
+
+# Internal: the bare call of an engine is the baseline.
 from offramp.runtime.engine import engine_of
+
+# Internal: times taken in turn, as in our own figures.
 from offramp.runtime.measuring import interleaved, macs, ratio
 
 LAYERS = 4

@@ -31,9 +31,13 @@ from torch.nn.functional import cross_entropy
 
 import offramp as off
 from offramp.building.factories import front_of, make_model
+
+# Internal: a recipe by its name, with arguments.
 from offramp.fitting.teaching import recipe_of
 from offramp.models import msdnet
 from offramp.recipes.joint import Joint
+
+# Internal: times taken in turn, as in our own figures.
 from offramp.runtime.measuring import interleaved, ratio
 
 BATCH, TARGET = 128, 1.25

@@ -10,9 +10,17 @@ from torch import Tensor, nn
 
 import offramp as off
 from offramp.errors import OfframpError
+
+# Internal: the baseline is given what the network is given.
 from offramp.networks.inputs import as_inputs, given
+
+# Internal: what a model answers is found as the package finds it.
 from offramp.networks.taps import logits_in
+
+# Internal: the places of cuts themselves are counted.
 from offramp.partition.segmenting import points_of
+
+# Internal: the decision rule and its float band are compared.
 from offramp.plans.plan import Plan
 
 BAND, OTHERS = 1e-4, (9, 12, 24)  # the float band; lengths of text beside that of the example

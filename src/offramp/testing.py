@@ -1,10 +1,10 @@
-"""The contracts as a test kit, for the gates, exits, engines and recipes of this package and for other people's.
+"""The contracts as a test kit, for gates, exits, layers, engines and recipes: of this package and of other people.
 
     from offramp.testing import check_gate, example_seen
     check_gate(MyGate(), example_seen())               # an AssertionError says in a sentence what is wrong
 
-Each check is a small function that can be run alone; `check_gate`, `check_exit`, `check_engine` and `check_recipe`
-run all that there are for their kind. Logits are [B, C], scores [B].
+Each check is a small function that can be run alone; `check_gate`, `check_exit`, `check_layer`, `check_engine` and
+`check_recipe` run all that there are for their kind. Logits are [B, C], scores [B].
 """
 
 from __future__ import annotations
@@ -16,19 +16,21 @@ import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from offramp.fitting.teaching import fit
 from offramp.networks.inputs import State
+from offramp.networks.layer import Layer, dense_cost
 from offramp.networks.network import LOGITS, SCORE, Network, Part
 from offramp.networks.nodes import Exit, Gate, Hands, Seen, answer, grade
 from offramp.networks.recipe import Pools, Recipe, pooled_by
 from offramp.plans.schedule import full_schedule
 from offramp.plans.signature import INPUT, is_input
+from offramp.runtime.engine import Engine
 
 TOLERANCE = 1e-5  # kernels depend on the batch size: a score may move in its last bits
 ROWS = 16  # of a batch, where recipes are checked
@@ -95,8 +97,9 @@ def check_exit(exit_: Exit, seen: Seen, rebuild: Callable[[Mapping[str, Any]], E
         check_config(exit_, exit_, seen, rebuild)
 
 
-def check_engine(engine: ModuleType, network: Network, x: Tensor) -> None:
-    """An engine's parts give what the network gives, for any batch, and say truly what they read."""
+def check_engine(engine: Engine, network: Network, x: Tensor) -> None:
+    """An engine says what it is, its parts give what the network gives, for any batch, and say truly what they read."""
+    check_said(engine)
     schedule = full_schedule(network.chain)
     parts: Sequence[Part] = engine.open(network, schedule, network.device())
     names = [part.name for part in parts]
@@ -111,6 +114,75 @@ def check_engine(engine: ModuleType, network: Network, x: Tensor) -> None:
                 check_close(state[name + LOGITS], logits, f"logits of {name!r}, in the engine and in the network,")
                 if score is not None:
                     check_close(state[name + SCORE], score, f"scores of {name!r}, in the engine and in the network,")
+
+
+def check_layer(
+    kind: type[Layer], dense: nn.Module, shape: Sequence[int], *, same: bool = False, **options: Any
+) -> None:
+    """All that a layer must do in the place of another one.
+
+    Args:
+        kind: the layer's class.
+        dense: what it replaces, in eval mode, in float32.
+        shape: of one row that goes in, without the batch.
+        same: whether it starts by giving what `dense` gives, up to the last bits.
+        options: of `from_layer`.
+    """
+    draw = torch.Generator().manual_seed(0)
+    before = copy.deepcopy(dense.state_dict())
+    layer = kind.from_layer(dense, **options)
+    for key, value in dense.state_dict().items():
+        assert torch.equal(value, before[key]), f"from_layer changed {key!r} of what it replaces; copy it"
+    shared = {value.data_ptr() for value in dense.parameters()} & {value.data_ptr() for value in layer.parameters()}
+    assert not shared, "it shares weights with what it replaces: teaching one would teach the other"
+    assert not any(part.training for part in layer.modules()), "it must be in the mode of what it replaces, eval mode"
+    seen = Seen(torch.randn(ROWS, *shape, generator=draw), {})
+    with torch.no_grad():
+        want, got = dense(seen.features), layer(seen.features)
+        check_shape(got, tuple(want.shape), "what the layer gives")
+        check_float(got, "what the layer gives")
+        if same:
+            check_close(got, want, "what the layer and what it replaces give")
+        _check_rows(layer, lambda some: layer(some.features), seen)
+    check_cost(layer, shape)
+
+
+def check_cost(layer: Layer, shape: Sequence[int]) -> None:
+    """Its cost is a finite number of each kind, the same every time, and no less than what torch counts and stores."""
+    cost, counted = layer.cost(shape), dense_cost(layer, shape)
+    assert cost == layer.cost(shape), "its cost differs from call to call"
+    for name, figure in vars(cost).items():
+        assert math.isfinite(figure) and figure >= 0, f"its {name} is {figure}, expected a number of at least 0"  # noqa: PT018
+    assert cost.macs >= counted.macs * (1 - TOLERANCE), (
+        f"it says {cost.macs:g} MACs and runs {counted.macs:g}; what could be saved and is computed counts"
+    )
+    stored = sum(value.numel() * value.element_size() for value in layer.state_dict().values())
+    assert cost.stored_bytes >= stored, f"it says {cost.stored_bytes} bytes and stores {stored}; zeros count too"
+
+
+def check_said(engine: Engine) -> None:
+    """What an engine says of itself has the types of the contract, and is the same when it is asked again."""
+    assert isinstance(engine, Engine), f"{engine!r} is no offramp.contracts.Engine"
+    marks, learned = engine.marks(), engine.learned
+    texts = isinstance(marks, list) and all(isinstance(mark, str) for mark in marks)
+    assert texts, f"marks() gave {marks!r}, expected a list of texts"
+    version = engine.version()
+    named = isinstance(version, str) and version != ""
+    assert named, f"version() gave {version!r}, expected a name, and a version if results differ between them"
+    first, again = engine.identity, engine.identity
+    assert first == again, "its identity differs from call to call; a plan is held against it"
+    for name, flag in (("compiles", engine.compiles), ("own_threads", engine.own_threads)):
+        assert isinstance(flag, bool), f"{name} is {flag!r}, expected True or False"
+    digests = learned is None or (isinstance(learned, np.ndarray) and learned.dtype == np.uint64)
+    assert digests, f"learned is {learned!r}, expected digests of rows (uint64) or None"
+
+
+def check_bare(engine: Engine, network: Network, rows: State) -> None:
+    """The bare call of a network's only node runs, and again: it is the baseline of every timing."""
+    call = engine.bare(network, full_schedule(network.chain), rows)(rows)
+    assert callable(call), "bare() must give a function of inputs that returns the call to time"
+    call()
+    call()
 
 
 def check_recipe(make: Callable[[], Recipe], network_of: Callable[[], Network], data: Any, folder: Path) -> None:

@@ -18,14 +18,13 @@ from torch import nn
 
 import offramp as off
 from compiled import CASES, SIZES, middling
-from offramp._support.find import find_file
 from offramp.building.factories import make_gate
 from offramp.errors import BadData, BadInput, BadNetwork, Mismatch, MissingExtra, OpenAgain
 from offramp.gates.tempered import Tempered
 from offramp.networks.nodes import Gate
 from offramp.plans.plan import BAND, Plan
 from offramp.runtime import graphs
-from offramp.runtime.engine import engine_of
+from offramp.runtime.engine import engine_of, kind_of
 from offramp.runtime.running import TURNS
 from small import cut_of, dense, images_of, ladder_of, rows_of
 from texts import encoder, texts
@@ -170,7 +169,7 @@ def test_a_layer_in_the_middle_is_noticed_within_the_turns_and_by_a_check_at_onc
 @pytest.mark.slow
 def test_what_a_plan_does_not_run_is_neither_in_its_graphs_nor_charged(engine):
     net, x = cut_of(), images_of(5)
-    shelved = find_file("engines", engine)
+    shelved = kind_of(engine)()
     schedule = Plan.by_hand({"blocks.0": 0.1}).schedule(net.chain)
     parts = shelved.open(net, schedule, net.device())
     state = {"x": x}
@@ -186,7 +185,7 @@ def test_a_node_where_nothing_is_asked_is_in_the_graph_of_the_next(gates):
     net, x = cut_of(), images_of(9)
     scores = {name: score.detach().sort().values for name, _, score in net.walk(x) if score is not None}
     plan = Plan.by_hand({gate: scores[gate][4:6].mean().item() for gate in gates})
-    parts = find_file("engines", "onnxruntime").open(net, plan.schedule(net.chain), net.device())
+    parts = kind_of("onnxruntime")().open(net, plan.schedule(net.chain), net.device())
     assert [part.name for part in parts] == [*gates, "backbone"]
     assert sorted(name for part in parts for name in part.stage.nodes) == sorted(net.chain.exits)
     got, want = off.open(net, plan, engine="onnxruntime")(x), off.open(net, plan)(x)
@@ -302,7 +301,7 @@ def test_writing_graphs_needs_onnxscript(engine, monkeypatch):
 
 
 def test_another_device_is_refused(engine):
-    shelved = find_file("engines", engine)
+    shelved = kind_of(engine)()
     with pytest.raises(BadInput, match=r"runs on the cpu"):
         shelved.open(ladder_of(2), (), torch.device("meta"))
 

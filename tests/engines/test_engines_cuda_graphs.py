@@ -98,7 +98,7 @@ def test_what_cannot_be_recorded_is_named(monkeypatch):
 
     monkeypatch.setattr(_cuda_graphs, "recorded", fails)
     net = ladder_of(2)
-    (part,) = eager.open(net, Plan.by_hand({}).schedule(net.chain), net.device())
+    (part,) = eager.Eager().open(net, Plan.by_hand({}).schedule(net.chain), net.device())
     with pytest.raises(
         BadNetwork, match="segment 'middle' cannot be recorded as a CUDA graph: operation not permitted"
     ):

@@ -29,7 +29,7 @@ FLOORS = [
     ["calibration", "building"],
     ["fitting"],
     ["deploy", "reporting"],
-    ["comparing", "testing"],
+    ["comparing", "contracts", "testing"],
     [""],  # the face, offramp/__init__.py
     ["cli"],
 ]

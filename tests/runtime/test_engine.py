@@ -10,7 +10,7 @@ import torch
 
 import offramp as off
 from offramp.calibration.calibrating import problem_of
-from offramp.engines import torch as eager
+from offramp.engines.torch import Eager
 from offramp.errors import BadInput, Mismatch, UnknownName
 from offramp.guarantees.risks import find_risk
 from offramp.plans.schedule import Schedule
@@ -24,7 +24,7 @@ X = images_of(12).numpy()
 
 
 def test_the_text_in_its_normal_form():
-    assert engine_of("torch") == engine_of("torch:")
+    assert engine_of("torch")[1] == engine_of("torch:")[1] == "torch"
     engine, identity = engine_of("torch:channels_last,bf16")
     assert (engine.options, identity) == ({"bf16": True, "channels_last": True}, "torch:bf16,channels_last")
 
@@ -75,7 +75,7 @@ def test_bf16_is_refused_where_a_device_has_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an old card")
     with pytest.raises(BadInput, match="an old card has no bfloat16"):
-        eager.open(ladder_of(2), Schedule(()), torch.device("cuda"), bf16=True)
+        Eager(bf16=True).open(ladder_of(2), Schedule(()), torch.device("cuda"))
 
 
 @pytest.mark.parametrize(

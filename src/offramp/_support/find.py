@@ -42,7 +42,7 @@ def shelved(shelf: str, name: str) -> Any:
 
 
 def find_file(shelf: str, name: str) -> ModuleType:
-    """The module `name` of a shelf whose files each hold one thing under an agreed word, such as engines' `open`."""
+    """The module `name` of a shelf whose files each hold one thing, such as an engine."""
     if name not in files(shelf):
         raise unknown(name, files(shelf), f"{shelf.rstrip('s')} on the shelf `{shelf}`")
     return importlib.import_module(f"offramp.{shelf}.{name}")

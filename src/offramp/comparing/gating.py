@@ -13,7 +13,6 @@ from offramp.data.rows import Rows
 from offramp.networks.network import Network
 from offramp.networks.nodes import Seen, grade
 from offramp.plans.plan import BAND
-from offramp.plans.topology import Topology
 from offramp.plans.trace import Array, Trace
 from offramp.runtime.recording import record
 
@@ -24,21 +23,7 @@ def regated(network: Network, gate: str) -> Network:
     """The same models and exits under another gate at every node. Raises UnknownName, BadInput."""
     names = network.chain.exits
     gates = {name: make_gate(gate, names[: network.chain.place(name)]) for name in network.chain.gates}
-    nodes = (
-        replace(node, gate_reads=gates[node.name].reads if node.name in gates else ()) for node in network.chain.nodes
-    )
-    found = Network(
-        backbone=network.backbone,
-        rungs=network.rungs,
-        chain=Topology(tuple(nodes)),
-        fronts=dict(network.fronts.items()),
-        exits=dict(network.exits.items()),
-        gates=gates,
-        made=network.made,
-    )
-    found.learned = network.learned
-    found.class_names = network.class_names
-    return found
+    return network.with_gates(gates)
 
 
 def rescored(trace: Trace, network: Network, source: Rows, engine: str) -> Trace:

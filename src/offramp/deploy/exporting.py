@@ -20,7 +20,6 @@ from typing import Any
 import torch
 
 from offramp._support.files import digest_file, write_json
-from offramp._support.find import find_file
 from offramp._support.ownership import FolderKind
 from offramp._support.replacement import replacing_folder
 from offramp.deploy.one_file import Written, one_model
@@ -34,7 +33,7 @@ from offramp.plans.signature import INPUT, Input
 from offramp.plans.signature import example as rows_like
 from offramp.plans.topology import LEAVE
 from offramp.plans.trace import WHY
-from offramp.runtime.engine import engine_of
+from offramp.runtime.engine import engine_of, kind_of
 from offramp.runtime.graphs import graphs_of
 from offramp.runtime.merging import default_of
 from offramp.runtime.session import check_origin
@@ -159,8 +158,8 @@ def _written(network: Network, plan: Plan, state: State) -> tuple[list[Written],
     """
     schedule = plan.schedule(network.chain)
     device = network.device()
-    parts: Sequence[Part] = find_file("engines", ENGINE).open(network, schedule, device)
-    eager = {part.name: part for part in find_file("engines", "torch").open(network, schedule, device)}
+    parts: Sequence[Part] = kind_of(ENGINE)().open(network, schedule, device)
+    eager = {part.name: part for part in kind_of("torch")().open(network, schedule, device)}
     tried = dict(state)
     written = list[Written]()
     with torch.inference_mode():

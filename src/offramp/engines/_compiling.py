@@ -18,14 +18,14 @@ from offramp.errors import BadNetwork, OfframpError
 from offramp.networks.inputs import State
 from offramp.networks.network import Part
 from offramp.plans.provenance import BAND
-from offramp.runtime.graphs import Call, Kept
+from offramp.runtime.graphs import Call
 from offramp.runtime.measuring import tiled
 from offramp.runtime.programs import program_of, read_by
 
 SIZES = (1, 2, 7)  # of batches that are compared
 
 
-def ahead(part: Part, state: State, _kept: Kept) -> Call:
+def ahead(part: Part, state: State) -> Call:
     """A part compiled for rows like these, and compared with it. Raises BadNetwork where that fails."""
     reads, name = read_by(part, state), part.name
     try:

@@ -20,12 +20,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp._support.find import find_file
 from offramp.data.rows import Rows, rows
 from offramp.errors import BadData, BadNetwork
 from offramp.networks.inputs import State, as_inputs
 from offramp.networks.network import HANDED, LOGITS, SCORE, Network
 from offramp.plans.schedule import full_schedule
+from offramp.runtime.engine import kind_of
 from offramp.runtime.onnx_graphs import Graph
 
 BATCH = 32
@@ -96,7 +96,7 @@ class _Reader:
     @staticmethod
     def _made(network: Network, source: Rows, reads: tuple[str, ...]) -> Iterator[dict[str, Array]]:
         schedule = full_schedule(network.chain)
-        parts = find_file("engines", "torch").open(network, schedule, network.device())
+        parts = kind_of("torch")().open(network, schedule, network.device())
         for batch in source.batches(BATCH):
             state: State = as_inputs(batch.x)
             with torch.inference_mode():

@@ -19,60 +19,71 @@ from offramp.engines._quantising import Quantising, scaling_rows
 from offramp.networks.inputs import State
 from offramp.networks.network import Network, Part
 from offramp.plans.schedule import Schedule
+from offramp.runtime.engine import Engine
 from offramp.runtime.graphs import Call, graphs_of, parts_of
 from offramp.runtime.onnx_graphs import Graph
 
-__all__ = ["compiles", "learned", "marks", "open", "version"]
+__all__ = ["OnnxRuntime"]
 
-OWN_THREADS = True
 Digests = NDArray[np.uint64]
 
 
-def open(network: Network, schedule: Schedule, device: torch.device, *, int8: str | None = None) -> tuple[Part, ...]:
-    """One part per stage at which something is asked (in eight bits per stage), compiled when its first rows arrive.
+class OnnxRuntime(Engine):
+    """Graphs in sessions of ONNX Runtime, on the CPU."""
 
-    Raises MissingExtra, BadInput for another device.
-    The number of threads is torch's when a part is compiled, unless the process was given one pool for all sessions
-    (`onnxruntime.set_global_thread_pool_sizes`): then it is that pool's.
-    """
-    told = f"{version()}, {torch.get_num_threads()} threads"
-    if int8 is None:
-        return parts_of(network, schedule, device, told, _compiled)
-    narrow = Quantising(network, scaling_rows(int8))
-    told = ", ".join([told, *marks(int8)])
-    # Each node is quantised as it was when it was recorded: what stands between two would be rounded otherwise.
-    return parts_of(network, schedule, device, told, lambda graph: _compiled(narrow(graph)), joined=False)
+    def __init__(self, *, int8: str | None = None) -> None:
+        """int8: a spec of the rows that set scales; None computes in float32."""
+        super().__init__(**({} if int8 is None else {"int8": int8}))
+        self.int8 = int8
 
+    def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
+        """One part per stage at which something is asked (in eight bits one per step), compiled when its first rows
+        arrive.
 
-def bare(
-    network: Network, schedule: Schedule, state: State, *, int8: str | None = None
-) -> Callable[[State], Callable[[], object]]:
-    """`session.run` on NumPy arrays, and nothing else. The session has the options of `open`."""
-    (graph,) = graphs_of(network, schedule, dict(state))
-    if int8 is not None:
-        graph = Quantising(network, scaling_rows(int8))(graph)
-    return bound(_session(graph), graph.reads)
+        Raises MissingExtra, BadInput for another device.
+        The number of threads is torch's when a part is compiled, unless the process was given one pool for all sessions
+        (`onnxruntime.set_global_thread_pool_sizes`): then it is that pool's.
+        """
+        told = f"{self.version()}, {torch.get_num_threads()} threads"
+        if self.int8 is None:
+            return parts_of(network, schedule, device, told, _compiled)
+        narrow = Quantising(network, scaling_rows(self.int8))
+        told = ", ".join([told, *self.marks()])
+        # Each node is quantised as it was when it was recorded: what stands between two would be rounded otherwise.
+        return parts_of(network, schedule, device, told, lambda graph: _compiled(narrow(graph)), joined=False)
 
+    def bare(self, network: Network, schedule: Schedule, state: State) -> Callable[[State], Callable[[], object]]:
+        """`session.run` on NumPy arrays, and nothing else. The session has the options of `open`."""
+        (graph,) = graphs_of(network, schedule, dict(state))
+        if self.int8 is not None:
+            graph = Quantising(network, scaling_rows(self.int8))(graph)
+        return bound(_session(graph), graph.reads)
 
-def marks(int8: str) -> list[str]:
-    """What a trace and a plan remember of the option: its rows by what they hold, wherever they lie."""
-    return [f"int8={scaling_rows(int8).fingerprint}"]
+    def version(self) -> str:
+        """The package's. Raises MissingExtra."""
+        return f"onnxruntime {package('onnxruntime').__version__}"
 
+    def marks(self) -> list[str]:
+        """The rows of the option by what they hold, wherever they lie."""
+        return [] if self.int8 is None else [f"int8={scaling_rows(self.int8).fingerprint}"]
 
-def learned(int8: str) -> Digests:
-    """The digests of the rows that set scales [n]."""
-    source = scaling_rows(int8)
-    return source.take(np.arange(len(source))).digest
+    @property
+    def compiles(self) -> bool:
+        """Always."""
+        return True
 
+    @property
+    def own_threads(self) -> bool:
+        """Always."""
+        return True
 
-def compiles(**_: object) -> bool:
-    """Parts are made when their first rows arrive."""
-    return True
-
-
-def version() -> str:
-    """What a trace and a plan remember. Raises MissingExtra."""
-    return f"onnxruntime {package('onnxruntime').__version__}"
+    @property
+    def learned(self) -> Digests | None:
+        """The rows [n] that set scales."""
+        if self.int8 is None:
+            return None
+        source = scaling_rows(self.int8)
+        return source.take(np.arange(len(source))).digest
 
 
 def _compiled(graph: Graph) -> Call:

@@ -16,46 +16,56 @@ from offramp.engines._arrays import Array, Run, on_arrays, package
 from offramp.networks.inputs import State
 from offramp.networks.network import Network, Part
 from offramp.plans.schedule import Schedule
+from offramp.runtime.engine import Engine
 from offramp.runtime.graphs import Call, graphs_of, parts_of
 from offramp.runtime.onnx_graphs import Graph
 
-__all__ = ["compiles", "open", "version"]
-
-OWN_THREADS = True
+__all__ = ["OpenVino"]
 
 
-def open(network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
-    """One part per stage at which something is asked, compiled when its first rows arrive.
+class OpenVino(Engine):
+    """Graphs in compiled models of OpenVINO, on the CPU."""
 
-    Raises MissingExtra, BadInput for another device.
+    def __init__(self) -> None:
+        """It has no options."""
+        super().__init__()
 
-    The number of threads is torch's when a part is compiled.
-    """
-    return parts_of(network, schedule, device, f"{version()}, {torch.get_num_threads()} threads", _compiled)
+    def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
+        """One part per stage at which something is asked, compiled when its first rows arrive.
 
+        Raises MissingExtra, BadInput for another device.
 
-def bare(network: Network, schedule: Schedule, state: State) -> Callable[[State], Callable[[], object]]:
-    """`infer` of one request, which shares its inputs, and nothing else: not our look for NaN."""
-    (graph,) = graphs_of(network, schedule, dict(state))
-    model = _model(graph)
-    known = {name for port in model.inputs for name in port.get_names()}
+        The number of threads is torch's when a part is compiled.
+        """
+        told = f"{self.version()}, {torch.get_num_threads()} threads"
+        return parts_of(network, schedule, device, told, _compiled)
 
-    def bind(rows: State) -> Callable[[], object]:
-        request = model.create_infer_request()
-        given = {name: rows[name].detach().numpy() for name in known}
-        return partial(request.infer, given, share_inputs=True)
+    def bare(self, network: Network, schedule: Schedule, state: State) -> Callable[[State], Callable[[], object]]:
+        """`infer` of one request, which shares its inputs, and nothing else: not our look for NaN."""
+        (graph,) = graphs_of(network, schedule, dict(state))
+        model = _model(graph)
+        known = {name for port in model.inputs for name in port.get_names()}
 
-    return bind
+        def bind(rows: State) -> Callable[[], object]:
+            request = model.create_infer_request()
+            given = {name: rows[name].detach().numpy() for name in known}
+            return partial(request.infer, given, share_inputs=True)
 
+        return bind
 
-def compiles(**_: object) -> bool:
-    """Parts are made when their first rows arrive."""
-    return True
+    def version(self) -> str:
+        """The package's. Raises MissingExtra."""
+        return f"openvino {_package().__version__.split('-')[0]}"
 
+    @property
+    def compiles(self) -> bool:
+        """Always."""
+        return True
 
-def version() -> str:
-    """What a trace and a plan remember. Raises MissingExtra."""
-    return f"openvino {_package().__version__.split('-')[0]}"
+    @property
+    def own_threads(self) -> bool:
+        """Always."""
+        return True
 
 
 def _package() -> Any:

@@ -28,81 +28,80 @@ from offramp.partition.segmenting import segments_of
 from offramp.plans.schedule import Schedule, Stage
 from offramp.plans.signature import is_input
 from offramp.plans.topology import Node
+from offramp.runtime.engine import Engine
 from offramp.runtime.graphs import lazy_parts, linked
 
-__all__ = ["compiles", "open"]
+__all__ = ["Eager"]
 
 ANSWERS = (LOGITS, SCORE, HANDED)  # ends of names whose tensors stay float32
 
 
-def open(
-    network: Network,
-    schedule: Schedule,
-    device: torch.device,
-    *,
-    bf16: bool = False,
-    channels_last: bool = False,
-    compile: bool = False,
-    cuda_graphs: bool = False,
-) -> tuple[Part, ...]:
-    """One part per stage, on the network's own parameters; `device` is where they are.
+class Eager(Engine):
+    """Segments, exits and gates on the network's own parameters."""
 
-    Raises BadInput for bf16 on a device that has none, for cuda_graphs on another device than a GPU and for text of any
-    length, and for compile with another option.
-    """
-    if compile:
-        others = {"bf16": bf16, "channels_last": channels_last, "cuda_graphs": cuda_graphs}
-        if named := [name for name, asked in others.items() if asked]:
+    def __init__(
+        self, *, bf16: bool = False, channels_last: bool = False, compile: bool = False, cuda_graphs: bool = False
+    ) -> None:
+        """Keep what was asked for. Raises BadInput for compile with another option."""
+        asked = {"bf16": bf16, "channels_last": channels_last, "compile": compile, "cuda_graphs": cuda_graphs}
+        super().__init__(**{name: True for name, wanted in asked.items() if wanted})
+        if compile and (named := [name for name in self.options if name != "compile"]):
             raise BadInput(f"got compile with {named[0]}, which it does not keep; take one or the other")
-        told = f"torch:compile on {device}"
-        return lazy_parts(network, schedule, device, told, ahead)
-    segments = segments_of(network)
-    parts = linked(schedule, [_part(network, segments[stage.name], stage) for stage in schedule.stages])
-    if bf16:
-        _require_bf16(device)
-        parts = tuple(_each(part, partial(_in_bf16, device.type)) for part in parts)
-    if channels_last:
-        parts = tuple(_each(part, _in_channels_last) for part in parts)
-    if cuda_graphs:
-        _require_fixed(network, device)
-        parts = tuple(replace(part, pieces={"segment": Replayed(part)}) for part in parts)
-    return parts
+        self.bf16 = bf16
+        self.channels_last = channels_last
+        self.compile = compile
+        self.cuda_graphs = cuda_graphs
 
+    def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
+        """One part per stage; `device` is where the parameters are.
 
-def bare(
-    network: Network,
-    schedule: Schedule,
-    state: State,
-    *,
-    bf16: bool = False,
-    channels_last: bool = False,
-    compile: bool = False,
-    cuda_graphs: bool = False,
-) -> Callable[[State], Callable[[], object]]:
-    """The user's own module, called under inference_mode behind its front, as no wrapper of ours would call it.
+        Raises BadInput for bf16 on a device that has none, and for cuda_graphs on another device than a GPU and for
+        text of any length.
+        """
+        if self.compile:
+            return lazy_parts(network, schedule, device, f"torch:compile on {device}", ahead)
+        segments = segments_of(network)
+        parts = linked(schedule, [_part(network, segments[stage.name], stage) for stage in schedule.stages])
+        if self.bf16:
+            _require_bf16(device)
+            parts = tuple(_each(part, partial(_in_bf16, device.type)) for part in parts)
+        if self.channels_last:
+            parts = tuple(_each(part, _in_channels_last) for part in parts)
+        if self.cuda_graphs:
+            _require_fixed(network, device)
+            parts = tuple(replace(part, pieces={"segment": Replayed(part)}) for part in parts)
+        return parts
 
-    compile, cuda_graphs: what was compiled or recorded for this node, without the Runner.
-    """
-    rung = network.rungs[-1]
-    model, front, device = network.model_of(rung), network.front_of(rung), network.device()
-    if compile or cuda_graphs:
-        options = {"bf16": bf16, "channels_last": channels_last, "compile": compile, "cuda_graphs": cuda_graphs}
-        (part,) = open(network, schedule, device, **options)
-        return lambda rows: partial(_in_inference_mode, part.pieces["segment"], rows)
+    def bare(self, network: Network, schedule: Schedule, state: State) -> Callable[[State], Callable[[], object]]:
+        """The user's own module, called under inference_mode behind its front, as no wrapper of ours would call it.
 
-    def bind(rows: State) -> Callable[[], object]:
-        args, kwargs = arguments(rows)
+        With compile and cuda_graphs it is what was compiled or recorded for this node, without the Runner.
+        """
+        rung = network.rungs[-1]
+        model, front, device = network.model_of(rung), network.front_of(rung), network.device()
+        if self.compiles:
+            (part,) = self.open(network, schedule, device)
+            return lambda rows: partial(_in_inference_mode, part.pieces["segment"], rows)
 
-        def call() -> object:
-            with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-                given = args
-                if channels_last:
-                    given = tuple(_channels_last(value) for value in args)
-                return model(*given, **kwargs) if front is None else model(front(*given, **kwargs))
+        def bind(rows: State) -> Callable[[], object]:
+            args, kwargs = arguments(rows)
+            narrow, images = self.bf16, self.channels_last
 
-        return call
+            def call() -> object:
+                with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, enabled=narrow):
+                    given = args
+                    if images:
+                        given = tuple(_channels_last(value) for value in args)
+                    return model(*given, **kwargs) if front is None else model(front(*given, **kwargs))
 
-    return bind
+            return call
+
+        return bind
+
+    @property
+    def compiles(self) -> bool:
+        """With compile and with cuda_graphs."""
+        return self.compile or self.cuda_graphs
 
 
 def _in_inference_mode(piece: Callable[[State], State], rows: State) -> State:
@@ -112,11 +111,6 @@ def _in_inference_mode(piece: Callable[[State], State], rows: State) -> State:
 
 def _channels_last(value: torch.Tensor) -> torch.Tensor:
     return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
-
-
-def compiles(*, compile: bool = False, cuda_graphs: bool = False, **_: object) -> bool:
-    """Whether parts are made when their first rows arrive."""
-    return compile or cuda_graphs
 
 
 def _each(part: Part, dressed: Callable[[Callable[[State], State]], Callable[[State], State]]) -> Part:

@@ -8,11 +8,14 @@ not pre-activation ones. Shapes: B samples, C channels, L positions, n units.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
+from offramp.errors import BadNetwork
+from offramp.networks.layer import Layer, LayerCost, dense_cost
 from offramp.networks.taps import listening
 
 __all__ = ["AdaptiveDepth"]
@@ -36,7 +39,7 @@ class Halt(nn.Module):
         return torch.sigmoid(self.near(self.norm(x)) + self.all(self.norm_mean(x.mean(2, keepdim=True))))
 
 
-class AdaptiveDepth(nn.Module):
+class AdaptiveDepth(Layer):
     """A stage that gives sum_l p_l x_l of its units' states x_l, where p follows from scores h_l that add up to 1.
 
     A position halts at unit N, the first with h_1 + ... + h_N >= 1 - eps (the last one at the latest): p_l = h_l before
@@ -51,6 +54,36 @@ class AdaptiveDepth(nn.Module):
         self.halts = nn.ModuleList(Halt(width) for _ in self.units[1:])
         self.ponder = nn.Identity()
         self.eps = eps
+
+    @classmethod
+    def from_layer(cls, dense: nn.Module, *, width: int = 0, eps: float = 0.01) -> AdaptiveDepth:
+        """The stage of the same units, with their weights, whose positions may halt early.
+
+        Args:
+            dense: a Sequential of units, as in the constructor.
+            width: the channels of their states; 0 takes those of the last batch norm or convolution in it.
+            eps: as in the constructor.
+
+        Raises:
+            BadNetwork: it is no Sequential of at least two units, or does not tell its width.
+        """
+        if not isinstance(dense, nn.Sequential) or len(dense) < 2:
+            raise BadNetwork(
+                f"adaptive depth must replace a Sequential of at least two units, got a {type(dense).__name__}"
+            )
+        width = width or _width_of(dense)
+        stage = cls([copy.deepcopy(unit) for unit in dense], width, eps)
+        like = next((value for value in dense.parameters() if value.is_floating_point()), None)
+        if like is not None:
+            stage.to(like.device, like.dtype)
+        stage.halts.train(dense.training)
+        for part in (stage, stage.units, stage.ponder):  # units keep modes of their own, such as frozen norms
+            part.training = dense.training
+        return stage
+
+    def cost(self, shape: Sequence[int]) -> LayerCost:
+        """All units on all positions, and the halting scores: masks are multiplied, and no work is saved."""
+        return dense_cost(self, shape)
 
     def forward(self, x: Tensor) -> Tensor:
         """Whatever the first unit takes -> [B, width, L]."""
@@ -69,6 +102,14 @@ class AdaptiveDepth(nn.Module):
             total = total + score * going
         self.ponder(cost)
         return out
+
+
+def _width_of(stage: nn.Sequential) -> int:
+    widths = [part.num_features for part in stage.modules() if isinstance(part, nn.BatchNorm1d)]
+    widths = widths or [part.out_channels for part in stage.modules() if isinstance(part, nn.Conv1d)]
+    if not widths:
+        raise BadNetwork("the stage must have a batch norm or a convolution over signals, got neither; give width=")
+    return widths[-1]
 
 
 def stages_of(model: nn.Module) -> dict[str, AdaptiveDepth]:

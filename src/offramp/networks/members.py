@@ -67,6 +67,10 @@ class Held(nn.ModuleDict):
     The state-dict keys are the names all the same: `exits.blocks.5.weight`.
     """
 
+    def hang(self, name: str, module: nn.Module) -> None:
+        """Put a module under any name, in the place of the one that is there."""
+        self._modules[name] = module
+
     def _load_from_state_dict(
         self, state_dict: Any, prefix: str, _local: Any, strict: bool, _missing: Any, unexpected: Any, _errors: Any
     ) -> None:
@@ -88,7 +92,8 @@ def outside_torch(modules: Iterable[object]) -> str | None:
 def held(modules: Modules) -> Held:
     """Modules in a ModuleDict that takes any names."""
     found = Held()
-    found._modules.update(dict(modules.items()))
+    for name, module in modules.items():
+        found.hang(name, module)
     return found
 
 

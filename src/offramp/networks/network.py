@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp._support.find import find
+from offramp._support.find import find, unknown
 from offramp.errors import BadData, BadInput, BadNetwork
 from offramp.networks import ambient
+from offramp.networks.compiled import compiled_of
 from offramp.networks.inputs import State, as_inputs
 from offramp.networks.members import BACKBONE, Modules, Rung, digest, held, values_of
 from offramp.networks.nodes import Exit, Gate, Seen, answers, grade
@@ -171,6 +172,93 @@ class Network(nn.Module):
         """The gate of a node."""
         found = self.gates[name]
         assert isinstance(found, Gate)
+        return found
+
+    def with_exit(self, node: str, exit: Exit) -> Network:
+        """This network with another exit at one node; nothing else differs, and this one stays as it is.
+
+        Both share the models, the fronts, the gates and all other exits, so that teaching one teaches
+        the other.
+
+        Args:
+            node: the name of the node.
+            exit: what answers there, where the weights are; what it `reads` must come before the node.
+
+        Returns:
+            A network whose chain says what the new exit reads.
+
+        Raises:
+            UnknownName: there is no such node.
+            BadInput: what is given is no Exit.
+            BadNetwork: it reads what is no earlier node and no input.
+        """
+        found = self._again()
+        found.hang_exit(node, exit)
+        return found
+
+    def with_gates(self, gates: Mapping[str, Gate]) -> Network:
+        """This network with other gates at some nodes; nothing else differs, and this one stays as it is.
+
+        Both share the models, the fronts, the exits and the gates that are not named.
+
+        Args:
+            gates: by node, but for the last, which has none.
+
+        Returns:
+            A network whose chain says what the new gates read.
+
+        Raises:
+            UnknownName: there is no such node, or it is the last.
+            BadInput: what is given is no Gate.
+            BadNetwork: one reads what is no earlier node and no input.
+        """
+        found = self._again()
+        found.hang_gates(gates)
+        return found
+
+    def hang_exit(self, node: str, exit: Exit) -> None:
+        """Like `with_exit`, in place: for recipes, which prepare the network that they were given.
+
+        What was opened, recorded or calibrated before is then about another network.
+        """
+        self.chain.place(node)  # raises UnknownName
+        if not isinstance(exit, Exit):
+            raise BadInput(f"what stands at {node!r} must be an Exit, got a {type(exit).__name__}")
+        nodes = (replace(each, exit_reads=exit.reads) if each.name == node else each for each in self.chain.nodes)
+        self.chain = replace(self.chain, nodes=tuple(nodes))  # refuses what cannot be read, before anything is hung
+        self.exits.hang(node, exit if self.training else exit.eval())
+        compiled_of(self).forget()
+
+    def hang_gates(self, gates: Mapping[str, Gate]) -> None:
+        """Like `with_gates`, in place: all of them are hung, or none."""
+        for node, gate in gates.items():
+            if node not in self.chain.gates:
+                raise unknown(node, self.chain.gates, "gate of this network")
+            if not isinstance(gate, Gate):
+                raise BadInput(f"what scores at {node!r} must be a Gate, got a {type(gate).__name__}")
+        reads = {
+            node.name: gates[node.name].reads if node.name in gates else node.gate_reads for node in self.chain.nodes
+        }
+        self.chain = replace(
+            self.chain, nodes=tuple(replace(node, gate_reads=reads[node.name]) for node in self.chain.nodes)
+        )
+        for node, gate in gates.items():
+            self.gates.hang(node, gate if self.training else gate.eval())
+        compiled_of(self).forget()
+
+    def _again(self) -> Network:
+        """The same modules as another network, which says the same of itself."""
+        found = Network(
+            backbone=self.backbone,
+            rungs=self.rungs,
+            chain=self.chain,
+            fronts=self.fronts,
+            exits=self.exits,
+            gates=self.gates,
+            made=self.made,
+        )
+        found.learned = self.learned
+        found.class_names = self.class_names
         return found
 
     def forward(self, x: Any) -> tuple[Tensor, ...]:

@@ -7,18 +7,18 @@ they share its parameters and buffers, so that teaching in place does not make t
 from __future__ import annotations
 
 import contextlib
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 from operator import is_
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
 
 from offramp.errors import BadData, BadNetwork
+from offramp.networks.compiled import compiled_of
 from offramp.networks.inputs import State, arguments, call_model, copies
 from offramp.networks.members import Rung
 from offramp.networks.network import Network, Segment, trial_rows
@@ -31,8 +31,6 @@ EXAMPLE_ROWS = 4
 PREFIX = "model."  # of names in a `Fronted`
 
 Marks = tuple[list[object], list[int]]
-_LOCK = threading.RLock()
-_KEPT: WeakKeyDictionary[nn.Module, tuple[Marks, dict[str, Segment]]] = WeakKeyDictionary()
 
 
 def segments_of(network: Network, tried: State | None = None) -> Mapping[str, Segment]:
@@ -40,20 +38,14 @@ def segments_of(network: Network, tried: State | None = None) -> Mapping[str, Se
 
     tried: rows on which cut models are exported and checked; else seeded ones of the same shapes.
     """
-    with undisturbed():
-        marks = _marks(network)
-        kept = _KEPT.get(network)
-        if kept is None or not _same(kept[0], marks):
-            rungs = [_segments(network, rung, tried) for rung in network.rungs]
-            kept = _KEPT[network] = marks, {node: segment for rung in rungs for node, segment in rung.items()}
-    return kept[1]
+    marks = partial(_marks, network)
 
+    def make() -> tuple[Marks, dict[str, Segment]]:
+        before = marks()  # what changes meanwhile is noticed at the next call
+        rungs = [_segments(network, rung, tried) for rung in network.rungs]
+        return before, {node: segment for rung in rungs for node, segment in rung.items()}
 
-@contextlib.contextmanager
-def undisturbed() -> Iterator[None]:
-    """While it lasts no other thread exports: export is not made for two, and until it ends parameters are fake."""
-    with _LOCK:
-        yield
+    return compiled_of(network).once("segments", make, lambda kept: _same(kept[0], marks()))[1]
 
 
 def points_of(model: nn.Module, front: nn.Module | None, inputs: State, length: Sequence[str] = ()) -> list[CutPoint]:

@@ -13,7 +13,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -29,7 +28,6 @@ from offramp.networks.inputs import given
 from offramp.networks.network import Network, trial_rows
 from offramp.networks.recipe import Lesson, Losses, Optimising, Phase, Recipe, View, taught_exits
 from offramp.networks.taps import tensors_of
-from offramp.plans.topology import Topology
 from offramp.recipes._equilibrium import equilibrium, require_one_model
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import parameters_of, require_one_width
@@ -215,10 +213,7 @@ def _reached(outputs: Sequence[Tensor], values: Sequence[nn.Parameter]) -> list[
 def add_up(network: Network, weight: float | Sequence[float]) -> None:
     """Let every exit but the first add to the one before it, in place; one that does already gets this weight."""
     weights = spread(weight, len(network.chain.exits), "weight")
-    nodes = list(network.chain.nodes)
-    for place, (before, name) in enumerate(pairwise(network.chain.exits), 1):
+    for place, (before, name) in enumerate(pairwise(network.chain.exits)):
         inner = network.exit_of(name)
-        added = Added(inner.exit if isinstance(inner, Added) else inner, before, weights[place - 1]).eval()
-        network.exits._modules[name] = added
-        nodes[place] = replace(nodes[place], exit_reads=added.reads)
-    network.chain = Topology(tuple(nodes))
+        added = Added(inner.exit if isinstance(inner, Added) else inner, before, weights[place])
+        network.hang_exit(name, added.eval())

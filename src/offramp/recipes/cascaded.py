@@ -99,14 +99,15 @@ class Cascaded(Recipe):
 
 def commit(network: Network) -> None:
     """Hang a new `Commitment` on every node but the last that has none, in place; always the same one."""
-    device = network.device()
+    device, gates = network.device(), dict[str, Commitment]()
     for name, seen in seen_of(network).items():
         if name in network.gates and not isinstance(network.gate_of(name), Commitment):
             assert seen.own is not None
             with torch.random.fork_rng([]):
                 torch.manual_seed(0)
                 gate = Commitment(_averaged(seen.features).shape[1], seen.own.shape[1])
-            network.gates._modules[name] = gate.to(device, seen.own.dtype).eval()
+            gates[name] = gate.to(device, seen.own.dtype).eval()
+    network.hang_gates(gates)
 
 
 def blocks_of(network: Network) -> dict[str, tuple[nn.Parameter, ...]]:

@@ -23,7 +23,6 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from offramp._support.find import find_file
 from offramp.errors import BadInput, BadNetwork
 from offramp.gates.uncertainty import Uncertainty
 from offramp.networks.network import Network, trial_rows
@@ -31,6 +30,7 @@ from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading
 from offramp.plans.pricing import Prices
 from offramp.plans.schedule import full_schedule
 from offramp.recipes._together import exit_parameters
+from offramp.runtime.engine import kind_of
 from offramp.runtime.measuring import costs_of
 
 __all__ = ["Objective"]
@@ -318,7 +318,7 @@ def costs_by(costs: Sequence[float] | Mapping[str, float] | None, network: Netwo
         if not rows:
             raise BadNetwork("no rung of this network was cut, so there are no rows to measure with; give costs=")
         schedule = full_schedule(network.chain)
-        parts = find_file("engines", "torch").open(network, schedule, network.device())
+        parts = kind_of("torch")().open(network, schedule, network.device())
         priced = {name.removeprefix("cost/"): each for name, each in costs_of(parts, rows, timed=False).items()}
         found = Prices(network.chain, priced).to_exit(network.chain.gates, None).tolist()
     return [float(each) / float(found[-1]) for each in found] if found[-1] else [float(each) for each in found]

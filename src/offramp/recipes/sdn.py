@@ -8,7 +8,6 @@ Kaya, Hong and Dumitras, 2019, arXiv 1810.07052; hyper-parameters as in the auth
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import torch
@@ -21,7 +20,6 @@ from offramp.exits.whole import Own
 from offramp.networks.network import Network
 from offramp.networks.nodes import Hands
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
-from offramp.plans.topology import Topology
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import exit_parameters
 
@@ -74,9 +72,7 @@ class Sdn(Recipe):
                 f"exit {(handing or [last])[0]!r} is no plain classifier, expected such exits and the model's own "
                 "answer at the end; leave out surest=True, or cut with exits='sdn'"
             )
-        nodes, reads = network.chain.nodes, network.chain.exits[:-1]
-        network.exits._modules[last] = Surest(reads).eval()
-        network.chain = Topology((*nodes[:-1], replace(nodes[-1], exit_reads=reads)))
+        network.hang_exit(last, Surest(network.chain.exits[:-1]).eval())
 
     def weights_of(self, network: Network) -> dict[str, float]:
         """The C_i by exit, without the last. Raises BadInput for too few, too many, or negative ones."""

@@ -2,16 +2,16 @@
 
     torch     torch:bf16     torch:bf16,channels_last     onnxruntime:int8=digits[0:200]
 
-An option is a keyword argument of the engine's `open`: alone it is True, after `=` it has a text. Traces and plans
+An option is a keyword argument of the engine: alone it is True, after `=` it has a text. Traces and plans
 carry the whole text: an option makes another engine, which voids a promise.
 """
 
 from __future__ import annotations
 
+import abc
 import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from types import ModuleType
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,20 +25,25 @@ from offramp.networks.network import Network, Part
 from offramp.plans.schedule import Schedule
 
 
-@dataclass(frozen=True)
-class Engine:
-    """A file of the shelf with the options it is opened with."""
+class Engine(abc.ABC):
+    """Contract of what runs segments. A file on the shelf holds one, and its name there is the engine's.
 
-    module: ModuleType
-    options: Mapping[str, Any] = field(default_factory=dict)
+    The keyword arguments of the constructor are the options; those that are given reach `options`. Every
+    method below but `open` has a default, and whoever uses an engine asks for nothing that does not stand here.
+    """
 
+    def __init__(self, **options: Any) -> None:
+        """Keep the options that differ from their defaults, by name."""
+        self.options: dict[str, Any] = dict(sorted(options.items()))
+
+    @abc.abstractmethod
     def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
         """One part per stage; an engine may join stages at which nothing is asked. Raises what it refuses."""
-        found: tuple[Part, ...] = self.module.open(network, schedule, device, **self.options)
-        return found
 
     def bare(self, network: Network, schedule: Schedule, state: State) -> Callable[[State], Callable[[], object]]:
         """One node as its engine runs it bare, with nothing of ours around the call: the baseline of timings.
+
+        By default the node's part itself, under inference_mode.
 
         Args:
             network: whose node it is.
@@ -48,35 +53,49 @@ class Engine:
         Returns:
             A function that binds inputs, converted beforehand, and returns the call to time.
         """
-        found: Callable[[State], Callable[[], object]] = self.module.bare(network, schedule, state, **self.options)
-        return found
+        (part,) = self.open(network, schedule, network.device())
 
-    @property
-    def identity(self) -> str:
-        """What traces and plans remember: the version of what runs, or the file's name; and the options, in order.
+        def call(rows: State) -> State:
+            state = dict(rows)
+            with torch.inference_mode():
+                part.call(state)
+            return state
+
+        return lambda rows: partial(call, rows)
+
+    def version(self) -> str:
+        """What runs and in which version, for traces and plans; by default the name on the shelf.
 
         Raises MissingExtra when what it runs on is not installed.
         """
-        version, marks = getattr(self.module, "version", None), getattr(self.module, "marks", _marks)
-        told = ",".join(marks(**self.options)) if self.options else ""
-        return (version() if version else self.module.__name__.rpartition(".")[2]) + (f":{told}" if told else "")
+        return type(self).__module__.rpartition(".")[2]
+
+    def marks(self) -> list[str]:
+        """What traces and plans remember of the options, in order; by default as they were written."""
+        return [key if value is True else f"{key}={value}" for key, value in self.options.items()]
+
+    @property
+    def identity(self) -> str:
+        """What traces and plans remember: `version`, and the options by their `marks`. Raises MissingExtra."""
+        told = ",".join(self.marks())
+        return self.version() + (f":{told}" if told else "")
 
     @property
     def compiles(self) -> bool:
         """Whether its parts are made when their first rows arrive."""
-        return hasattr(self.module, "compiles") and bool(self.module.compiles(**self.options))
+        return False
 
     @property
     def own_threads(self) -> bool:
         """Whether it computes on other threads than torch (which had better not have woken its own just before), and on
         copies of the weights.
         """
-        return bool(getattr(self.module, "OWN_THREADS", False))
+        return False
 
     @property
     def learned(self) -> NDArray[np.uint64] | None:
-        """The digests of rows that its options were set by, which promise nothing any more; None without."""
-        return self.module.learned(**self.options) if self.options and hasattr(self.module, "learned") else None
+        """The digests of rows [n] that its options were set by, which promise nothing any more; None without."""
+        return None
 
 
 def engine_of(text: str) -> tuple[Engine, str]:
@@ -86,22 +105,26 @@ def engine_of(text: str) -> tuple[Engine, str]:
     MissingExtra when what it runs on is not installed.
     """
     name, _, asked = text.partition(":")
-    module = find_file("engines", name)
-    known = [key for key, one in inspect.signature(module.open).parameters.items() if one.kind is one.KEYWORD_ONLY]
+    kind = kind_of(name)
+    takes = inspect.signature(kind).parameters
+    known = [key for key, one in takes.items() if one.kind is one.KEYWORD_ONLY]
     options: dict[str, Any] = {}
     for option in filter(None, asked.split(",")):
         key, equals, value = option.partition("=")
         if key not in known:
             raise unknown(key, known, f"option of the engine {name!r}")
-        flag = inspect.signature(module.open).parameters[key].default is False
+        flag = takes[key].default is False
         if flag == bool(equals) or (equals and not value):
             raise BadInput(
                 f"got the option {option!r} of {name}, expected {key if flag else key + '=...'}; write it so"
             )
         options[key] = True if flag else value
-    engine = Engine(module, dict(sorted(options.items())))
+    engine = kind(**options)
     return engine, engine.identity
 
 
-def _marks(**options: object) -> list[str]:
-    return [key if value is True else f"{key}={value}" for key, value in options.items()]
+def kind_of(name: str) -> type[Engine]:
+    """The engine that a file on the shelf holds. Raises UnknownName."""
+    offered = vars(find_file("engines", name))
+    found: list[type[Engine]] = [offered[each] for each in offered["__all__"]]
+    return found[0]

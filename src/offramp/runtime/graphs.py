@@ -8,34 +8,32 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import is_
-from typing import Any
-from weakref import WeakKeyDictionary, ref
+from typing import Generic, TypeVar
+from weakref import ref
 
 import torch
 from torch import nn
 
-from offramp._support.find import find_file
 from offramp.errors import BadData, BadInput, BadNetwork, OpenAgain
+from offramp.networks.compiled import Compiled, compiled_of
 from offramp.networks.inputs import State
 from offramp.networks.members import outside_torch
 from offramp.networks.network import Network, Part, trial_rows
-from offramp.partition.segmenting import undisturbed
 from offramp.plans.schedule import Schedule, Stage, full_schedule
 from offramp.plans.signature import INPUT
+from offramp.runtime.engine import kind_of
 from offramp.runtime.onnx_graphs import Graph, written
 from offramp.runtime.programs import read_by
 from offramp.runtime.staleness import Watch
 
 Call = Callable[[State], State]
 Key = tuple[object, ...]
-Kept = dict[Key, tuple[Watch, list[ref[nn.Module]], Any]]
-Making = Callable[[Part, State, Kept], Call]
+Made = TypeVar("Made")
+Making = Callable[[Part, State], Call]
 Pairs = Sequence[tuple[Part, Part]]
-_KEPT: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()
-_FREE: WeakKeyDictionary[nn.Module, dict[str, tuple[int, ...]]] = WeakKeyDictionary()
 
 
 def parts_of(
@@ -55,11 +53,15 @@ def parts_of(
     _require_torch(network)
     if device.type != "cpu":
         raise BadInput(f"the network is on {device}, and {engine.split()[0]} runs on the cpu here; call net.to('cpu')")
-    kept = _KEPT.setdefault(network, {})  # the parts hold this and not the network, which may go before them
-    return tuple(
-        replace(part, pieces={"segment": _Piece(part, engine, partial(_compiled, compiled, pairs, part.writes), kept)})
-        for part, pairs in _passing(network, schedule, device, joined=joined)
-    )
+    kept = compiled_of(network)  # the parts hold this and not the network, which may go before them
+
+    def lazy(part: Part, pairs: Pairs) -> Part:
+        def make(state: State) -> Call:
+            return compiled(_through(pairs, part.writes, state, kept))
+
+        return replace(part, pieces={"segment": _Piece(part, engine, make, kept)})
+
+    return tuple(lazy(part, pairs) for part, pairs in _passing(network, schedule, device, joined=joined))
 
 
 def _require_torch(network: Network) -> None:
@@ -70,16 +72,12 @@ def _require_torch(network: Network) -> None:
             raise BadNetwork(f"member {rung.name!r} is {kind}, which cannot be written as a graph; use engine='torch'")
 
 
-def _compiled(compiled: Callable[[Graph], Call], pairs: Pairs, writes: Sequence[str], state: State, kept: Kept) -> Call:
-    return compiled(_through(pairs, writes, state, kept))
-
-
 def lazy_parts(
     network: Network, schedule: Schedule, device: torch.device, engine: str, made: Making
 ) -> tuple[Part, ...]:
     """A part per stage, of calls that are made of it and the first rows, and kept while the weights are the same."""
     _require_torch(network)
-    kept = _KEPT.setdefault(network, {})
+    kept = compiled_of(network)
     return tuple(
         replace(part, pieces={"segment": _Piece(part, engine, partial(made, part), kept)})
         for part in _eager(network, schedule, device)
@@ -91,7 +89,7 @@ def graphs_of(network: Network, schedule: Schedule, state: State) -> Iterator[Gr
     they are asked for. Raises BadNetwork, BadData.
     """
     _require_torch(network)
-    kept = _KEPT.setdefault(network, {})
+    kept = compiled_of(network)
     for part, pairs in _passing(network, schedule, network.device(), joined=True):
         yield _through(pairs, part.writes, state, kept)
 
@@ -132,17 +130,14 @@ def _as_one(stage: Stage, parts: Sequence[Part]) -> Part:
 
 
 def _torch_parts(network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
-    found: tuple[Part, ...] = find_file("engines", "torch").open(network, schedule, device)
-    return found
+    return kind_of("torch")().open(network, schedule, device)
 
 
 def _eager(network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
     found = _torch_parts(network, schedule, device)
     if not any(rung.length for rung in network.rungs):
         return found
-    if network not in _FREE:
-        _FREE[network] = free_dims(network, device)
-    free = _FREE[network]
+    free = compiled_of(network).once("free dims", lambda: free_dims(network, device))
     return tuple(replace(part, free={name: free[name] for name in read_by(part, free)}) for part in found)
 
 
@@ -171,10 +166,15 @@ def _whole(network: Network, stage: Stage) -> Stage:
 
 
 class _Piece:
-    """A part compiled for the shapes and types that arrive, once for each."""
+    """A part compiled for the shapes and types that arrive, once for each.
 
-    def __init__(self, part: Part, engine: str, made: Callable[[State, Kept], Call], kept: Kept) -> None:
-        self.part, self.engine, self.made, self.kept = part, engine, made, kept
+    A shape that this piece has met is a look into its own dict. One that it has not may have been compiled for
+    another opening of the same network: that is kept until modules of the part change.
+    """
+
+    def __init__(self, part: Part, engine: str, make: Callable[[State], Call], kept: Compiled) -> None:
+        self.part, self.make, self.kept = part, make, kept
+        self.what: Key = (engine, part.name, part.stage.passes, part.writes)
         self.calls: dict[Key, Call] = {}
 
     def __call__(self, state: State) -> State:
@@ -182,13 +182,9 @@ class _Piece:
         key = tuple((name, state[name].dtype, _shape(self.part, name, state)) for name in names)
         call = self.calls.get(key)
         if call is None:
-            call = self.calls[key] = self._compiled(key, state)
+            call = _once(self.kept, (*self.what, *key), self.part, lambda: self.make(state))
+            self.calls[key] = call
         return call(state)
-
-    def _compiled(self, key: Key, state: State) -> Call:
-        what = (self.engine, self.part.name, self.part.stage.passes, self.part.writes, *key)
-        found: Call = _remembered(self.kept, what, self.part, lambda: self.made(state, self.kept))
-        return found
 
 
 def _shape(part: Part, name: str, state: State) -> tuple[int | None, ...]:
@@ -197,22 +193,36 @@ def _shape(part: Part, name: str, state: State) -> tuple[int | None, ...]:
     return tuple(None if place in free else size for place, size in enumerate(state[name].shape[1:], 1))
 
 
-def _remembered(kept: Kept, key: Key, part: Part, make: Callable[[], Any]) -> Any:
+@dataclass(frozen=True)
+class _Watched(Generic[Made]):
+    """What was made of a part, with that by which a change of the part's modules is noticed."""
+
+    made: Made
+    watch: Watch
+    modules: tuple[ref[nn.Module], ...]
+
+    def fits(self, modules: Sequence[nn.Module]) -> bool:
+        """Whether these are the modules that it was made of, and still what they were."""
+        if len(self.modules) != len(modules) or not all(map(is_, (each() for each in self.modules), modules)):
+            return False
+        try:
+            self.watch.check()
+        except OpenAgain:
+            return False
+        return True
+
+
+def _once(kept: Compiled, key: Key, part: Part, make: Callable[[], Made]) -> Made:
     """What was made under this key, made again when the modules of the part are others or have changed since."""
-    with undisturbed():
-        if key in kept:
-            watch, modules, made = kept[key]
-            if len(modules) == len(part.modules) and all(map(is_, (each() for each in modules), part.modules)):
-                with contextlib.suppress(OpenAgain):
-                    watch.check()
-                    return made
-        watch = Watch(part.modules, deep=False)
-        made = make()
-        kept[key] = watch, [ref(module) for module in part.modules], made
-        return made
+
+    def watched() -> _Watched[Made]:
+        watch = Watch(part.modules, deep=False)  # before it is made: a change meanwhile is noticed
+        return _Watched(make(), watch, tuple(map(ref, part.modules)))
+
+    return kept.once(key, watched, lambda found: found.fits(part.modules)).made
 
 
-def _through(pairs: Pairs, writes: Sequence[str], state: State, kept: Kept) -> Graph:
+def _through(pairs: Pairs, writes: Sequence[str], state: State, kept: Compiled) -> Graph:
     """The graphs of parts as one that gives `writes`; what stands between them is computed in torch."""
     ((part, full), *others), rows = pairs, {name: value[:4].clone() for name, value in state.items()}
     found = _graph(part, full, rows, kept)
@@ -223,11 +233,11 @@ def _through(pairs: Pairs, writes: Sequence[str], state: State, kept: Kept) -> G
     return found.only(writes) if others else found
 
 
-def _graph(part: Part, full: Part, state: State, kept: Kept) -> Graph:
+def _graph(part: Part, full: Part, state: State, kept: Compiled) -> Graph:
     if any(name not in state for name in full.reads if name != INPUT):
         full = part  # a plan that does not run an earlier exit has nothing for the exit or gate that would read it
     reads = read_by(full, state)
     shapes = ((name, state[name].dtype, _shape(full, name, state)) for name in reads)
     key = ("graph", part.name, *full.writes, *shapes)
-    whole: Graph = _remembered(kept, key, full, lambda: written(full, reads, state))
+    whole: Graph = _once(kept, key, full, lambda: written(full, reads, state))
     return whole if full is part or full.writes == part.writes else whole.only(part.writes)

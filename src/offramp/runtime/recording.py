@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp._support.find import find_file
 from offramp._support.processes import Processes, here
 from offramp._support.progress import track
 from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of, proposing, rows_for
@@ -26,7 +25,7 @@ from offramp.plans.schedule import full_schedule
 from offramp.plans.signature import Input
 from offramp.plans.trace import BACKBONE, LARGE_NOISE, Header, Trace
 from offramp.runtime.code_marks import code_marks
-from offramp.runtime.engine import Engine, engine_of
+from offramp.runtime.engine import Engine, engine_of, kind_of
 from offramp.runtime.measuring import costs_of
 from offramp.runtime.overhead import Noise, plain_costs, runner_costs
 from offramp.runtime.probing import Row, Sample, everything, outputs_of, probe_of, require_independent
@@ -79,9 +78,7 @@ def record(
         processes.require_same(network.fingerprint(), "network")
     shelved, identity = engine_of(engine)
     parts: Sequence[Part] = shelved.open(network, schedule, place)
-    counted: Sequence[Part] = (
-        parts if engine == "torch" else find_file("engines", "torch").open(network, schedule, place)
-    )
+    counted: Sequence[Part] = parts if engine == "torch" else kind_of("torch")().open(network, schedule, place)
     origin = Origin(network.fingerprint(), identity, network.precision(), code=code_marks(network))
     looked = _Looked(network, parts, origin)
     room = source.length if processes.count == 1 else None

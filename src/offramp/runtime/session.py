@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import torch
-from torch import nn
 
 from offramp.errors import BadData, BadInput, Mismatch, OpenAgain
 from offramp.networks.ambient import without_autocast
+from offramp.networks.compiled import compiled_of, undisturbed
 from offramp.networks.inputs import State, as_inputs, count_of, given
 from offramp.networks.network import Network, Part, as_network, trial_rows
-from offramp.partition.segmenting import undisturbed
 from offramp.plans.plan import Plan
 from offramp.plans.schedule import full_schedule
 from offramp.plans.signature import INPUT
@@ -144,17 +143,31 @@ def _warm(network: Network, rows: State, parts: Sequence[Part]) -> None:
             part.call(state)
 
 
-_RUNNERS: WeakKeyDictionary[nn.Module, tuple[Plan, str, Runner]] = WeakKeyDictionary()
-
-
 def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Answers:
     """Open and call: Answers for a batch x. The last Runner of a network is kept while nothing has changed."""
     network = as_network(network)
-    kept = _RUNNERS.get(network)
-    if kept is None or kept[0] is not plan or kept[1] != engine or not _current(kept[2]):
-        kept = (plan, engine, open(network, plan, engine=engine, example=_one_of(x)))
-        _RUNNERS[network] = kept
-    return kept[2](x)
+
+    kept = compiled_of(network)
+
+    def make() -> _Opened:
+        return _Opened(plan, engine, open(network, plan, engine=engine, example=_one_of(x)))
+
+    def fits(last: _Opened) -> bool:
+        return last.plan is plan and last.engine == engine and _current(last.runner)
+
+    last: _Opened | None = kept.found("runner")  # without waiting for other threads that open or compile
+    if last is None or not fits(last):
+        last = kept.once("runner", make, fits)
+    return last.runner(x)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The last Runner of a network, and under what it was opened."""
+
+    plan: Plan
+    engine: str
+    runner: Runner
 
 
 def _one_of(x: Any) -> Any:

@@ -1,0 +1,115 @@
+"""Other exits and gates on a network: its chain follows, and nobody writes where it cannot follow."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+import torch
+
+import house
+import offramp as off
+from offramp.building.factories import make_gate
+from offramp.errors import BadInput, BadNetwork, UnknownName
+from offramp.exits.added import Added
+from small import ladder_of, rows_of
+
+WRITERS = ("networks.network", "networks.members")  # the network, and the dict that holds modules
+
+
+def added(net, name, before):
+    return Added(net.exit_of(name), before)
+
+
+def test_another_exit_gives_another_network_whose_chain_knows_what_it_reads():
+    net, x = ladder_of(3), rows_of(5)
+    before = net.fingerprint()
+    other = net.with_exit("large", added(net, "large", "small"))
+    small, _, large = net(x)
+    assert torch.allclose(other(x)[2], large + 0.5 * small)
+    assert other.chain.nodes[2].exit_reads == ("small",)
+    assert net.chain.nodes[2].exit_reads == ()
+    assert net.fingerprint() == before != other.fingerprint()
+    assert other.model_of(other.rungs[0]) is net.model_of(net.rungs[0])
+    plan = off.Plan.by_hand({"small": torch.inf, "middle": torch.inf})
+    assert torch.allclose(off.run(other, plan, x).logits, large + 0.5 * small)  # a closed exit that is read runs
+
+
+def test_other_gates_replace_those_that_are_named():
+    net = ladder_of(3)
+    other = net.with_gates({"middle": make_gate("patience", ("small",))})
+    assert other.gate_of("small") is net.gate_of("small")
+    assert other.gate_of("middle") is not net.gate_of("middle")
+    assert [node.gate_reads for node in other.chain.nodes] == [(), ("small",), ()]
+    assert [node.gate_reads for node in net.chain.nodes] == [(), (), ()]
+
+
+def test_what_a_network_says_of_itself_goes_along():
+    net = ladder_of(2)
+    net.class_names = ("a", "b", "c")
+    other = net.with_gates({})
+    assert other.fingerprint() == net.fingerprint()
+    assert other.class_names == net.class_names
+    assert other.made == net.made
+    assert other.aids == {}
+
+
+def test_what_is_hung_on_a_network_in_eval_mode_is_in_eval_mode():
+    net = ladder_of(2)
+    exit_ = added(net, net.chain.exits[-1], "small").train()
+    net.with_exit(net.chain.exits[-1], exit_).require_eval()
+
+
+def test_hanging_in_place_keeps_the_chain_right():
+    net = ladder_of(3)
+    net.hang_exit("middle", added(net, "middle", "small"))
+    net.hang_gates({"middle": make_gate("patience", ("small",))})
+    assert net.chain.nodes[1].exit_reads == net.chain.nodes[1].gate_reads == ("small",)
+
+
+@pytest.mark.parametrize("hang", ["with_exit", "hang_exit"])
+def test_an_exit_that_does_not_fit_is_refused_and_changes_nothing(hang):
+    net = ladder_of(3)
+    before, exits = net.chain, dict(net.exits.items())
+    for node, exit_, kind, says in (
+        ("smal", net.exit_of("small"), UnknownName, "did you mean 'small'"),
+        ("small", torch.nn.Linear(3, 3), BadInput, "must be an Exit, got a Linear"),
+        ("small", added(net, "small", "large"), BadNetwork, "no earlier node"),
+    ):
+        with pytest.raises(kind, match=says):
+            getattr(net, hang)(node, exit_)
+    assert net.chain == before
+    assert dict(net.exits.items()) == exits
+
+
+@pytest.mark.parametrize("hang", ["with_gates", "hang_gates"])
+def test_a_gate_that_does_not_fit_is_refused_and_no_other_is_hung(hang):
+    net = ladder_of(3)
+    before, gates = net.chain, dict(net.gates.items())
+    good = make_gate("max_prob")
+    for node, gate, kind, says in (
+        ("large", good, UnknownName, "gate of this network"),
+        ("middle", net.exit_of("middle"), BadInput, "must be a Gate"),
+        ("middle", make_gate("patience", ("large",)), BadNetwork, "no earlier node"),
+    ):
+        with pytest.raises(kind, match=says):
+            getattr(net, hang)({"small": good, node: gate})
+    assert net.chain == before
+    assert dict(net.gates.items()) == gates
+
+
+@pytest.mark.parametrize("module", [name for name in house.modules() if name not in WRITERS])
+def test_nobody_else_writes_into_modules_or_the_chain(module):
+    for node in ast.walk(house.parsed(house.modules()[module])):
+        targets = (
+            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+        )
+        for target in map(ast.unparse, targets):
+            assert "._modules" not in target, f"{module} writes {target}; use hang_exit, hang_gates"
+            assert not target.endswith("network.chain"), f"{module} writes {target}; use hang_exit, hang_gates"
+        if isinstance(node, ast.Call):
+            told = ast.unparse(node.func)
+            assert not told.endswith("_modules.update"), f"{module} calls {told}; use hang_exit, hang_gates"
+            assert not told.endswith((".exits.hang", ".gates.hang")), (
+                f"{module} calls {told}; the chain would not follow"
+            )
