@@ -186,14 +186,14 @@ class Runner:
                 continue
             successor, later = self._chosen(result, stage, group)
             two = len(stage.edges) == 2
+            if not len(later) or (
+                two and len(later) == group.size
+            ):  # all go the same way: batches of one wait for this
+                self._send(result, waiting, stage, stage.edges[1 if len(later) else 0], group, inputs)
+                continue
             for index, edge in enumerate(stage.edges):
-                if two and index:
-                    chosen = later
-                elif index or len(later):
-                    chosen = (successor == index).nonzero()[0]
-                else:
-                    chosen = None  # all rows take the first way
-                if chosen is None or len(chosen) == group.size:
+                chosen = later if two and index else (successor == index).nonzero()[0]
+                if len(chosen) == group.size:
                     self._send(result, waiting, stage, edge, group, inputs)
                     break
                 if len(chosen):
@@ -241,13 +241,13 @@ class Runner:
             return
         state = carried(group.state, edge.carries, inputs)
         latest = group.latest
-        count = group.size
+        size = group.size
         if chosen is not None:
             state = self._gather(state, chosen)
-            count = len(chosen)
+            size = len(chosen)
             if latest is not None:
                 latest = Latest(latest.places[chosen], self._gather({"": latest.logits}, chosen)[""])
-        waiting.setdefault(edge.to, []).append(Group(rows, state, count, latest))
+        waiting.setdefault(edge.to, []).append(Group(rows, state, size, latest))
 
     def _answered(self, result: Filling, group: Group, why: int) -> Group:
         """Write the answers that rows have so far; the rows of the group that have none."""
