@@ -50,9 +50,9 @@ def wrong_logits(parts):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda parts: parts[:2], "one part per step"),
-        (lambda parts: parts[::-1], "one part per step"),
-        (lambda parts: [*parts[:2], replace(parts[2], reads=("y",))], "reads"),
+        (lambda parts: parts[:2], "one part per stage"),
+        (lambda parts: parts[::-1], "one part per stage"),
+        (lambda parts: [*parts[:2], replace(parts[2], stage=replace(parts[2].stage, reads=("y",)))], "reads"),
         (wrong_logits, "logits of 'middle'"),
     ],
 )

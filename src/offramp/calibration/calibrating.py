@@ -13,6 +13,7 @@ from offramp._support.arguments import percentage, require_number
 from offramp.calibration.candidates import problem_of as problem_of
 from offramp.calibration.certifying import Certifier, Tested
 from offramp.calibration.members import warn_of_order
+from offramp.calibration.routed import thresholds_of
 from offramp.calibration.rows import Selected, independent_rows, searched_and_certified, unseen_rows
 from offramp.calibration.search import best, frontier
 from offramp.errors import BadInput, Mismatch, NoSafePlan, OutOfBudget
@@ -206,9 +207,12 @@ def _require_same_network(trace: Trace, search: Trace) -> None:
 
 
 def _plan(trace: Trace, thresholds_G: Array, deepest: str | None) -> Plan:
-    closed = dict.fromkeys(trace.chain.gates, (math.inf,))
-    opened = {gate: (float(t),) for gate, t in zip(trace.chain.gates, thresholds_G, strict=False)}
-    return Plan(thresholds=closed | opened, deepest=deepest, chain=trace.chain, origin=trace.header.origin)
+    return Plan(
+        thresholds=thresholds_of(trace.chain, thresholds_G),
+        deepest=deepest,
+        chain=trace.chain,
+        origin=trace.header.origin,
+    )
 
 
 def _no_plan(test: Certifier, trace: Trace, tested: Tested) -> NoSafePlan:

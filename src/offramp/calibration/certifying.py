@@ -18,6 +18,7 @@ import numpy as np
 from offramp.calibration.candidates import in_order, losses_up_to, problem_of, trade_offs
 from offramp.calibration.listed import Listed
 from offramp.calibration.path import UNKNOWN, shared_path
+from offramp.calibration.routed import Routed, few, thresholds_of
 from offramp.calibration.sweep import Sweep, sweep
 from offramp.guarantees.bounds import (
     CELLS,
@@ -32,6 +33,7 @@ from offramp.guarantees.bounds import (
 from offramp.guarantees.risks import Risk
 from offramp.guarantees.testing import fixed_sequence
 from offramp.plans.draws import order_of
+from offramp.plans.plan import Plan
 from offramp.plans.pricing import called
 from offramp.plans.schedule import Schedule, compiled
 from offramp.plans.trace import Trace
@@ -48,7 +50,7 @@ class Tested:
     """Plans in the order of testing and what they do on the tested rows."""
 
     thresholds_PG: Array
-    outcomes: Sweep | Listed
+    outcomes: Sweep | Listed | Routed
     cost_P: Array
     passed: int  # so many leading plans keep the promise
     ends_early: bool  # whether already the plan that never leaves ends before the last exit
@@ -106,6 +108,8 @@ class Certifier:
 
     def tested(self, searched: Trace | None, certified: Trace) -> Tested:
         """Test the shared path, or what a search on other rows found, on the certified rows."""
+        if searched is None and not certified.chain.is_chain:
+            return self._along_routes(certified)
         if searched is None:
             return self._along_path(certified)
         return self._from_list(certified, self._found_on(searched))
@@ -125,7 +129,9 @@ class Certifier:
             worst = float(tested.outcomes.loss_P[asked_P].max())
             return smallest_level_of_sum(worst, len(trace), self.bound, **self._limits)
         some = asked_P[np.unique(np.linspace(0, len(asked_P) - 1, IN_SIGHT).astype(np.intp))]
-        plans = self._listed(trace, tested.thresholds_PG[some])
+        thresholds_PG = tested.thresholds_PG[some]
+        listed = self._listed if trace.chain.is_chain else self._routed
+        plans = listed(trace, thresholds_PG)
         levels = []
         for _, sums_CB in plans.group_sums(1):
             levels.append(level_of(self._p_by_level(sums_CB, len(trace)), **self._limits))
@@ -156,6 +162,22 @@ class Certifier:
         thresholds_PG = np.broadcast_to(thresholds_P[:, None], (len(thresholds_P), len(gates)))
         return Tested(thresholds_PG, outcomes, cost_P, self._passing(trace, outcomes), self._ends_early(trace))
 
+    def _along_routes(self, trace: Trace) -> Tested:
+        """One threshold shared by all scores of all gates, in a network with forks: each plan is replayed."""
+        topology = trace.chain
+        ranges = [trace.header.scores.get(gate, UNKNOWN) for gate in topology.gates]
+        path_P = few(shared_path(ranges, trace.header.origin.band))
+        thresholds_P = np.append(np.float32(np.inf), path_P)
+        width = sum(topology.routes(gate) for gate in topology.gates)
+        thresholds_PG = np.repeat(thresholds_P[:, None], width, axis=1)
+        outcomes = self._routed(trace, thresholds_PG)
+        cost_P = np.empty(len(thresholds_P))
+        for number, thresholds_G in enumerate(thresholds_PG):
+            plan = Plan(thresholds=thresholds_of(topology, thresholds_G), deepest=self.deepest)
+            cost_P[number] = trace.price(plan, self.unit, self.batch).mean
+        passed = self._passing(trace, outcomes)
+        return Tested(thresholds_PG, outcomes, cost_P, passed, self._ends_early(trace))
+
     def _from_list(self, trace: Trace, thresholds_PG: Array) -> Tested:
         plans = self._listed(trace, _after_never(thresholds_PG))
         cost_P = self._costs(trace, plans)
@@ -171,7 +193,7 @@ class Certifier:
         ordered: Array = thresholds_PG[in_order(p_P, self._costs(searched, plans))]
         return ordered
 
-    def _passing(self, trace: Trace, outcomes: Sweep | Listed) -> int:
+    def _passing(self, trace: Trace, outcomes: Sweep | Listed | Routed) -> int:
         """How many leading plans pass, of which the first never leaves and may need no test.
 
         Bets are evaluated only until a plan fails. A plan that changes no loss has the p-value of the one before.
@@ -213,6 +235,9 @@ class Certifier:
     def _limits(self) -> dict[str, float]:
         return {"low": self.risk.low, "high": self.risk.high, "delta": self.delta}
 
+    def _routed(self, trace: Trace, thresholds_PG: Array) -> Routed:
+        return Routed(thresholds_PG, trace, self._losses(trace), self.deepest, self._groups(trace))
+
     def _listed(self, trace: Trace, thresholds_PG: Array) -> Listed:
         band = trace.header.origin.band
         return Listed(thresholds_PG, self._scores(trace), self._losses(trace), band, self._groups(trace))
@@ -227,7 +252,8 @@ class Certifier:
         Other losses than -1, 0 and 1 are rounded up to multiples of a power of two, about 1e-9: a running sum
         along a path is then what summing each plan alone gives, and the rounding is on the safe side.
         """
-        losses = losses_up_to(trace, self.risk, self.against, self._width(trace))
+        width = self._width(trace) if trace.chain.is_chain else len(trace.chain.exit_labels)
+        losses = losses_up_to(trace, self.risk, self.against, width)
         if losses.dtype == np.int8:
             return losses
         largest = max(abs(self.risk.low), abs(self.risk.high)) * max(len(losses), 1)

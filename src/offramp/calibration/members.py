@@ -38,6 +38,8 @@ def _costs(trace: Trace, unit: str, batch: int) -> dict[str, float]:
 
     A member begins at a node that reads the raw input, and answers alone at its last node.
     """
+    if not trace.chain.is_chain:
+        return {}
     nodes = trace.chain.nodes
     starts = [index for index, node in enumerate(nodes) if not node.after]
     last_nodes = [nodes[index - 1].name for index in (*starts[1:], len(nodes))]

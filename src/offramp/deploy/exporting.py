@@ -31,11 +31,11 @@ from offramp.plans.plan import BAND, Plan
 from offramp.plans.schedule import Stage
 from offramp.plans.signature import INPUT, Input
 from offramp.plans.signature import example as rows_like
-from offramp.plans.topology import LEAVE
+from offramp.plans.topology import LEAVE, Default
 from offramp.plans.trace import WHY
 from offramp.runtime.engine import engine_of, kind_of
 from offramp.runtime.graphs import graphs_of
-from offramp.runtime.merging import default_of
+from offramp.runtime.merging import with_defaults
 from offramp.runtime.session import check_origin
 
 SCHEMA = 3  # 1 had no digests, 2 one successor a stage
@@ -109,7 +109,7 @@ def export(
         "logits": _kind(tried[last + LOGITS]),
         "gates": [one.stage.name for one in written if one.stage.gate],
         "stages": [_described(one, number, tried) for number, one in enumerate(written)],
-        "defaults": {one.exit + LOGITS: one.value for one in network.chain.defaults},
+        "defaults": [_default(one) for one in network.chain.defaults],
         "one_file": "network.onnx" if one_file else None,
         "sentence": str(kept),
         "promise": asdict(kept.promise) if kept.promise else None,
@@ -160,13 +160,10 @@ def _written(network: Network, plan: Plan, state: State) -> tuple[list[Written],
     device = network.device()
     parts: Sequence[Part] = kind_of(ENGINE)().open(network, schedule, device)
     eager = {part.name: part for part in kind_of("torch")().open(network, schedule, device)}
-    tried = dict(state)
+    tried = dict(with_defaults(network.chain, state))
     written = list[Written]()
     with torch.inference_mode():
         for part, graph in zip(parts, graphs_of(network, schedule, tried), strict=True):
-            for name in part.reads:  # an exit that this plan runs for no row
-                if name not in tried and name != INPUT:
-                    tried[name] = default_of(network.chain, name, tried)
             mine = dict(tried)
             part.call(mine)
             for node in part.stage.nodes:
@@ -220,6 +217,10 @@ def _described(one: Written, number: int, tried: State) -> dict[str, Any]:
         "exit": one.place,
         "why": WHY.index(stage.why),
     }
+
+
+def _default(one: Default) -> dict[str, Any]:
+    return {"name": one.exit + LOGITS, "shape": [*one.shape], "dtype": "float32", "value": one.value}
 
 
 def _input(name: str, value: torch.Tensor) -> dict[str, Any]:

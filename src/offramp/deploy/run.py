@@ -76,7 +76,9 @@ def run(x: Any, *, threads: int | None = None) -> dict[str, Any]:
     exits = np.zeros(count, np.int64)
     why = np.zeros(count, np.int64)
     flagged = np.zeros(count, bool)
-    # By stage the groups of rows that wait for it: row numbers, and the tensors that later stages read.
+    for one in manifest["defaults"]:  # what stands for an exit until it has run for a row
+        tensors[one["name"]] = np.full((count, *one["shape"]), one["value"], one["dtype"])
+    # By stage the groups of rows that wait for it: row numbers, and what later stages read.
     waiting: dict[str, list[Any]] = {stage["name"]: [] for stage in manifest["stages"]}
     if count:
         waiting[manifest["stages"][0]["name"]].append((np.arange(count), tensors))
@@ -106,13 +108,7 @@ def run(x: Any, *, threads: int | None = None) -> dict[str, Any]:
                 why[rows[here]] = stage["why"]
                 flagged[rows[here]] |= ~np.isfinite(answers).all(-1)
                 continue
-            carried = {}
-            for one in edge["carries"]:
-                if one["name"] in tensors:
-                    carried[one["name"]] = tensors[one["name"]][here]
-                else:  # of an exit on a path that these rows did not take
-                    shape = (int(here.sum()), *one["shape"])
-                    carried[one["name"]] = np.full(shape, manifest["defaults"][one["name"]], one["dtype"])
+            carried = {one["name"]: tensors[one["name"]][here] for one in edge["carries"]}
             waiting[edge["to"]].append((rows[here], carried))
     return dict(zip(OUTPUTS, (logits, exits, why, flagged), strict=True))
 

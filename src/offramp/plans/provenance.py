@@ -133,7 +133,12 @@ def _logits(body: Any) -> Logits:
 
 
 def _scores(body: Any) -> Scores:
-    return tuple(tuple(map(float, row)) for row in body)
+    return tuple(tuple(map(_score, rows)) for rows in body)
+
+
+def _score(value: Any) -> Any:
+    """A row's score, or its scores where a gate gives several."""
+    return tuple(map(float, value)) if isinstance(value, (list, tuple)) else float(value)
 
 
 @dataclass(frozen=True)

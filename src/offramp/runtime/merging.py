@@ -14,7 +14,6 @@ from torch import Tensor
 
 from offramp.networks.inputs import State, count_of
 from offramp.plans.schedule import LOGITS
-from offramp.plans.signature import INPUT
 from offramp.plans.topology import Topology
 from offramp.runtime.outputs import Rows
 
@@ -76,11 +75,10 @@ def _latest(groups: Sequence[Group], order: Index, gather: Gather) -> Latest | N
     return Latest(np.concatenate(places)[order], together)
 
 
-def carried(topology: Topology, state: State, names: Sequence[str], inputs: Sequence[str]) -> State:
-    """Of a state what later stages read; of an exit that did not run for these rows the declared default.
+def carried(state: State, names: Sequence[str], inputs: Sequence[str]) -> State:
+    """Of a state what later stages read.
 
     Args:
-        topology: declares the defaults.
         state: named tensors [n, ...].
         names: those that are read later; x stands for all inputs.
         inputs: names of the inputs.
@@ -89,16 +87,18 @@ def carried(topology: Topology, state: State, names: Sequence[str], inputs: Sequ
     for name in names:
         if name in state:
             found[name] = state[name]
-        elif name == INPUT:
-            found.update({key: state[key] for key in inputs})
         else:
-            found[name] = default_of(topology, name, state)
+            found.update({key: state[key] for key in inputs})
     return found
 
 
-def default_of(topology: Topology, name: str, state: State) -> Tensor:
-    """What stands for the logits [n, C] of an exit that did not run for the rows of a state."""
-    declared = {one.exit + LOGITS: one for one in topology.defaults}
-    one = declared[name]
-    like = next(iter(state.values()))
-    return torch.full((count_of(state), *one.shape), one.value, dtype=torch.float32, device=like.device)
+def with_defaults(topology: Topology, inputs: State) -> State:
+    """Inputs [B, ...], and beside them what stands for the logits of exits until they have run for a row."""
+    if not topology.defaults:
+        return inputs
+    like = next(iter(inputs.values()))
+    state = dict(inputs)
+    for one in topology.defaults:
+        shape = (count_of(inputs), *one.shape)
+        state[one.exit + LOGITS] = torch.full(shape, one.value, dtype=torch.float32, device=like.device)
+    return state

@@ -24,7 +24,7 @@ from offramp.plans.plan import Plan
 from offramp.plans.provenance import BAND, ROUNDED, Origin, Probe, RecordedRows
 from offramp.plans.signature import Input
 from offramp.plans.topology import LEAVE, Topology
-from offramp.runtime.merging import carried
+from offramp.runtime.merging import carried, with_defaults
 
 PROBE_ROWS = 4  # seeded rows of a probe
 DRAWN = 64  # of which these are chosen, where not all have finite outputs
@@ -45,7 +45,7 @@ def everything(topology: Topology, parts: Sequence[Part], x: State) -> State:
         if not topology.is_chain:
             first = parts[0].stage.nodes[0]
             ways = _Ways(topology, {part.name: part for part in parts}, tuple(x), state)
-            ways.follow(parts[0].name, topology.reference_path(first), dict(x))
+            ways.follow(parts[0].name, topology.reference_path(first), dict(with_defaults(topology, x)))
             return state
         for part in parts:
             part.call(state)
@@ -74,7 +74,7 @@ class _Ways:
             if edge.to == LEAVE:
                 continue
             start = self.parts[edge.to].stage.nodes[0]
-            kept = carried(self.topology, state, edge.carries, self.inputs)
+            kept = carried(state, edge.carries, self.inputs)
             self.follow(edge.to, (*path, *edge.via, start), kept)
 
 

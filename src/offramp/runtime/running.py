@@ -28,7 +28,7 @@ from offramp.plans.signature import INPUT
 from offramp.plans.topology import LEAVE
 from offramp.plans.trace import WHY
 from offramp.runtime.measuring import Percentile
-from offramp.runtime.merging import Group, Index, Latest, carried, merged
+from offramp.runtime.merging import Group, Index, Latest, carried, merged, with_defaults
 from offramp.runtime.outputs import DEADLINE, END, UNAVAILABLE, Answers, Filling
 from offramp.runtime.staleness import Watch
 
@@ -160,7 +160,7 @@ class Runner:
         inputs = tuple(batch)
         waiting: Waiting = {}
         if count:
-            waiting[self._parts[0].name] = [Group(None, batch, count, None)]
+            waiting[self._parts[0].name] = [Group(None, with_defaults(self.chain, batch), count, None)]
         for number, part in enumerate(self._parts):
             groups = waiting.pop(part.name, None)
             if groups is None:  # a stage without rows is not called
@@ -184,9 +184,15 @@ class Runner:
             if not stage.gate:
                 self._send(result, waiting, stage, stage.edges[0], group, inputs)
                 continue
-            successor = self._chosen(result, stage, group)
+            successor, later = self._chosen(result, stage, group)
+            two = len(stage.edges) == 2
+            if not len(later) or (
+                two and len(later) == group.size
+            ):  # all go the same way: batches of one wait for this
+                self._send(result, waiting, stage, stage.edges[1 if len(later) else 0], group, inputs)
+                continue
             for index, edge in enumerate(stage.edges):
-                chosen = (successor == index).nonzero()[0]
+                chosen = later if two and index else (successor == index).nonzero()[0]
                 if len(chosen) == group.size:
                     self._send(result, waiting, stage, edge, group, inputs)
                     break
@@ -194,8 +200,8 @@ class Runner:
                     self._send(result, waiting, stage, edge, group, inputs, chosen)
         return result.answers()
 
-    def _chosen(self, result: Filling, stage: Stage, group: Group) -> Index:
-        """Which edge [n] each row takes.
+    def _chosen(self, result: Filling, stage: Stage, group: Group) -> tuple[Index, Index]:
+        """Which edge [n] each row takes, and the positions of the rows that do not take the first one.
 
         Decided on the host: bringing the scores there is the one synchronisation of this gate, and on a CPU NumPy
         is quicker than torch with so few numbers.
@@ -207,10 +213,11 @@ class Runner:
         elif columns is not None:
             scores = scores[:, columns]  # [n, K - 1] of the ways that are open
         successor = choose(scores, self._thresholds[stage.name])
-        if successor.any():  # a row whose score is NaN never takes the first way
+        later = successor.nonzero()[0]
+        if len(later):  # a row whose score is NaN never takes the first way
             bad = np.isnan(scores)
             result.flag(group.rows, bad[:, 0] if bad.shape[1] == 1 else bad.any(1))
-        return successor
+        return successor, later
 
     def _send(
         self,
@@ -232,15 +239,15 @@ class Runner:
                 logits = self._gather({"": logits}, chosen)[""]
             result.put(rows, logits, self._places[stage.name], WHY.index(stage.why))
             return
-        state = carried(self.chain, group.state, edge.carries, inputs)
+        state = carried(group.state, edge.carries, inputs)
         latest = group.latest
-        count = group.size
+        size = group.size
         if chosen is not None:
             state = self._gather(state, chosen)
-            count = len(chosen)
+            size = len(chosen)
             if latest is not None:
                 latest = Latest(latest.places[chosen], self._gather({"": latest.logits}, chosen)[""])
-        waiting.setdefault(edge.to, []).append(Group(rows, state, count, latest))
+        waiting.setdefault(edge.to, []).append(Group(rows, state, size, latest))
 
     def _answered(self, result: Filling, group: Group, why: int) -> Group:
         """Write the answers that rows have so far; the rows of the group that have none."""

@@ -15,11 +15,10 @@ from offramp.networks.inputs import State, as_inputs, count_of, given
 from offramp.networks.network import Network, Part, as_network, trial_rows
 from offramp.plans.plan import Plan
 from offramp.plans.schedule import full_schedule
-from offramp.plans.signature import INPUT
 from offramp.runtime.code_marks import code_marks
 from offramp.runtime.engine import engine_of
 from offramp.runtime.measuring import percentiles
-from offramp.runtime.merging import default_of
+from offramp.runtime.merging import with_defaults
 from offramp.runtime.outputs import Answers
 from offramp.runtime.probing import compare_probe
 from offramp.runtime.running import Runner
@@ -134,12 +133,9 @@ def _served(network: Network, plan: Plan, engine: str, example: Any) -> State:
 
 def _warm(network: Network, rows: State, parts: Sequence[Part]) -> None:
     """Run parts on rows, along every edge: what compiles does so before it serves."""
-    state = {name: value[:2] for name, value in rows.items()}
+    state = dict(with_defaults(network.chain, {name: value[:2] for name, value in rows.items()}))
     with torch.inference_mode():
         for part in parts:
-            for name in part.reads:  # an exit that this plan runs for no row
-                if name not in state and name != INPUT:
-                    state[name] = default_of(network.chain, name, state)
             part.call(state)
 
 
