@@ -8,9 +8,9 @@ import math
 import numpy as np
 import pytest
 import torch
-from forked import CLASSES, THREE, WIDTH, three
 
 import offramp as off
+from forked import CLASSES, THREE, WIDTH, three
 from offramp.calibration.routed import Routed
 from offramp.errors import BadInput, BadNetwork
 from offramp.plans.plan import Plan

@@ -52,6 +52,23 @@ def without_code(plan: Plan) -> Plan:
     return Plan(thresholds=plan.thresholds, origin=replace(plan.origin, code=()))
 
 
+def hard_of_batch(logits):
+    top = logits.max(1).values
+    return torch.where(top > top.mean(), torch.inf, -torch.inf)
+
+
+def hard(logits):
+    return torch.where(logits.max(1).values > 0.5, torch.inf, -torch.inf)
+
+
+def test_infinite_scores_are_compared_too():
+    with pytest.raises(BadNetwork, match="gate 'small' is another one when a row is run"):
+        off.record(ladder_of(2, gate=hard_of_batch), X, timed=False, progress=False)
+    trace = off.record(ladder_of(2, gate=hard), X, timed=False, progress=False)
+    assert not np.isfinite(trace.scores[0]).any()
+    assert trace.header.origin.probe.recorded is None
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("gate", [standardised, rank])
 def test_a_score_that_depends_on_its_batch_is_refused(gate, batch_size):

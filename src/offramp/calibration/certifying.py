@@ -3,7 +3,7 @@
 Plan 0 of every list is the plan that never leaves. It is the safest, it comes first, and it is always among the
 plans whose costs are compared: leaving early is worth it only if it is cheaper on the rows that are there.
 
-Shapes: P plans, N rows, G gates, E exits, B bets.
+Shapes: P plans, N rows, G gates, E exits, B bets, C plans of a chunk.
 """
 
 from __future__ import annotations

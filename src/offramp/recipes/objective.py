@@ -277,7 +277,7 @@ def zero_one(logits: Tensor, y: Tensor) -> Tensor:
     """-1 where an exit is right, else 0: logits [b, E, C] and labels [b] -> [b, E].
 
     >>> zero_one(torch.tensor([[[2.0, 1.0], [0.0, 1.0]]]), torch.tensor([1]))
-    tensor([[0., -1.]])
+    tensor([[ 0., -1.]])
     """
     right = (logits.argmax(2) == y[:, None]).to(logits.dtype)
     return 0.0 - right

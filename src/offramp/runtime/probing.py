@@ -101,7 +101,8 @@ class Row:
 class Sample:
     """The recorded rows with the smallest digests: a random draw that depends on no order of the rows.
 
-    Rows with an output that is not finite are left out, and of equal rows all but one.
+    Rows with logits that are not finite are left out, and of equal rows all but one. Scores may be infinite: a gate
+    that says yes or no gives such scores, and may look at other rows as any other gate may.
     """
 
     def __init__(self, size: int = SAMPLED) -> None:
@@ -112,8 +113,9 @@ class Sample:
         """Look at a batch: digests [B], inputs, and the outputs for them."""
         limit = max(self.rows) if len(self.rows) >= self.size else np.iinfo(np.uint64).max
         finite = np.ones(len(digests), bool)
-        for value in outputs.values():
-            finite &= np.isfinite(value.reshape(len(value), -1)).all(1)
+        for name, value in outputs.items():
+            if name.endswith(LOGITS):
+                finite &= np.isfinite(value.reshape(len(value), -1)).all(1)
         for at in np.flatnonzero(finite & (digests <= limit)).tolist():
             digest = int(digests[at])
             if digest not in self.rows:
@@ -139,11 +141,11 @@ class Sample:
 
     def recorded(self, topology: Topology, classes: int, *, keep: bool) -> RecordedRows | None:
         """What a probe holds of these rows: as many as are small, all of one layout; their values if `keep`."""
-        first = next(self.groups(), None)
-        if first is None:
+        finite = {digest: row for digest, row in self.rows.items() if _finite(row)}
+        if not finite:
             return None
-        layout = first[0].layout
-        alike = {digest: row for digest, row in self.rows.items() if row.layout == layout}
+        layout = next(iter(finite.values())).layout
+        alike = {digest: row for digest, row in finite.items() if row.layout == layout}
         count = max(FEWEST, NUMBERS // (classes * len(topology.exit_labels)))
         chosen = dict(list(alike.items())[:count])
         outputs = _stacked([row.outputs for row in chosen.values()])
@@ -153,6 +155,11 @@ class Sample:
             scores=_plain(outputs[label + SCORE] for label in topology.gate_labels),
             values=_values([row.x for row in chosen.values()]) if keep else None,
         )
+
+
+def _finite(row: Row) -> bool:
+    """Whether a file of numbers can hold all outputs of this row."""
+    return all(bool(np.isfinite(value).all()) for value in row.outputs.values())
 
 
 def probe_of(
@@ -244,7 +251,8 @@ def differing(before: Outputs, now: Outputs, topology: Topology, band: float) ->
 
     Logits and scores may differ by the band, or by a tenth of it times the largest logit of that exit. Where an exit
     answers a row otherwise, within the band, scores of this row are not compared. Outputs [n, ...] that only one side
-    has are not compared, nor are those that are not finite in `before`.
+    has are not compared, nor are logits that are not finite in `before`. Equal infinite scores agree, and so do two
+    scores that are no numbers; one of these agrees with nothing else.
     """
     count = len(next(iter(before.values())))
     changed = np.zeros(count, bool)
@@ -266,10 +274,13 @@ def differing(before: Outputs, now: Outputs, topology: Topology, band: float) ->
         key = name + SCORE
         if key not in before or key not in now:
             continue
-        compared = np.isfinite(before[key]).reshape(count, -1).all(1) & ~changed
-        if not compared.any():
+        want, got = before[key][~changed], now[key][~changed]
+        both = np.isfinite(want) & np.isfinite(got)
+        if not (both | (want == got) | (np.isnan(want) & np.isnan(got))).all():
+            return key, float("inf")
+        if not both.any():
             continue
-        want, got = before[key][compared], now[key][compared]
+        want, got = want[both], got[both]
         far = float(np.abs(got - want).max())
         if not far <= max(allowed.get(name, band), band * float(np.abs(want).max()) / 10):
             return key, far
