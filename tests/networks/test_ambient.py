@@ -19,6 +19,7 @@ def settings():
     """Torch's settings as they were, whatever a test changes."""
     matmul, default = torch.get_float32_matmul_precision(), torch.get_default_dtype()
     yield
+    torch.backends.mkldnn.conv.fp32_precision = "none"
     torch.set_float32_matmul_precision(matmul)
     torch.set_default_dtype(default)
 
@@ -90,3 +91,21 @@ def test_settings_that_change_results_void_a_promise_and_a_runner(settings, chan
     with pytest.raises(Mismatch, match=told):
         off.open(net, Plan(thresholds={"small": (0.4,)}, origin=origin))
     assert off.record(net, x, timed=False, progress=False).header.origin.precision == f"float32 ({told})"
+
+
+def test_a_precision_that_was_set_for_one_backend_is_stated_and_noticed(settings):
+    net, x = ladder_of(2), rows_of(40)
+    runner = off.open(net, Plan.by_hand({"small": 0.4}))
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    with pytest.raises(OpenAgain, match="mixed"):
+        runner(x)
+    trace = off.record(net, x, timed=False, progress=False)
+    assert "float32 matmul precision mixed and cuda matmul in tf32" in trace.header.origin.precision
+    off.open(net, Plan(thresholds={"small": (0.4,)}, origin=trace.header.origin))(x)
+
+
+@pytest.mark.parametrize("value", ["tf32", "bf16"])
+def test_convolutions_that_round_are_stated(settings, value):
+    assert ambient.told() == ""
+    torch.backends.mkldnn.conv.fp32_precision = value
+    assert ambient.told() == f"mkldnn convolutions in {value}"

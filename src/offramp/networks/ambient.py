@@ -2,8 +2,10 @@
 
     autocast                    switched off around everything that is measured or served: an engine option asks for it
     float32 matmul precision    written into the precision of a trace and a plan where it is not "highest"
+    mkldnn's fp32_precision     likewise where convolutions or recurrences are in tf32 or bf16
     default floating type       likewise where it is not float32: models that make tensors follow it
 
+cuDNN's convolutions are in TF32 by torch's own default: the comparison of batches allows for it (`probing`).
 What moves only the last bits (the number of threads, deterministic algorithms, denormal numbers, cuDNN's choice of an
 algorithm) is left alone: it stays within the float band.
 """
@@ -16,6 +18,8 @@ from collections.abc import Iterator
 import torch
 
 KINDS = ("cpu", "cuda")  # of devices for which autocast is looked at
+MIXED = "mixed"
+EXACT = ("none", "ieee")  # values of `fp32_precision` that leave float32 as it is
 NOTHING = contextlib.nullcontext()
 
 
@@ -40,14 +44,29 @@ def autocast_off(kind: str) -> contextlib.AbstractContextManager[object]:
 
 
 def settings() -> tuple[str, torch.dtype]:
-    """What `told` is about, cheap enough to be compared at every call."""
-    return torch.get_float32_matmul_precision(), torch.get_default_dtype()
+    """What a Runner compares at every call: the precision of matrix products, "mixed" where backends have their own,
+    and the default type.
+    """
+    return _matmul(), torch.get_default_dtype()
 
 
 def told() -> str:
     """The settings that are not torch's defaults, in words; empty where all are."""
     matmul, default = settings()
     words = [] if matmul == "highest" else [f"float32 matmul precision {matmul}"]
+    backends = {"mkldnn convolutions": torch.backends.mkldnn.conv, "mkldnn recurrences": torch.backends.mkldnn.rnn}
+    if matmul == MIXED:
+        backends |= {"cuda matmul": torch.backends.cuda.matmul, "mkldnn matmul": torch.backends.mkldnn.matmul}
+    for name, backend in backends.items():
+        if backend.fp32_precision not in EXACT:
+            words.append(f"{name} in {backend.fp32_precision}")
     if default != torch.float32:
         words.append(f"default type {str(default).removeprefix('torch.')}")
     return " and ".join(words)
+
+
+def _matmul() -> str:
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch refuses to sum up what was set for one backend alone
+        return MIXED
