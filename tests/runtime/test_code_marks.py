@@ -24,7 +24,7 @@ GIVEN = "import torch\nfrom torch import nn\nfrom offramp.networks.nodes import 
 def made(source: str, name: str) -> Any:
     """What a module of the user's with this source calls `name`."""
     space: dict[str, Any] = {"__name__": "users"}
-    exec(GIVEN + source, space)
+    exec(compile(GIVEN + source, "<typed>", "exec", dont_inherit=True), space)
     return space[name]
 
 
@@ -67,6 +67,44 @@ READING = {
     "a default": "def score(z, by={}):\n    return z.max(1).values * by\n",
     "a closure": "def outer(by):\n    def score(z): return z.max(1).values * by\n    return score\nscore = outer({})\n",
     "a lambda": "score = lambda z: z.max(1).values * {}\n",
+    "a number in a global dict": "LEVELS = {{'by': {}}}\ndef score(z): return z.max(1).values * LEVELS['by']\n",
+    "a function in a global dict": (
+        "REG = {{'f': lambda z: z * {}}}\ndef score(z): return REG['f'](z.max(1).values)\n"
+    ),
+    "a list of functions": "ALL = [lambda z: z * {}]\ndef score(z): return ALL[0](z.max(1).values)\n",
+    "a global tensor": "BY = torch.tensor([{}.0])\ndef score(z): return z.max(1).values * BY\n",
+    "a namespace": (
+        "from types import SimpleNamespace\nCFG = SimpleNamespace(by={})\n"
+        "def score(z): return z.max(1).values * CFG.by\n"
+    ),
+    "an object of a class with slots": (
+        "class Cfg:\n  __slots__ = ('by',)\n  def __init__(self, by): self.by = by\nCFG = Cfg({})\n"
+        "def score(z): return z.max(1).values * CFG.by\n"
+    ),
+    "a member of an enum": (
+        "import enum\nclass Kind(enum.Enum):\n  LOW = 2\n  HIGH = 3\nKIND = Kind({})\n"
+        "def score(z): return z.max(1).values * KIND.value\n"
+    ),
+    "a method of a helper object": (
+        "class Help:\n  def go(self, z): return z * {}\nHELP = Help()\ndef score(z): return HELP.go(z.max(1).values)\n"
+    ),
+    "a bound method of a dict": ("GET = {{'by': {}}}.get\ndef score(z): return z.max(1).values * GET('by')\n"),
+    "the user's decorator": (
+        "import functools\n"
+        "def times(f):\n  @functools.wraps(f)\n  def g(z): return f(z) * {}\n  return g\n"
+        "@times\ndef score(z): return z.max(1).values\n"
+    ),
+    "the user's decorator within torch's": (
+        "import functools\n"
+        "def times(f):\n  @functools.wraps(f)\n  def g(z): return f(z) * {}\n  return g\n"
+        "@torch.no_grad()\n@times\ndef score(z): return z.max(1).values\n"
+    ),
+    "the user's decorator that is a class": (
+        "import functools\n"
+        "class Times:\n  def __init__(self, f):\n    functools.update_wrapper(self, f)\n    self.f = f\n"
+        "  def __call__(self, z): return self.f(z) * {}\n"
+        "@Times\ndef score(z): return z.max(1).values\n"
+    ),
 }
 
 
@@ -125,6 +163,140 @@ def test_a_model_counts_as_far_as_its_forward_pass_reads_it():
     assert model_mark(one) == mark
 
 
+KEPT = """
+import functools
+from dataclasses import dataclass
+def apply(model, y): return y * model.outside
+def turned(f):
+    @functools.wraps(f)
+    def g(self, x): return f(self, x) * self.wrapped
+    return g
+class Help:
+    def __init__(self): self._by, self.uses = 1, 0
+    def set_by(self, by): self._by = by
+    def __call__(self, y):
+        self.uses += 1
+        return y * self._by
+@dataclass
+class Config:
+    by: float = 1.0
+    folder: str = "a"
+class Model(nn.Module):
+    _SHARED = 1
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(4, 3)
+        self._private, self.__mangled, self.public, self.outside, self.wrapped = 1, 1, 1, 1, 1
+        self.tensor, self.config, self.help = torch.ones(1), Config(), Help()
+        self.table = {"by": 1}
+        self.steps = [lambda y: y]
+        self.hidden = [nn.Linear(3, 3)]
+        self.register_buffer("scale", torch.ones(1), persistent=False)
+        self.cache, self.log, self.calls = {}, [], 0
+        self.unread = 1
+    def set_public(self, value): self.public = value
+    def set_private(self, value): self._private = value
+    @turned
+    def forward(self, x):
+        self.calls += 1
+        cache = self.cache
+        cache[x.shape] = len(x)
+        self.log.append(len(x))
+        y = self.last(x) * self._SHARED * self._private * self.__mangled * self.public * self.tensor
+        y = self.hidden[0](self.steps[0](y)) * self.scale * self.config.by * self.table["by"]
+        return self.help(apply(self, y))
+"""
+SETS = {
+    "a private attribute": lambda model: setattr(model, "_private", 2),
+    "a private attribute of its class": lambda model: setattr(type(model), "_SHARED", 2),
+    "a mangled attribute": lambda model: setattr(model, "_Model__mangled", 2),
+    "an attribute with a setter": lambda model: model.set_public(2),
+    "a private attribute with a setter": lambda model: model.set_private(2),
+    "what a function outside reads": lambda model: setattr(model, "outside", 2),
+    "what the user's decorator reads": lambda model: setattr(model, "wrapped", 2),
+    "a tensor": lambda model: model.tensor.mul_(2),
+    "a field of a dataclass": lambda model: setattr(model.config, "by", 2.0),
+    "a value in a dict": lambda model: model.table.update(by=2),
+    "a function in a list": lambda model: model.steps.__setitem__(0, lambda y: -y),
+    "a private attribute of a helper": lambda model: model.help.set_by(2),
+    "weights of a module in a list": lambda model: model.hidden[0].weight.data.mul_(2),
+    "a buffer that is not saved": lambda model: model.scale.mul_(2),
+    "another class": lambda model: setattr(model, "__class__", type("Model", (type(model),), {"_SHARED": 3})),
+    "a setting of a layer within": lambda model: setattr(model.hidden[0], "in_features", 5),
+}
+
+
+@pytest.mark.parametrize("case", SETS)
+def test_an_attribute_that_a_forward_pass_reads_counts(case):
+    torch.manual_seed(0)
+    model = made(KEPT, "Model")().eval()
+    mark = model_mark(model)
+    model(torch.zeros(2, 4))
+    assert model_mark(model) == mark
+    SETS[case](model)
+    assert model_mark(model) != mark
+
+
+def test_what_a_forward_pass_sets_or_does_not_read_does_not_count():
+    torch.manual_seed(0)
+    model = made(KEPT, "Model")().eval()
+    mark = model_mark(model)
+    for size in (1, 2, 3):
+        model(torch.zeros(size, 4))
+    model.unread = 2
+    model.config.folder = "b"
+    model.requires_grad_(False)
+    model.last.weight.grad = torch.ones(3, 4)
+    assert model_mark(model) == mark
+
+
+def test_a_global_that_a_forward_pass_changes_does_not_count():
+    source = (
+        "SEEN, COUNT, LAST = [], {'n': 0}, None\n"
+        "def score(z):\n"
+        "    global LAST\n"
+        "    SEEN.append(len(z))\n    COUNT['n'] += 1\n    LAST = z\n"
+        "    return z.max(1).values\n"
+    )
+    score = made(source, "score")
+    mark = gate_mark(score)
+    score(torch.zeros(2, 3))
+    assert gate_mark(score) == mark
+
+
+def test_circles_and_deep_objects_end():
+    source = (
+        "class Link:\n  def __init__(self, after): self.after = after\n"
+        "CHAIN = None\n"
+        "for _ in range(5000): CHAIN = Link(CHAIN)\n"
+        "RING = []\nRING.append(RING)\n"
+        "def score(z): return z.max(1).values * (CHAIN.after is not None) * len(RING)\n"
+    )
+    assert gate_mark(made(source, "score")) == gate_mark(made(source, "score"))
+
+
+def test_settings_of_torchs_layers_are_compared():
+    def net(slope, eps):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(4, 3), nn.LeakyReLU(slope), nn.BatchNorm1d(3, eps=eps))
+        return off.ladder({"small": dense(0), "large": model.eval()})
+
+    marks = [dict(code_marks(net(*each)))["the settings of model 'large'"] for each in ((0.1, 1.0), (0.1, 2.0))]
+    assert marks[0] == dict(code_marks(net(0.1, 1.0)))["the settings of model 'large'"] != marks[1]
+    trace = off.record(net(0.1, 1e-5), torch.randn(300, 4), timed=False, progress=False)
+    plan = off.calibrate(trace, at_most=0.9)
+    with pytest.raises(off.errors.Mismatch, match="settings of model 'large'"):
+        off.open(net(0.1, 1.001e-5), plan)
+
+
+def test_a_plan_with_marks_of_the_older_kind_says_that_they_are_not_compared():
+    origin = off.record(ladder_of(2), torch.randn(30, 4), timed=False, progress=False).header.origin
+    here = dict(origin.code)["made with"]
+    older = replace(origin, code=(("made with", here.removesuffix(", marks 2")), ("gate 'small'", "0" * 16)))
+    with pytest.warns(off.errors.Notice, match="older kind, which covers less.*Record and calibrate again"):
+        older.refuse_other_code(origin.code)
+
+
 def test_decorated_methods_count():
     torch.manual_seed(0)
     marks = []
@@ -163,10 +335,22 @@ def test_a_forward_of_an_object_counts():
 
 
 def test_installed_code_has_no_marks():
-    assert [what for what, _ in code_marks(ladder_of(3, gate="max_prob"))] == ["made with"]
+    marks = [what for what, _ in code_marks(ladder_of(3, gate="max_prob"))]
+    assert [what for what in marks if not what.startswith("the settings of model ")] == ["made with"]
 
 
 def test_marks_of_another_python_are_not_compared():
     origin = off.record(ladder_of(2), torch.randn(30, 4), timed=False, progress=False).header.origin
     other = replace(origin, code=(("made with", "cpython 2.7, torch 0.4"), ("gate 'small'", "0" * 16)))
     other.refuse_other_code((("made with", "cpython 3.13, torch 9"), ("gate 'small'", "1" * 16)))
+
+
+def test_code_that_changes_what_it_reads_while_it_is_recorded_is_named_and_not_compared():
+    source = (
+        "import sys\nSEEN = {}\ndef note(key, value): object.__getattribute__(SEEN, 'update')({key: value})\n"
+        "def score(z):\n    note(len(SEEN), 1)\n    return z.max(1).values\n"
+    )
+    net = ladder_of(2, gate=made(source, "score"))
+    with pytest.warns(off.errors.Notice, match="gate 'small' changed attributes or globals"):
+        trace = off.record(net, torch.randn(300, 4), timed=False, progress=False)
+    off.open(net, off.calibrate(trace, at_most=0.9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -10,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.errors import Mismatch, NewerSchema, OverlappingRows
+from offramp.errors import Mismatch, NewerSchema, Notice, OverlappingRows
 from offramp.plans.signature import INPUT, Input, example
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
@@ -19,6 +20,12 @@ FORM = 2  # of row digests (data/_digests.py); files that name none hold form 1,
 BAND = 1e-4  # compaction moves logit-scale scores by about 1e-5; within this band a decision may differ
 LISTED = 10  # rows named in a sentence
 MADE_WITH = "made with"  # the key of what marks of code can be compared under
+MARKS = ", marks 2"  # the kind of marks of code: those of files that name none cover less of the user's code
+SETTINGS = "the settings of "  # how the keys of marks begin that are about numbers and texts of layers
+OLDER_MARKS = (
+    "the marks of code in this plan are of an older kind, which covers less, and were not compared. "
+    "Record and calibrate again to have your code compared."
+)
 ROUNDED = 0.125  # where numbers are rounded to eight bits: one step of bfloat16 for logits from 16 to 32
 
 
@@ -145,8 +152,9 @@ def _score(value: Any) -> Any:
 class Origin:
     """What a trace, and every plan made from it, was measured on; another one voids a promise.
 
-    code: marks of the code of gates, exits and models by what they are of ("gate small"), and under "made with" what
-    they can be compared under; see `code_marks`. Empty in files of the first version.
+    code: marks of the code of gates, exits and models by what they are of ("gate small"), of the settings of their
+    layers, and under "made with" what they can be compared under; see `code_marks`. Empty in files of the first
+    version.
     """
 
     network: str
@@ -171,14 +179,19 @@ class Origin:
     def refuse_other_code(self, code: tuple[tuple[str, str], ...]) -> None:
         """Raise Mismatch when code of the same name computes otherwise now than when this was recorded."""
         before, now = dict(self.code), dict(code)
-        if before.get(MADE_WITH) != now.get(MADE_WITH):
-            return  # another Python or torch: marks differ for nothing
+        made_with, here = before.get(MADE_WITH), now.get(MADE_WITH)
+        if made_with != here:  # another Python or torch: marks differ for nothing
+            if made_with is not None and len(before) > 1 and f"{made_with}{MARKS}" == here:
+                warnings.warn(OLDER_MARKS, Notice, stacklevel=3)
+            return
         for what, mark in before.items():
-            if what in now and now[what] != mark:
-                raise Mismatch(
-                    f"the code of {what} is not the code that the plan was made with; record and calibrate this one, "
-                    "or drop the promise: Plan.by_hand(plan.thresholds)"
-                )
+            if now.get(what) == mark:
+                continue
+            if what.startswith(SETTINGS):
+                told = f"{what} are not those that the plan was made with"
+            else:
+                told = f"the code of {what} is not the code that the plan was made with"
+            raise Mismatch(f"{told}; record and calibrate this one, or drop the promise: Plan.by_hand(plan.thresholds)")
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Origin:

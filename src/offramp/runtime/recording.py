@@ -14,7 +14,7 @@ from torch import Tensor
 from offramp._support.processes import Processes, here
 from offramp._support.progress import track
 from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of, proposing, rows_for
-from offramp.errors import BadData, BadNetwork, BetterExit, NeverTaught, NoisyTimings
+from offramp.errors import BadData, BadNetwork, BetterExit, NeverTaught, NoisyTimings, Notice
 from offramp.networks.ambient import without_autocast
 from offramp.networks.dependence import require_read
 from offramp.networks.inputs import State, as_inputs, needed_by, require_inputs
@@ -90,6 +90,7 @@ def record(
     if not found:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
     looked.join(processes)
+    looked.origin = _with_steady_marks(looked.origin, network)
 
     def measured() -> tuple[dict[str, Array], float | None, Origin]:
         costs, noise = _measured(network, first, parts, counted, shelved, timed=timed)
@@ -183,6 +184,21 @@ def _measured(
         costs |= plain_costs(network, engine, x)
     noise.time()
     return costs, noise.share()
+
+
+def _with_steady_marks(origin: Origin, network: Network) -> Origin:
+    """The marks of code that recording did not change; a Notice names the others."""
+    after = dict(code_marks(network))
+    changed = [what for what, mark in origin.code if after.get(what) != mark]
+    if not changed:
+        return origin
+    warnings.warn(
+        f"{', '.join(changed)} changed attributes or globals that the code reads while it ran, such as a cache. "
+        "This code will not be compared when the network is opened, only its outputs on the probe.",
+        Notice,
+        stacklevel=4,
+    )
+    return replace(origin, code=tuple(pair for pair in origin.code if pair[0] not in changed))
 
 
 def _noisy(noise: float) -> str:
