@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.errors import BadData, BadFile, BadInput, BadNetwork, Mismatch, UnknownName
+from offramp.errors import BadData, BadFile, BadInput, BadNetwork, Mismatch, OpenAgain, UnknownName
 from offramp.plans.plan import Plan
 from offramp.runtime import graphs
 from offramp.runtime import session as opening
@@ -43,6 +43,105 @@ def test_run_keeps_its_runner_while_nothing_changes(two, monkeypatch):
 
 
 _open = opening.open
+
+
+LEVEL = 1.0
+
+
+def by_level(z):
+    two = z.topk(2, -1).values
+    return (two[:, 0] - two[:, 1]) * LEVEL
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.norm, self.act = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.LeakyReLU(0.1)
+        self.last, self.scale, self.by = nn.Linear(8, 3), 1.0, torch.ones(1)
+        self._table = {"by": 1.0}
+
+    def forward(self, x):
+        return self.last(self.act(self.norm(self.first(x)))) * self.scale * self.by * self._table["by"]
+
+
+def set_level(net):
+    global LEVEL
+    LEVEL = 3.0
+
+
+class OtherLinear(nn.Linear):
+    def forward(self, x):
+        return -super().forward(x)
+
+
+AFTER_OPEN = {
+    "a global that the gate reads": set_level,
+    "an attribute of the model": lambda net: setattr(net.backbone["large"], "scale", 3.0),
+    "a tensor of the model": lambda net: net.backbone["large"].by.mul_(3),
+    "a setting of a layer": lambda net: setattr(net.backbone["large"].act, "negative_slope", 3.0),
+    "eps": lambda net: setattr(net.backbone["large"].norm, "eps", 3.0),
+    "a class": lambda net: setattr(net.backbone["large"].last, "__class__", OtherLinear),
+    "a forward of its own": lambda net: setattr(net.backbone["large"].last, "forward", lambda x: x[:, :3]),
+}
+
+
+def refused(runner, x):
+    try:
+        runner(x)
+    except OpenAgain:
+        return True
+    return False
+
+
+@pytest.mark.parametrize("case", AFTER_OPEN)
+def test_what_the_code_reads_may_not_change_after_open(case):
+    global LEVEL
+    LEVEL = 1.0
+    net = off.ladder({"small": dense(0), "large": seeded(Scaled, 0).eval()}, gate=by_level)
+    x = rows_of(300)
+    plan = off.calibrate(off.record(net, x, timed=False, progress=False), at_most=0.9)
+    runner = off.open(net, plan)
+    off.run(net, plan, x)
+    runner.check()
+    for _ in range(5):
+        runner(x)
+    AFTER_OPEN[case](net)
+    assert any(refused(runner, x) for _ in range(2))  # of few modules all are looked at within two batches
+    with pytest.raises(OpenAgain, match="open again"):
+        runner.check()
+    with pytest.raises(Mismatch):  # not the Runner that was kept: it opens anew, and that is refused
+        off.run(net, plan, x)
+    LEVEL = 1.0
+
+
+def test_an_entry_of_a_dict_is_noticed_by_check_and_by_run():
+    net = off.ladder({"small": dense(0), "large": seeded(Scaled, 0).eval()})
+    plan, x = Plan.by_hand({"small": math.inf}), rows_of(5)
+    runner = off.open(net, plan)
+    before = off.run(net, plan, x).logits
+    net.backbone["large"]._table["by"] = 2.0
+    with pytest.raises(OpenAgain, match="open again"):
+        runner.check()
+    torch.testing.assert_close(off.run(net, plan, x).logits, 2 * before)
+
+
+def test_a_counter_of_the_model_is_no_change():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last, self.calls, self.seen = nn.Linear(4, 3), 0, []
+
+        def forward(self, x):
+            self.calls += 1
+            self.seen.append(len(x))
+            return self.last(x)
+
+    net = off.ladder({"small": dense(0), "large": seeded(Counting, 0).eval()})
+    runner = off.open(net, Plan.by_hand({"small": math.inf}))
+    for size in (1, 2, 3):
+        runner(rows_of(size))
+    runner.check()
+    assert net.backbone["large"].calls > 2
 
 
 def test_run_lets_go_of_networks():

@@ -11,7 +11,7 @@ from torch import nn
 
 from offramp.errors import OpenAgain
 from offramp.gates.tempered import Tempered
-from offramp.runtime.staleness import Watch
+from offramp.runtime.staleness import SettingsWatch, Watch
 from small import dense, ladder_of
 
 
@@ -185,3 +185,42 @@ def test_it_notices_a_number_or_a_word_of_a_gate():
     net.gates["small"].temperature = 3.0
     with pytest.raises(OpenAgain):
         watch.check()
+
+
+def test_a_settings_watch_looks_at_all_modules_in_turns_and_keeps_none_alive():
+    module = nn.Sequential(*(nn.LeakyReLU(0.1) for _ in range(20))).eval()
+    watch = SettingsWatch(module.modules())
+    for _ in range(7):
+        watch.glance()
+    module[11].negative_slope = 0.2
+    assert [refused(watch) for _ in range(6)].count(True) == 2  # of three shares one holds it
+    with pytest.raises(OpenAgain, match="a setting of a LeakyReLU"):
+        watch.check()
+    module[11].negative_slope = 0.1
+    watch.check()
+    gone = weakref.ref(module)
+    del module
+    gc.collect()
+    assert gone() is None
+
+
+def test_a_settings_watch_compares_what_code_reads_by_value():
+    table, entries, tensor = {"by": 1.5, "f": len}, {"a": torch.ones(2)}, torch.ones(2)
+    watch = SettingsWatch([], [(table, "by", 1.5), (table, "f", len)], [(entries, dict(entries))], [tensor])
+    table["by"] = float("1.5")  # another object of the same value
+    watch.check()
+    entries["a"] = torch.ones(2)
+    watch.glance()
+    with pytest.raises(OpenAgain, match="a dict"):
+        watch.check()
+    table["f"] = max
+    with pytest.raises(OpenAgain, match="'f'"):
+        watch.glance()
+    table["f"] = len
+    del table["by"]
+    with pytest.raises(OpenAgain, match="'by'"):
+        watch.glance()
+    table["by"] = 1.5
+    tensor.add_(1)
+    with pytest.raises(OpenAgain, match="a tensor"):
+        watch.glance()

@@ -25,6 +25,7 @@ import hashlib
 import sys
 import sysconfig
 from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import (
     BuiltinFunctionType,
@@ -73,11 +74,50 @@ INSTALLED = [
 ]  # of which none holds what the user wrote
 
 
+@dataclass
+class CodeReads:
+    """What the user's code in a network reads, and stands for now.
+
+    Attributes:
+        names: a table (of attributes or globals), a name in it, and the value.
+        containers: lists, dicts and sets that are read, each with a copy.
+        tensors: that are plain attributes, globals or weights of modules that nothing registers.
+    """
+
+    names: list[tuple[Mapping[str, Any], str, Any]] = field(default_factory=list)
+    containers: list[tuple[Any, Any]] = field(default_factory=list)
+    tensors: list[Tensor] = field(default_factory=list)
+
+
+def code_reads(network: Network) -> CodeReads:
+    """What the code that `code_marks` covers reads; of slots nothing is listed."""
+    found = CodeReads()
+    for module in _parts(network).values():
+        _, walk = _walked(module)
+        found.names += walk.reads.names
+        found.containers += walk.reads.containers
+        found.tensors += walk.reads.tensors
+    return found
+
+
 def code_marks(network: Network) -> tuple[tuple[str, str], ...]:
     """Marks of the user's code, and of the settings of torch's layers, in every gate, exit, preprocessing and model.
 
     By what they are of; where there is no such code or layer, there is no mark.
     """
+    found = [(MADE_WITH, _made_with())]
+    for what, module in _parts(network).items():
+        mark = _mark(module)
+        if mark is not None:
+            found.append((what, mark))
+        mark = _settings_mark(module)
+        if mark is not None:
+            found.append((SETTINGS + what, mark))
+    return tuple(found)
+
+
+def _parts(network: Network) -> dict[str, nn.Module]:
+    """Gates, exits, preprocessing and models by what they are."""
     parts: dict[str, nn.Module] = {}
     for name, gate in network.gates.items():
         parts[f"gate {name!r}"] = gate
@@ -87,15 +127,7 @@ def code_marks(network: Network) -> tuple[tuple[str, str], ...]:
         parts[f"the preprocessing of {name!r}"] = front
     for rung in network.rungs:
         parts[f"model {rung.name!r}"] = network.model_of(rung)
-    found = [(MADE_WITH, _made_with())]
-    for what, module in parts.items():
-        mark = _mark(module)
-        if mark is not None:
-            found.append((what, mark))
-        mark = _settings_mark(module)
-        if mark is not None:
-            found.append((SETTINGS + what, mark))
-    return tuple(found)
+    return parts
 
 
 def _settings_mark(module: nn.Module) -> str | None:
@@ -135,13 +167,19 @@ def _is_setting(value: object) -> bool:
 
 def _mark(module: nn.Module) -> str | None:
     """Sixteen hex digits over the user's code in a module and in all modules within it; None without such code."""
+    lines, _ = _walked(module)
+    return _hashed(lines) if lines else None
+
+
+def _walked(module: nn.Module) -> tuple[list[str], _Walk]:
+    """What the user's code in a module says, and the last round that found it."""
     names = frozenset[str]()
     stored = frozenset[str]()
     while True:
         walk = _Walk(module, names, stored)
         lines = _lines(module, walk)
         if walk.names <= names and walk.stored <= stored:
-            return _hashed(lines) if lines else None
+            return lines, walk
         names |= walk.names
         stored |= walk.stored
 
@@ -200,6 +238,7 @@ class _Walk:
     Attributes:
         names: that the code says, found in this round.
         stored: what the code sets, found in this round.
+        reads: what it reads, found in this round.
     """
 
     def __init__(self, root: nn.Module, known_names: frozenset[str], known_stored: frozenset[str]) -> None:
@@ -207,6 +246,7 @@ class _Walk:
         self.known_stored = known_stored
         self.names = set[str]()
         self.stored = set[str]()
+        self.reads = CodeReads()
         self.numbers: dict[int, int] = {}
         self.kept: list[Any] = []  # so that no address is used twice
         self.depth = 0
@@ -223,6 +263,8 @@ class _Walk:
         if isinstance(thing, (torch.dtype, np.dtype, np.generic)):
             return f"{type(thing).__name__} {thing!r}"
         if isinstance(thing, (Tensor, np.ndarray)):
+            if isinstance(thing, Tensor):
+                self.reads.tensors.append(thing)
             return _numbers(thing)
         if isinstance(thing, ModuleType):
             return self._module(thing, self.known_names)
@@ -273,6 +315,8 @@ class _Walk:
         return self._object(thing)
 
     def _container(self, thing: Any) -> str:
+        if type(thing) in (list, dict, set):
+            self.reads.containers.append((thing, thing.copy()))
         if isinstance(thing, (dict, MappingProxyType)):
             entries = [f"{self.told(key)}: {self.told(thing[key])}" for key in list(thing)[:LONGEST]]
             return f"dict({', '.join(entries)})"
@@ -306,6 +350,7 @@ class _Walk:
         for name in global_names(code):
             if name in table and name not in self.known_stored:
                 value = table[name]
+                self.reads.names.append((table, name, value))
                 text = self._module(value, named) if isinstance(value, ModuleType) else self.told(value)
                 found.append(f"{name}={text}")
         for name in imported(code):
@@ -324,6 +369,7 @@ class _Walk:
         found = []
         for key, value in sorted(vars(module).items()):
             if key in names and not _is_dunder(key) and key not in self.known_stored:
+                self.reads.names.append((vars(module), key, value))
                 text = self._module(value, names) if isinstance(value, ModuleType) else self.told(value)
                 found.append(f"{key}={text}")
         del self.numbers[id(module)]  # another function may name other values in it
@@ -344,6 +390,7 @@ class _Walk:
                 if not reach.has(key) or key == "_abc_impl":
                     continue
                 if _is_method(value) or not (_is_dunder(key) or key in reach.changing):
+                    self.reads.names.append((vars(one), key, value))
                     found.append(f"{key}={self.told(value)}")
         return f"class({'; '.join(found)})"
 
@@ -365,6 +412,9 @@ class _Walk:
             else:
                 counts = reach.has_attribute(key)
             if counts:
+                table = getattr(thing, "__dict__", {})
+                if key in table:
+                    self.reads.names.append((table, key, value))
                 found.append(f"{key}={self.told(value)}")
         if isinstance(thing, nn.Module):
             for key in sorted(thing._non_persistent_buffers_set):
@@ -383,6 +433,7 @@ class _Walk:
             lines.append(f"{name}: {self._object(part)} {_settings(part)}")
         for name, value in (*module.named_parameters(), *module.named_buffers()):
             lines.append(f"{name}: {_numbers(value)}")
+            self.reads.tensors.append(value)
         return f"hidden({'; '.join(lines)})"
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -27,10 +28,11 @@ from offramp.plans.schedule import Edge, Stage
 from offramp.plans.signature import INPUT
 from offramp.plans.topology import LEAVE
 from offramp.plans.trace import WHY
+from offramp.runtime.code_marks import code_marks, code_reads
 from offramp.runtime.measuring import Percentile
 from offramp.runtime.merging import Group, Index, Latest, carried, merged, with_defaults
 from offramp.runtime.outputs import DEADLINE, END, UNAVAILABLE, Answers, Filling
-from offramp.runtime.staleness import Watch
+from offramp.runtime.staleness import SettingsWatch, Watch
 
 Waiting = dict[str, list[Group]]  # by the name of a stage the rows that wait for it
 
@@ -66,6 +68,10 @@ class Runner:
         self._places = {name: at for at, name in enumerate(self.chain.exits)}
         self._mode = nullcontext if own_threads else torch.inference_mode  # where torch computes nothing
         self._settings = None if own_threads else ambient.settings()
+        self._network = ref(network)
+        self._code = code_marks(network)
+        reads = code_reads(network)
+        self._computes_with = SettingsWatch(network.modules(), reads.names, reads.containers, reads.tensors)
         containers = [network, network.backbone, network.fronts, network.exits, network.gates]
         self._containers = Watch(containers, deep=False)
         modules = {part.name: part.modules for part in every}
@@ -104,6 +110,7 @@ class Runner:
             if math.isnan(deadline_ms):
                 raise BadInput("the deadline is NaN, expected milliseconds; give a number, or none")
         self._containers.check()
+        self._computes_with.glance()
         batch = self._batch(x)
         until = None if deadline_ms is None else start + deadline_ms / 1e3
         with ambient.autocast_off(self.device.type), self._mode():
@@ -112,8 +119,19 @@ class Runner:
         return answers if came_from in (None, self.device) else answers.to(came_from)
 
     def check(self) -> None:
-        """Raise OpenAgain when the network is not what it was when it was opened."""
+        """Raise OpenAgain when the network, or its code, is not what it was when it was opened."""
+        self.check_values()
+        network = self._network()
+        if network is not None and code_marks(network) != self._code:
+            raise OpenAgain("the code of the network was changed after it was opened; change it back, or open again")
+
+    def check_values(self) -> None:
+        """Raise OpenAgain when weights, settings, or what the code reads are not what they were.
+
+        Quicker than `check` by the marks of code, which are not made again.
+        """
         self._containers.check()
+        self._computes_with.check()
         for watch in self._watches.values():
             watch.check()
 
@@ -124,6 +142,7 @@ class Runner:
         """
         self.chain.require_chain("anytime")
         self._containers.check()
+        self._computes_with.glance()
         state = self._batch(x)
         count = count_of(state)
         for place, part in enumerate(self._every):

@@ -176,7 +176,7 @@ def _one_of(x: Any) -> Any:
 
 def _current(runner: Runner) -> bool:
     try:
-        runner.check()
+        runner.check_values()
     except OpenAgain:
         return False
     return True

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain, cycle
 from operator import attrgetter, is_, itemgetter
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -19,6 +20,12 @@ VALUES: Any = dict.values  # everything below runs in C: a batch of one waits fo
 SAMPLED = 8  # values of a tensor that are compared by content
 TENSORS = 8  # whose samples one glance compares: a microsecond
 
+LAYERS = 8  # whose settings one glance compares: two microseconds
+NAMES = 16  # of attributes and globals that one glance compares: a microsecond
+COMPARED = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset)
+MISSING = object()
+
+OTHER = "{} that the network computes with was changed after it was opened; change it back, or open again"
 CHANGED = "the network was moved, cast, trained or re-assigned after it was opened; call net.eval(), open again"
 
 Samples = list[tuple[np.ndarray[Any, np.dtype[np.uint8]], bytes]]
@@ -64,6 +71,104 @@ class Watch:
         share = next(self._turn)
         share.check()
         share.compare(next(share.turns))
+
+
+class SettingsWatch:
+    """Notices that a network computes with other numbers, functions or classes than before.
+
+    Of every module its class, whether it has a forward of its own, and of torch's layers the numbers and texts (`eps`,
+    `negative_slope`); of the user's code the attributes and globals that it reads. `check` looks at all of it, and
+    `glance` at some, the next ones each time. Entries of lists and dicts are looked at by `check` alone.
+
+    Args:
+        modules: of the network; none of them is kept alive.
+        names: tables with a name and a value that the user's code reads.
+        containers: lists, dicts and sets that it reads, each with a copy.
+        tensors: that it reads and no module registers.
+    """
+
+    def __init__(
+        self,
+        modules: Iterable[nn.Module],
+        names: Sequence[tuple[Mapping[str, Any], str, Any]] = (),
+        containers: Sequence[tuple[Any, Any]] = (),
+        tensors: Sequence[Tensor] = (),
+    ) -> None:
+        theirs = [module for module in modules if not type(module).__module__.startswith("offramp.networks.")]
+        theirs.sort(key=lambda module: bool(module._modules))  # layers first: they have most settings
+        self._layers = [_Layer(module) for module in theirs]
+        self._names = list(names)
+        self._containers = list(containers)
+        self._tensors = [value for value in tensors if not value.is_inference()]
+        self._versions = [value._version for value in self._tensors]
+        self._some_layers = cycle(_in_groups(self._layers, LAYERS))
+        self._some_names = cycle(_in_groups(self._names, NAMES))
+
+    def check(self) -> None:
+        """Raise OpenAgain when anything differs."""
+        self._compare(self._layers, self._names)
+        for now, before in self._containers:
+            if not _is_same(now, before):
+                raise OpenAgain(OTHER.format(f"a {type(before).__name__}"))
+
+    def glance(self) -> None:
+        """Raise OpenAgain when anything differs in the share whose turn it is, or a tensor."""
+        self._compare(next(self._some_layers), next(self._some_names))
+
+    def _compare(self, layers: Sequence[_Layer], names: Sequence[tuple[Mapping[str, Any], str, Any]]) -> None:
+        for layer in layers:
+            layer.check()
+        for table, name, before in names:
+            now = table.get(name, MISSING)
+            if now is not before and not _is_same(now, before):
+                raise OpenAgain(OTHER.format(repr(name)))
+        if self._tensors and [value._version for value in self._tensors] != self._versions:
+            raise OpenAgain(OTHER.format("a tensor"))
+
+
+class _Layer:
+    """What one module computes with beside its tensors, without keeping it alive."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.of = ref(module)
+        self.kind = type(module)
+        self.table = vars(module)
+        self.forward = self.table.get("forward")
+        keys = ["training"]  # itself compared elsewhere: a getter needs one name
+        if self.kind.__module__.startswith("torch.nn."):
+            keys += [key for key, value in self.table.items() if key[0] != "_" and _is_plain(value)]
+        self.getter = itemgetter(*dict.fromkeys(keys), "training")
+        self.values = self.getter(self.table)
+
+    def check(self) -> None:
+        """Raise OpenAgain when anything differs."""
+        try:
+            same = self.getter(self.table) == self.values and self.table.get("forward") is self.forward
+        except KeyError:
+            same = False
+        module = self.of()
+        if not same or (module is not None and type(module) is not self.kind):
+            raise OpenAgain(OTHER.format(f"a setting of a {self.kind.__name__}"))
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, tuple):
+        return all(map(_is_plain, value))
+    return isinstance(value, (bool, int, float, str, type(None)))
+
+
+def _is_same(now: Any, before: Any) -> bool:
+    """Whether values are equal; tensors within are compared by identity."""
+    if type(now) is not type(before) or not isinstance(before, COMPARED):
+        return now is before
+    try:
+        return bool(now == before)
+    except (RuntimeError, TypeError, ValueError):  # tensors and arrays: no single yes or no
+        return False
+
+
+def _in_groups(things: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    return [things[start : start + size] for start in range(0, len(things), size)] or [[]]
 
 
 class _Share:
