@@ -14,6 +14,8 @@ import torch
 from torch import nn
 
 import offramp as off
+from offramp.networks.members import BACKBONE, Rung
+from offramp.networks.network import plain_network
 from offramp.networks.nodes import Gate
 from offramp.runtime.code_marks import code_marks
 from small import dense, ladder_of
@@ -33,8 +35,8 @@ def gate_mark(gate: Any) -> str | None:
 
 
 def model_mark(model: nn.Module) -> str | None:
-    net = off.ladder({"small": dense(0), "large": model.eval()})
-    return dict(code_marks(net)).get("model 'large'")
+    net = plain_network(model.eval(), Rung(BACKBONE))
+    return dict(code_marks(net)).get("model 'backbone'")
 
 
 FUNCTION = "def score(z):\n    return z.max(1).values\n"
@@ -354,3 +356,68 @@ def test_code_that_changes_what_it_reads_while_it_is_recorded_is_named_and_not_c
     with pytest.warns(off.errors.Notice, match="gate 'small' changed attributes or globals"):
         trace = off.record(net, torch.randn(300, 4), timed=False, progress=False)
     off.open(net, off.calibrate(trace, at_most=0.9))
+
+
+HIDING = """
+GLOBAL = nn.Linear(4, 3)
+class Help:
+    def __init__(self): self.inner = nn.Linear(4, 3)
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+        self.parts, self.named, self.help = [nn.Linear(4, 3)], {"a": nn.Linear(4, 3)}, Help()
+        self.weights = [nn.Parameter(torch.ones(3))]
+        self.leaf = torch.ones(3, requires_grad=True)
+        inner = nn.Linear(4, 3)
+        self.closed = lambda x: inner(x)
+    def forward(self, x):
+        x = self.first(x)
+        return self.last(x) + READ
+"""
+HIDDEN = {
+    "self.parts[0](x)": "the module 'parts'",
+    "self.named['a'](x)": "the module 'named'",
+    "self.help.inner(x)": "the module 'inner'",
+    "self.closed(x)": "the module 'inner'",
+    "GLOBAL(x)": "the module 'GLOBAL'",
+    "self.weights[0]": "the trainable tensor 'weights'",
+    "self.leaf": "the trainable tensor 'leaf'",
+}
+
+
+@pytest.mark.parametrize("read", HIDDEN)
+def test_modules_and_parameters_that_nothing_registers_are_refused(read):
+    model = made(HIDING.replace("READ", read), "Model")().eval()
+    with pytest.raises(off.errors.BadNetwork, match=f"model 'large' reads {HIDDEN[read]}, which no module registers"):
+        off.ladder({"small": dense(0), "large": model})
+    with pytest.raises(off.errors.BadNetwork, match=f"model 'backbone' reads {HIDDEN[read]}"):
+        off.cut(model, torch.randn(4, 4), at=["first"])
+
+
+def test_a_module_behind_a_function_is_refused():
+    inner = nn.Linear(4, 3).eval()
+    with pytest.raises(off.errors.BadNetwork, match="model 'small' reads the module 'inner'"):
+        off.ladder({"small": lambda x: inner(torch.as_tensor(x)).detach().numpy(), "large": dense(1)})
+    net = ladder_of(2)
+    net.gates["small"].function = lambda z: inner(z)[:, 0]  # after it was made: record looks again
+    with pytest.raises(off.errors.BadNetwork, match="gate 'small' reads the module 'inner'"):
+        off.record(net, torch.randn(30, 4), timed=False, progress=False)
+
+
+def test_registered_modules_may_be_read_from_anywhere():
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
+            self.order, self.tied = [self.first, self.last], [self.last.bias]
+            self.teacher = [nn.Linear(4, 3)]  # no forward pass reads it
+
+        def forward(self, x):
+            for layer in self.order:
+                x = layer(x)
+            return x + self.tied[0]
+
+    model = Model().eval()
+    gate_layer = model.last
+    off.ladder({"small": dense(0), "large": model}, gate=lambda z: z[:, 0] + gate_layer.bias[0])

@@ -28,6 +28,7 @@ from offramp.partition.segmenting import segments_of
 from offramp.plans.provenance import union
 from offramp.plans.signature import Input, is_input, is_label
 from offramp.plans.topology import Node, Topology
+from offramp.runtime.code_marks import refuse_hidden
 
 Model = Any  # a module, what `offramp.members` takes for a member, or a pair of such a model and its front
 Named = tuple[nn.Module, nn.Module | None, Network | None]
@@ -85,6 +86,7 @@ def cut(
     rung = replace(rung, cuts=tuple(features)[:-1])  # in their order
     network = _hung(model, front, rung, features, layouts, exits, gate)
     network.learned = union([network.learned, seen])  # by those its exits were placed: they promise nothing
+    refuse_hidden(network)
     segments_of(network, tried)
     check_classes(network, example)
     require_read(network, tried, "the example")
@@ -142,6 +144,7 @@ def ladder(
     )
     stack.learned = union([stack.learned, *(network.learned for network in inner.values())])
     stack.class_names = _class_names(inner)
+    refuse_hidden(stack)
     if example is not None:
         check_classes(stack, example)
     return stack

@@ -41,6 +41,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offramp.errors import BadNetwork
 from offramp.networks.network import Network
 from offramp.plans.provenance import MADE_WITH, MARKS, SETTINGS
 from offramp.runtime.bytecode import global_names, imported, names_in, operations, stored_by
@@ -98,6 +99,29 @@ def code_reads(network: Network) -> CodeReads:
         found.containers += walk.reads.containers
         found.tensors += walk.reads.tensors
     return found
+
+
+def refuse_hidden(network: Network) -> None:
+    """Raise BadNetwork where code reads a module or a parameter that no module registers.
+
+    Its weights would be in no fingerprint, would keep no training rows, and would not be saved, moved or trained.
+    """
+    known = {id(one) for one in (*network.modules(), *network.parameters(), *network.buffers())}
+    for what, module in _parts(network).items():
+        _, walk = _walked(module)
+        for name, thing in walk.hidden:
+            if id(thing) in known:
+                continue
+            kind = "module" if isinstance(thing, nn.Module) else "trainable tensor"
+            place = f"{what} reads the {kind} {name!r}"
+            if isinstance(thing, nn.Module):
+                way = "an attribute of a torch.nn.Module, nn.ModuleList or nn.ModuleDict"
+            else:
+                way = "an nn.Parameter or, with register_buffer, a buffer of a torch.nn.Module"
+            raise BadNetwork(
+                f"{place}, which no module registers: it is in a plain list, dict, closure, global or object. Its "
+                f"weights could not be saved or moved, nor its training rows known. Make it {way}."
+            )
 
 
 def code_marks(network: Network) -> tuple[tuple[str, str], ...]:
@@ -190,8 +214,10 @@ def _lines(module: nn.Module, walk: _Walk) -> list[str]:
         if _users(type(part)):
             lines.append(f"{name}: {walk.object(part)}")
         for key, value in sorted(vars(part).items()):
-            # The function of a `Scorer`, and a forward that stands before that of the class
-            ours = type(part).__module__.startswith("offramp.") and not key.startswith("_")
+            # The function of a `Scorer` or of a member, and a forward that stands before that of the class
+            kind = type(part).__module__
+            ours = kind.startswith("offramp.") and not key.startswith("_")
+            ours = ours or (kind == "offramp.members.function" and key == "_function")
             if (ours or key == "forward") and callable(value) and not isinstance(value, nn.Module):
                 text = walk.told(value)
                 if text != _name(value):
@@ -247,11 +273,22 @@ class _Walk:
         self.names = set[str]()
         self.stored = set[str]()
         self.reads = CodeReads()
+        self.hidden: list[tuple[str, nn.Module | Tensor]] = []  # by the name under which it is read
+        self.name = ""
         self.numbers: dict[int, int] = {}
         self.kept: list[Any] = []  # so that no address is used twice
         self.depth = 0
         self.registered = {id(part): name for name, part in root.named_modules()}
         self.classes: dict[type, _Reach] = {}
+
+    def named(self, name: str, thing: Any) -> str:
+        """What something computes that is read by this name."""
+        before = self.name
+        self.name = name
+        try:
+            return self.told(thing)
+        finally:
+            self.name = before
 
     def told(self, thing: Any) -> str:
         """What something computes, as far as the user wrote it."""
@@ -265,6 +302,8 @@ class _Walk:
         if isinstance(thing, (Tensor, np.ndarray)):
             if isinstance(thing, Tensor):
                 self.reads.tensors.append(thing)
+                if thing.requires_grad and thing.is_leaf:
+                    self.hidden.append((self.name, thing))
             return _numbers(thing)
         if isinstance(thing, ModuleType):
             return self._module(thing, self.known_names)
@@ -329,9 +368,10 @@ class _Walk:
 
     def _function(self, function: FunctionType) -> str:
         values = []
-        for cell in function.__closure__ or ():
+        free = function.__code__.co_freevars
+        for name, cell in zip(free, function.__closure__ or (), strict=True):
             try:
-                values.append(self.told(cell.cell_contents))
+                values.append(self.named(name, cell.cell_contents))
             except ValueError:  # not set yet
                 values.append("-")
         code = function.__code__
@@ -351,7 +391,7 @@ class _Walk:
             if name in table and name not in self.known_stored:
                 value = table[name]
                 self.reads.names.append((table, name, value))
-                text = self._module(value, named) if isinstance(value, ModuleType) else self.told(value)
+                text = self._module(value, named) if isinstance(value, ModuleType) else self.named(name, value)
                 found.append(f"{name}={text}")
         for name in imported(code):
             module = sys.modules.get(name)
@@ -370,7 +410,7 @@ class _Walk:
         for key, value in sorted(vars(module).items()):
             if key in names and not _is_dunder(key) and key not in self.known_stored:
                 self.reads.names.append((vars(module), key, value))
-                text = self._module(value, names) if isinstance(value, ModuleType) else self.told(value)
+                text = self._module(value, names) if isinstance(value, ModuleType) else self.named(key, value)
                 found.append(f"{key}={text}")
         del self.numbers[id(module)]  # another function may name other values in it
         return f"module({'; '.join(found)})"
@@ -391,7 +431,7 @@ class _Walk:
                     continue
                 if _is_method(value) or not (_is_dunder(key) or key in reach.changing):
                     self.reads.names.append((vars(one), key, value))
-                    found.append(f"{key}={self.told(value)}")
+                    found.append(f"{key}={self.named(key, value)}")
         return f"class({'; '.join(found)})"
 
     def _object(self, thing: Any) -> str:
@@ -415,7 +455,7 @@ class _Walk:
                 table = getattr(thing, "__dict__", {})
                 if key in table:
                     self.reads.names.append((table, key, value))
-                found.append(f"{key}={self.told(value)}")
+                found.append(f"{key}={self.named(key, value)}")
         if isinstance(thing, nn.Module):
             for key in sorted(thing._non_persistent_buffers_set):
                 buffer = thing._buffers.get(key)
@@ -426,6 +466,7 @@ class _Walk:
 
     def _hidden(self, module: nn.Module) -> str:
         """A module that no module registers: its weights, code and settings."""
+        self.hidden.append((self.name, module))
         lines = []
         for name, part in module.named_modules():
             self.registered.setdefault(id(part), f"hidden {name}")

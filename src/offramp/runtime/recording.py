@@ -24,7 +24,7 @@ from offramp.plans.provenance import FORM, Origin
 from offramp.plans.schedule import full_schedule
 from offramp.plans.signature import Input
 from offramp.plans.trace import BACKBONE, LARGE_NOISE, Header, Trace
-from offramp.runtime.code_marks import code_marks
+from offramp.runtime.code_marks import code_marks, refuse_hidden
 from offramp.runtime.engine import Engine, engine_of, kind_of
 from offramp.runtime.measuring import costs_of
 from offramp.runtime.overhead import Noise, plain_costs, runner_costs
@@ -69,6 +69,7 @@ def record(
         raise BadData(f"keep is {keep!r}, expected 'logits' or 'answers'")
     network = as_network(network)
     network.require_eval()
+    refuse_hidden(network)
     if untaught := network.untaught():
         warnings.warn(_never_taught(untaught), NeverTaught, stacklevel=3)  # behind the decorator
     source, place = rows_for(network, data), network.device()

@@ -134,10 +134,12 @@ class _Layer:
         self.kind = type(module)
         self.table = vars(module)
         self.forward = self.table.get("forward")
-        keys = ["training"]  # itself compared elsewhere: a getter needs one name
+        keys = ["_parameters", "_parameters"]  # the tables themselves stay: a getter of two names gives a tuple
         if self.kind.__module__.startswith("torch.nn."):
-            keys += [key for key, value in self.table.items() if key[0] != "_" and _is_plain(value)]
-        self.getter = itemgetter(*dict.fromkeys(keys), "training")
+            keys += [
+                key for key, value in self.table.items() if key[0] != "_" and key != "training" and _is_plain(value)
+            ]
+        self.getter = itemgetter(*keys)
         self.values = self.getter(self.table)
 
     def check(self) -> None:
