@@ -118,6 +118,37 @@ def test_texts_that_differ():
     assert len(set(digests_of(hidden).tolist())) == N
 
 
+def test_an_input_as_wide_as_the_text_is_not_cut_by_its_mask():
+    columns = np.arange(N * 5, dtype=float).reshape(N, 5)
+    hidden = MASK.copy()
+    hidden[:, 3:] = 0
+    texts = {"input_ids": IDS, "attention_mask": hidden, "columns": columns}
+    other = columns.copy()
+    other[:, 4] += 1
+    assert unlike({**texts, "columns": other}, texts)
+    longer = {"input_ids": np.pad(IDS, ((0, 0), (0, 2))), "attention_mask": np.pad(hidden, ((0, 0), (0, 2)))}
+    assert same({**longer, "columns": columns}, texts)
+    along = {"inputs_embeds": columns[:, :, None], "position_ids": IDS, "attention_mask": hidden}
+    cut = {name: value[:, :3] for name, value in along.items()}
+    assert same(along, cut)
+
+
+def test_a_mask_is_judged_row_by_row():
+    """A mask of other numbers in one row says nothing of the others."""
+    weights = MASK.astype(float)
+    weights[1, 0] = 0.5
+    mine = digests_of({"input_ids": IDS, "attention_mask": weights})
+    plain = digests_of({"input_ids": IDS, "attention_mask": MASK})
+    assert (mine != plain).tolist() == [place == 1 for place in range(N)]
+
+
+def test_complex_numbers_count_with_both_parts():
+    row = np.array([[1 + 2j, 3 - 1j]])
+    assert digests_of(row) != digests_of(row.conj())
+    assert digests_of(row) != digests_of(row.real)
+    assert digests_of(row) == digests_of(row.astype(np.complex64))
+
+
 def test_rows_as_half_precision_rounds_them():
     exact = DRAW.normal(size=(N, 7)).astype(np.float32) * np.float32([1e-3, 1, 1e3, 1e5, 1, 1, 1])
     exact[0] = [1, 2, 3, 4, np.inf, np.nan, 0]  # which no rounding changes

@@ -7,9 +7,11 @@ The canonical form of a row (form 2; docs/promises.md says what it means for a p
   are told apart exactly; as floats they are the row that float32 makes of them.
 - The shape of the row counts. Strides, byte order and memory format (channels_last) do not.
 - The names of several inputs count. A single input is the same row under any name, or none.
-- Texts: where there is an `attention_mask` [n, T] of zeros and ones, positions that it hides do not count, so that a
-  text padded to another length, or on the other side, is the same row. `token_type_ids` that are all zero count as
-  absent, and so does a mask that hides nothing.
+- A complex number counts as its real and its imaginary part.
+- Texts: where the `attention_mask` [T] of a row holds zeros and ones, positions that it hides do not count in inputs
+  along the text (`ALONG`), so that a text padded to another length, or on the other side, is the same row. Other inputs
+  count whole, whatever their size. `token_type_ids` that are all zero count as absent, and so does a mask that hides
+  nothing.
 
 Form 1, of the first edition, hashes the type and bytes as they came; files that hold it are still compared by it.
 """
@@ -27,6 +29,22 @@ from offramp.plans.provenance import FORM
 
 MASK = "attention_mask"
 ZERO_IS_ABSENT = ("token_type_ids",)
+# inputs [n, T, ...] along a text, by the names that tokenizers and models give them
+ALONG = frozenset(
+    (
+        "input_ids",
+        "inputs_embeds",
+        "token_type_ids",
+        "position_ids",
+        "special_tokens_mask",
+        "global_attention_mask",
+        "bbox",
+        "langs",
+        "tokens",
+        "token_ids",
+        "segment_ids",
+    )
+)
 EXACT = 2**24  # float32 holds every whole number up to here, and not every one beyond
 
 Digests = NDArray[np.uint64]
@@ -78,26 +96,43 @@ def fingerprint_of(digests: Digests) -> str:
 
 
 def _canonical(fields: Fields, rows: int) -> list[bytes]:
+    fields = [(name, _real(part)) for name, part in fields]
     shown = _shown(fields)
-    if shown is not None:
-        fields = [(name, part) for name, part in fields if name != MASK]
     numbers = {name: _numbers(part) for name, part in fields}
     whole = {name: _whole(part) for name, part in fields}
-    along = {name for name, part in fields if shown is not None and part.shape[1:2] == shown.shape[1:]}
+    others = [name for name, _ in fields if name != MASK]
+    along = set[str]()
+    if shown is not None:
+        length = shown.shape[1:]
+        along = {name for name, part in fields if name in ALONG and part.shape[1:2] == length}
+        if len(others) == 1:  # what is masked is the text, whatever it is called
+            along |= {name for name, part in fields if name in others and part.shape[1:2] == length}
     found = []
     for at in range(rows):
+        masked = shown is not None and _hides(numbers[MASK][at])
+        names = others if masked else [name for name, _ in fields]
         row: dict[str, tuple[Array, Array | None]] = {}
-        for name, column in numbers.items():
-            value = column[at]
-            exact = whole[name]
-            exact = None if exact is None else exact[at]
-            if shown is not None and name in along:
+        for name in names:
+            value = numbers[name][at]
+            integers = whole[name]
+            exact = None if integers is None else integers[at]
+            if masked and shown is not None and name in along:
                 value = value[shown[at]]
                 exact = None if exact is None else exact[shown[at]]
-            if name not in ZERO_IS_ABSENT or len(fields) == 1 or value.any():
+            if name not in ZERO_IS_ABSENT or len(names) == 1 or value.any():
                 row[name] = (value, exact)
         found.append(_hash(row))
     return found
+
+
+def _real(part: Array) -> Array:
+    """Complex numbers [...] as their real and imaginary parts [..., 2]; others as they are."""
+    return np.stack([part.real, part.imag], axis=-1) if part.dtype.kind == "c" else part
+
+
+def _hides(mask: Array) -> bool:
+    """Whether the mask [T] of a row says with zeros and ones which positions count."""
+    return bool(((mask == 0) | (mask == 1)).all())
 
 
 def _hash(row: dict[str, tuple[Array, Array | None]]) -> bytes:
@@ -149,9 +184,9 @@ def _whole(part: Array) -> Array | None:
 
 
 def _shown(fields: Fields) -> Array | None:
-    """Which positions [n, T] of texts count; None where there is no mask of zeros and ones, or nothing else."""
+    """Which positions [n, T] of texts a mask shows; None where there is no mask [n, T], or nothing else."""
     mask = dict(fields).get(MASK)
-    if mask is None or mask.ndim != 2 or len(fields) == 1 or not np.isin(mask, (0, 1)).all():
+    if mask is None or mask.ndim != 2 or len(fields) == 1:
         return None
     shown: Array = mask != 0
     shown[~shown.any(axis=1)] = True  # a text without any token has nothing else to be known by
