@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 import offramp as off
 from offramp.data.rows import digests_of
@@ -162,3 +163,44 @@ def test_a_row_whose_early_logits_are_not_finite_goes_on():
 def test_what_is_refused(logits, costs, options, problem, sentence):
     with pytest.raises(problem, match=sentence):
         Trace.from_arrays(logits, costs, **options)
+
+
+INPUTS = np.random.default_rng(3).normal(size=(N // 2, 5)).repeat(2, axis=0)
+
+
+@pytest.mark.parametrize("name", ["label", "labels", "Label"])
+def test_the_label_among_the_inputs_is_the_label(name):
+    trace = made(labels=None, inputs={"x": INPUTS, name: LABELS})
+    assert (trace.labels == LABELS).all()
+    assert (trace.columns["digest"] == digests_of({"x": INPUTS})).all()
+    with pytest.raises(OverlappingRows, match="same content"):
+        off.calibrate(trace, at_most=0.5)
+    assert (made(inputs={"x": INPUTS, name: LABELS}).labels == LABELS).all()
+    with pytest.raises(BadData, match=f"inputs\\['{name}'\\] is taken as the label of a row, and differs"):
+        made(inputs={"x": INPUTS, name: LABELS[::-1]})
+    with pytest.raises(BadData, match="at least one array"):
+        made(labels=None, inputs={name: LABELS})
+
+
+def test_tensors_of_any_kind_are_read():
+    wanted = made(inputs=INPUTS).columns["digest"]
+    tensor = torch.tensor(INPUTS, requires_grad=True)
+    assert (made(inputs=tensor).columns["digest"] == wanted).all()
+    half = torch.tensor(INPUTS).bfloat16()
+    assert (made(inputs=half).columns["digest"] == digests_of(half.float().numpy())).all()
+    logits = {name: torch.tensor(value, requires_grad=True) for name, value in LOGITS.items()}
+    trace = Trace.from_arrays(logits, COSTS, labels=torch.from_numpy(LABELS))
+    assert (trace.columns["logits/large"] == LOGITS["large"]).all()
+
+
+@pytest.mark.parametrize(
+    "inputs",
+    [["a text"] * N, np.array([{}] * N), [torch.ones(2, requires_grad=True)] * N, [[1, 2]] * (N - 1) + [[1]]],
+)
+def test_inputs_that_are_no_numbers_are_refused(inputs):
+    with pytest.raises(BadData, match="inputs must be"):
+        made(inputs=inputs)
+
+
+def test_both_parts_of_complex_inputs_count():
+    assert len(set(made(inputs=1j * np.arange(N)).columns["digest"].tolist())) == N

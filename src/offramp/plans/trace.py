@@ -44,6 +44,7 @@ from offramp.plans.pricing import Prices
 from offramp.plans.provenance import FORM, Origin, RecordedRows, SeenRows, form_of
 from offramp.plans.schedule import Schedule, Stage
 from offramp.plans.scores import ScoreRange
+from offramp.plans.signature import is_label
 from offramp.plans.topology import LEAVE, Node, Topology
 from offramp.plans.topology import Path as Passed
 
@@ -504,6 +505,8 @@ class Trace:
             gate: a gate of one exit's logits by name, such as margin, max_prob or neg_entropy.
             scores: scores [N] by exit, for all but the last, instead of `gate`; higher leaves sooner.
             inputs: what the models read, [N, ...] or arrays by name: rows are known by it, as `record` does it.
+                `label` or `labels` among them is taken as `labels`. Give what the models read and nothing else: with
+                a row id among the inputs no two rows would be the same, and repeated or training rows go unnoticed.
             digests: uint64 [N], where rows are known by something else.
             rows: the rows' numbers in their source [N]; by default 0 to N-1.
             network: name and version of the models: a plan for others is refused.
@@ -534,6 +537,7 @@ class Trace:
             raise BadData(f"the logits of the last exit must be finite, got {bad} rows of {names[-1]!r} that are not")
         if set(costs) != set(names):
             raise BadInput(f"costs must hold one for each of {list(names)}, got {list(costs)}")
+        inputs, labels = _apart_from_label(inputs, labels)
         columns: dict[str, Array] = {
             "row": _column("rows", np.arange(count) if rows is None else rows, count, np.int64),
             "digest": _digests(values, inputs, digests, count),
@@ -636,7 +640,7 @@ def _require_column(name: str, column: Array, n: int, classes: int) -> None:
 
 def _float32_of(name: str, array: Any, probabilities: bool) -> Array:
     """Logits [N, C] float32 of one exit."""
-    values = np.asarray(array)
+    values = _array(f"the logits of {name!r}", array)
     if values.ndim != 2 or not len(values) or values.shape[1] < 2 or values.dtype.kind not in "fiu":
         raise BadData(
             f"the logits of {name!r} must be numbers [N, C] of at least one row and two classes, got "
@@ -664,9 +668,37 @@ def _one_shape(values: Mapping[str, Array]) -> tuple[int, int]:
     return int(rows), int(classes)
 
 
+def _array(what: str, given: Any) -> Array:
+    """Anything that holds numbers as an array; tensors of any device and type, also those that require a gradient."""
+    if callable(getattr(given, "detach", None)):
+        given = given.detach().cpu()
+        if str(given.dtype) == "torch.bfloat16":  # which NumPy has not
+            given = given.float()
+    try:
+        return np.asarray(given)
+    except (TypeError, ValueError, RuntimeError) as problem:
+        kind = type(given).__name__
+        raise BadData(f"{what} must be one array or tensor of numbers, got a {kind} that is none ({problem})") from None
+
+
+def _apart_from_label(inputs: Any, labels: Any) -> tuple[Any, Any]:
+    """Inputs without the label that is among them, and the label. Raises BadData where there are two that differ."""
+    if not isinstance(inputs, Mapping) or not any(map(is_label, inputs)):
+        return inputs, labels
+    for name, value in inputs.items():
+        if not is_label(name):
+            continue
+        if labels is not None and not np.array_equal(_array("labels", labels), _array(f"inputs[{name!r}]", value)):
+            raise BadData(
+                f"inputs[{name!r}] is taken as the label of a row, and differs from labels; leave one of them out"
+            )
+        labels = value
+    return {name: value for name, value in inputs.items() if not is_label(name)}, labels
+
+
 def _column(what: str, given: Any, count: int, kind: Any) -> Array:
     """Values [N] of a column. Raises BadData for other shapes, and for fractions where whole numbers belong."""
-    values = np.asarray(given)
+    values = _array(what, given)
     whole = np.dtype(kind).kind in "iu"
     if values.shape != (count,) or values.dtype.kind not in ("iu" if whole else "iuf"):
         kinds = "whole numbers" if whole else "numbers"
@@ -681,7 +713,17 @@ def _digests(values: Mapping[str, Array], inputs: Any, digests: Any, count: int)
     if inputs is None:
         return digests_of(np.concatenate(list(values.values()), axis=1) + np.float32(0))  # + 0: -0.0 is 0.0
     several = inputs if isinstance(inputs, Mapping) else {"": inputs}
-    named = {str(name): np.asarray(value) for name, value in several.items()}
+    named = dict[str, Array]()
+    for name, value in several.items():
+        what = f"inputs[{name!r}]" if isinstance(inputs, Mapping) else "inputs"
+        named[str(name)] = _array(what, value)
+        if named[str(name)].dtype.kind not in "biufc":
+            raise BadData(
+                f"{what} must be numbers [N, ...], got {named[str(name)].dtype.name}. Of texts give the token ids, or "
+                "in digests= a hash of each text as uint64."
+            )
+    if not named:
+        raise BadData("inputs must hold at least one array [N, ...] beside the label, got none")
     lengths = {len(value) if value.ndim else 0 for value in named.values()}
     if lengths != {count}:
         raise BadData(f"inputs must have {count} rows, as the logits, got {sorted(lengths)}")
