@@ -278,6 +278,14 @@ def test_the_band_is_wider_where_numbers_are_shorter(engine, precision, band):
     assert Origin("0" * 16, engine, precision).band == band
 
 
+@pytest.mark.parametrize(("largest", "band"), [(0.0, 1), (28.0, 1), (300.0, 10), (3e4, 1000)])
+def test_the_band_grows_with_logits_beyond_ordinary_ones(largest, band):
+    origin = Origin("0" * 16, "torch", "float32", largest_logit=largest)
+    assert origin.band == pytest.approx(BAND * band)
+    assert origin.rounding == BAND
+    assert Origin.from_json(json.loads(json.dumps(dataclasses.asdict(origin)))) == origin
+
+
 def test_an_error_is_against_nothing():
     promise = Promise("error", 0.1, 0.95, "backbone", "binomial", "path", 100, 0, "covers")
     assert str(promise).startswith("With 95 % confidence, at most 10 % of the answers are wrong (error <= 0.1; tested")

@@ -204,3 +204,11 @@ def test_inputs_that_are_no_numbers_are_refused(inputs):
 
 def test_both_parts_of_complex_inputs_count():
     assert len(set(made(inputs=1j * np.arange(N)).columns["digest"].tolist())) == N
+
+
+def test_the_band_knows_the_largest_logit_that_a_gate_looks_at():
+    assert made().header.origin.band == 1e-4
+    large = {"small": 1000 * LOGITS["small"], "large": LOGITS["large"]}
+    origin = Trace.from_arrays(large, COSTS).header.origin
+    assert origin.band == pytest.approx(1e-4 * np.abs(large["small"]).max() / 30)
+    assert Trace.from_arrays({"small": LOGITS["small"], "large": large["small"]}, COSTS).header.origin.band == 1e-4

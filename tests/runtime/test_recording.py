@@ -211,3 +211,29 @@ def test_nothing_is_left_behind(three):
     record(three, X, timed=False)
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in three.modules())
     assert all(p.grad is None and p.requires_grad for p in three.parameters())
+
+
+def scaled(by):
+    net = ladder_of(2)
+    with torch.no_grad():
+        for value in net.backbone["small"].parameters():
+            value.mul_(by)
+    return net
+
+
+def test_large_logits_widen_the_band_and_are_told():
+    x = torch.randn(300, 4)
+    ordinary = off.record(scaled(1), x, timed=False, progress=False).header.origin
+    assert ordinary.band == ordinary.rounding == 1e-4
+    with pytest.warns(off.errors.Notice, match=r"logits reach .*, so thresholds count as uncertain within"):
+        trace = off.record(scaled(200), x, timed=False, progress=False)
+    largest = np.abs(trace.columns["logits/small"]).max()
+    assert trace.header.origin.band == pytest.approx(1e-4 * largest / 30)
+
+
+def test_large_scores_of_ordinary_logits_are_told():
+    net = off.ladder([dense(0), dense(1)], gate=lambda z: 1e4 * z.max(1).values)
+    with pytest.warns(off.errors.Notice, match=r"scores of gate 'rung1' reach"):
+        off.record(net, torch.randn(300, 4), timed=False, progress=False)
+    yes = off.ladder([dense(0), dense(1)], gate=lambda z: 1e9 * (z[:, 0] > 0))  # a gate that says yes or no
+    off.record(yes, torch.randn(300, 4), timed=False, progress=False)

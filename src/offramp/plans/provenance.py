@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -26,6 +27,7 @@ OLDER_MARKS = (
     "the marks of code in this plan are of an older kind, which covers less, and were not compared. "
     "Record and calibrate again to have your code compared."
 )
+ORDINARY = 30.0  # the largest logit of ordinary networks, for which the band is meant
 ROUNDED = 0.125  # where numbers are rounded to eight bits: one step of bfloat16 for logits from 16 to 32
 
 
@@ -162,6 +164,7 @@ class Origin:
     precision: str
     probe: Probe | None = None
     code: tuple[tuple[str, str], ...] = ()
+    largest_logit: float = 0.0
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -170,7 +173,15 @@ class Origin:
 
     @property
     def band(self) -> float:
-        """How far from a threshold a score may lie on its other side in a batch of another size."""
+        """How far from a threshold a score may lie on its other side in a batch of another size.
+
+        It is meant for logits up to 30, and grows with them beyond: rounding is relative.
+        """
+        return self.rounding * max(1.0, self.largest_logit / ORDINARY)
+
+    @property
+    def rounding(self) -> float:
+        """The band of ordinary logits, on this engine and in this precision."""
         options = self.engine.partition(":")[2].split(",")
         rounded = any(option.startswith(("bf16", "int8")) for option in options)
         narrow = "float16" in self.precision or "matmul" in self.precision  # bfloat16 among them
@@ -198,7 +209,10 @@ class Origin:
         """The origin written by `dataclasses.asdict`."""
         probe = None if body["probe"] is None else Probe.from_json(body["probe"])
         code = tuple((str(what), str(mark)) for what, mark in body.get("code", ()))
-        return Origin(str(body["network"]), str(body["engine"]), str(body["precision"]), probe, code)
+        largest = float(body.get("largest_logit", 0.0))
+        if not 0 <= largest < math.inf:
+            raise ValueError(f"the largest logit is {largest}")
+        return Origin(str(body["network"]), str(body["engine"]), str(body["precision"]), probe, code, largest)
 
 
 @dataclass(frozen=True)
@@ -294,6 +308,17 @@ class SeenRows:
         form = form_of(body.get("form", 1), body["data"])
         more = [_digests(body.get(name, "")) for name in ("older", "rounded")]
         return SeenRows(body["data"], body["fingerprint"], _digests(body["digests"]), form, *more)
+
+
+def largest_of(values: np.ndarray[Any, np.dtype[Any]]) -> float:
+    """The largest finite magnitude among values; 0.0 where there is none."""
+    if not values.size:
+        return 0.0
+    low, high = float(values.min()), float(values.max())
+    if math.isfinite(low) and math.isfinite(high):  # without a copy of a big trace
+        return max(-low, high)
+    finite = values[np.isfinite(values)]
+    return float(np.abs(finite).max()) if finite.size else 0.0
 
 
 def form_of(value: object, where: str) -> int:

@@ -41,7 +41,7 @@ from offramp.plans.draws import canonical, distinct, one_of_each, repeated, requ
 from offramp.plans.evaluation import Evaluation, Measured, worst_class
 from offramp.plans.plan import Plan, Price, choose
 from offramp.plans.pricing import Prices
-from offramp.plans.provenance import FORM, Origin, RecordedRows, SeenRows, form_of
+from offramp.plans.provenance import FORM, Origin, RecordedRows, SeenRows, form_of, largest_of
 from offramp.plans.schedule import Schedule, Stage
 from offramp.plans.scores import ScoreRange
 from offramp.plans.signature import is_label
@@ -224,7 +224,7 @@ class Trace:
             return
         its.refuse_other_code(mine.code)
         if its.probe is not None and its.probe.recorded is not None:
-            self._compare(its.probe.recorded, its.band)
+            self._compare(its.probe.recorded, its.rounding)
 
     def _compare(self, known: RecordedRows, band: float) -> None:
         """Raise Mismatch where a row of this trace has other logits or scores than a plan knows of it."""
@@ -566,7 +566,12 @@ class Trace:
             classes=classes,
             data=data,
             data_fingerprint=hashlib.sha256(columns["digest"].astype("<u8").tobytes()).hexdigest()[:16],
-            origin=Origin(hashlib.sha256(told.encode()).hexdigest()[:16], "elsewhere", "float32"),
+            origin=Origin(
+                hashlib.sha256(told.encode()).hexdigest()[:16],
+                "elsewhere",
+                "float32",
+                largest_logit=max(largest_of(values[name]) for name in names[:-1]),
+            ),
             class_names=None if class_names is None else tuple(map(str, class_names)),
         )
         return Trace(columns, header)

@@ -219,8 +219,8 @@ def require_independent(
 
 def _tolerance(origin: Origin, place: torch.device) -> float:
     """How far logits of 10 may lie apart in two batches."""
-    if origin.band != BAND:
-        return LOOSER * origin.band
+    if origin.rounding != BAND:
+        return LOOSER * origin.rounding
     # Convolutions on a GPU may round to eleven bits, as half precision does, and may choose to at each batch size
     return ROUNDED if place.type == "cuda" and torch.backends.cudnn.allow_tf32 else BAND
 
@@ -337,19 +337,19 @@ def _compare(
         pairs = zip(network.chain.gate_labels, scores, strict=True)
         before |= {name + SCORE: np.array(each, np.float32) for name, each in pairs}
     now = outputs_of(network.chain, everything(network.chain, parts, as_inputs(x, network.device())))
-    found = differing(before, now, network.chain, origin.band)
+    found = differing(before, now, network.chain, origin.rounding)
     if found is None:
         return
     name, far = found
     node, _, kind = name.rpartition("/")
     if "/" + kind == SCORE:
         raise Mismatch(
-            f"gate {node!r} scores {what} of the plan {far:.2g} away from where it was made (band {origin.band:g}): "
-            "its code is another one, or this machine computes differently; record and calibrate here"
+            f"gate {node!r} scores {what} of the plan {far:.2g} away from where it was made (band "
+            f"{origin.rounding:g}): its code is another one, or this machine computes differently; record and calibrate here"
         )
     raise Mismatch(
         f"exit {node!r} answers {what} of the plan's probe {far:.2g} away from where the plan was made (band "
-        f"{origin.band:g}): the code of the model is another one, or this machine computes differently; record and "
+        f"{origin.rounding:g}): the code of the model is another one, or this machine computes differently; record and "
         "calibrate here"
     )
 

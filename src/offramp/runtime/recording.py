@@ -20,7 +20,7 @@ from offramp.networks.dependence import require_read
 from offramp.networks.inputs import State, as_inputs, needed_by, require_inputs
 from offramp.networks.network import LOGITS, SCORE, Network, Part, as_network
 from offramp.plans.evaluation import better_exit
-from offramp.plans.provenance import FORM, Origin
+from offramp.plans.provenance import FORM, ORDINARY, Origin, largest_of
 from offramp.plans.schedule import full_schedule
 from offramp.plans.signature import Input
 from offramp.plans.trace import BACKBONE, LARGE_NOISE, Header, Trace
@@ -30,6 +30,8 @@ from offramp.runtime.measuring import costs_of
 from offramp.runtime.overhead import Noise, plain_costs, runner_costs
 from offramp.runtime.probing import Row, Sample, everything, outputs_of, probe_of, require_independent
 
+TOLD = 10  # times the logits for which the float band is meant, beyond which it is said
+FEW = 16  # different scores of a gate that says yes or no, whatever their size
 OLDER = "digest/1"  # a column that no trace keeps
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -92,6 +94,10 @@ def record(
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
     looked.join(processes)
     looked.origin = _with_steady_marks(looked.origin, network)
+    largest = max(processes.gathered(columns.largest_logit))
+    looked.origin = replace(looked.origin, largest_logit=largest)
+    for sentence in _large(looked.origin, found, network):
+        warnings.warn(sentence, Notice, stacklevel=3)
 
     def measured() -> tuple[dict[str, Array], float | None, Origin]:
         costs, noise = _measured(network, first, parts, counted, shelved, timed=timed)
@@ -202,6 +208,27 @@ def _with_steady_marks(origin: Origin, network: Network) -> Origin:
     return replace(origin, code=tuple(pair for pair in origin.code if pair[0] not in changed))
 
 
+def _large(origin: Origin, columns: dict[str, Array], network: Network) -> list[str]:
+    """What to say of logits and scores for which the float band is not meant."""
+    told = []
+    largest = origin.largest_logit
+    if largest > TOLD * ORDINARY:
+        told.append(
+            f"logits reach {largest:.4g}, so thresholds count as uncertain within {origin.band:.2g} of a score "
+            f"(the band is {origin.rounding:g} for logits up to {ORDINARY:g}). If these are a few broken rows, leave "
+            "them out; otherwise scale the logits down."
+        )
+    for label in network.chain.gate_labels:
+        names = network.chain.score_columns(label)
+        reached = max(largest_of(columns[name]) for name in names)
+        if reached > TOLD * max(ORDINARY, largest) and len(np.unique(columns[names[0]])) > FEW:
+            told.append(
+                f"scores of gate {label!r} reach {reached:.4g}, and thresholds count as uncertain within "
+                f"{origin.band:.2g} of a score, which is too little for such scores. Scale them to the size of logits."
+            )
+    return told
+
+
 def _noisy(noise: float) -> str:
     return (
         f"the milliseconds are noisy: the same call's timings differ by {noise:.0%}; prices in milliseconds may be far "
@@ -261,6 +288,7 @@ class _Columns:
         self.sizes: list[int] = []
         self.columns: dict[str, _Growing] = {}
         self.classes = 0
+        self.largest_logit = 0.0  # of the exits that gates look at
 
     def add(self, batch: Batch, state: State) -> None:
         found: dict[str, Array] = {"row": batch.row, "digest": batch.digest}
@@ -273,6 +301,8 @@ class _Columns:
         for name in self.exits:
             logits = state[name + LOGITS].float().cpu().numpy()
             found[f"answer/{name}"] = logits.argmax(1)
+            if name != self.exits[-1]:
+                self.largest_logit = max(self.largest_logit, largest_of(logits))
             if self.keep == "logits":
                 found[f"logits/{name}"] = logits
         last = self.exits[-1]
