@@ -25,6 +25,7 @@ FEW = {
     "boosted": {"epochs": 6, "rate": 0.02},
     "cascaded": {"epochs": 8, "rate": 1e-2},
     "decorrelated": {"epochs": 6, "rate": 1e-2},
+    "imta": {"epochs": 4, "together": 4, "rate": 0.05},
     "joint": {"epochs": 6, "rate": 1e-2, "equilibrium": True},
     "weighted": {"epochs": 6, "rate": 0.05, "hidden": 20},
     "sdn": {"epochs": 6, "rate": 1e-2},

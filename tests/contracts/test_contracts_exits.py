@@ -14,6 +14,7 @@ from offramp.exits.attentive import Attentive, Squeezed
 from offramp.exits.branch import Branch
 from offramp.exits.branchynet import Normed, Residual
 from offramp.exits.cascade import Cascade, CascadeConv
+from offramp.exits.inline import Inline
 from offramp.exits.pooled import Pooled
 from offramp.exits.sdn import Internal
 from offramp.exits.selective import Selective, selective
@@ -27,6 +28,7 @@ from small import seeded
 MADE = {
     "Strided": lambda: Strided((2, 5, 6), 3, None),
     "Added": lambda: Added(Pooled("flat", 5, 3), "before", 0.25),
+    "Inline": lambda: Inline(Pooled("flat", 5, 3), "before"),
     "Mean": lambda: Mean("before", 2),
     "Surest": lambda: Surest(("a", "b")),
     "Internal": lambda: Internal((2, 8, 13), 3),
@@ -67,6 +69,7 @@ SHAPES = {
     "Mean": [None],
     "Pooled": [(5,)],
     "Added": [(5,)],
+    "Inline": [(5,)],
     "Strided": [(2, 5, 6)],
     "strided": [(2, 5, 6)],
     "strided_wide": [(2, 5, 6), (3, 8, 8)],

@@ -18,9 +18,10 @@ from offramp.networks.nodes import Exit
 from offramp.networks.recipe import Lesson, View
 from offramp.recipes._equilibrium import equilibrium
 from offramp.recipes._schedules import cosine, dropped
+from offramp.recipes._together import last_layer
 from offramp.recipes.boosted import AVERAGES, Boosted, add_up, pieces_of
 from offramp.recipes.decorrelated import Decorrelated, divergence, mean_log, own_logs
-from offramp.recipes.joint import Joint, last_layer
+from offramp.recipes.joint import Joint
 from small import cut_of, dense, images_of, ladder_of, rows_of
 from waves import toy
 

@@ -7,6 +7,7 @@ import torch
 
 import offramp as off
 from offramp.errors import BadNetwork
+from offramp.networks.nodes import Seen
 from offramp.recipes.ztw import Ztw
 from small import cut_of, images_of, ladder_of
 
@@ -74,3 +75,57 @@ def test_a_network_without_a_cascade_of_two_is_refused(net):
     with pytest.raises(BadNetwork, match=r"cascade|parameters"):
         off.fit(made, (X, Y), recipe=Ztw(), progress=False)
     assert made.fingerprint() == before
+
+
+def before_the_last_layer(taught=True):
+    """Cut before the last layer too; exits there read the map [B, 4, 4, 4] that it flattens."""
+    return cut_of("stem", "blocks.0", "blocks.1", exits="cascade", taught=taught)
+
+
+def test_the_last_layer_gets_an_ensemble_of_its_own():
+    """log p = (1/M) sum_m exp(a_m) log softmax(z_m) + b, the last z being the model's own answer."""
+    net = before_the_last_layer()
+    Ztw(final=True).prepare(net)
+    exit_ = net.exit_of("blocks.1")
+    handed, seen = {}, dict(net.look(X))
+    for name in ("stem", "blocks.0", "blocks.1"):
+        _, handed[name] = net.exit_of(name).both(Seen(seen[name].features, handed))
+    members = handed["blocks.1"]
+    torch.testing.assert_close(members[:, -1], seen["backbone"].own)
+    logs = (members.log_softmax(-1) * exit_.tail.a.exp()[:, None] / 3).sum(1) + exit_.tail.b
+    torch.testing.assert_close(seen["blocks.1"].own, logs.log_softmax(-1))
+    torch.testing.assert_close(seen["backbone"].own, net.backbone(X))  # the reference is the plain model
+
+
+def test_the_copy_of_the_last_layer_stays_and_only_its_ensemble_is_taught(tmp_path):
+    net = before_the_last_layer(taught=False)
+    recipe = Ztw(epochs=1, ensembles=1, final=True)
+    recipe.prepare(net)
+    start = {key: value.clone() for key, value in net.state_dict().items()}
+    heads, _ = recipe.phases(net)
+    final = {id(value) for value in net.exit_of("blocks.1").parameters()}
+    assert not final & {id(value) for value in heads.parameters}
+    off.fit(net, (X, Y), recipe=recipe, batch_size=16, progress=False)
+    moved = {key for key in changed(net, start) if key.startswith("exits.blocks.1")}
+    assert moved == {"exits.blocks.1.tail.a", "exits.blocks.1.tail.b"}
+    off.save(net, tmp_path / "net")
+    again = off.load(tmp_path / "net", net.backbone)
+    assert again.fingerprint() == net.fingerprint()
+    for one, other in zip(net(X), again(X), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_plan_that_lets_all_leave_at_the_last_ensemble_answers_by_it():
+    net = before_the_last_layer()
+    Ztw(final=True).prepare(net)
+    closed = float("inf")
+    plan = off.Plan.by_hand({"stem": closed, "blocks.0": closed, "blocks.1": -closed})
+    torch.testing.assert_close(off.run(net, plan, X).logits, net(X)[2].detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_an_exit_that_does_not_read_what_the_last_layer_reads_is_refused():
+    for made in (cut_of(exits="cascade"), cut_of("stem", "blocks.1", exits="cascade_conv")):
+        before = made.fingerprint()
+        with pytest.raises(BadNetwork, match="cut right before it"):
+            Ztw(final=True).prepare(made)
+        assert made.fingerprint() == before

@@ -26,10 +26,21 @@ class Tail(nn.Module):
     p_m = (sum_{j<=m} exp(a_mj) softmax(z_j) + exp(b_m)) / S,
     S the sum of that over classes, and the answer is log(p_m + 1e-6), normalised. "mean" (the authors' "standard"):
     log((1/m) sum_{j<=m} softmax(z_j)), without a and b.
+    final: z_m = linear(features), as of a model's own last layer, which reads no exit.
     Raises BadInput for another name of an ensemble.
     """
 
-    def __init__(self, features: int, classes: int, before: str | None, place: int, *, norm: bool, kind: str) -> None:
+    def __init__(
+        self,
+        features: int,
+        classes: int,
+        before: str | None,
+        place: int,
+        *,
+        norm: bool,
+        kind: str,
+        final: bool = False,
+    ) -> None:
         super().__init__()
         if kind not in ENSEMBLES:
             raise BadInput(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {kind!r}")
@@ -37,8 +48,10 @@ class Tail(nn.Module):
         if (before is None) != (place == 1):
             raise BadNetwork(f"place is {place} and the exit before is {before!r}, expected 1 and None, or neither")
         self.before, self.place = before, place
-        self.norm = nn.LayerNorm(classes) if norm and before is not None else None
-        self.linear = nn.Linear(features + (0 if before is None else classes), classes)
+        self.final = final
+        cascaded = before is not None and not final
+        self.norm = nn.LayerNorm(classes) if norm and cascaded else None
+        self.linear = nn.Linear(features + (classes if cascaded else 0), classes)
         self.a: nn.Parameter | None = None
         self.b: nn.Parameter | None = None
         if kind != "mean":
@@ -57,6 +70,8 @@ class Tail(nn.Module):
                 f"exit {self.before!r} hands on the logits of {earlier.shape[1]} exits, expected {self.place - 1}; cut "
                 "with exits='cascade' at every place"
             )
+        if self.final:
+            return torch.cat([earlier, self.linear(features)[:, None]], 1)
         last = earlier[:, -1].detach()  # no head is taught by what the next one makes of it
         last = last if self.norm is None else self.norm(last)
         return torch.cat([earlier, self.linear(torch.cat([features, last], 1))[:, None]], 1)

@@ -1,9 +1,11 @@
 """Exits of Zero Time Waste: each reads the logits of the one before it, and answers for all exits so far.
 
 Wolczyk et al., 2021, arXiv 2106.05409. Shapes: B samples, F pooled features, C classes, m the place of an exit.
-Cut with exits="cascade" or "cascade_conv" at every place, and teach by the recipe `ztw`. The model's own answer, at the
-end, takes no part, as in the authors' later code; their first one had an ensemble there too. The score of the paper,
-the ensemble's largest probability, is the gate `max_prob`.
+Cut with exits="cascade" or "cascade_conv" at every place, and teach by the recipe `ztw`. The score of the paper, the
+ensemble's largest probability, is the gate `max_prob`.
+The model's own answer, at the end, takes no part, as in the authors' later code: it is the reference of every promise,
+and stays what the plain model says. Their first code has an ensemble there too. That one is an exit here, before the
+model's last layer, with a copy of it (`ztw?final=true`).
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ SMALL = 8  # pixels of a side up to which the authors pad their strided convolut
 class Cascade(Exit):
     """A linear layer on pooled features and the logits before. pooling: "mean", "grid" or "flat", as of `Pooled`.
 
-    ensemble: "geometric", the paper's; "additive" or "mean", its ablations.
+    ensemble: "geometric", the paper's; "additive" or "mean", its ablations. final: the linear layer is a copy of the
+    model's last one, which reads no logits and stays as it is; `ztw` hangs that one on.
     Where we differ from the paper's heads: no convolution, so that features are pooled once (`CascadeConv` has one).
     """
 
@@ -40,6 +43,7 @@ class Cascade(Exit):
         norm: bool = False,
         layout: str | None = None,
         ensemble: str = "geometric",
+        final: bool = False,
     ) -> None:
         super().__init__()
         require_pooling(pooling, "pooling")
@@ -47,7 +51,7 @@ class Cascade(Exit):
         self.layout = layout
         self.pooling, self.features, self.classes, self.norm = pooling, int(features), int(classes), bool(norm)
         self.reads = () if before is None else (before,)
-        self.tail = Tail(self.features, self.classes, before, place, norm=norm, kind=ensemble)
+        self.tail = Tail(self.features, self.classes, before, place, norm=norm, kind=ensemble, final=final)
 
     def pool(self, features: Tensor) -> Tensor:
         """[B, channels, ...] -> [B, F]."""
@@ -66,7 +70,8 @@ class Cascade(Exit):
         """Pooling, widths, the exit before, the place in the cascade, and whether logits are normed on the way."""
         widths = {"pooling": self.pooling, "features": self.features, "classes": self.classes}
         layout = {"layout": self.layout} if self.layout is not None else {}
-        return {"name": "Cascade", **widths, **_config(self.tail), "norm": self.norm, **layout}
+        final = {"final": True} if self.tail.final else {}
+        return {"name": "Cascade", **widths, **_config(self.tail), "norm": self.norm, **layout, **final}
 
 
 class CascadeConv(Exit):

@@ -13,7 +13,7 @@ rescales the coarsest scale and no other: MSDNet and RANet here give that one fi
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,12 +31,18 @@ def require_one_model(network: Network, what: str) -> None:
 
 
 @contextlib.contextmanager
-def equilibrium(network: Network) -> Iterator[None]:
-    """While it lasts, gradients through the taps of a cut model are averaged."""
+def equilibrium(network: Network, *, without: Collection[str] = ()) -> Iterator[None]:
+    """While it lasts, gradients through the taps of a cut model are averaged.
+
+    Args:
+        network: one model that was cut.
+        without: nodes whose exits do not count.
+    """
     rung, handles = network.rungs[0], []
+    cuts = [cut for cut in rung.cuts if rung.node(cut) not in without]
     try:
-        for place, cut in enumerate(rung.cuts):
-            after = len(network.chain.exits) - place - 1
+        for place, cut in enumerate(cuts):
+            after = len(cuts) - place
             tap, exit_ = network.model_of(rung).get_submodule(cut), network.exit_of(rung.node(cut))
             # the tapped tensor gets the sum of both ways, the exit's copy of it its own alone
             handles.append(tap.register_forward_hook(_scaling_tap(after / (after + 1))))

@@ -12,6 +12,7 @@ from offramp.networks.inputs import given
 from offramp.networks.network import Network, trial_rows
 from offramp.networks.nodes import Seen
 from offramp.networks.recipe import taught_exits
+from offramp.networks.taps import listening
 
 
 def parameters_of(network: Network) -> tuple[nn.Parameter, ...]:
@@ -36,6 +37,23 @@ def seen_of(network: Network, rows: int = 2) -> dict[str, Seen]:
     """What stands at the nodes of a model that was cut, for seeded rows of the shapes that it was tried on."""
     with torch.no_grad():
         return dict(network.look(given(trial_rows(network, network.rungs[0], rows))))
+
+
+def last_layer(network: Network) -> nn.Module | None:
+    """Of a model that was cut, the layer with parameters that ran last; None where that stands before the last cut."""
+    rung = network.rungs[-1]
+    rows = trial_rows(network)
+    model = network.model_of(rung)
+    leaves = {name: part for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))}
+    watched = {**{name: model.get_submodule(name) for name in rung.cuts}, **leaves}
+    ran = list[str]()
+    if not rows:
+        return None
+    with torch.no_grad(), listening(watched, lambda name, _: ran.append(name)):
+        for _ in network.look(given(rows)):
+            pass
+    last = ran[-1] if ran else ""
+    return leaves.get(last) if last not in rung.cuts else None
 
 
 def require_one_width(network: Network) -> None:

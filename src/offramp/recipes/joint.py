@@ -25,13 +25,11 @@ from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from offramp.errors import BadInput, BadNetwork
-from offramp.networks.inputs import given
-from offramp.networks.network import Network, last_model, trial_rows
+from offramp.networks.network import Network, last_model
 from offramp.networks.recipe import Lesson, Losses, Optimising, Phase, Recipe, Scheduling, View, taught_exits
-from offramp.networks.taps import listening
 from offramp.recipes._equilibrium import equilibrium, require_one_model
 from offramp.recipes._schedules import cosine, dropped
-from offramp.recipes._together import soft_cross_entropy
+from offramp.recipes._together import last_layer, soft_cross_entropy
 
 __all__ = ["Joint"]
 
@@ -197,23 +195,6 @@ def _started_anew(head: nn.Module, network: Network) -> Iterator[None]:
     """A phase at whose end a layer gets back the weights that it had when the run began; not where the run stops."""
     yield
     head.load_state_dict(network.aids[HEAD].state_dict())
-
-
-def last_layer(network: Network) -> nn.Module | None:
-    """Of a model that was cut, the layer with parameters that ran last; None where that stands before the last cut."""
-    rung = network.rungs[-1]
-    rows = trial_rows(network)
-    model = network.model_of(rung)
-    leaves = {name: part for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))}
-    watched = {**{name: model.get_submodule(name) for name in rung.cuts}, **leaves}
-    ran = list[str]()
-    if not rows:
-        return None
-    with torch.no_grad(), listening(watched, lambda name, _: ran.append(name)):
-        for _ in network.look(given(rows)):
-            pass
-    last = ran[-1] if ran else ""
-    return leaves.get(last) if last not in rung.cuts else None
 
 
 def weights_of(weights: float | Sequence[float] | Mapping[str, float], exits: Sequence[str]) -> dict[str, float]:
