@@ -28,7 +28,6 @@ import offramp as off
 
 # Internal: an augmentation by its name on the shelf.
 from offramp._support.find import find
-from offramp.building.factories import front_of, make_model
 
 # Internal: the front that a paper draws, which is no plan.
 from offramp.calibration.screening import above, screen
@@ -64,12 +63,12 @@ def untaught(net: Net, seed: int, example: Any) -> off.Network:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return off.cut(
-            make_model(net.spec),
+            off.make_model(net.spec),
             example,
             at=net.at,
             exits=net.exits,
             gate="neg_entropy",
-            front=front_of(net.spec),
+            front=off.make_front(net.spec),
             spec=net.spec,
         )
 

@@ -23,7 +23,6 @@ from typing import Any
 import torch
 
 import offramp as off
-from offramp.building.factories import make_model
 from offramp.errors import BadInput, BadNetwork
 
 # Internal: the same clock as `offramp bench`.
@@ -50,7 +49,7 @@ def network_of(name: str, device: str) -> off.Network:
     spec, pixels = MODELS[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights that nobody has trained
-        model = make_model(spec, fetch=False)
+        model = off.make_model(spec, fetch=False)
         return off.cut(model, torch.randn(2, 3, pixels, pixels), n=3, exits="linear").to(device)
 
 

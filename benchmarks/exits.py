@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 
 import offramp as off
-from offramp.building.factories import front_of, make_model
 
 # Internal: the search itself is measured.
 from offramp.calibration.calibrating import problem_of
@@ -64,7 +63,7 @@ def network(data: Path, cache: Path, depth: int, recipe: str) -> tuple[off.Netwo
     if place.exists() and told.exists():
         return off.load(place), json.loads(told.read_text())
     spec = f"offramp:resnet{depth}"
-    model, front = make_model(spec, data / "weights" / f"cifar10_resnet{depth}.safetensors"), front_of(spec)
+    model, front = off.make_model(spec, data / "weights" / f"cifar10_resnet{depth}.safetensors"), off.make_front(spec)
     development = off.rows(f"cifar10:{data / 'cifar10'}").select(slice(0, 1000))
     net = off.cut(model, development.take(np.arange(8)).x, at=AT, front=front, spec=spec)
     train = off.rows(f"cifar10/train:{data / 'cifar10'}")
@@ -94,7 +93,7 @@ def only_time(data: Path, file: Path | None) -> None:
     """How long teaching takes, and one plain pass before and after it."""
     with tempfile.TemporaryDirectory() as empty:
         spec = "offramp:resnet56"
-        bare = off.ladder([(make_model(spec), front_of(spec)), (make_model(spec), front_of(spec))])
+        bare = off.ladder([(off.make_model(spec), off.make_front(spec)), (off.make_model(spec), off.make_front(spec))])
         found = {"pass": one_pass(bare, data)}
         net, told = network(data, Path(empty), 56, "hinge")
         found |= {"fit": told["seconds"], "solving": told["solving"], "pass again": one_pass(net, data)}

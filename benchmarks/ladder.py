@@ -21,7 +21,6 @@ from rich.console import Console
 from rich.table import Table
 
 import offramp as off
-from offramp.building.factories import front_of, make_model
 from offramp.errors import NoSafePlan
 
 # Internal: a risk by its name, for losses computed here.
@@ -38,8 +37,8 @@ def ladder(data: Path, depths: tuple[int, ...], answer: str) -> off.Network:
     rungs: dict[str, Any] = {}
     for depth in depths:
         name = f"resnet{depth}"
-        model = make_model(f"offramp:{name}", data / "weights" / f"cifar10_{name}.safetensors")
-        rungs[name] = (model, front_of(f"offramp:{name}"))
+        model = off.make_model(f"offramp:{name}", data / "weights" / f"cifar10_{name}.safetensors")
+        rungs[name] = (model, off.make_front(f"offramp:{name}"))
     return off.ladder(rungs, answer=answer).eval()
 
 

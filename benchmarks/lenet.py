@@ -25,7 +25,6 @@ from rich.console import Console
 from rich.table import Table
 
 import offramp as off
-from offramp.building.factories import front_of, make_model
 
 # Internal: the front that a paper draws, which is no plan.
 from offramp.calibration.screening import above, screen
@@ -63,12 +62,12 @@ def untaught(seed: int, example: Any) -> off.Network:
         torch.manual_seed(seed)
         spec = "offramp:lenet"
         return off.cut(
-            make_model(spec),
+            off.make_model(spec),
             example,
             at=["conv1"],
             exits="b_lenet",
             gate="neg_entropy",
-            front=front_of(spec),
+            front=off.make_front(spec),
             spec=spec,
         )
 

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 
 import offramp as off
-from offramp.building.factories import make_model
 
 BATCH = 64
 
@@ -41,7 +40,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    model = make_model("offramp:lenet").eval()
+    model = off.make_model("offramp:lenet").eval()
     pixels = np.random.default_rng(0).random((BATCH, 28, 28), dtype=np.float32)
     formats = {
         "NumPy, one channel": pixels[:, None],

@@ -34,7 +34,6 @@ from rich.table import Table
 
 import offramp as off
 from exits import AT, network, trace_of
-from offramp.building.factories import front_of, make_model
 
 # Internal: a step of the loop is measured alone.
 from offramp.fitting.lessons import roll_of
@@ -63,9 +62,9 @@ def own_kind(data: Path, cache: Path) -> off.Network:
     heads = taught(means, roll.y, EPOCHS)
     exits = {name: as_exit(head) for name, head in zip(AT, heads, strict=True)}
     spec = "offramp:resnet56"
-    model = make_model(spec, data / "weights" / "cifar10_resnet56.safetensors")
+    model = off.make_model(spec, data / "weights" / "cifar10_resnet56.safetensors")
     net = off.cut(
-        model, train.take(np.arange(8)).x, at=AT, exits=exits, gate="max_prob", front=front_of(spec), spec=spec
+        model, train.take(np.arange(8)).x, at=AT, exits=exits, gate="max_prob", front=off.make_front(spec), spec=spec
     )
     net.learned = roll.seen
     off.save(net, place)

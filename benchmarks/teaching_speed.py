@@ -30,7 +30,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import offramp as off
-from offramp.building.factories import front_of, make_model
 
 # Internal: a recipe by its name, with arguments.
 from offramp.fitting.teaching import recipe_of
@@ -70,10 +69,10 @@ def networks(data: Path) -> dict[str, off.Network]:
     """ResNet-56 with two linear exits, and the smallest usual MSDNet with its four convolutional ones."""
     x = off.rows(f"cifar10:{data / 'cifar10'}").take(np.arange(8)).x
     spec = "offramp:resnet56"
-    resnet = make_model(spec, data / "weights" / "cifar10_resnet56.safetensors")
+    resnet = off.make_model(spec, data / "weights" / "cifar10_resnet56.safetensors")
     model = msdnet.msdnet_even(5, classes=10).eval()
     return {
-        "ResNet-56": off.cut(resnet, x, at=["layer1", "layer2"], front=front_of(spec)),
+        "ResNet-56": off.cut(resnet, x, at=["layer1", "layer2"], front=off.make_front(spec)),
         "MSDNet, 5 blocks": off.cut(model, x, at=model.cuts, exits="strided", front=msdnet.front()),
     }
 

@@ -36,7 +36,8 @@ def test_law_1_few_arrows():
     """The drawing stays calm: few arrows between packages, few entries at the top."""
     arrows = {(house.room(name), house.room(other)) for name in MODULES for other in house.imports(MODULES[name])}
     assert len([arrow for arrow in arrows if arrow[0] != arrow[1]]) <= 140
-    assert len([entry for entry in house.HOUSE.iterdir() if entry.name != "__pycache__"]) <= 28
+    marks = ("__pycache__", "__main__.py", "py.typed")  # which Python and type checkers look for
+    assert len([entry for entry in house.HOUSE.iterdir() if entry.name not in marks]) <= 27
 
 
 def test_law_1_no_circle():
@@ -155,11 +156,18 @@ print(json.dumps([[name for name in before if before[name] is not after[name]], 
 
 
 def test_law_3_the_face_is_small():
-    assert len(offramp.__all__) <= 20
+    assert len(offramp.__all__) <= 34
     assert offramp.__all__ == sorted(offramp.__all__)
     assert set(offramp.__all__) <= set(dir(offramp))
     with pytest.raises(AttributeError, match="it has"):
         _ = offramp.nothing
+
+
+def test_law_3_the_face_has_the_verbs_and_what_is_subclassed():
+    verbs = "cut ladder adopt fit record calibrate check inspect open run bench export report compare"
+    helpers = "make_model make_front rows rows_needed save load"
+    classes = "Engine Exit Gate Layer Network Phase Plan Recipe Risk Runner Trace"
+    assert set(offramp.__all__) == {*verbs.split(), *helpers.split(), *classes.split()}
 
 
 def test_law_3_the_type_checker_sees_the_same_face():

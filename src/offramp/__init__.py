@@ -16,22 +16,33 @@ TYPE_CHECKING = False  # that of typing, which takes a moment to import, and Ctr
 if TYPE_CHECKING:
     from typing import Any
 
+    from offramp.building.adopting import adopt as adopt
     from offramp.building.cutting import cut as cut
     from offramp.building.cutting import ladder as ladder
+    from offramp.building.factories import make_front as make_front
+    from offramp.building.factories import make_model as make_model
+    from offramp.building.inspecting import inspect as inspect
     from offramp.building.saving import load as load
     from offramp.building.saving import save as save
     from offramp.calibration.calibrating import calibrate as calibrate
     from offramp.calibration.checking import check as check
+    from offramp.comparing.writing import compare as compare
     from offramp.data.rows import rows as rows
     from offramp.deploy.exporting import export as export
     from offramp.fitting.teaching import fit as fit
+    from offramp.guarantees.bounds import rows_needed as rows_needed
     from offramp.guarantees.risks import Risk as Risk
+    from offramp.networks.layer import Layer as Layer
     from offramp.networks.network import Network as Network
     from offramp.networks.nodes import Exit as Exit
     from offramp.networks.nodes import Gate as Gate
+    from offramp.networks.recipe import Phase as Phase
+    from offramp.networks.recipe import Recipe as Recipe
     from offramp.plans.plan import Plan as Plan
     from offramp.plans.trace import Trace as Trace
     from offramp.reporting.page import report as report
+    from offramp.runtime.benching import bench as bench
+    from offramp.runtime.engine import Engine as Engine
     from offramp.runtime.recording import record as record
     from offramp.runtime.running import Runner as Runner
     from offramp.runtime.session import open as open
@@ -40,24 +51,35 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Engine": "runtime.engine",
     "Exit": "networks.nodes",
     "Gate": "networks.nodes",
+    "Layer": "networks.layer",
     "Network": "networks.network",
+    "Phase": "networks.recipe",
     "Plan": "plans.plan",
+    "Recipe": "networks.recipe",
     "Risk": "guarantees.risks",
     "Runner": "runtime.running",
     "Trace": "plans.trace",
+    "adopt": "building.adopting",
+    "bench": "runtime.benching",
     "calibrate": "calibration.calibrating",
     "check": "calibration.checking",
+    "compare": "comparing.writing",
     "cut": "building.cutting",
     "export": "deploy.exporting",
     "fit": "fitting.teaching",
+    "inspect": "building.inspecting",
     "ladder": "building.cutting",
     "load": "building.saving",
+    "make_front": "building.factories",
+    "make_model": "building.factories",
     "open": "runtime.session",
     "record": "runtime.recording",
     "report": "reporting.page",
     "rows": "data.rows",
+    "rows_needed": "guarantees.bounds",
     "run": "runtime.session",
     "save": "building.saving",
 }

@@ -39,13 +39,13 @@ def test_cut_then_teach_then_record(place, as_json):
     made = as_json("cut", *MODEL, "--at", "2, 5", "-o", "net", "--exit", "linear")
     assert made["untaught"] == ["2", "5"]
     assert made["rungs"][0]["cuts"] == ["2", "5"]
-    done = offramp("record", "net", CALIBRATION, "-o", "t.npz", "--no-time")
+    done = offramp("record", "net", CALIBRATION, "-o", "t.npz", "--no-timed")
     assert (done.exit_code, done.stderr.count("\n")) == (0, 1)
     assert "never taught: 2, 5" in done.stderr
     refused = offramp("calibrate", "t.npz", "--at-most", "0.1")
     assert (refused.exit_code, "never taught" in refused.stderr) == (2, True)
     off.save(moved(off.load("net")), "net")
-    trace = as_json("record", "net", CALIBRATION, "-o", "t.npz", "--no-time")
+    trace = as_json("record", "net", CALIBRATION, "-o", "t.npz", "--no-timed")
     assert [each["exit"] for each in trace["exits"]] == ["2", "5", "backbone"]
     assert offramp("calibrate", "t.npz", "--budget", "0.9").exit_code == 0
 
@@ -86,7 +86,7 @@ def test_texts_of_any_length_from_a_file(sentences, as_json):
     short, long = sentences
     made = as_json(*CUT, short, "--length", "input_ids, attention_mask")
     assert made["rungs"][0]["length"] == ["x/input_ids", "x/attention_mask"]
-    trace = as_json("record", "net", long, "-o", "t.npz", "--no-time", *AGAIN)
+    trace = as_json("record", "net", long, "-o", "t.npz", "--no-timed", *AGAIN)
     assert (trace["rows"], trace["labelled"], trace["data"]) == (40, True, long)
 
 
@@ -98,7 +98,7 @@ def test_texts_of_one_length_refuse_others(sentences, as_json):
     as_json(*CUT, short)
     done = offramp("run", "net", "-", short, "--threshold", "blocks.0=0.1", "-o", "answers.csv", *AGAIN)
     assert done.exit_code == 0, done.output
-    refused = offramp("record", "net", long, "-o", "t.npz", "--no-time", *AGAIN)
+    refused = offramp("record", "net", long, "-o", "t.npz", "--no-timed", *AGAIN)
     assert (refused.exit_code, "length" in refused.stderr) == (2, True)
 
 

@@ -34,11 +34,11 @@ def test_how_weights_were_found_is_one_line(place):
 
 def test_a_notice_about_data_is_one_line_and_said_once(place):
     np.savez("a.npz", x=np.zeros((5, 1, 8, 8), np.uint8), kind=np.arange(5))
-    done = offramp("record", "network", "npz:a.npz", "-o", "n.npz", "--no-time")
+    done = offramp("record", "network", "npz:a.npz", "-o", "n.npz", "--no-timed")
     assert done.exit_code == 0, done.output
     notices = [line for line in done.stderr.splitlines() if "no labels found" in line]
     assert notices == ["offramp: a.npz: no labels found, it also holds kind; name them with npz:PATH?y=NAME"]
-    done = offramp("record", "network", "npz:a.npz?y=kind", "-o", "n.npz", "--no-time", "--json")
+    done = offramp("record", "network", "npz:a.npz?y=kind", "-o", "n.npz", "--no-timed", "--json")
     assert '"labelled": true' in done.stdout
 
 
@@ -70,7 +70,7 @@ def test_a_notice_about_data_is_one_line_and_said_once(place):
 def test_all_flags_to_give_again_stand_in_one_line_and_work(place, typed, flags):
     done = offramp("ladder", *typed, "-o", "own")
     assert done.exit_code == 0, done.output
-    words = ["record", "own", TEST, "-o", "n.npz", "--no-time"]
+    words = ["record", "own", TEST, "-o", "n.npz", "--no-timed"]
     done = offramp(*words)
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert done.stderr.strip().endswith(f"give again, with every command on this network: {flags}")

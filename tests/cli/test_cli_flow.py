@@ -24,7 +24,7 @@ def test_the_whole_way_as_json(place, as_json):
     plan = as_json("calibrate", "c.npz", "-o", "p.json", "--at-most", 0.1)
     assert plan["promise"]["at_most"] == 0.1
     assert plan["rows"] == {"data": CALIBRATION, "count": 549}
-    as_json("record", "net", TEST, "-o", "t.npz", "--no-time", "--keep", "answers")
+    as_json("record", "net", TEST, "-o", "t.npz", "--no-timed", "--keep", "answers")
     checked = as_json("check", "p.json", "t.npz")
     assert checked["verdict"] in ("holds", "undecided")
     ran = as_json("run", "net", "p.json", TEST, "-o", "a.npz")
@@ -45,7 +45,7 @@ def test_people_read_sentences_and_tables(place):
         "check": offramp("check", "plan.json", "test.npz"),
         "run": offramp("run", "network", "plan.json", TEST),
         "bench": offramp("bench", "network", "plan.json", TEST, "--batch", 8, "--repeats", 5),
-        "record": offramp("record", "network", TEST, "-o", "t.npz", "--no-time"),
+        "record": offramp("record", "network", TEST, "-o", "t.npz", "--no-timed"),
     }
     assert {done.exit_code for done in shown.values()} == {0}
     assert "Promise: with 95 % confidence, at most 10 % of the answers differ" in shown["calibrate"].stdout
@@ -148,7 +148,7 @@ def test_levels_are_printed_with_the_digits_that_they_have(place):
 def test_a_ladder_with_the_dear_member_first(place):
     turned = (*RUNGS[4:], *RUNGS[:4])
     assert offramp("ladder", *turned, "-o", "turned").exit_code == 0
-    assert offramp("record", "turned", CALIBRATION, "-o", "turned.npz", "--no-time").exit_code == 0
+    assert offramp("record", "turned", CALIBRATION, "-o", "turned.npz", "--no-timed").exit_code == 0
     done = offramp("calibrate", "turned.npz", "--at-most", 0.3)
     assert done.exit_code == 0, done.output
     assert "costs more than a later one" in done.stderr
@@ -179,7 +179,7 @@ def test_models_of_the_users_own(place, as_json):
     refused = offramp("record", "own", TEST, "-o", "own.npz")
     assert refused.exit_code == 2
     assert "--model" in refused.stderr
-    assert as_json("record", "own", TEST, "-o", "own.npz", "--no-time", *again)["rows"] == 548
+    assert as_json("record", "own", TEST, "-o", "own.npz", "--no-timed", *again)["rows"] == 548
     assert as_json("run", "own", "-", "users_own:noise", "--threshold", "mine=0", *again)["accuracy"] is None
     assert offramp("run", "own", "-", TEST, "--threshold", "mine=0", *again[2:]).exit_code == 2
 
@@ -189,7 +189,7 @@ def test_gates_temperatures_and_names(place, as_json):
     made = as_json("ladder", *twins, "-o", "hot", "--gate", "max_prob", "--temperature", 2)
     assert [rung["name"] for rung in made["rungs"]] == ["digits_small", "digits_small-2", "digits_large"]
     assert {gate["temperature"] for gate in made["gates"].values()} == {2.0}
-    as_json("record", "hot", "digits[0:20]", "-o", "hot.npz", "--no-time")
+    as_json("record", "hot", "digits[0:20]", "-o", "hot.npz", "--no-timed")
 
 
 def test_an_earlier_network_is_replaced_and_nothing_else_is(place):

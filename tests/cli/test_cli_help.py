@@ -17,9 +17,10 @@ FLAGS = {
     "ladder": "--model --weights --front --name --gate --temperature --answer --example --output -o",
     "inspect": "--example --weights --front --length",
     "cut": "--example --output -o --at --parts --probe --weights --front --exit --exit-of --gate --length",
+    "adopt": "--example --output -o --exits --weights --front --gate --length",
     "fit": f"--output -o --recipe --with --development --batch-size --seed --augment --views --precision --folder "
     f"--cache --resume --track --overwrite {GIVEN}",
-    "record": f"--output -o --batch-size --keep --no-time --keep-probe-rows --engine {GIVEN}",
+    "record": f"--output -o --batch-size --keep --timed --keep-probe-rows --engine {GIVEN}",
     "calibrate": "--output -o --risk --at-most --confidence --budget --against --unit --batch --bound --testing "
     "--search --deepest --rows --repeats --drop-seen --how-many",
     "check": "--risk --at-most --confidence --rows --repeats --drop-seen --same-rows --threshold",

@@ -157,8 +157,8 @@ def test_launched_in_two_processes_it_answers_once(place, launch):
     fit = ("fit", "net", "digits[0:200]", "--recipe", "joint", *options, "-o")
     run(*alone, *fit, "one")
     assert run(*several, *fit, "two", "--folder", "run").count("Taught in") == 1
-    run(*alone, "record", "one", TEST, "--no-time", "-o", "one.npz")
-    assert run(*several, "record", "two", TEST, "--no-time", "-o", "two.npz").count("Trace of") == 1
+    run(*alone, "record", "one", TEST, "--no-timed", "-o", "one.npz")
+    assert run(*several, "record", "two", TEST, "--no-timed", "-o", "two.npz").count("Trace of") == 1
     one, two = Trace.load("one.npz"), Trace.load("two.npz")
     assert (one.columns["digest"] == two.columns["digest"]).all()
     for name in ("logits/2", "logits/backbone"):

@@ -25,9 +25,9 @@ def test_fit_then_record_then_calibrate(net, as_json):
     assert [epoch["phase"] for epoch in told["epochs"]] == ["2", "5"]
     assert told["epochs"][0]["regulariser/2"] == 0.01
     assert told["fingerprint"] == off.load("taught").fingerprint() != off.load("net").fingerprint()
-    assert offramp("record", "taught", CALIBRATION, "-o", "t.npz", "--no-time").exit_code == 0
+    assert offramp("record", "taught", CALIBRATION, "-o", "t.npz", "--no-timed").exit_code == 0
     assert offramp("calibrate", "t.npz", "--budget", "0.9", "-o", "p.json").exit_code == 0
-    assert offramp("record", "taught", TRAIN, "-o", "same.npz", "--no-time").exit_code == 0
+    assert offramp("record", "taught", TRAIN, "-o", "same.npz", "--no-timed").exit_code == 0
     for words in (("calibrate", "same.npz", "--budget", "0.9"), ("check", "same.npz", "same.npz")):
         refused = offramp(*words) if words[0] == "calibrate" else offramp("check", "p.json", "same.npz")
         assert (refused.exit_code, "also taught" in refused.stderr) == (2, True)

@@ -17,7 +17,7 @@ from made_up import DIGITS, contents, file_of
 from offramp._support.files import read_json
 from offramp.comparing import cells, checking, comparing
 from offramp.comparing.cells import Cell
-from offramp.comparing.comparing import Comparison, compare
+from offramp.comparing.comparing import Comparison, measure
 from offramp.comparing.page import write_page
 from offramp.comparing.reading import read_settings
 from offramp.comparing.settings import Method
@@ -42,7 +42,7 @@ MADE = (JOINT, PLAIN, STACK)
 def compared(folder: Path, *tables: str, shared: str = SMALL + CLOCK) -> tuple[Comparison, list[str]]:
     """A comparison below a folder, and what it said."""
     said: list[str] = []
-    found = compare(file_of(folder, *tables, shared=shared), folder / "out", say=said.append, progress=False)
+    found = measure(file_of(folder, *tables, shared=shared), folder / "out", say=said.append, progress=False)
     return found, said
 
 
@@ -315,7 +315,7 @@ def test_the_page_and_the_spreadsheets_tell_all_of_it(made: Path, first: tuple[P
 
 
 def test_a_comparison_needs_no_say(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    comparing.compare(file_of(made, *MADE, shared=SMALL + CLOCK), made / "out", progress=False)
+    comparing.measure(file_of(made, *MADE, shared=SMALL + CLOCK), made / "out", progress=False)
     assert capsys.readouterr().out.count("\n") == 1  # how many networks there are
 
 

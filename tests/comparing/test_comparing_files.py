@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from offramp.comparing.checking import require_known
-from offramp.comparing.comparing import compare
+from offramp.comparing.comparing import measure
 from offramp.comparing.reading import read_settings
 
 pytest.importorskip("accelerate")
@@ -60,6 +60,6 @@ def _line(key: str, value: Any) -> str:
 def test_a_file_runs(file: Path, data_dir: Path, tmp_path: Path) -> None:
     short = tmp_path / "short.toml"
     short.write_text(shortened(file, data_dir), encoding="utf-8")
-    found = compare(short, tmp_path / "out", say=lambda _: None, progress=False)
+    found = measure(short, tmp_path / "out", say=lambda _: None, progress=False)
     assert {result.method for result in found.results} | {*LONG} >= {each.name for each in read_settings(file).methods}
     assert all(0 <= result.figures.alone[-1] <= 1 for result in found.results)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from made_up import DIGITS, contents, file_of
-from offramp.comparing.comparing import compare
+from offramp.comparing.comparing import measure
 from offramp.comparing.reading import read_settings
 from offramp.comparing.settings import Method
 from offramp.errors import BadFile, BadInput, OfframpError, UnknownName
@@ -153,7 +153,7 @@ def test_names_that_stand_for_nothing_are_refused_before_anything_is_taught(
 ) -> None:
     later = f"[method.later]\n{flags}\n"
     with pytest.raises(BadInput, match=rf"\[method.later\].*{says}"):
-        compare(file_of(tmp_path, HINGE, later), tmp_path / "out", progress=False)
+        measure(file_of(tmp_path, HINGE, later), tmp_path / "out", progress=False)
     assert not contents(tmp_path / "out")
 
 
@@ -163,7 +163,7 @@ def test_names_that_stand_for_nothing_are_refused_before_anything_is_taught(
 )
 def test_so_are_names_that_all_methods_share(tmp_path: Path, flag: str, error: type[OfframpError]) -> None:
     with pytest.raises(error):
-        compare(file_of(tmp_path, HINGE, shared=f"{DIGITS}{flag}\n"), tmp_path / "out", progress=False)
+        measure(file_of(tmp_path, HINGE, shared=f"{DIGITS}{flag}\n"), tmp_path / "out", progress=False)
     assert not contents(tmp_path / "out")
 
 

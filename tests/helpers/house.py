@@ -32,6 +32,7 @@ FLOORS = [
     ["comparing", "contracts", "testing"],
     [""],  # the face, offramp/__init__.py
     ["cli"],
+    ["__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
 SHELVES = ("augments", "exits", "gates", "layers", "models", "hubs", "members", "recipes", "engines")

@@ -35,7 +35,7 @@ class Words(nn.Module):
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
 WRONG = {
-    "bytes": (Conv, IMAGES, r"front=offramp.building.factories.make_front\('imagenet'\)"),
+    "bytes": (Conv, IMAGES, r"front=off.make_front\('imagenet'\)"),
     "float64": (Conv, IMAGES / 255.0, r"these rows are float64; .*x.astype\('float32'\)"),
     "channels last": (Conv, IMAGES.transpose(0, 2, 3, 1).astype("float32"), r"x.transpose\(0, 3, 1, 2\)"),
     "floats for words": (Words, np.ones((6, 5), np.float32), r"x.astype\('int64'\)"),

@@ -14,6 +14,7 @@ from torch import nn
 from offramp._support.find import find
 from offramp.building.factories import make_exit, make_gate
 from offramp.building.placement.asked import require_place, where
+from offramp.building.placement.trying import Placing
 from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.networks.ambient import without_autocast
 from offramp.networks.channels import ChannelTracker, layouts_of
@@ -49,6 +50,7 @@ def cut(
     spec: str | None = None,
     length: Sequence[str] | str = (),
     probe: object = None,
+    logits: int | str | None = None,
 ) -> Network:
     """A network of one trained model, cut after the modules named in `at`, or into `n` parts of about equal MACs.
 
@@ -61,6 +63,7 @@ def cut(
     argument, `reads`: the names of the exits before). Those that are made here must be taught before they are of use:
     `fit`, or any loop over `net(x)`, the logits of every exit. gate: as in `ladder`.
     length: inputs [B, T, ...], such as ("input_ids", "attention_mask"), whose T may be another one in every batch.
+    logits: which of the model's outputs are its logits, where it gives several: an index or a key.
     A model inside of torch.compile, DataParallel or AveragedModel is taken out of it, and its modules have the names
     that they have there. The last node, `backbone`, is the model's own answer. The model is neither copied nor changed;
     it is exported and checked once, which takes seconds. Raises UnknownName (the nearest module is offered), BadNetwork
@@ -71,6 +74,37 @@ def cut(
     >>> cut(model, torch.randn(4, 8), at=["1"]).chain.exits
     ('1', 'backbone')
     """
+    return cut_and_placement(
+        model,
+        example,
+        at=at,
+        n=n,
+        exits=exits,
+        gate=gate,
+        front=front,
+        spec=spec,
+        length=length,
+        probe=probe,
+        logits=logits,
+    )[0]
+
+
+@without_autocast()
+def cut_and_placement(
+    model: nn.Module,
+    example: Any,
+    *,
+    at: Sequence[str] | str | None = None,
+    n: int | None = None,
+    exits: ExitLike | Mapping[str, ExitLike] = "linear_grid",
+    gate: GateLike | Mapping[str, GateLike] = "margin",
+    front: nn.Module | None = None,
+    spec: str | None = None,
+    length: Sequence[str] | str = (),
+    probe: object = None,
+    logits: int | str | None = None,
+) -> tuple[Network, Placing | None]:
+    """As `cut`, and what was measured where at="auto" chose the exits (None for any other `at`)."""
     require_place(at, n, probe)
     _require_module(model, "model")
     model, prefix = unwrapped(model)
@@ -80,17 +114,19 @@ def cut(
     _require_no_label(model, front, example)
     tried = copies(as_inputs(example, place))
     free = texts_of(tried, length)
-    names, seen = where(model, front, tried, at=at, n=n, probe=probe, exits=exits, length=free)
-    rung = Rung(BACKBONE, spec, names, _inputs(tried), free)
+    names, placing = where(model, front, tried, at=at, n=n, probe=probe, exits=exits, length=free)
+    output = None if logits is None else f"y/{logits}"
+    rung = Rung(BACKBONE, spec, names, _inputs(tried), free, output)
     features, layouts = _tried_out(model, front, rung, tried)
     rung = replace(rung, cuts=tuple(features)[:-1])  # in their order
     network = _hung(model, front, rung, features, layouts, exits, gate)
-    network.learned = union([network.learned, seen])  # by those its exits were placed: they promise nothing
+    if placing is not None:
+        network.learned = union([network.learned, placing.seen])  # by those its exits were placed: no promise
     refuse_hidden(network)
     segments_of(network, tried)
     check_classes(network, example)
     require_read(network, tried, "the example")
-    return network
+    return network, placing
 
 
 @without_autocast()
@@ -98,6 +134,7 @@ def ladder(
     rungs: Sequence[Model] | Mapping[str, Model],
     *,
     gate: GateLike | Mapping[str, GateLike] = "margin",
+    temperature: float | None = None,
     answer: str = "own",
     example: object = None,
     specs: Mapping[str, str] | None = None,
@@ -109,6 +146,7 @@ def ladder(
     of an `.onnx` file and a function of NumPy arrays (offramp.members has these, and models behind HTTP).
     gate: one for all rungs but the last, or one per rung name; a name, a Gate, a function of logits [B, C], or one of
     `reads`, the names of the exits before.
+    temperature: by which logits are divided before a gate scores them, for one gate of all rungs; None leaves them.
     answer: "own" (the rung's logits) or "mean" (log of the mean probabilities of the rungs visited). example: a small
     batch; if given, the rungs must agree on its classes, and engines that compile know its shape. A model inside of
     torch.compile, DataParallel or AveragedModel is taken out of it. Nothing is changed. Raises BadNetwork, BadInput,
@@ -121,6 +159,10 @@ def ladder(
     named = _named(rungs)
     for model, front, _ in named.values():
         _require_no_label(model, front, example)
+    if temperature is not None:
+        if isinstance(gate, Mapping):
+            raise BadInput("temperature must be None where gate is a mapping; put gates.Tempered into the mapping")
+        gate = find("gates", "Tempered")(make_gate(gate), temperature)
     names, inner = list(named), {name: network for name, (_, _, network) in named.items() if network is not None}
     exits = {name: _exit(answer, names[place - 1] if place else None, place) for place, name in enumerate(names)}
     told = {name: getattr(model, "spec", None) for name, (model, _, _) in named.items() if outside_torch([model])}

@@ -102,15 +102,32 @@ def front_of(spec: str) -> nn.Module | None:
 
 
 def make_front(spec: str) -> nn.Module | None:
-    """The front that a typed word names: `none`, `unit` (divide by 255), `imagenet`, or `my.module:front`."""
+    """The front that a typed word names.
+
+    Args:
+        spec: `none`, `unit` (divide by 255), `imagenet`, `my.module:front`, or a model on our shelf or of a hub, such
+            as `offramp:resnet20`, for the one that belongs to it.
+
+    Returns:
+        A module from uint8 images to what the model takes; None where nothing is to be done.
+
+    Raises:
+        BadInput: no such front.
+        UnknownName: no such model.
+    """
     front = find("layers", "Front")
+    if spec.startswith(OURS) or _hub(spec) is not None:
+        return front_of(spec)
     if spec == "none":
         return None
     if spec in {"unit", "imagenet"}:
         scaled: nn.Module = front() if spec == "unit" else front((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         return scaled
     if ":" not in spec:
-        raise BadInput(f"the front is {spec!r}, expected none, unit, imagenet or my.module:factory")
+        raise BadInput(
+            f"the front is {spec!r}, expected none, unit, imagenet, my.module:factory or a model such as "
+            "offramp:resnet20"
+        )
     made = imported(spec)()
     if not isinstance(made, nn.Module):
         raise BadInput(f"{spec!r} gave a {type(made).__name__}, expected a torch.nn.Module")

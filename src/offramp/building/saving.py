@@ -249,7 +249,9 @@ def _rung(body: Mapping[str, Any]) -> Rung:
     every = [Input.from_json(given) for given in body["inputs"]]
     inputs = tuple(one for one in every if not is_label(one.name[2:]))  # the first edition took labels as inputs
     length = tuple(map(str, body.get("length", ())))  # not in files of the first version
-    return Rung(body["name"], body["spec"], tuple(map(str, body["cuts"])), inputs, length)
+    output = body.get("output")  # neither
+    cuts = tuple(map(str, body["cuts"]))
+    return Rung(body["name"], body["spec"], cuts, inputs, length, None if output is None else str(output))
 
 
 def _front(config: Mapping[str, Any], rung: str) -> nn.Module:

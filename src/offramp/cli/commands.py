@@ -11,7 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from offramp.cli.comparing import compare
-from offramp.cli.cuts import cut, inspect
+from offramp.cli.cuts import adopt, cut, inspect
 from offramp.cli.deploying import export
 from offramp.cli.home import demo, doctor
 from offramp.cli.networks import ladder
@@ -114,6 +114,7 @@ for _command in (
     ladder,
     inspect,
     cut,
+    adopt,
     fit,
     record,
     calibrate,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from offramp.cli.options import AsJson, OutputFolder, writable
+from offramp.cli.options import AsJson, OutputFolder
 from offramp.cli.printing import answer, note, table
 
 File = Annotated[str, typer.Argument(metavar="FILE", help="A .toml of flags, as in the example below.")]
@@ -31,31 +30,18 @@ def compare(file: File, output: OutputFolder, as_json: AsJson = False) -> None:
         recipe = "joint"
         gates = ["own", "max_prob"]
     """
-    from offramp._support.replacement import require_own_file
-    from offramp.comparing.comparing import compare as compared
-    from offramp.comparing.page import write_page
-    from offramp.comparing.spreadsheets import require_own_tables, write_spreadsheets
-    from offramp.reporting.frame import MARK, plotly_library
+    from offramp.comparing.writing import compare as compared
     from offramp.reporting.words import percent
 
-    writable(output, folder=True)
-    require_own_tables(Path(output))
-    require_own_file(Path(output) / "index.html", MARK, "page")
-    plotly_library()  # a missing one is told before the work, not after it
     try:
         found = compared(file, output, say=note, progress=not as_json)
     except KeyboardInterrupt as problem:
         note(f"offramp: interrupted; the same command goes on from what lies in {output}, if anything does")
         raise typer.Exit(130) from problem
-    files = (write_page(found, Path(output) / "index.html"), *write_spreadsheets(found, output))
-    means = {
-        label: [sum(values) / len(values) if values else None for values in found.within(label)]
-        for label in found.labels()
-    }
-    budgets = found.settings.budgets
-    body = {"files": [*map(str, files)], "unit_macs": found.unit, "budgets": list(budgets), "accuracy": means}
-    rows = [(label, *("-" if mean is None else percent(mean, 2) for mean in each)) for label, each in means.items()]
-    shown = table("accuracy within", *(percent(budget, 0) for budget in budgets), rows=rows)
-    answer(body, as_json, shown, f"written: {', '.join(map(str, files))}")
+    rows = []
+    for label, means in found.mean_accuracies().items():
+        rows.append((label, *("-" if mean is None else percent(mean, 2) for mean in means)))
+    shown = table("accuracy within", *(percent(budget, 0) for budget in found.settings.budgets), rows=rows)
+    answer(found.to_json(), as_json, shown, f"written: {', '.join(map(str, found.files))}")
     for doubt in found.doubts():
         note(doubt)

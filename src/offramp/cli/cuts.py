@@ -1,24 +1,21 @@
-"""`offramp inspect` and `offramp cut`: where one trained model can be cut, and cutting it."""
+"""`offramp inspect`, `cut` and `adopt`: where one trained model can be cut, cutting it, and exits of its own."""
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from offramp._support.arguments import words
-from offramp.building.placement.flags import exits_at, require_placing_flags
+from offramp._support.arguments import pairs, words
+from offramp.building.placement.flags import AUTO, exits_at, require_placing_flags
 from offramp.cli.options import AsJson, GateName, OutputFolder, require_apart, writable
-from offramp.cli.places import figures, placed_for
+from offramp.cli.places import figures
 from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from offramp.partition import CutPoint
 
 Model = Annotated[
     str,
@@ -62,6 +59,10 @@ ExitOf = Annotated[
     list[str] | None,
     typer.Option("--exit-of", metavar="NODE=EXIT", help="Another exit than --exit after a module of --at; repeat it."),
 ]
+Exits = Annotated[
+    list[str] | None,
+    typer.Option("--exits", metavar="LAYER=HEAD", help="The module that is the exit after a layer; repeat it."),
+]
 Length = Annotated[
     str | None,
     typer.Option(
@@ -102,21 +103,27 @@ def cut(
       offramp cut hf:bert-sst2/ --at bert.encoder.layer.3 --exit linear_masked \
         --length input_ids,attention_mask --example 'tsv:dev.tsv?tokenizer=bert-sst2/[0:8]' -o network/
     """
-    from offramp.building.cutting import cut as made
+    from offramp.building.cutting import cut_and_placement as made
     from offramp.building.saving import FOLDER, save
-    from offramp.plans.provenance import union
 
     writable(output, folder=True)
     FOLDER.require_own(Path(output))
     require_apart(output, [weights])
     require_placing_flags(at, parts, probe)
-    exits, free = exits_at(at, exit_, exit_of), words(length) or ()
     module, before = _model(model, weights, front)
     batch = _rows(example, before)
-    found = placed_for(probe, module, before, batch, exits, free, parts)
-    names, parts = (words(at), parts) if found is None else (list(found.names), None)
-    network = made(module, batch, at=names, n=parts, exits=exits, gate=gate, front=before, spec=model, length=free)
-    network.learned = union([network.learned, None if found is None else found.seen])
+    network, found = made(
+        module,
+        batch,
+        at=at if at == AUTO else words(at),
+        n=parts,
+        exits=exits_at(at, exit_, exit_of),
+        gate=gate,
+        front=before,
+        spec=model,
+        length=words(length) or (),
+        probe=probe,
+    )
     save(network, output)
     body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
     told, drawn = figures(found)
@@ -128,6 +135,43 @@ def cut(
     )
     if network.untaught():
         note(f"not taught yet: {', '.join(network.untaught())}")
+
+
+def adopt(
+    model: Model,
+    example: Example,
+    output: OutputFolder,
+    exits: Exits = None,
+    weights: Weights = None,
+    front: Front = "auto",
+    gate: GateName = "margin",
+    length: Length = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a network of a model that was trained with exits of its own.
+
+    Its forward gives the logits of all exits, and one run on --example finds the module behind each of them;
+    or name them with --exits. Nothing is trained and nothing is copied.
+
+    Example:
+      offramp adopt my.sensors:Sensors --weights sensors.pt --example npz:some.npz -o network/
+      offramp adopt my.sensors:Sensors --exits blocks.0=heads.0 --example npz:some.npz -o network/
+    """
+    from offramp.building.adopting import adopt as adopted
+    from offramp.building.saving import FOLDER, save
+
+    writable(output, folder=True)
+    FOLDER.require_own(Path(output))
+    require_apart(output, [weights])
+    module, before = _model(model, weights, front)
+    heads = pairs(exits, "--exits") or None
+    batch = _rows(example, before)
+    free = words(length) or ()
+    network = adopted(module, batch, exits=heads, gate=gate, front=before, spec=model, length=free)
+    save(network, output)
+    body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
+    shown = f"Network of one model with its own exits {', '.join(network.chain.exits)}, gate {gate}: {output}"
+    answer(body, as_json, shown)
 
 
 def inspect(
@@ -148,34 +192,12 @@ def inspect(
     Example:
       offramp inspect offramp:resnet20 --example 'cifar10:data[0:8]'
     """
-    from offramp.networks.inputs import as_inputs, count_of, texts_of
-    from offramp.partition.segmenting import check_cut, points_of
-    from offramp.runtime.measuring import pace
+    from offramp.building.inspecting import inspect as inspected
 
     module, before = _model(model, weights, front)
-    batch = as_inputs(_rows(example, before, TIMED_ROWS))
-    some = {name: value[:ROWS] for name, value in batch.items()}
-    points = points_of(module, before, some, texts_of(some, words(length) or ()))
-    legal = [point.name for point in points if point.legal]
-    for cut_ in legal[-1:]:  # places alone do not tell that rows are kept apart
-        check_cut(module, before, some, cut_)
-    timed = pace(module, before, batch)
-    body = {"model": model, "batch": count_of(batch), "forward_ms": timed.ms}
-    each = [{**asdict(point), "legal": point.legal, "time_share": timed.shares.get(point.name)} for point in points]
+    found = inspected(module, _rows(example, before, TIMED_ROWS), front=before, length=words(length) or ())
     heads = ("cut after", "MACs\nso far", "ms\nso far", "bytes\nper row", "carries")  # in two lines: reasons are long
-    drawn = table(*heads, rows=[_cells(point, timed.shares.get(point.name)) for point in points])
-    once = f"{timed.ms:.3g} ms for a batch of {count_of(batch)}, measured once on this machine"
-    answer(
-        body | {"points": each}, as_json, f"{model}: {len(legal)} legal cuts among {len(points)} modules; {once}", drawn
-    )
-
-
-def _cells(point: CutPoint, time_share: float | None) -> tuple[str, ...]:
-    shares = ("-" if share is None else f"{share:.1%}" for share in (point.share, time_share))
-    if point.why_not is not None:
-        return point.name, *shares, "-", f"no cut: {point.why_not}"
-    shapes = ", ".join("x".join(map(str, shape)) for shape in point.carried)
-    return point.name, *shares, f"{point.row_bytes:,}", shapes
+    answer({"model": model, **found.to_json()}, as_json, f"{model}: {found}", table(*heads, rows=found.rows()))
 
 
 def _model(spec: str, weights: str | None, front: str) -> tuple[nn.Module, nn.Module | None]:

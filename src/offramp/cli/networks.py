@@ -88,9 +88,8 @@ def _network(
     answers: str,
     example: str | None,
 ) -> Network:
-    from offramp._support.find import find
     from offramp.building.cutting import ladder as stacked
-    from offramp.building.factories import front_of, make_front, make_gate, make_model
+    from offramp.building.factories import front_of, make_front, make_model
     from offramp.data.rows import proposing, rows
 
     files, fronts = _beside(model, weights, "--weights", "-"), _beside(model, front, "--front", "auto")
@@ -103,11 +102,8 @@ def _network(
         rungs[rung] = (made, front_of(spec) if kind == "auto" else make_front(kind))
     with proposing(before for _, before in rungs.values()):
         sample = None if example is None else next(rows(example).batches(2)).x
-    one: Any = gate  # by name: a gate that looks at earlier exits is made for each rung
-    if temperature is not None:
-        one = find("gates", "Tempered")(make_gate(gate), temperature)
     specs = dict(zip(names, model, strict=True))
-    return stacked(rungs, gate=one, answer=answers, example=sample, specs=specs)
+    return stacked(rungs, gate=gate, temperature=temperature, answer=answers, example=sample, specs=specs)
 
 
 def _beside(models: Sequence[str], given: Sequence[str] | None, option: str, default: str) -> list[str]:

@@ -202,17 +202,14 @@ def _flags_named() -> Iterator[None]:
 def _how_many(
     level: float, confidence: float, trace: str | None, at_most: float | None, budget: float | None, as_json: bool
 ) -> None:
-    from offramp.guarantees.bounds import rows_needed
+    from offramp.guarantees.bounds import rows_by_observed
 
     if trace is not None or at_most is not None or budget is not None:
         raise BadInput("got --how-many beside a TRACE, --at-most or --budget, expected it alone; leave one of them out")
-    found = [(part, rows_needed(level, confidence, observed=level * part)) for part in (0.0, 0.25, 0.5, 0.75)]
-    body = {
-        "level": level,
-        "confidence": confidence,
-        "rows": [{"observed": level * part, "rows": count} for part, count in found],
-    }
-    cells = [(f"{level * part:.4g}", f"{count:,}") for part, count in found]
+    found = rows_by_observed(level, confidence)
+    listed = [{"observed": observed, "rows": count} for observed, count in found.items()]
+    body = {"level": level, "confidence": confidence, "rows": listed}
+    cells = [(f"{observed:.4g}", f"{count:,}") for observed, count in found.items()]
     sure = f"{percentage(confidence)} confidence"
     head = f"Rows that certify a 0/1 risk <= {level:.12g} with {sure} (exact binomial bound)"
     answer(body, as_json, head, table("observed risk", "rows", rows=cells))

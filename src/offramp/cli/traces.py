@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -20,9 +20,6 @@ from offramp.cli.options import (
 )
 from offramp.cli.printing import answer, main_process, table
 
-if TYPE_CHECKING:
-    from offramp.plans.trace import Trace
-
 Output = Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The .npz file to write.")]
 Keep = Annotated[
     str, typer.Option("--keep", metavar="logits|answers", help="answers leaves the logits out: a smaller file.")
@@ -31,7 +28,10 @@ KeepProbeRows = Annotated[
     bool,
     typer.Option("--keep-probe-rows", help="Put up to 16 of the rows into the file, to compare networks on them."),
 ]
-NoTime = Annotated[bool, typer.Option("--no-time", help="Measure no milliseconds, only multiply-adds (MACs).")]
+Timed = Annotated[
+    bool,
+    typer.Option("--timed/--no-timed", help="Measure milliseconds beside multiply-adds (MACs).", show_default=False),
+]
 
 
 def record(
@@ -40,7 +40,7 @@ def record(
     output: Output,
     batch_size: BatchSize = 64,
     keep: Keep = "logits",
-    no_time: NoTime = False,
+    timed: Timed = True,
     keep_probe_rows: KeepProbeRows = False,
     engine: EngineName = "torch",
     model: Given = None,
@@ -57,15 +57,16 @@ def record(
       offramp record network/ 'cifar10:data[1000:5000]' -o trace.npz
     """
     from offramp._support.files import document_mark
+    from offramp.plans.evaluation import exits_alone
     from offramp.runtime.recording import record as recorded
 
     writable(output, kinds={".npz": (document_mark("trace"), "trace")})
     net = network_of(network, model, front_of, gate_of)
     options: dict[str, Any] = {"batch_size": batch_size, "keep": keep, "keep_probe_rows": keep_probe_rows}
-    trace = recorded(net, data, timed=not no_time, engine=engine, **options)
+    trace = recorded(net, data, timed=timed, engine=engine, **options)
     if main_process():
         trace.save(output)
-    exits = _exits(trace)
+    exits = [exit_.to_json() for exit_ in exits_alone(trace)]
     body = {
         "trace": output,
         "rows": len(trace),
@@ -76,20 +77,6 @@ def record(
     }
     drawn = table("exit", "accuracy", "MACs alone", "ms per row alone, batch 64", rows=_rows(exits))
     answer(body, as_json, f"{trace}: {output}", drawn)
-
-
-def _exits(trace: Trace) -> list[dict[str, Any]]:
-    """Name, accuracy and cost of each exit, each as if it alone were run."""
-    labels, prices = trace.labels, trace.prices
-    return [
-        {
-            "exit": name,
-            "accuracy": None if labels is None else float((trace.columns[f"answer/{name}"] == labels).mean()),
-            "macs": None if prices.uncounted else prices.plain(name, unit="macs", batch=1),
-            "ms_64": prices.plain(name, unit="ms", batch=64) if prices.timed else None,
-        }
-        for name in trace.chain.exits
-    ]
 
 
 def _rows(exits: list[dict[str, Any]]) -> list[tuple[str, ...]]:

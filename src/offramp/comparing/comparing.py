@@ -1,4 +1,4 @@
-"""`compare`: every method, seed and gate of a settings file, each network made once, then measured."""
+"""`measure`: every method, seed and gate of a settings file, each network made once, then measured."""
 
 from __future__ import annotations
 
@@ -37,11 +37,36 @@ class Result:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All results. unit: MACs per row of the plain network that costs are told in shares of."""
+    """All results.
+
+    Attributes:
+        settings: what was asked for.
+        unit: MACs per row of the plain network that costs are told in shares of.
+        results: of every method, seed and gate.
+        files: what was written.
+    """
 
     settings: Settings
     unit: float
     results: tuple[Result, ...]
+    files: tuple[Path, ...] = ()
+
+    def written(self, files: Sequence[Path]) -> Comparison:
+        """The same, with the files that tell it."""
+        return replace(self, files=tuple(files))
+
+    def mean_accuracies(self) -> dict[str, list[float | None]]:
+        """By label and budget the mean accuracy over seeds; None where no seed has a plan within the budget."""
+        found = dict[str, list[float | None]]()
+        for label in self.labels():
+            found[label] = [sum(values) / len(values) if values else None for values in self.within(label)]
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: files, the unit of cost, budgets and mean accuracies."""
+        files = [str(file) for file in self.files]
+        budgets = list(self.settings.budgets)
+        return {"files": files, "unit_macs": self.unit, "budgets": budgets, "accuracy": self.mean_accuracies()}
 
     def labels(self, *, static: bool = False) -> list[str]:
         """What is compared, in the order of the file: methods, each under its gates."""
@@ -79,7 +104,7 @@ class Comparison:
         return found
 
 
-def compare(
+def measure(
     file: str | Path, folder: str | Path, *, say: Callable[[str], None] = print, progress: bool = True
 ) -> Comparison:
     """Teach, record, calibrate and measure what a file asks for; what lies in the folder already is not made again.

@@ -335,6 +335,12 @@ def rows_needed(level: float, confidence: float, *, observed: float = 0.0) -> in
     return rows(fails)
 
 
+def rows_by_observed(level: float, confidence: float) -> dict[float, int]:
+    """By observed risk (none, a quarter, a half and three quarters of a level) the rows that certify the level."""
+    observed = [level * part for part in (0.0, 0.25, 0.5, 0.75)]
+    return {risk: rows_needed(level, confidence, observed=risk) for risk in observed}
+
+
 def _clopper_pearson(count: int, n: int, delta: float) -> float:
     """The smallest level with P(Bin(n, level) <= count) <= delta, one float step on the safe side."""
     if count >= n:

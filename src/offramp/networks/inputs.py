@@ -20,7 +20,7 @@ State = dict[str, Tensor]
 TYPE_ERRORS = ("should be the same", "same dtype", "scalar type", "Byte", "unsigned char", "expected dtype", "Char")
 PREPROCESS = (
     "these rows are uint8 and the model takes floats: give its preprocessing, "
-    "front=offramp.building.factories.make_front('imagenet') to cut or (model, front) to ladder, --front imagenet at "
+    "front=off.make_front('imagenet') to cut or (model, front) to ladder, --front imagenet at "
     "the command line; 'unit' divides by 255"
 )
 

@@ -41,7 +41,8 @@ class Rung:
 
     spec: how to build it again (`offramp:resnet20`); None means by the user. cuts: modules after which it is cut, in
     the order in which they run. inputs: what a cut model was tried on; empty where nothing was cut. length: those of
-    them [B, T, ...] whose T may be another one in every batch.
+    them [B, T, ...] whose T may be another one in every batch. output: which of a model's outputs are its logits, named
+    as `tensors_of(output, "y")` has it; None where that is clear.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Rung:
     cuts: tuple[str, ...] = ()
     inputs: tuple[Input, ...] = ()
     length: tuple[str, ...] = ()
+    output: str | None = None
 
     def node(self, cut: str | None) -> str:
         """The node after a cut (None: at the model's end): `layer1`, in a ladder `rung/layer1` and `rung`."""
@@ -124,9 +126,9 @@ def values_of(model: nn.Module, front: nn.Module | None, rung: Rung, inputs: Sta
 
     inputs = copies(inputs)
     if not rung.cuts:
-        return {rung.name: logits_in(call_model(model, front, inputs))}
+        return {rung.name: logits_in(call_model(model, front, inputs), rung.output)}
     with listening({cut: model.get_submodule(cut) for cut in rung.cuts}, keep), plain_attention():
         output = call_model(model, front, inputs)
     if silent := [cut for cut in rung.cuts if rung.node(cut) not in values]:
         raise BadNetwork(f"module {silent[0]!r} did not run in a forward pass; cut where every input passes")
-    return values | {rung.name: logits_in(output)}
+    return values | {rung.name: logits_in(output, rung.output)}

@@ -120,6 +120,10 @@ class Network(nn.Module):
         self.class_names: tuple[str, ...] | None = None
         self.aids: dict[str, nn.Module] = {}  # a plain dict: not among its modules, parameters and state
         self._require_names()
+        for rung in rungs:
+            for node in rung.nodes():
+                if node in self.exits:
+                    self.exit_of(node).belong_to(self.model_of(rung))
         self.training = any(self.model_of(rung).training for rung in rungs)
         if not self.training:
             for ours in (self.fronts, self.exits, self.gates):

@@ -45,6 +45,18 @@ class Exit(nn.Module, abc.ABC):
     def config(self) -> dict[str, Any]:
         """Plain data from which the shelf builds it again: {"name": ..., other arguments}."""
 
+    def belong_to(self, model: nn.Module) -> None:
+        """Called when a network is made of this exit: one that is a part of the user's model finds itself there.
+
+        By default the exits within this one are called.
+
+        Args:
+            model: the user's model that is cut at this exit's node.
+        """
+        for child in self.children():
+            if isinstance(child, Exit):
+                child.belong_to(model)
+
 
 @runtime_checkable
 class Hands(Protocol):

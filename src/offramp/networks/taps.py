@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadData
+from offramp.errors import BadData, BadNetwork
 
 
 def tensors_of(value: object, name: str) -> dict[str, Tensor]:
@@ -42,11 +42,24 @@ def logits_name(tensors: Mapping[str, Tensor]) -> str | None:
     return first if flat == [first] and first == "y/0" else None
 
 
-def logits_in(output: Any) -> Any:
-    """The logits [B, C] in what a model gives: a tensor, or one in a tuple, dict or dataclass; else all of it."""
+def logits_in(output: Any, name: str | None = None) -> Any:
+    """The logits [B, C] in what a model gives: a tensor, or one in a tuple, dict or dataclass; else all of it.
+
+    Args:
+        output: what the model gave.
+        name: of the tensor that is its logits, as `tensors_of(output, "y")` has it; None where that is clear.
+
+    Raises:
+        BadNetwork: the output has no tensor of that name.
+    """
+    tensors = tensors_of(output, "y")
+    if name is not None:
+        if name not in tensors:
+            known = ", ".join(tensors).replace("y/", "")
+            raise BadNetwork(f"the model has no output {name.removeprefix('y/')!r}; it gives {known or 'no tensor'}")
+        return tensors[name]
     if isinstance(output, Tensor):
         return output
-    tensors = tensors_of(output, "y")
     name = logits_name(tensors)
     return output if name is None else tensors[name]
 

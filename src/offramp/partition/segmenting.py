@@ -68,16 +68,28 @@ def check_cut(model: nn.Module, front: nn.Module | None, inputs: State, cut: str
 
 
 class Fronted(nn.Module):
-    """A model behind its front, as one module to export; both stay where they are."""
+    """A model behind its front, as one module to export; both stay where they are.
 
-    def __init__(self, front: nn.Module, model: nn.Module) -> None:
+    Args:
+        front: what makes the model's input; None where the input is ready.
+        model: the user's.
+        output: the only one of the model's outputs that is wanted; None for all of them.
+    """
+
+    def __init__(self, front: nn.Module | None, model: nn.Module, output: str | None = None) -> None:
         super().__init__()
-        self.front, self.model = front, model
+        self.front = front
+        self.model = model
+        self.output = output
         self.training = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the model gives for what the front makes of the input."""
-        return self.model(self.front(*args, **kwargs))
+        if self.front is None:
+            found = self.model(*args, **kwargs)
+        else:
+            found = self.model(self.front(*args, **kwargs))
+        return found if self.output is None else logits_in(found, self.output)
 
 
 @contextlib.contextmanager
@@ -108,7 +120,7 @@ def _segments(network: Network, rung: Rung, tried: State | None) -> dict[str, Se
     if not rung.cuts:
 
         def call(state: State) -> State:
-            return {rung.name: logits_in(call_model(model, front, copies(state)))}
+            return {rung.name: logits_in(call_model(model, front, copies(state)), rung.output)}
 
         node = network.chain.node(rung.name)
         if node.source is not None:
@@ -161,7 +173,9 @@ def _taken_apart(network: Network, rung: Rung, tried: State | None) -> tuple[Par
     model, front = network.model_of(rung), network.front_of(rung)
     inputs = tried or trial_rows(network, rung, EXAMPLE_ROWS)
     args, kwargs = arguments(inputs)
-    whole, prefix = (model, "") if front is None else (Fronted(front, model), PREFIX)
+    bare = front is None and rung.output is None
+    whole = model if bare else Fronted(front, model, rung.output)
+    prefix = "" if bare else PREFIX
     at = [prefix + cut for cut in rung.cuts]
     with _own_names(prefix):
         try:
@@ -179,7 +193,8 @@ def _taken_apart(network: Network, rung: Rung, tried: State | None) -> tuple[Par
             beside = name[len(piece.name) :] if piece.name and name.startswith(piece.name) else f"/+{name}"
             names.setdefault(name, node + beside)
     with torch.no_grad():
-        logits = logits_name(tensors_of(call_model(model, front, inputs), "y"))
+        outputs = tensors_of(call_model(model, front, inputs), "y")
+    logits = "y" if rung.output is not None else logits_name(outputs)
     names[logits if logits in parts.outputs else parts.outputs[0]] = rung.name
     return parts, names
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from offramp._support.arguments import percentage
 from offramp.plans.plan import Price, compared
+
+if TYPE_CHECKING:
+    from offramp.plans.trace import Trace
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -28,6 +31,34 @@ class Measured:
     def __str__(self) -> str:
         interval = f"{percentage(self.confidence)} interval {self.low:.4f} to {self.high:.4f}"
         return f"{compared(self.risk, self.against)} {self.value:.4f} ({interval})"
+
+
+@dataclass(frozen=True)
+class ExitAlone:
+    """An exit as if it alone were run: its accuracy (None without labels), MACs and milliseconds (None if unknown)."""
+
+    exit: str
+    accuracy: float | None
+    macs: float | None
+    ms_64: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def exits_alone(trace: Trace) -> list[ExitAlone]:
+    """Every exit of a trace as if it alone were run, shallow to deep."""
+    labels, prices = trace.labels, trace.prices
+    found = list[ExitAlone]()
+    for name in trace.chain.exits:
+        accuracy = None
+        if labels is not None:
+            accuracy = float((trace.columns[f"answer/{name}"] == labels).mean())
+        macs = None if prices.uncounted else prices.plain(name, unit="macs", batch=1)
+        ms_64 = prices.plain(name, unit="ms", batch=64) if prices.timed else None
+        found.append(ExitAlone(name, accuracy, macs, ms_64))
+    return found
 
 
 @dataclass(frozen=True)

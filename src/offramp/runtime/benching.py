@@ -71,6 +71,7 @@ def bench(
     *,
     batches: Sequence[int] = (1, 64),
     repeats: int = 9,
+    threads: int | None = None,
     engine: str = "torch",
     clock: Callable[[], float] = time.perf_counter,
 ) -> Bench:
@@ -84,12 +85,31 @@ def bench(
         x: rows, at least as many as the largest batch.
         batches: sizes, one line each.
         repeats: rounds; each runs every call once.
+        threads: of torch while it lasts; None leaves them as they are.
         engine: where all of it runs, as for `open`.
         clock: seconds; `time.process_time` on one thread leaves out what other programs took.
 
     Raises:
         BadData: there are fewer rows than a batch holds.
     """
+    before = torch.get_num_threads()
+    try:
+        if threads is not None:
+            torch.set_num_threads(threads)
+        return _benched(network, plan, x, batches, repeats, engine, clock)
+    finally:
+        torch.set_num_threads(before)
+
+
+def _benched(
+    network: Network,
+    plan: Plan,
+    x: Any,
+    batches: Sequence[int],
+    repeats: int,
+    engine: str,
+    clock: Callable[[], float],
+) -> Bench:
     network = as_network(network)
     runner = open(network, plan, engine=engine, example=x)
     shelved, _ = engine_of(engine)

@@ -9,13 +9,12 @@ from torch import nn
 
 from offramp._support.find import unknown
 from offramp.building.placement.flags import AUTO
-from offramp.building.placement.trying import placed
+from offramp.building.placement.trying import Placing, placed
 from offramp.errors import BadInput, UnevenParts
 from offramp.networks.inputs import State
 from offramp.networks.members import RESERVED
 from offramp.partition import evenly, unevenness
 from offramp.partition.segmenting import points_of
-from offramp.plans.provenance import SeenRows
 
 
 def require_place(at: Sequence[str] | str | None, n: int | None, probe: object) -> None:
@@ -41,11 +40,11 @@ def where(
     probe: object,
     exits: object,
     length: Sequence[str],
-) -> tuple[tuple[str, ...], SeenRows | None]:
-    """The modules to cut after, and the rows that helped to choose them. Raises as `cut` does."""
+) -> tuple[tuple[str, ...], Placing | None]:
+    """The modules to cut after, and what was measured to choose them, if anything. Raises as `cut` does."""
     if at == AUTO:
         found = placed(model, front, tried, probe, exits=exits, length=length, most=None if n is None else n - 1)
-        return found.names, found.seen
+        return found.names, found
     return (_named(model, at), None) if at is not None else (_even(model, front, tried, length, n or 0), None)
 
 

@@ -45,6 +45,36 @@ class Placing:
     mean: float
     seen: SeenRows
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain data: every candidate, and the estimated and the plain milliseconds per row."""
+        places = list[dict[str, Any]]()
+        for place in self.places:
+            even = place.break_even(self.full)
+            places.append(
+                {
+                    "name": place.name,
+                    "ms": place.reach,
+                    "exit_ms": place.head,
+                    "could_leave": place.share,
+                    "pays_from": even if even <= 1 else None,
+                    "chosen": place.name in self.names,
+                }
+            )
+        return {"places": places, "estimated_ms": self.mean, "plain_ms": self.full}
+
+    def rows(self) -> list[tuple[str, ...]]:
+        """Texts of a table: exit after, ms so far, ms of the exit, could leave, pays from, chosen."""
+        found = list[tuple[str, ...]]()
+        for place in self.places:
+            even = place.break_even(self.full)
+            pays = f"{even:.1%}" if even <= 1 else "never"
+            chosen_ = "chosen" if place.name in self.names else ""
+            found.append((place.name, f"{place.reach:.3g}", f"{place.head:.3g}", f"{place.share:.1%}", pays, chosen_))
+        return found
+
+    def __str__(self) -> str:
+        return f"estimated ms per row {self.mean:.3g}, without exits {self.full:.3g}; measured once on this machine"
+
 
 def placed(
     model: nn.Module,

@@ -1,0 +1,5 @@
+"""`python -m offramp` is `offramp`."""
+
+from offramp.cli import main
+
+main()
