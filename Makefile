@@ -6,7 +6,7 @@ DATA ?=
 WORKERS ?= auto
 PYTEST_DATA := $(if $(DATA),--data=$(DATA),)
 
-.PHONY: demo test test-slow check format help-pages clean
+.PHONY: demo test test-slow check format pages site wheel clean
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -32,8 +32,14 @@ format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-help-pages: $(VENV)/.installed  ## docs/help.md and docs/recipes.md, from the code itself
-	$(BIN)/python docs/help.py && $(BIN)/python docs/recipes.py
+pages: $(VENV)/.installed  ## the pages that are made from the code: command line, recipes, gates, tutorial
+	for page in command_line recipes gates tutorial; do $(BIN)/python docs/generate/$$page.py || exit 1; done
+
+site: $(VENV)/.installed  ## the documentation as a web site in site/; a broken link stops it
+	$(BIN)/zensical build --clean --strict
+
+wheel: $(VENV)/.installed  ## source distribution and wheel in dist/
+	$(BIN)/python -m build
 
 clean:
-	rm -rf $(VENV) out build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) out build dist site .pytest_cache .mypy_cache .ruff_cache

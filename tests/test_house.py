@@ -1,4 +1,4 @@
-"""The five laws of docs/house.md, read from the sources."""
+"""The five laws of docs/architecture/contracts.md, read from the sources."""
 
 from __future__ import annotations
 

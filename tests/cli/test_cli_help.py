@@ -1,4 +1,4 @@
-"""The set of commands and flags is frozen, and docs/help.md says what --help says."""
+"""The set of commands and flags is frozen, and docs/reference/command-line.md says what --help says."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def test_docs_help_is_what_help_says():
     written = maker.PAGE.read_text(encoding="utf-8")
     fresh = maker.page()
     if written.splitlines()[0] != fresh.splitlines()[0]:
-        pytest.skip("docs/help.md was made with another version of typer")
-    assert written == fresh, "run: python docs/help.py"
+        pytest.skip("docs/reference/command-line.md was made with another version of typer")
+    assert written == fresh, "run: python docs/generate/command_line.py"
 
 
 def _maker() -> ModuleType:

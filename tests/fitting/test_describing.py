@@ -54,4 +54,4 @@ def test_the_page_is_up_to_date():
     spec = importlib.util.spec_from_file_location("recipes_page", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run: python docs/recipes.py"
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run: python docs/generate/recipes.py"

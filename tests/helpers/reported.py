@@ -68,9 +68,9 @@ def made(
 def written(tmp_path: Path, trace: Trace, plan: Plan, **options: Any) -> str:
     """The page without the library inside."""
     whole = report(trace, plan, tmp_path / "page.html", **options).read_text(encoding="utf-8")
-    blocks = re.findall(r"<script>.*?</script>", whole, flags=re.DOTALL)
-    assert len(blocks) == 2
-    return whole.replace(blocks[0], "<script></script>")
+    library = re.findall(r'<script type="text/plain" id="plotly">.*?</script>', whole, flags=re.DOTALL)
+    assert len(library) == 1
+    return whole.replace(library[0], "")
 
 
 def plain(page: str) -> str:

@@ -85,5 +85,5 @@ def test_a_network_with_exits_of_its_own_is_told_where_to_read():
         lambda: off.cut(model, IMAGES / np.float32(255), at=["a"]),
         lambda: off.ladder({"a": model, "b": model}, example=IMAGES / np.float32(255)),
     ):
-        with pytest.raises(BadNetwork, match=r"must give logits .*docs/own-exits.md"):
+        with pytest.raises(BadNetwork, match=r"must give logits .*docs/how-to/my-network-already-has-exits.md"):
             call()

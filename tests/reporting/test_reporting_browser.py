@@ -22,6 +22,8 @@ async function asked() {
     plots: [...document.querySelectorAll(".chart")].filter((each) => each.querySelector(".point")).length,
     points: document.querySelectorAll("#frontier-chart .point").length,
     choice: (document.querySelector("#frontier-chart .xtitle") || {}).textContent,
+    csv: decodeURIComponent(document.querySelector("#exits .csv").href.split(",").slice(1).join(",")),
+    wide: document.querySelectorAll(".scroll.wide").length,
   };
 }"""
 
@@ -36,6 +38,10 @@ def test_it_draws_and_fits(tmp_path: Path, width: int) -> None:
     assert said["drawn"] == said["plots"] == 4
     assert said["points"] > 10
     assert "milliseconds at batch 1" in said["choice"]
+    assert said["csv"].startswith("exit,leaves when,share,rows,"), "a table as CSV"
+    assert len(said["csv"].splitlines()) == 1 + len(trace.chain.exits)
+    assert "%" not in said["csv"]
+    assert bool(said["wide"]) == (width < 500)  # wide tables say so where they have to be scrolled
     assert said["width"] == width
     assert said["needs"] <= width
     assert said["outside"] == []

@@ -45,7 +45,7 @@ def test_it_loads_nothing_from_elsewhere(tmp_path: Path, trace: Trace, plan: Pla
     page = written(tmp_path, trace, plan, data=images(300))
     loads = re.findall(r"""(?:src|href|action)\s*=\s*["']([^"']*)|url\(([^)]*)|@import""", page)
     assert loads
-    assert all(source.startswith("data:image/png;base64,") for source, _ in loads)
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source, _ in loads)
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert "default-src 'none'" in page
     assert list(tmp_path.iterdir()) == [tmp_path / "page.html"]
@@ -209,3 +209,25 @@ def test_many_classes_are_folded(tmp_path: Path) -> None:
     labels = np.arange(300) % 40
     page = written(tmp_path, Trace({**trace.columns, "label": labels}, trace.header), Plan.by_hand({"small": 5.0}))
     assert "15 classes more" in page
+
+
+def test_a_page_is_lighter_than_five_megabytes(tmp_path: Path, trace: Trace, plan: Plan) -> None:
+    assert report(trace, plan, tmp_path / "page.html").stat().st_size < 2_500_000
+
+
+def test_its_first_line_says_the_result(tmp_path: Path, trace: Trace, plan: Plan) -> None:
+    seen = trace.evaluate(plan)
+    assert seen.accuracy is not None
+    assert plan.promise is not None
+    verdict = re.findall(r'<p class="verdict">(.*?)</p>', written(tmp_path, trace, plan))[0]
+    assert f"{100 * seen.accuracy:.2f}%" in verdict
+    assert "Certified: with 95 % confidence" in verdict
+    hand = written(tmp_path, trace, Plan.by_hand(dict.fromkeys(trace.chain.gates, 0.0)))
+    assert "Nothing is certified." in re.findall(r'<p class="verdict">(.*?)</p>', hand)[0]
+
+
+def test_its_contents_lead_to_every_section(tmp_path: Path, trace: Trace, plan: Plan) -> None:
+    page = written(tmp_path, trace, plan, data=images(300))
+    sections = re.findall(r'<section id="([\w-]+)"', page)
+    assert len(sections) >= 5
+    assert [name for name in re.findall(r'<a href="#([\w-]+)">', page)] == sections

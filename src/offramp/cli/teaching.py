@@ -40,7 +40,7 @@ class FitCommand(TyperCommand):
         """The arguments of the recipe, or how to see them."""
         name = ctx.meta.get(RECIPE)
         if name is None:
-            text = "The arguments of a recipe: offramp fit --recipe NAME --help, or docs/recipes.md"
+            text = "The arguments of a recipe: offramp fit --recipe NAME --help, or docs/reference/recipes.md"
         else:
             from offramp.fitting.describing import described
 

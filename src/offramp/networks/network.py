@@ -293,7 +293,7 @@ class Network(nn.Module):
     def training_rows(self) -> SeenRows | None:
         """The rows that trained any part of it, under this network or another one; they promise nothing.
 
-        docs/promises.md says which training cannot be seen.
+        docs/concepts/promises.md says which training cannot be seen.
         """
         return union([self.learned, rows_behind(self)])
 

@@ -137,7 +137,7 @@ def answers(exit_: Exit, seen: Seen, name: str) -> tuple[Tensor, Tensor]:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
         way = "Wrap the model so that it returns its logits alone, or in a dict under the key 'logits'."
         if isinstance(logits, (list, tuple)):
-            way += " If these are its own exits, docs/own-exits.md shows how to keep them."
+            way += " If these are its own exits, docs/how-to/my-network-already-has-exits.md shows how to keep them."
         raise BadNetwork(
             f"exit {name!r} must give logits [B, C] of at least two classes, got {_described(logits)}. {way}"
         )

@@ -6,7 +6,7 @@
   cast, or trained on by other code. One that gets its values from before `fit` back counts as untrained again.
 - By a digest of its values: a deep copy, or a model into which the state dict was loaded, holds the same values.
 
-docs/promises.md says what cannot be seen.
+docs/concepts/promises.md says what cannot be seen.
 """
 
 from __future__ import annotations

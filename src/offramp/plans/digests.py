@@ -1,6 +1,6 @@
 """What identifies a row: a digest of the values that a network reads, whatever type or container they came in.
 
-The canonical form of a row (form 2; docs/promises.md says what it means for a promise):
+The canonical form of a row (form 2; docs/concepts/promises.md says what it means for a promise):
 
 - Every number is rounded to float32, which is what networks compute in: float64, float16, integers and booleans of
   equal value are equal, -0.0 is 0.0, and all NaNs are one. Integers that float32 cannot hold (all are beyond 2^24)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 import json
+import re
 from collections.abc import Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files
 from string import Template
@@ -12,7 +16,7 @@ import numpy as np
 
 from offramp.errors import MissingExtra
 from offramp.reporting.charts import Figure
-from offramp.reporting.markup import Html, text
+from offramp.reporting.markup import Html, tag, text
 
 MARK = b'<meta name="generator" content="offramp">'  # near the beginning of every page
 
@@ -21,6 +25,7 @@ def frame(
     *,
     title: str,
     lead: str,
+    verdict: str = "",
     sections: Html,
     footer: Html,
     figures: Sequence[Figure],
@@ -29,10 +34,25 @@ def frame(
     promise: Html = Html(),  # noqa: B008
     cards: Html = Html(),  # noqa: B008
 ) -> str:
-    """The page as text. library: plotly.js, from `plotly_library`."""
+    """The page as text.
+
+    Args:
+        title: the heading.
+        lead: what the page is about.
+        verdict: one line that says the result, on top of everything else; left out if empty.
+        sections: made by `markup.section`; each gets a line in the table of contents.
+        footer: where the figures come from.
+        figures: charts, from `charts.figure`.
+        library: plotly.js, from `plotly_library`.
+        warning: what a reader must know before anything else.
+        promise: the promise in words.
+        cards: the most important figures.
+    """
     return Template(_part("html")).substitute(
         title=text(title),
         lead=text(lead),
+        verdict=tag("p", verdict, class_="verdict") if verdict else "",
+        contents=_contents(sections),
         style=_part("css"),
         warning=warning,
         promise=promise,
@@ -61,13 +81,33 @@ def _embedded(figures: Sequence[Figure]) -> str:
     return said.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
+HEADING = re.compile(r'<h2 id="([\w-]+)-title">(.*?)</h2>')  # as `markup.section` writes it
+
+
+def _contents(sections: Html) -> Html:
+    """Links to all sections."""
+    links = [tag("li", tag("a", Html(title), href=f"#{name}")) for name, title in HEADING.findall(sections)]
+    if not links:
+        return Html()
+    return tag("nav", tag("ul", *links), class_="contents", aria_label="On this page")
+
+
 def plotly_library() -> str:
-    """The source of plotly.js, which stands in the page. Raises MissingExtra."""
+    """The source of plotly.js as gzip in base64: 1.9 MB instead of 4.8. The page unpacks it.
+
+    Raises:
+        MissingExtra: plotly is not installed.
+    """
     try:
         from plotly.offline import get_plotlyjs
     except ImportError as problem:
         raise MissingExtra("plotly", "report", "the report") from problem
-    return str(get_plotlyjs())
+    return _packed(get_plotlyjs())
+
+
+@cache
+def _packed(script: str) -> str:
+    return base64.b64encode(gzip.compress(script.encode(), compresslevel=6, mtime=0)).decode()
 
 
 def version_text() -> str:

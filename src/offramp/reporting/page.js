@@ -55,7 +55,18 @@
     place.style.height = `${place.clientHeight + 22 * lines}px`;
   }
 
+  // plotly.js is in the page as gzip in base64, which makes the page three megabytes lighter.
+  async function unpackPlotly() {
+    const packed = atob(document.getElementById("plotly").textContent);
+    const bytes = Uint8Array.from(packed, (letter) => letter.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
+    const script = document.createElement("script");
+    script.textContent = await new Response(stream).text();
+    document.head.append(script);
+  }
+
   function draw(figure) {
+    if (!window.Plotly) return null;  // not unpacked yet: everything is drawn right after that
     const place = document.getElementById(figure.id);
     const choice = figure.choices[shown[figure.id]];
     grow(choice, place);
@@ -89,5 +100,36 @@
     drawAll();
   });
   dark.addEventListener("change", drawAll);
-  drawAll().then(() => { root.dataset.drawn = figures.length; });
+  unpackPlotly().then(drawAll).then(
+    () => { root.dataset.drawn = figures.length; },
+    () => { document.getElementById("no-charts").hidden = false; },
+  );
+
+  // Every table can be kept as CSV: shares as numbers between 0 and 1, without separators of thousands.
+  const plainNumber = (words) => {
+    const number = words.replaceAll("\u2212", "-").replaceAll(",", "");
+    if (/^[+-]?[\d.]+%$/.test(number)) return String(Number((Number(number.slice(0, -1)) / 100).toPrecision(12)));
+    return /^[+-]?[\d.]+$/.test(number) ? number : words;
+  };
+  const cell = (element) => {
+    const bold = element.querySelector("b");
+    const words = plainNumber((bold || element).textContent.trim());
+    return /[",\n]/.test(words) ? `"${words.replaceAll('"', '""')}"` : words;
+  };
+  for (const table of document.querySelectorAll("table")) {
+    const caption = table.querySelector("caption");
+    const link = document.createElement("a");
+    const lines = [...table.rows].map((row) => [...row.cells].map(cell).join(","));
+    link.href = `data:text/csv;charset=utf-8,${encodeURIComponent(`${lines.join("\n")}\n`)}`;
+    link.download = `${caption.textContent.toLowerCase().replace(/[^a-z0-9]+/g, "-")}.csv`;
+    link.textContent = "CSV";
+    link.className = "csv";
+    caption.append(" ", link);
+  }
+
+  // A wide table says that it goes on to the side.
+  for (const box of document.querySelectorAll(".scroll")) {
+    const mark = () => box.classList.toggle("wide", box.scrollWidth > box.clientWidth + 1);
+    new ResizeObserver(() => requestAnimationFrame(mark)).observe(box);
+  }
 })();

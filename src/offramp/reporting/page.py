@@ -19,7 +19,7 @@ from offramp.reporting.frame import MARK, frame, plotly_library, version_text
 from offramp.reporting.gallery import gallery
 from offramp.reporting.markup import Html, chart, folded, join, section, switch, tag
 from offramp.reporting.view import View, view_of
-from offramp.reporting.words import percent, unit_name
+from offramp.reporting.words import percent, unit_name, verdict
 
 
 def report(
@@ -65,6 +65,7 @@ class _Page:
         return frame(
             title=name,
             lead=self._lead(),
+            verdict=verdict(self.view),
             warning=self._warning(),
             promise=tables.promise_box(self.view),
             cards=tables.big_figures(self.view),
@@ -135,6 +136,9 @@ class _Page:
         if not timed:
             return []
         said = list(dict.fromkeys(price.note for price in timed if price.note))
+        noise = self.view.trace.header.noise
+        if noise is not None and not any("differ by" in note for note in said):
+            said.append(f"the same call's timings differ by {percent(noise)}")
         if self.view.trace.prices.with_runner:
             said.insert(0, "milliseconds hold the runner's own; the plain network is its engine's bare call")
         text = "; ".join(said)

@@ -121,3 +121,18 @@ def risk_figure(measured: Measured) -> tuple[str, str, str]:
         versus = f"; against {alone(measured.against)}" if measured.risk == "disagreement" else ""
         return value, "", f"{sure} {low} to {high}{versus}"
     return f"{measured.value:.4g}", "", f"{sure} {measured.low:.4g} to {measured.high:.4g}"
+
+
+def verdict(view: View) -> str:
+    """The result in one line: cost, quality, and what is certified."""
+    seen = view.evaluation
+    price = next((price for price in seen.prices if (price.unit, price.batch) in view.units), None)
+    cost = f"At {percent(price.mean / price.plain)} of the cost of {view.plain}, " if price else ""
+    if seen.accuracy is not None and seen.plain_accuracy is not None:
+        quality = f"the accuracy is {percent(seen.accuracy, 2)} instead of {percent(seen.plain_accuracy, 2)}."
+    else:
+        quality = f"{percent(view.quality(view.replay.answer), 2)} of the answers are those of {view.plain}."
+    line = f"{cost}{quality}"
+    promise = view.plan.promise
+    certified = "Nothing is certified." if promise is None else f"Certified: {promise.claim[0].lower()}{promise.claim[1:]}."
+    return f"{line[0].upper()}{line[1:]} {certified}"

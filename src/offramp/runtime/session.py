@@ -37,7 +37,7 @@ def open(
 
     A plan that was calibrated is compared with this network: weights and configuration, engine, precision, the code of
     gates, exits and models that is the user's own, and logits and scores on the rows of its probe.
-    docs/promises.md says what cannot be seen. Autocast around the call does not count.
+    docs/concepts/promises.md says what cannot be seen. Autocast around the call does not count.
 
     Args:
         network: In eval mode.
