@@ -2,8 +2,8 @@
 
 python docs/generate/pictures.py DATA     (DATA: the folder that `python benchmarks/fetch.py DATA all` fills)
 
-The frontier: the ladder of ResNet-20 and ResNet-56 on CIFAR-10, every budget's plan chosen on rows 1,000-4,999 and drawn
-on rows 5,000-9,999; three networks alone beside it. The report: of the certified plan of the README, as a browser with
+The frontier: the ladder of ResNet-20 and ResNet-56 on CIFAR-10, every budget's plan chosen on rows 1,000-4,999 and
+drawn on rows 5,000-9,999; three networks alone beside it. The report: of the certified plan of the README, as a browser with
 Chromium shows it.
 """
 

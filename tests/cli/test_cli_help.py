@@ -79,7 +79,7 @@ def test_docs_help_is_what_help_says():
 
 
 def _maker() -> ModuleType:
-    path = Path(__file__).parents[2] / "docs" / "help.py"
+    path = Path(__file__).parents[2] / "docs" / "generate" / "command_line.py"
     spec = importlib.util.spec_from_file_location("docs_help", path)
     assert spec is not None
     assert spec.loader is not None

@@ -14,10 +14,10 @@ import pytest
 import house
 
 USERS = {"", "contracts", "errors", "testing", "cli", *house.SHELVES}
-PAGE_MAKERS = {"help.py", "recipes.py"}  # of docs: they write pages about the package, and are no examples
+PAGE_MAKERS = {"command_line.py", "recipes.py", "gates.py"}  # they write pages about the package, and are no examples
 PAGES = [house.ROOT / "README.md", *sorted((house.ROOT / "docs").rglob("*.md"))]
 EXAMPLES = [*sorted((house.ROOT / "examples").glob("*.py"))]
-DOCS = [file for file in sorted((house.ROOT / "docs").glob("*.py")) if file.name not in PAGE_MAKERS]
+DOCS = [file for file in sorted((house.ROOT / "docs").rglob("*.py")) if file.name not in PAGE_MAKERS]
 BENCHMARKS = sorted((house.ROOT / "benchmarks").glob("*.py"))
 
 

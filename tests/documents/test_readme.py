@@ -58,8 +58,8 @@ def test_the_commands_run_in_order(home: Path) -> None:
 
 
 def test_every_command_and_flag_in_the_documents_exists() -> None:
-    help_pages = (ROOT / "docs" / "help.md").read_text(encoding="utf-8")
-    documents = [README, *(file.read_text(encoding="utf-8") for file in (ROOT / "docs").glob("*.md"))]
+    help_pages = (ROOT / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
+    documents = [README, *(file.read_text(encoding="utf-8") for file in (ROOT / "docs").rglob("*.md"))]
     used = [line for text in documents for line in re.findall(r"(?:^\$ |`|^)(offramp [a-z][^`\n]*)", text, flags=re.M)]
     assert used
     for line in used:

@@ -50,7 +50,7 @@ def test_every_recipe_says_its_arguments(name):
 
 
 def test_the_page_is_up_to_date():
-    path = Path(__file__).parents[2] / "docs" / "recipes.py"
+    path = Path(__file__).parents[2] / "docs" / "generate" / "recipes.py"
     spec = importlib.util.spec_from_file_location("recipes_page", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

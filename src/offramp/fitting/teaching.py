@@ -66,8 +66,8 @@ def fit(
 
     data: whatever `offramp.data.rows` takes, with rows by number and labels. recipe: a name on the shelf (hinge,
     cross_entropy, joint, boosted, ...), one with arguments ("joint?epochs=5"), an object, or your own
-    (`my.module:Recipe`). arguments: those of the recipe, such as epochs=5; docs/reference/recipes.md lists them, and at the
-    command line they are --with epochs=5.
+    (`my.module:Recipe`). arguments: those of the recipe, such as epochs=5; docs/reference/recipes.md lists them.
+    At the command line they are --with epochs=5.
     development: rows on which recipes choose, and by which each epoch is measured; never those of a promise.
     augment: a name on the shelf (crop_flip, flip), `my.module:function`, or a function of a batch x, drawn anew from
     torch's generator; where pooled features are computed once, `views` fixed copies of each row are kept. precision:

@@ -134,5 +134,7 @@ def verdict(view: View) -> str:
         quality = f"{percent(view.quality(view.replay.answer), 2)} of the answers are those of {view.plain}."
     line = f"{cost}{quality}"
     promise = view.plan.promise
-    certified = "Nothing is certified." if promise is None else f"Certified: {promise.claim[0].lower()}{promise.claim[1:]}."
+    certified = (
+        "Nothing is certified." if promise is None else f"Certified: {promise.claim[0].lower()}{promise.claim[1:]}."
+    )
     return f"{line[0].upper()}{line[1:]} {certified}"
