@@ -2,9 +2,9 @@
 
 python docs/generate/pictures.py DATA     (DATA: the folder that `python benchmarks/fetch.py DATA all` fills)
 
-The frontier: the ladder of ResNet-20 and ResNet-56 on CIFAR-10, every budget's plan chosen on rows 1,000-4,999 and
-drawn on rows 5,000-9,999; three networks alone beside it. The report: of the certified plan of the README, as a browser with
-Chromium shows it.
+The frontier: the ladder of ResNet-20 and ResNet-56 on CIFAR-10. Every budget's plan is chosen on rows 1,000-4,999 and
+drawn on rows 5,000-9,999. Three networks alone are beside it. The report: of the certified plan of the README, as a
+browser with Chromium shows it.
 """
 
 from __future__ import annotations
