@@ -22,7 +22,7 @@ network:
 
 ```text
 off.cut(model, example, at=["layer1"], gate="max_prob")      # Python: one for all exits, or {"layer1": "max_prob"}
-offramp cut --model ... --at layer1 --gate max_prob          # command line
+offramp cut MODEL --at layer1 --gate max_prob          # command line
 ```
 
 Names of earlier exits (`reads`, `before`, `earlier`) are filled in by `cut` and `ladder`."""

@@ -52,27 +52,44 @@ def cut(
     probe: object = None,
     logits: int | str | None = None,
 ) -> Network:
-    """A network of one trained model, cut after the modules named in `at`, or into `n` parts of about equal MACs.
+    """Add exits and gates to one trained model, after the modules named in `at` or in `n` parts.
 
-    at="auto": where exits pay on `probe`, labelled rows, and into at most `n` parts (see `offramp.building.placement`).
+    The model is neither copied nor changed. It is exported and checked once, which takes seconds. New exits know
+    nothing until `fit`, or any loop of yours over `net(x)`, has trained them. The last node, `backbone`, is the
+    model's own answer.
 
-    example: a batch as the model (or its front) takes it: a tensor, a tuple, or a mapping to keyword arguments. What a
-    mapping holds as `label` or `labels` is the label and left out; an input that the model does not read is refused.
-    exits: one for all cuts or one per cut: a name on the shelf `exits` (linear, linear_grid, linear_masked, mlp,
-    branch, cascade, ...), an Exit, or a function of (shape of one row's features, classes; and, if it has such an
-    argument, `reads`: the names of the exits before). Those that are made here must be taught before they are of use:
-    `fit`, or any loop over `net(x)`, the logits of every exit. gate: as in `ladder`.
-    length: inputs [B, T, ...], such as ("input_ids", "attention_mask"), whose T may be another one in every batch.
-    logits: which of the model's outputs are its logits, where it gives several: an index or a key.
-    A model inside of torch.compile, DataParallel or AveragedModel is taken out of it, and its modules have the names
-    that they have there. The last node, `backbone`, is the model's own answer. The model is neither copied nor changed;
-    it is exported and checked once, which takes seconds. Raises UnknownName (the nearest module is offered), BadNetwork
-    (a cut that cannot be compacted; a model that mixes rows, runs a tapped module twice, or cannot be exported),
-    BadInput, BadData.
+    Args:
+        model: A classifier: logits [B, C], alone or in a tuple, dict or dataclass. It is taken out of torch.compile,
+            DataParallel and AveragedModel.
+        example: A batch as the model (or its `front`) takes it: a tensor, a tuple, or a mapping to keyword arguments.
+            `label` or `labels` in a mapping is the label and is left out.
+        at: Names of modules, such as ["layer1", "layer2"]; or "auto", which puts exits where they save time on `probe`.
+        n: Into how many parts of about equal MACs, instead of `at`. With at="auto" the largest number of parts.
+        exits: One for all cuts, or a mapping from cut to exit: a name on the shelf `exits` (linear_grid, linear,
+            linear_masked, mlp, branch, cascade, ...), an Exit, or a function of (shape of one row's features, classes).
+            A function with an argument `reads` also gets the names of the earlier exits.
+        gate: One for all exits but the last, or a mapping: a name on the shelf `gates`, a Gate, or a function of logits
+            [B, C] that gives scores [B].
+        front: A module that prepares the input (cast, resize, normalise), or None.
+        spec: The text that names the model, such as "timm:resnet18", so that a saved network can be built again.
+        length: Inputs [B, T, ...] whose T may differ between batches, such as ("input_ids", "attention_mask").
+        probe: Labelled rows for at="auto". They count as training rows.
+        logits: Which output of the model is its logits, if it gives several: an index or a key.
 
-    >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
-    >>> cut(model, torch.randn(4, 8), at=["1"]).chain.exits
-    ('1', 'backbone')
+    Returns:
+        A network with the nodes of `at` and `backbone`.
+
+    Raises:
+        UnknownName: No such module, exit or gate; the nearest name is offered.
+        BadNetwork: The model mixes rows, cannot be exported, runs a tapped module twice, or carries something at a cut
+            that cannot be compacted.
+        BadInput: An argument is not what it must be.
+        BadData: The example does not fit the model.
+
+    Example:
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+        >>> cut(model, torch.randn(4, 8), at=["1"]).chain.exits
+        ('1', 'backbone')
     """
     return cut_and_placement(
         model,
@@ -139,22 +156,35 @@ def ladder(
     example: object = None,
     specs: Mapping[str, str] | None = None,
 ) -> Network:
-    """A network of whole trained models, cheapest first, each reading the raw input through its own front.
+    """Stack whole trained models into a cascade (a *ladder*), cheapest first.
 
-    rungs: models or (model, front) pairs; a mapping names them, else they are rung1, rung2, ... A network made by `cut`
-    may be a rung: it keeps its exits and gates, at the nodes `<rung>/<cut>`. So may a scikit-learn estimator, the path
-    of an `.onnx` file and a function of NumPy arrays (offramp.members has these, and models behind HTTP).
-    gate: one for all rungs but the last, or one per rung name; a name, a Gate, a function of logits [B, C], or one of
-    `reads`, the names of the exits before.
-    temperature: by which logits are divided before a gate scores them, for one gate of all rungs; None leaves them.
-    answer: "own" (the rung's logits) or "mean" (log of the mean probabilities of the rungs visited). example: a small
-    batch; if given, the rungs must agree on its classes, and engines that compile know its shape. A model inside of
-    torch.compile, DataParallel or AveragedModel is taken out of it. Nothing is changed. Raises BadNetwork, BadInput,
-    UnknownName.
+    Each model reads the raw input through its own preprocessing. Nothing is trained and nothing is changed.
 
-    >>> net = ladder({"small": nn.Linear(4, 3), "large": nn.Linear(4, 3)}).eval()
-    >>> net.chain.exits
-    ('small', 'large')
+    Args:
+        rungs: Models or (model, front) pairs; a mapping names them, a sequence numbers them. A network made by `cut`
+            may be one of them and keeps its exits and gates, at the nodes `<name>/<cut>`. A scikit-learn estimator,
+            the path of an `.onnx` file and a function of NumPy arrays are taken too (see `offramp.members`).
+        gate: One for all models but the last, or a mapping from name to gate: a name on the shelf `gates`, a Gate, or a
+            function of logits [B, C] that gives scores [B].
+        temperature: Divides the logits before a gate scores them, for one gate of all models. None leaves them.
+        answer: "own" gives the logits of the model at which a row stops; "mean" the logarithm of the mean probabilities
+            of all models that it visited.
+        example: A small batch. If it is given, the models must agree on its classes, and engines that compile know its
+            shape.
+        specs: The text that names each model, so that a saved network can be built again.
+
+    Returns:
+        A network with a node for each model.
+
+    Raises:
+        BadNetwork: The models do not fit together.
+        BadInput: An argument is not what it must be.
+        UnknownName: No such gate.
+
+    Example:
+        >>> net = ladder({"small": nn.Linear(4, 3), "large": nn.Linear(4, 3)}).eval()
+        >>> net.chain.exits
+        ('small', 'large')
     """
     named = _named(rungs)
     for model, front, _ in named.values():

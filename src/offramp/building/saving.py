@@ -34,9 +34,16 @@ Given = nn.Module | tuple[nn.Module, nn.Module | None]
 
 
 def save(network: Network, folder: str | Path) -> None:
-    """Write a network as a folder, atomically; an earlier network there is replaced whole.
+    """Write a network as a folder: network.json and weights.safetensors.
 
-    Raises BadFile when the place cannot be written or holds anything else, if only one more file.
+    An earlier network there is replaced whole, in one step.
+
+    Args:
+        network: What to save. Classes that are the user's code are not saved; `load` asks for them again.
+        folder: Where. It may hold an earlier network and nothing else.
+
+    Raises:
+        BadFile: The folder cannot be written, or holds a file that offramp did not write.
     """
     with saving(network, folder):
         pass
@@ -74,12 +81,23 @@ def load(
     gates: Mapping[str, Gate] | None = None,
     exits: Mapping[str, Exit] | None = None,
 ) -> Network:
-    """Read a network, in eval mode. No code runs but our own shelves'.
+    """Read a network that `save` wrote, in eval mode. Nothing but offramp's own shelves is imported or run.
 
-    model: the rungs that their user built, by name: a module, or (module, front) where the front is the user's too.
-    So are scikit-learn estimators, functions and endpoints; an ONNX file is stored in the folder.
-    gates, exits: those of the user's own, by node name. What is given gets the weights and the precision of the file.
-    Raises BadFile (missing, damaged, edited), NewerSchema, BadInput (something must be given again).
+    Args:
+        folder: What `save` wrote.
+        model: The models that are the user's own, by name: a module, or (module, front) if the preprocessing is the
+            user's too. Scikit-learn estimators, functions and endpoints belong here as well; an ONNX file is in the
+            folder.
+        gates: The user's own gates, by node name.
+        exits: The user's own exits, by node name.
+
+    Returns:
+        The network, with the weights and the precision of the files.
+
+    Raises:
+        BadFile: Missing, damaged or edited.
+        NewerSchema: Written by a newer offramp.
+        BadInput: Something that is the user's code must be given again.
     """
     return read_whole(Path(folder), lambda place: _load(place, model, gates or {}, exits or {}), FOLDER.require_own)
 

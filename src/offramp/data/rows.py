@@ -270,7 +270,20 @@ def _cut(part: Part, start: int, stop: int) -> Part:
 
 
 def rows(data: object, labels: object = None) -> Rows:
-    """Whatever holds data, as Rows; see the top of this file for what that may be. Raises BadData, BadFile."""
+    """Turn whatever holds data into numbered rows.
+
+    Args:
+        data: Arrays, (x, y), a mapping of named arrays, a torch Dataset or DataLoader, an iterable of batches, or a
+            spec such as "cifar10:DIR[1000:5000]" (see docs/reference/data.md).
+        labels: [N], if `data` has none.
+
+    Returns:
+        Rows with a number in their source and a digest of their content.
+
+    Raises:
+        BadData: The data has no rows, or is not of a kind that is known.
+        BadFile: A file is missing or damaged.
+    """
     if labels is not None and not (is_array(data) or isinstance(data, Mapping)):
         raise BadData(
             f"labels came beside a {type(data).__name__}; expected them beside an array or a dict only: stack the rows "

@@ -79,13 +79,27 @@ class Exported:
 def export(
     network: Network, plan: Plan, folder: str | Path, *, example: Any = None, one_file: bool = False
 ) -> Exported:
-    """Write a folder that answers under a plan without offramp and torch, atomically; an earlier export is replaced.
+    """Write a folder that answers under a plan with NumPy and ONNX Runtime alone, without offramp and torch.
 
-    example: a batch as the network takes it, where neither the plan nor a cut has seen one. one_file: all graphs as
-    one, with the compaction inside and the thresholds as inputs. Every graph is compared with the network first. The
-    promise goes along if the plan was made on this ONNX Runtime; else it is left out, and the note says so.
-    Raises BadNetwork (an operator that cannot be written, or gives something else), Mismatch, BadInput, BadFile (also
-    for a folder that holds anything but an earlier export), MissingExtra.
+    Every graph is compared with the network before the folder is put into place. An earlier export there is replaced.
+
+    Args:
+        network: In eval mode.
+        plan: Its promise goes along if it was made on this ONNX Runtime. Otherwise the promise is left out, and the
+            printed note says so.
+        folder: Where. It may hold an earlier export and nothing else.
+        example: A batch as the network takes it, if neither the plan nor a cut has seen one.
+        one_file: Also write the whole plan as one graph, with compaction inside and thresholds as inputs.
+
+    Returns:
+        What was written; it prints as a sentence.
+
+    Raises:
+        BadNetwork: An operator cannot be written, or gives something else.
+        Mismatch: The plan belongs to another network.
+        BadInput: The plan does not fit, or an example is missing.
+        BadFile: The folder cannot be written, or holds anything but an earlier export.
+        MissingExtra: ONNX or ONNX Runtime is not installed.
     """
     network = as_network(network)
     FOLDER.require_own(Path(folder))

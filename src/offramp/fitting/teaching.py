@@ -62,22 +62,40 @@ def fit(
     progress: bool = True,
     **arguments: Any,
 ) -> History:
-    """Teach a network's exits, in place, where it lies; it ends in eval mode, ready to be recorded.
+    """Train a network's exits, in place and on its device, by a recipe. It ends in eval mode, ready to be recorded.
 
-    data: whatever `offramp.data.rows` takes, with rows by number and labels. recipe: a name on the shelf (hinge,
-    cross_entropy, joint, boosted, ...), one with arguments ("joint?epochs=5"), an object, or your own
-    (`my.module:Recipe`). arguments: those of the recipe, such as epochs=5; docs/reference/recipes.md lists them.
-    At the command line they are --with epochs=5.
-    development: rows on which recipes choose, and by which each epoch is measured; never those of a promise.
-    augment: a name on the shelf (crop_flip, flip), `my.module:function`, or a function of a batch x, drawn anew from
-    torch's generator; where pooled features are computed once, `views` fixed copies of each row are kept. precision:
-    "no", "bf16" or "fp16". folder: metrics.csv, and a checkpoint after each epoch and each minute, from which
-    `resume=True` goes on, bit for bit on one CPU; Ctrl-C writes one more. cache: where pooled features stay for other
-    runs too (`folder` if not given). track: a tracker of Accelerate, such as "tensorboard".
-    Where several processes were launched (torchrun, accelerate launch), all must call it: each takes its share of every
-    batch of `batch_size` rows, and all end with the same weights.
-    The rows are remembered: calibrate refuses them. Raises BadInput, BadData, BadNetwork (the recipe cannot teach this
-    network: nothing was changed), Diverged, Mismatch (another run's folder), MissingExtra.
+    The network remembers the rows: `calibrate` refuses them. Under torchrun or accelerate launch every process must
+    call this; each takes its share of every batch, and all end with the same weights.
+
+    Args:
+        network: Made by `cut` or `ladder`.
+        data: Whatever `offramp.rows` takes, with labels and rows by number.
+        recipe: A name on the shelf `recipes` (hinge, cross_entropy, joint, ...), one with arguments
+            ("joint?epochs=5"), a Recipe, or your own by name ("my.module:Recipe").
+        development: Rows by which each epoch is measured and on which some recipes choose. Never rows of a promise.
+        batch_size: Rows of one step, over all processes.
+        seed: Of everything that is drawn.
+        augment: A name on the shelf `augments` (crop_flip, flip), "my.module:function", or a function of a batch x.
+        views: How many fixed augmented copies of each row are kept where pooled features are computed once.
+        precision: "no", "bf16" or "fp16".
+        folder: Where metrics.csv and checkpoints go: one after each epoch and each minute, and one at Ctrl-C.
+        cache: Where pooled features stay for other runs; by default `folder`.
+        resume: Continue from the checkpoint in `folder`, bit for bit on one CPU.
+        track: A tracker of Accelerate, such as "tensorboard".
+        progress: Whether to show progress.
+        **arguments: Of the recipe, such as epochs=5. docs/reference/recipes.md lists them; at the command line they are
+            --with epochs=5.
+
+    Returns:
+        The history: what each epoch measured.
+
+    Raises:
+        BadNetwork: The recipe cannot train this network; nothing was changed.
+        BadInput: An argument is not what it must be.
+        BadData: The rows do not fit, or have no labels.
+        Diverged: A loss is no longer finite.
+        Mismatch: `folder` belongs to another run.
+        MissingExtra: Accelerate, or the tracker, is not installed.
     """
     network = as_network(network)
     method = recipe_of(recipe, **arguments)

@@ -22,13 +22,21 @@ IntArray = npt.NDArray[np.integer[Any]]
 
 @dataclass(frozen=True)
 class Risk:
-    """A loss per row and exit, and the range that the bounds rely on.
+    """A loss for each row and exit, and the range that the bounds rely on.
 
-    `losses(answers [N, E], labels [N] | None, reference) -> [N, E]`; with `reads="outputs"` its first
-    argument is the logits `[N, E, C]` float32. `values` names the only values that a loss takes (None: any
-    in `[low, high]`). `zero_at_reference` says that column `reference` is 0 by construction.
+    Args:
+        name: How a promise names it.
+        low: No loss is below this.
+        high: No loss is above this.
+        needs_labels: Whether the losses need labels.
+        zero_at_reference: Whether the losses of the reference are 0 by construction.
+        losses: A function of (answers [N, E], labels [N] or None, index of the reference) that gives losses [N, E].
+            With reads="outputs" the first argument is the logits [N, E, C] in float32.
+        reads: "answers" or "outputs".
+        values: The only values that a loss takes, if they are few; None for any in the range.
 
-    Example: `Risk("brier", 0.0, 2.0, True, False, my_brier, reads="outputs")`.
+    Example:
+        `Risk("brier", 0.0, 2.0, True, False, my_brier, reads="outputs")`; examples/own_risk.py runs one.
     """
 
     name: str

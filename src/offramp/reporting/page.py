@@ -31,11 +31,24 @@ def report(
     others: Mapping[str, Plan] | None = None,
     title: str | None = None,
 ) -> Path:
-    """Write one HTML page about a plan on the rows of a trace, and return its path.
+    """Write one HTML page about a plan on the rows of a trace. It needs no network and no other file.
 
-    data: the recorded rows, for a gallery of images; others: plans to mark on the frontier, under their names.
-    The page needs no network and no other file. Raises BadData (no rows, or data that is not the trace's),
-    Mismatch (a plan of another network), MissingExtra, BadFile.
+    Args:
+        trace: The rows to show; best rows that the plan has not seen.
+        plan: Of the same network.
+        path: The .html file. An earlier page of offramp there is replaced.
+        data: The recorded rows, for a gallery of images.
+        others: Plans to mark beside it, under their names.
+        title: The heading; by default the names of the exits.
+
+    Returns:
+        The path.
+
+    Raises:
+        BadData: The trace has no rows, or `data` is not what was recorded.
+        Mismatch: The plan belongs to another network.
+        MissingExtra: plotly or Pillow is not installed.
+        BadFile: The path cannot be written, or holds a file of another kind.
     """
     library = plotly_library()
     page = _Page(view_of(trace, plan), dict(others or {}), title)

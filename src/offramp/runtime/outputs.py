@@ -23,10 +23,13 @@ Rows = np.ndarray[Any, np.dtype[np.int64]] | None  # numbers of rows in x; None:
 
 @dataclass(frozen=True)
 class Answers:
-    """What a Runner gives, in the order of x.
+    """What a runner gives, in the order of x.
 
-    logits [B, C]; exit [B] int64, an index into `exits`; why [B] int64, an index into trace.WHY (gate, end, deepest,
-    deadline, unavailable); flagged [B] bool: a score of this row was NaN, or an answer not finite.
+    Attributes:
+        logits: [B, C].
+        exit: [B] int64, an index into `exits`.
+        why: [B] int64, an index into trace.WHY: gate, end, deepest, deadline, unavailable.
+        flagged: [B] bool: a score of this row was NaN, or its answer is not finite.
     """
 
     logits: Tensor

@@ -49,23 +49,31 @@ def record(
     keep_probe_rows: bool = False,
     progress: bool = True,
 ) -> Trace:
-    """Run every exit and gate on every row, and measure what each part costs.
+    """Run every exit and every gate on every row once, and measure what each part costs.
 
-    Some rows are run again in another batch and alone: what depends on its batch, or is drawn at random, is refused.
-    Autocast around the call does not count.
+    Some rows are run again in another batch and alone. A network whose answers depend on the batch, or are drawn at
+    random, is refused. Autocast around the call does not count. Under torchrun or accelerate launch every process must
+    call this: processes take whole batches in turn, so results match a single process bit for bit.
 
-    data: whatever `offramp.data.rows` takes: arrays, (x, y), a Dataset, a DataLoader, batches, or a spec such as
-    "cifar10:DIR[1000:5000]". keep: "logits", or "answers" to leave the logits [N, C] out.
-    timed: measure milliseconds over batch 1 to 64, also of the Runner itself and of the bare last model, and how noisy
-    they are; do so where nothing else runs (a NoisyTimings says when something did).
-    engine: torch, onnxruntime or openvino, with options as in "torch:bf16" (see the engines); the plans that are
-    made of this trace run on it, and on no other.
-    keep_probe_rows: whether up to sixteen of the rows themselves go into the trace and its plans, so that every `open`
-    compares this network on real rows; without it a plan has their digests and outputs.
-    Where several processes were launched, all must call it: they take whole batches by turns (so that the last bits are
-    those of one process), the main one measures costs when the others have ended, and each gets the whole trace.
-    Raises BadData (no rows, labels out of range, wrong shapes, rows that give NaN), BadNetwork (training mode; logits
-    or scores of a row that depend on its batch), MissingExtra.
+    Args:
+        network: In eval mode.
+        data: Whatever `offramp.rows` takes.
+        batch_size: Rows of one call.
+        keep: "logits", or "answers" to leave the logits [N, C] out of the trace.
+        timed: Measure milliseconds over batch sizes 1 to 64 as well, and how noisy they are. Nothing else should run.
+        engine: torch, onnxruntime or openvino, with options as in "torch:bf16". A plan made of this trace holds for
+            this engine only.
+        keep_probe_rows: Put up to sixteen of the rows themselves into the trace and its plans, so that every `open`
+            compares the network on real rows. Otherwise a plan has only their digests and outputs.
+        progress: Whether to show progress.
+
+    Returns:
+        The trace.
+
+    Raises:
+        BadData: No rows, labels out of range, wrong shapes, or rows that give NaN.
+        BadNetwork: The network is in training mode, or a row's answer depends on its batch.
+        MissingExtra: The engine is not installed.
     """
     if keep not in ("logits", "answers"):
         raise BadData(f"keep is {keep!r}, expected 'logits' or 'answers'")

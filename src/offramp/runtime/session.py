@@ -140,7 +140,24 @@ def _warm(network: Network, rows: State, parts: Sequence[Part]) -> None:
 
 
 def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Answers:
-    """Open and call: Answers for a batch x. The last Runner of a network is kept while nothing has changed."""
+    """Open a network under a plan and answer one batch.
+
+    The last runner of a network is kept, and used again while nothing has changed. For a server, use `open`.
+
+    Args:
+        network: In eval mode.
+        plan: From `calibrate`, or set by hand.
+        x: A batch [B, ...], or a tuple or mapping of inputs.
+        engine: torch, onnxruntime or openvino, with options as in "torch:bf16".
+
+    Returns:
+        Logits, exit and reason of every row, in the order of x.
+
+    Raises:
+        Mismatch: The plan was made for another network, engine, precision or code.
+        BadData: x does not fit the network.
+        BadNetwork, BadInput, UnknownName, MissingExtra: As for `open`.
+    """
     network = as_network(network)
 
     kept = compiled_of(network)
