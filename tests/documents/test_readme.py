@@ -60,7 +60,9 @@ def test_the_commands_run_in_order(home: Path) -> None:
 def test_every_command_and_flag_in_the_documents_exists() -> None:
     help_pages = (ROOT / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
     documents = [README, *(file.read_text(encoding="utf-8") for file in (ROOT / "docs").rglob("*.md"))]
-    used = [line for text in documents for line in re.findall(r"(?:^\$ |`|^)(offramp [a-z][^`\n]*)", text, flags=re.M)]
+    blocks = [block for text in documents for block in re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)]
+    used = [line for block in blocks for line in re.findall(r"^(?:\$ )?(offramp [a-z].*)", block, flags=re.MULTILINE)]
+    used += [line for text in documents for line in re.findall(r"`(offramp [a-z][^`\n]*)`", text)]
     assert used
     for line in used:
         name, *rest = line.removeprefix("offramp ").split()
