@@ -34,6 +34,10 @@ class Verdict:
     dropped: int = 0
     repeated: int = 0
 
+    def __repr__(self) -> str:
+        """Short: for notebooks and messages."""
+        return f"<Verdict: {self}>"
+
     def __str__(self) -> str:
         return f"{self.evaluation}\n{self.sentence}"
 

@@ -90,6 +90,10 @@ class Evaluation:
     worst_class: WorstClass | None = None
     repeated: int = 0
 
+    def __repr__(self) -> str:
+        """Short: for notebooks and messages."""
+        return f"<Evaluation: {self}>"
+
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
         return asdict(self)

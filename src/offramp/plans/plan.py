@@ -247,6 +247,10 @@ class Plan:
             clauses.append(f"at {gate} take {', '.join(open_ways)}, else {names[-1]}")
         return clauses
 
+    def __repr__(self) -> str:
+        """Short: for notebooks and messages."""
+        return f"<Plan: {self}>"
+
     def __str__(self) -> str:
         leave = self._leaves()
         say = "Leave " + ", ".join(leave) if leave else "Nothing leaves early"

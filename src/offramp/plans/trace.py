@@ -108,6 +108,10 @@ class Replay:
     output: Array
     schedule: Schedule
 
+    def __repr__(self) -> str:
+        """Short: for notebooks and messages."""
+        return f"<Replay of {len(self.exit):,} rows through {self.ran.shape[1]} stages>"
+
 
 @dataclass(frozen=True)
 class Visit:
@@ -155,6 +159,10 @@ class Trace:
 
     def __len__(self) -> int:
         return len(self.columns["row"])
+
+    def __repr__(self) -> str:
+        """Short: for notebooks and messages."""
+        return f"<Trace: {self}>"
 
     def __str__(self) -> str:
         kind = "labelled" if self.labels is not None else "unlabelled"
