@@ -29,8 +29,9 @@ from offramp.fitting.norms import shared_norms
 from offramp.fitting.pooling import Pooling
 from offramp.fitting.stepping import Stepping
 from offramp.fitting.tallying import numbers_of, require_finite, require_rows
+from offramp.networks.inputs import State
 from offramp.networks.network import Network
-from offramp.networks.recipe import Phase, Recipe, Whole
+from offramp.networks.recipe import Lesson, Phase, Recipe, Whole
 
 EVERY = 60.0  # seconds between checkpoints in the middle of an epoch
 ECHO = 5.0  # seconds in which a launcher passes a Ctrl-C on that the terminal told its processes too
@@ -96,45 +97,60 @@ class Loop:
         )
 
     def _teach(self, number: int, phase: Phase) -> None:
-        """Epochs of steps: look, lose, step."""
-        recipe, pooled = self.course.recipe, phase.reads == "pooled"
+        """Epochs over the training rows, a batch at a time."""
+        pooled = phase.reads == "pooled"
         looking = Looking(self.network, self.network.aids[phase.teacher] if phase.teacher else None)
-        lessons, held = self._lessons(number, phase), self._development(pooled=pooled)
+        lessons = self._lessons(number, phase)
+        held = self._development(pooled=pooled)
         require_rows(lessons, self.network)
         steps = phase.epochs * lessons.steps
-        shared = lessons.processes
-        stepping = Stepping(phase, steps, self.course.accelerator, looking, shared)
+        stepping = Stepping(phase, steps, self.course.accelerator, looking, lessons.processes)
         self._restore(number, phase, stepping)
         echo = ECHO if self.course.processes.count > 1 else 0.0
-        with interruptible(echo) as asked, phase.during(), shared_norms(self.network, shared):
+        with interruptible(echo) as asked, phase.during(), shared_norms(self.network, lessons.processes):
             for epoch in range(self.at.epoch, phase.epochs):
                 batches = lessons.epoch(epoch, self.at.step)
-                what, left = f"{phase.name}, epoch {epoch + 1} of {phase.epochs}", lessons.steps - self.at.step
-                start, tally = time.perf_counter() - self.at.seconds, dict(self.at.sums or {})
+                what = f"{phase.name}, epoch {epoch + 1} of {phase.epochs}"
+                left = lessons.steps - self.at.step
+                start = time.perf_counter() - self.at.seconds
+                tally = dict(self.at.sums or {})
                 for state, positions in track(batches, what=what, total=left, show=self.course.progress):
-                    step, size = epoch * lessons.steps + self.at.step, lessons.size(self.at.step)
-                    lesson = replace(lessons.lesson(positions, phase.name, step, steps), share=len(positions) / size)
-                    looked = stepping.look(state, pooled) if phase.looks else UNSEEN
-                    view = view_of(self.network, looked, state, pooled)
-                    if phase.by == "update":
-                        losses = recipe.update(view, lesson, stepping.optimiser)
-                        figures = numbers_of(losses)
-                        require_finite(figures, view, phase, step, self.course.folder)
-                    else:
-                        losses = recipe.loss(view, lesson)
-                        figures = shared.mean(numbers_of(losses), lesson.share)
-                        require_finite(figures, view, phase, step, self.course.folder)
-                        stepping.step(losses, lesson.share)
-                    stepping.end_step()
+                    step = epoch * lessons.steps + self.at.step
+                    size = lessons.size(self.at.step)
+                    lesson = lessons.lesson(positions, phase.name, step, steps)
+                    lesson = replace(lesson, share=len(positions) / size)
+                    figures = self._step(phase, stepping, state, lesson, lessons.processes)
                     for name, value in figures.items():
                         tally[name] = tally.get(name, 0.0) + value * size
-                    self.at = replace(
-                        self.at, epoch=epoch, step=self.at.step + 1, sums=tally, seconds=time.perf_counter() - start
-                    )
+                    seconds = time.perf_counter() - start
+                    self.at = replace(self.at, epoch=epoch, step=self.at.step + 1, sums=tally, seconds=seconds)
                     self._pause(asked, stepping, lessons, due=time.perf_counter() - self.saved > EVERY)
                 self._end_epoch(phase, epoch, lessons, held, tally, stepping.optimiser)
                 self._pause(asked, stepping, lessons, due=epoch + 1 < phase.epochs)
         self.ended = stepping.optimiser
+
+    def _step(
+        self, phase: Phase, stepping: Stepping, state: State, lesson: Lesson, shared: Processes
+    ) -> Mapping[str, float]:
+        """One batch: outputs, loss, backward, step.
+
+        Returns:
+            The losses as numbers, the mean over all processes.
+        """
+        recipe = self.course.recipe
+        pooled = phase.reads == "pooled"
+        outputs = stepping.look(state, pooled) if phase.looks else UNSEEN
+        view = view_of(self.network, outputs, state, pooled)
+        if phase.by == "update":  # the recipe has a backward pass and a step of its own
+            figures = numbers_of(recipe.update(view, lesson, stepping.optimiser))
+            require_finite(figures, view, phase, lesson.step, self.course.folder)
+        else:
+            losses = recipe.loss(view, lesson)
+            figures = shared.mean(numbers_of(losses), lesson.share)
+            require_finite(figures, view, phase, lesson.step, self.course.folder)
+            stepping.step(losses, lesson.share)  # backward, clip, optimizer step
+        stepping.end_step()
+        return figures
 
     def _pause(self, asked: Event, stepping: Stepping, lessons: Lessons, *, due: bool) -> None:
         """A checkpoint when it is due, or when somebody has asked to stop: then the run ends here, in all processes."""
