@@ -31,7 +31,7 @@ def main(data: str) -> None:
     models = {}
     for name in MODELS:
         model = off.make_model(f"offramp:{name}", f"{data}/weights/cifar10_{name}.safetensors")
-        models[name] = (model, off.front_of(f"offramp:{name}"))
+        models[name] = (model, off.make_front(f"offramp:{name}"))
     rows = f"cifar10:{data}/cifar10"
     trace = off.record(off.ladder(models), rows, timed=False)
     # the ladder of two, as columns of the one trace of three
@@ -67,7 +67,8 @@ def frontier(trace: off.Trace, certified: off.Plan, networks: dict[str, tuple[fl
     axes.plot([mean], [100 * found.accuracy], "*", markersize=15, color="#e65100", label="certified: gap <= 0.5 points")
     for name, (cost, share) in networks.items():
         axes.plot([cost], [100 * share], "s", color="#546e7a")
-        axes.annotate(f"{name} alone", (cost, 100 * share), xytext=(6, -12), textcoords="offset points", fontsize=8)
+        side = {"xytext": (-8, 6), "ha": "right"} if cost > 0.9 else {"xytext": (8, -3), "ha": "left"}
+        axes.annotate(f"{name} alone", (cost, 100 * share), textcoords="offset points", fontsize=8, **side)
     axes.set_xlabel("mean cost of an image, as a share of ResNet-56 (multiply-adds)")
     axes.set_ylabel("accuracy, %")
     axes.set_title("CIFAR-10, 5,000 test images that chose nothing", fontsize=10)
