@@ -345,7 +345,8 @@ def _compare(
     if "/" + kind == SCORE:
         raise Mismatch(
             f"gate {node!r} scores {what} of the plan {far:.2g} away from where it was made (band "
-            f"{origin.rounding:g}): its code is another one, or this machine computes differently; record and calibrate here"
+            f"{origin.rounding:g}): its code is another one, or this machine computes differently; record and "
+            "calibrate here"
         )
     raise Mismatch(
         f"exit {node!r} answers {what} of the plan's probe {far:.2g} away from where the plan was made (band "
