@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from offramp._support.arguments import percentage, require_number
+from offramp._support.arguments import percentage, require_flag, require_kind, require_number
 from offramp.calibration.rows import Selected, independent_rows
 from offramp.errors import BadInput
 from offramp.guarantees.risks import Risk, find_risk
@@ -68,6 +68,10 @@ def check(
         BadInput: an argument is not what it must be, or no row is left.
         Mismatch: the plan belongs to another network, engine or precision.
     """
+    require_kind("the plan", plan, Plan, "from calibrate, Plan.load or Plan.by_hand")
+    require_kind("the trace", trace, Trace, "from record or Trace.load")
+    drop_seen = require_flag("drop_seen", drop_seen)
+    same_rows = require_flag("same_rows", same_rows)
     promise = plan.promise
     trace.check(plan)
     if confidence is None:
