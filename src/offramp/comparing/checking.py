@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from offramp._support.arguments import arguments_of, pairs, require_number
+from offramp._support.arguments import arguments_of, pairs, require_confidence, require_number
 from offramp._support.find import files, find
 from offramp.building.factories import exit_factory, make_front, make_gate, make_model, model_factory
 from offramp.comparing.cuts import free_of
