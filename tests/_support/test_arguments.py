@@ -8,7 +8,14 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from offramp._support.arguments import percentage, require_number
+from offramp._support.arguments import (
+    percentage,
+    require_confidence,
+    require_count,
+    require_flag,
+    require_kind,
+    require_number,
+)
 from offramp.errors import BadInput
 
 
@@ -44,6 +51,8 @@ def test_what_is_no_number(value):
         (99.9, 1, "got 99.9 (99.9 % is 0.999)"),
         ("5%", 1, "got '5%' (5 % is 0.05)"),
         ("0.5 %", 1, "got '0.5 %' (0.5 % is 0.005)"),
+        ("0.05", 1, "got '0.05' (a text: give the number 0.05)"),
+        ("0.05%", 1, "got '0.05%' (0.05 % is 0.0005)"),
         (5, 3, "got 5"),
         (100, 1, "got 100"),
         (-5, 1, "got -5"),
@@ -63,6 +72,8 @@ def test_what_was_meant(value, high, ends):
         (0.001, "0.1 %"),
         (0.9999, "99.99 %"),
         (0.999999999, "99.9999999 %"),
+        (1 - 1e-13, "99.99999999999 %"),
+        (1 - 1e-15, "99.9999999999999 %"),
         (1e-7, "1e-05 %"),
         (0.07, "7 %"),
         (0.005, "0.5 %"),
@@ -72,3 +83,51 @@ def test_what_was_meant(value, high, ends):
 )
 def test_shares_have_all_their_digits(share, printed):
     assert percentage(share) == printed
+
+
+def test_numbers_are_taken_as_they_are_written():
+    assert require_number("level", np.float32(0.05), 0, 1) == 0.05
+    assert math.copysign(1, require_number("level", -0.0, 0, 1, includes_low=True)) == 1
+    with pytest.raises(BadInput, match="share must be a number above 0, got 1000"):
+        require_number("share", 10**400, 0, math.inf)
+
+
+def test_confidence():
+    assert require_confidence(0.95) == 0.95
+    for wrong in (1e-300, 0, 1, True, "95%", None, math.nan):
+        with pytest.raises(BadInput, match=r"^confidence must be a number"):
+            require_confidence(wrong)
+
+
+@pytest.mark.parametrize("value", [1, 64, np.int64(64), np.uint8(3), 2**31 - 1])
+def test_counts(value):
+    assert type(require_count("batch", value)) is int
+    assert require_count("batch", value) == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [0, -1, True, np.True_, 1.0, 1.5, math.nan, math.inf, "64", None, 1e30, 10**400, np.array([1, 64]), np.float32(2)],
+)
+def test_what_is_no_count(value):
+    with pytest.raises(BadInput, match="batch must be a whole number from 1 upward, got") as caught:
+        require_count("batch", value)
+    assert len(str(caught.value)) < 120
+    with pytest.raises(BadInput, match="seed must be a whole number from 0 to 5, got 6"):
+        require_count("seed", 6, 0, 5)
+
+
+def test_flags():
+    assert require_flag("resume", True) is require_flag("resume", np.True_) is True
+    assert require_flag("resume", False) is require_flag("resume", np.False_) is False
+    for wrong in ("no", "", 0, 1, None, [True], np.array([True])):
+        with pytest.raises(BadInput, match="resume must be True or False, got"):
+            require_flag("resume", wrong)
+
+
+def test_kinds():
+    require_kind("the plan", Fraction(1, 2), Fraction, "from nowhere")
+    with pytest.raises(BadInput, match=r"^the plan must be a Fraction, from nowhere; got a int$"):
+        require_kind("the plan", 5, Fraction, "from nowhere")
+    with pytest.raises(BadInput, match=r"got the text 'x\.json': load it first, with Fraction\.load"):
+        require_kind("the plan", "x.json", Fraction, "from nowhere")

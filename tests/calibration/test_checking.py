@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import offramp as off
-from drawing import at_the_edge, copies, population, renumbered, with_columns
+from drawing import at_the_edge, copies, few_contents, population, renumbered, with_columns
 from offramp.calibration.calibrating import calibrate
 from offramp.calibration.checking import check, told
 from offramp.errors import BadInput, OverlappingRows
@@ -65,13 +65,39 @@ def test_rows_of_the_plan_are_refused_or_left_out(plan):
     for options in ({"drop_seen": True}, {"repeats": "once"}):
         found = check(plan, mixed, **options)
         assert (found.evaluation.rows, found.dropped) == (100, 50)
-    assert check(plan, renumbered(mixed, 9000), repeats="independent").evaluation.rows == 150
+    few = POPULATION[np.append(np.arange(599, 600), np.arange(600, 700))]
+    assert check(plan, renumbered(few, 9000), repeats="independent").evaluation.rows == 101
     assert check(plan, mixed, same_rows=True).evaluation.rows == 150
     with pytest.raises(BadInput, match="none is left"):
         check(plan, POPULATION[:600], drop_seen=True)
     shuffled = POPULATION[np.random.default_rng(0).permutation(600)]
     with pytest.raises(OverlappingRows, match="600 of the 600"):
         check(plan, shuffled, repeats="independent")
+    for rows in (mixed, POPULATION[1:600], POPULATION[:600:2], POPULATION[300:900]):
+        with pytest.raises(OverlappingRows, match="too many, or too much alike, for rows that were each drawn"):
+            check(plan, renumbered(rows, 9000), repeats="independent")
+
+
+@pytest.mark.parametrize("contents", [2, 12, 60, 1000])
+def test_discrete_data_is_checked_unless_it_is_the_same_again(contents):
+    rows = few_contents(contents)
+    drawn = [renumbered(rows[np.random.default_rng(seed).integers(0, 8000, 400)], 400 * seed) for seed in range(60)]
+    of_them = calibrate(drawn[0], at_most=0.5, repeats="independent")
+    for each in drawn[1:]:  # none of 59 is refused
+        assert check(of_them, each, repeats="independent").evaluation.rows == 400
+    if contents > 2:  # with two contents half of all draws look like that
+        for same in (drawn[0], drawn[0][1:], drawn[0][:-3]):
+            with pytest.raises(OverlappingRows, match="too much alike"):
+                check(of_them, renumbered(same, 90_000), repeats="independent")
+
+
+def test_the_level_of_another_risk_is_asked_for(plan):
+    rows = POPULATION[600:]
+    assert check(plan, rows, risk="disagreement").level == 0.1
+    with pytest.raises(BadInput, match=r"at_most must be given .* the level 0\.1 is of disagreement, not of error"):
+        check(plan, rows, risk="error")
+    assert check(plan, rows, risk="error", at_most=0.3).level == 0.3
+    assert check(Plan.by_hand({}), rows, risk="error").word == "no promise"
 
 
 def test_training_rows_are_refused_or_left_out(plan):

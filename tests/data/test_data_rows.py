@@ -317,7 +317,8 @@ BAD_STREAMS = {
     "types differ": ([X[:5], X[5:].astype(np.float32)], "float32"),
     "labels stop": ([(X[:5], Y[:5]), X[5:]], "no labels"),
     "labels start": ([X[:5], (X[5:], Y[5:])], "has labels"),
-    "three parts": ([(X, Y, Y)], "3 parts"),
+    "three parts": ([(X, Y, Y)], "3 parts; expected x or .*several inputs into a dict"),
+    "plain lists": (([[1.0, 2.0]] * 5, [0] * 5), "5 parts; expected x or .*these are plain lists: make arrays"),
     "text": (["abc"], "is a str"),
 }
 

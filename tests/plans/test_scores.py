@@ -101,3 +101,27 @@ def test_a_trace_of_the_first_edition_loads_and_nothing_is_known_of_its_scores(t
 
 def test_docstrings_run():
     assert doctest.testmod(module).failed == 0
+
+
+def test_a_range_holds_plain_numbers_whatever_it_was_made_of():
+    found = ScoreRange(np.float32(0), 1, saturates=[1.0], whole=np.True_)
+    assert found == ScoreRange(0.0, 1.0, (1.0,), True)
+    assert hash(found) == hash(ScoreRange(0.0, 1.0, (1.0,), True))
+    assert ScoreRange.from_json(json.loads(json.dumps(found.to_json()))) == found
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"low": "0"}, "low must be a number, got '0'"),
+        ({"high": None}, "high must be a number, got None"),
+        ({"high": True}, "high must be a number, got True"),
+        ({"saturates": 1.0}, r"saturates must be a tuple of numbers, got 1\.0"),
+        ({"saturates": ("1",)}, r"saturates\[0\] must be a number, got '1'"),
+        ({"whole": "no"}, "whole must be True or False, got 'no'"),
+        ({"low": 0.5, "high": 0.7, "whole": True}, r"must have a whole number in their range, got 0\.5 to 0\.7"),
+    ],
+)
+def test_what_is_no_range(options, says):
+    with pytest.raises(BadInput, match=says):
+        ScoreRange(**options)

@@ -266,6 +266,36 @@ def test_a_global_that_a_forward_pass_changes_does_not_count():
     assert gate_mark(score) == mark
 
 
+def test_what_a_closure_changes_does_not_count():
+    source = (
+        "def outer(by):\n"
+        "    calls, seen = 0, []\n"
+        "    def score(z):\n"
+        "        nonlocal calls\n"
+        "        calls += 1\n        seen.append(len(z))\n"
+        "        return z.max(1).values * by\n"
+        "    return score\n"
+        "score = outer(2)\nother = outer(3)\n"
+    )
+    score = made(source, "score")
+    mark = gate_mark(score)
+    score(torch.zeros(2, 3))
+    assert gate_mark(score) == mark != gate_mark(made(source, "other"))
+
+
+def test_what_setattr_sets_does_not_count():
+    source = (
+        "class Model(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.last, self.count = nn.Linear(4, 3), 0\n"
+        "    def forward(self, x):\n"
+        "        setattr(self, 'count', self.count + 1)\n        return self.last(x)\n"
+    )
+    model = made(source, "Model")().eval()
+    mark = model_mark(model)
+    model(torch.zeros(2, 4))
+    assert model_mark(model) == mark
+
+
 def test_circles_and_deep_objects_end():
     source = (
         "class Link:\n  def __init__(self, after): self.after = after\n"

@@ -331,5 +331,5 @@ def test_rungs_of_different_precision_answer_in_the_wider():
 
 
 def test_a_deadline_of_nan_is_refused(two):
-    with pytest.raises(BadInput, match="deadline is NaN"):
+    with pytest.raises(BadInput, match="deadline_ms must be a number of milliseconds, got nan"):
         off.open(two, Plan.by_hand({}), time_on=rows_of(4))(rows_of(2), deadline_ms=math.nan)

@@ -1,6 +1,6 @@
 """Arguments as they are typed: `epochs=5` of a recipe, `strided?width=64` of an exit, `offramp:alexnet?classes=100`.
 
-And numbers: what is allowed for one, and how a share is printed.
+And values: which numbers, counts, flags and objects are allowed, and how a share is printed.
 """
 
 from __future__ import annotations
@@ -8,10 +8,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
-from numbers import Real
+from decimal import Decimal
+from numbers import Integral, Real
 from typing import Any
 
 from offramp.errors import BadInput
+
+MOST = 2**31 - 1  # the largest count
+LONGEST = 40  # characters of a value in a sentence
 
 
 def require_number(name: str, value: object, low: float, high: float, *, includes_low: bool = False) -> float:
@@ -28,13 +32,76 @@ def require_number(name: str, value: object, low: float, high: float, *, include
         BadInput: it is no number, or not within the limits.
     """
     if isinstance(value, Real) and not isinstance(value, bool):
-        number = float(value)
+        # the shortest text of a NumPy number: of float32 0.05 this is 0.05, and no zero is negative
+        number = (float(str(value)) if type(value).__module__ == "numpy" else _as_float(value)) + 0.0
         if low < number < high or (includes_low and number == low):
             return number
     least = f"of at least {low:g}" if includes_low else f"above {low:g}"
     most = "" if high == math.inf else f" and below {high:g}"
     meant = _as_share(value) if high <= 1 or isinstance(value, str) else ""
     raise BadInput(f"{name} must be a number {least}{most}, got {value!r}{meant}")
+
+
+def _as_float(value: Any) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number beyond all floats
+        return math.inf if value > 0 else -math.inf
+
+
+def require_confidence(value: object) -> float:
+    """A confidence above 0 and below 1, also as 1 - confidence. Raises BadInput."""
+    confidence = require_number("confidence", value, 0, 1)
+    if not 0 < 1 - confidence < 1:
+        raise BadInput(f"confidence must be a number of at least 1e-15 and below 1, got {value!r}")
+    return confidence
+
+
+def require_count(name: str, value: object, low: int = 1, high: int = MOST) -> int:
+    """A whole number from `low` to `high`.
+
+    Args:
+        name: of the argument, for the sentence.
+        value: what was handed over; booleans, texts and fractions are no counts, also not 1.0.
+        low: the least.
+        high: the most.
+
+    Raises:
+        BadInput: it is no whole number, or not within the limits.
+    """
+    if isinstance(value, Integral) and not isinstance(value, bool):
+        count = int(value)
+        if low <= count <= high:
+            return count
+    most = "" if high == MOST else f" to {high:,}"
+    found = repr(value)
+    shown = found if len(found) <= LONGEST else f"{found[:LONGEST]}..."
+    raise BadInput(f"{name} must be a whole number from {low}{most or ' upward'}, got {shown}")
+
+
+def require_flag(name: str, value: object) -> bool:
+    """True or False, also NumPy's. Raises BadInput for anything else: the text "no" would count as True."""
+    if isinstance(value, bool) or (type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")):
+        return bool(value)
+    raise BadInput(f"{name} must be True or False, got {value!r}")
+
+
+def require_kind(name: str, value: object, kind: type, way: str) -> None:
+    """Raise BadInput for a value of another class.
+
+    Args:
+        name: of the argument, for the sentence.
+        value: what was handed over.
+        kind: the class that it must have.
+        way: where one comes from, such as "from record or Trace.load".
+    """
+    if isinstance(value, kind):
+        return
+    if isinstance(value, str):
+        got = f"the text {value!r}: load it first, with {kind.__name__}.load"
+    else:
+        got = f"a {type(value).__name__}"
+    raise BadInput(f"{name} must be a {kind.__name__}, {way}; got {got}")
 
 
 def _as_share(value: object) -> str:
@@ -44,6 +111,8 @@ def _as_share(value: object) -> str:
         number = float(text)  # type: ignore[arg-type]
     except (TypeError, ValueError, OverflowError):
         return ""
+    if isinstance(value, str) and not value.strip().endswith("%") and 0 < number < 1:
+        return f" (a text: give the number {number:g})"
     meant = 1 < number < 100 or (isinstance(value, str) and 0 < number < 100)
     return f" ({number:g} % is {number / 100:g})" if meant and not isinstance(value, bool) else ""
 
@@ -54,7 +123,10 @@ def percentage(share: float) -> str:
     >>> percentage(0.95), percentage(0.001), percentage(0.9999)
     ('95 %', '0.1 %', '99.99 %')
     """
-    return f"{100 * share:.12g} %"
+    text = f"{100 * share:.12g}"
+    if text in ("0", "100") and share not in (0, 1):  # rounded, and a promise of 100 % is another one
+        text = f"{(100 * Decimal(repr(share))).normalize()}"
+    return f"{text} %"
 
 
 def arguments_of(texts: Sequence[str] | None, told: str = "--with") -> dict[str, Any]:

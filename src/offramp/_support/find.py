@@ -75,7 +75,7 @@ def imported(dotted: str) -> Any:
 def unknown(name: str, known: Iterable[str], kind: str) -> UnknownName:
     """The error for a name that nothing answers to, with the nearest names."""
     choices = list(known)
-    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.4) if isinstance(name, str) else []
     more = f" and {len(choices) - SHOWN} more" if len(choices) > SHOWN else ""
     offer = "did you mean " + " or ".join(map(repr, near)) if near else "known: " + ", ".join(choices[:SHOWN]) + more
     return UnknownName(

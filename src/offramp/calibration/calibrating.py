@@ -9,7 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from offramp._support.arguments import percentage, require_number
+from offramp._support.arguments import (
+    percentage,
+    require_confidence,
+    require_count,
+    require_flag,
+    require_kind,
+    require_number,
+)
 from offramp.calibration.candidates import problem_of as problem_of
 from offramp.calibration.certifying import Certifier, Tested
 from offramp.calibration.members import warn_of_order
@@ -82,13 +89,11 @@ def calibrate(
         BadInput: two aims or none, or an argument that is not what it must be.
         UnknownName: a risk, bound or exit of that name does not exist.
     """
-    if not isinstance(trace, Trace):
-        kind = (
-            f"the text {trace!r}: load it first, with Trace.load"
-            if isinstance(trace, str)
-            else f"a {type(trace).__name__}"
-        )
-        raise BadInput(f"the trace must be a Trace, from record or Trace.load; got {kind}")
+    require_kind("the trace", trace, Trace, "from record or Trace.load")
+    if search is not None:
+        require_kind("search", search, Trace, "from record or Trace.load")
+    drop_seen = require_flag("drop_seen", drop_seen)
+    batch = require_count("batch", batch)
     if (at_most is None) == (budget is None):
         got = "neither" if at_most is None else "both"
         raise BadInput(f"calibrate needs exactly one of at_most (a promise) and budget (no promise), got {got}")
@@ -99,6 +104,9 @@ def calibrate(
         raise BadInput("the trace must have at least one row, got none")
     unit = trace.unit(unit)
     check_unit(unit, batch)
+    trace.reference(against)  # raises UnknownName
+    if deepest is not None:
+        trace.chain.place(deepest)
     if budget is not None:
         share = require_number("budget", budget, 0, math.inf)
         rows, _ = unseen_rows(trace, drop_seen=drop_seen, what="calibration")  # no promise: repeats do no harm
@@ -106,7 +114,7 @@ def calibrate(
         return _by_budget(rows, risk, share, against, unit, batch, deepest)
     asked = find_risk(risk or "disagreement")
     level = require_number(f"at_most (a level of {asked.name})", at_most, asked.low, asked.high, includes_low=True)
-    confidence = require_number("confidence", confidence, 0, 1)
+    confidence = require_confidence(confidence)
     if testing not in TESTING:
         raise BadInput(f"testing is {testing!r}, expected one of {', '.join(TESTING)}")
     test = Certifier(asked, level, confidence, find_bound(bound, asked), against, unit, batch, deepest)

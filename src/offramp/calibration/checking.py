@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from offramp._support.arguments import percentage, require_number
+from offramp._support.arguments import percentage, require_flag, require_kind, require_number
 from offramp.calibration.rows import Selected, independent_rows
+from offramp.errors import BadInput
 from offramp.guarantees.risks import Risk, find_risk
 from offramp.plans.evaluation import Evaluation, Measured
 from offramp.plans.plan import Plan
@@ -59,7 +60,7 @@ def check(
         plan: with a promise, or any other one if `at_most` names a level.
         trace: rows of the same network, drawn independently.
         risk: by default the promise's.
-        at_most: the level; by default the promised one.
+        at_most: the level; by default the promised one, which counts for the promised risk alone.
         confidence: of the interval; by default the promise's, or 0.95.
         repeats: what rows of equal content are, as in `calibrate`. Under "once" rows that the plan was made from have
             counted already, and are left out.
@@ -71,11 +72,22 @@ def check(
         BadInput: an argument is not what it must be, or no row is left.
         Mismatch: the plan belongs to another network, engine or precision.
     """
+    require_kind("the plan", plan, Plan, "from calibrate, Plan.load or Plan.by_hand")
+    require_kind("the trace", trace, Trace, "from record or Trace.load")
+    drop_seen = require_flag("drop_seen", drop_seen)
+    same_rows = require_flag("same_rows", same_rows)
     promise = plan.promise
     trace.check(plan)
     if confidence is None:
         confidence = promise.confidence if promise else 0.95
     level = promise.at_most if promise and at_most is None else at_most
+    if promise is not None and at_most is None and risk is not None:
+        asked = find_risk(risk)
+        if asked.name != promise.risk:
+            raise BadInput(
+                f"at_most must be given where another risk is checked than the promised one: the level "
+                f"{promise.at_most:.12g} is of {promise.risk}, not of {asked.name}"
+            )
     selected = _rows(plan, trace, repeats, drop_seen, same_rows)
     found = selected.trace.evaluate(
         plan, risk=risk, confidence=confidence, repeats=None if same_rows else "independent"

@@ -21,6 +21,8 @@ OFFSET = 0.37  # keeps round numbers, which scores like to be, off the path
 SMALLEST, LARGEST = -14, 128  # powers of two between which that distance lies; float32 ends at the second
 CLEARANCE = 2.0  # bands by which a threshold keeps away from a value where scores saturate
 BEYOND = 3.0  # bands below the low end of a range at which everyone leaves
+ASIDE = 1.1  # bands by which the path of a gate that declares nothing keeps away from round numbers
+ROUND = 1000.0  # the largest number that counts as a round one if it is whole
 WHOLE = 2.0**22  # float32 numbers beyond it have no halves
 
 UNKNOWN = ScoreRange()
@@ -36,7 +38,8 @@ def shared_path(ranges: Sequence[ScoreRange] = (UNKNOWN,), band: float = BAND) -
 
     Args:
         ranges: what the gates declare, one for each. A gate that declares nothing has the real line, and may
-            saturate at 0 and 1 as most scores in use do; it costs little to keep clear of both.
+            saturate at 0 and 1 as most scores in use do; it costs little to keep clear of both, and of round
+            numbers, which scores like to be.
         band: the float band of the scores, at least 0.
 
     Returns:
@@ -49,6 +52,8 @@ def shared_path(ranges: Sequence[ScoreRange] = (UNKNOWN,), band: float = BAND) -
     clear = np.ones(len(points), bool)
     for each in known:
         clear &= _clear(points.astype(np.float64), each, CLEARANCE * band)
+        if each is PRESUMED:
+            clear &= _off_round_numbers(points.astype(np.float64), ASIDE * band)
     path: Array = points[clear][::-1]
     return path
 
@@ -88,3 +93,15 @@ def _clear(points: Array, scores: ScoreRange, distance: float) -> Array:
     if scores.whole:
         clear &= np.abs(points - np.rint(points)) >= min(distance, 0.25)
     return clear
+
+
+def _off_round_numbers(points: Array, distance: float) -> Array:
+    """Which points [P] lie at least so far from hundredths from 0.05 to 1 and whole numbers up to `ROUND`, or midway.
+
+    Below 0.05 the points themselves are closer together than that.
+    """
+    size = np.abs(points)
+    to_hundredth = np.abs(points - np.rint(100 * points) / 100)
+    to_whole = np.abs(points - np.rint(points))
+    clear: Array = np.where(size <= 1, to_hundredth >= min(distance, 0.0025), to_whole >= min(distance, 0.25))
+    return clear | (size > ROUND) | (size < 0.05)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import re
 from dataclasses import dataclass
 
 import numpy as np
+from scipy import stats
 
 from offramp.errors import BadInput, OverlappingRows
 from offramp.plans.draws import (
@@ -20,6 +22,11 @@ from offramp.plans.draws import (
 )
 from offramp.plans.provenance import SeenRows, named, refuse_learned
 from offramp.plans.trace import Trace
+
+SLACK = 0.02  # share of rows seen before that nobody minds where rows are said to be independent draws
+CONTENTS = 8  # of fewer contents two draws often have equal frequencies
+ALIKE = 1e-5  # how often independent draws may look that much like the rows seen before
+DEVIATIONS = 4.0  # standard deviations above the share that chance would give
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,8 @@ def unseen_rows(
         used = seen.shared(trace.columns["digest"], what, trace.header.digest_form)
         if drop_seen or repeats == "once":
             out |= used
-        elif repeats is None or np.array_equal(np.sort(trace.columns["digest"]), np.sort(seen.digests)):
-            _refuse_seen(trace, what, seen)
+        elif repeats is None or _more_than_chance(used, seen) or _too_alike(trace.columns["digest"], seen.digests):
+            _refuse_seen(trace, what, seen, independent=repeats is not None)
     if not out.any():
         return trace, 0
     if out.all():
@@ -92,16 +99,62 @@ def unseen_rows(
     return trace[~out], int(out.sum())
 
 
-def _refuse_seen(trace: Trace, what: str, seen: SeenRows) -> None:
+def _more_than_chance(used: Array, seen: SeenRows) -> bool:
+    """Whether more rows have the content of rows seen before than independent draws of the same source would.
+
+    Of n draws, as many meet the content of another one as a new draw meets the content of these n. So the share of the
+    rows seen before that repeat each other is what to expect of new rows.
+
+    Args:
+        used: whether the content of a row was seen before, bool [N].
+        seen: those rows.
+    """
+    if not used.any():
+        return False
+    _, counts = np.unique(seen.digests, return_counts=True)
+    before = int(counts.sum())
+    expected = (int(counts[counts > 1].sum()) + 1) / (before + 2)
+    deviation = math.sqrt(expected * (1 - expected) * (1 / len(used) + 1 / max(before, 1)))
+    return float(used.mean()) > expected + max(SLACK, DEVIATIONS * deviation)
+
+
+def _too_alike(digests: Array, before: Array) -> bool:
+    """Whether contents are as frequent as they were before to a degree that two draws of one source never are.
+
+    Pearson's statistic of two samples, with its lower tail: so it tells the same rows, or all but a few of them, where
+    the data has few possible contents.
+
+    Args:
+        digests: of some rows, uint64 [N].
+        before: of rows seen before, uint64 [M].
+    """
+    contents, place = np.unique(np.concatenate([digests, before]), return_inverse=True)
+    if len(contents) < CONTENTS or not len(digests) or not len(before):
+        return False
+    now_C = np.bincount(place[: len(digests)], minlength=len(contents))
+    before_C = np.bincount(place[len(digests) :], minlength=len(contents))
+    share = len(digests) / (len(digests) + len(before))
+    expected_C = (now_C + before_C) * share
+    statistic = float(((now_C - expected_C) ** 2 / (expected_C * (1 - share))).sum())
+    return bool(stats.chi2.cdf(statistic, len(contents) - 1) < ALIKE)
+
+
+def _refuse_seen(trace: Trace, what: str, seen: SeenRows, *, independent: bool) -> None:
     """Refuse rows that had a part in the plan, and name the ways on."""
     try:
         seen.refuse_overlap(trace.columns["digest"], what, trace.columns["row"], trace.header.digest_form)
     except OverlappingRows as problem:
-        raise OverlappingRows(
-            f"{problem}, leave these out with drop_seen=True, or say repeats='independent' if rows of equal content "
-            "were each drawn on their own",
-            rows=problem.rows,
-        ) from None
+        if independent:
+            way = (
+                "leave these out with drop_seen=True. They are too many, or too much alike, for rows that were each "
+                "drawn on their own"
+            )
+        else:
+            way = (
+                "leave these out with drop_seen=True, or say repeats='independent' if rows of equal content "
+                "were each drawn on their own"
+            )
+        raise OverlappingRows(f"{problem}, {way}", rows=problem.rows) from None
 
 
 def searched_and_certified(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from offramp._support.arguments import arguments_of, pairs, require_number
+from offramp._support.arguments import arguments_of, pairs, require_confidence, require_number
 from offramp._support.find import files, find
 from offramp.building.factories import exit_factory, make_front, make_gate, make_model, model_factory
 from offramp.comparing.cuts import free_of
@@ -25,7 +25,7 @@ def require_known(settings: Settings) -> None:
     """Resolve every name in a file. Raises UnknownName with the nearest names, BadInput, MissingExtra."""
     risk = find_risk(settings.risk)
     require_repeats(settings.repeated_rows)
-    require_number("confidence", settings.confidence, 0, 1)
+    require_confidence(settings.confidence)
     if settings.at_most is not None:
         require_number("at-most", settings.at_most, risk.low, risk.high, includes_low=True)
     engine_of(settings.engine)

@@ -110,7 +110,8 @@ def to_labels(value: object, rows: Sequence[int] | Ints, what: str) -> Ints | No
         y = y[:, 0]
     if y.shape != (len(rows),):
         expected = f"expected one class index per row, [{len(rows)}]"
-        raise BadData(f"{what} has shape {list(y.shape)}; {expected}: {labels_advice(y, len(rows))}")
+        verb = "have" if what.endswith("labels") else "has"
+        raise BadData(f"{what} {verb} the shape {list(y.shape)}; {expected}: {labels_advice(y, len(rows))}")
     if y.dtype.kind == "f":
         whole = np.isfinite(y) & (np.floor(y) == y) & (np.abs(y) < 2**53)
     elif y.dtype.kind == "u":

@@ -156,7 +156,13 @@ def _pair(item: object, what: str) -> tuple[object, object]:
     if not isinstance(item, (tuple, list)):
         return item, None
     if len(item) not in (1, 2):
-        raise BadData(f"{what} has {len(item)} parts; expected x or (x, y): put several inputs into a dict for x")
+        numbers = all(isinstance(one, (bool, int, float, list, tuple)) for one in item)
+        way = (
+            "these are plain lists: make arrays of them, np.asarray(rows), and hand over (x, y)"
+            if numbers
+            else "put several inputs into a dict for x"
+        )
+        raise BadData(f"{what} has {len(item)} parts; expected x or (x, y): {way}")
     return item[0], item[1] if len(item) == 2 else None
 
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from offramp._support.arguments import require_flag, require_kind
 from offramp._support.files import digest_file, write_json
 from offramp._support.ownership import FolderKind
 from offramp._support.replacement import replacing_folder
@@ -101,6 +102,8 @@ def export(
         BadFile: The folder cannot be written, or holds anything but an earlier export.
         MissingExtra: ONNX or ONNX Runtime is not installed.
     """
+    one_file = require_flag("one_file", one_file)
+    require_kind("the plan", plan, Plan, "from calibrate, Plan.load or Plan.by_hand")
     network = as_network(network)
     FOLDER.require_own(Path(folder))
     network.require_eval()

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp._support.arguments import name_of
+from offramp._support.arguments import name_of, require_count, require_flag
 from offramp._support.files import checksum, require_writable
 from offramp._support.find import find, find_file, imported, unknown
 from offramp._support.processes import Processes, here
@@ -102,6 +102,9 @@ def fit(
     home = None if folder is None else Path(folder)
     kept = home if cache is None else Path(cache)
     _require_options(network, batch_size, views, seed, (home, kept))
+    batch_size, views, seed = int(batch_size), int(views), int(seed)  # also NumPy's
+    resume = require_flag("resume", resume)
+    progress = require_flag("progress", progress)
     drawing = _augment_of(augment)
     many = here(network.device())
     many.spread(network.state_dict().values())  # exits are often drawn, and in each process differently
@@ -141,8 +144,7 @@ def _require_options(
     if not isinstance(network, Network):
         raise BadInput(f"got a {type(network).__name__} to teach, expected a Network; make one with cut or ladder")
     for name, value, least in (("batch_size", batch_size, 1), ("views", views, 1), ("seed", seed, 0)):
-        if not isinstance(value, int) or value < least:
-            raise BadInput(f"got {name}={value!r}, expected a whole number from {least} upward")
+        require_count(name, value, least)
     for place in places:
         if place is not None:
             require_writable(place, folder=True)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -54,9 +55,10 @@ def told() -> str:
     """The settings that are not torch's defaults, in words; empty where all are."""
     matmul, default = settings()
     words = [] if matmul == "highest" else [f"float32 matmul precision {matmul}"]
-    backends = {"mkldnn convolutions": torch.backends.mkldnn.conv, "mkldnn recurrences": torch.backends.mkldnn.rnn}
+    mkldnn: Any = torch.backends.mkldnn  # torch's types do not tell what it has
+    backends = {"mkldnn convolutions": mkldnn.conv, "mkldnn recurrences": mkldnn.rnn}
     if matmul == MIXED:
-        backends |= {"cuda matmul": torch.backends.cuda.matmul, "mkldnn matmul": torch.backends.mkldnn.matmul}
+        backends |= {"cuda matmul": torch.backends.cuda.matmul, "mkldnn matmul": mkldnn.matmul}
     for name, backend in backends.items():
         if backend.fp32_precision not in EXACT:
             words.append(f"{name} in {backend.fp32_precision}")

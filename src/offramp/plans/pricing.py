@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from offramp._support.arguments import require_count
 from offramp.errors import BadInput
 from offramp.plans.schedule import Schedule, Stage, compiled
 from offramp.plans.topology import LEAVE, Topology
@@ -197,7 +198,6 @@ def called(reach: Any, batch: int) -> Any:
 
 def check_unit(unit: str, batch: int) -> None:
     """Raise BadInput for a unit that is neither macs nor ms, and for a batch of no rows."""
-    if batch < 1:
-        raise BadInput(f"the batch is {batch} rows, expected at least 1")
+    require_count("batch", batch)
     if unit not in UNITS:
         raise BadInput(f"the unit is {unit!r}, expected 'macs' or 'ms'")

@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, TypeVar
 
+from offramp._support.arguments import require_flag
 from offramp.errors import BadInput
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
@@ -34,6 +36,19 @@ class ScoreRange:
     whole: bool = False
 
     def __post_init__(self) -> None:
+        saturates = self.saturates
+        if not isinstance(saturates, (tuple, list)):
+            raise BadInput(f"saturates must be a tuple of numbers, got {saturates!r}")
+        values = {"low": self.low, "high": self.high}
+        values |= {f"saturates[{place}]": value for place, value in enumerate(saturates)}
+        for name, value in values.items():
+            if not isinstance(value, Real) or isinstance(value, bool):
+                raise BadInput(f"{name} must be a number, got {value!r}")
+        # plain numbers: a trace writes them as JSON, and a range must be hashable
+        object.__setattr__(self, "low", float(self.low))
+        object.__setattr__(self, "high", float(self.high))
+        object.__setattr__(self, "saturates", tuple(float(value) for value in saturates))
+        object.__setattr__(self, "whole", require_flag("whole", self.whole))
         numbers = (self.low, self.high, *self.saturates)
         if any(math.isnan(number) for number in numbers) or not self.low < self.high:
             raise BadInput(
@@ -42,6 +57,8 @@ class ScoreRange:
             )
         if not all(map(math.isfinite, self.saturates)):
             raise BadInput(f"saturation values must be finite, got {self.saturates}")
+        if self.whole and math.isfinite(self.low) and math.floor(self.high) < math.ceil(self.low):
+            raise BadInput(f"whole scores must have a whole number in their range, got {self.low:g} to {self.high:g}")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; None for an end that is open, because JSON has no infinities."""

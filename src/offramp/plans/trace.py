@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp._support.arguments import require_number
+from offramp._support.arguments import require_confidence, require_count, require_flag, require_kind
 from offramp._support.files import from_document, read_arrays, to_document, write_arrays
 from offramp._support.find import find
 from offramp.errors import BadData, BadFile, BadInput, Mismatch, NoisyTimings
@@ -222,6 +222,7 @@ class Trace:
 
         Where rows of this trace are among those that the plan knows by their digests, logits and scores are compared.
         """
+        require_kind("the plan", plan, Plan, "from calibrate, Plan.load or Plan.by_hand")
         mine, its = self.header.origin, plan.origin
         if its is not None and its.key != mine.key:
             raise Mismatch(
@@ -379,7 +380,8 @@ class Trace:
             Mismatch: the plan belongs to another network, engine or precision.
         """
         require_repeats(repeats)
-        confidence = require_number("confidence", confidence, 0, 1)
+        confidence = require_confidence(confidence)
+        batches = [require_count("batches", batch) for batch in batches]
         if repeats == "once" and repeated(self.columns):
             return self[one_of_each(self.columns)].evaluate(
                 plan, risk=risk, against=against, confidence=confidence, batches=batches
@@ -419,6 +421,7 @@ class Trace:
         """
         prices = self.prices
         unit = prices.unit(unit)
+        batch = require_count("batch", batch)
         plain = self.chain.exits[-1] if self.reference(against) == BACKBONE else self.reference(against)
         done = self.replay(plan)
         return Price(
@@ -536,6 +539,8 @@ class Trace:
             >>> trace.evaluate(Plan.by_hand({"small": 2.0})).shares
             (0.5, 0.5)
         """
+        probabilities = require_flag("probabilities", probabilities)
+        shared = require_flag("shared", shared)
         names = tuple(logits)
         values = {name: _float32_of(name, array, probabilities) for name, array in logits.items()}
         count, classes = _one_shape(values)

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from offramp.errors import BadData
+from offramp._support.arguments import require_count
+from offramp.errors import BadData, BadInput
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import State, as_inputs, count_of, given
 from offramp.networks.network import Network, Part, as_network, last_model
@@ -92,6 +93,10 @@ def bench(
     Raises:
         BadData: there are fewer rows than a batch holds.
     """
+    batches = [require_count("batches", batch) for batch in batches]
+    if not batches:
+        raise BadInput("batches must hold at least one size, got none")
+    repeats = require_count("repeats", repeats)
     before = torch.get_num_threads()
     try:
         if threads is not None:

@@ -107,15 +107,18 @@ def stored_by(code: CodeType) -> tuple[tuple[str, bool], ...]:
             called[step.argval] = [*called.get(step.argval, ()), *_named_by(steps, at - 1, own, {})]
         if step.opname == "STORE_ATTR":
             found.append((step.argval, _is_of(steps, at, own)))
-        elif step.opname == "STORE_GLOBAL":
+        elif step.opname in ("STORE_GLOBAL", "STORE_DEREF"):
             found.append((step.argval, False))
         elif step.opname in ("STORE_SUBSCR", "DELETE_SUBSCR"):
             found += _container_of(steps, at, own, called)
         elif step.opname in ("LOAD_METHOD", "LOAD_ATTR") and step.argval in CHANGING and at:
             found += _named_by(steps, at - 1, own, called)
+    by_text = "setattr" in code.co_names or "__setattr__" in code.co_names
     for value in code.co_consts:
         if isinstance(value, CodeType):
             found += stored_by(value)
+        elif by_text and isinstance(value, str):
+            found.append((value, True))
     return tuple(found)
 
 
@@ -157,7 +160,7 @@ def _named_by(
 ) -> Iterator[tuple[str, bool]]:
     """The global or attribute that an operation loads, and whether it is one of `self`."""
     step = steps[at]
-    if step.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
+    if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
         yield step.argval, False
     elif step.opname in ("LOAD_ATTR", "LOAD_METHOD"):
         yield step.argval, at > 0 and _loads(steps[at - 1], own)

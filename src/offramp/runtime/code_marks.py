@@ -370,6 +370,9 @@ class _Walk:
         values = []
         free = function.__code__.co_freevars
         for name, cell in zip(free, function.__closure__ or (), strict=True):
+            if name in self.known_stored:  # a counter or a cache of its own
+                values.append("-")
+                continue
             try:
                 values.append(self.named(name, cell.cell_contents))
             except ValueError:  # not set yet

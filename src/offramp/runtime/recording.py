@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from offramp._support.arguments import require_count, require_flag
 from offramp._support.processes import Processes, here
 from offramp._support.progress import track
 from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of, proposing, rows_for
@@ -77,6 +78,10 @@ def record(
     """
     if keep not in ("logits", "answers"):
         raise BadData(f"keep is {keep!r}, expected 'logits' or 'answers'")
+    batch_size = require_count("batch_size", batch_size)
+    timed = require_flag("timed", timed)
+    keep_probe_rows = require_flag("keep_probe_rows", keep_probe_rows)
+    progress = require_flag("progress", progress)
     network = as_network(network)
     network.require_eval()
     refuse_hidden(network)

@@ -11,6 +11,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
+from numbers import Real
 from typing import Any
 from weakref import ref
 
@@ -107,8 +108,7 @@ class Runner:
         if deadline_ms is not None:
             if self._percentiles is None:
                 raise BadInput("a deadline needs measured segments; open the network with time_on=some rows")
-            if math.isnan(deadline_ms):
-                raise BadInput("the deadline is NaN, expected milliseconds; give a number, or none")
+            _require_deadline(deadline_ms)
         self._containers.check()
         self._computes_with.glance()
         batch = self._batch(x)
@@ -294,6 +294,12 @@ class Runner:
     def _fits(self, number: int, count: int, until: float) -> bool:
         assert self._percentiles is not None
         return time.perf_counter() + self._percentiles[number](count) / 1e3 <= until
+
+
+def _require_deadline(value: object) -> None:
+    """Raise BadInput unless a deadline is a number; infinity stands for none."""
+    if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(value):
+        raise BadInput(f"deadline_ms must be a number of milliseconds, got {value!r}; leave it out for no deadline")
 
 
 def _device_of(x: Any) -> torch.device | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from offramp._support.arguments import require_kind
 from offramp.errors import BadData, BadInput, Mismatch, OpenAgain
 from offramp.networks.ambient import without_autocast
 from offramp.networks.compiled import compiled_of, undisturbed
@@ -68,9 +69,7 @@ def _opened(
     network: Network, plan: Plan, engine: str, device: str | torch.device | None, time_on: Any, example: Any
 ) -> Runner:
     network = as_network(network)
-    if not isinstance(plan, Plan):
-        told = f"the text {plan!r}: load it first, with Plan.load" if isinstance(plan, str) else type(plan).__name__
-        raise BadInput(f"the plan must be a Plan, from calibrate, Plan.load or Plan.by_hand; got {told}")
+    require_kind("the plan", plan, Plan, "from calibrate, Plan.load or Plan.by_hand")
     network.require_eval()
     place = network.device()
     if device is not None and not _there(torch.device(device), place):

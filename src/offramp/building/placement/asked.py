@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from torch import nn
 
+from offramp._support.arguments import require_count
 from offramp._support.find import unknown
 from offramp.building.placement.flags import AUTO
 from offramp.building.placement.trying import Placing, placed
@@ -19,11 +20,11 @@ from offramp.partition.segmenting import points_of
 
 def require_place(at: Sequence[str] | str | None, n: int | None, probe: object) -> None:
     """Raise BadInput unless exactly one thing says where to cut, and what auto needs is given for it alone."""
+    if n is not None:
+        require_count("n", n, 2)
     if at == AUTO:
         if probe is None:
             raise BadInput("got at='auto' without probe=, expected labelled rows to try places on; give some")
-        if n is not None and n < 2:
-            raise BadInput(f"got at='auto' and n={n}, expected at least 2 parts; leave n out, or give more")
     elif (at is None) == (n is None):
         raise BadInput(f"got at={at!r} and n={n!r}, expected exactly one of them; name modules, or give a number")
     elif probe is not None:
