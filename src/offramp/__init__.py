@@ -18,6 +18,9 @@ if TYPE_CHECKING:
 
     from offramp.building.cutting import cut as cut
     from offramp.building.cutting import ladder as ladder
+    from offramp.building.routing import Fork as Fork
+    from offramp.building.routing import Leave as Leave
+    from offramp.building.routing import route as route
     from offramp.building.saving import load as load
     from offramp.building.saving import save as save
     from offramp.calibration.calibrating import calibrate as calibrate
@@ -41,7 +44,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Exit": "networks.nodes",
+    "Fork": "building.routing",
     "Gate": "networks.nodes",
+    "Leave": "building.routing",
     "Network": "networks.network",
     "Plan": "plans.plan",
     "Risk": "guarantees.risks",
@@ -57,6 +62,7 @@ _HOMES = {
     "open": "runtime.session",
     "record": "runtime.recording",
     "report": "reporting.page",
+    "route": "building.routing",
     "rows": "data.rows",
     "run": "runtime.session",
     "save": "building.saving",

@@ -328,6 +328,12 @@ class Trace:
             return name
         return self.chain.label(self.chain.reference_path(name))
 
+    def answers_at(self, name: str) -> Array:
+        """Answers [N] of an exit, or of the plain last model; with several paths to it those of the dearest."""
+        if name == BACKBONE:
+            return self.columns[f"answer/{BACKBONE}"] if f"answer/{BACKBONE}" in self.columns else self.answers[:, -1]
+        return self.columns[f"answer/{self.reference_label(name)}"]
+
     def losses(self, risk: Risk, against: str = "last") -> Array:
         """Losses [N, E] of every exit's answers, as in `answers`.
 

@@ -20,11 +20,12 @@ from offramp.data.rows import rows
 from offramp.errors import BadNetwork, Mismatch, OfframpError
 from offramp.networks.inputs import State, as_inputs, count_of
 from offramp.networks.network import LOGITS, SCORE, Network, Part
+from offramp.networks.walking import with_defaults
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import BAND, ROUNDED, Origin, Probe, RecordedRows
 from offramp.plans.signature import Input
 from offramp.plans.topology import LEAVE, Topology
-from offramp.runtime.merging import carried, with_defaults
+from offramp.runtime.merging import carried
 
 PROBE_ROWS = 4  # seeded rows of a probe
 DRAWN = 64  # of which these are chosen, where not all have finite outputs

@@ -180,7 +180,7 @@ def _measured(
     costs = costs_of(parts, x, timed=True, counted=counted)
     if network.chain.is_chain:  # with forks a plan costs its segments, exits and gates
         costs |= runner_costs(network, parts, x, own_threads=engine.own_threads)
-        costs |= plain_costs(network, engine, x)
+    costs |= plain_costs(network, engine, x)
     noise.time()
     return costs, noise.share()
 

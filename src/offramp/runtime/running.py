@@ -22,13 +22,14 @@ from offramp.networks import ambient
 from offramp.networks.dependence import extra_inputs, known_inputs, unread_text
 from offramp.networks.inputs import State, as_inputs, count_of, needed_by, require_inputs
 from offramp.networks.network import LOGITS, SCORE, Network, Part
+from offramp.networks.walking import with_defaults
 from offramp.plans.plan import Plan, choose
 from offramp.plans.schedule import Edge, Stage
 from offramp.plans.signature import INPUT
 from offramp.plans.topology import LEAVE
 from offramp.plans.trace import WHY
 from offramp.runtime.measuring import Percentile
-from offramp.runtime.merging import Group, Index, Latest, carried, merged, with_defaults
+from offramp.runtime.merging import Group, Index, Latest, carried, merged
 from offramp.runtime.outputs import DEADLINE, END, UNAVAILABLE, Answers, Filling
 from offramp.runtime.staleness import Watch
 
@@ -68,14 +69,17 @@ class Runner:
         self._settings = None if own_threads else ambient.settings()
         containers = [network, network.backbone, network.fronts, network.exits, network.gates]
         self._containers = Watch(containers, deep=False)
-        modules = {part.name: part.modules for part in every}
-        passed = {part.name: part.stage.passes for part in parts}
-        self._watches = {
-            name: _watch(
-                network, [each for node in (*passed.get(name, ()), name) for each in modules[node]], own_threads
-            )
-            for name in modules
-        }
+        modules = dict[str, tuple[nn.Module, ...]]()  # by node: an engine may have joined several in a part
+        nodes = dict[str, tuple[str, ...]]()  # by part
+        for part in every:
+            nodes[part.name] = part.stage.nodes
+            modules.update(dict.fromkeys(part.stage.nodes, part.modules))
+        for part in parts:
+            nodes[part.name] = part.stage.nodes
+        self._watches = dict[str, Watch]()
+        for name, several in nodes.items():
+            watched = [each for node in several for each in modules[node]]
+            self._watches[name] = _watch(network, watched, own_threads)
         self._parts = tuple(parts)
         self._every = tuple(every)
         # Whether a part runs elsewhere and may not answer: then rows keep the answer of the exit before.
