@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -78,10 +79,11 @@ def network() -> off.Network:
 def test_hard_rows_take_the_dear_way(mixed):
     net = network()
     x, y, _ = data(4000, 1)
-    options = {"epochs": 12, "warm": 8, "rate": 0.01, "gate_rate": 0.01, "budget": 0.6, "eta": 2.0}
+    options = {"epochs": 12, "warm": 8, "rate": 0.01, "gate_rate": 0.03, "budget": 0.6, "eta": 2.0}
     off.fit(net, (x, y), recipe="gumbel", mixed=mixed, progress=False, **options)
     test, labels, hard = data(1000, 2)
-    answers = off.run(net, off.Plan.by_hand({"size": 0.0}), test)
+    scores = off.record(net, (test, labels), timed=False, progress=False).columns["score/size"]
+    answers = off.run(net, off.Plan.by_hand({"size": float(np.median(scores))}), test)
     large = answers.exit == 1
     assert (answers.logits.argmax(1) == labels).float().mean() > 0.9
     assert large[hard].float().mean() > large[~hard].float().mean() + 0.5

@@ -173,7 +173,7 @@ def test_a_stage_without_rows_is_not_called_and_groups_are_merged_in_order(trace
 
 
 def test_what_needs_a_chain_says_so(traced, tmp_path):
-    net, x, trace = traced
+    net, x, _ = traced
     with pytest.raises(BadNetwork, match="anytime works along a chain"):
         next(off.open(net, PLAN).anytime(x))
     with pytest.raises(BadNetwork, match="the recipe sdn works along a chain"):

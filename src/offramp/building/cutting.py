@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from offramp._support.find import find
-from offramp.building.factories import make_exit, make_gate
+from offramp.building.factories import made_for_features, make_exit, make_gate
 from offramp.building.placement.asked import require_place, where
 from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.networks.ambient import without_autocast
@@ -214,7 +214,12 @@ def _hung(
             heads[name].to(value.device, value.dtype if value.is_floating_point() else None)
             made |= {name: mark} if (mark := digest(heads[name])) else {}
     scorers = _each(gate, rung.cuts, "gates")
-    gates = {name: make_gate(scorers[name], rung.cuts[:place]) for place, name in enumerate(rung.cuts)}
+    gates = dict[str, Gate]()
+    for place, name in enumerate(rung.cuts):
+        shape = tuple(features[name].shape[1:])
+        gates[name] = make_gate(scorers[name], rung.cuts[:place], shape)
+        if made_for_features(scorers[name]):
+            gates[name].to(features[name].device)
     _require_inputs(rung, heads)
     _require_inputs(rung, gates)
     return Network(

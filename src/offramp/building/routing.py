@@ -12,18 +12,15 @@ the last step of the list is a fork, every arm answers.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from offramp._support.arguments import name_of
 from offramp._support.find import find, unknown
-from offramp.building.factories import make_exit, make_gate
+from offramp.building.factories import made_for_features, make_exit, make_gate
 from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import State, as_inputs, count_of, remedy
@@ -329,35 +326,12 @@ class _Layout:
         name = node.name
         asked = self.exits[name].gate if name in self.exits else self.forks[name].gate
         assert asked is not None  # a node with one successor has no gate
-        ways = len(node.successors)
-        made = _for_features(asked)
-        if made is None:
+        if not made_for_features(asked):
             return make_gate(asked, earlier)
         if seen is None:
             raise BadInput(f"the gate of {name!r} is made for the features there; give example=, or a Gate")
-        gate: Gate = made(seen.shape(name), ways)
+        gate = make_gate(asked, earlier, seen.shape(name), len(node.successors))
         return gate.to(seen.values[name].device)
-
-
-def _for_features(asked: GateLike) -> Callable[..., Gate] | None:
-    """A function of (shape, choices) that makes a gate; None for what makes or is one already."""
-    if isinstance(asked, Gate):
-        return None
-    arguments: dict[str, Any] = {}
-    found: Any = asked
-    if isinstance(asked, str):
-        word, arguments = name_of(asked)
-        found = find("gates", word)
-    try:
-        names = [*inspect.signature(found).parameters]
-    except (TypeError, ValueError):
-        return None
-    if names[:2] != ["shape", "choices"]:
-        return None
-    for argument in arguments:
-        if argument not in names[2:]:
-            raise unknown(argument, names[2:], f"argument of the gate {asked!r}")
-    return partial(found, **arguments)
 
 
 class _Laid:

@@ -137,6 +137,10 @@ def prices_of(network: Network) -> PathPrices:
 
 def require_choosers(network: Network, what: str) -> tuple[str, ...]:
     """The gates that rate ways. Raises BadNetwork where there is none."""
+    if cut_rungs := [rung.name for rung in network.rungs if rung.cuts]:
+        raise BadNetwork(f"{what} trains networks of whole models (off.route), and {cut_rungs[0]!r} is cut")
+    if not any(True for _ in network.parameters()):
+        raise BadNetwork("this network has no parameters to train")
     found = tuple(name for name in network.chain.gates if isinstance(network.gate_of(name), Chooser))
     if not found:
         raise BadNetwork(f"{what} trains gates that rate their ways, and there is none; use gate='controller'")
