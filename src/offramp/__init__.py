@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from offramp.building.cutting import cut as cut
     from offramp.building.cutting import ladder as ladder
+    from offramp.building.resolving import resolutions as resolutions
     from offramp.building.routing import Fork as Fork
     from offramp.building.routing import Leave as Leave
     from offramp.building.routing import route as route
@@ -62,6 +63,7 @@ _HOMES = {
     "open": "runtime.session",
     "record": "runtime.recording",
     "report": "reporting.page",
+    "resolutions": "building.resolving",
     "route": "building.routing",
     "rows": "data.rows",
     "run": "runtime.session",

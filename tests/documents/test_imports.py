@@ -13,7 +13,7 @@ import pytest
 
 import house
 
-USERS = {"", "contracts", "errors", "testing", "cli", *house.SHELVES}
+USERS = {"", "contracts", "errors", "templates", "testing", "cli", *house.SHELVES}
 WAITING = {"building.factories"}  # makers of models, which the face does not have yet
 PAGE_MAKERS = {"help.py", "recipes.py"}  # of docs: they write pages about the package, and are no examples
 PAGES = [house.ROOT / "README.md", *sorted((house.ROOT / "docs").rglob("*.md"))]

@@ -6,11 +6,12 @@ Shapes: b rows, K successors of a gate.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
 
 from offramp.errors import BadInput, BadNetwork
 from offramp.networks.network import Network, trial_rows
@@ -159,3 +160,16 @@ def models_of(network: Network, norm: str) -> tuple[tuple[nn.Parameter, ...], tu
     still = tuple(norms) if norm == "frozen" else ()
     frozen = {id(value) for value in itertools.chain.from_iterable(part.parameters() for part in still)}
     return tuple(value for value in network.backbone.parameters() if id(value) not in frozen), still
+
+
+def two_rates(
+    parameters: Iterable[nn.Parameter], *, gates: tuple[nn.Parameter, ...], rate: float, gate_rate: float
+) -> Optimizer:
+    """Adam with a rate of its own for the gates."""
+    ours = {id(value) for value in gates}
+    every = list(parameters)
+    groups = [
+        {"params": [value for value in every if id(value) not in ours], "lr": rate},
+        {"params": [value for value in every if id(value) in ours], "lr": gate_rate},
+    ]
+    return torch.optim.Adam([group for group in groups if group["params"]])

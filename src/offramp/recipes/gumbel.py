@@ -9,13 +9,11 @@ has a cross-entropy of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from torch.optim import Optimizer
 
 from offramp.errors import BadInput
 from offramp.networks.network import Network
@@ -32,6 +30,7 @@ from offramp.recipes._routing import (
     prices_of,
     require_between,
     require_choosers,
+    two_rates,
 )
 from offramp.recipes._schedules import cosine
 
@@ -137,16 +136,3 @@ class Gumbel(Recipe):
             cost = prices.of(network.chain, done.choices, len(done.logits))
             losses["cost"] = self.eta * prices.over(cost, self.budget)
         return losses
-
-
-def two_rates(
-    parameters: Iterable[nn.Parameter], *, gates: tuple[nn.Parameter, ...], rate: float, gate_rate: float
-) -> Optimizer:
-    """Adam with a rate of its own for the gates."""
-    ours = {id(value) for value in gates}
-    every = list(parameters)
-    groups = [
-        {"params": [value for value in every if id(value) not in ours], "lr": rate},
-        {"params": [value for value in every if id(value) in ours], "lr": gate_rate},
-    ]
-    return torch.optim.Adam([group for group in groups if group["params"]])
