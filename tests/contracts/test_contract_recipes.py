@@ -37,9 +37,10 @@ FEW = {
     "objective": {"warm": 3, "epochs": 4, "every": 2},
     "d2nn": {"warm": 10, "epochs": 6, "rate": 2e-2, "gate_rate": 1e-2},
     "drnet": {"first": 10, "epochs": 4, "rate": 2e-2, "second_rate": 1e-2},
+    "random_ways": {"epochs": 8, "rate": 2e-2},
     "gumbel": {"warm": 10, "epochs": 6, "rate": 2e-2, "gate_rate": 1e-2, "eta": 0.1},
 }
-ROUTED = ("gumbel", "d2nn", "drnet")
+ROUTED = ("gumbel", "d2nn", "drnet", "random_ways")
 ALONG_CHAINS = [name for name in RECIPES if name not in ROUTED]
 CUT = {
     "ztw": {"exits": "cascade"},
