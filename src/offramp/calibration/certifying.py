@@ -223,7 +223,7 @@ class Certifier:
         thresholds_PG = np.unique(np.concatenate(several), axis=0)
         thresholds_PG = thresholds_PG[np.isfinite(thresholds_PG).any(axis=1)][:ROUTED]
         if not len(thresholds_PG):
-            return thresholds_PG
+            return np.zeros((0, thresholds_PG.shape[1]), np.float32)
         plans = self._routed(searched, thresholds_PG)
         cost_P = self._costs_of_routes(searched, thresholds_PG)
         ordered: Array = thresholds_PG[in_order(self._p_values(searched, plans), cost_P)]

@@ -23,7 +23,7 @@ from offramp.calibration.cuts import thinned
 from offramp.calibration.routed import thresholds_of
 from offramp.plans.plan import Plan
 from offramp.plans.schedule import Stage, full_schedule
-from offramp.plans.topology import LEAVE, Topology
+from offramp.plans.topology import LEAVE, Path, Topology
 from offramp.plans.trace import Trace
 
 PRICES = np.geomspace(1e-3, 1e2, 16)  # of a cost of the plain network, in losses
@@ -232,7 +232,8 @@ class _Search:
     def _arrivals(self, now_G: Array) -> dict[str, Array]:
         """By label of a gate the rows [N] that arrive there."""
         found: dict[str, Array] = {}
-        waiting = [((self.topology.names[0],), np.ones(len(self.trace), bool))]
+        start: tuple[Path, Array] = ((self.topology.names[0],), np.ones(len(self.trace), bool))
+        waiting = [start]
         while waiting:
             path, rows_N = waiting.pop()
             node = self.topology.node(path[-1])

@@ -23,7 +23,7 @@ from offramp.networks.nodes import Gate, Hands, Seen, answers
 from offramp.networks.taps import logits_in
 from offramp.plans.schedule import LOGITS
 from offramp.plans.signature import is_input
-from offramp.plans.topology import LEAVE, Node, Topology
+from offramp.plans.topology import LEAVE, Node, Path, Topology
 
 if TYPE_CHECKING:
     from offramp.networks.network import Network
@@ -176,7 +176,7 @@ def every_path(network: Network, inputs: State) -> Iterator[tuple[str, Node, See
     topology = network.chain
     labels = {*topology.exit_labels, *topology.gate_labels}
     nodes = Nodes(network)
-    waiting = [((topology.names[0],), with_defaults(topology, inputs))]
+    waiting: list[tuple[Path, State]] = [((topology.names[0],), with_defaults(topology, inputs))]
     while waiting:
         path, before = waiting.pop()
         node = topology.node(path[-1])
@@ -289,8 +289,10 @@ class _Bucketed:
         for name in names:
             parts = list[Tensor]()
             for _, own, weight in groups:
-                scaled = weight is not None and name == node.source
-                parts.append(_scaled(own[name], weight) if scaled else own[name])
+                value = own[name]
+                if weight is not None and name == node.source:
+                    value = _scaled(value, weight)
+                parts.append(value)
             shapes = {tuple(part.shape[1:]) for part in parts}
             if len(shapes) > 1:
                 told = " and ".join(str(list(shape)) for shape in sorted(shapes))

@@ -194,7 +194,7 @@ class D2nn(Recipe):
             return (chosen - reward[here]).square().mean()
         bags = torch.arange(len(reward), device=reward.device)[here] // self.bag
         errors = list[Tensor]()
-        for bag in bags.unique():
+        for bag in sorted({*bags.tolist()}):
             mine = bags == bag
             errors.append((chosen[mine].mean() - reward[here][mine].mean()).square())
         return torch.stack(errors).mean()
