@@ -14,6 +14,7 @@ from torch import nn
 from offramp._support.find import find
 from offramp.building.factories import made_for_features, make_exit, make_gate
 from offramp.building.placement.asked import require_place, where
+from offramp.building.skipping import skippable
 from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.networks.ambient import without_autocast
 from offramp.networks.channels import ChannelTracker, layouts_of
@@ -48,6 +49,7 @@ def cut(
     spec: str | None = None,
     length: Sequence[str] | str = (),
     probe: object = None,
+    skip: Sequence[str] | str | None = None,
 ) -> Network:
     """A network of one trained model, cut after the modules named in `at`, or into `n` parts of about equal MACs.
 
@@ -62,14 +64,26 @@ def cut(
     length: inputs [B, T, ...], such as ("input_ids", "attention_mask"), whose T may be another one in every batch.
     A model inside of torch.compile, DataParallel or AveragedModel is taken out of it, and its modules have the names
     that they have there. The last node, `backbone`, is the model's own answer. The model is neither copied nor changed;
-    it is exported and checked once, which takes seconds. Raises UnknownName (the nearest module is offered), BadNetwork
-    (a cut that cannot be compacted; a model that mixes rows, runs a tapped module twice, or cannot be exported),
-    BadInput, BadData.
+    it is exported and checked once, which takes seconds.
+    skip: instead of `at`, residual units that rows may skip ("layer3.*"): a fork with an empty arm before each, whose
+    gate is a "controller" unless another is given, and no exits. See `offramp.building.skipping`.
+    Raises UnknownName (the nearest module is offered), BadNetwork (a cut that cannot be compacted; a model that mixes
+    rows, runs a tapped module twice, or cannot be exported), BadInput, BadData.
 
     >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
     >>> cut(model, torch.randn(4, 8), at=["1"]).chain.exits
     ('1', 'backbone')
     """
+    if skip is not None:
+        if at is not None or n is not None or probe is not None:
+            raise BadInput("skip= makes forks and no exits; give it without at, n and probe")
+        _require_module(model, "model")
+        plain, _ = unwrapped(model)
+        _require_modules(plain, front)
+        chooses = "controller" if gate == "margin" else gate
+        if isinstance(chooses, Mapping):
+            raise BadInput("skip= takes one gate for all units")
+        return skippable(plain, example, skip, gate=chooses, preprocess=front)
     require_place(at, n, probe)
     _require_module(model, "model")
     model, prefix = unwrapped(model)
