@@ -17,6 +17,7 @@ import numpy as np
 
 from offramp.calibration.candidates import in_order, losses_up_to, problem_of, trade_offs
 from offramp.calibration.descending import trade_offs_of_routes
+from offramp.calibration.dial import Dialled, costs_of_settings
 from offramp.calibration.listed import Listed
 from offramp.calibration.path import UNKNOWN, shared_path
 from offramp.calibration.routed import Routed, few, thresholds_of
@@ -52,7 +53,7 @@ class Tested:
     """Plans in the order of testing and what they do on the tested rows."""
 
     thresholds_PG: Array
-    outcomes: Sweep | Listed | Routed
+    outcomes: Sweep | Listed | Routed | Dialled
     cost_P: Array
     passed: int  # so many leading plans keep the promise
     ends_early: bool  # whether already the plan that never leaves ends before the last exit
@@ -110,6 +111,8 @@ class Certifier:
 
     def tested(self, searched: Trace | None, certified: Trace) -> Tested:
         """Test the shared path, or what a search on other rows found, on the certified rows."""
+        if certified.header.settings:
+            return self._along_dial(certified)
         if searched is None and not certified.chain.is_chain:
             return self._along_routes(certified)
         if searched is None:
@@ -132,8 +135,13 @@ class Certifier:
             return smallest_level_of_sum(worst, len(trace), self.bound, **self._limits)
         some = asked_P[np.unique(np.linspace(0, len(asked_P) - 1, IN_SIGHT).astype(np.intp))]
         thresholds_PG = tested.thresholds_PG[some]
-        listed = self._listed if trace.chain.is_chain else self._routed
-        plans = listed(trace, thresholds_PG)
+        plans: Listed | Routed | Dialled
+        if trace.header.settings:
+            plans = self._dialled(trace, some)
+        elif trace.chain.is_chain:
+            plans = self._listed(trace, thresholds_PG)
+        else:
+            plans = self._routed(trace, thresholds_PG)
         levels = []
         for _, sums_CB in plans.group_sums(1):
             levels.append(level_of(self._p_by_level(sums_CB, len(trace)), **self._limits))
@@ -172,6 +180,19 @@ class Certifier:
         thresholds_P = np.append(np.float32(np.inf), path_P)
         width = sum(topology.routes(gate) for gate in topology.gates)
         return self._from_routes(trace, np.repeat(thresholds_P[:, None], width, axis=1))
+
+    def _along_dial(self, trace: Trace) -> Tested:
+        """The recorded settings of one dial, from the one that closes all gates down."""
+        settings = np.array(trace.header.settings, np.float32)
+        width = sum(trace.chain.routes(gate) for gate in trace.chain.gates)
+        outcomes = self._dialled(trace, np.arange(len(settings)))
+        passed = self._passing(trace, outcomes)
+        cost_P = costs_of_settings(trace, self.unit, self.batch)
+        return Tested(np.repeat(settings[:, None], width, axis=1), outcomes, cost_P, passed, False)
+
+    def _dialled(self, trace: Trace, settings_P: Array) -> Dialled:
+        losses_NS = trace.losses(self.risk, self.against)
+        return Dialled(settings_P, trace, losses_NS, self.risk.high, self._groups(trace))
 
     def _from_routes(self, trace: Trace, thresholds_PG: Array) -> Tested:
         """Plans of a network with forks in a fixed order, the one that never leaves first."""
@@ -229,7 +250,7 @@ class Certifier:
         ordered: Array = thresholds_PG[in_order(self._p_values(searched, plans), cost_P)]
         return ordered
 
-    def _passing(self, trace: Trace, outcomes: Sweep | Listed | Routed) -> int:
+    def _passing(self, trace: Trace, outcomes: Sweep | Listed | Routed | Dialled) -> int:
         """How many leading plans pass, of which the first never leaves and may need no test.
 
         Bets are evaluated only until a plan fails. A plan that changes no loss has the p-value of the one before.

@@ -174,6 +174,8 @@ def every_path(network: Network, inputs: State) -> Iterator[tuple[str, Node, See
     Raises BadNetwork in a network with more than sixteen paths.
     """
     topology = network.chain
+    if topology.has_many_paths:
+        _ = topology.paths  # which says so
     labels = {*topology.exit_labels, *topology.gate_labels}
     nodes = Nodes(network)
     waiting: list[tuple[Path, State]] = [((topology.names[0],), with_defaults(topology, inputs))]

@@ -239,10 +239,29 @@ class Topology:
                     found[other] += [(*path, other) for path in found[node.name]]
         return {name: tuple(paths) for name, paths in found.items()}
 
+    @cached_property
+    def has_many_paths(self) -> bool:
+        """Whether there are more paths than are recorded: then a trace is recorded at settings of one dial."""
+        count = dict.fromkeys(self.names, 0)
+        count[self.names[0]] = 1
+        for node in self.nodes:
+            for other in node.successors:
+                if other != LEAVE:
+                    count[other] += count[node.name]
+        return max(count.values()) > MOST_PATHS
+
+    @cached_property
+    def recorded_paths(self) -> Mapping[str, tuple[Path, ...]]:
+        """By node the paths that are recorded: all of them, or of too many the dearest alone."""
+        if not self.has_many_paths:
+            return self.paths
+        path = self.reference_path(self.exits[-1])
+        return {name: (path[: number + 1],) for number, name in enumerate(path)}
+
     def label(self, path: Path) -> str:
         """What the last node of a path is called among the columns of a trace: with several paths, by number."""
         name = path[-1]
-        paths = self.paths[name]
+        paths = self.recorded_paths[name]
         return name if len(paths) == 1 else f"{name}#{paths.index(path)}"
 
     @cached_property
@@ -250,17 +269,32 @@ class Topology:
         """The labels of all exits, each once for every path that leads there; of a chain its exits."""
         if self.is_chain:
             return self.exits
-        return tuple(self.label(path) for name in self.exits for path in self.paths[name])
+        found = list[str]()
+        for name in self.exits:
+            found += [self.label(path) for path in self.recorded_paths.get(name, ())]
+        return tuple(found)
 
     @cached_property
     def gate_labels(self) -> tuple[str, ...]:
         """The labels of all gates, each once for every path that leads there; of a chain its gates."""
         if self.is_chain:
             return self.gates
-        return tuple(self.label(path) for name in self.gates for path in self.paths[name])
+        found = list[str]()
+        for name in self.gates:
+            found += [self.label(path) for path in self.recorded_paths.get(name, ())]
+        return tuple(found)
 
     def reference_path(self, name: str) -> Path:
         """The path to a node that rows take where every gate on the way sends them to its last successor."""
+
+        if self.has_many_paths:
+            path = [self.names[0]]
+            while path[-1] != name:
+                later = self.node(path[-1]).successors[-1]
+                if later == LEAVE:
+                    raise BadNetwork(f"the dearest path ends before it comes to {name!r}")
+                path.append(later)
+            return tuple(path)
 
         def choices(path: Path) -> list[int]:
             return [self.node(one).successors.index(other) for one, other in pairwise(path)]

@@ -124,6 +124,8 @@ class View:
     def _static_paths(self) -> list[Dot]:
         """Every path through the forks as a network of its own, without gates."""
         topology = self.trace.chain
+        if self.trace.header.settings:
+            return []  # no path was recorded on its own
         plain = {unit: self.trace.price(self.plan, *unit, self.against).plain for unit in self.units}
         dots = list[Dot]()
         for name in topology.exits:
@@ -142,7 +144,10 @@ class View:
         if not chain.gates:
             return []
         risk = find_risk("error" if self.labelled else "disagreement")
-        if chain.is_chain:
+        if self.trace.header.settings:
+            width = sum(chain.routes(gate) for gate in chain.gates)
+            thresholds_PG = np.repeat(np.array(self.trace.header.settings)[:, None], width, axis=1)
+        elif chain.is_chain:
             thresholds_PG = frontier(problem_of(self.trace, risk, self.against, *unit), points=POINTS).thresholds_PG
         else:
             losses_NL = self.trace.losses(risk, self.against)

@@ -34,6 +34,8 @@ def ways_of(view: View) -> list[Way]:
         for successor in node.successors:
             shares[(node.name, successor)] = 0.0
     schedule = view.replay.schedule
+    if view.trace.header.settings:
+        return _ways_of_setting(view)
     entered = [*schedule.skipped, schedule.stages[0].name]
     for start, end in itertools.pairwise(entered):
         shares[(start, end)] += 1.0
@@ -44,6 +46,25 @@ def ways_of(view: View) -> list[Way]:
             for start, end in itertools.pairwise(passed):
                 shares[(start, end)] += share
     return [Way(start, end, share) for (start, end), share in shares.items()]
+
+
+def _ways_of_setting(view: View) -> list[Way]:
+    """The same of a trace at settings of one dial: a row's way are the nodes that ran for it, in order."""
+    topology = view.trace.chain
+    number = view.trace.setting_of(view.plan)
+    ran = {name: view.trace.columns[f"setting/{name}#{number}"] for name in topology.names}
+    found = list[Way]()
+    for start in topology.nodes:
+        place = topology.names.index(start.name)
+        for end in start.successors:
+            if end == LEAVE:
+                rows_N = view.replay.exit == topology.place(start.name)
+            else:
+                rows_N = ran[start.name] & ran[end]
+                for between in topology.names[place + 1 : topology.names.index(end)]:
+                    rows_N = rows_N & ~ran[between]
+            found.append(Way(start.name, end, float(np.count_nonzero(rows_N)) / max(len(view.trace), 1)))
+    return found
 
 
 def picture(view: View) -> Html:
