@@ -37,7 +37,7 @@ def test_law_1_few_arrows():
     arrows = {(house.room(name), house.room(other)) for name in MODULES for other in house.imports(MODULES[name])}
     assert len([arrow for arrow in arrows if arrow[0] != arrow[1]]) <= 140
     marks = ("__pycache__", "__main__.py", "py.typed")  # which Python and type checkers look for
-    assert len([entry for entry in house.HOUSE.iterdir() if entry.name not in marks]) <= 27
+    assert len([entry for entry in house.HOUSE.iterdir() if entry.name not in marks]) <= 28
 
 
 def test_law_1_no_circle():
@@ -156,7 +156,7 @@ print(json.dumps([[name for name in before if before[name] is not after[name]], 
 
 
 def test_law_3_the_face_is_small():
-    assert len(offramp.__all__) <= 34
+    assert len(offramp.__all__) <= 38
     assert offramp.__all__ == sorted(offramp.__all__)
     assert set(offramp.__all__) <= set(dir(offramp))
     with pytest.raises(AttributeError, match="it has"):

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     from offramp.building.factories import make_front as make_front
     from offramp.building.factories import make_model as make_model
     from offramp.building.inspecting import inspect as inspect
+    from offramp.building.resolving import resolutions as resolutions
+    from offramp.building.routing import Fork as Fork
+    from offramp.building.routing import Leave as Leave
+    from offramp.building.routing import route as route
     from offramp.building.saving import load as load
     from offramp.building.saving import save as save
     from offramp.calibration.calibrating import calibrate as calibrate
@@ -53,8 +57,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "Engine": "runtime.engine",
     "Exit": "networks.nodes",
+    "Fork": "building.routing",
     "Gate": "networks.nodes",
     "Layer": "networks.layer",
+    "Leave": "building.routing",
     "Network": "networks.network",
     "Phase": "networks.recipe",
     "Plan": "plans.plan",
@@ -78,6 +84,8 @@ _HOMES = {
     "open": "runtime.session",
     "record": "runtime.recording",
     "report": "reporting.page",
+    "resolutions": "building.resolving",
+    "route": "building.routing",
     "rows": "data.rows",
     "rows_needed": "guarantees.bounds",
     "run": "runtime.session",

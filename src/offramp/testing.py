@@ -225,7 +225,8 @@ def check_learns(make: Callable[[], Recipe], network_of: Callable[[], Network], 
     before, after = network_of(), network_of()
     fit(after, data, recipe=make(), batch_size=ROWS, progress=False)
     with torch.no_grad():
-        for name, one, other in zip(after.chain.exits, before(x), after(x), strict=True):
+        for label, one, other in zip(after.chain.exit_labels, before(x), after(x), strict=True):
+            name = label if label in after.chain.exits else label.rpartition("#")[0]
             old, new = ((logits.argmax(1) == torch.as_tensor(y)).float().mean().item() for logits in (one, other))
             if name in before.untaught():
                 assert new > old or new > 0.9, f"exit {name!r} answered {old:.0%} right before and {new:.0%} after"

@@ -36,7 +36,13 @@ FEW = {
     "patience": {"epochs": 6, "rate": 1e-2},
     "pondered": {"inner": Distill(hints=0.0, epochs=4, rate=0.1)},
     "objective": {"warm": 3, "epochs": 4, "every": 2},
+    "d2nn": {"warm": 10, "epochs": 6, "rate": 2e-2, "gate_rate": 1e-2},
+    "drnet": {"first": 10, "epochs": 4, "rate": 2e-2, "second_rate": 1e-2},
+    "random_ways": {"epochs": 8, "rate": 2e-2},
+    "gumbel": {"warm": 10, "epochs": 6, "rate": 2e-2, "gate_rate": 1e-2, "eta": 0.1},
 }
+ROUTED = ("gumbel", "d2nn", "drnet", "random_ways")
+ALONG_CHAINS = [name for name in RECIPES if name not in ROUTED]
 CUT = {
     "ztw": {"exits": "cascade"},
     "objective": {"gate": "uncertainty"},
@@ -58,7 +64,25 @@ def signal_net():
     return seeded(lambda: off.cut(model, x, at=["stem", "stage1"], exits="linear_peaks"), 0)
 
 
+def routed_net():
+    """Two models behind each other with exits between, as `route` makes them, and a fork."""
+
+    def made():
+        steps = [
+            ("stem", nn.Conv2d(1, 4, 3, padding=1).eval()),
+            off.Leave("early", "linear", "controller"),
+            off.Fork("way", {"skip": [], "unit": nn.Conv2d(4, 4, 3, padding=1).eval()}),
+            off.Leave("late", "linear", "controller"),
+            ("head", nn.Sequential(nn.Flatten(), nn.Linear(4 * 64, 3)).eval()),
+        ]
+        return off.route(steps, example=X[:4])
+
+    return seeded(made, 0)
+
+
 def net_of(name):
+    if name in ROUTED:
+        return routed_net()
     return signal_net() if name == "pondered" else untaught(**CUT.get(name, {}))
 
 
@@ -90,14 +114,14 @@ def test_the_other_way_of_a_recipe(name, tmp_path):
     check_recipe(lambda: recipe_of(name, **OTHER[name]), lambda: untaught(**OTHER_CUT.get(name, {})), (X, Y), tmp_path)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ALONG_CHAINS)
 def test_it_refuses_a_network_without_anything_to_teach(name):
     net = ladder_of(2)
     with pytest.raises(BadNetwork, match="parameters"):
         recipe_of(name, **({"backbone": False} if name == "joint" else {})).prepare(net)
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", ALONG_CHAINS)  # tests/runtime/test_routes.py has networks with forks
 def test_what_it_taught_is_a_network_like_any_other(name, tmp_path):
     few = {**FEW.get(name, {}), **({"epochs": 1} if "epochs" in FEW.get(name, {}) else {})}
     net = net_of(name)

@@ -11,18 +11,25 @@ from torch import nn
 from offramp._support import find
 from offramp.building.factories import make_gate
 from offramp.gates.commitment import Commitment
+from offramp.gates.controller import Controller
 from offramp.gates.tempered import Tempered
 from offramp.networks.nodes import Gate
 from offramp.testing import check_gate, example_seen
 
 READS = ("a", "b")
+FEATURES = example_seen().features.shape[1]
 MADE = {
     "Tempered": lambda: Tempered(make_gate("margin"), 1.5),
     "Commitment": lambda: Commitment(5, 5),
+    "Controller": lambda: Controller(FEATURES, 2),
+    "controller": lambda: make_gate("controller", shape=(FEATURES,)),
 }  # those that need arguments
 
 
-@pytest.mark.parametrize("name", find.names("gates"))
+LOOK_AT_IMAGES = {"Predictor", "predictor"}  # tests/gates/test_gates_choosing.py has them
+
+
+@pytest.mark.parametrize("name", sorted({*find.names("gates")} - LOOK_AT_IMAGES))
 def test_the_shelf(name):
     gate = MADE[name]() if name in MADE else make_gate(name, READS)
     check_gate(gate, example_seen(reads=gate.reads), make_gate)

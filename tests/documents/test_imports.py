@@ -13,7 +13,7 @@ import pytest
 
 import house
 
-USERS = {"", "contracts", "errors", "testing", "cli", *house.SHELVES}
+USERS = {"", "contracts", "errors", "templates", "testing", "cli", *house.SHELVES}
 PAGE_MAKERS = {"command_line.py", "recipes.py", "gates.py"}  # they write pages about the package, and are no examples
 PAGES = [house.ROOT / "README.md", *sorted((house.ROOT / "docs").rglob("*.md"))]
 EXAMPLES = [*sorted((house.ROOT / "examples").glob("*.py"))]

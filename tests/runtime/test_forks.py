@@ -12,7 +12,7 @@ import torch
 import offramp as off
 from forked import CLASSES, THREE, WIDTH, three
 from offramp.calibration.routed import Routed
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork
 from offramp.plans.plan import Plan
 from offramp.plans.trace import WHY, Trace
 from offramp.runtime import running
@@ -173,13 +173,23 @@ def test_a_stage_without_rows_is_not_called_and_groups_are_merged_in_order(trace
 
 
 def test_what_needs_a_chain_says_so(traced, tmp_path):
-    net, x, trace = traced
+    net, x, _ = traced
     with pytest.raises(BadNetwork, match="anytime works along a chain"):
         next(off.open(net, PLAN).anytime(x))
-    with pytest.raises(BadNetwork, match="works along a chain"):
-        net(x)
-    with pytest.raises(BadInput, match="forks"):
-        off.calibrate(trace, at_most=0.5, testing="pareto")
+    with pytest.raises(BadNetwork, match="the recipe sdn works along a chain"):
+        off.fit(net, (x, torch.zeros(len(x), dtype=torch.long)), recipe="sdn", progress=False)
+
+
+@pytest.mark.parametrize("bound", ["binomial", "betting"])
+def test_pareto_testing_finds_plans_with_thresholds_of_their_own(bound):
+    net, x = three(), rows_of(3000, seed=3)
+    trace = recorded(net, x)
+    plan = off.calibrate(trace, risk="disagreement", at_most=0.6, bound=bound, testing="pareto", repeats="independent")
+    shared = off.calibrate(trace, risk="disagreement", at_most=0.6, bound=bound, repeats="independent")
+    assert plan.promise.testing == "pareto"
+    assert plan.promise.searched + plan.promise.rows == 3000
+    assert (trace.replay(plan).answer != trace.replay(Plan.never_leave(THREE)).answer).mean() < 0.6
+    assert trace.price(plan).mean < trace.price(shared).mean
 
 
 @pytest.mark.parametrize("bound", ["binomial", "betting"])

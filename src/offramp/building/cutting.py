@@ -12,9 +12,10 @@ import torch
 from torch import nn
 
 from offramp._support.find import find
-from offramp.building.factories import make_exit, make_gate
+from offramp.building.factories import made_for_features, make_exit, make_gate
 from offramp.building.placement.asked import require_place, where
 from offramp.building.placement.trying import Placing
+from offramp.building.skipping import skippable
 from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
 from offramp.networks.ambient import without_autocast
 from offramp.networks.channels import ChannelTracker, layouts_of
@@ -51,6 +52,7 @@ def cut(
     length: Sequence[str] | str = (),
     probe: object = None,
     logits: int | str | None = None,
+    skip: Sequence[str] | str | None = None,
 ) -> Network:
     """Add exits and gates to one trained model, after the modules named in `at` or in `n` parts.
 
@@ -74,6 +76,8 @@ def cut(
         spec: The text that names the model, such as "timm:resnet18", so that a saved network can be built again.
         length: Inputs [B, T, ...] whose T may differ between batches, such as ("input_ids", "attention_mask").
         probe: Labelled rows for at="auto". They count as training rows.
+        skip: Instead of `at`, residual units that rows may skip ("layer3.*"): a fork with an empty arm before each of
+            them, and no exits. The gate is a "controller" unless another one is given.
         logits: Which output of the model is its logits, if it gives several: an index or a key.
 
     Returns:
@@ -91,6 +95,16 @@ def cut(
         >>> cut(model, torch.randn(4, 8), at=["1"]).chain.exits
         ('1', 'backbone')
     """
+    if skip is not None:
+        if at is not None or n is not None or probe is not None:
+            raise BadInput("skip= makes forks and no exits; give it without at, n and probe")
+        _require_module(model, "model")
+        plain, _ = unwrapped(model)
+        _require_modules(plain, front)
+        chooses = "controller" if gate == "margin" else gate
+        if isinstance(chooses, Mapping):
+            raise BadInput("skip= takes one gate for all units")
+        return skippable(plain, example, skip, gate=chooses, preprocess=front)
     return cut_and_placement(
         model,
         example,
@@ -289,7 +303,12 @@ def _hung(
             heads[name].to(value.device, value.dtype if value.is_floating_point() else None)
             made |= {name: mark} if (mark := digest(heads[name])) else {}
     scorers = _each(gate, rung.cuts, "gates")
-    gates = {name: make_gate(scorers[name], rung.cuts[:place]) for place, name in enumerate(rung.cuts)}
+    gates = dict[str, Gate]()
+    for place, name in enumerate(rung.cuts):
+        shape = tuple(features[name].shape[1:])
+        gates[name] = make_gate(scorers[name], rung.cuts[:place], shape)
+        if made_for_features(scorers[name]):
+            gates[name].to(features[name].device)
     _require_inputs(rung, heads)
     _require_inputs(rung, gates)
     return Network(

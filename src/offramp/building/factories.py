@@ -196,14 +196,25 @@ def _called(factory: Callable[..., Any], arguments: Mapping[str, Any], what: str
         raise BadInput(f"{what} cannot be called {how} ({problem}); {remedy}") from problem
 
 
-def make_gate(gate: str | Gate | Callable[..., Any] | Mapping[str, Any], earlier: Sequence[str] | None = None) -> Gate:
+def make_gate(
+    gate: str | Gate | Callable[..., Any] | Mapping[str, Any],
+    earlier: Sequence[str] | None = None,
+    shape: tuple[int, ...] | None = None,
+    choices: int = 2,
+) -> Gate:
     """A gate from its name, from a function of logits [B, C] -> [B], or from the config of one on our shelf.
 
-    A function or class with an argument `reads` makes a gate of the names of the `earlier` exits.
+    A function or class with an argument `reads` makes a gate of the names of the `earlier` exits. One of (shape,
+    choices) makes it for the `shape` of a row's features and so many ways; it may have more arguments:
+    "controller?width=16".
     Raises UnknownName with the nearest names, BadInput for what is no gate.
     """
     if isinstance(gate, Mapping):
         return _gate_from(gate)
+    if made_for_features(gate):
+        if shape is None:
+            raise BadInput(f"the gate {gate!r} is made for the features at its node; give its name to route or cut")
+        return _gate_for(gate, shape, choices)
     found: Any = find("gates", gate) if isinstance(gate, str) else gate
     if (reads := _reading(found, gate, earlier)) or (isinstance(found, type) and issubclass(found, Gate)):
         try:
@@ -216,6 +227,34 @@ def make_gate(gate: str | Gate | Callable[..., Any] | Mapping[str, Any], earlier
         raise BadInput(f"the gate is {gate!r}, expected a name, a Gate or a function of logits [B, C]")
     name = gate if isinstance(gate, str) else f"{found.__module__}:{getattr(found, '__qualname__', 'gate')}"
     return Scorer(name, found)
+
+
+def made_for_features(gate: object) -> bool:
+    """Whether a gate, or its name, is made by a function of (shape, choices)."""
+    if isinstance(gate, Gate):
+        return False
+    found: Any = find("gates", name_of(gate)[0]) if isinstance(gate, str) else gate
+    try:
+        names = [*inspect.signature(found).parameters]
+    except (TypeError, ValueError):
+        return False
+    return names[:2] == ["shape", "choices"]
+
+
+def _gate_for(gate: Any, shape: tuple[int, ...], choices: int) -> Gate:
+    arguments: dict[str, Any] = {}
+    found = gate
+    if isinstance(gate, str):
+        word, arguments = name_of(gate)
+        found = find("gates", word)
+        known = [*inspect.signature(found).parameters][2:]
+        for argument in arguments:
+            if argument not in known:
+                raise unknown(argument, known, f"argument of the gate {word!r}")
+    made = _called(partial(found, shape, choices), arguments, f"the gate {gate!r}", "see what it takes")
+    if not isinstance(made, Gate):
+        raise BadInput(f"the gate {gate!r} gave a {type(made).__name__}, expected a Gate")
+    return made
 
 
 def _gate_from(config: Mapping[str, Any]) -> Gate:

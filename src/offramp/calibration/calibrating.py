@@ -19,6 +19,8 @@ from offramp._support.arguments import (
 )
 from offramp.calibration.candidates import problem_of as problem_of
 from offramp.calibration.certifying import Certifier, Tested
+from offramp.calibration.descending import trade_offs_of_routes
+from offramp.calibration.dial import costs_of_settings
 from offramp.calibration.members import warn_of_order
 from offramp.calibration.routed import thresholds_of
 from offramp.calibration.rows import Selected, independent_rows, searched_and_certified, unseen_rows
@@ -115,6 +117,8 @@ def calibrate(
     asked = find_risk(risk or "disagreement")
     level = require_number(f"at_most (a level of {asked.name})", at_most, asked.low, asked.high, includes_low=True)
     confidence = require_confidence(confidence)
+    if trace.header.settings and (testing != "path" or search is not None or deepest is not None):
+        raise BadInput("settings of one dial are tested along the dial; leave testing, search and deepest out")
     if testing not in TESTING:
         raise BadInput(f"testing is {testing!r}, expected one of {', '.join(TESTING)}")
     test = Certifier(asked, level, confidence, find_bound(bound, asked), against, unit, batch, deepest)
@@ -163,6 +167,8 @@ def _by_budget(
             f"budget must be a share of the plain network's cost and at most {dearest:.4g}, the cost of all exits "
             f"together, got {budget:g}" + (f" ({budget:g} % is {budget / 100:g})" if budget <= 100 else "")
         )
+    if not trace.chain.is_chain:
+        return _by_budget_of_routes(trace, asked, budget, plain, against, unit, batch, deepest)
     problem = problem_of(trace, asked, against, unit, batch, deepest)
     plan = None
     with contextlib.suppress(OutOfBudget):
@@ -187,12 +193,62 @@ def _by_budget(
     return replace(plan, price=trace.price(plan, unit, batch, against), rows=trace.seen)
 
 
+def _by_budget_of_routes(
+    trace: Trace,
+    risk: Risk,
+    budget: float,
+    plain: float,
+    against: str,
+    unit: str,
+    batch: int,
+    deepest: str | None,
+) -> Plan:
+    """`_by_budget` in a network with forks."""
+    if trace.header.settings:
+        return _by_budget_of_settings(trace, risk, budget, plain, against, unit, batch)
+    gap = 2 * trace.header.origin.band
+    losses_NL = trace.losses(risk, against)
+    found = trade_offs_of_routes(
+        trace, losses_NL, unit=unit, batch=batch, deepest=deepest, gap=gap, budgets=(budget * plain,)
+    )
+    within = np.flatnonzero(found.cost_P <= budget * plain * (1 + ROUNDING))
+    if not len(within):
+        least = float(found.cost_P.min()) / plain
+        raise OutOfBudget(
+            f"got a budget of {budget:g} of the plain network's {unit}, expected at least {least:.4g}, which the "
+            "cheapest plan costs on these rows; ask for more"
+        )
+    plan = _plan(trace, found.thresholds_PG[within[-1]], deepest)  # each loses less than all cheaper ones
+    return replace(plan, price=trace.price(plan, unit, batch, against), rows=trace.seen)
+
+
+def _by_budget_of_settings(
+    trace: Trace, risk: Risk, budget: float, plain: float, against: str, unit: str, batch: int
+) -> Plan:
+    """`_by_budget` among the recorded settings of one dial."""
+    cost_S = costs_of_settings(trace, unit, batch)
+    loss_S = trace.losses(risk, against).mean(0)
+    within = cost_S <= budget * plain * (1 + ROUNDING)
+    if not within.any():
+        raise OutOfBudget(
+            f"got a budget of {budget:g} of the plain network's {unit}, expected at least {cost_S.min() / plain:.4g}, "
+            "which the cheapest recorded setting costs on these rows; ask for more, or record more settings"
+        )
+    best_one = int(np.argmin(np.where(within, loss_S, np.inf)))
+    width = sum(trace.chain.routes(gate) for gate in trace.chain.gates)
+    plan = _plan(trace, np.full(width, trace.header.settings[best_one]), None)
+    return replace(plan, price=trace.price(plan, unit, batch, against), rows=trace.seen)
+
+
 def dearest_share(trace: Trace, unit: str = "macs", batch: int = 64, against: str = "last") -> float:
     """The share of the plain network's cost above which a budget forbids nothing.
 
     It is what a row costs that meets every exit, or 1 where that is less.
     """
-    price = trace.price(Plan.by_hand(dict.fromkeys(trace.chain.gates, 0.0)), unit, batch, against)
+    if trace.header.settings:
+        return math.inf
+    opened = {gate: (0.0,) * trace.chain.routes(gate) for gate in trace.chain.gates}
+    price = trace.price(Plan.by_hand(opened), unit, batch, against)
     return max(1.0, price.worst / price.plain) if price.plain > 0 else math.inf
 
 

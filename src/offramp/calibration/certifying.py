@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 
 from offramp.calibration.candidates import in_order, losses_up_to, problem_of, trade_offs
+from offramp.calibration.descending import trade_offs_of_routes
+from offramp.calibration.dial import Dialled, costs_of_settings
 from offramp.calibration.listed import Listed
 from offramp.calibration.path import UNKNOWN, shared_path
 from offramp.calibration.routed import Routed, few, thresholds_of
@@ -39,6 +41,7 @@ from offramp.plans.schedule import Schedule, compiled
 from offramp.plans.trace import Trace
 
 POINTS = 100  # candidates of Pareto testing
+ROUTED = 200  # candidates of Pareto testing in a network with forks
 IN_SIGHT = 33  # plans looked at for the smallest level in sight
 EXACT_BITS = 52  # of a float64: sums of numbers that fit into it are exact
 
@@ -50,7 +53,7 @@ class Tested:
     """Plans in the order of testing and what they do on the tested rows."""
 
     thresholds_PG: Array
-    outcomes: Sweep | Listed | Routed
+    outcomes: Sweep | Listed | Routed | Dialled
     cost_P: Array
     passed: int  # so many leading plans keep the promise
     ends_early: bool  # whether already the plan that never leaves ends before the last exit
@@ -108,6 +111,8 @@ class Certifier:
 
     def tested(self, searched: Trace | None, certified: Trace) -> Tested:
         """Test the shared path, or what a search on other rows found, on the certified rows."""
+        if certified.header.settings:
+            return self._along_dial(certified)
         if searched is None and not certified.chain.is_chain:
             return self._along_routes(certified)
         if searched is None:
@@ -130,8 +135,13 @@ class Certifier:
             return smallest_level_of_sum(worst, len(trace), self.bound, **self._limits)
         some = asked_P[np.unique(np.linspace(0, len(asked_P) - 1, IN_SIGHT).astype(np.intp))]
         thresholds_PG = tested.thresholds_PG[some]
-        listed = self._listed if trace.chain.is_chain else self._routed
-        plans = listed(trace, thresholds_PG)
+        plans: Listed | Routed | Dialled
+        if trace.header.settings:
+            plans = self._dialled(trace, some)
+        elif trace.chain.is_chain:
+            plans = self._listed(trace, thresholds_PG)
+        else:
+            plans = self._routed(trace, thresholds_PG)
         levels = []
         for _, sums_CB in plans.group_sums(1):
             levels.append(level_of(self._p_by_level(sums_CB, len(trace)), **self._limits))
@@ -166,19 +176,42 @@ class Certifier:
         """One threshold shared by all scores of all gates, in a network with forks: each plan is replayed."""
         topology = trace.chain
         ranges = [trace.header.scores.get(gate, UNKNOWN) for gate in topology.gates]
-        path_P = few(shared_path(ranges, trace.header.origin.band))
+        path_P = few(shared_path(ranges, trace.header.origin.band), len(trace))
         thresholds_P = np.append(np.float32(np.inf), path_P)
         width = sum(topology.routes(gate) for gate in topology.gates)
-        thresholds_PG = np.repeat(thresholds_P[:, None], width, axis=1)
+        return self._from_routes(trace, np.repeat(thresholds_P[:, None], width, axis=1))
+
+    def _along_dial(self, trace: Trace) -> Tested:
+        """The recorded settings of one dial, from the one that closes all gates down."""
+        settings = np.array(trace.header.settings, np.float32)
+        width = sum(trace.chain.routes(gate) for gate in trace.chain.gates)
+        outcomes = self._dialled(trace, np.arange(len(settings)))
+        passed = self._passing(trace, outcomes)
+        cost_P = costs_of_settings(trace, self.unit, self.batch)
+        return Tested(np.repeat(settings[:, None], width, axis=1), outcomes, cost_P, passed, False)
+
+    def _dialled(self, trace: Trace, settings_P: Array) -> Dialled:
+        losses_NS = trace.losses(self.risk, self.against)
+        return Dialled(settings_P, trace, losses_NS, self.risk.high, self._groups(trace))
+
+    def _from_routes(self, trace: Trace, thresholds_PG: Array) -> Tested:
+        """Plans of a network with forks in a fixed order, the one that never leaves first."""
         outcomes = self._routed(trace, thresholds_PG)
-        cost_P = np.empty(len(thresholds_P))
-        for number, thresholds_G in enumerate(thresholds_PG):
-            plan = Plan(thresholds=thresholds_of(topology, thresholds_G), deepest=self.deepest)
-            cost_P[number] = trace.price(plan, self.unit, self.batch).mean
+        cost_P = self._costs_of_routes(trace, thresholds_PG)
         passed = self._passing(trace, outcomes)
         return Tested(thresholds_PG, outcomes, cost_P, passed, self._ends_early(trace))
 
+    def _costs_of_routes(self, trace: Trace, thresholds_PG: Array) -> Array:
+        """Mean cost per row of every plan, as `Trace.price` gives it."""
+        cost_P = np.empty(len(thresholds_PG))
+        for number, thresholds_G in enumerate(thresholds_PG):
+            plan = Plan(thresholds=thresholds_of(trace.chain, thresholds_G), deepest=self.deepest)
+            cost_P[number] = trace.price(plan, self.unit, self.batch).mean
+        return cost_P
+
     def _from_list(self, trace: Trace, thresholds_PG: Array) -> Tested:
+        if not trace.chain.is_chain:
+            return self._from_routes(trace, _after_never(thresholds_PG))
         plans = self._listed(trace, _after_never(thresholds_PG))
         cost_P = self._costs(trace, plans)
         passed = self._passing(trace, plans)
@@ -186,6 +219,8 @@ class Certifier:
 
     def _found_on(self, searched: Trace) -> Array:
         """Thresholds [P, G] worth a test, the safest first: trade-offs on search rows, ordered by p-value there."""
+        if not searched.chain.is_chain:
+            return self._found_on_routes(searched)
         problem = problem_of(searched, self.risk, self.against, self.unit, self.batch, self.deepest)
         thresholds_PG = trade_offs(problem, POINTS)
         plans = self._listed(searched, thresholds_PG)
@@ -193,7 +228,29 @@ class Certifier:
         ordered: Array = thresholds_PG[in_order(p_P, self._costs(searched, plans))]
         return ordered
 
-    def _passing(self, trace: Trace, outcomes: Sweep | Listed | Routed) -> int:
+    def _found_on_routes(self, searched: Trace) -> Array:
+        """`_found_on` in a network with forks."""
+        losses_NL = self._losses(searched).astype(float)
+        gap = 2 * searched.header.origin.band
+        kinds = [losses_NL]
+        if losses_NL.min() < 0:  # see `trade_offs`: plans whose gains and losses cancel come late in a test
+            kinds.append(np.abs(losses_NL))
+        several = list[Array]()
+        for losses in kinds:
+            found = trade_offs_of_routes(
+                searched, losses, unit=self.unit, batch=self.batch, deepest=self.deepest, gap=gap
+            )
+            several.append(found.thresholds_PG)
+        thresholds_PG = np.unique(np.concatenate(several), axis=0)
+        thresholds_PG = thresholds_PG[np.isfinite(thresholds_PG).any(axis=1)][:ROUTED]
+        if not len(thresholds_PG):
+            return np.zeros((0, thresholds_PG.shape[1]), np.float32)
+        plans = self._routed(searched, thresholds_PG)
+        cost_P = self._costs_of_routes(searched, thresholds_PG)
+        ordered: Array = thresholds_PG[in_order(self._p_values(searched, plans), cost_P)]
+        return ordered
+
+    def _passing(self, trace: Trace, outcomes: Sweep | Listed | Routed | Dialled) -> int:
         """How many leading plans pass, of which the first never leaves and may need no test.
 
         Bets are evaluated only until a plan fails. A plan that changes no loss has the p-value of the one before.
@@ -212,7 +269,7 @@ class Certifier:
                 return int(plans_C[passing])
         return len(outcomes.loss_P)
 
-    def _p_values(self, trace: Trace, plans: Listed) -> Array:
+    def _p_values(self, trace: Trace, plans: Listed | Routed) -> Array:
         """p-values of listed plans at the level of the promise."""
         if self.bound is not betting:
             return self._from_sums(plans.loss_P, len(trace), self.at_most)

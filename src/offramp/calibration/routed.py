@@ -18,7 +18,10 @@ from offramp.plans.schedule import Schedule, Stage, compiled
 from offramp.plans.topology import LEAVE, Topology
 from offramp.plans.trace import Trace
 
-MOST = 200  # plans of a path
+MOST = 1000  # plans of a path
+LEAST = 200
+WORK = 4_000_000  # plans times rows
+USUAL = 256.0
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
@@ -120,8 +123,15 @@ class Routed:
         return worst_N
 
 
-def few(path_P: Array) -> Array:
-    """A path with at most MOST plans, its ends among them: which ones is fixed before a row is seen."""
-    picks = np.unique(np.linspace(0, len(path_P) - 1, MOST).astype(np.intp))
-    some: Array = path_P[picks]
+def few(path_P: Array, rows: int) -> Array:
+    """A path with fewer plans, its ends among them: which ones is fixed before a row is seen.
+
+    Every plan is replayed on all rows, so that with more rows there are fewer plans: MOST down to LEAST.
+    Scores of more than USUAL in size are rare, so all but the ends lie within.
+    """
+    count = min(MOST, max(LEAST, WORK // max(rows, 1)))
+    usual = np.flatnonzero(np.abs(path_P) <= USUAL)
+    places = usual if len(usual) else np.arange(len(path_P))
+    picks = places[np.unique(np.linspace(0, len(places) - 1, count - 2).astype(np.intp))]
+    some: Array = path_P[np.unique([0, *picks.tolist(), len(path_P) - 1])]
     return some

@@ -28,6 +28,7 @@ from offramp.errors import BadInput, BadNetwork
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import State, as_inputs
 from offramp.networks.network import LOGITS, Network, Part, as_network, described
+from offramp.networks.walking import with_defaults
 from offramp.plans.plan import BAND, Plan
 from offramp.plans.schedule import Stage
 from offramp.plans.signature import INPUT, Input
@@ -36,7 +37,6 @@ from offramp.plans.topology import LEAVE, Default
 from offramp.plans.trace import WHY
 from offramp.runtime.engine import engine_of, kind_of
 from offramp.runtime.graphs import graphs_of
-from offramp.runtime.merging import with_defaults
 from offramp.runtime.session import check_origin
 
 SCHEMA = 3  # 1 had no digests, 2 one successor a stage
@@ -237,7 +237,8 @@ def _described(one: Written, number: int, tried: State) -> dict[str, Any]:
 
 
 def _default(one: Default) -> dict[str, Any]:
-    return {"name": one.exit + LOGITS, "shape": [*one.shape], "dtype": "float32", "value": one.value}
+    name = one.exit if one.output else one.exit + LOGITS
+    return {"name": name, "shape": [*one.shape], "dtype": "float32", "value": one.value}
 
 
 def _input(name: str, value: torch.Tensor) -> dict[str, Any]:

@@ -110,6 +110,8 @@ def fit(
     many.spread(network.state_dict().values())  # exits are often drawn, and in each process differently
     with _as_it_was(network), contextlib.ExitStack() as until_the_end:
         before = snapshot(network)
+        if not method.forks:
+            network.chain.require_chain(f"the recipe {type(method).__name__.lower()}")
         torch.manual_seed(drawn(seed))  # for what prepare draws
         method.prepare(network)
         phases = tuple(method.phases(network))

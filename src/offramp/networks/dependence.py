@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from offramp.errors import BadData
 from offramp.networks.inputs import State, given
 from offramp.networks.network import Network
+from offramp.networks.walking import every_path
 from offramp.plans.signature import INPUT, is_label
 
 ROWS = 2
@@ -102,6 +103,13 @@ def unread(call: Callable[[State], Iterable[Tensor]], inputs: State) -> list[str
 def _outputs(network: Network, inputs: State) -> list[Tensor]:
     """The logits of all exits and the scores of all gates."""
     found = []
+    if not network.chain.is_chain:
+        for _, node, seen in every_path(network, inputs):
+            if seen.own is not None:
+                found.append(seen.own)
+            if node.name in network.gates:
+                found.append(network.gate_of(node.name).score(seen))
+        return found
     for _, logits, score in network.walk(given(inputs)):
         found.append(logits)
         if score is not None:

@@ -24,15 +24,16 @@ from offramp.networks.inputs import State, as_inputs
 from offramp.networks.members import BACKBONE, Modules, Rung, digest, held, values_of
 from offramp.networks.nodes import Exit, Gate, Seen, answers, grade
 from offramp.networks.trained import rows_behind
+from offramp.networks.walking import HANDED as HANDED
+from offramp.networks.walking import ReferencePath, every_path
 from offramp.networks.wrappers import unwrapped
+from offramp.plans.drawing import tree
 from offramp.plans.provenance import SeenRows, union
 from offramp.plans.schedule import LOGITS as LOGITS
 from offramp.plans.schedule import SCORE as SCORE
 from offramp.plans.schedule import Stage
 from offramp.plans.signature import example
 from offramp.plans.topology import Node, Topology
-
-HANDED = "/handed"  # what an exit hands to later exits where that is not its answer: see `Hands`
 
 
 @dataclass(frozen=True)
@@ -265,12 +266,36 @@ class Network(nn.Module):
         found.class_names = self.class_names
         return found
 
+    def __str__(self) -> str:
+        """A network with forks as a tree; a chain as torch prints modules."""
+        if self.chain.is_chain:
+            return super().__repr__()
+        return f"{self._size()}\n{tree(self.chain, self._told)}"
+
+    def _size(self) -> str:
+        """Segments, gates, exits and paths by number."""
+        computing = [rung for rung in self.rungs if type(self.model_of(rung)) is not nn.Identity]
+        counts = {"segment": len(computing), "gate": len(self.chain.gates), "exit": len(self.chain.exits)}
+        told = [f"{count} {kind}{'s' if count != 1 else ''}" for kind, count in counts.items()]
+        return f"Network of {told[0]}, {told[1]} and {told[2]}"
+
+    def _told(self, node: Node) -> str:
+        """What is written behind a node of the tree."""
+        if node.name not in self.gates:
+            return "answers" if node.has_exit else ""
+        gate = described(self.gate_of(node.name))["name"].lower()
+        return f"leaves by {gate}" if len(node.successors) == 2 and node.has_exit else f"chooses by {gate}"
+
     def forward(self, x: Any) -> tuple[Tensor, ...]:
-        """Logits [B, C] of every exit, shallow to deep."""
-        return tuple(logits for _, logits, _ in self.walk(x))
+        """Logits [B, C] of every exit, shallow to deep; with forks of every exit on every path to it."""
+        if self.chain.is_chain:
+            return tuple(logits for _, logits, _ in self.walk(x))
+        found = {label: seen.own for label, seen in self.look(x)}
+        return tuple(logits for label in self.chain.exit_labels if (logits := found[label]) is not None)
 
     def walk(self, x: Any) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         """Name, logits [B, C] and score [B] (None at the last) of every node, one after the other, for all rows."""
+        self.chain.require_chain("a walk along all exits")
         for name, seen in self.look(x):
             assert seen.own is not None
             yield name, seen.own, grade(self.gate_of(name), seen, seen.own) if name in self.gates else None
@@ -280,9 +305,14 @@ class Network(nn.Module):
 
         Models run eagerly, with hooks at their cuts that are gone afterwards: train mode, dropout, DDP and the user's
         own code stay as they are, and gradients reach exits and models. A rung's nodes come when all of it has run.
+        With forks every exit comes once for each path that leads there, under its label.
         """
-        self.chain.require_chain("a call of the network itself")
         inputs = as_inputs(x)
+        if not self.chain.is_chain:
+            for label, node, seen in every_path(self, inputs):
+                if node.has_exit:
+                    yield label, seen
+            return
         logits, handed = dict[str, Tensor](), dict[str, Tensor]()
         for rung in self.rungs:
             for name, features in values_of(self.model_of(rung), self.front_of(rung), rung, inputs).items():
@@ -419,8 +449,14 @@ def trial_rows(network: Network, rung: Rung | None = None, count: int = 2) -> St
 
 
 def last_model(network: Network, *, copied: bool = False) -> Network:
-    """The last model of a network alone, behind its front and cut nowhere; with weights of its own if `copied`."""
+    """The last model of a network alone, behind its front and cut nowhere; with weights of its own if `copied`.
+
+    Of a network with forks it is the dearest path as one module.
+    """
     rung = network.rungs[-1]
+    if not network.chain.is_chain:
+        path = ReferencePath(network)
+        return plain_network(copy.deepcopy(path) if copied else path, replace(rung, name="plain"))
     parts = network.model_of(rung), rung, network.front_of(rung)
     return plain_network(*(copy.deepcopy(parts) if copied else parts))
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from offramp.errors import BadNetwork
@@ -177,3 +178,32 @@ def grade(gate: Gate, seen: Seen, own: Tensor | None, routes: int = 1) -> Tensor
         return score
     finite = (own * 0).sum(-1).float()  # NaN where a logit is none; few operations, for batches of one
     return score + (finite if routes == 1 else finite[:, None])
+
+
+class Chooser(Gate):
+    """A gate that rates every way from its node, and sends a row to the best one (the first of equals).
+
+    Recipes train the ratings; thresholds of 0 take the best way, and a shift of all of them makes the first ways
+    readier or less ready.
+    """
+
+    @abc.abstractmethod
+    def ratings(self, seen: Seen) -> Tensor:
+        """How good each way is for each row, [B, K] for K successors."""
+
+    def score(self, seen: Seen) -> Tensor:
+        """By how much each way but the last is better than all ways after it: [B], or [B, K - 1]."""
+        return margins_of(self.ratings(seen))
+
+
+def margins_of(ratings: Tensor) -> Tensor:
+    """Ratings [B, K] -> scores [B, K - 1] ([B] for K = 2): the first score that reaches 0 is that of the best way.
+
+    >>> margins_of(torch.tensor([[1.0, 3.0, 2.0]]))
+    tensor([[-2.,  1.]])
+    """
+    scores = list[Tensor]()
+    for way in range(ratings.shape[1] - 1):
+        best_behind = ratings[:, way + 1 :].amax(1)  # [B]
+        scores.append(ratings[:, way] - best_behind)
+    return scores[0] if len(scores) == 1 else torch.stack(scores, 1)

@@ -152,7 +152,13 @@ class Whole:
 
 
 class Recipe(abc.ABC):
-    """Contract of a way to teach. The constructor only stores its arguments; one object may teach many networks."""
+    """Contract of a way to teach. The constructor only stores its arguments; one object may teach many networks.
+
+    forks: whether it can teach networks with forks. In those a view has the logits of every exit on every path, by
+    their labels (`Topology.exit_labels`).
+    """
+
+    forks = False
 
     @abc.abstractmethod
     def phases(self, network: Network) -> Iterable[Phase]:

@@ -19,13 +19,13 @@ from torch import nn
 
 from offramp.errors import BadData, BadNetwork
 from offramp.networks.compiled import compiled_of
-from offramp.networks.inputs import State, arguments, call_model, copies
+from offramp.networks.inputs import State, arguments, call_model
 from offramp.networks.members import Rung
 from offramp.networks.network import Network, Segment, trial_rows
-from offramp.networks.taps import logits_in, logits_name, tensors_of
+from offramp.networks.taps import logits_name, tensors_of
+from offramp.networks.walking import segment_call
 from offramp.partition import CutPoint, Exported, Partition, Piece, cut_points, inputs_of, partition, self_check, staged
 from offramp.plans.signature import INPUT
-from offramp.plans.topology import Node
 
 EXAMPLE_ROWS = 4
 PREFIX = "model."  # of names in a `Fronted`
@@ -118,15 +118,10 @@ def _segments(network: Network, rung: Rung, tried: State | None) -> dict[str, Se
     model, front = network.model_of(rung), network.front_of(rung)
     modules = tuple(dict.fromkeys([*(front.modules() if front is not None else ()), *model.modules()]))
     if not rung.cuts:
-
-        def call(state: State) -> State:
-            return {rung.name: logits_in(call_model(model, front, copies(state)), rung.output)}
-
         node = network.chain.node(rung.name)
-        if node.source is not None:
-            return {rung.name: _continuing(network, node, modules)}
+        reads = (node.source or INPUT, *node.reads)
         writes = network.chain.written_by(rung.name)
-        return {rung.name: Segment(rung.name, (INPUT,), writes, modules, _named(call, rung.name, writes))}
+        return {rung.name: Segment(rung.name, reads, writes, modules, segment_call(network, rung.name))}
     parts, names = _taken_apart(network, rung, tried)
     owners = _owners(modules, parts.pieces)
     found = {
@@ -143,29 +138,6 @@ def _segments(network: Network, rung: Rung, tried: State | None) -> dict[str, Se
     reads = tuple(dict.fromkeys([*first.reads, *(one.name for one in rung.inputs)]))
     found[first.name] = replace(first, reads=reads, call=_fitting(rung, parts.source, first.call))
     return found
-
-
-def _continuing(network: Network, node: Node, modules: tuple[nn.Module, ...]) -> Segment:
-    """A model that continues from what an earlier node gave, in a network with forks."""
-    source, names = node.source, network.chain.written_by(node.name)
-    assert source is not None
-    model = network.model_of(next(rung for rung in network.rungs if rung.name == node.name))
-
-    def call(state: State) -> State:
-        return {node.name: model(state[source].clone())}  # it may work in place
-
-    return Segment(node.name, (source,), names, modules, _named(call, node.name, names))
-
-
-def _named(call: Callable[[State], State], name: str, names: Sequence[str]) -> Callable[[State], State]:
-    """A call whose tensor of one name is given under several: arms that re-join share a name."""
-    if len(names) == 1:
-        return call
-
-    def named(state: State) -> State:
-        return dict.fromkeys(names, call(state)[name])
-
-    return named
 
 
 def _taken_apart(network: Network, rung: Rung, tried: State | None) -> tuple[Partition, dict[str, str]]:

@@ -253,9 +253,11 @@ class Plan:
 
     def __str__(self) -> str:
         leave = self._leaves()
-        say = "Leave " + ", ".join(leave) if leave else "Nothing leaves early"
-        for clause in self._ways():
-            say += f"; {clause}"
+        clauses = self._ways()
+        if leave or not clauses:
+            clauses.insert(0, "leave " + ", ".join(leave) if leave else "nothing leaves early")
+        say = "; ".join(clauses)
+        say = say[:1].upper() + say[1:]
         if self.deepest:
             say += f"; whatever arrives at {self.deepest} is answered there"
         say += f"; {self.price}" if self.price else ""

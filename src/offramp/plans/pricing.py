@@ -9,7 +9,7 @@ engine runs it bare. In traces that were recorded without them a plan costs its 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -184,10 +184,17 @@ class Prices:
         if unit == "ms" and reference == self.chain.exits[-1] and PLAIN in self.parts:
             return float(self._rate(PLAIN, unit, batch))
         node = self.chain.node(self.chain.exits[self.chain.place(reference)])
-        parts = [f"exit/{reference}", f"segment/{reference}"]
+        path = [reference]
         while node.after:
             node = self.chain.node(node.after[-1])
-            parts.append(f"segment/{node.name}")
+            path.append(node.name)
+        return self.along(path, unit=unit, batch=batch)
+
+    def along(self, path: Sequence[str], *, unit: str, batch: int) -> float:
+        """Cost per row of the segments of some nodes, and of the exit at the last of them; no gate."""
+        check_unit(unit, batch)
+        answers = max(path, key=self.chain.names.index)
+        parts = [f"exit/{answers}", *(f"segment/{name}" for name in path)]
         return float(sum(np.mean(self._rate(part, unit, batch)) for part in parts))
 
 

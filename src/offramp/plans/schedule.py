@@ -330,7 +330,7 @@ def _needed(topology: Topology, ways: Mapping[str, tuple[int, ...]]) -> tuple[se
             segments.add(node.name)
             exits.update(name for name in node.exit_reads if name in ways)
         if node.name in segments:
-            segments.update(name for name in node.after if name in ways)
+            segments.update(name for name in (*node.after, *node.reads) if name in ways)
     return exits, segments
 
 
@@ -347,7 +347,7 @@ def _edge(successor: str, ways: Mapping[str, tuple[int, ...]], segments: set[str
 
 def _reads(node: Node, *, exit_: bool, gate: bool) -> tuple[str, ...]:
     """The names of what a node reads, as far as its topology tells."""
-    names = [node.source or INPUT]
+    names = [node.source or INPUT, *node.reads]
     for runs, reads in ((exit_, node.exit_reads), (gate, node.gate_reads)):
         if runs:
             names += [name if is_input(name) else name + LOGITS for name in reads]

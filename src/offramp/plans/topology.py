@@ -34,6 +34,8 @@ class Node:
             of them (paths re-join here) the segment reads what the last of them on a row's path gave.
         exit_reads: earlier exits whose logits its exit needs, and inputs (`x/mask`).
         gate_reads: earlier exits whose logits its gate needs, and inputs.
+        reads: earlier nodes whose output the segment takes as well, as further arguments. One that did not run for a
+            row has a declared `Default`.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Node:
     after: tuple[str, ...] = ()
     exit_reads: tuple[str, ...] = ()
     gate_reads: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ()
 
     @property
     def has_exit(self) -> bool:
@@ -55,17 +58,19 @@ class Node:
 
 @dataclass(frozen=True)
 class Default:
-    """What an exit or a gate sees of an exit that did not run for a row, because it stands on another path.
+    """What is read of a node that did not run for a row, because it stands on another path.
 
     Attributes:
-        exit: the exit whose logits stand for themselves where it ran.
+        exit: the node whose logits (or output) stand for themselves where it ran.
         value: of each number where it did not.
-        shape: of a row of these logits, such as (10,).
+        shape: of a row of them, such as (10,).
+        output: whether it is the output of the node's segment, which other segments read, and not its exit's logits.
     """
 
     exit: str
     value: float
     shape: tuple[int, ...]
+    output: bool = False
 
 
 @dataclass(frozen=True)
@@ -112,8 +117,9 @@ class Topology:
             for other in node.successors:
                 if other != LEAVE and index.get(other, -1) <= place:
                     raise BadNetwork(f"the successors of node {node.name!r} must be later nodes, got {other!r}")
-            for other in (*node.after, *node.exit_reads, *node.gate_reads):
-                if index.get(other, place) >= place and (other in node.after or not is_input(other)):
+            for other in (*node.after, *node.reads, *node.exit_reads, *node.gate_reads):
+                of_segment = other in node.after or other in node.reads
+                if index.get(other, place) >= place and (of_segment or not is_input(other)):
                     raise BadNetwork(f"node {node.name!r} reads {other!r}, which is no earlier node of {names}")
             arrivals.update(node.successors)
         if missing := [name for name in names if name not in arrivals]:
@@ -123,9 +129,12 @@ class Topology:
 
     def _require_writers(self) -> None:
         """Raise BadNetwork where a node can be reached on a path that does not give what it reads."""
-        given = {one.exit for one in self.defaults}
+        given = {one.exit for one in self.defaults if not one.output}
+        outputs = {one.exit for one in self.defaults if one.output}
         for one in self.defaults:
-            if one.exit not in self.exits:
+            if one.output and one.exit not in self.names:
+                raise BadNetwork(f"a default is declared of {one.exit!r}, expected one of the nodes {self.names}")
+            if not one.output and one.exit not in self.exits:
                 raise BadNetwork(f"a default is declared of {one.exit!r}, expected one of the exits {self.exits}")
         for node in self.nodes:
             always = self._always_before[node.name]
@@ -137,6 +146,12 @@ class Topology:
                 if other not in always and other not in given:
                     raise BadNetwork(
                         f"node {node.name!r} reads {other!r}, which not every path to it passes; declare a Default"
+                    )
+            for other in node.reads:
+                if other not in always and other not in outputs:
+                    raise BadNetwork(
+                        f"node {node.name!r} reads the output of {other!r}, which not every path to it passes; "
+                        "declare a default for it"
                     )
             if node.after and self._reached_without(node):
                 raise BadNetwork(
@@ -171,7 +186,7 @@ class Topology:
         """Whether there are exits along one line and nothing else, as `cut` and `ladder` make it."""
         names = [node.name for node in self.nodes]
         wanted = [(LEAVE, name) for name in names[1:]] + [(LEAVE,)]
-        single = all(len(node.after) <= 1 for node in self.nodes)
+        single = all(len(node.after) <= 1 and not node.reads for node in self.nodes)
         return single and not self.defaults and [node.successors for node in self.nodes] == wanted
 
     @cached_property
@@ -224,10 +239,29 @@ class Topology:
                     found[other] += [(*path, other) for path in found[node.name]]
         return {name: tuple(paths) for name, paths in found.items()}
 
+    @cached_property
+    def has_many_paths(self) -> bool:
+        """Whether there are more paths than are recorded: then a trace is recorded at settings of one dial."""
+        count = dict.fromkeys(self.names, 0)
+        count[self.names[0]] = 1
+        for node in self.nodes:
+            for other in node.successors:
+                if other != LEAVE:
+                    count[other] += count[node.name]
+        return max(count.values()) > MOST_PATHS
+
+    @cached_property
+    def recorded_paths(self) -> Mapping[str, tuple[Path, ...]]:
+        """By node the paths that are recorded: all of them, or of too many the dearest alone."""
+        if not self.has_many_paths:
+            return self.paths
+        path = self.reference_path(self.exits[-1])
+        return {name: (path[: number + 1],) for number, name in enumerate(path)}
+
     def label(self, path: Path) -> str:
         """What the last node of a path is called among the columns of a trace: with several paths, by number."""
         name = path[-1]
-        paths = self.paths[name]
+        paths = self.recorded_paths[name]
         return name if len(paths) == 1 else f"{name}#{paths.index(path)}"
 
     @cached_property
@@ -235,17 +269,32 @@ class Topology:
         """The labels of all exits, each once for every path that leads there; of a chain its exits."""
         if self.is_chain:
             return self.exits
-        return tuple(self.label(path) for name in self.exits for path in self.paths[name])
+        found = list[str]()
+        for name in self.exits:
+            found += [self.label(path) for path in self.recorded_paths.get(name, ())]
+        return tuple(found)
 
     @cached_property
     def gate_labels(self) -> tuple[str, ...]:
         """The labels of all gates, each once for every path that leads there; of a chain its gates."""
         if self.is_chain:
             return self.gates
-        return tuple(self.label(path) for name in self.gates for path in self.paths[name])
+        found = list[str]()
+        for name in self.gates:
+            found += [self.label(path) for path in self.recorded_paths.get(name, ())]
+        return tuple(found)
 
     def reference_path(self, name: str) -> Path:
         """The path to a node that rows take where every gate on the way sends them to its last successor."""
+
+        if self.has_many_paths:
+            path = [self.names[0]]
+            while path[-1] != name:
+                later = self.node(path[-1]).successors[-1]
+                if later == LEAVE:
+                    raise BadNetwork(f"the dearest path ends before it comes to {name!r}")
+                path.append(later)
+            return tuple(path)
 
         def choices(path: Path) -> list[int]:
             return [self.node(one).successors.index(other) for one, other in pairwise(path)]
@@ -272,6 +321,9 @@ class Topology:
         """The nodes as plain data. A chain is written as the first edition wrote it: fingerprints depend on it."""
         if not self.is_chain:
             found = [asdict(node) for node in self.nodes]
+            for body in found:
+                if not body["reads"]:
+                    del body["reads"]
             if self.defaults:
                 found[0]["defaults"] = [asdict(one) for one in self.defaults]
             return found
@@ -292,8 +344,11 @@ class Topology:
         try:
             made = tuple(_node_from(node) for node in nodes)
             defaults = nodes[0].get("defaults", ()) if nodes else ()
-            rest = tuple(Default(one["exit"], float(one["value"]), tuple(one["shape"])) for one in defaults)
-            return Topology(made, rest)
+            rest = list[Default]()
+            for one in defaults:
+                output = bool(one.get("output", False))
+                rest.append(Default(one["exit"], float(one["value"]), tuple(one["shape"]), output))
+            return Topology(made, tuple(rest))
         except (AttributeError, TypeError, KeyError, ValueError) as problem:
             if isinstance(problem, BadNetwork):
                 raise
@@ -303,6 +358,7 @@ class Topology:
 def _node_from(body: Mapping[str, Any]) -> Node:
     reads = {key: tuple(body[key]) for key in ("exit_reads", "gate_reads")}
     if "successor" not in body:
+        reads["reads"] = tuple(body.get("reads", ()))
         return Node(body["name"], tuple(body["successors"]), tuple(body["after"]), **reads)
     if set(body) != {"name", "successor", "after", *reads}:
         raise KeyError("fields")

@@ -11,6 +11,10 @@
 
 In a network with forks an answer depends on the path of a row: every path is recorded, at most sixteen to a node. An
 exit or a gate to which several lead stands among the columns as <name>#0, <name>#1, in the order of `Topology.paths`.
+With more paths the network is recorded at settings of one dial, a threshold that all gates share; setting 0 closes all:
+
+    setting/exit#<s>, setting/answer#<s>, setting/why#<s>  [N] int64, setting/near#<s> [N] bool, setting/<node>#<s> [N]
+    bool (whether the node ran)
 
 A part is segment/<node>, exit/<node> or gate/<node>; where milliseconds were measured also runner, runner/<gate> and
 plain (see pricing). Milliseconds are NaN when they were not measured, MACs of a segment where they are not known.
@@ -72,7 +76,8 @@ class Header:
 
     digest_form: see SeenRows. scores: what each gate declares of its scores; of a gate that is not named nothing is
     known. noise: how far the same call's milliseconds lay apart while they were measured (0.1: by 10 %); None where
-    nothing was measured, or before this was recorded.
+    nothing was measured, or before this was recorded. settings: the thresholds of the dial, the first +inf; empty where
+    every path was recorded.
     """
 
     chain: Topology
@@ -86,6 +91,7 @@ class Header:
     digest_form: int = FORM
     scores: Mapping[str, ScoreRange] = field(default_factory=dict)
     noise: float | None = None
+    settings: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -200,7 +206,13 @@ class Trace:
 
     @property
     def answers(self) -> Array:
-        """Answers [N, E] int64, shallow to deep; of an exit to which several paths lead once for each."""
+        """Answers [N, E] int64, shallow to deep; of an exit to which several paths lead once for each.
+
+        Of a trace at settings of one dial [N, S], by setting.
+        """
+        if self.header.settings:
+            count = len(self.header.settings)
+            return np.column_stack([self.columns[f"setting/answer#{number}"] for number in range(count)])
         return np.column_stack([self.columns[f"answer/{label}"] for label in self.chain.exit_labels])
 
     @property
@@ -269,6 +281,8 @@ class Trace:
         self.check(plan)
         topology = self.chain
         schedule = plan.schedule(topology)
+        if self.header.settings:
+            return self._replayed_setting(plan, schedule)
         exits = np.full(len(self), -1, np.int64)
         outputs = np.zeros(len(self), np.int64)
         why = np.zeros(len(self), np.int64)
@@ -285,6 +299,32 @@ class Trace:
                     why[gone] = WHY.index(stage.why)
         answers = self.answers[np.arange(len(self)), outputs]
         return Replay(exits, answers, why, ran, outputs, schedule)
+
+    def setting_of(self, plan: Plan) -> int:
+        """The setting of the dial that a plan is. Raises BadInput for a plan that was not recorded."""
+        values = {np.float32(value) for gate in self.chain.gates for value in plan.thresholds.get(gate, (np.inf,))}
+        known = [np.float32(value) for value in self.header.settings]
+        if len(values) == 1 and plan.deepest is None:
+            (value,) = values
+            if value in known:
+                return known.index(value)
+        raise BadInput(
+            f"this trace was recorded at {len(known)} settings of one dial, a threshold that all gates share, and the "
+            "plan is none of them; calibrate on this trace, or record at this setting"
+        )
+
+    def _replayed_setting(self, plan: Plan, schedule: Schedule) -> Replay:
+        """`replay` of a trace that was recorded at settings of one dial."""
+        number = self.setting_of(plan)
+        ran = np.column_stack([self.columns[f"setting/{stage.name}#{number}"] for stage in schedule])
+        return Replay(
+            exit=self.columns[f"setting/exit#{number}"],
+            answer=self.columns[f"setting/answer#{number}"],
+            why=self.columns[f"setting/why#{number}"],
+            ran=ran,
+            output=np.full(len(self), number),
+            schedule=schedule,
+        )
 
     def visits(self, schedule: Schedule) -> Iterator[Visit]:
         """The rows of the trace on their way through a schedule: each stage in turn, once for every path to it."""
@@ -338,11 +378,19 @@ class Trace:
             return name
         return self.chain.label(self.chain.reference_path(name))
 
+    def answers_at(self, name: str) -> Array:
+        """Answers [N] of an exit, or of the plain last model; with several paths to it those of the dearest."""
+        if name == BACKBONE:
+            return self.columns[f"answer/{BACKBONE}"] if f"answer/{BACKBONE}" in self.columns else self.answers[:, -1]
+        return self.columns[f"answer/{self.reference_label(name)}"]
+
     def losses(self, risk: Risk, against: str = "last") -> Array:
         """Losses [N, E] of every exit's answers, as in `answers`.
 
         Raises BadInput when the risk needs labels and there are none.
         """
+        if self.header.settings:
+            return self._losses_of_settings(risk, against)
         name, answers = self.reference(against), self.answers
         outputs = self.outputs if risk.reads == "outputs" else None
         if name != BACKBONE:
@@ -352,6 +400,15 @@ class Trace:
         if outputs is not None:
             outputs = np.concatenate([outputs, self.columns[f"logits/{BACKBONE}"][:, None]], axis=1)
         return losses_of(risk, answers, self.labels, answers.shape[1] - 1, outputs=outputs)[:, :-1]
+
+    def _losses_of_settings(self, risk: Risk, against: str) -> Array:
+        """`losses` [N, S] of every setting of the dial; the reference is the one that closes all gates."""
+        if risk.reads == "outputs" or self.reference(against) != self.chain.exits[-1]:
+            raise BadInput(
+                "at settings of one dial only answers are recorded, and the last exit is the reference; use a risk of "
+                "answers against 'last'"
+            )
+        return losses_of(risk, self.answers, self.labels, 0)
 
     def evaluate(
         self,
@@ -408,7 +465,7 @@ class Trace:
             shares=tuple(map(float, shares)),
             risk=Measured(asked.name, self.reference(name), value, min(low, value), max(high, value), confidence),
             prices=tuple(self.price(plan, unit, batch, name) for unit, batch in self._units(batches)),
-            in_band=self._in_band(done.schedule),
+            in_band=self._in_band(done),
             repeated=again,
             **self._accuracies(done, name),
         )
@@ -455,8 +512,12 @@ class Trace:
             units += [("ms", batch) for batch in batches]
         return units
 
-    def _in_band(self, schedule: Schedule) -> float:
+    def _in_band(self, done: Replay) -> float:
         """The share of rows that have a score within the float band of a threshold, at some stage on their path."""
+        schedule = done.schedule
+        if self.header.settings:
+            number = int(done.output[0]) if len(self) else 0
+            return float(self.columns[f"setting/near#{number}"].mean()) if len(self) else 0.0
         near = np.zeros(len(self), bool)
         band = self.header.origin.band
         for visit in self.visits(schedule):
@@ -594,6 +655,7 @@ class Trace:
         body = asdict(self.header)
         body["chain"] = self.chain.to_json()
         body["scores"] = {gate: scores.to_json() for gate, scores in self.header.scores.items()}
+        body["settings"] = list(self.header.settings[1:])  # the first is +inf, which JSON has not
         body["columns"] = _digest(self.columns)
         write_arrays(path, to_document("trace", SCHEMA, body), self.columns)
 
@@ -613,6 +675,7 @@ class Trace:
                 "origin": Origin.from_json(body["origin"]),
                 "class_names": None if names is None else tuple(names),
                 "digest_form": form_of(body.get("digest_form", 1), str(path)),
+                "settings": _settings_from(body.get("settings", ())),  # absent in older traces
                 "scores": {gate: ScoreRange.from_json(scores) for gate, scores in declared.items()},
             }
             found = Trace(columns, Header(**header))
@@ -622,6 +685,11 @@ class Trace:
             return found
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
             raise BadFile(f"{path} is no complete trace ({problem!r}); record again") from problem
+
+
+def _settings_from(values: Sequence[float]) -> tuple[float, ...]:
+    """The settings of a dial as a file has them: all but the first, which closes every gate."""
+    return (np.inf, *map(float, values)) if values else ()
 
 
 def _require_header(header: Header) -> None:

@@ -68,6 +68,8 @@ class Joint(Recipe):
             does not; see above.
     """
 
+    forks = True  # every exit on every path
+
     def __init__(
         self,
         weights: float | Sequence[float] | Mapping[str, float] = 1.0,
@@ -111,7 +113,9 @@ class Joint(Recipe):
             taught_exits(network)
         elif not any(True for _ in network.backbone.parameters()):
             raise BadNetwork("the models of this network have no parameters; teach the exits alone: backbone=False")
-        weights_of(self.weights, network.chain.exits)
+        weights_of(self.weights, network.chain.exit_labels)
+        if self.keep or self.alone:
+            network.chain.require_chain("joint with keep or alone")
         if self.equilibrium:
             require_one_model(network, "equilibrium=True")
         if not 0 <= self.keep <= 1 or not 0 < self.temperature < math.inf or (self.keep and self.alone):

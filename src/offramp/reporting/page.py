@@ -19,6 +19,7 @@ from offramp.reporting.frame import MARK, frame, plotly_library, version_text
 from offramp.reporting.gallery import gallery
 from offramp.reporting.markup import Html, chart, folded, join, section, switch, tag
 from offramp.reporting.view import View, view_of
+from offramp.reporting.ways import picture, ways_table
 from offramp.reporting.words import percent, unit_name, verdict
 
 
@@ -68,7 +69,7 @@ class _Page:
 
     def whole(self, library: str, pictures: Sequence[Html]) -> str:
         """The page, with plotly.js inside."""
-        parts = [self._frontier(), self._cost(), self._exits(), self._gates(), self._classes()]
+        parts = [self._frontier(), self._cost(), self._topology(), self._exits(), self._gates(), self._classes()]
         if pictures:
             lead = "The surest inputs that left first, and the least sure that went to the end. Wrong answers are bold."
             parts.append((section("gallery", "Real inputs", tag("p", lead), *pictures), []))
@@ -157,15 +158,25 @@ class _Page:
         text = "; ".join(said)
         return [tag("p", f"{text[:1].upper()}{text[1:]}.", class_="note")] if text else []
 
+    def _topology(self) -> tuple[Html, list[Figure]]:
+        """Where the rows went, in a network with forks."""
+        if self.view.trace.chain.is_chain:
+            return Html(), []
+        lead = (
+            "Every box is a segment, a fork or an exit; an arrow is as thick as the share of rows that took it. What "
+            "this plan never runs is pale."
+        )
+        return section("ways", "The ways of the rows", tag("p", lead), picture(self.view), ways_table(self.view)), []
+
     def _exits(self) -> tuple[Html, list[Figure]]:
         view, exits = self.view, self.view.trace.chain.exits
         leaving = [view.replay.exit == place for place in range(len(exits))]
         right = view.replay.answer == view.target
         here = [float(right[mine].mean()) if mine.any() else None for mine in leaving]
-        alone = [float((view.trace.columns[f"answer/{name}"] == view.target).mean()) for name in exits]
+        alone = [float((view.trace.answers_at(name) == view.target).mean()) for name in exits]
         lead = "Where the rows leave, and how good the answers are that they leave with."
         if view.labelled:
-            answers = np.column_stack([view.trace.columns[f"answer/{name}"] for name in exits])
+            answers = np.column_stack([view.trace.answers_at(name) for name in exits])
             better = better_exit(answers == view.target[:, None], exits)
             lead = lead if better is None else f"{lead} {better[0].upper()}{better[1:]}"
         place = chart("exits-chart", "share of rows by exit; the figures stand in the table below")

@@ -155,7 +155,8 @@ def exits_table(view: View, here: Sequence[float | None], all_rows: Sequence[flo
 
 
 def _leaves_from(plan: Plan, name: str, view: View) -> str:
-    if name == view.trace.chain.exits[view.last]:
+    closed = name not in view.open_gates and any(stage.name == name and stage.last for stage in view.replay.schedule)
+    if closed:
         return "whatever arrives"
     return f"score ≥ {plan.thresholds[name][0]:.4g}" if name in view.open_gates else "never"
 
@@ -184,7 +185,7 @@ def class_rows(view: View) -> list[tuple[str, int, float, float]]:
         raise BadData("the trace has no labels, so no accuracy by class; record labelled rows")
     names = view.trace.header.class_names or ()
     right = view.replay.answer == labels
-    plain = view.trace.columns[f"answer/{view.against}"] == labels
+    plain = view.trace.answers_at(view.against) == labels
     kinds, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
 
     def shares(hits: Array) -> Array:

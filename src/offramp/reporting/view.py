@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from offramp.calibration.calibrating import problem_of
+from offramp.calibration.descending import trade_offs_of_routes
+from offramp.calibration.routed import thresholds_of as routed_thresholds
 from offramp.calibration.search import frontier
 from offramp.errors import BadData, BadInput
 from offramp.guarantees.bounds import interval
@@ -74,7 +76,7 @@ class View:
     def target(self) -> Array:
         """What an answer should be [N]: the label, or without labels the reference's answer."""
         labels = self.trace.labels
-        return self.trace.columns[f"answer/{self.against}"] if labels is None else labels
+        return self.trace.answers_at(self.against) if labels is None else labels
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -106,16 +108,35 @@ class View:
 
     def plain_dot(self) -> Dot:
         """The plain network as a place on the plane."""
-        answers = self.trace.columns[f"answer/{self.against}"]
+        answers = self.trace.answers_at(self.against)
         return Dot("plain network", f"{self.against}, no gate", self.quality(answers), dict.fromkeys(self.units, 1.0))
 
     def statics(self) -> list[Dot]:
         """Every exit as a network of its own: all rows are answered there, and no gate is run."""
+        if not self.trace.chain.is_chain:
+            return self._static_paths()
         alone = [(name, Plan(thresholds={}, deepest=name)) for name in self.trace.chain.exits]
         return [
             Dot(name, "static: answers every row", dot.quality, dot.costs)
             for name, dot in ((name, self.dot(name, plan)) for name, plan in alone)
         ]
+
+    def _static_paths(self) -> list[Dot]:
+        """Every path through the forks as a network of its own, without gates."""
+        topology = self.trace.chain
+        if self.trace.header.settings:
+            return []  # no path was recorded on its own
+        plain = {unit: self.trace.price(self.plan, *unit, self.against).plain for unit in self.units}
+        dots = list[Dot]()
+        for name in topology.exits:
+            for path in topology.paths[name]:
+                answers = self.trace.columns[f"answer/{topology.label(path)}"]
+                costs = dict[Unit, float]()
+                for unit in self.units:
+                    costs[unit] = self.trace.prices.along(path, unit=unit[0], batch=unit[1]) / plain[unit]
+                taken = [one for one in path if one not in topology._always_before[name]] or [name]
+                dots.append(Dot(" ".join(taken), "static: answers every row", self.quality(answers), costs))
+        return dots
 
     def frontier(self, unit: Unit) -> list[Dot]:
         """The best plans that a search finds on these very rows, from the cheapest, each better than the one before."""
@@ -123,11 +144,15 @@ class View:
         if not chain.gates:
             return []
         risk = find_risk("error" if self.labelled else "disagreement")
-        found = frontier(problem_of(self.trace, risk, self.against, *unit), points=POINTS)
-        plans = [
-            Plan(thresholds={gate: (float(t),) for gate, t in zip(chain.gates, row, strict=True)})
-            for row in found.thresholds_PG
-        ]
+        if self.trace.header.settings:
+            width = sum(chain.routes(gate) for gate in chain.gates)
+            thresholds_PG = np.repeat(np.array(self.trace.header.settings)[:, None], width, axis=1)
+        elif chain.is_chain:
+            thresholds_PG = frontier(problem_of(self.trace, risk, self.against, *unit), points=POINTS).thresholds_PG
+        else:
+            losses_NL = self.trace.losses(risk, self.against)
+            thresholds_PG = trade_offs_of_routes(self.trace, losses_NL, unit=unit[0], batch=unit[1]).thresholds_PG
+        plans = [Plan(thresholds=routed_thresholds(chain, row)) for row in thresholds_PG]
         dots = [self.dot("found by search", plan) for plan in plans]
         better: list[Dot] = []
         for dot in sorted(dots, key=lambda dot: (dot.costs[unit], -dot.quality)):
@@ -143,13 +168,15 @@ class View:
 
     def bins(self, gate: str) -> list[Bin]:
         """All rows with a score, by score; rows of equal score stand in the same bin."""
+        if f"score/{gate}" not in self.trace.columns or f"answer/{gate}" not in self.trace.columns:
+            return []  # a fork has no answer of its own, and one that several paths lead to has several
         scores = self.trace.columns[f"score/{gate}"]
         known = ~np.isnan(scores)
         scores, target = scores[known], self.target[known]
         if not len(scores):
             return []
         right = self.trace.columns[f"answer/{gate}"][known] == target
-        reference = self.trace.columns[f"answer/{self.against}"][known] == target
+        reference = self.trace.answers_at(self.against)[known] == target
         edges = np.unique(np.quantile(scores, np.linspace(0, 1, BINS + 1), method="lower"))
         places = np.searchsorted(edges[1:-1], scores, side="right")
         rows = [places == place for place in np.unique(places)]
@@ -183,7 +210,10 @@ class View:
 
 def thresholds_of(plan: Plan) -> str:
     """The open gates of a plan with their thresholds, in words."""
-    gates = [f"{gate} ≥ {values[0]:.4g}" for gate, values in plan.thresholds.items() if values[0] < np.inf]
+    gates = list[str]()
+    for gate, values in plan.thresholds.items():
+        if min(values) < np.inf:
+            gates.append(f"{gate} ≥ " + ", ".join(f"{value:.4g}" for value in values))
     more = [f"and {len(gates) - 6} more"] if len(gates) > 6 else []
     return "; ".join(gates[:6] + more) or "no row leaves early"
 

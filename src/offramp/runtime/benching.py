@@ -172,6 +172,8 @@ def _line(
 def plain_of(network: Network, rows: State, engine: Engine) -> Callable[[State], Callable[[], object]]:
     """The plain network as its engine runs it bare: the user's last model behind its front, no exits, no gates.
 
+    Of a network with forks it is the dearest path, its segments called one after the other.
+
     Nothing of ours is around the call: `session.run` on arrays, `infer` of a request, the module in inference_mode.
 
     Args:
@@ -182,8 +184,8 @@ def plain_of(network: Network, rows: State, engine: Engine) -> Callable[[State],
     Returns:
         A function that binds inputs, converted beforehand, and returns the call to time.
     """
-    network.chain.require_chain("a bench beside the plain network")
-    return engine.bare(last_model(network), alone(network.rungs[-1].name), rows)
+    plain = last_model(network)
+    return engine.bare(plain, alone(plain.rungs[-1].name), rows)
 
 
 def plain_call(network: Network, rows: State, engine: Engine) -> Callable[[], object]:

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from offramp.networks.inputs import State, count_of
-from offramp.plans.schedule import LOGITS
-from offramp.plans.topology import Topology
+from offramp.errors import BadNetwork
+from offramp.networks.inputs import State
 from offramp.runtime.outputs import Rows
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
@@ -53,6 +52,13 @@ def merged(groups: Sequence[Group], gather: Gather) -> Group:
     numbers = np.concatenate(rows)
     order = np.argsort(numbers)
     names = [name for name in groups[0].state if all(name in group.state for group in groups)]
+    for name in names:
+        shapes = {tuple(group.state[name].shape[1:]) for group in groups}
+        if len(shapes) > 1:
+            told = " and ".join(str(list(shape)) for shape in sorted(shapes))
+            raise BadNetwork(
+                f"arms that meet give rows of shapes {told} under the name {name!r}; they must give one shape"
+            )
     state = {name: torch.cat([group.state[name] for group in groups]) for name in names}
     return Group(numbers[order], gather(state, order), len(order), _latest(groups, order, gather))
 
@@ -90,15 +96,3 @@ def carried(state: State, names: Sequence[str], inputs: Sequence[str]) -> State:
         else:
             found.update({key: state[key] for key in inputs})
     return found
-
-
-def with_defaults(topology: Topology, inputs: State) -> State:
-    """Inputs [B, ...], and beside them what stands for the logits of exits until they have run for a row."""
-    if not topology.defaults:
-        return inputs
-    like = next(iter(inputs.values()))
-    state = dict(inputs)
-    for one in topology.defaults:
-        shape = (count_of(inputs), *one.shape)
-        state[one.exit + LOGITS] = torch.full(shape, one.value, dtype=torch.float32, device=like.device)
-    return state

@@ -20,11 +20,12 @@ from offramp.data.rows import rows
 from offramp.errors import BadNetwork, Mismatch, OfframpError
 from offramp.networks.inputs import State, as_inputs, count_of
 from offramp.networks.network import LOGITS, SCORE, Network, Part
+from offramp.networks.walking import with_defaults
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import BAND, ROUNDED, Origin, Probe, RecordedRows
 from offramp.plans.signature import Input
 from offramp.plans.topology import LEAVE, Topology
-from offramp.runtime.merging import carried, with_defaults
+from offramp.runtime.merging import carried
 
 PROBE_ROWS = 4  # seeded rows of a probe
 DRAWN = 64  # of which these are chosen, where not all have finite outputs
@@ -39,7 +40,10 @@ Outputs = dict[str, Array]  # "<exit>/logits" [n, C] and "<gate>/score" [n], flo
 
 
 def everything(topology: Topology, parts: Sequence[Part], x: State) -> State:
-    """Every named tensor of a batch. With forks: logits and scores of all paths, by the labels of exits and gates."""
+    """Every named tensor of a batch. With forks: logits and scores by the labels of exits and gates.
+
+    Those of all paths, or of the dearest alone where there are too many.
+    """
     state = dict(x)
     with torch.inference_mode():
         if not topology.is_chain:
@@ -70,7 +74,8 @@ class _Ways:
         for end in (LOGITS, SCORE):
             if name + end in state and name + end in part.writes:
                 self.found[label + end] = state[name + end]
-        for edge in part.stage.edges:
+        edges = part.stage.edges[-1:] if self.topology.has_many_paths else part.stage.edges
+        for edge in edges:
             if edge.to == LEAVE:
                 continue
             start = self.parts[edge.to].stage.nodes[0]

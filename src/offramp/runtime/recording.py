@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from offramp._support.arguments import require_count, require_flag
 from offramp._support.processes import Processes, here
 from offramp._support.progress import track
 from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of, proposing, rows_for
-from offramp.errors import BadData, BadNetwork, BetterExit, NeverTaught, NoisyTimings, Notice
+from offramp.errors import BadData, BadInput, BadNetwork, BetterExit, NeverTaught, NoisyTimings, Notice
 from offramp.networks.ambient import without_autocast
 from offramp.networks.dependence import require_read
 from offramp.networks.inputs import State, as_inputs, needed_by, require_inputs
@@ -26,6 +26,7 @@ from offramp.plans.schedule import full_schedule
 from offramp.plans.signature import Input
 from offramp.plans.trace import BACKBONE, LARGE_NOISE, Header, Trace
 from offramp.runtime.code_marks import code_marks, refuse_hidden
+from offramp.runtime.dialling import Dial, settings_of
 from offramp.runtime.engine import Engine, engine_of, kind_of
 from offramp.runtime.measuring import costs_of
 from offramp.runtime.overhead import Noise, plain_costs, runner_costs
@@ -48,6 +49,7 @@ def record(
     timed: bool = True,
     engine: str = "torch",
     keep_probe_rows: bool = False,
+    settings: Sequence[float] | None = None,
     progress: bool = True,
 ) -> Trace:
     """Run every exit and every gate on every row once, and measure what each part costs.
@@ -66,6 +68,8 @@ def record(
             this engine only.
         keep_probe_rows: Put up to sixteen of the rows themselves into the trace and its plans, so that every `open`
             compares the network on real rows. Otherwise a plan has only their digests and outputs.
+        settings: Thresholds that all gates of a network with forks share, from the largest down. The network is run at
+            each of them, and a plan is one of them. Without settings every path is recorded, at most sixteen.
         progress: Whether to show progress.
 
     Returns:
@@ -87,6 +91,14 @@ def record(
     refuse_hidden(network)
     if untaught := network.untaught():
         warnings.warn(_never_taught(untaught), NeverTaught, stacklevel=3)  # behind the decorator
+    dial = None if settings is None else settings_of(settings)
+    if dial is not None and network.chain.is_chain:
+        raise BadInput("settings are of networks with forks; of a chain every exit is recorded")
+    if dial is None and network.chain.has_many_paths:
+        raise BadNetwork(
+            "this network has more than sixteen paths, which cannot all be recorded; give settings=[2.0, 1.0, 0.0], "
+            "thresholds that all of its gates share, and plans are chosen among them"
+        )
     source, place = rows_for(network, data), network.device()
     schedule = full_schedule(network.chain)
     processes = here(place)
@@ -101,7 +113,8 @@ def record(
     columns, batches = _Columns(network, keep, shelved.learned, room), source.batches(batch_size, processes.turn)
     total = None if source.length is None else -(-source.length // (batch_size * processes.count))
     shown = track(batches, what="recording", total=total, show=progress and processes.main)
-    first = processes.agreed(lambda: _recorded(shown, columns, parts, network, looked, source.name))
+    dialled = None if dial is None else Dial(network, shelved, dial, origin.band)
+    first = processes.agreed(lambda: _recorded(shown, columns, parts, network, looked, source.name, dialled))
     found = columns.joined(processes)
     if not found:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
@@ -120,8 +133,8 @@ def record(
     if noise is not None and noise > LARGE_NOISE:
         warnings.warn(_noisy(noise), NoisyTimings, stacklevel=3)
     trace = _trace(network, source, found | costs, origin, columns.classes)
-    trace = replace(trace, header=replace(trace.header, noise=noise))
-    if trace.labels is not None:
+    trace = replace(trace, header=replace(trace.header, noise=noise, settings=dial or ()))
+    if trace.labels is not None and dial is None:
         said = better_exit(trace.answers == trace.labels[:, None], trace.chain.exit_labels)
         if said is not None:
             warnings.warn(said, BetterExit, stacklevel=3)
@@ -135,6 +148,7 @@ def _recorded(
     network: Network,
     looked: _Looked,
     what: str,
+    dial: Dial | None,
 ) -> State:
     """Fill the columns; returns the first batch."""
     first: State = {}
@@ -146,7 +160,7 @@ def _recorded(
             if not first:
                 require_read(network, x, what)
             state = everything(network.chain, parts, x)
-            columns.add(batch, state)
+            columns.add(batch, state, {} if dial is None else dial.columns(x))
             looked.add(batch, x, state, first=not first)
             first = first or x
     return first
@@ -201,7 +215,7 @@ def _measured(
     costs = costs_of(parts, x, timed=True, counted=counted)
     if network.chain.is_chain:  # with forks a plan costs its segments, exits and gates
         costs |= runner_costs(network, parts, x, own_threads=engine.own_threads)
-        costs |= plain_costs(network, engine, x)
+    costs |= plain_costs(network, engine, x)
     noise.time()
     return costs, noise.share()
 
@@ -303,8 +317,8 @@ class _Columns:
         self.classes = 0
         self.largest_logit = 0.0  # of the exits that gates look at
 
-    def add(self, batch: Batch, state: State) -> None:
-        found: dict[str, Array] = {"row": batch.row, "digest": batch.digest}
+    def add(self, batch: Batch, state: State, settings: Mapping[str, Array]) -> None:
+        found: dict[str, Array] = {"row": batch.row, "digest": batch.digest, **settings}
         if self.older is not None and self.older.size:
             found[OLDER] = digests_of(batch.x, form=1)
         classes = self.classes = self._classes(state)

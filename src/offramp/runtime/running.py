@@ -24,6 +24,7 @@ from offramp.networks import ambient
 from offramp.networks.dependence import extra_inputs, known_inputs, unread_text
 from offramp.networks.inputs import State, as_inputs, count_of, needed_by, require_inputs
 from offramp.networks.network import LOGITS, SCORE, Network, Part
+from offramp.networks.walking import with_defaults
 from offramp.plans.plan import Plan, choose
 from offramp.plans.schedule import Edge, Stage
 from offramp.plans.signature import INPUT
@@ -31,13 +32,41 @@ from offramp.plans.topology import LEAVE
 from offramp.plans.trace import WHY
 from offramp.runtime.code_marks import code_marks, code_reads
 from offramp.runtime.measuring import Percentile
-from offramp.runtime.merging import Group, Index, Latest, carried, merged, with_defaults
-from offramp.runtime.outputs import DEADLINE, END, UNAVAILABLE, Answers, Filling
+from offramp.runtime.merging import Group, Index, Latest, carried, merged
+from offramp.runtime.outputs import DEADLINE, END, UNAVAILABLE, Answers, Filling, Rows
 from offramp.runtime.staleness import SettingsWatch, Watch
 
 Waiting = dict[str, list[Group]]  # by the name of a stage the rows that wait for it
 
 TURNS = 8  # batches after which an engine with copies of the weights has looked at all of the network
+
+
+class Observed:
+    """What became of rows in a run, beside their answers.
+
+    Attributes:
+        ran: by node which rows [B] it ran for.
+        near: which rows [B] had a score within the float band of a threshold.
+    """
+
+    def __init__(self, count: int, names: Sequence[str], band: float) -> None:
+        self.ran = {name: np.zeros(count, bool) for name in names}
+        self.near = np.zeros(count, bool)
+        self.band = band
+
+    def ran_for(self, nodes: Sequence[str], rows: Rows) -> None:
+        """Note that some nodes run for rows; None for all."""
+        for name in nodes:
+            self.ran[name][slice(None) if rows is None else rows] = True
+
+    def scored(self, scores: Tensor, thresholds: np.ndarray[Any, Any], rows: Rows) -> None:
+        """Note the scores [n] or [n, K - 1] by which rows are sent on."""
+        table = scores.detach().float().cpu().numpy().reshape(len(scores), -1)
+        close = np.zeros(len(table), bool)
+        for limit in np.unique(thresholds):
+            close |= (np.abs(table.astype(float) - float(limit)) <= self.band).any(1)
+        where = slice(None) if rows is None else rows
+        self.near[where] = self.near[where] | close
 
 
 class Runner:
@@ -75,14 +104,17 @@ class Runner:
         self._computes_with = SettingsWatch(network.modules(), reads.names, reads.containers, reads.tensors)
         containers = [network, network.backbone, network.fronts, network.exits, network.gates]
         self._containers = Watch(containers, deep=False)
-        modules = {part.name: part.modules for part in every}
-        passed = {part.name: part.stage.passes for part in parts}
-        self._watches = {
-            name: _watch(
-                network, [each for node in (*passed.get(name, ()), name) for each in modules[node]], own_threads
-            )
-            for name in modules
-        }
+        modules = dict[str, tuple[nn.Module, ...]]()  # by node: an engine may have joined several in a part
+        nodes = dict[str, tuple[str, ...]]()  # by part
+        for part in every:
+            nodes[part.name] = part.stage.nodes
+            modules.update(dict.fromkeys(part.stage.nodes, part.modules))
+        for part in parts:
+            nodes[part.name] = part.stage.nodes
+        self._watches = dict[str, Watch]()
+        for name, several in nodes.items():
+            watched = [each for node in several for each in modules[node]]
+            self._watches[name] = _watch(network, watched, own_threads)
         self._parts = tuple(parts)
         self._every = tuple(every)
         # Whether a part runs elsewhere and may not answer: then rows keep the answer of the exit before.
@@ -117,6 +149,14 @@ class Runner:
             answers = self._walk(batch, until)
         came_from = _device_of(x)
         return answers if came_from in (None, self.device) else answers.to(came_from)
+
+    def observed(self, x: Any, band: float) -> tuple[Answers, Observed]:
+        """Answers for x, and which nodes ran for each row and whether one of its scores lay near a threshold."""
+        self._containers.check()
+        batch = self._batch(x)
+        seen = Observed(count_of(batch), self.chain.names, band)
+        with ambient.autocast_off(self.device.type), self._mode():
+            return self._walk(batch, None, seen), seen
 
     def check(self) -> None:
         """Raise OpenAgain when the network, or its code, is not what it was when it was opened."""
@@ -172,7 +212,7 @@ class Runner:
         """The shape of a row as far as it is given: of text [T, ...] of any length without T."""
         return (None, *shape[1:]) if name in self._free else shape
 
-    def _walk(self, batch: State, until: float | None) -> Answers:
+    def _walk(self, batch: State, until: float | None, seen: Observed | None = None) -> Answers:
         """The loop of the schedule: each stage runs on the rows that wait for it, which then wait for later ones."""
         count = count_of(batch)
         result = Filling(count, self.device, self.chain.exits, self._classes)
@@ -190,6 +230,8 @@ class Runner:
                 if not group.size:
                     continue
             stage, state = part.stage, group.state
+            if seen is not None:
+                seen.ran_for(stage.nodes, group.rows)
             try:
                 self._call(part, state)
             except MemberUnavailable:
@@ -204,6 +246,8 @@ class Runner:
                 self._send(result, waiting, stage, stage.edges[0], group, inputs)
                 continue
             successor, later = self._chosen(result, stage, group)
+            if seen is not None:
+                seen.scored(state[stage.name + SCORE], self._thresholds[stage.name], group.rows)
             two = len(stage.edges) == 2
             if not len(later) or (
                 two and len(later) == group.size

@@ -14,12 +14,12 @@ from offramp.networks.ambient import without_autocast
 from offramp.networks.compiled import compiled_of, undisturbed
 from offramp.networks.inputs import State, as_inputs, count_of, given
 from offramp.networks.network import Network, Part, as_network, trial_rows
+from offramp.networks.walking import with_defaults
 from offramp.plans.plan import Plan
 from offramp.plans.schedule import full_schedule
 from offramp.runtime.code_marks import code_marks
 from offramp.runtime.engine import engine_of
 from offramp.runtime.measuring import percentiles
-from offramp.runtime.merging import with_defaults
 from offramp.runtime.outputs import Answers
 from offramp.runtime.probing import compare_probe
 from offramp.runtime.running import Runner

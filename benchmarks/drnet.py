@@ -1,0 +1,190 @@
+"""DRNet on CIFAR-10: a trained ResNet at 32, 24 and 16 pixels, and a predictor that chooses for each image.
+
+    python benchmarks/drnet.py --data DIR [--model resnet20] [--rows 10000] [--first 3] [--epochs 3] [--seeds 1]
+                               [--cache out] [--json FILE]
+
+DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). Training goes on from its last checkpoint when the command is
+given again, and networks and traces are kept in the cache. Rows 1,000 to 4,999 of the test set choose plans, rows 5,000
+to 9,999 are measured on. Costs are shares of the plain model's MACs at 32 pixels, the predictor included.
+
+Controls: the pretrained model as it is, the same trained weights at one fixed resolution, and a random choice of the
+resolution with the same mean cost (a mean over draws, which is a mixture of the fixed accuracies).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import offramp as off
+from offramp.building.factories import front_of, make_model
+
+# Internal: bare calls timed in turn, and the same clock as `offramp bench`.
+from offramp.runtime.benching import bench
+
+SIZES = (16, 24, 32)
+BUDGETS = (0.3, 0.4, 0.5, 0.6, 0.75)
+GATE = "predictor?width=8&side=16&stride=1"
+
+
+def network_of(options: argparse.Namespace, example: Any) -> off.Network:
+    """The pretrained model at all sizes, nothing trained yet."""
+    spec = f"offramp:{options.model}"
+    weights = options.data / "weights" / f"cifar10_{options.model}.safetensors"
+    model = make_model(spec, weights if options.pretrained else None)
+    return off.resolutions(model, example, SIZES, gate=GATE, preprocess=front_of(spec), spec=spec)
+
+
+def trained(options: argparse.Namespace, seed: int) -> off.Network:
+    """The network after both phases, from the cache or trained now."""
+    home = options.cache / f"drnet-{options.model}-{options.rows}-{options.first}-{options.epochs}-{seed}"
+    done = home / "network"
+    if done.is_dir():
+        return off.load(done)
+    rows = off.rows(f"cifar10/train:{options.data / 'cifar10'}[{seed * options.rows}:{(seed + 1) * options.rows}]")
+    torch.manual_seed(seed)
+    net = network_of(options, rows.take(np.arange(4)).x)
+    off.fit(
+        net,
+        rows,
+        recipe="drnet",
+        first=options.first,
+        epochs=options.epochs,
+        rate=options.rate,
+        keep=options.keep,
+        budget=0.5,
+        eta=0.5,
+        augment="crop_flip",
+        batch_size=128,
+        seed=seed,
+        folder=home / "run",
+        resume=(home / "run" / "checkpoint").is_dir(),
+        progress=False,
+    )
+    off.save(net, done)
+    return net
+
+
+def traced(options: argparse.Namespace, net: off.Network, seed: int) -> off.Trace:
+    """Rows 1,000 to 9,999 of the test set, every arm of them."""
+    path = options.cache / f"drnet-{options.model}-{options.rows}-{options.first}-{options.epochs}-{seed}" / "trace.npz"
+    if path.is_file():
+        return off.Trace.load(path)
+    trace = off.record(
+        net, f"cifar10:{options.data / 'cifar10'}[1000:10000]", timed=False, progress=False, batch_size=250
+    )
+    trace.save(path)
+    return trace
+
+
+def accuracy(trace: off.Trace, label: str) -> float:
+    """The share of rows that an exit answers right."""
+    return float((trace.columns[f"answer/{label}"] == trace.labels).mean())
+
+
+def lines_of(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
+    """Every plan and every control: name, share of the plain MACs, accuracy."""
+    net = trained(options, seed)
+    trace = traced(options, net, seed)
+    choosing = trace[:4000]
+    test = trace[4000:]
+    plain = test.price(off.Plan.never_leave(test.chain)).plain
+    fixed = {}
+    for size in SIZES:
+        cost = test.prices.along([f"r{size}"], unit="macs", batch=1) / plain
+        fixed[size] = (cost, accuracy(test, f"r{size}"))
+    spec = f"offramp:{options.model}"
+    model = make_model(spec, options.data / "weights" / f"cifar10_{options.model}.safetensors")
+    whole = off.rows(f"cifar10:{options.data / 'cifar10'}[5000:10000]")
+    right = 0
+    front = front_of(spec)
+    with torch.inference_mode():
+        for batch in whole.batches(250):
+            answers = model(front(torch.as_tensor(batch.x))).argmax(1).numpy()
+            right += int((answers == batch.y).sum())
+    found = [{"plan": "pretrained model, 32 pixels", "cost": 1.0, "accuracy": right / 5000}]
+    for size, (cost, own) in fixed.items():
+        found.append({"plan": f"fixed {size} pixels, same weights", "cost": cost, "accuracy": own})
+    plans = {"argmax of the predictor": off.Plan.by_hand({"resolution": (0.0, 0.0)})}
+    for budget in BUDGETS:
+        plans[f"best within {budget:.0%}"] = off.calibrate(choosing, budget=budget, risk="error")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for level in (0.005, 0.01, 0.02):
+            try:
+                plan = off.calibrate(choosing, risk="accuracy_gap", at_most=level, repeats="once", testing="pareto")
+            except off.errors.NoSafePlan:
+                continue
+            plans[f"certified: at most {100 * level:g} points less than r32"] = plan
+    for name, plan in plans.items():
+        done = test.evaluate(plan)
+        cost = test.price(plan).mean / plain
+        shares = dict(zip(done.exits, done.shares, strict=True))
+        random = mixed(fixed, cost)
+        found.append({"plan": name, "cost": cost, "accuracy": done.accuracy, "random": random, "shares": shares})
+    return found
+
+
+def mixed(fixed: dict[int, tuple[float, float]], cost: float) -> float:
+    """The best accuracy of a random choice between two sizes with this mean cost, which pays for no predictor."""
+    points = sorted(fixed.values())
+    return float(np.interp(cost, [cost for cost, _ in points], [own for _, own in points]))
+
+
+def timed(options: argparse.Namespace, seed: int) -> str:
+    """Wall-clock at batch 1 and 64 beside bare segments and the plain path."""
+    net = trained(options, seed)
+    trace = traced(options, net, seed)
+    plan = off.calibrate(trace[:4000], budget=0.5, risk="error")
+    rows = off.rows(f"cifar10:{options.data / 'cifar10'}[5000:5064]")
+    x = rows.take(np.arange(64)).x
+    import time
+
+    return str(bench(net, plan, x, batches=(1, 64), repeats=options.repeats, clock=time.process_time))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--cache", type=Path, default=Path("out"))
+    parser.add_argument("--model", default="resnet20")
+    parser.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--rows", type=int, default=10_000, help="of the training set, for each seed others")
+    parser.add_argument("--first", type=int, default=3, help="epochs of all resolutions together")
+    parser.add_argument("--epochs", type=int, default=3, help="epochs with the predictor")
+    parser.add_argument("--rate", type=float, default=0.02)
+    parser.add_argument("--keep", type=float, default=0.5, help="share of a smaller size's loss taught by the largest")
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    every = [lines_of(options, seed) for seed in range(options.seeds)]
+    table = Table(title=f"{options.model} on CIFAR-10, {options.rows:,} training rows, {options.seeds} seeds")
+    for head in ("plan", "cost", "accuracy, %", "random choice, %", "rows at 16/24/32"):
+        table.add_column(head)
+    names = [line["plan"] for line in every[0]]
+    for name in names:
+        lines = [line for lines in every for line in lines if line["plan"] == name]
+        cost = np.mean([line["cost"] for line in lines])
+        own = 100 * np.array([line["accuracy"] for line in lines])
+        random = [100 * line["random"] for line in lines if "random" in line]
+        shares = [f"{share:.0%}" for share in lines[0].get("shares", {}).values()]
+        spread = f"{own.mean():.2f}" + (f" ± {own.std(ddof=1):.2f}" if len(own) > 1 else "")
+        table.add_row(name, f"{cost:.3f}", spread, f"{np.mean(random):.2f}" if random else "", "/".join(shares))
+    Console().print(table)
+    times = timed(options, 0)
+    print(times)
+    if options.json:
+        options.json.write_text(json.dumps({"lines": every, "times": times}, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,30 @@
+"""Images resized to one size, whatever they come with: what stands before a model at a lower resolution."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+__all__ = ["AtSize"]
+
+
+class AtSize(nn.Module):
+    """Images [B, C, H, W] -> [B, C, *size], bilinear and antialiased; those of that size as they are.
+
+    Args:
+        size: height and width, or one number for both.
+    """
+
+    def __init__(self, size: int | tuple[int, int]) -> None:
+        super().__init__()
+        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Floats."""
+        if tuple(x.shape[2:]) == self.size:
+            return x
+        return interpolate(x, self.size, mode="bilinear", antialias=True, align_corners=False)
+
+    def extra_repr(self) -> str:
+        """For print."""
+        return f"{self.size[0]} x {self.size[1]}"

@@ -1,0 +1,213 @@
+"""Forks trained by reward. D2NN-style: the paper's formulas are not public.
+
+Liu and Deng, 2018, arXiv 1701.00299, describe control nodes that are trained by reinforcement learning together with
+the modules that they choose among, and rewards of small sets of rows (mini-bags), such as an F-score. Reward, loss,
+exploration and sizes are not told; ours are
+
+    r = lambda A + (1 - lambda) E,   E = 1 - MACs that ran / MACs of the dearest path,
+    loss of a gate = (Q(z)[a] - r)^2,
+
+A being 1 for a right answer, or the F-score of the row's mini-bag. In each batch one gate explores (epsilon-greedy,
+drawn anew), the others take their best way, and only the explorer is trained. In a mini-bag the mean of the chosen Q
+predicts the reward of the bag. Segments and exits learn by the cross-entropy of the answer along the path taken. Before
+that they are trained along random ways, which keeps a fork from using what it happened to train first.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from offramp.errors import BadInput
+from offramp.networks.network import Network
+from offramp.networks.nodes import Chooser, Gate, Seen
+from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
+from offramp.networks.walking import Routed, routed
+from offramp.recipes._routing import (
+    PRICES,
+    PathPrices,
+    best_way,
+    models_of,
+    one_hot,
+    prices_of,
+    require_between,
+    require_choosers,
+    two_rates,
+)
+from offramp.recipes._schedules import cosine
+
+__all__ = ["D2nn"]
+
+RANDOM = "random ways"
+REWARD = "reward"
+AIMS = ("accuracy", "f_score")
+
+
+class D2nn(Recipe):
+    """Q-learning of one step for the gates, cross-entropy for the rest.
+
+    Args:
+        weight: lambda, of the answers against the cost.
+        warm: epochs along random ways, without gates.
+        epochs: with gates.
+        first_epsilon: how often the explorer takes a random way at first.
+        epsilon: and from the middle of the phase on.
+        rate: of Adam, for segments and exits.
+        gate_rate: of Adam, for the gates.
+        aim: what is rewarded: "accuracy" of each row, or "f_score" of mini-bags.
+        bag: rows of a mini-bag.
+        positive: the class whose F-score it is.
+        models: False trains gates and exits alone.
+        norm: "moving" or "frozen" batch norms of the models.
+    """
+
+    forks = True
+
+    def __init__(
+        self,
+        *,
+        weight: float = 0.9,
+        warm: int = 5,
+        epochs: int = 10,
+        first_epsilon: float = 1.0,
+        epsilon: float = 0.1,
+        rate: float = 1e-3,
+        gate_rate: float = 1e-3,
+        aim: str = "accuracy",
+        bag: int = 16,
+        positive: int = 1,
+        models: bool = True,
+        norm: str = "moving",
+    ) -> None:
+        self.weight = weight
+        self.warm = warm
+        self.epochs = epochs
+        self.first_epsilon = first_epsilon
+        self.epsilon = epsilon
+        self.rate = rate
+        self.gate_rate = gate_rate
+        self.aim = aim
+        self.bag = bag
+        self.positive = positive
+        self.models = models
+        self.norm = norm
+
+    def prepare(self, network: Network) -> None:
+        """Raise BadInput for arguments that cannot be, BadNetwork without gates that rate ways."""
+        require_between("weight", self.weight, 0, 1)
+        for name, value in (("first_epsilon", self.first_epsilon), ("epsilon", self.epsilon)):
+            if not 0 <= value <= 1:
+                raise BadInput(f"{name} must be between 0 and 1, got {value!r}")
+        if self.aim not in AIMS:
+            raise BadInput(f"aim must be one of {', '.join(AIMS)}, got {self.aim!r}")
+        if self.bag < 1:
+            raise BadInput(f"bag must be at least 1 row, got {self.bag!r}")
+        if self.warm < 0:
+            raise BadInput(f"warm must be at least 0 epochs, got {self.warm!r}")
+        if self.norm not in ("moving", "frozen"):
+            raise BadInput(f"norm must be one of moving, frozen, got {self.norm!r}")
+        require_choosers(network, "d2nn")
+        network.aids = {PRICES: prices_of(network).to(network.device())}
+
+    def phases(self, network: Network) -> list[Phase]:
+        """Random ways, then the gates' own."""
+        models, still = models_of(network, self.norm)
+        trained = (*(models if self.models else ()), *network.exits.parameters())
+        gates = tuple(network.gates.parameters())
+        found = list[Phase]()
+        if self.warm and trained:
+            adam = partial(torch.optim.Adam, lr=self.rate)
+            found.append(Phase(RANDOM, trained, self.warm, adam, still=still, looks=False))
+        both = partial(two_rates, gates=gates, rate=self.rate, gate_rate=self.gate_rate)
+        found.append(Phase(REWARD, (*trained, *gates), self.epochs, both, cosine, still=still, looks=False))
+        return found
+
+    def loss(self, view: View, lesson: Lesson) -> Losses:
+        """Cross-entropy along the path taken, and the squared error of the explorer's Q."""
+        network = view.network
+        explorer = "" if lesson.phase == RANDOM else self._explorer(network)
+        share = self._epsilon(lesson.done)
+        values: dict[str, Tensor] = {}
+
+        def decide(name: str, gate: Gate, seen: Seen) -> Tensor:
+            count = len(network.chain.node(name).successors)
+            rows = len(seen.features)
+            at_random = torch.randint(count, (rows,), device=seen.features.device)
+            if lesson.phase == RANDOM:
+                return one_hot(at_random, count)
+            ways = best_way(gate, seen, count)
+            if name == explorer and isinstance(gate, Chooser):
+                explores = torch.rand(rows, device=ways.device) < share
+                ways = torch.where(explores, at_random, ways)
+                ratings = gate.ratings(seen)
+                values[name] = ratings.gather(1, ways[:, None])[:, 0]  # Q(z)[a], [n]
+            return one_hot(ways, count)
+
+        done = routed(network, view.inputs, decide)
+        y = lesson.labels()
+        losses = {"answers": cross_entropy(done.logits, y)}
+        for name, (rows, logits) in done.passed.items():
+            fixed = name in network.gates and not isinstance(network.gate_of(name), Chooser)
+            if fixed and len(rows):
+                losses[name] = cross_entropy(logits, y[rows])
+        if explorer:
+            chosen = values.get(explorer)
+            reward = self._reward(network, done, y)
+            here = done.arrived.get(explorer)
+            if chosen is not None and here is not None:
+                losses["reward"] = self._error(chosen, reward, here)
+        return losses
+
+    def _explorer(self, network: Network) -> str:
+        """The gate whose turn it is, drawn anew for every batch."""
+        gates = [name for name in network.chain.gates if isinstance(network.gate_of(name), Chooser)]
+        return gates[int(torch.randint(len(gates), ()))]
+
+    def _epsilon(self, done: float) -> float:
+        """How often the explorer takes a random way: falls along a line over the first half."""
+        fallen = min(1.0, 2 * done)
+        return self.first_epsilon + (self.epsilon - self.first_epsilon) * fallen
+
+    def _reward(self, network: Network, done: Routed, y: Tensor) -> Tensor:
+        """The reward [b] of every row: of its own, or of its mini-bag."""
+        prices = network.aids[PRICES]
+        assert isinstance(prices, PathPrices)
+        with torch.no_grad():
+            cost = prices.of(network.chain, done.choices, len(y)) / prices.most
+            spared = 1 - cost
+            answers = done.logits.argmax(1)
+            if self.aim == "accuracy":
+                return self.weight * (answers == y).float() + (1 - self.weight) * spared
+            rewards = torch.empty_like(spared)
+            for start in range(0, len(y), self.bag):
+                some = slice(start, start + self.bag)
+                score = f_score(answers[some], y[some], self.positive)
+                rewards[some] = self.weight * score + (1 - self.weight) * spared[some].mean()
+            return rewards
+
+    def _error(self, chosen: Tensor, reward: Tensor, here: Tensor) -> Tensor:
+        """(Q - r)^2 over the rows that arrived; in mini-bags of the mean of Q over a bag."""
+        if self.aim == "accuracy":
+            return (chosen - reward[here]).square().mean()
+        bags = torch.arange(len(reward), device=reward.device)[here] // self.bag
+        errors = list[Tensor]()
+        for bag in sorted({*bags.tolist()}):
+            mine = bags == bag
+            errors.append((chosen[mine].mean() - reward[here][mine].mean()).square())
+        return torch.stack(errors).mean()
+
+
+def f_score(answers: Tensor, y: Tensor, positive: int) -> Tensor:
+    """The F1-score of one class in a bag; 1 where the class neither is there nor is answered.
+
+    >>> f_score(torch.tensor([1, 1, 0, 0]), torch.tensor([1, 0, 1, 0]), 1)
+    tensor(0.5000)
+    """
+    found = ((answers == positive) & (y == positive)).sum().float()
+    wrong = ((answers == positive) != (y == positive)).sum().float()
+    if not found and not wrong:
+        return torch.ones((), device=y.device)
+    return 2 * found / (2 * found + wrong)

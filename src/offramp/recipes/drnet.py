@@ -1,0 +1,160 @@
+"""One model at several resolutions, and the predictor that chooses (DRNet; Zhu et al., 2021, arXiv 2106.02898).
+
+First the model alone: the losses of all resolutions summed, each with batch norms of its own. Then the predictor too:
+straight-through Gumbel choices, a hinge on the mean cost,
+
+    L = CE + eta * max(0, (mean(F) - alpha) / (C_max - C_min)),
+
+and within a batch the rows of each choice pass their own arm, so that batch norms see their own rows alone. SGD with
+momentum 0.9 and weight decay 1e-4. In the paper the predictor learns at a tenth of the model's rate, from scratch and
+over 100 epochs; here it learns faster, and the trained model slower. The temperature is not told there; 1 is ours. The
+authors' public code only evaluates, runs all resolutions and keeps the noise: neither is copied.
+Where we differ: rates fall along a cosine, and epochs are fewer by default, for trained models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+from torch.optim import Optimizer
+
+from offramp.errors import BadInput
+from offramp.networks.network import Network
+from offramp.networks.nodes import Chooser, Gate, Seen
+from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
+from offramp.networks.walking import every_path, routed
+from offramp.recipes._routing import (
+    PRICES,
+    PathPrices,
+    gumbel,
+    models_of,
+    prices_of,
+    require_between,
+    require_choosers,
+)
+from offramp.recipes._schedules import cosine
+from offramp.recipes._together import soft_cross_entropy
+
+__all__ = ["Drnet"]
+
+FIRST = "resolutions"
+SECOND = "choices"
+
+
+class Drnet(Recipe):
+    """Every arm on every row, then rows on the arms that the gate chooses.
+
+    Args:
+        budget: alpha, the mean cost above which a row is charged, as a share of the largest resolution's MACs.
+        eta: the weight of that charge.
+        first: epochs of all arms together; 0 where they are trained.
+        epochs: with the gate.
+        rate: of SGD for the model, in the first phase.
+        second_rate: the same with the gate.
+        gate_rate: of the gate.
+        tau: the temperature of the backward softmax.
+        keep: how much of each arm's loss in the first phase comes from what the largest arm answers, instead of from
+            the label (Hinton et al., 2015, arXiv 1503.02531, at a temperature of 4). 0 in the paper.
+    """
+
+    forks = True
+
+    def __init__(
+        self,
+        *,
+        budget: float = 0.6,
+        eta: float = 0.2,
+        first: int = 5,
+        epochs: int = 5,
+        rate: float = 0.01,
+        second_rate: float = 0.001,
+        gate_rate: float = 0.01,
+        tau: float = 1.0,
+        keep: float = 0.0,
+    ) -> None:
+        self.budget = budget
+        self.eta = eta
+        self.first = first
+        self.epochs = epochs
+        self.rate = rate
+        self.second_rate = second_rate
+        self.gate_rate = gate_rate
+        self.tau = tau
+        self.keep = keep
+
+    def prepare(self, network: Network) -> None:
+        """Raise BadInput for arguments that cannot be, BadNetwork without a gate that rates ways."""
+        require_between("budget", self.budget, 0, 10)
+        require_between("tau", self.tau, 0, float("inf"))
+        for name, value, most in (("eta", self.eta, 1e9), ("first", self.first, 1e9), ("keep", self.keep, 1)):
+            if not 0 <= value <= most:
+                upto = " and at most 1" if name == "keep" else ""
+                raise BadInput(f"{name} must be at least 0{upto}, got {value!r}")
+        require_choosers(network, "drnet")
+        network.aids = {PRICES: prices_of(network).to(network.device())}
+
+    def phases(self, network: Network) -> list[Phase]:
+        """All arms, then choices."""
+        models, _ = models_of(network, "moving")
+        trained = (*models, *network.exits.parameters())
+        gates = tuple(network.gates.parameters())
+        found = list[Phase]()
+        if self.first:
+            sgd = partial(torch.optim.SGD, lr=self.rate, momentum=0.9, weight_decay=1e-4, nesterov=True)
+            found.append(Phase(FIRST, trained, self.first, sgd, cosine, looks=False))
+        both = partial(two_rates, gates=gates, rate=self.second_rate, gate_rate=self.gate_rate)
+        found.append(Phase(SECOND, (*trained, *gates), self.epochs, both, cosine, looks=False))
+        return found
+
+    def loss(self, view: View, lesson: Lesson) -> Losses:
+        """By arm, or of the answers and of their cost."""
+        return self._of_arms(view, lesson) if lesson.phase == FIRST else self._of_choices(view, lesson)
+
+    def _of_arms(self, view: View, lesson: Lesson) -> Losses:
+        logits: dict[str, Tensor] = {}
+        for label, node, seen in every_path(view.network, view.inputs):
+            if node.has_exit and seen.own is not None:
+                logits[label] = seen.own
+        reference = view.network.chain.exit_labels[-1]
+        losses: dict[str, Tensor] = {}
+        for label, own in logits.items():
+            loss = cross_entropy(own, lesson.labels())
+            if self.keep and label != reference:
+                soft = soft_cross_entropy(own, logits[reference].detach(), 4.0) * 16.0
+                loss = (1 - self.keep) * loss + self.keep * soft
+            losses[label] = loss
+        return losses
+
+    def _of_choices(self, view: View, lesson: Lesson) -> Losses:
+        network = view.network
+
+        def decide(name: str, gate: Gate, seen: Seen) -> Tensor:
+            assert isinstance(gate, Chooser)
+            return gumbel(gate.ratings(seen), self.tau)
+
+        done = routed(network, view.inputs, decide)
+        prices = network.aids[PRICES]
+        assert isinstance(prices, PathPrices)
+        cost = prices.of(network.chain, done.choices, len(done.logits))
+        return {
+            "answers": cross_entropy(done.logits, lesson.labels()),
+            "cost": self.eta * prices.over(cost, self.budget),
+        }
+
+
+def two_rates(
+    parameters: Iterable[nn.Parameter], *, gates: tuple[nn.Parameter, ...], rate: float, gate_rate: float
+) -> Optimizer:
+    """SGD with a rate of its own for the gates."""
+    ours = {id(value) for value in gates}
+    every = list(parameters)
+    groups = [
+        {"params": [value for value in every if id(value) not in ours], "lr": rate},
+        {"params": [value for value in every if id(value) in ours], "lr": gate_rate},
+    ]
+    some = [group for group in groups if group["params"]]
+    return torch.optim.SGD(some, lr=rate, momentum=0.9, weight_decay=1e-4, nesterov=True)

@@ -1,0 +1,138 @@
+"""Forks and exits trained by gradients: straight-through Gumbel choices, and the mean cost in the loss.
+
+L = CE(y, label) + eta * max(0, (mean cost - budget) / (C_max - C_min)), as in DRNet (Zhu et al., 2021, arXiv
+2106.02898), for any network with forks. Each gate draws one way for each row, onehot(argmax(log p + g)), and gets the
+gradient of softmax((log p + g) / tau). Leaving at an exit is a way like any other, so that it is part of the objective.
+Gates that do not rate their ways (a margin, say) send every row to the last way while this trains, and the exit there
+has a cross-entropy of its own.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from offramp.errors import BadInput
+from offramp.networks.network import Network
+from offramp.networks.nodes import Chooser, Gate, Seen
+from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
+from offramp.networks.walking import routed
+from offramp.recipes._routing import (
+    PRICES,
+    PathPrices,
+    best_way,
+    gumbel,
+    models_of,
+    one_hot,
+    prices_of,
+    require_between,
+    require_choosers,
+    two_rates,
+)
+from offramp.recipes._schedules import cosine
+
+__all__ = ["Gumbel"]
+
+NORMS = ("moving", "frozen")
+
+
+class Gumbel(Recipe):
+    """Models, exits and gates together, each row on one path.
+
+    Args:
+        budget: the mean cost of a row that is free of charge, as a share of the plain network's MACs.
+        eta: the weight of the cost above it.
+        epochs: of all of it.
+        warm: epochs before those, in which gates are not trained and ways are drawn at random.
+        rate: of Adam for models and exits.
+        gate_rate: of Adam for gates.
+        tau: the temperature of the backward softmax.
+        mixed: run every arm on all rows, so that a gate learns from all of its ways. Without it every arm runs on the
+            rows that chose it, which is cheaper, and batch norms see their own rows alone.
+        models: False trains the gates and exits alone.
+        norm: of the models' batch norms: "moving" ones learn and follow the batches, "frozen" ones stay as they are.
+    """
+
+    forks = True
+
+    def __init__(
+        self,
+        *,
+        budget: float = 0.75,
+        eta: float = 1.0,
+        epochs: int = 10,
+        warm: int = 0,
+        rate: float = 1e-3,
+        gate_rate: float = 1e-3,
+        tau: float = 1.0,
+        mixed: bool = True,
+        models: bool = True,
+        norm: str = "moving",
+    ) -> None:
+        self.budget = budget
+        self.eta = eta
+        self.epochs = epochs
+        self.warm = warm
+        self.rate = rate
+        self.gate_rate = gate_rate
+        self.tau = tau
+        self.mixed = mixed
+        self.models = models
+        self.norm = norm
+
+    def prepare(self, network: Network) -> None:
+        """Raise BadInput for arguments that cannot be, BadNetwork without gates that rate ways or without prices."""
+        require_between("budget", self.budget, 0, 10)
+        require_between("tau", self.tau, 0, float("inf"))
+        if self.eta < 0:
+            raise BadInput(f"eta must be at least 0, got {self.eta!r}")
+        if self.warm < 0:
+            raise BadInput(f"warm must be at least 0 epochs, got {self.warm!r}")
+        if self.norm not in NORMS:
+            raise BadInput(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+        require_choosers(network, "gumbel")
+        network.aids = {PRICES: prices_of(network).to(network.device())}
+
+    def phases(self, network: Network) -> list[Phase]:
+        """Random ways, if asked for, then the gates' own."""
+        models, still = models_of(network, self.norm)
+        trained = (*(models if self.models else ()), *network.exits.parameters())
+        gates = tuple(network.gates.parameters())
+        found = list[Phase]()
+        if self.warm and trained:
+            adam = partial(torch.optim.Adam, lr=self.rate)
+            found.append(Phase("random ways", trained, self.warm, adam, still=still, looks=False))
+        both = partial(two_rates, gates=gates, rate=self.rate, gate_rate=self.gate_rate)
+        every = (*trained, *gates)
+        found.append(Phase("gumbel", every, self.epochs, both, cosine, still=still, looks=False))
+        return found
+
+    def loss(self, view: View, lesson: Lesson) -> Losses:
+        """Cross-entropy of the answers, and the cost above the budget."""
+        network = view.network
+        at_random = lesson.phase == "random ways"
+
+        def decide(name: str, gate: Gate, seen: Seen) -> Tensor:
+            count = len(network.chain.node(name).successors)
+            if at_random:
+                ways = torch.randint(count, (len(seen.features),), device=seen.features.device)
+                return one_hot(ways, count)
+            if not isinstance(gate, Chooser):
+                return one_hot(best_way(gate, seen, count), count)
+            return gumbel(gate.ratings(seen), self.tau)
+
+        done = routed(network, view.inputs, decide, mixed=self.mixed and not at_random)
+        losses = {"answers": cross_entropy(done.logits, lesson.labels())}
+        for name, (rows, logits) in done.passed.items():
+            fixed = name in network.gates and not isinstance(network.gate_of(name), Chooser)
+            if fixed and len(rows):  # nobody leaves there while this trains, but rows will
+                losses[name] = cross_entropy(logits, lesson.labels()[rows])
+        if not at_random:
+            prices = network.aids[PRICES]
+            assert isinstance(prices, PathPrices)
+            cost = prices.of(network.chain, done.choices, len(done.logits))
+            losses["cost"] = self.eta * prices.over(cost, self.budget)
+        return losses

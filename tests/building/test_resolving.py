@@ -1,0 +1,135 @@
+"""A model at several resolutions: what is shared, what is not, and what runs."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.functional import interpolate
+
+import offramp as off
+from offramp.errors import BadInput, BadNetwork
+from offramp.layers.front import Front
+from offramp.layers.switchable_norm import SwitchableNorm, route_of, with_switchable_norms
+from offramp.models.cifar_resnet import resnet20
+from offramp.testing import check_layer
+
+
+def model(seed: int = 0) -> nn.Module:
+    torch.manual_seed(seed)
+    layers = [nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    return nn.Sequential(*layers, nn.Linear(6, 4)).eval()
+
+
+X = torch.randint(0, 256, (24, 3, 12, 12), dtype=torch.uint8)
+Y = torch.arange(24) % 4
+GATE = "predictor?width=4&side=8&stride=1"
+
+
+def network(**options) -> off.Network:
+    torch.manual_seed(1)
+    return off.resolutions(model(), X[:4], [12, 6, 9], gate=GATE, preprocess=Front(), **options)
+
+
+def test_arms_share_convolutions_and_have_norms_of_their_own():
+    own = model()
+    before = copy.deepcopy(own.state_dict())
+    net = off.resolutions(own, X[:4], [12, 6], gate=GATE, preprocess=Front())
+    small, large = net.backbone["r6"][1], net.backbone["r12"][1]
+    assert small[0] is large[0]
+    assert small[0].weight is not own[0].weight
+    assert small[1] is not large[1]
+    assert net.chain.exits == ("r6", "r12")
+    assert len([*net.backbone.parameters()]) == len([*own.parameters()]) + 2  # one norm more
+    for key, value in own.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_every_arm_is_the_model_at_its_size():
+    own = model()
+    net = off.resolutions(own, X[:4], [12, 6], gate=GATE, preprocess=Front())
+    small = interpolate(Front()(X), (6, 6), mode="bilinear", antialias=True)
+    with torch.no_grad():
+        torch.testing.assert_close(net(X)[0], own(small))
+        torch.testing.assert_close(net(X)[1], own(Front()(X)))
+
+
+def test_rows_are_bucketed_by_resolution_when_it_runs():
+    net = network()
+    trace = off.record(net, (X, Y), timed=False, progress=False)
+    scores = [float(trace.columns[f"score/resolution@{route}"][3]) + 1e-3 for route in (0, 1)]
+    plan = off.Plan.by_hand({"resolution": tuple(scores)})
+    done, answers = trace.replay(plan), off.run(net, plan, X)
+    assert answers.exit.tolist() == done.exit.tolist()
+    for place, label in enumerate(net.chain.exits):
+        rows = answers.exit == place
+        want = torch.as_tensor(trace.columns[f"logits/{label}"])[rows]
+        torch.testing.assert_close(answers.logits[rows], want, rtol=0, atol=1e-4)
+    costs = [trace.prices.along([name], unit="macs", batch=1) for name in net.chain.exits]
+    assert costs == pytest.approx([costs[-1] * (size / 12) ** 2 for size in (6, 9, 12)], rel=0.01)
+
+
+def test_drnet_trains_each_norm_on_its_own_rows():
+    net = network()
+    norms = {name: net.backbone[name][1][1] for name in net.chain.exits}
+    before = {name: norm.running_mean.clone() for name, norm in norms.items()}
+    history = off.fit(net, (X, Y), recipe="drnet", first=2, epochs=2, batch_size=12, progress=False)
+    assert len({id(net.backbone[name][1][0].weight) for name in net.chain.exits}) == 1
+    assert all(not torch.equal(norm.running_mean, before[name]) for name, norm in norms.items())
+    assert not torch.equal(norms["r6"].running_mean, norms["r12"].running_mean)
+    assert {"loss/r6", "loss/r9", "loss/r12"} <= set(history.epochs[0].figures)
+    assert {"loss/answers", "loss/cost"} <= set(history.epochs[-1].figures)
+
+
+def test_a_saved_network_is_built_again_by_name(tmp_path):
+    torch.manual_seed(0)
+    x = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
+    net = off.resolutions(resnet20().eval(), x, [16, 32], gate=GATE, preprocess=Front(), spec="offramp:resnet20")
+    off.save(net, tmp_path / "net")
+    again = off.load(tmp_path / "net")
+    assert again.fingerprint() == net.fingerprint()
+    plan = off.Plan.by_hand({"resolution": 0.0})
+    assert torch.equal(off.run(again, plan, x).logits, off.run(net, plan, x).logits)
+
+
+def test_a_switchable_norm_keeps_the_contract_of_layers():
+    norm = nn.BatchNorm2d(5).eval()
+    with torch.no_grad():
+        norm.running_mean.add_(torch.arange(5))
+    check_layer(SwitchableNorm, norm, (5, 3, 3), same=True, routes=3)
+    with pytest.raises(BadNetwork, match="must be made of a batch norm, got a Linear"):
+        SwitchableNorm.from_layer(nn.Linear(2, 2))
+    with pytest.raises(BadInput, match="routes must be at least 1"):
+        SwitchableNorm.from_layer(norm, routes=0)
+
+
+def test_a_route_keeps_what_has_no_norm():
+    switchable = with_switchable_norms(model(), 2)
+    first, second = route_of(switchable, 0), route_of(switchable, 1)
+    assert first[5] is second[5] is switchable[5]
+    assert isinstance(first[1], nn.BatchNorm2d)
+    assert first[1] is switchable[1].norms[0]
+    assert isinstance(switchable[1], SwitchableNorm)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "example", "says"),
+    [
+        ([12], X[:2], "at least two that differ"),
+        ([12, 12], X[:2], "at least two that differ"),
+        (12, X[:2], "at least two that differ"),
+        ([12, 0.5], X[:2], "whole numbers of pixels"),
+        ([12, 6], X[:2, 0], "resolutions are of images"),
+    ],
+)
+def test_bad_sizes(sizes, example, says):
+    with pytest.raises(BadInput, match=says):
+        off.resolutions(model(), example, sizes, gate=GATE)
+
+
+def test_a_model_without_batch_norms_is_refused():
+    bare = nn.Sequential(nn.Conv2d(3, 4, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()).eval()
+    with pytest.raises(BadNetwork, match="no batch norms"):
+        off.resolutions(bare, X[:2], [12, 6])

@@ -1,0 +1,189 @@
+"""`route`: what a list of steps becomes, and what is refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import offramp as off
+from offramp.errors import BadData, BadInput, BadNetwork, UnknownName
+from offramp.exits.whole import Own
+from offramp.gates.controller import Controller
+from offramp.plans.topology import LEAVE, Default, Node, Topology
+
+
+def linear(width_in: int = 4, width: int = 4) -> nn.Module:
+    return nn.Linear(width_in, width).eval()
+
+
+X = torch.randn(6, 4)
+STEPS = [
+    ("stem", linear()),
+    off.Fork("size", {"small": linear(), "large": [("wide", linear(4, 8)), ("narrow", linear(8, 4))]}),
+    ("head", linear(4, 3)),
+]
+
+
+def test_a_fork_that_re_joins():
+    net = off.route(STEPS, example=X)
+    assert net.chain == Topology(
+        (
+            Node("stem", ("size",)),
+            Node("size", ("small", "wide"), ("stem",)),
+            Node("small", ("head",), ("size",)),
+            Node("wide", ("narrow",), ("size",)),
+            Node("narrow", ("head",), ("wide",)),
+            Node("head", (LEAVE,), ("small", "narrow")),
+        )
+    )
+    assert isinstance(net.gate_of("size"), Controller)
+    assert [tuple(logits.shape) for logits in net(X)] == [(6, 3), (6, 3)]
+    assert net.model_of(net.rungs[0]) is STEPS[0][1]
+    assert str(net).splitlines() == [
+        "Network of 5 segments, 1 gate and 1 exit",
+        "stem",
+        "size: chooses by controller",
+        "├─ small",
+        "└─ wide",
+        "   narrow",
+        "head: answers",
+    ]
+
+
+def test_an_empty_arm_skips():
+    net = off.route(
+        [("stem", linear()), off.Fork("skip", {"none": [], "unit": linear()}), ("head", linear(4, 3))], example=X
+    )
+    assert net.chain.node("skip").successors == ("head", "unit")
+    assert net.chain.node("head").after == ("skip", "unit")
+    plain = off.run(net, off.Plan.by_hand({"skip": -float("inf")}), X)
+    stem, head = net.backbone["stem"], net.backbone["head"]
+    with torch.no_grad():
+        torch.testing.assert_close(plain.logits, head(stem(X)))
+
+
+def test_a_fork_at_the_entrance_whose_arms_answer():
+    arms = {"small": (linear(4, 3), linear()), "large": linear(4, 3)}
+    net = off.route([off.Fork("first", arms)], example=X)
+    assert net.chain.exits == ("small", "large")
+    assert net.chain.node("small").after == ()
+    assert net.front_of(net.rungs[1]) is arms["small"][1]
+    with torch.no_grad():
+        torch.testing.assert_close(net(X)[0], arms["small"][0](arms["small"][1](X)))
+
+
+def test_exits_inside_arms_and_arms_that_answer():
+    steps = [
+        ("stem", linear()),
+        off.Leave("early", "linear"),
+        off.Fork(
+            "way",
+            {
+                "stop": [off.Leave("reject", "linear", None)],
+                "on": [("unit", linear()), off.Leave("mid", "linear"), ("more", linear())],
+            },
+        ),
+        ("head", linear(4, 3)),
+    ]
+    net = off.route(steps, example=X)
+    assert net.chain.exits == ("early", "reject", "mid", "head")
+    assert net.chain.gates == ("early", "way", "mid")
+    assert net.chain.node("reject").successors == (LEAVE,)
+    assert net.untaught() == ("early", "reject", "mid")
+
+
+class Both(nn.Module):
+    """Adds two tensors."""
+
+    def forward(self, x, other):
+        return x + other
+
+
+def test_an_output_is_read_by_default_where_it_did_not_run():
+    steps = [
+        ("stem", linear()),
+        off.Fork("way", {"none": [], "detail": linear()}),
+        ("both", Both().eval(), {"detail": 0.5}),
+        ("head", linear(4, 3)),
+    ]
+    net = off.route(steps, example=X)
+    assert net.chain.defaults == (Default("detail", 0.5, (4,), True),)
+    assert net.chain.node("both").reads == ("detail",)
+    skipping = off.run(net, off.Plan.by_hand({"way": -float("inf")}), X)
+    running = off.run(net, off.Plan.by_hand({}), X)
+    with torch.no_grad():
+        stem = steps[0][1](X)
+        detail = steps[1].arms["detail"](stem)
+        torch.testing.assert_close(skipping.logits, steps[3][1](stem + 0.5))
+        torch.testing.assert_close(running.logits, steps[3][1](detail + detail))
+    again = Topology.from_json(net.chain.to_json())
+    assert again == net.chain
+
+
+def test_what_always_ran_needs_no_default():
+    steps = [("stem", linear()), ("unit", linear()), ("both", Both().eval(), {"stem": None}), ("head", linear(4, 3))]
+    net = off.route(steps)
+    assert net.chain.defaults == ()
+    with torch.no_grad():
+        stem = steps[0][1](X)
+        torch.testing.assert_close(net(X)[0], steps[3][1](steps[1][1](stem) + stem))
+
+
+CIRCLE: list = [("stem", linear())]
+CIRCLE.append(off.Fork("again", {"a": CIRCLE, "b": linear()}))
+LEAVING = [off.Leave("all", Own(), None)]
+
+
+@pytest.mark.parametrize(
+    ("steps", "problem", "says"),
+    [
+        ([], BadInput, "at least one step"),
+        ([("a", linear()), ("a", linear(4, 3))], BadInput, "two steps are called 'a'"),
+        ([("a", linear()), off.Fork("a", {"b": linear(), "c": linear()})], BadInput, "two steps are called 'a'"),
+        ([("a b", linear())], BadInput, "letters, digits"),
+        ([("a", 3)], BadInput, "must be a torch.nn.Module, got a int"),
+        ([linear()], BadInput, r"step 1 of the list must be \(name, module\)"),
+        (CIRCLE, BadInput, "contains itself: rows would go in a circle"),
+        ([off.Fork("f", {"a": linear()})], BadInput, "at least two arms"),
+        ([("s", linear()), off.Fork("f", {"a": [], "b": []}), ("h", linear(4, 3))], BadInput, "are both empty"),
+        ([("s", linear()), off.Fork("f", {"a": [], "b": linear(4, 3)})], BadNetwork, "'a' of the last fork 'f'"),
+        ([("s", linear(4, 3)), off.Leave("e", Own())], BadNetwork, "nothing stands behind the exit 'e'"),
+        ([("s", linear(4, 3)), *LEAVING, ("h", linear(4, 3))], BadInput, "no row comes to step 3"),
+        ([("s", linear()), ("h", linear(4, 3), {"z": 0.0})], UnknownName, "segment before 'h' called 'z'"),
+        ([("s", linear()), ("h", (linear(4, 3), linear()))], BadInput, "does not read the input"),
+        ([("s", linear()), off.Fork("f", {"a": linear(4, 5), "b": linear()}), ("h", linear(4, 3))], BadNetwork,
+         r"different shapes \(a \[5\], b \[4\]\)"),
+        ([("s", linear()), off.Fork("f", {"a": linear(), "b": linear()}, gate=Controller(4, 3)), ("h", linear(4, 3))],
+         BadNetwork, "gives 2 scores a row, expected 1 for its 2 ways"),
+        ([("s", linear()), off.Fork("f", {"a": [], "b": linear()}), ("h", Both().eval(), {"b": None})], BadNetwork,
+         "not every path to it passes; declare a default"),
+        ([("s", linear()), ("h", linear(5, 3))], BadData, "the segment 'h' fails on"),
+        ([("s", linear()), off.Fork("f", {"a": linear(), "b": linear()}, gate="controller?deep=3"),
+          ("h", linear(4, 3))], UnknownName, "argument of the gate"),
+        ([("s", linear()), off.Leave("e", "linear"), ("h", linear(4, 1))], BadNetwork, "at least two classes"),
+        ([("s", linear()), off.Fork("f", {"a": linear(4, 3), "b": linear(4, 4)})], BadNetwork, "different numbers"),
+    ],
+)  # fmt: skip
+def test_bad_input_gives_one_sentence(steps, problem, says):
+    with pytest.raises(problem, match=says) as raised:
+        off.route(steps, example=X)
+    assert "\n" not in str(raised.value)
+
+
+def test_what_needs_an_example_says_so():
+    with pytest.raises(BadInput, match="the gate of 'size' is made for the features there; give example="):
+        off.route(STEPS)
+    with pytest.raises(BadInput, match="the exit 'e' is made for the features there"):
+        off.route([("s", linear()), off.Leave("e"), ("h", linear(4, 3))])
+    with pytest.raises(BadNetwork, match="training mode"):
+        off.route([("s", nn.Linear(4, 3))], example=X)
+
+
+def test_more_than_sixteen_paths_are_refused_where_all_are_asked_for():
+    steps = [("s", linear())]
+    for number in range(5):
+        steps.append(off.Fork(f"f{number}", {f"skip{number}": [], f"unit{number}": linear()}))
+    net = off.route([*steps, ("h", linear(4, 3))], example=X)
+    with pytest.raises(BadNetwork, match="32 paths lead to 'h', expected at most 16"):
+        net(X)
