@@ -22,7 +22,7 @@ from offramp.networks.compiled import compiled_of
 from offramp.networks.inputs import State, arguments, call_model
 from offramp.networks.members import Rung
 from offramp.networks.network import Network, Segment, trial_rows
-from offramp.networks.taps import logits_name, tensors_of
+from offramp.networks.taps import logits_in, logits_name, tensors_of
 from offramp.networks.walking import segment_call
 from offramp.partition import CutPoint, Exported, Partition, Piece, cut_points, inputs_of, partition, self_check, staged
 from offramp.plans.signature import INPUT
