@@ -224,7 +224,7 @@ class Recover(Recipe):
                 penalties.append(penalty)
         loss = torch.stack(errors).sum()
         if penalties:
-            loss = loss + lesson.done * torch.stack(penalties).sum()
+            loss = loss + torch.stack(penalties).sum()
         optimiser.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimiser.step()
@@ -250,7 +250,7 @@ class Recover(Recipe):
         for layer in outer_layers(student).values():
             penalty = layer.penalty()
             if penalty is not None:
-                losses[last] = losses[last] + lesson.done * penalty
+                losses[last] = losses[last] + penalty
         self._students.clear()
         self._teachers.clear()
         self._anneal(student, lesson)
