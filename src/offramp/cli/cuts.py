@@ -10,6 +10,7 @@ import typer
 
 from offramp._support.arguments import words
 from offramp.building.placement.flags import exits_at, require_placing_flags
+from offramp.cli.converting import costs_table, model_of
 from offramp.cli.options import AsJson, GateName, OutputFolder, require_apart, writable
 from offramp.cli.places import figures, placed_for
 from offramp.cli.printing import answer, note, table
@@ -111,11 +112,11 @@ def cut(
     require_apart(output, [weights])
     require_placing_flags(at, parts, probe)
     exits, free = exits_at(at, exit_, exit_of), words(length) or ()
-    module, before = _model(model, weights, front)
+    module, before, spec = model_of(model, weights, front)
     batch = _rows(example, before)
     found = placed_for(probe, module, before, batch, exits, free, parts)
     names, parts = (words(at), parts) if found is None else (list(found.names), None)
-    network = made(module, batch, at=names, n=parts, exits=exits, gate=gate, front=before, spec=model, length=free)
+    network = made(module, batch, at=names, n=parts, exits=exits, gate=gate, front=before, spec=spec, length=free)
     network.learned = union([network.learned, None if found is None else found.seen])
     save(network, output)
     body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
@@ -143,16 +144,21 @@ def inspect(
     For every module, in the order in which they end: the share of multiply-adds (MACs) and of milliseconds
     up to there, the bytes per row that go on from there, or why it is no place to cut. The milliseconds
     are one measurement of the plain model on this machine, at the batch that --example gives (at most 64).
-    A model that mixes rows, or cannot be exported, is refused.
+    A model that mixes rows, or cannot be exported, is refused. For a converted model, as in the second
+    example, a table of its layers' parameters, bytes, bit operations and milliseconds follows, before and after.
 
     Example:
       offramp inspect offramp:resnet20 --example 'cifar10:data[0:8]'
+      offramp inspect 'offramp:resnet20|layer3.*=ghost?ratio=2' --example 'cifar10:data[0:8]'
     """
+    from offramp.building.converting import BAR, split_spec
+    from offramp.building.costing import changes
+    from offramp.building.factories import make_model
     from offramp.networks.inputs import as_inputs, count_of, texts_of
     from offramp.partition.segmenting import check_cut, points_of
     from offramp.runtime.measuring import pace
 
-    module, before = _model(model, weights, front)
+    module, before, spec = model_of(model, weights, front)
     batch = as_inputs(_rows(example, before, TIMED_ROWS))
     some = {name: value[:ROWS] for name, value in batch.items()}
     points = points_of(module, before, some, texts_of(some, words(length) or ()))
@@ -165,9 +171,14 @@ def inspect(
     heads = ("cut after", "MACs\nso far", "ms\nso far", "bytes\nper row", "carries")  # in two lines: reasons are long
     drawn = table(*heads, rows=[_cells(point, timed.shares.get(point.name)) for point in points])
     once = f"{timed.ms:.3g} ms for a batch of {count_of(batch)}, measured once on this machine"
-    answer(
-        body | {"points": each}, as_json, f"{model}: {len(legal)} legal cuts among {len(points)} modules; {once}", drawn
-    )
+    changed = []
+    if BAR in spec:
+        plain = make_model(split_spec(spec)[0], fetch=False)
+        x = batch["x"] if before is None else before(batch["x"])
+        changed = changes(plain, module, x)
+    body |= {"points": each, "changes": [asdict(one) for one in changed]}
+    told = f"{model}: {len(legal)} legal cuts among {len(points)} modules; {once}"
+    answer(body, as_json, told, drawn, *costs_table(changed))
 
 
 def _cells(point: CutPoint, time_share: float | None) -> tuple[str, ...]:
@@ -176,12 +187,6 @@ def _cells(point: CutPoint, time_share: float | None) -> tuple[str, ...]:
         return point.name, *shares, "-", f"no cut: {point.why_not}"
     shapes = ", ".join("x".join(map(str, shape)) for shape in point.carried)
     return point.name, *shares, f"{point.row_bytes:,}", shapes
-
-
-def _model(spec: str, weights: str | None, front: str) -> tuple[nn.Module, nn.Module | None]:
-    from offramp.building.factories import front_of, make_front, make_model
-
-    return make_model(spec, weights), front_of(spec) if front == "auto" else make_front(front)
 
 
 def _rows(example: str, before: nn.Module | None, most: int = ROWS) -> Any:
