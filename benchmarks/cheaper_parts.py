@@ -28,7 +28,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 import offramp as off
+
+# Internal: the text that builds a converted model again.
 from offramp.building.converting import conversions_of, spec_with
+
+# Internal: what `offramp inspect` prints, as numbers.
 from offramp.building.costing import cost_of
 from offramp.building.factories import front_of, make_model
 from offramp.errors import NoSafePlan, OfframpError
