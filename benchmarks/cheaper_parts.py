@@ -55,7 +55,6 @@ METHODS: dict[str, Layers] = {
     "binary-layer3": {"layer3.*": "binary"},
 }
 PACKED = ("ternary", "binary", "binary-layer3")
-FIGURES = "[5000:10000]"
 LEVEL = 0.005
 
 
@@ -71,11 +70,11 @@ def front() -> nn.Module:
     return found
 
 
-def accuracy(model: nn.Module, data: Path, rows: str = FIGURES) -> float:
-    """The share of test rows that a model answers right."""
+def accuracy(model: nn.Module, data: Path, rows: str) -> float:
+    """The share of some test rows that a model answers right."""
     before, right, count = front(), 0, 0
     with torch.inference_mode():
-        for batch in off.rows(f"cifar10:{data / 'cifar10'}{rows}").batches(500):
+        for batch in off.rows(f"cifar10:{data / 'cifar10'}[{rows}]").batches(500):
             answers = model(before(torch.as_tensor(batch.x))).argmax(1)
             right += int((answers == torch.as_tensor(batch.y)).sum())
             count += len(answers)
@@ -90,7 +89,7 @@ def recovered(args: argparse.Namespace, name: str, depth: int) -> dict[str, Any]
     x = front()(torch.as_tensor(sample.x))
     start = time.process_time()
     converted = off.convert(plain, METHODS[name], example=x[:4], data=(x, torch.as_tensor(sample.y)))
-    before = accuracy(converted, args.data)
+    before = accuracy(converted, args.data, args.figures)
     off.fit(
         (converted, front()),
         f"{train}[0:{args.rows}]",
@@ -119,7 +118,7 @@ def recovered(args: argparse.Namespace, name: str, depth: int) -> dict[str, Any]
         "layer_epochs": args.layer_epochs,
         "cpu_seconds": seconds,
         "accuracy_before": before,
-        "accuracy": accuracy(converted, args.data),
+        "accuracy": accuracy(converted, args.data, args.figures),
         "parameters": cost.parameters,
         "macs": cost.macs,
         "bit_operations": cost.bit_operations,
@@ -128,7 +127,7 @@ def recovered(args: argparse.Namespace, name: str, depth: int) -> dict[str, Any]
     }
 
 
-def plain_figures(data: Path, depth: int) -> dict[str, Any]:
+def plain_figures(data: Path, depth: int, figures: str) -> dict[str, Any]:
     """The same of an original."""
     model = original(data, depth)
     cost = cost_of(model, torch.zeros(2, 3, 32, 32))
@@ -136,7 +135,7 @@ def plain_figures(data: Path, depth: int) -> dict[str, Any]:
         "depth": depth,
         "method": "-",
         "spec": f"offramp:resnet{depth}",
-        "accuracy": accuracy(model, data),
+        "accuracy": accuracy(model, data, figures),
         "parameters": cost.parameters,
         "macs": cost.macs,
         "bit_operations": cost.bit_operations,
@@ -291,6 +290,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--layer-epochs", type=int, default=1)
+    parser.add_argument("--figures", default="5000:10000", help="test rows that accuracy is measured on")
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=9)
@@ -313,7 +313,7 @@ def main() -> None:
     else:
         for depth in (20, 56):
             if f"resnet{depth}" not in found:
-                found[f"resnet{depth}"] = plain_figures(args.data, depth)
+                found[f"resnet{depth}"] = plain_figures(args.data, depth, args.figures)
                 keep(args.cache, found)
         for name in args.only.split(",") if args.only else METHODS:
             key = f"resnet{args.depth}-{name}"

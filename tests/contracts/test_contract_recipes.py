@@ -56,6 +56,8 @@ def few_of(name):
     """The arguments with which a recipe learns the toy set in few epochs."""
     if name == "recover":
         return {"original": original(), "epochs": 8, "rate": 1e-2}
+    if name == "consecutive":
+        return {"teachers": [original()], "epochs": 12, "rate": 1e-2, "decay": 0.0}
     return FEW.get(name, {})
 
 

@@ -181,7 +181,7 @@ class Pad(Layer):
     def weights(self, x: Tensor) -> Tensor:
         """W(x) of each sample: [B, N]."""
         mixed = self.phi() * (self.attend(x) @ self.dynamic)  # [B, n]
-        base = self.base().expand(len(x), -1)
+        base = self.base().expand(x.shape[0], -1)
         return base.index_copy(1, self.place, mixed)
 
     def sparsity(self) -> float:
@@ -201,14 +201,15 @@ class Pad(Layer):
 
     def convolved(self, x: Tensor, weights: Tensor) -> Tensor:
         """Each sample [C, H, W] by its own kernel [N]: the product with unfolded inputs."""
-        outputs, _, *kernel = self.shape
+        outputs = self.shape[0]
+        kernel = self.shape[2:]
         moves = self.moves
         columns = unfold(x, kernel, moves["dilation"], moves["padding"], moves["stride"])  # [B, C k k, L]
-        product = weights.view(len(x), outputs, -1) @ columns  # [B, O, L]
+        product = weights.view(x.shape[0], outputs, -1) @ columns  # [B, O, L]
         if self.bias is not None:
             product = product + self.bias[:, None]
         high = _length(x.shape[2], kernel[0], moves, 0)
-        return product.unflatten(2, (high, -1))
+        return product.reshape(x.shape[0], outputs, high, -1)
 
     def _routed(self, x: Tensor) -> Tensor:
         """Each position by the expert that its router likes best, weighted by K g_e / (K sum): top 1."""
@@ -286,7 +287,7 @@ def partitioned(
     names = [name for name, part in made.named_modules() if isinstance(part, Pad)]
     if not names:
         raise BadNetwork("the model must have PAD layers to partition; convert some with 'pad?ratio=1'")
-    total = sum(torch.Size(made.get_submodule(name).shape).numel() for name in names)  # type: ignore[arg-type]
+    total = sum(torch.Size(_pad(made, name).shape).numel() for name in names)
     now = sum(_pad(made, name).dynamic.shape[1] for name in names) / total
     if ratio > now:
         raise BadInput(f"ratio must be at most {now:.3g}, the share that is dynamic now, got {ratio:g}")
@@ -372,7 +373,7 @@ def _chosen(
     together = torch.cat([scores[name] for name in names])
     mask = largest(together, min(round(share * total), len(together)))
     sizes = [len(scores[name]) for name in names]
-    return dict(zip(names, mask.split(sizes), strict=True))
+    return dict(zip(names, torch.split(mask, sizes), strict=True))
 
 
 def _reduced(layer: Pad, stays: Tensor) -> Pad:
