@@ -98,6 +98,7 @@ def recovered(args: argparse.Namespace, name: str, depth: int) -> dict[str, Any]
         epochs=args.epochs,
         layer_epochs=args.layer_epochs,
         rate=args.rate,
+        batch_size=args.batch_size,
         augment="crop_flip",
         seed=args.seed,
         progress=False,
@@ -291,6 +292,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--layer-epochs", type=int, default=1)
     parser.add_argument("--figures", default="5000:10000", help="test rows that accuracy is measured on")
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=9)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from offramp.building.converting import convert as convert
+    from offramp.building.costing import inspect as inspect
     from offramp.building.cutting import cut as cut
     from offramp.building.cutting import ladder as ladder
     from offramp.building.saving import load as load
@@ -54,6 +55,7 @@ _HOMES = {
     "cut": "building.cutting",
     "export": "deploy.exporting",
     "fit": "fitting.teaching",
+    "inspect": "building.costing",
     "ladder": "building.cutting",
     "load": "building.saving",
     "open": "runtime.session",

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from offramp.building.converting import convert
-from offramp.building.costing import changes, cost_of
+from offramp.building.costing import changes, cost_of, inspect
+from offramp.errors import BadInput
 from offramp.networks.layer import dense_cost
 from small import images_of, stages
 
@@ -41,6 +42,15 @@ def test_what_changed_by_layer_and_in_all():
         assert parts == pytest.approx(whole)
     assert all(one.before.ms > 0 and one.after.ms > 0 for one in found)
     assert changes(before, after, images_of(4), timed=False)[0].after.ms is None
+
+
+def test_inspect_is_for_users():
+    before = stages()
+    after = convert(before, {"head": "low_rank?rank=1"})
+    found = inspect(after, images_of(4), original=before, timed=False)
+    assert found == changes(before, after, images_of(4), timed=False)
+    with pytest.raises(BadInput, match=r"original must be a torch.nn.Module, got str"):
+        inspect(after, images_of(4), original="stages")
 
 
 def test_packed_layers_count_their_weights_and_their_bytes():

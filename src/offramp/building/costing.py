@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from offramp.errors import BadInput
 from offramp.networks.inputs import as_inputs, call_model, copies, count_of
 from offramp.networks.layer import Layer, dense_cost, outer_layers, stored_bytes
 from offramp.runtime.measuring import interleaved, macs
 
-__all__ = ["Change", "Cost", "changes", "cost_of"]
+__all__ = ["Change", "Cost", "changes", "cost_of", "inspect"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,28 @@ def cost_of(model: nn.Module, example: Any, *, timed: bool = False) -> Cost:
     if timed:
         ms = float(np.median(interleaved({"call": call}, repeats=5)["call"]))
     return Cost(_parameters(model), stored, total, operations, ms)
+
+
+def inspect(model: nn.Module, example: Any, *, original: nn.Module, timed: bool = True) -> list[Change]:
+    """What a converted model costs, layer by layer and as a whole, beside its original.
+
+    Args:
+        model: converted, in eval mode.
+        example: a batch as the model takes it; milliseconds are those of a call on it.
+        original: the model before it was converted.
+        timed: whether calls are timed, in turns with the original's.
+
+    Returns:
+        A `Change` with `name`, `before` and `after` for each converted layer, and under the name "" one for the
+        whole model. Costs have `parameters`, `stored_bytes`, `macs`, `bit_operations` and `ms`.
+
+    Raises:
+        BadInput: either is no torch module.
+    """
+    for name, one in (("model", model), ("original", original)):
+        if not isinstance(one, nn.Module):
+            raise BadInput(f"{name} must be a torch.nn.Module, got {type(one).__name__}")
+    return changes(original, model, example, timed=timed)
 
 
 def changes(before: nn.Module, after: nn.Module, example: Any, *, timed: bool = True) -> list[Change]:

@@ -138,8 +138,10 @@ class GhostBottleneck(nn.Module):
 
 
 class Ghost(Layer):
-    """A ghost module in the place of a convolution, without ReLU: that of the model follows it.
+    """A ghost module in the place of a convolution.
 
+    Its batch norms and ReLUs are left out: those of the model follow it, and know the scale of what
+    the convolution gave.
     The intrinsic maps start with the filters of the first m channels. Each ghost starts as the
     multiple of its map that is nearest to the filter that stood there, by least squares.
     """
@@ -151,9 +153,7 @@ class Ghost(Layer):
         self.ratio = ratio
         self.width = width
         self.primary = primary
-        self.primary_norm = nn.BatchNorm2d(primary.out_channels)
         self.cheap = cheap
-        self.cheap_norm = nn.BatchNorm2d(cheap.out_channels)
 
     @classmethod
     def from_layer(cls, dense: nn.Module, *, ratio: int = 2, kernel: int = 3) -> Ghost:
@@ -182,8 +182,9 @@ class Ghost(Layer):
             raise BadInput(f"kernel must be odd, got {kernel}: an even one shifts the image")
         intrinsic = math.ceil(outputs / ratio)
         ghosts = intrinsic * (ratio - 1)
-        primary = nn.Conv2d(layer.in_channels, intrinsic, bias=False, **geometry(layer))
-        cheap = nn.Conv2d(intrinsic, ghosts, kernel, padding=kernel // 2, groups=intrinsic, bias=False)
+        biased = layer.bias is not None
+        primary = nn.Conv2d(layer.in_channels, intrinsic, bias=biased, **geometry(layer))
+        cheap = nn.Conv2d(intrinsic, ghosts, kernel, padding=kernel // 2, groups=intrinsic, bias=biased)
         filters = layer.weight.detach()
         multiples = _multiples(filters.flatten(1), intrinsic, ratio)
         made = cls(primary, cheap, outputs, ratio)
@@ -192,11 +193,14 @@ class Ghost(Layer):
             cheap.weight.zero_()
             cheap.weight[:, 0, kernel // 2, kernel // 2] = multiples.to(cheap.weight)
             if layer.bias is not None:
+                assert primary.bias is not None
+                assert cheap.bias is not None
                 both = torch.zeros(intrinsic + ghosts)
                 both[:outputs] = layer.bias.float()
-                made.primary_norm.bias.copy_(both[:intrinsic])
-                shift = multiples.float() * both[:intrinsic].repeat_interleave(ratio - 1)
-                made.cheap_norm.bias.copy_(both[intrinsic:] - shift)
+                primary.bias.copy_(both[:intrinsic])
+                # The bias of an intrinsic map goes through the cheap operation too.
+                through = multiples.float() * both[:intrinsic].repeat_interleave(ratio - 1)
+                cheap.bias.copy_(both[intrinsic:] - through)
         return placed_like(made, dense)
 
     def options(self) -> dict[str, Any]:
@@ -209,8 +213,8 @@ class Ghost(Layer):
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, O, H', W']."""
-        intrinsic = self.primary_norm(self.primary(x))
-        ghosts = self.cheap_norm(self.cheap(intrinsic))
+        intrinsic = self.primary(x)
+        ghosts = self.cheap(intrinsic)
         return torch.cat([intrinsic, ghosts], 1)[:, : self.width]
 
 
