@@ -3,6 +3,7 @@
     python benchmarks/cheaper_parts.py --data DIR --cache out [--depth 20] [--only NAME,...] [--rows 5000] [--epochs 2]
     python benchmarks/cheaper_parts.py --data DIR --cache out --timed [--json FILE]
     python benchmarks/cheaper_parts.py --data DIR --cache out --ladder [--json FILE]
+    python benchmarks/cheaper_parts.py --data DIR --cache out --kernel
 
 DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). The first form converts and recovers what the cache lacks,
 one method after the other, each with the same rows and epochs: rows 0 to `rows` of the training set, with crops and
@@ -21,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -46,6 +48,7 @@ METHODS: dict[str, Layers] = {
     "tucker": {"layer*": "tucker?energy=0.75"},
     "ghost": {"layer2.*": "ghost?ratio=2", "layer3.*": "ghost?ratio=2"},
     "g_ghost": {"layer2": "g_ghost?ratio=0.5", "layer3": "g_ghost?ratio=0.5"},
+    "pruned-light": {"layer*.conv1": "pruned?ratio=0.25&round_to=4&importance=thinet"},
     "pruned-taylor": {"layer*.conv1": "pruned?ratio=0.5&round_to=8&importance=taylor"},
     "pruned-thinet": {"layer*.conv1": "pruned?ratio=0.5&round_to=8&importance=thinet"},
     "pruned-bn_scale": {"layer*.conv1": "pruned?ratio=0.5&round_to=8&importance=bn_scale"},
@@ -233,7 +236,8 @@ def ladders(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> dict[
         network = off.ladder(rungs).eval()
         file = args.cache / f"trace-{name}.npz"
         if not file.exists():
-            off.record(network, f"{data}[1000:10000]", engine=args.engine, progress=False).save(file)
+            last = args.figures.split(":")[1]
+            off.record(network, f"{data}[1000:{last}]", engine=args.engine, progress=False).save(file)
         trace = off.Trace.load(file)
         try:
             plan = off.calibrate(trace[:4000], risk="accuracy_gap", at_most=LEVEL, confidence=0.95)
@@ -261,6 +265,56 @@ def ladders(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> dict[
         if "resnet20" in times:
             lines[name]["time_of_plain_ladder"] = str(ratio(times[name], times["resnet20"]))
     return lines
+
+
+def bits(values: np.ndarray) -> np.ndarray:
+    """Signs [..., C] -> words [..., C / 64], a bit per channel."""
+    missing = -values.shape[-1] % 64
+    wide = np.concatenate([values >= 0, np.zeros((*values.shape[:-1], missing), bool)], -1)
+    return np.packbits(wide, axis=-1, bitorder="little").view(np.uint64)
+
+
+def xor_convolution(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """A 3x3 convolution of signs, padded with zeros: [B, C, H, W] and words [3, 3, O, C / 64] -> [B, H, W, O].
+
+    The product of two signs is 1 where their bits are equal, so C products add up to C - 2 x (bits that differ).
+    """
+    batch, channels, high, wide = x.shape
+    words = bits(x.transpose(0, 2, 3, 1))
+    out = np.zeros((batch, high, wide, weight.shape[2]), np.int16)
+    for row in range(3):
+        for column in range(3):
+            down, right = row - 1, column - 1
+            rows = slice(max(0, -down), high - max(0, down))
+            columns = slice(max(0, -right), wide - max(0, right))
+            shifted = words[:, rows.start + down : rows.stop + down, columns.start + right : columns.stop + right]
+            differ = np.zeros((*shifted.shape[:-1], weight.shape[2]), np.int16)
+            for word in range(words.shape[-1]):
+                differ += np.bitwise_count(shifted[..., word, None] ^ weight[row, column, :, word])
+            out[:, rows, columns] += channels - 2 * differ
+    return out
+
+
+def kernel(repeats: int) -> list[dict[str, Any]]:
+    """A convolution over packed bits beside the dense one, on one thread: milliseconds and their ratio."""
+    lines = []
+    for batch in (1, 64):
+        for side, width in ((32, 16), (16, 32), (8, 64), (8, 256)):
+            x = torch.randn(batch, width, side, side)
+            signs = torch.where(torch.randn(width, width, 3, 3) >= 0, 1.0, -1.0)
+            weight = bits(signs.numpy().transpose(2, 3, 0, 1))
+            dense = partial(_dense_signs, x, signs)
+            packed = partial(xor_convolution, x.numpy(), weight)
+            assert np.array_equal(packed().transpose(0, 3, 1, 2), dense().numpy())
+            times = interleaved({"packed": packed, "dense": dense}, repeats=repeats, clock=time.process_time)
+            both = ratio(times["packed"], times["dense"])
+            lines.append({"batch": batch, "side": side, "channels": width, "ratio": str(both)})
+            print(lines[-1], flush=True)
+    return lines
+
+
+def _dense_signs(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    return torch.nn.functional.conv2d(torch.where(x >= 0, 1.0, -1.0), weight, padding=1)
 
 
 def show(found: dict[str, dict[str, Any]]) -> None:
@@ -299,6 +353,7 @@ def main() -> None:
     parser.add_argument("--engine", default="onnxruntime")
     parser.add_argument("--timed", action="store_true")
     parser.add_argument("--ladder", action="store_true")
+    parser.add_argument("--kernel", action="store_true", help="time a convolution over packed bits")
     parser.add_argument("--minutes", type=float, default=9.0, help="stop before a method once so long has passed")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -307,7 +362,9 @@ def main() -> None:
     found = known(args.cache)
     start = time.monotonic()
     result: Any = found
-    if args.timed:
+    if args.kernel:
+        result = kernel(max(15, args.repeats))
+    elif args.timed:
         timed(args, found)
     elif args.ladder:
         result = ladders(args, found)
