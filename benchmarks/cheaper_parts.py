@@ -9,8 +9,9 @@ DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). The first form conver
 one method after the other, each with the same rows and epochs: rows 0 to `rows` of the training set, with crops and
 flips, against the original's logits and features. Run it again to go on. Accuracy is that on test rows 5,000-9,999.
 The second form times all that is in the cache on ONNX Runtime and on torch, interleaved with the original; the third
-makes ladders with each as the first member, certifies a gap, and times them beside the ladder of the plain models.
-Timings are CPU time of one thread. `pruned` needs `pip install 'offramp[prune]'`.
+makes ladders with each (or those of --only) as the first member of two, certifies a gap to ResNet-56, and prices them
+by the members' own times on ONNX Runtime at batch 64. Timings are CPU time of one thread. `pruned` needs
+`pip install 'offramp[prune]'`.
 """
 
 from __future__ import annotations
@@ -168,23 +169,22 @@ def member(args: argparse.Namespace, one: dict[str, Any]) -> nn.Module:
     return make_model(one["spec"], file)
 
 
-def session(model: nn.Module, batch: int) -> Any:
-    """A call of a model on ONNX Runtime, one thread, without anything of ours around it."""
+def opened(model: nn.Module) -> Any:
+    """A model on ONNX Runtime, one thread, without anything of ours around it: a function of rows [B, 3, 32, 32]."""
     import io
 
     import onnxruntime
 
-    x = torch.zeros(max(2, batch), 3, 32, 32)
     graph = io.BytesIO()
-    program = torch.onnx.export(model, (x,), dynamo=True, dynamic_shapes=({0: torch.export.Dim("b")},), verbose=False)
+    batch = ({0: torch.export.Dim("b")},)
+    program = torch.onnx.export(model, (torch.zeros(2, 3, 32, 32),), dynamo=True, dynamic_shapes=batch, verbose=False)
     assert program is not None
     program.save(graph)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    opened = onnxruntime.InferenceSession(graph.getvalue(), options, ["CPUExecutionProvider"])
-    name = opened.get_inputs()[0].name
-    rows = x[:batch].numpy()
-    return lambda: opened.run(None, {name: rows})
+    found = onnxruntime.InferenceSession(graph.getvalue(), options, ["CPUExecutionProvider"])
+    name = found.get_inputs()[0].name
+    return lambda rows: found.run(None, {name: rows})[0]
 
 
 def timed(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None:
@@ -205,8 +205,9 @@ def timed(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None:
                 times = interleaved(calls, repeats=args.repeats, warmup=2, clock=time.process_time)
             lines[f"torch {batch}"] = _line(times)
             try:
-                calls = {"plain": session(plain, batch), "model": session(model, batch)}
-                calls["again"] = calls["plain"]
+                first, second = opened(plain), opened(model)
+                rows = x.numpy()
+                calls = {"plain": partial(first, rows), "again": partial(first, rows), "model": partial(second, rows)}
                 times = interleaved(calls, repeats=args.repeats, warmup=2, clock=time.process_time)
                 lines[f"onnxruntime {batch}"] = _line(times)
             except (RuntimeError, OfframpError) as problem:
@@ -223,47 +224,53 @@ def _line(times: dict[str, Any]) -> dict[str, Any]:
     return {"ms": medians["model"], "plain_ms": medians["plain"], "ratio": str(both), "same": str(same)}
 
 
+def logits_of(args: argparse.Namespace, name: str, one: dict[str, Any], rows: str) -> np.ndarray:
+    """A model's logits on test rows, on ONNX Runtime; kept in the cache."""
+    file = args.cache / f"logits-{name}-{rows.replace(':', '-')}.npy"
+    if not file.exists():
+        call, before = opened(member(args, one)), front()
+        batches = off.rows(f"cifar10:{args.data / 'cifar10'}[{rows}]").batches(64)
+        parts = [call(before(torch.as_tensor(batch.x)).numpy()) for batch in batches]
+        np.save(file, np.concatenate(parts))
+    found: np.ndarray = np.load(file)
+    return found
+
+
 def ladders(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Ladders of a cheap first member before ResNet-56: certified, and timed beside the plain one."""
-    data = f"cifar10:{args.data / 'cifar10'}"
-    large = found["resnet56"]
+    """Ladders of a cheap first member before ResNet-56: certified on rows 1,000-4,999, priced on later rows."""
+    rows = f"1000:{args.figures.split(':')[1]}"
     firsts = args.only.split(",") if args.only else [name for name in found if found[name]["depth"] == 20]
-    networks: dict[str, Any] = {}
-    plans: dict[str, Any] = {}
+    names = [*dict.fromkeys(["resnet20", *firsts]), "resnet56"]
+    logits = {name: logits_of(args, name, found[name], rows) for name in names}
+    labels = np.concatenate([batch.y for batch in off.rows(f"cifar10:{args.data / 'cifar10'}[{rows}]").batches(500)])
+    sample = torch.zeros(64, 3, 32, 32).numpy()
+    calls = {name: partial(opened(member(args, found[name])), sample) for name in names}
+    times = interleaved(calls, repeats=args.repeats, warmup=2, clock=time.process_time)
+    ms = {name: float(np.median(values)) / 64 for name, values in times.items()}
+    plain: float | None = None
     lines: dict[str, Any] = {}
-    for name in firsts:
-        rungs = {"small": (member(args, found[name]), front()), "large": (member(args, large), front())}
-        network = off.ladder(rungs).eval()
-        file = args.cache / f"trace-{name}.npz"
-        if not file.exists():
-            last = args.figures.split(":")[1]
-            off.record(network, f"{data}[1000:{last}]", engine=args.engine, progress=False).save(file)
-        trace = off.Trace.load(file)
+    for name in names[:-1]:
+        both = {"small": logits[name], "large": logits["resnet56"]}
+        trace = off.Trace.from_arrays(both, {"small": ms[name], "large": ms["resnet56"]}, labels=labels)
+        lines[name] = {"ms": ms[name], "large_ms": ms["resnet56"]}
         try:
-            plan = off.calibrate(trace[:4000], risk="accuracy_gap", at_most=LEVEL, confidence=0.95)
+            plan = off.calibrate(trace[:4000], risk="accuracy_gap", at_most=LEVEL, confidence=0.95, unit="ms")
         except NoSafePlan as nothing:
-            lines[name] = {"certified": False, "why": str(nothing)}
+            lines[name]["refused"] = str(nothing)
             continue
         done = trace[4000:].evaluate(plan, risk="accuracy_gap")
-        networks[name], plans[name] = network, plan
-        leaves = float((trace[4000:].replay(plan).answer == trace[4000:].columns["answer/small"]).mean())
-        lines[name] = {
-            "certified": True,
-            "plan": str(plan),
+        goes_on = done.shares[1]
+        whole = ms[name] + goes_on * ms["resnet56"]
+        plain = whole if plain is None else plain
+        lines[name] |= {
+            "promise": str(plan),
             "accuracy": done.accuracy,
-            "drop": (done.plain_accuracy or 0) - (done.accuracy or 0),
-            "agrees_with_small": leaves,
+            "large_accuracy": done.plain_accuracy,
+            "goes_on": goes_on,
+            "ms_per_row": whole,
+            "of_plain_ladder": whole / plain,
+            "small_of_resnet20": str(ratio(times[name], times["resnet20"])),
         }
-    x = torch.as_tensor(next(iter(off.rows(f"{data}[5000:5256]").batches(256))).x)
-    calls: dict[str, Any] = {}
-    for name, network in networks.items():
-        runner = off.open(network, plans[name], engine=args.engine)
-        calls[name] = lambda runner=runner: [runner(x[i : i + 64]) for i in range(0, len(x), 64)]
-    times = interleaved(calls, repeats=args.repeats, warmup=1, clock=time.process_time)
-    for name in calls:
-        lines[name]["ms_per_row"] = float(torch.tensor(times[name]).median()) / len(x)
-        if "resnet20" in times:
-            lines[name]["time_of_plain_ladder"] = str(ratio(times[name], times["resnet20"]))
     return lines
 
 
@@ -350,7 +357,6 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--engine", default="onnxruntime")
     parser.add_argument("--timed", action="store_true")
     parser.add_argument("--ladder", action="store_true")
     parser.add_argument("--kernel", action="store_true", help="time a convolution over packed bits")
