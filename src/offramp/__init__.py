@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from offramp.building.adopting import adopt as adopt
+    from offramp.building.converting import convert as convert
     from offramp.building.cutting import cut as cut
     from offramp.building.cutting import ladder as ladder
     from offramp.building.factories import make_front as make_front
@@ -73,6 +74,7 @@ _HOMES = {
     "calibrate": "calibration.calibrating",
     "check": "calibration.checking",
     "compare": "comparing.writing",
+    "convert": "building.converting",
     "cut": "building.cutting",
     "export": "deploy.exporting",
     "fit": "fitting.teaching",

@@ -16,10 +16,11 @@ GIVEN = "--model --front-of --gate-of"
 FLAGS = {
     "ladder": "--model --weights --front --name --gate --temperature --answer --example --output -o",
     "inspect": "--example --weights --front --length",
+    "convert": "--layer --output -o --example --data --weights --front",
     "cut": "--example --output -o --at --parts --probe --weights --front --exit --exit-of --gate --length",
     "adopt": "--example --output -o --exits --weights --front --gate --length",
     "fit": f"--output -o --recipe --with --development --batch-size --seed --augment --views --precision --folder "
-    f"--cache --resume --track --overwrite {GIVEN}",
+    f"--cache --resume --track --original --original-weights --overwrite {GIVEN}",
     "record": f"--output -o --batch-size --keep --timed --keep-probe-rows --engine {GIVEN}",
     "calibrate": "--output -o --risk --at-most --confidence --budget --against --unit --batch --bound --testing "
     "--search --deepest --rows --repeats --drop-seen --how-many",

@@ -15,6 +15,7 @@ PAGES = {  # and how many blocks they have at least
     "how-to/choose-a-recipe-and-a-gate": 2,
     "how-to/choose-a-path": 14,
     "how-to/how-many-rows": 2,
+    "how-to/make-parts-cheaper": 10,
     "how-to/my-network-already-has-exits": 8,
     "how-to/no-safe-plan": 2,
     "how-to/write-your-own": 7,

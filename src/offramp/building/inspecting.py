@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from offramp.building.costing import Change, changes
+from offramp.errors import BadInput
 from offramp.networks.inputs import as_inputs, count_of, texts_of
 from offramp.networks.wrappers import require_plain, unwrapped
 from offramp.partition import CutPoint
@@ -26,12 +28,15 @@ class Inspection:
         batch: rows that were timed together.
         forward_ms: milliseconds of the plain model on them, measured once on this machine.
         time_shares: by module the share of these milliseconds up to its end.
+        changes: what every converted layer costs, before and after, and under the name "" the whole model; empty unless
+            the original was given. Costs have parameters, stored_bytes, macs, bit_operations and ms.
     """
 
     points: tuple[CutPoint, ...]
     batch: int
     forward_ms: float
     time_shares: Mapping[str, float]
+    changes: tuple[Change, ...] = ()
 
     @property
     def legal(self) -> tuple[str, ...]:
@@ -43,7 +48,8 @@ class Inspection:
         points = []
         for point in self.points:
             points.append({**asdict(point), "legal": point.legal, "time_share": self.time_shares.get(point.name)})
-        return {"batch": self.batch, "forward_ms": self.forward_ms, "points": points}
+        changed = [asdict(one) for one in self.changes]
+        return {"batch": self.batch, "forward_ms": self.forward_ms, "points": points, "changes": changed}
 
     def rows(self) -> list[tuple[str, ...]]:
         """Texts of a table: cut after, MACs so far, milliseconds so far, bytes per row, and what is carried."""
@@ -69,6 +75,7 @@ def inspect(
     *,
     front: nn.Module | None = None,
     length: Sequence[str] | str = (),
+    original: nn.Module | None = None,
 ) -> Inspection:
     """List where a model can be cut: for every module the work done by its end, and what would be carried on.
 
@@ -77,6 +84,7 @@ def inspect(
         example: a batch as the model (or its preprocessing) takes it; all of its rows are timed together.
         front: the preprocessing of the model.
         length: inputs [B, T, ...] whose T may be another one in every batch, as for `cut`.
+        original: the model before it was converted: then the costs of converted layers are listed beside its own.
 
     Returns:
         All modules in the order in which they end.
@@ -84,6 +92,7 @@ def inspect(
     Raises:
         BadNetwork: the model mixes rows, or cannot be exported.
         BadData: the model fails on the example.
+        BadInput: the original is no torch module.
 
     Example:
         >>> import torch
@@ -100,7 +109,13 @@ def inspect(
     for name in legal[-1:]:  # the list alone does not tell that rows are kept apart
         check_cut(model, front, tried, name)
     timed = pace(model, front, batch)
-    return Inspection(tuple(points), count_of(batch), timed.ms, timed.shares)
+    changed: list[Change] = []
+    if original is not None:
+        if not isinstance(original, nn.Module):
+            raise BadInput(f"original must be a torch.nn.Module, got {type(original).__name__}")
+        (x,) = batch.values() if len(batch) == 1 else (example,)
+        changed = changes(original, model, x if front is None else front(x))
+    return Inspection(tuple(points), count_of(batch), timed.ms, timed.shares, tuple(changed))
 
 
 def _percent(share: float | None) -> str:

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from offramp.cli.comparing import compare
+from offramp.cli.converting import convert
 from offramp.cli.cuts import adopt, cut, inspect
 from offramp.cli.deploying import export
 from offramp.cli.home import demo, doctor
@@ -113,6 +114,7 @@ def _help(command: Callable[..., None]) -> str:
 for _command in (
     ladder,
     inspect,
+    convert,
     cut,
     adopt,
     fit,

@@ -9,6 +9,7 @@ import typer
 
 from offramp._support.arguments import pairs, words
 from offramp.building.placement.flags import AUTO, exits_at, require_placing_flags
+from offramp.cli.converting import costs_table, model_of
 from offramp.cli.options import AsJson, GateName, OutputFolder, require_apart, writable
 from offramp.cli.places import figures
 from offramp.cli.printing import answer, note, table
@@ -110,7 +111,7 @@ def cut(
     FOLDER.require_own(Path(output))
     require_apart(output, [weights])
     require_placing_flags(at, parts, probe)
-    module, before = _model(model, weights, front)
+    module, before, spec = model_of(model, weights, front)
     batch = _rows(example, before)
     network, found = made(
         module,
@@ -120,7 +121,7 @@ def cut(
         exits=exits_at(at, exit_, exit_of),
         gate=gate,
         front=before,
-        spec=model,
+        spec=spec,
         length=words(length) or (),
         probe=probe,
     )
@@ -163,7 +164,7 @@ def adopt(
     writable(output, folder=True)
     FOLDER.require_own(Path(output))
     require_apart(output, [weights])
-    module, before = _model(model, weights, front)
+    module, before, _ = model_of(model, weights, front)
     heads = pairs(exits, "--exits") or None
     batch = _rows(example, before)
     free = words(length) or ()
@@ -187,23 +188,24 @@ def inspect(
     For every module, in the order in which they end: the share of multiply-adds (MACs) and of milliseconds
     up to there, the bytes per row that go on from there, or why it is no place to cut. The milliseconds
     are one measurement of the plain model on this machine, at the batch that --example gives (at most 64).
-    A model that mixes rows, or cannot be exported, is refused.
+    A model that mixes rows, or cannot be exported, is refused. For a converted model, as in the second
+    example, a table of its layers' parameters, bytes, bit operations and milliseconds follows, before and after.
 
     Example:
       offramp inspect offramp:resnet20 --example 'cifar10:data[0:8]'
+      offramp inspect 'offramp:resnet20|layer3.*=ghost?ratio=2' --example 'cifar10:data[0:8]'
     """
+    from offramp.building.converting import BAR, split_spec
+    from offramp.building.factories import make_model
     from offramp.building.inspecting import inspect as inspected
 
-    module, before = _model(model, weights, front)
-    found = inspected(module, _rows(example, before, TIMED_ROWS), front=before, length=words(length) or ())
+    module, before, spec = model_of(model, weights, front)
+    original = make_model(split_spec(spec)[0], fetch=False) if BAR in spec else None
+    rows = _rows(example, before, TIMED_ROWS)
+    found = inspected(module, rows, front=before, length=words(length) or (), original=original)
     heads = ("cut after", "MACs\nso far", "ms\nso far", "bytes\nper row", "carries")  # in two lines: reasons are long
-    answer({"model": model, **found.to_json()}, as_json, f"{model}: {found}", table(*heads, rows=found.rows()))
-
-
-def _model(spec: str, weights: str | None, front: str) -> tuple[nn.Module, nn.Module | None]:
-    from offramp.building.factories import front_of, make_front, make_model
-
-    return make_model(spec, weights), front_of(spec) if front == "auto" else make_front(front)
+    drawn = table(*heads, rows=found.rows())
+    answer({"model": model, **found.to_json()}, as_json, f"{model}: {found}", drawn, *costs_table(list(found.changes)))
 
 
 def _rows(example: str, before: nn.Module | None, most: int = ROWS) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from offramp.cli.converting import model_of
 from offramp.cli.options import AsJson, GateName, OutputFolder, require_apart, writable
 from offramp.cli.printing import answer
 from offramp.errors import BadInput
@@ -89,20 +90,19 @@ def _network(
     example: str | None,
 ) -> Network:
     from offramp.building.cutting import ladder as stacked
-    from offramp.building.factories import front_of, make_front, make_model
     from offramp.data.rows import proposing, rows
 
     files, fronts = _beside(model, weights, "--weights", "-"), _beside(model, front, "--front", "auto")
     names = _beside(model, name, "--name", "") if name else _unique(model)
     if len(set(names)) < len(names):
         raise BadInput(f"the names are {', '.join(names)}, expected each once; give other --name")
-    rungs = {}
+    rungs: dict[str, Any] = {}
+    specs: dict[str, str] = {}
     for rung, spec, file, kind in zip(names, model, files, fronts, strict=True):
-        made = make_model(spec, None if file == "-" else file)
-        rungs[rung] = (made, front_of(spec) if kind == "auto" else make_front(kind))
+        made, before, specs[rung] = model_of(spec, None if file == "-" else file, kind)
+        rungs[rung] = (made, before)
     with proposing(before for _, before in rungs.values()):
         sample = None if example is None else next(rows(example).batches(2)).x
-    specs = dict(zip(names, model, strict=True))
     return stacked(rungs, gate=gate, temperature=temperature, answer=answers, example=sample, specs=specs)
 
 
@@ -120,7 +120,8 @@ def _unique(models: Sequence[str]) -> list[str]:
     from offramp._support.find import files
 
     names: list[str] = []
-    for spec in models:
+    for typed in models:
+        spec = typed.partition("|")[0].rstrip("/")  # without its conversions
         bare, parts = (
             spec.partition("?")[0].rstrip("/"),
             r"[:/]" if spec.partition(":")[0] in files("hubs") else r"[:.]",

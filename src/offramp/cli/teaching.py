@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
@@ -22,6 +22,9 @@ from offramp.cli.options import (
 )
 from offramp.cli.printing import answer, main_process, note
 from offramp.errors import BadInput
+
+if TYPE_CHECKING:
+    from offramp.networks.network import Network
 
 RECIPE = "offramp.networks.recipe"  # the key under which the command keeps the name of the recipe
 
@@ -91,6 +94,17 @@ Cache = Annotated[
     str | None, typer.Option("--cache", metavar="FOLDER", help="Keep pooled features here, for other runs too.")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --folder.")]
+Original = Annotated[
+    str | None,
+    typer.Option(
+        "--original",
+        metavar="MODEL",
+        help="For the recipe recover: the model before it was converted; by default its name without conversions.",
+    ),
+]
+OriginalWeights = Annotated[
+    str | None, typer.Option("--original-weights", metavar="FILE", help="The weights of --original.")
+]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Allow --output to be NETWORK itself.")]
 Track = Annotated[str | None, typer.Option("--track", metavar="TRACKER", help="Also log to tensorboard, in --folder.")]
 
@@ -111,6 +125,8 @@ def fit(
     cache: Cache = None,
     resume: Resume = False,
     track: Track = None,
+    original: Original = None,
+    original_weights: OriginalWeights = None,
     overwrite: Overwrite = False,
     model: Given = None,
     front_of: GivenFront = None,
@@ -134,7 +150,14 @@ def fit(
     from offramp.fitting.teaching import recipe_of
 
     _require_places(network, output, folder, cache, overwrite=overwrite)
-    method, net = recipe_of(recipe, **arguments_of(arguments)), network_of(network, model, front_of, gate_of)
+    given = arguments_of(arguments)
+    if recipe.partition("?")[0] == "recover":
+        net = network_of(network, model, front_of, gate_of)
+        method = recipe_of(recipe, **given, original=_original(net, original, original_weights))
+    else:
+        if original is not None or original_weights is not None:
+            raise BadInput(f"--original and --original-weights belong to the recipe recover, got {recipe}")
+        method, net = recipe_of(recipe, **given), network_of(network, model, front_of, gate_of)
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "seed": seed,
@@ -165,6 +188,22 @@ def fit(
     answer(body, as_json, str(history), f"Taught in {history.seconds:.1f} s: {output}")
     if net.untaught():
         note(f"not taught yet: {', '.join(net.untaught())}")
+
+
+def _original(network: Network, spec: str | None, weights: str | None) -> Any:
+    """The model that a converted one is recovered from."""
+    from offramp.building.converting import split_spec
+    from offramp.building.factories import OURS
+    from offramp.cli.converting import model_of
+
+    own = network.rungs[0].spec
+    if spec is None:
+        if own is None:
+            raise BadInput("no text stands for this model; name the one before it was converted: --original MODEL")
+        spec = split_spec(own)[0]
+    if spec.startswith(OURS) and weights is None:
+        raise BadInput(f"{spec} has no weights of its own; give those before it was converted: --original-weights FILE")
+    return model_of(spec, weights, "none")[0]
 
 
 def _tell_where_it_begins(folder: str | None) -> None:

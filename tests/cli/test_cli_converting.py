@@ -1,0 +1,104 @@
+"""`offramp convert`, and what follows it: inspect, fit with recover, cut, ladder."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import offramp as off
+from typed import CALIBRATION, offramp
+
+WEIGHTS = ("--weights", "digits_large.safetensors")
+MODEL = ("offramp:digits_large", *WEIGHTS)
+LAYER = ("--layer", "Conv2d=low_rank?energy=0.7", "--layer", "0=keep")
+TRAIN = "digits[800:1000]"
+
+
+def made(*more):
+    done = offramp("convert", *MODEL, *LAYER, "-o", "cheap", *more)
+    assert done.exit_code == 0, done.output
+    return done
+
+
+def test_convert_tells_what_changed(place, as_json):
+    body = as_json("convert", *MODEL, *LAYER, "--example", "digits[0:16]", "-o", "cheap")
+    names = [one["name"] for one in body["changes"]]
+    assert names[-1] == ""
+    assert "0" not in names
+    whole = body["changes"][-1]
+    for figure in ("parameters", "stored_bytes", "macs", "bit_operations"):
+        assert whole["after"][figure] < whole["before"][figure]
+        parts = sum(one["before"][figure] - one["after"][figure] for one in body["changes"][:-1])
+        assert parts == pytest.approx(whole["before"][figure] - whole["after"][figure])
+    assert whole["after"]["ms"] > 0
+    assert body["spec"].startswith("offramp:digits_large|")
+    said = made("--example", "digits[0:16]").stdout
+    assert "bit operations" in said
+    assert "whole model" in said
+
+
+def test_it_is_recovered_cut_stacked_and_recorded(place, as_json):
+    made()
+    done = offramp(
+        *("fit", "cheap", TRAIN, "--recipe", "recover", "--original-weights", "digits_large.safetensors"),
+        *("--with", "epochs=2", "-o", "recovered"),
+    )
+    assert done.exit_code == 0, done.output
+    x = np.zeros((4, 1, 8, 8), np.float32)
+    assert not np.allclose(off.load("cheap")(x)[-1].detach(), off.load("recovered")(x)[-1].detach())
+    args = ("--model", "network:recovered", "--model", MODEL[0], "--weights", "-", *WEIGHTS)
+    stacked = as_json("ladder", *args, "-o", "net")
+    assert [rung["name"] for rung in stacked["rungs"]] == ["recovered", "digits_large"]
+    assert stacked["rungs"][0]["spec"].startswith("offramp:digits_large|")
+    net = off.load("net")
+    assert np.allclose(net(x)[0].detach(), off.load("recovered")(x)[-1].detach(), atol=1e-6)
+    assert net.training_rows() is not None  # those of recover are known
+    assert offramp("record", "net", CALIBRATION, "-o", "t.npz", "--no-time").exit_code == 0
+    cut = offramp("cut", "network:recovered", "--at", "2", "--example", "digits[0:4]", "-o", "exits")
+    assert cut.exit_code == 0, cut.output
+    assert off.load("exits").chain.exits == ("2", "backbone")
+
+
+def test_inspect_shows_before_and_after(place, as_json):
+    spec = f"{MODEL[0]}|3=ghost?ratio=2"
+    body = as_json("inspect", spec, *WEIGHTS, "--example", "digits[0:16]")
+    assert [one["name"] for one in body["changes"]] == ["3", ""]
+    assert body["changes"][0]["kind"] == "Ghost"
+    assert "3.primary" in [point["name"] for point in body["points"]]
+    assert as_json("inspect", *MODEL, "--example", "digits[0:4]")["changes"] == []
+
+
+def test_converted_twice(place, as_json):
+    made()
+    again = as_json("convert", "network:cheap", "--layer", "0=ternary", "-o", "packed", "--example", "digits[0:4]")
+    assert "0=ternary" in again["spec"]
+    assert "low_rank?rank" in again["spec"]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("--layer", "layr*=ghost"), "matches no module of this model"),
+        (("--layer", "Conv2d=goats"), "did you mean 'ghost'"),
+        (("--layer", "Conv2d"), "expected NAME=VALUE"),
+        (("--layer", "Conv2d=pruned"), "Torch-Pruning|needs example=|torch-pruning"),
+        (("--layer", "3=ghost?ratio=1000"), "less than one channel would be left"),
+    ],
+)
+def test_refusals_are_one_sentence(place, words, says):
+    import re
+
+    done = offramp("convert", *MODEL, *words, "-o", "new")
+    assert done.exit_code == 2
+    assert re.search(says, done.stderr), done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_fit_needs_the_original(place):
+    made()
+    done = offramp("fit", "cheap", TRAIN, "--recipe", "recover", "-o", "new")
+    assert (done.exit_code, "--original-weights FILE" in done.stderr) == (2, True)
+    done = offramp("fit", "cheap", TRAIN, "--recipe", "joint", "--original", "offramp:x", "-o", "new")
+    assert (done.exit_code, "belong to the recipe recover" in done.stderr) == (2, True)
+    done = offramp("convert", "network:cheap", *WEIGHTS, "--layer", "0=ternary", "-o", "new")
+    assert (done.exit_code, "has its own weights" in done.stderr) == (2, True)
