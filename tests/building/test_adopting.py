@@ -94,7 +94,8 @@ def test_rows_that_leave_skip_the_rest():
     macs = [trace.prices.plain(name, unit="macs", batch=1) for name in net.chain.exits]
     assert macs == sorted(macs)
     assert macs[0] < 0.3 * macs[-1]
-    assert trace.replay(plan).ran.sum(0).tolist() == [64, 64 - left]  # two stages: what stays runs on to the end
+    ran = trace.replay(plan).ran.sum(0).tolist()
+    assert ran == [64] + [64 - left] * (len(ran) - 1)  # what stays runs on to the end
 
 
 def test_a_saved_one_finds_its_heads_in_the_model_that_is_given(tmp_path):

@@ -41,7 +41,9 @@ def rescored(trace: Trace, network: Network, source: Rows, engine: str) -> Trace
             return record(network, source, timed=False, engine=engine, progress=False)
     costs = {name: column for name, column in first.columns.items() if name.startswith("cost/")}
     kept = {name: column for name, column in trace.columns.items() if not name.startswith(("cost/", "score/"))}
-    header = replace(trace.header, chain=network.chain, origin=first.header.origin, scores=first.header.scores)
+    # the largest logit is of all rows, and not of the few
+    origin = replace(first.header.origin, largest_logit=trace.header.origin.largest_logit)
+    header = replace(trace.header, chain=network.chain, origin=origin, scores=first.header.scores)
     return Trace({**kept, **scores, **costs}, header)
 
 
