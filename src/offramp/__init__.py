@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from offramp.deploy.exporting import export as export
     from offramp.fitting.teaching import fit as fit
     from offramp.guarantees.risks import Risk as Risk
+    from offramp.models.wae import wae as wae
     from offramp.networks.network import Network as Network
     from offramp.networks.nodes import Exit as Exit
     from offramp.networks.nodes import Gate as Gate
@@ -60,6 +61,7 @@ _HOMES = {
     "rows": "data.rows",
     "run": "runtime.session",
     "save": "building.saving",
+    "wae": "models.wae",
 }
 
 __all__ = sorted(_HOMES)

@@ -34,7 +34,6 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         stride = 1 if width_in == width else 2
-        self.added = width - width_in
         self.zeros_first = zeros_first
         self.conv1 = nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=bias)
         self.bn1 = nn.BatchNorm2d(width, eps)
@@ -45,9 +44,10 @@ class Block(nn.Module):
         """[B, width_in, H, W] -> [B, width, H, W], or half the height and width."""
         h = torch.relu(self.bn1(self.conv1(x)))
         h = self.bn2(self.conv2(h))
-        if self.added:
-            before = self.added if self.zeros_first else self.added // 2
-            x = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, before, self.added - before))
+        added = self.conv2.out_channels - self.conv1.in_channels
+        if added:
+            before = added if self.zeros_first else added // 2
+            x = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, before, added - before))
         return torch.relu(h + x)
 
 
