@@ -1,6 +1,6 @@
 """WAE on CIFAR-10 from the public ResNet-56, beside its controls and plain down-sampling; shapes of ImageNet timed.
 
-    python benchmarks/wae.py train --data DIR [--cache out] [--only wae] [--seed 0] [--epochs 1 2 1]
+    python benchmarks/wae.py train --data DIR [--cache out] [--only wae] [--seed 0] [--epochs 1 2 1] [--rows N]
     python benchmarks/wae.py show --data DIR [--cache out] [--seed 0] [--json FILE]
     python benchmarks/wae.py times [--repeats 5] [--json FILE]
 
@@ -36,7 +36,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import offramp as off
-
 from offramp.building.factories import front_of, make_model
 from offramp.contracts import Lesson, Phase, Recipe, View
 from offramp.models.resnet50 import resnet50
@@ -131,15 +130,16 @@ def variant(name: str, data: Path, epochs: list[int]) -> tuple[off.Network, Reci
     return net, WaveletLike(images=images, classes=classes, joint=joint, **rates)
 
 
-def place_of(cache: Path, name: str, seed: int, epochs: list[int]) -> Path:
+def place_of(name: str, args: argparse.Namespace) -> Path:
     """Where a trained variant is kept."""
-    return cache / f"wae-{name}-{'-'.join(map(str, epochs))}-seed{seed}"
+    epochs = "-".join(map(str, args.epochs))
+    return args.cache / f"wae-{name}-{args.rows}-{epochs}-seed{args.seed}"
 
 
 def train(args: argparse.Namespace) -> None:
     """Train the variants that are not there yet, and go on with one that was stopped."""
     for name in args.only or VARIANTS:
-        place = place_of(args.cache, name, args.seed, args.epochs)
+        place = place_of(name, args)
         done = place / "done.pt"
         if done.exists():
             continue
@@ -148,7 +148,7 @@ def train(args: argparse.Namespace) -> None:
         for value in net.parameters():
             if value.dim() == 4:  # a fifth faster on a CPU
                 value.data = value.data.to(memory_format=torch.channels_last)
-        rows = off.rows(f"cifar10/train:{args.data / 'cifar10'}")
+        rows = off.rows(f"cifar10/train:{args.data / 'cifar10'}").select(slice(0, args.rows))
         history = off.fit(
             net,
             rows,
@@ -166,7 +166,7 @@ def train(args: argparse.Namespace) -> None:
 
 def trace_of(name: str, args: argparse.Namespace) -> tuple[off.Network, off.Trace] | None:
     """A trained variant and its trace on test rows 1,000-9,999; None for one that is not trained."""
-    place = place_of(args.cache, name, args.seed, args.epochs)
+    place = place_of(name, args)
     if not (place / "done.pt").exists():
         return None
     net, _ = variant(name, args.data, args.epochs)
@@ -322,6 +322,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=VARIANTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, nargs=3, default=[1, 2, 1])
+    parser.add_argument("--rows", type=int, default=50_000, help="training rows; fewer is a rougher, faster look")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--json", type=Path)
