@@ -16,6 +16,7 @@ TYPE_CHECKING = False  # that of typing, which takes a moment to import, and Ctr
 if TYPE_CHECKING:
     from typing import Any
 
+    from offramp.building.converting import convert as convert
     from offramp.building.cutting import cut as cut
     from offramp.building.cutting import ladder as ladder
     from offramp.building.saving import load as load
@@ -50,6 +51,7 @@ _HOMES = {
     "Trace": "plans.trace",
     "calibrate": "calibration.calibrating",
     "check": "calibration.checking",
+    "convert": "building.converting",
     "cut": "building.cutting",
     "export": "deploy.exporting",
     "fit": "fitting.teaching",

@@ -5,6 +5,7 @@
 The models of hubs come with their pretrained weights, unless a file of weights is given. Arguments stand behind a
 question mark, for models and exits: `timm:resnet18?num_classes=10&pretrained=no`, `offramp:alexnet?classes=100`,
 `strided?width=64`.
+Behind a bar stand layers to convert (see `converting`): `offramp:resnet20|layer3.*=ghost?ratio=2`.
 A name that the user typed may import the user's code. A name that stands in a file may not: from a file only
 `offramp:`, `timm:` and `torchvision:` resolve, nothing is fetched, and anything else must be given again by the caller.
 """
@@ -21,8 +22,9 @@ from torch import nn
 
 from offramp._support.arguments import name_of
 from offramp._support.find import files, find, find_file, imported, shelved, unknown
+from offramp.building.converting import BAR, convert, split_spec
 from offramp.building.weights import load_weights
-from offramp.errors import BadInput, OfframpError
+from offramp.errors import BadFile, BadInput, OfframpError
 from offramp.networks.nodes import Exit, Gate, Scorer
 
 OURS = "offramp:"
@@ -41,7 +43,10 @@ def make_model(spec: str, weights: str | Path | None = None, *, fetch: bool = Tr
 
     fetch: whether a hub may fetch pretrained weights; never where `weights` are given. Raises UnknownName or BadInput
     for the spec, BadFile for weights that do not fit, MissingExtra where the hub's package is not installed.
+    Of a model with conversions the weights may be those of the model before or after them.
     """
+    if BAR in spec:
+        return _converted(spec, weights, fetch=fetch)
     hub = _hub(spec)
     if spec.startswith(ONNX):
         model = find("members", "wrapped")(spec)
@@ -57,6 +62,20 @@ def make_model(spec: str, weights: str | Path | None = None, *, fetch: bool = Tr
     if weights is not None:
         load_weights(model, weights)
     return model.eval()
+
+
+def _converted(spec: str, weights: str | Path | None, *, fetch: bool) -> nn.Module:
+    """The model of a spec with conversions."""
+    base, layers = split_spec(spec)
+    try:
+        model = make_model(base, weights, fetch=fetch)
+    except BadFile:
+        if weights is None:
+            raise
+        made = convert(make_model(base, fetch=False), layers)
+        load_weights(made, weights)
+        return made.eval()
+    return convert(model, layers).eval()
 
 
 def model_factory(spec: str) -> tuple[Callable[..., Any], dict[str, Any]]:
@@ -75,7 +94,11 @@ def model_factory(spec: str) -> tuple[Callable[..., Any], dict[str, Any]]:
 
 def built_from_file(spec: str | None) -> bool:
     """Whether a model that a file names can be built again without running code of the user's."""
-    return spec is not None and (spec.startswith(FROM_FILES) or spec == ONNX)  # an ONNX file's bytes are in the weights
+    if spec is None:
+        return False
+    base, layers = split_spec(spec)
+    ours = not any(":" in method.partition("?")[0] for method in layers.values())
+    return ours and (base.startswith(FROM_FILES) or base == ONNX)  # an ONNX file's bytes are in the weights
 
 
 def model_from_file(spec: str | None, rung: str) -> nn.Module:
@@ -91,6 +114,7 @@ def model_from_file(spec: str | None, rung: str) -> nn.Module:
 
 def front_of(spec: str) -> nn.Module | None:
     """The preprocessing that belongs to a model on our shelf or of a hub; None for the user's own models and texts."""
+    spec = split_spec(spec)[0]
     hub = _hub(spec)
     if hub is not None:
         front: nn.Module | None = find_file("hubs", hub[0]).front(hub[1], hub[2])

@@ -124,7 +124,8 @@ def _unique(models: Sequence[str]) -> list[str]:
     from offramp._support.find import files
 
     names: list[str] = []
-    for spec in models:
+    for typed in models:
+        spec = typed.partition("|")[0]  # without its conversions
         bare, parts = (
             spec.partition("?")[0].rstrip("/"),
             r"[:/]" if spec.partition(":")[0] in files("hubs") else r"[:.]",

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from offramp._support.arguments import name_of
 from offramp._support.files import checksum, require_writable
@@ -30,9 +30,11 @@ from offramp.fitting.pooling import Pooling
 from offramp.networks.ambient import without_autocast
 from offramp.networks.dependence import require_read
 from offramp.networks.inputs import as_inputs, remedy
-from offramp.networks.network import Network, as_network
+from offramp.networks.members import BACKBONE, Rung
+from offramp.networks.network import Network, as_network, plain_network
 from offramp.networks.recipe import Phase, Recipe, plain, poolable
 from offramp.networks.trained import remember, snapshot
+from offramp.networks.wrappers import unwrapped
 from offramp.plans.provenance import SeenRows, union
 
 KINDS: dict[str, tuple[type, str]] = {
@@ -45,7 +47,7 @@ KINDS: dict[str, tuple[type, str]] = {
 
 @without_autocast()
 def fit(
-    network: Network,
+    network: Network | nn.Module | tuple[nn.Module, nn.Module | None],
     data: object,
     *,
     recipe: str | Recipe = "hinge",
@@ -64,6 +66,7 @@ def fit(
 ) -> History:
     """Teach a network's exits, in place, where it lies; it ends in eval mode, ready to be recorded.
 
+    network: a network; or, for recipes that train a whole model such as `recover`, a plain model or (model, front).
     data: whatever `offramp.data.rows` takes, with rows by number and labels. recipe: a name on the shelf (hinge,
     cross_entropy, joint, boosted, ...), one with arguments ("joint?epochs=5"), an object, or your own
     (`my.module:Recipe`). arguments: those of the recipe, such as epochs=5; docs/recipes.md lists them, and at the
@@ -79,8 +82,8 @@ def fit(
     The rows are remembered: calibrate refuses them. Raises BadInput, BadData, BadNetwork (the recipe cannot teach this
     network: nothing was changed), Diverged, Mismatch (another run's folder), MissingExtra.
     """
-    network = as_network(network)
     method = recipe_of(recipe, **arguments)
+    network = _network_of(network, method)
     home = None if folder is None else Path(folder)
     kept = home if cache is None else Path(cache)
     _require_options(network, batch_size, views, seed, (home, kept))
@@ -114,6 +117,18 @@ def fit(
         with tracking(accelerator, track) as log:
             course = Course(*given, accelerator, log, batch_size, seed, home, begun, progress and many.main, many)
             return Loop(course, resumed).run()
+
+
+def _network_of(thing: object, method: Recipe) -> Network:
+    """A network as it is; for a recipe that trains plain models, one as a network of one node with its own weights."""
+    if not method.trains_models:
+        return as_network(thing)
+    pair: Any = thing if isinstance(thing, tuple) and len(thing) == 2 else (thing, None)
+    model, front = pair
+    is_model = isinstance(model, nn.Module) and not isinstance(unwrapped(model)[0], Network)
+    if not is_model or not (front is None or isinstance(front, nn.Module)):
+        return as_network(thing)
+    return plain_network(unwrapped(model)[0], Rung(BACKBONE), front)
 
 
 def _require_options(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,8 +49,11 @@ class AdaptiveDepth(Layer):
     recipe `pondered` listens to it.
     """
 
+    kinds = (nn.Sequential,)
+
     def __init__(self, units: Sequence[nn.Module], width: int, eps: float = 0.01) -> None:
         super().__init__()
+        self.width = width
         self.units = nn.ModuleList(units)
         self.halts = nn.ModuleList(Halt(width) for _ in self.units[1:])
         self.ponder = nn.Identity()
@@ -80,6 +84,10 @@ class AdaptiveDepth(Layer):
         for part in (stage, stage.units, stage.ponder):  # units keep modes of their own, such as frozen norms
             part.training = dense.training
         return stage
+
+    def options(self) -> dict[str, Any]:
+        """The channels and the margin."""
+        return {"width": self.width, "eps": self.eps}
 
     def cost(self, shape: Sequence[int]) -> LayerCost:
         """All units on all positions, and the halting scores: masks are multiplied, and no work is saved."""

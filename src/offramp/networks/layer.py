@@ -8,11 +8,13 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
+from offramp.errors import BadNetwork
 
 
 @dataclass(frozen=True)
@@ -31,8 +33,19 @@ class LayerCost:
     stored_bytes: int
 
 
+class SavesNothing(BadNetwork):
+    """A layer for which the substitute would be no smaller: `convert` leaves it as it is."""
+
+
 class Layer(nn.Module, abc.ABC):
-    """Contract of a cheaper substitute. Where it goes: the shelf `layers`, one file each."""
+    """Contract of a cheaper substitute. Where it goes: the shelf `layers`, one file each.
+
+    Attributes:
+        kinds: the classes of layers that it can replace. Where a pattern of `convert` also matches
+            modules of other classes, those are left alone.
+    """
+
+    kinds: ClassVar[tuple[type[nn.Module], ...]] = (nn.Module,)
 
     # Any arguments here let a type checker accept a layer that names its options.
     @classmethod
@@ -51,6 +64,26 @@ class Layer(nn.Module, abc.ABC):
         Raises:
             BadNetwork: it cannot stand for this layer, and why.
         """
+
+    def options(self) -> dict[str, Any]:
+        """The options with which `from_layer` makes a layer of exactly these shapes again.
+
+        Plain data. What followed from the weights, such as a rank by energy, is here a number.
+        """
+        return {}
+
+    # Most layers compute the same from the first step of training to the last.
+    def anneal(self, done: float) -> None:
+        """Get ready for the next training step of a layer that hardens while it is trained.
+
+        Args:
+            done: the share of the training that is done, 0 to 1; 1 is how the layer runs in the
+                end. What follows from it is kept in a buffer, so that a resumed run goes on alike.
+        """
+
+    def penalty(self) -> Tensor | None:
+        """What a recipe adds to its loss, such as the distance from ternary weights; None for nothing."""
+        return None
 
     @abc.abstractmethod
     def cost(self, shape: Sequence[int]) -> LayerCost:
@@ -88,3 +121,19 @@ def dense_cost(module: nn.Module, shape: Sequence[int]) -> LayerCost:
     bits = 8 * like.element_size()
     stored = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     return LayerCost(float(macs), float(macs) * bits * bits, stored)
+
+
+def stored_bytes(module: nn.Module) -> int:
+    """The bytes of a module's tensors in a file of weights."""
+    tensors = module.state_dict().values()
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def outer_layers(model: nn.Module) -> dict[str, Layer]:
+    """The substitutes in a model by name, without those inside of others."""
+    found: dict[str, Layer] = {}
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f"{outer}.") for outer in found if outer)
+        if isinstance(module, Layer) and not inside and "" not in found:
+            found[name] = module
+    return found

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -152,7 +152,14 @@ class Whole:
 
 
 class Recipe(abc.ABC):
-    """Contract of a way to teach. The constructor only stores its arguments; one object may teach many networks."""
+    """Contract of a way to teach. The constructor only stores its arguments; one object may teach many networks.
+
+    Attributes:
+        trains_models: whether `fit` also takes a plain model, or a model and its preprocessing, for this recipe: as a
+            network of one node, in place.
+    """
+
+    trains_models: ClassVar[bool] = False
 
     @abc.abstractmethod
     def phases(self, network: Network) -> Iterable[Phase]:

@@ -1,0 +1,113 @@
+"""A convolution in three: 1x1 to fewer channels, kxk among them, 1x1 to the outputs (Tucker-2).
+
+The weights are those of a partial Tucker decomposition over both kinds of channels (Kim et al.,
+2016, arXiv 1511.06530): the leading singular vectors of both unfoldings, then a few rounds of
+alternating least squares (higher-order orthogonal iteration). The three run as plain convolutions;
+nothing is put together again at run time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from offramp.errors import BadNetwork
+from offramp.layers._replacing import copied, geometry, placed_like, rank_of, require_convolution
+from offramp.networks.layer import Layer, LayerCost, SavesNothing, dense_cost
+
+__all__ = ["Tucker"]
+
+ROUNDS = 10
+
+
+class Tucker(Layer):
+    """The convolutions `first` (1x1), `core` (kxk) and `last` (1x1) in a row."""
+
+    kinds = (nn.Conv2d,)
+
+    def __init__(self, first: nn.Conv2d, core: nn.Conv2d, last: nn.Conv2d) -> None:
+        super().__init__()
+        self.first = first
+        self.core = core
+        self.last = last
+
+    @classmethod
+    def from_layer(cls, dense: nn.Module, *, rank_in: int = 0, rank_out: int = 0, energy: float = 0.9) -> Tucker:
+        """The approximation of a convolution with fewer inner channels.
+
+        Args:
+            dense: a Conv2d without groups.
+            rank_in: channels between the first and the core; 0 lets `energy` decide.
+            rank_out: channels between the core and the last; 0 lets `energy` decide.
+            energy: the share of the squared singular values of each unfolding to keep.
+
+        Raises:
+            BadNetwork: another kind of layer, or a grouped convolution.
+            BadInput: a rank or an energy outside of its range.
+            SavesNothing: ranks by energy with which the three are no smaller than the one.
+        """
+        layer = require_convolution(dense, "tucker")
+        if layer.groups > 1:
+            raise BadNetwork(f"tucker cannot replace a grouped convolution, got groups={layer.groups}")
+        if layer.padding_mode != "zeros":
+            raise BadNetwork(f"tucker replaces convolutions that pad with zeros, got {layer.padding_mode!r}")
+        weight = layer.weight.detach().double()  # [O, C, k, k]
+        outputs, inputs = weight.shape[:2]
+        left, left_values = _leading(weight, 0)
+        right, right_values = _leading(weight, 1)
+        wide = {"rank": rank_out, "energy": energy}
+        deep = {"rank": rank_in, "energy": energy}
+        most_out, most_in = len(left_values), len(right_values)
+        outer = rank_of(left_values, wide, most_out, "tucker", most_out)
+        inner = rank_of(right_values, deep, most_in, "tucker", most_in)
+        positions = weight[0, 0].numel()
+        size = inputs * inner + inner * outer * positions + outer * outputs
+        chosen = not (rank_in and rank_out)
+        if chosen and size >= weight.numel():
+            raise SavesNothing(
+                f"tucker at ranks {inner} and {outer} has {size:,} weights, and the dense layer {weight.numel():,}"
+            )
+        left, right = _refined(weight, left[:, :outer], right[:, :inner])
+        core_weight = torch.einsum("ochw,or,cs->rshw", weight, left, right)
+        first = nn.Conv2d(inputs, inner, 1, bias=False)
+        core = nn.Conv2d(inner, outer, bias=False, **geometry(layer))
+        last = nn.Conv2d(outer, outputs, 1)
+        kind = layer.weight.dtype
+        first.weight = nn.Parameter(right.T[:, :, None, None].to(kind).contiguous())
+        core.weight = nn.Parameter(core_weight.to(kind).contiguous())
+        last.weight = nn.Parameter(left[:, :, None, None].to(kind).contiguous())
+        last.bias = copied(layer.bias)
+        return placed_like(cls(first, core, last), dense)
+
+    def options(self) -> dict[str, Any]:
+        """Both inner widths."""
+        return {"rank_in": self.core.in_channels, "rank_out": self.core.out_channels}
+
+    def cost(self, shape: Sequence[int]) -> LayerCost:
+        """What the three cost."""
+        return dense_cost(self, shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, C, H, W] -> [B, O, H', W'] as the convolution that it replaces."""
+        out: Tensor = self.last(self.core(self.first(x)))
+        return out
+
+
+def _leading(tensor: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """The left singular vectors [n, m] and singular values [m] of an unfolding."""
+    unfolded = tensor.movedim(axis, 0).flatten(1)
+    vectors, values, _ = torch.linalg.svd(unfolded, full_matrices=False)
+    return vectors, values
+
+
+def _refined(weight: Tensor, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Both factors after some rounds of alternating least squares, one kept while one is made."""
+    for _ in range(ROUNDS):
+        narrow = torch.einsum("ochw,cs->oshw", weight, right)
+        left = _leading(narrow, 0)[0][:, : left.shape[1]]
+        narrow = torch.einsum("ochw,or->rchw", weight, left)
+        right = _leading(narrow, 1)[0][:, : right.shape[1]]
+    return left, right

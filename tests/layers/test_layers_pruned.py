@@ -1,0 +1,118 @@
+"""Pruning: channels are gone, importances rank them, and what cannot work is refused."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from offramp.building.converting import conversions_of, convert
+from offramp.errors import BadInput, BadNetwork, MissingExtra
+from offramp.layers import pruned as pruning
+from small import seeded
+
+X = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+Y = torch.arange(16) % 4
+
+
+class Small(nn.Module):
+    """Two convolutions with a batch norm between them, and a head."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 8, 3, padding=1)
+        self.bn = nn.BatchNorm2d(8)
+        self.conv2 = nn.Conv2d(8, 6, 3, padding=1)
+        self.head = nn.Linear(6, 4)
+
+    def forward(self, x):
+        h = torch.relu(self.bn(self.conv1(x)))
+        return self.head(torch.relu(self.conv2(h)).mean((2, 3)))
+
+
+def model():
+    return seeded(Small, 0).eval()
+
+
+@pytest.mark.parametrize("importance", pruning.IMPORTANCES)
+def test_channels_are_gone_and_the_text_builds_it_again(importance):
+    pytest.importorskip("torch_pruning")
+    before = model()
+    method = f"pruned?ratio=0.5&importance={importance}"
+    after = convert(before, {"conv1": method}, example=X, data=(X, Y))
+    assert after.conv1.weight.shape == (4, 3, 3, 3)
+    assert after.bn.weight.shape == (4,)
+    assert after.conv2.weight.shape == (6, 4, 3, 3)
+    assert before.conv1.weight.shape == (8, 3, 3, 3)
+    assert all(value.grad is None for value in after.parameters())
+    conversions = conversions_of(after, before)
+    assert conversions["conv1"] == "resized?inputs=3&outputs=4"
+    again = convert(before, conversions)
+    again.load_state_dict(after.state_dict())
+    assert torch.equal(again(X), after(X))
+
+
+@pytest.mark.parametrize("importance", ["taylor", "thinet", "bn_scale", "magnitude"])
+def test_a_channel_that_does_nothing_goes_first(importance):
+    pytest.importorskip("torch_pruning")
+    before = model()
+    with torch.no_grad():
+        for dead in (2, 5):
+            before.conv1.weight[dead] = 0
+            before.conv1.bias[dead] = 0
+            before.bn.weight[dead] = 0
+            before.bn.bias[dead] = 0
+            before.conv2.weight[:, dead] = 0
+    method = f"pruned?ratio=0.25&importance={importance}"
+    after = convert(before, {"conv1": method}, example=X, data=(X, Y))
+    assert torch.allclose(after(X), before(X), atol=1e-5)
+
+
+def test_the_order_of_thinet():
+    """Each turn takes the channel that leaves the smallest squared sum with those before."""
+    added = torch.tensor([[1.0, 5.0, -5.0], [2.0, 7.0, -7.0]])
+    turns = pruning._turns(added)
+    assert turns.tolist() == [1.0, 3.0, 2.0]
+    assert pruning._turns(torch.tensor([[3.0, 1.0, 2.0]])).tolist() == [3.0, 1.0, 2.0]
+
+
+def test_widths_are_rounded():
+    pytest.importorskip("torch_pruning")
+    method = "pruned?ratio=0.3&importance=magnitude&round_to=4"
+    assert convert(model(), {"conv1": method}, example=X).conv1.out_channels % 4 == 0
+
+
+def test_without_the_package_the_sentence_names_the_extra(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch_pruning", None)
+    with pytest.raises(MissingExtra, match=r"offramp\[prune\]"):
+        convert(model(), {"conv1": "pruned"}, example=X, data=(X, Y))
+
+
+@pytest.mark.parametrize(
+    ("method", "given", "error", "says"),
+    [
+        ("pruned?ratio=1.5", {"example": X}, BadInput, "ratio must be a number above 0 and below 1"),
+        ("pruned?importance=luck", {"example": X}, BadInput, "importance must be taylor"),
+        ("pruned?importance=magnitude", {}, BadInput, "needs example="),
+        ("pruned", {"example": X}, BadInput, "needs data="),
+        ("pruned?ratio=0.9&round_to=8", {"example": X, "data": (X, Y)}, BadInput, "leaves none of the 8"),
+    ],
+)
+def test_what_it_refuses(method, given, error, says):
+    pytest.importorskip("torch_pruning")
+    with pytest.raises(error, match=says):
+        convert(model(), {"conv1": method}, **given)
+    with pytest.raises(BadNetwork, match="none was matched"):
+        convert(model(), {"bn": "pruned?importance=magnitude"}, example=X)
+
+
+def test_resized_layers():
+    grouped = pruning.resized(nn.Conv2d(8, 8, 3, groups=4), inputs=4, outputs=4)
+    assert grouped.groups == 2
+    assert pruning.resized(nn.Linear(4, 5), inputs=2, outputs=3).weight.shape == (3, 2)
+    with pytest.raises(BadInput, match="do not divide"):
+        pruning.resized(nn.Conv2d(8, 8, 3, groups=4), inputs=4, outputs=3)
+    with pytest.raises(BadNetwork, match="got ReLU"):
+        pruning.resized(nn.ReLU(), inputs=1, outputs=1)
