@@ -29,7 +29,7 @@ FLOORS = [
     ["calibration", "building"],
     ["fitting"],
     ["deploy", "reporting"],
-    ["comparing", "contracts", "testing"],
+    ["comparing", "contracts", "designing", "testing"],
     [""],  # the face, offramp/__init__.py
     ["cli"],
 ]
