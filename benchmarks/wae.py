@@ -2,14 +2,14 @@
 
     python benchmarks/wae.py train --data DIR [--cache out] [--only wae] [--seed 0] [--epochs 1 2 1] [--rows N]
     python benchmarks/wae.py show --data DIR [--cache out] [--seed 0] [--json FILE]
-    python benchmarks/wae.py times [--repeats 5] [--json FILE]
+    python benchmarks/wae.py times [--shapes VGG-16 ...] [--batch 1 16] [--repeats 7] [--json FILE]
 
 DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). `train` trains each variant on the 50,000
 training rows, from the same weights and for the same epochs: E1 of the auto-encoder, E2 of the
 classifier, E3 of both. It stops after Ctrl-C and goes on when it is called again. `show` records
 the test rows: 1,000-4,999 calibrate, 5,000-9,999 give the figures, which no choice here has seen.
 `times` takes VGG-16 and ResNet-50 at 224 pixels with random weights, beside the ratios of the paper
-(VGG-16 3.13 on a CPU, ResNet-50 1.88), and a VGG of images of 64 pixels.
+(VGG-16 3.13 on a CPU, ResNet-50 1.88), a VGG of 64 pixels and ResNet-56.
 
     wae            encoder, thin copy, heads A and F
     wavelet        the same with the fixed 9/7 transform (the paper's Wavelet + CNN)
@@ -23,7 +23,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ import offramp as off
 from offramp.building.factories import front_of, make_model
 from offramp.contracts import Lesson, Phase, Recipe, View
 from offramp.models.resnet50 import resnet50
-from offramp.models.wae import wae_resnet50, wae_vgg16
+from offramp.models.wae import Wae, wae_resnet50, wae_vgg16
 
 # Internal: a network of one node, for models that have no exits.
 from offramp.networks.members import BACKBONE, Rung
@@ -53,6 +53,7 @@ from offramp.runtime.measuring import interleaved, macs, ratio
 
 SPEC = "offramp:resnet56"
 VARIANTS = ("wae", "down", "down18", "wavelet", "decomposition")
+SHAPES = ("VGG-16", "ResNet-50", "VGG, 64 pixels", "ResNet-56")
 RATE, JOINT_RATE = 0.05, 0.005
 CALIBRATION, FIGURES = slice(0, 4000), slice(4000, 9000)  # of the rows that are recorded, which begin at 1,000
 PAPER = {"VGG-16": 3.13, "ResNet-50": 1.88}  # speed-ups on a CPU
@@ -75,6 +76,20 @@ class Resized(nn.Module):
                 x, (self.side, self.side), mode="bilinear", antialias=True, align_corners=False
             )
         logits: Tensor = self.model(x)
+        return logits
+
+
+class HeadA(nn.Module):
+    """A WAE as far as its head A: what rows cost that leave there."""
+
+    def __init__(self, model: Wae) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of head A."""
+        low, _ = self.model.transform(x)
+        logits: Tensor = self.model.head_low(self.model.low(self.model.low_norm(low)))
         return logits
 
 
@@ -133,7 +148,8 @@ def variant(name: str, data: Path, epochs: list[int]) -> tuple[off.Network, Reci
 def place_of(name: str, args: argparse.Namespace) -> Path:
     """Where a trained variant is kept."""
     epochs = "-".join(map(str, args.epochs))
-    return args.cache / f"wae-{name}-{args.rows}-{epochs}-seed{args.seed}"
+    cache: Path = args.cache
+    return cache / f"wae-{name}-{args.rows}-{epochs}-seed{args.seed}"
 
 
 def train(args: argparse.Namespace) -> None:
@@ -265,33 +281,32 @@ def vgg_plain(features: nn.Module, side: int) -> nn.Module:
     ).eval()
 
 
+def shapes_of(names: list[str]) -> dict[str, tuple[int, nn.Module, Wae, nn.Module]]:
+    """By name: pixels of a side, the model, its WAE, and the model on half the pixels; with random weights."""
+    found: dict[str, tuple[int, nn.Module, Wae, nn.Module]] = {}
+    if "VGG-16" in names:
+        half = wae_vgg16().eval()
+        found["VGG-16"] = (224, vgg_plain(half.low, 7), half, Resized(vgg_plain(half.low, 4), 112))
+    if "ResNet-50" in names:
+        model = resnet50().eval()
+        found["ResNet-50"] = (224, model, wae_resnet50().eval(), Resized(model, 112))
+    if "VGG, 64 pixels" in names:
+        body = wae_vgg16().low
+        vgg = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)).eval()
+        found["VGG, 64 pixels"] = (64, vgg, off.wae(vgg, size=64), Resized(vgg, 32))
+    if "ResNet-56" in names:
+        small = make_model(SPEC)
+        found["ResNet-56"] = (32, small, off.wae(small, size=32), Resized(small, 16))
+    return found
+
+
 def times(args: argparse.Namespace) -> None:
-    """Random weights at 224 and at 64 pixels, batch 1 and 64: the model, WAE, and half the pixels."""
+    """The model, its WAE, as far as head A, and half the pixels, in turn."""
     torch.set_num_threads(1)
-    half_vgg = wae_vgg16().eval()
-    small_vgg = nn.Sequential(wae_vgg16().low, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)).eval()
-    residual = resnet50().eval()
-    shapes: Mapping[str, tuple[int, dict[str, nn.Module]]] = {
-        "VGG-16": (
-            224,
-            {
-                "plain": vgg_plain(half_vgg.low, 7),
-                "wae": half_vgg,
-                "half": Resized(vgg_plain(half_vgg.low, 4), 112),
-            },
-        ),
-        "ResNet-50": (
-            224,
-            {"plain": residual, "wae": wae_resnet50().eval(), "half": Resized(residual, 112)},
-        ),
-        "VGG of 64 pixels": (
-            64,
-            {"plain": small_vgg, "wae": off.wae(small_vgg, size=64), "half": Resized(small_vgg, 32)},
-        ),
-    }
     results: dict[str, Any] = {}
     table = Table("shape", "batch", "variant", "G MACs", "ms a row", "times faster", "paper, CPU")
-    for name, (side, models) in shapes.items():
+    for name, (side, plain, half, fewer) in shapes_of(args.shapes).items():
+        models = {"plain": plain, "wae": half, "wae, head A": HeadA(half), "half": fewer}
         for batch in args.batch:
             x = torch.rand(batch, 3, side, side)
             calls = {key: partial(model, x) for key, model in models.items()}
@@ -324,6 +339,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, nargs=3, default=[1, 2, 1])
     parser.add_argument("--rows", type=int, default=50_000, help="training rows; fewer is a rougher, faster look")
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=SHAPES)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
