@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -95,6 +97,26 @@ def assert_close(got, expected):
         torch.testing.assert_close(got[name], value, atol=1e-5, rtol=1e-5)
 
 
+def test_the_original_teaches_besides_the_labels():
+    """(1 - soft) CE + soft T^2 CE(z / T, original / T) at every head."""
+    original = seeded(Tiny, 3).eval()
+    net, recipe = net_of(), WaveletLike(original=original, soft=0.3, temperature=2.0, low_weight=1.0)
+    recipe.prepare(net)
+    view = replace(view_of(net), teacher=original(X).detach())
+    found = recipe.loss(view, lesson("classes"))
+    low = view.logits["head_low"]
+    q = (original(X) / 2).softmax(1)
+    soft = 4 * -(q * (low / 2).log_softmax(1)).sum(1).mean()
+    torch.testing.assert_close(found["low"], 0.7 * cross_entropy(low, Y) + 0.3 * soft)
+    assert [phase.teacher for phase in recipe.phases(net)] == [None, "original", "original"]
+    before = {key: value.clone() for key, value in original.state_dict().items()}
+    short = WaveletLike(original=original, soft=1.0, images=0, classes=0, joint=40, joint_rate=0.05)
+    other = 1 - original(X).argmax(1)  # labels that count for nothing
+    off.fit(net, (X, other), recipe=short, batch_size=16, progress=False)
+    assert (net(X)[-1].argmax(1) == original(X).argmax(1)).float().mean() > 0.8
+    assert all(torch.equal(value, before[key]) for key, value in original.state_dict().items())
+
+
 def test_losses_of_images_are_of_preprocessed_ones():
     net, recipe = net_of(Front(mean=(1.0,), std=(2.0,), scale=3.0)), WaveletLike()
     recipe.prepare(net)
@@ -186,6 +208,8 @@ def test_it_learns_and_keeps_what_it_learned(tmp_path):
         (cut_of, WaveletLike(), BadNetwork, "of what offramp.wae makes, got a Stages"),
         (net_of, WaveletLike(gamma=-1.0), BadInput, "gamma must be a number of at least 0, got -1.0"),
         (net_of, WaveletLike(images=0, classes=0, joint=0), BadInput, "0 epochs in all"),
+        (net_of, WaveletLike(soft=1.5), BadInput, "soft must be a share from 0 to 1, got 1.5"),
+        (net_of, WaveletLike(temperature=0), BadInput, "temperature must be a number above 0, got 0"),
         (net_of, WaveletLike(sum_weight=0, low_weight=0, both_weight=0), BadInput, "must be above 0"),
     ],
 )

@@ -19,7 +19,10 @@ The norms before the branches hold the mean and variance of both images. They ar
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -29,13 +32,15 @@ from torch.optim import Optimizer
 from offramp.errors import BadInput, BadNetwork
 from offramp.layers.wavelet import WaveletDecoder
 from offramp.models.wae import Wae
-from offramp.networks.network import Network
+from offramp.networks.network import Network, last_model, plain_network
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
+from offramp.networks.wrappers import unwrapped
 from offramp.recipes._schedules import dropped
+from offramp.recipes._together import soft_cross_entropy
 
 __all__ = ["WaveletLike"]
 
-DECODER = "decoder"  # the aid
+DECODER, ORIGINAL = "decoder", "original"  # the aids
 IMAGES, CLASSES, JOINT = "images", "classes", "joint"  # the three stages
 
 
@@ -59,6 +64,10 @@ class WaveletLike(Recipe):
         keeps
             the low image readable for weights that are trained on images. 0, the paper's, leaves it
             out.
+        original: the model that reads whole images, or a network of it: it teaches the heads besides
+            the labels. It is copied. Not in the paper.
+        soft: the share of l_c that comes from the original's logits, where there is one.
+        temperature: of these.
         images_rate: of Adam in stage 1.
         rate: of SGD in stage 2; it falls tenfold at 1/2 and 3/4.
         joint_rate: of SGD in stage 3; it falls in the same way.
@@ -77,6 +86,9 @@ class WaveletLike(Recipe):
         low_weight: float = 0.5,
         both_weight: float = 0.5,
         anchor: float = 0.0,
+        original: nn.Module | None = None,
+        soft: float = 0.5,
+        temperature: float = 4.0,
         images_rate: float = 1e-3,
         rate: float = 0.01,
         joint_rate: float = 1e-3,
@@ -91,13 +103,22 @@ class WaveletLike(Recipe):
         self.low_weight = low_weight
         self.both_weight = both_weight
         self.anchor = anchor
+        self.original = original
+        self.soft = soft
+        self.temperature = temperature
         self.images_rate = images_rate
         self.rate = rate
         self.joint_rate = joint_rate
         self.decay = decay
 
+    def config(self) -> dict[str, Any]:
+        """The arguments; of the original its class, for its weights are in the checkpoint."""
+        values = super().config()
+        values["original"] = None if self.original is None else type(self.original).__name__
+        return values
+
     def prepare(self, network: Network) -> None:
-        """Hang on the decoder.
+        """Hang on the decoder, and the original.
 
         Raises BadInput for a weight below 0 or no epochs at all; BadNetwork for another model than
         a WAE, or one that is not cut at its head A.
@@ -110,8 +131,14 @@ class WaveletLike(Recipe):
             raise BadInput("one of sum_weight, low_weight and both_weight must be above 0")
         if self.images + self.classes + self.joint == 0:
             raise BadInput("one of images, classes and joint must be above 0, got 0 epochs in all")
+        if not 0 <= self.soft <= 1:
+            raise BadInput(f"soft must be a share from 0 to 1, got {self.soft}")
+        if not 0 < self.temperature < float("inf"):
+            raise BadInput(f"temperature must be a number above 0, got {self.temperature}")
         model = _model_of(network)
         network.aids = {}
+        if self.original is not None:
+            network.aids[ORIGINAL] = _whole_network(self.original, network)
         channels = _encoder_channels(model)
         if channels:
             device = next(model.transform.parameters()).device
@@ -121,7 +148,10 @@ class WaveletLike(Recipe):
         """The stages that have epochs and something to train."""
         model = _model_of(network)
         transform = tuple(model.transform.parameters())
-        decoder = tuple(value for aid in network.aids.values() for value in aid.parameters())
+        decoder = tuple[nn.Parameter, ...]()
+        if DECODER in network.aids:
+            decoder = tuple(network.aids[DECODER].parameters())
+        teacher = ORIGINAL if ORIGINAL in network.aids else None
         branches = tuple[nn.Parameter, ...]()
         for part in (model.low, model.high, model.head_low, model.head_both):
             branches += tuple(part.parameters())
@@ -136,11 +166,11 @@ class WaveletLike(Recipe):
             norms = (model.low_norm, model.high_norm)
         if self.classes and (self.images or not transform):
             rate = partial(sgd, lr=self.rate)
-            found.append(Phase(CLASSES, branches, self.classes, rate, schedule, still=norms))
+            found.append(Phase(CLASSES, branches, self.classes, rate, schedule, still=norms, teacher=teacher))
         if self.joint:
             rate = partial(sgd, lr=self.joint_rate)
             learning = (*transform, *branches, *decoder) if self.gamma else (*transform, *branches)
-            found.append(Phase(JOINT, learning, self.joint, rate, schedule, still=norms))
+            found.append(Phase(JOINT, learning, self.joint, rate, schedule, still=norms, teacher=teacher))
         return found
 
     def update(self, view: View, lesson: Lesson, optimiser: Optimizer) -> Losses:
@@ -165,9 +195,9 @@ class WaveletLike(Recipe):
         low = view.logits[low_node]
         total = view.logits[sum_node]
         losses = {
-            "sum": self.sum_weight * cross_entropy(total, y),
-            "low": self.low_weight * cross_entropy(low, y),
-            "both": self.both_weight * cross_entropy(total - low, y),
+            "sum": self.sum_weight * self._taught(total, y, view.teacher),
+            "low": self.low_weight * self._taught(low, y, view.teacher),
+            "both": self.both_weight * self._taught(total - low, y, view.teacher),
         }
         if lesson.phase == JOINT and self.gamma and DECODER in view.network.aids:
             image = _image(view)
@@ -175,6 +205,14 @@ class WaveletLike(Recipe):
             for name, value in self._transform_losses(view.network, image, *halves).items():
                 losses[name] = self.gamma * value
         return losses
+
+    def _taught(self, logits: Tensor, y: Tensor, teacher: Tensor | None) -> Tensor:
+        """Cross-entropy of logits [b, C] with the labels, and with what the original answers."""
+        hard = cross_entropy(logits, y)
+        if teacher is None:
+            return hard
+        soft = self.temperature**2 * soft_cross_entropy(logits, teacher, self.temperature)
+        return (1 - self.soft) * hard + self.soft * soft
 
     def _transform_losses(self, network: Network, image: Tensor, low: Tensor, high: Tensor) -> dict[str, Tensor]:
         """The parts of l_t, each with its weight."""
@@ -197,6 +235,17 @@ def _model_of(network: Network) -> Wae:
     if not set(model.cuts) <= set(network.rungs[0].cuts):
         raise BadNetwork("the recipe wae needs head A's answer; cut(model, example, at=model.cuts, exits='own')")
     return model
+
+
+def _whole_network(original: nn.Module, network: Network) -> Network:
+    """A copy of the original as a network of one node, behind the same preprocessing."""
+    if isinstance(original, Network):
+        found = last_model(original, copied=True)
+    else:
+        rung = network.rungs[0]
+        front = copy.deepcopy(network.front_of(rung))
+        found = plain_network(copy.deepcopy(unwrapped(original)[0]), replace(rung, spec=None), front)
+    return found.eval().requires_grad_(False).to(network.device())
 
 
 def _nodes(network: Network) -> tuple[str, str]:
