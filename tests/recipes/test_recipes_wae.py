@@ -208,6 +208,7 @@ def test_it_learns_and_keeps_what_it_learned(tmp_path):
         (cut_of, WaveletLike(), BadNetwork, "of what offramp.wae makes, got a Stages"),
         (net_of, WaveletLike(gamma=-1.0), BadInput, "gamma must be a number of at least 0, got -1.0"),
         (net_of, WaveletLike(images=0, classes=0, joint=0), BadInput, "0 epochs in all"),
+        (net_of, WaveletLike(original="resnet56"), BadInput, "original must be a torch.nn.Module, got a str"),
         (net_of, WaveletLike(soft=1.5), BadInput, "soft must be a share from 0 to 1, got 1.5"),
         (net_of, WaveletLike(temperature=0), BadInput, "temperature must be a number above 0, got 0"),
         (net_of, WaveletLike(sum_weight=0, low_weight=0, both_weight=0), BadInput, "must be above 0"),

@@ -137,6 +137,8 @@ class WaveletLike(Recipe):
             raise BadInput(f"temperature must be a number above 0, got {self.temperature}")
         model = _model_of(network)
         network.aids = {}
+        if self.original is not None and not isinstance(self.original, nn.Module):
+            raise BadInput(f"original must be a torch.nn.Module, got a {type(self.original).__name__}")
         if self.original is not None:
             network.aids[ORIGINAL] = _whole_network(self.original, network)
         channels = _encoder_channels(model)
