@@ -147,6 +147,11 @@ def test_a_wae_by_name():
     assert front_of("offramp:wae?model=resnet20").size is None
 
 
+def test_a_model_is_taken_out_of_its_wrapper():
+    model = wae(nn.DataParallel(tiny()).eval(), images_of(2))
+    assert isinstance(model.low, Tiny)
+
+
 def test_the_wavelet_control_reads_four_bands():
     model = wae(tiny(), images_of(2), transform="wavelet")
     assert isinstance(model.transform, Wavelet97)
@@ -190,6 +195,7 @@ class Scaled(Tiny):
         (lambda: wae(Fixed(), images_of(2)), BadNetwork, "does not take images of half the size"),
         (lambda: wae(Scaled().eval(), images_of(2), thin=2), BadNetwork, "cannot be made 2 times thinner|Scaled"),
         (lambda: wae(tiny(), images_of(2)[..., :7]), BadInput, r"even H and W, got \[2, 1, 8, 7\]"),
+        (lambda: wae([tiny()], images_of(2)), BadInput, "or the name of one, got a list"),
         (lambda: wae(tiny(), images_of(2), thin=0), BadInput, "thin must be 1 or more, got 0"),
         (lambda: wae(tiny(), images_of(2), transform="haar"), BadInput, "encoder, wavelet, got 'haar'"),
         (lambda: wae(tiny(), images_of(2), classes=5), BadInput, "classes, which only a model"),

@@ -31,6 +31,7 @@ from offramp.errors import BadInput, BadNetwork
 from offramp.layers.front import Front
 from offramp.layers.wavelet import Wavelet97, WaveletEncoder
 from offramp.models._thin import thinned
+from offramp.networks.wrappers import unwrapped
 
 __all__ = ["wae", "wae_resnet50", "wae_vgg16"]
 
@@ -147,8 +148,10 @@ def wae(
         whole: nn.Module = shelved("models", model)(**options)
     elif options:
         raise BadInput(f"got {', '.join(options)}, which only a model that is given by name can take")
+    elif isinstance(model, nn.Module):
+        whole = copy.deepcopy(unwrapped(model)[0])
     else:
-        whole = copy.deepcopy(model)
+        raise BadInput(f"the model must be a torch.nn.Module or the name of one, got a {type(model).__name__}")
     value = next((value for value in whole.parameters()), torch.zeros(()))
     x = torch.zeros(2, 3, size, size) if example is None else example[:2]
     x = x.to(value)
