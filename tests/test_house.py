@@ -37,7 +37,7 @@ def test_law_1_few_arrows():
     arrows = {(house.room(name), house.room(other)) for name in MODULES for other in house.imports(MODULES[name])}
     assert len([arrow for arrow in arrows if arrow[0] != arrow[1]]) <= 140
     marks = ("__pycache__", "__main__.py", "py.typed")  # which Python and type checkers look for
-    assert len([entry for entry in house.HOUSE.iterdir() if entry.name not in marks]) <= 28
+    assert len([entry for entry in house.HOUSE.iterdir() if entry.name not in marks]) <= 29
 
 
 def test_law_1_no_circle():

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from offramp.fitting.teaching import fit as fit
     from offramp.guarantees.bounds import rows_needed as rows_needed
     from offramp.guarantees.risks import Risk as Risk
+    from offramp.models.wae import wae as wae
     from offramp.networks.layer import Layer as Layer
     from offramp.networks.network import Network as Network
     from offramp.networks.nodes import Exit as Exit
@@ -92,6 +93,7 @@ _HOMES = {
     "rows_needed": "guarantees.bounds",
     "run": "runtime.session",
     "save": "building.saving",
+    "wae": "models.wae",
 }
 
 __all__ = sorted(_HOMES)

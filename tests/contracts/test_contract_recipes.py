@@ -36,6 +36,7 @@ FEW = {
     "synergy": {"epochs": 4, "rate": 2e-2},
     "patience": {"epochs": 6, "rate": 1e-2},
     "pondered": {"inner": Distill(hints=0.0, epochs=4, rate=0.1)},
+    "wae": {"images": 1, "classes": 6, "joint": 1, "rate": 0.05, "anchor": 1.0},
     "objective": {"warm": 3, "epochs": 4, "every": 2},
     "d2nn": {"warm": 10, "epochs": 6, "rate": 2e-2, "gate_rate": 1e-2},
     "drnet": {"first": 10, "epochs": 4, "rate": 2e-2, "second_rate": 1e-2},
@@ -89,6 +90,19 @@ def signal_net():
     return seeded(lambda: off.cut(model, x, at=["stem", "stage1"], exits="linear_peaks"), 0)
 
 
+def halved():
+    """Two convolutions, global pooling and a linear layer."""
+    wide = nn.Conv2d(64, 64, 3, padding=1)
+    layers = nn.Conv2d(1, 64, 3, padding=1), nn.ReLU(), wide, nn.ReLU(), nn.AdaptiveAvgPool2d(1)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(64, 3))
+
+
+def halved_net():
+    """A WAE cut at its head A; its high branch is as wide as the other one."""
+    model = seeded(lambda: off.wae(halved().eval(), X[:2], thin=1), 0)
+    return off.cut(model, X[:4], at=model.cuts, exits="own")
+
+
 def routed_net():
     """Two models behind each other with exits between, as `route` makes them, and a fork."""
 
@@ -108,6 +122,8 @@ def routed_net():
 def net_of(name):
     if name in ROUTED:
         return routed_net()
+    if name == "wae":
+        return halved_net()
     return signal_net() if name == "pondered" else untaught(**CUT.get(name, {}))
 
 
@@ -156,7 +172,7 @@ def test_what_it_taught_is_a_network_like_any_other(name, tmp_path):
     x, y = rows_for(name, images_of(200, 5))
     trace = off.record(again, (x, y), timed=False, progress=False)
     halves = {name: float(np.quantile(trace.columns[f"score/{name}"], 0.5)) for name in trace.chain.gates}
-    assert len(set(off.run(again, off.Plan.by_hand(halves), x).exit.tolist())) == 3
+    assert len(set(off.run(again, off.Plan.by_hand(halves), x).exit.tolist())) == len(net.chain.exits)
     for plan in (off.calibrate(trace, budget=0.9), off.Plan.by_hand(halves)):
         replay, answers = trace.replay(plan), off.run(again, plan, x)
         near = [abs(trace.columns[f"score/{gate}"] - some[0]) < 1e-4 for gate, some in plan.thresholds.items()]

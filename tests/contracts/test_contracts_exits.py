@@ -66,6 +66,7 @@ SHAPES = {
     "b_resnet_1": IMAGES,
     "b_resnet_2": IMAGES,
     "Own": [None],
+    "own": [(3,)],
     "Mean": [None],
     "Pooled": [(5,)],
     "Added": [(5,)],

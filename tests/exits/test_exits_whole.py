@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from offramp.exits.whole import Mean, Own
+from offramp.errors import BadNetwork
+from offramp.exits.whole import Mean, Own, own
 from offramp.networks.nodes import Seen
 
 
@@ -13,6 +15,13 @@ def test_own_is_what_the_model_gave():
     assert Own()(Seen(logits, {})) is logits
     assert Own().reads == ()
     assert Own().config() == {"name": "Own"}
+
+
+def test_own_by_name_needs_logits():
+    assert isinstance(own((4,), 4), Own)
+    for shape in ((5,), (4, 2, 2)):
+        with pytest.raises(BadNetwork, match="needs logits of 4 classes"):
+            own(shape, 4)
 
 
 def test_mean_over_three_rungs():

@@ -29,7 +29,7 @@ FLOORS = [
     ["calibration", "building"],
     ["fitting"],
     ["deploy", "reporting"],
-    ["comparing", "contracts", "templates", "testing"],
+    ["comparing", "contracts", "designing", "templates", "testing"],
     [""],  # the face, offramp/__init__.py
     ["cli"],
     ["__main__"],

@@ -1,16 +1,33 @@
-"""Exits of whole models in a ladder: the model has given logits already."""
+"""Exits that stand where logits are already: at the end of a model, or at a head within it."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from offramp.errors import BadNetwork
 from offramp.networks.nodes import Exit, Seen
 
-__all__ = ["Mean", "Own"]
+__all__ = ["Mean", "Own", "own"]
+
+
+def own(shape: Sequence[int], classes: int) -> Own:
+    """The tapped value itself, where that is logits [B, classes]: a head that is part of the model.
+
+    Args:
+        shape: of one row of the tapped value.
+        classes: those of the model.
+
+    Raises:
+        BadNetwork: another shape.
+    """
+    if tuple(shape) != (classes,):
+        raise BadNetwork(f"the exit 'own' needs logits of {classes} classes, got {list(shape)} for each row")
+    return Own()
 
 
 class Own(Exit):

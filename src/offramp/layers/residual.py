@@ -6,12 +6,15 @@ shortcut before the others.
 
 from __future__ import annotations
 
+import copy
 import math
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Block", "branchy_block"]
+from offramp.errors import BadInput, BadNetwork
+
+__all__ = ["Block", "branchy_block", "narrow"]
 
 EPSILON = 2e-5  # Chainer's, of batch norms
 FIRST_EPSILON = 1e-5  # torch's, which the first edition had
@@ -34,7 +37,6 @@ class Block(nn.Module):
     ) -> None:
         super().__init__()
         stride = 1 if width_in == width else 2
-        self.added = width - width_in
         self.zeros_first = zeros_first
         self.conv1 = nn.Conv2d(width_in, width, 3, stride=stride, padding=1, bias=bias)
         self.bn1 = nn.BatchNorm2d(width, eps)
@@ -45,15 +47,51 @@ class Block(nn.Module):
         """[B, width_in, H, W] -> [B, width, H, W], or half the height and width."""
         h = torch.relu(self.bn1(self.conv1(x)))
         h = self.bn2(self.conv2(h))
-        if self.added:
-            before = self.added if self.zeros_first else self.added // 2
-            x = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, before, self.added - before))
+        added = h.shape[1] - x.shape[1]
+        if added:
+            before = added if self.zeros_first else added // 2
+            x = nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, before, added - before))
         return torch.relu(h + x)
 
 
 def branchy_block(width_in: int, width: int) -> Block:
     """A basic block as the authors' code has it."""
     return Block(width_in, width, bias=True, eps=EPSILON, zeros_first=True)
+
+
+def narrow(block: nn.Module, by: int = 2) -> nn.Module:
+    """A copy of a residual block with 1 / `by` of the channels within.
+
+    Those stay whose filters have the largest absolute sums.
+
+    Args:
+        block: a `Block`.
+        by: how much narrower it becomes.
+
+    Raises:
+        BadNetwork: another kind of block.
+        BadInput: a number that leaves no channel.
+    """
+    if not isinstance(block, Block):
+        raise BadNetwork(f"narrow takes a residual block of two convolutions, got a {type(block).__name__}")
+    width = block.conv1.out_channels
+    if by < 1 or width // by < 1:
+        raise BadInput(f"narrow?by={by} leaves none of the block's {width} channels")
+    found = copy.deepcopy(block)
+    sums = block.conv1.weight.detach().abs().sum((1, 2, 3))
+    kept = sums.argsort(descending=True)[: width // by].sort().values
+    with torch.no_grad():
+        found.conv1.weight = nn.Parameter(block.conv1.weight[kept].clone())
+        found.conv2.weight = nn.Parameter(block.conv2.weight[:, kept].clone())
+        for values in (found.bn1._parameters, found.bn1._buffers):
+            for key, value in values.items():
+                if value is not None and value.dim() == 1:
+                    part = value.detach()[kept].clone()
+                    values[key] = nn.Parameter(part) if isinstance(value, nn.Parameter) else part  # type: ignore[assignment]
+        if block.conv1.bias is not None:
+            found.conv1.bias = nn.Parameter(block.conv1.bias[kept].clone())
+    found.conv1.out_channels = found.bn1.num_features = found.conv2.in_channels = len(kept)
+    return found
 
 
 def as_first_edition(module: nn.Module) -> None:

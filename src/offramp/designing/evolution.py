@@ -1,0 +1,427 @@
+"""Evolutionary search over the networks of a supernet, within a budget of multiply-adds or milliseconds.
+
+Guo et al., 2020, arXiv 1904.00420: of every generation the best are parents; half of the next one are crossovers of two
+of them, half are mutants. A network is judged by its accuracy on held-out rows after its batch norms have been
+estimated anew. Ours: exits are searched along. With exits the budget holds for the mean over the rows, by one threshold
+on the largest probability that all exits share. Such a threshold is chosen here on the rows that judge, and promises
+nothing: calibrate the network that was found, on other rows.
+Shapes: N rows, E exits and the head, C classes.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from offramp._support.progress import track
+from offramp.designing.single_path import reestimate
+from offramp.designing.supernet import Subnet, Supernet
+from offramp.errors import BadInput
+from offramp.networks.nodes import Seen
+from offramp.networks.taps import listening, logits_in
+from offramp.runtime.measuring import interleaved, macs
+
+UNITS = ("macs", "ms")
+LEVELS = 200  # thresholds that are looked at
+TRIES = 20  # draws for one place in a generation until it is given up
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """What one row costs in every part of a supernet; parts add up.
+
+    Args:
+        unit: "macs" or "ms".
+        options: by place, the cost of each option.
+        rest: by task, what stands at no place: all of it, the head included.
+        before: by tap, what of the rest has been computed there.
+        exits: by tap and task, what an exit costs.
+        order: places and taps as they run.
+    """
+
+    unit: str
+    options: Mapping[str, tuple[float, ...]]
+    rest: Mapping[str, float]
+    before: Mapping[str, float]
+    exits: Mapping[tuple[str, str], float]
+    order: tuple[str, ...]
+
+    def leaving(self, subnet: Subnet, task: str) -> Floats:
+        """What a row costs that leaves at each exit, and at the end: [E]."""
+        places = list(self.options)
+        spent = 0.0
+        found = []
+        for name in self.order:
+            if name in self.options:
+                spent += self.options[name][subnet.options[places.index(name)]]
+            if name in subnet.exits:
+                spent += self.exits[name, task]
+                found.append(self.before[name] + spent)
+        return np.array([*found, self.rest[task] + spent])
+
+    def whole(self, subnet: Subnet, task: str) -> float:
+        """What a row costs that leaves at no exit."""
+        return float(self.leaving(subnet, task)[-1])
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A network that was judged.
+
+    Args:
+        subnet: which one.
+        accuracy: on the rows that judge, within the budget.
+        cost: of a row in the mean, in the unit of the table.
+        threshold: on the largest probability, at which rows leave; infinity where none do.
+    """
+
+    subnet: Subnet
+    accuracy: float
+    cost: float
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Search:
+    """All networks that were judged, best first, and how many draws were outside of the budget."""
+
+    candidates: tuple[Judged, ...]
+    refused: int
+
+    @property
+    def best(self) -> Judged:
+        """The most accurate one; of equals the cheapest."""
+        return self.candidates[0]
+
+    def front(self) -> list[Judged]:
+        """Those of which no other one is as accurate and cheaper, or as cheap and more accurate; cheapest first."""
+        found = list[Judged]()
+        for one in sorted(self.candidates, key=lambda each: (each.cost, -each.accuracy)):
+            if not found or one.accuracy > found[-1].accuracy:
+                found.append(one)
+        return found
+
+
+def cost_table(
+    supernet: Supernet,
+    *,
+    unit: str = "macs",
+    rows: int = 2,
+    repeats: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
+) -> CostTable:
+    """Count or measure every part of a supernet once.
+
+    Args:
+        supernet: in eval mode.
+        unit: "macs" or "ms" (for one row of a batch).
+        rows: of the batch.
+        repeats: how often each part is timed; its median counts.
+        clock: seconds, for "ms".
+
+    Raises:
+        BadInput: another unit.
+    """
+    if unit not in UNITS:
+        raise BadInput(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
+    supernet.eval()
+    picks = torch.arange(rows) % len(supernet.example)
+    x = supernet.example[picks]
+    calls = dict[tuple[str, ...], Callable[[], object]]()
+    first = next(iter(supernet.heads))
+    with supernet.along(supernet.dense, first) as model, torch.no_grad():
+        watched = {name: model.get_submodule(name) for name in supernet.places}
+        inputs = _inputs_of(model, watched, x)
+        taps = dict[str, Tensor]()
+        tapped = {name: model.get_submodule(name) for name in supernet.taps}
+        with listening(tapped, lambda name, value: taps.update({name: value})):  # type: ignore[dict-item]
+            model(x)
+    for place, choices in zip(supernet.places, supernet.options, strict=True):
+        assert isinstance(choices, nn.ModuleList)
+        for number, option in enumerate(choices):
+            calls["option", place, str(number)] = _bound(option, inputs[place])
+    for task in supernet.heads:
+        calls["whole", task] = _along(supernet, x, task, None)
+        for tap in supernet.taps:
+            calls["exit", tap, task] = _bound(supernet.exit_of(tap, task), Seen(taps[tap], {}))
+    for tap in supernet.taps:
+        calls["until", tap] = _along(supernet, x, first, tap)
+    figures = _figures(calls, unit, rows, repeats, clock)
+    options = {
+        place: tuple(figures["option", place, str(number)] for number in range(len(names)))
+        for place, names in zip(supernet.places, supernet.names, strict=True)
+    }
+    before = dict[str, float]()
+    for tap in supernet.taps:
+        ran = supernet.order[: supernet.order.index(tap) + 1]
+        inside = sum(options[place][0] for place in supernet.places if place in ran)
+        before[tap] = max(0.0, figures["until", tap] - inside)
+    everything = sum(costs[0] for costs in options.values())
+    rest = {task: max(0.0, figures["whole", task] - everything) for task in supernet.heads}
+    exits = {(tap, task): figures["exit", tap, task] for tap in supernet.taps for task in supernet.heads}
+    return CostTable(unit, options, rest, before, exits, supernet.order)
+
+
+def evolve(
+    supernet: Supernet,
+    task: str,
+    judging: tuple[Tensor, Tensor],
+    norm_rows: Tensor,
+    *,
+    costs: CostTable,
+    budget: float,
+    population: int = 50,
+    generations: int = 20,
+    parents: int = 10,
+    mutation: float = 0.1,
+    batch_size: int = 200,
+    seed: int = 0,
+    progress: bool = True,
+) -> Search:
+    """Search the most accurate network of a task within a budget.
+
+    Args:
+        supernet: trained.
+        task: one of its tasks.
+        judging: held-out rows x [N, ...] and labels y [N], which promise nothing afterwards.
+        norm_rows: rows [M, ...] for batch norms, such as some that trained it.
+        costs: what `cost_table` gave.
+        budget: of one row, in the unit of the table; the mean where there are exits.
+        population: networks of a generation.
+        generations: how many, the first included.
+        parents: how many of all judged so far have children.
+        mutation: how likely each option, and each exit, is drawn anew in a mutant.
+        batch_size: of rows that are looked at together.
+        seed: of all draws.
+        progress: whether to show how far it is.
+
+    Raises:
+        BadInput: a number out of range, or a budget below every network that was drawn.
+        UnknownName: no such task.
+    """
+    if min(population, generations, parents) < 1 or not 0 <= mutation <= 1:
+        raise BadInput(
+            "population, generations and parents must be 1 or more and mutation 0 to 1, got "
+            f"{population}, {generations}, {parents} and {mutation}"
+        )
+    supernet.require(supernet.dense, task)
+    rng = np.random.default_rng(seed)
+    known = dict[Subnet, Judged | None]()
+    for generation in track(range(generations), what="generations", total=generations, show=progress):
+        best = _ranked(known)[:parents]
+        for subnet in _generation(supernet, task, costs, budget, best, known, population, mutation, rng, generation):
+            known[subnet] = judge(
+                supernet, subnet, task, judging, norm_rows, costs=costs, budget=budget, batch_size=batch_size
+            )
+    ranked = _ranked(known)
+    if not ranked:
+        cheapest = min(costs.whole(subnet, task) for subnet in known) if known else float("nan")
+        raise BadInput(f"no network within a budget of {budget:g} {costs.unit}; the cheapest drawn costs {cheapest:g}")
+    return Search(tuple(ranked), sum(one is None for one in known.values()))
+
+
+@torch.no_grad()
+def judge(
+    supernet: Supernet,
+    subnet: Subnet,
+    task: str,
+    judging: tuple[Tensor, Tensor],
+    norm_rows: Tensor,
+    *,
+    costs: CostTable,
+    budget: float = float("inf"),
+    batch_size: int = 200,
+) -> Judged | None:
+    """The accuracy of one network within a budget, after its batch norms have been estimated anew; None outside it."""
+    leaving = costs.leaving(subnet, task)
+    if leaving.min() > budget:
+        return None
+    model = supernet.extract(subnet, task)
+    reestimate(model, torch.split(norm_rows, batch_size))
+    x, y = judging
+    logits = _logits(supernet, model, subnet, task, x, batch_size)
+    sure = logits.softmax(-1).amax(-1).numpy().astype(np.float64)  # [E, N]
+    right = (logits.argmax(-1) == y.cpu()).numpy()
+    accuracy, cost, threshold = along_thresholds(sure, right, leaving, budget)
+    return None if accuracy < 0 else Judged(subnet, accuracy, cost, threshold)
+
+
+def along_thresholds(
+    sure: Floats, right: NDArray[np.bool_], leaving: Floats, budget: float
+) -> tuple[float, float, float]:
+    """The best accuracy, its mean cost and its threshold, of one threshold that all exits share.
+
+    Args:
+        sure: [E, N], the largest probability; the last row is that of the head, where all others leave.
+        right: [E, N], whether an answer is right.
+        leaving: [E], the cost of leaving there.
+        budget: of the mean cost.
+
+    Returns:
+        An accuracy of -1 where no threshold keeps the budget.
+    """
+    exits = sure[:-1]
+    levels = np.array([np.inf])
+    if exits.size:
+        levels = np.append(np.quantile(exits, np.linspace(0, 1, LEVELS)), np.inf)
+    best = (-1.0, float("inf"), float("inf"))
+    every = np.arange(sure.shape[1])
+    for level in levels:
+        leaves = np.concatenate([exits >= level, np.ones((1, sure.shape[1]), bool)])
+        place = leaves.argmax(0)  # the first exit that is sure, or the head
+        accuracy = float(right[place, every].mean())
+        cost = float(leaving[place].mean())
+        if cost <= budget and (accuracy, -cost) > (best[0], -best[1]):
+            best = (accuracy, cost, float(level))
+    return best
+
+
+def _generation(
+    supernet: Supernet,
+    task: str,
+    costs: CostTable,
+    budget: float,
+    best: Sequence[Judged],
+    known: Mapping[Subnet, Judged | None],
+    population: int,
+    mutation: float,
+    rng: np.random.Generator,
+    number: int,
+) -> list[Subnet]:
+    """New networks of which at least the cheapest way out is within the budget, each once."""
+    found = dict[Subnet, None]()
+    for turn in range(population):
+        for _ in range(TRIES):
+            if number == 0 or not best:
+                subnet = _some_exits(supernet, supernet.drawn(rng), rng, 0.5)
+            elif turn % 2:
+                subnet = mutated(supernet, _one_of(best, rng), mutation, rng)
+            else:
+                subnet = crossed(supernet, _one_of(best, rng), _one_of(best, rng), rng)
+            if subnet in known or subnet in found:
+                continue
+            if costs.leaving(subnet, task).min() <= budget:
+                found[subnet] = None
+                break
+    return list(found)
+
+
+def mutated(supernet: Supernet, subnet: Subnet, chance: float, rng: np.random.Generator) -> Subnet:
+    """A network some of whose options and exits are drawn anew."""
+    fresh = supernet.drawn(rng).options
+    anew = rng.random(len(fresh)) < chance
+    options = tuple(int(new if draw else old) for new, old, draw in zip(fresh, subnet.options, anew, strict=True))
+    exits = list[str]()
+    for tap in supernet.taps:
+        stays = (tap in subnet.exits) != bool(rng.random() < chance)
+        if stays:
+            exits.append(tap)
+    return Subnet(options, tuple(exits))
+
+
+def crossed(supernet: Supernet, one: Subnet, other: Subnet, rng: np.random.Generator) -> Subnet:
+    """A network whose every option and exit is that of one of two parents."""
+    picks = rng.random(len(one.options)) < 0.5
+    options = tuple(a if pick else b for a, b, pick in zip(one.options, other.options, picks, strict=True))
+    exits = list[str]()
+    for tap in supernet.taps:
+        parent = one if rng.random() < 0.5 else other
+        if tap in parent.exits:
+            exits.append(tap)
+    return Subnet(options, tuple(exits))
+
+
+def _one_of(best: Sequence[Judged], rng: np.random.Generator) -> Subnet:
+    return best[int(rng.integers(len(best)))].subnet
+
+
+def _some_exits(supernet: Supernet, subnet: Subnet, rng: np.random.Generator, chance: float) -> Subnet:
+    return Subnet(subnet.options, tuple(tap for tap in supernet.taps if rng.random() < chance))
+
+
+def _ranked(known: Mapping[Subnet, Judged | None]) -> list[Judged]:
+    judged = [one for one in known.values() if one is not None]
+    return sorted(judged, key=lambda one: (-one.accuracy, one.cost))
+
+
+def _logits(supernet: Supernet, model: nn.Module, subnet: Subnet, task: str, x: Tensor, batch_size: int) -> Tensor:
+    """Logits [E, N, C] of the exits and the head of a network of its own."""
+    found = list[Tensor]()
+    taps = {name: model.get_submodule(name) for name in subnet.exits}
+    for part in torch.split(x, batch_size):
+        heard = dict[str, Tensor]()
+        with listening(taps, lambda name, value, heard=heard: heard.update({name: value})):  # type: ignore[misc]
+            last = logits_in(model(part))
+        exits = [supernet.exit_of(name, task)(Seen(heard[name], {})) for name in subnet.exits]
+        found.append(torch.stack([*exits, last]))
+    return torch.cat(found, 1).cpu()
+
+
+class _Reached(Exception):
+    """Raised at a tap: what comes after it is not to be computed."""
+
+
+def _along(supernet: Supernet, x: Tensor, task: str, tap: str | None) -> Callable[[], object]:
+    """A call of the dense network, as far as a tap."""
+
+    def call() -> None:
+        with supernet.along(supernet.dense, task) as model, torch.no_grad():
+            if tap is None:
+                model(x)
+                return
+            with listening({tap: model.get_submodule(tap)}, _stop):
+                try:
+                    model(x)
+                except _Reached:
+                    return
+
+    return call
+
+
+def _stop(_name: str, _value: object) -> None:
+    raise _Reached
+
+
+def _bound(module: nn.Module, value: object) -> Callable[[], object]:
+    def call() -> object:
+        with torch.no_grad():
+            return module(value)
+
+    return call
+
+
+def _inputs_of(model: nn.Module, watched: Mapping[str, nn.Module], x: Tensor) -> dict[str, Tensor]:
+    """What goes into some modules."""
+    found = dict[str, Tensor]()
+    handles = []
+    for name, module in watched.items():
+        handles.append(module.register_forward_pre_hook(lambda _m, given, name=name: found.update({name: given[0]})))
+    try:
+        model(x)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+def _figures(
+    calls: Mapping[tuple[str, ...], Callable[[], object]],
+    unit: str,
+    rows: int,
+    repeats: int,
+    clock: Callable[[], float],
+) -> dict[tuple[str, ...], float]:
+    """What each call costs for one row."""
+    if unit == "macs":
+        return {key: macs(call) / rows for key, call in calls.items()}
+    named = {"/".join(key): call for key, call in calls.items()}
+    times = interleaved(named, repeats=repeats, warmup=1, clock=clock)
+    return {key: float(np.median(times["/".join(key)])) / rows for key in calls}

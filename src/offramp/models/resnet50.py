@@ -1,0 +1,83 @@
+"""ResNet-50 for ImageNet (He et al., 2015, arXiv 1512.03385), with the stride in the 3x3 convolution.
+
+Module names are those of torchvision's model, so that its weights load strictly. No weights come
+with it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from offramp.layers.front import Front
+
+__all__ = ["resnet50"]
+
+EXPANSION = 4
+
+
+def front() -> Front:
+    """Images of 224 x 224, normalised by ImageNet's constants."""
+    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    return Front(mean=mean, std=std, size=(224, 224), short=256)
+
+
+def resnet50(classes: int = 1000) -> ResNet50:
+    """25.6 M parameters, 4.09 G MACs at 224 x 224."""
+    return ResNet50(classes)
+
+
+class ResNet50(nn.Module):
+    """Images [B, 3, H, W] -> logits [B, classes]: a stem and 3, 4, 6 and 3 bottleneck blocks."""
+
+    def __init__(self, classes: int = 1000) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
+        self.layer1 = _stage(64, 64, 3, stride=1)
+        self.layer2 = _stage(256, 128, 4, stride=2)
+        self.layer3 = _stage(512, 256, 6, stride=2)
+        self.layer4 = _stage(1024, 512, 3, stride=2)
+        self.fc = nn.Linear(2048, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits [B, classes]."""
+        h = self.maxpool(torch.relu(self.bn1(self.conv1(x))))  # [B, 64, H/4, W/4]
+        h = self.layer2(self.layer1(h))  # [B, 512, H/8, W/8]
+        h = self.layer4(self.layer3(h))  # [B, 2048, H/32, W/32]
+        logits: Tensor = self.fc(h.mean((2, 3)))
+        return logits
+
+
+class WideBottleneck(nn.Module):
+    """1x1, 3x3 (with the stride), 1x1 and a shortcut; gives four times `width` channels."""
+
+    def __init__(self, width_in: int, width: int, stride: int) -> None:
+        super().__init__()
+        wide = EXPANSION * width
+        self.conv1 = nn.Conv2d(width_in, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, wide, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(wide)
+        self.downsample: nn.Sequential | None = None
+        if stride > 1 or width_in != wide:
+            shortcut = nn.Conv2d(width_in, wide, 1, stride=stride, bias=False)
+            self.downsample = nn.Sequential(shortcut, nn.BatchNorm2d(wide))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, width_in, H, W] -> [B, 4 width, H / stride, W / stride]."""
+        h = torch.relu(self.bn1(self.conv1(x)))
+        h = torch.relu(self.bn2(self.conv2(h)))
+        h = self.bn3(self.conv3(h))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return torch.relu(h + shortcut)
+
+
+def _stage(width_in: int, width: int, blocks: int, *, stride: int) -> nn.Sequential:
+    units: list[nn.Module] = [WideBottleneck(width_in, width, stride)]
+    for _ in range(blocks - 1):
+        units.append(WideBottleneck(EXPANSION * width, width, 1))
+    return nn.Sequential(*units)

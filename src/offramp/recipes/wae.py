@@ -1,0 +1,271 @@
+"""WAE: an auto-encoder of two half-size images, then the classifier of them, then both together.
+
+Chen, Lin, Zuo, Luo and Zhang, Learning a Wavelet-like Auto-Encoder to Accelerate Deep Neural
+Networks, AAAI 2018, arXiv 1712.07493. With the images L (low) and H (high) of an image I:
+
+    l_t = mean (I - decoder(L, H))^2 + balance * mean H^2       reconstruction and energy
+    l_c = sum of w_h CE(h) over the heads h = A + F, A and F
+    stage 1   l_t, on encoder and decoder
+    stage 2   l_c, with the encoder frozen
+    stage 3   l_c + gamma l_t, on everything
+
+The decoder is thrown away in the end. Three stages and gamma are the paper's; its balance,
+optimizers, rates, epochs and weights of the heads are not known. Where a value below is not said to
+be the paper's, it is ours. Means are over elements, so that no value depends on the size of an
+image; the authors' images are in 0 to 255.
+The norms before the branches hold the mean and variance of both images. They are taken while stage
+1 lasts and stay after that, as the authors' file has them.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, cross_entropy, mse_loss
+from torch.optim import Optimizer
+
+from offramp.errors import BadInput, BadNetwork
+from offramp.layers.wavelet import WaveletDecoder
+from offramp.models.wae import Wae
+from offramp.networks.network import Network, last_model, plain_network
+from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
+from offramp.networks.wrappers import unwrapped
+from offramp.recipes._schedules import dropped
+from offramp.recipes._together import soft_cross_entropy
+
+__all__ = ["WaveletLike"]
+
+DECODER, ORIGINAL = "decoder", "original"  # the aids
+IMAGES, CLASSES, JOINT = "images", "classes", "joint"  # the three stages
+
+
+class WaveletLike(Recipe):
+    """Encoder, then classifier, then both: for a model made by `offramp.wae`, cut at its head A.
+
+    Two controls of the paper: `images=0` and `gamma=0` train everything by the classes alone
+    (Decomposition + CNN); a model made with transform="wavelet" has nothing to train in stage 1
+    (Wavelet + CNN).
+
+    Args:
+        images: epochs of stage 1, by Adam. 0 leaves stages 1 and 2 out.
+        classes: epochs of stage 2, by SGD with momentum 0.9.
+        joint: epochs of stage 3, by SGD with momentum 0.9.
+        balance: how much energy counts beside reconstruction, the paper's lambda.
+        gamma: how much l_t counts beside l_c in stage 3; 0.001 is the paper's.
+        sum_weight: of the cross-entropy of A + F, which is the answer.
+        low_weight: of that of head A, the early answer.
+        both_weight: of that of head F alone.
+        anchor: how much mean (L - M)^2 counts beside l_t, M being the mean over 2x2 pixels. It
+        keeps
+            the low image readable for weights that are trained on images. 0, the paper's, leaves it
+            out.
+        original: the model that reads whole images, or a network of it: it teaches the heads besides
+            the labels. It is copied. Not in the paper.
+        soft: the share of l_c that comes from the original's logits, where there is one.
+        temperature: of these.
+        images_rate: of Adam in stage 1.
+        rate: of SGD in stage 2; it falls tenfold at 1/2 and 3/4.
+        joint_rate: of SGD in stage 3; it falls in the same way.
+        decay: weight decay in stages 2 and 3.
+    """
+
+    def __init__(
+        self,
+        *,
+        images: int = 5,
+        classes: int = 20,
+        joint: int = 10,
+        balance: float = 1.0,
+        gamma: float = 0.001,
+        sum_weight: float = 1.0,
+        low_weight: float = 0.5,
+        both_weight: float = 0.5,
+        anchor: float = 0.0,
+        original: nn.Module | None = None,
+        soft: float = 0.5,
+        temperature: float = 4.0,
+        images_rate: float = 1e-3,
+        rate: float = 0.01,
+        joint_rate: float = 1e-3,
+        decay: float = 5e-4,
+    ) -> None:
+        self.images = images
+        self.classes = classes
+        self.joint = joint
+        self.balance = balance
+        self.gamma = gamma
+        self.sum_weight = sum_weight
+        self.low_weight = low_weight
+        self.both_weight = both_weight
+        self.anchor = anchor
+        self.original = original
+        self.soft = soft
+        self.temperature = temperature
+        self.images_rate = images_rate
+        self.rate = rate
+        self.joint_rate = joint_rate
+        self.decay = decay
+
+    def config(self) -> dict[str, Any]:
+        """The arguments; of the original its class, for its weights are in the checkpoint."""
+        values = super().config()
+        values["original"] = None if self.original is None else type(self.original).__name__
+        return values
+
+    def prepare(self, network: Network) -> None:
+        """Hang on the decoder, and the original.
+
+        Raises BadInput for a weight below 0 or no epochs at all; BadNetwork for another model than
+        a WAE, or one that is not cut at its head A.
+        """
+        for name in ("balance", "gamma", "sum_weight", "low_weight", "both_weight", "anchor"):
+            value = getattr(self, name)
+            if not 0 <= value < float("inf"):
+                raise BadInput(f"{name} must be a number of at least 0, got {value}")
+        if self.sum_weight + self.low_weight + self.both_weight == 0:
+            raise BadInput("one of sum_weight, low_weight and both_weight must be above 0")
+        if self.images + self.classes + self.joint == 0:
+            raise BadInput("one of images, classes and joint must be above 0, got 0 epochs in all")
+        if not 0 <= self.soft <= 1:
+            raise BadInput(f"soft must be a share from 0 to 1, got {self.soft}")
+        if not 0 < self.temperature < float("inf"):
+            raise BadInput(f"temperature must be a number above 0, got {self.temperature}")
+        model = _model_of(network)
+        network.aids = {}
+        if self.original is not None and not isinstance(self.original, nn.Module):
+            raise BadInput(f"original must be a torch.nn.Module, got a {type(self.original).__name__}")
+        if self.original is not None:
+            network.aids[ORIGINAL] = _whole_network(self.original, network)
+        channels = _encoder_channels(model)
+        if channels:
+            device = next(model.transform.parameters()).device
+            network.aids[DECODER] = WaveletDecoder(channels).to(device)
+
+    def phases(self, network: Network) -> list[Phase]:
+        """The stages that have epochs and something to train."""
+        model = _model_of(network)
+        transform = tuple(model.transform.parameters())
+        decoder = tuple[nn.Parameter, ...]()
+        if DECODER in network.aids:
+            decoder = tuple(network.aids[DECODER].parameters())
+        teacher = ORIGINAL if ORIGINAL in network.aids else None
+        branches = tuple[nn.Parameter, ...]()
+        for part in (model.low, model.high, model.head_low, model.head_both):
+            branches += tuple(part.parameters())
+        sgd = partial(torch.optim.SGD, momentum=0.9, weight_decay=self.decay)
+        schedule = dropped(1 / 2, 3 / 4)
+        found = list[Phase]()
+        norms = tuple[nn.Module, ...]()
+        if self.images and transform:
+            adam = partial(torch.optim.Adam, lr=self.images_rate)
+            both = (*transform, *decoder)
+            found.append(Phase(IMAGES, both, self.images, adam, by="update", looks=False, labels=False))
+            norms = (model.low_norm, model.high_norm)
+        if self.classes and (self.images or not transform):
+            rate = partial(sgd, lr=self.rate)
+            found.append(Phase(CLASSES, branches, self.classes, rate, schedule, still=norms, teacher=teacher))
+        if self.joint:
+            rate = partial(sgd, lr=self.joint_rate)
+            learning = (*transform, *branches, *decoder) if self.gamma else (*transform, *branches)
+            found.append(Phase(JOINT, learning, self.joint, rate, schedule, still=norms, teacher=teacher))
+        return found
+
+    def update(self, view: View, lesson: Lesson, optimiser: Optimizer) -> Losses:
+        """A step of stage 1: encoder and decoder learn l_t, and the norms see both images."""
+        model = _model_of(view.network)
+        image = _image(view)
+        low, high = model.transform(image)
+        losses = self._transform_losses(view.network, image, low, high)
+        optimiser.zero_grad()
+        torch.stack([*losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
+        optimiser.step()
+        with torch.no_grad():
+            model.low_norm(low.detach())
+            model.high_norm(high.detach())
+        return {name: value.detach() for name, value in losses.items()}
+
+    def loss(self, view: View, lesson: Lesson) -> Losses:
+        """By head; in stage 3 the parts of l_t too."""
+        y = lesson.labels()
+        model = _model_of(view.network)
+        low_node, sum_node = _nodes(view.network)
+        low = view.logits[low_node]
+        total = view.logits[sum_node]
+        losses = {
+            "sum": self.sum_weight * self._taught(total, y, view.teacher),
+            "low": self.low_weight * self._taught(low, y, view.teacher),
+            "both": self.both_weight * self._taught(total - low, y, view.teacher),
+        }
+        if lesson.phase == JOINT and self.gamma and DECODER in view.network.aids:
+            image = _image(view)
+            halves = model.transform(image)
+            for name, value in self._transform_losses(view.network, image, *halves).items():
+                losses[name] = self.gamma * value
+        return losses
+
+    def _taught(self, logits: Tensor, y: Tensor, teacher: Tensor | None) -> Tensor:
+        """Cross-entropy of logits [b, C] with the labels, and with what the original answers."""
+        hard = cross_entropy(logits, y)
+        if teacher is None:
+            return hard
+        soft = self.temperature**2 * soft_cross_entropy(logits, teacher, self.temperature)
+        return (1 - self.soft) * hard + self.soft * soft
+
+    def _transform_losses(self, network: Network, image: Tensor, low: Tensor, high: Tensor) -> dict[str, Tensor]:
+        """The parts of l_t, each with its weight."""
+        again = network.aids[DECODER](low, high)
+        losses = {
+            "reconstruction": mse_loss(again, image),
+            "energy": self.balance * high.square().mean(),
+        }
+        if self.anchor:
+            losses["anchor"] = self.anchor * mse_loss(low, avg_pool2d(image, 2))
+        return losses
+
+
+def _model_of(network: Network) -> Wae:
+    """The WAE of a network. Raises BadNetwork for any other, or one that is cut elsewhere."""
+    model = network.model_of(network.rungs[0])
+    if len(network.rungs) > 1 or not isinstance(model, Wae):
+        kind = type(model).__name__
+        raise BadNetwork(f"the recipe wae teaches the parameters of what offramp.wae makes, got a {kind}")
+    if not set(model.cuts) <= set(network.rungs[0].cuts):
+        raise BadNetwork("the recipe wae needs head A's answer; cut(model, example, at=model.cuts, exits='own')")
+    return model
+
+
+def _whole_network(original: nn.Module, network: Network) -> Network:
+    """A copy of the original as a network of one node, behind the same preprocessing."""
+    if isinstance(original, Network):
+        found = last_model(original, copied=True)
+    else:
+        rung = network.rungs[0]
+        front = copy.deepcopy(network.front_of(rung))
+        found = plain_network(copy.deepcopy(unwrapped(original)[0]), replace(rung, spec=None), front)
+    return found.eval().requires_grad_(False).to(network.device())
+
+
+def _nodes(network: Network) -> tuple[str, str]:
+    """The node of head A and the last one."""
+    rung = network.rungs[0]
+    return rung.node(Wae.cuts[0]), network.chain.exits[-1]
+
+
+def _encoder_channels(model: Wae) -> int:
+    """Channels of the images that an encoder gives; 0 for a transform that has nothing to learn."""
+    learns = any(True for _ in model.transform.parameters())
+    return model.low_norm.num_features if learns else 0
+
+
+def _image(view: View) -> Tensor:
+    """What the model reads: the rows [B, C, H, W], preprocessed."""
+    rung = view.network.rungs[0]
+    front = view.network.front_of(rung)
+    (rows,) = view.inputs.values()
+    image: Tensor = rows if front is None else front(rows)
+    return image
