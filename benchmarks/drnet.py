@@ -5,7 +5,8 @@
 
 DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). Training goes on from its last checkpoint when the command is
 given again, and networks and traces are kept in the cache. Rows 1,000 to 4,999 of the test set choose plans, rows 5,000
-to 9,999 are measured on. Costs are shares of the plain model's MACs at 32 pixels, the predictor included.
+to 9,999 are measured on (by default; --choose and --measure take fewer). Costs are shares of the plain model's MACs at
+32 pixels, the predictor included.
 
 Controls: the pretrained model as it is, the same trained weights at one fixed resolution, and a random choice of the
 resolution with the same mean cost (a mean over draws, which is a mixture of the fixed accuracies).
@@ -74,13 +75,17 @@ def trained(options: argparse.Namespace, seed: int) -> off.Network:
 
 
 def traced(options: argparse.Namespace, net: off.Network, seed: int) -> off.Trace:
-    """Rows 1,000 to 9,999 of the test set, every arm of them."""
+    """The rows that choose plans, and after them those that are measured on; every arm of them."""
     path = options.cache / f"drnet-{options.model}-{options.rows}-{options.first}-{options.epochs}-{seed}" / "trace.npz"
     if path.is_file():
         return off.Trace.load(path)
-    trace = off.record(
-        net, f"cifar10:{options.data / 'cifar10'}[1000:10000]", timed=False, progress=False, batch_size=250
-    )
+    parts = []
+    for rows in (f"[1000:{1000 + options.choose}]", f"[5000:{5000 + options.measure}]"):
+        part = off.rows(f"cifar10:{options.data / 'cifar10'}{rows}")
+        parts.append(part.take(np.arange(len(part))))
+    x = np.concatenate([part.x for part in parts])
+    y = np.concatenate([part.y for part in parts])
+    trace = off.record(net, (x, y), timed=False, progress=False, batch_size=250)
     trace.save(path)
     return trace
 
@@ -94,8 +99,8 @@ def lines_of(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     """Every plan and every control: name, share of the plain MACs, accuracy."""
     net = trained(options, seed)
     trace = traced(options, net, seed)
-    choosing = trace[:4000]
-    test = trace[4000:]
+    choosing = trace[: options.choose]
+    test = trace[options.choose :]
     plain = test.price(off.Plan.never_leave(test.chain)).plain
     fixed = {}
     for size in SIZES:
@@ -103,14 +108,14 @@ def lines_of(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
         fixed[size] = (cost, accuracy(test, f"r{size}"))
     spec = f"offramp:{options.model}"
     model = make_model(spec, options.data / "weights" / f"cifar10_{options.model}.safetensors")
-    whole = off.rows(f"cifar10:{options.data / 'cifar10'}[5000:10000]")
+    whole = off.rows(f"cifar10:{options.data / 'cifar10'}[5000:{5000 + options.measure}]")
     right = 0
     front = front_of(spec)
     with torch.inference_mode():
         for batch in whole.batches(250):
             answers = model(front(torch.as_tensor(batch.x))).argmax(1).numpy()
             right += int((answers == batch.y).sum())
-    found = [{"plan": "pretrained model, 32 pixels", "cost": 1.0, "accuracy": right / 5000}]
+    found = [{"plan": "pretrained model, 32 pixels", "cost": 1.0, "accuracy": right / options.measure}]
     for size, (cost, own) in fixed.items():
         found.append({"plan": f"fixed {size} pixels, same weights", "cost": cost, "accuracy": own})
     plans = {"argmax of the predictor": off.Plan.by_hand({"resolution": (0.0, 0.0)})}
@@ -143,7 +148,7 @@ def timed(options: argparse.Namespace, seed: int) -> str:
     """Wall-clock at batch 1 and 64 beside bare segments and the plain path."""
     net = trained(options, seed)
     trace = traced(options, net, seed)
-    plan = off.calibrate(trace[:4000], budget=0.5, risk="error")
+    plan = off.calibrate(trace[: options.choose], budget=0.5, risk="error")
     rows = off.rows(f"cifar10:{options.data / 'cifar10'}[5000:5064]")
     x = rows.take(np.arange(64)).x
     import time
@@ -162,6 +167,8 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=3, help="epochs with the predictor")
     parser.add_argument("--rate", type=float, default=0.02)
     parser.add_argument("--keep", type=float, default=0.5, help="share of a smaller size's loss taught by the largest")
+    parser.add_argument("--choose", type=int, default=4000, help="test rows from 1,000 on that choose plans")
+    parser.add_argument("--measure", type=int, default=5000, help="test rows from 5,000 on that are measured on")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path)
