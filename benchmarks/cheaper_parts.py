@@ -9,9 +9,9 @@ DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). The first form conver
 one method after the other, each with the same rows and epochs: rows 0 to `rows` of the training set, with crops and
 flips, against the original's logits and features. Run it again to go on. Accuracy is that on test rows 5,000-9,999.
 The second form times all that is in the cache on ONNX Runtime and on torch, interleaved with the original; the third
-makes ladders with each (or those of --only) as the first member of two, certifies a gap to ResNet-56, and prices them
-by the members' own times on ONNX Runtime at batch 64. Timings are CPU time of one thread. `pruned` needs
-`pip install 'offramp[prune]'`.
+makes ladders with each (or those of --only; NAME-int8 is one in eight bits) as the first member of two, certifies a gap
+to ResNet-56, and prices them by the members' own times on ONNX Runtime at batch 64. Timings are CPU time of one thread.
+`pruned` needs `pip install 'offramp[prune]'`.
 """
 
 from __future__ import annotations
@@ -169,22 +169,64 @@ def member(args: argparse.Namespace, one: dict[str, Any]) -> nn.Module:
     return make_model(one["spec"], file)
 
 
-def opened(model: nn.Module) -> Any:
-    """A model on ONNX Runtime, one thread, without anything of ours around it: a function of rows [B, 3, 32, 32]."""
-    import io
+def graph_of(model: nn.Module, file: Path) -> Path:
+    """A model as an ONNX file, written once."""
+    if not file.exists():
+        batch = ({0: torch.export.Dim("b")},)
+        rows = (torch.zeros(2, 3, 32, 32),)
+        program = torch.onnx.export(model, rows, dynamo=True, dynamic_shapes=batch, verbose=False)
+        assert program is not None
+        program.save(str(file))
+    return file
 
+
+def opened(file: Path) -> Any:
+    """An ONNX file on ONNX Runtime, one thread, nothing of ours around it: a function of rows [B, 3, 32, 32]."""
     import onnxruntime
 
-    graph = io.BytesIO()
-    batch = ({0: torch.export.Dim("b")},)
-    program = torch.onnx.export(model, (torch.zeros(2, 3, 32, 32),), dynamo=True, dynamic_shapes=batch, verbose=False)
-    assert program is not None
-    program.save(graph)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    found = onnxruntime.InferenceSession(graph.getvalue(), options, ["CPUExecutionProvider"])
+    found = onnxruntime.InferenceSession(str(file), options, ["CPUExecutionProvider"])
     name = found.get_inputs()[0].name
     return lambda rows: found.run(None, {name: rows})[0]
+
+
+def in_eight_bits(args: argparse.Namespace, file: Path) -> Path:
+    """An ONNX file in eight bits, on scales of training rows, as the engine onnxruntime:int8 does it; written once."""
+    from onnxruntime import quantization
+
+    done = file.with_name(f"{file.stem}-int8.onnx")
+    if done.exists():
+        return done
+    before = front()
+    batches = off.rows(f"cifar10/train:{args.data / 'cifar10'}[0:256]").batches(32)
+    rows = iter([before(torch.as_tensor(batch.x)).numpy() for batch in batches])
+
+    class Reader(quantization.CalibrationDataReader):  # type: ignore[misc]
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(rows, None)
+            return None if batch is None else {"x": batch}
+
+    plain = file.with_name(f"{file.stem}-plain.onnx")
+    quantization.shape_inference.quant_pre_process(file, plain, skip_symbolic_shape=True)
+    quantization.quantize_static(
+        plain,
+        done,
+        Reader(),
+        quant_format=quantization.QuantFormat.QDQ,
+        activation_type=quantization.QuantType.QUInt8,
+        weight_type=quantization.QuantType.QInt8,
+        per_channel=True,
+        reduce_range=True,
+    )
+    return done
+
+
+def file_of(args: argparse.Namespace, name: str, found: dict[str, dict[str, Any]]) -> Path:
+    """The ONNX file of a model of the cache; of `NAME-int8` in eight bits."""
+    plain = name.removesuffix("-int8")
+    file = graph_of(member(args, found[plain]), args.cache / f"{plain}.onnx")
+    return in_eight_bits(args, file) if name.endswith("-int8") else file
 
 
 def timed(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None:
@@ -205,7 +247,8 @@ def timed(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None:
                 times = interleaved(calls, repeats=args.repeats, warmup=2, clock=time.process_time)
             lines[f"torch {batch}"] = _line(times)
             try:
-                first, second = opened(plain), opened(model)
+                first = opened(file_of(args, f"resnet{one['depth']}", found))
+                second = opened(file_of(args, name, found))
                 rows = x.numpy()
                 calls = {"plain": partial(first, rows), "again": partial(first, rows), "model": partial(second, rows)}
                 times = interleaved(calls, repeats=args.repeats, warmup=2, clock=time.process_time)
@@ -224,27 +267,28 @@ def _line(times: dict[str, Any]) -> dict[str, Any]:
     return {"ms": medians["model"], "plain_ms": medians["plain"], "ratio": str(both), "same": str(same)}
 
 
-def logits_of(args: argparse.Namespace, name: str, one: dict[str, Any], rows: str) -> np.ndarray:
+def logits_of(args: argparse.Namespace, name: str, found: dict[str, dict[str, Any]], rows: str) -> np.ndarray:
     """A model's logits on test rows, on ONNX Runtime; kept in the cache."""
     file = args.cache / f"logits-{name}-{rows.replace(':', '-')}.npy"
     if not file.exists():
-        call, before = opened(member(args, one)), front()
+        call, before = opened(file_of(args, name, found)), front()
         batches = off.rows(f"cifar10:{args.data / 'cifar10'}[{rows}]").batches(64)
         parts = [call(before(torch.as_tensor(batch.x)).numpy()) for batch in batches]
         np.save(file, np.concatenate(parts))
-    found: np.ndarray = np.load(file)
-    return found
+    logits: np.ndarray = np.load(file)
+    return logits
 
 
 def ladders(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
     """Ladders of a cheap first member before ResNet-56: certified on rows 1,000-4,999, priced on later rows."""
     rows = f"1000:{args.figures.split(':')[1]}"
-    firsts = args.only.split(",") if args.only else [name for name in found if found[name]["depth"] == 20]
+    small = [name for name in found if found[name]["depth"] == 20]
+    firsts = args.only.split(",") if args.only else ["resnet20-int8", *small]
     names = [*dict.fromkeys(["resnet20", *firsts]), "resnet56"]
-    logits = {name: logits_of(args, name, found[name], rows) for name in names}
+    logits = {name: logits_of(args, name, found, rows) for name in names}
     labels = np.concatenate([batch.y for batch in off.rows(f"cifar10:{args.data / 'cifar10'}[{rows}]").batches(500)])
     sample = torch.zeros(64, 3, 32, 32).numpy()
-    calls = {name: partial(opened(member(args, found[name])), sample) for name in names}
+    calls = {name: partial(opened(file_of(args, name, found)), sample) for name in names}
     times = interleaved(calls, repeats=args.repeats, warmup=2, clock=time.process_time)
     ms = {name: float(np.median(values)) / 64 for name, values in times.items()}
     plain: float | None = None
