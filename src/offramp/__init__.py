@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from offramp.building.cutting import cut as cut
     from offramp.building.cutting import ladder as ladder
+    from offramp.building.halting import halting as halting
     from offramp.building.saving import load as load
     from offramp.building.saving import save as save
     from offramp.calibration.calibrating import calibrate as calibrate
@@ -52,6 +53,7 @@ _HOMES = {
     "cut": "building.cutting",
     "export": "deploy.exporting",
     "fit": "fitting.teaching",
+    "halting": "building.halting",
     "ladder": "building.cutting",
     "load": "building.saving",
     "open": "runtime.session",
