@@ -81,7 +81,7 @@ def train(args: argparse.Namespace) -> None:
         model.load_state_dict(kept["model"])
         optimizer.load_state_dict(kept["optimizer"])
         step = kept["step"]
-    x, y = images(args.data, "cifar10/train:{}")
+    x, y = images(args.data, args.train)
     begun = time.perf_counter()
     rates = [args.rate, args.rate * args.faster]
     while step < args.steps and time.perf_counter() - begun < 60 * args.minutes:
@@ -201,6 +201,7 @@ def main() -> None:
     parser.add_argument("--faster", type=float, default=10.0, help="times the rate for the halting scores")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=9.0, help="of this piece")
+    parser.add_argument("--train", default="cifar10/train:{}", help="the rows that train; an npz of them opens sooner")
     parser.add_argument("--rows", default="cifar10/test:{}[5000:10000]", help="for figures")
     args = parser.parse_args()
     if args.what == "train":

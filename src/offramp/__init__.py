@@ -19,8 +19,10 @@ if TYPE_CHECKING:
     from offramp.building.cutting import cut as cut
     from offramp.building.cutting import ladder as ladder
     from offramp.building.halting import halting as halting
+    from offramp.building.reading import along_time as along_time
     from offramp.building.saving import load as load
     from offramp.building.saving import save as save
+    from offramp.building.unrolling import unrolled as unrolled
     from offramp.calibration.calibrating import calibrate as calibrate
     from offramp.calibration.checking import check as check
     from offramp.data.rows import rows as rows
@@ -48,6 +50,7 @@ _HOMES = {
     "Risk": "guarantees.risks",
     "Runner": "runtime.running",
     "Trace": "plans.trace",
+    "along_time": "building.reading",
     "calibrate": "calibration.calibrating",
     "check": "calibration.checking",
     "cut": "building.cutting",
@@ -62,6 +65,7 @@ _HOMES = {
     "rows": "data.rows",
     "run": "runtime.session",
     "save": "building.saving",
+    "unrolled": "building.unrolling",
 }
 
 __all__ = sorted(_HOMES)

@@ -17,6 +17,7 @@ import copy
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -448,3 +449,24 @@ def depths(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     with torch.inference_mode(), listening({name: part.ponder for name, part in stages_of(model).items()}, heard):
         model(x)
     return found
+
+
+class PonderMaps:
+    """The ponder maps of images, for the gallery of a report: `report(trace, plan, path, data=..., maps=this)`.
+
+    Args:
+        model: with stages that halt by position or by sample, in eval mode.
+        front: what stands before it.
+    """
+
+    def __init__(self, model: nn.Module, front: nn.Module | None = None) -> None:
+        if not stages_of(model):
+            raise BadNetwork("the model has no stage of adaptive depth; make some with offramp.halting")
+        self.model = model
+        self.front = front
+
+    def __call__(self, images: Any) -> dict[str, Any]:
+        """Images [W, C, H, W'] of NumPy -> by stage the cost N + R of each position, [W, h, w]."""
+        x = torch.as_tensor(images)
+        x = x if self.front is None else self.front(x)
+        return {f"{name}, units": cost[:, 0].cpu().numpy() for name, cost in depths(self.model, x).items()}

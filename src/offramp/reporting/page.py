@@ -17,6 +17,7 @@ from offramp.reporting import tables
 from offramp.reporting.charts import Figure, exits_chart, frontier_chart, gate_chart
 from offramp.reporting.frame import MARK, frame, plotly_library, version_text
 from offramp.reporting.gallery import gallery
+from offramp.reporting.maps import Maps
 from offramp.reporting.markup import Html, chart, folded, join, section, switch, tag
 from offramp.reporting.view import View, view_of
 from offramp.reporting.words import percent, unit_name
@@ -30,16 +31,19 @@ def report(
     data: object = None,
     others: Mapping[str, Plan] | None = None,
     title: str | None = None,
+    maps: Maps | None = None,
 ) -> Path:
     """Write one HTML page about a plan on the rows of a trace, and return its path.
 
-    data: the recorded rows, for a gallery of images; others: plans to mark on the frontier, under their names.
+    data: the recorded rows, for a gallery of images; others: plans to mark on the frontier, under their names. maps:
+    what is shown over some of these images, a function from images [W, C, H, W'] to maps [W, h, w] by name, such as
+    `offramp.layers.adaptive_depth.PonderMaps` of a model.
     The page needs no network and no other file. Raises BadData (no rows, or data that is not the trace's),
     Mismatch (a plan of another network), MissingExtra, BadFile.
     """
     library = plotly_library()
     page = _Page(view_of(trace, plan), dict(others or {}), title)
-    whole = page.whole(library, [] if data is None else gallery(page.view, data))
+    whole = page.whole(library, [] if data is None else gallery(page.view, data, maps))
     with replacing(path, mark=MARK, what="page") as temporary:
         temporary.write_text(whole, encoding="utf-8", errors="replace")
     return Path(path)
