@@ -1,6 +1,6 @@
 """Sparse against dense units of spatially adaptive computation (SACT): where tiles pay on this machine.
 
-    python benchmarks/sact.py [--repeats 7] [--json FILE]
+    python benchmarks/sact.py [--repeats 7] [--only ResNet-32] [--cpu-time] [--json FILE]
 
 One residual unit with its halting score and its sums, on tiles drawn at random at densities of 0.2 to 1.0, over the
 same on the whole map: a ratio of medians of calls that take turns. `same` is the dense call over itself, which tells
@@ -14,6 +14,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +40,9 @@ STAGES: dict[str, tuple[Any, int, int, int]] = {
 TILES = (4, 7, 8, 14)
 
 
-def measured(name: str, tile: int, repeats: int) -> dict[str, Any] | None:
+def measured(
+    name: str, tile: int, repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Any] | None:
     """Ratios of a stage at all densities; None where no two whole tiles fit side by side."""
     unit, channels, side, batch = STAGES[name]
     if side % tile or side < 2 * tile:
@@ -47,8 +51,10 @@ def measured(name: str, tile: int, repeats: int) -> dict[str, Any] | None:
     stage = AdaptiveDepth([nn.Identity(), unit().eval(), unit().eval()], channels, dims=2, tile=tile).eval()
     with torch.inference_mode():
         state = torch.randn(batch, channels, side, side)
-        ratios = {density: stage.sparse_over_dense(state, density, repeats=repeats) for density in DENSITIES}
-        same = stage.sparse_over_dense(state, 1.0, repeats=repeats, same=True)
+        ratios = {
+            density: stage.sparse_over_dense(state, density, repeats=repeats, clock=clock) for density in DENSITIES
+        }
+        same = stage.sparse_over_dense(state, 1.0, repeats=repeats, same=True, clock=clock)
     paying = 0.0
     for density, ratio in ratios.items():
         if ratio >= 1:
@@ -61,13 +67,15 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--only", default="", help="stages with this in their name")
+    parser.add_argument("--cpu-time", action="store_true", help="of this process, on a machine that others use too")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     table = Table("stage", "tile", *(f"{density:g}" for density in DENSITIES), "same", "break-even")
     results = dict[str, Any]()
-    for name in STAGES:
+    for name in [name for name in STAGES if args.only in name]:
         for tile in TILES:
-            found = measured(name, tile, args.repeats)
+            found = measured(name, tile, args.repeats, time.process_time if args.cpu_time else time.perf_counter)
             if found is None:
                 continue
             results[f"{name}, tile {tile}"] = found

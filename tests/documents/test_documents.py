@@ -10,7 +10,13 @@ from pathlib import Path
 import pytest
 
 DOCS = Path(__file__).parents[2] / "docs"
-PAGES = {"all-of-offramp": 12, "own-exits": 8, "data": 3}  # and how many blocks they have at least
+PAGES = {  # and how many blocks they have at least
+    "all-of-offramp": 12,
+    "own-exits": 8,
+    "data": 3,
+    "adaptive-computation": 6,
+    "along-time": 5,
+}
 
 
 @pytest.mark.filterwarnings("default::offramp._support.notices.Notice")

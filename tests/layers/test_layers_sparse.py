@@ -45,7 +45,9 @@ def test_a_unit_gives_the_same_at_active_positions(kind, share):
     with torch.no_grad():
         want = unit(maps)
         got = torch.full_like(want, 99.0)
-        tiles.write(got, on_tiles(steps, maps, tiles))
+        new, before = on_tiles(steps, maps, tiles)
+        tiles.write(got, new)
+        assert torch.equal(before, tiles.read(maps))
     torch.testing.assert_close(got.where(active, 0.0), want.where(active, 0.0), atol=1e-5, rtol=1e-5)
     assert (got == 99).any() == (tiles.share < 1)
 

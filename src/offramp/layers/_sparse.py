@@ -108,18 +108,33 @@ class Tiles:
         self.share = len(self.index[0]) / max(1, active.numel() // side**2)
 
     def read(self, maps: Tensor, halo: int = 0) -> Tensor:
-        """Maps [B, C, H, W] -> tiles [n, C, side + 2 halo, side + 2 halo], with zeros around the map."""
+        """Maps [B, C, H, W] -> tiles [n, C, side + 2 halo, side + 2 halo], with zeros around the map.
+
+        A tile is gathered line by line: several times quicker than by an index for each of its numbers.
+        """
         if halo:
             maps = nn.functional.pad(maps, (halo, halo, halo, halo))
+        maps = maps.contiguous()
         size = self.side + 2 * halo
-        grid = maps.unfold(2, size, self.side).unfold(3, size, self.side)  # [B, C, H/s, W/s, size, size]
-        tiles: Tensor = grid.permute(0, 2, 3, 1, 4, 5)[self.index]
-        return tiles
+        starts = self._starts(maps, size)
+        lines = torch.as_strided(maps, (maps.numel() - size + 1, size), (1, 1))  # from every number on
+        return lines.index_select(0, starts).view(-1, maps.shape[1], size, size)
 
     def write(self, maps: Tensor, tiles: Tensor) -> None:
-        """Put tiles [n, C, side, side] into maps [B, C, H, W], in place."""
-        grid = maps.view(*maps.shape[:2], self.height // self.side, self.side, self.width // self.side, self.side)
-        grid.permute(0, 2, 4, 1, 3, 5)[self.index] = tiles
+        """Put tiles [n, C, side, side] into contiguous maps [B, C, H, W], in place."""
+        lines = maps.view(-1, self.side)  # a line of a tile starts at a multiple of its length
+        starts = self._starts(maps, self.side).div(self.side, rounding_mode="floor")
+        lines.index_copy_(0, starts, tiles.reshape(-1, self.side))
+
+    def _starts(self, maps: Tensor, size: int) -> Tensor:
+        """Where the lines of all tiles start among the numbers of contiguous maps: [n * C * size]."""
+        channels, height, width = maps.shape[1:]
+        row, down, across = self.index
+        first = (row * channels * height + down * self.side) * width + across * self.side  # [n]
+        planes = torch.arange(channels, device=maps.device) * height * width
+        lines = torch.arange(size, device=maps.device) * width
+        inside = (planes[:, None] + lines).flatten()  # [C * size]
+        return (first[:, None] + inside).flatten()
 
     def inside(self, halo: int) -> Tensor:
         """Which positions of the tiles with their halo lie in the map: bool [n, 1, size, size]."""
@@ -138,8 +153,8 @@ class Tiles:
         return self.read(reach, halo)
 
 
-def on_tiles(steps: Sequence[Step], maps: Tensor, tiles: Tiles) -> Tensor:
-    """What a unit gives at the active tiles of maps [B, C, H, W]: [n, C, side, side].
+def on_tiles(steps: Sequence[Step], maps: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
+    """What a unit gives at the active tiles of maps [B, C, H, W], and what stands there now: [n, C, side, side] each.
 
     Only its values at active positions count; others in these tiles may be anything.
     """
@@ -157,7 +172,8 @@ def on_tiles(steps: Sequence[Step], maps: Tensor, tiles: Tiles) -> Tensor:
                 h = h * tiles.inside(left)
         else:
             h = _at_positions(h, step, tiles.needed(left))
-    return torch.relu(h + x[:, :, halo : halo + tiles.side, halo : halo + tiles.side])
+    before = x[:, :, halo : halo + tiles.side, halo : halo + tiles.side]
+    return torch.relu_(h + before), before
 
 
 def _normed(h: Tensor, step: Step) -> Tensor:

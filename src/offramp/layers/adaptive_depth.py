@@ -259,7 +259,9 @@ class AdaptiveDepth(Layer):
     def _by_tiles(self, number: int, now: _Going, tiles: Tiles, steps: Sequence[Step]) -> None:
         """The same at the active tiles alone."""
         going = tiles.read(now.going)  # [n, 1, side, side]
-        state = torch.where(going, on_tiles(steps, now.state, tiles), tiles.read(now.state))
+        now.state = now.state.contiguous()
+        new, before = on_tiles(steps, now.state, tiles)
+        state = torch.where(going, new, before)
         tiles.write(now.state, state)
         total = tiles.read(now.total)
         if number < len(self.halts):
@@ -329,7 +331,15 @@ class AdaptiveDepth(Layer):
         self.break_even = below[-1] if below else 0.0
         return found
 
-    def sparse_over_dense(self, state: Tensor, share: float, *, repeats: int = 5, same: bool = False) -> float:
+    def sparse_over_dense(
+        self,
+        state: Tensor,
+        share: float,
+        *,
+        repeats: int = 5,
+        same: bool = False,
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> float:
         """The time of the second unit, its score and sums by tiles over that on the whole map, as a ratio of medians.
 
         Args:
@@ -337,6 +347,7 @@ class AdaptiveDepth(Layer):
             share: of tiles that are active, drawn at random.
             repeats: of each; they take turns.
             same: time the dense one twice instead, which tells how noisy the clock is.
+            clock: gives seconds; `time.process_time` on a machine that others use too.
         """
         steps = self._steps(1)
         if steps is None:
@@ -354,7 +365,7 @@ class AdaptiveDepth(Layer):
             now.going = going.clone()
             self._by_tiles(1, now, Tiles(now.going, side), steps)
 
-        return _ratio(dense if same else sparse, dense, repeats)
+        return _ratio(dense if same else sparse, dense, repeats, clock)
 
 
 class _Going:
@@ -398,15 +409,15 @@ def tile_mask(state: Tensor, side: int, share: float) -> Tensor:
     return grid.repeat_interleave(side, 2).repeat_interleave(side, 3)
 
 
-def _ratio(above: Callable[[], None], below: Callable[[], None], repeats: int) -> float:
+def _ratio(above: Callable[[], None], below: Callable[[], None], repeats: int, clock: Callable[[], float]) -> float:
     """Of the medians of two calls that take turns, after one of each that is not counted."""
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(repeats + 1):
         for call, kept in zip((above, below), times, strict=True):
-            start = time.perf_counter()
+            start = clock()
             call()
             if turn:
-                kept.append(time.perf_counter() - start)
+                kept.append(clock() - start)
     return statistics.median(times[0]) / statistics.median(times[1])
 
 
