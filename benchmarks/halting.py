@@ -2,12 +2,14 @@
 
     python benchmarks/halting.py train --data DIR --per position --out out/sact32 [--depth 32] [--minutes 9]
     python benchmarks/halting.py figures --data DIR --out out/sact32
+    python benchmarks/halting.py clock --data DIR --out out
 
 DIR holds cifar10/ and weights/ (see benchmarks/README.md). `train` begins with the pretrained weights, or goes on where
 it stopped: call it again until it says that it is done. Batches are shifted by up to 4 pixels and flipped; the seed and
 the number of the step alone decide how. `figures` runs test rows 5,000 to 9,999, which trained nothing: accuracy, the
 share of multiply-adds at active positions as the paper counts them (dilated by one position before a second 3x3
-convolution) and their spread over images; and what the plain network does on the same rows.
+convolution) and their spread over images; and what the plain network does on the same rows. `clock` times an ACT model
+under the Runner, with untrained scores and thresholds set by hand.
 """
 
 from __future__ import annotations
@@ -26,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, max_pool2d
 
 import offramp as off
+from offramp.contracts import Seen
 from offramp.layers.adaptive_depth import depths, stages_of
 from offramp.models import cifar_resnet
 from offramp.recipes.pondered import priced
@@ -130,10 +133,11 @@ def spent(model: nn.Module, x: Tensor) -> Tensor:
             for conv, mask in ((unit.conv1, wide), (unit.conv2, active)):
                 macs = macs + mask.sum((1, 2, 3)) * conv.weight.numel()
             if number < len(stage.halts):
-                weights = sum(
-                    part.weight.numel() for part in stage.halts[number].modules() if hasattr(part, "kernel_size")
-                )
-                macs = macs + (active.sum((1, 2, 3)) if stage.per == "position" else active.amax((1, 2, 3))) * weights
+                here = active.sum((1, 2, 3))
+                for part in stage.halts[number].modules():
+                    if isinstance(part, nn.Conv2d):  # the one on means runs once an image
+                        times = here if part.kernel_size == (3, 3) else (here > 0).float()
+                        macs = macs + times * part.weight.numel()
     return macs
 
 
@@ -173,6 +177,42 @@ def figures(args: argparse.Namespace) -> None:
     (args.out / "figures.json").write_text(json.dumps(found, indent=1))
 
 
+def clock(args: argparse.Namespace) -> None:
+    """Processor time of an ACT model under the Runner over that of the plain network, batch 64."""
+    bare = plain(args.data, args.depth)
+    torch.manual_seed(args.seed)
+    model = off.halting(bare, STAGES, per="sample", bias=args.bias)
+    x, _ = images(args.data, args.rows)
+    x = x[:64]
+    net = off.unrolled(model, x[:2])
+    gates = net.chain.gates
+    firsts = [f"{name}-0" for name in STAGES]
+    plans = {"nobody leaves": off.Plan.by_hand(dict.fromkeys(gates, math.inf))}
+    plans["all leave after the first unit"] = off.Plan.by_hand(dict.fromkeys(gates, -1.0))
+    halves = dict[str, float]()  # at the first unit of each stage half of the rows leave, others go through all of it
+    for name in firsts:
+        runner = off.open(net, off.Plan.by_hand(halves | {name: -1.0}))
+        seen = list[Tensor]()
+        hook = net.backbone[name].register_forward_hook(lambda _m, _x, out, seen=seen: seen.append(out))
+        runner(x)
+        hook.remove()
+        halves[name] = float(net.gate_of(name).score(Seen(seen[0], {})).median())
+    plans["half leave after the first unit"] = off.Plan.by_hand(halves)
+    calls: dict[str, Any] = {name: off.open(net, plan) for name, plan in plans.items()}
+    calls["nobody leaves, the model itself"] = off.halting(bare, STAGES, per="sample")  # a bias of -3: all units
+    calls["nobody leaves, the model itself, positions"] = off.halting(bare, STAGES)
+    with torch.inference_mode():
+        times = dict[str, list[float]]()
+        for turn in range(args.repeats + 1):
+            for name, call in {"plain": bare, "plain again": bare, **calls}.items():
+                begun = time.process_time()
+                call(x)
+                if turn:
+                    times.setdefault(name, []).append(time.process_time() - begun)
+    medians = {name: float(np.median(each)) for name, each in times.items()}
+    print(json.dumps({name: median / medians["plain"] for name, median in medians.items()}, indent=1))
+
+
 def dense_macs(depth: int) -> float:
     """Of the plain network."""
     blocks = (depth - 2) // 6
@@ -188,7 +228,7 @@ def dense_macs(depth: int) -> float:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("train", "figures"))
+    parser.add_argument("what", choices=("train", "figures", "clock"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--depth", type=int, default=32)
@@ -200,14 +240,12 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=0.01)
     parser.add_argument("--faster", type=float, default=10.0, help="times the rate for the halting scores")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--repeats", type=int, default=7, help="of the clock")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this piece")
     parser.add_argument("--train", default="cifar10/train:{}", help="the rows that train; an npz of them opens sooner")
     parser.add_argument("--rows", default="cifar10/test:{}[5000:10000]", help="for figures")
     args = parser.parse_args()
-    if args.what == "train":
-        train(args)
-    else:
-        figures(args)
+    {"train": train, "figures": figures, "clock": clock}[args.what](args)
 
 
 if __name__ == "__main__":

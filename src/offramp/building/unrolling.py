@@ -164,7 +164,7 @@ class Next(nn.Module):
     def forward(self, row: Tensor) -> Tensor:
         """[n, 2 S + 2] -> [n, 2 S + 2]."""
         state, out, total, score = unpacked(row, self.shape)
-        out = out + _spread(score, state) * state
+        out = torch.addcmul(out, _spread(score, state), state)
         total = total + score
         state = self.unit(state)
         score = torch.ones_like(total) if self.halt is None else self.halt(state).flatten(1)
@@ -192,7 +192,7 @@ def packed(state: Tensor, out: Tensor, total: Tensor, score: Tensor) -> Tensor:
 def unpacked(row: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `packed` put together."""
     size = (row.shape[1] - 2) // 2
-    state = row[:, :size].reshape(-1, *shape)
+    state = row[:, :size].contiguous().view(-1, *shape)  # a convolution is slower on a part of a row
     out = row[:, size : 2 * size].reshape(-1, *shape)
     return state, out, row[:, -2:-1], row[:, -1:]
 
@@ -200,7 +200,7 @@ def unpacked(row: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tenso
 def closed(row: Tensor, shape: tuple[int, ...]) -> Tensor:
     """What a stage gives for rows that leave it: the last state gets the rest of the weight, [n, C, ...]."""
     state, out, total, _ = unpacked(row, shape)
-    return out + _spread(1 - total, state) * state
+    return torch.addcmul(out, _spread(1 - total, state), state)
 
 
 def _spread(numbers: Tensor, like: Tensor) -> Tensor:
