@@ -117,10 +117,10 @@ def train(args: argparse.Namespace) -> None:
         (args.out / "settings.json").write_text(json.dumps(told))
 
 
-def spent(model: nn.Module, x: Tensor) -> Tensor:
+def spent(model: nn.Module, costs: dict[str, Tensor]) -> Tensor:
     """Multiply-adds of the units' convolutions [B], at active positions as the paper counts them; stem and head too."""
-    macs = torch.full((len(x),), float(3 * 16 * 9 * 32 * 32 + 64 * 10))
-    costs = depths(model, x)
+    rows = len(next(iter(costs.values())))
+    macs = torch.full((rows,), float(3 * 16 * 9 * 32 * 32 + 64 * 10))
     for name, stage in stages_of(model).items():
         cost = costs[name]
         side = 32 // 2 ** STAGES.index(name)
@@ -157,8 +157,9 @@ def figures(args: argparse.Namespace) -> None:
             part, labels = x[start : start + 250], y[start : start + 250]
             right.append(model(part).argmax(1) == labels)
             plainly.append(bare(part).argmax(1) == labels)
-            macs.append(spent(model, part))
-            for name, cost in depths(model, part).items():
+            costs = depths(model, part)
+            macs.append(spent(model, costs))
+            for name, cost in costs.items():
                 units.setdefault(name, []).append(float((cost.ceil() - 1).mean()))
     whole = dense_macs(told["depth"])
     share = torch.cat(macs) / whole

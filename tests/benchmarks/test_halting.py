@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import offramp as off
+from offramp.layers.adaptive_depth import depths
 from offramp.models.cifar_resnet import resnet20
 from offramp.networks.layer import dense_cost
 from small import seeded
@@ -26,11 +27,13 @@ def test_the_plain_network():
 @pytest.mark.parametrize("per", ["position", "sample"])
 def test_what_is_spent(per):
     model = seeded(lambda: resnet20().eval(), 0)
-    full = spent(seeded(lambda: off.halting(model, STAGES, per=per, bias=-40.0), 0), X)
+    slow = seeded(lambda: off.halting(model, STAGES, per=per, bias=-40.0), 0)
+    full = spent(slow, depths(slow, X))
     heads = sum(9 * width * side**2 + width for width, side in ((16, 32), (32, 16), (64, 8)))
     heads = 2 * (heads if per == "position" else 16 + 32 + 64)  # of two units in each stage
     assert full.tolist() == pytest.approx([dense_macs(20) + heads] * 4)
-    least = spent(seeded(lambda: off.halting(model, STAGES, per=per, bias=40.0), 0), X)
+    quick = seeded(lambda: off.halting(model, STAGES, per=per, bias=40.0), 0)
+    least = spent(quick, depths(quick, X))
     assert (least < 0.45 * dense_macs(20)).all()  # one unit of three in every stage
 
 

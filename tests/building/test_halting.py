@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
 import offramp as off
 from offramp.errors import BadInput, BadNetwork, UnknownName
-from offramp.layers.adaptive_depth import stages_of
+from offramp.layers.adaptive_depth import depths, stages_of
 from offramp.models.cifar_resnet import CifarResNet
 from offramp.recipes.joint import Joint
 from offramp.recipes.pondered import Pondered
@@ -59,6 +60,25 @@ def test_it_is_fine_tuned_by_the_recipe_and_runs_as_part_of_a_network():
     plan = off.calibrate(trace, budget=0.8)
     run, replay = off.run(net, plan, fresh), trace.replay(plan)
     assert run.exit.tolist() == replay.exit.tolist()
+
+
+def test_positions_are_skipped_in_a_ladder_and_runs_are_replayed():
+    x = torch.randn(40, 3, 16, 16, generator=torch.Generator().manual_seed(4))
+    model = small()
+    options = {"bias": 0.5, "break_even": 1.0, "tile": 4}
+    sact = seeded(lambda: off.halting(model, STAGES, **options), 2)
+    with torch.no_grad():
+        for stage in stages_of(sact).values():
+            stage.halts[0].near.weight.mul_(20)
+    shares = [float((cost > 2).float().mean()) for cost in depths(sact, x).values()]
+    assert any(0 < share < 1 for share in shares)  # some positions halt after the first unit
+    net = off.ladder({"small": sact, "large": model})
+    trace = off.record(net, x, timed=False, progress=False)
+    threshold = float(np.median(trace.columns["score/small"]))
+    for plan in (off.Plan.by_hand({"small": threshold + 1e-3}), off.Plan.by_hand({"small": -1.0})):
+        run, replay = off.run(net, plan, x), trace.replay(plan)
+        assert run.exit.tolist() == replay.exit.tolist()
+        assert run.logits.argmax(1).tolist() == replay.answer.tolist()
 
 
 @pytest.mark.parametrize(
