@@ -22,13 +22,16 @@ if TYPE_CHECKING:
     from offramp.building.cutting import ladder as ladder
     from offramp.building.factories import make_front as make_front
     from offramp.building.factories import make_model as make_model
+    from offramp.building.halting import halting as halting
     from offramp.building.inspecting import inspect as inspect
+    from offramp.building.reading import along_time as along_time
     from offramp.building.resolving import resolutions as resolutions
     from offramp.building.routing import Fork as Fork
     from offramp.building.routing import Leave as Leave
     from offramp.building.routing import route as route
     from offramp.building.saving import load as load
     from offramp.building.saving import save as save
+    from offramp.building.unrolling import unrolled as unrolled
     from offramp.calibration.calibrating import calibrate as calibrate
     from offramp.calibration.checking import check as check
     from offramp.comparing.writing import compare as compare
@@ -71,6 +74,7 @@ _HOMES = {
     "Runner": "runtime.running",
     "Trace": "plans.trace",
     "adopt": "building.adopting",
+    "along_time": "building.reading",
     "bench": "runtime.benching",
     "calibrate": "calibration.calibrating",
     "check": "calibration.checking",
@@ -80,6 +84,7 @@ _HOMES = {
     "export": "deploy.exporting",
     "fit": "fitting.teaching",
     "inspect": "building.inspecting",
+    "halting": "building.halting",
     "ladder": "building.cutting",
     "load": "building.saving",
     "make_front": "building.factories",
@@ -93,6 +98,7 @@ _HOMES = {
     "rows_needed": "guarantees.bounds",
     "run": "runtime.session",
     "save": "building.saving",
+    "unrolled": "building.unrolling",
     "wae": "models.wae",
 }
 

@@ -11,6 +11,7 @@ from torch import nn
 from offramp.contracts import Layer
 from offramp.errors import BadNetwork
 from offramp.layers.adaptive_depth import AdaptiveDepth
+from offramp.layers.residual import Block
 from offramp.networks.layer import LayerCost, dense_cost
 from offramp.testing import check_layer
 from small import seeded
@@ -99,3 +100,16 @@ def smaller(self, shape):
 def test_the_kit_notices(changed, says):
     with pytest.raises(AssertionError, match=says):
         check_layer(type("Odd", (Same,), changed), nn.Linear(4, 3).eval(), (4,), same=True)
+
+
+@pytest.mark.parametrize("per", ["position", "sample"])
+def test_adaptive_depth_on_images(per):
+    dense = seeded(lambda: nn.Sequential(Block(4, 8), Block(8, 8), Block(8, 8)), 0).eval()
+    options = {"per": per, "bias": 0.0, "break_even": 1.0, "tile": 2}
+    check_layer(AdaptiveDepth, dense, (4, 8, 8), **options)
+    check_layer(AdaptiveDepth, dense, (4, 8, 8), per=per, bias=-40.0, same=True)
+    layer = AdaptiveDepth.from_layer(dense, per=per)
+    first = 4 * 4 * 9 * (4 * 8 + 8 * 8)
+    others = 2 * 4 * 4 * 9 * 2 * 8 * 8
+    heads = 2 * (8 + (4 * 4 * 9 * 8 if per == "position" else 0))
+    assert layer.cost((4, 8, 8)).macs == first + others + heads

@@ -13,11 +13,13 @@ DOCS = Path(__file__).parents[2] / "docs"
 PAGES = {  # and how many blocks they have at least
     "tour": 12,
     "how-to/choose-a-recipe-and-a-gate": 2,
+    "how-to/adapt-the-depth": 6,
     "how-to/choose-a-path": 14,
     "how-to/how-many-rows": 2,
     "how-to/make-parts-cheaper": 10,
     "how-to/my-network-already-has-exits": 8,
     "how-to/no-safe-plan": 2,
+    "how-to/read-no-further": 5,
     "how-to/write-your-own": 7,
     "reference/data": 3,
 }

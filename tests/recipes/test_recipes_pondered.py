@@ -9,6 +9,7 @@ import offramp as off
 from offramp.errors import BadInput, BadNetwork
 from offramp.layers.adaptive_depth import depths
 from offramp.models.signal_resnet import SignalResNet
+from offramp.networks.recipe import Lesson
 from offramp.networks.taps import listening
 from offramp.recipes.distill import Distill
 from offramp.recipes.pondered import Pondered, priced
@@ -84,3 +85,14 @@ def test_what_does_not_fit_is_refused():
         Pondered(Distill(backbone=False)).phases(cut_of())
     assert Pondered(epochs=3).config()["inner"].items() >= {"hints": 0, "epochs": 3, "rate": None}.items()
     assert Pondered(Distill(alpha=0.5)).config() != Pondered().config()
+
+
+def test_the_price_rises():
+    recipe = Pondered(ramp=0.5)
+    shares = [recipe._risen(Lesson(None, torch.zeros(1), "phase", step, 8)) for step in (0, 2, 4, 6)]
+    assert shares == [0.0, 0.5, 1.0, 1.0]
+    assert Pondered()._risen(Lesson(None, torch.zeros(1), "phase", 0, 8)) == 1.0
+    assert "ramp" not in Pondered().config()  # a checkpoint of before goes on
+    assert recipe.config()["ramp"] == 0.5
+    with pytest.raises(BadInput, match="ramp must be from 0 to 1, got 2"):
+        Pondered(ramp=2).prepare(cut_of())

@@ -30,13 +30,27 @@ class Pondered(Recipe):
     inner: by default `Distill(hints=0.0)`, the scheme of SCAI with its deepest exit as the teacher; `epochs` and `rate`
     are then its own. The cost shows in gradients alone, not among the losses that are reported: `depths` tells what it
     came to. Its gradient is not scaled with others in fp16, so take "no" or "bf16". Large tau leaves one unit
-    everywhere, for good.
+    everywhere, for good: from a trained model let it rise over the first part of each phase.
+
+    Args:
+        inner: see above.
+        tau: the price of a unit.
+        epochs: of the recipe `inner`, where it is left out.
+        rate: likewise.
+        ramp: the share of each phase's steps over which the price rises from 0 to tau.
     """
 
     def __init__(
-        self, inner: Recipe | None = None, *, tau: float = 0.01, epochs: int | None = None, rate: float | None = None
+        self,
+        inner: Recipe | None = None,
+        *,
+        tau: float = 0.01,
+        epochs: int | None = None,
+        rate: float | None = None,
+        ramp: float = 0.0,
     ) -> None:
         self.inner, self.tau, self.epochs, self.rate = inner, tau, epochs, rate
+        self.ramp = ramp
         self._share = [1.0]  # of the batch that is under way, where several processes have it
 
     def _inner(self) -> Recipe:
@@ -46,6 +60,8 @@ class Pondered(Recipe):
         """Raise BadInput for other arguments, BadNetwork without stages of adaptive depth; then as the recipe does."""
         if not self.tau >= 0:
             raise BadInput(f"tau is {self.tau}, expected a number of at least 0")
+        if not 0 <= self.ramp <= 1:
+            raise BadInput(f"ramp must be from 0 to 1, got {self.ramp}")
         if self.inner is not None and (self.epochs, self.rate) != (None, None):
             raise BadInput(
                 "got a recipe and epochs or a rate beside it, expected one of them; give them to that recipe"
@@ -79,17 +95,23 @@ class Pondered(Recipe):
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """That of the recipe."""
-        self._share[0] = lesson.share
+        self._share[0] = lesson.share * self._risen(lesson)
         return self._inner().loss(view, lesson)
 
     def update(self, view: View, lesson: Lesson, optimiser: Optimizer) -> Losses:
         """That of the recipe."""
+        self._share[0] = self._risen(lesson)
         return self._inner().update(view, lesson, optimiser)
+
+    def _risen(self, lesson: Lesson) -> float:
+        """How much of the price counts by now."""
+        return min(1.0, lesson.done / self.ramp) if self.ramp else 1.0
 
     def config(self) -> dict[str, Any]:
         """tau, and the recipe with its own arguments."""
         inner = self._inner()
-        return {"tau": self.tau, "inner": {"name": type(inner).__name__, **inner.config()}}
+        config = {"tau": self.tau} | ({"ramp": self.ramp} if self.ramp else {})
+        return config | {"inner": {"name": type(inner).__name__, **inner.config()}}
 
 
 @contextlib.contextmanager

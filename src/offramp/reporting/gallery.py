@@ -11,6 +11,7 @@ import numpy as np
 from offramp.data.rows import Rows, digests_of, rows
 from offramp.errors import BadData, MissingExtra
 from offramp.plans.evaluation import Array
+from offramp.reporting.maps import SHOWN, Maps, map_groups
 from offramp.reporting.markup import Html, tag
 from offramp.reporting.view import View
 
@@ -19,22 +20,34 @@ SMALL, LARGE = 96, 224  # sides in pixels: smaller ones are enlarged, larger one
 FEW_GREYS = 16  # images whose largest value is at most this are stretched to 255
 
 
-def gallery(view: View, data: object) -> list[Html]:
-    """Two groups of pictures with what they are and how they were answered.
+def gallery(view: View, data: object, maps: Maps | None = None) -> list[Html]:
+    """Two groups of pictures with what they are and how they were answered; of maps a group each, over some of them.
 
     Raises BadData when `data` does not hold the rows of the trace, or holds no images; MissingExtra for Pillow.
     """
     if not view.open_gates:
-        return [tag("p", "No gate is open under this plan, so every input goes to the end.", class_="note")]
+        note = tag("p", "No gate is open under this plan, so every input goes to the end.", class_="note")
+        return [note, *_mapped(view, rows(data), np.arange(min(PICTURES, len(view.trace))), maps)]
     first, ended = _sides(view)
-    images = _images(view, rows(data), np.concatenate([first, ended]))
+    wanted = np.concatenate([first, ended])
+    source = rows(data)
+    images = _images(view, source, wanted)
     gate, last = view.open_gates[0], view.trace.chain.exits[view.last]
     return [
         tag("h3", f"Left first, at {gate}, with the highest scores (below each picture)"),
         _group(view, first, images[: len(first)], "No row left here."),
         tag("h3", f"Went to the end, to {last}, with the lowest scores at {gate}"),
         _group(view, ended, images[len(first) :], "No row went to the end."),
+        *_mapped(view, source, np.concatenate([first[: SHOWN // 2], ended[: SHOWN // 2]]), maps),
     ]
+
+
+def _mapped(view: View, source: Rows, wanted: Array, maps: Maps | None) -> list[Html]:
+    """Maps over the pictures at these positions of the trace."""
+    if maps is None or not len(wanted):
+        return []
+    numbers = view.trace.columns["row"][wanted].tolist()
+    return map_groups(_images(view, source, wanted), numbers, maps, data_uri)
 
 
 def _sides(view: View) -> tuple[Array, Array]:

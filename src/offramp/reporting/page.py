@@ -17,6 +17,7 @@ from offramp.reporting import tables
 from offramp.reporting.charts import Figure, exits_chart, frontier_chart, gate_chart
 from offramp.reporting.frame import MARK, frame, plotly_library, version_text
 from offramp.reporting.gallery import gallery
+from offramp.reporting.maps import Maps
 from offramp.reporting.markup import Html, chart, folded, join, section, switch, tag
 from offramp.reporting.view import View, view_of
 from offramp.reporting.ways import picture, ways_table
@@ -31,6 +32,7 @@ def report(
     data: object = None,
     others: Mapping[str, Plan] | None = None,
     title: str | None = None,
+    maps: Maps | None = None,
 ) -> Path:
     """Write one HTML page about a plan on the rows of a trace. It needs no network and no other file.
 
@@ -40,6 +42,8 @@ def report(
         path: The .html file. An earlier page of offramp there is replaced.
         data: The recorded rows, for a gallery of images.
         others: Plans to mark beside it, under their names.
+        maps: What is shown over some of these images: a function from images [W, C, H, W'] to maps [W, h, w] by name, such
+            as `offramp.layers.adaptive_depth.PonderMaps` of a model.
         title: The heading; by default the names of the exits.
 
     Returns:
@@ -53,7 +57,7 @@ def report(
     """
     library = plotly_library()
     page = _Page(view_of(trace, plan), dict(others or {}), title)
-    whole = page.whole(library, [] if data is None else gallery(page.view, data))
+    whole = page.whole(library, [] if data is None else gallery(page.view, data, maps))
     with replacing(path, mark=MARK, what="page") as temporary:
         temporary.write_text(whole, encoding="utf-8", errors="replace")
     return Path(path)

@@ -1,0 +1,60 @@
+"""Halting units on the residual stages of a trained model, of which a copy is made."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+from torch import nn
+
+from offramp._support.find import find, unknown
+from offramp.errors import BadInput, BadNetwork
+
+
+def halting(model: nn.Module, stages: Sequence[str], *, per: str = "position", **options: Any) -> nn.Module:
+    """A copy of a model whose residual stages run as many units as each position, or each sample, needs.
+
+    The copy has the model's weights, and halting scores that are yet to be trained: with the recipe `pondered`, or in a
+    loop of your own with `offramp.recipes.pondered.priced`. Until then its answers are near those of the model.
+
+    Args:
+        model: any module; it stays as it is.
+        stages: names of its stages, each a Sequential of at least two units, such as ["layer1", "layer2", "layer3"].
+        per: "position" (SACT) or "sample" (ACT).
+        options: of `offramp.layers.adaptive_depth.AdaptiveDepth.from_layer`: eps, bias, break_even, tile, width.
+
+    Returns:
+        The copy, in the mode of the model.
+
+    Raises:
+        BadInput: no stage is named, or one twice or within another.
+        UnknownName: there is no such module.
+        BadNetwork: one is no Sequential of units.
+
+    Example:
+        >>> from offramp.models.cifar_resnet import resnet20
+        >>> adaptive = halting(resnet20().eval(), ["layer1", "layer2", "layer3"], per="sample")
+        >>> type(adaptive.layer1).__name__
+        'AdaptiveDepth'
+    """
+    names = [stages] if isinstance(stages, str) else [*stages]
+    if not names or len(set(names)) != len(names):
+        raise BadInput(f"stages must be names of stages, each once, got {names}")
+    known = dict(model.named_modules())
+    for name in names:
+        if name not in known or not name:
+            raise unknown(name, [one for one in known if one], "module of this model")
+        if inner := [other for other in names if other.startswith(name + ".")]:
+            raise BadInput(f"the stage {inner[0]!r} lies within {name!r}; name one of them")
+    changed = copy.deepcopy(model)
+    for name in names:
+        try:
+            stage = find("layers", "AdaptiveDepth").from_layer(known[name], per=per, **options)
+        except TypeError as problem:
+            raise BadInput(f"{problem}; options are width, eps, bias, break_even and tile") from problem
+        except BadNetwork as problem:
+            raise BadNetwork(f"{name!r}: {problem}") from problem
+        above, _, last = name.rpartition(".")
+        changed.get_submodule(above).register_module(last, stage)
+    return changed
