@@ -42,8 +42,8 @@ def report(
         path: The .html file. An earlier page of offramp there is replaced.
         data: The recorded rows, for a gallery of images.
         others: Plans to mark beside it, under their names.
-        maps: What is shown over some of these images: a function from images [W, C, H, W'] to maps [W, h, w] by name, such
-            as `offramp.layers.adaptive_depth.PonderMaps` of a model.
+        maps: What is shown over some of these images: a function from images [W, C, H, W'] to maps [W, h, w] by name,
+            such as `offramp.layers.adaptive_depth.PonderMaps` of a model.
         title: The heading; by default the names of the exits.
 
     Returns:
