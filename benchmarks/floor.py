@@ -37,13 +37,19 @@ from lenet import untaught
 
 import offramp as off
 
-# Internal: stages of a plan without the Runner around them.
+# Internal: the baseline is given what the network is given.
 from offramp.networks.inputs import as_inputs
+
+# Internal: the names of what a stage gives.
 from offramp.networks.network import LOGITS, SCORE
 
 # Internal: the bare call of an engine is the baseline.
 from offramp.runtime.benching import plain_call
+
+# Internal: stages of a plan without the Runner around them.
 from offramp.runtime.engine import engine_of
+
+# Internal: the graphs that the engine runs.
 from offramp.runtime.graphs import graphs_of
 
 # Internal: the bootstrap of our own figures.
@@ -128,10 +134,12 @@ def cases(data: Path, cache: Path) -> dict[str, Callable[[], Case]]:
 def bare_run(engine: str, graph: Any) -> Callable[[Arrays], Sequence[np.ndarray]]:
     """A graph as its engine runs it bare, with the options of `open`."""
     if engine == "onnxruntime":
-        from offramp.engines.onnxruntime import _session  # internal: the bare session of a graph
+        # Internal: the bare session of a graph.
+        from offramp.engines.onnxruntime import _session
 
         return _session(graph)
-    from offramp.engines.openvino import _model  # internal: the bare model of a graph
+    # Internal: the bare model of a graph.
+    from offramp.engines.openvino import _model
 
     model = _model(graph)
     request = model.create_infer_request()
@@ -303,7 +311,10 @@ def graph_of(case: Case) -> Any:
     """The plan as one graph in a session: a function of the arrays that it reads."""
     import onnx
 
-    from offramp.engines.onnxruntime import _session  # internal: the options of `open`
+    # Internal: a session with the options of `open`.
+    from offramp.engines.onnxruntime import _session
+
+    # Internal: the form in which it takes a graph.
     from offramp.runtime.onnx_graphs import Graph
 
     with tempfile.TemporaryDirectory() as folder:
