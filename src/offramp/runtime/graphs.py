@@ -25,12 +25,14 @@ from offramp.networks.network import Network, Part, trial_rows
 from offramp.plans.schedule import Schedule, Stage, full_schedule
 from offramp.plans.signature import INPUT
 from offramp.runtime.engine import kind_of
+from offramp.runtime.lean import OnArrays, Wanted, inputs_of
 from offramp.runtime.onnx_graphs import Graph, written
 from offramp.runtime.programs import read_by
 from offramp.runtime.staleness import Watch
 
 Call = Callable[[State], State]
 Key = tuple[object, ...]
+Rows = tuple[tuple[str, torch.dtype, tuple[int | None, ...]], ...]  # what a part reads: name, type, shape of a row
 Made = TypeVar("Made")
 Making = Callable[[Part, State], Call]
 Pairs = Sequence[tuple[Part, Part]]
@@ -175,16 +177,52 @@ class _Piece:
     def __init__(self, part: Part, engine: str, make: Callable[[State], Call], kept: Compiled) -> None:
         self.part, self.make, self.kept = part, make, kept
         self.what: Key = (engine, part.name, part.stage.passes, part.writes)
-        self.calls: dict[Key, Call] = {}
+        self.calls: dict[Rows, Call] = {}
+        self.sealed = False
 
     def __call__(self, state: State) -> State:
         names = read_by(self.part, state)
         key = tuple((name, state[name].dtype, _shape(self.part, name, state)) for name in names)
         call = self.calls.get(key)
         if call is None:
+            if self.sealed:
+                raise BadData(self._refusal(key))
             call = _once(self.kept, (*self.what, *key), self.part, lambda: self.make(state))
             self.calls[key] = call
         return call(state)
+
+    def seal(self) -> None:
+        """From here on nothing is compiled: rows of other shapes are refused."""
+        self.sealed = True
+
+    def compiled_for(self) -> list[dict[str, Wanted]]:
+        """By name what this part reads, once for each kind of rows that it was compiled for."""
+        return [{name: Wanted(dtype, shape) for name, dtype, shape in key} for key in self.calls]
+
+    def on_arrays(self) -> OnArrays | None:
+        """The call on arrays; None where there is none, or where it is compiled for several kinds of rows."""
+        if len(self.calls) != 1:
+            return None
+        ((key, call),) = self.calls.items()
+        run = getattr(call, "run", None)
+        if run is None:
+            return None
+        reads = {name: Wanted(dtype, shape) for name, dtype, shape in key}
+        return OnArrays(call.reads, call.writes, run, inputs_of(reads))  # type: ignore[attr-defined]
+
+    def _refusal(self, key: Rows) -> str:
+        got = ", ".join(f"{name} {_kind(dtype, shape)}" for name, dtype, shape in key)
+        (known, *_) = self.calls or [()]
+        expected = ", ".join(f"{name} {_kind(dtype, shape)}" for name, dtype, shape in known)
+        return (
+            f"segment {self.part.name!r} was compiled for rows of {expected or 'no kind'}, got {got}; nothing is "
+            "compiled while serving: open the network again with example=such rows"
+        )
+
+
+def _kind(dtype: torch.dtype, shape: tuple[int | None, ...]) -> str:
+    sizes = ["any" if size is None else str(size) for size in shape]
+    return f"{str(dtype).removeprefix('torch.')} [{', '.join(sizes)}]"
 
 
 def _shape(part: Part, name: str, state: State) -> tuple[int | None, ...]:

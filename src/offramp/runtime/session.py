@@ -46,9 +46,10 @@ def open(
         device: Where the network must be; None means wherever it is.
         time_on: Rows [B, ...] on which every segment is timed at batch 1 to 64, for deadlines.
         example: Rows [B, ...] as they will be served. An engine that compiles needs them where neither the plan nor
-            the network has seen any, as in a ladder with a plan set by hand (what `anytime` runs beyond the plan is
-            compiled when it is first asked for). If some of them are recorded rows that the
-            plan knows by their digests, logits and scores are compared on these as well.
+            the network has seen any, as in a ladder with a plan set by hand. All is compiled here and nothing while
+            serving, so rows of other types and shapes are refused later (texts may have any length). If some
+            of these rows are recorded rows that the plan knows by their digests, logits and scores are compared
+            on them as well.
 
     Returns:
         The network under this plan: immutable, thread-safe, callable.
@@ -83,7 +84,10 @@ def _opened(
     if any(part.stage.passes for part in parts):  # graphs of their own, which nothing else has looked at
         compare_probe(network, plan, parts, example)
     if shelved.compiles:
-        _warm(network, _served(network, plan, engine, time_on if example is None else example), parts)
+        served = _served(network, plan, engine, time_on if example is None else example)
+        for some in (parts, every):
+            _warm(network, served, some)
+            _seal(some)
     timed = None if time_on is None else percentiles(parts, _some_rows(as_inputs(time_on, place)))
     return Runner(network, plan, parts, every, timed, own_threads=shelved.own_threads)
 
@@ -139,6 +143,15 @@ def _warm(network: Network, rows: State, parts: Sequence[Part]) -> None:
             part.call(state)
 
 
+def _seal(parts: Sequence[Part]) -> None:
+    """From here on parts compile nothing: rows that would need it are refused."""
+    for part in parts:
+        for piece in part.pieces.values():
+            seal = getattr(piece, "seal", None)
+            if seal is not None:
+                seal()
+
+
 def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Answers:
     """Open and call: Answers for a batch x. The last Runner of a network is kept while nothing has changed."""
     network = as_network(network)
@@ -149,7 +162,8 @@ def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Answe
         return _Opened(plan, engine, open(network, plan, engine=engine, example=_one_of(x)))
 
     def fits(last: _Opened) -> bool:
-        return last.plan is plan and last.engine == engine and _current(last.runner)
+        same = last.plan is plan and last.engine == engine
+        return same and last.runner.takes(x) and _current(last.runner)
 
     last: _Opened | None = kept.found("runner")  # without waiting for other threads that open or compile
     if last is None or not fits(last):
