@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.networks.network import LOGITS, SCORE, Part
-from offramp.plans.plan import choose
 from offramp.plans.schedule import Stage
 from offramp.plans.signature import INPUT, is_input
 from offramp.plans.topology import LEAVE, Topology
@@ -71,8 +70,7 @@ class _Step:
         run: what it computes.
         reads: names of what `run` is given.
         score: where among its results the score is; -1 without a gate.
-        threshold: scores from here on leave.
-        thresholds: the same as an array [1], for `choose`.
+        threshold: scores from here on leave; never +inf, which closes a gate.
         logits: where among its results the answer is; -1 without one.
         place: the number of its exit.
         keeps: names of what later stages read of its results, and where among them it is.
@@ -84,7 +82,6 @@ class _Step:
     reads: tuple[str, ...]
     score: int
     threshold: float
-    thresholds: Array
     logits: int
     place: int
     keeps: tuple[tuple[str, int], ...]
@@ -101,7 +98,7 @@ def lean_chain(topology: Topology, parts: Sequence[Part]) -> LeanChain | None:
     for part in parts:
         (piece, *others) = part.pieces.values()
         on_arrays = piece.on_arrays() if isinstance(piece, ArrayPiece) else None
-        if others or on_arrays is None or not _expected(part.stage):
+        if others or on_arrays is None or not expected(part.stage):
             return None
         if any(inputs.get(name, wanted) != wanted for name, wanted in on_arrays.inputs.items()):
             return None
@@ -118,7 +115,7 @@ def lean_chain(topology: Topology, parts: Sequence[Part]) -> LeanChain | None:
     return LeanChain(steps, inputs, topology.exits)
 
 
-def _expected(stage: Stage) -> bool:
+def expected(stage: Stage) -> bool:
     """Whether rows leave here by one score, or all go on, or all end."""
     if not stage.gate:
         return len(stage.edges) == 1
@@ -131,13 +128,11 @@ def _step(topology: Topology, part: Part, one: OnArrays, inputs: Sequence[str]) 
     carries = list[str]()
     for name in stage.edges[-1].carries:
         carries += inputs if name == INPUT else [name]
-    limits = np.asarray(stage.thresholds if stage.gate else [0.0], np.float32)
     return _Step(
         run=one.run,
         reads=one.reads,
         score=places[stage.name + SCORE] if stage.gate else -1,
-        threshold=float(limits[0]),
-        thresholds=limits,
+        threshold=float(np.float32(stage.thresholds[0])) if stage.gate else 0.0,
         logits=places.get(stage.name + LOGITS, -1),
         place=topology.place(stage.name) if stage.exit else -1,
         keeps=tuple((name, places[name]) for name in carries if name in places),
@@ -151,7 +146,7 @@ class LeanChain:
 
     def __init__(self, steps: Sequence[_Step], inputs: Mapping[str, Wanted], exits: tuple[str, ...]) -> None:
         self._steps = tuple(steps)
-        self._exits = exits
+        self.exits = exits
         self._inputs = dict(inputs)
         self._only = None
         if tuple(inputs) == (INPUT,) and None not in inputs[INPUT].shape:
@@ -160,7 +155,7 @@ class LeanChain:
 
     def __call__(self, x: Any) -> Answers | None:
         """Answers for x [B, ...]. Raises whatever the engine raises."""
-        state = self._bound(x)
+        state = self.bound(x)
         if state is None:
             return None
         count = len(next(iter(state.values())))
@@ -168,7 +163,7 @@ class LeanChain:
             return self._one(state)
         return self._several(state, count) if count else None
 
-    def _bound(self, x: Any) -> dict[str, Array] | None:
+    def bound(self, x: Any) -> dict[str, Array] | None:
         """The inputs as arrays by name; None unless they are just what was compiled for."""
         if self._only is not None:
             array = _plain_array(x)
@@ -196,12 +191,12 @@ class LeanChain:
             found = step.run({name: state[name] for name in step.reads})
             if step.score >= 0:
                 score = found[step.score].item()
-                if takes(score, step.threshold):
-                    return Unpacked(found[step.logits], ((None, step.place),), GATE, bad, self._exits)
+                if score >= step.threshold:  # `choose`, for a threshold below +inf
+                    return Unpacked(found[step.logits], ((None, step.place),), GATE, bad, self.exits)
                 if score != score:
                     bad = ((None, np.True_),)
             elif step.why >= 0:
-                return Unpacked(found[step.logits], ((None, step.place),), step.why, bad, self._exits)
+                return Unpacked(found[step.logits], ((None, step.place),), step.why, bad, self.exits)
             for name, place in step.keeps:
                 state[name] = found[place]
         raise AssertionError("a chain ends in a stage that answers")
@@ -223,7 +218,7 @@ class LeanChain:
             later: Any = None
             if step.score >= 0:
                 scores = found[step.score]  # [n]
-                later = np.flatnonzero(choose(scores[:, None], step.thresholds))
+                later = staying(scores, step.threshold)
                 if len(later):
                     nan = np.isnan(scores)
                     if nan.any():
@@ -240,7 +235,7 @@ class LeanChain:
                 passed.append((rows, step.place))
                 if ends:
                     why = step.why if step.score < 0 else GATE
-                    return Unpacked(logits, passed, why, bad, self._exits)
+                    return Unpacked(logits, passed, why, bad, self.exits)
             for name, place in step.keeps:
                 state[name] = found[place]
             if later is not None and len(later) < len(scores):
@@ -249,9 +244,9 @@ class LeanChain:
         raise AssertionError("a chain ends in a stage that answers")
 
 
-def takes(score: float, threshold: float) -> bool:
-    """Whether a row leaves at a gate: `choose` for one score and one threshold, as Python's floats."""
-    return score >= threshold and threshold < float("inf")
+def staying(scores: Array, threshold: float) -> NDArray[np.int64]:
+    """The rows of scores [n] that do not leave: `choose` for one score a row and a threshold below +inf."""
+    return np.flatnonzero(~(scores >= np.float32(threshold)))
 
 
 def _plain_array(x: Any) -> Array | None:

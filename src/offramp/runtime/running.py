@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
 
@@ -30,6 +30,7 @@ from offramp.plans.trace import WHY
 from offramp.runtime.lean import LeanChain, Wanted, inputs_of, lean_chain
 from offramp.runtime.measuring import Percentile
 from offramp.runtime.merging import Group, Index, Latest, carried, merged, with_defaults
+from offramp.runtime.one_graph import OneGraph
 from offramp.runtime.outputs import DEADLINE, END, UNAVAILABLE, Answers, Filling
 from offramp.runtime.staleness import Rounds, Watch
 
@@ -58,7 +59,23 @@ class Runner:
         percentiles: Sequence[Percentile] | None,
         *,
         own_threads: bool = False,
+        one_graph: OneGraph | None = None,
+        way: str = "in parts",
     ) -> None:
+        """Take what was opened.
+
+        Args:
+            network: in eval mode.
+            plan: what it is opened under.
+            parts: the stages of the plan.
+            every: the stages in which every exit runs, for `anytime`.
+            percentiles: of the parts' milliseconds, for deadlines.
+            own_threads: see `Engine.own_threads`.
+            one_graph: the plan in one call, where the engine has it.
+            way: how it runs and why, for print.
+        """
+        self.way = way
+        self._quick: Callable[[Any], Answers | None] | None = one_graph
         self.plan = plan
         self.chain = network.chain
         self.device = network.device()
@@ -92,6 +109,8 @@ class Runner:
         self._lean: LeanChain | None = None
         if own_threads and not self._may_fail and self._as_recorded():
             self._lean = lean_chain(self.chain, parts)
+        if self._lean is None or self._quick is None:
+            self._quick = self._lean
 
     def _as_recorded(self) -> bool:
         """Whether the parts were compiled for rows of the recorded shapes."""
@@ -105,8 +124,8 @@ class Runner:
         With a deadline, a segment starts only if its measured 95th percentile fits into what is left; the first
         exit is always computed; rows that ran out of time get the latest exit's answer, and no promise.
         """
-        if deadline_ms is None and self._lean is not None:
-            answers = self._quickly(self._lean, x)
+        if deadline_ms is None and self._quick is not None:
+            answers = self._quickly(self._quick, x)
             if answers is not None:
                 return answers
         start = time.perf_counter()
@@ -140,10 +159,16 @@ class Runner:
                 return False
         return True
 
-    def _quickly(self, lean: LeanChain, x: Any) -> Answers | None:
-        """The answers of the loop on arrays. None where the Runner has to look, or to explain what is wrong."""
+    def __repr__(self) -> str:
+        return f"Runner of {len(self._parts)} stages, {self.way}"
+
+    def _quickly(self, quick: Callable[[Any], Answers | None], x: Any) -> Answers | None:
+        """The answers of one graph or of the loop on arrays.
+
+        None where the Runner has to look, or to explain what is wrong.
+        """
         try:
-            answers = lean(x)
+            answers = quick(x)
         except Exception:  # errors of runtimes share no class; walking says it in a sentence
             return None
         self._glance()
