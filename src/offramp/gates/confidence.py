@@ -17,6 +17,7 @@ __all__ = ["margin", "max_logit", "max_prob", "neg_entropy"]
 def margin(logits: Tensor) -> Tensor:
     """Difference of the two largest logits.
 
+    >>> import torch
     >>> margin(torch.tensor([[2.0, 7.0, 4.0]]))
     tensor([3.])
     """
@@ -27,6 +28,7 @@ def margin(logits: Tensor) -> Tensor:
 def max_logit(logits: Tensor) -> Tensor:
     """Largest logit: the d-gate's score, a distance to a boundary, for exits taught by hinge (arXiv 1811.01476).
 
+    >>> import torch
     >>> max_logit(torch.tensor([[-2.0, 7.0, 4.0]]))
     tensor([7.])
     """
