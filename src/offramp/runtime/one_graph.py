@@ -27,7 +27,7 @@ from offramp.networks.network import LOGITS, SCORE, Network, Part
 from offramp.plans.schedule import Schedule
 from offramp.plans.signature import INPUT
 from offramp.plans.trace import WHY
-from offramp.runtime.graphs import graphs_of
+from offramp.runtime.graphs import graphs_of, kept_graph, network_marks
 from offramp.runtime.lean import Array, LeanChain, Run, expected
 from offramp.runtime.onnx_graphs import Graph
 from offramp.runtime.outputs import GATE, Answers, Tensors
@@ -98,6 +98,13 @@ def lowered(network: Network, schedule: Schedule, parts: Sequence[Part], rows: S
         BadNetwork: it cannot be expressed; the sentence says why.
     """
     require_lowerable(network, parts)
+    shapes = [(name, str(value.dtype), tuple(value.shape[1:])) for name, value in rows.items()]
+    stages = [(part.stage.nodes, part.stage.thresholds, part.writes) for part in parts]
+    key = f"one graph {network_marks(network)()} {stages} {shapes}"
+    return kept_graph(key, lambda: _lowered(network, schedule, parts, rows))
+
+
+def _lowered(network: Network, schedule: Schedule, parts: Sequence[Part], rows: State) -> Graph:
     tried = {name: value[:4].clone() for name, value in rows.items()}
     inputs = tuple(rows)
     written = list[_Written]()
