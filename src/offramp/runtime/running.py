@@ -171,7 +171,8 @@ class Runner:
             answers = quick(x)
         except Exception:  # errors of runtimes share no class; walking says it in a sentence
             return None
-        self._glance()
+        if self._rounds is not None:
+            self._rounds.glance()
         return answers
 
     def _glance(self) -> None:
