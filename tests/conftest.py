@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start, beside other workers' tests
@@ -54,6 +55,19 @@ def nothing_trained() -> None:
     """No test knows what another one trained: many use the same seeded models."""
     trained._LIVING.clear()
     trained._VALUES.clear()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Graphs that tests keep on disk, and no graph of the user's."""
+    place = tmp_path_factory.mktemp("cache")
+    before = os.environ.get("XDG_CACHE_HOME")
+    os.environ["XDG_CACHE_HOME"] = str(place)
+    yield place / "offramp"
+    if before is None:
+        del os.environ["XDG_CACHE_HOME"]
+    else:
+        os.environ["XDG_CACHE_HOME"] = before
 
 
 @pytest.fixture

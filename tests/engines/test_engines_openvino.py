@@ -66,7 +66,7 @@ def test_it_computes_in_float32_on_the_threads_of_torch_and_pins_none(monkeypatc
     monkeypatch.setattr(package.Core, "compile_model", compile_model)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     off.run(ladder_of(2), Plan.by_hand({}), rows_of(3), engine="openvino")
-    (config,) = seen
+    config, *_ = seen
     assert config["INFERENCE_PRECISION_HINT"] == "f32"
     assert (config["INFERENCE_NUM_THREADS"], config["NUM_STREAMS"], config["ENABLE_CPU_PINNING"]) == (2, 1, False)
 

@@ -9,7 +9,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from offramp.building.factories import make_gate
 from offramp.gates.confidence import margin, max_prob, neg_entropy
+from offramp.networks.nodes import Seen, grade
 
 ROWS = st.lists(st.lists(st.floats(-120, 120, width=32), min_size=3, max_size=3), min_size=1, max_size=5)
 
@@ -65,3 +67,21 @@ def test_margins_tell_apart_what_probabilities_cannot():
 @pytest.mark.parametrize("score", [margin, max_prob, neg_entropy])
 def test_nan_is_not_hidden(score):
     assert score(torch.tensor([[math.nan, 1.0], [1.0, 2.0]])).isnan().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("score", [neg_entropy])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("where", [0, 1, 2])
+def test_a_score_that_says_so_is_nan_for_every_logit_that_is_not_finite(score, bad, where):
+    assert score.spreads_nan
+    logits = torch.tensor([[5.0, 1.0, 0.0], [120.0, -120.0, 0.0], [0.0, 0.0, 0.0]])
+    logits[:, where] = bad
+    assert score(logits).isnan().all()
+
+
+def test_only_scores_that_say_so_do_without_the_check_of_their_logits():
+    seen = Seen(torch.zeros(2, 3), {})
+    logits = torch.tensor([[5.0, 1.0, -math.inf], [5.0, 1.0, 0.0]])
+    for name in ("margin", "max_prob", "neg_entropy"):
+        gate = make_gate(name, ())
+        assert grade(gate, seen, logits).isnan().tolist() == [True, False], name

@@ -54,13 +54,17 @@ def test_a_runner_is_timed_on_parts_that_compute_nothing():
 
 
 @pytest.mark.parametrize("count", SIZES)
-def test_of_several_rows_one_leaves_at_every_gate(count):
+@pytest.mark.parametrize("own_threads", [False, True])
+def test_of_several_rows_one_leaves_at_every_gate(count, own_threads):
+    """Also where rows go through the loop on arrays."""
     net = ladder_of(3)
     parts = engine_of("torch")[0].open(net, full_schedule(net.chain), net.device())
     x = as_inputs(rows_of(count))
     state = overhead._computed(parts, x)
-    canned = [overhead._canned(part, state, last=part is parts[-1]) for part in parts]
-    runner = overhead.Runner(net, off.Plan.by_hand({"small": 0.5, "middle": 0.5}), canned, parts, None)
+    canned = [overhead._canned(part, state, last=part is parts[-1], inputs=x) for part in parts]
+    plan = off.Plan.by_hand({"small": 0.5, "middle": 0.5})
+    runner = overhead.Runner(net, plan, canned, parts, None, own_threads=own_threads)
+    assert (runner._lean is not None) == own_threads
     exits = runner(x["x"]).exit.tolist()
     assert exits == ([2] if count == 1 else [0, 1, *[2] * (count - 2)])
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,9 +17,9 @@ from offramp.errors import BadNetwork
 from offramp.networks.network import LOGITS, SCORE
 from offramp.plans.schedule import Stage
 from offramp.plans.trace import WHY
+from offramp.runtime.one_graph import MOST_BYTES, Body
 from offramp.runtime.onnx_graphs import Graph
 
-MOST_BYTES = 2**31 - 1  # of one protobuf message
 OUTPUTS = ("logits", "exit", "why", "flagged")
 
 
@@ -31,32 +31,6 @@ class Written:
     graph: Graph
     place: int
     carries: tuple[tuple[str, ...], ...]
-
-
-@dataclass
-class _Body:
-    """Nodes and weights of a graph being written."""
-
-    nodes: list[Any] = field(default_factory=list)
-    weights: list[Any] = field(default_factory=list)
-
-    def add(self, kind: str, inputs: Sequence[str], output: str, **attributes: Any) -> str:
-        from onnx import helper
-
-        self.nodes.append(helper.make_node(kind, [*inputs], [output], name=f"offramp {output}", **attributes))
-        return output
-
-    def constant(self, name: str, value: Any) -> str:
-        from onnx import numpy_helper
-
-        self.weights.append(numpy_helper.from_array(np.asarray(value), name))
-        return name
-
-    def graph(self, name: str, outputs: Sequence[str], kinds: Sequence[int]) -> Any:
-        from onnx import helper
-
-        ends = [helper.make_tensor_value_info(end, kind, None) for end, kind in zip(outputs, kinds, strict=True)]
-        return helper.make_graph(self.nodes, name, [], ends, self.weights)
 
 
 def one_model(stages: Sequence[Written], inputs: Sequence[Any], thresholds: dict[str, float], classes: int) -> Any:
@@ -74,7 +48,7 @@ def one_model(stages: Sequence[Written], inputs: Sequence[Any], thresholds: dict
         value.type.tensor_type.elem_type for value in stages[-1].graph.model.graph.output if _is_logits(value)
     )
     kinds = (logits, TensorProto.INT64, TensorProto.INT64, TensorProto.BOOL)
-    body, rest, none = _Body(), _Body(), _Body()
+    body, rest, none = Body(), Body(), Body()
     limits = [helper.make_tensor_value_info(f"threshold/{gate}", TensorProto.FLOAT, []) for gate in thresholds]
     for gate, value in thresholds.items():
         body.constant(f"threshold/{gate}", np.float32(value))
@@ -96,7 +70,7 @@ def _is_logits(value: Any) -> bool:
     return str(value.name).endswith(LOGITS)
 
 
-def _rest(body: _Body, stages: Sequence[Written], scope: dict[str, str], kinds: Sequence[int]) -> tuple[str, ...]:
+def _rest(body: Body, stages: Sequence[Written], scope: dict[str, str], kinds: Sequence[int]) -> tuple[str, ...]:
     """Write the stages of a chain from `stages[0]` on into `body`.
 
     Returns the names of logits, exit, why and flagged of the rows there.
@@ -127,7 +101,7 @@ def _rest(body: _Body, stages: Sequence[Written], scope: dict[str, str], kinds: 
     body.constant(f"{name}::axis", np.array([0]))
     size = body.add("Size", [index], f"{name}::stay count")
     some = body.add("Greater", [size, body.constant(f"{name}::0", np.int64(0))], f"{name}::some")
-    on, done = _Body(), _Body()
+    on, done = Body(), Body()
     inner = {
         key: on.add("Gather", [scope.get(key, key), index], f"{name}::{key}", axis=0) for key in written.carries[-1]
     }
@@ -138,12 +112,12 @@ def _rest(body: _Body, stages: Sequence[Written], scope: dict[str, str], kinds: 
     return outputs
 
 
-def _ends(body: _Body, name: str) -> list[str]:
+def _ends(body: Body, name: str) -> list[str]:
     """From the first number of a shape to the second."""
     return [body.constant(f"{name}::from", np.array([0])), body.constant(f"{name}::to", np.array([1]))]
 
 
-def _stay(body: _Body, name: str) -> str:
+def _stay(body: Body, name: str) -> str:
     """The rows [n] that do not leave, as `choose` says: NaN stays, and at +inf all do."""
     limit = f"threshold/{name}"
     reached = body.add("GreaterOrEqual", [name + SCORE, limit], f"{name}::reached")
@@ -151,7 +125,7 @@ def _stay(body: _Body, name: str) -> str:
     return body.add("Not", [body.add("And", [reached, open_], f"{name}::leave")], f"{name}::stay")
 
 
-def _scattered(body: _Body, name: str, own: Sequence[str], found: Sequence[str], index: str) -> tuple[str, ...]:
+def _scattered(body: Body, name: str, own: Sequence[str], found: Sequence[str], index: str) -> tuple[str, ...]:
     """Answers of all rows, with those of the rows that went on in their places; a flag once set stays."""
     from onnx import TensorProto
 
@@ -167,10 +141,10 @@ def _scattered(body: _Body, name: str, own: Sequence[str], found: Sequence[str],
 
 
 def _either(
-    body: _Body,
+    body: Body,
     some: str,
-    yes: tuple[_Body, Sequence[str]],
-    no: tuple[_Body, Sequence[str]],
+    yes: tuple[Body, Sequence[str]],
+    no: tuple[Body, Sequence[str]],
     outputs: Sequence[str],
     kinds: Sequence[int],
 ) -> None:

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from offramp.errors import BadData, BadNetwork, MissingExtra
 from offramp.networks.inputs import State
-from offramp.runtime.graphs import Call
 from offramp.runtime.onnx_graphs import Graph
 
 Array = NDArray[Any]
@@ -28,27 +27,50 @@ def package(name: str) -> Any:
         raise MissingExtra(name, name, f"engine={name!r}") from problem
 
 
-def on_arrays(graph: Graph, runtime: str, made: Callable[[Graph], Run], told: Callable[[str], str]) -> Call:
-    """A graph as a call. told: one sentence of what the runtime says, on one line. Raises BadNetwork; calls BadData."""
+class ArrayCall:
+    """A graph as a call on named tensors; `run` is the same on arrays."""
+
+    def __init__(self, graph: Graph, run: Run, runtime: str, told: Callable[[str], str]) -> None:
+        # Not the graph itself, which has the weights once more.
+        self.node = graph.node
+        self.reads = graph.reads
+        self.writes = graph.writes
+        self.run = run
+        self.runtime = runtime
+        self.told = told
+
+    def __call__(self, state: State) -> State:
+        """What the graph gives. Raises BadData with a sentence of what the runtime says."""
+        try:
+            found = self.run({name: state[name].detach().numpy() for name in self.reads})
+        except Exception as problem:  # errors of runtimes share no class but Exception
+            brief = _brief(problem, self.told)
+            raise BadData(
+                f"segment {self.node!r} failed in {self.runtime}: {brief}; run it with engine='torch'"
+            ) from problem
+        pairs = zip(self.writes, found, strict=True)
+        return {name: torch.from_numpy(np.asarray(value)) for name, value in pairs}
+
+
+def on_arrays(graph: Graph, runtime: str, made: Callable[[Graph], Run], told: Callable[[str], str]) -> ArrayCall:
+    """A graph as a call.
+
+    Args:
+        graph: what is run.
+        runtime: its name in sentences.
+        made: compiles the graph.
+        told: one sentence of what the runtime says, on one line.
+
+    Raises:
+        BadNetwork: the runtime cannot run it.
+    """
     try:
         run = made(graph)
     except Exception as problem:  # errors of runtimes share no class but Exception
         raise BadNetwork(
             f"segment {graph.node!r} cannot run on {runtime}: {_brief(problem, told)}; run it with engine='torch'"
         ) from problem
-
-    node, reads, writes = graph.node, graph.reads, graph.writes  # and not the graph, which has the weights once more
-
-    def call(state: State) -> State:
-        try:
-            found = run({name: state[name].detach().numpy() for name in reads})
-        except Exception as problem:
-            raise BadData(
-                f"segment {node!r} failed in {runtime}: {_brief(problem, told)}; run it with engine='torch'"
-            ) from problem
-        return {name: torch.from_numpy(np.asarray(value)) for name, value in zip(writes, found, strict=True)}
-
-    return call
+    return ArrayCall(graph, run, runtime, told)
 
 
 def bound(run: Run, reads: Sequence[str]) -> Callable[[State], Callable[[], object]]:

@@ -7,7 +7,7 @@ are used for nothing else: they count as rows that taught.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from offramp.engines._arrays import Run, bound, on_arrays, package
 from offramp.engines._quantising import Quantising, scaling_rows
+from offramp.errors import BadNetwork
 from offramp.networks.inputs import State
 from offramp.networks.network import Network, Part
 from offramp.plans.schedule import Schedule
 from offramp.runtime.engine import Engine
 from offramp.runtime.graphs import Call, graphs_of, parts_of
+from offramp.runtime.one_graph import lowered
 from offramp.runtime.onnx_graphs import Graph
 
 __all__ = ["OnnxRuntime"]
@@ -51,6 +53,12 @@ class OnnxRuntime(Engine):
         told = ", ".join([told, *self.marks()])
         # Each node is quantised as it was when it was recorded: what stands between two would be rounded otherwise.
         return parts_of(network, schedule, device, told, lambda graph: _compiled(narrow(graph)), joined=False)
+
+    def in_one(self, network: Network, schedule: Schedule, parts: Sequence[Part], rows: State) -> Run:
+        """A session of the whole schedule. Not in eight bits, where each stage stays as it was recorded."""
+        if self.int8 is not None:
+            raise BadNetwork("stages in eight bits are rounded one by one")
+        return _session(lowered(network, schedule, parts, rows))
 
     def bare(self, network: Network, schedule: Schedule, state: State) -> Callable[[State], Callable[[], object]]:
         """`session.run` on NumPy arrays, and nothing else. The session has the options of `open`."""

@@ -6,10 +6,9 @@ ResNet-20), margins do not.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from offramp.plans.scores import ScoreRange, scores_in
+from offramp.plans.scores import ScoreRange, scores_in, spreads_nan
 
 __all__ = ["margin", "max_logit", "max_prob", "neg_entropy"]
 
@@ -18,16 +17,18 @@ __all__ = ["margin", "max_logit", "max_prob", "neg_entropy"]
 def margin(logits: Tensor) -> Tensor:
     """Difference of the two largest logits.
 
+    >>> import torch
     >>> margin(torch.tensor([[2.0, 7.0, 4.0]]))
     tensor([3.])
     """
-    first, second = logits.topk(2, dim=-1).values.unbind(-1)
-    return first - second
+    two = logits.topk(2, dim=-1).values  # [B, 2]
+    return two.select(-1, 0) - two.select(-1, 1)  # a graph has one node for each, of unbind two
 
 
 def max_logit(logits: Tensor) -> Tensor:
     """Largest logit: the d-gate's score, a distance to a boundary, for exits taught by hinge (arXiv 1811.01476).
 
+    >>> import torch
     >>> max_logit(torch.tensor([[-2.0, 7.0, 4.0]]))
     tensor([7.])
     """
@@ -40,11 +41,13 @@ def max_prob(logits: Tensor) -> Tensor:
     return logits.softmax(-1).amax(-1)
 
 
+@spreads_nan
 @scores_in(ScoreRange(high=0.0, saturates=(0.0,)))
 def neg_entropy(logits: Tensor) -> Tensor:
     """Minus the entropy of the softmax in nats, in [-ln C, 0] (BranchyNet; Teerapittayanon et al., 2016).
 
-    Finite for any finite logits: `torch.special.entr` takes 0 ln 0 as 0, where p * log p gives NaN for [120, 0].
+    Finite where logits are finite, also for [120, 0]: the logarithm is that of the softmax itself and
+    never of a rounded 0. NaN where a logit is NaN or infinite (0 times minus infinity).
     """
-    terms: Tensor = torch.special.entr(logits.softmax(-1))
-    return -terms.sum(-1)
+    logs = logits.log_softmax(-1)
+    return (logs.exp() * logs).sum(-1)

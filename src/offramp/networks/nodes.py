@@ -68,9 +68,13 @@ class Hands(Protocol):
 
 
 class Gate(nn.Module, abc.ABC):
-    """Contract of a score per sample: higher = readier to leave. `reads` names earlier exits and inputs."""
+    """Contract of a score per sample: higher = readier to leave. `reads` names earlier exits and inputs.
+
+    `spreads_nan`: whether a score is NaN by itself where a logit of this node's exit is NaN or infinite.
+    """
 
     reads: tuple[str, ...] = ()
+    spreads_nan: bool = False
 
     @abc.abstractmethod
     def score(self, seen: Seen) -> Tensor:
@@ -101,6 +105,7 @@ class Scorer(Gate):
         super().__init__()
         self.name = name
         self.function = function
+        self.spreads_nan = getattr(function, "spreads_nan", False) is True
 
     def score(self, seen: Seen) -> Tensor:
         """The function of this exit's own logits."""
@@ -174,7 +179,7 @@ def grade(gate: Gate, seen: Seen, own: Tensor | None, routes: int = 1) -> Tensor
     if score.shape != ((count,) if routes == 1 else (count, routes)):
         expected = f"[{count}], one per row" if routes == 1 else f"[{count}, {routes}]"
         raise BadNetwork(f"a gate gave scores of shape {tuple(score.shape)}, expected {expected}")
-    if own is None:
+    if own is None or gate.spreads_nan:
         return score
     finite = (own * 0).sum(-1).float()  # NaN where a logit is none; few operations, for batches of one
     return score + (finite if routes == 1 else finite[:, None])

@@ -92,3 +92,13 @@ def scores_in(score_range: ScoreRange) -> Callable[[FunctionT], FunctionT]:
         return function
 
     return declared
+
+
+def spreads_nan(function: FunctionT) -> FunctionT:
+    """A decorator for a score that is NaN by itself wherever a logit is NaN or infinite.
+
+    Such rows must never leave, so other gates get a check of their own around the score: three more
+    operations, which a batch of one waits for.
+    """
+    function.spreads_nan = True  # type: ignore[attr-defined]
+    return function

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import abc
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from offramp._support.find import find_file, unknown
-from offramp.errors import BadInput
+from offramp.errors import BadInput, BadNetwork
 from offramp.networks.inputs import State
 from offramp.networks.network import Network, Part
 from offramp.plans.schedule import Schedule
@@ -62,6 +62,27 @@ class Engine(abc.ABC):
             return state
 
         return lambda rows: partial(call, rows)
+
+    def in_one(
+        self, network: Network, schedule: Schedule, parts: Sequence[Part], rows: State
+    ) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
+        """A schedule lowered to one call on arrays, with gates, compaction and order inside.
+
+        By default an engine has none, and stages run one after the other.
+
+        Args:
+            network: whose schedule it is.
+            schedule: a chain with a gate that is open.
+            parts: its stages, opened on this engine and compiled.
+            rows: named inputs [B, ...] such as will be served.
+
+        Returns:
+            A function of named arrays that gives logits [B, C] and codes [B]: see `one_graph`.
+
+        Raises:
+            BadNetwork: it cannot be had; the sentence says why.
+        """
+        raise BadNetwork("this engine has no single graph for it")
 
     def version(self) -> str:
         """What runs and in which version, for traces and plans; by default the name on the shelf.

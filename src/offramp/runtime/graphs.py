@@ -7,30 +7,39 @@ the weights are what they were. Its inputs and outputs have the names of the ten
 from __future__ import annotations
 
 import contextlib
+import inspect
+import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from importlib.metadata import version
 from operator import is_
-from typing import Generic, TypeVar
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 from weakref import ref
 
 import torch
 from torch import nn
 
+from offramp._support import cache as disk
+from offramp._support.cache import edition
 from offramp.errors import BadData, BadInput, BadNetwork, OpenAgain
 from offramp.networks.compiled import Compiled, compiled_of
 from offramp.networks.inputs import State
 from offramp.networks.members import outside_torch
 from offramp.networks.network import Network, Part, trial_rows
-from offramp.plans.schedule import Schedule, Stage, full_schedule
+from offramp.plans.schedule import Edge, Schedule, Stage, full_schedule
 from offramp.plans.signature import INPUT
+from offramp.runtime.code_marks import code_marks
 from offramp.runtime.engine import kind_of
-from offramp.runtime.onnx_graphs import Graph, written
+from offramp.runtime.lean import OnArrays, Wanted, inputs_of
+from offramp.runtime.onnx_graphs import Graph, require_onnx, written
 from offramp.runtime.programs import read_by
 from offramp.runtime.staleness import Watch
 
 Call = Callable[[State], State]
 Key = tuple[object, ...]
+Rows = tuple[tuple[str, torch.dtype, tuple[int | None, ...]], ...]  # what a part reads: name, type, shape of a row
 Made = TypeVar("Made")
 Making = Callable[[Part, State], Call]
 Pairs = Sequence[tuple[Part, Part]]
@@ -54,14 +63,108 @@ def parts_of(
     if device.type != "cpu":
         raise BadInput(f"the network is on {device}, and {engine.split()[0]} runs on the cpu here; call net.to('cpu')")
     kept = compiled_of(network)  # the parts hold this and not the network, which may go before them
+    marks = network_marks(network)
+    known = f"parts {marks()} {schedule!r} {joined}"
+    whose = ref(network)
+    passing = list[tuple[Part, Pairs]]()
 
-    def lazy(part: Part, pairs: Pairs) -> Part:
+    def computed() -> list[tuple[Part, Pairs]]:
+        """The parts in torch, from which graphs are written: taken apart only when some graph is not on disk."""
+        if not passing:
+            found = whose()
+            assert found is not None, "its parts outlive the network"
+            passing.extend(_passing(found, schedule, device, joined=joined))
+        return passing
+
+    parts = _remembered(network, known)
+    if parts is None:
+        parts = [part for part, _ in computed()]
+        _remember(network, known, parts)
+
+    def lazy(number: int, part: Part) -> Part:
         def make(state: State) -> Call:
-            return compiled(_through(pairs, part.writes, state, kept))
+            shapes = [(name, str(state[name].dtype), _shape(part, name, state)) for name in read_by(part, state)]
+            key = f"part {marks()} {part.stage.nodes} {part.writes} {shapes}"
+            return compiled(kept_graph(key, lambda: _through(computed()[number][1], part.writes, state, kept)))
 
         return replace(part, pieces={"segment": _Piece(part, engine, make, kept)})
 
-    return tuple(lazy(part, pairs) for part, pairs in _passing(network, schedule, device, joined=joined))
+    return tuple(lazy(number, part) for number, part in enumerate(parts))
+
+
+def _remember(network: Network, key: str, parts: Sequence[Part]) -> None:
+    """Keep on disk what parts read, write and watch, so that the next process need not take the model apart."""
+    names = {module: name for name, module in network.named_modules()}
+    found = list[Any]()
+    for part in parts:
+        if not all(module in names for module in part.modules):
+            return
+        free = {name: [*dims] for name, dims in part.free.items()}
+        found.append([asdict(part.stage), [names[module] for module in part.modules], free])
+    disk.write(key, json.dumps(found).encode())
+
+
+def _remembered(network: Network, key: str) -> list[Part] | None:
+    """The parts of `_remember` without their pieces; None where nothing is kept that fits."""
+    content = disk.read(key)
+    if content is None:
+        return None
+    modules = dict(network.named_modules())
+    parts = list[Part]()
+    try:
+        for fields, names, free in json.loads(content):
+            edges = list[Edge]()
+            for edge in fields.pop("edges"):
+                edges.append(Edge(edge["to"], edge["successor"], tuple(edge["carries"]), tuple(edge["via"])))
+            plain = dict[str, Any]()
+            for name, value in fields.items():
+                plain[name] = tuple(value) if isinstance(value, list) else value
+            stage = Stage(edges=tuple(edges), **plain)
+            dims = {name: tuple(value) for name, value in free.items()}
+            parts.append(Part(stage, tuple(modules[name] for name in names), {}, dims))
+    except (ValueError, TypeError, KeyError, AttributeError):  # it was not written by us
+        return None
+    return parts
+
+
+def network_marks(network: Network) -> Callable[[], str]:
+    """A function that gives all by which graphs of this network are known on disk; it does not keep the network.
+
+    Weights, configuration, the user's code, the versions of what writes graphs, and the sources of all classes of
+    modules, as far as files tell.
+    """
+    whose = ref(network)
+
+    def marks() -> str:
+        found = whose()
+        assert found is not None, "its parts outlive the network"
+        kinds = sorted({type(module) for module in found.modules()}, key=lambda kind: kind.__qualname__)
+        sources = [f"{kind.__module__}.{kind.__qualname__} {_source(kind)}" for kind in kinds]
+        versions = [edition(), *(f"{name} {version(name)}" for name in ("torch", "onnx", "onnxscript"))]
+        return str([found.fingerprint(), found.precision(), code_marks(found), versions, sources])
+
+    return marks
+
+
+def _source(kind: type) -> str:
+    """The state of the file that a class is written in; nothing for what has no file."""
+    try:
+        state = Path(inspect.getfile(kind)).stat()
+    except (TypeError, OSError):
+        return ""
+    return f"{state.st_size} {state.st_mtime_ns}"
+
+
+def kept_graph(key: str, make: Callable[[], Graph]) -> Graph:
+    """A graph from the cache on disk, or made now and kept there."""
+    require_onnx()
+    found = disk.read(key)
+    if found is not None and (graph := Graph.from_bytes(found)) is not None:
+        return graph
+    graph = make()
+    with contextlib.suppress(ValueError):  # more than one message of protobuf can hold
+        disk.write(key, graph.to_bytes())
+    return graph
 
 
 def _require_torch(network: Network) -> None:
@@ -175,16 +278,52 @@ class _Piece:
     def __init__(self, part: Part, engine: str, make: Callable[[State], Call], kept: Compiled) -> None:
         self.part, self.make, self.kept = part, make, kept
         self.what: Key = (engine, part.name, part.stage.passes, part.writes)
-        self.calls: dict[Key, Call] = {}
+        self.calls: dict[Rows, Call] = {}
+        self.sealed = False
 
     def __call__(self, state: State) -> State:
         names = read_by(self.part, state)
         key = tuple((name, state[name].dtype, _shape(self.part, name, state)) for name in names)
         call = self.calls.get(key)
         if call is None:
+            if self.sealed:
+                raise BadData(self._refusal(key))
             call = _once(self.kept, (*self.what, *key), self.part, lambda: self.make(state))
             self.calls[key] = call
         return call(state)
+
+    def seal(self) -> None:
+        """From here on nothing is compiled: rows of other shapes are refused."""
+        self.sealed = True
+
+    def compiled_for(self) -> list[dict[str, Wanted]]:
+        """By name what this part reads, once for each kind of rows that it was compiled for."""
+        return [{name: Wanted(dtype, shape) for name, dtype, shape in key} for key in self.calls]
+
+    def on_arrays(self) -> OnArrays | None:
+        """The call on arrays; None where there is none, or where it is compiled for several kinds of rows."""
+        if len(self.calls) != 1:
+            return None
+        ((key, call),) = self.calls.items()
+        run = getattr(call, "run", None)
+        if run is None:
+            return None
+        reads = {name: Wanted(dtype, shape) for name, dtype, shape in key}
+        return OnArrays(call.reads, call.writes, run, inputs_of(reads))  # type: ignore[attr-defined]
+
+    def _refusal(self, key: Rows) -> str:
+        got = ", ".join(f"{name} {_kind(dtype, shape)}" for name, dtype, shape in key)
+        (known, *_) = self.calls or [()]
+        expected = ", ".join(f"{name} {_kind(dtype, shape)}" for name, dtype, shape in known)
+        return (
+            f"segment {self.part.name!r} was compiled for rows of {expected or 'no kind'}, got {got}; nothing is "
+            "compiled while serving: open the network again with example=such rows"
+        )
+
+
+def _kind(dtype: torch.dtype, shape: tuple[int | None, ...]) -> str:
+    sizes = ["any" if size is None else str(size) for size in shape]
+    return f"{str(dtype).removeprefix('torch.')} [{', '.join(sizes)}]"
 
 
 def _shape(part: Part, name: str, state: State) -> tuple[int | None, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import re
 import warnings
@@ -36,6 +37,23 @@ class Graph:
     reads: tuple[str, ...]
     writes: tuple[str, ...]
     model: Any
+
+    def to_bytes(self) -> bytes:
+        """As a file holds it: a line of JSON, then the model."""
+        head = json.dumps([self.node, self.reads, self.writes]).encode()
+        return head + b"\n" + bytes(self.model.SerializeToString())
+
+    @staticmethod
+    def from_bytes(content: bytes) -> Graph | None:
+        """The graph of `to_bytes`; None for anything else."""
+        import onnx
+
+        head, _, body = content.partition(b"\n")
+        try:
+            node, reads, writes = json.loads(head)
+            return Graph(str(node), tuple(reads), tuple(writes), onnx.load_model_from_string(body))
+        except Exception:  # JSON and protobuf raise errors that share no class
+            return None
 
     def only(self, writes: Sequence[str]) -> Graph:
         """The graph without what nothing in `writes` needs, inputs included."""

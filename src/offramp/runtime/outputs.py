@@ -6,7 +6,8 @@ Shapes: B rows handed in, n rows at one exit, C classes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -18,25 +19,69 @@ from offramp.plans.trace import WHY
 
 GATE, END, DEEPEST, DEADLINE, UNAVAILABLE = range(len(WHY))
 
+Array = np.ndarray[Any, np.dtype[Any]]
 Rows = np.ndarray[Any, np.dtype[np.int64]] | None  # numbers of rows in x; None: all of them
+Passed = Sequence[tuple[Rows, int]]  # rows, and the exit that answered them
+Bad = Sequence[tuple[Rows, np.ndarray[Any, np.dtype[np.bool_]]]]  # rows, and whether their score was NaN
 
 
-@dataclass(frozen=True)
+Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # logits, exit, why, flagged
+
+
 class Answers:
-    """What a runner gives, in the order of x.
+    """What a runner gives, in the order of x. It cannot be changed.
 
     Attributes:
         logits: [B, C].
         exit: [B] int64, an index into `exits`.
         why: [B] int64, an index into trace.WHY: gate, end, deepest, deadline, unavailable.
         flagged: [B] bool: a score of this row was NaN, or its answer is not finite.
+        exits: The names of the exits.
     """
 
-    logits: Tensor
-    exit: Tensor
-    why: Tensor
-    flagged: Tensor
-    exits: tuple[str, ...]
+    def __init__(
+        self,
+        logits: Tensor,
+        exit: Tensor,
+        why: Tensor,
+        flagged: Tensor,
+        exits: tuple[str, ...],
+    ) -> None:
+        self._exits = exits
+        self._tensors: Tensors = (logits, exit, why, flagged)
+
+    @property
+    def logits(self) -> Tensor:
+        """Logits [B, C]."""
+        return self._tensors[0]
+
+    @property
+    def exit(self) -> Tensor:
+        """Which exit answered, [B] int64: an index into `exits`."""
+        return self._tensors[1]
+
+    @property
+    def why(self) -> Tensor:
+        """Why it did, [B] int64: an index into trace.WHY."""
+        return self._tensors[2]
+
+    @property
+    def flagged(self) -> Tensor:
+        """Rows with a NaN score or an answer that is not finite, [B] bool."""
+        return self._tensors[3]
+
+    @property
+    def exits(self) -> tuple[str, ...]:
+        """The names of the exits."""
+        return self._exits
+
+    def __len__(self) -> int:
+        return len(self.exit)
+
+    def __repr__(self) -> str:
+        counts = np.bincount(self.exit.cpu().numpy(), minlength=len(self.exits)).tolist()
+        left = ", ".join(f"{count} at {name}" for name, count in zip(self.exits, counts, strict=True))
+        return f"Answers({len(self)} rows: {left})"
 
     def reasons(self) -> list[str]:
         """`why` in words, one per row."""
@@ -44,9 +89,52 @@ class Answers:
 
     def to(self, device: torch.device) -> Answers:
         """The same on another device."""
-        return Answers(
-            self.logits.to(device), self.exit.to(device), self.why.to(device), self.flagged.to(device), self.exits
-        )
+        logits, exit, why, flagged = (tensor.to(device) for tensor in self._tensors)
+        return Answers(logits, exit, why, flagged, self._exits)
+
+
+class Unpacked(Answers):
+    """Answers as the lean walk leaves them: tensors are made when somebody asks for one of them.
+
+    At batch 1 four tensors take as long as a small network.
+    """
+
+    def __init__(self, logits: Array, passed: Passed, why: int, bad: Bad, exits: tuple[str, ...]) -> None:
+        """Keep what was decided.
+
+        Args:
+            logits: [B, C], of all rows.
+            passed: pairs of rows and the exit that answered them, unless a later pair holds them
+                too. Rows None stands for all of them.
+            why: of the rows of the last pair; all others left at a gate.
+            bad: pairs of rows and whether their score was NaN.
+            exits: the names of the exits.
+        """
+        self._exits = exits
+        self._left = (logits, passed, why, bad)
+
+    @cached_property
+    def _tensors(self) -> Tensors:  # type: ignore[override]
+        logits, passed, why, bad = self._left
+        count = len(logits)
+        places = np.empty(count, np.int64)
+        reasons = np.full(count, GATE, np.int64)
+        flags = np.zeros(count, bool)
+        for rows, place in passed:
+            places[_where(rows)] = place
+        for rows, nan in bad:
+            flags[_where(rows)] |= nan
+        if why != GATE:  # what leaves at a gate had a score, so its logits were finite
+            last = _where(passed[-1][0])
+            reasons[last] = why
+            flags[last] |= ~np.isfinite(logits[last].astype(np.float32, copy=False)).all(-1)
+        arrays = (logits, places, reasons, flags)
+        made = tuple(torch.from_numpy(array) for array in arrays)
+        return made[0], made[1], made[2], made[3]
+
+
+def _where(rows: Rows) -> Any:
+    return slice(None) if rows is None else rows
 
 
 class Filling:

@@ -7,7 +7,7 @@ plain network beside it runs as one call. All three are measured where the parts
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,9 @@ from offramp.plans.topology import LEAVE
 from offramp.runtime.benching import plain_of
 from offramp.runtime.engine import Engine
 from offramp.runtime.graphs import linked
+from offramp.runtime.lean import OnArrays, Wanted
 from offramp.runtime.measuring import SIZES, interleaved, line, tiled
+from offramp.runtime.programs import read_by
 from offramp.runtime.running import Runner
 
 REPEATS = 7
@@ -56,7 +58,10 @@ def runner_costs(network: Network, parts: Sequence[Part], x: State, *, own_threa
     for depth, node in enumerate(network.chain.exits):
         for count in SIZES:
             rows = given({name: states[count][name] for name in x})
-            canned = [_canned(part, states[count], last=part is parts[depth]) for part in parts[: depth + 1]]
+            canned = list[Part]()
+            for part in parts[: depth + 1]:
+                inputs = {name: states[count][name] for name in x}
+                canned.append(_canned(part, states[count], last=part is parts[depth], inputs=inputs))
             some = linked(Schedule(tuple(part.stage for part in canned)), canned)
             short = plan.changed(deepest=node)
             calls[f"{depth}/{count}"] = _bound(Runner(network, short, some, parts, None, own_threads=own_threads), rows)
@@ -121,7 +126,7 @@ def _computed(parts: Sequence[Part], rows: State) -> State:
     return state
 
 
-def _canned(part: Part, state: State, *, last: bool) -> Part:
+def _canned(part: Part, state: State, *, last: bool, inputs: State) -> Part:
     """A part that computes nothing: it hands out the first rows of what was computed before.
 
     Its score lets one row leave of several, and none of one.
@@ -131,20 +136,46 @@ def _canned(part: Part, state: State, *, last: bool) -> Part:
     if score in made:
         made[score] = torch.zeros_like(made[score])
         made[score][0] = 1.0
-
-    def piece(rows: State) -> State:
-        count = count_of(rows)
-        found = {name: value[:count] for name, value in made.items()}
-        if count == 1 and score in found:
-            found[score] = torch.zeros_like(made[score][:1])
-        return found
-
     stage = part.stage
     if last:
         stage = replace(stage, gate=False, edges=(Edge(LEAVE, LEAVE),), thresholds=(), routes=(), why="end")
     elif stage.gate:
         stage = replace(stage, thresholds=(0.5,))
-    return replace(part, stage=stage, pieces={"segment": piece})
+    part = replace(part, stage=stage)
+    return replace(part, pieces={"segment": _Canned(made, score, read_by(part, inputs), inputs)})
+
+
+class _Canned:
+    """A piece that hands out tensors, or the same memory as arrays."""
+
+    def __init__(self, made: State, score: str, reads: Sequence[str], inputs: State) -> None:
+        self._made = made
+        self._score = score
+        self._reads = tuple(reads)
+        self._inputs = inputs
+        self._one = {} if score not in made else {score: torch.zeros_like(made[score][:1])}
+
+    def __call__(self, rows: State) -> State:
+        count = count_of(rows)
+        found = {name: value[:count] for name, value in self._made.items()}
+        if count == 1:
+            found.update(self._one)
+        return found
+
+    def on_arrays(self) -> OnArrays | None:
+        """The same for the loop on arrays; None where tensors are on another device."""
+        if any(value.device.type != "cpu" for value in self._made.values()):
+            return None
+        several = [value.detach().numpy() for value in self._made.values()]
+        single = [value.detach().numpy() for value in (self._made | self._one).values()]
+
+        def run(given: Mapping[str, Array]) -> list[Array]:
+            count = len(next(iter(given.values())))
+            return [value[:count] for value in (single if count == 1 else several)]
+
+        wanted = {name: Wanted(value.dtype, tuple(value.shape[1:])) for name, value in self._inputs.items()}
+        inputs = {name: wanted[name] for name in self._reads if name in wanted}
+        return OnArrays(self._reads, tuple(self._made), run, inputs)
 
 
 def _bound(runner: Runner, rows: Any) -> Callable[[], object]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from numbers import Real
 from typing import Any
@@ -31,14 +31,14 @@ from offramp.plans.signature import INPUT
 from offramp.plans.topology import LEAVE
 from offramp.plans.trace import WHY
 from offramp.runtime.code_marks import code_marks, code_reads
+from offramp.runtime.lean import LeanChain, Wanted, inputs_of, lean_chain
 from offramp.runtime.measuring import Percentile
 from offramp.runtime.merging import Group, Index, Latest, carried, merged
+from offramp.runtime.one_graph import OneGraph
 from offramp.runtime.outputs import DEADLINE, END, UNAVAILABLE, Answers, Filling, Rows
-from offramp.runtime.staleness import SettingsWatch, Watch
+from offramp.runtime.staleness import Rounds, SettingsWatch, Watch
 
 Waiting = dict[str, list[Group]]  # by the name of a stage the rows that wait for it
-
-TURNS = 8  # batches after which an engine with copies of the weights has looked at all of the network
 
 
 class Observed:
@@ -77,9 +77,9 @@ class Runner:
 
     It refuses with OpenAgain once the network was moved, cast, trained or re-assigned. A write through NumPy or in
     place through `.data` is noticed late, or not at all: `Watch` in staleness.py says which. An engine with copies of
-    the weights answers as the network was when it was opened, so there a change of single modules of a model, not of
-    the whole, of its ends or of an exit, may be noticed as late as the eighth batch. `check` looks at everything at
-    once.
+    the weights answers as the network was when it was opened. There a few modules are looked at after each batch, so a
+    change of single modules, not of the whole network, is noticed after `turns` batches at most. `check` looks at
+    everything at once.
     """
 
     def __init__(
@@ -91,7 +91,23 @@ class Runner:
         percentiles: Sequence[Percentile] | None,
         *,
         own_threads: bool = False,
+        one_graph: OneGraph | None = None,
+        way: str = "in parts",
     ) -> None:
+        """Take what was opened.
+
+        Args:
+            network: in eval mode.
+            plan: what it is opened under.
+            parts: the stages of the plan.
+            every: the stages in which every exit runs, for `anytime`.
+            percentiles: of the parts' milliseconds, for deadlines.
+            own_threads: see `Engine.own_threads`.
+            one_graph: the plan in one call, where the engine has it.
+            way: how it runs and why, for print.
+        """
+        self.way = way
+        self._quick: Callable[[Any], Answers | None] | None = one_graph
         self.plan = plan
         self.chain = network.chain
         self.device = network.device()
@@ -114,7 +130,7 @@ class Runner:
         self._watches = dict[str, Watch]()
         for name, several in nodes.items():
             watched = [each for node in several for each in modules[node]]
-            self._watches[name] = _watch(network, watched, own_threads)
+            self._watches[name] = Watch(watched, deep=False)
         self._parts = tuple(parts)
         self._every = tuple(every)
         # Whether a part runs elsewhere and may not answer: then rows keep the answer of the exit before.
@@ -129,6 +145,19 @@ class Runner:
         self._known = known_inputs(network) if self._shapes is None else frozenset(self._shapes)
         self._classes = probe.classes if probe else 0
         self._needed = needed_by(network.rungs, every)
+        self._rounds = Rounds([network]) if own_threads else None
+        self._compiled = compiled_for([*parts, *every])
+        self._lean: LeanChain | None = None
+        if own_threads and not self._may_fail and self._as_recorded():
+            self._lean = lean_chain(self.chain, parts)
+        if self._lean is None or self._quick is None:
+            self._quick = self._lean
+
+    def _as_recorded(self) -> bool:
+        """Whether the parts were compiled for rows of the recorded shapes."""
+        if self._shapes is None or self._compiled is None:
+            return True
+        return all(self._shapes.get(name) == wanted.shape for name, wanted in self._compiled.items())
 
     def __call__(self, x: Any, *, deadline_ms: float | None = None) -> Answers:
         """Answers for x [B, ...] (a tensor or an array). Raises BadData, BadInput, OpenAgain.
@@ -136,19 +165,60 @@ class Runner:
         With a deadline, a segment starts only if its measured 95th percentile fits into what is left; the first
         exit is always computed; rows that ran out of time get the latest exit's answer, and no promise.
         """
+        if deadline_ms is None and self._quick is not None:
+            answers = self._quickly(self._quick, x)
+            if answers is not None:
+                return answers
         start = time.perf_counter()
         if deadline_ms is not None:
             if self._percentiles is None:
                 raise BadInput("a deadline needs measured segments; open the network with time_on=some rows")
             _require_deadline(deadline_ms)
-        self._containers.check()
-        self._computes_with.glance()
+        if self._rounds is None:
+            self._containers.check()
         batch = self._batch(x)
         until = None if deadline_ms is None else start + deadline_ms / 1e3
         with ambient.autocast_off(self.device.type), self._mode():
             answers = self._walk(batch, until)
+        self._glance()
         came_from = _device_of(x)
         return answers if came_from in (None, self.device) else answers.to(came_from)
+
+    @property
+    def turns(self) -> int:
+        """The batches after which every module has been looked at for changes: see `Rounds`."""
+        return 1 if self._rounds is None else self._rounds.turns
+
+    def takes(self, x: Any) -> bool:
+        """Whether rows x [B, ...] are of the types and shapes that this was compiled for."""
+        if self._compiled is None:
+            return True
+        batch = as_inputs(x, self.device)
+        for name, wanted in self._compiled.items():
+            if name in batch and not wanted.fits(batch[name].dtype, batch[name].shape[1:]):
+                return False
+        return True
+
+    def __repr__(self) -> str:
+        return f"Runner of {len(self._parts)} stages, {self.way}"
+
+    def _quickly(self, quick: Callable[[Any], Answers | None], x: Any) -> Answers | None:
+        """The answers of one graph or of the loop on arrays.
+
+        None where the Runner has to look, or to explain what is wrong.
+        """
+        try:
+            answers = quick(x)
+        except Exception:  # errors of runtimes share no class; walking says it in a sentence
+            return None
+        self._glance()
+        return answers
+
+    def _glance(self) -> None:
+        """Look at some settings, and at some modules where an engine has copies of the weights."""
+        self._computes_with.glance()
+        if self._rounds is not None:
+            self._rounds.glance()
 
     def observed(self, x: Any, band: float) -> tuple[Answers, Observed]:
         """Answers for x, and which nodes ran for each row and whether one of its scores lay near a threshold."""
@@ -181,8 +251,9 @@ class Runner:
         Raises BadNetwork in a network with forks, where no path passes every exit.
         """
         self.chain.require_chain("anytime")
-        self._containers.check()
-        self._computes_with.glance()
+        self._glance()
+        if self._rounds is None:
+            self._containers.check()
         state = self._batch(x)
         count = count_of(state)
         for place, part in enumerate(self._every):
@@ -330,6 +401,9 @@ class Runner:
         return Group(rows, self._gather(group.state, rest), len(rest), None)
 
     def _call(self, part: Part, state: State) -> None:
+        if self._rounds is not None:
+            part.call(state)
+            return
         try:
             part.call(state)
         finally:  # also when the call failed: a network that was cast fails with a worse message
@@ -346,23 +420,24 @@ def _require_deadline(value: object) -> None:
         raise BadInput(f"deadline_ms must be a number of milliseconds, got {value!r}; leave it out for no deadline")
 
 
+def compiled_for(parts: Sequence[Part]) -> dict[str, Wanted] | None:
+    """The types and shapes of the inputs that parts were compiled for; None where they take any."""
+    found = dict[str, Wanted]()
+    for part in parts:
+        for piece in part.pieces.values():
+            compiled = getattr(piece, "compiled_for", None)
+            kinds: list[dict[str, Wanted]] = [] if compiled is None else compiled()
+            for reads in kinds[:1]:
+                found.update(inputs_of(reads))
+    return found or None
+
+
 def _device_of(x: Any) -> torch.device | None:
     """Where a batch lies: a tensor, or the first of several; None for arrays."""
     first = (
         next(iter(x.values() if isinstance(x, Mapping) else x), None) if isinstance(x, (Mapping, tuple, list)) else x
     )
     return first.device if isinstance(first, Tensor) else None
-
-
-def _watch(network: Network, modules: Sequence[nn.Module], copied: bool) -> Watch:
-    """Over all modules at every batch; in turns where an engine has copies, beside which the weights are cold."""
-    if not copied:
-        return Watch(modules, deep=False)
-    ours = {*network.fronts.modules(), *network.exits.modules(), *network.gates.modules()}
-    theirs = [each for each in modules if each not in ours and next(each.parameters(recurse=False), None) is not None]
-    return Watch(
-        modules, deep=False, turns=TURNS, always=[*filter(ours.__contains__, modules), *theirs[:1], *theirs[-1:]]
-    )
 
 
 def _by_torch(state: State, rows: np.ndarray[Any, np.dtype[np.int64]]) -> State:

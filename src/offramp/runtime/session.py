@@ -9,19 +9,22 @@ from typing import Any
 import torch
 
 from offramp._support.arguments import require_kind
-from offramp.errors import BadData, BadInput, Mismatch, OpenAgain
+from offramp.errors import BadData, BadInput, Mismatch, OfframpError, OpenAgain
 from offramp.networks.ambient import without_autocast
 from offramp.networks.compiled import compiled_of, undisturbed
 from offramp.networks.inputs import State, as_inputs, count_of, given
 from offramp.networks.network import Network, Part, as_network, trial_rows
 from offramp.networks.walking import with_defaults
 from offramp.plans.plan import Plan
+from offramp.plans.provenance import BAND
 from offramp.plans.schedule import full_schedule
 from offramp.runtime.code_marks import code_marks
-from offramp.runtime.engine import engine_of
+from offramp.runtime.engine import Engine, engine_of
+from offramp.runtime.lean import lean_chain
 from offramp.runtime.measuring import percentiles
+from offramp.runtime.one_graph import OneGraph, farthest, require_lowerable
 from offramp.runtime.outputs import Answers
-from offramp.runtime.probing import compare_probe
+from offramp.runtime.probing import compare_probe, given_as
 from offramp.runtime.running import Runner
 
 
@@ -47,9 +50,10 @@ def open(
         device: Where the network must be; None means wherever it is.
         time_on: Rows [B, ...] on which every segment is timed at batch 1 to 64, for deadlines.
         example: Rows [B, ...] as they will be served. An engine that compiles needs them where neither the plan nor
-            the network has seen any, as in a ladder with a plan set by hand (what `anytime` runs beyond the plan is
-            compiled when it is first asked for). If some of them are recorded rows that the
-            plan knows by their digests, logits and scores are compared on these as well.
+            the network has seen any, as in a ladder with a plan set by hand. All is compiled here and nothing while
+            serving, so rows of other types and shapes are refused later (texts may have any length). If some
+            of these rows are recorded rows that the plan knows by their digests, logits and scores are compared
+            on them as well.
 
     Returns:
         The network under this plan: immutable, thread-safe, callable.
@@ -82,9 +86,53 @@ def _opened(
     if any(part.stage.passes for part in parts):  # graphs of their own, which nothing else has looked at
         compare_probe(network, plan, parts, example)
     if shelved.compiles:
-        _warm(network, _served(network, plan, engine, time_on if example is None else example), parts)
+        served = _served(network, plan, engine, time_on if example is None else example)
+        for some in (parts, every):
+            _warm(network, served, some)
+            _seal(some)
+    one, way = None, f"one after the other on {identity}"
+    if shelved.own_threads:
+        one, way = _in_one(network, plan, shelved, identity, parts, _known_rows(network, plan, served))
     timed = None if time_on is None else percentiles(parts, _some_rows(as_inputs(time_on, place)))
-    return Runner(network, plan, parts, every, timed, own_threads=shelved.own_threads)
+    return Runner(network, plan, parts, every, timed, own_threads=shelved.own_threads, one_graph=one, way=way)
+
+
+def _in_one(
+    network: Network, plan: Plan, engine: Engine, identity: str, parts: Sequence[Part], known: Sequence[State]
+) -> tuple[OneGraph | None, str]:
+    """The plan as one graph where the engine has it, compared with the parts on all rows at hand.
+
+    Returns:
+        The graph, or None; and a line for print that says which way it is, and why.
+    """
+    in_parts = f"one after the other on {identity}"
+    lean = lean_chain(network.chain, parts)
+    if lean is None:
+        return None, f"{in_parts}: it is no chain on arrays of one shape"
+    band = BAND if plan.origin is None else plan.origin.band
+    try:
+        require_lowerable(network, parts)
+        run = engine.in_one(network, plan.schedule(network.chain), parts, known[0])
+        graph = OneGraph(run, lean, parts)
+        far = max(farthest(graph, lean, parts, rows, band) for rows in known)
+    except OfframpError as problem:
+        return None, f"{in_parts}: {problem}"
+    except Exception as problem:  # errors of runtimes share no class but Exception
+        return None, f"{in_parts}: one graph failed with {type(problem).__name__}"
+    count = sum(count_of(rows) for rows in known)
+    compared = f"compared with the stages one by one on {count} rows, logits at most {far:.1g} apart"
+    return graph, f"in one graph on {identity}: {compared}; deadlines and anytime run stage by stage"
+
+
+def _known_rows(network: Network, plan: Plan, served: State) -> list[State]:
+    """All rows at hand on which two ways can be compared: those served, the seeded and the recorded ones."""
+    found = [served]
+    probe = plan.origin.probe if plan.origin else None
+    if probe is not None and (probe.rows is None or probe.rows):
+        found.append(as_inputs(probe.batch(), network.device()))
+    if probe is not None and probe.recorded is not None and (kept := probe.recorded.arrays()):
+        found.append(as_inputs(given_as(kept), network.device()))
+    return found
 
 
 def _there(asked: torch.device, place: torch.device) -> bool:
@@ -138,6 +186,15 @@ def _warm(network: Network, rows: State, parts: Sequence[Part]) -> None:
             part.call(state)
 
 
+def _seal(parts: Sequence[Part]) -> None:
+    """From here on parts compile nothing: rows that would need it are refused."""
+    for part in parts:
+        for piece in part.pieces.values():
+            seal = getattr(piece, "seal", None)
+            if seal is not None:
+                seal()
+
+
 def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Answers:
     """Open a network under a plan and answer one batch.
 
@@ -165,7 +222,8 @@ def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Answe
         return _Opened(plan, engine, open(network, plan, engine=engine, example=_one_of(x)))
 
     def fits(last: _Opened) -> bool:
-        return last.plan is plan and last.engine == engine and _current(last.runner)
+        same = last.plan is plan and last.engine == engine
+        return same and last.runner.takes(x) and _current(last.runner)
 
     last: _Opened | None = kept.found("runner")  # without waiting for other threads that open or compile
     if last is None or not fits(last):

@@ -19,6 +19,7 @@ from offramp.networks.nodes import Exit, Gate
 VALUES: Any = dict.values  # everything below runs in C: a batch of one waits for it
 SAMPLED = 8  # values of a tensor that are compared by content
 TENSORS = 8  # whose samples one glance compares: a microsecond
+LOOKED_AT = 5  # tensors in a share of `Rounds`: as many as a batch norm has
 
 LAYERS = 8  # whose settings one glance compares: two microseconds
 NAMES = 16  # of attributes and globals that one glance compares: a microsecond
@@ -171,6 +172,36 @@ def _is_same(now: Any, before: Any) -> bool:
 
 def _in_groups(things: Sequence[Any], size: int) -> list[Sequence[Any]]:
     return [things[start : start + size] for start in range(0, len(things), size)] or [[]]
+
+
+class Rounds:
+    """Looks at some modules after every batch and so at all of them in turn: a few microseconds a batch.
+
+    For engines with copies of the weights: they answer as the network was opened, so a change may be noticed
+    late. What moves, casts or trains all modules is noticed after the next batch, a change of a single
+    one after `turns` batches at most. See `Watch` for what cannot be noticed.
+    """
+
+    def __init__(self, roots: Sequence[nn.Module]) -> None:
+        """Take in the modules below these roots, in shares of few tensors."""
+        groups: list[list[nn.Module]] = [[]]
+        tensors = 0
+        for module in dict.fromkeys(module for root in roots for module in root.modules()):
+            mine = len(module._parameters) + len(module._buffers)
+            if mine and tensors and tensors + mine > LOOKED_AT:
+                groups.append([])
+                tensors = 0
+            groups[-1].append(module)
+            tensors += mine
+        self._shares = [_Share(group) for group in groups]
+        self._turn = cycle(self._shares)
+        self.turns = len(groups)
+
+    def glance(self) -> None:
+        """Raise OpenAgain when anything differs in the share whose turn it is."""
+        share = next(self._turn)
+        share.check()
+        share.compare(next(share.turns))
 
 
 class _Share:

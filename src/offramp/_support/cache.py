@@ -1,0 +1,84 @@
+"""Files that only save time: made again whenever they are missing, damaged or of another version.
+
+They are below `$XDG_CACHE_HOME/offramp`, or `~/.cache/offramp`. A file is its own proof: the first line names what it
+is and the SHA-256 of the rest. Where nothing can be written, nothing is kept, and nobody is told.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import tempfile
+from functools import cache
+from pathlib import Path
+
+MOST_BYTES = 2 * 2**30  # of all files together; the oldest go first
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def folder() -> Path:
+    """Where the files are."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    return (Path(root) if root else Path.home() / ".cache") / "offramp"
+
+
+def read(key: str) -> bytes | None:
+    """What is kept under a key; None where that is nothing, or is not what was written."""
+    try:
+        content = _file(key).read_bytes()
+    except OSError:
+        return None
+    head, _, body = content.partition(b"\n")
+    if head != _head(key, body):
+        return None
+    with contextlib.suppress(OSError):
+        os.utime(_file(key))  # the oldest are those that nobody has read for longest
+    return body
+
+
+def write(key: str, body: bytes) -> None:
+    """Keep bytes under a key, where that is possible. Readers see all of them or none."""
+    place = _file(key)
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=place.parent, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(_head(key, body) + b"\n" + body)
+            Path(name).replace(place)
+        except OSError:
+            Path(name).unlink(missing_ok=True)
+            raise
+        _trim(place.parent)
+    except OSError:  # a read-only folder, a full disk: it is only a cache
+        return
+
+
+@cache
+def edition() -> str:
+    """A digest of this package's own sources: another edition writes other files."""
+    mark = hashlib.sha256()
+    for file in sorted(PACKAGE.rglob("*.py")):
+        state = file.stat()
+        mark.update(f"{file.relative_to(PACKAGE)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return mark.hexdigest()
+
+
+def _file(key: str) -> Path:
+    return folder() / (hashlib.sha256(key.encode()).hexdigest()[:32] + ".bin")
+
+
+def _head(key: str, body: bytes) -> bytes:
+    whose = hashlib.sha256(key.encode()).hexdigest()
+    return f"offramp cache {whose} {hashlib.sha256(body).hexdigest()}".encode()
+
+
+def _trim(place: Path) -> None:
+    """Remove the files that nobody has read for longest, until the rest is small enough."""
+    states = sorted(((file.stat(), file) for file in place.glob("*.bin")), key=lambda pair: -pair[0].st_mtime)
+    total = 0
+    for state, file in states:
+        total += state.st_size
+        if total > MOST_BYTES:
+            file.unlink(missing_ok=True)

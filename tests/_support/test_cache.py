@@ -1,0 +1,78 @@
+"""What is kept on disk comes back as it was, or not at all; and it is never worth an error."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from offramp._support import cache
+
+
+@pytest.fixture(autouse=True)
+def place(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path / "offramp"
+
+
+def test_what_was_kept_comes_back():
+    assert cache.read("a") is None
+    cache.write("a", b"one\ntwo\n")
+    cache.write("b", b"")
+    assert cache.read("a") == b"one\ntwo\n"
+    assert cache.read("b") == b""
+    cache.write("a", b"three")
+    assert cache.read("a") == b"three"
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "of another key", "longer"])
+def test_what_is_damaged_is_as_good_as_nothing(place, damage):
+    cache.write("a", b"0123456789")
+    (file,) = place.glob("*.bin")
+    content = file.read_bytes()
+    if damage == "cut":
+        file.write_bytes(content[:-3])
+    elif damage == "flipped":
+        file.write_bytes(content[:-1] + b"8")
+    elif damage == "empty":
+        file.write_bytes(b"")
+    elif damage == "longer":
+        file.write_bytes(content + b"0")
+    else:
+        cache.write("b", b"0123456789")
+        (other,) = set(place.glob("*.bin")) - {file}
+        other.replace(file)
+    assert cache.read("a") is None
+    cache.write("a", b"again")
+    assert cache.read("a") == b"again"
+
+
+def test_where_nothing_can_be_written_nothing_is_kept(tmp_path, monkeypatch):
+    """A read-only folder is no good test for a superuser; a file in its place is."""
+    blocked = tmp_path / "file"
+    blocked.write_text("no folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
+    cache.write("a", b"1")
+    assert cache.read("a") is None
+    assert blocked.read_text() == "no folder"
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="a superuser may write everywhere")
+def test_a_read_only_folder_is_no_error(place):
+    cache.write("a", b"1")
+    place.chmod(0o500)
+    cache.write("b", b"2")
+    assert cache.read("a") == b"1"
+    assert cache.read("b") is None
+    place.chmod(0o700)
+
+
+def test_the_files_that_nobody_reads_go_first(place, monkeypatch):
+    monkeypatch.setattr(cache, "MOST_BYTES", 1000)
+    for number in range(4):
+        cache.write(str(number), b"x" * 200)
+        for file in place.glob("*.bin"):
+            os.utime(file, (file.stat().st_atime, file.stat().st_mtime - 10))
+    assert cache.read("0") is None
+    assert cache.read("3") is not None
+    assert not list(place.glob("*.part"))
