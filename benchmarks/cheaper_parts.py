@@ -37,7 +37,6 @@ from offramp.building.converting import conversions_of, spec_with
 
 # Internal: what `offramp inspect` prints, as numbers.
 from offramp.building.costing import cost_of
-from offramp.building.factories import front_of, make_model
 from offramp.errors import NoSafePlan, OfframpError
 
 # Internal: the interleaved clock of our own timings.
@@ -64,12 +63,12 @@ LEVEL = 0.005
 
 def original(data: Path, depth: int) -> nn.Module:
     """A ResNet with the public weights."""
-    return make_model(f"offramp:resnet{depth}", data / "weights" / f"cifar10_resnet{depth}.safetensors")
+    return off.make_model(f"offramp:resnet{depth}", data / "weights" / f"cifar10_resnet{depth}.safetensors")
 
 
 def front() -> nn.Module:
     """Its preprocessing."""
-    found = front_of("offramp:resnet20")
+    found = off.make_front("offramp:resnet20")
     assert found is not None
     return found
 
@@ -166,7 +165,7 @@ def member(args: argparse.Namespace, one: dict[str, Any]) -> nn.Module:
     if one["method"] == "-":
         return original(args.data, one["depth"])
     file = args.cache / f"resnet{one['depth']}-{one['method']}.safetensors"
-    return make_model(one["spec"], file)
+    return off.make_model(one["spec"], file)
 
 
 def graph_of(model: nn.Module, file: Path) -> Path:

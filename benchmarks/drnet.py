@@ -26,7 +26,6 @@ from rich.console import Console
 from rich.table import Table
 
 import offramp as off
-from offramp.building.factories import front_of, make_model
 
 # Internal: bare calls timed in turn, and the same clock as `offramp bench`.
 from offramp.runtime.benching import bench
@@ -40,8 +39,8 @@ def network_of(options: argparse.Namespace, example: Any) -> off.Network:
     """The pretrained model at all sizes, nothing trained yet."""
     spec = f"offramp:{options.model}"
     weights = options.data / "weights" / f"cifar10_{options.model}.safetensors"
-    model = make_model(spec, weights if options.pretrained else None)
-    return off.resolutions(model, example, SIZES, gate=GATE, preprocess=front_of(spec), spec=spec)
+    model = off.make_model(spec, weights if options.pretrained else None)
+    return off.resolutions(model, example, SIZES, gate=GATE, preprocess=off.make_front(spec), spec=spec)
 
 
 def trained(options: argparse.Namespace, seed: int) -> off.Network:
@@ -107,10 +106,10 @@ def lines_of(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
         cost = test.prices.along([f"r{size}"], unit="macs", batch=1) / plain
         fixed[size] = (cost, accuracy(test, f"r{size}"))
     spec = f"offramp:{options.model}"
-    model = make_model(spec, options.data / "weights" / f"cifar10_{options.model}.safetensors")
+    model = off.make_model(spec, options.data / "weights" / f"cifar10_{options.model}.safetensors")
     whole = off.rows(f"cifar10:{options.data / 'cifar10'}[5000:{5000 + options.measure}]")
     right = 0
-    front = front_of(spec)
+    front = off.make_front(spec)
     with torch.inference_mode():
         for batch in whole.batches(250):
             answers = model(front(torch.as_tensor(batch.x))).argmax(1).numpy()

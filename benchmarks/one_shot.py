@@ -30,7 +30,6 @@ from torch import Tensor, nn
 
 import offramp as off
 from offramp.augments.images import crop_flip
-from offramp.building.factories import front_of, make_model
 
 # Internal: the search itself is measured; the face has no verb for it yet.
 from offramp.designing.evolution import CostTable, cost_table, evolve, judge
@@ -53,8 +52,8 @@ TAPS = ("1.layer1", "1.layer2")
 def supernet_of(data: Path, batch: int) -> Supernet:
     """The supernet, with the public weights."""
     spec = "offramp:resnet20"
-    model = make_model(spec, data / "weights" / "cifar10_resnet20.safetensors")
-    front = front_of(spec)
+    model = off.make_model(spec, data / "weights" / "cifar10_resnet20.safetensors")
+    front = off.make_front(spec)
     assert front is not None
     choices = {}
     for name in BLOCKS:

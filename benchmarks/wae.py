@@ -36,7 +36,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import offramp as off
-from offramp.building.factories import front_of, make_model
 from offramp.contracts import Lesson, Phase, Recipe, View
 from offramp.models.resnet50 import resnet50
 from offramp.models.wae import Wae, wae_resnet50, wae_vgg16
@@ -128,8 +127,8 @@ def falling(optimizer: torch.optim.Optimizer, steps: int) -> Any:
 def variant(name: str, data: Path, epochs: list[int]) -> tuple[off.Network, Recipe]:
     """The network of one variant, not yet trained, and its recipe."""
     images, classes, joint = epochs
-    model = make_model(SPEC, data / "weights" / "cifar10_resnet56.safetensors")
-    front = front_of(SPEC)
+    model = off.make_model(SPEC, data / "weights" / "cifar10_resnet56.safetensors")
+    front = off.make_front(SPEC)
     example = np.zeros((4, 3, 32, 32), np.uint8)
     if name.startswith("down"):
         side = 18 if name == "down18" else 16
@@ -197,12 +196,12 @@ def trace_of(name: str, args: argparse.Namespace) -> tuple[off.Network, off.Trac
 def show(args: argparse.Namespace) -> None:
     """Accuracies, costs and times of what has been trained, and the lazy high branch."""
     torch.set_num_threads(1)
-    front = front_of(SPEC)
+    front = off.make_front(SPEC)
     assert front is not None
     rows = off.rows(f"cifar10:{args.data / 'cifar10'}").take(np.arange(5000, 5064)).x
     raw = torch.as_tensor(np.asarray(rows))
     x = front(raw)
-    plain = make_model(SPEC, args.data / "weights" / "cifar10_resnet56.safetensors")
+    plain = off.make_model(SPEC, args.data / "weights" / "cifar10_resnet56.safetensors")
     whole = plain_network(plain, Rung(BACKBONE), front)
     file = args.cache / "wae-resnet56.npz"
     if not file.exists():
@@ -295,7 +294,7 @@ def shapes_of(names: list[str]) -> dict[str, tuple[int, nn.Module, Wae, nn.Modul
         vgg = nn.Sequential(body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10)).eval()
         found["VGG, 64 pixels"] = (64, vgg, off.wae(vgg, size=64), Resized(vgg, 32))
     if "ResNet-56" in names:
-        small = make_model(SPEC)
+        small = off.make_model(SPEC)
         found["ResNet-56"] = (32, small, off.wae(small, size=32), Resized(small, 16))
     return found
 

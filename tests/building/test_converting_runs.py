@@ -53,7 +53,7 @@ def net_of(method):
 
 
 def test_no_method_is_forgotten():
-    plain = {"keep", "adaptive_depth"}  # of signals: tests/models/test_models_signal.py
+    plain = {"keep", "adaptive_depth", "switchable_norm"}  # tests of their own: halting, resolutions
     assert set(methods()) - plain == {name.partition("-")[0] for name in LAYERS}
 
 

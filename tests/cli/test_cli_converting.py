@@ -33,7 +33,7 @@ def test_convert_tells_what_changed(place, as_json):
     assert whole["after"]["ms"] > 0
     assert body["spec"].startswith("offramp:digits_large|")
     said = made("--example", "digits[0:16]").stdout
-    assert "bit operations" in said
+    assert "low_rank" in said
     assert "whole model" in said
 
 
@@ -53,7 +53,7 @@ def test_it_is_recovered_cut_stacked_and_recorded(place, as_json):
     net = off.load("net")
     assert np.allclose(net(x)[0].detach(), off.load("recovered")(x)[-1].detach(), atol=1e-6)
     assert net.training_rows() is not None  # those of recover are known
-    assert offramp("record", "net", CALIBRATION, "-o", "t.npz", "--no-time").exit_code == 0
+    assert offramp("record", "net", CALIBRATION, "-o", "t.npz", "--no-timed").exit_code == 0
     cut = offramp("cut", "network:recovered", "--at", "2", "--example", "digits[0:4]", "-o", "exits")
     assert cut.exit_code == 0, cut.output
     assert off.load("exits").chain.exits == ("2", "backbone")

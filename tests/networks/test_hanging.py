@@ -14,7 +14,8 @@ from offramp.errors import BadInput, BadNetwork, UnknownName
 from offramp.exits.added import Added
 from small import ladder_of, rows_of
 
-WRITERS = ("networks.network", "networks.members")  # the network, and the dict that holds modules
+# the network, the dict that holds modules, and a layer that copies a user's module with other norms
+WRITERS = ("networks.network", "networks.members", "layers.switchable_norm")
 
 
 def added(net, name, before):

@@ -48,7 +48,9 @@ def unrolled(model: nn.Module, example: Any, *, front: nn.Module | None = None) 
         BadNetwork: the model has no such stage, one halts by position, or its stages do not follow each other.
 
     Example:
+        >>> from offramp.building.halting import halting
         >>> from offramp.models.cifar_resnet import resnet20
+        >>> from offramp.plans.plan import Plan
         >>> adaptive = halting(resnet20().eval(), ["layer3"], per="sample")
         >>> net = unrolled(adaptive, torch.randn(2, 3, 32, 32))
         >>> net.chain.names

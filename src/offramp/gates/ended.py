@@ -14,13 +14,13 @@ from offramp.plans.scores import ScoreRange
 
 __all__ = ["Ended"]
 
-FAR = 1e6  # the score of what has ended, beside scores without an end
+FAR = 256.0  # the score of what has ended, where scores have no upper end: far above those of ordinary logits
 
 
 class Ended(Gate):
     """Wraps any gate: a sequence without a position from `read` on gets the largest score.
 
-    That score is one above the range of the wrapped gate, or a million where it has no upper end. A threshold at or
+    That score is one above the range of the wrapped gate, or 256 where it has no upper end. A threshold at or
     below it lets only ended sequences leave, among others.
 
     Args:

@@ -32,7 +32,7 @@ from offramp.plans.schedule import Edge, Schedule, Stage, full_schedule
 from offramp.plans.signature import INPUT
 from offramp.runtime.code_marks import code_marks
 from offramp.runtime.engine import kind_of
-from offramp.runtime.lean import OnArrays, Wanted, inputs_of
+from offramp.runtime.lean import CompiledPiece, OnArrays, Wanted, inputs_of
 from offramp.runtime.onnx_graphs import Graph, require_onnx, written
 from offramp.runtime.programs import read_by
 from offramp.runtime.staleness import Watch
@@ -268,7 +268,7 @@ def _whole(network: Network, stage: Stage) -> Stage:
     return replace(stage, exit=stage.name in network.exits, gate=stage.name in network.gates)
 
 
-class _Piece:
+class _Piece(CompiledPiece):
     """A part compiled for the shapes and types that arrive, once for each.
 
     A shape that this piece has met is a look into its own dict. One that it has not may have been compiled for

@@ -9,6 +9,7 @@ Shapes: B rows handed in, n rows still here, C classes.
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -18,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from offramp.networks.inputs import State
 from offramp.networks.network import LOGITS, SCORE, Part
 from offramp.plans.schedule import Stage
 from offramp.plans.signature import INPUT, is_input
@@ -28,6 +30,22 @@ from offramp.runtime.outputs import GATE, Answers, Rows, Unpacked
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]  # of a row; None where it follows the length of a text
 Run = Callable[[Mapping[str, Array]], Sequence[Array]]  # what is read, by name -> what is given, in order
+
+
+class CompiledPiece(abc.ABC):
+    """A piece of a part that is compiled for the shapes and types of rows that arrive."""
+
+    @abc.abstractmethod
+    def __call__(self, state: State) -> State:
+        """The named tensors that it gives."""
+
+    @abc.abstractmethod
+    def seal(self) -> None:
+        """From here on nothing is compiled: rows of other shapes are refused."""
+
+    @abc.abstractmethod
+    def compiled_for(self) -> list[dict[str, Wanted]]:
+        """By name what it reads, once for each kind of rows that it was compiled for."""
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from offramp.plans.signature import INPUT
 from offramp.plans.topology import LEAVE
 from offramp.plans.trace import WHY
 from offramp.runtime.code_marks import code_marks, code_reads
-from offramp.runtime.lean import LeanChain, Wanted, inputs_of, lean_chain
+from offramp.runtime.lean import CompiledPiece, LeanChain, Wanted, inputs_of, lean_chain
 from offramp.runtime.measuring import Percentile
 from offramp.runtime.merging import Group, Index, Latest, carried, merged
 from offramp.runtime.one_graph import OneGraph
@@ -425,9 +425,9 @@ def compiled_for(parts: Sequence[Part]) -> dict[str, Wanted] | None:
     found = dict[str, Wanted]()
     for part in parts:
         for piece in part.pieces.values():
-            compiled = getattr(piece, "compiled_for", None)
-            kinds: list[dict[str, Wanted]] = [] if compiled is None else compiled()
-            for reads in kinds[:1]:
+            if not isinstance(piece, CompiledPiece):
+                continue
+            for reads in piece.compiled_for()[:1]:
                 found.update(inputs_of(reads))
     return found or None
 

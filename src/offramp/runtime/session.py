@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,7 +20,7 @@ from offramp.plans.provenance import BAND
 from offramp.plans.schedule import full_schedule
 from offramp.runtime.code_marks import code_marks
 from offramp.runtime.engine import Engine, engine_of
-from offramp.runtime.lean import lean_chain
+from offramp.runtime.lean import CompiledPiece, lean_chain
 from offramp.runtime.measuring import percentiles
 from offramp.runtime.one_graph import OneGraph, farthest, require_lowerable
 from offramp.runtime.outputs import Answers
@@ -82,6 +82,7 @@ def _opened(
     check_origin(network, plan, identity)
     parts: Sequence[Part] = shelved.open(network, plan.schedule(network.chain), place)
     every: Sequence[Part] = shelved.open(network, full_schedule(network.chain), place)
+    every = _with_pieces_of(parts, every)
     compare_probe(network, plan, every, example)
     if any(part.stage.passes for part in parts):  # graphs of their own, which nothing else has looked at
         compare_probe(network, plan, parts, example)
@@ -190,9 +191,22 @@ def _seal(parts: Sequence[Part]) -> None:
     """From here on parts compile nothing: rows that would need it are refused."""
     for part in parts:
         for piece in part.pieces.values():
-            seal = getattr(piece, "seal", None)
-            if seal is not None:
-                seal()
+            if isinstance(piece, CompiledPiece):
+                piece.seal()
+
+
+def _with_pieces_of(parts: Sequence[Part], every: Sequence[Part]) -> list[Part]:
+    """The parts of every exit, with the pieces of a plan's where they are the same: compiled, or recorded, once."""
+    mine = {part.name: part for part in parts}
+    shared = []
+    for part in every:
+        same = mine.get(part.name)
+        if same is not None and same.pieces.keys() == part.pieces.keys():
+            here = (same.reads, same.writes, same.stage.nodes)
+            if here == (part.reads, part.writes, part.stage.nodes):
+                part = replace(part, pieces=same.pieces)
+        shared.append(part)
+    return shared
 
 
 def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Answers:
