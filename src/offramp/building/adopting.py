@@ -2,7 +2,8 @@
 
 Each exit of such a network is a module (its *head*) that reads what another module gave (its *layer*). The model is cut
 after the layers, and the heads become the exits there: shared with the model, not copied. A head that reads anything
-else, such as a sum of two layers or earlier answers, is refused; docs/own-exits.md shows how to bring it.
+else, such as a sum of two layers or earlier answers, is refused;
+docs/how-to/my-network-already-has-exits.md shows how to bring it.
 
 Where nobody names layers and heads, one forward on the example finds them: a head is the outermost module that gave one
 of the model's answers, and its layer is the module that gave the head's only input, both as the very same tensor.
@@ -264,7 +265,8 @@ def _found(seen: _Forward, answers: Mapping[str, Tensor]) -> tuple[dict[str, _He
         if layer is None:
             raise BadNetwork(
                 f"the exit {gave[0].name!r} must read exactly what one module of the model gives. Put what forward "
-                "computes before it into a module; docs/own-exits.md shows exits that read more."
+                "computes before it into a module. "
+                "docs/how-to/my-network-already-has-exits.md shows exits that read more."
             )
         head = _Head(layer[0].name, layer[1].name, name)
         if head.layer in found:

@@ -14,7 +14,7 @@ until no name is new.
 
 Code of installed packages, and of offramp itself, does not count: an update would void every promise, though it
 computes the same. Of their layers in a model the numbers and texts count (`negative_slope`, `eps`), as its settings.
-docs/promises.md lists what is left to the probe.
+docs/concepts/promises.md lists what is left to the probe.
 """
 
 from __future__ import annotations
