@@ -8,18 +8,22 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
 from offramp.errors import BadInput, BadNetwork
 from offramp.networks.network import Network, trial_rows
 from offramp.networks.nodes import Chooser, Gate, Seen, grade
-from offramp.networks.walking import reach_of
+from offramp.networks.recipe import Phase
+from offramp.networks.walking import Routed, reach_of
 from offramp.plans.plan import choose
 from offramp.plans.schedule import full_schedule
 from offramp.plans.topology import LEAVE, Topology
+from offramp.recipes._schedules import cosine
 from offramp.runtime.engine import kind_of
 from offramp.runtime.measuring import costs_of
 
@@ -173,3 +177,44 @@ def two_rates(
         {"params": [value for value in every if id(value) in ours], "lr": gate_rate},
     ]
     return torch.optim.Adam([group for group in groups if group["params"]])
+
+
+def random_then_chosen(
+    network: Network,
+    *,
+    names: tuple[str, str],
+    epochs: tuple[int, int],
+    rates: tuple[float, float],
+    models: bool,
+    norm: str,
+) -> list[Phase]:
+    """Two phases: models and exits along random ways, then the gates as well.
+
+    Args:
+        network: with forks.
+        names: of the phases.
+        epochs: of each; the first is left out for 0 epochs, or where it has nothing to train.
+        rates: of Adam, for models and exits, and for gates.
+        models: False trains exits and gates alone.
+        norm: of the models' batch norms, "moving" or "frozen".
+    """
+    parameters, still = models_of(network, norm)
+    trained = (*(parameters if models else ()), *network.exits.parameters())
+    gates = tuple(network.gates.parameters())
+    phases = list[Phase]()
+    if epochs[0] and trained:
+        adam = partial(torch.optim.Adam, lr=rates[0])
+        phases.append(Phase(names[0], trained, epochs[0], adam, still=still, looks=False))
+    both = partial(two_rates, gates=gates, rate=rates[0], gate_rate=rates[1])
+    phases.append(Phase(names[1], (*trained, *gates), epochs[1], both, cosine, still=still, looks=False))
+    return phases
+
+
+def answer_losses(network: Network, done: Routed, y: Tensor) -> dict[str, Tensor]:
+    """Cross-entropy of the answers, and of exits at which nobody leaves while this trains, but rows will later."""
+    losses = {"answers": cross_entropy(done.logits, y)}
+    for name, (rows, logits) in done.passed.items():
+        fixed = name in network.gates and not isinstance(network.gate_of(name), Chooser)
+        if fixed and len(rows):
+            losses[name] = cross_entropy(logits, y[rows])
+    return losses

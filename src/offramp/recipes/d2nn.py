@@ -15,11 +15,8 @@ that they are trained along random ways, which keeps a fork from using what it h
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from offramp.errors import BadInput
 from offramp.networks.network import Network
@@ -29,15 +26,14 @@ from offramp.networks.walking import Routed, routed
 from offramp.recipes._routing import (
     PRICES,
     PathPrices,
+    answer_losses,
     best_way,
-    models_of,
     one_hot,
     prices_of,
+    random_then_chosen,
     require_between,
     require_choosers,
-    two_rates,
 )
-from offramp.recipes._schedules import cosine
 
 __all__ = ["D2nn"]
 
@@ -114,16 +110,14 @@ class D2nn(Recipe):
 
     def phases(self, network: Network) -> list[Phase]:
         """Random ways, then the gates' own."""
-        models, still = models_of(network, self.norm)
-        trained = (*(models if self.models else ()), *network.exits.parameters())
-        gates = tuple(network.gates.parameters())
-        found = list[Phase]()
-        if self.warm and trained:
-            adam = partial(torch.optim.Adam, lr=self.rate)
-            found.append(Phase(RANDOM, trained, self.warm, adam, still=still, looks=False))
-        both = partial(two_rates, gates=gates, rate=self.rate, gate_rate=self.gate_rate)
-        found.append(Phase(REWARD, (*trained, *gates), self.epochs, both, cosine, still=still, looks=False))
-        return found
+        return random_then_chosen(
+            network,
+            names=(RANDOM, REWARD),
+            epochs=(self.warm, self.epochs),
+            rates=(self.rate, self.gate_rate),
+            models=self.models,
+            norm=self.norm,
+        )
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """Cross-entropy along the path taken, and the squared error of the explorer's Q."""
@@ -148,11 +142,7 @@ class D2nn(Recipe):
 
         done = routed(network, view.inputs, decide)
         y = lesson.labels()
-        losses = {"answers": cross_entropy(done.logits, y)}
-        for name, (rows, logits) in done.passed.items():
-            fixed = name in network.gates and not isinstance(network.gate_of(name), Chooser)
-            if fixed and len(rows):
-                losses[name] = cross_entropy(logits, y[rows])
+        losses = answer_losses(network, done, y)
         if explorer:
             chosen = values.get(explorer)
             reward = self._reward(network, done, y)

@@ -9,11 +9,8 @@ has a cross-entropy of its own.
 
 from __future__ import annotations
 
-from functools import partial
-
 import torch
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from offramp.errors import BadInput
 from offramp.networks.network import Network
@@ -23,16 +20,15 @@ from offramp.networks.walking import routed
 from offramp.recipes._routing import (
     PRICES,
     PathPrices,
+    answer_losses,
     best_way,
     gumbel,
-    models_of,
     one_hot,
     prices_of,
+    random_then_chosen,
     require_between,
     require_choosers,
-    two_rates,
 )
-from offramp.recipes._schedules import cosine
 
 __all__ = ["Gumbel"]
 
@@ -98,17 +94,14 @@ class Gumbel(Recipe):
 
     def phases(self, network: Network) -> list[Phase]:
         """Random ways, if asked for, then the gates' own."""
-        models, still = models_of(network, self.norm)
-        trained = (*(models if self.models else ()), *network.exits.parameters())
-        gates = tuple(network.gates.parameters())
-        found = list[Phase]()
-        if self.warm and trained:
-            adam = partial(torch.optim.Adam, lr=self.rate)
-            found.append(Phase("random ways", trained, self.warm, adam, still=still, looks=False))
-        both = partial(two_rates, gates=gates, rate=self.rate, gate_rate=self.gate_rate)
-        every = (*trained, *gates)
-        found.append(Phase("gumbel", every, self.epochs, both, cosine, still=still, looks=False))
-        return found
+        return random_then_chosen(
+            network,
+            names=("random ways", "gumbel"),
+            epochs=(self.warm, self.epochs),
+            rates=(self.rate, self.gate_rate),
+            models=self.models,
+            norm=self.norm,
+        )
 
     def loss(self, view: View, lesson: Lesson) -> Losses:
         """Cross-entropy of the answers, and the cost above the budget."""
@@ -125,11 +118,7 @@ class Gumbel(Recipe):
             return gumbel(gate.ratings(seen), self.tau)
 
         done = routed(network, view.inputs, decide, mixed=self.mixed and not at_random)
-        losses = {"answers": cross_entropy(done.logits, lesson.labels())}
-        for name, (rows, logits) in done.passed.items():
-            fixed = name in network.gates and not isinstance(network.gate_of(name), Chooser)
-            if fixed and len(rows):  # nobody leaves there while this trains, but rows will
-                losses[name] = cross_entropy(logits, lesson.labels()[rows])
+        losses = answer_losses(network, done, lesson.labels())
         if not at_random:
             prices = network.aids[PRICES]
             assert isinstance(prices, PathPrices)
