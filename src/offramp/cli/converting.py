@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp._support.arguments import pairs
-from offramp.cli.options import AsJson, OutputFolder, require_apart, writable
+from offramp.cli.options import AsJson, Front, OutputFolder, Weights, require_apart, writable
 from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
 
@@ -42,13 +42,6 @@ Example = Annotated[
 Labelled = Annotated[
     str | None,
     typer.Option("--data", metavar="DATA", help="Labelled rows, for methods that look at gradients (pruned)."),
-]
-Weights = Annotated[
-    str | None, typer.Option("--weights", metavar="FILE", help="Its .safetensors, .pt or .pth (read safely).")
-]
-Front = Annotated[
-    str,
-    typer.Option("--front", metavar="FRONT", help="Its input: auto (default), none, unit, imagenet, my.module:front."),
 ]
 
 

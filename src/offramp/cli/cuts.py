@@ -10,7 +10,7 @@ import typer
 from offramp._support.arguments import pairs, words
 from offramp.building.placement.flags import AUTO, exits_at, require_placing_flags
 from offramp.cli.converting import costs_table, model_of
-from offramp.cli.options import AsJson, GateName, OutputFolder, require_apart, writable
+from offramp.cli.options import AsJson, Front, GateName, OutputFolder, Weights, require_apart, writable
 from offramp.cli.places import figures
 from offramp.cli.printing import answer, note, table
 from offramp.errors import BadInput
@@ -28,13 +28,6 @@ Model = Annotated[
 ]
 Example = Annotated[
     str, typer.Option("--example", metavar="DATA", help="Rows to try it on, such as digits[0:4] or npz:some.npz.")
-]
-Weights = Annotated[
-    str | None, typer.Option("--weights", metavar="FILE", help="Its .safetensors, .pt or .pth (read safely).")
-]
-Front = Annotated[
-    str,
-    typer.Option("--front", metavar="FRONT", help="Its input: auto (default), none, unit, imagenet, my.module:front."),
 ]
 At = Annotated[
     str | None,

@@ -56,6 +56,13 @@ GivenGate = Annotated[
     list[str] | None,
     typer.Option("--gate-of", metavar="NODE=SPEC", help="A gate of your own, given again: my.module:gate."),
 ]
+Weights = Annotated[
+    str | None, typer.Option("--weights", metavar="FILE", help="Its .safetensors, .pt or .pth (read safely).")
+]
+Front = Annotated[
+    str,
+    typer.Option("--front", metavar="FRONT", help="Its input: auto (default), none, unit, imagenet, my.module:front."),
+]
 GateName = Annotated[
     str,
     typer.Option(
