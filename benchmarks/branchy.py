@@ -29,10 +29,10 @@ import offramp as off
 # Internal: an augmentation by its name on the shelf.
 from offramp._support.find import find
 
-# Internal: the front that a paper draws, which is no plan.
+# Internal: the frontier that a paper draws, which is no plan.
 from offramp.calibration.screening import above, screen
 
-# Internal: the front that a paper draws, which is no plan.
+# Internal: the frontier that a paper draws, which is no plan.
 from offramp.calibration.screening import front as front_through
 from offramp.recipes.joint import Joint
 
@@ -68,7 +68,7 @@ def untaught(net: Net, seed: int, example: Any) -> off.Network:
             at=net.at,
             exits=net.exits,
             gate="neg_entropy",
-            front=off.make_front(net.spec),
+            preprocess=off.make_preprocess(net.spec),
             spec=net.spec,
         )
 

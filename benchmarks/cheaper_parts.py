@@ -66,16 +66,16 @@ def original(data: Path, depth: int) -> nn.Module:
     return off.make_model(f"offramp:resnet{depth}", data / "weights" / f"cifar10_resnet{depth}.safetensors")
 
 
-def front() -> nn.Module:
+def preprocess() -> nn.Module:
     """Its preprocessing."""
-    found = off.make_front("offramp:resnet20")
+    found = off.make_preprocess("offramp:resnet20")
     assert found is not None
     return found
 
 
 def accuracy(model: nn.Module, data: Path, rows: str) -> float:
     """The share of some test rows that a model answers right."""
-    before, right, count = front(), 0, 0
+    before, right, count = preprocess(), 0, 0
     with torch.inference_mode():
         for batch in off.rows(f"cifar10:{data / 'cifar10'}[{rows}]").batches(500):
             answers = model(before(torch.as_tensor(batch.x))).argmax(1)
@@ -89,12 +89,12 @@ def recovered(args: argparse.Namespace, name: str, depth: int) -> dict[str, Any]
     plain = original(args.data, depth)
     train = f"cifar10/train:{args.data / 'cifar10'}"
     sample = next(iter(off.rows(f"{train}[0:512]").batches(512)))
-    x = front()(torch.as_tensor(sample.x))
+    x = preprocess()(torch.as_tensor(sample.x))
     start = time.process_time()
     converted = off.convert(plain, METHODS[name], example=x[:4], data=(x, torch.as_tensor(sample.y)))
     before = accuracy(converted, args.data, args.figures)
     off.fit(
-        (converted, front()),
+        (converted, preprocess()),
         f"{train}[0:{args.rows}]",
         recipe="recover",
         original=plain,
@@ -197,7 +197,7 @@ def in_eight_bits(args: argparse.Namespace, file: Path) -> Path:
     done = file.with_name(f"{file.stem}-int8.onnx")
     if done.exists():
         return done
-    before = front()
+    before = preprocess()
     batches = off.rows(f"cifar10/train:{args.data / 'cifar10'}[0:256]").batches(32)
     rows = iter([before(torch.as_tensor(batch.x)).numpy() for batch in batches])
 
@@ -270,7 +270,7 @@ def logits_of(args: argparse.Namespace, name: str, found: dict[str, dict[str, An
     """A model's logits on test rows, on ONNX Runtime; kept in the cache."""
     file = args.cache / f"logits-{name}-{rows.replace(':', '-')}.npy"
     if not file.exists():
-        call, before = opened(file_of(args, name, found)), front()
+        call, before = opened(file_of(args, name, found)), preprocess()
         batches = off.rows(f"cifar10:{args.data / 'cifar10'}[{rows}]").batches(64)
         parts = [call(before(torch.as_tensor(batch.x)).numpy()) for batch in batches]
         np.save(file, np.concatenate(parts))

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 
 # Internal: the same clock as `offramp bench`.
 from offramp.runtime.benching import bench
@@ -50,7 +50,7 @@ def network_of(name: str, device: str) -> off.Network:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of weights that nobody has trained
         model = off.make_model(spec, fetch=False)
-        return off.cut(model, torch.randn(2, 3, pixels, pixels), n=3, exits="linear").to(device)
+        return off.cut(model, torch.randn(2, 3, pixels, pixels), parts=3, exits="linear").to(device)
 
 
 def plan_of(network: off.Network, rows: torch.Tensor, below: float | None) -> off.Plan:
@@ -125,7 +125,7 @@ def main() -> None:
                 rows = torch.randn(batch, 3, pixels, pixels, generator=torch.Generator().manual_seed(1)).to(args.device)
                 try:
                     results[f"{name} {engine} {batch}"] = measured(network, rows, engine, args.repeats)
-                except (BadInput, BadNetwork) as problem:
+                except (InvalidArgument, BadNetwork) as problem:
                     print(f"{batch:>5}  refused: {problem}", flush=True)
                     results[f"{name} {engine} {batch}"] = str(problem)
                 if args.json:

@@ -40,7 +40,7 @@ def network_of(options: argparse.Namespace, example: Any) -> off.Network:
     spec = f"offramp:{options.model}"
     weights = options.data / "weights" / f"cifar10_{options.model}.safetensors"
     model = off.make_model(spec, weights if options.pretrained else None)
-    return off.resolutions(model, example, SIZES, gate=GATE, preprocess=off.make_front(spec), spec=spec)
+    return off.resolutions(model, example, SIZES, gate=GATE, preprocess=off.make_preprocess(spec), spec=spec)
 
 
 def trained(options: argparse.Namespace, seed: int) -> off.Network:
@@ -109,10 +109,10 @@ def lines_of(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     model = off.make_model(spec, options.data / "weights" / f"cifar10_{options.model}.safetensors")
     whole = off.rows(f"cifar10:{options.data / 'cifar10'}[5000:{5000 + options.measure}]")
     right = 0
-    front = off.make_front(spec)
+    preprocess = off.make_preprocess(spec)
     with torch.inference_mode():
         for batch in whole.batches(250):
-            answers = model(front(torch.as_tensor(batch.x))).argmax(1).numpy()
+            answers = model(preprocess(torch.as_tensor(batch.x))).argmax(1).numpy()
             right += int((answers == batch.y).sum())
     found = [{"plan": "pretrained model, 32 pixels", "cost": 1.0, "accuracy": right / options.measure}]
     for size, (cost, own) in fixed.items():

@@ -56,10 +56,10 @@ def mixed(network: off.Network, rows: np.ndarray, engine: str, repeats: int, clo
 
 
 def split(
-    model: torch.nn.Module, front: torch.nn.Module, rows: np.ndarray, engine: str, repeats: int, clock: Clock
+    model: torch.nn.Module, preprocess: torch.nn.Module, rows: np.ndarray, engine: str, repeats: int, clock: Clock
 ) -> list[object]:
     """The model in four segments, exits closed, against the whole: the sum of its segments, and a Runner that walks."""
-    network = off.cut(model, rows[:4], n=4, front=front)
+    network = off.cut(model, rows[:4], parts=4, preprocess=preprocess)
     shelved, _ = engine_of(engine)
     schedule = off.Plan.never_leave(network.chain).schedule(network.chain)
     parts = shelved.open(network, schedule, network.device())
@@ -126,14 +126,14 @@ def main() -> None:
     rows = off.rows(f"cifar10:{args.data / 'cifar10'}").take(np.arange(5000, 5064)).x
     assert isinstance(rows, np.ndarray)
     large = network.rungs[-1]
-    model, front = network.model_of(large), network.front_of(large)
-    assert front is not None
+    model, preprocess = network.model_of(large), network.preprocess_of(large)
+    assert preprocess is not None
     results: dict[str, object] = {"threads": torch.get_num_threads()}
     for engine in [] if args.only_plain else engines:
         print(f"\n{engine_of(engine)[1]}, {torch.get_num_threads()} threads")
         results[engine] = {
             "mixed": mixed(network, rows, engine, args.repeats, clock),
-            "split": split(model, front, rows, engine, args.repeats, clock),
+            "split": split(model, preprocess, rows, engine, args.repeats, clock),
         }
     print()
     every = [*engines, *args.plain]

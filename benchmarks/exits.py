@@ -63,9 +63,12 @@ def network(data: Path, cache: Path, depth: int, recipe: str) -> tuple[off.Netwo
     if place.exists() and told.exists():
         return off.load(place), json.loads(told.read_text())
     spec = f"offramp:resnet{depth}"
-    model, front = off.make_model(spec, data / "weights" / f"cifar10_resnet{depth}.safetensors"), off.make_front(spec)
+    model, preprocess = (
+        off.make_model(spec, data / "weights" / f"cifar10_resnet{depth}.safetensors"),
+        off.make_preprocess(spec),
+    )
     development = off.rows(f"cifar10:{data / 'cifar10'}").select(slice(0, 1000))
-    net = off.cut(model, development.take(np.arange(8)).x, at=AT, front=front, spec=spec)
+    net = off.cut(model, development.take(np.arange(8)).x, at=AT, preprocess=preprocess, spec=spec)
     train = off.rows(f"cifar10/train:{data / 'cifar10'}")
     train.take(np.arange(1))  # decoded once, outside the clock
     name, arguments = RECIPES[recipe]
@@ -80,12 +83,16 @@ def network(data: Path, cache: Path, depth: int, recipe: str) -> tuple[off.Netwo
 def one_pass(net: off.Network, data: Path) -> float:
     """Seconds of one pass of the plain model over the training rows, timed alone."""
     rung = net.rungs[0]
-    model, front, train = net.model_of(rung), net.front_of(rung), off.rows(f"cifar10/train:{data / 'cifar10'}")
-    assert front is not None
+    model, preprocess, train = (
+        net.model_of(rung),
+        net.preprocess_of(rung),
+        off.rows(f"cifar10/train:{data / 'cifar10'}"),
+    )
+    assert preprocess is not None
     start = time.perf_counter()
     with torch.inference_mode():
         for batch in train.batches(128):
-            model(front(torch.as_tensor(batch.x)))
+            model(preprocess(torch.as_tensor(batch.x)))
     return time.perf_counter() - start
 
 
@@ -93,7 +100,9 @@ def only_time(data: Path, file: Path | None) -> None:
     """How long teaching takes, and one plain pass before and after it."""
     with tempfile.TemporaryDirectory() as empty:
         spec = "offramp:resnet56"
-        bare = off.ladder([(off.make_model(spec), off.make_front(spec)), (off.make_model(spec), off.make_front(spec))])
+        bare = off.ladder(
+            [(off.make_model(spec), off.make_preprocess(spec)), (off.make_model(spec), off.make_preprocess(spec))]
+        )
         found = {"pass": one_pass(bare, data)}
         net, told = network(data, Path(empty), 56, "hinge")
         found |= {"fit": told["seconds"], "solving": told["solving"], "pass again": one_pass(net, data)}
@@ -133,13 +142,13 @@ def splits(count: int) -> list[Split]:
 def along(rows: off.Trace, test: off.Trace) -> list[float]:
     """Accuracy on `test` of the best plans within the budgets, chosen on `rows`."""
     problem = problem_of(rows, find_risk("error"), "last", "macs", 64, None)
-    plain, front = rows.price(off.Plan.never_leave(rows.chain)).plain, frontier(problem, points=400)
+    plain, curve = rows.price(off.Plan.never_leave(rows.chain)).plain, frontier(problem, points=400)
     found = []
     for budget in BUDGETS:
         place = int(
-            np.flatnonzero(front.cost_P <= budget * plain)[np.argmin(front.loss_P[front.cost_P <= budget * plain])]
+            np.flatnonzero(curve.cost_P <= budget * plain)[np.argmin(curve.loss_P[curve.cost_P <= budget * plain])]
         )
-        plan = off.Plan.by_hand(dict(zip(rows.chain.gates, map(float, front.thresholds_PG[place]), strict=True)))
+        plan = off.Plan.by_hand(dict(zip(rows.chain.gates, map(float, curve.thresholds_PG[place]), strict=True)))
         accuracy = test.evaluate(plan).accuracy
         assert accuracy is not None
         found.append(accuracy)

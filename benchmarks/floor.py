@@ -106,8 +106,8 @@ def four_case(data: Path, *, asked: bool) -> Case:
     large = ladder(data, (20, 56), "own").rungs[-1]
     whole = ladder(data, (20, 56), "own")
     model = whole.model_of(large)
-    front = whole.front_of(large)
-    network = off.cut(model, rows[:4], n=4, exits="linear", gate="margin", front=front)
+    preprocess = whole.preprocess_of(large)
+    network = off.cut(model, rows[:4], parts=4, exits="linear", gate="margin", preprocess=preprocess)
     thresholds = dict.fromkeys(network.chain.gates, FAR) if asked else {}
     return Case(network, rows, off.Plan.by_hand(thresholds))
 

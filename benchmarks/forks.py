@@ -25,7 +25,7 @@ from torch import nn
 import offramp as off
 
 # Internal: makers of models, which the face does not have yet.
-from offramp.building.factories import front_of, make_model
+from offramp.building.factories import make_model, preprocess_of
 
 # Internal: plans of the path fixed beforehand, as calibrate walks it.
 from offramp.calibration.path import UNKNOWN, shared_path
@@ -81,7 +81,7 @@ def sized() -> off.Network:
     x = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     spec = "offramp:resnet20"
     gate = "predictor?width=8&side=16&stride=1"
-    return off.resolutions(make_model(spec), x, [16, 24, 32], gate=gate, preprocess=front_of(spec), spec=spec)
+    return off.resolutions(make_model(spec), x, [16, 24, 32], gate=gate, preprocess=preprocess_of(spec), spec=spec)
 
 
 def mixes(repeats: int) -> list[dict[str, Any]]:

@@ -49,9 +49,9 @@ def images(data: Path, rows: str) -> tuple[Tensor, Tensor]:
     """Images, normalised, and labels."""
     source = off.rows(rows.format(data / "cifar10"))
     taken = source.take(np.arange(len(source)))  # decodes all PNGs, for half a minute where there are 50,000
-    front = cifar_resnet.front()
+    preprocess = cifar_resnet.preprocess()
     with torch.no_grad():
-        return front(torch.as_tensor(taken.x)), torch.as_tensor(taken.y)
+        return preprocess(torch.as_tensor(taken.x)), torch.as_tensor(taken.y)
 
 
 def augmented(x: Tensor, draw: torch.Generator) -> Tensor:

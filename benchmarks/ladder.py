@@ -38,7 +38,7 @@ def ladder(data: Path, depths: tuple[int, ...], answer: str) -> off.Network:
     for depth in depths:
         name = f"resnet{depth}"
         model = off.make_model(f"offramp:{name}", data / "weights" / f"cifar10_{name}.safetensors")
-        rungs[name] = (model, off.make_front(f"offramp:{name}"))
+        rungs[name] = (model, off.make_preprocess(f"offramp:{name}"))
     return off.ladder(rungs, answer=answer).eval()
 
 
@@ -59,8 +59,8 @@ def splits(count: int) -> list[Split]:
 
 def figures(trace: off.Trace, plan: off.Plan) -> dict[str, float]:
     """Cost, accuracy and its drop on rows that the plan has not seen."""
-    done = trace.evaluate(plan, risk="accuracy_gap", against="backbone")
-    price = trace.price(plan, against="backbone")
+    done = trace.evaluate(plan, risk="accuracy_gap", reference="backbone")
+    price = trace.price(plan, reference="backbone")
     assert done.accuracy is not None
     assert done.plain_accuracy is not None
     answers = trace.replay(plan).answer
@@ -114,7 +114,7 @@ def promises(two: off.Trace, three: off.Trace, mean: off.Trace, count: int, few:
     return {
         "20, 56: accuracy_gap <= 0.005": over_splits(two, gap(0.005), many),
         "20, 56: disagreement <= 0.01": over_splits(two, agree, many),
-        "20, 56, mean: accuracy_gap <= 0 (backbone)": over_splits(mean, gap(0.0, against="backbone"), many),
+        "20, 56, mean: accuracy_gap <= 0 (backbone)": over_splits(mean, gap(0.0, reference="backbone"), many),
         "20, 56: accuracy_gap <= 0.005, few": over_splits(two, gap(0.005), some),
         "20, 32, 56: accuracy_gap <= 0.005, shared path": over_splits(three, gap(0.005), some),
         "20, 32, 56: accuracy_gap <= 0.005, path found on development rows": over_splits(three, searched, some),
@@ -133,7 +133,7 @@ def budgets(traces: dict[str, off.Trace]) -> list[dict[str, Any]]:
     for budget in BUDGETS:
         row: dict[str, Any] = {"budget": budget, "static": float(np.interp(budget, costs, list(right.values())))}
         for name, trace in traces.items():
-            plan = off.calibrate(trace[CALIBRATION], budget=budget, against="backbone")
+            plan = off.calibrate(trace[CALIBRATION], budget=budget, reference="backbone")
             row[name] = figures(trace[FIGURES], plan)
         rows.append(row)
     return rows

@@ -26,10 +26,10 @@ from rich.table import Table
 
 import offramp as off
 
-# Internal: the front that a paper draws, which is no plan.
+# Internal: the frontier that a paper draws, which is no plan.
 from offramp.calibration.screening import above, screen
 
-# Internal: the front that a paper draws, which is no plan.
+# Internal: the frontier that a paper draws, which is no plan.
 from offramp.calibration.screening import front as front_through
 from offramp.contracts import Phase
 
@@ -67,7 +67,7 @@ def untaught(seed: int, example: Any) -> off.Network:
             at=["conv1"],
             exits="b_lenet",
             gate="neg_entropy",
-            front=off.make_front(spec),
+            preprocess=off.make_preprocess(spec),
             spec=spec,
         )
 

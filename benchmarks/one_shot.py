@@ -53,15 +53,15 @@ def supernet_of(data: Path, batch: int) -> Supernet:
     """The supernet, with the public weights."""
     spec = "offramp:resnet20"
     model = off.make_model(spec, data / "weights" / "cifar10_resnet20.safetensors")
-    front = off.make_front(spec)
-    assert front is not None
+    preprocess = off.make_preprocess(spec)
+    assert preprocess is not None
     choices = {}
     for name in BLOCKS:
         changes_shape = name.endswith(".0") and "layer1" not in name
         choices[name] = OPTIONS if changes_shape else (*OPTIONS, "skip")
     example = torch.zeros(batch, 3, 32, 32, dtype=torch.uint8)
     heads = {"ten": None, "vehicle": 2}
-    return Supernet(nn.Sequential(front, model), choices, example, head="1.linear", heads=heads, exits=TAPS)
+    return Supernet(nn.Sequential(preprocess, model), choices, example, head="1.linear", heads=heads, exits=TAPS)
 
 
 def rows_of(data: Path, part: str, count: int | None = None) -> tuple[Tensor, Tensor]:

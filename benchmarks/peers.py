@@ -64,7 +64,13 @@ def own_kind(data: Path, cache: Path) -> off.Network:
     spec = "offramp:resnet56"
     model = off.make_model(spec, data / "weights" / "cifar10_resnet56.safetensors")
     net = off.cut(
-        model, train.take(np.arange(8)).x, at=AT, exits=exits, gate="max_prob", front=off.make_front(spec), spec=spec
+        model,
+        train.take(np.arange(8)).x,
+        at=AT,
+        exits=exits,
+        gate="max_prob",
+        preprocess=off.make_preprocess(spec),
+        spec=spec,
     )
     net.learned = roll.seen
     off.save(net, place)
@@ -76,10 +82,10 @@ def timings(data: Path, net: off.Network, drop: float, trace: off.Trace, repeats
     rows = off.rows(f"cifar10:{data / 'cifar10'}").take(np.arange(5000, 6000)).x
     assert isinstance(rows, np.ndarray)
     rung, x = net.rungs[0], torch.as_tensor(rows)
-    front = net.front_of(rung)
-    assert front is not None
+    preprocess = net.preprocess_of(rung)
+    assert preprocess is not None
     heads = [own_head(WIDTHS[name], net.exit_of(name)).eval() for name in AT]
-    ours = contest(net.model_of(rung), front, AT, heads, x, "cifar")
+    ours = contest(net.model_of(rung), preprocess, AT, heads, x, "cifar")
     found = calibrated(
         trace[CALIBRATION], trace[DEVELOPMENT], SETTINGS["confidence"], drop, fractions_of(ours.wrapper, AT)
     )

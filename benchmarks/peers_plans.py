@@ -123,9 +123,9 @@ def curve(trace: off.Trace, drawn: list[tuple[np.ndarray, ...]]) -> tuple[np.nda
     risk, drops, costs = find_risk("accuracy_gap"), [], []
     plain = trace.price(off.Plan.never_leave(trace.chain)).plain
     for _, rows, test in drawn:
-        front = frontier(problem_of(trace[rows], risk), points=400)
-        places = [np.flatnonzero(front.loss_P <= max(level, front.loss_P.min()))[0] for level in DROPS]
-        loss_P, cost_P = evaluate(problem_of(trace[test], risk), front.thresholds_PG[places])
+        curve = frontier(problem_of(trace[rows], risk), points=400)
+        places = [np.flatnonzero(curve.loss_P <= max(level, curve.loss_P.min()))[0] for level in DROPS]
+        loss_P, cost_P = evaluate(problem_of(trace[test], risk), curve.thresholds_PG[places])
         drops.append(loss_P)
         costs.append(cost_P / plain)
     return np.mean(drops, 0), np.mean(costs, 0)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import offramp as off
 from offramp.gates.confidence import max_prob
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 
 # Internal: times taken in turn, as in our own figures.
 from offramp.runtime.measuring import interleaved, ratio
@@ -48,25 +48,25 @@ def whole_batch(contest: Contest, thresholds: Sequence[float], x: Tensor) -> Ten
 
 
 def contest(
-    model: nn.Module, front: nn.Module, at: Sequence[str], heads: Sequence[nn.Module], x: Tensor, first: str
+    model: nn.Module, preprocess: nn.Module, at: Sequence[str], heads: Sequence[nn.Module], x: Tensor, first: str
 ) -> Contest:
     """The same modules for all sides. first: the module of the first cut's own kind, which says the model's family."""
     exits = {name: as_exit(head) for name, head in zip(at, heads, strict=True)}
-    network = off.cut(model, x[:2], at=at, exits=exits, gate="max_prob", front=front).eval()
-    both = nn.Sequential(front, model)
+    network = off.cut(model, x[:2], at=at, exits=exits, gate="max_prob", preprocess=preprocess).eval()
+    both = nn.Sequential(preprocess, model)
     wrapper = wrapped(both, [f"1.{name}" for name in at], heads, SETTINGS["confidence"], tuple(x.shape[1:]))
     fractions_of(wrapper, at)  # estimated on first use: outside the clock
-    return Contest(network, wrapper, _stages(model, front, first), heads, both)
+    return Contest(network, wrapper, _stages(model, preprocess, first), heads, both)
 
 
-def _stages(model: Any, front: nn.Module, first: str) -> list[Callable[[Tensor], Tensor]]:
+def _stages(model: Any, preprocess: nn.Module, first: str) -> list[Callable[[Tensor], Tensor]]:
     if first == "cifar":
         return [
-            nn.Sequential(front, model.conv1, model.bn1, nn.ReLU(), model.layer1),
+            nn.Sequential(preprocess, model.conv1, model.bn1, nn.ReLU(), model.layer1),
             model.layer2,
             lambda h: model.linear(model.layer3(h).mean((2, 3))),
         ]
-    stem = nn.Sequential(front, model.conv1, model.bn1, model.relu, model.maxpool, model.layer1)
+    stem = nn.Sequential(preprocess, model.conv1, model.bn1, model.relu, model.maxpool, model.layer1)
     last = nn.Sequential(model.layer4, model.avgpool, nn.Flatten(), model.fc)
     return [stem, model.layer2, model.layer3, last]
 
@@ -76,9 +76,9 @@ def quick_start(rows: np.ndarray, pixels: int) -> tuple[Contest, Tensor]:
     torch.manual_seed(0)
     made = earlyon("models").resnet50_ee(num_classes=10, pretrained=False).eval()
     x = torch.as_tensor(rows).repeat_interleave(pixels // 32, 2).repeat_interleave(pixels // 32, 3)
-    front = Front(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), expects=(pixels, pixels))
+    preprocess = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), expects=(pixels, pixels))
     heads = list(made.exit_heads.values())
-    return contest(made.backbone, front, ("layer1", "layer2", "layer3"), heads, x, "torchvision"), x
+    return contest(made.backbone, preprocess, ("layer1", "layer2", "layer3"), heads, x, "torchvision"), x
 
 
 def scores_of(network: off.Network, x: Tensor) -> np.ndarray:

@@ -47,8 +47,8 @@ def recording(network: off.Network, rows: np.ndarray, repeats: int) -> dict[str,
         with torch.inference_mode():
             for start in range(0, len(rows), 64):
                 x = torch.as_tensor(rows[start : start + 64])
-                for model, front in models:
-                    model(front(x)).numpy()
+                for model, preprocess in models:
+                    model(preprocess(x)).numpy()
 
     calls = {"record": lambda: off.record(network, rows, timed=False, progress=False), "loop": loop}
     times = interleaved(calls, repeats=repeats, warmup=1)

@@ -43,12 +43,12 @@ BATCH, TARGET = 128, 1.25
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
-def plain_steps(model: nn.Module, front: nn.Module, optimiser: torch.optim.Optimizer, batches: Batches) -> None:
+def plain_steps(model: nn.Module, preprocess: nn.Module, optimiser: torch.optim.Optimizer, batches: Batches) -> None:
     """A plain PyTorch training loop."""
     model.train()
     for x, y in batches():
         optimiser.zero_grad()
-        loss = cross_entropy(model(front(x)), y)
+        loss = cross_entropy(model(preprocess(x)), y)
         loss.backward()
         optimiser.step()
     model.eval()
@@ -72,8 +72,8 @@ def networks(data: Path) -> dict[str, off.Network]:
     resnet = off.make_model(spec, data / "weights" / "cifar10_resnet56.safetensors")
     model = msdnet.msdnet_even(5, classes=10).eval()
     return {
-        "ResNet-56": off.cut(resnet, x, at=["layer1", "layer2"], front=off.make_front(spec)),
-        "MSDNet, 5 blocks": off.cut(model, x, at=model.cuts, exits="strided", front=msdnet.front()),
+        "ResNet-56": off.cut(resnet, x, at=["layer1", "layer2"], preprocess=off.make_preprocess(spec)),
+        "MSDNet, 5 blocks": off.cut(model, x, at=model.cuts, exits="strided", preprocess=msdnet.preprocess()),
     }
 
 
@@ -87,8 +87,8 @@ def share_of_exits(network: off.Network, x: np.ndarray) -> float:
 def steps(network: off.Network, rows: off.Rows | Any, count: int, rounds: int) -> dict[str, Any]:
     """Milliseconds per step and their ratios."""
     rung = network.rungs[0]
-    model, front = network.model_of(rung), network.front_of(rung)
-    assert front is not None
+    model, preprocess = network.model_of(rung), network.preprocess_of(rung)
+    assert preprocess is not None
     taken = rows.select(slice(0, count * BATCH))
     whole = taken.take(np.arange(len(taken)))
     data = (np.asarray(whole.x), np.asarray(whole.y))
@@ -99,7 +99,7 @@ def steps(network: off.Network, rows: off.Rows | Any, count: int, rounds: int) -
             yield torch.as_tensor(data[0][positions]), torch.as_tensor(data[1][positions])
 
     optimisers = [torch.optim.Adam(part.parameters(), lr=1e-5) for part in (model, network)]
-    plain = partial(plain_steps, model, front, optimisers[0], batches)
+    plain = partial(plain_steps, model, preprocess, optimisers[0], batches)
     recipe = Joint(epochs=1, rate=1e-5)
     calls: dict[str, Callable[[], float]] = {
         "plain": partial(_seconds, plain),
@@ -144,13 +144,13 @@ def _in_turn(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, np
 def frozen(network: off.Network, rows: off.Rows | Any, rounds: int) -> dict[str, Any]:
     """Seconds of a first fit, of a second one on the same backbone, and of a bare pass of the plain model."""
     rung = network.rungs[0]
-    model, front = network.model_of(rung), network.front_of(rung)
-    assert front is not None
+    model, preprocess = network.model_of(rung), network.preprocess_of(rung)
+    assert preprocess is not None
 
     def bare() -> None:
         with torch.inference_mode():
             for batch in rows.batches(BATCH):
-                model(front(torch.as_tensor(batch.x)))
+                model(preprocess(torch.as_tensor(batch.x)))
 
     def fit(cache: str, regulariser: float) -> float:
         recipe = recipe_of("hinge", regulariser=regulariser)

@@ -128,15 +128,15 @@ def variant(name: str, data: Path, epochs: list[int]) -> tuple[off.Network, Reci
     """The network of one variant, not yet trained, and its recipe."""
     images, classes, joint = epochs
     model = off.make_model(SPEC, data / "weights" / "cifar10_resnet56.safetensors")
-    front = off.make_front(SPEC)
+    preprocess = off.make_preprocess(SPEC)
     example = np.zeros((4, 3, 32, 32), np.uint8)
     if name.startswith("down"):
         side = 18 if name == "down18" else 16
         small = Resized(model, side).eval()
-        return plain_network(small, Rung(BACKBONE), front), Plain(classes, joint)
+        return plain_network(small, Rung(BACKBONE), preprocess), Plain(classes, joint)
     transform = "wavelet" if name == "wavelet" else "encoder"
     half = off.wae(model, torch.zeros(2, 3, 32, 32), transform=transform)
-    net = off.cut(half, example, at=half.cuts, exits="own", front=front)
+    net = off.cut(half, example, at=half.cuts, exits="own", preprocess=preprocess)
     rates: dict[str, Any] = {"rate": RATE, "joint_rate": JOINT_RATE, "anchor": 1.0}
     if name == "decomposition":
         rates = {"gamma": 0.0, "images": 0, "joint_rate": RATE}
@@ -196,13 +196,13 @@ def trace_of(name: str, args: argparse.Namespace) -> tuple[off.Network, off.Trac
 def show(args: argparse.Namespace) -> None:
     """Accuracies, costs and times of what has been trained, and the lazy high branch."""
     torch.set_num_threads(1)
-    front = off.make_front(SPEC)
-    assert front is not None
+    preprocess = off.make_preprocess(SPEC)
+    assert preprocess is not None
     rows = off.rows(f"cifar10:{args.data / 'cifar10'}").take(np.arange(5000, 5064)).x
     raw = torch.as_tensor(np.asarray(rows))
-    x = front(raw)
+    x = preprocess(raw)
     plain = off.make_model(SPEC, args.data / "weights" / "cifar10_resnet56.safetensors")
-    whole = plain_network(plain, Rung(BACKBONE), front)
+    whole = plain_network(plain, Rung(BACKBONE), preprocess)
     file = args.cache / "wae-resnet56.npz"
     if not file.exists():
         args.cache.mkdir(parents=True, exist_ok=True)

@@ -55,7 +55,7 @@ def tried(name: str) -> dict[str, Any]:
         if name in AT:
             net = off.cut(model, example, at=AT[name], exits="linear")
         else:
-            net = off.cut(model, example, n=PARTS, exits="linear")
+            net = off.cut(model, example, parts=PARTS, exits="linear")
         found["seconds"] = round(time.perf_counter() - start, 1)
         found |= checked(net, model, example)
     except OfframpError as problem:

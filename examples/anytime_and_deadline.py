@@ -16,7 +16,7 @@ net = off.ladder({"small": small, "large": large}).eval()
 x = torch.randn(256, 64)
 
 plan = off.Plan.by_hand({"small": 1.0})  # leave at a margin of 1: set by hand, no promise
-runner = off.open(net, plan, time_on=x)  # every part is timed, for deadlines
+runner = off.open(net, plan, timing_rows=x)  # every part is timed, for deadlines
 
 for answers in runner.anytime(x):
     print("anytime:", answers.logits.shape, "from", net.chain.exits[int(answers.exit[0])])

@@ -166,7 +166,7 @@ def test_law_3_the_face_is_small():
 def test_law_3_the_face_has_the_verbs_and_what_is_subclassed():
     builders = "cut ladder adopt route convert resolutions halting unrolled along_time wae"
     verbs = "fit record calibrate check inspect open run bench export report compare"
-    helpers = "make_model make_front rows rows_needed save load"
+    helpers = "make_model make_preprocess rows rows_needed save load"
     classes = "Engine Exit Fork Leave Gate Layer Network Phase Plan Recipe Risk Runner Trace"
     assert set(offramp.__all__) == {*builders.split(), *verbs.split(), *helpers.split(), *classes.split()}
 

@@ -8,7 +8,7 @@ from torch import nn
 
 import offramp as off
 from offramp import templates
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 
 X = torch.randn(20, 5)
 Y = torch.arange(20) % 3
@@ -49,7 +49,7 @@ def test_both_recipes_train_them_and_they_run(recipe):
 
 
 def test_bad_input():
-    with pytest.raises(BadInput, match="at least two stages"):
+    with pytest.raises(InvalidArgument, match="at least two stages"):
         templates.cascade([linear(3)], example=X)
-    with pytest.raises(BadInput, match="at least one link"):
+    with pytest.raises(InvalidArgument, match="at least one link"):
         templates.chain(linear(), [], linear(3), example=X)

@@ -31,7 +31,7 @@ def main(data: str) -> None:
     models = {}
     for name in MODELS:
         model = off.make_model(f"offramp:{name}", f"{data}/weights/cifar10_{name}.safetensors")
-        models[name] = (model, off.make_front(f"offramp:{name}"))
+        models[name] = (model, off.make_preprocess(f"offramp:{name}"))
     rows = f"cifar10:{data}/cifar10"
     trace = off.record(off.ladder(models), f"{rows}[5000:]", timed=False)
     pair = off.ladder({name: models[name] for name in ("resnet20", "resnet56")})
@@ -47,7 +47,7 @@ def alone(trace: off.Trace) -> dict[str, tuple[float, float]]:
     """Cost as a share of ResNet-56, and accuracy on the test rows, of each network alone."""
     points = {}
     for name in MODELS:
-        found = trace.evaluate(off.Plan(thresholds={}, deepest=name))  # all rows are answered here, and no gate is run
+        found = trace.evaluate(off.Plan(thresholds={}, max_exit=name))  # all rows are answered here, and no gate is run
         points[name] = (found.prices[0].mean / found.prices[0].plain, found.accuracy)
     return points
 

@@ -1,6 +1,6 @@
 """offramp makes trained networks spend less on easy inputs, under a certified promise.
 
-    net   = off.ladder({"small": (small, front), "large": (large, front)}).eval()
+    net   = off.ladder({"small": (small, preprocess), "large": (large, preprocess)}).eval()
     trace = off.record(net, held_out)
     plan  = off.calibrate(trace, risk="accuracy_gap", at_most=0.005)
     y     = off.run(net, plan, x)                  # y.logits, y.exit, y.why, in the order of x
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from offramp.building.converting import convert as convert
     from offramp.building.cutting import cut as cut
     from offramp.building.cutting import ladder as ladder
-    from offramp.building.factories import make_front as make_front
     from offramp.building.factories import make_model as make_model
+    from offramp.building.factories import make_preprocess as make_preprocess
     from offramp.building.halting import halting as halting
     from offramp.building.inspecting import inspect as inspect
     from offramp.building.reading import along_time as along_time
@@ -87,7 +87,7 @@ _HOMES = {
     "halting": "building.halting",
     "ladder": "building.cutting",
     "load": "building.saving",
-    "make_front": "building.factories",
+    "make_preprocess": "building.factories",
     "make_model": "building.factories",
     "open": "runtime.session",
     "record": "runtime.recording",

@@ -1,31 +1,31 @@
 """What can go wrong, as a tree.
 
     OfframpError
-    ├── BadInput            what was handed over cannot be used (also a ValueError)
-    │   ├── BadData         rows, labels or shapes; names the rows
-    │   ├── BadNetwork      models that cannot stand together in one network
-    │   ├── UnknownName     no such thing on the shelf; offers the nearest
-    │   ├── OverlappingRows rows that are no independent draws: twice on one side of a promise, or on both
-    │   └── OutOfBudget     not even the cheapest plan costs as little as that
-    ├── BadFile             truncated, edited, of another kind, or unwritable
-    │   └── NewerSchema     written by a newer offramp
-    ├── Mismatch            a plan or trace of another network, engine or precision
-    ├── OpenAgain           the network changed under a Runner
-    ├── Diverged            a loss that is not finite while a network is taught
-    ├── NoSafePlan          no plan keeps the promise on these rows
-    ├── MemberUnavailable   a member of a ladder that runs elsewhere did not answer
-    └── MissingExtra        an optional dependency is not installed (also an ImportError)
+    ├── InvalidArgument      what was handed over cannot be used (also a ValueError)
+    │   ├── BadData          rows, labels or shapes; names the rows
+    │   ├── BadNetwork       models that cannot stand together in one network
+    │   ├── UnknownName      no such thing on the shelf; offers the nearest
+    │   ├── OverlappingRows  rows that are no independent draws: twice on one side of a promise, or on both
+    │   └── OutOfBudget      not even the cheapest plan costs as little as that
+    ├── BadFile              truncated, edited, of another kind, or unwritable
+    │   └── NewerSchema      written by a newer offramp
+    ├── Mismatch             a plan or trace of another network, engine or precision
+    ├── StaleRunner          the network changed under a Runner
+    ├── Diverged             a loss that is not finite while a network is taught
+    ├── NoSafePlan           no plan keeps the promise on these rows
+    ├── MemberUnavailable    a member of a ladder that runs elsewhere did not answer
+    └── MissingExtra         an optional dependency is not installed (also an ImportError)
 
 and what deserves a second look, but stops nothing:
 
-    OfframpWarning          (also a UserWarning)
-    ├── NeverTaught         an exit that nothing has trained is recorded
-    ├── UnevenParts         the only legal cuts divide the work badly
-    ├── BetterExit          an exit answers better than the last one
-    ├── DearFirst           a member of a cascade costs more than a later one
-    ├── NoisyTimings        milliseconds were measured on a busy machine
-    ├── GapNotReached       a solver stopped before the duality gap that was asked for
-    └── Notice              what a reader of data or weights left out, or chose among several readings
+    OfframpWarning           (also a UserWarning)
+    ├── UntrainedExitWarning an exit that nothing has trained is recorded
+    ├── UnevenParts          the only legal cuts divide the work badly
+    ├── BetterExit           an exit answers better than the last one
+    ├── DearFirst            a member of a cascade costs more than a later one
+    ├── NoisyTimings         milliseconds were measured on a busy machine
+    ├── GapNotReached        a solver stopped before the duality gap that was asked for
+    └── Notice               what a reader of data or weights left out, or chose among several readings
 
 Every message is one sentence in three parts: what was got, what was expected, what to do.
 At the command line each of them prints that sentence and ends with exit code 2.
@@ -49,7 +49,7 @@ class OfframpWarning(UserWarning):
     """The root of all warnings; the command line prints each as a sentence."""
 
 
-class NeverTaught(OfframpWarning):
+class UntrainedExitWarning(OfframpWarning):
     """An exit that `cut` made is recorded before anything has trained it."""
 
 
@@ -77,23 +77,23 @@ class Notice(OfframpWarning):
     """Something in data or weights that a user should know."""
 
 
-class BadInput(OfframpError, ValueError):
+class InvalidArgument(OfframpError, ValueError):
     """What was handed over cannot be used."""
 
 
-class BadData(BadInput):
+class BadData(InvalidArgument):
     """Rows, labels or shapes that cannot be used."""
 
 
-class BadNetwork(BadInput):
+class BadNetwork(InvalidArgument):
     """Models, exits or gates that cannot stand together in one network."""
 
 
-class UnknownName(BadInput):
+class UnknownName(InvalidArgument):
     """A name that nothing answers to."""
 
 
-class OverlappingRows(BadInput):
+class OverlappingRows(InvalidArgument):
     """Rows that are no independent draws: the same one twice, or on both sides of a promise.
 
     `rows` holds the numbers of all of them, of which the sentence names the first few.
@@ -104,7 +104,7 @@ class OverlappingRows(BadInput):
         self.rows = tuple(int(row) for row in rows)
 
 
-class OutOfBudget(BadInput):
+class OutOfBudget(InvalidArgument):
     """A budget that no plan keeps on these rows."""
 
 
@@ -120,7 +120,7 @@ class Mismatch(OfframpError):
     """A plan or a trace that belongs to another network, engine or precision."""
 
 
-class OpenAgain(OfframpError):
+class StaleRunner(OfframpError):
     """The network was moved, cast, trained or re-assigned after the Runner was opened."""
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from offramp.building.routing import Fork, GateLike, Leave, route
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.network import Network
 
 __all__ = ["cascade", "chain", "hierarchy", "high_low"]
@@ -64,7 +64,7 @@ def cascade(
         The network, with segments `stage1`, `stage2` and exits `exit1`, `exit2`.
     """
     if len(stages) < 2:
-        raise BadInput(f"a cascade needs at least two stages, got {len(stages)}")
+        raise InvalidArgument(f"a cascade needs at least two stages, got {len(stages)}")
     steps: list[Any] = []
     for number, stage in enumerate(stages, 1):
         steps.append((f"stage{number}", stage))
@@ -94,7 +94,7 @@ def chain(
         The network, with forks `link1`, `link2`, whose arms are called `link1-light` and so on.
     """
     if not links:
-        raise BadInput("a chain needs at least one link, got none")
+        raise InvalidArgument("a chain needs at least one link, got none")
     steps: list[Any] = [("stem", stem)]
     for number, link in enumerate(links, 1):
         arms: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from offramp._support.arguments import (
     require_kind,
     require_number,
 )
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 
 
 @pytest.mark.parametrize("value", [0.05, np.float32(0.05), np.float64(0.05), Fraction(1, 20)])
@@ -30,9 +30,9 @@ def test_limits():
     assert require_number("level", 0, 0, 1, includes_low=True) == 0
     assert require_number("share", 1e300, 0, math.inf) == 1e300
     for wrong in (0, 1, -0.1, 1.1, math.nan, math.inf, -math.inf):
-        with pytest.raises(BadInput, match="level must be a number above 0 and below 1, got"):
+        with pytest.raises(InvalidArgument, match="level must be a number above 0 and below 1, got"):
             require_number("level", wrong, 0, 1)
-    with pytest.raises(BadInput, match=r"share must be a number above 0, got inf$"):
+    with pytest.raises(InvalidArgument, match=r"share must be a number above 0, got inf$"):
         require_number("share", math.inf, 0, math.inf)
 
 
@@ -40,7 +40,7 @@ def test_limits():
     "value", [True, False, np.True_, None, "0.05", "five", [0.05], 0.05j, np.array([0.05]), object()]
 )
 def test_what_is_no_number(value):
-    with pytest.raises(BadInput, match="level must be a number"):
+    with pytest.raises(InvalidArgument, match="level must be a number"):
         require_number("level", value, 0, 1)
 
 
@@ -60,7 +60,7 @@ def test_what_is_no_number(value):
     ],
 )
 def test_what_was_meant(value, high, ends):
-    with pytest.raises(BadInput) as caught:
+    with pytest.raises(InvalidArgument) as caught:
         require_number("level", value, 0, high)
     assert str(caught.value).endswith(ends)
 
@@ -88,14 +88,14 @@ def test_shares_have_all_their_digits(share, printed):
 def test_numbers_are_taken_as_they_are_written():
     assert require_number("level", np.float32(0.05), 0, 1) == 0.05
     assert math.copysign(1, require_number("level", -0.0, 0, 1, includes_low=True)) == 1
-    with pytest.raises(BadInput, match="share must be a number above 0, got 1000"):
+    with pytest.raises(InvalidArgument, match="share must be a number above 0, got 1000"):
         require_number("share", 10**400, 0, math.inf)
 
 
 def test_confidence():
     assert require_confidence(0.95) == 0.95
     for wrong in (1e-300, 0, 1, True, "95%", None, math.nan):
-        with pytest.raises(BadInput, match=r"^confidence must be a number"):
+        with pytest.raises(InvalidArgument, match=r"^confidence must be a number"):
             require_confidence(wrong)
 
 
@@ -110,10 +110,10 @@ def test_counts(value):
     [0, -1, True, np.True_, 1.0, 1.5, math.nan, math.inf, "64", None, 1e30, 10**400, np.array([1, 64]), np.float32(2)],
 )
 def test_what_is_no_count(value):
-    with pytest.raises(BadInput, match="batch must be a whole number from 1 upward, got") as caught:
+    with pytest.raises(InvalidArgument, match="batch must be a whole number from 1 upward, got") as caught:
         require_count("batch", value)
     assert len(str(caught.value)) < 120
-    with pytest.raises(BadInput, match="seed must be a whole number from 0 to 5, got 6"):
+    with pytest.raises(InvalidArgument, match="seed must be a whole number from 0 to 5, got 6"):
         require_count("seed", 6, 0, 5)
 
 
@@ -121,13 +121,13 @@ def test_flags():
     assert require_flag("resume", True) is require_flag("resume", np.True_) is True
     assert require_flag("resume", False) is require_flag("resume", np.False_) is False
     for wrong in ("no", "", 0, 1, None, [True], np.array([True])):
-        with pytest.raises(BadInput, match="resume must be True or False, got"):
+        with pytest.raises(InvalidArgument, match="resume must be True or False, got"):
             require_flag("resume", wrong)
 
 
 def test_kinds():
     require_kind("the plan", Fraction(1, 2), Fraction, "from nowhere")
-    with pytest.raises(BadInput, match=r"^the plan must be a Fraction, from nowhere; got a int$"):
+    with pytest.raises(InvalidArgument, match=r"^the plan must be a Fraction, from nowhere; got a int$"):
         require_kind("the plan", 5, Fraction, "from nowhere")
-    with pytest.raises(BadInput, match=r"got the text 'x\.json': load it first, with Fraction\.load"):
+    with pytest.raises(InvalidArgument, match=r"got the text 'x\.json': load it first, with Fraction\.load"):
         require_kind("the plan", "x.json", Fraction, "from nowhere")

@@ -22,7 +22,7 @@ from offramp._support.files import (
     write_json,
 )
 from offramp.comparing.reading import read_settings
-from offramp.errors import BadData, BadFile, BadInput, OfframpError
+from offramp.errors import BadData, BadFile, InvalidArgument, OfframpError
 from offramp.fitting.checkpoint import load_checkpoint
 from offramp.plans.plan import Plan
 from offramp.plans.trace import Trace
@@ -147,7 +147,7 @@ def test_tensors_without_plain_values_are_refused_everywhere(name):
         lambda: off.cut(cut_of().backbone, odd, at=["stem"]),
         lambda: off.fit(cut_of(taught=False), (odd, y), progress=False),
     ):
-        with pytest.raises(BadInput) as problem:
+        with pytest.raises(InvalidArgument) as problem:
             call()
         assert isinstance(problem.value, BadData)
 
@@ -169,7 +169,7 @@ def test_names_in_a_file_keep_the_rule_of_the_ladder(tmp_path, name):
     _, body = read_json(tmp_path / "net" / "network.json", "network", 1)
     body["rungs"][0]["name"] = name
     write_json(tmp_path / "net" / "network.json", "network", 1, body)
-    with pytest.raises(BadInput, match="a rung is called"):
+    with pytest.raises(InvalidArgument, match="a rung is called"):
         off.load(tmp_path / "net")
 
 

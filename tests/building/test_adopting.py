@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import offramp as off
-from offramp.errors import BadData, BadInput, BadNetwork, UnknownName
+from offramp.errors import BadData, BadNetwork, InvalidArgument, UnknownName
 
 CLASSES = 5
 
@@ -233,8 +233,8 @@ class Stops(Own):
         (lambda: Own("last"), None, BadNetwork, r"logits \[B, C\] of two or more exits, got y \[6, 5\]"),
         (Own, {"blocks.7": "heads.0"}, UnknownName, r"blocks.7"),
         (Own, {"blocks.0": "head.0"}, UnknownName, r"heads.0"),
-        (Own, {"blocks.0": nn.Identity()}, BadInput, r"must name modules of the model, got a Identity"),
-        (Own, ["blocks.0"], BadInput, r"must be a mapping of layers to heads"),
+        (Own, {"blocks.0": nn.Identity()}, InvalidArgument, r"must name modules of the model, got a Identity"),
+        (Own, ["blocks.0"], InvalidArgument, r"must be a mapping of layers to heads"),
         (Own, {"blocks.0": "heads.1"}, BadNetwork, r"the head 'heads.1' fails on what 'blocks.0' gives: mat1"),
     ],
 )

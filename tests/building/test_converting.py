@@ -11,7 +11,7 @@ from torch import nn
 import offramp as off
 from offramp.building.converting import conversions_of, convert, methods, spec_with, split_spec
 from offramp.building.factories import built_from_file, make_model
-from offramp.errors import BadInput, BadNetwork, Notice, UnknownName
+from offramp.errors import BadNetwork, InvalidArgument, Notice, UnknownName
 from offramp.layers.ghost import Ghost
 from offramp.layers.low_rank import LowRank
 from small import Stages, images_of, seeded, stages
@@ -42,13 +42,13 @@ def test_methods_by_class_by_function_and_of_ones_own():
     assert made.stem[0].options() == {"ratio": 2, "kernel": 3}
     made = convert(stages(), {"head": "offramp.layers.low_rank:LowRank?rank=1"})
     assert made.head.options() == {"rank": 1}
-    with pytest.raises(BadInput, match="must be a subclass"):
+    with pytest.raises(InvalidArgument, match="must be a subclass"):
         convert(stages(), {"head": "torch.nn:Linear"})
 
 
 def test_the_shelf_lists_its_methods():
     assert {"adaptive_depth", "ghost", "keep", "low_rank", "pruned", "tucker"} <= set(methods())
-    assert "front" not in methods()
+    assert "preprocess" not in methods()
 
 
 @pytest.mark.parametrize(
@@ -59,11 +59,11 @@ def test_the_shelf_lists_its_methods():
         ({"head": "goats"}, UnknownName, "called 'goats'; did you mean 'ghost'"),
         ({"head": "low_rank?rnk=2"}, UnknownName, "option of low_rank called 'rnk'; did you mean 'rank'"),
         ({"head": "ghost"}, BadNetwork, r"ghost replaces Conv2d; the pattern matched only 'head' \(Linear\)"),
-        ({"stem.0": "ghost?ratio=9"}, BadInput, "'stem.0': ratio must be at most 4"),
+        ({"stem.0": "ghost?ratio=9"}, InvalidArgument, "'stem.0': ratio must be at most 4"),
         ({"head": "low_rank?energy=1.0"}, BadNetwork, "saves nothing here: 'head'"),
-        ({}, BadInput, "must map patterns to methods"),
-        ({"head": 3}, BadInput, "must be a name, a Layer or a function"),
-        ({"head": lambda layer: 3}, BadInput, "must give a module, got int"),
+        ({}, InvalidArgument, "must map patterns to methods"),
+        ({"head": 3}, InvalidArgument, "must be a name, a Layer or a function"),
+        ({"head": lambda layer: 3}, InvalidArgument, "must give a module, got int"),
     ],
 )
 def test_what_is_refused(layers, error, says):
@@ -72,7 +72,7 @@ def test_what_is_refused(layers, error, says):
 
 
 def test_a_model_is_asked_for():
-    with pytest.raises(BadInput, match=r"must be a torch.nn.Module, got str"):
+    with pytest.raises(InvalidArgument, match=r"must be a torch.nn.Module, got str"):
         convert("offramp:resnet20", {"head": "ghost"})
 
 
@@ -129,13 +129,13 @@ def test_layers_of_ones_own_have_no_text():
         """Somebody's."""
 
     made = convert(stages(), {"stem.0": Mine})
-    with pytest.raises(BadInput, match=r"'stem.0' is a Mine, which no text stands for"):
+    with pytest.raises(InvalidArgument, match=r"'stem.0' is a Mine, which no text stands for"):
         conversions_of(made)
 
 
 @pytest.mark.parametrize("spec", ["offramp:resnet20|", "offramp:resnet20|layer3", "offramp:resnet20|=ghost"])
 def test_a_wrong_text(spec):
-    with pytest.raises(BadInput, match="must be PATTERN=METHOD"):
+    with pytest.raises(InvalidArgument, match="must be PATTERN=METHOD"):
         make_model(spec)
 
 
@@ -160,7 +160,7 @@ def test_it_is_a_member_of_a_ladder_is_cut_saved_and_exported(tmp_path):
     plain = resnet()
     made = convert(plain, {"layer3.*": "tucker?rank_in=16&rank_out=16"})
     spec = spec_with("offramp:resnet20", conversions_of(made))
-    net = off.ladder({"small": made, "large": plain}, specs={"small": spec, "large": "offramp:resnet20"})
+    net = off.ladder({"small": made, "large": plain}, sources={"small": spec, "large": "offramp:resnet20"})
     off.save(net.eval(), tmp_path / "net")
     again = off.load(tmp_path / "net")
     x = X.float() / 255

@@ -9,7 +9,7 @@ from torch import nn
 import offramp as off
 from offramp.building.converting import convert
 from offramp.building.costing import changes, cost_of
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.layer import dense_cost
 from small import images_of, stages
 
@@ -53,7 +53,7 @@ def test_inspect_lists_what_was_changed():
     assert found.changes[0].after.parameters < found.changes[0].before.parameters
     assert found.to_json()["changes"][0]["name"] == "head"
     assert off.inspect(after, images_of(4)).changes == ()
-    with pytest.raises(BadInput, match=r"original"):
+    with pytest.raises(InvalidArgument, match=r"original"):
         off.inspect(after, images_of(4), original="stages")
 
 

@@ -10,15 +10,15 @@ import torch
 from torch import nn
 
 from offramp.building.cutting import check_classes, ladder
-from offramp.errors import BadInput, BadNetwork, UnknownName
+from offramp.errors import BadNetwork, InvalidArgument, UnknownName
 from offramp.gates.tempered import Tempered
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 from small import dense, ladder_of, rows_of
 
 
 def test_names_and_order():
     assert ladder([dense(0), dense(1), dense(2)]).chain.exits == ("rung1", "rung2", "rung3")
-    net = ladder({"a-1": dense(0), "b_2": (dense(1), None)}, specs={"a-1": "offramp:resnet20"})
+    net = ladder({"a-1": dense(0), "b_2": (dense(1), None)}, sources={"a-1": "offramp:resnet20"})
     assert net.chain.exits == ("a-1", "b_2")
     assert [rung.spec for rung in net.rungs] == ["offramp:resnet20", None]
     assert [node.successors for node in net.chain.nodes] == [("leave", "b_2"), ("leave",)]
@@ -36,7 +36,7 @@ def test_nothing_is_copied_or_changed():
 
 
 def test_trained_models_make_a_network_that_can_be_used_at_once():
-    net = ladder([(dense(0), Front()), dense(1)], gate=Tempered(ladder_of(2).gates["small"], 2.0))
+    net = ladder([(dense(0), Preprocess()), dense(1)], gate=Tempered(ladder_of(2).gates["small"], 2.0))
     net.require_eval()
     assert not net.training
     assert ladder([dense(0), dense(1).train()]).training
@@ -51,7 +51,7 @@ def test_the_logits_are_those_of_the_models():
 def test_each_rung_has_a_front_of_its_own():
     x = torch.randint(0, 256, (3, 1, 2, 2), dtype=torch.uint8)
     flat = [nn.Sequential(nn.Flatten(), dense(place)).eval() for place in range(2)]
-    net = ladder([(flat[0], Front()), (flat[1], Front((0.5,), (0.1,)))]).eval()
+    net = ladder([(flat[0], Preprocess()), (flat[1], Preprocess((0.5,), (0.1,)))]).eval()
     first, second = net(x)
     assert torch.equal(first, flat[0](x / 255))
     torch.testing.assert_close(second, flat[1]((x / 255 - 0.5) / 0.1))
@@ -79,16 +79,16 @@ def test_a_gate_for_each_rung():
         ([dense(0)], {}, BadNetwork, "at least two"),
         ([dense(0), "resnet"], {}, BadNetwork, "expected a torch.nn.Module"),
         ([dense(0), (dense(0), 5)], {}, BadNetwork, "expected a torch.nn.Module"),
-        ({"a.b": dense(0), "c": dense(1)}, {}, BadInput, "letters"),
-        ({"": dense(0), "c": dense(1)}, {}, BadInput, "letters"),
-        ({"keys": dense(0), "c": dense(1)}, {}, BadInput, "torch module"),
-        ({"x": dense(0), "c": dense(1)}, {}, BadInput, "meaning"),
-        ({"last": dense(0), "c": dense(1)}, {}, BadInput, "meaning"),
-        ({"a": dense(0), "backbone": dense(1)}, {}, BadInput, "meaning"),
-        ([dense(0), dense(1)], {"answer": "median"}, BadInput, "own"),
+        ({"a.b": dense(0), "c": dense(1)}, {}, InvalidArgument, "letters"),
+        ({"": dense(0), "c": dense(1)}, {}, InvalidArgument, "letters"),
+        ({"keys": dense(0), "c": dense(1)}, {}, InvalidArgument, "torch module"),
+        ({"x": dense(0), "c": dense(1)}, {}, InvalidArgument, "meaning"),
+        ({"last": dense(0), "c": dense(1)}, {}, InvalidArgument, "meaning"),
+        ({"a": dense(0), "backbone": dense(1)}, {}, InvalidArgument, "meaning"),
+        ([dense(0), dense(1)], {"answer": "median"}, InvalidArgument, "own"),
         ([dense(0), dense(1)], {"gate": "margn"}, UnknownName, "margin"),
-        ([dense(0), dense(1)], {"gate": {}}, BadInput, "rung1"),
-        ([dense(0), dense(1)], {"gate": {"rung1": "margin", "rung2": "margin"}}, BadInput, "none for the last"),
+        ([dense(0), dense(1)], {"gate": {}}, InvalidArgument, "rung1"),
+        ([dense(0), dense(1)], {"gate": {"rung1": "margin", "rung2": "margin"}}, InvalidArgument, "none for the last"),
         ([dense(0), dense(1, classes=5)], {"example": rows_of(2)}, BadNetwork, "classes"),
         ([dense(0), dense(1, classes=1)], {"example": rows_of(2)}, BadNetwork, "two classes"),
         ([nn.Identity(), nn.Flatten(0)], {"example": rows_of(2)}, BadNetwork, "logits"),

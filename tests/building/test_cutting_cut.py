@@ -10,10 +10,10 @@ from torch import nn
 
 import offramp as off
 from offramp.building.cutting import cut
-from offramp.errors import BadData, BadInput, BadNetwork, OfframpError, UnknownName
+from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError, UnknownName
 from offramp.exits.pooled import Pooled, linear
-from offramp.layers.front import Front
-from offramp.models.cifar_resnet import front, resnet20
+from offramp.layers.preprocess import Preprocess
+from offramp.models.cifar_resnet import preprocess, resnet20
 from offramp.plans.plan import Plan
 from small import Stages, cut_of, images_of, moved, rows_of, seeded, stages
 
@@ -54,13 +54,13 @@ def test_the_logits_are_those_of_exits_on_taps_and_of_the_model():
 
 def test_parts_of_about_equal_work():
     model = stages()
-    assert cut(model, images_of(2), n=2).chain.exits == ("blocks.0", "backbone")
-    assert len(cut(model, images_of(2), n=3).chain.exits) == 3
+    assert cut(model, images_of(2), parts=2).chain.exits == ("blocks.0", "backbone")
+    assert len(cut(model, images_of(2), parts=3).chain.exits) == 3
     for wrong in (1, 0, -3):
-        with pytest.raises(BadInput, match=f"n must be a whole number from 2 upward, got {wrong}"):
-            cut(model, images_of(2), n=wrong)
-    with pytest.raises(BadInput, match="n=99, expected 2 to"):
-        cut(model, images_of(2), n=99)
+        with pytest.raises(InvalidArgument, match=f"n must be a whole number from 2 upward, got {wrong}"):
+            cut(model, images_of(2), parts=wrong)
+    with pytest.raises(InvalidArgument, match="parts=99, expected 2 to"):
+        cut(model, images_of(2), parts=99)
 
 
 def test_exits_by_name_as_objects_and_by_functions():
@@ -148,8 +148,8 @@ def enumerate_names(parts):
 
 
 def test_a_front_is_part_of_the_first_segment(tmp_path):
-    net = moved(seeded(lambda: cut(stages(), raw(4), at=["stem"], front=Front((0.5,), (0.2,))), 0))
-    assert torch.equal(net(raw(3))[-1], stages()(Front((0.5,), (0.2,))(raw(3))))
+    net = moved(seeded(lambda: cut(stages(), raw(4), at=["stem"], preprocess=Preprocess((0.5,), (0.2,))), 0))
+    assert torch.equal(net(raw(3))[-1], stages()(Preprocess((0.5,), (0.2,))(raw(3))))
     assert "fronts.backbone" not in " ".join(net.state_dict())
     plan = Plan.by_hand({"stem": 0.0})
     answers = off.run(net, plan, raw(9))
@@ -167,7 +167,9 @@ def raw(count: int) -> torch.Tensor:
 def test_resnet20_behind_its_front():
     torch.manual_seed(0)
     images = torch.randint(0, 256, (8, 3, 32, 32), dtype=torch.uint8)
-    net = moved(cut(resnet20().eval(), images, at=["layer1", "layer2"], front=front(), spec="offramp:resnet20"))
+    net = moved(
+        cut(resnet20().eval(), images, at=["layer1", "layer2"], preprocess=preprocess(), spec="offramp:resnet20")
+    )
     trace = off.record(net, images.numpy(), timed=False, progress=False)
     macs = [trace.columns[f"cost/segment/{name}"][0] for name in net.chain.exits]
     assert sum(macs) == pytest.approx(40.55e6, rel=2e-3)
@@ -216,10 +218,10 @@ FLAT = nn.Sequential(nn.Linear(4, 4), nn.Flatten(0)).eval()
 LAST = nn.ModuleDict({"last": nn.Linear(4, 3)}).eval()
 REFUSED = {
     "an unknown name": (lambda: cut(stages(), X, at=["blocks.7"]), UnknownName, "blocks.0"),
-    "neither at nor n": (lambda: cut(stages(), X), BadInput, "exactly one"),
-    "both": (lambda: cut(stages(), X, at=["stem"], n=2), BadInput, "exactly one"),
-    "nothing": (lambda: cut(stages(), X, at=[]), BadInput, "one or more"),
-    "one twice": (lambda: cut(stages(), X, at=["stem", "stem"]), BadInput, "each once"),
+    "neither at nor n": (lambda: cut(stages(), X), InvalidArgument, "exactly one"),
+    "both": (lambda: cut(stages(), X, at=["stem"], parts=2), InvalidArgument, "exactly one"),
+    "nothing": (lambda: cut(stages(), X, at=[]), InvalidArgument, "one or more"),
+    "one twice": (lambda: cut(stages(), X, at=["stem", "stem"]), InvalidArgument, "each once"),
     "training mode": (lambda: cut(stages().train(), X, at=["stem"]), BadNetwork, "model.eval"),
     "the end": (lambda: cut(stages(), X, at=["head"]), BadNetwork, "'head'"),
     "twice": (
@@ -241,7 +243,7 @@ REFUSED = {
     ),
     "reserved": (
         lambda: cut(LAST, rows_of(2), at="last"),
-        BadInput,
+        InvalidArgument,
         "meaning",
     ),
     "no logits": (
@@ -250,10 +252,14 @@ REFUSED = {
         "logits",
     ),
     "no exit": (lambda: cut_of("stem", exits="linaer"), UnknownName, "linear"),
-    "an exit of another kind": (lambda: cut_of("stem", exits="Own"), BadInput, "function of"),
-    "an exit that is none": (lambda: cut_of("stem", exits=lambda shape, classes: nn.Linear(2, 2)), BadInput, "Exit"),
-    "exits for others": (lambda: cut_of("stem", exits={"head": "linear"}), BadInput, "one for each"),
-    "gates for others": (lambda: cut_of("stem", gate={}), BadInput, "one for each"),
+    "an exit of another kind": (lambda: cut_of("stem", exits="Own"), InvalidArgument, "function of"),
+    "an exit that is none": (
+        lambda: cut_of("stem", exits=lambda shape, classes: nn.Linear(2, 2)),
+        InvalidArgument,
+        "Exit",
+    ),
+    "exits for others": (lambda: cut_of("stem", exits={"head": "linear"}), InvalidArgument, "one for each"),
+    "gates for others": (lambda: cut_of("stem", gate={}), InvalidArgument, "one for each"),
     "other classes": (lambda: cut_of("stem", exits=linear((4, 8, 8), 7)), BadNetwork, "numbers of classes"),
     "a branch on rows": (
         lambda: cut(mlp(nn.ReLU()), rows_of(2), at=["1"], exits="branch"),

@@ -10,7 +10,7 @@ from torch import nn
 
 import offramp as off
 from offramp.building.cutting import cut
-from offramp.errors import BadData, BadInput, BadNetwork, OpenAgain, UnknownName
+from offramp.errors import BadData, BadNetwork, InvalidArgument, StaleRunner, UnknownName
 from offramp.networks.nodes import Exit
 from offramp.plans.plan import Plan
 from small import INF_MARK, NAN_MARK, Spoiled, cut_of, dense, images_of, moved, rows_of, seeded, stages
@@ -34,9 +34,9 @@ def test_an_example_on_which_the_model_fails(case, how):
 def test_what_is_no_model_no_front_and_no_name():
     with pytest.raises(BadNetwork, match="the model is a function, expected a torch"):
         cut(lambda x: x, images_of(2), at="stem")
-    with pytest.raises(BadNetwork, match="the front is a function, expected a torch"):
-        cut(stages(), images_of(2), at="stem", front=lambda x: x)
-    with pytest.raises(BadInput, match="at=3, expected names"):
+    with pytest.raises(BadNetwork, match="the preprocessing is a function, expected a torch"):
+        cut(stages(), images_of(2), at="stem", preprocess=lambda x: x)
+    with pytest.raises(InvalidArgument, match="at=3, expected names"):
         cut(stages(), images_of(2), at=3)
 
 
@@ -61,7 +61,7 @@ def test_a_batch_norm_in_training_mode(count):
     for verb in (lambda: off.record(net, x.numpy(), progress=False), lambda: off.run(net, Plan.by_hand({"0": 0.1}), x)):
         with pytest.raises(BadNetwork, match=r"net\.eval"):
             verb()
-    with pytest.raises(OpenAgain, match=r"net\.eval"):
+    with pytest.raises(StaleRunner, match=r"net\.eval"):
         runner(x)
     assert model[1].num_batches_tracked == 0
 
@@ -118,7 +118,7 @@ def test_two_threads_on_a_runner_while_the_network_trains():
             while True:
                 if not torch.equal(runner(x).logits, before.logits):
                     wrong.append("an answer of a network half trained")
-        except OpenAgain as refusal:
+        except StaleRunner as refusal:
             ended.append(str(refusal))
 
     threads = [threading.Thread(target=work, daemon=True) for _ in range(2)]
@@ -132,7 +132,7 @@ def test_two_threads_on_a_runner_while_the_network_trains():
         thread.join(timeout=900)
     assert (len(ended), wrong) == (2, [])
     assert all("open again" in said for said in ended)
-    with pytest.raises(OpenAgain):
+    with pytest.raises(StaleRunner):
         runner(x)
     off.run(net, Plan.by_hand({"stem": 0.3}), x)
 

@@ -11,7 +11,7 @@ import torch
 import offramp as off
 from offramp.building.cutting import cut, ladder
 from offramp.errors import BadNetwork
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 from offramp.plans.plan import Plan
 from offramp.runtime.recording import record
 from small import Reader, cut_of, dense, moved, seeded, stages
@@ -20,9 +20,9 @@ from small import Reader, cut_of, dense, moved, seeded, stages
 @pytest.mark.parametrize("answer", ["own", "mean"])
 def test_cut_rungs_in_a_ladder(answer, tmp_path):
     raw = torch.randint(0, 256, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    front = Front((0.5,), (0.25,))
-    small = moved(seeded(lambda: cut(stages(), raw[:4], at=["stem"], exits="linear", front=front), 0))
-    large = moved(seeded(lambda: cut(stages(1), raw[:4], at=["blocks.0", "stem"], front=front), 1))
+    preprocess = Preprocess((0.5,), (0.25,))
+    small = moved(seeded(lambda: cut(stages(), raw[:4], at=["stem"], exits="linear", preprocess=preprocess), 0))
+    large = moved(seeded(lambda: cut(stages(1), raw[:4], at=["blocks.0", "stem"], preprocess=preprocess), 1))
     net = ladder({"small": small, "large": large}, answer=answer, example=raw[:4])
     assert net.chain.exits == ("small/stem", "small", "large/stem", "large/blocks.0", "large")
     assert [node.after for node in net.chain.nodes] == [
@@ -60,7 +60,7 @@ def test_untaught_exits_of_a_rung_stay_untaught():
 def test_rungs_that_cannot_be():
     for rung, says in (
         (ladder([dense(0), dense(1)]), "ladder itself"),
-        ((cut_of("stem"), Front()), "with a front"),
+        ((cut_of("stem"), Preprocess()), "with preprocessing"),
         (cut_of(exits={"stem": "linear", "blocks.0": Reader()}), "reads exits"),
     ):
         with pytest.raises(BadNetwork, match=says):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.errors import BadData, BadInput, BadNetwork
+from offramp.errors import BadData, BadNetwork, InvalidArgument
 from offramp.exits.pooled import Pooled, linear_masked
 from offramp.fitting.looking import Looking, pooled_of
 from offramp.networks.nodes import Gate
@@ -107,9 +107,9 @@ def test_gradients_reach_everything():
 
 
 def test_an_input_that_is_not_there_is_refused():
-    with pytest.raises(BadInput, match=r"reads the input 'x/mask', expected one of .*'x/attention_mask'"):
+    with pytest.raises(InvalidArgument, match=r"reads the input 'x/mask', expected one of .*'x/attention_mask'"):
         off.cut(encoder(), texts(6, 9), at=AT, exits=lambda shape, c: linear_masked(shape, c, "x/mask"))
-    with pytest.raises(BadInput, match="expected 'mean' and the name of an input"):
+    with pytest.raises(InvalidArgument, match="expected 'mean' and the name of an input"):
         Pooled("grid", WIDTH, 3, mask="x/attention_mask")
 
 
@@ -172,7 +172,7 @@ def test_texts_that_do_not_fit_are_refused(free, net):
         run(free, {**texts(3, 9), "attention_mask": texts(3, 8)["attention_mask"]})
     with pytest.raises(BadData, match=r"rows of 'x/input_ids' have shape \(8,\), expected \(9,\).*length="):
         run(net, texts(3, 8))
-    with pytest.raises(BadInput, match=r"length='mask', expected inputs \[B, T, ...\] of .*'x/mask' is none"):
+    with pytest.raises(InvalidArgument, match=r"length='mask', expected inputs \[B, T, ...\] of .*'x/mask' is none"):
         off.cut(encoder(), texts(6, 9), at=AT, length="mask")
 
 
@@ -265,6 +265,6 @@ def test_words_with_coordinates_stay_whole():
 def test_numbers_of_tokens_that_the_model_does_not_know():
     rows = {**texts(6, 9), "input_ids": torch.full((6, 9), 10**6)}
     with pytest.raises(BadData, match="fails on the example: index out of range"):
-        off.cut(encoder(), rows, n=2, exits="linear_masked")
+        off.cut(encoder(), rows, parts=2, exits="linear_masked")
     with pytest.raises(BadData, match="fails on the example: index out of range"):
         off.cut(encoder(), rows, at=AT, exits="linear_masked")

@@ -1,4 +1,4 @@
-"""Models, fronts and gates from what the user typed."""
+"""Models, preprocessing and gates from what the user typed."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.building.factories import front_of, make_exit, make_front, make_gate, make_model, model_from_file
-from offramp.errors import BadInput, UnknownName
+from offramp.building.factories import make_exit, make_gate, make_model, make_preprocess, model_from_file, preprocess_of
+from offramp.errors import InvalidArgument, UnknownName
 from offramp.gates.confidence import margin
 from offramp.gates.tempered import Tempered
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 from offramp.models.cifar_resnet import CifarResNet
 from offramp.networks.nodes import Scorer
 
@@ -48,7 +48,7 @@ def test_a_spec_may_have_arguments_in_what_is_typed_and_in_files():
     spec = "offramp:resnet20?classes=100"
     assert make_model(spec).linear.out_features == 100
     assert model_from_file(spec, "rung").linear.out_features == 100
-    assert isinstance(front_of(spec), Front)
+    assert isinstance(preprocess_of(spec), Preprocess)
 
 
 def test_an_exit_may_have_arguments():
@@ -56,8 +56,8 @@ def test_an_exit_may_have_arguments():
     for name, error, says in (
         ("strided?widht=5", UnknownName, "'width'"),
         ("strided?classes=5", UnknownName, "argument of the exit 'strided'"),
-        ("strided?width=-3", BadInput, "cannot be called with these arguments"),
-        ("strided?width", BadInput, "NAME=VALUE"),
+        ("strided?width=-3", InvalidArgument, "cannot be called with these arguments"),
+        ("strided?width", InvalidArgument, "NAME=VALUE"),
         ("stridet?width=5", UnknownName, "strided"),
     ):
         with pytest.raises(error, match=says):
@@ -69,15 +69,15 @@ def test_an_exit_may_have_arguments():
     [
         ("offramp:resnet21", UnknownName, "resnet20"),
         (f"offramp:{HERE}:small_model", UnknownName, "no model"),
-        ("resnet20", BadInput, "offramp:NAME"),
-        (f"{HERE}:nothing", BadInput, "cannot import"),
-        (f"{HERE}:needs_arguments", BadInput, "without arguments"),
-        (f"{HERE}:needs_arguments?with=4", BadInput, "with these arguments"),
-        ("offramp:resnet20?klasses=4", BadInput, "klasses"),
-        ("offramp:resnet20?classes", BadInput, "NAME=VALUE"),
-        ("offramp:resnet20?classes=-1", BadInput, "cannot be called with these arguments"),
-        ("offramp:resnet20?classes=" + "[" * 100_000, BadInput, "cannot be called with these arguments"),
-        (f"{HERE}:no_model", BadInput, "expected a torch.nn.Module"),
+        ("resnet20", InvalidArgument, "offramp:NAME"),
+        (f"{HERE}:nothing", InvalidArgument, "cannot import"),
+        (f"{HERE}:needs_arguments", InvalidArgument, "without arguments"),
+        (f"{HERE}:needs_arguments?with=4", InvalidArgument, "with these arguments"),
+        ("offramp:resnet20?klasses=4", InvalidArgument, "klasses"),
+        ("offramp:resnet20?classes", InvalidArgument, "NAME=VALUE"),
+        ("offramp:resnet20?classes=-1", InvalidArgument, "cannot be called with these arguments"),
+        ("offramp:resnet20?classes=" + "[" * 100_000, InvalidArgument, "cannot be called with these arguments"),
+        (f"{HERE}:no_model", InvalidArgument, "expected a torch.nn.Module"),
     ],
 )
 def test_specs_that_are_refused(spec, error, says):
@@ -87,21 +87,21 @@ def test_specs_that_are_refused(spec, error, says):
 
 @pytest.mark.parametrize("spec", [None, f"{HERE}:small_model", f"offramp:{HERE}:small_model", "os:abort"])
 def test_a_name_in_a_file_runs_no_code_of_others(spec):
-    with pytest.raises(BadInput):
+    with pytest.raises(InvalidArgument):
         model_from_file(spec, "small")
     assert isinstance(model_from_file("offramp:digits_small", "small"), nn.Module)
 
 
 def test_fronts():
-    assert make_front("none") is None
-    assert make_front("unit").config() == Front().config()
-    assert make_front("imagenet").config()["std"] == pytest.approx([0.229, 0.224, 0.225])
-    assert isinstance(make_front(f"{HERE}:small_model"), nn.Linear)
+    assert make_preprocess("none") is None
+    assert make_preprocess("unit").config() == Preprocess().config()
+    assert make_preprocess("imagenet").config()["std"] == pytest.approx([0.229, 0.224, 0.225])
+    assert isinstance(make_preprocess(f"{HERE}:small_model"), nn.Linear)
     for wrong in ("units", f"{HERE}:no_model"):
-        with pytest.raises(BadInput):
-            make_front(wrong)
-    assert front_of("offramp:resnet20").config()["expects"] == (32, 32)
-    assert front_of(f"{HERE}:small_model") is None
+        with pytest.raises(InvalidArgument):
+            make_preprocess(wrong)
+    assert preprocess_of("offramp:resnet20").config()["expects"] == (32, 32)
+    assert preprocess_of(f"{HERE}:small_model") is None
 
 
 def test_gates():
@@ -118,11 +118,11 @@ def test_gates():
     ("gate", "error", "says"),
     [
         ("margn", UnknownName, "margin"),
-        ("Tempered", BadInput, "arguments"),
-        (5, BadInput, "expected a name"),
-        (None, BadInput, "expected a name"),
-        ({"name": f"{HERE}:small_model"}, BadInput, "gates="),
-        ({"name": "Tempered", "temperature": 2.0, "gate": {"name": "os:abort"}}, BadInput, "gates="),
+        ("Tempered", InvalidArgument, "arguments"),
+        (5, InvalidArgument, "expected a name"),
+        (None, InvalidArgument, "expected a name"),
+        ({"name": f"{HERE}:small_model"}, InvalidArgument, "gates="),
+        ({"name": "Tempered", "temperature": 2.0, "gate": {"name": "os:abort"}}, InvalidArgument, "gates="),
     ],
 )
 def test_gates_that_are_refused(gate, error, says):

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork, UnknownName
+from offramp.errors import BadNetwork, InvalidArgument, UnknownName
 from offramp.layers.adaptive_depth import depths, stages_of
 from offramp.models.cifar_resnet import CifarResNet
 from offramp.recipes.joint import Joint
@@ -84,8 +84,8 @@ def test_positions_are_skipped_in_a_ladder_and_runs_are_replayed():
 @pytest.mark.parametrize(
     ("stages", "kind", "says"),
     [
-        ([], BadInput, "names of stages"),
-        (["layer1", "layer1"], BadInput, "each once"),
+        ([], InvalidArgument, "names of stages"),
+        (["layer1", "layer1"], InvalidArgument, "each once"),
         (["layer4"], UnknownName, "layer4"),
         (["conv1"], BadNetwork, "'conv1': adaptive depth must replace a Sequential"),
     ],
@@ -97,7 +97,7 @@ def test_stages_that_are_none(stages, kind, says):
 
 def test_a_stage_within_a_stage_and_an_option_that_is_none():
     model = nn.Sequential(nn.Sequential(small().layer1, small().layer1)).eval()
-    with pytest.raises(BadInput, match=r"'0\.0' lies within '0'"):
+    with pytest.raises(InvalidArgument, match=r"'0\.0' lies within '0'"):
         off.halting(model, ["0", "0.0"])
-    with pytest.raises(BadInput, match="options are width"):
+    with pytest.raises(InvalidArgument, match="options are width"):
         off.halting(small(), ["layer1"], depth=3)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.gates.ended import FAR
 from offramp.plans.plan import Plan
 from small import seeded
@@ -181,7 +181,7 @@ def test_sequences_without_a_mask():
 def test_what_does_not_fit_is_refused(options, says):
     x = {name: value[:4] for name, value in texts().items()}
     given = {"state": WIDTH, "chunk": CHUNK, "mask": "attention_mask"} | options
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(InvalidArgument, match=says):
         off.along_time(Cell().eval(), nn.Linear(WIDTH, 3).eval(), x, **given)
     with pytest.raises(BadNetwork, match="the head is a function"):
         off.along_time(Cell().eval(), lambda h: h, x, state=WIDTH, chunk=CHUNK, mask="attention_mask")

@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.functional import interpolate
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork
-from offramp.layers.front import Front
+from offramp.errors import BadNetwork, InvalidArgument
+from offramp.layers.preprocess import Preprocess
 from offramp.layers.switchable_norm import SwitchableNorm, route_of, with_switchable_norms
 from offramp.models.cifar_resnet import resnet20
 from offramp.testing import check_layer
@@ -30,13 +30,13 @@ GATE = "predictor?width=4&side=8&stride=1"
 
 def network(**options) -> off.Network:
     torch.manual_seed(1)
-    return off.resolutions(model(), X[:4], [12, 6, 9], gate=GATE, preprocess=Front(), **options)
+    return off.resolutions(model(), X[:4], [12, 6, 9], gate=GATE, preprocess=Preprocess(), **options)
 
 
 def test_arms_share_convolutions_and_have_norms_of_their_own():
     own = model()
     before = copy.deepcopy(own.state_dict())
-    net = off.resolutions(own, X[:4], [12, 6], gate=GATE, preprocess=Front())
+    net = off.resolutions(own, X[:4], [12, 6], gate=GATE, preprocess=Preprocess())
     small, large = net.backbone["r6"][1], net.backbone["r12"][1]
     assert small[0] is large[0]
     assert small[0].weight is not own[0].weight
@@ -49,11 +49,11 @@ def test_arms_share_convolutions_and_have_norms_of_their_own():
 
 def test_every_arm_is_the_model_at_its_size():
     own = model()
-    net = off.resolutions(own, X[:4], [12, 6], gate=GATE, preprocess=Front())
-    small = interpolate(Front()(X), (6, 6), mode="bilinear", antialias=True)
+    net = off.resolutions(own, X[:4], [12, 6], gate=GATE, preprocess=Preprocess())
+    small = interpolate(Preprocess()(X), (6, 6), mode="bilinear", antialias=True)
     with torch.no_grad():
         torch.testing.assert_close(net(X)[0], own(small))
-        torch.testing.assert_close(net(X)[1], own(Front()(X)))
+        torch.testing.assert_close(net(X)[1], own(Preprocess()(X)))
 
 
 def test_rows_are_bucketed_by_resolution_when_it_runs():
@@ -86,7 +86,7 @@ def test_drnet_trains_each_norm_on_its_own_rows():
 def test_a_saved_network_is_built_again_by_name(tmp_path):
     torch.manual_seed(0)
     x = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    net = off.resolutions(resnet20().eval(), x, [16, 32], gate=GATE, preprocess=Front(), spec="offramp:resnet20")
+    net = off.resolutions(resnet20().eval(), x, [16, 32], gate=GATE, preprocess=Preprocess(), spec="offramp:resnet20")
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net")
     assert again.fingerprint() == net.fingerprint()
@@ -101,7 +101,7 @@ def test_a_switchable_norm_keeps_the_contract_of_layers():
     check_layer(SwitchableNorm, norm, (5, 3, 3), same=True, routes=3)
     with pytest.raises(BadNetwork, match="must be made of a batch norm, got a Linear"):
         SwitchableNorm.from_layer(nn.Linear(2, 2))
-    with pytest.raises(BadInput, match="routes must be at least 1"):
+    with pytest.raises(InvalidArgument, match="routes must be at least 1"):
         SwitchableNorm.from_layer(norm, routes=0)
 
 
@@ -125,7 +125,7 @@ def test_a_route_keeps_what_has_no_norm():
     ],
 )
 def test_bad_sizes(sizes, example, says):
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(InvalidArgument, match=says):
         off.resolutions(model(), example, sizes, gate=GATE)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.errors import BadData, BadInput, BadNetwork, UnknownName
+from offramp.errors import BadData, BadNetwork, InvalidArgument, UnknownName
 from offramp.exits.whole import Own
 from offramp.gates.controller import Controller
 from offramp.plans.topology import LEAVE, Default, Node, Topology
@@ -68,7 +68,7 @@ def test_a_fork_at_the_entrance_whose_arms_answer():
     net = off.route([off.Fork("first", arms)], example=X)
     assert net.chain.exits == ("small", "large")
     assert net.chain.node("small").after == ()
-    assert net.front_of(net.rungs[1]) is arms["small"][1]
+    assert net.preprocess_of(net.rungs[1]) is arms["small"][1]
     with torch.no_grad():
         torch.testing.assert_close(net(X)[0], arms["small"][0](arms["small"][1](X)))
 
@@ -138,20 +138,20 @@ LEAVING = [off.Leave("all", Own(), None)]
 @pytest.mark.parametrize(
     ("steps", "problem", "says"),
     [
-        ([], BadInput, "at least one step"),
-        ([("a", linear()), ("a", linear(4, 3))], BadInput, "two steps are called 'a'"),
-        ([("a", linear()), off.Fork("a", {"b": linear(), "c": linear()})], BadInput, "two steps are called 'a'"),
-        ([("a b", linear())], BadInput, "letters, digits"),
-        ([("a", 3)], BadInput, "must be a torch.nn.Module, got a int"),
-        ([linear()], BadInput, r"step 1 of the list must be \(name, module\)"),
-        (CIRCLE, BadInput, "contains itself: rows would go in a circle"),
-        ([off.Fork("f", {"a": linear()})], BadInput, "at least two arms"),
-        ([("s", linear()), off.Fork("f", {"a": [], "b": []}), ("h", linear(4, 3))], BadInput, "are both empty"),
+        ([], InvalidArgument, "at least one step"),
+        ([("a", linear()), ("a", linear(4, 3))], InvalidArgument, "two steps are called 'a'"),
+        ([("a", linear()), off.Fork("a", {"b": linear(), "c": linear()})], InvalidArgument, "two steps are called 'a'"),
+        ([("a b", linear())], InvalidArgument, "letters, digits"),
+        ([("a", 3)], InvalidArgument, "must be a torch.nn.Module, got a int"),
+        ([linear()], InvalidArgument, r"step 1 of the list must be \(name, module\)"),
+        (CIRCLE, InvalidArgument, "contains itself: rows would go in a circle"),
+        ([off.Fork("f", {"a": linear()})], InvalidArgument, "at least two arms"),
+        ([("s", linear()), off.Fork("f", {"a": [], "b": []}), ("h", linear(4, 3))], InvalidArgument, "are both empty"),
         ([("s", linear()), off.Fork("f", {"a": [], "b": linear(4, 3)})], BadNetwork, "'a' of the last fork 'f'"),
         ([("s", linear(4, 3)), off.Leave("e", Own())], BadNetwork, "nothing stands behind the exit 'e'"),
-        ([("s", linear(4, 3)), *LEAVING, ("h", linear(4, 3))], BadInput, "no row comes to step 3"),
+        ([("s", linear(4, 3)), *LEAVING, ("h", linear(4, 3))], InvalidArgument, "no row comes to step 3"),
         ([("s", linear()), ("h", linear(4, 3), {"z": 0.0})], UnknownName, "segment before 'h' called 'z'"),
-        ([("s", linear()), ("h", (linear(4, 3), linear()))], BadInput, "does not read the input"),
+        ([("s", linear()), ("h", (linear(4, 3), linear()))], InvalidArgument, "does not read the input"),
         ([("s", linear()), off.Fork("f", {"a": linear(4, 5), "b": linear()}), ("h", linear(4, 3))], BadNetwork,
          r"different shapes \(a \[5\], b \[4\]\)"),
         ([("s", linear()), off.Fork("f", {"a": linear(), "b": linear()}, gate=Controller(4, 3)), ("h", linear(4, 3))],
@@ -172,9 +172,9 @@ def test_bad_input_gives_one_sentence(steps, problem, says):
 
 
 def test_what_needs_an_example_says_so():
-    with pytest.raises(BadInput, match="the gate of 'size' is made for the features there; give example="):
+    with pytest.raises(InvalidArgument, match="the gate of 'size' is made for the features there; give example="):
         off.route(STEPS)
-    with pytest.raises(BadInput, match="the exit 'e' is made for the features there"):
+    with pytest.raises(InvalidArgument, match="the exit 'e' is made for the features there"):
         off.route([("s", linear()), off.Leave("e"), ("h", linear(4, 3))])
     with pytest.raises(BadNetwork, match="training mode"):
         off.route([("s", nn.Linear(4, 3))], example=X)

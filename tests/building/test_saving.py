@@ -14,10 +14,10 @@ import offramp as off
 from offramp._support.files import checksum, read_json, write_json
 from offramp.building.cutting import ladder
 from offramp.building.factories import make_gate
-from offramp.errors import BadFile, BadInput, NewerSchema, OfframpError
+from offramp.errors import BadFile, InvalidArgument, NewerSchema, OfframpError
 from offramp.gates.confidence import margin, max_prob
 from offramp.gates.tempered import Tempered
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 from offramp.models.digits import digits_large, digits_small
 from small import conv, dense, ladder_of, rows_of, seeded
 
@@ -25,9 +25,9 @@ from small import conv, dense, ladder_of, rows_of, seeded
 def shelved(seed: int = 0, **options):
     """A ladder of our own shelf's models, which loads without being given anything."""
     models = {"small": seeded(digits_small, seed), "large": seeded(digits_large, seed + 1)}
-    fronts = {name: (model, Front((0.5,), (2.0,), scale=16.0)) for name, model in models.items()}
+    fronts = {name: (model, Preprocess((0.5,), (2.0,), scale=16.0)) for name, model in models.items()}
     specs = {"small": "offramp:digits_small", "large": "offramp:digits_large"}
-    return ladder(fronts, specs=specs, **options).eval()
+    return ladder(fronts, sources=specs, **options).eval()
 
 
 def images(count: int = 5):
@@ -60,7 +60,7 @@ def test_it_comes_back_without_being_given_anything(tmp_path, options):
 def test_models_of_the_user_are_given_again(tmp_path):
     net = ladder_of(3, seed=4)
     off.save(net, tmp_path / "net")
-    with pytest.raises(BadInput, match="give them again"):
+    with pytest.raises(InvalidArgument, match="give them again"):
         off.load(tmp_path / "net")
     blank = {name: dense(place, seed=99) for place, name in enumerate(net.chain.exits)}
     again = off.load(tmp_path / "net", blank)
@@ -68,7 +68,7 @@ def test_models_of_the_user_are_given_again(tmp_path):
         assert torch.equal(mine, its)
     with pytest.raises(BadFile, match="does not fit"):
         off.load(tmp_path / "net", {name: conv(place) for place, name in enumerate(net.chain.exits)})
-    with pytest.raises(BadInput):
+    with pytest.raises(InvalidArgument):
         off.load(tmp_path / "net", dense(0))
 
 
@@ -87,11 +87,11 @@ class MyFront(nn.Module):
 def test_fronts_of_the_user_are_given_again(tmp_path):
     net = ladder({"a": (dense(0), MyFront()), "b": dense(1)}).eval()
     off.save(net, tmp_path / "net")
-    with pytest.raises(BadInput, match="front of rung 'a'"):
+    with pytest.raises(InvalidArgument, match="preprocessing of rung 'a'"):
         off.load(tmp_path / "net", {"a": dense(0), "b": dense(1)})
     again = off.load(tmp_path / "net", {"a": (dense(0), MyFront()), "b": dense(1)})
     assert torch.equal(again(rows_of(3))[0], net(rows_of(3))[0])
-    with pytest.raises(BadInput, match="differs"):
+    with pytest.raises(InvalidArgument, match="differs"):
         off.load(tmp_path / "net", {"a": (dense(0), MyFront(3.0)), "b": dense(1)})
 
 
@@ -99,11 +99,11 @@ def test_gates_of_the_user_are_given_again(tmp_path):
     net = ladder({"a": dense(0), "b": dense(1)}, gate=lambda logits: logits.amax(-1)).eval()
     off.save(net, tmp_path / "net")
     models = {"a": dense(0), "b": dense(1)}
-    with pytest.raises(BadInput, match="gates="):
+    with pytest.raises(InvalidArgument, match="gates="):
         off.load(tmp_path / "net", models)
     again = off.load(tmp_path / "net", models, gates={"a": net.gates["a"]})
     assert again.fingerprint() == net.fingerprint()
-    with pytest.raises(BadInput, match="differs"):
+    with pytest.raises(InvalidArgument, match="differs"):
         off.load(tmp_path / "net", models, gates={"a": make_gate("margin")})
 
 
@@ -119,8 +119,8 @@ def test_the_fingerprint_says_what_is_computed():
     base = shelved().fingerprint()
     assert shelved().fingerprint() == base
     renamed = {"small": seeded(digits_small, 0), "large": seeded(digits_large, 1)}
-    fronted = {name: (model, Front((0.5,), (2.0,), scale=16.0)) for name, model in renamed.items()}
-    assert ladder(fronted).eval().fingerprint() == base  # how a model is built says nothing about what it computes
+    preprocessed = {name: (model, Preprocess((0.5,), (2.0,), scale=16.0)) for name, model in renamed.items()}
+    assert ladder(preprocessed).eval().fingerprint() == base  # how a model is built says nothing about what it computes
     for other in (
         shelved(seed=1),
         shelved(gate="max_prob"),
@@ -202,7 +202,7 @@ EDITS = {
     "gate with arguments": put("gates", "small", {"name": EVIL, "a": 1}),
     "wrapped gate": put("gates", "small", {"name": "Tempered", "temperature": 1, "gate": {"name": EVIL}}),
     "exit": put("exits", "small", "name", EVIL),
-    "front": put("fronts", "small", {"name": EVIL}),
+    "preprocess": put("fronts", "small", {"name": EVIL}),
     "spec is a number": put("rungs", 0, "spec", 5),
     "spec is nothing": put("rungs", 0, "spec", None),
     "spec is no model": put("rungs", 0, "spec", "offramp:Block"),
@@ -230,14 +230,14 @@ EDITS = {
     "temperature": put("gates", "small", {"name": "Tempered", "temperature": 0, "gate": {"name": "margin"}}),
     "temperature text": put("gates", "small", {"name": "Tempered", "temperature": "a", "gate": {"name": "margin"}}),
     "temperature huge": put("gates", "small", {"name": "Tempered", "temperature": 10**400, "gate": {"name": "margin"}}),
-    "front size": put("fronts", "small", "size", [1]),
-    "front size text": put("fronts", "small", "size", ["a", "b"]),
-    "front mean": put("fronts", "small", "mean", [[1], [1, 2]]),
-    "front scale": put("fronts", "small", "scale", "a"),
-    "front is text": put("fronts", "small", "Front"),
-    "front without name": put("fronts", "small", {}),
+    "preprocessing size": put("fronts", "small", "size", [1]),
+    "preprocessing size text": put("fronts", "small", "size", ["a", "b"]),
+    "preprocessing mean": put("fronts", "small", "mean", [[1], [1, 2]]),
+    "preprocessing scale": put("fronts", "small", "scale", "a"),
+    "preprocessing is text": put("fronts", "small", "Front"),
+    "preprocessing without name": put("fronts", "small", {}),
     "no fronts": put("fronts", {}),
-    "another front": put("fronts", "small", "scale", 255.0),
+    "another preprocessing": put("fronts", "small", "scale", 255.0),
     "rungs in another order": lambda body: body["rungs"].reverse(),
     "fingerprint": put("fingerprint", "0" * 16),
     "no fingerprint": lambda body: body.pop("fingerprint"),

@@ -9,8 +9,8 @@ from torch import nn
 import offramp as off
 from offramp._support.files import read_json, write_json
 from offramp.building.cutting import cut
-from offramp.errors import BadFile, BadInput
-from offramp.layers.front import Front
+from offramp.errors import BadFile, InvalidArgument
+from offramp.layers.preprocess import Preprocess
 from offramp.plans.plan import Plan
 from small import NAMES, cut_of, dense, images_of, ladder_of, moved, rows_of, seeded, stages
 
@@ -40,9 +40,11 @@ def test_a_model_that_was_cut_in_another_precision(tmp_path, kind):
 
 @pytest.mark.parametrize("given_in", [torch.float32, torch.float16])
 def test_a_front_in_half_precision_and_one_rung_of_another(tmp_path, given_in):
-    """A front's constants are no state, and `half()` rounds them all the same."""
-    front = Front((0.3,), (0.7,))
-    mixed = off.ladder({"low": (stages().half(), Front((0.3,), (0.7,)).half()), "full": (stages(seed=1), front)})
+    """Preprocessing's constants are no state, and `half()` rounds them all the same."""
+    preprocess = Preprocess((0.3,), (0.7,))
+    mixed = off.ladder(
+        {"low": (stages().half(), Preprocess((0.3,), (0.7,)).half()), "full": (stages(seed=1), preprocess)}
+    )
     x = (images_of(5) * 90).clamp(0, 255).byte()
     off.save(mixed, tmp_path / "net")
     again = off.load(tmp_path / "net", {name: stages().to(given_in) for name in ("low", "full")})
@@ -61,7 +63,7 @@ def test_full_precision_stays_what_it_was(tmp_path):
 
 
 def test_files_without_types_are_read_and_types_that_are_none_are_refused(tmp_path):
-    net = cut_of("stem", front=Front((0.3,), (0.7,)))
+    net = cut_of("stem", preprocess=Preprocess((0.3,), (0.7,)))
     off.save(net, tmp_path / "net")
     place = tmp_path / "net" / "network.json"
     body = read_json(place, "network", 1)[1]
@@ -105,7 +107,7 @@ def test_tied_weights_stay_tied_and_right_in_half_precision(tmp_path):
 def test_a_model_that_ties_what_was_apart_is_refused(tmp_path):
     net = moved(cut(shared(False, 0), rows_of(4), at=["first"], exits="linear"))
     off.save(net, tmp_path / "net")
-    with pytest.raises(BadInput, match=r"ties weights that were saved apart \(such as backbone.first.weight\)"):
+    with pytest.raises(InvalidArgument, match=r"ties weights that were saved apart \(such as backbone.first.weight\)"):
         off.load(tmp_path / "net", shared(True, 1))
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork, UnknownName
-from offramp.layers.front import Front
+from offramp.errors import BadNetwork, InvalidArgument, UnknownName
+from offramp.layers.preprocess import Preprocess
 from offramp.models.cifar_resnet import CifarResNet
 
 X = torch.randn(8, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -65,11 +65,11 @@ def test_weights_are_shared_and_trained(model):
 
 def test_with_preprocessing(model):
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
-    front = Front(mean=(0.5,), std=(0.2,))
-    net = off.cut(model, images, skip="layer3.2", front=front)
+    preprocess = Preprocess(mean=(0.5,), std=(0.2,))
+    net = off.cut(model, images, skip="layer3.2", preprocess=preprocess)
     assert net.chain.gates == ("skip-layer3-2",)
     with torch.no_grad():
-        torch.testing.assert_close(off.run(net, off.Plan.by_hand({}), images).logits, model(front(images)))
+        torch.testing.assert_close(off.run(net, off.Plan.by_hand({}), images).logits, model(preprocess(images)))
 
 
 @pytest.mark.parametrize(
@@ -77,8 +77,8 @@ def test_with_preprocessing(model):
     [
         ({"skip": "layer9.*"}, UnknownName, "module of this model called 'layer9"),
         ({"skip": "layer3.0"}, BadNetwork, "gives the shape that it takes"),
-        ({"skip": []}, BadInput, "skip must be a name"),
-        ({"skip": "layer3.*", "at": ["layer1"]}, BadInput, "give it without at"),
+        ({"skip": []}, InvalidArgument, "skip must be a name"),
+        ({"skip": "layer3.*", "at": ["layer1"]}, InvalidArgument, "give it without at"),
     ],
 )
 def test_bad_input(model, options, problem, says):

@@ -10,7 +10,7 @@ from torch import nn
 import offramp as off
 from offramp.errors import BadNetwork
 from offramp.layers.adaptive_depth import AdaptiveDepth, depths, stages_of
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 from offramp.models.cifar_resnet import CifarResNet
 from small import seeded
 
@@ -95,12 +95,12 @@ def test_thresholds_are_chosen_certified_and_replayed():
 
 def test_images_behind_a_front():
     model = adaptive(["layer3"])
-    front = Front(mean=(0.5,), std=(0.25,))
+    preprocess = Preprocess(mean=(0.5,), std=(0.25,))
     x = (X * 30 + 128).clamp(0, 255).to(torch.uint8)
-    net = off.unrolled(model, x[:2], front=front)
+    net = off.unrolled(model, x[:2], preprocess=preprocess)
     y = off.run(net, off.Plan.by_hand(dict.fromkeys(net.chain.gates, 0.99)), x)
     with torch.no_grad():
-        torch.testing.assert_close(y.logits, model(front(x)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(y.logits, model(preprocess(x)), atol=1e-4, rtol=1e-4)
 
 
 class Around(nn.Module):

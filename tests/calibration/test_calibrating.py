@@ -13,7 +13,7 @@ import offramp as off
 from offramp.calibration.calibrating import calibrate
 from offramp.calibration.path import shared_path
 from offramp.calibration.search import exits_of
-from offramp.errors import BadData, BadInput, Mismatch, NoSafePlan, OutOfBudget, OverlappingRows, UnknownName
+from offramp.errors import BadData, InvalidArgument, Mismatch, NoSafePlan, OutOfBudget, OverlappingRows, UnknownName
 from offramp.guarantees.risks import Risk, find_risk
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import Origin
@@ -84,7 +84,7 @@ def test_what_a_promise_says(trace, testing):
     plan = calibrate(trace, risk="accuracy_gap", at_most=0.03, confidence=0.9, testing=testing)
     promise = plan.promise
     assert (promise.risk, promise.at_most, promise.confidence) == ("accuracy_gap", 0.03, 0.9)
-    assert (promise.against, promise.bound, promise.testing) == ("large", "betting", testing)
+    assert (promise.reference, promise.bound, promise.testing) == ("large", "betting", testing)
     assert promise.rows + promise.searched == len(trace)
     assert (promise.searched > 0) == (testing == "pareto")
     assert plan.origin == trace.header.origin
@@ -261,64 +261,68 @@ def test_scores_that_are_not_finite():
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({}, BadInput, "exactly one"),
-        ({"at_most": 0.1, "budget": 0.5}, BadInput, "exactly one"),
-        ({"at_most": math.nan}, BadInput, "at least 0 and below 1, got nan$"),
+        ({}, InvalidArgument, "exactly one"),
+        ({"at_most": 0.1, "budget": 0.5}, InvalidArgument, "exactly one"),
+        ({"at_most": math.nan}, InvalidArgument, "at least 0 and below 1, got nan$"),
         (
             {"at_most": 1.5},
-            BadInput,
+            InvalidArgument,
             r"^at_most \(a level of disagreement\) must be a number .*, got 1\.5 \(1\.5 % is 0\.015\)$",
         ),
-        ({"at_most": 1.0, "risk": "error"}, BadInput, "below 1, got 1"),
-        ({"at_most": -0.1}, BadInput, r"at least 0 and below 1, got -0\.1$"),
-        ({"at_most": -1.1, "risk": "accuracy_gap"}, BadInput, r"at least -1 and below 1, got -1\.1$"),
-        ({"at_most": 100}, BadInput, "got 100$"),
-        ({"at_most": True}, BadInput, "got True$"),
-        ({"at_most": np.True_}, BadInput, "got .*True"),
-        ({"at_most": "5%"}, BadInput, r"got '5%' \(5 % is 0\.05\)$"),
-        ({"at_most": "0.05"}, BadInput, r"got '0\.05'"),
-        ({"at_most": [0.05]}, BadInput, r"got \[0\.05\]$"),
-        ({"at_most": 0.1, "confidence": 1.0}, BadInput, r"^confidence must be a number above 0 and below 1, got 1\.0"),
-        ({"at_most": 0.1, "confidence": 0.0}, BadInput, r"got 0\.0$"),
-        ({"at_most": 0.1, "confidence": 95}, BadInput, r"got 95 \(95 % is 0\.95\)$"),
-        ({"at_most": 0.1, "confidence": "95%"}, BadInput, r"got '95%' \(95 % is 0\.95\)$"),
-        ({"at_most": 0.1, "confidence": True}, BadInput, "got True$"),
-        ({"at_most": 0.1, "confidence": None}, BadInput, "got None$"),
-        ({"at_most": 0.1, "confidence": math.nan}, BadInput, "got nan$"),
-        ({"at_most": 0.1, "repeats": "twice"}, BadInput, "repeats must be 'independent' or 'once', got 'twice'"),
-        ({"budget": 0.5, "repeats": "twice"}, BadInput, "repeats must be"),
-        ({"at_most": 0.1, "testing": "paths"}, BadInput, "path, pareto"),
-        ({"at_most": 0.1, "risk": "accuracy_gap", "bound": "binomial"}, BadInput, "not only 0 and 1"),
+        ({"at_most": 1.0, "risk": "error"}, InvalidArgument, "below 1, got 1"),
+        ({"at_most": -0.1}, InvalidArgument, r"at least 0 and below 1, got -0\.1$"),
+        ({"at_most": -1.1, "risk": "accuracy_gap"}, InvalidArgument, r"at least -1 and below 1, got -1\.1$"),
+        ({"at_most": 100}, InvalidArgument, "got 100$"),
+        ({"at_most": True}, InvalidArgument, "got True$"),
+        ({"at_most": np.True_}, InvalidArgument, "got .*True"),
+        ({"at_most": "5%"}, InvalidArgument, r"got '5%' \(5 % is 0\.05\)$"),
+        ({"at_most": "0.05"}, InvalidArgument, r"got '0\.05'"),
+        ({"at_most": [0.05]}, InvalidArgument, r"got \[0\.05\]$"),
+        (
+            {"at_most": 0.1, "confidence": 1.0},
+            InvalidArgument,
+            r"^confidence must be a number above 0 and below 1, got 1\.0",
+        ),
+        ({"at_most": 0.1, "confidence": 0.0}, InvalidArgument, r"got 0\.0$"),
+        ({"at_most": 0.1, "confidence": 95}, InvalidArgument, r"got 95 \(95 % is 0\.95\)$"),
+        ({"at_most": 0.1, "confidence": "95%"}, InvalidArgument, r"got '95%' \(95 % is 0\.95\)$"),
+        ({"at_most": 0.1, "confidence": True}, InvalidArgument, "got True$"),
+        ({"at_most": 0.1, "confidence": None}, InvalidArgument, "got None$"),
+        ({"at_most": 0.1, "confidence": math.nan}, InvalidArgument, "got nan$"),
+        ({"at_most": 0.1, "repeats": "twice"}, InvalidArgument, "repeats must be 'independent' or 'once', got 'twice'"),
+        ({"budget": 0.5, "repeats": "twice"}, InvalidArgument, "repeats must be"),
+        ({"at_most": 0.1, "testing": "paths"}, InvalidArgument, "path, pareto"),
+        ({"at_most": 0.1, "risk": "accuracy_gap", "bound": "binomial"}, InvalidArgument, "not only 0 and 1"),
         ({"at_most": 0.1, "bound": "beting"}, UnknownName, "betting"),
         ({"at_most": 0.1, "risk": "accuracy"}, UnknownName, "accuracy_gap"),
-        ({"at_most": 0.1, "against": "largest"}, UnknownName, "large"),
-        ({"at_most": 0.1, "deepest": "larg"}, UnknownName, "large"),
-        ({"at_most": 0.1, "deepest": 5}, UnknownName, "no exit of this network called 5"),
-        ({"at_most": 0.1, "against": None}, UnknownName, "no exit of this network called None"),
-        ({"budget": 0.5, "against": ["small"]}, UnknownName, "no exit of this network called"),
-        ({"at_most": 0.1, "search": 5}, BadInput, "search must be a Trace, .*; got a int"),
-        ({"at_most": 0.1, "drop_seen": "no"}, BadInput, "drop_seen must be True or False, got 'no'"),
-        ({"at_most": 0.1, "confidence": 1e-300}, BadInput, "confidence must be a number of at least 1e-15"),
+        ({"at_most": 0.1, "reference": "largest"}, UnknownName, "large"),
+        ({"at_most": 0.1, "max_exit": "larg"}, UnknownName, "large"),
+        ({"at_most": 0.1, "max_exit": 5}, UnknownName, "no exit of this network called 5"),
+        ({"at_most": 0.1, "reference": None}, UnknownName, "no exit of this network called None"),
+        ({"budget": 0.5, "reference": ["small"]}, UnknownName, "no exit of this network called"),
+        ({"at_most": 0.1, "search": 5}, InvalidArgument, "search must be a Trace, .*; got a int"),
+        ({"at_most": 0.1, "drop_seen": "no"}, InvalidArgument, "drop_seen must be True or False, got 'no'"),
+        ({"at_most": 0.1, "confidence": 1e-300}, InvalidArgument, "confidence must be a number of at least 1e-15"),
         (
             {"at_most": 0.1, "unit": "ms", "batch": True},
-            BadInput,
+            InvalidArgument,
             "batch must be a whole number from 1 upward, got True",
         ),
-        ({"at_most": 0.1, "batch": "64"}, BadInput, "batch must be a whole number from 1 upward, got '64'"),
-        ({"budget": 0.5, "batch": 1.5}, BadInput, "batch must be a whole number from 1 upward, got 1.5"),
-        ({"at_most": 0.1, "unit": "seconds"}, BadInput, "macs"),
-        ({"at_most": 0.1, "unit": "ms"}, BadInput, "not measured"),
-        ({"at_most": 0.1, "batch": 0}, BadInput, "batch"),
+        ({"at_most": 0.1, "batch": "64"}, InvalidArgument, "batch must be a whole number from 1 upward, got '64'"),
+        ({"budget": 0.5, "batch": 1.5}, InvalidArgument, "batch must be a whole number from 1 upward, got 1.5"),
+        ({"at_most": 0.1, "unit": "seconds"}, InvalidArgument, "macs"),
+        ({"at_most": 0.1, "unit": "ms"}, InvalidArgument, "not measured"),
+        ({"at_most": 0.1, "batch": 0}, InvalidArgument, "batch"),
         (
             {"budget": 0.01},
             OutOfBudget,
             r"a budget of 0\.01 of the plain network's macs, expected at least 0\.\d+, which",
         ),
-        ({"budget": math.nan}, BadInput, "budget must be a number above 0, got nan"),
-        ({"budget": -1.0}, BadInput, r"budget must be a number above 0, got -1\.0"),
-        ({"budget": "50%"}, BadInput, r"got '50%' \(50 % is 0\.5\)"),
-        ({"budget": True}, BadInput, "got True"),
-        ({"budget": 40}, BadInput, r"at most 1\.375, the cost of all exits together, got 40 \(40 % is 0\.4\)"),
+        ({"budget": math.nan}, InvalidArgument, "budget must be a number above 0, got nan"),
+        ({"budget": -1.0}, InvalidArgument, r"budget must be a number above 0, got -1\.0"),
+        ({"budget": "50%"}, InvalidArgument, r"got '50%' \(50 % is 0\.5\)"),
+        ({"budget": True}, InvalidArgument, "got True"),
+        ({"budget": 40}, InvalidArgument, r"at most 1\.375, the cost of all exits together, got 40 \(40 % is 0\.4\)"),
     ],
 )
 def test_what_is_refused(trace, options, error, says):
@@ -328,7 +332,7 @@ def test_what_is_refused(trace, options, error, says):
 
 @pytest.mark.parametrize("risk", ["accuracy_gap", "error"])
 def test_labels_are_needed_for_what_compares_with_them(risk):
-    with pytest.raises(BadInput, match="labels"):
+    with pytest.raises(InvalidArgument, match="labels"):
         calibrate(trace_of(500, labelled=False), risk=risk, at_most=0.1)
     assert calibrate(trace_of(500, labelled=False), at_most=0.1).promise.risk == "disagreement"
 
@@ -341,7 +345,7 @@ def test_logits_are_needed_for_a_risk_that_reads_them(trace):
 
 
 def test_an_exit_that_was_never_taught_is_refused(trace):
-    with pytest.raises(BadInput, match="taught"):
+    with pytest.raises(InvalidArgument, match="taught"):
         calibrate(Trace(trace.columns, dataclasses.replace(trace.header, taught=False)), at_most=0.1)
 
 
@@ -384,11 +388,11 @@ def test_a_budget_without_labels_loses_little_agreement():
     "change",
     [
         lambda plan: dataclasses.replace(plan, thresholds={"small": (0.1,), "middle": (0.1,)}),
-        lambda plan: dataclasses.replace(plan, deepest="middle"),
+        lambda plan: dataclasses.replace(plan, max_exit="middle"),
         lambda plan: dataclasses.replace(plan, origin=Origin("another", "torch", "float32")),
         lambda plan: dataclasses.replace(plan, origin=None),
         lambda plan: plan.changed(thresholds={"small": (0.1,)}),
-        lambda plan: plan.changed(deepest="small"),
+        lambda plan: plan.changed(max_exit="small"),
     ],
 )
 def test_a_changed_plan_has_no_promise_and_says_so(trace, change):
@@ -409,37 +413,37 @@ def test_a_copy_keeps_its_promise(trace):
 
 
 def test_deepest_caps_the_worst_case(trace):
-    plan = calibrate(trace, at_most=0.25, deepest="middle")
-    assert plan.deepest == "middle"
+    plan = calibrate(trace, at_most=0.25, max_exit="middle")
+    assert plan.max_exit == "middle"
     assert plan.thresholds["middle"] == (math.inf,)
     assert trace.replay(plan).exit.max() == 1
     assert plan.price.worst == 3.0
     assert plan.promise is not None
     assert risk_of(trace, plan, "disagreement") <= 0.25
-    assert trace.evaluate(plan).risk.against == "large"
+    assert trace.evaluate(plan).risk.reference == "large"
 
 
 def test_deepest_alone_may_be_what_is_promised(trace):
-    """Where no gate is left, or none may open, answering everything at `deepest` is a plan if it is safe."""
-    plan = calibrate(trace, at_most=0.5, deepest="small")
+    """Where no gate is left, or none may open, answering everything at `max_exit` is a plan if it is safe."""
+    plan = calibrate(trace, at_most=0.5, max_exit="small")
     assert plan.promise is not None
     assert trace.replay(plan).exit.max() == 0
     with pytest.raises(NoSafePlan):
-        calibrate(trace, at_most=0.01, deepest="small")
+        calibrate(trace, at_most=0.01, max_exit="small")
 
 
 def test_deepest_at_the_end_changes_nothing(trace):
-    assert calibrate(trace, at_most=0.05, deepest="large").thresholds == calibrate(trace, at_most=0.05).thresholds
+    assert calibrate(trace, at_most=0.05, max_exit="large").thresholds == calibrate(trace, at_most=0.05).thresholds
 
 
 def test_against_another_exit(trace):
-    plan = calibrate(trace, at_most=0.3, against="middle")
-    assert plan.promise.against == "middle"
+    plan = calibrate(trace, at_most=0.3, reference="middle")
+    assert plan.promise.reference == "middle"
     assert plan.price.plain == 2.0
     with pytest.raises(NoSafePlan) as caught:  # never leaving comes first, and is not safe against the middle exit
-        calibrate(trace, at_most=0.2, against="middle")
+        calibrate(trace, at_most=0.2, reference="middle")
     assert 0.2 < caught.value.smallest_level < 0.3
-    assert calibrate(trace, at_most=caught.value.smallest_level + 1e-6, against="middle").promise
+    assert calibrate(trace, at_most=caught.value.smallest_level + 1e-6, reference="middle").promise
 
 
 def test_a_mean_is_promised_against_the_plain_backbone():
@@ -449,12 +453,12 @@ def test_a_mean_is_promised_against_the_plain_backbone():
     assert (trace.columns["answer/backbone"] == plain).all()
     assert (trace.columns["answer/large"] != plain).any()
     never = Plan.never_leave(trace.chain)
-    differing = trace.evaluate(never, against="backbone").risk.value
+    differing = trace.evaluate(never, reference="backbone").risk.value
     assert differing == pytest.approx((trace.columns["answer/large"] != plain).mean())
     with pytest.raises(NoSafePlan):
-        calibrate(trace, at_most=differing / 2, against="backbone")
-    plan = calibrate(trace, at_most=0.9, against="backbone")
-    assert plan.promise.against == "backbone"
+        calibrate(trace, at_most=differing / 2, reference="backbone")
+    plan = calibrate(trace, at_most=0.9, reference="backbone")
+    assert plan.promise.reference == "backbone"
     assert plan.price.plain == trace.columns["cost/segment/large"][0]
 
 
@@ -470,5 +474,5 @@ def test_rows_are_charged_only_for_what_runs(trace):
 
 
 def test_no_rows(trace):
-    with pytest.raises(BadInput):
+    with pytest.raises(InvalidArgument):
         calibrate(trace[:0], at_most=0.1)

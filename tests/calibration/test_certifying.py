@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from offramp.calibration import sweep as sweep_module
 from offramp.calibration.calibrating import calibrate
 from offramp.calibration.search import exits_of
-from offramp.errors import BadInput, NoSafePlan, OutOfBudget
+from offramp.errors import InvalidArgument, NoSafePlan, OutOfBudget
 from offramp.guarantees import bounds
 from offramp.guarantees.testing import order_from
 from offramp.plans.plan import BAND, Plan
@@ -35,7 +35,7 @@ def priced(trace: Trace, exits: float, *, call: float = 0.0, row: float = 0.0) -
 def never(trace: Trace, plan: Plan) -> float:
     """The cost of the plan in which nobody leaves before the deepest exit."""
     assert plan.price is not None
-    closed = Plan.by_hand({}, deepest=plan.deepest)
+    closed = Plan.by_hand({}, max_exit=plan.max_exit)
     return trace.price(closed, plan.price.unit, plan.price.batch).mean
 
 
@@ -45,7 +45,7 @@ AIMS = [
     {"at_most": 0.1, "risk": "accuracy_gap"},
     {"at_most": 0.1, "risk": "accuracy_gap", "testing": "pareto"},
     {"at_most": 0.3, "risk": "error"},
-    {"at_most": 0.3, "deepest": "middle"},
+    {"at_most": 0.3, "max_exit": "middle"},
     {"budget": 1.0},
 ]
 
@@ -160,7 +160,7 @@ def test_without_macs_the_price_is_in_milliseconds(aim, macs, name):
     assert "in milliseconds" in str(plan)
     prices = trace.evaluate(plan).prices
     assert [price.unit for price in prices] == ["ms", "ms"]
-    with pytest.raises(BadInput, match=f"the MACs of '{name}' are not known and milliseconds were not measured"):
+    with pytest.raises(InvalidArgument, match=f"the MACs of '{name}' are not known and milliseconds were not measured"):
         calibrate(uncounted(trace_of(600), name, macs, timed=False), **aim)
 
 

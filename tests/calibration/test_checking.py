@@ -11,7 +11,7 @@ import offramp as off
 from drawing import at_the_edge, copies, few_contents, population, renumbered, with_columns
 from offramp.calibration.calibrating import calibrate
 from offramp.calibration.checking import check, told
-from offramp.errors import BadInput, OverlappingRows
+from offramp.errors import InvalidArgument, OverlappingRows
 from offramp.plans.plan import Plan
 from offramp.plans.trace import Trace
 
@@ -68,7 +68,7 @@ def test_rows_of_the_plan_are_refused_or_left_out(plan):
     few = POPULATION[np.append(np.arange(599, 600), np.arange(600, 700))]
     assert check(plan, renumbered(few, 9000), repeats="independent").evaluation.rows == 101
     assert check(plan, mixed, same_rows=True).evaluation.rows == 150
-    with pytest.raises(BadInput, match="none is left"):
+    with pytest.raises(InvalidArgument, match="none is left"):
         check(plan, POPULATION[:600], drop_seen=True)
     shuffled = POPULATION[np.random.default_rng(0).permutation(600)]
     with pytest.raises(OverlappingRows, match="600 of the 600"):
@@ -94,7 +94,9 @@ def test_discrete_data_is_checked_unless_it_is_the_same_again(contents):
 def test_the_level_of_another_risk_is_asked_for(plan):
     rows = POPULATION[600:]
     assert check(plan, rows, risk="disagreement").level == 0.1
-    with pytest.raises(BadInput, match=r"at_most must be given .* the level 0\.1 is of disagreement, not of error"):
+    with pytest.raises(
+        InvalidArgument, match=r"at_most must be given .* the level 0\.1 is of disagreement, not of error"
+    ):
         check(plan, rows, risk="error")
     assert check(plan, rows, risk="error", at_most=0.3).level == 0.3
     assert check(Plan.by_hand({}), rows, risk="error").word == "no promise"
@@ -122,7 +124,7 @@ def test_training_rows_are_refused_or_left_out(plan):
     ],
 )
 def test_what_is_refused(plan, options, says):
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(InvalidArgument, match=says):
         check(plan, POPULATION[600:], **options)
 
 
@@ -141,9 +143,9 @@ def test_the_interval_of_evaluate_counts_copies_once(plan):
         assert narrow.risk.high - narrow.risk.low < (found.risk.high - found.risk.low) / 3
         assert many.evaluate(plan, repeats="once").rows == 100
     assert (plain.repeated, "repeat" in str(plain)) == (0, False)
-    with pytest.raises(BadInput, match="repeats must be"):
+    with pytest.raises(InvalidArgument, match="repeats must be"):
         rows.evaluate(plan, repeats="maybe")
-    with pytest.raises(BadInput, match="confidence must be"):
+    with pytest.raises(InvalidArgument, match="confidence must be"):
         rows.evaluate(plan, confidence=95)
 
 

@@ -87,9 +87,9 @@ def test_a_budget_below_the_cheapest_path_is_refused(traced):
 
 
 def test_deepest_ends_the_search_there(traced):
-    plan = off.calibrate(traced, budget=0.9, deepest="middle")
+    plan = off.calibrate(traced, budget=0.9, max_exit="middle")
     done = traced.replay(plan)
-    assert plan.deepest == "middle"
+    assert plan.max_exit == "middle"
     assert traced.price(plan).mean <= 0.9 * traced.price(plan).plain
     assert "middle" in {traced.chain.exits[place] for place in done.exit}
     assert traced.header.classes == CLASSES

@@ -8,7 +8,7 @@ import torch
 
 import offramp as off
 from forked import CLASSES, WIDTH, Columns, Whole, three
-from offramp.errors import BadInput, BadNetwork, Notice, OutOfBudget
+from offramp.errors import BadNetwork, InvalidArgument, Notice, OutOfBudget
 from offramp.plans.plan import Plan
 from offramp.plans.trace import Trace
 from routes import Answer
@@ -173,15 +173,15 @@ def test_a_report_draws_the_ways_at_a_setting(traced, tmp_path):
     [([], "1 to 200 finite"), ([1.0, 2.0], "must fall"), ([float("inf")], "finite"), (0.5, "must be a list")],
 )
 def test_bad_settings(settings, says):
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(InvalidArgument, match=says):
         recorded(three(), rows_of(10), settings=settings)
 
 
 def test_what_was_not_recorded_is_refused(traced):
     net, _, trace = traced
-    with pytest.raises(BadInput, match="the plan is none of them"):
+    with pytest.raises(InvalidArgument, match="the plan is none of them"):
         trace.replay(plan_at(net, 0.7))
-    with pytest.raises(BadInput, match="tested along the dial"):
+    with pytest.raises(InvalidArgument, match="tested along the dial"):
         off.calibrate(trace, at_most=0.5, testing="pareto")
-    with pytest.raises(BadInput, match="of networks with forks"):
+    with pytest.raises(InvalidArgument, match="of networks with forks"):
         off.record(off.ladder({"a": Answer(1).eval(), "b": Answer(2).eval()}), rows_of(10), settings=[1.0])

@@ -9,7 +9,7 @@ import pytest
 
 from offramp.calibration.calibrating import calibrate
 from offramp.calibration.members import warn_of_order
-from offramp.errors import BadInput, DearFirst
+from offramp.errors import DearFirst, InvalidArgument
 from offramp.plans.topology import Node, Topology
 from offramp.plans.trace import Header, Trace
 from small import trace_of
@@ -53,5 +53,5 @@ def test_milliseconds_count_where_they_are_saved():
     timed = Trace({**trace.columns, **dear, **cheap}, trace.header)
     with pytest.warns(DearFirst, match="in milliseconds at batch 1 per row"):
         calibrate(timed, at_most=0.2, unit="ms", batch=1)
-    with pytest.raises(BadInput, match="not measured"):
+    with pytest.raises(InvalidArgument, match="not measured"):
         warn_of_order(trace, "ms", 1)

@@ -25,7 +25,7 @@ from drawing import (
     with_columns,
 )
 from offramp.calibration.calibrating import calibrate
-from offramp.errors import BadInput, NoSafePlan, OverlappingRows
+from offramp.errors import InvalidArgument, NoSafePlan, OverlappingRows
 from offramp.plans.plan import Plan, Promise
 from offramp.plans.trace import Trace
 from small import ladder_of, rows_of, trace_of
@@ -129,7 +129,7 @@ def test_search_rows_that_are_the_test_rows_are_always_refused():
     for repeats in (None, "independent", "once"):
         with pytest.raises(OverlappingRows, match=r"20 of the 60 calibration rows .* one row of a source is one draw"):
             calibrate(rows, at_most=0.2, search=rows[40:], repeats=repeats)
-    with pytest.raises(BadInput, match="none is left"):
+    with pytest.raises(InvalidArgument, match="none is left"):
         calibrate(rows, at_most=0.2, search=renumbered(rows, 10_000), repeats="once")
 
 
@@ -319,7 +319,7 @@ def test_training_rows_are_refused_or_left_out(options):
     if plan.promise:
         assert plan.promise.dropped == 8
         assert "8 rows that taught the network left out" in str(plan)
-    with pytest.raises(BadInput, match=r"all 80 calibration rows .* none is left"):
+    with pytest.raises(InvalidArgument, match=r"all 80 calibration rows .* none is left"):
         calibrate(with_learned(rows, np.ones(80, bool)), drop_seen=True, **options)
 
 

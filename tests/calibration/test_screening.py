@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.calibration.screening import GRIDS, Screened, above, front, kept_shares, screen
-from offramp.errors import BadInput, UnknownName
+from offramp.errors import InvalidArgument, UnknownName
 from offramp.plans.plan import choose
 from offramp.plans.trace import Trace
 from small import trace_of
@@ -174,16 +174,16 @@ def test_rows_with_equal_scores_stay_together():
 
 
 REFUSED = {
-    "neither": ({}, BadInput, "exactly one"),
-    "both": ({"grid": "lenet", "shares": (0.5,)}, BadInput, "exactly one"),
+    "neither": ({}, InvalidArgument, "exactly one"),
+    "both": ({"grid": "lenet", "shares": (0.5,)}, InvalidArgument, "exactly one"),
     "an unknown grid": ({"grid": "lennet"}, UnknownName, "lenet"),
-    "a grid for others": ({"grid": {"small": (1.0,)}}, BadInput, "one for each gate"),
-    "no values": ({"grid": ()}, BadInput, "float32 numbers"),
-    "NaN": ({"grid": (math.nan,)}, BadInput, "float32 numbers"),
-    "too large": ({"grid": (1e39,)}, BadInput, "float32 numbers"),
-    "no share": ({"shares": (1.5,)}, BadInput, "from 0 to 1"),
-    "too many": ({"grid": np.linspace(0, 1, 1001)}, BadInput, "1,002,001 plans over 2 gates"),
-    "too many shares": ({"shares": np.linspace(0, 1, 1001)}, BadInput, "1,002,001 plans"),
+    "a grid for others": ({"grid": {"small": (1.0,)}}, InvalidArgument, "one for each gate"),
+    "no values": ({"grid": ()}, InvalidArgument, "float32 numbers"),
+    "NaN": ({"grid": (math.nan,)}, InvalidArgument, "float32 numbers"),
+    "too large": ({"grid": (1e39,)}, InvalidArgument, "float32 numbers"),
+    "no share": ({"shares": (1.5,)}, InvalidArgument, "from 0 to 1"),
+    "too many": ({"grid": np.linspace(0, 1, 1001)}, InvalidArgument, "1,002,001 plans over 2 gates"),
+    "too many shares": ({"shares": np.linspace(0, 1, 1001)}, InvalidArgument, "1,002,001 plans"),
 }
 
 
@@ -195,12 +195,12 @@ def test_what_is_refused(case):
 
 
 def test_traces_that_are_refused():
-    with pytest.raises(BadInput, match="neg_entropy"):
+    with pytest.raises(InvalidArgument, match="neg_entropy"):
         screen(trace_of(20), grid="lenet")
-    with pytest.raises(BadInput, match="labels"):
+    with pytest.raises(InvalidArgument, match="labels"):
         screen(trace_of(20, labelled=False), grid=(1.0,))
     trace = entropies(20)
-    with pytest.raises(BadInput, match="never taught"):
+    with pytest.raises(InvalidArgument, match="never taught"):
         screen(Trace(trace.columns, replace(trace.header, taught=False)), grid="lenet")
 
 
@@ -215,5 +215,5 @@ def test_the_share_that_is_kept_for_later_exits():
         assert np.array_equal(score >= np.float32(threshold), -score < limit)
     assert kept_shares(trace, 1.0).thresholds.keys() == plan.thresholds.keys()
     for wrong in (0, 1.5, [0.5], -1):
-        with pytest.raises(BadInput, match="keep must be a share above 0"):
+        with pytest.raises(InvalidArgument, match="keep must be a share above 0"):
             kept_shares(trace, wrong)

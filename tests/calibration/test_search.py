@@ -15,7 +15,7 @@ from offramp.calibration import cuts, search, survey
 from offramp.calibration.cuts import cuts_of
 from offramp.calibration.families import families, powers_of
 from offramp.calibration.search import Point, Problem, best, cheapest, evaluate, exits_of, frontier
-from offramp.errors import BadData, BadInput
+from offramp.errors import BadData, InvalidArgument
 from offramp.plans.plan import choose
 
 AWKWARD = [0.0, -0.0, 1.0, float(np.nextafter(np.float32(1), np.float32(2))), -2.5, 3e38, -3e38, 2e-45]
@@ -232,15 +232,15 @@ def test_scores_all_alike(value: float) -> None:
         assert best(p, 1.0).loss == pytest.approx(losses[:, 0].mean())
     else:
         assert len(curve) == 1
-        with pytest.raises(BadInput, match="larger budget"):
+        with pytest.raises(InvalidArgument, match="larger budget"):
             best(p, 1.0)
 
 
 def test_what_cannot_be_held_says_so() -> None:
     p = problem(0, "errors", 4, 50)
-    with pytest.raises(BadInput, match="higher level"):
+    with pytest.raises(InvalidArgument, match="higher level"):
         cheapest(p, -1.0)
-    with pytest.raises(BadInput, match="larger budget"):
+    with pytest.raises(InvalidArgument, match="larger budget"):
         best(p, 0.01)
 
 
@@ -252,7 +252,7 @@ def test_bad_input_is_refused() -> None:
         Problem(scores, np.array([[0, 0], [0, np.nan], [0, 0]]), lambda o: np.ones(2))
     with pytest.raises(BadData, match="cost_to"):
         frontier(Problem(scores, losses, lambda o: np.ones(3)))
-    with pytest.raises(BadInput, match="thresholds"):
+    with pytest.raises(InvalidArgument, match="thresholds"):
         evaluate(Problem(scores, losses, lambda o: np.ones(2)), np.zeros((1, 2), np.float32))
 
 

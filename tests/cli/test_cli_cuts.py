@@ -66,7 +66,7 @@ def test_another_exit_at_one_node(place, as_json):
 
 @pytest.mark.slow
 def test_cut_where_exits_pay(place, as_json):
-    words = ("--at", "auto", "--probe", "digits[0:700]", "-o", "net", "--exit", "linear")
+    words = ("--at", "auto", "--labelled", "digits[0:700]", "-o", "net", "--exit", "linear")
     made = as_json("cut", *MODEL, *words, "--parts", "2")
     taken = [one["name"] for one in made["places"] if one["chosen"]]
     assert (made["rungs"][0]["cuts"], len(taken)) == (taken, 1)
@@ -117,7 +117,7 @@ OWN = {
 def test_models_that_are_refused(place, case):
     command, model, at, says = OWN[case]
     before = contents(place)
-    words = (command, f"users_own:{model}", "--example", "digits[0:1]", "--front", "none")
+    words = (command, f"users_own:{model}", "--example", "digits[0:1]", "--preprocess", "none")
     done = offramp(*words, *(("--at", at, "-o", "net") if at else ()))
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith("offramp: ")
@@ -128,7 +128,7 @@ def test_models_that_are_refused(place, case):
 
 def test_inspect_says_what_cannot_be_compacted_and_what_runs_twice(place, as_json):
     for model, why in (("Folded", "first dimension is 2*B, not B"), ("Repeated", "runs twice")):
-        points = as_json("inspect", f"users_own:{model}", "--example", "digits[0:4]", "--front", "none")["points"]
+        points = as_json("inspect", f"users_own:{model}", "--example", "digits[0:4]", "--preprocess", "none")["points"]
         told = {point["name"]: point["why_not"] for point in points}
         assert told["first"] is None
         assert why in told["fold"]
@@ -136,7 +136,7 @@ def test_inspect_says_what_cannot_be_compacted_and_what_runs_twice(place, as_jso
 
 def test_images_that_do_not_fit_the_model(place):
     for words in (("cut", "-o", "net", "--at", "conv1"), ("inspect",)):
-        done = offramp(*words, "offramp:resnet20", "--front", "none", "--example", "digits[0:2]")
+        done = offramp(*words, "offramp:resnet20", "--preprocess", "none", "--example", "digits[0:2]")
         assert done.exit_code == 2
         assert "the model fails on the example" in done.stderr
 
@@ -148,10 +148,10 @@ def test_images_that_do_not_fit_the_model(place):
         (("--at", "15"), "'15' ends where"),
         ((), "exactly one"),
         (("--at", "2", "--parts", "2"), "exactly one"),
-        (("--parts", "40"), "n=40"),
+        (("--parts", "40"), "parts=40"),
         (("--at", "2", "--exit", "linaer"), "linear"),
         (("--at", "2", "--gate", "margn"), "margin"),
-        (("--at", "2", "--front", "x"), "imagenet"),
+        (("--at", "2", "--preprocess", "x"), "imagenet"),
         (("--at", "2", "--example", "digits[5:5]"), "rows"),
         (("--at", "13", "--exit", "branch"), "convolutional"),
         (("--at", "2", "--exit-of", "5=linear"), "named in --at"),
@@ -159,11 +159,11 @@ def test_images_that_do_not_fit_the_model(place):
         (("--at", "2", "--exit-of", "2"), "NAME=VALUE"),
         (("--at", "2", "--exit-of", "2=linaer"), "linear"),
         (("--at", "2", "--length", "words"), "expected inputs"),
-        (("--at", "auto"), "expected --probe with --at auto"),
-        (("--at", "2", "--probe", "digits[0:50]"), "with --at auto alone"),
-        (("--at", "auto", "--probe", "digits[0:50]", "--parts", "1"), "2 or more"),
-        (("--at", "auto", "--probe", "digits[0:30]"), "40 labelled rows"),
-        (("--at", "auto", "--probe", "digits[0:50]", "--exit-of", "2=linear"), "named in --at"),
+        (("--at", "auto"), "expected --labelled with --at auto"),
+        (("--at", "2", "--labelled", "digits[0:50]"), "with --at auto alone"),
+        (("--at", "auto", "--labelled", "digits[0:50]", "--parts", "1"), "2 or more"),
+        (("--at", "auto", "--labelled", "digits[0:30]"), "40 labelled rows"),
+        (("--at", "auto", "--labelled", "digits[0:50]", "--exit-of", "2=linear"), "named in --at"),
     ],
 )
 def test_what_is_refused(place, words, says):

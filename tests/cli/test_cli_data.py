@@ -46,24 +46,24 @@ def test_a_notice_about_data_is_one_line_and_said_once(place):
     ("typed", "flags"),
     [
         (
-            ["--model", "users_own:flat", "--model", "users_own:flat", "--front", "users_own:scaled",
-             "--front", "unit"],
-            "--model flat=users_own:flat --model flat-2=users_own:flat --front-of flat=users_own:scaled",
+            ["--model", "users_own:flat", "--model", "users_own:flat", "--preprocess", "users_own:scaled",
+             "--preprocess", "unit"],
+            "--model flat=users_own:flat --model flat-2=users_own:flat --preprocess-of flat=users_own:scaled",
         ),
         (
-            ["--model", "offramp:digits_small", "--model", "users_own:flat", "--front", "auto",
-             "--front", "users_own:Scaled"],
-            "--model flat=users_own:flat --front-of flat=users_own:Scaled",
+            ["--model", "offramp:digits_small", "--model", "users_own:flat", "--preprocess", "auto",
+             "--preprocess", "users_own:Scaled"],
+            "--model flat=users_own:flat --preprocess-of flat=users_own:Scaled",
         ),
         (
-            ["--model", "users_own:flat", "--model", "offramp:digits_large", "--front", "unit", "--front", "auto",
-             "--gate", "users_own:spread"],
+            ["--model", "users_own:flat", "--model", "offramp:digits_large", "--preprocess", "unit",
+             "--preprocess", "auto", "--gate", "users_own:spread"],
             "--model flat=users_own:flat --gate-of flat=users_own:spread",
         ),
         (
-            ["--model", "offramp:digits_small", "--model", "offramp:digits_large", "--front", "users_own:scaled",
-             "--front", "auto"],
-            "--model digits_small=offramp:digits_small --front-of digits_small=users_own:scaled",
+            ["--model", "offramp:digits_small", "--model", "offramp:digits_large", "--preprocess", "users_own:scaled",
+             "--preprocess", "auto"],
+            "--model digits_small=offramp:digits_small --preprocess-of digits_small=users_own:scaled",
         ),
     ],
 )  # fmt: skip
@@ -83,14 +83,14 @@ def test_all_flags_to_give_again_stand_in_one_line_and_work(place, typed, flags)
 
 
 def test_bytes_for_a_model_of_floats_name_the_option(place):
-    bare = ["--model", "users_own:flat", "--model", "users_own:flat", "--front", "none", "--front", "none"]
+    bare = ["--model", "users_own:flat", "--model", "users_own:flat", "--preprocess", "none", "--preprocess", "none"]
     done = offramp("ladder", *bare, "--example", "digits[0:2]", "-o", "own")
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "these rows are uint8 and the model takes floats" in done.stderr
-    assert "--front imagenet at the command line; 'unit' divides by 255" in done.stderr
+    assert "--preprocess imagenet at the command line; 'unit' divides by 255" in done.stderr
     done = offramp("cut", "users_own:flat", "--example", "digits[0:2]", "--at", "0", "-o", "own")
     assert done.exit_code == 2
-    assert "--front imagenet" in done.stderr
+    assert "--preprocess imagenet" in done.stderr
     better = [word.replace("none", "unit") for word in bare]
     assert offramp("ladder", *better, "--example", "digits[0:2]", "-o", "own").exit_code == 0
 

@@ -171,10 +171,10 @@ def test_a_deadline(place):
 
 
 def test_models_of_the_users_own(place, as_json):
-    made = ("--model", "users_own:flat", "--model", "offramp:digits_large", "--front", "users_own:scaled",
-            "--front", "auto", "--gate", "users_own:spread", "--name", "mine", "--name", "large")  # fmt: skip
+    made = ("--model", "users_own:flat", "--model", "offramp:digits_large", "--preprocess", "users_own:scaled",
+            "--preprocess", "auto", "--gate", "users_own:spread", "--name", "mine", "--name", "large")  # fmt: skip
     as_json("ladder", *made, "-o", "own", "--answer", "mean")
-    own = {"--model": "flat", "--front-of": "scaled", "--gate-of": "spread"}
+    own = {"--model": "flat", "--preprocess-of": "scaled", "--gate-of": "spread"}
     again = [word for option, name in own.items() for word in (option, f"mine=users_own:{name}")]
     refused = offramp("record", "own", TEST, "-o", "own.npz")
     assert refused.exit_code == 2
@@ -208,7 +208,7 @@ def test_doctor(as_json):
     assert {"hinge", "joint"} <= set(found["shelves"]["recipes"])
     assert {"linear", "sdn"} <= set(found["shelves"]["exits"])
     for names in found["shelves"].values():  # what can be typed, and no classes beside it
-        assert not [name for name in names if name[:1].isupper() or name == "offramp:front"]
+        assert not [name for name in names if name[:1].isupper() or name == "offramp:preprocess"]
     assert found["versions"]["torch"]
     said = offramp("doctor").stdout
     assert "processor" in said

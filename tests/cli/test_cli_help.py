@@ -12,18 +12,18 @@ import typer.main
 from offramp.cli import app
 from typed import offramp
 
-GIVEN = "--model --front-of --gate-of"
+GIVEN = "--model --preprocess-of --gate-of"
 FLAGS = {
-    "ladder": "--model --weights --front --name --gate --temperature --answer --example --output -o",
-    "inspect": "--example --weights --front --length",
-    "convert": "--layer --output -o --example --data --weights --front",
-    "cut": "--example --output -o --at --parts --probe --weights --front --exit --exit-of --gate --length",
-    "adopt": "--example --output -o --exits --weights --front --gate --length",
+    "ladder": "--model --weights --preprocess --name --gate --temperature --answer --example --output -o",
+    "inspect": "--example --weights --preprocess --length",
+    "convert": "--layer --output -o --example --data --weights --preprocess",
+    "cut": "--example --output -o --at --parts --labelled --weights --preprocess --exit --exit-of --gate --length",
+    "adopt": "--example --output -o --exits --weights --preprocess --gate --length",
     "fit": f"--output -o --recipe --with --development --batch-size --seed --augment --views --precision --folder "
     f"--cache --resume --track --original --original-weights --overwrite {GIVEN}",
     "record": f"--output -o --batch-size --keep --timed --keep-probe-rows --engine {GIVEN}",
-    "calibrate": "--output -o --risk --at-most --confidence --budget --against --unit --batch --bound --testing "
-    "--search --deepest --rows --repeats --drop-seen --how-many",
+    "calibrate": "--output -o --risk --at-most --confidence --budget --reference --unit --batch --bound --testing "
+    "--search --max-exit --rows --repeats --drop-seen --how-many",
     "check": "--risk --at-most --confidence --rows --repeats --drop-seen --same-rows --threshold",
     "run": f"--output -o --batch-size --deadline-ms --engine --threshold {GIVEN}",
     "bench": f"--batch --repeats --threads --engine --threshold {GIVEN}",

@@ -77,7 +77,8 @@ def other_network() -> str:
 
 CASES = {
     "rungs of different classes, tried": lambda: (
-        "ladder --model users_own:three_classes --model users_own:flat --front unit --front unit --example digits[0:2] "
+        "ladder --model users_own:three_classes --model users_own:flat --preprocess unit --preprocess unit --example "
+        "digits[0:2] "
         "-o new", "numbers of classes"),
     "labels out of range": lambda: (f"record network {npz('a.npz', labels=[0, 1, 2, 11, 3])} -o n.npz", "row 3 has 11"),
     "empty data": lambda: (f"record network {npz('a.npz', shape=(0, 1, 8, 8))} -o n.npz", "0 rows"),
@@ -141,11 +142,12 @@ CASES = {
         "ladder --model offramp:digits_smal --model offramp:digits_large -o new", "digits_small"),
     "an unknown module": lambda: ("ladder --model nowhere:at_all --model offramp:digits_large -o new", "nowhere"),
     "an unknown gate": lambda: (f"ladder {' '.join(PAIR)} --gate margn -o new", "'margin'"),
-    "an unknown front": lambda: (f"ladder {' '.join(PAIR)} --front x --front none -o new", "imagenet"),
+    "an unknown preprocessing": lambda: (
+        f"ladder {' '.join(PAIR)} --preprocess x --preprocess none -o new", "imagenet"),
     "an unknown risk": lambda: ("calibrate calibration.npz --risk disagrement --at-most 0.1", "'disagreement'"),
     "no risk at all": lambda: ("calibrate calibration.npz --risk users_own:not_a_risk --at-most 0.1", "not a Risk"),
     "an unknown bound": lambda: ("calibrate calibration.npz --bound binomal --at-most 0.1", "binomial"),
-    "an unknown exit": lambda: ("calibrate calibration.npz --deepest digits_smal --at-most 0.1", "digits_small"),
+    "an unknown exit": lambda: ("calibrate calibration.npz --max-exit digits_smal --at-most 0.1", "digits_small"),
     "an unknown unit": lambda: ("calibrate calibration.npz --unit joules --at-most 0.1", "joules"),
     "an unknown gate in a threshold": lambda: ("check - test.npz --threshold digit=1", "digits_small"),
     "an unknown data source": lambda: ("record network digit -o n.npz", "digits"),
@@ -159,8 +161,8 @@ CASES = {
     "no threshold for -": lambda: ("check - test.npz", "--threshold"),
     "a threshold that is no number": lambda: ("check - test.npz --threshold digits_small=high", "high"),
     "a threshold without a name": lambda: ("check - test.npz --threshold 4", "NAME=VALUE"),
-    "a front without its model": lambda: (
-        f"record network {TEST} -o n.npz --front-of digits_small=none", "--model digits_small"),
+    "preprocessing without its model": lambda: (
+        f"record network {TEST} -o n.npz --preprocess-of digits_small=none", "--model digits_small"),
     "a missing file": lambda: ("check nothing.json test.npz", "does not exist"),
     "a missing network": lambda: (f"record nowhere {TEST} -o n.npz", "does not exist"),
     "a trace for a plan": lambda: ("check test.npz test.npz", "cannot read"),
@@ -200,7 +202,9 @@ def test_the_same_with_json(place, case):
 
 
 def test_rungs_of_different_classes_are_noticed_while_recording(place):
-    made = "ladder --model users_own:three_classes --model offramp:digits_large --front unit --front auto -o odd"
+    made = (
+        "ladder --model users_own:three_classes --model offramp:digits_large --preprocess unit --preprocess auto -o odd"
+    )
     assert offramp(*made.split()).exit_code == 0
     done = offramp("record", "odd", TEST, "-o", "n.npz", "--model", "three_classes=users_own:three_classes")
     assert done.exit_code == 2
@@ -212,7 +216,7 @@ def test_a_file_names_no_code(place):
     """A spec of the user's own that stands in a network's file is data, and never imported."""
     config = json.loads(Path("network/network.json").read_text())
     assert config["rungs"][0]["spec"] == "offramp:digits_small"
-    made = "ladder --model users_own:flat --model offramp:digits_large --front unit --front auto -o own"
+    made = "ladder --model users_own:flat --model offramp:digits_large --preprocess unit --preprocess auto -o own"
     assert offramp(*made.split()).exit_code == 0
     done = offramp("record", "own", TEST, "-o", "n.npz")
     assert done.exit_code == 2

@@ -22,7 +22,7 @@ from offramp.comparing.page import write_page
 from offramp.comparing.reading import read_settings
 from offramp.comparing.settings import Method
 from offramp.comparing.spreadsheets import CLOCKS, CURVES, RESULTS, write_spreadsheets
-from offramp.errors import BadInput, OverlappingRows
+from offramp.errors import InvalidArgument, OverlappingRows
 from offramp.plans.trace import Trace
 from offramp.testing import stopping
 
@@ -34,7 +34,7 @@ CLOCK = "wall-clock = true\nwall-clock-budget = 1.0\nrepeats = 1\n"
 JOINT = (
     '[method.joint]\nrecipe = "joint"\nwith = ["epochs=2", "rate=0.01"]\nseeds = [0, 1]\ngates = ["own", "max_prob"]\n'
 )
-PLAIN = '[method.plain]\nmodel = "offramp:digits_small"\nfront = "auto"\nstatic = true\nseeds = [0]\n'
+PLAIN = '[method.plain]\nmodel = "offramp:digits_small"\npreprocess = "auto"\nstatic = true\nseeds = [0]\n'
 STACK = '[method.stack]\nrungs = ["plain", "joint"]\nseeds = [0]\n'
 MADE = (JOINT, PLAIN, STACK)
 
@@ -165,7 +165,7 @@ def test_a_network_that_was_made_otherwise_is_refused_and_its_folder_named(
 ) -> None:
     before = contents(made / "out")
     tables = [table.replace(changed, to) for table in MADE]
-    with pytest.raises(BadInput, match=rf"out/{folder} was made with .*{says}.*remove that folder"):
+    with pytest.raises(InvalidArgument, match=rf"out/{folder} was made with .*{says}.*remove that folder"):
         compared(made, *tables, shared=(SMALL + CLOCK).replace(changed, to))
     assert contents(made / "out") == before
 
@@ -179,7 +179,7 @@ def test_a_method_may_start_with_the_model_that_another_taught(tmp_path: Path) -
     assert all(torch.equal(value, then[key]) for key, value in first.items())
     assert nets[1].learned.digests.tolist() == nets[0].learned.digests.tolist()  # the same rows: each counts once
     shutil.rmtree(tmp_path / "out" / "taught-0")
-    with pytest.raises(BadInput, match=r"exits-0 was made with of = .*epochs=1.* now it is .*epochs=2"):
+    with pytest.raises(InvalidArgument, match=r"exits-0 was made with of = .*epochs=1.* now it is .*epochs=2"):
         compared(tmp_path, taught.replace("epochs=1", "epochs=2"), exits)
 
 
@@ -196,7 +196,7 @@ def test_a_ladder_remembers_the_rows_that_taught_its_rungs(tmp_path: Path) -> No
 def test_a_ladder_of_rungs_that_were_made_otherwise_is_refused(made: Path) -> None:
     for place in ("joint-0", "joint-1"):
         shutil.rmtree(made / "out" / place)
-    with pytest.raises(BadInput, match="stack-0 was made with of = "):
+    with pytest.raises(InvalidArgument, match="stack-0 was made with of = "):
         compared(made, *(table.replace("epochs=2", "epochs=1") for table in MADE))
     assert not (made / "out" / "joint-0" / "network").exists()
 
@@ -205,7 +205,7 @@ def test_what_means_nothing_to_a_static_network_may_change(made: Path) -> None:
     file = file_of(made, *MADE, shared=SMALL.replace('at = "stem"', 'at = "blocks.0"'))
     settings = read_settings(file)
     Cell(settings.method("plain"), 0, settings, made / "out", progress=False).claim()
-    with pytest.raises(BadInput, match="at = 'stem', and now"):
+    with pytest.raises(InvalidArgument, match="at = 'stem', and now"):
         Cell(settings.method("joint"), 0, settings, made / "out", progress=False).claim()
 
 
@@ -246,8 +246,12 @@ def test_stopped_in_mid_teaching_it_goes_on_as_if_it_had_not_been(
         ("digits[0:200]", "digits[1299:]", "1 of the 300 test rows"),
         ("digits[700:1000]", "digits[700:1001]", "1 of the 300 test rows"),
         ("batch-size = 50", 'development = "digits[990:1010]"', "test rows .* rows of digits.990:1010."),
-        ('at = "stem"', 'at = "auto"\nprobe = "digits[600:701]"', "1 of the 300 calibration rows .* digits.600:701."),
-        ('at = "stem"', 'at = "auto"\nprobe = "digits[1290:1400]"', "test rows .* rows of digits.1290:1400."),
+        (
+            'at = "stem"',
+            'at = "auto"\nlabelled = "digits[600:701]"',
+            "1 of the 300 calibration rows .* digits.600:701.",
+        ),
+        ('at = "stem"', 'at = "auto"\nlabelled = "digits[1290:1400]"', "test rows .* rows of digits.1290:1400."),
     ],
 )
 def test_rows_in_two_roles_are_refused_before_anything_is_taught(
@@ -276,13 +280,13 @@ def test_rows_in_two_roles_are_left_out_if_the_file_says_so(tmp_path: Path) -> N
     ],
 )
 def test_what_a_promise_may_ask_is_looked_at_before_anything_is_taught(tmp_path: Path, line: str, says: str) -> None:
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(InvalidArgument, match=says):
         compared(tmp_path, JOINT, shared=f"{line}\n{SMALL}")
     assert not contents(tmp_path / "out")
 
 
 def test_the_rows_of_a_probe_count_where_nothing_is_taught_too(tmp_path: Path) -> None:
-    untaught = '[method.untaught]\nat = "auto"\nprobe = "digits[600:701]"\n'
+    untaught = '[method.untaught]\nat = "auto"\nlabelled = "digits[600:701]"\n'
     with pytest.raises(OverlappingRows, match="1 of the 300 calibration rows"):
         compared(tmp_path, untaught, shared=SMALL)
 
@@ -322,11 +326,11 @@ def test_a_comparison_needs_no_say(made: Path, capsys: pytest.CaptureFixture[str
 OWN = """
 from torch import nn
 from offramp.exits.pooled import Pooled
-from offramp.models.digits import front
+from offramp.models.digits import preprocess
 
 class Halved(nn.Module):
     def forward(self, x):
-        return front()(x) / 2
+        return preprocess()(x) / 2
 
 class Exit(Pooled):
     def config(self):
@@ -345,7 +349,7 @@ def test_own_preprocessing_exits_and_gates_are_built_again(tmp_path: Path, monke
     monkeypatch.syspath_prepend(tmp_path)
     table = """
 [method.own]
-front = "own_parts:Halved"
+preprocess = "own_parts:Halved"
 exit = "own_parts:exit_"
 gate = "own_parts:gate"
 recipe = "cross_entropy"

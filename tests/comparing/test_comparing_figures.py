@@ -12,7 +12,7 @@ from made_up import MACS, method_of, settings_of, traces
 from offramp.calibration.families import POWERS
 from offramp.comparing.cells import plain_of
 from offramp.comparing.figures import Figures, Point, best_within, figures_of, figures_of_plain
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.plans.plan import Plan
 from offramp.plans.trace import Trace
 from small import trace_of
@@ -182,5 +182,5 @@ def test_figures_are_the_same_from_their_file(found: Figures) -> None:
 
 
 def test_rows_without_labels_are_refused() -> None:
-    with pytest.raises(BadInput, match="no labels"):
+    with pytest.raises(InvalidArgument, match="no labels"):
         figures_of_plain(trace_of(50, skill=(0.8,), macs=(4.0,), labelled=False))

@@ -14,7 +14,7 @@ from offramp.building.factories import make_gate
 from offramp.comparing import gating
 from offramp.comparing.gating import regated, rescored
 from offramp.data.rows import rows
-from offramp.errors import BadInput, UnknownName
+from offramp.errors import InvalidArgument, UnknownName
 from offramp.networks.nodes import Gate, Seen
 from offramp.plans.trace import Header, Trace
 from offramp.runtime.recording import record
@@ -31,7 +31,7 @@ def gates() -> list[str]:
             gate = make_gate(name, ("a",))
             if isinstance(gate, Gate) and not isinstance(find("gates", name), type):
                 found.append(name)
-        except BadInput:
+        except InvalidArgument:
             continue
     return found
 
@@ -128,5 +128,5 @@ def test_a_cut_network_takes_other_gates_too() -> None:
 def test_a_gate_that_nobody_has_is_refused() -> None:
     with pytest.raises(UnknownName, match="max_prob"):
         regated(cut_of(), "max_prb")
-    with pytest.raises(BadInput, match="expected a name, a Gate"):
+    with pytest.raises(InvalidArgument, match="expected a name, a Gate"):
         regated(cut_of(), f"{__name__}:ROWS")

@@ -10,7 +10,7 @@ from made_up import DIGITS, contents, file_of
 from offramp.comparing.comparing import measure
 from offramp.comparing.reading import read_settings
 from offramp.comparing.settings import Method
-from offramp.errors import BadFile, BadInput, OfframpError, UnknownName
+from offramp.errors import BadFile, InvalidArgument, OfframpError, UnknownName
 
 HINGE = '[method.hinge]\nrecipe = "hinge"\n'
 
@@ -32,14 +32,14 @@ def test_flags_are_shared_and_a_method_may_say_otherwise(tmp_path: Path) -> None
 
 
 def test_what_is_shared_about_places_gives_way_to_a_methods_own(tmp_path: Path) -> None:
-    auto = 'at = "auto"\nprobe = "digits[200:400]"\nparts = 3\n'
+    auto = 'at = "auto"\nlabelled = "digits[200:400]"\nparts = 3\n'
     by_name = '[method.named]\nat = "stem"\nexit-of = ["stem=mlp"]\n'
     again = '[method.again]\nat = "auto"\n'
     shared = DIGITS.replace('at = "stem,blocks.0"\n', auto)
     hinge, named, once_more = read_settings(file_of(tmp_path, HINGE, by_name, again, shared=shared)).methods
     assert (hinge.auto, hinge.cuts, hinge.parts) == (True, (), 3)
     assert hinge.teaching == ("digits[0:200]", "digits[200:400]")
-    assert (named.auto, named.probe, named.parts, named.teaching) == (False, None, None, ())
+    assert (named.auto, named.labelled, named.parts, named.teaching) == (False, None, None, ())
     assert named.exits == {"stem": "mlp"}
     assert (once_more.auto, once_more.parts, once_more.teaching) == (True, None, ("digits[200:400]",))
     shared = DIGITS + 'exit-of = ["stem=mlp"]\n'
@@ -52,45 +52,55 @@ def test_what_is_shared_about_places_gives_way_to_a_methods_own(tmp_path: Path) 
     ("table", "shared", "error", "says"),
     [
         ("= 3", "", BadFile, "is no TOML"),
-        ("", "", BadInput, "names no method"),
-        ("method = 3", "", BadInput, "names no method"),
-        ("[method]\nhinge = 3", "", BadInput, "names no method"),
+        ("", "", InvalidArgument, "names no method"),
+        ("method = 3", "", InvalidArgument, "names no method"),
+        ("[method]\nhinge = 3", "", InvalidArgument, "names no method"),
         (HINGE, "batchsize = 3", UnknownName, "did you mean 'batch-size'"),
         (HINGE, "batch_size = 3", UnknownName, "did you mean 'batch-size'"),
         (HINGE + "recipes = 'joint'", "", UnknownName, r"flag in \[method.hinge\] .*did you mean 'recipe'"),
         (HINGE + "budgets = [1.0]", "", UnknownName, "flag in"),
-        (HINGE, "parts = '3'", BadInput, "got parts = '3', expected a whole number"),
-        (HINGE, "seeds = 3", BadInput, "got seeds = 3, expected a list of whole numbers"),
-        (HINGE, "seeds = [true]", BadInput, "expected a list of whole numbers"),
-        (HINGE, "at-most = 'low'", BadInput, "expected a number"),
-        (HINGE, "static = 1", BadInput, "expected true or false"),
-        (HINGE, "example = 3", BadInput, "expected a text"),
-        (HINGE, "gates = ['own', 3]", BadInput, "expected a list of texts"),
-        (HINGE, "parts = 3", BadInput, "got --at stem,blocks.0 and --parts 3, expected exactly one"),
-        (HINGE, "gates = []", BadInput, "has gates"),
-        (HINGE, "gates = ['margin', 'margin']", BadInput, "each once"),
-        (HINGE, "seeds = []", BadInput, "has seeds"),
-        (HINGE, "seeds = [0, 0]", BadInput, "each once"),
-        (HINGE, "seeds = [-1]", BadInput, "from 0 upward"),
-        ("['method'.'a b']\nrecipe = 'hinge'", "", BadInput, "is called 'a b'"),
-        ("['method'.'../up']\nrecipe = 'hinge'", "", BadInput, "is called '../up'"),
-        (HINGE, "static = true", BadInput, "no method that is cut"),
+        (HINGE, "parts = '3'", InvalidArgument, "got parts = '3', expected a whole number"),
+        (HINGE, "seeds = 3", InvalidArgument, "got seeds = 3, expected a list of whole numbers"),
+        (HINGE, "seeds = [true]", InvalidArgument, "expected a list of whole numbers"),
+        (HINGE, "at-most = 'low'", InvalidArgument, "expected a number"),
+        (HINGE, "static = 1", InvalidArgument, "expected true or false"),
+        (HINGE, "example = 3", InvalidArgument, "expected a text"),
+        (HINGE, "gates = ['own', 3]", InvalidArgument, "expected a list of texts"),
+        (HINGE, "parts = 3", InvalidArgument, "got --at stem,blocks.0 and --parts 3, expected exactly one"),
+        (HINGE, "gates = []", InvalidArgument, "has gates"),
+        (HINGE, "gates = ['margin', 'margin']", InvalidArgument, "each once"),
+        (HINGE, "seeds = []", InvalidArgument, "has seeds"),
+        (HINGE, "seeds = [0, 0]", InvalidArgument, "each once"),
+        (HINGE, "seeds = [-1]", InvalidArgument, "from 0 upward"),
+        ("['method'.'a b']\nrecipe = 'hinge'", "", InvalidArgument, "is called 'a b'"),
+        ("['method'.'../up']\nrecipe = 'hinge'", "", InvalidArgument, "is called '../up'"),
+        (HINGE, "static = true", InvalidArgument, "no method that is cut"),
         (HINGE + "[method.stack]\nrungs = ['hing']", "", UnknownName, "did you mean 'hinge'"),
         (
             HINGE + "[method.one]\nrungs = ['hinge']\n[method.two]\nrungs = ['one']",
             "",
-            BadInput,
+            InvalidArgument,
             "stacks one, which is a ladder itself",
         ),
-        (HINGE + "[method.two]\nstart = 'three'", "", BadInput, "an earlier method that is no ladder .hinge."),
-        ("[method.two]\nstart = 'hinge'\n" + HINGE, "", BadInput, "an earlier method that is no ladder .none."),
-        (HINGE + "[method.two]\nstart = 'hinge'\nmodel = 'offramp:lenet'", "", BadInput, "and a model or weights"),
-        (HINGE, "probe = 'digits[200:300]'", BadInput, "expected --probe with --at auto alone"),
-        (HINGE, "length = ['input_ids']", BadInput, "expected a text"),
-        (HINGE, "exit-of = 'stem=mlp'", BadInput, "expected a list of texts"),
-        (HINGE, "exit-of = ['stem']", BadInput, r"method.hinge\] .*expected NAME=VALUE"),
-        (HINGE, "exit-of = ['head=mlp']", BadInput, r"method.hinge\] .*--exit-of head=..., expected a module named in"),
-        (HINGE, "wall-clock-budget = 0.5", BadInput, "expected one of the budgets"),
+        (HINGE + "[method.two]\nstart = 'three'", "", InvalidArgument, "an earlier method that is no ladder .hinge."),
+        ("[method.two]\nstart = 'hinge'\n" + HINGE, "", InvalidArgument, "an earlier method that is no ladder .none."),
+        (
+            HINGE + "[method.two]\nstart = 'hinge'\nmodel = 'offramp:lenet'",
+            "",
+            InvalidArgument,
+            "and a model or weights",
+        ),
+        (HINGE, "labelled = 'digits[200:300]'", InvalidArgument, "expected --labelled with --at auto alone"),
+        (HINGE, "length = ['input_ids']", InvalidArgument, "expected a text"),
+        (HINGE, "exit-of = 'stem=mlp'", InvalidArgument, "expected a list of texts"),
+        (HINGE, "exit-of = ['stem']", InvalidArgument, r"method.hinge\] .*expected NAME=VALUE"),
+        (
+            HINGE,
+            "exit-of = ['head=mlp']",
+            InvalidArgument,
+            r"method.hinge\] .*--exit-of head=..., expected a module named in",
+        ),
+        (HINGE, "wall-clock-budget = 0.5", InvalidArgument, "expected one of the budgets"),
     ],
 )
 def test_a_file_that_cannot_be_meant_is_refused(
@@ -108,10 +118,10 @@ def test_a_file_that_cannot_be_meant_is_refused(
         ("calibration = ", "", "has no calibration"),
         ("model = ", "", "has no model"),
         ("at = ", "", "got --at - and --parts -, expected exactly one"),
-        ("at = ", "at = 'auto'", "--probe with --at auto alone"),
-        ("at = ", "at = 'auto'\nprobe = 'digits[200:300]'\nparts = 1", "expected 2 or more"),
-        ("at = ", "at = 'auto'\nprobe = 'digits[200:300]'\nexit-of = ['stem=mlp']", "a module named in --at .auto"),
-        ("at = ", "at = 'auto'\nprobe = 'digits[200:300]'\nexit-of = ['auto=mlp']", "a module named in --at .auto"),
+        ("at = ", "at = 'auto'", "--labelled with --at auto alone"),
+        ("at = ", "at = 'auto'\nlabelled = 'digits[200:300]'\nparts = 1", "expected 2 or more"),
+        ("at = ", "at = 'auto'\nlabelled = 'digits[200:300]'\nexit-of = ['stem=mlp']", "a module named in --at .auto"),
+        ("at = ", "at = 'auto'\nlabelled = 'digits[200:300]'\nexit-of = ['auto=mlp']", "a module named in --at .auto"),
         ("budgets = ", "budgets = []", "expected shares"),
         ("budgets = ", "budgets = [0.0, 1.0]", "above 0"),
         ("budgets = ", "budgets = [0.5, 0.5]", "each once"),
@@ -119,7 +129,7 @@ def test_a_file_that_cannot_be_meant_is_refused(
 )
 def test_a_file_that_lacks_something_is_refused(tmp_path: Path, gone: str, put: str, says: str) -> None:
     lines = [line for line in DIGITS.splitlines() if not line.startswith(gone)]
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(InvalidArgument, match=says):
         read_settings(file_of(tmp_path, HINGE, shared="\n".join([*lines, put])))
 
 
@@ -143,7 +153,7 @@ def test_a_file_that_is_not_there() -> None:
         ("model = 'offramp:digits_larg'", "'digits_large'"),
         ("model = 'digits_large'", "expected offramp:NAME"),
         ("model = 'made_up:nothing'", "cannot import"),
-        ("front = 'units'", "expected none, unit, imagenet"),
+        ("preprocess = 'units'", "expected none, unit, imagenet"),
         ("augment = 'crop_flp'", "'crop_flip'"),
         ("at = 'stem,block.0'", "has no module 'block.0'"),
     ],
@@ -152,7 +162,7 @@ def test_names_that_stand_for_nothing_are_refused_before_anything_is_taught(
     tmp_path: Path, flags: str, says: str
 ) -> None:
     later = f"[method.later]\n{flags}\n"
-    with pytest.raises(BadInput, match=rf"\[method.later\].*{says}"):
+    with pytest.raises(InvalidArgument, match=rf"\[method.later\].*{says}"):
         measure(file_of(tmp_path, HINGE, later), tmp_path / "out", progress=False)
     assert not contents(tmp_path / "out")
 

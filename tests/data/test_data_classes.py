@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 import offramp as off
-from offramp.building.factories import make_front
+from offramp.building.factories import make_preprocess
 from offramp.data.rows import Rows, rows
 from offramp.errors import BadData, BadFile, BadNetwork, Notice
 
@@ -147,7 +147,7 @@ def test_a_network_remembers_the_class_names_that_taught_it(tmp_path):
     assert rows(later).labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(72, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
-    net = off.cut(model, taught.take(np.arange(4)).x, at=["1"], front=make_front("unit"))
+    net = off.cut(model, taught.take(np.arange(4)).x, at=["1"], preprocess=make_preprocess("unit"))
     assert net.class_names is None
     off.fit(net, taught, recipe="cross_entropy", development=later, progress=False)
     assert net.class_names == NAMES
@@ -434,10 +434,10 @@ def test_photos_of_several_sizes_name_the_way_on(album):
     ],
 )
 def test_preprocessing_that_knows_its_size_proposes_it(album, made, option):
-    from offramp.layers.front import Front
+    from offramp.layers.preprocess import Preprocess
 
-    front = Front(**made)
-    net = off.ladder({"a": (Ideal(), front), "b": (Ideal(), front)}).eval()
+    preprocess = Preprocess(**made)
+    net = off.ladder({"a": (Ideal(), preprocess), "b": (Ideal(), preprocess)}).eval()
     spec = f"imagefolder:{album}"
     with pytest.raises(BadData, match="the network's preprocessing has a size of its own") as caught:
         off.record(net, spec, timed=False, progress=False)

@@ -9,7 +9,7 @@ import pytest
 
 from offramp.data import specs
 from offramp.data.rows import digests_of, rows
-from offramp.errors import BadData, BadFile, BadInput, UnknownName
+from offramp.errors import BadData, BadFile, InvalidArgument, UnknownName
 
 
 def gather(data, size=7):
@@ -141,7 +141,7 @@ def test_a_factory_of_the_user(tmp_path, monkeypatch):
     with pytest.raises(BadData, match="SyntaxError"):
         rows("lab_broken:some")
     for bad in ("lab_rows:other", "no.such.module:factory"):
-        with pytest.raises(BadInput, match="cannot import"):
+        with pytest.raises(InvalidArgument, match="cannot import"):
             rows(bad)
     with pytest.raises(BadData, match="cannot take"):
         rows("lab_rows/train:some")
@@ -168,7 +168,7 @@ def test_unknown_names_offer_the_nearest(text, near):
     "text", ["", ":", "[0:3]", "/x:y", "imagefolder@0x3:DIR", "imagefolder@99999x3:DIR", "a@3:DIR", "cifar10/:DIR"]
 )
 def test_what_is_no_spec_is_refused(text):
-    with pytest.raises(BadInput):
+    with pytest.raises(InvalidArgument):
         rows(text)
 
 

@@ -17,7 +17,7 @@ import offramp as off
 from compiled import CASES, SIZES, middling
 from offramp._support.files import digest_file, read_json, write_json
 from offramp.deploy import run as program
-from offramp.errors import BadFile, BadInput, BadNetwork, Mismatch, MissingExtra
+from offramp.errors import BadFile, BadNetwork, InvalidArgument, Mismatch, MissingExtra
 from offramp.networks.nodes import Gate
 from offramp.plans.plan import BAND, Plan, choose
 from small import INF_MARK, NAN_MARK, cut_of, images_of, ladder_of, rows_of, spoiled
@@ -105,7 +105,7 @@ def test_choose_is_the_package_s():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "plan", [Plan.by_hand({}), Plan.by_hand({"blocks.0": 0.2}, deepest="blocks.0"), Plan.by_hand({"blocks.0": 0.2})]
+    "plan", [Plan.by_hand({}), Plan.by_hand({"blocks.0": 0.2}, max_exit="blocks.0"), Plan.by_hand({"blocks.0": 0.2})]
 )
 def test_only_what_the_plan_runs_is_written(plan, tmp_path):
     net, x = cut_of(), images_of(9)
@@ -113,7 +113,7 @@ def test_only_what_the_plan_runs_is_written(plan, tmp_path):
     about = json.loads((tmp_path / "f" / "manifest.json").read_text())
     nodes = [list(stage.nodes) for stage in plan.schedule(net.chain).joined()]  # what lies between is in the next graph
     assert [stage["nodes"] for stage in about["stages"]] == nodes
-    assert about["gates"] == [gate for gate in net.chain.gates if gate in plan.open_gates() and gate != plan.deepest]
+    assert about["gates"] == [gate for gate in net.chain.gates if gate in plan.open_gates() and gate != plan.max_exit]
     require_same(opened(tmp_path / "f").run(x.numpy()), off.run(net, plan, x))
 
 
@@ -158,7 +158,7 @@ def test_what_cannot_be_exported_leaves_nothing_behind(tmp_path, monkeypatch):
     plan = Plan.by_hand({"small": 0.4})
     with pytest.raises(BadNetwork, match=r"segment 'small' cannot be written as ONNX: .*bessel_j0"):
         off.export(ladder_of(2, gate=Strange()), plan, tmp_path / "f", example=rows_of(4))
-    with pytest.raises(BadInput, match="give example="):
+    with pytest.raises(InvalidArgument, match="give example="):
         off.export(ladder_of(2), plan, tmp_path / "f")
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtra, match=r"offramp\[onnxruntime\]"):
@@ -198,7 +198,7 @@ def test_a_reader_that_has_seen_enough_is_no_error_and_one_file_says_nothing(tmp
 def test_the_program_by_itself(tmp_path):
     """Arrays, images, and what goes wrong: one sentence, exit code 2, nothing half-written."""
     Image = pytest.importorskip("PIL.Image")
-    make, rows = CASES["mean and fronts, a cut rung"]
+    make, rows = CASES["mean and preprocessing, a cut rung"]
     net, x = make(), rows(6)
     plan = middling(net, rows(64))
     off.export(net, plan, tmp_path / "f", example=x)

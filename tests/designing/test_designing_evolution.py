@@ -20,7 +20,7 @@ from offramp.designing.evolution import (
 )
 from offramp.designing.single_path import reestimate, train_supernet
 from offramp.designing.supernet import Subnet
-from offramp.errors import BadInput, UnknownName
+from offramp.errors import InvalidArgument, UnknownName
 from offramp.networks.nodes import Seen
 from offramp.runtime.measuring import macs
 from small import images_of
@@ -61,7 +61,7 @@ def test_milliseconds_are_those_of_a_clock():
     table = cost_table(supernet_of(), unit="ms", rows=4, repeats=2, clock=lambda: next(ticks) * 0.004)
     assert table.options["body.0"] == pytest.approx((1.0,) * 4)  # each call takes one tick of 4 ms, for four rows
     assert table.unit == "ms"
-    with pytest.raises(BadInput, match="unit must be one of macs, ms, got 'joules'"):
+    with pytest.raises(InvalidArgument, match="unit must be one of macs, ms, got 'joules'"):
         cost_table(supernet_of(), unit="joules")
 
 
@@ -141,16 +141,16 @@ def test_children_come_from_their_parents():
 def test_the_front_holds_no_network_that_another_one_beats():
     points = [(0.5, 3.0), (0.7, 5.0), (0.6, 6.0), (0.5, 2.0), (0.9, 9.0)]
     judged = tuple(Judged(Subnet((number,)), *point, float("inf")) for number, point in enumerate(points))
-    found = Search(judged, 0).front()
+    found = Search(judged, 0).preprocess()
     assert [(one.accuracy, one.cost) for one in found] == [(0.5, 2.0), (0.7, 5.0), (0.9, 9.0)]
 
 
 def test_what_cannot_be_searched_is_refused(trained):
     table = cost_table(trained)
     arguments = (trained, "three", (X[64:], Y[64:]), X[:64])
-    with pytest.raises(BadInput, match="no network within a budget of 1 macs"):
+    with pytest.raises(InvalidArgument, match="no network within a budget of 1 macs"):
         evolve(*arguments, costs=table, budget=1.0, population=2, generations=1, progress=False)
-    with pytest.raises(BadInput, match="mutation 0 to 1"):
+    with pytest.raises(InvalidArgument, match="mutation 0 to 1"):
         evolve(*arguments, costs=table, budget=1e9, mutation=2.0, progress=False)
     with pytest.raises(UnknownName, match="task"):
         evolve(trained, "four", *arguments[2:], costs=table, budget=1e9, progress=False)

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 import offramp as off
 from offramp.designing.single_path import loss_of, reestimate, train_supernet
 from offramp.designing.supernet import Subnet
-from offramp.errors import BadData, BadInput, OverlappingRows
+from offramp.errors import BadData, InvalidArgument, OverlappingRows
 from small import images_of
 from supernets import supernet_of
 
@@ -72,7 +72,7 @@ def test_a_limit_keeps_networks_out():
     moved = {name for name, value in net.named_parameters() if not torch.equal(value, before[name])}
     assert not any(name.startswith("options.0.") for name in moved)  # only "skip" stood there
     assert any(name.startswith("options.1.") for name in moved)
-    with pytest.raises(BadInput, match="none of 100 drawn networks"):
+    with pytest.raises(InvalidArgument, match="none of 100 drawn networks"):
         train_supernet(net, DATA, steps=1, within=lambda *_: False, progress=False)
 
 
@@ -111,10 +111,10 @@ def test_batch_norms_get_the_statistics_of_their_own_rows():
 @pytest.mark.parametrize(
     ("data", "options", "error", "says"),
     [
-        ({"three": (X, Y)}, {}, BadInput, r"rows for \['three'\], expected some for each of"),
+        ({"three": (X, Y)}, {}, InvalidArgument, r"rows for \['three'\], expected some for each of"),
         ({**DATA, "two": (X, Y + 1)}, {}, BadData, "labels of the task 'two' are 1 to 2, expected 0 to 1"),
         ({**DATA, "two": X}, {}, BadData, "'two' have no labels"),
-        (DATA, {"paths": 0}, BadInput, "1 or more, got 1, 0"),
+        (DATA, {"paths": 0}, InvalidArgument, "1 or more, got 1, 0"),
     ],
 )
 def test_rows_and_numbers_that_cannot_train_are_refused(data, options, error, says):

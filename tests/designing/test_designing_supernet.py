@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import offramp as off
 from offramp.designing.supernet import Subnet, Supernet
-from offramp.errors import BadInput, BadNetwork, UnknownName
+from offramp.errors import BadNetwork, InvalidArgument, UnknownName
 from offramp.layers.ghost import Ghost
 from offramp.layers.low_rank import LowRank
 from offramp.layers.residual import Block, narrow
@@ -137,16 +137,16 @@ def test_a_network_in_words():
     [
         ({"choices": {"body.7": ["dense"]}}, UnknownName, "body.7"),
         ({"exits": ["boddy.1"]}, UnknownName, "did you mean"),
-        ({"choices": {}}, BadInput, "at least one place"),
-        ({"choices": {"body.0": []}}, BadInput, "'body.0' has no options"),
-        ({"head": "stem"}, BadInput, "'stem' is a Conv2d"),
-        ({"heads": {"one": 1}}, BadInput, "'one' has 1 classes"),
+        ({"choices": {}}, InvalidArgument, "at least one place"),
+        ({"choices": {"body.0": []}}, InvalidArgument, "'body.0' has no options"),
+        ({"head": "stem"}, InvalidArgument, "'stem' is a Conv2d"),
+        ({"heads": {"one": 1}}, InvalidArgument, "'one' has 1 classes"),
         ({"choices": {"body.0": ["dense", "ghosts"]}}, UnknownName, "ghosts"),
         ({"choices": {"stem": ["dense", "skip"]}}, BadNetwork, "'skip'.*'stem'"),
-        ({"choices": {"body.0": ["narrow?by=9"]}}, BadInput, "none of the block's 8 channels"),
+        ({"choices": {"body.0": ["narrow?by=9"]}}, InvalidArgument, "none of the block's 8 channels"),
         ({"choices": {"stem": ["narrow"]}}, BadNetwork, "of two convolutions, got a Conv2d"),
-        ({"choices": {"fc": ["dense"]}}, BadInput, "'fc' is within the place 'fc'"),
-        ({"choices": {"body": ["dense"]}}, BadInput, "'body.0' is within the place 'body'"),
+        ({"choices": {"fc": ["dense"]}}, InvalidArgument, "'fc' is within the place 'fc'"),
+        ({"choices": {"body": ["dense"]}}, InvalidArgument, "'body.0' is within the place 'body'"),
     ],
 )
 def test_what_fits_nowhere_is_refused(changes, error, says):
@@ -174,10 +174,10 @@ def test_a_place_that_runs_twice_is_refused():
 def test_networks_that_it_does_not_hold_are_refused():
     net = supernet_of()
     for subnet in (Subnet((0, 0)), Subnet((0, 0, 4)), Subnet((0, 0, 0), ("body.2",))):
-        with pytest.raises(BadInput, match="holds no"):
+        with pytest.raises(InvalidArgument, match="holds no"):
             net(X, subnet, "two")
     with pytest.raises(UnknownName, match="task"):
         net(X, net.dense, "twoo")
-    with pytest.raises(BadInput, match="has no exits"):
+    with pytest.raises(InvalidArgument, match="has no exits"):
         net.network(net.dense, "two")
     assert isinstance(net, Supernet)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork, Mismatch
+from offramp.errors import BadNetwork, InvalidArgument, Mismatch
 from offramp.plans.plan import Plan
 from offramp.runtime.engine import engine_of
 from offramp.testing import check_engine
@@ -46,7 +46,7 @@ def test_it_answers_as_torch_does_and_compiles_nothing_after_open(monkeypatch):
 
 
 def test_what_it_does_not_keep_is_refused():
-    with pytest.raises(BadInput, match="compile with bf16"):
+    with pytest.raises(InvalidArgument, match="compile with bf16"):
         engine_of("torch:compile,bf16")[0].open(ladder_of(2), (), torch.device("cpu"))
 
 

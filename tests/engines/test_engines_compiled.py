@@ -19,7 +19,7 @@ from torch import nn
 import offramp as off
 from compiled import CASES, SIZES, middling
 from offramp.building.factories import make_gate
-from offramp.errors import BadData, BadInput, BadNetwork, Mismatch, MissingExtra, OpenAgain
+from offramp.errors import BadData, BadNetwork, InvalidArgument, Mismatch, MissingExtra, StaleRunner
 from offramp.gates.tempered import Tempered
 from offramp.networks.nodes import Gate
 from offramp.plans.plan import BAND, Plan
@@ -147,7 +147,7 @@ def test_changed_weights_are_noticed_and_used_when_opened_again(engine):
     before = runner(x).logits
     with torch.no_grad():
         net.backbone.head.weight.mul_(2)
-    with pytest.raises(OpenAgain, match="open again"):
+    with pytest.raises(StaleRunner, match="open again"):
         every_turn(runner, x)
     after = off.run(net, plan, x, engine=engine).logits
     close(after, net(x)[-1])
@@ -155,7 +155,7 @@ def test_changed_weights_are_noticed_and_used_when_opened_again(engine):
 
 
 def answered_by(runner, x):
-    with contextlib.suppress(OpenAgain):
+    with contextlib.suppress(StaleRunner):
         return runner(x).logits
     return None
 
@@ -179,7 +179,7 @@ def test_what_changes_as_a_whole_is_noticed_at_the_next_batch(engine, change):
     runner = off.open(net, Plan.by_hand({"stem": 1e9}), engine=engine)
     runner(x)
     AT_ONCE[change](net)
-    with pytest.raises(OpenAgain, match="open again"):
+    with pytest.raises(StaleRunner, match="open again"):
         runner(x)
 
 
@@ -190,7 +190,7 @@ def test_an_exit_is_noticed_within_the_turns(engine, change):
     runner = off.open(net, Plan.by_hand({"stem": 1e9}), engine=engine)
     runner(x)
     IN_TURN[change](net)
-    with pytest.raises(OpenAgain, match="open again"):
+    with pytest.raises(StaleRunner, match="open again"):
         every_turn(runner, x)
 
 
@@ -201,7 +201,7 @@ def test_a_layer_in_the_middle_is_noticed_within_the_turns_and_by_a_check_at_onc
     runner = off.open(net, Plan.by_hand({}), engine=engine)
     before = runner(x).logits
     trained(net.backbone.blocks[0])
-    with pytest.raises(OpenAgain):
+    with pytest.raises(StaleRunner):
         runner.check()
     answered = [answer for answer in (answered_by(runner, x) for _ in range(runner.turns)) if answer is not None]
     assert len(answered) < runner.turns
@@ -243,7 +243,7 @@ def test_a_node_that_is_passed_is_watched(engine):
     runner(x)
     with torch.no_grad():
         next(net.backbone.stem.parameters()).mul_(2)
-    with pytest.raises(OpenAgain, match="open again"):
+    with pytest.raises(StaleRunner, match="open again"):
         every_turn(runner, x)
 
 
@@ -345,7 +345,7 @@ def test_writing_graphs_needs_onnxscript(engine, monkeypatch):
 
 def test_another_device_is_refused(engine):
     shelved = kind_of(engine)()
-    with pytest.raises(BadInput, match=r"runs on the cpu"):
+    with pytest.raises(InvalidArgument, match=r"runs on the cpu"):
         shelved.open(ladder_of(2), (), torch.device("meta"))
 
 

@@ -12,7 +12,7 @@ import offramp as off
 from offramp.engines import _cuda_graphs
 from offramp.engines import torch as eager
 from offramp.engines._cuda_graphs import SIZES, Replayed
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.plans.plan import Plan
 from offramp.plans.schedule import Schedule
 from offramp.runtime.engine import engine_of
@@ -107,7 +107,7 @@ def test_what_cannot_be_recorded_is_named(monkeypatch):
 
 def test_it_needs_a_gpu_fixed_shapes_and_no_compiler():
     for options, says in (("cuda_graphs", "network is on cpu"), ("compile,cuda_graphs", "compile with cuda_graphs")):
-        with pytest.raises(BadInput, match=says):
+        with pytest.raises(InvalidArgument, match=says):
             engine_of(f"torch:{options}")[0].open(ladder_of(2), Schedule(()), torch.device("cpu"))
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.errors import BadData, BadInput, Mismatch, OverlappingRows
+from offramp.errors import BadData, InvalidArgument, Mismatch, OverlappingRows
 from offramp.networks.nodes import Seen
 from offramp.plans.schedule import full_schedule
 from offramp.runtime.benching import bench
@@ -81,7 +81,7 @@ def test_exits_and_gates_stay_in_float32(tmp_path):
 
 
 def test_texts_that_are_refused(tmp_path):
-    with pytest.raises(BadInput, match="expected int8="):
+    with pytest.raises(InvalidArgument, match="expected int8="):
         engine_of("onnxruntime:int8")
     np.savez(tmp_path / "many.npz", x=np.zeros((2001, 4), np.float32))
     with pytest.raises(BadData, match="2001 rows, expected 1 to 2000"):

@@ -9,7 +9,7 @@ import torch
 
 from offramp.building.factories import make_exit
 from offramp.building.saving import _exit_of
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits.branchynet import Residual, b_alexnet_1, b_alexnet_2, b_resnet_1, b_resnet_2
 from offramp.networks.nodes import Seen
 from offramp.runtime.measuring import macs
@@ -100,5 +100,5 @@ def test_what_does_not_fit_is_refused():
         b_alexnet_2((96, 3, 8), 10)
     with pytest.raises(BadNetwork, match=r"\[C, H, W\]"):
         b_resnet_2((96,), 10)
-    with pytest.raises(BadInput, match="convolutions=-1"):
+    with pytest.raises(InvalidArgument, match="convolutions=-1"):
         b_alexnet_1((64, 16, 16), 10, -1)

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import offramp as off
 from offramp.building.factories import make_exit
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits.cascade import Cascade, CascadeConv
 from offramp.networks.nodes import Seen
 from offramp.recipes.ztw import Ztw
@@ -195,5 +195,5 @@ def test_ensembles_of_the_ablations_are_taught_and_kept(kind, tmp_path):
 
 
 def test_another_ensemble_is_refused():
-    with pytest.raises(BadInput, match="ensemble must be one of geometric, additive, mean, got 'sum'"):
+    with pytest.raises(InvalidArgument, match="ensemble must be one of geometric, additive, mean, got 'sum'"):
         Cascade("flat", 5, 3, ensemble="sum")

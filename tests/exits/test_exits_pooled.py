@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits.pooled import Pooled, linear, linear_grid, mlp
 from offramp.networks.nodes import Seen
 
@@ -47,7 +47,7 @@ def test_flat_and_hidden():
 
 
 def test_what_is_refused():
-    with pytest.raises(BadInput, match="mean, grid, flat"):
+    with pytest.raises(InvalidArgument, match="mean, grid, flat"):
         Pooled("max", 3, 3)
     with pytest.raises(BadNetwork, match="no features"):
         linear((), 3)

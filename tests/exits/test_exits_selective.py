@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits.selective import Selective, selective
 from offramp.networks.nodes import Seen
 from offramp.plans.plan import Plan
@@ -36,7 +36,7 @@ def test_alone_it_is_a_linear_exit_of_low_rank():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(BadInput, match="pooling"):
+    with pytest.raises(InvalidArgument, match="pooling"):
         Selective("max", 6, 3)
     with pytest.raises(BadNetwork, match="place is 2"):
         Selective("mean", 6, 3, place=2)

@@ -12,7 +12,7 @@ import torch
 
 import offramp as off
 from offramp._support.files import read_json, write_json
-from offramp.errors import BadFile, BadInput, Mismatch
+from offramp.errors import BadFile, InvalidArgument, Mismatch
 from offramp.networks.recipe import Phase, Recipe, plain
 from offramp.recipes.joint import Joint
 from offramp.testing import stopping
@@ -84,7 +84,7 @@ def test_resuming_where_nothing_is_begins(tmp_path):
 
 def test_an_earlier_run_is_not_overwritten(tmp_path):
     taught(Joint(epochs=1), folder=tmp_path)
-    with pytest.raises(BadInput, match="resume=True"):
+    with pytest.raises(InvalidArgument, match="resume=True"):
         taught(Joint(epochs=1), folder=tmp_path)
 
 
@@ -172,7 +172,7 @@ def test_an_optimiser_whose_state_no_checkpoint_holds_is_told(tmp_path):
             return [Phase("exits", tuple(network.exits.parameters()), 2, Keeping, reads="pooled")]
 
     taught(Odd())
-    with pytest.raises(BadInput, match="Keeping keeps 'past' as a list"):
+    with pytest.raises(InvalidArgument, match="Keeping keeps 'past' as a list"):
         taught(Odd(), folder=tmp_path)
 
 

@@ -10,7 +10,7 @@ import torch
 
 import offramp as off
 from offramp._support.find import files
-from offramp.errors import BadInput, UnknownName
+from offramp.errors import InvalidArgument, UnknownName
 from offramp.fitting.describing import arguments, described
 from offramp.fitting.teaching import recipe_of
 from small import cut_of, images_of
@@ -24,11 +24,11 @@ def test_arguments_in_the_name_beside_it_and_in_an_object_are_one():
 
 
 def test_what_is_given_twice_or_unknown_is_refused():
-    with pytest.raises(BadInput, match="epochs is given twice"):
+    with pytest.raises(InvalidArgument, match="epochs is given twice"):
         recipe_of("joint?epochs=3", epochs=4)
     with pytest.raises(UnknownName, match="epochs"):
         recipe_of("joint?epoch=3")
-    with pytest.raises(BadInput, match="NAME=VALUE"):
+    with pytest.raises(InvalidArgument, match="NAME=VALUE"):
         recipe_of("joint?epochs")
 
 

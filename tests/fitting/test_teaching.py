@@ -16,9 +16,9 @@ import offramp as off
 from offramp.errors import (
     BadData,
     BadFile,
-    BadInput,
     BadNetwork,
     Diverged,
+    InvalidArgument,
     Mismatch,
     MissingExtra,
     OverlappingRows,
@@ -185,28 +185,28 @@ def test_the_rows_are_remembered_through_files_and_refused(tmp_path):
     ("options", "error", "says"),
     [
         ({"recipe": "hing"}, UnknownName, "hinge"),
-        ({"recipe": 3}, BadInput, "expected a name, a Recipe"),
-        ({"recipe": Joint(weights=[1.0])}, BadInput, "for each of stem, blocks.0, backbone"),
-        ({"recipe": Joint(norm="odd")}, BadInput, "moving, frozen"),
-        ({"precision": "int4"}, BadInput, "bf16"),
-        ({"precision": "fp16"}, BadInput, "CUDA"),
-        ({"precision": "bf16", "recipe": "weighted"}, BadInput, "nothing brings bf16 about"),
-        ({"batch_size": 0}, BadInput, "batch_size must be a whole number from 1 upward, got 0"),
-        ({"batch_size": 16.0}, BadInput, "whole number"),
-        ({"seed": -1}, BadInput, "seed must be a whole number from 0 upward, got -1"),
+        ({"recipe": 3}, InvalidArgument, "expected a name, a Recipe"),
+        ({"recipe": Joint(weights=[1.0])}, InvalidArgument, "for each of stem, blocks.0, backbone"),
+        ({"recipe": Joint(norm="odd")}, InvalidArgument, "moving, frozen"),
+        ({"precision": "int4"}, InvalidArgument, "bf16"),
+        ({"precision": "fp16"}, InvalidArgument, "CUDA"),
+        ({"precision": "bf16", "recipe": "weighted"}, InvalidArgument, "nothing brings bf16 about"),
+        ({"batch_size": 0}, InvalidArgument, "batch_size must be a whole number from 1 upward, got 0"),
+        ({"batch_size": 16.0}, InvalidArgument, "whole number"),
+        ({"seed": -1}, InvalidArgument, "seed must be a whole number from 0 upward, got -1"),
         ({"folder": __file__}, BadFile, "cannot write"),
         ({"cache": f"{__file__}/in"}, BadFile, "cannot write"),
-        ({"recipe": Joint(epochs=0)}, BadInput, "0 epochs"),
-        ({"recipe": Joint(epochs=2.5)}, BadInput, "2.5 epochs"),
-        ({"recipe": Joint(rate=-1)}, BadInput, "learning rate: -1"),
-        ({"recipe": Joint(weights=float("nan"))}, BadInput, "weights are nan"),
-        ({"recipe": Hinge(regulariser="strong")}, BadInput, "regulariser is 'strong'"),
-        ({"recipe": Hinge(gap=-1)}, BadInput, "gap -1"),
+        ({"recipe": Joint(epochs=0)}, InvalidArgument, "0 epochs"),
+        ({"recipe": Joint(epochs=2.5)}, InvalidArgument, "2.5 epochs"),
+        ({"recipe": Joint(rate=-1)}, InvalidArgument, "learning rate: -1"),
+        ({"recipe": Joint(weights=float("nan"))}, InvalidArgument, "weights are nan"),
+        ({"recipe": Hinge(regulariser="strong")}, InvalidArgument, "regulariser is 'strong'"),
+        ({"recipe": Hinge(gap=-1)}, InvalidArgument, "gap -1"),
         ({"data": (images_of(20).double(), torch.zeros(20).long())}, BadData, r"first row of array \(x torch.float64"),
         ({"augment": lambda x: x[:3]}, BadData, "augment made 3 rows"),
         ({"batch_size": 1}, BadData, "batch norm"),
-        ({"resume": True}, BadInput, "folder"),
-        ({"track": "tensorboard"}, BadInput, "folder"),
+        ({"resume": True}, InvalidArgument, "folder"),
+        ({"track": "tensorboard"}, InvalidArgument, "folder"),
         ({"data": iter([brightness(4)])}, BadData, "stream"),
         ({"data": images_of(20)}, BadData, "has no labels"),
         ({"development": images_of(20, 3)}, BadData, "has no labels"),
@@ -265,7 +265,7 @@ def test_without_accelerate_the_extra_is_named(monkeypatch):
 
 
 def test_an_unknown_tracker_is_refused(tmp_path):
-    with pytest.raises(BadInput, match="Unsupported logging capability: odd"):
+    with pytest.raises(InvalidArgument, match="Unsupported logging capability: odd"):
         fitted(folder=tmp_path, track="odd")
 
 
@@ -278,7 +278,7 @@ def test_metrics_go_to_tensorboard_too(tmp_path):
 PRECISIONS = """
 import torch, offramp as off
 from accelerate import Accelerator
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.recipes.joint import Joint
 from small import cut_of, images_of
 def kinds_in(precision):
@@ -308,7 +308,7 @@ own = Accelerator(mixed_precision="bf16", cpu=True)
 print(*kinds_in("bf16"))
 try:
     kinds_in("no")
-except BadInput as problem:
+except InvalidArgument as problem:
     print(problem)
 print(own.mixed_precision)
 """
@@ -322,7 +322,7 @@ def test_a_fit_leaves_nothing_of_accelerate_behind():
 kinds_in("bf16")
 try:
     off.fit(cut_of(taught=False), (images_of(32), torch.zeros(32).long()), track="nonsense", folder="somewhere")
-except BadInput as problem:
+except InvalidArgument as problem:
     print("another precision or tracker" in str(problem))
 print(*kinds_in("no"))
 own = Accelerator(mixed_precision="bf16", cpu=True)
@@ -368,7 +368,7 @@ def test_rows_that_are_drawn_at_random_are_refused():
 
 
 def test_only_a_network_is_taught():
-    with pytest.raises(BadInput, match=r"the network must be a Network, .* got a Linear"):
+    with pytest.raises(InvalidArgument, match=r"the network must be a Network, .* got a Linear"):
         off.fit(nn.Linear(2, 2), brightness(9))
 
 
@@ -389,7 +389,7 @@ def test_a_recipe_by_name_by_class_and_of_ones_own():
     assert isinstance(recipe_of("joint"), Joint)
     assert recipe_of(Joint(epochs=3)).epochs == 3
     assert isinstance(recipe_of("offramp.recipes.joint:Joint"), Joint)
-    with pytest.raises(BadInput, match="my"):
+    with pytest.raises(InvalidArgument, match="my"):
         recipe_of("my.nowhere:Recipe")
     with pytest.raises(UnknownName, match=r"argument of the recipe 'joint' called 'epoch'.*epochs"):
         recipe_of("joint", epoch=3)
@@ -420,5 +420,5 @@ def test_rows_that_are_not_like_those_of_the_cut_are_refused_before_anything_is_
     ],
 )
 def test_arguments_of_another_kind_are_told(arguments, says):
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(InvalidArgument, match=says):
         recipe_of("joint", **arguments)

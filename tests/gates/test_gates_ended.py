@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from offramp.building.factories import make_gate
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.gates.ended import FAR, Ended
 from offramp.networks.nodes import Seen
 from offramp.plans.scores import ScoreRange
@@ -33,5 +33,5 @@ def test_the_contract(name):
 def test_ranges():
     assert Ended(make_gate("max_prob"), MASK, 2).score_range() == ScoreRange(0.0, 2.0, (1.0, 2.0))
     assert Ended(make_gate("margin"), MASK, 2).score_range() == ScoreRange(0.0, FAR, (FAR,))
-    with pytest.raises(BadInput, match="read must be at least 1"):
+    with pytest.raises(InvalidArgument, match="read must be at least 1"):
         Ended(make_gate("margin"), MASK, 0)

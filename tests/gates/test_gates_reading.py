@@ -10,7 +10,7 @@ import torch
 
 import offramp as off
 from offramp.building.factories import make_gate
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.gates.agreement import Agreement
 from offramp.gates.confidence import margin
 from offramp.gates.ensemble import Ensemble
@@ -197,7 +197,7 @@ def test_they_hang_on_rungs_of_a_ladder():
 
 
 def test_a_gate_that_reads_is_not_made_where_no_exit_is_known():
-    with pytest.raises(BadInput, match="looks at earlier exits"):
+    with pytest.raises(InvalidArgument, match="looks at earlier exits"):
         make_gate("patience")
 
 

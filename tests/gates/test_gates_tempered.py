@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from offramp.building.factories import make_gate
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.gates.tempered import Tempered
 from offramp.networks.nodes import Gate, Seen
 from offramp.testing import example_seen
@@ -50,7 +50,7 @@ def test_earlier_logits_are_divided_too():
 
 @pytest.mark.parametrize("wrong", [0.0, -1.0, math.nan, math.inf])
 def test_what_is_no_temperature(wrong):
-    with pytest.raises(BadInput, match="temperature"):
+    with pytest.raises(InvalidArgument, match="temperature"):
         of("margin", wrong)
 
 

@@ -13,7 +13,7 @@ import torch
 import offramp as off
 from offramp.building.factories import make_gate
 from offramp.gates.tempered import Tempered
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 from offramp.models.digits import digits_small
 from offramp.networks.network import Network
 
@@ -28,15 +28,15 @@ def rows(count: int = 60) -> np.ndarray:
 
 
 def network() -> Network:
-    """Two small rungs with fronts, a tempered gate, mean answers."""
+    """Two small rungs with preprocessing, a tempered gate, mean answers."""
     torch.manual_seed(0)
     small, large = (digits_small().eval() for _ in range(2))
-    fronts = Front(scale=16.0, expects=(8, 8)), Front((0.5,), (0.25,), scale=16.0)
+    fronts = Preprocess(scale=16.0, expects=(8, 8)), Preprocess((0.5,), (0.25,), scale=16.0)
     return off.ladder(
         {"small": (small, fronts[0]), "large": (large, fronts[1])},
         gate=Tempered(make_gate("margin"), 2.0),
         answer="mean",
-        specs={"small": SPEC, "large": SPEC},
+        sources={"small": SPEC, "large": SPEC},
     ).eval()
 
 
@@ -64,7 +64,7 @@ def main() -> None:
     off.save(net, HERE / "network")
     trace = off.record(net, (rows(), np.arange(60) % 10), timed=False)
     trace.save(HERE / "trace.npz")
-    off.calibrate(trace, risk="disagreement", at_most=0.7, against="backbone").save(HERE / "plan.json")
+    off.calibrate(trace, risk="disagreement", at_most=0.7, reference="backbone").save(HERE / "plan.json")
 
 
 if __name__ == "__main__":

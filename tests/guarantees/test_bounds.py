@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from offramp.errors import BadData, BadInput, UnknownName
+from offramp.errors import BadData, InvalidArgument, UnknownName
 from offramp.guarantees.bounds import (
     betting,
     binomial,
@@ -176,7 +176,7 @@ def test_levels_outside_the_range():
             np.testing.assert_array_equal(bound(losses, level, **keywords(9, 0, 1)), 1.0)
         np.testing.assert_array_equal(bound(losses, 1.0, **keywords(9, 0, 1)), 0.0)
         assert bound(losses[:0], 0.1, **keywords(9, 0, 1)).shape == (0,)
-        with pytest.raises(BadInput, match="finite"):
+        with pytest.raises(InvalidArgument, match="finite"):
             bound(losses, math.nan, **keywords(9, 0, 1))
 
 
@@ -205,10 +205,10 @@ def test_bad_losses_are_refused(bound, bad):
 
 def test_betting_refuses_what_is_no_order_and_no_delta():
     for order in (None, np.arange(4), np.zeros(5, int), np.arange(1, 6)):
-        with pytest.raises(BadInput, match="order_from"):
+        with pytest.raises(InvalidArgument, match="order_from"):
             betting(np.zeros((1, 5)), 0.1, **UNIT, delta=0.05, order=order)
     for delta in (0.0, 1.0, math.nan):
-        with pytest.raises(BadInput, match="1 - confidence"):
+        with pytest.raises(InvalidArgument, match="1 - confidence"):
             betting(np.zeros((1, 5)), 0.1, **UNIT, delta=delta, order=np.arange(5))
 
 
@@ -220,12 +220,14 @@ def test_find_bound():
     assert find_bound("betting", error) is betting
     own = Risk("own", 0.0, 1.0, False, False, lambda *_: None)
     assert find_bound(None, own) is betting
-    with pytest.raises(BadInput, match=r"'binomial' for the risk 'accuracy_gap'.*'betting', 'hoeffding_bentkus'"):
+    with pytest.raises(
+        InvalidArgument, match=r"'binomial' for the risk 'accuracy_gap'.*'betting', 'hoeffding_bentkus'"
+    ):
         find_bound("binomial", gap)
     with pytest.raises(UnknownName, match="did you mean 'binomial'"):
         find_bound("binom", error)
     for losses, low in [(np.array([[0.0, 0.5]]), 0.0), (np.array([[-1, 1]]), -1.0), (np.array([[0, 1]]), -1.0)]:
-        with pytest.raises(BadInput, match="only; take 'betting'"):
+        with pytest.raises(InvalidArgument, match="only; take 'betting'"):
             binomial(losses, 0.1, low=low, high=1.0)
 
 
@@ -243,7 +245,7 @@ def test_smallest_level_is_where_the_losses_start_to_pass(bound):
 def test_smallest_level_of_binomial_is_exact():
     exact = stats.beta.ppf(0.95, 6, 395)
     assert smallest_level(counted([5], 400)[0], binomial, 0.05, **UNIT) == pytest.approx(exact, rel=1e-10)
-    with pytest.raises(BadInput, match="only; take"):
+    with pytest.raises(InvalidArgument, match="only; take"):
         smallest_level(np.array([0.5]), binomial, 0.05, **UNIT)
 
 
@@ -262,7 +264,7 @@ def test_interval_covers_the_mean_and_is_of_use(draw, binary):
     assert missed <= stats.binom.ppf(0.9999, 300, 0.2)
     assert ((ends[:, 0] <= rows.mean(1)) & (rows.mean(1) <= ends[:, 1])).all()
     assert np.median(ends[:, 1] - ends[:, 0]) < 7 * rows.std() / math.sqrt(250)
-    with pytest.raises(BadInput, match=r"confidence must be .* got 95"):
+    with pytest.raises(InvalidArgument, match=r"confidence must be .* got 95"):
         interval(rows[0], low=low, high=high, confidence=95)
 
 
@@ -275,7 +277,7 @@ def test_interval_is_not_fooled_by_sorted_rows():
 def test_interval_takes_rows_at_their_word():
     losses = counted([3], 60)[0]  # no row seen was made better, but a gap may: not the binary interval
     assert interval(losses, **GAP, confidence=0.9)[0] < 0 < interval(losses, **UNIT, confidence=0.9)[0]
-    with pytest.raises(BadInput, match="only; take"):
+    with pytest.raises(InvalidArgument, match="only; take"):
         interval(losses * 0.5, **UNIT, confidence=0.9, binary=True)
 
 
@@ -301,5 +303,5 @@ def test_rows_needed_near_the_level_and_beyond():
         (0.01, 1.0, 0.0, "confidence must be"),
         (0.01, 0.95, -1, "the observed risk must be a number of at least 0"),
     ]:
-        with pytest.raises(BadInput, match=says):
+        with pytest.raises(InvalidArgument, match=says):
             rows_needed(level, confidence, observed=observed)

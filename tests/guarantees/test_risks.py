@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from offramp.errors import BadData, BadInput, UnknownName
+from offramp.errors import BadData, InvalidArgument, UnknownName
 from offramp.guarantees import risks
 from offramp.guarantees.risks import Risk, find_risk, losses_of
 
@@ -59,15 +59,15 @@ def test_unknown_names_offer_the_nearest():
         find_risk("acuracy-gap")
     with pytest.raises(UnknownName, match="build a Risk of your own"):
         find_risk("zzz")
-    with pytest.raises(BadInput, match=r"Risk\('returning', low="):
+    with pytest.raises(InvalidArgument, match=r"Risk\('returning', low="):
         find_risk(returning)
 
 
 @pytest.mark.parametrize("name", ["accuracy_gap", "error"])
 def test_without_labels_disagreement_is_offered(name):
-    with pytest.raises(BadInput, match=f"'{name}'.*'disagreement'"):
+    with pytest.raises(InvalidArgument, match=f"'{name}'.*'disagreement'"):
         of(name, labels=None)
-    with pytest.raises(BadInput, match=f"'{name}'.*'disagreement'"):
+    with pytest.raises(InvalidArgument, match=f"'{name}'.*'disagreement'"):
         getattr(risks, name)(ANSWERS, None, 2)
     assert of("disagreement", labels=None).shape == (4, 3)
 
@@ -83,9 +83,9 @@ def test_a_risk_may_read_the_logits():
     losses = losses_of(risk, ANSWERS, LABELS, 2, outputs=logits)
     np.testing.assert_array_equal(losses, brier_gap(logits, LABELS, 2))
     assert losses.any()
-    with pytest.raises(BadInput, match="record the trace with its logits"):
+    with pytest.raises(InvalidArgument, match="record the trace with its logits"):
         losses_of(risk, ANSWERS, LABELS, 2)
-    with pytest.raises(BadInput, match=r"logits of shape \(4, 2, 4\)"):
+    with pytest.raises(InvalidArgument, match=r"logits of shape \(4, 2, 4\)"):
         losses_of(risk, ANSWERS, LABELS, 2, outputs=logits[:, :2])
 
 
@@ -106,17 +106,17 @@ def returning(losses, **more):
     ],
 )
 def test_what_a_risk_returns_is_checked(risk, told):
-    with pytest.raises(BadInput, match=told):
+    with pytest.raises(InvalidArgument, match=told):
         losses_of(risk, ANSWERS, None, 2)
 
 
 def test_what_a_risk_states_is_checked():
     for low, high in [(1, 0), (0, 0), (0, np.inf), (np.nan, 1)]:
-        with pytest.raises(BadInput, match="two finite numbers"):
+        with pytest.raises(InvalidArgument, match="two finite numbers"):
             Risk("own", low, high, False, False, risks.error)
-    with pytest.raises(BadInput, match="names the values"):
+    with pytest.raises(InvalidArgument, match="names the values"):
         Risk("own", 0, 1, False, False, risks.error, values=(0, 2))
-    with pytest.raises(BadInput, match="choose one"):
+    with pytest.raises(InvalidArgument, match="choose one"):
         Risk("own", 0, 1, False, False, risks.error, reads="logits")
 
 
@@ -127,5 +127,5 @@ def test_rows_are_checked():
     with pytest.raises(BadData, match=r"labels of shape \(3,\) for 4 rows"):
         losses_of(risk, ANSWERS, LABELS[:3], 2)
     for reference in (-1, 3):
-        with pytest.raises(BadInput, match="as the reference, expected 0 to 2"):
+        with pytest.raises(InvalidArgument, match="as the reference, expected 0 to 2"):
             losses_of(risk, ANSWERS, LABELS, reference)

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.guarantees.bounds import binomial, find_bound
 from offramp.guarantees.risks import find_risk
 from offramp.guarantees.testing import fixed_sequence, order_from, split_from
@@ -54,7 +54,7 @@ def test_what_is_counted_passed_and_the_next_did_not(p, delta):
 
 def test_delta_is_checked():
     for delta in (0.0, 1.0, -1.0, float("nan")):
-        with pytest.raises(BadInput, match="1 - confidence"):
+        with pytest.raises(InvalidArgument, match="1 - confidence"):
             fixed_sequence([0.1], delta)
 
 
@@ -85,7 +85,7 @@ def test_order_is_a_permutation_that_the_data_alone_decides():
     assert (order == order_from("other rows", 1000)).mean() < 0.02
     assert abs(np.corrcoef(order, np.arange(1000))[0, 1]) < 0.1
     assert order_from("rows", 0).shape == (0,)
-    with pytest.raises(BadInput, match="-1 rows"):
+    with pytest.raises(InvalidArgument, match="-1 rows"):
         order_from("rows", -1)
 
 
@@ -112,7 +112,7 @@ def test_split_is_another_stream_than_order():
     assert [len(rows) for rows in split_from("rows", 2, 0.01)] == [1, 1]
     assert [len(rows) for rows in split_from("rows", 2, 0.99)] == [1, 1]
     for n, share in [(1, 0.5), (10, 0.0), (10, 1.0), (10, float("nan"))]:
-        with pytest.raises(BadInput, match="search share"):
+        with pytest.raises(InvalidArgument, match="search share"):
             split_from("rows", n, share)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.building.cutting import cut, ladder
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 from offramp.networks.network import Network
 from offramp.plans.plan import Plan
 from small import INF_MARK, NAN_MARK, cut_of, dense, images_of, ladder_of, moved, rows_of, seeded, spoiled
@@ -80,11 +80,11 @@ def small_net() -> nn.Module:
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), nn.ReLU(inplace=True), nn.Linear(8, 3))
 
 
-def fronted() -> Network:
-    front = Front([0.5], [0.25])
-    one = moved(cut(seeded(small_net, 1).eval(), pictures(4), at=["1"], front=front))
+def preprocessed() -> Network:
+    preprocess = Preprocess([0.5], [0.25])
+    one = moved(cut(seeded(small_net, 1).eval(), pictures(4), at=["1"], preprocess=preprocess))
     flat = seeded(lambda: nn.Sequential(nn.Flatten(), nn.Linear(64, 3)), 2).eval()
-    return ladder({"flat": (flat, front), "cut": one}, answer="mean")
+    return ladder({"flat": (flat, preprocess), "cut": one}, answer="mean")
 
 
 def carrying() -> Network:
@@ -94,7 +94,7 @@ def carrying() -> Network:
 CASES: dict[str, tuple[Callable[[], Network], Rows]] = {
     "ladder": (lambda: ladder_of(3), rows_of),
     "spoiled": (lambda: ladder_of(3, make=spoiled, seed=3), marked),
-    "mean and fronts, a cut rung": (fronted, pictures),
+    "mean and preprocessing, a cut rung": (preprocessed, pictures),
     "cut, in place": (cut_of, images_of),
     "tuples": (carrying, rows_of),
     "two inputs": (lambda: moved(cut(seeded(Reading, 0).eval(), texts(4), at=["table", "block"])), texts),

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.building.factories import front_of, make_model, model_from_file
-from offramp.errors import BadInput, MissingExtra, UnknownName
+from offramp.building.factories import make_model, model_from_file, preprocess_of
+from offramp.errors import InvalidArgument, MissingExtra, UnknownName
 from offramp.hubs._options import library
 
 CFG = {
@@ -76,7 +76,9 @@ def test_pretrained_unless_weights_are_given_or_it_is_said(timm, tmp_path):
 
 def test_without_a_network_the_sentence_offers_both_ways(timm):
     timm.online = False
-    with pytest.raises(BadInput, match=r"'timm:tiny' cannot be fetched \(Name or service not known\); .*pretrained=no"):
+    with pytest.raises(
+        InvalidArgument, match=r"'timm:tiny' cannot be fetched \(Name or service not known\); .*pretrained=no"
+    ):
         make_model("timm:tiny")
 
 
@@ -88,15 +90,17 @@ def test_a_file_fetches_nothing_and_passes_nothing_on(timm):
         with pytest.raises(UnknownName):
             model_from_file(spec, "backbone")
     for spec in ("hf:some/one", "hf:folder", "timm.models:create", "timms:tiny"):
-        with pytest.raises(BadInput, match="give it again"):
+        with pytest.raises(InvalidArgument, match="give it again"):
             model_from_file(spec, "backbone")
     assert timm.asked == []
 
 
 def test_cut_saved_and_loaded_without_a_network(timm, tmp_path):
     spec = "timm:tiny?num_classes=3"
-    front = front_of(spec)
-    net = off.cut(make_model(spec), torch.zeros(2, 3, 40, 40, dtype=torch.uint8), at=["1"], front=front, spec=spec)
+    preprocess = preprocess_of(spec)
+    net = off.cut(
+        make_model(spec), torch.zeros(2, 3, 40, 40, dtype=torch.uint8), at=["1"], preprocess=preprocess, spec=spec
+    )
     off.save(net, tmp_path / "net")
     timm.online = False
     again = off.load(tmp_path / "net")
@@ -106,10 +110,10 @@ def test_cut_saved_and_loaded_without_a_network(timm, tmp_path):
 
 
 def test_the_front_is_the_models_own(timm):
-    said = front_of("timm:tiny").config()
+    said = preprocess_of("timm:tiny").config()
     assert (said["size"], said["short"], said["interpolation"]) == ((32, 32), 40, "bicubic")
     assert said["mean"] == [0.5, 0.25, 0.0]
-    grey = front_of("timm:tiny?in_chans=1&img_size=64").config()
+    grey = preprocess_of("timm:tiny?in_chans=1&img_size=64").config()
     assert (grey["mean"], grey["size"]) == ([0.25], (64, 64))
 
 
@@ -119,12 +123,12 @@ def test_the_front_is_the_models_own(timm):
         ("timm:tony", UnknownName, "did you mean 'tiny'"),
         ("timm:tiny.a1_in2k", UnknownName, "a1_in1k"),
         ("timm:tiny?num_class=3", UnknownName, "num_classes"),
-        ("timm:tiny?num_classes=none", BadInput, "whole number"),
-        ("timm:tiny?num_classes=0", BadInput, "whole number"),
-        ("timm:tiny?pretrained=maybe", BadInput, "yes or no"),
-        ("timm:tiny?img_size=8", BadInput, "cannot be built"),
-        ("timm:tiny?", BadInput, "option=value"),
-        ("timm:", BadInput, "timm:NAME"),
+        ("timm:tiny?num_classes=none", InvalidArgument, "whole number"),
+        ("timm:tiny?num_classes=0", InvalidArgument, "whole number"),
+        ("timm:tiny?pretrained=maybe", InvalidArgument, "yes or no"),
+        ("timm:tiny?img_size=8", InvalidArgument, "cannot be built"),
+        ("timm:tiny?", InvalidArgument, "option=value"),
+        ("timm:", InvalidArgument, "timm:NAME"),
     ],
 )
 def test_refused_with_a_sentence(timm, spec, error, says):
@@ -144,7 +148,7 @@ def test_a_torchvision_of_another_torch_is_a_sentence(monkeypatch, tmp_path):
     (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
-    with pytest.raises(BadInput, match="operator nms does not exist"):
+    with pytest.raises(InvalidArgument, match="operator nms does not exist"):
         make_model("torchvision:resnet18")
 
 
@@ -155,5 +159,7 @@ def test_a_torchvision_of_another_torch_is_told_with_a_way_on(monkeypatch):
         raise RuntimeError("operator torchvision::nms does not exist")
 
     monkeypatch.setattr("importlib.import_module", fails)
-    with pytest.raises(BadInput, match=r"built for another torch\. Install torch and torchvision from the same index"):
+    with pytest.raises(
+        InvalidArgument, match=r"built for another torch\. Install torch and torchvision from the same index"
+    ):
         library("torchvision", "torchvision:resnet18")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.building.factories import front_of, make_model
-from offramp.errors import BadFile, BadInput, UnknownName
+from offramp.building.factories import make_model, preprocess_of
+from offramp.errors import BadFile, InvalidArgument, UnknownName
 from packages import real
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -25,7 +25,7 @@ def image(high, wide):
 def test_timm_cut_saved_and_loaded(tmp_path):
     real("timm")
     spec = "timm:test_resnet?pretrained=no&num_classes=5"
-    net = off.cut(make_model(spec), image(48, 40), at=["layer2"], front=front_of(spec), spec=spec)
+    net = off.cut(make_model(spec), image(48, 40), at=["layer2"], preprocess=preprocess_of(spec), spec=spec)
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net")
     with torch.no_grad():
@@ -41,7 +41,7 @@ def test_timm_normalises_as_timm_does():
     x = (np.add.outer(np.arange(300), np.arange(260))[..., None] // np.array([3, 4, 5]) % 256).astype(np.uint8)
     found = timm.data.resolve_model_data_config(timm.create_model("resnet18"))
     theirs = create_transform(**found, is_training=False)(Image.fromarray(x))
-    ours = front_of("timm:resnet18")(torch.from_numpy(x.transpose(2, 0, 1).copy())[None])[0]
+    ours = preprocess_of("timm:resnet18")(torch.from_numpy(x.transpose(2, 0, 1).copy())[None])[0]
     assert ours.shape == theirs.shape
     assert (ours - theirs).abs().mean() < 0.02  # Pillow rounds to bytes twice
 
@@ -52,7 +52,7 @@ def test_torchvision_normalises_as_its_weights_say(name):
     x = image(300, 260)
     theirs = models.get_model_weights(name).DEFAULT.transforms()(x.float() / 255)
     theirs_of_bytes = models.get_model_weights(name).DEFAULT.transforms()(x)
-    ours = front_of(f"torchvision:{name}")(x)
+    ours = preprocess_of(f"torchvision:{name}")(x)
     assert ours.shape == theirs.shape
     near = theirs if name == "resnet18" else theirs_of_bytes  # a cubic is clamped only on bytes, and rounded there
     torch.testing.assert_close(ours, near, atol=1e-4 if name == "resnet18" else 0.02, rtol=0)
@@ -77,7 +77,7 @@ def test_torchvision_rebuilds_what_its_weights_need(monkeypatch):
         ("torchvision:resnet81", UnknownName, "resnet18"),
         ("torchvision:fasterrcnn_resnet50_fpn", UnknownName, "classifier"),
         ("torchvision:resnet18?weights=IMAGENET", UnknownName, "IMAGENET1K_V1"),
-        ("torchvision:resnet18?num_classes=3", BadInput, "classes of ImageNet"),
+        ("torchvision:resnet18?num_classes=3", InvalidArgument, "classes of ImageNet"),
     ],
 )
 def test_torchvision_refuses(spec, error, says):
@@ -109,10 +109,10 @@ def test_hf_of_texts(folders, tmp_path):
     spec = f"hf:{folders / 'texts'}"
     model = make_model(spec)
     rows = {"input_ids": torch.randint(5, 60, (3, 8)), "attention_mask": torch.ones(3, 8, dtype=torch.long)}
-    assert front_of(spec) is None
+    assert preprocess_of(spec) is None
     net = off.cut(model, rows, at=["bert.encoder.layer.0"], exits="linear_masked", spec=spec)
     off.save(net, tmp_path / "net")
-    with pytest.raises(BadInput, match="give it again"):
+    with pytest.raises(InvalidArgument, match="give it again"):
         off.load(tmp_path / "net")
     again = off.load(tmp_path / "net", make_model(spec, fetch=False))
     with torch.no_grad():
@@ -121,10 +121,10 @@ def test_hf_of_texts(folders, tmp_path):
 
 def test_hf_of_images(folders):
     spec = f"hf:{folders / 'images'}"
-    front = front_of(spec)
-    assert front.config()["size"] == (32, 32)
-    assert front.config()["interpolation"] == "bicubic"
-    net = off.cut(make_model(spec), image(40, 40), at=["vit.layers.0"], front=front, exits="linear")
+    preprocess = preprocess_of(spec)
+    assert preprocess.config()["size"] == (32, 32)
+    assert preprocess.config()["interpolation"] == "bicubic"
+    net = off.cut(make_model(spec), image(40, 40), at=["vit.layers.0"], preprocess=preprocess, exits="linear")
     assert net(image(40, 40))[-1].shape == (2, 3)
 
 
@@ -137,7 +137,7 @@ def test_hf_of_images(folders):
     ],
 )
 def test_hf_refuses(folders, name, says):
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(InvalidArgument, match=says):
         make_model(f"hf:{folders / name}")
     assert not (folders / "ran").exists()
     assert "conf" not in sys.modules
@@ -147,8 +147,8 @@ def test_hf_without_preprocessing(folders):
     (folders / "plain").mkdir(exist_ok=True)
     for name in ("config.json", "model.safetensors"):
         (folders / "plain" / name).write_bytes((folders / "images" / name).read_bytes())
-    with pytest.raises(BadInput, match="preprocessor_config"):
-        front_of(f"hf:{folders / 'plain'}")
+    with pytest.raises(InvalidArgument, match="preprocessor_config"):
+        preprocess_of(f"hf:{folders / 'plain'}")
     (folders / "plain" / "preprocessor_config.json").write_text("[]")
-    with pytest.raises(BadFile, match="--front"):
-        front_of(f"hf:{folders / 'plain'}")
+    with pytest.raises(BadFile, match="--preprocess"):
+        preprocess_of(f"hf:{folders / 'plain'}")

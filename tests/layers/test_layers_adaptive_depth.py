@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.adaptive_depth import AdaptiveDepth, Halt, depths
 from offramp.layers.residual import Block
 from offramp.networks.taps import listening
@@ -219,5 +219,5 @@ def test_where_tiles_pay_is_measured():
     [({"per": "row"}, "'position' or 'sample', got 'row'"), ({"eps": 0.0}, "eps"), ({"tile": 0}, "tile")],
 )
 def test_options_that_are_none(options, says):
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(InvalidArgument, match=says):
         AdaptiveDepth([Plus(1.0), Plus(1.0)], 2, **options)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.g_ghost import GGhost
 from offramp.layers.residual import Block
 from offramp.networks.layer import dense_cost
@@ -110,9 +110,9 @@ def test_it_starts_from_the_blocks_that_stood_there():
     [
         (nn.Sequential(Block(8, 8), Block(8, 8)), {}, BadNetwork, "at least three blocks, got a Sequential of 2"),
         (nn.ReLU(), {}, BadNetwork, "got a ReLU of 0"),
-        (basic(), {"ratio": 0.99}, BadInput, "keeps 0 of 16 channels"),
-        (basic(), {"ratio": 1.5}, BadInput, "ratio must be a number above 0 and below 1"),
-        (regnet(), {"ratio": 0.9}, BadInput, "keeps 0 of 32 channels in multiples of 6"),
+        (basic(), {"ratio": 0.99}, InvalidArgument, "keeps 0 of 16 channels"),
+        (basic(), {"ratio": 1.5}, InvalidArgument, "ratio must be a number above 0 and below 1"),
+        (regnet(), {"ratio": 0.9}, InvalidArgument, "keeps 0 of 32 channels in multiples of 6"),
         (nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), {}, BadNetwork, "stages of convolutions, got a Linear"),
         (nn.Sequential(Block(4, 8), Block(8, 16), Block(16, 16)), {}, BadNetwork, "cannot be made narrower|changes"),
     ],

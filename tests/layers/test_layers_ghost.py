@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.ghost import Ghost, GhostBottleneck, GhostModule
 from offramp.testing import check_layer
 from small import seeded
@@ -47,9 +47,9 @@ def test_what_it_costs():
     [
         (nn.Linear(4, 4), {}, BadNetwork, "replaces a Conv2d, got Linear"),
         (nn.Conv2d(4, 4, 3, groups=2), {}, BadNetwork, "grouped convolution"),
-        (nn.Conv2d(4, 4, 3), {"ratio": 5}, BadInput, "less than one channel would be left"),
-        (nn.Conv2d(4, 4, 3), {"ratio": 1}, BadInput, "at least 2, got 1"),
-        (nn.Conv2d(4, 4, 3), {"kernel": 2}, BadInput, "kernel must be odd"),
+        (nn.Conv2d(4, 4, 3), {"ratio": 5}, InvalidArgument, "less than one channel would be left"),
+        (nn.Conv2d(4, 4, 3), {"ratio": 1}, InvalidArgument, "at least 2, got 1"),
+        (nn.Conv2d(4, 4, 3), {"kernel": 2}, InvalidArgument, "kernel must be odd"),
     ],
 )
 def test_what_it_refuses(dense, options, error, says):

@@ -10,7 +10,7 @@ from torch import nn
 import offramp as off
 from offramp.building.converting import conversions_of, convert, spec_with
 from offramp.building.factories import make_model
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.binary import Binary
 from offramp.layers.packed import Packed, packed_bits, unpacked_bits
 from offramp.layers.ternary import Ternary
@@ -85,7 +85,7 @@ def test_a_network_with_packed_layers_is_saved_and_loaded(kind, tmp_path):
     made = convert(convert(model, {"layer3.*": kind}), {"layer3.*": "packed"})
     spec = spec_with("offramp:resnet20", conversions_of(made, model))
     specs = {"small": spec, "large": "offramp:resnet20"}
-    net = off.ladder({"small": made, "large": model}, specs=specs).eval()
+    net = off.ladder({"small": made, "large": model}, sources=specs).eval()
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net")
     with torch.no_grad():
@@ -95,7 +95,7 @@ def test_a_network_with_packed_layers_is_saved_and_loaded(kind, tmp_path):
 def test_what_it_refuses():
     with pytest.raises(BadNetwork, match=r"saves nothing here: .0.: packed replaces Ternary and Binary"):
         convert(nn.Sequential(nn.Linear(2, 2)), {"0": "packed"})
-    with pytest.raises(BadInput, match="of must be ternary or binary"):
+    with pytest.raises(InvalidArgument, match="of must be ternary or binary"):
         Packed.from_layer(nn.Linear(2, 2), of="quaternary")
     with pytest.raises(BadNetwork, match="got Linear"):
         Packed.from_layer(nn.Linear(2, 2))

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn.functional import conv2d
 
 from offramp.building.converting import conversions_of, convert
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.pad import Pad, partitioned
 from offramp.networks.layer import dense_cost
 from offramp.testing import check_layer
@@ -173,9 +173,9 @@ def test_a_partitioned_model_is_built_again_from_its_text():
     [
         (nn.ReLU(), {}, BadNetwork, "got ReLU"),
         (nn.Conv2d(4, 4, 3, groups=2), {}, BadNetwork, "grouped convolution, got groups=2"),
-        (nn.Linear(4, 4), {"ratio": 1.2}, BadInput, "ratio must be a share"),
-        (nn.Linear(4, 4), {"kernels": 0}, BadInput, "kernels must be a whole number"),
-        (nn.Linear(4, 4), {"temperature": 0.0}, BadInput, "temperature must be a number above 0"),
+        (nn.Linear(4, 4), {"ratio": 1.2}, InvalidArgument, "ratio must be a share"),
+        (nn.Linear(4, 4), {"kernels": 0}, InvalidArgument, "kernels must be a whole number"),
+        (nn.Linear(4, 4), {"temperature": 0.0}, InvalidArgument, "temperature must be a number above 0"),
     ],
 )
 def test_what_it_refuses(dense, options, error, says):
@@ -187,8 +187,8 @@ def test_what_the_partition_refuses():
     with pytest.raises(BadNetwork, match="must have PAD layers"):
         partitioned(Net(), X, Y)
     less = partitioned(dynamic(), X, Y, ratio=0.2)
-    with pytest.raises(BadInput, match=r"ratio must be at most 0\.2"):
+    with pytest.raises(InvalidArgument, match=r"ratio must be at most 0\.2"):
         partitioned(less, X, Y, ratio=0.5)
     for wrong in ({"score": "luck"}, {"scope": "half"}, {"rounds": 0}):
-        with pytest.raises(BadInput, match="must be"):
+        with pytest.raises(InvalidArgument, match="must be"):
             partitioned(dynamic(), X, Y, **wrong)

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from offramp.building.converting import conversions_of, convert
-from offramp.errors import BadInput, BadNetwork, MissingExtra
+from offramp.errors import BadNetwork, InvalidArgument, MissingExtra
 from offramp.layers import pruned as pruning
 from small import seeded
 
@@ -93,11 +93,11 @@ def test_without_the_package_the_sentence_names_the_extra(monkeypatch):
 @pytest.mark.parametrize(
     ("method", "given", "error", "says"),
     [
-        ("pruned?ratio=1.5", {"example": X}, BadInput, "ratio must be a number above 0 and below 1"),
-        ("pruned?importance=luck", {"example": X}, BadInput, "importance must be taylor"),
-        ("pruned?importance=magnitude", {}, BadInput, "needs example="),
-        ("pruned", {"example": X}, BadInput, "needs data="),
-        ("pruned?ratio=0.9&round_to=8", {"example": X, "data": (X, Y)}, BadInput, "leaves none of the 8"),
+        ("pruned?ratio=1.5", {"example": X}, InvalidArgument, "ratio must be a number above 0 and below 1"),
+        ("pruned?importance=luck", {"example": X}, InvalidArgument, "importance must be taylor"),
+        ("pruned?importance=magnitude", {}, InvalidArgument, "needs example="),
+        ("pruned", {"example": X}, InvalidArgument, "needs data="),
+        ("pruned?ratio=0.9&round_to=8", {"example": X, "data": (X, Y)}, InvalidArgument, "leaves none of the 8"),
     ],
 )
 def test_what_it_refuses(method, given, error, says):
@@ -112,7 +112,7 @@ def test_resized_layers():
     grouped = pruning.resized(nn.Conv2d(8, 8, 3, groups=4), inputs=4, outputs=4)
     assert grouped.groups == 2
     assert pruning.resized(nn.Linear(4, 5), inputs=2, outputs=3).weight.shape == (3, 2)
-    with pytest.raises(BadInput, match="do not divide"):
+    with pytest.raises(InvalidArgument, match="do not divide"):
         pruning.resized(nn.Conv2d(8, 8, 3, groups=4), inputs=4, outputs=3)
     with pytest.raises(BadNetwork, match="got ReLU"):
         pruning.resized(nn.ReLU(), inputs=1, outputs=1)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.ternary import Ternary, ternary
 from offramp.networks.layer import dense_cost
 from offramp.testing import check_layer
@@ -85,7 +85,7 @@ def test_the_gradient_is_rescaled_with_mean_one():
         (nn.ReLU(), {}, BadNetwork, "replaces a Conv2d or a Linear layer, got ReLU"),
         (nn.Conv2d(2, 2, 3, padding="same"), {}, BadNetwork, "pad with zeros, by numbers"),
         (nn.Conv2d(2, 2, 3, padding_mode="circular"), {}, BadNetwork, "pad with zeros, by numbers"),
-        (nn.Linear(2, 2), {"warm": 1.5}, BadInput, "warm must be a number"),
+        (nn.Linear(2, 2), {"warm": 1.5}, InvalidArgument, "warm must be a number"),
     ],
 )
 def test_what_it_refuses(dense, options, error, says):

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.tucker import Tucker
 from offramp.networks.layer import SavesNothing
 from offramp.testing import check_layer
@@ -66,7 +66,7 @@ def test_energy_chooses_ranks():
         (nn.Linear(4, 4), {}, BadNetwork, "replaces a Conv2d, got Linear"),
         (nn.Conv2d(4, 4, 3, groups=4), {}, BadNetwork, "grouped convolution, got groups=4"),
         (nn.Conv2d(4, 4, 3, padding_mode="reflect"), {}, BadNetwork, "pad with zeros"),
-        (nn.Conv2d(4, 4, 3), {"rank_in": 5}, BadInput, "rank must be at most 4"),
+        (nn.Conv2d(4, 4, 3), {"rank_in": 5}, InvalidArgument, "rank must be at most 4"),
         (nn.Conv2d(4, 4, 1), {"energy": 1.0}, SavesNothing, "has 48 weights"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.functional import avg_pool2d, conv_transpose2d
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.wavelet import (
     HIGH_PASS,
     LOW_PASS,
@@ -61,9 +61,9 @@ def test_the_decoder_gives_the_image_its_size_again():
 
 
 def test_starts_are_refused():
-    with pytest.raises(BadInput, match="start must be one of xavier, mean, got 'zero'"):
+    with pytest.raises(InvalidArgument, match="start must be one of xavier, mean, got 'zero'"):
         WaveletEncoder(3, "zero")
-    with pytest.raises(BadInput, match="at most 8 channels, got 9"):
+    with pytest.raises(InvalidArgument, match="at most 8 channels, got 9"):
         WaveletEncoder(9, "mean")
 
 

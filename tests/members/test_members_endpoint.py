@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.errors import BadInput, MemberUnavailable
+from offramp.errors import InvalidArgument, MemberUnavailable
 from offramp.members.endpoint import Endpoint
 
 X = np.random.default_rng(0).normal(size=(40, 6)).astype(np.float32)
@@ -187,7 +187,7 @@ def test_a_failed_request_is_sent_again(served):
     ],
 )
 def test_arguments_are_checked(options, sentence):
-    with pytest.raises(BadInput, match=sentence):
+    with pytest.raises(InvalidArgument, match=sentence):
         Endpoint(**{"url": "http://127.0.0.1/", "version": "1", **options})
 
 
@@ -260,9 +260,9 @@ def test_it_must_be_given_again_and_is_compared(served, ladder, tmp_path):
     net, _ = ladder
     off.save(net, tmp_path / "net")
     small = nn.Linear(6, 3)
-    with pytest.raises(BadInput, match="'far' was built by its user"):
+    with pytest.raises(InvalidArgument, match="'far' was built by its user"):
         off.load(tmp_path / "net", {"small": small})
-    with pytest.raises(BadInput, match="'far' must be the one that was saved"):
+    with pytest.raises(InvalidArgument, match="'far' must be the one that was saved"):
         off.load(tmp_path / "net", {"small": small, "far": Endpoint(served.url, version="2")})
     again = off.load(tmp_path / "net", {"small": small, "far": endpoint(served, timeout_s=3.0)})
     assert again.fingerprint() == net.fingerprint()

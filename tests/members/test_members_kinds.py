@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.errors import BadData, BadFile, BadInput, BadNetwork, Mismatch
+from offramp.errors import BadData, BadFile, BadNetwork, InvalidArgument, Mismatch
 from offramp.members._identity import digest_of
 from offramp.members.estimator import Estimator
 from offramp.members.function import Function
@@ -67,21 +67,21 @@ def test_classes_in_another_order_or_never_seen():
     names = np.array(["cat", "dog", "eel"])[Y]
     some = names != "eel"
     model = ensemble.RandomForestClassifier(4, random_state=0).fit(X[some], names[some])
-    with pytest.raises(BadInput, match="classes 0 to C-1"):
+    with pytest.raises(InvalidArgument, match="classes 0 to C-1"):
         Estimator(model)
     found = Estimator(model, classes=["dog", "eel", "cat"])(torch.from_numpy(X)).exp().numpy()
     wanted = model.predict_proba(X)
     np.testing.assert_allclose(found[:, [2, 0]], np.maximum(wanted, 1e-7), rtol=1e-5)
     np.testing.assert_allclose(found[:, 1], 1e-7, rtol=1e-5)
-    with pytest.raises(BadInput, match="every class"):
+    with pytest.raises(InvalidArgument, match="every class"):
         Estimator(model, classes=["cat", "eel"])
 
 
 def test_an_estimator_that_is_not_fitted_is_refused():
     ensemble = pytest.importorskip("sklearn.ensemble")
-    with pytest.raises(BadInput, match="must be fitted"):
+    with pytest.raises(InvalidArgument, match="must be fitted"):
         Estimator(ensemble.RandomForestClassifier())
-    with pytest.raises(BadInput, match="predict_proba or decision_function"):
+    with pytest.raises(InvalidArgument, match="predict_proba or decision_function"):
         Estimator(ensemble.RandomForestRegressor())
 
 
@@ -150,7 +150,7 @@ def test_what_cannot_be_hashed_needs_an_identity():
         with lock:
             return twice(x)
 
-    with pytest.raises(BadInput, match="identity='name and version'"):
+    with pytest.raises(InvalidArgument, match="identity='name and version'"):
         Function(call)
     assert Function(call, identity="mine 1").digest == Function(twice, identity="mine 1").digest
     assert Function(call, identity="mine 1").digest != Function(call, identity="mine 2").digest
@@ -252,7 +252,7 @@ def test_a_ladder_with_an_estimator_is_priced_in_milliseconds_and_says_so(mixed)
     assert "nan" not in str(trace.evaluate(plan))
     assert {price.unit for price in trace.evaluate(plan).prices} == {"ms"}
     assert off.calibrate(trace, budget=1.0).price.mean > 0
-    with pytest.raises(BadInput, match="use unit='ms'"):
+    with pytest.raises(InvalidArgument, match="use unit='ms'"):
         off.calibrate(trace, at_most=0.9, unit="macs")
 
 
@@ -260,7 +260,7 @@ def test_without_milliseconds_there_is_no_price(mixed):
     net, _ = mixed
     trace = off.record(net, (X, Y), timed=False, progress=False)
     for aim in ({"at_most": 0.9}, {"budget": 0.5}):
-        with pytest.raises(BadInput, match="record with timed=True"):
+        with pytest.raises(InvalidArgument, match="record with timed=True"):
             off.calibrate(trace, **aim)
     assert trace.evaluate(off.Plan.by_hand({"small": 1.0})).prices == ()
 
@@ -297,13 +297,13 @@ def test_a_plan_of_another_estimator_is_refused(mixed):
 def test_saving_needs_the_estimator_again(mixed, tmp_path):
     net, _ = mixed
     off.save(net, tmp_path / "net")
-    with pytest.raises(BadInput, match="'small' was built by its user"):
+    with pytest.raises(InvalidArgument, match="'small' was built by its user"):
         off.load(tmp_path / "net")
-    with pytest.raises(BadInput, match="'forest' was built by its user"):
+    with pytest.raises(InvalidArgument, match="'forest' was built by its user"):
         off.load(tmp_path / "net", {"small": linear(1)})
-    with pytest.raises(BadInput, match="'forest' must be the one that was saved"):
+    with pytest.raises(InvalidArgument, match="'forest' must be the one that was saved"):
         off.load(tmp_path / "net", {"small": linear(1), "forest": forest(1)})
-    with pytest.raises(BadInput, match="got a int"):
+    with pytest.raises(InvalidArgument, match="got a int"):
         off.load(tmp_path / "net", {"small": linear(1), "forest": 5})
     again = off.load(tmp_path / "net", {"small": linear(1), "forest": forest()})
     assert again.fingerprint() == net.fingerprint()
@@ -361,7 +361,7 @@ def test_an_onnx_file_answers_and_is_stored_with_the_network(tmp_path):
     assert torch.equal(copy.deepcopy(again)(X)[1], net(X)[1])
     written(tmp_path / "other.onnx")
     assert off.ladder({"small": linear(), "large": tmp_path / "other.onnx"}).eval().fingerprint() != net.fingerprint()
-    with pytest.raises(BadInput, match="'large' must be the one that was saved"):
+    with pytest.raises(InvalidArgument, match="'large' must be the one that was saved"):
         off.load(tmp_path / "net", {"small": linear(1), "large": tmp_path / "other.onnx"})
 
 
@@ -378,9 +378,9 @@ def test_an_onnx_file_with_a_fixed_batch(tmp_path):
 def test_an_onnx_file_with_several_outputs(tmp_path):
     pytest.importorskip("onnxruntime")
     weights = written(tmp_path / "two.onnx", outputs=("raw", "soft"))
-    with pytest.raises(BadInput, match="say output="):
+    with pytest.raises(InvalidArgument, match="say output="):
         OnnxFile(tmp_path / "two.onnx")
-    with pytest.raises(BadInput, match="output must be one of"):
+    with pytest.raises(InvalidArgument, match="output must be one of"):
         OnnxFile(tmp_path / "two.onnx", output="none")
     soft = OnnxFile(tmp_path / "two.onnx", output="soft", gives="probabilities")
     raw = OnnxFile(tmp_path / "two.onnx", output="raw")
@@ -410,9 +410,9 @@ def test_onnx_files_and_estimators_by_name(tmp_path):
     made = make_model(f"onnx:{tmp_path / 'large.onnx'}?gives=logits")
     np.testing.assert_allclose(made(torch.from_numpy(X)).numpy(), X @ weights, rtol=1e-4, atol=1e-5)
     assert isinstance(make_model(f"{__name__}:forest"), Estimator)
-    with pytest.raises(BadInput, match="a file may not name code to run"):
+    with pytest.raises(InvalidArgument, match="a file may not name code to run"):
         model_from_file(f"onnx:{tmp_path / 'large.onnx'}", "large")
-    with pytest.raises(BadInput, match="no options but"):
+    with pytest.raises(InvalidArgument, match="no options but"):
         make_model("onnx:?size=3")
 
 
@@ -452,5 +452,5 @@ def test_what_is_no_member_is_refused(thing):
 
 
 def test_a_url_needs_its_version():
-    with pytest.raises(BadInput, match="version"):
+    with pytest.raises(InvalidArgument, match="version"):
         off.ladder({"a": linear(), "b": "http://127.0.0.1:1/infer"})

@@ -10,7 +10,7 @@ from offramp.building.factories import make_model
 from offramp.data.rows import rows
 from offramp.errors import BadData
 from offramp.layers.residual import Block
-from offramp.models.cifar_resnet import front
+from offramp.models.cifar_resnet import preprocess
 from offramp.runtime.measuring import macs
 
 SIZES = {
@@ -47,15 +47,15 @@ def test_a_block_halves_and_pads():
 
 
 def test_the_front_refuses_images_of_another_size():
-    assert front()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 3, 32, 32)
+    assert preprocess()(torch.zeros(1, 3, 32, 32, dtype=torch.uint8)).shape == (1, 3, 32, 32)
     for shape in ((1, 3, 224, 224), (1, 1, 32, 32)):
         with pytest.raises(BadData):
-            front()(torch.zeros(shape, dtype=torch.uint8))
+            preprocess()(torch.zeros(shape, dtype=torch.uint8))
 
 
 def right(name, data_dir, part):
     model = make_model(f"offramp:{name}", data_dir / "weights" / f"cifar10_{name}.safetensors")
-    counted, prepare = 0, front()
+    counted, prepare = 0, preprocess()
     with torch.inference_mode():
         for batch in rows(f"cifar10:{data_dir}{part}").batches(250):
             counted += int((model(prepare(torch.from_numpy(batch.x))).argmax(1).numpy() == batch.y).sum())

@@ -7,7 +7,7 @@ import torch
 
 import offramp as off
 from offramp.building.converting import convert
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.layers.binary import Binary
 from offramp.models.bnext import WIDTHS, Attention, FeedForward, bnext
 from offramp.networks.layer import dense_cost
@@ -66,7 +66,7 @@ def test_it_packs_cuts_and_runs():
 
 
 def test_what_it_refuses():
-    with pytest.raises(BadInput, match="size must be one of tiny"):
+    with pytest.raises(InvalidArgument, match="size must be one of tiny"):
         bnext("huge")
-    with pytest.raises(BadInput, match="divide must divide the widths"):
+    with pytest.raises(InvalidArgument, match="divide must divide the widths"):
         bnext("tiny", divide=7)

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.building.factories import front_of, make_exit, make_model
+from offramp.building.factories import make_exit, make_model, preprocess_of
 from offramp.layers.residual import as_first_edition
-from offramp.models.alexnet import alexnet, front
+from offramp.models.alexnet import alexnet, preprocess
 from offramp.models.branchy_resnet import BranchyResNet
 from offramp.networks.nodes import Seen
 from offramp.plans.plan import Plan
@@ -156,7 +156,7 @@ def test_weights_of_the_first_edition_load_and_mean_the_same(tmp_path):
     with torch.no_grad():
         torch.testing.assert_close(model(wave_of(2, 3, 32, 32)).flatten(), torch.tensor(FIRST), **NEAR)
     x = images(4)
-    options = {"at": ["layer1"], "exits": "linear", "front": front()}
+    options = {"at": ["layer1"], "exits": "linear", "preprocess": preprocess()}
     net = moved(off.cut(model, x, **options))
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", BranchyResNet(1))  # the new form, until the file's weights come
@@ -184,8 +184,12 @@ def test_weights_start_as_chainers_do():
 
 def test_one_front():
     x = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
-    assert front()(x)[0, :, 0, 0].tolist() == pytest.approx([(1 - 0.4914) / 0.247, 2.1265, 2.1158], abs=1e-3)
-    assert front_of("offramp:alexnet").config() == front_of("offramp:resnet110_branchy").config() == front().config()
+    assert preprocess()(x)[0, :, 0, 0].tolist() == pytest.approx([(1 - 0.4914) / 0.247, 2.1265, 2.1158], abs=1e-3)
+    assert (
+        preprocess_of("offramp:alexnet").config()
+        == preprocess_of("offramp:resnet110_branchy").config()
+        == preprocess().config()
+    )
 
 
 def runs(net, x):
@@ -202,8 +206,8 @@ def runs(net, x):
 def test_cut_at_conv2_and_conv3_is_b_alexnet(tmp_path):
     model, x = seeded(alexnet, 0).eval(), images(12)
     at = ["conv2", "conv3"]
-    net = moved(off.cut(model, x[:2], at=at, exits="b_alexnet", front=front(), spec="offramp:alexnet"))
-    tap = model.conv2(model.norm(model.pool(model.conv1(front()(x)).relu())))
+    net = moved(off.cut(model, x[:2], at=at, exits="b_alexnet", preprocess=preprocess(), spec="offramp:alexnet"))
+    tap = model.conv2(model.norm(model.pool(model.conv1(preprocess()(x)).relu())))
     assert (tap < 0).any()  # before the ReLU
     torch.testing.assert_close(net(x)[0], net.exits["conv2"](Seen(tap, {})))
     trace, plan, answers = runs(net, x)
@@ -220,6 +224,8 @@ def test_cut_at_stem_and_layer1_is_b_resnet():
     x = images(9)
     model = seeded(lambda: BranchyResNet(1), 0).eval()
     # the exits are drawn too: nothing may depend on what ran before
-    net = seeded(lambda: moved(off.cut(model, x[:2], at=["stem", "layer1"], exits="b_resnet", front=front())), 0)
+    net = seeded(
+        lambda: moved(off.cut(model, x[:2], at=["stem", "layer1"], exits="b_resnet", preprocess=preprocess())), 0
+    )
     trace, _, _ = runs(net, x)
     assert trace.columns["cost/segment/stem"][0] == 900 * 27 * 16

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import offramp as off
 from offramp._support import find
-from offramp.building.factories import front_of, make_model
+from offramp.building.factories import make_model, preprocess_of
 from offramp.models.cifar_bottleneck import Bottleneck
 from offramp.models.cifar_densenet import DenseLayer, Transition
 from offramp.networks.taps import listening
@@ -71,9 +71,9 @@ def test_sizes(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_the_cuts_of_the_gates_cost_what_the_paper_implies(name):
-    model, front, x = make_model(f"offramp:{name}"), front_of(f"offramp:{name}"), images(2)
+    model, preprocess, x = make_model(f"offramp:{name}"), preprocess_of(f"offramp:{name}"), images(2)
     _, millions, cuts = SIZES[name]
-    net = moved(off.cut(model, x, at=[*cuts][:2], exits="linear", front=front))
+    net = moved(off.cut(model, x, at=[*cuts][:2], exits="linear", preprocess=preprocess))
     assert [net.exits[cut].features for cut in [*cuts][:2]] == [256, 512]
     state, so_far, reached = {"x": x}, 0.0, []
     for segment in segments_of(net).values():
@@ -81,7 +81,7 @@ def test_the_cuts_of_the_gates_cost_what_the_paper_implies(name):
         reached.append(so_far)
     assert reached == pytest.approx([*(upto for _, upto in [*cuts.values()][:2]), millions], abs=0.1)
     with torch.no_grad():
-        torch.testing.assert_close(state["backbone"], model(front(x)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(state["backbone"], model(preprocess(x)), atol=1e-4, rtol=1e-4)
 
 
 def test_a_bottleneck_strides_in_its_second_convolution():
@@ -103,6 +103,6 @@ def test_a_dense_layer_keeps_what_came_in_and_a_transition_halves():
 
 
 def test_names_on_the_shelf_are_their_own():
-    found = [name for file in find._files("models") for name in find._public(file) if name != "front"]
+    found = [name for file in find._files("models") for name in find._public(file) if name != "preprocess"]
     assert len(found) == len(set(found))
     assert {"resnet101", "densenet201"} <= set(found)

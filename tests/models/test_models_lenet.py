@@ -7,9 +7,9 @@ import torch
 
 import offramp as off
 from offramp._support import find
-from offramp.building.factories import front_of, make_model
+from offramp.building.factories import make_model, preprocess_of
 from offramp.exits.branch import b_lenet
-from offramp.models.lenet import front, lenet
+from offramp.models.lenet import lenet, preprocess
 from offramp.networks.nodes import Seen
 from offramp.plans.plan import Plan
 from offramp.runtime.measuring import macs
@@ -65,16 +65,16 @@ def test_no_relu_between_the_linear_layers():
 
 def test_the_front_is_mnists():
     x = torch.full((1, 1, 28, 28), 255, dtype=torch.uint8)
-    assert front()(x).mean().item() == pytest.approx((1 - 0.1307) / 0.3081)
-    assert front_of("offramp:lenet").config() == front().config()
+    assert preprocess()(x).mean().item() == pytest.approx((1 - 0.1307) / 0.3081)
+    assert preprocess_of("offramp:lenet").config() == preprocess().config()
     assert "lenet" in find.names("models")
     assert "b_lenet" in find.names("exits")
 
 
 def test_cut_at_conv1_is_b_lenet(tmp_path):
     model, x = seeded(lenet, 0).eval(), digits(6)
-    net = moved(off.cut(model, x, at=["conv1"], exits="b_lenet", front=front(), spec="offramp:lenet"))
-    tap = model.conv1(front()(x))
+    net = moved(off.cut(model, x, at=["conv1"], exits="b_lenet", preprocess=preprocess(), spec="offramp:lenet"))
+    tap = model.conv1(preprocess()(x))
     assert (tap < 0).any()  # before the ReLU
     exit_ = net.exits["conv1"]
     torch.testing.assert_close(net(x)[0], exit_(Seen(tap, {})))

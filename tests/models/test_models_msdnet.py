@@ -8,7 +8,7 @@ import torch
 
 import offramp as off
 from counter import colours, costs_of_exits
-from offramp.building.factories import front_of, make_exit, make_model
+from offramp.building.factories import make_exit, make_model, preprocess_of
 from offramp.models.msdnet import MSDNet, msdnet_even, msdnet_growing
 from offramp.models.msdnet_imagenet import msdnet_imagenet
 from offramp.models.ranet import ranet
@@ -74,8 +74,8 @@ def test_a_tap_shows_the_coarsest_scale():
 def test_the_shelf_makes_them_by_name():
     model = make_model("offramp:msdnet_growing")
     assert [len([*block.children()]) for block in model.blocks] == [1, 2, 4, 4, 6]  # two transitions among the layers
-    assert front_of("offramp:msdnet_even").config()["expects"] == (32, 32)
-    assert front_of("offramp:msdnet_imagenet").config()["expects"] == (224, 224)
+    assert preprocess_of("offramp:msdnet_even").config()["expects"] == (32, 32)
+    assert preprocess_of("offramp:msdnet_imagenet").config()["expects"] == (224, 224)
 
 
 def test_weights_start_by_torchs_own_rules_as_the_port_leaves_them():

@@ -11,7 +11,7 @@ from torch.nn.functional import interpolate
 
 import offramp as off
 from counter import colours, costs_of_exits
-from offramp.building.factories import front_of, make_model
+from offramp.building.factories import make_model, preprocess_of
 from offramp.models.ranet import RANet, RanetBlock, Sizes, ranet, ranet_growing
 from offramp.recipes.joint import Joint
 from small import seeded
@@ -85,4 +85,4 @@ def test_cut_at_its_blocks_it_is_taught_run_and_replayed(tmp_path):
 
 def test_the_shelf_makes_it_by_name():
     assert make_model("offramp:ranet").head[-1].out_features == 100
-    assert front_of("offramp:ranet").config() == front_of("offramp:msdnet_even").config()
+    assert preprocess_of("offramp:ranet").config() == preprocess_of("offramp:msdnet_even").config()

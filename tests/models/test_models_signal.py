@@ -8,7 +8,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 import offramp as off
-from offramp.building.factories import front_of, make_model
+from offramp.building.factories import make_model, preprocess_of
 from offramp.exits.pooled import linear_peaks
 from offramp.models.signal_resnet import SignalResNet
 from offramp.networks.nodes import Seen
@@ -25,7 +25,7 @@ def signals(count, length=64):
 @pytest.mark.parametrize("name", ["signal_resnet", "signal_resnet_adaptive"])
 def test_by_name(name):
     model = make_model(f"offramp:{name}")
-    assert front_of(f"offramp:{name}") is None
+    assert preprocess_of(f"offramp:{name}") is None
     heard = {}
     for stage in ("stem", *model.names):
         part = model.get_submodule(stage)

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn.functional import avg_pool2d
 
 import offramp as off
-from offramp.building.factories import front_of, make_model
-from offramp.errors import BadInput, BadNetwork
+from offramp.building.factories import make_model, preprocess_of
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits.whole import Own
 from offramp.layers.wavelet import Wavelet97
 from offramp.models.resnet50 import resnet50
@@ -144,7 +144,7 @@ def test_a_wae_by_name():
     model = make_model("offramp:wae?model=resnet20&classes=5&thin=2")
     assert isinstance(model, Wae)
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 5)
-    assert front_of("offramp:wae?model=resnet20").size is None
+    assert preprocess_of("offramp:wae?model=resnet20").size is None
 
 
 def test_a_model_is_taken_out_of_its_wrapper():
@@ -194,11 +194,11 @@ class Scaled(Tiny):
         (lambda: wae(nn.Sequential(Tiny(), nn.Softmax(1)).eval(), images_of(2)), BadNetwork, "end in a linear"),
         (lambda: wae(Fixed(), images_of(2)), BadNetwork, "does not take images of half the size"),
         (lambda: wae(Scaled().eval(), images_of(2), thin=2), BadNetwork, "cannot be made 2 times thinner|Scaled"),
-        (lambda: wae(tiny(), images_of(2)[..., :7]), BadInput, r"even H and W, got \[2, 1, 8, 7\]"),
-        (lambda: wae([tiny()], images_of(2)), BadInput, "or the name of one, got a list"),
-        (lambda: wae(tiny(), images_of(2), thin=0), BadInput, "thin must be 1 or more, got 0"),
-        (lambda: wae(tiny(), images_of(2), transform="haar"), BadInput, "encoder, wavelet, got 'haar'"),
-        (lambda: wae(tiny(), images_of(2), classes=5), BadInput, "classes, which only a model"),
+        (lambda: wae(tiny(), images_of(2)[..., :7]), InvalidArgument, r"even H and W, got \[2, 1, 8, 7\]"),
+        (lambda: wae([tiny()], images_of(2)), InvalidArgument, "or the name of one, got a list"),
+        (lambda: wae(tiny(), images_of(2), thin=0), InvalidArgument, "thin must be 1 or more, got 0"),
+        (lambda: wae(tiny(), images_of(2), transform="haar"), InvalidArgument, "encoder, wavelet, got 'haar'"),
+        (lambda: wae(tiny(), images_of(2), classes=5), InvalidArgument, "classes, which only a model"),
         (lambda: wae(tiny(), images_of(2), high=nn.Linear(5, 5)), BadNetwork, "does not take the high image"),
     ],
 )

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.errors import Mismatch, OpenAgain
+from offramp.errors import Mismatch, StaleRunner
 from offramp.networks import ambient
 from offramp.plans.plan import Plan
 from small import cut_of, images_of, ladder_of, rows_of
@@ -86,7 +86,7 @@ def test_settings_that_change_results_void_a_promise_and_a_runner(settings, chan
     assert ambient.told() == ""
     change()
     assert ambient.told() == told
-    with pytest.raises(OpenAgain, match="changed after the network was opened"):
+    with pytest.raises(StaleRunner, match="changed after the network was opened"):
         runner(x)
     with pytest.raises(Mismatch, match=told):
         off.open(net, Plan(thresholds={"small": (0.4,)}, origin=origin))
@@ -97,7 +97,7 @@ def test_a_precision_that_was_set_for_one_backend_is_stated_and_noticed(settings
     net, x = ladder_of(2), rows_of(40)
     runner = off.open(net, Plan.by_hand({"small": 0.4}))
     torch.backends.cuda.matmul.fp32_precision = "tf32"
-    with pytest.raises(OpenAgain, match="mixed"):
+    with pytest.raises(StaleRunner, match="mixed"):
         runner(x)
     trace = off.record(net, x, timed=False, progress=False)
     assert "float32 matmul precision mixed and cuda matmul in tf32" in trace.header.origin.precision

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import offramp as off
-from offramp.errors import BadData, BadInput
+from offramp.errors import BadData, InvalidArgument
 from offramp.exits.whole import Own
 from offramp.networks.dependence import unread
 from offramp.networks.inputs import as_inputs
@@ -134,9 +134,9 @@ def test_a_model_that_needs_an_input_called_label():
         def forward(self, feats: Tensor, label: Tensor) -> Tensor:
             return self.first(feats) * label[:, None]
 
-    with pytest.raises(BadInput, match="needs an input called 'label'"):
+    with pytest.raises(InvalidArgument, match="needs an input called 'label'"):
         off.cut(Conditional().eval(), {"feats": X[:8], "label": Y[:8]}, at=["first"])
-    with pytest.raises(BadInput, match="needs an input called 'label'"):
+    with pytest.raises(InvalidArgument, match="needs an input called 'label'"):
         off.ladder([Conditional().eval()] * 2, example={"feats": X[:8], "label": Y[:8]})
 
 
@@ -156,7 +156,7 @@ def test_an_input_that_nothing_reads_is_refused_by_name():
         "bench": lambda: bench(net, plan, EXTRA, batches=(1,), repeats=5),
         "a promise": lambda: off.open(net, recorded(net))(EXTRA),
         "probe": lambda: off.cut(
-            seeded(Model, 0).eval(), {"feats": X[:8]}, at="auto", probe={**EXTRA, "labels": Y}, exits="linear"
+            seeded(Model, 0).eval(), {"feats": X[:8]}, at="auto", labelled={**EXTRA, "labels": Y}, exits="linear"
         ),
     }
     for call in calls.values():

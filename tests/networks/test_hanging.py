@@ -10,7 +10,7 @@ import torch
 import house
 import offramp as off
 from offramp.building.factories import make_gate
-from offramp.errors import BadInput, BadNetwork, UnknownName
+from offramp.errors import BadNetwork, InvalidArgument, UnknownName
 from offramp.exits.added import Added
 from small import ladder_of, rows_of
 
@@ -74,7 +74,7 @@ def test_an_exit_that_does_not_fit_is_refused_and_changes_nothing(hang):
     before, exits = net.chain, dict(net.exits.items())
     for node, exit_, kind, says in (
         ("smal", net.exit_of("small"), UnknownName, "did you mean 'small'"),
-        ("small", torch.nn.Linear(3, 3), BadInput, "must be an Exit, got a Linear"),
+        ("small", torch.nn.Linear(3, 3), InvalidArgument, "must be an Exit, got a Linear"),
         ("small", added(net, "small", "large"), BadNetwork, "no earlier node"),
     ):
         with pytest.raises(kind, match=says):
@@ -90,7 +90,7 @@ def test_a_gate_that_does_not_fit_is_refused_and_no_other_is_hung(hang):
     good = make_gate("max_prob")
     for node, gate, kind, says in (
         ("large", good, UnknownName, "gate of this network"),
-        ("middle", net.exit_of("middle"), BadInput, "must be a Gate"),
+        ("middle", net.exit_of("middle"), InvalidArgument, "must be a Gate"),
         ("middle", make_gate("patience", ("large",)), BadNetwork, "no earlier node"),
     ):
         with pytest.raises(kind, match=says):

@@ -35,7 +35,7 @@ class Words(nn.Module):
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
 WRONG = {
-    "bytes": (Conv, IMAGES, r"front=off.make_front\('imagenet'\)"),
+    "bytes": (Conv, IMAGES, r"preprocess=off.make_preprocess\('imagenet'\)"),
     "float64": (Conv, IMAGES / 255.0, r"these rows are float64; .*x.astype\('float32'\)"),
     "channels last": (Conv, IMAGES.transpose(0, 2, 3, 1).astype("float32"), r"x.transpose\(0, 3, 1, 2\)"),
     "floats for words": (Words, np.ones((6, 5), np.float32), r"x.astype\('int64'\)"),
@@ -62,12 +62,12 @@ def test_each_has_its_own_advice_wherever_it_is_met(kind):
 
 
 def test_the_advice_works():
-    from offramp.building.factories import make_front
+    from offramp.building.factories import make_preprocess
 
     model = Conv().eval()
-    front = make_front("imagenet")
-    assert off.cut(model, IMAGES, at=["a"], front=front).chain.exits == ("a", "backbone")
-    net = off.ladder({"a": (model, front), "b": (model, front)}, example=IMAGES)
+    preprocess = make_preprocess("imagenet")
+    assert off.cut(model, IMAGES, at=["a"], preprocess=preprocess).chain.exits == ("a", "backbone")
+    net = off.ladder({"a": (model, preprocess), "b": (model, preprocess)}, example=IMAGES)
     assert len(off.record(net, IMAGES, timed=False, progress=False)) == 6
 
 

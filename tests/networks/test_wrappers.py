@@ -9,7 +9,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import offramp as off
 from offramp.building.cutting import cut, ladder
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.wrappers import unwrapped
 from offramp.plans.plan import Plan
 from small import dense, ladder_of, rows_of
@@ -106,5 +106,5 @@ def test_what_is_no_network_is_told_so(verb, thing, told, tmp_path):
         "export": lambda: off.export(thing, plan, tmp_path / "out"),
         "fit": lambda: off.fit(thing, (x, torch.zeros(4))),
     }
-    with pytest.raises(BadInput, match=told):
+    with pytest.raises(InvalidArgument, match=told):
         calls[verb]()

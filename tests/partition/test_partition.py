@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from apart import Around, Folded, Pair, Residual, Sum, Twice, model_of, rows
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.models.cifar_resnet import resnet20
 from offramp.partition import (
     CutPoint,
@@ -134,7 +134,7 @@ def test_even_cuts_are_outer_modules_near_equal_shares() -> None:
     assert evenly(points, 4) == ("a", "b.one", "c")
     assert evenly(points, 2) == ("b.one",)
     assert evenly(points, 6) == ("a.one", "a", "b.one", "b.two", "c")
-    with pytest.raises(BadInput, match=r"n=7, expected 2 to 6 parts.*'d' carries 'h' of shape \[9\]"):
+    with pytest.raises(InvalidArgument, match=r"parts=7, expected 2 to 6 parts.*'d' carries 'h' of shape \[9\]"):
         evenly(points, 7)
 
 

@@ -13,8 +13,8 @@ from torch import nn
 
 import offramp as off
 from offramp.building.cutting import cut
-from offramp.errors import BadInput, NeverTaught, OpenAgain
-from offramp.layers.front import Front
+from offramp.errors import InvalidArgument, StaleRunner, UntrainedExitWarning
+from offramp.layers.preprocess import Preprocess
 from offramp.networks.nodes import Exit
 from offramp.partition.segmenting import points_of, segments_of
 from offramp.plans.plan import Plan
@@ -38,8 +38,8 @@ def test_run_equals_replay_with_closed_exits():
     trace = record(net, x.numpy(), timed=False, progress=False)
     middle = {gate: float(np.median(trace.columns[f"score/{gate}"])) + 1e-3 for gate in net.chain.gates}
     for closed in ([], ["stem"], ["blocks.0"], ["stem", "blocks.0"]):
-        for deepest in (None, "blocks.0"):
-            plan = Plan.by_hand(middle | dict.fromkeys(closed, math.inf), deepest=deepest)
+        for max_exit in (None, "blocks.0"):
+            plan = Plan.by_hand(middle | dict.fromkeys(closed, math.inf), max_exit=max_exit)
             answers, done = off.run(net, plan, x), trace.replay(plan)
             assert answers.exit.tolist() == done.exit.tolist()
             assert answers.why.tolist() == done.why.tolist()
@@ -83,8 +83,8 @@ def test_the_backbone_is_a_reference_by_its_name():
     trace = record(net, (images_of(30).numpy(), np.arange(30) % 3), timed=False, progress=False)
     assert trace.reference("backbone") == trace.reference("last") == "backbone"
     plan = Plan.by_hand({"stem": 0.0})
-    for against in ("last", "backbone"):
-        found = trace.evaluate(plan, risk="disagreement", against=against)
+    for reference in ("last", "backbone"):
+        found = trace.evaluate(plan, risk="disagreement", reference=reference)
         assert found.risk.value == (trace.columns["answer/stem"] != trace.columns["answer/backbone"]).mean()
 
 
@@ -108,9 +108,9 @@ def test_every_change_is_noticed(change):
     runner(x)
     with torch.no_grad():
         CHANGES[change](net)
-    with pytest.raises(OpenAgain):
+    with pytest.raises(StaleRunner):
         runner(x)
-    with pytest.raises(OpenAgain):
+    with pytest.raises(StaleRunner):
         runner.check()
 
 
@@ -143,11 +143,11 @@ def test_each_module_is_watched_by_the_pieces_that_use_it():
 def test_an_exit_that_was_never_taught(tmp_path):
     net, x = cut_of(taught=False), (images_of(60).numpy(), np.arange(60) % 3)
     assert net.untaught() == ("stem", "blocks.0")
-    with pytest.warns(NeverTaught, match="never taught: stem, blocks.0"):
+    with pytest.warns(UntrainedExitWarning, match="never taught: stem, blocks.0"):
         trace = record(net, x, timed=False, progress=False)
     assert not trace.header.taught
     trace.save(tmp_path / "trace.npz")
-    with pytest.raises(BadInput, match="never taught"):
+    with pytest.raises(InvalidArgument, match="never taught"):
         off.calibrate(off.Trace.load(tmp_path / "trace.npz"), risk="disagreement", at_most=0.5)
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", stages(seed=3))
@@ -175,7 +175,7 @@ def test_an_exit_of_ones_own_is_given_again(tmp_path):
     mine = Counted()
     net = cut_of("stem", exits=mine)
     off.save(net, tmp_path / "net")
-    with pytest.raises(BadInput, match=r"give it again: load\(folder, exits="):
+    with pytest.raises(InvalidArgument, match=r"give it again: load\(folder, exits="):
         off.load(tmp_path / "net", stages())
     assert off.load(tmp_path / "net", stages(), exits={"stem": mine}).fingerprint() == net.fingerprint()
 
@@ -200,7 +200,7 @@ def test_tied_weights(tmp_path):
     runner = off.open(again, Plan.by_hand({"first": 1e9}))
     with torch.no_grad():
         again.backbone.second.weight.add_(1)
-    with pytest.raises(OpenAgain):
+    with pytest.raises(StaleRunner):
         runner(rows_of(2))
 
 
@@ -214,13 +214,13 @@ def test_an_exit_may_read_an_earlier_one():
 
 def test_a_model_that_was_not_the_one_that_was_cut(tmp_path):
     off.save(cut_of(), tmp_path / "net")
-    with pytest.raises(BadInput, match="no module 'stem'"):
+    with pytest.raises(InvalidArgument, match="no module 'stem'"):
         off.load(tmp_path / "net", dense(1))
 
 
 def test_deadlines_anytime_bench_and_empty_batches():
     net, x = cut_of(), images_of(64)
-    runner = off.open(net, Plan.by_hand({"stem": 0.0, "blocks.0": 0.0}), time_on=x)
+    runner = off.open(net, Plan.by_hand({"stem": 0.0, "blocks.0": 0.0}), timing_rows=x)
     assert set(runner(x, deadline_ms=1e4).exit.tolist()) == {0}
     assert len(runner(x[:0]).exit) == 0
     lines = bench(net, Plan.by_hand({"stem": 0.5}), x, batches=(1, 8), repeats=5).lines
@@ -269,12 +269,12 @@ def test_explicit_stages_are_the_way_out():
     net, x = moved(cut(model, rows_of(4), at=["0", "1"], exits="linear")), rows_of(9)
     for got, want in zip(off.open(net, Plan.by_hand({"0": 1e9, "1": 1e9})).anytime(x), net(x), strict=True):
         torch.testing.assert_close(got.logits, want.detach(), atol=1e-5, rtol=1e-5)
-    behind = moved(cut(model, rows_of(4), at=["0"], exits="linear", front=nn.Identity().eval()))
+    behind = moved(cut(model, rows_of(4), at=["0"], exits="linear", preprocess=nn.Identity().eval()))
     torch.testing.assert_close(off.run(behind, Plan.by_hand({"0": 1e9}), x).logits, model(x).detach())
 
 
 def test_points_of_a_model_behind_a_front():
     raw = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
-    points = points_of(stages(), Front(), {"x": raw})
+    points = points_of(stages(), Preprocess(), {"x": raw})
     assert [point.name for point in points if point.legal][:2] == ["stem.0", "stem.1"]
     assert {point.name for point in points} == {name for name, _ in Stages().named_modules() if name}

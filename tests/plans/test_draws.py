@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.errors import BadInput, OverlappingRows
+from offramp.errors import InvalidArgument, OverlappingRows
 from offramp.plans.draws import (
     canonical,
     distinct,
@@ -121,5 +121,5 @@ def test_what_repeats_is_refused_with_all_numbers():
 def test_what_may_be_said_of_repeats(word):
     for known in (None, "once", "independent"):
         require_repeats(known)
-    with pytest.raises(BadInput, match="repeats must be 'independent' or 'once', got"):
+    with pytest.raises(InvalidArgument, match="repeats must be 'independent' or 'once', got"):
         require_repeats(word)

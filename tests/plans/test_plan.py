@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp._support.files import from_document, to_document
-from offramp.errors import BadFile, BadInput, NewerSchema, OverlappingRows, UnknownName
+from offramp.errors import BadFile, InvalidArgument, NewerSchema, OverlappingRows, UnknownName
 from offramp.plans.plan import Plan, Price, Promise, choose
 from offramp.plans.provenance import BAND, ROUNDED, Origin, Probe, SeenRows
 from offramp.plans.signature import Input
@@ -67,12 +67,12 @@ def test_thresholds_are_kept_in_float32():
 
 @pytest.mark.parametrize("wrong", [math.nan, "1", None, (), 1e39, -1e39, 10**400, (1.0, math.nan), [1.0]])
 def test_thresholds_that_are_none(wrong):
-    with pytest.raises(BadInput, match="'a'"):
+    with pytest.raises(InvalidArgument, match="'a'"):
         Plan.by_hand({"a": wrong})
 
 
 def test_a_plan_by_hand_says_so():
-    plan = Plan.by_hand({"a": 2.5, "b": math.inf}, deepest="b")
+    plan = Plan.by_hand({"a": 2.5, "b": math.inf}, max_exit="b")
     assert str(plan) == (
         "Leave at a when its score is at least 2.5; whatever arrives at b is answered there; no promise: set by hand."
     )
@@ -84,16 +84,16 @@ def test_names_are_checked_against_the_chain():
     with pytest.raises(UnknownName, match="called 'c'"):
         Plan(thresholds={"c": (1.0,)}, chain=CHAIN)
     with pytest.raises(UnknownName):
-        Plan(thresholds={}, deepest="d", chain=CHAIN)
+        Plan(thresholds={}, max_exit="d", chain=CHAIN)
     with pytest.raises(UnknownName):
         Plan.by_hand({"d": 1.0}).schedule(CHAIN)
     with pytest.raises(UnknownName):
-        Plan.by_hand({}, deepest="d").schedule(CHAIN)
+        Plan.by_hand({}, max_exit="d").schedule(CHAIN)
 
 
 def test_a_plan_is_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        Plan.by_hand({}).deepest = "a"
+        Plan.by_hand({}).max_exit = "a"
 
 
 def promised(**fields) -> Plan:
@@ -122,7 +122,7 @@ def promised(**fields) -> Plan:
         promised(),
         promised(promise=None),
         promised(rows=None, price=None, origin=None, promise=None, chain=None),
-        Plan.by_hand({"a": -math.inf, "b": (1.0, 2.0)}, deepest="b"),
+        Plan.by_hand({"a": -math.inf, "b": (1.0, 2.0)}, max_exit="b"),
         Plan(thresholds={}),
     ],
 )
@@ -137,7 +137,7 @@ def test_a_plan_comes_back_as_it_was(plan, tmp_path):
 
 def test_plans_differ():
     assert promised() == promised()
-    assert promised() != promised(deepest="b")
+    assert promised() != promised(max_exit="b")
     assert promised(rows=SeenRows("x", "abcd", np.array([1], np.uint64))) != promised()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.plans.pricing import Prices
 from offramp.plans.schedule import compiled
 from offramp.plans.topology import Node, Topology
@@ -24,9 +24,9 @@ PARTS = {
 EXITS = np.array([0, 0, 1, 2])
 
 
-def schedule(chain, gates, deepest=None):
+def schedule(chain, gates, max_exit=None):
     """The schedule of a plan with these gates open."""
-    return compiled(chain, dict.fromkeys(gates, (0.0,)), deepest)
+    return compiled(chain, dict.fromkeys(gates, (0.0,)), max_exit)
 
 
 def ran(chain, of, exits):
@@ -34,13 +34,13 @@ def ran(chain, of, exits):
     return np.stack([exits >= chain.place(stage.name) for stage in of], axis=1)
 
 
-def mean(chain, gates, unit="macs", batch=1, deepest=None, exits=EXITS, parts=PARTS):
-    of = schedule(chain, gates, deepest)
+def mean(chain, gates, unit="macs", batch=1, max_exit=None, exits=EXITS, parts=PARTS):
+    of = schedule(chain, gates, max_exit)
     return Prices(chain, parts).mean(of, ran(chain, of, exits), unit=unit, batch=batch)
 
 
 @pytest.mark.parametrize(
-    ("chain", "gates", "deepest", "exits", "want"),
+    ("chain", "gates", "max_exit", "exits", "want"),
     [
         (PLAIN, "ab", None, EXITS, 11 + 0.5 * 24 + 0.25 * 40),
         (PLAIN, "a", None, [0, 0, 2, 2], 11 + 0.5 * 40),
@@ -52,8 +52,8 @@ def mean(chain, gates, unit="macs", batch=1, deepest=None, exits=EXITS, parts=PA
         (TRUNK, "b", None, [1, 2], 10 + 24 + 0.5 * 40),
     ],
 )
-def test_macs(chain, gates, deepest, exits, want):
-    assert mean(chain, gates, deepest=deepest, exits=np.array(exits)) == pytest.approx(want)
+def test_macs(chain, gates, max_exit, exits, want):
+    assert mean(chain, gates, max_exit=max_exit, exits=np.array(exits)) == pytest.approx(want)
 
 
 def test_milliseconds_charge_a_call_when_anyone_arrives():
@@ -69,7 +69,7 @@ def test_a_price_per_row():
 
 
 @pytest.mark.parametrize(
-    ("chain", "gates", "deepest", "want"),
+    ("chain", "gates", "max_exit", "want"),
     [
         (PLAIN, "ab", None, [11, 35, 75]),
         (PLAIN, "a", None, [11, 11, 51]),
@@ -80,8 +80,8 @@ def test_a_price_per_row():
         (READING, "", None, [0, 23, 63]),
     ],
 )
-def test_to_exit(chain, gates, deepest, want):
-    assert Prices(chain, PARTS).to_exit(gates, deepest).tolist() == want
+def test_to_exit(chain, gates, max_exit, want):
+    assert Prices(chain, PARTS).to_exit(gates, max_exit).tolist() == want
 
 
 def test_to_exit_and_mean_agree_in_macs():
@@ -103,7 +103,7 @@ def test_plain_is_one_network_without_gates(chain, reference, want):
 def test_what_was_not_measured_cannot_be_priced():
     parts = {**PARTS, "segment/b": np.array([20.0, np.nan, np.nan])}
     assert mean(PLAIN, "ab", parts=parts) > 0
-    with pytest.raises(BadInput, match=r"segment/b.*not measured"):
+    with pytest.raises(InvalidArgument, match=r"segment/b.*not measured"):
         mean(PLAIN, "ab", "ms", parts=parts)
 
 
@@ -115,7 +115,7 @@ def test_units_and_batches_that_are_none(unit, batch):
         lambda: mean(PLAIN, "", unit, batch),
         lambda: prices.to_exit("", None, unit=unit, batch=batch),
     ):
-        with pytest.raises(BadInput):
+        with pytest.raises(InvalidArgument):
             ask()
 
 
@@ -166,8 +166,8 @@ def test_models_whose_macs_nobody_knows(chain, macs, unknown):
     if not unknown:
         assert prices.unit("macs") == "macs"
         return
-    with pytest.raises(BadInput, match="use unit='ms'"):
+    with pytest.raises(InvalidArgument, match="use unit='ms'"):
         prices.unit("macs")
     untimed = {name: np.array([price[0], np.nan, np.nan]) for name, price in parts.items()}
-    with pytest.raises(BadInput, match="record with timed=True"):
+    with pytest.raises(InvalidArgument, match="record with timed=True"):
         Prices(chain, untimed).unit(None)

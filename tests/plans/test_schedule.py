@@ -6,17 +6,17 @@ import math
 
 import pytest
 
-from offramp.errors import BadInput, UnknownName
+from offramp.errors import InvalidArgument, UnknownName
 from offramp.plans.plan import Plan
 from offramp.plans.schedule import Edge, Stage, compiled, full_schedule
 from offramp.plans.topology import LEAVE, Node, Topology
 from topologies import FORK, PLAIN, READING, SKIP, TRUNK, chain
 
 
-def schedule(of, gates, deepest=None):
+def schedule(of, gates, max_exit=None):
     """Of a plan with these gates open; a mapping gives thresholds."""
     thresholds = gates if isinstance(gates, dict) else dict.fromkeys(gates, (0.0,))
-    return compiled(of, thresholds, deepest)
+    return compiled(of, thresholds, max_exit)
 
 
 def said(stages) -> str:
@@ -29,7 +29,7 @@ def edges(of) -> dict[str, list[str]]:
 
 
 @pytest.mark.parametrize(
-    ("of", "gates", "deepest", "want"),
+    ("of", "gates", "max_exit", "want"),
     [
         (PLAIN, "ab", None, "a:xg b:xg c:x!"),
         (PLAIN, "a", None, "a:xg c:x!"),
@@ -56,8 +56,8 @@ def edges(of) -> dict[str, list[str]]:
         (SKIP, {}, None, "a: c:x!"),
     ],
 )
-def test_what_runs(of, gates, deepest, want):
-    assert said(schedule(of, gates, deepest)) == want
+def test_what_runs(of, gates, max_exit, want):
+    assert said(schedule(of, gates, max_exit)) == want
 
 
 def test_a_stage_is_plain():
@@ -71,7 +71,7 @@ def test_names_and_numbers_are_checked():
         schedule(PLAIN, "c")
     with pytest.raises(UnknownName):
         schedule(PLAIN, "", "d")
-    with pytest.raises(BadInput, match="gate 'size' has 1 thresholds, expected 2"):
+    with pytest.raises(InvalidArgument, match="gate 'size' has 1 thresholds, expected 2"):
         schedule(FORK, {"size": (1.0,)})
 
 

@@ -13,7 +13,7 @@ import torch
 import offramp as off
 from offramp._support.files import read_arrays, to_document, write_arrays
 from offramp.building.factories import make_gate
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.nodes import Scorer, Seen
 from offramp.plans import scores as module
 from offramp.plans.scores import ScoreRange, scores_in
@@ -64,9 +64,9 @@ def test_a_function_of_the_users_own_declares_or_is_the_real_line():
 
 @pytest.mark.parametrize("ends", [(1.0, 1.0), (2.0, 1.0), (math.nan, 1.0), (0.0, math.nan)])
 def test_ends_that_are_no_range_are_refused(ends):
-    with pytest.raises(BadInput, match="the lower first"):
+    with pytest.raises(InvalidArgument, match="the lower first"):
         ScoreRange(*ends)
-    with pytest.raises(BadInput, match="finite"):
+    with pytest.raises(InvalidArgument, match="finite"):
         ScoreRange(saturates=(math.inf,))
 
 
@@ -123,5 +123,5 @@ def test_a_range_holds_plain_numbers_whatever_it_was_made_of():
     ],
 )
 def test_what_is_no_range(options, says):
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(InvalidArgument, match=says):
         ScoreRange(**options)

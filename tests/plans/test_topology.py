@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from offramp.errors import BadInput, BadNetwork, UnknownName
+from offramp.errors import BadNetwork, InvalidArgument, UnknownName
 from offramp.plans.topology import LEAVE, Default, Node, Topology
 from topologies import FORK, PLAIN, READING, SKIP, TRUNK, chain
 
@@ -108,5 +108,5 @@ def test_a_chain_is_written_as_the_first_edition_wrote_it():
 
 @pytest.mark.parametrize("wrong", [None, 5, [5], [{}], [{"name": "a"}], [{"name": [], "successor": None}]])
 def test_what_is_no_json_of_a_topology(wrong):
-    with pytest.raises(BadInput):
+    with pytest.raises(InvalidArgument):
         Topology.from_json(wrong)

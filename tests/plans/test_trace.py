@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from offramp._support.files import from_document, read_arrays, to_document, write_arrays
-from offramp.errors import BadData, BadFile, BadInput, Mismatch, NewerSchema, UnknownName
+from offramp.errors import BadData, BadFile, InvalidArgument, Mismatch, NewerSchema, UnknownName
 from offramp.guarantees.risks import Risk, find_risk
 from offramp.plans.plan import Plan, choose
 from offramp.plans.provenance import Origin
@@ -20,7 +20,7 @@ from small import trace_of
 def slow_replay(trace: Trace, plan: Plan) -> tuple[list[int], list[str]]:
     """Row by row, gate by gate."""
     exits, why = [], []
-    last = trace.chain.place(plan.deepest) if plan.deepest else len(trace.chain.exits) - 1
+    last = trace.chain.place(plan.max_exit) if plan.max_exit else len(trace.chain.exits) - 1
     for row in range(len(trace)):
         place = last
         for gate in trace.chain.gates[:last]:
@@ -34,15 +34,15 @@ def slow_replay(trace: Trace, plan: Plan) -> tuple[list[int], list[str]]:
     return exits, why
 
 
-@pytest.mark.parametrize("deepest", [None, "small", "middle", "large"])
+@pytest.mark.parametrize("max_exit", [None, "small", "middle", "large"])
 @pytest.mark.parametrize("seed", range(4))
-def test_replay_against_row_by_row(seed, deepest):
+def test_replay_against_row_by_row(seed, max_exit):
     trace, rng = trace_of(80, seed=seed), np.random.default_rng(seed)
     scores = trace.columns["score/small"]
     scores[rng.integers(0, 80, 12)] = rng.choice([np.nan, np.inf, -np.inf], 12)
     some = rng.choice(scores[np.isfinite(scores)], 2)
     for bars in ({"small": some[0], "middle": some[1]}, {"middle": 1.0}, {"small": -math.inf}, {}):
-        plan = Plan.by_hand({gate: float(t) for gate, t in bars.items()}, deepest=deepest)
+        plan = Plan.by_hand({gate: float(t) for gate, t in bars.items()}, max_exit=max_exit)
         done = trace.replay(plan)
         exits, why = slow_replay(trace, plan)
         assert done.exit.tolist() == exits
@@ -95,7 +95,7 @@ def test_a_plan_of_another_network_is_refused(trace):
             trace.replay(Plan(thresholds={}, origin=other))
     with pytest.raises(UnknownName):
         trace.replay(Plan.by_hand({"smal": 1.0}))
-    with pytest.raises(BadInput, match="2 thresholds"):
+    with pytest.raises(InvalidArgument, match="2 thresholds"):
         trace.replay(Plan.by_hand({"small": (1.0, 2.0)}))
 
 
@@ -140,9 +140,9 @@ def test_the_share_in_the_band_counts_only_gates_that_run():
     both = {"small": 1.0, "middle": 1.0}
     assert trace.evaluate(Plan.by_hand({"small": 1.0})).in_band == 0.5
     assert trace.evaluate(Plan.by_hand(both)).in_band == 0.5  # the third left before its score stood in the band
-    assert trace.evaluate(Plan.by_hand(both, deepest="middle")).in_band == 0.5
-    assert trace.evaluate(Plan.by_hand(both, deepest="small")).in_band == 0.0
-    assert trace.evaluate(Plan.by_hand({"small": 0.9, "middle": 3.0}, deepest="middle")).in_band == 0.0
+    assert trace.evaluate(Plan.by_hand(both, max_exit="middle")).in_band == 0.5
+    assert trace.evaluate(Plan.by_hand(both, max_exit="small")).in_band == 0.0
+    assert trace.evaluate(Plan.by_hand({"small": 0.9, "middle": 3.0}, max_exit="middle")).in_band == 0.0
 
 
 def test_references(trace):
@@ -167,8 +167,8 @@ def test_references(trace):
 def test_the_promise_is_what_is_evaluated_by_default(trace):
     from offramp.calibration.calibrating import calibrate
 
-    seen = trace.evaluate(calibrate(trace, risk="error", at_most=0.3, against="middle"))
-    assert (seen.risk.risk, seen.risk.against) == ("error", "middle")
+    seen = trace.evaluate(calibrate(trace, risk="error", at_most=0.3, reference="middle"))
+    assert (seen.risk.risk, seen.risk.reference) == ("error", "middle")
 
 
 @pytest.mark.parametrize("labelled", [True, False])

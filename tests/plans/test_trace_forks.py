@@ -57,7 +57,7 @@ def walk(trace: Trace, plan: Plan, row: int) -> tuple[list[str], str, int, str]:
     while True:
         node = topology.node(path[-1])
         label = topology.label(path)
-        if node.name == plan.deepest:
+        if node.name == plan.max_exit:
             return list(path), node.name, trace.columns[f"answer/{label}"][row], reason(node, "deepest")
         following = node.successors[-1]
         decided = False
@@ -96,8 +96,8 @@ def test_replay_is_the_walk_of_every_row(seed):
             for gate in topology.gates:
                 if dice.random() < 0.8:
                     thresholds[gate] = tuple(map(float, dice.choice(VALUES[:-1], topology.routes(gate))))
-            deepest = str(dice.choice(topology.exits)) if dice.random() < 0.3 else None
-            plan = Plan.by_hand(thresholds, deepest=deepest)
+            max_exit = str(dice.choice(topology.exits)) if dice.random() < 0.3 else None
+            plan = Plan.by_hand(thresholds, max_exit=max_exit)
             done = trace.replay(plan)
             stages = {stage.name: number for number, stage in enumerate(done.schedule)}
             costs = np.zeros(ROWS)

@@ -8,7 +8,7 @@ import torch
 
 import offramp as off
 from offramp.data.rows import digests_of
-from offramp.errors import BadData, BadInput, Mismatch, OverlappingRows, UnknownName
+from offramp.errors import BadData, InvalidArgument, Mismatch, OverlappingRows, UnknownName
 from offramp.plans.trace import Trace
 from small import ladder_of
 
@@ -87,7 +87,7 @@ def test_other_gates_and_scores_of_ones_own():
     assert (made(gate="max_prob").scores <= 1).all()
     mine = np.linspace(0, 1, N)
     np.testing.assert_allclose(made(scores={"small": mine}).scores[:, 0], mine, rtol=1e-6)
-    with pytest.raises(BadInput, match="give scores="):
+    with pytest.raises(InvalidArgument, match="give scores="):
         made(gate="patience")
     with pytest.raises(UnknownName):
         made(gate="nothing")
@@ -146,17 +146,17 @@ def test_a_row_whose_early_logits_are_not_finite_goes_on():
         ({**LOGITS, "large": LOGITS["large"][:5]}, COSTS, {}, BadData, "one and the same shape"),
         ({**LOGITS, "large": LOGITS["large"][:, 0]}, COSTS, {}, BadData, r"numbers \[N, C\]"),
         ({**LOGITS, "large": LOGITS["large"] * np.nan}, COSTS, {}, BadData, "must be finite, got 900 rows"),
-        (LOGITS, {"small": 1}, {}, BadInput, "one for each of"),
-        (LOGITS, {"small": 1, "large": 0}, {}, BadInput, "above 0 and finite"),
-        (LOGITS, {"small": 1, "large": np.nan}, {}, BadInput, "above 0 and finite"),
-        (LOGITS, {"small": (1, 2, 3), "large": 1}, {}, BadInput, "must be a number"),
-        (LOGITS, {"small": (1, 2), "large": 1}, {"unit": "macs"}, BadInput, "must be a number"),
-        (LOGITS, COSTS, {"unit": "joules"}, BadInput, "unit must be"),
+        (LOGITS, {"small": 1}, {}, InvalidArgument, "one for each of"),
+        (LOGITS, {"small": 1, "large": 0}, {}, InvalidArgument, "above 0 and finite"),
+        (LOGITS, {"small": 1, "large": np.nan}, {}, InvalidArgument, "above 0 and finite"),
+        (LOGITS, {"small": (1, 2, 3), "large": 1}, {}, InvalidArgument, "must be a number"),
+        (LOGITS, {"small": (1, 2), "large": 1}, {"unit": "macs"}, InvalidArgument, "must be a number"),
+        (LOGITS, COSTS, {"unit": "joules"}, InvalidArgument, "unit must be"),
         (LOGITS, COSTS, {"labels": LABELS + 1}, BadData, "labels must be between 0 and 3"),
         (LOGITS, COSTS, {"labels": LABELS[:4]}, BadData, r"labels must be whole numbers \[900\]"),
         (LOGITS, COSTS, {"labels": LABELS + 0.5}, BadData, "labels must be whole numbers"),
         (LOGITS, COSTS, {"inputs": np.zeros((3, 2))}, BadData, "inputs must have 900 rows"),
-        (LOGITS, COSTS, {"scores": {}}, BadInput, "scores must hold one for each"),
+        (LOGITS, COSTS, {"scores": {}}, InvalidArgument, "scores must hold one for each"),
         (LOGITS, COSTS, {"digests": LABELS[:1]}, BadData, "digests must be"),
     ],
 )

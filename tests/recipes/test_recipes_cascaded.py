@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.gates.commitment import Commitment
 from offramp.networks.nodes import Seen
 from offramp.networks.recipe import Lesson, View
@@ -148,9 +148,9 @@ def test_networks_that_cannot_carry_it_are_refused_as_they_were():
     for net, recipe, error, says in (
         (stacked, Cascaded(), BadNetwork, "ladder of 2"),
         (ladder_of(2), Cascaded(), BadNetwork, "parameters to teach"),
-        (cut_of(), Cascaded(0.0), BadInput, "expected a probability"),
-        (cut_of(), Cascaded(held=1), BadInput, "2 or more"),
-        (cut_of(), Cascaded(replay=0), BadInput, "1 or more"),
+        (cut_of(), Cascaded(0.0), InvalidArgument, "expected a probability"),
+        (cut_of(), Cascaded(held=1), InvalidArgument, "2 or more"),
+        (cut_of(), Cascaded(replay=0), InvalidArgument, "1 or more"),
     ):
         before = net.config()
         with pytest.raises(error, match=says):

@@ -8,7 +8,7 @@ from torch import nn
 
 import offramp as off
 from offramp.building.converting import convert
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.binary import Binary
 from offramp.recipes.consecutive import Consecutive, _adamw, _scheduled, consecutive_loss
 from small import images_of, stages
@@ -96,7 +96,7 @@ def test_rates_and_decay():
     ],
 )
 def test_what_it_refuses(options, says):
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(InvalidArgument, match=says):
         off.fit(binary(), X, recipe=Consecutive(**{"teachers": [stages()], **options}), progress=False)
 
 

@@ -10,7 +10,7 @@ import torch
 from scipy.optimize import minimize
 from torch.testing import assert_close
 
-from offramp.errors import BadData, BadInput
+from offramp.errors import BadData, InvalidArgument
 from offramp.recipes import _convex, _standard
 from offramp.recipes._convex import Bound, choose, solve
 from offramp.recipes._losses import LOSSES
@@ -285,12 +285,12 @@ def test_bad_rows_and_labels_are_refused(x, y, classes):
 
 def test_bad_settings_are_refused():
     x, y = blobs()
-    with pytest.raises(BadInput, match="one_vs_rest, crammer_singer, cross_entropy"):
+    with pytest.raises(InvalidArgument, match="one_vs_rest, crammer_singer, cross_entropy"):
         solve(x, y, 3, loss="hinge", regulariser=0.1)
     for regulariser in (0.0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(BadInput, match="above 0"):
+        with pytest.raises(InvalidArgument, match="above 0"):
             solve(x, y, 3, loss="one_vs_rest", regulariser=regulariser)
-    with pytest.raises(BadInput, match="at least one"):
+    with pytest.raises(InvalidArgument, match="at least one"):
         choose(x, y, 3, loss="one_vs_rest", dev=(x, y), regularisers=())
 
 

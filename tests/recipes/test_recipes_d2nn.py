@@ -9,7 +9,7 @@ from torch import nn
 
 import offramp as off
 from offramp import templates
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.recipes.d2nn import D2nn, f_score
 
 
@@ -101,7 +101,7 @@ def test_mini_bags_are_rewarded_together():
 )  # fmt: skip
 def test_bad_arguments(arguments, says):
     x, y, _ = data(20, 0)
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(InvalidArgument, match=says):
         off.fit(network(), (x, y), recipe="d2nn", progress=False, **arguments)
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork, UnknownName
+from offramp.errors import BadNetwork, InvalidArgument, UnknownName
 from offramp.networks.nodes import Exit
 from offramp.networks.recipe import Lesson, View
 from offramp.recipes.distill import Distill, soft_cross_entropy
@@ -124,7 +124,7 @@ class Learner(Exit):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(BadInput, match="alpha is 2"):
+    with pytest.raises(InvalidArgument, match="alpha is 2"):
         Distill(alpha=2).prepare(cut_of())
     net = cut_of("stem", exits=Learner())
     net.exits._modules["stem"], net.exits._modules["backbone"] = net.exits["backbone"], net.exits["stem"]

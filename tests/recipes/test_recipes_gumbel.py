@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.walking import reach_of
 from offramp.plans.topology import LEAVE, Node, Topology
 from offramp.recipes._routing import PathPrices, gumbel, prices_of
@@ -118,7 +118,7 @@ def test_the_prices_of_a_network_are_its_macs():
 )  # fmt: skip
 def test_bad_arguments(arguments, says):
     x, y, _ = data(20, 0)
-    with pytest.raises(BadInput, match=says):
+    with pytest.raises(InvalidArgument, match=says):
         off.fit(network(), (x, y), recipe="gumbel", progress=False, **arguments)
 
 

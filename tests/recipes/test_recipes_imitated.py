@@ -7,9 +7,9 @@ import torch
 
 import offramp as off
 from offramp.cli.demonstration import fit as trained
-from offramp.errors import BadInput, BadNetwork, OverlappingRows
+from offramp.errors import BadNetwork, InvalidArgument, OverlappingRows
 from offramp.exits.pooled import Pooled
-from offramp.models.digits import front
+from offramp.models.digits import preprocess
 from offramp.networks.recipe import Lesson, View
 from offramp.recipes.imitated import Imitated
 from small import cut_of, images_of, ladder_of, seeded
@@ -34,7 +34,7 @@ def test_the_loss_by_hand():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(BadInput, match="rate is 0"):
+    with pytest.raises(InvalidArgument, match="rate is 0"):
         Imitated(rate=0.0).prepare(cut_of())
     with pytest.raises(BadNetwork, match="parameters"):
         Imitated().prepare(ladder_of(2))
@@ -54,8 +54,8 @@ def test_a_stream_without_labels_ends_in_a_promise(tmp_path):
         0,
     )
     first = next(off.rows("digits[0:500]").batches(500))
-    model = trained(model, front(), first, epochs=6)
-    net = seeded(lambda: off.cut(model, digits.x[:4], at=["1"], exits="mlp", front=front()), 0)
+    model = trained(model, preprocess(), first, epochs=6)
+    net = seeded(lambda: off.cut(model, digits.x[:4], at=["1"], exits="mlp", preprocess=preprocess()), 0)
     stream = off.rows(digits.x[500:])  # requests: images and nothing else
     weights = [value.clone() for value in model.parameters()]
     for come in (400, 800):  # taught again when more have come
@@ -90,5 +90,5 @@ def test_a_sharpened_head_divides_its_logits_and_keeps_that(tmp_path):
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_that_is_none_is_refused(temperature):
-    with pytest.raises(BadInput, match="temperature must be a number above 0"):
+    with pytest.raises(InvalidArgument, match="temperature must be a number above 0"):
         Pooled("flat", 5, 3, (4,), temperature=temperature)

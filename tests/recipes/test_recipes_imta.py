@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits.inline import Inline
 from offramp.exits.pooled import Pooled
 from offramp.networks.recipe import Lesson, View
@@ -162,9 +162,9 @@ def test_a_second_time_goes_on_with_the_same_exits():
 @pytest.mark.parametrize(
     ("net", "recipe", "error", "says"),
     [
-        (cut_of, Imta(gamma=1.5), BadInput, "gamma must be between 0 and 1, got 1.5"),
-        (cut_of, Imta(temperature=0.0), BadInput, "temperature must be a number above 0"),
-        (cut_of, Imta(falls=(0.5, 2.0)), BadInput, "falls must be shares"),
+        (cut_of, Imta(gamma=1.5), InvalidArgument, "gamma must be between 0 and 1, got 1.5"),
+        (cut_of, Imta(temperature=0.0), InvalidArgument, "temperature must be a number above 0"),
+        (cut_of, Imta(falls=(0.5, 2.0)), InvalidArgument, "falls must be shares"),
         (lambda: ladder_of(3), Imta(), BadNetwork, "parameters|ladder"),
         (lambda: cut_of(exits="cascade"), Imta(), BadNetwork, "does not end in a linear layer on features"),
         (lambda: cut_of(exits="mlp"), Imta(final=True), BadNetwork, "layers before its linear one"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.recipe import Lesson, View
 from offramp.recipes.objective import (
     AIMS,
@@ -100,7 +100,7 @@ def test_costs_are_measured_or_given_and_the_last_is_one():
     assert measured[0] < measured[1] < measured[2] == 1
     assert costs_by([2, 3, 4], net) == [0.5, 0.75, 1]
     assert costs_by({"backbone": 4, "stem": 1, "blocks.0": 2}, net) == [0.25, 0.5, 1]
-    with pytest.raises(BadInput, match="for each of stem, blocks"):
+    with pytest.raises(InvalidArgument, match="for each of stem, blocks"):
         costs_by([1, 2], net)
     with pytest.raises(BadNetwork, match="give costs="):
         costs_by(None, ladder_of(2))
@@ -266,8 +266,8 @@ def test_a_higher_price_makes_more_rows_leave_early():
     [
         (lambda: cut_of(), Objective(), BadNetwork, "gate='uncertainty'"),
         (lambda: ladder_of(2), Objective(), BadNetwork, "parameters"),
-        (lambda: cut_of(gate="uncertainty"), Objective(every=0), BadInput, "every is 0"),
-        (lambda: cut_of(gate="uncertainty"), Objective(costs=[1]), BadInput, "the costs are"),
+        (lambda: cut_of(gate="uncertainty"), Objective(every=0), InvalidArgument, "every is 0"),
+        (lambda: cut_of(gate="uncertainty"), Objective(costs=[1]), InvalidArgument, "the costs are"),
     ],
 )
 def test_what_does_not_fit_is_refused(net, recipe, error, says):
@@ -294,5 +294,7 @@ def test_what_a_gate_weighs_against_cost():
 
 
 def test_an_aim_that_is_none_is_refused():
-    with pytest.raises(BadInput, match="aim must be one of cross_entropy, zero_one, probability, got 'accuracy'"):
+    with pytest.raises(
+        InvalidArgument, match="aim must be one of cross_entropy, zero_one, probability, got 'accuracy'"
+    ):
         Objective(aim="accuracy").prepare(cut_of("stem"))

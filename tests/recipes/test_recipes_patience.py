@@ -9,7 +9,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import offramp as off
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.recipes.patience import Patience
 from small import cut_of
 from waves import toy, toy_rows
@@ -72,5 +72,5 @@ def test_clipping_is_an_argument():
     net = cut_of(taught=False)
     assert [phase.clip for phase in Patience().phases(net)] == [1.0]
     assert [phase.clip for phase in Patience(clip=None).phases(net)] == [None]
-    with pytest.raises(BadInput, match="clip must be above 0"):
+    with pytest.raises(InvalidArgument, match="clip must be above 0"):
         Patience(clip=0).prepare(net)

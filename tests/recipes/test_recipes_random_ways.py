@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 
 X = torch.randn(300, 5, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] + X[:, 1] > 0).long()
@@ -42,7 +42,7 @@ def test_exits_alone():
 
 
 def test_what_it_cannot_train():
-    with pytest.raises(BadInput, match="norm must be one of"):
+    with pytest.raises(InvalidArgument, match="norm must be one of"):
         off.fit(network(), (X, Y), recipe="random_ways", norm="no", progress=False)
     bare = off.route([("a", nn.Flatten().eval()), off.Fork("f", {"s": [], "t": nn.Tanh().eval()}), ("b",
                      nn.ReLU().eval())], example=X[:4])  # fmt: skip

@@ -10,7 +10,7 @@ from torch import nn
 
 import offramp as off
 from offramp.building.converting import convert
-from offramp.errors import BadInput, BadNetwork, UnknownName
+from offramp.errors import BadNetwork, InvalidArgument, UnknownName
 from offramp.recipes.recover import Recover, changed_children, relative_error, replaced_names
 from small import images_of, seeded
 
@@ -85,9 +85,9 @@ def test_the_error_of_a_layer_falls_on_its_own_inputs():
 
 
 def test_a_model_behind_its_preprocessing_and_a_cut_one():
-    front = nn.Hardtanh()
+    preprocess = nn.Hardtanh()
     model = converted()
-    off.fit((model, front), X, recipe="recover", original=original(), epochs=1, progress=False)
+    off.fit((model, preprocess), X, recipe="recover", original=original(), epochs=1, progress=False)
     net = seeded(lambda: off.cut(converted(), X[:4], at=["first"]), 0)
     before = net(X)
     off.fit(net, X, recipe="recover", original=original(), epochs=2, progress=False)
@@ -130,10 +130,10 @@ def test_which_modules_are_compared():
 @pytest.mark.parametrize(
     ("options", "error", "says"),
     [
-        ({"by": "turns"}, BadInput, "by must be one of both, layers, whole"),
-        ({"temperature": 0.0}, BadInput, "temperature must be a number above 0"),
-        ({"labels": 2.0}, BadInput, "labels must be a share"),
-        ({"original": None}, BadInput, "recover needs original="),
+        ({"by": "turns"}, InvalidArgument, "by must be one of both, layers, whole"),
+        ({"temperature": 0.0}, InvalidArgument, "temperature must be a number above 0"),
+        ({"labels": 2.0}, InvalidArgument, "labels must be a share"),
+        ({"original": None}, InvalidArgument, "recover needs original="),
         ({"at": "secund"}, UnknownName, "did you mean 'second'"),
     ],
 )
@@ -152,5 +152,5 @@ def test_a_ladder_and_a_model_without_new_layers_are_refused():
 
 
 def test_only_models_and_networks_are_fitted():
-    with pytest.raises(BadInput, match="must be a Network"):
+    with pytest.raises(InvalidArgument, match="must be a Network"):
         off.fit("a text", X, recipe="recover", progress=False)

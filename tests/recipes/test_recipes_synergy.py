@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.recipe import Lesson, View
 from offramp.recipes.synergy import Synergy, layer_weights
 from small import cut_of, images_of
@@ -49,5 +49,5 @@ def test_layers_weigh_by_the_deepest_exits_attention():
 
 
 def test_a_negative_beta_is_refused():
-    with pytest.raises(BadInput, match="beta is -1"):
+    with pytest.raises(InvalidArgument, match="beta is -1"):
         Synergy(beta=-1).prepare(cut_of())

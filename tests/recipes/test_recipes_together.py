@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits.added import Added
 from offramp.exits.pooled import Pooled
 from offramp.networks.nodes import Exit
@@ -106,7 +106,7 @@ def test_boosted_decays_each_piece_and_its_exit_alike():
 
 @pytest.mark.parametrize("name", ["weight", "decay"])
 def test_boosted_refuses_another_count_of_numbers(name):
-    refused(cut_of(), Boosted(**{name: (0.1, 0.2, 0.3, 0.4)}), BadInput, "4 numbers for 3 exits")
+    refused(cut_of(), Boosted(**{name: (0.1, 0.2, 0.3, 0.4)}), InvalidArgument, "4 numbers for 3 exits")
 
 
 def test_boosted_teaches_an_exit_nothing_through_a_deeper_one():
@@ -142,7 +142,7 @@ def test_boosted_refuses_what_cannot_add():
     other = cut_of()
     other.exits._modules["blocks.0"] = Pooled("flat", 144, 4).eval()
     refused(other, Boosted(), BadNetwork, "different numbers of classes")
-    refused(cut_of(), Boosted(0.0), BadInput, "above 0")
+    refused(cut_of(), Boosted(0.0), InvalidArgument, "above 0")
     refused(ladder_of(2), Boosted(), BadNetwork, "parameters to teach")
     stacked = off.ladder({"one": cut_of(), "two": cut_of(seed=1)})
     refused(stacked, Boosted(), BadNetwork, "ladder of 2")
@@ -209,7 +209,7 @@ def test_joint_by_sgd_is_the_training_of_msdnets_port():
     assert rates == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
     assert isinstance(Joint().phases(net)[0].optimiser(phase.parameters), torch.optim.Adam)
     assert (Joint().rate, Joint(rate=0.5, optimiser="sgd").rate) == (1e-3, 0.5)
-    refused(net, Joint(optimiser="lbfgs"), BadInput, "adam, sgd")
+    refused(net, Joint(optimiser="lbfgs"), InvalidArgument, "adam, sgd")
 
 
 def test_rates_fall_elsewhere_on_imagenet():
@@ -222,7 +222,7 @@ def test_rates_fall_elsewhere_on_imagenet():
         step.step()
         schedule.step()
     assert rates == pytest.approx([0.1] * 30 + [0.01] * 30 + [0.001] * 30)  # 0.1 ** (epoch // 30)
-    refused(net, Joint(falls=[2.0]), BadInput, "falls must be shares")
+    refused(net, Joint(falls=[2.0]), InvalidArgument, "falls must be shares")
 
 
 # First rows of weights, and biases, after two epochs of the trunk alone and three of all exits: BranchyNet's train_main
@@ -308,7 +308,7 @@ def test_decorrelated_mixes_the_exits_and_their_mean(amount):
 
 def test_decorrelated_refuses_amounts_that_have_no_lower_end():
     for amount in (-0.1, 1.1, math.nan):
-        refused(cut_of(), Decorrelated(amount), BadInput, "expected 0 to 1")
+        refused(cut_of(), Decorrelated(amount), InvalidArgument, "expected 0 to 1")
 
 
 def test_schedules():
@@ -349,7 +349,7 @@ def test_a_wrapped_exit_of_the_users_own_is_not_built_from_a_file(tmp_path):
     Boosted().prepare(net)
     net.exits["blocks.0"].exit.config = lambda: {"name": "my.exits:Mine"}
     off.save(net, tmp_path / "net")
-    with pytest.raises(BadInput, match=r"my\.exits:Mine.*give it again"):
+    with pytest.raises(InvalidArgument, match=r"my\.exits:Mine.*give it again"):
         off.load(tmp_path / "net", net.backbone)
 
 
@@ -392,7 +392,7 @@ def test_keep_in_a_ladder_is_what_its_last_model_answers():
 
 @pytest.mark.parametrize("wrong", [{"keep": 1.5}, {"keep": 0.5, "temperature": 0.0}, {"keep": 0.5, "alone": 1}])
 def test_keep_refuses_what_makes_no_sense(wrong):
-    refused(cut_of(), Joint(**wrong), BadInput, "keep=")
+    refused(cut_of(), Joint(**wrong), InvalidArgument, "keep=")
 
 
 class OwnHead(Exit):

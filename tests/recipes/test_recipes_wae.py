@@ -10,8 +10,8 @@ from torch import nn
 from torch.nn.functional import avg_pool2d, cross_entropy
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork
-from offramp.layers.front import Front
+from offramp.errors import BadNetwork, InvalidArgument
+from offramp.layers.preprocess import Preprocess
 from offramp.models.wae import wae
 from offramp.networks.recipe import Lesson, View
 from offramp.recipes.wae import WaveletLike
@@ -33,9 +33,9 @@ class Tiny(nn.Module):
         return self.fc(self.body(x).relu().mean((2, 3)))
 
 
-def net_of(front=None, **options):
+def net_of(preprocess=None, **options):
     model = seeded(lambda: wae(Tiny().eval(), X[:2], thin=2, **options), 0)
-    return seeded(lambda: off.cut(model, X[:4], at=model.cuts, exits="own", front=front), 0)
+    return seeded(lambda: off.cut(model, X[:4], at=model.cuts, exits="own", preprocess=preprocess), 0)
 
 
 def view_of(net, x=X):
@@ -118,7 +118,7 @@ def test_the_original_teaches_besides_the_labels():
 
 
 def test_losses_of_images_are_of_preprocessed_ones():
-    net, recipe = net_of(Front(mean=(1.0,), std=(2.0,), scale=3.0)), WaveletLike()
+    net, recipe = net_of(Preprocess(mean=(1.0,), std=(2.0,), scale=3.0)), WaveletLike()
     recipe.prepare(net)
     x = (X / 3 - 1) / 2
     low, high = net.backbone.transform(x)
@@ -206,12 +206,12 @@ def test_it_learns_and_keeps_what_it_learned(tmp_path):
     ("net", "recipe", "error", "says"),
     [
         (cut_of, WaveletLike(), BadNetwork, "of what offramp.wae makes, got a Stages"),
-        (net_of, WaveletLike(gamma=-1.0), BadInput, "gamma must be a number of at least 0, got -1.0"),
-        (net_of, WaveletLike(images=0, classes=0, joint=0), BadInput, "0 epochs in all"),
-        (net_of, WaveletLike(original="resnet56"), BadInput, "original must be a torch.nn.Module, got a str"),
-        (net_of, WaveletLike(soft=1.5), BadInput, "soft must be a share from 0 to 1, got 1.5"),
-        (net_of, WaveletLike(temperature=0), BadInput, "temperature must be a number above 0, got 0"),
-        (net_of, WaveletLike(sum_weight=0, low_weight=0, both_weight=0), BadInput, "must be above 0"),
+        (net_of, WaveletLike(gamma=-1.0), InvalidArgument, "gamma must be a number of at least 0, got -1.0"),
+        (net_of, WaveletLike(images=0, classes=0, joint=0), InvalidArgument, "0 epochs in all"),
+        (net_of, WaveletLike(original="resnet56"), InvalidArgument, "original must be a torch.nn.Module, got a str"),
+        (net_of, WaveletLike(soft=1.5), InvalidArgument, "soft must be a share from 0 to 1, got 1.5"),
+        (net_of, WaveletLike(temperature=0), InvalidArgument, "temperature must be a number above 0, got 0"),
+        (net_of, WaveletLike(sum_weight=0, low_weight=0, both_weight=0), InvalidArgument, "must be above 0"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(net, recipe, error, says):

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 import offramp as off
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.recipe import Lesson, View
 from offramp.recipes.weighted import Weighted, keys_of, losses_of, other_values, routed, trial, weigh
 from small import cut_of, images_of, ladder_of, seeded
@@ -223,7 +223,7 @@ def test_other_values_are_gone_afterwards_also_after_an_error():
     "wrong", [{"centre": "odd"}, {"epsilon": 1.0}, {"epsilon": -0.1}, {"share": 0.0}, {"every": 0}]
 )
 def test_arguments_out_of_range_are_refused(wrong):
-    with pytest.raises(BadInput, match="expected"):
+    with pytest.raises(InvalidArgument, match="expected"):
         Weighted(**wrong).prepare(cut_of())
 
 
@@ -251,5 +251,5 @@ def test_a_deeper_weigher_is_taught():
     data = (images_of(32), torch.arange(32) % 3)
     history = off.fit(net, data, recipe="weighted?layers=3&hidden=8&epochs=2&rate=0.01", batch_size=16, progress=False)
     assert len(history.epochs) == 2
-    with pytest.raises(BadInput, match="hidden and layers must be 1 or more, got 8 and 0"):
+    with pytest.raises(InvalidArgument, match="hidden and layers must be 1 or more, got 8 and 0"):
         off.fit(cut_of(), data, recipe="weighted", layers=0, hidden=8, progress=False)

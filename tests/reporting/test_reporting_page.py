@@ -18,7 +18,7 @@ pytest.importorskip("plotly")
 pytest.importorskip("PIL")
 
 from offramp.calibration.calibrating import calibrate
-from offramp.errors import BadData, BadInput, Mismatch, MissingExtra
+from offramp.errors import BadData, InvalidArgument, Mismatch, MissingExtra
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import Origin
 from offramp.plans.trace import Trace
@@ -164,7 +164,7 @@ def test_edges_are_shown(tmp_path: Path, trace: Trace) -> None:
     assert "No gate is open" in alone
     assert set(figures(alone)) == {"frontier-chart", "exits-chart"}
     assert "Leave early 0.0%" in plain(written(tmp_path, trace, Plan.never_leave(trace.chain)))
-    capped = plain(written(tmp_path, trace, Plan.by_hand({"small": 5.0}, deepest="middle")))
+    capped = plain(written(tmp_path, trace, Plan.by_hand({"small": 5.0}, max_exit="middle")))
     assert "No input costs more than" in capped
     assert "large (closed)" in capped
     odd = dict(trace.columns)
@@ -183,7 +183,7 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path, trace: Trace, plan: Pla
         report(trace[:0], plan, tmp_path / "page.html")
     with pytest.raises(Mismatch):
         report(trace, replace(plan, origin=Origin("other", "torch", "float32")), tmp_path / "page.html")
-    with pytest.raises(BadInput, match="no gate"):
+    with pytest.raises(InvalidArgument, match="no gate"):
         report(trace, Plan.by_hand({"smal": 1.0}), tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
 

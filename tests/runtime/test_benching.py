@@ -18,14 +18,14 @@ X = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 class Halved(nn.Module):
-    """A front."""
+    """Preprocessing."""
 
     def forward(self, x):
         return x / 2
 
 
 def network():
-    """A ladder whose last model has a front, and that model."""
+    """A ladder whose last model has preprocessing, and that model."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
     first = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()

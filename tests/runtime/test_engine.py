@@ -11,7 +11,7 @@ import torch
 import offramp as off
 from offramp.calibration.calibrating import problem_of
 from offramp.engines.torch import Eager
-from offramp.errors import BadInput, Mismatch, UnknownName
+from offramp.errors import InvalidArgument, Mismatch, UnknownName
 from offramp.guarantees.risks import find_risk
 from offramp.plans.schedule import Schedule
 from offramp.plans.trace import Trace
@@ -34,7 +34,7 @@ def test_the_text_in_its_normal_form():
     [
         ("troch:bf16", UnknownName, "did you mean 'torch'"),
         ("torch:bf61", UnknownName, "option of the engine 'torch' called 'bf61'; did you mean 'bf16'"),
-        ("torch:bf16=1", BadInput, "expected bf16"),
+        ("torch:bf16=1", InvalidArgument, "expected bf16"),
     ],
 )
 def test_texts_that_are_refused(text, error, says):
@@ -74,7 +74,7 @@ def test_bf16_is_near_and_gives_float32():
 def test_bf16_is_refused_where_a_device_has_none(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "an old card")
-    with pytest.raises(BadInput, match="an old card has no bfloat16"):
+    with pytest.raises(InvalidArgument, match="an old card has no bfloat16"):
         Eager(bf16=True).open(ladder_of(2), Schedule(()), torch.device("cuda"))
 
 

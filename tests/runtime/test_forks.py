@@ -38,7 +38,7 @@ PLANS = [
     Plan.by_hand({"size": (math.inf, 0.0), "middle": -math.inf}),
     Plan.by_hand({"size": (-2.0, math.inf)}),
     Plan.by_hand({"size": (-math.inf, 0.0)}),
-    Plan.by_hand({"size": (1.0, 0.0)}, deepest="middle"),
+    Plan.by_hand({"size": (1.0, 0.0)}, max_exit="middle"),
     Plan.by_hand({}),
 ]
 
@@ -68,7 +68,7 @@ def by_row(net, plan: Plan, row: torch.Tensor) -> tuple[list[str], str, list[flo
     own = torch.full((1, CLASSES), 0.5)
     if way == "middle":
         own = arm[:, :CLASSES]
-        if plan.deepest == "middle" or (arm[0, 2] >= middle[0] and middle[0] < math.inf):
+        if plan.max_exit == "middle" or (arm[0, 2] >= middle[0] and middle[0] < math.inf):
             return passed, "middle", own[0].tolist()
     if way == "large":
         passed.append("more")

@@ -87,8 +87,8 @@ def test_it_equals_the_replay(make):
     for _ in range(PLANS):
         gates = [gate for gate in trace.chain.gates if rng.random() < 0.9]
         chosen = {gate: threshold(rng, trace.columns[f"score/{gate}"]) for gate in gates}
-        deepest = rng.choice([None, *trace.chain.exits]) if rng.random() < 0.3 else None
-        plan = Plan.by_hand(chosen, deepest=deepest)
+        max_exit = rng.choice([None, *trace.chain.exits]) if rng.random() < 0.3 else None
+        plan = Plan.by_hand(chosen, max_exit=max_exit)
         runner = opened(net, plan, {"x": x})
         assert runner._lean is not None
         eager = off.open(net, plan)

@@ -130,8 +130,8 @@ def test_it_equals_the_replay(make):
     graphs = 0
     for _ in range(PLANS):
         chosen = {gate: threshold(rng, trace.columns[f"score/{gate}"]) for gate in trace.chain.gates}
-        deepest = rng.choice([None, *trace.chain.exits]) if rng.random() < 0.3 else None
-        plan = Plan.by_hand(chosen, deepest=deepest)
+        max_exit = rng.choice([None, *trace.chain.exits]) if rng.random() < 0.3 else None
+        plan = Plan.by_hand(chosen, max_exit=max_exit)
         runner = off.open(net, plan, engine="onnxruntime", example=x)
         eager = off.open(net, plan)
         whole = trace.replay(plan)
@@ -174,7 +174,7 @@ def test_without_an_open_gate_it_runs_stage_by_stage_and_says_so():
 def test_a_deadline_runs_stage_by_stage():
     net, x = ladder_of(2), rows_of(6)
     plan = Plan.by_hand({"small": 0.5})
-    runner = off.open(net, plan, engine="onnxruntime", example=x, time_on=x)
+    runner = off.open(net, plan, engine="onnxruntime", example=x, timing_rows=x)
     assert isinstance(runner(x), Coded)
     timely = runner(x, deadline_ms=1e6)
     assert not isinstance(timely, Coded)

@@ -11,7 +11,7 @@ from torch import nn
 
 import offramp as off
 from offramp.building.cutting import ladder
-from offramp.errors import BadData, BadInput, BadNetwork, UnknownName
+from offramp.errors import BadData, BadNetwork, InvalidArgument, UnknownName
 from offramp.plans.plan import Plan
 from offramp.runtime.recording import record
 from small import NAN_MARK, conv, dense, ladder_of, rows_of, spoiled
@@ -166,10 +166,10 @@ def test_what_else_is_refused(three):
     with pytest.raises(BadData):
         record(three, np.zeros((0, 4), np.float32))
     for wrong in (0, True, 1.5, "64", None):
-        with pytest.raises(BadInput, match="batch_size must be a whole number from 1 upward"):
+        with pytest.raises(InvalidArgument, match="batch_size must be a whole number from 1 upward"):
             record(three, X, batch_size=wrong)
     for name in ("timed", "keep_probe_rows", "progress"):
-        with pytest.raises(BadInput, match=f"{name} must be True or False, got 'no'"):
+        with pytest.raises(InvalidArgument, match=f"{name} must be True or False, got 'no'"):
             record(three, X, **{name: "no"})
 
 

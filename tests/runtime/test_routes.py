@@ -32,8 +32,8 @@ def plan_for(net, seed: int) -> Plan:
         for _ in range(net.chain.routes(gate)):
             values.append(draw.choice([-math.inf, -1.5, -0.5, 0.5, 1.0, 1.5, math.inf]))
         thresholds[gate] = tuple(values)
-    deepest = draw.choice([None, None, None, *net.chain.exits])
-    return Plan.by_hand(thresholds, deepest=deepest)
+    max_exit = draw.choice([None, None, None, *net.chain.exits])
+    return Plan.by_hand(thresholds, max_exit=max_exit)
 
 
 def recorded(net, x):

@@ -12,7 +12,7 @@ from torch import nn
 
 import offramp as off
 from offramp.building.cutting import ladder
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.plans.plan import Plan
 from offramp.plans.trace import WHY
 from offramp.runtime import running
@@ -89,7 +89,7 @@ def test_each_rung_sees_only_the_rows_that_are_left():
 
 
 @pytest.mark.parametrize(
-    ("thresholds", "deepest", "called"),
+    ("thresholds", "max_exit", "called"),
     [
         ({"middle": 0.4}, None, {"middle", "large"}),
         ({"small": 0.4}, None, {"small", "large"}),
@@ -99,12 +99,12 @@ def test_each_rung_sees_only_the_rows_that_are_left():
         ({"small": 0.4, "middle": 0.4}, "small", {"small"}),
     ],
 )
-def test_a_closed_rung_is_neither_run_nor_charged(thresholds, deepest, called):
+def test_a_closed_rung_is_neither_run_nor_charged(thresholds, max_exit, called):
     net, models = counting()
     trace = off.record(net, rows_of(40).numpy(), timed=False)
     for model in models:
         model.calls.clear()
-    plan = Plan.by_hand(thresholds, deepest=deepest)
+    plan = Plan.by_hand(thresholds, max_exit=max_exit)
     off.open(net, plan)(rows_of(40))
     ran = {name for name, model in zip(net.chain.exits, models, strict=True) if model.calls}
     assert ran == called
@@ -145,7 +145,7 @@ def test_a_row_that_one_exit_spoils_is_flagged_and_answered():
 def test_an_answer_that_is_not_finite_is_flagged_where_no_gate_looked(three):
     x = rows_of(4)
     x[1] = math.nan
-    for plan in (Plan.by_hand({}), Plan.by_hand({}, deepest="small")):
+    for plan in (Plan.by_hand({}), Plan.by_hand({}, max_exit="small")):
         assert off.run(three, plan, x).flagged.tolist() == [False, True, False, False]
 
 
@@ -206,7 +206,7 @@ def timed_runner(net, plan, ms, monkeypatch):
 
     monkeypatch.setattr(opening, "percentiles", lambda parts, rows: tuple(Percentile((1,), (ms,)) for _ in parts))
     monkeypatch.setattr(Percentile, "__call__", lambda self, count: self.ms[0])
-    return off.open(net, plan, time_on=rows_of(4))
+    return off.open(net, plan, timing_rows=rows_of(4))
 
 
 @pytest.mark.parametrize(
@@ -246,12 +246,12 @@ def test_a_deadline_flags_rows_that_are_not_finite(three, monkeypatch):
 
 
 def test_a_deadline_needs_measured_segments(two):
-    with pytest.raises(BadInput, match="time_on"):
+    with pytest.raises(InvalidArgument, match="timing_rows"):
         off.open(two, Plan.by_hand({}))(rows_of(3), deadline_ms=5)
 
 
 def test_open_with_time_on_measures(two):
-    runner = off.open(two, Plan.by_hand({"small": 0.4}), time_on=rows_of(4))
+    runner = off.open(two, Plan.by_hand({"small": 0.4}), timing_rows=rows_of(4))
     y = runner(rows_of(9), deadline_ms=1e6)
     assert "deadline" not in y.reasons()
 
@@ -315,7 +315,7 @@ def test_finite_logits_whose_sum_is_not_are_neither_flagged_nor_kept_from_leavin
 
 
 class Double(nn.Module):
-    """A front."""
+    """Preprocessing."""
 
     def forward(self, x):
         return x.double()
@@ -331,5 +331,5 @@ def test_rungs_of_different_precision_answer_in_the_wider():
 
 
 def test_a_deadline_of_nan_is_refused(two):
-    with pytest.raises(BadInput, match="deadline_ms must be a number of milliseconds, got nan"):
-        off.open(two, Plan.by_hand({}), time_on=rows_of(4))(rows_of(2), deadline_ms=math.nan)
+    with pytest.raises(InvalidArgument, match="deadline_ms must be a number of milliseconds, got nan"):
+        off.open(two, Plan.by_hand({}), timing_rows=rows_of(4))(rows_of(2), deadline_ms=math.nan)

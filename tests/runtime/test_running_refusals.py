@@ -10,7 +10,7 @@ from torch import nn
 
 import offramp as off
 from offramp.building.cutting import ladder
-from offramp.errors import BadData, BadNetwork, OpenAgain
+from offramp.errors import BadData, BadNetwork, StaleRunner
 from offramp.plans.plan import Plan
 from small import dense, ladder_of, rows_of
 
@@ -71,11 +71,11 @@ def test_the_runner_refuses_after_a_change(change):
     runner = off.open(net, plan)
     runner(x)
     CHANGES[change](net)
-    with pytest.raises(OpenAgain, match="open again"):
+    with pytest.raises(StaleRunner, match="open again"):
         runner(x)
-    with pytest.raises(OpenAgain):
+    with pytest.raises(StaleRunner):
         list(runner.anytime(x))
-    with pytest.raises(OpenAgain):
+    with pytest.raises(StaleRunner):
         runner.check()
 
 

@@ -71,7 +71,7 @@ def threshold(rng, scores) -> float:
 def plan_for(rng, trace: Trace) -> Plan:
     gates = [gate for gate in trace.chain.gates if rng.random() < 0.9]
     chosen = {gate: threshold(rng, trace.columns[f"score/{gate}"]) for gate in gates}
-    return Plan.by_hand(chosen, deepest=rng.choice([None, *trace.chain.exits]) if rng.random() < 0.4 else None)
+    return Plan.by_hand(chosen, max_exit=rng.choice([None, *trace.chain.exits]) if rng.random() < 0.4 else None)
 
 
 def off_band(trace: Trace, plan: Plan) -> np.ndarray:

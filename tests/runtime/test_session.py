@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.errors import BadData, BadFile, BadInput, BadNetwork, Mismatch, OpenAgain, UnknownName
+from offramp.errors import BadData, BadFile, BadNetwork, InvalidArgument, Mismatch, StaleRunner, UnknownName
 from offramp.plans.plan import Plan
 from offramp.runtime import graphs
 from offramp.runtime import session as opening
@@ -88,7 +88,7 @@ AFTER_OPEN = {
 def refused(runner, x):
     try:
         runner(x)
-    except OpenAgain:
+    except StaleRunner:
         return True
     return False
 
@@ -107,7 +107,7 @@ def test_what_the_code_reads_may_not_change_after_open(case):
         runner(x)
     AFTER_OPEN[case](net)
     assert any(refused(runner, x) for _ in range(2))  # of few modules all are looked at within two batches
-    with pytest.raises(OpenAgain, match="open again"):
+    with pytest.raises(StaleRunner, match="open again"):
         runner.check()
     with pytest.raises(Mismatch):  # not the Runner that was kept: it opens anew, and that is refused
         off.run(net, plan, x)
@@ -120,7 +120,7 @@ def test_an_entry_of_a_dict_is_noticed_by_check_and_by_run():
     runner = off.open(net, plan)
     before = off.run(net, plan, x).logits
     net.backbone["large"]._table["by"] = 2.0
-    with pytest.raises(OpenAgain, match="open again"):
+    with pytest.raises(StaleRunner, match="open again"):
         runner.check()
     torch.testing.assert_close(off.run(net, plan, x).logits, 2 * before)
 
@@ -164,12 +164,12 @@ def test_an_unknown_gate_is_refused(two):
 
 
 def test_a_gate_has_as_many_thresholds_as_routes(two):
-    with pytest.raises(BadInput, match="2 thresholds"):
+    with pytest.raises(InvalidArgument, match="2 thresholds"):
         off.open(two, Plan.by_hand({"small": (1.0, 2.0)}))
 
 
 def test_another_device_is_refused(two):
-    with pytest.raises(BadInput, match="meta"):
+    with pytest.raises(InvalidArgument, match="meta"):
         off.open(two, Plan.by_hand({}), device="meta")
 
 
@@ -241,7 +241,7 @@ def test_a_plan_by_hand_of_a_ladder_is_compiled_when_it_is_opened(monkeypatch):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     net, plan, x = ladder_of(2), Plan.by_hand({"small": 0.4}), rows_of(6)
-    with pytest.raises(BadInput, match="example=x"):
+    with pytest.raises(InvalidArgument, match="example=x"):
         off.open(net, plan, engine="onnxruntime")
     with pytest.raises(BadData, match="no rows"):
         off.open(net, plan, engine="onnxruntime", example=x[:0])
@@ -249,7 +249,7 @@ def test_a_plan_by_hand_of_a_ladder_is_compiled_when_it_is_opened(monkeypatch):
     runners = [
         off.open(net, plan, engine="onnxruntime", example=x[:1]),
         off.open(known, plan, engine="onnxruntime"),
-        off.open(ladder_of(2), plan, engine="onnxruntime", time_on=x),
+        off.open(ladder_of(2), plan, engine="onnxruntime", timing_rows=x),
     ]
     monkeypatch.setattr(graphs, "written", lambda *_: pytest.fail("written while it serves"))
     want = off.open(net, plan)(x)
@@ -277,9 +277,9 @@ def test_a_child_in_training_mode_is_named():
 
 
 def test_paths_in_place_of_things_are_told(two, tmp_path):
-    with pytest.raises(BadInput, match=r"the plan must be a Plan.*load it first, with Plan.load"):
+    with pytest.raises(InvalidArgument, match=r"the plan must be a Plan.*load it first, with Plan.load"):
         off.open(two, "plan.json")
-    with pytest.raises(BadInput, match=r"the trace must be a Trace.*load it first, with Trace.load"):
+    with pytest.raises(InvalidArgument, match=r"the trace must be a Trace.*load it first, with Trace.load"):
         off.calibrate("trace.npz", at_most=0.1)
     off.save(two, tmp_path / "net")
     for load in (Plan.load, off.Trace.load):
@@ -288,8 +288,8 @@ def test_paths_in_place_of_things_are_told(two, tmp_path):
 
 
 def test_time_on_no_rows_is_refused(two):
-    with pytest.raises(BadData, match="time_on has no rows"):
-        off.open(two, Plan.by_hand({}), time_on=rows_of(0))
+    with pytest.raises(BadData, match="timing_rows has no rows"):
+        off.open(two, Plan.by_hand({}), timing_rows=rows_of(0))
 
 
 @pytest.mark.parametrize(

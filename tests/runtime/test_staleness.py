@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.errors import OpenAgain
+from offramp.errors import StaleRunner
 from offramp.gates.tempered import Tempered
 from offramp.runtime.staleness import SettingsWatch, Watch
 from small import dense, ladder_of
@@ -60,7 +60,7 @@ def test_it_notices(change):
     watch = Watch([module])
     watch.check()
     CHANGES[change](module)
-    with pytest.raises(OpenAgain, match="open again"):
+    with pytest.raises(StaleRunner, match="open again"):
         watch.check()
 
 
@@ -83,7 +83,7 @@ def test_a_single_value_that_is_not_compared_is_not_noticed():
     module.weight.data[0, 1] += 1
     watch.check()
     module.weight.data[0, 0] += 1
-    with pytest.raises(OpenAgain):
+    with pytest.raises(StaleRunner):
         watch.check()
 
 
@@ -111,7 +111,7 @@ def test_weights_made_in_inference_mode():
     watch = Watch([module])
     watch.check()
     module[2].weight = nn.Parameter(torch.ones(2, 3))
-    with pytest.raises(OpenAgain):
+    with pytest.raises(StaleRunner):
         watch.check()
 
 
@@ -121,7 +121,7 @@ def test_shallow_it_looks_at_the_roots_alone():
     touch(module[2], "weight", "mul_")
     watch.check()
     module[2] = nn.Identity().eval()
-    with pytest.raises(OpenAgain):
+    with pytest.raises(StaleRunner):
         watch.check()
 
 
@@ -138,7 +138,7 @@ def test_it_keeps_no_module_alive():
 def refused(watch):
     try:
         watch.glance()
-    except OpenAgain:
+    except StaleRunner:
         return True
     return False
 
@@ -148,7 +148,7 @@ def test_glances_notice_after_as_many_turns_at_most_and_a_check_at_once(change):
     module = model()
     watch = Watch([module], turns=4)
     CHANGES[change](module)
-    with pytest.raises(OpenAgain):
+    with pytest.raises(StaleRunner):
         watch.check()
     assert any(refused(watch) for _ in range(4))
 
@@ -173,7 +173,7 @@ def test_it_notices_another_function_of_a_gate():
     net = ladder_of(2)
     watch = Watch([net.gates])
     net.gates["small"].function = lambda logits: logits[:, 0]
-    with pytest.raises(OpenAgain):
+    with pytest.raises(StaleRunner):
         watch.check()
 
 
@@ -183,7 +183,7 @@ def test_it_notices_a_number_or_a_word_of_a_gate():
     watch = Watch([net.gates])
     watch.check()
     net.gates["small"].temperature = 3.0
-    with pytest.raises(OpenAgain):
+    with pytest.raises(StaleRunner):
         watch.check()
 
 
@@ -194,7 +194,7 @@ def test_a_settings_watch_looks_at_all_modules_in_turns_and_keeps_none_alive():
         watch.glance()
     module[11].negative_slope = 0.2
     assert [refused(watch) for _ in range(6)].count(True) == 2  # of three shares one holds it
-    with pytest.raises(OpenAgain, match="a setting of a LeakyReLU"):
+    with pytest.raises(StaleRunner, match="a setting of a LeakyReLU"):
         watch.check()
     module[11].negative_slope = 0.1
     watch.check()
@@ -211,16 +211,16 @@ def test_a_settings_watch_compares_what_code_reads_by_value():
     watch.check()
     entries["a"] = torch.ones(2)
     watch.glance()
-    with pytest.raises(OpenAgain, match="a dict"):
+    with pytest.raises(StaleRunner, match="a dict"):
         watch.check()
     table["f"] = max
-    with pytest.raises(OpenAgain, match="'f'"):
+    with pytest.raises(StaleRunner, match="'f'"):
         watch.glance()
     table["f"] = len
     del table["by"]
-    with pytest.raises(OpenAgain, match="'by'"):
+    with pytest.raises(StaleRunner, match="'by'"):
         watch.glance()
     table["by"] = 1.5
     tensor.add_(1)
-    with pytest.raises(OpenAgain, match="a tensor"):
+    with pytest.raises(StaleRunner, match="a tensor"):
         watch.glance()

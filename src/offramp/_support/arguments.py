@@ -12,7 +12,7 @@ from decimal import Decimal
 from numbers import Integral, Real
 from typing import Any
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 
 MOST = 2**31 - 1  # the largest count
 LONGEST = 40  # characters of a value in a sentence
@@ -29,7 +29,7 @@ def require_number(name: str, value: object, low: float, high: float, *, include
         includes_low: the lower limit is allowed too.
 
     Raises:
-        BadInput: it is no number, or not within the limits.
+        InvalidArgument: it is no number, or not within the limits.
     """
     if isinstance(value, Real) and not isinstance(value, bool):
         # the shortest text of a NumPy number: of float32 0.05 this is 0.05, and no zero is negative
@@ -39,7 +39,7 @@ def require_number(name: str, value: object, low: float, high: float, *, include
     least = f"of at least {low:g}" if includes_low else f"above {low:g}"
     most = "" if high == math.inf else f" and below {high:g}"
     meant = _as_share(value) if high <= 1 or isinstance(value, str) else ""
-    raise BadInput(f"{name} must be a number {least}{most}, got {value!r}{meant}")
+    raise InvalidArgument(f"{name} must be a number {least}{most}, got {value!r}{meant}")
 
 
 def _as_float(value: Any) -> float:
@@ -50,10 +50,10 @@ def _as_float(value: Any) -> float:
 
 
 def require_confidence(value: object) -> float:
-    """A confidence above 0 and below 1, also as 1 - confidence. Raises BadInput."""
+    """A confidence above 0 and below 1, also as 1 - confidence. Raises InvalidArgument."""
     confidence = require_number("confidence", value, 0, 1)
     if not 0 < 1 - confidence < 1:
-        raise BadInput(f"confidence must be a number of at least 1e-15 and below 1, got {value!r}")
+        raise InvalidArgument(f"confidence must be a number of at least 1e-15 and below 1, got {value!r}")
     return confidence
 
 
@@ -67,7 +67,7 @@ def require_count(name: str, value: object, low: int = 1, high: int = MOST) -> i
         high: the most.
 
     Raises:
-        BadInput: it is no whole number, or not within the limits.
+        InvalidArgument: it is no whole number, or not within the limits.
     """
     if isinstance(value, Integral) and not isinstance(value, bool):
         count = int(value)
@@ -76,18 +76,18 @@ def require_count(name: str, value: object, low: int = 1, high: int = MOST) -> i
     most = "" if high == MOST else f" to {high:,}"
     found = repr(value)
     shown = found if len(found) <= LONGEST else f"{found[:LONGEST]}..."
-    raise BadInput(f"{name} must be a whole number from {low}{most or ' upward'}, got {shown}")
+    raise InvalidArgument(f"{name} must be a whole number from {low}{most or ' upward'}, got {shown}")
 
 
 def require_flag(name: str, value: object) -> bool:
-    """True or False, also NumPy's. Raises BadInput for anything else: the text "no" would count as True."""
+    """True or False, also NumPy's. Raises InvalidArgument for anything else: the text "no" would count as True."""
     if isinstance(value, bool) or (type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")):
         return bool(value)
-    raise BadInput(f"{name} must be True or False, got {value!r}")
+    raise InvalidArgument(f"{name} must be True or False, got {value!r}")
 
 
 def require_kind(name: str, value: object, kind: type, way: str) -> None:
-    """Raise BadInput for a value of another class.
+    """Raise InvalidArgument for a value of another class.
 
     Args:
         name: of the argument, for the sentence.
@@ -101,7 +101,7 @@ def require_kind(name: str, value: object, kind: type, way: str) -> None:
         got = f"the text {value!r}: load it first, with {kind.__name__}.load"
     else:
         got = f"a {type(value).__name__}"
-    raise BadInput(f"{name} must be a {kind.__name__}, {way}; got {got}")
+    raise InvalidArgument(f"{name} must be a {kind.__name__}, {way}; got {got}")
 
 
 def _as_share(value: object) -> str:
@@ -138,7 +138,7 @@ def arguments_of(texts: Sequence[str] | None, told: str = "--with") -> dict[str,
     found: dict[str, Any] = {}
     for name, value in pairs(texts, told).items():
         if not name.isidentifier():
-            raise BadInput(f"got {told} {name}=..., expected the name of an argument before the =; write it so")
+            raise InvalidArgument(f"got {told} {name}=..., expected the name of an argument before the =; write it so")
         try:
             found[name] = json.loads(value)
         except (ValueError, RecursionError):
@@ -147,12 +147,12 @@ def arguments_of(texts: Sequence[str] | None, told: str = "--with") -> dict[str,
 
 
 def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
-    """NAME=VALUE texts as a mapping. Raises BadInput."""
+    """NAME=VALUE texts as a mapping. Raises InvalidArgument."""
     found: dict[str, str] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not (name and equals and value) or name in found:
-            raise BadInput(f"got {option} {text!r}, expected NAME=VALUE, each name once; write it so")
+            raise InvalidArgument(f"got {option} {text!r}, expected NAME=VALUE, each name once; write it so")
         found[name] = value
     return found
 
@@ -163,7 +163,8 @@ def words(text: str | None) -> list[str] | None:
 
 
 def name_of(spec: str) -> tuple[str, dict[str, Any]]:
-    """A name and its arguments: `offramp:msdnet_even?blocks=5&classes=10`. Raises BadInput where one is no NAME=VALUE.
+    """A name and its arguments: `offramp:msdnet_even?blocks=5&classes=10`. Raises InvalidArgument where one is no
+    NAME=VALUE.
 
     >>> name_of("strided?width=64")
     ('strided', {'width': 64})

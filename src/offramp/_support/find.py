@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from offramp.errors import BadInput, UnknownName
+from offramp.errors import InvalidArgument, UnknownName
 
 HOUSE = Path(__file__).parents[1]
 SHOWN = 40  # of what is known, where nothing is near
@@ -28,7 +28,7 @@ SHOWN = 40  # of what is known, where nothing is near
 def find(shelf: str, name: str) -> Any:
     """The object called `name` on `shelf`, or the user's own for `module:attribute`.
 
-    Raises UnknownName (with the nearest names), BadInput when the user's module cannot be imported.
+    Raises UnknownName (with the nearest names), InvalidArgument when the user's module cannot be imported.
     """
     return imported(name) if ":" in name else shelved(shelf, name)
 
@@ -66,7 +66,7 @@ def imported(dotted: str) -> Any:
         for part in attribute.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError, TypeError, ValueError) as problem:
-        raise BadInput(
+        raise InvalidArgument(
             f"cannot import {dotted!r} ({problem}); give module:attribute as Python would import it"
         ) from problem
     return found

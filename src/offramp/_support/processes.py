@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, distributed
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 
 T = TypeVar("T")
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -86,9 +86,9 @@ class Processes:
         return self.gathered(result)[0]  # type: ignore[return-value]
 
     def require_same(self, mark: str, what: str) -> None:
-        """Raise BadInput unless all processes have the same `mark` of something."""
+        """Raise InvalidArgument unless all processes have the same `mark` of something."""
         if len(set(self.gathered(mark))) > 1:
-            raise BadInput(
+            raise InvalidArgument(
                 f"the {self.count} processes have different {what}s, expected the same in all; load one from a file, "
                 "or seed what makes it"
             )

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from offramp._support.find import find, unknown
 from offramp.building.cutting import GateLike, cut
-from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
+from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError
 from offramp.networks.inputs import State, as_inputs, call_model, copies, given, remedy
 from offramp.networks.network import Network
 from offramp.networks.nodes import Exit
@@ -36,7 +36,7 @@ def adopt(
     *,
     exits: Mapping[str, str] | None = None,
     gate: GateLike | Mapping[str, GateLike] = "margin",
-    front: nn.Module | None = None,
+    preprocess: nn.Module | None = None,
     spec: str | None = None,
     length: Sequence[str] | str = (),
 ) -> Network:
@@ -52,7 +52,7 @@ def adopt(
         exits: by layer the module that is the exit after it, such as {"blocks.0": "heads.0"}. Without it they are found
             by one forward on the example.
         gate: as in `cut`.
-        front: the preprocessing of the model.
+        preprocess: the preprocessing of the model.
         spec: how to build the model again, such as `offramp:resnet20`.
         length: as in `cut`.
 
@@ -62,7 +62,7 @@ def adopt(
     Raises:
         BadNetwork: the exits cannot be found, or what is found answers otherwise than the model.
         UnknownName: the model has no such layer or head.
-        BadInput: `exits` is no mapping of names.
+        InvalidArgument: `exits` is no mapping of names.
         BadData: the model fails on the example.
 
     Example:
@@ -83,7 +83,7 @@ def adopt(
     _require_eval(model)
     device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
     inputs = copies(as_inputs(example, device))
-    seen = _forward(model, front, inputs)
+    seen = _forward(model, preprocess, inputs)
     answers = _answers(seen.outputs)
     if exits is not None:
         _require_names(model, exits)
@@ -98,7 +98,7 @@ def adopt(
         at=list(found),
         exits={layer: head.exit() for layer, head in found.items()},
         gate=gate,
-        front=front,
+        preprocess=preprocess,
         spec=spec,
         length=length,
         logits=None if last is None or last == "y" else last.removeprefix("y/"),
@@ -148,7 +148,7 @@ class _Forward:
         return [call for call in reversed(self.calls) if call.output is tensor]
 
 
-def _forward(model: nn.Module, front: nn.Module | None, inputs: State) -> _Forward:
+def _forward(model: nn.Module, preprocess: nn.Module | None, inputs: State) -> _Forward:
     """Run the model once and look at every module."""
     calls = list[_Call]()
     starts = dict[str, list[int]]()
@@ -172,7 +172,7 @@ def _forward(model: nn.Module, front: nn.Module | None, inputs: State) -> _Forwa
             hook = lambda _m, args, kwargs, output, name=name: ends(name, args, kwargs, output)  # noqa: E731
             handles.append(module.register_forward_hook(hook, with_kwargs=True))
         with torch.no_grad(), plain_attention():
-            outputs = tensors_of(call_model(model, front, inputs), "y")
+            outputs = tensors_of(call_model(model, preprocess, inputs), "y")
     except OfframpError:
         raise
     except Exception as problem:  # whatever the user's code raises
@@ -286,11 +286,13 @@ def _require_eval(model: nn.Module) -> None:
 def _require_names(model: nn.Module, exits: object) -> None:
     """Raise for `exits` that do not name modules of the model."""
     if not isinstance(exits, Mapping) or not exits:
-        raise BadInput(f"exits must be a mapping of layers to heads, such as {{'blocks.0': 'heads.0'}}, got {exits!r}")
+        raise InvalidArgument(
+            f"exits must be a mapping of layers to heads, such as {{'blocks.0': 'heads.0'}}, got {exits!r}"
+        )
     known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     for name in (*exits.keys(), *exits.values()):
         if not isinstance(name, str):
-            raise BadInput(f"exits must name modules of the model, got a {type(name).__name__}")
+            raise InvalidArgument(f"exits must name modules of the model, got a {type(name).__name__}")
         if name not in known:
             raise unknown(name, known, "module of this model")
 

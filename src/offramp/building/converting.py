@@ -14,7 +14,7 @@ from torch import nn
 from offramp._support.arguments import name_of
 from offramp._support.find import files, find, imported, names, unknown
 from offramp._support.notices import say
-from offramp.errors import BadInput, BadNetwork, OfframpError, UnknownName
+from offramp.errors import BadNetwork, InvalidArgument, OfframpError, UnknownName
 from offramp.networks.layer import Layer, SavesNothing, outer_layers
 from offramp.networks.wrappers import require_plain, unwrapped
 
@@ -52,7 +52,7 @@ def convert(
     Raises:
         UnknownName: a pattern that matches nothing, or a method that is on no shelf; the nearest
             names are offered.
-        BadInput: an option that the method does not take, or takes with other values.
+        InvalidArgument: an option that the method does not take, or takes with other values.
         BadNetwork: a layer that the method cannot replace; layers that share weights with others.
 
     Example:
@@ -63,9 +63,9 @@ def convert(
         (torch.Size([8, 64]), torch.Size([2, 3]))
     """
     if not isinstance(model, nn.Module):
-        raise BadInput(f"the model must be a torch.nn.Module, got {type(model).__name__}")
+        raise InvalidArgument(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(layers, Mapping) or not layers:
-        raise BadInput('layers must map patterns to methods, such as {"layer3.*": "ghost?ratio=2"}')
+        raise InvalidArgument('layers must map patterns to methods, such as {"layer3.*": "ghost?ratio=2"}')
     inner = unwrapped(model)[0]
     require_plain(inner, "model")
     made = copy.deepcopy(inner)
@@ -141,12 +141,12 @@ def layer_class(name: str) -> type[Layer]:
 
     Raises:
         UnknownName: there is no such method; the nearest are offered.
-        BadInput: it names something that is no Layer.
+        InvalidArgument: it names something that is no Layer.
     """
     if ":" in name:
         own = imported(name)
         if not (isinstance(own, type) and issubclass(own, Layer)):
-            raise BadInput(f"{name!r} must be a subclass of offramp.contracts.Layer")
+            raise InvalidArgument(f"{name!r} must be a subclass of offramp.contracts.Layer")
         return own
     title = "".join(word.title() for word in name.split("_"))
     if name in files("layers") and title in names("layers"):
@@ -187,7 +187,7 @@ def _replaced(model: nn.Module, method: Method, chosen: list[str]) -> nn.Module:
     elif callable(method) and not isinstance(method, type):
         build = method
     else:
-        raise BadInput(f"a method must be a name, a Layer or a function, got {method!r}")
+        raise InvalidArgument(f"a method must be a name, a Layer or a function, got {method!r}")
     modules = dict(model.named_modules(remove_duplicate=False))
     suited = [name for name in chosen if isinstance(modules[name], kinds)]
     suited = _outermost(suited)
@@ -203,10 +203,10 @@ def _replaced(model: nn.Module, method: Method, chosen: list[str]) -> nn.Module:
         except SavesNothing as problem:
             left[name] = problem
             continue
-        except BadInput as problem:
+        except InvalidArgument as problem:
             raise type(problem)(f"{name!r}: {problem}") from problem
         if not isinstance(layer, nn.Module):
-            raise BadInput(f"{_title(method)} must give a module, got {type(layer).__name__}")
+            raise InvalidArgument(f"{_title(method)} must give a module, got {type(layer).__name__}")
         if name == "":
             return layer
         parent, _, last = name.rpartition(".")
@@ -236,7 +236,7 @@ def _called(build: Callable[..., Any], method: Method, options: Mapping[str, Any
         if not options:
             raise
         told = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise BadInput(f"{_title(method)} cannot use {told} ({problem})") from problem
+        raise InvalidArgument(f"{_title(method)} cannot use {told} ({problem})") from problem
 
 
 def _title(method: Method) -> str:
@@ -295,7 +295,7 @@ def conversions_of(model: nn.Module, base: nn.Module | None = None) -> dict[str,
         base: the model as it was, if layers may have lost channels ("pruned").
 
     Raises:
-        BadInput: a layer of the user's own class, or by a function: no text stands for it.
+        InvalidArgument: a layer of the user's own class, or by a function: no text stands for it.
     """
     found: dict[str, str] = {}
     for name, layer in outer_layers(model).items():
@@ -348,7 +348,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
         spec: `offramp:resnet20|layer3.*=ghost?ratio=2|conv1=keep`.
 
     Raises:
-        BadInput: a part behind a bar is no PATTERN=METHOD.
+        InvalidArgument: a part behind a bar is no PATTERN=METHOD.
 
     >>> split_spec("offramp:resnet20|layer1.*,layer2.*=ghost?ratio=2")
     ('offramp:resnet20', {'layer1.*': 'ghost?ratio=2', 'layer2.*': 'ghost?ratio=2'})
@@ -358,7 +358,7 @@ def split_spec(spec: str) -> tuple[str, dict[str, str]]:
     for part in parts:
         pattern, equals, method = part.partition("=")
         if not (pattern.strip() and equals and method.strip()):
-            raise BadInput(f"a conversion must be PATTERN=METHOD, got {part!r} in {spec!r}")
+            raise InvalidArgument(f"a conversion must be PATTERN=METHOD, got {part!r} in {spec!r}")
         for one in pattern.split(","):
             found[one.strip()] = method.strip()
     return base.strip(), found
@@ -368,7 +368,7 @@ def _spec_of(name: str, layer: Layer) -> str:
     file = type(layer).__module__.rpartition(".")[2]
     ours = type(layer).__module__.startswith("offramp.layers.")
     if not ours or file not in files("layers") or layer_class(file) is not type(layer):
-        raise BadInput(
+        raise InvalidArgument(
             f"{name!r} is a {type(layer).__name__}, which no text stands for; give the model again "
             "where the network is loaded"
         )

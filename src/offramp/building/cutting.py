@@ -16,7 +16,7 @@ from offramp.building.factories import made_for_features, make_exit, make_gate
 from offramp.building.placement.asked import require_place, where
 from offramp.building.placement.trying import Placing
 from offramp.building.skipping import skippable
-from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
+from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError
 from offramp.networks.ambient import without_autocast
 from offramp.networks.channels import ChannelTracker, layouts_of
 from offramp.networks.dependence import require_read
@@ -32,7 +32,7 @@ from offramp.plans.signature import Input, is_input, is_label
 from offramp.plans.topology import Node, Topology
 from offramp.runtime.code_marks import refuse_hidden
 
-Model = Any  # a module, what `offramp.members` takes for a member, or a pair of such a model and its front
+Model = Any  # a module, what `offramp.members` takes for a member, or a pair of such a model and its preprocessing
 Named = tuple[nn.Module, nn.Module | None, Network | None]
 GateLike = str | Gate | Callable[..., Any]
 ExitLike = str | Exit | Callable[..., Exit]
@@ -44,13 +44,13 @@ def cut(
     example: Any,
     *,
     at: Sequence[str] | str | None = None,
-    n: int | None = None,
+    parts: int | None = None,
     exits: ExitLike | Mapping[str, ExitLike] = "linear_grid",
     gate: GateLike | Mapping[str, GateLike] = "margin",
-    front: nn.Module | None = None,
+    preprocess: nn.Module | None = None,
     spec: str | None = None,
     length: Sequence[str] | str = (),
-    probe: object = None,
+    labelled: object = None,
     logits: int | str | None = None,
     skip: Sequence[str] | str | None = None,
 ) -> Network:
@@ -63,16 +63,17 @@ def cut(
     Args:
         model: A classifier: logits [B, C], alone or in a tuple, dict or dataclass. It is taken out of torch.compile,
             DataParallel and AveragedModel.
-        example: A batch as the model (or its `front`) takes it: a tensor, a tuple, or a mapping to keyword arguments.
-            `label` or `labels` in a mapping is the label and is left out.
-        at: Names of modules, such as ["layer1", "layer2"]; or "auto", which puts exits where they save time on `probe`.
+        example: A batch as the model (or its `preprocess`) takes it: a tensor, a tuple, or a mapping to keyword
+            arguments. `label` or `labels` in a mapping is the label and is left out.
+        at: Names of modules, such as ["layer1", "layer2"]; or "auto", which puts exits where they save time on
+            `labelled`.
         n: Into how many parts of about equal MACs, instead of `at`. With at="auto" the largest number of parts.
         exits: One for all cuts, or a mapping from cut to exit: a name on the shelf `exits` (linear_grid, linear,
             linear_masked, mlp, branch, cascade, ...), an Exit, or a function of (shape of one row's features, classes).
             A function with an argument `reads` also gets the names of the earlier exits.
         gate: One for all exits but the last, or a mapping: a name on the shelf `gates`, a Gate, or a function of logits
             [B, C] that gives scores [B].
-        front: A module that prepares the input (cast, resize, normalise), or None.
+        preprocess: A module that prepares the input (cast, resize, normalise), or None.
         spec: The text that names the model, such as "timm:resnet18", so that a saved network can be built again.
         length: Inputs [B, T, ...] whose T may differ between batches, such as ("input_ids", "attention_mask").
         probe: Labelled rows for at="auto". They count as training rows.
@@ -87,7 +88,7 @@ def cut(
         UnknownName: No such module, exit or gate; the nearest name is offered.
         BadNetwork: The model mixes rows, cannot be exported, runs a tapped module twice, or carries something at a cut
             that cannot be compacted.
-        BadInput: An argument is not what it must be.
+        InvalidArgument: An argument is not what it must be.
         BadData: The example does not fit the model.
 
     Example:
@@ -96,26 +97,26 @@ def cut(
         ('1', 'backbone')
     """
     if skip is not None:
-        if at is not None or n is not None or probe is not None:
-            raise BadInput("skip= makes forks and no exits; give it without at, n and probe")
+        if at is not None or parts is not None or labelled is not None:
+            raise InvalidArgument("skip= makes forks and no exits; give it without at, n and labelled")
         _require_module(model, "model")
         plain, _ = unwrapped(model)
-        _require_modules(plain, front)
+        _require_modules(plain, preprocess)
         chooses = "controller" if gate == "margin" else gate
         if isinstance(chooses, Mapping):
-            raise BadInput("skip= takes one gate for all units")
-        return skippable(plain, example, skip, gate=chooses, preprocess=front)
+            raise InvalidArgument("skip= takes one gate for all units")
+        return skippable(plain, example, skip, gate=chooses, preprocess=preprocess)
     return cut_and_placement(
         model,
         example,
         at=at,
-        n=n,
+        parts=parts,
         exits=exits,
         gate=gate,
-        front=front,
+        preprocess=preprocess,
         spec=spec,
         length=length,
-        probe=probe,
+        labelled=labelled,
         logits=logits,
     )[0]
 
@@ -126,31 +127,31 @@ def cut_and_placement(
     example: Any,
     *,
     at: Sequence[str] | str | None = None,
-    n: int | None = None,
+    parts: int | None = None,
     exits: ExitLike | Mapping[str, ExitLike] = "linear_grid",
     gate: GateLike | Mapping[str, GateLike] = "margin",
-    front: nn.Module | None = None,
+    preprocess: nn.Module | None = None,
     spec: str | None = None,
     length: Sequence[str] | str = (),
-    probe: object = None,
+    labelled: object = None,
     logits: int | str | None = None,
 ) -> tuple[Network, Placing | None]:
     """As `cut`, and what was measured where at="auto" chose the exits (None for any other `at`)."""
-    require_place(at, n, probe)
+    require_place(at, parts, labelled)
     _require_module(model, "model")
     model, prefix = unwrapped(model)
     at = _within(at, prefix, model)
-    _require_modules(model, front)
+    _require_modules(model, preprocess)
     place = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
-    _require_no_label(model, front, example)
+    _require_no_label(model, preprocess, example)
     tried = copies(as_inputs(example, place))
     free = texts_of(tried, length)
-    names, placing = where(model, front, tried, at=at, n=n, probe=probe, exits=exits, length=free)
+    names, placing = where(model, preprocess, tried, at=at, parts=parts, labelled=labelled, exits=exits, length=free)
     output = None if logits is None else f"y/{logits}"
     rung = Rung(BACKBONE, spec, names, _inputs(tried), free, output)
-    features, layouts = _tried_out(model, front, rung, tried)
+    features, layouts = _tried_out(model, preprocess, rung, tried)
     rung = replace(rung, cuts=tuple(features)[:-1])  # in their order
-    network = _hung(model, front, rung, features, layouts, exits, gate)
+    network = _hung(model, preprocess, rung, features, layouts, exits, gate)
     if placing is not None:
         network.learned = union([network.learned, placing.seen])  # by those its exits were placed: no promise
     refuse_hidden(network)
@@ -168,16 +169,16 @@ def ladder(
     temperature: float | None = None,
     answer: str = "own",
     example: object = None,
-    specs: Mapping[str, str] | None = None,
+    sources: Mapping[str, str] | None = None,
 ) -> Network:
     """Stack whole trained models into a cascade (a *ladder*), cheapest first.
 
     Each model reads the raw input through its own preprocessing. Nothing is trained and nothing is changed.
 
     Args:
-        rungs: Models or (model, front) pairs; a mapping names them, a sequence numbers them. A network made by `cut`
-            may be one of them and keeps its exits and gates, at the nodes `<name>/<cut>`. A scikit-learn estimator,
-            the path of an `.onnx` file and a function of NumPy arrays are taken too (see `offramp.members`).
+        rungs: Models or (model, preprocess) pairs; a mapping names them, a sequence numbers them. A network made by
+            `cut` may be one of them and keeps its exits and gates, at the nodes `<name>/<cut>`. A scikit-learn
+            estimator, the path of an `.onnx` file and a function of NumPy arrays are taken too (see `offramp.members`).
         gate: One for all models but the last, or a mapping from name to gate: a name on the shelf `gates`, a Gate, or a
             function of logits [B, C] that gives scores [B].
         temperature: Divides the logits before a gate scores them, for one gate of all models. None leaves them.
@@ -192,7 +193,7 @@ def ladder(
 
     Raises:
         BadNetwork: The models do not fit together.
-        BadInput: An argument is not what it must be.
+        InvalidArgument: An argument is not what it must be.
         UnknownName: No such gate.
 
     Example:
@@ -201,16 +202,18 @@ def ladder(
         ('small', 'large')
     """
     named = _named(rungs)
-    for model, front, _ in named.values():
-        _require_no_label(model, front, example)
+    for model, preprocess, _ in named.values():
+        _require_no_label(model, preprocess, example)
     if temperature is not None:
         if isinstance(gate, Mapping):
-            raise BadInput("temperature must be None where gate is a mapping; put gates.Tempered into the mapping")
+            raise InvalidArgument(
+                "temperature must be None where gate is a mapping; put gates.Tempered into the mapping"
+            )
         gate = find("gates", "Tempered")(make_gate(gate), temperature)
     names, inner = list(named), {name: network for name, (_, _, network) in named.items() if network is not None}
     exits = {name: _exit(answer, names[place - 1] if place else None, place) for place, name in enumerate(names)}
     told = {name: getattr(model, "spec", None) for name, (model, _, _) in named.items() if outside_torch([model])}
-    told = {**(specs or {}), **told}  # a member that computes outside of torch knows itself how it is built again
+    told = {**(sources or {}), **told}  # a member that computes outside of torch knows itself how it is built again
     known = () if example is None else _inputs(as_inputs(example))
     stacked = [_rung(name, inner.get(name), told.get(name), known) for name in names]
     nodes = [node for rung in stacked for node in rung.nodes()]
@@ -223,7 +226,7 @@ def ladder(
         backbone=nn.ModuleDict({name: model for name, (model, _, _) in named.items()}),
         rungs=tuple(stacked),
         chain=_chain(stacked, exits, gates),
-        fronts={name: front for name, (_, front, _) in named.items() if front is not None},
+        fronts={name: preprocess for name, (_, preprocess, _) in named.items() if preprocess is not None},
         exits=exits,
         gates=gates,
         made={node: network.made[cut] for node, network, cut in hung if cut in network.made},
@@ -284,7 +287,7 @@ def _chain(rungs: Sequence[Rung], exits: Mapping[str, Exit], gates: Mapping[str,
 
 def _hung(
     model: nn.Module,
-    front: nn.Module | None,
+    preprocess: nn.Module | None,
     rung: Rung,
     features: Mapping[str, Any],
     layouts: Mapping[str, str | None],
@@ -315,7 +318,7 @@ def _hung(
         backbone=model,
         rungs=(rung,),
         chain=_chain([rung], heads, gates),
-        fronts={} if front is None else {BACKBONE: front},
+        fronts={} if preprocess is None else {BACKBONE: preprocess},
         exits=heads,
         gates=gates,
         made=made,
@@ -323,11 +326,13 @@ def _hung(
 
 
 def _require_inputs(rung: Rung, parts: Mapping[str, Exit] | Mapping[str, Gate]) -> None:
-    """Raise BadInput for an exit or a gate that reads an input which the model does not have."""
+    """Raise InvalidArgument for an exit or a gate that reads an input which the model does not have."""
     known = [one.name for one in rung.inputs]
     for node, part in parts.items():
         if missing := [name for name in part.reads if is_input(name) and name not in known]:
-            raise BadInput(f"{node!r} reads the input {missing[0]!r}, expected one of {known}; name one of these")
+            raise InvalidArgument(
+                f"{node!r} reads the input {missing[0]!r}, expected one of {known}; name one of these"
+            )
 
 
 def _require_module(model: object, what: str) -> None:
@@ -343,29 +348,29 @@ def _within(at: Sequence[str] | str | None, prefix: str, model: nn.Module) -> Se
     return [name if name in known else name.removeprefix(prefix) for name in at]
 
 
-def _require_modules(model: nn.Module, front: nn.Module | None) -> None:
-    """Raise BadNetwork unless the model is a module in eval mode, and the front one or None."""
-    if front is not None:
-        _require_module(front, "front")
+def _require_modules(model: nn.Module, preprocess: nn.Module | None) -> None:
+    """Raise BadNetwork unless the model is a module in eval mode, and the preprocessing one or None."""
+    if preprocess is not None:
+        _require_module(preprocess, "preprocess")
     require_plain(model, "model")
     require_eval(model, "model", "model.eval()")
 
 
-def _require_no_label(model: nn.Module, front: nn.Module | None, example: object) -> None:
-    """Raise BadInput for a model that cannot do without an input that is taken as the label."""
+def _require_no_label(model: nn.Module, preprocess: nn.Module | None, example: object) -> None:
+    """Raise InvalidArgument for a model that cannot do without an input that is taken as the label."""
     if not isinstance(example, Mapping) or not any(map(is_label, example)):
         return
-    needed = inspect.signature((model if front is None else front).forward).parameters.values()
+    needed = inspect.signature((model if preprocess is None else preprocess).forward).parameters.values()
     for one in needed:
         if is_label(one.name) and one.default is one.empty:
-            raise BadInput(
+            raise InvalidArgument(
                 f"the model needs an input called {one.name!r}, a name that is always taken as the label of a row. "
                 "Wrap the model in a module that calls it otherwise."
             )
 
 
 def _tried_out(
-    model: nn.Module, front: nn.Module | None, rung: Rung, tried: State
+    model: nn.Module, preprocess: nn.Module | None, rung: Rung, tried: State
 ) -> tuple[dict[str, Any], dict[str, str | None]]:
     """The values at each node for the example, and their layouts. One row is doubled, as for the export.
 
@@ -374,7 +379,7 @@ def _tried_out(
     two = {name: torch.cat([value, value]) if len(value) == 1 else value for name, value in tried.items()}
     try:
         with torch.no_grad(), ChannelTracker() as tracker:
-            values = values_of(model, front, rung, two)
+            values = values_of(model, preprocess, rung, two)
     except OfframpError:
         raise
     except Exception as problem:  # whatever the user's code raises
@@ -398,7 +403,7 @@ def _each(given_for: Any, names: Sequence[str], what: str) -> dict[str, Any]:
     if not isinstance(given_for, Mapping):
         return dict.fromkeys(names, given_for)
     if set(given_for) != set(names):
-        raise BadInput(
+        raise InvalidArgument(
             f"{what} are given for {list(given_for)}, expected one for each of {list(names)} and none for the last"
         )
     return dict(given_for)
@@ -406,41 +411,43 @@ def _each(given_for: Any, names: Sequence[str], what: str) -> dict[str, Any]:
 
 def _exit(answer: str, before: str | None, visited: int) -> Exit:
     if answer not in ("own", "mean"):
-        raise BadInput(f"answer is {answer!r}, expected 'own' or 'mean'")
+        raise InvalidArgument(f"answer is {answer!r}, expected 'own' or 'mean'")
     kind = find("exits", "Own" if answer == "own" else "Mean")
     made: Exit = kind() if answer == "own" else kind(before, visited)
     return made
 
 
 def _named(rungs: Sequence[Model] | Mapping[str, Model]) -> dict[str, Named]:
-    """Model, front, and the network as which it was cut (if it was), by name."""
+    """Model, preprocess, and the network as which it was cut (if it was), by name."""
     pairs = rungs.items() if isinstance(rungs, Mapping) else ((f"rung{i}", rung) for i, rung in enumerate(rungs, 1))
     named: dict[str, Named] = {}
     for name, rung in pairs:
-        model, front = rung if isinstance(rung, tuple) else (rung, None)
+        model, preprocess = rung if isinstance(rung, tuple) else (rung, None)
         if not isinstance(model, nn.Module):
             model = find("members", "wrapped")(model)
-        if not isinstance(model, nn.Module) or not (front is None or isinstance(front, nn.Module)):
-            raise BadNetwork(f"rung {name!r} is {rung!r}, expected a torch.nn.Module or (module, front)")
+        if not isinstance(model, nn.Module) or not (preprocess is None or isinstance(preprocess, nn.Module)):
+            raise BadNetwork(f"rung {name!r} is {rung!r}, expected a torch.nn.Module or (module, preprocess)")
         require_name(name)
         model, _ = unwrapped(model)
         require_plain(model, f"rung {name!r}")
         if isinstance(model, Network):
-            _check_rung(name, model, front)
-            named[name] = (model.backbone, model.front_of(model.rungs[0]), model)
+            _check_rung(name, model, preprocess)
+            named[name] = (model.backbone, model.preprocess_of(model.rungs[0]), model)
         else:
-            named[name] = (model, front, None)
+            named[name] = (model, preprocess, None)
     if len(named) < 2:
         raise BadNetwork(f"the ladder has {len(named)} rung, expected at least two; give models cheapest first")
     return named
 
 
-def _check_rung(name: str, network: Network, front: nn.Module | None) -> None:
+def _check_rung(name: str, network: Network, preprocess: nn.Module | None) -> None:
     """Raise BadNetwork for a network that cannot be a rung."""
     if [rung.name for rung in network.rungs] != [BACKBONE]:
         raise BadNetwork(f"rung {name!r} is a ladder itself, expected a model or a network made by cut; give its rungs")
-    if front is not None:
-        raise BadNetwork(f"rung {name!r} is a network with a front, expected the network alone; cut(..., front=...)")
+    if preprocess is not None:
+        raise BadNetwork(
+            f"rung {name!r} is a network with preprocessing, expected the network alone; cut(..., preprocess=...)"
+        )
     reads = {node.name: (*node.exit_reads, *node.gate_reads) for node in network.chain.nodes}
     if reading := [node for node, names in reads.items() if not all(map(is_input, names))]:
         raise BadNetwork(f"{reading[0]!r} in rung {name!r} reads exits by names that a ladder changes; cut it anew")

@@ -1,4 +1,5 @@
-"""Models, fronts and gates from names: `offramp:resnet56`, `timm:resnet18`, `my.module:factory`; weights from a file.
+"""Models, preprocessing and gates from names: `offramp:resnet56`, `timm:resnet18`, `my.module:factory`; weights from a
+file.
 
     offramp:NAME    timm:NAME    torchvision:NAME    hf:FOLDER-OR-NAME    onnx:FILE    my.module:factory
 
@@ -24,7 +25,7 @@ from offramp._support.arguments import name_of
 from offramp._support.find import files, find, find_file, imported, shelved, unknown
 from offramp.building.converting import BAR, convert, split_spec
 from offramp.building.weights import load_weights
-from offramp.errors import BadFile, BadInput, OfframpError
+from offramp.errors import BadFile, InvalidArgument, OfframpError
 from offramp.networks.nodes import Exit, Gate, Scorer
 
 OURS = "offramp:"
@@ -41,9 +42,9 @@ FROM_FILES = (
 def make_model(spec: str, weights: str | Path | None = None, *, fetch: bool = True) -> nn.Module:
     """The model that a typed spec names, in eval mode, with weights loaded strictly (see `weights.load_weights`).
 
-    fetch: whether a hub may fetch pretrained weights; never where `weights` are given. Raises UnknownName or BadInput
-    for the spec, BadFile for weights that do not fit, MissingExtra where the hub's package is not installed.
-    Of a model with conversions the weights may be those of the model before or after them.
+    fetch: whether a hub may fetch pretrained weights; never where `weights` are given. Raises UnknownName or
+    InvalidArgument for the spec, BadFile for weights that do not fit, MissingExtra where the hub's package is not
+    installed. Of a model with conversions the weights may be those of the model before or after them.
     """
     if BAR in spec:
         return _converted(spec, weights, fetch=fetch)
@@ -58,7 +59,7 @@ def make_model(spec: str, weights: str | Path | None = None, *, fetch: bool = Tr
     if not isinstance(model, nn.Module):
         model = find("members", "wrapped")(model) or model  # such as a scikit-learn estimator
     if not isinstance(model, nn.Module):
-        raise BadInput(f"{spec!r} gave a {type(model).__name__}, expected a torch.nn.Module")
+        raise InvalidArgument(f"{spec!r} gave a {type(model).__name__}, expected a torch.nn.Module")
     if weights is not None:
         load_weights(model, weights)
     return model.eval()
@@ -81,11 +82,11 @@ def _converted(spec: str, weights: str | Path | None, *, fetch: bool) -> nn.Modu
 def model_factory(spec: str) -> tuple[Callable[..., Any], dict[str, Any]]:
     """What `offramp:NAME?argument=value` or a user's `module:factory` names, and its arguments; of no hub.
 
-    Raises UnknownName with the nearest names, BadInput.
+    Raises UnknownName with the nearest names, InvalidArgument.
     """
     name, arguments = name_of(spec)
     if ":" not in name:
-        raise BadInput(
+        raise InvalidArgument(
             f"the model is {spec!r}, expected offramp:NAME (see offramp doctor), timm:NAME, "
             "torchvision:NAME, hf:NAME or my.module:factory"
         )
@@ -104,57 +105,57 @@ def built_from_file(spec: str | None) -> bool:
 def model_from_file(spec: str | None, rung: str) -> nn.Module:
     """The model that a spec found in a file names, without pretrained weights: they were saved.
 
-    Only `offramp:`, `timm:` and `torchvision:` resolve. Raises BadInput for any other.
+    Only `offramp:`, `timm:` and `torchvision:` resolve. Raises InvalidArgument for any other.
     """
     if spec is None or not built_from_file(spec):
         what = "was built by its user" if spec is None else f"is {spec!r}, and a file may not name code to run"
-        raise BadInput(f"rung {rung!r} {what}; give it again: load(folder, model={{{rung!r}: model}})")
+        raise InvalidArgument(f"rung {rung!r} {what}; give it again: load(folder, model={{{rung!r}: model}})")
     return make_model(spec, fetch=False)
 
 
-def front_of(spec: str) -> nn.Module | None:
+def preprocess_of(spec: str) -> nn.Module | None:
     """The preprocessing that belongs to a model on our shelf or of a hub; None for the user's own models and texts."""
     spec = split_spec(spec)[0]
     hub = _hub(spec)
     if hub is not None:
-        front: nn.Module | None = find_file("hubs", hub[0]).front(hub[1], hub[2])
-        return front
+        preprocess: nn.Module | None = find_file("hubs", hub[0]).preprocess(hub[1], hub[2])
+        return preprocess
     if not spec.startswith(OURS):
         return None
-    made: nn.Module = imported(f"{model_factory(spec)[0].__module__}:front")()
+    made: nn.Module = imported(f"{model_factory(spec)[0].__module__}:preprocess")()
     return made
 
 
-def make_front(spec: str) -> nn.Module | None:
-    """The front that a typed word names.
+def make_preprocess(spec: str) -> nn.Module | None:
+    """The preprocessing that a typed word names.
 
     Args:
-        spec: `none`, `unit` (divide by 255), `imagenet`, `my.module:front`, or a model on our shelf or of a hub, such
-            as `offramp:resnet20`, for the one that belongs to it.
+        spec: `none`, `unit` (divide by 255), `imagenet`, `my.module:preprocess`, or a model on our shelf or of a hub,
+            such as `offramp:resnet20`, for the one that belongs to it.
 
     Returns:
         A module from uint8 images to what the model takes; None where nothing is to be done.
 
     Raises:
-        BadInput: no such front.
+        InvalidArgument: no such preprocessing.
         UnknownName: no such model.
     """
-    front = find("layers", "Front")
+    preprocess = find("layers", "Preprocess")
     if spec.startswith(OURS) or _hub(spec) is not None:
-        return front_of(spec)
+        return preprocess_of(spec)
     if spec == "none":
         return None
     if spec in {"unit", "imagenet"}:
-        scaled: nn.Module = front() if spec == "unit" else front((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+        scaled: nn.Module = preprocess() if spec == "unit" else preprocess((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
         return scaled
     if ":" not in spec:
-        raise BadInput(
-            f"the front is {spec!r}, expected none, unit, imagenet, my.module:factory or a model such as "
+        raise InvalidArgument(
+            f"the preprocessing is {spec!r}, expected none, unit, imagenet, my.module:factory or a model such as "
             "offramp:resnet20"
         )
     made = imported(spec)()
     if not isinstance(made, nn.Module):
-        raise BadInput(f"{spec!r} gave a {type(made).__name__}, expected a torch.nn.Module")
+        raise InvalidArgument(f"{spec!r} gave a {type(made).__name__}, expected a torch.nn.Module")
     setattr(made, MADE_FROM, spec)  # plain data, so that a saved network can name the flag to type again
     return made
 
@@ -171,7 +172,8 @@ def make_exit(
     A name may have arguments: `strided?width=64`.
     A function with an argument `reads` is also given the names of the `earlier` exits, shallow to deep; one with an
     argument `layout` where the features have their channels ("channels_first", "channels_last", "both").
-    Raises UnknownName with the nearest names, BadInput for what is no exit, BadNetwork for features that do not suit.
+    Raises UnknownName with the nearest names, InvalidArgument for what is no exit, BadNetwork for features that do not
+    suit.
     """
     found, arguments = exit_factory(exit_) if isinstance(exit_, str) else (exit_, dict[str, Any]())
     if isinstance(found, Exit):
@@ -185,18 +187,18 @@ def make_exit(
         try:
             made = found(shape, classes, **_reading(found, exit_, earlier))
         except TypeError as problem:
-            raise BadInput(
+            raise InvalidArgument(
                 f"the exit {exit_!r} is no function of (shape, classes) ({problem}); give one, or an Exit"
             ) from problem
     if not isinstance(made, Exit):
-        raise BadInput(f"the exit {exit_!r} gave a {type(made).__name__}, expected an Exit")
+        raise InvalidArgument(f"the exit {exit_!r} gave a {type(made).__name__}, expected an Exit")
     return made
 
 
 def exit_factory(name: str) -> tuple[Any, dict[str, Any]]:
     """What the name of an exit stands for, and its arguments.
 
-    Raises UnknownName with the nearest names, BadInput also for an argument that it does not take.
+    Raises UnknownName with the nearest names, InvalidArgument also for an argument that it does not take.
     """
     word, arguments = name_of(name)
     found = find("exits", word)
@@ -217,7 +219,7 @@ def _called(factory: Callable[..., Any], arguments: Mapping[str, Any], what: str
         if not arguments and not isinstance(problem, TypeError):
             raise
         how = "with these arguments" if arguments else "without arguments"
-        raise BadInput(f"{what} cannot be called {how} ({problem}); {remedy}") from problem
+        raise InvalidArgument(f"{what} cannot be called {how} ({problem}); {remedy}") from problem
 
 
 def make_gate(
@@ -231,24 +233,28 @@ def make_gate(
     A function or class with an argument `reads` makes a gate of the names of the `earlier` exits. One of (shape,
     choices) makes it for the `shape` of a row's features and so many ways; it may have more arguments:
     "controller?width=16".
-    Raises UnknownName with the nearest names, BadInput for what is no gate.
+    Raises UnknownName with the nearest names, InvalidArgument for what is no gate.
     """
     if isinstance(gate, Mapping):
         return _gate_from(gate)
     if made_for_features(gate):
         if shape is None:
-            raise BadInput(f"the gate {gate!r} is made for the features at its node; give its name to route or cut")
+            raise InvalidArgument(
+                f"the gate {gate!r} is made for the features at its node; give its name to route or cut"
+            )
         return _gate_for(gate, shape, choices)
     found: Any = find("gates", gate) if isinstance(gate, str) else gate
     if (reads := _reading(found, gate, earlier)) or (isinstance(found, type) and issubclass(found, Gate)):
         try:
             found = found(**reads)
         except TypeError as problem:
-            raise BadInput(f"the gate {gate!r} needs arguments ({problem}); build it and give the object") from problem
+            raise InvalidArgument(
+                f"the gate {gate!r} needs arguments ({problem}); build it and give the object"
+            ) from problem
     if isinstance(found, Gate):
         return found
     if not callable(found):
-        raise BadInput(f"the gate is {gate!r}, expected a name, a Gate or a function of logits [B, C]")
+        raise InvalidArgument(f"the gate is {gate!r}, expected a name, a Gate or a function of logits [B, C]")
     name = gate if isinstance(gate, str) else f"{found.__module__}:{getattr(found, '__qualname__', 'gate')}"
     return Scorer(name, found)
 
@@ -277,7 +283,7 @@ def _gate_for(gate: Any, shape: tuple[int, ...], choices: int) -> Gate:
                 raise unknown(argument, known, f"argument of the gate {word!r}")
     made = _called(partial(found, shape, choices), arguments, f"the gate {gate!r}", "see what it takes")
     if not isinstance(made, Gate):
-        raise BadInput(f"the gate {gate!r} gave a {type(made).__name__}, expected a Gate")
+        raise InvalidArgument(f"the gate {gate!r} gave a {type(made).__name__}, expected a Gate")
     return made
 
 
@@ -285,7 +291,7 @@ def _gate_from(config: Mapping[str, Any]) -> Gate:
     arguments = dict(config)
     name = arguments.pop("name")
     if ":" in name:
-        raise BadInput(f"the gate is {name!r}, and a file may not name code to run; give it again with gates=")
+        raise InvalidArgument(f"the gate is {name!r}, and a file may not name code to run; give it again with gates=")
     if "gate" in arguments:
         arguments["gate"] = _gate_from(arguments["gate"])
     return make_gate(shelved("gates", name)(**arguments) if arguments else name)
@@ -298,7 +304,9 @@ def _reading(found: Any, name: object, earlier: Sequence[str] | None) -> dict[st
     if not _takes(found, "reads"):
         return {}
     if earlier is None:
-        raise BadInput(f"{name!r} looks at earlier exits, which are not known here; give its name to cut or ladder")
+        raise InvalidArgument(
+            f"{name!r} looks at earlier exits, which are not known here; give its name to cut or ladder"
+        )
     return {"reads": tuple(earlier)}
 
 
@@ -317,5 +325,5 @@ def _hub(spec: str) -> tuple[str, str, dict[str, str]] | None:
     name, mark, behind = rest.partition("?")
     options = [text.partition("=") for text in behind.split("&")] if mark else []
     if not name or not all(key and value for key, _, value in options):
-        raise BadInput(f"the model is {spec!r}, expected {hub}:NAME or {hub}:NAME?option=value&...; write it so")
+        raise InvalidArgument(f"the model is {spec!r}, expected {hub}:NAME or {hub}:NAME?option=value&...; write it so")
     return hub, name, {key: value for key, _, value in options}

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from offramp._support.find import find, unknown
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 
 
 def halting(model: nn.Module, stages: Sequence[str], *, per: str = "position", **options: Any) -> nn.Module:
@@ -28,7 +28,7 @@ def halting(model: nn.Module, stages: Sequence[str], *, per: str = "position", *
         The copy, in the mode of the model.
 
     Raises:
-        BadInput: no stage is named, or one twice or within another.
+        InvalidArgument: no stage is named, or one twice or within another.
         UnknownName: there is no such module.
         BadNetwork: one is no Sequential of units.
 
@@ -40,19 +40,19 @@ def halting(model: nn.Module, stages: Sequence[str], *, per: str = "position", *
     """
     names = [stages] if isinstance(stages, str) else [*stages]
     if not names or len(set(names)) != len(names):
-        raise BadInput(f"stages must be names of stages, each once, got {names}")
+        raise InvalidArgument(f"stages must be names of stages, each once, got {names}")
     known = dict(model.named_modules())
     for name in names:
         if name not in known or not name:
             raise unknown(name, [one for one in known if one], "module of this model")
         if inner := [other for other in names if other.startswith(name + ".")]:
-            raise BadInput(f"the stage {inner[0]!r} lies within {name!r}; name one of them")
+            raise InvalidArgument(f"the stage {inner[0]!r} lies within {name!r}; name one of them")
     changed = copy.deepcopy(model)
     for name in names:
         try:
             stage = find("layers", "AdaptiveDepth").from_layer(known[name], per=per, **options)
         except TypeError as problem:
-            raise BadInput(f"{problem}; options are width, eps, bias, break_even and tile") from problem
+            raise InvalidArgument(f"{problem}; options are width, eps, bias, break_even and tile") from problem
         except BadNetwork as problem:
             raise BadNetwork(f"{name!r}: {problem}") from problem
         above, _, last = name.rpartition(".")

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from offramp.building.costing import Change, changes
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.inputs import as_inputs, count_of, texts_of
 from offramp.networks.wrappers import require_plain, unwrapped
 from offramp.partition import CutPoint
@@ -73,7 +73,7 @@ def inspect(
     model: nn.Module,
     example: Any,
     *,
-    front: nn.Module | None = None,
+    preprocess: nn.Module | None = None,
     length: Sequence[str] | str = (),
     original: nn.Module | None = None,
 ) -> Inspection:
@@ -82,7 +82,7 @@ def inspect(
     Args:
         model: in eval mode.
         example: a batch as the model (or its preprocessing) takes it; all of its rows are timed together.
-        front: the preprocessing of the model.
+        preprocess: the preprocessing of the model.
         length: inputs [B, T, ...] whose T may be another one in every batch, as for `cut`.
         original: the model before it was converted: then the costs of converted layers are listed beside its own.
 
@@ -92,7 +92,7 @@ def inspect(
     Raises:
         BadNetwork: the model mixes rows, or cannot be exported.
         BadData: the model fails on the example.
-        BadInput: the original is no torch module.
+        InvalidArgument: the original is no torch module.
 
     Example:
         >>> import torch
@@ -104,17 +104,17 @@ def inspect(
     require_plain(model, "model")
     batch = as_inputs(example)
     tried = {name: value[:ROWS] for name, value in batch.items()}
-    points = points_of(model, front, tried, texts_of(tried, length))
+    points = points_of(model, preprocess, tried, texts_of(tried, length))
     legal = [point.name for point in points if point.legal]
     for name in legal[-1:]:  # the list alone does not tell that rows are kept apart
-        check_cut(model, front, tried, name)
-    timed = pace(model, front, batch)
+        check_cut(model, preprocess, tried, name)
+    timed = pace(model, preprocess, batch)
     changed: list[Change] = []
     if original is not None:
         if not isinstance(original, nn.Module):
-            raise BadInput(f"original must be a torch.nn.Module, got {type(original).__name__}")
+            raise InvalidArgument(f"original must be a torch.nn.Module, got {type(original).__name__}")
         (x,) = batch.values() if len(batch) == 1 else (example,)
-        changed = changes(original, model, x if front is None else front(x))
+        changed = changes(original, model, x if preprocess is None else preprocess(x))
     return Inspection(tuple(points), count_of(batch), timed.ms, timed.shares, tuple(changed))
 
 

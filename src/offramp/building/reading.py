@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from offramp._support.find import find
 from offramp.building.cutting import ExitLike, GateLike, cut
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import State, as_inputs
 from offramp.networks.network import Network
 from offramp.plans.signature import INPUT
@@ -111,7 +111,7 @@ def along_time(
         A network cut after every chunk, `chunks.0`, `chunks.1`, ...; `network.backbone` is the model.
 
     Raises:
-        BadInput: T is no whole number of chunks, or there are fewer than two; the mask is no input.
+        InvalidArgument: T is no whole number of chunks, or there are fewer than two; the mask is no input.
         BadNetwork: as in `cut`.
 
     Example:
@@ -129,7 +129,7 @@ def along_time(
     sequence, masked = _named(inputs, mask)
     length = inputs[sequence].shape[1] if inputs[sequence].dim() > 1 else 0
     if chunk < 1 or length % chunk or length < 2 * chunk:
-        raise BadInput(
+        raise InvalidArgument(
             f"chunk must divide the length of the sequences at least in two, got chunk={chunk} and sequences of "
             f"length {length}; pad them to a whole number of chunks"
         )
@@ -159,12 +159,14 @@ def _named(inputs: State, mask: str | None) -> tuple[str, str | None]:
     """Which input is the sequence, and which its mask."""
     if mask is None:
         if len(inputs) != 1:
-            raise BadInput(f"the example has the inputs {[*map(_plain, inputs)]}; name the one that is the mask: mask=")
+            raise InvalidArgument(
+                f"the example has the inputs {[*map(_plain, inputs)]}; name the one that is the mask: mask="
+            )
         return next(iter(inputs)), None
     masked = mask if mask.startswith(INPUT + "/") else f"{INPUT}/{mask}"
     others = [name for name in inputs if name != masked]
     if masked not in inputs or len(others) != 1 or inputs[masked].dim() != 2:
-        raise BadInput(
+        raise InvalidArgument(
             f"mask must name one of two inputs, [B, T] beside the sequence; got {mask!r} and the inputs "
             f"{[*map(_plain, inputs)]}"
         )

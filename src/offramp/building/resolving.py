@@ -14,7 +14,7 @@ from torch import nn
 
 from offramp._support.find import find
 from offramp.building.routing import Fork, GateLike, route
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import as_inputs
 from offramp.networks.network import Network, require_eval
@@ -46,20 +46,20 @@ def resolutions(
         with the recipe `drnet`.
 
     Raises:
-        BadInput: sizes are no list of at least two that differ, or the example are no images.
+        InvalidArgument: sizes are no list of at least two that differ, or the example are no images.
         BadNetwork: the model has no batch norms, or is in training mode.
         BadData: the model fails at one of the sizes.
     """
     require_plain(model, "model")
     require_eval(model, "model", "model.eval()")
     if isinstance(sizes, (int, str)) or len(set(sizes)) < 2:
-        raise BadInput(f"sizes must be at least two that differ, such as [16, 24, 32], got {sizes!r}")
+        raise InvalidArgument(f"sizes must be at least two that differ, such as [16, 24, 32], got {sizes!r}")
     if not all(isinstance(size, int) and size > 0 for size in sizes):
-        raise BadInput(f"sizes must be whole numbers of pixels, got {sizes!r}")
+        raise InvalidArgument(f"sizes must be whole numbers of pixels, got {sizes!r}")
     inputs = as_inputs(example)
     images = next(iter(inputs.values()))
     if len(inputs) > 1 or images.dim() != 4:
-        raise BadInput(f"resolutions are of images [B, C, H, W], got rows of shape {list(images.shape[1:])}")
+        raise InvalidArgument(f"resolutions are of images [B, C, H, W], got rows of shape {list(images.shape[1:])}")
     ordered = sorted(set(sizes))
     resized = find("layers", "AtSize")
     switchable = find("layers", "with_switchable_norms")(model, len(ordered))

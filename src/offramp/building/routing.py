@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from offramp._support.find import find, unknown
 from offramp.building.factories import made_for_features, make_exit, make_gate
-from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
+from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import State, as_inputs, count_of, remedy
 from offramp.networks.members import Rung, digest, require_name
@@ -93,7 +93,7 @@ def route(
         A network in the mode of its modules. Nothing is copied, and the modules stay as they are.
 
     Raises:
-        BadInput: two steps have one name, a name is none, or a step is none of these.
+        InvalidArgument: two steps have one name, a name is none, or a step is none of these.
         BadNetwork: arms that meet give rows of different shapes, an output is read that a path does not give and no
             default is declared, or a gate has another number of scores than its fork has ways.
         BadData: a module fails on the example.
@@ -101,7 +101,7 @@ def route(
     layout = _Layout(dict(specs or {}))
     layout.steps(steps, (), "the list")
     if not layout.nodes:
-        raise BadInput("route needs at least one step, such as (name, module); got an empty list")
+        raise InvalidArgument("route needs at least one step, such as (name, module); got an empty list")
     layout.end()
     return layout.network(None if example is None else as_inputs(example))
 
@@ -143,13 +143,13 @@ class _Layout:
             The nodes whose output the step behind them reads.
         """
         if not isinstance(steps, (list, tuple)):
-            raise BadInput(f"{where} must be a list of steps, got a {type(steps).__name__}")
+            raise InvalidArgument(f"{where} must be a list of steps, got a {type(steps).__name__}")
         if id(steps) in self.within:
-            raise BadInput(f"{where} contains itself: rows would go in a circle")
+            raise InvalidArgument(f"{where} contains itself: rows would go in a circle")
         self.within.append(id(steps))
         for number, step in enumerate(steps):
             if self.nodes and not self.open:
-                raise BadInput(f"no row comes to step {number + 1} of {where}: every row was answered before")
+                raise InvalidArgument(f"no row comes to step {number + 1} of {where}: every row was answered before")
             if isinstance(step, Fork):
                 ends = self._fork(step, ends)
             elif isinstance(step, Leave):
@@ -178,13 +178,13 @@ class _Layout:
     def _segment(self, step: object, ends: tuple[str, ...], where: str) -> tuple[str, ...]:
         name, model, reads = _entries(step, where)
         self._require_new(name)
-        front = None
+        preprocess = None
         if isinstance(model, (tuple, list)) and len(model) == 2:
-            model, front = model
-        if not isinstance(model, nn.Module) or not (front is None or isinstance(front, nn.Module)):
-            raise BadInput(f"the segment {name!r} must be a torch.nn.Module, got a {type(model).__name__}")
-        if front is not None and ends:
-            raise BadInput(f"the segment {name!r} has preprocessing, but it does not read the input")
+            model, preprocess = model
+        if not isinstance(model, nn.Module) or not (preprocess is None or isinstance(preprocess, nn.Module)):
+            raise InvalidArgument(f"the segment {name!r} must be a torch.nn.Module, got a {type(model).__name__}")
+        if preprocess is not None and ends:
+            raise InvalidArgument(f"the segment {name!r} has preprocessing, but it does not read the input")
         require_plain(model, f"segment {name!r}")
         for other, value in reads.items():
             if other not in self.models:
@@ -192,12 +192,12 @@ class _Layout:
             if value is not None:
                 known = self.defaults.get(other, (float(value), name))
                 if known[0] != float(value):
-                    raise BadInput(
+                    raise InvalidArgument(
                         f"{name!r} and {known[1]!r} declare different defaults of {other!r}: {value:g} and {known[0]:g}"
                     )
                 self.defaults[other] = known
-        if front is not None:
-            self.fronts[name] = front
+        if preprocess is not None:
+            self.fronts[name] = preprocess
         self._add(Node(name, ("",), ends, reads=tuple(reads)), model)
         self.open = [(name, 0)]
         return (name,)
@@ -206,10 +206,12 @@ class _Layout:
         self._require_new(fork.name)
         arms = fork.arms
         if not isinstance(arms, Mapping) or len(arms) < 2:
-            raise BadInput(f"the fork {fork.name!r} must have at least two arms by name, got {arms!r}")
+            raise InvalidArgument(f"the fork {fork.name!r} must have at least two arms by name, got {arms!r}")
         empty = [name for name, arm in arms.items() if _is_empty(arm)]
         if len(empty) > 1:
-            raise BadInput(f"the arms {empty[0]!r} and {empty[1]!r} of {fork.name!r} are both empty; one can skip")
+            raise InvalidArgument(
+                f"the arms {empty[0]!r} and {empty[1]!r} of {fork.name!r} are both empty; one can skip"
+            )
         self.forks[fork.name] = fork
         self._add(Node(fork.name, ("",) * len(arms), ends), nn.Identity().eval())
         inside = ends and (fork.name,)  # at the entrance arms read the input itself
@@ -255,7 +257,7 @@ class _Layout:
     def _require_new(self, name: object) -> None:
         require_name(name)
         if name in self.models:
-            raise BadInput(f"two steps are called {name!r}; give each segment, fork and exit a name of its own")
+            raise InvalidArgument(f"two steps are called {name!r}; give each segment, fork and exit a name of its own")
 
     def network(self, inputs: State | None) -> Network:
         """The network of what was laid out, tried on an example."""
@@ -309,14 +311,14 @@ class _Layout:
     def _default(self, name: str, seen: _Tried | None) -> Default:
         value, reader = self.defaults[name]
         if seen is None:
-            raise BadInput(f"{reader!r} reads {name!r} with a default, whose shape must be known; give example=")
+            raise InvalidArgument(f"{reader!r} reads {name!r} with a default, whose shape must be known; give example=")
         return Default(name, value, seen.shape(name), True)
 
     def _exit(self, name: str, asked: ExitLike, seen: _Tried | None, classes: int, earlier: Sequence[str]) -> Exit:
         if isinstance(asked, Exit):
             return asked
         if seen is None:
-            raise BadInput(f"the exit {name!r} is made for the features there; give example=, or an Exit")
+            raise InvalidArgument(f"the exit {name!r} is made for the features there; give example=, or an Exit")
         features = seen.values[name]
         layout = "channels_first" if features.dim() == 4 else None
         made = make_exit(asked, seen.shape(name), classes, earlier, layout)
@@ -329,7 +331,7 @@ class _Layout:
         if not made_for_features(asked):
             return make_gate(asked, earlier)
         if seen is None:
-            raise BadInput(f"the gate of {name!r} is made for the features there; give example=, or a Gate")
+            raise InvalidArgument(f"the gate of {name!r} is made for the features there; give example=, or a Gate")
         gate = make_gate(asked, earlier, seen.shape(name), len(node.successors))
         return gate.to(seen.values[name].device)
 
@@ -346,7 +348,7 @@ class _Laid:
         """The module of a segment."""
         return self.layout.models[rung.name]
 
-    def front_of(self, rung: Rung) -> nn.Module | None:
+    def preprocess_of(self, rung: Rung) -> nn.Module | None:
         """Its preprocessing."""
         return self.layout.fronts.get(rung.name)
 
@@ -429,10 +431,12 @@ def _inputs(state: State) -> tuple[Input, ...]:
 def _entries(step: object, where: str) -> tuple[str, object, Mapping[str, float | None]]:
     """Name, module and further reads of a step."""
     if not isinstance(step, (tuple, list)) or len(step) not in (2, 3):
-        raise BadInput(f"{where} must be (name, module), a Fork or a Leave, got {_short(step)}")
+        raise InvalidArgument(f"{where} must be (name, module), a Fork or a Leave, got {_short(step)}")
     reads = step[2] if len(step) == 3 else {}
     if not isinstance(reads, Mapping):
-        raise BadInput(f"the third entry of {where} must be a mapping of earlier names to defaults, got {reads!r}")
+        raise InvalidArgument(
+            f"the third entry of {where} must be a mapping of earlier names to defaults, got {reads!r}"
+        )
     return step[0], step[1], reads
 
 

@@ -15,7 +15,7 @@ from offramp._support.find import find, shelved
 from offramp._support.ownership import FolderKind
 from offramp._support.replacement import read_whole, replacing_folder
 from offramp.building.factories import MADE_FROM, built_from_file, make_gate, model_from_file
-from offramp.errors import BadFile, BadInput, OfframpError
+from offramp.errors import BadFile, InvalidArgument, OfframpError
 from offramp.networks.members import BACKBONE, Rung, require_name
 from offramp.networks.network import Network, as_network
 from offramp.networks.nodes import Exit, Gate
@@ -65,7 +65,7 @@ def saving(network: Network, folder: str | Path, kind: FolderKind = FOLDER) -> I
         trained = [name for name, part in network.parts().items() if rows_behind(part) is not None]
         told = {"made": network.made, "types": _types(network), "learned": learned, "trained": trained}
         body = {**network.config(), **told, **marks}
-        typed = {name: getattr(front, MADE_FROM, None) for name, front in network.fronts.items()}
+        typed = {name: getattr(preprocess, MADE_FROM, None) for name, preprocess in network.fronts.items()}
         if any(typed.values()):
             body["front_specs"] = {name: spec for name, spec in typed.items() if spec is not None}
         if network.class_names is not None:
@@ -85,8 +85,8 @@ def load(
 
     Args:
         folder: What `save` wrote.
-        model: The models that are the user's own, by name: a module, or (module, front) if the preprocessing is the
-            user's too. Scikit-learn estimators, functions and endpoints belong here as well; an ONNX file is in the
+        model: The models that are the user's own, by name: a module, or (module, preprocess) if the preprocessing is
+            the user's too. Scikit-learn estimators, functions and endpoints belong here as well; an ONNX file is in the
             folder.
         gates: The user's own gates, by node name.
         exits: The user's own exits, by node name.
@@ -97,7 +97,7 @@ def load(
     Raises:
         BadFile: Missing, damaged or edited.
         NewerSchema: Written by a newer offramp.
-        BadInput: Something that is the user's code must be given again.
+        InvalidArgument: Something that is the user's code must be given again.
     """
     return read_whole(Path(folder), lambda place: _load(place, model, gates or {}, exits or {}), FOLDER.require_own)
 
@@ -125,12 +125,12 @@ def _load(
     _fill(network, tensors, weights)
     if network.fingerprint() != body.get("fingerprint"):
         if other := _other(network.state_dict(), tensors):
-            raise BadInput(
+            raise InvalidArgument(
                 f"the model given for {place} ties weights that were saved apart (such as {other[0]}); give the model "
                 "that was saved"
             )
-        raise BadInput(
-            f"a front, exit or gate given for {place} differs from the one that was saved; give the same again"
+        raise InvalidArgument(
+            f"preprocessing, exit or gate given for {place} differs from the one that was saved; give the same again"
         )
     if network.learned is not None:
         # Files of the first edition do not tell which parts the rows trained: it may have been all of them.
@@ -140,7 +140,7 @@ def _load(
     return network.eval()
 
 
-class GiveAgain(BadInput):
+class GiveAgain(InvalidArgument):
     """Parts of a saved network that are their user's code, which no file may name.
 
     Attributes:
@@ -152,7 +152,7 @@ class GiveAgain(BadInput):
     def __init__(self, parts: Sequence[tuple[str, str, str | None]], models: Mapping[str, str | None]) -> None:
         said = {
             "model": lambda name, spec: f"rung {name!r} {'was built by its user' if spec is None else f'is {spec!r}'}",
-            "front": lambda name, spec: f"the front of rung {name!r} is {spec!r}",
+            "preprocess": lambda name, spec: f"the preprocessing of rung {name!r} is {spec!r}",
             "gate": lambda name, spec: f"the gate {name!r} is {spec!r}",
             "exit": lambda name, spec: f"the exit {name!r} is {spec!r}",
         }
@@ -160,16 +160,16 @@ class GiveAgain(BadInput):
         self.what += ", and a file may not name code to run"
         of_kind = {kind: {name: spec for other, name, spec in parts if other == kind} for kind in said}
         self.exits = tuple(of_kind["exit"])
-        flags = {"model": "--model", "front": "--front-of", "gate": "--gate-of"}
-        with_front = {name: models.get(name) for name in of_kind["front"]}
-        of_kind["model"] = with_front | of_kind["model"]  # a front is given beside its model
+        flags = {"model": "--model", "preprocess": "--preprocess-of", "gate": "--gate-of"}
+        with_preprocess = {name: models.get(name) for name in of_kind["preprocess"]}
+        of_kind["model"] = with_preprocess | of_kind["model"]  # preprocessing is given beside its model
         self.flags = tuple(
             f"{flag} {name}={spec or 'my.module:factory'}"
             for kind, flag in flags.items()
             for name, spec in of_kind[kind].items()
         )
-        fronts = of_kind["front"]
-        rungs = [f"{name!r}: {'(model, front)' if name in fronts else 'model'}" for name in of_kind["model"]]
+        fronts = of_kind["preprocess"]
+        rungs = [f"{name!r}: {'(model, preprocess)' if name in fronts else 'model'}" for name in of_kind["model"]]
         arguments = [f"model={{{', '.join(rungs)}}}"] if rungs else []
         for word in ("gate", "exit"):
             if of_kind[word]:
@@ -188,10 +188,10 @@ def _require_given(
     for name, spec in specs.items():
         if name not in given and not built_from_file(spec):
             parts.append(("model", name, spec))
-        front = body["fronts"].get(name)
-        has_front = isinstance(given.get(name), tuple) and given[name][1] is not None  # type: ignore[index]
-        if front is not None and front["name"] != "Front" and not has_front:
-            parts.append(("front", name, typed.get(name) or front["name"]))
+        preprocess = body["fronts"].get(name)
+        has_preprocess = isinstance(given.get(name), tuple) and given[name][1] is not None  # type: ignore[index]
+        if preprocess is not None and preprocess["name"] != "Front" and not has_preprocess:
+            parts.append(("preprocess", name, typed.get(name) or preprocess["name"]))
     for kind, configs, own in (("gate", body["gates"], gates), ("exit", body["exits"], exits)):
         for name, config in configs.items():
             code = _code_in(config, kind)
@@ -217,14 +217,14 @@ def _given(model: Mapping[str, Given] | Given | None, body: Mapping[str, Any]) -
 
 
 def _as_modules(given: Any) -> Given:
-    """A module, or (module, front), where what is no torch module is wrapped as `ladder` did it."""
-    model, front = given if isinstance(given, tuple) else (given, None)
+    """A module, or (module, preprocess), where what is no torch module is wrapped as `ladder` did it."""
+    model, preprocess = given if isinstance(given, tuple) else (given, None)
     if not isinstance(model, nn.Module):
         wrapped = find("members", "wrapped")(model)
         if wrapped is None:
-            raise BadInput(f"the model given must be a torch.nn.Module, got a {type(model).__name__}")
+            raise InvalidArgument(f"the model given must be a torch.nn.Module, got a {type(model).__name__}")
         model = wrapped
-    return (model, front) if isinstance(given, tuple) else model
+    return (model, preprocess) if isinstance(given, tuple) else model
 
 
 def _build(
@@ -241,9 +241,9 @@ def _build(
     for rung in rungs:
         name = rung.name
         model = given[name] if name in given else model_from_file(rung.spec, name)
-        models[name], front = model if isinstance(model, tuple) else (model, None)
+        models[name], preprocess = model if isinstance(model, tuple) else (model, None)
         if name in body["fronts"]:
-            fronts[name] = front if front is not None else _front(body["fronts"][name], name)
+            fronts[name] = preprocess if preprocess is not None else _preprocess(body["fronts"][name], name)
     network = Network(
         backbone=models[BACKBONE] if [*models] == [BACKBONE] else nn.ModuleDict(models),
         rungs=tuple(rungs),
@@ -259,7 +259,7 @@ def _build(
     for rung in rungs:
         known = dict(network.model_of(rung).named_modules(remove_duplicate=False))
         if missing := [cut for cut in rung.cuts if cut not in known]:
-            raise BadInput(f"the model of {rung.name!r} has no module {missing[0]!r}; give the one that was cut")
+            raise InvalidArgument(f"the model of {rung.name!r} has no module {missing[0]!r}; give the one that was cut")
     return network
 
 
@@ -272,14 +272,17 @@ def _rung(body: Mapping[str, Any]) -> Rung:
     return Rung(body["name"], body["spec"], cuts, inputs, length, None if output is None else str(output))
 
 
-def _front(config: Mapping[str, Any], rung: str) -> nn.Module:
+def _preprocess(config: Mapping[str, Any], rung: str) -> nn.Module:
     if config["name"] != "Front":
-        raise BadInput(
-            f"the front of rung {rung!r} is {config['name']!r}, and a file may not name code to run; give it again: "
-            f"load(folder, model={{{rung!r}: (model, front)}})"
+        raise InvalidArgument(
+            f"the preprocessing of rung {rung!r} is {config['name']!r}, and a file may not name code to run; give it "
+            "again: "
+            f"load(folder, model={{{rung!r}: (model, preprocess)}})"
         )
-    front: nn.Module = shelved("layers", "Front")(**{key: value for key, value in config.items() if key != "name"})
-    return front
+    preprocess: nn.Module = shelved("layers", "Preprocess")(
+        **{key: value for key, value in config.items() if key != "name"}
+    )
+    return preprocess
 
 
 def _exit_of(name: str, config: Mapping[str, Any], exits: Mapping[str, Exit]) -> Exit:
@@ -289,7 +292,7 @@ def _exit_of(name: str, config: Mapping[str, Any], exits: Mapping[str, Exit]) ->
     if "exit" in arguments:  # one that wraps another
         arguments["exit"] = _exit_of(name, arguments["exit"], {})
     if ":" in config["name"]:
-        raise BadInput(
+        raise InvalidArgument(
             f"the exit {name!r} is {config['name']!r}, and a file may not name code to run; give it again with exits="
         )
     kind = shelved("exits", config["name"])
@@ -299,7 +302,9 @@ def _exit_of(name: str, config: Mapping[str, Any], exits: Mapping[str, Exit]) ->
 
 
 def _types(network: Network) -> dict[str, str]:
-    """The floating-point types of buffers that are no state, such as a front's constants: `half()` casts them too."""
+    """The floating-point types of buffers that are no state, such as preprocessing's constants: `half()` casts them
+    too.
+    """
     kept = network.state_dict().keys()
     return {
         name: str(value.dtype).removeprefix("torch.")

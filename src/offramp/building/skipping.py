@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from offramp._support.find import unknown
 from offramp.building.routing import Fork, GateLike, route
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import as_inputs, given
 from offramp.networks.network import Network
 from offramp.networks.taps import plain_attention
@@ -67,11 +67,11 @@ def skippable(
     Raises:
         UnknownName: nothing has such a name.
         BadNetwork: no unit can be skipped, or something beside its input and output is carried past one.
-        BadInput: skip is neither a name nor a list of names.
+        InvalidArgument: skip is neither a name nor a list of names.
     """
     inputs = as_inputs(example)
     if len(inputs) > 1:
-        raise BadInput(f"skip= takes models of one input, got {', '.join(inputs)}")
+        raise InvalidArgument(f"skip= takes models of one input, got {', '.join(inputs)}")
     x = given(inputs)
     with torch.no_grad():
         floats = x if preprocess is None else preprocess(x)
@@ -107,9 +107,11 @@ def skippable(
 
 
 def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
-    """The modules that patterns name, in order. Raises UnknownName, BadInput."""
+    """The modules that patterns name, in order. Raises UnknownName, InvalidArgument."""
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
-        raise BadInput(f"skip must be a name of a module, a pattern such as 'layer3.*', or a list, got {patterns!r}")
+        raise InvalidArgument(
+            f"skip must be a name of a module, a pattern such as 'layer3.*', or a list, got {patterns!r}"
+        )
     names = [name for name, _ in model.named_modules() if name]
     found = list[str]()
     for pattern in patterns:

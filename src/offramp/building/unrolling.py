@@ -28,7 +28,7 @@ HEAD = "head"
 
 
 @without_autocast()
-def unrolled(model: nn.Module, example: Any, *, front: nn.Module | None = None) -> Network:
+def unrolled(model: nn.Module, example: Any, *, preprocess: nn.Module | None = None) -> Network:
     """A network in which samples really leave each stage of adaptive depth, after any of its units.
 
     The rows of a batch that go on are compacted at every unit, and those that have left a stage are put together again
@@ -39,7 +39,7 @@ def unrolled(model: nn.Module, example: Any, *, front: nn.Module | None = None) 
     Args:
         model: from `halting(..., per="sample")`, trained, in eval mode. It is copied.
         example: a small batch of rows.
-        front: what stands before the model.
+        preprocess: what stands before the model.
 
     Returns:
         Nodes `<stage>-<unit>`, from 0, and `head`, which answers.
@@ -69,10 +69,10 @@ def unrolled(model: nn.Module, example: Any, *, front: nn.Module | None = None) 
     x = as_inputs(example)
     if [*x] != [INPUT]:
         raise BadNetwork(f"the model takes the inputs {[*x]}, expected a single one")
-    given = x[INPUT] if front is None else front(x[INPUT])
+    given = x[INPUT] if preprocess is None else preprocess(x[INPUT])
     given = torch.cat([given, given]) if len(given) == 1 else given
     pieces = _pieces(model, stages, given)
-    return _network(pieces, copy.deepcopy(stages), given, x[INPUT], front)
+    return _network(pieces, copy.deepcopy(stages), given, x[INPUT], preprocess)
 
 
 def _pieces(model: nn.Module, stages: dict[str, Any], x: Tensor) -> list[nn.Module]:
@@ -97,7 +97,7 @@ def _pieces(model: nn.Module, stages: dict[str, Any], x: Tensor) -> list[nn.Modu
 
 
 def _network(
-    pieces: Sequence[nn.Module], stages: dict[str, Any], x: Tensor, raw: Tensor, front: nn.Module | None
+    pieces: Sequence[nn.Module], stages: dict[str, Any], x: Tensor, raw: Tensor, preprocess: nn.Module | None
 ) -> Network:
     """The nodes, their modules and their gates."""
     models: dict[str, nn.Module] = {}
@@ -132,7 +132,7 @@ def _network(
         backbone=nn.ModuleDict(models).eval(),
         rungs=tuple(Rung(name, inputs=known) if number == 0 else Rung(name) for number, name in enumerate(models)),
         chain=Topology(tuple(nodes)),
-        fronts={} if front is None else {nodes[0].name: front},
+        fronts={} if preprocess is None else {nodes[0].name: preprocess},
         exits={HEAD: find("exits", "Own")()},
         gates=gates,
     )

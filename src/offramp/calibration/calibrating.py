@@ -25,7 +25,7 @@ from offramp.calibration.members import warn_of_order
 from offramp.calibration.routed import thresholds_of
 from offramp.calibration.rows import Selected, independent_rows, searched_and_certified, unseen_rows
 from offramp.calibration.search import best, frontier
-from offramp.errors import BadInput, Mismatch, NoSafePlan, OutOfBudget
+from offramp.errors import InvalidArgument, Mismatch, NoSafePlan, OutOfBudget
 from offramp.guarantees.bounds import find_bound, rows_needed
 from offramp.guarantees.risks import Risk, find_risk
 from offramp.plans.draws import require_repeats
@@ -48,13 +48,13 @@ def calibrate(
     at_most: float | None = None,
     confidence: float = 0.95,
     budget: float | None = None,
-    against: str = "last",
+    reference: str = "last",
     unit: str | None = None,
     batch: int = 64,
     bound: str | None = None,
     testing: str = "path",
     search: Trace | None = None,
-    deepest: str | None = None,
+    max_exit: str | None = None,
     repeats: str | None = None,
     drop_seen: bool = False,
 ) -> Plan:
@@ -66,7 +66,7 @@ def calibrate(
         at_most: the level of the promise, in the unit of the risk (0.01 is one answer in a hundred).
         confidence: of the promise, above 0 and below 1.
         budget: a share of the plain network's cost, instead of `at_most`; such a plan carries no promise.
-        against: what the risk compares with: "last", "backbone", or an exit.
+        reference: what the risk compares with: "last", "backbone", or an exit.
         unit: the cost to save, "macs" or "ms"; by default MACs where they are known of every member, else
             milliseconds.
         batch: the batch size that milliseconds are for.
@@ -88,7 +88,7 @@ def calibrate(
     Raises:
         NoSafePlan: no plan keeps the promise on these rows.
         OverlappingRows: rows repeat, taught the network, or are searched and tested.
-        BadInput: two aims or none, or an argument that is not what it must be.
+        InvalidArgument: two aims or none, or an argument that is not what it must be.
         UnknownName: a risk, bound or exit of that name does not exist.
     """
     require_kind("the trace", trace, Trace, "from record or Trace.load")
@@ -98,30 +98,30 @@ def calibrate(
     batch = require_count("batch", batch)
     if (at_most is None) == (budget is None):
         got = "neither" if at_most is None else "both"
-        raise BadInput(f"calibrate needs exactly one of at_most (a promise) and budget (no promise), got {got}")
+        raise InvalidArgument(f"calibrate needs exactly one of at_most (a promise) and budget (no promise), got {got}")
     if not trace.header.taught:
-        raise BadInput("an exit of this network was never taught; teach it and record again")
+        raise InvalidArgument("an exit of this network was never taught; teach it and record again")
     require_repeats(repeats)
     if not len(trace):
-        raise BadInput("the trace must have at least one row, got none")
+        raise InvalidArgument("the trace must have at least one row, got none")
     unit = trace.unit(unit)
     check_unit(unit, batch)
-    trace.reference(against)  # raises UnknownName
-    if deepest is not None:
-        trace.chain.place(deepest)
+    trace.reference(reference)  # raises UnknownName
+    if max_exit is not None:
+        trace.chain.place(max_exit)
     if budget is not None:
         share = require_number("budget", budget, 0, math.inf)
         rows, _ = unseen_rows(trace, drop_seen=drop_seen, what="calibration")  # no promise: repeats do no harm
         warn_of_order(trace, unit, batch)
-        return _by_budget(rows, risk, share, against, unit, batch, deepest)
+        return _by_budget(rows, risk, share, reference, unit, batch, max_exit)
     asked = find_risk(risk or "disagreement")
     level = require_number(f"at_most (a level of {asked.name})", at_most, asked.low, asked.high, includes_low=True)
     confidence = require_confidence(confidence)
-    if trace.header.settings and (testing != "path" or search is not None or deepest is not None):
-        raise BadInput("settings of one dial are tested along the dial; leave testing, search and deepest out")
+    if trace.header.settings and (testing != "path" or search is not None or max_exit is not None):
+        raise InvalidArgument("settings of one dial are tested along the dial; leave testing, search and deepest out")
     if testing not in TESTING:
-        raise BadInput(f"testing is {testing!r}, expected one of {', '.join(TESTING)}")
-    test = Certifier(asked, level, confidence, find_bound(bound, asked), against, unit, batch, deepest)
+        raise InvalidArgument(f"testing is {testing!r}, expected one of {', '.join(TESTING)}")
+    test = Certifier(asked, level, confidence, find_bound(bound, asked), reference, unit, batch, max_exit)
     kept = independent_rows(trace, repeats=repeats, drop_seen=drop_seen, what="calibration")
     warn_of_order(trace, unit, batch)
     return _by_promise(kept, test, repeats, "pareto" if search is not None else testing, search)
@@ -135,62 +135,62 @@ def _by_promise(kept: Selected, test: Certifier, repeats: str | None, testing: s
     cheapest_G = tested.cheapest()
     if cheapest_G is None:
         raise _no_plan(test, certified, tested)
-    plan = _plan(certified, cheapest_G, test.deepest)
+    plan = _plan(certified, cheapest_G, test.max_exit)
     promise = Promise(
         risk=test.risk.name,
         at_most=test.at_most,
         confidence=test.confidence,
-        against=certified.reference(test.against),
+        reference=certified.reference(test.reference),
         bound=test.bound.__name__,
         testing=testing,
         rows=len(certified),
         searched=0 if searched is None else len(searched),
-        covers=Plan.covers(plan.thresholds, test.deepest, plan.origin),
+        covers=Plan.covers(plan.thresholds, test.max_exit, plan.origin),
         repeats=repeats or "",
         repeated=kept.repeated,
         dropped=kept.dropped,
     )
     seen = trace.seen if search is None else trace.seen.and_also(search.seen)
-    price = certified.price(plan, test.unit, test.batch, test.against)
+    price = certified.price(plan, test.unit, test.batch, test.reference)
     return replace(plan, promise=promise, price=price, rows=seen)
 
 
 def _by_budget(
-    trace: Trace, risk: str | Risk | None, budget: float, against: str, unit: str, batch: int, deepest: str | None
+    trace: Trace, risk: str | Risk | None, budget: float, reference: str, unit: str, batch: int, max_exit: str | None
 ) -> Plan:
     """The plan with the least mean loss on these rows whose mean cost keeps the budget."""
     asked = find_risk(risk or ("error" if trace.labels is not None else "disagreement"))
-    plain = trace.price(Plan.never_leave(trace.chain), unit, batch, against).plain
-    dearest = dearest_share(trace, unit, batch, against)
+    plain = trace.price(Plan.never_leave(trace.chain), unit, batch, reference).plain
+    dearest = dearest_share(trace, unit, batch, reference)
     if budget > dearest:
-        raise BadInput(
+        raise InvalidArgument(
             f"budget must be a share of the plain network's cost and at most {dearest:.4g}, the cost of all exits "
             f"together, got {budget:g}" + (f" ({budget:g} % is {budget / 100:g})" if budget <= 100 else "")
         )
     if not trace.chain.is_chain:
-        return _by_budget_of_routes(trace, asked, budget, plain, against, unit, batch, deepest)
-    problem = problem_of(trace, asked, against, unit, batch, deepest)
+        return _by_budget_of_routes(trace, asked, budget, plain, reference, unit, batch, max_exit)
+    problem = problem_of(trace, asked, reference, unit, batch, max_exit)
     plan = None
     with contextlib.suppress(OutOfBudget):
-        plan = _plan(trace, best(problem, budget * plain).thresholds_G, deepest)
+        plan = _plan(trace, best(problem, budget * plain).thresholds_G, max_exit)
     # The search shares a call among `batch` rows. Where some leave, fewer rows arrive and share it, and the plan
     # costs more milliseconds than the search has seen: then the trade-offs are priced one by one.
     limit = budget * plain * (1 + ROUNDING)
-    if plan is not None and trace.price(plan, unit, batch, against).mean > limit:
+    if plan is not None and trace.price(plan, unit, batch, reference).mean > limit:
         plan = None
         for thresholds_G in frontier(problem, points=POINTS).thresholds_PG:  # each loses less than the one before
-            other = _plan(trace, thresholds_G, deepest)
-            if trace.price(other, unit, batch, against).mean <= limit:
+            other = _plan(trace, thresholds_G, max_exit)
+            if trace.price(other, unit, batch, reference).mean <= limit:
                 plan = other
     if plan is None:
-        every = [Plan.by_hand({gate: -math.inf}, deepest=deepest) for gate in trace.chain.gates]
-        every.append(Plan.by_hand({}, deepest=deepest))
-        least = min(trace.price(each, unit, batch, against).mean / plain for each in every)
+        every = [Plan.by_hand({gate: -math.inf}, max_exit=max_exit) for gate in trace.chain.gates]
+        every.append(Plan.by_hand({}, max_exit=max_exit))
+        least = min(trace.price(each, unit, batch, reference).mean / plain for each in every)
         raise OutOfBudget(
             f"got a budget of {budget:g} of the plain network's {unit}, expected at least {least:.4g}, which the "
             "cheapest plan costs on these rows; ask for more"
         )
-    return replace(plan, price=trace.price(plan, unit, batch, against), rows=trace.seen)
+    return replace(plan, price=trace.price(plan, unit, batch, reference), rows=trace.seen)
 
 
 def _by_budget_of_routes(
@@ -198,18 +198,18 @@ def _by_budget_of_routes(
     risk: Risk,
     budget: float,
     plain: float,
-    against: str,
+    reference: str,
     unit: str,
     batch: int,
-    deepest: str | None,
+    max_exit: str | None,
 ) -> Plan:
     """`_by_budget` in a network with forks."""
     if trace.header.settings:
-        return _by_budget_of_settings(trace, risk, budget, plain, against, unit, batch)
+        return _by_budget_of_settings(trace, risk, budget, plain, reference, unit, batch)
     gap = 2 * trace.header.origin.band
-    losses_NL = trace.losses(risk, against)
+    losses_NL = trace.losses(risk, reference)
     found = trade_offs_of_routes(
-        trace, losses_NL, unit=unit, batch=batch, deepest=deepest, gap=gap, budgets=(budget * plain,)
+        trace, losses_NL, unit=unit, batch=batch, max_exit=max_exit, gap=gap, budgets=(budget * plain,)
     )
     within = np.flatnonzero(found.cost_P <= budget * plain * (1 + ROUNDING))
     if not len(within):
@@ -218,16 +218,16 @@ def _by_budget_of_routes(
             f"got a budget of {budget:g} of the plain network's {unit}, expected at least {least:.4g}, which the "
             "cheapest plan costs on these rows; ask for more"
         )
-    plan = _plan(trace, found.thresholds_PG[within[-1]], deepest)  # each loses less than all cheaper ones
-    return replace(plan, price=trace.price(plan, unit, batch, against), rows=trace.seen)
+    plan = _plan(trace, found.thresholds_PG[within[-1]], max_exit)  # each loses less than all cheaper ones
+    return replace(plan, price=trace.price(plan, unit, batch, reference), rows=trace.seen)
 
 
 def _by_budget_of_settings(
-    trace: Trace, risk: Risk, budget: float, plain: float, against: str, unit: str, batch: int
+    trace: Trace, risk: Risk, budget: float, plain: float, reference: str, unit: str, batch: int
 ) -> Plan:
     """`_by_budget` among the recorded settings of one dial."""
     cost_S = costs_of_settings(trace, unit, batch)
-    loss_S = trace.losses(risk, against).mean(0)
+    loss_S = trace.losses(risk, reference).mean(0)
     within = cost_S <= budget * plain * (1 + ROUNDING)
     if not within.any():
         raise OutOfBudget(
@@ -237,10 +237,10 @@ def _by_budget_of_settings(
     best_one = int(np.argmin(np.where(within, loss_S, np.inf)))
     width = sum(trace.chain.routes(gate) for gate in trace.chain.gates)
     plan = _plan(trace, np.full(width, trace.header.settings[best_one]), None)
-    return replace(plan, price=trace.price(plan, unit, batch, against), rows=trace.seen)
+    return replace(plan, price=trace.price(plan, unit, batch, reference), rows=trace.seen)
 
 
-def dearest_share(trace: Trace, unit: str = "macs", batch: int = 64, against: str = "last") -> float:
+def dearest_share(trace: Trace, unit: str = "macs", batch: int = 64, reference: str = "last") -> float:
     """The share of the plain network's cost above which a budget forbids nothing.
 
     It is what a row costs that meets every exit, or 1 where that is less.
@@ -248,7 +248,7 @@ def dearest_share(trace: Trace, unit: str = "macs", batch: int = 64, against: st
     if trace.header.settings:
         return math.inf
     opened = {gate: (0.0,) * trace.chain.routes(gate) for gate in trace.chain.gates}
-    price = trace.price(Plan.by_hand(opened), unit, batch, against)
+    price = trace.price(Plan.by_hand(opened), unit, batch, reference)
     return max(1.0, price.worst / price.plain) if price.plain > 0 else math.inf
 
 
@@ -270,10 +270,10 @@ def _require_same_network(trace: Trace, search: Trace) -> None:
         )
 
 
-def _plan(trace: Trace, thresholds_G: Array, deepest: str | None) -> Plan:
+def _plan(trace: Trace, thresholds_G: Array, max_exit: str | None) -> Plan:
     return Plan(
         thresholds=thresholds_of(trace.chain, thresholds_G),
-        deepest=deepest,
+        max_exit=max_exit,
         chain=trace.chain,
         origin=trace.header.origin,
     )

@@ -20,34 +20,34 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def problem_of(
-    trace: Trace, risk: Risk, against: str = "last", unit: str = "macs", batch: int = 64, deepest: str | None = None
+    trace: Trace, risk: Risk, reference: str = "last", unit: str = "macs", batch: int = 64, max_exit: str | None = None
 ) -> Problem:
-    """What the search sees of a trace: scores, losses and prices up to `deepest`."""
-    width = len(trace.chain.exits) if deepest is None else trace.chain.place(deepest) + 1
+    """What the search sees of a trace: scores, losses and prices up to `max_exit`."""
+    width = len(trace.chain.exits) if max_exit is None else trace.chain.place(max_exit) + 1
     gates = trace.chain.exits[: width - 1]
     prices = trace.prices
 
     def cost_to(open_E: Array) -> Array:
         names: Collection[str] = [gate for gate, is_open in zip(gates, open_E[:-1], strict=True) if is_open]
-        return prices.to_exit(names, deepest, unit=unit, batch=batch)
+        return prices.to_exit(names, max_exit, unit=unit, batch=batch)
 
-    losses = losses_up_to(trace, risk, against, width)
+    losses = losses_up_to(trace, risk, reference, width)
     return Problem(trace.scores[:, : width - 1], losses, cost_to, trace.header.origin.band)
 
 
-def losses_up_to(trace: Trace, risk: Risk, against: str, width: int) -> Array:
+def losses_up_to(trace: Trace, risk: Risk, reference: str, width: int) -> Array:
     """Losses [N, width] of the first exits, stored as int8 where they are -1, 0 or 1 only: exact, and small.
 
     Of our own risks, whose loss of a row depends on that row alone, a block of rows is computed at a time.
     """
     if risk.values is None or not set(risk.values) <= {-1.0, 0.0, 1.0}:
-        return trace.losses(risk, against)[:, :width]
+        return trace.losses(risk, reference)[:, :width]
     if risk not in NAMED:
-        return trace.losses(risk, against)[:, :width].astype(np.int8)
+        return trace.losses(risk, reference)[:, :width].astype(np.int8)
     losses = np.empty((len(trace), width), np.int8)
     for start in range(0, len(trace), BLOCK):
         block = slice(start, start + BLOCK)
-        losses[block] = trace[block].losses(risk, against)[:, :width]
+        losses[block] = trace[block].losses(risk, reference)[:, :width]
     return losses
 
 

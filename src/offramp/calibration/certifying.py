@@ -90,7 +90,7 @@ class Certifier:
         at_most: the level of the promise.
         confidence: of the promise.
         bound: the test of a single plan.
-        against: whose answers the risk compares with.
+        reference: whose answers the risk compares with.
         unit, batch: in which costs are compared.
         deepest: the exit that answers whatever arrives there; None for the last one.
     """
@@ -99,10 +99,10 @@ class Certifier:
     at_most: float
     confidence: float
     bound: Bound
-    against: str
+    reference: str
     unit: str
     batch: int
-    deepest: str | None
+    max_exit: str | None
 
     @property
     def delta(self) -> float:
@@ -152,7 +152,7 @@ class Certifier:
         gates = trace.chain.exits[: scores_NG.shape[1]]
         band = trace.header.origin.band
         path_P = shared_path([trace.header.scores.get(gate, UNKNOWN) for gate in gates], band)
-        schedule = compiled(trace.chain, dict.fromkeys(gates, (0.0,)), self.deepest)
+        schedule = compiled(trace.chain, dict.fromkeys(gates, (0.0,)), self.max_exit)
         prices = [trace.prices.per_call_and_row(stage, self.unit) for stage in schedule]
         weights: list[Array | None] = [None] * (len(gates) + 1)
         for stage, (_, per_row) in zip(schedule, prices, strict=True):
@@ -191,7 +191,7 @@ class Certifier:
         return Tested(np.repeat(settings[:, None], width, axis=1), outcomes, cost_P, passed, False)
 
     def _dialled(self, trace: Trace, settings_P: Array) -> Dialled:
-        losses_NS = trace.losses(self.risk, self.against)
+        losses_NS = trace.losses(self.risk, self.reference)
         return Dialled(settings_P, trace, losses_NS, self.risk.high, self._groups(trace))
 
     def _from_routes(self, trace: Trace, thresholds_PG: Array) -> Tested:
@@ -205,7 +205,7 @@ class Certifier:
         """Mean cost per row of every plan, as `Trace.price` gives it."""
         cost_P = np.empty(len(thresholds_PG))
         for number, thresholds_G in enumerate(thresholds_PG):
-            plan = Plan(thresholds=thresholds_of(trace.chain, thresholds_G), deepest=self.deepest)
+            plan = Plan(thresholds=thresholds_of(trace.chain, thresholds_G), max_exit=self.max_exit)
             cost_P[number] = trace.price(plan, self.unit, self.batch).mean
         return cost_P
 
@@ -221,7 +221,7 @@ class Certifier:
         """Thresholds [P, G] worth a test, the safest first: trade-offs on search rows, ordered by p-value there."""
         if not searched.chain.is_chain:
             return self._found_on_routes(searched)
-        problem = problem_of(searched, self.risk, self.against, self.unit, self.batch, self.deepest)
+        problem = problem_of(searched, self.risk, self.reference, self.unit, self.batch, self.max_exit)
         thresholds_PG = trade_offs(problem, POINTS)
         plans = self._listed(searched, thresholds_PG)
         p_P = self._p_values(searched, plans)
@@ -238,7 +238,7 @@ class Certifier:
         several = list[Array]()
         for losses in kinds:
             found = trade_offs_of_routes(
-                searched, losses, unit=self.unit, batch=self.batch, deepest=self.deepest, gap=gap
+                searched, losses, unit=self.unit, batch=self.batch, max_exit=self.max_exit, gap=gap
             )
             several.append(found.thresholds_PG)
         thresholds_PG = np.unique(np.concatenate(several), axis=0)
@@ -293,7 +293,7 @@ class Certifier:
         return {"low": self.risk.low, "high": self.risk.high, "delta": self.delta}
 
     def _routed(self, trace: Trace, thresholds_PG: Array) -> Routed:
-        return Routed(thresholds_PG, trace, self._losses(trace), self.deepest, self._groups(trace))
+        return Routed(thresholds_PG, trace, self._losses(trace), self.max_exit, self._groups(trace))
 
     def _listed(self, trace: Trace, thresholds_PG: Array) -> Listed:
         band = trace.header.origin.band
@@ -310,7 +310,7 @@ class Certifier:
         along a path is then what summing each plan alone gives, and the rounding is on the safe side.
         """
         width = self._width(trace) if trace.chain.is_chain else len(trace.chain.exit_labels)
-        losses = losses_up_to(trace, self.risk, self.against, width)
+        losses = losses_up_to(trace, self.risk, self.reference, width)
         if losses.dtype == np.int8:
             return losses
         largest = max(abs(self.risk.low), abs(self.risk.high)) * max(len(losses), 1)
@@ -354,7 +354,7 @@ class Certifier:
     def _schedule(self, trace: Trace, thresholds_G: Sequence[float]) -> Schedule:
         gates = trace.chain.exits[: len(thresholds_G)]
         thresholds = {gate: (float(t),) for gate, t in zip(gates, thresholds_G, strict=True)}
-        return compiled(trace.chain, thresholds, self.deepest)
+        return compiled(trace.chain, thresholds, self.max_exit)
 
     def _arrives(self, trace: Trace, thresholds_G: Sequence[float], place: int) -> Array:
         """Which rows [N] arrive at an exit."""
@@ -365,15 +365,15 @@ class Certifier:
         return going_N
 
     def _ends_early(self, trace: Trace) -> bool:
-        return self.deepest not in (None, trace.chain.exits[-1])
+        return self.max_exit not in (None, trace.chain.exits[-1])
 
     def _never_is_safe(self, trace: Trace) -> bool:
         """Whether the loss of never leaving is 0 on every row by construction, so that it needs no test."""
-        last = trace.chain.exits[-1] if self.deepest is None else self.deepest
-        return self.risk.zero_at_reference and self.at_most >= 0 and trace.reference(self.against) == last
+        last = trace.chain.exits[-1] if self.max_exit is None else self.max_exit
+        return self.risk.zero_at_reference and self.at_most >= 0 and trace.reference(self.reference) == last
 
     def _width(self, trace: Trace) -> int:
-        return len(trace.chain.exits) if self.deepest is None else trace.chain.place(self.deepest) + 1
+        return len(trace.chain.exits) if self.max_exit is None else trace.chain.place(self.max_exit) + 1
 
 
 def _after_never(thresholds_PG: Array) -> Array:

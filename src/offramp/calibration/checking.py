@@ -7,7 +7,7 @@ from typing import Any
 
 from offramp._support.arguments import percentage, require_flag, require_kind, require_number
 from offramp.calibration.rows import Selected, independent_rows
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.guarantees.risks import Risk, find_risk
 from offramp.plans.evaluation import Evaluation, Measured
 from offramp.plans.plan import Plan
@@ -69,7 +69,7 @@ def check(
 
     Raises:
         OverlappingRows: rows repeat, or had a part in the network or the plan, and nothing was said about it.
-        BadInput: an argument is not what it must be, or no row is left.
+        InvalidArgument: an argument is not what it must be, or no row is left.
         Mismatch: the plan belongs to another network, engine or precision.
     """
     require_kind("the plan", plan, Plan, "from calibrate, Plan.load or Plan.by_hand")
@@ -84,7 +84,7 @@ def check(
     if promise is not None and at_most is None and risk is not None:
         asked = find_risk(risk)
         if asked.name != promise.risk:
-            raise BadInput(
+            raise InvalidArgument(
                 f"at_most must be given where another risk is checked than the promised one: the level "
                 f"{promise.at_most:.12g} is of {promise.risk}, not of {asked.name}"
             )

@@ -68,7 +68,7 @@ def trade_offs_of_routes(
     *,
     unit: str = "macs",
     batch: int = 64,
-    deepest: str | None = None,
+    max_exit: str | None = None,
     gap: float = 0.0,
     budgets: Sequence[float] = (),
 ) -> Found:
@@ -83,7 +83,7 @@ def trade_offs_of_routes(
         gap: how far two neighbouring scores must lie apart for a threshold to stand between them.
         budgets: mean costs for which a plan is wanted above all.
     """
-    search = _Search(trace, losses_NL, unit, batch, deepest, gap)
+    search = _Search(trace, losses_NL, unit, batch, max_exit, gap)
     count = sum(trace.chain.routes(gate) for gate in trace.chain.gates)
     plans = [np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)]
     plans += search.shared(count)
@@ -131,13 +131,13 @@ class _Within:
 class _Search:
     """What the descent looks at."""
 
-    def __init__(self, trace: Trace, losses_NL: Array, unit: str, batch: int, deepest: str | None, gap: float) -> None:
+    def __init__(self, trace: Trace, losses_NL: Array, unit: str, batch: int, max_exit: str | None, gap: float) -> None:
         self.trace = trace
         self.topology: Topology = trace.chain
         self.losses_NL = losses_NL
         self.unit = unit
         self.batch = batch
-        self.deepest = deepest
+        self.max_exit = max_exit
         self.gap = gap
         self.plain = trace.price(Plan.never_leave(trace.chain), unit, batch).plain
         self.known: dict[bytes, tuple[float, float]] = {}  # loss and cost of plans that were measured
@@ -166,7 +166,7 @@ class _Search:
 
     def exactly(self, thresholds_G: Array) -> tuple[float, float]:
         """Mean loss and mean cost of a plan, as replay and price have them."""
-        plan = Plan(thresholds=thresholds_of(self.topology, thresholds_G), deepest=self.deepest)
+        plan = Plan(thresholds=thresholds_of(self.topology, thresholds_G), max_exit=self.max_exit)
         done = self.trace.replay(plan)
         losses_N = self.losses_NL[np.arange(len(self.trace)), done.output]
         cost = self.trace.prices.mean(done.schedule, done.ran, unit=self.unit, batch=self.batch)
@@ -190,7 +190,7 @@ class _Search:
         for _ in range(ROUNDS):
             before_G = now_G.copy()
             for gate in reversed(self.topology.gates):
-                if gate == self.deepest:
+                if gate == self.max_exit:
                     continue
                 for route in reversed(range(self.topology.routes(gate))):
                     now_G[self.places[gate].start + route] = self._best(now_G, gate, route, aim)
@@ -237,7 +237,7 @@ class _Search:
         while waiting:
             path, rows_N = waiting.pop()
             node = self.topology.node(path[-1])
-            if node.name == self.deepest or not rows_N.any():
+            if node.name == self.max_exit or not rows_N.any():
                 continue
             left_N = rows_N
             ways = list[Array]()  # the rows that take each way
@@ -262,7 +262,7 @@ class _Search:
             return np.stack([losses_N.astype(float), np.zeros(len(losses_N))])
         path = (*path, successor)
         found_2N: Array = (
-            self._after(now_G, path, LEAVE) if successor == self.deepest else self._from_route(now_G, path, 0)
+            self._after(now_G, path, LEAVE) if successor == self.max_exit else self._from_route(now_G, path, 0)
         ).copy()
         found_2N[1] += self.cost[successor]
         return found_2N

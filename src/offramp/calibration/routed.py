@@ -45,13 +45,13 @@ class Routed:
     thresholds_PG: Array  # float32
     trace: Trace
     losses_NL: Array
-    deepest: str | None = None
+    max_exit: str | None = None
     groups: Array | None = None  # the group [N] of every row, from 0, where sums by group are wanted
 
     def schedule(self, plan: int) -> Schedule:
         """The schedule of a plan by its number."""
         topology = self.trace.chain
-        return compiled(topology, thresholds_of(topology, self.thresholds_PG[plan]), self.deepest)
+        return compiled(topology, thresholds_of(topology, self.thresholds_PG[plan]), self.max_exit)
 
     @cached_property
     def loss_P(self) -> Array:

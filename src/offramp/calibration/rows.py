@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from offramp.errors import BadInput, OverlappingRows
+from offramp.errors import InvalidArgument, OverlappingRows
 from offramp.plans.draws import (
     Array,
     canonical,
@@ -58,7 +58,7 @@ def independent_rows(
 
     Raises:
         OverlappingRows: rows repeat, or had a part before, and nothing was said about it.
-        BadInput: `repeats` is none of these words, or no row is left.
+        InvalidArgument: `repeats` is none of these words, or no row is left.
     """
     require_repeats(repeats)
     refuse_repeated_numbers(trace.columns, what)
@@ -76,7 +76,7 @@ def unseen_rows(
 ) -> tuple[Trace, int]:
     """The rows that had no part in the network or the plan, and how many were left out for that.
 
-    Args as those of `independent_rows`. Raises OverlappingRows, and BadInput where no row is left.
+    Args as those of `independent_rows`. Raises OverlappingRows, and InvalidArgument where no row is left.
     """
     out = np.zeros(len(trace), bool)
     if drop_seen:
@@ -92,7 +92,7 @@ def unseen_rows(
     if not out.any():
         return trace, 0
     if out.all():
-        raise BadInput(
+        raise InvalidArgument(
             f"all {len(trace):,} {what} rows had a part in the network or the plan before, and none is left; give rows "
             "that were used for nothing before"
         )
@@ -195,7 +195,7 @@ def _apart(trace: Trace, search: Trace, repeats: str | None) -> Trace:
         )
     kept = ~np.isin(search.columns["digest"], trace.columns["digest"])
     if not kept.any():
-        raise BadInput(
+        raise InvalidArgument(
             "every search row has the content of a calibration row, and none is left; give other search rows"
         )
     return search[kept]

@@ -17,7 +17,7 @@ from offramp._support.find import unknown
 from offramp.calibration.candidates import problem_of
 from offramp.calibration.cuts import Bools, Singles, cuts_of
 from offramp.calibration.search import evaluate
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.guarantees.risks import find_risk
 from offramp.plans.plan import FLOAT32_MAX, Plan, choose
 from offramp.plans.pricing import check_unit
@@ -68,12 +68,14 @@ def screen(
     a gate so large a part leaves (rows with equal scores stay together; 0 closes an exit).
     The paper sorts by its run time: unit="ms" and batch=1 on a trace with timings. It charges no branch; here all that
     runs is charged. Its smallest entropies lie within the float band of sure rows: `trace.evaluate` tells how many.
-    Raises BadInput (no labels, a grid that does not suit the scores, too many plans), UnknownName.
+    Raises InvalidArgument (no labels, a grid that does not suit the scores, too many plans), UnknownName.
     """
     if (grid is None) == (shares is None):
-        raise BadInput(f"got grid={grid!r} and shares={shares!r}, expected exactly one of them; give a grid, or shares")
+        raise InvalidArgument(
+            f"got grid={grid!r} and shares={shares!r}, expected exactly one of them; give a grid, or shares"
+        )
     if not trace.header.taught:
-        raise BadInput("an exit of this network was never taught; teach it and record again")
+        raise InvalidArgument("an exit of this network was never taught; teach it and record again")
     unit = trace.unit(unit)
     check_unit(unit, batch)
     gates = trace.chain.gates
@@ -122,12 +124,12 @@ def kept_shares(trace: Trace, keep: float | Sequence[float]) -> Plan:
         A plan by hand. Some more rows than the share go on where rows have equal scores.
 
     Raises:
-        BadInput: a share that is none, or not one for each gate.
+        InvalidArgument: a share that is none, or not one for each gate.
     """
     gates = trace.chain.gates
     shares = [float(keep)] * len(gates) if isinstance(keep, (int, float)) else [float(each) for each in keep]
     if len(shares) != len(gates) or not all(0 < share <= 1 for share in shares):
-        raise BadInput(f"keep must be a share above 0 and at most 1, one or {len(gates)} of them, got {keep!r}")
+        raise InvalidArgument(f"keep must be a share above 0 and at most 1, one or {len(gates)} of them, got {keep!r}")
     thresholds: dict[str, float] = {}
     for gate, share, score_N in zip(gates, shares, trace.scores.T, strict=True):
         leave = int(len(score_N) - share * len(score_N))
@@ -159,30 +161,32 @@ def _values(grid: Grid, gates: Sequence[str], scores_NG: Singles) -> list[Sequen
         if grid not in GRIDS:
             raise unknown(grid, GRIDS, "grid")
         if scores_NG.size and (highest := float(np.nanmax(scores_NG, initial=-math.inf))) > ZERO:
-            raise BadInput(
+            raise InvalidArgument(
                 f"a score is {highest:g}, expected minus an entropy for the grid {grid!r}; record with the gate "
                 "neg_entropy, or give a grid of this gate's own scores"
             )
         return [[-entropy for entropy in GRIDS[grid]]] * len(gates)
     each = dict(grid) if isinstance(grid, Mapping) else dict.fromkeys(gates, tuple(grid))
     if set(each) != set(gates):
-        raise BadInput(f"the grid is given for {list(each)}, expected one for each gate of {list(gates)}")
+        raise InvalidArgument(f"the grid is given for {list(each)}, expected one for each gate of {list(gates)}")
     for gate, values in each.items():
         if not len(values) or not all(abs(value) < FLOAT32_MAX or value == math.inf for value in values):
-            raise BadInput(f"the grid of {gate!r} is {list(values)}, expected float32 numbers (inf closes the exit)")
+            raise InvalidArgument(
+                f"the grid of {gate!r} is {list(values)}, expected float32 numbers (inf closes the exit)"
+            )
     return [each[gate] for gate in gates]
 
 
 def _checked_shares(shares: Sequence[float], gates: int) -> Sequence[float]:
     if not len(shares) or not all(0 <= share <= 1 for share in shares):
-        raise BadInput(f"the shares are {list(shares)}, expected parts of the rows, from 0 to 1")
+        raise InvalidArgument(f"the shares are {list(shares)}, expected parts of the rows, from 0 to 1")
     _check_size([len(shares)] * gates)
     return shares
 
 
 def _check_size(sizes: Sequence[int]) -> None:
     if math.prod(sizes) > MOST_PLANS:
-        raise BadInput(
+        raise InvalidArgument(
             f"the grid has {math.prod(sizes):,} plans over {len(sizes)} gates, expected at most {MOST_PLANS:,}; thin it"
         )
 

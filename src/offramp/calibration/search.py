@@ -27,7 +27,7 @@ from offramp.calibration.survey import (
     undominated,
 )
 from offramp.calibration.sweep import BLOCK
-from offramp.errors import BadData, BadInput, OutOfBudget
+from offramp.errors import BadData, InvalidArgument, OutOfBudget
 from offramp.plans.provenance import BAND
 
 FINE = 4  # places kept along the cost axis for every frontier point asked for
@@ -115,7 +115,9 @@ def evaluate(problem: Problem, thresholds_PG: Singles) -> tuple[Floats, Floats]:
     """
     rows, exits = problem.losses_NE.shape
     if thresholds_PG.dtype != np.float32 or thresholds_PG.shape[1:] != (exits - 1,):
-        raise BadInput(f"thresholds are {thresholds_PG.dtype} {thresholds_PG.shape}; expected float32 [P, {exits - 1}]")
+        raise InvalidArgument(
+            f"thresholds are {thresholds_PG.dtype} {thresholds_PG.shape}; expected float32 [P, {exits - 1}]"
+        )
     loss_P = np.zeros(len(thresholds_PG))
     cost_P = np.zeros(len(thresholds_PG))
     open_PE = np.append(thresholds_PG < np.inf, np.ones((len(thresholds_PG), 1), bool), axis=1)
@@ -200,7 +202,9 @@ def cheapest(problem: Problem, at_most: float, *, gap: float = 0.0) -> Point:
     """The plan of least mean cost whose mean loss is at most `at_most` (up to rounding)."""
     found = _solve(problem, gap, at_most, loss_held=True)
     if found is None:
-        raise BadInput(f"no plan found has a mean loss of at most {at_most:g} on these rows; ask for a higher level")
+        raise InvalidArgument(
+            f"no plan found has a mean loss of at most {at_most:g} on these rows; ask for a higher level"
+        )
     return found
 
 

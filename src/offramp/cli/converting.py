@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp._support.arguments import pairs
-from offramp.cli.options import AsJson, Front, OutputFolder, Weights, require_apart, writable
+from offramp.cli.options import AsJson, OutputFolder, Preprocess, Weights, require_apart, writable
 from offramp.cli.printing import answer, note, table
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from torch import nn
@@ -52,7 +52,7 @@ def convert(
     example: Example = None,
     data: Labelled = None,
     weights: Weights = None,
-    front: Front = "auto",
+    preprocess: Preprocess = "auto",
     as_json: AsJson = False,
 ) -> None:
     r"""Put cheaper layers in the place of some of a model's.
@@ -80,7 +80,7 @@ def convert(
     writable(output, folder=True)
     FOLDER.require_own(Path(output))
     require_apart(output, [weights])
-    module, before, spec = model_of(model, weights, front)
+    module, before, spec = model_of(model, weights, preprocess)
     rows = None if example is None else _rows(example, before, 64)
     given = None if data is None else _labelled(data, before)
     made = converted(module, pairs(layer, "--layer"), example=_some(rows), data=given)
@@ -102,37 +102,37 @@ def _text(make: Any) -> str | None:
     """The spec of a converted model; None, with a word, where its layers are the user's own."""
     try:
         text: str = make()
-    except BadInput as problem:
+    except InvalidArgument as problem:
         note(f"offramp: {problem}")
         return None
     return text
 
 
-def model_of(spec: str, weights: str | None, front: str) -> tuple[nn.Module, nn.Module | None, str]:
+def model_of(spec: str, weights: str | None, preprocess: str) -> tuple[nn.Module, nn.Module | None, str]:
     """A model, its preprocessing, and the spec that builds the model again.
 
     Args:
         spec: as typed: a spec, or network:FOLDER.
         weights: a file, or None.
-        front: as typed: auto, none, unit, imagenet, or `my.module:front`.
+        preprocess: as typed: auto, none, unit, imagenet, or `my.module:preprocess`.
 
     Raises:
-        BadInput: a folder with more than one model, or weights beside it.
+        InvalidArgument: a folder with more than one model, or weights beside it.
     """
-    from offramp.building.factories import front_of, make_front, make_model
+    from offramp.building.factories import make_model, make_preprocess, preprocess_of
     from offramp.building.saving import load
 
     if not spec.startswith(NETWORK):
         module = make_model(spec, weights)
-        return module, front_of(spec) if front == "auto" else make_front(front), spec
+        return module, preprocess_of(spec) if preprocess == "auto" else make_preprocess(preprocess), spec
     folder = spec.removeprefix(NETWORK)
     if weights is not None:
-        raise BadInput(f"{spec} has its own weights; leave --weights out, or give - for it")
+        raise InvalidArgument(f"{spec} has its own weights; leave --weights out, or give - for it")
     network: Network = load(folder)
     if len(network.rungs) > 1:
-        raise BadInput(f"{folder} must hold a network of one model, got {len(network.rungs)}")
+        raise InvalidArgument(f"{folder} must hold a network of one model, got {len(network.rungs)}")
     rung = network.rungs[0]
-    before = network.front_of(rung) if front == "auto" else make_front(front)
+    before = network.preprocess_of(rung) if preprocess == "auto" else make_preprocess(preprocess)
     return network.model_of(rung), before, rung.spec or spec
 
 
@@ -177,11 +177,11 @@ def _rows(spec: str, before: nn.Module | None, most: int) -> Any:
     with proposing([before]):
         batch = next(iter(rows(spec).batches(most)), None)
     if batch is None:
-        raise BadInput(f"the example {spec} has no rows; choose others")
+        raise InvalidArgument(f"the example {spec} has no rows; choose others")
     x: Any = batch.x
     if not isinstance(x, torch.Tensor):
         if isinstance(x, (dict, tuple, list)):
-            raise BadInput(f"convert takes models of one input, and {spec} has several")
+            raise InvalidArgument(f"convert takes models of one input, and {spec} has several")
         x = torch.as_tensor(x)
     return x if before is None else before(x)
 
@@ -195,5 +195,5 @@ def _labelled(spec: str, before: nn.Module | None) -> tuple[Any, Any]:
     with proposing([before]):
         batch = next(iter(rows(spec).batches(LABELLED)), None)
     if batch is None or batch.y is None:
-        raise BadInput(f"--data {spec} must have rows with labels")
+        raise InvalidArgument(f"--data {spec} must have rows with labels")
     return _rows(spec, before, LABELLED), torch.as_tensor(batch.y)

@@ -10,10 +10,10 @@ import typer
 from offramp._support.arguments import pairs, words
 from offramp.building.placement.flags import AUTO, exits_at, require_placing_flags
 from offramp.cli.converting import costs_table, model_of
-from offramp.cli.options import AsJson, Front, GateName, OutputFolder, Weights, require_apart, writable
+from offramp.cli.options import AsJson, GateName, OutputFolder, Preprocess, Weights, require_apart, writable
 from offramp.cli.places import figures
 from offramp.cli.printing import answer, note, table
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,8 +37,8 @@ Parts = Annotated[
     int | None,
     typer.Option("--parts", metavar="K", help="Or cut into K parts of about equal work; with --at auto at most K."),
 ]
-Probe = Annotated[
-    str | None, typer.Option("--probe", metavar="DATA", help="For --at auto: labelled rows to try places on.")
+Labelled = Annotated[
+    str | None, typer.Option("--labelled", metavar="DATA", help="For --at auto: labelled rows to try places on.")
 ]
 Exit = Annotated[
     str,
@@ -75,9 +75,9 @@ def cut(
     output: OutputFolder,
     at: At = None,
     parts: Parts = None,
-    probe: Probe = None,
+    labelled: Labelled = None,
     weights: Weights = None,
-    front: Front = "auto",
+    preprocess: Preprocess = "auto",
     exit_: Exit = "linear_grid",
     exit_of: ExitOf = None,
     gate: GateName = "margin",
@@ -88,7 +88,7 @@ def cut(
 
     The model is cut after the modules in --at, or into --parts; its weights stay as they are. The exits
     are not taught yet: `offramp fit` does that, or any loop of yours over net(x) in Python. With --at auto
-    a quick linear exit is tried at up to 24 places on the rows of --probe and timed on this machine; those
+    a quick linear exit is tried at up to 24 places on the rows of --labelled and timed on this machine; those
     places are taken where the time that leaving saves is worth the exits. Such rows promise nothing later.
 
     Example:
@@ -103,20 +103,20 @@ def cut(
     writable(output, folder=True)
     FOLDER.require_own(Path(output))
     require_apart(output, [weights])
-    require_placing_flags(at, parts, probe)
-    module, before, spec = model_of(model, weights, front)
+    require_placing_flags(at, parts, labelled)
+    module, before, spec = model_of(model, weights, preprocess)
     batch = _rows(example, before)
     network, found = made(
         module,
         batch,
         at=at if at == AUTO else words(at),
-        n=parts,
+        parts=parts,
         exits=exits_at(at, exit_, exit_of),
         gate=gate,
-        front=before,
+        preprocess=before,
         spec=spec,
         length=words(length) or (),
-        probe=probe,
+        labelled=labelled,
     )
     save(network, output)
     body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
@@ -137,7 +137,7 @@ def adopt(
     output: OutputFolder,
     exits: Exits = None,
     weights: Weights = None,
-    front: Front = "auto",
+    preprocess: Preprocess = "auto",
     gate: GateName = "margin",
     length: Length = None,
     as_json: AsJson = False,
@@ -157,11 +157,11 @@ def adopt(
     writable(output, folder=True)
     FOLDER.require_own(Path(output))
     require_apart(output, [weights])
-    module, before, _ = model_of(model, weights, front)
+    module, before, _ = model_of(model, weights, preprocess)
     heads = pairs(exits, "--exits") or None
     batch = _rows(example, before)
     free = words(length) or ()
-    network = adopted(module, batch, exits=heads, gate=gate, front=before, spec=model, length=free)
+    network = adopted(module, batch, exits=heads, gate=gate, preprocess=before, spec=model, length=free)
     save(network, output)
     body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
     shown = f"Network of one model with its own exits {', '.join(network.chain.exits)}, gate {gate}: {output}"
@@ -172,7 +172,7 @@ def inspect(
     model: Model,
     example: Example,
     weights: Weights = None,
-    front: Front = "auto",
+    preprocess: Preprocess = "auto",
     length: Length = None,
     as_json: AsJson = False,
 ) -> None:
@@ -192,10 +192,10 @@ def inspect(
     from offramp.building.factories import make_model
     from offramp.building.inspecting import inspect as inspected
 
-    module, before, spec = model_of(model, weights, front)
+    module, before, spec = model_of(model, weights, preprocess)
     original = make_model(split_spec(spec)[0], fetch=False) if BAR in spec else None
     rows = _rows(example, before, TIMED_ROWS)
-    found = inspected(module, rows, front=before, length=words(length) or (), original=original)
+    found = inspected(module, rows, preprocess=before, length=words(length) or (), original=original)
     heads = ("cut after", "MACs\nso far", "ms\nso far", "bytes\nper row", "carries")  # in two lines: reasons are long
     drawn = table(*heads, rows=found.rows())
     answer({"model": model, **found.to_json()}, as_json, f"{model}: {found}", drawn, *costs_table(list(found.changes)))
@@ -207,5 +207,5 @@ def _rows(example: str, before: nn.Module | None, most: int = ROWS) -> Any:
     with proposing([before]):
         batch = next(iter(rows(example).batches(most)), None)
     if batch is None:
-        raise BadInput(f"the example {example} has no rows, expected at least one; choose others")
+        raise InvalidArgument(f"the example {example} has no rows, expected at least one; choose others")
     return batch.x

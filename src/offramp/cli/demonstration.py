@@ -15,7 +15,7 @@ from torch import nn
 from offramp._support.files import WEIGHTS_MARK, document_mark, write_tensors
 from offramp._support.replacement import require_own_file, require_writable
 from offramp.building.cutting import ladder
-from offramp.building.factories import front_of, make_model
+from offramp.building.factories import make_model, preprocess_of
 from offramp.building.saving import FOLDER, save
 from offramp.calibration.calibrating import calibrate
 from offramp.data.rows import Batch, rows
@@ -103,20 +103,20 @@ def train(place: Path, say: Callable[[str], None] = lambda text: None) -> Networ
     for name, epochs in RUNGS.items():
         say(f"# train {name} on {TRAINING}")
         torch.manual_seed(0)
-        model, front = make_model(f"offramp:{name}"), front_of(f"offramp:{name}")
-        assert front is not None
-        models[name] = (fit(model, front, batch, epochs=epochs), front)
+        model, preprocess = make_model(f"offramp:{name}"), preprocess_of(f"offramp:{name}")
+        assert preprocess is not None
+        models[name] = (fit(model, preprocess, batch, epochs=epochs), preprocess)
         write_tensors(place / f"{name}.safetensors", model.state_dict())
         command += f" --model offramp:{name} --weights {place}/{name}.safetensors"
     say(f"{command} -o {place}/network")
-    network = ladder(models, specs={name: f"offramp:{name}" for name in models}).eval()
+    network = ladder(models, sources={name: f"offramp:{name}" for name in models}).eval()
     save(network, place / "network")
     return network
 
 
-def fit(model: nn.Module, front: nn.Module, batch: Batch, *, epochs: int, seed: int = 0) -> nn.Module:
+def fit(model: nn.Module, preprocess: nn.Module, batch: Batch, *, epochs: int, seed: int = 0) -> nn.Module:
     """Plain training by AdamW on one-cycle learning rates; returns the model in eval mode."""
-    x, y = front(torch.as_tensor(batch.x)), torch.as_tensor(batch.y)
+    x, y = preprocess(torch.as_tensor(batch.x)), torch.as_tensor(batch.y)
     dice = np.random.default_rng(seed)
     optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=epochs * -(-len(x) // 32))

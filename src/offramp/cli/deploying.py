@@ -11,8 +11,8 @@ import typer
 from offramp.cli.options import (
     AsJson,
     Given,
-    GivenFront,
     GivenGate,
+    GivenPreprocess,
     NetworkFolder,
     OutputFolder,
     PlanFile,
@@ -41,7 +41,7 @@ def export(
     example: Example = None,
     threshold: Threshold = None,
     model: Given = None,
-    front_of: GivenFront = None,
+    preprocess_of: GivenPreprocess = None,
     gate_of: GivenGate = None,
     as_json: AsJson = False,
 ) -> None:
@@ -63,6 +63,8 @@ def export(
     require_apart(output, [network, plan])
     chosen = plan_of(plan, threshold)
     some = None if example is None else next(rows(example).batches(4)).x
-    found = exported(network_of(network, model, front_of, gate_of), chosen, output, example=some, one_file=one_file)
+    found = exported(
+        network_of(network, model, preprocess_of, gate_of), chosen, output, example=some, one_file=one_file
+    )
     body: dict[str, Any] = {key: value for key, value in asdict(found).items() if key != "plan"}
     answer({**body, "plan": str(found.plan), "promised": found.plan.promise is not None}, as_json, str(found))

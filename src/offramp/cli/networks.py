@@ -12,7 +12,7 @@ import typer
 from offramp.cli.converting import model_of
 from offramp.cli.options import AsJson, GateName, OutputFolder, require_apart, writable
 from offramp.cli.printing import answer
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from offramp.networks.network import Network
@@ -25,9 +25,13 @@ Weights = Annotated[
     list[str] | None,
     typer.Option("--weights", metavar="FILE", help="Its .safetensors, .pt or .pth (read safely); - for none."),
 ]
-Fronts = Annotated[
+Preprocesses = Annotated[
     list[str] | None,
-    typer.Option("--front", metavar="FRONT", help="Its input: auto (default), none, unit, imagenet, my.module:front."),
+    typer.Option(
+        "--preprocess",
+        metavar="PREPROCESS",
+        help="Its input: auto (default), none, unit, imagenet, my.module:preprocess.",
+    ),
 ]
 Names = Annotated[
     list[str] | None,
@@ -50,7 +54,7 @@ def ladder(
     model: Models,
     output: OutputFolder,
     weights: Weights = None,
-    front: Fronts = None,
+    preprocess: Preprocesses = None,
     name: Names = None,
     gate: GateName = "margin",
     temperature: Temperature = None,
@@ -60,7 +64,7 @@ def ladder(
 ) -> None:
     r"""Stack trained models into a network, cheapest first.
 
-    Nothing is trained. Repeated options pair up in order: the n-th --weights, --front and --name belong to
+    Nothing is trained. Repeated options pair up in order: the n-th --weights, --preprocess and --name belong to
     the n-th --model.
 
     Example:
@@ -72,7 +76,7 @@ def ladder(
     writable(output, folder=True)
     FOLDER.require_own(Path(output))
     require_apart(output, weights or ())
-    network = _network(model, weights, front, name, gate, temperature, answers, example)
+    network = _network(model, weights, preprocess, name, gate, temperature, answers, example)
     save(network, output)
     body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
     exits = ", ".join(network.chain.exits)
@@ -82,7 +86,7 @@ def ladder(
 def _network(
     model: list[str],
     weights: list[str] | None,
-    front: list[str] | None,
+    preprocess: list[str] | None,
     name: list[str] | None,
     gate: str,
     temperature: float | None,
@@ -92,10 +96,10 @@ def _network(
     from offramp.building.cutting import ladder as stacked
     from offramp.data.rows import proposing, rows
 
-    files, fronts = _beside(model, weights, "--weights", "-"), _beside(model, front, "--front", "auto")
+    files, fronts = _beside(model, weights, "--weights", "-"), _beside(model, preprocess, "--preprocess", "auto")
     names = _beside(model, name, "--name", "") if name else _unique(model)
     if len(set(names)) < len(names):
-        raise BadInput(f"the names are {', '.join(names)}, expected each once; give other --name")
+        raise InvalidArgument(f"the names are {', '.join(names)}, expected each once; give other --name")
     rungs: dict[str, Any] = {}
     specs: dict[str, str] = {}
     for rung, spec, file, kind in zip(names, model, files, fronts, strict=True):
@@ -103,13 +107,13 @@ def _network(
         rungs[rung] = (made, before)
     with proposing(before for _, before in rungs.values()):
         sample = None if example is None else next(rows(example).batches(2)).x
-    return stacked(rungs, gate=gate, temperature=temperature, answer=answers, example=sample, specs=specs)
+    return stacked(rungs, gate=gate, temperature=temperature, answer=answers, example=sample, sources=specs)
 
 
 def _beside(models: Sequence[str], given: Sequence[str] | None, option: str, default: str) -> list[str]:
     """One value per model: those given, or the default for all."""
     if given and len(given) != len(models):
-        raise BadInput(
+        raise InvalidArgument(
             f"got {len(given)} {option} for {len(models)} --model, expected one for each, in order; give the missing"
         )
     return list(given) if given else [default] * len(models)

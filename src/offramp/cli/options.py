@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp._support.arguments import pairs
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from offramp.guarantees.risks import Risk
@@ -48,9 +48,11 @@ Given = Annotated[
         "--model", metavar="RUNG=SPEC", help="A rung given again: my.module:factory or hf:NAME (weights are saved)."
     ),
 ]
-GivenFront = Annotated[
+GivenPreprocess = Annotated[
     list[str] | None,
-    typer.Option("--front-of", metavar="RUNG=SPEC", help="The front of a rung given again: my.module:factory."),
+    typer.Option(
+        "--preprocess-of", metavar="RUNG=SPEC", help="The preprocessing of a rung given again: my.module:factory."
+    ),
 ]
 GivenGate = Annotated[
     list[str] | None,
@@ -59,9 +61,13 @@ GivenGate = Annotated[
 Weights = Annotated[
     str | None, typer.Option("--weights", metavar="FILE", help="Its .safetensors, .pt or .pth (read safely).")
 ]
-Front = Annotated[
+Preprocess = Annotated[
     str,
-    typer.Option("--front", metavar="FRONT", help="Its input: auto (default), none, unit, imagenet, my.module:front."),
+    typer.Option(
+        "--preprocess",
+        metavar="PREPROCESS",
+        help="Its input: auto (default), none, unit, imagenet, my.module:preprocess.",
+    ),
 ]
 GateName = Annotated[
     str,
@@ -97,27 +103,33 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on s
 
 
 def network_of(folder: str, models: list[str] | None, fronts: list[str] | None, gates: list[str] | None) -> Network:
-    """The network in a folder, with the models, fronts and gates that its user gives again."""
-    from offramp.building.factories import make_front, make_gate, make_model
+    """The network in a folder, with the models, preprocessing and gates that its user gives again."""
+    from offramp.building.factories import make_gate, make_model, make_preprocess
     from offramp.building.saving import GiveAgain, load
 
     model = {rung: make_model(spec, fetch=False) for rung, spec in pairs(models, "--model").items()}
-    front = {rung: make_front(spec) for rung, spec in pairs(fronts, "--front-of").items()}
+    preprocess = {rung: make_preprocess(spec) for rung, spec in pairs(fronts, "--preprocess-of").items()}
     gate = {node: make_gate(spec) for node, spec in pairs(gates, "--gate-of").items()}
-    for rung in front.keys() - model.keys():
-        raise BadInput(f"got --front-of {rung} without --model {rung}, expected both; give --model {rung}=SPEC as well")
-    given: dict[str, Any] = {rung: (made, front[rung]) if rung in front else made for rung, made in model.items()}
+    for rung in preprocess.keys() - model.keys():
+        raise InvalidArgument(
+            f"got --preprocess-of {rung} without --model {rung}, expected both; give --model {rung}=SPEC as well"
+        )
+    given: dict[str, Any] = {
+        rung: (made, preprocess[rung]) if rung in preprocess else made for rung, made in model.items()
+    }
     try:
         return load(folder, given, gates=gate)
     except GiveAgain as problem:
-        typed = [(models, "--model"), (fronts, "--front-of"), (gates, "--gate-of")]
+        typed = [(models, "--model"), (fronts, "--preprocess-of"), (gates, "--gate-of")]
         already = [f"{option} {text}" for texts, option in typed for text in texts or ()]
         new = [flag for flag in problem.flags if flag.split("=")[0] not in {one.split("=")[0] for one in already}]
         alone = (
             f"; the exit {problem.exits[0]!r} can be given in Python alone, load(..., exits=)" if problem.exits else ""
         )
         flags = " ".join([*already, *new])
-        raise BadInput(f"{problem.what}; give again, with every command on this network: {flags}{alone}") from problem
+        raise InvalidArgument(
+            f"{problem.what}; give again, with every command on this network: {flags}{alone}"
+        ) from problem
 
 
 def plan_of(path: str, thresholds: list[str] | None) -> Plan:
@@ -127,7 +139,9 @@ def plan_of(path: str, thresholds: list[str] | None) -> Plan:
     by_hand = {gate: number(value, f"--threshold {gate}=") for gate, value in pairs(thresholds, "--threshold").items()}
     if path == "-":
         if not by_hand:
-            raise BadInput("the plan is -, expected at least one --threshold GATE=VALUE beside it; give one, or a file")
+            raise InvalidArgument(
+                "the plan is -, expected at least one --threshold GATE=VALUE beside it; give one, or a file"
+            )
         return Plan.by_hand(by_hand)
     plan = Plan.load(path)
     if not by_hand:
@@ -159,11 +173,11 @@ def risk_of(name: str | None) -> str | Risk | None:
 
 
 def number(text: str, what: str) -> float:
-    """A number as it was typed. Raises BadInput."""
+    """A number as it was typed. Raises InvalidArgument."""
     try:
         return float(text)
     except ValueError as problem:
-        raise BadInput(f"got {what}{text}, expected a number (inf closes the exit); write one") from problem
+        raise InvalidArgument(f"got {what}{text}, expected a number (inf closes the exit); write one") from problem
 
 
 def writable(path: str | None, *, kinds: Mapping[str, tuple[bytes, str]] | None = None, folder: bool = False) -> None:
@@ -176,7 +190,7 @@ def writable(path: str | None, *, kinds: Mapping[str, tuple[bytes, str]] | None 
         folder: whether it is a folder.
 
     Raises:
-        BadInput: the name ends otherwise.
+        InvalidArgument: the name ends otherwise.
         BadFile: the place cannot be written, or holds somebody else's file.
     """
     if path is None:
@@ -185,18 +199,18 @@ def writable(path: str | None, *, kinds: Mapping[str, tuple[bytes, str]] | None 
 
     place = Path(path)
     if kinds is not None and place.suffix not in kinds:
-        raise BadInput(f"the output is {path}, expected a name that ends in {' or '.join(kinds)}; rename it")
+        raise InvalidArgument(f"the output is {path}, expected a name that ends in {' or '.join(kinds)}; rename it")
     require_writable(place, folder=folder)
     if kinds is not None:
         require_own_file(place, *kinds[place.suffix])
 
 
 def require_apart(output: str, inputs: Sequence[str | None], *, way_out: str = "name another output") -> None:
-    """Raise BadInput where the output would replace a file or a folder that the command reads."""
+    """Raise InvalidArgument where the output would replace a file or a folder that the command reads."""
     place = Path(os.path.realpath(output))
     for name in inputs:
         if name is None or not os.path.exists(name):
             continue
         path = Path(os.path.realpath(name))
         if place in (path, *path.parents):
-            raise BadInput(f"the output {output} would replace the input {name}; {way_out}")
+            raise InvalidArgument(f"the output {output} would replace the input {name}; {way_out}")

@@ -25,7 +25,7 @@ from offramp.cli.options import (
     writable,
 )
 from offramp.cli.printing import answer, note, table
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from offramp.plans.plan import Plan
@@ -40,8 +40,8 @@ Budget = Annotated[
     typer.Option("--budget", metavar="SHARE", help="Best plan at this share of the plain network's cost; no promise."),
 ]
 Confidence = Annotated[float, typer.Option("--confidence", metavar="P", help="It fails with at most 1 minus this.")]
-Against = Annotated[
-    str, typer.Option("--against", metavar="EXIT", help="What the risk compares with: last, backbone, or an exit.")
+Reference = Annotated[
+    str, typer.Option("--reference", metavar="EXIT", help="What the risk compares with: last, backbone, or an exit.")
 ]
 Unit = Annotated[
     str | None,
@@ -58,8 +58,8 @@ Testing = Annotated[
 Search = Annotated[
     str | None, typer.Option("--search", metavar="TRACE", help="Search these rows (Pareto), certify on all of TRACE.")
 ]
-Deepest = Annotated[
-    str | None, typer.Option("--deepest", metavar="EXIT", help="Answer here whatever arrives: caps the worst case.")
+MaxExit = Annotated[
+    str | None, typer.Option("--max-exit", metavar="EXIT", help="Answer here whatever arrives: caps the worst case.")
 ]
 HowMany = Annotated[
     float | None, typer.Option("--how-many", metavar="LEVEL", help="Tell how many rows such a promise takes; no TRACE.")
@@ -83,13 +83,13 @@ def calibrate(
     at_most: AtMost = None,
     confidence: Confidence = 0.95,
     budget: Budget = None,
-    against: Against = "last",
+    reference: Reference = "last",
     unit: Unit = None,
     batch: Batch = 64,
     bound: BoundName = None,
     testing: Testing = "path",
     search: Search = None,
-    deepest: Deepest = None,
+    max_exit: MaxExit = None,
     rows: RowRange = None,
     repeats: Repeats = None,
     drop_seen: DropSeen = False,
@@ -109,9 +109,13 @@ def calibrate(
         _how_many(how_many, confidence, trace, at_most, budget, as_json)
         return
     if trace is None:
-        raise BadInput("there is no TRACE, expected a file written by offramp record; give one, or --how-many LEVEL")
+        raise InvalidArgument(
+            "there is no TRACE, expected a file written by offramp record; give one, or --how-many LEVEL"
+        )
     if (at_most is None) == (budget is None):
-        raise BadInput("got --at-most and --budget, or neither, expected exactly one of them; give a level, or a share")
+        raise InvalidArgument(
+            "got --at-most and --budget, or neither, expected exactly one of them; give a level, or a share"
+        )
     from offramp._support.files import document_mark
     from offramp.calibration.calibrating import calibrate as calibrated
 
@@ -124,13 +128,13 @@ def calibrate(
             at_most=at_most,
             confidence=confidence,
             budget=budget,
-            against=against,
+            reference=reference,
             unit=unit,
             batch=batch,
             bound=bound,
             testing=testing,
             search=None if search is None else trace_of(search, None),
-            deepest=deepest,
+            max_exit=max_exit,
             repeats=repeats,
             drop_seen=drop_seen,
         )
@@ -191,7 +195,7 @@ def _flags_named() -> Iterator[None]:
     """Refusals name the flags where Python's have the arguments."""
     try:
         yield
-    except BadInput as problem:
+    except InvalidArgument as problem:
         text = str(problem).replace("drop_seen=True", "--drop-seen")
         for word in ("once", "independent"):
             text = text.replace(f"repeats='{word}'", f"--repeats {word}")
@@ -205,7 +209,9 @@ def _how_many(
     from offramp.guarantees.bounds import rows_by_observed
 
     if trace is not None or at_most is not None or budget is not None:
-        raise BadInput("got --how-many beside a TRACE, --at-most or --budget, expected it alone; leave one of them out")
+        raise InvalidArgument(
+            "got --how-many beside a TRACE, --at-most or --budget, expected it alone; leave one of them out"
+        )
     found = rows_by_observed(level, confidence)
     listed = [{"observed": observed, "rows": count} for observed, count in found.items()]
     body = {"level": level, "confidence": confidence, "rows": listed}

@@ -12,8 +12,8 @@ from offramp.cli.options import (
     DataSpec,
     EngineName,
     Given,
-    GivenFront,
     GivenGate,
+    GivenPreprocess,
     NetworkFolder,
     PlanFile,
     Threshold,
@@ -50,7 +50,7 @@ def run(
     engine: EngineName = "torch",
     threshold: Threshold = None,
     model: Given = None,
-    front_of: GivenFront = None,
+    preprocess_of: GivenPreprocess = None,
     gate_of: GivenGate = None,
     as_json: AsJson = False,
 ) -> None:
@@ -65,7 +65,7 @@ def run(
 
     writable(output, kinds=MARKS)
     chosen = plan_of(plan, threshold)
-    net = network_of(network, model, front_of, gate_of)
+    net = network_of(network, model, preprocess_of, gate_of)
     found = answer_rows(net, chosen, data, batch_size=batch_size, deadline_ms=deadline_ms, engine=engine)
     if output is not None:
         found.save(output)
@@ -88,7 +88,7 @@ def bench(
     engine: EngineName = "torch",
     threshold: Threshold = None,
     model: Given = None,
-    front_of: GivenFront = None,
+    preprocess_of: GivenPreprocess = None,
     gate_of: GivenGate = None,
     as_json: AsJson = False,
 ) -> None:
@@ -105,7 +105,7 @@ def bench(
 
     sizes = tuple(batch or (1, 64))
     x = next(rows(data).batches(max(256, *sizes))).x
-    net = network_of(network, model, front_of, gate_of)
+    net = network_of(network, model, preprocess_of, gate_of)
     chosen = plan_of(plan, threshold)
     found = timed(net, chosen, x, batches=sizes, repeats=repeats, threads=threads, engine=engine)
     answer(found.to_json(), as_json, str(found))

@@ -13,15 +13,15 @@ from offramp.cli.options import (
     BatchSize,
     DataSpec,
     Given,
-    GivenFront,
     GivenGate,
+    GivenPreprocess,
     NetworkFolder,
     network_of,
     require_apart,
     writable,
 )
 from offramp.cli.printing import answer, main_process, note
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from offramp.networks.network import Network
@@ -129,7 +129,7 @@ def fit(
     original_weights: OriginalWeights = None,
     overwrite: Overwrite = False,
     model: Given = None,
-    front_of: GivenFront = None,
+    preprocess_of: GivenPreprocess = None,
     gate_of: GivenGate = None,
     as_json: AsJson = False,
 ) -> None:
@@ -152,12 +152,12 @@ def fit(
     _require_places(network, output, folder, cache, overwrite=overwrite)
     given = arguments_of(arguments)
     if recipe.partition("?")[0] == "recover":
-        net = network_of(network, model, front_of, gate_of)
+        net = network_of(network, model, preprocess_of, gate_of)
         method = recipe_of(recipe, **given, original=_original(net, original, original_weights))
     else:
         if original is not None or original_weights is not None:
-            raise BadInput(f"--original and --original-weights belong to the recipe recover, got {recipe}")
-        method, net = recipe_of(recipe, **given), network_of(network, model, front_of, gate_of)
+            raise InvalidArgument(f"--original and --original-weights belong to the recipe recover, got {recipe}")
+        method, net = recipe_of(recipe, **given), network_of(network, model, preprocess_of, gate_of)
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "seed": seed,
@@ -199,17 +199,21 @@ def _original(network: Network, spec: str | None, weights: str | None) -> Any:
     own = network.rungs[0].spec
     if spec is None:
         if own is None:
-            raise BadInput("no text stands for this model; name the one before it was converted: --original MODEL")
+            raise InvalidArgument(
+                "no text stands for this model; name the one before it was converted: --original MODEL"
+            )
         spec = split_spec(own)[0]
     if spec.startswith(OURS) and weights is None:
-        raise BadInput(f"{spec} has no weights of its own; give those before it was converted: --original-weights FILE")
+        raise InvalidArgument(
+            f"{spec} has no weights of its own; give those before it was converted: --original-weights FILE"
+        )
     return model_of(spec, weights, "none")[0]
 
 
 def _tell_where_it_begins(folder: str | None) -> None:
-    """A word where there is nothing to go on from. Raises BadInput without a folder."""
+    """A word where there is nothing to go on from. Raises InvalidArgument without a folder."""
     if not folder:
-        raise BadInput("got --resume without --folder, expected the folder of the run; give it")
+        raise InvalidArgument("got --resume without --folder, expected the folder of the run; give it")
     from offramp._support.replacement import restored
     from offramp.fitting.checkpoint import FOLDER
 
@@ -230,6 +234,6 @@ def _require_places(network: str, output: str, *beside: str | None, overwrite: b
         inside = (Path(place).absolute(), *Path(place).absolute().parents)
         for word, whole in (("output", output), ("network", network)):
             if Path(whole).absolute() in inside:
-                raise BadInput(
+                raise InvalidArgument(
                     f"got {place} inside the {word} {whole}, which holds a network alone; name another folder"
                 )

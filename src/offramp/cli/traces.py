@@ -12,8 +12,8 @@ from offramp.cli.options import (
     DataSpec,
     EngineName,
     Given,
-    GivenFront,
     GivenGate,
+    GivenPreprocess,
     NetworkFolder,
     network_of,
     writable,
@@ -44,7 +44,7 @@ def record(
     keep_probe_rows: KeepProbeRows = False,
     engine: EngineName = "torch",
     model: Given = None,
-    front_of: GivenFront = None,
+    preprocess_of: GivenPreprocess = None,
     gate_of: GivenGate = None,
     as_json: AsJson = False,
 ) -> None:
@@ -61,7 +61,7 @@ def record(
     from offramp.runtime.recording import record as recorded
 
     writable(output, kinds={".npz": (document_mark("trace"), "trace")})
-    net = network_of(network, model, front_of, gate_of)
+    net = network_of(network, model, preprocess_of, gate_of)
     options: dict[str, Any] = {"batch_size": batch_size, "keep": keep, "keep_probe_rows": keep_probe_rows}
     trace = recorded(net, data, timed=timed, engine=engine, **options)
     if main_process():

@@ -24,7 +24,7 @@ from torch import nn
 from offramp._support.arguments import arguments_of
 from offramp._support.files import read_json, write_json
 from offramp.building.cutting import cut, ladder
-from offramp.building.factories import FROM_FILES, front_of, make_front, make_model
+from offramp.building.factories import FROM_FILES, make_model, make_preprocess, preprocess_of
 from offramp.building.saving import load, save
 from offramp.calibration.rows import unseen_rows
 from offramp.comparing.cuts import example_of, free_of, places_of
@@ -32,7 +32,7 @@ from offramp.comparing.figures import Figures, best_within, figures_of, figures_
 from offramp.comparing.gating import regated, rescored
 from offramp.comparing.settings import OWN, Method, Settings
 from offramp.data.rows import rows
-from offramp.errors import BadInput, BetterExit
+from offramp.errors import BetterExit, InvalidArgument
 from offramp.fitting.teaching import fit, recipe_of
 from offramp.networks.members import BACKBONE, Rung
 from offramp.networks.network import Network, plain_network
@@ -94,7 +94,7 @@ class Cell:
         return self.method.asked(self.seed) | ({"of": [cell.asked() for cell in others]} if others else {})
 
     def claim(self) -> None:
-        """Note what this cell is made of. Raises BadInput where its folder holds one that was made otherwise."""
+        """Note what this cell is made of. Raises InvalidArgument where its folder holds one that was made otherwise."""
         file, asked = self.home / "settings.json", self.asked()
         if not file.exists():
             write_json(file, KIND, SCHEMA, asked)
@@ -103,7 +103,7 @@ class Cell:
         was = Method("").flags(self.seed) | {"of": asked.get("of")} | read_json(file, KIND, SCHEMA)[1]
         for key in asked:
             if asked[key] != was[key]:
-                raise BadInput(
+                raise InvalidArgument(
                     f"{self.home} was made with {key.replace('_', '-')} = {was[key]!r}, and now it is {asked[key]!r}; "
                     "remove that folder, or write to another one"
                 )
@@ -144,12 +144,12 @@ class Cell:
     def _loaded(self, place: Path) -> Network:
         """The network from its folder. What only its user can build is built once more, as it was the first time."""
         method = self.method
-        words = (method.front, method.gate, *_each_exit(method.exits))
+        words = (method.preprocess, method.gate, *_each_exit(method.exits))
         if not any(":" in word for word in words):
             return load(place, None if (method.model or "").startswith(FROM_FILES) else self._model())
         made = self._made()
         rung = made.rungs[0]
-        given = (made.model_of(rung), made.front_of(rung))
+        given = (made.model_of(rung), made.preprocess_of(rung))
         exits = {name: made.exit_of(name) for name in rung.cuts if _named_code(made.exit_of(name))}
         gates = {name: made.gate_of(name) for name in rung.cuts if _named_code(made.gate_of(name))}
         return load(place, given, exits=exits, gates=gates)
@@ -173,17 +173,22 @@ class Cell:
         """The network before it is taught; what is drawn for it depends on the seed alone."""
         method, model = self.method, self._model()
         assert method.model is not None
-        front = front_of(method.model) if method.front == "auto" else make_front(method.front)
+        preprocess = preprocess_of(method.model) if method.preprocess == "auto" else make_preprocess(method.preprocess)
         if method.static:
-            return plain_network(model, Rung(BACKBONE, method.model), front)
+            return plain_network(model, Rung(BACKBONE, method.model), preprocess)
         x, free = example_of(method, self.settings), free_of(method, self.settings)
         first = replace(self, seed=method.seeds[0])
         begun = first.asked().get("of")
-        names, seen = places_of(method, self.settings, self.folder / "places", first._model, front, begun)
-        options: dict[str, Any] = {"exits": method.exits, "gate": method.gate, "front": front, "spec": method.model}
+        names, seen = places_of(method, self.settings, self.folder / "places", first._model, preprocess, begun)
+        options: dict[str, Any] = {
+            "exits": method.exits,
+            "gate": method.gate,
+            "preprocess": preprocess,
+            "spec": method.model,
+        }
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
-            network = cut(model, x, at=names, n=None if names else method.parts, length=free, **options)
+            network = cut(model, x, at=names, parts=None if names else method.parts, length=free, **options)
         network.learned = union([network.learned, seen])
         return network
 
@@ -317,7 +322,7 @@ def _named_code(part: Exit | Gate) -> bool:
 
 
 def _rung(network: Network) -> Any:
-    """A network as a rung: one that is cut keeps its exits, of a plain one the model behind its front."""
+    """A network as a rung: one that is cut keeps its exits, of a plain one the model behind its preprocessing."""
     if network.rungs[0].cuts:
         return network
-    return network.model_of(network.rungs[0]), network.front_of(network.rungs[0])
+    return network.model_of(network.rungs[0]), network.preprocess_of(network.rungs[0])

@@ -8,11 +8,11 @@ import torch
 
 from offramp._support.arguments import arguments_of, pairs, require_confidence, require_number
 from offramp._support.find import files, find
-from offramp.building.factories import exit_factory, make_front, make_gate, make_model, model_factory
+from offramp.building.factories import exit_factory, make_gate, make_model, make_preprocess, model_factory
 from offramp.comparing.cuts import free_of
 from offramp.comparing.settings import OWN, Method, Settings
 from offramp.data.rows import rows
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.fitting.lessons import roll_of
 from offramp.fitting.teaching import recipe_of
 from offramp.guarantees.risks import find_risk
@@ -22,7 +22,7 @@ from offramp.runtime.engine import engine_of
 
 
 def require_known(settings: Settings) -> None:
-    """Resolve every name in a file. Raises UnknownName with the nearest names, BadInput, MissingExtra."""
+    """Resolve every name in a file. Raises UnknownName with the nearest names, InvalidArgument, MissingExtra."""
     risk = find_risk(settings.risk)
     require_repeats(settings.repeated_rows)
     require_confidence(settings.confidence)
@@ -32,7 +32,7 @@ def require_known(settings: Settings) -> None:
     for method in settings.methods:
         try:
             _require_names(method)
-        except BadInput as problem:
+        except InvalidArgument as problem:
             raise type(problem)(f"[method.{method.name}]: {problem}") from problem
 
 
@@ -43,8 +43,8 @@ def _require_names(method: Method) -> None:
     if method.rungs:
         return
     _require_model(method.model or "")
-    if method.front != "auto":
-        make_front(method.front)
+    if method.preprocess != "auto":
+        make_preprocess(method.preprocess)
     if not method.static:
         for name in (method.exit, *pairs(method.exit_of, "--exit-of").values()):
             exit_factory(name)
@@ -61,7 +61,9 @@ def _require_model(spec: str) -> None:
 
 
 def require_models(methods: Sequence[Method]) -> None:
-    """Build the models that are still to be cut, and look for their cuts. Raises BadInput, BadFile for weights."""
+    """Build the models that are still to be cut, and look for their cuts. Raises InvalidArgument, BadFile for
+    weights.
+    """
     for model, weights in dict.fromkeys((each.model, each.weights) for each in methods if not each.rungs):
         assert model is not None
         with torch.random.fork_rng([]):
@@ -72,19 +74,19 @@ def require_models(methods: Sequence[Method]) -> None:
                 continue
             for name in method.cuts:
                 if name not in modules:
-                    raise BadInput(
+                    raise InvalidArgument(
                         f"[method.{method.name}]: {model} has no module {name!r}, expected names from `offramp "
                         "inspect`; change at"
                     )
 
 
 def require_lengths(settings: Settings, methods: Sequence[Method]) -> None:
-    """Look for the inputs whose length is free among those of the example. Raises BadInput."""
+    """Look for the inputs whose length is free among those of the example. Raises InvalidArgument."""
     for method in methods:
         try:
             free_of(method, settings)
-        except BadInput as problem:
-            raise BadInput(f"[method.{method.name}]: {problem}") from problem
+        except InvalidArgument as problem:
+            raise InvalidArgument(f"[method.{method.name}]: {problem}") from problem
 
 
 def require_apart(settings: Settings, methods: Sequence[Method], *, progress: bool) -> None:

@@ -110,9 +110,9 @@ def measure(
     """Teach, record, calibrate and measure what a file asks for; what lies in the folder already is not made again.
 
     say: told what begins, a line each. A run that was stopped goes on where it was, in the middle of teaching too.
-    Before anything is taught it raises BadFile, BadInput and UnknownName for the file, BadInput for a folder in which a
-    network of the same name was made otherwise, and OverlappingRows for rows in two roles; later what cut, fit, record
-    and bench raise.
+    Before anything is taught it raises BadFile, InvalidArgument and UnknownName for the file, InvalidArgument for a
+    folder in which a network of the same name was made otherwise, and OverlappingRows for rows in two roles; later what
+    cut, fit, record and bench raise.
     """
     settings, home = read_settings(file), Path(folder)
     require_writable(home, folder=True)

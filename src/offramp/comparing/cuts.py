@@ -1,6 +1,6 @@
 """What a method's networks are cut on: the example, inputs of any length, and the places where exits pay.
 
-<folder>/places/<checksum>.json    names and probe rows of at = "auto", one for all that ask the same
+<folder>/places/<checksum>.json    names and labelled rows of at = "auto", one for all that ask the same
 
 Such places rest on times of this machine, which differ from run to run. They are tried once, so that all seeds have
 the same exits, methods that differ in their recipe differ in nothing else, and a run that was stopped can go on.
@@ -25,7 +25,17 @@ from offramp.plans.provenance import SeenRows
 
 KIND, SCHEMA = "places", 1
 EXAMPLE = 8  # rows
-ASKED = ("model", "weights", "start", "front", "example", "parts", "probe", "exit", "length")  # what places depend on
+ASKED = (
+    "model",
+    "weights",
+    "start",
+    "preprocess",
+    "example",
+    "parts",
+    "labelled",
+    "exit",
+    "length",
+)  # what places depend on
 
 
 def example_of(method: Method, settings: Settings) -> Any:
@@ -35,7 +45,7 @@ def example_of(method: Method, settings: Settings) -> Any:
 
 
 def free_of(method: Method, settings: Settings) -> tuple[str, ...]:
-    """The inputs whose length of text is free. Raises BadInput for names of none."""
+    """The inputs whose length of text is free. Raises InvalidArgument for names of none."""
     if method.length is None or method.static or method.rungs:
         return ()
     return texts_of(as_inputs(example_of(method, settings)), words(method.length) or ())
@@ -46,7 +56,7 @@ def places_of(
     settings: Settings,
     folder: Path,
     model: Callable[[], nn.Module],
-    front: nn.Module | None,
+    preprocess: nn.Module | None,
     begun: object = None,
 ) -> tuple[tuple[str, ...] | None, SeenRows | None]:
     """The modules to cut after, and the rows that helped to choose them; None and None for cuts into even parts.
@@ -62,7 +72,7 @@ def places_of(
     if not file.exists():
         example, free = as_inputs(example_of(method, settings)), free_of(method, settings)
         most = None if method.parts is None else method.parts - 1
-        found = placed(model(), front, example, method.probe, exits=method.exit, length=free, most=most)
+        found = placed(model(), preprocess, example, method.labelled, exits=method.exit, length=free, most=most)
         told = {"asked": asked, "names": list(found.names), "seen": found.seen.to_json()}
         write_json(file, KIND, SCHEMA, told)
     body = read_json(file, KIND, SCHEMA)[1]

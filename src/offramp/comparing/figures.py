@@ -15,7 +15,7 @@ import numpy as np
 from offramp.calibration.calibrating import calibrate, dearest_share, problem_of
 from offramp.calibration.search import frontier, powers
 from offramp.comparing.settings import Settings
-from offramp.errors import BadInput, NoSafePlan, OutOfBudget, OverlappingRows
+from offramp.errors import InvalidArgument, NoSafePlan, OutOfBudget, OverlappingRows
 from offramp.guarantees.risks import find_risk
 from offramp.plans.plan import FLOAT32_MAX, Plan
 from offramp.plans.trace import Array, Trace
@@ -134,7 +134,9 @@ def _within(calibration: Trace, test: Trace, share: float) -> Point | None:
 
 def _labels(trace: Trace) -> Array:
     if trace.labels is None:
-        raise BadInput(f"{trace.header.data} has no labels, expected some: a comparison tells accuracies; give (x, y)")
+        raise InvalidArgument(
+            f"{trace.header.data} has no labels, expected some: a comparison tells accuracies; give (x, y)"
+        )
     return trace.labels
 
 
@@ -160,7 +162,7 @@ def _anytime(trace: Trace) -> list[Plan]:
     shut = dict.fromkeys(trace.chain.gates, FLOAT32_MAX)
     names = trace.chain.exits
     return [
-        Plan.by_hand({gate: shut[gate] for gate in names[:place]}, deepest=name) for place, name in enumerate(names)
+        Plan.by_hand({gate: shut[gate] for gate in names[:place]}, max_exit=name) for place, name in enumerate(names)
     ]
 
 

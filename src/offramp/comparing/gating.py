@@ -20,7 +20,7 @@ ROWS = 64  # of a recording that tells what other gates cost, and whether their 
 
 
 def regated(network: Network, gate: str) -> Network:
-    """The same models and exits under another gate at every node. Raises UnknownName, BadInput."""
+    """The same models and exits under another gate at every node. Raises UnknownName, InvalidArgument."""
     names = network.chain.exits
     gates = {name: make_gate(gate, names[: network.chain.place(name)]) for name in network.chain.gates}
     return network.with_gates(gates)

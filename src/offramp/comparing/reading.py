@@ -14,7 +14,7 @@ from offramp._support.files import read_text
 from offramp._support.find import unknown
 from offramp.building.placement.flags import AUTO, exits_at, require_placing_flags
 from offramp.comparing.settings import Method, Settings
-from offramp.errors import BadFile, BadInput
+from offramp.errors import BadFile, InvalidArgument
 
 MOST_BYTES = 1 << 20
 MOST_NUMBER = 1e300
@@ -23,7 +23,8 @@ MOST_NUMBER = 1e300
 def read_settings(path: str | Path) -> Settings:
     """Settings from a TOML file.
 
-    Raises BadFile for what is no TOML, UnknownName for a key that is no flag (with the nearest), BadInput for values.
+    Raises BadFile for what is no TOML, UnknownName for a key that is no flag (with the nearest), InvalidArgument for
+    values.
     """
     try:
         body = tomllib.loads(read_text(path, most=MOST_BYTES).removeprefix("\ufeff"))
@@ -32,7 +33,9 @@ def read_settings(path: str | Path) -> Settings:
         raise BadFile(f"{path} is no TOML that can be read ({reason[:200]}); change that line") from problem
     methods = body.pop("method", None)
     if not isinstance(methods, dict) or not methods or not all(isinstance(each, dict) for each in methods.values()):
-        raise BadInput(f"{path} names no method, expected tables such as [method.hinge] with recipe = 'hinge'; add one")
+        raise InvalidArgument(
+            f"{path} names no method, expected tables such as [method.hinge] with recipe = 'hinge'; add one"
+        )
     own, ours = _keys(Settings, "methods"), _keys(Method, "name")
     for key in body.keys() - own.keys() - ours.keys():
         raise unknown(key, [*own, *ours], f"flag in {path}")
@@ -41,14 +44,16 @@ def read_settings(path: str | Path) -> Settings:
     given = {own[key]: _value(Settings, own[key], value, key) for key, value in body.items() if key in own}
     for key in ("calibration", "test"):
         if key not in given:
-            raise BadInput(f"{path} has no {key}, expected rows such as {key} = 'cifar10:data[1000:5000]'; add it")
+            raise InvalidArgument(
+                f"{path} has no {key}, expected rows such as {key} = 'cifar10:data[1000:5000]'; add it"
+            )
     found = Settings(methods=made, **given)
     _require_budgets(found, "wall_clock_budget" in given, str(path))
     found = replace(found, methods=_begun(found.methods, str(path)))
     for method in found.methods:
         _require_method(found, method, f"[method.{method.name}] of {path}")
     if not any(not method.static and not method.rungs for method in found.methods):
-        raise BadInput(
+        raise InvalidArgument(
             f"{path} has no method that is cut, expected one whose plain network is the unit of cost; add it"
         )
     return found
@@ -59,33 +64,35 @@ def _method(name: str, shared: Mapping[str, Any], table: Mapping[str, Any], wher
     for key in table.keys() - known.keys():
         raise unknown(key, known, f"flag in [method.{name}] of {where}")
     if not name.replace("-", "").replace("_", "").isalnum():
-        raise BadInput(f"a method of {where} is called {name!r}, expected letters, digits, - and _; rename it")
+        raise InvalidArgument(f"a method of {where} is called {name!r}, expected letters, digits, - and _; rename it")
     # What a method says for itself replaces what was shared about another model, or about other places.
     gone = {"weights"} if "model" in table or "start" in table else set[str]()
     if "start" in table:
         gone |= {"model"}
     if "at" in table or "parts" in table:
-        gone |= {"at", "parts", "exit-of"} | (set() if table.get("at") == AUTO else {"probe"})
+        gone |= {"at", "parts", "exit-of"} | (set() if table.get("at") == AUTO else {"labelled"})
     merged = {key: value for key, value in shared.items() if key not in gone} | dict(table)
     return Method(name, **{known[key]: _value(Method, known[key], value, key) for key, value in merged.items()})
 
 
 def _begun(methods: Sequence[Method], where: str) -> tuple[Method, ...]:
-    """The methods, where one that starts with another's network has the name of its model, and its front."""
+    """The methods, where one that starts with another's network has the name of its model, and its preprocessing."""
     found: dict[str, Method] = {}
     for method in methods:
         here = f"[method.{method.name}] of {where}"
         if method.start is not None:
             if method.model is not None or method.weights is not None:
-                raise BadInput(f"{here} has start {method.start!r} and a model or weights, expected one; leave one out")
+                raise InvalidArgument(
+                    f"{here} has start {method.start!r} and a model or weights, expected one; leave one out"
+                )
             first = found.get(method.start)
             if first is None or first.rungs:
                 told = ", ".join(name for name, each in found.items() if not each.rungs) or "none"
-                raise BadInput(
+                raise InvalidArgument(
                     f"{here} has start {method.start!r}, expected an earlier method that is no ladder ({told})"
                 )
-            front = first.front if method.front == "auto" else method.front
-            method = replace(method, model=first.model, front=front)
+            preprocess = first.preprocess if method.preprocess == "auto" else method.preprocess
+            method = replace(method, model=first.model, preprocess=preprocess)
         found[method.name] = method
     return tuple(found.values())
 
@@ -97,7 +104,7 @@ def _keys(kind: type, but: str) -> dict[str, str]:
 
 
 def _value(kind: type, name: str, value: Any, key: str) -> Any:
-    """A value as its field has it. Raises BadInput for another type."""
+    """A value as its field has it. Raises InvalidArgument for another type."""
     hint = typing.get_type_hints(kind)[name]
     options = typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
     for option in options:
@@ -108,7 +115,7 @@ def _value(kind: type, name: str, value: Any, key: str) -> Any:
         elif _is(value, option):
             return float(value) if option is float else value
     words = " or ".join(_word(option) for option in options if option is not type(None))
-    raise BadInput(f"got {key} = {value!r}, expected {words}; change it")
+    raise InvalidArgument(f"got {key} = {value!r}, expected {words}; change it")
 
 
 def _is(value: Any, kind: type) -> bool:
@@ -128,11 +135,11 @@ def _require_budgets(settings: Settings, chosen: bool, where: str) -> None:
     """Raise for budgets that no plan could have. chosen: the file itself says which one is timed."""
     budgets = settings.budgets
     if not budgets or min(budgets) <= 0 or len({*budgets}) < len(budgets):
-        raise BadInput(
+        raise InvalidArgument(
             f"{where} has budgets {list(budgets)}, expected shares of the plain cost above 0, each once; change them"
         )
     if chosen and settings.wall_clock_budget not in budgets:
-        raise BadInput(
+        raise InvalidArgument(
             f"{where} has wall-clock-budget {settings.wall_clock_budget:g}, expected one of the budgets "
             f"{list(budgets)}; change it, or add it to them"
         )
@@ -141,21 +148,23 @@ def _require_budgets(settings: Settings, chosen: bool, where: str) -> None:
 def _require_method(settings: Settings, method: Method, here: str) -> None:
     """Raise for a method that cannot be made, whatever its names stand for."""
     if not method.seeds or min(method.seeds) < 0 or len({*method.seeds}) < len(method.seeds):
-        raise BadInput(f"{here} has seeds {list(method.seeds)}, expected numbers from 0 upward, each once; change them")
+        raise InvalidArgument(
+            f"{here} has seeds {list(method.seeds)}, expected numbers from 0 upward, each once; change them"
+        )
     if not method.gates or len({*method.gates}) < len(method.gates):
-        raise BadInput(f"{here} has gates {list(method.gates)}, expected names or 'own', each once; change them")
+        raise InvalidArgument(f"{here} has gates {list(method.gates)}, expected names or 'own', each once; change them")
     for rung in method.rungs:
         if settings.method(rung).rungs:
-            raise BadInput(f"{here} stacks {rung}, which is a ladder itself; name the methods of its rungs")
+            raise InvalidArgument(f"{here} stacks {rung}, which is a ladder itself; name the methods of its rungs")
     if method.rungs:
         return
     if method.model is None:
-        raise BadInput(f"{here} has no model, expected one such as model = 'offramp:resnet20'; add it")
+        raise InvalidArgument(f"{here} has no model, expected one such as model = 'offramp:resnet20'; add it")
     if not method.static:
         try:
-            require_placing_flags(method.at, method.parts, method.probe)
+            require_placing_flags(method.at, method.parts, method.labelled)
             exits_at(method.at, method.exit, method.exit_of)
-        except BadInput as problem:
-            raise BadInput(f"{here}: {problem}") from problem
+        except InvalidArgument as problem:
+            raise InvalidArgument(f"{here}: {problem}") from problem
     if method.recipe is not None and method.train is None:
-        raise BadInput(f"{here} has a recipe and no train, expected the rows that teach; add train = ...")
+        raise InvalidArgument(f"{here} has a recipe and no train, expected the rows that teach; add train = ...")

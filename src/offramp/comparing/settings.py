@@ -30,7 +30,7 @@ from offramp.building.placement.flags import AUTO, exits_at
 
 OWN = "own"  # the gate that a network was cut or taught with
 # What means nothing to a network that is not cut, or is not taught; and all that a ladder is made of.
-CUTTING = ("example", "at", "parts", "probe", "exit", "exit_of", "gate", "length")
+CUTTING = ("example", "at", "parts", "labelled", "exit", "exit_of", "gate", "length")
 TEACHING = ("arguments", "train", "development", "batch_size", "augment", "views", "precision")
 STACKING = ("rungs", "gate")
 
@@ -43,7 +43,7 @@ class Method:
     the taught network is measured; "own" is the one that it was cut (or taught) with. recipe: None takes the model as
     it is. start: the name of an earlier method, whose taught model this one begins with. static: not cut, its last
     answer alone counts. rungs: names of other methods whose networks are stacked, cheapest first; nothing is taught
-    then. at = "auto" cuts all seeds where exits pay on the rows of probe, which count as rows that taught; parts are
+    then. at = "auto" cuts all seeds where exits pay on the rows of labelled, which count as rows that taught; parts are
     then the most. exit_of: NODE=EXIT each, at modules named in `at`.
     """
 
@@ -51,11 +51,11 @@ class Method:
     start: str | None = None
     model: str | None = None
     weights: str | None = None
-    front: str = "auto"
+    preprocess: str = "auto"
     example: str | None = None
     at: str | None = None
     parts: int | None = None
-    probe: str | None = None
+    labelled: str | None = None
     exit: str = "linear_grid"
     exit_of: tuple[str, ...] = ()
     gate: str = "margin"
@@ -87,11 +87,11 @@ class Method:
     def teaching(self) -> tuple[str, ...]:
         """All rows that have a part in its networks."""
         taught = (self.train, self.development) if self.taught else ()
-        return tuple(data for data in (*taught, self.probe if self.auto else None) if data is not None)
+        return tuple(data for data in (*taught, self.labelled if self.auto else None) if data is not None)
 
     @property
     def auto(self) -> bool:
-        """Whether it is cut where exits pay on its probe."""
+        """Whether it is cut where exits pay on its labelled rows."""
         return self.at == AUTO and not self.static and not self.rungs
 
     @property

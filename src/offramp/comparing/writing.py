@@ -33,7 +33,7 @@ def compare(
 
     Raises:
         BadFile: the file cannot be read, or the folder holds somebody else's page or table.
-        BadInput: a setting is not what it must be, or a network of the same name was made otherwise.
+        InvalidArgument: a setting is not what it must be, or a network of the same name was made otherwise.
         OverlappingRows: rows have two roles.
         MissingExtra: plotly is not installed.
     """

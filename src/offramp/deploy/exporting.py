@@ -24,7 +24,7 @@ from offramp._support.files import digest_file, write_json
 from offramp._support.ownership import FolderKind
 from offramp._support.replacement import replacing_folder
 from offramp.deploy.one_file import Written, one_model
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import State, as_inputs
 from offramp.networks.network import LOGITS, Network, Part, as_network, described
@@ -98,7 +98,7 @@ def export(
     Raises:
         BadNetwork: An operator cannot be written, or gives something else.
         Mismatch: The plan belongs to another network.
-        BadInput: The plan does not fit, or an example is missing.
+        InvalidArgument: The plan does not fit, or an example is missing.
         BadFile: The folder cannot be written, or holds anything but an earlier export.
         MissingExtra: ONNX or ONNX Runtime is not installed.
     """
@@ -120,7 +120,7 @@ def export(
         "made_with": {name: version(name) for name in ("offramp", "torch", "onnx", ENGINE)},
         "network": {"fingerprint": network.fingerprint(), "precision": network.precision()},
         "inputs": [_input(name, value) for name, value in state.items()],
-        "preprocessing": {name: described(front) for name, front in network.fronts.items()},
+        "preprocessing": {name: described(preprocess) for name, preprocess in network.fronts.items()},
         "exits": [*network.chain.exits],
         "classes": tried[last + LOGITS].shape[1],
         "logits": _kind(tried[last + LOGITS]),
@@ -153,7 +153,9 @@ def _example(network: Network, plan: Plan, example: Any) -> Any:
         return plan.origin.probe.some(ROWS)
     known = next((rung.inputs for rung in network.rungs if rung.inputs), None)
     if known is None:
-        raise BadInput("the plan has seen no rows, expected it from calibrate, or an example; give example=some rows")
+        raise InvalidArgument(
+            "the plan has seen no rows, expected it from calibrate, or an example; give example=some rows"
+        )
     return rows_like(known, ROWS)
 
 

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from offramp._support.progress import track
 from offramp.designing.single_path import reestimate
 from offramp.designing.supernet import Subnet, Supernet
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.nodes import Seen
 from offramp.networks.taps import listening, logits_in
 from offramp.runtime.measuring import interleaved, macs
@@ -101,7 +101,7 @@ class Search:
         """The most accurate one; of equals the cheapest."""
         return self.candidates[0]
 
-    def front(self) -> list[Judged]:
+    def preprocess(self) -> list[Judged]:
         """Those of which no other one is as accurate and cheaper, or as cheap and more accurate; cheapest first."""
         found = list[Judged]()
         for one in sorted(self.candidates, key=lambda each: (each.cost, -each.accuracy)):
@@ -128,10 +128,10 @@ def cost_table(
         clock: seconds, for "ms".
 
     Raises:
-        BadInput: another unit.
+        InvalidArgument: another unit.
     """
     if unit not in UNITS:
-        raise BadInput(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
+        raise InvalidArgument(f"unit must be one of {', '.join(UNITS)}, got {unit!r}")
     supernet.eval()
     picks = torch.arange(rows) % len(supernet.example)
     x = supernet.example[picks]
@@ -204,11 +204,11 @@ def evolve(
         progress: whether to show how far it is.
 
     Raises:
-        BadInput: a number out of range, or a budget below every network that was drawn.
+        InvalidArgument: a number out of range, or a budget below every network that was drawn.
         UnknownName: no such task.
     """
     if min(population, generations, parents) < 1 or not 0 <= mutation <= 1:
-        raise BadInput(
+        raise InvalidArgument(
             "population, generations and parents must be 1 or more and mutation 0 to 1, got "
             f"{population}, {generations}, {parents} and {mutation}"
         )
@@ -224,7 +224,9 @@ def evolve(
     ranked = _ranked(known)
     if not ranked:
         cheapest = min(costs.whole(subnet, task) for subnet in known) if known else float("nan")
-        raise BadInput(f"no network within a budget of {budget:g} {costs.unit}; the cheapest drawn costs {cheapest:g}")
+        raise InvalidArgument(
+            f"no network within a budget of {budget:g} {costs.unit}; the cheapest drawn costs {cheapest:g}"
+        )
     return Search(tuple(ranked), sum(one is None for one in known.values()))
 
 

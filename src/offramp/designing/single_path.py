@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from offramp._support.progress import track
 from offramp.data.rows import Rows, rows
 from offramp.designing.supernet import Subnet, Supernet
-from offramp.errors import BadData, BadInput
+from offramp.errors import BadData, InvalidArgument
 from offramp.fitting.lessons import roll_of
 from offramp.networks.trained import remember, snapshot
 
@@ -74,13 +74,13 @@ def train_supernet(
         By task the mean loss of each of its steps.
 
     Raises:
-        BadInput: a number out of range, a task without rows, or a limit that nothing keeps.
+        InvalidArgument: a number out of range, a task without rows, or a limit that nothing keeps.
         BadData: rows without labels, or with labels that are no classes of their task.
     """
     if min(steps, paths, batch_size) < 1:
-        raise BadInput(f"steps, paths and batch_size must be 1 or more, got {steps}, {paths} and {batch_size}")
+        raise InvalidArgument(f"steps, paths and batch_size must be 1 or more, got {steps}, {paths} and {batch_size}")
     if set(data) != set(supernet.heads):
-        raise BadInput(f"there are rows for {sorted(data)}, expected some for each of {sorted(supernet.heads)}")
+        raise InvalidArgument(f"there are rows for {sorted(data)}, expected some for each of {sorted(supernet.heads)}")
     before = snapshot(supernet)
     tasks = dict[str, Labelled]()
     seen = []
@@ -162,7 +162,7 @@ def _drawn(
         subnet = supernet.drawn(rng)
         if within is None or within(subnet, task):
             return subnet
-    raise BadInput(f"none of {TRIES} drawn networks keeps the limit for {task!r}; allow more")
+    raise InvalidArgument(f"none of {TRIES} drawn networks keeps the limit for {task!r}; allow more")
 
 
 def _require_labels(task: str, y: object, classes: int) -> None:

@@ -22,7 +22,7 @@ from offramp._support.find import find, unknown
 from offramp.building.converting import convert
 from offramp.building.cutting import cut
 from offramp.building.factories import make_exit
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.nodes import Exit, Seen
 from offramp.networks.taps import listening, logits_in
@@ -62,7 +62,7 @@ class Supernet(nn.Module):
 
     Raises:
         UnknownName: a name of no module, or of no method.
-        BadInput: a place without options, a task without classes, a name within a place.
+        InvalidArgument: a place without options, a task without classes, a name within a place.
         BadNetwork: an option that does not fit its place.
     """
 
@@ -79,7 +79,7 @@ class Supernet(nn.Module):
     ) -> None:
         super().__init__()
         if not choices or not heads:
-            raise BadInput("a supernet needs at least one place and one task")
+            raise InvalidArgument("a supernet needs at least one place and one task")
         self.model = copy.deepcopy(model).eval()
         known = dict(self.model.named_modules())
         for name in (*choices, *exits, head):
@@ -88,10 +88,12 @@ class Supernet(nn.Module):
         for name in (*choices, *exits, head):
             inside = [place for place in choices if name.startswith(f"{place}.") or name == place == head]
             if inside:
-                raise BadInput(f"{name!r} is within the place {inside[0]!r}, whose options have modules of their own")
+                raise InvalidArgument(
+                    f"{name!r} is within the place {inside[0]!r}, whose options have modules of their own"
+                )
         last = known[head]
         if not isinstance(last, nn.Linear):
-            raise BadInput(f"head must name a linear layer, and {head!r} is a {type(last).__name__}")
+            raise InvalidArgument(f"head must name a linear layer, and {head!r} is a {type(last).__name__}")
         self.head = head
         self.heads = nn.ModuleDict({task: _head_of(task, count, last) for task, count in heads.items()})
         self.classes = {task: part.out_features for task, part in self.heads.items() if isinstance(part, nn.Linear)}
@@ -100,7 +102,7 @@ class Supernet(nn.Module):
         self.options = nn.ModuleList()
         for place, options in choices.items():
             if not options:
-                raise BadInput(f"the place {place!r} has no options, expected one or more")
+                raise InvalidArgument(f"the place {place!r} has no options, expected one or more")
             self.options.append(nn.ModuleList([_option_of(known[place], place, option) for option in options]))
         for name in (*self.places, head):
             _put(self.model, name, nn.Identity())  # each weight belongs to one list alone
@@ -177,7 +179,7 @@ class Supernet(nn.Module):
             gate: as `cut` takes it.
         """
         if not subnet.exits:
-            raise BadInput("the subnet has no exits, and a network needs one; use extract")
+            raise InvalidArgument("the subnet has no exits, and a network needs one; use extract")
         body = self.extract(subnet, task) if model is None else model
         exits = {name: copy.deepcopy(self.exit_of(name, task)).eval() for name in subnet.exits}
         return cut(body, self.example, at=list(subnet.exits), exits=exits, gate=gate)
@@ -190,14 +192,14 @@ class Supernet(nn.Module):
         return ", ".join([*parts, *(f"exit after {name}" for name in subnet.exits)])
 
     def require(self, subnet: Subnet, task: str) -> None:
-        """Raise UnknownName for another task, BadInput for a network that this supernet does not hold."""
+        """Raise UnknownName for another task, InvalidArgument for a network that this supernet does not hold."""
         if task not in self.heads:
             raise unknown(task, list(self.heads), "task of this supernet")
         fits = len(subnet.options) == len(self.options)
         for options, number in zip(self.options, subnet.options, strict=False):
             fits = fits and 0 <= number < _count(options)
         if not fits or [name for name in self.taps if name in subnet.exits] != list(subnet.exits):
-            raise BadInput(f"this supernet holds no {subnet}; see its places, options and taps")
+            raise InvalidArgument(f"this supernet holds no {subnet}; see its places, options and taps")
 
     def _order(self, exits: Sequence[str]) -> tuple[str, ...]:
         """Places and taps as they run, each with all of its options. Raises BadNetwork for one that does not fit."""
@@ -259,7 +261,9 @@ def _head_of(task: str, count: int | None, last: nn.Linear) -> nn.Linear:
     if count is None:
         return copy.deepcopy(last)
     if count < 2:
-        raise BadInput(f"the task {task!r} has {count} classes, expected 2 or more, or None for the model's own head")
+        raise InvalidArgument(
+            f"the task {task!r} has {count} classes, expected 2 or more, or None for the model's own head"
+        )
     return nn.Linear(last.in_features, count).to(last.weight)
 
 
@@ -281,7 +285,7 @@ def _option_of(dense: nn.Module, place: str, option: Option) -> nn.Module:
         return convert(dense, option).eval()
     made = option(copy.deepcopy(dense))
     if not isinstance(made, nn.Module):
-        raise BadInput(f"an option at {place!r} gave a {type(made).__name__}, expected a torch.nn.Module")
+        raise InvalidArgument(f"an option at {place!r} gave a {type(made).__name__}, expected a torch.nn.Module")
     return made.eval()
 
 

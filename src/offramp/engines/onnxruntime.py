@@ -42,7 +42,7 @@ class OnnxRuntime(Engine):
         """One part per stage at which something is asked (in eight bits one per step), compiled when its first rows
         arrive.
 
-        Raises MissingExtra, BadInput for another device.
+        Raises MissingExtra, InvalidArgument for another device.
         The number of threads is torch's when a part is compiled, unless the process was given one pool for all sessions
         (`onnxruntime.set_global_thread_pool_sizes`): then it is that pool's.
         """

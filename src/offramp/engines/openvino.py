@@ -33,7 +33,7 @@ class OpenVino(Engine):
     def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
         """One part per stage at which something is asked, compiled when its first rows arrive.
 
-        Raises MissingExtra, BadInput for another device.
+        Raises MissingExtra, InvalidArgument for another device.
 
         The number of threads is torch's when a part is compiled.
         """

@@ -20,7 +20,7 @@ import torch
 
 from offramp.engines._compiling import ahead
 from offramp.engines._cuda_graphs import Replayed
-from offramp.errors import BadData, BadInput, OfframpError
+from offramp.errors import BadData, InvalidArgument, OfframpError
 from offramp.networks.inputs import State, arguments, remedy
 from offramp.networks.network import HANDED, LOGITS, SCORE, Network, Part, Segment
 from offramp.networks.nodes import Hands, Seen, answers, grade
@@ -42,11 +42,11 @@ class Eager(Engine):
     def __init__(
         self, *, bf16: bool = False, channels_last: bool = False, compile: bool = False, cuda_graphs: bool = False
     ) -> None:
-        """Keep what was asked for. Raises BadInput for compile with another option."""
+        """Keep what was asked for. Raises InvalidArgument for compile with another option."""
         asked = {"bf16": bf16, "channels_last": channels_last, "compile": compile, "cuda_graphs": cuda_graphs}
         super().__init__(**{name: True for name, wanted in asked.items() if wanted})
         if compile and (named := [name for name in self.options if name != "compile"]):
-            raise BadInput(f"got compile with {named[0]}, which it does not keep; take one or the other")
+            raise InvalidArgument(f"got compile with {named[0]}, which it does not keep; take one or the other")
         self.bf16 = bf16
         self.channels_last = channels_last
         self.compile = compile
@@ -55,8 +55,8 @@ class Eager(Engine):
     def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
         """One part per stage; `device` is where the parameters are.
 
-        Raises BadInput for bf16 on a device that has none, and for cuda_graphs on another device than a GPU and for
-        text of any length.
+        Raises InvalidArgument for bf16 on a device that has none, and for cuda_graphs on another device than a GPU and
+        for text of any length.
         """
         if self.compile:
             return lazy_parts(network, schedule, device, f"torch:compile on {device}", ahead)
@@ -73,12 +73,13 @@ class Eager(Engine):
         return parts
 
     def bare(self, network: Network, schedule: Schedule, state: State) -> Callable[[State], Callable[[], object]]:
-        """The user's own module, called under inference_mode behind its front, as no wrapper of ours would call it.
+        """The user's own module, called under inference_mode behind its preprocessing, as no wrapper of ours would call
+        it.
 
         With compile and cuda_graphs it is what was compiled or recorded for this node, without the Runner.
         """
         rung = network.rungs[-1]
-        model, front, device = network.model_of(rung), network.front_of(rung), network.device()
+        model, preprocess, device = network.model_of(rung), network.preprocess_of(rung), network.device()
         if self.compiles:
             (part,) = self.open(network, schedule, device)
             return lambda rows: partial(_in_inference_mode, part.pieces["segment"], rows)
@@ -92,7 +93,7 @@ class Eager(Engine):
                     given = args
                     if images:
                         given = tuple(_channels_last(value) for value in args)
-                    return model(*given, **kwargs) if front is None else model(front(*given, **kwargs))
+                    return model(*given, **kwargs) if preprocess is None else model(preprocess(*given, **kwargs))
 
             return call
 
@@ -119,14 +120,18 @@ def _each(part: Part, dressed: Callable[[Callable[[State], State]], Callable[[St
 
 def _require_bf16(device: torch.device) -> None:
     if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
-        raise BadInput(f"{torch.cuda.get_device_name(device)} has no bfloat16; open it with engine='torch'")
+        raise InvalidArgument(f"{torch.cuda.get_device_name(device)} has no bfloat16; open it with engine='torch'")
 
 
 def _require_fixed(network: Network, device: torch.device) -> None:
     if device.type != "cuda":
-        raise BadInput(f"the network is on {device}, and cuda_graphs replays what a GPU does; leave the option out")
+        raise InvalidArgument(
+            f"the network is on {device}, and cuda_graphs replays what a GPU does; leave the option out"
+        )
     if free := [name for rung in network.rungs for name in rung.length]:
-        raise BadInput(f"{free[0]} may have any length, and cuda_graphs records fixed shapes; leave the option out")
+        raise InvalidArgument(
+            f"{free[0]} may have any length, and cuda_graphs records fixed shapes; leave the option out"
+        )
 
 
 def _in_bf16(device: str, piece: Callable[[State], State]) -> Callable[[State], State]:

@@ -10,7 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.nodes import Seen
 
 ENSEMBLES = ("geometric", "additive", "mean")
@@ -27,7 +27,7 @@ class Tail(nn.Module):
     S the sum of that over classes, and the answer is log(p_m + 1e-6), normalised. "mean" (the authors' "standard"):
     log((1/m) sum_{j<=m} softmax(z_j)), without a and b.
     final: z_m = linear(features), as of a model's own last layer, which reads no exit.
-    Raises BadInput for another name of an ensemble.
+    Raises InvalidArgument for another name of an ensemble.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Tail(nn.Module):
     ) -> None:
         super().__init__()
         if kind not in ENSEMBLES:
-            raise BadInput(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {kind!r}")
+            raise InvalidArgument(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {kind!r}")
         self.kind = kind
         if (before is None) != (place == 1):
             raise BadNetwork(f"place is {place} and the exit before is {before!r}, expected 1 and None, or neither")

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 
 POOLS = ("mean", "grid", "flat", "peaks")
 LAYOUTS = ("channels_first", "channels_last", "both")
@@ -19,15 +19,15 @@ SIGNAL_CELLS = 4  # parts of a signal whose means "grid" takes
 
 
 def require_pooling(word: str, name: str) -> None:
-    """Raise BadInput, which calls the argument `name`, unless `word` is one of POOLS."""
+    """Raise InvalidArgument, which calls the argument `name`, unless `word` is one of POOLS."""
     if word not in POOLS:
-        raise BadInput(f"{name} is {word!r}, expected one of {', '.join(POOLS)}")
+        raise InvalidArgument(f"{name} is {word!r}, expected one of {', '.join(POOLS)}")
 
 
 def require_layout(word: str | None) -> None:
-    """Raise BadInput unless `word` is None or one of LAYOUTS."""
+    """Raise InvalidArgument unless `word` is None or one of LAYOUTS."""
     if word is not None and word not in LAYOUTS:
-        raise BadInput(f"layout must be one of {', '.join(LAYOUTS)}, got {word!r}")
+        raise InvalidArgument(f"layout must be one of {', '.join(LAYOUTS)}, got {word!r}")
 
 
 def pooled(features: Tensor, pool: str, layout: str | None = None) -> Tensor:

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits._pooling import pooled, require_layout, require_pooling, width
 from offramp.networks.nodes import Exit, Seen
 from offramp.plans.signature import is_input
@@ -40,7 +40,7 @@ class Pooled(Exit):
             dense cache model of layer caching (SelfXit, arXiv 2209.08625).
 
     Raises:
-        BadInput: a temperature not above 0, or other than 1 without hidden layers;
+        InvalidArgument: a temperature not above 0, or other than 1 without hidden layers;
             a pool or layout that does not exist, or a mask beside another pool than "mean".
     """
 
@@ -56,13 +56,17 @@ class Pooled(Exit):
     ) -> None:
         super().__init__()
         if not 0 < temperature < math.inf or (temperature != 1 and not hidden):
-            raise BadInput(f"temperature must be a number above 0, and 1 without hidden layers, got {temperature}")
+            raise InvalidArgument(
+                f"temperature must be a number above 0, and 1 without hidden layers, got {temperature}"
+            )
         self.temperature = float(temperature)
         require_pooling(pool, "pool")
         require_layout(layout)
         self.layout = layout
         if mask is not None and (pool != "mean" or not is_input(mask)):
-            raise BadInput(f"pool is {pool!r} and mask {mask!r}, expected 'mean' and the name of an input (x/...)")
+            raise InvalidArgument(
+                f"pool is {pool!r} and mask {mask!r}, expected 'mean' and the name of an input (x/...)"
+            )
         self.pooling, self.features, self.classes, self.hidden = pool, int(features), int(classes), tuple(hidden)
         self.mask, self.reads = mask, () if mask is None else (mask,)
         widths = (self.features, *self.hidden)

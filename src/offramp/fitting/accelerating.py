@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from offramp._support.processes import ALONE, Processes
-from offramp.errors import BadInput, MissingExtra
+from offramp.errors import InvalidArgument, MissingExtra
 from offramp.fitting.history import Epoch
 from offramp.networks.network import Network
 from offramp.networks.recipe import Phase
@@ -28,7 +28,7 @@ def accelerating(
 ) -> Iterator[Any]:
     """Yield an Accelerator on the network's device, in as many processes as were launched.
 
-    Raises MissingExtra, BadInput for what it or a phase cannot do.
+    Raises MissingExtra, InvalidArgument for what it or a phase cannot do.
     """
     _require_precision(precision, phases, network)
     _require_tracker(tracker, folder)
@@ -37,7 +37,7 @@ def accelerating(
         made = _made(users, mixed_precision=precision, cpu=place.type == "cpu", log_with=tracker, project_dir=folder)
         apart = processes.count > 1 and place.type == "cuda" and made.device != place
         if made.device.type != place.type or made.num_processes != processes.count or apart:
-            raise BadInput(
+            raise InvalidArgument(
                 f"Accelerate works on {made.device} in {made.num_processes} process(es) and the network lies on "
                 f"{place} in one of {processes.count}, expected the same; move the network there, or begin in a fresh "
                 "process, by torchrun or accelerate launch where it is one of several"
@@ -73,7 +73,7 @@ def _made(users: bool, **options: Any) -> Any:
             if users
             else "give another precision or tracker"
         )
-        raise BadInput(
+        raise InvalidArgument(
             f"Accelerate refuses precision {options['mixed_precision']!r} with tracker {options['log_with']!r} "
             f"({problem}); {remedy}"
         ) from problem
@@ -97,7 +97,7 @@ def tracking(accelerator: Any, tracker: str | None) -> Iterator[Log]:
 
 def _require_tracker(tracker: str | None, folder: Path | None) -> None:
     if tracker is not None and folder is None:
-        raise BadInput(f"got track={tracker!r} without a folder, expected one for what it writes; give folder=")
+        raise InvalidArgument(f"got track={tracker!r} without a folder, expected one for what it writes; give folder=")
     if tracker == "tensorboard":
         try:
             import tensorboard  # noqa: F401
@@ -106,16 +106,16 @@ def _require_tracker(tracker: str | None, folder: Path | None) -> None:
 
 
 def _require_precision(precision: str, phases: tuple[Phase, ...], network: Network) -> None:
-    """Raise BadInput for a precision in which these phases cannot be taught on this device."""
+    """Raise InvalidArgument for a precision in which these phases cannot be taught on this device."""
     if precision not in PRECISIONS:
-        raise BadInput(f"got precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
+        raise InvalidArgument(f"got precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
     if precision == "no":
         return
     if own := [phase.name for phase in phases if phase.by == "update"]:
-        raise BadInput(
+        raise InvalidArgument(
             f"the recipe steps by itself in phase {own[0]!r}, where nothing brings {precision} about; take 'no'"
         )
     if precision == "fp16" and network.device().type != "cuda":
-        raise BadInput(
+        raise InvalidArgument(
             f"precision 'fp16' needs a CUDA device and the network lies on {network.device()}; take 'bf16' or 'no'"
         )

@@ -22,7 +22,7 @@ from offramp._support.ownership import ANY_VERSION, FolderKind
 from offramp._support.replacement import read_whole
 from offramp.building.saving import FOLDER as NETWORK_FOLDER
 from offramp.building.saving import saving
-from offramp.errors import BadFile, BadInput, Mismatch
+from offramp.errors import BadFile, InvalidArgument, Mismatch
 from offramp.fitting.history import Epoch
 from offramp.networks.members import held
 from offramp.networks.network import Network
@@ -163,7 +163,7 @@ def _packed(optimiser: Optimizer | None) -> tuple[dict[str, Tensor], dict[str, A
             elif isinstance(value, (int, float, bool, type(None))):
                 rest[f"{place}/{key}"] = value
             else:
-                raise BadInput(
+                raise InvalidArgument(
                     f"{type(optimiser).__name__} keeps {key!r} as a {type(value).__name__}, which a checkpoint cannot "
                     "hold; teach without a folder, or with another optimiser"
                 )

@@ -67,7 +67,7 @@ def pooled_of(network: Network, state: State, names: tuple[str, ...]) -> dict[st
     found: dict[str, Tensor] = {}
     with torch.inference_mode():
         for rung in network.rungs:
-            values = values_of(network.model_of(rung), network.front_of(rung), rung, state)
+            values = values_of(network.model_of(rung), network.preprocess_of(rung), rung, state)
             for name in names:
                 exit_ = network.exit_of(name)
                 if name in values and isinstance(exit_, Pools):

@@ -100,7 +100,7 @@ class Pooling:
         return {name: value.float().cpu().numpy() for name, value in found.items()}
 
     def _key(self, told: list[Any]) -> str:
-        """Digests of backbone and fronts, and of all else."""
+        """Digests of backbone and preprocessing, and of all else."""
         mark = hashlib.sha256()
         for part in (self.network.backbone, self.network.fronts):
             mark.update(repr(part).encode())  # what computes
@@ -108,7 +108,7 @@ class Pooling:
                 array = value.detach().cpu().contiguous().reshape(-1)
                 mark.update(key.encode())
                 mark.update(array.view(torch.uint8).numpy().tobytes())
-        fronts = {name: described(front) for name, front in self.network.fronts.items()}
+        fronts = {name: described(preprocess) for name, preprocess in self.network.fronts.items()}
         pools = {name: described(self.network.exit_of(name)) for name in self.names}
         rest = hashlib.sha256(json.dumps([told, fronts, pools], sort_keys=True).encode())
         return f"{mark.hexdigest()[:12]}-{rest.hexdigest()[:12]}"

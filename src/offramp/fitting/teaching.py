@@ -19,7 +19,7 @@ from offramp._support.find import find, find_file, imported, unknown
 from offramp._support.processes import Processes, here
 from offramp._support.replacement import restored
 from offramp.data.rows import Rows, proposing, rows_for
-from offramp.errors import BadData, BadInput, BadNetwork
+from offramp.errors import BadData, BadNetwork, InvalidArgument
 from offramp.fitting.accelerating import accelerating, tracking
 from offramp.fitting.checkpoint import FOLDER, load_checkpoint
 from offramp.fitting.history import History
@@ -71,7 +71,7 @@ def fit(
 
     Args:
         network: Made by `cut` or `ladder`; for a recipe that trains a whole model, such as `recover`, also a model or
-            (model, front).
+            (model, preprocess).
         data: Whatever `offramp.rows` takes, with labels and rows by number.
         recipe: A name on the shelf `recipes` (hinge, cross_entropy, joint, ...), one with arguments
             ("joint?epochs=5"), a Recipe, or your own by name ("my.module:Recipe").
@@ -94,7 +94,7 @@ def fit(
 
     Raises:
         BadNetwork: The recipe cannot train this network; nothing was changed.
-        BadInput: An argument is not what it must be.
+        InvalidArgument: An argument is not what it must be.
         BadData: The rows do not fit, or have no labels.
         Diverged: A loss is no longer finite.
         Mismatch: `folder` belongs to another run.
@@ -147,11 +147,11 @@ def _network_of(thing: object, method: Recipe) -> Network:
     if not method.trains_models:
         return as_network(thing)
     pair: Any = thing if isinstance(thing, tuple) and len(thing) == 2 else (thing, None)
-    model, front = pair
+    model, preprocess = pair
     is_model = isinstance(model, nn.Module) and not isinstance(unwrapped(model)[0], Network)
-    if not is_model or not (front is None or isinstance(front, nn.Module)):
+    if not is_model or not (preprocess is None or isinstance(preprocess, nn.Module)):
         return as_network(thing)
-    return plain_network(unwrapped(model)[0], Rung(BACKBONE), front)
+    return plain_network(unwrapped(model)[0], Rung(BACKBONE), preprocess)
 
 
 def _require_options(
@@ -159,7 +159,9 @@ def _require_options(
 ) -> None:
     """Raise for what would go wrong later, before anything is read."""
     if not isinstance(network, Network):
-        raise BadInput(f"got a {type(network).__name__} to teach, expected a Network; make one with cut or ladder")
+        raise InvalidArgument(
+            f"got a {type(network).__name__} to teach, expected a Network; make one with cut or ladder"
+        )
     for name, value, least in (("batch_size", batch_size, 1), ("views", views, 1), ("seed", seed, 0)):
         require_count(name, value, least)
     for place in places:
@@ -169,10 +171,12 @@ def _require_options(
 
 
 def _augment_of(augment: str | Augment | None) -> Augment | None:
-    """What a name, or a function as it is, stands for. Raises UnknownName, BadInput."""
+    """What a name, or a function as it is, stands for. Raises UnknownName, InvalidArgument."""
     found: Any = find("augments", augment) if isinstance(augment, str) else augment
     if found is not None and not callable(found):
-        raise BadInput(f"augment is a {type(found).__name__}, expected a name or a function of a batch; give one")
+        raise InvalidArgument(
+            f"augment is a {type(found).__name__}, expected a name or a function of a batch; give one"
+        )
     drawing: Augment | None = found
     return drawing
 
@@ -187,13 +191,13 @@ def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
 
     Raises:
         UnknownName: no recipe, or no argument of it, has that name; the nearest names are offered.
-        BadInput: it is no recipe, does not take such a value, or an argument is given twice.
+        InvalidArgument: it is no recipe, does not take such a value, or an argument is given twice.
     """
     found: Any = recipe
     if isinstance(recipe, str):
         name, written = name_of(recipe)
         if twice := sorted(written.keys() & arguments.keys()):
-            raise BadInput(f"{twice[0]} is given twice, in {recipe!r} and beside it. Give it once.")
+            raise InvalidArgument(f"{twice[0]} is given twice, in {recipe!r} and beside it. Give it once.")
         arguments = written | arguments
         found = recipe_class(name)
     if isinstance(found, type) and issubclass(found, Recipe):
@@ -206,11 +210,13 @@ def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
             found = found(**arguments)
         except TypeError as problem:
             told = ", ".join(known) or "nothing"
-            raise BadInput(f"the recipe {recipe!r} cannot be made ({problem}); it takes {told}") from problem
+            raise InvalidArgument(f"the recipe {recipe!r} cannot be made ({problem}); it takes {told}") from problem
     elif arguments:
-        raise BadInput(f"the recipe {recipe!r} is made already and takes no {', '.join(arguments)}; give its class")
+        raise InvalidArgument(
+            f"the recipe {recipe!r} is made already and takes no {', '.join(arguments)}; give its class"
+        )
     if not isinstance(found, Recipe):
-        raise BadInput(f"the recipe is a {type(found).__name__}, expected a name, a Recipe or my.module:Recipe")
+        raise InvalidArgument(f"the recipe is a {type(found).__name__}, expected a name, a Recipe or my.module:Recipe")
     return found
 
 
@@ -220,7 +226,7 @@ def recipe_class(name: str) -> Any:
 
 
 def _require_kinds(recipe: object, known: Mapping[str, inspect.Parameter], arguments: Mapping[str, object]) -> None:
-    """Raise BadInput for a text where a recipe takes a number, and the like."""
+    """Raise InvalidArgument for a text where a recipe takes a number, and the like."""
     for name, value in arguments.items():
         annotation = str(known[name].annotation) if name in known else ""
         optional = annotation.endswith(" | None")
@@ -229,7 +235,7 @@ def _require_kinds(recipe: object, known: Mapping[str, inspect.Parameter], argum
             continue
         kind, told = KINDS[plain]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise BadInput(f"{name} of the recipe {recipe!r} must be {told}, got {value!r}")
+            raise InvalidArgument(f"{name} of the recipe {recipe!r} must be {told}, got {value!r}")
 
 
 def _one_recipe(module: Any) -> type[Recipe]:
@@ -261,15 +267,17 @@ def _require_phases(network: Network, phases: tuple[Phase, ...]) -> None:
 
 
 def _require_steps(phase: Phase) -> None:
-    """Raise BadInput for epochs that cannot be counted, and for arguments that the optimiser refuses."""
+    """Raise InvalidArgument for epochs that cannot be counted, and for arguments that the optimiser refuses."""
     if not isinstance(phase.epochs, int) or phase.epochs < 1:
-        raise BadInput(f"the phase {phase.name!r} has {phase.epochs!r} epochs, expected a whole number from 1 upward")
+        raise InvalidArgument(
+            f"the phase {phase.name!r} has {phase.epochs!r} epochs, expected a whole number from 1 upward"
+        )
     if phase.by == "solve" or not phase.parameters:
         return
     try:
         phase.optimiser(phase.parameters)
     except (TypeError, ValueError) as problem:
-        raise BadInput(
+        raise InvalidArgument(
             f"the optimiser of the phase {phase.name!r} cannot be made ({problem}); give the recipe other arguments"
         ) from problem
 
@@ -347,14 +355,14 @@ def _first(source: Rows, network: Network) -> dict[str, Tensor]:
 
 
 def _checkpoint(home: Path | None, *, resume: bool) -> Path | None:
-    """The checkpoint to go on from. Raises BadInput where one would be lost."""
+    """The checkpoint to go on from. Raises InvalidArgument where one would be lost."""
     if home is None:
         if resume:
-            raise BadInput("got resume=True without a folder, expected the folder of the run; give folder=")
+            raise InvalidArgument("got resume=True without a folder, expected the folder of the run; give folder=")
         return None
     there = restored(home / "checkpoint", FOLDER.require_own)
     if there.is_dir() and not resume:
-        raise BadInput(
+        raise InvalidArgument(
             f"{there} is that of an earlier run; go on from it with resume=True (--resume), or name another folder"
         )
     return there if there.is_dir() else None

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.nodes import Gate, Seen
 from offramp.plans.scores import ScoreRange
 
@@ -32,7 +32,7 @@ class Ended(Gate):
     def __init__(self, gate: Gate, mask: str, read: int) -> None:
         super().__init__()
         if read < 1:
-            raise BadInput(f"read must be at least 1, got {read}")
+            raise InvalidArgument(f"read must be at least 1, got {read}")
         self.gate = gate
         self.mask = mask
         self.read = read

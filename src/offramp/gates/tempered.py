@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.nodes import Gate, Seen
 from offramp.plans.scores import ScoreRange
 
@@ -25,7 +25,7 @@ class Tempered(Gate):
     def __init__(self, gate: Gate, temperature: float) -> None:
         super().__init__()
         if not 0 < temperature < math.inf:
-            raise BadInput(f"temperature is {temperature}, expected a finite number above 0")
+            raise InvalidArgument(f"temperature is {temperature}, expected a finite number above 0")
         self.gate = gate
         self.reads = gate.reads
         self.temperature = float(temperature)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp._support.arguments import require_number
-from offramp.errors import BadData, BadInput, UnknownName
+from offramp.errors import BadData, InvalidArgument, UnknownName
 from offramp.guarantees.risks import Risk
 from offramp.guarantees.testing import order_from
 
@@ -57,7 +57,7 @@ def binomial(
     if ((losses_PN != 0) & (losses_PN != 1)).any() or (low, high) != (0, 1):
         other = losses_PN[(losses_PN != 0) & (losses_PN != 1)][:1]
         got = f"a loss of {other[0]}" if other.size else f"the range [{low}, {high}]"
-        raise BadInput(
+        raise InvalidArgument(
             f"got {got}, but the bound 'binomial' is for losses of 0 and 1 only; take 'betting' or 'hoeffding_bentkus'"
         )
     sums_P = losses_PN.sum(axis=1, dtype=np.float64)
@@ -135,7 +135,7 @@ def betting(
     plans, n = losses_PN.shape
     order = _permutation(order, n)
     if not 0.0 < delta < 1.0:
-        raise BadInput(f"got delta={delta}, expected a number between 0 and 1; give 1 - confidence")
+        raise InvalidArgument(f"got delta={delta}, expected a number between 0 and 1; give 1 - confidence")
     unit = _unit_level(level, low, high)
     if not 0.0 < unit < 1.0:
         return _certain(unit, plans)
@@ -218,7 +218,7 @@ def find_bound(name: str | None, risk: Risk) -> Bound:
         return valid[name]
     names = ", ".join(repr(key) for key in valid)
     if name == "binomial":
-        raise BadInput(
+        raise InvalidArgument(
             f"got the bound 'binomial' for the risk {risk.name!r}, whose losses are not only 0 and 1; "
             f"expected one of {names}, take one of those"
         )
@@ -358,7 +358,7 @@ def _certain(unit: float, plans: int) -> FloatArray:
 
 def _unit_level(level: float, low: float, high: float) -> float:
     if not math.isfinite(level):
-        raise BadInput(f"got the level {level}, expected a finite number; give the largest risk you accept")
+        raise InvalidArgument(f"got the level {level}, expected a finite number; give the largest risk you accept")
     return (level - low) / (high - low)
 
 
@@ -381,5 +381,5 @@ def _checked(losses_PN: Losses, low: float, high: float) -> Losses:
 def _permutation(order: IndexArray | None, n: int) -> IndexArray:
     if order is None or order.shape != (n,) or not np.array_equal(np.sort(order), np.arange(n)):
         got = "no order" if order is None else f"an order of shape {order.shape}"
-        raise BadInput(f"got {got}, expected a permutation of {n} rows; take order_from(fingerprint, n)")
+        raise InvalidArgument(f"got {got}, expected a permutation of {n} rows; take order_from(fingerprint, n)")
     return order

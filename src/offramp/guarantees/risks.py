@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from offramp.errors import BadData, BadInput, UnknownName
+from offramp.errors import BadData, InvalidArgument, UnknownName
 
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.integer[Any]]
@@ -50,14 +50,16 @@ class Risk:
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise BadInput(
+            raise InvalidArgument(
                 f"risk {self.name!r} has the range [{self.low}, {self.high}], expected two finite numbers, "
                 "the lower first; give the smallest and the largest loss that a row can have"
             )
         if self.reads not in ("answers", "outputs"):
-            raise BadInput(f"risk {self.name!r} reads {self.reads!r}, expected 'answers' or 'outputs'; choose one")
+            raise InvalidArgument(
+                f"risk {self.name!r} reads {self.reads!r}, expected 'answers' or 'outputs'; choose one"
+            )
         if any(not self.low <= value <= self.high for value in self.values or ()):
-            raise BadInput(
+            raise InvalidArgument(
                 f"risk {self.name!r} names the values {self.values}, expected values inside its range "
                 f"[{self.low}, {self.high}]; correct one of the two"
             )
@@ -114,7 +116,7 @@ def find_risk(risk: str | Risk | Callable[..., Any]) -> Risk:
         hint = f"did you mean {near[0]!r}?" if near else "take one of these, or build a Risk of your own"
         raise UnknownName(f"no risk is called {risk!r}, expected one of {', '.join(names)}; {hint}")
     what = getattr(risk, "__name__", repr(risk))
-    raise BadInput(
+    raise InvalidArgument(
         f"the risk {what} is not a Risk, expected one of {', '.join(names)} or a Risk that states its "
         f"range; wrap it: Risk({what!r}, low=..., high=..., needs_labels=..., zero_at_reference=..., losses=...)"
     )
@@ -141,7 +143,7 @@ def losses_of(
     if risk.reads == "outputs":
         if outputs is None or outputs.shape[:2] != answers.shape:
             got = "no logits" if outputs is None else f"logits of shape {outputs.shape}"
-            raise BadInput(
+            raise InvalidArgument(
                 f"got {got}, but the risk {risk.name!r} reads logits [N, E, C] of {answers.shape} rows and exits; "
                 "record the trace with its logits kept"
             )
@@ -151,8 +153,8 @@ def losses_of(
     return losses_NE.astype(np.float64, copy=False)
 
 
-def _no_labels(name: str) -> BadInput:
-    return BadInput(
+def _no_labels(name: str) -> InvalidArgument:
+    return InvalidArgument(
         f"got rows without labels, but the risk {name!r} compares answers with labels; give labels, or take "
         "risk='disagreement', which needs none"
     )
@@ -170,7 +172,7 @@ def _check_rows(answers: IntArray, labels: IntArray | None, reference: int) -> N
             "give labels [N]"
         )
     if not 0 <= reference < answers.shape[1]:
-        raise BadInput(
+        raise InvalidArgument(
             f"got exit {reference} as the reference, expected 0 to {answers.shape[1] - 1}; name one of the exits"
         )
 
@@ -178,7 +180,7 @@ def _check_rows(answers: IntArray, labels: IntArray | None, reference: int) -> N
 def _check_losses(losses_NE: npt.NDArray[Any], risk: Risk, shape: tuple[int, ...], reference: int) -> None:
     """Refuse what would break the promise silently: shape, NaN, range, undeclared values."""
     if losses_NE.shape != shape or losses_NE.dtype.kind not in "biuf":
-        raise BadInput(
+        raise InvalidArgument(
             f"the risk {risk.name!r} returned {losses_NE.dtype} of shape {losses_NE.shape}, expected numbers of "
             f"shape {shape}; return one loss per row and exit"
         )
@@ -190,13 +192,13 @@ def _check_losses(losses_NE: npt.NDArray[Any], risk: Risk, shape: tuple[int, ...
     if not fits.all():
         bad = sorted({float(value) for value in losses_NE[~fits][:100]})[:3]
         row, exit_ = (int(at[0]) for at in np.nonzero(~fits))
-        raise BadInput(
+        raise InvalidArgument(
             f"the risk {risk.name!r} returned {', '.join(map(str, bad))} (first at row {row}, exit {exit_}), "
             f"expected {expected}; correct the function or the range that its Risk states"
         )
     if risk.zero_at_reference and losses_NE[:, reference].any():
         row = int(np.flatnonzero(losses_NE[:, reference])[0])
-        raise BadInput(
+        raise InvalidArgument(
             f"the risk {risk.name!r} returned {losses_NE[row, reference]} at row {row} for the reference itself, "
             "expected 0 there; correct the function or state zero_at_reference=False"
         )

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 
 IndexArray = npt.NDArray[np.intp]
 
@@ -35,7 +35,7 @@ def fixed_sequence(p_values: npt.ArrayLike, delta: float) -> int:
     2
     """
     if not 0.0 < delta < 1.0:
-        raise BadInput(f"got delta={delta}, expected a number between 0 and 1; give 1 - confidence")
+        raise InvalidArgument(f"got delta={delta}, expected a number between 0 and 1; give 1 - confidence")
     p_P = np.asarray(p_values, dtype=np.float64)
     return int(np.logical_and.accumulate(p_P <= delta).sum())
 
@@ -57,7 +57,7 @@ def split_from(fingerprint: str | bytes, n: int, share: float) -> tuple[IndexArr
     nothing about the order in which the others are bet on.
     """
     if n < 2 or not 0.0 < share < 1.0:
-        raise BadInput(
+        raise InvalidArgument(
             f"got {n} rows and a search share of {share}, expected at least 2 rows and a share between 0 and 1; "
             "give more rows or another share"
         )
@@ -68,7 +68,7 @@ def split_from(fingerprint: str | bytes, n: int, share: float) -> tuple[IndexArr
 
 def _shuffled(stream: bytes, fingerprint: str | bytes, n: int) -> IndexArray:
     if n < 0:
-        raise BadInput(f"got {n} rows, expected 0 or more; give the number of rows")
+        raise InvalidArgument(f"got {n} rows, expected 0 or more; give the number of rows")
     data = fingerprint.encode() if isinstance(fingerprint, str) else fingerprint
     digest = hashlib.sha256(b"offramp/" + stream + b"/" + data).digest()
     words: Any = np.frombuffer(digest, dtype="<u4").tolist()

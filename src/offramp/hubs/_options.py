@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from offramp._support.find import unknown
-from offramp.errors import BadInput, MissingExtra
+from offramp.errors import InvalidArgument, MissingExtra
 
 Kinds = Mapping[str, Callable[[str], Any]]
 
@@ -31,7 +31,9 @@ def number(text: str) -> int:
 
 
 def read(options: Mapping[str, str], kinds: Kinds, hub: str) -> dict[str, Any]:
-    """Options as what they mean. Raises UnknownName and BadInput: nothing but what `kinds` lists goes through."""
+    """Options as what they mean. Raises UnknownName and InvalidArgument: nothing but what `kinds` lists goes
+    through.
+    """
     found = {}
     for name, text in options.items():
         if name not in kinds:
@@ -39,7 +41,7 @@ def read(options: Mapping[str, str], kinds: Kinds, hub: str) -> dict[str, Any]:
         try:
             found[name] = kinds[name](text)
         except (ValueError, KeyError) as problem:
-            raise BadInput(
+            raise InvalidArgument(
                 f"got {name}={text}, expected {'yes or no' if kinds[name] is yes_no else 'a whole number from 1 up'}; "
                 "change it"
             ) from problem
@@ -47,30 +49,30 @@ def read(options: Mapping[str, str], kinds: Kinds, hub: str) -> dict[str, Any]:
 
 
 def library(name: str, what_for: str) -> Any:
-    """A package that stands behind a hub. Raises MissingExtra, BadInput for one that does not suit the rest."""
+    """A package that stands behind a hub. Raises MissingExtra, InvalidArgument for one that does not suit the rest."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as problem:
         raise MissingExtra(problem.name or name, EXTRA, f"the model {what_for!r}") from problem
     except (ImportError, RuntimeError, OSError) as problem:  # compiled operations of another torch
-        raise BadInput(
+        raise InvalidArgument(
             f"{name} cannot be imported ({first_line(problem)}): it was built for another torch. Install torch and "
             "torchvision from the same index (pytorch.org), or build the model yourself: my.module:factory."
         ) from problem
 
 
 def built(spec: str, call: Callable[[], Any]) -> nn.Module:
-    """What a library builds. Raises BadInput with what it says."""
+    """What a library builds. Raises InvalidArgument with what it says."""
     try:
         model: nn.Module = call()
     except Exception as problem:  # whatever a library raises for options that do not suit a model
-        raise BadInput(f"{spec!r} cannot be built: {first_line(problem)}; change its options") from problem
+        raise InvalidArgument(f"{spec!r} cannot be built: {first_line(problem)}; change its options") from problem
     return model
 
 
-def unfetched(spec: str, problem: Exception) -> BadInput:
+def unfetched(spec: str, problem: Exception) -> InvalidArgument:
     """The error for weights that could not be had."""
-    return BadInput(f"the weights of {spec!r} cannot be fetched ({first_line(problem)}); {RANDOM}")
+    return InvalidArgument(f"the weights of {spec!r} cannot be fetched ({first_line(problem)}); {RANDOM}")
 
 
 def first_line(problem: BaseException) -> str:

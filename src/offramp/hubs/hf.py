@@ -15,11 +15,11 @@ from typing import Any
 
 from torch import nn
 
-from offramp.errors import BadFile, BadInput
+from offramp.errors import BadFile, InvalidArgument
 from offramp.hubs._options import RANDOM, Kinds, built, first_line, library, number, read, yes_no
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 
-__all__ = ["build", "front"]
+__all__ = ["build", "preprocess"]
 
 KINDS: Kinds = {"pretrained": yes_no, "num_classes": number, "revision": str}
 RESAMPLING = {0: "nearest", 2: "bilinear", 3: "bicubic"}  # as Pillow numbers them
@@ -27,7 +27,7 @@ CODE = "and code that comes with a model is not run; build the model yourself: m
 
 
 def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:
-    """The model that answers with class logits; with `fetch` its weights too. Raises BadInput, MissingExtra.
+    """The model that answers with class logits; with `fetch` its weights too. Raises InvalidArgument, MissingExtra.
 
     Weights without a classifier are refused, unless `num_classes` asks for a new one.
     """
@@ -44,7 +44,7 @@ def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:
 
     model, said = _fetched(spec, "weights", load)
     if said["missing_keys"] and "num_classes" not in given:
-        raise BadInput(
+        raise InvalidArgument(
             f"{spec!r} has no weights for {len(said['missing_keys'])} tensors (such as {min(said['missing_keys'])}), "
             "expected a model that was taught to classify; name one"
         )
@@ -52,7 +52,7 @@ def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:
     return made
 
 
-def front(name: str, options: Mapping[str, str]) -> Front | None:
+def preprocess(name: str, options: Mapping[str, str]) -> Preprocess | None:
     """What preprocessor_config.json says of images: cast, resize and crop, scale, normalise; None for texts."""
     name, transformers, given = _place(name), library("transformers", f"hf:{name}"), read(options, KINDS, "hf")
     where = _where(name, given)
@@ -62,15 +62,16 @@ def front(name: str, options: Mapping[str, str]) -> Front | None:
     find = transformers.utils.cached_file
     file = _fetched(f"hf:{name}", "preprocessor_config.json", lambda: find(name, "preprocessor_config.json", **where))
     try:
-        return _front(json.loads(Path(file).read_text(encoding="utf-8")))
+        return _preprocess(json.loads(Path(file).read_text(encoding="utf-8")))
     except (TypeError, KeyError, ValueError, AttributeError) as problem:
         raise BadFile(
-            f"{file} says no size, mean and deviation that we know ({problem!r}); give --front my.module:front"
+            f"{file} says no size, mean and deviation that we know ({problem!r}); give --preprocess "
+            "my.module:preprocess"
         ) from problem
 
 
-def _front(said: Mapping[str, Any]) -> Front:
-    """A front from the fields of an image processor; those that differ by model are sizes."""
+def _preprocess(said: Mapping[str, Any]) -> Preprocess:
+    """Preprocessing from the fields of an image processor; those that differ by model are sizes."""
     normal, resized = said.get("do_normalize", True), said.get("do_resize", True)
     mean, std = (said["image_mean"], said["image_std"]) if normal else ((0.0,), (1.0,))
     scale = 1 / said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1.0
@@ -85,7 +86,7 @@ def _front(said: Mapping[str, Any]) -> Front:
             short = int(short / said.get("crop_pct", 1.0)) if short < 384 else None
     elif size is not None and kept is None:
         kept = _pair(size)
-    return Front(
+    return Preprocess(
         tuple(mean),
         tuple(std),
         scale=scale,
@@ -110,7 +111,9 @@ def _where(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
     if Path(name).is_dir():
         return {"local_files_only": True}
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
-        raise BadInput(f"got 'hf:{name}', expected a folder that is there, or OWNER/NAME of the hub; check the name")
+        raise InvalidArgument(
+            f"got 'hf:{name}', expected a folder that is there, or OWNER/NAME of the hub; check the name"
+        )
     return {"revision": given["revision"]} if "revision" in given else {}
 
 
@@ -125,15 +128,15 @@ def _config(transformers: Any, spec: str, where: Mapping[str, Any], given: Mappi
 
 
 def _fetched(spec: str, what: str, load: Callable[[], Any]) -> Any:
-    """What a library loads. Raises BadInput with the reason, in a sentence."""
+    """What a library loads. Raises InvalidArgument with the reason, in a sentence."""
     try:
         return load()
     except Exception as problem:  # no network, no such name, a damaged file, a kind that only remote code knows
         said = first_line(problem)
         if "trust_remote_code" in str(problem):
-            raise BadInput(f"{spec!r} is no model that transformers has itself, {CODE}") from problem
+            raise InvalidArgument(f"{spec!r} is no model that transformers has itself, {CODE}") from problem
         way = RANDOM if what == "weights" else "check the name and the network, or give a folder with this file"
-        raise BadInput(f"cannot get the {what} of {spec!r} ({said}); {way}") from problem
+        raise InvalidArgument(f"cannot get the {what} of {spec!r} ({said}); {way}") from problem
 
 
 def _kind(transformers: Any, config: Any, spec: str) -> Any:
@@ -144,7 +147,7 @@ def _kind(transformers: Any, config: Any, spec: str) -> Any:
     ):
         if _mapped(transformers, what, config):
             return getattr(transformers, auto)
-    raise BadInput(
+    raise InvalidArgument(
         f"{spec!r} is a {config.model_type}, which has no classifier of images or texts in transformers; expected one"
     )
 

@@ -13,17 +13,17 @@ from typing import Any
 from torch import nn
 
 from offramp._support.find import unknown
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.hubs._options import Kinds, built, library, number, read, unfetched, yes_no
-from offramp.layers.front import INTERPOLATIONS, Front
+from offramp.layers.preprocess import INTERPOLATIONS, Preprocess
 
-__all__ = ["build", "front"]
+__all__ = ["build", "preprocess"]
 
 KINDS: Kinds = {"pretrained": yes_no, "num_classes": number, "in_chans": number, "img_size": number}
 
 
 def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:
-    """The model; with `fetch` its pretrained weights too. Raises UnknownName, BadInput, MissingExtra.
+    """The model; with `fetch` its pretrained weights too. Raises UnknownName, InvalidArgument, MissingExtra.
 
     Only names that timm lists: `hf-hub:` and `local-dir:` names of timm would read configurations from elsewhere.
     """
@@ -39,7 +39,7 @@ def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:
     return made
 
 
-def front(name: str, options: Mapping[str, str]) -> Front | None:
+def preprocess(name: str, options: Mapping[str, str]) -> Preprocess | None:
     """What timm resolves for the model: cast, resize to its input size (with its crop), normalise."""
     timm, given = _known(name), read(options, KINDS, "timm")
     cfg = timm.get_pretrained_cfg(name)
@@ -50,7 +50,9 @@ def front(name: str, options: Mapping[str, str]) -> Front | None:
     central = found["crop_mode"] == "center" and size[0] == size[1]
     short = int(size[0] / found["crop_pct"]) if central else None
     kind = found["interpolation"]
-    return Front(means, deviations, size=size, short=short, interpolation=kind if kind in INTERPOLATIONS else "bicubic")
+    return Preprocess(
+        means, deviations, size=size, short=short, interpolation=kind if kind in INTERPOLATIONS else "bicubic"
+    )
 
 
 def _channels(values: Any, given: Mapping[str, Any]) -> tuple[float, ...]:
@@ -67,6 +69,6 @@ def _known(name: str) -> Any:
     tags = [each.partition(".")[2] for each in timm.list_pretrained(f"{base}.*")]
     if tag and tag not in tags:
         if not tags:
-            raise BadInput(f"{name!r} names weights, and timm has none of {base!r}; leave {tag!r} out")
+            raise InvalidArgument(f"{name!r} names weights, and timm has none of {base!r}; leave {tag!r} out")
         raise unknown(tag, tags, f"set of weights of {base!r}")
     return timm

@@ -15,11 +15,11 @@ from typing import Any
 from torch import nn
 
 from offramp._support.find import unknown
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.hubs._options import RANDOM, Kinds, built, library, number, read, unfetched, yes_no
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 
-__all__ = ["build", "front"]
+__all__ = ["build", "preprocess"]
 
 KINDS: Kinds = {"pretrained": yes_no, "num_classes": number, "weights": str}
 AUXILIARY = ("googlenet", "inception_v3")  # with heads that only training uses, and an input that weights transform
@@ -27,7 +27,7 @@ OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")  # n
 
 
 def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:
-    """The model; with `fetch` its pretrained weights too. Raises UnknownName, BadInput, MissingExtra."""
+    """The model; with `fetch` its pretrained weights too. Raises UnknownName, InvalidArgument, MissingExtra."""
     models, given = _known(name), read(options, KINDS, "torchvision")
     weights, pretrained = _weights(models, name, given), given.get("pretrained", True)
     arguments: dict[str, Any] = {key: given[key] for key in ("num_classes",) if key in given}
@@ -41,7 +41,7 @@ def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:
         return model
     if weights is None or "num_classes" in given:
         why = "torchvision has none" if weights is None else "they are for the classes of ImageNet"
-        raise BadInput(f"{spec!r} has no pretrained weights ({why}); {RANDOM}")
+        raise InvalidArgument(f"{spec!r} has no pretrained weights ({why}); {RANDOM}")
     try:
         tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
     except Exception as problem:  # no network, a full disk, a damaged file
@@ -50,7 +50,7 @@ def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:
     return model
 
 
-def front(name: str, options: Mapping[str, str]) -> Front | None:
+def preprocess(name: str, options: Mapping[str, str]) -> Preprocess | None:
     """What the weights' own transforms do: cast, resize and crop to their size, normalise; None for a model without."""
     models, given = _known(name), read(options, KINDS, "torchvision")
     weights = _weights(models, name, given)
@@ -59,7 +59,9 @@ def front(name: str, options: Mapping[str, str]) -> Front | None:
     found = weights.transforms()
     (side,), (short,) = found.crop_size, found.resize_size
     kind = str(found.interpolation.value)
-    return Front(tuple(found.mean), tuple(found.std), size=(side, side), short=max(short, side), interpolation=kind)
+    return Preprocess(
+        tuple(found.mean), tuple(found.std), size=(side, side), short=max(short, side), interpolation=kind
+    )
 
 
 def _load(model: nn.Module, tensors: Any) -> None:

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 
 Made = TypeVar("Made", bound=nn.Module)
 
@@ -56,10 +56,10 @@ def require_whole(name: str, value: object, least: int) -> int:
         least: the smallest that is allowed.
 
     Raises:
-        BadInput: it is another kind of value, or too small.
+        InvalidArgument: it is another kind of value, or too small.
     """
     if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise BadInput(f"{name} must be a whole number of at least {least}, got {value!r}")
+        raise InvalidArgument(f"{name} must be a whole number of at least {least}, got {value!r}")
     return value
 
 
@@ -97,7 +97,7 @@ def rank_of(values: Tensor, options: Mapping[str, float], largest: int, method: 
             the energy asks for more, the method saves nothing here.
 
     Raises:
-        BadInput: a rank that is not from 1 to `largest`, or an energy that is no share.
+        InvalidArgument: a rank that is not from 1 to `largest`, or an energy that is no share.
         SavesNothing: the energy needs a rank above `saves`.
     """
     from offramp.networks.layer import SavesNothing
@@ -106,10 +106,10 @@ def rank_of(values: Tensor, options: Mapping[str, float], largest: int, method: 
     if rank:
         whole = require_whole("rank", rank, 1)
         if whole > largest:
-            raise BadInput(f"rank must be at most {largest} for this layer, got {whole}")
+            raise InvalidArgument(f"rank must be at most {largest} for this layer, got {whole}")
         return whole
     if not isinstance(energy, (int, float)) or not 0 < energy <= 1:
-        raise BadInput(f"energy must be a share above 0 and at most 1, got {energy!r}")
+        raise InvalidArgument(f"energy must be a share above 0 and at most 1, got {energy!r}")
     squares = values.double() ** 2
     kept = torch.cumsum(squares, 0) / squares.sum().clamp_min(1e-300)
     found = int((kept < energy - 1e-12).sum()) + 1

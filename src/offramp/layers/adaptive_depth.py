@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers._sparse import Step, Tiles, computes, on_tiles, steps_of, tile_of
 from offramp.networks.layer import Layer, LayerCost, dense_cost
 from offramp.networks.taps import listening
@@ -119,11 +119,11 @@ class AdaptiveDepth(Layer):
     ) -> None:
         super().__init__()
         if per not in HALTS:
-            raise BadInput(f"per must be 'position' or 'sample', got {per!r}")
+            raise InvalidArgument(f"per must be 'position' or 'sample', got {per!r}")
         if not 0 < eps < 1:
-            raise BadInput(f"eps must be between 0 and 1, got {eps}")
+            raise InvalidArgument(f"eps must be between 0 and 1, got {eps}")
         if not 0 <= break_even <= 1 or tile < 1:
-            raise BadInput(f"break_even must be from 0 to 1 and tile at least 1, got {break_even} and {tile}")
+            raise InvalidArgument(f"break_even must be from 0 to 1 and tile at least 1, got {break_even} and {tile}")
         self.units = nn.ModuleList(units)
         self.dims = _dims_of(self.units) if dims is None else dims
         self.halts = nn.ModuleList(HALTS[per](width, self.dims, bias) for _ in self.units[1:])
@@ -473,17 +473,17 @@ class PonderMaps:
 
     Args:
         model: with stages that halt by position or by sample, in eval mode.
-        front: what stands before it.
+        preprocess: what stands before it.
     """
 
-    def __init__(self, model: nn.Module, front: nn.Module | None = None) -> None:
+    def __init__(self, model: nn.Module, preprocess: nn.Module | None = None) -> None:
         if not stages_of(model):
             raise BadNetwork("the model has no stage of adaptive depth; make some with offramp.halting")
         self.model = model
-        self.front = front
+        self.preprocess = preprocess
 
     def __call__(self, images: Any) -> dict[str, Any]:
         """Images [W, C, H, W'] of NumPy -> by stage the cost N + R of each position, [W, h, w]."""
         x = torch.as_tensor(images)
-        x = x if self.front is None else self.front(x)
+        x = x if self.preprocess is None else self.preprocess(x)
         return {f"{name}, units": cost[:, 0].cpu().numpy() for name, cost in depths(self.model, x).items()}

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._support.arguments import require_number
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers._replacing import placed_like
 from offramp.networks.layer import Layer, LayerCost, dense_cost
 
@@ -80,7 +80,7 @@ class GGhost(Layer):
 
         Raises:
             BadNetwork: fewer blocks, or blocks that cannot be made narrower.
-            BadInput: a ratio that leaves no channel.
+            InvalidArgument: a ratio that leaves no channel.
         """
         if not isinstance(dense, nn.Sequential) or len(dense) < 3:
             blocks = len(dense) if isinstance(dense, nn.Sequential) else 0
@@ -93,7 +93,7 @@ class GGhost(Layer):
         group = _group_width(inner)
         kept = int(width * (1 - ratio)) // group * group
         if not 0 < kept < width:
-            raise BadInput(
+            raise InvalidArgument(
                 f"ratio={ratio:g} keeps {kept} of {width} channels in multiples of {group}; at "
                 "least one must be kept and one must skip"
             )

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._support.arguments import require_number
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers._replacing import geometry, placed_like, require_convolution, require_whole
 from offramp.networks.layer import Layer, LayerCost, dense_cost
 
@@ -166,7 +166,7 @@ class Ghost(Layer):
 
         Raises:
             BadNetwork: another kind of layer, or a grouped convolution.
-            BadInput: a ratio below 2 or above the number of channels; an even kernel.
+            InvalidArgument: a ratio below 2 or above the number of channels; an even kernel.
         """
         layer = require_convolution(dense, "ghost")
         if layer.groups > 1:
@@ -174,12 +174,12 @@ class Ghost(Layer):
         outputs = layer.out_channels
         require_whole("ratio", ratio, 2)
         if ratio > outputs:
-            raise BadInput(
+            raise InvalidArgument(
                 f"ratio must be at most {outputs}, the number of channels, got {ratio}: less than "
                 "one channel would be left"
             )
         if require_whole("kernel", kernel, 1) % 2 == 0:
-            raise BadInput(f"kernel must be odd, got {kernel}: an even one shifts the image")
+            raise InvalidArgument(f"kernel must be odd, got {kernel}: an even one shifts the image")
         intrinsic = math.ceil(outputs / ratio)
         ghosts = intrinsic * (ratio - 1)
         biased = layer.bias is not None

@@ -44,7 +44,7 @@ class LowRank(Layer):
 
         Raises:
             BadNetwork: another kind of layer, or a grouped convolution.
-            BadInput: a rank or an energy outside of its range.
+            InvalidArgument: a rank or an energy outside of its range.
             SavesNothing: so much energy needs a rank that saves nothing.
         """
         layer = require_dense(dense, "low_rank")

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.layers._replacing import placed_like
 from offramp.layers.binary import Binary, softened
 from offramp.layers.ternary import Ternary, moved, require_zeros, spread, ternary
@@ -86,12 +86,12 @@ class Packed(Layer):
 
         Raises:
             SavesNothing: another kind of layer: `convert` leaves it as it is.
-            BadInput: `of` is neither.
+            InvalidArgument: `of` is neither.
         """
         layer = dense
         if of:
             if of not in BITS:
-                raise BadInput(f"of must be ternary or binary, got {of!r}")
+                raise InvalidArgument(f"of must be ternary or binary, got {of!r}")
             if type(dense) in (nn.Conv2d, nn.Linear):
                 kind = Ternary if of == "ternary" else Binary
                 layer = kind.from_layer(require_zeros(dense, "packed"))

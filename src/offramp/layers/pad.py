@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, unfold
 
 from offramp._support.arguments import require_number
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers._replacing import copied, placed_like, require_convolution, require_whole
 from offramp.layers.packed import packed_bits, unpacked_bits
 from offramp.layers.ternary import moves_of, require_zeros
@@ -114,13 +114,13 @@ class Pad(Layer):
 
         Raises:
             BadNetwork: another kind of layer, or a grouped convolution.
-            BadInput: an option out of its range.
+            InvalidArgument: an option out of its range.
         """
         if isinstance(dense, nn.Conv2d) and require_convolution(dense, "pad").groups > 1:
             raise BadNetwork(f"pad cannot replace a grouped convolution, got groups={dense.groups}")
         layer = require_zeros(dense, "pad")
         if not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
-            raise BadInput(f"ratio must be a share from 0 to 1, got {ratio!r}")
+            raise InvalidArgument(f"ratio must be a share from 0 to 1, got {ratio!r}")
         require_whole("kernels", kernels, 1)
         require_whole("reduction", reduction, 1)
         require_number("temperature", temperature, 0, float("inf"))
@@ -280,7 +280,7 @@ def partitioned(
 
     Raises:
         BadNetwork: the model has no PAD layer.
-        BadInput: an argument out of its range, or a ratio above that of the model.
+        InvalidArgument: an argument out of its range, or a ratio above that of the model.
     """
     _require(ratio, rounds, score, scope)
     made = copy.deepcopy(model)
@@ -290,7 +290,7 @@ def partitioned(
     total = sum(torch.Size(_pad(made, name).shape).numel() for name in names)
     now = sum(_pad(made, name).dynamic.shape[1] for name in names) / total
     if ratio > now:
-        raise BadInput(f"ratio must be at most {now:.3g}, the share that is dynamic now, got {ratio:g}")
+        raise InvalidArgument(f"ratio must be at most {now:.3g}, the share that is dynamic now, got {ratio:g}")
     draw = torch.Generator().manual_seed(seed)
     labels = torch.as_tensor(y)
     for turn in range(1, rounds + 1):
@@ -308,9 +308,9 @@ def _require(ratio: float, rounds: int, score: str, scope: str) -> None:
     require_number("ratio", ratio, 0, 1 + 1e-9, includes_low=True)
     require_whole("rounds", rounds, 1)
     if score not in SCORES:
-        raise BadInput(f"score must be one of {', '.join(SCORES)}, got {score!r}")
+        raise InvalidArgument(f"score must be one of {', '.join(SCORES)}, got {score!r}")
     if scope not in SCOPES:
-        raise BadInput(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
+        raise InvalidArgument(f"scope must be one of {', '.join(SCOPES)}, got {scope!r}")
 
 
 def _pad(model: nn.Module, name: str) -> Pad:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._support.arguments import require_number
-from offramp.errors import BadInput, BadNetwork, MissingExtra
+from offramp.errors import BadNetwork, InvalidArgument, MissingExtra
 from offramp.layers._replacing import geometry, require_whole
 from offramp.networks.inputs import as_inputs, call_model
 from offramp.networks.taps import logits_in
@@ -55,7 +55,7 @@ def pruned(
 
     Raises:
         MissingExtra: Torch-Pruning is not installed.
-        BadInput: a ratio that leaves no channel, an unknown importance, missing rows.
+        InvalidArgument: a ratio that leaves no channel, an unknown importance, missing rows.
         BadNetwork: no layer can lose channels, or the model no longer runs.
     """
     tp = _library()
@@ -111,15 +111,15 @@ def _library() -> Any:
 def _require(example: Any, data: Any, ratio: float, importance: str) -> None:
     require_number("ratio", ratio, 0, 1)
     if importance not in IMPORTANCES:
-        raise BadInput(f"importance must be {', '.join(IMPORTANCES)}, got {importance!r}")
+        raise InvalidArgument(f"importance must be {', '.join(IMPORTANCES)}, got {importance!r}")
     if example is None:
-        raise BadInput("the method 'pruned' needs example=, a small batch as the model takes it")
+        raise InvalidArgument("the method 'pruned' needs example=, a small batch as the model takes it")
     if data is None and importance in ("taylor", "thinet"):
-        raise BadInput(f"importance={importance!r} needs data=(x, y), some rows with labels")
+        raise InvalidArgument(f"importance={importance!r} needs data=(x, y), some rows with labels")
 
 
 def _require_channels(targets: dict[str, nn.Module], ratio: float, round_to: int) -> None:
-    """Raise BadInput where a layer would keep no channel."""
+    """Raise InvalidArgument where a layer would keep no channel."""
     for name, layer in targets.items():
         width = _outputs(layer)
         kept = width - int(width * ratio)
@@ -127,7 +127,7 @@ def _require_channels(targets: dict[str, nn.Module], ratio: float, round_to: int
             kept = kept // round_to * round_to
         if kept < 1:
             rounded = f" and round_to={round_to}" if round_to else ""
-            raise BadInput(f"ratio={ratio:g}{rounded} leaves none of the {width} channels of {name!r}")
+            raise InvalidArgument(f"ratio={ratio:g}{rounded} leaves none of the {width} channels of {name!r}")
 
 
 def _outputs(layer: nn.Module) -> int:
@@ -140,7 +140,7 @@ def _outputs(layer: nn.Module) -> int:
 def _first(example: Any) -> Tensor:
     values = list(as_inputs(example).values())
     if len(values) != 1:
-        raise BadInput(f"the method 'pruned' takes models of one input, got {len(values)}")
+        raise InvalidArgument(f"the method 'pruned' takes models of one input, got {len(values)}")
     return values[0]
 
 
@@ -226,7 +226,7 @@ def x_channels(module: nn.Module) -> int:
 
 def _padding(conv: nn.Conv2d) -> tuple[int, int]:
     if isinstance(conv.padding, str):
-        raise BadInput("importance='thinet' needs convolutions with padding as numbers")
+        raise InvalidArgument("importance='thinet' needs convolutions with padding as numbers")
     high, wide = conv.padding
     return int(high), int(wide)
 
@@ -271,7 +271,7 @@ def resized(dense: nn.Module, *, inputs: int, outputs: int) -> nn.Module:
 
     Raises:
         BadNetwork: another kind of layer.
-        BadInput: widths that are none, or that the groups do not divide.
+        InvalidArgument: widths that are none, or that the groups do not divide.
     """
     require_whole("inputs", inputs, 1)
     require_whole("outputs", outputs, 1)
@@ -282,7 +282,7 @@ def resized(dense: nn.Module, *, inputs: int, outputs: int) -> nn.Module:
         assert isinstance(dense, nn.Conv2d)
         groups = dense.groups if dense.groups == 1 else inputs // max(1, dense.weight.shape[1])
         if inputs % groups or outputs % groups:
-            raise BadInput(f"{inputs} and {outputs} channels do not divide by {groups} groups")
+            raise InvalidArgument(f"{inputs} and {outputs} channels do not divide by {groups} groups")
         shape = {**geometry(dense), "groups": groups, "bias": dense.bias is not None}
         made = nn.Conv2d(inputs, outputs, **shape, **place)
     elif type(dense) is nn.Linear:

@@ -12,7 +12,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 
 __all__ = ["Block", "branchy_block", "narrow"]
 
@@ -70,13 +70,13 @@ def narrow(block: nn.Module, by: int = 2) -> nn.Module:
 
     Raises:
         BadNetwork: another kind of block.
-        BadInput: a number that leaves no channel.
+        InvalidArgument: a number that leaves no channel.
     """
     if not isinstance(block, Block):
         raise BadNetwork(f"narrow takes a residual block of two convolutions, got a {type(block).__name__}")
     width = block.conv1.out_channels
     if by < 1 or width // by < 1:
-        raise BadInput(f"narrow?by={by} leaves none of the block's {width} channels")
+        raise InvalidArgument(f"narrow?by={by} leaves none of the block's {width} channels")
     found = copy.deepcopy(block)
     sums = block.conv1.weight.detach().abs().sum((1, 2, 3))
     kept = sums.argsort(descending=True)[: width // by].sort().values

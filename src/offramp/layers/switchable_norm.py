@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.layer import Layer, LayerCost, dense_cost
 
 __all__ = ["SwitchableNorm", "route_of", "with_switchable_norms"]
@@ -44,12 +44,12 @@ class SwitchableNorm(Layer):
 
         Raises:
             BadNetwork: it is no batch norm.
-            BadInput: there are no routes.
+            InvalidArgument: there are no routes.
         """
         if not isinstance(dense, _BatchNorm):
             raise BadNetwork(f"a switchable norm must be made of a batch norm, got a {type(dense).__name__}")
         if routes < 1:
-            raise BadInput(f"routes must be at least 1, got {routes}")
+            raise InvalidArgument(f"routes must be at least 1, got {routes}")
         made = cls([copy.deepcopy(dense) for _ in range(routes)])
         made.training = dense.training
         made.norms.training = dense.training

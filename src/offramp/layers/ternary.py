@@ -64,7 +64,7 @@ class Ternary(Layer):
 
         Raises:
             BadNetwork: another kind of layer.
-            BadInput: a share out of its range.
+            InvalidArgument: a share out of its range.
         """
         require_number("warm", warm, 0, 1, includes_low=True)
         return placed_like(cls(require_zeros(dense, "ternary"), warm), dense)

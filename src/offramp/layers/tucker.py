@@ -46,7 +46,7 @@ class Tucker(Layer):
 
         Raises:
             BadNetwork: another kind of layer, or a grouped convolution.
-            BadInput: a rank or an energy outside of its range.
+            InvalidArgument: a rank or an energy outside of its range.
             SavesNothing: ranks by energy with which the three are no smaller than the one.
         """
         layer = require_convolution(dense, "tucker")

@@ -12,7 +12,7 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 
 __all__ = ["Wavelet97", "WaveletDecoder", "WaveletEncoder"]
 
@@ -37,13 +37,13 @@ class WaveletEncoder(nn.Module):
             That needs twice as many channels within as the image has.
 
     Raises:
-        BadInput: another start, or too many channels for "mean".
+        InvalidArgument: another start, or too many channels for "mean".
     """
 
     def __init__(self, channels: int = 3, start: str = "xavier") -> None:
         super().__init__()
         if start not in STARTS:
-            raise BadInput(f"start must be one of {', '.join(STARTS)}, got {start!r}")
+            raise InvalidArgument(f"start must be one of {', '.join(STARTS)}, got {start!r}")
         self.channels = channels
         self.conv1 = nn.Conv2d(channels, WIDTH, 3, padding=1)
         self.conv2 = nn.Conv2d(WIDTH, WIDTH, 3, padding=1)
@@ -66,7 +66,7 @@ class WaveletEncoder(nn.Module):
         """Let 2 C channels carry relu(x) and relu(-x), and the low image be the mean of their difference."""
         signed = 2 * self.channels
         if signed > WIDTH:
-            raise BadInput(f"start='mean' takes at most {WIDTH // 2} channels, got {self.channels}")
+            raise InvalidArgument(f"start='mean' takes at most {WIDTH // 2} channels, got {self.channels}")
         for conv in (self.conv1, self.conv2, self.conv3):
             conv.weight[:signed] = 0
         self.low.weight.zero_()

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 
 
 def identity_of(thing: object, said: str | None, what: str) -> bytes:
@@ -27,14 +27,14 @@ def identity_of(thing: object, said: str | None, what: str) -> bytes:
         what: what it is called in an error.
 
     Raises:
-        BadInput: something in it has no content that can be hashed.
+        InvalidArgument: something in it has no content that can be hashed.
     """
     if said is not None:
         return hashlib.sha256(f"said {said}".encode()).digest()
     try:
         return digest_of(thing)
     except (TypeError, ValueError, RecursionError, AttributeError) as problem:
-        raise BadInput(
+        raise InvalidArgument(
             f"{what} holds something whose content cannot be told apart ({problem}); say what it is with "
             "identity='name and version'"
         ) from problem

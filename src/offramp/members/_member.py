@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
+from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError
 
 GIVES = ("logits", "probabilities")
 FLOOR = 1e-7  # a probability of 0 counts as this, because its logarithm must be finite
@@ -34,7 +34,7 @@ class Member(nn.Module, abc.ABC):
             refuses values that look like probabilities.
 
     Raises:
-        BadInput: `gives` is neither.
+        InvalidArgument: `gives` is neither.
     """
 
     identity: Tensor
@@ -43,7 +43,7 @@ class Member(nn.Module, abc.ABC):
     def __init__(self, kind: str, identity: bytes, gives: str | None = None) -> None:
         super().__init__()
         if gives is not None and gives not in GIVES:
-            raise BadInput(f"gives must be 'logits' or 'probabilities', got {gives!r}")
+            raise InvalidArgument(f"gives must be 'logits' or 'probabilities', got {gives!r}")
         self.outside_torch = kind
         self.gives = gives
         self.register_buffer("identity", as_bytes(identity))
@@ -118,7 +118,7 @@ class Member(nn.Module, abc.ABC):
         elif not torch.equal(saved.cpu(), self.identity.cpu()):
             name = prefix.rstrip(".").rpartition(".")[2]
             was = bytes(saved.cpu().numpy()).hex()[:16]
-            raise BadInput(
+            raise InvalidArgument(
                 f"the member {name!r} must be the one that was saved (identity {was}), got {self.outside_torch} "
                 f"(identity {self.digest})"
             )

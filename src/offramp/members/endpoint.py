@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from offramp.errors import BadInput, BadNetwork, MemberUnavailable
+from offramp.errors import BadNetwork, InvalidArgument, MemberUnavailable
 from offramp.members._member import Array, Member
 
 __all__ = ["Endpoint"]
@@ -61,7 +61,7 @@ class Endpoint(Member):
         headers: headers to send, such as an authorization; they are neither saved nor printed.
 
     Raises:
-        BadInput: an argument has no such value.
+        InvalidArgument: an argument has no such value.
     """
 
     def __init__(
@@ -78,17 +78,17 @@ class Endpoint(Member):
     ) -> None:
         where = urlsplit(url)
         if where.scheme not in ("http", "https") or not where.hostname:
-            raise BadInput(f"url must start with http:// or https:// and name a host, got {url!r}")
+            raise InvalidArgument(f"url must start with http:// or https:// and name a host, got {url!r}")
         if where.username or where.password:
-            raise BadInput("url must hold no user and password; give them in headers")
+            raise InvalidArgument("url must hold no user and password; give them in headers")
         if not isinstance(version, str) or not version:
-            raise BadInput(f"version must be a text that names the model behind the url, got {version!r}")
+            raise InvalidArgument(f"version must be a text that names the model behind the url, got {version!r}")
         if not 0 < timeout_s < float("inf"):
-            raise BadInput(f"timeout_s must be above 0 and finite, got {timeout_s}")
+            raise InvalidArgument(f"timeout_s must be above 0 and finite, got {timeout_s}")
         if protocol not in PROTOCOLS:
-            raise BadInput(f"protocol must be 'v2' or 'v1', got {protocol!r}")
+            raise InvalidArgument(f"protocol must be 'v2' or 'v1', got {protocol!r}")
         if not isinstance(retries, int) or retries < 0:
-            raise BadInput(f"retries must be a whole number from 0, got {retries!r}")
+            raise InvalidArgument(f"retries must be a whole number from 0, got {retries!r}")
         told = json.dumps([url, version, gives, protocol, output])
         super().__init__(f"the endpoint {url}", hashlib.sha256(told.encode()).digest(), gives)
         self.may_be_unavailable = True

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.members._identity import identity_of
 from offramp.members._member import Array, Member
 
@@ -32,7 +32,7 @@ class Estimator(Member):
             was fitted.
 
     Raises:
-        BadInput: it has neither method, is not fitted, has other labels than 0 to C-1, or cannot be hashed.
+        InvalidArgument: it has neither method, is not fitted, has other labels than 0 to C-1, or cannot be hashed.
 
     Example:
         >>> import torch
@@ -48,13 +48,15 @@ class Estimator(Member):
         kind = f"a scikit-learn estimator ({type(model).__name__})"
         method = next((name for name in METHODS if hasattr(model, name)), None)
         if method is None:
-            raise BadInput(f"{kind} must have predict_proba or decision_function, got neither")
+            raise InvalidArgument(f"{kind} must have predict_proba or decision_function, got neither")
         known = getattr(model, "classes_", None)
         if known is None:
-            raise BadInput(f"{kind} must be fitted, got no classes_")
+            raise InvalidArgument(f"{kind} must be fitted, got no classes_")
         columns = _columns(known, classes, kind)
         if method == "decision_function" and -1 in columns:
-            raise BadInput(f"{kind} has no probabilities, so classes must be those that it has seen, got {classes}")
+            raise InvalidArgument(
+                f"{kind} has no probabilities, so classes must be those that it has seen, got {classes}"
+            )
         model = copy.deepcopy(model)
         content = identity_of([model, method, columns, flatten], identity, kind)
         super().__init__(kind, content, "probabilities" if method == "predict_proba" else "logits")
@@ -84,12 +86,12 @@ def _columns(known: Any, classes: Sequence[Any] | None, kind: str) -> list[int]:
     labels = np.asarray(known).tolist()
     if classes is None:
         if labels != list(range(len(labels))):
-            raise BadInput(
+            raise InvalidArgument(
                 f"{kind} must have the classes 0 to C-1, got {labels[:10]}; give their order with "
                 "Estimator(model, classes=[...])"
             )
         return list(range(len(labels)))
     order = list(classes)
     if missing := [label for label in labels if label not in order]:
-        raise BadInput(f"classes must hold every class of {kind}, got none for {missing[0]!r}")
+        raise InvalidArgument(f"classes must hold every class of {kind}, got none for {missing[0]!r}")
     return [labels.index(label) if label in labels else -1 for label in order]

@@ -27,7 +27,7 @@ class Function(Member):
             matter.
 
     Raises:
-        BadInput: something that it captures cannot be hashed, and no identity is given.
+        InvalidArgument: something that it captures cannot be hashed, and no identity is given.
 
     Example:
         >>> import torch

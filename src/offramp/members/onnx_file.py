@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from offramp._support.arguments import name_of
-from offramp.errors import BadFile, BadInput, BadNetwork, MissingExtra
+from offramp.errors import BadFile, BadNetwork, InvalidArgument, MissingExtra
 from offramp.members._member import Array, Member, as_bytes
 
 __all__ = ["OnnxFile", "onnx_of"]
@@ -38,7 +38,7 @@ class OnnxFile(Member):
 
     Raises:
         BadFile: the file cannot be read, or keeps weights elsewhere.
-        BadInput: it has no such output, or several and none is named.
+        InvalidArgument: it has no such output, or several and none is named.
         MissingExtra: ONNX Runtime is not installed.
     """
 
@@ -104,13 +104,15 @@ class OnnxFile(Member):
         names = [one.name for one in outputs]
         if self._output is not None:
             if self._output not in names:
-                raise BadInput(f"output must be one of {names}, got {self._output!r}")
+                raise InvalidArgument(f"output must be one of {names}, got {self._output!r}")
             return self._output
         if "logits" in names:
             return "logits"
         likely = [one.name for one in outputs if one.type in KINDS and len(one.shape) == 2]
         if len(likely) != 1:
-            raise BadInput(f"{self.outside_torch} must have one output [B, C] of numbers, got {names}; say output=...")
+            raise InvalidArgument(
+                f"{self.outside_torch} must have one output [B, C] of numbers, got {names}; say output=..."
+            )
         return str(likely[0])
 
     def predict(self, args: Sequence[Array], kwargs: dict[str, Array]) -> Array:
@@ -160,7 +162,7 @@ def onnx_of(spec: str) -> OnnxFile:
     """The member that `onnx:FILE?gives=probabilities&output=NAME` names; without a file it waits for the bytes."""
     name, arguments = name_of(spec)
     if wrong := [key for key in arguments if key not in ("gives", "output")]:
-        raise BadInput(f"{spec!r} must have no options but gives and output, got {wrong[0]!r}")
+        raise InvalidArgument(f"{spec!r} must have no options but gives and output, got {wrong[0]!r}")
     return OnnxFile(name.removeprefix(SPEC) or None, **{key: str(value) for key, value in arguments.items()})
 
 

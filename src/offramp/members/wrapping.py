@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.members._member import Member
 from offramp.members.estimator import METHODS, Estimator
 from offramp.members.function import Function
@@ -18,12 +18,12 @@ def wrapped(thing: Any) -> Member | None:
     """An estimator, the path of an `.onnx` file, `onnx:FILE?gives=...` or a function as a member; None for others.
 
     Raises:
-        BadInput: a url, whose version only its user knows.
+        InvalidArgument: a url, whose version only its user knows.
     """
     if isinstance(thing, str) and thing.startswith(SPEC):
         return onnx_of(thing)
     if isinstance(thing, str) and thing.startswith(("http://", "https://")):
-        raise BadInput(f"{thing} must come with the version of its model: Endpoint({thing!r}, version='...')")
+        raise InvalidArgument(f"{thing} must come with the version of its model: Endpoint({thing!r}, version='...')")
     if isinstance(thing, (str, Path)):
         return OnnxFile(thing) if Path(thing).suffix == ".onnx" else None
     if isinstance(thing, type):

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from offramp.layers._units import chainer_start
-from offramp.layers.front import Front
 from offramp.layers.lateral import lateral_norm
+from offramp.layers.preprocess import Preprocess
 
 __all__ = ["alexnet"]
 
 
-def front() -> Front:
+def preprocess() -> Preprocess:
     """Images [B, 3, 32, 32] of 0 to 255, normalised by CIFAR-10's own mean and deviation."""
-    return Front(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), expects=(32, 32))
+    return Preprocess(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), expects=(32, 32))
 
 
 def alexnet(classes: int = 10) -> AlexNet:

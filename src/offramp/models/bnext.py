@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.layers.binary import Binary
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 
 __all__ = ["bnext"]
 
@@ -33,9 +33,9 @@ WIDTHS = {
 }
 
 
-def front() -> Front:
+def preprocess() -> Preprocess:
     """ImageNet's preprocessing, for images of 224 pixels."""
-    return Front(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=(224, 224))
+    return Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=(224, 224))
 
 
 def bnext(size: str = "tiny", classes: int = 1000, stride: int = 2, divide: int = 1) -> BNext:
@@ -48,13 +48,13 @@ def bnext(size: str = "tiny", classes: int = 1000, stride: int = 2, divide: int 
         divide: all widths are divided by this, for trials.
 
     Raises:
-        BadInput: another size, or widths that do not divide.
+        InvalidArgument: another size, or widths that do not divide.
     """
     if size not in WIDTHS:
-        raise BadInput(f"size must be one of {', '.join(WIDTHS)}, got {size!r}")
+        raise InvalidArgument(f"size must be one of {', '.join(WIDTHS)}, got {size!r}")
     widths = WIDTHS[size]
     if any(width % divide for width in widths) or divide < 1:
-        raise BadInput(f"divide must divide the widths {sorted(set(widths))}, got {divide}")
+        raise InvalidArgument(f"divide must divide the widths {sorted(set(widths))}, got {divide}")
     return BNext([width // divide for width in widths], classes, stride)
 
 

@@ -14,16 +14,16 @@ from typing import Any
 from torch import Tensor, nn
 
 from offramp.layers._units import chainer_start
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 from offramp.layers.residual import EPSILON, WSCALE, as_first_edition, branchy_block
 from offramp.models import alexnet
 
 __all__ = ["resnet110_branchy"]
 
 
-def front() -> Front:
+def preprocess() -> Preprocess:
     """Images [B, 3, 32, 32] of 0 to 255, normalised by CIFAR-10's own mean and deviation."""
-    return alexnet.front()
+    return alexnet.preprocess()
 
 
 def resnet110_branchy(classes: int = 10) -> BranchyResNet:

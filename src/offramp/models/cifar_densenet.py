@@ -13,16 +13,16 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 
 __all__ = ["densenet201"]
 
 GROWTH, BOTTLENECK = 32, 4
 
 
-def front() -> Front:
+def preprocess() -> Preprocess:
     """Normalisation by CIFAR-10's own mean and deviation."""
-    return Front(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), expects=(32, 32))
+    return Preprocess(mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616), expects=(32, 32))
 
 
 def densenet201(classes: int = 10) -> DenseNet:

@@ -11,15 +11,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 from offramp.layers.residual import Block
 
 __all__ = ["resnet20", "resnet32", "resnet44", "resnet56", "resnet110"]
 
 
-def front() -> Front:
+def preprocess() -> Preprocess:
     """The preprocessing of the public weights: ImageNet's constants, not CIFAR-10's own."""
-    return Front(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), expects=(32, 32))
+    return Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), expects=(32, 32))
 
 
 def resnet20(classes: int = 10) -> CifarResNet:

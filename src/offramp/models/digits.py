@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from torch import nn
 
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 
 __all__ = ["digits_large", "digits_small"]
 
 
-def front() -> Front:
+def preprocess() -> Preprocess:
     """The digits' values are 0 to 16."""
-    return Front(scale=16.0, expects=(8, 8))
+    return Preprocess(scale=16.0, expects=(8, 8))
 
 
 def digits_small() -> nn.Sequential:

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.layers.front import Front
 from offramp.layers.ghost import GhostBottleneck, divisible
+from offramp.layers.preprocess import Preprocess
 
 __all__ = ["ghostnet"]
 
@@ -36,9 +36,9 @@ STAGES = (
 FEATURES = 1280
 
 
-def front() -> Front:
+def preprocess() -> Preprocess:
     """ImageNet's preprocessing, for images of 224 pixels."""
-    return Front(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=(224, 224))
+    return Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), size=(224, 224))
 
 
 def ghostnet(classes: int = 1000, width: float = 1.0, dropout: float = 0.2) -> GhostNet:

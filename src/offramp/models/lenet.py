@@ -11,14 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from offramp.layers._units import chainer_start
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 
 __all__ = ["lenet"]
 
 
-def front() -> Front:
+def preprocess() -> Preprocess:
     """Images [B, 1, 28, 28] of 0 to 255, normalised by MNIST's own mean and deviation."""
-    return Front(mean=(0.1307,), std=(0.3081,), expects=(28, 28))
+    return Preprocess(mean=(0.1307,), std=(0.3081,), expects=(28, 28))
 
 
 def lenet(classes: int = 10) -> LeNet:

@@ -22,16 +22,16 @@ from torch import Tensor, nn
 
 from offramp.exits.strided import Strided
 from offramp.layers._units import large_stem, narrowed, unit
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 
 __all__ = ["msdnet_even", "msdnet_growing"]
 
 Scales = tuple[Tensor, ...]  # one [B, channels, H, W] per scale, the coarsest first; each is half as large as the next
 
 
-def front() -> Front:
+def preprocess() -> Preprocess:
     """Normalisation by CIFAR-100's own mean and deviation."""
-    return Front(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761), expects=(32, 32))
+    return Preprocess(mean=(0.5071, 0.4867, 0.4408), std=(0.2675, 0.2565, 0.2761), expects=(32, 32))
 
 
 def msdnet_even(blocks: int = 7, base: int = 4, step: int = 2, classes: int = 100) -> MSDNet:

@@ -6,15 +6,15 @@ readers, has three more there. Cut it as those for CIFAR, with exits `strided_wi
 
 from __future__ import annotations
 
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 from offramp.models.msdnet import MSDNet
 
 __all__ = ["msdnet_imagenet"]
 
 
-def front() -> Front:
+def preprocess() -> Preprocess:
     """ImageNet's constants."""
-    return Front(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), expects=(224, 224))
+    return Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), expects=(224, 224))
 
 
 def msdnet_imagenet(step: int = 4, blocks: int = 5, classes: int = 1000) -> MSDNet:

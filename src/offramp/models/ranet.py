@@ -20,15 +20,15 @@ from torch.nn.functional import interpolate
 
 from offramp.exits.strided import Strided
 from offramp.layers._units import large_stem, narrowed, unit
-from offramp.layers.front import Front
-from offramp.models.msdnet import front as _cifar
+from offramp.layers.preprocess import Preprocess
+from offramp.models.msdnet import preprocess as _cifar
 
 __all__ = ["ranet", "ranet_growing"]
 
 Lows = tuple[Tensor, ...]  # what came into each layer of a block, and what came out of the last: [B, C, H, W] each
 
 
-def front() -> Front:
+def preprocess() -> Preprocess:
     """Normalisation by CIFAR-100's own mean and deviation."""
     return _cifar()
 

@@ -9,17 +9,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from offramp.layers.front import Front
+from offramp.layers.preprocess import Preprocess
 
 __all__ = ["resnet50"]
 
 EXPANSION = 4
 
 
-def front() -> Front:
+def preprocess() -> Preprocess:
     """Images of 224 x 224, normalised by ImageNet's constants."""
     mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-    return Front(mean=mean, std=std, size=(224, 224), short=256)
+    return Preprocess(mean=mean, std=std, size=(224, 224), short=256)
 
 
 def resnet50(classes: int = 1000) -> ResNet50:

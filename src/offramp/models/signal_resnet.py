@@ -25,7 +25,7 @@ from offramp.layers.adaptive_depth import AdaptiveDepth
 __all__ = ["signal_resnet", "signal_resnet_adaptive"]
 
 
-def front() -> None:
+def preprocess() -> None:
     """None: signals [B, 1, L] of any length come as they are."""
     return
 

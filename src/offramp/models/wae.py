@@ -27,8 +27,8 @@ import torch
 from torch import Tensor, nn
 
 from offramp._support.find import shelved
-from offramp.errors import BadInput, BadNetwork
-from offramp.layers.front import Front
+from offramp.errors import BadNetwork, InvalidArgument
+from offramp.layers.preprocess import Preprocess
 from offramp.layers.wavelet import Wavelet97, WaveletEncoder
 from offramp.models._thin import thinned
 from offramp.networks.wrappers import unwrapped
@@ -39,9 +39,9 @@ TRANSFORMS = ("encoder", "wavelet")
 PLAN = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
 
 
-def front() -> Front:
+def preprocess() -> Preprocess:
     """Normalisation by ImageNet's constants; images keep their size."""
-    return Front(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
+    return Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
 
 
 class Wae(nn.Module):
@@ -136,27 +136,27 @@ def wae(
         copy, the transform and head F are new and must be trained.
 
     Raises:
-        BadInput: a number or a word out of range, options for a model that is not named.
+        InvalidArgument: a number or a word out of range, options for a model that is not named.
         BadNetwork: a model that does not end in a linear layer, does not take half the size, or
             cannot be made thin.
     """
     if thin < 1:
-        raise BadInput(f"thin must be 1 or more, got {thin}")
+        raise InvalidArgument(f"thin must be 1 or more, got {thin}")
     if transform not in TRANSFORMS:
-        raise BadInput(f"transform must be one of {', '.join(TRANSFORMS)}, got {transform!r}")
+        raise InvalidArgument(f"transform must be one of {', '.join(TRANSFORMS)}, got {transform!r}")
     if isinstance(model, str):
         whole: nn.Module = shelved("models", model)(**options)
     elif options:
-        raise BadInput(f"got {', '.join(options)}, which only a model that is given by name can take")
+        raise InvalidArgument(f"got {', '.join(options)}, which only a model that is given by name can take")
     elif isinstance(model, nn.Module):
         whole = copy.deepcopy(unwrapped(model)[0])
     else:
-        raise BadInput(f"the model must be a torch.nn.Module or the name of one, got a {type(model).__name__}")
+        raise InvalidArgument(f"the model must be a torch.nn.Module or the name of one, got a {type(model).__name__}")
     value = next((value for value in whole.parameters()), torch.zeros(()))
     x = torch.zeros(2, 3, size, size) if example is None else example[:2]
     x = x.to(value)
     if x.dim() != 4 or x.shape[2] % 2 or x.shape[3] % 2:
-        raise BadInput(f"a WAE takes images [B, C, H, W] with even H and W, got {list(x.shape)}")
+        raise InvalidArgument(f"a WAE takes images [B, C, H, W] with even H and W, got {list(x.shape)}")
     low, head_low = _without_head(whole.eval(), x)
     channels = x.shape[1]
     split: nn.Module = Wavelet97(channels)

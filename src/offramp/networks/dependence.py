@@ -61,7 +61,7 @@ def known_inputs(network: Network) -> frozenset[str] | None:
         if rung.cuts:
             names = [one.name for one in rung.inputs if not is_label(one.name.removeprefix(INPUT + "/"))]
         else:
-            keywords = _keywords(network.front_of(rung) or network.model_of(rung))
+            keywords = _keywords(network.preprocess_of(rung) or network.model_of(rung))
             if keywords is None:
                 return None
             names = [f"{INPUT}/{name}" for name in keywords]

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadData, BadInput
+from offramp.errors import BadData, InvalidArgument
 from offramp.plans.signature import INPUT, is_input, is_label
 
 State = dict[str, Tensor]
@@ -20,16 +20,16 @@ State = dict[str, Tensor]
 TYPE_ERRORS = ("should be the same", "same dtype", "scalar type", "Byte", "unsigned char", "expected dtype", "Char")
 PREPROCESS = (
     "these rows are uint8 and the model takes floats: give its preprocessing, "
-    "front=off.make_front('imagenet') to cut or (model, front) to ladder, --front imagenet at "
+    "preprocess=off.make_preprocess('imagenet') to cut or (model, preprocess) to ladder, --preprocess imagenet at "
     "the command line; 'unit' divides by 255"
 )
 
 
-def call_model(model: nn.Module, front: nn.Module | None, inputs: State) -> Any:
-    """A model on named inputs; x alone goes through the front."""
+def call_model(model: nn.Module, preprocess: nn.Module | None, inputs: State) -> Any:
+    """A model on named inputs; x alone goes through the preprocessing."""
     args, kwargs = arguments(inputs)
-    if front is not None:
-        args = (front(*args, **kwargs),)
+    if preprocess is not None:
+        args = (preprocess(*args, **kwargs),)
         kwargs = {}
     # After `model.compile()` a plain call compiles, for each batch size anew
     call: Any = model if getattr(model, "_compiled_call_impl", None) is None else model._call_impl
@@ -122,12 +122,16 @@ def count_of(state: State) -> int:
 
 
 def texts_of(state: State, length: Sequence[str] | str) -> tuple[str, ...]:
-    """The inputs [B, T, ...] named in `length`, with or without x/ before them. Raises BadInput for what is none."""
+    """The inputs [B, T, ...] named in `length`, with or without x/ before them. Raises InvalidArgument for what is
+    none.
+    """
     found = tuple(
         name if is_input(name) else f"{INPUT}/{name}" for name in ([length] if isinstance(length, str) else length)
     )
     if missing := [name for name in found if name not in state or state[name].dim() < 2]:
-        raise BadInput(f"got length={length!r}, expected inputs [B, T, ...] of {list(state)}; {missing[0]!r} is none")
+        raise InvalidArgument(
+            f"got length={length!r}, expected inputs [B, T, ...] of {list(state)}; {missing[0]!r} is none"
+        )
     return found
 
 

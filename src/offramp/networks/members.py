@@ -11,28 +11,28 @@ from typing import Any
 
 from torch import nn
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import State, call_model, copies
 from offramp.networks.taps import listening, logits_in, plain_attention, tapped
 from offramp.plans.signature import INPUT, Input
 
 BACKBONE = "backbone"  # the only rung of a model that was cut, and its last node
-RESERVED = (INPUT, BACKBONE, "last")  # the raw input, and what `against` may name
+RESERVED = (INPUT, BACKBONE, "last")  # the raw input, and what `reference` may name
 
 Modules = Mapping[str, nn.Module] | nn.ModuleDict
 
 
 def require_name(name: object) -> None:
-    """Raise BadInput for a name that no model of a ladder can have.
+    """Raise InvalidArgument for a name that no model of a ladder can have.
 
     The same rule holds for names that are typed and for those that stand in a file.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_\-]+", name):
-        raise BadInput(f"a rung is called {name!r}, expected letters, digits, - and _; name it otherwise")
+        raise InvalidArgument(f"a rung is called {name!r}, expected letters, digits, - and _; name it otherwise")
     if name in RESERVED:
-        raise BadInput(f"a rung is called {name!r}, which has a meaning of its own here; name it otherwise")
+        raise InvalidArgument(f"a rung is called {name!r}, which has a meaning of its own here; name it otherwise")
     if hasattr(nn.ModuleDict, name):
-        raise BadInput(f"a rung is called {name!r}, which is a method of every torch module; name it otherwise")
+        raise InvalidArgument(f"a rung is called {name!r}, which is a method of every torch module; name it otherwise")
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def digest(module: nn.Module) -> str | None:
     return hashlib.sha256(b"".join(values)).hexdigest()[:16] if values else None
 
 
-def values_of(model: nn.Module, front: nn.Module | None, rung: Rung, inputs: State) -> dict[str, Any]:
+def values_of(model: nn.Module, preprocess: nn.Module | None, rung: Rung, inputs: State) -> dict[str, Any]:
     """The features at a rung's nodes in the order in which they came; at its end the model's logits.
 
     Of several tensors that a tapped module gives the first counts. Each is copied, because an operation that works in
@@ -126,9 +126,9 @@ def values_of(model: nn.Module, front: nn.Module | None, rung: Rung, inputs: Sta
 
     inputs = copies(inputs)
     if not rung.cuts:
-        return {rung.name: logits_in(call_model(model, front, inputs), rung.output)}
+        return {rung.name: logits_in(call_model(model, preprocess, inputs), rung.output)}
     with listening({cut: model.get_submodule(cut) for cut in rung.cuts}, keep), plain_attention():
-        output = call_model(model, front, inputs)
+        output = call_model(model, preprocess, inputs)
     if silent := [cut for cut in rung.cuts if rung.node(cut) not in values]:
         raise BadNetwork(f"module {silent[0]!r} did not run in a forward pass; cut where every input passes")
     return values | {rung.name: logits_in(output, rung.output)}

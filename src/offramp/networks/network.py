@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp._support.find import find, unknown
-from offramp.errors import BadData, BadInput, BadNetwork
+from offramp.errors import BadData, BadNetwork, InvalidArgument
 from offramp.networks import ambient
 from offramp.networks.compiled import compiled_of
 from offramp.networks.inputs import State, as_inputs
@@ -92,7 +92,7 @@ class Network(nn.Module):
 
     Build one with `offramp.cut` or `offramp.ladder`; of models in eval mode it is in eval mode itself. State-dict keys:
     `backbone.<your own keys>` (in a ladder `backbone.<rung>.<your own keys>`), `exits.<node>.*`, `gates.<node>.*`, and
-    `fronts.<rung>.*` if a front has any. `made` keeps a digest of each exit that was made for it: see `untaught`;
+    `fronts.<rung>.*` if preprocessing has any. `made` keeps a digest of each exit that was made for it: see `untaught`;
     `learned` the digests of rows that taught it: those promise nothing, see `training_rows`. `class_names` are those of
     these rows, if they have any: other rows are numbered by them, or refused. `aids` holds what a recipe needs while it
     teaches, such as adapters; it is no part of the network, never saved, and emptied when `fit` ends.
@@ -137,7 +137,9 @@ class Network(nn.Module):
         rungs, several = tuple(rung.name for rung in self.rungs), isinstance(self.backbone, nn.ModuleDict)
         models = tuple(self.backbone._modules) if several and rungs != (BACKBONE,) else (BACKBONE,)
         if set(models) != set(rungs) or not set(self.fronts) <= set(models):
-            raise BadNetwork(f"there are models {models} and fronts {tuple(self.fronts)}, expected those of {rungs}")
+            raise BadNetwork(
+                f"there are models {models} and preprocessing of {tuple(self.fronts)}, expected those of {rungs}"
+            )
         nodes = tuple(node for rung in self.rungs for node in rung.nodes())
         exits, gates = set(self.chain.exits), set(self.chain.gates)
         if nodes != self.chain.names or set(self.exits) != exits or set(self.gates) != gates:
@@ -157,7 +159,7 @@ class Network(nn.Module):
         assert isinstance(self.backbone, nn.ModuleDict)
         return self.backbone[rung.name]
 
-    def front_of(self, rung: Rung) -> nn.Module | None:
+    def preprocess_of(self, rung: Rung) -> nn.Module | None:
         """What stands before a rung."""
         return dict(self.fronts.items()).get(rung.name)
 
@@ -182,7 +184,7 @@ class Network(nn.Module):
     def with_exit(self, node: str, exit: Exit) -> Network:
         """This network with another exit at one node; nothing else differs, and this one stays as it is.
 
-        Both share the models, the fronts, the gates and all other exits, so that teaching one teaches
+        Both share the models, the preprocessing, the gates and all other exits, so that teaching one teaches
         the other.
 
         Args:
@@ -194,7 +196,7 @@ class Network(nn.Module):
 
         Raises:
             UnknownName: there is no such node.
-            BadInput: what is given is no Exit.
+            InvalidArgument: what is given is no Exit.
             BadNetwork: it reads what is no earlier node and no input.
         """
         found = self._again()
@@ -204,7 +206,7 @@ class Network(nn.Module):
     def with_gates(self, gates: Mapping[str, Gate]) -> Network:
         """This network with other gates at some nodes; nothing else differs, and this one stays as it is.
 
-        Both share the models, the fronts, the exits and the gates that are not named.
+        Both share the models, the preprocessing, the exits and the gates that are not named.
 
         Args:
             gates: by node, but for the last, which has none.
@@ -214,7 +216,7 @@ class Network(nn.Module):
 
         Raises:
             UnknownName: there is no such node, or it is the last.
-            BadInput: what is given is no Gate.
+            InvalidArgument: what is given is no Gate.
             BadNetwork: one reads what is no earlier node and no input.
         """
         found = self._again()
@@ -228,7 +230,7 @@ class Network(nn.Module):
         """
         self.chain.place(node)  # raises UnknownName
         if not isinstance(exit, Exit):
-            raise BadInput(f"what stands at {node!r} must be an Exit, got a {type(exit).__name__}")
+            raise InvalidArgument(f"what stands at {node!r} must be an Exit, got a {type(exit).__name__}")
         nodes = (replace(each, exit_reads=exit.reads) if each.name == node else each for each in self.chain.nodes)
         self.chain = replace(self.chain, nodes=tuple(nodes))  # refuses what cannot be read, before anything is hung
         self.exits.hang(node, exit if self.training else exit.eval())
@@ -240,7 +242,7 @@ class Network(nn.Module):
             if node not in self.chain.gates:
                 raise unknown(node, self.chain.gates, "gate of this network")
             if not isinstance(gate, Gate):
-                raise BadInput(f"what scores at {node!r} must be a Gate, got a {type(gate).__name__}")
+                raise InvalidArgument(f"what scores at {node!r} must be a Gate, got a {type(gate).__name__}")
         reads = {
             node.name: gates[node.name].reads if node.name in gates else node.gate_reads for node in self.chain.nodes
         }
@@ -315,7 +317,7 @@ class Network(nn.Module):
             return
         logits, handed = dict[str, Tensor](), dict[str, Tensor]()
         for rung in self.rungs:
-            for name, features in values_of(self.model_of(rung), self.front_of(rung), rung, inputs).items():
+            for name, features in values_of(self.model_of(rung), self.preprocess_of(rung), rung, inputs).items():
                 own, handed[name] = answers(self.exit_of(name), Seen(features, handed, inputs=inputs), name)
                 yield name, Seen(features, logits, own, inputs)
                 logits[name] = own
@@ -328,7 +330,7 @@ class Network(nn.Module):
         return union([self.learned, rows_behind(self)])
 
     def parts(self) -> dict[str, nn.Module]:
-        """Models, fronts, exits and gates by the beginning of their state-dict keys."""
+        """Models, preprocessing, exits and gates by the beginning of their state-dict keys."""
         found: dict[str, nn.Module] = {}
         for rung in self.rungs:
             found["backbone" if rung.name == BACKBONE else f"backbone.{rung.name}"] = self.model_of(rung)
@@ -342,13 +344,13 @@ class Network(nn.Module):
         return {
             "rungs": [asdict(rung) for rung in self.rungs],
             "chain": self.chain.to_json(),
-            "fronts": {name: described(front) for name, front in self.fronts.items()},
+            "fronts": {name: described(preprocess) for name, preprocess in self.fronts.items()},
             "exits": {name: described(exit_) for name, exit_ in self.exits.items()},
             "gates": {name: described(gate) for name, gate in self.gates.items()},
         }
 
     def fingerprint(self) -> str:
-        """Sixteen hex digits over weights and configuration of taps, fronts, exits and gates."""
+        """Sixteen hex digits over weights and configuration of taps, preprocessing, exits and gates."""
         config = self.config()
         del config["rungs"]  # how a model is built says nothing about what it computes; its cuts name the nodes
         mark = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
@@ -414,21 +416,21 @@ def require_eval(module: nn.Module, what: str, remedy: str) -> None:
 
 
 def as_network(thing: object) -> Network:
-    """A network, also one that was wrapped by `torch.compile`. Raises BadInput for anything else."""
+    """A network, also one that was wrapped by `torch.compile`. Raises InvalidArgument for anything else."""
     found = unwrapped(thing)[0] if isinstance(thing, nn.Module) else thing
     if not isinstance(found, Network):
         told = f"the text {found!r}: load it first" if isinstance(found, str) else f"a {type(found).__name__}"
-        raise BadInput(f"the network must be a Network, made by cut, ladder or load; got {told}")
+        raise InvalidArgument(f"the network must be a Network, made by cut, ladder or load; got {told}")
     return found
 
 
-def plain_network(model: nn.Module, rung: Rung, front: nn.Module | None = None) -> Network:
+def plain_network(model: nn.Module, rung: Rung, preprocess: nn.Module | None = None) -> Network:
     """A model as a network of one node, cut nowhere: the plain network. `rung` says what it is called and is given."""
     return Network(
         backbone=model if rung.name == BACKBONE else nn.ModuleDict({rung.name: model}),
         rungs=(replace(rung, cuts=()),),
         chain=Topology.chain([Node(rung.name)]),
-        fronts={} if front is None else {rung.name: front},
+        fronts={} if preprocess is None else {rung.name: preprocess},
         exits={rung.name: find("exits", "Own")()},
         gates={},
     )
@@ -442,14 +444,14 @@ def trial_rows(network: Network, rung: Rung | None = None, count: int = 2) -> St
     if rung is None or not rung.inputs:
         return {}
     rows = as_inputs(example(rung.inputs, count), network.device())
-    first = network.front_of(rung) or network.model_of(rung)
+    first = network.preprocess_of(rung) or network.model_of(rung)
     kinds = {value.dtype for value in (*first.parameters(), *first.buffers()) if value.is_floating_point()}
     kind = kinds.pop() if len(kinds) == 1 else None
     return {name: value.to(kind) if value.is_floating_point() and kind else value for name, value in rows.items()}
 
 
 def last_model(network: Network, *, copied: bool = False) -> Network:
-    """The last model of a network alone, behind its front and cut nowhere; with weights of its own if `copied`.
+    """The last model of a network alone, behind its preprocessing and cut nowhere; with weights of its own if `copied`.
 
     Of a network with forks it is the dearest path as one module.
     """
@@ -457,12 +459,12 @@ def last_model(network: Network, *, copied: bool = False) -> Network:
     if not network.chain.is_chain:
         path = ReferencePath(network)
         return plain_network(copy.deepcopy(path) if copied else path, replace(rung, name="plain"))
-    parts = network.model_of(rung), rung, network.front_of(rung)
+    parts = network.model_of(rung), rung, network.preprocess_of(rung)
     return plain_network(*(copy.deepcopy(parts) if copied else parts))
 
 
 def described(module: nn.Module) -> dict[str, Any]:
-    """The configuration of a front, exit or gate; for a class without `config()` its name and its repr."""
+    """The configuration of preprocessing, exit or gate; for a class without `config()` its name and its repr."""
     config = getattr(module, "config", None)
     if callable(config):
         found: dict[str, Any] = config()

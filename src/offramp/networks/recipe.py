@@ -31,7 +31,7 @@ Scheduling = Callable[[Optimizer, int], LRScheduler]  # the second argument: opt
 
 @runtime_checkable
 class Pools(Protocol):
-    """An exit whose parameters come after a front that has none: `exit_` gives the same for what its `pool` gave.
+    """An exit whose parameters come after a pooling that has none: `exit_` gives the same for what its `pool` gave.
 
     Of the network's inputs it may read what `pool` needs, such as a mask: those are given to `pool` by name as a second
     argument, and on pooled features the exit does without them.

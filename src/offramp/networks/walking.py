@@ -54,9 +54,9 @@ def segment_call(network: Network, name: str) -> Callable[[State], State]:
     node = network.chain.node(name)
     rung = next(rung for rung in network.rungs if rung.name == name)
     model = network.model_of(rung)
-    front = network.front_of(rung)
+    preprocess = network.preprocess_of(rung)
     names = network.chain.written_by(name)
-    hands_on = type(model) is nn.Identity and front is None
+    hands_on = type(model) is nn.Identity and preprocess is None
 
     def output(state: State) -> Tensor:
         if hands_on:  # a fork or an exit between two segments: nothing is computed, and nothing copied
@@ -64,10 +64,10 @@ def segment_call(network: Network, name: str) -> Callable[[State], State]:
         if node.source is None:
             more = [state[other] for other in node.reads]
             if not more:
-                found: Tensor = logits_in(call_model(model, front, copies(state)), rung.output)
+                found: Tensor = logits_in(call_model(model, preprocess, copies(state)), rung.output)
                 return found
             first = _first_input(state).clone()
-            return _tensor(name, model(first if front is None else front(first), *more))
+            return _tensor(name, model(first if preprocess is None else preprocess(first), *more))
         taken = [state[other].clone() for other in (node.source, *node.reads)]  # it may work in place
         return _tensor(name, model(*taken))
 
@@ -105,8 +105,8 @@ class ReferencePath(nn.Module):
         self.defaults = [one for one in topology.defaults if one.output and one.exit not in path]
         rungs = {rung.name: rung for rung in network.rungs}
         self.models = nn.ModuleDict({name: network.model_of(rungs[name]) for name in path})
-        fronts = {name: network.front_of(rungs[name]) for name in path}
-        self.fronts = nn.ModuleDict({name: front for name, front in fronts.items() if front is not None})
+        fronts = {name: network.preprocess_of(rungs[name]) for name in path}
+        self.fronts = nn.ModuleDict({name: preprocess for name, preprocess in fronts.items() if preprocess is not None})
         self.last = network.exit_of(path[-1])
         self.training = False
 

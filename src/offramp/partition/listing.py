@@ -12,7 +12,7 @@ import torch
 from torch import fx, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from offramp.errors import BadData, BadInput
+from offramp.errors import BadData, InvalidArgument
 from offramp.networks.taps import inputs_of
 from offramp.partition.exporting import exported
 from offramp.partition.graph import Exported
@@ -69,7 +69,7 @@ def cut_points(
 def evenly(points: Sequence[CutPoint], parts: int) -> tuple[str, ...]:
     """The legal cuts near equal shares of the multiply-adds: of those about there the outermost, that carry least.
 
-    Raises BadInput, with what is in the way, when there are too few.
+    Raises InvalidArgument, with what is in the way, when there are too few.
     """
     inner = [point for point in points if point.legal and 0 < (point.share or 0) < 1]
     best = {point.share or 0: point for point in sorted(inner, key=_badness, reverse=True)}  # at each share
@@ -78,9 +78,11 @@ def evenly(points: Sequence[CutPoint], parts: int) -> tuple[str, ...]:
         barred = [one for one in points if one.why_not and (not shares or "shape" in one.why_not)]
         why = f"; {barred[0].name!r} {barred[0].why_not}" if barred else ""
         if not shares:
-            raise BadInput(f"got n={parts}, and this model has no legal cut with work before and behind it{why}")
-        raise BadInput(
-            f"got n={parts}, expected 2 to {len(shares) + 1} parts, as many as legal cuts with work between{why}"
+            raise InvalidArgument(
+                f"got parts={parts}, and this model has no legal cut with work before and behind it{why}"
+            )
+        raise InvalidArgument(
+            f"got parts={parts}, expected 2 to {len(shares) + 1} parts, as many as legal cuts with work between{why}"
         )
     picked = list[int]()
     for place in range(1, parts):

@@ -48,47 +48,49 @@ def segments_of(network: Network, tried: State | None = None) -> Mapping[str, Se
     return compiled_of(network).once("segments", make, lambda kept: _same(kept[0], marks()))[1]
 
 
-def points_of(model: nn.Module, front: nn.Module | None, inputs: State, length: Sequence[str] = ()) -> list[CutPoint]:
+def points_of(
+    model: nn.Module, preprocess: nn.Module | None, inputs: State, length: Sequence[str] = ()
+) -> list[CutPoint]:
     """Every module of a model in the order in which they end, with what a cut there would carry."""
     args, kwargs = arguments(inputs)
     free = _free(inputs, length)
-    if front is None:
+    if preprocess is None:
         return cut_points(model, args, kwargs, length=free)
     with _own_names(PREFIX):
-        points = cut_points(Fronted(front.eval(), model), args, kwargs, length=free)
+        points = cut_points(Preprocessed(preprocess.eval(), model), args, kwargs, length=free)
     return [replace(point, name=point.name.removeprefix(PREFIX)) for point in points if point.name.startswith(PREFIX)]
 
 
-def check_cut(model: nn.Module, front: nn.Module | None, inputs: State, cut: str) -> None:
+def check_cut(model: nn.Module, preprocess: nn.Module | None, inputs: State, cut: str) -> None:
     """Take a model apart at one cut and compare. Raises BadNetwork, above all for a model that mixes rows."""
     args, kwargs = arguments(inputs)
-    whole, prefix = (model, "") if front is None else (Fronted(front.eval(), model), PREFIX)
+    whole, prefix = (model, "") if preprocess is None else (Preprocessed(preprocess.eval(), model), PREFIX)
     with _own_names(prefix):
         self_check(whole, partition(whole, args, kwargs, at=[prefix + cut]), args, kwargs)
 
 
-class Fronted(nn.Module):
-    """A model behind its front, as one module to export; both stay where they are.
+class Preprocessed(nn.Module):
+    """A model behind its preprocessing, as one module to export; both stay where they are.
 
     Args:
-        front: what makes the model's input; None where the input is ready.
+        preprocess: what makes the model's input; None where the input is ready.
         model: the user's.
         output: the only one of the model's outputs that is wanted; None for all of them.
     """
 
-    def __init__(self, front: nn.Module | None, model: nn.Module, output: str | None = None) -> None:
+    def __init__(self, preprocess: nn.Module | None, model: nn.Module, output: str | None = None) -> None:
         super().__init__()
-        self.front = front
+        self.preprocess = preprocess
         self.model = model
         self.output = output
         self.training = False
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the model gives for what the front makes of the input."""
-        if self.front is None:
+        """What the model gives for what the preprocessing makes of the input."""
+        if self.preprocess is None:
             found = self.model(*args, **kwargs)
         else:
-            found = self.model(self.front(*args, **kwargs))
+            found = self.model(self.preprocess(*args, **kwargs))
         return found if self.output is None else logits_in(found, self.output)
 
 
@@ -115,8 +117,8 @@ def _same(one: Marks, other: Marks) -> bool:
 
 
 def _segments(network: Network, rung: Rung, tried: State | None) -> dict[str, Segment]:
-    model, front = network.model_of(rung), network.front_of(rung)
-    modules = tuple(dict.fromkeys([*(front.modules() if front is not None else ()), *model.modules()]))
+    model, preprocess = network.model_of(rung), network.preprocess_of(rung)
+    modules = tuple(dict.fromkeys([*(preprocess.modules() if preprocess is not None else ()), *model.modules()]))
     if not rung.cuts:
         node = network.chain.node(rung.name)
         reads = (node.source or INPUT, *node.reads)
@@ -142,11 +144,11 @@ def _segments(network: Network, rung: Rung, tried: State | None) -> dict[str, Se
 
 def _taken_apart(network: Network, rung: Rung, tried: State | None) -> tuple[Partition, dict[str, str]]:
     """A cut rung in pieces, checked; and the network's names for their tensors."""
-    model, front = network.model_of(rung), network.front_of(rung)
+    model, preprocess = network.model_of(rung), network.preprocess_of(rung)
     inputs = tried or trial_rows(network, rung, EXAMPLE_ROWS)
     args, kwargs = arguments(inputs)
-    bare = front is None and rung.output is None
-    whole = model if bare else Fronted(front, model, rung.output)
+    bare = preprocess is None and rung.output is None
+    whole = model if bare else Preprocessed(preprocess, model, rung.output)
     prefix = "" if bare else PREFIX
     at = [prefix + cut for cut in rung.cuts]
     with _own_names(prefix):
@@ -154,7 +156,7 @@ def _taken_apart(network: Network, rung: Rung, tried: State | None) -> tuple[Par
             parts = partition(whole, args, kwargs, at=at, length=_free(inputs, rung.length))
         except BadNetwork as problem:
             takes = "cannot be exported" in str(problem) and not rung.length
-            stages = _stages(model, front, rung.cuts) if takes else None
+            stages = _stages(model, preprocess, rung.cuts) if takes else None
             if stages is None:
                 raise
             parts = staged(stages, args, kwargs, names=at)
@@ -165,7 +167,7 @@ def _taken_apart(network: Network, rung: Rung, tried: State | None) -> tuple[Par
             beside = name[len(piece.name) :] if piece.name and name.startswith(piece.name) else f"/+{name}"
             names.setdefault(name, node + beside)
     with torch.no_grad():
-        outputs = tensors_of(call_model(model, front, inputs), "y")
+        outputs = tensors_of(call_model(model, preprocess, inputs), "y")
     logits = "y" if rung.output is not None else logits_name(outputs)
     names[logits if logits in parts.outputs else parts.outputs[0]] = rung.name
     return parts, names
@@ -217,7 +219,7 @@ def _unfit(lengths: set[int], source: Exported | None, known: dict[int, str | No
     return None if known[length] is None else f"have length T = {length}, expected {known[length]} of this model"
 
 
-def _stages(model: nn.Module, front: nn.Module | None, cuts: Sequence[str]) -> list[nn.Module] | None:
+def _stages(model: nn.Module, preprocess: nn.Module | None, cuts: Sequence[str]) -> list[nn.Module] | None:
     """The way out for what cannot be exported: a Sequential that is cut between its own modules, as explicit stages."""
     order = list(model._modules)
     if type(model) is not nn.Sequential or not set(cuts) < set(order) or order[-1] in cuts:
@@ -225,8 +227,8 @@ def _stages(model: nn.Module, front: nn.Module | None, cuts: Sequence[str]) -> l
     ends = [*sorted(order.index(cut) + 1 for cut in cuts), len(order)]
     parts = [*model.children()]
     stages = [parts[start:end] for start, end in pairwise([0, *ends])]
-    if front is not None:
-        stages[0].insert(0, front)
+    if preprocess is not None:
+        stages[0].insert(0, preprocess)
     return [nn.Sequential(*stage).eval() for stage in stages]
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.errors import BadInput, OverlappingRows
+from offramp.errors import InvalidArgument, OverlappingRows
 from offramp.guarantees.testing import order_from, split_from
 from offramp.plans.provenance import named
 
@@ -24,9 +24,9 @@ Columns = Mapping[str, Array]
 
 
 def require_repeats(repeats: str | None) -> None:
-    """Raise BadInput unless `repeats` is None, "independent" or "once"."""
+    """Raise InvalidArgument unless `repeats` is None, "independent" or "once"."""
     if repeats is not None and repeats not in REPEATS:
-        raise BadInput(f"repeats must be 'independent' or 'once', got {repeats!r}")
+        raise InvalidArgument(f"repeats must be 'independent' or 'once', got {repeats!r}")
 
 
 def refuse_repeated_numbers(columns: Columns, what: str) -> None:

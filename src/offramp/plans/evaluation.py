@@ -22,7 +22,7 @@ class Measured:
     """A risk measured on rows, with a two-sided interval."""
 
     risk: str
-    against: str
+    reference: str
     value: float
     low: float
     high: float
@@ -30,7 +30,7 @@ class Measured:
 
     def __str__(self) -> str:
         interval = f"{percentage(self.confidence)} interval {self.low:.4f} to {self.high:.4f}"
-        return f"{compared(self.risk, self.against)} {self.value:.4f} ({interval})"
+        return f"{compared(self.risk, self.reference)} {self.value:.4f} ({interval})"
 
 
 @dataclass(frozen=True)
@@ -145,6 +145,7 @@ def better_exit(right: Array, exits: Sequence[str]) -> str | None:
         return None
     return (
         f"{exits[best]} is right more often than the last exit, {exits[-1]}: {right[:, best].mean():.1%} against "
-        f"{right[:, -1].mean():.1%} of {len(right):,} rows. Consider a plan that ends there (deepest={exits[best]!r}), "
+        f"{right[:, -1].mean():.1%} of {len(right):,} rows. Consider a plan that ends there "
+        f"(max_exit={exits[best]!r}), "
         "or train the last exit further."
     )

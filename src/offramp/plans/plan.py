@@ -18,7 +18,7 @@ import numpy as np
 from offramp._support.arguments import percentage
 from offramp._support.files import checksum, from_document, read_text, to_document, write_json
 from offramp._support.find import unknown
-from offramp.errors import BadFile, BadInput
+from offramp.errors import BadFile, InvalidArgument
 from offramp.plans.provenance import BAND as BAND
 from offramp.plans.provenance import Origin, SeenRows
 from offramp.plans.schedule import Schedule, compiled
@@ -75,13 +75,13 @@ class Price:
 
 @dataclass(frozen=True)
 class Promise:
-    """`risk <= at_most` with `confidence`, against the answers of exit `against`.
+    """`risk <= at_most` with `confidence`, against the answers of exit `reference`.
 
     Attributes:
         risk: its name.
         at_most: the level.
         confidence: above 0 and below 1.
-        against: the exit that the risk compares with, or "backbone".
+        reference: the exit that the risk compares with, or "backbone".
         bound: the bound that tested it.
         testing: "path" or "pareto".
         rows: how many rows tested it.
@@ -96,7 +96,7 @@ class Promise:
     risk: str
     at_most: float
     confidence: float
-    against: str
+    reference: str
     bound: str
     testing: str
     rows: int
@@ -122,12 +122,12 @@ class Promise:
         if self.risk == "accuracy_gap":
             points = f"{abs(100 * self.at_most):.12g} percentage points"
             much = f"at most {points} less" if self.at_most >= 0 else f"at least {points} more"
-            return f"{sure}, this plan is right {much} often than {alone(self.against)}"
+            return f"{sure}, this plan is right {much} often than {alone(self.reference)}"
         if self.risk == "disagreement":
-            return f"{sure}, at most {level} of the answers differ from those that {alone(self.against)} would give"
+            return f"{sure}, at most {level} of the answers differ from those that {alone(self.reference)} would give"
         if self.risk == "error":
             return f"{sure}, at most {level} of the answers are wrong"
-        return f"{sure}, the mean of {compared(self.risk, self.against)} is at most {self.at_most:.12g}"
+        return f"{sure}, the mean of {compared(self.risk, self.reference)} is at most {self.at_most:.12g}"
 
     def assumed(self) -> list[str]:
         """What was decided about rows that repeat or taught the network, a clause each."""
@@ -146,21 +146,21 @@ def alone(exit_name: str) -> str:
     return "the plain network" if exit_name == "backbone" else f"{exit_name} alone"
 
 
-def compared(risk: str, against: str) -> str:
+def compared(risk: str, reference: str) -> str:
     """A risk and what it is measured against; an error is one whatever others answer."""
-    return risk if risk == "error" else f"{risk} against {against}"
+    return risk if risk == "error" else f"{risk} against {reference}"
 
 
 @dataclass(frozen=True)
 class Plan:
     """Under which scores samples leave. Frozen; prints itself as a sentence; a changed plan has no promise.
 
-    thresholds: by gate K - 1 of them, for K successors, float32-exact; +inf closes a way. `deepest` answers whatever
+    thresholds: by gate K - 1 of them, for K successors, float32-exact; +inf closes a way. `max_exit` answers whatever
     arrives there.
     """
 
     thresholds: Mapping[str, tuple[float, ...]]
-    deepest: str | None = None
+    max_exit: str | None = None
     chain: Topology | None = None
     promise: Promise | None = None
     origin: Origin | None = None
@@ -174,27 +174,27 @@ class Plan:
             for gate in clean:
                 if gate not in self.chain.gates:
                     raise unknown(gate, self.chain.gates, "gate of this network")
-            if self.deepest is not None:
-                self.chain.place(self.deepest)
-        if self.promise is not None and self.promise.covers != self.covers(clean, self.deepest, self.origin):
+            if self.max_exit is not None:
+                self.chain.place(self.max_exit)
+        if self.promise is not None and self.promise.covers != self.covers(clean, self.max_exit, self.origin):
             object.__setattr__(self, "promise", None)
             object.__setattr__(self, "price", None)
 
     @staticmethod
-    def covers(thresholds: Mapping[str, tuple[float, ...]], deepest: str | None, origin: Origin | None = None) -> str:
+    def covers(thresholds: Mapping[str, tuple[float, ...]], max_exit: str | None, origin: Origin | None = None) -> str:
         """A fingerprint of what decides, and in which network: a promise is about exactly this."""
         texts = {gate: [_text(t) for t in values] for gate, values in thresholds.items()}
-        return checksum([texts, deepest, origin.key if origin else None])
+        return checksum([texts, max_exit, origin.key if origin else None])
 
     @staticmethod
-    def by_hand(thresholds: Mapping[str, float | tuple[float, ...]], *, deepest: str | None = None) -> Plan:
+    def by_hand(thresholds: Mapping[str, float | tuple[float, ...]], *, max_exit: str | None = None) -> Plan:
         """A plan without a promise. Gates that are not named stay closed (+inf).
 
         >>> print(Plan.by_hand({"resnet20": 4.0}))
         Leave at resnet20 when its score is at least 4; no promise: set by hand.
         """
         tuples = {gate: t if isinstance(t, tuple) else (t,) for gate, t in thresholds.items()}
-        return Plan(thresholds=tuples, deepest=deepest)
+        return Plan(thresholds=tuples, max_exit=max_exit)
 
     @staticmethod
     def never_leave(chain: Topology) -> Plan:
@@ -203,7 +203,7 @@ class Plan:
         return Plan(thresholds=closed, chain=chain)
 
     def changed(self, **fields: Any) -> Plan:
-        """A copy with other thresholds or another `deepest`, without promise and price."""
+        """A copy with other thresholds or another `max_exit`, without promise and price."""
         return dataclasses.replace(self, promise=None, price=None, **fields)
 
     def open_gates(self) -> frozenset[str]:
@@ -215,10 +215,10 @@ class Plan:
 
         Raises:
             UnknownName: the topology does not have a gate or an exit of this plan.
-            BadInput: a gate has another number of scores than there are thresholds.
+            InvalidArgument: a gate has another number of scores than there are thresholds.
         """
         title = f"{self.promise.risk} <= {self.promise.at_most:.12g}" if self.promise else ""
-        return compiled(topology, self.thresholds, self.deepest, title)
+        return compiled(topology, self.thresholds, self.max_exit, title)
 
     def _leaves(self) -> list[str]:
         """A clause for every gate at which rows leave or go on."""
@@ -258,8 +258,8 @@ class Plan:
             clauses.insert(0, "leave " + ", ".join(leave) if leave else "nothing leaves early")
         say = "; ".join(clauses)
         say = say[:1].upper() + say[1:]
-        if self.deepest:
-            say += f"; whatever arrives at {self.deepest} is answered there"
+        if self.max_exit:
+            say += f"; whatever arrives at {self.max_exit} is answered there"
         say += f"; {self.price}" if self.price else ""
         if self.promise is None:
             changed = "changed, or moved to another engine, after it was calibrated"
@@ -299,8 +299,8 @@ class Plan:
         return {
             "sentence": str(self),
             "thresholds": {gate: [_text(t) for t in values] for gate, values in self.thresholds.items()},
-            "deepest": self.deepest,
-            "promise": asdict(self.promise) if self.promise else None,
+            "deepest": self.max_exit,
+            "promise": _promise_body(self.promise),
             "price": asdict(self.price) if self.price else None,
             "origin": asdict(self.origin) if self.origin else None,
             "chain": self.chain.to_json() if self.chain else None,
@@ -311,13 +311,27 @@ class Plan:
 def _plan_from(body: Mapping[str, Any]) -> Plan:
     return Plan(
         thresholds={gate: tuple(float(t) for t in values) for gate, values in body["thresholds"].items()},
-        deepest=body["deepest"],
-        promise=_typed(Promise(**body["promise"])) if body["promise"] is not None else None,
+        max_exit=body["deepest"],
+        promise=_promise_from(body["promise"]),
         price=_typed(Price(**body["price"])) if body["price"] is not None else None,
         origin=Origin.from_json(body["origin"]) if body["origin"] is not None else None,
         chain=Topology.from_json(body["chain"]) if body["chain"] is not None else None,
         rows=SeenRows.from_json(body["rows"]) if body["rows"] is not None else None,
     )
+
+
+def _promise_body(promise: Promise | None) -> dict[str, Any] | None:
+    """A promise as files have it: in the first version its reference was called against."""
+    if promise is None:
+        return None
+    return {"against" if name == "reference" else name: value for name, value in asdict(promise).items()}
+
+
+def _promise_from(body: Mapping[str, Any] | None) -> Promise | None:
+    """The promise of a file."""
+    if body is None:
+        return None
+    return _typed(Promise(**{"reference" if name == "against" else name: value for name, value in body.items()}))
 
 
 def _typed(made: ArrayT) -> ArrayT:
@@ -332,7 +346,7 @@ def _typed(made: ArrayT) -> ArrayT:
 
 def _float32(gate: str, values: tuple[float, ...]) -> tuple[float, ...]:
     if not values or any(not isinstance(t, Real) or FLOAT32_MAX < abs(t) < math.inf or t != t for t in values):
-        raise BadInput(f"threshold of {gate!r} is {values!r}; expected a float32 number (inf closes the exit)")
+        raise InvalidArgument(f"threshold of {gate!r} is {values!r}; expected a float32 number (inf closes the exit)")
     return tuple(float(np.float32(t)) for t in values)
 
 

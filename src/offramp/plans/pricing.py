@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from offramp._support.arguments import require_count
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.plans.schedule import Schedule, Stage, compiled
 from offramp.plans.topology import LEAVE, Topology
 
@@ -71,7 +71,7 @@ class Prices:
             asked: "macs", "ms", or None.
 
         Raises:
-            BadInput: the unit is neither, or nothing was recorded in it.
+            InvalidArgument: the unit is neither, or nothing was recorded in it.
         """
         if asked is not None:
             check_unit(asked, 1)
@@ -81,9 +81,9 @@ class Prices:
             return "macs"
         who = ", ".join(map(repr, self.uncounted))
         if asked == "macs":
-            raise BadInput(f"the MACs of {who} are not known, so nothing can be priced in them; use unit='ms'")
+            raise InvalidArgument(f"the MACs of {who} are not known, so nothing can be priced in them; use unit='ms'")
         if not self.timed:
-            raise BadInput(
+            raise InvalidArgument(
                 f"the MACs of {who} are not known and milliseconds were not measured, so no plan can be priced; "
                 "record with timed=True"
             )
@@ -98,8 +98,10 @@ class Prices:
         if not np.isnan(rate).any():
             return rate
         if unit == "macs":
-            raise BadInput(f"the MACs of {part!r} were not counted; use unit='ms' on a trace with timings")
-        raise BadInput(f"the milliseconds of {part!r} were not measured; record with timed=True, or use unit='macs'")
+            raise InvalidArgument(f"the MACs of {part!r} were not counted; use unit='ms' on a trace with timings")
+        raise InvalidArgument(
+            f"the milliseconds of {part!r} were not measured; record with timed=True, or use unit='macs'"
+        )
 
     def _stage(self, stage: Stage, unit: str, batch: int) -> Array:
         """Cost per row, [] or [N], when `batch` rows arrive at a stage together."""
@@ -113,18 +115,18 @@ class Prices:
         return total
 
     def to_exit(
-        self, open_gates: Collection[str], deepest: str | None, *, unit: str = "macs", batch: int = 64
+        self, open_gates: Collection[str], max_exit: str | None, *, unit: str = "macs", batch: int = 64
     ) -> Array:
-        """Cost of leaving at each exit, [E'] or [N, E'], E' exits up to `deepest`; of what is closed, the cost so far.
+        """Cost of leaving at each exit, [E'] or [N, E'], E' exits up to `max_exit`; of what is closed, the cost so far.
 
         Milliseconds share a call's fixed part among `batch` rows, as if all of them arrived. Of chains alone.
         """
         check_unit(unit, batch)
         self.chain.require_chain("the search for thresholds")
-        last = self.chain.place(deepest or self.chain.exits[-1])
+        last = self.chain.place(max_exit or self.chain.exits[-1])
         names = self.chain.exits[: last + 1]
         opened = {gate: (0.0,) for gate in open_gates if gate in self.chain.gates}
-        stages = {stage.name: stage for stage in compiled(self.chain, opened, deepest)}
+        stages = {stage.name: stage for stage in compiled(self.chain, opened, max_exit)}
         each = [self._stage(stages[name], unit, batch) if name in stages else np.zeros(()) for name in names]
         each[0] = each[0] + self._rate(RUNNER, unit, batch)
         return np.cumsum(np.stack(np.broadcast_arrays(*each), axis=-1), axis=-1)
@@ -204,7 +206,7 @@ def called(reach: Any, batch: int) -> Any:
 
 
 def check_unit(unit: str, batch: int) -> None:
-    """Raise BadInput for a unit that is neither macs nor ms, and for a batch of no rows."""
+    """Raise InvalidArgument for a unit that is neither macs nor ms, and for a batch of no rows."""
     require_count("batch", batch)
     if unit not in UNITS:
-        raise BadInput(f"the unit is {unit!r}, expected 'macs' or 'ms'")
+        raise InvalidArgument(f"the unit is {unit!r}, expected 'macs' or 'ms'")

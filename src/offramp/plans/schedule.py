@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any
 
 from offramp._support.find import unknown
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.plans.signature import INPUT, is_input
 from offramp.plans.topology import LEAVE, Node, Topology
 
@@ -228,7 +228,7 @@ class Schedule:
 
 
 def compiled(
-    topology: Topology, thresholds: Mapping[str, Sequence[float]], deepest: str | None = None, title: str = ""
+    topology: Topology, thresholds: Mapping[str, Sequence[float]], max_exit: str | None = None, title: str = ""
 ) -> Schedule:
     """The schedule of thresholds: gates that are not named stay closed, and their rows take the last successor.
 
@@ -240,18 +240,18 @@ def compiled(
 
     Raises:
         UnknownName: no such gate or exit.
-        BadInput: another number of thresholds than the gate has scores.
+        InvalidArgument: another number of thresholds than the gate has scores.
     """
     for name, values in thresholds.items():
         if name not in topology.gates:
             raise unknown(name, topology.gates, "gate of this network")
         if len(values) != topology.routes(name):
-            raise BadInput(
+            raise InvalidArgument(
                 f"gate {name!r} has {len(values)} thresholds, expected {topology.routes(name)}, one per score"
             )
-    if deepest is not None:
-        topology.place(deepest)
-    ways = _ways(topology, thresholds, deepest)
+    if max_exit is not None:
+        topology.place(max_exit)
+    ways = _ways(topology, thresholds, max_exit)
     exits, segments = _needed(topology, ways)
     stages = list[Stage]()
     for node in topology.nodes:
@@ -293,7 +293,7 @@ def alone(name: str) -> Schedule:
 
 
 def _ways(
-    topology: Topology, thresholds: Mapping[str, Sequence[float]], deepest: str | None
+    topology: Topology, thresholds: Mapping[str, Sequence[float]], max_exit: str | None
 ) -> dict[str, tuple[int, ...]]:
     """By node that rows can reach the numbers of the successors that they can take."""
     reached = {topology.names[0]}
@@ -306,7 +306,7 @@ def _ways(
         values = thresholds.get(node.name, closed)
         taken = [route for route, value in enumerate(values) if value < math.inf]
         ways[node.name] = (*taken, last)
-        if node.name == deepest:
+        if node.name == max_exit:
             ways[node.name] = (node.successors.index(LEAVE),)
         reached.update(node.successors[route] for route in ways[node.name])
     return ways

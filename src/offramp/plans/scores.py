@@ -14,7 +14,7 @@ from numbers import Real
 from typing import Any, TypeVar
 
 from offramp._support.arguments import require_flag
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -38,12 +38,12 @@ class ScoreRange:
     def __post_init__(self) -> None:
         saturates = self.saturates
         if not isinstance(saturates, (tuple, list)):
-            raise BadInput(f"saturates must be a tuple of numbers, got {saturates!r}")
+            raise InvalidArgument(f"saturates must be a tuple of numbers, got {saturates!r}")
         values = {"low": self.low, "high": self.high}
         values |= {f"saturates[{place}]": value for place, value in enumerate(saturates)}
         for name, value in values.items():
             if not isinstance(value, Real) or isinstance(value, bool):
-                raise BadInput(f"{name} must be a number, got {value!r}")
+                raise InvalidArgument(f"{name} must be a number, got {value!r}")
         # plain numbers: a trace writes them as JSON, and a range must be hashable
         object.__setattr__(self, "low", float(self.low))
         object.__setattr__(self, "high", float(self.high))
@@ -51,14 +51,16 @@ class ScoreRange:
         object.__setattr__(self, "whole", require_flag("whole", self.whole))
         numbers = (self.low, self.high, *self.saturates)
         if any(math.isnan(number) for number in numbers) or not self.low < self.high:
-            raise BadInput(
+            raise InvalidArgument(
                 f"a score range must be two numbers, the lower first, got {self.low} and {self.high}"
                 f" with the saturation values {self.saturates}"
             )
         if not all(map(math.isfinite, self.saturates)):
-            raise BadInput(f"saturation values must be finite, got {self.saturates}")
+            raise InvalidArgument(f"saturation values must be finite, got {self.saturates}")
         if self.whole and math.isfinite(self.low) and math.floor(self.high) < math.ceil(self.low):
-            raise BadInput(f"whole scores must have a whole number in their range, got {self.low:g} to {self.high:g}")
+            raise InvalidArgument(
+                f"whole scores must have a whole number in their range, got {self.low:g} to {self.high:g}"
+            )
 
     def to_json(self) -> dict[str, Any]:
         """Plain data; None for an end that is open, because JSON has no infinities."""

@@ -12,7 +12,7 @@ from itertools import pairwise
 from typing import Any
 
 from offramp._support.find import unknown
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.plans.signature import is_input
 
 LEAVE = "leave"  # the successor of rows that are answered at a node
@@ -340,7 +340,7 @@ class Topology:
 
     @staticmethod
     def from_json(nodes: list[Mapping[str, Any]]) -> Topology:
-        """The topology written by `to_json`, of either edition. Raises BadInput, BadNetwork."""
+        """The topology written by `to_json`, of either edition. Raises InvalidArgument, BadNetwork."""
         try:
             made = tuple(_node_from(node) for node in nodes)
             defaults = nodes[0].get("defaults", ()) if nodes else ()
@@ -352,7 +352,9 @@ class Topology:
         except (AttributeError, TypeError, KeyError, ValueError) as problem:
             if isinstance(problem, BadNetwork):
                 raise
-            raise BadInput(f"nodes are written as {nodes!r}, expected name, successors, after and reads") from problem
+            raise InvalidArgument(
+                f"nodes are written as {nodes!r}, expected name, successors, after and reads"
+            ) from problem
 
 
 def _node_from(body: Mapping[str, Any]) -> Node:

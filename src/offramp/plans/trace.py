@@ -37,7 +37,7 @@ import numpy as np
 from offramp._support.arguments import require_confidence, require_count, require_flag, require_kind
 from offramp._support.files import from_document, read_arrays, to_document, write_arrays
 from offramp._support.find import find
-from offramp.errors import BadData, BadFile, BadInput, Mismatch, NoisyTimings
+from offramp.errors import BadData, BadFile, InvalidArgument, Mismatch, NoisyTimings
 from offramp.guarantees.bounds import interval
 from offramp.guarantees.risks import Risk, find_risk, losses_of
 from offramp.plans.digests import digests_of
@@ -301,14 +301,14 @@ class Trace:
         return Replay(exits, answers, why, ran, outputs, schedule)
 
     def setting_of(self, plan: Plan) -> int:
-        """The setting of the dial that a plan is. Raises BadInput for a plan that was not recorded."""
+        """The setting of the dial that a plan is. Raises InvalidArgument for a plan that was not recorded."""
         values = {np.float32(value) for gate in self.chain.gates for value in plan.thresholds.get(gate, (np.inf,))}
         known = [np.float32(value) for value in self.header.settings]
-        if len(values) == 1 and plan.deepest is None:
+        if len(values) == 1 and plan.max_exit is None:
             (value,) = values
             if value in known:
                 return known.index(value)
-        raise BadInput(
+        raise InvalidArgument(
             f"this trace was recorded at {len(known)} settings of one dial, a threshold that all gates share, and the "
             "plan is none of them; calibrate on this trace, or record at this setting"
         )
@@ -364,16 +364,16 @@ class Trace:
             )
         return unit
 
-    def reference(self, against: str) -> str:
-        """The exit that `against` names: last, backbone (the plain last model), or an exit. Raises UnknownName."""
+    def reference(self, reference: str) -> str:
+        """The exit that `reference` names: last, backbone (the plain last model), or an exit. Raises UnknownName."""
         last = self.chain.exits[-1]
-        if against in ("last", "backbone"):
-            return BACKBONE if against == "backbone" and f"answer/{BACKBONE}" in self.columns else last
-        return self.chain.exits[self.chain.place(against)]
+        if reference in ("last", "backbone"):
+            return BACKBONE if reference == "backbone" and f"answer/{BACKBONE}" in self.columns else last
+        return self.chain.exits[self.chain.place(reference)]
 
-    def reference_label(self, against: str) -> str:
+    def reference_label(self, reference: str) -> str:
         """Under which name the answers of the reference stand among the columns: of its dearest path."""
-        name = self.reference(against)
+        name = self.reference(reference)
         if name == BACKBONE or self.chain.is_chain:
             return name
         return self.chain.label(self.chain.reference_path(name))
@@ -384,27 +384,27 @@ class Trace:
             return self.columns[f"answer/{BACKBONE}"] if f"answer/{BACKBONE}" in self.columns else self.answers[:, -1]
         return self.columns[f"answer/{self.reference_label(name)}"]
 
-    def losses(self, risk: Risk, against: str = "last") -> Array:
+    def losses(self, risk: Risk, reference: str = "last") -> Array:
         """Losses [N, E] of every exit's answers, as in `answers`.
 
-        Raises BadInput when the risk needs labels and there are none.
+        Raises InvalidArgument when the risk needs labels and there are none.
         """
         if self.header.settings:
-            return self._losses_of_settings(risk, against)
-        name, answers = self.reference(against), self.answers
+            return self._losses_of_settings(risk, reference)
+        name, answers = self.reference(reference), self.answers
         outputs = self.outputs if risk.reads == "outputs" else None
         if name != BACKBONE:
-            place = self.chain.exit_labels.index(self.reference_label(against))
+            place = self.chain.exit_labels.index(self.reference_label(reference))
             return losses_of(risk, answers, self.labels, place, outputs=outputs)
         answers = np.column_stack([answers, self.columns[f"answer/{BACKBONE}"]])
         if outputs is not None:
             outputs = np.concatenate([outputs, self.columns[f"logits/{BACKBONE}"][:, None]], axis=1)
         return losses_of(risk, answers, self.labels, answers.shape[1] - 1, outputs=outputs)[:, :-1]
 
-    def _losses_of_settings(self, risk: Risk, against: str) -> Array:
+    def _losses_of_settings(self, risk: Risk, reference: str) -> Array:
         """`losses` [N, S] of every setting of the dial; the reference is the one that closes all gates."""
-        if risk.reads == "outputs" or self.reference(against) != self.chain.exits[-1]:
-            raise BadInput(
+        if risk.reads == "outputs" or self.reference(reference) != self.chain.exits[-1]:
+            raise InvalidArgument(
                 "at settings of one dial only answers are recorded, and the last exit is the reference; use a risk of "
                 "answers against 'last'"
             )
@@ -415,7 +415,7 @@ class Trace:
         plan: Plan,
         *,
         risk: str | Risk | None = None,
-        against: str | None = None,
+        reference: str | None = None,
         confidence: float = 0.95,
         batches: Sequence[int] = (1, 64),
         repeats: str | None = None,
@@ -425,7 +425,7 @@ class Trace:
         Args:
             plan: of this network, engine and precision.
             risk: a name or a Risk; by default the promise's, then the gap (with labels) or disagreement.
-            against: what the risk compares with; by default as in the promise, then "last".
+            reference: what the risk compares with; by default as in the promise, then "last".
             confidence: of the interval, above 0 and below 1.
             batches: the batch sizes that milliseconds are told for.
             repeats: what rows of equal content are. By default they all count in the figures, and one of each in the
@@ -433,7 +433,7 @@ class Trace:
                 counts all. "once": one of each counts, in the figures too.
 
         Raises:
-            BadInput: the risk needs labels or logits that are not here, or an argument is not what it must be.
+            InvalidArgument: the risk needs labels or logits that are not here, or an argument is not what it must be.
             Mismatch: the plan belongs to another network, engine or precision.
         """
         require_repeats(repeats)
@@ -441,12 +441,12 @@ class Trace:
         batches = [require_count("batches", batch) for batch in batches]
         if repeats == "once" and repeated(self.columns):
             return self[one_of_each(self.columns)].evaluate(
-                plan, risk=risk, against=against, confidence=confidence, batches=batches
+                plan, risk=risk, reference=reference, confidence=confidence, batches=batches
             )
         promised = plan.promise
         default = promised.risk if promised else "accuracy_gap" if self.labels is not None else "disagreement"
         asked = find_risk(risk if risk is not None else default)
-        name = against or (promised.against if promised else "last")
+        name = reference or (promised.reference if promised else "last")
         done = self.replay(plan)
         losses = self.losses(asked, name)[np.arange(len(self)), done.output]
         counted = canonical(self.columns)  # an order that is nobody's choice, for a bound that depends on one
@@ -470,16 +470,16 @@ class Trace:
             **self._accuracies(done, name),
         )
 
-    def price(self, plan: Plan, unit: str | None = None, batch: int = 64, against: str = "last") -> Price:
+    def price(self, plan: Plan, unit: str | None = None, batch: int = 64, reference: str = "last") -> Price:
         """Mean and worst cost per row of a plan, and that of the plain network; rows priced together by `batch`.
 
-        unit: "macs", "ms", or None: MACs where they are known, else milliseconds. Raises BadInput for a unit in which
-        nothing was recorded.
+        unit: "macs", "ms", or None: MACs where they are known, else milliseconds. Raises InvalidArgument for a unit in
+        which nothing was recorded.
         """
         prices = self.prices
         unit = prices.unit(unit)
         batch = require_count("batch", batch)
-        plain = self.chain.exits[-1] if self.reference(against) == BACKBONE else self.reference(against)
+        plain = self.chain.exits[-1] if self.reference(reference) == BACKBONE else self.reference(reference)
         done = self.replay(plan)
         return Price(
             unit=unit,
@@ -526,11 +526,11 @@ class Trace:
                 near[visit.rows] |= close.any(1)
         return float(near.mean()) if len(self) else 0.0
 
-    def _accuracies(self, done: Replay, against: str) -> dict[str, Any]:
+    def _accuracies(self, done: Replay, reference: str) -> dict[str, Any]:
         if self.labels is None:
             return {}
         right = done.answer == self.labels
-        plain = self.columns[f"answer/{self.reference_label(against)}"] == self.labels
+        plain = self.columns[f"answer/{self.reference_label(reference)}"] == self.labels
         leaving = [right[done.exit == place] for place in range(len(self.chain.exits))]
         return {
             "accuracy": float(right.mean()),
@@ -592,7 +592,7 @@ class Trace:
 
         Raises:
             BadData: arrays of other shapes, or logits of the last exit that are not finite.
-            BadInput: a cost is missing or no cost, or the gate needs more than one exit's logits.
+            InvalidArgument: a cost is missing or no cost, or the gate needs more than one exit's logits.
 
         Example:
             >>> logits = {"small": np.float32([[3, 0], [1, 2]]), "large": np.float32([[5, 0], [4, 0]])}
@@ -610,7 +610,7 @@ class Trace:
         if bad := np.flatnonzero(~np.isfinite(values[names[-1]]).all(1)).size:
             raise BadData(f"the logits of the last exit must be finite, got {bad} rows of {names[-1]!r} that are not")
         if set(costs) != set(names):
-            raise BadInput(f"costs must hold one for each of {list(names)}, got {list(costs)}")
+            raise InvalidArgument(f"costs must hold one for each of {list(names)}, got {list(costs)}")
         inputs, labels = _apart_from_label(inputs, labels)
         columns: dict[str, Array] = {
             "row": _column("rows", np.arange(count) if rows is None else rows, count, np.int64),
@@ -627,7 +627,7 @@ class Trace:
             columns[f"cost/segment/{name}"] = _cost_of(name, costs[name], unit)
         given = _scored(values, gate) if scores is None else scores
         if set(given) != set(names[:-1]):
-            raise BadInput(f"scores must hold one for each of {list(names[:-1])}, got {list(given)}")
+            raise InvalidArgument(f"scores must hold one for each of {list(names[:-1])}, got {list(given)}")
         for name in names[:-1]:
             score = _column("scores", given[name], count, np.float32)
             columns[f"score/{name}"] = np.where(np.isfinite(values[name]).all(1), score, np.float32(np.nan))
@@ -820,11 +820,11 @@ def _cost_of(name: str, cost: float | tuple[float, float], unit: str) -> Array:
     """A price [3] of a part: MACs, milliseconds per call and per row; NaN for what is not known."""
     pair = np.asarray(cost, float).ravel()
     if unit not in ("ms", "macs"):
-        raise BadInput(f"unit must be 'ms' or 'macs', got {unit!r}")
+        raise InvalidArgument(f"unit must be 'ms' or 'macs', got {unit!r}")
     if len(pair) not in (1, 2) or (unit == "macs" and len(pair) == 2):
-        raise BadInput(f"the cost of {name!r} must be a number, or in milliseconds a pair, got {cost!r}")
+        raise InvalidArgument(f"the cost of {name!r} must be a number, or in milliseconds a pair, got {cost!r}")
     if not (np.isfinite(pair).all() and (pair >= 0).all() and pair.sum() > 0):
-        raise BadInput(f"the cost of {name!r} must be above 0 and finite, got {cost!r}")
+        raise InvalidArgument(f"the cost of {name!r} must be above 0 and finite, got {cost!r}")
     if unit == "macs":
         return np.array([pair[0], np.nan, np.nan])
     call = pair[0] if len(pair) == 2 else 0.0
@@ -832,12 +832,14 @@ def _cost_of(name: str, cost: float | tuple[float, float], unit: str) -> Array:
 
 
 def _scored(values: Mapping[str, Array], gate: str) -> dict[str, Array]:
-    """A gate's scores [N] of every exit but the last. Raises BadInput for a gate that looks at more than logits."""
+    """A gate's scores [N] of every exit but the last. Raises InvalidArgument for a gate that looks at more than
+    logits.
+    """
     import torch
 
     function = find("gates", gate)
     if not inspect.isfunction(function) or "reads" in inspect.signature(function).parameters:
-        raise BadInput(f"gate must be a function of one exit's logits, got {gate!r}; give scores= for others")
+        raise InvalidArgument(f"gate must be a function of one exit's logits, got {gate!r}; give scores= for others")
     return {name: function(torch.from_numpy(values[name])).float().numpy() for name in list(values)[:-1]}
 
 

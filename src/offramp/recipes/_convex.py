@@ -27,7 +27,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from offramp.errors import BadData, BadInput
+from offramp.errors import BadData, InvalidArgument
 from offramp.recipes._curvature import Curvature, dot
 from offramp.recipes._losses import LOSSES, Loss
 from offramp.recipes._standard import Standardised
@@ -112,7 +112,7 @@ def choose(
     stronger. Two in a row that bring nothing end the path: the weaker, the slower.
     """
     if not regularisers:
-        raise BadInput("no regularisers to choose from; expected at least one number above 0")
+        raise InvalidArgument("no regularisers to choose from; expected at least one number above 0")
     rows = _checked(features, y, classes, loss, regularisers)
     best: tuple[Tried, Solved] | None = None
     tried: list[Tried] = []
@@ -139,9 +139,11 @@ def _accuracy(solved: Solved, features: Tensor, y: Tensor) -> float:
 
 def _checked(features: Tensor, y: Tensor, classes: int, loss: str, regularisers: Sequence[float]) -> Standardised:
     if loss not in LOSSES:
-        raise BadInput(f"loss is {loss!r}, expected one of {', '.join(LOSSES)}")
+        raise InvalidArgument(f"loss is {loss!r}, expected one of {', '.join(LOSSES)}")
     if not all(0 < each < float("inf") for each in regularisers):
-        raise BadInput(f"regulariser is {regularisers}, expected numbers above 0: without one there is no best answer")
+        raise InvalidArgument(
+            f"regulariser is {regularisers}, expected numbers above 0: without one there is no best answer"
+        )
     if features.dim() != 2 or len(features) == 0 or y.shape != features.shape[:1]:
         raise BadData(
             f"features are {tuple(features.shape)} and labels {tuple(y.shape)}; expected [N, F] and [N] with N from 1 "

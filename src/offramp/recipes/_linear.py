@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
-from offramp.errors import BadInput, BadNetwork, GapNotReached
+from offramp.errors import BadNetwork, GapNotReached, InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.nodes import Exit
 from offramp.networks.recipe import Phase, Whole, taught_exits
@@ -39,10 +39,10 @@ def require_linear(network: Network) -> None:
 
 
 def require_numbers(regulariser: object, gap: object) -> None:
-    """Raise BadInput unless these are a regulariser, or several, and a gap, before anything is pooled."""
+    """Raise InvalidArgument unless these are a regulariser, or several, and a gap, before anything is pooled."""
     several = list(regulariser) if isinstance(regulariser, (list, tuple)) else [regulariser]
     if not several or not all(isinstance(each, (int, float)) and 0 < each < float("inf") for each in (*several, gap)):
-        raise BadInput(
+        raise InvalidArgument(
             f"regulariser is {regulariser!r} and gap {gap!r}, expected numbers above 0 (of several "
             "regularisers the best is taken); give such"
         )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.network import Network, trial_rows
 from offramp.networks.nodes import Chooser, Gate, Seen, grade
 from offramp.networks.recipe import Phase
@@ -153,9 +153,9 @@ def require_choosers(network: Network, what: str) -> tuple[str, ...]:
 
 
 def require_between(name: str, value: float, low: float, high: float) -> None:
-    """Raise BadInput for a number that does not lie in (low, high]."""
+    """Raise InvalidArgument for a number that does not lie in (low, high]."""
     if not low < value <= high:
-        raise BadInput(f"{name} must be above {low:g} and at most {high:g}, got {value!r}")
+        raise InvalidArgument(f"{name} must be above {low:g} and at most {high:g}, got {value!r}")
 
 
 def models_of(network: Network, norm: str) -> tuple[tuple[nn.Parameter, ...], tuple[nn.Module, ...]]:

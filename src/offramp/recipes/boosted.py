@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.exits.added import Added
 from offramp.networks.inputs import given
 from offramp.networks.network import Network, trial_rows
@@ -73,16 +73,16 @@ class Boosted(Recipe):
     def prepare(self, network: Network) -> None:
         """Hang an `Added` on every exit but the first.
 
-        Raises BadInput for a weight that is no number above 0, for a decay below 0, and for another count of them
-        than 1, 2 or that of the exits; BadNetwork where there is nothing to teach, for a ladder, and for exits with
-        different numbers of classes.
+        Raises InvalidArgument for a weight that is no number above 0, for a decay below 0, and for another count of
+        them than 1, 2 or that of the exits; BadNetwork where there is nothing to teach, for a ladder, and for exits
+        with different numbers of classes.
         """
         count = len(network.chain.exits)
         weights = spread(self.weight, count, "weight")
         if not all(0 < weight < math.inf for weight in weights):
-            raise BadInput(f"weight is {self.weight}, expected a finite number above 0")
+            raise InvalidArgument(f"weight is {self.weight}, expected a finite number above 0")
         if not all(0 <= decay < math.inf for decay in spread(self.decay, count, "decay")):
-            raise BadInput(f"decay is {self.decay}, expected finite numbers of at least 0")
+            raise InvalidArgument(f"decay is {self.decay}, expected finite numbers of at least 0")
         taught_exits(network)
         require_one_model(network, "boosted")
         require_one_width(network)
@@ -158,7 +158,7 @@ def spread(value: float | Sequence[float], count: int, what: str) -> tuple[float
         return tuple(map(float, numbers * count))
     if len(numbers) == 2:
         return tuple(np.linspace(numbers[0], numbers[1], count).tolist())
-    raise BadInput(f"{what} has {len(numbers)} numbers for {count} exits, expected 1, 2 or {count}")
+    raise InvalidArgument(f"{what} has {len(numbers)} numbers for {count} exits, expected 1, 2 or {count}")
 
 
 def pieces_of(network: Network) -> list[list[nn.Parameter]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.gates.commitment import Commitment, _averaged
 from offramp.networks.network import Network
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
@@ -46,10 +46,11 @@ class Cascaded(Recipe):
     def prepare(self, network: Network) -> None:
         """Hang a `Commitment` on every node but the last, unless there is one.
 
-        Raises BadInput for arguments out of their range, BadNetwork where there is nothing to teach, and for a ladder.
+        Raises InvalidArgument for arguments out of their range, BadNetwork where there is nothing to teach, and for a
+        ladder.
         """
         if not 0 < self.confidence <= 1 or self.held < 2 or self.replay < 1:
-            raise BadInput(
+            raise InvalidArgument(
                 f"got confidence={self.confidence}, held={self.held} and replay={self.replay}, expected a probability "
                 "above 0, 2 or more, and 1 or more"
             )

@@ -28,7 +28,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from offramp._support.arguments import require_number
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import given
 from offramp.networks.layer import outer_layers
 from offramp.networks.network import Network, last_model, plain_network
@@ -88,13 +88,13 @@ class Consecutive(Recipe):
 
         Raises:
             BadNetwork: a ladder, or a model without parameters.
-            BadInput: no teacher, or an argument out of its range.
+            InvalidArgument: no teacher, or an argument out of its range.
         """
         if len(network.rungs) > 1 or not parameters_of(network):
             raise BadNetwork(f"consecutive trains the parameters of one model, got a ladder of {len(network.rungs)}")
         teachers = self._given()
         if not teachers or not all(isinstance(one, nn.Module) for one in teachers):
-            raise BadInput("consecutive needs teachers=[assistant, ..., main], trained models")
+            raise InvalidArgument("consecutive needs teachers=[assistant, ..., main], trained models")
         require_number("rate", self.rate, 0, float("inf"))
         require_number("decay", self.decay, 0, float("inf"), includes_low=True)
         require_number("warm", self.warm, 0, 1, includes_low=True)
@@ -158,8 +158,8 @@ def _network_of(teacher: nn.Module, student: Network) -> Network:
         made = last_model(teacher, copied=True)
     else:
         rung = student.rungs[0]
-        front = copy.deepcopy(student.front_of(rung))
-        made = plain_network(copy.deepcopy(teacher), replace(rung, spec=None), front)
+        preprocess = copy.deepcopy(student.preprocess_of(rung))
+        made = plain_network(copy.deepcopy(teacher), replace(rung, spec=None), preprocess)
     return made.eval().requires_grad_(False).to(student.device())
 
 

@@ -22,7 +22,9 @@ class CrossEntropy(Recipe):
         self.regulariser, self.gap = regulariser, gap
 
     def prepare(self, network: Network) -> None:
-        """Raise BadInput for other arguments, BadNetwork unless every exit that learns is linear on pooled features."""
+        """Raise InvalidArgument for other arguments, BadNetwork unless every exit that learns is linear on pooled
+        features.
+        """
         require_numbers(self.regulariser, self.gap)
         require_linear(network)
 

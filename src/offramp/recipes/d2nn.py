@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.nodes import Chooser, Gate, Seen
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
@@ -92,19 +92,19 @@ class D2nn(Recipe):
         self.norm = norm
 
     def prepare(self, network: Network) -> None:
-        """Raise BadInput for arguments that cannot be, BadNetwork without gates that rate ways."""
+        """Raise InvalidArgument for arguments that cannot be, BadNetwork without gates that rate ways."""
         require_between("weight", self.weight, 0, 1)
         for name, value in (("first_epsilon", self.first_epsilon), ("epsilon", self.epsilon)):
             if not 0 <= value <= 1:
-                raise BadInput(f"{name} must be between 0 and 1, got {value!r}")
+                raise InvalidArgument(f"{name} must be between 0 and 1, got {value!r}")
         if self.aim not in AIMS:
-            raise BadInput(f"aim must be one of {', '.join(AIMS)}, got {self.aim!r}")
+            raise InvalidArgument(f"aim must be one of {', '.join(AIMS)}, got {self.aim!r}")
         if self.bag < 1:
-            raise BadInput(f"bag must be at least 1 row, got {self.bag!r}")
+            raise InvalidArgument(f"bag must be at least 1 row, got {self.bag!r}")
         if self.warm < 0:
-            raise BadInput(f"warm must be at least 0 epochs, got {self.warm!r}")
+            raise InvalidArgument(f"warm must be at least 0 epochs, got {self.warm!r}")
         if self.norm not in ("moving", "frozen"):
-            raise BadInput(f"norm must be one of moving, frozen, got {self.norm!r}")
+            raise InvalidArgument(f"norm must be one of moving, frozen, got {self.norm!r}")
         require_choosers(network, "d2nn")
         network.aids = {PRICES: prices_of(network).to(network.device())}
 

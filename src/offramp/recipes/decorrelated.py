@@ -21,7 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
 from offramp.recipes._together import parameters_of
@@ -39,9 +39,9 @@ class Decorrelated(Recipe):
         self.amount, self.epochs, self.rate = amount, epochs, rate
 
     def prepare(self, network: Network) -> None:
-        """Raise BadInput for an amount outside 0 to 1, BadNetwork where there is nothing to teach."""
+        """Raise InvalidArgument for an amount outside 0 to 1, BadNetwork where there is nothing to teach."""
         if not 0 <= self.amount <= 1:
-            raise BadInput(f"amount is {self.amount}, expected 0 to 1; above 1 the loss has no lower end")
+            raise InvalidArgument(f"amount is {self.amount}, expected 0 to 1; above 1 the loss has no lower end")
         taught_exits(network)
 
     def phases(self, network: Network) -> list[Phase]:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from offramp._support.find import unknown
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.inputs import given
 from offramp.networks.network import Network, trial_rows
 from offramp.networks.nodes import Exit
@@ -70,10 +70,10 @@ class Distill(Recipe):
         self.backbone, self.epochs, self.rate, self.decay = backbone, epochs, rate, decay
 
     def prepare(self, network: Network) -> None:
-        """Raise BadInput, BadNetwork for what does not fit; then hang on the adapters."""
+        """Raise InvalidArgument, BadNetwork for what does not fit; then hang on the adapters."""
         taught_exits(network)
         if not (0 <= self.alpha <= 1 and self.hints >= 0 and self.temperature > 0):
-            raise BadInput(
+            raise InvalidArgument(
                 f"alpha is {self.alpha}, hints {self.hints} and the temperature {self.temperature}, expected a number "
                 "from 0 to 1, one of at least 0, and one above 0"
             )

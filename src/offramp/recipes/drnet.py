@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.nodes import Chooser, Gate, Seen
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
@@ -87,13 +87,13 @@ class Drnet(Recipe):
         self.keep = keep
 
     def prepare(self, network: Network) -> None:
-        """Raise BadInput for arguments that cannot be, BadNetwork without a gate that rates ways."""
+        """Raise InvalidArgument for arguments that cannot be, BadNetwork without a gate that rates ways."""
         require_between("budget", self.budget, 0, 10)
         require_between("tau", self.tau, 0, float("inf"))
         for name, value, most in (("eta", self.eta, 1e9), ("first", self.first, 1e9), ("keep", self.keep, 1)):
             if not 0 <= value <= most:
                 upto = " and at most 1" if name == "keep" else ""
-                raise BadInput(f"{name} must be at least 0{upto}, got {value!r}")
+                raise InvalidArgument(f"{name} must be at least 0{upto}, got {value!r}")
         require_choosers(network, "drnet")
         network.aids = {PRICES: prices_of(network).to(network.device())}
 

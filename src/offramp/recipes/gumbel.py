@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.nodes import Chooser, Gate, Seen
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
@@ -80,15 +80,17 @@ class Gumbel(Recipe):
         self.norm = norm
 
     def prepare(self, network: Network) -> None:
-        """Raise BadInput for arguments that cannot be, BadNetwork without gates that rate ways or without prices."""
+        """Raise InvalidArgument for arguments that cannot be, BadNetwork without gates that rate ways or without
+        prices.
+        """
         require_between("budget", self.budget, 0, 10)
         require_between("tau", self.tau, 0, float("inf"))
         if self.eta < 0:
-            raise BadInput(f"eta must be at least 0, got {self.eta!r}")
+            raise InvalidArgument(f"eta must be at least 0, got {self.eta!r}")
         if self.warm < 0:
-            raise BadInput(f"warm must be at least 0 epochs, got {self.warm!r}")
+            raise InvalidArgument(f"warm must be at least 0 epochs, got {self.warm!r}")
         if self.norm not in NORMS:
-            raise BadInput(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
+            raise InvalidArgument(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
         require_choosers(network, "gumbel")
         network.aids = {PRICES: prices_of(network).to(network.device())}
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.recipe import Phase, Recipe, Whole
 from offramp.recipes._linear import REGULARISERS, phases_of, require_linear, require_numbers, solve_exit
@@ -40,9 +40,11 @@ class Hinge(Recipe):
         self.kind, self.regulariser, self.gap = kind, regulariser, gap
 
     def prepare(self, network: Network) -> None:
-        """Raise BadInput for another kind or no numbers, BadNetwork unless the exits are linear on pooled features."""
+        """Raise InvalidArgument for another kind or no numbers, BadNetwork unless the exits are linear on pooled
+        features.
+        """
         if self.kind not in KINDS:
-            raise BadInput(f"kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
+            raise InvalidArgument(f"kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
         require_numbers(self.regulariser, self.gap)
         require_linear(network)
 

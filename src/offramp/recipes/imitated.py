@@ -26,7 +26,7 @@ from functools import partial
 import torch
 from torch.nn.functional import kl_div
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading
 from offramp.recipes._schedules import dropped
@@ -49,9 +49,9 @@ class Imitated(Recipe):
         self.epochs, self.rate, self.decay = epochs, rate, decay
 
     def prepare(self, network: Network) -> None:
-        """Raise BadNetwork where no exit before the last has parameters, BadInput for a rate that is none."""
+        """Raise BadNetwork where no exit before the last has parameters, InvalidArgument for a rate that is none."""
         if not (self.rate > 0 and self.decay >= 0):
-            raise BadInput(
+            raise InvalidArgument(
                 f"the rate is {self.rate} and decay {self.decay}, expected one above 0 and one of at least 0"
             )
         students_of(network)

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, kl_div
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits.inline import Inline, parted
 from offramp.networks.network import Network
 from offramp.networks.nodes import Exit, Seen
@@ -93,16 +93,16 @@ class Imta(Recipe):
     def prepare(self, network: Network) -> None:
         """Hang an `Inline` on every exit but the last.
 
-        Raises BadInput for numbers out of range; BadNetwork where there is nothing to teach, for a
+        Raises InvalidArgument for numbers out of range; BadNetwork where there is nothing to teach, for a
         ladder, for exits that do not end in a linear layer, and for layers of exits that would be
         frozen untaught.
         """
         if not 0 <= self.gamma <= 1:
-            raise BadInput(f"gamma must be between 0 and 1, got {self.gamma}")
+            raise InvalidArgument(f"gamma must be between 0 and 1, got {self.gamma}")
         if not 0 < self.temperature < float("inf"):
-            raise BadInput(f"temperature must be a number above 0, got {self.temperature}")
+            raise InvalidArgument(f"temperature must be a number above 0, got {self.temperature}")
         if not all(0 <= share <= 1 for share in self.falls):
-            raise BadInput(f"falls must be shares of a phase between 0 and 1, got {self.falls!r}")
+            raise InvalidArgument(f"falls must be shares of a phase between 0 and 1, got {self.falls!r}")
         taught_exits(network)
         require_one_model(network, "imta")
         exits, plain = self._collaborating(network)

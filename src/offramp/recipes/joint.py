@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.network import Network, last_model
 from offramp.networks.recipe import Lesson, Losses, Optimising, Phase, Recipe, Scheduling, View, taught_exits
 from offramp.recipes._equilibrium import equilibrium, require_one_model
@@ -104,11 +104,11 @@ class Joint(Recipe):
         self.keep_head = keep_head
 
     def prepare(self, network: Network) -> None:
-        """Raise BadInput for weights that do not fit, BadNetwork where there is nothing to teach."""
+        """Raise InvalidArgument for weights that do not fit, BadNetwork where there is nothing to teach."""
         if self.norm not in NORMS:
-            raise BadInput(f"norm is {self.norm!r}, expected one of {', '.join(NORMS)}")
+            raise InvalidArgument(f"norm is {self.norm!r}, expected one of {', '.join(NORMS)}")
         if self.optimiser not in RATES:
-            raise BadInput(f"optimiser is {self.optimiser!r}, expected one of {', '.join(RATES)}")
+            raise InvalidArgument(f"optimiser is {self.optimiser!r}, expected one of {', '.join(RATES)}")
         if not self.backbone:
             taught_exits(network)
         elif not any(True for _ in network.backbone.parameters()):
@@ -119,12 +119,12 @@ class Joint(Recipe):
         if self.equilibrium:
             require_one_model(network, "equilibrium=True")
         if not 0 <= self.keep <= 1 or not 0 < self.temperature < math.inf or (self.keep and self.alone):
-            raise BadInput(
+            raise InvalidArgument(
                 f"got keep={self.keep}, temperature={self.temperature} and alone={self.alone}, expected 0 to 1, a "
                 "number above 0, and alone=0 beside a keep above 0: what models answer before they are taught is no use"
             )
         if not all(0 <= share <= 1 for share in self.falls):
-            raise BadInput(f"falls must be shares of a phase between 0 and 1, got {self.falls!r}")
+            raise InvalidArgument(f"falls must be shares of a phase between 0 and 1, got {self.falls!r}")
         network.aids = {BEFORE: last_model(network, copied=True)} if self.keep else {}
         head = self._dropped_head(network)
         if head is not None:
@@ -202,7 +202,7 @@ def _started_anew(head: nn.Module, network: Network) -> Iterator[None]:
 
 
 def weights_of(weights: float | Sequence[float] | Mapping[str, float], exits: Sequence[str]) -> dict[str, float]:
-    """A weight for every exit. Raises BadInput for too few, too many, or negative ones."""
+    """A weight for every exit. Raises InvalidArgument for too few, too many, or negative ones."""
     if isinstance(weights, Mapping):
         found = dict(weights)
     else:
@@ -210,7 +210,9 @@ def weights_of(weights: float | Sequence[float] | Mapping[str, float], exits: Se
         found = dict(zip(exits, each, strict=False)) if len(each) == len(exits) else {}
     numbers = all(isinstance(each, (int, float)) and 0 <= each < float("inf") for each in found.values())
     if set(found) != set(exits) or not numbers:
-        raise BadInput(f"the weights are {weights!r}, expected a number of at least 0 for each of {', '.join(exits)}")
+        raise InvalidArgument(
+            f"the weights are {weights!r}, expected a number of at least 0 for each of {', '.join(exits)}"
+        )
     return {name: float(found[name]) for name in exits}
 
 

@@ -23,7 +23,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.gates.uncertainty import Uncertainty
 from offramp.networks.network import Network, trial_rows
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
@@ -132,10 +132,12 @@ class Objective(Recipe):
         self.detach_scale = detach_scale
 
     def prepare(self, network: Network) -> None:
-        """Raise BadNetwork without such gates, or where cost cannot be measured; BadInput for costs that do not fit."""
+        """Raise BadNetwork without such gates, or where cost cannot be measured; InvalidArgument for costs that do not
+        fit.
+        """
         taught_exits(network)
         if self.aim not in AIMS:
-            raise BadInput(f"aim must be one of {', '.join(AIMS)}, got {self.aim!r}")
+            raise InvalidArgument(f"aim must be one of {', '.join(AIMS)}, got {self.aim!r}")
         other = [name for name in network.chain.gates if not isinstance(network.gate_of(name), Uncertainty)]
         if other or not network.chain.gates:
             raise BadNetwork(
@@ -143,7 +145,7 @@ class Objective(Recipe):
                 "cut(model, example, at=..., gate='uncertainty')"
             )
         if self.every < 1 or self.epochs < 1 or self.warm < 0 or self.price < 0:
-            raise BadInput(
+            raise InvalidArgument(
                 f"every is {self.every}, epochs {self.epochs}, warm {self.warm} and price {self.price}, expected at "
                 "least 1, 1, 0 and 0"
             )
@@ -305,13 +307,17 @@ def gate_losses(logits: Tensor, wanted: Tensor, weight: Tensor) -> Tensor:
 
 
 def costs_by(costs: Sequence[float] | Mapping[str, float] | None, network: Network) -> list[float]:
-    """c_l of every exit, as given or measured in MACs. Raises BadInput, and BadNetwork without rows to measure with."""
+    """c_l of every exit, as given or measured in MACs. Raises InvalidArgument, and BadNetwork without rows to measure
+    with.
+    """
     names = network.chain.exits
     if costs is not None:
         found = [*costs.values()] if isinstance(costs, Mapping) else [*costs]
         named = not isinstance(costs, Mapping) or set(costs) == set(names)
         if not named or len(found) != len(names) or min(found) < 0:
-            raise BadInput(f"the costs are {costs!r}, expected a number of at least 0 for each of {', '.join(names)}")
+            raise InvalidArgument(
+                f"the costs are {costs!r}, expected a number of at least 0 for each of {', '.join(names)}"
+            )
         found = [costs[name] for name in names] if isinstance(costs, Mapping) else found
     else:
         rows = trial_rows(network)

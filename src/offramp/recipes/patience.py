@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch.nn.functional import cross_entropy
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
 from offramp.recipes._schedules import linear
@@ -49,10 +49,10 @@ class Patience(Recipe):
         self.clip = clip
 
     def prepare(self, network: Network) -> None:
-        """Raise BadNetwork where there are no exits, or no model, to teach; BadInput for a clip of 0 or less."""
+        """Raise BadNetwork where there are no exits, or no model, to teach; InvalidArgument for a clip of 0 or less."""
         taught_exits(network)
         if self.clip is not None and not self.clip > 0:
-            raise BadInput(f"clip must be above 0, or None for no clipping, got {self.clip!r}")
+            raise InvalidArgument(f"clip must be above 0, or None for no clipping, got {self.clip!r}")
         if self.backbone and not any(True for _ in network.backbone.parameters()):
             raise BadNetwork("the models of this network have no parameters, expected some to teach with the exits")
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.adaptive_depth import AdaptiveDepth, stages_of
 from offramp.networks.network import Network
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
@@ -57,13 +57,15 @@ class Pondered(Recipe):
         return self.inner or Distill(hints=0.0, epochs=self.epochs, rate=self.rate)
 
     def prepare(self, network: Network) -> None:
-        """Raise BadInput for other arguments, BadNetwork without stages of adaptive depth; then as the recipe does."""
+        """Raise InvalidArgument for other arguments, BadNetwork without stages of adaptive depth; then as the recipe
+        does.
+        """
         if not self.tau >= 0:
-            raise BadInput(f"tau is {self.tau}, expected a number of at least 0")
+            raise InvalidArgument(f"tau is {self.tau}, expected a number of at least 0")
         if not 0 <= self.ramp <= 1:
-            raise BadInput(f"ramp must be from 0 to 1, got {self.ramp}")
+            raise InvalidArgument(f"ramp must be from 0 to 1, got {self.ramp}")
         if self.inner is not None and (self.epochs, self.rate) != (None, None):
-            raise BadInput(
+            raise InvalidArgument(
                 "got a recipe and epochs or a rate beside it, expected one of them; give them to that recipe"
             )
         if not stages_of(network.backbone):

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.nodes import Gate, Seen
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
@@ -43,9 +43,9 @@ class RandomWays(Recipe):
         self.norm = norm
 
     def prepare(self, network: Network) -> None:
-        """Raise BadInput for another norm, BadNetwork for a network that is cut, or has nothing to train."""
+        """Raise InvalidArgument for another norm, BadNetwork for a network that is cut, or has nothing to train."""
         if self.norm not in ("moving", "frozen"):
-            raise BadInput(f"norm must be one of moving, frozen, got {self.norm!r}")
+            raise InvalidArgument(f"norm must be one of moving, frozen, got {self.norm!r}")
         cut_rungs = [rung.name for rung in network.rungs if rung.cuts]
         if cut_rungs:
             raise BadNetwork(f"random_ways trains networks of whole models (off.route), and {cut_rungs[0]!r} is cut")

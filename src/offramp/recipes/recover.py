@@ -24,7 +24,7 @@ from torch.optim import Optimizer
 
 from offramp._support.arguments import require_number
 from offramp._support.find import unknown
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import given
 from offramp.networks.layer import Layer, outer_layers
 from offramp.networks.network import Network, last_model, plain_network
@@ -105,7 +105,7 @@ class Recover(Recipe):
             network: of one model, converted; it may be cut.
 
         Raises:
-            BadInput: an argument that is out of range, or no original.
+            InvalidArgument: an argument that is out of range, or no original.
             BadNetwork: a ladder, or two models that have nothing in common.
         """
         if len(network.rungs) > 1:
@@ -114,14 +114,14 @@ class Recover(Recipe):
                 "each model before they are stacked"
             )
         if self.by not in BY:
-            raise BadInput(f"by must be one of {', '.join(BY)}, got {self.by!r}")
+            raise InvalidArgument(f"by must be one of {', '.join(BY)}, got {self.by!r}")
         require_number("temperature", self.temperature, 0, float("inf"))
         require_number("features", self.features, 0, float("inf"), includes_low=True)
         require_number("decay", self.decay, 0, float("inf"), includes_low=True)
         if not 0 <= self.labels <= 1:
-            raise BadInput(f"labels must be a share from 0 to 1, got {self.labels!r}")
+            raise InvalidArgument(f"labels must be a share from 0 to 1, got {self.labels!r}")
         if not isinstance(self.original, nn.Module):
-            raise BadInput(
+            raise InvalidArgument(
                 "recover needs original=, the model before it was converted; at the command line "
                 "--original SPEC --original-weights FILE"
             )
@@ -144,9 +144,9 @@ class Recover(Recipe):
             made = last_model(original, copied=True)
         else:
             rung = network.rungs[0]
-            front = copy.deepcopy(network.front_of(rung))
+            preprocess = copy.deepcopy(network.preprocess_of(rung))
             model = copy.deepcopy(unwrapped(original)[0])
-            made = plain_network(model, replace(rung, spec=None), front)
+            made = plain_network(model, replace(rung, spec=None), preprocess)
         return made.eval().requires_grad_(False).to(network.device())
 
     def _models(self, network: Network) -> tuple[nn.Module, nn.Module]:

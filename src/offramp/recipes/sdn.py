@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits.surest import Surest
 from offramp.exits.whole import Own
 from offramp.networks.network import Network
@@ -60,7 +60,7 @@ class Sdn(Recipe):
         self.decay, self.surest = decay, surest
 
     def prepare(self, network: Network) -> None:
-        """Raise BadNetwork, BadInput for what does not fit; then hang the surest answer, if asked for."""
+        """Raise BadNetwork, InvalidArgument for what does not fit; then hang the surest answer, if asked for."""
         taught_exits(network)
         self.weights_of(network)
         last = network.chain.exits[-1]
@@ -75,11 +75,13 @@ class Sdn(Recipe):
         network.hang_exit(last, Surest(network.chain.exits[:-1]).eval())
 
     def weights_of(self, network: Network) -> dict[str, float]:
-        """The C_i by exit, without the last. Raises BadInput for too few, too many, or negative ones."""
+        """The C_i by exit, without the last. Raises InvalidArgument for too few, too many, or negative ones."""
         names = network.chain.exits[:-1]
         found = [DEEPEST * (i + 1) / len(names) for i in range(len(names))] if self.weights is None else self.weights
         if len(found) != len(names) or min(found) < 0:
-            raise BadInput(f"the weights are {found!r}, expected a number of at least 0 for each of {', '.join(names)}")
+            raise InvalidArgument(
+                f"the weights are {found!r}, expected a number of at least 0 for each of {', '.join(names)}"
+            )
         return dict(zip(names, map(float, found), strict=True))
 
     def phases(self, network: Network) -> list[Phase]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits.selective import Selective
 from offramp.networks.network import Network
 from offramp.networks.nodes import Seen
@@ -39,10 +39,10 @@ class Synergy(Recipe):
         self.beta, self.epochs, self.rate, self.backbone = beta, epochs, rate, backbone
 
     def prepare(self, network: Network) -> None:
-        """Raise BadInput for a negative beta, BadNetwork where there is nothing to teach."""
+        """Raise InvalidArgument for a negative beta, BadNetwork where there is nothing to teach."""
         taught_exits(network)
         if not self.beta >= 0:
-            raise BadInput(f"beta is {self.beta}, expected a number of at least 0")
+            raise InvalidArgument(f"beta is {self.beta}, expected a number of at least 0")
 
     def phases(self, network: Network) -> list[Phase]:
         """One phase."""

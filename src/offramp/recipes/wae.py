@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, cross_entropy, mse_loss
 from torch.optim import Optimizer
 
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.wavelet import WaveletDecoder
 from offramp.models.wae import Wae
 from offramp.networks.network import Network, last_model, plain_network
@@ -120,25 +120,25 @@ class WaveletLike(Recipe):
     def prepare(self, network: Network) -> None:
         """Hang on the decoder, and the original.
 
-        Raises BadInput for a weight below 0 or no epochs at all; BadNetwork for another model than
+        Raises InvalidArgument for a weight below 0 or no epochs at all; BadNetwork for another model than
         a WAE, or one that is not cut at its head A.
         """
         for name in ("balance", "gamma", "sum_weight", "low_weight", "both_weight", "anchor"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
-                raise BadInput(f"{name} must be a number of at least 0, got {value}")
+                raise InvalidArgument(f"{name} must be a number of at least 0, got {value}")
         if self.sum_weight + self.low_weight + self.both_weight == 0:
-            raise BadInput("one of sum_weight, low_weight and both_weight must be above 0")
+            raise InvalidArgument("one of sum_weight, low_weight and both_weight must be above 0")
         if self.images + self.classes + self.joint == 0:
-            raise BadInput("one of images, classes and joint must be above 0, got 0 epochs in all")
+            raise InvalidArgument("one of images, classes and joint must be above 0, got 0 epochs in all")
         if not 0 <= self.soft <= 1:
-            raise BadInput(f"soft must be a share from 0 to 1, got {self.soft}")
+            raise InvalidArgument(f"soft must be a share from 0 to 1, got {self.soft}")
         if not 0 < self.temperature < float("inf"):
-            raise BadInput(f"temperature must be a number above 0, got {self.temperature}")
+            raise InvalidArgument(f"temperature must be a number above 0, got {self.temperature}")
         model = _model_of(network)
         network.aids = {}
         if self.original is not None and not isinstance(self.original, nn.Module):
-            raise BadInput(f"original must be a torch.nn.Module, got a {type(self.original).__name__}")
+            raise InvalidArgument(f"original must be a torch.nn.Module, got a {type(self.original).__name__}")
         if self.original is not None:
             network.aids[ORIGINAL] = _whole_network(self.original, network)
         channels = _encoder_channels(model)
@@ -245,8 +245,8 @@ def _whole_network(original: nn.Module, network: Network) -> Network:
         found = last_model(original, copied=True)
     else:
         rung = network.rungs[0]
-        front = copy.deepcopy(network.front_of(rung))
-        found = plain_network(copy.deepcopy(unwrapped(original)[0]), replace(rung, spec=None), front)
+        preprocess = copy.deepcopy(network.preprocess_of(rung))
+        found = plain_network(copy.deepcopy(unwrapped(original)[0]), replace(rung, spec=None), preprocess)
     return found.eval().requires_grad_(False).to(network.device())
 
 
@@ -265,7 +265,7 @@ def _encoder_channels(model: Wae) -> int:
 def _image(view: View) -> Tensor:
     """What the model reads: the rows [B, C, H, W], preprocessed."""
     rung = view.network.rungs[0]
-    front = view.network.front_of(rung)
+    preprocess = view.network.preprocess_of(rung)
     (rows,) = view.inputs.values()
-    image: Tensor = rows if front is None else front(rows)
+    image: Tensor = rows if preprocess is None else preprocess(rows)
     return image

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.inputs import given
 from offramp.networks.network import Network
 from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
@@ -80,16 +80,16 @@ class Weighted(Recipe):
         self.rate, self.momentum, self.decay = rate, momentum, decay
 
     def prepare(self, network: Network) -> None:
-        """Raise BadInput for arguments out of their range, BadNetwork where there is nothing to teach."""
+        """Raise InvalidArgument for arguments out of their range, BadNetwork where there is nothing to teach."""
         if self.centre not in AXES:
-            raise BadInput(f"centre is {self.centre!r}, expected one of {', '.join(AXES)}")
+            raise InvalidArgument(f"centre is {self.centre!r}, expected one of {', '.join(AXES)}")
         if not 0 <= self.epsilon < 1 or not 0 < self.share < math.inf or self.every < 1:
-            raise BadInput(
+            raise InvalidArgument(
                 f"got epsilon={self.epsilon}, share={self.share} and every={self.every}, expected 0 to below 1, a "
                 "number above 0, and 1 or more"
             )
         if self.hidden < 1 or self.layers < 1:
-            raise BadInput(f"hidden and layers must be 1 or more, got {self.hidden} and {self.layers}")
+            raise InvalidArgument(f"hidden and layers must be 1 or more, got {self.hidden} and {self.layers}")
         taught_exits(network)
 
     def phases(self, network: Network) -> list[Phase]:

@@ -138,7 +138,7 @@ def gate_chart(view: View, name: str, gate: str, bins: Sequence[Bin]) -> Figure:
     middle = [(each.start + each.end) / 2 for each in bins]
     told = [
         f"scores {each.low:.4g} to {each.high:.4g}<br>{each.rows:,} rows<br>"
-        f"{safe(gate)} {word} for {percent(each.right)}<br>{safe(view.against)} {word} for {percent(each.reference)}"
+        f"{safe(gate)} {word} for {percent(each.right)}<br>{safe(view.reference)} {word} for {percent(each.reference)}"
         for each in bins
     ]
     own = {
@@ -156,7 +156,7 @@ def gate_chart(view: View, name: str, gate: str, bins: Sequence[Bin]) -> Figure:
     reference = {
         "type": "scatter",
         "mode": "markers",
-        "name": safe(view.against),
+        "name": safe(view.reference),
         "x": middle,
         "y": [each.reference for each in bins],
         "marker": {"color": "--ink", "size": 7, "symbol": "diamond-open"},

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from offramp.data import specs
-from offramp.errors import BadData, BadInput
+from offramp.errors import BadData, InvalidArgument
 from offramp.plans.evaluation import Array
 from offramp.plans.plan import Plan, Price
 from offramp.reporting import words
@@ -174,7 +174,7 @@ def bins_table(view: View, gate: str) -> Html:
         )
         for each in view.bins(gate)
     ]
-    head = ["score", "rows", f"{gate} {word}", "95% interval", f"{view.against} {word}"]
+    head = ["score", "rows", f"{gate} {word}", "95% interval", f"{view.reference} {word}"]
     return table(f"Scores of {gate} as figures", head, rows)
 
 
@@ -185,7 +185,7 @@ def class_rows(view: View) -> list[tuple[str, int, float, float]]:
         raise BadData("the trace has no labels, so no accuracy by class; record labelled rows")
     names = view.trace.header.class_names or ()
     right = view.replay.answer == labels
-    plain = view.trace.answers_at(view.against) == labels
+    plain = view.trace.answers_at(view.reference) == labels
     kinds, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
 
     def shares(hits: Array) -> Array:
@@ -220,7 +220,7 @@ def footer(view: View, others: Mapping[str, Plan], version: str, date: str, *, p
         "exits": ", ".join(view.trace.chain.exits),
         "data": f"{header.data} ({header.data_fingerprint})",
         "trace": f"{len(view.trace):,} rows, {'logits' if kept else 'answers'} kept",
-        "plan": f"{Plan.covers(view.plan.thresholds, view.plan.deepest)}: {thresholds_of(view.plan)}",
+        "plan": f"{Plan.covers(view.plan.thresholds, view.plan.max_exit)}: {thresholds_of(view.plan)}",
         **({"other plans": ", ".join(others)} if others else {}),
         "made": f"{date} by offramp {version}",
     }
@@ -244,6 +244,6 @@ def _given(data: str) -> str:
     """The data as the command line takes it; rows that came as arrays have no such name."""
     try:
         known = ":" in data or specs.parse(data).name in specs.names()
-    except BadInput:
+    except InvalidArgument:
         known = False
     return f" --data {shlex.quote(data)}" if known else " --data DATA"

@@ -14,7 +14,7 @@ from offramp.calibration.calibrating import problem_of
 from offramp.calibration.descending import trade_offs_of_routes
 from offramp.calibration.routed import thresholds_of as routed_thresholds
 from offramp.calibration.search import frontier
-from offramp.errors import BadData, BadInput
+from offramp.errors import BadData, InvalidArgument
 from offramp.guarantees.bounds import interval
 from offramp.guarantees.risks import find_risk
 from offramp.plans.evaluation import Array, Evaluation
@@ -60,7 +60,7 @@ class View:
     plan: Plan
     evaluation: Evaluation
     replay: Replay
-    against: str
+    reference: str
 
     @property
     def labelled(self) -> bool:
@@ -70,13 +70,13 @@ class View:
     @property
     def plain(self) -> str:
         """The plain network in words."""
-        return "the plain network" if self.against == BACKBONE else f"{self.against} alone"
+        return "the plain network" if self.reference == BACKBONE else f"{self.reference} alone"
 
     @property
     def target(self) -> Array:
         """What an answer should be [N]: the label, or without labels the reference's answer."""
         labels = self.trace.labels
-        return self.trace.answers_at(self.against) if labels is None else labels
+        return self.trace.answers_at(self.reference) if labels is None else labels
 
     @property
     def units(self) -> tuple[Unit, ...]:
@@ -99,7 +99,7 @@ class View:
 
     def costs(self, plan: Plan) -> dict[Unit, float]:
         """Mean cost of a plan in every unit."""
-        prices = {unit: self.trace.price(plan, *unit, self.against) for unit in self.units}
+        prices = {unit: self.trace.price(plan, *unit, self.reference) for unit in self.units}
         return {unit: price.mean / price.plain for unit, price in prices.items()}
 
     def dot(self, name: str, plan: Plan) -> Dot:
@@ -108,14 +108,14 @@ class View:
 
     def plain_dot(self) -> Dot:
         """The plain network as a place on the plane."""
-        answers = self.trace.answers_at(self.against)
-        return Dot("plain network", f"{self.against}, no gate", self.quality(answers), dict.fromkeys(self.units, 1.0))
+        answers = self.trace.answers_at(self.reference)
+        return Dot("plain network", f"{self.reference}, no gate", self.quality(answers), dict.fromkeys(self.units, 1.0))
 
     def statics(self) -> list[Dot]:
         """Every exit as a network of its own: all rows are answered there, and no gate is run."""
         if not self.trace.chain.is_chain:
             return self._static_paths()
-        alone = [(name, Plan(thresholds={}, deepest=name)) for name in self.trace.chain.exits]
+        alone = [(name, Plan(thresholds={}, max_exit=name)) for name in self.trace.chain.exits]
         return [
             Dot(name, "static: answers every row", dot.quality, dot.costs)
             for name, dot in ((name, self.dot(name, plan)) for name, plan in alone)
@@ -126,7 +126,7 @@ class View:
         topology = self.trace.chain
         if self.trace.header.settings:
             return []  # no path was recorded on its own
-        plain = {unit: self.trace.price(self.plan, *unit, self.against).plain for unit in self.units}
+        plain = {unit: self.trace.price(self.plan, *unit, self.reference).plain for unit in self.units}
         dots = list[Dot]()
         for name in topology.exits:
             for path in topology.paths[name]:
@@ -148,9 +148,9 @@ class View:
             width = sum(chain.routes(gate) for gate in chain.gates)
             thresholds_PG = np.repeat(np.array(self.trace.header.settings)[:, None], width, axis=1)
         elif chain.is_chain:
-            thresholds_PG = frontier(problem_of(self.trace, risk, self.against, *unit), points=POINTS).thresholds_PG
+            thresholds_PG = frontier(problem_of(self.trace, risk, self.reference, *unit), points=POINTS).thresholds_PG
         else:
-            losses_NL = self.trace.losses(risk, self.against)
+            losses_NL = self.trace.losses(risk, self.reference)
             thresholds_PG = trade_offs_of_routes(self.trace, losses_NL, unit=unit[0], batch=unit[1]).thresholds_PG
         plans = [Plan(thresholds=routed_thresholds(chain, row)) for row in thresholds_PG]
         dots = [self.dot("found by search", plan) for plan in plans]
@@ -176,7 +176,7 @@ class View:
         if not len(scores):
             return []
         right = self.trace.columns[f"answer/{gate}"][known] == target
-        reference = self.trace.answers_at(self.against)[known] == target
+        reference = self.trace.answers_at(self.reference)[known] == target
         edges = np.unique(np.quantile(scores, np.linspace(0, 1, BINS + 1), method="lower"))
         places = np.searchsorted(edges[1:-1], scores, side="right")
         rows = [places == place for place in np.unique(places)]
@@ -222,10 +222,10 @@ def view_of(trace: Trace, plan: Plan) -> View:
     """A trace under a plan. Raises BadData for a trace without rows, Mismatch for a plan of another network."""
     if not len(trace):
         raise BadData("the trace has 0 rows, expected at least one; record some rows first")
-    asked = plan.promise.against if plan.promise else "last"
+    asked = plan.promise.reference if plan.promise else "last"
     try:
         evaluation = trace.evaluate(plan, batches=BATCHES)
-    except BadInput:  # the promise's risk is the user's own, or needs labels or logits that are not here
+    except InvalidArgument:  # the promise's risk is the user's own, or needs labels or logits that are not here
         risk = "accuracy_gap" if trace.labels is not None else "disagreement"
-        evaluation = trace.evaluate(plan, risk=risk, against=asked, batches=BATCHES)
+        evaluation = trace.evaluate(plan, risk=risk, reference=asked, batches=BATCHES)
     return View(trace, plan, evaluation, trace.replay(plan), trace.reference(asked))

@@ -115,10 +115,10 @@ def risk_figure(measured: Measured) -> tuple[str, str, str]:
         if measured.value < 0:  # the title says "gained"
             values = (-measured.value, -measured.high, -measured.low)
         value, low, high = (f"{100 * number:.2f}".replace("-", "−") for number in values)
-        return value, " points", f"{sure} {low} to {high}; against {alone(measured.against)}"
+        return value, " points", f"{sure} {low} to {high}; against {alone(measured.reference)}"
     if measured.risk in ("disagreement", "error"):
         value, low, high = (percent(number, 2) for number in values)
-        versus = f"; against {alone(measured.against)}" if measured.risk == "disagreement" else ""
+        versus = f"; against {alone(measured.reference)}" if measured.risk == "disagreement" else ""
         return value, "", f"{sure} {low} to {high}{versus}"
     return f"{measured.value:.4g}", "", f"{sure} {measured.low:.4g} to {measured.high:.4g}"
 

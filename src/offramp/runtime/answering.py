@@ -117,7 +117,7 @@ def answer_rows(
         if deadline_ms is not None or (engine != "torch" and not source.one_pass):
             example = next(source.batches(batch_size)).x
         timed = None if deadline_ms is None else example
-        runner = open(network, plan, engine=engine, time_on=timed, example=example)
+        runner = open(network, plan, engine=engine, timing_rows=timed, example=example)
         columns, seconds = _columns(runner, source, batch_size, deadline_ms, progress)
     return AnsweredRows(plan, runner.chain.exits, columns, seconds)
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from offramp._support.arguments import require_count
-from offramp.errors import BadData, BadInput
+from offramp.errors import BadData, InvalidArgument
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import State, as_inputs, count_of, given
 from offramp.networks.network import Network, Part, as_network, last_model
@@ -95,7 +95,7 @@ def bench(
     """
     batches = [require_count("batches", batch) for batch in batches]
     if not batches:
-        raise BadInput("batches must hold at least one size, got none")
+        raise InvalidArgument("batches must hold at least one size, got none")
     repeats = require_count("repeats", repeats)
     before = torch.get_num_threads()
     try:
@@ -170,7 +170,7 @@ def _line(
 
 
 def plain_of(network: Network, rows: State, engine: Engine) -> Callable[[State], Callable[[], object]]:
-    """The plain network as its engine runs it bare: the user's last model behind its front, no exits, no gates.
+    """The plain network as its engine runs it bare: the user's last model behind its preprocessing, no exits, no gates.
 
     Of a network with forks it is the dearest path, its segments called one after the other.
 

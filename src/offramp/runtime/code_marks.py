@@ -147,8 +147,8 @@ def _parts(network: Network) -> dict[str, nn.Module]:
         parts[f"gate {name!r}"] = gate
     for name, exit_ in network.exits.items():
         parts[f"exit {name!r}"] = exit_
-    for name, front in network.fronts.items():
-        parts[f"the preprocessing of {name!r}"] = front
+    for name, preprocess in network.fronts.items():
+        parts[f"the preprocessing of {name!r}"] = preprocess
     for rung in network.rungs:
         parts[f"model {rung.name!r}"] = network.model_of(rung)
     return parts

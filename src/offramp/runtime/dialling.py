@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.errors import BadInput
+from offramp.errors import InvalidArgument
 from offramp.networks.inputs import State, given
 from offramp.networks.network import Network
 from offramp.plans.plan import Plan
@@ -27,14 +27,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def settings_of(settings: Sequence[float]) -> tuple[float, ...]:
-    """The settings of a dial, the one that closes all gates first. Raises BadInput for what are none."""
+    """The settings of a dial, the one that closes all gates first. Raises InvalidArgument for what are none."""
     if isinstance(settings, (str, int, float)):
-        raise BadInput(f"settings must be a list of thresholds, such as [2.0, 1.0, 0.0], got {settings!r}")
+        raise InvalidArgument(f"settings must be a list of thresholds, such as [2.0, 1.0, 0.0], got {settings!r}")
     values = [float(np.float32(value)) for value in settings]
     if not values or len(values) > MOST or not all(map(math.isfinite, values)):
-        raise BadInput(f"settings must be 1 to {MOST} finite thresholds, got {len(values)}")
+        raise InvalidArgument(f"settings must be 1 to {MOST} finite thresholds, got {len(values)}")
     if any(later >= earlier for earlier, later in itertools.pairwise(values)):
-        raise BadInput("settings must fall: they are tested in this order, from the safest on")
+        raise InvalidArgument("settings must fall: they are tested in this order, from the safest on")
     return (math.inf, *values)
 
 

@@ -19,7 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from offramp._support.find import find_file, unknown
-from offramp.errors import BadInput, BadNetwork
+from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import State
 from offramp.networks.network import Network, Part
 from offramp.plans.schedule import Schedule
@@ -122,7 +122,7 @@ class Engine(abc.ABC):
 def engine_of(text: str) -> tuple[Engine, str]:
     """An engine, and what traces and plans remember of it.
 
-    Raises UnknownName for a name or an option that there is not, BadInput for a value that it does not take,
+    Raises UnknownName for a name or an option that there is not, InvalidArgument for a value that it does not take,
     MissingExtra when what it runs on is not installed.
     """
     name, _, asked = text.partition(":")
@@ -136,7 +136,7 @@ def engine_of(text: str) -> tuple[Engine, str]:
             raise unknown(key, known, f"option of the engine {name!r}")
         flag = takes[key].default is False
         if flag == bool(equals) or (equals and not value):
-            raise BadInput(
+            raise InvalidArgument(
                 f"got the option {option!r} of {name}, expected {key if flag else key + '=...'}; write it so"
             )
         options[key] = True if flag else value

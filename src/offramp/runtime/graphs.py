@@ -23,7 +23,7 @@ from torch import nn
 
 from offramp._support import cache as disk
 from offramp._support.cache import edition
-from offramp.errors import BadData, BadInput, BadNetwork, OpenAgain
+from offramp.errors import BadData, BadNetwork, InvalidArgument, StaleRunner
 from offramp.networks.compiled import Compiled, compiled_of
 from offramp.networks.inputs import State
 from offramp.networks.members import outside_torch
@@ -57,11 +57,13 @@ def parts_of(
     """The parts of an engine that turns graphs into calls on named tensors; each part is one piece, "segment".
 
     Stages at which a plan asks nothing are no parts of their own, if `joined`: they are in the graph of the next.
-    engine: its name, with all that decides what `compiled` gives. Raises BadInput for a device that is no CPU.
+    engine: its name, with all that decides what `compiled` gives. Raises InvalidArgument for a device that is no CPU.
     """
     _require_torch(network)
     if device.type != "cpu":
-        raise BadInput(f"the network is on {device}, and {engine.split()[0]} runs on the cpu here; call net.to('cpu')")
+        raise InvalidArgument(
+            f"the network is on {device}, and {engine.split()[0]} runs on the cpu here; call net.to('cpu')"
+        )
     kept = compiled_of(network)  # the parts hold this and not the network, which may go before them
     marks = network_marks(network)
     known = f"parts {marks()} {schedule!r} {joined}"
@@ -346,7 +348,7 @@ class _Watched(Generic[Made]):
             return False
         try:
             self.watch.check()
-        except OpenAgain:
+        except StaleRunner:
             return False
         return True
 

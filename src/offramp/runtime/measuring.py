@@ -171,14 +171,14 @@ class Pace:
     ms: float
 
 
-def pace(model: nn.Module, front: nn.Module | None, rows: State, *, repeats: int = 9) -> Pace:
-    """Medians over repeats of one forward of these rows, front included, after two that are not counted.
+def pace(model: nn.Module, preprocess: nn.Module | None, rows: State, *, repeats: int = 9) -> Pace:
+    """Medians over repeats of one forward of these rows, preprocessing included, after two that are not counted.
 
     A module that runs more than once counts to its last end. The stamps themselves take a microsecond or so each, which
     small modules feel; on a GPU each waits for what was started, so that modules do not overlap as they else may.
     """
     names = {name: module for name, module in model.named_modules() if name}
-    found = [_stamped(names, lambda: call_model(model, front, rows), rows) for _ in range(repeats + 2)][2:]
+    found = [_stamped(names, lambda: call_model(model, preprocess, rows), rows) for _ in range(repeats + 2)][2:]
     shares = {name: float(np.median([ends[name] / whole for ends, whole in found])) for name in found[0][0]}
     return Pace(shares, float(np.median([whole for _, whole in found])))
 

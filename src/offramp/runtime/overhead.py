@@ -63,7 +63,7 @@ def runner_costs(network: Network, parts: Sequence[Part], x: State, *, own_threa
                 inputs = {name: states[count][name] for name in x}
                 canned.append(_canned(part, states[count], last=part is parts[depth], inputs=inputs))
             some = linked(Schedule(tuple(part.stage for part in canned)), canned)
-            short = plan.changed(deepest=node)
+            short = plan.changed(max_exit=node)
             calls[f"{depth}/{count}"] = _bound(Runner(network, short, some, parts, None, own_threads=own_threads), rows)
     times = interleaved(calls, repeats=REPEATS, warmup=2)
     found = dict[str, Array]()

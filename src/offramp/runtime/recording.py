@@ -15,7 +15,7 @@ from offramp._support.arguments import require_count, require_flag
 from offramp._support.processes import Processes, here
 from offramp._support.progress import track
 from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of, proposing, rows_for
-from offramp.errors import BadData, BadInput, BadNetwork, BetterExit, NeverTaught, NoisyTimings, Notice
+from offramp.errors import BadData, BadNetwork, BetterExit, InvalidArgument, NoisyTimings, Notice, UntrainedExitWarning
 from offramp.networks.ambient import without_autocast
 from offramp.networks.dependence import require_read
 from offramp.networks.inputs import State, as_inputs, needed_by, require_inputs
@@ -90,10 +90,10 @@ def record(
     network.require_eval()
     refuse_hidden(network)
     if untaught := network.untaught():
-        warnings.warn(_never_taught(untaught), NeverTaught, stacklevel=3)  # behind the decorator
+        warnings.warn(_never_taught(untaught), UntrainedExitWarning, stacklevel=3)  # behind the decorator
     dial = None if settings is None else settings_of(settings)
     if dial is not None and network.chain.is_chain:
-        raise BadInput("settings are of networks with forks; of a chain every exit is recorded")
+        raise InvalidArgument("settings are of networks with forks; of a chain every exit is recorded")
     if dial is None and network.chain.has_many_paths:
         raise BadNetwork(
             "this network has more than sixteen paths, which cannot all be recorded; give settings=[2.0, 1.0, 0.0], "

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadData, BadInput, MemberUnavailable, OpenAgain
+from offramp.errors import BadData, InvalidArgument, MemberUnavailable, StaleRunner
 from offramp.networks import ambient
 from offramp.networks.dependence import extra_inputs, known_inputs, unread_text
 from offramp.networks.inputs import State, as_inputs, count_of, needed_by, require_inputs
@@ -75,7 +75,7 @@ class Runner:
     `runner(x)` -> Answers for a batch x [B, ...]; `runner.anytime(x)` yields every exit's Answers, shallow to deep.
     It computes in the precision of the plan: `torch.autocast` around a call does not count.
 
-    It refuses with OpenAgain once the network was moved, cast, trained or re-assigned. A write through NumPy or in
+    It refuses with StaleRunner once the network was moved, cast, trained or re-assigned. A write through NumPy or in
     place through `.data` is noticed late, or not at all: `Watch` in staleness.py says which. An engine with copies of
     the weights answers as the network was when it was opened. There a few modules are looked at after each batch, so a
     change of single modules, not of the whole network, is noticed after `turns` batches at most. `check` looks at
@@ -160,7 +160,7 @@ class Runner:
         return all(self._shapes.get(name) == wanted.shape for name, wanted in self._compiled.items())
 
     def __call__(self, x: Any, *, deadline_ms: float | None = None) -> Answers:
-        """Answers for x [B, ...] (a tensor or an array). Raises BadData, BadInput, OpenAgain.
+        """Answers for x [B, ...] (a tensor or an array). Raises BadData, InvalidArgument, StaleRunner.
 
         With a deadline, a segment starts only if its measured 95th percentile fits into what is left; the first
         exit is always computed; rows that ran out of time get the latest exit's answer, and no promise.
@@ -172,7 +172,7 @@ class Runner:
         start = time.perf_counter()
         if deadline_ms is not None:
             if self._percentiles is None:
-                raise BadInput("a deadline needs measured segments; open the network with time_on=some rows")
+                raise InvalidArgument("a deadline needs measured segments; open the network with timing_rows=some rows")
             _require_deadline(deadline_ms)
         if self._rounds is None:
             self._containers.check()
@@ -229,14 +229,14 @@ class Runner:
             return self._walk(batch, None, seen), seen
 
     def check(self) -> None:
-        """Raise OpenAgain when the network, or its code, is not what it was when it was opened."""
+        """Raise StaleRunner when the network, or its code, is not what it was when it was opened."""
         self.check_values()
         network = self._network()
         if network is not None and code_marks(network) != self._code:
-            raise OpenAgain("the code of the network was changed after it was opened; change it back, or open again")
+            raise StaleRunner("the code of the network was changed after it was opened; change it back, or open again")
 
     def check_values(self) -> None:
-        """Raise OpenAgain when weights, settings, or what the code reads are not what they were.
+        """Raise StaleRunner when weights, settings, or what the code reads are not what they were.
 
         Quicker than `check` by the marks of code, which are not made again.
         """
@@ -266,7 +266,7 @@ class Runner:
 
     def _batch(self, x: Any) -> State:
         if self._settings is not None and ambient.settings() != self._settings:
-            raise OpenAgain(
+            raise StaleRunner(
                 f"torch's float32 matmul precision or default type was changed after the network was opened: "
                 f"{ambient.settings()}, and then {self._settings}; change it back, or open again"
             )
@@ -415,9 +415,11 @@ class Runner:
 
 
 def _require_deadline(value: object) -> None:
-    """Raise BadInput unless a deadline is a number; infinity stands for none."""
+    """Raise InvalidArgument unless a deadline is a number; infinity stands for none."""
     if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(value):
-        raise BadInput(f"deadline_ms must be a number of milliseconds, got {value!r}; leave it out for no deadline")
+        raise InvalidArgument(
+            f"deadline_ms must be a number of milliseconds, got {value!r}; leave it out for no deadline"
+        )
 
 
 def compiled_for(parts: Sequence[Part]) -> dict[str, Wanted] | None:

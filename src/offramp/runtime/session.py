@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from offramp._support.arguments import require_kind
-from offramp.errors import BadData, BadInput, Mismatch, OfframpError, OpenAgain
+from offramp.errors import BadData, InvalidArgument, Mismatch, OfframpError, StaleRunner
 from offramp.networks.ambient import without_autocast
 from offramp.networks.compiled import compiled_of, undisturbed
 from offramp.networks.inputs import State, as_inputs, count_of, given
@@ -34,7 +34,7 @@ def open(
     *,
     engine: str = "torch",
     device: str | torch.device | None = None,
-    time_on: Any = None,
+    timing_rows: Any = None,
     example: Any = None,
 ) -> Runner:
     """Check once, and make a Runner. The network stays where it is: place it first, then open it.
@@ -48,7 +48,7 @@ def open(
         plan: From `calibrate`, or set by hand.
         engine: torch, onnxruntime or openvino, with options as in "torch:bf16".
         device: Where the network must be; None means wherever it is.
-        time_on: Rows [B, ...] on which every segment is timed at batch 1 to 64, for deadlines.
+        timing_rows: Rows [B, ...] on which every segment is timed at batch 1 to 64, for deadlines.
         example: Rows [B, ...] as they will be served. An engine that compiles needs them where neither the plan nor
             the network has seen any, as in a ladder with a plan set by hand. All is compiled here and nothing while
             serving, so rows of other types and shapes are refused later (texts may have any length). If some
@@ -61,23 +61,23 @@ def open(
     Raises:
         Mismatch: Another network, engine, precision or code; logits or scores that differ.
         BadNetwork: A part in training mode; an operator that the engine lacks.
-        BadInput: Another device, a plan that does not fit, an example that is missing.
+        InvalidArgument: Another device, a plan that does not fit, an example that is missing.
         UnknownName: No such engine, option, exit or gate.
         MissingExtra: The engine is not installed.
     """
     with undisturbed(), without_autocast():
-        return _opened(network, plan, engine, device, time_on, example)
+        return _opened(network, plan, engine, device, timing_rows, example)
 
 
 def _opened(
-    network: Network, plan: Plan, engine: str, device: str | torch.device | None, time_on: Any, example: Any
+    network: Network, plan: Plan, engine: str, device: str | torch.device | None, timing_rows: Any, example: Any
 ) -> Runner:
     network = as_network(network)
     require_kind("the plan", plan, Plan, "from calibrate, Plan.load or Plan.by_hand")
     network.require_eval()
     place = network.device()
     if device is not None and not _there(torch.device(device), place):
-        raise BadInput(f"the network is on {place}, asked for was {device}; call net.to({str(device)!r}) first")
+        raise InvalidArgument(f"the network is on {place}, asked for was {device}; call net.to({str(device)!r}) first")
     shelved, identity = engine_of(engine)
     check_origin(network, plan, identity)
     parts: Sequence[Part] = shelved.open(network, plan.schedule(network.chain), place)
@@ -87,14 +87,14 @@ def _opened(
     if any(part.stage.passes for part in parts):  # graphs of their own, which nothing else has looked at
         compare_probe(network, plan, parts, example)
     if shelved.compiles:
-        served = _served(network, plan, engine, time_on if example is None else example)
+        served = _served(network, plan, engine, timing_rows if example is None else example)
         for some in (parts, every):
             _warm(network, served, some)
             _seal(some)
     one, way = None, f"one after the other on {identity}"
     if shelved.own_threads:
         one, way = _in_one(network, plan, shelved, identity, parts, _known_rows(network, plan, served))
-    timed = None if time_on is None else percentiles(parts, _some_rows(as_inputs(time_on, place)))
+    timed = None if timing_rows is None else percentiles(parts, _some_rows(as_inputs(timing_rows, place)))
     return Runner(network, plan, parts, every, timed, own_threads=shelved.own_threads, one_graph=one, way=way)
 
 
@@ -143,7 +143,7 @@ def _there(asked: torch.device, place: torch.device) -> bool:
 
 def _some_rows(rows: State) -> State:
     if not count_of(rows):
-        raise BadData("time_on has no rows, expected at least one to time segments on; give some, or leave it out")
+        raise BadData("timing_rows has no rows, expected at least one to time segments on; give some, or leave it out")
     return rows
 
 
@@ -172,7 +172,7 @@ def _served(network: Network, plan: Plan, engine: str, example: Any) -> State:
         return as_inputs(probe.some(2), network.device())
     state = trial_rows(network)
     if not state:
-        raise BadInput(
+        raise InvalidArgument(
             f"{engine} compiles a network for rows of one shape, and neither the plan nor the network has seen rows; "
             "give some: open(..., example=x), or ladder(..., example=x)"
         )
@@ -226,7 +226,7 @@ def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Answe
     Raises:
         Mismatch: The plan was made for another network, engine, precision or code.
         BadData: x does not fit the network.
-        BadNetwork, BadInput, UnknownName, MissingExtra: As for `open`.
+        BadNetwork, InvalidArgument, UnknownName, MissingExtra: As for `open`.
     """
     network = as_network(network)
 
@@ -265,6 +265,6 @@ def _one_of(x: Any) -> Any:
 def _current(runner: Runner) -> bool:
     try:
         runner.check_values()
-    except OpenAgain:
+    except StaleRunner:
         return False
     return True

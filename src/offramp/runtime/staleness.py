@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import OpenAgain
+from offramp.errors import StaleRunner
 from offramp.networks.network import described
 from offramp.networks.nodes import Exit, Gate
 
@@ -62,13 +62,13 @@ class Watch:
         self._turn = cycle(self._shares)
 
     def check(self) -> None:
-        """Raise OpenAgain when anything differs, the sampled values of all tensors among it."""
+        """Raise StaleRunner when anything differs, the sampled values of all tensors among it."""
         for share in self._shares:
             share.check()
             share.compare(share.samples)
 
     def glance(self) -> None:
-        """Raise OpenAgain when anything differs in the share whose turn it is."""
+        """Raise StaleRunner when anything differs in the share whose turn it is."""
         share = next(self._turn)
         share.check()
         share.compare(next(share.turns))
@@ -106,14 +106,14 @@ class SettingsWatch:
         self._some_names = cycle(_in_groups(self._names, NAMES))
 
     def check(self) -> None:
-        """Raise OpenAgain when anything differs."""
+        """Raise StaleRunner when anything differs."""
         self._compare(self._layers, self._names)
         for now, before in self._containers:
             if not _is_same(now, before):
-                raise OpenAgain(OTHER.format(f"a {type(before).__name__}"))
+                raise StaleRunner(OTHER.format(f"a {type(before).__name__}"))
 
     def glance(self) -> None:
-        """Raise OpenAgain when anything differs in the share whose turn it is, or a tensor."""
+        """Raise StaleRunner when anything differs in the share whose turn it is, or a tensor."""
         self._compare(next(self._some_layers), next(self._some_names))
 
     def _compare(self, layers: Sequence[_Layer], names: Sequence[tuple[Mapping[str, Any], str, Any]]) -> None:
@@ -122,9 +122,9 @@ class SettingsWatch:
         for table, name, before in names:
             now = table.get(name, MISSING)
             if now is not before and not _is_same(now, before):
-                raise OpenAgain(OTHER.format(repr(name)))
+                raise StaleRunner(OTHER.format(repr(name)))
         if self._tensors and [value._version for value in self._tensors] != self._versions:
-            raise OpenAgain(OTHER.format("a tensor"))
+            raise StaleRunner(OTHER.format("a tensor"))
 
 
 class _Layer:
@@ -144,14 +144,14 @@ class _Layer:
         self.values = self.getter(self.table)
 
     def check(self) -> None:
-        """Raise OpenAgain when anything differs."""
+        """Raise StaleRunner when anything differs."""
         try:
             same = self.getter(self.table) == self.values and self.table.get("forward") is self.forward
         except KeyError:
             same = False
         module = self.of()
         if not same or (module is not None and type(module) is not self.kind):
-            raise OpenAgain(OTHER.format(f"a setting of a {self.kind.__name__}"))
+            raise StaleRunner(OTHER.format(f"a setting of a {self.kind.__name__}"))
 
 
 def _is_plain(value: object) -> bool:
@@ -198,7 +198,7 @@ class Rounds:
         self.turns = len(groups)
 
     def glance(self) -> None:
-        """Raise OpenAgain when anything differs in the share whose turn it is."""
+        """Raise StaleRunner when anything differs in the share whose turn it is."""
         share = next(self._turn)
         share.check()
         share.compare(next(share.turns))
@@ -234,13 +234,13 @@ class _Share:
         same = same and self._marks() == self.marks
         same = same and all(table.get(key, self) == value for table, key, value in self.settings)
         if not same or any(map(itemgetter("training"), self.states)):
-            raise OpenAgain(CHANGED)
+            raise StaleRunner(CHANGED)
 
     def compare(self, samples: Samples) -> None:
-        """Raise OpenAgain when sampled values are others: versions say nothing of writes through NumPy or `.data`."""
+        """Raise StaleRunner when sampled values are others: versions say nothing of writes through NumPy or `.data`."""
         for values, before in samples:
             if values.tobytes() != before:
-                raise OpenAgain(CHANGED)
+                raise StaleRunner(CHANGED)
 
 
 def _ours(module: nn.Module) -> bool:

@@ -29,15 +29,15 @@ class TimeFirst(nn.Module):
 
 def test_uneven_parts_are_told_with_the_reason():
     x = torch.randn(8, 24, 5)
-    with pytest.warns(UnevenParts, match=r"n=2 gives parts of .*%, 9.*% .* first dimension is 24, not B"):
-        off.cut(TimeFirst().eval(), x, n=2)
+    with pytest.warns(UnevenParts, match=r"parts=2 gives parts of .*%, 9.*% .* first dimension is 24, not B"):
+        off.cut(TimeFirst().eval(), x, parts=2)
 
 
 def test_even_parts_are_not():
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(4)), nn.Linear(8, 3)).eval()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        off.cut(model, torch.randn(8, 8), n=2)
+        off.cut(model, torch.randn(8, 8), parts=2)
 
 
 def points(*shares, barred=()):

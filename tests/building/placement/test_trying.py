@@ -9,7 +9,7 @@ from torch import nn
 
 import offramp as off
 from offramp.building.placement.trying import _Looked, placed
-from offramp.errors import BadData, BadInput, BadNetwork, OverlappingRows
+from offramp.errors import BadData, BadNetwork, InvalidArgument, OverlappingRows
 from offramp.networks.inputs import as_inputs
 from offramp.networks.nodes import Exit
 from paying import WIDTH, Heavy, Lift, lifted, parity, signs, with_identity_first
@@ -30,7 +30,7 @@ def test_only_the_place_that_pays_is_taken():
 def test_the_rows_that_placed_exits_promise_nothing():
     model = lifted()
     x, y = signs()
-    net = off.cut(model, x[:4], at="auto", probe=(x, y), exits="linear", n=2)
+    net = off.cut(model, x[:4], at="auto", labelled=(x, y), exits="linear", parts=2)
     assert net.chain.exits == ("1", "backbone")
     off.fit(net, (x, y), recipe="cross_entropy", progress=False)
     trace = off.record(net, (x, y), timed=False, progress=False)
@@ -42,7 +42,7 @@ def test_no_exit_pays_where_nothing_is_known_before_the_end():
     model = with_identity_first(parity(Heavy(WIDTH), Lift()))
     x, y = signs()
     with pytest.raises(BadNetwork, match=r"no exit pays .* could leave, and the exit costs as much as it saves at"):
-        off.cut(model, x[:4], at="auto", probe=(x, y), exits="linear")
+        off.cut(model, x[:4], at="auto", labelled=(x, y), exits="linear")
 
 
 def test_global_randomness_stays_as_it_was():
@@ -62,17 +62,17 @@ X, Y = signs(60)
 @pytest.mark.parametrize(
     ("given", "error", "says"),
     [
-        ({"at": "auto"}, BadInput, "without probe="),
-        ({"at": ["0"], "probe": (X, Y)}, BadInput, "expected at='auto' with it"),
-        ({"n": 2, "probe": (X, Y)}, BadInput, "expected at='auto' with it"),
-        ({"at": "auto", "n": 1, "probe": (X, Y)}, BadInput, "n must be a whole number from 2 upward, got 1"),
+        ({"at": "auto"}, InvalidArgument, "without labelled="),
+        ({"at": ["0"], "probe": (X, Y)}, InvalidArgument, "expected at='auto' with it"),
+        ({"n": 2, "probe": (X, Y)}, InvalidArgument, "expected at='auto' with it"),
+        ({"at": "auto", "n": 1, "probe": (X, Y)}, InvalidArgument, "n must be a whole number from 2 upward, got 1"),
         ({"at": "auto", "probe": X}, BadData, "no labels, expected 40 labelled rows"),
         ({"at": "auto", "probe": (X[:30], Y[:30])}, BadData, "30 rows, expected 40"),
         ({"at": "auto", "probe": (X, Y + 5)}, BadData, "expected 0 to 1"),
         ({"at": "auto", "probe": (X[:, :3], Y)}, BadData, "fails on the probe rows"),
         ({"at": "auto", "probe": (X * np.float32(np.nan), Y)}, BadData, "not finite"),
-        ({"at": "auto", "probe": (X, Y), "exits": {"0": "linear"}}, BadInput, "a name or a function"),
-        ({"at": "auto", "probe": (X, Y), "exits": "linaer"}, BadInput, "linear"),
+        ({"at": "auto", "probe": (X, Y), "exits": {"0": "linear"}}, InvalidArgument, "a name or a function"),
+        ({"at": "auto", "probe": (X, Y), "exits": "linaer"}, InvalidArgument, "linear"),
         ({"at": "auto", "probe": (X, Y), "exits": "branch"}, BadNetwork, "convolutional"),
         ({"at": "auto", "probe": 5}, BadData, "int as data"),
     ],
@@ -84,20 +84,20 @@ def test_what_is_refused(given, error, says):
 
 def test_a_model_of_one_layer_has_no_place():
     with pytest.raises(BadNetwork, match="no legal cut"):
-        off.cut(nn.Sequential(nn.Linear(WIDTH, 2)).eval(), X[:4], at="auto", probe=(X, Y))
+        off.cut(nn.Sequential(nn.Linear(WIDTH, 2)).eval(), X[:4], at="auto", labelled=(X, Y))
 
 
 @pytest.mark.slow
 def test_digits():
     pytest.importorskip("sklearn")
-    from offramp.building.factories import front_of, make_model
+    from offramp.building.factories import make_model, preprocess_of
     from offramp.cli import demonstration as demo
 
     torch.manual_seed(0)
-    model, front = make_model("offramp:digits_large"), front_of("offramp:digits_large")
-    demo.fit(model, front, demo.all_of("digits[0:700]"), epochs=4)
+    model, preprocess = make_model("offramp:digits_large"), preprocess_of("offramp:digits_large")
+    demo.fit(model, preprocess, demo.all_of("digits[0:700]"), epochs=4)
     example = demo.all_of("digits[0:4]").x
-    net = off.cut(model, example, at="auto", probe="digits[0:700]", front=front)
+    net = off.cut(model, example, at="auto", labelled="digits[0:700]", preprocess=preprocess)
     taken = net.chain.exits[:-1]
     assert taken
     assert "14" not in taken  # the last place saves next to nothing

@@ -11,65 +11,69 @@ from offramp._support.arguments import require_count
 from offramp._support.find import unknown
 from offramp.building.placement.flags import AUTO
 from offramp.building.placement.trying import Placing, placed
-from offramp.errors import BadInput, UnevenParts
+from offramp.errors import InvalidArgument, UnevenParts
 from offramp.networks.inputs import State
 from offramp.networks.members import RESERVED
 from offramp.partition import evenly, unevenness
 from offramp.partition.segmenting import points_of
 
 
-def require_place(at: Sequence[str] | str | None, n: int | None, probe: object) -> None:
-    """Raise BadInput unless exactly one thing says where to cut, and what auto needs is given for it alone."""
-    if n is not None:
-        require_count("n", n, 2)
+def require_place(at: Sequence[str] | str | None, parts: int | None, labelled: object) -> None:
+    """Raise InvalidArgument unless exactly one thing says where to cut, and what auto needs is given for it alone."""
+    if parts is not None:
+        require_count("n", parts, 2)
     if at == AUTO:
-        if probe is None:
-            raise BadInput("got at='auto' without probe=, expected labelled rows to try places on; give some")
-    elif (at is None) == (n is None):
-        raise BadInput(f"got at={at!r} and n={n!r}, expected exactly one of them; name modules, or give a number")
-    elif probe is not None:
-        raise BadInput(f"got probe= and at={at!r}, expected at='auto' with it; leave one of them out")
+        if labelled is None:
+            raise InvalidArgument("got at='auto' without labelled=, expected labelled rows to try places on; give some")
+    elif (at is None) == (parts is None):
+        raise InvalidArgument(
+            f"got at={at!r} and parts={parts!r}, expected exactly one of them; name modules, or give a number"
+        )
+    elif labelled is not None:
+        raise InvalidArgument(f"got labelled= and at={at!r}, expected at='auto' with it; leave one of them out")
 
 
 def where(
     model: nn.Module,
-    front: nn.Module | None,
+    preprocess: nn.Module | None,
     tried: State,
     *,
     at: Sequence[str] | str | None,
-    n: int | None,
-    probe: object,
+    parts: int | None,
+    labelled: object,
     exits: object,
     length: Sequence[str],
 ) -> tuple[tuple[str, ...], Placing | None]:
     """The modules to cut after, and what was measured to choose them, if anything. Raises as `cut` does."""
     if at == AUTO:
-        found = placed(model, front, tried, probe, exits=exits, length=length, most=None if n is None else n - 1)
+        found = placed(
+            model, preprocess, tried, labelled, exits=exits, length=length, most=None if parts is None else parts - 1
+        )
         return found.names, found
-    return (_named(model, at), None) if at is not None else (_even(model, front, tried, length, n or 0), None)
+    return (_named(model, at), None) if at is not None else (_even(model, preprocess, tried, length, parts or 0), None)
 
 
 def _named(model: nn.Module, at: Sequence[str] | str) -> tuple[str, ...]:
     known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     if not isinstance(at, (str, Sequence)):
-        raise BadInput(f"got at={at!r}, expected names of modules; see offramp inspect")
+        raise InvalidArgument(f"got at={at!r}, expected names of modules; see offramp inspect")
     names = [at] if isinstance(at, str) else list(at)
     for name in names:
         if name not in known:
             raise unknown(name, known, "module of this model")
         if name in (*RESERVED, "y") or "/" in name:
-            raise BadInput(f"a cut is called {name!r}, which has a meaning of its own here; rename that module")
+            raise InvalidArgument(f"a cut is called {name!r}, which has a meaning of its own here; rename that module")
     if not names or len(set(names)) < len(names):
-        raise BadInput(f"got at={names!r}, expected one or more modules, each once; see offramp inspect")
+        raise InvalidArgument(f"got at={names!r}, expected one or more modules, each once; see offramp inspect")
     return tuple(names)
 
 
 def _even(
-    model: nn.Module, front: nn.Module | None, tried: State, length: Sequence[str], parts: int
+    model: nn.Module, preprocess: nn.Module | None, tried: State, length: Sequence[str], parts: int
 ) -> tuple[str, ...]:
-    points = points_of(model, front, tried, length)
+    points = points_of(model, preprocess, tried, length)
     usable = [point for point in points if point.name not in (*RESERVED, "y") and "/" not in point.name]
     names = evenly(usable, parts)
     if (why := unevenness(usable, names)) is not None:
-        warnings.warn(f"n={parts} {why}", UnevenParts, stacklevel=4)
+        warnings.warn(f"parts={parts} {why}", UnevenParts, stacklevel=4)
     return names

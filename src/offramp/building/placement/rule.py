@@ -1,6 +1,6 @@
 """Which places pay, from arrays alone: the arithmetic of `at="auto"`. No torch.
 
-Shapes: N probe rows, of which every other one teaches (T) and the rest are held out (H); F features, C classes.
+Shapes: N labelled rows, of which every other one teaches (T) and the rest are held out (H); F features, C classes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trying places on a model: what stands there for the probe rows, and how long everything takes."""
+"""Trying places on a model: what stands there for the labelled rows, and how long everything takes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from offramp._support.find import find
 from offramp.building.factories import make_exit, make_gate
 from offramp.building.placement.rule import Array, Place, chosen, expected, leaving, probed
 from offramp.data.rows import Batch, fingerprint_of, rows
-from offramp.errors import BadData, BadInput, BadNetwork, OfframpError
+from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError
 from offramp.networks.channels import ChannelTracker, layouts_of
 from offramp.networks.dependence import unread_text
 from offramp.networks.inputs import State, as_inputs, count_of
@@ -36,7 +36,7 @@ GRID = "linear_grid"  # what is pooled where the exit itself does not pool
 class Placing:
     """What was chosen: names in order. `places` are all candidates, `full` the plain model's milliseconds per row.
 
-    mean: the estimated milliseconds per row with the chosen exits. seen: the probe rows.
+    mean: the estimated milliseconds per row with the chosen exits. seen: the labelled rows.
     """
 
     names: tuple[str, ...]
@@ -78,34 +78,37 @@ class Placing:
 
 def placed(
     model: nn.Module,
-    front: nn.Module | None,
+    preprocess: nn.Module | None,
     example: State,
-    probe: object,
+    labelled: object,
     *,
     exits: object = GRID,
     length: Sequence[str] = (),
     most: int | None = None,
 ) -> Placing:
-    """Where at most `most` exits pay, by the rule of this room; one export, one pass over the probe rows, some timing.
+    """Where at most `most` exits pay, by the rule of this room; one export, one pass over the labelled rows, some
+    timing.
 
     probe: at least 40 labelled rows, of which the first 4,000 or so are used. exits: a name or a function, as in `cut`.
-    Raises BadNetwork when no exit pays or no cut is legal, BadData for the rows, BadInput for the rest.
+    Raises BadNetwork when no exit pays or no cut is legal, BadData for the rows, InvalidArgument for the rest.
     """
     if isinstance(exits, Exit) or not (isinstance(exits, str) or callable(exits)):
-        raise BadInput(f"got at='auto' and exits={exits!r}, expected a name or a function: one that suits any place")
-    points = _candidates(points_of(model, front, example, length))
-    batches, y, seen = _labelled(probe)
+        raise InvalidArgument(
+            f"got at='auto' and exits={exits!r}, expected a name or a function: one that suits any place"
+        )
+    points = _candidates(points_of(model, preprocess, example, length))
+    batches, y, seen = _labelled(labelled)
     device = next(iter(example.values())).device
-    looked = _Looked(model, front, [point.name for point in points], exits, length)
+    looked = _Looked(model, preprocess, [point.name for point in points], exits, length)
     given = as_inputs(batches[0].x, device)
     if extra := [name for name in given if name not in example]:
-        raise BadData(unread_text(extra, list(given), "the probe"))
+        raise BadData(unread_text(extra, list(given), "the labelled rows"))
     for batch in batches:
         _looked_at(looked, as_inputs(batch.x, device))
     own = torch.cat(looked.own).float().cpu().numpy()
     if y.max() >= own.shape[1]:
         raise BadData(
-            f"the probe has the label {y.max()}, expected 0 to {own.shape[1] - 1}; give data of these classes"
+            f"the labelled rows have the label {y.max()}, expected 0 to {own.shape[1] - 1}; give data of these classes"
         )
     full, reach, heads = looked.times(given)
     right = own.argmax(1) == y
@@ -120,18 +123,18 @@ def placed(
 
 
 class _Looked:
-    """What a pass over the probe rows leaves: pooled features and the model's own logits; and exits to time."""
+    """What a pass over the labelled rows leaves: pooled features and the model's own logits; and exits to time."""
 
     def __init__(
         self,
         model: nn.Module,
-        front: nn.Module | None,
+        preprocess: nn.Module | None,
         names: Sequence[str],
         kind: object,
         length: Sequence[str] = (),
     ) -> None:
         self.model = model
-        self.front = front
+        self.preprocess = preprocess
         self.kind = kind
         self.rung = Rung(BACKBONE, cuts=tuple(names), length=tuple(length))
         self.own: list[Tensor] = []
@@ -144,7 +147,7 @@ class _Looked:
         """Look at a batch."""
         with torch.inference_mode():
             with ChannelTracker() as tracker:
-                values = values_of(self.model, self.front, self.rung, inputs)
+                values = values_of(self.model, self.preprocess, self.rung, inputs)
             if not self.own:
                 self._prepare(values, layouts_of(values, tracker, free=bool(self.rung.length)))
             self.own.append(values[BACKBONE])
@@ -179,14 +182,16 @@ class _Looked:
         joined = ((name, np.concatenate(parts)) for name, parts in self.pooled.items())
         found = [(name, value) for name, value in joined if np.isfinite(value).all()]
         if not found:
-            raise BadData("the features of the probe rows are not finite at any cut, expected numbers; check the rows")
+            raise BadData(
+                "the features of the labelled rows are not finite at any cut, expected numbers; check the rows"
+            )
         return found
 
     def times(self, inputs: State) -> tuple[float, dict[str, float], dict[str, float]]:
         """Milliseconds per row: of the plain model, up to each place, and of its exit with a margin for a gate."""
-        timed, count = pace(self.model, self.front, inputs), count_of(inputs)
+        timed, count = pace(self.model, self.preprocess, inputs), count_of(inputs)
         with torch.inference_mode():
-            values = values_of(self.model, self.front, self.rung, inputs)
+            values = values_of(self.model, self.preprocess, self.rung, inputs)
             gate = make_gate("margin")
 
             def call(name: str) -> Callable[[], object]:
@@ -208,7 +213,7 @@ def _looked_at(looked: _Looked, inputs: State) -> None:
     except Exception as problem:  # whatever the user's code raises
         why = next(iter(str(problem).strip().splitlines()), type(problem).__name__).rstrip(".;")
         raise BadData(
-            f"the model fails on the probe rows: {why}; give rows of the example's shape and type"
+            f"the model fails on the labelled rows: {why}; give rows of the example's shape and type"
         ) from problem
 
 
@@ -223,9 +228,9 @@ def _candidates(points: Sequence[CutPoint]) -> list[CutPoint]:
     return [point for point in inner if point.name in names]
 
 
-def _labelled(probe: object) -> tuple[list[Batch], Array, SeenRows]:
-    """The first probe rows in batches, their labels, and what they are. Raises BadData."""
-    source, batches, count = rows(probe), list[Batch](), 0
+def _labelled(labelled: object) -> tuple[list[Batch], Array, SeenRows]:
+    """The first labelled rows in batches, their labels, and what they are. Raises BadData."""
+    source, batches, count = rows(labelled), list[Batch](), 0
     for batch in source.batches(BATCH):
         batches.append(batch)
         count += len(batch)

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp.errors import BadData, BadInput
+from offramp.errors import BadData, InvalidArgument
 
-__all__ = ["Front"]
+__all__ = ["Preprocess"]
 
 INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
 
-class Front(nn.Module):
+class Preprocess(nn.Module):
     """Images [B, C, H, W], uint8 or float, to the normalised float images that a model was trained on.
 
     y = (x / scale - mean) / std, after an antialiased resize to `size` (H, W) if the images differ from it. With
     `short` their shorter side becomes that long, and the middle of `size` is cut out: nothing is stretched.
     With `expects` (H, W), images of another size are refused: for models that would run on them, and answer badly.
-    Its constants are no state: a network with fronts loads the weights of one without.
+    Its constants are no state: a network with preprocessing loads the weights of one without.
     """
 
     mean: Tensor
@@ -40,8 +40,9 @@ class Front(nn.Module):
     ) -> None:
         super().__init__()
         if interpolation not in INTERPOLATIONS or (short is not None and (size is None or short < max(size))):
-            raise BadInput(
-                f"a front has size={size}, short={short}, interpolation={interpolation!r}, expected short >= size and "
+            raise InvalidArgument(
+                f"preprocessing has size={size}, short={short}, interpolation={interpolation!r}, expected short >= "
+                "size and "
                 f"one of {', '.join(INTERPOLATIONS)}; change them"
             )
         self.scale = float(scale)
@@ -59,7 +60,7 @@ class Front(nn.Module):
         if self.expects is not None and tuple(x.shape[-2:]) != self.expects:
             got, want = "x".join(map(str, x.shape[-2:])), "x".join(map(str, self.expects))
             spec = f"imagefolder:DIR?resize={max(self.expects)}&crop={want}"
-            raise BadData(f"images are {got}, expected {want}; resize them ({spec}), or use a Front with size=")
+            raise BadData(f"images are {got}, expected {want}; resize them ({spec}), or use a Preprocess with size=")
         y = x.to(self.mean.dtype)
         if self.size is not None and tuple(x.shape[-2:]) != self.size:
             y = self._resized(y, self.size)
