@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lenet import untaught
+from lenet import untrained
 
 import offramp as off
 
@@ -54,7 +54,7 @@ def ways_of(runner: Any) -> dict[str, Callable[[Any], Any]]:
 
 def differing(engine: str, rows: int) -> dict[str, Any]:
     """Rows that went another way than replayed, by way."""
-    network = untaught(0, pictures(4, 1))
+    network = untrained(0, pictures(4, 1))
     scores = off.record(network, pictures(2000, 2), timed=False, progress=False).scores[:, 0]
     plan = off.Plan.by_hand({"conv1": float(np.median(scores))})
     runner = off.open(network, plan, engine=engine, example=pictures(64, 3))

@@ -30,10 +30,10 @@ import offramp as off
 from offramp._support.find import find
 
 # Internal: the frontier that a paper draws, which is no plan.
-from offramp.calibration.screening import above, screen
+from offramp.calibration.branchynet_grid import above, screen
 
 # Internal: the frontier that a paper draws, which is no plan.
-from offramp.calibration.screening import front as front_through
+from offramp.calibration.branchynet_grid import front as front_through
 from offramp.recipes.joint import Joint
 
 
@@ -58,7 +58,7 @@ NETS = {
 }
 
 
-def untaught(net: Net, seed: int, example: Any) -> off.Network:
+def untrained(net: Net, seed: int, example: Any) -> off.Network:
     """The trunk with its branches, nothing trained."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -74,15 +74,15 @@ def untaught(net: Net, seed: int, example: Any) -> off.Network:
 
 
 def network(args: argparse.Namespace, kind: str, seed: int) -> off.Network:
-    """A plain network (under untaught branches) or one with its branches, from the cache or trained now."""
+    """A plain network (under untrained branches) or one with its branches, from the cache or trained now."""
     net, train = NETS[args.net], off.rows(f"cifar10/train:{args.data / 'cifar10'}")
     if args.rows:
         train = train.select(slice(0, args.rows))
     marks = [args.net, kind, args.alone, args.joint, seed]
     marks += [f"first{args.rows}"] * bool(args.rows) + ["plain"] * args.plain
-    place = args.cache / "-".join(map(str, marks))
-    if not place.exists():
-        made = untaught(net, seed, train.take(np.arange(8)).x).to(args.device)
+    path = args.cache / "-".join(map(str, marks))
+    if not path.exists():
+        made = untrained(net, seed, train.take(np.arange(8)).x).to(args.device)
         plain, both = (
             Alone(alone=args.alone + args.joint, decay=True),
             Joint(alone=args.alone, epochs=args.joint, decay=True),
@@ -90,8 +90,8 @@ def network(args: argparse.Namespace, kind: str, seed: int) -> off.Network:
         augment = None if args.plain else find("augments", "crop_flip")
         recipe = plain if kind == "plain" else both
         print(off.fit(made, train, recipe=recipe, batch_size=net.batch, seed=seed, augment=augment), flush=True)
-        off.save(made.to("cpu"), place)
-    return off.load(place)
+        off.save(made.to("cpu"), path)
+    return off.load(path)
 
 
 def measured(args: argparse.Namespace, seed: int) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def measured(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     held = off.record(branchy, rows.select(slice(1000, 5000)), timed=False)
     trace = off.record(branchy, test, timed=False)
     found: dict[str, Any] = {"seed": seed, "plain": right(network(args, "plain", seed), test)}
-    found["exits"] = [float((trace.answers[:, place] == trace.labels).mean()) for place in range(3)]
+    found["exits"] = [float((trace.answers[:, index] == trace.labels).mean()) for index in range(3)]
     for name, entropies in (("paper", net.paper), ("again", net.again)):
         pairs = zip(net.at, entropies, trace.scores.T, strict=False)
         plan = off.Plan.by_hand({gate: float(above(-entropy, scores)) for gate, entropy, scores in pairs})
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--alone", type=int, default=20, help="epochs of the trunk alone (20; the code has 50 or 100)")
     parser.add_argument("--joint", type=int, default=30, help="epochs of all together (30; the code has 100)")
-    parser.add_argument("--rows", type=int, default=0, help="teach by the first so many rows only")
+    parser.add_argument("--rows", type=int, default=0, help="train by the first so many rows only")
     parser.add_argument("--plain", action="store_true", help="no augmentation")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()

@@ -66,16 +66,16 @@ def made_up(rows: int, exits: int, seed: int = 0) -> Trace:
         if name != names[-1]:
             columns[f"cost/exit/{name}"] = np.array([0.01, np.nan, np.nan])
             columns[f"score/{name}"] = (8 * np.abs(room) * rng.random(rows) ** 0.2).astype(np.float32)
-    nodes = [Node(name, after=tuple(names[max(place - 1, 0) : place])) for place, name in enumerate(names)]
-    chain = Topology.chain(nodes)
+    nodes = [Node(name, after=tuple(names[max(index - 1, 0) : index])) for index, name in enumerate(names)]
+    topology = Topology.chain(nodes)
     header = Header(
-        chain=chain,
+        topology=topology,
         reference=names[-1],
         classes=CLASSES,
         data="made-up",
         data_fingerprint=f"{rows}x{exits}/{seed}",
         origin=Origin("made-up", "torch", "float32"),
-        scores=dict.fromkeys(chain.gates, ScoreRange(low=0.0)),
+        scores=dict.fromkeys(topology.gates, ScoreRange(low=0.0)),
     )
     return Trace(columns, header)
 

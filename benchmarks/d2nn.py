@@ -162,8 +162,8 @@ def figures(trace: off.Trace, task: str, layout: str, way: str, seed: int) -> li
     """Accuracy (and F-score of the rare class) at each budget, and of the dearest path."""
     half = len(trace) // 2
     choosing, test = trace[:half], trace[half:]
-    plain = test.price(off.Plan.never_leave(test.chain)).plain
-    plans = {"dearest path": off.Plan.never_leave(test.chain)}
+    plain = test.price(off.Plan.never_leave(test.topology)).plain
+    plans = {"dearest path": off.Plan.never_leave(test.topology)}
     for budget in BUDGETS:
         try:
             plans[f"{budget:.0%}"] = off.calibrate(choosing, budget=budget, risk="error")

@@ -56,7 +56,7 @@ def network_of(name: str, device: str) -> off.Network:
 def plan_of(network: off.Network, rows: torch.Tensor, below: float | None) -> off.Plan:
     """Thresholds at a quantile of the scores of these rows."""
     if below is None:
-        return off.Plan.by_hand(dict.fromkeys(network.chain.gates, 1e30))
+        return off.Plan.by_hand(dict.fromkeys(network.topology.gates, 1e30))
     with torch.inference_mode():
         scores = {name: score for name, _, score in network.walk(rows) if score is not None}
     return off.Plan.by_hand({name: float(score.float().quantile(below)) for name, score in scores.items()})

@@ -100,7 +100,7 @@ def lines_of(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
     trace = traced(options, net, seed)
     choosing = trace[: options.choose]
     test = trace[options.choose :]
-    plain = test.price(off.Plan.never_leave(test.chain)).plain
+    plain = test.price(off.Plan.never_leave(test.topology)).plain
     fixed = {}
     for size in SIZES:
         cost = test.prices.along([f"r{size}"], unit="macs", batch=1) / plain
@@ -165,7 +165,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=3, help="epochs of all resolutions together")
     parser.add_argument("--epochs", type=int, default=3, help="epochs with the predictor")
     parser.add_argument("--rate", type=float, default=0.02)
-    parser.add_argument("--keep", type=float, default=0.5, help="share of a smaller size's loss taught by the largest")
+    parser.add_argument("--keep", type=float, default=0.5, help="share of a smaller size's loss trained by the largest")
     parser.add_argument("--choose", type=int, default=4000, help="test rows from 1,000 on that choose plans")
     parser.add_argument("--measure", type=int, default=5000, help="test rows from 5,000 on that are measured on")
     parser.add_argument("--seeds", type=int, default=1)

@@ -48,7 +48,7 @@ def mixed(network: off.Network, rows: np.ndarray, engine: str, repeats: int, clo
     found = []
     for leave in (0, 16, 32, 48, 64):
         edge = np.inf if leave == 0 else order[-1] - 1 if leave == 64 else order[leave - 1 : leave + 1].mean()
-        plan = off.Plan.by_hand({network.chain.gates[0]: float(edge)})
+        plan = off.Plan.by_hand({network.topology.gates[0]: float(edge)})
         result = bench(network, plan, rows[:64], batches=(64,), repeats=repeats, engine=engine, clock=clock)
         print(result if not found else str(result).splitlines()[1], flush=True)
         found += result.to_json()["lines"]
@@ -59,29 +59,29 @@ def split(
     model: torch.nn.Module, preprocess: torch.nn.Module, rows: np.ndarray, engine: str, repeats: int, clock: Clock
 ) -> list[object]:
     """The model in four segments, exits closed, against the whole: the sum of its segments, and a Runner that walks."""
-    network = off.cut(model, rows[:4], parts=4, preprocess=preprocess)
+    network = off.cut(model, rows[:4], engine_stages=4, preprocess=preprocess)
     shelved, _ = engine_of(engine)
-    schedule = off.Plan.never_leave(network.chain).schedule(network.chain)
-    parts = shelved.open(network, schedule, network.device())
+    schedule = off.Plan.never_leave(network.topology).schedule(network.topology)
+    engine_stages = shelved.open(network, schedule, network.device())
     runner = off.open(network, off.Plan.by_hand({}), engine=engine)
     found: list[object] = []
     for batch in (1, 64):
         x = as_inputs(rows[:batch])
         whole = plain_call(network, x, shelved)
-        calls = {"whole": whole, "pieces": _walking(parts, x), "run": lambda x=x: runner(x["x"]), "same": whole}
+        calls = {"whole": whole, "pieces": _walking(engine_stages, x), "run": lambda x=x: runner(x["x"]), "same": whole}
         times = interleaved(calls, repeats=repeats, warmup=2, clock=clock)
         lines = {name: ratio(times[name], times["whole"]) for name in ("pieces", "run", "same")}
-        _print(f"split in {len(parts)}, batch {batch}", float(np.median(times["whole"])), lines)
+        _print(f"split in {len(engine_stages)}, batch {batch}", float(np.median(times["whole"])), lines)
         found.append({"batch": batch, "whole_ms": float(np.median(times["whole"])), **_plain(lines)})
     return found
 
 
-def _walking(parts: tuple[object, ...], x: State) -> Callable[[], object]:
+def _walking(engine_stages: tuple[object, ...], x: State) -> Callable[[], object]:
     def call() -> None:
         state = dict(x)
         with torch.inference_mode():
-            for part in parts:
-                part.call(state)  # type: ignore[attr-defined]
+            for engine_stage in engine_stages:
+                engine_stage.call(state)  # type: ignore[attr-defined]
 
     return call
 
@@ -125,7 +125,7 @@ def main() -> None:
     network = ladder(args.data, (20, 56), "own")
     rows = off.rows(f"cifar10:{args.data / 'cifar10'}").take(np.arange(5000, 5064)).x
     assert isinstance(rows, np.ndarray)
-    large = network.rungs[-1]
+    large = network.members[-1]
     model, preprocess = network.model_of(large), network.preprocess_of(large)
     assert preprocess is not None
     results: dict[str, object] = {"threads": torch.get_num_threads()}

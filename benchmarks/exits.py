@@ -1,9 +1,9 @@
-"""Exits inside the public CIFAR-10 ResNets, taught on a frozen backbone: costs, promises, hinge against cross-entropy.
+"""Exits inside the public CIFAR-10 ResNets, trained on a frozen backbone: costs, promises, hinge against cross-entropy.
 
     python benchmarks/exits.py --data DIR [--cache out] [--splits 200] [--json FILE]
 
-DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). All 50,000 training rows teach; rows of the test set: 0-999
-choose the regulariser, 1,000-4,999 calibrate, 5,000-9,999 give the figures; beside them random splits of these two
+DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). All 50,000 training rows train; rows of the test set: 0-999
+choose the regularizer, 1,000-4,999 calibrate, 5,000-9,999 give the figures; beside them random splits of these two
 parts. Cost is in units of the plain ResNet-56 in MACs. A first run takes some minutes: one pass over the training rows
 per model, whose pooled features are kept in the cache, and one over the test rows per recipe.
 """
@@ -34,7 +34,7 @@ from offramp.calibration.calibrating import problem_of
 from offramp.calibration.search import cheapest, frontier
 
 # Internal: a recipe by its name, with arguments.
-from offramp.fitting.teaching import recipe_of
+from offramp.fitting.training import recipe_of
 from offramp.gates.confidence import margin, max_logit, max_prob, neg_entropy
 
 # Internal: a risk by its name, for losses computed here.
@@ -58,10 +58,10 @@ BUDGETS = (0.5, 0.6, 0.7, 0.8, 0.9)
 
 
 def network(data: Path, cache: Path, depth: int, recipe: str) -> tuple[off.Network, dict[str, Any]]:
-    """A ResNet cut at two places and taught, from the cache or now; and what teaching it took."""
-    place, told = cache / f"exits-{depth}-{recipe}", cache / f"exits-{depth}-{recipe}.json"
-    if place.exists() and told.exists():
-        return off.load(place), json.loads(told.read_text())
+    """A ResNet cut at two places and trained, from the cache or now; and what training it took."""
+    path, told = cache / f"exits-{depth}-{recipe}", cache / f"exits-{depth}-{recipe}.json"
+    if path.exists() and told.exists():
+        return off.load(path), json.loads(told.read_text())
     spec = f"offramp:resnet{depth}"
     model, preprocess = (
         off.make_model(spec, data / "weights" / f"cifar10_resnet{depth}.safetensors"),
@@ -75,17 +75,17 @@ def network(data: Path, cache: Path, depth: int, recipe: str) -> tuple[off.Netwo
     start = time.perf_counter()
     history = off.fit(net, train, recipe=recipe_of(name, **arguments), development=development, cache=cache)
     whole = {"seconds": time.perf_counter() - start, "solving": history.seconds, "history": str(history)}
-    off.save(net, place)
+    off.save(net, path)
     told.write_text(json.dumps(whole))
     return net, whole
 
 
 def one_pass(net: off.Network, data: Path) -> float:
     """Seconds of one pass of the plain model over the training rows, timed alone."""
-    rung = net.rungs[0]
+    member = net.members[0]
     model, preprocess, train = (
-        net.model_of(rung),
-        net.preprocess_of(rung),
+        net.model_of(member),
+        net.preprocess_of(member),
         off.rows(f"cifar10/train:{data / 'cifar10'}"),
     )
     assert preprocess is not None
@@ -97,7 +97,7 @@ def one_pass(net: off.Network, data: Path) -> float:
 
 
 def only_time(data: Path, file: Path | None) -> None:
-    """How long teaching takes, and one plain pass before and after it."""
+    """How long training takes, and one plain pass before and after it."""
     with tempfile.TemporaryDirectory() as empty:
         spec = "offramp:resnet56"
         bare = off.ladder(
@@ -121,7 +121,7 @@ def trace_of(data: Path, cache: Path, name: str, make: Callable[[], off.Network]
 
 def scored(trace: off.Trace, score: Callable[[torch.Tensor], torch.Tensor]) -> off.Trace:
     """The same trace with another score of the same logits."""
-    logits = {gate: torch.from_numpy(trace.columns[f"logits/{gate}"]) for gate in trace.chain.gates}
+    logits = {gate: torch.from_numpy(trace.columns[f"logits/{gate}"]) for gate in trace.topology.gates}
     return replace(trace, columns={**trace.columns, **{f"score/{g}": score(v).numpy() for g, v in logits.items()}})
 
 
@@ -129,11 +129,11 @@ def uncertified(rows: off.Trace, at_most: float) -> off.Plan:
     """The cheapest plan whose accuracy on these rows is at most `at_most` below that of the plain network."""
     problem = problem_of(rows, find_risk("accuracy_gap"), "last", "macs", 64, None)
     found = cheapest(problem, at_most).thresholds_G
-    return off.Plan.by_hand({gate: float(t) for gate, t in zip(rows.chain.gates, found, strict=True)})
+    return off.Plan.by_hand({gate: float(t) for gate, t in zip(rows.topology.gates, found, strict=True)})
 
 
 def splits(count: int) -> list[Split]:
-    """Random calibration and figure rows among rows 1,000-9,999; rows 0-999 had a part in teaching."""
+    """Random calibration and figure rows among rows 1,000-9,999; rows 0-999 had a part in training."""
     rng = np.random.default_rng(21)
     orders = (1000 + rng.permutation(9000) for _ in range(count))
     return [(np.arange(1000), order[:4000], order[4000:]) for order in orders]
@@ -142,13 +142,13 @@ def splits(count: int) -> list[Split]:
 def along(rows: off.Trace, test: off.Trace) -> list[float]:
     """Accuracy on `test` of the best plans within the budgets, chosen on `rows`."""
     problem = problem_of(rows, find_risk("error"), "last", "macs", 64, None)
-    plain, curve = rows.price(off.Plan.never_leave(rows.chain)).plain, frontier(problem, points=400)
+    plain, curve = rows.price(off.Plan.never_leave(rows.topology)).plain, frontier(problem, points=400)
     found = []
     for budget in BUDGETS:
-        place = int(
+        index = int(
             np.flatnonzero(curve.cost_P <= budget * plain)[np.argmin(curve.loss_P[curve.cost_P <= budget * plain])]
         )
-        plan = off.Plan.by_hand(dict(zip(rows.chain.gates, map(float, curve.thresholds_PG[place]), strict=True)))
+        plan = off.Plan.by_hand(dict(zip(rows.topology.gates, map(float, curve.thresholds_PG[index]), strict=True)))
         accuracy = test.evaluate(plan).accuracy
         assert accuracy is not None
         found.append(accuracy)
@@ -186,7 +186,7 @@ def rows_of_the_paper(trace: off.Trace) -> dict[str, Any]:
     """The d-gate paper's thresholds (2.5, 2.5) and (1.0, 2.0) on its own score, the largest output."""
     found = {}
     for pair in ((2.5, 2.5), (1.0, 2.0)):
-        plan = off.Plan.by_hand(dict(zip(trace.chain.gates, pair, strict=True)))
+        plan = off.Plan.by_hand(dict(zip(trace.topology.gates, pair, strict=True)))
         found[str(pair)] = figures(trace[FIGURES], plan)
     return found
 
@@ -249,7 +249,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("out"))
     parser.add_argument("--splits", type=int, default=200)
-    parser.add_argument("--only-time", action="store_true", help="teach once without a cache, and time a plain pass")
+    parser.add_argument("--only-time", action="store_true", help="train once without a cache, and time a plain pass")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if args.only_time:

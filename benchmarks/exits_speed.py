@@ -2,7 +2,7 @@
 
     python benchmarks/exits_speed.py --data DIR [--cache out] [--repeats 15] [--json FILE]
 
-Run benchmarks/exits.py before: it teaches the exits and records them. Every line is measured in one run, its calls
+Run benchmarks/exits.py before: it trains the exits and records them. Every line is measured in one run, its calls
 interleaved: the run, the sum of its bare parts, the plain network, and the plain network again (which shows the noise).
 Opening is measured in a fresh process, from files. Measure where nothing else runs.
 """
@@ -46,7 +46,9 @@ def above_all(network_: off.Network, rows: np.ndarray, repeats: int) -> Bench:
     """Finite thresholds above every score: every gate is run and no row leaves."""
     with torch.inference_mode():
         scores = [score for _, _, score in network_.walk(torch.as_tensor(rows[:256])) if score is not None]
-    plan = off.Plan.by_hand({gate: float(s.max()) + 10 for gate, s in zip(network_.chain.gates, scores, strict=True)})
+    plan = off.Plan.by_hand(
+        {gate: float(s.max()) + 10 for gate, s in zip(network_.topology.gates, scores, strict=True)}
+    )
     return bench(network_, plan, rows[:64], batches=(1, 64), repeats=repeats)
 
 

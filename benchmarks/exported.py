@@ -97,8 +97,8 @@ def main() -> None:
     trace = off.record(net, spec, timed=False, engine="onnxruntime")
     plan = off.calibrate(trace[1000:5000], risk="accuracy_gap", at_most=0.01)
     images = np.concatenate([np.asarray(batch.x) for batch in off.rows(spec).batches(1000)])
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place) / "exported"
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path) / "exported"
         told = off.export(net, plan, folder, one_file=args.one_file)
         found = compared(net, plan, trace, images, folder) | imported(folder)
     table = Table("an exported folder beside run", "")

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 from ladder import CALIBRATION, ladder, trace_of
-from lenet import untaught
+from lenet import untrained
 
 import offramp as off
 
@@ -90,7 +90,7 @@ def lenet_case(data: Path, threshold: float) -> Case:
     """LeNet with BranchyNet's branch, not trained: the threshold alone decides who leaves."""
     rows = off.rows(f"mnist:{data / 'mnist'}").take(np.arange(ROWS.start, ROWS.stop)).x
     assert isinstance(rows, np.ndarray)
-    return Case(untaught(0, rows[:4]), rows, off.Plan.by_hand({"conv1": threshold}))
+    return Case(untrained(0, rows[:4]), rows, off.Plan.by_hand({"conv1": threshold}))
 
 
 def pictures(data: Path) -> np.ndarray:
@@ -103,12 +103,12 @@ def pictures(data: Path) -> np.ndarray:
 def four_case(data: Path, *, asked: bool) -> Case:
     """ResNet-56 in four stages with three gates: all asked and none taken, or all closed."""
     rows = pictures(data)
-    large = ladder(data, (20, 56), "own").rungs[-1]
+    large = ladder(data, (20, 56), "own").members[-1]
     whole = ladder(data, (20, 56), "own")
     model = whole.model_of(large)
     preprocess = whole.preprocess_of(large)
     network = off.cut(model, rows[:4], parts=4, exits="linear", gate="margin", preprocess=preprocess)
-    thresholds = dict.fromkeys(network.chain.gates, FAR) if asked else {}
+    thresholds = dict.fromkeys(network.topology.gates, FAR) if asked else {}
     return Case(network, rows, off.Plan.by_hand(thresholds))
 
 
@@ -156,8 +156,8 @@ def bare_run(engine: str, graph: Any) -> Callable[[Arrays], Sequence[np.ndarray]
 
 def array_steps(case: Case, engine: str) -> list[Step]:
     """The stages of a chain as bare calls on arrays."""
-    chain = case.network.chain
-    schedule = case.plan.schedule(chain)
+    topology = case.network.topology
+    schedule = case.plan.schedule(topology)
     state = dict(as_inputs(case.rows[:4]))
     shelved, _ = engine_of(engine)
     parts = shelved.open(case.network, schedule, case.network.device())
@@ -173,7 +173,7 @@ def array_steps(case: Case, engine: str) -> list[Step]:
 def torch_steps(case: Case) -> list[Step]:
     """The stages of a chain as the torch engine's pieces, on tensors."""
     shelved, _ = engine_of("torch")
-    schedule = case.plan.schedule(case.network.chain)
+    schedule = case.plan.schedule(case.network.topology)
     found = []
     for part in shelved.open(case.network, schedule, case.network.device()):
 
@@ -318,9 +318,9 @@ def graph_of(case: Case) -> Any:
     from offramp.runtime.onnx_graphs import Graph
 
     with tempfile.TemporaryDirectory() as folder:
-        place = Path(folder) / "one"
-        off.export(case.network, case.plan, place, example=case.rows[:4], one_file=True)
-        model = onnx.load(str(place / "network.onnx"))
+        path = Path(folder) / "one"
+        off.export(case.network, case.plan, path, example=case.rows[:4], one_file=True)
+        model = onnx.load(str(path / "network.onnx"))
     return _session(Graph("one", ("x",), ("logits", "exit", "why", "flagged"), model))
 
 
@@ -338,7 +338,7 @@ def measured(
     found = []
     for count in batches:
         exits = runner(case.rows[:count]).exit
-        left = torch.bincount(exits, minlength=len(case.network.chain.exits)).tolist()
+        left = torch.bincount(exits, minlength=len(case.network.topology.exits)).tolist()
         times = timed(calls_of(case, engine, count, runner, steps, graph), repeats)
         found.append(line(name, engine, count, left, times))
         print(told(found[-1]), flush=True)

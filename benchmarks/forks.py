@@ -91,12 +91,12 @@ def mixes(repeats: int) -> list[dict[str, Any]]:
         ("fork in a ResNet-20", fork(), torch.randn(64, 3, 32, 32)),
         ("three sizes", sized(), torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)),
     ):
-        (gate,) = net.chain.gates
+        (gate,) = net.topology.gates
         trace = off.record(net, x, timed=False, progress=False)
         for share in SHARES:
             thresholds = []
-            for column in net.chain.score_columns(gate):
-                part = share if net.chain.routes(gate) == 1 else share / 2
+            for column in net.topology.score_columns(gate):
+                part = share if net.topology.routes(gate) == 1 else share / 2
                 thresholds.append(float(np.quantile(trace.columns[column], 1 - part)) + 1e-6)
             plan = off.Plan.by_hand({gate: tuple(thresholds)})
             (line,) = bench(net, plan, x, batches=(64,), repeats=repeats, clock=time.process_time).lines
@@ -136,7 +136,7 @@ def broken(rows: int, draws: int, size: int = 500) -> list[dict[str, Any]]:
     found = []
     trace = population(rows, None)
     path = few(shared_path([UNKNOWN]), size)
-    width = sum(trace.chain.routes(gate) for gate in trace.chain.gates)
+    width = sum(trace.topology.routes(gate) for gate in trace.topology.gates)
     thresholds = np.repeat(np.append(np.float32(np.inf), path)[:, None], width, axis=1)
     routed = Routed(thresholds, trace, trace.losses(risk))
     worst = np.stack([routed.worst(plan) for plan in range(len(thresholds))]).astype(np.int8)  # [P, N]

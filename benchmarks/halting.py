@@ -186,7 +186,7 @@ def clock(args: argparse.Namespace) -> None:
     x, _ = images(args.data, args.rows)
     x = x[:64]
     net = off.unrolled(model, x[:2])
-    gates = net.chain.gates
+    gates = net.topology.gates
     firsts = [f"{name}-0" for name in STAGES]
     plans = {"nobody leaves": off.Plan.by_hand(dict.fromkeys(gates, math.inf))}
     plans["all leave after the first unit"] = off.Plan.by_hand(dict.fromkeys(gates, -1.0))

@@ -34,12 +34,12 @@ Split = tuple[np.ndarray, np.ndarray, np.ndarray]  # development, calibration an
 
 def ladder(data: Path, depths: tuple[int, ...], answer: str) -> off.Network:
     """The ladder of these depths, from the public weights."""
-    rungs: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     for depth in depths:
         name = f"resnet{depth}"
         model = off.make_model(f"offramp:{name}", data / "weights" / f"cifar10_{name}.safetensors")
-        rungs[name] = (model, off.make_preprocess(f"offramp:{name}"))
-    return off.ladder(rungs, answer=answer).eval()
+        members[name] = (model, off.make_preprocess(f"offramp:{name}"))
+    return off.ladder(members, answer=answer).eval()
 
 
 def trace_of(data: Path, cache: Path, depths: tuple[int, ...], answer: str) -> off.Trace:
@@ -125,10 +125,10 @@ def promises(two: off.Trace, three: off.Trace, mean: off.Trace, count: int, few:
 def budgets(traces: dict[str, off.Trace]) -> list[dict[str, Any]]:
     """The best plan within each budget, chosen on calibration rows, against the line through the static networks."""
     three = traces["20, 32, 56"][FIGURES]
-    right = {name: float((three.columns[f"answer/{name}"] == three.labels).mean()) for name in three.chain.exits}
+    right = {name: float((three.columns[f"answer/{name}"] == three.labels).mean()) for name in three.topology.exits}
     prices = three.prices
     plain = prices.plain("resnet56", unit="macs", batch=1)
-    costs = [prices.plain(name, unit="macs", batch=1) / plain for name in three.chain.exits]
+    costs = [prices.plain(name, unit="macs", batch=1) / plain for name in three.topology.exits]
     rows = []
     for budget in BUDGETS:
         row: dict[str, Any] = {"budget": budget, "static": float(np.interp(budget, costs, list(right.values())))}

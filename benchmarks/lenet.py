@@ -27,10 +27,10 @@ from rich.table import Table
 import offramp as off
 
 # Internal: the frontier that a paper draws, which is no plan.
-from offramp.calibration.screening import above, screen
+from offramp.calibration.branchynet_grid import above, screen
 
 # Internal: the frontier that a paper draws, which is no plan.
-from offramp.calibration.screening import front as front_through
+from offramp.calibration.branchynet_grid import front as front_through
 from offramp.contracts import Phase
 
 # Internal: the baseline is given what the network is given.
@@ -50,13 +50,13 @@ ENTROPIES = (0.025, 0.1, 0.5)
 
 
 class Alone(Joint):
-    """The first phase of `Joint` and nothing else: plain training of the model, by the same optimiser."""
+    """The first phase of `Joint` and nothing else: plain training of the model, by the same optimizer."""
 
     def phases(self, network: off.Network) -> list[Phase]:
         return [phase for phase in super().phases(network) if phase.name != "joint"]
 
 
-def untaught(seed: int, example: Any) -> off.Network:
+def untrained(seed: int, example: Any) -> off.Network:
     """A LeNet with BranchyNet's branch, nothing trained."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -73,19 +73,19 @@ def untaught(seed: int, example: Any) -> off.Network:
 
 
 def networks(data: Path, cache: Path, seed: int, alone: int, joint: int) -> tuple[off.Network, off.Network]:
-    """Plain LeNet (under the untaught branch) and B-LeNet, from the cache or trained now."""
+    """Plain LeNet (under the untrained branch) and B-LeNet, from the cache or trained now."""
     train = off.rows(f"mnist/train:{data / 'mnist'}")
     example, found = train.take(np.arange(8)).x, []
     for name, recipe in (
         ("plain", Alone(alone=alone + joint, decay=True)),
         ("branchy", Joint(alone=alone, epochs=joint, decay=True)),
     ):
-        place = cache / f"lenet-{name}-{alone}-{joint}-{seed}"
-        if not place.exists():
-            net = untaught(seed, example)
+        path = cache / f"lenet-{name}-{alone}-{joint}-{seed}"
+        if not path.exists():
+            net = untrained(seed, example)
             print(off.fit(net, train, recipe=recipe, batch_size=256, seed=seed), flush=True)
-            off.save(net, place)
-        found.append(off.load(place))
+            off.save(net, path)
+        found.append(off.load(path))
     return found[0], found[1]
 
 
@@ -126,11 +126,11 @@ def speed(
     plan = off.Plan.by_hand({"conv1": -0.5})
     result = bench(branchy, plan, rows, batches=(1, 64), repeats=repeats, engine=engine, clock=clock)
     print(f"{engine_of(engine)[1]}\n{result}")
-    parts = pieces(branchy, plan, rows, repeats, engine, clock)
-    return {"engine": engine_of(engine)[1], **result.to_json(), "pieces": parts}
+    engine_stages = functions(branchy, plan, rows, repeats, engine, clock)
+    return {"engine": engine_of(engine)[1], **result.to_json(), "pieces": engine_stages}
 
 
-def pieces(
+def functions(
     branchy: off.Network, plan: off.Plan, rows: Any, repeats: int, engine: str, clock: Callable[[], float]
 ) -> list[dict[str, Any]]:
     """Milliseconds of the segments of a plan, each on whole batches, beside the plain network: what a run consists of.
@@ -138,17 +138,17 @@ def pieces(
     If every row left at the branch, and a Runner took no time, the speed-up would be plain / first.
     """
     shelved, found = engine_of(engine)[0], list[dict[str, Any]]()
-    parts = shelved.open(branchy, plan.schedule(branchy.chain), branchy.device())
+    engine_stages = shelved.open(branchy, plan.schedule(branchy.topology), branchy.device())
     for batch in (1, 64):
         state = dict(as_inputs(rows[:batch]))
         calls = {"plain": plain_call(branchy, as_inputs(rows[:batch]), shelved)}
         with torch.inference_mode():
-            for part in parts:
-                calls[part.name] = partial(part.call, dict(state))
-                part.call(state)
+            for engine_stage in engine_stages:
+                calls[engine_stage.name] = partial(engine_stage.call, dict(state))
+                engine_stage.call(state)
             times = interleaved(calls, repeats=repeats * 3, warmup=3, clock=clock)
         found.append({"batch": batch, **{name: float(np.median(ms)) for name, ms in times.items()}})
-        first = ratio(times["plain"], times[parts[0].name])
+        first = ratio(times["plain"], times[engine_stages[0].name])
         told = ", ".join(f"{name} {ms:.3f} ms" for name, ms in found[-1].items() if name != "batch")
         print(f"batch {batch}: {told}; at most {first} times as fast")
     return found

@@ -4,8 +4,8 @@
     python benchmarks/peers.py --data DIR [--splits 200] [--repeats 9] [--only timings|plans] [--json FILE]
 
 Same network, weights, thresholds and rows on all sides: ResNet-56 cut at layer1 and layer2, once with exits of
-earlyon's own kind (mean over positions, 128 hidden units, taught by its own trainer), once with offramp's linear_grid
-exits taught by cross-entropy; for the timings also the model of earlyon's README, `resnet50_ee`, with seeded weights.
+earlyon's own kind (mean over positions, 128 hidden units, trained by its own trainer), once with offramp's linear_grid
+exits trained by cross-entropy; for the timings also the model of earlyon's README, `resnet50_ee`, with seeded weights.
 DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). Rows of the test set: 0-999 fit temperatures, splits of
 1,000-9,999 calibrate (4,000) and give the figures (5,000). Costs are MACs, exits and gates included, in units of plain
 ResNet-56. earlyon is calibrated in every setting of peers_earlyon.py; searches are timed on logits recorded before.
@@ -26,7 +26,7 @@ import numpy as np
 import torch
 from ladder import CALIBRATION, DEVELOPMENT
 from ladder import trace_of as ladder_trace
-from peers_earlyon import SETTINGS, as_exit, calibrated, earlyon, fractions_of, own_head, taught, wrapped
+from peers_earlyon import SETTINGS, as_exit, calibrated, earlyon, fractions_of, own_head, trained, wrapped
 from peers_plans import plans_of
 from peers_speed import contest, lines, quick_start
 from rich.console import Console
@@ -36,7 +36,7 @@ import offramp as off
 from exits import AT, network, trace_of
 
 # Internal: a step of the loop is measured alone.
-from offramp.fitting.lessons import roll_of
+from offramp.fitting.loader import index_of
 
 # Internal: a step of the loop is measured alone.
 from offramp.fitting.pooling import Pooling
@@ -49,17 +49,17 @@ EPOCHS = 20  # of earlyon's trainer, by default
 
 
 def own_kind(data: Path, cache: Path) -> off.Network:
-    """ResNet-56 with heads of earlyon's kind, from the cache or taught now by earlyon on features computed once."""
-    place = cache / "peers-56-heads"
-    if place.exists():
-        return off.load(place)
+    """ResNet-56 with heads of earlyon's kind, from the cache or trained now by earlyon on features computed once."""
+    path = cache / "peers-56-heads"
+    if path.exists():
+        return off.load(path)
     ours, _ = network(data, cache, 56, "cross-entropy")
     train = off.rows(f"cifar10/train:{data / 'cifar10'}")
-    roll = roll_of(train, progress=True)
-    columns = Pooling(ours, poolable(ours), 1, None, folder=cache).features(train, roll.seen.fingerprint)
+    row_index = index_of(train, progress=True)
+    columns = Pooling(ours, poolable(ours), 1, None, folder=cache).features(train, row_index.seen.fingerprint)
     means = {name: column[:, : WIDTHS.get(name, 10)] for name, column in columns.items()}  # means come first in a grid
-    assert roll.y is not None
-    heads = taught(means, roll.y, EPOCHS)
+    assert row_index.y is not None
+    heads = trained(means, row_index.y, EPOCHS)
     exits = {name: as_exit(head) for name, head in zip(AT, heads, strict=True)}
     spec = "offramp:resnet56"
     model = off.make_model(spec, data / "weights" / "cifar10_resnet56.safetensors")
@@ -72,8 +72,8 @@ def own_kind(data: Path, cache: Path) -> off.Network:
         preprocess=off.make_preprocess(spec),
         spec=spec,
     )
-    net.learned = roll.seen
-    off.save(net, place)
+    net.trained_on = row_index.seen
+    off.save(net, path)
     return net
 
 
@@ -81,11 +81,11 @@ def timings(data: Path, net: off.Network, drop: float, trace: off.Trace, repeats
     """Wall-clock on ResNet-56 with earlyon's heads and on the model of its README."""
     rows = off.rows(f"cifar10:{data / 'cifar10'}").take(np.arange(5000, 6000)).x
     assert isinstance(rows, np.ndarray)
-    rung, x = net.rungs[0], torch.as_tensor(rows)
-    preprocess = net.preprocess_of(rung)
+    member, x = net.members[0], torch.as_tensor(rows)
+    preprocess = net.preprocess_of(member)
     assert preprocess is not None
     heads = [own_head(WIDTHS[name], net.exit_of(name)).eval() for name in AT]
-    ours = contest(net.model_of(rung), preprocess, AT, heads, x, "cifar")
+    ours = contest(net.model_of(member), preprocess, AT, heads, x, "cifar")
     found = calibrated(
         trace[CALIBRATION], trace[DEVELOPMENT], SETTINGS["confidence"], drop, fractions_of(ours.wrapper, AT)
     )
@@ -154,7 +154,7 @@ def main() -> None:
         )
         static = ladder_trace(args.data, args.cache, (20, 32), "own")
         heads = [own_head(WIDTHS[name]) for name in AT]
-        model = wrapped(net.model_of(net.rungs[0]), AT, heads, SETTINGS["confidence"], (3, 32, 32))
+        model = wrapped(net.model_of(net.members[0]), AT, heads, SETTINGS["confidence"], (3, 32, 32))
         fractions = fractions_of(model, AT)
         both = {"earlyon's heads": trace, "linear_grid exits": ours}
         results["plans"] = {k: plans_of(one, static, args.drop, fractions, args.splits) for k, one in both.items()}

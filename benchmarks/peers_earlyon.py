@@ -60,7 +60,7 @@ class Found:
     def scores(self, trace: off.Trace) -> off.Trace:
         """The trace with earlyon's scores in the place of its own."""
         score, columns = (max_prob if self.policy == "confidence" else neg_entropy), dict(trace.columns)
-        for gate, temperature in zip(trace.chain.gates, self.temperatures, strict=True):
+        for gate, temperature in zip(trace.topology.gates, self.temperatures, strict=True):
             logits = torch.from_numpy(trace.columns[f"logits/{gate}"]) / temperature
             columns[f"score/{gate}"] = score(logits).numpy()
         return replace(trace, columns=columns)
@@ -115,7 +115,7 @@ def wrapped(
 ) -> Any:
     """earlyon's wrapper of a backbone in eval mode; the widths that it notes are for its own heads only."""
     types = earlyon("core.types")
-    points = [types.ExitPoint(f"e{place}", layer, 1) for place, layer in enumerate(layers)]
+    points = [types.ExitPoint(f"e{index}", layer, 1) for index, layer in enumerate(layers)]
     config = types.EarlyExitConfig("custom", 10, points, routing_policy=setting.policy)
     named = {point.name: head for point, head in zip(points, heads, strict=True)}
     make = earlyon("core.wrappers").EarlyExitWrapper
@@ -157,8 +157,8 @@ class _Shuffled:
             yield self.x[rows], self.y[rows]
 
 
-def taught(features: Mapping[str, np.ndarray], y: np.ndarray, epochs: int) -> list[nn.Module]:
-    """Its heads, taught by its own second stage (Adam, a frozen backbone) on means over positions, computed once."""
+def trained(features: Mapping[str, np.ndarray], y: np.ndarray, epochs: int) -> list[nn.Module]:
+    """Its heads, trained by its own second stage (Adam, a frozen backbone) on means over positions, computed once."""
     torch.manual_seed(0)
     widths = {name: column.shape[1] for name, column in features.items()}
     heads = [own_head(width) for width in list(widths.values())[:-1]]
@@ -186,24 +186,24 @@ def calibrated(
         result = calibrate(model, rows, target_accuracy_drop=drop, grid=setting.grid, **extra)
     seconds = time.perf_counter() - start
     sign = 1.0 if setting.policy == "confidence" else -1.0
-    chosen = zip(trace.chain.gates, result.thresholds, result.enabled_exits, strict=True)
+    chosen = zip(trace.topology.gates, result.thresholds, result.enabled_exits, strict=True)
     plan = off.Plan.by_hand({gate: sign * value if on else math.inf for gate, value, on in chosen})
-    temperatures = tuple(model.config.temperatures[f"e{place}"] for place in range(len(trace.chain.gates)))
+    temperatures = tuple(model.config.temperatures[f"e{index}"] for index in range(len(trace.topology.gates)))
     return Found(plan, setting.policy, temperatures, result.final_accuracy, seconds)
 
 
 def _over(trace: off.Trace, setting: Setting, fractions: Mapping[str, float]) -> Any:
     """A wrapper that replays the logits of a trace."""
-    gates, classes = trace.chain.gates, trace.header.classes
-    backbone = Replayed(dict.fromkeys(trace.chain.exits, classes))
-    model = wrapped(backbone, gates, [nn.Identity() for _ in gates], setting, (classes * len(trace.chain.exits),))
+    gates, classes = trace.topology.gates, trace.header.classes
+    backbone = Replayed(dict.fromkeys(trace.topology.exits, classes))
+    model = wrapped(backbone, gates, [nn.Identity() for _ in gates], setting, (classes * len(trace.topology.exits),))
     model._flops_estimate = earlyon("core.flops").FlopsEstimate(dict(fractions), "of the real model", reliable=True)
     return model
 
 
 def _batch(trace: off.Trace) -> tuple[Tensor, Tensor]:
     assert trace.labels is not None
-    logits = [torch.from_numpy(trace.columns[f"logits/{name}"]) for name in trace.chain.exits]
+    logits = [torch.from_numpy(trace.columns[f"logits/{name}"]) for name in trace.topology.exits]
     return torch.cat(logits, 1), torch.from_numpy(trace.labels)
 
 

@@ -89,7 +89,7 @@ def over(
     rows_of, seconds, plans = [], [], 0
     for held, rows, test in drawn:
         chosen = way(trace, rows, held)
-        plan = chosen.plan or off.Plan.never_leave(trace.chain)
+        plan = chosen.plan or off.Plan.never_leave(trace.topology)
         done = figures(chosen.trace[test], plan)
         line = static_line(static, trace, test)
         rows_of.append([done["cost"], done["drop"], done["accuracy"] - np.interp(done["cost"], *line)])
@@ -110,10 +110,10 @@ def over(
 
 def static_line(static: off.Trace, trace: off.Trace, rows: np.ndarray) -> tuple[list[float], list[float]]:
     """Costs and accuracies of the plain ResNets 20, 32 and 56 on these rows."""
-    labels, whole = trace.labels, trace.price(off.Plan.never_leave(trace.chain)).plain
+    labels, whole = trace.labels, trace.price(off.Plan.never_leave(trace.topology)).plain
     assert labels is not None
-    costs = [static.prices.plain(name, unit="macs", batch=1) / whole for name in static.chain.exits]
-    answers = [static.columns[f"answer/{name}"] for name in static.chain.exits]
+    costs = [static.prices.plain(name, unit="macs", batch=1) / whole for name in static.topology.exits]
+    answers = [static.columns[f"answer/{name}"] for name in static.topology.exits]
     answers.append(trace.columns["answer/" + trace.reference("last")])
     return [*costs, 1.0], [float((answer[rows] == labels[rows]).mean()) for answer in answers]
 
@@ -121,7 +121,7 @@ def static_line(static: off.Trace, trace: off.Trace, rows: np.ndarray) -> tuple[
 def curve(trace: off.Trace, drawn: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.ndarray]:
     """offramp's uncertified plans: mean drop and mean cost on the figure rows of all splits, by the drop asked for."""
     risk, drops, costs = find_risk("accuracy_gap"), [], []
-    plain = trace.price(off.Plan.never_leave(trace.chain)).plain
+    plain = trace.price(off.Plan.never_leave(trace.topology)).plain
     for _, rows, test in drawn:
         curve = frontier(problem_of(trace[rows], risk), points=400)
         places = [np.flatnonzero(curve.loss_P <= max(level, curve.loss_P.min()))[0] for level in DROPS]
@@ -133,14 +133,14 @@ def curve(trace: off.Trace, drawn: list[tuple[np.ndarray, ...]]) -> tuple[np.nda
 
 def at_batch(trace: off.Trace, plan: off.Plan, batch: int) -> dict[str, float]:
     """Cost and accuracy when a batch leaves where all of its rows are sure, as earlyon and whole batches do."""
-    gates = [gate for gate in trace.chain.gates if gate in plan.open_gates()]
-    cost_E, last = trace.prices.to_exit(gates, None), len(trace.chain.exits) - 1
+    gates = [gate for gate in trace.topology.gates if gate in plan.open_gates()]
+    cost_E, last = trace.prices.to_exit(gates, None), len(trace.topology.exits) - 1
     exits = np.full(len(trace), last)
     for gate in reversed(gates):
         sure = trace.columns[f"score/{gate}"] >= np.float32(plan.thresholds[gate][0])
         for start in range(0, len(trace), batch):
             if sure[start : start + batch].all():
-                exits[start : start + batch] = trace.chain.place(gate)
+                exits[start : start + batch] = trace.topology.exit_index(gate)
     right = trace.answers[np.arange(len(trace)), exits] == trace.labels
     return {"cost": float(cost_E[exits].mean() / trace.price(plan).plain), "accuracy": float(right.mean())}
 

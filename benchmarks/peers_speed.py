@@ -107,7 +107,7 @@ def set_thresholds(contest: Contest, thresholds: Sequence[float]) -> off.Plan:
     config = contest.wrapper.config
     config.enabled_exits = [value <= 1 for value in thresholds]
     config.confidence_thresholds = [min(value, 1.0) for value in thresholds]
-    return off.Plan.by_hand(dict(zip(contest.network.chain.gates, map(float, thresholds), strict=True)))
+    return off.Plan.by_hand(dict(zip(contest.network.topology.gates, map(float, thresholds), strict=True)))
 
 
 def timed(contest: Contest, x: Tensor, thresholds: Sequence[float], repeats: int) -> dict[str, Any]:
@@ -132,7 +132,7 @@ def timed(contest: Contest, x: Tensor, thresholds: Sequence[float], repeats: int
     }
     times = interleaved(calls, repeats=repeats, warmup=2)
     answers, rows = runner(x), one_by_one()
-    last = len(contest.network.chain.exits) - 1
+    last = len(contest.network.topology.exits) - 1
     same = sum(int(a == (last if b.exit_taken < 0 else b.exit_taken)) for a, b in zip(answers.exit, rows, strict=True))
     over = [("offramp", name) for name in calls if name not in ("offramp", "plain again")]
     return {

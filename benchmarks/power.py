@@ -103,20 +103,20 @@ def trace_of(population: Population, gate: str) -> Trace:
     columns: dict[str, Any] = {"row": np.arange(size), "digest": np.arange(size).astype(np.uint64)}
     declared = {}
     functions = {"max_prob": max_prob, "margin": margin, "neg_entropy": neg_entropy}
-    for place, name in enumerate(names):
-        columns[f"answer/{name}"] = population.logits[place].argmax(1)
+    for index, name in enumerate(names):
+        columns[f"answer/{name}"] = population.logits[index].argmax(1)
         columns[f"cost/segment/{name}"] = np.array([1.0, np.nan, np.nan])
         if name == names[-1]:
             continue
         columns[f"cost/exit/{name}"] = np.array([0.02, np.nan, np.nan])
-        scorer = Patience(names[:place]) if gate == "patience" else Scorer(gate, functions[gate])
+        scorer = Patience(names[:index]) if gate == "patience" else Scorer(gate, functions[gate])
         seen = Seen(logits[name], logits, logits[name])
         columns[f"score/{name}"] = scorer.score(seen).numpy()
         declared[name] = scorer.score_range()
-    nodes = [Node(name, after=tuple(names[max(place - 1, 0) : place])) for place, name in enumerate(names)]
-    chain = Topology.chain(nodes)
+    nodes = [Node(name, after=tuple(names[max(index - 1, 0) : index])) for index, name in enumerate(names)]
+    topology = Topology.chain(nodes)
     origin = Origin(population.name, "torch", "float32")
-    return Trace(columns, Header(chain, names[-1], CLASSES, population.name, "0", origin, scores=declared))
+    return Trace(columns, Header(topology, names[-1], CLASSES, population.name, "0", origin, scores=declared))
 
 
 @dataclass(frozen=True)

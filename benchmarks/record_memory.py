@@ -38,7 +38,7 @@ def peak_bytes() -> int:
 def network(exits: int, classes: int) -> off.Network:
     """A ladder of linear models: its logits are all that is large."""
     torch.manual_seed(0)
-    models = {f"member{place}": nn.Linear(INPUTS, classes) for place in range(exits)}
+    models = {f"member{index}": nn.Linear(INPUTS, classes) for index in range(exits)}
     return off.ladder(models).eval()
 
 

@@ -59,8 +59,8 @@ def population(contents: int, seed: int) -> off.Trace:
         "cost/segment/small": np.array([1.0, np.nan, np.nan]),
         "cost/segment/large": np.array([8.0, np.nan, np.nan]),
     }
-    chain = Topology.chain([Node("small"), Node("large")])
-    header = Header(chain, "large", CLASSES, "population", "0" * 16, Origin("0" * 16, "torch", "float32"))
+    topology = Topology.chain([Node("small"), Node("large")])
+    header = Header(topology, "large", CLASSES, "population", "0" * 16, Origin("0" * 16, "torch", "float32"))
     return off.Trace(columns | prices, header)
 
 

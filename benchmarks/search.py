@@ -23,16 +23,16 @@ from typing import TypeVar
 import numpy as np
 
 # Internal: the search itself is measured.
+from offramp.calibration.archive import OpenSets
+
+# Internal: the search itself is measured.
+from offramp.calibration.baselines import baselines
+
+# Internal: the search itself is measured.
 from offramp.calibration.calibrating import calibrate
 
 # Internal: the search itself is measured.
-from offramp.calibration.families import families
-
-# Internal: the search itself is measured.
-from offramp.calibration.search import FINE_POWERS, Problem, best, cheapest, frontier
-
-# Internal: the search itself is measured.
-from offramp.calibration.survey import Chain
+from offramp.calibration.search import FINE_POWERS, SearchProblem, best, cheapest, frontier
 
 # Internal: a trace of made-up rows is put together by hand.
 from offramp.plans.provenance import Origin
@@ -47,7 +47,7 @@ T = TypeVar("T")
 DROP, BUDGET = 0.01, 0.6
 
 
-def synthetic(rows: int, exits: int, score: str, seed: int, classes: int = 100) -> Problem:
+def synthetic(rows: int, exits: int, score: str, seed: int, classes: int = 100) -> SearchProblem:
     """Scores and errors of every row at every exit; nothing is kept of the logits."""
     rng = np.random.default_rng(seed)
     difficulty_N, label_N = rng.random(rows), rng.integers(0, classes, rows)
@@ -60,21 +60,21 @@ def synthetic(rows: int, exits: int, score: str, seed: int, classes: int = 100) 
         scores_NE[:, k] = two_N2[:, 1] - two_N2[:, 0] if score == "margin" else 1 / odds_NC.sum(1)
         losses_NE[:, k] = logits_NC.argmax(1) != label_N
     cost_E = np.arange(1, exits + 1) / exits
-    return Problem(np.ascontiguousarray(scores_NE[:, :-1]), losses_NE, lambda open_E: cost_E)
+    return SearchProblem(np.ascontiguousarray(scores_NE[:, :-1]), losses_NE, lambda open_E: cost_E)
 
 
-def as_trace(problem: Problem) -> Trace:
+def as_trace(problem: SearchProblem) -> Trace:
     """The same rows as a trace of a chain of equally dear segments: answer 0 is right."""
     rows, exits = problem.losses_NE.shape
     names = [f"exit{k}" for k in range(exits)]
-    nodes = [Node(name, after=tuple(names[max(place - 1, 0) : place])) for place, name in enumerate(names)]
-    chain = Topology.chain(nodes)
+    nodes = [Node(name, after=tuple(names[max(index - 1, 0) : index])) for index, name in enumerate(names)]
+    topology = Topology.chain(nodes)
     columns = {"row": np.arange(rows), "digest": np.arange(rows).astype(np.uint64), "label": np.zeros(rows, np.int64)}
     for k, name in enumerate(names):
         columns[f"answer/{name}"] = problem.losses_NE[:, k].astype(np.int64)
         columns[f"cost/segment/{name}"] = np.array([1 / exits, np.nan, np.nan])
     columns |= {f"score/{name}": problem.scores_NG[:, k] for k, name in enumerate(names[:-1])}
-    header = Header(chain, names[-1], 2, "synthetic", "0", Origin("synthetic", "torch", "float32"))
+    header = Header(topology, names[-1], 2, "synthetic", "0", Origin("synthetic", "torch", "float32"))
     return Trace(columns, header)
 
 
@@ -88,12 +88,12 @@ def timed(call: Callable[[], T], repeats: int) -> tuple[T, float]:
     return answer, float(np.median(seconds))
 
 
-def alone(problem: Problem, level: float) -> dict[str, tuple[float, float]]:
+def alone(problem: SearchProblem, level: float) -> dict[str, tuple[float, float]]:
     """For each family: its least cost at the level, and its least loss at the budget."""
     rows = len(problem.losses_NE)
-    table = Chain.of(problem.scores_NG, problem.losses_NE, problem.cost, 0.0).whole()
+    table = OpenSets.of(problem.scores_NG, problem.losses_NE, problem.cost, 0.0).whole()
     found = {}
-    for curve in families(table, FINE_POWERS):
+    for curve in baselines(table, FINE_POWERS):
         loss_D, cost_D = curve.loss_D / rows, curve.cost_D / rows
         cost = cost_D[loss_D <= level + 1e-12].min(initial=np.inf)
         found[curve.name] = (float(cost), float(loss_D[cost_D <= BUDGET + 1e-12].min(initial=np.inf)))

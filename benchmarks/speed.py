@@ -41,7 +41,7 @@ def mixes(network: off.Network, rows: np.ndarray, scores: np.ndarray, repeats: i
 
 def recording(network: off.Network, rows: np.ndarray, repeats: int) -> dict[str, object]:
     """`record` on 2,000 rows, timing of parts left out and in, against a bare loop over both models."""
-    models = [(network.backbone[name], network.fronts[name]) for name in network.chain.exits]
+    models = [(network.backbone[name], network.fronts[name]) for name in network.topology.exits]
 
     def loop() -> None:
         with torch.inference_mode():

@@ -99,7 +99,9 @@ def promised(trace: off.Trace, risk: str, level: float, drawn: Sequence[tuple[np
             found.append(measured(trace[test], plan) | {"certified": True})
         except NoSafePlan as nothing:
             told = f"NoSafePlan: {nothing}"
-            found.append(measured(trace[test], off.Plan.never_leave(trace.chain)) | {"certified": False, "cost": 1.0})
+            found.append(
+                measured(trace[test], off.Plan.never_leave(trace.topology)) | {"certified": False, "cost": 1.0}
+            )
         said = said if number else told
     fixed, others = found[0], found[1:] or found
 
@@ -139,15 +141,15 @@ def figures(
             "all": float((answer == x.y).mean()),
             "test": float((answer == x.y)[test].mean()),
         }
-    steps = [trace.prices.plain(name, unit="macs", batch=1) for name in trace.chain.exits]
+    steps = [trace.prices.plain(name, unit="macs", batch=1) for name in trace.topology.exits]
     return {
         "exits": {
             name: {
                 "cost": step / steps[-1],
-                "all": float(right[:, place].mean()),
-                "test": float(right[test, place].mean()),
+                "all": float(right[:, index].mean()),
+                "test": float(right[test, index].mean()),
             }
-            for place, (name, step) in enumerate(zip(trace.chain.exits, steps, strict=True))
+            for index, (name, step) in enumerate(zip(trace.topology.exits, steps, strict=True))
         },
         "static": static,
         "macs": steps[-1],
@@ -225,9 +227,9 @@ def timed(net: off.Network, plan: off.Plan, trace: off.Trace, rows: off.Rows, en
 def halving(trace: off.Trace) -> off.Plan:
     """Thresholds at the median score of the rows that arrive: a mix of exits, where a promise may need but one."""
     here, found = np.ones(len(trace), bool), {}
-    for place, gate in enumerate(trace.chain.gates):
-        found[gate] = float(np.median(trace.scores[here, place]))
-        here &= trace.scores[:, place] < found[gate]
+    for index, gate in enumerate(trace.topology.gates):
+        found[gate] = float(np.median(trace.scores[here, index]))
+        here &= trace.scores[:, index] < found[gate]
     return off.Plan.by_hand(found)
 
 
@@ -258,7 +260,7 @@ def main() -> None:
     parser.add_argument("--cache", type=Path, default=Path("out"))
     parser.add_argument("--only", choices=("figures", "timings"))
     parser.add_argument("--engine", action="append", choices=ENGINES)
-    parser.add_argument("--rows", type=int, nargs=2, default=(16000, 6000), help="short and long phrases that teach")
+    parser.add_argument("--rows", type=int, nargs=2, default=(16000, 6000), help="short and long phrases that train")
     parser.add_argument("--rounds", type=int, default=2, help="at most so many times through them (2)")
     parser.add_argument("--alone", type=int, nargs="*", default=(1, 2, 4), help="layers of those without exits")
     parser.add_argument("--halves", type=int, default=200)

@@ -1,4 +1,4 @@
-"""The networks of benchmarks/sst2.py: an encoder written plainly, exits hung on it, and how they are taught."""
+"""The networks of benchmarks/sst2.py: an encoder written plainly, exits hung on it, and how they are trained."""
 
 from __future__ import annotations
 
@@ -45,16 +45,16 @@ class Encoder(nn.Module):
 
     def __init__(self, words: int, layers: int) -> None:
         super().__init__()
-        self.words, self.places = nn.Embedding(words, WIDTH, padding_idx=0), nn.Embedding(LONGEST, WIDTH)
+        self.words, self.candidates = nn.Embedding(words, WIDTH, padding_idx=0), nn.Embedding(LONGEST, WIDTH)
         nn.init.normal_(self.words.weight, std=0.1)
-        nn.init.normal_(self.places.weight, std=0.02)
+        nn.init.normal_(self.candidates.weight, std=0.02)
         self.drop = nn.Dropout(0.3)
         self.layers = nn.ModuleList(Layer() for _ in range(layers))
         self.head = nn.Linear(WIDTH, CLASSES)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Int64 each; every text has at least one word."""
-        h = self.drop(self.words(input_ids)) + self.places.weight[: input_ids.shape[1]]
+        h = self.drop(self.words(input_ids)) + self.candidates.weight[: input_ids.shape[1]]
         seen = (attention_mask != 0)[:, None, None, :]
         for layer in self.layers:
             h = layer(h, seen)
@@ -63,7 +63,7 @@ class Encoder(nn.Module):
         return logits
 
 
-def untaught(layers: int, words: int, example: Any, seed: int) -> off.Network:
+def untrained(layers: int, words: int, example: Any, seed: int) -> off.Network:
     """An encoder with exits after each layer but the last; one of a single layer has its exit on the words."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -73,9 +73,9 @@ def untaught(layers: int, words: int, example: Any, seed: int) -> off.Network:
         return off.cut(model, example, at=at, exits="linear_masked", gate="max_prob", length=length)
 
 
-def teach(network: off.Network, specs: dict[str, str], alone: bool, rounds: int) -> list[dict[str, float]]:
+def train_model(network: off.Network, specs: dict[str, str], alone: bool, rounds: int) -> list[dict[str, float]]:
     """Rounds of short phrases, then long ones, at half the rate of the round before; the best round is kept."""
-    weights = {name: float(not alone or name == "backbone") for name in network.chain.exits}
+    weights = {name: float(not alone or name == "backbone") for name in network.topology.exits}
     told, best, kept = [], 0.0, network.state_dict()
     for number in range(rounds):
         recipe = Joint(weights, epochs=1, rate=RATE * 0.5**number)
@@ -93,12 +93,12 @@ def teach(network: off.Network, specs: dict[str, str], alone: bool, rounds: int)
 
 
 def network_of(specs: dict[str, str], words: int, cache: Path, layers: int, alone: bool, rounds: int) -> off.Network:
-    """A network with exits, or (alone) one whose last exit was all that was taught; from the cache or taught now."""
-    place = cache / f"sst2-{layers}-{'alone' if alone else 'exits'}"
-    if not place.exists():
-        network = untaught(layers, words, off.rows(specs["dev"]).take(np.arange(8)).x, 0)
-        print(f"teaching {place.name}", flush=True)
-        told = teach(network, specs, alone, rounds)
-        off.save(network, place)
-        (cache / f"{place.name}.json").write_text(json.dumps(told))
-    return off.load(place, Encoder(words, layers).eval())
+    """A network with exits, or (alone) one whose last exit was all that was trained; from the cache or trained now."""
+    path = cache / f"sst2-{layers}-{'alone' if alone else 'exits'}"
+    if not path.exists():
+        network = untrained(layers, words, off.rows(specs["dev"]).take(np.arange(8)).x, 0)
+        print(f"training {path.name}", flush=True)
+        told = train_model(network, specs, alone, rounds)
+        off.save(network, path)
+        (cache / f"{path.name}.json").write_text(json.dumps(told))
+    return off.load(path, Encoder(words, layers).eval())

@@ -35,7 +35,7 @@ def show_figures(found: dict[str, Any], console: Console) -> None:
     table = Table("answers by", "cost", "accuracy, all 872", "accuracy, second half", title="Exits, and networks alone")
     named = {f"exit {name}": one for name, one in found["exits"].items()}
     for name, one in (
-        named | {f"{layers} layers, taught alone": one for layers, one in found["static"].items()}
+        named | {f"{layers} layers, trained alone": one for layers, one in found["static"].items()}
     ).items():
         table.add_row(name, f"{one['cost']:.3f}", f"{one['all']:.1%}", f"{one['test']:.1%}")
     console.print(table)

@@ -1,4 +1,4 @@
-"""The texts of benchmarks/sst2.py: what teaches, what is held out, and the words that are told apart."""
+"""The texts of benchmarks/sst2.py: what trains, what is held out, and the words that are told apart."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import random
 from pathlib import Path
 
-SHORT, LONG, LONGEST, HELD = 16, 32, 48, 500  # words of phrases that teach, and of any text; sentences held out
+SHORT, LONG, LONGEST, HELD = 16, 32, 48, 500  # words of phrases that train, and of any text; sentences held out
 Row = tuple[str, str]  # label, text
 
 
@@ -22,7 +22,7 @@ def write(file: Path, rows: list[Row]) -> None:
 
 
 def chosen(data: Path, count: tuple[int, int]) -> tuple[list[Row], list[Row], list[Row]]:
-    """Short and long phrases that teach, and held-out sentences none of whose phrases is among those.
+    """Short and long phrases that train, and held-out sentences none of whose phrases is among those.
 
     Nor is a text of dev.tsv. Every text counts once.
     """

@@ -89,7 +89,7 @@ def over_halves(
         try:
             plan = off.calibrate(trace[rows], risk=risk, at_most=level)
         except NoSafePlan as nothing:
-            plan = off.Plan.by_hand(dict.fromkeys(trace.chain.gates, ENDED))
+            plan = off.Plan.by_hand(dict.fromkeys(trace.topology.gates, ENDED))
             certified = 0.0
             said = said or str(nothing)
         if number == 0:
@@ -140,7 +140,7 @@ def main() -> None:
         torch.save(net.state_dict(), kept)
     trace = off.record(net, specs["dev"], timed=False, progress=False)
     lengths = every.x["attention_mask"].sum(1)
-    plain = off.Plan.by_hand(dict.fromkeys(trace.chain.gates, ENDED))
+    plain = off.Plan.by_hand(dict.fromkeys(trace.topology.gates, ENDED))
     middle = len(trace) // 2
     results: dict[str, Any] = {
         "settings": {"chunk": args.chunk, "seed": args.seed, "words": words, "mean length": float(lengths.mean())},
@@ -149,9 +149,9 @@ def main() -> None:
         "thresholds": {},
     }
     for threshold in (0.8, 0.9, 0.95, 0.98, 0.99, 0.995):
-        plan = off.Plan.by_hand(dict.fromkeys(trace.chain.gates, threshold))
+        plan = off.Plan.by_hand(dict.fromkeys(trace.topology.gates, threshold))
         results["thresholds"][threshold] = measured(trace, plan, lengths, args.chunk)
-    plan = off.Plan.by_hand(dict.fromkeys(trace.chain.gates, 0.95))
+    plan = off.Plan.by_hand(dict.fromkeys(trace.topology.gates, 0.95))
     batch = {name: torch.as_tensor(value) for name, value in every.x.items()}
     run, replay = off.run(net, plan, batch), trace.replay(plan)
     results["run other than replay"] = int((run.exit.numpy() != replay.exit).sum())

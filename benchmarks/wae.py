@@ -36,12 +36,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import offramp as off
-from offramp.contracts import Lesson, Phase, Recipe, View
+from offramp.contracts import Phase, Recipe, TrainingBatch, TrainingOutputs
 from offramp.models.resnet50 import resnet50
 from offramp.models.wae import Wae, wae_resnet50, wae_vgg16
 
 # Internal: a network of one node, for models that have no exits.
-from offramp.networks.members import BACKBONE, Rung
+from offramp.networks.members import BACKBONE, ModelSpec
 
 # Internal: the plain network itself.
 from offramp.networks.network import plain_network
@@ -113,9 +113,9 @@ class Plain(Recipe):
                 found.append(Phase(name, parameters, epochs, sgd, falling))
         return found
 
-    def loss(self, view: View, lesson: Lesson) -> Tensor:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Tensor:
         """Cross-entropy of the last exit."""
-        return cross_entropy(view.logits[view.network.chain.exits[-1]], lesson.labels())
+        return cross_entropy(outputs.logits[outputs.network.topology.exits[-1]], batch.labels())
 
 
 def falling(optimizer: torch.optim.Optimizer, steps: int) -> Any:
@@ -133,7 +133,7 @@ def variant(name: str, data: Path, epochs: list[int]) -> tuple[off.Network, Reci
     if name.startswith("down"):
         side = 18 if name == "down18" else 16
         small = Resized(model, side).eval()
-        return plain_network(small, Rung(BACKBONE), preprocess), Plain(classes, joint)
+        return plain_network(small, ModelSpec(BACKBONE), preprocess), Plain(classes, joint)
     transform = "wavelet" if name == "wavelet" else "encoder"
     half = off.wae(model, torch.zeros(2, 3, 32, 32), transform=transform)
     net = off.cut(half, example, at=half.cuts, exits="own", preprocess=preprocess)
@@ -154,8 +154,8 @@ def place_of(name: str, args: argparse.Namespace) -> Path:
 def train(args: argparse.Namespace) -> None:
     """Train the variants that are not there yet, and go on with one that was stopped."""
     for name in args.only or VARIANTS:
-        place = place_of(name, args)
-        done = place / "done.pt"
+        path = place_of(name, args)
+        done = path / "done.pt"
         if done.exists():
             continue
         torch.manual_seed(args.seed)
@@ -171,22 +171,22 @@ def train(args: argparse.Namespace) -> None:
             batch_size=128,
             seed=args.seed,
             augment="crop_flip",
-            folder=place,
-            resume=(place / "checkpoint").exists(),
+            folder=path,
+            resume=(path / "checkpoint").exists(),
         )
-        (place / "history.json").write_text(json.dumps([vars(epoch) for epoch in history.epochs]))
+        (path / "history.json").write_text(json.dumps([vars(epoch) for epoch in history.epochs]))
         torch.save(net.state_dict(), done)
         print(f"{name}\n{history}", flush=True)
 
 
 def trace_of(name: str, args: argparse.Namespace) -> tuple[off.Network, off.Trace] | None:
     """A trained variant and its trace on test rows 1,000-9,999; None for one that is not trained."""
-    place = place_of(name, args)
-    if not (place / "done.pt").exists():
+    path = place_of(name, args)
+    if not (path / "done.pt").exists():
         return None
     net, _ = variant(name, args.data, args.epochs)
-    net.load_state_dict(torch.load(place / "done.pt", weights_only=True))
-    file = place / "trace.npz"
+    net.load_state_dict(torch.load(path / "done.pt", weights_only=True))
+    file = path / "trace.npz"
     if not file.exists():
         rows = f"cifar10:{args.data / 'cifar10'}[1000:10000]"
         off.record(net.eval(), rows, timed=False).save(file)
@@ -202,7 +202,7 @@ def show(args: argparse.Namespace) -> None:
     raw = torch.as_tensor(np.asarray(rows))
     x = preprocess(raw)
     plain = off.make_model(SPEC, args.data / "weights" / "cifar10_resnet56.safetensors")
-    whole = plain_network(plain, Rung(BACKBONE), preprocess)
+    whole = plain_network(plain, ModelSpec(BACKBONE), preprocess)
     file = args.cache / "wae-resnet56.npz"
     if not file.exists():
         args.cache.mkdir(parents=True, exist_ok=True)
@@ -241,7 +241,7 @@ def accuracies(trace: off.Trace) -> dict[str, Any]:
     """Of every exit on test rows 5,000-9,999."""
     label = trace.columns["label"][FIGURES]
     found: dict[str, Any] = {}
-    for name in trace.chain.exits:
+    for name in trace.topology.exits:
         answer = trace.columns[f"answer/{name}"][FIGURES]
         found[name] = float((answer == label).mean())
     return found
@@ -251,7 +251,7 @@ def lazy(net: off.Network, trace: off.Trace, raw: Tensor, repeats: int) -> dict[
     """A certified plan with the high branch where head A is not sure, and what it saves."""
     plan = off.calibrate(trace[CALIBRATION], risk="accuracy_gap", at_most=0.005)
     figures = trace[FIGURES].evaluate(plan)
-    whole = off.Plan.never_leave(net.chain)
+    whole = off.Plan.never_leave(net.topology)
     engine = off.open(net, plan)
     always = off.open(net, whole)
     calls = {"lazy": partial(engine, raw), "always": partial(always, raw)}

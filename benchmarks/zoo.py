@@ -69,12 +69,12 @@ def checked(net: Any, model: Any, example: Any) -> dict[str, Any]:
     """The figures of a model that was cut."""
     from zoo_figures import apart, dropped, free_length, legal, without_gradient
 
-    found = {"cuts": list(net.chain.gates), "legal": legal(model, example)}
+    found = {"cuts": list(net.topology.gates), "legal": legal(model, example)}
     found["apart"], found["exact"] = apart(net, model, example, BATCHES)
     found["dropped"], found["left"] = dropped(net, example)
     found["without"] = without_gradient(net, model, example)
     if isinstance(example, dict) and "input_ids" in example:
-        found["length"] = free_length(model, example, net.chain.gates)
+        found["length"] = free_length(model, example, net.topology.gates)
     return found
 
 

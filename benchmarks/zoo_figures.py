@@ -49,7 +49,7 @@ def distance(one: Tensor, other: Tensor) -> float:
 
 def apart(net: Any, model: nn.Module, example: Any, batches: tuple[int, ...]) -> tuple[float, bool]:
     """Largest difference between the pieces and the eager model, exits included; whether all logits are the same."""
-    runner, worst, exact = off.open(net, Plan.never_leave(net.chain)), 0.0, True
+    runner, worst, exact = off.open(net, Plan.never_leave(net.topology)), 0.0, True
     for count in batches:
         x = some(example, slice(0, count))
         with torch.no_grad():

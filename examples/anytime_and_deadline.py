@@ -19,7 +19,7 @@ plan = off.Plan.by_hand({"small": 1.0})  # leave at a margin of 1: set by hand, 
 runner = off.open(net, plan, timing_rows=x)  # every part is timed, for deadlines
 
 for answers in runner.anytime(x):
-    print("anytime:", answers.logits.shape, "from", net.chain.exits[int(answers.exit[0])])
+    print("anytime:", answers.logits.shape, "from", net.topology.exits[int(answers.exit[0])])
 
 for deadline_ms in (0.0, 10_000.0):  # none at all, and all the time in the world
     why = runner(x, deadline_ms=deadline_ms).reasons()

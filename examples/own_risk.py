@@ -27,27 +27,27 @@ risk = off.Risk("brier_rise", -2.0, 2.0, needs_labels=True, zero_at_reference=Tr
 class FirstHalf(nn.Module):
     """The best linear rule on the first half of the features: half the work."""
 
-    def __init__(self, centres: torch.Tensor) -> None:
+    def __init__(self, centers: torch.Tensor) -> None:
         super().__init__()
-        self.rule = best_rule(centres[:, :8])
+        self.rule = best_rule(centers[:, :8])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.rule(x[:, :8])
 
 
-def best_rule(centres: torch.Tensor) -> nn.Linear:
-    """Bayes' rule for equally likely unit Gaussians around the centres [C, F]."""
-    rule = nn.Linear(centres.shape[1], len(centres))
+def best_rule(centers: torch.Tensor) -> nn.Linear:
+    """Bayes' rule for equally likely unit Gaussians around the centers [C, F]."""
+    rule = nn.Linear(centers.shape[1], len(centers))
     with torch.no_grad():
-        rule.weight.copy_(centres)
-        rule.bias.copy_(-0.5 * centres.square().sum(1))
+        rule.weight.copy_(centers)
+        rule.bias.copy_(-0.5 * centers.square().sum(1))
     return rule
 
 
-centres = torch.randn(5, 16)
+centers = torch.randn(5, 16)
 y = torch.randint(5, (6000,))
-x = centres[y] + torch.randn(6000, 16)
-net = off.ladder({"narrow": FirstHalf(centres), "wide": best_rule(centres)}).eval()
+x = centers[y] + torch.randn(6000, 16)
+net = off.ladder({"narrow": FirstHalf(centers), "wide": best_rule(centers)}).eval()
 trace = off.record(net, (x.numpy(), y.numpy()), timed=False, progress=False)
 plan = off.calibrate(trace[:4000], risk=risk, at_most=0.02)
 print(plan)

@@ -21,21 +21,21 @@ class Scale(nn.Module):
         return x.float() / 16
 
 
-def teach(model: nn.Module, epochs: int) -> nn.Module:
+def train_model(model: nn.Module, epochs: int) -> nn.Module:
     """Plain training; bring your own."""
-    optimiser = torch.optim.Adam(model.parameters(), 3e-3)
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(epochs):
         for batch in train.batches(50):
             x, y = Scale()(torch.as_tensor(batch.x)), torch.as_tensor(batch.y)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
-            optimiser.step()
+            optimizer.step()
     return model.eval()
 
 
-small = teach(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), epochs=10)
+small = train_model(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), epochs=10)
 convolutions = (nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
-large = teach(nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(1024, 10)), epochs=15)
+large = train_model(nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(1024, 10)), epochs=15)
 
 net = off.ladder({"small": (small, Scale()), "large": (large, Scale())}).eval()
 trace = off.record(net, held_out, timed=False, progress=False)
@@ -45,5 +45,5 @@ print(plan)
 x = torch.as_tensor(next(test.batches(8)).x)
 answers = off.run(net, plan, x)
 print("answers", answers.logits.argmax(1).tolist())
-print("left at", [net.chain.exits[place] for place in answers.exit.tolist()])
+print("left at", [net.topology.exits[index] for index in answers.exit.tolist()])
 print(off.record(net, test, timed=False, progress=False).evaluate(plan))

@@ -36,10 +36,10 @@ def data_dir(request: pytest.FixtureRequest) -> Path:
     given = request.config.getoption("--data")
     if given is None:
         pytest.skip("needs real data: pytest --data=DIR")
-    place = Path(given).resolve()
-    if not (place / "cifar10").is_dir():
-        pytest.skip(f"{place} holds no cifar10/")
-    return place
+    path = Path(given).resolve()
+    if not (path / "cifar10").is_dir():
+        pytest.skip(f"{path} holds no cifar10/")
+    return path
 
 
 @pytest.hookimpl(trylast=True)
@@ -60,10 +60,10 @@ def nothing_trained() -> None:
 @pytest.fixture(scope="session", autouse=True)
 def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Graphs that tests keep on disk, and no graph of the user's."""
-    place = tmp_path_factory.mktemp("cache")
+    path = tmp_path_factory.mktemp("cache")
     before = os.environ.get("XDG_CACHE_HOME")
-    os.environ["XDG_CACHE_HOME"] = str(place)
-    yield place / "offramp"
+    os.environ["XDG_CACHE_HOME"] = str(path)
+    yield path / "offramp"
     if before is None:
         del os.environ["XDG_CACHE_HOME"]
     else:
@@ -72,13 +72,13 @@ def cache_of_their_own(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pat
 
 @pytest.fixture
 def two() -> Network:
-    """A ladder of two rungs on rows [B, 4], three classes."""
+    """A ladder of two members on rows [B, 4], three classes."""
     return ladder_of(2)
 
 
 @pytest.fixture
 def three() -> Network:
-    """A ladder of three rungs on rows [B, 4], three classes."""
+    """A ladder of three members on rows [B, 4], three classes."""
     return ladder_of(3)
 
 

@@ -40,7 +40,7 @@ def test_the_drawing_is_true(name):
 
 
 def test_builtin_parents_are_said():
-    for name, kind in (("BadInput", ValueError), ("MissingExtra", ImportError)):
+    for name, kind in (("InvalidArgument", ValueError), ("MissingExtra", ImportError)):
         assert issubclass(CLASSES[name], kind)
         assert kind.__name__ in (errors.__doc__ or "")
 

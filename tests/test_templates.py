@@ -29,12 +29,12 @@ def built():
 
 def test_their_shapes():
     high_low, cascade, chain, hierarchy = built()
-    assert high_low.chain.node("capacity").successors == ("low", "high")
-    assert cascade.chain.exits == ("exit1", "exit2", "stage3")
-    assert chain.chain.node("link1").successors == ("link2", "link1-light", "link1-heavy")
-    assert len(chain.chain.paths["head"]) == 9
-    assert hierarchy.chain.exits == ("animals-few", "animals-many", "things-one")
-    assert hierarchy.chain.gates == ("group", "animals")
+    assert high_low.topology.node("capacity").successors == ("low", "high")
+    assert cascade.topology.exits == ("exit1", "exit2", "stage3")
+    assert chain.topology.node("link1").successors == ("link2", "link1-light", "link1-heavy")
+    assert len(chain.topology.paths["head"]) == 9
+    assert hierarchy.topology.exits == ("animals-few", "animals-many", "things-one")
+    assert hierarchy.topology.gates == ("group", "animals")
 
 
 @pytest.mark.parametrize("recipe", ["d2nn?warm=1&epochs=1", "gumbel?warm=1&epochs=1"])

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from offramp.comparing.writing import compare as compare
     from offramp.data.rows import rows as rows
     from offramp.deploy.exporting import export as export
-    from offramp.fitting.teaching import fit as fit
+    from offramp.fitting.training import fit as fit
     from offramp.guarantees.bounds import rows_needed as rows_needed
     from offramp.guarantees.risks import Risk as Risk
     from offramp.models.wae import wae as wae
@@ -82,7 +82,7 @@ _HOMES = {
     "convert": "building.converting",
     "cut": "building.cutting",
     "export": "deploy.exporting",
-    "fit": "fitting.teaching",
+    "fit": "fitting.training",
     "inspect": "building.inspecting",
     "halting": "building.halting",
     "ladder": "building.cutting",

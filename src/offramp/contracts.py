@@ -4,10 +4,10 @@
               (`Pools` and `Hands` are what an exit may do besides: pool first, hand on more than its answer)
     Gate      a score per row, to leave or go on   off.cut(model, gate=...), net.with_gates({node: gate})
     Seen      what an exit or a gate looks at      the argument of both
-    Recipe    a way to teach                       off.fit(net, data, recipe=...)
-    Phase     a stretch of teaching                what a recipe's `phases` gives
-    View      what a recipe looks at               an argument of a recipe's `loss`
-    Lesson    the labels that come with it         an argument of a recipe's `loss`
+    Recipe    a way to train                       off.fit(net, data, recipe=...)
+    Phase     a stretch of training                what a recipe's `phases` gives
+    TrainingOutputs   what a recipe looks at       an argument of a recipe's `loss`
+    TrainingBatch     the labels that come with it an argument of a recipe's `loss`
     Layer     a cheaper substitute for a layer     within your model; files on the shelf `layers`
     LayerCost what a layer costs                   what a layer's `cost` gives
     Engine    what runs segments                   a file on the shelf `engines`
@@ -31,11 +31,11 @@ if TYPE_CHECKING:
     from offramp.networks.nodes import Gate as Gate
     from offramp.networks.nodes import Hands as Hands
     from offramp.networks.nodes import Seen as Seen
-    from offramp.networks.recipe import Lesson as Lesson
     from offramp.networks.recipe import Phase as Phase
     from offramp.networks.recipe import Pools as Pools
     from offramp.networks.recipe import Recipe as Recipe
-    from offramp.networks.recipe import View as View
+    from offramp.networks.recipe import TrainingBatch as TrainingBatch
+    from offramp.networks.recipe import TrainingOutputs as TrainingOutputs
     from offramp.runtime.engine import Engine as Engine
 
 _HOMES = {
@@ -45,13 +45,13 @@ _HOMES = {
     "Hands": "networks.nodes",
     "Layer": "networks.layer",
     "LayerCost": "networks.layer",
-    "Lesson": "networks.recipe",
+    "TrainingBatch": "networks.recipe",
     "Phase": "networks.recipe",
     "Pools": "networks.recipe",
     "Recipe": "networks.recipe",
     "Risk": "guarantees.risks",
     "Seen": "networks.nodes",
-    "View": "networks.recipe",
+    "TrainingOutputs": "networks.recipe",
 }
 
 __all__ = sorted(_HOMES)

@@ -11,7 +11,7 @@
     │   └── NewerSchema      written by a newer offramp
     ├── Mismatch             a plan or trace of another network, engine or precision
     ├── StaleRunner          the network changed under a Runner
-    ├── Diverged             a loss that is not finite while a network is taught
+    ├── Diverged             a loss that is not finite while a network is trained
     ├── NoSafePlan           no plan keeps the promise on these rows
     ├── MemberUnavailable    a member of a ladder that runs elsewhere did not answer
     └── MissingExtra         an optional dependency is not installed (also an ImportError)
@@ -125,7 +125,7 @@ class StaleRunner(OfframpError):
 
 
 class Diverged(OfframpError):
-    """A loss became NaN or infinite; `step` is the optimiser step of the phase."""
+    """A loss became NaN or infinite; `step` is the optimizer step of the phase."""
 
     def __init__(self, message: str, *, step: int) -> None:
         super().__init__(message)

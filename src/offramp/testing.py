@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from offramp.fitting.teaching import fit
+from offramp.fitting.training import fit
 from offramp.networks.inputs import State
 from offramp.networks.layer import Layer, dense_cost
-from offramp.networks.network import LOGITS, SCORE, Network, Part
+from offramp.networks.network import LOGITS, SCORE, EngineStage, Network
 from offramp.networks.nodes import Exit, Gate, Hands, Seen, answer, grade
 from offramp.networks.recipe import Pools, Recipe, pooled_by
 from offramp.plans.schedule import full_schedule
@@ -35,7 +35,7 @@ from offramp.runtime.engine import Engine
 TOLERANCE = 1e-5  # kernels depend on the batch size: a score may move in its last bits
 ROWS = 16  # of a batch, where recipes are checked
 
-Rows = Callable[[Seen], Tensor]  # what is checked: scores or logits, one per row
+RowFunction = Callable[[Seen], Tensor]  # what is checked: scores or logits, one per row
 
 
 def example_seen(
@@ -100,8 +100,8 @@ def check_exit(exit_: Exit, seen: Seen, rebuild: Callable[[Mapping[str, Any]], E
 def check_engine(engine: Engine, network: Network, x: Tensor) -> None:
     """An engine says what it is, its parts give what the network gives, for any batch, and say truly what they read."""
     check_said(engine)
-    schedule = full_schedule(network.chain)
-    parts: Sequence[Part] = engine.open(network, schedule, network.device())
+    schedule = full_schedule(network.topology)
+    parts: Sequence[EngineStage] = engine.open(network, schedule, network.device())
     names = [part.name for part in parts]
     assert names == [*schedule.index], "the engine must give one part per stage, in their order"
     for rows in (x, x[:1], x[torch.arange(len(x) - 1, -1, -2)]):
@@ -134,7 +134,7 @@ def check_layer(
     for key, value in dense.state_dict().items():
         assert torch.equal(value, before[key]), f"from_layer changed {key!r} of what it replaces; copy it"
     shared = {value.data_ptr() for value in dense.parameters()} & {value.data_ptr() for value in layer.parameters()}
-    assert not shared, "it shares weights with what it replaces: teaching one would teach the other"
+    assert not shared, "it shares weights with what it replaces: training one would train the other"
     assert not any(part.training for part in layer.modules()), "it must be in the mode of what it replaces, eval mode"
     seen = Seen(torch.randn(ROWS, *shape, generator=draw), {})
     with torch.no_grad():
@@ -163,7 +163,7 @@ def check_cost(layer: Layer, shape: Sequence[int]) -> None:
 def check_said(engine: Engine) -> None:
     """What an engine says of itself has the types of the contract, and is the same when it is asked again."""
     assert isinstance(engine, Engine), f"{engine!r} is no offramp.contracts.Engine"
-    marks, learned = engine.marks(), engine.learned
+    marks, training_rows = engine.marks(), engine.trained_on
     texts = isinstance(marks, list) and all(isinstance(mark, str) for mark in marks)
     assert texts, f"marks() gave {marks!r}, expected a list of texts"
     version = engine.version()
@@ -173,26 +173,26 @@ def check_said(engine: Engine) -> None:
     assert first == again, "its identity differs from call to call; a plan is held against it"
     for name, flag in (("compiles", engine.compiles), ("own_threads", engine.own_threads)):
         assert isinstance(flag, bool), f"{name} is {flag!r}, expected True or False"
-    digests = learned is None or (isinstance(learned, np.ndarray) and learned.dtype == np.uint64)
-    assert digests, f"learned is {learned!r}, expected digests of rows (uint64) or None"
+    digests = training_rows is None or (isinstance(training_rows, np.ndarray) and training_rows.dtype == np.uint64)
+    assert digests, f"trained_on is {training_rows!r}, expected digests of rows (uint64) or None"
 
 
 def check_bare(engine: Engine, network: Network, rows: State) -> None:
     """The bare call of a network's only node runs, and again: it is the baseline of every timing."""
-    call = engine.bare(network, full_schedule(network.chain), rows)(rows)
+    call = engine.bare(network, full_schedule(network.topology), rows)(rows)
     assert callable(call), "bare() must give a function of inputs that returns the call to time"
     call()
     call()
 
 
 def check_recipe(make: Callable[[], Recipe], network_of: Callable[[], Network], data: Any, folder: Path) -> None:
-    """All that a recipe must do: `make` gives it, `network_of` the same seeded and untaught network every time.
+    """All that a recipe must do: `make` gives it, `network_of` the same seeded and untrained network every time.
 
     data: a toy set (x, y) that the network can learn. folder: a new one, for checkpoints.
     """
     net = network_of()
-    check_what_is_taught(make(), net, data)
-    assert not net.untaught(), f"the recipe left {net.untaught()} as they were; every exit must be taught"
+    check_what_is_trained(make(), net, data)
+    assert not net.untrained(), f"the recipe left {net.untrained()} as they were; every exit must be trained"
     net = check_learns(make, network_of, data)  # the one before was prepared twice, the first time without a seed
     again, after = network_of(), [network_of(), network_of()]
     history = fit(again, data, recipe=make(), batch_size=ROWS, progress=False)
@@ -202,10 +202,10 @@ def check_recipe(make: Callable[[], Recipe], network_of: Callable[[], Network], 
         check_resumes(make, other, again, data, folder / str(steps), steps)
 
 
-def check_what_is_taught(recipe: Recipe, network: Network, data: Any) -> None:
+def check_what_is_trained(recipe: Recipe, network: Network, data: Any) -> None:
     """Every loss is finite; parameters outside the phases, and all modes and wishes for gradients, stay."""
     recipe.prepare(network)
-    taught = {id(value) for phase in recipe.phases(network) for value in phase.parameters}
+    trained = {id(value) for phase in recipe.phases(network) for value in phase.parameters}
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
     wishes = {name: value.requires_grad for name, value in network.named_parameters()}
     history = fit(network, data, recipe=recipe, batch_size=ROWS, progress=False)
@@ -213,22 +213,22 @@ def check_what_is_taught(recipe: Recipe, network: Network, data: Any) -> None:
     assert figures, "the history is empty; a recipe must report what it minimises"
     assert all(map(math.isfinite, figures)), f"a figure in the history is not finite: {figures}"
     for name, value in network.named_parameters():
-        kept = id(value) in taught or torch.equal(value, before[name])
+        kept = id(value) in trained or torch.equal(value, before[name])
         assert kept, f"parameter {name!r} changed and is in no phase"
         assert value.requires_grad == wishes[name], f"fit left requires_grad of {name!r} changed"
     assert not any(part.training for part in network.modules()), "the network was left in training mode"
 
 
 def check_learns(make: Callable[[], Recipe], network_of: Callable[[], Network], data: Any) -> Network:
-    """Each taught exit answers more of the toy set right than before, or nine in ten. Returns the taught network."""
+    """Each trained exit answers more of the toy set right than before, or nine in ten. Returns the trained network."""
     x, y = data
     before, after = network_of(), network_of()
     fit(after, data, recipe=make(), batch_size=ROWS, progress=False)
     with torch.no_grad():
-        for label, one, other in zip(after.chain.exit_labels, before(x), after(x), strict=True):
-            name = label if label in after.chain.exits else label.rpartition("#")[0]
+        for label, one, other in zip(after.topology.exit_labels, before(x), after(x), strict=True):
+            name = label if label in after.topology.exits else label.rpartition("#")[0]
             old, new = ((logits.argmax(1) == torch.as_tensor(y)).float().mean().item() for logits in (one, other))
-            if name in before.untaught():
+            if name in before.untrained():
                 assert new > old or new > 0.9, f"exit {name!r} answered {old:.0%} right before and {new:.0%} after"
     return after
 
@@ -290,25 +290,25 @@ def check_float(got: Tensor, what: str) -> None:
     assert got.dtype == torch.float32, f"{what} are {got.dtype}, expected torch.float32 for float32 logits"
 
 
-def check_subset_invariance(call: Rows, seen: Seen) -> None:
+def check_subset_invariance(call: RowFunction, seen: Seen) -> None:
     """What a row gets does not depend on its batch-mates: it gets the same in half the batch, and alone."""
     whole = call(seen)
     for rows in (torch.arange(0, len(whole), 2), torch.arange(1)):
         check_close(call(taken(seen, rows)), whole[rows], "the values of a row in its batch and in a part of it")
 
 
-def check_permutation_invariance(call: Rows, seen: Seen) -> None:
+def check_permutation_invariance(call: RowFunction, seen: Seen) -> None:
     """Shuffling the batch shuffles what it gets."""
     rows = torch.randperm(len(seen.features), generator=torch.Generator().manual_seed(1))
     check_close(call(taken(seen, rows)), call(seen)[rows], "the values of a batch and of the same rows shuffled")
 
 
-def check_determinism(call: Rows, seen: Seen) -> None:
+def check_determinism(call: RowFunction, seen: Seen) -> None:
     """Twice the same batch, twice the same."""
     assert torch.equal(call(seen), call(seen)), "the same batch gave two different results; it may not draw at random"
 
 
-def check_state_is_kept(part: nn.Module, call: Rows, seen: Seen) -> None:
+def check_state_is_kept(part: nn.Module, call: RowFunction, seen: Seen) -> None:
     """Calling it changes neither it nor what it looked at."""
     before, state = copy.deepcopy(seen), copy.deepcopy(part.state_dict())
     modes = [module.training for module in part.modules()]
@@ -320,7 +320,7 @@ def check_state_is_kept(part: nn.Module, call: Rows, seen: Seen) -> None:
         assert torch.equal(mine, old), "calling it changed the logits or features that it was given, in place"
 
 
-def check_rows_of_nan(call: Rows, seen: Seen) -> None:
+def check_rows_of_nan(call: RowFunction, seen: Seen) -> None:
     """A row of NaN or infinities breaks nothing, and leaves its batch-mates alone."""
     clean, bad = call(seen), taken(seen, torch.arange(len(seen.features)))
     for tensor in _tensors(bad):
@@ -330,7 +330,7 @@ def check_rows_of_nan(call: Rows, seen: Seen) -> None:
     check_close(call(bad)[others], clean[others], "the values of sound rows beside rows of NaN")
 
 
-def check_config(part: Gate | Exit, call: Rows, seen: Seen, rebuild: Callable[[Mapping[str, Any]], Any]) -> None:
+def check_config(part: Gate | Exit, call: RowFunction, seen: Seen, rebuild: Callable[[Mapping[str, Any]], Any]) -> None:
     """Its config is plain data with a name, goes through JSON, and makes the same thing again."""
     plain = json.loads(json.dumps(part.config()))
     assert isinstance(plain, dict), f"config() gave {plain!r}, expected a dict of plain data"
@@ -355,7 +355,7 @@ def taken(seen: Seen, rows: Tensor) -> Seen:
     return Seen(seen.features[rows], earlier, None if seen.own is None else seen.own[rows], inputs)
 
 
-def _check_rows(part: nn.Module, call: Rows, seen: Seen) -> None:
+def _check_rows(part: nn.Module, call: RowFunction, seen: Seen) -> None:
     check_determinism(call, seen)
     check_subset_invariance(call, seen)
     check_permutation_invariance(call, seen)

@@ -145,7 +145,7 @@ def test_tensors_without_plain_values_are_refused_everywhere(name):
         lambda: off.rows((odd, y)),
         lambda: off.rows((x, y.to("meta"))),
         lambda: off.cut(cut_of().backbone, odd, at=["stem"]),
-        lambda: off.fit(cut_of(taught=False), (odd, y), progress=False),
+        lambda: off.fit(cut_of(trained=False), (odd, y), progress=False),
     ):
         with pytest.raises(InvalidArgument) as problem:
             call()
@@ -156,8 +156,8 @@ def test_a_network_of_two_thousand_models_is_refused_before_any_is_built(tmp_pat
     body = read_json(GOLDEN / "network" / "network.json", "network", 1)[1]
     off.save(off.load(GOLDEN / "network"), tmp_path / "net")
     body["weights"] = digest_file(tmp_path / "net" / "weights.safetensors")
-    rung = body["rungs"][0]
-    body["rungs"] = [{**rung, "name": f"m{number}", "spec": "offramp:no_such_model"} for number in range(2000)]
+    member = body["rungs"][0]
+    body["rungs"] = [{**member, "name": f"m{number}", "spec": "offramp:no_such_model"} for number in range(2000)]
     write_json(tmp_path / "net" / "network.json", "network", 1, body)
     with pytest.raises(BadFile, match="2,000 models, expected at most 256"):
         off.load(tmp_path / "net")
@@ -169,7 +169,7 @@ def test_names_in_a_file_keep_the_rule_of_the_ladder(tmp_path, name):
     _, body = read_json(tmp_path / "net" / "network.json", "network", 1)
     body["rungs"][0]["name"] = name
     write_json(tmp_path / "net" / "network.json", "network", 1, body)
-    with pytest.raises(InvalidArgument, match="a rung is called"):
+    with pytest.raises(InvalidArgument, match="a member is called"):
         off.load(tmp_path / "net")
 
 

@@ -123,17 +123,17 @@ def state(folder: Path) -> dict[str, object]:
 def test_a_stranger_s_folder_is_refused_and_stays_as_it_is(tmp_path, name):
     if name == "a pipe" and not hasattr(os, "mkfifo"):
         pytest.skip("no pipes on this system")
-    place = tmp_path / "net"
-    STRANGERS[name](place)
+    index = tmp_path / "net"
+    STRANGERS[name](index)
     before = state(tmp_path)
     with pytest.raises(BadFile, match="net") as problem:
-        off.save(ladder_of(2), place)
+        off.save(ladder_of(2), index)
     assert str(problem.value).count("\n") == 0
     with pytest.raises(BadFile):
-        exporting.FOLDER.require_own(place)
+        exporting.FOLDER.require_own(index)
     if name != "a checkpoint":
         with pytest.raises(BadFile):
-            checkpoint.FOLDER.require_own(place)
+            checkpoint.FOLDER.require_own(index)
     assert state(tmp_path) == before
 
 
@@ -155,20 +155,20 @@ def test_new_empty_and_earlier_folders_are_replaced(tmp_path):
 
 
 def test_an_export_is_no_network_and_may_hold_what_python_compiled(tmp_path):
-    place = tmp_path / "f"
-    texts(run__py="1", plan__json="{}")(place)
-    (place / "0-small.onnx").touch()
+    path = tmp_path / "f"
+    texts(run__py="1", plan__json="{}")(path)
+    (path / "0-small.onnx").touch()
     body = {"files": {}, "parts": [{"file": "0-small.onnx"}], "one_file": None}
-    write_json(place / "manifest.json", "export", 2, body)
-    exporting.FOLDER.require_own(place)
-    (place / "__pycache__").mkdir()
-    (place / "__pycache__" / "run.cpython-311.pyc").touch()
-    exporting.FOLDER.require_own(place)
+    write_json(path / "manifest.json", "export", 2, body)
+    exporting.FOLDER.require_own(path)
+    (path / "__pycache__").mkdir()
+    (path / "__pycache__" / "run.cpython-311.pyc").touch()
+    exporting.FOLDER.require_own(path)
     with pytest.raises(BadFile, match="not written by offramp as a network"):
-        FOLDER.require_own(place)
-    (place / "1-other.onnx").touch()
+        FOLDER.require_own(path)
+    (path / "1-other.onnx").touch()
     with pytest.raises(BadFile, match=r"1-other\.onnx"):
-        exporting.FOLDER.require_own(place)
+        exporting.FOLDER.require_own(path)
 
 
 # Files

@@ -1,4 +1,4 @@
-"""Several processes: what they exchange, and that they record and teach what one process does."""
+"""Several processes: what they exchange, and that they record and train what one process does."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def network(gate="margin"):
     return net
 
 
-def taught(recipe, *, batch_size=15, **options):
+def trained(recipe, *, batch_size=15, **options):
     """The state and figures that a network ends with; 45 rows in three batches, which two processes halve unequally."""
     net = network("uncertainty" if isinstance(recipe, Objective) else "margin")
     given = {"recipe": recipe, "batch_size": batch_size, "development": DEVELOPMENT, "progress": False}
@@ -143,9 +143,9 @@ def test_processes_with_different_networks_are_refused():
     assert all("2 processes have different networks" in text for text in found), found
 
 
-def test_teaching_together_gives_the_weights_of_one_process():
+def test_training_together_gives_the_weights_of_one_process():
     """Models in training mode, batch norm and unequal shares included."""
-    same(together(lambda _: taught(Joint(epochs=2))), taught(Joint(epochs=2)), atol=1e-5)
+    same(together(lambda _: trained(Joint(epochs=2))), trained(Joint(epochs=2)), atol=1e-5)
 
 
 @pytest.mark.slow
@@ -154,11 +154,11 @@ def test_teaching_together_gives_the_weights_of_one_process():
 )
 def test_other_recipes_too(recipe):
     """What is solved, what reads pooled features, and what steps by itself."""
-    same(together(lambda _: taught(recipe)), taught(recipe), atol=1e-5)
+    same(together(lambda _: trained(recipe)), trained(recipe), atol=1e-5)
 
 
 def test_too_few_rows_for_a_share_in_each_are_refused():
-    found = together(lambda _: taught(Joint(epochs=1), batch_size=1))
+    found = together(lambda _: trained(Joint(epochs=1), batch_size=1))
     assert all("would hold 1 rows for 2 processes" in text for text in found), found
 
 
@@ -171,11 +171,11 @@ class Interrupted(Recipe):
     def phases(self, network) -> list[Phase]:
         return list(Joint(epochs=2).phases(network))
 
-    def loss(self, view, lesson):
-        if self._rank == 1 and lesson.step == self._at:
+    def loss(self, view, batch):
+        if self._rank == 1 and batch.step == self._at:
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)  # as a launcher passes on what the terminal said already
-        return Joint().loss(view, lesson)
+        return Joint().loss(view, batch)
 
     def config(self):
         return {}
@@ -183,9 +183,9 @@ class Interrupted(Recipe):
 
 @pytest.mark.slow
 def test_ctrl_c_on_one_stops_all_and_resume_goes_on(tmp_path):
-    found = together(lambda rank: taught(Interrupted(rank, 4), folder=tmp_path))
+    found = together(lambda rank: trained(Interrupted(rank, 4), folder=tmp_path))
     assert found == ["KeyboardInterrupt: "] * 2
     assert (tmp_path / "checkpoint" / "training.json").is_file()
-    resumed = together(lambda rank: taught(Interrupted(rank, -1), folder=tmp_path, resume=True))
-    same(resumed, taught(Interrupted(0, -1)), atol=1e-5)
+    resumed = together(lambda rank: trained(Interrupted(rank, -1), folder=tmp_path, resume=True))
+    same(resumed, trained(Interrupted(0, -1)), atol=1e-5)
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 3

@@ -29,9 +29,9 @@ def left(folder: Path) -> list[str]:
 
 def write_pair(folder: Path, value: int) -> None:
     """Two files with one value: a mixture of two folders shows."""
-    with replacing_folder(folder, own) as place:
+    with replacing_folder(folder, own) as path:
         for name in ("a", "b"):
-            write_json(place / f"{name}.json", "pair", 1, {"value": value})
+            write_json(path / f"{name}.json", "pair", 1, {"value": value})
 
 
 def pair(folder: Path) -> list[int]:
@@ -70,8 +70,8 @@ def test_an_interrupted_write_leaves_the_old_folder(tmp_path, error):
     write_pair(tmp_path / "net", 1)
 
     def interrupted():
-        with replacing_folder(tmp_path / "net", own) as place:
-            (place / "a.json").write_text("half")
+        with replacing_folder(tmp_path / "net", own) as path:
+            (path / "a.json").write_text("half")
             raise error
 
     with pytest.raises(error):
@@ -127,11 +127,11 @@ def test_a_rename_that_fails_gives_the_old_folder_back(tmp_path, monkeypatch):
 
 def test_an_unwritable_place(tmp_path):
     (tmp_path / "file").write_text("x")
-    for place in (tmp_path / "file" / "a.json", tmp_path / ("n" * 300)):
+    for index in (tmp_path / "file" / "a.json", tmp_path / ("n" * 300)):
         with pytest.raises(BadFile, match=r"cannot write .* may write to"):
-            write_json(place, "plan", 1, {})
+            write_json(index, "plan", 1, {})
         with pytest.raises(BadFile, match="cannot write"):
-            write_pair(place, 1)
+            write_pair(index, 1)
     assert left(tmp_path) == ["file"]
 
 
@@ -148,8 +148,8 @@ def test_what_was_put_into_the_folder_meanwhile_is_kept(tmp_path, way):
     write_pair(tmp_path / "net", 1)
 
     def meanwhile():
-        with replacing_folder(tmp_path / "net", own) as place:
-            write_json(place / "a.json", "pair", 1, {"value": 2})
+        with replacing_folder(tmp_path / "net", own) as path:
+            write_json(path / "a.json", "pair", 1, {"value": 2})
             (tmp_path / "net" / "notes.md").write_text("mine")
 
     with pytest.raises(BadFile, match=r"notes\.md"):
@@ -328,10 +328,10 @@ def test_writers_killed_at_random_moments(tmp_path, ways, count):
 
 
 def test_a_living_writer_is_left_alone(tmp_path):
-    with replacing_folder(tmp_path / "net", own) as place:
-        write_json(place / "a.json", "pair", 1, {"value": 1})
+    with replacing_folder(tmp_path / "net", own) as path:
+        write_json(path / "a.json", "pair", 1, {"value": 1})
         write_pair(tmp_path / "net", 2)  # removes what killed writers left, and this one is not among them
-        write_json(place / "b.json", "pair", 1, {"value": 1})
+        write_json(path / "b.json", "pair", 1, {"value": 1})
     assert pair(tmp_path / "net") == [1, 1]
     assert left(tmp_path) == ["net", "net/a.json", "net/b.json"]
 
@@ -384,7 +384,7 @@ def test_several_writers_at_once_all_succeed_and_a_reader_never_sees_a_mixture(t
     writers = [subprocess.Popen([*words, str(number)], stderr=subprocess.PIPE, text=True) for number in range(3)]
     seen = set()
     while any(writer.poll() is None for writer in writers):
-        one, other = read_whole(folder, lambda place: matched(pair(place)), own)
+        one, other = read_whole(folder, lambda index: matched(pair(index)), own)
         assert one == other
         seen.add(one)
     for writer in writers:

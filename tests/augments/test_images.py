@@ -32,7 +32,7 @@ def test_every_row_is_a_window_of_its_framed_image_or_of_the_windows_mirror():
             for left in range(2 * BORDER + 1)
             for mirror in (False, True)
         }
-        fits = [place for place, window in windows.items() if torch.equal(window, found[row])]
+        fits = [index for index, window in windows.items() if torch.equal(window, found[row])]
         assert fits
         places.add(fits[0])
     assert len(places) > 30

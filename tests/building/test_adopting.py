@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import offramp as off
-from offramp.errors import BadData, BadNetwork, InvalidArgument, UnknownName
+from offramp.errors import BadData, BadNetwork, InvalidArgument, StaleRunner, UnknownName
 
 CLASSES = 5
 
@@ -59,8 +59,8 @@ def own(gives: str = "list") -> Own:
 def test_every_exit_answers_as_it_did(gives):
     model = own(gives)
     net = off.adopt(model, images(), exits=NAMED if gives == "last" else None)
-    assert net.chain.exits == ("blocks.0", "blocks.1", "backbone")
-    assert net.untaught() == ()
+    assert net.topology.exits == ("blocks.0", "blocks.1", "backbone")
+    assert net.untrained() == ()
     with torch.no_grad():
         theirs = own()(images())
         for ours, expected in zip(net(images()), theirs, strict=True):
@@ -91,7 +91,7 @@ def test_rows_that_leave_skip_the_rest():
     left = int((answers.exit == 0).sum())
     assert 0 < left < 64
     assert trace.replay(plan).exit.tolist() == answers.exit.tolist()
-    macs = [trace.prices.plain(name, unit="macs", batch=1) for name in net.chain.exits]
+    macs = [trace.prices.plain(name, unit="macs", batch=1) for name in net.topology.exits]
     assert macs == sorted(macs)
     assert macs[0] < 0.3 * macs[-1]
     ran = trace.replay(plan).ran.sum(0).tolist()
@@ -123,17 +123,11 @@ def test_a_runner_notices_a_head_that_changes():
     runner(images())
     with torch.no_grad():
         net.backbone.heads[0][2].bias.add_(1.0)
-    with pytest.raises(off_error(), match="open again"):
+    with pytest.raises(StaleRunner, match="open again"):
         runner(images())
 
 
-def off_error() -> type[Exception]:
-    from offramp import errors
-
-    return next(kind for name, kind in vars(errors).items() if name in ("OpenAgain", "StaleRunner"))
-
-
-def test_it_is_calibrated_taught_and_exported(tmp_path):
+def test_it_is_calibrated_trained_and_exported(tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     net = off.adopt(own(), images())
@@ -154,7 +148,7 @@ def test_it_is_a_member_of_a_ladder():
     net = off.adopt(own(), images())
     large = nn.Sequential(nn.Flatten(), nn.Linear(192, CLASSES)).eval()
     stack = off.ladder({"own": net, "large": large})
-    assert stack.chain.exits == ("own/blocks.0", "own/blocks.1", "own", "large")
+    assert stack.topology.exits == ("own/blocks.0", "own/blocks.1", "own", "large")
     with torch.no_grad():
         for ours, theirs in zip(stack(images())[:3], net(images()), strict=True):
             torch.testing.assert_close(ours, theirs)
@@ -180,8 +174,8 @@ class Auxiliary(nn.Module):
 @pytest.mark.parametrize("last_first", [True, False])
 def test_the_last_answer_is_known_by_its_place_in_the_model(last_first):
     net = off.adopt(Auxiliary(last_first=last_first).eval(), images())
-    assert net.chain.exits == ("low", "backbone")
-    assert net.rungs[0].output == ("y/0" if last_first else "y/1")
+    assert net.topology.exits == ("low", "backbone")
+    assert net.members[0].output == ("y/0" if last_first else "y/1")
 
 
 class Sums(Own):

@@ -17,18 +17,18 @@ from small import dense, ladder_of, rows_of
 
 
 def test_names_and_order():
-    assert ladder([dense(0), dense(1), dense(2)]).chain.exits == ("rung1", "rung2", "rung3")
+    assert ladder([dense(0), dense(1), dense(2)]).topology.exits == ("member1", "member2", "member3")
     net = ladder({"a-1": dense(0), "b_2": (dense(1), None)}, sources={"a-1": "offramp:resnet20"})
-    assert net.chain.exits == ("a-1", "b_2")
-    assert [rung.spec for rung in net.rungs] == ["offramp:resnet20", None]
-    assert [node.successors for node in net.chain.nodes] == [("leave", "b_2"), ("leave",)]
+    assert net.topology.exits == ("a-1", "b_2")
+    assert [member.spec for member in net.members] == ["offramp:resnet20", None]
+    assert [node.successors for node in net.topology.nodes] == [("leave", "b_2"), ("leave",)]
 
 
 def test_nothing_is_copied_or_changed():
     models = [nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)).train(), dense(1)]
     before = copy.deepcopy([model.state_dict() for model in models])
     net = ladder(models, example=rows_of(8))
-    assert net.backbone["rung1"] is models[0]
+    assert net.backbone["member1"] is models[0]
     assert [model.training for model in models] == [True, False]
     for model, state in zip(models, before, strict=True):
         assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
@@ -43,14 +43,14 @@ def test_trained_models_make_a_network_that_can_be_used_at_once():
 
 
 def test_the_logits_are_those_of_the_models():
-    models, x = [dense(place) for place in range(3)], rows_of(6)
+    models, x = [dense(index) for index in range(3)], rows_of(6)
     for model, logits in zip(models, ladder(models)(x), strict=True):
         assert torch.equal(model(x), logits)
 
 
-def test_each_rung_has_a_front_of_its_own():
+def test_each_member_has_a_front_of_its_own():
     x = torch.randint(0, 256, (3, 1, 2, 2), dtype=torch.uint8)
-    flat = [nn.Sequential(nn.Flatten(), dense(place)).eval() for place in range(2)]
+    flat = [nn.Sequential(nn.Flatten(), dense(index)).eval() for index in range(2)]
     net = ladder([(flat[0], Preprocess()), (flat[1], Preprocess((0.5,), (0.1,)))]).eval()
     first, second = net(x)
     assert torch.equal(first, flat[0](x / 255))
@@ -58,22 +58,22 @@ def test_each_rung_has_a_front_of_its_own():
 
 
 def test_a_mean_is_the_log_of_mean_probabilities():
-    models, x = [dense(place) for place in range(3)], rows_of(6)
+    models, x = [dense(index) for index in range(3)], rows_of(6)
     probabilities = torch.stack([model(x).softmax(-1) for model in models])
-    for place, logits in enumerate(ladder(models, answer="mean")(x)):
-        torch.testing.assert_close(logits.exp(), probabilities[: place + 1].mean(0))
+    for index, logits in enumerate(ladder(models, answer="mean")(x)):
+        torch.testing.assert_close(logits.exp(), probabilities[: index + 1].mean(0))
 
 
-def test_a_gate_for_each_rung():
-    net = ladder([dense(0), dense(1), dense(2)], gate={"rung1": "max_prob", "rung2": lambda logits: logits[:, 0]})
-    assert net.gates["rung1"].config() == {"name": "max_prob"}
+def test_a_gate_for_each_member():
+    net = ladder([dense(0), dense(1), dense(2)], gate={"member1": "max_prob", "member2": lambda logits: logits[:, 0]})
+    assert net.gates["member1"].config() == {"name": "max_prob"}
     (_, _, _), (_, own, score), (_, _, none) = net.walk(rows_of(4))
     assert torch.equal(score, own[:, 0])
     assert none is None
 
 
 @pytest.mark.parametrize(
-    ("rungs", "options", "error", "says"),
+    ("members", "options", "error", "says"),
     [
         ([], {}, BadNetwork, "at least two"),
         ([dense(0)], {}, BadNetwork, "at least two"),
@@ -87,16 +87,21 @@ def test_a_gate_for_each_rung():
         ({"a": dense(0), "backbone": dense(1)}, {}, InvalidArgument, "meaning"),
         ([dense(0), dense(1)], {"answer": "median"}, InvalidArgument, "own"),
         ([dense(0), dense(1)], {"gate": "margn"}, UnknownName, "margin"),
-        ([dense(0), dense(1)], {"gate": {}}, InvalidArgument, "rung1"),
-        ([dense(0), dense(1)], {"gate": {"rung1": "margin", "rung2": "margin"}}, InvalidArgument, "none for the last"),
+        ([dense(0), dense(1)], {"gate": {}}, InvalidArgument, "member1"),
+        (
+            [dense(0), dense(1)],
+            {"gate": {"member1": "margin", "member2": "margin"}},
+            InvalidArgument,
+            "none for the last",
+        ),
         ([dense(0), dense(1, classes=5)], {"example": rows_of(2)}, BadNetwork, "classes"),
         ([dense(0), dense(1, classes=1)], {"example": rows_of(2)}, BadNetwork, "two classes"),
         ([nn.Identity(), nn.Flatten(0)], {"example": rows_of(2)}, BadNetwork, "logits"),
     ],
 )
-def test_what_is_refused(rungs, options, error, says):
+def test_what_is_refused(members, options, error, says):
     with pytest.raises(error, match=says):
-        ladder(rungs, **options)
+        ladder(members, **options)
 
 
 def test_check_classes():

@@ -25,10 +25,10 @@ def hooks(net: nn.Module) -> int:
 def test_nodes_are_named_after_the_cuts_in_the_order_in_which_they_run():
     model = stages()
     net = cut(model, images_of(2), at=["blocks.0", "stem"])
-    assert net.chain.exits == ("stem", "blocks.0", "backbone")
-    assert net.chain.gates == ("stem", "blocks.0")
-    assert [node.after for node in net.chain.nodes] == [(), ("stem",), ("blocks.0",)]
-    assert cut(model, images_of(2), at="stem").chain.exits == ("stem", "backbone")
+    assert net.topology.exits == ("stem", "blocks.0", "backbone")
+    assert net.topology.gates == ("stem", "blocks.0")
+    assert [node.after for node in net.topology.nodes] == [(), ("stem",), ("blocks.0",)]
+    assert cut(model, images_of(2), at="stem").topology.exits == ("stem", "backbone")
 
 
 def test_the_model_is_neither_copied_nor_changed():
@@ -54,8 +54,8 @@ def test_the_logits_are_those_of_exits_on_taps_and_of_the_model():
 
 def test_parts_of_about_equal_work():
     model = stages()
-    assert cut(model, images_of(2), parts=2).chain.exits == ("blocks.0", "backbone")
-    assert len(cut(model, images_of(2), parts=3).chain.exits) == 3
+    assert cut(model, images_of(2), parts=2).topology.exits == ("blocks.0", "backbone")
+    assert len(cut(model, images_of(2), parts=3).topology.exits) == 3
     for wrong in (1, 0, -3):
         with pytest.raises(InvalidArgument, match=f"n must be a whole number from 2 upward, got {wrong}"):
             cut(model, images_of(2), parts=wrong)
@@ -85,8 +85,8 @@ def test_gates_for_each_cut():
     assert [score is None for score in scores] == [False, False, True]
 
 
-def test_teaching_through_hooks():
-    net, x = cut_of(taught=False), images_of(6)
+def test_training_through_hooks():
+    net, x = cut_of(trained=False), images_of(6)
     net.backbone.requires_grad_(False)
     sum(logits.square().sum() for logits in net(x)[:-1]).backward()
     assert all(value.grad is not None for value in net.exits.parameters())
@@ -133,18 +133,18 @@ def test_inputs_of_every_kind(form, tmp_path):
         model.forward = lambda input: nn.Sequential.forward(model, input)
     net = moved(cut(model, x, at=["0" if form == "one name" else "first"], exits="linear"))
     trace = off.record(net, x if isinstance(x, dict) else dict(enumerate_names(x)), timed=False, progress=False)
-    plan = Plan.by_hand({net.chain.exits[0]: float(trace.columns[f"score/{net.chain.exits[0]}"].mean())})
+    plan = Plan.by_hand({net.topology.exits[0]: float(trace.columns[f"score/{net.topology.exits[0]}"].mean())})
     answers = off.run(net, plan, x)
     assert answers.exit.tolist() == trace.replay(plan).exit.tolist()
     assert 0 < answers.exit.sum() < 40
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", model)
-    assert again.rungs == net.rungs
+    assert again.members == net.members
     assert off.run(again, plan, x).exit.tolist() == answers.exit.tolist()
 
 
 def enumerate_names(parts):
-    return [(str(place), part) for place, part in enumerate(parts)]
+    return [(str(index), part) for index, part in enumerate(parts)]
 
 
 def test_a_front_is_part_of_the_first_segment(tmp_path):
@@ -171,7 +171,7 @@ def test_resnet20_behind_its_front():
         cut(resnet20().eval(), images, at=["layer1", "layer2"], preprocess=preprocess(), spec="offramp:resnet20")
     )
     trace = off.record(net, images.numpy(), timed=False, progress=False)
-    macs = [trace.columns[f"cost/segment/{name}"][0] for name in net.chain.exits]
+    macs = [trace.columns[f"cost/segment/{name}"][0] for name in net.topology.exits]
     assert sum(macs) == pytest.approx(40.55e6, rel=2e-3)
     assert net.exits["layer2"].features == 32 * 18
     never = Plan.by_hand({"layer1": float("inf"), "layer2": float("inf")})

@@ -125,9 +125,9 @@ def test_two_threads_on_a_runner_while_the_network_trains():
     for thread in threads:
         thread.start()
     running.wait()
-    optimiser = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     sum(logits.square().sum() for logits in net(x)).backward()  # reading alone disturbs nobody
-    optimiser.step()
+    optimizer.step()
     for thread in threads:
         thread.join(timeout=900)
     assert (len(ended), wrong) == (2, [])

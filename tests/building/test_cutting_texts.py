@@ -9,7 +9,7 @@ from torch import nn
 import offramp as off
 from offramp.errors import BadData, BadNetwork, InvalidArgument
 from offramp.exits.pooled import Pooled, linear_masked
-from offramp.fitting.looking import Looking, pooled_of
+from offramp.fitting.forward import TrainingForward, pooled_of
 from offramp.networks.nodes import Gate
 from offramp.networks.recipe import poolable
 from offramp.plans.plan import Plan
@@ -47,7 +47,7 @@ def test_the_answer_in_a_dataclass_is_found_by_name(net):
 
 
 def test_an_exit_may_read_a_mask(net):
-    assert [node.exit_reads for node in net.chain.nodes] == [("x/attention_mask",), ("x/attention_mask",), ()]
+    assert [node.exit_reads for node in net.topology.nodes] == [("x/attention_mask",), ("x/attention_mask",), ()]
     x = texts(5, 9, seed=2)
     with torch.no_grad():
         first = net(x)[0]
@@ -86,18 +86,18 @@ def test_it_is_stored_and_recorded(net, tmp_path):
     assert (off.run(net, plan, texts(20, 9, seed=4)).exit.numpy() == trace.replay(plan).exit).all()
 
 
-def test_it_is_taught_from_pooled_features():
+def test_it_is_trained_from_pooled_features():
     """What an exit makes of pooled features is what it makes of the text and its mask."""
     net = off.cut(encoder(), texts(6, 9), at=AT, exits="linear_masked")
     x, state = texts(5, 9, seed=6), {f"x/{name}": value for name, value in texts(5, 9, seed=6).items()}
     assert poolable(net) == (*AT, "backbone")
     with torch.no_grad():
-        looked = Looking(net)(pooled_of(net, state, poolable(net)), True)["logits"]
-        for name, logits in zip(net.chain.exits, net(x), strict=True):
+        looked = TrainingForward(net)(pooled_of(net, state, poolable(net)), True)["logits"]
+        for name, logits in zip(net.topology.exits, net(x), strict=True):
             torch.testing.assert_close(looked[name], logits)
     data = (texts(30, 9, seed=7), torch.arange(30) % CLASSES)
     off.fit(net, data, recipe="cross_entropy", progress=False)
-    assert not net.untaught()
+    assert not net.untrained()
 
 
 def test_gradients_reach_everything():
@@ -118,10 +118,10 @@ def test_a_mask_of_another_length_is_refused():
         off.cut(encoder(halves=True), texts(6, 9), at=["blocks.1"], exits="linear_masked")
 
 
-def test_a_cut_text_model_may_be_a_rung(net):
+def test_a_cut_text_model_may_be_a_member(net):
     small = off.cut(encoder(halves=True), texts(6, 9), at=["blocks.0"], exits="linear_masked")
     both = off.ladder({"small": small, "large": net}).eval()
-    assert both.chain.exits == ("small/blocks.0", "small", "large/blocks.0", "large/blocks.1", "large")
+    assert both.topology.exits == ("small/blocks.0", "small", "large/blocks.0", "large/blocks.1", "large")
     agrees(both, texts(6, 9, seed=5))
 
 
@@ -147,7 +147,7 @@ def test_the_length_is_made_again_from_what_is_carried(free):
 def test_any_length_is_stored(free, tmp_path):
     off.save(free, tmp_path / "net")
     again = off.load(tmp_path / "net", encoder(halves=True))
-    assert again.rungs == free.rungs
+    assert again.members == free.members
     agrees(again, texts(5, 14, seed=9))
 
 
@@ -162,7 +162,7 @@ def test_any_length_under_a_plan_with_a_probe(free):
 
 def test_texts_that_do_not_fit_are_refused(free, net):
     def run(network, x):
-        return off.run(network, Plan.never_leave(network.chain), x)
+        return off.run(network, Plan.never_leave(network.topology), x)
 
     with pytest.raises(BadData, match=r"have length T = 33, expected T <= 32"):
         run(free, texts(3, 33))
@@ -186,7 +186,7 @@ def test_a_model_that_fixes_the_length_is_refused():
             return self.head(self.words(input_ids).flatten(1))
 
     x = {"input_ids": texts(4, 9)["input_ids"] % 9}
-    assert off.cut(Fixed().eval(), x, at="words").chain.exits == ("words", "backbone")
+    assert off.cut(Fixed().eval(), x, at="words").topology.exits == ("words", "backbone")
     with pytest.raises(BadNetwork, match="length"):
         off.cut(Fixed().eval(), x, at="words", length="input_ids")
 
@@ -204,7 +204,7 @@ def test_a_length_at_which_the_model_itself_fails():
     net = off.cut(Looked().eval(), {"input_ids": texts(4, 9)["input_ids"]}, at="words", length="input_ids")
     agrees(net, {"input_ids": texts(6, 7)["input_ids"]})
     with pytest.raises(BadData, match=r"cannot run on .*index out of range"):
-        off.run(net, Plan.never_leave(net.chain), {"input_ids": texts(4, 10)["input_ids"]})
+        off.run(net, Plan.never_leave(net.topology), {"input_ids": texts(4, 10)["input_ids"]})
 
 
 def test_as_many_rows_as_words():
@@ -241,7 +241,7 @@ def test_outputs_among_which_the_logits_are_not_clear():
     named = off.cut(Two("logits", "pooled", "hidden").eval(), x, at="body", exits="linear")
     with torch.no_grad():
         torch.testing.assert_close(named(x)[-1], named.backbone(x)["logits"])
-        answers = off.run(named, Plan.never_leave(named.chain), x)
+        answers = off.run(named, Plan.never_leave(named.topology), x)
         torch.testing.assert_close(answers.logits, named.backbone(x)["logits"])
     with pytest.raises(BadNetwork, match=r"must give logits .* got a dict"):
         off.cut(Two("a", "b", "hidden").eval(), x, at="body", exits="linear")
@@ -259,7 +259,7 @@ def test_words_with_coordinates_stay_whole():
             return self.head(self.sizes(boxes[:, :, 1] - boxes[:, :, 0]).mean(1))
 
     boxes = torch.stack([torch.arange(9), torch.arange(9) + 5], 1).expand(3, 9, 2)
-    assert off.cut(Boxes().eval(), boxes.clone(), at="sizes").chain.exits == ("sizes", "backbone")
+    assert off.cut(Boxes().eval(), boxes.clone(), at="sizes").topology.exits == ("sizes", "backbone")
 
 
 def test_numbers_of_tokens_that_the_model_does_not_know():

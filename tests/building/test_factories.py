@@ -47,7 +47,7 @@ def test_a_spec_may_have_arguments_in_what_is_typed_and_in_files():
     assert make_model(f"{HERE}:needs_arguments?width=7").out_features == 7
     spec = "offramp:resnet20?classes=100"
     assert make_model(spec).linear.out_features == 100
-    assert model_from_file(spec, "rung").linear.out_features == 100
+    assert model_from_file(spec, "member").linear.out_features == 100
     assert isinstance(preprocess_of(spec), Preprocess)
 
 

@@ -17,7 +17,7 @@ def test_it_lists_what_cut_takes():
     model = stages()
     found = off.inspect(model, images_of(4))
     assert {"stem", "blocks.0"} <= set(found.legal)
-    assert off.cut(model, images_of(4), at=found.legal[0]).chain.exits == (found.legal[0], "backbone")
+    assert off.cut(model, images_of(4), at=found.legal[0]).topology.exits == (found.legal[0], "backbone")
     assert found.batch == 4
     assert found.forward_ms > 0
     assert f"{len(found.legal)} legal cuts among {len(found.points)} modules" in str(found)

@@ -27,8 +27,8 @@ class Cell(nn.Module):
 
     def forward(self, state, chunk, mask):
         h = self.words(chunk)
-        for place in range(chunk.shape[1]):
-            state = torch.where(mask[:, place : place + 1] != 0, self.cell(h[:, place], state), state)
+        for index in range(chunk.shape[1]):
+            state = torch.where(mask[:, index : index + 1] != 0, self.cell(h[:, index], state), state)
         return state
 
 
@@ -165,7 +165,7 @@ def test_sequences_without_a_mask():
     with torch.no_grad():
         want = net.backbone.head(x.sum(1))
     torch.testing.assert_close(net.backbone(x), want)
-    assert net.chain.exits == ("chunks.0", "chunks.1", "backbone")
+    assert net.topology.exits == ("chunks.0", "chunks.1", "backbone")
 
 
 @pytest.mark.parametrize(

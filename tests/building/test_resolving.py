@@ -41,7 +41,7 @@ def test_arms_share_convolutions_and_have_norms_of_their_own():
     assert small[0] is large[0]
     assert small[0].weight is not own[0].weight
     assert small[1] is not large[1]
-    assert net.chain.exits == ("r6", "r12")
+    assert net.topology.exits == ("r6", "r12")
     assert len([*net.backbone.parameters()]) == len([*own.parameters()]) + 2  # one norm more
     for key, value in own.state_dict().items():
         assert torch.equal(value, before[key])
@@ -63,20 +63,20 @@ def test_rows_are_bucketed_by_resolution_when_it_runs():
     plan = off.Plan.by_hand({"resolution": tuple(scores)})
     done, answers = trace.replay(plan), off.run(net, plan, X)
     assert answers.exit.tolist() == done.exit.tolist()
-    for place, label in enumerate(net.chain.exits):
-        rows = answers.exit == place
+    for index, label in enumerate(net.topology.exits):
+        rows = answers.exit == index
         want = torch.as_tensor(trace.columns[f"logits/{label}"])[rows]
         torch.testing.assert_close(answers.logits[rows], want, rtol=0, atol=1e-4)
-    costs = [trace.prices.along([name], unit="macs", batch=1) for name in net.chain.exits]
+    costs = [trace.prices.along([name], unit="macs", batch=1) for name in net.topology.exits]
     assert costs == pytest.approx([costs[-1] * (size / 12) ** 2 for size in (6, 9, 12)], rel=0.01)
 
 
 def test_drnet_trains_each_norm_on_its_own_rows():
     net = network()
-    norms = {name: net.backbone[name][1][1] for name in net.chain.exits}
+    norms = {name: net.backbone[name][1][1] for name in net.topology.exits}
     before = {name: norm.running_mean.clone() for name, norm in norms.items()}
     history = off.fit(net, (X, Y), recipe="drnet", first=2, epochs=2, batch_size=12, progress=False)
-    assert len({id(net.backbone[name][1][0].weight) for name in net.chain.exits}) == 1
+    assert len({id(net.backbone[name][1][0].weight) for name in net.topology.exits}) == 1
     assert all(not torch.equal(norm.running_mean, before[name]) for name, norm in norms.items())
     assert not torch.equal(norms["r6"].running_mean, norms["r12"].running_mean)
     assert {"loss/r6", "loss/r9", "loss/r12"} <= set(history.epochs[0].figures)

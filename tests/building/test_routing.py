@@ -27,7 +27,7 @@ STEPS = [
 
 def test_a_fork_that_re_joins():
     net = off.route(STEPS, example=X)
-    assert net.chain == Topology(
+    assert net.topology == Topology(
         (
             Node("stem", ("size",)),
             Node("size", ("small", "wide"), ("stem",)),
@@ -39,7 +39,7 @@ def test_a_fork_that_re_joins():
     )
     assert isinstance(net.gate_of("size"), Controller)
     assert [tuple(logits.shape) for logits in net(X)] == [(6, 3), (6, 3)]
-    assert net.model_of(net.rungs[0]) is STEPS[0][1]
+    assert net.model_of(net.members[0]) is STEPS[0][1]
     assert str(net).splitlines() == [
         "Network of 5 segments, 1 gate and 1 exit",
         "stem",
@@ -55,8 +55,8 @@ def test_an_empty_arm_skips():
     net = off.route(
         [("stem", linear()), off.Fork("skip", {"none": [], "unit": linear()}), ("head", linear(4, 3))], example=X
     )
-    assert net.chain.node("skip").successors == ("head", "unit")
-    assert net.chain.node("head").after == ("skip", "unit")
+    assert net.topology.node("skip").successors == ("head", "unit")
+    assert net.topology.node("head").after == ("skip", "unit")
     plain = off.run(net, off.Plan.by_hand({"skip": -float("inf")}), X)
     stem, head = net.backbone["stem"], net.backbone["head"]
     with torch.no_grad():
@@ -66,9 +66,9 @@ def test_an_empty_arm_skips():
 def test_a_fork_at_the_entrance_whose_arms_answer():
     arms = {"small": (linear(4, 3), linear()), "large": linear(4, 3)}
     net = off.route([off.Fork("first", arms)], example=X)
-    assert net.chain.exits == ("small", "large")
-    assert net.chain.node("small").after == ()
-    assert net.preprocess_of(net.rungs[1]) is arms["small"][1]
+    assert net.topology.exits == ("small", "large")
+    assert net.topology.node("small").after == ()
+    assert net.preprocess_of(net.members[1]) is arms["small"][1]
     with torch.no_grad():
         torch.testing.assert_close(net(X)[0], arms["small"][0](arms["small"][1](X)))
 
@@ -87,10 +87,10 @@ def test_exits_inside_arms_and_arms_that_answer():
         ("head", linear(4, 3)),
     ]
     net = off.route(steps, example=X)
-    assert net.chain.exits == ("early", "reject", "mid", "head")
-    assert net.chain.gates == ("early", "way", "mid")
-    assert net.chain.node("reject").successors == (LEAVE,)
-    assert net.untaught() == ("early", "reject", "mid")
+    assert net.topology.exits == ("early", "reject", "mid", "head")
+    assert net.topology.gates == ("early", "way", "mid")
+    assert net.topology.node("reject").successors == (LEAVE,)
+    assert net.untrained() == ("early", "reject", "mid")
 
 
 class Both(nn.Module):
@@ -108,8 +108,8 @@ def test_an_output_is_read_by_default_where_it_did_not_run():
         ("head", linear(4, 3)),
     ]
     net = off.route(steps, example=X)
-    assert net.chain.defaults == (Default("detail", 0.5, (4,), True),)
-    assert net.chain.node("both").reads == ("detail",)
+    assert net.topology.defaults == (Default("detail", 0.5, (4,), True),)
+    assert net.topology.node("both").reads == ("detail",)
     skipping = off.run(net, off.Plan.by_hand({"way": -float("inf")}), X)
     running = off.run(net, off.Plan.by_hand({}), X)
     with torch.no_grad():
@@ -117,14 +117,14 @@ def test_an_output_is_read_by_default_where_it_did_not_run():
         detail = steps[1].arms["detail"](stem)
         torch.testing.assert_close(skipping.logits, steps[3][1](stem + 0.5))
         torch.testing.assert_close(running.logits, steps[3][1](detail + detail))
-    again = Topology.from_json(net.chain.to_json())
-    assert again == net.chain
+    again = Topology.from_json(net.topology.to_json())
+    assert again == net.topology
 
 
 def test_what_always_ran_needs_no_default():
     steps = [("stem", linear()), ("unit", linear()), ("both", Both().eval(), {"stem": None}), ("head", linear(4, 3))]
     net = off.route(steps)
-    assert net.chain.defaults == ()
+    assert net.topology.defaults == ()
     with torch.no_grad():
         stem = steps[0][1](X)
         torch.testing.assert_close(net(X)[0], steps[3][1](steps[1][1](stem) + stem))

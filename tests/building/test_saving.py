@@ -62,12 +62,12 @@ def test_models_of_the_user_are_given_again(tmp_path):
     off.save(net, tmp_path / "net")
     with pytest.raises(InvalidArgument, match="give them again"):
         off.load(tmp_path / "net")
-    blank = {name: dense(place, seed=99) for place, name in enumerate(net.chain.exits)}
+    blank = {name: dense(index, seed=99) for index, name in enumerate(net.topology.exits)}
     again = off.load(tmp_path / "net", blank)
     for mine, its in zip(net(rows_of(5)), again(rows_of(5)), strict=True):
         assert torch.equal(mine, its)
     with pytest.raises(BadFile, match="does not fit"):
-        off.load(tmp_path / "net", {name: conv(place) for place, name in enumerate(net.chain.exits)})
+        off.load(tmp_path / "net", {name: conv(index) for index, name in enumerate(net.topology.exits)})
     with pytest.raises(InvalidArgument):
         off.load(tmp_path / "net", dense(0))
 
@@ -87,7 +87,7 @@ class MyFront(nn.Module):
 def test_fronts_of_the_user_are_given_again(tmp_path):
     net = ladder({"a": (dense(0), MyFront()), "b": dense(1)}).eval()
     off.save(net, tmp_path / "net")
-    with pytest.raises(InvalidArgument, match="preprocessing of rung 'a'"):
+    with pytest.raises(InvalidArgument, match="preprocessing of member 'a'"):
         off.load(tmp_path / "net", {"a": dense(0), "b": dense(1)})
     again = off.load(tmp_path / "net", {"a": (dense(0), MyFront()), "b": dense(1)})
     assert torch.equal(again(rows_of(3))[0], net(rows_of(3))[0])
@@ -208,12 +208,12 @@ EDITS = {
     "spec is no model": put("rungs", 0, "spec", "offramp:Block"),
     "unknown model": put("rungs", 0, "spec", "offramp:digits_smal"),
     "another model": put("rungs", 0, "spec", "offramp:digits_large"),
-    "rung without name": put("rungs", 0, {}),
-    "rung with dots": put("rungs", 0, "name", "a.b"),
-    "rung with another name": put("rungs", 0, "name", "tiny"),
-    "rungs are text": put("rungs", "ab"),
-    "no rungs": put("rungs", []),
-    "one rung": lambda body: body["rungs"].pop(),
+    "member without name": put("rungs", 0, {}),
+    "member with dots": put("rungs", 0, "name", "a.b"),
+    "member with another name": put("rungs", 0, "name", "tiny"),
+    "members are text": put("rungs", "ab"),
+    "no members": put("rungs", []),
+    "one member": lambda body: body["rungs"].pop(),
     "no chain": lambda body: body.pop("chain"),
     "chain of others": lambda body: [node.update(name="z") for node in body["chain"][1:]],
     "gate missing": put("gates", {}),
@@ -238,7 +238,7 @@ EDITS = {
     "preprocessing without name": put("fronts", "small", {}),
     "no fronts": put("fronts", {}),
     "another preprocessing": put("fronts", "small", "scale", 255.0),
-    "rungs in another order": lambda body: body["rungs"].reverse(),
+    "members in another order": lambda body: body["rungs"].reverse(),
     "fingerprint": put("fingerprint", "0" * 16),
     "no fingerprint": lambda body: body.pop("fingerprint"),
     "no weights": lambda body: body.pop("weights"),
@@ -260,5 +260,5 @@ def test_an_edited_network_is_refused_and_runs_no_code(saved, edit, monkeypatch)
 
 def test_the_checksum_of_these_edits_does_fit(saved):
     rewrite(saved, lambda body: None)
-    assert off.load(saved).chain.exits == ("small", "large")
+    assert off.load(saved).topology.exits == ("small", "large")
     assert len(checksum({})) == 16

@@ -39,7 +39,7 @@ def test_a_model_that_was_cut_in_another_precision(tmp_path, kind):
 
 
 @pytest.mark.parametrize("given_in", [torch.float32, torch.float16])
-def test_a_front_in_half_precision_and_one_rung_of_another(tmp_path, given_in):
+def test_a_front_in_half_precision_and_one_member_of_another(tmp_path, given_in):
     """Preprocessing's constants are no state, and `half()` rounds them all the same."""
     preprocess = Preprocess((0.3,), (0.7,))
     mixed = off.ladder(
@@ -57,7 +57,7 @@ def test_a_front_in_half_precision_and_one_rung_of_another(tmp_path, given_in):
 def test_full_precision_stays_what_it_was(tmp_path):
     net = ladder_of(2)
     off.save(net, tmp_path / "net")
-    again = off.load(tmp_path / "net", {name: dense(place).half() for place, name in enumerate(NAMES[:2])})
+    again = off.load(tmp_path / "net", {name: dense(index).half() for index, name in enumerate(NAMES[:2])})
     assert again.precision() == "float32"
     assert torch.equal(again(rows_of(4))[1], net(rows_of(4))[1])
 
@@ -65,14 +65,14 @@ def test_full_precision_stays_what_it_was(tmp_path):
 def test_files_without_types_are_read_and_types_that_are_none_are_refused(tmp_path):
     net = cut_of("stem", preprocess=Preprocess((0.3,), (0.7,)))
     off.save(net, tmp_path / "net")
-    place = tmp_path / "net" / "network.json"
-    body = read_json(place, "network", 1)[1]
+    index = tmp_path / "net" / "network.json"
+    body = read_json(index, "network", 1)[1]
     assert body["types"] == {"fronts.backbone.mean": "float32", "fronts.backbone.std": "float32"}
     del body["types"]
-    write_json(place, "network", 1, body)
+    write_json(index, "network", 1, body)
     assert off.load(tmp_path / "net", stages()).fingerprint() == net.fingerprint()
     for types in ({"fronts.backbone.mean": "int8"}, {"fronts.backbone.mean": 3}, 3, ["float16"]):
-        write_json(place, "network", 1, body | {"types": types})
+        write_json(index, "network", 1, body | {"types": types})
         with pytest.raises(BadFile, match="no complete network"):
             off.load(tmp_path / "net", stages())
 

@@ -31,8 +31,8 @@ def net(model):
 
 
 def test_units_that_change_the_shape_stay(net):
-    assert net.chain.gates == ("skip-layer2-1", "skip-layer2-2", "skip-layer3-1", "skip-layer3-2")
-    assert len(net.chain.paths["end"]) == 16
+    assert net.topology.gates == ("skip-layer2-1", "skip-layer2-2", "skip-layer3-1", "skip-layer3-2")
+    assert len(net.topology.paths["end"]) == 16
     assert str(net).splitlines()[2:5] == ["skip-layer2-1: chooses by controller", "├─ (skips)", "└─ layer2-1"]
 
 
@@ -67,7 +67,7 @@ def test_with_preprocessing(model):
     images = torch.randint(0, 256, (4, 3, 16, 16), dtype=torch.uint8)
     preprocess = Preprocess(mean=(0.5,), std=(0.2,))
     net = off.cut(model, images, skip="layer3.2", preprocess=preprocess)
-    assert net.chain.gates == ("skip-layer3-2",)
+    assert net.topology.gates == ("skip-layer3-2",)
     with torch.no_grad():
         torch.testing.assert_close(off.run(net, off.Plan.by_hand({}), images).logits, model(preprocess(images)))
 

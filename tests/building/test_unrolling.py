@@ -30,12 +30,12 @@ def adaptive(stages, blocks=3, per="sample"):
 
 def counting(net):
     """By node the number of rows of every call."""
-    rows = {name: [] for name in net.chain.names}
+    rows = {name: [] for name in net.topology.names}
 
     def count(name):
         return lambda module, given, output: rows[name].append(len(output))
 
-    for name in net.chain.names:
+    for name in net.topology.names:
         net.backbone[name].register_forward_hook(count(name))
     return rows
 
@@ -43,7 +43,7 @@ def counting(net):
 def test_rows_leave_a_stage_and_meet_again():
     model = adaptive(["layer1", "layer2", "layer3"])
     net = off.unrolled(model, X[:1])
-    plan = off.Plan.by_hand(dict.fromkeys(net.chain.gates, 0.99))
+    plan = off.Plan.by_hand(dict.fromkeys(net.topology.gates, 0.99))
     runner = off.open(net, plan)
     rows = counting(net)
     y = runner(X)
@@ -85,7 +85,7 @@ def test_thresholds_are_chosen_certified_and_replayed():
     trace = off.record(net, (X, labels), timed=False, progress=False)
     plan = off.calibrate(trace, risk="disagreement", at_most=0.3, confidence=0.8)
     assert plan.promise is not None
-    for some in (plan, off.Plan.by_hand(dict.fromkeys(net.chain.gates, 0.99))):
+    for some in (plan, off.Plan.by_hand(dict.fromkeys(net.topology.gates, 0.99))):
         run, replay = off.run(net, some, X), trace.replay(some)
         assert np.array_equal(run.logits.argmax(1).numpy(), replay.answer)
     shares = trace.replay(some).ran.mean(0)
@@ -98,7 +98,7 @@ def test_images_behind_a_front():
     preprocess = Preprocess(mean=(0.5,), std=(0.25,))
     x = (X * 30 + 128).clamp(0, 255).to(torch.uint8)
     net = off.unrolled(model, x[:2], preprocess=preprocess)
-    y = off.run(net, off.Plan.by_hand(dict.fromkeys(net.chain.gates, 0.99)), x)
+    y = off.run(net, off.Plan.by_hand(dict.fromkeys(net.topology.gates, 0.99)), x)
     with torch.no_grad():
         torch.testing.assert_close(y.logits, model(preprocess(x)), atol=1e-4, rtol=1e-4)
 

@@ -88,7 +88,7 @@ def test_what_a_promise_says(trace, testing):
     assert promise.rows + promise.searched == len(trace)
     assert (promise.searched > 0) == (testing == "pareto")
     assert plan.origin == trace.header.origin
-    assert plan.chain == trace.chain
+    assert plan.topology == trace.topology
     assert plan.rows.fingerprint == trace.header.data_fingerprint
     for said in (
         "accuracy_gap",
@@ -344,9 +344,9 @@ def test_logits_are_needed_for_a_risk_that_reads_them(trace):
         calibrate(bare, risk=risk, at_most=0.1)
 
 
-def test_an_exit_that_was_never_taught_is_refused(trace):
-    with pytest.raises(InvalidArgument, match="taught"):
-        calibrate(Trace(trace.columns, dataclasses.replace(trace.header, taught=False)), at_most=0.1)
+def test_an_exit_that_was_never_trained_is_refused(trace):
+    with pytest.raises(InvalidArgument, match="trained"):
+        calibrate(Trace(trace.columns, dataclasses.replace(trace.header, trained=False)), at_most=0.1)
 
 
 def test_search_rows_of_their_own(trace):
@@ -452,7 +452,7 @@ def test_a_mean_is_promised_against_the_plain_backbone():
     plain = net.backbone["large"](rows_of(500)).argmax(1).numpy()
     assert (trace.columns["answer/backbone"] == plain).all()
     assert (trace.columns["answer/large"] != plain).any()
-    never = Plan.never_leave(trace.chain)
+    never = Plan.never_leave(trace.topology)
     differing = trace.evaluate(never, reference="backbone").risk.value
     assert differing == pytest.approx((trace.columns["answer/large"] != plain).mean())
     with pytest.raises(NoSafePlan):
@@ -463,12 +463,12 @@ def test_a_mean_is_promised_against_the_plain_backbone():
 
 
 def test_rows_are_charged_only_for_what_runs(trace):
-    """A plan that closes the middle rung is priced without it."""
+    """A plan that closes the middle member is priced without it."""
     plan = calibrate(trace, budget=0.999, risk="disagreement")
     spent = sum(
         {"small": 1.0, "middle": 2.0, "large": 8.0}[stage.name]
-        * (trace.replay(plan).exit >= trace.chain.place(stage.name)).mean()
-        for stage in plan.schedule(trace.chain)
+        * (trace.replay(plan).exit >= trace.topology.exit_index(stage.name)).mean()
+        for stage in plan.schedule(trace.topology)
     )
     assert plan.price.mean == pytest.approx(spent)
 

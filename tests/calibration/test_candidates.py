@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from offramp.calibration.candidates import in_order, losses_up_to, trade_offs
-from offramp.calibration.search import Problem, exits_of
+from offramp.calibration.search import SearchProblem, exits_of
 from offramp.guarantees.risks import Risk, find_risk
 from offramp.plans.plan import BAND, choose
 from small import trace_of
@@ -24,7 +24,7 @@ def test_trade_offs_let_rows_leave_and_keep_off_the_scores(signed):
     losses = np.column_stack([rng.random(300) < 0.3, rng.random(300) < 0.1, np.zeros(300)]).astype(float)
     if signed:
         losses[:, 0] -= rng.random(300) < 0.3
-    problem = Problem(scores, losses, lambda open_E: np.array([1.0, 3.0, 9.0]))
+    problem = SearchProblem(scores, losses, lambda open_E: np.array([1.0, 3.0, 9.0]))
     plans = trade_offs(problem, 20)
     assert plans.dtype == np.float32
     assert np.isfinite(plans).any(1).all()
@@ -54,7 +54,7 @@ def test_where_many_rows_crowd_there_are_candidates_and_none_at_a_tie():
     rng = np.random.default_rng(1)
     scores = np.where(rng.random((20_000, 1)) < 0.3, 1, rng.uniform(0.5, 1, (20_000, 1))).astype(np.float32)
     losses = np.column_stack([rng.random(20_000) < 1 - scores[:, 0], np.zeros(20_000)]).astype(float)
-    plans = trade_offs(Problem(scores, losses, lambda open_E: np.array([1.0, 9.0])), 50)
+    plans = trade_offs(SearchProblem(scores, losses, lambda open_E: np.array([1.0, 9.0])), 50)
     assert len(plans) > 30
     within = (np.abs(plans.astype(float) - scores[:, 0].astype(float)) <= BAND).sum(1)
     assert within.max() <= 40  # a thousandth of the rows, give or take what a sample tells of them

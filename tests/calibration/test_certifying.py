@@ -24,10 +24,10 @@ from small import trace_of
 def priced(trace: Trace, exits: float, *, call: float = 0.0, row: float = 0.0) -> Trace:
     """The trace with an exit cost at every gate, and milliseconds by the call and by the row at every part."""
     columns = dict(trace.columns)
-    for name in trace.chain.exits:
+    for name in trace.topology.exits:
         macs = columns[f"cost/segment/{name}"][0]
         columns[f"cost/segment/{name}"] = np.array([macs, call, row * macs])
-        if name in trace.chain.gates:
+        if name in trace.topology.gates:
             columns[f"cost/exit/{name}"] = np.array([exits, call, row * exits])
     return Trace(columns, trace.header)
 
@@ -83,7 +83,7 @@ def test_the_cheapest_along_the_path_is_what_trying_each_plan_gives():
     trace = priced(trace_of(500), 0.05)
     plan = calibrate(trace, at_most=0.08)
     (t,) = {t for (t,) in plan.thresholds.values()}
-    dearer = [Plan.by_hand(dict.fromkeys(trace.chain.gates, float(t + step))) for step in (0.05, 0.2, 0.5)]
+    dearer = [Plan.by_hand(dict.fromkeys(trace.topology.gates, float(t + step))) for step in (0.05, 0.2, 0.5)]
     assert all(trace.price(each).mean >= plan.price.mean for each in dearer)
 
 
@@ -92,7 +92,7 @@ def saturated(share: float, *, declared: bool = True, rows: int = 2000) -> Trace
     trace = trace_of(rows, skill=(0.8, 0.9, 0.97), seed=3)
     columns = dict(trace.columns)
     rng = np.random.default_rng(0)
-    for name in trace.chain.gates:
+    for name in trace.topology.gates:
         logits = columns[f"logits/{name}"].astype(np.float64)
         top = np.sort(logits, axis=1)
         margin = top[:, -1] - top[:, -2]
@@ -102,7 +102,7 @@ def saturated(share: float, *, declared: bool = True, rows: int = 2000) -> Trace
         wrong = tied & (rng.random(rows) < 0.012)
         columns[f"answer/{name}"] = np.where(tied & ~wrong, columns["answer/large"], columns[f"answer/{name}"])
         columns[f"answer/{name}"] = np.where(wrong, (columns["answer/large"] + 1) % 5, columns[f"answer/{name}"])
-    scores = dict.fromkeys(trace.chain.gates, ScoreRange(0.0, 1.0, saturates=(1.0,))) if declared else {}
+    scores = dict.fromkeys(trace.topology.gates, ScoreRange(0.0, 1.0, saturates=(1.0,))) if declared else {}
     return Trace(columns, dataclasses.replace(trace.header, scores=scores))
 
 
@@ -135,14 +135,14 @@ def test_scores_beyond_any_fixed_grid_are_reached():
     trace = trace_of(600)
     for factor, shift in ((1e30, 0.0), (1e3, -5e6)):
         columns = dict(trace.columns)
-        for gate in trace.chain.gates:
+        for gate in trace.topology.gates:
             columns[f"score/{gate}"] = (columns[f"score/{gate}"] * factor + shift).astype(np.float32)
         assert calibrate(Trace(columns, trace.header), at_most=0.08).open_gates()
 
 
 def uncounted(trace: Trace, name: str, macs: float, timed: bool) -> Trace:
     columns = dict(trace.columns)
-    for number, exit_ in enumerate(trace.chain.exits):
+    for number, exit_ in enumerate(trace.topology.exits):
         ms = 1.0 + 3 * number if timed else np.nan
         columns[f"cost/segment/{exit_}"] = np.array([columns[f"cost/segment/{exit_}"][0], ms, ms])
     columns[f"cost/segment/{name}"] = np.array([macs, *columns[f"cost/segment/{name}"][1:]])
@@ -169,7 +169,7 @@ def test_costs_by_the_row():
     trace = trace_of(600)
     columns = dict(trace.columns)
     size = np.random.default_rng(0).uniform(0.5, 2, 600)
-    for name in trace.chain.exits:
+    for name in trace.topology.exits:
         macs = columns[f"cost/segment/{name}"][0]
         columns[f"cost/segment/{name}"] = np.stack([macs * size, np.full(600, np.nan), np.full(600, np.nan)], 1)
     sized = Trace(columns, trace.header)

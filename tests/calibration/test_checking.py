@@ -103,8 +103,8 @@ def test_the_level_of_another_risk_is_asked_for(plan):
 
 
 def test_training_rows_are_refused_or_left_out(plan):
-    taught = np.arange(200) < 30
-    rows = with_columns(POPULATION[600:800], learned=taught)
+    trained = np.arange(200) < 30
+    rows = with_columns(POPULATION[600:800], learned=trained)
     for repeats in (None, "once", "independent"):
         with pytest.raises(OverlappingRows, match="30 of the 200 test rows"):
             check(plan, rows, repeats=repeats)

@@ -10,9 +10,9 @@ import torch
 
 import offramp as off
 from forked import CLASSES, WIDTH, three
-from offramp.calibration.cuts import thinned
 from offramp.calibration.descending import trade_offs_of_routes
 from offramp.calibration.routed import thresholds_of
+from offramp.calibration.threshold_table import thinned
 from offramp.errors import OutOfBudget
 from offramp.guarantees.risks import find_risk
 from routes import drawn
@@ -27,7 +27,7 @@ def recorded(net, rows: int, seed: int, label: int = -1):
 
 def every_plan(trace, most: int):
     """Loss and cost of all plans with thresholds out of `most` for each score."""
-    topology = trace.chain
+    topology = trace.topology
     losses = trace.losses(find_risk("error"))
     columns = [trace.columns[name] for gate in topology.gate_labels for name in topology.score_columns(gate)]
     found = []
@@ -46,7 +46,7 @@ def traced():
 
 def test_no_budget_has_a_better_plan_on_a_grid(traced):
     grid = every_plan(traced, 14)  # whole numbers: all places that there are
-    plain = traced.price(off.Plan.never_leave(traced.chain)).plain
+    plain = traced.price(off.Plan.never_leave(traced.topology)).plain
     for budget in (0.65, 0.7, 0.8, 0.9, 0.95):
         plan = off.calibrate(traced, budget=budget)
         price = traced.price(plan)
@@ -63,7 +63,7 @@ def test_each_plan_loses_less_than_all_cheaper_ones(traced):
     assert (np.diff(found.cost_P) > 0).all()
     assert (np.diff(found.loss_P) < 0).all()
     for number in range(0, len(found.cost_P), 3):
-        plan = off.Plan(thresholds=thresholds_of(traced.chain, found.thresholds_PG[number]))
+        plan = off.Plan(thresholds=thresholds_of(traced.topology, found.thresholds_PG[number]))
         assert traced.price(plan).mean == pytest.approx(found.cost_P[number])
 
 
@@ -72,9 +72,9 @@ def test_it_is_never_worse_than_the_best_shared_threshold():
     trace = recorded(net, 500, seed=1)
     losses = trace.losses(find_risk("error"))
     found = trade_offs_of_routes(trace, losses)
-    width = sum(trace.chain.routes(gate) for gate in trace.chain.gates)
+    width = sum(trace.topology.routes(gate) for gate in trace.topology.gates)
     for value in (-1.5, -0.5, 0.5, 1.5):
-        plan = off.Plan(thresholds=thresholds_of(trace.chain, [value] * width))
+        plan = off.Plan(thresholds=thresholds_of(trace.topology, [value] * width))
         done = trace.replay(plan)
         loss = losses[np.arange(len(trace)), done.output].mean()
         as_cheap = found.cost_P <= trace.price(plan).mean + 1e-9
@@ -91,5 +91,5 @@ def test_deepest_ends_the_search_there(traced):
     done = traced.replay(plan)
     assert plan.max_exit == "middle"
     assert traced.price(plan).mean <= 0.9 * traced.price(plan).plain
-    assert "middle" in {traced.chain.exits[place] for place in done.exit}
+    assert "middle" in {traced.topology.exits[index] for index in done.exit}
     assert traced.header.classes == CLASSES

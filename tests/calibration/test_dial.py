@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import offramp as off
-from forked import CLASSES, WIDTH, Columns, Whole, three
+from forked import CLASSES, WIDTH, Columns, WholeNumbers, three
 from offramp.errors import BadNetwork, InvalidArgument, Notice, OutOfBudget
 from offramp.plans.plan import Plan
 from offramp.plans.trace import Trace
@@ -23,9 +23,9 @@ def rows_of(count: int, seed: int = 0) -> torch.Tensor:
 
 def many() -> off.Network:
     """Six units that can be skipped: 64 paths."""
-    steps = [("stem", Whole(WIDTH, 0).eval())]
+    steps = [("stem", WholeNumbers(WIDTH, 0).eval())]
     for number in range(6):
-        arms = {f"none{number}": [], f"unit{number}": Whole(WIDTH, number + 1).eval()}
+        arms = {f"none{number}": [], f"unit{number}": WholeNumbers(WIDTH, number + 1).eval()}
         steps.append(off.Fork(f"skip{number}", arms, Columns(number % WIDTH)))
     return off.route([*steps, ("head", Answer(9).eval())], example=torch.zeros(2, WIDTH))
 
@@ -42,7 +42,7 @@ def traced():
 
 
 def plan_at(net, value: float) -> Plan:
-    return Plan.by_hand(dict.fromkeys(net.chain.gates, value))
+    return Plan.by_hand(dict.fromkeys(net.topology.gates, value))
 
 
 def test_too_many_paths_are_refused_without_settings():
@@ -58,7 +58,7 @@ def test_run_is_replay_at_every_setting(traced):
         answers = off.run(net, plan, x[:999])  # another batch
         assert answers.exit.tolist() == done.exit[:999].tolist()
         assert answers.logits.argmax(1).tolist() == done.answer[:999].tolist()
-    never = trace.replay(Plan.never_leave(net.chain))
+    never = trace.replay(Plan.never_leave(net.topology))
     assert never.answer.tolist() == off.run(net, Plan.by_hand({}), x).logits.argmax(1).tolist()
 
 
@@ -94,7 +94,7 @@ def test_a_setting_is_certified(traced, bound):
     plan = off.calibrate(trace, at_most=0.9, **options)
     (value,) = {value for values in plan.thresholds.values() for value in values}
     assert value in SETTINGS
-    never = trace.replay(Plan.never_leave(net.chain)).answer
+    never = trace.replay(Plan.never_leave(net.topology)).answer
     assert (trace.replay(plan).answer != never).mean() < 0.9
     assert plan.promise.rows == len(trace)
     with pytest.raises(off.errors.NoSafePlan, match="smallest level in sight is"):
@@ -105,7 +105,7 @@ def test_a_row_near_a_threshold_counts_with_the_largest_loss():
     net, x = many(), rows_of(500, 2)
     trace = recorded(net, x, settings=[1.0])  # scores are whole numbers
     plan = plan_at(net, 1.0)
-    differs = trace.replay(plan).answer != trace.replay(Plan.never_leave(net.chain)).answer
+    differs = trace.replay(plan).answer != trace.replay(Plan.never_leave(net.topology)).answer
     near = trace.columns["setting/near#1"]
     assert trace.evaluate(plan).in_band == near.mean() > 0.2
     counted = (near | differs).mean()
@@ -120,7 +120,7 @@ def test_a_budget_takes_the_best_setting_within(traced):
     net, _, trace = traced
     plan = off.calibrate(trace, budget=0.7, risk="disagreement")
     assert trace.price(plan).mean <= 0.7 * trace.price(plan).plain
-    never = trace.replay(Plan.never_leave(net.chain)).answer
+    never = trace.replay(Plan.never_leave(net.topology)).answer
     losses = {}
     for value in SETTINGS:
         other = plan_at(net, value)
@@ -141,9 +141,10 @@ def test_it_comes_back_from_the_file(traced, tmp_path):
 
 
 def test_a_dial_that_is_not_monotone_in_cost_is_said():
-    dear = torch.nn.Sequential(Whole(WIDTH, 1), Whole(WIDTH, 2)).eval()
-    steps = [("stem", Whole(WIDTH, 0).eval()), off.Fork("f", {"dear": dear, "cheap": Whole(WIDTH, 3).eval()},
-             Columns(0)), ("head", Answer(9).eval())]  # fmt: skip
+    dear = torch.nn.Sequential(WholeNumbers(WIDTH, 1), WholeNumbers(WIDTH, 2)).eval()
+    arms = {"dear": dear, "cheap": WholeNumbers(WIDTH, 3).eval()}
+    fork = off.Fork("f", arms, Columns(0))
+    steps = [("stem", WholeNumbers(WIDTH, 0).eval()), fork, ("head", Answer(9).eval())]
     net = off.route(steps, example=torch.zeros(2, WIDTH))
     trace = recorded(net, rows_of(500), settings=[1.5, -1.5])
     with pytest.warns(Notice, match="not monotone in cost"):
@@ -162,7 +163,7 @@ def test_a_report_draws_the_ways_at_a_setting(traced, tmp_path):
     shares = {(way.start, way.end): way.share for way in ways_of(view_of(trace, plan))}
     done = trace.replay(plan)
     assert shares["skip2", "unit2"] == done.ran[:, done.schedule.index["unit2"]].mean()
-    for name in net.chain.names[1:]:
+    for name in net.topology.names[1:]:
         arrived = sum(share for (_, end), share in shares.items() if end == name)
         left = sum(share for (start, _), share in shares.items() if start == name)
         assert arrived == pytest.approx(left)

@@ -34,9 +34,9 @@ def test_the_right_order_and_equal_members_are_no_matter():
 
 def as_cut(trace: Trace) -> Trace:
     """The same columns as those of one model that was cut: each segment continues from the one before."""
-    names = trace.chain.exits
-    nodes = [Node(name, after=names[max(place - 1, 0) : place]) for place, name in enumerate(names)]
-    header = {**vars(trace.header), "chain": Topology.chain(nodes)}
+    names = trace.topology.exits
+    nodes = [Node(name, after=names[max(index - 1, 0) : index]) for index, name in enumerate(names)]
+    header = {**vars(trace.header), "topology": Topology.chain(nodes)}
     return Trace(trace.columns, Header(**header))
 
 

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from offramp.calibration import refining, search
-from offramp.calibration.search import Problem, best, cheapest, evaluate
+from offramp.calibration.search import SearchProblem, best, cheapest, evaluate
 from offramp.errors import OutOfBudget
 
 KINDS = ("errors", "gaps", "per row", "ties")
 
 
-def problem(kind: str, gates: int, rows: int, seed: int = 0) -> Problem:
+def problem(kind: str, gates: int, rows: int, seed: int = 0) -> SearchProblem:
     rng = np.random.default_rng(seed)
     hard_N1 = rng.random((rows, 1))
     scores = -hard_N1 + 0.2 * rng.standard_normal((rows, gates))
@@ -24,7 +24,7 @@ def problem(kind: str, gates: int, rows: int, seed: int = 0) -> Problem:
         scores[rng.random(scores.shape) < 0.05] = rng.choice([np.nan, np.inf, -np.inf])
     to_E = np.cumsum(np.ones(gates + 1))
     size = rng.random((rows, 1)) + 0.5 if kind == "per row" else 1.0
-    return Problem(scores.astype(np.float32), losses, lambda open_E: size * (to_E + 0.05 * np.cumsum(open_E)))
+    return SearchProblem(scores.astype(np.float32), losses, lambda open_E: size * (to_E + 0.05 * np.cumsum(open_E)))
 
 
 @pytest.mark.parametrize("kind", KINDS)

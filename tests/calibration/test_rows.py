@@ -299,37 +299,37 @@ def test_under_a_budget_repeats_do_no_harm():
     assert calibrate(copied(0, 3), budget=0.5).promise is None
 
 
-def with_learned(rows: Trace, learned: np.ndarray) -> Trace:
+def with_training_rows(rows: Trace, learned: np.ndarray) -> Trace:
     return with_columns(rows, learned=learned)
 
 
 @pytest.mark.parametrize("options", [{"at_most": 0.2}, {"at_most": 0.2, "testing": "pareto"}, {"budget": 0.5}])
 def test_training_rows_are_refused_or_left_out(options):
     rows = sample(0, 80)
-    taught = np.arange(80) % 10 == 3
+    trained = np.arange(80) % 10 == 3
     with pytest.raises(
-        OverlappingRows, match=r"8 of the 80 calibration rows .* also taught .*drop_seen=True"
+        OverlappingRows, match=r"8 of the 80 calibration rows .* also trained .*drop_seen=True"
     ) as caught:
-        calibrate(with_learned(rows, taught), **options)
-    assert caught.value.rows == tuple(rows.columns["row"][taught])
-    plan = calibrate(with_learned(rows, taught), drop_seen=True, **options)
-    assert plan.thresholds == calibrate(rows[~taught], **options).thresholds
+        calibrate(with_training_rows(rows, trained), **options)
+    assert caught.value.rows == tuple(rows.columns["row"][trained])
+    plan = calibrate(with_training_rows(rows, trained), drop_seen=True, **options)
+    assert plan.thresholds == calibrate(rows[~trained], **options).thresholds
     assert plan.rows.digests.size == 72
     assert "72 rows" in plan.rows.data
     if plan.promise:
         assert plan.promise.dropped == 8
-        assert "8 rows that taught the network left out" in str(plan)
+        assert "8 rows that trained the network left out" in str(plan)
     with pytest.raises(InvalidArgument, match=r"all 80 calibration rows .* none is left"):
-        calibrate(with_learned(rows, np.ones(80, bool)), drop_seen=True, **options)
+        calibrate(with_training_rows(rows, np.ones(80, bool)), drop_seen=True, **options)
 
 
 def test_copies_of_training_rows_are_training_rows():
     """Neither way to count copies lets them in; leaving them out comes first."""
-    rows = with_learned(copied(0, 2), np.zeros(120, bool))
-    taught = rows.columns["digest"] == rows.columns["digest"][0]
-    rows = with_learned(rows, taught)
+    rows = with_training_rows(copied(0, 2), np.zeros(120, bool))
+    trained = rows.columns["digest"] == rows.columns["digest"][0]
+    rows = with_training_rows(rows, trained)
     for repeats in (None, "once", "independent"):
-        with pytest.raises(OverlappingRows, match=r"2 of the 120 calibration rows .* also taught"):
+        with pytest.raises(OverlappingRows, match=r"2 of the 120 calibration rows .* also trained"):
             calibrate(rows, at_most=0.2, repeats=repeats)
     plan = calibrate(rows, at_most=0.2, repeats="once", drop_seen=True)
     assert (plan.promise.rows, plan.promise.repeated, plan.promise.dropped) == (59, 59, 2)
@@ -369,7 +369,7 @@ def test_a_loader_that_draws_with_replacement():
 
 def test_risks_of_the_population_are_known():
     """The tests above look up what is true: the plan that never leaves loses nothing, all others something."""
-    assert true_risk(POPULATION, Plan.never_leave(POPULATION.chain), "disagreement") == 0
+    assert true_risk(POPULATION, Plan.never_leave(POPULATION.topology), "disagreement") == 0
     assert true_risk(POPULATION, Plan.by_hand({"small": -np.inf}), "disagreement") > 0.1
 
 

@@ -1,4 +1,4 @@
-"""The search against brute force, against `choose`, and against the families that it starts from."""
+"""The search against brute force, against `choose`, and against the baselines that it starts from."""
 
 import doctest
 import tracemalloc
@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from offramp.calibration import cuts, search, survey
-from offramp.calibration.cuts import cuts_of
-from offramp.calibration.families import families, powers_of
-from offramp.calibration.search import Point, Problem, best, cheapest, evaluate, exits_of, frontier
+from offramp.calibration import archive, search, threshold_table
+from offramp.calibration.baselines import baselines, powers_of
+from offramp.calibration.search import PlanPoint, SearchProblem, best, cheapest, evaluate, exits_of, frontier
+from offramp.calibration.threshold_table import cuts_of
 from offramp.errors import BadData, InvalidArgument
 from offramp.plans.plan import choose
 
@@ -23,7 +23,7 @@ floats = st.sampled_from([*AWKWARD, np.inf, -np.inf, np.nan]).map(np.float32)
 KINDS = ("errors", "gaps", "real", "ties", "per row")
 
 
-def problem(seed: int, kind: str, gates: int, rows: int, *, heads: float = 0.0) -> Problem:
+def problem(seed: int, kind: str, gates: int, rows: int, *, heads: float = 0.0) -> SearchProblem:
     """A random chain: losses of several sorts; with heads > 0 every open exit costs something."""
     rng = np.random.default_rng(seed)
     hard_N1 = rng.random((rows, 1))
@@ -38,10 +38,10 @@ def problem(seed: int, kind: str, gates: int, rows: int, *, heads: float = 0.0) 
         scores[rng.random(scores.shape) < 0.1] = rng.choice([np.nan, np.inf, -np.inf])
     to_E, head_E = np.cumsum(rng.random(gates + 1) + 0.2), heads * rng.random(gates + 1)
     size = rng.random((rows, 1)) + 0.5 if kind == "per row" else 1.0
-    return Problem(scores.astype(np.float32), losses, lambda open_E: size * (to_E + np.cumsum(head_E * open_E)))
+    return SearchProblem(scores.astype(np.float32), losses, lambda open_E: size * (to_E + np.cumsum(head_E * open_E)))
 
 
-def brute(p: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def brute(p: SearchProblem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Every plan there is: all middles between distinct scores, everyone, nobody."""
     values = []
     for score_N in p.scores_NG.T:
@@ -55,7 +55,7 @@ def brute(p: Problem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return plans, *evaluate(p, plans)
 
 
-def asked(p: Problem, loss_P: np.ndarray, cost_P: np.ndarray) -> Iterator[tuple[Point, float, float, float]]:
+def asked(p: SearchProblem, loss_P: np.ndarray, cost_P: np.ndarray) -> Iterator[tuple[PlanPoint, float, float, float]]:
     """Both questions at several levels: (answer, what it reached, the least possible, what it was to hold)."""
     for share in (0.0, 0.15, 0.5, 0.8):
         budget = float(cost_P.min() + share * np.ptp(cost_P))
@@ -84,7 +84,7 @@ def test_small_chains_are_solved_exactly(gates: int, rows: int, kind: str, heads
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_local_search_alone_is_within_half_a_percent(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(survey, "EXACT_STEPS", 0)
+    monkeypatch.setattr(archive, "EXACT_STEPS", 0)
     off, number = [], 0
     for seed in range(2):
         p = problem(seed, kind, 3, int(np.random.default_rng(seed).integers(5, 41)), heads=0.2 * (seed % 2))
@@ -145,7 +145,7 @@ def test_never_worse_than_a_family(kind: str, heads: float) -> None:
     pooled = np.unique(p.scores_NG[np.isfinite(p.scores_NG)])
     middles = ((pooled[1:] + pooled[:-1]) / 2).astype(np.float32)
     path = np.nanquantile(np.where(np.isinf(p.scores_NG), np.nan, p.scores_NG), q, axis=0).astype(np.float32)
-    table = survey.Chain.of(p.scores_NG, p.losses_NE, p.cost, 0.0).whole()
+    table = archive.OpenSets.of(p.scores_NG, p.losses_NE, p.cost, 0.0).whole()
     powers = powers_of(table).cuts(np.arange(39))
     plans_PG = np.concatenate((np.repeat(middles[:, None], 4, 1), path, table.thresholds(powers)))
     loss_P, cost_P = evaluate(p, plans_PG)
@@ -157,10 +157,10 @@ def test_never_worse_than_a_family(kind: str, heads: float) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_families_are_priced_as_their_plans_are(kind: str) -> None:
+def test_baselines_are_priced_as_their_plans_are(kind: str) -> None:
     p = problem(3, kind, 4, 60, heads=0.0)
-    table = survey.Chain.of(p.scores_NG, p.losses_NE, p.cost, 0.0).whole()
-    for curve in families(table):
+    table = archive.OpenSets.of(p.scores_NG, p.losses_NE, p.cost, 0.0).whole()
+    for curve in baselines(table):
         plans = curve.cuts(np.arange(len(curve.loss_D)))
         loss_D, cost_D = evaluate(p, table.thresholds(plans))
         np.testing.assert_allclose(curve.loss_D / 60, loss_D, atol=1e-12)
@@ -169,7 +169,7 @@ def test_families_are_priced_as_their_plans_are(kind: str) -> None:
 
 def test_powers_answer_the_shares_of_msdnet() -> None:
     p = problem(1, "real", 3, 1000)
-    table = survey.Chain.of(p.scores_NG, p.losses_NE, p.cost, 0.0).whole()
+    table = archive.OpenSets.of(p.scores_NG, p.losses_NE, p.cost, 0.0).whole()
     exits_N = table.exits(powers_of(table, np.array([0.5])).cuts(np.array([0])))[0]
     shares = np.floor(1000 * 0.5 ** np.arange(1, 4) / (0.5 ** np.arange(1, 5)).sum())
     assert np.bincount(exits_N, minlength=4)[:3].tolist() == shares.tolist()
@@ -185,7 +185,7 @@ def test_frontier_falls_from_cheap_to_dear(gates: int, rows: int, heads: float) 
     assert (np.diff(curve.cost_P) >= 0).all()
     never = (curve.thresholds_PG == np.inf).all(1)
     assert never.sum() == 1
-    kept = survey.undominated(curve.loss_P, curve.cost_P)
+    kept = archive.undominated(curve.loss_P, curve.cost_P)
     assert set(range(len(curve))) - set(kept.tolist()) <= set(np.flatnonzero(never).tolist())
     assert np.array_equal(evaluate(p, curve.thresholds_PG), (curve.loss_P, curve.cost_P))
     exits_PN = exits_of(p.scores_NG, curve.thresholds_PG)
@@ -203,7 +203,7 @@ def test_frontier_keeps_up_with_the_point_solutions() -> None:
 def test_a_dear_exit_is_closed() -> None:
     p = problem(2, "real", 5, 200)
     price = np.array([0.0, 0.0, 50.0, 0.0, 0.0, 0.0])
-    dear = Problem(p.scores_NG, p.losses_NE, lambda open_E: p.cost(open_E)[0] + np.cumsum(price * open_E))
+    dear = SearchProblem(p.scores_NG, p.losses_NE, lambda open_E: p.cost(open_E)[0] + np.cumsum(price * open_E))
     curve = frontier(dear)
     cheap = curve.cost_P < 20
     assert cheap.sum() > 20
@@ -211,13 +211,13 @@ def test_a_dear_exit_is_closed() -> None:
     assert best(dear, 2.0).thresholds_G[2] == np.inf
 
 
-def test_a_rung_goes_when_all_its_exits_close() -> None:
+def test_a_member_goes_when_all_its_exits_close() -> None:
     p = problem(4, "real", 4, 100)
 
     def ladder(open_E: np.ndarray) -> np.ndarray:
         return np.cumsum([1.0 * open_E[0], 0, 30.0 * (open_E[1] | open_E[2]), 1.0 * open_E[3], 5.0])
 
-    found = best(Problem(p.scores_NG, p.losses_NE, ladder), 7.0)
+    found = best(SearchProblem(p.scores_NG, p.losses_NE, ladder), 7.0)
     assert (found.thresholds_G[1:3] == np.inf).all()
     assert found.loss < p.losses_NE[:, -1].mean() + 0.1
 
@@ -225,7 +225,7 @@ def test_a_rung_goes_when_all_its_exits_close() -> None:
 @pytest.mark.parametrize("value", [0.5, np.nan, np.inf, -np.inf])
 def test_scores_all_alike(value: float) -> None:
     losses = np.random.default_rng(0).standard_normal((9, 4))
-    p = Problem(np.full((9, 3), value, np.float32), losses, lambda open_E: np.arange(1.0, 5.0))
+    p = SearchProblem(np.full((9, 3), value, np.float32), losses, lambda open_E: np.arange(1.0, 5.0))
     curve = frontier(p)
     assert (curve.thresholds_PG[-1] == np.inf).all() or curve.cost_P[-1] <= 4
     if np.isfinite(value) or value == np.inf:
@@ -247,13 +247,13 @@ def test_what_cannot_be_held_says_so() -> None:
 def test_bad_input_is_refused() -> None:
     scores, losses = np.zeros((3, 1), np.float32), np.zeros((3, 2))
     with pytest.raises(BadData, match="float32"):
-        Problem(scores.astype(np.float64), losses, lambda o: np.ones(2))
+        SearchProblem(scores.astype(np.float64), losses, lambda o: np.ones(2))
     with pytest.raises(BadData, match="row 1"):
-        Problem(scores, np.array([[0, 0], [0, np.nan], [0, 0]]), lambda o: np.ones(2))
+        SearchProblem(scores, np.array([[0, 0], [0, np.nan], [0, 0]]), lambda o: np.ones(2))
     with pytest.raises(BadData, match="cost_to"):
-        frontier(Problem(scores, losses, lambda o: np.ones(3)))
+        frontier(SearchProblem(scores, losses, lambda o: np.ones(3)))
     with pytest.raises(InvalidArgument, match="thresholds"):
-        evaluate(Problem(scores, losses, lambda o: np.ones(2)), np.zeros((1, 2), np.float32))
+        evaluate(SearchProblem(scores, losses, lambda o: np.ones(2)), np.zeros((1, 2), np.float32))
 
 
 def test_a_gap_is_kept() -> None:
@@ -275,6 +275,6 @@ def test_evaluate_is_frugal() -> None:
     assert peak < 50e6
 
 
-@pytest.mark.parametrize("module", [cuts, search])
+@pytest.mark.parametrize("module", [threshold_table, search])
 def test_docstrings_run(module: object) -> None:
     assert doctest.testmod(module).failed == 0

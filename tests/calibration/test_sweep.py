@@ -68,8 +68,8 @@ BANDS = st.sampled_from([BAND, 0.0, 0.125])
 
 @settings(max_examples=60)
 @given(chains(), st.lists(BARS, min_size=1, max_size=6, unique=True), BANDS)
-def test_a_path_against_row_by_row(chain, bars, band):
-    scores, losses, weights, groups = chain
+def test_a_path_against_row_by_row(topology, bars, band):
+    scores, losses, weights, groups = topology
     gates = scores.shape[1]
     path = np.sort(np.array(bars, np.float32))[::-1]
     found = sweep(path, scores, losses, band, weights=[None] + [weights] * gates, groups=groups)
@@ -93,8 +93,8 @@ def test_a_path_against_row_by_row(chain, bars, band):
 
 @settings(max_examples=60)
 @given(chains(), st.data(), BANDS)
-def test_a_list_against_row_by_row(chain, data, band):
-    scores, losses, _, groups = chain
+def test_a_list_against_row_by_row(topology, data, band):
+    scores, losses, _, groups = topology
     bars = st.sampled_from([*AROUND, np.inf, -np.inf]).map(np.float32)
     plans = data.draw(arrays(np.float32, (data.draw(st.integers(1, 4)), scores.shape[1]), elements=bars))
     found = Listed(plans, scores, losses, band, groups)

@@ -74,13 +74,13 @@ not_a_risk = 3
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """network/, two weights, calibration.npz, test.npz, plan.json and users_own.py: copied by `place`."""
+    """network/, two weights, calibration.npz, test.npz, plan.json and users_own.py: copied by `workdir`."""
     pytest.importorskip("sklearn")
     from offramp.cli import demonstration as demo
 
     folder = tmp_path_factory.mktemp("made")
     with pytest.MonkeyPatch.context() as patch, demo.one_thread():
-        patch.setattr(demo, "RUNGS", {"digits_small": 4, "digits_large": 2})
+        patch.setattr(demo, "MEMBERS", {"digits_small": 4, "digits_large": 2})
         demo.train(folder)
     for name, spec in (("calibration", CALIBRATION), ("test", TEST)):
         done = offramp("record", folder / "network", spec, "-o", folder / f"{name}.npz")
@@ -92,7 +92,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def workdir(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of what was made, as the current folder; its users_own.py can be imported."""
     shutil.copytree(made, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)

@@ -25,7 +25,7 @@ budgets = [0.1, 9.0]
 
 [method.convex]
 recipe = "cross_entropy"
-with = ["regulariser=0.01"]
+with = ["regularizer=0.01"]
 gates = ["own", "max_prob"]
 """
 
@@ -49,7 +49,7 @@ def test_compare_writes_a_page_and_spreadsheets_and_goes_on_where_it_was(file, a
         assert 0 <= dear <= 1
     before = contents(Path("out/convex-0"))
     again = offramp("compare", file, "-o", "out")
-    assert (again.exit_code, again.stderr.count("\n")) == (0, 2)  # nothing is taught again
+    assert (again.exit_code, again.stderr.count("\n")) == (0, 2)  # nothing is trained again
     assert "of which 1 are in out already and are kept" in again.stderr
     assert "was its model ever trained?" in again.stderr  # it was not
     assert "convex, max_prob" in again.stdout
@@ -71,7 +71,7 @@ budgets = [9.0]
 
 [method.texts]
 recipe = "cross_entropy"
-with = ["regulariser=0.01"]
+with = ["regularizer=0.01"]
 """
 
 
@@ -95,7 +95,7 @@ def test_texts_of_two_lengths_and_two_kinds_of_exits(sentences, as_json):
         ("[0:60]", "[0:701]", "1 of the 100 calibration rows"),
         ("[800:900]", "[799:900]", "1 of the 101 test rows"),
         ("cross_entropy", "cross_entrop", "did you mean 'cross_entropy'"),
-        ("regulariser=", "regulaliser=", "did you mean 'regulariser'"),
+        ("regularizer=", "regulaliser=", "did you mean 'regularizer'"),
         ("budgets", "budget", "did you mean 'budgets'"),
         ('at = "2"', 'at = "two"', "has no module 'two'"),
         ('at = "2"', 'at = "2"\nexit-of = ["5=mlp"]', "expected a module named in --at (2)"),
@@ -103,7 +103,7 @@ def test_texts_of_two_lengths_and_two_kinds_of_exits(sentences, as_json):
         ("title = ", "title", "is no TOML"),
     ],
 )
-def test_what_is_refused_before_anything_is_taught(file, old, new, says):
+def test_what_is_refused_before_anything_is_trained(file, old, new, says):
     file.write_text(METHODS.replace(old, new))
     done = offramp("compare", file, "-o", "out")
     assert (done.exit_code, done.stdout) == (2, ""), done.output

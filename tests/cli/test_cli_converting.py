@@ -20,7 +20,7 @@ def made(*more):
     return done
 
 
-def test_convert_tells_what_changed(place, as_json):
+def test_convert_tells_what_changed(workdir, as_json):
     body = as_json("convert", *MODEL, *LAYER, "--example", "digits[0:16]", "-o", "cheap")
     names = [one["name"] for one in body["changes"]]
     assert names[-1] == ""
@@ -37,7 +37,7 @@ def test_convert_tells_what_changed(place, as_json):
     assert "whole" in said  # the table wraps its words
 
 
-def test_it_is_recovered_cut_stacked_and_recorded(place, as_json):
+def test_it_is_recovered_cut_stacked_and_recorded(workdir, as_json):
     made()
     done = offramp(
         *("fit", "cheap", TRAIN, "--recipe", "recover", "--original-weights", "digits_large.safetensors"),
@@ -48,7 +48,7 @@ def test_it_is_recovered_cut_stacked_and_recorded(place, as_json):
     assert not np.allclose(off.load("cheap")(x)[-1].detach(), off.load("recovered")(x)[-1].detach())
     args = ("--model", "network:recovered", "--model", MODEL[0], "--weights", "-", *WEIGHTS)
     stacked = as_json("ladder", *args, "-o", "net")
-    assert [rung["name"] for rung in stacked["rungs"]] == ["recovered", "digits_large"]
+    assert [member["name"] for member in stacked["rungs"]] == ["recovered", "digits_large"]
     assert stacked["rungs"][0]["spec"].startswith("offramp:digits_large|")
     net = off.load("net")
     assert np.allclose(net(x)[0].detach(), off.load("recovered")(x)[-1].detach(), atol=1e-6)
@@ -56,10 +56,10 @@ def test_it_is_recovered_cut_stacked_and_recorded(place, as_json):
     assert offramp("record", "net", CALIBRATION, "-o", "t.npz", "--no-timed").exit_code == 0
     cut = offramp("cut", "network:recovered", "--at", "2", "--example", "digits[0:4]", "-o", "exits")
     assert cut.exit_code == 0, cut.output
-    assert off.load("exits").chain.exits == ("2", "backbone")
+    assert off.load("exits").topology.exits == ("2", "backbone")
 
 
-def test_inspect_shows_before_and_after(place, as_json):
+def test_inspect_shows_before_and_after(workdir, as_json):
     spec = f"{MODEL[0]}|3=ghost?ratio=2"
     body = as_json("inspect", spec, *WEIGHTS, "--example", "digits[0:16]")
     assert [one["name"] for one in body["changes"]] == ["3", ""]
@@ -68,7 +68,7 @@ def test_inspect_shows_before_and_after(place, as_json):
     assert as_json("inspect", *MODEL, "--example", "digits[0:4]")["changes"] == []
 
 
-def test_converted_twice(place, as_json):
+def test_converted_twice(workdir, as_json):
     made()
     again = as_json("convert", "network:cheap", "--layer", "0=ternary", "-o", "packed", "--example", "digits[0:4]")
     assert "0=ternary" in again["spec"]
@@ -85,7 +85,7 @@ def test_converted_twice(place, as_json):
         (("--layer", "3=ghost?ratio=1000"), "less than one channel would be left"),
     ],
 )
-def test_refusals_are_one_sentence(place, words, says):
+def test_refusals_are_one_sentence(workdir, words, says):
     import re
 
     done = offramp("convert", *MODEL, *words, "-o", "new")
@@ -94,7 +94,7 @@ def test_refusals_are_one_sentence(place, words, says):
     assert done.stderr.count("\n") == 1
 
 
-def test_fit_needs_the_original(place):
+def test_fit_needs_the_original(workdir):
     made()
     done = offramp("fit", "cheap", TRAIN, "--recipe", "recover", "-o", "new")
     assert (done.exit_code, "--original-weights FILE" in done.stderr) == (2, True)

@@ -12,7 +12,7 @@ from typed import CALIBRATION, contents, offramp
 MODEL = ("offramp:digits_large", "--weights", "digits_large.safetensors", "--example", "digits[0:4]")
 
 
-def test_inspect_lists_every_module(place, as_json):
+def test_inspect_lists_every_module(workdir, as_json):
     points = as_json("inspect", *MODEL)["points"]
     assert [point["name"] for point in points] == [str(n) for n in range(16)]
     assert [point["name"] for point in points if not point["legal"]] == ["15"]
@@ -25,7 +25,7 @@ def test_inspect_lists_every_module(place, as_json):
     assert "no cut: ends where the model does" in said
 
 
-def test_inspect_measures_one_forward(place, as_json):
+def test_inspect_measures_one_forward(workdir, as_json):
     said = as_json("inspect", *MODEL[:-1], "digits[0:70]")
     shares = [point["time_share"] for point in said["points"]]
     assert (said["batch"], said["forward_ms"] > 0) == (64, True)
@@ -35,43 +35,43 @@ def test_inspect_measures_one_forward(place, as_json):
     assert "ms for a batch of 4, measured once on this machine" in offramp("inspect", *MODEL).stdout
 
 
-def test_cut_then_teach_then_record(place, as_json):
+def test_cut_then_train_then_record(workdir, as_json):
     made = as_json("cut", *MODEL, "--at", "2, 5", "-o", "net", "--exit", "linear")
-    assert made["untaught"] == ["2", "5"]
+    assert made["untrained"] == ["2", "5"]
     assert made["rungs"][0]["cuts"] == ["2", "5"]
     done = offramp("record", "net", CALIBRATION, "-o", "t.npz", "--no-timed")
     assert (done.exit_code, done.stderr.count("\n")) == (0, 1)
-    assert "never taught: 2, 5" in done.stderr
+    assert "never trained: 2, 5" in done.stderr
     refused = offramp("calibrate", "t.npz", "--at-most", "0.1")
-    assert (refused.exit_code, "never taught" in refused.stderr) == (2, True)
+    assert (refused.exit_code, "never trained" in refused.stderr) == (2, True)
     off.save(moved(off.load("net")), "net")
     trace = as_json("record", "net", CALIBRATION, "-o", "t.npz", "--no-timed")
     assert [each["exit"] for each in trace["exits"]] == ["2", "5", "backbone"]
     assert offramp("calibrate", "t.npz", "--budget", "0.9").exit_code == 0
 
 
-def test_cut_into_parts(place):
+def test_cut_into_parts(workdir):
     done = offramp("cut", *MODEL, "--parts", 3, "-o", "net")
     assert done.exit_code == 0, done.output
     assert "Network of one model with exits" in done.stdout
-    assert "not taught yet" in done.stderr
-    assert len(off.load("net").chain.exits) == 3
+    assert "not trained yet" in done.stderr
+    assert len(off.load("net").topology.exits) == 3
 
 
-def test_another_exit_at_one_node(place, as_json):
+def test_another_exit_at_one_node(workdir, as_json):
     made = as_json("cut", *MODEL, "--at", "2,5", "-o", "net", "--exit", "linear", "--exit-of", "5=mlp")
     hidden = {name: config.get("hidden") for name, config in made["exits"].items()}
     assert (hidden["2"], hidden["5"]) == (None, [128])
 
 
 @pytest.mark.slow
-def test_cut_where_exits_pay(place, as_json):
+def test_cut_where_exits_pay(workdir, as_json):
     words = ("--at", "auto", "--labelled", "digits[0:700]", "-o", "net", "--exit", "linear")
     made = as_json("cut", *MODEL, *words, "--parts", "2")
     taken = [one["name"] for one in made["places"] if one["chosen"]]
     assert (made["rungs"][0]["cuts"], len(taken)) == (taken, 1)
     assert made["estimated_ms"] < made["plain_ms"]
-    assert off.load("net").learned.data == "digits[0:700]"
+    assert off.load("net").trained_on.data == "digits[0:700]"
     said = offramp("cut", *MODEL, *words).stdout
     assert "could" in said
     assert "chosen" in said
@@ -114,19 +114,19 @@ OWN = {
 
 
 @pytest.mark.parametrize("case", OWN)
-def test_models_that_are_refused(place, case):
+def test_models_that_are_refused(workdir, case):
     command, model, at, says = OWN[case]
-    before = contents(place)
+    before = contents(workdir)
     words = (command, f"users_own:{model}", "--example", "digits[0:1]", "--preprocess", "none")
     done = offramp(*words, *(("--at", at, "-o", "net") if at else ()))
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith("offramp: ")
     assert done.stderr.count("\n") == 1
     assert says in done.stderr
-    assert contents(place) == before
+    assert contents(workdir) == before
 
 
-def test_inspect_says_what_cannot_be_compacted_and_what_runs_twice(place, as_json):
+def test_inspect_says_what_cannot_be_compacted_and_what_runs_twice(workdir, as_json):
     for model, why in (("Folded", "first dimension is 2*B, not B"), ("Repeated", "runs twice")):
         points = as_json("inspect", f"users_own:{model}", "--example", "digits[0:4]", "--preprocess", "none")["points"]
         told = {point["name"]: point["why_not"] for point in points}
@@ -134,7 +134,7 @@ def test_inspect_says_what_cannot_be_compacted_and_what_runs_twice(place, as_jso
         assert why in told["fold"]
 
 
-def test_images_that_do_not_fit_the_model(place):
+def test_images_that_do_not_fit_the_model(workdir):
     for words in (("cut", "-o", "net", "--at", "conv1"), ("inspect",)):
         done = offramp(*words, "offramp:resnet20", "--preprocess", "none", "--example", "digits[0:2]")
         assert done.exit_code == 2
@@ -166,14 +166,14 @@ def test_images_that_do_not_fit_the_model(place):
         (("--at", "auto", "--labelled", "digits[0:50]", "--exit-of", "2=linear"), "named in --at"),
     ],
 )
-def test_what_is_refused(place, words, says):
-    before = contents(place)
+def test_what_is_refused(workdir, words, says):
+    before = contents(workdir)
     done = offramp("cut", *MODEL, *words, "-o", "net")
     assert (done.exit_code, done.stdout) == (2, "")
     assert done.stderr.startswith("offramp: ")
     assert done.stderr.count("\n") == 1
     assert says in done.stderr
-    assert contents(place) == before
+    assert contents(workdir) == before
 
 
 @pytest.mark.slow
@@ -184,9 +184,9 @@ def test_what_is_refused(place, words, says):
         ("offramp:resnet110_branchy", "stem,layer1", "b_resnet", ["Normed", "Residual"]),
     ],
 )
-def test_branchynets_by_name(place, as_json, model, at, exit_, classes):
+def test_branchynets_by_name(workdir, as_json, model, at, exit_, classes):
     np.savez("few.npz", x=np.zeros((2, 3, 32, 32), np.uint8))
     made = as_json("cut", model, "--at", at, "--exit", exit_, "--example", "npz:few.npz", "-o", "net")
     assert [made["exits"][name]["name"] for name in at.split(",")] == classes
-    assert made["untaught"] == at.split(",")
-    assert off.load("net").chain.exits == (*at.split(","), "backbone")
+    assert made["untrained"] == at.split(",")
+    assert off.load("net").topology.exits == (*at.split(","), "backbone")

@@ -15,7 +15,7 @@ from typed import TEST, offramp
 PAIR = ("--model", "offramp:digits_small", "--model", "offramp:digits_large")
 
 
-def test_how_weights_were_found_is_one_line(place):
+def test_how_weights_were_found_is_one_line(workdir):
     weights = load_file("digits_small.safetensors")
     torch.save({"state_dict": {f"model.{name}": value for name, value in weights.items()}}, "w.ckpt")
     done = offramp("ladder", *PAIR, "--weights", "w.ckpt", "--weights", "-", "-o", "new")
@@ -32,7 +32,7 @@ def test_how_weights_were_found_is_one_line(place):
     assert done.exit_code == 0, done.output
 
 
-def test_a_notice_about_data_is_one_line_and_said_once(place):
+def test_a_notice_about_data_is_one_line_and_said_once(workdir):
     np.savez("a.npz", x=np.zeros((5, 1, 8, 8), np.uint8), kind=np.arange(5))
     done = offramp("record", "network", "npz:a.npz", "-o", "n.npz", "--no-timed")
     assert done.exit_code == 0, done.output
@@ -67,7 +67,7 @@ def test_a_notice_about_data_is_one_line_and_said_once(place):
         ),
     ],
 )  # fmt: skip
-def test_all_flags_to_give_again_stand_in_one_line_and_work(place, typed, flags):
+def test_all_flags_to_give_again_stand_in_one_line_and_work(workdir, typed, flags):
     done = offramp("ladder", *typed, "-o", "own")
     assert done.exit_code == 0, done.output
     words = ["record", "own", TEST, "-o", "n.npz", "--no-timed"]
@@ -82,7 +82,7 @@ def test_all_flags_to_give_again_stand_in_one_line_and_work(place, typed, flags)
     assert done.stderr.strip().endswith(flags)
 
 
-def test_bytes_for_a_model_of_floats_name_the_option(place):
+def test_bytes_for_a_model_of_floats_name_the_option(workdir):
     bare = ["--model", "users_own:flat", "--model", "users_own:flat", "--preprocess", "none", "--preprocess", "none"]
     done = offramp("ladder", *bare, "--example", "digits[0:2]", "-o", "own")
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
@@ -95,7 +95,7 @@ def test_bytes_for_a_model_of_floats_name_the_option(place):
     assert offramp("ladder", *better, "--example", "digits[0:2]", "-o", "own").exit_code == 0
 
 
-def test_photos_of_several_sizes_for_a_model_that_knows_its_own(place):
+def test_photos_of_several_sizes_for_a_model_that_knows_its_own(workdir):
     Image = pytest.importorskip("PIL.Image")
     for number, size in enumerate([(30, 20), (20, 30)]):
         folder = Path("photos") / "ab"[number]

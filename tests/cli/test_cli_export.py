@@ -15,7 +15,7 @@ pytest.importorskip("onnxruntime")
 pytest.importorskip("onnxscript")
 
 
-def test_the_folder_runs_by_itself(place, as_json):
+def test_the_folder_runs_by_itself(workdir, as_json):
     told = as_json("export", "network", "plan.json", "-o", "out")
     assert told["folder"] == "out"
     rows = off.rows(TEST).take(np.arange(20)).x
@@ -39,10 +39,10 @@ def test_the_folder_runs_by_itself(place, as_json):
         (("run", "network", "plan.json", TEST, "-o", "new.npz", "--engine", "onnxruntime"), "plan is for network"),
     ],
 )
-def test_what_is_refused(place, words, says):
-    before = contents(place)
+def test_what_is_refused(workdir, words, says):
+    before = contents(workdir)
     done = offramp(*words)
     assert (done.exit_code, done.stdout) == (2, ""), done.output
     assert done.stderr.count("\n") == 1
     assert says in done.stderr
-    assert contents(place) == before
+    assert contents(workdir) == before

@@ -11,13 +11,13 @@ from offramp.plans.plan import Plan
 from offramp.plans.trace import Trace
 from typed import CALIBRATION, TEST, contents, offramp
 
-RUNGS = ("--model", "offramp:digits_small", "--weights", "digits_small.safetensors",
+MEMBERS = ("--model", "offramp:digits_small", "--weights", "digits_small.safetensors",
          "--model", "offramp:digits_large", "--weights", "digits_large.safetensors")  # fmt: skip
 
 
-def test_the_whole_way_as_json(place, as_json):
-    network = as_json("ladder", *RUNGS, "-o", "net", "--example", "digits[0:2]")
-    assert [rung["name"] for rung in network["rungs"]] == ["digits_small", "digits_large"]
+def test_the_whole_way_as_json(workdir, as_json):
+    network = as_json("ladder", *MEMBERS, "-o", "net", "--example", "digits[0:2]")
+    assert [member["name"] for member in network["rungs"]] == ["digits_small", "digits_large"]
     trace = as_json("record", "net", CALIBRATION, "-o", "c.npz", "--batch-size", 100)
     assert (trace["rows"], trace["network"], trace["labelled"]) == (549, network["fingerprint"], True)
     assert trace["exits"][0]["macs"] == 2432
@@ -36,10 +36,10 @@ def test_the_whole_way_as_json(place, as_json):
     extra = ("--data", TEST, "--title", "Digits", "--other", "b=p.json")
     page = as_json("report", "t.npz", "p.json", "-o", "r.html", *extra)
     assert page == {"report": "r.html"}
-    assert "Digits" in (place / "r.html").read_text()
+    assert "Digits" in (workdir / "r.html").read_text()
 
 
-def test_people_read_sentences_and_tables(place):
+def test_people_read_sentences_and_tables(workdir):
     shown = {
         "calibrate": offramp("calibrate", "calibration.npz", "--at-most", "0.1"),
         "check": offramp("check", "plan.json", "test.npz"),
@@ -56,7 +56,7 @@ def test_people_read_sentences_and_tables(place):
     assert "Trace of 548 labelled rows" in shown["record"].stdout
 
 
-def test_what_run_writes(place, as_json):
+def test_what_run_writes(workdir, as_json):
     as_json("run", "network", "plan.json", TEST, "-o", "a.npz")
     as_json("run", "network", "plan.json", TEST, "-o", "a.csv")
     replayed = Trace.load("test.npz").replay(Plan.load("plan.json"))
@@ -70,7 +70,7 @@ def test_what_run_writes(place, as_json):
         assert not archive["flagged"].any()
 
 
-def test_plans_by_hand(place, as_json):
+def test_plans_by_hand(workdir, as_json):
     never = as_json("run", "network", "-", TEST, "--threshold", "digits_small=inf")
     assert never["shares"] == {"digits_small": 0.0, "digits_large": 1.0}
     changed = as_json("check", "plan.json", "test.npz", "--threshold", "digits_small=-1")
@@ -83,7 +83,7 @@ def test_plans_by_hand(place, as_json):
     assert kept["verdict"] == "holds"
 
 
-def test_rows_of_a_trace(place, as_json):
+def test_rows_of_a_trace(workdir, as_json):
     plan = as_json("calibrate", "calibration.npz", "--at-most", 0.2, "--rows", "0:300", "-o", "some.json")
     assert plan["rows"]["count"] == 300
     assert as_json("check", "some.json", "calibration.npz", "--rows", "300:549")["rows"] == 249
@@ -91,7 +91,7 @@ def test_rows_of_a_trace(place, as_json):
     assert as_json("check", "some.json", "calibration.npz", "--same-rows")["rows"] == 549
 
 
-def test_every_way_to_calibrate(place, as_json):
+def test_every_way_to_calibrate(workdir, as_json):
     budget = as_json("calibrate", "calibration.npz", "--budget", 0.5)
     assert budget["promise"] is None
     assert budget["price"]["mean"] <= 0.5 * budget["price"]["plain"]
@@ -112,17 +112,17 @@ def saved_as(path: str, rows: np.ndarray, **columns: np.ndarray) -> str:
     return path
 
 
-def test_rows_that_repeat_and_rows_that_taught(place, as_json):
+def test_rows_that_repeat_and_rows_that_trained(workdir, as_json):
     twice = saved_as("twice.npz", np.tile(np.arange(200), 2))
     once = as_json("calibrate", twice, "--at-most", 0.2, "--repeats", "once")
     assert [once["promise"][key] for key in ("repeats", "repeated", "rows")] == ["once", 200, 200]
     assert "copies count once: 200 left out" in once["sentence"]
     every = as_json("calibrate", twice, "--at-most", 0.2, "--repeats", "independent")
     assert [every["promise"][key] for key in ("repeats", "repeated", "rows")] == ["independent", 200, 400]
-    taught = saved_as("taught.npz", np.arange(200), learned=np.arange(200) < 8)
-    dropped = offramp("calibrate", taught, "--at-most", 0.2, "--drop-seen")
-    assert "8 rows that taught the network were left out" in dropped.stderr
-    assert "8 rows that taught the network left out" in dropped.stdout
+    trained = saved_as("trained.npz", np.arange(200), learned=np.arange(200) < 8)
+    dropped = offramp("calibrate", trained, "--at-most", 0.2, "--drop-seen")
+    assert "8 rows that trained the network were left out" in dropped.stderr
+    assert "8 rows that trained the network left out" in dropped.stdout
     mixed = saved_as("mixed.npz", np.append(np.arange(549), np.arange(5)))
     plan = as_json("calibrate", "test.npz", "--at-most", 0.2, "-o", "other.json")
     assert plan["promise"]["rows"] == 548
@@ -134,7 +134,7 @@ def test_rows_that_repeat_and_rows_that_taught(place, as_json):
     assert (found["rows"], found["dropped"]) == (20, 0)
 
 
-def test_levels_are_printed_with_the_digits_that_they_have(place):
+def test_levels_are_printed_with_the_digits_that_they_have(workdir):
     said = offramp("calibrate", "calibration.npz", "--at-most", 0.2, "--confidence", 0.001, "-o", "low.json").stdout
     assert "with 0.1 % confidence" in said
     said = offramp("calibrate", "calibration.npz", "--at-most", 0.2, "--confidence", 0.9999, "-o", "high.json").stdout
@@ -145,8 +145,8 @@ def test_levels_are_printed_with_the_digits_that_they_have(place):
     ).stderr  # fmt: skip
 
 
-def test_a_ladder_with_the_dear_member_first(place):
-    turned = (*RUNGS[4:], *RUNGS[:4])
+def test_a_ladder_with_the_dear_member_first(workdir):
+    turned = (*MEMBERS[4:], *MEMBERS[:4])
     assert offramp("ladder", *turned, "-o", "turned").exit_code == 0
     assert offramp("record", "turned", CALIBRATION, "-o", "turned.npz", "--no-timed").exit_code == 0
     done = offramp("calibrate", "turned.npz", "--at-most", 0.3)
@@ -163,14 +163,14 @@ def test_how_many(as_json):
     assert "459" in said
 
 
-def test_a_deadline(place):
+def test_a_deadline(workdir):
     done = offramp("run", "network", "-", TEST, "--threshold", "digits_small=1e9", "--deadline-ms", 0)
     assert done.exit_code == 0
     assert "548 deadline" in done.stdout
     assert "ran out of time" in done.stderr
 
 
-def test_models_of_the_users_own(place, as_json):
+def test_models_of_the_users_own(workdir, as_json):
     made = ("--model", "users_own:flat", "--model", "offramp:digits_large", "--preprocess", "users_own:scaled",
             "--preprocess", "auto", "--gate", "users_own:spread", "--name", "mine", "--name", "large")  # fmt: skip
     as_json("ladder", *made, "-o", "own", "--answer", "mean")
@@ -184,21 +184,21 @@ def test_models_of_the_users_own(place, as_json):
     assert offramp("run", "own", "-", TEST, "--threshold", "mine=0", *again[2:]).exit_code == 2
 
 
-def test_gates_temperatures_and_names(place, as_json):
+def test_gates_temperatures_and_names(workdir, as_json):
     twins = ("--model", "offramp:digits_small", "--model", "offramp:digits_small", "--model", "offramp:digits_large")
     made = as_json("ladder", *twins, "-o", "hot", "--gate", "max_prob", "--temperature", 2)
-    assert [rung["name"] for rung in made["rungs"]] == ["digits_small", "digits_small-2", "digits_large"]
+    assert [member["name"] for member in made["rungs"]] == ["digits_small", "digits_small-2", "digits_large"]
     assert {gate["temperature"] for gate in made["gates"].values()} == {2.0}
     as_json("record", "hot", "digits[0:20]", "-o", "hot.npz", "--no-timed")
 
 
-def test_an_earlier_network_is_replaced_and_nothing_else_is(place):
-    assert offramp("ladder", *RUNGS, "-o", "network").exit_code == 0
-    (place / "mine").mkdir()
-    (place / "mine" / "diary.txt").write_text("dear diary")
-    before = contents(place)
-    assert offramp("ladder", *RUNGS, "-o", "mine").exit_code == 2
-    assert contents(place) == before
+def test_an_earlier_network_is_replaced_and_nothing_else_is(workdir):
+    assert offramp("ladder", *MEMBERS, "-o", "network").exit_code == 0
+    (workdir / "mine").mkdir()
+    (workdir / "mine" / "diary.txt").write_text("dear diary")
+    before = contents(workdir)
+    assert offramp("ladder", *MEMBERS, "-o", "mine").exit_code == 2
+    assert contents(workdir) == before
 
 
 def test_doctor(as_json):

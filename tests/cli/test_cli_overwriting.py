@@ -57,7 +57,7 @@ def refused(*words: object) -> str:
     ],
     ids=lambda words: words[0],
 )
-def test_folders_of_a_stranger(place, words):
+def test_folders_of_a_stranger(workdir, words):
     stranger_s_folder("app")
     Path("methods.toml").write_text(TOML)
     assert "app" in refused(*words, "-o", "app")
@@ -66,7 +66,7 @@ def test_folders_of_a_stranger(place, words):
         refused(*words, "-o", "plan.json")
 
 
-def test_files_of_a_stranger(place):
+def test_files_of_a_stranger(workdir):
     np.savez("images.npz", x=np.zeros((20, 1, 8, 8), np.uint8))
     Path("package.json").write_text('{"name": "app"}')
     Path("index.html").write_text("<html>mine</html>")
@@ -83,7 +83,7 @@ def test_files_of_a_stranger(place):
         assert "that offramp wrote; name another file" in refused(*words)
 
 
-def test_what_a_command_reads_is_replaced_only_when_that_is_asked_for(place):
+def test_what_a_command_reads_is_replaced_only_when_that_is_asked_for(workdir):
     Path("linked").symlink_to("network")
     refused("export", "network", "plan.json", "-o", "network")
     assert offramp("cut", *CUT, "-o", "net").exit_code == 0
@@ -94,10 +94,10 @@ def test_what_a_command_reads_is_replaced_only_when_that_is_asked_for(place):
     assert "is a link" in refused(*fit, "-o", "other")
     assert "would replace the input" in refused("fit", "other", *fit[2:], "-o", "net")
     assert offramp(*fit, "-o", "net", "--overwrite").exit_code == 0
-    assert off.load("net").untaught() == ()
+    assert off.load("net").untrained() == ()
 
 
-def test_outputs_of_ours_are_replaced(place):
+def test_outputs_of_ours_are_replaced(workdir):
     for name in ("answers.csv", "answers.npz", "new.json"):
         for _ in range(2):
             if name.endswith("json"):
@@ -113,7 +113,7 @@ def test_outputs_of_ours_are_replaced(place):
     assert [int(row[0]) for row in rows] == list(range(30))
 
 
-def test_rows_of_another_shape_are_refused_before_anything_is_taught(place):
+def test_rows_of_another_shape_are_refused_before_anything_is_trained(workdir):
     assert offramp("cut", *CUT, "-o", "net").exit_code == 0
     np.savez("wide.npz", x=np.zeros((20, 1, 8, 16), np.uint8), y=np.zeros(20, np.int64))
-    assert "[1, 8, 16], expected uint8 [1, 8, 8]" in refused("fit", "net", "npz:wide.npz", "-o", "taught")
+    assert "[1, 8, 16], expected uint8 [1, 8, 8]" in refused("fit", "net", "npz:wide.npz", "-o", "trained")

@@ -57,7 +57,7 @@ def start(*words: str, code: str = "from offramp.cli import main; main()") -> su
     ],
     ids=" ".join,
 )
-def test_without_torch(place, words):
+def test_without_torch(workdir, words):
     if words[0] == "report":
         pytest.importorskip("plotly")
     process = start(*words, code=TELL)
@@ -66,7 +66,7 @@ def test_without_torch(place, words):
     assert said.splitlines()[-1] == "False"
 
 
-def test_the_current_folder_holds_the_users_modules(place):
+def test_the_current_folder_holds_the_users_modules(workdir):
     process = start("calibrate", "calibration.npz", "--at-most", "0.2", "--risk", "users_own:mine")
     out, said = process.communicate(timeout=WAIT)
     assert process.returncode == 0, said
@@ -75,10 +75,10 @@ def test_the_current_folder_holds_the_users_modules(place):
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 @pytest.mark.parametrize("command", ["record", "run"])
-def test_ctrl_c_leaves_nothing_half_written(place, command):
+def test_ctrl_c_leaves_nothing_half_written(workdir, command):
     Path("endless.py").write_text(ENDLESS)
     rest = ("plan.json", "endless:rows") if command == "run" else ("endless:rows",)
-    before = contents(place)
+    before = contents(workdir)
     process = start(command, "network", *rest, "-o", "new.npz")
     deadline = time.monotonic() + 120
     while not Path("started").exists() and process.poll() is None and time.monotonic() < deadline:
@@ -88,7 +88,7 @@ def test_ctrl_c_leaves_nothing_half_written(place, command):
     assert (process.returncode, out) == (130, ""), said
     assert said.splitlines()[-1] == "offramp: interrupted; nothing was written"
     Path("started").unlink()
-    assert contents(place) == before
+    assert contents(workdir) == before
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
@@ -115,7 +115,7 @@ main()
 """
 
 
-def test_a_reader_that_goes_away(place):
+def test_a_reader_that_goes_away(workdir):
     process = start("check", "plan.json", "test.npz")
     assert process.stdout is not None
     process.stdout.close()
@@ -146,7 +146,7 @@ def test_a_reader_that_goes_away(place):
     ],
     ids=lambda words: words[0],
 )
-def test_launched_in_two_processes_it_answers_once(place, launch):
+def test_launched_in_two_processes_it_answers_once(workdir, launch):
     """The digits of the demo: the same trace and the same weights as from one process."""
     count = ("--nproc-per-node", "2") if launch[0].startswith("torch") else ("--num_processes", "2")
     several = (sys.executable, "-m", *launch, *count, "-m", "offramp.cli")
@@ -156,7 +156,7 @@ def test_launched_in_two_processes_it_answers_once(place, launch):
     options = ("--with", "epochs=1", "--with", "norm=frozen", "--batch-size", "50")
     fit = ("fit", "net", "digits[0:200]", "--recipe", "joint", *options, "-o")
     run(*alone, *fit, "one")
-    assert run(*several, *fit, "two", "--folder", "run").count("Taught in") == 1
+    assert run(*several, *fit, "two", "--folder", "run").count("Trained in") == 1
     run(*alone, "record", "one", TEST, "--no-timed", "-o", "one.npz")
     assert run(*several, "record", "two", TEST, "--no-timed", "-o", "two.npz").count("Trace of") == 1
     one, two = Trace.load("one.npz"), Trace.load("two.npz")

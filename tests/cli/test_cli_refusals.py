@@ -76,7 +76,7 @@ def other_network() -> str:
 
 
 CASES = {
-    "rungs of different classes, tried": lambda: (
+    "members of different classes, tried": lambda: (
         "ladder --model users_own:three_classes --model users_own:flat --preprocess unit --preprocess unit --example "
         "digits[0:2] "
         "-o new", "numbers of classes"),
@@ -151,7 +151,7 @@ CASES = {
     "an unknown unit": lambda: ("calibrate calibration.npz --unit joules --at-most 0.1", "joules"),
     "an unknown gate in a threshold": lambda: ("check - test.npz --threshold digit=1", "digits_small"),
     "an unknown data source": lambda: ("record network digit -o n.npz", "digits"),
-    "one rung": lambda: ("ladder --model offramp:digits_small -o new", "at least two"),
+    "one member": lambda: ("ladder --model offramp:digits_small -o new", "at least two"),
     "options that do not pair up": lambda: (f"ladder {' '.join(PAIR)} --weights - -o new", "one for each"),
     "one name twice": lambda: (f"ladder {' '.join(PAIR)} --name a --name a -o new", "each once"),
     "two aims": lambda: ("calibrate calibration.npz --at-most 0.1 --budget 0.5 -o n.json", "exactly one"),
@@ -181,27 +181,27 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_one_sentence_and_nothing_written(place, case):
+def test_one_sentence_and_nothing_written(workdir, case):
     if "--data" in case or "report" in case:
         pytest.importorskip("plotly")
     command, words = CASES[case]()
-    before = contents(place)
+    before = contents(workdir)
     done = offramp(*command.split())
     assert done.exit_code == 2, done.output
     assert done.stdout == ""
     assert done.stderr.startswith("offramp: ")
     assert done.stderr.count("\n") == 1, done.stderr
     assert words in done.stderr
-    assert contents(place) == before
+    assert contents(workdir) == before
 
 
 @pytest.mark.parametrize("case", ["a truncated trace", "overlapping rows, check", "too few rows to certify"])
-def test_the_same_with_json(place, case):
+def test_the_same_with_json(workdir, case):
     done = offramp(*CASES[case]()[0].split(), "--json")
     assert (done.exit_code, done.stdout) == (2, "")
 
 
-def test_rungs_of_different_classes_are_noticed_while_recording(place):
+def test_members_of_different_classes_are_noticed_while_recording(workdir):
     made = (
         "ladder --model users_own:three_classes --model offramp:digits_large --preprocess unit --preprocess auto -o odd"
     )
@@ -209,10 +209,10 @@ def test_rungs_of_different_classes_are_noticed_while_recording(place):
     done = offramp("record", "odd", TEST, "-o", "n.npz", "--model", "three_classes=users_own:three_classes")
     assert done.exit_code == 2
     assert "numbers of classes" in done.stderr
-    assert not (place / "n.npz").exists()
+    assert not (workdir / "n.npz").exists()
 
 
-def test_a_file_names_no_code(place):
+def test_a_file_names_no_code(workdir):
     """A spec of the user's own that stands in a network's file is data, and never imported."""
     config = json.loads(Path("network/network.json").read_text())
     assert config["rungs"][0]["spec"] == "offramp:digits_small"
@@ -223,7 +223,7 @@ def test_a_file_names_no_code(place):
     assert "may not name code" in done.stderr
 
 
-def test_a_bug_keeps_its_traceback(place, monkeypatch):
+def test_a_bug_keeps_its_traceback(workdir, monkeypatch):
     def broken(path):
         raise ZeroDivisionError("a bug")
 

@@ -35,7 +35,7 @@ JOINT = (
     '[method.joint]\nrecipe = "joint"\nwith = ["epochs=2", "rate=0.01"]\nseeds = [0, 1]\ngates = ["own", "max_prob"]\n'
 )
 PLAIN = '[method.plain]\nmodel = "offramp:digits_small"\npreprocess = "auto"\nstatic = true\nseeds = [0]\n'
-STACK = '[method.stack]\nrungs = ["plain", "joint"]\nseeds = [0]\n'
+STACK = '[method.stack]\nmembers = ["plain", "joint"]\nseeds = [0]\n'
 MADE = (JOINT, PLAIN, STACK)
 
 
@@ -76,8 +76,8 @@ def test_every_network_is_made_once_and_measured_under_each_gate(first: tuple[Pa
     assert found.leading() == ["joint", "stack"]
     assert found.labels(static=True) == ["plain"]
     assert [line for line in said if "recording" in line] == [
-        "1/4 joint, seed 0: teaching and recording",
-        "2/4 joint, seed 1: teaching and recording",
+        "1/4 joint, seed 0: training and recording",
+        "2/4 joint, seed 1: training and recording",
         "3/4 plain, seed 0: recording",
         "4/4 stack, seed 0: recording",
     ]
@@ -97,14 +97,14 @@ def test_the_unit_is_the_plain_network_of_the_first_method_that_is_cut(
 ) -> None:
     folder, found, _ = first
     trace = Trace.load(folder / "out" / "joint-0" / "test.npz")
-    assert found.unit == trace.price(off.Plan.never_leave(trace.chain)).plain
+    assert found.unit == trace.price(off.Plan.never_leave(trace.topology)).plain
     for result in found.of("joint"):
         for budget in result.figures.budgets:
             assert budget.point is not None
             assert budget.point.cost <= 1.1 * budget.budget * found.unit  # on other rows than it was chosen on
 
 
-def test_a_ladder_has_the_exits_of_its_rungs(first: tuple[Path, Comparison, list[str]]) -> None:
+def test_a_ladder_has_the_exits_of_its_members(first: tuple[Path, Comparison, list[str]]) -> None:
     folder, found, _ = first
     (stack,) = found.of("stack")
     assert stack.figures.exits == ("plain", "joint/stem", "joint")
@@ -120,8 +120,8 @@ def test_only_the_first_seed_and_gate_are_timed(first: tuple[Path, Comparison, l
 def test_the_second_time_nothing_is_made_and_no_network_is_loaded(
     made: Path, first: tuple[Path, Comparison, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for place, name in ((cells, "load"), (cells, "make_model"), (checking, "make_model"), (checking, "roll_of")):
-        monkeypatch.setattr(place, name, None)
+    for index, name in ((cells, "load"), (cells, "make_model"), (checking, "make_model"), (checking, "index_of")):
+        monkeypatch.setattr(index, name, None)
     before = contents(made / "out")
     found, said = compared(made, *MADE)
     assert contents(made / "out") == before
@@ -143,7 +143,7 @@ def test_another_method_costs_only_itself(made: Path) -> None:
 
 
 @pytest.mark.slow
-def test_another_test_set_is_recorded_and_teaches_nothing(made: Path) -> None:
+def test_another_test_set_is_recorded_and_trains_nothing(made: Path) -> None:
     before = contents(made / "out")
     found, _ = compared(made, *MADE, shared=(SMALL + CLOCK).replace("[1000:1300]", "[1000:1200]"))
     after = contents(made / "out")
@@ -170,32 +170,32 @@ def test_a_network_that_was_made_otherwise_is_refused_and_its_folder_named(
     assert contents(made / "out") == before
 
 
-def test_a_method_may_start_with_the_model_that_another_taught(tmp_path: Path) -> None:
-    taught = '[method.taught]\nrecipe = "joint"\nwith = ["epochs=1"]\nseeds = [0]\nstatic = true\n'
-    exits = '[method.exits]\nstart = "taught"\nat = "stem"\nrecipe = "hinge"\nseeds = [0]\n'
-    compared(tmp_path, taught, exits)
-    nets = [off.load(tmp_path / "out" / name / "network", made_up.net()) for name in ("taught-0", "exits-0")]
+def test_a_method_may_start_with_the_model_that_another_trained(tmp_path: Path) -> None:
+    trained = '[method.trained]\nrecipe = "joint"\nwith = ["epochs=1"]\nseeds = [0]\nstatic = true\n'
+    exits = '[method.exits]\nstart = "trained"\nat = "stem"\nrecipe = "hinge"\nseeds = [0]\n'
+    compared(tmp_path, trained, exits)
+    nets = [off.load(tmp_path / "out" / name / "network", made_up.net()) for name in ("trained-0", "exits-0")]
     first, then = (net.backbone.state_dict() for net in nets)
     assert all(torch.equal(value, then[key]) for key, value in first.items())
-    assert nets[1].learned.digests.tolist() == nets[0].learned.digests.tolist()  # the same rows: each counts once
-    shutil.rmtree(tmp_path / "out" / "taught-0")
+    assert nets[1].trained_on.digests.tolist() == nets[0].trained_on.digests.tolist()  # the same rows: each counts once
+    shutil.rmtree(tmp_path / "out" / "trained-0")
     with pytest.raises(InvalidArgument, match=r"exits-0 was made with of = .*epochs=1.* now it is .*epochs=2"):
-        compared(tmp_path, taught.replace("epochs=1", "epochs=2"), exits)
+        compared(tmp_path, trained.replace("epochs=1", "epochs=2"), exits)
 
 
-def test_a_ladder_remembers_the_rows_that_taught_its_rungs(tmp_path: Path) -> None:
-    taught = JOINT.replace("[0, 1]", "[0]") + "static = true\n"
+def test_a_ladder_remembers_the_rows_that_trained_its_members(tmp_path: Path) -> None:
+    trained = JOINT.replace("[0, 1]", "[0]") + "static = true\n"
     settings = read_settings(
-        file_of(tmp_path, taught, PLAIN, STACK, JOINT.replace("method.joint", "method.cut"), shared=SMALL)
+        file_of(tmp_path, trained, PLAIN, STACK, JOINT.replace("method.joint", "method.cut"), shared=SMALL)
     )
     joint, _, stack, *_ = (Cell(each, 0, settings, tmp_path / "out", False) for each in settings.methods)
-    assert stack.network.learned is not None
-    assert stack.network.learned.digests.tolist() == joint.network.learned.digests.tolist()
+    assert stack.network.trained_on is not None
+    assert stack.network.trained_on.digests.tolist() == joint.network.trained_on.digests.tolist()
 
 
-def test_a_ladder_of_rungs_that_were_made_otherwise_is_refused(made: Path) -> None:
-    for place in ("joint-0", "joint-1"):
-        shutil.rmtree(made / "out" / place)
+def test_a_ladder_of_members_that_were_made_otherwise_is_refused(made: Path) -> None:
+    for path in ("joint-0", "joint-1"):
+        shutil.rmtree(made / "out" / path)
     with pytest.raises(InvalidArgument, match="stack-0 was made with of = "):
         compared(made, *(table.replace("epochs=2", "epochs=1") for table in MADE))
     assert not (made / "out" / "joint-0" / "network").exists()
@@ -219,7 +219,7 @@ def test_a_folder_from_before_a_flag_was_there_is_taken(made: Path) -> None:
 
 
 @pytest.mark.parametrize("after", [3, pytest.param(6, marks=pytest.mark.slow)])  # of 8 steps, 4 in an epoch
-def test_stopped_in_mid_teaching_it_goes_on_as_if_it_had_not_been(
+def test_stopped_in_mid_training_it_goes_on_as_if_it_had_not_been(
     made: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, after: int
 ) -> None:
     folder, straight = tmp_path_factory.mktemp("stopped"), made / "out" / "joint-0"
@@ -254,7 +254,7 @@ def test_stopped_in_mid_teaching_it_goes_on_as_if_it_had_not_been(
         ('at = "stem"', 'at = "auto"\nlabelled = "digits[1290:1400]"', "test rows .* rows of digits.1290:1400."),
     ],
 )
-def test_rows_in_two_roles_are_refused_before_anything_is_taught(
+def test_rows_in_two_roles_are_refused_before_anything_is_trained(
     tmp_path: Path, changed: str, to: str, says: str
 ) -> None:
     with pytest.raises(OverlappingRows, match=says):
@@ -279,20 +279,20 @@ def test_rows_in_two_roles_are_left_out_if_the_file_says_so(tmp_path: Path) -> N
         ('repeated-rows = "twice"', "repeats must be"),
     ],
 )
-def test_what_a_promise_may_ask_is_looked_at_before_anything_is_taught(tmp_path: Path, line: str, says: str) -> None:
+def test_what_a_promise_may_ask_is_looked_at_before_anything_is_trained(tmp_path: Path, line: str, says: str) -> None:
     with pytest.raises(InvalidArgument, match=says):
         compared(tmp_path, JOINT, shared=f"{line}\n{SMALL}")
     assert not contents(tmp_path / "out")
 
 
-def test_the_rows_of_a_probe_count_where_nothing_is_taught_too(tmp_path: Path) -> None:
-    untaught = '[method.untaught]\nat = "auto"\nlabelled = "digits[600:701]"\n'
+def test_the_rows_of_a_probe_count_where_nothing_is_trained_too(tmp_path: Path) -> None:
+    untrained = '[method.untrained]\nat = "auto"\nlabelled = "digits[600:701]"\n'
     with pytest.raises(OverlappingRows, match="1 of the 300 calibration rows"):
-        compared(tmp_path, untaught, shared=SMALL)
+        compared(tmp_path, untrained, shared=SMALL)
 
 
-def test_rows_that_taught_a_network_in_the_folder_are_refused_too(made: Path) -> None:
-    with pytest.raises(OverlappingRows, match="also taught"):
+def test_rows_that_trained_a_network_in_the_folder_are_refused_too(made: Path) -> None:
+    with pytest.raises(OverlappingRows, match="also trained"):
         compared(made, *MADE, shared=(SMALL + CLOCK).replace("[700:1000]", "[100:400]"))
 
 
@@ -353,7 +353,7 @@ preprocess = "own_parts:Halved"
 exit = "own_parts:exit_"
 gate = "own_parts:gate"
 recipe = "cross_entropy"
-with = ["regulariser=0.01"]
+with = ["regularizer=0.01"]
 seeds = [0]
 gates = ["own"]
 """

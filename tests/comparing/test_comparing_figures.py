@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from made_up import MACS, method_of, settings_of, traces
-from offramp.calibration.families import POWERS
+from offramp.calibration.baselines import POWERS
 from offramp.comparing.cells import plain_of
 from offramp.comparing.figures import Figures, Point, best_within, figures_of, figures_of_plain
 from offramp.errors import InvalidArgument
@@ -40,10 +40,10 @@ def found(pair: tuple[Trace, Trace]) -> Figures:
 def every(trace: Trace) -> list[Plan]:
     """One plan for each pair of thresholds between scores, and for closed gates."""
     cuts = []
-    for gate in trace.chain.gates:
+    for gate in trace.topology.gates:
         scores = np.unique(trace.columns[f"score/{gate}"])
         cuts.append([-1.0, *((scores[1:] + scores[:-1]) / 2).tolist(), np.inf])
-    return [Plan.by_hand(dict(zip(trace.chain.gates, each, strict=True))) for each in itertools.product(*cuts)]
+    return [Plan.by_hand(dict(zip(trace.topology.gates, each, strict=True))) for each in itertools.product(*cuts)]
 
 
 def places(trace: Trace, plan: Plan) -> tuple[float, float]:
@@ -95,7 +95,7 @@ def test_the_frontier_is_of_plans_that_are_not_dominated_where_they_were_found(f
     tried = [_quick(few, plan) for plan in every(few)]
     for point in found.frontier[:-1]:  # the last is the plan that never leaves
         assert not [1 for accuracy, cost in tried if accuracy > point.accuracy + 1e-9 and cost <= point.cost + 1e-9]
-    never = _quick(few, Plan.never_leave(few.chain))
+    never = _quick(few, Plan.never_leave(few.topology))
     assert (found.frontier[-1].accuracy, found.frontier[-1].cost) == pytest.approx(never)
     costs = [point.cost for point in found.frontier]
     assert costs == sorted(costs)
@@ -106,7 +106,7 @@ def test_p_to_the_k_is_msdnets_share_of_rows_per_exit(pair: tuple[Trace, Trace])
     calibration = pair[0]
     settings = settings_of(method_of("one"), budgets=(1.0,), at_most=None)
     found = figures_of(calibration, calibration, settings, plain_of(calibration))
-    rows, exits = len(calibration), len(calibration.chain.exits)
+    rows, exits = len(calibration), len(calibration.topology.exits)
     for p in (float(POWERS[len(POWERS) // 3]), float(POWERS[len(POWERS) // 2]), float(POWERS[-5])):
         wanted = p ** np.arange(1, exits + 1)
         wanted /= wanted.sum()
@@ -117,16 +117,16 @@ def test_p_to_the_k_is_msdnets_share_of_rows_per_exit(pair: tuple[Trace, Trace])
 def test_anytime_answers_every_row_at_one_exit_after_all_before_it(pair: tuple[Trace, Trace], found: Figures) -> None:
     test = pair[1]
     costs = np.cumsum(MACS)
-    for place, (name, point) in enumerate(zip(test.chain.exits, found.anytime, strict=True)):
+    for index, (name, point) in enumerate(zip(test.topology.exits, found.anytime, strict=True)):
         right = float((test.columns[f"answer/{name}"] == test.labels).mean())
-        assert point.shares == tuple(float(each == place) for each in range(len(MACS)))
-        assert (point.accuracy, point.cost, point.worst) == pytest.approx((right, costs[place], costs[place]))
-        assert found.alone[place] == right
+        assert point.shares == tuple(float(each == index) for each in range(len(MACS)))
+        assert (point.accuracy, point.cost, point.worst) == pytest.approx((right, costs[index], costs[index]))
+        assert found.alone[index] == right
 
 
 def test_leaving_tells_the_share_at_or_above_a_threshold(pair: tuple[Trace, Trace], found: Figures) -> None:
     test = pair[1]
-    first = test.chain.gates[0]
+    first = test.topology.gates[0]
     for threshold, share, right in found.leaving:
         leaving = test.columns[f"score/{first}"] >= threshold
         assert share == leaving.mean()

@@ -1,4 +1,4 @@
-"""Another gate on a taught network: the trace that recording would give, mostly without recording."""
+"""Another gate on a trained network: the trace that recording would give, mostly without recording."""
 
 from __future__ import annotations
 
@@ -104,18 +104,18 @@ def test_a_gate_that_reads_features_is_recorded(gate: type[Gate], monkeypatch: p
 
 def test_a_network_with_other_gates_is_otherwise_the_same() -> None:
     net = cut_of(gate="patience")
-    net.learned = rows_learned()
+    net.trained_on = rows_trained()
     other = regated(net, "margin")
     assert other.backbone is net.backbone
     assert dict(other.exits.items()) == dict(net.exits.items())
-    assert [node.gate_reads for node in net.chain.nodes][1] == ("stem",)
-    assert [node.gate_reads for node in other.chain.nodes] == [()] * 3
-    assert other.learned is net.learned
-    assert other.untaught() == net.untaught() == ()
+    assert [node.gate_reads for node in net.topology.nodes][1] == ("stem",)
+    assert [node.gate_reads for node in other.topology.nodes] == [()] * 3
+    assert other.trained_on is net.trained_on
+    assert other.untrained() == net.untrained() == ()
     assert regated(other, "patience").fingerprint() == net.fingerprint() != other.fingerprint()
 
 
-def rows_learned():
+def rows_trained():
     from offramp.plans.provenance import SeenRows
 
     return SeenRows("made up", "0", np.array([1, 2], np.uint64))

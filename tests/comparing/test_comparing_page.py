@@ -45,7 +45,7 @@ def cells(table: str) -> list[list[str]]:
 
 
 def test_the_page_is_whole_and_escaped(page: str) -> None:
-    for name in ("budgets", "curves", "knowing", "first-exit", "certified", "clocks", "teaching"):
+    for name in ("budgets", "curves", "knowing", "first-exit", "certified", "clocks", "training"):
         assert f'<section id="{name}"' in page
     body = page[: page.index('id="figures"')]
     assert escape(NASTY) in body
@@ -59,7 +59,7 @@ def test_what_was_not_asked_for_has_no_section(tmp_path: Path) -> None:
     plain = comparison(1, 1, ("own",), at_most=None, splits=0)
     results = tuple(replace(result, timed=None, seconds=None) for result in plain.results)
     page = write_page(replace(plain, results=results), tmp_path / "p.html").read_text(encoding="utf-8")
-    for name in ("certified", "clocks", "teaching"):
+    for name in ("certified", "clocks", "training"):
         assert f'<section id="{name}"' not in page
     assert "random splits" not in page
     assert {path.name for path in write_spreadsheets(replace(plain, results=results), tmp_path)} == {
@@ -141,7 +141,7 @@ def test_clocks_are_of_a_methods_first_gate_alone(found: Comparison) -> None:
 
 
 def test_seconds_are_told_once_for_each_seed(found: Comparison) -> None:
-    assert cells(tables.teaching_table(found))[1][-1].split() == ["10.5", "s", "[10.0,", "11.0]"]
+    assert cells(tables.training_table(found))[1][-1].split() == ["10.5", "s", "[10.0,", "11.0]"]
 
 
 def test_spreadsheets_say_what_the_page_says(found: Comparison, tmp_path: Path) -> None:

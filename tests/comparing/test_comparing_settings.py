@@ -38,10 +38,10 @@ def test_what_is_shared_about_places_gives_way_to_a_methods_own(tmp_path: Path) 
     shared = DIGITS.replace('at = "stem,blocks.0"\n', auto)
     hinge, named, once_more = read_settings(file_of(tmp_path, HINGE, by_name, again, shared=shared)).methods
     assert (hinge.auto, hinge.cuts, hinge.parts) == (True, (), 3)
-    assert hinge.teaching == ("digits[0:200]", "digits[200:400]")
-    assert (named.auto, named.labelled, named.parts, named.teaching) == (False, None, None, ())
+    assert hinge.training == ("digits[0:200]", "digits[200:400]")
+    assert (named.auto, named.labelled, named.parts, named.training) == (False, None, None, ())
     assert named.exits == {"stem": "mlp"}
-    assert (once_more.auto, once_more.parts, once_more.teaching) == (True, None, ("digits[200:400]",))
+    assert (once_more.auto, once_more.parts, once_more.training) == (True, None, ("digits[200:400]",))
     shared = DIGITS + 'exit-of = ["stem=mlp"]\n'
     hinge, deeper = read_settings(file_of(tmp_path, HINGE, "[method.deeper]\nparts = 3\n", shared=shared)).methods
     assert hinge.exits == {"stem": "mlp", "blocks.0": "linear_grid"}
@@ -75,9 +75,9 @@ def test_what_is_shared_about_places_gives_way_to_a_methods_own(tmp_path: Path) 
         ("['method'.'a b']\nrecipe = 'hinge'", "", InvalidArgument, "is called 'a b'"),
         ("['method'.'../up']\nrecipe = 'hinge'", "", InvalidArgument, "is called '../up'"),
         (HINGE, "static = true", InvalidArgument, "no method that is cut"),
-        (HINGE + "[method.stack]\nrungs = ['hing']", "", UnknownName, "did you mean 'hinge'"),
+        (HINGE + "[method.stack]\nmembers = ['hing']", "", UnknownName, "did you mean 'hinge'"),
         (
-            HINGE + "[method.one]\nrungs = ['hinge']\n[method.two]\nrungs = ['one']",
+            HINGE + "[method.one]\nmembers = ['hinge']\n[method.two]\nmembers = ['one']",
             "",
             InvalidArgument,
             "stacks one, which is a ladder itself",
@@ -158,7 +158,7 @@ def test_a_file_that_is_not_there() -> None:
         ("at = 'stem,block.0'", "has no module 'block.0'"),
     ],
 )
-def test_names_that_stand_for_nothing_are_refused_before_anything_is_taught(
+def test_names_that_stand_for_nothing_are_refused_before_anything_is_trained(
     tmp_path: Path, flags: str, says: str
 ) -> None:
     later = f"[method.later]\n{flags}\n"
@@ -182,4 +182,4 @@ def test_what_means_nothing_to_a_network_is_no_part_of_it() -> None:
     assert {"at", "train", "seed"} <= cut.asked(3).keys()
     plain = Method("plain", model="made_up:net", at="stem", train="digits", static=True)
     assert {"at", "train"}.isdisjoint(plain.asked(3))
-    assert Method("stack", rungs=("a", "b"), at="stem").asked(3) == {"rungs": ["a", "b"], "gate": "margin"}
+    assert Method("stack", members=("a", "b"), at="stem").asked(3) == {"members": ["a", "b"], "gate": "margin"}

@@ -13,7 +13,7 @@ from torch import nn
 import offramp as off
 from offramp._support import find
 from offramp.errors import BadNetwork
-from offramp.fitting.teaching import recipe_of
+from offramp.fitting.training import recipe_of
 from offramp.models.signal_resnet import SignalResNet
 from offramp.networks.recipe import Phase, Recipe
 from offramp.recipes.distill import Distill
@@ -79,8 +79,8 @@ X = images_of(72)
 Y = (X.mean((1, 2, 3)) > 0).long()
 
 
-def untaught(**options):
-    return seeded(lambda: cut_of(taught=False, **options), 0)
+def untrained(**options):
+    return seeded(lambda: cut_of(trained=False, **options), 0)
 
 
 def signal_net():
@@ -124,7 +124,7 @@ def net_of(name):
         return routed_net()
     if name == "wae":
         return halved_net()
-    return signal_net() if name == "pondered" else untaught(**CUT.get(name, {}))
+    return signal_net() if name == "pondered" else untrained(**CUT.get(name, {}))
 
 
 def rows_for(name, x=X):
@@ -132,7 +132,7 @@ def rows_for(name, x=X):
     y = (x.mean((1, 2, 3)) > 0).long()
     if name == "pondered":  # the model takes the mean away
         return x.flatten(2), (x[:, 0, :4].std((1, 2)) > x[:, 0, 4:].std((1, 2))).long()
-    return x, untaught()(x)[-1].argmax(1) if name == "imitated" else y
+    return x, untrained()(x)[-1].argmax(1) if name == "imitated" else y
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in RECIPES])
@@ -152,18 +152,18 @@ OTHER_CUT = {"ztw": {"exits": "cascade_conv"}, "sdn": {"exits": "linear"}, "syne
 
 @pytest.mark.parametrize("name", ["sdn", "ztw", "distill", "joint", pytest.param("synergy", marks=pytest.mark.slow)])
 def test_the_other_way_of_a_recipe(name, tmp_path):
-    check_recipe(lambda: recipe_of(name, **OTHER[name]), lambda: untaught(**OTHER_CUT.get(name, {})), (X, Y), tmp_path)
+    check_recipe(lambda: recipe_of(name, **OTHER[name]), lambda: untrained(**OTHER_CUT.get(name, {})), (X, Y), tmp_path)
 
 
 @pytest.mark.parametrize("name", ALONG_CHAINS)
-def test_it_refuses_a_network_without_anything_to_teach(name):
+def test_it_refuses_a_network_without_anything_to_train(name):
     net = ladder_of(2)
     with pytest.raises(BadNetwork, match="parameters"):
         recipe_of(name, **({"backbone": False} if name == "joint" else {})).prepare(net)
 
 
 @pytest.mark.parametrize("name", ALONG_CHAINS)  # tests/runtime/test_routes.py has networks with forks
-def test_what_it_taught_is_a_network_like_any_other(name, tmp_path):
+def test_what_it_trained_is_a_network_like_any_other(name, tmp_path):
     few = {**few_of(name), **({"epochs": 1} if "epochs" in few_of(name) else {})}
     net = net_of(name)
     off.fit(net, rows_for(name), recipe=recipe_of(name, **few), batch_size=36, progress=False)
@@ -171,8 +171,8 @@ def test_what_it_taught_is_a_network_like_any_other(name, tmp_path):
     again = off.load(tmp_path / "net", net.backbone)
     x, y = rows_for(name, images_of(200, 5))
     trace = off.record(again, (x, y), timed=False, progress=False)
-    halves = {name: float(np.quantile(trace.columns[f"score/{name}"], 0.5)) for name in trace.chain.gates}
-    assert len(set(off.run(again, off.Plan.by_hand(halves), x).exit.tolist())) == len(net.chain.exits)
+    halves = {name: float(np.quantile(trace.columns[f"score/{name}"], 0.5)) for name in trace.topology.gates}
+    assert len(set(off.run(again, off.Plan.by_hand(halves), x).exit.tolist())) == len(net.topology.exits)
     for plan in (off.calibrate(trace, budget=0.9), off.Plan.by_hand(halves)):
         replay, answers = trace.replay(plan), off.run(again, plan, x)
         near = [abs(trace.columns[f"score/{gate}"] - some[0]) < 1e-4 for gate, some in plan.thresholds.items()]
@@ -197,20 +197,24 @@ class Plain(Recipe):
         if self.wrong == "touches":
             self.hidden = network.backbone.head.bias
 
-    def loss(self, view, lesson):
+    def loss(self, outputs, batch):
         if self.wrong == "touches":
             self.hidden.data.add_(1)
         if self.wrong == "draws":
-            return {n: nn.functional.cross_entropy(v * DRAW.random(), lesson.labels()) for n, v in view.logits.items()}
+            return {
+                n: nn.functional.cross_entropy(v * DRAW.random(), batch.labels()) for n, v in outputs.logits.items()
+            }
         way = -1 if self.wrong == "uphill" else 1
-        return {name: way * nn.functional.cross_entropy(value, lesson.labels()) for name, value in view.logits.items()}
+        return {
+            name: way * nn.functional.cross_entropy(value, batch.labels()) for name, value in outputs.logits.items()
+        }
 
 
 DRAW = random.Random(0)
 
 
 def test_the_kit_passes_a_plain_recipe(tmp_path):
-    check_recipe(Plain, untaught, (X, Y), tmp_path)
+    check_recipe(Plain, untrained, (X, Y), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -224,4 +228,4 @@ def test_the_kit_passes_a_plain_recipe(tmp_path):
 )
 def test_the_kit_notices(wrong, says, tmp_path):
     with pytest.raises(AssertionError, match=says):
-        check_recipe(lambda: Plain(wrong), untaught, (X, Y), tmp_path)
+        check_recipe(lambda: Plain(wrong), untrained, (X, Y), tmp_path)

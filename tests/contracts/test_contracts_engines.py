@@ -42,17 +42,23 @@ def changed(change):
     return Changed()
 
 
-def wrong_logits(parts):
-    pieces = {**parts[1].pieces, "exit": lambda state: {"middle/logits": state["middle"] + 0.01}}
-    return [parts[0], replace(parts[1], pieces=pieces), *parts[2:]]
+def wrong_logits(engine_stages):
+    functions = {**engine_stages[1].functions, "exit": lambda state: {"middle/logits": state["middle"] + 0.01}}
+    return [engine_stages[0], replace(engine_stages[1], functions=functions), *engine_stages[2:]]
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda parts: parts[:2], "one part per stage"),
-        (lambda parts: parts[::-1], "one part per stage"),
-        (lambda parts: [*parts[:2], replace(parts[2], stage=replace(parts[2].stage, reads=("y",)))], "reads"),
+        (lambda engine_stages: engine_stages[:2], "one part per stage"),
+        (lambda engine_stages: engine_stages[::-1], "one part per stage"),
+        (
+            lambda engine_stages: [
+                *engine_stages[:2],
+                replace(engine_stages[2], stage=replace(engine_stages[2].stage, reads=("y",))),
+            ],
+            "reads",
+        ),
         (wrong_logits, "logits of 'middle'"),
     ],
 )
@@ -73,7 +79,7 @@ def test_one_method_is_an_engine():
     check_engine(engine, ladder_of(3), rows_of(9))
     check_bare(engine, last_model(ladder_of(2)), {"x": rows_of(5)})
     assert engine.identity == "test_contracts_engines"
-    assert (engine.compiles, engine.own_threads, engine.learned) == (False, False, None)
+    assert (engine.compiles, engine.own_threads, engine.trained_on) == (False, False, None)
     assert Least(width=3, fast=True).identity == "test_contracts_engines:fast,width=3"
 
 
@@ -87,7 +93,7 @@ def test_without_open_it_is_none():
     [
         ("compiles", "no", "compiles is 'no'"),
         ("own_threads", None, "own_threads is None"),
-        ("learned", [1], "learned is"),
+        ("trained_on", [1], "trained_on is"),
         ("version", lambda self: "", "version"),
         ("marks", lambda self: "fast", "marks"),
         ("identity", property(lambda self: object()), "identity differs"),

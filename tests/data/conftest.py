@@ -20,7 +20,7 @@ def xy() -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.fixture(scope="session")
-def place(tmp_path_factory: pytest.TempPathFactory, xy: tuple[np.ndarray, np.ndarray]) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, xy: tuple[np.ndarray, np.ndarray]) -> Path:
     """A folder with the same rows as cifar10/, binary/, folder/, rows.npz; and MNIST's files in mnist/."""
     root = tmp_path_factory.mktemp("place")
     x, y = xy

@@ -139,17 +139,17 @@ def test_a_class_called_train_is_no_split(tmp_path):
     assert len(data) == 9
 
 
-def test_a_network_remembers_the_class_names_that_taught_it(tmp_path):
+def test_a_network_remembers_the_class_names_that_trained_it(tmp_path):
     photos(tmp_path / "here", "train", NAMES)
     photos(tmp_path / "there", "some", NAMES[1:], shift=3)  # nothing beside it says which classes there are
     photos(tmp_path / "odd", "some", [*NAMES[1:], "new"], shift=5)
-    taught, later = rows(f"imagefolder/train:{tmp_path / 'here'}"), f"imagefolder/some:{tmp_path / 'there'}"
+    trained, later = rows(f"imagefolder/train:{tmp_path / 'here'}"), f"imagefolder/some:{tmp_path / 'there'}"
     assert rows(later).labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(72, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
-    net = off.cut(model, taught.take(np.arange(4)).x, at=["1"], preprocess=make_preprocess("unit"))
+    net = off.cut(model, trained.take(np.arange(4)).x, at=["1"], preprocess=make_preprocess("unit"))
     assert net.class_names is None
-    off.fit(net, taught, recipe="cross_entropy", development=later, progress=False)
+    off.fit(net, trained, recipe="cross_entropy", development=later, progress=False)
     assert net.class_names == NAMES
     off.save(net, tmp_path / "net")
     net = off.load(tmp_path / "net", model)
@@ -158,7 +158,7 @@ def test_a_network_remembers_the_class_names_that_taught_it(tmp_path):
     assert trace.columns["label"].tolist() == [1] * 3 + [2] * 3 + [3] * 3
     assert trace.header.class_names == NAMES
     for data in (f"imagefolder/some:{tmp_path / 'odd'}", f"imagefolder/some:{tmp_path / 'odd'}[0:9]"):
-        with pytest.raises(BadData, match="has the class 'new', and the network was taught the 4 classes 'rot 0'"):
+        with pytest.raises(BadData, match="has the class 'new', and the network was trained the 4 classes 'rot 0'"):
             off.record(net, data, timed=False, progress=False)
     with pytest.raises(BadData, match="the class 'new'"):
         off.fit(net, f"imagefolder/some:{tmp_path / 'odd'}", recipe="cross_entropy", progress=False)
@@ -166,7 +166,7 @@ def test_a_network_remembers_the_class_names_that_taught_it(tmp_path):
     assert off.record(net, later, timed=False, progress=False).columns["label"].tolist()[0] == 0
 
 
-def test_rungs_of_different_classes_do_not_stand_together():
+def test_members_of_different_classes_do_not_stand_together():
     net = pair()
     x = torch.zeros(2, 3, 6, 4)
     model = nn.Sequential(nn.Flatten(), nn.Linear(72, 8), nn.ReLU(), nn.Linear(8, 4)).eval()

@@ -139,7 +139,7 @@ def test_a_mask_is_judged_row_by_row():
     weights[1, 0] = 0.5
     mine = digests_of({"input_ids": IDS, "attention_mask": weights})
     plain = digests_of({"input_ids": IDS, "attention_mask": MASK})
-    assert (mine != plain).tolist() == [place == 1 for place in range(N)]
+    assert (mine != plain).tolist() == [folder == 1 for folder in range(N)]
 
 
 def test_complex_numbers_count_with_both_parts():

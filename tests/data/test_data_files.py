@@ -217,7 +217,7 @@ def test_binary_records(tmp_path):
     ("package", "extra", "spec"),
     [("pyarrow", "data", "cifar10:{}"), ("PIL", "data", "imagefolder:{}/folder"), ("sklearn", "demo", "digits")],
 )
-def test_missing_extras_name_themselves(package, extra, spec, place, monkeypatch):
+def test_missing_extras_name_themselves(package, extra, spec, folder, monkeypatch):
     original = builtins.__import__
 
     def without(name, *rest):
@@ -227,7 +227,7 @@ def test_missing_extras_name_themselves(package, extra, spec, place, monkeypatch
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(MissingExtra, match=rf"offramp\[{extra}\]"):
-        walk(spec.format(place))
+        walk(spec.format(folder))
 
 
 @pytest.fixture(scope="module")

@@ -32,21 +32,21 @@ def test_the_shelf_is_the_files():
         "parquet/test:{}/cifar10",
     ],
 )
-def test_the_same_rows_from_every_format(spec, place, xy):
-    data = rows(spec.format(place))
+def test_the_same_rows_from_every_format(spec, folder, xy):
+    data = rows(spec.format(folder))
     x, y, row, digest = gather(data)
     np.testing.assert_array_equal(x, xy[0])
     np.testing.assert_array_equal(y, xy[1])
     np.testing.assert_array_equal(data.labels, xy[1])
     np.testing.assert_array_equal(digest, digests_of(xy[0]))
     assert row.tolist() == list(range(25))
-    assert data.name == spec.format(place)
+    assert data.name == spec.format(folder)
     assert data.can_take
     np.testing.assert_array_equal(data.take(np.array([24, 0, 13])).x, xy[0][[24, 0, 13]])
 
 
-def test_image_folders_are_sorted_by_class(place, xy):
-    data = rows(f"imagefolder:{place}/folder")
+def test_image_folders_are_sorted_by_class(folder, xy):
+    data = rows(f"imagefolder:{folder}/folder")
     order = np.argsort(xy[1], kind="stable")
     x, y, _, _ = gather(data)
     np.testing.assert_array_equal(x, xy[0][order])
@@ -54,20 +54,22 @@ def test_image_folders_are_sorted_by_class(place, xy):
     assert data.class_names == ("cat", "dog", "owl")
 
 
-def test_splits(place, xy):
-    np.testing.assert_array_equal(gather(rows(f"cifar10/train:{place}"))[0], np.concatenate([xy[0][::-1], xy[0]]))
-    assert len(rows(f"cifar10/train:{place}/binary")) == 125
-    np.testing.assert_array_equal(rows(f"cifar10/train:{place}/binary[24:26]").take(np.array([0, 1])).x, xy[0][[24, 0]])
-    assert len(rows(f"parquet/train:{place}/cifar10")) == 50
-    grey, train = rows(f"mnist:{place}"), rows(f"mnist/train:{place}/mnist")
+def test_splits(folder, xy):
+    np.testing.assert_array_equal(gather(rows(f"cifar10/train:{folder}"))[0], np.concatenate([xy[0][::-1], xy[0]]))
+    assert len(rows(f"cifar10/train:{folder}/binary")) == 125
+    np.testing.assert_array_equal(
+        rows(f"cifar10/train:{folder}/binary[24:26]").take(np.array([0, 1])).x, xy[0][[24, 0]]
+    )
+    assert len(rows(f"parquet/train:{folder}/cifar10")) == 50
+    grey, train = rows(f"mnist:{folder}"), rows(f"mnist/train:{folder}/mnist")
     assert grey.fingerprint == train.fingerprint
     assert next(grey.batches(2)).x.shape == (2, 1, 28, 28)
     for bad in ("cifar10/dev", "mnist/dev", "digits/train", "npz/dev", "imagefolder/dev", "parquet/dev"):
         with pytest.raises((BadData, BadFile)):
-            rows(f"{bad}:{place / 'rows.npz' if bad == 'npz/dev' else place / 'cifar10'}")
+            rows(f"{bad}:{folder / 'rows.npz' if bad == 'npz/dev' else folder / 'cifar10'}")
 
 
-def test_selections(place, xy):
+def test_selections(folder, xy):
     for text, kept in {
         "[5:9]": slice(5, 9),
         "[:3]": slice(3),
@@ -76,12 +78,12 @@ def test_selections(place, xy):
         "[::10]": slice(None, None, 10),
     }.items():
         for source in ("cifar10:{}", "npz:{}/rows.npz", "cifar10:{}/binary"):
-            data = rows(source.format(place) + text)
+            data = rows(source.format(folder) + text)
             x, _, row, _ = gather(data)
             np.testing.assert_array_equal(row, np.arange(25)[kept])
             np.testing.assert_array_equal(x, xy[0][kept])
             assert len(data) == len(row)
-    assert rows(f"npz:{place}/rows.npz[5:9]").name == f"npz:{place}/rows.npz[5:9]"
+    assert rows(f"npz:{folder}/rows.npz[5:9]").name == f"npz:{folder}/rows.npz[5:9]"
 
 
 @pytest.mark.parametrize(
@@ -104,9 +106,9 @@ def test_selections(place, xy):
         "[٣:5]",
     ],
 )
-def test_bad_selections_tell_how_many_rows_there_are(text, place):
+def test_bad_selections_tell_how_many_rows_there_are(text, folder):
     with pytest.raises(BadData, match="25 rows"):
-        rows(f"npz:{place}/rows.npz{text}")
+        rows(f"npz:{folder}/rows.npz{text}")
 
 
 def test_digits_stay_as_they_are():
@@ -172,13 +174,13 @@ def test_what_is_no_spec_is_refused(text):
         rows(text)
 
 
-def test_only_images_can_be_resized(place):
-    x = next(rows(f"imagefolder@16x8:{place}/folder").batches(4)).x
+def test_only_images_can_be_resized(folder):
+    x = next(rows(f"imagefolder@16x8:{folder}/folder").batches(4)).x
     assert (x.shape, x.dtype) == ((4, 3, 16, 8), np.uint8)
-    assert next(rows(f"parquet@5x6:{place}/cifar10[3:5]").batches(4)).x.shape == (2, 3, 5, 6)
+    assert next(rows(f"parquet@5x6:{folder}/cifar10[3:5]").batches(4)).x.shape == (2, 3, 5, 6)
     for source in ("npz@8x8:{}/rows.npz", "cifar10@8x8:{}", "digits@8x8"):
         with pytest.raises(BadData, match="only imagefolder and parquet"):
-            rows(source.format(place))
+            rows(source.format(folder))
 
 
 @pytest.mark.parametrize(
@@ -200,10 +202,10 @@ def test_only_images_can_be_resized(place):
         "mnist:\0",
     ],
 )
-def test_missing_and_wrong_places_are_bad_files(spec, tmp_path, place, monkeypatch):
+def test_missing_and_wrong_places_are_bad_files(spec, tmp_path, folder, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadFile):
-        rows(spec.format(place))
+        rows(spec.format(folder))
 
 
 def test_no_place():

@@ -59,7 +59,7 @@ def test_it_answers_as_run_does(case, one_file, tmp_path):
     for size in SIZES:
         require_same(module.run(arrays(rows(size)), threads=1), want := eager(rows(size)))
         left |= set(want.exit.tolist())
-    assert left == set(range(len(net.chain.exits)))
+    assert left == set(range(len(net.topology.exits)))
     assert module.run(arrays(rows(0)))["logits"].shape == (0, 3)
 
 
@@ -70,7 +70,9 @@ def test_random_plans_over_ties_nan_and_infinities(one_file, tmp_path):
     net, x = ladder_of(3, make=spoiled, seed=3), rows_of(64, whole=True, seed=1)
     x[3::9, 0], x[5::9, 0] = NAN_MARK, INF_MARK
     scores = {name: score.detach() for name, _, score in net.walk(x) if score is not None}
-    off.export(net, Plan.by_hand(dict.fromkeys(net.chain.gates, 0.0)), tmp_path / "f", example=x[:4], one_file=one_file)
+    off.export(
+        net, Plan.by_hand(dict.fromkeys(net.topology.gates, 0.0)), tmp_path / "f", example=x[:4], one_file=one_file
+    )
     rng, seen = np.random.default_rng(0), set()
     for number in range(60):
         drawn = {
@@ -111,9 +113,13 @@ def test_only_what_the_plan_runs_is_written(plan, tmp_path):
     net, x = cut_of(), images_of(9)
     off.export(net, plan, tmp_path / "f")
     about = json.loads((tmp_path / "f" / "manifest.json").read_text())
-    nodes = [list(stage.nodes) for stage in plan.schedule(net.chain).joined()]  # what lies between is in the next graph
+    nodes = [
+        list(stage.nodes) for stage in plan.schedule(net.topology).joined()
+    ]  # what lies between is in the next graph
     assert [stage["nodes"] for stage in about["stages"]] == nodes
-    assert about["gates"] == [gate for gate in net.chain.gates if gate in plan.open_gates() and gate != plan.max_exit]
+    assert about["gates"] == [
+        gate for gate in net.topology.gates if gate in plan.open_gates() and gate != plan.max_exit
+    ]
     require_same(opened(tmp_path / "f").run(x.numpy()), off.run(net, plan, x))
 
 
@@ -198,7 +204,7 @@ def test_a_reader_that_has_seen_enough_is_no_error_and_one_file_says_nothing(tmp
 def test_the_program_by_itself(tmp_path):
     """Arrays, images, and what goes wrong: one sentence, exit code 2, nothing half-written."""
     Image = pytest.importorskip("PIL.Image")
-    make, rows = CASES["mean and preprocessing, a cut rung"]
+    make, rows = CASES["mean and preprocessing, a cut member"]
     net, x = make(), rows(6)
     plan = middling(net, rows(64))
     off.export(net, plan, tmp_path / "f", example=x)
@@ -210,7 +216,7 @@ def test_the_program_by_itself(tmp_path):
         require_same(found, want)
     head, *lines = [line.split(",") for line in done.stdout.splitlines()]
     assert head == ["row", "answer", "exit", "flagged"]
-    assert [line[2] for line in lines] == [net.chain.exits[place] for place in want.exit]
+    assert [line[2] for line in lines] == [net.topology.exits[index] for index in want.exit]
     files = [tmp_path / f"{row}.png" for row in range(6)]
     for file, pixels in zip(files, x[:, 0].numpy(), strict=True):
         Image.fromarray(pixels).save(file)

@@ -76,7 +76,7 @@ def test_it_answers_as_it_was_exported(folder, capsys):
     lines = [line.split(",") for line in out.splitlines()]
     assert lines[0] == ["row", "answer", "exit", "flagged"]
     assert [int(line[1]) for line in lines[1:]] == want.logits.argmax(1).tolist()
-    assert [line[2] for line in lines[1:]] == [want.exits[place] for place in want.exit]
+    assert [line[2] for line in lines[1:]] == [want.exits[index] for index in want.exit]
 
 
 @pytest.mark.parametrize("count", [40, pytest.param(300, marks=pytest.mark.slow)])
@@ -253,8 +253,8 @@ def test_the_output_replaces_nothing_but_answers(folder, capsys):
     assert sorted(path.name for path in folder.parent.iterdir()) == ["f", "mine.npz", "rows.npy", "x.npz", "y.npz"]
 
 
-@pytest.mark.parametrize("place", ["/dev/zero", "pipe.npy", "f", "gone.npy", "rows.npy\0"])
-def test_rows_that_are_no_file(folder, capsys, place):
+@pytest.mark.parametrize("path", ["/dev/zero", "pipe.npy", "f", "gone.npy", "rows.npy\0"])
+def test_rows_that_are_no_file(folder, capsys, path):
     import os
 
     if not hasattr(os, "mkfifo"):
@@ -263,7 +263,7 @@ def test_rows_that_are_no_file(folder, capsys, place):
     spec = importlib.util.spec_from_file_location("run_for_rows", folder / "run.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.main([str(folder.parent / place)]) == 2
+    assert module.main([str(folder.parent / path)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
 
 

@@ -51,7 +51,7 @@ def test_costs_add_up_to_those_of_the_network_alone():
             bare = Subnet(subnet.options)
             assert table.leaving(bare, task).tolist() == [whole]
             stem = 8 * 9 * 64
-            options = [table.options[place][number] for place, number in zip(net.places, subnet.options, strict=True)]
+            options = [table.options[index][number] for index, number in zip(net.places, subnet.options, strict=True)]
             expected = [stem + options[0] + exits, stem + sum(options[:2]) + 2 * exits, whole + 2 * exits]
             assert table.leaving(subnet, task).tolist() == expected
 

@@ -38,7 +38,7 @@ def test_a_network_of_its_own_answers_as_within_the_supernet():
         model = net.extract(subnet, task)
         torch.testing.assert_close(model(X), last)
         hung = net.network(subnet, task)
-        assert hung.chain.exits == ("body.0", "body.1", "backbone")
+        assert hung.topology.exits == ("body.0", "body.1", "backbone")
         for one, other in zip(hung(X), (*exits, last), strict=True):
             torch.testing.assert_close(one, other)
 

@@ -35,9 +35,9 @@ def test_a_page_runs_and_prints_what_it_says(page: str, tmp_path: Path, monkeypa
     parts = re.findall(r"```(python|text)\n(.*?)```", text_of_page, flags=re.DOTALL)
     assert len(parts) >= PAGES[page]
     printed = ""
-    for place, (language, text) in enumerate(parts):
+    for index, (language, text) in enumerate(parts):
         if language == "text":
-            assert printed == text, f"block {place}"
+            assert printed == text, f"block {index}"
             continue
         said = io.StringIO()
         with contextlib.redirect_stdout(said):

@@ -63,7 +63,7 @@ def test_it_answers_as_torch_does(engine, case):
         assert got.why.tolist() == want.why.tolist()
         assert got.flagged.tolist() == want.flagged.tolist()
         left |= set(got.exit.tolist())
-    assert left == set(range(len(net.chain.exits)))
+    assert left == set(range(len(net.topology.exits)))
     for one, other in zip(mine.anytime(rows(7)), eager.anytime(rows(7)), strict=True):
         close(one.logits, other.logits)
 
@@ -81,7 +81,7 @@ def test_run_equals_replay(engine, case):
     assert trace.header.origin.engine.startswith(engine + " ")
     rng = np.random.default_rng(0)
     for _ in range(12):
-        chosen = {gate: float(rng.choice(trace.columns[f"score/{gate}"])) + 0.01 for gate in net.chain.gates}
+        chosen = {gate: float(rng.choice(trace.columns[f"score/{gate}"])) + 0.01 for gate in net.topology.gates}
         plan = Plan(thresholds={gate: (t,) for gate, t in chosen.items()}, origin=trace.header.origin)
         sure = np.ones(len(x), bool)
         for gate, t in chosen.items():
@@ -96,7 +96,7 @@ def test_run_equals_replay(engine, case):
 
 def every_turn(runner, x):
     """Until every module has been looked at."""
-    for _ in range(runner.turns):
+    for _ in range(runner.shares):
         runner(x)
 
 
@@ -203,8 +203,8 @@ def test_a_layer_in_the_middle_is_noticed_within_the_turns_and_by_a_check_at_onc
     trained(net.backbone.blocks[0])
     with pytest.raises(StaleRunner):
         runner.check()
-    answered = [answer for answer in (answered_by(runner, x) for _ in range(runner.turns)) if answer is not None]
-    assert len(answered) < runner.turns
+    answered = [answer for answer in (answered_by(runner, x) for _ in range(runner.shares)) if answer is not None]
+    assert len(answered) < runner.shares
     for answer in answered:
         close(answer, before)
 
@@ -213,12 +213,12 @@ def test_a_layer_in_the_middle_is_noticed_within_the_turns_and_by_a_check_at_onc
 def test_what_a_plan_does_not_run_is_neither_in_its_graphs_nor_charged(engine):
     net, x = cut_of(), images_of(5)
     shelved = kind_of(engine)()
-    schedule = Plan.by_hand({"blocks.0": 0.1}).schedule(net.chain)
-    parts = shelved.open(net, schedule, net.device())
+    schedule = Plan.by_hand({"blocks.0": 0.1}).schedule(net.topology)
+    engine_stages = shelved.open(net, schedule, net.device())
     state = {"x": x}
-    for part in parts:
+    for engine_stage in engine_stages:
         with torch.inference_mode():
-            part.call(state)
+            engine_stage.call(state)
     assert set(state) == {"x", "blocks.0", "blocks.0/logits", "blocks.0/score", "backbone", "backbone/logits"}
 
 
@@ -228,9 +228,11 @@ def test_a_node_where_nothing_is_asked_is_in_the_graph_of_the_next(gates):
     net, x = cut_of(), images_of(9)
     scores = {name: score.detach().sort().values for name, _, score in net.walk(x) if score is not None}
     plan = Plan.by_hand({gate: scores[gate][4:6].mean().item() for gate in gates})
-    parts = kind_of("onnxruntime")().open(net, plan.schedule(net.chain), net.device())
-    assert [part.name for part in parts] == [*gates, "backbone"]
-    assert sorted(name for part in parts for name in part.stage.nodes) == sorted(net.chain.exits)
+    engine_stages = kind_of("onnxruntime")().open(net, plan.schedule(net.topology), net.device())
+    assert [engine_stage.name for engine_stage in engine_stages] == [*gates, "backbone"]
+    assert sorted(name for engine_stage in engine_stages for name in engine_stage.stage.nodes) == sorted(
+        net.topology.exits
+    )
     got, want = off.open(net, plan, engine="onnxruntime")(x), off.open(net, plan)(x)
     close(got.logits, want.logits)
     assert got.exit.tolist() == want.exit.tolist()
@@ -297,7 +299,7 @@ def test_an_operator_that_openvino_has_not_is_named_with_its_segment():
 def test_rows_with_nan_go_to_the_end_and_are_flagged_and_no_row_is_written_to(engine):
     net, x = cut_of(), images_of(6)
     x[1, 0, 0, 0], x[2] = torch.nan, torch.nan
-    before, plan = x.clone(), Plan.by_hand(dict.fromkeys(net.chain.gates, -1e9))
+    before, plan = x.clone(), Plan.by_hand(dict.fromkeys(net.topology.gates, -1e9))
     got, want = off.run(net, plan, x, engine=engine), off.run(net, plan, before)
     assert got.exit.tolist() == want.exit.tolist() == [0, 2, 2, 0, 0, 0]
     assert got.flagged.tolist() == want.flagged.tolist()

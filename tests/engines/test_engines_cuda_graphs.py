@@ -68,7 +68,7 @@ def test_any_batch_is_answered_as_without(recorder, make, rows, options):
     kept = [(mine(rows(size)), plain(rows(size))) for size in BATCHES]
     for got, want in kept:  # looked at after all of them ran: no answer lies in a buffer
         same(got, want)
-    assert sorted(recorder.sizes) == sorted(SIZES * len(net.chain.exits))  # once, whatever arrived
+    assert sorted(recorder.sizes) == sorted(SIZES * len(net.topology.exits))  # once, whatever arrived
 
 
 def test_rows_of_an_earlier_batch_behind_a_smaller_one_are_not_seen(recorder):
@@ -98,11 +98,11 @@ def test_what_cannot_be_recorded_is_named(monkeypatch):
 
     monkeypatch.setattr(_cuda_graphs, "recorded", fails)
     net = ladder_of(2)
-    (part,) = eager.Eager().open(net, Plan.by_hand({}).schedule(net.chain), net.device())
+    (engine_stage,) = eager.Eager().open(net, Plan.by_hand({}).schedule(net.topology), net.device())
     with pytest.raises(
         BadNetwork, match="segment 'middle' cannot be recorded as a CUDA graph: operation not permitted"
     ):
-        Replayed(part)({"x": rows_of(2)})
+        Replayed(engine_stage)({"x": rows_of(2)})
 
 
 def test_it_needs_a_gpu_fixed_shapes_and_no_compiler():

@@ -72,8 +72,8 @@ def test_exits_and_gates_stay_in_float32(tmp_path):
     engine, _ = engine_of(f"onnxruntime:int8=npz:{tmp_path / 'some.npz'}")
     state = {"x": x}
     with torch.no_grad():
-        for part in engine.open(net, full_schedule(net.chain), net.device()):
-            part.call(state)
+        for engine_stage in engine.open(net, full_schedule(net.topology), net.device()):
+            engine_stage.call(state)
     exit_ = net.exit_of("blocks.0")
     wanted = exit_(Seen(state["blocks.0"], {}))
     torch.testing.assert_close(state["blocks.0/logits"], wanted, atol=1e-5, rtol=1e-5)

@@ -99,7 +99,7 @@ def test_in_a_network(name, tmp_path):
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", net.backbone)
     trace = off.record(net, x, timed=False, progress=False)
-    plan = Plan.by_hand({gate: float(np.median(trace.columns[f"score/{gate}"])) for gate in trace.chain.gates})
+    plan = Plan.by_hand({gate: float(np.median(trace.columns[f"score/{gate}"])) for gate in trace.topology.gates})
     replay, answers = trace.replay(plan), off.run(again, plan, x)
     assert len(set(replay.exit.tolist())) == 3
     assert (answers.exit.numpy() == replay.exit).all()

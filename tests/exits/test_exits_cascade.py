@@ -42,7 +42,7 @@ def voted(exits, a=None, b=None):
             exit_.tail.b.copy_(b)
 
 
-def test_with_a_and_b_zero_the_ensemble_is_the_normalised_geometric_mean():
+def test_with_a_and_b_zero_the_ensemble_is_the_normalized_geometric_mean():
     exits, features = three()
     voted(exits, a=0.0)
     logits, handed = run(exits, features)
@@ -130,8 +130,8 @@ def test_the_stride_is_an_argument_of_the_name():
 
 def test_cut_chains_them_by_place():
     net = cut_of("stem", "blocks.0", "blocks.1", exits="cascade")
-    assert [net.exit_of(name).reads for name in net.chain.exits] == [(), ("stem",), ("blocks.0",), ()]
-    assert [net.exit_of(name).tail.place for name in net.chain.gates] == [1, 2, 3]
+    assert [net.exit_of(name).reads for name in net.topology.exits] == [(), ("stem",), ("blocks.0",), ()]
+    assert [net.exit_of(name).tail.place for name in net.topology.gates] == [1, 2, 3]
 
 
 def test_a_cascade_with_a_hole_says_so():
@@ -145,7 +145,7 @@ def test_a_closed_exit_still_hands_on(tmp_path):
     """Rows that leave elsewhere are compacted, and what was handed on with them."""
     net, x = cut_of("stem", "blocks.0", "blocks.1", exits="cascade"), images_of(50, 2)
     trace = off.record(net, x, timed=False, progress=False)
-    middle = {name: float(trace.columns[f"score/{name}"].mean()) for name in net.chain.gates}
+    middle = {name: float(trace.columns[f"score/{name}"].mean()) for name in net.topology.gates}
     for closed in ("stem", "blocks.0", None):
         plan = off.Plan.by_hand(middle | ({closed: float("inf")} if closed else {}))
         y, replayed = off.run(net, plan, x), trace.replay(plan)
@@ -155,7 +155,7 @@ def test_a_closed_exit_still_hands_on(tmp_path):
     assert len(set(replayed.exit.tolist())) > 2
 
 
-def test_a_ladder_refuses_a_rung_with_a_cascade():
+def test_a_ladder_refuses_a_member_with_a_cascade():
     with pytest.raises(BadNetwork, match="reads exits by names"):
         off.ladder({"one": cut_of(exits="cascade"), "two": ladder_of(2).backbone["small"]})
 
@@ -181,8 +181,8 @@ def test_ensembles_of_the_ablations_answer_as_the_authors(kind):
 
 
 @pytest.mark.parametrize("kind", ["additive", "mean"])
-def test_ensembles_of_the_ablations_are_taught_and_kept(kind, tmp_path):
-    net = cut_of(taught=False, exits=f"cascade?ensemble={kind}")
+def test_ensembles_of_the_ablations_are_trained_and_kept(kind, tmp_path):
+    net = cut_of(trained=False, exits=f"cascade?ensemble={kind}")
     x = images_of(24)
     y = torch.arange(24) % 3
     history = off.fit(net, (x, y), recipe=Ztw(epochs=1, ensembles=1), progress=False)

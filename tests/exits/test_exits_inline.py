@@ -54,7 +54,7 @@ def test_the_first_exit_reads_features_alone():
 
 
 @pytest.mark.parametrize("detach", [False, True])
-def test_an_exit_teaches_the_one_before_unless_detached(detach):
+def test_an_exit_trains_the_one_before_unless_detached(detach):
     exit_, seen = of_two(detach=detach), seen_of()
     seen.logits["a"].requires_grad_()
     cross_entropy(exit_(seen), torch.zeros(6).long()).backward()
@@ -89,10 +89,10 @@ def test_a_network_with_them_runs_as_it_was_recorded():
     for name, before in (("stem", None), ("blocks.0", "stem")):
         plain = net.exit_of(name)
         net.hang_exit(name, seeded(partial(Inline, plain, before), 7).eval())
-    assert [node.exit_reads for node in net.chain.nodes] == [(), ("stem",), ()]
+    assert [node.exit_reads for node in net.topology.nodes] == [(), ("stem",), ()]
     x = images_of(40, 3)
     trace = off.record(net, x, timed=False, progress=False)
-    middle = {name: float(trace.columns[f"score/{name}"].mean()) for name in net.chain.gates}
+    middle = {name: float(trace.columns[f"score/{name}"].mean()) for name in net.topology.gates}
     for closed in (None, "stem"):
         plan = off.Plan.by_hand(middle | ({closed: float("inf")} if closed else {}))
         y, replayed = off.run(net, plan, x), trace.replay(plan)

@@ -45,7 +45,7 @@ def test_what_does_not_fit_is_refused():
         cut_of(exits=mixed)
 
 
-def test_a_later_exit_teaches_earlier_projections():
+def test_a_later_exit_trains_earlier_projections():
     net = cut_of(exits="selective")
     net(images_of(6))[1].sum().backward()
     assert net.exits["stem"].project.weight.grad.any()
@@ -56,7 +56,7 @@ def test_in_a_network(tmp_path):
     net, x = moved(cut_of(exits="selective")), images_of(60, 4)
     assert net.exits["blocks.0"].reads == ("stem",)
     trace = off.record(net, x, timed=False, progress=False)
-    halves = {name: float(np.median(trace.columns[f"score/{name}"])) for name in trace.chain.gates}
+    halves = {name: float(np.median(trace.columns[f"score/{name}"])) for name in trace.topology.gates}
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", net.backbone)
     for plan in (Plan.by_hand(halves), Plan.by_hand({**halves, "stem": float("inf")})):

@@ -1,4 +1,4 @@
-"""Exits of whole models: the own logits, and the mean of the rungs visited."""
+"""Exits of whole models: the own logits, and the mean of the members visited."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ def test_own_by_name_needs_logits():
             own(shape, 4)
 
 
-def test_mean_over_three_rungs():
+def test_mean_over_three_members():
     draw = torch.Generator().manual_seed(0)
-    rungs = [torch.randn(6, 5, generator=draw) * 3 for _ in range(3)]
+    members = [torch.randn(6, 5, generator=draw) * 3 for _ in range(3)]
     exits = [Mean(None, 0), Mean("a", 1), Mean("b", 2)]
-    first = exits[0](Seen(rungs[0], {}))
-    second = exits[1](Seen(rungs[1], {"a": first}))
-    third = exits[2](Seen(rungs[2], {"b": second}))
-    chances = torch.stack(rungs).double().softmax(-1)
+    first = exits[0](Seen(members[0], {}))
+    second = exits[1](Seen(members[1], {"a": first}))
+    third = exits[2](Seen(members[2], {"b": second}))
+    chances = torch.stack(members).double().softmax(-1)
     for place, got in enumerate((first, second, third)):
         torch.testing.assert_close(got.double().exp(), chances[: place + 1].mean(0), atol=1e-6, rtol=1e-5)
     assert [exit_.reads for exit_ in exits] == [(), ("a",), ("b",)]

@@ -12,7 +12,7 @@ import offramp as off
 from offramp._support.find import files
 from offramp.errors import InvalidArgument, UnknownName
 from offramp.fitting.describing import arguments, described
-from offramp.fitting.teaching import recipe_of
+from offramp.fitting.training import recipe_of
 from small import cut_of, images_of
 
 

@@ -33,7 +33,7 @@ def test_they_are_what_the_exits_read():
     found = pooled(net).features(off.rows(X), "data")
     for name, seen in net.look(X):
         assert torch.allclose(torch.from_numpy(found[name]), net.exit_of(name).pool(seen.features), atol=1e-6)
-    assert list(found) == list(net.chain.exits)
+    assert list(found) == list(net.topology.exits)
 
 
 def test_once_per_data_and_backbone(passes):

@@ -40,9 +40,9 @@ def counter(classes):
 
 def scores(classes):
     every = answering(*classes)
-    names = [f"exit{place}" for place in range(len(classes))]
+    names = [f"exit{index}" for index in range(len(classes))]
     earlier = dict(zip(names, every, strict=True))
-    return [Patience(names[:place]).score(Seen(own, earlier, own)).item() for place, own in enumerate(every)]
+    return [Patience(names[:index]).score(Seen(own, earlier, own)).item() for index, own in enumerate(every)]
 
 
 @pytest.mark.parametrize("classes", [(1,), (2, 2, 2, 2), (0, 1, 1, 1), (0, 0, 1, 1, 1, 0, 0), (3, 2, 3, 2)])
@@ -82,9 +82,9 @@ def test_the_four_numbers_of_uncertainty():
     squares = p**2 / (p**2).sum()
     expected = [0.5, -(p * p.log()).sum().item(), 0.2, -(squares * squares.log()).sum().item()]
     own, gate = p.log()[None].requires_grad_(), Uncertainty()
-    for place, value in enumerate(expected):
+    for index, value in enumerate(expected):
         with torch.no_grad():
-            gate.unit.weight.copy_(torch.eye(4)[place : place + 1])
+            gate.unit.weight.copy_(torch.eye(4)[index : index + 1])
             gate.unit.bias.zero_()
         assert gate.score(Seen(own, {}, own)).item() == pytest.approx(value, abs=1e-6)
     gate.score(Seen(own, {}, own)).sum().backward()
@@ -92,7 +92,7 @@ def test_the_four_numbers_of_uncertainty():
     assert gate.unit.weight.grad is not None
 
 
-def test_an_untaught_uncertainty_gate_ranks_by_the_margin_of_probabilities():
+def test_an_untrained_uncertainty_gate_ranks_by_the_margin_of_probabilities():
     own = torch.randn(20, 4, generator=torch.Generator().manual_seed(1))
     two = own.softmax(-1).topk(2).values
     torch.testing.assert_close(Uncertainty().score(Seen(own, {}, own)), two[:, 0] - two[:, 1] - 0.5)
@@ -120,15 +120,15 @@ def jei():
     """The gates of three exits, with what each sees."""
     z = wave_of(12, 4, 5, step=1.9, scale=3.0) * torch.linspace(0.1, 1.6, 12)[:, None, None]
     names = ("a", "b", "c")
-    gates = [Uncertainty(names[:place]) for place in range(3)]
+    gates = [Uncertainty(names[:index]) for index in range(3)]
     for gate, (weight, bias) in zip(gates, UNITS, strict=True):
         with torch.no_grad():
             gate.unit.weight.copy_(torch.tensor([weight]))
             gate.unit.bias.fill_(bias)
-    for place, gate in enumerate(gates):
-        gate.follow(gates[:place])
-    earlier = {name: z[:, place] for place, name in enumerate(names)}
-    return gates, [Seen(z[:, place], earlier, z[:, place]) for place in range(3)]
+    for index, gate in enumerate(gates):
+        gate.follow(gates[:index])
+    earlier = {name: z[:, index] for index, name in enumerate(names)}
+    return gates, [Seen(z[:, index], earlier, z[:, index]) for index in range(3)]
 
 
 def test_uncertainty_scores_activations_as_the_authors_code_does():
@@ -149,8 +149,8 @@ def test_two_gates_of_four_tenths_let_a_row_leave_at_the_second():
             gate.unit.weight.zero_()
             gate.unit.bias.fill_(torch.logit(torch.tensor(0.4)))
     seen = Seen(own, {"a": own, "b": own}, own)
-    for place, gate in enumerate(gates):
-        gate.follow(gates[:place])
+    for index, gate in enumerate(gates):
+        gate.follow(gates[:index])
     assert [gate.score(seen).sigmoid().item() for gate in gates] == pytest.approx([0.4, 2 / 3, 1], abs=2e-6)
     with torch.no_grad():  # nobody is left at the third
         gates[2].earlier_bias.fill_(2.0)
@@ -176,7 +176,7 @@ def test_they_hang_on_by_name_and_run_as_their_trace_says(gate, tmp_path):
     again = off.load(tmp_path / "net", net.backbone)
     trace = off.record(again, (x, y), timed=False, progress=False)
     plan = off.calibrate(trace, budget=0.9)
-    thresholds = {name: float(trace.columns[f"score/{name}"].mean()) + 1e-3 for name in net.chain.gates}
+    thresholds = {name: float(trace.columns[f"score/{name}"].mean()) + 1e-3 for name in net.topology.gates}
     for some in (plan, off.Plan.by_hand(thresholds)):
         replayed, run = trace.replay(some), off.run(again, some, x)
         assert (run.exit.numpy() == replayed.exit).all()
@@ -185,11 +185,11 @@ def test_they_hang_on_by_name_and_run_as_their_trace_says(gate, tmp_path):
         assert net.gate_of("blocks.1").reads == ("stem", "blocks.0")
 
 
-def test_they_hang_on_rungs_of_a_ladder():
+def test_they_hang_on_members_of_a_ladder():
     net = ladder_of(3, gate="patience")
-    assert [net.gate_of(name).reads for name in net.chain.gates] == [(), ("small",)]
+    assert [net.gate_of(name).reads for name in net.topology.gates] == [(), ("small",)]
     x = rows_of(30)
-    logits = dict(zip(net.chain.exits, net(x), strict=True))
+    logits = dict(zip(net.topology.exits, net(x), strict=True))
     found = {name: score for name, _, score in net.walk(x)}
     agree = logits["small"].argmax(1) == logits["middle"].argmax(1)
     assert torch.equal(found["middle"], agree.float())

@@ -31,7 +31,7 @@ def plan():
 
 
 def test_the_network(net, trace):
-    assert net.chain.exits == ("small", "large")
+    assert net.topology.exits == ("small", "large")
     assert net.fingerprint() == "6a56d9680f31ded8"
     for name, logits, _ in net.walk(torch.from_numpy(rows())):
         np.testing.assert_allclose(logits.detach(), trace.columns[f"logits/{name}"], atol=1e-4)

@@ -28,7 +28,7 @@ def rows(count: int = 60) -> np.ndarray:
 
 
 def network() -> Network:
-    """Two small rungs with preprocessing, a tempered gate, mean answers."""
+    """Two small members with preprocessing, a tempered gate, mean answers."""
     torch.manual_seed(0)
     small, large = (digits_small().eval() for _ in range(2))
     fronts = Preprocess(scale=16.0, expects=(8, 8)), Preprocess((0.5,), (0.25,), scale=16.0)

@@ -94,7 +94,7 @@ def carrying() -> Network:
 CASES: dict[str, tuple[Callable[[], Network], Rows]] = {
     "ladder": (lambda: ladder_of(3), rows_of),
     "spoiled": (lambda: ladder_of(3, make=spoiled, seed=3), marked),
-    "mean and preprocessing, a cut rung": (preprocessed, pictures),
+    "mean and preprocessing, a cut member": (preprocessed, pictures),
     "cut, in place": (cut_of, images_of),
     "tuples": (carrying, rows_of),
     "two inputs": (lambda: moved(cut(seeded(Reading, 0).eval(), texts(4), at=["table", "block"])), texts),

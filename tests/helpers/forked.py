@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from offramp.exits.whole import Own
-from offramp.networks.members import Rung
+from offramp.networks.members import ModelSpec
 from offramp.networks.network import Network
 from offramp.networks.nodes import Gate, Seen
 from offramp.plans.topology import LEAVE, Default, Node, Topology
@@ -33,7 +33,7 @@ class Columns(Gate):
         return {"name": "tests:Columns", "columns": list(self.columns)}
 
 
-class Whole(nn.Module):
+class WholeNumbers(nn.Module):
     """Whole-number weights: sums are exact whatever the batch. NaN and infinities in a row pass through."""
 
     def __init__(self, out: int, seed: int) -> None:
@@ -51,13 +51,13 @@ def forked(topology: Topology, gates: dict[str, Gate], classes: int = CLASSES) -
     A node with an exit gives `classes` numbers, any other one WIDTH.
     """
     models = {}
-    for place, node in enumerate(topology.nodes):
-        models[node.name] = Whole(WIDTH, seed=place)
+    for index, node in enumerate(topology.nodes):
+        models[node.name] = WholeNumbers(WIDTH, seed=index)
     exits = {name: FirstClasses(classes) for name in topology.exits}
     return Network(
         backbone=nn.ModuleDict(models),
-        rungs=tuple(Rung(name) for name in topology.names),
-        chain=topology,
+        members=tuple(ModelSpec(name) for name in topology.names),
+        topology=topology,
         fronts={},
         exits=exits,
         gates=gates,

@@ -27,7 +27,7 @@ def settings_of(*methods: Method, **options: Any) -> Settings:
 
 
 def method_of(name: str, **options: Any) -> Method:
-    """A method that was taught on made-up rows."""
+    """A method that was trained on made-up rows."""
     return Method(name, **{"model": "made:up", "at": "a,b", "recipe": "joint", "train": "made", **options})
 
 
@@ -46,7 +46,7 @@ def bench(exits: tuple[str, ...]) -> dict[str, Any]:
         same = {"value": 1.01, "low": 0.98, "high": 1.03}
         return {"batch": batch, "left": left, "run_ms": ms, "plain_ms": 5.0, "over_plain": ratio, "same": same}
 
-    ones = [line(1, [int(place == one) for place in range(len(exits))], 1.0 + one) for one in range(len(exits))]
+    ones = [line(1, [int(index == one) for index in range(len(exits))], 1.0 + one) for one in range(len(exits))]
     return {"exits": list(exits), "threads": 1, "lines": [*ones, line(64, [16] * len(exits), 3.0)]}
 
 
@@ -58,12 +58,12 @@ def comparison(methods: int = 2, seeds: int = 2, gates: tuple[str, ...] = ("own"
     unit, known = plain_of(traces(0)[1]), {seed: _figures(settings, seed) for seed in range(seeds)}
     for number, method in enumerate(cut):
         for seed in method.seeds:
-            for place, gate in enumerate(gates):
-                figures = _moved(known[seed], 0.01 * number - 0.02 * place)
-                timed = None if seed or place else bench(figures.exits)
+            for index, gate in enumerate(gates):
+                figures = _moved(known[seed], 0.01 * number - 0.02 * index)
+                timed = None if seed or index else bench(figures.exits)
                 results.append(Result(method.name, seed, gate, False, figures, 10.0 + seed, timed))
-    for place, method in enumerate(static):
-        alone = trace_of(300, skill=(0.7 + 0.1 * place,), macs=(3.0 + 3 * place,), seed=place)
+    for index, method in enumerate(static):
+        alone = trace_of(300, skill=(0.7 + 0.1 * index,), macs=(3.0 + 3 * index,), seed=index)
         results.append(Result(method.name, 0, "own", True, figures_of_plain(alone)))
     return Comparison(settings, unit, tuple(results))
 

@@ -39,22 +39,22 @@ def made(
     labels = draw.integers(0, CLASSES, rows)
     ease = draw.random(rows)
     columns: dict[str, np.ndarray] = {"row": np.arange(rows, dtype=np.int64), "digest": digests_of(images(rows))}
-    for place, name in enumerate(exits):
-        share = 0.7 + 0.25 * (place + 1) / len(exits)
+    for index, name in enumerate(exits):
+        share = 0.7 + 0.25 * (index + 1) / len(exits)
         wrong = ease + 0.1 * draw.standard_normal(rows) > share
         columns[f"answer/{name}"] = np.where(wrong, (labels + 1) % CLASSES, labels)
         if name != exits[-1]:
             columns[f"score/{name}"] = (8 * (1 - ease) + draw.random(rows)).astype(np.float32)
             columns[f"cost/gate/{name}"] = np.array([0.0, 0.01, 0.001])
-        columns[f"cost/segment/{name}"] = np.array([1e6 * (place + 1), 0.5, 0.1 * (place + 1)])
+        columns[f"cost/segment/{name}"] = np.array([1e6 * (index + 1), 0.5, 0.1 * (index + 1)])
         columns[f"cost/exit/{name}"] = np.array([1e3, 0.02, 0.001])
     if labelled:
         columns["label"] = labels
     if not timed:
         columns |= {name: column * [1, np.nan, np.nan] for name, column in columns.items() if name.startswith("cost/")}
-    nodes = [Node(name, after=tuple(exits[max(place - 1, 0) : place])) for place, name in enumerate(exits)]
+    nodes = [Node(name, after=tuple(exits[max(index - 1, 0) : index])) for index, name in enumerate(exits)]
     header = Header(
-        chain=Topology.chain(nodes),
+        topology=Topology.chain(nodes),
         reference=exits[-1],
         classes=CLASSES,
         data="pictures",

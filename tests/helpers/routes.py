@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 import offramp as off
-from forked import CLASSES, WIDTH, Columns, FirstClasses, Whole
+from forked import CLASSES, WIDTH, Columns, FirstClasses, WholeNumbers
 
 
 class Sum(nn.Module):
-    """Adds what it reads besides, and goes on like `Whole`."""
+    """Adds what it reads besides, and goes on like `WholeNumbers`."""
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self.whole = Whole(WIDTH, seed)
+        self.whole = WholeNumbers(WIDTH, seed)
 
     def forward(self, x: Tensor, *others: Tensor) -> Tensor:
         for other in others:
@@ -29,7 +29,7 @@ class Answer(nn.Module):
 
     def __init__(self, seed: int) -> None:
         super().__init__()
-        self.whole = Whole(WIDTH, seed)
+        self.whole = WholeNumbers(WIDTH, seed)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.whole(x)[:, :CLASSES]
@@ -103,9 +103,9 @@ def drawn(seed: int, nodes: int = 12) -> off.Network:
         every = [*steps.steps(), ("answer", Answer(seed).eval())]
         net = off.route(every, example=torch.zeros(2, WIDTH))
         try:
-            paths = len(net.chain.exit_labels)
+            paths = len(net.topology.exit_labels)
         except off.errors.BadNetwork:  # more than sixteen
             paths = 99
-        if paths <= 24 and len(net.chain.gates) > 1:
+        if paths <= 24 and len(net.topology.gates) > 1:
             return net.eval()
         seed += 1000

@@ -58,46 +58,46 @@ def seeded(make: Any, seed: int) -> Any:
         return make()
 
 
-def dense(place: int, *, inputs: int = 4, classes: int = 3, seed: int = 0) -> nn.Module:
-    """The model of a rung: deeper rungs are wider."""
-    width = 8 * place
-    if not place:
+def dense(index: int, *, inputs: int = 4, classes: int = 3, seed: int = 0) -> nn.Module:
+    """The model of a member: deeper members are wider."""
+    width = 8 * index
+    if not index:
         return seeded(lambda: nn.Linear(inputs, classes), seed).eval()
     return seeded(
-        lambda: nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, classes)), seed + place
+        lambda: nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, classes)), seed + index
     ).eval()
 
 
-def whole_numbers(place: int, *, inputs: int = 4, classes: int = 3, seed: int = 0) -> nn.Module:
-    """A rung whose weights are small integers: on integer rows its logits are exact, and scores tie."""
+def whole_numbers(index: int, *, inputs: int = 4, classes: int = 3, seed: int = 0) -> nn.Module:
+    """A member whose weights are small integers: on integer rows its logits are exact, and scores tie."""
     model = nn.Linear(inputs, classes)
-    draw = torch.Generator().manual_seed(100 * seed + place)
+    draw = torch.Generator().manual_seed(100 * seed + index)
     with torch.no_grad():
         for value in (model.weight, model.bias):
             value.copy_(torch.randint(-2, 3, value.shape, generator=draw))
     return model.eval()
 
 
-def spoiled(place: int, *, seed: int = 0) -> nn.Module:
-    """Whole-number rungs of which the first gives NaN and infinities on marked rows."""
-    model = whole_numbers(place, seed=seed)
-    return Spoiled(model).eval() if place == 0 else model
+def spoiled(index: int, *, seed: int = 0) -> nn.Module:
+    """Whole-number members of which the first gives NaN and infinities on marked rows."""
+    model = whole_numbers(index, seed=seed)
+    return Spoiled(model).eval() if index == 0 else model
 
 
-def conv(place: int, *, classes: int = 3, seed: int = 0) -> nn.Module:
-    """A rung on images [B, 1, 6, 6]."""
-    width = 2 + 2 * place
+def conv(index: int, *, classes: int = 3, seed: int = 0) -> nn.Module:
+    """A member on images [B, 1, 6, 6]."""
+    width = 2 + 2 * index
     return seeded(
         lambda: nn.Sequential(
             nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(width * 16, classes)
         ),
-        seed + place,
+        seed + index,
     ).eval()
 
 
-def ladder_of(rungs: int, *, make: Any = dense, seed: int = 0, **options: Any) -> Network:
+def ladder_of(members: int, *, make: Any = dense, seed: int = 0, **options: Any) -> Network:
     """A seeded ladder in eval mode."""
-    return ladder({name: make(place, seed=seed) for place, name in enumerate(NAMES[:rungs])}, **options).eval()
+    return ladder({name: make(index, seed=seed) for index, name in enumerate(NAMES[:members])}, **options).eval()
 
 
 def rows_of(count: int, *, inputs: int = 4, seed: int = 0, whole: bool = False) -> Tensor:
@@ -137,9 +137,9 @@ def trace_of(
             columns[f"score/{name}"] = two[:, 1] - two[:, 0]
     for name, price in zip(exits, macs, strict=True):
         columns[f"cost/segment/{name}"] = np.array([price, np.nan, np.nan])
-    chain = Topology.chain([Node(name) for name in exits])
+    topology = Topology.chain([Node(name) for name in exits])
     header = Header(
-        chain=chain,
+        topology=topology,
         reference=exits[-1],
         classes=classes,
         data="made-up",
@@ -176,8 +176,8 @@ def stages(seed: int = 0, **options: Any) -> nn.Module:
     return seeded(lambda: Stages(**options), seed).eval()
 
 
-def cut_of(*at: str, seed: int = 0, taught: bool = True, **options: Any) -> Network:
-    """`Stages` cut at some modules (by default two); `taught` moves its exits a little, as any teaching does.
+def cut_of(*at: str, seed: int = 0, trained: bool = True, **options: Any) -> Network:
+    """`Stages` cut at some modules (by default two); `trained` moves its exits a little, as any training does.
 
     Where options are names it is cut once for all tests and copied: the export takes longer than most of them.
     """
@@ -186,7 +186,7 @@ def cut_of(*at: str, seed: int = 0, taught: bool = True, **options: Any) -> Netw
         net = copy.deepcopy(_cut_once(at, seed, **options))
     else:
         net = _cut(at, seed, **options)
-    return moved(net) if taught else net
+    return moved(net) if trained else net
 
 
 def _cut(at: Sequence[str], seed: int, **options: Any) -> Network:

@@ -33,7 +33,7 @@ def test_timm_cut_saved_and_loaded(tmp_path):
     assert net(image(48, 40))[-1].shape == (2, 5)
 
 
-def test_timm_normalises_as_timm_does():
+def test_timm_normalizes_as_timm_does():
     timm = real("timm")
     from PIL import Image
     from timm.data.transforms_factory import create_transform
@@ -47,7 +47,7 @@ def test_timm_normalises_as_timm_does():
 
 
 @pytest.mark.parametrize("name", ["resnet18", "swin_t"])
-def test_torchvision_normalises_as_its_weights_say(name):
+def test_torchvision_normalizes_as_its_weights_say(name):
     models = real("torchvision").models
     x = image(300, 260)
     theirs = models.get_model_weights(name).DEFAULT.transforms()(x.float() / 255)
@@ -131,7 +131,7 @@ def test_hf_of_images(folders):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("headless", "no weights for 2 tensors .* taught to classify"),
+        ("headless", "no weights for 2 tensors .* trained to classify"),
         ("code", "code that comes with a model is not run"),
         ("nothing", "a folder that is there"),
     ],

@@ -34,7 +34,7 @@ class Scores(nn.Module):
 
 
 def made(scores):
-    stage = AdaptiveDepth([Plus(10.0**place) for place in range(len(scores) + 1)], 2)
+    stage = AdaptiveDepth([Plus(10.0**index) for index in range(len(scores) + 1)], 2)
     stage.halts = nn.ModuleList(Scores(each) for each in scores)
     return stage.eval()
 
@@ -42,10 +42,10 @@ def made(scores):
 def by_hand(scores, x):
     """Output and cost of one position."""
     total, state, out = 0.0, x, 0.0
-    for place, score in enumerate([*scores, 1.0]):
-        state += 10.0**place
+    for index, score in enumerate([*scores, 1.0]):
+        state += 10.0**index
         if total + score >= 0.99:
-            return out + (1 - total) * state, place + 1 + 1 - total
+            return out + (1 - total) * state, index + 1 + 1 - total
         total, out = total + score, out + score * state
     raise AssertionError
 

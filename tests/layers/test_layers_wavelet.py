@@ -74,7 +74,7 @@ def merged(low, high, dim):
     stride = (1, 2) if dim == 3 else (2, 1)
     total = 0
     for band, taps in ((low, HIGH_PASS), (high, LOW_PASS)):  # each band by the other one's filter
-        signed = torch.tensor([value * (-1) ** place for place, value in enumerate(taps)])
+        signed = torch.tensor([value * (-1) ** index for index, value in enumerate(taps)])
         synthesis = torch.cat([signed.flip(0)[:-1], signed]).repeat(channels, 1).reshape(shape)
         spread = conv_transpose2d(band, synthesis, stride=stride, groups=channels)
         # Low p is centred at 2 p with 3 taps before it, high p at 2 p + 1 with 4.

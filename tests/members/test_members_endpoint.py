@@ -227,7 +227,7 @@ def test_rows_of_a_failed_endpoint_get_the_deepest_answer_that_there_is(served, 
 
 def test_without_an_earlier_answer_the_failure_is_raised(served, ladder):
     net, _ = ladder
-    runner = off.open(net, off.Plan.never_leave(net.chain))
+    runner = off.open(net, off.Plan.never_leave(net.topology))
     served.mode = "error"
     with pytest.raises(MemberUnavailable, match="status 500"):
         runner(X)
@@ -242,7 +242,7 @@ def test_the_answer_before_last_in_a_ladder_of_three(served):
     assert set(well.exit.tolist()) == {0, 1, 2}
     served.mode = "error"
     lost = runner(X)
-    assert lost.exit.tolist() == [min(place, 1) for place in well.exit.tolist()]
+    assert lost.exit.tolist() == [min(index, 1) for index in well.exit.tolist()]
     arrived = torch.from_numpy(np.flatnonzero(np.array(lost.reasons()) == "unavailable"))
     assert torch.equal(arrived, (well.exit == 2).nonzero()[:, 0])
     second = models["b"](torch.from_numpy(X)).detach()
@@ -276,10 +276,10 @@ def test_requests_from_several_threads(served, ladder):
     wanted = runner(X).logits
     found = [None] * 4
 
-    def work(place):
-        found[place] = runner(X).logits
+    def work(index):
+        found[index] = runner(X).logits
 
-    threads = [threading.Thread(target=work, args=(place,)) for place in range(4)]
+    threads = [threading.Thread(target=work, args=(index,)) for index in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:

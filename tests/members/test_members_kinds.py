@@ -435,7 +435,7 @@ def test_an_onnx_file_at_the_command_line(tmp_path, monkeypatch):
         done = CliRunner().invoke(app, words)
         assert done.exit_code == 0, done.output
     plan = off.Plan.load("plan.json")
-    assert plan.chain.exits == ("linear", "large")
+    assert plan.topology.exits == ("linear", "large")
     assert plan.price.unit == "ms"
     done = CliRunner().invoke(app, ["export", "net", "plan.json", "-o", "out", "--model", f"linear={first}"])
     assert done.exit_code == 2

@@ -195,7 +195,7 @@ def test_one_front():
 def runs(net, x):
     """Running equals replaying, where rows leave at every place."""
     trace = off.record(net, x.numpy(), timed=False, progress=False)
-    plan = Plan.by_hand({name: float(np.median(trace.columns[f"score/{name}"])) for name in trace.chain.gates})
+    plan = Plan.by_hand({name: float(np.median(trace.columns[f"score/{name}"])) for name in trace.topology.gates})
     replay, answers = trace.replay(plan), off.run(net, plan, x)
     assert len(set(replay.exit.tolist())) == 3
     assert (answers.exit.numpy() == replay.exit).all()

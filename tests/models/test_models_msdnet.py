@@ -1,4 +1,4 @@
-"""MSDNet: the cost of every exit as the authors' counter has it, and a small one cut, taught, run and replayed."""
+"""MSDNet: the cost of every exit as the authors' counter has it, and a small one cut, trained, run and replayed."""
 
 from __future__ import annotations
 
@@ -46,9 +46,9 @@ def small_net():
 @pytest.mark.parametrize(
     "recipe", [Joint(epochs=5, rate=3e-3), pytest.param(Boosted(epochs=5, rate=0.05), marks=pytest.mark.slow)]
 )
-def test_cut_at_its_blocks_it_is_taught_run_and_replayed(recipe, tmp_path):
+def test_cut_at_its_blocks_it_is_trained_run_and_replayed(recipe, tmp_path):
     net = small_net()
-    assert net.chain.exits == ("blocks.0", "blocks.1", "backbone")
+    assert net.topology.exits == ("blocks.0", "blocks.1", "backbone")
     off.fit(net, colours(60), recipe=recipe, batch_size=10, progress=False)
     x, y = colours(60, 1)
     with torch.no_grad():
@@ -56,7 +56,7 @@ def test_cut_at_its_blocks_it_is_taught_run_and_replayed(recipe, tmp_path):
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", net.backbone)
     trace = off.record(again, (x, y), timed=False, progress=False)
-    plan = off.Plan.by_hand({name: float(np.median(trace.columns[f"score/{name}"])) for name in trace.chain.gates})
+    plan = off.Plan.by_hand({name: float(np.median(trace.columns[f"score/{name}"])) for name in trace.topology.gates})
     answers, replay = off.run(again, plan, x), trace.replay(plan)
     near = np.any([abs(trace.columns[f"score/{n}"] - t[0]) < 1e-4 for n, t in plan.thresholds.items()], axis=0)
     assert set(answers.exit.tolist()) == {0, 1, 2}

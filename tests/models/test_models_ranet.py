@@ -1,4 +1,4 @@
-"""RANet: the costs that are plotted for it, its fused blocks, and a small one cut, taught, run and replayed."""
+"""RANet: the costs that are plotted for it, its fused blocks, and a small one cut, trained, run and replayed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch.nn.functional import interpolate
 import offramp as off
 from counter import colours, costs_of_exits
 from offramp.building.factories import make_model, preprocess_of
-from offramp.models.ranet import RANet, RanetBlock, Sizes, ranet, ranet_growing
+from offramp.models.ranet import RANet, RanetBlock, RanetSizes, ranet, ranet_growing
 from offramp.recipes.joint import Joint
 from small import seeded
 
@@ -42,7 +42,7 @@ def test_blocks_may_grow():
 
 
 def test_a_fused_block_reads_the_sub_network_before_at_its_own_place():
-    sizes = Sizes(growth=8, factor=2, low_factor=4, compress=0.25)
+    sizes = RanetSizes(growth=8, factor=2, low_factor=4, compress=0.25)
     block = seeded(lambda: RanetBlock(6, 2, sizes, [5, 7, 9], halve=True, shrink=True), 0).eval()
     draw = torch.Generator().manual_seed(0)
     x, low = torch.randn(2, 6, 8, 8, generator=draw), [torch.randn(2, n, 4, 4, generator=draw) for n in (5, 7, 9)]
@@ -61,7 +61,7 @@ def test_a_fused_block_reads_the_sub_network_before_at_its_own_place():
 
 
 @pytest.mark.slow
-def test_cut_at_its_blocks_it_is_taught_run_and_replayed(tmp_path):
+def test_cut_at_its_blocks_it_is_trained_run_and_replayed(tmp_path):
     made = {"channels": 4, "growth": 4, "blocks": 1, "more": 1, "step": 2}
     model = seeded(lambda: RANet(3, (1, 2), (2, 1), **made), 0).eval()
     assert model.cuts == ["flows.0.0"]

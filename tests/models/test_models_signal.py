@@ -50,7 +50,7 @@ def test_cut_run_and_replay(adaptive, tmp_path):
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", model)
     trace = off.record(net, x, timed=False, progress=False)
-    plan = Plan.by_hand({name: float(np.median(trace.columns[f"score/{name}"])) for name in trace.chain.gates})
+    plan = Plan.by_hand({name: float(np.median(trace.columns[f"score/{name}"])) for name in trace.topology.gates})
     replay, answers = trace.replay(plan), off.run(again, plan, x)
     assert len(set(replay.exit.tolist())) == 3
     assert (answers.exit.numpy() == replay.exit).all()

@@ -209,7 +209,7 @@ def test_what_cannot_be_made_a_wae_is_refused(call, error, says):
 
 def test_the_high_branch_is_lazy():
     net = lazy_net()
-    assert net.chain.exits == ("head_low", "backbone")
+    assert net.topology.exits == ("head_low", "backbone")
     assert isinstance(net.exit_of("head_low"), Own)
     x = images_of(40)
     trace = off.record(net, x, timed=False, progress=False)
@@ -217,7 +217,7 @@ def test_the_high_branch_is_lazy():
     both = macs(lambda: model(x[:2])) / 2
     image = model.transform(x[:2])[1]
     high = macs(lambda: model.high(image)) / 2 + model.head_both.weight.numel()
-    cost = {name: trace.columns[f"cost/segment/{name}"][0] for name in net.chain.exits}
+    cost = {name: trace.columns[f"cost/segment/{name}"][0] for name in net.topology.exits}
     assert cost == {"head_low": both - high, "backbone": high}
     plan = off.Plan.by_hand({"head_low": float(np.median(trace.columns["score/head_low"]))})
     y = off.run(net, plan, x)

@@ -27,7 +27,7 @@ def settings():
 @pytest.mark.parametrize("make", [lambda: (ladder_of(2), rows_of(40)), lambda: (cut_of("stem"), images_of(40))])
 def test_a_runner_in_autocast_computes_as_outside(make):
     net, x = make()
-    gate = net.chain.gates[0]
+    gate = net.topology.gates[0]
     runner = off.open(net, Plan.by_hand({gate: 0.4}))
     want = runner(x)
     with torch.autocast(**BF16):
@@ -53,7 +53,7 @@ def test_a_trace_recorded_in_autocast_is_the_one_recorded_outside():
     assert got.header == want.header
 
 
-def test_a_cut_and_its_teaching_in_autocast_are_in_float32():
+def test_a_cut_and_its_training_in_autocast_are_in_float32():
     x, y = images_of(40), torch.arange(40) % 3
     nets = []
     for enabled in (False, True):

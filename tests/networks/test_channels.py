@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.building.placement.trying import _Looked
+from offramp.building.placement.measure import _ProbePass
 from offramp.exits._pooling import pooled
 from offramp.networks.channels import ChannelTracker, layouts_of
 from offramp.networks.inputs import as_input, as_inputs
@@ -166,7 +166,7 @@ def test_every_exit_that_pools_learns_the_layout_from_cut(exit_, tmp_path):
 
 def test_placement_pools_over_the_right_dimension_too():
     x, _ = signals(16)
-    looked = _Looked(Signals().eval(), None, ["c1"], "linear")
-    looked.add(as_inputs(x))
-    assert looked.heads["c1"].config()["layout"] == "channels_first"
-    assert dict(looked.features())["c1"].shape == (16, 12)
+    probe_pass = _ProbePass(Signals().eval(), None, ["c1"], "linear")
+    probe_pass.add(as_inputs(x))
+    assert probe_pass.heads["c1"].config()["layout"] == "channels_first"
+    assert dict(probe_pass.features())["c1"].shape == (16, 12)

@@ -118,21 +118,21 @@ def test_another_exit_in_place_forgets_what_was_made():
 def test_a_part_is_compiled_once_for_each_shape_over_all_openings():
     net, shapes = ladder_of(2), []
 
-    def make(part, state):
+    def make(engine_stage, state):
         shapes.append(tuple(state["x"].shape[1:]))
-        return lambda given: dict.fromkeys(part.writes, given["x"])
+        return lambda given: dict.fromkeys(engine_stage.writes, given["x"])
 
-    schedule = Plan.never_leave(net.chain).schedule(net.chain)
+    schedule = Plan.never_leave(net.topology).schedule(net.topology)
     for _ in range(2):
-        (part,) = lazy_parts(net, schedule, net.device(), "counted", make)
+        (engine_stage,) = lazy_parts(net, schedule, net.device(), "counted", make)
         for wide in (4, 4, 5):
             for rows in (1, 3):
-                part.call({"x": torch.zeros(rows, wide)})
+                engine_stage.call({"x": torch.zeros(rows, wide)})
     assert shapes == [(4,), (5,)]
     with torch.no_grad():
-        next(net.model_of(net.rungs[-1]).parameters()).add_(1)
-    (part,) = lazy_parts(net, schedule, net.device(), "counted", make)
-    part.call({"x": torch.zeros(2, 4)})
+        next(net.model_of(net.members[-1]).parameters()).add_(1)
+    (engine_stage,) = lazy_parts(net, schedule, net.device(), "counted", make)
+    engine_stage.call({"x": torch.zeros(2, 4)})
     assert shapes == [(4,), (5,), (4,)]
 
 

@@ -122,7 +122,7 @@ def test_labels_everywhere_that_rows_enter():
     assert [logits.shape for logits in net(BATCH)] == [(48, 2), (48, 2)]
     assert bench(net, plan, BATCH, batches=(1,), repeats=5).lines
     example = cut({"feats": X[:8], "labels": Y[:8]})
-    assert [one.name for one in example.rungs[0].inputs] == ["x/feats"]
+    assert [one.name for one in example.members[0].inputs] == ["x/feats"]
 
 
 def test_a_model_that_needs_an_input_called_label():

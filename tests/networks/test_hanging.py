@@ -28,10 +28,10 @@ def test_another_exit_gives_another_network_whose_chain_knows_what_it_reads():
     other = net.with_exit("large", added(net, "large", "small"))
     small, _, large = net(x)
     assert torch.allclose(other(x)[2], large + 0.5 * small)
-    assert other.chain.nodes[2].exit_reads == ("small",)
-    assert net.chain.nodes[2].exit_reads == ()
+    assert other.topology.nodes[2].exit_reads == ("small",)
+    assert net.topology.nodes[2].exit_reads == ()
     assert net.fingerprint() == before != other.fingerprint()
-    assert other.model_of(other.rungs[0]) is net.model_of(net.rungs[0])
+    assert other.model_of(other.members[0]) is net.model_of(net.members[0])
     plan = off.Plan.by_hand({"small": torch.inf, "middle": torch.inf})
     assert torch.allclose(off.run(other, plan, x).logits, large + 0.5 * small)  # a closed exit that is read runs
 
@@ -41,8 +41,8 @@ def test_other_gates_replace_those_that_are_named():
     other = net.with_gates({"middle": make_gate("patience", ("small",))})
     assert other.gate_of("small") is net.gate_of("small")
     assert other.gate_of("middle") is not net.gate_of("middle")
-    assert [node.gate_reads for node in other.chain.nodes] == [(), ("small",), ()]
-    assert [node.gate_reads for node in net.chain.nodes] == [(), (), ()]
+    assert [node.gate_reads for node in other.topology.nodes] == [(), ("small",), ()]
+    assert [node.gate_reads for node in net.topology.nodes] == [(), (), ()]
 
 
 def test_what_a_network_says_of_itself_goes_along():
@@ -52,26 +52,26 @@ def test_what_a_network_says_of_itself_goes_along():
     assert other.fingerprint() == net.fingerprint()
     assert other.class_names == net.class_names
     assert other.made == net.made
-    assert other.aids == {}
+    assert other.auxiliary == {}
 
 
 def test_what_is_hung_on_a_network_in_eval_mode_is_in_eval_mode():
     net = ladder_of(2)
-    exit_ = added(net, net.chain.exits[-1], "small").train()
-    net.with_exit(net.chain.exits[-1], exit_).require_eval()
+    exit_ = added(net, net.topology.exits[-1], "small").train()
+    net.with_exit(net.topology.exits[-1], exit_).require_eval()
 
 
 def test_hanging_in_place_keeps_the_chain_right():
     net = ladder_of(3)
     net.hang_exit("middle", added(net, "middle", "small"))
     net.hang_gates({"middle": make_gate("patience", ("small",))})
-    assert net.chain.nodes[1].exit_reads == net.chain.nodes[1].gate_reads == ("small",)
+    assert net.topology.nodes[1].exit_reads == net.topology.nodes[1].gate_reads == ("small",)
 
 
 @pytest.mark.parametrize("hang", ["with_exit", "hang_exit"])
 def test_an_exit_that_does_not_fit_is_refused_and_changes_nothing(hang):
     net = ladder_of(3)
-    before, exits = net.chain, dict(net.exits.items())
+    before, exits = net.topology, dict(net.exits.items())
     for node, exit_, kind, says in (
         ("smal", net.exit_of("small"), UnknownName, "did you mean 'small'"),
         ("small", torch.nn.Linear(3, 3), InvalidArgument, "must be an Exit, got a Linear"),
@@ -79,14 +79,14 @@ def test_an_exit_that_does_not_fit_is_refused_and_changes_nothing(hang):
     ):
         with pytest.raises(kind, match=says):
             getattr(net, hang)(node, exit_)
-    assert net.chain == before
+    assert net.topology == before
     assert dict(net.exits.items()) == exits
 
 
 @pytest.mark.parametrize("hang", ["with_gates", "hang_gates"])
 def test_a_gate_that_does_not_fit_is_refused_and_no_other_is_hung(hang):
     net = ladder_of(3)
-    before, gates = net.chain, dict(net.gates.items())
+    before, gates = net.topology, dict(net.gates.items())
     good = make_gate("max_prob")
     for node, gate, kind, says in (
         ("large", good, UnknownName, "gate of this network"),
@@ -95,7 +95,7 @@ def test_a_gate_that_does_not_fit_is_refused_and_no_other_is_hung(hang):
     ):
         with pytest.raises(kind, match=says):
             getattr(net, hang)({"small": good, node: gate})
-    assert net.chain == before
+    assert net.topology == before
     assert dict(net.gates.items()) == gates
 
 

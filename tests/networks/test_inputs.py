@@ -66,7 +66,7 @@ def test_the_advice_works():
 
     model = Conv().eval()
     preprocess = make_preprocess("imagenet")
-    assert off.cut(model, IMAGES, at=["a"], preprocess=preprocess).chain.exits == ("a", "backbone")
+    assert off.cut(model, IMAGES, at=["a"], preprocess=preprocess).topology.exits == ("a", "backbone")
     net = off.ladder({"a": (model, preprocess), "b": (model, preprocess)}, example=IMAGES)
     assert len(off.record(net, IMAGES, timed=False, progress=False)) == 6
 

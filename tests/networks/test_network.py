@@ -12,7 +12,7 @@ from offramp.building.cutting import ladder
 from offramp.building.factories import make_gate
 from offramp.errors import BadData, BadNetwork
 from offramp.networks.inputs import as_input
-from offramp.networks.members import Rung
+from offramp.networks.members import ModelSpec
 from offramp.networks.network import Network, described
 from offramp.networks.nodes import Seen, answer, grade
 from offramp.partition.segmenting import segments_of
@@ -22,17 +22,17 @@ from small import dense, ladder_of, rows_of
 
 def test_segments_are_never_registered():
     net = ladder_of(3)
-    assert [*segments_of(net)] == list(net.chain.exits)
+    assert [*segments_of(net)] == list(net.topology.exits)
     assert {name for name, _ in net.named_children()} == {"backbone", "fronts", "exits", "gates"}
-    assert len(list(net.parameters())) == sum(len(list(dense(place).parameters())) for place in range(3))
+    assert len(list(net.parameters())) == sum(len(list(dense(index).parameters())) for index in range(3))
 
 
 def pieces(**changed):
     names = ("a", "b")
     whole = {
         "backbone": nn.ModuleDict({name: dense(0) for name in names}),
-        "rungs": tuple(Rung(name) for name in names),
-        "chain": Topology.chain([Node("a"), Node("b")]),
+        "members": tuple(ModelSpec(name) for name in names),
+        "topology": Topology.chain([Node("a"), Node("b")]),
         "fronts": nn.ModuleDict(),
         "exits": nn.ModuleDict(dict(ladder([dense(0), dense(1)]).exits.items())),
         "gates": nn.ModuleDict({"a": make_gate("margin")}),
@@ -44,9 +44,9 @@ def pieces(**changed):
 def test_the_parts_must_belong_together():
     Network(**pieces())
     for wrong in (
-        {"rungs": (Rung("b"), Rung("a"))},
-        {"rungs": (Rung("a"),)},
-        {"chain": Topology.chain([Node("a"), Node("c")])},
+        {"members": (ModelSpec("b"), ModelSpec("a"))},
+        {"members": (ModelSpec("a"),)},
+        {"topology": Topology.chain([Node("a"), Node("c")])},
         {"gates": nn.ModuleDict()},
         {"gates": nn.ModuleDict({"a": make_gate("margin"), "b": make_gate("margin")})},
         {"exits": nn.ModuleDict()},

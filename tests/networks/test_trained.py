@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.fitting.teaching import recipe_of
+from offramp.fitting.training import recipe_of
 from offramp.networks import trained
 from offramp.networks.recipe import Recipe
 from offramp.networks.trained import remember, rows_behind, snapshot
@@ -127,7 +127,7 @@ def test_rows_that_are_rounded_with_the_network(tmp_path, kind):
 def test_a_model_cut_anew_promises_nothing_on_its_training_rows():
     net = fitted()
     anew = off.cut(net.backbone, X[:4], at=["1"], exits={"1": net.exit_of("1")})
-    assert len(anew.learned.digests) == len(X)
+    assert len(anew.trained_on.digests) == len(X)
     with pytest.raises(off.errors.OverlappingRows, match="40 of the 40 calibration rows"):
         off.calibrate(off.record(anew, X, timed=False, progress=False), at_most=0.9)
 

@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import offramp as off
 from offramp.errors import OverlappingRows
-from offramp.fitting.teaching import recipe_of
+from offramp.fitting.training import recipe_of
 from small import seeded
 
 pytestmark = pytest.mark.filterwarnings("ignore::offramp.errors.BetterExit")  # made-up models
@@ -115,7 +115,7 @@ def test_no_pair_of_ways_hides_rows_that_trained(tmp_path):
         for name, again in calibration.items():
             trace = off.record(anew, again, timed=False, progress=False)
             assert trace.labels is not None, name
-            with pytest.raises(OverlappingRows, match=f"{ROWS} of the {ROWS} calibration rows .* taught"):
+            with pytest.raises(OverlappingRows, match=f"{ROWS} of the {ROWS} calibration rows .* trained"):
                 off.calibrate(trace, risk="disagreement", at_most=0.9)
             noticed.append(name)
     assert len(noticed) == 64

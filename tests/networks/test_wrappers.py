@@ -44,7 +44,7 @@ def test_wrapped_models_are_what_they_wrap(wrapper):
     got = off.run(net, Plan.by_hand({"small": 0.5}), x)
     assert torch.equal(got.logits, want.logits)
     for names in (["0"], [f"{prefix}0"]):
-        assert cut(wrapped, x, at=names, exits="linear").chain.exits == ("0", "backbone")
+        assert cut(wrapped, x, at=names, exits="linear").topology.exits == ("0", "backbone")
 
 
 def test_a_model_compiled_in_place_runs_as_it_was_written(monkeypatch):
@@ -77,17 +77,17 @@ def partly(make) -> nn.Module:
 @pytest.mark.parametrize(
     ("model", "says"),
     [
-        (traced, "the rung 'large' is traced or scripted"),
-        (lambda: torch.jit.script(dense(1)), "the rung 'large' is traced or scripted"),
-        (lambda: partly(traced), "'0' in the rung 'large' is traced or scripted"),
-        (lambda: partly(lambda: compiled(dense(1))), "'0' in the rung 'large' is compiled by torch.compile"),
-        (lambda: partly(lambda: in_place(dense(1))), "'0' in the rung 'large' is compiled by torch.compile"),
+        (traced, "the member 'large' is traced or scripted"),
+        (lambda: torch.jit.script(dense(1)), "the member 'large' is traced or scripted"),
+        (lambda: partly(traced), "'0' in the member 'large' is traced or scripted"),
+        (lambda: partly(lambda: compiled(dense(1))), "'0' in the member 'large' is compiled by torch.compile"),
+        (lambda: partly(lambda: in_place(dense(1))), "'0' in the member 'large' is compiled by torch.compile"),
     ],
 )
 def test_what_cannot_be_unwrapped_is_refused_in_a_sentence(model, says):
     with pytest.raises(BadNetwork, match=says):
         ladder({"small": dense(0), "large": model()})
-    with pytest.raises(BadNetwork, match=says.replace("rung 'large'", "model")):
+    with pytest.raises(BadNetwork, match=says.replace("member 'large'", "model")):
         cut(model(), rows_of(4), at=["0"])
 
 

@@ -28,15 +28,15 @@ NEVER = {"stem": math.inf, "blocks.0": math.inf}
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_all_exits_run_as_the_eager_network_gives_them(count):
     net, x = cut_of(), images_of(count)
-    for place, (want, got) in enumerate(zip(net(x), off.open(net, Plan.by_hand(NEVER)).anytime(x), strict=True)):
+    for index, (want, got) in enumerate(zip(net(x), off.open(net, Plan.by_hand(NEVER)).anytime(x), strict=True)):
         torch.testing.assert_close(got.logits, want.detach(), atol=1e-5, rtol=1e-5)
-        assert got.exit.tolist() == [place] * count
+        assert got.exit.tolist() == [index] * count
 
 
 def test_run_equals_replay_with_closed_exits():
     net, x = cut_of(), images_of(50)
     trace = record(net, x.numpy(), timed=False, progress=False)
-    middle = {gate: float(np.median(trace.columns[f"score/{gate}"])) + 1e-3 for gate in net.chain.gates}
+    middle = {gate: float(np.median(trace.columns[f"score/{gate}"])) + 1e-3 for gate in net.topology.gates}
     for closed in ([], ["stem"], ["blocks.0"], ["stem", "blocks.0"]):
         for max_exit in (None, "blocks.0"):
             plan = Plan.by_hand(middle | dict.fromkeys(closed, math.inf), max_exit=max_exit)
@@ -69,7 +69,7 @@ def test_an_exit_that_is_closed_is_neither_run_nor_charged():
     off.open(net, plan)(images_of(20))
     assert net.exits["stem"].calls == before
     assert net.exits["blocks.0"].calls > 0
-    segments = [trace.columns[f"cost/segment/{name}"][0] for name in net.chain.exits]
+    segments = [trace.columns[f"cost/segment/{name}"][0] for name in net.topology.exits]
     exit_ = trace.columns["cost/exit/blocks.0"][0]
     done = trace.replay(plan)
     price = trace.evaluate(plan, risk="disagreement").prices[0]
@@ -140,23 +140,23 @@ def test_each_module_is_watched_by_the_pieces_that_use_it():
     }
 
 
-def test_an_exit_that_was_never_taught(tmp_path):
-    net, x = cut_of(taught=False), (images_of(60).numpy(), np.arange(60) % 3)
-    assert net.untaught() == ("stem", "blocks.0")
-    with pytest.warns(UntrainedExitWarning, match="never taught: stem, blocks.0"):
+def test_an_exit_that_was_never_trained(tmp_path):
+    net, x = cut_of(trained=False), (images_of(60).numpy(), np.arange(60) % 3)
+    assert net.untrained() == ("stem", "blocks.0")
+    with pytest.warns(UntrainedExitWarning, match="never trained: stem, blocks.0"):
         trace = record(net, x, timed=False, progress=False)
-    assert not trace.header.taught
+    assert not trace.header.trained
     trace.save(tmp_path / "trace.npz")
-    with pytest.raises(InvalidArgument, match="never taught"):
+    with pytest.raises(InvalidArgument, match="never trained"):
         off.calibrate(off.Trace.load(tmp_path / "trace.npz"), risk="disagreement", at_most=0.5)
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", stages(seed=3))
-    assert again.untaught() == ("stem", "blocks.0")
+    assert again.untrained() == ("stem", "blocks.0")
     with torch.no_grad():
         again.exits["stem"].head[0].weight.sub_(0.1)
-    assert again.untaught() == ("blocks.0",)
+    assert again.untrained() == ("blocks.0",)
     moved(again, -0.1)
-    assert record(again, x, timed=False, progress=False).header.taught
+    assert record(again, x, timed=False, progress=False).header.trained
 
 
 def test_saved_and_loaded_it_runs_the_same(tmp_path):
@@ -164,7 +164,7 @@ def test_saved_and_loaded_it_runs_the_same(tmp_path):
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", stages(seed=9))
     assert again.fingerprint() == net.fingerprint()
-    assert (again.rungs, again.chain, again.config()) == (net.rungs, net.chain, net.config())
+    assert (again.members, again.topology, again.config()) == (net.members, net.topology, net.config())
     assert "exits.blocks.0.head.2.bias" in again.state_dict()
     mine, its = off.run(net, plan, x), off.run(again, plan, x)
     assert mine.exit.tolist() == its.exit.tolist()

@@ -82,9 +82,9 @@ def test_a_plan_by_hand_says_so():
 
 def test_names_are_checked_against_the_chain():
     with pytest.raises(UnknownName, match="called 'c'"):
-        Plan(thresholds={"c": (1.0,)}, chain=CHAIN)
+        Plan(thresholds={"c": (1.0,)}, topology=CHAIN)
     with pytest.raises(UnknownName):
-        Plan(thresholds={}, max_exit="d", chain=CHAIN)
+        Plan(thresholds={}, max_exit="d", topology=CHAIN)
     with pytest.raises(UnknownName):
         Plan.by_hand({"d": 1.0}).schedule(CHAIN)
     with pytest.raises(UnknownName):
@@ -107,7 +107,7 @@ def promised(**fields) -> Plan:
     promise = Promise("error", 0.05, 0.95, "c", "binomial", "path", 400, 0, Plan.covers(thresholds, None, origin))
     values = {
         "thresholds": thresholds,
-        "chain": CHAIN,
+        "topology": CHAIN,
         "promise": promise,
         "origin": origin,
         "price": Price("macs", 1, 2.0, 3.0, 4.0),
@@ -121,7 +121,7 @@ def promised(**fields) -> Plan:
     [
         promised(),
         promised(promise=None),
-        promised(rows=None, price=None, origin=None, promise=None, chain=None),
+        promised(rows=None, price=None, origin=None, promise=None, topology=None),
         Plan.by_hand({"a": -math.inf, "b": (1.0, 2.0)}, max_exit="b"),
         Plan(thresholds={}),
     ],

@@ -24,23 +24,23 @@ PARTS = {
 EXITS = np.array([0, 0, 1, 2])
 
 
-def schedule(chain, gates, max_exit=None):
+def schedule(topology, gates, max_exit=None):
     """The schedule of a plan with these gates open."""
-    return compiled(chain, dict.fromkeys(gates, (0.0,)), max_exit)
+    return compiled(topology, dict.fromkeys(gates, (0.0,)), max_exit)
 
 
-def ran(chain, of, exits):
+def ran(topology, of, exits):
     """Which stages ran for rows that left a chain at these exits, [N, stages]."""
-    return np.stack([exits >= chain.place(stage.name) for stage in of], axis=1)
+    return np.stack([exits >= topology.exit_index(stage.name) for stage in of], axis=1)
 
 
-def mean(chain, gates, unit="macs", batch=1, max_exit=None, exits=EXITS, parts=PARTS):
-    of = schedule(chain, gates, max_exit)
-    return Prices(chain, parts).mean(of, ran(chain, of, exits), unit=unit, batch=batch)
+def mean(topology, gates, unit="macs", batch=1, max_exit=None, exits=EXITS, parts=PARTS):
+    of = schedule(topology, gates, max_exit)
+    return Prices(topology, parts).mean(of, ran(topology, of, exits), unit=unit, batch=batch)
 
 
 @pytest.mark.parametrize(
-    ("chain", "gates", "max_exit", "exits", "want"),
+    ("topology", "gates", "max_exit", "exits", "want"),
     [
         (PLAIN, "ab", None, EXITS, 11 + 0.5 * 24 + 0.25 * 40),
         (PLAIN, "a", None, [0, 0, 2, 2], 11 + 0.5 * 40),
@@ -52,8 +52,8 @@ def mean(chain, gates, unit="macs", batch=1, max_exit=None, exits=EXITS, parts=P
         (TRUNK, "b", None, [1, 2], 10 + 24 + 0.5 * 40),
     ],
 )
-def test_macs(chain, gates, max_exit, exits, want):
-    assert mean(chain, gates, max_exit=max_exit, exits=np.array(exits)) == pytest.approx(want)
+def test_macs(topology, gates, max_exit, exits, want):
+    assert mean(topology, gates, max_exit=max_exit, exits=np.array(exits)) == pytest.approx(want)
 
 
 def test_milliseconds_charge_a_call_when_anyone_arrives():
@@ -69,7 +69,7 @@ def test_a_price_per_row():
 
 
 @pytest.mark.parametrize(
-    ("chain", "gates", "max_exit", "want"),
+    ("topology", "gates", "max_exit", "want"),
     [
         (PLAIN, "ab", None, [11, 35, 75]),
         (PLAIN, "a", None, [11, 11, 51]),
@@ -80,8 +80,8 @@ def test_a_price_per_row():
         (READING, "", None, [0, 23, 63]),
     ],
 )
-def test_to_exit(chain, gates, max_exit, want):
-    assert Prices(chain, PARTS).to_exit(gates, max_exit).tolist() == want
+def test_to_exit(topology, gates, max_exit, want):
+    assert Prices(topology, PARTS).to_exit(gates, max_exit).tolist() == want
 
 
 def test_to_exit_and_mean_agree_in_macs():
@@ -94,10 +94,10 @@ def test_to_exit_shares_a_call_among_the_batch():
 
 
 @pytest.mark.parametrize(
-    ("chain", "reference", "want"), [(PLAIN, "c", 40), (PLAIN, "b", 23), (TRUNK, "c", 70), (TRUNK, "b", 33)]
+    ("topology", "reference", "want"), [(PLAIN, "c", 40), (PLAIN, "b", 23), (TRUNK, "c", 70), (TRUNK, "b", 33)]
 )
-def test_plain_is_one_network_without_gates(chain, reference, want):
-    assert Prices(chain, PARTS).plain(reference, unit="macs", batch=1) == want
+def test_plain_is_one_network_without_gates(topology, reference, want):
+    assert Prices(topology, PARTS).plain(reference, unit="macs", batch=1) == want
 
 
 def test_what_was_not_measured_cannot_be_priced():
@@ -146,7 +146,7 @@ def test_the_runner_has_no_macs():
 
 
 @pytest.mark.parametrize(
-    ("chain", "macs", "unknown"),
+    ("topology", "macs", "unknown"),
     [
         (PLAIN, (1, 1, 1), ()),
         (PLAIN, (1, 1, 0), ("c",)),
@@ -157,9 +157,9 @@ def test_the_runner_has_no_macs():
         (TRUNK, (1, np.nan, 1), ("c",)),
     ],
 )
-def test_models_whose_macs_nobody_knows(chain, macs, unknown):
+def test_models_whose_macs_nobody_knows(topology, macs, unknown):
     parts = {f"segment/{name}": np.array([each, 1.0, 1.0]) for name, each in zip("abc", macs, strict=True)}
-    prices = Prices(chain, parts)
+    prices = Prices(topology, parts)
     assert prices.uncounted == unknown
     assert prices.unit(None) == ("ms" if unknown else "macs")
     assert prices.unit("ms") == "ms"
@@ -170,4 +170,4 @@ def test_models_whose_macs_nobody_knows(chain, macs, unknown):
         prices.unit("macs")
     untimed = {name: np.array([price[0], np.nan, np.nan]) for name, price in parts.items()}
     with pytest.raises(InvalidArgument, match="record with timed=True"):
-        Prices(chain, untimed).unit(None)
+        Prices(topology, untimed).unit(None)

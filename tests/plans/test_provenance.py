@@ -77,7 +77,7 @@ def test_rows_of_both_forms_together():
 @pytest.mark.parametrize("form", [1, FORM])
 def test_a_network_marks_its_training_rows_in_either_form(form):
     network = ladder_of(2)
-    network.learned = union([seen(0, 3, form), seen(8, 10)])
+    network.trained_on = union([seen(0, 3, form), seen(8, 10)])
     trace = record(network, X, timed=False, progress=False)
     assert np.flatnonzero(trace.columns["learned"]).tolist() == [0, 1, 2, 8, 9]
     assert "digest/1" not in trace.columns

@@ -81,7 +81,7 @@ def test_a_range_as_plain_data_and_back(scores):
 def test_a_recording_carries_what_its_gates_declare(gate, tmp_path):
     net = ladder_of(3, gate=gate)
     trace = off.record(net, rows_of(40).numpy(), timed=False, progress=False)
-    assert trace.header.scores == {name: net.gate_of(name).score_range() for name in net.chain.gates}
+    assert trace.header.scores == {name: net.gate_of(name).score_range() for name in net.topology.gates}
     trace.save(tmp_path / "trace.npz")
     assert Trace.load(tmp_path / "trace.npz").header == trace.header
 

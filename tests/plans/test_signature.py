@@ -140,7 +140,7 @@ def test_a_model_that_fails_on_drawn_rows_is_compared_on_recorded_ones():
     trace = off.record(net, x, timed=False, progress=False, keep_probe_rows=True)
     probe = trace.header.origin.probe
     assert (probe.rows, len(probe.recorded.digests), probe.classes) == ((), 16, 3)
-    plan = Plan.from_json(Plan(thresholds={"rung1": (0.5,)}, origin=trace.header.origin).to_json())
+    plan = Plan.from_json(Plan(thresholds={"member1": (0.5,)}, origin=trace.header.origin).to_json())
     assert off.open(net, plan)(x).logits.shape == (27, 3)
 
 

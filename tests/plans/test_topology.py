@@ -14,10 +14,10 @@ from topologies import FORK, PLAIN, READING, SKIP, TRUNK, chain
 def test_names():
     assert PLAIN.exits == PLAIN.names == PLAIN.exit_labels == ("a", "b", "c")
     assert PLAIN.gates == PLAIN.gate_labels == ("a", "b")
-    assert PLAIN.place("b") == 1
+    assert PLAIN.exit_index("b") == 1
     assert PLAIN.is_chain
     with pytest.raises(UnknownName, match="layer1"):
-        chain("layer1", "layer2").place("layer")
+        chain("layer1", "layer2").exit_index("layer")
 
 
 def test_a_fork_has_an_exit_or_a_gate_where_its_successors_say_so():
@@ -26,7 +26,7 @@ def test_a_fork_has_an_exit_or_a_gate_where_its_successors_say_so():
     assert FORK.gates == ("size", "large")
     assert (FORK.routes("size"), FORK.routes("large")) == (2, 1)
     with pytest.raises(UnknownName):
-        FORK.place("small")
+        FORK.exit_index("small")
 
 
 def test_arms_that_re_join_share_the_name_of_their_tensor():
@@ -49,11 +49,11 @@ def test_every_path_has_columns_of_its_own():
 
 def test_more_than_sixteen_paths_are_refused():
     nodes = []
-    for place in range(6):
-        after = (f"l{place - 1}", f"r{place - 1}") if place else ()
-        nodes.append(Node(f"f{place}", (f"l{place}", f"r{place}") if place < 5 else (LEAVE,), after))
-        if place < 5:
-            nodes += [Node(f"{arm}{place}", (f"f{place + 1}",), (f"f{place}",)) for arm in "lr"]
+    for index in range(6):
+        after = (f"l{index - 1}", f"r{index - 1}") if index else ()
+        nodes.append(Node(f"f{index}", (f"l{index}", f"r{index}") if index < 5 else (LEAVE,), after))
+        if index < 5:
+            nodes += [Node(f"{arm}{index}", (f"f{index + 1}",), (f"f{index}",)) for arm in "lr"]
     with pytest.raises(BadNetwork, match="32 paths lead to 'f5'"):
         _ = Topology(tuple(nodes)).paths
 

@@ -20,17 +20,17 @@ from small import trace_of
 def slow_replay(trace: Trace, plan: Plan) -> tuple[list[int], list[str]]:
     """Row by row, gate by gate."""
     exits, why = [], []
-    last = trace.chain.place(plan.max_exit) if plan.max_exit else len(trace.chain.exits) - 1
+    last = trace.topology.exit_index(plan.max_exit) if plan.max_exit else len(trace.topology.exits) - 1
     for row in range(len(trace)):
-        place = last
-        for gate in trace.chain.gates[:last]:
+        index = last
+        for gate in trace.topology.gates[:last]:
             t = np.float32([plan.thresholds.get(gate, (math.inf,))[0]])
             if choose(trace.columns[f"score/{gate}"][[row], None], t)[0] == 0:
-                place = trace.chain.place(gate)
+                index = trace.topology.exit_index(gate)
                 break
-        exits.append(place)
-        end = "end" if last == len(trace.chain.exits) - 1 else "deepest"
-        why.append("gate" if place < last else end)
+        exits.append(index)
+        end = "end" if last == len(trace.topology.exits) - 1 else "deepest"
+        why.append("gate" if index < last else end)
     return exits, why
 
 
@@ -47,7 +47,7 @@ def test_replay_against_row_by_row(seed, max_exit):
         exits, why = slow_replay(trace, plan)
         assert done.exit.tolist() == exits
         assert [WHY[code] for code in done.why] == why
-        assert done.answer.tolist() == [trace.answers[row, place] for row, place in enumerate(exits)]
+        assert done.answer.tolist() == [trace.answers[row, index] for row, index in enumerate(exits)]
 
 
 def test_the_shapes_of_its_parts(trace):
@@ -103,15 +103,15 @@ def test_evaluate_counts(trace):
     plan = Plan.by_hand({"small": 2.0, "middle": 2.0})
     done, seen = trace.replay(plan), trace.evaluate(plan)
     assert seen.rows == 600
-    assert seen.shares == tuple((done.exit == place).mean() for place in range(3))
+    assert seen.shares == tuple((done.exit == index).mean() for index in range(3))
     assert seen.accuracy == (done.answer == trace.labels).mean()
     assert seen.plain_accuracy == (trace.answers[:, 2] == trace.labels).mean()
     assert seen.risk.risk == "accuracy_gap"
     assert seen.risk.value == pytest.approx(seen.plain_accuracy - seen.accuracy)
     assert seen.risk.low <= seen.risk.value <= seen.risk.high
-    for place, right in enumerate(seen.exit_accuracy):
-        rows = done.exit == place
-        assert right == (trace.answers[rows, place] == trace.labels[rows]).mean()
+    for index, right in enumerate(seen.exit_accuracy):
+        rows = done.exit == index
+        assert right == (trace.answers[rows, index] == trace.labels[rows]).mean()
     falls = [
         ((trace.answers[:, 2] == trace.labels)[mine].mean() - (done.answer == trace.labels)[mine].mean(), str(c))
         for c in range(5)

@@ -52,7 +52,7 @@ def random_trace(topology: Topology, dice: np.random.Generator) -> Trace:
 
 def walk(trace: Trace, plan: Plan, row: int) -> tuple[list[str], str, int, str]:
     """The nodes that a row passes under a plan, the exit that answers, its answer, and why."""
-    topology = trace.chain
+    topology = trace.topology
     path = (topology.names[0],)
     while True:
         node = topology.node(path[-1])

@@ -59,12 +59,12 @@ def test_it_says_what_record_says():
     net = ladder_of(2)
     x = GENERATOR.normal(size=(60, 4)).astype(np.float32)
     wanted = off.record(net, x, timed=False, progress=False)
-    logits = {name: wanted.columns[f"logits/{name}"] for name in wanted.chain.exits}
+    logits = {name: wanted.columns[f"logits/{name}"] for name in wanted.topology.exits}
     got = Trace.from_arrays(logits, dict.fromkeys(logits, 1), unit="macs", inputs=x)
-    first, last = wanted.chain.exits
+    first, last = wanted.topology.exits
     for name in (f"answer/{first}", f"answer/{last}", f"score/{first}", "row", "digest"):
         np.testing.assert_array_equal(got.columns[name], wanted.columns[name])
-    assert got.chain == wanted.chain
+    assert got.topology == wanted.topology
 
 
 def test_costs_in_macs_and_by_call():

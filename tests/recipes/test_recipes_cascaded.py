@@ -1,4 +1,4 @@
-"""QuickNets: which rows teach a block, what stays still, and what a commitment does to a score."""
+"""QuickNets: which rows train a block, what stays still, and what a commitment does to a score."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import offramp as off
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.gates.commitment import Commitment
 from offramp.networks.nodes import Seen
-from offramp.networks.recipe import Lesson, View
+from offramp.networks.recipe import TrainingBatch, TrainingOutputs
 from offramp.recipes._together import seen_of
 from offramp.recipes.cascaded import Cascaded, blocks_of
 from small import cut_of, images_of, ladder_of
@@ -22,14 +22,14 @@ ROW = torch.arange(200)
 
 def test_a_block_learns_what_the_earlier_ones_did_not_settle():
     recipe = Cascaded(0.8, held=4, replay=7)
-    net = cut_of(taught=False)
+    net = cut_of(trained=False)
     recipe.prepare(net)
     blocks = {phase.name: phase for phase in recipe.phases(net)}
     assert [*blocks] == ["block stem", "commitment stem", "block blocks.0", "commitment blocks.0", "block backbone"]
     draw = torch.Generator().manual_seed(0)
-    logits = {name: torch.randn(200, 3, generator=draw) * 3 for name in net.chain.exits}
-    view, lesson = View(logits, {}, {"x": X}, net), Lesson(Y, ROW, "", 0.0)
-    kept = {name: phase.rows(view, lesson) for name, phase in blocks.items()}
+    logits = {name: torch.randn(200, 3, generator=draw) * 3 for name in net.topology.exits}
+    outputs, batch = TrainingOutputs(logits, {}, {"x": X}, net), TrainingBatch(Y, ROW, "", 0.0)
+    kept = {name: phase.rows(outputs, batch) for name, phase in blocks.items()}
     held = kept["commitment stem"]
     assert torch.equal(kept["commitment blocks.0"], held)
     assert torch.equal(kept["block stem"], ~held)
@@ -48,18 +48,18 @@ def test_a_block_learns_what_the_earlier_ones_did_not_settle():
 def test_rows_are_chosen_evenly_and_by_their_numbers_alone(held):
     recipe = Cascaded(held=held)
     rows = torch.arange(10_000)
-    first = recipe._held(None, Lesson(None, rows, "", 0.0))
+    first = recipe._held(None, TrainingBatch(None, rows, "", 0.0))
     assert first.float().mean() == pytest.approx(1 / held, rel=0.05)
     assert first[:1000].float().mean() == pytest.approx(1 / held, rel=0.1)
     order = torch.randperm(10_000, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(recipe._held(None, Lesson(None, rows[order], "", 0.0)), first[order])
-    settled = View({"a": torch.tensor([[9.0, 0.0]]).repeat(10_000, 1)}, {}, {}, None)
-    kept = recipe._unsettled(["a"], settled, Lesson(torch.zeros(10_000).long(), rows, "", 0.0))
+    assert torch.equal(recipe._held(None, TrainingBatch(None, rows[order], "", 0.0)), first[order])
+    settled = TrainingOutputs({"a": torch.tensor([[9.0, 0.0]]).repeat(10_000, 1)}, {}, {}, None)
+    kept = recipe._unsettled(["a"], settled, TrainingBatch(torch.zeros(10_000).long(), rows, "", 0.0))
     assert kept[~first].float().mean() == pytest.approx(0.1, rel=0.15)  # replay does not follow the held rows
 
 
 def test_every_parameter_belongs_to_one_block_and_the_others_stay():
-    net = cut_of(taught=False)
+    net = cut_of(trained=False)
     blocks = blocks_of(net)
     every = [id(value) for own in blocks.values() for value in own]
     assert sorted(every) == sorted(id(value) for value in net.backbone.parameters())
@@ -68,11 +68,11 @@ def test_every_parameter_belongs_to_one_block_and_the_others_stay():
     ended = type(recipe).loss
 
     class Watched(Cascaded):
-        def loss(self, view, lesson):
+        def loss(self, outputs, batch):
             state = {key: value.clone() for key, value in net.state_dict().items()}
-            changed[lesson.phase] = (changed.get(lesson.phase, (state, state))[0], state)
-            modes[lesson.phase] = (net.backbone.stem[1].training, net.backbone.blocks[1].training)
-            return ended(self, view, lesson)
+            changed[batch.phase] = (changed.get(batch.phase, (state, state))[0], state)
+            modes[batch.phase] = (net.backbone.stem[1].training, net.backbone.blocks[1].training)
+            return ended(self, outputs, batch)
 
     modes = {}
     off.fit(net, (X, Y), recipe=Watched(epochs=1, rate=0.01), batch_size=20, progress=False)
@@ -116,7 +116,7 @@ def test_features_of_any_kind_are_averaged(shape):
 
 def test_commitments_stop_the_over_confident():
     torch.manual_seed(0)
-    net = cut_of(taught=False)
+    net = cut_of(trained=False)
     x, noisy = images_of(600), torch.Generator().manual_seed(2)
     y = (x.mean((1, 2, 3)) > 0).long()
     spoilt = x[:, 0, 0, 0] > 0.8  # here the label is a coin toss: an exit may be sure of it, and is half right
@@ -147,7 +147,7 @@ def test_networks_that_cannot_carry_it_are_refused_as_they_were():
     stacked = off.ladder({"one": cut_of(), "two": cut_of(seed=1)})
     for net, recipe, error, says in (
         (stacked, Cascaded(), BadNetwork, "ladder of 2"),
-        (ladder_of(2), Cascaded(), BadNetwork, "parameters to teach"),
+        (ladder_of(2), Cascaded(), BadNetwork, "parameters to train"),
         (cut_of(), Cascaded(0.0), InvalidArgument, "expected a probability"),
         (cut_of(), Cascaded(held=1), InvalidArgument, "2 or more"),
         (cut_of(), Cascaded(replay=0), InvalidArgument, "1 or more"),

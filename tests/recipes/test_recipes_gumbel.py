@@ -98,7 +98,7 @@ def test_an_exit_whose_gate_is_fixed_learns_too():
     net = off.route(steps, example=x[:4])
     before = cross_entropy(net(x)[0], y)
     off.fit(net, (x, y), recipe="gumbel", epochs=20, rate=0.02, progress=False)
-    assert net.untaught() == ()
+    assert net.untrained() == ()
     assert cross_entropy(net(x)[0], y) < before - 0.05
 
 

@@ -10,7 +10,7 @@ from offramp.cli.demonstration import fit as trained
 from offramp.errors import BadNetwork, InvalidArgument, OverlappingRows
 from offramp.exits.pooled import Pooled
 from offramp.models.digits import preprocess
-from offramp.networks.recipe import Lesson, View
+from offramp.networks.recipe import TrainingBatch, TrainingOutputs
 from offramp.recipes.imitated import Imitated
 from small import cut_of, images_of, ladder_of, seeded
 
@@ -22,15 +22,17 @@ def test_the_loss_by_hand():
     seen = dict(net.look(X))
     for one in seen.values():
         one.own.retain_grad()
-    view = View({name: s.own for name, s in seen.items()}, {name: s.features for name, s in seen.items()}, {}, net)
-    losses = Imitated().loss(view, Lesson(None, torch.arange(48), "stream"))
+    outputs = TrainingOutputs(
+        {name: s.own for name, s in seen.items()}, {name: s.features for name, s in seen.items()}, {}, net
+    )
+    losses = Imitated().loss(outputs, TrainingBatch(None, torch.arange(48), "stream"))
     assert [*losses] == ["stem", "blocks.0"]
-    p, q = (view.logits[name].softmax(-1) for name in ("stem", "backbone"))
+    p, q = (outputs.logits[name].softmax(-1) for name in ("stem", "backbone"))
     kl = (q * (q / p).log()).sum(1).mean()
     torch.testing.assert_close(losses["stem"], kl / 3)  # over rows and classes
     torch.stack([*losses.values()]).sum().backward()
-    assert view.logits["stem"].grad.any()
-    assert view.logits["backbone"].grad is None
+    assert outputs.logits["stem"].grad.any()
+    assert outputs.logits["backbone"].grad is None
 
 
 def test_what_does_not_fit_is_refused():
@@ -58,7 +60,7 @@ def test_a_stream_without_labels_ends_in_a_promise(tmp_path):
     net = seeded(lambda: off.cut(model, digits.x[:4], at=["1"], exits="mlp", preprocess=preprocess()), 0)
     stream = off.rows(digits.x[500:])  # requests: images and nothing else
     weights = [value.clone() for value in model.parameters()]
-    for come in (400, 800):  # taught again when more have come
+    for come in (400, 800):  # trained again when more have come
         recipe = Imitated(epochs=18, rate=0.5)
         history = off.fit(net, stream.select(slice(0, come)), recipe=recipe, batch_size=32, progress=False)
     assert history.notes == ("pooled features were computed once for stream",)
@@ -69,13 +71,13 @@ def test_a_stream_without_labels_ends_in_a_promise(tmp_path):
     done = trace.evaluate(plan)
     assert done.risk.value <= 0.05
     assert done.shares[0] > 0.3
-    taught = off.record(net, stream.select(slice(0, 800)), timed=False, progress=False)
+    fitted = off.record(net, stream.select(slice(0, 800)), timed=False, progress=False)
     with pytest.raises(OverlappingRows):
-        off.calibrate(taught, risk="disagreement", at_most=0.05)
+        off.calibrate(fitted, risk="disagreement", at_most=0.05)
 
 
 def test_a_sharpened_head_divides_its_logits_and_keeps_that(tmp_path):
-    net = cut_of(taught=False, exits="mlp?temperature=0.5")
+    net = cut_of(trained=False, exits="mlp?temperature=0.5")
     x = images_of(6)
     for name, seen in net.look(x):
         if name != "backbone":

@@ -12,7 +12,7 @@ import offramp as off
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits.inline import Inline
 from offramp.exits.pooled import Pooled
-from offramp.networks.recipe import Lesson, View
+from offramp.networks.recipe import TrainingBatch, TrainingOutputs
 from offramp.recipes._equilibrium import equilibrium
 from offramp.recipes.imta import Imta
 from small import cut_of, images_of, ladder_of, seeded
@@ -21,15 +21,15 @@ X = images_of(24)
 Y = torch.arange(24) % 3
 
 
-def view_of(net):
+def outputs_of(net):
     seen = dict(net.look(X))
     logits = {name: one.own for name, one in seen.items()}
     features = {name: one.features for name, one in seen.items()}
-    return View(logits, features, {"x": X}, net)
+    return TrainingOutputs(logits, features, {"x": X}, net)
 
 
-def lesson(phase):
-    return Lesson(Y, torch.arange(24), phase)
+def batch(phase):
+    return TrainingBatch(Y, torch.arange(24), phase)
 
 
 def with_head(**options):
@@ -48,28 +48,28 @@ def test_the_loss_is_that_of_the_authors(gamma, temperature):
     """gamma T^2 mean_{b,c} q (log q - log p) + (1 - gamma) CE, q the model's own answer and p the exit's at T."""
     net, recipe = cut_of(), Imta(gamma=gamma, temperature=temperature)
     recipe.prepare(net)
-    view = view_of(net)
-    found = recipe.loss(view, lesson("collaboration"))
+    outputs = outputs_of(net)
+    found = recipe.loss(outputs, batch("collaboration"))
     assert list(found) == ["stem", "blocks.0"]
-    q = (view.logits["backbone"] / temperature).softmax(1)
+    q = (outputs.logits["backbone"] / temperature).softmax(1)
     for name, got in found.items():
-        p = (view.logits[name] / temperature).softmax(1)
+        p = (outputs.logits[name] / temperature).softmax(1)
         apart = (q * (q.log() - p.log())).mean()
-        hard = cross_entropy(view.logits[name], Y)
+        hard = cross_entropy(outputs.logits[name], Y)
         torch.testing.assert_close(got, (1 - gamma) * hard + gamma * temperature**2 * apart)
 
 
 def test_the_teacher_learns_nothing_from_its_students():
     net, recipe = cut_of(), Imta(gamma=1.0)
     recipe.prepare(net)
-    view = view_of(net)
-    last = view.logits["backbone"].detach().requires_grad_()
-    view = replace(view, logits={**view.logits, "backbone": last})
-    sum(recipe.loss(view, lesson("collaboration")).values()).backward()
+    outputs = outputs_of(net)
+    last = outputs.logits["backbone"].detach().requires_grad_()
+    outputs = replace(outputs, logits={**outputs.logits, "backbone": last})
+    sum(recipe.loss(outputs, batch("collaboration")).values()).backward()
     assert last.grad is None
 
 
-def test_only_new_layers_and_blocks_are_taught():
+def test_only_new_layers_and_blocks_are_trained():
     net = with_head()
     recipe = Imta(epochs=1)
     recipe.prepare(net)
@@ -88,7 +88,7 @@ def test_steps_and_rates_are_those_of_the_scripts():
     together, collaboration = recipe.phases(net)
     assert (together.epochs, collaboration.epochs) == (3, 6)
     for phase in (together, collaboration):
-        optimizer = phase.optimiser(phase.parameters)
+        optimizer = phase.optimizer(phase.parameters)
         (group,) = optimizer.param_groups
         assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.9, 1e-4)
         schedule, rates = phase.schedule(optimizer, 6), []
@@ -99,7 +99,7 @@ def test_steps_and_rates_are_those_of_the_scripts():
         assert rates == pytest.approx([0.1] * 2 + [0.01] * 2 + [0.001] * 2)
 
 
-def test_together_teaches_by_the_layers_from_before_with_gradients_averaged():
+def test_together_trains_by_the_layers_from_before_with_gradients_averaged():
     """What the first phase sends into the model is what `joint` with equilibrium would on the network as it was."""
     plain, net, recipe = cut_of(), cut_of(), Imta(together=1)
     recipe.prepare(net)
@@ -108,13 +108,13 @@ def test_together_teaches_by_the_layers_from_before_with_gradients_averaged():
         losses = [cross_entropy(logits, Y) for logits in plain(X)]
         expected = torch.autograd.grad(sum(losses), list(plain.backbone.parameters()))
     with phase.during():
-        found = recipe.loss(view_of(net), lesson("together"))
+        found = recipe.loss(outputs_of(net), batch("together"))
         got = torch.autograd.grad(sum(found.values()), list(net.backbone.parameters()))
     torch.testing.assert_close(list(found.values()), losses)
     for one, other in zip(got, expected, strict=True):
         torch.testing.assert_close(one, other)
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
-    inside = {id(value) for layer in net.aids.values() for value in layer.parameters()}
+    inside = {id(value) for layer in net.auxiliary.values() for value in layer.parameters()}
     assert inside < {id(value) for value in phase.parameters}
 
 
@@ -124,25 +124,25 @@ def test_the_last_classifier_of_the_authors_is_an_exit():
     recipe.prepare(net)
     phases = recipe.phases(net)
     with phases[0].during():
-        assert list(recipe.loss(view_of(net), lesson("together"))) == ["stem", "blocks.0", "backbone"]
-    view = view_of(net)
-    found = recipe.loss(view, lesson("collaboration"))
-    torch.testing.assert_close(found["blocks.1"], cross_entropy(view.logits["blocks.1"], Y))
-    assert not torch.equal(found["blocks.0"], cross_entropy(view.logits["blocks.0"], Y))
+        assert list(recipe.loss(outputs_of(net), batch("together"))) == ["stem", "blocks.0", "backbone"]
+    outputs = outputs_of(net)
+    found = recipe.loss(outputs, batch("collaboration"))
+    torch.testing.assert_close(found["blocks.1"], cross_entropy(outputs.logits["blocks.1"], Y))
+    assert not torch.equal(found["blocks.0"], cross_entropy(outputs.logits["blocks.0"], Y))
     assert id(net.exit_of("blocks.1").linear.weight) in {id(value) for value in phases[1].parameters}
     assert net.exit_of("blocks.1").reads == ("blocks.0",)
 
 
-def test_taught_exits_collaborate_and_are_kept(tmp_path):
+def test_trained_exits_collaborate_and_are_kept(tmp_path):
     y = (X.mean((1, 2, 3)) > 0).long()
-    net = cut_of(taught=False)
+    net = cut_of(trained=False)
     history = off.fit(net, (X, y), recipe=Imta(together=20, epochs=20, rate=0.03), batch_size=12, progress=False)
     phases = [epoch.phase for epoch in history.epochs]
     assert phases == ["together"] * 20 + ["collaboration"] * 20
     first, last = history.epochs[20].figures["loss"], history.epochs[-1].figures["loss"]
     assert last < first
-    assert net.aids == {}
-    assert net.untaught() == ()
+    assert net.auxiliary == {}
+    assert net.untrained() == ()
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", net.backbone)
     assert again.fingerprint() == net.fingerprint()
@@ -154,9 +154,9 @@ def test_taught_exits_collaborate_and_are_kept(tmp_path):
 def test_a_second_time_goes_on_with_the_same_exits():
     net = cut_of()
     Imta().prepare(net)
-    exits = [net.exit_of(name) for name in net.chain.exits]
+    exits = [net.exit_of(name) for name in net.topology.exits]
     Imta().prepare(net)
-    assert [net.exit_of(name) for name in net.chain.exits] == exits
+    assert [net.exit_of(name) for name in net.topology.exits] == exits
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_a_second_time_goes_on_with_the_same_exits():
         (lambda: ladder_of(3), Imta(), BadNetwork, "parameters|ladder"),
         (lambda: cut_of(exits="cascade"), Imta(), BadNetwork, "does not end in a linear layer on features"),
         (lambda: cut_of(exits="mlp"), Imta(final=True), BadNetwork, "layers before its linear one"),
-        (lambda: cut_of(exits="mlp", taught=False), Imta(), BadNetwork, "never taught"),
+        (lambda: cut_of(exits="mlp", trained=False), Imta(), BadNetwork, "never trained"),
     ],
 )
 def test_what_cannot_collaborate_is_refused_and_stays(net, recipe, error, says):

@@ -16,15 +16,15 @@ ALL = tuple(LOSSES)
 
 @settings(max_examples=60)
 @given(st.sampled_from(ALL), st.integers(0, 10**6), st.floats(1e-4, 10), st.floats(0.01, 30))
-def test_every_u_bounds_every_objective(loss, seed, regulariser, spread):
+def test_every_u_bounds_every_objective(loss, seed, regularizer, spread):
     made = torch.Generator().manual_seed(seed)
     one = LOSSES[loss]
     x, y = torch.randn(12, 4, generator=made).double(), torch.arange(12) % 3
     u = one.feasible(torch.randn(12, 3, generator=made).double() * 2, y)
     weight = spread * torch.randn(3, 4, generator=made).double()
-    primal = loss_of(loss, (x @ weight.T).numpy(), y.tolist()) + regulariser / 2 * float(weight.square().sum())
+    primal = loss_of(loss, (x @ weight.T).numpy(), y.tolist()) + regularizer / 2 * float(weight.square().sum())
     pull = u.T @ x / 12
-    dual = -float(one.conjugate(u, y).mean()) - float(pull.square().sum()) / (2 * regulariser)
+    dual = -float(one.conjugate(u, y).mean()) - float(pull.square().sum()) / (2 * regularizer)
     assert dual <= primal + 1e-9
 
 

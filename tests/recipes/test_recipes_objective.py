@@ -10,7 +10,7 @@ from torch import nn
 
 import offramp as off
 from offramp.errors import BadNetwork, InvalidArgument
-from offramp.networks.recipe import Lesson, View
+from offramp.networks.recipe import TrainingBatch, TrainingOutputs
 from offramp.recipes.objective import (
     AIMS,
     BALANCE,
@@ -95,7 +95,7 @@ def test_costs_are_measured_or_given_and_the_last_is_one():
     net = cut_of(gate="uncertainty")
     measured = costs_by(None, net)
     trace = off.record(net, (X, Y), timed=False, progress=False)
-    every = trace.prices.to_exit(net.chain.gates, None)
+    every = trace.prices.to_exit(net.topology.gates, None)
     assert measured == pytest.approx((every / every[-1]).tolist())
     assert measured[0] < measured[1] < measured[2] == 1
     assert costs_by([2, 3, 4], net) == [0.5, 0.75, 1]
@@ -106,18 +106,18 @@ def test_costs_are_measured_or_given_and_the_last_is_one():
         costs_by(None, ladder_of(2))
 
 
-def taught(price=0.7, **options):
-    net = cut_of(taught=False, gate="uncertainty")
+def trained(price=0.7, **options):
+    net = cut_of(trained=False, gate="uncertainty")
     off.fit(net, (X, Y), recipe=Objective(price, **options), batch_size=24, progress=False)
     return net
 
 
 def test_gates_and_exits_take_turns():
     class Watched(Objective):
-        def update(self, view, lesson, optimiser):
-            net = view.network
+        def update(self, outputs, batch, optimizer):
+            net = outputs.network
             before = [[v.clone() for v in part.parameters()] for part in (net.exits, net.gates)]
-            found = super().update(view, lesson, optimiser)
+            found = super().update(outputs, batch, optimizer)
             after = [[*part.parameters()] for part in (net.exits, net.gates)]
             moved = [
                 any(not torch.equal(one, other) for one, other in zip(*both, strict=True))
@@ -128,10 +128,10 @@ def test_gates_and_exits_take_turns():
             return found
 
     seen: list[list[bool]] = []
-    net = cut_of(taught=False, gate="uncertainty")
+    net = cut_of(trained=False, gate="uncertainty")
     off.fit(net, (X, Y), recipe=Watched(warm=0, epochs=4, every=2), batch_size=24, progress=False)
     assert seen == [[False, True], [True, False], [False, True]] * 4  # every epoch begins with the gates
-    assert net.aids == {}
+    assert net.auxiliary == {}
 
 
 def turns(recipe, batches, epochs):
@@ -144,15 +144,15 @@ def test_turns_are_shorter_in_short_epochs():
     assert turns(Objective(every=200), 1, 4) == "gege"
 
 
-def test_the_warm_up_teaches_exits_alone():
+def test_the_warm_up_trains_exits_alone():
     net = cut_of(gate="uncertainty")
     Objective().prepare(net)
     warm, both = Objective().phases(net)
     assert len(warm.parameters) == 4
     assert len(both.parameters) == 8
     assert both.continues == warm.parameters
-    assert net.aids[PRICES].costs[-1] == 1
-    assert net.aids[BALANCE].weight.tolist() == [1, 1]
+    assert net.auxiliary[PRICES].costs[-1] == 1
+    assert net.auxiliary[BALANCE].weight.tolist() == [1, 1]
     assert [phase.reads for phase in (warm, both)] == ["pooled", "pooled"]
     [alone] = Objective(warm=0).phases(net)
     assert alone.continues == ()
@@ -223,14 +223,16 @@ def test_it_steps_as_the_authors_code_does():
     warm, joint = recipe.phases(net)
     x, y = toy_rows()
 
-    def view_of(rows):
+    def outputs_of(rows):
         seen = dict(net.look(rows))
-        return View({n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {}, net)
+        return TrainingOutputs({n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {}, net)
 
-    first, second = (phase.optimiser(phase.parameters) for phase in (warm, joint))
+    first, second = (phase.optimizer(phase.parameters) for phase in (warm, joint))
     for step in range(4):
         first.zero_grad()
-        sum(recipe.loss(view_of(x[step]), Lesson(y[step], torch.arange(10), "warm-up", step, 4)).values()).backward()
+        sum(
+            recipe.loss(outputs_of(x[step]), TrainingBatch(y[step], torch.arange(10), "warm-up", step, 4)).values()
+        ).backward()
         first.step()
     near = {"atol": 1e-6, "rtol": 1e-5}
     warmed = [-0.1118128, -0.3206331, -0.8393487, 0.0240564, 0.181604, -0.6810549]
@@ -241,9 +243,11 @@ def test_it_steps_as_the_authors_code_does():
     for epoch, (rate, weight, bias, row, *gates) in enumerate(EPOCHS):
         for step in range(4):
             assert second.param_groups[0]["lr"] == pytest.approx(rate)
-            recipe.update(view_of(x[step]), Lesson(y[step], torch.arange(10), "both", 4 * epoch + step, 12), second)
+            recipe.update(
+                outputs_of(x[step]), TrainingBatch(y[step], torch.arange(10), "both", 4 * epoch + step, 12), second
+            )
             schedule.step()
-        assert net.aids[BALANCE].weight.tolist() == pytest.approx(weight)
+        assert net.auxiliary[BALANCE].weight.tolist() == pytest.approx(weight)
         units = [net.gate_of(name).unit for name in ("1", "3", "5")]
         found = [net.exit_of("1").head[0].bias, net.exit_of("5").head[0].weight[0]]
         found += [unit.weight[0] for unit in units] + [units[2].bias]
@@ -256,7 +260,7 @@ def test_it_steps_as_the_authors_code_does():
 def test_a_higher_price_makes_more_rows_leave_early():
     x, shares = images_of(300, 7), []
     for price in (0.0, 0.3, 5.0):
-        net = taught(price, warm=5, epochs=40, every=5, rate=0.3, costs=[0.2, 0.6, 1.0])
+        net = trained(price, warm=5, epochs=40, every=5, rate=0.3, costs=[0.2, 0.6, 1.0])
         shares.append(({n: s for n, _, s in net.walk(x)}["stem"] >= 0).float().mean().item())
     assert shares[0] < shares[1] < shares[2]
 
@@ -276,7 +280,7 @@ def test_what_does_not_fit_is_refused(net, recipe, error, says):
     with pytest.raises(error, match=says):
         off.fit(made, (X, Y), recipe=recipe, progress=False)
     assert made.fingerprint() == before
-    assert made.aids == {}
+    assert made.auxiliary == {}
 
 
 def test_what_a_gate_weighs_against_cost():

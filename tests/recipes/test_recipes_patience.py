@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 import offramp as off
 from offramp.errors import InvalidArgument
-from offramp.recipes.patience import Patience
+from offramp.recipes.patience import PatienceRecipe
 from small import cut_of
 from waves import toy, toy_rows
 
@@ -58,7 +58,7 @@ def test_it_steps_as_the_authors_script_does():
     x, y = (part.flatten(0, 1) for part in toy_rows())
     x = x.double()
     net = start()
-    history = off.fit(net, (x, y), recipe=Patience(epochs=4, rate=1e-2), batch_size=40, progress=False)
+    history = off.fit(net, (x, y), recipe=PatienceRecipe(epochs=4, rate=1e-2), batch_size=40, progress=False)
     assert [epoch.rate for epoch in history.epochs] == pytest.approx([7.5e-3, 5e-3, 2.5e-3, 0])
     for theirs, tolerance in ((False, 1e-9), (True, 2e-5)):
         other = start()
@@ -69,8 +69,8 @@ def test_it_steps_as_the_authors_script_does():
 
 
 def test_clipping_is_an_argument():
-    net = cut_of(taught=False)
-    assert [phase.clip for phase in Patience().phases(net)] == [1.0]
-    assert [phase.clip for phase in Patience(clip=None).phases(net)] == [None]
+    net = cut_of(trained=False)
+    assert [phase.clip for phase in PatienceRecipe().phases(net)] == [1.0]
+    assert [phase.clip for phase in PatienceRecipe(clip=None).phases(net)] == [None]
     with pytest.raises(InvalidArgument, match="clip must be above 0"):
-        Patience(clip=0).prepare(net)
+        PatienceRecipe(clip=0).prepare(net)

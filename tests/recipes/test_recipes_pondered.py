@@ -9,7 +9,7 @@ import offramp as off
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.adaptive_depth import depths
 from offramp.models.signal_resnet import SignalResNet
-from offramp.networks.recipe import Lesson
+from offramp.networks.recipe import TrainingBatch
 from offramp.networks.taps import listening
 from offramp.recipes.distill import Distill
 from offramp.recipes.pondered import Pondered, priced
@@ -66,10 +66,10 @@ def test_processes_that_share_a_batch_share_the_price():
 def test_the_dearer_the_shallower():
     mean = {}
     for tau in (0.0, 4.0):
-        taught = seeded(lambda: off.cut(made(-1.0), X[:4], at=["stage1"], exits="linear_peaks"), 0)
+        trained = seeded(lambda: off.cut(made(-1.0), X[:4], at=["stage1"], exits="linear_peaks"), 0)
         recipe = Pondered(Distill(hints=0.0, epochs=2, rate=0.05), tau=tau)
-        off.fit(taught, (X, Y), recipe=recipe, batch_size=16, progress=False)
-        found = depths(taught.backbone, X)
+        off.fit(trained, (X, Y), recipe=recipe, batch_size=16, progress=False)
+        found = depths(trained.backbone, X)
         mean[tau] = sum(value.mean().item() for value in found.values())
     assert mean[4.0] < mean[0.0] - 0.4
 
@@ -89,9 +89,9 @@ def test_what_does_not_fit_is_refused():
 
 def test_the_price_rises():
     recipe = Pondered(ramp=0.5)
-    shares = [recipe._risen(Lesson(None, torch.zeros(1), "phase", step, 8)) for step in (0, 2, 4, 6)]
+    shares = [recipe._risen(TrainingBatch(None, torch.zeros(1), "phase", step, 8)) for step in (0, 2, 4, 6)]
     assert shares == [0.0, 0.5, 1.0, 1.0]
-    assert Pondered()._risen(Lesson(None, torch.zeros(1), "phase", 0, 8)) == 1.0
+    assert Pondered()._risen(TrainingBatch(None, torch.zeros(1), "phase", 0, 8)) == 1.0
     assert "ramp" not in Pondered().config()  # a checkpoint of before goes on
     assert recipe.config()["ramp"] == 0.5
     with pytest.raises(InvalidArgument, match="ramp must be from 0 to 1, got 2"):

@@ -91,7 +91,7 @@ def test_a_model_behind_its_preprocessing_and_a_cut_one():
     net = seeded(lambda: off.cut(converted(), X[:4], at=["first"]), 0)
     before = net(X)
     off.fit(net, X, recipe="recover", original=original(), epochs=2, progress=False)
-    assert net.untaught() == ()
+    assert net.untrained() == ()
     assert not torch.equal(net(X)[0], before[0])
 
 

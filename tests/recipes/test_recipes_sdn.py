@@ -7,7 +7,7 @@ import torch
 
 import offramp as off
 from offramp.errors import BadNetwork, InvalidArgument
-from offramp.networks.recipe import Lesson, View
+from offramp.networks.recipe import TrainingBatch, TrainingOutputs
 from offramp.recipes.sdn import Sdn, ramp
 from small import cut_of, images_of
 
@@ -15,9 +15,9 @@ X = images_of(48)
 Y = (X.mean((1, 2, 3)) > 0).long()
 
 
-def view_of(net):
+def outputs_of(net):
     seen = dict(net.look(X))
-    return View({n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {}, net)
+    return TrainingOutputs({n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {}, net)
 
 
 def test_weights_grow_with_the_epochs_up_to_their_own():
@@ -28,7 +28,7 @@ def test_weights_grow_with_the_epochs_up_to_their_own():
 
 def test_by_default_six_exits_weigh_what_they_do_in_the_paper():
     class Six:
-        class chain:
+        class topology:
             exits = (*"abcdef", "backbone")
 
     assert [*Sdn().weights_of(Six()).values()] == pytest.approx([0.15, 0.30, 0.45, 0.60, 0.75, 0.90])
@@ -37,8 +37,8 @@ def test_by_default_six_exits_weigh_what_they_do_in_the_paper():
 @pytest.mark.parametrize(("step", "epoch"), [(0, 1), (14, 2), (99, 10)])  # counted from 1, as sdn_train does
 def test_losses_from_scratch(step, epoch):
     net, recipe = cut_of(), Sdn([0.3, 0.6], backbone=True, epochs=10)
-    view = view_of(net)
-    losses = recipe.loss(view, Lesson(Y, torch.arange(48), "all", step, 100))
+    outputs = outputs_of(net)
+    losses = recipe.loss(outputs, TrainingBatch(Y, torch.arange(48), "all", step, 100))
     plain = [torch.nn.functional.cross_entropy(logits, Y).item() for logits in net(X)]
     weights = [min(0.3, 0.01 + epoch * 0.3 / 10), min(0.6, 0.01 + epoch * 0.6 / 10), 1]
     expected = [weight * loss for weight, loss in zip(weights, plain, strict=True)]
@@ -58,7 +58,7 @@ def test_the_rate_falls_where_the_paper_has_it_fall():
 
 
 def test_the_surest_answer_at_the_end(tmp_path):
-    net = cut_of(taught=False, exits="sdn", gate="max_prob")
+    net = cut_of(trained=False, exits="sdn", gate="max_prob")
     off.fit(net, (X, Y), recipe=Sdn(epochs=8, rate=3e-2, surest=True), batch_size=16, progress=False)
     off.save(net, tmp_path / "net")
     again, x = off.load(tmp_path / "net", net.backbone), images_of(60, 4)
@@ -82,7 +82,7 @@ def test_the_model_itself_is_what_learns_below_the_surest_answer():
     plain = torch.nn.functional.cross_entropy(net.backbone(X), Y)
     recipe.prepare(net)
     recipe.prepare(net)  # twice is once
-    losses = recipe.loss(view_of(net), Lesson(Y, torch.arange(48), "all"))
+    losses = recipe.loss(outputs_of(net), TrainingBatch(Y, torch.arange(48), "all"))
     torch.testing.assert_close(losses["backbone"], plain)
 
 

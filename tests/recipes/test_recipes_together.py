@@ -1,4 +1,4 @@
-"""Recipes that teach models and exits together, against the formulas of their papers."""
+"""Recipes that train models and exits together, against the formulas of their papers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits.added import Added
 from offramp.exits.pooled import Pooled
 from offramp.networks.nodes import Exit
-from offramp.networks.recipe import Lesson, View
+from offramp.networks.recipe import TrainingBatch, TrainingOutputs
 from offramp.recipes._equilibrium import equilibrium
 from offramp.recipes._schedules import cosine, dropped
 from offramp.recipes._together import last_layer
@@ -29,13 +29,13 @@ X, Y = images_of(12), torch.arange(12) % 3
 NODES = ("stem", "blocks.0", "backbone")
 
 
-def lesson():
-    return Lesson(Y, torch.arange(12), "phase", 0.0)
+def batch():
+    return TrainingBatch(Y, torch.arange(12), "phase", 0.0)
 
 
-def view_of(net):
+def outputs_of(net):
     seen = dict(net.look(X))
-    return View({n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {"x": X}, net)
+    return TrainingOutputs({n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {"x": X}, net)
 
 
 def drawn(*shape, seed=0):
@@ -55,7 +55,7 @@ def test_boosted_sums_are_the_sums_of_the_paper(weight):
         running = weight * (f + running)
 
 
-def test_boosted_weights_that_change_are_the_authors_of_teaching():
+def test_boosted_weights_that_change_are_the_authors_of_training():
     net = cut_of()
     raw = [one.clone() for one in net(X)]
     weights = (0.2, 0.6, 1.0)  # linspace of their "0.2,1.0"
@@ -72,17 +72,17 @@ def test_boosted_equal_losses_follow_their_moving_averages():
     recipe.prepare(net)
     averages = [None, None, None]
     for scale in (1.0, 3.0, 0.5):
-        view = view_of(net)
-        view = replace(view, logits={name: scale * own for name, own in view.logits.items()})
-        plain = [cross_entropy(own, Y).item() for own in view.logits.values()]
+        outputs = outputs_of(net)
+        outputs = replace(outputs, logits={name: scale * own for name, own in outputs.logits.items()})
+        plain = [cross_entropy(own, Y).item() for own in outputs.logits.values()]
         averages = [p if a is None else a * 0.9 + p * 0.1 for a, p in zip(averages, plain, strict=True)]
         mean = sum(averages) / 3
         expected = [p / a * mean for a, p in zip(averages, plain, strict=True)]
         with torch.no_grad():
-            recipe.loss(view, lesson())  # looking moves nothing
-        got = [part.item() for part in recipe.loss(view, lesson()).values()]
+            recipe.loss(outputs, batch())  # looking moves nothing
+        got = [part.item() for part in recipe.loss(outputs, batch()).values()]
         assert got == pytest.approx(expected, rel=1e-5)
-    assert net.aids[AVERAGES].values.tolist() == pytest.approx(averages, rel=1e-5)
+    assert net.auxiliary[AVERAGES].values.tolist() == pytest.approx(averages, rel=1e-5)
 
 
 def test_boosted_decays_each_piece_and_its_exit_alike():
@@ -92,7 +92,7 @@ def test_boosted_decays_each_piece_and_its_exit_alike():
     pieces = pieces_of(net)
     assert [value.requires_grad for value in net.parameters()] == flags
     phase = recipe.phases(net)[0]
-    groups = phase.optimiser(phase.parameters).param_groups
+    groups = phase.optimizer(phase.parameters).param_groups
     assert [group["weight_decay"] for group in groups] == pytest.approx([1e-4, 3e-4, 5e-4])
     stem, block = net.backbone.stem, net.backbone.blocks[0]
     for group, piece, modules in zip(
@@ -109,26 +109,26 @@ def test_boosted_refuses_another_count_of_numbers(name):
     refused(cut_of(), Boosted(**{name: (0.1, 0.2, 0.3, 0.4)}), InvalidArgument, "4 numbers for 3 exits")
 
 
-def test_boosted_teaches_an_exit_nothing_through_a_deeper_one():
+def test_boosted_trains_an_exit_nothing_through_a_deeper_one():
     net = cut_of()
     Boosted().prepare(net)
-    losses = Boosted().loss(view_of(net), lesson())
+    losses = Boosted().loss(outputs_of(net), batch())
     heads = [list(net.exits[name].parameters()) for name in NODES[:2]]
     for name, part in losses.items():
-        for place, head in enumerate(heads):
+        for index, head in enumerate(heads):
             found = torch.autograd.grad(part, head, retain_graph=True, allow_unused=True)
-            assert all((gradient is not None) == (NODES.index(name) == place) for gradient in found)
+            assert all((gradient is not None) == (NODES.index(name) == index) for gradient in found)
 
 
 def test_boosted_hangs_itself_on_once_and_a_new_weight_replaces_the_old():
-    net = cut_of(taught=False)
+    net = cut_of(trained=False)
     Boosted(0.5).prepare(net)
     Boosted(0.25).prepare(net)
     assert [type(net.exits[name]) for name in NODES] == [Pooled, Added, Added]
     assert isinstance(net.exits["blocks.0"].exit, Pooled)
     assert [net.exits[name].weight for name in NODES[1:]] == [0.25, 0.25]
-    assert [node.exit_reads for node in net.chain.nodes] == [(), ("stem",), ("blocks.0",)]
-    assert net.untaught() == NODES[:2]
+    assert [node.exit_reads for node in net.topology.nodes] == [(), ("stem",), ("blocks.0",)]
+    assert net.untrained() == NODES[:2]
 
 
 def refused(network, recipe, error, says):
@@ -143,7 +143,7 @@ def test_boosted_refuses_what_cannot_add():
     other.exits._modules["blocks.0"] = Pooled("flat", 144, 4).eval()
     refused(other, Boosted(), BadNetwork, "different numbers of classes")
     refused(cut_of(), Boosted(0.0), InvalidArgument, "above 0")
-    refused(ladder_of(2), Boosted(), BadNetwork, "parameters to teach")
+    refused(ladder_of(2), Boosted(), BadNetwork, "parameters to train")
     stacked = off.ladder({"one": cut_of(), "two": cut_of(seed=1)})
     refused(stacked, Boosted(), BadNetwork, "ladder of 2")
     refused(stacked, Joint(equilibrium=True), BadNetwork, "ladder of 2")
@@ -168,8 +168,8 @@ def test_equilibrium_gives_the_mean_over_the_exits_behind():
         heads = torch.autograd.grad(sum(shared), list(net.exits.parameters()), retain_graph=True)
     assert torch.equal(torch.stack(parts), torch.stack(shared))
     behind = [3, 3, 3, 2, 2, 1]  # exits behind the stem's three parameters, the block's two, and the model's own head
-    for place, (got, count) in enumerate(zip(balanced, behind, strict=True)):
-        torch.testing.assert_close(got, sum(one[place] for one in alone) / count, atol=1e-6, rtol=1e-4)
+    for index, (got, count) in enumerate(zip(balanced, behind, strict=True)):
+        torch.testing.assert_close(got, sum(one[index] for one in alone) / count, atol=1e-6, rtol=1e-4)
     for got, plain in zip(heads, torch.autograd.grad(sum(parts), list(net.exits.parameters())), strict=True):
         torch.testing.assert_close(got, plain)
 
@@ -184,8 +184,8 @@ def test_equilibrium_is_gone_afterwards_also_after_an_error():
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in net.modules())
 
 
-def test_equilibrium_changes_what_joint_teaches_the_model():
-    nets = [cut_of(taught=False) for _ in range(2)]
+def test_equilibrium_changes_what_joint_trains_the_model():
+    nets = [cut_of(trained=False) for _ in range(2)]
     for net, choice in zip(nets, (False, True), strict=True):
         off.fit(net, (X, Y), recipe=Joint(epochs=1, equilibrium=choice), batch_size=6, progress=False)
     one, other = (net.state_dict() for net in nets)
@@ -195,9 +195,9 @@ def test_equilibrium_changes_what_joint_teaches_the_model():
 
 def test_joint_by_sgd_is_the_training_of_msdnets_port():
     """Momentum 0.9 without Nesterov's, weight decay 1e-4, 0.1 that falls tenfold at a half and three quarters."""
-    net = cut_of(taught=False)
-    (phase,) = Joint(optimiser="sgd").phases(net)
-    step = phase.optimiser(phase.parameters)
+    net = cut_of(trained=False)
+    (phase,) = Joint(optimizer="sgd").phases(net)
+    step = phase.optimizer(phase.parameters)
     assert isinstance(step, torch.optim.SGD)
     (group,) = step.param_groups
     assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.1, 0.9, 1e-4, False)
@@ -207,15 +207,15 @@ def test_joint_by_sgd_is_the_training_of_msdnets_port():
         step.step()
         schedule.step()
     assert rates == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
-    assert isinstance(Joint().phases(net)[0].optimiser(phase.parameters), torch.optim.Adam)
-    assert (Joint().rate, Joint(rate=0.5, optimiser="sgd").rate) == (1e-3, 0.5)
-    refused(net, Joint(optimiser="lbfgs"), InvalidArgument, "adam, sgd")
+    assert isinstance(Joint().phases(net)[0].optimizer(phase.parameters), torch.optim.Adam)
+    assert (Joint().rate, Joint(rate=0.5, optimizer="sgd").rate) == (1e-3, 0.5)
+    refused(net, Joint(optimizer="lbfgs"), InvalidArgument, "adam, sgd")
 
 
 def test_rates_fall_elsewhere_on_imagenet():
-    net = cut_of(taught=False)
-    [phase] = Joint(optimiser="sgd", falls=[1 / 3, 2 / 3], epochs=90).phases(net)
-    step = phase.optimiser(phase.parameters)
+    net = cut_of(trained=False)
+    [phase] = Joint(optimizer="sgd", falls=[1 / 3, 2 / 3], epochs=90).phases(net)
+    step = phase.optimizer(phase.parameters)
     schedule, rates = phase.schedule(step, 90), []
     for _ in range(90):
         rates.append(step.param_groups[0]["lr"])
@@ -263,12 +263,12 @@ def test_both_phases_step_as_branchynets_code_does():
 def test_the_head_may_be_kept():
     kept, dropped = joined(keep_head=True), joined()
     assert (kept.backbone[4].weight - dropped.backbone[4].weight).abs().max() > 1e-3
-    assert kept.aids == dropped.aids == {}
+    assert kept.auxiliary == dropped.auxiliary == {}
 
 
 def test_only_a_cut_models_last_layer_starts_anew():
     assert last_layer(toy()) is not None
-    net = cut_of(taught=False)
+    net = cut_of(trained=False)
     assert last_layer(net) is net.backbone.head
     before = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh()).eval()
     assert last_layer(off.cut(before, torch.zeros(2, 4), at=["2"])) is None  # nothing to start anew behind the cut
@@ -290,8 +290,8 @@ def test_the_dncc_identity():
 
 @pytest.mark.parametrize("amount", [0.0, 0.3, 1.0])
 def test_decorrelated_mixes_the_exits_and_their_mean(amount):
-    logits = {name: drawn(12, 3, seed=place).requires_grad_() for place, name in enumerate(NODES)}
-    got = sum(Decorrelated(amount).loss(View(logits, {}, {}, None), lesson()).values())
+    logits = {name: drawn(12, 3, seed=index).requires_grad_() for index, name in enumerate(NODES)}
+    got = sum(Decorrelated(amount).loss(TrainingOutputs(logits, {}, {}, None), batch()).values())
     own = own_logs(logits, Y)
     q = own.exp().mean(0)
     want = (1 - amount) * -own.mean(1).sum() + amount * 3 * -q.log().mean()
@@ -315,12 +315,12 @@ def test_schedules():
     model = dense(0)
     rates, tenths = {}, dropped(1 / 2, 3 / 4)
     for schedule in (tenths, cosine):
-        optimiser = torch.optim.SGD(model.parameters(), 0.1)
-        falling = schedule(optimiser, 8)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        falling = schedule(optimizer, 8)
         rates[schedule] = []
         for _ in range(8):
-            rates[schedule].append(optimiser.param_groups[0]["lr"])
-            optimiser.step()
+            rates[schedule].append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
             falling.step()
     assert rates[tenths] == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
     assert rates[cosine] == pytest.approx([0.05 * (1 + math.cos(math.pi * n / 8)) for n in range(8)])
@@ -333,7 +333,7 @@ def test_a_boosted_network_remembers_what_it_adds(tmp_path):
     again = off.load(tmp_path / "net", net.backbone)
     assert again.fingerprint() == net.fingerprint()
     assert isinstance(again.exits["backbone"], Added)
-    assert again.chain == net.chain
+    assert again.topology == net.topology
     trace = off.record(net, (X, Y), timed=False, progress=False)
     assert torch.equal(torch.from_numpy(trace.columns["logits/backbone"]), net(X)[-1].detach())
     assert trace.columns["answer/backbone"].tolist() == net(X)[-1].argmax(1).tolist()  # not those of the model alone
@@ -357,37 +357,37 @@ def test_keep_takes_the_answers_from_before_beside_the_labels():
     net, recipe = cut_of(), Joint((1.0, 2.0, 0.5), keep=0.25, temperature=3.0)
     recipe.prepare(net)
     before = net(X)[-1].detach()
-    torch.testing.assert_close(net.aids["before"](X)[-1], before)
+    torch.testing.assert_close(net.auxiliary["before"](X)[-1], before)
     with torch.no_grad():
         for value in net.parameters():
             value.add_(0.1)
-    view = view_of(net)
-    found = recipe.loss(replace(view, teacher=before), lesson())
+    outputs = outputs_of(net)
+    found = recipe.loss(replace(outputs, teacher=before), batch())
     soft = (before / 3).softmax(1)
     for name, weight in zip(NODES, (1.0, 2.0, 0.5), strict=True):
-        own = (view.logits[name] / 3).log_softmax(1)
-        expected = weight * (0.75 * cross_entropy(view.logits[name], Y) - 0.25 * 9 * (soft * own).sum(1).mean())
+        own = (outputs.logits[name] / 3).log_softmax(1)
+        expected = weight * (0.75 * cross_entropy(outputs.logits[name], Y) - 0.25 * 9 * (soft * own).sum(1).mean())
         torch.testing.assert_close(found[name], expected)
-    torch.testing.assert_close(net.aids["before"](X)[-1], before)  # a copy: it does not move with the network
+    torch.testing.assert_close(net.auxiliary["before"](X)[-1], before)  # a copy: it does not move with the network
 
 
 def test_a_model_that_only_keeps_what_it_answers_does_not_change_and_needs_no_labels():
-    sgd = {"keep": 1.0, "epochs": 2, "rate": 0.02, "optimiser": "sgd"}  # Adam would make steps of mere rounding
+    sgd = {"keep": 1.0, "epochs": 2, "rate": 0.02, "optimizer": "sgd"}  # Adam would make steps of mere rounding
     net, recipe = cut_of(), Joint((0.0, 0.0, 1.0), norm="frozen", **sgd)
     net.backbone.drop.p = 0.0
     models = {key: value.clone() for key, value in net.backbone.state_dict().items()}
     off.fit(net, X, recipe=recipe, batch_size=6, progress=False)
     for key, value in net.backbone.state_dict().items():
         torch.testing.assert_close(value, models[key], atol=1e-4, rtol=0)
-    assert net.aids == {}
-    off.fit(net, X, recipe=Joint(**sgd), batch_size=6, progress=False)  # exits teach the models as well
+    assert net.auxiliary == {}
+    off.fit(net, X, recipe=Joint(**sgd), batch_size=6, progress=False)  # exits train the models as well
     assert not torch.allclose(net.backbone.stem[0].weight, models["stem.0.weight"], atol=1e-3)
 
 
 def test_keep_in_a_ladder_is_what_its_last_model_answers():
     ladder = ladder_of(2)
     Joint(keep=0.5).prepare(ladder)
-    torch.testing.assert_close(ladder.aids["before"](rows_of(5))[-1], ladder(rows_of(5))[-1])
+    torch.testing.assert_close(ladder.auxiliary["before"](rows_of(5))[-1], ladder(rows_of(5))[-1])
 
 
 @pytest.mark.parametrize("wrong", [{"keep": 1.5}, {"keep": 0.5, "temperature": 0.0}, {"keep": 0.5, "alone": 1}])
@@ -416,7 +416,7 @@ def test_a_head_that_is_an_exit_too_is_stepped_once():
     before = model[2].bias.detach().clone()
     sum(cross_entropy(logits, y) for logits in net(x)).backward()
     expected = before - 0.1 * model[2].bias.grad
-    sgd = Joint(optimiser="sgd", epochs=1, rate=0.1, decay=True)
+    sgd = Joint(optimizer="sgd", epochs=1, rate=0.1, decay=True)
     off.fit(net, (x, y), recipe=sgd, batch_size=6, progress=False)
     torch.testing.assert_close(model[2].bias.detach(), expected, atol=1e-4, rtol=1e-3)
 
@@ -426,8 +426,8 @@ def test_alone_every_model_of_a_ladder_learns():
     before = {key: value.clone() for key, value in net.backbone.state_dict().items()}
     (first, _) = Joint(alone=1).phases(net)
     losses = Joint(alone=1).loss(
-        View({n: s.own for n, s in net.look(rows_of(12))}, {}, {}, net), replace(lesson(), phase=first.name)
+        TrainingOutputs({n: s.own for n, s in net.look(rows_of(12))}, {}, {}, net), replace(batch(), phase=first.name)
     )
-    assert set(losses) == set(net.chain.exits)
+    assert set(losses) == set(net.topology.exits)
     off.fit(net, (rows_of(12), Y), recipe=Joint(alone=1, epochs=1), batch_size=6, progress=False)
     assert all(not torch.equal(value, before[key]) for key, value in net.backbone.state_dict().items())

@@ -13,7 +13,7 @@ import offramp as off
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.preprocess import Preprocess
 from offramp.models.wae import wae
-from offramp.networks.recipe import Lesson, View
+from offramp.networks.recipe import TrainingBatch, TrainingOutputs
 from offramp.recipes.wae import WaveletLike
 from small import cut_of, images_of, seeded
 
@@ -38,14 +38,14 @@ def net_of(preprocess=None, **options):
     return seeded(lambda: off.cut(model, X[:4], at=model.cuts, exits="own", preprocess=preprocess), 0)
 
 
-def view_of(net, x=X):
+def outputs_of(net, x=X):
     seen = dict(net.look(x))
     logits = {name: one.own for name, one in seen.items()}
-    return View(logits, {}, {"x": x}, net)
+    return TrainingOutputs(logits, {}, {"x": x}, net)
 
 
-def lesson(phase):
-    return Lesson(Y, torch.arange(len(Y)), phase)
+def batch(phase):
+    return TrainingBatch(Y, torch.arange(len(Y)), phase)
 
 
 def changed(net, before):
@@ -57,9 +57,9 @@ def test_stage_one_is_reconstruction_and_energy():
     net, recipe = net_of(), WaveletLike(balance=0.3, anchor=2.0)
     recipe.prepare(net)
     low, high = net.backbone.transform(X)
-    again = net.aids["decoder"](low, high)
+    again = net.auxiliary["decoder"](low, high)
     optimizer = torch.optim.SGD(net.backbone.transform.parameters(), lr=0.0)
-    found = recipe.update(view_of(net), lesson("images"), optimizer)
+    found = recipe.update(outputs_of(net), batch("images"), optimizer)
     expected = {
         "reconstruction": ((X - again) ** 2).mean(),
         "energy": 0.3 * (high**2).mean(),
@@ -70,11 +70,11 @@ def test_stage_one_is_reconstruction_and_energy():
         torch.testing.assert_close(found[name], value.detach())
 
 
-def test_classes_are_taught_at_the_sum_and_at_each_head():
+def test_classes_are_trained_at_the_sum_and_at_each_head():
     net = net_of()
     recipe = WaveletLike(sum_weight=1.0, low_weight=0.25, both_weight=0.75, gamma=0.1)
     recipe.prepare(net)
-    view = view_of(net)
+    outputs = outputs_of(net)
     model = net.backbone
     low, high = model.transform(X)
     features = model.low(model.low_norm(low))
@@ -85,10 +85,10 @@ def test_classes_are_taught_at_the_sum_and_at_each_head():
         "low": 0.25 * cross_entropy(head_a, Y),
         "both": 0.75 * cross_entropy(head_f, Y),
     }
-    assert_close(recipe.loss(view, lesson("classes")), classes)
-    again = net.aids["decoder"](low, high)
+    assert_close(recipe.loss(outputs, batch("classes")), classes)
+    again = net.auxiliary["decoder"](low, high)
     images = {"reconstruction": 0.1 * ((X - again) ** 2).mean(), "energy": 0.1 * (high**2).mean()}
-    assert_close(recipe.loss(view, lesson("joint")), {**classes, **images})
+    assert_close(recipe.loss(outputs, batch("joint")), {**classes, **images})
 
 
 def assert_close(got, expected):
@@ -97,14 +97,14 @@ def assert_close(got, expected):
         torch.testing.assert_close(got[name], value, atol=1e-5, rtol=1e-5)
 
 
-def test_the_original_teaches_besides_the_labels():
+def test_the_original_trains_besides_the_labels():
     """(1 - soft) CE + soft T^2 CE(z / T, original / T) at every head."""
     original = seeded(Tiny, 3).eval()
     net, recipe = net_of(), WaveletLike(original=original, soft=0.3, temperature=2.0, low_weight=1.0)
     recipe.prepare(net)
-    view = replace(view_of(net), teacher=original(X).detach())
-    found = recipe.loss(view, lesson("classes"))
-    low = view.logits["head_low"]
+    outputs = replace(outputs_of(net), teacher=original(X).detach())
+    found = recipe.loss(outputs, batch("classes"))
+    low = outputs.logits["head_low"]
     q = (original(X) / 2).softmax(1)
     soft = 4 * -(q * (low / 2).log_softmax(1)).sum(1).mean()
     torch.testing.assert_close(found["low"], 0.7 * cross_entropy(low, Y) + 0.3 * soft)
@@ -123,9 +123,9 @@ def test_losses_of_images_are_of_preprocessed_ones():
     x = (X / 3 - 1) / 2
     low, high = net.backbone.transform(x)
     optimizer = torch.optim.SGD(net.backbone.transform.parameters(), lr=0.0)
-    found = recipe.update(view_of(net), lesson("images"), optimizer)
+    found = recipe.update(outputs_of(net), batch("images"), optimizer)
     torch.testing.assert_close(found["energy"], (high**2).mean().detach())
-    again = net.aids["decoder"](low, high)
+    again = net.auxiliary["decoder"](low, high)
     torch.testing.assert_close(found["reconstruction"], ((x - again) ** 2).mean().detach())
 
 
@@ -142,7 +142,7 @@ def test_what_the_stages_move(epochs, moves):
     stages = {"images": 0, "classes": 0, "joint": 0} | epochs
     off.fit(net, (X, Y), recipe=WaveletLike(**stages), batch_size=16, progress=False)
     assert changed(net, before) == moves
-    assert net.aids == {}
+    assert net.auxiliary == {}
 
 
 def test_the_encoder_is_frozen_and_the_norms_stay_in_the_second_stage():
@@ -178,10 +178,10 @@ def test_decomposition_learns_from_the_classes_alone():
     recipe = WaveletLike(images=0, classes=0, joint=2, gamma=0.0)
     recipe.prepare(net)
     (phase,) = recipe.phases(net)
-    taught = {id(value) for value in phase.parameters}
-    assert {id(value) for value in net.backbone.transform.parameters()} <= taught
-    assert not {id(value) for value in net.aids["decoder"].parameters()} & taught
-    assert set(recipe.loss(view_of(net), lesson("joint"))) == {"sum", "low", "both"}
+    trained = {id(value) for value in phase.parameters}
+    assert {id(value) for value in net.backbone.transform.parameters()} <= trained
+    assert not {id(value) for value in net.auxiliary["decoder"].parameters()} & trained
+    assert set(recipe.loss(outputs_of(net), batch("joint"))) == {"sum", "low", "both"}
 
 
 def test_the_wavelet_control_has_no_images_to_learn():

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 import offramp as off
 from offramp.errors import BadNetwork, InvalidArgument
-from offramp.networks.recipe import Lesson, View
+from offramp.networks.recipe import TrainingBatch, TrainingOutputs
 from offramp.recipes.weighted import Weighted, keys_of, losses_of, other_values, routed, trial, weigh
 from small import cut_of, images_of, ladder_of, seeded
 from waves import toy, toy_rows, wave
@@ -25,23 +25,23 @@ def drawn(*shape, seed=0):
 
 
 def begun(recipe, steps=0):
-    """A network in training mode after some plain steps, the recipe's optimiser, its memory, and a view."""
-    net = cut_of(taught=False).train()
+    """A network in training mode after some plain steps, the recipe's optimizer, its memory, and a view."""
+    net = cut_of(trained=False).train()
     net.backbone.drop.p = 0.0
     [phase] = recipe.phases(net)
-    optimiser = phase.optimiser(phase.parameters)
+    optimizer = phase.optimizer(phase.parameters)
     for _ in range(steps):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         sum(cross_entropy(logits, Y) for logits in net(X)).backward()
-        optimiser.step()
-    optimiser.zero_grad()
-    memory = seeded(lambda: recipe._memory(optimiser, 3, torch.device("cpu")), 0)
-    return net, optimiser, memory, View(dict.fromkeys(net.chain.exits), {}, {"x": X}, net)
+        optimizer.step()
+    optimizer.zero_grad()
+    memory = seeded(lambda: recipe._memory(optimizer, 3, torch.device("cpu")), 0)
+    return net, optimizer, memory, TrainingOutputs(dict.fromkeys(net.topology.exits), {}, {"x": X}, net)
 
 
-@pytest.mark.parametrize(("centre", "axis"), [("mat", (0, 1)), ("col", 1), ("row", 0)])
-def test_weights_are_one_on_average_along_the_axis(centre, axis):
-    recipe = Weighted(0.3, centre=centre, hidden=7)
+@pytest.mark.parametrize(("center", "axis"), [("mat", (0, 1)), ("col", 1), ("row", 0)])
+def test_weights_are_one_on_average_along_the_axis(center, axis):
+    recipe = Weighted(0.3, center=center, hidden=7)
     _, _, memory, _ = begun(recipe)
     losses = drawn(6, 3).abs() * 3
     weights = recipe.weights(memory, losses)
@@ -54,53 +54,53 @@ def test_weights_are_one_on_average_along_the_axis(centre, axis):
 
 
 @pytest.mark.parametrize("steps", [0, 2])
-def test_a_trial_step_is_a_step_of_the_real_optimiser(steps):
+def test_a_trial_step_is_a_step_of_the_real_optimizer(steps):
     recipe = Weighted(rate=0.1, decay=0.01)
-    net, optimiser, _, _ = begun(recipe, steps)
+    net, optimizer, _, _ = begun(recipe, steps)
     sum(cross_entropy(logits, Y) for logits in net(X)).backward()
-    values = [value for value in optimiser.param_groups[0]["params"] if value.grad is not None]
+    values = [value for value in optimizer.param_groups[0]["params"] if value.grad is not None]
     ahead = [
-        trial(v, v.grad, optimiser.state[v].get("momentum_buffer"), optimiser.param_groups[0]).clone() for v in values
+        trial(v, v.grad, optimizer.state[v].get("momentum_buffer"), optimizer.param_groups[0]).clone() for v in values
     ]
-    optimiser.step()
+    optimizer.step()
     for value, led in zip(values, ahead, strict=True):
         torch.testing.assert_close(value, led)
 
 
 def test_only_the_weigher_gets_a_gradient_and_it_is_that_of_differences():
     recipe = Weighted(hidden=5, rate=0.5, momentum=0.5)
-    net, optimiser, memory, view = begun(recipe, 1)
+    net, optimizer, memory, outputs = begun(recipe, 1)
     net.double()
-    view = View(view.logits, {}, {"x": X.double()}, net)
-    for place, value in enumerate(optimiser.param_groups[0]["params"]):
+    outputs = TrainingOutputs(outputs.logits, {}, {"x": X.double()}, net)
+    for index, value in enumerate(optimizer.param_groups[0]["params"]):
         assert value.dtype == torch.float64
-        for key, kept in optimiser.state[value].items():
-            optimiser.state[value][key] = kept.double()
-        assert place or "weight1" in optimiser.state[value]
-    memory = optimiser.state[optimiser.param_groups[0]["params"][0]]
+        for key, kept in optimizer.state[value].items():
+            optimizer.state[value][key] = kept.double()
+        assert index or "weight1" in optimizer.state[value]
+    memory = optimizer.state[optimizer.param_groups[0]["params"][0]]
     before = copy.deepcopy(net.state_dict())
-    got = recipe.look_ahead(view, Y, HALVES, optimiser, memory)
+    got = recipe.look_ahead(outputs, Y, HALVES, optimizer, memory)
     assert all(gradient.abs().max() > 0 for gradient in got)
     assert all(value.grad is None for value in net.parameters())
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())  # norms saw nothing
 
     def objective(bias):
-        """The routed loss after a step along the weighted loss, with a real copy of the network and its optimiser."""
+        """The routed loss after a step along the weighted loss, with a real copy of the network and its optimizer."""
         other = copy.deepcopy(net)
         [phase] = recipe.phases(other)
-        stepping = phase.optimiser(phase.parameters)
-        for mine, its in zip(phase.parameters, optimiser.param_groups[0]["params"], strict=True):
-            stepping.state[mine]["momentum_buffer"] = optimiser.state[its]["momentum_buffer"].clone()
-        losses = losses_of(other(view.inputs["x"][HALVES[0]]), Y[HALVES[0]])
+        stepping = phase.optimizer(phase.parameters)
+        for mine, its in zip(phase.parameters, optimizer.param_groups[0]["params"], strict=True):
+            stepping.state[mine]["momentum_buffer"] = optimizer.state[its]["momentum_buffer"].clone()
+        losses = losses_of(other(outputs.inputs["x"][HALVES[0]]), Y[HALVES[0]])
         (recipe.weights({**memory, "bias2": bias}, losses) * losses).mean(0).sum().backward()
         stepping.step()
         with torch.no_grad():
-            return routed(other(view.inputs["x"][HALVES[1]]), Y[HALVES[1]], recipe.share)
+            return routed(other(outputs.inputs["x"][HALVES[1]]), Y[HALVES[1]], recipe.share)
 
     step = 1e-6 * torch.eye(3, dtype=torch.float64)
-    for place in range(3):
-        slope = (objective(memory["bias2"] + step[place]) - objective(memory["bias2"] - step[place])) / 2e-6
-        torch.testing.assert_close(got[3][place], slope, atol=1e-6, rtol=1e-3)
+    for index in range(3):
+        slope = (objective(memory["bias2"] + step[index]) - objective(memory["bias2"] - step[index])) / 2e-6
+        torch.testing.assert_close(got[3][index], slope, atol=1e-6, rtol=1e-3)
 
 
 def test_routing_sends_the_surest_that_are_left():
@@ -119,26 +119,26 @@ def test_routing_sends_the_surest_that_are_left():
 
 def test_the_weigher_takes_the_steps_of_torchs_adam():
     recipe = Weighted(hidden=4, meta_rate=0.01, decay=0.1)
-    _, optimiser, memory, _ = begun(recipe)
+    _, optimizer, memory, _ = begun(recipe)
     copies = [memory[key].clone().requires_grad_() for key in keys_of(memory)]
     adam = torch.optim.Adam(copies, 0.01, weight_decay=0.1)
     for seed in range(3):
         for value in copies:
             value.grad = drawn(*value.shape, seed=seed)
-        recipe._learn(memory, [value.grad for value in copies], optimiser)
+        recipe._learn(memory, [value.grad for value in copies], optimizer)
         adam.step()
     for key, value in zip(keys_of(memory), copies, strict=True):
         torch.testing.assert_close(memory[key], value.detach())
 
 
-def test_a_real_step_has_the_weights_of_the_weigher_that_just_learned():
+def test_a_real_step_has_the_weights_of_the_weigher_after_its_step():
     recipe = Weighted(hidden=6, rate=0.05, meta_rate=0.05)
-    net, optimiser, memory, view = begun(recipe)
-    view = View(dict(zip(net.chain.exits, net(X), strict=True)), {}, {"x": X}, net)
+    net, optimizer, memory, outputs = begun(recipe)
+    outputs = TrainingOutputs(dict(zip(net.topology.exits, net(X), strict=True)), {}, {"x": X}, net)
     other, twin, its, seen = begun(recipe)
     other.load_state_dict(net.state_dict())
     its.update({key: value.clone() for key, value in memory.items()})
-    got = recipe.update(view, Lesson(Y, torch.arange(12), "weighted", 0.0), optimiser)
+    got = recipe.update(outputs, TrainingBatch(Y, torch.arange(12), "weighted", 0.0), optimizer)
     plain = []
     for train, meta in (HALVES, HALVES[::-1]):
         recipe._learn(its, recipe.look_ahead(seen, Y, (train, meta), twin, its), twin)
@@ -153,7 +153,7 @@ def test_a_real_step_has_the_weights_of_the_weigher_that_just_learned():
 
 
 def test_batch_norms_see_the_halves_alone():
-    net = cut_of(taught=False)
+    net = cut_of(trained=False)
     norm = next(part for part in net.modules() if isinstance(part, nn.BatchNorm2d))
     off.fit(net, (X, Y), recipe=Weighted(epochs=1, rate=0.01, hidden=4), batch_size=12, progress=False)
     assert int(norm.num_batches_tracked) == 2
@@ -161,16 +161,16 @@ def test_batch_norms_see_the_halves_alone():
 
 def test_a_longer_interval_learns_in_every_nth_batch_of_an_epoch_and_one_row_is_enough():
     recipe = Weighted(hidden=6, rate=0.05, every=2, epochs=2)
-    _, optimiser, memory, view = begun(recipe)
-    view = View(dict(zip(view.logits, view.network(X), strict=True)), {}, {"x": X}, view.network)
+    _, optimizer, memory, outputs = begun(recipe)
+    outputs = TrainingOutputs(dict(zip(outputs.logits, outputs.network(X), strict=True)), {}, {"x": X}, outputs.network)
     learned = []
     for step in range(6):  # two epochs of three batches, the first of each among those that are learned from
-        recipe.update(view, Lesson(Y, torch.arange(12), "weighted", step, 6), optimiser)
+        recipe.update(outputs, TrainingBatch(Y, torch.arange(12), "weighted", step, 6), optimizer)
         learned.append(int(memory["learned"]))
     assert learned == [2, 2, 4, 6, 6, 8]
-    view.network.eval()
-    one = View({name: v[:1] for name, v in view.logits.items()}, {}, {"x": X[:1]}, view.network)
-    recipe.update(one, Lesson(Y[:1], torch.arange(1), "weighted", 0, 6), optimiser)
+    outputs.network.eval()
+    one = TrainingOutputs({name: v[:1] for name, v in outputs.logits.items()}, {}, {"x": X[:1]}, outputs.network)
+    recipe.update(one, TrainingBatch(Y[:1], torch.arange(1), "weighted", 0, 6), optimizer)
     assert int(memory["learned"]) == 9
 
 
@@ -182,15 +182,15 @@ def test_four_batches_step_as_the_authors_code_does():
     recipe = Weighted(hidden=6, epochs=1, rate=0.5, meta_rate=0.05, every=2)
     net = toy().train()
     [phase] = recipe.phases(net)
-    optimiser = phase.optimiser(phase.parameters)
-    schedule = phase.schedule(optimiser, 4)
-    memory = recipe._memory(optimiser, 2, torch.device("cpu"))
+    optimizer = phase.optimizer(phase.parameters)
+    schedule = phase.schedule(optimizer, 4)
+    memory = recipe._memory(optimizer, 2, torch.device("cpu"))
     for number, key in enumerate(keys_of(memory)):
         wave(memory[key], 10 + number, 0.7)
     x, y = toy_rows()
     for step in range(4):
-        view = View(dict(zip(net.chain.exits, net(x[step]), strict=True)), {}, {"x": x[step]}, net)
-        recipe.update(view, Lesson(y[step], torch.arange(10), "weighted", step, 4), optimiser)
+        outputs = TrainingOutputs(dict(zip(net.topology.exits, net(x[step]), strict=True)), {}, {"x": x[step]}, net)
+        recipe.update(outputs, TrainingBatch(y[step], torch.arange(10), "weighted", step, 4), optimizer)
         schedule.step()
     near = {"atol": 1e-6, "rtol": 1e-5}
     first = [-0.4387674, 0.3482275, 0.9133591, 0.67798, 0.2299669, 1.3642844, 1.2662808, -0.0517826]
@@ -220,7 +220,7 @@ def test_other_values_are_gone_afterwards_also_after_an_error():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"centre": "odd"}, {"epsilon": 1.0}, {"epsilon": -0.1}, {"share": 0.0}, {"every": 0}]
+    "wrong", [{"center": "odd"}, {"epsilon": 1.0}, {"epsilon": -0.1}, {"share": 0.0}, {"every": 0}]
 )
 def test_arguments_out_of_range_are_refused(wrong):
     with pytest.raises(InvalidArgument, match="expected"):
@@ -228,11 +228,11 @@ def test_arguments_out_of_range_are_refused(wrong):
 
 
 def test_the_weigher_is_thrown_away():
-    net = cut_of(taught=False)
+    net = cut_of(trained=False)
     keys = set(net.state_dict())
     off.fit(net, (X, Y), recipe=Weighted(epochs=1, rate=0.01, hidden=4), batch_size=6, progress=False)
     assert set(net.state_dict()) == keys
-    with pytest.raises(BadNetwork, match="parameters to teach"):
+    with pytest.raises(BadNetwork, match="parameters to train"):
         Weighted().prepare(ladder_of(2))
 
 
@@ -246,7 +246,7 @@ def test_a_deeper_weigher_is_the_authors_network_of_as_many_layers():
     torch.testing.assert_close(weigh(dict(zip(names, values, strict=True)), losses), theirs(losses), atol=1e-6, rtol=0)
 
 
-def test_a_deeper_weigher_is_taught():
+def test_a_deeper_weigher_is_trained():
     net = cut_of("stem", "blocks.0")
     data = (images_of(32), torch.arange(32) % 3)
     history = off.fit(net, data, recipe="weighted?layers=3&hidden=8&epochs=2&rate=0.01", batch_size=16, progress=False)

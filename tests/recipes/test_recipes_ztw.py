@@ -20,7 +20,7 @@ def changed(net, before):
 
 
 def test_each_phase_moves_its_own():
-    net = cut_of(taught=False, exits="cascade")
+    net = cut_of(trained=False, exits="cascade")
     votes = {f"exits.{name}.tail.{value}" for name in ("stem", "blocks.0") for value in "ab"}
     start = {key: value.clone() for key, value in net.state_dict().items()}
     heads, ensembles = Ztw().phases(net)
@@ -35,7 +35,7 @@ def test_each_phase_moves_its_own():
     assert changed(net, start) == {key for key in start if key.startswith("exits.")}
 
 
-def test_the_first_phase_teaches_own_logits_and_the_second_the_ensembles():
+def test_the_first_phase_trains_own_logits_and_the_second_the_ensembles():
     net = cut_of(exits="cascade")
     own, ensemble = [], []
     for name, seen in net.look(X):
@@ -77,9 +77,9 @@ def test_a_network_without_a_cascade_of_two_is_refused(net):
     assert made.fingerprint() == before
 
 
-def before_the_last_layer(taught=True):
+def before_the_last_layer(trained=True):
     """Cut before the last layer too; exits there read the map [B, 4, 4, 4] that it flattens."""
-    return cut_of("stem", "blocks.0", "blocks.1", exits="cascade", taught=taught)
+    return cut_of("stem", "blocks.0", "blocks.1", exits="cascade", trained=trained)
 
 
 def test_the_last_layer_gets_an_ensemble_of_its_own():
@@ -97,8 +97,8 @@ def test_the_last_layer_gets_an_ensemble_of_its_own():
     torch.testing.assert_close(seen["backbone"].own, net.backbone(X))  # the reference is the plain model
 
 
-def test_the_copy_of_the_last_layer_stays_and_only_its_ensemble_is_taught(tmp_path):
-    net = before_the_last_layer(taught=False)
+def test_the_copy_of_the_last_layer_stays_and_only_its_ensemble_is_trained(tmp_path):
+    net = before_the_last_layer(trained=False)
     recipe = Ztw(epochs=1, ensembles=1, final=True)
     recipe.prepare(net)
     start = {key: value.clone() for key, value in net.state_dict().items()}

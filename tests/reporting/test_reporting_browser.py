@@ -39,7 +39,7 @@ def test_it_draws_and_fits(tmp_path: Path, width: int) -> None:
     assert said["points"] > 10
     assert "milliseconds at batch 1" in said["choice"]
     assert said["csv"].startswith("exit,leaves when,share,rows,"), "a table as CSV"
-    assert len(said["csv"].splitlines()) == 1 + len(trace.chain.exits)
+    assert len(said["csv"].splitlines()) == 1 + len(trace.topology.exits)
     assert "%" not in said["csv"]
     assert bool(said["wide"]) == (width < 500)  # wide tables say so where they have to be scrolled
     assert said["width"] == width

@@ -163,7 +163,7 @@ def test_edges_are_shown(tmp_path: Path, trace: Trace) -> None:
     alone = written(tmp_path, made(exits=("only",)), Plan.by_hand({}), data=images(300))
     assert "No gate is open" in alone
     assert set(figures(alone)) == {"frontier-chart", "exits-chart"}
-    assert "Leave early 0.0%" in plain(written(tmp_path, trace, Plan.never_leave(trace.chain)))
+    assert "Leave early 0.0%" in plain(written(tmp_path, trace, Plan.never_leave(trace.topology)))
     capped = plain(written(tmp_path, trace, Plan.by_hand({"small": 5.0}, max_exit="middle")))
     assert "No input costs more than" in capped
     assert "large (closed)" in capped
@@ -222,7 +222,7 @@ def test_its_first_line_says_the_result(tmp_path: Path, trace: Trace, plan: Plan
     verdict = re.findall(r'<p class="verdict">(.*?)</p>', written(tmp_path, trace, plan))[0]
     assert f"{100 * seen.accuracy:.2f}%" in verdict
     assert "Certified: with 95 % confidence" in verdict
-    hand = written(tmp_path, trace, Plan.by_hand(dict.fromkeys(trace.chain.gates, 0.0)))
+    hand = written(tmp_path, trace, Plan.by_hand(dict.fromkeys(trace.topology.gates, 0.0)))
     assert "Nothing is certified." in re.findall(r'<p class="verdict">(.*?)</p>', hand)[0]
 
 

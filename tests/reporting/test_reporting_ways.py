@@ -43,9 +43,9 @@ def test_shares_are_counted_along_the_ways():
 def test_what_comes_into_a_node_goes_out_again(seed):
     net = drawn(seed)
     trace = recorded(net)
-    thresholds = {gate: (0.5,) * net.chain.routes(gate) for gate in net.chain.gates}
+    thresholds = {gate: (0.5,) * net.topology.routes(gate) for gate in net.topology.gates}
     ways = ways_of(view_of(trace, Plan.by_hand(thresholds)))
-    for name in net.chain.names[1:]:
+    for name in net.topology.names[1:]:
         arrived = sum(way.share for way in ways if way.end == name)
         left = sum(way.share for way in ways if way.start == name)
         assert arrived == pytest.approx(left)
@@ -57,7 +57,7 @@ def test_boxes_do_not_lie_on_each_other():
         view = view_of(recorded(net), Plan.by_hand({}))
         drawing = picture(view)
         spots = re.findall(r'<rect x="(\d+)" y="(\d+)"', drawing)
-        assert len(spots) == len(set(spots)) == len(net.chain.names)
+        assert len(spots) == len(set(spots)) == len(net.topology.names)
 
 
 @pytest.mark.parametrize("timed", [False, True])

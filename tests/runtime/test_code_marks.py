@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.networks.members import BACKBONE, Rung
+from offramp.networks.members import BACKBONE, ModelSpec
 from offramp.networks.network import plain_network
 from offramp.networks.nodes import Gate
 from offramp.runtime.code_marks import code_marks
@@ -35,7 +35,7 @@ def gate_mark(gate: Any) -> str | None:
 
 
 def model_mark(model: nn.Module) -> str | None:
-    net = plain_network(model.eval(), Rung(BACKBONE))
+    net = plain_network(model.eval(), ModelSpec(BACKBONE))
     return dict(code_marks(net)).get("model 'backbone'")
 
 
@@ -347,7 +347,7 @@ def test_a_mark_is_the_same_in_another_process(tmp_path):
         "import torch, users, offramp as off\n"
         "from offramp.runtime.code_marks import code_marks\n"
         "net = off.ladder([torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)], gate=users.score)\n"
-        "print(dict(code_marks(net))[\"gate 'rung1'\"])\n"
+        "print(dict(code_marks(net))[\"gate 'member1'\"])\n"
     )
     marks = set()
     for seed in ("1", "2"):

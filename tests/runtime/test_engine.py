@@ -46,7 +46,7 @@ def test_channels_last_answers_alike_and_is_seen_by_the_model():
     engine, _ = engine_of("torch:channels_last")
     images = torch.randn(5, 2, 6, 6, generator=torch.Generator().manual_seed(0))
     seen = []
-    net = ladder_of(2, make=lambda place, seed: torch.nn.Sequential(torch.nn.Conv2d(2, 1, 1), conv(place)).eval())
+    net = ladder_of(2, make=lambda index, seed: torch.nn.Sequential(torch.nn.Conv2d(2, 1, 1), conv(index)).eval())
     check_engine(engine, net, images)
     net.backbone["middle"][0].register_forward_pre_hook(lambda _, x: seen.append(x[0].stride()))
     off.open(net, off.Plan.by_hand({}), engine="torch:channels_last")(images)

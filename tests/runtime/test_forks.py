@@ -52,7 +52,7 @@ def traced():
 def by_row(net, plan: Plan, row: torch.Tensor) -> tuple[list[str], str, list[float]]:
     """The nodes that a single row passes, the exit that answers, and its logits: written out by hand."""
     values = {"x": row}
-    model = {rung.name: net.model_of(rung) for rung in net.rungs}
+    model = {member.name: net.model_of(member) for member in net.members}
     closed = (math.inf, math.inf)
     size = plan.thresholds.get("size", closed)
     middle = plan.thresholds.get("middle", (math.inf,))
@@ -136,7 +136,7 @@ def test_every_path_is_recorded_and_comes_back_from_the_file(traced, tmp_path):
     )
     trace.save(tmp_path / "trace.npz")
     again = Trace.load(tmp_path / "trace.npz")
-    assert again.chain == THREE
+    assert again.topology == THREE
     assert again.replay(PLAN).answer.tolist() == trace.replay(PLAN).answer.tolist()
     with pytest.raises(BadNetwork, match="forks"):
         _ = trace.scores
@@ -151,9 +151,9 @@ def test_nan_and_infinite_rows_take_the_last_way_and_are_flagged():
     x[7] = math.inf
     answers = off.run(net, PLAN, x)
     assert answers.flagged.nonzero()[:, 0].tolist() == [3, 7]
-    assert [answers.exits[place] for place in answers.exit[[3, 7]]] == ["head", "head"]
+    assert [answers.exits[index] for index in answers.exit[[3, 7]]] == ["head", "head"]
     sound = off.run(net, PLAN, rows_of(12))
-    others = [place for place in range(12) if place not in (3, 7)]
+    others = [index for index in range(12) if index not in (3, 7)]
     assert torch.equal(answers.logits[others], sound.logits[others])
 
 

@@ -70,7 +70,7 @@ def test_other_weights_are_another_network(counted):
 
 
 @pytest.mark.parametrize("damage", ["cut", "of another version", "no graph at all"])
-def test_a_damaged_cache_is_made_again(place, counted, damage, monkeypatch):
+def test_a_damaged_cache_is_made_again(path, counted, damage, monkeypatch):
     x, net = rows_of(20), carrying()
     plan = middling(net, x)
     want = off.open(net, plan, engine="onnxruntime", example=x)(x)
@@ -78,7 +78,7 @@ def test_a_damaged_cache_is_made_again(place, counted, damage, monkeypatch):
     if damage == "of another version":
         monkeypatch.setattr(graphs, "edition", lambda: "another edition")
     elif damage == "cut":
-        for file in place.glob("*.bin"):
+        for file in path.glob("*.bin"):
             file.write_bytes(file.read_bytes()[:-10])
     else:
         monkeypatch.setattr(graphs.disk, "read", lambda key: b"[1, 2]\nnot a model")

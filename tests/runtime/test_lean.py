@@ -52,8 +52,8 @@ class Arrays:
 def opened(net, plan, x) -> Runner:
     """A Runner on arrays. x: named inputs."""
     engine = kind_of("torch")()
-    every = engine.open(net, full_schedule(net.chain), net.device())
-    parts = engine.open(net, plan.schedule(net.chain), net.device())
+    every = engine.open(net, full_schedule(net.topology), net.device())
+    parts = engine.open(net, plan.schedule(net.topology), net.device())
     on_arrays = [replace(part, pieces={"segment": Arrays(part, x)}) for part in parts]
     return Runner(net, plan, on_arrays, every, None, own_threads=True)
 
@@ -85,9 +85,9 @@ def test_it_equals_the_replay(make):
     rng = np.random.default_rng(0)
     reasons = set()
     for _ in range(PLANS):
-        gates = [gate for gate in trace.chain.gates if rng.random() < 0.9]
+        gates = [gate for gate in trace.topology.gates if rng.random() < 0.9]
         chosen = {gate: threshold(rng, trace.columns[f"score/{gate}"]) for gate in gates}
-        max_exit = rng.choice([None, *trace.chain.exits]) if rng.random() < 0.3 else None
+        max_exit = rng.choice([None, *trace.topology.exits]) if rng.random() < 0.3 else None
         plan = Plan.by_hand(chosen, max_exit=max_exit)
         runner = opened(net, plan, {"x": x})
         assert runner._lean is not None
@@ -126,7 +126,7 @@ def chain_of(scores, limit) -> LeanChain:
     """Two stages that give fixed scores and logits."""
     net = ladder_of(2)
     plan = Plan.by_hand({"small": limit})
-    first, last = kind_of("torch")().open(net, plan.schedule(net.chain), net.device())
+    first, last = kind_of("torch")().open(net, plan.schedule(net.topology), net.device())
     inputs = {"x": Wanted(torch.float32, (2,))}
 
     class Fixed:
@@ -146,7 +146,7 @@ def chain_of(scores, limit) -> LeanChain:
     one = {first.name + LOGITS: logits, first.name + SCORE: scores}
     two = {last.name + LOGITS: logits + 1}
     parts = [replace(first, pieces={"segment": Fixed(first, one)}), replace(last, pieces={"segment": Fixed(last, two)})]
-    found = lean_chain(net.chain, parts)
+    found = lean_chain(net.topology, parts)
     assert found is not None
     return found
 

@@ -81,9 +81,9 @@ def test_percentiles_of_parts_never_fall_with_the_batch(three):
     import offramp as off
     from offramp.plans.plan import Plan
 
-    parts = off.open(three, Plan.by_hand({"small": 0.5}))._parts
-    found = percentiles(parts, {"x": torch.zeros(3, 4)}, repeats=2)
-    assert len(found) == len(parts)
+    engine_stages = off.open(three, Plan.by_hand({"small": 0.5}))._engine_stages
+    found = percentiles(engine_stages, {"x": torch.zeros(3, 4)}, repeats=2)
+    assert len(found) == len(engine_stages)
     for each in found:
         assert each.sizes == (1, 4, 16, 64)
         assert list(each.ms) == sorted(each.ms)

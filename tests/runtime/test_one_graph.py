@@ -129,8 +129,8 @@ def test_it_equals_the_replay(make):
     rng = np.random.default_rng(1)
     graphs = 0
     for _ in range(PLANS):
-        chosen = {gate: threshold(rng, trace.columns[f"score/{gate}"]) for gate in trace.chain.gates}
-        max_exit = rng.choice([None, *trace.chain.exits]) if rng.random() < 0.3 else None
+        chosen = {gate: threshold(rng, trace.columns[f"score/{gate}"]) for gate in trace.topology.gates}
+        max_exit = rng.choice([None, *trace.topology.exits]) if rng.random() < 0.3 else None
         plan = Plan.by_hand(chosen, max_exit=max_exit)
         runner = off.open(net, plan, engine="onnxruntime", example=x)
         eager = off.open(net, plan)
@@ -202,7 +202,7 @@ def test_a_graph_that_answers_otherwise_is_refused(spoilt):
     net, x = ladder_of(2), rows_of(20)
     plan = middling(net, x)
     runner = off.open(net, plan, engine="onnxruntime", example=x)
-    graph, lean, parts = runner._quick, runner._lean, runner._parts
+    graph, lean, parts = runner._quick, runner._lean, runner._engine_stages
     assert farthest(graph, lean, parts, as_inputs(x), BAND) <= BAND
 
     def run(given):

@@ -32,7 +32,7 @@ def test_record_measures_the_runner_and_the_plain_network(tmp_path):
         assert min(call, row) >= 0 < call + row
     assert trace.header.noise is not None
     assert trace.header.noise >= 0
-    assert "without the runner" not in str(trace.price(off.Plan.never_leave(trace.chain), "ms"))
+    assert "without the runner" not in str(trace.price(off.Plan.never_leave(trace.topology), "ms"))
     trace.save(tmp_path / "trace.npz")
     assert Trace.load(tmp_path / "trace.npz").header == trace.header
 
@@ -46,9 +46,9 @@ def test_without_timings_there_is_nothing_of_it():
 def test_a_runner_is_timed_on_parts_that_compute_nothing():
     models = {"small": Counting(nn.Linear(4, 3)), "large": Counting(nn.Linear(4, 3))}
     net = off.ladder(models).eval()
-    schedule = full_schedule(net.chain)
-    parts = engine_of("torch")[0].open(net, schedule, net.device())
-    found = overhead.runner_costs(net, parts, as_inputs(rows_of(5)), own_threads=False)
+    schedule = full_schedule(net.topology)
+    engine_stages = engine_of("torch")[0].open(net, schedule, net.device())
+    found = overhead.runner_costs(net, engine_stages, as_inputs(rows_of(5)), own_threads=False)
     assert set(found) == {"cost/runner", "cost/runner/small"}
     assert models["small"].calls == models["large"].calls == list(SIZES)
 
@@ -58,12 +58,15 @@ def test_a_runner_is_timed_on_parts_that_compute_nothing():
 def test_of_several_rows_one_leaves_at_every_gate(count, own_threads):
     """Also where rows go through the loop on arrays."""
     net = ladder_of(3)
-    parts = engine_of("torch")[0].open(net, full_schedule(net.chain), net.device())
+    engine_stages = engine_of("torch")[0].open(net, full_schedule(net.topology), net.device())
     x = as_inputs(rows_of(count))
-    state = overhead._computed(parts, x)
-    canned = [overhead._canned(part, state, last=part is parts[-1], inputs=x) for part in parts]
+    state = overhead._computed(engine_stages, x)
+    canned = [
+        overhead._canned(engine_stage, state, last=engine_stage is engine_stages[-1], inputs=x)
+        for engine_stage in engine_stages
+    ]
     plan = off.Plan.by_hand({"small": 0.5, "middle": 0.5})
-    runner = overhead.Runner(net, plan, canned, parts, None, own_threads=own_threads)
+    runner = overhead.Runner(net, plan, canned, engine_stages, None, own_threads=own_threads)
     assert (runner._lean is not None) == own_threads
     exits = runner(x["x"]).exit.tolist()
     assert exits == ([2] if count == 1 else [0, 1, *[2] * (count - 2)])
@@ -75,17 +78,17 @@ def test_a_score_that_is_nan_does_not_spoil_the_timing():
             return torch.full((len(x), 3), torch.nan)
 
     net = off.ladder({"a": Nowhere(), "b": nn.Linear(4, 3)}).eval()
-    parts = engine_of("torch")[0].open(net, full_schedule(net.chain), net.device())
-    found = overhead.runner_costs(net, parts, as_inputs(rows_of(5)), own_threads=False)
+    engine_stages = engine_of("torch")[0].open(net, full_schedule(net.topology), net.device())
+    found = overhead.runner_costs(net, engine_stages, as_inputs(rows_of(5)), own_threads=False)
     assert all(np.isfinite(price).all() for price in found.values())
 
 
 def test_noise_is_the_spread_of_one_call(monkeypatch):
     net = ladder_of(2)
-    parts = engine_of("torch")[0].open(net, full_schedule(net.chain), net.device())
+    engine_stages = engine_of("torch")[0].open(net, full_schedule(net.topology), net.device())
     rounds = iter([{"1": np.ones(5), "64": np.ones(5)}, {"1": np.ones(5), "64": np.full(5, 3.0)}])
     monkeypatch.setattr(overhead, "interleaved", lambda *_, **__: next(rounds))
-    noise = overhead.Noise(parts, as_inputs(rows_of(5)))
+    noise = overhead.Noise(engine_stages, as_inputs(rows_of(5)))
     noise.time()
     assert noise.share() == 0
     noise.time()

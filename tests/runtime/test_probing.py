@@ -20,7 +20,7 @@ from small import NAN_MARK, cut_of, dense, images_of, ladder_of, rows_of, seeded
 X = rows_of(70)
 
 
-def standardised(logits):
+def standardized(logits):
     top = logits.max(1).values
     return (top - top.mean()) / (top.std(unbiased=False) + 1e-3)
 
@@ -70,14 +70,14 @@ def test_infinite_scores_are_compared_too():
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
-@pytest.mark.parametrize("gate", [standardised, rank])
+@pytest.mark.parametrize("gate", [standardized, rank])
 def test_a_score_that_depends_on_its_batch_is_refused(gate, batch_size):
     with pytest.raises(BadNetwork, match=r"gate 'small' is another one when a row is run .*other rows of the batch"):
         off.record(ladder_of(2, gate=gate), X, timed=False, progress=False, batch_size=batch_size)
 
 
 def test_a_score_of_a_cut_that_depends_on_its_batch_is_refused():
-    net = cut_of("stem", gate=standardised)
+    net = cut_of("stem", gate=standardized)
     with pytest.raises(BadNetwork, match="gate 'stem' is another one"):
         off.record(net, images_of(40), timed=False, progress=False)
 

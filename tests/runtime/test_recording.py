@@ -36,8 +36,8 @@ def test_the_columns_are_what_the_network_gives(three):
 
 def test_the_header(three):
     header = record(three, (X, Y), timed=False).header
-    assert header.chain == three.chain
-    assert (header.reference, header.classes, header.taught) == ("large", 3, True)
+    assert header.topology == three.topology
+    assert (header.reference, header.classes, header.trained) == ("large", 3, True)
     assert header.origin.key == (three.fingerprint(), "torch", "float32")
     assert [one.shape for one in header.origin.probe.inputs] == [(4,)]
     assert record(three, (X, Y), timed=False).header == header
@@ -59,7 +59,7 @@ def test_macs_of_each_part(three):
     assert macs["cost/segment/small"] == 4 * 3
     assert macs["cost/segment/middle"] == 4 * 8 + 8 * 3
     assert macs["cost/segment/large"] == 4 * 16 + 16 * 3
-    assert macs.keys() == {f"cost/segment/{n}" for n in three.chain.exits} | {
+    assert macs.keys() == {f"cost/segment/{n}" for n in three.topology.exits} | {
         f"cost/{kind}/{n}" for kind in ("exit", "gate") for n in ("small", "middle")
     } | {"cost/exit/large"}
     assert all(macs[name] == 0 for name in macs if "segment" not in name)
@@ -237,7 +237,7 @@ def test_large_logits_widen_the_band_and_are_told():
 
 def test_large_scores_of_ordinary_logits_are_told():
     net = off.ladder([dense(0), dense(1)], gate=lambda z: 1e4 * z.max(1).values)
-    with pytest.warns(off.errors.Notice, match=r"scores of gate 'rung1' reach"):
+    with pytest.warns(off.errors.Notice, match=r"scores of gate 'member1' reach"):
         off.record(net, torch.randn(300, 4), timed=False, progress=False)
     yes = off.ladder([dense(0), dense(1)], gate=lambda z: 1e9 * (z[:, 0] > 0))  # a gate that says yes or no
     off.record(yes, torch.randn(300, 4), timed=False, progress=False)

@@ -27,12 +27,12 @@ def rows_of(count: int, seed: int = 0) -> torch.Tensor:
 def plan_for(net, seed: int) -> Plan:
     draw = random.Random(seed)
     thresholds = {}
-    for gate in net.chain.gates:
+    for gate in net.topology.gates:
         values = []
-        for _ in range(net.chain.routes(gate)):
+        for _ in range(net.topology.routes(gate)):
             values.append(draw.choice([-math.inf, -1.5, -0.5, 0.5, 1.0, 1.5, math.inf]))
         thresholds[gate] = tuple(values)
-    max_exit = draw.choice([None, None, None, *net.chain.exits])
+    max_exit = draw.choice([None, None, None, *net.topology.exits])
     return Plan.by_hand(thresholds, max_exit=max_exit)
 
 
@@ -75,7 +75,7 @@ def test_one_hot_choices_give_what_the_runner_gives(seed, mixed):
     """Bucketed and mixed execution, of random topologies."""
     net = drawn(seed)
     x = rows_of(100, seed)
-    limits = {gate: np.zeros(net.chain.routes(gate), np.float32) + 0.5 for gate in net.chain.gates}
+    limits = {gate: np.zeros(net.topology.routes(gate), np.float32) + 0.5 for gate in net.topology.gates}
 
     def decide(name, gate, seen):
         scores = gate.score(seen).reshape(len(seen.features), -1)
@@ -95,8 +95,8 @@ def test_a_call_of_the_network_gives_every_exit_on_every_path():
     x = rows_of(50)
     trace = recorded(net, x)
     logits = net(x)
-    assert len(logits) == len(net.chain.exit_labels)
-    for label, own in zip(net.chain.exit_labels, logits, strict=True):
+    assert len(logits) == len(net.topology.exit_labels)
+    for label, own in zip(net.topology.exit_labels, logits, strict=True):
         assert own.argmax(1).tolist() == trace.columns[f"answer/{label}"].tolist()
 
 
@@ -105,12 +105,12 @@ def test_a_saved_network_is_read_again(tmp_path):
 
     net = drawn(5)
     off.save(net, tmp_path / "net")
-    models = {name: net.backbone[name] for name in net.chain.names}
+    models = {name: net.backbone[name] for name in net.topology.names}
     again = off.load(
         tmp_path / "net",
         model=models,
-        gates={gate: net.gate_of(gate) for gate in net.chain.gates},
-        exits={name: net.exit_of(name) for name in net.chain.exits},
+        gates={gate: net.gate_of(gate) for gate in net.topology.gates},
+        exits={name: net.exit_of(name) for name in net.topology.exits},
     )
-    assert again.chain == net.chain
+    assert again.topology == net.topology
     assert again.fingerprint() == net.fingerprint()

@@ -36,9 +36,9 @@ def test_answers_are_in_the_order_of_x(three):
     x = rows_of(33)
     y = off.run(three, Plan.by_hand({"small": 0.4, "middle": 0.4}), x)
     every = three(x)
-    for row, (place, logits) in enumerate(zip(y.exit.tolist(), y.logits, strict=True)):
-        torch.testing.assert_close(logits, every[place][row], atol=1e-5, rtol=0)
-    assert y.exits == three.chain.exits
+    for row, (index, logits) in enumerate(zip(y.exit.tolist(), y.logits, strict=True)):
+        torch.testing.assert_close(logits, every[index][row], atol=1e-5, rtol=0)
+    assert y.exits == three.topology.exits
     assert y.reasons() == [WHY[code] for code in y.why]
 
 
@@ -46,12 +46,12 @@ def test_images_and_batch_norm():
     net = ladder_of(3, make=conv)
     x = torch.randn(20, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     trace = off.record(net, x.numpy(), timed=False)
-    plan = Plan.by_hand({gate: float(np.median(trace.columns[f"score/{gate}"])) for gate in net.chain.gates})
+    plan = Plan.by_hand({gate: float(np.median(trace.columns[f"score/{gate}"])) for gate in net.topology.gates})
     assert off.run(net, plan, x).exit.tolist() == trace.replay(plan).exit.tolist()
 
 
-def counting(rungs: int = 3):
-    models = {name: Counting(dense(place)) for place, name in enumerate(("small", "middle", "large")[:rungs])}
+def counting(members: int = 3):
+    models = {name: Counting(dense(index)) for index, name in enumerate(("small", "middle", "large")[:members])}
     return ladder(models).eval(), list(models.values())
 
 
@@ -77,7 +77,7 @@ def test_no_segment_is_called_when_all_have_left():
     assert [model.calls for model in models] == [[7], [], []]
 
 
-def test_each_rung_sees_only_the_rows_that_are_left():
+def test_each_member_sees_only_the_rows_that_are_left():
     net, models = counting()
     plan = Plan.by_hand({"small": 0.4, "middle": 0.4})
     trace = off.record(net, rows_of(40).numpy(), timed=False)
@@ -99,21 +99,21 @@ def test_each_rung_sees_only_the_rows_that_are_left():
         ({"small": 0.4, "middle": 0.4}, "small", {"small"}),
     ],
 )
-def test_a_closed_rung_is_neither_run_nor_charged(thresholds, max_exit, called):
+def test_a_closed_member_is_neither_run_nor_charged(thresholds, max_exit, called):
     net, models = counting()
     trace = off.record(net, rows_of(40).numpy(), timed=False)
     for model in models:
         model.calls.clear()
     plan = Plan.by_hand(thresholds, max_exit=max_exit)
     off.open(net, plan)(rows_of(40))
-    ran = {name for name, model in zip(net.chain.exits, models, strict=True) if model.calls}
+    ran = {name for name, model in zip(net.topology.exits, models, strict=True) if model.calls}
     assert ran == called
-    macs = {name: trace.columns[f"cost/segment/{name}"][0] for name in net.chain.exits}
+    macs = {name: trace.columns[f"cost/segment/{name}"][0] for name in net.topology.exits}
     assert trace.price(plan).worst == sum(macs[name] for name in called)
 
 
-def test_a_mean_reads_the_closed_rungs_before_it():
-    models = {name: Counting(dense(place)) for place, name in enumerate(("small", "middle", "large"))}
+def test_a_mean_reads_the_closed_members_before_it():
+    models = {name: Counting(dense(index)) for index, name in enumerate(("small", "middle", "large"))}
     net = ladder(models, answer="mean").eval()
     y = off.open(net, Plan.by_hand({}))(rows_of(5))
     assert [model.calls for model in models.values()] == [[5], [5], [5]]
@@ -178,9 +178,9 @@ def test_four_threads_share_a_runner(three):
 def test_anytime_is_forward(three):
     x, runner = rows_of(11), off.open(three, Plan.by_hand({"small": 0.0}))
     steps = list(runner.anytime(x))
-    for place, (step, logits) in enumerate(zip(steps, three(x), strict=True)):
+    for index, (step, logits) in enumerate(zip(steps, three(x), strict=True)):
         torch.testing.assert_close(step.logits, logits)
-        assert step.exit.tolist() == [place] * 11
+        assert step.exit.tolist() == [index] * 11
 
 
 def test_anytime_does_no_more_than_is_asked_for():
@@ -214,18 +214,18 @@ def timed_runner(net, plan, ms, monkeypatch):
     [(0.0, 0), (-5.0, 0), (2.0, 0), (10.5, 0), (11.5, 1), (12.5, 2), (1000.0, 2)],
 )
 def test_deadlines(three, monkeypatch, deadline, last):
-    """One look at the clock costs 1 ms and a part needs 10: from 0, rung 2 could end at 11, rung 3 at 12."""
+    """One look at the clock costs 1 ms and a part needs 10: from 0, member 2 could end at 11, member 3 at 12."""
     plan = Plan.by_hand({"small": 0.4, "middle": 0.4})
     runner, x = timed_runner(three, plan, 10.0, monkeypatch), rows_of(40)
     free = runner(x)
     monkeypatch.setattr(running.time, "perf_counter", Clock(1e-3))
     y = runner(x, deadline_ms=deadline)
-    assert y.exit.tolist() == [min(place, last) for place in free.exit.tolist()]
+    assert y.exit.tolist() == [min(index, last) for index in free.exit.tolist()]
     late = [code == WHY.index("deadline") for code in y.why.tolist()]
-    assert late == [place > last for place in free.exit.tolist()]
+    assert late == [index > last for index in free.exit.tolist()]
     every = three(x)
-    for row, place in enumerate(y.exit.tolist()):
-        torch.testing.assert_close(y.logits[row], every[place][row], atol=1e-5, rtol=0)
+    for row, index in enumerate(y.exit.tolist()):
+        torch.testing.assert_close(y.logits[row], every[index][row], atol=1e-5, rtol=0)
 
 
 def test_a_deadline_with_closed_exits_still_answers(three, monkeypatch):
@@ -308,9 +308,9 @@ def test_finite_logits_whose_sum_is_not_are_neither_flagged_nor_kept_from_leavin
 
     net = ladder({"small": Masked(), "large": Masked()}).eval()
     x = rows_of(7)
-    for plan, place in ((Plan.by_hand({"small": -1e9}), 0), (Plan.by_hand({}), 1)):
+    for plan, index in ((Plan.by_hand({"small": -1e9}), 0), (Plan.by_hand({}), 1)):
         y = off.run(net, plan, x)
-        assert y.exit.tolist() == [place] * 7
+        assert y.exit.tolist() == [index] * 7
         assert not y.flagged.any()
 
 
@@ -321,7 +321,7 @@ class Double(nn.Module):
         return x.double()
 
 
-def test_rungs_of_different_precision_answer_in_the_wider():
+def test_members_of_different_precision_answer_in_the_wider():
     net = ladder({"small": dense(0), "large": (dense(1).double(), Double())}).eval()
     x = rows_of(20)
     scores = next(net.walk(x))[2]

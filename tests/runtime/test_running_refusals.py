@@ -55,7 +55,7 @@ CHANGES = {
         {key: value.clone() for key, value in net.state_dict().items()}, assign=True
     ),
     "train": lambda net: net.train(),
-    "train a rung": lambda net: net.backbone["small"].train(),
+    "train a member": lambda net: net.backbone["small"].train(),
     "parameter": new_parameter,
     "data": new_data,
     "model": new_model,
@@ -97,7 +97,7 @@ def test_rows_of_another_shape_are_refused(two):
             off.run(two, Plan.by_hand({"small": 0.4}), wrong)
 
 
-def test_rungs_with_different_classes_are_refused():
+def test_members_with_different_classes_are_refused():
     net = ladder({"small": dense(0), "large": dense(1, classes=5)})
     with pytest.raises(BadNetwork, match="classes"):
         off.run(net, Plan.by_hand({"small": 0.4}), rows_of(20))

@@ -45,7 +45,7 @@ CASES = {
     "three, mean": lambda: (ladder_of(3, seed=6, answer="mean"), False),
     "three, entropy": lambda: (ladder_of(3, seed=7, gate="neg_entropy"), False),
     "one model, cut": lambda: (moved(cut(dense(2), rows_of(4), at=["0", "1"], exits="linear")), False),
-    "a cut rung": lambda: (ladder({"small": moved(cut(dense(1), rows_of(4), at="1")), "large": dense(3)}), False),
+    "a cut member": lambda: (ladder({"small": moved(cut(dense(1), rows_of(4), at="1")), "large": dense(3)}), False),
 }
 
 
@@ -69,9 +69,9 @@ def threshold(rng, scores) -> float:
 
 
 def plan_for(rng, trace: Trace) -> Plan:
-    gates = [gate for gate in trace.chain.gates if rng.random() < 0.9]
+    gates = [gate for gate in trace.topology.gates if rng.random() < 0.9]
     chosen = {gate: threshold(rng, trace.columns[f"score/{gate}"]) for gate in gates}
-    return Plan.by_hand(chosen, max_exit=rng.choice([None, *trace.chain.exits]) if rng.random() < 0.4 else None)
+    return Plan.by_hand(chosen, max_exit=rng.choice([None, *trace.topology.exits]) if rng.random() < 0.4 else None)
 
 
 def off_band(trace: Trace, plan: Plan) -> np.ndarray:

@@ -293,8 +293,8 @@ def test_time_on_no_rows_is_refused(two):
 
 
 @pytest.mark.parametrize(
-    ("asked", "place", "there"),
+    ("asked", "index", "there"),
     [("cpu", "cpu", True), ("cuda", "cuda:1", True), ("cuda:1", "cuda:0", False), ("cuda:0", "cuda", True)],
 )
-def test_a_device_by_number_is_that_one(asked, place, there):
-    assert opening._there(torch.device(asked), torch.device(place)) is there
+def test_a_device_by_number_is_that_one(asked, index, there):
+    assert opening._there(torch.device(asked), torch.device(index)) is there

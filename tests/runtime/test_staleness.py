@@ -1,4 +1,4 @@
-"""What a Watch notices, what it leaves alone, and that it keeps nothing alive."""
+"""What a ChangeDetector notices, what it leaves alone, and that it keeps nothing alive."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import nn
 
 from offramp.errors import StaleRunner
 from offramp.gates.tempered import Tempered
-from offramp.runtime.staleness import SettingsWatch, Watch
+from offramp.runtime.staleness import ChangeDetector, SettingsDetector
 from small import dense, ladder_of
 
 
@@ -57,34 +57,34 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_it_notices(change):
     module = model()
-    watch = Watch([module])
-    watch.check()
+    detector = ChangeDetector([module])
+    detector.check()
     CHANGES[change](module)
     with pytest.raises(StaleRunner, match="open again"):
-        watch.check()
+        detector.check()
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
-def test_a_glance_notices_a_write_through_numpy_within_its_turns(kind, layout):
+def test_a_spot_check_notices_a_write_through_numpy_within_its_turns(kind, layout):
     """Eight tensors are compared by content at a time: of more the next ones each time."""
     module = nn.Sequential(*(nn.Conv2d(2, 2, 3) for _ in range(12))).to(kind).to(memory_format=layout).eval()
-    watch = Watch([module])
+    detector = ChangeDetector([module])
     for _ in range(9):
-        watch.glance()
+        detector.spot_check()
     module[11].weight.data.mul_(2)
-    assert [refused(watch) for _ in range(6)].count(True) == 2
+    assert [refused(detector) for _ in range(6)].count(True) == 2
 
 
 def test_a_single_value_that_is_not_compared_is_not_noticed():
     """What the docstring says cannot be seen."""
     module = nn.Linear(100, 100).eval()
-    watch = Watch([module])
+    detector = ChangeDetector([module])
     module.weight.data[0, 1] += 1
-    watch.check()
+    detector.check()
     module.weight.data[0, 0] += 1
     with pytest.raises(StaleRunner):
-        watch.check()
+        detector.check()
 
 
 def test_expanded_sparse_and_empty_buffers_are_no_obstacle():
@@ -92,135 +92,135 @@ def test_expanded_sparse_and_empty_buffers_are_no_obstacle():
     module.register_buffer("wide", torch.zeros(1).expand(5))
     module.register_buffer("sparse", torch.eye(3).to_sparse())
     module.register_buffer("empty", torch.zeros(0, 3))
-    Watch([module]).check()
+    ChangeDetector([module]).check()
 
 
 def test_it_leaves_alone_what_changes_nothing():
     module = model()
-    watch = Watch([module])
+    detector = ChangeDetector([module])
     module(torch.zeros(5, 4))
     module.to("cpu").float().eval()
     module.state_dict()
     [p.requires_grad_(False) for p in module.parameters()]
-    watch.check()
+    detector.check()
 
 
 def test_weights_made_in_inference_mode():
     with torch.inference_mode():
         module = model()
-    watch = Watch([module])
-    watch.check()
+    detector = ChangeDetector([module])
+    detector.check()
     module[2].weight = nn.Parameter(torch.ones(2, 3))
     with pytest.raises(StaleRunner):
-        watch.check()
+        detector.check()
 
 
 def test_shallow_it_looks_at_the_roots_alone():
     module = model()
-    watch = Watch([module], deep=False)
+    detector = ChangeDetector([module], deep=False)
     touch(module[2], "weight", "mul_")
-    watch.check()
+    detector.check()
     module[2] = nn.Identity().eval()
     with pytest.raises(StaleRunner):
-        watch.check()
+        detector.check()
 
 
 def test_it_keeps_no_module_alive():
     module = model()
-    watch = Watch([module], deep=False)
+    detector = ChangeDetector([module], deep=False)
     gone = weakref.ref(module)
     del module
     gc.collect()
     assert gone() is None
-    watch.check()
+    detector.check()
 
 
-def refused(watch):
+def refused(detector):
     try:
-        watch.glance()
+        detector.spot_check()
     except StaleRunner:
         return True
     return False
 
 
 @pytest.mark.parametrize("change", ["double", "deep training", "weight in place"])
-def test_glances_notice_after_as_many_turns_at_most_and_a_check_at_once(change):
+def test_spot_checks_notice_after_as_many_turns_at_most_and_a_check_at_once(change):
     module = model()
-    watch = Watch([module], turns=4)
+    detector = ChangeDetector([module], shares=4)
     CHANGES[change](module)
     with pytest.raises(StaleRunner):
-        watch.check()
-    assert any(refused(watch) for _ in range(4))
+        detector.check()
+    assert any(refused(detector) for _ in range(4))
 
 
-def test_every_glance_looks_at_what_is_always_looked_at():
+def test_every_spot_check_looks_at_what_is_always_looked_at():
     module = model()
-    watch = Watch([module], turns=4, always=[module[2]])
+    detector = ChangeDetector([module], shares=4, each_time=[module[2]])
     touch(module[2], "weight", "mul_")
-    assert all(refused(watch) for _ in range(9))
+    assert all(refused(detector) for _ in range(9))
 
 
 def test_more_turns_than_modules():
     module = nn.Linear(2, 2).eval()
-    watch = Watch([module], turns=3)
+    detector = ChangeDetector([module], shares=3)
     for _ in range(7):
-        watch.glance()
+        detector.spot_check()
     touch(module, "weight", "mul_")
-    assert [refused(watch) for _ in range(6)].count(True) == 2
+    assert [refused(detector) for _ in range(6)].count(True) == 2
 
 
 def test_it_notices_another_function_of_a_gate():
     net = ladder_of(2)
-    watch = Watch([net.gates])
+    detector = ChangeDetector([net.gates])
     net.gates["small"].function = lambda logits: logits[:, 0]
     with pytest.raises(StaleRunner):
-        watch.check()
+        detector.check()
 
 
 def test_it_notices_a_number_or_a_word_of_a_gate():
     net = ladder_of(2)
     net.gates["small"] = Tempered(net.gates["small"], 2.0).eval()
-    watch = Watch([net.gates])
-    watch.check()
+    detector = ChangeDetector([net.gates])
+    detector.check()
     net.gates["small"].temperature = 3.0
     with pytest.raises(StaleRunner):
-        watch.check()
+        detector.check()
 
 
-def test_a_settings_watch_looks_at_all_modules_in_turns_and_keeps_none_alive():
+def test_a_settings_detector_looks_at_all_modules_in_turns_and_keeps_none_alive():
     module = nn.Sequential(*(nn.LeakyReLU(0.1) for _ in range(20))).eval()
-    watch = SettingsWatch(module.modules())
+    detector = SettingsDetector(module.modules())
     for _ in range(7):
-        watch.glance()
+        detector.spot_check()
     module[11].negative_slope = 0.2
-    assert [refused(watch) for _ in range(6)].count(True) == 2  # of three shares one holds it
+    assert [refused(detector) for _ in range(6)].count(True) == 2  # of three shares one holds it
     with pytest.raises(StaleRunner, match="a setting of a LeakyReLU"):
-        watch.check()
+        detector.check()
     module[11].negative_slope = 0.1
-    watch.check()
+    detector.check()
     gone = weakref.ref(module)
     del module
     gc.collect()
     assert gone() is None
 
 
-def test_a_settings_watch_compares_what_code_reads_by_value():
+def test_a_settings_detector_compares_what_code_reads_by_value():
     table, entries, tensor = {"by": 1.5, "f": len}, {"a": torch.ones(2)}, torch.ones(2)
-    watch = SettingsWatch([], [(table, "by", 1.5), (table, "f", len)], [(entries, dict(entries))], [tensor])
+    detector = SettingsDetector([], [(table, "by", 1.5), (table, "f", len)], [(entries, dict(entries))], [tensor])
     table["by"] = float("1.5")  # another object of the same value
-    watch.check()
+    detector.check()
     entries["a"] = torch.ones(2)
-    watch.glance()
+    detector.spot_check()
     with pytest.raises(StaleRunner, match="a dict"):
-        watch.check()
+        detector.check()
     table["f"] = max
     with pytest.raises(StaleRunner, match="'f'"):
-        watch.glance()
+        detector.spot_check()
     table["f"] = len
     del table["by"]
     with pytest.raises(StaleRunner, match="'by'"):
-        watch.glance()
+        detector.spot_check()
     table["by"] = 1.5
     tensor.add_(1)
     with pytest.raises(StaleRunner, match="a tensor"):
-        watch.glance()
+        detector.spot_check()

@@ -135,26 +135,26 @@ def arguments_of(texts: Sequence[str] | None, told: str = "--with") -> dict[str,
     >>> arguments_of(["epochs=5", "weights=[1, 0.3]", "norm=frozen"])
     {'epochs': 5, 'weights': [1, 0.3], 'norm': 'frozen'}
     """
-    found: dict[str, Any] = {}
+    arguments: dict[str, Any] = {}
     for name, value in pairs(texts, told).items():
         if not name.isidentifier():
             raise InvalidArgument(f"got {told} {name}=..., expected the name of an argument before the =; write it so")
         try:
-            found[name] = json.loads(value)
+            arguments[name] = json.loads(value)
         except (ValueError, RecursionError):
-            found[name] = value
-    return found
+            arguments[name] = value
+    return arguments
 
 
 def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
     """NAME=VALUE texts as a mapping. Raises InvalidArgument."""
-    found: dict[str, str] = {}
+    pairs: dict[str, str] = {}
     for text in texts or ():
         name, equals, value = text.partition("=")
-        if not (name and equals and value) or name in found:
+        if not (name and equals and value) or name in pairs:
             raise InvalidArgument(f"got {option} {text!r}, expected NAME=VALUE, each name once; write it so")
-        found[name] = value
-    return found
+        pairs[name] = value
+    return pairs
 
 
 def words(text: str | None) -> list[str] | None:

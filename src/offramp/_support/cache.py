@@ -39,18 +39,18 @@ def read(key: str) -> bytes | None:
 
 def write(key: str, body: bytes) -> None:
     """Keep bytes under a key, where that is possible. Readers see all of them or none."""
-    place = _file(key)
+    path = _file(key)
     try:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=place.parent, suffix=".part")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
         try:
             with os.fdopen(handle, "wb") as file:
                 file.write(_head(key, body) + b"\n" + body)
-            Path(name).replace(place)
+            Path(name).replace(path)
         except OSError:
             Path(name).unlink(missing_ok=True)
             raise
-        _trim(place.parent)
+        _trim(path.parent)
     except OSError:  # a read-only folder, a full disk: it is only a cache
         return
 
@@ -74,9 +74,9 @@ def _head(key: str, body: bytes) -> bytes:
     return f"offramp cache {whose} {hashlib.sha256(body).hexdigest()}".encode()
 
 
-def _trim(place: Path) -> None:
+def _trim(path: Path) -> None:
     """Remove the files that nobody has read for longest, until the rest is small enough."""
-    states = sorted(((file.stat(), file) for file in place.glob("*.bin")), key=lambda pair: -pair[0].st_mtime)
+    states = sorted(((file.stat(), file) for file in path.glob("*.bin")), key=lambda pair: -pair[0].st_mtime)
     total = 0
     for state, file in states:
         total += state.st_size

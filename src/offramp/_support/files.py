@@ -314,46 +314,46 @@ def read_state_dicts(path: str | Path) -> dict[str, dict[str, Tensor]]:
     Raises:
         BadFile: missing, truncated, would run code, or without a state dict.
     """
-    place = Path(path)
-    require_regular(place)
-    if place.suffix in CHECKPOINTS:
-        loaded = _read_checkpoint(place)
+    folder = Path(path)
+    require_regular(folder)
+    if folder.suffix in CHECKPOINTS:
+        loaded = _read_checkpoint(folder)
         found = dict(_state_dicts(loaded))
         if not found:
             keys = f": its keys are {_some(loaded)}" if isinstance(loaded, dict) and loaded else ""
-            raise BadFile(f"{place} holds no state dict of tensors{keys}; save model.state_dict() and give that file")
+            raise BadFile(f"{folder} holds no state dict of tensors{keys}; save model.state_dict() and give that file")
         return found
     from safetensors.torch import load_file
 
     try:
-        return {"": load_file(place)}
+        return {"": load_file(folder)}
     except Exception as problem:
         raise BadFile(
-            f"{place} is not a readable safetensors file ({problem}); a PyTorch checkpoint must be named .pt or .pth"
+            f"{folder} is not a readable safetensors file ({problem}); a PyTorch checkpoint must be named .pt or .pth"
         ) from problem
 
 
-def _read_checkpoint(place: Path) -> Any:
+def _read_checkpoint(path: Path) -> Any:
     import torch
 
-    if _is_compressed(place):
-        raise BadFile(f"{place} is a compressed archive, and torch.save writes none; save the weights again")
+    if _is_compressed(path):
+        raise BadFile(f"{path} is a compressed archive, and torch.save writes none; save the weights again")
     try:
         with torch.serialization.safe_globals(_inert()):
-            return torch.load(place, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as problem:  # pickle, zip and torch errors alike: the file is not plain weights
         refused = re.search(r"Unsupported (?:global|class)[^A-Za-z]*(?:GLOBAL )?([\w.]+)", str(problem))
         what = f"it holds a {refused[1]}, which" if refused else "it is damaged or"
         raise BadFile(
-            f"{place} cannot be read as plain weights (weights_only=True); {what} would run code: save "
+            f"{path} cannot be read as plain weights (weights_only=True); {what} would run code: save "
             "model.state_dict() and give that file"
         ) from problem
 
 
-def _is_compressed(place: Path) -> bool:
+def _is_compressed(path: Path) -> bool:
     """Whether a zip archive has compressed members; False for what is no archive, or a damaged one."""
     try:
-        with zipfile.ZipFile(place) as archive:
+        with zipfile.ZipFile(path) as archive:
             return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
     except Exception:  # a damaged directory can fail anywhere; torch says what is wrong with the file
         return False

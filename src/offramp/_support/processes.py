@@ -32,23 +32,23 @@ LAUNCHED = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")  # what launcher
 class Processes:
     """One process among `count`; the one at place 0, the main one, writes files. device: where its tensors lie."""
 
-    place: int = 0
+    rank: int = 0
     count: int = 1
     device: torch.device = CPU
 
     @property
     def main(self) -> bool:
         """Whether this is the one that writes and prints."""
-        return self.place == 0
+        return self.rank == 0
 
     @property
     def turn(self) -> slice:
         """Which of things in a row are this process's: every count-th."""
-        return slice(self.place, None, self.count)
+        return slice(self.rank, None, self.count)
 
     def share(self, positions: Array) -> Array:
         """This process's part of some rows; the parts differ by one row at most."""
-        return np.array_split(positions, self.count)[self.place]
+        return np.array_split(positions, self.count)[self.rank]
 
     def gathered(self, thing: T) -> list[T]:
         """What each process holds, in their order, in every process."""

@@ -13,7 +13,7 @@ PAUSE = 1.0  # seconds after which a pass no longer belongs to the one before it
 T = TypeVar("T")
 
 
-class _Clock:
+class _Stopwatch:
     """When the last line was written, and when the last pass ended: shared by all passes, as standard error is.
 
     A run of many short passes would otherwise stay silent: none of them alone takes ten seconds.
@@ -49,15 +49,15 @@ def _bar(items: Iterable[T], what: str, total: float | None) -> Iterator[T]:
 
 def _lines(items: Iterable[T], what: str, total: float | None) -> Iterator[T]:
     start = time.monotonic()
-    if start - _Clock.ended > PAUSE:
-        _Clock.line = start
+    if start - _Stopwatch.ended > PAUSE:
+        _Stopwatch.line = start
     for count, item in enumerate(items, 1):
         yield item
         now = time.monotonic()
-        if now - _Clock.line >= SILENCE and count != total:
-            _Clock.line = now
+        if now - _Stopwatch.line >= SILENCE and count != total:
+            _Stopwatch.line = now
             print(_line(what, count, total, now - start), file=sys.stderr, flush=True)
-    _Clock.ended = time.monotonic()
+    _Stopwatch.ended = time.monotonic()
 
 
 def _line(what: str, count: int, total: float | None, seconds: float) -> str:

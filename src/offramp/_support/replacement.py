@@ -144,38 +144,38 @@ def read_whole(folder: Path, read: Callable[[Path], T], require_own: RequireOwn)
 
 def require_own_file(path: str | Path, mark: bytes | None, what: str) -> None:
     """Raise BadFile where something is at `path` that offramp did not write as a `what`. An empty file is nobody's."""
-    place = Path(path)
+    folder = Path(path)
     try:
-        if not place.exists() or place.is_dir():  # a folder is refused when it is to be replaced
+        if not folder.exists() or folder.is_dir():  # a folder is refused when it is to be replaced
             return
-        if not place.is_file():
+        if not folder.is_file():
             raise BadFile(f"{path} is no regular file; name another one")
-        if mark is None or place.stat().st_size == 0:
+        if mark is None or folder.stat().st_size == 0:
             return
-        with place.open("rb") as file:
+        with folder.open("rb") as file:
             head = file.read(HEAD)
     except OSError as problem:
-        raise unwritable(place, problem) from problem
+        raise unwritable(folder, problem) from problem
     if mark not in head:
         raise BadFile(f"{path} exists and is no {what} that offramp wrote; name another file, or remove it first")
 
 
-def require_writable(place: Path, *, folder: bool = False) -> None:
+def require_writable(path: Path, *, folder: bool = False) -> None:
     """Raise BadFile for a place that cannot be written, before the work is done and not after it.
 
     folder: what is to be there is a folder, which may exist already.
     """
-    homes = [place, *place.absolute().parents] if folder else [*place.absolute().parents]
+    homes = [path, *path.absolute().parents] if folder else [*path.absolute().parents]
     home = next(each for each in homes if os.path.lexists(each))
     wrong = None
-    if place.is_dir() and not folder:
+    if path.is_dir() and not folder:
         wrong = errno.EISDIR
     elif not home.is_dir():
         wrong = errno.ENOTDIR
     elif not os.access(home, os.W_OK | os.X_OK):
         wrong = errno.EACCES
     if wrong is not None:
-        raise unwritable(place, OSError(wrong, os.strerror(wrong)))
+        raise unwritable(path, OSError(wrong, os.strerror(wrong)))
 
 
 def unwritable(path: Path, problem: OSError) -> BadFile:

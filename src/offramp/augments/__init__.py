@@ -1,1 +1,1 @@
-"""What draws other versions of a batch while a network is taught, from torch's own generator: one family per file."""
+"""What draws other versions of a batch while a network is trained, from torch's own generator: one family per file."""

@@ -74,7 +74,7 @@ def adopt(
         ...     def forward(self, x):
         ...         h = self.stem(x)
         ...         return [self.early(h), self.late(self.body(h))]
-        >>> adopt(TwoExits().eval(), torch.randn(4, 8)).chain.exits
+        >>> adopt(TwoExits().eval(), torch.randn(4, 8)).topology.exits
         ('stem', 'backbone')
     """
     if not isinstance(model, nn.Module):
@@ -314,7 +314,7 @@ def _require_fitting(model: nn.Module, seen: _Forward, exits: Mapping[str, str])
 def _require_same(network: Network, seen: _Forward, heads: Mapping[str, _Head], inputs: State) -> None:
     """Raise BadNetwork where an exit answers otherwise than the model did, in its own forward."""
     with torch.no_grad():
-        ours = dict(zip(network.chain.exits, network(given(copies(inputs))), strict=True))
+        ours = dict(zip(network.topology.exits, network(given(copies(inputs))), strict=True))
     for layer, head in heads.items():
         if head.answer is None:
             continue

@@ -158,17 +158,17 @@ def layer_class(name: str) -> type[Layer]:
 
 def methods() -> list[str]:
     """The names of all methods on the shelf `layers`."""
-    found = [KEEP]
+    methods = [KEEP]
     for name in files("layers"):
         title = "".join(word.title() for word in name.split("_"))
         offered = names("layers")
         if title in offered:
             kind = find("layers", title)
             if isinstance(kind, type) and issubclass(kind, Layer):
-                found.append(name)
+                methods.append(name)
         elif name in offered and getattr(find("layers", name), "rewrites", False):
-            found.append(name)
-    return found
+            methods.append(name)
+    return methods
 
 
 def _replaced(model: nn.Module, method: Method, chosen: list[str]) -> nn.Module:
@@ -260,15 +260,15 @@ def _require_unshared(model: nn.Module, chosen: list[str]) -> None:
     owners: dict[int, str] = {}
     for name, module in model.named_modules(remove_duplicate=False):
         for key, value in module.named_parameters(recurse=False):
-            place = f"{name}.{key}" if name else key
-            first = owners.setdefault(id(value), place)
-            if first == place:
+            index = f"{name}.{key}" if name else key
+            first = owners.setdefault(id(value), index)
+            if first == index:
                 continue
             for layer in chosen:
-                within = [each for each in (first, place) if each.startswith(f"{layer}.")]
+                within = [each for each in (first, index) if each.startswith(f"{layer}.")]
                 if len(within) == 1:
                     raise BadNetwork(
-                        f"{first!r} and {place!r} are the same weights; replacing {layer!r} would "
+                        f"{first!r} and {index!r} are the same weights; replacing {layer!r} would "
                         "untie them, so leave it out of the patterns or untie them first"
                     )
 
@@ -297,18 +297,18 @@ def conversions_of(model: nn.Module, base: nn.Module | None = None) -> dict[str,
     Raises:
         InvalidArgument: a layer of the user's own class, or by a function: no text stands for it.
     """
-    found: dict[str, str] = {}
+    conversions: dict[str, str] = {}
     for name, layer in outer_layers(model).items():
-        found[name] = _spec_of(name, layer)
+        conversions[name] = _spec_of(name, layer)
     if base is not None:
         before = dict(base.named_modules())
         for name, module in model.named_modules():
-            inside = any(name.startswith(f"{outer}.") or name == outer for outer in found)
+            inside = any(name.startswith(f"{outer}.") or name == outer for outer in conversions)
             if not inside and name in before:
                 spec = _resized_spec(before[name], module)
                 if spec is not None:
-                    found[name] = spec
-    return found
+                    conversions[name] = spec
+    return conversions
 
 
 def _resized_spec(before: nn.Module, after: nn.Module) -> str | None:

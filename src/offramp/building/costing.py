@@ -89,7 +89,7 @@ def changes(before: nn.Module, after: nn.Module, example: Any, *, timed: bool = 
     """
     state = as_inputs(example)
     old = dict(before.named_modules())
-    found: list[Change] = []
+    changes: list[Change] = []
     names = _changed(before, after)
     inputs = _inputs(before, names, partial(_call, before, state))
     for name in names:
@@ -100,10 +100,10 @@ def changes(before: nn.Module, after: nn.Module, example: Any, *, timed: bool = 
         if isinstance(new, Layer):
             kind = type(new).__name__
             pair = _pair(old[name], new, x, x, timed=timed)
-            found.append(Change(name, kind, *pair))
+            changes.append(Change(name, kind, *pair))
     pair = _pair(before, after, example, example, timed=timed)
-    found.append(Change("", "model", *pair))
-    return found
+    changes.append(Change("", "model", *pair))
+    return changes
 
 
 def _pair(before: nn.Module, after: nn.Module, x: Any, y: Any, *, timed: bool) -> tuple[Cost, Cost]:

@@ -13,15 +13,15 @@ from torch import nn
 
 from offramp._support.find import find
 from offramp.building.factories import made_for_features, make_exit, make_gate
-from offramp.building.placement.asked import require_place, where
-from offramp.building.placement.trying import Placing
+from offramp.building.placement.candidates import require_place, where
+from offramp.building.placement.measure import Placement
 from offramp.building.skipping import skippable
 from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError
 from offramp.networks.ambient import without_autocast
 from offramp.networks.channels import ChannelTracker, layouts_of
 from offramp.networks.dependence import require_read
 from offramp.networks.inputs import State, as_inputs, copies, given, remedy, texts_of
-from offramp.networks.members import BACKBONE, Rung, digest, outside_torch, require_name, values_of
+from offramp.networks.members import BACKBONE, ModelSpec, digest, outside_torch, require_name, values_of
 from offramp.networks.network import Network, require_eval
 from offramp.networks.nodes import Exit, Gate, Seen
 from offramp.networks.nodes import answer as logits_of
@@ -93,7 +93,7 @@ def cut(
 
     Example:
         >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
-        >>> cut(model, torch.randn(4, 8), at=["1"]).chain.exits
+        >>> cut(model, torch.randn(4, 8), at=["1"]).topology.exits
         ('1', 'backbone')
     """
     if skip is not None:
@@ -135,35 +135,35 @@ def cut_and_placement(
     length: Sequence[str] | str = (),
     labelled: object = None,
     logits: int | str | None = None,
-) -> tuple[Network, Placing | None]:
+) -> tuple[Network, Placement | None]:
     """As `cut`, and what was measured where at="auto" chose the exits (None for any other `at`)."""
     require_place(at, parts, labelled)
     _require_module(model, "model")
     model, prefix = unwrapped(model)
     at = _within(at, prefix, model)
     _require_modules(model, preprocess)
-    place = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
+    device = next((tensor.device for tensor in (*model.parameters(), *model.buffers())), None)
     _require_no_label(model, preprocess, example)
-    tried = copies(as_inputs(example, place))
+    tried = copies(as_inputs(example, device))
     free = texts_of(tried, length)
-    names, placing = where(model, preprocess, tried, at=at, parts=parts, labelled=labelled, exits=exits, length=free)
+    names, placement = where(model, preprocess, tried, at=at, parts=parts, labelled=labelled, exits=exits, length=free)
     output = None if logits is None else f"y/{logits}"
-    rung = Rung(BACKBONE, spec, names, _inputs(tried), free, output)
-    features, layouts = _tried_out(model, preprocess, rung, tried)
-    rung = replace(rung, cuts=tuple(features)[:-1])  # in their order
-    network = _hung(model, preprocess, rung, features, layouts, exits, gate)
-    if placing is not None:
-        network.learned = union([network.learned, placing.seen])  # by those its exits were placed: no promise
+    member = ModelSpec(BACKBONE, spec, names, _inputs(tried), free, output)
+    features, layouts = _tried_out(model, preprocess, member, tried)
+    member = replace(member, cuts=tuple(features)[:-1])  # in their order
+    network = _hung(model, preprocess, member, features, layouts, exits, gate)
+    if placement is not None:
+        network.trained_on = union([network.trained_on, placement.seen])  # by those its exits were placed: no promise
     refuse_hidden(network)
     segments_of(network, tried)
     check_classes(network, example)
     require_read(network, tried, "the example")
-    return network, placing
+    return network, placement
 
 
 @without_autocast()
 def ladder(
-    rungs: Sequence[Model] | Mapping[str, Model],
+    members: Sequence[Model] | Mapping[str, Model],
     *,
     gate: GateLike | Mapping[str, GateLike] = "margin",
     temperature: float | None = None,
@@ -176,7 +176,7 @@ def ladder(
     Each model reads the raw input through its own preprocessing. Nothing is trained and nothing is changed.
 
     Args:
-        rungs: Models or (model, preprocess) pairs; a mapping names them, a sequence numbers them. A network made by
+        members: Models or (model, preprocess) pairs; a mapping names them, a sequence numbers them. A network made by
             `cut` may be one of them and keeps its exits and gates, at the nodes `<name>/<cut>`. A scikit-learn
             estimator, the path of an `.onnx` file and a function of NumPy arrays are taken too (see `offramp.members`).
         gate: One for all models but the last, or a mapping from name to gate: a name on the shelf `gates`, a Gate, or a
@@ -198,10 +198,10 @@ def ladder(
 
     Example:
         >>> net = ladder({"small": nn.Linear(4, 3), "large": nn.Linear(4, 3)}).eval()
-        >>> net.chain.exits
+        >>> net.topology.exits
         ('small', 'large')
     """
-    named = _named(rungs)
+    named = _named(members)
     for model, preprocess, _ in named.values():
         _require_no_label(model, preprocess, example)
     if temperature is not None:
@@ -211,27 +211,29 @@ def ladder(
             )
         gate = find("gates", "Tempered")(make_gate(gate), temperature)
     names, inner = list(named), {name: network for name, (_, _, network) in named.items() if network is not None}
-    exits = {name: _exit(answer, names[place - 1] if place else None, place) for place, name in enumerate(names)}
+    exits = {name: _exit(answer, names[index - 1] if index else None, index) for index, name in enumerate(names)}
     told = {name: getattr(model, "spec", None) for name, (model, _, _) in named.items() if outside_torch([model])}
     told = {**(sources or {}), **told}  # a member that computes outside of torch knows itself how it is built again
     known = () if example is None else _inputs(as_inputs(example))
-    stacked = [_rung(name, inner.get(name), told.get(name), known) for name in names]
-    nodes = [node for rung in stacked for node in rung.nodes()]
+    stacked = [_member(name, inner.get(name), told.get(name), known) for name in names]
+    nodes = [node for member in stacked for node in member.nodes()]
     asked = _each(gate, names[:-1], "gates")
     gates = {name: make_gate(one, nodes[: nodes.index(name)]) for name, one in asked.items()}
-    hung = [(rung.node(cut), inner[rung.name], cut) for rung in stacked for cut in rung.cuts]  # when a rung was cut
+    hung = [
+        (member.node(cut), inner[member.name], cut) for member in stacked for cut in member.cuts
+    ]  # when a member was cut
     for node, network, cut in hung:
         exits[node], gates[node] = network.exit_of(cut), network.gate_of(cut)
     stack = Network(
         backbone=nn.ModuleDict({name: model for name, (model, _, _) in named.items()}),
-        rungs=tuple(stacked),
-        chain=_chain(stacked, exits, gates),
+        members=tuple(stacked),
+        topology=_chain(stacked, exits, gates),
         fronts={name: preprocess for name, (_, preprocess, _) in named.items() if preprocess is not None},
         exits=exits,
         gates=gates,
         made={node: network.made[cut] for node, network, cut in hung if cut in network.made},
     )
-    stack.learned = union([stack.learned, *(network.learned for network in inner.values())])
+    stack.trained_on = union([stack.trained_on, *(network.trained_on for network in inner.values())])
     stack.class_names = _class_names(inner)
     refuse_hidden(stack)
     if example is not None:
@@ -240,12 +242,12 @@ def ladder(
 
 
 def _class_names(networks: Mapping[str, Network]) -> tuple[str, ...] | None:
-    """The class names that the rungs were taught with. Raises BadNetwork where they differ."""
+    """The class names that the members were trained with. Raises BadNetwork where they differ."""
     known = {name: network.class_names for name, network in networks.items() if network.class_names is not None}
     if len(set(known.values())) > 1:
         raise BadNetwork(
-            f"the rungs {', '.join(known)} were taught with different class names; expected one numbering of classes: "
-            "teach them on rows of one data set"
+            f"the members {', '.join(known)} were trained with different class names; expected one numbering: "
+            "train them on rows of one data set"
         )
     return next(iter(known.values()), None)
 
@@ -266,18 +268,18 @@ def check_classes(network: Network, example: object) -> int:
     finally:
         for module, mode in modes.items():
             module.training = mode
-    widths = {name: int(logits.shape[1]) for name, logits in zip(network.chain.exits, every, strict=True)}
+    widths = {name: int(logits.shape[1]) for name, logits in zip(network.topology.exits, every, strict=True)}
     if len(set(widths.values())) > 1:
         raise BadNetwork(
-            f"the exits answer with different numbers of classes ({widths}), expected one; check the rungs"
+            f"the exits answer with different numbers of classes ({widths}), expected one; check the members"
         )
     return next(iter(widths.values()))
 
 
-def _chain(rungs: Sequence[Rung], exits: Mapping[str, Exit], gates: Mapping[str, Gate]) -> Topology:
-    """All nodes in order; within a rung each segment continues from the one before it."""
-    names = [node for rung in rungs for node in rung.nodes()]
-    after = {node: (before,) for rung in rungs for before, node in pairwise(rung.nodes())}
+def _chain(members: Sequence[ModelSpec], exits: Mapping[str, Exit], gates: Mapping[str, Gate]) -> Topology:
+    """All nodes in order; within a member each segment continues from the one before it."""
+    names = [node for member in members for node in member.nodes()]
+    after = {node: (before,) for member in members for before, node in pairwise(member.nodes())}
     nodes = list[Node]()
     for name in names:
         gate_reads = gates[name].reads if name in gates else ()
@@ -288,7 +290,7 @@ def _chain(rungs: Sequence[Rung], exits: Mapping[str, Exit], gates: Mapping[str,
 def _hung(
     model: nn.Module,
     preprocess: nn.Module | None,
-    rung: Rung,
+    member: ModelSpec,
     features: Mapping[str, Any],
     layouts: Mapping[str, str | None],
     exits: ExitLike | Mapping[str, ExitLike],
@@ -297,27 +299,27 @@ def _hung(
     """The network of a model that is cut, with its exits, on the device and in the type of what they read."""
     heads: dict[str, Exit] = {BACKBONE: find("exits", "Own")()}
     classes, made = logits_of(heads[BACKBONE], Seen(features[BACKBONE], {}), BACKBONE).shape[1], dict[str, str]()
-    asked = _each(exits, rung.cuts, "exits")
-    for place, name in enumerate(rung.cuts):
+    asked = _each(exits, member.cuts, "exits")
+    for index, name in enumerate(member.cuts):
         value, given_exit = features[name], asked[name]
         shape = tuple(value.shape[1:])
-        heads[name] = make_exit(given_exit, shape, classes, rung.cuts[:place], layouts.get(name))
+        heads[name] = make_exit(given_exit, shape, classes, member.cuts[:index], layouts.get(name))
         if not isinstance(given_exit, Exit):
             heads[name].to(value.device, value.dtype if value.is_floating_point() else None)
             made |= {name: mark} if (mark := digest(heads[name])) else {}
-    scorers = _each(gate, rung.cuts, "gates")
+    scorers = _each(gate, member.cuts, "gates")
     gates = dict[str, Gate]()
-    for place, name in enumerate(rung.cuts):
+    for index, name in enumerate(member.cuts):
         shape = tuple(features[name].shape[1:])
-        gates[name] = make_gate(scorers[name], rung.cuts[:place], shape)
+        gates[name] = make_gate(scorers[name], member.cuts[:index], shape)
         if made_for_features(scorers[name]):
             gates[name].to(features[name].device)
-    _require_inputs(rung, heads)
-    _require_inputs(rung, gates)
+    _require_inputs(member, heads)
+    _require_inputs(member, gates)
     return Network(
         backbone=model,
-        rungs=(rung,),
-        chain=_chain([rung], heads, gates),
+        members=(member,),
+        topology=_chain([member], heads, gates),
         fronts={} if preprocess is None else {BACKBONE: preprocess},
         exits=heads,
         gates=gates,
@@ -325,9 +327,9 @@ def _hung(
     )
 
 
-def _require_inputs(rung: Rung, parts: Mapping[str, Exit] | Mapping[str, Gate]) -> None:
+def _require_inputs(member: ModelSpec, parts: Mapping[str, Exit] | Mapping[str, Gate]) -> None:
     """Raise InvalidArgument for an exit or a gate that reads an input which the model does not have."""
-    known = [one.name for one in rung.inputs]
+    known = [one.name for one in member.inputs]
     for node, part in parts.items():
         if missing := [name for name in part.reads if is_input(name) and name not in known]:
             raise InvalidArgument(
@@ -370,7 +372,7 @@ def _require_no_label(model: nn.Module, preprocess: nn.Module | None, example: o
 
 
 def _tried_out(
-    model: nn.Module, preprocess: nn.Module | None, rung: Rung, tried: State
+    model: nn.Module, preprocess: nn.Module | None, member: ModelSpec, tried: State
 ) -> tuple[dict[str, Any], dict[str, str | None]]:
     """The values at each node for the example, and their layouts. One row is doubled, as for the export.
 
@@ -379,14 +381,14 @@ def _tried_out(
     two = {name: torch.cat([value, value]) if len(value) == 1 else value for name, value in tried.items()}
     try:
         with torch.no_grad(), ChannelTracker() as tracker:
-            values = values_of(model, preprocess, rung, two)
+            values = values_of(model, preprocess, member, two)
     except OfframpError:
         raise
     except Exception as problem:  # whatever the user's code raises
         why = next(iter(str(problem).strip().splitlines()), type(problem).__name__).rstrip(".;")
         way = remedy(tried, problem, "give a batch of its shape and type")
         raise BadData(f"the model fails on the example: {why}; {way}") from problem
-    return values, layouts_of(values, tracker, free=bool(rung.length))
+    return values, layouts_of(values, tracker, free=bool(member.length))
 
 
 def _inputs(state: State) -> tuple[Input, ...]:
@@ -417,44 +419,50 @@ def _exit(answer: str, before: str | None, visited: int) -> Exit:
     return made
 
 
-def _named(rungs: Sequence[Model] | Mapping[str, Model]) -> dict[str, Named]:
+def _named(members: Sequence[Model] | Mapping[str, Model]) -> dict[str, Named]:
     """Model, preprocess, and the network as which it was cut (if it was), by name."""
-    pairs = rungs.items() if isinstance(rungs, Mapping) else ((f"rung{i}", rung) for i, rung in enumerate(rungs, 1))
+    pairs = (
+        members.items()
+        if isinstance(members, Mapping)
+        else ((f"member{i}", member) for i, member in enumerate(members, 1))
+    )
     named: dict[str, Named] = {}
-    for name, rung in pairs:
-        model, preprocess = rung if isinstance(rung, tuple) else (rung, None)
+    for name, member in pairs:
+        model, preprocess = member if isinstance(member, tuple) else (member, None)
         if not isinstance(model, nn.Module):
             model = find("members", "wrapped")(model)
         if not isinstance(model, nn.Module) or not (preprocess is None or isinstance(preprocess, nn.Module)):
-            raise BadNetwork(f"rung {name!r} is {rung!r}, expected a torch.nn.Module or (module, preprocess)")
+            raise BadNetwork(f"member {name!r} is {member!r}, expected a torch.nn.Module or (module, preprocess)")
         require_name(name)
         model, _ = unwrapped(model)
-        require_plain(model, f"rung {name!r}")
+        require_plain(model, f"member {name!r}")
         if isinstance(model, Network):
-            _check_rung(name, model, preprocess)
-            named[name] = (model.backbone, model.preprocess_of(model.rungs[0]), model)
+            _check_member(name, model, preprocess)
+            named[name] = (model.backbone, model.preprocess_of(model.members[0]), model)
         else:
             named[name] = (model, preprocess, None)
     if len(named) < 2:
-        raise BadNetwork(f"the ladder has {len(named)} rung, expected at least two; give models cheapest first")
+        raise BadNetwork(f"the ladder has {len(named)} member, expected at least two; give models cheapest first")
     return named
 
 
-def _check_rung(name: str, network: Network, preprocess: nn.Module | None) -> None:
-    """Raise BadNetwork for a network that cannot be a rung."""
-    if [rung.name for rung in network.rungs] != [BACKBONE]:
-        raise BadNetwork(f"rung {name!r} is a ladder itself, expected a model or a network made by cut; give its rungs")
+def _check_member(name: str, network: Network, preprocess: nn.Module | None) -> None:
+    """Raise BadNetwork for a network that cannot be a member."""
+    if [member.name for member in network.members] != [BACKBONE]:
+        raise BadNetwork(
+            f"member {name!r} is a ladder itself, expected a model or a network made by cut; give its members"
+        )
     if preprocess is not None:
         raise BadNetwork(
-            f"rung {name!r} is a network with preprocessing, expected the network alone; cut(..., preprocess=...)"
+            f"member {name!r} is a network with preprocessing, expected the network alone; cut(..., preprocess=...)"
         )
-    reads = {node.name: (*node.exit_reads, *node.gate_reads) for node in network.chain.nodes}
+    reads = {node.name: (*node.exit_reads, *node.gate_reads) for node in network.topology.nodes}
     if reading := [node for node, names in reads.items() if not all(map(is_input, names))]:
-        raise BadNetwork(f"{reading[0]!r} in rung {name!r} reads exits by names that a ladder changes; cut it anew")
+        raise BadNetwork(f"{reading[0]!r} in member {name!r} reads exits by names that a ladder changes; cut it anew")
 
 
-def _rung(name: str, network: Network | None, spec: str | None, known: tuple[Input, ...]) -> Rung:
+def _member(name: str, network: Network | None, spec: str | None, known: tuple[Input, ...]) -> ModelSpec:
     """known: the inputs of a whole model, where an example was given."""
     if network is None:
-        return Rung(name, spec, inputs=known)
-    return replace(network.rungs[0], name=name, spec=spec or network.rungs[0].spec)
+        return ModelSpec(name, spec, inputs=known)
+    return replace(network.members[0], name=name, spec=spec or network.members[0].spec)

@@ -102,14 +102,14 @@ def built_from_file(spec: str | None) -> bool:
     return ours and (base.startswith(FROM_FILES) or base == ONNX)  # an ONNX file's bytes are in the weights
 
 
-def model_from_file(spec: str | None, rung: str) -> nn.Module:
+def model_from_file(spec: str | None, member: str) -> nn.Module:
     """The model that a spec found in a file names, without pretrained weights: they were saved.
 
     Only `offramp:`, `timm:` and `torchvision:` resolve. Raises InvalidArgument for any other.
     """
     if spec is None or not built_from_file(spec):
         what = "was built by its user" if spec is None else f"is {spec!r}, and a file may not name code to run"
-        raise InvalidArgument(f"rung {rung!r} {what}; give it again: load(folder, model={{{rung!r}: model}})")
+        raise InvalidArgument(f"member {member!r} {what}; give it again: load(folder, model={{{member!r}: model}})")
     return make_model(spec, fetch=False)
 
 

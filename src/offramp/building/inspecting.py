@@ -53,16 +53,16 @@ class Inspection:
 
     def rows(self) -> list[tuple[str, ...]]:
         """Texts of a table: cut after, MACs so far, milliseconds so far, bytes per row, and what is carried."""
-        found = list[tuple[str, ...]]()
+        rows = list[tuple[str, ...]]()
         for point in self.points:
             macs = _percent(point.share)
             time = _percent(self.time_shares.get(point.name))
             if point.why_not is not None:
-                found.append((point.name, macs, time, "-", f"no cut: {point.why_not}"))
+                rows.append((point.name, macs, time, "-", f"no cut: {point.why_not}"))
                 continue
             shapes = ", ".join("x".join(map(str, shape)) for shape in point.carried)
-            found.append((point.name, macs, time, f"{point.row_bytes:,}", shapes))
-        return found
+            rows.append((point.name, macs, time, f"{point.row_bytes:,}", shapes))
+        return rows
 
     def __str__(self) -> str:
         once = f"{self.forward_ms:.3g} ms for a batch of {self.batch}, measured once on this machine"

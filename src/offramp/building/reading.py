@@ -119,7 +119,7 @@ def along_time(
         ...     def forward(self, state, chunk, mask):
         ...         return state + (chunk * mask[:, :, None]).sum(1)
         >>> net = along_time(Sums().eval(), nn.Linear(3, 2).eval(), torch.randn(4, 8, 3), state=3, chunk=4)
-        >>> net.chain.exits
+        >>> net.topology.exits
         ('chunks.0', 'backbone')
     """
     for name, module in (("reader", reader), ("head", head)):

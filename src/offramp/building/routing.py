@@ -24,7 +24,7 @@ from offramp.building.factories import made_for_features, make_exit, make_gate
 from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import State, as_inputs, count_of, remedy
-from offramp.networks.members import Rung, digest, require_name
+from offramp.networks.members import ModelSpec, digest, require_name
 from offramp.networks.network import Network, require_eval
 from offramp.networks.nodes import Exit, Gate
 from offramp.networks.walking import Nodes, segment_call, with_defaults
@@ -290,15 +290,15 @@ class _Layout:
             gate_reads = gates[node.name].reads if node.name in gates else ()
             nodes.append(replace(node, exit_reads=exit_reads, gate_reads=gate_reads))
         known = () if inputs is None else _inputs(inputs)
-        rungs = list[Rung]()
+        members = list[ModelSpec]()
         for node in self.nodes:
             nothing = type(self.models[node.name]) is nn.Identity
             spec = self.specs.get(node.name, NOTHING if nothing else None)
-            rungs.append(Rung(node.name, spec, inputs=() if node.after else known))
+            members.append(ModelSpec(node.name, spec, inputs=() if node.after else known))
         network = Network(
             backbone=nn.ModuleDict(self.models),
-            rungs=tuple(rungs),
-            chain=Topology(tuple(nodes), defaults),
+            members=tuple(members),
+            topology=Topology(tuple(nodes), defaults),
             fronts=self.fronts,
             exits=exits,
             gates=gates,
@@ -340,17 +340,17 @@ class _Laid:
     """What a segment is called with, before there are exits and gates: the part of a network that it looks at."""
 
     def __init__(self, layout: _Layout, topology: Topology) -> None:
-        self.chain = topology
-        self.rungs = tuple(Rung(node.name) for node in topology.nodes)
+        self.topology = topology
+        self.members = tuple(ModelSpec(node.name) for node in topology.nodes)
         self.layout = layout
 
-    def model_of(self, rung: Rung) -> nn.Module:
+    def model_of(self, member: ModelSpec) -> nn.Module:
         """The module of a segment."""
-        return self.layout.models[rung.name]
+        return self.layout.models[member.name]
 
-    def preprocess_of(self, rung: Rung) -> nn.Module | None:
+    def preprocess_of(self, member: ModelSpec) -> nn.Module | None:
         """Its preprocessing."""
-        return self.layout.fronts.get(rung.name)
+        return self.layout.fronts.get(member.name)
 
 
 class _Tried:
@@ -399,11 +399,11 @@ class _Tried:
 
 def _try(network: Network, inputs: State) -> None:
     """Run all paths on the example. Raises BadNetwork where exits have other classes, or gates other scores."""
-    state = dict(with_defaults(network.chain, inputs))
+    state = dict(with_defaults(network.topology, inputs))
     nodes = Nodes(network)
     widths: dict[str, int] = {}
     with torch.no_grad():
-        for node in network.chain.nodes:
+        for node in network.topology.nodes:
             nodes.run(node, state)
             if node.has_exit:
                 widths[node.name] = int(state[f"{node.name}/logits"].shape[1])

@@ -16,7 +16,7 @@ from offramp._support.ownership import FolderKind
 from offramp._support.replacement import read_whole, replacing_folder
 from offramp.building.factories import MADE_FROM, built_from_file, make_gate, model_from_file
 from offramp.errors import BadFile, InvalidArgument, OfframpError
-from offramp.networks.members import BACKBONE, Rung, require_name
+from offramp.networks.members import BACKBONE, ModelSpec, require_name
 from offramp.networks.network import Network, as_network
 from offramp.networks.nodes import Exit, Gate
 from offramp.networks.trained import remember, rows_behind
@@ -28,7 +28,7 @@ SCHEMA = 1
 FLOATS = {
     str(kind).removeprefix("torch."): kind for kind in (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 }
-MOST_RUNGS = 256  # that a file may name: each of them is built before its weights are looked at
+MOST_MEMBERS = 256  # that a file may name: each of them is built before its weights are looked at
 FOLDER = FolderKind("a network", "network.json", "network", frozenset({"network.json", "weights.safetensors"}))
 Given = nn.Module | tuple[nn.Module, nn.Module | None]
 
@@ -56,22 +56,22 @@ def saving(network: Network, folder: str | Path, kind: FolderKind = FOLDER) -> I
     kind: which earlier folders may be replaced.
     """
     network = as_network(network)
-    with replacing_folder(folder, kind.require_own) as place:
-        weights = place / "weights.safetensors"
+    with replacing_folder(folder, kind.require_own) as path:
+        weights = path / "weights.safetensors"
         write_tensors(weights, network.state_dict())
         marks = {"weights": digest_file(weights), "fingerprint": network.fingerprint()}
         rows = network.training_rows()
-        learned = None if rows is None else rows.to_json()
+        training_rows = None if rows is None else rows.to_json()
         trained = [name for name, part in network.parts().items() if rows_behind(part) is not None]
-        told = {"made": network.made, "types": _types(network), "learned": learned, "trained": trained}
+        told = {"made": network.made, "types": _types(network), "learned": training_rows, "trained": trained}
         body = {**network.config(), **told, **marks}
         typed = {name: getattr(preprocess, MADE_FROM, None) for name, preprocess in network.fronts.items()}
         if any(typed.values()):
             body["front_specs"] = {name: spec for name, spec in typed.items() if spec is not None}
         if network.class_names is not None:
             body["class_names"] = list(network.class_names)
-        write_json(place / "network.json", "network", SCHEMA, body)
-        yield place
+        write_json(path / "network.json", "network", SCHEMA, body)
+        yield path
 
 
 def load(
@@ -99,21 +99,21 @@ def load(
         NewerSchema: Written by a newer offramp.
         InvalidArgument: Something that is the user's code must be given again.
     """
-    return read_whole(Path(folder), lambda place: _load(place, model, gates or {}, exits or {}), FOLDER.require_own)
+    return read_whole(Path(folder), lambda path: _load(path, model, gates or {}, exits or {}), FOLDER.require_own)
 
 
 def _load(
-    place: Path,
+    path: Path,
     model: Mapping[str, Given] | Given | None,
     gates: Mapping[str, Gate],
     exits: Mapping[str, Exit],
 ) -> Network:
-    _, body = read_json(place / "network.json", "network", SCHEMA)
-    weights = place / "weights.safetensors"
+    _, body = read_json(path / "network.json", "network", SCHEMA)
+    weights = path / "weights.safetensors"
     tensors = read_tensors(weights)
     if digest_file(weights) != body.get("weights"):
         raise BadFile(
-            f"{weights} is not the file that {place / 'network.json'} was written with; save the network again"
+            f"{weights} is not the file that {path / 'network.json'} was written with; save the network again"
         )
     try:
         network = _build(body, _given(model, body), gates, exits)
@@ -121,22 +121,22 @@ def _load(
     except OfframpError:
         raise
     except Exception as problem:  # plain data of any kind reaches the constructors of our shelves
-        raise BadFile(f"{place / 'network.json'} is no complete network ({problem!r}); save it again") from problem
+        raise BadFile(f"{path / 'network.json'} is no complete network ({problem!r}); save it again") from problem
     _fill(network, tensors, weights)
     if network.fingerprint() != body.get("fingerprint"):
         if other := _other(network.state_dict(), tensors):
             raise InvalidArgument(
-                f"the model given for {place} ties weights that were saved apart (such as {other[0]}); give the model "
+                f"the model given for {path} ties weights that were saved apart (such as {other[0]}); give the model "
                 "that was saved"
             )
         raise InvalidArgument(
-            f"preprocessing, exit or gate given for {place} differs from the one that was saved; give the same again"
+            f"preprocessing, exit or gate given for {path} differs from the one that was saved; give the same again"
         )
-    if network.learned is not None:
+    if network.trained_on is not None:
         # Files of the first edition do not tell which parts the rows trained: it may have been all of them.
         for name, part in network.parts().items():
             if name in body.get("trained", [name]):
-                remember(part, network.learned)
+                remember(part, network.trained_on)
     return network.eval()
 
 
@@ -151,8 +151,10 @@ class GiveAgain(InvalidArgument):
 
     def __init__(self, parts: Sequence[tuple[str, str, str | None]], models: Mapping[str, str | None]) -> None:
         said = {
-            "model": lambda name, spec: f"rung {name!r} {'was built by its user' if spec is None else f'is {spec!r}'}",
-            "preprocess": lambda name, spec: f"the preprocessing of rung {name!r} is {spec!r}",
+            "model": lambda name, spec: (
+                f"member {name!r} {'was built by its user' if spec is None else f'is {spec!r}'}"
+            ),
+            "preprocess": lambda name, spec: f"the preprocessing of member {name!r} is {spec!r}",
             "gate": lambda name, spec: f"the gate {name!r} is {spec!r}",
             "exit": lambda name, spec: f"the exit {name!r} is {spec!r}",
         }
@@ -169,8 +171,8 @@ class GiveAgain(InvalidArgument):
             for name, spec in of_kind[kind].items()
         )
         fronts = of_kind["preprocess"]
-        rungs = [f"{name!r}: {'(model, preprocess)' if name in fronts else 'model'}" for name in of_kind["model"]]
-        arguments = [f"model={{{', '.join(rungs)}}}"] if rungs else []
+        members = [f"{name!r}: {'(model, preprocess)' if name in fronts else 'model'}" for name in of_kind["model"]]
+        arguments = [f"model={{{', '.join(members)}}}"] if members else []
         for word in ("gate", "exit"):
             if of_kind[word]:
                 arguments.append(f"{word}s={{{', '.join(f'{name!r}: {word}' for name in of_kind[word])}}}")
@@ -183,7 +185,7 @@ def _require_given(
 ) -> None:
     """Raise GiveAgain with all that only the user can give, in one sentence."""
     parts: list[tuple[str, str, str | None]] = []
-    specs = {rung["name"]: rung["spec"] for rung in body["rungs"]}
+    specs = {member["name"]: member["spec"] for member in body["rungs"]}
     typed = body.get("front_specs", {})
     for name, spec in specs.items():
         if name not in given and not built_from_file(spec):
@@ -230,54 +232,55 @@ def _as_modules(given: Any) -> Given:
 def _build(
     body: Mapping[str, Any], given: Mapping[str, Given], gates: Mapping[str, Gate], exits: Mapping[str, Exit]
 ) -> Network:
-    if len(body["rungs"]) > MOST_RUNGS:
-        raise BadFile(f"the file names {len(body['rungs']):,} models, expected at most {MOST_RUNGS}; save it again")
+    if len(body["rungs"]) > MOST_MEMBERS:
+        raise BadFile(f"the file names {len(body['rungs']):,} models, expected at most {MOST_MEMBERS}; save it again")
     _require_given(body, given, gates, exits)
-    rungs = [_rung(rung) for rung in body["rungs"]]
-    for rung in rungs:
-        if rung.name != BACKBONE or len(rungs) > 1:  # the one model that was cut has that name
-            require_name(rung.name)
+    members = [_member(member) for member in body["rungs"]]
+    for member in members:
+        if member.name != BACKBONE or len(members) > 1:  # the one model that was cut has that name
+            require_name(member.name)
     models, fronts = dict[str, nn.Module](), dict[str, nn.Module]()
-    for rung in rungs:
-        name = rung.name
-        model = given[name] if name in given else model_from_file(rung.spec, name)
+    for member in members:
+        name = member.name
+        model = given[name] if name in given else model_from_file(member.spec, name)
         models[name], preprocess = model if isinstance(model, tuple) else (model, None)
         if name in body["fronts"]:
             fronts[name] = preprocess if preprocess is not None else _preprocess(body["fronts"][name], name)
     network = Network(
         backbone=models[BACKBONE] if [*models] == [BACKBONE] else nn.ModuleDict(models),
-        rungs=tuple(rungs),
-        chain=Topology.from_json(body["chain"]),
+        members=tuple(members),
+        topology=Topology.from_json(body["chain"]),
         fronts=fronts,
         exits={name: _exit_of(name, config, exits) for name, config in body["exits"].items()},
         gates={name: gates.get(name) or make_gate(config) for name, config in body["gates"].items()},
         made={str(name): str(mark) for name, mark in body["made"].items()},
     )
-    network.learned = None if body["learned"] is None else SeenRows.from_json(body["learned"])
+    network.trained_on = None if body["learned"] is None else SeenRows.from_json(body["learned"])
     names = body.get("class_names")  # not in files of the first version
     network.class_names = None if names is None else tuple(map(str, names))
-    for rung in rungs:
-        known = dict(network.model_of(rung).named_modules(remove_duplicate=False))
-        if missing := [cut for cut in rung.cuts if cut not in known]:
-            raise InvalidArgument(f"the model of {rung.name!r} has no module {missing[0]!r}; give the one that was cut")
+    for member in members:
+        known = dict(network.model_of(member).named_modules(remove_duplicate=False))
+        if missing := [cut for cut in member.cuts if cut not in known]:
+            raise InvalidArgument(
+                f"the model of {member.name!r} has no module {missing[0]!r}; give the one that was cut"
+            )
     return network
 
 
-def _rung(body: Mapping[str, Any]) -> Rung:
+def _member(body: Mapping[str, Any]) -> ModelSpec:
     every = [Input.from_json(given) for given in body["inputs"]]
     inputs = tuple(one for one in every if not is_label(one.name[2:]))  # the first edition took labels as inputs
     length = tuple(map(str, body.get("length", ())))  # not in files of the first version
     output = body.get("output")  # neither
     cuts = tuple(map(str, body["cuts"]))
-    return Rung(body["name"], body["spec"], cuts, inputs, length, None if output is None else str(output))
+    return ModelSpec(body["name"], body["spec"], cuts, inputs, length, None if output is None else str(output))
 
 
-def _preprocess(config: Mapping[str, Any], rung: str) -> nn.Module:
+def _preprocess(config: Mapping[str, Any], member: str) -> nn.Module:
     if config["name"] != "Front":
         raise InvalidArgument(
-            f"the preprocessing of rung {rung!r} is {config['name']!r}, and a file may not name code to run; give it "
-            "again: "
-            f"load(folder, model={{{rung!r}: (model, preprocess)}})"
+            f"the preprocessing of member {member!r} is {config['name']!r}, and a file may not name code; "
+            f"give it again: load(folder, model={{{member!r}: (model, preprocess)}})"
         )
     preprocess: nn.Module = shelved("layers", "Preprocess")(
         **{key: value for key, value in config.items() if key != "name"}

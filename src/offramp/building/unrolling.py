@@ -17,7 +17,7 @@ from offramp._support.find import find
 from offramp.errors import BadNetwork
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import as_inputs
-from offramp.networks.members import Rung
+from offramp.networks.members import ModelSpec
 from offramp.networks.network import Network, require_eval
 from offramp.networks.nodes import Gate
 from offramp.partition import partition
@@ -53,9 +53,9 @@ def unrolled(model: nn.Module, example: Any, *, preprocess: nn.Module | None = N
         >>> from offramp.plans.plan import Plan
         >>> adaptive = halting(resnet20().eval(), ["layer3"], per="sample")
         >>> net = unrolled(adaptive, torch.randn(2, 3, 32, 32))
-        >>> net.chain.names
+        >>> net.topology.names
         ('layer3-0', 'layer3-1', 'layer3-2', 'head')
-        >>> plan = Plan.by_hand(dict.fromkeys(net.chain.gates, 0.99))
+        >>> plan = Plan.by_hand(dict.fromkeys(net.topology.gates, 0.99))
     """
     require_eval(model, "model", "model.eval()")
     kind = find("layers", "AdaptiveDepth")
@@ -130,8 +130,10 @@ def _network(
     known = (Input.of(INPUT, raw.detach().cpu().numpy()).settled(),)
     return Network(
         backbone=nn.ModuleDict(models).eval(),
-        rungs=tuple(Rung(name, inputs=known) if number == 0 else Rung(name) for number, name in enumerate(models)),
-        chain=Topology(tuple(nodes)),
+        members=tuple(
+            ModelSpec(name, inputs=known) if number == 0 else ModelSpec(name) for number, name in enumerate(models)
+        ),
+        topology=Topology(tuple(nodes)),
         fronts={} if preprocess is None else {nodes[0].name: preprocess},
         exits={HEAD: find("exits", "Own")()},
         gates=gates,

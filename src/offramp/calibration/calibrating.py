@@ -79,7 +79,7 @@ def calibrate(
         repeats: what rows of equal content are. None refuses them; "independent" says that each was drawn on its own,
             and all count; "once" counts one of each, a promise about distinct rows. Rows of equal number are the same
             row, and always refused.
-        drop_seen: leave out rows that taught the network, instead of refusing them.
+        drop_seen: leave out rows that trained the network, instead of refusing them.
 
     Returns:
         A plan. Its promise says on how many rows it was tested, and what was decided about repeats. The order in which
@@ -87,7 +87,7 @@ def calibrate(
 
     Raises:
         NoSafePlan: no plan keeps the promise on these rows.
-        OverlappingRows: rows repeat, taught the network, or are searched and tested.
+        OverlappingRows: rows repeat, trained the network, or are searched and tested.
         InvalidArgument: two aims or none, or an argument that is not what it must be.
         UnknownName: a risk, bound or exit of that name does not exist.
     """
@@ -99,8 +99,8 @@ def calibrate(
     if (at_most is None) == (budget is None):
         got = "neither" if at_most is None else "both"
         raise InvalidArgument(f"calibrate needs exactly one of at_most (a promise) and budget (no promise), got {got}")
-    if not trace.header.taught:
-        raise InvalidArgument("an exit of this network was never taught; teach it and record again")
+    if not trace.header.trained:
+        raise InvalidArgument("an exit of this network was never trained; train it and record again")
     require_repeats(repeats)
     if not len(trace):
         raise InvalidArgument("the trace must have at least one row, got none")
@@ -108,7 +108,7 @@ def calibrate(
     check_unit(unit, batch)
     trace.reference(reference)  # raises UnknownName
     if max_exit is not None:
-        trace.chain.place(max_exit)
+        trace.topology.exit_index(max_exit)
     if budget is not None:
         share = require_number("budget", budget, 0, math.inf)
         rows, _ = unseen_rows(trace, drop_seen=drop_seen, what="calibration")  # no promise: repeats do no harm
@@ -160,14 +160,14 @@ def _by_budget(
 ) -> Plan:
     """The plan with the least mean loss on these rows whose mean cost keeps the budget."""
     asked = find_risk(risk or ("error" if trace.labels is not None else "disagreement"))
-    plain = trace.price(Plan.never_leave(trace.chain), unit, batch, reference).plain
+    plain = trace.price(Plan.never_leave(trace.topology), unit, batch, reference).plain
     dearest = dearest_share(trace, unit, batch, reference)
     if budget > dearest:
         raise InvalidArgument(
             f"budget must be a share of the plain network's cost and at most {dearest:.4g}, the cost of all exits "
             f"together, got {budget:g}" + (f" ({budget:g} % is {budget / 100:g})" if budget <= 100 else "")
         )
-    if not trace.chain.is_chain:
+    if not trace.topology.is_chain:
         return _by_budget_of_routes(trace, asked, budget, plain, reference, unit, batch, max_exit)
     problem = problem_of(trace, asked, reference, unit, batch, max_exit)
     plan = None
@@ -183,7 +183,7 @@ def _by_budget(
             if trace.price(other, unit, batch, reference).mean <= limit:
                 plan = other
     if plan is None:
-        every = [Plan.by_hand({gate: -math.inf}, max_exit=max_exit) for gate in trace.chain.gates]
+        every = [Plan.by_hand({gate: -math.inf}, max_exit=max_exit) for gate in trace.topology.gates]
         every.append(Plan.by_hand({}, max_exit=max_exit))
         least = min(trace.price(each, unit, batch, reference).mean / plain for each in every)
         raise OutOfBudget(
@@ -235,7 +235,7 @@ def _by_budget_of_settings(
             "which the cheapest recorded setting costs on these rows; ask for more, or record more settings"
         )
     best_one = int(np.argmin(np.where(within, loss_S, np.inf)))
-    width = sum(trace.chain.routes(gate) for gate in trace.chain.gates)
+    width = sum(trace.topology.routes(gate) for gate in trace.topology.gates)
     plan = _plan(trace, np.full(width, trace.header.settings[best_one]), None)
     return replace(plan, price=trace.price(plan, unit, batch, reference), rows=trace.seen)
 
@@ -247,7 +247,7 @@ def dearest_share(trace: Trace, unit: str = "macs", batch: int = 64, reference: 
     """
     if trace.header.settings:
         return math.inf
-    opened = {gate: (0.0,) * trace.chain.routes(gate) for gate in trace.chain.gates}
+    opened = {gate: (0.0,) * trace.topology.routes(gate) for gate in trace.topology.gates}
     price = trace.price(Plan.by_hand(opened), unit, batch, reference)
     return max(1.0, price.worst / price.plain) if price.plain > 0 else math.inf
 
@@ -262,7 +262,7 @@ def _rows(trace: Trace, testing: str, search: Trace | None, repeats: str | None)
 
 
 def _require_same_network(trace: Trace, search: Trace) -> None:
-    mine, its = ((one.chain, one.header.origin.key) for one in (trace, search))
+    mine, its = ((one.topology, one.header.origin.key) for one in (trace, search))
     if mine != its:
         raise Mismatch(
             f"the search rows are of network {' on '.join(its[1])}, the others of {' on '.join(mine[1])}; record both "
@@ -272,9 +272,9 @@ def _require_same_network(trace: Trace, search: Trace) -> None:
 
 def _plan(trace: Trace, thresholds_G: Array, max_exit: str | None) -> Plan:
     return Plan(
-        thresholds=thresholds_of(trace.chain, thresholds_G),
+        thresholds=thresholds_of(trace.topology, thresholds_G),
         max_exit=max_exit,
-        chain=trace.chain,
+        topology=trace.topology,
         origin=trace.header.origin,
     )
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from offramp.calibration.search import Problem, frontier
+from offramp.calibration.search import SearchProblem, frontier
 from offramp.calibration.sweep import BLOCK
 from offramp.guarantees.risks import NAMED, Risk
 from offramp.plans.trace import Trace
@@ -21,10 +21,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def problem_of(
     trace: Trace, risk: Risk, reference: str = "last", unit: str = "macs", batch: int = 64, max_exit: str | None = None
-) -> Problem:
+) -> SearchProblem:
     """What the search sees of a trace: scores, losses and prices up to `max_exit`."""
-    width = len(trace.chain.exits) if max_exit is None else trace.chain.place(max_exit) + 1
-    gates = trace.chain.exits[: width - 1]
+    width = len(trace.topology.exits) if max_exit is None else trace.topology.exit_index(max_exit) + 1
+    gates = trace.topology.exits[: width - 1]
     prices = trace.prices
 
     def cost_to(open_E: Array) -> Array:
@@ -32,7 +32,7 @@ def problem_of(
         return prices.to_exit(names, max_exit, unit=unit, batch=batch)
 
     losses = losses_up_to(trace, risk, reference, width)
-    return Problem(trace.scores[:, : width - 1], losses, cost_to, trace.header.origin.band)
+    return SearchProblem(trace.scores[:, : width - 1], losses, cost_to, trace.header.origin.band)
 
 
 def losses_up_to(trace: Trace, risk: Risk, reference: str, width: int) -> Array:
@@ -51,7 +51,7 @@ def losses_up_to(trace: Trace, risk: Risk, reference: str, width: int) -> Array:
     return losses
 
 
-def trade_offs(problem: Problem, points: int) -> Array:
+def trade_offs(problem: SearchProblem, points: int) -> Array:
     """Thresholds [P, G] of the best trade-offs on search rows, those that let nothing leave left out.
 
     Of a signed risk also those for its absolute value: a plan that changes few answers has a small p-value long

@@ -113,7 +113,7 @@ class Certifier:
         """Test the shared path, or what a search on other rows found, on the certified rows."""
         if certified.header.settings:
             return self._along_dial(certified)
-        if searched is None and not certified.chain.is_chain:
+        if searched is None and not certified.topology.is_chain:
             return self._along_routes(certified)
         if searched is None:
             return self._along_path(certified)
@@ -138,7 +138,7 @@ class Certifier:
         plans: Listed | Routed | Dialled
         if trace.header.settings:
             plans = self._dialled(trace, some)
-        elif trace.chain.is_chain:
+        elif trace.topology.is_chain:
             plans = self._listed(trace, thresholds_PG)
         else:
             plans = self._routed(trace, thresholds_PG)
@@ -149,24 +149,24 @@ class Certifier:
 
     def _along_path(self, trace: Trace) -> Tested:
         scores_NG = self._scores(trace)
-        gates = trace.chain.exits[: scores_NG.shape[1]]
+        gates = trace.topology.exits[: scores_NG.shape[1]]
         band = trace.header.origin.band
         path_P = shared_path([trace.header.scores.get(gate, UNKNOWN) for gate in gates], band)
-        schedule = compiled(trace.chain, dict.fromkeys(gates, (0.0,)), self.max_exit)
+        schedule = compiled(trace.topology, dict.fromkeys(gates, (0.0,)), self.max_exit)
         prices = [trace.prices.per_call_and_row(stage, self.unit) for stage in schedule]
         weights: list[Array | None] = [None] * (len(gates) + 1)
         for stage, (_, per_row) in zip(schedule, prices, strict=True):
-            weights[trace.chain.place(stage.name)] = per_row if per_row.ndim else None
+            weights[trace.topology.exit_index(stage.name)] = per_row if per_row.ndim else None
         outcomes = sweep(path_P, scores_NG, self._losses(trace), band, weights=weights, groups=self._groups(trace))
         cost_P = np.zeros(len(path_P) + 1)
         for stage, (per_call, per_row) in zip(schedule, prices, strict=True):
-            place = trace.chain.place(stage.name)
+            index = trace.topology.exit_index(stage.name)
             if per_call:
-                cost_P += per_call * called(outcomes.reach_PE[:, place] / len(trace), self.batch)
+                cost_P += per_call * called(outcomes.reach_PE[:, index] / len(trace), self.batch)
             if per_row.ndim and outcomes.carried_PE is not None:
-                cost_P += outcomes.carried_PE[:, place] / len(trace)
+                cost_P += outcomes.carried_PE[:, index] / len(trace)
             else:
-                cost_P += per_row * outcomes.reach_PE[:, place] / len(trace)
+                cost_P += per_row * outcomes.reach_PE[:, index] / len(trace)
         cost_P[0] = self._cost(trace, (np.inf,) * len(gates))  # no gate runs there
         thresholds_P = np.append(np.float32(np.inf), path_P)
         thresholds_PG = np.broadcast_to(thresholds_P[:, None], (len(thresholds_P), len(gates)))
@@ -174,7 +174,7 @@ class Certifier:
 
     def _along_routes(self, trace: Trace) -> Tested:
         """One threshold shared by all scores of all gates, in a network with forks: each plan is replayed."""
-        topology = trace.chain
+        topology = trace.topology
         ranges = [trace.header.scores.get(gate, UNKNOWN) for gate in topology.gates]
         path_P = few(shared_path(ranges, trace.header.origin.band), len(trace))
         thresholds_P = np.append(np.float32(np.inf), path_P)
@@ -184,7 +184,7 @@ class Certifier:
     def _along_dial(self, trace: Trace) -> Tested:
         """The recorded settings of one dial, from the one that closes all gates down."""
         settings = np.array(trace.header.settings, np.float32)
-        width = sum(trace.chain.routes(gate) for gate in trace.chain.gates)
+        width = sum(trace.topology.routes(gate) for gate in trace.topology.gates)
         outcomes = self._dialled(trace, np.arange(len(settings)))
         passed = self._passing(trace, outcomes)
         cost_P = costs_of_settings(trace, self.unit, self.batch)
@@ -205,12 +205,12 @@ class Certifier:
         """Mean cost per row of every plan, as `Trace.price` gives it."""
         cost_P = np.empty(len(thresholds_PG))
         for number, thresholds_G in enumerate(thresholds_PG):
-            plan = Plan(thresholds=thresholds_of(trace.chain, thresholds_G), max_exit=self.max_exit)
+            plan = Plan(thresholds=thresholds_of(trace.topology, thresholds_G), max_exit=self.max_exit)
             cost_P[number] = trace.price(plan, self.unit, self.batch).mean
         return cost_P
 
     def _from_list(self, trace: Trace, thresholds_PG: Array) -> Tested:
-        if not trace.chain.is_chain:
+        if not trace.topology.is_chain:
             return self._from_routes(trace, _after_never(thresholds_PG))
         plans = self._listed(trace, _after_never(thresholds_PG))
         cost_P = self._costs(trace, plans)
@@ -219,7 +219,7 @@ class Certifier:
 
     def _found_on(self, searched: Trace) -> Array:
         """Thresholds [P, G] worth a test, the safest first: trade-offs on search rows, ordered by p-value there."""
-        if not searched.chain.is_chain:
+        if not searched.topology.is_chain:
             return self._found_on_routes(searched)
         problem = problem_of(searched, self.risk, self.reference, self.unit, self.batch, self.max_exit)
         thresholds_PG = trade_offs(problem, POINTS)
@@ -309,7 +309,7 @@ class Certifier:
         Other losses than -1, 0 and 1 are rounded up to multiples of a power of two, about 1e-9: a running sum
         along a path is then what summing each plan alone gives, and the rounding is on the safe side.
         """
-        width = self._width(trace) if trace.chain.is_chain else len(trace.chain.exit_labels)
+        width = self._width(trace) if trace.topology.is_chain else len(trace.topology.exit_labels)
         losses = losses_up_to(trace, self.risk, self.reference, width)
         if losses.dtype == np.int8:
             return losses
@@ -341,39 +341,39 @@ class Certifier:
         """Mean cost per row of one plan; all rows arrive everywhere where `reach_E` is not given."""
         total = 0.0
         for stage in self._schedule(trace, thresholds_G):
-            place = trace.chain.place(stage.name)
+            index = trace.topology.exit_index(stage.name)
             per_call, per_row = trace.prices.per_call_and_row(stage, self.unit)
-            reach = 1.0 if reach_E is None else float(reach_E[place]) / len(trace)
+            reach = 1.0 if reach_E is None else float(reach_E[index]) / len(trace)
             total += per_call * called(reach, self.batch)
             if per_row.ndim and reach_E is not None:
-                total += float((per_row * self._arrives(trace, thresholds_G, place)).mean())
+                total += float((per_row * self._arrives(trace, thresholds_G, index)).mean())
             else:
                 total += float(per_row.mean()) * reach
         return total
 
     def _schedule(self, trace: Trace, thresholds_G: Sequence[float]) -> Schedule:
-        gates = trace.chain.exits[: len(thresholds_G)]
+        gates = trace.topology.exits[: len(thresholds_G)]
         thresholds = {gate: (float(t),) for gate, t in zip(gates, thresholds_G, strict=True)}
-        return compiled(trace.chain, thresholds, self.max_exit)
+        return compiled(trace.topology, thresholds, self.max_exit)
 
-    def _arrives(self, trace: Trace, thresholds_G: Sequence[float], place: int) -> Array:
+    def _arrives(self, trace: Trace, thresholds_G: Sequence[float], index: int) -> Array:
         """Which rows [N] arrive at an exit."""
         going_N = np.ones(len(trace), bool)
-        for gate, t in zip(trace.chain.exits[:place], thresholds_G, strict=False):
+        for gate, t in zip(trace.topology.exits[:index], thresholds_G, strict=False):
             if t < np.inf:
                 going_N &= ~(trace.columns[f"score/{gate}"] >= t)
         return going_N
 
     def _ends_early(self, trace: Trace) -> bool:
-        return self.max_exit not in (None, trace.chain.exits[-1])
+        return self.max_exit not in (None, trace.topology.exits[-1])
 
     def _never_is_safe(self, trace: Trace) -> bool:
         """Whether the loss of never leaving is 0 on every row by construction, so that it needs no test."""
-        last = trace.chain.exits[-1] if self.max_exit is None else self.max_exit
+        last = trace.topology.exits[-1] if self.max_exit is None else self.max_exit
         return self.risk.zero_at_reference and self.at_most >= 0 and trace.reference(self.reference) == last
 
     def _width(self, trace: Trace) -> int:
-        return len(trace.chain.exits) if self.max_exit is None else trace.chain.place(self.max_exit) + 1
+        return len(trace.topology.exits) if self.max_exit is None else trace.topology.exit_index(self.max_exit) + 1
 
 
 def _after_never(thresholds_PG: Array) -> Array:

@@ -64,7 +64,7 @@ def check(
         confidence: of the interval; by default the promise's, or 0.95.
         repeats: what rows of equal content are, as in `calibrate`. Under "once" rows that the plan was made from have
             counted already, and are left out.
-        drop_seen: leave out rows that taught the network or made the plan, instead of refusing them.
+        drop_seen: leave out rows that trained the network or made the plan, instead of refusing them.
         same_rows: take such rows all the same; they prove nothing.
 
     Raises:

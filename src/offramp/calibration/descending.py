@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from offramp.calibration.cuts import thinned
 from offramp.calibration.routed import thresholds_of
+from offramp.calibration.threshold_table import thinned
 from offramp.plans.plan import Plan
 from offramp.plans.schedule import Stage, full_schedule
 from offramp.plans.topology import LEAVE, Path, Topology
@@ -84,7 +84,7 @@ def trade_offs_of_routes(
         budgets: mean costs for which a plan is wanted above all.
     """
     search = _Search(trace, losses_NL, unit, batch, max_exit, gap)
-    count = sum(trace.chain.routes(gate) for gate in trace.chain.gates)
+    count = sum(trace.topology.routes(gate) for gate in trace.topology.gates)
     plans = [np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)]
     plans += search.shared(count)
     starts = [plans[0], plans[1]]
@@ -129,20 +129,20 @@ class _Within:
 
 
 class _Search:
-    """What the descent looks at."""
+    """What coordinate descent looks at."""
 
     def __init__(self, trace: Trace, losses_NL: Array, unit: str, batch: int, max_exit: str | None, gap: float) -> None:
         self.trace = trace
-        self.topology: Topology = trace.chain
+        self.topology: Topology = trace.topology
         self.losses_NL = losses_NL
         self.unit = unit
         self.batch = batch
         self.max_exit = max_exit
         self.gap = gap
-        self.plain = trace.price(Plan.never_leave(trace.chain), unit, batch).plain
+        self.plain = trace.price(Plan.never_leave(trace.topology), unit, batch).plain
         self.known: dict[bytes, tuple[float, float]] = {}  # loss and cost of plans that were measured
         self.cost: dict[str, Array] = {}  # of every node, its exit and its gate, [] or [N]
-        for stage in full_schedule(trace.chain):
+        for stage in full_schedule(trace.topology):
             self.cost[stage.name] = self._price(stage)
         self.places: dict[str, slice] = {}  # of every gate's thresholds among all
         start = 0
@@ -231,7 +231,7 @@ class _Search:
 
     def _arrivals(self, now_G: Array) -> dict[str, Array]:
         """By label of a gate the rows [N] that arrive there."""
-        found: dict[str, Array] = {}
+        arrivals: dict[str, Array] = {}
         start: tuple[Path, Array] = ((self.topology.names[0],), np.ones(len(self.trace), bool))
         waiting = [start]
         while waiting:
@@ -243,7 +243,7 @@ class _Search:
             ways = list[Array]()  # the rows that take each way
             if len(node.successors) > 1:
                 label = self.topology.label(path)
-                found[label] = rows_N
+                arrivals[label] = rows_N
                 own_G = now_G[self.places[node.name]]
                 for name, threshold in zip(self._names(label), own_G, strict=True):
                     taken_N = left_N & (self.trace.columns[name] >= threshold) & (threshold < np.inf)
@@ -253,7 +253,7 @@ class _Search:
             for successor, some_N in zip(node.successors, ways, strict=True):
                 if successor != LEAVE:
                     waiting.append(((*path, successor), some_N))
-        return found
+        return arrivals
 
     def _after(self, now_G: Array, path: tuple[str, ...], successor: str) -> Array:
         """Loss and cost [2, N] of what comes when a row goes on to a successor."""

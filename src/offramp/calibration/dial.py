@@ -47,7 +47,7 @@ class Dialled:
     @cached_property
     def leaving_P(self) -> Array:
         """Rows that take another way than without gates: those for which other nodes ran."""
-        names = self.trace.chain.names
+        names = self.trace.topology.names
         found = np.zeros(len(self.settings_P))
         for plan, number in enumerate(self.settings_P.tolist()):
             other = np.zeros(len(self.trace), bool)
@@ -80,7 +80,9 @@ def plan_at(topology: Topology, value: float) -> Plan:
 
 def costs_of_settings(trace: Trace, unit: str, batch: int) -> Array:
     """Mean cost per row of every setting, in order; says where a lower threshold costs more."""
-    costs_S = np.array([trace.price(plan_at(trace.chain, value), unit, batch).mean for value in trace.header.settings])
+    costs_S = np.array(
+        [trace.price(plan_at(trace.topology, value), unit, batch).mean for value in trace.header.settings]
+    )
     rises = np.flatnonzero(np.diff(costs_S) > 1e-9 * costs_S[0])
     if len(rises):
         first = int(rises[0])

@@ -38,9 +38,9 @@ def _costs(trace: Trace, unit: str, batch: int) -> dict[str, float]:
 
     A member begins at a node that reads the raw input, and answers alone at its last node.
     """
-    if not trace.chain.is_chain:
+    if not trace.topology.is_chain:
         return {}
-    nodes = trace.chain.nodes
+    nodes = trace.topology.nodes
     starts = [index for index, node in enumerate(nodes) if not node.after]
     last_nodes = [nodes[index - 1].name for index in (*starts[1:], len(nodes))]
     costs = {name: trace.prices.plain(name, unit=unit, batch=batch) for name in last_nodes}

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from offramp.calibration.cuts import Bools, Floats, Ints, Singles, thinned
-from offramp.calibration.descent import lowest
+from offramp.calibration.moves import lowest
 from offramp.calibration.sweep import BLOCK
+from offramp.calibration.threshold_table import Bools, Floats, Ints, Singles, thinned
 
 MOST_CUTS = 4096  # of one gate: places 0.02 % of the rows apart
 ROUNDS = 30  # moves; each asks for one pass over the rows
@@ -95,8 +95,8 @@ class Refiner:
                 if k is not None:
                     goal = float(goal_K[k])
                     move = (gate, k)
-                place = int(held_K.argmin())
-                nearest = min(nearest, (float(held_K[place]), gate, place))
+                index = int(held_K.argmin())
+                nearest = min(nearest, (float(held_K[index]), gate, index))
             if move is None and now[1] > limit and nearest[1] >= 0:
                 move = nearest[1:]
             if move is None:

@@ -28,14 +28,14 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 def thresholds_of(topology: Topology, thresholds_G: Sequence[float] | Array) -> dict[str, tuple[float, ...]]:
     """Thresholds by gate from one list of all; gates beyond the end of the list are closed."""
-    found: dict[str, tuple[float, ...]] = {}
+    thresholds: dict[str, tuple[float, ...]] = {}
     values = [float(t) for t in thresholds_G]
     for gate in topology.gates:
         count = topology.routes(gate)
         some = values[:count]
         values = values[count:]
-        found[gate] = (*some, *[float("inf")] * (count - len(some)))
-    return found
+        thresholds[gate] = (*some, *[float("inf")] * (count - len(some)))
+    return thresholds
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Routed:
 
     def schedule(self, plan: int) -> Schedule:
         """The schedule of a plan by its number."""
-        topology = self.trace.chain
+        topology = self.trace.topology
         return compiled(topology, thresholds_of(topology, self.thresholds_PG[plan]), self.max_exit)
 
     @cached_property
@@ -74,7 +74,7 @@ class Routed:
     def on_score_P(self) -> Array:
         """Whether some finite threshold is itself the score of a row at its gate."""
         found = np.zeros(len(self.thresholds_PG), bool)
-        topology = self.trace.chain
+        topology = self.trace.topology
         for plan in range(len(found)):
             thresholds = thresholds_of(topology, self.thresholds_PG[plan])
             for label in topology.gate_labels:
@@ -100,7 +100,7 @@ class Routed:
 
     def _worst_from(self, schedule: Schedule, stage: Stage, path: tuple[str, ...]) -> Array:
         """The worst loss [N] of rows that have come to a stage on a path."""
-        topology = self.trace.chain
+        topology = self.trace.topology
         label = topology.label(path)
         ends = list[Array]()  # by edge
         for edge in stage.edges:

@@ -20,7 +20,7 @@ from offramp.plans.draws import (
     require_repeats,
     split_of,
 )
-from offramp.plans.provenance import SeenRows, named, refuse_learned
+from offramp.plans.provenance import SeenRows, named, refuse_training_rows
 from offramp.plans.trace import Trace
 
 SLACK = 0.02  # share of rows seen before that nobody minds where rows are said to be independent draws
@@ -52,7 +52,7 @@ def independent_rows(
     Args:
         trace: the rows.
         repeats: what to do with rows of equal content; None refuses them, "independent" counts all, "once" one of each.
-        drop_seen: leave out the rows that taught the network, and those among `seen`, instead of refusing them.
+        drop_seen: leave out the rows that trained the network, and those among `seen`, instead of refusing them.
         what: the part that the rows play, for sentences ("calibration", "test").
         seen: rows that had a part in the plan. Under repeats="once" they have counted already, and are left out too.
 
@@ -82,7 +82,7 @@ def unseen_rows(
     if drop_seen:
         out |= trace.columns.get("learned", out)
     else:
-        refuse_learned(trace.columns, what)
+        refuse_training_rows(trace.columns, what)
     if seen is not None:
         used = seen.shared(trace.columns["digest"], what, trace.header.digest_form)
         if drop_seen or repeats == "once":
@@ -128,11 +128,11 @@ def _too_alike(digests: Array, before: Array) -> bool:
         digests: of some rows, uint64 [N].
         before: of rows seen before, uint64 [M].
     """
-    contents, place = np.unique(np.concatenate([digests, before]), return_inverse=True)
+    contents, index = np.unique(np.concatenate([digests, before]), return_inverse=True)
     if len(contents) < CONTENTS or not len(digests) or not len(before):
         return False
-    now_C = np.bincount(place[: len(digests)], minlength=len(contents))
-    before_C = np.bincount(place[len(digests) :], minlength=len(contents))
+    now_C = np.bincount(index[: len(digests)], minlength=len(contents))
+    before_C = np.bincount(index[len(digests) :], minlength=len(contents))
     share = len(digests) / (len(digests) + len(before))
     expected_C = (now_C + before_C) * share
     statistic = float(((now_C - expected_C) ** 2 / (expected_C * (1 - share))).sum())
@@ -208,10 +208,10 @@ def _same_rows(trace: Trace, search: Trace) -> Array:
     content. Two arrays have no names, and row 5 of the one is not row 5 of the other.
     """
     numbers, first = np.unique(search.columns["row"], return_index=True)
-    place = np.searchsorted(numbers, trace.columns["row"]).clip(0, max(len(numbers) - 1, 0))
-    same: Array = numbers[place] == trace.columns["row"] if len(numbers) else np.zeros(len(trace), bool)
+    index = np.searchsorted(numbers, trace.columns["row"]).clip(0, max(len(numbers) - 1, 0))
+    same: Array = numbers[index] == trace.columns["row"] if len(numbers) else np.zeros(len(trace), bool)
     digests = search.columns["digest"][first]
-    equal = digests[place] == trace.columns["digest"] if len(numbers) else same
+    equal = digests[index] == trace.columns["digest"] if len(numbers) else same
     named_alike = ":" in trace.header.data and _source(trace.header.data) == _source(search.header.data)
     return same if named_alike or equal[same].all() else np.zeros(len(trace), bool)
 

@@ -12,21 +12,21 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from offramp.calibration.cuts import Bools, Floats, Ints, Singles, Table, chunks, pick
-from offramp.calibration.descent import lowest, settle, spread, worth
-from offramp.calibration.families import POWERS, families, powers_of
-from offramp.calibration.refining import Refiner
-from offramp.calibration.survey import (
+from offramp.calibration.archive import (
     EVERY_SET,
     SAMPLE,
-    Chain,
+    OpenSets,
     every,
+    fill_archive,
     small,
-    survey,
     tables,
     undominated,
 )
+from offramp.calibration.baselines import POWERS, baselines, powers_of
+from offramp.calibration.moves import lowest, settle, spread, worth
+from offramp.calibration.refining import Refiner
 from offramp.calibration.sweep import BLOCK
+from offramp.calibration.threshold_table import Bools, Floats, Ints, Singles, ThresholdTable, chunks, pick
 from offramp.errors import BadData, InvalidArgument, OutOfBudget
 from offramp.plans.provenance import BAND
 
@@ -39,7 +39,7 @@ FINE_POWERS = np.geomspace(0.05, 4.0, 120)  # p of p^k at one level, where MSDNe
 
 
 @dataclass(frozen=True)
-class Problem:
+class SearchProblem:
     """What the search sees of a chain: float32 scores, losses of any sign, and prices.
 
     cost_to(open_E) is the mean cost of leaving at each exit, [E] or [N, E], when only those exits are open; the
@@ -85,7 +85,7 @@ class Frontier:
 
 
 @dataclass(frozen=True)
-class Point:
+class PlanPoint:
     """One plan: its thresholds, mean loss and mean cost on the rows of the search."""
 
     thresholds_G: Singles
@@ -108,7 +108,7 @@ def exits_of(scores_NG: Singles, thresholds_PG: Singles) -> Ints:
     return exits_PN
 
 
-def evaluate(problem: Problem, thresholds_PG: Singles) -> tuple[Floats, Floats]:
+def evaluate(problem: SearchProblem, thresholds_PG: Singles) -> tuple[Floats, Floats]:
     """Mean loss [P] and mean cost [P]; an exit at +inf is neither run nor charged.
 
     Rows are taken in blocks, so that a million of them need no more memory than one block.
@@ -137,17 +137,17 @@ def evaluate(problem: Problem, thresholds_PG: Singles) -> tuple[Floats, Floats]:
     return loss_P / rows, cost_P / rows
 
 
-def frontier(problem: Problem, *, points: int = 100, gap: float = 0.0) -> Frontier:
+def frontier(problem: SearchProblem, *, points: int = 100, gap: float = 0.0) -> Frontier:
     """At most `points` plans, none worse than another in both loss and cost.
 
     The plan that never leaves is always among them, even where leaving early both costs and loses less. Cuts
     between scores nearer than `gap` are not used.
     """
-    chain, over = _laid_out(_sampled(problem), gap)
-    loss_B, cost_B, cuts_BG = survey(chain, over, FINE * points).plans()
+    open_sets, over = _laid_out(_sampled(problem), gap)
+    loss_B, cost_B, cuts_BG = fill_archive(open_sets, over, FINE * points).plans()
     chosen = _spaced(loss_B, cost_B, points - 1)
-    plans_PG = np.concatenate((chain.tidy(cuts_BG[chosen]), over[0].never[None]))
-    thresholds_PG = chain.whole().thresholds(plans_PG)
+    plans_PG = np.concatenate((open_sets.tidy(cuts_BG[chosen]), over[0].never[None]))
+    thresholds_PG = open_sets.whole().thresholds(plans_PG)
     loss_P, cost_P = evaluate(problem, thresholds_PG)
     kept = undominated(loss_P, cost_P)
     if not (thresholds_PG[kept] == np.inf).all(1).any():
@@ -156,13 +156,13 @@ def frontier(problem: Problem, *, points: int = 100, gap: float = 0.0) -> Fronti
     return Frontier(thresholds_PG[kept], loss_P[kept], cost_P[kept])
 
 
-def powers(problem: Problem) -> Singles:
-    """MSDNet's plans [P, G] on these rows: exit k answers a share ~ p^k, for a sweep of p (families.powers_of)."""
-    whole = Chain.of(problem.scores_NG, problem.losses_NE, problem.cost, 0.0).whole()
+def powers(problem: SearchProblem) -> Singles:
+    """MSDNet's plans [P, G] on these rows: exit k answers a share ~ p^k, for a sweep of p (baselines.powers_of)."""
+    whole = OpenSets.of(problem.scores_NG, problem.losses_NE, problem.cost, 0.0).whole()
     return whole.thresholds(powers_of(whole).cuts(np.arange(len(POWERS))))
 
 
-def _sampled(problem: Problem) -> Problem:
+def _sampled(problem: SearchProblem) -> SearchProblem:
     """The problem on as many rows as the search looks at, always the same of so many; itself if it has no more."""
     rows = len(problem.losses_NE)
     if rows <= SEARCH_ROWS:
@@ -177,14 +177,14 @@ def _sampled(problem: Problem) -> Problem:
     return replace(problem, scores_NG=problem.scores_NG[some], losses_NE=problem.losses_NE[some], cost_to=cost_to)
 
 
-def _laid_out(problem: Problem, gap: float) -> tuple[Chain, list[Table]]:
+def _laid_out(problem: SearchProblem, gap: float) -> tuple[OpenSets, list[ThresholdTable]]:
     """The chain of a problem, and its tables under the open sets worth a search."""
-    chain = Chain.of(problem.scores_NG, problem.losses_NE, problem.cost, gap)
+    open_sets = OpenSets.of(problem.scores_NG, problem.losses_NE, problem.cost, gap)
     step = -(-len(problem.losses_NE) // SAMPLE)
-    if step == 1 or len(chain.cuts) <= EVERY_SET or chain.fixed:
-        return chain, tables(chain, chain)
+    if step == 1 or len(open_sets.cuts) <= EVERY_SET or open_sets.fixed:
+        return open_sets, tables(open_sets, open_sets)
     some = (problem.scores_NG[::step], problem.losses_NE[::step])
-    return chain, tables(chain, Chain.of(*some, lambda open_E: problem.cost(open_E)[::step], gap))
+    return open_sets, tables(open_sets, OpenSets.of(*some, lambda open_E: problem.cost(open_E)[::step], gap))
 
 
 def _spaced(loss_P: Floats, cost_P: Floats, points: int) -> Ints:
@@ -198,7 +198,7 @@ def _spaced(loss_P: Floats, cost_P: Floats, points: int) -> Ints:
     return np.union1d(chosen, more)
 
 
-def cheapest(problem: Problem, at_most: float, *, gap: float = 0.0) -> Point:
+def cheapest(problem: SearchProblem, at_most: float, *, gap: float = 0.0) -> PlanPoint:
     """The plan of least mean cost whose mean loss is at most `at_most` (up to rounding)."""
     found = _solve(problem, gap, at_most, loss_held=True)
     if found is None:
@@ -208,7 +208,7 @@ def cheapest(problem: Problem, at_most: float, *, gap: float = 0.0) -> Point:
     return found
 
 
-def best(problem: Problem, budget: float, *, gap: float = 0.0) -> Point:
+def best(problem: SearchProblem, budget: float, *, gap: float = 0.0) -> PlanPoint:
     """The plan of least mean loss whose mean cost is at most `budget` (up to rounding)."""
     found = _solve(problem, gap, budget, loss_held=False)
     if found is None:
@@ -225,7 +225,7 @@ class _Ask:
     tie: float
 
     @staticmethod
-    def at(table: Table, level: float, loss_held: bool) -> _Ask:
+    def at(table: ThresholdTable, level: float, loss_held: bool) -> _Ask:
         goal_EN, held_EN = (table.cost_EN, table.loss_EN) if loss_held else (table.loss_EN, table.cost_EN)
         slack = ROUNDING * max(abs(level), float(abs(held_EN).max()))
         return _Ask(loss_held, (level + slack) * held_EN.shape[1], TIE * spread(goal_EN) / spread(held_EN))
@@ -236,7 +236,7 @@ class _Ask:
         return goal + self.tie * held, held
 
 
-def _solve(problem: Problem, gap: float, level: float, *, loss_held: bool) -> Point | None:
+def _solve(problem: SearchProblem, gap: float, level: float, *, loss_held: bool) -> PlanPoint | None:
     """The plan of least goal that holds the level; None if no plan found holds it.
 
     Of many rows a sample is searched, and what it finds is refined on all of them.
@@ -251,7 +251,7 @@ def _solve(problem: Problem, gap: float, level: float, *, loss_held: bool) -> Po
         ends_PG = frontier(sample, gap=gap).thresholds_PG
         start_G = ends_PG[-1 if loss_held else 0]
     every_E = np.ones(problem.losses_NE.shape[1], bool)
-    some = Chain.of(sample.scores_NG, sample.losses_NE, sample.cost, gap).whole()
+    some = OpenSets.of(sample.scores_NG, sample.losses_NE, sample.cost, gap).whole()
     tie = _Ask.at(some, level, loss_held).tie
     held = problem.losses_NE if loss_held else np.asarray(problem.cost_to(every_E))
     slack = ROUNDING * max(abs(level), abs(float(held.min())), abs(float(held.max())))
@@ -261,29 +261,29 @@ def _solve(problem: Problem, gap: float, level: float, *, loss_held: bool) -> Po
         return None
     thresholds_PG = refiner.thresholds(better.cut_G)[None]
     loss_P, cost_P = evaluate(problem, thresholds_PG)
-    return Point(thresholds_PG[0], float(loss_P[0]), float(cost_P[0]))
+    return PlanPoint(thresholds_PG[0], float(loss_P[0]), float(cost_P[0]))
 
 
-def _solve_all(problem: Problem, gap: float, level: float, *, loss_held: bool) -> Point | None:
-    """Try out small tables; elsewhere settle from the families and from the archive around the level."""
-    chain, over = _laid_out(problem, gap)
-    ask = _Ask.at(chain.whole(), level, loss_held)
+def _solve_all(problem: SearchProblem, gap: float, level: float, *, loss_held: bool) -> PlanPoint | None:
+    """Try out small tables; elsewhere settle from the baselines and from the archive around the level."""
+    open_sets, over = _laid_out(problem, gap)
+    ask = _Ask.at(open_sets.whole(), level, loss_held)
     found: list[tuple[float, Ints]] = []
     wide = [table for table in over if not small(table)]
     for table in over:
         if small(table):
             found.append(_tried(table, ask))
     if wide:
-        found += _settled(chain, wide, ask)
+        found += _settled(open_sets, wide, ask)
     goal, cut_G = min(found, key=lambda pair: pair[0])
     if goal == np.inf:
         return None
-    thresholds_PG = chain.whole().thresholds(chain.tidy(cut_G[None]))
+    thresholds_PG = open_sets.whole().thresholds(open_sets.tidy(cut_G[None]))
     loss_P, cost_P = evaluate(problem, thresholds_PG)
-    return Point(thresholds_PG[0], float(loss_P[0]), float(cost_P[0]))
+    return PlanPoint(thresholds_PG[0], float(loss_P[0]), float(cost_P[0]))
 
 
-def _tried(table: Table, ask: _Ask) -> tuple[float, Ints]:
+def _tried(table: ThresholdTable, ask: _Ask) -> tuple[float, Ints]:
     """The best plan of a table by trying every one."""
     goal_EN, held_EN = ask.sums(table.loss_EN, table.cost_EN)
     goal, found_G = np.inf, table.never
@@ -297,39 +297,39 @@ def _tried(table: Table, ask: _Ask) -> tuple[float, Ints]:
     return goal, found_G
 
 
-def _settled(chain: Chain, over: list[Table], ask: _Ask) -> list[tuple[float, Ints]]:
+def _settled(open_sets: OpenSets, over: list[ThresholdTable], ask: _Ask) -> list[tuple[float, Ints]]:
     """Local searches from the best of every family and from both sides of the level on the archive."""
     starts = []
     for table in over:
-        for curve in families(table, FINE_POWERS):
+        for curve in baselines(table, FINE_POWERS):
             goal_D, held_D = ask.sums(curve.loss_D, curve.cost_D)
             d = lowest(goal_D, held_D, ask.limit, np.inf)
             if d is not None:
                 starts.append(curve.cuts(np.array([d]))[0])
-    many = max(4, min(24, 20_000 // len(chain.loss_EN[0])))
-    loss_B, cost_B, cuts_BG = survey(chain, over, FINE * 100).plans()
+    many = max(4, min(24, 20_000 // len(open_sets.loss_EN[0])))
+    loss_B, cost_B, cuts_BG = fill_archive(open_sets, over, FINE * 100).plans()
     goal_B, held_B = ask.sums(loss_B, cost_B)
     order = np.argsort(np.where(held_B <= ask.limit, goal_B, np.inf))
     starts += list(cuts_BG[order[:2]]) + list(cuts_BG[np.argsort(abs(held_B - ask.limit))[:many]])
-    spare = np.random.Generator(np.random.Philox(0)).random((many, len(chain.cuts)))
+    spare = np.random.Generator(np.random.Philox(0)).random((many, len(open_sets.cuts)))
     if many > 4:
-        starts += list((spare * [len(cuts) for cuts in chain.cuts]).astype(np.intp))
-    found = [_closed_in(chain, cut_G, ask, 0) for cut_G in np.unique(np.stack(starts), axis=0)]
+        starts += list((spare * [len(cuts) for cuts in open_sets.cuts]).astype(np.intp))
+    found = [_closed_in(open_sets, cut_G, ask, 0) for cut_G in np.unique(np.stack(starts), axis=0)]
     found.sort(key=lambda pair: pair[0])
-    return [_closed_in(chain, cut_G, ask, WIDTH) for _, cut_G in found[: many // 2]]
+    return [_closed_in(open_sets, cut_G, ask, WIDTH) for _, cut_G in found[: many // 2]]
 
 
-def _closed_in(chain: Chain, cut_G: Ints, ask: _Ask, width: int) -> tuple[float, Ints]:
+def _closed_in(open_sets: OpenSets, cut_G: Ints, ask: _Ask, width: int) -> tuple[float, Ints]:
     """Settle with the exits in use open, then without each of them in turn, while that helps."""
 
     def settled(start_G: Ints, width: int) -> tuple[float, Ints]:
-        table = chain.whole() if chain.fixed else chain.table(start_G > 0)
+        table = open_sets.whole() if open_sets.fixed else open_sets.table(start_G > 0)
         sums = ask.sums(table.loss_EN, table.cost_EN)
         found_G, goal = settle(table, start_G, *sums, ask.limit, width=width)
-        return goal, chain.tidy(found_G[None])[0]
+        return goal, open_sets.tidy(found_G[None])[0]
 
-    goal, cut_G = settled(chain.tidy(cut_G[None])[0], width)
-    while not chain.fixed and cut_G.any():
+    goal, cut_G = settled(open_sets.tidy(cut_G[None])[0], width)
+    while not open_sets.fixed and cut_G.any():
         without = [np.where(np.arange(len(cut_G)) == g, 0, cut_G) for g in np.flatnonzero(cut_G)]
         other = min((settled(other_G, 0) for other_G in without), key=lambda pair: pair[0])
         if not other[0] < goal - TIE * abs(goal):

@@ -178,8 +178,8 @@ def _first_reached(edges_P: Array, score_N: Array) -> Array:
     Edges fall along the path, so their negatives rise and a binary search finds the place. A NaN score sorts
     behind everything and reaches nothing.
     """
-    place: Array = np.searchsorted(-edges_P, -score_N, side="left") + 1
-    return place
+    index: Array = np.searchsorted(-edges_P, -score_N, side="left") + 1
+    return index
 
 
 def _note_scores(on_score_P: Array, path_P: Array, scores_NG: Array, leave_NG: Array) -> None:

@@ -20,8 +20,8 @@ from offramp.cli.pages import report
 from offramp.cli.plans import calibrate, check
 from offramp.cli.printing import note
 from offramp.cli.serving import bench, run
-from offramp.cli.teaching import FitCommand, fit
 from offramp.cli.traces import record
+from offramp.cli.training import FitCommand, fit
 from offramp.errors import OfframpError, OfframpWarning
 
 UsageError: Any = typer.BadParameter.__base__

@@ -13,7 +13,7 @@ File = Annotated[str, typer.Argument(metavar="FILE", help="A .toml of flags, as 
 
 
 def compare(file: File, output: OutputFolder, as_json: AsJson = False) -> None:
-    r"""Teach and measure several methods under one protocol.
+    r"""Train and measure several methods under one protocol.
 
     FILE holds flags of cut, fit, record and calibrate, shared or in a [method.NAME] each, and seeds, gates and
     budgets. Every network is made once and kept in the folder: what was stopped goes on there, and a file

@@ -74,7 +74,7 @@ def convert(
     from offramp.building.costing import changes
     from offramp.building.factories import make_model
     from offramp.building.saving import FOLDER, save
-    from offramp.networks.members import BACKBONE, Rung
+    from offramp.networks.members import BACKBONE, ModelSpec
     from offramp.networks.network import plain_network
 
     writable(output, folder=True)
@@ -87,7 +87,7 @@ def convert(
     base = split_spec(spec)[0]
     plain = make_model(base, fetch=False) if base != spec else module
     text = _text(lambda: spec_with(base, conversions_of(made, plain)))
-    network = plain_network(made, Rung(BACKBONE, text), before).eval()
+    network = plain_network(made, ModelSpec(BACKBONE, text), before).eval()
     save(network, output)
     changed = [] if rows is None else changes(module, made, rows)
     body: dict[str, Any] = {"network": output, "spec": text, "fingerprint": network.fingerprint()}
@@ -129,11 +129,11 @@ def model_of(spec: str, weights: str | None, preprocess: str) -> tuple[nn.Module
     if weights is not None:
         raise InvalidArgument(f"{spec} has its own weights; leave --weights out, or give - for it")
     network: Network = load(folder)
-    if len(network.rungs) > 1:
-        raise InvalidArgument(f"{folder} must hold a network of one model, got {len(network.rungs)}")
-    rung = network.rungs[0]
-    before = network.preprocess_of(rung) if preprocess == "auto" else make_preprocess(preprocess)
-    return network.model_of(rung), before, rung.spec or spec
+    if len(network.members) > 1:
+        raise InvalidArgument(f"{folder} must hold a network of one model, got {len(network.members)}")
+    member = network.members[0]
+    before = network.preprocess_of(member) if preprocess == "auto" else make_preprocess(preprocess)
+    return network.model_of(member), before, member.spec or spec
 
 
 def costs_table(changed: list[Change]) -> list[Any]:
@@ -151,16 +151,16 @@ def costs_table(changed: list[Change]) -> list[Any]:
 def _figures(before: Cost, after: Cost) -> list[str]:
     """Each figure as `before -> after`."""
     names = ("parameters", "stored_bytes", "macs", "bit_operations", "ms")
-    found = []
+    figures = []
     for name in names:
         first, second = getattr(before, name), getattr(after, name)
         if first is None or second is None:
-            found.append("-")
+            figures.append("-")
         elif name == "ms":
-            found.append(f"{first:.3g} -> {second:.3g}")
+            figures.append(f"{first:.3g} -> {second:.3g}")
         else:
-            found.append(f"{first:,.0f} -> {second:,.0f}")
-    return found
+            figures.append(f"{first:,.0f} -> {second:,.0f}")
+    return figures
 
 
 def _some(rows: Any) -> Any:

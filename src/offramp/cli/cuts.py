@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from offramp._support.arguments import pairs, words
-from offramp.building.placement.flags import AUTO, exits_at, require_placing_flags
+from offramp.building.placement.flags import AUTO, exits_at, require_placement_flags
 from offramp.cli.converting import costs_table, model_of
 from offramp.cli.options import AsJson, GateName, OutputFolder, Preprocess, Weights, require_apart, writable
-from offramp.cli.places import figures
+from offramp.cli.placement import figures
 from offramp.cli.printing import answer, note, table
 from offramp.errors import InvalidArgument
 
@@ -87,7 +87,7 @@ def cut(
     r"""Hang exits on one trained model.
 
     The model is cut after the modules in --at, or into --parts; its weights stay as they are. The exits
-    are not taught yet: `offramp fit` does that, or any loop of yours over net(x) in Python. With --at auto
+    are not trained yet: `offramp fit` does that, or any loop of yours over net(x) in Python. With --at auto
     a quick linear exit is tried at up to 24 places on the rows of --labelled and timed on this machine; those
     places are taken where the time that leaving saves is worth the exits. Such rows promise nothing later.
 
@@ -103,7 +103,7 @@ def cut(
     writable(output, folder=True)
     FOLDER.require_own(Path(output))
     require_apart(output, [weights])
-    require_placing_flags(at, parts, labelled)
+    require_placement_flags(at, parts, labelled)
     module, before, spec = model_of(model, weights, preprocess)
     batch = _rows(example, before)
     network, found = made(
@@ -122,13 +122,13 @@ def cut(
     body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
     told, drawn = figures(found)
     answer(
-        body | {"untaught": list(network.untaught())} | told,
+        body | {"untrained": list(network.untrained())} | told,
         as_json,
-        f"Network of one model with exits {', '.join(network.chain.exits)}, gate {gate}: {output}",
+        f"Network of one model with exits {', '.join(network.topology.exits)}, gate {gate}: {output}",
         *drawn,
     )
-    if network.untaught():
-        note(f"not taught yet: {', '.join(network.untaught())}")
+    if network.untrained():
+        note(f"not trained yet: {', '.join(network.untrained())}")
 
 
 def adopt(
@@ -164,7 +164,7 @@ def adopt(
     network = adopted(module, batch, exits=heads, gate=gate, preprocess=before, spec=model, length=free)
     save(network, output)
     body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
-    shown = f"Network of one model with its own exits {', '.join(network.chain.exits)}, gate {gate}: {output}"
+    shown = f"Network of one model with its own exits {', '.join(network.topology.exits)}, gate {gate}: {output}"
     answer(body, as_json, shown)
 
 

@@ -27,7 +27,7 @@ from offramp.reporting.page import report
 from offramp.runtime.benching import Bench, bench
 from offramp.runtime.recording import record
 
-RUNGS = {"digits_small": 20, "digits_large": 10}  # name on the models shelf, and epochs of training
+MEMBERS = {"digits_small": 20, "digits_large": 10}  # name on the models shelf, and epochs of training
 TRAINING = "digits[0:700]"
 CALIBRATION = "digits[700:1797:2]"  # every second of the held-out rows, so that both halves are alike
 TEST = "digits[701:1797:2]"
@@ -61,56 +61,56 @@ def demo(folder: str | Path, *, say: Callable[[str], None] = lambda text: None, 
 
     `say` is told each step as the command that would do it. Raises MissingExtra without scikit-learn or Plotly.
     """
-    place = Path(folder)
-    require_own(place)
+    path = Path(folder)
+    require_own(path)
     with one_thread():
-        network = train(place, say)
-        say(f"offramp record {place}/network '{CALIBRATION}' -o {place}/calibration.npz")
+        network = train(path, say)
+        say(f"offramp record {path}/network '{CALIBRATION}' -o {path}/calibration.npz")
         calibration = record(network, CALIBRATION)
-        calibration.save(place / "calibration.npz")
-        say(f"offramp record {place}/network '{TEST}' -o {place}/test.npz")
+        calibration.save(path / "calibration.npz")
+        say(f"offramp record {path}/network '{TEST}' -o {path}/test.npz")
         test = record(network, TEST)
-        test.save(place / "test.npz")
-        say(f"offramp calibrate {place}/calibration.npz --risk {RISK} --at-most {AT_MOST} -o {place}/plan.json")
+        test.save(path / "test.npz")
+        say(f"offramp calibrate {path}/calibration.npz --risk {RISK} --at-most {AT_MOST} -o {path}/plan.json")
         plan = calibrate(calibration, risk=RISK, at_most=AT_MOST)
-        plan.save(place / "plan.json")
-        say(f"offramp check {place}/plan.json {place}/test.npz")
+        plan.save(path / "plan.json")
+        say(f"offramp check {path}/plan.json {path}/test.npz")
         evaluation = test.evaluate(plan)
-        say(f"offramp bench {place}/network {place}/plan.json '{TEST}' --threads 1")
+        say(f"offramp bench {path}/network {path}/plan.json '{TEST}' --threads 1")
         timed = bench(network, plan, all_of(TEST).x, batches=(1, 64), repeats=repeats)
-        say(f"offramp report {place}/test.npz {place}/plan.json --data '{TEST}' -o {place}/report.html")
-        page = report(test, plan, place / "report.html", data=TEST)
-    return Story(place, page, plan, evaluation, timed)
+        say(f"offramp report {path}/test.npz {path}/plan.json --data '{TEST}' -o {path}/report.html")
+        page = report(test, plan, path / "report.html", data=TEST)
+    return Story(path, page, plan, evaluation, timed)
 
 
-def require_own(place: Path) -> None:
+def require_own(path: Path) -> None:
     """Raise BadFile, before the work, where a file or a folder of the same name is somebody else's."""
-    require_writable(place, folder=True)
-    FOLDER.require_own(place / "network")
-    for name in RUNGS:
-        require_own_file(place / f"{name}.safetensors", WEIGHTS_MARK, "weights file")
+    require_writable(path, folder=True)
+    FOLDER.require_own(path / "network")
+    for name in MEMBERS:
+        require_own_file(path / f"{name}.safetensors", WEIGHTS_MARK, "weights file")
     for name in ("calibration.npz", "test.npz"):
-        require_own_file(place / name, document_mark("trace"), "trace")
-    require_own_file(place / "plan.json", document_mark("plan"), "plan")
-    require_own_file(place / "report.html", MARK, "page")
+        require_own_file(path / name, document_mark("trace"), "trace")
+    require_own_file(path / "plan.json", document_mark("plan"), "plan")
+    require_own_file(path / "report.html", MARK, "page")
 
 
-def train(place: Path, say: Callable[[str], None] = lambda text: None) -> Network:
-    """The two nets of the demo, trained; their weights and the ladder of them are written to `place`."""
+def train(path: Path, say: Callable[[str], None] = lambda text: None) -> Network:
+    """The two nets of the demo, trained; their weights and the ladder of them are written to `path`."""
     batch = all_of(TRAINING)
     models: dict[str, tuple[nn.Module, nn.Module | None]] = {}
     command = "offramp ladder"
-    for name, epochs in RUNGS.items():
+    for name, epochs in MEMBERS.items():
         say(f"# train {name} on {TRAINING}")
         torch.manual_seed(0)
         model, preprocess = make_model(f"offramp:{name}"), preprocess_of(f"offramp:{name}")
         assert preprocess is not None
         models[name] = (fit(model, preprocess, batch, epochs=epochs), preprocess)
-        write_tensors(place / f"{name}.safetensors", model.state_dict())
-        command += f" --model offramp:{name} --weights {place}/{name}.safetensors"
-    say(f"{command} -o {place}/network")
+        write_tensors(path / f"{name}.safetensors", model.state_dict())
+        command += f" --model offramp:{name} --weights {path}/{name}.safetensors"
+    say(f"{command} -o {path}/network")
     network = ladder(models, sources={name: f"offramp:{name}" for name in models}).eval()
-    save(network, place / "network")
+    save(network, path / "network")
     return network
 
 
@@ -118,15 +118,15 @@ def fit(model: nn.Module, preprocess: nn.Module, batch: Batch, *, epochs: int, s
     """Plain training by AdamW on one-cycle learning rates; returns the model in eval mode."""
     x, y = preprocess(torch.as_tensor(batch.x)), torch.as_tensor(batch.y)
     dice = np.random.default_rng(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 1e-2, total_steps=epochs * -(-len(x) // 32))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=epochs * -(-len(x) // 32))
     model.train()
     for _ in range(epochs):
         for index in np.array_split(dice.permutation(len(x)), -(-len(x) // 32)):
             loss = nn.functional.cross_entropy(model(x[index]), y[index])
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
+            optimizer.step()
             schedule.step()
     return model.eval()
 

@@ -65,14 +65,14 @@ def _table(story: Story) -> Any:
 
 
 def _next(story: Story) -> list[str]:
-    place = story.folder
+    folder = story.folder
     return [
         f"The page: {story.report}",
         "",
         "Next, try:",
-        f"  offramp check {place}/plan.json {place}/test.npz",
-        f"  offramp calibrate {place}/calibration.npz --risk accuracy_gap --at-most 0.05 -o {place}/other.json",
-        f"  offramp run {place}/network {place}/plan.json 'digits[701:1797:2]' -o {place}/answers.csv",
+        f"  offramp check {folder}/plan.json {folder}/test.npz",
+        f"  offramp calibrate {folder}/calibration.npz --risk accuracy_gap --at-most 0.05 -o {folder}/other.json",
+        f"  offramp run {folder}/network {folder}/plan.json 'digits[701:1797:2]' -o {folder}/answers.csv",
         "  offramp ladder --help",
     ]
 
@@ -136,12 +136,12 @@ def _processor() -> str:
 
 def _extras() -> dict[str, list[str]]:
     """Extra -> the packages of it that are not installed; from the project's own metadata."""
-    found: dict[str, list[str]] = {}
+    extras: dict[str, list[str]] = {}
     for line in metadata.requires("offramp") or ():
         match = re.match(r"([A-Za-z0-9_.\-]+).*extra\s*==\s*['\"](\w+)['\"]", line)
         if match and match[1] != "offramp":
-            found.setdefault(match[2], []).extend([] if _version(match[1]) else [match[1]])
-    return found
+            extras.setdefault(match[2], []).extend([] if _version(match[1]) else [match[1]])
+    return extras
 
 
 def _shelves() -> dict[str, list[str]]:

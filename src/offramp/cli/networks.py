@@ -42,11 +42,12 @@ Temperature = Annotated[
     typer.Option("--temperature", metavar="T", help="Divide the logits by it before they are scored."),
 ]
 Answer = Annotated[
-    str, typer.Option("--answer", metavar="own|mean", help="The rung's own logits, or the mean of the rungs visited.")
+    str,
+    typer.Option("--answer", metavar="own|mean", help="The member's own logits, or the mean of the members visited."),
 ]
 Example = Annotated[
     str | None,
-    typer.Option("--example", metavar="DATA", help="Rows to try the rungs on: they must agree on the classes."),
+    typer.Option("--example", metavar="DATA", help="Rows to try the members on: they must agree on the classes."),
 ]
 
 
@@ -79,8 +80,8 @@ def ladder(
     network = _network(model, weights, preprocess, name, gate, temperature, answers, example)
     save(network, output)
     body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
-    exits = ", ".join(network.chain.exits)
-    answer(body, as_json, f"Network of {len(model)} rungs ({exits}), gate {gate}, answer {answers}: {output}")
+    exits = ", ".join(network.topology.exits)
+    answer(body, as_json, f"Network of {len(model)} members ({exits}), gate {gate}, answer {answers}: {output}")
 
 
 def _network(
@@ -100,14 +101,14 @@ def _network(
     names = _beside(model, name, "--name", "") if name else _unique(model)
     if len(set(names)) < len(names):
         raise InvalidArgument(f"the names are {', '.join(names)}, expected each once; give other --name")
-    rungs: dict[str, Any] = {}
+    members: dict[str, Any] = {}
     specs: dict[str, str] = {}
-    for rung, spec, file, kind in zip(names, model, files, fronts, strict=True):
-        made, before, specs[rung] = model_of(spec, None if file == "-" else file, kind)
-        rungs[rung] = (made, before)
-    with proposing(before for _, before in rungs.values()):
+    for member, spec, file, kind in zip(names, model, files, fronts, strict=True):
+        made, before, specs[member] = model_of(spec, None if file == "-" else file, kind)
+        members[member] = (made, before)
+    with proposing(before for _, before in members.values()):
         sample = None if example is None else next(rows(example).batches(2)).x
-    return stacked(rungs, gate=gate, temperature=temperature, answer=answers, example=sample, sources=specs)
+    return stacked(members, gate=gate, temperature=temperature, answer=answers, example=sample, sources=specs)
 
 
 def _beside(models: Sequence[str], given: Sequence[str] | None, option: str, default: str) -> list[str]:
@@ -132,6 +133,6 @@ def _unique(models: Sequence[str]) -> list[str]:
         )
         if spec.startswith("onnx:"):
             bare = Path(bare.removeprefix("onnx:")).stem
-        word = re.sub(r"[^A-Za-z0-9_\-]", "-", re.split(parts, bare)[-1]) or "rung"
+        word = re.sub(r"[^A-Za-z0-9_\-]", "-", re.split(parts, bare)[-1]) or "member"
         names.append(next(each for each in (word, *(f"{word}-{n}" for n in range(2, 99))) if each not in names))
     return names

@@ -45,13 +45,13 @@ RiskName = Annotated[
 Given = Annotated[
     list[str] | None,
     typer.Option(
-        "--model", metavar="RUNG=SPEC", help="A rung given again: my.module:factory or hf:NAME (weights are saved)."
+        "--model", metavar="MEMBER=SPEC", help="A member given again: my.module:factory or hf:NAME (weights are saved)."
     ),
 ]
 GivenPreprocess = Annotated[
     list[str] | None,
     typer.Option(
-        "--preprocess-of", metavar="RUNG=SPEC", help="The preprocessing of a rung given again: my.module:factory."
+        "--preprocess-of", metavar="MEMBER=SPEC", help="The preprocessing of a member given again: my.module:factory."
     ),
 ]
 GivenGate = Annotated[
@@ -107,15 +107,15 @@ def network_of(folder: str, models: list[str] | None, fronts: list[str] | None, 
     from offramp.building.factories import make_gate, make_model, make_preprocess
     from offramp.building.saving import GiveAgain, load
 
-    model = {rung: make_model(spec, fetch=False) for rung, spec in pairs(models, "--model").items()}
-    preprocess = {rung: make_preprocess(spec) for rung, spec in pairs(fronts, "--preprocess-of").items()}
+    model = {member: make_model(spec, fetch=False) for member, spec in pairs(models, "--model").items()}
+    preprocess = {member: make_preprocess(spec) for member, spec in pairs(fronts, "--preprocess-of").items()}
     gate = {node: make_gate(spec) for node, spec in pairs(gates, "--gate-of").items()}
-    for rung in preprocess.keys() - model.keys():
+    for member in preprocess.keys() - model.keys():
         raise InvalidArgument(
-            f"got --preprocess-of {rung} without --model {rung}, expected both; give --model {rung}=SPEC as well"
+            f"got --preprocess-of {member} without --model {member}, expected both; give --model {member}=SPEC as well"
         )
     given: dict[str, Any] = {
-        rung: (made, preprocess[rung]) if rung in preprocess else made for rung, made in model.items()
+        member: (made, preprocess[member]) if member in preprocess else made for member, made in model.items()
     }
     try:
         return load(folder, given, gates=gate)
@@ -197,20 +197,20 @@ def writable(path: str | None, *, kinds: Mapping[str, tuple[bytes, str]] | None 
         return
     from offramp._support.replacement import require_own_file, require_writable
 
-    place = Path(path)
-    if kinds is not None and place.suffix not in kinds:
+    location = Path(path)
+    if kinds is not None and location.suffix not in kinds:
         raise InvalidArgument(f"the output is {path}, expected a name that ends in {' or '.join(kinds)}; rename it")
-    require_writable(place, folder=folder)
+    require_writable(location, folder=folder)
     if kinds is not None:
-        require_own_file(place, *kinds[place.suffix])
+        require_own_file(location, *kinds[location.suffix])
 
 
 def require_apart(output: str, inputs: Sequence[str | None], *, way_out: str = "name another output") -> None:
     """Raise InvalidArgument where the output would replace a file or a folder that the command reads."""
-    place = Path(os.path.realpath(output))
+    folder = Path(os.path.realpath(output))
     for name in inputs:
         if name is None or not os.path.exists(name):
             continue
         path = Path(os.path.realpath(name))
-        if place in (path, *path.parents):
+        if folder in (path, *path.parents):
             raise InvalidArgument(f"the output {output} would replace the input {name}; {way_out}")

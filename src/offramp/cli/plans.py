@@ -139,8 +139,10 @@ def calibrate(
             drop_seen=drop_seen,
         )
     if drop_seen:
-        learned = recorded.columns.get("learned")
-        note(f"{0 if learned is None else int(learned.sum()):,} rows that taught the network were left out")
+        training_rows = recorded.columns.get("learned")
+        note(
+            f"{0 if training_rows is None else int(training_rows.sum()):,} rows that trained the network were left out"
+        )
     _save(plan, output)
     answer({"output": output, **_body(plan)}, as_json, str(plan))
 

@@ -49,8 +49,8 @@ def table(*heads: str, rows: Sequence[tuple[str, ...]]) -> Any:
     from rich.table import Table
 
     made = Table(box=box.SIMPLE, pad_edge=False)
-    for place, head in enumerate(heads):
-        made.add_column(head, justify="right" if place else "left")
+    for index, head in enumerate(heads):
+        made.add_column(head, justify="right" if index else "left")
     for row in rows:
         made.add_row(*row)
     return made

@@ -1,9 +1,9 @@
-"""One network of a comparison, by the same verbs as by hand: cut, taught, recorded; each step a file, done once.
+"""One network of a comparison, by the same verbs as by hand: cut, trained, recorded; each step a file, done once.
 
 <folder>/<method>-<seed>/
     settings.json                  what the network is made of; another one is not taken for it
     run/                           of fit: checkpoints, metrics.csv
-    taught.json, network/          seconds and notes of teaching; the network
+    trained.json, network/          seconds and notes of training; the network
     calibration.npz, test.npz      traces under the network's own gate
     figures-<gate>.json            see figures.py
     bench-<gate>.json              see bench
@@ -27,14 +27,14 @@ from offramp.building.cutting import cut, ladder
 from offramp.building.factories import FROM_FILES, make_model, make_preprocess, preprocess_of
 from offramp.building.saving import load, save
 from offramp.calibration.rows import unseen_rows
-from offramp.comparing.cuts import example_of, free_of, places_of
 from offramp.comparing.figures import Figures, best_within, figures_of, figures_of_plain, plain_of
 from offramp.comparing.gating import regated, rescored
+from offramp.comparing.placement import example_of, free_of, places_of
 from offramp.comparing.settings import OWN, Method, Settings
 from offramp.data.rows import rows
 from offramp.errors import BetterExit, InvalidArgument
-from offramp.fitting.teaching import fit, recipe_of
-from offramp.networks.members import BACKBONE, Rung
+from offramp.fitting.training import fit, recipe_of
+from offramp.networks.members import BACKBONE, ModelSpec
 from offramp.networks.network import Network, plain_network
 from offramp.networks.nodes import Exit, Gate
 from offramp.plans.provenance import union
@@ -73,9 +73,9 @@ class Cell:
         """Whether this is the first seed of its method."""
         return self.seed == self.method.seeds[0]
 
-    def rungs(self) -> list[Cell]:
+    def members(self) -> list[Cell]:
         """Of a ladder, the cells that it is made of: of the same seed, or of their own first."""
-        return [self._beside(name) for name in self.method.rungs]
+        return [self._beside(name) for name in self.method.members]
 
     def _beside(self, name: str) -> Cell:
         """The cell of another method with the same seed, or with its own first."""
@@ -85,12 +85,12 @@ class Cell:
 
     @cached_property
     def _start(self) -> Network | None:
-        """The taught network whose model this cell begins with, if it does."""
+        """The trained network whose model this cell begins with, if it does."""
         return None if self.method.start is None else self._beside(self.method.start).network
 
     def asked(self) -> dict[str, Any]:
         """What its network is made of, as plain data."""
-        others = [*self.rungs(), *([] if self.method.start is None else [self._beside(self.method.start)])]
+        others = [*self.members(), *([] if self.method.start is None else [self._beside(self.method.start)])]
         return self.method.asked(self.seed) | ({"of": [cell.asked() for cell in others]} if others else {})
 
     def claim(self) -> None:
@@ -110,7 +110,7 @@ class Cell:
 
     @property
     def done(self) -> bool:
-        """Whether it was taught and recorded before."""
+        """Whether it was trained and recorded before."""
         return all((self.home / f"{role}.npz").exists() for role in self._roles)
 
     @property
@@ -118,46 +118,46 @@ class Cell:
         return ("test",) if self.method.static else ("calibration", "test")
 
     def make(self) -> None:
-        """Teach and record it, where that is not done."""
+        """Train and record it, where that is not done."""
         for role in self._roles:
             self.trace(role)
 
     @cached_property
     def network(self) -> Network:
-        """The taught network: from its folder, else made now."""
-        if self.method.rungs:
-            stacked = {cell.method.name: cell.network for cell in self.rungs()}
-            models = {name: _rung(each) for name, each in stacked.items()}
+        """The trained network: from its folder, else made now."""
+        if self.method.members:
+            stacked = {cell.method.name: cell.network for cell in self.members()}
+            models = {name: _member(each) for name, each in stacked.items()}
             network = ladder(models, gate=self.method.gate, example=example_of(self.method, self.settings))
-            network.learned = union(each.learned for each in stacked.values())
+            network.trained_on = union(each.trained_on for each in stacked.values())
             return network
-        place = self.home / "network"
-        if place.exists():
-            return self._loaded(place)
+        path = self.home / "network"
+        if path.exists():
+            return self._loaded(path)
         network = self._made()
-        network.learned = union([network.learned, None if self._start is None else self._start.learned])
-        if self.method.taught:
-            self._teach(network)
-        save(network, place)
+        network.trained_on = union([network.trained_on, None if self._start is None else self._start.trained_on])
+        if self.method.trained:
+            self._train(network)
+        save(network, path)
         return network
 
-    def _loaded(self, place: Path) -> Network:
+    def _loaded(self, path: Path) -> Network:
         """The network from its folder. What only its user can build is built once more, as it was the first time."""
         method = self.method
         words = (method.preprocess, method.gate, *_each_exit(method.exits))
         if not any(":" in word for word in words):
-            return load(place, None if (method.model or "").startswith(FROM_FILES) else self._model())
+            return load(path, None if (method.model or "").startswith(FROM_FILES) else self._model())
         made = self._made()
-        rung = made.rungs[0]
-        given = (made.model_of(rung), made.preprocess_of(rung))
-        exits = {name: made.exit_of(name) for name in rung.cuts if _named_code(made.exit_of(name))}
-        gates = {name: made.gate_of(name) for name in rung.cuts if _named_code(made.gate_of(name))}
-        return load(place, given, exits=exits, gates=gates)
+        member = made.members[0]
+        given = (made.model_of(member), made.preprocess_of(member))
+        exits = {name: made.exit_of(name) for name in member.cuts if _named_code(made.exit_of(name))}
+        gates = {name: made.gate_of(name) for name in member.cuts if _named_code(made.gate_of(name))}
+        return load(path, given, exits=exits, gates=gates)
 
     @property
     def seconds(self) -> float | None:
-        """What all epochs of teaching took, also those of a run that was stopped; None where nothing was taught."""
-        file = self.home / "taught.json"
+        """What all epochs of training took, also those of a run that was stopped; None where nothing was trained."""
+        file = self.home / "trained.json"
         return float(read_json(file, KIND, SCHEMA)[1]["seconds"]) if file.exists() else None
 
     def _model(self) -> nn.Module:
@@ -166,16 +166,16 @@ class Cell:
             torch.manual_seed(self.seed)
             model = make_model(self.method.model, self.method.weights)
         if self._start is not None:
-            model.load_state_dict(self._start.model_of(self._start.rungs[0]).state_dict())
+            model.load_state_dict(self._start.model_of(self._start.members[0]).state_dict())
         return model
 
     def _made(self) -> Network:
-        """The network before it is taught; what is drawn for it depends on the seed alone."""
+        """The network before it is trained; what is drawn for it depends on the seed alone."""
         method, model = self.method, self._model()
         assert method.model is not None
         preprocess = preprocess_of(method.model) if method.preprocess == "auto" else make_preprocess(method.preprocess)
         if method.static:
-            return plain_network(model, Rung(BACKBONE, method.model), preprocess)
+            return plain_network(model, ModelSpec(BACKBONE, method.model), preprocess)
         x, free = example_of(method, self.settings), free_of(method, self.settings)
         first = replace(self, seed=method.seeds[0])
         begun = first.asked().get("of")
@@ -189,10 +189,10 @@ class Cell:
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
             network = cut(model, x, at=names, parts=None if names else method.parts, length=free, **options)
-        network.learned = union([network.learned, seen])
+        network.trained_on = union([network.trained_on, seen])
         return network
 
-    def _teach(self, network: Network) -> None:
+    def _train(self, network: Network) -> None:
         method, run = self.method, self.home / "run"
         assert method.recipe is not None
         history = fit(
@@ -211,7 +211,7 @@ class Cell:
             progress=self.progress,
         )
         told = {"seconds": history.seconds, "notes": list(history.notes)}
-        write_json(self.home / "taught.json", KIND, SCHEMA, told)
+        write_json(self.home / "trained.json", KIND, SCHEMA, told)
 
     def trace(self, role: str) -> Trace:
         """All exits on the rows of a role (calibration or test) under the network's own gate.
@@ -270,11 +270,11 @@ class Cell:
         asked = self._asked(unit)
         if self.method.static:
             test, _ = unseen_rows(self.trace("test"), drop_seen=self.settings.drop_seen, what="test")
-            found = figures_of_plain(test)
+            figures = figures_of_plain(test)
         else:
-            found = figures_of(*self.traces(gate), self.settings, unit, splits=asked["splits"])
-        write_json(self._file("figures", gate), KIND, SCHEMA, {"asked": asked, "figures": found.to_json()})
-        return found
+            figures = figures_of(*self.traces(gate), self.settings, unit, splits=asked["splits"])
+        write_json(self._file("figures", gate), KIND, SCHEMA, {"asked": asked, "figures": figures.to_json()})
+        return figures
 
     def _asked(self, unit: float) -> dict[str, Any]:
         """What figures are computed for, as plain data; random splits are drawn for the first seed alone."""
@@ -321,8 +321,8 @@ def _named_code(part: Exit | Gate) -> bool:
     return ":" in str(part.config().get("name", ""))
 
 
-def _rung(network: Network) -> Any:
-    """A network as a rung: one that is cut keeps its exits, of a plain one the model behind its preprocessing."""
-    if network.rungs[0].cuts:
+def _member(network: Network) -> Any:
+    """A network as a member: one that is cut keeps its exits, of a plain one the model behind its preprocessing."""
+    if network.members[0].cuts:
         return network
-    return network.model_of(network.rungs[0]), network.preprocess_of(network.rungs[0])
+    return network.model_of(network.members[0]), network.preprocess_of(network.members[0])

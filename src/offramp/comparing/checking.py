@@ -1,4 +1,4 @@
-"""What is refused before anything is taught: names of nothing, cuts that no model has, rows in two roles."""
+"""What is refused before anything is trained: names of nothing, cuts that no model has, rows in two roles."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import torch
 from offramp._support.arguments import arguments_of, pairs, require_confidence, require_number
 from offramp._support.find import files, find
 from offramp.building.factories import exit_factory, make_gate, make_model, make_preprocess, model_factory
-from offramp.comparing.cuts import free_of
+from offramp.comparing.placement import free_of
 from offramp.comparing.settings import OWN, Method, Settings
 from offramp.data.rows import rows
 from offramp.errors import InvalidArgument
-from offramp.fitting.lessons import roll_of
-from offramp.fitting.teaching import recipe_of
+from offramp.fitting.loader import index_of
+from offramp.fitting.training import recipe_of
 from offramp.guarantees.risks import find_risk
 from offramp.plans.draws import require_repeats
 from offramp.plans.provenance import SeenRows
@@ -40,7 +40,7 @@ def _require_names(method: Method) -> None:
     for gate in (method.gate, *method.gates):
         if gate != OWN:
             make_gate(gate, ())
-    if method.rungs:
+    if method.members:
         return
     _require_model(method.model or "")
     if method.preprocess != "auto":
@@ -55,7 +55,7 @@ def _require_names(method: Method) -> None:
 
 
 def _require_model(spec: str) -> None:
-    """Find a model's factory; those of hubs are looked up when they are built, before anything is taught too."""
+    """Find a model's factory; those of hubs are looked up when they are built, before anything is trained too."""
     if spec.partition(":")[0] not in files("hubs"):
         model_factory(spec)
 
@@ -64,13 +64,13 @@ def require_models(methods: Sequence[Method]) -> None:
     """Build the models that are still to be cut, and look for their cuts. Raises InvalidArgument, BadFile for
     weights.
     """
-    for model, weights in dict.fromkeys((each.model, each.weights) for each in methods if not each.rungs):
+    for model, weights in dict.fromkeys((each.model, each.weights) for each in methods if not each.members):
         assert model is not None
         with torch.random.fork_rng([]):
             made = make_model(model, weights)
         modules = {name for name, _ in made.named_modules(remove_duplicate=False)}
         for method in methods:
-            if (method.model, method.weights) != (model, weights) or method.static or method.rungs:
+            if (method.model, method.weights) != (model, weights) or method.static or method.members:
                 continue
             for name in method.cuts:
                 if name not in modules:
@@ -90,7 +90,7 @@ def require_lengths(settings: Settings, methods: Sequence[Method]) -> None:
 
 
 def require_apart(settings: Settings, methods: Sequence[Method], *, progress: bool) -> None:
-    """Read all rows once, and raise OverlappingRows where one is in two roles: teaching, calibration or test.
+    """Read all rows once, and raise OverlappingRows where one is in two roles: training, calibration or test.
 
     Not if such rows are to be left out.
     """
@@ -100,11 +100,11 @@ def require_apart(settings: Settings, methods: Sequence[Method], *, progress: bo
 
     def seen(data: str) -> SeenRows:
         if data not in known:
-            known[data] = roll_of(rows(data), progress=progress).seen
+            known[data] = index_of(rows(data), progress=progress).seen
         return known[data]
 
     calibration, test = seen(settings.calibration).digests, seen(settings.test).digests
     seen(settings.calibration).refuse_overlap(test, "test")
-    for data in dict.fromkeys(data for each in methods for data in each.teaching):
+    for data in dict.fromkeys(data for each in methods for data in each.training):
         seen(data).refuse_overlap(test, "test")
         seen(data).refuse_overlap(calibration, "calibration")

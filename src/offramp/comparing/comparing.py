@@ -19,7 +19,7 @@ FAR = 0.05  # of accuracy
 
 @dataclass(frozen=True)
 class Result:
-    """One network under one gate. seconds: of teaching; timed: what `bench` says, where it was asked for."""
+    """One network under one gate. seconds: of training; timed: what `bench` says, where it was asked for."""
 
     method: str
     seed: int
@@ -91,26 +91,26 @@ class Comparison:
 
     def doubts(self) -> list[str]:
         """A sentence for each method whose last exit is far worse than an earlier one: its cost is no measure then."""
-        found = []
+        doubts = []
         for label in self.leading():
             figures = self.of(label)[0].figures
             *earlier, last = figures.alone
             if earlier and last < max(earlier) - FAR:
                 best = figures.exits[earlier.index(max(earlier))]
-                found.append(
+                doubts.append(
                     f"{label}: the last exit answers {last:.1%} of the test rows right and {best} {max(earlier):.1%}; "
-                    "was its model ever trained? name its weights, or a recipe that teaches it too"
+                    "was its model ever trained? name its weights, or a recipe that trains it too"
                 )
-        return found
+        return doubts
 
 
 def measure(
     file: str | Path, folder: str | Path, *, say: Callable[[str], None] = print, progress: bool = True
 ) -> Comparison:
-    """Teach, record, calibrate and measure what a file asks for; what lies in the folder already is not made again.
+    """Train, record, calibrate and measure what a file asks for; what lies in the folder already is not made again.
 
-    say: told what begins, a line each. A run that was stopped goes on where it was, in the middle of teaching too.
-    Before anything is taught it raises BadFile, InvalidArgument and UnknownName for the file, InvalidArgument for a
+    say: told what begins, a line each. A run that was stopped goes on where it was, in the middle of training too.
+    Before anything is trained it raises BadFile, InvalidArgument and UnknownName for the file, InvalidArgument for a
     folder in which a network of the same name was made otherwise, and OverlappingRows for rows in two roles; later what
     cut, fit, record and bench raise.
     """
@@ -152,7 +152,7 @@ def _involved(settings: Settings, methods: Sequence[Method]) -> list[Method]:
     """Methods, and those that they start from or stack."""
     found = list(methods)
     for method in found:  # grows meanwhile
-        for name in (*method.rungs, *filter(None, [method.start])):
+        for name in (*method.members, *filter(None, [method.start])):
             if (other := settings.method(name)) not in found:
                 found.append(other)
     return found
@@ -165,7 +165,7 @@ def _told(say: Callable[[str], None], number: int, cells: list[Cell]) -> Callabl
 
 def _unit(cells: list[Cell], say: Callable[[str], None]) -> float:
     """MACs of the plain network of the first method that is cut, which is made first if it has to be."""
-    first = next(cell for cell in cells if not cell.method.static and not cell.method.rungs)
+    first = next(cell for cell in cells if not cell.method.static and not cell.method.members)
     if not first.done:
         _told(say, cells.index(first), cells)(_step(first))
     made = replace(first)
@@ -174,7 +174,7 @@ def _unit(cells: list[Cell], say: Callable[[str], None]) -> float:
 
 
 def _step(cell: Cell) -> str:
-    return "teaching and recording" if cell.method.taught else "recording"
+    return "training and recording" if cell.method.trained else "recording"
 
 
 def _results(cell: Cell, unit: float, say: Callable[[str], None]) -> list[Result]:
@@ -183,10 +183,10 @@ def _results(cell: Cell, unit: float, say: Callable[[str], None]) -> list[Result
     if not cell.done:
         say(_step(cell))
     cell.make()
-    method, found = cell.method, []
+    method, results = cell.method, []
     for gate in method.scores:
         if cell.kept_figures(gate, unit) is None:
             say(f"figures under {'its own gate' if gate == OWN else gate}")
         figures, timed = cell.figures(gate, unit), cell.timed(unit) if gate == method.gates[0] else None
-        found.append(Result(method.name, cell.seed, gate, method.static, figures, cell.seconds, timed))
-    return found
+        results.append(Result(method.name, cell.seed, gate, method.static, figures, cell.seconds, timed))
+    return results

@@ -87,15 +87,15 @@ def _along(points: Sequence[Point], unit: float) -> tuple[Array, Array]:
 
 
 def _styles(comparison: Comparison) -> dict[str, Style]:
-    found: dict[str, Style] = {}
+    styles: dict[str, Style] = {}
     gates: dict[str, int] = {}  # method -> how many of its gates have a style
     for label in comparison.labels():
         method = comparison.of(label)[0].method
         number = gates.setdefault(method, 0)
         colour = COLOURS[list(gates).index(method) % len(COLOURS)]
-        found[label] = Style(colour, DASHES[number % len(DASHES)], number == 0)
+        styles[label] = Style(colour, DASHES[number % len(DASHES)], number == 0)
         gates[method] += 1
-    return found
+    return styles
 
 
 def _plane(comparison: Comparison, kind: str) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""What a taught network does under one gate, in figures: thresholds from calibration rows, the rest from test rows.
+"""What a trained network does under one gate, in figures: thresholds from calibration rows, the rest from test rows.
 
 No torch. Costs are MACs per row; the page divides them by those of the plain network that is its unit.
 """
@@ -91,10 +91,10 @@ def figures_of(calibration: Trace, test: Trace, settings: Settings, unit: float,
     found = frontier(problem_of(calibration, find_risk("error")), points=POINTS)
     certified, said = _certified(calibration, settings)
     return Figures(
-        exits=test.chain.exits,
+        exits=test.topology.exits,
         rows=len(test),
         plain=plain,
-        alone=tuple(float((test.columns[f"answer/{name}"] == _labels(test)).mean()) for name in test.chain.exits),
+        alone=tuple(float((test.columns[f"answer/{name}"] == _labels(test)).mean()) for name in test.topology.exits),
         anytime=tuple(_point_of(test, plan) for plan in _anytime(test)),
         powers=_points(test, powers(problem_of(calibration, find_risk("error")))),
         frontier=_points(test, found.thresholds_PG),
@@ -110,13 +110,13 @@ def figures_of(calibration: Trace, test: Trace, settings: Settings, unit: float,
 
 def figures_of_plain(test: Trace) -> Figures:
     """Those of a network that is not cut: one place on the plane."""
-    point = _point_of(test, Plan.never_leave(test.chain))
-    return Figures(test.chain.exits, len(test), point.cost, (point.accuracy,), (point,), (), (), (), (), None, "")
+    point = _point_of(test, Plan.never_leave(test.topology))
+    return Figures(test.topology.exits, len(test), point.cost, (point.accuracy,), (point,), (), (), (), (), None, "")
 
 
 def plain_of(trace: Trace) -> float:
     """MACs per row of the plain network of a trace."""
-    return trace.price(Plan.never_leave(trace.chain)).plain
+    return trace.price(Plan.never_leave(trace.topology)).plain
 
 
 def best_within(calibration: Trace, share: float) -> Plan | None:
@@ -142,7 +142,7 @@ def _labels(trace: Trace) -> Array:
 
 def _point_of(test: Trace, plan: Plan) -> Point:
     done, price = test.replay(plan), test.price(plan)
-    shares = np.bincount(done.exit, minlength=len(test.chain.exits)) / len(test)
+    shares = np.bincount(done.exit, minlength=len(test.topology.exits)) / len(test)
     accuracy = float((done.answer == _labels(test)).mean())
     return Point(price.mean, price.worst, accuracy, tuple(map(float, shares)))
 
@@ -154,21 +154,21 @@ def _points(test: Trace, thresholds_PG: Array) -> tuple[Point, ...]:
 
 
 def _by_hand(trace: Trace, thresholds_G: Iterable[float]) -> Plan:
-    return Plan.by_hand({gate: float(t) for gate, t in zip(trace.chain.gates, thresholds_G, strict=True)})
+    return Plan.by_hand({gate: float(t) for gate, t in zip(trace.topology.gates, thresholds_G, strict=True)})
 
 
 def _anytime(trace: Trace) -> list[Plan]:
     """Every row answered at exit 1, at exit 2, ...: gates whose threshold no score reaches, but which are run."""
-    shut = dict.fromkeys(trace.chain.gates, FLOAT32_MAX)
-    names = trace.chain.exits
+    shut = dict.fromkeys(trace.topology.gates, FLOAT32_MAX)
+    names = trace.topology.exits
     return [
-        Plan.by_hand({gate: shut[gate] for gate in names[:place]}, max_exit=name) for place, name in enumerate(names)
+        Plan.by_hand({gate: shut[gate] for gate in names[:index]}, max_exit=name) for index, name in enumerate(names)
     ]
 
 
 def _leaving(test: Trace) -> tuple[tuple[float, float, float], ...]:
     """Threshold of the first gate, share of rows at or above it, accuracy of these."""
-    first = test.chain.gates[0]
+    first = test.topology.gates[0]
     score = test.columns[f"score/{first}"]
     right = test.columns[f"answer/{first}"] == _labels(test)
     known = np.isfinite(score)

@@ -1,4 +1,4 @@
-"""Other gates on a network that is taught: its exits answer as before, and only scores and what gates read differ."""
+"""Other gates on a network that is trained: its exits answer as before, and only scores and what gates read differ."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ROWS = 64  # of a recording that tells what other gates cost, and whether their 
 
 def regated(network: Network, gate: str) -> Network:
     """The same models and exits under another gate at every node. Raises UnknownName, InvalidArgument."""
-    names = network.chain.exits
-    gates = {name: make_gate(gate, names[: network.chain.place(name)]) for name in network.chain.gates}
+    names = network.topology.exits
+    gates = {name: make_gate(gate, names[: network.topology.exit_index(name)]) for name in network.topology.gates}
     return network.with_gates(gates)
 
 
@@ -43,22 +43,22 @@ def rescored(trace: Trace, network: Network, source: Rows, engine: str) -> Trace
     kept = {name: column for name, column in trace.columns.items() if not name.startswith(("cost/", "score/"))}
     # the largest logit is of all rows, and not of the few
     origin = replace(first.header.origin, largest_logit=trace.header.origin.largest_logit)
-    header = replace(trace.header, chain=network.chain, origin=origin, scores=first.header.scores)
+    header = replace(trace.header, topology=network.topology, origin=origin, scores=first.header.scores)
     return Trace({**kept, **scores, **costs}, header)
 
 
 def _scores(trace: Trace, network: Network) -> dict[str, Array] | None:
     """The columns of scores from logits alone; None where a gate asks for more than there is."""
-    logits = {name: torch.from_numpy(trace.columns[f"logits/{name}"]) for name in trace.chain.exits}
-    found = {}
+    logits = {name: torch.from_numpy(trace.columns[f"logits/{name}"]) for name in trace.topology.exits}
+    scores = {}
     with torch.inference_mode():
-        for name in network.chain.gates:
+        for name in network.topology.gates:
             own = logits[name]
             try:
-                found[f"score/{name}"] = grade(network.gate_of(name), Seen(own, logits, own), own).numpy()
+                scores[f"score/{name}"] = grade(network.gate_of(name), Seen(own, logits, own), own).numpy()
             except Exception:  # a user's gate may fail in any way where its features are missing
                 return None
-    return found
+    return scores
 
 
 def _same(first: Trace, scores: dict[str, Array]) -> bool:

@@ -19,7 +19,7 @@ from offramp.comparing.tables import (
     shares_table,
     splits_table,
     statics_table,
-    teaching_table,
+    training_table,
 )
 from offramp.reporting.frame import MARK, frame, plotly_library, version_text
 from offramp.reporting.markup import Html, chart, folded, join, section, switch, tag
@@ -29,7 +29,7 @@ from offramp.reporting.words import percent
 def write_page(comparison: Comparison, path: str | Path) -> Path:
     """Write the page, and return its path. Raises MissingExtra (plotly), BadFile."""
     settings = comparison.settings
-    sections = (_budgets, _curves, _exits, _leaving, _certified, _clocks, _teaching)
+    sections = (_budgets, _curves, _exits, _leaving, _certified, _clocks, _training)
     whole = frame(
         title=settings.title,
         lead=f"{len(comparison.labels())} ways to leave early under one protocol: thresholds are chosen on "
@@ -63,8 +63,8 @@ def _curves(comparison: Comparison) -> Html:
         "Thresholds are from calibration rows, places from test rows. A band is the range between seeds; marks with a "
         "name are static networks. A click on a name hides or shows its curve."
     )
-    place = chart("trade-off", "accuracy against mean cost; the figures stand in the tables", tall=True)
-    return section("curves", "Accuracy against cost", tag("p", lead), switch("trade-off", "Curve", list(KINDS)), place)
+    figure = chart("trade-off", "accuracy against mean cost; the figures stand in the tables", tall=True)
+    return section("curves", "Accuracy against cost", tag("p", lead), switch("trade-off", "Curve", list(KINDS)), figure)
 
 
 def _exits(comparison: Comparison) -> Html:
@@ -77,9 +77,9 @@ def _leaving(comparison: Comparison) -> Html:
         "How many rows leave at the first exit, and how many of these are right, by the threshold of its gate "
         "(first seed and gate)."
     )
-    place = chart("leaving", "share leaving at the first exit against its threshold")
+    figure = chart("leaving", "share leaving at the first exit against its threshold")
     chosen = switch("leaving", "Method", comparison.leading())
-    return section("first-exit", "The first exit and its threshold", tag("p", lead), chosen, place)
+    return section("first-exit", "The first exit and its threshold", tag("p", lead), chosen, figure)
 
 
 def _certified(comparison: Comparison) -> Html:
@@ -107,14 +107,14 @@ def _clocks(comparison: Comparison) -> Html:
     return section("clocks", "Wall-clock", tag("p", lead), shown, each)
 
 
-def _teaching(comparison: Comparison) -> Html:
-    if not (shown := teaching_table(comparison)):
+def _training(comparison: Comparison) -> Html:
+    if not (shown := training_table(comparison)):
         return Html()
     lead = (
-        "Time of all epochs on the machine that taught; features that are pooled once are computed before them, and "
+        "Time of all epochs on the machine that trained; features that are pooled once are computed before them, and "
         "not counted."
     )
-    return section("teaching", "Teaching", tag("p", lead), shown)
+    return section("training", "Training", tag("p", lead), shown)
 
 
 def _footer(comparison: Comparison) -> Html:

@@ -12,7 +12,7 @@ from typing import Any
 
 from offramp._support.files import read_text
 from offramp._support.find import unknown
-from offramp.building.placement.flags import AUTO, exits_at, require_placing_flags
+from offramp.building.placement.flags import AUTO, exits_at, require_placement_flags
 from offramp.comparing.settings import Method, Settings
 from offramp.errors import BadFile, InvalidArgument
 
@@ -52,7 +52,7 @@ def read_settings(path: str | Path) -> Settings:
     found = replace(found, methods=_begun(found.methods, str(path)))
     for method in found.methods:
         _require_method(found, method, f"[method.{method.name}] of {path}")
-    if not any(not method.static and not method.rungs for method in found.methods):
+    if not any(not method.static and not method.members for method in found.methods):
         raise InvalidArgument(
             f"{path} has no method that is cut, expected one whose plain network is the unit of cost; add it"
         )
@@ -86,8 +86,8 @@ def _begun(methods: Sequence[Method], where: str) -> tuple[Method, ...]:
                     f"{here} has start {method.start!r} and a model or weights, expected one; leave one out"
                 )
             first = found.get(method.start)
-            if first is None or first.rungs:
-                told = ", ".join(name for name, each in found.items() if not each.rungs) or "none"
+            if first is None or first.members:
+                told = ", ".join(name for name, each in found.items() if not each.members) or "none"
                 raise InvalidArgument(
                     f"{here} has start {method.start!r}, expected an earlier method that is no ladder ({told})"
                 )
@@ -153,18 +153,18 @@ def _require_method(settings: Settings, method: Method, here: str) -> None:
         )
     if not method.gates or len({*method.gates}) < len(method.gates):
         raise InvalidArgument(f"{here} has gates {list(method.gates)}, expected names or 'own', each once; change them")
-    for rung in method.rungs:
-        if settings.method(rung).rungs:
-            raise InvalidArgument(f"{here} stacks {rung}, which is a ladder itself; name the methods of its rungs")
-    if method.rungs:
+    for member in method.members:
+        if settings.method(member).members:
+            raise InvalidArgument(f"{here} stacks {member}, which is a ladder itself; name the methods of its members")
+    if method.members:
         return
     if method.model is None:
         raise InvalidArgument(f"{here} has no model, expected one such as model = 'offramp:resnet20'; add it")
     if not method.static:
         try:
-            require_placing_flags(method.at, method.parts, method.labelled)
+            require_placement_flags(method.at, method.parts, method.labelled)
             exits_at(method.at, method.exit, method.exit_of)
         except InvalidArgument as problem:
             raise InvalidArgument(f"{here}: {problem}") from problem
     if method.recipe is not None and method.train is None:
-        raise InvalidArgument(f"{here} has a recipe and no train, expected the rows that teach; add train = ...")
+        raise InvalidArgument(f"{here} has a recipe and no train, expected the rows that train; add train = ...")

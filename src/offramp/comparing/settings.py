@@ -15,7 +15,7 @@
     static = true
 
 Every key is a flag of cut, fit, record, calibrate or bench without its dashes, a flag that is repeated a list of texts
-(`exit-of = ["layer2=mlp"]`); `seeds`, `gates`, `budgets`, `static`, `rungs` and the like are told at the fields of
+(`exit-of = ["layer2=mlp"]`); `seeds`, `gates`, `budgets`, `static`, `members` and the like are told at the fields of
 `Method` and `Settings` below. reading.py makes them of a file.
 """
 
@@ -28,11 +28,11 @@ from offramp._support.arguments import words
 from offramp._support.find import unknown
 from offramp.building.placement.flags import AUTO, exits_at
 
-OWN = "own"  # the gate that a network was cut or taught with
-# What means nothing to a network that is not cut, or is not taught; and all that a ladder is made of.
+OWN = "own"  # the gate that a network was cut or trained with
+# What means nothing to a network that is not cut, or is not trained; and all that a ladder is made of.
 CUTTING = ("example", "at", "parts", "labelled", "exit", "exit_of", "gate", "length")
-TEACHING = ("arguments", "train", "development", "batch_size", "augment", "views", "precision")
-STACKING = ("rungs", "gate")
+TRAINING = ("arguments", "train", "development", "batch_size", "augment", "views", "precision")
+STACKING = ("members", "gate")
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,11 @@ class Method:
     """One way to make a network, with the flags of cut and fit.
 
     seeds: one network each; they also draw the weights of a model that comes without any. gates: scores under which
-    the taught network is measured; "own" is the one that it was cut (or taught) with. recipe: None takes the model as
-    it is. start: the name of an earlier method, whose taught model this one begins with. static: not cut, its last
-    answer alone counts. rungs: names of other methods whose networks are stacked, cheapest first; nothing is taught
-    then. at = "auto" cuts all seeds where exits pay on the rows of labelled, which count as rows that taught; parts are
-    then the most. exit_of: NODE=EXIT each, at modules named in `at`.
+    the trained network is measured; "own" is the one that it was cut (or trained) with. recipe: None takes the model as
+    it is. start: the name of an earlier method, whose trained model this one begins with. static: not cut, its last
+    answer alone counts. members: names of other methods whose networks are stacked, cheapest first; nothing is trained
+    then. at = "auto" cuts all seeds where exits pay on the rows of labelled, which count as rows that trained; parts
+    are then the most. exit_of: NODE=EXIT each, at modules named in `at`.
     """
 
     name: str
@@ -71,7 +71,7 @@ class Method:
     seeds: tuple[int, ...] = (0, 1, 2)
     gates: tuple[str, ...] = ("own",)
     static: bool = False
-    rungs: tuple[str, ...] = ()
+    members: tuple[str, ...] = ()
 
     @property
     def scores(self) -> tuple[str, ...]:
@@ -79,20 +79,20 @@ class Method:
         return (OWN,) if self.static else self.gates
 
     @property
-    def taught(self) -> bool:
-        """Whether anything is taught."""
-        return self.recipe is not None and not self.rungs
+    def trained(self) -> bool:
+        """Whether anything is trained."""
+        return self.recipe is not None and not self.members
 
     @property
-    def teaching(self) -> tuple[str, ...]:
+    def training(self) -> tuple[str, ...]:
         """All rows that have a part in its networks."""
-        taught = (self.train, self.development) if self.taught else ()
-        return tuple(data for data in (*taught, self.labelled if self.auto else None) if data is not None)
+        trained = (self.train, self.development) if self.trained else ()
+        return tuple(data for data in (*trained, self.labelled if self.auto else None) if data is not None)
 
     @property
     def auto(self) -> bool:
         """Whether it is cut where exits pay on its labelled rows."""
-        return self.at == AUTO and not self.static and not self.rungs
+        return self.at == AUTO and not self.static and not self.members
 
     @property
     def cuts(self) -> tuple[str, ...]:
@@ -107,9 +107,9 @@ class Method:
     def asked(self, seed: int) -> dict[str, Any]:
         """What one network of this method is made of, as plain data: a network of anything else is not taken for it."""
         whole = self.flags(seed)
-        if self.rungs:
+        if self.members:
             return {key: whole[key] for key in STACKING}
-        dropped = (*(CUTTING if self.static else ()), *(() if self.taught else TEACHING))
+        dropped = (*(CUTTING if self.static else ()), *(() if self.trained else TRAINING))
         return {key: value for key, value in whole.items() if key not in dropped}
 
     def flags(self, seed: int) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class Settings:
     shares of the cost of the plain network of the first method that is cut, which is the unit
     everywhere. at_most: also certify this level of `risk`. repeated_rows: "independent" or "once",
     what rows of equal content are in that promise. drop_seen: leave rows out that are in two roles
-    (taught and calibration, either of them and test), instead of refusing them. splits: random
+    (trained and calibration, either of them and test), instead of refusing them. splits: random
     splits of all these rows, for the spread beside the first seed's figures. wall_clock: time the
     best plan of each method's first seed and first gate at batch 1 and 64, `repeats` times.
     wall_clock_budget: one of the budgets, the one whose plans are timed and looked into.

@@ -1,6 +1,6 @@
 """Everything on the page of a comparison as CSV, an empty cell where there is nothing to say.
 
-All files begin with method, seed and gate ("own" is the one that the network was cut or taught with).
+All files begin with method, seed and gate ("own" is the one that the network was cut or trained with).
 
 results.csv   a line per aim: `budget 0.5` (the best plan within that share of the plain cost), `certified`, `static`
     static                  True for a network that is not cut
@@ -9,7 +9,7 @@ results.csv   a line per aim: `budget 0.5` (the best plan within that share of t
     macs                    mean cost of a row in multiply-adds
     shares                  of test rows by exit, shallow to deep, a slash between them
     splits_low, _median, _high   accuracy over random splits of calibration and test rows: 5 %, median, 95 %
-    seconds                 of all epochs that taught the network
+    seconds                 of all epochs that trained the network
 curves.csv    a line per plan of a curve: exact frontier, p^k, anytime; accuracy, cost and worst as above
 clocks.csv    a line per batch, of the first seed and gate of a method
     batch, exit             rows per batch; at batch 1 the exit that the row left at, or `mean` over test rows

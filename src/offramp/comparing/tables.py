@@ -20,8 +20,8 @@ def budgets_table(comparison: Comparison) -> Html:
     """Accuracy within each budget, the best mean of each column in bold."""
     found = {label: comparison.within(label) for label in comparison.labels()}
     tops = [
-        max((float(np.mean(columns[place])) for columns in found.values() if columns[place]), default=None)
-        for place in range(len(comparison.settings.budgets))
+        max((float(np.mean(columns[index])) for columns in found.values() if columns[index]), default=None)
+        for index in range(len(comparison.settings.budgets))
     ]
     rows: list[Row] = []
     for label, columns in found.items():
@@ -60,16 +60,16 @@ def statics_table(comparison: Comparison) -> Html:
 
 def exits_tables(comparison: Comparison) -> list[Html]:
     """How often each exit is right on all test rows: a table for each set of exits."""
-    families: dict[tuple[str, ...], list[str]] = {}
+    same_exits: dict[tuple[str, ...], list[str]] = {}
     for label in comparison.leading():
-        families.setdefault(comparison.of(label)[0].figures.exits, []).append(label)
+        same_exits.setdefault(comparison.of(label)[0].figures.exits, []).append(label)
     return [
         table(
             "accuracy of each exit on all test rows",
             ["", *exits],
             [(_named(comparison.of(label)[0].method), *map(_spread, _alone(comparison, label))) for label in labels],
         )
-        for exits, labels in families.items()
+        for exits, labels in same_exits.items()
     ]
 
 
@@ -80,16 +80,16 @@ def _alone(comparison: Comparison, label: str) -> list[tuple[float, ...]]:
 
 def shares_table(comparison: Comparison) -> Html:
     """Mean and worst cost, and who leaves where, of the plans within the budget that is shown."""
-    place, rows = comparison.settings.shown, []
+    index, rows = comparison.settings.shown, []
     for label in comparison.labels():
-        point = comparison.of(label)[0].figures.budgets[place].point
+        point = comparison.of(label)[0].figures.budgets[index].point
         if point is not None:
             shares = " / ".join(f"{100 * share:.0f}" for share in point.shares)
             rows.append(
                 (_named(label), percent(point.cost / comparison.unit), percent(point.worst / comparison.unit), shares)
             )
     head = ["", "mean cost", "worst case", "% of rows by exit, shallow to deep"]
-    budget = percent(comparison.settings.budgets[place], 0)
+    budget = percent(comparison.settings.budgets[index], 0)
     return table(f"plans within {budget}, first seed: the mean falls, the worst case does not", head, rows)
 
 
@@ -150,8 +150,8 @@ def _clock_row(label: str, clock: Clock) -> Row:
     )
 
 
-def teaching_table(comparison: Comparison) -> Html:
-    """Seconds of teaching; nothing where nothing was taught."""
+def training_table(comparison: Comparison) -> Html:
+    """Seconds of training; nothing where nothing was trained."""
     rows = []
     for method in comparison.settings.methods:
         each = {one.seed: one.seconds for one in comparison.results if one.method == method.name}
@@ -161,7 +161,7 @@ def teaching_table(comparison: Comparison) -> Html:
             told = f"{np.mean(seconds):.1f} s"
             told = told if len(seconds) == 1 else _with_range(told, *ends)
             rows.append((_named(method.name), method.recipe or DASH, " ".join(method.arguments) or DASH, told))
-    return table("seconds of teaching, by seed", ["", "recipe", "with", "seconds"], rows) if rows else Html()
+    return table("seconds of training, by seed", ["", "recipe", "with", "seconds"], rows) if rows else Html()
 
 
 def _heads(comparison: Comparison) -> list[str]:

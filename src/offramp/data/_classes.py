@@ -33,7 +33,7 @@ def same(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def names_of(splits: Mapping[str, Iterable[str]], chosen: str, place: str | Path, given: Names = ()) -> Names:
+def names_of(splits: Mapping[str, Iterable[str]], chosen: str, path: str | Path, given: Names = ()) -> Names:
     """The class names of a data set, by whose order its classes are numbered from 0.
 
     Args:
@@ -46,9 +46,9 @@ def names_of(splits: Mapping[str, Iterable[str]], chosen: str, place: str | Path
         BadData: the split holds a name that the others lack; it is named.
     """
     held = {split: {same(name) for name in names} for split, names in splits.items()}
-    reference, names = _reference(held, chosen, place, given)
+    reference, names = _reference(held, chosen, path, given)
     if extra := sorted(held[chosen] - set(names)):
-        where = f"the split {chosen!r} of {place}" if chosen else str(place)
+        where = f"the split {chosen!r} of {path}" if chosen else str(path)
         which = "given" if given else f"of the split {reference!r}"
         raise BadData(
             f"{where} has the {_classes(extra)}; expected the {len(names)} classes {which}, {_some(names)}: rename "
@@ -64,7 +64,7 @@ def say_absent(names: Names, labels: Ints, where: str | Path) -> None:
         say(f"{where} has no rows of the {_classes(absent)}; classes are numbered as all {len(names)} are")
 
 
-def _reference(held: Mapping[str, set[str]], chosen: str, place: str | Path, given: Names) -> tuple[str, Names]:
+def _reference(held: Mapping[str, set[str]], chosen: str, path: str | Path, given: Names) -> tuple[str, Names]:
     """The split that says which classes there are, and their names in order."""
     if given:
         return "", given
@@ -76,7 +76,7 @@ def _reference(held: Mapping[str, set[str]], chosen: str, place: str | Path, giv
     if not complete:
         differing = "; ".join(f"{split}: {_some(sorted(names))}" for split, names in held.items())
         raise BadData(
-            f"the splits of {place} hold different classes ({differing}), and none of them holds all; expected a "
+            f"the splits of {path} hold different classes ({differing}), and none of them holds all; expected a "
             "training split, or all names as ?classes=A,B,C"
         )
     return complete[0], tuple(sorted(everything))
@@ -124,7 +124,7 @@ def renumbering(own: Names, wanted: Names, what: str) -> Ints | None:
         return None
     if extra := [name for name in ours if name not in theirs]:
         raise BadData(
-            f"{what} has the {_classes(extra)}, and the network was taught the {len(theirs)} classes {_some(theirs)}; "
+            f"{what} has the {_classes(extra)}, and the network was trained the {len(theirs)} classes {_some(theirs)}; "
             "expected the same names: give those rows, or if only the names differ set network.class_names = None"
         )
     say(f"{what} has the classes {_some(ours)}; they are numbered as the network knows them, {_some(theirs)}")

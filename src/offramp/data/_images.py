@@ -246,8 +246,8 @@ def _with(spec: str, option: str) -> str:
     """A spec with options behind it, or with `@HxW` behind its name."""
     if not option.startswith("@"):
         return f"{spec}{'&' if '?' in spec else '?'}{option}"
-    name, colon, place = spec.partition(":")
-    return f"{name}{option}{colon}{place}"
+    name, colon, index = spec.partition(":")
+    return f"{name}{option}{colon}{index}"
 
 
 @contextlib.contextmanager

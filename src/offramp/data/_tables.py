@@ -24,7 +24,7 @@ INPUTS = ("image", "img", "images", "x", "features", "pixel_values", "data", "in
 CACHED_BYTES = 64_000_000
 
 
-class Group(NamedTuple):
+class RowGroup(NamedTuple):
     """A row group: `number` in `file`, holding rows from `start` on."""
 
     file: Path
@@ -45,7 +45,7 @@ def pyarrow() -> Any:
 
 
 @final
-class Table:
+class ColumnTable:
     """The rows of Parquet files in the order given; images are decoded when they are taken."""
 
     def __init__(
@@ -60,13 +60,13 @@ class Table:
         self.as_asked = as_asked
         self.spec = spec or f"parquet:{files[0]}"
         self._cache: OrderedDict[int, Any] = OrderedDict()
-        self._groups: list[Group] = []
+        self._groups: list[RowGroup] = []
         schema = open_file(files[0]).schema_arrow
         self.column, self.label, self.is_image = columns_of(schema, files[0], x, label)
         self.others = tuple(name for name in schema.names if name not in (self.column, self.label))
         for file in files:
             self._add(file)
-        last = self._groups[-1] if self._groups else Group(files[0], 0, 0, 0)
+        last = self._groups[-1] if self._groups else RowGroup(files[0], 0, 0, 0)
         self.length = last.start + last.rows
         if self.length == 0:
             raise BadData(f"{files[0]} holds no rows; expected at least one: give another file")
@@ -93,7 +93,7 @@ class Table:
                 rows = opened.metadata.row_group(number).num_rows
                 start = self._groups[-1].start + self._groups[-1].rows if self._groups else 0
                 if rows > 0:
-                    self._groups.append(Group(file, number, start, rows))
+                    self._groups.append(RowGroup(file, number, start, rows))
 
     def _read_labels(self, files: Sequence[Path], label: str) -> Array:
         y = np.concatenate([label_column(file, label) for file in files])
@@ -278,20 +278,20 @@ def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
         return None
 
 
-def files_of(place: Path, split: str) -> list[Path]:
+def files_of(path: Path, split: str) -> list[Path]:
     """The Parquet files at a place, by name: itself, or those of a split of a folder (see parquet.load)."""
-    if place.is_file():
+    if path.is_file():
         if split:
-            raise BadData(f"{place} is one file, which has no split {split!r}; leave the split out")
-        return [place]
-    with reading(place, "a Parquet file or a folder of them"):
-        if not place.is_dir():
-            raise FileNotFoundError(place)
+            raise BadData(f"{path} is one file, which has no split {split!r}; leave the split out")
+        return [path]
+    with reading(path, "a Parquet file or a folder of them"):
+        if not path.is_dir():
+            raise FileNotFoundError(path)
         wanted = split or "test"
-        chosen = files_in(place, wanted) or ([] if split else sorted(place.glob("*.parquet")))
+        chosen = files_in(path, wanted) or ([] if split else sorted(path.glob("*.parquet")))
     if not chosen:
         raise BadFile(
-            f"{place} has no Parquet files of the split {wanted!r}; expected {wanted}-*.parquet or "
+            f"{path} has no Parquet files of the split {wanted!r}; expected {wanted}-*.parquet or "
             f"{wanted}/*.parquet: check the place and the split"
         )
     return chosen

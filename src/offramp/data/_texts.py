@@ -21,8 +21,8 @@ PADDING = ("[PAD]", "<pad>", "<|pad|>")
 class Tokenizer:
     """Texts -> {input_ids, attention_mask}, int64 [n, length]; nothing of it but this one file is read."""
 
-    def __init__(self, place: str, length: int) -> None:
-        self.length, self.file = length, _file(place)
+    def __init__(self, path: str, length: int) -> None:
+        self.length, self.file = length, _file(path)
         self._made: Any = None
         self.pad = 0
         self._open()
@@ -83,10 +83,10 @@ def _silent() -> Iterator[None]:
         os.close(before)
 
 
-def _file(place: str) -> Path:
-    if not place:
+def _file(folder: str) -> Path:
+    if not folder:
         raise BadData("the texts got no tokenizer; expected tsv:PATH?tokenizer=PLACE, a tokenizer.json or its folder")
-    path = Path(place).expanduser()
+    path = Path(folder).expanduser()
     if path.is_dir() and not (path / "tokenizer.json").is_file():
         raise BadData(
             f"{path} has no tokenizer.json; expected one: transformers writes it with "

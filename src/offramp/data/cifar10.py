@@ -11,7 +11,7 @@ from typing import final
 import numpy as np
 
 from offramp.data._check import Ints, X, reading
-from offramp.data._tables import Table
+from offramp.data._tables import ColumnTable
 from offramp.data.rows import Rows
 from offramp.errors import BadData, BadFile
 
@@ -20,7 +20,7 @@ BINARY = {"test": ["test_batch.bin"], "train": [f"data_batch_{number}.bin" for n
 RECORD = 3073  # one byte of label, then 3 x 32 x 32 pixels
 
 
-def load(place: str, split: str) -> Rows:
+def load(location: str, split: str) -> Rows:
     """uint8 [3, 32, 32], labels 0 to 9, from DIR or DIR/cifar10; split test (10,000 rows) or train (50,000).
 
     Looks for `SPLIT-*.parquet`, then for the binary files, also in `cifar-10-batches-bin/`.
@@ -28,8 +28,8 @@ def load(place: str, split: str) -> Rows:
     split = split or "test"
     if split not in BINARY:
         raise BadData(f"cifar10 has no split {split!r}; expected test or train")
-    name = f"cifar10/{split}:{place}"
-    folders = [Path(place), Path(place) / "cifar10"]
+    name = f"cifar10/{split}:{location}"
+    folders = [Path(location), Path(location) / "cifar10"]
     for folder in folders:
         files = sorted(folder.glob(f"{split}-*.parquet")) if folder.is_dir() else []
         if files:
@@ -38,13 +38,13 @@ def load(place: str, split: str) -> Rows:
         if (folder / BINARY[split][0]).is_file():
             return Rows(Records([folder / file for file in BINARY[split]]), name=name, class_names=CLASSES)
     raise BadFile(
-        f"{place or 'the current folder'} has no {split}-*.parquet and no cifar-10-batches-bin/{BINARY[split][0]}; "
+        f"{location or 'the current folder'} has no {split}-*.parquet and no cifar-10-batches-bin/{BINARY[split][0]}; "
         "expected CIFAR-10 there or in cifar10/: check the place"
     )
 
 
-def _table(files: list[Path]) -> Table:
-    table = Table(files)
+def _table(files: list[Path]) -> ColumnTable:
+    table = ColumnTable(files)
     if not table.is_image or table.labels is None:
         raise BadData(f"{files[0]} has no image or no label column; expected both: give CIFAR-10's own files")
     if table.labels.max() > 9:

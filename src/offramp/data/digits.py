@@ -9,10 +9,10 @@ from offramp.data.rows import Rows
 from offramp.errors import BadData, MissingExtra
 
 
-def load(place: str, split: str) -> Rows:
+def load(path: str, split: str) -> Rows:
     """The one set there is: no place, no split. The values stay 0 to 16 as they are."""
-    if place or split:
-        raise BadData(f"digits got {place or split!r}; expected no place and no split: write digits or digits[a:b]")
+    if path or split:
+        raise BadData(f"digits got {path or split!r}; expected no place and no split: write digits or digits[a:b]")
     try:
         from sklearn.datasets import load_digits
     except ImportError as problem:

@@ -27,7 +27,7 @@ NO_CLASSES = ("__MACOSX", "__pycache__")
 
 
 def load(
-    place: str,
+    location: str,
     split: str,
     *,
     size: Size | None = None,
@@ -56,10 +56,10 @@ def load(
         BadFile: a place without class folders, an image that cannot be decoded.
     """
     as_asked = resizing(size, resize, crop, interpolation)
-    with reading(place or "no place", "a folder of class folders"):
-        if not place or not Path(place).is_dir():
-            raise FileNotFoundError(place)
-        chosen, splits = _splits(Path(place), split)
+    with reading(location or "no place", "a folder of class folders"):
+        if not location or not Path(location).is_dir():
+            raise FileNotFoundError(location)
+        chosen, splits = _splits(Path(location), split)
         root = splits[chosen]
         folders = _class_folders(root)
         listed = {folder: _files(folder) for folder in folders}
@@ -68,37 +68,37 @@ def load(
     if not found:
         raise BadFile(_nothing_there(root))
     _require_one_spelling(folders)
-    names = names_of(held, chosen, place, given_names(classes))
-    number = {name: place for place, name in enumerate(names)}
+    names = names_of(held, chosen, location, given_names(classes))
+    number = {name: index for index, name in enumerate(names)}
     labels = np.array([number[name] for _, name in found], dtype=np.int64)
     say_absent(names, labels, root)
     _say_left_out(root, folders, listed)
-    spec = f"imagefolder{'/' if split else ''}{split}:{place}"
+    spec = f"imagefolder{'/' if split else ''}{split}:{location}"
     source = Images([path for path, _ in found], labels, as_asked, spec)
-    return Rows(source, name=f"imagefolder:{place}", class_names=names)
+    return Rows(source, name=f"imagefolder:{location}", class_names=names)
 
 
-def _splits(place: Path, split: str) -> tuple[str, dict[str, Path]]:
+def _splits(path: Path, split: str) -> tuple[str, dict[str, Path]]:
     """Which split is read ("" for a folder without), and the folder of each split of the data set, also of this one.
 
     Splits have the usual names (train, val, test, ...), but for one that the user named.
     """
-    roots = {folder.name: folder for folder in _class_folders(place) if _is_root(folder)}
+    roots = {folder.name: folder for folder in _class_folders(path) if _is_root(folder)}
     usual = {name: folder for name, folder in roots.items() if is_split(name)}
     if split:
-        return split, {**(usual if is_split(split) else roots), split: place / split}
+        return split, {**(usual if is_split(split) else roots), split: path / split}
     if "test" in usual:
         return "test", usual
     if usual:
         raise BadFile(
-            f"{place} has the splits {', '.join(usual)} and none called test; expected one to be named: say "
-            f"imagefolder/{next(iter(usual))}:{place}"
+            f"{path} has the splits {', '.join(usual)} and none called test; expected one to be named: say "
+            f"imagefolder/{next(iter(usual))}:{path}"
         )
-    here = place.absolute()
-    if is_split(here.name) and _is_root(place):  # the splits beside it say which classes there are
+    here = path.absolute()
+    if is_split(here.name) and _is_root(path):  # the splits beside it say which classes there are
         beside = {folder.name: folder for folder in _class_folders(here.parent) if is_split(folder.name)}
         return here.name, {name: folder for name, folder in beside.items() if _is_root(folder)}
-    return "", {"": place}
+    return "", {"": path}
 
 
 def _is_root(folder: Path) -> bool:

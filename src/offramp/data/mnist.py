@@ -19,29 +19,29 @@ IMAGES, LABELS = 2051, 2049
 MOST_ROWS = 1_000_000
 
 
-def load(place: str, split: str) -> Rows:
+def load(location: str, split: str) -> Rows:
     """uint8 [1, 28, 28] and labels 0 to 9 from DIR or DIR/mnist; split test (10,000 rows) or train (60,000)."""
     if (split or "test") not in PREFIX:
         raise BadData(f"mnist has no split {split!r}; expected test or train")
     prefix = PREFIX[split or "test"]
-    pixels = read_idx(_find(place, f"{prefix}-images-idx3-ubyte"), IMAGES, (28, 28))
-    path = _find(place, f"{prefix}-labels-idx1-ubyte")
+    pixels = read_idx(_find(location, f"{prefix}-images-idx3-ubyte"), IMAGES, (28, 28))
+    path = _find(location, f"{prefix}-labels-idx1-ubyte")
     y = read_idx(path, LABELS, ())
     if len(y) != len(pixels):
         raise BadFile(f"{path} has {len(y)} labels for {len(pixels)} images; expected as many: fetch the files again")
     if len(y) and y.max() > 9:
         raise BadFile(f"{path} has a label {y.max()} at row {y.argmax()}; expected 0 to 9: fetch the file again")
     source = Arrays(pixels[:, None], y.astype(np.int64))
-    return Rows(source, name=f"mnist/{split or 'test'}:{place}", class_names=tuple("0123456789"))
+    return Rows(source, name=f"mnist/{split or 'test'}:{location}", class_names=tuple("0123456789"))
 
 
-def _find(place: str, name: str) -> Path:
-    for folder in (Path(place), Path(place) / "mnist"):
+def _find(location: str, name: str) -> Path:
+    for folder in (Path(location), Path(location) / "mnist"):
         for path in (folder / f"{name}.gz", folder / name):
             if path.is_file():
                 return path
     raise BadFile(
-        f"{place or 'the current folder'} has no {name}.gz; expected the four MNIST files there or in mnist/: check it"
+        f"{location or 'the current folder'} has no {name}.gz; expected the four MNIST files there or in mnist/"
     )
 
 

@@ -26,7 +26,7 @@ NAMES = ("class_names", "classes", "names")
 HOW = "save them with np.savez(file, x=x, y=y), several inputs as x/NAME"
 
 
-def load(place: str, split: str, *, x: str = "", y: str = "", classes: str = "") -> Rows:
+def load(location: str, split: str, *, x: str = "", y: str = "", classes: str = "") -> Rows:
     """x (or images, image, data, features, inputs) and, where there are any, y (or labels, target, class, ...).
 
     Args:
@@ -43,35 +43,35 @@ def load(place: str, split: str, *, x: str = "", y: str = "", classes: str = "")
         BadData: no such arrays, labels that are none.
         BadFile: damaged, pickled, or far larger unpacked than the file or the free memory.
     """
-    path = Path(place)
-    if place and path.is_dir():
-        raise BadFile(f"{place} is a folder; expected one .npz file with x and y: {HOW}")
-    with reading(place or "no place", "an .npz file of arrays without pickles"), open(place, "rb") as file:
+    path = Path(location)
+    if location and path.is_dir():
+        raise BadFile(f"{location} is a folder; expected one .npz file with x and y: {HOW}")
+    with reading(location or "no place", "an .npz file of arrays without pickles"), open(location, "rb") as file:
         if file.read(6) == b"\x93NUMPY":
             raise BadFile(
-                f"{place} is a single array (.npy); expected an .npz with x and y: np.savez(file, x=np.load('x.npy'), "
+                f"{location} is a single array (.npy); expected an .npz of x and y: np.savez(file, x=np.load('x.npy'), "
                 "y=np.load('y.npy'))"
             )
         file.seek(0)
         sizes = npz_sizes(file)
         with np.load(file, allow_pickle=False) as loaded:
-            inputs, labels = _names(loaded.files, place, split, x, y)
+            inputs, labels = _names(loaded.files, location, split, x, y)
             asked = [*inputs.values(), *([labels] if labels else [])]
             chosen = [sizes[name] for name in asked]
-            require_memory(place, sum(size[0] for size in chosen), sum(size[1] for size in chosen))
+            require_memory(location, sum(size[0] for size in chosen), sum(size[1] for size in chosen))
             values = {name: loaded[stored] for name, stored in inputs.items()}
-            targets, names = _labels(loaded, labels, split, place, given_names(classes))
-    _say_what_is_left(loaded.files, asked, place, labels)
+            targets, names = _labels(loaded, labels, split, location, given_names(classes))
+    _say_what_is_left(loaded.files, asked, location, labels)
     stored = ", ".join(inputs.values())
     given: Any = values if SEVERAL in stored else next(iter(values.values()))
-    return Rows(arrays(given, targets, f"{stored} in {place}"), name=f"npz:{place}", class_names=names or None)
+    return Rows(arrays(given, targets, f"{stored} in {location}"), name=f"npz:{location}", class_names=names or None)
 
 
-def _names(files: Sequence[str], place: str, split: str, x: str, y: str) -> tuple[dict[str, str], str | None]:
+def _names(files: Sequence[str], path: str, split: str, x: str, y: str) -> tuple[dict[str, str], str | None]:
     """The arrays that are x by the name of the input, and the name of the labels (None without)."""
     for asked in filter(None, (x, y)):
         if asked not in files:
-            raise BadData(f"{place} holds {list(files)}; expected {asked!r} among them: check ?x= and ?y=")
+            raise BadData(f"{path} holds {list(files)}; expected {asked!r} among them: check ?x= and ?y=")
     several = {name.removeprefix(SEVERAL): name for name in files if name.startswith(SEVERAL)}
     if several and not split and not x:
         return several, y or _first(files, LABELS, "")
@@ -80,7 +80,7 @@ def _names(files: Sequence[str], place: str, split: str, x: str, y: str) -> tupl
         if found is not None:
             return {found: found}, y or _first(files, LABELS, part)
     wanted = f"x_{split} and y_{split} (or {split}_x and {split}_y)" if split else "x and y"
-    raise BadData(f"{place} holds {list(files)}; expected the names {wanted}: {HOW}, or say which with ?x=NAME&y=NAME")
+    raise BadData(f"{path} holds {list(files)}; expected the names {wanted}: {HOW}, or say which with ?x=NAME&y=NAME")
 
 
 def _first(files: Sequence[str], words: Sequence[str], split: str) -> str | None:
@@ -94,7 +94,7 @@ def _first(files: Sequence[str], words: Sequence[str], split: str) -> str | None
 
 
 def _labels(
-    loaded: Mapping[str, Array], name: str | None, split: str, place: str, names: tuple[str, ...]
+    loaded: Mapping[str, Array], name: str | None, split: str, path: str, names: tuple[str, ...]
 ) -> tuple[Array | None, tuple[str, ...]]:
     """The labels as stored, or numbered by name where they are texts; and the names of the classes, if known."""
     if name is None:
@@ -110,9 +110,9 @@ def _labels(
     held = {word: {_text(one) for one in loaded[each].reshape(-1)} for word, each in beside.items() if each}
     chosen = next((word for word, each in beside.items() if each == name), split)
     held[chosen] = {_text(one) for one in texts}
-    found = names_of(held, chosen, place, names)
-    numbers = numbered(texts, found, f"{name} in {place}")
-    say_absent(found, numbers, f"{name} in {place}")
+    found = names_of(held, chosen, path, names)
+    numbers = numbered(texts, found, f"{name} in {path}")
+    say_absent(found, numbers, f"{name} in {path}")
     return numbers, found
 
 
@@ -120,9 +120,9 @@ def _text(value: object) -> str:
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)
 
 
-def _say_what_is_left(files: Sequence[str], used: Sequence[str], place: str, labels: str | None) -> None:
+def _say_what_is_left(files: Sequence[str], used: Sequence[str], path: str, labels: str | None) -> None:
     """Say that there are no labels where the file holds arrays that could be some under another name."""
     words = {_first(files, kind, split) for kind in (INPUTS, LABELS) for split in ("", *SPLITS)}
     others = [name for name in files if name not in used and name not in words and name.lower() not in NAMES]
     if labels is None and others:
-        say(f"{place}: no labels found, it also holds {', '.join(others)}; name them with npz:PATH?y=NAME")
+        say(f"{path}: no labels found, it also holds {', '.join(others)}; name them with npz:PATH?y=NAME")

@@ -10,13 +10,13 @@ from pathlib import Path
 from offramp._support.notices import say
 from offramp.data._classes import given_names, names_of, numbered, say_absent
 from offramp.data._images import AS_THEY_ARE, resizing
-from offramp.data._tables import Table, files_of, label_column, splits_beside
+from offramp.data._tables import ColumnTable, files_of, label_column, splits_beside
 from offramp.data.rows import Rows
 from offramp.errors import BadData
 
 
 def load(
-    place: str,
+    location: str,
     split: str,
     *,
     size: tuple[int, int] | None = None,
@@ -45,14 +45,14 @@ def load(
         BadData: no such column, labels that are none, images of several sizes.
         BadFile: a file that cannot be read.
     """
-    if not place:
+    if not location:
         raise BadData("parquet got no place; expected parquet:PATH")
     as_asked = resizing(size, resize, crop, interpolation)
-    files = files_of(Path(place), split)
-    spec = f"parquet{'/' if split else ''}{split}:{place}"
-    table = Table(files, as_asked, x=x, label=label, spec=spec)
+    files = files_of(Path(location), split)
+    spec = f"parquet{'/' if split else ''}{split}:{location}"
+    table = ColumnTable(files, as_asked, x=x, label=label, spec=spec)
     if as_asked != AS_THEY_ARE and not table.is_image:
-        raise BadData(f"{place} holds numbers, which cannot be resized; leave the size out")
+        raise BadData(f"{location} holds numbers, which cannot be resized; leave the size out")
     names = given_names(classes)
     if table.texts is not None and table.label is not None:
         chosen, splits = splits_beside(files)
@@ -60,12 +60,12 @@ def load(
         held = {
             word: {str(one) for file in some for one in label_column(file, column)} for word, some in splits.items()
         }
-        names = names_of(held, chosen, place, names)
+        names = names_of(held, chosen, location, names)
         table.labels = numbered(table.texts, names, f"the label column {column!r}")
-        say_absent(names, table.labels, place)
+        say_absent(names, table.labels, location)
     if table.label is None and table.others:
         say(
-            f"{place}: no labels found, its other columns are {', '.join(table.others)}; name them with "
+            f"{location}: no labels found, its other columns are {', '.join(table.others)}; name them with "
             "parquet:PATH?label=NAME"
         )
-    return Rows(table, name=f"parquet:{place}", class_names=names or table.class_names)
+    return Rows(table, name=f"parquet:{location}", class_names=names or table.class_names)

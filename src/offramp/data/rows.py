@@ -56,7 +56,7 @@ __all__ = [
     "rows_for",
 ]
 
-Part: TypeAlias = tuple[X, Ints | None, Ints]
+EngineStage: TypeAlias = tuple[X, Ints | None, Ints]
 ENDLESS = sys.maxsize
 EVERY = slice(0, None, 1)
 
@@ -171,10 +171,10 @@ class Rows:
         return Batch(x, y, index, digests_of(x))
 
     def take_x(self, positions: Ints) -> X:
-        """The x of `take` without the digests, which cost more than a small step of teaching."""
+        """The x of `take` without the digests, which cost more than a small step of training."""
         return self._taken(positions)[0]
 
-    def _taken(self, positions: Ints) -> Part:
+    def _taken(self, positions: Ints) -> EngineStage:
         if isinstance(self.source, Stream):
             raise BadData(f"{self.name} is a stream of batches; expected rows by number: hand over arrays or a Dataset")
         at = np.asarray(positions)
@@ -197,12 +197,12 @@ class Rows:
             return self._pass(islice(_rechunk(_checked(chunks), size), turn.start, None, turn.step), turn)
         return self._pass(_checked(self._steps(self.source, size, turn)), turn)
 
-    def _steps(self, source: Indexed, size: int, turn: slice) -> Iterator[Part]:
+    def _steps(self, source: Indexed, size: int, turn: slice) -> Iterator[EngineStage]:
         for start in range(0, len(self.keep), size)[turn]:
             index = self._numbers(self.keep[start : start + size])
             yield *source.take(index), index
 
-    def _pass(self, parts: Iterator[Part], turn: slice) -> Iterator[Batch]:
+    def _pass(self, parts: Iterator[EngineStage], turn: slice) -> Iterator[Batch]:
         digests = []
         for x, y, row in parts:
             digests.append(digests_of(x))
@@ -215,7 +215,7 @@ class Rows:
         return np.arange(keep.start, keep.stop, keep.step, dtype=np.int64)
 
 
-def _kept(chunks: Iterator[tuple[X, Ints | None]], keep: range, name: str) -> Iterator[Part]:
+def _kept(chunks: Iterator[tuple[X, Ints | None]], keep: range, name: str) -> Iterator[EngineStage]:
     """The kept rows of each chunk of a stream; BadData at its end when it was shorter than the selection."""
     seen = 0
     for x, y in chunks:
@@ -232,9 +232,9 @@ def _kept(chunks: Iterator[tuple[X, Ints | None]], keep: range, name: str) -> It
         raise BadData(f"{name} ended after {seen} rows; expected {wanted} too: choose rows that there are")
 
 
-def _checked(parts: Iterator[Part]) -> Iterator[Part]:
+def _checked(parts: Iterator[EngineStage]) -> Iterator[EngineStage]:
     """Parts of one layout, all with labels or all without."""
-    first: Part | None = None
+    first: EngineStage | None = None
     for part in parts:
         first = first or part
         where = f"the batch at row {part[2][0]}"
@@ -243,9 +243,9 @@ def _checked(parts: Iterator[Part]) -> Iterator[Part]:
         yield part
 
 
-def _rechunk(parts: Iterator[Part], size: int) -> Iterator[Part]:
+def _rechunk(parts: Iterator[EngineStage], size: int) -> Iterator[EngineStage]:
     """The same rows, `size` at a time."""
-    held: list[Part] = []
+    held: list[EngineStage] = []
     n = 0
     for part in parts:
         held.append(part)
@@ -258,13 +258,13 @@ def _rechunk(parts: Iterator[Part], size: int) -> Iterator[Part]:
         yield _join(held)
 
 
-def _join(held: list[Part]) -> Part:
+def _join(held: list[EngineStage]) -> EngineStage:
     x, row = join([each[0] for each in held]), np.concatenate([each[2] for each in held])
     labels = [each[1] for each in held if each[1] is not None]
     return x, np.concatenate(labels) if labels else None, row
 
 
-def _cut(part: Part, start: int, stop: int) -> Part:
+def _cut(part: EngineStage, start: int, stop: int) -> EngineStage:
     x, y, row = part
     return pick(x, slice(start, stop)), None if y is None else y[start:stop], row[start:stop]
 
@@ -313,12 +313,12 @@ def rows_for(network: object, data: object) -> Rows:
     """Whatever holds data, with its classes numbered as the network knows them.
 
     Args:
-        network: its `class_names` are those of the rows that taught it. Where there are none, a model of transformers
+        network: its `class_names` are those of the rows that trained it. Where there are none, a model of transformers
             names its classes itself (`config.id2label`), and counts if a name is the same.
         data: see `rows`.
 
     Raises:
-        BadData: the rows have a class that the network was not taught.
+        BadData: the rows have a class that the network was not trained.
     """
     source = rows(data)
     names = getattr(network, "class_names", None)

@@ -39,7 +39,7 @@ class Spec:
     name: str
     split: str
     size: tuple[int, int] | None
-    place: str
+    path: str
     selection: str | None
     options: Mapping[str, str] = field(default_factory=dict)
 
@@ -74,33 +74,33 @@ def parse(text: str) -> Spec:
 
 def _options(behind: str, text: str) -> dict[str, str]:
     pairs = [one.partition("=") for one in behind.split("&")] if behind else []
-    found = {name: value for name, _, value in pairs}
-    if not all(name and value for name, _, value in pairs) or len(found) < len(pairs):
+    options = {name: value for name, _, value in pairs}
+    if not all(name and value for name, _, value in pairs) or len(options) < len(pairs):
         raise BadData(f"{text!r} has options {behind!r}; expected name=value&name=value, each once: write it so")
-    return found
+    return options
 
 
 def load(spec: Spec) -> object:
     """What a source gives, without the selection. Raises UnknownName, BadData, BadFile, MissingExtra."""
     if spec.name not in names():
-        if _is_module(spec.name) and all(part.isidentifier() for part in spec.place.split(".")):
+        if _is_module(spec.name) and all(part.isidentifier() for part in spec.path.split(".")):
             return _made_by(spec)
         raise find.unknown(spec.name, names(), "data source")
     source: Any = importlib.import_module(f"offramp.data.{spec.name}").load
-    place = str(Path(spec.place).expanduser()) if spec.place else ""
+    path = str(Path(spec.path).expanduser()) if spec.path else ""
     takes = inspect.signature(source).parameters
-    known = [name for name in takes if name not in ("place", "split", "size")]
+    known = [name for name in takes if name not in ("location", "split", "size")]
     for name in spec.options.keys() - known:
         if not known:
             raise BadData(f"{spec.whole} has the option {name!r}, and {spec.name} takes none; leave it out")
         raise find.unknown(name, known, f"option of {spec.name}")
     if spec.size is None:
-        return source(place, spec.split, **spec.options)
+        return source(path, spec.split, **spec.options)
     if "size" not in takes:
         raise BadData(
             f"{spec.whole} asks for a size, which {spec.name} cannot take; only imagefolder and parquet resize"
         )
-    return source(place, spec.split, size=spec.size, **spec.options)
+    return source(path, spec.split, size=spec.size, **spec.options)
 
 
 def _is_module(name: str) -> bool:
@@ -120,7 +120,7 @@ def _made_by(spec: Spec) -> object:
             f"{spec.whole} has a split, a size or options, which a factory cannot take; write module:factory only"
         )
     try:
-        factory = find.imported(f"{spec.name}:{spec.place}")
+        factory = find.imported(f"{spec.name}:{spec.path}")
         return factory()
     except OfframpError:
         raise

@@ -27,7 +27,7 @@ QUOTED = re.compile(r'"(?:[^"]|"")*"')
 EXPECTED = "a .tsv file, UTF-8 text with tabs between the columns"
 
 
-class Columns(NamedTuple):
+class TsvColumns(NamedTuple):
     """Where text and label stand, from 0 (label None: there is none), and whether the first line names them."""
 
     text: int
@@ -36,7 +36,7 @@ class Columns(NamedTuple):
 
 
 def load(
-    place: str,
+    location: str,
     split: str,
     *,
     tokenizer: str = "",
@@ -70,7 +70,7 @@ def load(
         MissingExtra: without the library tokenizers.
     """
     how = Reading(text, label, _yes_no("quoted", quoted), _yes_no("header", header))
-    file = _file(place, split)
+    file = _file(location, split)
     table = _table(file, how)
     labels, names = _numbered(table, file, how, given_names(classes))
     if not re.fullmatch(r"[0-9]{1,6}", length) or not int(length):
@@ -90,7 +90,7 @@ class Reading(NamedTuple):
     header: bool | None
 
 
-class Table(NamedTuple):
+class TsvTable(NamedTuple):
     """The rows of a file below its header; `start` is the line of the first."""
 
     texts: list[str]
@@ -105,7 +105,7 @@ def _yes_no(name: str, text: str) -> bool | None:
     return None if not text else text == "yes"
 
 
-def _table(file: Path, how: Reading) -> Table:
+def _table(file: Path, how: Reading) -> TsvTable:
     """The texts and labels of a file, as text."""
     lines = _lines(file, how.quoted)
     columns = _columns(lines, how, file)
@@ -117,11 +117,11 @@ def _table(file: Path, how: Reading) -> Table:
     others: tuple[str, ...] = ()
     if columns.header:
         used = (columns.text, columns.label)
-        others = tuple(name for place, name in enumerate(lines[0]) if place not in used)
-    return Table([row[columns.text] for row in kept], labels, others, 2 if columns.header else 1)
+        others = tuple(name for index, name in enumerate(lines[0]) if index not in used)
+    return TsvTable([row[columns.text] for row in kept], labels, others, 2 if columns.header else 1)
 
 
-def _numbered(table: Table, file: Path, how: Reading, names: Names) -> tuple[Ints | None, Names]:
+def _numbered(table: TsvTable, file: Path, how: Reading, names: Names) -> tuple[Ints | None, Names]:
     """The labels as numbers, and the names of the classes where the labels are texts.
 
     Labels of which more than half are integers are meant as integers: then the first other one is refused.
@@ -163,17 +163,17 @@ class Texts:
         return x, None if self.labels is None else self.labels[index]
 
 
-def _file(place: str, split: str) -> Path:
+def _file(folder: str, split: str) -> Path:
     """The file that is meant."""
-    path = Path(place)
-    with reading(place or "no place", EXPECTED):
-        if not place:
-            raise FileNotFoundError(place)
+    path = Path(folder)
+    with reading(folder or "no place", EXPECTED):
+        if not folder:
+            raise FileNotFoundError(folder)
         if path.is_dir():
             named = [path / f"{name}.tsv" for name in ([split] if split else ["test", "dev"])]
             path = next((file for file in named if file.is_file()), named[0])
         elif split:
-            raise BadData(f"{place} is one file, which has no split {split!r}; leave the split out")
+            raise BadData(f"{folder} is one file, which has no split {split!r}; leave the split out")
     return path
 
 
@@ -243,7 +243,7 @@ def _fields(line: list[str], number: int, count: int, file: Path) -> list[str]:
     return line
 
 
-def _columns(lines: list[list[str]], how: Reading, file: Path) -> Columns:
+def _columns(lines: list[list[str]], how: Reading, file: Path) -> TsvColumns:
     """Text and label by option, by a name in the first line, or by what two columns hold."""
     first = lines[0]
     names = [name.strip().lower() for name in first]
@@ -255,11 +255,11 @@ def _columns(lines: list[list[str]], how: Reading, file: Path) -> Columns:
             by_name = True
         if text_at is None and (text_at := _first_of(TEXTS, names, but=label_at)) is not None:
             by_name = True
-    whole = [place for place, field in enumerate(first) if _is_integer(field)]
+    whole = [index for index, field in enumerate(first) if _is_integer(field)]
     if label_at is None and len(first) == 2 and len(whole) == 1 and text_at != whole[0]:
         label_at = whole[0]
     if text_at is None:
-        rest = [place for place in range(len(first)) if place != label_at]
+        rest = [index for index in range(len(first)) if index != label_at]
         if len(rest) != 1:
             raise BadData(
                 f"{file} begins with the columns {names}, and which holds the text is not clear; say tsv:PATH?text=N, "
@@ -267,14 +267,14 @@ def _columns(lines: list[list[str]], how: Reading, file: Path) -> Columns:
             )
         text_at = rest[0]
     if how.header is not None:
-        return Columns(text_at, label_at, how.header)
+        return TsvColumns(text_at, label_at, how.header)
     named = names[text_at] in TEXTS or (label_at is not None and _heads(label_at, lines))
-    return Columns(text_at, label_at, by_name or named)
+    return TsvColumns(text_at, label_at, by_name or named)
 
 
-def _heads(place: int, lines: list[list[str]]) -> bool:
+def _heads(index: int, lines: list[list[str]]) -> bool:
     """Whether the first line names the column of labels: no integer above integers, or a text that no row has."""
-    column = [line[place].strip() for line in lines if len(line) > place]
+    column = [line[index].strip() for line in lines if len(line) > index]
     if _is_integer(column[0]):
         return False
     return any(map(_is_number, column[1:])) or column[0] not in column[1:]
@@ -284,17 +284,17 @@ def _asked(word: str, names: list[str], file: Path) -> int | None:
     """The place of a column given by number from 1 or by name; None where none was given."""
     if not word:
         return None
-    place = int(word) - 1 if word.isascii() and word.isdigit() else -1
+    index = int(word) - 1 if word.isascii() and word.isdigit() else -1
     if word.lower() in names:
-        place = names.index(word.lower())
-    if not 0 <= place < len(names):
+        index = names.index(word.lower())
+    if not 0 <= index < len(names):
         raise BadData(f"{file} has no column {word!r}; expected one of {names}, or a number from 1 to {len(names)}")
-    return place
+    return index
 
 
 def _first_of(known: Sequence[str], names: list[str], but: int | None) -> int | None:
     found = (names.index(name) for name in known if name in names)
-    return next((place for place in found if place != but), None)
+    return next((index for index in found if index != but), None)
 
 
 def _is_integer(field: str) -> bool:

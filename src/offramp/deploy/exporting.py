@@ -27,7 +27,7 @@ from offramp.deploy.one_file import Written, one_model
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import State, as_inputs
-from offramp.networks.network import LOGITS, Network, Part, as_network, described
+from offramp.networks.network import LOGITS, EngineStage, Network, as_network, described
 from offramp.networks.walking import with_defaults
 from offramp.plans.plan import BAND, Plan
 from offramp.plans.schedule import Stage
@@ -115,33 +115,33 @@ def export(
     written, tried = _written(network, plan, state)
     last = written[-1].stage.name
     if one_file:
-        network.chain.require_chain("an export as one file")
+        network.topology.require_chain("an export as one file")
     body: dict[str, Any] = {
         "made_with": {name: version(name) for name in ("offramp", "torch", "onnx", ENGINE)},
         "network": {"fingerprint": network.fingerprint(), "precision": network.precision()},
         "inputs": [_input(name, value) for name, value in state.items()],
         "preprocessing": {name: described(preprocess) for name, preprocess in network.fronts.items()},
-        "exits": [*network.chain.exits],
+        "exits": [*network.topology.exits],
         "classes": tried[last + LOGITS].shape[1],
         "logits": _kind(tried[last + LOGITS]),
         "gates": [one.stage.name for one in written if one.stage.gate],
         "stages": [_described(one, number, tried) for number, one in enumerate(written)],
-        "defaults": [_default(one) for one in network.chain.defaults],
+        "defaults": [_default(one) for one in network.topology.defaults],
         "one_file": "network.onnx" if one_file else None,
         "sentence": str(kept),
         "promise": asdict(kept.promise) if kept.promise else None,
     }
-    with replacing_folder(folder, FOLDER.require_own) as place:
+    with replacing_folder(folder, FOLDER.require_own) as path:
         if one_file:
-            (place / "network.onnx").write_bytes(_one(written, kept, body))
+            (path / "network.onnx").write_bytes(_one(written, kept, body))
         else:
             for one, stage in zip(written, body["stages"], strict=True):
-                (place / stage["file"]).write_bytes(one.graph.model.SerializeToString())
-        kept.save(place / "plan.json")
-        shutil.copyfile(RUN, place / "run.py")
-        body["files"] = {file.name: digest_file(file) for file in sorted(place.iterdir())}
-        write_json(place / "manifest.json", "export", SCHEMA, body)
-        files = sorted(place.iterdir())
+                (path / stage["file"]).write_bytes(one.graph.model.SerializeToString())
+        kept.save(path / "plan.json")
+        shutil.copyfile(RUN, path / "run.py")
+        body["files"] = {file.name: digest_file(file) for file in sorted(path.iterdir())}
+        write_json(path / "manifest.json", "export", SCHEMA, body)
+        files = sorted(path.iterdir())
         size = sum(file.stat().st_size for file in files)
     return Exported(str(folder), tuple(file.name for file in files), size, kept, note)
 
@@ -151,7 +151,7 @@ def _example(network: Network, plan: Plan, example: Any) -> Any:
         return example
     if plan.origin is not None and plan.origin.probe is not None:
         return plan.origin.probe.some(ROWS)
-    known = next((rung.inputs for rung in network.rungs if rung.inputs), None)
+    known = next((member.inputs for member in network.members if member.inputs), None)
     if known is None:
         raise InvalidArgument(
             "the plan has seen no rows, expected it from calibrate, or an example; give example=some rows"
@@ -175,21 +175,25 @@ def _written(network: Network, plan: Plan, state: State) -> tuple[list[Written],
 
     Every row goes along every edge here: a stage is compared whoever its rows will be.
     """
-    schedule = plan.schedule(network.chain)
+    schedule = plan.schedule(network.topology)
     device = network.device()
-    parts: Sequence[Part] = kind_of(ENGINE)().open(network, schedule, device)
-    eager = {part.name: part for part in kind_of("torch")().open(network, schedule, device)}
-    tried = dict(with_defaults(network.chain, state))
+    engine_stages: Sequence[EngineStage] = kind_of(ENGINE)().open(network, schedule, device)
+    eager = {engine_stage.name: engine_stage for engine_stage in kind_of("torch")().open(network, schedule, device)}
+    tried = dict(with_defaults(network.topology, state))
     written = list[Written]()
     with torch.inference_mode():
-        for part, graph in zip(parts, graphs_of(network, schedule, tried), strict=True):
+        for engine_stage, graph in zip(engine_stages, graphs_of(network, schedule, tried), strict=True):
             mine = dict(tried)
-            part.call(mine)
-            for node in part.stage.nodes:
+            engine_stage.call(mine)
+            for node in engine_stage.stage.nodes:
                 eager[node].call(tried)
-            _compare(part.name, part.writes, mine, tried)
-            place = network.chain.place(part.name) if network.chain.node(part.name).has_exit else -1
-            written.append(Written(part.stage, graph, place, _carried(part.stage, state)))
+            _compare(engine_stage.name, engine_stage.writes, mine, tried)
+            index = (
+                network.topology.exit_index(engine_stage.name)
+                if network.topology.node(engine_stage.name).has_exit
+                else -1
+            )
+            written.append(Written(engine_stage.stage, graph, index, _carried(engine_stage.stage, state)))
     return written, tried
 
 
@@ -233,7 +237,7 @@ def _described(one: Written, number: int, tried: State) -> dict[str, Any]:
         "gate": stage.gate,
         "routes": [*stage.routes],
         "edges": edges,
-        "exit": one.place,
+        "exit": one.exit_index,
         "why": WHY.index(stage.why),
     }
 

@@ -29,7 +29,7 @@ class Written:
 
     stage: Stage
     graph: Graph
-    place: int
+    exit_index: int
     carries: tuple[tuple[str, ...], ...]
 
 
@@ -89,7 +89,7 @@ def _rest(body: Body, stages: Sequence[Written], scope: dict[str, str], kinds: S
         body.add(
             "Expand", [body.constant(f"{name}::its {what}", np.array([value], np.int64)), count], f"{name}::{what}"
         )
-        for what, value in (("exit", written.place), ("why", WHY.index(stage.why)))
+        for what, value in (("exit", written.exit_index), ("why", WHY.index(stage.why)))
     )
     if stage.last:
         none = body.add("Sub", [logits, logits], f"{name}::0")  # NaN where a logit is NaN or infinite

@@ -144,10 +144,10 @@ def cost_table(
         tapped = {name: model.get_submodule(name) for name in supernet.taps}
         with listening(tapped, lambda name, value: taps.update({name: value})):  # type: ignore[dict-item]
             model(x)
-    for place, choices in zip(supernet.places, supernet.options, strict=True):
+    for index, choices in zip(supernet.places, supernet.options, strict=True):
         assert isinstance(choices, nn.ModuleList)
         for number, option in enumerate(choices):
-            calls["option", place, str(number)] = _bound(option, inputs[place])
+            calls["option", index, str(number)] = _bound(option, inputs[index])
     for task in supernet.heads:
         calls["whole", task] = _along(supernet, x, task, None)
         for tap in supernet.taps:
@@ -156,13 +156,13 @@ def cost_table(
         calls["until", tap] = _along(supernet, x, first, tap)
     figures = _figures(calls, unit, rows, repeats, clock)
     options = {
-        place: tuple(figures["option", place, str(number)] for number in range(len(names)))
-        for place, names in zip(supernet.places, supernet.names, strict=True)
+        index: tuple(figures["option", index, str(number)] for number in range(len(names)))
+        for index, names in zip(supernet.places, supernet.names, strict=True)
     }
     before = dict[str, float]()
     for tap in supernet.taps:
         ran = supernet.order[: supernet.order.index(tap) + 1]
-        inside = sum(options[place][0] for place in supernet.places if place in ran)
+        inside = sum(options[index][0] for index in supernet.places if index in ran)
         before[tap] = max(0.0, figures["until", tap] - inside)
     everything = sum(costs[0] for costs in options.values())
     rest = {task: max(0.0, figures["whole", task] - everything) for task in supernet.heads}
@@ -278,9 +278,9 @@ def along_thresholds(
     every = np.arange(sure.shape[1])
     for level in levels:
         leaves = np.concatenate([exits >= level, np.ones((1, sure.shape[1]), bool)])
-        place = leaves.argmax(0)  # the first exit that is sure, or the head
-        accuracy = float(right[place, every].mean())
-        cost = float(leaving[place].mean())
+        index = leaves.argmax(0)  # the first exit that is sure, or the head
+        accuracy = float(right[index, every].mean())
+        cost = float(leaving[index].mean())
         if cost <= budget and (accuracy, -cost) > (best[0], -best[1]):
             best = (accuracy, cost, float(level))
     return best
@@ -402,16 +402,16 @@ def _bound(module: nn.Module, value: object) -> Callable[[], object]:
 
 def _inputs_of(model: nn.Module, watched: Mapping[str, nn.Module], x: Tensor) -> dict[str, Tensor]:
     """What goes into some modules."""
-    found = dict[str, Tensor]()
+    inputs = dict[str, Tensor]()
     handles = []
     for name, module in watched.items():
-        handles.append(module.register_forward_pre_hook(lambda _m, given, name=name: found.update({name: given[0]})))
+        handles.append(module.register_forward_pre_hook(lambda _m, given, name=name: inputs.update({name: given[0]})))
     try:
         model(x)
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    return inputs
 
 
 def _figures(

@@ -20,7 +20,7 @@ from offramp._support.progress import track
 from offramp.data.rows import Rows, rows
 from offramp.designing.supernet import Subnet, Supernet
 from offramp.errors import BadData, InvalidArgument
-from offramp.fitting.lessons import roll_of
+from offramp.fitting.loader import index_of
 from offramp.networks.trained import remember, snapshot
 
 TRIES = 100  # draws until one is within the limit
@@ -86,10 +86,10 @@ def train_supernet(
     seen = []
     for task, given in data.items():
         source = rows(given)
-        roll = roll_of(source, progress=False)
-        _require_labels(task, roll.y, supernet.classes[task])
-        tasks[task] = Labelled(source, np.asarray(roll.y))
-        seen.append(roll.seen)
+        row_index = index_of(source, progress=False)
+        _require_labels(task, row_index.y, supernet.classes[task])
+        tasks[task] = Labelled(source, np.asarray(row_index.y))
+        seen.append(row_index.seen)
     device = next(supernet.parameters()).device
     optimizer = torch.optim.SGD(supernet.parameters(), rate, momentum=0.9, weight_decay=decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / steps)

@@ -86,7 +86,7 @@ class Supernet(nn.Module):
             if name not in known:
                 raise unknown(name, [each for each in known if each], "module of this model")
         for name in (*choices, *exits, head):
-            inside = [place for place in choices if name.startswith(f"{place}.") or name == place == head]
+            inside = [index for index in choices if name.startswith(f"{index}.") or name == index == head]
             if inside:
                 raise InvalidArgument(
                     f"{name!r} is within the place {inside[0]!r}, whose options have modules of their own"
@@ -100,10 +100,10 @@ class Supernet(nn.Module):
         self.places = tuple(choices)
         self.names = tuple(tuple(map(str, options)) for options in choices.values())
         self.options = nn.ModuleList()
-        for place, options in choices.items():
+        for index, options in choices.items():
             if not options:
-                raise InvalidArgument(f"the place {place!r} has no options, expected one or more")
-            self.options.append(nn.ModuleList([_option_of(known[place], place, option) for option in options]))
+                raise InvalidArgument(f"the place {index!r} has no options, expected one or more")
+            self.options.append(nn.ModuleList([_option_of(known[index], index, option) for option in options]))
         for name in (*self.places, head):
             _put(self.model, name, nn.Identity())  # each weight belongs to one list alone
         self.example = example[:2]
@@ -129,8 +129,8 @@ class Supernet(nn.Module):
     def drawn(self, rng: np.random.Generator) -> Subnet:
         """A network of which every option is as likely as the others, with all exits."""
         options = []
-        for place in self.options:
-            options.append(int(rng.integers(_count(place))))
+        for index in self.options:
+            options.append(int(rng.integers(_count(index))))
         return Subnet(tuple(options), self.taps)
 
     @contextlib.contextmanager
@@ -187,8 +187,8 @@ class Supernet(nn.Module):
     def told(self, subnet: Subnet) -> str:
         """A network in words: its options by place, and its exits."""
         parts = []
-        for place, names, number in zip(self.places, self.names, subnet.options, strict=True):
-            parts.append(f"{place}: {names[number]}")
+        for index, names, number in zip(self.places, self.names, subnet.options, strict=True):
+            parts.append(f"{index}: {names[number]}")
         return ", ".join([*parts, *(f"exit after {name}" for name in subnet.exits)])
 
     def require(self, subnet: Subnet, task: str) -> None:
@@ -206,7 +206,7 @@ class Supernet(nn.Module):
         task = next(iter(self.heads))
         order = list[str]()
         shapes = dict[str, tuple[int, ...]]()
-        for position, place in enumerate(self.places):
+        for position, index in enumerate(self.places):
             for number, name in enumerate(self.names[position]):
                 options = [0] * len(self.places)
                 options[position] = number
@@ -218,13 +218,13 @@ class Supernet(nn.Module):
                             model(self.example)
                     except Exception as problem:  # whatever the user's code raises
                         why = str(problem).strip().partition("\n")[0]
-                        raise BadNetwork(f"the option {name!r} does not fit at {place!r} ({why})") from problem
+                        raise BadNetwork(f"the option {name!r} does not fit at {index!r} ({why})") from problem
                 if not order:
                     order = [key for key, _ in heard]
                     shapes = dict(heard)
                 if dict(heard) != shapes:
-                    got, want = dict(heard).get(place), shapes.get(place)
-                    raise BadNetwork(f"the option {name!r} gives {got} at {place!r}, expected {want} as the first does")
+                    got, want = dict(heard).get(index), shapes.get(index)
+                    raise BadNetwork(f"the option {name!r} gives {got} at {index!r}, expected {want} as the first does")
         if sorted(order) != sorted({*self.places, *exits}):
             raise BadNetwork("every place and exit must run once for a row; one of these runs never or several times")
         return tuple(order)
@@ -267,7 +267,7 @@ def _head_of(task: str, count: int | None, last: nn.Linear) -> nn.Linear:
     return nn.Linear(last.in_features, count).to(last.weight)
 
 
-def _option_of(dense: nn.Module, place: str, option: Option) -> nn.Module:
+def _option_of(dense: nn.Module, path: str, option: Option) -> nn.Module:
     """What an option stands for at a place."""
     if isinstance(option, nn.Module):
         return option.eval()
@@ -280,20 +280,20 @@ def _option_of(dense: nn.Module, place: str, option: Option) -> nn.Module:
         if name == NARROW:
             block: nn.Module = find("layers", NARROW)(dense, **arguments)
             return block
-        return _converted(dense, place, option)
+        return _converted(dense, path, option)
     if isinstance(option, Mapping):
         return convert(dense, option).eval()
     made = option(copy.deepcopy(dense))
     if not isinstance(made, nn.Module):
-        raise InvalidArgument(f"an option at {place!r} gave a {type(made).__name__}, expected a torch.nn.Module")
+        raise InvalidArgument(f"an option at {path!r} gave a {type(made).__name__}, expected a torch.nn.Module")
     return made.eval()
 
 
-def _converted(dense: nn.Module, place: str, method: str) -> nn.Module:
+def _converted(dense: nn.Module, path: str, method: str) -> nn.Module:
     """A place whose convolutions and linear layers are all replaced by one method."""
     inside = [kind for kind in (nn.Conv2d, nn.Conv1d, nn.Linear) if any(isinstance(p, kind) for p in dense.modules())]
     if not inside:
-        raise BadNetwork(f"{place!r} has no convolution or linear layer that {method!r} could replace")
+        raise BadNetwork(f"{path!r} has no convolution or linear layer that {method!r} could replace")
     if not list(dense.children()):  # a layer itself
         alone = convert(nn.Sequential(dense), {"0": method})
         return alone.get_submodule("0").eval()

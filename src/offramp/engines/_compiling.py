@@ -16,7 +16,7 @@ import torch
 
 from offramp.errors import BadNetwork, OfframpError
 from offramp.networks.inputs import State
-from offramp.networks.network import Part
+from offramp.networks.network import EngineStage
 from offramp.plans.provenance import BAND
 from offramp.runtime.graphs import Call
 from offramp.runtime.measuring import tiled
@@ -25,14 +25,14 @@ from offramp.runtime.programs import program_of, read_by
 SIZES = (1, 2, 7)  # of batches that are compared
 
 
-def ahead(part: Part, state: State) -> Call:
+def ahead(engine_stage: EngineStage, state: State) -> Call:
     """A part compiled for rows like these, and compared with it. Raises BadNetwork where that fails."""
-    reads, name = read_by(part, state), part.name
+    reads, name = read_by(engine_stage, state), engine_stage.name
     try:
         with TemporaryDirectory() as folder, catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
             simplefilter("ignore")
             with torch.inference_mode(False), torch.no_grad():
-                program = program_of(part, reads, {key: state[key].contiguous() for key in reads})
+                program = program_of(engine_stage, reads, {key: state[key].contiguous() for key in reads})
                 path = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "part.pt2"))
                 run = torch._inductor.aoti_load_package(path)
     except OfframpError:
@@ -45,23 +45,23 @@ def ahead(part: Part, state: State) -> Call:
 
     def call(given: State) -> State:
         found = run(*(given[key].contiguous() for key in reads))
-        return dict(zip(part.writes, found, strict=True))
+        return dict(zip(engine_stage.writes, found, strict=True))
 
-    _compare(part, call, {key: state[key] for key in reads})
+    _compare(engine_stage, call, {key: state[key] for key in reads})
     return call
 
 
-def _compare(part: Part, call: Call, rows: State) -> None:
+def _compare(engine_stage: EngineStage, call: Call, rows: State) -> None:
     with torch.inference_mode():
         for size in SIZES:
             given = {key: tiled(value, size) for key, value in rows.items()}
             wanted, found = dict(given), call(given)
-            part.call(wanted)
-            for name in part.writes:
+            engine_stage.call(wanted)
+            for name in engine_stage.writes:
                 one, other = wanted[name].float(), found[name].float()
                 far = (one - other).abs().max().item() if one.shape == other.shape else float("inf")
                 if not far <= BAND * max(1.0, one.abs().max().item() / 10) and not one.isnan().any():
                     raise BadNetwork(
-                        f"segment {part.name!r} compiled gives {name!r} {far:.2g} away at batch {size}, expected "
-                        f"at most {BAND:g}; run it without compile"
+                        f"segment {engine_stage.name!r} compiled gives {name!r} {far:.2g} away at batch {size}, "
+                        f"expected at most {BAND:g}; run it without compile"
                     )

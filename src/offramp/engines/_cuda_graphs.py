@@ -14,7 +14,7 @@ import torch
 
 from offramp.errors import BadNetwork
 from offramp.networks.inputs import State
-from offramp.networks.network import Part
+from offramp.networks.network import EngineStage
 from offramp.runtime.programs import read_by
 
 SIZES = (1, 2, 4, 8, 16, 32, 64)
@@ -47,14 +47,14 @@ class Replayed:
     BadNetwork for what cannot be recorded.
     """
 
-    def __init__(self, part: Part) -> None:
-        self.part = part
+    def __init__(self, engine_stage: EngineStage) -> None:
+        self.engine_stage = engine_stage
         self.kept: dict[Key, dict[int, tuple[State, Recorded]]] = {}
         self.lock = Lock()
         self.read: torch.cuda.Event | None = None  # the last answers have been copied out of the buffers
 
     def __call__(self, state: State) -> State:
-        names = read_by(self.part, state)
+        names = read_by(self.engine_stage, state)
         count = len(state[names[0]])
         size = next((size for size in SIZES if size >= count), None)
         if size is None:
@@ -83,11 +83,11 @@ class Replayed:
         except RuntimeError as problem:
             brief = str(problem).strip().splitlines()[0].rstrip(".;")
             raise BadNetwork(
-                f"segment {self.part.name!r} cannot be recorded as a CUDA graph: {brief}; leave cuda_graphs out"
+                f"segment {self.engine_stage.name!r} cannot be recorded as a CUDA graph: {brief}; leave cuda_graphs out"
             ) from problem
 
     def _computed(self, given: State) -> State:
         """What the part's pieces give, and not what they were given."""
         state = dict(given)
-        self.part.call(state)
+        self.engine_stage.call(state)
         return {name: value for name, value in state.items() if name not in given}

@@ -1,7 +1,7 @@
 """ONNX Runtime on the CPU: each segment with its exit and gate as one graph, on as many threads as torch has.
 
 int8=ROWS: segments in eight bits, on scales that are set by these rows (a spec such as digits[0:200]). Take rows that
-are used for nothing else: they count as rows that taught.
+are used for nothing else: they count as rows that trained.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ import torch
 from numpy.typing import NDArray
 
 from offramp.engines._arrays import Run, bound, on_arrays, package
-from offramp.engines._quantising import Quantising, scaling_rows
+from offramp.engines._quantizing import Quantizer, scaling_rows
 from offramp.errors import BadNetwork
 from offramp.networks.inputs import State
-from offramp.networks.network import Network, Part
+from offramp.networks.network import EngineStage, Network
 from offramp.plans.schedule import Schedule
 from offramp.runtime.engine import Engine
 from offramp.runtime.graphs import Call, graphs_of, parts_of
@@ -38,7 +38,7 @@ class OnnxRuntime(Engine):
         super().__init__(**({} if int8 is None else {"int8": int8}))
         self.int8 = int8
 
-    def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
+    def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[EngineStage, ...]:
         """One part per stage at which something is asked (in eight bits one per step), compiled when its first rows
         arrive.
 
@@ -49,22 +49,22 @@ class OnnxRuntime(Engine):
         told = f"{self.version()}, {torch.get_num_threads()} threads"
         if self.int8 is None:
             return parts_of(network, schedule, device, told, _compiled)
-        narrow = Quantising(network, scaling_rows(self.int8))
+        narrow = Quantizer(network, scaling_rows(self.int8))
         told = ", ".join([told, *self.marks()])
         # Each node is quantised as it was when it was recorded: what stands between two would be rounded otherwise.
         return parts_of(network, schedule, device, told, lambda graph: _compiled(narrow(graph)), joined=False)
 
-    def in_one(self, network: Network, schedule: Schedule, parts: Sequence[Part], rows: State) -> Run:
+    def in_one(self, network: Network, schedule: Schedule, engine_stages: Sequence[EngineStage], rows: State) -> Run:
         """A session of the whole schedule. Not in eight bits, where each stage stays as it was recorded."""
         if self.int8 is not None:
             raise BadNetwork("stages in eight bits are rounded one by one")
-        return _session(lowered(network, schedule, parts, rows))
+        return _session(lowered(network, schedule, engine_stages, rows))
 
     def bare(self, network: Network, schedule: Schedule, state: State) -> Callable[[State], Callable[[], object]]:
         """`session.run` on NumPy arrays, and nothing else. The session has the options of `open`."""
         (graph,) = graphs_of(network, schedule, dict(state))
         if self.int8 is not None:
-            graph = Quantising(network, scaling_rows(self.int8))(graph)
+            graph = Quantizer(network, scaling_rows(self.int8))(graph)
         return bound(_session(graph), graph.reads)
 
     def version(self) -> str:
@@ -86,7 +86,7 @@ class OnnxRuntime(Engine):
         return True
 
     @property
-    def learned(self) -> Digests | None:
+    def trained_on(self) -> Digests | None:
         """The rows [n] that set scales."""
         if self.int8 is None:
             return None

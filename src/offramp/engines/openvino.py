@@ -14,7 +14,7 @@ import torch
 
 from offramp.engines._arrays import Array, Run, on_arrays, package
 from offramp.networks.inputs import State
-from offramp.networks.network import Network, Part
+from offramp.networks.network import EngineStage, Network
 from offramp.plans.schedule import Schedule
 from offramp.runtime.engine import Engine
 from offramp.runtime.graphs import Call, graphs_of, parts_of
@@ -30,7 +30,7 @@ class OpenVino(Engine):
         """It has no options."""
         super().__init__()
 
-    def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
+    def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[EngineStage, ...]:
         """One part per stage at which something is asked, compiled when its first rows arrive.
 
         Raises MissingExtra, InvalidArgument for another device.

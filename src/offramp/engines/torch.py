@@ -22,7 +22,7 @@ from offramp.engines._compiling import ahead
 from offramp.engines._cuda_graphs import Replayed
 from offramp.errors import BadData, InvalidArgument, OfframpError
 from offramp.networks.inputs import State, arguments, remedy
-from offramp.networks.network import HANDED, LOGITS, SCORE, Network, Part, Segment
+from offramp.networks.network import HANDED, LOGITS, SCORE, EngineStage, Network, Segment
 from offramp.networks.nodes import Hands, Seen, answers, grade
 from offramp.partition.segmenting import segments_of
 from offramp.plans.schedule import Schedule, Stage
@@ -52,7 +52,7 @@ class Eager(Engine):
         self.compile = compile
         self.cuda_graphs = cuda_graphs
 
-    def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
+    def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[EngineStage, ...]:
         """One part per stage; `device` is where the parameters are.
 
         Raises InvalidArgument for bf16 on a device that has none, and for cuda_graphs on another device than a GPU and
@@ -61,16 +61,18 @@ class Eager(Engine):
         if self.compile:
             return lazy_parts(network, schedule, device, f"torch:compile on {device}", ahead)
         segments = segments_of(network)
-        parts = linked(schedule, [_part(network, segments[stage.name], stage) for stage in schedule.stages])
+        engine_stages = linked(schedule, [_part(network, segments[stage.name], stage) for stage in schedule.stages])
         if self.bf16:
             _require_bf16(device)
-            parts = tuple(_each(part, partial(_in_bf16, device.type)) for part in parts)
+            engine_stages = tuple(_each(engine_stage, partial(_in_bf16, device.type)) for engine_stage in engine_stages)
         if self.channels_last:
-            parts = tuple(_each(part, _in_channels_last) for part in parts)
+            engine_stages = tuple(_each(engine_stage, _in_channels_last) for engine_stage in engine_stages)
         if self.cuda_graphs:
             _require_fixed(network, device)
-            parts = tuple(replace(part, pieces={"segment": Replayed(part)}) for part in parts)
-        return parts
+            engine_stages = tuple(
+                replace(engine_stage, functions={"segment": Replayed(engine_stage)}) for engine_stage in engine_stages
+            )
+        return engine_stages
 
     def bare(self, network: Network, schedule: Schedule, state: State) -> Callable[[State], Callable[[], object]]:
         """The user's own module, called under inference_mode behind its preprocessing, as no wrapper of ours would call
@@ -78,11 +80,11 @@ class Eager(Engine):
 
         With compile and cuda_graphs it is what was compiled or recorded for this node, without the Runner.
         """
-        rung = network.rungs[-1]
-        model, preprocess, device = network.model_of(rung), network.preprocess_of(rung), network.device()
+        member = network.members[-1]
+        model, preprocess, device = network.model_of(member), network.preprocess_of(member), network.device()
         if self.compiles:
-            (part,) = self.open(network, schedule, device)
-            return lambda rows: partial(_in_inference_mode, part.pieces["segment"], rows)
+            (engine_stage,) = self.open(network, schedule, device)
+            return lambda rows: partial(_in_inference_mode, engine_stage.functions["segment"], rows)
 
         def bind(rows: State) -> Callable[[], object]:
             args, kwargs = arguments(rows)
@@ -105,17 +107,21 @@ class Eager(Engine):
         return self.compile or self.cuda_graphs
 
 
-def _in_inference_mode(piece: Callable[[State], State], rows: State) -> State:
+def _in_inference_mode(function: Callable[[State], State], rows: State) -> State:
     with torch.inference_mode():
-        return piece(rows)
+        return function(rows)
 
 
 def _channels_last(value: torch.Tensor) -> torch.Tensor:
     return value.contiguous(memory_format=torch.channels_last) if value.dim() == 4 else value
 
 
-def _each(part: Part, dressed: Callable[[Callable[[State], State]], Callable[[State], State]]) -> Part:
-    return replace(part, pieces={kind: dressed(piece) for kind, piece in part.pieces.items()})
+def _each(
+    engine_stage: EngineStage, dressed: Callable[[Callable[[State], State]], Callable[[State], State]]
+) -> EngineStage:
+    return replace(
+        engine_stage, functions={kind: dressed(function) for kind, function in engine_stage.functions.items()}
+    )
 
 
 def _require_bf16(device: torch.device) -> None:
@@ -128,35 +134,35 @@ def _require_fixed(network: Network, device: torch.device) -> None:
         raise InvalidArgument(
             f"the network is on {device}, and cuda_graphs replays what a GPU does; leave the option out"
         )
-    if free := [name for rung in network.rungs for name in rung.length]:
+    if free := [name for member in network.members for name in member.length]:
         raise InvalidArgument(
             f"{free[0]} may have any length, and cuda_graphs records fixed shapes; leave the option out"
         )
 
 
-def _in_bf16(device: str, piece: Callable[[State], State]) -> Callable[[State], State]:
+def _in_bf16(device: str, function: Callable[[State], State]) -> Callable[[State], State]:
     def call(state: State) -> State:
         with torch.autocast(device, torch.bfloat16):
-            found = piece(state)
+            found = function(state)
         return {name: value.float() if name.endswith(ANSWERS) else value for name, value in found.items()}
 
     return call
 
 
-def _in_channels_last(piece: Callable[[State], State]) -> Callable[[State], State]:
+def _in_channels_last(function: Callable[[State], State]) -> Callable[[State], State]:
     def call(state: State) -> State:
         form = torch.channels_last
         images = {name: value.contiguous(memory_format=form) for name, value in state.items() if value.dim() == 4}
-        return piece({**state, **images})
+        return function({**state, **images})
 
     return call
 
 
-def _part(network: Network, segment: Segment, stage: Stage) -> Part:
+def _part(network: Network, segment: Segment, stage: Stage) -> EngineStage:
     name = stage.name
-    node = network.chain.node(name)
+    node = network.topology.node(name)
     reads, writes, modules = [*segment.reads], [*segment.writes], [*segment.modules]
-    pieces: dict[str, Callable[[State], State]] = {"segment": _explained(segment.call, name)}
+    functions: dict[str, Callable[[State], State]] = {"segment": _explained(segment.call, name)}
     if stage.exit:
         exit_ = network.exit_of(name)
         needed, seen_by_exit = _looked_at(node, node.exit_reads, lambda other: other + _handed(network, other))
@@ -169,10 +175,10 @@ def _part(network: Network, segment: Segment, stage: Stage) -> Part:
             own, on = answers(exit_, seen_by_exit(state), name)
             return {mine: on, name + LOGITS: own}
 
-        pieces["exit"] = leave
+        functions["exit"] = leave
     if stage.gate:
         gate = network.gate_of(name)
-        routes = network.chain.routes(name)
+        routes = network.topology.routes(name)
         needed, seen_by_gate = _looked_at(node, node.gate_reads, lambda other: other + LOGITS)
         reads += needed
         writes.append(name + SCORE)
@@ -185,9 +191,9 @@ def _part(network: Network, segment: Segment, stage: Stage) -> Part:
                 )
             }
 
-        pieces["gate"] = score
+        functions["gate"] = score
     stage = replace(stage, reads=tuple(dict.fromkeys(reads)), writes=tuple(dict.fromkeys(writes)))
-    return Part(stage, tuple(modules), pieces)
+    return EngineStage(stage, tuple(modules), functions)
 
 
 def _looked_at(

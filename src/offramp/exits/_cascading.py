@@ -72,7 +72,7 @@ class Tail(nn.Module):
             )
         if self.final:
             return torch.cat([earlier, self.linear(features)[:, None]], 1)
-        last = earlier[:, -1].detach()  # no head is taught by what the next one makes of it
+        last = earlier[:, -1].detach()  # no head is trained by what the next one makes of it
         last = last if self.norm is None else self.norm(last)
         return torch.cat([earlier, self.linear(torch.cat([features, last], 1))[:, None]], 1)
 

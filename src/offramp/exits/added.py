@@ -19,7 +19,7 @@ class Added(Exit):
     """Logits F_n = f_n + weight F_{n-1} [B, C] of an exit f_n and of the exit `before` it, F_{n-1}.
 
     Written out, F_n is the sum over k <= n of weight^(n-k) f_k. Nothing is learned through F_{n-1}: its gradient stops
-    here. The same lines run in teaching and in use; the authors' code has two, and with weights that change from exit
+    here. The same lines run in training and in use; the authors' code has two, and with weights that change from exit
     to exit they are off by one against each other.
     """
 

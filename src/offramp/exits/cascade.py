@@ -1,7 +1,7 @@
 """Exits of Zero Time Waste: each reads the logits of the one before it, and answers for all exits so far.
 
 Wolczyk et al., 2021, arXiv 2106.05409. Shapes: B samples, F pooled features, C classes, m the place of an exit.
-Cut with exits="cascade" or "cascade_conv" at every place, and teach by the recipe `ztw`. The score of the paper, the
+Cut with exits="cascade" or "cascade_conv" at every place, and train by the recipe `ztw`. The score of the paper, the
 ensemble's largest probability, is the gate `max_prob`.
 The model's own answer, at the end, takes no part, as in the authors' later code: it is the reference of every promise,
 and stays what the plain model says. Their first code has an ensemble there too. That one is an exit here, before the

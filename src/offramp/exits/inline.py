@@ -2,7 +2,7 @@
 
 Li, Zhang, Qi, Yang and Huang, Improved Techniques for Training Adaptive Deep Networks (IMTA), 2019,
 arXiv 1908.06294; as in the authors' code. The recipe `imta` hangs them on a network whose exits end
-in a linear layer, and teaches them. Shapes: B samples, F features that the last layer of an exit
+in a linear layer, and trains them. Shapes: B samples, F features that the last layer of an exit
 reads, C classes.
 """
 

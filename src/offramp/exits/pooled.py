@@ -1,7 +1,7 @@
 """Exits on pooled features: one linear layer, or a small MLP.
 
 Shapes: B samples, F pooled features, C classes. `pool` has no parameters, so what it gives is computed once while the
-backbone is frozen; `classify` is what is taught.
+backbone is frozen; `classify` is what is trained.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class Pooled(Exit):
             [B, T, F] where it is not zero, whatever stands at the others.
         layout: where the channels are, "channels_first", "channels_last" or "both"; `cut` reads it
             from the model. None: last of three dimensions, first of more.
-        temperature: what an MLP's logits are divided by, in teaching and in use. 0.5 is the sharpened
+        temperature: what an MLP's logits are divided by, in training and in use. 0.5 is the sharpened
             dense cache model of layer caching (SelfXit, arXiv 2209.08625).
 
     Raises:

@@ -5,7 +5,7 @@ equations we found none: its abstract says that an attention module selects feat
 auxiliary losses by it. The form here is our choice, that of selective kernels (Li et al., 2019, arXiv 1903.06586) with
 layers in the place of kernels. Where it must differ from any network that looks at all layers at once: an exit sees its
 own layer and earlier ones, never those that have not run; and the model's own answer, at the end, takes no part.
-Cut with exits="selective" at every place; the recipe `synergy` teaches them with weights by the attention.
+Cut with exits="selective" at every place; the recipe `synergy` trains them with weights by the attention.
 Shapes: B samples, F pooled features, D channels that all layers are projected to, C classes, m layers so far.
 """
 
@@ -30,7 +30,7 @@ class Selective(Exit):
     """u_m = W F_m; s = softmax over layers of (B relu(A sum_l u_l)), [B, m, D]; logits of sum_l s_l u_l by one layer.
 
     pooling: "mean", "grid" or "flat", as of `Pooled`. channels: D; inner: the width between A and B. It hands on
-    u_1 ... u_m, [B, m, D], through which later exits teach earlier projections too.
+    u_1 ... u_m, [B, m, D], through which later exits train earlier projections too.
     """
 
     def __init__(

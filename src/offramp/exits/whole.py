@@ -31,7 +31,7 @@ def own(shape: Sequence[int], classes: int) -> Own:
 
 
 class Own(Exit):
-    """The rung's own logits [B, C]."""
+    """The member's own logits [B, C]."""
 
     def forward(self, seen: Seen) -> Tensor:
         """What the model gave."""
@@ -47,9 +47,9 @@ class Own(Exit):
 
 
 class Mean(Exit):
-    """Log of the average of the probabilities of this rung and of the `visited` rungs before it, [B, C].
+    """Log of the average of the probabilities of this member and of the `visited` members before it, [B, C].
 
-    It reads the answer of the exit before it, which is such a mean itself; so a rung before it is always run.
+    It reads the answer of the exit before it, which is such a mean itself; so a member before it is always run.
     In log space: finite logits never give an infinity, where log(mean(softmax)) gives -inf.
     """
 
@@ -60,7 +60,7 @@ class Mean(Exit):
         self.reads = () if before is None else (before,)
 
     def forward(self, seen: Seen) -> Tensor:
-        """log((k * p_before + p_own) / (k + 1)) for k rungs visited before."""
+        """log((k * p_before + p_own) / (k + 1)) for k members visited before."""
         own = seen.features.log_softmax(-1)
         if self.before is None:
             return own
@@ -72,5 +72,5 @@ class Mean(Exit):
         return features
 
     def config(self) -> dict[str, Any]:
-        """Name, the exit before it, and how many rungs that one averages."""
+        """Name, the exit before it, and how many members that one averages."""
         return {"name": "Mean", "before": self.before, "visited": self.visited}

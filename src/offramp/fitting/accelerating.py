@@ -32,14 +32,14 @@ def accelerating(
     """
     _require_precision(precision, phases, network)
     _require_tracker(tracker, folder)
-    place = network.device()
+    device = network.device()
     with _own_state(processes) as users:
-        made = _made(users, mixed_precision=precision, cpu=place.type == "cpu", log_with=tracker, project_dir=folder)
-        apart = processes.count > 1 and place.type == "cuda" and made.device != place
-        if made.device.type != place.type or made.num_processes != processes.count or apart:
+        made = _made(users, mixed_precision=precision, cpu=device.type == "cpu", log_with=tracker, project_dir=folder)
+        apart = processes.count > 1 and device.type == "cuda" and made.device != device
+        if made.device.type != device.type or made.num_processes != processes.count or apart:
             raise InvalidArgument(
                 f"Accelerate works on {made.device} in {made.num_processes} process(es) and the network lies on "
-                f"{place} in one of {processes.count}, expected the same; move the network there, or begin in a fresh "
+                f"{device} in one of {processes.count}, expected the same; move the network there, or begin in a fresh "
                 "process, by torchrun or accelerate launch where it is one of several"
             )
         yield made
@@ -106,7 +106,7 @@ def _require_tracker(tracker: str | None, folder: Path | None) -> None:
 
 
 def _require_precision(precision: str, phases: tuple[Phase, ...], network: Network) -> None:
-    """Raise InvalidArgument for a precision in which these phases cannot be taught on this device."""
+    """Raise InvalidArgument for a precision in which these phases cannot be trained on this device."""
     if precision not in PRECISIONS:
         raise InvalidArgument(f"got precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
     if precision == "no":

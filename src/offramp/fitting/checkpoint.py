@@ -1,8 +1,8 @@
 """A run on disk: a network as `save` writes it, and beside it what the loop needs to go on.
 
 checkpoint/   network.json, weights.safetensors      the network, as `offramp.load` reads it
-              optimiser.safetensors, training.json   where the run is, and what it was begun with
-              aids.safetensors                       what the recipe hung on while it teaches
+              optimizer.safetensors, training.json   where the run is, and what it was begun with
+              aids.safetensors                       what the recipe hung on while it trains
 
 training.json holds a digest of each file beside it: damaged weights are no weights to go on from.
 """
@@ -28,12 +28,12 @@ from offramp.networks.members import held
 from offramp.networks.network import Network
 
 SCHEMA = 2  # 1 had no digests
-OPTIMIZER = "optimiser.safetensors"
-AIDS = "aids.safetensors"
+OPTIMIZER = "optimizer.safetensors"
+AUXILIARY = "aids.safetensors"
 FOLDER = FolderKind(
-    "a checkpoint", "training.json", "training", NETWORK_FOLDER.files | {"training.json", OPTIMIZER, AIDS}
+    "a checkpoint", "training.json", "training", NETWORK_FOLDER.files | {"training.json", OPTIMIZER, AUXILIARY}
 )
-KEEP = "keep"  # beside the names of the optimiser's tensors, which have a slash
+KEEP = "keep"  # beside the names of the optimizer's tensors, which have a slash
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,14 @@ class Progress:
 class Resumed:
     """What a checkpoint holds for the loop.
 
-    progress: where the run is. keep: the positions of the rows that the phase teaches on, chosen when it began.
-    optimiser, extra: the state of the optimiser, and of its schedule and scaler. At the end of a phase the optimiser's
+    progress: where the run is. keep: the positions of the rows that the phase trains on, chosen when it began.
+    optimizer, extra: the state of the optimizer, and of its schedule and scaler. At the end of a phase the optimizer's
     is None, or that of the ended phase where the next one continues from it.
     """
 
     progress: Progress
     keep: Tensor | None
-    optimiser: Mapping[str, Any] | None
+    optimizer: Mapping[str, Any] | None
     extra: Mapping[str, Any]
 
 
@@ -74,18 +74,18 @@ def save_checkpoint(
     begun: Mapping[str, Any],
     progress: Progress,
     keep: Tensor | None,
-    optimiser: Optimizer | None,
+    optimizer: Optimizer | None,
     extra: Mapping[str, Any],
 ) -> None:
     """Write `folder` atomically. begun: what a run must be begun with to go on from here, as plain data."""
-    tensors, state = _packed(optimiser)
+    tensors, state = _packed(optimizer)
     if keep is not None:
         tensors[KEEP] = keep
-    with saving(network, folder, FOLDER) as place:
-        write_tensors(place / OPTIMIZER, tensors)
-        if network.aids:
-            write_tensors(place / AIDS, held(network.aids).state_dict())
-        digests = {file.name: digest_file(file) for file in sorted(place.iterdir())}
+    with saving(network, folder, FOLDER) as path:
+        write_tensors(path / OPTIMIZER, tensors)
+        if network.auxiliary:
+            write_tensors(path / AUXILIARY, held(network.auxiliary).state_dict())
+        digests = {file.name: digest_file(file) for file in sorted(path.iterdir())}
         body = {
             "begun": begun,
             "progress": asdict(progress),
@@ -93,7 +93,7 @@ def save_checkpoint(
             "extra": extra,
             "files": digests,
         }
-        write_json(place / "training.json", "training", SCHEMA, body)
+        write_json(path / "training.json", "training", SCHEMA, body)
 
 
 def load_checkpoint(folder: Path, network: Network, begun: Mapping[str, Any]) -> Resumed:
@@ -101,7 +101,7 @@ def load_checkpoint(folder: Path, network: Network, begun: Mapping[str, Any]) ->
 
     Raises BadFile for a checkpoint that is damaged or of another network, Mismatch for a run that was begun otherwise.
     """
-    return read_whole(folder, lambda place: _load(place, network, begun), FOLDER.require_own)
+    return read_whole(folder, lambda path: _load(path, network, begun), FOLDER.require_own)
 
 
 def _load(folder: Path, network: Network, begun: Mapping[str, Any]) -> Resumed:
@@ -117,8 +117,8 @@ def _load(folder: Path, network: Network, begun: Mapping[str, Any]) -> Resumed:
         raise BadFile(f"{folder} is no complete checkpoint ({problem!r}); begin in another folder") from problem
     try:
         network.load_state_dict(read_tensors(folder / "weights.safetensors"), strict=True)
-        if network.aids:
-            held(network.aids).load_state_dict(read_tensors(folder / AIDS), strict=True)
+        if network.auxiliary:
+            held(network.auxiliary).load_state_dict(read_tensors(folder / AUXILIARY), strict=True)
     except RuntimeError as problem:
         raise BadFile(f"{folder} does not fit this network; give the network that the run was begun with") from problem
     return resumed
@@ -150,24 +150,24 @@ def _require_undamaged(folder: Path, version: int, body: Mapping[str, Any]) -> N
             )
 
 
-def _packed(optimiser: Optimizer | None) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
-    """An optimiser's state in tensors and plain data."""
-    if optimiser is None:
+def _packed(optimizer: Optimizer | None) -> tuple[dict[str, Tensor], dict[str, Any] | None]:
+    """An optimizer's state in tensors and plain data."""
+    if optimizer is None:
         return {}, None
-    whole = optimiser.state_dict()
+    table = optimizer.state_dict()
     tensors, rest = dict[str, Tensor](), dict[str, Any]()
-    for place, values in whole["state"].items():
+    for index, values in table["state"].items():
         for key, value in values.items():
             if isinstance(value, Tensor):
-                tensors[f"{place}/{key}"] = value
+                tensors[f"{index}/{key}"] = value
             elif isinstance(value, (int, float, bool, type(None))):
-                rest[f"{place}/{key}"] = value
+                rest[f"{index}/{key}"] = value
             else:
                 raise InvalidArgument(
-                    f"{type(optimiser).__name__} keeps {key!r} as a {type(value).__name__}, which a checkpoint cannot "
-                    "hold; teach without a folder, or with another optimiser"
+                    f"{type(optimizer).__name__} keeps {key!r} as a {type(value).__name__}, which a checkpoint cannot "
+                    "hold; train without a folder, or with another optimizer"
                 )
-    return tensors, {"groups": whole["param_groups"], "rest": rest}
+    return tensors, {"groups": table["param_groups"], "rest": rest}
 
 
 def _unpacked(tensors: Mapping[str, Tensor], plain: Mapping[str, Any] | None) -> dict[str, Any] | None:
@@ -175,7 +175,7 @@ def _unpacked(tensors: Mapping[str, Tensor], plain: Mapping[str, Any] | None) ->
         return None
     state: dict[int, dict[str, Any]] = {}
     for name, value in (*plain["rest"].items(), *tensors.items()):
-        place, _, key = name.partition("/")
-        state.setdefault(int(place), {})[key] = value
+        index, _, key = name.partition("/")
+        state.setdefault(int(index), {})[key] = value
     groups = [{key: tuple(v) if key == "betas" else v for key, v in group.items()} for group in plain["groups"]]
     return {"state": state, "param_groups": groups}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 
-from offramp.fitting.teaching import recipe_class
+from offramp.fitting.training import recipe_class
 
 
 @dataclass(frozen=True)
@@ -30,12 +30,12 @@ def source(recipe: str) -> str:
 
 def arguments(recipe: str) -> list[Argument]:
     """The arguments of a recipe, in the order of its signature. Raises UnknownName."""
-    found: list[Argument] = []
+    arguments: list[Argument] = []
     for one in inspect.signature(recipe_class(recipe)).parameters.values():
         kind = "" if one.annotation is one.empty else str(one.annotation)
         default = "required" if one.default is one.empty else repr(one.default)
-        found.append(Argument(one.name, kind, default))
-    return found
+        arguments.append(Argument(one.name, kind, default))
+    return arguments
 
 
 def described(recipe: str) -> str:

@@ -1,4 +1,4 @@
-"""What happened while a network was taught, epoch by epoch; also as CSV."""
+"""What happened while a network was trained, epoch by epoch; also as CSV."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from offramp._support.files import write_csv
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass of a phase. step: optimiser steps of the phase so far; rate: the learning rate at its end.
+    """One pass of a phase. step: optimizer steps of the phase so far; rate: the learning rate at its end.
 
     figures: mean losses by name ("loss" is their sum), `accuracy/<exit>` on development rows, `gap/<exit>` of solvers.
     """

@@ -23,8 +23,8 @@ from offramp._support.progress import track
 from offramp._support.replacement import replacing
 from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of
 from offramp.errors import BadFile
-from offramp.fitting.lessons import LOOKED, Array, Augment, augmented, drawn, seed_torch
-from offramp.fitting.looking import pooled_of
+from offramp.fitting.forward import pooled_of
+from offramp.fitting.loader import LOOKED, Array, Augment, augmented, drawn, seed_torch
 from offramp.networks.network import Network, described
 from offramp.networks.recipe import plain
 
@@ -36,7 +36,7 @@ LARGE = 512 << 20  # bytes of one node's features from which on they lie on disk
 class Pooling:
     """The pooled features of a network's exits `names`, by data set; `views` copies of the rows, each augmented anew.
 
-    Kept while the backbone is what it was: a phase that taught it makes the next one compute them again. Several
+    Kept while the backbone is what it was: a phase that trained it makes the next one compute them again. Several
     processes take whole batches by turns, so that the features are those of one; each gets all, the main one writes.
     """
 
@@ -79,8 +79,8 @@ class Pooling:
         for view in range(views):
             mine = source.batches(BATCH, many.turn)
             for turn in track(range(turns), what="pooling", total=turns, show=self.progress and many.main):
-                place = (view, turn * many.count + many.place)
-                found = many.gathered(many.agreed(partial(self._batch, mine, place, augment)))
+                index = (view, turn * many.count + many.rank)
+                found = many.gathered(many.agreed(partial(self._batch, mine, index, augment)))
                 for number, values in enumerate(found, turn * many.count):
                     start = view * total + number * BATCH
                     for name, value in values.items():
@@ -89,13 +89,13 @@ class Pooling:
                         columns[name][start : start + len(value)] = value
         return columns
 
-    def _batch(self, batches: Iterator[Batch], place: tuple[int, int], augment: Augment | None) -> dict[str, Array]:
+    def _batch(self, batches: Iterator[Batch], index: tuple[int, int], augment: Augment | None) -> dict[str, Array]:
         """The features of the next batch; nothing for a process that has no more."""
         batch = next(batches, None)
         if batch is None:
             return {}
         device = self.network.device()
-        seed_torch(drawn(self.seed, *place), device)
+        seed_torch(drawn(self.seed, *index), device)
         found = pooled_of(self.network, augmented(batch.x, augment, device), self.names)
         return {name: value.float().cpu().numpy() for name, value in found.items()}
 
@@ -115,7 +115,7 @@ class Pooling:
 
     def _files(self, key: str) -> dict[str, Path]:
         home = self.folder
-        return {} if home is None else {n: home / f"pooled-{key}-{place}.npy" for place, n in enumerate(self.names)}
+        return {} if home is None else {n: home / f"pooled-{key}-{index}.npy" for index, n in enumerate(self.names)}
 
     def _digests(self, key: str) -> Path:
         """The file of digests, which is written last: where it is missing, the features are not whole."""

@@ -1,4 +1,4 @@
-"""From losses to a step: in a precision, by an optimiser, under a schedule."""
+"""From losses to a step: in a precision, by an optimizer, under a schedule."""
 
 from __future__ import annotations
 
@@ -11,38 +11,38 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from offramp._support.processes import ALONE, Processes
-from offramp.fitting.looking import Looked, Looking
+from offramp.fitting.forward import NodeTensors, TrainingForward
 from offramp.networks.inputs import State
 from offramp.networks.recipe import Losses, Phase
 
 
 class Stepping:
-    """The optimiser of a phase, its schedule, and through Accelerate the precision and fp16's scaler.
+    """The optimizer of a phase, its schedule, and through Accelerate the precision and fp16's scaler.
 
-    Accelerate's wrapper of the optimiser looks for installed packages at every step, more work than a small step: it is
+    Accelerate's wrapper of the optimizer looks for installed packages at every step, more work than a small step: it is
     taken only where a scaler may leave steps out.
     """
 
     def __init__(
-        self, phase: Phase, steps: int, accelerator: Any, looking: Looking, processes: Processes = ALONE
+        self, phase: Phase, steps: int, accelerator: Any, forward: TrainingForward, processes: Processes = ALONE
     ) -> None:
-        self.optimiser: Optimizer = phase.optimiser(phase.parameters)
-        self.schedule: LRScheduler | None = None if phase.schedule is None else phase.schedule(self.optimiser, steps)
+        self.optimizer: Optimizer = phase.optimizer(phase.parameters)
+        self.schedule: LRScheduler | None = None if phase.schedule is None else phase.schedule(self.optimizer, steps)
         self.accelerator, self.scaler = accelerator, accelerator.scaler
         self.parameters, self.processes = phase.parameters, processes
         self.clip = phase.clip
         # For the precision alone, as in evaluation: `Processes.add_gradients` says why it is not wrapped for several.
-        self.looking = accelerator.prepare_model(looking, evaluation_mode=True)
-        self.scaled = None if self.scaler is None else accelerator.prepare(self.optimiser)
+        self.forward = accelerator.prepare_model(forward, evaluation_mode=True)
+        self.scaled = None if self.scaler is None else accelerator.prepare(self.optimizer)
 
-    def look(self, state: State, pooled: bool) -> Looked:
+    def look(self, state: State, pooled: bool) -> NodeTensors:
         """The forward; what mixed precision gave comes back as float32."""
-        found: Looked = self.looking(state, pooled)
+        found: NodeTensors = self.forward(state, pooled)
         return found
 
     def step(self, losses: Losses, weight: float = 1.0) -> None:
         """Minimise the sum of the losses. weight: the share of the batch's rows of which this process has the means."""
-        self.optimiser.zero_grad()
+        self.optimizer.zero_grad()
         loss = losses if isinstance(losses, Tensor) else torch.stack([*losses.values()]).sum()
         self.accelerator.backward(loss if weight == 1 else loss * weight)
         self.processes.add_gradients(self.parameters)
@@ -50,7 +50,7 @@ class Stepping:
             if self.scaled is not None:  # gradients are too large by the scaler's factor, which Accelerate takes out
                 self.accelerator.unscale_gradients(self.scaled)
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
-        (self.scaled or self.optimiser).step()
+        (self.scaled or self.optimizer).step()
 
     def end_step(self) -> None:
         """Move the schedule on; a step that the scaler left out does not count."""
@@ -64,9 +64,9 @@ class Stepping:
             "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
 
-    def restore(self, optimiser: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
+    def restore(self, optimizer: Mapping[str, Any], extra: Mapping[str, Any]) -> None:
         """Go on from the state of a run that was stopped."""
-        self.optimiser.load_state_dict(dict(optimiser))
+        self.optimizer.load_state_dict(dict(optimizer))
         if self.schedule is not None:
             self.schedule.load_state_dict(dict(extra["schedule"]))
         if self.scaler is not None:

@@ -21,7 +21,7 @@ class Commitment(Gate):
     """The smaller of two log-odds: that of the best class against the rest, and that of the commitment.
 
     features: how many are left when positions are averaged; classes: of the exit. The recipe `cascaded` hangs it on
-    and teaches it; until then it says nothing.
+    and trains it; until then it says nothing.
     """
 
     def __init__(self, features: int, classes: int) -> None:
@@ -30,15 +30,15 @@ class Commitment(Gate):
         self.linear = nn.Linear(self.features + self.classes, 1)
 
     def odds(self, features: Tensor, own: Tensor) -> Tensor:
-        """Log-odds [B] that logits [B, C] on features [B, ...] are right: what is taught."""
+        """Log-odds [B] that logits [B, C] on features [B, ...] are right: what is trained."""
         logit: Tensor = self.linear(torch.cat([_averaged(features), own], 1))[:, 0]
         return logit
 
     def score(self, seen: Seen) -> Tensor:
         """min(ln p / (1 - p), commitment) of the best class's probability p; finite for finite logits."""
         assert seen.own is not None
-        best, place = seen.own.max(1, keepdim=True)
-        rest = seen.own.scatter(1, place, -torch.inf).logsumexp(1)
+        best, index = seen.own.max(1, keepdim=True)
+        rest = seen.own.scatter(1, index, -torch.inf).logsumexp(1)
         return torch.minimum(best[:, 0] - rest, self.odds(seen.features, seen.own))
 
     def config(self) -> dict[str, Any]:

@@ -26,7 +26,7 @@ def margin(logits: Tensor) -> Tensor:
 
 
 def max_logit(logits: Tensor) -> Tensor:
-    """Largest logit: the d-gate's score, a distance to a boundary, for exits taught by hinge (arXiv 1811.01476).
+    """Largest logit: the d-gate's score, a distance to a boundary, for exits trained by hinge (arXiv 1811.01476).
 
     >>> import torch
     >>> max_logit(torch.tensor([[-2.0, 7.0, 4.0]]))

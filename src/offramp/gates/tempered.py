@@ -54,13 +54,13 @@ def _best_temperature(logits: Tensor, labels: Tensor) -> float:
     """The temperature with the smallest cross-entropy, by L-BFGS on its logarithm."""
     log_t = torch.zeros((), dtype=torch.float64, requires_grad=True)
     wide, y = logits.detach().double(), labels.long()
-    optimiser = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe")
+    optimizer = torch.optim.LBFGS([log_t], max_iter=100, line_search_fn="strong_wolfe")
 
     def closure() -> Tensor:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = nn.functional.cross_entropy(wide / log_t.exp(), y)
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimiser.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
     return float(log_t.detach().exp())

@@ -69,9 +69,9 @@ class Uncertainty(Gate):
             return own
         own = own.float()  # in half precision 1 - 2^-20 is 1
         taken = torch.zeros_like(own)  # G
-        for place, name in enumerate(self.reads):
+        for index, name in enumerate(self.reads):
             numbers = _uncertainties(seen.logits[name].detach())  # [B, 4]
-            logit = numbers @ self.earlier_weight[place] + self.earlier_bias[place]
+            logit = numbers @ self.earlier_weight[index] + self.earlier_bias[index]
             taken = taken + logit.float().sigmoid()
         left = (1 - taken).clamp(min=0)
         activation = (torch.minimum(own.sigmoid(), left) + NOTHING) / (left + NOTHING)
@@ -81,9 +81,9 @@ class Uncertainty(Gate):
     @torch.no_grad()
     def follow(self, gates: Sequence[Uncertainty]) -> None:
         """Copy the weights of the earlier gates, shallow to deep."""
-        for place, gate in enumerate(gates if self.reads else ()):
-            self.earlier_weight[place].copy_(gate.unit.weight[0])
-            self.earlier_bias[place].copy_(gate.unit.bias[0])
+        for index, gate in enumerate(gates if self.reads else ()):
+            self.earlier_weight[index].copy_(gate.unit.weight[0])
+            self.earlier_bias[index].copy_(gate.unit.bias[0])
 
     def score_range(self) -> ScoreRange:
         """Any number; a sure softmax (maximum and margin 1, entropies 0) always gives the same one.

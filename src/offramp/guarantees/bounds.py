@@ -21,7 +21,7 @@ from offramp.guarantees.testing import order_from
 
 FloatArray = npt.NDArray[np.float64]
 IndexArray = npt.NDArray[np.intp]
-Losses = npt.NDArray[Any]  # bool, integer or float
+LossArray = npt.NDArray[Any]  # bool, integer or float
 
 CAP = 0.75  # the largest share of its wealth that a bet may lose on one row
 CELLS = 200_000  # losses worked on at a time: about the size of a core's cache
@@ -34,13 +34,13 @@ class Bound(Protocol):
     __name__: str
 
     def __call__(
-        self, losses_PN: Losses, level: float, *, low: float, high: float, delta: float, order: IndexArray | None
+        self, losses_PN: LossArray, level: float, *, low: float, high: float, delta: float, order: IndexArray | None
     ) -> FloatArray:
         """One p-value per plan."""
 
 
 def binomial(
-    losses_PN: Losses,
+    losses_PN: LossArray,
     level: float,
     *,
     low: float = 0.0,
@@ -65,7 +65,7 @@ def binomial(
 
 
 def hoeffding_bentkus(
-    losses_PN: Losses,
+    losses_PN: LossArray,
     level: float,
     *,
     low: float,
@@ -114,7 +114,7 @@ def from_sums(bound: Bound, sums_P: FloatArray, n: int, level: float, *, low: fl
 
 
 def betting(
-    losses_PN: Losses, level: float, *, low: float, high: float, delta: float, order: IndexArray | None
+    losses_PN: LossArray, level: float, *, low: float, high: float, delta: float, order: IndexArray | None
 ) -> FloatArray:
     """For losses in [low, high], adapting to their variance: p = 1 / the largest wealth ever reached.
 
@@ -228,7 +228,7 @@ def find_bound(name: str | None, risk: Risk) -> Bound:
 
 
 def smallest_level(
-    losses_N: Losses,
+    losses_N: LossArray,
     bound: Bound,
     delta: float,
     *,
@@ -277,7 +277,7 @@ def level_of(p_at: Callable[[float], float], *, low: float, high: float, delta: 
 
 
 def interval(
-    losses_N: Losses, *, low: float, high: float, confidence: float, binary: bool | None = None
+    losses_N: LossArray, *, low: float, high: float, confidence: float, binary: bool | None = None
 ) -> tuple[float, float]:
     """A two-sided interval for the mean loss, each side missing with half of 1 - confidence.
 
@@ -362,7 +362,7 @@ def _unit_level(level: float, low: float, high: float) -> float:
     return (level - low) / (high - low)
 
 
-def _checked(losses_PN: Losses, low: float, high: float) -> Losses:
+def _checked(losses_PN: LossArray, low: float, high: float) -> LossArray:
     losses_PN = np.asarray(losses_PN)
     if losses_PN.ndim != 2 or losses_PN.shape[1] == 0 or losses_PN.dtype.kind not in "biuf":
         raise BadData(

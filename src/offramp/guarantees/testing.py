@@ -25,8 +25,8 @@ def fixed_sequence(p_values: npt.ArrayLike, delta: float) -> int:
     was asked of the other plans: neither that risk grows along the sequence, nor that rows are fresh for each.
 
     So a path of one shared threshold t, walked down from +inf on a grid that does not depend on the rows, may
-    be tested on all rows: s is the largest t on the grid with R(t) > level. And a chain of plans found on
-    search rows may be tested on rows that the search has not seen: given the search, the chain is fixed.
+    be tested on all rows: s is the largest t on the grid with R(t) > level. And a topology of plans found on
+    search rows may be tested on rows that the search has not seen: given the search, the topology is fixed.
 
     A NaN p-value fails. Angelopoulos et al., 2021, arXiv 2110.01052. We return a count, where the code of
     Jazbec et al., 2024, arXiv 2405.20915 returns the index of the first plan that failed, which is unsafe.

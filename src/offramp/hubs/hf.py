@@ -46,7 +46,7 @@ def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:
     if said["missing_keys"] and "num_classes" not in given:
         raise InvalidArgument(
             f"{spec!r} has no weights for {len(said['missing_keys'])} tensors (such as {min(said['missing_keys'])}), "
-            "expected a model that was taught to classify; name one"
+            "expected a model that was trained to classify; name one"
         )
     made: nn.Module = model
     return made

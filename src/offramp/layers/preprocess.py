@@ -1,4 +1,4 @@
-"""What stands before a rung: cast, resize, normalise."""
+"""What stands before a member: cast, resize, normalise."""
 
 from __future__ import annotations
 

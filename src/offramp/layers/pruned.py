@@ -276,7 +276,7 @@ def resized(dense: nn.Module, *, inputs: int, outputs: int) -> nn.Module:
     require_whole("inputs", inputs, 1)
     require_whole("outputs", outputs, 1)
     tensor = next(dense.parameters(), None)
-    place: dict[str, Any] = {} if tensor is None else {"device": tensor.device, "dtype": tensor.dtype}
+    index: dict[str, Any] = {} if tensor is None else {"device": tensor.device, "dtype": tensor.dtype}
     made: nn.Module
     if type(dense) is nn.Conv2d:
         assert isinstance(dense, nn.Conv2d)
@@ -284,13 +284,13 @@ def resized(dense: nn.Module, *, inputs: int, outputs: int) -> nn.Module:
         if inputs % groups or outputs % groups:
             raise InvalidArgument(f"{inputs} and {outputs} channels do not divide by {groups} groups")
         shape = {**geometry(dense), "groups": groups, "bias": dense.bias is not None}
-        made = nn.Conv2d(inputs, outputs, **shape, **place)
+        made = nn.Conv2d(inputs, outputs, **shape, **index)
     elif type(dense) is nn.Linear:
         assert isinstance(dense, nn.Linear)
-        made = nn.Linear(inputs, outputs, dense.bias is not None, **place)
+        made = nn.Linear(inputs, outputs, dense.bias is not None, **index)
     elif type(dense) is nn.BatchNorm2d:
         assert isinstance(dense, nn.BatchNorm2d)
-        made = nn.BatchNorm2d(outputs, dense.eps, dense.momentum, dense.affine, **place)
+        made = nn.BatchNorm2d(outputs, dense.eps, dense.momentum, dense.affine, **index)
     else:
         raise BadNetwork(f"resized makes Conv2d, Linear and BatchNorm2d, got {type(dense).__name__}")
     return made.train(dense.training)

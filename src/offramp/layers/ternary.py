@@ -2,7 +2,7 @@
 
 **Our reading, no reproduction.** The paper (Liu and Liu, 2022, arXiv 2212.12649, "Hyperspherical
 Loss-Aware Ternary Quantization") was available as an abstract alone, without formulas or code. From
-it come the two ideas: first a regulariser pulls float weights towards ternary ones, then the weights
+it come the two ideas: first a regularizer pulls float weights towards ternary ones, then the weights
 are ternary and the gradient that passes straight through is re-scaled like the derivative of a
 sigmoid with a temperature. The formulas are ours; threshold and scale are those of Ternary Weight
 Networks (Li et al., 2016, arXiv 1605.04711). The paper's unit-norm (hyperspherical) layers are left out.

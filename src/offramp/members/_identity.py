@@ -158,11 +158,11 @@ def _add_object(mark: Any, thing: Any, seen: dict[int, int], held: list[Any]) ->
 
 def _names(code: CodeType) -> set[str]:
     """The names that code and the functions in it look up."""
-    found = set(code.co_names)
+    names = set(code.co_names)
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            found |= _names(constant)
-    return found
+            names |= _names(constant)
+    return names
 
 
 def _installed(module: str) -> bool:

@@ -101,7 +101,7 @@ class Endpoint(Member):
 
     def predict(self, args: Sequence[Array], kwargs: dict[str, Array]) -> Array:
         """What the endpoint answers [B, C]. Raises MemberUnavailable."""
-        named = {f"input_{place}" if place else "x": value for place, value in enumerate(args)} | kwargs
+        named = {f"input_{index}" if index else "x": value for index, value in enumerate(args)} | kwargs
         count = len(next(iter(named.values())))
         body = self._body(named)
         for attempt in range(self._retries + 1):

@@ -63,4 +63,4 @@ class BranchyResNet(nn.Module):
 
 
 def _stage(width_in: int, width: int, blocks: int) -> nn.Sequential:
-    return nn.Sequential(*(branchy_block(width if place else width_in, width) for place in range(blocks)))
+    return nn.Sequential(*(branchy_block(width if index else width_in, width) for index in range(blocks)))

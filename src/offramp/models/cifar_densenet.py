@@ -92,5 +92,5 @@ class Transition(nn.Module):
 def _block(width_in: int, layers: int) -> tuple[nn.Sequential, int]:
     """A dense block, and how many channels it gives."""
     return nn.Sequential(
-        *(DenseLayer(width_in + GROWTH * place) for place in range(layers))
+        *(DenseLayer(width_in + GROWTH * index) for index in range(layers))
     ), width_in + GROWTH * layers

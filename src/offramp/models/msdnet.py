@@ -41,7 +41,7 @@ def msdnet_even(blocks: int = 7, base: int = 4, step: int = 2, classes: int = 10
 
 def msdnet_growing(blocks: int = 5, base: int = 1, step: int = 1, classes: int = 100) -> MSDNet:
     """A first block of `base` layers, and step * i + 1 in the i-th after it: 1, 2, 3, ... by default."""
-    return MSDNet([base] + [step * place + 1 for place in range(1, blocks)], classes)
+    return MSDNet([base] + [step * index + 1 for index in range(1, blocks)], classes)
 
 
 class MSDNet(nn.Module):
@@ -66,8 +66,8 @@ class MSDNet(nn.Module):
         blocks, width = list[nn.Module](), channels
         for start, depth in zip(accumulate([0, *depths]), depths, strict=False):
             layers = list[nn.Module]()
-            for place in range(start, start + depth):
-                before, after = (_dropped(at, sum(depths), len(factors)) for at in (max(0, place - 1), place))
+            for index in range(start, start + depth):
+                before, after = (_dropped(at, sum(depths), len(factors)) for at in (max(0, index - 1), index))
                 layers.append(ScaleLayer(width, growth, factors, before, after))
                 width += growth
                 if after > before:
@@ -75,7 +75,7 @@ class MSDNet(nn.Module):
                     width //= 2
             blocks.append(nn.Sequential(*layers))
         self.blocks = nn.ModuleList(blocks)
-        self.cuts = tuple(f"blocks.{place}" for place in range(len(depths) - 1))
+        self.cuts = tuple(f"blocks.{index}" for index in range(len(depths) - 1))
         size = (224 if large else 32) // (4 if large else 1) // 2 ** (len(factors) - 1)
         self.head = Strided((width * factors[-1], size, size), classes, None if large else 128).layers
 
@@ -119,22 +119,22 @@ class ScaleLayer(nn.Module):
         super().__init__()
         self.given = len(factors) - after
         self.across, self.down = nn.ModuleDict(), nn.ModuleDict()
-        for place in range(after, len(factors)):
+        for index in range(after, len(factors)):
             # keys count from the coarsest scale, as the tensors do
-            key, new = str(len(factors) - 1 - place), growth * factors[place]
-            if place > before:
+            key, new = str(len(factors) - 1 - index), growth * factors[index]
+            if index > before:
                 new //= 2
-                self.down[key] = narrowed(width * factors[place - 1], new, factors[place - 1], 2, he=False)
-            self.across[key] = narrowed(width * factors[place], new, factors[place], he=False)
+                self.down[key] = narrowed(width * factors[index - 1], new, factors[index - 1], 2, he=False)
+            self.across[key] = narrowed(width * factors[index], new, factors[index], he=False)
 
     def forward(self, scales: Scales) -> Scales:
         """[B, C, H, W] per scale -> [B, C + new, H, W] per scale that is left."""
         made = list[Tensor]()
-        for place in range(self.given):
-            key, parts = str(place), [scales[place]]
+        for index in range(self.given):
+            key, parts = str(index), [scales[index]]
             if key in self.down:
-                parts.append(self.down[key](scales[place + 1]))
-            made.append(torch.cat([*parts, self.across[key](scales[place])], 1))
+                parts.append(self.down[key](scales[index + 1]))
+            made.append(torch.cat([*parts, self.across[key](scales[index])], 1))
         return tuple(made)
 
 
@@ -151,6 +151,6 @@ class ScaleTransition(nn.Module):
         return tuple(half(one) for half, one in zip(self.scales, scales, strict=True))
 
 
-def _dropped(place: int, layers: int, scales: int) -> int:
+def _dropped(index: int, layers: int, scales: int) -> int:
     """How many of the finest scales a layer gives no more: one per group of ceil(layers / scales) layers behind it."""
-    return place // -(-layers // scales)
+    return index // -(-layers // scales)

@@ -43,7 +43,7 @@ def ranet_growing(classes: int = 100) -> RANet:
     return RANet(classes, (1, 2, 3), (4, 2, 1), step=2, growing=True)
 
 
-class Sizes(NamedTuple):
+class RanetSizes(NamedTuple):
     """What all blocks of a sub-network share: new channels per layer, bottlenecks, and those of the one before."""
 
     growth: int
@@ -81,7 +81,7 @@ class RANet(nn.Module):
         self.flows, self.cuts = nn.ModuleList(), list[str]()
         ends, lows = [0], list[list[int]]()  # blocks of each sub-network; widths of what the one before found
         for flow, (level, factor) in enumerate(zip(levels, factors, strict=True)):
-            sizes = Sizes(growth * factor, factor, factors[max(0, flow - 1)], compress)
+            sizes = RanetSizes(growth * factor, factor, factors[max(0, flow - 1)], compress)
             halving = ends[1:][-(level - 1) :] if level > 1 else []  # where fused blocks halve height and width
             ends.append(blocks + more * flow)
             width, made, found = channels * factor, nn.ModuleList(), list[list[int]]()
@@ -91,7 +91,7 @@ class RANet(nn.Module):
                 depth = step * (number if growing else 1)
                 block = RanetBlock(width, depth, sizes, low, halve=number in halving, shrink=shrink)
                 made.append(block)
-                found.append([width + sizes.growth * place for place in range(depth + 1)])
+                found.append([width + sizes.growth * index for index in range(depth + 1)])
                 width = block.width
                 if low is None:
                     self.cuts.append(f"flows.{flow}.{number - 1}")
@@ -106,8 +106,8 @@ class RANet(nn.Module):
         before: list[Lows] = []
         for flow, h in zip(self.flows.children(), self.stem(x), strict=True):
             found = list[Lows]()
-            for place, block in enumerate(flow.children()):
-                h, low = block(h, before[place] if place < len(before) else None)
+            for index, block in enumerate(flow.children()):
+                h, low = block(h, before[index] if index < len(before) else None)
                 found.append(low)
             before = found
         logits: Tensor = self.head(h)
@@ -121,10 +121,10 @@ class RanetStem(nn.Module):
         super().__init__()
         width = channels * factors[-1]
         self.scales = nn.ModuleList([large_stem(width) if large else unit(3, width, 3)])
-        for place in range(len(levels) - 2, -1, -1):
-            stride = 1 if levels[place] == levels[place + 1] else 2
-            self.scales.append(unit(width, channels * factors[place], 3, stride))
-            width = channels * factors[place]
+        for index in range(len(levels) - 2, -1, -1):
+            stride = 1 if levels[index] == levels[index + 1] else 2
+            self.scales.append(unit(width, channels * factors[index], 3, stride))
+            width = channels * factors[index]
 
     def forward(self, x: Tensor) -> tuple[Tensor, ...]:
         """Images [B, 3, H, W] -> what each sub-network begins with, the coarsest first."""
@@ -142,18 +142,18 @@ class RanetBlock(nn.Module):
     """
 
     def __init__(
-        self, width: int, depth: int, sizes: Sizes, low: Sequence[int] | None, *, halve: bool, shrink: bool
+        self, width: int, depth: int, sizes: RanetSizes, low: Sequence[int] | None, *, halve: bool, shrink: bool
     ) -> None:
         super().__init__()
         new = sizes.growth
         from_low = 0 if low is None else math.floor(new * sizes.compress)
         self.across, self.up = nn.ModuleList(), nn.ModuleList()
         self.last: nn.Module = nn.Identity()
-        for place in range(depth):
-            stride = 2 if halve and place == depth - 1 else 1
-            self.across.append(narrowed(width + new * place, new - from_low, sizes.factor, stride))
+        for index in range(depth):
+            stride = 2 if halve and index == depth - 1 else 1
+            self.across.append(narrowed(width + new * index, new - from_low, sizes.factor, stride))
             if low is not None:
-                self.up.append(narrowed(low[place], from_low, sizes.low_factor))
+                self.up.append(narrowed(low[index], from_low, sizes.low_factor))
         self.width = width + new * depth
         if low is not None:
             added = math.floor(self.width * sizes.compress)
@@ -166,11 +166,11 @@ class RanetBlock(nn.Module):
     def forward(self, x: Tensor, low: Lows | None) -> tuple[Tensor, Lows]:
         """[B, C, H, W] -> what goes on, and what the next sub-network reads at this place."""
         found = [x]
-        for place, across in enumerate(self.across):
+        for index, across in enumerate(self.across):
             new = across(x)
             parts = [_sized(x, new)]
             if low is not None:
-                parts.append(_sized(self.up[place](low[place]), new))
+                parts.append(_sized(self.up[index](low[index]), new))
             x = torch.cat([*parts, new], 1)
             found.append(x)
         if low is not None:

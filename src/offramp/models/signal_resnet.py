@@ -1,6 +1,6 @@
 """Residual networks for signals such as spectra, with exits at depth: inspired by SCAI, not a reproduction of it.
 
-Sun, Zhu, Du, Wang and Tian, 2022, arXiv 2206.12420, of which we know the abstract: exits at several depths, taught by
+Sun, Zhu, Du, Wang and Tian, 2022, arXiv 2206.12420, of which we know the abstract: exits at several depths, trained by
 the deepest one (the recipe `distill` with hints=0.0), and "position-adaptive" stages, whose number of layers differs
 along the curve, so that peaks get more. Sizes, and the form of those stages (layers/adaptive_depth.py), are our choice.
 
@@ -58,9 +58,9 @@ class SignalResNet(nn.Module):
         super().__init__()
         first = nn.Conv1d(channels, widths[0], 7, stride=2, padding=3, bias=False)
         self.stem = nn.Sequential(first, nn.BatchNorm1d(widths[0]), nn.ReLU())
-        self.names = tuple(f"stage{place}" for place in range(1, len(units) + 1))
+        self.names = tuple(f"stage{index}" for index in range(1, len(units) + 1))
         for name, count, before, width in zip(self.names, units, (widths[0], *widths), widths, strict=False):
-            made = [Unit(width if place else before, width) for place in range(count)]
+            made = [Unit(width if index else before, width) for index in range(count)]
             self.add_module(name, AdaptiveDepth(made, width) if adaptive else nn.Sequential(*made))
         self.linear = nn.Linear(2 * widths[-1], classes)
 

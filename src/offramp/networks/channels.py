@@ -111,30 +111,30 @@ def layouts_of(values: Mapping[str, object], tracker: ChannelTracker, *, free: b
         free: whether the length of a text is free.
     """
     unknown = "channels_last" if free else "both"
-    found: dict[str, str | None] = {}
+    layouts: dict[str, str | None] = {}
     for node, value in values.items():
         rank = value.dim() if isinstance(value, Tensor) else 0
         dim = tracker.dim_of(value) if isinstance(value, Tensor) else None
         if rank < 3:
-            found[node] = None
+            layouts[node] = None
         elif dim == 1:
-            found[node] = "channels_first"
+            layouts[node] = "channels_first"
         elif dim == rank - 1:
-            found[node] = "channels_last"
+            layouts[node] = "channels_last"
         else:
-            found[node] = unknown if rank == 3 else "channels_first"
-    return found
+            layouts[node] = unknown if rank == 3 else "channels_first"
+    return layouts
 
 
 def _tensors_in(args: tuple[Any, ...]) -> list[Tensor]:
     """The tensors among the arguments, those in a list of tensors (as `cat` takes) included."""
-    found: list[Tensor] = []
+    tensors: list[Tensor] = []
     for value in args:
         if isinstance(value, Tensor):
-            found.append(value)
+            tensors.append(value)
         elif isinstance(value, (tuple, list)):
-            found += [part for part in value if isinstance(part, Tensor)]
-    return found
+            tensors += [part for part in value if isinstance(part, Tensor)]
+    return tensors
 
 
 def _moved(

@@ -57,11 +57,11 @@ def unread_text(extra: Sequence[str], names: Sequence[str], what: str) -> str:
 def known_inputs(network: Network) -> frozenset[str] | None:
     """The names of all inputs that the models take; None where one of them takes any."""
     known = set()
-    for rung in network.rungs:
-        if rung.cuts:
-            names = [one.name for one in rung.inputs if not is_label(one.name.removeprefix(INPUT + "/"))]
+    for member in network.members:
+        if member.cuts:
+            names = [one.name for one in member.inputs if not is_label(one.name.removeprefix(INPUT + "/"))]
         else:
-            keywords = _keywords(network.preprocess_of(rung) or network.model_of(rung))
+            keywords = _keywords(network.preprocess_of(member) or network.model_of(member))
             if keywords is None:
                 return None
             names = [f"{INPUT}/{name}" for name in keywords]
@@ -90,7 +90,7 @@ def _keywords(module: nn.Module) -> list[str] | None:
 def unread(call: Callable[[State], Iterable[Tensor]], inputs: State) -> list[str]:
     """The names of inputs on which nothing that `call` gives depends; none where `call` fails, which is told later."""
     some = {name: value[:ROWS].clone() for name, value in inputs.items()}
-    watched = _Watched(some)
+    watched = _Dispatched(some)
     try:
         with torch.no_grad(), _Escapes(watched), watched:
             outputs = list(call(some))
@@ -102,22 +102,22 @@ def unread(call: Callable[[State], Iterable[Tensor]], inputs: State) -> list[str
 
 def _outputs(network: Network, inputs: State) -> list[Tensor]:
     """The logits of all exits and the scores of all gates."""
-    found = []
-    if not network.chain.is_chain:
+    outputs = []
+    if not network.topology.is_chain:
         for _, node, seen in every_path(network, inputs):
             if seen.own is not None:
-                found.append(seen.own)
+                outputs.append(seen.own)
             if node.name in network.gates:
-                found.append(network.gate_of(node.name).score(seen))
-        return found
+                outputs.append(network.gate_of(node.name).score(seen))
+        return outputs
     for _, logits, score in network.walk(given(inputs)):
-        found.append(logits)
+        outputs.append(logits)
         if score is not None:
-            found.append(score)
-    return found
+            outputs.append(score)
+    return outputs
 
 
-class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class _Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Notes for every tensor the inputs behind it, by the memory that it lies in."""
 
     def __init__(self, inputs: State) -> None:
@@ -156,7 +156,7 @@ class _Watched(TorchDispatchMode):  # type: ignore[no-untyped-call]
 class _Escapes(TorchFunctionMode):
     """Notes which inputs leave torch."""
 
-    def __init__(self, watched: _Watched) -> None:
+    def __init__(self, watched: _Dispatched) -> None:
         super().__init__()
         self._watched = watched
 

@@ -62,7 +62,7 @@ def as_inputs(x: Any, device: torch.device | None = None) -> State:
             raise BadData("the batch holds no input beside labels, expected one or more by name")
         state = {f"{INPUT}/{name}": as_input(value, device) for name, value in x.items()}
     elif isinstance(x, (tuple, list)) and x and all(isinstance(part, (Tensor, np.ndarray)) for part in x):
-        state = {f"{INPUT}/{place}": as_input(value, device) for place, value in enumerate(x)}
+        state = {f"{INPUT}/{index}": as_input(value, device) for index, value in enumerate(x)}
     else:
         return {INPUT: as_input(x, device)}
     if len({len(value) for value in state.values()}) != 1:
@@ -94,10 +94,10 @@ def remedy(inputs: State, problem: BaseException, otherwise: str) -> str:
     return otherwise
 
 
-def needed_by(rungs: Iterable[Any], parts: Iterable[Any]) -> frozenset[str]:
+def needed_by(members: Iterable[Any], engine_stages: Iterable[Any]) -> frozenset[str]:
     """The named inputs that a network cannot do without: those that a model was cut with, and that its parts read."""
-    cut = {one.name for rung in rungs for one in rung.inputs}
-    read = {name for part in parts for name in part.reads if is_input(name)}
+    cut = {one.name for member in members for one in member.inputs}
+    read = {name for engine_stage in engine_stages for name in engine_stage.reads if is_input(name)}
     return frozenset((cut | read) - {INPUT})
 
 
@@ -125,14 +125,14 @@ def texts_of(state: State, length: Sequence[str] | str) -> tuple[str, ...]:
     """The inputs [B, T, ...] named in `length`, with or without x/ before them. Raises InvalidArgument for what is
     none.
     """
-    found = tuple(
+    texts = tuple(
         name if is_input(name) else f"{INPUT}/{name}" for name in ([length] if isinstance(length, str) else length)
     )
-    if missing := [name for name in found if name not in state or state[name].dim() < 2]:
+    if missing := [name for name in texts if name not in state or state[name].dim() < 2]:
         raise InvalidArgument(
             f"got length={length!r}, expected inputs [B, T, ...] of {list(state)}; {missing[0]!r} is none"
         )
-    return found
+    return texts
 
 
 def given(state: State) -> Any:

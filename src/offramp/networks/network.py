@@ -21,7 +21,7 @@ from offramp.errors import BadData, BadNetwork, InvalidArgument
 from offramp.networks import ambient
 from offramp.networks.compiled import compiled_of
 from offramp.networks.inputs import State, as_inputs
-from offramp.networks.members import BACKBONE, Modules, Rung, digest, held, values_of
+from offramp.networks.members import BACKBONE, ModelSpec, Modules, digest, held, values_of
 from offramp.networks.nodes import Exit, Gate, Seen, answers, grade
 from offramp.networks.trained import rows_behind
 from offramp.networks.walking import HANDED as HANDED
@@ -51,10 +51,10 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Part:
+class EngineStage:
     """A stage of a schedule as an engine runs it: its segments, and its exit and gate as far as the stage needs them.
 
-    `pieces` are called in order ("segment", "exit", "gate"; an engine may fuse them) and give `<node>`,
+    `functions` are called in order ("segment", "exit", "gate"; an engine may fuse them) and give `<node>`,
     `<node>/logits`, `<node>/score`, `<node>/handed` where an exit `Hands`, and what later segments continue from:
     `stage.writes`. `stage.reads` names what must be there before; `modules` are those whose change makes the part
     stale, each of them listed. `free`: of the tensors that it reads the dimensions beside the batch that follow the
@@ -63,7 +63,7 @@ class Part:
 
     stage: Stage
     modules: tuple[nn.Module, ...]
-    pieces: Mapping[str, Callable[[State], State]]
+    functions: Mapping[str, Callable[[State], State]]
     free: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
@@ -83,27 +83,28 @@ class Part:
 
     def call(self, state: State) -> None:
         """Run all pieces; the named tensors that they give are added to `state`."""
-        for piece in self.pieces.values():
-            state.update(piece(state))
+        for function in self.functions.values():
+            state.update(function(state))
 
 
 class Network(nn.Module):
-    """Rungs, exits and gates in a chain; calling it gives the logits of every exit, shallow to deep.
+    """Members, exits and gates in a chain; calling it gives the logits of every exit, shallow to deep.
 
     Build one with `offramp.cut` or `offramp.ladder`; of models in eval mode it is in eval mode itself. State-dict keys:
-    `backbone.<your own keys>` (in a ladder `backbone.<rung>.<your own keys>`), `exits.<node>.*`, `gates.<node>.*`, and
-    `fronts.<rung>.*` if preprocessing has any. `made` keeps a digest of each exit that was made for it: see `untaught`;
-    `learned` the digests of rows that taught it: those promise nothing, see `training_rows`. `class_names` are those of
-    these rows, if they have any: other rows are numbered by them, or refused. `aids` holds what a recipe needs while it
-    teaches, such as adapters; it is no part of the network, never saved, and emptied when `fit` ends.
+    `backbone.<your own keys>` (in a ladder `backbone.<member>.<your own keys>`), `exits.<node>.*`, `gates.<node>.*`,
+    and `fronts.<member>.*` if preprocessing has any. `made` keeps a digest of each exit that was made for it: see
+    `untrained`; `training_rows` the digests of rows that trained it: those promise nothing, see `training_rows`.
+    `class_names` are those of these rows, if they have any: other rows are numbered by them, or refused. `auxiliary`
+    holds what a recipe needs while it trains, such as adapters; it is no part of the network, never saved, and emptied
+    when `fit` ends.
     """
 
     def __init__(
         self,
         *,
         backbone: nn.Module,
-        rungs: tuple[Rung, ...],
-        chain: Topology,
+        members: tuple[ModelSpec, ...],
+        topology: Topology,
         fronts: Modules,
         exits: Modules,
         gates: Modules,
@@ -114,59 +115,59 @@ class Network(nn.Module):
         self.fronts = held(fronts)
         self.exits = held(exits)
         self.gates = held(gates)
-        self.rungs = rungs
-        self.chain = chain
+        self.members = members
+        self.topology = topology
         self.made = dict(made or {})
-        self.learned: SeenRows | None = None
+        self.trained_on: SeenRows | None = None
         self.class_names: tuple[str, ...] | None = None
-        self.aids: dict[str, nn.Module] = {}  # a plain dict: not among its modules, parameters and state
+        self.auxiliary: dict[str, nn.Module] = {}  # a plain dict: not among its modules, parameters and state
         self._require_names()
-        for rung in rungs:
-            for node in rung.nodes():
+        for member in members:
+            for node in member.nodes():
                 if node in self.exits:
-                    self.exit_of(node).belong_to(self.model_of(rung))
-        self.training = any(self.model_of(rung).training for rung in rungs)
+                    self.exit_of(node).belong_to(self.model_of(member))
+        self.training = any(self.model_of(member).training for member in members)
         if not self.training:
             for ours in (self.fronts, self.exits, self.gates):
                 ours.eval()
             backbone.training = False
-        self.learned = rows_behind(self)  # a model that another network trained, say
+        self.trained_on = rows_behind(self)  # a model that another network trained, say
 
     def _require_names(self) -> None:
         """Raise BadNetwork unless every node has its segment, and an exit and a gate where the topology has them."""
-        rungs, several = tuple(rung.name for rung in self.rungs), isinstance(self.backbone, nn.ModuleDict)
-        models = tuple(self.backbone._modules) if several and rungs != (BACKBONE,) else (BACKBONE,)
-        if set(models) != set(rungs) or not set(self.fronts) <= set(models):
+        members, several = tuple(member.name for member in self.members), isinstance(self.backbone, nn.ModuleDict)
+        models = tuple(self.backbone._modules) if several and members != (BACKBONE,) else (BACKBONE,)
+        if set(models) != set(members) or not set(self.fronts) <= set(models):
             raise BadNetwork(
-                f"there are models {models} and preprocessing of {tuple(self.fronts)}, expected those of {rungs}"
+                f"there are models {models} and preprocessing of {tuple(self.fronts)}, expected those of {members}"
             )
-        nodes = tuple(node for rung in self.rungs for node in rung.nodes())
-        exits, gates = set(self.chain.exits), set(self.chain.gates)
-        if nodes != self.chain.names or set(self.exits) != exits or set(self.gates) != gates:
+        nodes = tuple(node for member in self.members for node in member.nodes())
+        exits, gates = set(self.topology.exits), set(self.topology.gates)
+        if nodes != self.topology.names or set(self.exits) != exits or set(self.gates) != gates:
             raise BadNetwork(
                 f"there are nodes {nodes}, exits {tuple(self.exits)} and gates {tuple(self.gates)}, expected the nodes "
-                f"{self.chain.names}, exits at {self.chain.exits} and gates at {self.chain.gates}"
+                f"{self.topology.names}, exits at {self.topology.exits} and gates at {self.topology.gates}"
             )
-        if not self.chain.is_chain and any(rung.cuts for rung in self.rungs):
+        if not self.topology.is_chain and any(member.cuts for member in self.members):
             raise BadNetwork("a network with forks is made of whole models, one a node; got one that is cut")
         if not set(self.made) <= set(nodes):
             raise BadNetwork(f"exits {tuple(self.made)} are said to be made, expected some of {nodes}")
 
-    def model_of(self, rung: Rung) -> nn.Module:
-        """The user's module of a rung."""
-        if rung.name == BACKBONE:
+    def model_of(self, member: ModelSpec) -> nn.Module:
+        """The user's module of a member."""
+        if member.name == BACKBONE:
             return self.backbone
         assert isinstance(self.backbone, nn.ModuleDict)
-        return self.backbone[rung.name]
+        return self.backbone[member.name]
 
-    def preprocess_of(self, rung: Rung) -> nn.Module | None:
-        """What stands before a rung."""
-        return dict(self.fronts.items()).get(rung.name)
+    def preprocess_of(self, member: ModelSpec) -> nn.Module | None:
+        """What stands before a member."""
+        return dict(self.fronts.items()).get(member.name)
 
-    def untaught(self) -> tuple[str, ...]:
+    def untrained(self) -> tuple[str, ...]:
         """The exits that were made for this network and whose parameters nobody has changed since."""
         return tuple(
-            name for name in self.chain.exits if name in self.made and self.made[name] == digest(self.exits[name])
+            name for name in self.topology.exits if name in self.made and self.made[name] == digest(self.exits[name])
         )
 
     def exit_of(self, name: str) -> Exit:
@@ -177,14 +178,14 @@ class Network(nn.Module):
 
     def gate_of(self, name: str) -> Gate:
         """The gate of a node."""
-        found = self.gates[name]
-        assert isinstance(found, Gate)
-        return found
+        gate = self.gates[name]
+        assert isinstance(gate, Gate)
+        return gate
 
     def with_exit(self, node: str, exit: Exit) -> Network:
         """This network with another exit at one node; nothing else differs, and this one stays as it is.
 
-        Both share the models, the preprocessing, the gates and all other exits, so that teaching one teaches
+        Both share the models, the preprocessing, the gates and all other exits, so that training one trains
         the other.
 
         Args:
@@ -228,26 +229,28 @@ class Network(nn.Module):
 
         What was opened, recorded or calibrated before is then about another network.
         """
-        self.chain.place(node)  # raises UnknownName
+        self.topology.exit_index(node)  # raises UnknownName
         if not isinstance(exit, Exit):
             raise InvalidArgument(f"what stands at {node!r} must be an Exit, got a {type(exit).__name__}")
-        nodes = (replace(each, exit_reads=exit.reads) if each.name == node else each for each in self.chain.nodes)
-        self.chain = replace(self.chain, nodes=tuple(nodes))  # refuses what cannot be read, before anything is hung
+        nodes = (replace(each, exit_reads=exit.reads) if each.name == node else each for each in self.topology.nodes)
+        self.topology = replace(
+            self.topology, nodes=tuple(nodes)
+        )  # refuses what cannot be read, before anything is hung
         self.exits.hang(node, exit if self.training else exit.eval())
         compiled_of(self).forget()
 
     def hang_gates(self, gates: Mapping[str, Gate]) -> None:
         """Like `with_gates`, in place: all of them are hung, or none."""
         for node, gate in gates.items():
-            if node not in self.chain.gates:
-                raise unknown(node, self.chain.gates, "gate of this network")
+            if node not in self.topology.gates:
+                raise unknown(node, self.topology.gates, "gate of this network")
             if not isinstance(gate, Gate):
                 raise InvalidArgument(f"what scores at {node!r} must be a Gate, got a {type(gate).__name__}")
         reads = {
-            node.name: gates[node.name].reads if node.name in gates else node.gate_reads for node in self.chain.nodes
+            node.name: gates[node.name].reads if node.name in gates else node.gate_reads for node in self.topology.nodes
         }
-        self.chain = replace(
-            self.chain, nodes=tuple(replace(node, gate_reads=reads[node.name]) for node in self.chain.nodes)
+        self.topology = replace(
+            self.topology, nodes=tuple(replace(node, gate_reads=reads[node.name]) for node in self.topology.nodes)
         )
         for node, gate in gates.items():
             self.gates.hang(node, gate if self.training else gate.eval())
@@ -257,27 +260,27 @@ class Network(nn.Module):
         """The same modules as another network, which says the same of itself."""
         found = Network(
             backbone=self.backbone,
-            rungs=self.rungs,
-            chain=self.chain,
+            members=self.members,
+            topology=self.topology,
             fronts=self.fronts,
             exits=self.exits,
             gates=self.gates,
             made=self.made,
         )
-        found.learned = self.learned
+        found.trained_on = self.trained_on
         found.class_names = self.class_names
         return found
 
     def __str__(self) -> str:
         """A network with forks as a tree; a chain as torch prints modules."""
-        if self.chain.is_chain:
+        if self.topology.is_chain:
             return super().__repr__()
-        return f"{self._size()}\n{tree(self.chain, self._told)}"
+        return f"{self._size()}\n{tree(self.topology, self._told)}"
 
     def _size(self) -> str:
         """Segments, gates, exits and paths by number."""
-        computing = [rung for rung in self.rungs if type(self.model_of(rung)) is not nn.Identity]
-        counts = {"segment": len(computing), "gate": len(self.chain.gates), "exit": len(self.chain.exits)}
+        computing = [member for member in self.members if type(self.model_of(member)) is not nn.Identity]
+        counts = {"segment": len(computing), "gate": len(self.topology.gates), "exit": len(self.topology.exits)}
         told = [f"{count} {kind}{'s' if count != 1 else ''}" for kind, count in counts.items()]
         return f"Network of {told[0]}, {told[1]} and {told[2]}"
 
@@ -290,14 +293,14 @@ class Network(nn.Module):
 
     def forward(self, x: Any) -> tuple[Tensor, ...]:
         """Logits [B, C] of every exit, shallow to deep; with forks of every exit on every path to it."""
-        if self.chain.is_chain:
+        if self.topology.is_chain:
             return tuple(logits for _, logits, _ in self.walk(x))
         found = {label: seen.own for label, seen in self.look(x)}
-        return tuple(logits for label in self.chain.exit_labels if (logits := found[label]) is not None)
+        return tuple(logits for label in self.topology.exit_labels if (logits := found[label]) is not None)
 
     def walk(self, x: Any) -> Iterator[tuple[str, Tensor, Tensor | None]]:
         """Name, logits [B, C] and score [B] (None at the last) of every node, one after the other, for all rows."""
-        self.chain.require_chain("a walk along all exits")
+        self.topology.require_chain("a walk along all exits")
         for name, seen in self.look(x):
             assert seen.own is not None
             yield name, seen.own, grade(self.gate_of(name), seen, seen.own) if name in self.gates else None
@@ -306,18 +309,18 @@ class Network(nn.Module):
         """Name of every node and what its gate sees there: tapped value, earlier logits, and its exit's own, [B, C].
 
         Models run eagerly, with hooks at their cuts that are gone afterwards: train mode, dropout, DDP and the user's
-        own code stay as they are, and gradients reach exits and models. A rung's nodes come when all of it has run.
+        own code stay as they are, and gradients reach exits and models. A member's nodes come when all of it has run.
         With forks every exit comes once for each path that leads there, under its label.
         """
         inputs = as_inputs(x)
-        if not self.chain.is_chain:
+        if not self.topology.is_chain:
             for label, node, seen in every_path(self, inputs):
                 if node.has_exit:
                     yield label, seen
             return
         logits, handed = dict[str, Tensor](), dict[str, Tensor]()
-        for rung in self.rungs:
-            for name, features in values_of(self.model_of(rung), self.preprocess_of(rung), rung, inputs).items():
+        for member in self.members:
+            for name, features in values_of(self.model_of(member), self.preprocess_of(member), member, inputs).items():
                 own, handed[name] = answers(self.exit_of(name), Seen(features, handed, inputs=inputs), name)
                 yield name, Seen(features, logits, own, inputs)
                 logits[name] = own
@@ -327,23 +330,23 @@ class Network(nn.Module):
 
         docs/concepts/promises.md says which training cannot be seen.
         """
-        return union([self.learned, rows_behind(self)])
+        return union([self.trained_on, rows_behind(self)])
 
     def parts(self) -> dict[str, nn.Module]:
         """Models, preprocessing, exits and gates by the beginning of their state-dict keys."""
-        found: dict[str, nn.Module] = {}
-        for rung in self.rungs:
-            found["backbone" if rung.name == BACKBONE else f"backbone.{rung.name}"] = self.model_of(rung)
+        parts: dict[str, nn.Module] = {}
+        for member in self.members:
+            parts["backbone" if member.name == BACKBONE else f"backbone.{member.name}"] = self.model_of(member)
         for kind, modules in (("fronts", self.fronts), ("exits", self.exits), ("gates", self.gates)):
             for name, module in modules.items():
-                found[f"{kind}.{name}"] = module
-        return found
+                parts[f"{kind}.{name}"] = module
+        return parts
 
     def config(self) -> dict[str, Any]:
         """Everything but the weights, as plain data."""
         return {
-            "rungs": [asdict(rung) for rung in self.rungs],
-            "chain": self.chain.to_json(),
+            "rungs": [asdict(member) for member in self.members],
+            "chain": self.topology.to_json(),
             "fronts": {name: described(preprocess) for name, preprocess in self.fronts.items()},
             "exits": {name: described(exit_) for name, exit_ in self.exits.items()},
             "gates": {name: described(gate) for name, gate in self.gates.items()},
@@ -386,13 +389,13 @@ class Network(nn.Module):
             state: the inputs of some rows by name, each [B, ...].
             what: what the rows are called.
         """
-        for rung in self.rungs:
-            for expected in rung.inputs:
+        for member in self.members:
+            for expected in member.inputs:
                 value = state.get(expected.name)
                 if value is None:
                     raise BadData(f"{what} has the inputs {list(state)}, and the model was cut with {expected.name!r}")
                 shape = tuple(value.shape[1:])
-                free = 1 if expected.name in rung.length else 0  # the length of a text may be another one
+                free = 1 if expected.name in member.length else 0  # the length of a text may be another one
                 floats = value.is_floating_point()
                 if shape[free:] != expected.shape[free:] or floats != expected.dtype.startswith("float"):
                     kind = str(value.dtype).removeprefix("torch.")
@@ -404,7 +407,7 @@ class Network(nn.Module):
 
 def require_eval(module: nn.Module, what: str, remedy: str) -> None:
     """Raise BadNetwork while a module, or any within it, is in training mode, and name it."""
-    training = [name for name, part in module.named_modules() if part.training]
+    training = [name for name, child in module.named_modules() if child.training]
     if not training:
         return
     if "" in training:
@@ -424,27 +427,27 @@ def as_network(thing: object) -> Network:
     return found
 
 
-def plain_network(model: nn.Module, rung: Rung, preprocess: nn.Module | None = None) -> Network:
-    """A model as a network of one node, cut nowhere: the plain network. `rung` says what it is called and is given."""
+def plain_network(model: nn.Module, member: ModelSpec, preprocess: nn.Module | None = None) -> Network:
+    """A model as a network of one node, cut nowhere: the plain network. `member` says its name and inputs."""
     return Network(
-        backbone=model if rung.name == BACKBONE else nn.ModuleDict({rung.name: model}),
-        rungs=(replace(rung, cuts=()),),
-        chain=Topology.chain([Node(rung.name)]),
-        fronts={} if preprocess is None else {rung.name: preprocess},
-        exits={rung.name: find("exits", "Own")()},
+        backbone=model if member.name == BACKBONE else nn.ModuleDict({member.name: model}),
+        members=(replace(member, cuts=()),),
+        topology=Topology.chain([Node(member.name)]),
+        fronts={} if preprocess is None else {member.name: preprocess},
+        exits={member.name: find("exits", "Own")()},
         gates={},
     )
 
 
-def trial_rows(network: Network, rung: Rung | None = None, count: int = 2) -> State:
-    """Seeded rows like those on which a rung (by default the first that was) was cut, where the network is now and in
+def trial_rows(network: Network, member: ModelSpec | None = None, count: int = 2) -> State:
+    """Seeded rows like those on which a member (by default the first that was) was cut, where the network is now and in
     the precision that it has now; empty where all models are whole.
     """
-    rung = next((each for each in network.rungs if each.inputs), None) if rung is None else rung
-    if rung is None or not rung.inputs:
+    member = next((each for each in network.members if each.inputs), None) if member is None else member
+    if member is None or not member.inputs:
         return {}
-    rows = as_inputs(example(rung.inputs, count), network.device())
-    first = network.preprocess_of(rung) or network.model_of(rung)
+    rows = as_inputs(example(member.inputs, count), network.device())
+    first = network.preprocess_of(member) or network.model_of(member)
     kinds = {value.dtype for value in (*first.parameters(), *first.buffers()) if value.is_floating_point()}
     kind = kinds.pop() if len(kinds) == 1 else None
     return {name: value.to(kind) if value.is_floating_point() and kind else value for name, value in rows.items()}
@@ -455,12 +458,12 @@ def last_model(network: Network, *, copied: bool = False) -> Network:
 
     Of a network with forks it is the dearest path as one module.
     """
-    rung = network.rungs[-1]
-    if not network.chain.is_chain:
+    member = network.members[-1]
+    if not network.topology.is_chain:
         path = ReferencePath(network)
-        return plain_network(copy.deepcopy(path) if copied else path, replace(rung, name="plain"))
-    parts = network.model_of(rung), rung, network.preprocess_of(rung)
-    return plain_network(*(copy.deepcopy(parts) if copied else parts))
+        return plain_network(copy.deepcopy(path) if copied else path, replace(member, name="plain"))
+    arguments = network.model_of(member), member, network.preprocess_of(member)
+    return plain_network(*(copy.deepcopy(arguments) if copied else arguments))
 
 
 def described(module: nn.Module) -> dict[str, Any]:

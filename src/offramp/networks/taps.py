@@ -67,7 +67,7 @@ def logits_in(output: Any, name: str | None = None) -> Any:
 def tapped(value: object, name: str) -> dict[str, Tensor]:
     """The tensors of a module's output, however nested: the first is called `name`, then `name/1`, `name/2`, ..."""
     leaves = tensors_of(value, name).values()
-    return {f"{name}/{place}" if place else name: leaf for place, leaf in enumerate(leaves)}
+    return {f"{name}/{index}" if index else name: leaf for index, leaf in enumerate(leaves)}
 
 
 _HOLE = object()

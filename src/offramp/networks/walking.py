@@ -51,11 +51,11 @@ def segment_call(network: Network, name: str) -> Callable[[State], State]:
 
     It gives its output under its own name and under those that it shares with other arms.
     """
-    node = network.chain.node(name)
-    rung = next(rung for rung in network.rungs if rung.name == name)
-    model = network.model_of(rung)
-    preprocess = network.preprocess_of(rung)
-    names = network.chain.written_by(name)
+    node = network.topology.node(name)
+    member = next(member for member in network.members if member.name == name)
+    model = network.model_of(member)
+    preprocess = network.preprocess_of(member)
+    names = network.topology.written_by(name)
     hands_on = type(model) is nn.Identity and preprocess is None
 
     def output(state: State) -> Tensor:
@@ -64,7 +64,7 @@ def segment_call(network: Network, name: str) -> Callable[[State], State]:
         if node.source is None:
             more = [state[other] for other in node.reads]
             if not more:
-                found: Tensor = logits_in(call_model(model, preprocess, copies(state)), rung.output)
+                found: Tensor = logits_in(call_model(model, preprocess, copies(state)), member.output)
                 return found
             first = _first_input(state).clone()
             return _tensor(name, model(first if preprocess is None else preprocess(first), *more))
@@ -98,14 +98,14 @@ class ReferencePath(nn.Module):
 
     def __init__(self, network: Network) -> None:
         super().__init__()
-        topology = network.chain
+        topology = network.topology
         path = topology.reference_path(topology.exits[-1])
         self.nodes = [topology.node(name) for name in path]
         self.written = {name: topology.written_by(name) for name in path}
         self.defaults = [one for one in topology.defaults if one.output and one.exit not in path]
-        rungs = {rung.name: rung for rung in network.rungs}
-        self.models = nn.ModuleDict({name: network.model_of(rungs[name]) for name in path})
-        fronts = {name: network.preprocess_of(rungs[name]) for name in path}
+        members = {member.name: member for member in network.members}
+        self.models = nn.ModuleDict({name: network.model_of(members[name]) for name in path})
+        fronts = {name: network.preprocess_of(members[name]) for name in path}
         self.fronts = nn.ModuleDict({name: preprocess for name, preprocess in fronts.items() if preprocess is not None})
         self.last = network.exit_of(path[-1])
         self.training = False
@@ -141,7 +141,7 @@ class Nodes:
 
     def __init__(self, network: Network) -> None:
         self.network = network
-        self.topology = network.chain
+        self.topology = network.topology
         self._calls = {name: segment_call(network, name) for name in self.topology.names}
 
     def run(self, node: Node, state: State) -> None:
@@ -173,7 +173,7 @@ def every_path(network: Network, inputs: State) -> Iterator[tuple[str, Node, See
 
     Raises BadNetwork in a network with more than sixteen paths.
     """
-    topology = network.chain
+    topology = network.topology
     if topology.has_many_paths:
         _ = topology.paths  # which says so
     labels = {*topology.exit_labels, *topology.gate_labels}
@@ -250,7 +250,7 @@ class _Bucketed:
 
     def __init__(self, network: Network, inputs: State, decide: Decide) -> None:
         self.network = network
-        self.topology = network.chain
+        self.topology = network.topology
         self.decide = decide
         self.nodes = Nodes(network)
         self.inputs = tuple(inputs)
@@ -334,7 +334,7 @@ class _Bucketed:
             return
         logits = state[node.name + LOGITS]
         logits = logits if weight is None else _scaled(logits, weight)
-        self.answers.append((rows, logits, self.topology.place(node.name)))
+        self.answers.append((rows, logits, self.topology.exit_index(node.name)))
 
 
 class _Mixed:
@@ -342,7 +342,7 @@ class _Mixed:
 
     def __init__(self, network: Network, inputs: State, decide: Decide) -> None:
         self.network = network
-        self.topology = network.chain
+        self.topology = network.topology
         self.decide = decide
         self.nodes = Nodes(network)
         self.rows = count_of(inputs)
@@ -380,7 +380,7 @@ class _Mixed:
                     continue
                 own = _scaled(state[node.name + LOGITS], share)
                 logits = own if logits is None else logits + own
-                taken[:, self.topology.place(node.name)] += share.detach()
+                taken[:, self.topology.exit_index(node.name)] += share.detach()
         assert logits is not None
         return Routed(logits, taken.argmax(1), choices, arrived, passed)
 

@@ -2,14 +2,14 @@
 
 from offramp.networks.taps import inputs_of, listening, tapped
 from offramp.partition.checking import self_check
-from offramp.partition.graph import Exported
+from offramp.partition.graph import ExportedGraph
 from offramp.partition.listing import CutPoint, cut_points, evenly, unevenness
 from offramp.partition.pieces import Partition, Piece, partition
 from offramp.partition.stages import staged
 
 __all__ = [
     "CutPoint",
-    "Exported",
+    "ExportedGraph",
     "Partition",
     "Piece",
     "cut_points",

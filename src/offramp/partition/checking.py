@@ -102,7 +102,7 @@ def _compared(partition: Partition, whole: State, rows: State, *, drop: bool = F
         state.update(written)
         if drop:
             keep = list(range(len(left)))[::-1][: max(1, len(left) - 1)]
-            state, left = _picked(state, keep), [left[place] for place in keep]
+            state, left = _picked(state, keep), [left[index] for index in keep]
     return worst
 
 
@@ -151,17 +151,17 @@ def _rows(inputs: Mapping[str, Tensor], *, turned: bool = True) -> State:
     """
     draw, found = torch.Generator().manual_seed(0), State()
     for name, given in inputs.items():
-        rows = given.detach()[[place % len(given) for place in range(ROWS)]].clone()
+        rows = given.detach()[[index % len(given) for index in range(ROWS)]].clone()
         alike = bool((rows == rows[:1]).all())
-        for place in range(1 if alike else len(given), ROWS):
+        for index in range(1 if alike else len(given), ROWS):
             if rows.is_floating_point():
                 noise = torch.randn(rows.shape[1:], generator=draw).to(rows)
-                rows[place] += noise * (1 if alike else rows.std().nan_to_num(1.0))
+                rows[index] += noise * (1 if alike else rows.std().nan_to_num(1.0))
             elif rows.dim() > 1 and not alike:
                 at = torch.arange(rows.shape[1])
-                rows[place] = given[(at + place) % len(given), at]
+                rows[index] = given[(at + index) % len(given), at]
             elif rows.dim() > 1 and turned:
-                rows[place] = rows[place].roll(place, 0 if rows.dim() == 3 else -1)
+                rows[index] = rows[index].roll(index, 0 if rows.dim() == 3 else -1)
         found[name] = rows
     return found
 

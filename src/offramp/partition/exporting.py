@@ -22,7 +22,7 @@ from torch import Tensor, fx, nn
 from offramp.errors import BadData, BadNetwork
 from offramp.networks.inputs import remedy
 from offramp.networks.taps import inputs_of, listening, plain_attention, swapped, tapped, tensors_of
-from offramp.partition.graph import ALIAS, WAY_OUT, Exported, Tap, described
+from offramp.partition.graph import ALIAS, WAY_OUT, ExportedGraph, Tap, described
 from offramp.partition.plainer import plainer
 from offramp.partition.regions import inline_regions
 from offramp.plans.signature import INPUT
@@ -34,7 +34,7 @@ def exported(
     kwargs: Mapping[str, object] | None,
     marks: Mapping[str, nn.Module],
     length: Collection[str] = (),
-) -> Exported:
+) -> ExportedGraph:
     """Export a model once, in eval mode, with a dynamic batch; mark where the modules in `marks` end.
 
     Tensors among the arguments are inputs [B, ...], those named in `length` [B, T, ...] with T free and one and the
@@ -126,7 +126,7 @@ class _Marked(nn.Module):
         return [*outputs.values(), *found]
 
 
-def _read(graph: fx.GraphModule, inputs: tuple[str, ...], notes: _Notes, free: Sequence[bool]) -> Exported:
+def _read(graph: fx.GraphModule, inputs: tuple[str, ...], notes: _Notes, free: Sequence[bool]) -> ExportedGraph:
     guards: list[nn.Module] = []
     for node in list(graph.graph.nodes):
         if node.op == "call_module" and not node.users:
@@ -135,7 +135,7 @@ def _read(graph: fx.GraphModule, inputs: tuple[str, ...], notes: _Notes, free: S
     inline_regions(graph)
     plainer(graph.graph)
     nodes = list(graph.graph.nodes)
-    place = {node: number for number, node in enumerate(nodes)}
+    order = {node: number for number, node in enumerate(nodes)}
     found = dict(zip(inputs, (node for node in nodes if node.op == "placeholder"), strict=True))
     ends = list(nodes[-1].args[0])
     outputs = dict(zip(notes.outputs, ends, strict=False))
@@ -143,7 +143,7 @@ def _read(graph: fx.GraphModule, inputs: tuple[str, ...], notes: _Notes, free: S
     last = dict.fromkeys(leaves, -1)
     for (name, leaf), mark in zip(notes.marks, ends[len(outputs) :], strict=True):
         leaves[name].append((leaf, mark.args[0]))
-        last[name] = place[mark]
+        last[name] = order[mark]
     taps = {name: Tap(tuple(leaves[name]), last[name], notes.calls.count(name)) for name in leaves}
     rows = next(iter(found.values())).meta["val"].shape[0]
     symbol = _symbol(rows)
@@ -152,7 +152,7 @@ def _read(graph: fx.GraphModule, inputs: tuple[str, ...], notes: _Notes, free: S
     texts = [node.meta["val"].shape[1] for node, any_length in zip(found.values(), free, strict=True) if any_length]
     if texts and _symbol(texts[0]) is None:
         raise BadNetwork(f"the model fixes the length of its text to {texts[0]}, expected any; leave out length=")
-    result = Exported(graph, found, outputs, taps, symbol, _symbol(texts[0]) if texts else None, tuple(guards))
+    result = ExportedGraph(graph, found, outputs, taps, symbol, _symbol(texts[0]) if texts else None, tuple(guards))
     keep = {name: node for name, node in outputs.items() if isinstance(node, fx.Node) and not result.obstacle(node)}
     if not keep:
         raise BadNetwork(
@@ -161,10 +161,10 @@ def _read(graph: fx.GraphModule, inputs: tuple[str, ...], notes: _Notes, free: S
     return dataclasses.replace(result, outputs=keep)
 
 
-def _lost(source: Exported) -> str:
+def _lost(source: ExportedGraph) -> str:
     """The first operation on the way to the output after which rows are no longer one by one."""
     behind = source.behind(node for node in source.outputs.values() if isinstance(node, fx.Node))[0]
-    for node in sorted(behind, key=source.place.__getitem__):
+    for node in sorted(behind, key=source.order.__getitem__):
         had = any(source.obstacle(one) is None for one in node.all_input_nodes)
         if had and isinstance(value := node.meta.get("val"), Tensor) and source.obstacle(node) is not None:
             return f"{described(node)} gives shape [{', '.join(map(source.written, value.shape))}], and "

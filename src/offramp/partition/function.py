@@ -43,8 +43,8 @@ def function_of(module: fx.GraphModule, name: str) -> Callable[..., tuple[Tensor
                 lines.append(" = ".join([*gone_names, "None"]))
     source = f"def run({', '.join(arguments)}):\n" + "".join(f"    {line}\n" for line in lines)
     exec(compile(source, f"<offramp piece {name or 'last'}>", "exec"), known)
-    found: Callable[..., tuple[Tensor, ...]] = known["run"]
-    return found
+    function: Callable[..., tuple[Tensor, ...]] = known["run"]
+    return function
 
 
 def _bound(value: object, known: dict[str, Any]) -> str:

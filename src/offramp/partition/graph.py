@@ -33,7 +33,7 @@ class Tap:
 
 
 @dataclass(frozen=True)
-class Exported:
+class ExportedGraph:
     """A model's graph, its inputs and outputs by name, and the taps, in order of execution.
 
     A value is *constant* when no input reaches it but by T, and a *size* when it is an integer made of B and T: both
@@ -49,31 +49,31 @@ class Exported:
     guards: tuple[nn.Module, ...] = ()  # what the export found out about T: functions of the inputs that raise
 
     @cached_property
-    def place(self) -> dict[fx.Node, int]:
+    def order(self) -> dict[fx.Node, int]:
         """The place of every node in the order of execution."""
-        return {node: place for place, node in enumerate(self.graph.graph.nodes)}
+        return {node: order for order, node in enumerate(self.graph.graph.nodes)}
 
     @cached_property
     def writers(self) -> tuple[fx.Node, ...]:
         """In-place operations on what comes from the inputs. Raises BadNetwork for one that writes to a buffer."""
-        moving = _reached(self.place, lambda node: node.op == "placeholder")
-        found = tuple(node for node in self.place if _in_place(node) and node in moving)
-        for node in filter(_in_place, self.place):
+        moving = _reached(self.order, lambda node: node.op == "placeholder")
+        writers = tuple(node for node in self.order if _in_place(node) and node in moving)
+        for node in filter(_in_place, self.order):
             if (base := _written(node)[-1]).op == "get_attr" and (node in moving or _is_buffer(base)):
                 raise BadNetwork(
                     f"{described(node)} writes to the buffer {str(base.target).removeprefix(_PREFIX)!r} in every call, "
                     f"expected a model without memory; change it, {WAY_OUT}"
                 )
-        return found
+        return writers
 
     @cached_property
     def constant(self) -> set[fx.Node]:
         """Values that no input reaches but by T, in their making or by being written to."""
         written = {node for writer in self.writers for node in _written(writer)}
         moving = _reached(
-            self.place, lambda node: node.op in ("placeholder", "output") or node in written, self._by_length
+            self.order, lambda node: node.op in ("placeholder", "output") or node in written, self._by_length
         )
-        return self.place.keys() - moving
+        return self.order.keys() - moving
 
     @cached_property
     def path(self) -> set[fx.Node]:
@@ -83,12 +83,12 @@ class Exported:
     @cached_property
     def fillers(self) -> dict[fx.Node, list[fx.Node]]:
         """For every constant the in-place operations that fill it."""
-        found: dict[fx.Node, list[fx.Node]] = {}
+        fillers: dict[fx.Node, list[fx.Node]] = {}
         for writer in filter(_in_place, self.constant):
             for node in self.behind([writer], fill=False)[0]:
                 if node.op == "call_function":
-                    found.setdefault(node, []).append(writer)
-        return found
+                    fillers.setdefault(node, []).append(writer)
+        return fillers
 
     def behind(
         self, ends: Iterable[fx.Node], *, after: int = -1, until: int | None = None, fill: bool = True
@@ -97,13 +97,13 @@ class Exported:
         inside, given, todo = set[fx.Node](), set[fx.Node](), list(ends)
         while todo:
             node = todo.pop()
-            if node.op == "placeholder" or (self.place[node] <= after and not self.again(node)):
+            if node.op == "placeholder" or (self.order[node] <= after and not self.again(node)):
                 given.add(node)
             elif node not in inside:
                 inside.add(node)
                 todo += [] if self.size(node) is not None else node.all_input_nodes
                 fillers = self.fillers.get(node, ()) if fill else ()
-                todo += [filler for filler in fillers if until is None or self.place[filler] <= until]
+                todo += [filler for filler in fillers if until is None or self.order[filler] <= until]
         return inside, given
 
     def again(self, node: fx.Node) -> bool:
@@ -147,13 +147,13 @@ class Exported:
     def seeds(self, after: int, until: int | None = None) -> list[fx.Node]:
         """What runs after a place whether or not its value is asked for."""
         return [
-            node for node in self.writers if after < self.place[node] and (until is None or self.place[node] <= until)
+            node for node in self.writers if after < self.order[node] and (until is None or self.order[node] <= until)
         ]
 
     def carried(self, end: int) -> list[fx.Node]:
         """What a cut at this place carries on, inputs included, in the order of execution."""
         given = self.behind([*self.outputs.values(), *self.seeds(end)], after=end)[1]
-        return sorted(given, key=self.place.__getitem__)
+        return sorted(given, key=self.order.__getitem__)
 
     def refused_length(self, length: int) -> str | None:
         """What the model asks of T and this length breaks, such as `T <= 512`; None where it fits."""

@@ -47,7 +47,7 @@ def in_place(graph: fx.Graph) -> dict[fx.Node, Any]:
     That one must be memory of the graph's own that no view looks into, of the shape and type of the result, and read
     by nothing later: neither by another operation nor by the caller.
     """
-    order = {node: place for place, node in enumerate(graph.nodes)}
+    order = {node: index for index, node in enumerate(graph.nodes)}
     return {
         node: WRITING[node.target]
         for node in graph.nodes

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from offramp.errors import BadData, InvalidArgument
 from offramp.networks.taps import inputs_of
 from offramp.partition.exporting import exported
-from offramp.partition.graph import Exported
+from offramp.partition.graph import ExportedGraph
 from offramp.partition.pieces import unfit
 
 NEAR = 0.25  # of a part: how far from equal shares an outer module is still taken for an inner one
@@ -85,9 +85,9 @@ def evenly(points: Sequence[CutPoint], parts: int) -> tuple[str, ...]:
             f"got parts={parts}, expected 2 to {len(shares) + 1} parts, as many as legal cuts with work between{why}"
         )
     picked = list[int]()
-    for place in range(1, parts):
-        free = range(picked[-1] + 1 if picked else 0, len(shares) - (parts - 1 - place))
-        away = {index: abs(shares[index] - place / parts) for index in free}
+    for position in range(1, parts):
+        free = range(picked[-1] + 1 if picked else 0, len(shares) - (parts - 1 - position))
+        away = {index: abs(shares[index] - position / parts) for index in free}
         about = [index for index in free if away[index] <= NEAR / parts]
         rank = {index: (*_badness(best[shares[index]]), away[index]) for index in about}
         picked.append(min(rank, key=rank.__getitem__) if rank else min(away, key=away.__getitem__))
@@ -129,7 +129,7 @@ def _badness(point: CutPoint) -> tuple[int, int]:
     return point.name.count("."), point.row_bytes or 0
 
 
-def _point(source: Exported, name: str, shares: Sequence[float]) -> CutPoint:
+def _point(source: ExportedGraph, name: str, shares: Sequence[float]) -> CutPoint:
     why, end = unfit(source, name), source.taps[name].end if name in source.taps else -1
     share = shares[end] if end >= 0 else None
     carried = [] if why else source.carried(end)
@@ -149,7 +149,7 @@ def _number(size: int | torch.SymInt) -> int:
     return size.node.hint if isinstance(size, torch.SymInt) else size
 
 
-def _shares(source: Exported, example: Sequence[torch.Tensor]) -> list[float]:
+def _shares(source: ExportedGraph, example: Sequence[torch.Tensor]) -> list[float]:
     """For every place in the graph the part of all multiply-adds that ran before it."""
     meter = _Meter(source.graph)
     with torch.no_grad():

@@ -19,8 +19,8 @@ from offramp.errors import BadNetwork
 from offramp.networks.taps import inputs_of
 from offramp.partition.exporting import exported
 from offramp.partition.function import function_of
-from offramp.partition.graph import WAY_OUT, Exported
-from offramp.partition.sizes import Sizes
+from offramp.partition.graph import WAY_OUT, ExportedGraph
+from offramp.partition.sizes import SymbolicSizes
 
 State = dict[str, Tensor]
 
@@ -51,7 +51,7 @@ class Partition:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     taps: Mapping[str, tuple[str, ...]]
-    source: Exported | None = None
+    source: ExportedGraph | None = None
 
     def run(self, state: Mapping[str, Tensor]) -> State:
         """All pieces on all rows: inputs by name -> every tensor by name."""
@@ -91,7 +91,7 @@ def partition(
     return Partition(pieces, tuple(source.inputs), tuple(source.outputs), taps, source)
 
 
-def unfit(source: Exported, name: str) -> str | None:
+def unfit(source: ExportedGraph, name: str) -> str | None:
     """Why a module's end cannot be tapped, whatever is carried beside it; None when it can."""
     tap = source.taps.get(name)
     if tap is None:
@@ -111,7 +111,7 @@ def unfit(source: Exported, name: str) -> str | None:
 
 
 @dataclass(frozen=True)
-class _Plan:
+class _PieceOutline:
     """A piece before it is built: the nodes it runs, what it reads and what it writes, by name."""
 
     name: str
@@ -119,16 +119,16 @@ class _Plan:
     reads: tuple[tuple[str, fx.Node], ...]
     writes: tuple[tuple[str, fx.Node], ...]
 
-    def piece(self, source: Exported, copied: Collection[str]) -> Piece:
+    def piece(self, source: ExportedGraph, copied: Collection[str]) -> Piece:
         """The piece; it copies the tensors named in `copied` first, because it works on them in place."""
         graph, env, values = fx.Graph(), dict[fx.Node, Any](), dict[str, object]()
         for _, node in self.reads:
             env[node] = graph.placeholder(node.name)
-        sizes = Sizes(source, graph, {node: env[node] for _, node in self.reads})
+        sizes = SymbolicSizes(source, graph, {node: env[node] for _, node in self.reads})
         for name, node in self.reads:
             if name in copied:
                 env[node] = graph.call_function(torch.ops.aten.clone.default, (env[node],))
-        for node in sorted(self.inside, key=source.place.__getitem__):
+        for node in sorted(self.inside, key=source.order.__getitem__):
             if node.op == "get_attr":
                 name, values[name] = source.value(node)
                 env[node] = graph.get_attr(name)
@@ -142,15 +142,15 @@ class _Plan:
         return Piece(self.name, reads, writes, caller(function_of(module, self.name), reads, writes), module)
 
 
-def _planned(source: Exported, cuts: Sequence[str]) -> list[_Plan]:
+def _planned(source: ExportedGraph, cuts: Sequence[str]) -> list[_PieceOutline]:
     """The pieces between cuts in order. Raises BadNetwork where one is empty or carries what it cannot."""
-    ends = [-1, *(source.taps[cut].end for cut in cuts), len(source.place)]
+    ends = [-1, *(source.taps[cut].end for cut in cuts), len(source.order)]
     needs: list[tuple[set[fx.Node], set[fx.Node], set[fx.Node]]] = []  # per piece: runs, is given, is needed later
     later = set[fx.Node]()
     for number in reversed(range(len(cuts) + 1)):  # what a piece is given, an earlier one must write
         start, end = ends[number], ends[number + 1]
         asked = _tap(source, cuts[number]) if number < len(cuts) else source.outputs
-        own = {node for node in later if start < source.place[node] <= end and node.op != "placeholder"}
+        own = {node for node in later if start < source.order[node] <= end and node.op != "placeholder"}
         seeds = [*asked.values(), *own, *source.seeds(start, end)]
         inside, given = source.behind(seeds, after=start, until=end)
         if number and not any(node.op == "call_function" and not source.again(node) for node in inside):
@@ -168,29 +168,29 @@ def _planned(source: Exported, cuts: Sequence[str]) -> list[_Plan]:
 
 
 def _named(
-    source: Exported, cuts: Sequence[str], needs: Sequence[tuple[set[fx.Node], set[fx.Node], set[fx.Node]]]
-) -> list[_Plan]:
+    source: ExportedGraph, cuts: Sequence[str], needs: Sequence[tuple[set[fx.Node], set[fx.Node], set[fx.Node]]]
+) -> list[_PieceOutline]:
     """Plans with names: a tensor is called by the tap that it first is, else `<cut>/+<node>`."""
-    plans, names = list[_Plan](), {node: name for name, node in source.inputs.items()}
+    plans, names = list[_PieceOutline](), {node: name for name, node in source.inputs.items()}
     for cut, (inside, given, own) in zip([*cuts, ""], needs, strict=True):
-        reads = tuple((names[node], node) for node in sorted(given, key=source.place.__getitem__))
+        reads = tuple((names[node], node) for node in sorted(given, key=source.order.__getitem__))
         writes = dict(_tap(source, cut) if cut else source.outputs)
         for name, node in writes.items():
             names.setdefault(node, name)
-        for node in sorted(own, key=source.place.__getitem__):
+        for node in sorted(own, key=source.order.__getitem__):
             if (name := names.setdefault(node, f"{cut}/+{node.name}")) not in writes and cut:
                 writes[name] = node
-        plans.append(_Plan(cut, inside, reads, tuple(writes.items())))
+        plans.append(_PieceOutline(cut, inside, reads, tuple(writes.items())))
     return plans
 
 
-def _tap(source: Exported, cut: str) -> dict[str, fx.Node]:
+def _tap(source: ExportedGraph, cut: str) -> dict[str, fx.Node]:
     """The tensors of a tap that are written: the first, and of the others those that are [B, ...]."""
     first, *others = source.taps[cut].leaves
     return dict([first, *((leaf, node) for leaf, node in others if source.obstacle(node) is None)])
 
 
-def _first(source: Exported, cut: str) -> fx.Node:
+def _first(source: ExportedGraph, cut: str) -> fx.Node:
     return source.taps[cut].leaves[0][1]
 
 
@@ -223,12 +223,12 @@ def caller(
 
 def touched_by(pieces: Sequence[Piece], inputs: Mapping[str, Tensor]) -> list[set[str]]:
     """For each piece the tensors that it would change in place, seen by running it with one row and with all."""
-    found = [set[str]() for _ in pieces]
+    touched = [set[str]() for _ in pieces]
     with torch.inference_mode(False), torch.no_grad():
         for rows in (1, None):
             state = {name: tensor[:rows].clone() for name, tensor in inputs.items()}
-            for piece, names in zip(pieces, found, strict=True):
+            for piece, names in zip(pieces, touched, strict=True):
                 before = {name: state[name]._version for name in piece.reads}
                 state.update(piece.call(state))
                 names |= {name for name, version in before.items() if state[name]._version != version}
-    return found
+    return touched

@@ -1,7 +1,7 @@
-"""The segments of a network: a whole rung as it stands, a cut one taken apart by `partition`.
+"""The segments of a network: a whole member as it stands, a cut one taken apart by `partition`.
 
 A model is taken apart once, and the pieces are kept while no module or tensor of the network is replaced or moved:
-they share its parameters and buffers, so that teaching in place does not make them stale.
+they share its parameters and buffers, so that training in place does not make them stale.
 """
 
 from __future__ import annotations
@@ -20,11 +20,21 @@ from torch import nn
 from offramp.errors import BadData, BadNetwork
 from offramp.networks.compiled import compiled_of
 from offramp.networks.inputs import State, arguments, call_model
-from offramp.networks.members import Rung
+from offramp.networks.members import ModelSpec
 from offramp.networks.network import Network, Segment, trial_rows
 from offramp.networks.taps import logits_in, logits_name, tensors_of
 from offramp.networks.walking import segment_call
-from offramp.partition import CutPoint, Exported, Partition, Piece, cut_points, inputs_of, partition, self_check, staged
+from offramp.partition import (
+    CutPoint,
+    ExportedGraph,
+    Partition,
+    Piece,
+    cut_points,
+    inputs_of,
+    partition,
+    self_check,
+    staged,
+)
 from offramp.plans.signature import INPUT
 
 EXAMPLE_ROWS = 4
@@ -42,8 +52,8 @@ def segments_of(network: Network, tried: State | None = None) -> Mapping[str, Se
 
     def make() -> tuple[Marks, dict[str, Segment]]:
         before = marks()  # what changes meanwhile is noticed at the next call
-        rungs = [_segments(network, rung, tried) for rung in network.rungs]
-        return before, {node: segment for rung in rungs for node, segment in rung.items()}
+        members = [_segments(network, member, tried) for member in network.members]
+        return before, {node: segment for member in members for node, segment in member.items()}
 
     return compiled_of(network).once("segments", make, lambda kept: _same(kept[0], marks()))[1]
 
@@ -116,17 +126,17 @@ def _same(one: Marks, other: Marks) -> bool:
     return one[1] == other[1] and len(one[0]) == len(other[0]) and all(map(is_, one[0], other[0]))
 
 
-def _segments(network: Network, rung: Rung, tried: State | None) -> dict[str, Segment]:
-    model, preprocess = network.model_of(rung), network.preprocess_of(rung)
+def _segments(network: Network, member: ModelSpec, tried: State | None) -> dict[str, Segment]:
+    model, preprocess = network.model_of(member), network.preprocess_of(member)
     modules = tuple(dict.fromkeys([*(preprocess.modules() if preprocess is not None else ()), *model.modules()]))
-    if not rung.cuts:
-        node = network.chain.node(rung.name)
+    if not member.cuts:
+        node = network.topology.node(member.name)
         reads = (node.source or INPUT, *node.reads)
-        writes = network.chain.written_by(rung.name)
-        return {rung.name: Segment(rung.name, reads, writes, modules, segment_call(network, rung.name))}
-    parts, names = _taken_apart(network, rung, tried)
+        writes = network.topology.written_by(member.name)
+        return {member.name: Segment(member.name, reads, writes, modules, segment_call(network, member.name))}
+    parts, names = _taken_apart(network, member, tried)
     owners = _owners(modules, parts.pieces)
-    found = {
+    segments = {
         node: Segment(
             node,
             tuple(names[name] for name in piece.reads),
@@ -134,42 +144,42 @@ def _segments(network: Network, rung: Rung, tried: State | None) -> dict[str, Se
             owned,
             _renamed(piece, names),
         )
-        for node, piece, owned in zip(rung.nodes(), parts.pieces, owners, strict=True)
+        for node, piece, owned in zip(member.nodes(), parts.pieces, owners, strict=True)
     }
-    first = next(iter(found.values()))
-    reads = tuple(dict.fromkeys([*first.reads, *(one.name for one in rung.inputs)]))
-    found[first.name] = replace(first, reads=reads, call=_fitting(rung, parts.source, first.call))
-    return found
+    first = next(iter(segments.values()))
+    reads = tuple(dict.fromkeys([*first.reads, *(one.name for one in member.inputs)]))
+    segments[first.name] = replace(first, reads=reads, call=_fitting(member, parts.source, first.call))
+    return segments
 
 
-def _taken_apart(network: Network, rung: Rung, tried: State | None) -> tuple[Partition, dict[str, str]]:
-    """A cut rung in pieces, checked; and the network's names for their tensors."""
-    model, preprocess = network.model_of(rung), network.preprocess_of(rung)
-    inputs = tried or trial_rows(network, rung, EXAMPLE_ROWS)
+def _taken_apart(network: Network, member: ModelSpec, tried: State | None) -> tuple[Partition, dict[str, str]]:
+    """A cut member in pieces, checked; and the network's names for their tensors."""
+    model, preprocess = network.model_of(member), network.preprocess_of(member)
+    inputs = tried or trial_rows(network, member, EXAMPLE_ROWS)
     args, kwargs = arguments(inputs)
-    bare = preprocess is None and rung.output is None
-    whole = model if bare else Preprocessed(preprocess, model, rung.output)
+    bare = preprocess is None and member.output is None
+    whole = model if bare else Preprocessed(preprocess, model, member.output)
     prefix = "" if bare else PREFIX
-    at = [prefix + cut for cut in rung.cuts]
+    at = [prefix + cut for cut in member.cuts]
     with _own_names(prefix):
         try:
-            parts = partition(whole, args, kwargs, at=at, length=_free(inputs, rung.length))
+            parts = partition(whole, args, kwargs, at=at, length=_free(inputs, member.length))
         except BadNetwork as problem:
-            takes = "cannot be exported" in str(problem) and not rung.length
-            stages = _stages(model, preprocess, rung.cuts) if takes else None
+            takes = "cannot be exported" in str(problem) and not member.length
+            stages = _stages(model, preprocess, member.cuts) if takes else None
             if stages is None:
                 raise
             parts = staged(stages, args, kwargs, names=at)
         self_check(whole, parts, args, kwargs)
     names = dict(zip(parts.inputs, _ordered(inputs), strict=True))
-    for piece, node in zip(parts.pieces, rung.nodes(), strict=True):
+    for piece, node in zip(parts.pieces, member.nodes(), strict=True):
         for name in piece.writes:  # `layer1`, and `layer1/1` or `layer1/+add` beside it
             beside = name[len(piece.name) :] if piece.name and name.startswith(piece.name) else f"/+{name}"
             names.setdefault(name, node + beside)
     with torch.no_grad():
         outputs = tensors_of(call_model(model, preprocess, inputs), "y")
-    logits = "y" if rung.output is not None else logits_name(outputs)
-    names[logits if logits in parts.outputs else parts.outputs[0]] = rung.name
+    logits = "y" if member.output is not None else logits_name(outputs)
+    names[logits if logits in parts.outputs else parts.outputs[0]] = member.name
     return parts, names
 
 
@@ -185,9 +195,11 @@ def _free(inputs: State, length: Sequence[str]) -> list[str]:
     return [inner for inner, outer in zip(inputs_of(args, kwargs), _ordered(inputs), strict=True) if outer in length]
 
 
-def _fitting(rung: Rung, source: Exported | None, call: Callable[[State], State]) -> Callable[[State], State]:
+def _fitting(
+    member: ModelSpec, source: ExportedGraph | None, call: Callable[[State], State]
+) -> Callable[[State], State]:
     """A first segment that refuses rows of other shapes than those that it was exported for."""
-    expected = [(one.name, one.shape, one.name in rung.length) for one in rung.inputs]
+    expected = [(one.name, one.shape, one.name in member.length) for one in member.inputs]
     known = dict[int, str | None]()  # lengths that were asked about
 
     def fitting(state: State) -> State:
@@ -201,7 +213,8 @@ def _fitting(rung: Rung, source: Exported | None, call: Callable[[State], State]
             elif got != shape:
                 raise BadData(
                     f"rows of {name!r} have shape {got}, expected {shape}: the segments are exported for that; give "
-                    "such rows" + ("" if rung.length else ", or cut with length=(...) where it is the length of a text")
+                    "such rows"
+                    + ("" if member.length else ", or cut with length=(...) where it is the length of a text")
                 )
         if lengths and (why := _unfit(lengths, source, known)) is not None:
             raise BadData(f"the texts {why}; give others")
@@ -210,7 +223,7 @@ def _fitting(rung: Rung, source: Exported | None, call: Callable[[State], State]
     return fitting
 
 
-def _unfit(lengths: set[int], source: Exported | None, known: dict[int, str | None]) -> str | None:
+def _unfit(lengths: set[int], source: ExportedGraph | None, known: dict[int, str | None]) -> str | None:
     if len(lengths) > 1:
         return f"have lengths {sorted(lengths)}, expected one and the same in all inputs of a batch"
     (length,) = lengths
@@ -238,9 +251,9 @@ def _owners(modules: Sequence[nn.Module], pieces: Sequence[Piece]) -> list[tuple
     found: list[list[nn.Module]] = [[] for _ in pieces]
     for module in modules:
         own = {id(tensor) for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None}
-        homes = [place for place, ids in enumerate(used) if own & ids] or [0]
-        for place in homes:
-            found[place].append(module)
+        homes = [index for index, ids in enumerate(used) if own & ids] or [0]
+        for index in homes:
+            found[index].append(module)
     return [tuple(own) for own in found]
 
 

@@ -9,13 +9,13 @@ import torch
 from torch import fx
 
 from offramp.errors import BadNetwork
-from offramp.partition.graph import WAY_OUT, Exported
+from offramp.partition.graph import WAY_OUT, ExportedGraph
 
 
-class Sizes:
+class SymbolicSizes:
     """The nodes of sizes in a piece's graph, each made once; `given`: the tensors that it reads -> its own nodes."""
 
-    def __init__(self, source: Exported, graph: fx.Graph, given: Mapping[fx.Node, fx.Node]) -> None:
+    def __init__(self, source: ExportedGraph, graph: fx.Graph, given: Mapping[fx.Node, fx.Node]) -> None:
         self.source, self.graph, self.given = source, graph, given
         self.found: dict[Any, fx.Node] = {}
 
@@ -28,11 +28,11 @@ class Sizes:
         return self.found[size]
 
     def _symbol(self, symbol: Any) -> fx.Node:
-        place = self.source.anchor(self.given, symbol)
-        if place is None:
+        anchor = self.source.anchor(self.given, symbol)
+        if anchor is None:
             said = self.source.written(symbol)
             raise BadNetwork(f"a piece needs {said}, and nothing that it is given has it; cut elsewhere, {WAY_OUT}")
-        return self.graph.call_function(torch.ops.aten.sym_size.int, (self.given[place[0]], place[1]))
+        return self.graph.call_function(torch.ops.aten.sym_size.int, (self.given[anchor[0]], anchor[1]))
 
     def _computed(self, size: Any) -> fx.Node:
         # Imported here, because sympy takes longer to import than a plan takes to open.

@@ -47,7 +47,7 @@ def _stages(
     pieces, state, given = list[Piece](), dict(inputs), mould(example)
     for module, name, copied in zip(modules, [*names, ""], touched, strict=True):
         reads = tuple(state)
-        stage = _Stage(module, given, [key in copied for key in reads], spread=not pieces)
+        stage = _DeclaredStage(module, given, [key in copied for key in reads], spread=not pieces)
         with torch.inference_mode(False), torch.no_grad():
             output = stage.output(*(tensor.clone() for tensor in state.values()))
         rows, state = len(state[reads[0]]), tapped(output, name) if name else tensors_of(output, "y")
@@ -59,7 +59,7 @@ def _stages(
     return tuple(pieces)
 
 
-class _Stage(nn.Module):
+class _DeclaredStage(nn.Module):
     """An explicit stage on positional tensors."""
 
     def __init__(self, stage: nn.Module, given: object, copied: Sequence[bool], *, spread: bool) -> None:

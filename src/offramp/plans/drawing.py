@@ -20,7 +20,7 @@ def tree(topology: Topology, told: Told | None = None) -> str:
     """The nodes as a tree: the ways of a fork below it, and what stands behind it again at the edge.
 
     Args:
-        topology: any, also a chain.
+        topology: any, also a topology.
         told: what is written behind the name of a node; by default where its rows may go.
 
     >>> print(tree(Topology((
@@ -66,15 +66,15 @@ class _Drawing:
 
     def lines(self, name: str, end: str | None) -> list[str]:
         """The nodes from one on, up to the node `end`, where these paths meet others."""
-        found = list[str]()
+        lines = list[str]()
         while name != end:
             node = self.topology.node(name)
             said = self.told(node)
             reads = f" (reads {', '.join(node.reads)} too)" if node.reads else ""
-            found.append(f"{name}{reads}: {said}" if said else f"{name}{reads}")
+            lines.append(f"{name}{reads}: {said}" if said else f"{name}{reads}")
             ways = [other for other in node.successors if other != LEAVE]
             if not ways:
-                return found
+                return lines
             if len(ways) == 1:
                 name = ways[0]
                 continue
@@ -82,12 +82,12 @@ class _Drawing:
             for number, way in enumerate(ways):
                 last = number == len(ways) - 1
                 own = ["(skips)"] if way == meet else self.lines(way, meet or end)
-                found += [("└─ " if last else "├─ ") + own[0]]
-                found += [("   " if last else "│  ") + line for line in own[1:]]
+                lines += [("└─ " if last else "├─ ") + own[0]]
+                lines += [("   " if last else "│  ") + line for line in own[1:]]
             if meet is None:
-                return found
+                return lines
             name = meet
-        return found
+        return lines
 
     def _meeting(self, ways: list[str]) -> str | None:
         """The first node at which all ways meet again that do not end before; None where none do."""

@@ -51,7 +51,7 @@ def exits_alone(trace: Trace) -> list[ExitAlone]:
     """Every exit of a trace as if it alone were run, shallow to deep."""
     labels, prices = trace.labels, trace.prices
     found = list[ExitAlone]()
-    for name in trace.chain.exits:
+    for name in trace.topology.exits:
         accuracy = None
         if labels is not None:
             accuracy = float((trace.columns[f"answer/{name}"] == labels).mean())

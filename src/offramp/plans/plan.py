@@ -90,7 +90,7 @@ class Promise:
         repeats: what the caller said of rows of equal content, "independent" or "once"; empty where nothing was said,
             and nothing repeated.
         repeated: how many rows had the content of another one. Under "once" they do not count among `rows`.
-        dropped: how many rows were left out because they taught the network.
+        dropped: how many rows were left out because they trained the network.
     """
 
     risk: str
@@ -130,14 +130,14 @@ class Promise:
         return f"{sure}, the mean of {compared(self.risk, self.reference)} is at most {self.at_most:.12g}"
 
     def assumed(self) -> list[str]:
-        """What was decided about rows that repeat or taught the network, a clause each."""
+        """What was decided about rows that repeat or trained the network, a clause each."""
         found = []
         if self.repeats == "independent":
             found.append(f"{self.repeated:,} rows repeat the content of others and count as independent draws")
         if self.repeats == "once":
             found.append(f"copies count once: {self.repeated:,} left out, so it is about distinct rows")
         if self.dropped:
-            found.append(f"{self.dropped:,} rows that taught the network left out")
+            found.append(f"{self.dropped:,} rows that trained the network left out")
         return found
 
 
@@ -161,7 +161,7 @@ class Plan:
 
     thresholds: Mapping[str, tuple[float, ...]]
     max_exit: str | None = None
-    chain: Topology | None = None
+    topology: Topology | None = None
     promise: Promise | None = None
     origin: Origin | None = None
     price: Price | None = None
@@ -170,12 +170,12 @@ class Plan:
     def __post_init__(self) -> None:
         clean = {gate: _float32(gate, values) for gate, values in self.thresholds.items()}
         object.__setattr__(self, "thresholds", clean)
-        if self.chain is not None:
+        if self.topology is not None:
             for gate in clean:
-                if gate not in self.chain.gates:
-                    raise unknown(gate, self.chain.gates, "gate of this network")
+                if gate not in self.topology.gates:
+                    raise unknown(gate, self.topology.gates, "gate of this network")
             if self.max_exit is not None:
-                self.chain.place(self.max_exit)
+                self.topology.exit_index(self.max_exit)
         if self.promise is not None and self.promise.covers != self.covers(clean, self.max_exit, self.origin):
             object.__setattr__(self, "promise", None)
             object.__setattr__(self, "price", None)
@@ -197,10 +197,10 @@ class Plan:
         return Plan(thresholds=tuples, max_exit=max_exit)
 
     @staticmethod
-    def never_leave(chain: Topology) -> Plan:
+    def never_leave(topology: Topology) -> Plan:
         """The plan in which every sample takes the last successor everywhere, and is answered by the last exit."""
-        closed = {gate: (math.inf,) * chain.routes(gate) for gate in chain.gates}
-        return Plan(thresholds=closed, chain=chain)
+        closed = {gate: (math.inf,) * topology.routes(gate) for gate in topology.gates}
+        return Plan(thresholds=closed, topology=topology)
 
     def changed(self, **fields: Any) -> Plan:
         """A copy with other thresholds or another `max_exit`, without promise and price."""
@@ -232,7 +232,7 @@ class Plan:
         """Whether a gate chooses among ways, and not only whether rows leave."""
         if len(self.thresholds[gate]) > 1:
             return True
-        return self.chain is not None and self.chain.node(gate).successors[0] != LEAVE
+        return self.topology is not None and self.topology.node(gate).successors[0] != LEAVE
 
     def _ways(self) -> list[str]:
         """A clause for every gate that chooses among ways."""
@@ -241,8 +241,8 @@ class Plan:
             if min(values) == math.inf or not self._forks(gate):
                 continue
             names: Sequence[str] = [f"way {number}" for number in range(len(values) + 1)]
-            if self.chain is not None:
-                names = self.chain.node(gate).successors
+            if self.topology is not None:
+                names = self.topology.node(gate).successors
             open_ways = [f"{name} from {t:g}" for name, t in zip(names, values, strict=False) if t < math.inf]
             clauses.append(f"at {gate} take {', '.join(open_ways)}, else {names[-1]}")
         return clauses
@@ -303,7 +303,7 @@ class Plan:
             "promise": _promise_body(self.promise),
             "price": asdict(self.price) if self.price else None,
             "origin": asdict(self.origin) if self.origin else None,
-            "chain": self.chain.to_json() if self.chain else None,
+            "chain": self.topology.to_json() if self.topology else None,
             "rows": self.rows.to_json() if self.rows else None,
         }
 
@@ -315,7 +315,7 @@ def _plan_from(body: Mapping[str, Any]) -> Plan:
         promise=_promise_from(body["promise"]),
         price=_typed(Price(**body["price"])) if body["price"] is not None else None,
         origin=Origin.from_json(body["origin"]) if body["origin"] is not None else None,
-        chain=Topology.from_json(body["chain"]) if body["chain"] is not None else None,
+        topology=Topology.from_json(body["chain"]) if body["chain"] is not None else None,
         rows=SeenRows.from_json(body["rows"]) if body["rows"] is not None else None,
     )
 

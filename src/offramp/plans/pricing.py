@@ -31,7 +31,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 class Prices:
     """The parts of a network with their prices; the parts that are not named cost nothing."""
 
-    chain: Topology
+    topology: Topology
     parts: Mapping[str, Array]
 
     @property
@@ -43,8 +43,8 @@ class Prices:
         """
         unknown = list[str]()
         totals = dict[str, float]()
-        continued = {name for node in self.chain.nodes for name in node.after}
-        for node in self.chain.nodes:
+        continued = {name for node in self.topology.nodes for name in node.after}
+        for node in self.topology.nodes:
             segment = self.parts.get(f"segment/{node.name}")
             macs = 0.0 if segment is None else float(np.mean(segment[..., 0]))
             totals[node.name] = macs + max((totals[name] for name in node.after), default=0.0)
@@ -122,11 +122,11 @@ class Prices:
         Milliseconds share a call's fixed part among `batch` rows, as if all of them arrived. Of chains alone.
         """
         check_unit(unit, batch)
-        self.chain.require_chain("the search for thresholds")
-        last = self.chain.place(max_exit or self.chain.exits[-1])
-        names = self.chain.exits[: last + 1]
-        opened = {gate: (0.0,) for gate in open_gates if gate in self.chain.gates}
-        stages = {stage.name: stage for stage in compiled(self.chain, opened, max_exit)}
+        self.topology.require_chain("the search for thresholds")
+        last = self.topology.exit_index(max_exit or self.topology.exits[-1])
+        names = self.topology.exits[: last + 1]
+        opened = {gate: (0.0,) for gate in open_gates if gate in self.topology.gates}
+        stages = {stage.name: stage for stage in compiled(self.topology, opened, max_exit)}
         each = [self._stage(stages[name], unit, batch) if name in stages else np.zeros(()) for name in names]
         each[0] = each[0] + self._rate(RUNNER, unit, batch)
         return np.cumsum(np.stack(np.broadcast_arrays(*each), axis=-1), axis=-1)
@@ -183,19 +183,19 @@ class Prices:
         In milliseconds the last model costs what its engine's bare call took, where that was recorded.
         """
         check_unit(unit, batch)
-        if unit == "ms" and reference == self.chain.exits[-1] and PLAIN in self.parts:
+        if unit == "ms" and reference == self.topology.exits[-1] and PLAIN in self.parts:
             return float(self._rate(PLAIN, unit, batch))
-        node = self.chain.node(self.chain.exits[self.chain.place(reference)])
+        node = self.topology.node(self.topology.exits[self.topology.exit_index(reference)])
         path = [reference]
         while node.after:
-            node = self.chain.node(node.after[-1])
+            node = self.topology.node(node.after[-1])
             path.append(node.name)
         return self.along(path, unit=unit, batch=batch)
 
     def along(self, path: Sequence[str], *, unit: str, batch: int) -> float:
         """Cost per row of the segments of some nodes, and of the exit at the last of them; no gate."""
         check_unit(unit, batch)
-        answers = max(path, key=self.chain.names.index)
+        answers = max(path, key=self.topology.names.index)
         parts = [f"exit/{answers}", *(f"segment/{name}" for name in path)]
         return float(sum(np.mean(self._rate(part, unit, batch)) for part in parts))
 

@@ -50,11 +50,11 @@ class RecordedRows:
 
     def arrays(self) -> dict[str, np.ndarray[Any, np.dtype[Any]]]:
         """The rows by the names of inputs; empty where they were not kept."""
-        found = {}
+        arrays = {}
         for name, kind, shape, text in self.values or ():
             raw = base64.b64decode(text, validate=True)
-            found[name] = np.frombuffer(raw, np.dtype(kind).newbyteorder("<")).reshape(shape).astype(kind)
-        return found
+            arrays[name] = np.frombuffer(raw, np.dtype(kind).newbyteorder("<")).reshape(shape).astype(kind)
+        return arrays
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> RecordedRows:
@@ -353,14 +353,15 @@ def union(some: Iterable[SeenRows | None]) -> SeenRows | None:
     return None if known is None else known.once()
 
 
-def refuse_learned(columns: Mapping[str, np.ndarray[Any, np.dtype[Any]]], what: str) -> None:
-    """Raise OverlappingRows where rows of a trace (its columns) also taught the network."""
-    learned = columns.get("learned")
-    if learned is not None and learned.any():
+def refuse_training_rows(columns: Mapping[str, np.ndarray[Any, np.dtype[Any]]], what: str) -> None:
+    """Raise OverlappingRows where rows of a trace (its columns) also trained the network."""
+    training_rows = columns.get("learned")
+    if training_rows is not None and training_rows.any():
         raise OverlappingRows(
-            f"{int(learned.sum()):,} of the {learned.size:,} {what} rows ({named(columns['row'][learned])}) also "
-            "taught an exit of this network; give rows that it has never seen, or leave these out with drop_seen=True",
-            rows=columns["row"][learned],
+            f"{int(training_rows.sum()):,} of the {training_rows.size:,} {what} rows "
+            f"({named(columns['row'][training_rows])}) also "
+            "trained an exit of this network; give rows that it has never seen, or leave these out with drop_seen=True",
+            rows=columns["row"][training_rows],
         )
 
 

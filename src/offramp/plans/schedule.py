@@ -250,7 +250,7 @@ def compiled(
                 f"gate {name!r} has {len(values)} thresholds, expected {topology.routes(name)}, one per score"
             )
     if max_exit is not None:
-        topology.place(max_exit)
+        topology.exit_index(max_exit)
     ways = _ways(topology, thresholds, max_exit)
     exits, segments = _needed(topology, ways)
     stages = list[Stage]()

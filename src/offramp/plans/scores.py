@@ -40,7 +40,7 @@ class ScoreRange:
         if not isinstance(saturates, (tuple, list)):
             raise InvalidArgument(f"saturates must be a tuple of numbers, got {saturates!r}")
         values = {"low": self.low, "high": self.high}
-        values |= {f"saturates[{place}]": value for place, value in enumerate(saturates)}
+        values |= {f"saturates[{index}]": value for index, value in enumerate(saturates)}
         for name, value in values.items():
             if not isinstance(value, Real) or isinstance(value, bool):
                 raise InvalidArgument(f"{name} must be a number, got {value!r}")

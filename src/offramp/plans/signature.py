@@ -138,8 +138,8 @@ class Input:
             lows, highs = self._range(kind)
             spans = [min(high - low + 1, 2**32) for low, high in zip(lows, highs, strict=True)]
             drawn = (raw >> np.uint64(32)) % self._spread(np.array(spans, np.uint64))
-            found: Array = drawn.astype(kind) + self._spread(np.array(lows, kind))
-            return found
+            rows: Array = drawn.astype(kind) + self._spread(np.array(lows, kind))
+            return rows
         even = (raw >> np.uint64(40)) / 2.0**24  # [0, 1)
         if self.lows is None or self.highs is None:
             return (even * 4 - 2).astype(kind)
@@ -207,4 +207,4 @@ def example(inputs: Sequence[Input], count: int, seed: int = 0) -> Any:
     """Seeded rows as a network takes them: an array for x alone, else a mapping from the names behind `x/`."""
     if [given.name for given in inputs] == [INPUT]:
         return inputs[0].rows(count, seed)
-    return {given.name.removeprefix(INPUT + "/"): given.rows(count, seed + place) for place, given in enumerate(inputs)}
+    return {given.name.removeprefix(INPUT + "/"): given.rows(count, seed + index) for index, given in enumerate(inputs)}

@@ -111,15 +111,15 @@ class Topology:
             raise BadNetwork(f"a node is called {LEAVE!r}, which means that rows are answered; name it otherwise")
         index = self._index
         arrivals = {names[0]}
-        for place, node in enumerate(self.nodes):
+        for number, node in enumerate(self.nodes):
             if not node.successors or len(set(node.successors)) != len(node.successors):
                 raise BadNetwork(f"node {node.name!r} must have successors that differ, got {node.successors}")
             for other in node.successors:
-                if other != LEAVE and index.get(other, -1) <= place:
+                if other != LEAVE and index.get(other, -1) <= number:
                     raise BadNetwork(f"the successors of node {node.name!r} must be later nodes, got {other!r}")
             for other in (*node.after, *node.reads, *node.exit_reads, *node.gate_reads):
                 of_segment = other in node.after or other in node.reads
-                if index.get(other, place) >= place and (of_segment or not is_input(other)):
+                if index.get(other, number) >= number and (of_segment or not is_input(other)):
                     raise BadNetwork(f"node {node.name!r} reads {other!r}, which is no earlier node of {names}")
             arrivals.update(node.successors)
         if missing := [name for name in names if name not in arrivals]:
@@ -210,7 +210,7 @@ class Topology:
             raise unknown(name, self.names, "node of this network")
         return self.nodes[self._index[name]]
 
-    def place(self, name: str) -> int:
+    def exit_index(self, name: str) -> int:
         """The index of an exit. Raises UnknownName with the nearest."""
         if name not in self.exits:
             raise unknown(name, self.exits, "exit of this network")

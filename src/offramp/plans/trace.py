@@ -6,7 +6,7 @@
     score/<gate>    [N]    float32      with K > 2 successors: score/<gate>@<route>, K-1 columns
     label, row      [N]    int64        label may be missing; row is the number in the data's source
     digest          [N]    uint64       of a row's content, so that overlap is noticed
-    learned         [N]    bool         whether `fit` taught the network with this row; absent where nothing was fitted
+    learned         [N]    bool         whether `fit` trained the network with this row; absent where nothing was fitted
     cost/<part>     [3] or [N, 3]       MACs per row, milliseconds per call a, milliseconds per row b (a + b n)
 
 In a network with forks an answer depends on the path of a row: every path is recorded, at most sixteen to a node. An
@@ -72,7 +72,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Header:
-    """What the columns are about. `taught` is False while an exit was never taught.
+    """What the columns are about. `trained` is False while an exit was never trained.
 
     digest_form: see SeenRows. scores: what each gate declares of its scores; of a gate that is not named nothing is
     known. noise: how far the same call's milliseconds lay apart while they were measured (0.1: by 10 %); None where
@@ -80,14 +80,14 @@ class Header:
     every path was recorded.
     """
 
-    chain: Topology
+    topology: Topology
     reference: str
     classes: int
     data: str
     data_fingerprint: str
     origin: Origin
     class_names: tuple[str, ...] | None = None
-    taught: bool = True
+    trained: bool = True
     digest_form: int = FORM
     scores: Mapping[str, ScoreRange] = field(default_factory=dict)
     noise: float | None = None
@@ -152,9 +152,9 @@ class Trace:
     header: Header
 
     def __post_init__(self) -> None:
-        needed = ["row", "digest", *(f"answer/{label}" for label in self.chain.exit_labels)]
-        for label in self.chain.gate_labels:
-            needed += self.chain.score_columns(label)
+        needed = ["row", "digest", *(f"answer/{label}" for label in self.topology.exit_labels)]
+        for label in self.topology.gate_labels:
+            needed += self.topology.score_columns(label)
         missing = [name for name in needed if name not in self.columns]
         if missing:
             raise BadData(f"the trace has no column {', '.join(missing)}; record again")
@@ -172,7 +172,7 @@ class Trace:
 
     def __str__(self) -> str:
         kind = "labelled" if self.labels is not None else "unlabelled"
-        return f"Trace of {len(self):,} {kind} rows of {self.header.data}, exits {', '.join(self.chain.exits)}"
+        return f"Trace of {len(self):,} {kind} rows of {self.header.data}, exits {', '.join(self.topology.exits)}"
 
     def __getitem__(self, rows: slice | Array) -> Trace:
         def of(name: str, column: Array) -> Array:
@@ -186,9 +186,9 @@ class Trace:
         return Trace(columns, replace(self.header, data=self.header.data + which, data_fingerprint=mark))
 
     @property
-    def chain(self) -> Topology:
+    def topology(self) -> Topology:
         """The nodes, and which follow each other."""
-        return self.header.chain
+        return self.header.topology
 
     @property
     def labels(self) -> Array | None:
@@ -198,10 +198,12 @@ class Trace:
     @property
     def scores(self) -> Array:
         """Scores [N, E-1] float32 of a chain, shallow to deep. Raises BadNetwork for a network with forks."""
-        self.chain.require_chain("a table of all scores")
+        self.topology.require_chain("a table of all scores")
         empty = np.empty((len(self), 0), np.float32)
         return (
-            np.column_stack([self.columns[f"score/{gate}"] for gate in self.chain.gates]) if self.chain.gates else empty
+            np.column_stack([self.columns[f"score/{gate}"] for gate in self.topology.gates])
+            if self.topology.gates
+            else empty
         )
 
     @property
@@ -213,15 +215,15 @@ class Trace:
         if self.header.settings:
             count = len(self.header.settings)
             return np.column_stack([self.columns[f"setting/answer#{number}"] for number in range(count)])
-        return np.column_stack([self.columns[f"answer/{label}"] for label in self.chain.exit_labels])
+        return np.column_stack([self.columns[f"answer/{label}"] for label in self.topology.exit_labels])
 
     @property
     def outputs(self) -> Array:
         """Logits [N, E, C] float32, as `answers`. Raises BadData when the trace was recorded with keep='answers'."""
-        missing = [label for label in self.chain.exit_labels if f"logits/{label}" not in self.columns]
+        missing = [label for label in self.topology.exit_labels if f"logits/{label}" not in self.columns]
         if missing:
             raise BadData(f"the trace has no logits of {missing}; record with keep='logits'")
-        return np.stack([self.columns[f"logits/{label}"] for label in self.chain.exit_labels], axis=1)
+        return np.stack([self.columns[f"logits/{label}"] for label in self.topology.exit_labels], axis=1)
 
     @property
     def seen(self) -> SeenRows:
@@ -252,10 +254,10 @@ class Trace:
         digests = np.array([int(text, 16) for text in known.digests], np.uint64)
         shared, here, there = np.intersect1d(self.columns["digest"], digests, return_indices=True)
         columns: dict[str, Any] = {}
-        for label, value in zip(self.chain.exit_labels, known.logits, strict=True):
+        for label, value in zip(self.topology.exit_labels, known.logits, strict=True):
             columns[f"logits/{label}"] = value
-        for label, scores in zip(self.chain.gate_labels, known.scores, strict=True):
-            names = self.chain.score_columns(label)
+        for label, scores in zip(self.topology.gate_labels, known.scores, strict=True):
+            names = self.topology.score_columns(label)
             several = np.asarray(scores, np.float32).reshape(-1, len(names))
             columns |= dict(zip(names, several.T, strict=True))
         flipped = np.zeros(len(shared), bool)
@@ -279,7 +281,7 @@ class Trace:
     def replay(self, plan: Plan) -> Replay:
         """What `run` does on these rows under the plan (equal outside the float band)."""
         self.check(plan)
-        topology = self.chain
+        topology = self.topology
         schedule = plan.schedule(topology)
         if self.header.settings:
             return self._replayed_setting(plan, schedule)
@@ -287,22 +289,22 @@ class Trace:
         outputs = np.zeros(len(self), np.int64)
         why = np.zeros(len(self), np.int64)
         ran = np.zeros((len(self), len(schedule)), bool)
-        place = {label: number for number, label in enumerate(topology.exit_labels)}
+        position = {label: number for number, label in enumerate(topology.exit_labels)}
         for visit in self.visits(schedule):
             stage = visit.stage
             ran[visit.rows, visit.number] = True
             for index, edge in enumerate(stage.edges):
                 if edge.to == LEAVE:
                     gone = visit.rows[visit.chosen == index]
-                    exits[gone] = topology.place(stage.name)
-                    outputs[gone] = place[visit.label]
+                    exits[gone] = topology.exit_index(stage.name)
+                    outputs[gone] = position[visit.label]
                     why[gone] = WHY.index(stage.why)
         answers = self.answers[np.arange(len(self)), outputs]
         return Replay(exits, answers, why, ran, outputs, schedule)
 
     def setting_of(self, plan: Plan) -> int:
         """The setting of the dial that a plan is. Raises InvalidArgument for a plan that was not recorded."""
-        values = {np.float32(value) for gate in self.chain.gates for value in plan.thresholds.get(gate, (np.inf,))}
+        values = {np.float32(value) for gate in self.topology.gates for value in plan.thresholds.get(gate, (np.inf,))}
         known = [np.float32(value) for value in self.header.settings]
         if len(values) == 1 and plan.max_exit is None:
             (value,) = values
@@ -328,7 +330,7 @@ class Trace:
 
     def visits(self, schedule: Schedule) -> Iterator[Visit]:
         """The rows of the trace on their way through a schedule: each stage in turn, once for every path to it."""
-        topology = self.chain
+        topology = self.topology
         waiting: dict[str, list[tuple[Passed, Array]]] = {stage.name: [] for stage in schedule}
         first = schedule.stages[0].name
         waiting[first].append(((*schedule.skipped, first), np.arange(len(self))))
@@ -350,7 +352,7 @@ class Trace:
         parts = {
             name.removeprefix("cost/"): column for name, column in self.columns.items() if name.startswith("cost/")
         }
-        return Prices(self.chain, parts)
+        return Prices(self.topology, parts)
 
     def unit(self, asked: str | None) -> str:
         """The unit in which plans are priced, as `Prices.unit`; warns where its timings were noisy."""
@@ -366,17 +368,17 @@ class Trace:
 
     def reference(self, reference: str) -> str:
         """The exit that `reference` names: last, backbone (the plain last model), or an exit. Raises UnknownName."""
-        last = self.chain.exits[-1]
+        last = self.topology.exits[-1]
         if reference in ("last", "backbone"):
             return BACKBONE if reference == "backbone" and f"answer/{BACKBONE}" in self.columns else last
-        return self.chain.exits[self.chain.place(reference)]
+        return self.topology.exits[self.topology.exit_index(reference)]
 
     def reference_label(self, reference: str) -> str:
         """Under which name the answers of the reference stand among the columns: of its dearest path."""
         name = self.reference(reference)
-        if name == BACKBONE or self.chain.is_chain:
+        if name == BACKBONE or self.topology.is_chain:
             return name
-        return self.chain.label(self.chain.reference_path(name))
+        return self.topology.label(self.topology.reference_path(name))
 
     def answers_at(self, name: str) -> Array:
         """Answers [N] of an exit, or of the plain last model; with several paths to it those of the dearest."""
@@ -394,8 +396,8 @@ class Trace:
         name, answers = self.reference(reference), self.answers
         outputs = self.outputs if risk.reads == "outputs" else None
         if name != BACKBONE:
-            place = self.chain.exit_labels.index(self.reference_label(reference))
-            return losses_of(risk, answers, self.labels, place, outputs=outputs)
+            index = self.topology.exit_labels.index(self.reference_label(reference))
+            return losses_of(risk, answers, self.labels, index, outputs=outputs)
         answers = np.column_stack([answers, self.columns[f"answer/{BACKBONE}"]])
         if outputs is not None:
             outputs = np.concatenate([outputs, self.columns[f"logits/{BACKBONE}"][:, None]], axis=1)
@@ -403,7 +405,7 @@ class Trace:
 
     def _losses_of_settings(self, risk: Risk, reference: str) -> Array:
         """`losses` [N, S] of every setting of the dial; the reference is the one that closes all gates."""
-        if risk.reads == "outputs" or self.reference(reference) != self.chain.exits[-1]:
+        if risk.reads == "outputs" or self.reference(reference) != self.topology.exits[-1]:
             raise InvalidArgument(
                 "at settings of one dial only answers are recorded, and the last exit is the reference; use a risk of "
                 "answers against 'last'"
@@ -458,10 +460,10 @@ class Trace:
             losses[counted], low=asked.low, high=asked.high, confidence=confidence, binary=asked.binary
         )
         value = float(losses.mean())
-        shares = np.bincount(done.exit, minlength=len(self.chain.exits)) / max(len(self), 1)
+        shares = np.bincount(done.exit, minlength=len(self.topology.exits)) / max(len(self), 1)
         return Evaluation(
             rows=len(self),
-            exits=self.chain.exits,
+            exits=self.topology.exits,
             shares=tuple(map(float, shares)),
             risk=Measured(asked.name, self.reference(name), value, min(low, value), max(high, value), confidence),
             prices=tuple(self.price(plan, unit, batch, name) for unit, batch in self._units(batches)),
@@ -479,7 +481,7 @@ class Trace:
         prices = self.prices
         unit = prices.unit(unit)
         batch = require_count("batch", batch)
-        plain = self.chain.exits[-1] if self.reference(reference) == BACKBONE else self.reference(reference)
+        plain = self.topology.exits[-1] if self.reference(reference) == BACKBONE else self.reference(reference)
         done = self.replay(plan)
         return Price(
             unit=unit,
@@ -531,7 +533,7 @@ class Trace:
             return {}
         right = done.answer == self.labels
         plain = self.columns[f"answer/{self.reference_label(reference)}"] == self.labels
-        leaving = [right[done.exit == place] for place in range(len(self.chain.exits))]
+        leaving = [right[done.exit == index] for index in range(len(self.topology.exits))]
         return {
             "accuracy": float(right.mean()),
             "plain_accuracy": float(plain.mean()),
@@ -541,7 +543,7 @@ class Trace:
 
     def _scores_at(self, stage: Stage, label: str, rows: Array) -> Array:
         """Scores [n, routes] of some rows at a stage that decides."""
-        names = self.chain.score_columns(label)
+        names = self.topology.score_columns(label)
         return np.column_stack([self.columns[names[route]][rows] for route in stage.routes])
 
     @staticmethod
@@ -632,10 +634,10 @@ class Trace:
             score = _column("scores", given[name], count, np.float32)
             columns[f"score/{name}"] = np.where(np.isfinite(values[name]).all(1), score, np.float32(np.nan))
         before = {name: (earlier,) for earlier, name in pairwise(names)} if shared else {}
-        chain = Topology.chain([Node(name, after=before.get(name, ())) for name in names])
+        topology = Topology.chain([Node(name, after=before.get(name, ())) for name in names])
         told = json.dumps([network, names, shared, gate if scores is None else "scores"])
         header = Header(
-            chain=chain,
+            topology=topology,
             reference=names[-1],
             classes=classes,
             data=data,
@@ -653,7 +655,9 @@ class Trace:
     def save(self, path: str | Path) -> None:
         """Write `trace.npz`, atomically, without pickles."""
         body = asdict(self.header)
-        body["chain"] = self.chain.to_json()
+        del body["topology"]  # fields of the file keep the names that the first edition gave them
+        body["chain"] = self.topology.to_json()
+        body["taught"] = body.pop("trained")
         body["scores"] = {gate: scores.to_json() for gate, scores in self.header.scores.items()}
         body["settings"] = list(self.header.settings[1:])  # the first is +inf, which JSON has not
         body["columns"] = _digest(self.columns)
@@ -669,9 +673,12 @@ class Trace:
                 raise BadFile(f"{path} was edited or damaged after it was written; record again")
             names = body["class_names"]
             declared = body.get("scores", {})  # absent in traces of the first edition
+            topology = Topology.from_json(body.pop("chain"))
+            trained = body.pop("taught", True)
             header = {
                 **body,
-                "chain": Topology.from_json(body["chain"]),
+                "topology": topology,
+                "trained": trained,
                 "origin": Origin.from_json(body["origin"]),
                 "class_names": None if names is None else tuple(names),
                 "digest_form": form_of(body.get("digest_form", 1), str(path)),
@@ -695,7 +702,7 @@ def _settings_from(values: Sequence[float]) -> tuple[float, ...]:
 def _require_header(header: Header) -> None:
     """Raise TypeError for a header from a file in which a field is of another type."""
     texts = (header.reference, header.data, header.data_fingerprint, *(header.class_names or ()))
-    if not all(isinstance(text, str) for text in texts) or not isinstance(header.taught, bool):
+    if not all(isinstance(text, str) for text in texts) or not isinstance(header.trained, bool):
         raise TypeError("a field of the header is of another type")
     if not isinstance(header.classes, int) or isinstance(header.classes, bool) or header.classes < 1:
         raise TypeError(f"classes is {header.classes!r}")

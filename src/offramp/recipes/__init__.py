@@ -1,1 +1,1 @@
-"""The shelf of recipes: how exits are taught."""
+"""The shelf of recipes: how exits are trained."""

@@ -2,7 +2,7 @@
 
 Shapes: N rows, F features, C classes; weights W [C, F + 1] with the bias in the last column. Minimised is
 
-    P(W) = mean_i L(W x_i, y_i) + regulariser / 2 * |W|^2
+    P(W) = mean_i L(W x_i, y_i) + regularizer / 2 * |W|^2
 
 on features standardised over the rows given, x = ((features - mean) / deviation, 1). The bias is regularised with the
 rest. The objective of the decision gates (arXiv 1811.01476) is lost with their formulas: standardising, the norm of the
@@ -12,10 +12,10 @@ How: the loss with rounded kinks is minimised by L-BFGS (Liu and Nocedal, 1989) 
 moments, and the rounding shrinks as the gap does. The scores are linear in W, so a step's length is searched without
 the features: an iteration reads them twice. What proves the result: each u_i in U is a plane below the loss of row i,
 
-    P(W) >= D(u) = -mean_i conjugate(u_i) - |mean_i u_i x_i|^2 / (2 regulariser)   for all W and u.
+    P(W) >= D(u) = -mean_i conjugate(u_i) - |mean_i u_i x_i|^2 / (2 regularizer)   for all W and u.
 
 D is concave, so a mean of all u so far, mixed as each one comes, bounds better than the last one (Frank and Wolfe,
-1956): 120 iterations instead of 180 for crammer_singer after layer2 of CIFAR-10's ResNet-56, at regulariser 1e-3.
+1956): 120 iterations instead of 180 for crammer_singer after layer2 of CIFAR-10's ResNet-56, at regularizer 1e-3.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from torch import Tensor
 from offramp.errors import BadData, InvalidArgument
 from offramp.recipes._curvature import Curvature, dot
 from offramp.recipes._losses import LOSSES, Loss
-from offramp.recipes._standard import Standardised
+from offramp.recipes._standard import Standardized
 
 WIDTH = 0.1  # over which kinks are rounded at first; the hinge losses' margins are 1 wide
 SAFETY = 0.9  # the float32 gap aimed at, relative to the one asked for; float64 has the last word
-ROUGH = 2e-2  # the gap that is enough to compare regularisers
-REGULARISERS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
+ROUGH = 2e-2  # the gap that is enough to compare regularizers
+REGULARIZERS = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5)
 
 
 @dataclass(frozen=True)
@@ -56,23 +56,23 @@ class Solved:
 
 @dataclass(frozen=True)
 class Tried:
-    """One regulariser of a path: accuracy on the development rows of weights solved to `gap`."""
+    """One regularizer of a path: accuracy on the development rows of weights solved to `gap`."""
 
-    regulariser: float
+    regularizer: float
     accuracy: float
     gap: float
     iterations: int
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What is minimised: rows, labels, classes, loss and regulariser."""
+class ConvexProblem:
+    """What is minimised: rows, labels, classes, loss and regularizer."""
 
-    rows: Standardised
+    rows: Standardized
     y: Tensor
     classes: int
     loss: Loss
-    regulariser: float
+    regularizer: float
 
 
 def solve(
@@ -81,7 +81,7 @@ def solve(
     classes: int,
     *,
     loss: str,
-    regulariser: float,
+    regularizer: float,
     gap: float = 1e-3,
     start: Solved | None = None,
     limit: int = 1000,
@@ -90,8 +90,8 @@ def solve(
 
     After `limit` iterations it returns what was reached: look at its `gap`. `start` saves time, no more.
     """
-    rows = _checked(features, y, classes, loss, (regulariser,))
-    return _descend(Problem(rows, y.long(), classes, LOSSES[loss], regulariser), gap, start, limit)
+    rows = _checked(features, y, classes, loss, (regularizer,))
+    return _descend(ConvexProblem(rows, y.long(), classes, LOSSES[loss], regularizer), gap, start, limit)
 
 
 def choose(
@@ -101,34 +101,34 @@ def choose(
     *,
     loss: str,
     dev: tuple[Tensor, Tensor],
-    regularisers: Sequence[float] = REGULARISERS,
+    regularizers: Sequence[float] = REGULARIZERS,
     gap: float = 1e-3,
     rough: float = ROUGH,
     limit: int = 1000,
 ) -> tuple[Solved, list[Tried]]:
-    """`solve` with the regulariser that does best on development rows (features, labels), and all that was tried.
+    """`solve` with the regularizer that does best on development rows (features, labels), and all that was tried.
 
     From strong to weak, each starting where the last one ended, solved to the gap `rough`; equal accuracy keeps the
     stronger. Two in a row that bring nothing end the path: the weaker, the slower.
     """
-    if not regularisers:
-        raise InvalidArgument("no regularisers to choose from; expected at least one number above 0")
-    rows = _checked(features, y, classes, loss, regularisers)
+    if not regularizers:
+        raise InvalidArgument("no regularizers to choose from; expected at least one number above 0")
+    rows = _checked(features, y, classes, loss, regularizers)
     best: tuple[Tried, Solved] | None = None
     tried: list[Tried] = []
     solved: Solved | None = None
     since = 0
-    for regulariser in sorted(regularisers, reverse=True):
-        problem = Problem(rows, y.long(), classes, LOSSES[loss], regulariser)
+    for regularizer in sorted(regularizers, reverse=True):
+        problem = ConvexProblem(rows, y.long(), classes, LOSSES[loss], regularizer)
         solved = _descend(problem, max(gap, rough), solved, limit)
-        tried.append(Tried(regulariser, _accuracy(solved, *dev), solved.gap, solved.iterations))
+        tried.append(Tried(regularizer, _accuracy(solved, *dev), solved.gap, solved.iterations))
         since += 1
         if best is None or tried[-1].accuracy > best[0].accuracy:
             best, since = (tried[-1], solved), 0
         if since == 2:
             break
     assert best is not None
-    problem = Problem(rows, y.long(), classes, LOSSES[loss], best[0].regulariser)
+    problem = ConvexProblem(rows, y.long(), classes, LOSSES[loss], best[0].regularizer)
     return _descend(problem, gap, best[1], limit), tried
 
 
@@ -137,12 +137,12 @@ def _accuracy(solved: Solved, features: Tensor, y: Tensor) -> float:
     return float((scores.argmax(1) == y).double().mean())
 
 
-def _checked(features: Tensor, y: Tensor, classes: int, loss: str, regularisers: Sequence[float]) -> Standardised:
+def _checked(features: Tensor, y: Tensor, classes: int, loss: str, regularizers: Sequence[float]) -> Standardized:
     if loss not in LOSSES:
         raise InvalidArgument(f"loss is {loss!r}, expected one of {', '.join(LOSSES)}")
-    if not all(0 < each < float("inf") for each in regularisers):
+    if not all(0 < each < float("inf") for each in regularizers):
         raise InvalidArgument(
-            f"regulariser is {regularisers}, expected numbers above 0: without one there is no best answer"
+            f"regularizer is {regularizers}, expected numbers above 0: without one there is no best answer"
         )
     if features.dim() != 2 or len(features) == 0 or y.shape != features.shape[:1]:
         raise BadData(
@@ -154,16 +154,16 @@ def _checked(features: Tensor, y: Tensor, classes: int, loss: str, regularisers:
             f"labels are {y.dtype} from {y.min().item()} to {y.max().item()} for {classes} classes; expected integers "
             "from 0 to classes - 1, and two classes or more"
         )
-    return Standardised(features)
+    return Standardized(features)
 
 
-def _descend(problem: Problem, gap: float, start: Solved | None, limit: int) -> Solved:
+def _descend(problem: ConvexProblem, gap: float, start: Solved | None, limit: int) -> Solved:
     """Step by step until the gap is proven or the limit reached."""
-    rows, y, loss, strength = problem.rows, problem.y, problem.loss, problem.regulariser
+    rows, y, loss, strength = problem.rows, problem.y, problem.loss, problem.regularizer
     weight = rows.mean.new_zeros(problem.classes, len(rows.mean) + 1).to(rows.dtype)
     if start is not None:
         weight = rows.unfolded(start.weight, start.bias)
-    bound, memory = Bound(strength), Curvature(rows.second, strength)
+    bound, memory = DualBound(strength), Curvature(rows.second, strength)
     width, aim, least = WIDTH * loss.kinked, SAFETY * gap, torch.finfo(rows.dtype).eps ** 0.5
     s = rows.scores(weight)
     u = loss.dual(s, y, width)
@@ -187,7 +187,7 @@ def _descend(problem: Problem, gap: float, start: Solved | None, limit: int) -> 
             pull = rows.gradient(u)
         direction = memory.direction(weight, pull + strength * weight)
         along = rows.scores(direction)
-        line = _Line(problem, s, along, dot(weight, direction), dot(direction, direction))
+        line = _SearchLine(problem, s, along, dot(weight, direction), dot(direction, direction))
         length, u = line.search(width)
         weight, s = weight + length * direction, s + length * along
         pull = rows.gradient(u)
@@ -195,21 +195,21 @@ def _descend(problem: Problem, gap: float, start: Solved | None, limit: int) -> 
 
 
 @final
-class Bound:
+class DualBound:
     """The best bound found by mixing each u into the mean of those before, with the share that lifts it most.
 
     Only the plane's height and its gradient are needed for that; between two u the conjugate is at most linear (for
     the hinge losses just linear), so the true bound is nowhere lower.
     """
 
-    def __init__(self, regulariser: float) -> None:
-        self.regulariser = regulariser
+    def __init__(self, regularizer: float) -> None:
+        self.regularizer = regularizer
         self.u, self.height, self.pull = torch.zeros(()), -float("inf"), torch.zeros(())
 
     @property
     def value(self) -> float:
         """D of the mean."""
-        return self.height - dot(self.pull, self.pull) / (2 * self.regulariser)
+        return self.height - dot(self.pull, self.pull) / (2 * self.regularizer)
 
     def add(self, u: Tensor, height: float, pull: Tensor) -> None:
         """Mix in u [N, C] with -mean conjugate(u) and the mean of u x [C, F + 1]."""
@@ -218,7 +218,7 @@ class Bound:
             self.u, self.height, self.pull = u.clone(), height, pull
             return
         turn = pull - self.pull
-        rise = self.regulariser * (height - self.height) - dot(self.pull, turn)
+        rise = self.regularizer * (height - self.height) - dot(self.pull, turn)
         share = min(1.0, max(0.0, rise / max(dot(turn, turn), 1e-300)))
         self.u.lerp_(u, share)
         self.height += share * (height - self.height)
@@ -226,10 +226,10 @@ class Bound:
 
 
 @dataclass(frozen=True)
-class _Line:
+class _SearchLine:
     """The objective along a direction: scores s + t * along, |weight + t * direction|^2 from two products."""
 
-    problem: Problem
+    problem: ConvexProblem
     s: Tensor
     along: Tensor
     across: float
@@ -239,7 +239,7 @@ class _Line:
         """The derivative at t, and the u that gives it."""
         u = self.problem.loss.dual(self.s + t * self.along, self.problem.y, width)
         loss = dot(u, self.along) / len(u)
-        return loss + self.problem.regulariser * (self.across + t * self.square), u
+        return loss + self.problem.regularizer * (self.across + t * self.square), u
 
     def search(self, width: float) -> tuple[float, Tensor]:
         """A t near the minimum, first 1, and its u: convex along the line, so the slope alone brackets it."""
@@ -261,9 +261,9 @@ class _Line:
         return t, u
 
 
-def _proven(problem: Problem, weight: Tensor, u: Tensor, iterations: int) -> Solved:
+def _proven(problem: ConvexProblem, weight: Tensor, u: Tensor, iterations: int) -> Solved:
     """Both sides anew in float64, from the features given: nothing that float32 rounded enters the gap."""
-    loss, strength = problem.loss, problem.regulariser
+    loss, strength = problem.loss, problem.regularizer
     wide = weight.double()
     risk, height, pull = 0.0, 0.0, torch.zeros_like(wide)
     for part, block in problem.rows.blocks(torch.float64):

@@ -22,11 +22,11 @@ def dot(a: Tensor, b: Tensor) -> float:
 class Curvature:
     """L-BFGS: a direction from the gradient, the last steps, and the second moments of the features."""
 
-    def __init__(self, second: Tensor | None, regulariser: float) -> None:
+    def __init__(self, second: Tensor | None, regularizer: float) -> None:
         self.factor: Tensor | None = None
         if second is not None:
             # 1/4 is the most that a logistic loss curves, and near what the rounded hinges do on average
-            curved = second.double() / 4 + regulariser * torch.eye(len(second), dtype=torch.float64)
+            curved = second.double() / 4 + regularizer * torch.eye(len(second), dtype=torch.float64)
             self.factor = torch.linalg.cholesky(curved).to(second.dtype)
         self.steps: list[tuple[Tensor, Tensor, float]] = []
         self.weight = torch.zeros(())

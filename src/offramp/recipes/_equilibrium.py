@@ -25,9 +25,11 @@ from offramp.networks.taps import tensors_of
 
 
 def require_one_model(network: Network, what: str) -> None:
-    """Raise BadNetwork for a ladder: its rungs share nothing between their exits."""
-    if len(network.rungs) > 1:
-        raise BadNetwork(f"{what} is for exits inside one model, and this is a ladder of {len(network.rungs)}; use cut")
+    """Raise BadNetwork for a ladder: its members share nothing between their exits."""
+    if len(network.members) > 1:
+        raise BadNetwork(
+            f"{what} is for exits inside one model, and this is a ladder of {len(network.members)}; use cut"
+        )
 
 
 @contextlib.contextmanager
@@ -38,12 +40,12 @@ def equilibrium(network: Network, *, without: Collection[str] = ()) -> Iterator[
         network: one model that was cut.
         without: nodes whose exits do not count.
     """
-    rung, handles = network.rungs[0], []
-    cuts = [cut for cut in rung.cuts if rung.node(cut) not in without]
+    member, handles = network.members[0], []
+    cuts = [cut for cut in member.cuts if member.node(cut) not in without]
     try:
-        for place, cut in enumerate(cuts):
-            after = len(cuts) - place
-            tap, exit_ = network.model_of(rung).get_submodule(cut), network.exit_of(rung.node(cut))
+        for index, cut in enumerate(cuts):
+            after = len(cuts) - index
+            tap, exit_ = network.model_of(member).get_submodule(cut), network.exit_of(member.node(cut))
             # the tapped tensor gets the sum of both ways, the exit's copy of it its own alone
             handles.append(tap.register_forward_hook(_scaling_tap(after / (after + 1))))
             handles.append(exit_.register_forward_pre_hook(_scaling_exit(1 / after)))

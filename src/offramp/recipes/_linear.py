@@ -11,11 +11,11 @@ from torch import nn
 from offramp.errors import BadNetwork, GapNotReached, InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.nodes import Exit
-from offramp.networks.recipe import Phase, Whole, taught_exits
+from offramp.networks.recipe import FeatureTable, Phase, trainable_exits
 from offramp.plans.signature import is_input
-from offramp.recipes._convex import REGULARISERS, ROUGH, Tried, choose, solve
+from offramp.recipes._convex import REGULARIZERS, ROUGH, Tried, choose, solve
 
-__all__ = ["REGULARISERS", "phases_of", "require_linear", "require_numbers", "solve_exit"]
+__all__ = ["REGULARIZERS", "phases_of", "require_linear", "require_numbers", "solve_exit"]
 
 HELD = 10  # without development rows every tenth row chooses, where there are so many
 
@@ -29,77 +29,77 @@ def linear_of(exit_: Exit) -> nn.Linear | None:
 
 def require_linear(network: Network) -> None:
     """Raise BadNetwork unless every exit that has something to learn is linear on pooled features."""
-    for name in taught_exits(network):
+    for name in trainable_exits(network):
         reads_exits = not all(map(is_input, network.exit_of(name).reads))  # a mask went into the pooled features
         if linear_of(network.exit_of(name)) is None or reads_exits:
             raise BadNetwork(
                 f"exit {name!r} is no linear layer on pooled features, expected linear or linear_grid; cut with "
-                "exits='linear_grid', or teach it by joint with backbone=False"
+                "exits='linear_grid', or train it by joint with backbone=False"
             )
 
 
-def require_numbers(regulariser: object, gap: object) -> None:
-    """Raise InvalidArgument unless these are a regulariser, or several, and a gap, before anything is pooled."""
-    several = list(regulariser) if isinstance(regulariser, (list, tuple)) else [regulariser]
+def require_numbers(regularizer: object, gap: object) -> None:
+    """Raise InvalidArgument unless these are a regularizer, or several, and a gap, before anything is pooled."""
+    several = list(regularizer) if isinstance(regularizer, (list, tuple)) else [regularizer]
     if not several or not all(isinstance(each, (int, float)) and 0 < each < float("inf") for each in (*several, gap)):
         raise InvalidArgument(
-            f"regulariser is {regulariser!r} and gap {gap!r}, expected numbers above 0 (of several "
-            "regularisers the best is taken); give such"
+            f"regularizer is {regularizer!r} and gap {gap!r}, expected numbers above 0 (of several "
+            "regularizers the best is taken); give such"
         )
 
 
-def list_of(regulariser: float | Sequence[float]) -> list[float]:
-    """One regulariser or several as a list."""
-    return [float(each) for each in ([regulariser] if isinstance(regulariser, (int, float)) else regulariser)]
+def list_of(regularizer: float | Sequence[float]) -> list[float]:
+    """One regularizer or several as a list."""
+    return [float(each) for each in ([regularizer] if isinstance(regularizer, (int, float)) else regularizer)]
 
 
 def best_of(tried: Sequence[Tried]) -> float:
-    """The regulariser that did best; of equals the strongest, which came first."""
-    return max(tried, key=lambda one: one.accuracy).regulariser
+    """The regularizer that did best; of equals the strongest, which came first."""
+    return max(tried, key=lambda one: one.accuracy).regularizer
 
 
 def phases_of(network: Network) -> list[Phase]:
     """A phase per exit that learns, shallow to deep."""
-    names = taught_exits(network)
+    names = trainable_exits(network)
     return [Phase(name, tuple(network.exit_of(name).parameters()), reads="pooled", by="solve") for name in names]
 
 
 def solve_exit(
     name: str,
-    whole: Whole,
-    development: Whole | None,
+    table: FeatureTable,
+    development: FeatureTable | None,
     loss: str,
-    regulariser: float | Sequence[float],
+    regularizer: float | Sequence[float],
     gap: float,
 ) -> Mapping[str, float]:
-    """Solve for an exit's layer on all rows, with the regulariser that development rows like best, and set it.
+    """Solve for an exit's layer on all rows, with the regularizer that development rows like best, and set it.
 
-    Without such rows every tenth row chooses among what the other nine taught; then all rows teach.
+    Without such rows every tenth row chooses among what the other nine trained; then all rows train.
     """
-    layer, features, y = linear_of(whole.exits[name]), whole.features[name], whole.y
+    layer, features, y = linear_of(table.exits[name]), table.features[name], table.y
     assert layer is not None
-    options, classes = list_of(regulariser), layer.out_features
+    options, classes = list_of(regularizer), layer.out_features
     held = (features, y) if development is None else (development.features[name], development.y)
-    chooses = (torch.arange(len(y) // whole.copies) % HELD == HELD - 1).repeat(whole.copies)
+    chooses = (torch.arange(len(y) // table.copies) % HELD == HELD - 1).repeat(table.copies)
     if len(options) == 1:
-        found = solve(features, y, classes, loss=loss, regulariser=options[0], gap=gap)
+        found = solve(features, y, classes, loss=loss, regularizer=options[0], gap=gap)
     elif development is None and chooses.any():
         rest, held = (features[~chooses], y[~chooses]), (features[chooses], y[chooses])
-        rough, tried = choose(*rest, classes, loss=loss, dev=held, regularisers=options, gap=ROUGH)
+        rough, tried = choose(*rest, classes, loss=loss, dev=held, regularizers=options, gap=ROUGH)
         options = [best_of(tried)]
-        found = solve(features, y, classes, loss=loss, regulariser=options[0], gap=gap, start=rough)
+        found = solve(features, y, classes, loss=loss, regularizer=options[0], gap=gap, start=rough)
     else:
-        found, tried = choose(features, y, classes, loss=loss, dev=held, regularisers=options, gap=gap)
+        found, tried = choose(features, y, classes, loss=loss, dev=held, regularizers=options, gap=gap)
         options = [best_of(tried)]
     if found.gap > gap:
         warnings.warn(
             f"exit {name!r} was solved to a duality gap of {found.gap:.2g} in {found.iterations:,} "
-            f"steps, asked for {gap:.2g}. Raise gap=, or the regulariser, if that is not enough.",
+            f"steps, asked for {gap:.2g}. Raise gap=, or the regularizer, if that is not enough.",
             GapNotReached,
             stacklevel=2,
         )
     with torch.no_grad():
         layer.weight.copy_(found.weight)
         layer.bias.copy_(found.bias)
-    figures = {"regulariser": options[0], "loss": found.primal, "gap": found.gap, "steps": float(found.iterations)}
+    figures = {"regularizer": options[0], "loss": found.primal, "gap": found.gap, "steps": float(found.iterations)}
     return {f"{figure}/{name}": value for figure, value in figures.items()}

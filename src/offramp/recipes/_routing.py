@@ -27,7 +27,7 @@ from offramp.recipes._schedules import cosine
 from offramp.runtime.engine import kind_of
 from offramp.runtime.measuring import costs_of
 
-PRICES = "prices"  # the aid that holds them
+PRICES = "prices"  # the auxiliary module that holds them
 
 
 def gumbel(ratings: Tensor, tau: float, *, noise: bool = True) -> Tensor:
@@ -102,10 +102,10 @@ def measured(network: Network) -> dict[str, NodeCosts]:
     rows = trial_rows(network)
     if not rows:
         raise BadNetwork("what the ways cost is counted on rows like an example; make the network with example=")
-    parts = kind_of("torch")().open(network, full_schedule(network.chain), network.device())
+    parts = kind_of("torch")().open(network, full_schedule(network.topology), network.device())
     priced = costs_of(parts, rows, timed=False)
     found: dict[str, NodeCosts] = {}
-    for name in network.chain.names:
+    for name in network.topology.names:
         each = [float(priced[f"cost/{kind}/{name}"][0]) if f"cost/{kind}/{name}" in priced else 0.0 for kind in KINDS]
         found[name] = NodeCosts(*each)
     return found
@@ -116,7 +116,7 @@ KINDS = ("segment", "exit", "gate")
 
 def prices_of(network: Network) -> PathPrices:
     """The prices of a network's paths. Raises BadNetwork where nothing can be counted."""
-    topology = network.chain
+    topology = network.topology
     costs = measured(network)
     reference = topology.exits[-1]
     plain = costs[reference].segment + costs[reference].exit
@@ -142,11 +142,11 @@ def prices_of(network: Network) -> PathPrices:
 
 def require_choosers(network: Network, what: str) -> tuple[str, ...]:
     """The gates that rate ways. Raises BadNetwork where there is none."""
-    if cut_rungs := [rung.name for rung in network.rungs if rung.cuts]:
-        raise BadNetwork(f"{what} trains networks of whole models (off.route), and {cut_rungs[0]!r} is cut")
+    if cut_members := [member.name for member in network.members if member.cuts]:
+        raise BadNetwork(f"{what} trains networks of whole models (off.route), and {cut_members[0]!r} is cut")
     if not any(True for _ in network.parameters()):
         raise BadNetwork("this network has no parameters to train")
-    found = tuple(name for name in network.chain.gates if isinstance(network.gate_of(name), Chooser))
+    found = tuple(name for name in network.topology.gates if isinstance(network.gate_of(name), Chooser))
     if not found:
         raise BadNetwork(f"{what} trains gates that rate their ways, and there is none; use gate='controller'")
     return found

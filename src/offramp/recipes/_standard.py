@@ -19,7 +19,7 @@ WIDE = 2048  # features up to which all of their second moments are used: F^2 va
 
 
 @final
-class Standardised:
+class Standardized:
     """Features [N, F] of any float type, also memory-mapped, as [N, F + 1] with mean 0, deviation 1, and a 1.
 
     A feature that is constant over the rows becomes 0. Weights [C, F + 1] have the bias in their last column. Few

@@ -1,4 +1,4 @@
-"""What the recipes that teach models and exits together share: their parameters, a trial run, a teacher's loss."""
+"""What the recipes that train models and exits together share: their parameters, a trial run, a teacher's loss."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from offramp.errors import BadNetwork
 from offramp.networks.inputs import given
 from offramp.networks.network import Network, trial_rows
 from offramp.networks.nodes import Seen
-from offramp.networks.recipe import taught_exits
+from offramp.networks.recipe import trainable_exits
 from offramp.networks.taps import listening
 
 
@@ -26,26 +26,26 @@ def exit_parameters(network: Network, names: Iterable[str]) -> tuple[nn.Paramete
 
 
 def students_of(network: Network) -> tuple[str, ...]:
-    """The exits that the last one can teach by its answers. Raises BadNetwork when there are none."""
-    names, last = taught_exits(network), network.chain.exits[-1]
+    """The exits that the last one can train by its answers. Raises BadNetwork when there are none."""
+    names, last = trainable_exits(network), network.topology.exits[-1]
     if names == (last,):
-        raise BadNetwork(f"the last exit, {last!r}, has all parameters and would teach itself; hang exits before it")
+        raise BadNetwork(f"the last exit, {last!r}, has all parameters and would train itself; hang exits before it")
     return tuple(name for name in names if name != last)
 
 
 def seen_of(network: Network, rows: int = 2) -> dict[str, Seen]:
     """What stands at the nodes of a model that was cut, for seeded rows of the shapes that it was tried on."""
     with torch.no_grad():
-        return dict(network.look(given(trial_rows(network, network.rungs[0], rows))))
+        return dict(network.look(given(trial_rows(network, network.members[0], rows))))
 
 
 def last_layer(network: Network) -> nn.Module | None:
     """Of a model that was cut, the layer with parameters that ran last; None where that stands before the last cut."""
-    rung = network.rungs[-1]
+    member = network.members[-1]
     rows = trial_rows(network)
-    model = network.model_of(rung)
+    model = network.model_of(member)
     leaves = {name: part for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))}
-    watched = {**{name: model.get_submodule(name) for name in rung.cuts}, **leaves}
+    watched = {**{name: model.get_submodule(name) for name in member.cuts}, **leaves}
     ran = list[str]()
     if not rows:
         return None
@@ -53,7 +53,7 @@ def last_layer(network: Network) -> nn.Module | None:
         for _ in network.look(given(rows)):
             pass
     last = ran[-1] if ran else ""
-    return leaves.get(last) if last not in rung.cuts else None
+    return leaves.get(last) if last not in member.cuts else None
 
 
 def require_one_width(network: Network) -> None:

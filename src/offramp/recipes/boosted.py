@@ -2,10 +2,10 @@
 
 Yu, Wang, Hua and Shi, Boosted Dynamic Neural Networks, AAAI 2023, arXiv 2211.16726. `prepare` hangs an `Added` on every
 exit but the first: F_n = f_n + weight F_{n-1} without gradient through F_{n-1}. All exits learn at once, by the plain
-sum of the cross-entropies of F_n; gradients into shared pieces are averaged (`rescale`). Optimiser and schedule are
+sum of the cross-entropies of F_n; gradients into shared pieces are averaged (`rescale`). Optimizer and schedule are
 those of the CIFAR scripts. Where we differ: thresholds and checkpoints are not chosen here, where they use test rows
 and augmented rows for it; their RANet has no rescaling and one decay, here both are switches for every model. With
-weights that change from exit to exit the authors teach and test different sums; both are their sums of teaching here.
+weights that change from exit to exit the authors train and test different sums; both are their sums of training here.
 """
 
 from __future__ import annotations
@@ -26,7 +26,15 @@ from offramp.errors import InvalidArgument
 from offramp.exits.added import Added
 from offramp.networks.inputs import given
 from offramp.networks.network import Network, trial_rows
-from offramp.networks.recipe import Lesson, Losses, Optimising, Phase, Recipe, View, taught_exits
+from offramp.networks.recipe import (
+    Losses,
+    MakeOptimizer,
+    Phase,
+    Recipe,
+    TrainingBatch,
+    TrainingOutputs,
+    trainable_exits,
+)
 from offramp.networks.taps import tensors_of
 from offramp.recipes._equilibrium import equilibrium, require_one_model
 from offramp.recipes._schedules import dropped
@@ -74,26 +82,26 @@ class Boosted(Recipe):
         """Hang an `Added` on every exit but the first.
 
         Raises InvalidArgument for a weight that is no number above 0, for a decay below 0, and for another count of
-        them than 1, 2 or that of the exits; BadNetwork where there is nothing to teach, for a ladder, and for exits
+        them than 1, 2 or that of the exits; BadNetwork where there is nothing to train, for a ladder, and for exits
         with different numbers of classes.
         """
-        count = len(network.chain.exits)
+        count = len(network.topology.exits)
         weights = spread(self.weight, count, "weight")
         if not all(0 < weight < math.inf for weight in weights):
             raise InvalidArgument(f"weight is {self.weight}, expected a finite number above 0")
         if not all(0 <= decay < math.inf for decay in spread(self.decay, count, "decay")):
             raise InvalidArgument(f"decay is {self.decay}, expected finite numbers of at least 0")
-        taught_exits(network)
+        trainable_exits(network)
         require_one_model(network, "boosted")
         require_one_width(network)
         add_up(network, weights)
         if self.equal:
-            network.aids[AVERAGES] = Averages(count).to(network.device())
+            network.auxiliary[AVERAGES] = Averages(count).to(network.device())
 
     def phases(self, network: Network) -> list[Phase]:
         """Everything at once."""
-        decays = spread(self.decay, len(network.chain.exits), "decay")
-        sgd: Optimising
+        decays = spread(self.decay, len(network.topology.exits), "decay")
+        sgd: MakeOptimizer
         if len(set(decays)) == 1:
             sgd = partial(torch.optim.SGD, lr=self.rate, momentum=self.momentum, weight_decay=decays[0])
         else:
@@ -101,12 +109,12 @@ class Boosted(Recipe):
         during = partial(equilibrium, network) if self.rescale else nullcontext
         return [Phase("boosted", parameters_of(network), self.epochs, sgd, dropped(1 / 2, 3 / 4), during=during)]
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Cross-entropy of every running sum, equalised if asked for."""
-        losses = {name: cross_entropy(logits, lesson.labels()) for name, logits in view.logits.items()}
+        losses = {name: cross_entropy(logits, batch.labels()) for name, logits in outputs.logits.items()}
         if not self.equal:
             return losses
-        averages = view.network.aids[AVERAGES]
+        averages = outputs.network.auxiliary[AVERAGES]
         factors = averages(torch.stack([loss.detach() for loss in losses.values()]))
         return {name: loss * factor for (name, loss), factor in zip(losses.items(), factors, strict=True)}
 
@@ -116,10 +124,10 @@ class Boosted(Recipe):
         pieces: Sequence[Sequence[nn.Parameter]],
         parameters: Iterable[nn.Parameter],
     ) -> torch.optim.Optimizer:
-        taught = {id(value) for value in parameters}
+        trained = {id(value) for value in parameters}
         groups = list[dict[str, Any]]()
         for decay, piece in zip(decays, pieces, strict=True):
-            values = [value for value in piece if id(value) in taught]
+            values = [value for value in piece if id(value) in trained]
             if values:
                 groups.append({"params": values, "weight_decay": decay})
         return torch.optim.SGD(groups, lr=self.rate, momentum=self.momentum)
@@ -166,11 +174,11 @@ def pieces_of(network: Network) -> list[list[nn.Parameter]]:
 
     All tensors that a tapped module gives count. Parameters that nothing depends on go with the last exit.
     """
-    rung = network.rungs[0]
-    model = network.model_of(rung)
+    member = network.members[0]
+    model = network.model_of(member)
     tapped = dict[str, list[Tensor]]()
     handles = []
-    for cut in rung.cuts:
+    for cut in member.cuts:
         keep = partial(_keep, tapped, cut)
         handles.append(model.get_submodule(cut).register_forward_hook(keep))
     values = list(dict.fromkeys(parameters_of(network)))
@@ -179,19 +187,19 @@ def pieces_of(network: Network) -> list[list[nn.Parameter]]:
         for value in values:
             value.requires_grad_(True)
         with torch.enable_grad():
-            list(network.look(given(trial_rows(network, rung, 2))))
-        reached = [_reached(tapped[cut], values) for cut in rung.cuts]
+            list(network.look(given(trial_rows(network, member, 2))))
+        reached = [_reached(tapped[cut], values) for cut in member.cuts]
     finally:
         for handle in handles:
             handle.remove()
         for value, flag in zip(values, asked, strict=True):
             value.requires_grad_(flag)
-    place_of = {id(value): len(network.chain.exits) - 1 for value in values}
-    for place in reversed(range(len(reached))):
-        place_of.update(dict.fromkeys(reached[place], place))
-    for place, name in enumerate(network.chain.exits[: len(reached)]):
-        place_of.update({id(value): place for value in network.exit_of(name).parameters()})
-    pieces: list[list[nn.Parameter]] = [[] for _ in network.chain.exits]
+    place_of = {id(value): len(network.topology.exits) - 1 for value in values}
+    for index in reversed(range(len(reached))):
+        place_of.update(dict.fromkeys(reached[index], index))
+    for index, name in enumerate(network.topology.exits[: len(reached)]):
+        place_of.update({id(value): index for value in network.exit_of(name).parameters()})
+    pieces: list[list[nn.Parameter]] = [[] for _ in network.topology.exits]
     for value in values:
         pieces[place_of[id(value)]].append(value)
     return pieces
@@ -212,8 +220,8 @@ def _reached(outputs: Sequence[Tensor], values: Sequence[nn.Parameter]) -> list[
 
 def add_up(network: Network, weight: float | Sequence[float]) -> None:
     """Let every exit but the first add to the one before it, in place; one that does already gets this weight."""
-    weights = spread(weight, len(network.chain.exits), "weight")
-    for place, (before, name) in enumerate(pairwise(network.chain.exits)):
+    weights = spread(weight, len(network.topology.exits), "weight")
+    for index, (before, name) in enumerate(pairwise(network.topology.exits)):
         inner = network.exit_of(name)
-        added = Added(inner.exit if isinstance(inner, Added) else inner, before, weights[place])
+        added = Added(inner.exit if isinstance(inner, Added) else inner, before, weights[index])
         network.hang_exit(name, added.eval())

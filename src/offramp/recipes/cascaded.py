@@ -1,9 +1,9 @@
-"""Blocks taught one after the other, each on the rows that the earlier ones did not settle (QuickNets).
+"""Blocks trained one after the other, each on the rows that the earlier ones did not settle (QuickNets).
 
 Patel and Siegelmann, 2022, arXiv 2212.12866, of which the abstract alone was at hand: block n and its classifier learn
 by cross-entropy on D_n while all earlier blocks stay fixed, and D_{n+1} holds the rows of D_n that are not settled. All
-else is ours. Settled means answered right with a probability of at least `confidence`. One row in `held` teaches no
-block but the gates: a block that knows its rows by heart is right on them, and would teach its `Commitment` to trust
+else is ours. Settled means answered right with a probability of at least `confidence`. One row in `held` trains no
+block but the gates: a block that knows its rows by heart is right on them, and would train its `Commitment` to trust
 it. One settled row in `replay` stays, so that later blocks see easy rows too and none runs dry. Which rows these are
 follows from their numbers. Commitments learn by binary cross-entropy whether the exit is right. Adam, as in `joint`.
 """
@@ -20,7 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 from offramp.errors import InvalidArgument
 from offramp.gates.commitment import Commitment, _averaged
 from offramp.networks.network import Network
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, trainable_exits
 from offramp.partition.segmenting import segments_of
 from offramp.recipes._equilibrium import require_one_model
 from offramp.recipes._together import seen_of
@@ -35,7 +35,7 @@ class Cascaded(Recipe):
     """A phase per block and one per gate, from the first to the last.
 
     confidence: the probability from which on a right answer is settled. epochs, rate: of Adam, in each phase. held: one
-    row in so many is kept for the gates. replay: one settled row in so many is taught all the same.
+    row in so many is kept for the gates. replay: one settled row in so many is trained all the same.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Cascaded(Recipe):
     def prepare(self, network: Network) -> None:
         """Hang a `Commitment` on every node but the last, unless there is one.
 
-        Raises InvalidArgument for arguments out of their range, BadNetwork where there is nothing to teach, and for a
+        Raises InvalidArgument for arguments out of their range, BadNetwork where there is nothing to train, and for a
         ladder.
         """
         if not 0 < self.confidence <= 1 or self.held < 2 or self.replay < 1:
@@ -54,48 +54,48 @@ class Cascaded(Recipe):
                 f"got confidence={self.confidence}, held={self.held} and replay={self.replay}, expected a probability "
                 "above 0, 2 or more, and 1 or more"
             )
-        taught_exits(network)
+        trainable_exits(network)
         require_one_model(network, "cascaded")
         commit(network)
 
     def phases(self, network: Network) -> list[Phase]:
         """Block, its gate, next block."""
-        adam, found, before = partial(torch.optim.Adam, lr=self.rate), list[Phase](), list[str]()
+        adam, phases, before = partial(torch.optim.Adam, lr=self.rate), list[Phase](), list[str]()
         for name, own in blocks_of(network).items():
             values = (*own, *network.exit_of(name).parameters())
             rows = partial(self._unsettled, tuple(before))
             if values:
                 still = still_beside(network, own)
-                found.append(Phase(BLOCK + name, values, self.epochs, adam, rows=rows, still=still))
+                phases.append(Phase(BLOCK + name, values, self.epochs, adam, rows=rows, still=still))
             if name in network.gates:
                 gate = tuple(network.gate_of(name).parameters())
-                found.append(Phase(GATE + name, gate, self.epochs, adam, rows=self._held))
+                phases.append(Phase(GATE + name, gate, self.epochs, adam, rows=self._held))
             before.append(name)
-        return found
+        return phases
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Cross-entropy of the block's exit, or of its gate's belief in it."""
-        kind = BLOCK if lesson.phase.startswith(BLOCK) else GATE
-        name, y = lesson.phase.removeprefix(kind), lesson.labels()
-        own = view.logits[name]
+        kind = BLOCK if batch.phase.startswith(BLOCK) else GATE
+        name, y = batch.phase.removeprefix(kind), batch.labels()
+        own = outputs.logits[name]
         if kind == BLOCK:
             return {name: cross_entropy(own, y)}
-        gate = view.network.gate_of(name)
+        gate = outputs.network.gate_of(name)
         assert isinstance(gate, Commitment)
         right = (own.argmax(1) == y).to(own.dtype)
-        return {name: binary_cross_entropy_with_logits(gate.odds(view.features[name], own), right)}
+        return {name: binary_cross_entropy_with_logits(gate.odds(outputs.features[name], own), right)}
 
-    def _held(self, _view: View, lesson: Lesson) -> Tensor:
-        """Rows [b] that teach gates."""
-        return _drawn(lesson.row, self.held, FIRST)
+    def _held(self, _view: TrainingOutputs, batch: TrainingBatch) -> Tensor:
+        """Rows [b] that train gates."""
+        return _drawn(batch.row, self.held, FIRST)
 
-    def _unsettled(self, before: Sequence[str], view: View, lesson: Lesson) -> Tensor:
-        """Rows [b] that teach the block behind the exits `before`."""
-        settled = torch.zeros(len(lesson.row), dtype=torch.bool)
+    def _unsettled(self, before: Sequence[str], outputs: TrainingOutputs, batch: TrainingBatch) -> Tensor:
+        """Rows [b] that train the block behind the exits `before`."""
+        settled = torch.zeros(len(batch.row), dtype=torch.bool)
         for name in before:
-            sure, answer = view.logits[name].softmax(1).max(1)
-            settled |= ((answer == lesson.labels()) & (sure >= self.confidence)).cpu()
-        return ~_drawn(lesson.row, self.held, FIRST) & (~settled | _drawn(lesson.row, self.replay, SECOND))
+            sure, answer = outputs.logits[name].softmax(1).max(1)
+            settled |= ((answer == batch.labels()) & (sure >= self.confidence)).cpu()
+        return ~_drawn(batch.row, self.held, FIRST) & (~settled | _drawn(batch.row, self.replay, SECOND))
 
 
 def commit(network: Network) -> None:
@@ -113,17 +113,17 @@ def commit(network: Network) -> None:
 
 def blocks_of(network: Network) -> dict[str, tuple[nn.Parameter, ...]]:
     """The model's parameters by the node behind which they lie; those of several pieces belong to the first."""
-    found, known = dict[str, tuple[nn.Parameter, ...]](), set[int]()
+    blocks, known = dict[str, tuple[nn.Parameter, ...]](), set[int]()
     for name, segment in segments_of(network).items():
         own = [value for module in segment.modules for value in module.parameters(recurse=False)]
-        found[name] = tuple(value for value in dict.fromkeys(own) if id(value) not in known)
+        blocks[name] = tuple(value for value in dict.fromkeys(own) if id(value) not in known)
         known |= {id(value) for value in own}
-    return found
+    return blocks
 
 
-def still_beside(network: Network, taught: Sequence[nn.Parameter]) -> tuple[nn.Module, ...]:
-    """The model's modules that hold parameters and none of those taught: they keep their eval mode, and their norms."""
-    mine = {id(value) for value in taught}
+def still_beside(network: Network, trained: Sequence[nn.Parameter]) -> tuple[nn.Module, ...]:
+    """The model's modules that hold parameters and none of those trained: they keep eval mode, and their norms."""
+    mine = {id(value) for value in trained}
     return tuple(
         part
         for part in network.backbone.modules()
@@ -131,7 +131,7 @@ def still_beside(network: Network, taught: Sequence[nn.Parameter]) -> tuple[nn.M
     )
 
 
-def _drawn(row: Tensor, one_in: int, place: int) -> Tensor:
+def _drawn(row: Tensor, one_in: int, index: int) -> Tensor:
     """One row [b] in so many, by its number: spread evenly, and differently for another place among the bits."""
     mixed = (row.cpu().long() * SPREAD) % 2**32
-    return (mixed >> place) % one_in == 0
+    return (mixed >> index) % one_in == 0

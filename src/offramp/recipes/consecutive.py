@@ -32,7 +32,7 @@ from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import given
 from offramp.networks.layer import outer_layers
 from offramp.networks.network import Network, last_model, plain_network
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs
 from offramp.recipes._together import parameters_of
 
 __all__ = ["Consecutive"]
@@ -47,7 +47,7 @@ class Consecutive(Recipe):
 
     Args:
         teachers: trained models, the assistants in the order in which they grow and the main one last; one
-            model alone teaches by itself. They are copied.
+            model alone trains by itself. They are copied.
         epochs: of all of it.
         rate: of AdamW, after the warm-up.
         decay: of weights; 4-dimensional tensors have 1e-8.
@@ -84,14 +84,14 @@ class Consecutive(Recipe):
         """Check the arguments and hang on the teachers.
 
         Args:
-            network: of one model; it may be cut, and then every exit is taught.
+            network: of one model; it may be cut, and then every exit is trained.
 
         Raises:
             BadNetwork: a ladder, or a model without parameters.
             InvalidArgument: no teacher, or an argument out of its range.
         """
-        if len(network.rungs) > 1 or not parameters_of(network):
-            raise BadNetwork(f"consecutive trains the parameters of one model, got a ladder of {len(network.rungs)}")
+        if len(network.members) > 1 or not parameters_of(network):
+            raise BadNetwork(f"consecutive trains the parameters of one model, got a ladder of {len(network.members)}")
         teachers = self._given()
         if not teachers or not all(isinstance(one, nn.Module) for one in teachers):
             raise InvalidArgument("consecutive needs teachers=[assistant, ..., main], trained models")
@@ -99,10 +99,10 @@ class Consecutive(Recipe):
         require_number("decay", self.decay, 0, float("inf"), includes_low=True)
         require_number("warm", self.warm, 0, 1, includes_low=True)
         *assistants, main = teachers
-        network.aids = {MAIN: _network_of(main, network)}
+        network.auxiliary = {MAIN: _network_of(main, network)}
         for number, one in enumerate(assistants):
-            network.aids[f"{ASSISTANT}{number}"] = _network_of(one, network)
-        for layer in outer_layers(network.model_of(network.rungs[0])).values():
+            network.auxiliary[f"{ASSISTANT}{number}"] = _network_of(one, network)
+        for layer in outer_layers(network.model_of(network.members[0])).values():
             layer.anneal(0.0)
 
     def phases(self, network: Network) -> list[Phase]:
@@ -123,20 +123,20 @@ class Consecutive(Recipe):
             )
         ]
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """By exit."""
-        assert view.teacher is not None
-        teachers = [view.teacher]
-        count = len(view.network.aids) - 1
+        assert outputs.teacher is not None
+        teachers = [outputs.teacher]
+        count = len(outputs.network.auxiliary) - 1
         if count:
-            turn = min(count - 1, int(lesson.done * count))
-            assistant = view.network.aids[f"{ASSISTANT}{turn}"]
+            turn = min(count - 1, int(batch.done * count))
+            assistant = outputs.network.auxiliary[f"{ASSISTANT}{turn}"]
             with torch.no_grad():
-                teachers.append(assistant(given(view.inputs))[-1])
-        done = min(1.0, (lesson.step + 1) / max(1, lesson.steps))
-        for layer in outer_layers(view.network.model_of(view.network.rungs[0])).values():
+                teachers.append(assistant(given(outputs.inputs))[-1])
+        done = min(1.0, (batch.step + 1) / max(1, batch.steps))
+        for layer in outer_layers(outputs.network.model_of(outputs.network.members[0])).values():
             layer.anneal(done)
-        return {name: consecutive_loss(logits, teachers) for name, logits in view.logits.items()}
+        return {name: consecutive_loss(logits, teachers) for name, logits in outputs.logits.items()}
 
 
 def consecutive_loss(logits: Tensor, teachers: Sequence[Tensor]) -> Tensor:
@@ -157,9 +157,9 @@ def _network_of(teacher: nn.Module, student: Network) -> Network:
     if isinstance(teacher, Network):
         made = last_model(teacher, copied=True)
     else:
-        rung = student.rungs[0]
-        preprocess = copy.deepcopy(student.preprocess_of(rung))
-        made = plain_network(copy.deepcopy(teacher), replace(rung, spec=None), preprocess)
+        member = student.members[0]
+        preprocess = copy.deepcopy(student.preprocess_of(member))
+        made = plain_network(copy.deepcopy(teacher), replace(member, spec=None), preprocess)
     return made.eval().requires_grad_(False).to(student.device())
 
 

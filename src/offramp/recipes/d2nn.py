@@ -21,7 +21,7 @@ from torch import Tensor
 from offramp.errors import InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.nodes import Chooser, Gate, Seen
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs
 from offramp.networks.walking import Routed, routed
 from offramp.recipes._routing import (
     PRICES,
@@ -106,7 +106,7 @@ class D2nn(Recipe):
         if self.norm not in ("moving", "frozen"):
             raise InvalidArgument(f"norm must be one of moving, frozen, got {self.norm!r}")
         require_choosers(network, "d2nn")
-        network.aids = {PRICES: prices_of(network).to(network.device())}
+        network.auxiliary = {PRICES: prices_of(network).to(network.device())}
 
     def phases(self, network: Network) -> list[Phase]:
         """Random ways, then the gates' own."""
@@ -119,18 +119,18 @@ class D2nn(Recipe):
             norm=self.norm,
         )
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Cross-entropy along the path taken, and the squared error of the explorer's Q."""
-        network = view.network
-        explorer = "" if lesson.phase == RANDOM else self._explorer(network)
-        share = self._epsilon(lesson.done)
+        network = outputs.network
+        explorer = "" if batch.phase == RANDOM else self._explorer(network)
+        share = self._epsilon(batch.done)
         values: dict[str, Tensor] = {}
 
         def decide(name: str, gate: Gate, seen: Seen) -> Tensor:
-            count = len(network.chain.node(name).successors)
+            count = len(network.topology.node(name).successors)
             rows = len(seen.features)
             at_random = torch.randint(count, (rows,), device=seen.features.device)
-            if lesson.phase == RANDOM:
+            if batch.phase == RANDOM:
                 return one_hot(at_random, count)
             ways = best_way(gate, seen, count)
             if name == explorer and isinstance(gate, Chooser):
@@ -140,8 +140,8 @@ class D2nn(Recipe):
                 values[name] = ratings.gather(1, ways[:, None])[:, 0]  # Q(z)[a], [n]
             return one_hot(ways, count)
 
-        done = routed(network, view.inputs, decide)
-        y = lesson.labels()
+        done = routed(network, outputs.inputs, decide)
+        y = batch.labels()
         losses = answer_losses(network, done, y)
         if explorer:
             chosen = values.get(explorer)
@@ -153,7 +153,7 @@ class D2nn(Recipe):
 
     def _explorer(self, network: Network) -> str:
         """The gate whose turn it is, drawn anew for every batch."""
-        gates = [name for name in network.chain.gates if isinstance(network.gate_of(name), Chooser)]
+        gates = [name for name in network.topology.gates if isinstance(network.gate_of(name), Chooser)]
         return gates[int(torch.randint(len(gates), ()))]
 
     def _epsilon(self, done: float) -> float:
@@ -163,10 +163,10 @@ class D2nn(Recipe):
 
     def _reward(self, network: Network, done: Routed, y: Tensor) -> Tensor:
         """The reward [b] of every row: of its own, or of its mini-bag."""
-        prices = network.aids[PRICES]
+        prices = network.auxiliary[PRICES]
         assert isinstance(prices, PathPrices)
         with torch.no_grad():
-            cost = prices.of(network.chain, done.choices, len(y)) / prices.most
+            cost = prices.of(network.topology, done.choices, len(y)) / prices.most
             spared = 1 - cost
             answers = done.logits.argmax(1)
             if self.aim == "accuracy":

@@ -5,10 +5,10 @@ true class, q their mean, and d(p, q) = -ln p + ln q + (p - q) / q >= 0 the Breg
 
     -ln q = mean_m(-ln p_m) - mean_m d(p_m, q),     because sum_m (p_m - q) = 0,
 
-so that the loss, the sum over exits of -ln p_m - amount d(p_m, q), teaches the exits apart at amount 0, the averaged
+so that the loss, the sum over exits of -ln p_m - amount d(p_m, q), trains the exits apart at amount 0, the averaged
 answer alone at 1, and mixes in between. Only the abstract was at hand: this follows from its description and from the
 identity. Gradients are the same whether q is held fixed or not. In log space, with no clamp on probabilities.
-Optimiser, epochs and amount are lost, and ours: Adam as in `joint`, and a small amount, because single exits get worse
+Optimizer, epochs and amount are lost, and ours: Adam as in `joint`, and a small amount, because single exits get worse
 as it nears 1, and in a chain of exits each one answers alone.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from offramp.errors import InvalidArgument
 from offramp.networks.network import Network
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, trainable_exits
 from offramp.recipes._together import parameters_of
 
 __all__ = ["Decorrelated"]
@@ -39,20 +39,20 @@ class Decorrelated(Recipe):
         self.amount, self.epochs, self.rate = amount, epochs, rate
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for an amount outside 0 to 1, BadNetwork where there is nothing to teach."""
+        """Raise InvalidArgument for an amount outside 0 to 1, BadNetwork where there is nothing to train."""
         if not 0 <= self.amount <= 1:
             raise InvalidArgument(f"amount is {self.amount}, expected 0 to 1; above 1 the loss has no lower end")
-        taught_exits(network)
+        trainable_exits(network)
 
     def phases(self, network: Network) -> list[Phase]:
         """Everything at once."""
         return [Phase("decorrelated", parameters_of(network), self.epochs, partial(torch.optim.Adam, lr=self.rate))]
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """-ln p_m - amount d(p_m, q), mean over rows, by exit."""
-        own = own_logs(view.logits, lesson.labels())
+        own = own_logs(outputs.logits, batch.labels())
         parts = (-own - self.amount * divergence(own)).mean(1)
-        return dict(zip(view.logits, parts.unbind(), strict=True))
+        return dict(zip(outputs.logits, parts.unbind(), strict=True))
 
 
 def own_logs(logits: Mapping[str, Tensor], y: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Be Your Own Teacher: the last exit teaches the earlier ones, by labels, by its answers and by features.
+"""Be Your Own Teacher: the last exit trains the earlier ones, by labels, by its answers and by features.
 
 Zhang, Song, Gao, Chen, Bao and Ma, 2019, arXiv 1905.08094. The paper omits alpha, lambda and the temperature; numbers
 and the form of the loss are those of the authors' released code, of the journal version. Where we differ:
@@ -24,13 +24,22 @@ from offramp.errors import InvalidArgument
 from offramp.networks.inputs import given
 from offramp.networks.network import Network, trial_rows
 from offramp.networks.nodes import Exit
-from offramp.networks.recipe import Lesson, Losses, Phase, Pools, Recipe, View, reading, taught_exits
+from offramp.networks.recipe import (
+    Losses,
+    Phase,
+    Pools,
+    Recipe,
+    TrainingBatch,
+    TrainingOutputs,
+    reading,
+    trainable_exits,
+)
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import exit_parameters, soft_cross_entropy, students_of
 
 __all__ = ["Distill"]
 
-ADAPTER = "adapter/"  # of an aid, before the name of its exit
+ADAPTER = "adapter/"  # of an auxiliary module, before the name of its exit
 
 
 @runtime_checkable
@@ -46,11 +55,11 @@ class Distill(Recipe):
 
     q^T is the softmax at `temperature`, without the factor T^2; the teacher's logits and feature F pass no gradient.
     hints (their lambda) weighs the Euclidean norm, not squared, of the whole batch's [b, F'] matrix;
-    A_i is a learned linear adapter, gone after teaching. hint: the node of F, by default the deepest before the end.
+    A_i is a learned linear adapter, gone after training. hint: the node of F, by default the deepest before the end.
     SGD with momentum: 250 epochs, the rate 0.1 falls tenfold after 83, 166 and 240.
 
-    backbone=False leaves the models as they are and teaches the exits alone from the last one's answers, on pooled
-    features if all of them pool; hints would teach nothing then, and alpha=1 needs no labels. Adam, 25 epochs, 1e-3:
+    backbone=False leaves the models as they are and trains the exits alone from the last one's answers, on pooled
+    features if all of them pool; hints would train nothing then, and alpha=1 needs no labels. Adam, 25 epochs, 1e-3:
     the choice is ours.
     """
 
@@ -71,22 +80,22 @@ class Distill(Recipe):
 
     def prepare(self, network: Network) -> None:
         """Raise InvalidArgument, BadNetwork for what does not fit; then hang on the adapters."""
-        taught_exits(network)
+        trainable_exits(network)
         if not (0 <= self.alpha <= 1 and self.hints >= 0 and self.temperature > 0):
             raise InvalidArgument(
                 f"alpha is {self.alpha}, hints {self.hints} and the temperature {self.temperature}, expected a number "
                 "from 0 to 1, one of at least 0, and one above 0"
             )
-        if self.hint is not None and self.hint not in network.chain.exits:
-            raise unknown(self.hint, network.chain.exits, "node of this network")
+        if self.hint is not None and self.hint not in network.topology.exits:
+            raise unknown(self.hint, network.topology.exits, "node of this network")
         if not self.backbone:
             students_of(network)
-        network.aids = self._adapters(network) if self.backbone and self.hints else {}
+        network.auxiliary = self._adapters(network) if self.backbone and self.hints else {}
 
     def _adapters(self, network: Network) -> dict[str, nn.Module]:
         """A linear layer per exit that gets hints, from the width of its feature to that of the hint."""
         hint, rows = self.hint_of(network), trial_rows(network)
-        students = [name for name in network.chain.exits[:-1] if name != hint]
+        students = [name for name in network.topology.exits[:-1] if name != hint]
         if not students or not rows:
             return {}
         with torch.no_grad():
@@ -94,42 +103,42 @@ class Distill(Recipe):
                 name: feature_of(network.exit_of(name), seen.features).shape[1]
                 for name, seen in network.look(given(rows))
             }
-        place = network.device()
-        return {ADAPTER + name: nn.Linear(widths[name], widths[hint]).to(place) for name in students}
+        device = network.device()
+        return {ADAPTER + name: nn.Linear(widths[name], widths[hint]).to(device) for name in students}
 
     def hint_of(self, network: Network) -> str:
         """The node whose feature is the hint."""
-        return self.hint or network.chain.exits[max(0, len(network.chain.exits) - 2)]
+        return self.hint or network.topology.exits[max(0, len(network.topology.exits) - 2)]
 
     def phases(self, network: Network) -> list[Phase]:
         """One phase."""
         if self.backbone:
-            aids = tuple(value for aid in network.aids.values() for value in aid.parameters())
+            auxiliary = tuple(value for aux in network.auxiliary.values() for value in aux.parameters())
             sgd = partial(torch.optim.SGD, lr=self.rate or 0.1, momentum=0.9, weight_decay=self.decay)
-            every = (*network.backbone.parameters(), *network.exits.parameters(), *aids)
+            every = (*network.backbone.parameters(), *network.exits.parameters(), *auxiliary)
             return [Phase("all", every, self.epochs or 250, sgd, dropped(83 / 250, 166 / 250, 240 / 250))]
         names = students_of(network)
         exits = exit_parameters(network, names)
-        reads = reading(network, (*names, network.chain.exits[-1]))
+        reads = reading(network, (*names, network.topology.exits[-1]))
         adam = partial(torch.optim.Adam, lr=self.rate or 1e-3)
         return [Phase("exits", exits, self.epochs or 25, adam, reads=reads, labels=self.alpha < 1)]
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """By exit."""
-        network, found = view.network, dict[str, Tensor]()
-        last, hint = network.chain.exits[-1], self.hint_of(network)
-        teacher = view.logits[last].detach()
-        for name in network.chain.exits[:-1] if self.backbone else students_of(network):
-            parts = [self.alpha * soft_cross_entropy(view.logits[name], teacher, self.temperature)]
+        network, found = outputs.network, dict[str, Tensor]()
+        last, hint = network.topology.exits[-1], self.hint_of(network)
+        teacher = outputs.logits[last].detach()
+        for name in network.topology.exits[:-1] if self.backbone else students_of(network):
+            parts = [self.alpha * soft_cross_entropy(outputs.logits[name], teacher, self.temperature)]
             if self.alpha < 1:
-                parts.append((1 - self.alpha) * cross_entropy(view.logits[name], lesson.labels()))
-            if (adapter := network.aids.get(ADAPTER + name)) is not None:
-                target = feature_of(network.exit_of(hint), view.features[hint]).detach()
-                own = feature_of(network.exit_of(name), view.features[name])
+                parts.append((1 - self.alpha) * cross_entropy(outputs.logits[name], batch.labels()))
+            if (adapter := network.auxiliary.get(ADAPTER + name)) is not None:
+                target = feature_of(network.exit_of(hint), outputs.features[hint]).detach()
+                own = feature_of(network.exit_of(name), outputs.features[name])
                 parts.append(self.hints * torch.linalg.vector_norm(adapter(own) - target))
             found[name] = torch.stack(parts).sum()
         if self.backbone:
-            found[last] = cross_entropy(view.logits[last], lesson.labels())
+            found[last] = cross_entropy(outputs.logits[last], batch.labels())
         return found
 
 

@@ -25,7 +25,7 @@ from torch.optim import Optimizer
 from offramp.errors import InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.nodes import Chooser, Gate, Seen
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs
 from offramp.networks.walking import every_path, routed
 from offramp.recipes._routing import (
     PRICES,
@@ -95,53 +95,53 @@ class Drnet(Recipe):
                 upto = " and at most 1" if name == "keep" else ""
                 raise InvalidArgument(f"{name} must be at least 0{upto}, got {value!r}")
         require_choosers(network, "drnet")
-        network.aids = {PRICES: prices_of(network).to(network.device())}
+        network.auxiliary = {PRICES: prices_of(network).to(network.device())}
 
     def phases(self, network: Network) -> list[Phase]:
         """All arms, then choices."""
         models, _ = models_of(network, "moving")
         trained = (*models, *network.exits.parameters())
         gates = tuple(network.gates.parameters())
-        found = list[Phase]()
+        phases = list[Phase]()
         if self.first:
             sgd = partial(torch.optim.SGD, lr=self.rate, momentum=0.9, weight_decay=1e-4, nesterov=True)
-            found.append(Phase(FIRST, trained, self.first, sgd, cosine, looks=False))
+            phases.append(Phase(FIRST, trained, self.first, sgd, cosine, looks=False))
         both = partial(two_rates, gates=gates, rate=self.second_rate, gate_rate=self.gate_rate)
-        found.append(Phase(SECOND, (*trained, *gates), self.epochs, both, cosine, looks=False))
-        return found
+        phases.append(Phase(SECOND, (*trained, *gates), self.epochs, both, cosine, looks=False))
+        return phases
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """By arm, or of the answers and of their cost."""
-        return self._of_arms(view, lesson) if lesson.phase == FIRST else self._of_choices(view, lesson)
+        return self._of_arms(outputs, batch) if batch.phase == FIRST else self._of_choices(outputs, batch)
 
-    def _of_arms(self, view: View, lesson: Lesson) -> Losses:
+    def _of_arms(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         logits: dict[str, Tensor] = {}
-        for label, node, seen in every_path(view.network, view.inputs):
+        for label, node, seen in every_path(outputs.network, outputs.inputs):
             if node.has_exit and seen.own is not None:
                 logits[label] = seen.own
-        reference = view.network.chain.exit_labels[-1]
+        reference = outputs.network.topology.exit_labels[-1]
         losses: dict[str, Tensor] = {}
         for label, own in logits.items():
-            loss = cross_entropy(own, lesson.labels())
+            loss = cross_entropy(own, batch.labels())
             if self.keep and label != reference:
                 soft = soft_cross_entropy(own, logits[reference].detach(), 4.0) * 16.0
                 loss = (1 - self.keep) * loss + self.keep * soft
             losses[label] = loss
         return losses
 
-    def _of_choices(self, view: View, lesson: Lesson) -> Losses:
-        network = view.network
+    def _of_choices(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
+        network = outputs.network
 
         def decide(name: str, gate: Gate, seen: Seen) -> Tensor:
             assert isinstance(gate, Chooser)
             return gumbel(gate.ratings(seen), self.tau)
 
-        done = routed(network, view.inputs, decide)
-        prices = network.aids[PRICES]
+        done = routed(network, outputs.inputs, decide)
+        prices = network.auxiliary[PRICES]
         assert isinstance(prices, PathPrices)
-        cost = prices.of(network.chain, done.choices, len(done.logits))
+        cost = prices.of(network.topology, done.choices, len(done.logits))
         return {
-            "answers": cross_entropy(done.logits, lesson.labels()),
+            "answers": cross_entropy(done.logits, batch.labels()),
             "cost": self.eta * prices.over(cost, self.budget),
         }
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from offramp.errors import InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.nodes import Chooser, Gate, Seen
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs
 from offramp.networks.walking import routed
 from offramp.recipes._routing import (
     PRICES,
@@ -92,7 +92,7 @@ class Gumbel(Recipe):
         if self.norm not in NORMS:
             raise InvalidArgument(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
         require_choosers(network, "gumbel")
-        network.aids = {PRICES: prices_of(network).to(network.device())}
+        network.auxiliary = {PRICES: prices_of(network).to(network.device())}
 
     def phases(self, network: Network) -> list[Phase]:
         """Random ways, if asked for, then the gates' own."""
@@ -105,13 +105,13 @@ class Gumbel(Recipe):
             norm=self.norm,
         )
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Cross-entropy of the answers, and the cost above the budget."""
-        network = view.network
-        at_random = lesson.phase == "random ways"
+        network = outputs.network
+        at_random = batch.phase == "random ways"
 
         def decide(name: str, gate: Gate, seen: Seen) -> Tensor:
-            count = len(network.chain.node(name).successors)
+            count = len(network.topology.node(name).successors)
             if at_random:
                 ways = torch.randint(count, (len(seen.features),), device=seen.features.device)
                 return one_hot(ways, count)
@@ -119,11 +119,11 @@ class Gumbel(Recipe):
                 return one_hot(best_way(gate, seen, count), count)
             return gumbel(gate.ratings(seen), self.tau)
 
-        done = routed(network, view.inputs, decide, mixed=self.mixed and not at_random)
-        losses = answer_losses(network, done, lesson.labels())
+        done = routed(network, outputs.inputs, decide, mixed=self.mixed and not at_random)
+        losses = answer_losses(network, done, batch.labels())
         if not at_random:
-            prices = network.aids[PRICES]
+            prices = network.auxiliary[PRICES]
             assert isinstance(prices, PathPrices)
-            cost = prices.of(network.chain, done.choices, len(done.logits))
+            cost = prices.of(network.topology, done.choices, len(done.logits))
             losses["cost"] = self.eta * prices.over(cost, self.budget)
         return losses

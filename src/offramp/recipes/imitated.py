@@ -1,10 +1,10 @@
 """Exits learn to answer as the last one does, from a stream without labels: the learning side of layer caching.
 
 Abedi, Iouannou, Jamshidi and Hemmati, 2022, arXiv 2209.08625; as SelfXit in TMLR, 2024. The service that is sped up
-stays as it is: its models are frozen, requests come without labels, and each exit (their cache model) is taught the
+stays as it is: its models are frozen, requests come without labels, and each exit (their cache model) is trained the
 last exit's probabilities.
 
-Serving and teaching take turns, as with the authors' server, which teaches again after every thousand requests on all
+Serving and training take turns, as with the authors' server, which trains again after every thousand requests on all
 of them so far. Keep a tail of the stream that no step has used, and promise on it: disagreement needs no labels either.
 The promise is for requests like those of that tail; where the stream drifts, record and calibrate again.
 
@@ -14,8 +14,8 @@ The promise is for requests like those of that tail; where the stream drifts, re
 Where we differ:
 - Within one `fit` the rows are shuffled and seen in several epochs; only from one `fit` to the next do they come in the
   order of the stream. A stream that can be walked only once has to be gathered into an array first.
-- All exits are taught in one run. They share nothing that learns, so each gets the gradients that it would get alone.
-- Their released experiments teach and measure on the same held-out rows; here calibrate refuses rows that taught.
+- All exits are trained in one run. They share nothing that learns, so each gets the gradients that it would get alone.
+- Their released experiments train and measure on the same held-out rows; here calibrate refuses rows that trained.
 - They search the shape of each cache model; here it is the exit that was hung on, such as `mlp` (their dense one).
 """
 
@@ -28,7 +28,7 @@ from torch.nn.functional import kl_div
 
 from offramp.errors import InvalidArgument
 from offramp.networks.network import Network
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, reading
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import exit_parameters, students_of
 
@@ -61,14 +61,14 @@ class Imitated(Recipe):
         names = students_of(network)
         exits = exit_parameters(network, names)
         sgd = partial(torch.optim.SGD, lr=self.rate, momentum=0.9, weight_decay=self.decay)
-        reads = reading(network, (*names, network.chain.exits[-1]))
+        reads = reading(network, (*names, network.topology.exits[-1]))
         schedule = dropped(*(epoch / EPOCHS for epoch in (2, 5, 7)))
         return [Phase("stream", exits, self.epochs, sgd, schedule, reads=reads, labels=False)]
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """By exit."""
-        teacher = view.logits[view.network.chain.exits[-1]].detach().log_softmax(-1)
+        teacher = outputs.logits[outputs.network.topology.exits[-1]].detach().log_softmax(-1)
         return {
-            name: kl_div(view.logits[name].log_softmax(-1), teacher, reduction="none", log_target=True).mean()
-            for name in students_of(view.network)
+            name: kl_div(outputs.logits[name].log_softmax(-1), teacher, reduction="none", log_target=True).mean()
+            for name in students_of(outputs.network)
         }

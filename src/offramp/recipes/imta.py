@@ -1,4 +1,4 @@
-"""Exits that help each other on a frozen model: each reads the one before, the last teaches all.
+"""Exits that help each other on a frozen model: each reads the one before, the last trains all.
 
 Li, Zhang, Qi, Yang and Huang, Improved Techniques for Training Adaptive Deep Networks (IMTA), 2019,
 arXiv 1908.06294: gradient equilibrium, inline subnetwork collaboration and one-for-all
@@ -32,14 +32,14 @@ from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits.inline import Inline, parted
 from offramp.networks.network import Network
 from offramp.networks.nodes import Exit, Seen
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, trainable_exits
 from offramp.recipes._equilibrium import equilibrium, require_one_model
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import seen_of
 
 __all__ = ["Imta"]
 
-PLAIN = "plain/"  # of an aid, before the name of its exit: the linear layer that it had before
+PLAIN = "plain/"  # of an auxiliary module, before the name of its exit: the linear layer that it had before
 TOGETHER = "together"
 
 
@@ -53,8 +53,8 @@ class Imta(Recipe):
     Args:
         epochs: of the new layers and blocks.
         together: epochs of models and exits together, before, by the plain sum of cross-entropies;
-            the authors' 90. 0 where they have been taught, such as by
-            `joint?optimiser=sgd&equilibrium=true`.
+            the authors' 90. 0 where they have been trained, such as by
+            `joint?optimizer=sgd&equilibrium=true`.
         final: whether the deepest exit stands for the authors' last classifier. It then learns from
             labels alone, with weight 1, and takes no part in `together`. It may have no layers but
             its linear one.
@@ -93,9 +93,9 @@ class Imta(Recipe):
     def prepare(self, network: Network) -> None:
         """Hang an `Inline` on every exit but the last.
 
-        Raises InvalidArgument for numbers out of range; BadNetwork where there is nothing to teach, for a
+        Raises InvalidArgument for numbers out of range; BadNetwork where there is nothing to train, for a
         ladder, for exits that do not end in a linear layer, and for layers of exits that would be
-        frozen untaught.
+        frozen untrained.
         """
         if not 0 <= self.gamma <= 1:
             raise InvalidArgument(f"gamma must be between 0 and 1, got {self.gamma}")
@@ -103,21 +103,21 @@ class Imta(Recipe):
             raise InvalidArgument(f"temperature must be a number above 0, got {self.temperature}")
         if not all(0 <= share <= 1 for share in self.falls):
             raise InvalidArgument(f"falls must be shares of a phase between 0 and 1, got {self.falls!r}")
-        taught_exits(network)
+        trainable_exits(network)
         require_one_model(network, "imta")
         exits, plain = self._collaborating(network)
         for name, exit_ in exits.items():
             network.hang_exit(name, exit_.eval())
-        network.aids = {}
+        network.auxiliary = {}
         if self.together:
-            network.aids = {PLAIN + name: layer for name, layer in plain.items()}
+            network.auxiliary = {PLAIN + name: layer for name, layer in plain.items()}
 
     def _collaborating(self, network: Network) -> tuple[dict[str, Inline], dict[str, nn.Linear]]:
         """By node: the exit that will hang there, and the linear layer the one there ends in."""
         exits = dict[str, Inline]()
         plain = dict[str, nn.Linear]()
-        names = network.chain.exits[:-1]
-        untaught = network.untaught()
+        names = network.topology.exits[:-1]
+        untrained = network.untrained()
         before = None
         seen = seen_of(network)
         device = network.device()
@@ -134,9 +134,9 @@ class Imta(Recipe):
             final = self.final and name == names[-1]
             if final and inside:
                 raise BadNetwork(f"exit {name!r} has layers before its linear one, and final=True takes none")
-            if inside and name in untaught and not self.together:
+            if inside and name in untrained and not self.together:
                 raise BadNetwork(
-                    f"layers of the exit {name!r} were never taught and would be frozen; teach "
+                    f"layers of the exit {name!r} were never trained and would be frozen; train "
                     "them first, with together=90 or the recipe joint"
                 )
             exits[name].to(device)
@@ -153,23 +153,23 @@ class Imta(Recipe):
         found = list[Phase]()
         if self.together:
             inside = [value for _, exit_ in _inline(network) for value in exit_.exit.parameters()]
-            plain = [value for layer in network.aids.values() for value in layer.parameters()]
+            plain = [value for layer in network.auxiliary.values() for value in layer.parameters()]
             every = (*network.backbone.parameters(), *inside, *plain)
             during = partial(_plain_answers, network)
             found.append(Phase(TOGETHER, every, self.together, sgd, schedule, during=during))
         new = [value for _, exit_ in _inline(network) for value in _new_parameters(exit_)]
         return [*found, Phase("collaboration", tuple(new), self.epochs, sgd, schedule)]
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """By exit."""
-        y, exits = lesson.labels(), view.network.chain.exits
-        if lesson.phase == TOGETHER:
-            plain = [name for name in exits if PLAIN + name in view.network.aids] + [exits[-1]]
-            return {name: cross_entropy(view.logits[name], y) for name in plain}
-        teacher = (view.logits[exits[-1]].detach() / self.temperature).softmax(1)
+        y, exits = batch.labels(), outputs.network.topology.exits
+        if batch.phase == TOGETHER:
+            plain = [name for name in exits if PLAIN + name in outputs.network.auxiliary] + [exits[-1]]
+            return {name: cross_entropy(outputs.logits[name], y) for name in plain}
+        teacher = (outputs.logits[exits[-1]].detach() / self.temperature).softmax(1)
         found = dict[str, Tensor]()
-        for name, _ in _inline(view.network):
-            logits = view.logits[name]
+        for name, _ in _inline(outputs.network):
+            logits = outputs.logits[name]
             if self.final and name == exits[-2]:
                 found[name] = cross_entropy(logits, y)
                 continue
@@ -182,7 +182,7 @@ class Imta(Recipe):
 
 def _inline(network: Network) -> Iterator[tuple[str, Inline]]:
     """The exits that collaborate, shallow to deep."""
-    for name in network.chain.exits:
+    for name in network.topology.exits:
         exit_ = network.exit_of(name)
         if isinstance(exit_, Inline):
             yield name, exit_
@@ -217,11 +217,11 @@ def _plain_answers(network: Network) -> Iterator[None]:
     An exit without such a layer is left out, and does not count among those behind a tap.
     """
     with ExitStack() as until_the_end:
-        left_out = [name for name, _ in _inline(network) if PLAIN + name not in network.aids]
+        left_out = [name for name, _ in _inline(network) if PLAIN + name not in network.auxiliary]
         until_the_end.enter_context(equilibrium(network, without=left_out))
         for name, exit_ in _inline(network):
             if name not in left_out:
-                instead = partial(_instead, network.aids[PLAIN + name], exit_.features)
+                instead = partial(_instead, network.auxiliary[PLAIN + name], exit_.features)
                 handle = exit_.linear.register_forward_hook(instead)
                 until_the_end.callback(handle.remove)
         yield

@@ -7,7 +7,7 @@ Adam knows of the trunk goes on through both; the last exit's own layer starts a
 copy of it for each phase.
 Where we differ: one summed loss, where the code steps the trunk and each exit's own copy apart, which comes to the
 same; and torch's Adam adds its 1e-8 after it has corrected the second moment, Chainer's before.
-optimiser="sgd" is the training of MSDNet (Huang et al., 2017, arXiv 1703.09844) as the PyTorch port has it, whose loss
+optimizer="sgd" is the training of MSDNet (Huang et al., 2017, arXiv 1703.09844) as the PyTorch port has it, whose loss
 is the same sum; the authors' Lua code takes Nesterov's momentum.
 """
 
@@ -26,7 +26,16 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.network import Network, last_model
-from offramp.networks.recipe import Lesson, Losses, Optimising, Phase, Recipe, Scheduling, View, taught_exits
+from offramp.networks.recipe import (
+    Losses,
+    MakeOptimizer,
+    MakeSchedule,
+    Phase,
+    Recipe,
+    TrainingBatch,
+    TrainingOutputs,
+    trainable_exits,
+)
 from offramp.recipes._equilibrium import equilibrium, require_one_model
 from offramp.recipes._schedules import cosine, dropped
 from offramp.recipes._together import last_layer, soft_cross_entropy
@@ -37,7 +46,7 @@ NORMS = ("moving", "frozen")
 RATES = {"adam": 1e-3, "sgd": 0.1}
 ALONE = "models alone"
 BEFORE = "before"
-HEAD = "head"  # the aid that holds the last layer as it was when the run began
+HEAD = "head"  # the auxiliary module that holds the last layer as it was when the run began
 
 
 class Joint(Recipe):
@@ -48,17 +57,17 @@ class Joint(Recipe):
         epochs: of all exits together.
         alone: epochs of the models alone, before.
         rate: by default 1e-3 with Adam and 0.1 with SGD.
-        optimiser: "adam", or "sgd" with momentum 0.9 and weight decay 1e-4.
+        optimizer: "adam", or "sgd" with momentum 0.9 and weight decay 1e-4.
         betas: of Adam.
         decay: let the rate fall to 0 over each phase along a cosine (Loshchilov and Hutter, 2017, arXiv 1608.03983).
             BranchyNet's authors keep it, over many more epochs.
         falls: of "sgd", the shares of each phase after which the rate falls tenfold, unless `decay` asks for the
             cosine. MSDNet's are 1/2 and 3/4 on CIFAR, and 1/3 and 2/3 on ImageNet (90 epochs).
         norm: "moving" lets batch norms of the models learn and follow the batches, "frozen" keeps them as they are.
-        backbone: False teaches the exits alone, and the models stay as they are.
+        backbone: False trains the exits alone, and the models stay as they are.
         equilibrium: average the gradients of the exits behind each cut instead of summing them (Li et al., 2019, arXiv
             1908.06294; recipes/_equilibrium.py).
-        keep: how much of each exit's loss comes from what the last model answered before it was taught on, instead of
+        keep: how much of each exit's loss comes from what the last model answered before it was trained on, instead of
             from the label: (1 - keep) CE(z, y) + keep T^2 CE(z / T, before / T), T the temperature (Hinton, Vinyals and
             Dean, 2015, arXiv 1503.02531; for a model's own earlier answers Li and Hoiem, 2016, arXiv 1606.09282).
             keep=1 needs no labels. Meant for trained models, which otherwise lose accuracy of their own; costs a
@@ -77,7 +86,7 @@ class Joint(Recipe):
         epochs: int = 10,
         alone: int = 0,
         rate: float | None = None,
-        optimiser: str = "adam",
+        optimizer: str = "adam",
         betas: tuple[float, float] = (0.9, 0.999),
         decay: bool = False,
         falls: Sequence[float] = (1 / 2, 3 / 4),
@@ -91,8 +100,8 @@ class Joint(Recipe):
         self.weights = weights
         self.epochs = epochs
         self.alone = alone
-        self.rate = RATES.get(optimiser, 0.0) if rate is None else rate
-        self.optimiser = optimiser
+        self.rate = RATES.get(optimizer, 0.0) if rate is None else rate
+        self.optimizer = optimizer
         self.betas = betas
         self.decay = decay
         self.falls = falls
@@ -104,35 +113,35 @@ class Joint(Recipe):
         self.keep_head = keep_head
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for weights that do not fit, BadNetwork where there is nothing to teach."""
+        """Raise InvalidArgument for weights that do not fit, BadNetwork where there is nothing to train."""
         if self.norm not in NORMS:
             raise InvalidArgument(f"norm is {self.norm!r}, expected one of {', '.join(NORMS)}")
-        if self.optimiser not in RATES:
-            raise InvalidArgument(f"optimiser is {self.optimiser!r}, expected one of {', '.join(RATES)}")
+        if self.optimizer not in RATES:
+            raise InvalidArgument(f"optimizer is {self.optimizer!r}, expected one of {', '.join(RATES)}")
         if not self.backbone:
-            taught_exits(network)
+            trainable_exits(network)
         elif not any(True for _ in network.backbone.parameters()):
-            raise BadNetwork("the models of this network have no parameters; teach the exits alone: backbone=False")
-        weights_of(self.weights, network.chain.exit_labels)
+            raise BadNetwork("the models of this network have no parameters; train the exits alone: backbone=False")
+        weights_of(self.weights, network.topology.exit_labels)
         if self.keep or self.alone:
-            network.chain.require_chain("joint with keep or alone")
+            network.topology.require_chain("joint with keep or alone")
         if self.equilibrium:
             require_one_model(network, "equilibrium=True")
         if not 0 <= self.keep <= 1 or not 0 < self.temperature < math.inf or (self.keep and self.alone):
             raise InvalidArgument(
                 f"got keep={self.keep}, temperature={self.temperature} and alone={self.alone}, expected 0 to 1, a "
-                "number above 0, and alone=0 beside a keep above 0: what models answer before they are taught is no use"
+                "number above 0, and alone=0 beside a keep above 0: what untrained models answer is no use"
             )
         if not all(0 <= share <= 1 for share in self.falls):
             raise InvalidArgument(f"falls must be shares of a phase between 0 and 1, got {self.falls!r}")
-        network.aids = {BEFORE: last_model(network, copied=True)} if self.keep else {}
+        network.auxiliary = {BEFORE: last_model(network, copied=True)} if self.keep else {}
         head = self._dropped_head(network)
         if head is not None:
-            network.aids[HEAD] = copy.deepcopy(head)
+            network.auxiliary[HEAD] = copy.deepcopy(head)
 
     def _dropped_head(self, network: Network) -> nn.Module | None:
         """The layer of a cut model that starts anew when the epochs alone are over."""
-        if not self.alone or not self.backbone or self.keep_head or len(network.rungs) > 1:
+        if not self.alone or not self.backbone or self.keep_head or len(network.members) > 1:
             return None
         return last_layer(network)
 
@@ -168,28 +177,28 @@ class Joint(Recipe):
         )
         return [*first, joint]
 
-    def _stepping(self) -> tuple[Optimising, Scheduling | None]:
-        """The optimiser, and how its rate falls over a phase."""
-        if self.optimiser == "adam":
+    def _stepping(self) -> tuple[MakeOptimizer, MakeSchedule | None]:
+        """The optimizer, and how its rate falls over a phase."""
+        if self.optimizer == "adam":
             return partial(torch.optim.Adam, lr=self.rate, betas=self.betas), cosine if self.decay else None
         sgd = partial(torch.optim.SGD, lr=self.rate, momentum=0.9, weight_decay=1e-4)
         return sgd, cosine if self.decay else dropped(*self.falls)
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Weighted cross-entropy by exit."""
-        if lesson.phase == ALONE:
-            ends = [rung.nodes()[-1] for rung in view.network.rungs]
-            return {name: cross_entropy(view.logits[name], lesson.labels()) for name in ends}
-        weights = weights_of(self.weights, tuple(view.logits))
-        return {name: weights[name] * self._by_both(logits, view, lesson) for name, logits in view.logits.items()}
+        if batch.phase == ALONE:
+            ends = [member.nodes()[-1] for member in outputs.network.members]
+            return {name: cross_entropy(outputs.logits[name], batch.labels()) for name in ends}
+        weights = weights_of(self.weights, tuple(outputs.logits))
+        return {name: weights[name] * self._by_both(logits, outputs, batch) for name, logits in outputs.logits.items()}
 
-    def _by_both(self, logits: Tensor, view: View, lesson: Lesson) -> Tensor:
+    def _by_both(self, logits: Tensor, outputs: TrainingOutputs, batch: TrainingBatch) -> Tensor:
         """The loss of an exit by labels and by what the models answered before."""
         parts = list[Tensor]()
         if self.keep < 1:
-            parts.append((1 - self.keep) * cross_entropy(logits, lesson.labels()))
-        if view.teacher is not None:
-            soft = soft_cross_entropy(logits, view.teacher, self.temperature)
+            parts.append((1 - self.keep) * cross_entropy(logits, batch.labels()))
+        if outputs.teacher is not None:
+            soft = soft_cross_entropy(logits, outputs.teacher, self.temperature)
             parts.append(self.keep * self.temperature**2 * soft)
         return torch.stack(parts).sum()
 
@@ -198,7 +207,7 @@ class Joint(Recipe):
 def _started_anew(head: nn.Module, network: Network) -> Iterator[None]:
     """A phase at whose end a layer gets back the weights that it had when the run began; not where the run stops."""
     yield
-    head.load_state_dict(network.aids[HEAD].state_dict())
+    head.load_state_dict(network.auxiliary[HEAD].state_dict())
 
 
 def weights_of(weights: float | Sequence[float] | Mapping[str, float], exits: Sequence[str]) -> dict[str, float]:

@@ -26,7 +26,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.gates.uncertainty import Uncertainty
 from offramp.networks.network import Network, trial_rows
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, reading, trainable_exits
 from offramp.plans.pricing import Prices
 from offramp.plans.schedule import full_schedule
 from offramp.recipes._together import exit_parameters
@@ -36,12 +36,12 @@ from offramp.runtime.measuring import costs_of
 __all__ = ["Objective"]
 
 WARM, JOINT = "warm-up", "exits and gates"
-PRICES = "prices"  # the aid that holds what leaving at each exit costs
-BALANCE = "balance"  # the aid that holds how much the ones among a gate's targets weigh
+PRICES = "prices"  # the auxiliary module that holds what leaving at each exit costs
+BALANCE = "balance"  # the auxiliary module that holds how much the ones among a gate's targets weigh
 FEWEST, HEAVIEST = 0.1, 5.0  # rows that count at least as optimal at an exit, and the largest weight
 
 
-class Held(nn.Module):
+class PriceList(nn.Module):
     """Costs c_l [E] of leaving at each exit, 1 at the last, where the network lies."""
 
     def __init__(self, costs: Sequence[float]) -> None:
@@ -135,11 +135,11 @@ class Objective(Recipe):
         """Raise BadNetwork without such gates, or where cost cannot be measured; InvalidArgument for costs that do not
         fit.
         """
-        taught_exits(network)
+        trainable_exits(network)
         if self.aim not in AIMS:
             raise InvalidArgument(f"aim must be one of {', '.join(AIMS)}, got {self.aim!r}")
-        other = [name for name in network.chain.gates if not isinstance(network.gate_of(name), Uncertainty)]
-        if other or not network.chain.gates:
+        other = [name for name in network.topology.gates if not isinstance(network.gate_of(name), Uncertainty)]
+        if other or not network.topology.gates:
             raise BadNetwork(
                 f"the gates at {', '.join(other) or 'no exit'} are not uncertainty gates, expected one at every exit; "
                 "cut(model, example, at=..., gate='uncertainty')"
@@ -149,15 +149,15 @@ class Objective(Recipe):
                 f"every is {self.every}, epochs {self.epochs}, warm {self.warm} and price {self.price}, expected at "
                 "least 1, 1, 0 and 0"
             )
-        prices = Held(costs_by(self.costs, network))
-        balance = Balance(len(network.chain.gates))
-        network.aids = {PRICES: prices.to(network.device()), BALANCE: balance.to(network.device())}
+        prices = PriceList(costs_by(self.costs, network))
+        balance = Balance(len(network.topology.gates))
+        network.auxiliary = {PRICES: prices.to(network.device()), BALANCE: balance.to(network.device())}
 
     def phases(self, network: Network) -> list[Phase]:
         """The warm-up, then gates and exits in turn."""
-        names = taught_exits(network)
+        names = trainable_exits(network)
         exits = exit_parameters(network, names)
-        reads = reading(network, network.chain.exits)
+        reads = reading(network, network.topology.exits)
         sgd = partial(torch.optim.SGD, lr=self.rate, momentum=0.9, weight_decay=self.decay)
         warm = [Phase(WARM, exits, self.warm, sgd, reads=reads)] if self.warm else []
         both = (*exits, *network.gates.parameters())
@@ -176,39 +176,41 @@ class Objective(Recipe):
 
         return LambdaLR(optimizer, factor)
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Of the warm-up: the exits' cross-entropies, earlier ones weighing more."""
-        y = lesson.labels()
-        exits = view.network.chain.exits
-        weights = {name: len(exits) - place for place, name in enumerate(exits)}
-        return {name: weights[name] * cross_entropy(view.logits[name], y) for name in taught_exits(view.network)}
+        y = batch.labels()
+        exits = outputs.network.topology.exits
+        weights = {name: len(exits) - index for index, name in enumerate(exits)}
+        return {
+            name: weights[name] * cross_entropy(outputs.logits[name], y) for name in trainable_exits(outputs.network)
+        }
 
-    def update(self, view: View, lesson: Lesson, optimiser: Optimizer) -> Losses:
+    def update(self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer) -> Losses:
         """A step of the gates or of the exits, whose turn it is; what is reported are the losses of both."""
-        network = view.network
-        y, names = lesson.labels(), (*view.logits,)
+        network = outputs.network
+        y, names = batch.labels(), (*outputs.logits,)
         gates = [_gate_of(network, name) for name in names[:-1]]
-        logits = torch.stack([gate.logit(view.logits[name]) for gate, name in zip(gates, names, strict=False)], 1)
-        losses = torch.stack([cross_entropy(view.logits[name], y, reduction="none") for name in names], 1)  # [b, E]
+        logits = torch.stack([gate.logit(outputs.logits[name]) for gate, name in zip(gates, names, strict=False)], 1)
+        losses = torch.stack([cross_entropy(outputs.logits[name], y, reduction="none") for name in names], 1)  # [b, E]
         p = leaving(logits.detach().sigmoid())[:, :-1]  # [b, E - 1]
         exits = exit_losses(losses[:, :-1], p, detach=self.detach_scale)
-        balance = network.aids[BALANCE]
+        balance = network.auxiliary[BALANCE]
         assert isinstance(balance, Balance)
-        batches = max(1, lesson.steps // self.epochs)
-        if lesson.step and lesson.step % batches == 0:
+        batches = max(1, batch.steps // self.epochs)
+        if batch.step and batch.step % batches == 0:
             balance.end_epoch()
-        merits = AIMS[self.aim](torch.stack([view.logits[name] for name in names], 1).detach(), y)
-        priced = merits + self.price * network.aids[PRICES].get_buffer("costs")
+        merits = AIMS[self.aim](torch.stack([outputs.logits[name] for name in names], 1).detach(), y)
+        priced = merits + self.price * network.auxiliary[PRICES].get_buffer("costs")
         balance.count(priced.argmin(1))
-        taught = gate_losses(logits, targets(priced), balance.weight)
-        optimiser.zero_grad()  # what has no gradient then is not moved by SGD, nor is its momentum
-        chosen = taught if self._gates_turn(lesson.step, batches) else exits
+        trained = gate_losses(logits, targets(priced), balance.weight)
+        optimizer.zero_grad()  # what has no gradient then is not moved by SGD, nor is its momentum
+        chosen = trained if self._gates_turn(batch.step, batches) else exits
         chosen.sum().backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        for place, gate in enumerate(gates):
-            gate.follow(gates[:place])
+        optimizer.step()
+        for index, gate in enumerate(gates):
+            gate.follow(gates[:index])
         found = dict(zip(names, exits.detach(), strict=False)) | {names[-1]: losses[:, -1].detach().mean()}
-        return found | {f"gate/{name}": each for name, each in zip(names, taught.detach(), strict=False)}
+        return found | {f"gate/{name}": each for name, each in zip(names, trained.detach(), strict=False)}
 
     def _gates_turn(self, step: int, batches: int) -> bool:
         """Whether it is the gates' turn at a step, in epochs of `batches` steps."""
@@ -310,7 +312,7 @@ def costs_by(costs: Sequence[float] | Mapping[str, float] | None, network: Netwo
     """c_l of every exit, as given or measured in MACs. Raises InvalidArgument, and BadNetwork without rows to measure
     with.
     """
-    names = network.chain.exits
+    names = network.topology.exits
     if costs is not None:
         found = [*costs.values()] if isinstance(costs, Mapping) else [*costs]
         named = not isinstance(costs, Mapping) or set(costs) == set(names)
@@ -322,9 +324,9 @@ def costs_by(costs: Sequence[float] | Mapping[str, float] | None, network: Netwo
     else:
         rows = trial_rows(network)
         if not rows:
-            raise BadNetwork("no rung of this network was cut, so there are no rows to measure with; give costs=")
-        schedule = full_schedule(network.chain)
+            raise BadNetwork("no member of this network was cut, so there are no rows to measure with; give costs=")
+        schedule = full_schedule(network.topology)
         parts = kind_of("torch")().open(network, schedule, network.device())
         priced = {name.removeprefix("cost/"): each for name, each in costs_of(parts, rows, timed=False).items()}
-        found = Prices(network.chain, priced).to_exit(network.chain.gates, None).tolist()
+        found = Prices(network.topology, priced).to_exit(network.topology.gates, None).tolist()
     return [float(each) / float(found[-1]) for each in found] if found[-1] else [float(each) for each in found]

@@ -12,13 +12,13 @@ from torch.nn.functional import cross_entropy
 
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.network import Network
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, reading, trainable_exits
 from offramp.recipes._schedules import linear
 
-__all__ = ["Patience"]
+__all__ = ["PatienceRecipe"]
 
 
-class Patience(Recipe):
+class PatienceRecipe(Recipe):
     """The mean of the exits' cross-entropies with weights 1, 2, ... n from shallow to deep: sum_j j L_j / sum_j j.
 
     The model learns with them. All numbers are those of the authors' scripts for BERT and ALBERT, which start from
@@ -30,7 +30,7 @@ class Patience(Recipe):
     Args:
         epochs: over the training rows.
         rate: of AdamW at the start.
-        backbone: whether the model learns. False leaves it as it is and teaches the exits alone, on pooled features if
+        backbone: whether the model learns. False leaves it as it is and trains the exits alone, on pooled features if
             all of them pool; that choice is ours, and wants a rate such as 1e-3.
         clip: the largest norm of all gradients together; None does not clip.
     """
@@ -49,26 +49,26 @@ class Patience(Recipe):
         self.clip = clip
 
     def prepare(self, network: Network) -> None:
-        """Raise BadNetwork where there are no exits, or no model, to teach; InvalidArgument for a clip of 0 or less."""
-        taught_exits(network)
+        """Raise BadNetwork where there are no exits, or no model, to train; InvalidArgument for a clip of 0 or less."""
+        trainable_exits(network)
         if self.clip is not None and not self.clip > 0:
             raise InvalidArgument(f"clip must be above 0, or None for no clipping, got {self.clip!r}")
         if self.backbone and not any(True for _ in network.backbone.parameters()):
-            raise BadNetwork("the models of this network have no parameters, expected some to teach with the exits")
+            raise BadNetwork("the models of this network have no parameters, expected some to train with the exits")
 
     def phases(self, network: Network) -> list[Phase]:
         """One phase."""
-        names = taught_exits(network)
+        names = trainable_exits(network)
         models = tuple(network.backbone.parameters()) if self.backbone else ()
         reads = "input" if self.backbone else reading(network, names)
         adam = partial(torch.optim.AdamW, lr=self.rate, weight_decay=0.0)
         every = (*models, *network.exits.parameters())
         return [Phase("all", every, self.epochs, adam, linear, reads=reads, clip=self.clip)]
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Cross-entropy by exit, weighted by its depth."""
-        y, weights = lesson.labels(), depth_weights(len(view.logits))
-        pairs = zip(view.logits.items(), weights, strict=True)
+        y, weights = batch.labels(), depth_weights(len(outputs.logits))
+        pairs = zip(outputs.logits.items(), weights, strict=True)
         return {name: weight * cross_entropy(logits, y) for (name, logits), weight in pairs}
 
 

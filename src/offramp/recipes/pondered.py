@@ -1,4 +1,4 @@
-"""Any recipe that teaches the models, with a price on depth: for models with stages of adaptive depth.
+"""Any recipe that trains the models, with a price on depth: for models with stages of adaptive depth.
 
 The ponder cost of spatially adaptive computation time (Figurnov et al., 2017, arXiv 1612.02297): tau times the mean
 over rows and positions of N + R, summed over the stages (layers/adaptive_depth.py), is added to what is minimised.
@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.adaptive_depth import AdaptiveDepth, stages_of
 from offramp.networks.network import Network
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs
 from offramp.recipes.distill import Distill
 
 __all__ = ["Pondered"]
@@ -75,13 +75,13 @@ class Pondered(Recipe):
         self._inner().prepare(network)
 
     def phases(self, network: Network) -> list[Phase]:
-        """Those of the recipe. Raises BadNetwork where none of them teaches a stage when to halt."""
+        """Those of the recipe. Raises BadNetwork where none of them trains a stage when to halt."""
         phases = [*self._inner().phases(network)]
         stages = stages_of(network.backbone).values()
         halting = {id(value) for stage in stages for value in stage.halts.parameters()}
         if not any(id(value) in halting for phase in phases for value in phase.parameters):
             raise BadNetwork(
-                "the recipe within leaves the models as they are, expected one that teaches them; backbone=True"
+                "the recipe within leaves the models as they are, expected one that trains them; backbone=True"
             )
         return [replace(phase, during=self._priced(network, phase.during)) for phase in phases]
 
@@ -95,19 +95,19 @@ class Pondered(Recipe):
 
         return entered
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """That of the recipe."""
-        self._share[0] = lesson.share * self._risen(lesson)
-        return self._inner().loss(view, lesson)
+        self._share[0] = batch.share * self._risen(batch)
+        return self._inner().loss(outputs, batch)
 
-    def update(self, view: View, lesson: Lesson, optimiser: Optimizer) -> Losses:
+    def update(self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer) -> Losses:
         """That of the recipe."""
-        self._share[0] = self._risen(lesson)
-        return self._inner().update(view, lesson, optimiser)
+        self._share[0] = self._risen(batch)
+        return self._inner().update(outputs, batch, optimizer)
 
-    def _risen(self, lesson: Lesson) -> float:
+    def _risen(self, batch: TrainingBatch) -> float:
         """How much of the price counts by now."""
-        return min(1.0, lesson.done / self.ramp) if self.ramp else 1.0
+        return min(1.0, batch.done / self.ramp) if self.ramp else 1.0
 
     def config(self) -> dict[str, Any]:
         """tau, and the recipe with its own arguments."""

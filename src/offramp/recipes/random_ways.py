@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.nodes import Gate, Seen
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs
 from offramp.networks.walking import routed
 from offramp.plans.topology import LEAVE
 from offramp.recipes._routing import models_of, one_hot
@@ -46,9 +46,9 @@ class RandomWays(Recipe):
         """Raise InvalidArgument for another norm, BadNetwork for a network that is cut, or has nothing to train."""
         if self.norm not in ("moving", "frozen"):
             raise InvalidArgument(f"norm must be one of moving, frozen, got {self.norm!r}")
-        cut_rungs = [rung.name for rung in network.rungs if rung.cuts]
-        if cut_rungs:
-            raise BadNetwork(f"random_ways trains networks of whole models (off.route), and {cut_rungs[0]!r} is cut")
+        cut_members = [member.name for member in network.members if member.cuts]
+        if cut_members:
+            raise BadNetwork(f"random_ways trains networks of whole models (off.route), and {cut_members[0]!r} is cut")
         if not self._trained(network):
             raise BadNetwork("this network has no parameters to train")
 
@@ -62,9 +62,9 @@ class RandomWays(Recipe):
         adam = partial(torch.optim.Adam, lr=self.rate)
         return [Phase("random ways", self._trained(network), self.epochs, adam, cosine, still=still, looks=False)]
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """By exit, over the rows that passed it."""
-        topology = view.network.chain
+        topology = outputs.network.topology
 
         def decide(name: str, gate: Gate, seen: Seen) -> Tensor:
             successors = topology.node(name).successors
@@ -73,8 +73,8 @@ class RandomWays(Recipe):
             ways = torch.as_tensor(going, device=seen.features.device)[drawn]
             return one_hot(ways, len(successors))
 
-        done = routed(view.network, view.inputs, decide)
-        y = lesson.labels()
+        done = routed(outputs.network, outputs.inputs, decide)
+        y = batch.labels()
         losses: dict[str, Tensor] = {}
         for name, (rows, logits) in done.passed.items():
             if len(rows):

@@ -2,7 +2,7 @@
 
 First layer by layer: each new layer gets the input that the original's layer gets, and learns to
 give what that gives (He, Zhang and Sun, 2017, arXiv 1707.06168, reconstruct layers so). These are
-independent problems: one layer's error does not disturb the next one's lesson. Then as a whole: the
+independent problems: one layer's error does not disturb the next one's batch. Then as a whole: the
 converted model learns the original's logits at a temperature (Hinton, Vinyals and Dean, 2015, arXiv
 1503.02531) and its features after the modules that hold converted layers (Romero et al., 2015, arXiv
 1412.6550, without an adapter: the shapes are the same). Labels are not needed.
@@ -28,7 +28,7 @@ from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import given
 from offramp.networks.layer import Layer, outer_layers
 from offramp.networks.network import Network, last_model, plain_network
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs
 from offramp.networks.wrappers import unwrapped
 from offramp.recipes._schedules import cosine
 from offramp.recipes._together import parameters_of, soft_cross_entropy
@@ -108,10 +108,10 @@ class Recover(Recipe):
             InvalidArgument: an argument that is out of range, or no original.
             BadNetwork: a ladder, or two models that have nothing in common.
         """
-        if len(network.rungs) > 1:
+        if len(network.members) > 1:
             raise BadNetwork(
-                f"recover trains the parameters of one converted model, got a ladder of {len(network.rungs)}; recover "
-                "each model before they are stacked"
+                f"recover trains the parameters of one converted model, got a ladder of {len(network.members)}; "
+                "recover each model before they are stacked"
             )
         if self.by not in BY:
             raise InvalidArgument(f"by must be one of {', '.join(BY)}, got {self.by!r}")
@@ -125,7 +125,7 @@ class Recover(Recipe):
                 "recover needs original=, the model before it was converted; at the command line "
                 "--original SPEC --original-weights FILE"
             )
-        network.aids = {ORIGINAL: self._original_of(network)}
+        network.auxiliary = {ORIGINAL: self._original_of(network)}
         student, teacher = self._models(network)
         if self.by != WHOLE and not replaced_names(student, teacher) and self.by == LAYERS:
             raise BadNetwork(
@@ -143,17 +143,17 @@ class Recover(Recipe):
         if isinstance(original, Network):
             made = last_model(original, copied=True)
         else:
-            rung = network.rungs[0]
-            preprocess = copy.deepcopy(network.preprocess_of(rung))
+            member = network.members[0]
+            preprocess = copy.deepcopy(network.preprocess_of(member))
             model = copy.deepcopy(unwrapped(original)[0])
-            made = plain_network(model, replace(rung, spec=None), preprocess)
+            made = plain_network(model, replace(member, spec=None), preprocess)
         return made.eval().requires_grad_(False).to(network.device())
 
     def _models(self, network: Network) -> tuple[nn.Module, nn.Module]:
         """The converted model and the original's."""
-        original = network.aids[ORIGINAL]
+        original = network.auxiliary[ORIGINAL]
         assert isinstance(original, Network)
-        return network.model_of(network.rungs[0]), original.model_of(original.rungs[0])
+        return network.model_of(network.members[0]), original.model_of(original.members[0])
 
     def _feature_names(self, student: nn.Module, teacher: nn.Module) -> list[str]:
         """The modules after which features are compared."""
@@ -169,13 +169,13 @@ class Recover(Recipe):
     def phases(self, network: Network) -> list[Phase]:
         """The layers, then the whole."""
         student, teacher = self._models(network)
-        found: list[Phase] = []
+        phases: list[Phase] = []
         names = replaced_names(student, teacher)
         if self.by != WHOLE and names:
             own = [student.get_submodule(name) for name in names]
             values = tuple(value for layer in own for value in layer.parameters())
             adam = partial(torch.optim.Adam, lr=self.layer_rate)
-            found.append(
+            phases.append(
                 Phase(
                     LAYERS,
                     values,
@@ -189,7 +189,7 @@ class Recover(Recipe):
             )
         if self.by != LAYERS:
             adamw = partial(torch.optim.AdamW, lr=self.rate, weight_decay=self.decay)
-            found.append(
+            phases.append(
                 Phase(
                     WHOLE,
                     parameters_of(network),
@@ -201,48 +201,48 @@ class Recover(Recipe):
                     during=partial(self._listening, student, teacher),
                 )
             )
-        return found
+        return phases
 
-    def update(self, view: View, lesson: Lesson, optimiser: Optimizer) -> Losses:
+    def update(self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer) -> Losses:
         """A step of all layers, each on its own: the mean of their relative squared errors."""
-        network = view.network
+        network = outputs.network
         student, teacher = self._models(network)
         names = replaced_names(student, teacher)
         inputs: dict[str, Tensor] = {}
-        outputs: dict[str, Tensor] = {}
+        network_outputs: dict[str, Tensor] = {}
         modules = {name: teacher.get_submodule(name) for name in names}
-        original = network.aids[ORIGINAL]
-        with torch.no_grad(), _recorded(modules, outputs, inputs):
-            original(given(view.inputs))
+        original = network.auxiliary[ORIGINAL]
+        with torch.no_grad(), _recorded(modules, network_outputs, inputs):
+            original(given(outputs.inputs))
         errors: list[Tensor] = []
         penalties: list[Tensor] = []
         for name in names:
             layer = student.get_submodule(name)
-            errors.append(relative_error(layer(inputs[name]), outputs[name]))
+            errors.append(relative_error(layer(inputs[name]), network_outputs[name]))
             penalty = layer.penalty() if isinstance(layer, Layer) else None
             if penalty is not None:
                 penalties.append(penalty)
         loss = torch.stack(errors).sum()
         if penalties:
             loss = loss + torch.stack(penalties).sum()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        self._anneal(student, lesson)
+        optimizer.step()
+        self._anneal(student, batch)
         return {"layers": torch.stack(errors).detach().mean()}
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """By exit the distance from the original's logits; of the last one also that of features."""
-        assert view.teacher is not None
+        assert outputs.teacher is not None
         losses: dict[str, Tensor] = {}
-        for name, logits in view.logits.items():
-            soft = soft_cross_entropy(logits, view.teacher, self.temperature)
+        for name, logits in outputs.logits.items():
+            soft = soft_cross_entropy(logits, outputs.teacher, self.temperature)
             value = (1 - self.labels) * self.temperature**2 * soft
             if self.labels:
-                value = value + self.labels * cross_entropy(logits, lesson.labels())
+                value = value + self.labels * cross_entropy(logits, batch.labels())
             losses[name] = value
-        last = view.network.chain.exits[-1]
-        student, _ = self._models(view.network)
+        last = outputs.network.topology.exits[-1]
+        student, _ = self._models(outputs.network)
         for name, value in self._students.items():
             if name in self._teachers and self.features:
                 error = relative_error(value, self._teachers[name])
@@ -253,13 +253,13 @@ class Recover(Recipe):
                 losses[last] = losses[last] + penalty
         self._students.clear()
         self._teachers.clear()
-        self._anneal(student, lesson)
+        self._anneal(student, batch)
         return losses
 
-    def _anneal(self, student: nn.Module, lesson: Lesson) -> None:
+    def _anneal(self, student: nn.Module, batch: TrainingBatch) -> None:
         """Get layers ready for the step after this one."""
-        done = min(1.0, (lesson.step + 1) / max(1, lesson.steps))
-        if lesson.phase == WHOLE and self.by == "both":
+        done = min(1.0, (batch.step + 1) / max(1, batch.steps))
+        if batch.phase == WHOLE and self.by == "both":
             done = 1.0  # they hardened layer by layer
         for layer in outer_layers(student).values():
             layer.anneal(done)

@@ -19,7 +19,7 @@ from offramp.exits.surest import Surest
 from offramp.exits.whole import Own
 from offramp.networks.network import Network
 from offramp.networks.nodes import Hands
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, reading, trainable_exits
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import exit_parameters
 
@@ -61,22 +61,22 @@ class Sdn(Recipe):
 
     def prepare(self, network: Network) -> None:
         """Raise BadNetwork, InvalidArgument for what does not fit; then hang the surest answer, if asked for."""
-        taught_exits(network)
+        trainable_exits(network)
         self.weights_of(network)
-        last = network.chain.exits[-1]
+        last = network.topology.exits[-1]
         if not self.surest or isinstance(network.exit_of(last), Surest):
             return
-        handing = [name for name in network.chain.exits if isinstance(network.exit_of(name), Hands)]
+        handing = [name for name in network.topology.exits if isinstance(network.exit_of(name), Hands)]
         if handing or not isinstance(network.exit_of(last), Own):
             raise BadNetwork(
                 f"exit {(handing or [last])[0]!r} is no plain classifier, expected such exits and the model's own "
                 "answer at the end; leave out surest=True, or cut with exits='sdn'"
             )
-        network.hang_exit(last, Surest(network.chain.exits[:-1]).eval())
+        network.hang_exit(last, Surest(network.topology.exits[:-1]).eval())
 
     def weights_of(self, network: Network) -> dict[str, float]:
         """The C_i by exit, without the last. Raises InvalidArgument for too few, too many, or negative ones."""
-        names = network.chain.exits[:-1]
+        names = network.topology.exits[:-1]
         found = [DEEPEST * (i + 1) / len(names) for i in range(len(names))] if self.weights is None else self.weights
         if len(found) != len(names) or min(found) < 0:
             raise InvalidArgument(
@@ -86,7 +86,7 @@ class Sdn(Recipe):
 
     def phases(self, network: Network) -> list[Phase]:
         """One phase."""
-        names = taught_exits(network)
+        names = trainable_exits(network)
         exits = exit_parameters(network, names)
         if not self.backbone:
             adam = partial(torch.optim.Adam, lr=self.rate or 1e-3, weight_decay=self.decay)
@@ -95,19 +95,19 @@ class Sdn(Recipe):
         every = (*network.backbone.parameters(), *exits)
         return [Phase("all", every, self.epochs or 100, sgd, dropped(0.35, 0.6, 0.85))]
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Cross-entropy by exit, weighted where the backbone learns too."""
-        y, last = lesson.labels(), view.network.chain.exits[-1]
+        y, last = batch.labels(), outputs.network.topology.exits[-1]
         if not self.backbone:
-            return {name: cross_entropy(view.logits[name], y) for name in taught_exits(view.network)}
+            return {name: cross_entropy(outputs.logits[name], y) for name in trainable_exits(outputs.network)}
         epochs = self.epochs or 100
-        epoch = lesson.step * epochs // lesson.steps + 1
+        epoch = batch.step * epochs // batch.steps + 1
         found: dict[str, Tensor] = {
-            name: ramp(weight, epoch, epochs) * cross_entropy(view.logits[name], y)
-            for name, weight in self.weights_of(view.network).items()
+            name: ramp(weight, epoch, epochs) * cross_entropy(outputs.logits[name], y)
+            for name, weight in self.weights_of(outputs.network).items()
         }
-        surest = isinstance(view.network.exit_of(last), Surest)  # then what the model itself says is below it
-        return found | {last: cross_entropy((view.features if surest else view.logits)[last], y)}
+        surest = isinstance(outputs.network.exit_of(last), Surest)  # then what the model itself says is below it
+        return found | {last: cross_entropy((outputs.features if surest else outputs.logits)[last], y)}
 
 
 def ramp(weight: float, epoch: int, epochs: int) -> float:

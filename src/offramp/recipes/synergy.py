@@ -20,7 +20,7 @@ from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits.selective import Selective
 from offramp.networks.network import Network
 from offramp.networks.nodes import Seen
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, reading, trainable_exits
 from offramp.recipes._schedules import cosine
 from offramp.recipes._together import parameters_of, soft_cross_entropy
 
@@ -32,15 +32,15 @@ class Synergy(Recipe):
 
     w_l: the mean over rows and channels of the share that the deepest `Selective` exit takes from layer l, without
     gradient, times the number of layers, so that their mean is 1; without such exits every weight is 1.
-    Adam, whose rate falls to 0 along a cosine. backbone=False teaches the exits alone, on pooled features if all pool.
+    Adam, whose rate falls to 0 along a cosine. backbone=False trains the exits alone, on pooled features if all pool.
     """
 
     def __init__(self, *, beta: float = 1.0, epochs: int = 10, rate: float = 1e-3, backbone: bool = True) -> None:
         self.beta, self.epochs, self.rate, self.backbone = beta, epochs, rate, backbone
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for a negative beta, BadNetwork where there is nothing to teach."""
-        taught_exits(network)
+        """Raise InvalidArgument for a negative beta, BadNetwork where there is nothing to train."""
+        trainable_exits(network)
         if not self.beta >= 0:
             raise InvalidArgument(f"beta is {self.beta}, expected a number of at least 0")
 
@@ -49,26 +49,26 @@ class Synergy(Recipe):
         adam = partial(torch.optim.Adam, lr=self.rate)
         if self.backbone:
             return [Phase("all", parameters_of(network), self.epochs, adam, cosine)]
-        reads = reading(network, network.chain.exits)
+        reads = reading(network, network.topology.exits)
         return [Phase("exits", tuple(network.exits.parameters()), self.epochs, adam, cosine, reads=reads)]
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """By exit; a pair counts for the one that is pulled towards the other."""
-        weights, pairs = layer_weights(view), [*permutations(view.logits, 2)]
+        weights, pairs = layer_weights(outputs), [*permutations(outputs.logits, 2)]
         found = {
-            name: weights.get(name, 1.0) * cross_entropy(logits, lesson.labels())
-            for name, logits in view.logits.items()
+            name: weights.get(name, 1.0) * cross_entropy(logits, batch.labels())
+            for name, logits in outputs.logits.items()
         }
         for one, other in pairs if self.beta else ():
-            pull = soft_cross_entropy(view.logits[one], view.logits[other].detach(), 1.0)
+            pull = soft_cross_entropy(outputs.logits[one], outputs.logits[other].detach(), 1.0)
             found[one] = found[one] + self.beta / len(pairs) * pull
         return found
 
 
-def layer_weights(view: View) -> dict[str, float | Tensor]:
+def layer_weights(outputs: TrainingOutputs) -> dict[str, float | Tensor]:
     """By name of a `Selective` exit, how much the deepest of them takes from its layer; their mean is 1."""
-    network, handed = view.network, dict[str, Tensor]()
-    exits = {name: network.exit_of(name) for name in view.logits}
+    network, handed = outputs.network, dict[str, Tensor]()
+    exits = {name: network.exit_of(name) for name in outputs.logits}
     names = [name for name, exit_ in exits.items() if isinstance(exit_, Selective)]
     if not names:
         return {}
@@ -78,6 +78,6 @@ def layer_weights(view: View) -> dict[str, float | Tensor]:
             assert isinstance(exit_, Selective)
             if not set(exit_.reads) <= handed.keys():
                 raise BadNetwork(f"exit {name!r} reads {exit_.reads}, expected selective exits; cut anew")
-            handed[name] = exit_.layers(Seen(view.features[name], handed))
+            handed[name] = exit_.layers(Seen(outputs.features[name], handed))
             shares = exit_.shares(handed[name])
         return dict(zip(names, shares.mean((0, 2)) * len(names), strict=True))

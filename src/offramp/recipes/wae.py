@@ -33,14 +33,14 @@ from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.wavelet import WaveletDecoder
 from offramp.models.wae import Wae
 from offramp.networks.network import Network, last_model, plain_network
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs
 from offramp.networks.wrappers import unwrapped
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import soft_cross_entropy
 
 __all__ = ["WaveletLike"]
 
-DECODER, ORIGINAL = "decoder", "original"  # the aids
+DECODER, ORIGINAL = "decoder", "original"  # the auxiliary modules
 IMAGES, CLASSES, JOINT = "images", "classes", "joint"  # the three stages
 
 
@@ -64,7 +64,7 @@ class WaveletLike(Recipe):
         keeps
             the low image readable for weights that are trained on images. 0, the paper's, leaves it
             out.
-        original: the model that reads whole images, or a network of it: it teaches the heads besides
+        original: the model that reads whole images, or a network of it: it trains the heads besides
             the labels. It is copied. Not in the paper.
         soft: the share of l_c that comes from the original's logits, where there is one.
         temperature: of these.
@@ -136,79 +136,79 @@ class WaveletLike(Recipe):
         if not 0 < self.temperature < float("inf"):
             raise InvalidArgument(f"temperature must be a number above 0, got {self.temperature}")
         model = _model_of(network)
-        network.aids = {}
+        network.auxiliary = {}
         if self.original is not None and not isinstance(self.original, nn.Module):
             raise InvalidArgument(f"original must be a torch.nn.Module, got a {type(self.original).__name__}")
         if self.original is not None:
-            network.aids[ORIGINAL] = _whole_network(self.original, network)
+            network.auxiliary[ORIGINAL] = _whole_network(self.original, network)
         channels = _encoder_channels(model)
         if channels:
             device = next(model.transform.parameters()).device
-            network.aids[DECODER] = WaveletDecoder(channels).to(device)
+            network.auxiliary[DECODER] = WaveletDecoder(channels).to(device)
 
     def phases(self, network: Network) -> list[Phase]:
         """The stages that have epochs and something to train."""
         model = _model_of(network)
         transform = tuple(model.transform.parameters())
         decoder = tuple[nn.Parameter, ...]()
-        if DECODER in network.aids:
-            decoder = tuple(network.aids[DECODER].parameters())
-        teacher = ORIGINAL if ORIGINAL in network.aids else None
+        if DECODER in network.auxiliary:
+            decoder = tuple(network.auxiliary[DECODER].parameters())
+        teacher = ORIGINAL if ORIGINAL in network.auxiliary else None
         branches = tuple[nn.Parameter, ...]()
         for part in (model.low, model.high, model.head_low, model.head_both):
             branches += tuple(part.parameters())
         sgd = partial(torch.optim.SGD, momentum=0.9, weight_decay=self.decay)
         schedule = dropped(1 / 2, 3 / 4)
-        found = list[Phase]()
+        phases = list[Phase]()
         norms = tuple[nn.Module, ...]()
         if self.images and transform:
             adam = partial(torch.optim.Adam, lr=self.images_rate)
             both = (*transform, *decoder)
-            found.append(Phase(IMAGES, both, self.images, adam, by="update", looks=False, labels=False))
+            phases.append(Phase(IMAGES, both, self.images, adam, by="update", looks=False, labels=False))
             norms = (model.low_norm, model.high_norm)
         if self.classes and (self.images or not transform):
             rate = partial(sgd, lr=self.rate)
-            found.append(Phase(CLASSES, branches, self.classes, rate, schedule, still=norms, teacher=teacher))
+            phases.append(Phase(CLASSES, branches, self.classes, rate, schedule, still=norms, teacher=teacher))
         if self.joint:
             rate = partial(sgd, lr=self.joint_rate)
             learning = (*transform, *branches, *decoder) if self.gamma else (*transform, *branches)
-            found.append(Phase(JOINT, learning, self.joint, rate, schedule, still=norms, teacher=teacher))
-        return found
+            phases.append(Phase(JOINT, learning, self.joint, rate, schedule, still=norms, teacher=teacher))
+        return phases
 
-    def update(self, view: View, lesson: Lesson, optimiser: Optimizer) -> Losses:
+    def update(self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer) -> Losses:
         """A step of stage 1: encoder and decoder learn l_t, and the norms see both images."""
-        model = _model_of(view.network)
-        image = _image(view)
+        model = _model_of(outputs.network)
+        image = _image(outputs)
         low, high = model.transform(image)
-        losses = self._transform_losses(view.network, image, low, high)
-        optimiser.zero_grad()
+        losses = self._transform_losses(outputs.network, image, low, high)
+        optimizer.zero_grad()
         torch.stack([*losses.values()]).sum().backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
+        optimizer.step()
         with torch.no_grad():
             model.low_norm(low.detach())
             model.high_norm(high.detach())
         return {name: value.detach() for name, value in losses.items()}
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """By head; in stage 3 the parts of l_t too."""
-        y = lesson.labels()
-        model = _model_of(view.network)
-        low_node, sum_node = _nodes(view.network)
-        low = view.logits[low_node]
-        total = view.logits[sum_node]
+        y = batch.labels()
+        model = _model_of(outputs.network)
+        low_node, sum_node = _nodes(outputs.network)
+        low = outputs.logits[low_node]
+        total = outputs.logits[sum_node]
         losses = {
-            "sum": self.sum_weight * self._taught(total, y, view.teacher),
-            "low": self.low_weight * self._taught(low, y, view.teacher),
-            "both": self.both_weight * self._taught(total - low, y, view.teacher),
+            "sum": self.sum_weight * self._trained(total, y, outputs.teacher),
+            "low": self.low_weight * self._trained(low, y, outputs.teacher),
+            "both": self.both_weight * self._trained(total - low, y, outputs.teacher),
         }
-        if lesson.phase == JOINT and self.gamma and DECODER in view.network.aids:
-            image = _image(view)
+        if batch.phase == JOINT and self.gamma and DECODER in outputs.network.auxiliary:
+            image = _image(outputs)
             halves = model.transform(image)
-            for name, value in self._transform_losses(view.network, image, *halves).items():
+            for name, value in self._transform_losses(outputs.network, image, *halves).items():
                 losses[name] = self.gamma * value
         return losses
 
-    def _taught(self, logits: Tensor, y: Tensor, teacher: Tensor | None) -> Tensor:
+    def _trained(self, logits: Tensor, y: Tensor, teacher: Tensor | None) -> Tensor:
         """Cross-entropy of logits [b, C] with the labels, and with what the original answers."""
         hard = cross_entropy(logits, y)
         if teacher is None:
@@ -218,7 +218,7 @@ class WaveletLike(Recipe):
 
     def _transform_losses(self, network: Network, image: Tensor, low: Tensor, high: Tensor) -> dict[str, Tensor]:
         """The parts of l_t, each with its weight."""
-        again = network.aids[DECODER](low, high)
+        again = network.auxiliary[DECODER](low, high)
         losses = {
             "reconstruction": mse_loss(again, image),
             "energy": self.balance * high.square().mean(),
@@ -230,11 +230,11 @@ class WaveletLike(Recipe):
 
 def _model_of(network: Network) -> Wae:
     """The WAE of a network. Raises BadNetwork for any other, or one that is cut elsewhere."""
-    model = network.model_of(network.rungs[0])
-    if len(network.rungs) > 1 or not isinstance(model, Wae):
+    model = network.model_of(network.members[0])
+    if len(network.members) > 1 or not isinstance(model, Wae):
         kind = type(model).__name__
-        raise BadNetwork(f"the recipe wae teaches the parameters of what offramp.wae makes, got a {kind}")
-    if not set(model.cuts) <= set(network.rungs[0].cuts):
+        raise BadNetwork(f"the recipe wae trains the parameters of what offramp.wae makes, got a {kind}")
+    if not set(model.cuts) <= set(network.members[0].cuts):
         raise BadNetwork("the recipe wae needs head A's answer; cut(model, example, at=model.cuts, exits='own')")
     return model
 
@@ -244,16 +244,16 @@ def _whole_network(original: nn.Module, network: Network) -> Network:
     if isinstance(original, Network):
         found = last_model(original, copied=True)
     else:
-        rung = network.rungs[0]
-        preprocess = copy.deepcopy(network.preprocess_of(rung))
-        found = plain_network(copy.deepcopy(unwrapped(original)[0]), replace(rung, spec=None), preprocess)
+        member = network.members[0]
+        preprocess = copy.deepcopy(network.preprocess_of(member))
+        found = plain_network(copy.deepcopy(unwrapped(original)[0]), replace(member, spec=None), preprocess)
     return found.eval().requires_grad_(False).to(network.device())
 
 
 def _nodes(network: Network) -> tuple[str, str]:
     """The node of head A and the last one."""
-    rung = network.rungs[0]
-    return rung.node(Wae.cuts[0]), network.chain.exits[-1]
+    member = network.members[0]
+    return member.node(Wae.cuts[0]), network.topology.exits[-1]
 
 
 def _encoder_channels(model: Wae) -> int:
@@ -262,10 +262,10 @@ def _encoder_channels(model: Wae) -> int:
     return model.low_norm.num_features if learns else 0
 
 
-def _image(view: View) -> Tensor:
+def _image(outputs: TrainingOutputs) -> Tensor:
     """What the model reads: the rows [B, C, H, W], preprocessed."""
-    rung = view.network.rungs[0]
-    preprocess = view.network.preprocess_of(rung)
-    (rows,) = view.inputs.values()
+    member = outputs.network.members[0]
+    preprocess = outputs.network.preprocess_of(member)
+    (rows,) = outputs.inputs.values()
     image: Tensor = rows if preprocess is None else preprocess(rows)
     return image

@@ -27,7 +27,7 @@ from torch.optim import Optimizer
 from offramp.errors import InvalidArgument
 from offramp.networks.inputs import given
 from offramp.networks.network import Network
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, taught_exits
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, trainable_exits
 from offramp.recipes._schedules import cosine
 from offramp.recipes._together import parameters_of
 
@@ -46,7 +46,7 @@ class Weighted(Recipe):
 
     Args:
         epsilon: how far weights may lie from 1.
-        centre: mat, col or row: what weights are 1 on average over.
+        center: mat, col or row: what weights are 1 on average over.
         share: of exit k+1 against exit k in the routing that the weights are learned for (p in q_k ~ p^k).
         hidden: units of each hidden layer of g.
         layers: hidden layers of g; all commands of the authors have 1.
@@ -63,7 +63,7 @@ class Weighted(Recipe):
         self,
         epsilon: float = 0.8,
         *,
-        centre: str = "col",
+        center: str = "col",
         share: float = 0.75,
         hidden: int = 500,
         layers: int = 1,
@@ -74,15 +74,15 @@ class Weighted(Recipe):
         momentum: float = 0.9,
         decay: float = 1e-4,
     ) -> None:
-        self.epsilon, self.centre, self.share, self.hidden = epsilon, centre, share, hidden
+        self.epsilon, self.center, self.share, self.hidden = epsilon, center, share, hidden
         self.layers = layers
         self.meta_rate, self.every, self.epochs = meta_rate, every, epochs
         self.rate, self.momentum, self.decay = rate, momentum, decay
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for arguments out of their range, BadNetwork where there is nothing to teach."""
-        if self.centre not in AXES:
-            raise InvalidArgument(f"centre is {self.centre!r}, expected one of {', '.join(AXES)}")
+        """Raise InvalidArgument for arguments out of their range, BadNetwork where there is nothing to train."""
+        if self.center not in AXES:
+            raise InvalidArgument(f"center is {self.center!r}, expected one of {', '.join(AXES)}")
         if not 0 <= self.epsilon < 1 or not 0 < self.share < math.inf or self.every < 1:
             raise InvalidArgument(
                 f"got epsilon={self.epsilon}, share={self.share} and every={self.every}, expected 0 to below 1, a "
@@ -90,65 +90,70 @@ class Weighted(Recipe):
             )
         if self.hidden < 1 or self.layers < 1:
             raise InvalidArgument(f"hidden and layers must be 1 or more, got {self.hidden} and {self.layers}")
-        taught_exits(network)
+        trainable_exits(network)
 
     def phases(self, network: Network) -> list[Phase]:
         """Everything at once."""
         sgd = partial(torch.optim.SGD, lr=self.rate, momentum=self.momentum, weight_decay=self.decay)
         return [Phase("weighted", parameters_of(network), self.epochs, sgd, cosine, by="update", looks=False)]
 
-    def update(self, view: View, lesson: Lesson, optimiser: Optimizer) -> Losses:
+    def update(self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer) -> Losses:
         """Two real steps, one on each half; a batch of one row is both halves.
 
         Reports the plain loss of each exit, of each half before its own step.
         """
-        y, network = lesson.labels(), view.network
-        memory = self._memory(optimiser, len(network.chain.exits), y.device)
+        y, network = batch.labels(), outputs.network
+        memory = self._memory(optimizer, len(network.topology.exits), y.device)
         seen = list[Tensor]()
         halves = torch.arange(len(y), device=y.device).chunk(2)
-        batches = max(1, lesson.steps // self.epochs)  # in an epoch
-        learns = lesson.step % batches % self.every == 0
+        batches = max(1, batch.steps // self.epochs)  # in an epoch
+        learns = batch.step % batches % self.every == 0
         for train, meta in (halves, halves[::-1]) if len(halves) == 2 else (halves * 2,):
             if learns:
-                self._learn(memory, self.look_ahead(view, y, (train, meta), optimiser, memory), optimiser)
-            losses = losses_of(network(_rows(view, train)), y[train])
+                self._learn(memory, self.look_ahead(outputs, y, (train, meta), optimizer, memory), optimizer)
+            losses = losses_of(network(_rows(outputs, train)), y[train])
             seen.append(losses.detach())
             with torch.no_grad():
                 weights = self.weights(memory, losses)
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             (weights * losses).mean(0).sum().backward()  # type: ignore[no-untyped-call]
-            optimiser.step()
-        return dict(zip(network.chain.exits, torch.cat(seen).mean(0), strict=True))
+            optimizer.step()
+        return dict(zip(network.topology.exits, torch.cat(seen).mean(0), strict=True))
 
     def weights(self, weigher: Mapping[str, Tensor], losses: Tensor) -> Tensor:
         """v [b, K] of losses [b, K]: 1 on average along the chosen axis."""
         raw = weigh(weigher, losses.detach())
-        return 1 + self.epsilon * (raw - raw.mean(AXES[self.centre], keepdim=True))
+        return 1 + self.epsilon * (raw - raw.mean(AXES[self.center], keepdim=True))
 
     def look_ahead(
-        self, view: View, y: Tensor, halves: tuple[Tensor, Tensor], optimiser: Optimizer, weigher: Mapping[str, Tensor]
+        self,
+        outputs: TrainingOutputs,
+        y: Tensor,
+        halves: tuple[Tensor, Tensor],
+        optimizer: Optimizer,
+        weigher: Mapping[str, Tensor],
     ) -> list[Tensor]:
         """The gradients of the routed loss after a trial step, with respect to the weigher and to nothing else."""
         train, meta = halves
-        network, values = view.network, {key: weigher[key].detach().requires_grad_() for key in keys_of(weigher)}
-        group = optimiser.param_groups[0]
-        taught = [value for value in group["params"] if value.requires_grad]
+        network, values = outputs.network, {key: weigher[key].detach().requires_grad_() for key in keys_of(weigher)}
+        group = optimizer.param_groups[0]
+        trained = [value for value in group["params"] if value.requires_grad]
         with other_values(network, {}):
-            losses = losses_of(network(_rows(view, train)), y[train])
+            losses = losses_of(network(_rows(outputs, train)), y[train])
         loss = (self.weights(values, losses) * losses).mean(0).sum()
-        ways = torch.autograd.grad(loss, taught, create_graph=True, allow_unused=True)
+        ways = torch.autograd.grad(loss, trained, create_graph=True, allow_unused=True)
         ahead = {
-            value: trial(value, way, optimiser.state[value].get("momentum_buffer"), group)
-            for value, way in zip(taught, ways, strict=True)
+            value: trial(value, way, optimizer.state[value].get("momentum_buffer"), group)
+            for value, way in zip(trained, ways, strict=True)
             if way is not None
         }
         with other_values(network, ahead):
-            loss = routed(network(_rows(view, meta)), y[meta], self.share)
+            loss = routed(network(_rows(outputs, meta)), y[meta], self.share)
         return list(torch.autograd.grad(loss, list(values.values())))
 
-    def _memory(self, optimiser: Optimizer, exits: int, device: torch.device) -> State:
-        """The weigher, and its Adam's moments and count, where checkpoints have them: in the optimiser's own state."""
-        memory: State = optimiser.state[optimiser.param_groups[0]["params"][0]]
+    def _memory(self, optimizer: Optimizer, exits: int, device: torch.device) -> State:
+        """The weigher, and its Adam's moments and count, where checkpoints have them: in the optimizer's own state."""
+        memory: State = optimizer.state[optimizer.param_groups[0]["params"][0]]
         if "learned" not in memory:
             widths = [exits, *[self.hidden] * self.layers, exits]
             for number, (width_in, width) in enumerate(pairwise(widths), 1):
@@ -161,10 +166,10 @@ class Weighted(Recipe):
             memory["learned"] = torch.zeros((), device=device)
         return memory
 
-    def _learn(self, memory: State, gradients: Sequence[Tensor], optimiser: Optimizer) -> None:
+    def _learn(self, memory: State, gradients: Sequence[Tensor], optimizer: Optimizer) -> None:
         """A step of Adam on the weigher."""
         memory["learned"] += 1
-        rate, times = self.meta_rate * optimiser.param_groups[0]["lr"] / self.rate, float(memory["learned"])
+        rate, times = self.meta_rate * optimizer.param_groups[0]["lr"] / self.rate, float(memory["learned"])
         for key, gradient in zip(keys_of(memory), gradients, strict=True):
             way = gradient + self.decay * memory[key]
             first = memory[f"first {key}"].lerp_(way, 1 - MOMENTS[0]) / (1 - MOMENTS[0] ** times)
@@ -184,11 +189,11 @@ def weigh(weigher: Mapping[str, Tensor], losses: Tensor) -> Tensor:
 
 def keys_of(weigher: Mapping[str, Any]) -> list[str]:
     """The names of g's weights and biases, layer by layer."""
-    found: list[str] = []
-    while f"weight{len(found) // 2 + 1}" in weigher:
-        number = len(found) // 2 + 1
-        found += [f"weight{number}", f"bias{number}"]
-    return found
+    keys: list[str] = []
+    while f"weight{len(keys) // 2 + 1}" in weigher:
+        number = len(keys) // 2 + 1
+        keys += [f"weight{number}", f"bias{number}"]
+    return keys
 
 
 def losses_of(logits: Sequence[Tensor], y: Tensor) -> Tensor:
@@ -211,21 +216,21 @@ def routed(logits: Sequence[Tensor], y: Tensor, share: float) -> Tensor:
     Of b rows the b q_k surest that are left (rounded down) leave at exit k, q_k ~ share^k; all others at the last.
     """
     losses, left = losses_of(logits, y), torch.ones(len(y), dtype=torch.bool, device=y.device)
-    powers = [share ** (place + 1) for place in range(len(logits))]
+    powers = [share ** (index + 1) for index in range(len(logits))]
     parts = list[Tensor]()
-    for place, one in enumerate(logits[:-1]):
-        count = math.floor(len(y) * powers[place] / sum(powers))
+    for index, one in enumerate(logits[:-1]):
+        count = math.floor(len(y) * powers[index] / sum(powers))
         sure = one.detach().softmax(1).amax(1).masked_fill(~left, -1)
         leaving = sure.topk(count).indices
         left[leaving] = False
-        parts.append(losses[leaving, place])
+        parts.append(losses[leaving, index])
     parts.append(losses[left, -1])
     return torch.stack([part.mean() for part in parts if len(part)]).sum()
 
 
-def _rows(view: View, rows: Tensor) -> Any:
+def _rows(outputs: TrainingOutputs, rows: Tensor) -> Any:
     """Some rows of what went in, as the network takes them."""
-    return given({name: value[rows] for name, value in view.inputs.items()})
+    return given({name: value[rows] for name, value in outputs.inputs.items()})
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 Wolczyk et al., 2021, arXiv 2106.05409; the formulas stand in exits/_cascading.py, hyper-parameters are those of the
 authors' code. Where we differ: what is frozen stays in eval mode (as in their later code); features are pooled once
 where exits have no convolution; ensembles see the training rows through the exits as they are, not through cached
-answers; and all ensembles are taught in one phase, sharing nothing.
+answers; and all ensembles are trained in one phase, sharing nothing.
 In the authors' first code the model's last layer gets an ensemble too, and that is the network's answer; in their later
 code it does not. Here the model's own answer is the reference of every promise, so it stays the plain one. final=True
 makes the ensemble an exit of its own before the last layer, with a copy of that layer. A plan that lets all rows leave
@@ -25,7 +25,7 @@ from offramp.exits._pooling import pooled
 from offramp.exits.cascade import Cascade, CascadeConv
 from offramp.networks.network import Network
 from offramp.networks.nodes import Seen
-from offramp.networks.recipe import Lesson, Losses, Phase, Recipe, View, reading, taught_exits
+from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, reading, trainable_exits
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import last_layer, seen_of
 
@@ -39,10 +39,10 @@ class Ztw(Recipe):
     """First the sum of the exits' own cross-entropies, then that of the ensembles' with everything else frozen.
 
     epochs, rate: of the exits (Adam; the rate falls tenfold after 15 of 50 epochs). ensembles: epochs of the ensembles
-    (Adam, rate 5e-4, no regulariser); by default 501 where features are pooled, as there on cached answers, and 10 (as
-    there on ImageNet) where every epoch runs the model. Ensembles taught on rows that the exits know lean on the late
+    (Adam, rate 5e-4, no regularizer); by default 501 where features are pooled, as there on cached answers, and 10 (as
+    there on ImageNet) where every epoch runs the model. Ensembles trained on rows that the exits know lean on the late
     ones; the paper has it so. final: whether the deepest exit becomes the ensemble of the model's last layer. Cut right
-    before that layer too, with a `cascade`; only its ensemble is taught.
+    before that layer too, with a `cascade`; only its ensemble is trained.
     """
 
     def __init__(
@@ -57,8 +57,8 @@ class Ztw(Recipe):
         Raises BadNetwork unless all exits but the last are in one cascade of at least two, and where the deepest of
         them does not read what the model's last layer reads.
         """
-        taught_exits(network)
-        names, found = network.chain.exits[:-1], dict(_cascaded(network))
+        trainable_exits(network)
+        names, found = network.topology.exits[:-1], dict(_cascaded(network))
         chained = [exit_.tail.before for exit_ in found.values()] == [None, *names[:-1]]
         if len(found) < 2 or len(found) != len(names) or not chained:
             raise BadNetwork(
@@ -71,7 +71,7 @@ class Ztw(Recipe):
     def _final(self, network: Network, name: str) -> Cascade:
         """The exit of a node with a copy of the model's last layer, and its ensemble as it is."""
         exit_, head, seen = network.exit_of(name), last_layer(network), seen_of(network)
-        own = seen[network.chain.exits[-1]].own
+        own = seen[network.topology.exits[-1]].own
         if isinstance(exit_, Cascade) and isinstance(head, nn.Linear) and own is not None:
             for pooling in ("flat", "mean"):
                 features = pooled(seen[name].features, pooling, exit_.layout)
@@ -101,18 +101,18 @@ class Ztw(Recipe):
             Phase(ENSEMBLES, votes, epochs, partial(torch.optim.Adam, lr=5e-4), reads=reads),
         ]
 
-    def loss(self, view: View, lesson: Lesson) -> Losses:
+    def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Cross-entropy by exit: of its own logits, or of its ensemble."""
-        y, found, handed = lesson.labels(), dict[str, Tensor](), dict[str, Tensor]()
-        for name, exit_ in _cascaded(view.network):
-            if lesson.phase == ENSEMBLES:
+        y, found, handed = batch.labels(), dict[str, Tensor](), dict[str, Tensor]()
+        for name, exit_ in _cascaded(outputs.network):
+            if batch.phase == ENSEMBLES:
                 if exit_.tail.a is None:
                     continue
-                found[name] = cross_entropy(view.logits[name], y)
+                found[name] = cross_entropy(outputs.logits[name], y)
                 continue
             if exit_.tail.final:
                 continue
-            _, handed[name] = exit_.both(Seen(view.features[name], handed))
+            _, handed[name] = exit_.both(Seen(outputs.features[name], handed))
             found[name] = cross_entropy(handed[name][:, -1], y)
         return found
 
@@ -139,7 +139,7 @@ def _copied(exit_: Cascade, pooling: str, head: nn.Linear) -> Cascade:
 
 def _cascaded(network: Network) -> Iterator[tuple[str, Cascade | CascadeConv]]:
     """The exits in a cascade, shallow to deep."""
-    for name in network.chain.exits:
+    for name in network.topology.exits:
         exit_ = network.exit_of(name)
         if isinstance(exit_, (Cascade, CascadeConv)):
             yield name, exit_

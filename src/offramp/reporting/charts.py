@@ -97,7 +97,7 @@ def _dots(
 
 def exits_chart(view: View, shares: Sequence[float], here: Sequence[float | None], all_rows: Sequence[float]) -> Figure:
     """Shares as bars, how often the exits are right as marks."""
-    names = [safe(name) for name in view.trace.chain.exits]
+    names = [safe(name) for name in view.trace.topology.exits]
     word = "right" if view.labelled else "agree"
     marks: tuple[tuple[str, Sequence[float | None], str, Figure], ...] = (
         (f"{word}, of the rows that leave here", here, "--plan", {"symbol": "diamond", "size": 12}),

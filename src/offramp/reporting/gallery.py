@@ -32,7 +32,7 @@ def gallery(view: View, data: object, maps: Maps | None = None) -> list[Html]:
     wanted = np.concatenate([first, ended])
     source = rows(data)
     images = _images(view, source, wanted)
-    gate, last = view.open_gates[0], view.trace.chain.exits[view.last]
+    gate, last = view.open_gates[0], view.trace.topology.exits[view.last]
     return [
         tag("h3", f"Left first, at {gate}, with the highest scores (below each picture)"),
         _group(view, first, images[: len(first)], "No row left here."),
@@ -55,7 +55,7 @@ def _sides(view: View) -> tuple[Array, Array]:
     gate = view.open_gates[0]
     scores = np.nan_to_num(view.trace.columns[f"score/{gate}"], nan=-np.inf, posinf=np.inf, neginf=-np.inf)
     order = np.argsort(scores, kind="stable")
-    left = view.replay.exit[order] == view.trace.chain.place(gate)
+    left = view.replay.exit[order] == view.trace.topology.exit_index(gate)
     return order[left][::-1][:PICTURES], order[view.replay.exit[order] == view.last][:PICTURES]
 
 
@@ -90,7 +90,7 @@ def _taken(source: Rows, numbers: Array) -> Any:
         if not isinstance(batch.x, np.ndarray):
             return batch.x
         places = np.flatnonzero(np.isin(batch.row, numbers))
-        found |= {int(batch.row[place]): batch.x[place] for place in places}
+        found |= {int(batch.row[index]): batch.x[index] for index in places}
     missing = [number for number in numbers.tolist() if number not in found]
     if missing:
         raise BadData(f"{source.name} ended before row {missing[0]} of the trace; give the data recorded")

@@ -77,7 +77,7 @@ class _Page:
         if pictures:
             lead = "The surest inputs that left first, and the least sure that went to the end. Wrong answers are bold."
             parts.append((section("gallery", "Real inputs", tag("p", lead), *pictures), []))
-        exits = self.view.trace.chain.exits
+        exits = self.view.trace.topology.exits
         name = self.title or " → ".join(exits if len(exits) < 6 else (exits[0], "…", exits[-1]))
         date = f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"
         return frame(
@@ -94,7 +94,7 @@ class _Page:
         )
 
     def _lead(self) -> str:
-        exits = self.view.trace.chain.exits
+        exits = self.view.trace.topology.exits
         way = f"{len(exits)} exits" if len(exits) > 1 else "one exit"
         return (
             f"How a network with {way} answers when the inputs it is sure about leave early: {len(self.view.trace):,} "
@@ -102,9 +102,9 @@ class _Page:
         )
 
     def _warning(self) -> Html:
-        if self.view.trace.header.taught:
+        if self.view.trace.header.trained:
             return Html()
-        return tag("p", "An exit of this network was never taught: its answers mean nothing yet.", class_="warning")
+        return tag("p", "An exit of this network was never trained: its answers mean nothing yet.", class_="warning")
 
     def _frontier(self) -> tuple[Html, list[Figure]]:
         view = self.view
@@ -119,8 +119,8 @@ class _Page:
             missing = tag("p", "The trace holds no costs, so there is nothing to compare.", class_="note")
             return section("frontier", "Quality against cost", missing, points), []
         lines = {unit: view.frontier(unit) for unit in view.units}
-        place = chart("frontier-chart", f"{word} against mean cost; the figures stand in the table below", tall=True)
-        whole = section("frontier", "Quality against cost", tag("p", lead), self._switch(), place, points)
+        figure = chart("frontier-chart", f"{word} against mean cost; the figures stand in the table below", tall=True)
+        whole = section("frontier", "Quality against cost", tag("p", lead), self._switch(), figure, points)
         return whole, [frontier_chart(view, others, lines)]
 
     def _switch(self) -> Html:
@@ -164,7 +164,7 @@ class _Page:
 
     def _topology(self) -> tuple[Html, list[Figure]]:
         """Where the rows went, in a network with forks."""
-        if self.view.trace.chain.is_chain:
+        if self.view.trace.topology.is_chain:
             return Html(), []
         lead = (
             "Every box is a segment, a fork or an exit; an arrow is as thick as the share of rows that took it. What "
@@ -173,8 +173,8 @@ class _Page:
         return section("ways", "The ways of the rows", tag("p", lead), picture(self.view), ways_table(self.view)), []
 
     def _exits(self) -> tuple[Html, list[Figure]]:
-        view, exits = self.view, self.view.trace.chain.exits
-        leaving = [view.replay.exit == place for place in range(len(exits))]
+        view, exits = self.view, self.view.trace.topology.exits
+        leaving = [view.replay.exit == figure for figure in range(len(exits))]
         right = view.replay.answer == view.target
         here = [float(right[mine].mean()) if mine.any() else None for mine in leaving]
         alone = [float((view.trace.answers_at(name) == view.target).mean()) for name in exits]
@@ -183,13 +183,13 @@ class _Page:
             answers = np.column_stack([view.trace.answers_at(name) for name in exits])
             better = better_exit(answers == view.target[:, None], exits)
             lead = lead if better is None else f"{lead} {better[0].upper()}{better[1:]}"
-        place = chart("exits-chart", "share of rows by exit; the figures stand in the table below")
-        whole = section("exits", "Exits", tag("p", lead), place, tables.exits_table(view, here, alone))
+        figure = chart("exits-chart", "share of rows by exit; the figures stand in the table below")
+        whole = section("exits", "Exits", tag("p", lead), figure, tables.exits_table(view, here, alone))
         return whole, [exits_chart(view, view.evaluation.shares, here, alone)]
 
     def _gates(self) -> tuple[Html, list[Figure]]:
         view = self.view
-        bins = {gate: view.bins(gate) for gate in view.trace.chain.gates}
+        bins = {gate: view.bins(gate) for gate in view.trace.topology.gates}
         bins = {gate: found for gate, found in bins.items() if found}
         if not bins:
             return Html(), []
@@ -199,15 +199,15 @@ class _Page:
             f"shows {does}, with 95% intervals. The shaded rows would leave here."
         )
         diamonds = f" Diamonds: {view.plain} on the same rows." if view.labelled else ""
-        figures, places = [], []
+        figures, panels = [], []
         for number, (gate, found) in enumerate(bins.items()):
             name = f"gate-chart-{number}"
             figures.append(gate_chart(view, name, gate, found))
-            place = chart(name, f"reliability of the score of {gate}; the figures stand in the table below")
+            figure = chart(name, f"reliability of the score of {gate}; the figures stand in the table below")
             told = folded("As figures", tables.bins_table(view, gate))
-            places.append(tag("div", tag("h3", gate), place, told, class_="gate"))
+            panels.append(tag("div", tag("h3", gate), figure, told, class_="gate"))
         whole = section(
-            "gates", "Can the scores be trusted?", tag("p", lead + diamonds), tag("div", *places, class_="gates")
+            "gates", "Can the scores be trusted?", tag("p", lead + diamonds), tag("div", *panels, class_="gates")
         )
         return whole, figures
 

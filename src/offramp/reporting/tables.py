@@ -57,10 +57,10 @@ def promise_box(view: View) -> Html:
 
 def big_figures(view: View) -> Html:
     """Six figures that say most of it."""
-    seen, exits = view.evaluation, view.trace.chain.exits
+    seen, exits = view.evaluation, view.trace.topology.exits
     value, unit, interval = words.risk_figure(seen.risk)
     price = next((price for price in seen.prices if (price.unit, price.batch) in view.units), None)
-    early = sum(share for place, share in enumerate(seen.shares) if place != view.last)
+    early = sum(share for index, share in enumerate(seen.shares) if index != view.last)
     labelled = "labelled" if view.labelled else "unlabelled"
     cards = [
         _accuracy_card(view),
@@ -147,7 +147,7 @@ def exits_table(view: View, here: Sequence[float | None], all_rows: Sequence[flo
             percent(every, 2),
         )
         for name, share, count, mine, every in zip(
-            view.trace.chain.exits, view.evaluation.shares, counts, here, all_rows, strict=True
+            view.trace.topology.exits, view.evaluation.shares, counts, here, all_rows, strict=True
         )
     ]
     head = ["exit", "leaves when", "share", "rows", f"{word} of these rows", f"{word} of all rows"]
@@ -186,10 +186,10 @@ def class_rows(view: View) -> list[tuple[str, int, float, float]]:
     names = view.trace.header.class_names or ()
     right = view.replay.answer == labels
     plain = view.trace.answers_at(view.reference) == labels
-    kinds, place, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    kinds, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
 
     def shares(hits: Array) -> Array:
-        return np.bincount(place, weights=hits, minlength=len(kinds)) / counts
+        return np.bincount(index, weights=hits, minlength=len(kinds)) / counts
 
     told = [names[kind] if 0 <= kind < len(names) else str(kind) for kind in kinds.tolist()]
     found = zip(told, counts.tolist(), shares(plain).tolist(), shares(right).tolist(), strict=True)
@@ -217,7 +217,7 @@ def footer(view: View, others: Mapping[str, Plan], version: str, date: str, *, p
     facts = {
         "network": origin.network,
         "engine": f"{origin.engine}, {origin.precision}",
-        "exits": ", ".join(view.trace.chain.exits),
+        "exits": ", ".join(view.trace.topology.exits),
         "data": f"{header.data} ({header.data_fingerprint})",
         "trace": f"{len(view.trace):,} rows, {'logits' if kept else 'answers'} kept",
         "plan": f"{Plan.covers(view.plan.thresholds, view.plan.max_exit)}: {thresholds_of(view.plan)}",

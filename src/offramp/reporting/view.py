@@ -91,7 +91,7 @@ class View:
     @property
     def last(self) -> int:
         """The place of the exit that answers whatever is left."""
-        return self.trace.chain.place(self.replay.schedule.stages[-1].name)
+        return self.trace.topology.exit_index(self.replay.schedule.stages[-1].name)
 
     def quality(self, answers: Array) -> float:
         """Accuracy of answers [N], or their agreement with the reference."""
@@ -113,9 +113,9 @@ class View:
 
     def statics(self) -> list[Dot]:
         """Every exit as a network of its own: all rows are answered there, and no gate is run."""
-        if not self.trace.chain.is_chain:
+        if not self.trace.topology.is_chain:
             return self._static_paths()
-        alone = [(name, Plan(thresholds={}, max_exit=name)) for name in self.trace.chain.exits]
+        alone = [(name, Plan(thresholds={}, max_exit=name)) for name in self.trace.topology.exits]
         return [
             Dot(name, "static: answers every row", dot.quality, dot.costs)
             for name, dot in ((name, self.dot(name, plan)) for name, plan in alone)
@@ -123,7 +123,7 @@ class View:
 
     def _static_paths(self) -> list[Dot]:
         """Every path through the forks as a network of its own, without gates."""
-        topology = self.trace.chain
+        topology = self.trace.topology
         if self.trace.header.settings:
             return []  # no path was recorded on its own
         plain = {unit: self.trace.price(self.plan, *unit, self.reference).plain for unit in self.units}
@@ -140,19 +140,19 @@ class View:
 
     def frontier(self, unit: Unit) -> list[Dot]:
         """The best plans that a search finds on these very rows, from the cheapest, each better than the one before."""
-        chain = self.trace.chain
-        if not chain.gates:
+        topology = self.trace.topology
+        if not topology.gates:
             return []
         risk = find_risk("error" if self.labelled else "disagreement")
         if self.trace.header.settings:
-            width = sum(chain.routes(gate) for gate in chain.gates)
+            width = sum(topology.routes(gate) for gate in topology.gates)
             thresholds_PG = np.repeat(np.array(self.trace.header.settings)[:, None], width, axis=1)
-        elif chain.is_chain:
+        elif topology.is_chain:
             thresholds_PG = frontier(problem_of(self.trace, risk, self.reference, *unit), points=POINTS).thresholds_PG
         else:
             losses_NL = self.trace.losses(risk, self.reference)
             thresholds_PG = trade_offs_of_routes(self.trace, losses_NL, unit=unit[0], batch=unit[1]).thresholds_PG
-        plans = [Plan(thresholds=routed_thresholds(chain, row)) for row in thresholds_PG]
+        plans = [Plan(thresholds=routed_thresholds(topology, row)) for row in thresholds_PG]
         dots = [self.dot("found by search", plan) for plan in plans]
         better: list[Dot] = []
         for dot in sorted(dots, key=lambda dot: (dot.costs[unit], -dot.quality)):
@@ -179,7 +179,7 @@ class View:
         reference = self.trace.answers_at(self.reference)[known] == target
         edges = np.unique(np.quantile(scores, np.linspace(0, 1, BINS + 1), method="lower"))
         places = np.searchsorted(edges[1:-1], scores, side="right")
-        rows = [places == place for place in np.unique(places)]
+        rows = [places == index for index in np.unique(places)]
         ends = np.cumsum([mine.sum() for mine in rows]) / len(scores)
         return [
             Bin(

@@ -27,7 +27,7 @@ class Way:
 
 def ways_of(view: View) -> list[Way]:
     """The edges of the topology, each with its share; nodes at which the plan runs nothing pass their rows on."""
-    topology = view.trace.chain
+    topology = view.trace.topology
     rows = max(len(view.trace), 1)
     shares: dict[tuple[str, str], float] = {}
     for node in topology.nodes:
@@ -50,26 +50,26 @@ def ways_of(view: View) -> list[Way]:
 
 def _ways_of_setting(view: View) -> list[Way]:
     """The same of a trace at settings of one dial: a row's way are the nodes that ran for it, in order."""
-    topology = view.trace.chain
+    topology = view.trace.topology
     number = view.trace.setting_of(view.plan)
     ran = {name: view.trace.columns[f"setting/{name}#{number}"] for name in topology.names}
-    found = list[Way]()
+    ways = list[Way]()
     for start in topology.nodes:
-        place = topology.names.index(start.name)
+        index = topology.names.index(start.name)
         for end in start.successors:
             if end == LEAVE:
-                rows_N = view.replay.exit == topology.place(start.name)
+                rows_N = view.replay.exit == topology.exit_index(start.name)
             else:
                 rows_N = ran[start.name] & ran[end]
-                for between in topology.names[place + 1 : topology.names.index(end)]:
+                for between in topology.names[index + 1 : topology.names.index(end)]:
                     rows_N = rows_N & ~ran[between]
-            found.append(Way(start.name, end, float(np.count_nonzero(rows_N)) / max(len(view.trace), 1)))
-    return found
+            ways.append(Way(start.name, end, float(np.count_nonzero(rows_N)) / max(len(view.trace), 1)))
+    return ways
 
 
 def picture(view: View) -> Html:
     """The topology from left to right: arms above each other, a thicker line where more rows go."""
-    topology = view.trace.chain
+    topology = view.trace.topology
     ways = ways_of(view)
     spots = _spots(topology)
     reached = {way.end for way in ways if way.share > 0} | {topology.names[0]}

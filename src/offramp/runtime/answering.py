@@ -119,7 +119,7 @@ def answer_rows(
         timed = None if deadline_ms is None else example
         runner = open(network, plan, engine=engine, timing_rows=timed, example=example)
         columns, seconds = _columns(runner, source, batch_size, deadline_ms, progress)
-    return AnsweredRows(plan, runner.chain.exits, columns, seconds)
+    return AnsweredRows(plan, runner.topology.exits, columns, seconds)
 
 
 def _columns(

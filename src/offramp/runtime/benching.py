@@ -14,7 +14,7 @@ from offramp._support.arguments import require_count
 from offramp.errors import BadData, InvalidArgument
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import State, as_inputs, count_of, given
-from offramp.networks.network import Network, Part, as_network, last_model
+from offramp.networks.network import EngineStage, Network, as_network, last_model
 from offramp.plans.plan import Plan
 from offramp.plans.schedule import alone, full_schedule
 from offramp.runtime.engine import Engine, engine_of
@@ -122,12 +122,12 @@ def _benched(
     count = count_of(rows)
     if not count or max(batches) > count:
         raise BadData(f"there are {count} rows, expected at least {max(batches)}; give more rows or smaller batches")
-    parts: Sequence[Part] = shelved.open(network, plan.schedule(network.chain), network.device())
+    engine_stages: Sequence[EngineStage] = shelved.open(network, plan.schedule(network.topology), network.device())
     lines = []
     for batch in batches:
         picks = [_some(rows, slice(batch))] if batch > 1 else _one_per_exit(runner, rows)
-        lines += [_line(network, runner, parts, pick, repeats, shelved, clock) for pick in picks]
-    return Bench(network.chain.exits, torch.get_num_threads(), tuple(lines))
+        lines += [_line(network, runner, engine_stages, pick, repeats, shelved, clock) for pick in picks]
+    return Bench(network.topology.exits, torch.get_num_threads(), tuple(lines))
 
 
 def _some(rows: State, which: slice) -> State:
@@ -136,14 +136,14 @@ def _some(rows: State, which: slice) -> State:
 
 def _one_per_exit(runner: Runner, rows: State) -> list[State]:
     exits = runner(given(_some(rows, slice(256)))).exit.tolist()
-    firsts = [exits.index(place) for place in sorted(set(exits))]
+    firsts = [exits.index(index) for index in sorted(set(exits))]
     return [_some(rows, slice(first, first + 1)) for first in firsts]
 
 
 def _line(
     network: Network,
     runner: Runner,
-    parts: Sequence[Part],
+    engine_stages: Sequence[EngineStage],
     rows: State,
     repeats: int,
     engine: Engine,
@@ -153,13 +153,13 @@ def _line(
     answers = runner(x)
     plain = plain_call(network, rows, engine)
     # The plain network stands first and last: rounds go forwards and backwards, so that both have the same neighbours.
-    pieces = bare(network, runner.plan, parts, rows, engine)
-    calls = {"plain": plain, "run": lambda: runner(x), "parts": pieces, "same": plain}
+    functions = bare(network, runner.plan, engine_stages, rows, engine)
+    calls = {"plain": plain, "run": lambda: runner(x), "parts": functions, "same": plain}
     times = interleaved(calls, repeats=repeats, warmup=2, clock=clock)
     ms = {name: float(np.median(values)) for name, values in times.items()}
     return Line(
         batch=len(answers.exit),
-        left=tuple(torch.bincount(answers.exit, minlength=len(network.chain.exits)).tolist()),
+        left=tuple(torch.bincount(answers.exit, minlength=len(network.topology.exits)).tolist()),
         run_ms=ms["run"],
         parts_ms=ms["parts"],
         plain_ms=ms["plain"],
@@ -185,7 +185,7 @@ def plain_of(network: Network, rows: State, engine: Engine) -> Callable[[State],
         A function that binds inputs, converted beforehand, and returns the call to time.
     """
     plain = last_model(network)
-    return engine.bare(plain, alone(plain.rungs[-1].name), rows)
+    return engine.bare(plain, alone(plain.members[-1].name), rows)
 
 
 def plain_call(network: Network, rows: State, engine: Engine) -> Callable[[], object]:
@@ -193,7 +193,9 @@ def plain_call(network: Network, rows: State, engine: Engine) -> Callable[[], ob
     return plain_of(network, rows, engine)(rows)
 
 
-def bare(network: Network, plan: Plan, parts: Sequence[Part], rows: State, engine: Engine) -> Callable[[], object]:
+def bare(
+    network: Network, plan: Plan, engine_stages: Sequence[EngineStage], rows: State, engine: Engine
+) -> Callable[[], object]:
     """The pieces of a plan on the rows that reach them, gathered beforehand: no choosing, no compaction.
 
     Args:
@@ -208,19 +210,22 @@ def bare(network: Network, plan: Plan, parts: Sequence[Part], rows: State, engin
     """
     ready: list[tuple[Callable[[State], State], State]] = []
 
-    def heard(piece: Callable[[State], State]) -> Callable[[State], State]:
+    def heard(function: Callable[[State], State]) -> Callable[[State], State]:
         def call(state: State) -> State:
-            ready.append((piece, dict(state)))
-            return piece(state)
+            ready.append((function, dict(state)))
+            return function(state)
 
         return call
 
-    listening = [replace(part, pieces={kind: heard(piece) for kind, piece in part.pieces.items()}) for part in parts]
-    every: Sequence[Part] = engine.open(network, full_schedule(network.chain), network.device())
+    listening = [
+        replace(engine_stage, functions={kind: heard(function) for kind, function in engine_stage.functions.items()})
+        for engine_stage in engine_stages
+    ]
+    every: Sequence[EngineStage] = engine.open(network, full_schedule(network.topology), network.device())
     Runner(network, plan, listening, every, None, own_threads=engine.own_threads)(given(rows))
 
     def call() -> object:
         with torch.inference_mode():
-            return [piece(state) for piece, state in ready]
+            return [function(state) for function, state in ready]
 
     return call

@@ -113,13 +113,13 @@ def refuse_hidden(network: Network) -> None:
             if id(thing) in known:
                 continue
             kind = "module" if isinstance(thing, nn.Module) else "trainable tensor"
-            place = f"{what} reads the {kind} {name!r}"
+            index = f"{what} reads the {kind} {name!r}"
             if isinstance(thing, nn.Module):
                 way = "an attribute of a torch.nn.Module, nn.ModuleList or nn.ModuleDict"
             else:
                 way = "an nn.Parameter or, with register_buffer, a buffer of a torch.nn.Module"
             raise BadNetwork(
-                f"{place}, which no module registers: it is in a plain list, dict, closure, global or object. Its "
+                f"{index}, which no module registers: it is in a plain list, dict, closure, global or object. Its "
                 f"weights could not be saved or moved, nor its training rows known. Make it {way}."
             )
 
@@ -149,8 +149,8 @@ def _parts(network: Network) -> dict[str, nn.Module]:
         parts[f"exit {name!r}"] = exit_
     for name, preprocess in network.fronts.items():
         parts[f"the preprocessing of {name!r}"] = preprocess
-    for rung in network.rungs:
-        parts[f"model {rung.name!r}"] = network.model_of(rung)
+    for member in network.members:
+        parts[f"model {member.name!r}"] = network.model_of(member)
     return parts
 
 
@@ -176,11 +176,11 @@ def _hashed(lines: Iterable[str]) -> str:
 
 def _settings(part: nn.Module) -> list[str]:
     """The public numbers and texts of a layer, in order of their names."""
-    found = []
+    settings = []
     for key, value in sorted(vars(part).items()):
         if not key.startswith("_") and key != "training" and _is_setting(value):
-            found.append(f"{key}={value!r}")
-    return found
+            settings.append(f"{key}={value!r}")
+    return settings
 
 
 def _is_setting(value: object) -> bool:
@@ -249,7 +249,7 @@ def _installed(file: str) -> bool:
     return (
         file.startswith("<frozen")
         or not places.isdisjoint(path.parts)
-        or any(path.is_relative_to(place) for place in (OURS, *INSTALLED))
+        or any(path.is_relative_to(index) for index in (OURS, *INSTALLED))
     )
 
 
@@ -556,16 +556,16 @@ def _called_in(kind: type) -> tuple[str, ...]:
 
 def _attributes(thing: Any) -> dict[str, Any]:
     """The attributes of an object, those in slots among them."""
-    found: dict[str, Any] = {}
+    attributes: dict[str, Any] = {}
     for one in type(thing).__mro__:
         slots = vars(one).get("__slots__", ())
         for key in [slots] if isinstance(slots, str) else list(slots):
             if key not in ("__dict__", "__weakref__") and hasattr(thing, key):
-                found[key] = getattr(thing, key)
+                attributes[key] = getattr(thing, key)
     table = getattr(thing, "__dict__", None)
     if isinstance(table, Mapping):
-        found.update((key, value) for key, value in table.items() if isinstance(key, str))
-    return found
+        attributes.update((key, value) for key, value in table.items() if isinstance(key, str))
+    return attributes
 
 
 def _is_dunder(key: str) -> bool:

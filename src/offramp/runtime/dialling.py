@@ -51,7 +51,7 @@ class Dial:
     def __init__(self, network: Network, engine: Engine, settings: Sequence[float], band: float) -> None:
         self.band = band
         self.runners: list[Runner] = []
-        topology = network.chain
+        topology = network.topology
         every = engine.open(network, full_schedule(topology), network.device())
         for value in settings:
             plan = Plan.never_leave(topology)
@@ -62,13 +62,13 @@ class Dial:
 
     def columns(self, x: State) -> dict[str, Array]:
         """What became of a batch, by the names of columns."""
-        found: dict[str, Array] = {}
+        columns: dict[str, Array] = {}
         for number, runner in enumerate(self.runners):
             answers, seen = runner.observed(given(x), self.band)
-            found[f"setting/exit#{number}"] = answers.exit.cpu().numpy()
-            found[f"setting/answer#{number}"] = answers.logits.argmax(1).cpu().numpy()
-            found[f"setting/why#{number}"] = answers.why.cpu().numpy().astype(np.int64)
-            found[f"setting/near#{number}"] = seen.near
+            columns[f"setting/exit#{number}"] = answers.exit.cpu().numpy()
+            columns[f"setting/answer#{number}"] = answers.logits.argmax(1).cpu().numpy()
+            columns[f"setting/why#{number}"] = answers.why.cpu().numpy().astype(np.int64)
+            columns[f"setting/near#{number}"] = seen.near
             for name, ran in seen.ran.items():
-                found[f"setting/{name}#{number}"] = ran
-        return found
+                columns[f"setting/{name}#{number}"] = ran
+        return columns

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from offramp._support.find import find_file, unknown
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import State
-from offramp.networks.network import Network, Part
+from offramp.networks.network import EngineStage, Network
 from offramp.plans.schedule import Schedule
 
 
@@ -37,7 +37,7 @@ class Engine(abc.ABC):
         self.options: dict[str, Any] = dict(sorted(options.items()))
 
     @abc.abstractmethod
-    def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
+    def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[EngineStage, ...]:
         """One part per stage; an engine may join stages at which nothing is asked. Raises what it refuses."""
 
     def bare(self, network: Network, schedule: Schedule, state: State) -> Callable[[State], Callable[[], object]]:
@@ -53,18 +53,18 @@ class Engine(abc.ABC):
         Returns:
             A function that binds inputs, converted beforehand, and returns the call to time.
         """
-        (part,) = self.open(network, schedule, network.device())
+        (engine_stage,) = self.open(network, schedule, network.device())
 
         def call(rows: State) -> State:
             state = dict(rows)
             with torch.inference_mode():
-                part.call(state)
+                engine_stage.call(state)
             return state
 
         return lambda rows: partial(call, rows)
 
     def in_one(
-        self, network: Network, schedule: Schedule, parts: Sequence[Part], rows: State
+        self, network: Network, schedule: Schedule, engine_stages: Sequence[EngineStage], rows: State
     ) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
         """A schedule lowered to one call on arrays, with gates, compaction and order inside.
 
@@ -114,7 +114,7 @@ class Engine(abc.ABC):
         return False
 
     @property
-    def learned(self) -> NDArray[np.uint64] | None:
+    def trained_on(self) -> NDArray[np.uint64] | None:
         """The digests of rows [n] that its options were set by, which promise nothing any more; None without."""
         return None
 

@@ -27,7 +27,7 @@ from offramp.errors import BadData, BadNetwork, InvalidArgument, StaleRunner
 from offramp.networks.compiled import Compiled, compiled_of
 from offramp.networks.inputs import State
 from offramp.networks.members import outside_torch
-from offramp.networks.network import Network, Part, trial_rows
+from offramp.networks.network import EngineStage, Network, trial_rows
 from offramp.plans.schedule import Edge, Schedule, Stage, full_schedule
 from offramp.plans.signature import INPUT
 from offramp.runtime.code_marks import code_marks
@@ -35,14 +35,14 @@ from offramp.runtime.engine import kind_of
 from offramp.runtime.lean import CompiledPiece, OnArrays, Wanted, inputs_of
 from offramp.runtime.onnx_graphs import Graph, require_onnx, written
 from offramp.runtime.programs import read_by
-from offramp.runtime.staleness import Watch
+from offramp.runtime.staleness import ChangeDetector
 
 Call = Callable[[State], State]
 Key = tuple[object, ...]
 Rows = tuple[tuple[str, torch.dtype, tuple[int | None, ...]], ...]  # what a part reads: name, type, shape of a row
 Made = TypeVar("Made")
-Making = Callable[[Part, State], Call]
-Pairs = Sequence[tuple[Part, Part]]
+Making = Callable[[EngineStage, State], Call]
+Pairs = Sequence[tuple[EngineStage, EngineStage]]
 
 
 def parts_of(
@@ -53,7 +53,7 @@ def parts_of(
     compiled: Callable[[Graph], Call],
     *,
     joined: bool = True,
-) -> tuple[Part, ...]:
+) -> tuple[EngineStage, ...]:
     """The parts of an engine that turns graphs into calls on named tensors; each part is one piece, "segment".
 
     Stages at which a plan asks nothing are no parts of their own, if `joined`: they are in the graph of the next.
@@ -68,9 +68,9 @@ def parts_of(
     marks = network_marks(network)
     known = f"parts {marks()} {schedule!r} {joined}"
     whose = ref(network)
-    passing = list[tuple[Part, Pairs]]()
+    passing = list[tuple[EngineStage, Pairs]]()
 
-    def computed() -> list[tuple[Part, Pairs]]:
+    def computed() -> list[tuple[EngineStage, Pairs]]:
         """The parts in torch, from which graphs are written: taken apart only when some graph is not on disk."""
         if not passing:
             found = whose()
@@ -78,41 +78,44 @@ def parts_of(
             passing.extend(_passing(found, schedule, device, joined=joined))
         return passing
 
-    parts = _remembered(network, known)
-    if parts is None:
-        parts = [part for part, _ in computed()]
-        _remember(network, known, parts)
+    engine_stages = _remembered(network, known)
+    if engine_stages is None:
+        engine_stages = [engine_stage for engine_stage, _ in computed()]
+        _remember(network, known, engine_stages)
 
-    def lazy(number: int, part: Part) -> Part:
+    def lazy(number: int, engine_stage: EngineStage) -> EngineStage:
         def make(state: State) -> Call:
-            shapes = [(name, str(state[name].dtype), _shape(part, name, state)) for name in read_by(part, state)]
-            key = f"part {marks()} {part.stage.nodes} {part.writes} {shapes}"
-            return compiled(kept_graph(key, lambda: _through(computed()[number][1], part.writes, state, kept)))
+            shapes = [
+                (name, str(state[name].dtype), _shape(engine_stage, name, state))
+                for name in read_by(engine_stage, state)
+            ]
+            key = f"part {marks()} {engine_stage.stage.nodes} {engine_stage.writes} {shapes}"
+            return compiled(kept_graph(key, lambda: _through(computed()[number][1], engine_stage.writes, state, kept)))
 
-        return replace(part, pieces={"segment": _Piece(part, engine, make, kept)})
+        return replace(engine_stage, functions={"segment": _CompiledStage(engine_stage, engine, make, kept)})
 
-    return tuple(lazy(number, part) for number, part in enumerate(parts))
+    return tuple(lazy(number, engine_stage) for number, engine_stage in enumerate(engine_stages))
 
 
-def _remember(network: Network, key: str, parts: Sequence[Part]) -> None:
+def _remember(network: Network, key: str, engine_stages: Sequence[EngineStage]) -> None:
     """Keep on disk what parts read, write and watch, so that the next process need not take the model apart."""
     names = {module: name for name, module in network.named_modules()}
     found = list[Any]()
-    for part in parts:
-        if not all(module in names for module in part.modules):
+    for engine_stage in engine_stages:
+        if not all(module in names for module in engine_stage.modules):
             return
-        free = {name: [*dims] for name, dims in part.free.items()}
-        found.append([asdict(part.stage), [names[module] for module in part.modules], free])
+        free = {name: [*dims] for name, dims in engine_stage.free.items()}
+        found.append([asdict(engine_stage.stage), [names[module] for module in engine_stage.modules], free])
     disk.write(key, json.dumps(found).encode())
 
 
-def _remembered(network: Network, key: str) -> list[Part] | None:
+def _remembered(network: Network, key: str) -> list[EngineStage] | None:
     """The parts of `_remember` without their pieces; None where nothing is kept that fits."""
     content = disk.read(key)
     if content is None:
         return None
     modules = dict(network.named_modules())
-    parts = list[Part]()
+    engine_stages = list[EngineStage]()
     try:
         for fields, names, free in json.loads(content):
             edges = list[Edge]()
@@ -123,10 +126,10 @@ def _remembered(network: Network, key: str) -> list[Part] | None:
                 plain[name] = tuple(value) if isinstance(value, list) else value
             stage = Stage(edges=tuple(edges), **plain)
             dims = {name: tuple(value) for name, value in free.items()}
-            parts.append(Part(stage, tuple(modules[name] for name in names), {}, dims))
+            engine_stages.append(EngineStage(stage, tuple(modules[name] for name in names), {}, dims))
     except (ValueError, TypeError, KeyError, AttributeError):  # it was not written by us
         return None
-    return parts
+    return engine_stages
 
 
 def network_marks(network: Network) -> Callable[[], str]:
@@ -171,21 +174,25 @@ def kept_graph(key: str, make: Callable[[], Graph]) -> Graph:
 
 def _require_torch(network: Network) -> None:
     """Raise BadNetwork for a member that computes outside of torch: there is nothing to write as a graph."""
-    for rung in network.rungs:
-        kind = outside_torch(network.model_of(rung).modules())
+    for member in network.members:
+        kind = outside_torch(network.model_of(member).modules())
         if kind is not None:
-            raise BadNetwork(f"member {rung.name!r} is {kind}, which cannot be written as a graph; use engine='torch'")
+            raise BadNetwork(
+                f"member {member.name!r} is {kind}, which cannot be written as a graph; use engine='torch'"
+            )
 
 
 def lazy_parts(
     network: Network, schedule: Schedule, device: torch.device, engine: str, made: Making
-) -> tuple[Part, ...]:
+) -> tuple[EngineStage, ...]:
     """A part per stage, of calls that are made of it and the first rows, and kept while the weights are the same."""
     _require_torch(network)
     kept = compiled_of(network)
     return tuple(
-        replace(part, pieces={"segment": _Piece(part, engine, partial(made, part), kept)})
-        for part in _eager(network, schedule, device)
+        replace(
+            engine_stage, functions={"segment": _CompiledStage(engine_stage, engine, partial(made, engine_stage), kept)}
+        )
+        for engine_stage in _eager(network, schedule, device)
     )
 
 
@@ -195,68 +202,70 @@ def graphs_of(network: Network, schedule: Schedule, state: State) -> Iterator[Gr
     """
     _require_torch(network)
     kept = compiled_of(network)
-    for part, pairs in _passing(network, schedule, network.device(), joined=True):
-        yield _through(pairs, part.writes, state, kept)
+    for engine_stage, pairs in _passing(network, schedule, network.device(), joined=True):
+        yield _through(pairs, engine_stage.writes, state, kept)
 
 
-def linked(schedule: Schedule, parts: Sequence[Part]) -> tuple[Part, ...]:
+def linked(schedule: Schedule, engine_stages: Sequence[EngineStage]) -> tuple[EngineStage, ...]:
     """Parts that know what their edges carry, by the names of the tensors that they really read and write."""
-    tensors = {part.name: (part.reads, part.writes) for part in parts}
+    tensors = {engine_stage.name: (engine_stage.reads, engine_stage.writes) for engine_stage in engine_stages}
     stages = schedule.linked(tensors).stages
-    return tuple(replace(part, stage=stage) for part, stage in zip(parts, stages, strict=True))
+    return tuple(replace(engine_stage, stage=stage) for engine_stage, stage in zip(engine_stages, stages, strict=True))
 
 
-def schedule_of(schedule: Schedule, parts: Sequence[Part]) -> Schedule:
+def schedule_of(schedule: Schedule, engine_stages: Sequence[EngineStage]) -> Schedule:
     """The schedule that parts run: with the tensors of an engine, and with the stages that it joined."""
-    return replace(schedule, stages=tuple(part.stage for part in parts))
+    return replace(schedule, stages=tuple(engine_stage.stage for engine_stage in engine_stages))
 
 
 def _passing(
     network: Network, schedule: Schedule, device: torch.device, *, joined: bool
-) -> Iterator[tuple[Part, Pairs]]:
+) -> Iterator[tuple[EngineStage, Pairs]]:
     """Each stage as one part, and the parts of its nodes, each beside the same with all that stands there."""
-    eager = {part.name: part for part in _eager(network, schedule, device)}
+    eager = {engine_stage.name: engine_stage for engine_stage in _eager(network, schedule, device)}
     whole = replace(schedule, stages=tuple(_whole(network, stage) for stage in schedule.stages))
-    full = {part.name: part for part in _eager(network, whole, device)}
+    full = {engine_stage.name: engine_stage for engine_stage in _eager(network, whole, device)}
     run = schedule_of(schedule, [*eager.values()])
     for stage in (run.joined() if joined else run).stages:
         pairs = [(eager[name], full[name]) for name in stage.nodes]
-        yield _as_one(stage, [part for part, _ in pairs]), pairs
+        yield _as_one(stage, [engine_stage for engine_stage, _ in pairs]), pairs
 
 
-def _as_one(stage: Stage, parts: Sequence[Part]) -> Part:
+def _as_one(stage: Stage, engine_stages: Sequence[EngineStage]) -> EngineStage:
     """Parts one after the other, as the part of a stage."""
     return replace(
-        parts[-1],
+        engine_stages[-1],
         stage=stage,
-        modules=tuple(dict.fromkeys(module for part in parts for module in part.modules)),
-        free={name: dims for part in parts for name, dims in part.free.items()},
+        modules=tuple(dict.fromkeys(module for engine_stage in engine_stages for module in engine_stage.modules)),
+        free={name: dims for engine_stage in engine_stages for name, dims in engine_stage.free.items()},
     )
 
 
-def _torch_parts(network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
+def _torch_parts(network: Network, schedule: Schedule, device: torch.device) -> tuple[EngineStage, ...]:
     return kind_of("torch")().open(network, schedule, device)
 
 
-def _eager(network: Network, schedule: Schedule, device: torch.device) -> tuple[Part, ...]:
+def _eager(network: Network, schedule: Schedule, device: torch.device) -> tuple[EngineStage, ...]:
     found = _torch_parts(network, schedule, device)
-    if not any(rung.length for rung in network.rungs):
+    if not any(member.length for member in network.members):
         return found
     free = compiled_of(network).once("free dims", lambda: free_dims(network, device))
-    return tuple(replace(part, free={name: free[name] for name in read_by(part, free)}) for part in found)
+    return tuple(
+        replace(engine_stage, free={name: free[name] for name in read_by(engine_stage, free)}) for engine_stage in found
+    )
 
 
 def free_dims(network: Network, device: torch.device) -> dict[str, tuple[int, ...]]:
     """By name the dimensions beside the batch that follow the length of a text, seen by running two lengths."""
-    texts, rows = {name for rung in network.rungs for name in rung.length}, trial_rows(network)
+    texts, rows = {name for member in network.members for name in member.length}, trial_rows(network)
     now = next(value.shape[1] for name, value in rows.items() if name in texts)
     twice = {name: torch.cat([value, value], 1) if name in texts else value for name, value in rows.items()}
-    parts, seen = _torch_parts(network, full_schedule(network.chain), device), list[State]()
+    engine_stages, seen = _torch_parts(network, full_schedule(network.topology), device), list[State]()
     for length in (now, now - 1, now + 1, now // 2, 2 * now):
         state = {name: value[:, :length] if name in texts else value for name, value in twice.items()}
         with contextlib.suppress(BadData), torch.inference_mode():  # some models take few lengths
-            for part in parts:
-                part.call(state)
+            for engine_stage in engine_stages:
+                engine_stage.call(state)
             seen.append(state)
     one, *others = seen
     return {
@@ -270,27 +279,27 @@ def _whole(network: Network, stage: Stage) -> Stage:
     return replace(stage, exit=stage.name in network.exits, gate=stage.name in network.gates)
 
 
-class _Piece(CompiledPiece):
+class _CompiledStage(CompiledPiece):
     """A part compiled for the shapes and types that arrive, once for each.
 
     A shape that this piece has met is a look into its own dict. One that it has not may have been compiled for
     another opening of the same network: that is kept until modules of the part change.
     """
 
-    def __init__(self, part: Part, engine: str, make: Callable[[State], Call], kept: Compiled) -> None:
-        self.part, self.make, self.kept = part, make, kept
-        self.what: Key = (engine, part.name, part.stage.passes, part.writes)
+    def __init__(self, engine_stage: EngineStage, engine: str, make: Callable[[State], Call], kept: Compiled) -> None:
+        self.engine_stage, self.make, self.kept = engine_stage, make, kept
+        self.what: Key = (engine, engine_stage.name, engine_stage.stage.passes, engine_stage.writes)
         self.calls: dict[Rows, Call] = {}
         self.sealed = False
 
     def __call__(self, state: State) -> State:
-        names = read_by(self.part, state)
-        key = tuple((name, state[name].dtype, _shape(self.part, name, state)) for name in names)
+        names = read_by(self.engine_stage, state)
+        key = tuple((name, state[name].dtype, _shape(self.engine_stage, name, state)) for name in names)
         call = self.calls.get(key)
         if call is None:
             if self.sealed:
                 raise BadData(self._refusal(key))
-            call = _once(self.kept, (*self.what, *key), self.part, lambda: self.make(state))
+            call = _once(self.kept, (*self.what, *key), self.engine_stage, lambda: self.make(state))
             self.calls[key] = call
         return call(state)
 
@@ -318,8 +327,8 @@ class _Piece(CompiledPiece):
         (known, *_) = self.calls or [()]
         expected = ", ".join(f"{name} {_kind(dtype, shape)}" for name, dtype, shape in known)
         return (
-            f"segment {self.part.name!r} was compiled for rows of {expected or 'no kind'}, got {got}; nothing is "
-            "compiled while serving: open the network again with example=such rows"
+            f"segment {self.engine_stage.name!r} was compiled for rows of {expected or 'no kind'}, got {got}; nothing "
+            "is compiled while serving: open the network again with example=such rows"
         )
 
 
@@ -328,18 +337,18 @@ def _kind(dtype: torch.dtype, shape: tuple[int | None, ...]) -> str:
     return f"{str(dtype).removeprefix('torch.')} [{', '.join(sizes)}]"
 
 
-def _shape(part: Part, name: str, state: State) -> tuple[int | None, ...]:
+def _shape(engine_stage: EngineStage, name: str, state: State) -> tuple[int | None, ...]:
     """The shape of a row, None where it follows the length of a text."""
-    free = part.free.get(name, ())
-    return tuple(None if place in free else size for place, size in enumerate(state[name].shape[1:], 1))
+    free = engine_stage.free.get(name, ())
+    return tuple(None if index in free else size for index, size in enumerate(state[name].shape[1:], 1))
 
 
 @dataclass(frozen=True)
-class _Watched(Generic[Made]):
+class _Cached(Generic[Made]):
     """What was made of a part, with that by which a change of the part's modules is noticed."""
 
     made: Made
-    watch: Watch
+    detector: ChangeDetector
     modules: tuple[ref[nn.Module], ...]
 
     def fits(self, modules: Sequence[nn.Module]) -> bool:
@@ -347,38 +356,40 @@ class _Watched(Generic[Made]):
         if len(self.modules) != len(modules) or not all(map(is_, (each() for each in self.modules), modules)):
             return False
         try:
-            self.watch.check()
+            self.detector.check()
         except StaleRunner:
             return False
         return True
 
 
-def _once(kept: Compiled, key: Key, part: Part, make: Callable[[], Made]) -> Made:
+def _once(kept: Compiled, key: Key, engine_stage: EngineStage, make: Callable[[], Made]) -> Made:
     """What was made under this key, made again when the modules of the part are others or have changed since."""
 
-    def watched() -> _Watched[Made]:
-        watch = Watch(part.modules, deep=False)  # before it is made: a change meanwhile is noticed
-        return _Watched(make(), watch, tuple(map(ref, part.modules)))
+    def watched() -> _Cached[Made]:
+        detector = ChangeDetector(engine_stage.modules, deep=False)  # before it is made: a change meanwhile is noticed
+        return _Cached(make(), detector, tuple(map(ref, engine_stage.modules)))
 
-    return kept.once(key, watched, lambda found: found.fits(part.modules)).made
+    return kept.once(key, watched, lambda found: found.fits(engine_stage.modules)).made
 
 
 def _through(pairs: Pairs, writes: Sequence[str], state: State, kept: Compiled) -> Graph:
     """The graphs of parts as one that gives `writes`; what stands between them is computed in torch."""
-    ((part, full), *others), rows = pairs, {name: value[:4].clone() for name, value in state.items()}
-    found = _graph(part, full, rows, kept)
+    ((engine_stage, full), *others), rows = pairs, {name: value[:4].clone() for name, value in state.items()}
+    found = _graph(engine_stage, full, rows, kept)
     for after, full in others:
         with torch.no_grad():
-            part.call(rows)
-        found, part = found.then(_graph(after, full, rows, kept)), after
+            engine_stage.call(rows)
+        found, engine_stage = found.then(_graph(after, full, rows, kept)), after
     return found.only(writes) if others else found
 
 
-def _graph(part: Part, full: Part, state: State, kept: Compiled) -> Graph:
+def _graph(engine_stage: EngineStage, full: EngineStage, state: State, kept: Compiled) -> Graph:
     if any(name not in state for name in full.reads if name != INPUT):
-        full = part  # a plan that does not run an earlier exit has nothing for the exit or gate that would read it
+        full = (
+            engine_stage  # a plan that does not run an earlier exit has nothing for the exit or gate that would read it
+        )
     reads = read_by(full, state)
     shapes = ((name, state[name].dtype, _shape(full, name, state)) for name in reads)
-    key = ("graph", part.name, *full.writes, *shapes)
+    key = ("graph", engine_stage.name, *full.writes, *shapes)
     whole: Graph = _once(kept, key, full, lambda: written(full, reads, state))
-    return whole if full is part or full.writes == part.writes else whole.only(part.writes)
+    return whole if full is engine_stage or full.writes == engine_stage.writes else whole.only(engine_stage.writes)

@@ -20,12 +20,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from offramp.networks.inputs import State
-from offramp.networks.network import LOGITS, SCORE, Part
+from offramp.networks.network import LOGITS, SCORE, EngineStage
 from offramp.plans.schedule import Stage
 from offramp.plans.signature import INPUT, is_input
 from offramp.plans.topology import LEAVE, Topology
 from offramp.plans.trace import WHY
-from offramp.runtime.outputs import GATE, Answers, Rows, Unpacked
+from offramp.runtime.outputs import GATE, Outputs, RowNumbers, Unpacked
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]  # of a row; None where it follows the length of a text
@@ -33,7 +33,7 @@ Run = Callable[[Mapping[str, Array]], Sequence[Array]]  # what is read, by name 
 
 
 class CompiledPiece(abc.ABC):
-    """A piece of a part that is compiled for the shapes and types of rows that arrive."""
+    """A function of an engine's stage that is compiled for the shapes and types of rows that arrive."""
 
     @abc.abstractmethod
     def __call__(self, state: State) -> State:
@@ -64,7 +64,7 @@ class Wanted:
 
 @dataclass(frozen=True)
 class OnArrays:
-    """What a part computes, on NumPy arrays: `reads` by name in, `writes` in order out."""
+    """What an engine's stage computes, on NumPy arrays: `reads` by name in, `writes` in order out."""
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
@@ -73,8 +73,8 @@ class OnArrays:
 
 
 @runtime_checkable
-class ArrayPiece(Protocol):
-    """A piece of a part that can be run on arrays as well."""
+class ArrayFunction(Protocol):
+    """A function of an engine's stage that can be run on arrays as well."""
 
     def on_arrays(self) -> OnArrays | None:
         """The call on arrays; None where there is none, or where it is compiled for several shapes."""
@@ -90,7 +90,7 @@ class _Step:
         score: where among its results the score is; -1 without a gate.
         threshold: scores from here on leave; never +inf, which closes a gate.
         logits: where among its results the answer is; -1 without one.
-        place: the number of its exit.
+        exit_index: the number of its exit; -1 without one.
         keeps: names of what later stages read of its results, and where among them it is.
         carries: names of all that later stages read.
         why: why rows are answered that end here; -1 where none do.
@@ -101,22 +101,22 @@ class _Step:
     score: int
     threshold: float
     logits: int
-    place: int
+    exit_index: int
     keeps: tuple[tuple[str, int], ...]
     carries: tuple[str, ...]
     why: int
 
 
-def lean_chain(topology: Topology, parts: Sequence[Part]) -> LeanChain | None:
-    """The loop over these parts; None where it cannot be had: forks, several shapes, or no arrays."""
+def lean_chain(topology: Topology, engine_stages: Sequence[EngineStage]) -> LeanChain | None:
+    """The loop over these stages; None where it cannot be had: forks, several shapes, or no arrays."""
     if not topology.is_chain or topology.defaults:
         return None
     found = list[OnArrays]()
     inputs = dict[str, Wanted]()
-    for part in parts:
-        (piece, *others) = part.pieces.values()
-        on_arrays = piece.on_arrays() if isinstance(piece, ArrayPiece) else None
-        if others or on_arrays is None or not expected(part.stage):
+    for engine_stage in engine_stages:
+        (function, *others) = engine_stage.functions.values()
+        on_arrays = function.on_arrays() if isinstance(function, ArrayFunction) else None
+        if others or on_arrays is None or not expected(engine_stage.stage):
             return None
         if any(inputs.get(name, wanted) != wanted for name, wanted in on_arrays.inputs.items()):
             return None
@@ -124,12 +124,12 @@ def lean_chain(topology: Topology, parts: Sequence[Part]) -> LeanChain | None:
         found.append(on_arrays)
     if not inputs:
         return None
-    following = [part.name for part in parts[1:]]
+    following = [engine_stage.name for engine_stage in engine_stages[1:]]
     steps = list[_Step]()
-    for part, one, after in zip(parts, found, [*following, LEAVE], strict=True):
-        if part.stage.edges[-1].to != after:
+    for engine_stage, one, after in zip(engine_stages, found, [*following, LEAVE], strict=True):
+        if engine_stage.stage.edges[-1].to != after:
             return None
-        steps.append(_step(topology, part, one, tuple(inputs)))
+        steps.append(_step(topology, engine_stage, one, tuple(inputs)))
     return LeanChain(steps, inputs, topology.exits)
 
 
@@ -140,27 +140,27 @@ def expected(stage: Stage) -> bool:
     return len(stage.edges) == 2 and stage.edges[0].to == LEAVE and stage.exit
 
 
-def _step(topology: Topology, part: Part, one: OnArrays, inputs: Sequence[str]) -> _Step:
-    stage = part.stage
-    places = {name: place for place, name in enumerate(one.writes)}
+def _step(topology: Topology, engine_stage: EngineStage, one: OnArrays, inputs: Sequence[str]) -> _Step:
+    stage = engine_stage.stage
+    columns = {name: index for index, name in enumerate(one.writes)}
     carries = list[str]()
     for name in stage.edges[-1].carries:
         carries += inputs if name == INPUT else [name]
     return _Step(
         run=one.run,
         reads=one.reads,
-        score=places[stage.name + SCORE] if stage.gate else -1,
+        score=columns[stage.name + SCORE] if stage.gate else -1,
         threshold=float(np.float32(stage.thresholds[0])) if stage.gate else 0.0,
-        logits=places.get(stage.name + LOGITS, -1),
-        place=topology.place(stage.name) if stage.exit else -1,
-        keeps=tuple((name, places[name]) for name in carries if name in places),
+        logits=columns.get(stage.name + LOGITS, -1),
+        exit_index=topology.exit_index(stage.name) if stage.exit else -1,
+        keeps=tuple((name, columns[name]) for name in carries if name in columns),
         carries=tuple(carries),
         why=WHY.index(stage.why) if stage.last else -1,
     )
 
 
 class LeanChain:
-    """A chain of stages as a loop on arrays. `chain(x)` -> Answers, or None for what the Runner has to look at."""
+    """A chain of stages as a loop on arrays. `chain(x)` -> Outputs, or None for what the Runner has to look at."""
 
     def __init__(self, steps: Sequence[_Step], inputs: Mapping[str, Wanted], exits: tuple[str, ...]) -> None:
         self._steps = tuple(steps)
@@ -171,7 +171,7 @@ class LeanChain:
             wanted = inputs[INPUT]
             self._only = torch.empty(0, dtype=wanted.dtype).numpy().dtype, wanted.shape
 
-    def __call__(self, x: Any) -> Answers | None:
+    def __call__(self, x: Any) -> Outputs | None:
         """Answers for x [B, ...]. Raises whatever the engine raises."""
         state = self.bound(x)
         if state is None:
@@ -202,33 +202,33 @@ class LeanChain:
             state[name] = array
         return state if len({len(array) for array in state.values()}) == 1 else None
 
-    def _one(self, state: dict[str, Array]) -> Answers:
+    def _one(self, state: dict[str, Array]) -> Outputs:
         """A batch of one row: scores are compared as Python's floats."""
-        bad: tuple[tuple[Rows, Any], ...] = ()
+        bad: tuple[tuple[RowNumbers, Any], ...] = ()
         for step in self._steps:
             found = step.run({name: state[name] for name in step.reads})
             if step.score >= 0:
                 score = found[step.score].item()
                 if score >= step.threshold:  # `choose`, for a threshold below +inf
-                    return Unpacked(found[step.logits], ((None, step.place),), GATE, bad, self.exits)
+                    return Unpacked(found[step.logits], ((None, step.exit_index),), GATE, bad, self.exits)
                 if score != score:
                     bad = ((None, np.True_),)
             elif step.why >= 0:
-                return Unpacked(found[step.logits], ((None, step.place),), step.why, bad, self.exits)
-            for name, place in step.keeps:
-                state[name] = found[place]
+                return Unpacked(found[step.logits], ((None, step.exit_index),), step.why, bad, self.exits)
+            for name, index in step.keeps:
+                state[name] = found[index]
         raise AssertionError("a chain ends in a stage that answers")
 
-    def _several(self, state: dict[str, Array], count: int) -> Answers | None:
+    def _several(self, state: dict[str, Array], count: int) -> Outputs | None:
         """A batch of several rows.
 
         The answers of a stage are written for all rows that are still here; those of the rows that go
         on are written over by later stages. So rows that leave are never gathered.
         """
         logits: Array | None = None  # [B, C]
-        rows: Rows = None
-        passed = list[tuple[Rows, int]]()
-        bad = list[tuple[Rows, Any]]()
+        rows: RowNumbers = None
+        passed = list[tuple[RowNumbers, int]]()
+        bad = list[tuple[RowNumbers, Any]]()
         why = GATE
         for step in self._steps:
             found = step.run({name: state[name] for name in step.reads})
@@ -250,12 +250,12 @@ class LeanChain:
                     return None
                 else:
                     logits[rows] = answers
-                passed.append((rows, step.place))
+                passed.append((rows, step.exit_index))
                 if ends:
                     why = step.why if step.score < 0 else GATE
                     return Unpacked(logits, passed, why, bad, self.exits)
-            for name, place in step.keeps:
-                state[name] = found[place]
+            for name, index in step.keeps:
+                state[name] = found[index]
             if later is not None and len(later) < len(scores):
                 state = {name: state[name][later] for name in step.carries}
                 rows = later if rows is None else rows[later]
@@ -280,5 +280,5 @@ def _plain_array(x: Any) -> Array | None:
 
 
 def inputs_of(reads: Mapping[str, Wanted]) -> dict[str, Wanted]:
-    """Of what a part reads the inputs."""
+    """Of what a stage reads the inputs."""
     return {name: wanted for name, wanted in reads.items() if is_input(name)}

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.networks.inputs import State, call_model
 from offramp.networks.members import outside_torch
-from offramp.networks.network import Part
+from offramp.networks.network import EngineStage
 from offramp.networks.taps import listening
 
 SIZES = (1, 4, 16, 64)
@@ -111,7 +111,7 @@ def cost(
 
 
 def costs_of(
-    parts: Sequence[Part], x: State, *, timed: bool, counted: Sequence[Part] | None = None
+    engine_stages: Sequence[EngineStage], x: State, *, timed: bool, counted: Sequence[EngineStage] | None = None
 ) -> dict[str, Array]:
     """MACs and milliseconds of every segment, exit and gate on some rows: [3] each, as columns of a trace.
 
@@ -119,20 +119,20 @@ def costs_of(
     its milliseconds there.
     """
     state = dict(x)
-    found: dict[str, Array] = {}
+    costs: dict[str, Array] = {}
 
     def of(count: int) -> State:
         return {key: tiled(value, count) for key, value in state.items()}
 
-    for part, plain in zip(parts, counted or parts, strict=True):
-        for kind, piece in plain.pieces.items():
-            price = cost(part.pieces.get(kind), of, timed=timed, counted=piece)
+    for engine_stage, plain in zip(engine_stages, counted or engine_stages, strict=True):
+        for kind, function in plain.functions.items():
+            price = cost(engine_stage.functions.get(kind), of, timed=timed, counted=function)
             if kind == "segment" and outside_torch(plain.modules):
                 price[0] = np.nan
-            found[f"cost/{kind}/{part.name}"] = price
+            costs[f"cost/{kind}/{engine_stage.name}"] = price
             with torch.inference_mode():
-                state.update(piece(state))
-    return found
+                state.update(function(state))
+    return costs
 
 
 @dataclass(frozen=True)
@@ -148,18 +148,18 @@ class Percentile:
         return float(np.interp(count, self.sizes, self.ms))
 
 
-def percentiles(parts: Sequence[Part], rows: State, *, repeats: int = 20) -> tuple[Percentile, ...]:
+def percentiles(engine_stages: Sequence[EngineStage], rows: State, *, repeats: int = 20) -> tuple[Percentile, ...]:
     """Each part's 95th percentile at batch 1 to 64, on the given rows, repeated to fill a batch."""
     found = []
     with torch.inference_mode():
         states = {n: {name: tiled(value, n) for name, value in rows.items()} for n in SIZES}
-        for part in parts:
-            calls = {str(n): _bind(part.call, dict(state)) for n, state in states.items()}
+        for engine_stage in engine_stages:
+            calls = {str(n): _bind(engine_stage.call, dict(state)) for n, state in states.items()}
             times = interleaved(calls, repeats=repeats)
             worst = np.maximum.accumulate([float(np.quantile(times[str(n)], 0.95)) for n in SIZES])
             found.append(Percentile(SIZES, tuple(map(float, worst))))
             for state in states.values():
-                part.call(state)
+                engine_stage.call(state)
     return tuple(found)
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from offramp.errors import BadNetwork
 from offramp.networks.inputs import State
-from offramp.runtime.outputs import Rows
+from offramp.runtime.outputs import RowNumbers
 
 Index = np.ndarray[Any, np.dtype[np.int64]]
 Gather = Callable[[State, Index], State]
@@ -37,7 +37,7 @@ class Group(NamedTuple):
         latest: their answers so far, where those are kept.
     """
 
-    rows: Rows
+    rows: RowNumbers
     state: State
     size: int
     latest: Latest | None

@@ -23,14 +23,14 @@ from torch import Tensor
 
 from offramp.errors import BadNetwork
 from offramp.networks.inputs import State, given
-from offramp.networks.network import LOGITS, SCORE, Network, Part
+from offramp.networks.network import LOGITS, SCORE, EngineStage, Network
 from offramp.plans.schedule import Schedule
 from offramp.plans.signature import INPUT
 from offramp.plans.trace import WHY
 from offramp.runtime.graphs import graphs_of, kept_graph, network_marks
 from offramp.runtime.lean import Array, LeanChain, Run, expected
 from offramp.runtime.onnx_graphs import Graph
-from offramp.runtime.outputs import GATE, Answers, Tensors
+from offramp.runtime.outputs import GATE, Outputs, Tensors
 
 MOST_BYTES = 2**31 - 1  # of one protobuf message
 NAN_CODE = 2**32
@@ -85,7 +85,7 @@ class _Written:
     last: bool
 
 
-def lowered(network: Network, schedule: Schedule, parts: Sequence[Part], rows: State) -> Graph:
+def lowered(network: Network, schedule: Schedule, parts: Sequence[EngineStage], rows: State) -> Graph:
     """A schedule as one graph.
 
     Args:
@@ -104,7 +104,7 @@ def lowered(network: Network, schedule: Schedule, parts: Sequence[Part], rows: S
     return kept_graph(key, lambda: _lowered(network, schedule, parts, rows))
 
 
-def _lowered(network: Network, schedule: Schedule, parts: Sequence[Part], rows: State) -> Graph:
+def _lowered(network: Network, schedule: Schedule, parts: Sequence[EngineStage], rows: State) -> Graph:
     tried = {name: value[:4].clone() for name, value in rows.items()}
     inputs = tuple(rows)
     written = list[_Written]()
@@ -125,9 +125,9 @@ def _lowered(network: Network, schedule: Schedule, parts: Sequence[Part], rows: 
     return _joined(written, answers[0])
 
 
-def require_lowerable(network: Network, parts: Sequence[Part]) -> None:
+def require_lowerable(network: Network, parts: Sequence[EngineStage]) -> None:
     """Raise BadNetwork with the reason why a schedule is no single graph."""
-    if not network.chain.is_chain or network.chain.defaults:
+    if not network.topology.is_chain or network.topology.defaults:
         raise BadNetwork("it has forks")
     if not any(part.stage.gate for part in parts):
         raise BadNetwork("the plan asks no gate")
@@ -243,7 +243,7 @@ def _int_zero() -> Any:
 class OneGraph:
     """A schedule in one call: x -> Answers, or None for what the Runner has to look at."""
 
-    def __init__(self, run: Run, lean: LeanChain, parts: Sequence[Part]) -> None:
+    def __init__(self, run: Run, lean: LeanChain, parts: Sequence[EngineStage]) -> None:
         """Take the call.
 
         Args:
@@ -257,7 +257,7 @@ class OneGraph:
         self._places = np.array([lean.exits.index(stage.name) for stage in answering])
         self._why = np.array([GATE if stage.gate else WHY.index(stage.why) for stage in answering])
 
-    def __call__(self, x: Any) -> Answers | None:
+    def __call__(self, x: Any) -> Outputs | None:
         """Answers for x [B, ...]. Raises whatever the engine raises."""
         state = self._lean.bound(x)
         if state is None:
@@ -269,7 +269,7 @@ class OneGraph:
         return Coded(logits, codes, self._places, self._why, self._lean.exits)
 
 
-class Coded(Answers):
+class Coded(Outputs):
     """Answers as one graph gives them: tensors are made when somebody asks for one of them."""
 
     def __init__(self, logits: Array, codes: Array, places: Array, why: Array, exits: tuple[str, ...]) -> None:
@@ -289,7 +289,7 @@ class Coded(Answers):
         return found[0], found[1], found[2], found[3]
 
 
-def farthest(graph: OneGraph, lean: LeanChain, parts: Sequence[Part], rows: State, band: float) -> float:
+def farthest(graph: OneGraph, lean: LeanChain, parts: Sequence[EngineStage], rows: State, band: float) -> float:
     """How far the logits of one graph lie from those of the parts, on rows that take the same way.
 
     Args:

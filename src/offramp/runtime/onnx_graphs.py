@@ -17,7 +17,7 @@ from torch import Tensor
 
 from offramp.errors import BadNetwork, MissingExtra, OfframpError
 from offramp.networks.inputs import State
-from offramp.networks.network import Part
+from offramp.networks.network import EngineStage
 from offramp.runtime.programs import program_of
 
 
@@ -91,13 +91,13 @@ class Graph:
         return model
 
 
-def written(part: Part, reads: tuple[str, ...], state: State) -> Graph:
+def written(engine_stage: EngineStage, reads: tuple[str, ...], state: State) -> Graph:
     """One `torch.export` of a part with a dynamic batch, written as ONNX. Raises BadData, BadNetwork, MissingExtra."""
-    name = part.name
+    name = engine_stage.name
     require_onnx()
     with _quiet(), torch.inference_mode(False), torch.no_grad():
         try:
-            program = program_of(part, reads, state).run_decompositions(REWRITTEN)
+            program = program_of(engine_stage, reads, state).run_decompositions(REWRITTEN)
             model = torch.onnx.export(program, dynamo=True, verbose=False).model_proto  # type: ignore[union-attr]
         except OfframpError:  # rows that do not fit are told as the eager engine tells it
             raise
@@ -105,8 +105,8 @@ def written(part: Part, reads: tuple[str, ...], state: State) -> Graph:
             raise BadNetwork(
                 f"segment {name!r} cannot be written as ONNX: {_told(problem)}; run it with engine='torch'"
             ) from problem
-    _rename_all(model.graph, name, reads, part.writes)
-    return Graph(name, reads, part.writes, model)
+    _rename_all(model.graph, name, reads, engine_stage.writes)
+    return Graph(name, reads, engine_stage.writes, model)
 
 
 def require_onnx() -> None:

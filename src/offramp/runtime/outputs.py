@@ -20,15 +20,15 @@ from offramp.plans.trace import WHY
 GATE, END, DEEPEST, DEADLINE, UNAVAILABLE = range(len(WHY))
 
 Array = np.ndarray[Any, np.dtype[Any]]
-Rows = np.ndarray[Any, np.dtype[np.int64]] | None  # numbers of rows in x; None: all of them
-Passed = Sequence[tuple[Rows, int]]  # rows, and the exit that answered them
-Bad = Sequence[tuple[Rows, np.ndarray[Any, np.dtype[np.bool_]]]]  # rows, and whether their score was NaN
+RowNumbers = np.ndarray[Any, np.dtype[np.int64]] | None  # numbers of rows in x; None: all of them
+Passed = Sequence[tuple[RowNumbers, int]]  # rows, and the exit that answered them
+Bad = Sequence[tuple[RowNumbers, np.ndarray[Any, np.dtype[np.bool_]]]]  # rows, and whether their score was NaN
 
 
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # logits, exit, why, flagged
 
 
-class Answers:
+class Outputs:
     """What a runner gives, in the order of x. It cannot be changed.
 
     Attributes:
@@ -87,13 +87,13 @@ class Answers:
         """`why` in words, one per row."""
         return [WHY[code] for code in self.why.tolist()]
 
-    def to(self, device: torch.device) -> Answers:
+    def to(self, device: torch.device) -> Outputs:
         """The same on another device."""
         logits, exit, why, flagged = (tensor.to(device) for tensor in self._tensors)
-        return Answers(logits, exit, why, flagged, self._exits)
+        return Outputs(logits, exit, why, flagged, self._exits)
 
 
-class Unpacked(Answers):
+class Unpacked(Outputs):
     """Answers as the lean walk leaves them: tensors are made when somebody asks for one of them.
 
     At batch 1 four tensors take as long as a small network.
@@ -120,8 +120,8 @@ class Unpacked(Answers):
         places = np.empty(count, np.int64)
         reasons = np.full(count, GATE, np.int64)
         flags = np.zeros(count, bool)
-        for rows, place in passed:
-            places[_where(rows)] = place
+        for rows, index in passed:
+            places[_where(rows)] = index
         for rows, nan in bad:
             flags[_where(rows)] |= nan
         if why != GATE:  # what leaves at a gate had a score, so its logits were finite
@@ -133,11 +133,11 @@ class Unpacked(Answers):
         return made[0], made[1], made[2], made[3]
 
 
-def _where(rows: Rows) -> Any:
+def _where(rows: RowNumbers) -> Any:
     return slice(None) if rows is None else rows
 
 
-class Filling:
+class OutputBuffer:
     """Answers being filled. What is decided per row is kept on the host; only logits live on the device.
 
     When all rows are put at once, nothing is copied.
@@ -149,10 +149,10 @@ class Filling:
         self.codes = np.zeros((2, count), np.int64)  # exit and why
         self.flags = np.zeros(count, bool)
 
-    def put(self, rows: Rows, logits: Tensor, place: int, why: int) -> None:
+    def put(self, rows: RowNumbers, logits: Tensor, index: int, why: int) -> None:
         """Write the answers [n, C] of rows; None stands for all of them."""
         where = slice(None) if rows is None else rows
-        self.codes[0, where] = place
+        self.codes[0, where] = index
         self.codes[1, where] = why
         if why != GATE and not math.isfinite(_sum(logits)):  # what leaves at a gate had a score: its logits were finite
             self.flags[where] |= ~np.isfinite(logits.float().cpu().numpy()).all(-1)
@@ -163,25 +163,25 @@ class Filling:
             self.logits = logits.new_empty(self.count, logits.shape[1])
         if self.logits.shape[1] != logits.shape[1]:
             raise BadNetwork(
-                f"exit {self.exits[place]!r} answers with {logits.shape[1]} classes, an earlier one with "
-                f"{self.logits.shape[1]}, expected one number; check the rungs"
+                f"exit {self.exits[index]!r} answers with {logits.shape[1]} classes, an earlier one with "
+                f"{self.logits.shape[1]}, expected one number; check the members"
             )
-        if self.logits.dtype != logits.dtype:  # rungs of different precision
+        if self.logits.dtype != logits.dtype:  # members of different precision
             wide = torch.promote_types(self.logits.dtype, logits.dtype)
             self.logits, logits = self.logits.to(wide), logits.to(wide)
         self.logits.index_copy_(0, torch.from_numpy(rows).to(self.device, non_blocking=True), logits)
 
-    def flag(self, rows: Rows, bad: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+    def flag(self, rows: RowNumbers, bad: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
         """Mark rows [n] whose score was NaN."""
         self.flags[slice(None) if rows is None else rows] |= bad
 
-    def answers(self) -> Answers:
+    def answers(self) -> Outputs:
         """All of them; of an empty batch, none."""
         logits = torch.zeros(0, self.classes, device=self.device) if self.logits is None else self.logits
         codes, flagged = torch.from_numpy(self.codes), torch.from_numpy(self.flags)
         if self.device.type != "cpu":
             codes, flagged = codes.to(self.device), flagged.to(self.device)
-        return Answers(logits, codes[0], codes[1], flagged, self.exits)
+        return Outputs(logits, codes[0], codes[1], flagged, self.exits)
 
 
 def _sum(logits: Tensor) -> float:

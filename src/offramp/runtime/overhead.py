@@ -16,7 +16,7 @@ import torch
 
 from offramp.errors import OfframpError
 from offramp.networks.inputs import State, count_of, given
-from offramp.networks.network import SCORE, Network, Part
+from offramp.networks.network import SCORE, EngineStage, Network
 from offramp.plans.plan import Plan
 from offramp.plans.pricing import PLAIN, RUNNER
 from offramp.plans.schedule import Edge, Schedule
@@ -35,7 +35,9 @@ NOISE_SIZES = (1, 64)  # batches at which the same call is timed before and afte
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def runner_costs(network: Network, parts: Sequence[Part], x: State, *, own_threads: bool) -> dict[str, Array]:
+def runner_costs(
+    network: Network, engine_stages: Sequence[EngineStage], x: State, *, own_threads: bool
+) -> dict[str, Array]:
     """Milliseconds of the Runner itself: `cost/runner` for a batch, `cost/runner/<gate>` at each gate, [3] each.
 
     A Runner is timed on parts that compute nothing: they hand out what the real parts gave before. At every gate one
@@ -52,26 +54,30 @@ def runner_costs(network: Network, parts: Sequence[Part], x: State, *, own_threa
     """
     states = dict[int, State]()
     for count in SIZES:
-        states[count] = _computed(parts, {name: tiled(value, count) for name, value in x.items()})
-    plan = Plan.by_hand(dict.fromkeys(network.chain.gates, 0.5))
+        states[count] = _computed(engine_stages, {name: tiled(value, count) for name, value in x.items()})
+    plan = Plan.by_hand(dict.fromkeys(network.topology.gates, 0.5))
     calls = dict[str, Callable[[], object]]()
-    for depth, node in enumerate(network.chain.exits):
+    for depth, node in enumerate(network.topology.exits):
         for count in SIZES:
             rows = given({name: states[count][name] for name in x})
-            canned = list[Part]()
-            for part in parts[: depth + 1]:
+            canned = list[EngineStage]()
+            for engine_stage in engine_stages[: depth + 1]:
                 inputs = {name: states[count][name] for name in x}
-                canned.append(_canned(part, states[count], last=part is parts[depth], inputs=inputs))
-            some = linked(Schedule(tuple(part.stage for part in canned)), canned)
+                canned.append(
+                    _canned(engine_stage, states[count], last=engine_stage is engine_stages[depth], inputs=inputs)
+                )
+            some = linked(Schedule(tuple(engine_stage.stage for engine_stage in canned)), canned)
             short = plan.changed(max_exit=node)
-            calls[f"{depth}/{count}"] = _bound(Runner(network, short, some, parts, None, own_threads=own_threads), rows)
+            calls[f"{depth}/{count}"] = _bound(
+                Runner(network, short, some, engine_stages, None, own_threads=own_threads), rows
+            )
     times = interleaved(calls, repeats=REPEATS, warmup=2)
     found = dict[str, Array]()
     before = [0.0] * len(SIZES)
-    for depth in range(len(network.chain.exits)):
+    for depth in range(len(network.topology.exits)):
         now = [float(np.median(times[f"{depth}/{count}"])) for count in SIZES]
         more = [max(0.0, after - earlier) for after, earlier in zip(now, before, strict=True)]
-        name = RUNNER if depth == 0 else f"{RUNNER}/{network.chain.gates[depth - 1]}"
+        name = RUNNER if depth == 0 else f"{RUNNER}/{network.topology.gates[depth - 1]}"
         found[f"cost/{name}"] = np.array([0.0, *line(SIZES, more)])
         before = now
     return found
@@ -97,11 +103,11 @@ def plain_costs(network: Network, engine: Engine, x: State) -> dict[str, Array]:
 class Noise:
     """How far timings of the same call lie apart: all parts on the same rows, timed before and after other things."""
 
-    def __init__(self, parts: Sequence[Part], x: State) -> None:
+    def __init__(self, engine_stages: Sequence[EngineStage], x: State) -> None:
         self._calls = dict[str, Callable[[], object]]()
         for count in NOISE_SIZES:
             rows = {name: tiled(value, count) for name, value in x.items()}
-            self._calls[str(count)] = lambda rows=rows: _computed(parts, rows)  # type: ignore[misc]
+            self._calls[str(count)] = lambda rows=rows: _computed(engine_stages, rows)  # type: ignore[misc]
         self._times: list[dict[str, Array]] = []
 
     def time(self) -> None:
@@ -117,32 +123,32 @@ class Noise:
         return max(spreads)
 
 
-def _computed(parts: Sequence[Part], rows: State) -> State:
+def _computed(engine_stages: Sequence[EngineStage], rows: State) -> State:
     """Every named tensor of a batch."""
     state = dict(rows)
     with torch.inference_mode():
-        for part in parts:
-            part.call(state)
+        for engine_stage in engine_stages:
+            engine_stage.call(state)
     return state
 
 
-def _canned(part: Part, state: State, *, last: bool, inputs: State) -> Part:
+def _canned(engine_stage: EngineStage, state: State, *, last: bool, inputs: State) -> EngineStage:
     """A part that computes nothing: it hands out the first rows of what was computed before.
 
     Its score lets one row leave of several, and none of one.
     """
-    made = {name: state[name] for name in part.writes if name in state}
-    score = part.name + SCORE
+    made = {name: state[name] for name in engine_stage.writes if name in state}
+    score = engine_stage.name + SCORE
     if score in made:
         made[score] = torch.zeros_like(made[score])
         made[score][0] = 1.0
-    stage = part.stage
+    stage = engine_stage.stage
     if last:
         stage = replace(stage, gate=False, edges=(Edge(LEAVE, LEAVE),), thresholds=(), routes=(), why="end")
     elif stage.gate:
         stage = replace(stage, thresholds=(0.5,))
-    part = replace(part, stage=stage)
-    return replace(part, pieces={"segment": _Canned(made, score, read_by(part, inputs), inputs)})
+    engine_stage = replace(engine_stage, stage=stage)
+    return replace(engine_stage, functions={"segment": _Canned(made, score, read_by(engine_stage, inputs), inputs)})
 
 
 class _Canned:

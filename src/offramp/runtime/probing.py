@@ -19,7 +19,7 @@ from torch import Tensor
 from offramp.data.rows import rows
 from offramp.errors import BadNetwork, Mismatch, OfframpError
 from offramp.networks.inputs import State, as_inputs, count_of
-from offramp.networks.network import LOGITS, SCORE, Network, Part
+from offramp.networks.network import LOGITS, SCORE, EngineStage, Network
 from offramp.networks.walking import with_defaults
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import BAND, ROUNDED, Origin, Probe, RecordedRows
@@ -39,7 +39,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 Outputs = dict[str, Array]  # "<exit>/logits" [n, C] and "<gate>/score" [n], float32 on the host
 
 
-def everything(topology: Topology, parts: Sequence[Part], x: State) -> State:
+def everything(topology: Topology, engine_stages: Sequence[EngineStage], x: State) -> State:
     """Every named tensor of a batch. With forks: logits and scores by the labels of exits and gates.
 
     Those of all paths, or of the dearest alone where there are too many.
@@ -47,12 +47,12 @@ def everything(topology: Topology, parts: Sequence[Part], x: State) -> State:
     state = dict(x)
     with torch.inference_mode():
         if not topology.is_chain:
-            first = parts[0].stage.nodes[0]
-            ways = _Ways(topology, {part.name: part for part in parts}, tuple(x), state)
-            ways.follow(parts[0].name, topology.reference_path(first), dict(with_defaults(topology, x)))
+            first = engine_stages[0].stage.nodes[0]
+            ways = _Ways(topology, {engine_stage.name: engine_stage for engine_stage in engine_stages}, tuple(x), state)
+            ways.follow(engine_stages[0].name, topology.reference_path(first), dict(with_defaults(topology, x)))
             return state
-        for part in parts:
-            part.call(state)
+        for engine_stage in engine_stages:
+            engine_stage.call(state)
     return state
 
 
@@ -61,24 +61,24 @@ class _Ways:
     """All paths of a batch through a schedule, whatever its gates say; what they give is collected in `found`."""
 
     topology: Topology
-    parts: Mapping[str, Part]
+    engine_stages: Mapping[str, EngineStage]
     inputs: tuple[str, ...]
     found: State
 
     def follow(self, name: str, path: tuple[str, ...], state: State) -> None:
         """Run a stage that was reached on a path, and all that may follow."""
-        part = self.parts[name]
-        part.call(state)
-        path = (*path[:-1], *part.stage.passed)
+        engine_stage = self.engine_stages[name]
+        engine_stage.call(state)
+        path = (*path[:-1], *engine_stage.stage.passed)
         label = self.topology.label(path)
         for end in (LOGITS, SCORE):
-            if name + end in state and name + end in part.writes:
+            if name + end in state and name + end in engine_stage.writes:
                 self.found[label + end] = state[name + end]
-        edges = part.stage.edges[-1:] if self.topology.has_many_paths else part.stage.edges
+        edges = engine_stage.stage.edges[-1:] if self.topology.has_many_paths else engine_stage.stage.edges
         for edge in edges:
             if edge.to == LEAVE:
                 continue
-            start = self.parts[edge.to].stage.nodes[0]
+            start = self.engine_stages[edge.to].stage.nodes[0]
             kept = carried(state, edge.carries, self.inputs)
             self.follow(edge.to, (*path, *edge.via, start), kept)
 
@@ -91,7 +91,7 @@ def outputs_of(topology: Topology, state: State) -> Outputs:
 
 
 @dataclass(frozen=True)
-class Row:
+class ProbeRow:
     """A recorded row: its inputs, each without the batch, and what the network gave for it in its batch."""
 
     x: dict[str, Tensor]
@@ -112,7 +112,7 @@ class Sample:
 
     def __init__(self, size: int = SAMPLED) -> None:
         self.size = size
-        self.rows: dict[int, Row] = {}
+        self.rows: dict[int, ProbeRow] = {}
 
     def add(self, digests: Array, x: State, outputs: Outputs) -> None:
         """Look at a batch: digests [B], inputs, and the outputs for them."""
@@ -125,10 +125,10 @@ class Sample:
             digest = int(digests[at])
             if digest not in self.rows:
                 inputs = {name: value[at].detach().cpu().clone() for name, value in x.items()}
-                self.rows[digest] = Row(inputs, {name: value[at] for name, value in outputs.items()})
+                self.rows[digest] = ProbeRow(inputs, {name: value[at] for name, value in outputs.items()})
         self._trim()
 
-    def joined(self, others: Sequence[Mapping[int, Row]]) -> None:
+    def joined(self, others: Sequence[Mapping[int, ProbeRow]]) -> None:
         """Take in the rows of other processes."""
         for other in others:
             self.rows.update(other)
@@ -137,9 +137,9 @@ class Sample:
     def _trim(self) -> None:
         self.rows = {digest: self.rows[digest] for digest in sorted(self.rows)[: self.size]}
 
-    def groups(self) -> Iterator[list[Row]]:
+    def groups(self) -> Iterator[list[ProbeRow]]:
         """The rows in batches of one layout each: texts have several lengths."""
-        found: dict[tuple[object, ...], list[Row]] = {}
+        found: dict[tuple[object, ...], list[ProbeRow]] = {}
         for row in self.rows.values():
             found.setdefault(row.layout, []).append(row)
         yield from found.values()
@@ -162,24 +162,24 @@ class Sample:
         )
 
 
-def _finite(row: Row) -> bool:
+def _finite(row: ProbeRow) -> bool:
     """Whether a file of numbers can hold all outputs of this row."""
     return all(bool(np.isfinite(value).all()) for value in row.outputs.values())
 
 
 def probe_of(
-    network: Network, inputs: tuple[Input, ...], parts: Sequence[Part], recorded: RecordedRows | None
+    network: Network, inputs: tuple[Input, ...], engine_stages: Sequence[EngineStage], recorded: RecordedRows | None
 ) -> Probe:
     """The probe of a network: what it gives for seeded rows, as far as that is finite.
 
     Where the model fails on drawn rows (an index that must fit another one), there are recorded rows alone.
     """
-    topology = network.chain
+    topology = network.topology
     every = tuple(range(PROBE_ROWS))
     for drawn in (PROBE_ROWS, DRAWN):
         blank = Probe(inputs, 0, (((),) * drawn,))
         try:
-            state = everything(topology, parts, as_inputs(blank.batch(), network.device()))
+            state = everything(topology, engine_stages, as_inputs(blank.batch(), network.device()))
         except (OfframpError, RuntimeError, IndexError, ValueError, TypeError):
             every = ()
             break
@@ -201,33 +201,33 @@ def probe_of(
 
 
 def require_independent(
-    network: Network, parts: Sequence[Part], groups: Sequence[Sequence[Row]], origin: Origin
+    network: Network, engine_stages: Sequence[EngineStage], groups: Sequence[Sequence[ProbeRow]], origin: Origin
 ) -> None:
     """Raise BadNetwork when rows that are run again, in another batch or alone, get other logits or scores.
 
     What is compared must agree within the float band. A score may differ where an answer changed within the band: a
     counter of equal answers does. Torch's generator is left as it was.
     """
-    place = network.device()
-    with torch.random.fork_rng([place] if place.type == "cuda" else []):
+    device = network.device()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for group in groups:
             alone = [[row] for row in group[:ALONE]]
             for some in ([list(group)] if len(group) > 1 else []) + alone:
-                x = {name: torch.stack([row.x[name] for row in some]).to(place) for name in some[0].x}
+                x = {name: torch.stack([row.x[name] for row in some]).to(device) for name in some[0].x}
                 before = _stacked([row.outputs for row in some])
-                now = outputs_of(network.chain, everything(network.chain, parts, x))
-                found = differing(before, now, network.chain, _tolerance(origin, place))
+                now = outputs_of(network.topology, everything(network.topology, engine_stages, x))
+                found = differing(before, now, network.topology, _tolerance(origin, device))
                 if found is not None:
-                    again = outputs_of(network.chain, everything(network.chain, parts, x))
+                    again = outputs_of(network.topology, everything(network.topology, engine_stages, x))
                     raise BadNetwork(_dependent(found, len(some), drawn=_differ(now, again)))
 
 
-def _tolerance(origin: Origin, place: torch.device) -> float:
+def _tolerance(origin: Origin, device: torch.device) -> float:
     """How far logits of 10 may lie apart in two batches."""
     if origin.rounding != BAND:
         return LOOSER * origin.rounding
     # Convolutions on a GPU may round to eleven bits, as half precision does, and may choose to at each batch size
-    return ROUNDED if place.type == "cuda" and torch.backends.cudnn.allow_tf32 else BAND
+    return ROUNDED if device.type == "cuda" and torch.backends.cudnn.allow_tf32 else BAND
 
 
 def _dependent(found: tuple[str, float], count: int, *, drawn: bool) -> str:
@@ -292,7 +292,7 @@ def differing(before: Outputs, now: Outputs, topology: Topology, band: float) ->
     return None
 
 
-def compare_probe(network: Network, plan: Plan, parts: Sequence[Part], example: Any = None) -> None:
+def compare_probe(network: Network, plan: Plan, engine_stages: Sequence[EngineStage], example: Any = None) -> None:
     """Raise Mismatch when parts give other logits or scores than when the plan was made.
 
     Compared are the seeded rows of its probe, its recorded rows where they were kept, and those rows of `example` whose
@@ -302,22 +302,22 @@ def compare_probe(network: Network, plan: Plan, parts: Sequence[Part], example: 
     if plan.origin is None or probe is None:
         return
     if probe.rows is None or probe.rows:
-        _compare(network, parts, probe.batch(), probe.logits, probe.scores, plan.origin, "the seeded rows")
+        _compare(network, engine_stages, probe.batch(), probe.logits, probe.scores, plan.origin, "the seeded rows")
     if probe.recorded is None:
         return
     known = probe.recorded
     if kept := known.arrays():
-        _compare(network, parts, given_as(kept), known.logits, known.scores, plan.origin, "recorded rows")
+        _compare(network, engine_stages, given_as(kept), known.logits, known.scores, plan.origin, "recorded rows")
     if example is not None:
         batch = next(rows(_as_data(example)).batches(count_of(as_inputs(example))))
-        wanted = {int(text, 16): place for place, text in enumerate(known.digests)}
+        wanted = {int(text, 16): index for index, text in enumerate(known.digests)}
         pairs = [(at, wanted[digest]) for at, digest in enumerate(batch.digest.tolist()) if digest in wanted]
         if pairs:
             ours, its = np.array(pairs, np.int64).T
             some = {name: value[ours] for name, value in as_inputs(batch.x).items()}
-            logits = tuple(tuple(each[place] for place in its) for each in known.logits)
-            scores = tuple(tuple(each[place] for place in its) for each in known.scores)
-            _compare(network, parts, given_as(some), logits, scores, plan.origin, "recorded rows")
+            logits = tuple(tuple(each[index] for index in its) for each in known.logits)
+            scores = tuple(tuple(each[index] for index in its) for each in known.scores)
+            _compare(network, engine_stages, given_as(some), logits, scores, plan.origin, "recorded rows")
 
 
 def given_as(named: Mapping[str, Any]) -> Any:
@@ -328,21 +328,22 @@ def given_as(named: Mapping[str, Any]) -> Any:
 def _as_data(example: Any) -> Any:
     """A batch as `offramp.rows` takes it: several positional inputs by their places."""
     if isinstance(example, (tuple, list)):
-        return {str(place): value for place, value in enumerate(example)}
+        return {str(index): value for index, value in enumerate(example)}
     return example
 
 
 def _compare(
-    network: Network, parts: Sequence[Part], x: Any, logits: Any, scores: Any, origin: Origin, what: str
+    network: Network, engine_stages: Sequence[EngineStage], x: Any, logits: Any, scores: Any, origin: Origin, what: str
 ) -> None:
     before = {
-        name + LOGITS: np.array(each, np.float32) for name, each in zip(network.chain.exit_labels, logits, strict=True)
+        name + LOGITS: np.array(each, np.float32)
+        for name, each in zip(network.topology.exit_labels, logits, strict=True)
     }
     if scores is not None:
-        pairs = zip(network.chain.gate_labels, scores, strict=True)
+        pairs = zip(network.topology.gate_labels, scores, strict=True)
         before |= {name + SCORE: np.array(each, np.float32) for name, each in pairs}
-    now = outputs_of(network.chain, everything(network.chain, parts, as_inputs(x, network.device())))
-    found = differing(before, now, network.chain, origin.rounding)
+    now = outputs_of(network.topology, everything(network.topology, engine_stages, as_inputs(x, network.device())))
+    found = differing(before, now, network.topology, origin.rounding)
     if found is None:
         return
     name, far = found

@@ -9,18 +9,18 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from offramp.networks.inputs import State
-from offramp.networks.network import Part
+from offramp.networks.network import EngineStage
 from offramp.networks.taps import plain_attention
 from offramp.plans.signature import INPUT
 
 
-def read_by(part: Part, state: Iterable[str]) -> tuple[str, ...]:
+def read_by(engine_stage: EngineStage, state: Iterable[str]) -> tuple[str, ...]:
     """The tensors that a part reads, each input by its own name."""
     inputs = [name for name in state if name == INPUT or name.startswith(INPUT + "/")]
-    return tuple(dict.fromkeys(key for name in part.reads for key in (inputs if name == INPUT else (name,))))
+    return tuple(dict.fromkeys(key for name in engine_stage.reads for key in (inputs if name == INPUT else (name,))))
 
 
-def program_of(part: Part, reads: Sequence[str], state: State) -> ExportedProgram:
+def program_of(engine_stage: EngineStage, reads: Sequence[str], state: State) -> ExportedProgram:
     """One `torch.export` of a part: (*reads) -> (*writes), [B, ...] each, with B and what is `free` in it free.
 
     Call it outside of inference mode. Raises what the part says to rows that do not fit, and anything for what cannot
@@ -28,19 +28,19 @@ def program_of(part: Part, reads: Sequence[str], state: State) -> ExportedProgra
     """
     with plain_attention():
         rows = tuple(_some(state[name]) for name in reads)
-        _Node(part, reads)(*(row.clone() for row in rows))
+        _StageModule(engine_stage, reads)(*(row.clone() for row in rows))
         free = torch.export.Dim.DYNAMIC
-        dynamic = {"tensors": tuple(dict.fromkeys((0, *part.free.get(name, ())), free) for name in reads)}
-        return torch.export.export(_Node(part, reads), rows, dynamic_shapes=dynamic, strict=False)
+        dynamic = {"tensors": tuple(dict.fromkeys((0, *engine_stage.free.get(name, ())), free) for name in reads)}
+        return torch.export.export(_StageModule(engine_stage, reads), rows, dynamic_shapes=dynamic, strict=False)
 
 
-class _Node(nn.Module):
+class _StageModule(nn.Module):
     """A part as a module of positional tensors."""
 
-    def __init__(self, part: Part, reads: Sequence[str]) -> None:
+    def __init__(self, engine_stage: EngineStage, reads: Sequence[str]) -> None:
         super().__init__()
-        self.part, self.reads = part, reads
-        self.held = nn.ModuleList(part.modules)  # so that the export finds their parameters
+        self.engine_stage, self.reads = engine_stage, reads
+        self.held = nn.ModuleList(engine_stage.modules)  # so that the export finds their parameters
         self.training = self.held.training = False
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -48,8 +48,8 @@ class _Node(nn.Module):
         for tensor in tensors[1:]:
             require(tensor.shape[0] == tensors[0].shape[0])
         state = dict(zip(self.reads, tensors, strict=True))
-        self.part.call(state)
-        return tuple(state[name] for name in self.part.writes)
+        self.engine_stage.call(state)
+        return tuple(state[name] for name in self.engine_stage.writes)
 
 
 def _some(value: Tensor) -> Tensor:

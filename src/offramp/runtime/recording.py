@@ -19,7 +19,7 @@ from offramp.errors import BadData, BadNetwork, BetterExit, InvalidArgument, Noi
 from offramp.networks.ambient import without_autocast
 from offramp.networks.dependence import require_read
 from offramp.networks.inputs import State, as_inputs, needed_by, require_inputs
-from offramp.networks.network import LOGITS, SCORE, Network, Part, as_network
+from offramp.networks.network import LOGITS, SCORE, EngineStage, Network, as_network
 from offramp.plans.evaluation import better_exit
 from offramp.plans.provenance import FORM, ORDINARY, Origin, largest_of
 from offramp.plans.schedule import full_schedule
@@ -30,7 +30,7 @@ from offramp.runtime.dialling import Dial, settings_of
 from offramp.runtime.engine import Engine, engine_of, kind_of
 from offramp.runtime.measuring import costs_of
 from offramp.runtime.overhead import Noise, plain_costs, runner_costs
-from offramp.runtime.probing import Row, Sample, everything, outputs_of, probe_of, require_independent
+from offramp.runtime.probing import ProbeRow, Sample, everything, outputs_of, probe_of, require_independent
 
 TOLD = 10  # times the logits for which the float band is meant, beyond which it is said
 FEW = 16  # different scores of a gate that says yes or no, whatever their size
@@ -89,32 +89,34 @@ def record(
     network = as_network(network)
     network.require_eval()
     refuse_hidden(network)
-    if untaught := network.untaught():
-        warnings.warn(_never_taught(untaught), UntrainedExitWarning, stacklevel=3)  # behind the decorator
+    if untrained := network.untrained():
+        warnings.warn(_never_trained(untrained), UntrainedExitWarning, stacklevel=3)  # behind the decorator
     dial = None if settings is None else settings_of(settings)
-    if dial is not None and network.chain.is_chain:
+    if dial is not None and network.topology.is_chain:
         raise InvalidArgument("settings are of networks with forks; of a chain every exit is recorded")
-    if dial is None and network.chain.has_many_paths:
+    if dial is None and network.topology.has_many_paths:
         raise BadNetwork(
             "this network has more than sixteen paths, which cannot all be recorded; give settings=[2.0, 1.0, 0.0], "
             "thresholds that all of its gates share, and plans are chosen among them"
         )
-    source, place = rows_for(network, data), network.device()
-    schedule = full_schedule(network.chain)
-    processes = here(place)
+    source, device = rows_for(network, data), network.device()
+    schedule = full_schedule(network.topology)
+    processes = here(device)
     if processes.count > 1:
         processes.require_same(network.fingerprint(), "network")
     shelved, identity = engine_of(engine)
-    parts: Sequence[Part] = shelved.open(network, schedule, place)
-    counted: Sequence[Part] = parts if engine == "torch" else kind_of("torch")().open(network, schedule, place)
+    engine_stages: Sequence[EngineStage] = shelved.open(network, schedule, device)
+    counted: Sequence[EngineStage] = (
+        engine_stages if engine == "torch" else kind_of("torch")().open(network, schedule, device)
+    )
     origin = Origin(network.fingerprint(), identity, network.precision(), code=code_marks(network))
-    looked = _Looked(network, parts, origin)
+    looked = _Looked(network, engine_stages, origin)
     room = source.length if processes.count == 1 else None
-    columns, batches = _Columns(network, keep, shelved.learned, room), source.batches(batch_size, processes.turn)
+    columns, batches = _Columns(network, keep, shelved.trained_on, room), source.batches(batch_size, processes.turn)
     total = None if source.length is None else -(-source.length // (batch_size * processes.count))
     shown = track(batches, what="recording", total=total, show=progress and processes.main)
     dialled = None if dial is None else Dial(network, shelved, dial, origin.band)
-    first = processes.agreed(lambda: _recorded(shown, columns, parts, network, looked, source.name, dialled))
+    first = processes.agreed(lambda: _recorded(shown, columns, engine_stages, network, looked, source.name, dialled))
     found = columns.joined(processes)
     if not found:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
@@ -126,7 +128,7 @@ def record(
         warnings.warn(sentence, Notice, stacklevel=3)
 
     def measured() -> tuple[dict[str, Array], float | None, Origin]:
-        costs, noise = _measured(network, first, parts, counted, shelved, timed=timed)
+        costs, noise = _measured(network, first, engine_stages, counted, shelved, timed=timed)
         return costs, noise, looked.origin_with_probe(columns.classes, keep=keep_probe_rows)
 
     costs, noise, origin = processes.alone(measured)
@@ -135,7 +137,7 @@ def record(
     trace = _trace(network, source, found | costs, origin, columns.classes)
     trace = replace(trace, header=replace(trace.header, noise=noise, settings=dial or ()))
     if trace.labels is not None and dial is None:
-        said = better_exit(trace.answers == trace.labels[:, None], trace.chain.exit_labels)
+        said = better_exit(trace.answers == trace.labels[:, None], trace.topology.exit_labels)
         if said is not None:
             warnings.warn(said, BetterExit, stacklevel=3)
     return trace
@@ -144,7 +146,7 @@ def record(
 def _recorded(
     batches: Iterable[Batch],
     columns: _Columns,
-    parts: Sequence[Part],
+    engine_stages: Sequence[EngineStage],
     network: Network,
     looked: _Looked,
     what: str,
@@ -152,14 +154,14 @@ def _recorded(
 ) -> State:
     """Fill the columns; returns the first batch."""
     first: State = {}
-    place = network.device()
+    device = network.device()
     with proposing(network.fronts.values()):
         for batch in batches:
-            x = as_inputs(batch.x, place)
+            x = as_inputs(batch.x, device)
             require_inputs(x, looked.needed)
             if not first:
                 require_read(network, x, what)
-            state = everything(network.chain, parts, x)
+            state = everything(network.topology, engine_stages, x)
             columns.add(batch, state, {} if dial is None else dial.columns(x))
             looked.add(batch, x, state, first=not first)
             first = first or x
@@ -169,9 +171,9 @@ def _recorded(
 class _Looked:
     """What is remembered of the rows beside their columns: ranges of the inputs, and some rows for the probe."""
 
-    def __init__(self, network: Network, parts: Sequence[Part], origin: Origin) -> None:
-        self.network, self.parts, self.origin = network, parts, origin
-        self.needed = needed_by(network.rungs, parts)
+    def __init__(self, network: Network, engine_stages: Sequence[EngineStage], origin: Origin) -> None:
+        self.network, self.engine_stages, self.origin = network, engine_stages, origin
+        self.needed = needed_by(network.members, engine_stages)
         self.inputs: dict[str, Input] = {}
         self.sample = Sample()
 
@@ -180,7 +182,7 @@ class _Looked:
         for name, value in as_inputs(batch.x, torch.device("cpu")).items():
             seen = Input.of(name, value.numpy())
             self.inputs[name] = self.inputs[name].widened(seen) if name in self.inputs else seen
-        self.sample.add(batch.digest, x, outputs_of(self.network.chain, state))
+        self.sample.add(batch.digest, x, outputs_of(self.network.topology, state))
         if first:  # and not only in the end, which may be hours away
             self._check(self.sample)
 
@@ -196,25 +198,31 @@ class _Looked:
         """The origin of the trace. Raises BadNetwork as `add` does, of rows from all batches."""
         self._check(self.sample)
         inputs = tuple(seen.settled() for seen in self.inputs.values())
-        recorded = self.sample.recorded(self.network.chain, classes, keep=keep)
-        return replace(self.origin, probe=probe_of(self.network, inputs, self.parts, recorded))
+        recorded = self.sample.recorded(self.network.topology, classes, keep=keep)
+        return replace(self.origin, probe=probe_of(self.network, inputs, self.engine_stages, recorded))
 
     def _check(self, sample: Sample) -> None:
-        groups: list[list[Row]] = [*sample.groups()]
-        require_independent(self.network, self.parts, groups, self.origin)
+        groups: list[list[ProbeRow]] = [*sample.groups()]
+        require_independent(self.network, self.engine_stages, groups, self.origin)
 
 
 def _measured(
-    network: Network, x: State, parts: Sequence[Part], counted: Sequence[Part], engine: Engine, *, timed: bool
+    network: Network,
+    x: State,
+    engine_stages: Sequence[EngineStage],
+    counted: Sequence[EngineStage],
+    engine: Engine,
+    *,
+    timed: bool,
 ) -> tuple[dict[str, Array], float | None]:
     """What each part costs on some rows, and how noisy the timings were."""
     if not timed:
-        return costs_of(parts, x, timed=False, counted=counted), None
-    noise = Noise(parts, x)
+        return costs_of(engine_stages, x, timed=False, counted=counted), None
+    noise = Noise(engine_stages, x)
     noise.time()
-    costs = costs_of(parts, x, timed=True, counted=counted)
-    if network.chain.is_chain:  # with forks a plan costs its segments, exits and gates
-        costs |= runner_costs(network, parts, x, own_threads=engine.own_threads)
+    costs = costs_of(engine_stages, x, timed=True, counted=counted)
+    if network.topology.is_chain:  # with forks a plan costs its segments, exits and gates
+        costs |= runner_costs(network, engine_stages, x, own_threads=engine.own_threads)
     costs |= plain_costs(network, engine, x)
     noise.time()
     return costs, noise.share()
@@ -245,8 +253,8 @@ def _large(origin: Origin, columns: dict[str, Array], network: Network) -> list[
             f"(the band is {origin.rounding:g} for logits up to {ORDINARY:g}). If these are a few broken rows, leave "
             "them out; otherwise scale the logits down."
         )
-    for label in network.chain.gate_labels:
-        names = network.chain.score_columns(label)
+    for label in network.topology.gate_labels:
+        names = network.topology.score_columns(label)
         reached = max(largest_of(columns[name]) for name in names)
         if reached > TOLD * max(ORDINARY, largest) and len(np.unique(columns[names[0]])) > FEW:
             told.append(
@@ -263,10 +271,10 @@ def _noisy(noise: float) -> str:
     )
 
 
-def _never_taught(names: Sequence[str]) -> str:
+def _never_trained(names: Sequence[str]) -> str:
     return (
-        f"exits never taught: {', '.join(names)}; their answers mean nothing yet, and calibrate refuses this trace; "
-        "teach them (offramp.fit, or any loop over net(x)), and record again"
+        f"exits never trained: {', '.join(names)}; their answers mean nothing yet, and calibrate refuses this trace; "
+        "train them (offramp.fit, or any loop over net(x)), and record again"
     )
 
 
@@ -281,15 +289,15 @@ class _Growing:
         self.count = 0
         self.values: Array = np.empty(0)
 
-    def add(self, part: Array) -> None:
+    def add(self, values: Array) -> None:
         """Put rows behind those that are there."""
-        end = self.count + len(part)
+        end = self.count + len(values)
         if not self.count:
-            self.values = np.empty((max(end, self.rows or 0), *part.shape[1:]), part.dtype)
+            self.values = np.empty((max(end, self.rows or 0), *values.shape[1:]), values.dtype)
         elif end > len(self.values):
             # The new room is touched at once, so it is a sixteenth; the system moves big blocks without a copy.
-            self.values.resize((max(end, end + end // 16), *part.shape[1:]), refcheck=False)
-        self.values[self.count : end] = part
+            self.values.resize((max(end, end + end // 16), *values.shape[1:]), refcheck=False)
+        self.values[self.count : end] = values
         self.count = end
 
     def done(self) -> Array:
@@ -302,14 +310,14 @@ class _Growing:
 class _Columns:
     """Columns being filled, batch by batch."""
 
-    def __init__(self, network: Network, keep: str, learned: Array | None, rows: int | None) -> None:
-        self.topology = network.chain
-        self.exits = network.chain.exit_labels
+    def __init__(self, network: Network, keep: str, training_rows: Array | None, rows: int | None) -> None:
+        self.topology = network.topology
+        self.exits = network.topology.exit_labels
         self.keep = keep
         known = network.training_rows()
         own = None if known is None else np.concatenate([known.in_form(FORM), known.rounded])
-        some = [digests for digests in (own, learned) if digests is not None]
-        self.learned = np.concatenate(some) if some else None
+        some = [digests for digests in (own, training_rows) if digests is not None]
+        self.trained_on = np.concatenate(some) if some else None
         self.older = None if known is None else known.in_form(1)  # of what a file of the first edition brought
         self.rows = rows
         self.sizes: list[int] = []
@@ -353,7 +361,7 @@ class _Columns:
     def _classes(self, state: State) -> int:
         widths = {name: int(state[name + LOGITS].shape[1]) for name in self.exits}
         if len(set(widths.values())) > 1:
-            raise BadNetwork(f"the exits have different numbers of classes ({widths}), expected one; check the rungs")
+            raise BadNetwork(f"the exits have different numbers of classes ({widths}), expected one; check the members")
         return widths[self.exits[-1]]
 
     def joined(self, processes: Processes) -> dict[str, Array]:
@@ -366,11 +374,11 @@ class _Columns:
                 assert own is not None
                 found[name] = own
                 continue
-            parts = [] if own is None else np.split(own, np.cumsum(self.sizes)[:-1])
-            found[name] = np.concatenate(processes.woven(parts))
+            batches = [] if own is None else np.split(own, np.cumsum(self.sizes)[:-1])
+            found[name] = np.concatenate(processes.woven(batches))
         older = found.pop(OLDER, None)
-        if self.learned is not None and found:  # once: every look-up sorts all rows that taught
-            found["learned"] = np.isin(found["digest"], self.learned)
+        if self.trained_on is not None and found:  # once: every look-up sorts all rows that trained
+            found["learned"] = np.isin(found["digest"], self.trained_on)
             if older is not None and self.older is not None:
                 found["learned"] |= np.isin(older, self.older)
         return found
@@ -397,14 +405,14 @@ def _check_finite(logits: Tensor, row: Array, exit_: str) -> None:
 
 def _trace(network: Network, source: Rows, columns: dict[str, Array], origin: Origin, classes: int) -> Trace:
     header = Header(
-        chain=network.chain,
-        reference=network.chain.exits[-1],
+        topology=network.topology,
+        reference=network.topology.exits[-1],
         classes=classes,
         data=source.name,
         data_fingerprint=fingerprint_of(columns["digest"]),
         origin=origin,
         class_names=source.class_names,
-        taught=not network.untaught(),
-        scores={name: network.gate_of(name).score_range() for name in network.chain.gates},
+        trained=not network.untrained(),
+        scores={name: network.gate_of(name).score_range() for name in network.topology.gates},
     )
     return Trace(columns, header)

@@ -23,7 +23,7 @@ from offramp.errors import BadData, InvalidArgument, MemberUnavailable, StaleRun
 from offramp.networks import ambient
 from offramp.networks.dependence import extra_inputs, known_inputs, unread_text
 from offramp.networks.inputs import State, as_inputs, count_of, needed_by, require_inputs
-from offramp.networks.network import LOGITS, SCORE, Network, Part
+from offramp.networks.network import LOGITS, SCORE, EngineStage, Network
 from offramp.networks.walking import with_defaults
 from offramp.plans.plan import Plan, choose
 from offramp.plans.schedule import Edge, Stage
@@ -35,8 +35,8 @@ from offramp.runtime.lean import CompiledPiece, LeanChain, Wanted, inputs_of, le
 from offramp.runtime.measuring import Percentile
 from offramp.runtime.merging import Group, Index, Latest, carried, merged
 from offramp.runtime.one_graph import OneGraph
-from offramp.runtime.outputs import DEADLINE, END, UNAVAILABLE, Answers, Filling, Rows
-from offramp.runtime.staleness import Rounds, SettingsWatch, Watch
+from offramp.runtime.outputs import DEADLINE, END, UNAVAILABLE, OutputBuffer, Outputs, RowNumbers
+from offramp.runtime.staleness import ChangeDetector, Rounds, SettingsDetector
 
 Waiting = dict[str, list[Group]]  # by the name of a stage the rows that wait for it
 
@@ -54,12 +54,12 @@ class Observed:
         self.near = np.zeros(count, bool)
         self.band = band
 
-    def ran_for(self, nodes: Sequence[str], rows: Rows) -> None:
+    def ran_for(self, nodes: Sequence[str], rows: RowNumbers) -> None:
         """Note that some nodes run for rows; None for all."""
         for name in nodes:
             self.ran[name][slice(None) if rows is None else rows] = True
 
-    def scored(self, scores: Tensor, thresholds: np.ndarray[Any, Any], rows: Rows) -> None:
+    def scored(self, scores: Tensor, thresholds: np.ndarray[Any, Any], rows: RowNumbers) -> None:
         """Note the scores [n] or [n, K - 1] by which rows are sent on."""
         table = scores.detach().float().cpu().numpy().reshape(len(scores), -1)
         close = np.zeros(len(table), bool)
@@ -76,18 +76,18 @@ class Runner:
     It computes in the precision of the plan: `torch.autocast` around a call does not count.
 
     It refuses with StaleRunner once the network was moved, cast, trained or re-assigned. A write through NumPy or in
-    place through `.data` is noticed late, or not at all: `Watch` in staleness.py says which. An engine with copies of
-    the weights answers as the network was when it was opened. There a few modules are looked at after each batch, so a
-    change of single modules, not of the whole network, is noticed after `turns` batches at most. `check` looks at
-    everything at once.
+    place through `.data` is noticed late, or not at all: `ChangeDetector` in staleness.py says which. An engine with
+    copies of the weights answers as the network was when it was opened. There a few modules are looked at after each
+    batch, so a change of single modules, not of the whole network, is noticed after `shares` batches at most. `check`
+    looks at everything at once.
     """
 
     def __init__(
         self,
         network: Network,
         plan: Plan,
-        parts: Sequence[Part],
-        every: Sequence[Part],
+        engine_stages: Sequence[EngineStage],
+        every: Sequence[EngineStage],
         percentiles: Sequence[Percentile] | None,
         *,
         own_threads: bool = False,
@@ -107,49 +107,57 @@ class Runner:
             way: how it runs and why, for print.
         """
         self.way = way
-        self._quick: Callable[[Any], Answers | None] | None = one_graph
+        self._quick: Callable[[Any], Outputs | None] | None = one_graph
         self.plan = plan
-        self.chain = network.chain
+        self.topology = network.topology
         self.device = network.device()
-        self._places = {name: at for at, name in enumerate(self.chain.exits)}
+        self._exit_indices = {name: at for at, name in enumerate(self.topology.exits)}
         self._mode = nullcontext if own_threads else torch.inference_mode  # where torch computes nothing
         self._settings = None if own_threads else ambient.settings()
         self._network = ref(network)
         self._code = code_marks(network)
         reads = code_reads(network)
-        self._computes_with = SettingsWatch(network.modules(), reads.names, reads.containers, reads.tensors)
+        self._computes_with = SettingsDetector(network.modules(), reads.names, reads.containers, reads.tensors)
         containers = [network, network.backbone, network.fronts, network.exits, network.gates]
-        self._containers = Watch(containers, deep=False)
+        self._containers = ChangeDetector(containers, deep=False)
         modules = dict[str, tuple[nn.Module, ...]]()  # by node: an engine may have joined several in a part
         nodes = dict[str, tuple[str, ...]]()  # by part
-        for part in every:
-            nodes[part.name] = part.stage.nodes
-            modules.update(dict.fromkeys(part.stage.nodes, part.modules))
-        for part in parts:
-            nodes[part.name] = part.stage.nodes
-        self._watches = dict[str, Watch]()
+        for engine_stage in every:
+            nodes[engine_stage.name] = engine_stage.stage.nodes
+            modules.update(dict.fromkeys(engine_stage.stage.nodes, engine_stage.modules))
+        for engine_stage in engine_stages:
+            nodes[engine_stage.name] = engine_stage.stage.nodes
+        self._detectors = dict[str, ChangeDetector]()
         for name, several in nodes.items():
             watched = [each for node in several for each in modules[node]]
-            self._watches[name] = Watch(watched, deep=False)
-        self._parts = tuple(parts)
+            self._detectors[name] = ChangeDetector(watched, deep=False)
+        self._engine_stages = tuple(engine_stages)
         self._every = tuple(every)
         # Whether a part runs elsewhere and may not answer: then rows keep the answer of the exit before.
-        self._may_fail = any(getattr(module, "may_be_unavailable", False) for part in parts for module in part.modules)
-        self._thresholds = {part.name: np.asarray(part.stage.thresholds, np.float32) for part in parts}
-        self._columns = {part.name: _some_columns(part.stage, network) for part in parts}
+        self._may_fail = any(
+            getattr(module, "may_be_unavailable", False)
+            for engine_stage in engine_stages
+            for module in engine_stage.modules
+        )
+        self._thresholds = {
+            engine_stage.name: np.asarray(engine_stage.stage.thresholds, np.float32) for engine_stage in engine_stages
+        }
+        self._columns = {
+            engine_stage.name: _some_columns(engine_stage.stage, network) for engine_stage in engine_stages
+        }
         self._percentiles = percentiles
         self._gather = _by_numpy if own_threads and self.device.type == "cpu" else _by_torch
         probe = plan.origin.probe if plan.origin else None
-        self._free = {name for rung in network.rungs for name in rung.length}  # of any length
+        self._free = {name for member in network.members for name in member.length}  # of any length
         self._shapes = {one.name: self._asked(one.name, one.shape) for one in probe.inputs} if probe else None
         self._known = known_inputs(network) if self._shapes is None else frozenset(self._shapes)
         self._classes = probe.classes if probe else 0
-        self._needed = needed_by(network.rungs, every)
+        self._needed = needed_by(network.members, every)
         self._rounds = Rounds([network]) if own_threads else None
-        self._compiled = compiled_for([*parts, *every])
+        self._compiled = compiled_for([*engine_stages, *every])
         self._lean: LeanChain | None = None
         if own_threads and not self._may_fail and self._as_recorded():
-            self._lean = lean_chain(self.chain, parts)
+            self._lean = lean_chain(self.topology, engine_stages)
         if self._lean is None or self._quick is None:
             self._quick = self._lean
 
@@ -159,7 +167,7 @@ class Runner:
             return True
         return all(self._shapes.get(name) == wanted.shape for name, wanted in self._compiled.items())
 
-    def __call__(self, x: Any, *, deadline_ms: float | None = None) -> Answers:
+    def __call__(self, x: Any, *, deadline_ms: float | None = None) -> Outputs:
         """Answers for x [B, ...] (a tensor or an array). Raises BadData, InvalidArgument, StaleRunner.
 
         With a deadline, a segment starts only if its measured 95th percentile fits into what is left; the first
@@ -180,14 +188,14 @@ class Runner:
         until = None if deadline_ms is None else start + deadline_ms / 1e3
         with ambient.autocast_off(self.device.type), self._mode():
             answers = self._walk(batch, until)
-        self._glance()
+        self._spot_check()
         came_from = _device_of(x)
         return answers if came_from in (None, self.device) else answers.to(came_from)
 
     @property
-    def turns(self) -> int:
+    def shares(self) -> int:
         """The batches after which every module has been looked at for changes: see `Rounds`."""
-        return 1 if self._rounds is None else self._rounds.turns
+        return 1 if self._rounds is None else self._rounds.shares
 
     def takes(self, x: Any) -> bool:
         """Whether rows x [B, ...] are of the types and shapes that this was compiled for."""
@@ -200,9 +208,9 @@ class Runner:
         return True
 
     def __repr__(self) -> str:
-        return f"Runner of {len(self._parts)} stages, {self.way}"
+        return f"Runner of {len(self._engine_stages)} stages, {self.way}"
 
-    def _quickly(self, quick: Callable[[Any], Answers | None], x: Any) -> Answers | None:
+    def _quickly(self, quick: Callable[[Any], Outputs | None], x: Any) -> Outputs | None:
         """The answers of one graph or of the loop on arrays.
 
         None where the Runner has to look, or to explain what is wrong.
@@ -211,20 +219,20 @@ class Runner:
             answers = quick(x)
         except Exception:  # errors of runtimes share no class; walking says it in a sentence
             return None
-        self._glance()
+        self._spot_check()
         return answers
 
-    def _glance(self) -> None:
+    def _spot_check(self) -> None:
         """Look at some settings, and at some modules where an engine has copies of the weights."""
-        self._computes_with.glance()
+        self._computes_with.spot_check()
         if self._rounds is not None:
-            self._rounds.glance()
+            self._rounds.spot_check()
 
-    def observed(self, x: Any, band: float) -> tuple[Answers, Observed]:
+    def observed(self, x: Any, band: float) -> tuple[Outputs, Observed]:
         """Answers for x, and which nodes ran for each row and whether one of its scores lay near a threshold."""
         self._containers.check()
         batch = self._batch(x)
-        seen = Observed(count_of(batch), self.chain.names, band)
+        seen = Observed(count_of(batch), self.topology.names, band)
         with ambient.autocast_off(self.device.type), self._mode():
             return self._walk(batch, None, seen), seen
 
@@ -242,26 +250,26 @@ class Runner:
         """
         self._containers.check()
         self._computes_with.check()
-        for watch in self._watches.values():
-            watch.check()
+        for detector in self._detectors.values():
+            detector.check()
 
-    def anytime(self, x: Any) -> Iterator[Answers]:
+    def anytime(self, x: Any) -> Iterator[Outputs]:
         """Each exit's answer for all rows, as it comes, shallow to deep; stop iterating to stop the work.
 
         Raises BadNetwork in a network with forks, where no path passes every exit.
         """
-        self.chain.require_chain("anytime")
-        self._glance()
+        self.topology.require_chain("anytime")
+        self._spot_check()
         if self._rounds is None:
             self._containers.check()
         state = self._batch(x)
         count = count_of(state)
-        for place, part in enumerate(self._every):
+        for index, engine_stage in enumerate(self._every):
             with ambient.autocast_off(self.device.type), torch.inference_mode():
-                result = Filling(count, self.device, self.chain.exits, self._classes)
+                result = OutputBuffer(count, self.device, self.topology.exits, self._classes)
                 if result.count:
-                    self._call(part, state)
-                    result.put(None, state[part.name + LOGITS], place, END)
+                    self._call(engine_stage, state)
+                    result.put(None, state[engine_stage.name + LOGITS], index, END)
             yield result.answers()
 
     def _batch(self, x: Any) -> State:
@@ -283,16 +291,16 @@ class Runner:
         """The shape of a row as far as it is given: of text [T, ...] of any length without T."""
         return (None, *shape[1:]) if name in self._free else shape
 
-    def _walk(self, batch: State, until: float | None, seen: Observed | None = None) -> Answers:
+    def _walk(self, batch: State, until: float | None, seen: Observed | None = None) -> Outputs:
         """The loop of the schedule: each stage runs on the rows that wait for it, which then wait for later ones."""
         count = count_of(batch)
-        result = Filling(count, self.device, self.chain.exits, self._classes)
+        result = OutputBuffer(count, self.device, self.topology.exits, self._classes)
         inputs = tuple(batch)
         waiting: Waiting = {}
         if count:
-            waiting[self._parts[0].name] = [Group(None, with_defaults(self.chain, batch), count, None)]
-        for number, part in enumerate(self._parts):
-            groups = waiting.pop(part.name, None)
+            waiting[self._engine_stages[0].name] = [Group(None, with_defaults(self.topology, batch), count, None)]
+        for number, engine_stage in enumerate(self._engine_stages):
+            groups = waiting.pop(engine_stage.name, None)
             if groups is None:  # a stage without rows is not called
                 continue
             group = groups[0] if len(groups) == 1 else merged(groups, self._gather)
@@ -300,18 +308,18 @@ class Runner:
                 group = self._answered(result, group, DEADLINE)
                 if not group.size:
                     continue
-            stage, state = part.stage, group.state
+            stage, state = engine_stage.stage, group.state
             if seen is not None:
                 seen.ran_for(stage.nodes, group.rows)
             try:
-                self._call(part, state)
+                self._call(engine_stage, state)
             except MemberUnavailable:
                 if group.latest is None or (group.latest.places < 0).any():  # nothing has answered yet
                     raise
                 self._answered(result, group, UNAVAILABLE)
                 continue
             if (until is not None or self._may_fail) and stage.exit:
-                places = np.full(group.size, self._places[stage.name])
+                places = np.full(group.size, self._exit_indices[stage.name])
                 group = group._replace(latest=Latest(places, state[stage.name + LOGITS]))
             if not stage.gate:
                 self._send(result, waiting, stage, stage.edges[0], group, inputs)
@@ -334,7 +342,7 @@ class Runner:
                     self._send(result, waiting, stage, edge, group, inputs, chosen)
         return result.answers()
 
-    def _chosen(self, result: Filling, stage: Stage, group: Group) -> tuple[Index, Index]:
+    def _chosen(self, result: OutputBuffer, stage: Stage, group: Group) -> tuple[Index, Index]:
         """Which edge [n] each row takes, and the positions of the rows that do not take the first one.
 
         Decided on the host: bringing the scores there is the one synchronisation of this gate, and on a CPU NumPy
@@ -355,7 +363,7 @@ class Runner:
 
     def _send(
         self,
-        result: Filling,
+        result: OutputBuffer,
         waiting: Waiting,
         stage: Stage,
         edge: Edge,
@@ -371,7 +379,7 @@ class Runner:
             logits = group.state[stage.name + LOGITS]
             if chosen is not None:
                 logits = self._gather({"": logits}, chosen)[""]
-            result.put(rows, logits, self._places[stage.name], WHY.index(stage.why))
+            result.put(rows, logits, self._exit_indices[stage.name], WHY.index(stage.why))
             return
         state = carried(group.state, edge.carries, inputs)
         latest = group.latest
@@ -383,31 +391,31 @@ class Runner:
                 latest = Latest(latest.places[chosen], self._gather({"": latest.logits}, chosen)[""])
         waiting.setdefault(edge.to, []).append(Group(rows, state, size, latest))
 
-    def _answered(self, result: Filling, group: Group, why: int) -> Group:
+    def _answered(self, result: OutputBuffer, group: Group, why: int) -> Group:
         """Write the answers that rows have so far; the rows of the group that have none."""
         latest = group.latest
         assert latest is not None
-        for place in np.unique(latest.places[latest.places >= 0]).tolist():
-            here = (latest.places == place).nonzero()[0]
+        for index in np.unique(latest.places[latest.places >= 0]).tolist():
+            here = (latest.places == index).nonzero()[0]
             if len(here) == group.size:
-                result.put(group.rows, latest.logits, place, why)
+                result.put(group.rows, latest.logits, index, why)
             else:
                 rows = here if group.rows is None else group.rows[here]
-                result.put(rows, self._gather({"": latest.logits}, here)[""], place, why)
+                result.put(rows, self._gather({"": latest.logits}, here)[""], index, why)
         rest = (latest.places < 0).nonzero()[0]
         if not len(rest):
             return Group(None, {}, 0, None)
         rows = rest if group.rows is None else group.rows[rest]
         return Group(rows, self._gather(group.state, rest), len(rest), None)
 
-    def _call(self, part: Part, state: State) -> None:
+    def _call(self, engine_stage: EngineStage, state: State) -> None:
         if self._rounds is not None:
-            part.call(state)
+            engine_stage.call(state)
             return
         try:
-            part.call(state)
+            engine_stage.call(state)
         finally:  # also when the call failed: a network that was cast fails with a worse message
-            self._watches[part.name].glance()
+            self._detectors[engine_stage.name].spot_check()
 
     def _fits(self, number: int, count: int, until: float) -> bool:
         assert self._percentiles is not None
@@ -422,14 +430,14 @@ def _require_deadline(value: object) -> None:
         )
 
 
-def compiled_for(parts: Sequence[Part]) -> dict[str, Wanted] | None:
+def compiled_for(engine_stages: Sequence[EngineStage]) -> dict[str, Wanted] | None:
     """The types and shapes of the inputs that parts were compiled for; None where they take any."""
     found = dict[str, Wanted]()
-    for part in parts:
-        for piece in part.pieces.values():
-            if not isinstance(piece, CompiledPiece):
+    for engine_stage in engine_stages:
+        for function in engine_stage.functions.values():
+            if not isinstance(function, CompiledPiece):
                 continue
-            for reads in piece.compiled_for()[:1]:
+            for reads in function.compiled_for()[:1]:
                 found.update(inputs_of(reads))
     return found or None
 
@@ -454,6 +462,6 @@ def _by_numpy(state: State, rows: np.ndarray[Any, np.dtype[np.int64]]) -> State:
 
 def _some_columns(stage: Stage, network: Network) -> list[int] | None:
     """The columns of a gate's scores that a stage decides by; None where it is all of them."""
-    if not stage.gate or len(stage.routes) == network.chain.routes(stage.name):
+    if not stage.gate or len(stage.routes) == network.topology.routes(stage.name):
         return None
     return list(stage.routes)

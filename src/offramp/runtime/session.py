@@ -13,7 +13,7 @@ from offramp.errors import BadData, InvalidArgument, Mismatch, OfframpError, Sta
 from offramp.networks.ambient import without_autocast
 from offramp.networks.compiled import compiled_of, undisturbed
 from offramp.networks.inputs import State, as_inputs, count_of, given
-from offramp.networks.network import Network, Part, as_network, trial_rows
+from offramp.networks.network import EngineStage, Network, as_network, trial_rows
 from offramp.networks.walking import with_defaults
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import BAND
@@ -23,7 +23,7 @@ from offramp.runtime.engine import Engine, engine_of
 from offramp.runtime.lean import CompiledPiece, lean_chain
 from offramp.runtime.measuring import percentiles
 from offramp.runtime.one_graph import OneGraph, farthest, require_lowerable
-from offramp.runtime.outputs import Answers
+from offramp.runtime.outputs import Outputs
 from offramp.runtime.probing import compare_probe, given_as
 from offramp.runtime.running import Runner
 
@@ -75,31 +75,40 @@ def _opened(
     network = as_network(network)
     require_kind("the plan", plan, Plan, "from calibrate, Plan.load or Plan.by_hand")
     network.require_eval()
-    place = network.device()
-    if device is not None and not _there(torch.device(device), place):
-        raise InvalidArgument(f"the network is on {place}, asked for was {device}; call net.to({str(device)!r}) first")
+    home_device = network.device()
+    if device is not None and not _there(torch.device(device), home_device):
+        raise InvalidArgument(
+            f"the network is on {home_device}, asked for was {device}; call net.to({str(device)!r}) first"
+        )
     shelved, identity = engine_of(engine)
     check_origin(network, plan, identity)
-    parts: Sequence[Part] = shelved.open(network, plan.schedule(network.chain), place)
-    every: Sequence[Part] = shelved.open(network, full_schedule(network.chain), place)
-    every = _with_pieces_of(parts, every)
+    engine_stages: Sequence[EngineStage] = shelved.open(network, plan.schedule(network.topology), home_device)
+    every: Sequence[EngineStage] = shelved.open(network, full_schedule(network.topology), home_device)
+    every = _with_pieces_of(engine_stages, every)
     compare_probe(network, plan, every, example)
-    if any(part.stage.passes for part in parts):  # graphs of their own, which nothing else has looked at
-        compare_probe(network, plan, parts, example)
+    if any(
+        engine_stage.stage.passes for engine_stage in engine_stages
+    ):  # graphs of their own, which nothing else has looked at
+        compare_probe(network, plan, engine_stages, example)
     if shelved.compiles:
         served = _served(network, plan, engine, timing_rows if example is None else example)
-        for some in (parts, every):
+        for some in (engine_stages, every):
             _warm(network, served, some)
             _seal(some)
     one, way = None, f"one after the other on {identity}"
     if shelved.own_threads:
-        one, way = _in_one(network, plan, shelved, identity, parts, _known_rows(network, plan, served))
-    timed = None if timing_rows is None else percentiles(parts, _some_rows(as_inputs(timing_rows, place)))
-    return Runner(network, plan, parts, every, timed, own_threads=shelved.own_threads, one_graph=one, way=way)
+        one, way = _in_one(network, plan, shelved, identity, engine_stages, _known_rows(network, plan, served))
+    timed = None if timing_rows is None else percentiles(engine_stages, _some_rows(as_inputs(timing_rows, home_device)))
+    return Runner(network, plan, engine_stages, every, timed, own_threads=shelved.own_threads, one_graph=one, way=way)
 
 
 def _in_one(
-    network: Network, plan: Plan, engine: Engine, identity: str, parts: Sequence[Part], known: Sequence[State]
+    network: Network,
+    plan: Plan,
+    engine: Engine,
+    identity: str,
+    engine_stages: Sequence[EngineStage],
+    known: Sequence[State],
 ) -> tuple[OneGraph | None, str]:
     """The plan as one graph where the engine has it, compared with the parts on all rows at hand.
 
@@ -107,15 +116,15 @@ def _in_one(
         The graph, or None; and a line for print that says which way it is, and why.
     """
     in_parts = f"one after the other on {identity}"
-    lean = lean_chain(network.chain, parts)
+    lean = lean_chain(network.topology, engine_stages)
     if lean is None:
         return None, f"{in_parts}: it is no chain on arrays of one shape"
     band = BAND if plan.origin is None else plan.origin.band
     try:
-        require_lowerable(network, parts)
-        run = engine.in_one(network, plan.schedule(network.chain), parts, known[0])
-        graph = OneGraph(run, lean, parts)
-        far = max(farthest(graph, lean, parts, rows, band) for rows in known)
+        require_lowerable(network, engine_stages)
+        run = engine.in_one(network, plan.schedule(network.topology), engine_stages, known[0])
+        graph = OneGraph(run, lean, engine_stages)
+        far = max(farthest(graph, lean, engine_stages, rows, band) for rows in known)
     except OfframpError as problem:
         return None, f"{in_parts}: {problem}"
     except Exception as problem:  # errors of runtimes share no class but Exception
@@ -136,9 +145,9 @@ def _known_rows(network: Network, plan: Plan, served: State) -> list[State]:
     return found
 
 
-def _there(asked: torch.device, place: torch.device) -> bool:
+def _there(asked: torch.device, device: torch.device) -> bool:
     """Whether a network is where it was asked for: `cuda` is any GPU."""
-    return asked.type == place.type and asked.index in (None, place.index or 0)
+    return asked.type == device.type and asked.index in (None, device.index or 0)
 
 
 def _some_rows(rows: State) -> State:
@@ -179,37 +188,37 @@ def _served(network: Network, plan: Plan, engine: str, example: Any) -> State:
     return state
 
 
-def _warm(network: Network, rows: State, parts: Sequence[Part]) -> None:
+def _warm(network: Network, rows: State, engine_stages: Sequence[EngineStage]) -> None:
     """Run parts on rows, along every edge: what compiles does so before it serves."""
-    state = dict(with_defaults(network.chain, {name: value[:2] for name, value in rows.items()}))
+    state = dict(with_defaults(network.topology, {name: value[:2] for name, value in rows.items()}))
     with torch.inference_mode():
-        for part in parts:
-            part.call(state)
+        for engine_stage in engine_stages:
+            engine_stage.call(state)
 
 
-def _seal(parts: Sequence[Part]) -> None:
+def _seal(engine_stages: Sequence[EngineStage]) -> None:
     """From here on parts compile nothing: rows that would need it are refused."""
-    for part in parts:
-        for piece in part.pieces.values():
-            if isinstance(piece, CompiledPiece):
-                piece.seal()
+    for engine_stage in engine_stages:
+        for function in engine_stage.functions.values():
+            if isinstance(function, CompiledPiece):
+                function.seal()
 
 
-def _with_pieces_of(parts: Sequence[Part], every: Sequence[Part]) -> list[Part]:
+def _with_pieces_of(engine_stages: Sequence[EngineStage], every: Sequence[EngineStage]) -> list[EngineStage]:
     """The parts of every exit, with the pieces of a plan's where they are the same: compiled, or recorded, once."""
-    mine = {part.name: part for part in parts}
+    mine = {engine_stage.name: engine_stage for engine_stage in engine_stages}
     shared = []
-    for part in every:
-        same = mine.get(part.name)
-        if same is not None and same.pieces.keys() == part.pieces.keys():
+    for engine_stage in every:
+        same = mine.get(engine_stage.name)
+        if same is not None and same.functions.keys() == engine_stage.functions.keys():
             here = (same.reads, same.writes, same.stage.nodes)
-            if here == (part.reads, part.writes, part.stage.nodes):
-                part = replace(part, pieces=same.pieces)
-        shared.append(part)
+            if here == (engine_stage.reads, engine_stage.writes, engine_stage.stage.nodes):
+                engine_stage = replace(engine_stage, functions=same.functions)
+        shared.append(engine_stage)
     return shared
 
 
-def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Answers:
+def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Outputs:
     """Open a network under a plan and answer one batch.
 
     The last runner of a network is kept, and used again while nothing has changed. For a server, use `open`.

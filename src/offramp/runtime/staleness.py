@@ -18,11 +18,11 @@ from offramp.networks.nodes import Exit, Gate
 
 VALUES: Any = dict.values  # everything below runs in C: a batch of one waits for it
 SAMPLED = 8  # values of a tensor that are compared by content
-TENSORS = 8  # whose samples one glance compares: a microsecond
+TENSORS = 8  # whose samples one spot check compares: a microsecond
 LOOKED_AT = 5  # tensors in a share of `Rounds`: as many as a batch norm has
 
-LAYERS = 8  # whose settings one glance compares: two microseconds
-NAMES = 16  # of attributes and globals that one glance compares: a microsecond
+LAYERS = 8  # whose settings one spot check compares: two microseconds
+NAMES = 16  # of attributes and globals that one spot check compares: a microsecond
 COMPARED = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset)
 MISSING = object()
 
@@ -32,7 +32,7 @@ CHANGED = "the network was moved, cast, trained or re-assigned after it was open
 Samples = list[tuple[np.ndarray[Any, np.dtype[np.uint8]], bytes]]
 
 
-class Watch:
+class ChangeDetector:
     """Notices that modules are no longer what they were: parameters, buffers, submodules, training flags; of exits and
     gates also the numbers and texts of their configuration, such as a temperature.
 
@@ -40,25 +40,26 @@ class Watch:
     run, and a change made during the run is noticed as well. It holds the modules' tables and not the modules, so
     that a Runner does not keep its network alive.
 
-    turns: a `glance` looks at one of so many shares of the modules, the next one each time, and at those in `always`.
-    What moves, casts or trains all of them is noticed by any glance, a change of single ones after `turns` at most.
+    shares: a `spot_check` looks at one of so many shares of the modules, the next one each time, and at those in
+    `each_time`. What moves, casts or trains all of them is noticed by any spot check, a change of single ones after
+    `shares` at most.
 
     Identity, version and address of every parameter and buffer are compared: that shows an assignment, a step of an
     optimizer, `load_state_dict`, an operation in place, `.data =`, and moving. Two kinds of writes leave all three as
     they are: those in place through `.data` or `.detach()` (`p.data.mul_(2)`), and those through NumPy
     (`p.detach().numpy()[:] = 0`). On a CPU eight values of each tensor are compared as well: by `check` of all tensors,
-    by a `glance` of eight tensors, the next ones each time. So such a write is noticed late, and one that changes none
-    of the eight values of a tensor is not noticed; on a GPU neither is. Hooks, and the code of methods, are not looked
-    at.
+    by a `spot_check` of eight tensors, the next ones each time. So such a write is noticed late, and one that changes
+    none of the eight values of a tensor is not noticed; on a GPU neither is. Hooks, and the code of methods, are not
+    looked at.
     """
 
     def __init__(
-        self, roots: Sequence[nn.Module], *, deep: bool = True, turns: int = 1, always: Iterable[nn.Module] = ()
+        self, roots: Sequence[nn.Module], *, deep: bool = True, shares: int = 1, each_time: Iterable[nn.Module] = ()
     ) -> None:
         modules = dict.fromkeys(module for root in roots for module in (root.modules() if deep else [root]))
-        first = {module: None for module in always if module in modules}
+        first = {module: None for module in each_time if module in modules}
         rest = [module for module in modules if module not in first]
-        self._shares = [_Share([*first, *rest[turn::turns]]) for turn in range(turns)]
+        self._shares = [_Share([*first, *rest[turn::shares]]) for turn in range(shares)]
         self._turn = cycle(self._shares)
 
     def check(self) -> None:
@@ -67,19 +68,19 @@ class Watch:
             share.check()
             share.compare(share.samples)
 
-    def glance(self) -> None:
+    def spot_check(self) -> None:
         """Raise StaleRunner when anything differs in the share whose turn it is."""
         share = next(self._turn)
         share.check()
-        share.compare(next(share.turns))
+        share.compare(next(share.shares))
 
 
-class SettingsWatch:
+class SettingsDetector:
     """Notices that a network computes with other numbers, functions or classes than before.
 
     Of every module its class, whether it has a forward of its own, and of torch's layers the numbers and texts (`eps`,
     `negative_slope`); of the user's code the attributes and globals that it reads. `check` looks at all of it, and
-    `glance` at some, the next ones each time. Entries of lists and dicts are looked at by `check` alone.
+    `spot_check` at some, the next ones each time. Entries of lists and dicts are looked at by `check` alone.
 
     Args:
         modules: of the network; none of them is kept alive.
@@ -112,7 +113,7 @@ class SettingsWatch:
             if not _is_same(now, before):
                 raise StaleRunner(OTHER.format(f"a {type(before).__name__}"))
 
-    def glance(self) -> None:
+    def spot_check(self) -> None:
         """Raise StaleRunner when anything differs in the share whose turn it is, or a tensor."""
         self._compare(next(self._some_layers), next(self._some_names))
 
@@ -179,7 +180,7 @@ class Rounds:
 
     For engines with copies of the weights: they answer as the network was opened, so a change may be noticed
     late. What moves, casts or trains all modules is noticed after the next batch, a change of a single
-    one after `turns` batches at most. See `Watch` for what cannot be noticed.
+    one after `shares` batches at most. See `ChangeDetector` for what cannot be noticed.
     """
 
     def __init__(self, roots: Sequence[nn.Module]) -> None:
@@ -195,13 +196,13 @@ class Rounds:
             tensors += mine
         self._shares = [_Share(group) for group in groups]
         self._turn = cycle(self._shares)
-        self.turns = len(groups)
+        self.shares = len(groups)
 
-    def glance(self) -> None:
+    def spot_check(self) -> None:
         """Raise StaleRunner when anything differs in the share whose turn it is."""
         share = next(self._turn)
         share.check()
-        share.compare(next(share.turns))
+        share.compare(next(share.shares))
 
 
 class _Share:
@@ -220,7 +221,7 @@ class _Share:
         self.places = [value for value in held if value.layout == torch.strided]
         self.samples: Samples = [sample for value in self.places for sample in _sampled(value)]
         groups = [self.samples[start : start + TENSORS] for start in range(0, len(self.samples), TENSORS)]
-        self.turns: Iterator[Samples] = cycle(groups or [[]])
+        self.shares: Iterator[Samples] = cycle(groups or [[]])
         self.settings = [setting for module in modules if _ours(module) for setting in _settings(module)]
         self.marks = self._marks()
 

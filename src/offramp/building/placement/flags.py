@@ -10,7 +10,7 @@ from offramp.errors import InvalidArgument
 AUTO = "auto"
 
 
-def require_placing_flags(at: str | None, parts: int | None, labelled: str | None) -> None:
+def require_placement_flags(at: str | None, parts: int | None, labelled: str | None) -> None:
     """Raise InvalidArgument unless it is clear where to cut."""
     if at != AUTO and (at is None) == (parts is None):
         raise InvalidArgument(

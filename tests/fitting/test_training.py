@@ -1,4 +1,4 @@
-"""`fit` as a user calls it: what it teaches, what it leaves alone, what it refuses."""
+"""`fit` as a user calls it: what it trains, what it leaves alone, what it refuses."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from offramp.errors import (
     OverlappingRows,
     UnknownName,
 )
-from offramp.fitting.teaching import recipe_of
+from offramp.fitting.training import recipe_of
 from offramp.networks.recipe import Phase, Recipe
 from offramp.recipes.hinge import Hinge
 from offramp.recipes.joint import Joint
@@ -38,7 +38,7 @@ def brightness(count: int, seed: int = 0):
 
 
 def fitted(net=None, **options):
-    net = net or cut_of(taught=False)
+    net = net or cut_of(trained=False)
     off.fit(net, brightness(90), **{"recipe": Joint(epochs=2), "progress": False, "batch_size": 16, **options})
     return net
 
@@ -49,7 +49,7 @@ def same(one, other):
 
 
 class Frozen(Recipe):
-    """Teaches the exits of a frozen backbone by a loss of the user's."""
+    """Trains the exits of a frozen backbone by a loss of the user's."""
 
     def __init__(self, reads="input", epochs=2, loss=nn.functional.cross_entropy):
         self.reads, self.epochs, self.lose = reads, epochs, loss
@@ -57,27 +57,27 @@ class Frozen(Recipe):
     def phases(self, network):
         return [Phase("exits", tuple(network.exits.parameters()), self.epochs, reads=self.reads)]
 
-    def loss(self, view, lesson):
-        return {name: self.lose(logits, lesson.labels()) for name, logits in view.logits.items()}
+    def loss(self, outputs, batch):
+        return {name: self.lose(logits, batch.labels()) for name, logits in outputs.logits.items()}
 
 
-def test_what_was_taught_answers_better_and_the_history_tells():
-    net = cut_of(taught=False)
+def test_what_was_trained_answers_better_and_the_history_tells():
+    net = cut_of(trained=False)
     history = off.fit(
         net, brightness(300), recipe=Joint(epochs=15, rate=1e-2), development=brightness(60, 1), progress=False
     )
     first, last = history.epochs[0].figures, history.last.figures
     assert last["loss"] < 0.8 * first["loss"]
     assert last["accuracy/stem"] > 0.75
-    assert last["loss"] == pytest.approx(sum(last[f"loss/{name}"] for name in net.chain.exits), rel=1e-4)
-    assert net.untaught() == ()
+    assert last["loss"] == pytest.approx(sum(last[f"loss/{name}"] for name in net.topology.exits), rel=1e-4)
+    assert net.untrained() == ()
     assert not any(part.training for part in net.modules())
     assert "joint, epoch 15: loss " in str(history)
 
 
 @pytest.mark.parametrize("reads", ["input", "pooled"])
 def test_a_frozen_backbone_stays_as_it_is_to_the_last_bit(reads):
-    net = cut_of(taught=False)
+    net = cut_of(trained=False)
     before = {key: value.clone() for key, value in net.state_dict().items()}
     wishes = [value.requires_grad for value in net.parameters()]
     fitted(net, recipe=Frozen(reads))
@@ -86,7 +86,7 @@ def test_a_frozen_backbone_stays_as_it_is_to_the_last_bit(reads):
     assert wishes == [value.requires_grad for value in net.parameters()]
 
 
-def test_pooled_features_teach_what_the_input_teaches():
+def test_pooled_features_train_what_the_input_trains():
     one, other = (fitted(recipe=Frozen(reads)) for reads in ("input", "pooled"))
     for name, value in one.exits.state_dict().items():
         torch.testing.assert_close(other.exits.state_dict()[name], value, atol=1e-5, rtol=1e-4)
@@ -106,7 +106,7 @@ def test_the_global_generators_are_left_alone():
 
 
 def test_norms_move_or_stay():
-    moving, frozen = cut_of(taught=False), cut_of(taught=False)
+    moving, frozen = cut_of(trained=False), cut_of(trained=False)
     before = moving.backbone.stem[1].running_mean.clone()
     fitted(moving)
     fitted(frozen, recipe=Joint(epochs=2, norm="frozen"))
@@ -114,16 +114,16 @@ def test_norms_move_or_stay():
     assert torch.equal(frozen.backbone.stem[1].running_mean, before)
 
 
-def test_a_phase_may_teach_some_rows_alone():
+def test_a_phase_may_train_some_rows_alone():
     seen = []
 
     class Some(Frozen):
         def phases(self, network):
-            return [replace(*super().phases(network), rows=lambda view, lesson: lesson.labels() == 1)]
+            return [replace(*super().phases(network), rows=lambda outputs, batch: batch.labels() == 1)]
 
-        def loss(self, view, lesson):
-            seen.extend(lesson.labels().tolist())
-            return super().loss(view, lesson)
+        def loss(self, outputs, batch):
+            seen.extend(batch.labels().tolist())
+            return super().loss(outputs, batch)
 
     fitted(recipe=Some())
     assert set(seen) == {1}
@@ -135,11 +135,11 @@ def test_a_recipe_may_step_by_itself():
         def phases(self, network):
             return [replace(*super().phases(network), by="update")]
 
-        def update(self, view, lesson, optimiser):
-            losses = self.loss(view, lesson)
-            optimiser.zero_grad()
+        def update(self, outputs, batch, optimizer):
+            losses = self.loss(outputs, batch)
+            optimizer.zero_grad()
             sum(losses.values()).backward()
-            optimiser.step()
+            optimizer.step()
             return losses
 
     assert same(fitted(recipe=Steps()), fitted(recipe=Frozen()))
@@ -150,16 +150,16 @@ def test_augmentation_is_drawn_anew_where_the_input_is_read_and_kept_in_copies_w
         drawn.append(len(x))
         return x + torch.rand(len(x), 1, 1, 1)
 
-    def taught(recipe, **options):
+    def trained(recipe, **options):
         drawn.clear()
         return off.fit(
-            cut_of(taught=False), brightness(90), recipe=recipe, augment=noisy, progress=False, **options
+            cut_of(trained=False), brightness(90), recipe=recipe, augment=noisy, progress=False, **options
         ).notes
 
     drawn: list[int] = []
-    assert taught(Frozen("input")) == ("rows were augmented anew in every epoch of exits",)
+    assert trained(Frozen("input")) == ("rows were augmented anew in every epoch of exits",)
     assert sum(drawn) == 2 * 90
-    said = taught(Frozen("pooled", epochs=5), views=3)
+    said = trained(Frozen("pooled", epochs=5), views=3)
     assert said == ("pooled features were computed once for exits; 3 augmented copies of each row were kept",)
     assert sum(drawn) == 3 * 90
 
@@ -170,9 +170,9 @@ def test_the_rows_are_remembered_through_files_and_refused(tmp_path):
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", net.backbone)
     trace = off.record(again, (x, y), timed=False, progress=False)
-    with pytest.raises(OverlappingRows, match=r"90 of the 90 calibration rows .* also taught"):
+    with pytest.raises(OverlappingRows, match=r"90 of the 90 calibration rows .* also trained"):
         off.calibrate(trace, at_most=0.2)
-    with pytest.raises(OverlappingRows, match="also taught"):
+    with pytest.raises(OverlappingRows, match="also trained"):
         off.calibrate(trace, budget=0.9)
     fresh = off.record(again, brightness(200, 9), timed=False, progress=False)
     assert off.calibrate(fresh, at_most=0.9, search=trace).promise  # rows that are only searched promise nothing
@@ -200,7 +200,7 @@ def test_the_rows_are_remembered_through_files_and_refused(tmp_path):
         ({"recipe": Joint(epochs=2.5)}, InvalidArgument, "2.5 epochs"),
         ({"recipe": Joint(rate=-1)}, InvalidArgument, "learning rate: -1"),
         ({"recipe": Joint(weights=float("nan"))}, InvalidArgument, "weights are nan"),
-        ({"recipe": Hinge(regulariser="strong")}, InvalidArgument, "regulariser is 'strong'"),
+        ({"recipe": Hinge(regularizer="strong")}, InvalidArgument, "regularizer is 'strong'"),
         ({"recipe": Hinge(gap=-1)}, InvalidArgument, "gap -1"),
         ({"data": (images_of(20).double(), torch.zeros(20).long())}, BadData, r"first row of array \(x torch.float64"),
         ({"augment": lambda x: x[:3]}, BadData, "augment made 3 rows"),
@@ -216,7 +216,7 @@ def test_the_rows_are_remembered_through_files_and_refused(tmp_path):
     ],
 )
 def test_bad_input_is_refused_before_anything_changes(options, error, says):
-    net = cut_of(taught=False, **({"exits": options.pop("exits")} if "exits" in options else {}))
+    net = cut_of(trained=False, **({"exits": options.pop("exits")} if "exits" in options else {}))
     before = net.fingerprint()
     data = options.pop("data", brightness(90))
     with pytest.raises(error, match=says):
@@ -232,7 +232,7 @@ def test_a_phase_without_parameters_of_this_network_is_refused():
 
     with pytest.raises(BadNetwork, match="2 of them not of this network"):
         fitted(recipe=Other())
-    with pytest.raises(BadNetwork, match=r"no exit .* parameters to teach"):
+    with pytest.raises(BadNetwork, match=r"no exit .* parameters to train"):
         off.fit(ladder_of(2), (rows_of(8), np.zeros(8, int)), recipe=Joint(backbone=False), progress=False)
 
 
@@ -249,7 +249,7 @@ def test_a_loss_that_turns_nan_names_step_exit_and_checkpoint(tmp_path, folder):
         calls.append(1)
         return nn.functional.cross_entropy(logits, y) * (torch.nan if len(calls) == 3 * 8 + 2 else 1)
 
-    net = cut_of(taught=False)
+    net = cut_of(trained=False)
     where = "last good checkpoint is" if folder else "no checkpoint"
     with pytest.raises(Diverged, match=rf"exit 'blocks.0' .* step 8, .*{where}") as raised:
         fitted(net, recipe=Frozen(epochs=3, loss=spoiled), batch_size=12, folder=tmp_path if folder else None)
@@ -282,7 +282,7 @@ from offramp.errors import InvalidArgument
 from offramp.recipes.joint import Joint
 from small import cut_of, images_of
 def kinds_in(precision):
-    net, kinds = cut_of(taught=False), set()
+    net, kinds = cut_of(trained=False), set()
     net.backbone.head.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
     off.fit(net, (images_of(32), torch.zeros(32).long()), recipe=Joint(epochs=1), precision=precision, progress=False)
     return torch.bfloat16 in kinds, net.precision()
@@ -297,7 +297,7 @@ def in_a_fresh_process(code):
     return done.stdout.split("\n")[:-1]
 
 
-def test_mixed_precision_teaches_float32_weights_and_each_fit_has_its_own():
+def test_mixed_precision_trains_float32_weights_and_each_fit_has_its_own():
     code = PRECISIONS + "for asked in ('no', 'bf16', 'no'): print(*kinds_in(asked))"
     assert in_a_fresh_process(code) == ["False float32", "True float32", "False float32"]
 
@@ -321,7 +321,7 @@ def test_a_fit_leaves_nothing_of_accelerate_behind():
     code = """
 kinds_in("bf16")
 try:
-    off.fit(cut_of(taught=False), (images_of(32), torch.zeros(32).long()), track="nonsense", folder="somewhere")
+    off.fit(cut_of(trained=False), (images_of(32), torch.zeros(32).long()), track="nonsense", folder="somewhere")
 except InvalidArgument as problem:
     print("another precision or tracker" in str(problem))
 print(*kinds_in("no"))
@@ -332,7 +332,7 @@ print(own.mixed_precision, *kinds_in("bf16"), own.mixed_precision)
 
 
 def test_gradients_do_not_stay_behind_and_the_users_own_do():
-    net = cut_of(taught=False)
+    net = cut_of(trained=False)
     net.backbone.head.weight.grad = mine = torch.ones_like(net.backbone.head.weight)
     fitted(net)
     assert net.backbone.head.weight.grad is mine
@@ -343,7 +343,7 @@ def test_gradients_do_not_stay_behind_and_the_users_own_do():
 def test_pooled_features_are_read_in_the_precision_of_the_network(kind):
     (x, y), (held, its) = brightness(90), brightness(20, 1)
     for recipe in ("hinge", *([Frozen("pooled")] if kind == torch.float64 else [])):  # Adam is nothing for float16
-        net = cut_of(taught=False).to(kind)
+        net = cut_of(trained=False).to(kind)
         options = {"recipe": recipe, "development": (held.to(kind), its), "progress": False}
         assert "accuracy/blocks.0" in off.fit(net, (x.to(kind), y), **options).last.figures
         assert net.precision() == str(kind).removeprefix("torch.")
@@ -363,26 +363,26 @@ def test_rows_that_are_drawn_at_random_are_refused():
     expected = torch.rand(3)
     torch.manual_seed(5)
     with pytest.raises(BadData, match="augment="):
-        off.fit(cut_of(taught=False), Drawn(), progress=False)
+        off.fit(cut_of(trained=False), Drawn(), progress=False)
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_only_a_network_is_taught():
+def test_only_a_network_is_trained():
     with pytest.raises(InvalidArgument, match=r"the network must be a Network, .* got a Linear"):
         off.fit(nn.Linear(2, 2), brightness(9))
 
 
-def test_a_row_that_teaches_twice_is_remembered_once():
+def test_a_row_that_trains_twice_is_remembered_once():
     net = fitted(fitted())
-    assert len(net.learned.digests) == 90
+    assert len(net.trained_on.digests) == 90
 
 
 def test_a_run_that_is_refused_leaves_no_rows_behind(tmp_path):
     fitted(folder=tmp_path)
-    net = cut_of(taught=False)
+    net = cut_of(trained=False)
     with pytest.raises(Mismatch):
         fitted(net, folder=tmp_path, resume=True, seed=1)
-    assert net.learned is None
+    assert net.trained_on is None
 
 
 def test_a_recipe_by_name_by_class_and_of_ones_own():
@@ -396,8 +396,8 @@ def test_a_recipe_by_name_by_class_and_of_ones_own():
 
 
 @pytest.mark.parametrize("change", ["wider", "floats", "more channels", "by name"])
-def test_rows_that_are_not_like_those_of_the_cut_are_refused_before_anything_is_taught(change):
-    net = cut_of(taught=False)
+def test_rows_that_are_not_like_those_of_the_cut_are_refused_before_anything_is_trained(change):
+    net = cut_of(trained=False)
     x = images_of(12)
     odd = {
         "wider": torch.cat([x, x], 3),
@@ -409,7 +409,7 @@ def test_rows_that_are_not_like_those_of_the_cut_are_refused_before_anything_is_
     with pytest.raises(BadData, match=r"was cut|does not read"):
         off.fit(net, (odd, torch.zeros(12, dtype=torch.int64)), recipe="joint", progress=False)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-    assert net.learned is None
+    assert net.trained_on is None
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ from itertools import combinations, count
 
 import numpy as np
 
-from offramp.calibration.cuts import Bools, Cuts, Floats, Ints, Table
+from offramp.calibration.threshold_table import Bools, Floats, GateCuts, Ints, ThresholdTable
 
 FEW = 6  # rows that leave between two cuts of the slow gate, up to which the curve is mended row by row
 
 
-def alive(table: Table, cut_G: Ints) -> list[Bools]:
+def alive(table: ThresholdTable, cut_G: Ints) -> list[Bools]:
     """For each gate the rows that reach it."""
     reach, here_N = [], np.ones(table.loss_EN.shape[1], bool)
     for g, cuts in enumerate(table.cuts):
@@ -27,7 +27,7 @@ def alive(table: Table, cut_G: Ints) -> list[Bools]:
     return reach
 
 
-def tails(table: Table, value_EN: Floats, cut_G: Ints) -> list[Floats]:
+def tails(table: ThresholdTable, value_EN: Floats, cut_G: Ints) -> list[Floats]:
     """For each gate what every row is worth if it goes on there."""
     tail_N, found = value_EN[-1], []
     for g in reversed(range(len(table.cuts))):
@@ -37,7 +37,7 @@ def tails(table: Table, value_EN: Floats, cut_G: Ints) -> list[Floats]:
     return found[::-1]
 
 
-def line(cuts: Cuts, gain_N: Floats) -> Floats:
+def line(cuts: GateCuts, gain_N: Floats) -> Floats:
     """The sum of the gains of those who leave, at every cut of one gate."""
     sum_M = np.cumsum(gain_N[cuts.order_M])
     curve_K = np.zeros(len(cuts))
@@ -45,7 +45,7 @@ def line(cuts: Cuts, gain_N: Floats) -> Floats:
     return curve_K
 
 
-def descend(table: Table, value_EN: Floats, cut_G: Ints, rounds: int = 12) -> tuple[Ints, float]:
+def descend(table: ThresholdTable, value_EN: Floats, cut_G: Ints, rounds: int = 12) -> tuple[Ints, float]:
     """Coordinate descent on the summed value, gates last to first and back, until no gate moves."""
     cut_G = cut_G.copy()
     for _ in range(rounds):
@@ -64,7 +64,7 @@ def descend(table: Table, value_EN: Floats, cut_G: Ints, rounds: int = 12) -> tu
     return cut_G, worth(table, value_EN, cut_G)
 
 
-def worth(table: Table, value_EN: Floats, cut_G: Ints) -> float:
+def worth(table: ThresholdTable, value_EN: Floats, cut_G: Ints) -> float:
     """The summed value of one plan."""
     tail_N = value_EN[-1]
     for g in reversed(table.gates):
@@ -73,7 +73,7 @@ def worth(table: Table, value_EN: Floats, cut_G: Ints) -> float:
     return float(tail_N.sum())
 
 
-def lines(table: Table, cut_G: Ints, one_EN: Floats, two_EN: Floats) -> Iterator[tuple[int, Floats, Floats]]:
+def lines(table: ThresholdTable, cut_G: Ints, one_EN: Floats, two_EN: Floats) -> Iterator[tuple[int, Floats, Floats]]:
     """Each gate moved alone: both sums at all its cuts."""
     reach, values = alive(table, cut_G), (one_EN, two_EN)
     behind = [tails(table, value_EN, cut_G) for value_EN in values]
@@ -87,7 +87,7 @@ def lines(table: Table, cut_G: Ints, one_EN: Floats, two_EN: Floats) -> Iterator
 
 
 def grid(
-    table: Table, cut_G: Ints, gates: tuple[int, int], steps_S: Ints, one_EN: Floats, two_EN: Floats
+    table: ThresholdTable, cut_G: Ints, gates: tuple[int, int], steps_S: Ints, one_EN: Floats, two_EN: Floats
 ) -> Iterator[tuple[int, Floats, Floats]]:
     """Two gates moved together: for each step of the first, both sums at all cuts of the second.
 
@@ -131,7 +131,7 @@ def lowest(goal_K: Floats, held_K: Floats, limit: float, below: float) -> int | 
 
 
 def settle(
-    table: Table, cut_G: Ints, goal_EN: Floats, held_EN: Floats, limit: float, *, width: int = 0
+    table: ThresholdTable, cut_G: Ints, goal_EN: Floats, held_EN: Floats, limit: float, *, width: int = 0
 ) -> tuple[Ints, float]:
     """Local search under a limit: the best move of one gate, and where none helps (and width > 0) of two."""
     held = worth(table, held_EN, cut_G)
@@ -155,7 +155,7 @@ def settle(
 
 
 def _two(
-    table: Table,
+    table: ThresholdTable,
     cut_G: Ints,
     goal_EN: Floats,
     held_EN: Floats,
@@ -187,7 +187,7 @@ def near(size: int, here: int, width: int) -> Ints:
     return np.unique(np.clip(steps, 0, size - 1))
 
 
-def hull(table: Table, nodes: int) -> list[Ints]:
+def hull(table: ThresholdTable, nodes: int) -> list[Ints]:
     """Plans on the lower hull of (cost, loss): the widest gap first, each solved from both its ends."""
     tiny = 1e-9 * spread(table.loss_EN) / spread(table.cost_EN)
     top, _ = descend(table, table.loss_EN + tiny * table.cost_EN, table.never)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.calibration.screening import GRIDS, Screened, above, front, kept_shares, screen
+from offramp.calibration.branchynet_grid import GRIDS, GridPlan, above, front, grid_plans, kept_shares
 from offramp.errors import InvalidArgument, UnknownName
 from offramp.plans.plan import choose
 from offramp.plans.trace import Trace
@@ -21,11 +21,11 @@ MACS = (1.0, 2.0, 8.0)
 HEADS = (0.5, 0.25)
 
 
-def entropies(rows: int, seed: int = 0, rungs: int = 3) -> Trace:
+def entropies(rows: int, seed: int = 0, members: int = 3) -> Trace:
     """A trace whose gates score minus the entropy, and whose exits cost something."""
-    trace = trace_of(rows, seed=seed, skill=(0.7, 0.85, 0.95)[:rungs], macs=MACS[:rungs])
+    trace = trace_of(rows, seed=seed, skill=(0.7, 0.85, 0.95)[:members], macs=MACS[:members])
     columns = dict(trace.columns)
-    for name, head in zip(trace.chain.gates, HEADS, strict=False):
+    for name, head in zip(trace.topology.gates, HEADS, strict=False):
         logits = 2 * columns[f"logits/{name}"].astype(np.float64)
         p = np.exp(logits - logits.max(1, keepdims=True))
         p /= p.sum(1, keepdims=True)
@@ -36,14 +36,14 @@ def entropies(rows: int, seed: int = 0, rungs: int = 3) -> Trace:
 
 def slow(trace: Trace, grids) -> dict[tuple[float, ...], tuple[float, float]]:
     """The paper's loop: for every combination of T, every row leaves at the first exit whose entropy is below T."""
-    gates, found = trace.chain.gates, {}
+    gates, found = trace.topology.gates, {}
     e = [[-float(score) for score in trace.columns[f"score/{gate}"]] for gate in gates]
     for combination in product(*grids):
         right = cost = 0.0
         for row in range(len(trace)):
-            place = next((g for g, t in enumerate(combination) if e[g][row] < t), len(gates))
-            right += float(trace.answers[row, place] == trace.labels[row])
-            cost += sum(MACS[: place + 1]) + sum(HEADS[: place + 1])
+            index = next((g for g, t in enumerate(combination) if e[g][row] < t), len(gates))
+            right += float(trace.answers[row, index] == trace.labels[row])
+            cost += sum(MACS[: index + 1]) + sum(HEADS[: index + 1])
         found[combination] = right / len(trace), cost / len(trace)
     return found
 
@@ -51,7 +51,7 @@ def slow(trace: Trace, grids) -> dict[tuple[float, ...], tuple[float, float]]:
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_papers_grids_give_what_its_loop_gives(name):
     trace = entropies(60)
-    want, points = slow(trace, [GRIDS[name]] * 2), screen(trace, grid=name)
+    want, points = slow(trace, [GRIDS[name]] * 2), grid_plans(trace, grid=name)
     never = [point for point in points if set(point.thresholds.values()) == {math.inf}]
     assert len(never) == 1
     points = tuple(point for point in points if point is not never[0])
@@ -65,7 +65,7 @@ def test_the_papers_grids_give_what_its_loop_gives(name):
 def test_each_point_is_what_its_plan_does():
     trace = entropies(80)
     want = slow(trace, [GRIDS["alexnet"]] * 2)
-    for point in screen(trace, grid="alexnet")[::9]:
+    for point in grid_plans(trace, grid="alexnet")[::9]:
         done = trace.evaluate(point.plan)
         assert done.accuracy == pytest.approx(point.accuracy)
         assert done.prices[0].mean == pytest.approx(point.cost)
@@ -105,7 +105,7 @@ def test_a_row_on_the_value_stays_as_the_paper_has_it():
 
 
 def test_the_front_is_that_of_the_authors():
-    points = screen(entropies(200, seed=3), grid="lenet")
+    points = grid_plans(entropies(200, seed=3), grid="lenet")
     kept, last = [], None
     for point in points:
         if last is None or point.accuracy > last - 1e-4:
@@ -113,44 +113,44 @@ def test_the_front_is_that_of_the_authors():
             last = point.accuracy
     assert front(points) == tuple(kept)
     assert 1 < len(kept) < len(points)
-    made = [Screened({}, accuracy, cost) for accuracy, cost in ((0.9, 1), (0.8, 2), (0.89995, 3), (0.8999, 4), (1, 5))]
+    made = [GridPlan({}, accuracy, cost) for accuracy, cost in ((0.9, 1), (0.8, 2), (0.89995, 3), (0.8999, 4), (1, 5))]
     assert [point.cost for point in front(made[::-1])] == [1, 3, 4, 5]
     assert [point.cost for point in front(made, 0.0)] == [1, 5]
-    one_row_of_10_000 = [Screened({}, 1 - 800 / 10_000, 1), Screened({}, 1 - 801 / 10_000, 2)]
+    one_row_of_10_000 = [GridPlan({}, 1 - 800 / 10_000, 1), GridPlan({}, 1 - 801 / 10_000, 2)]
     assert len(front(one_row_of_10_000)) == 1
 
 
 def test_another_gate_has_a_grid_of_its_own_scores():
     trace = trace_of(50)
     grids = {"small": (1.0, 2.5, math.inf), "middle": (0.5, 3.0)}
-    points = screen(trace, grid=grids)
+    points = grid_plans(trace, grid=grids)
     assert len(points) == 6 + 1
     for small, middle in product(*grids.values()):
         scores = [trace.columns[f"score/{gate}"].astype(np.float64) for gate in ("small", "middle")]
         exits = np.where(scores[0] > small, 0, np.where(scores[1] > middle, 1, 2))
         right = (trace.answers[np.arange(50), exits] == trace.labels).mean()
-        cost = np.cumsum([MACS[0] * (small < math.inf), *MACS[1:]])[exits].mean()  # a closed rung is not run
+        cost = np.cumsum([MACS[0] * (small < math.inf), *MACS[1:]])[exits].mean()  # a closed member is not run
         assert any((p.accuracy, p.cost) == pytest.approx((right, cost)) for p in points)
-    assert len(screen(trace, grid=(1.0, 2.0, 3.0))) == 9 + 1
+    assert len(grid_plans(trace, grid=(1.0, 2.0, 3.0))) == 9 + 1
 
 
 def test_a_closed_exit_is_not_charged():
     trace = entropies(40)
-    (point,) = screen(trace, grid=(math.inf,))
+    (point,) = grid_plans(trace, grid=(math.inf,))
     assert point.cost == MACS[-1]
-    never, charged = screen(trace, grid=(-1e-9,))
+    never, charged = grid_plans(trace, grid=(-1e-9,))
     assert never.cost == MACS[-1]  # cheaper than to ask every exit and leave at none
     assert charged.cost == sum(MACS) + sum(HEADS)
 
 
-@pytest.mark.parametrize("rungs", [2, 3])
-def test_shares_of_the_rows_that_arrive(rungs):
-    trace, shares = entropies(101, rungs=rungs), (0.0, 0.3, 0.5, 1.0)
-    points = screen(trace, shares=shares)
-    assert len(points) == 4 ** (rungs - 1)
-    got = sorted(tuple(np.bincount(trace.replay(p.plan).exit, minlength=rungs)) for p in points)
+@pytest.mark.parametrize("members", [2, 3])
+def test_shares_of_the_rows_that_arrive(members):
+    trace, shares = entropies(101, members=members), (0.0, 0.3, 0.5, 1.0)
+    points = grid_plans(trace, shares=shares)
+    assert len(points) == 4 ** (members - 1)
+    got = sorted(tuple(np.bincount(trace.replay(p.plan).exit, minlength=members)) for p in points)
     want = []
-    for combination in product(shares, repeat=rungs - 1):
+    for combination in product(shares, repeat=members - 1):
         left, counts = 101, []
         for share in combination:
             counts.append(math.floor(share * left + 1e-9))
@@ -159,17 +159,17 @@ def test_shares_of_the_rows_that_arrive(rungs):
     assert got == sorted(want)
     for point in points:
         done = trace.replay(point.plan).exit
-        for place, gate in enumerate(trace.chain.gates):  # those that leave are the readiest of those that arrive
-            scores, arrived = trace.columns[f"score/{gate}"], done >= place
-            if 0 < (done == place).sum() < arrived.sum():
-                assert scores[done == place].min() > scores[done > place].max()
+        for index, gate in enumerate(trace.topology.gates):  # those that leave are the readiest of those that arrive
+            scores, arrived = trace.columns[f"score/{gate}"], done >= index
+            if 0 < (done == index).sum() < arrived.sum():
+                assert scores[done == index].min() > scores[done > index].max()
 
 
 def test_rows_with_equal_scores_stay_together():
-    trace = entropies(8, rungs=2)
+    trace = entropies(8, members=2)
     column = np.float32([-1, -1, -1, -2, -2, -3, -4, np.nan])
     tied = Trace({**trace.columns, "score/small": column}, trace.header)
-    leaving = {p.thresholds["small"]: tied.replay(p.plan).exit for p in screen(tied, shares=(0.25, 0.5, 0.7, 1.0))}
+    leaving = {p.thresholds["small"]: tied.replay(p.plan).exit for p in grid_plans(tied, shares=(0.25, 0.5, 0.7, 1.0))}
     assert sorted(int((exits == 0).sum()) for exits in leaving.values()) == [0, 3, 5, 7]
 
 
@@ -191,24 +191,24 @@ REFUSED = {
 def test_what_is_refused(case):
     options, error, says = REFUSED[case]
     with pytest.raises(error, match=says):
-        screen(entropies(10), **options)
+        grid_plans(entropies(10), **options)
 
 
 def test_traces_that_are_refused():
     with pytest.raises(InvalidArgument, match="neg_entropy"):
-        screen(trace_of(20), grid="lenet")
+        grid_plans(trace_of(20), grid="lenet")
     with pytest.raises(InvalidArgument, match="labels"):
-        screen(trace_of(20, labelled=False), grid=(1.0,))
+        grid_plans(trace_of(20, labelled=False), grid=(1.0,))
     trace = entropies(20)
-    with pytest.raises(InvalidArgument, match="never taught"):
-        screen(Trace(trace.columns, replace(trace.header, taught=False)), grid="lenet")
+    with pytest.raises(InvalidArgument, match="never trained"):
+        grid_plans(Trace(trace.columns, replace(trace.header, trained=False)), grid="lenet")
 
 
 def test_the_share_that_is_kept_for_later_exits():
     """kunglab/branchynet a33d136, branchynet/net.py, find_thresholds_entropies: over all rows at every exit."""
     trace = trace_of(200)
     plan = kept_shares(trace, 0.25)
-    for gate, score in zip(trace.chain.gates, trace.scores.T, strict=True):
+    for gate, score in zip(trace.topology.gates, trace.scores.T, strict=True):
         entropy = np.sort(-score)
         limit = entropy[int(200 - 0.25 * 200)]  # their threshold; rows of a smaller entropy leave
         (threshold,) = plan.thresholds[gate]

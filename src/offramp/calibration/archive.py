@@ -14,9 +14,9 @@ from itertools import product
 
 import numpy as np
 
-from offramp.calibration.cuts import Bools, Cuts, Floats, Ints, Singles, Table, cuts_of, shut
-from offramp.calibration.descent import descend, grid, hull, lines
-from offramp.calibration.families import families
+from offramp.calibration.baselines import baselines
+from offramp.calibration.moves import descend, grid, hull, lines
+from offramp.calibration.threshold_table import Bools, Floats, GateCuts, Ints, Singles, ThresholdTable, cuts_of, shut
 
 EXACT_STEPS = 4096  # three gates or more are tried out in full up to so many steps of all but the last
 EVERY_SET = 3  # gates up to which every set of open exits is searched
@@ -28,31 +28,31 @@ SLOW_STEPS = 1000  # cuts of the first of two gates that the archive is shown
 
 
 @dataclass(frozen=True)
-class Chain:
+class OpenSets:
     """The cuts and losses of a chain, and its price list by open exits."""
 
-    cuts: tuple[Cuts, ...]
+    cuts: tuple[GateCuts, ...]
     loss_EN: Floats
     cost: Callable[[Bools], Floats]  # open exits [E] -> [N, E]
-    known: dict[bytes, Table] = field(default_factory=dict, repr=False)
+    known: dict[bytes, ThresholdTable] = field(default_factory=dict, repr=False)
 
     @staticmethod
-    def of(scores_NG: Singles, losses_NE: Floats, cost: Callable[[Bools], Floats], gap: float) -> Chain:
+    def of(scores_NG: Singles, losses_NE: Floats, cost: Callable[[Bools], Floats], gap: float) -> OpenSets:
         """Sort every gate once."""
         cuts = tuple(cuts_of(np.ascontiguousarray(score_N), gap) for score_N in scores_NG.T)
-        return Chain(cuts, np.ascontiguousarray(losses_NE.T, np.float64), cost)
+        return OpenSets(cuts, np.ascontiguousarray(losses_NE.T, np.float64), cost)
 
-    def table(self, open_G: Bools) -> Table:
+    def table(self, open_G: Bools) -> ThresholdTable:
         """The chain with only these exits open."""
         key = open_G.tobytes()
         if key not in self.known:
             rows = self.loss_EN.shape[1]
             cuts = tuple(self.cuts[g] if open_G[g] else shut(rows) for g in range(len(self.cuts)))
             cost_EN = np.ascontiguousarray(self.cost(np.append(open_G, True)).T)
-            self.known[key] = Table(cuts, self.loss_EN, cost_EN)
+            self.known[key] = ThresholdTable(cuts, self.loss_EN, cost_EN)
         return self.known[key]
 
-    def whole(self) -> Table:
+    def whole(self) -> ThresholdTable:
         """The chain with every exit open."""
         return self.table(np.ones(len(self.cuts), bool))
 
@@ -72,13 +72,13 @@ class Chain:
         return np.where(np.stack(used_PG, 1), cuts_PG, 0) if used_PG else cuts_PG
 
 
-def tables(chain: Chain, sample: Chain) -> list[Table]:
+def tables(open_sets: OpenSets, sample: OpenSets) -> list[ThresholdTable]:
     """The chain under each set of open exits that is worth a search."""
-    gates = len(chain.cuts)
-    if chain.fixed:
-        return [chain.whole()]
+    gates = len(open_sets.cuts)
+    if open_sets.fixed:
+        return [open_sets.whole()]
     if gates <= EVERY_SET:
-        return [chain.table(np.array(open_G)) for open_G in product((True, False), repeat=gates)]
+        return [open_sets.table(np.array(open_G)) for open_G in product((True, False), repeat=gates)]
     loss_P, cost_P = sample.whole().totals(np.stack(hull(sample.whole(), NODES)))
     kept = undominated(loss_P, cost_P)
     slopes = -np.diff(loss_P[kept]) / np.diff(cost_P[kept])
@@ -86,18 +86,18 @@ def tables(chain: Chain, sample: Chain) -> list[Table]:
     for lam in np.quantile(slopes, np.linspace(0.0, 1.0, SLOPES)) if len(slopes) else ():
         for start_G in (np.ones(gates, bool), np.zeros(gates, bool)):
             sets.add(_toggled(sample, start_G, lam).tobytes())
-    return [chain.table(np.frombuffer(key, bool)) for key in sorted(sets, reverse=True)]
+    return [open_sets.table(np.frombuffer(key, bool)) for key in sorted(sets, reverse=True)]
 
 
-def _toggled(chain: Chain, open_G: Bools, lam: float) -> Bools:
+def _toggled(open_sets: OpenSets, open_G: Bools, lam: float) -> Bools:
     """Close or open the exit that lowers loss + lam * cost most, while one does."""
 
     def solved(open_G: Bools, cut_G: Ints) -> tuple[Ints, float]:
-        table = chain.table(open_G)
+        table = open_sets.table(open_G)
         cut_G, value = descend(table, table.loss_EN + lam * table.cost_EN, np.where(open_G, cut_G, 0), 2)
         return cut_G, value
 
-    cut_G, value = solved(open_G, chain.whole().never)
+    cut_G, value = solved(open_G, open_sets.whole().never)
     while True:
         others = [open_G ^ (np.arange(len(open_G)) == g) for g in range(len(open_G))]
         found = [(other_G, *solved(other_G, cut_G)) for other_G in others]
@@ -107,13 +107,13 @@ def _toggled(chain: Chain, open_G: Bools, lam: float) -> Bools:
         open_G, cut_G, value = best
 
 
-def exact_steps(table: Table) -> int:
+def exact_steps(table: ThresholdTable) -> int:
     """How many steps of all gates but the last trying out every plan would take."""
     return int(np.prod([float(len(table.cuts[g])) for g in table.gates[:-1]]))
 
 
 def every(
-    table: Table, one_EN: Floats, two_EN: Floats, slow: int | None = None
+    table: ThresholdTable, one_EN: Floats, two_EN: Floats, slow: int | None = None
 ) -> Iterator[tuple[Ints, int, Floats, Floats]]:
     """Every plan of a table, a curve over one gate at a time: (cut numbers, that gate, both sums).
 
@@ -166,7 +166,7 @@ class Archive:
 
         self.offer(loss_K, cost_K, cuts)
 
-    def offer_lines(self, table: Table, cut_G: Ints) -> None:
+    def offer_lines(self, table: ThresholdTable, cut_G: Ints) -> None:
         """Offer every gate moved alone."""
         for g, loss_K, cost_K in lines(table, cut_G, table.loss_EN, table.cost_EN):
             self.offer_line(cut_G, g, loss_K, cost_K)
@@ -185,11 +185,11 @@ def undominated(loss_P: Floats, cost_P: Floats) -> Ints:
     return order[loss_P[order] < before]
 
 
-def survey(chain: Chain, over: list[Table], places: int) -> Archive:
-    """Show an archive the families, the hull and the lines through it; small tables in full."""
-    curves = [curve for table in over for curve in families(table)]
+def fill_archive(open_sets: OpenSets, over: list[ThresholdTable], places: int) -> Archive:
+    """Show an archive the baselines, the hull and the lines through it; small tables in full."""
+    curves = [curve for table in over for curve in baselines(table)]
     cost = np.concatenate([curve.cost_D for curve in curves])
-    archive = Archive(cost.min(), cost.max(), places, len(chain.cuts))
+    archive = Archive(cost.min(), cost.max(), places, len(open_sets.cuts))
     for curve in curves:
         archive.offer(curve.loss_D, curve.cost_D, curve.cuts)
     for table in over:
@@ -199,16 +199,16 @@ def survey(chain: Chain, over: list[Table], places: int) -> Archive:
             continue
         for cut_G in hull(table, max(8, NODES // len(over))):
             archive.offer_lines(table, cut_G)
-    for _ in range(0 if chain.fixed or len(chain.cuts) <= EVERY_SET else CLOSINGS):
+    for _ in range(0 if open_sets.fixed or len(open_sets.cuts) <= EVERY_SET else CLOSINGS):
         _, _, cuts_PG = archive.plans()
         step = max(1, len(cuts_PG) // CLOSED)
-        for cut_G in chain.tidy(cuts_PG[step // 2 :: step]):
+        for cut_G in open_sets.tidy(cuts_PG[step // 2 :: step]):
             for used in np.flatnonzero(cut_G):
                 less_G = np.where(np.arange(len(cut_G)) == used, 0, cut_G)
-                archive.offer_lines(chain.table(less_G > 0), less_G)
+                archive.offer_lines(open_sets.table(less_G > 0), less_G)
     return archive
 
 
-def small(table: Table) -> bool:
+def small(table: ThresholdTable) -> bool:
     """Whether every plan of a table is tried."""
     return len(table.gates) <= 2 or exact_steps(table) <= EXACT_STEPS

@@ -23,7 +23,7 @@ MARGIN = 1e-3  # how far below the smallest score (relative, at least absolute) 
 
 
 @dataclass(frozen=True)
-class Cuts:
+class GateCuts:
     """The thresholds that one gate may have, from closed (+inf) down to everyone."""
 
     order_M: Ints  # rows that can leave at all, readiest first
@@ -36,7 +36,7 @@ class Cuts:
         return len(self.values_K)
 
 
-def cuts_of(score_N: Singles, gap: float = 0.0) -> Cuts:
+def cuts_of(score_N: Singles, gap: float = 0.0) -> GateCuts:
     """Every cut strictly between two distinct float32 scores at least `gap` apart, and one below them all.
 
     Where many rows crowd, few neighbours are so far apart. There a cut is also taken if no more than one row in
@@ -64,7 +64,7 @@ def cuts_of(score_N: Singles, gap: float = 0.0) -> Cuts:
     counts_K = np.concatenate(([0], chosen + 1))
     column_N = np.full(len(score_N), len(counts_K), np.int32)
     column_N[order_M] = np.searchsorted(counts_K, np.arange(len(order_M)), side="right")
-    return Cuts(
+    return GateCuts(
         order_M=order_M,
         counts_K=counts_K,
         values_K=np.concatenate(([np.inf], values_M[chosen])).astype(np.float32),
@@ -82,9 +82,9 @@ def thinned(score_N: Singles, most: int) -> Singles:
     distinct = np.unique(score_N[score_N > -np.inf])[::-1]
     if not len(distinct):
         return np.full(1, np.inf, np.float32)
-    place = np.unique(np.linspace(0, len(distinct) - 1, most).astype(np.intp))
-    upper = distinct[place].astype(np.float64)
-    lower = np.append(distinct[1:], np.float32(-np.inf))[place].astype(np.float64)
+    index = np.unique(np.linspace(0, len(distinct) - 1, most).astype(np.intp))
+    upper = distinct[index].astype(np.float64)
+    lower = np.append(distinct[1:], np.float32(-np.inf))[index].astype(np.float64)
     values = _between(upper, lower, 0.0).astype(np.float32)
     fits = np.isfinite(values) & (values < upper) & (values > lower)
     return np.append(np.float32(np.inf), values[fits])
@@ -101,18 +101,18 @@ def _between(upper_M: Floats, lower_M: Floats, gap: float) -> Floats:
     return np.where(abs(between_M) <= limit, between_M, np.inf)
 
 
-def shut(rows: int) -> Cuts:
+def shut(rows: int) -> GateCuts:
     """The cuts of an exit that stays closed."""
     inf = np.full(1, np.inf)
     nothing = np.zeros(0, np.intp)
-    return Cuts(nothing, np.zeros(1, np.intp), inf.astype(np.float32), np.ones(rows, np.int32), inf)
+    return GateCuts(nothing, np.zeros(1, np.intp), inf.astype(np.float32), np.ones(rows, np.int32), inf)
 
 
 @dataclass(frozen=True)
-class Table:
+class ThresholdTable:
     """A chain with its prices fixed: what every row loses and costs at every exit."""
 
-    cuts: tuple[Cuts, ...]
+    cuts: tuple[GateCuts, ...]
     loss_EN: Floats
     cost_EN: Floats
 

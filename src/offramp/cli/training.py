@@ -1,4 +1,4 @@
-"""`offramp fit`: teach a network's exits."""
+"""`offramp fit`: train a network's exits."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def fit(
     gate_of: GivenGate = None,
     as_json: AsJson = False,
 ) -> None:
-    r"""Teach the exits of a network by a recipe.
+    r"""Train the exits of a network by a recipe.
 
     hinge and cross_entropy leave the model as it is and solve for its exits to a proven gap; joint trains
     model and exits together; sdn, ztw, distill, patience and objective are those of their papers.
@@ -142,12 +142,12 @@ def fit(
 
     Example:
       offramp fit network/ 'cifar10/train:data' --recipe hinge \
-        --development 'cifar10:data[0:1000]' -o taught/
+        --development 'cifar10:data[0:1000]' -o trained/
     """
     from offramp._support.arguments import arguments_of
     from offramp.building.saving import save
-    from offramp.fitting.teaching import fit as fitted
-    from offramp.fitting.teaching import recipe_of
+    from offramp.fitting.training import fit as fitted
+    from offramp.fitting.training import recipe_of
 
     _require_places(network, output, folder, cache, overwrite=overwrite)
     given = arguments_of(arguments)
@@ -181,13 +181,13 @@ def fit(
         "network": output,
         "recipe": recipe,
         "fingerprint": net.fingerprint(),
-        "untaught": list(net.untaught()),
+        "untrained": list(net.untrained()),
         "epochs": [epoch.flat() for epoch in history.epochs],
         "notes": list(history.notes),
     }
-    answer(body, as_json, str(history), f"Taught in {history.seconds:.1f} s: {output}")
-    if net.untaught():
-        note(f"not taught yet: {', '.join(net.untaught())}")
+    answer(body, as_json, str(history), f"Trained in {history.seconds:.1f} s: {output}")
+    if net.untrained():
+        note(f"not trained yet: {', '.join(net.untrained())}")
 
 
 def _original(network: Network, spec: str | None, weights: str | None) -> Any:
@@ -196,7 +196,7 @@ def _original(network: Network, spec: str | None, weights: str | None) -> Any:
     from offramp.building.factories import OURS
     from offramp.cli.converting import model_of
 
-    own = network.rungs[0].spec
+    own = network.members[0].spec
     if spec is None:
         if own is None:
             raise InvalidArgument(
@@ -218,22 +218,22 @@ def _tell_where_it_begins(folder: str | None) -> None:
     from offramp.fitting.checkpoint import FOLDER
 
     if not restored(Path(folder) / "checkpoint", FOLDER.require_own).is_dir():
-        note(f"{folder} holds no checkpoint: teaching begins at the start")
+        note(f"{folder} holds no checkpoint: training begins at the start")
 
 
 def _require_places(network: str, output: str, *beside: str | None, overwrite: bool) -> None:
-    """Raise, before anything is taught, where an output could not be written in the end, or would replace an input."""
+    """Raise, before anything is trained, where an output could not be written in the end, or would replace an input."""
     from offramp.building.saving import FOLDER
 
-    for place in (output, *beside):
-        writable(place, folder=True)
+    for path in (output, *beside):
+        writable(path, folder=True)
     FOLDER.require_own(Path(output))
     if not overwrite:
         require_apart(output, [network], way_out="name another folder, or allow it with --overwrite")
-    for place in filter(None, beside):
-        inside = (Path(place).absolute(), *Path(place).absolute().parents)
+    for path in filter(None, beside):
+        inside = (Path(path).absolute(), *Path(path).absolute().parents)
         for word, whole in (("output", output), ("network", network)):
             if Path(whole).absolute() in inside:
                 raise InvalidArgument(
-                    f"got {place} inside the {word} {whole}, which holds a network alone; name another folder"
+                    f"got {path} inside the {word} {whole}, which holds a network alone; name another folder"
                 )

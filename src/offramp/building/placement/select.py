@@ -1,6 +1,6 @@
 """Which places pay, from arrays alone: the arithmetic of `at="auto"`. No torch.
 
-Shapes: N labelled rows, of which every other one teaches (T) and the rest are held out (H); F features, C classes.
+Shapes: N labelled rows, of which every other one trains (T) and the rest are held out (H); F features, C classes.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class CutCandidate:
     """A candidate: milliseconds per row up to it (`reach`) and of its exit (`head`), and who could leave, bool [H]."""
 
     name: str
@@ -35,32 +35,32 @@ class Place:
         return self.head / (full - self.reach) if full > self.reach else float("inf")
 
 
-def chosen(places: Sequence[Place], full: float, most: int | None = None) -> list[Place]:
+def chosen(candidates: Sequence[CutCandidate], full: float, most: int | None = None) -> list[CutCandidate]:
     """The places whose exits pay together, in the order of the model; places come in that order."""
-    picked: list[Place] = []
+    picked: list[CutCandidate] = []
     cost = full
     while most is None or len(picked) < most:
-        tried = [_ordered([*picked, place], places) for place in places if place not in picked]
+        tried = [_ordered([*picked, candidate], candidates) for candidate in candidates if candidate not in picked]
         best = min(tried, key=lambda some: expected(some, full), default=picked)
         if not expected(best, full) <= cost - GAIN * full:
             break
         picked, cost = best, expected(best, full)
-    for place in list(picked):
-        rest = [other for other in picked if other is not place]
+    for candidate in list(picked):
+        rest = [other for other in picked if other is not candidate]
         if expected(rest, full) <= expected(picked, full):
             picked = rest
     return picked
 
 
-def expected(picked: Sequence[Place], full: float) -> float:
+def expected(picked: Sequence[CutCandidate], full: float) -> float:
     """Mean milliseconds of a held-out row: it pays the exits on its way, and leaves at the first where it could."""
     if not picked:
         return full
     stays, heads, total = np.ones(len(picked[0].leaves), dtype=bool), 0.0, 0.0
-    for place in picked:
-        heads += place.head
-        total += float((stays & place.leaves).mean()) * (place.reach + heads)
-        stays &= ~place.leaves
+    for candidate in picked:
+        heads += candidate.head
+        total += float((stays & candidate.leaves).mean()) * (candidate.reach + heads)
+        stays &= ~candidate.leaves
     return total + float(stays.mean()) * (full + heads)
 
 
@@ -68,16 +68,18 @@ def probed(features: Array, y: Array, classes: int) -> Array:
     """Scores [H, C] of the odd rows by ridge regression on the even ones: features [N, F], labels [N]."""
     from scipy import linalg  # here, because opening a network imports this file and never comes to this line
 
-    teach, held = features[::2].astype(np.float64), features[1::2].astype(np.float64)
-    mean, scale = teach.mean(0), teach.std(0)
+    train_model, held = features[::2].astype(np.float64), features[1::2].astype(np.float64)
+    mean, scale = train_model.mean(0), train_model.std(0)
     scale[scale < 1e-6 * max(1.0, float(scale.max(initial=0)))] = np.inf  # what never varies says nothing
-    teach, held = (teach - mean) / scale, (held - mean) / scale
+    train_model, held = (train_model - mean) / scale, (held - mean) / scale
     targets = np.eye(classes)[y[::2]]
     prior = targets.mean(0)
-    kernel = teach @ teach.T / teach.shape[1]  # [T, T]: rows are fewer than features more often than not
+    kernel = (
+        train_model @ train_model.T / train_model.shape[1]
+    )  # [T, T]: rows are fewer than features more often than not
     kernel[np.diag_indices_from(kernel)] += RIDGE
     weights = linalg.solve(kernel, targets - prior, assume_a="pos")
-    found: Array = held @ (teach.T @ weights) / teach.shape[1] + prior
+    found: Array = held @ (train_model.T @ weights) / train_model.shape[1] + prior
     return found
 
 
@@ -95,5 +97,5 @@ def leaving(scores: Array, y: Array, right: Array) -> Array:
     return kept
 
 
-def _ordered(picked: Sequence[Place], places: Sequence[Place]) -> list[Place]:
-    return [place for place in places if place in picked]
+def _ordered(picked: Sequence[CutCandidate], candidates: Sequence[CutCandidate]) -> list[CutCandidate]:
+    return [candidate for candidate in candidates if candidate in picked]

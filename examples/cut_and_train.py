@@ -1,6 +1,6 @@
-"""Exits inside one trained net: cut it at two places, teach the exits with a plain loop, promise, run.
+"""Exits inside one trained net: cut it at two places, train the exits with a plain loop, promise, run.
 
-python examples/cut_and_teach.py
+python examples/cut_and_train.py
 """
 
 import torch
@@ -28,23 +28,23 @@ class Net(nn.Module):
         return self.head(self.stage3(self.stage2(self.stage1(x.float() / 16))).flatten(1))
 
 
-def teach(parameters, answers, epochs: int) -> None:
+def train_model(parameters, answers, epochs: int) -> None:
     """Plain training: cross-entropy of everything that `answers` gives for a batch."""
-    optimiser = torch.optim.Adam(parameters, 3e-3)
+    optimizer = torch.optim.Adam(parameters, 3e-3)
     for _ in range(epochs):
         for batch in train.batches(50):
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             y = torch.as_tensor(batch.y)
             sum(nn.functional.cross_entropy(logits, y) for logits in answers(torch.as_tensor(batch.x))).backward()
-            optimiser.step()
+            optimizer.step()
 
 
 model = Net()
-teach(model.parameters(), lambda x: [model(x)], epochs=10)
+train_model(model.parameters(), lambda x: [model(x)], epochs=10)
 
 net = off.cut(model.eval(), next(train.batches(4)).x, at=["stage1", "stage2"])
 net.backbone.requires_grad_(False)  # frozen: only the exits learn
-teach(net.exits.parameters(), lambda x: net(x)[:-1], epochs=15)
+train_model(net.exits.parameters(), lambda x: net(x)[:-1], epochs=15)
 
 trace = off.record(net, held_out, timed=False, progress=False)
 plan = off.calibrate(trace, risk="accuracy_gap", at_most=0.03)
@@ -53,5 +53,5 @@ print(plan)
 x = torch.as_tensor(next(test.batches(8)).x)
 answers = off.run(net, plan, x)
 print("answers", answers.logits.argmax(1).tolist())
-print("left at", [net.chain.exits[place] for place in answers.exit.tolist()])
+print("left at", [net.topology.exits[index] for index in answers.exit.tolist()])
 print(off.record(net, test, timed=False, progress=False).evaluate(plan))

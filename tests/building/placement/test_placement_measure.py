@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.building.placement.trying import _Looked, placed
+from offramp.building.placement.measure import _ProbePass, placed
 from offramp.errors import BadData, BadNetwork, InvalidArgument, OverlappingRows
 from offramp.networks.inputs import as_inputs
 from offramp.networks.nodes import Exit
@@ -19,7 +19,7 @@ from texts import encoder, texts
 def test_only_the_place_that_pays_is_taken():
     x, y = signs()
     found = placed(lifted(), None, as_inputs(x[:4]), (x, y), exits="linear")
-    share = {place.name: place.share for place in found.places}
+    share = {candidate.name: candidate.share for candidate in found.candidates}
     assert share["0"] < 0.1
     assert share["1"] == 1
     assert found.names == ("1",)
@@ -31,7 +31,7 @@ def test_the_rows_that_placed_exits_promise_nothing():
     model = lifted()
     x, y = signs()
     net = off.cut(model, x[:4], at="auto", labelled=(x, y), exits="linear", parts=2)
-    assert net.chain.exits == ("1", "backbone")
+    assert net.topology.exits == ("1", "backbone")
     off.fit(net, (x, y), recipe="cross_entropy", progress=False)
     trace = off.record(net, (x, y), timed=False, progress=False)
     with pytest.raises(OverlappingRows):
@@ -98,7 +98,7 @@ def test_digits():
     demo.fit(model, preprocess, demo.all_of("digits[0:700]"), epochs=4)
     example = demo.all_of("digits[0:4]").x
     net = off.cut(model, example, at="auto", labelled="digits[0:700]", preprocess=preprocess)
-    taken = net.chain.exits[:-1]
+    taken = net.topology.exits[:-1]
     assert taken
     assert "14" not in taken  # the last place saves next to nothing
     off.fit(net, "digits[0:700]", recipe="cross_entropy", progress=False)
@@ -109,7 +109,7 @@ def test_digits():
 
 def test_masks_and_exits_that_do_not_pool():
     model, inputs = encoder(), as_inputs(texts(6, 9))
-    masked = _Looked(model, None, ["blocks.0", "blocks.1"], "linear_masked")
+    masked = _ProbePass(model, None, ["blocks.0", "blocks.1"], "linear_masked")
     masked.add(inputs)
     by_hand = model.words(inputs["x/input_ids"]).shape[2]
     assert [(name, value.shape) for name, value in masked.features()] == [
@@ -119,7 +119,7 @@ def test_masks_and_exits_that_do_not_pool():
     full, reach, heads = masked.times(inputs)
     assert 0 < reach["blocks.0"] <= reach["blocks.1"] <= full
     assert min(heads.values()) > 0
-    own = _Looked(model, None, ["blocks.0"], lambda shape, classes: Flat(shape, classes))
+    own = _ProbePass(model, None, ["blocks.0"], lambda shape, classes: Flat(shape, classes))
     own.add(inputs)
     assert own.features()[0][1].shape == (6, by_hand)
 

@@ -46,7 +46,7 @@ def scaling_rows(text: str) -> Rows:
     return found
 
 
-class Quantising:
+class Quantizer:
     """Makes eight-bit graphs of a network's float32 ones. It does not keep the network, which keeps what it made."""
 
     def __init__(self, network: Network, source: Rows) -> None:
@@ -95,15 +95,15 @@ class _Reader:
 
     @staticmethod
     def _made(network: Network, source: Rows, reads: tuple[str, ...]) -> Iterator[dict[str, Array]]:
-        schedule = full_schedule(network.chain)
-        parts = kind_of("torch")().open(network, schedule, network.device())
+        schedule = full_schedule(network.topology)
+        engine_stages = kind_of("torch")().open(network, schedule, network.device())
         for batch in source.batches(BATCH):
             state: State = as_inputs(batch.x)
             with torch.inference_mode():
-                for part in parts:
+                for engine_stage in engine_stages:
                     if set(reads) <= state.keys():
                         break
-                    part.call(state)
+                    engine_stage.call(state)
             yield {name: state[name].numpy() for name in reads}
 
 

@@ -1,6 +1,6 @@
-"""What teaching costs: a joint step beside a plain training step, and a frozen backbone's features computed once.
+"""What training costs: a joint step beside a plain training step, and a frozen backbone's features computed once.
 
-    python benchmarks/teaching_speed.py --data DIR [--rounds 5] [--steps 4] [--only steps|frozen] [--json FILE]
+    python benchmarks/training_speed.py --data DIR [--rounds 5] [--steps 4] [--only steps|frozen] [--json FILE]
 
 Steps: `plain` is a training step of the network without exits, written out below; `by hand` the same with the losses of
 all exits; `fit` the joint recipe in off.fit, by its own clock, its rows' reading included. All have Adam and batches of
@@ -32,7 +32,7 @@ from torch.nn.functional import cross_entropy
 import offramp as off
 
 # Internal: a recipe by its name, with arguments.
-from offramp.fitting.teaching import recipe_of
+from offramp.fitting.training import recipe_of
 from offramp.models import msdnet
 from offramp.recipes.joint import Joint
 
@@ -43,25 +43,25 @@ BATCH, TARGET = 128, 1.25
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
-def plain_steps(model: nn.Module, preprocess: nn.Module, optimiser: torch.optim.Optimizer, batches: Batches) -> None:
+def plain_steps(model: nn.Module, preprocess: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches) -> None:
     """A plain PyTorch training loop."""
     model.train()
     for x, y in batches():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = cross_entropy(model(preprocess(x)), y)
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     model.eval()
 
 
-def by_hand(network: off.Network, optimiser: torch.optim.Optimizer, batches: Batches) -> None:
+def by_hand(network: off.Network, optimizer: torch.optim.Optimizer, batches: Batches) -> None:
     """The same on the logits of all exits."""
     network.train()
     for x, y in batches():
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss = torch.stack([cross_entropy(logits, y) for logits in network(x)]).sum()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
     network.eval()
 
 
@@ -80,14 +80,14 @@ def networks(data: Path) -> dict[str, off.Network]:
 def share_of_exits(network: off.Network, x: np.ndarray) -> float:
     """The exits' MACs in those of the plain network."""
     prices = off.record(network, x[:2], timed=False, progress=False).prices
-    exits = sum(float(np.mean(prices.parts[f"exit/{name}"][..., 0])) for name in network.chain.gates)
-    return exits / prices.plain(network.chain.exits[-1], unit="macs", batch=1)
+    exits = sum(float(np.mean(prices.parts[f"exit/{name}"][..., 0])) for name in network.topology.gates)
+    return exits / prices.plain(network.topology.exits[-1], unit="macs", batch=1)
 
 
 def steps(network: off.Network, rows: off.Rows | Any, count: int, rounds: int) -> dict[str, Any]:
     """Milliseconds per step and their ratios."""
-    rung = network.rungs[0]
-    model, preprocess = network.model_of(rung), network.preprocess_of(rung)
+    member = network.members[0]
+    model, preprocess = network.model_of(member), network.preprocess_of(member)
     assert preprocess is not None
     taken = rows.select(slice(0, count * BATCH))
     whole = taken.take(np.arange(len(taken)))
@@ -98,12 +98,12 @@ def steps(network: off.Network, rows: off.Rows | Any, count: int, rounds: int) -
         for positions in parts:
             yield torch.as_tensor(data[0][positions]), torch.as_tensor(data[1][positions])
 
-    optimisers = [torch.optim.Adam(part.parameters(), lr=1e-5) for part in (model, network)]
-    plain = partial(plain_steps, model, preprocess, optimisers[0], batches)
+    optimizers = [torch.optim.Adam(part.parameters(), lr=1e-5) for part in (model, network)]
+    plain = partial(plain_steps, model, preprocess, optimizers[0], batches)
     recipe = Joint(epochs=1, rate=1e-5)
     calls: dict[str, Callable[[], float]] = {
         "plain": partial(_seconds, plain),
-        "by hand": partial(_seconds, partial(by_hand, network, optimisers[1], batches)),
+        "by hand": partial(_seconds, partial(by_hand, network, optimizers[1], batches)),
         "fit": lambda: off.fit(network, data, recipe=recipe, batch_size=BATCH, progress=False).seconds,
         "plain again": partial(_seconds, plain),
     }
@@ -143,8 +143,8 @@ def _in_turn(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, np
 
 def frozen(network: off.Network, rows: off.Rows | Any, rounds: int) -> dict[str, Any]:
     """Seconds of a first fit, of a second one on the same backbone, and of a bare pass of the plain model."""
-    rung = network.rungs[0]
-    model, preprocess = network.model_of(rung), network.preprocess_of(rung)
+    member = network.members[0]
+    model, preprocess = network.model_of(member), network.preprocess_of(member)
     assert preprocess is not None
 
     def bare() -> None:
@@ -152,8 +152,8 @@ def frozen(network: off.Network, rows: off.Rows | Any, rounds: int) -> dict[str,
             for batch in rows.batches(BATCH):
                 model(preprocess(torch.as_tensor(batch.x)))
 
-    def fit(cache: str, regulariser: float) -> float:
-        recipe = recipe_of("hinge", regulariser=regulariser)
+    def fit(cache: str, regularizer: float) -> float:
+        recipe = recipe_of("hinge", regularizer=regularizer)
         start = time.perf_counter()
         solving.append(off.fit(network, rows, recipe=recipe, cache=cache, progress=False).seconds)
         return time.perf_counter() - start

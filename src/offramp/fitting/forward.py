@@ -11,13 +11,13 @@ from offramp.networks.inputs import State, given
 from offramp.networks.members import values_of
 from offramp.networks.network import Network
 from offramp.networks.nodes import Exit, Seen, answers
-from offramp.networks.recipe import Pools, View, exits_read, pooled_by
+from offramp.networks.recipe import Pools, TrainingOutputs, exits_read, pooled_by
 
-Looked = dict[str, dict[str, Tensor]]
+NodeTensors = dict[str, dict[str, Tensor]]
 TEACHER = "teacher"
 
 
-class Looking(nn.Module):
+class TrainingForward(nn.Module):
     """Named tensors in, `logits` and `features` by node out.
 
     `pooled` says that the named tensors are the nodes' pooled features, and the models are not run. Exits that cannot
@@ -29,12 +29,14 @@ class Looking(nn.Module):
         super().__init__()
         self.network, self.teacher = network, teacher
 
-    def forward(self, state: State, pooled: bool) -> Looked:
+    def forward(self, state: State, pooled: bool) -> NodeTensors:
         """Logits [b, C] and features [b, ...] by node."""
         if not pooled:
             seen = dict(self.network.look(given(state)))
             own = {name: one.own for name, one in seen.items() if one.own is not None}
-            return {"logits": own, "features": {name: one.features for name, one in seen.items()}} | self._taught(state)
+            return {"logits": own, "features": {name: one.features for name, one in seen.items()}} | self._trained(
+                state
+            )
         logits, handed = dict[str, Tensor](), dict[str, Tensor]()
         for name, exit_ in exits_of(self.network):
             if name in state and exits_read(exit_) <= logits.keys():
@@ -42,7 +44,7 @@ class Looking(nn.Module):
                 logits[name], handed[name] = answers(exit_, Seen(state[name].to(kind), handed), name)
         return {"logits": logits, "features": {name: state[name] for name in logits}}
 
-    def _taught(self, state: State) -> Looked:
+    def _trained(self, state: State) -> NodeTensors:
         """The teacher's last logits."""
         if self.teacher is None:
             return {}
@@ -50,26 +52,28 @@ class Looking(nn.Module):
             return {TEACHER: {TEACHER: self.teacher(given(state))[-1]}}
 
 
-def view_of(network: Network, looked: Mapping[str, Mapping[str, Tensor]], state: State, pooled: bool) -> View:
-    """What `Looking` gave, as a recipe sees it."""
-    teacher = looked.get(TEACHER, {}).get(TEACHER)
-    return View(looked["logits"], looked["features"], {} if pooled else state, network, teacher)
+def outputs_of(
+    network: Network, computed: Mapping[str, Mapping[str, Tensor]], state: State, pooled: bool
+) -> TrainingOutputs:
+    """What `TrainingForward` gave, as a recipe sees it."""
+    teacher = computed.get(TEACHER, {}).get(TEACHER)
+    return TrainingOutputs(computed["logits"], computed["features"], {} if pooled else state, network, teacher)
 
 
 def exits_of(network: Network) -> Iterator[tuple[str, Exit]]:
     """The exits, shallow to deep."""
-    for name in network.chain.exits:
+    for name in network.topology.exits:
         yield name, network.exit_of(name)
 
 
 def pooled_of(network: Network, state: State, names: tuple[str, ...]) -> dict[str, Tensor]:
     """The pooled features [b, F] of the named exits for a batch, without gradient."""
-    found: dict[str, Tensor] = {}
+    pooled: dict[str, Tensor] = {}
     with torch.inference_mode():
-        for rung in network.rungs:
-            values = values_of(network.model_of(rung), network.preprocess_of(rung), rung, state)
+        for member in network.members:
+            values = values_of(network.model_of(member), network.preprocess_of(member), member, state)
             for name in names:
                 exit_ = network.exit_of(name)
                 if name in values and isinstance(exit_, Pools):
-                    found[name] = pooled_by(exit_, values[name], state)
-    return found
+                    pooled[name] = pooled_by(exit_, values[name], state)
+    return pooled

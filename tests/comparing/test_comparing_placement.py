@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from made_up import DIGITS, file_of
-from offramp.building.placement.trying import placed
-from offramp.comparing import cuts
+from offramp.building.placement.measure import placed
+from offramp.comparing import placement
 from offramp.comparing.cells import Cell
 from offramp.comparing.reading import read_settings
 from offramp.errors import OverlappingRows
@@ -56,32 +56,32 @@ def test_a_node_may_have_another_exit(tmp_path: Path) -> None:
 
 def test_places_are_tried_once_for_all_that_ask_the_same(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tried = []
-    monkeypatch.setattr(cuts, "placed", lambda *a, **options: tried.append(options) or placed(*a, **options))
+    monkeypatch.setattr(placement, "placed", lambda *a, **options: tried.append(options) or placed(*a, **options))
     one, later, other = cells(rows, *METHODS, shared=SIGNS)
     for cell in (later, one, other):  # a later seed has the places of the first one too
         network = cell._made()
-        assert network.chain.exits == ("1", "backbone")
-        assert network.learned is not None
-        assert (network.learned.data, len(network.learned.digests)) == ("npz:signs.npz[0:240]", 240)
+        assert network.topology.exits == ("1", "backbone")
+        assert network.trained_on is not None
+        assert (network.trained_on.data, len(network.trained_on.digests)) == ("npz:signs.npz[0:240]", 240)
     (smaller,) = cells(rows, '[method.smaller]\nat = "auto"\nparts = 2\nseeds = [3]\n', shared=SIGNS)
-    assert smaller._made().chain.exits == ("1", "backbone")
+    assert smaller._made().topology.exits == ("1", "backbone")
     assert [options["most"] for options in tried] == [None, 1]
 
 
-def test_places_depend_on_what_the_model_was_taught_by(rows: Path) -> None:
-    taught = '[method.taught]\nrecipe = "joint"\nwith = ["epochs=1"]\nat = "1"\nseeds = [0]\n'
-    placed_ = '[method.placed]\nstart = "taught"\nat = "auto"\nseeds = [0]\n'
+def test_places_depend_on_what_the_model_was_trained_by(rows: Path) -> None:
+    trained = '[method.trained]\nrecipe = "joint"\nwith = ["epochs=1"]\nat = "1"\nseeds = [0]\n'
+    placed_ = '[method.placed]\nstart = "trained"\nat = "auto"\nseeds = [0]\n'
     for epochs in (1, 2):
-        tables = (taught.replace("epochs=1", f"epochs={epochs}"), placed_)
+        tables = (trained.replace("epochs=1", f"epochs={epochs}"), placed_)
         cells(rows, *tables, shared=SIGNS)[1]._made()
-        shutil.rmtree(rows / "out" / "taught-0")
+        shutil.rmtree(rows / "out" / "trained-0")
         assert len([*(rows / "out" / "places").iterdir()]) == epochs
 
 
-def test_rows_of_the_probe_and_of_teaching_are_remembered_together(rows: Path) -> None:
+def test_rows_of_the_probe_and_of_training_are_remembered_together(rows: Path) -> None:
     cell = cells(rows, METHODS[0], shared=SIGNS.replace("[0:60]", "[240:300]").replace("[240:300]", "[360:420]", 1))[0]
-    assert cell.network.learned is not None
-    assert len(cell.network.learned.digests) == 300
+    assert cell.network.trained_on is not None
+    assert len(cell.network.trained_on.digests) == 300
     again = cells(rows, METHODS[0], shared=SIGNS.replace("[240:300]", "[200:260]"))[0]
-    with pytest.raises(OverlappingRows, match=r"40 of the 60 calibration rows .* also taught"):
+    with pytest.raises(OverlappingRows, match=r"40 of the 60 calibration rows .* also trained"):
         again.traces("own")

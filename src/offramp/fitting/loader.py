@@ -1,4 +1,4 @@
-"""Rows in the order in which they are taught, and what every draw of a run depends on.
+"""Rows in the order in which they are trained, and what every draw of a run depends on.
 
 All that is random comes from (seed, phase, epoch, step) and nothing else: a run that was stopped goes on in the middle
 of an epoch as if it had not been.
@@ -18,7 +18,7 @@ from offramp._support.progress import track
 from offramp.data.rows import Rows, fingerprint_of, rounded_digests_of
 from offramp.errors import BadData
 from offramp.networks.inputs import State, as_inputs, count_of, given
-from offramp.networks.recipe import Lesson
+from offramp.networks.recipe import TrainingBatch
 from offramp.plans.provenance import SeenRows
 
 Array = np.ndarray[Any, np.dtype[Any]]
@@ -27,19 +27,19 @@ LOOKED = 32  # rows that are read twice, to see whether the data set draws at ra
 
 
 @dataclass(frozen=True)
-class Roll:
-    """What is known of a data set before it is taught: labels [N] or None, rows' numbers [N], and their digests."""
+class RowIndex:
+    """What is known of a data set before it is trained: labels [N] or None, rows' numbers [N], and their digests."""
 
     y: Array | None
     row: Array
     seen: SeenRows
 
 
-def roll_of(source: Rows, *, progress: bool, processes: Processes = ALONE) -> Roll:
+def index_of(source: Rows, *, progress: bool, processes: Processes = ALONE) -> RowIndex:
     """One pass over the rows, without a model.
 
     Raises BadData for a stream, which cannot be shuffled, and for rows that differ from one look to the next: which
-    of them taught the network could not be known again.
+    of them trained the network could not be known again.
     """
     if not source.can_take:
         raise BadData(
@@ -61,12 +61,12 @@ def roll_of(source: Rows, *, progress: bool, processes: Processes = ALONE) -> Ro
         )
     rounded = np.concatenate([each for _, _, _, each in batches])
     seen = SeenRows(source.name, fingerprint_of(digests), digests, rounded=rounded)
-    return Roll(np.concatenate(labels) if labels else None, np.concatenate([row for _, row, _, _ in batches]), seen)
+    return RowIndex(np.concatenate(labels) if labels else None, np.concatenate([row for _, row, _, _ in batches]), seen)
 
 
-def drawn(*place: int) -> int:
+def drawn(*draws: int) -> int:
     """A seed from a seed and a place in the run, such as (seed, phase, epoch, step)."""
-    return int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return int(np.random.SeedSequence(draws).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def seed_torch(seed: int, device: torch.device) -> None:
@@ -79,7 +79,7 @@ def seed_torch(seed: int, device: torch.device) -> None:
             torch.cuda.manual_seed(seed)
 
 
-class Lessons:
+class BatchLoader:
     """The batches of a phase: about equal in size, so that none holds a single row unless it must.
 
     cache: pooled features [V N, F] by node, V copies of the N rows one after the other; without it rows are read.
@@ -90,18 +90,18 @@ class Lessons:
     def __init__(
         self,
         source: Rows,
-        roll: Roll,
+        index: RowIndex,
         *,
         batch_size: int,
-        place: tuple[int, int],
+        draws: tuple[int, int],
         device: torch.device,
         cache: Mapping[str, Array] | None = None,
         augment: Augment | None = None,
         processes: Processes = ALONE,
     ) -> None:
-        self.source, self.roll, self.cache, self.augment, self.processes = source, roll, cache, augment, processes
-        self.batch_size, self.place, self.device = batch_size, place, device
-        self.keep: Array = np.arange(len(roll.row))
+        self.source, self.index, self.cache, self.augment, self.processes = source, index, cache, augment, processes
+        self.batch_size, self.draws, self.device = batch_size, draws, device
+        self.keep: Array = np.arange(len(index.row))
 
     @property
     def steps(self) -> int:
@@ -119,34 +119,34 @@ class Lessons:
 
     def epoch(self, number: int, start: int = 0) -> Iterator[tuple[State, Array]]:
         """Named tensors and the rows' positions, from step `start` on; torch's generator is seeded for each step."""
-        order = np.random.default_rng(drawn(*self.place, number)).permutation(self.keep)
-        own = () if self.processes.main else (self.processes.place,)
+        order = np.random.default_rng(drawn(*self.draws, number)).permutation(self.keep)
+        own = () if self.processes.main else (self.processes.rank,)
         for step, positions in enumerate(np.array_split(order, self.steps)):
             if step >= start:
-                seed_torch(drawn(*self.place, number, step, *own), self.device)
+                seed_torch(drawn(*self.draws, number, step, *own), self.device)
                 mine = self.processes.share(positions)
                 yield self.state(mine, number), mine
 
     def in_order(self, size: int) -> Iterator[tuple[State, Array]]:
         """All rows as they come, not augmented; where there are several processes, the batches whose turn it is."""
-        for start in range(0, len(self.roll.row), size)[self.processes.turn]:
-            positions = np.arange(start, min(start + size, len(self.roll.row)))
+        for start in range(0, len(self.index.row), size)[self.processes.turn]:
+            positions = np.arange(start, min(start + size, len(self.index.row)))
             yield self.state(positions, 0, plain=True), positions
 
     def state(self, positions: Array, epoch: int, *, plain: bool = False) -> State:
         """The named tensors of some rows; of several copies of pooled features the epoch's own."""
         if self.cache is not None:
-            count = len(self.roll.row)
+            count = len(self.index.row)
             return {
                 name: torch.from_numpy(column[positions + count * (epoch % (len(column) // count))]).to(self.device)
                 for name, column in self.cache.items()
             }
         return augmented(self.source.take_x(positions), None if plain else self.augment, self.device)
 
-    def lesson(self, positions: Array, phase: str, step: int = 0, steps: int = 1) -> Lesson:
+    def batch(self, positions: Array, phase: str, step: int = 0, steps: int = 1) -> TrainingBatch:
         """Labels and numbers of some rows."""
-        y = None if self.roll.y is None else torch.from_numpy(self.roll.y[positions]).to(self.device)
-        return Lesson(y, torch.from_numpy(self.roll.row[positions]), phase, step, steps)
+        y = None if self.index.y is None else torch.from_numpy(self.index.y[positions]).to(self.device)
+        return TrainingBatch(y, torch.from_numpy(self.index.row[positions]), phase, step, steps)
 
 
 def augmented(x: Any, augment: Augment | None, device: torch.device) -> State:

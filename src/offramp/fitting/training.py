@@ -1,4 +1,4 @@
-"""`fit`: teach a network by a recipe."""
+"""`fit`: train a network by a recipe."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from offramp.data.rows import Rows, proposing, rows_for
 from offramp.errors import BadData, BadNetwork, InvalidArgument
 from offramp.fitting.accelerating import accelerating, tracking
 from offramp.fitting.checkpoint import FOLDER, load_checkpoint
+from offramp.fitting.forward import TrainingForward
 from offramp.fitting.history import History
-from offramp.fitting.lessons import Augment, drawn, roll_of
-from offramp.fitting.looking import Looking
-from offramp.fitting.loop import Course, Held, Loop
+from offramp.fitting.loader import Augment, drawn, index_of
+from offramp.fitting.loop import IndexedRows, Loop, RunConfig
 from offramp.fitting.pooling import Pooling
 from offramp.networks.ambient import without_autocast
 from offramp.networks.dependence import require_read
 from offramp.networks.inputs import as_inputs, remedy
-from offramp.networks.members import BACKBONE, Rung
+from offramp.networks.members import BACKBONE, ModelSpec
 from offramp.networks.network import Network, as_network, plain_network
 from offramp.networks.recipe import Phase, Recipe, plain, poolable
 from offramp.networks.trained import remember, snapshot
@@ -114,7 +114,7 @@ def fit(
     with _as_it_was(network), contextlib.ExitStack() as until_the_end:
         before = snapshot(network)
         if not method.forks:
-            network.chain.require_chain(f"the recipe {type(method).__name__.lower()}")
+            network.topology.require_chain(f"the recipe {type(method).__name__.lower()}")
         torch.manual_seed(drawn(seed))  # for what prepare draws
         method.prepare(network)
         phases = tuple(method.phases(network))
@@ -122,24 +122,24 @@ def fit(
         asked = (network, precision, phases, track, home, many)
         accelerator = until_the_end.enter_context(accelerating(*asked))
         checkpoint = many.agreed(lambda: _checkpoint(home, resume=resume))
-        taught = _called(data, network, many, labels=any(phase.labels for phase in phases), progress=progress)
-        names = network.class_names or (taught[0].class_names if taught[1].y is not None else None)
+        trained = _called(data, network, many, labels=any(phase.labels for phase in phases), progress=progress)
+        names = network.class_names or (trained[0].class_names if trained[1].y is not None else None)
         held = None
         if development is not None:
             held = _called(development, network, many, labels=True, progress=progress, names=names)
         options = {"batch_size": batch_size, "seed": seed, "augment": plain(drawing), "views": views}
-        begun = _begun(network, method, phases, taught, held) | options | {"precision": precision}
-        learned = _learned(network, taught, held)
+        begun = _begun(network, method, phases, trained, held) | options | {"precision": precision}
+        training_rows = _training_rows(network, trained, held)
         pools = poolable(network)
         pooling = Pooling(network, pools, views, drawing, seed=seed, folder=kept, progress=progress, processes=many)
         resumed = many.agreed(lambda: None if checkpoint is None else load_checkpoint(checkpoint, network, begun))
-        network.learned = learned  # before the first step: a run that stops anywhere has taught some of them
-        until_the_end.callback(remember, network, learned, before)
+        network.trained_on = training_rows  # before the first step: a run that stops anywhere has trained some of them
+        until_the_end.callback(remember, network, training_rows, before)
         network.class_names = names
-        given = (network, method, phases, taught, held, pooling)
+        given = (network, method, phases, trained, held, pooling)
         with tracking(accelerator, track) as log:
-            course = Course(*given, accelerator, log, batch_size, seed, home, begun, progress and many.main, many)
-            return Loop(course, resumed).run()
+            config = RunConfig(*given, accelerator, log, batch_size, seed, home, begun, progress and many.main, many)
+            return Loop(config, resumed).run()
 
 
 def _network_of(thing: object, method: Recipe) -> Network:
@@ -151,7 +151,7 @@ def _network_of(thing: object, method: Recipe) -> Network:
     is_model = isinstance(model, nn.Module) and not isinstance(unwrapped(model)[0], Network)
     if not is_model or not (preprocess is None or isinstance(preprocess, nn.Module)):
         return as_network(thing)
-    return plain_network(unwrapped(model)[0], Rung(BACKBONE), preprocess)
+    return plain_network(unwrapped(model)[0], ModelSpec(BACKBONE), preprocess)
 
 
 def _require_options(
@@ -160,13 +160,13 @@ def _require_options(
     """Raise for what would go wrong later, before anything is read."""
     if not isinstance(network, Network):
         raise InvalidArgument(
-            f"got a {type(network).__name__} to teach, expected a Network; make one with cut or ladder"
+            f"got a {type(network).__name__} to train, expected a Network; make one with cut or ladder"
         )
     for name, value, least in (("batch_size", batch_size, 1), ("views", views, 1), ("seed", seed, 0)):
         require_count(name, value, least)
-    for place in places:
-        if place is not None:
-            require_writable(place, folder=True)
+    for path in places:
+        if path is not None:
+            require_writable(path, folder=True)
     network.require_eval()
 
 
@@ -248,26 +248,26 @@ def _require_phases(network: Network, phases: tuple[Phase, ...]) -> None:
     known = {id(value) for value in network.parameters()}
     can_pool = poolable(network)
     pooled = {id(value) for name in can_pool for value in network.exit_of(name).parameters()}
-    beside = {id(value) for aid in network.aids.values() for value in aid.parameters()}
+    beside = {id(value) for aux in network.auxiliary.values() for value in aux.parameters()}
     known, pooled = known | beside, pooled | beside | {id(value) for value in network.gates.parameters()}
     for phase in phases:
         _require_steps(phase)
         mine = {id(value) for value in phase.parameters}
         if not mine or not mine <= known:
             raise BadNetwork(
-                f"the phase {phase.name!r} teaches {len(mine)} parameters, {len(mine - known)} of them not of this "
+                f"the phase {phase.name!r} trains {len(mine)} parameters, {len(mine - known)} of them not of this "
                 "network, expected one or more of its own; hang on what the recipe needs in prepare"
             )
         if (phase.reads == "pooled" or phase.by == "solve") and not mine <= pooled:
-            others = [name for name in network.chain.exits if name not in can_pool]
+            others = [name for name in network.topology.exits if name not in can_pool]
             raise BadNetwork(
-                f"the phase {phase.name!r} reads features that are pooled once, and teaches what does more than pool "
+                f"the phase {phase.name!r} reads features that are pooled once, and trains what does more than pool "
                 f"({', '.join(others) or 'the backbone'}); use exits such as linear_grid, or a recipe that reads inputs"
             )
 
 
 def _require_steps(phase: Phase) -> None:
-    """Raise InvalidArgument for epochs that cannot be counted, and for arguments that the optimiser refuses."""
+    """Raise InvalidArgument for epochs that cannot be counted, and for arguments that the optimizer refuses."""
     if not isinstance(phase.epochs, int) or phase.epochs < 1:
         raise InvalidArgument(
             f"the phase {phase.name!r} has {phase.epochs!r} epochs, expected a whole number from 1 upward"
@@ -275,32 +275,32 @@ def _require_steps(phase: Phase) -> None:
     if phase.by == "solve" or not phase.parameters:
         return
     try:
-        phase.optimiser(phase.parameters)
+        phase.optimizer(phase.parameters)
     except (TypeError, ValueError) as problem:
         raise InvalidArgument(
-            f"the optimiser of the phase {phase.name!r} cannot be made ({problem}); give the recipe other arguments"
+            f"the optimizer of the phase {phase.name!r} cannot be made ({problem}); give the recipe other arguments"
         ) from problem
 
 
 def _begun(
-    network: Network, method: Recipe, phases: tuple[Phase, ...], taught: Held, held: Held | None
+    network: Network, method: Recipe, phases: tuple[Phase, ...], trained: IndexedRows, held: IndexedRows | None
 ) -> dict[str, Any]:
     """What a run must be begun with to go on from its checkpoint."""
     return {
         "recipe": f"{type(method).__name__} {checksum(method.config())}",
         "phases": [phase.name for phase in phases],
         "network": checksum(network.config()),
-        "data": taught[1].seen.fingerprint,
-        "labels": None if taught[1].y is None else checksum(taught[1].y.tolist()),
+        "data": trained[1].seen.fingerprint,
+        "labels": None if trained[1].y is None else checksum(trained[1].y.tolist()),
         "development": held and held[1].seen.fingerprint,
     }
 
 
-def _learned(network: Network, taught: Held, held: Held | None) -> SeenRows:
-    """All rows that this run and earlier ones teach by. Raises OverlappingRows when some are taught and measured on."""
+def _training_rows(network: Network, trained: IndexedRows, held: IndexedRows | None) -> SeenRows:
+    """All rows that this run and earlier ones train by. Raises OverlappingRows where some measure it too."""
     if held is not None:
-        taught[1].seen.refuse_overlap(held[1].seen.digests, "development")
-    known = union([network.training_rows(), taught[1].seen, held and held[1].seen])
+        trained[1].seen.refuse_overlap(held[1].seen.digests, "development")
+    known = union([network.training_rows(), trained[1].seen, held and held[1].seen])
     assert known is not None
     return known
 
@@ -313,26 +313,26 @@ def _called(
     labels: bool,
     progress: bool,
     names: tuple[str, ...] | None = None,
-) -> Held:
+) -> IndexedRows:
     """Rows, and what one pass tells of them. Raises BadData without labels, and for those that are no class here.
 
-    names: of the classes of rows that teach the same network.
+    names: of the classes of rows that train the same network.
     """
     source = rows_for(network, data)
     if names is not None:
         source = source.numbered_as(names)
     with proposing(network.fronts.values()):
-        roll = roll_of(source, progress=progress, processes=processes)
-    if labels and roll.y is None:
+        index = index_of(source, progress=progress, processes=processes)
+    if labels and index.y is None:
         raise BadData(f"{source.name} has no labels, and this recipe needs them; give (x, y)")
     first = _first(source, network)
     classes = min(logits.shape[1] for logits in first.values())
-    if roll.y is not None and (roll.y.min() < 0 or roll.y.max() >= classes):
+    if index.y is not None and (index.y.min() < 0 or index.y.max() >= classes):
         raise BadData(
-            f"the labels of {source.name} lie in {roll.y.min()} to {roll.y.max()}, expected 0 to {classes - 1}, the "
+            f"the labels of {source.name} lie in {index.y.min()} to {index.y.max()}, expected 0 to {classes - 1}, the "
             "classes of this network; give the data that it is for"
         )
-    return source, roll
+    return source, index
 
 
 def _first(source: Rows, network: Network) -> dict[str, Tensor]:
@@ -342,7 +342,7 @@ def _first(source: Rows, network: Network) -> dict[str, Tensor]:
     network.require_inputs(state, source.name)
     try:
         with torch.no_grad():
-            found: dict[str, Tensor] = Looking(network)(state, False)["logits"]
+            found: dict[str, Tensor] = TrainingForward(network)(state, False)["logits"]
     except (RuntimeError, TypeError, ValueError, IndexError) as problem:
         rows_ = ", ".join(f"{name} {value.dtype} {list(value.shape[1:])}" for name, value in state.items())
         reason = " ".join(str(problem).split())[:160]
@@ -370,17 +370,17 @@ def _checkpoint(home: Path | None, *, resume: bool) -> Path | None:
 
 @contextlib.contextmanager
 def _as_it_was(network: Network) -> Iterator[None]:
-    """Eval mode, parameters' wishes for gradients, gradients and torch's generators as before in the end; no aids."""
+    """Eval mode, parameters' wishes for gradients, gradients and generators as before in the end."""
     before = [(value, value.requires_grad, value.grad) for value in network.parameters()]
     for value in network.parameters():
         value.grad = None
-    place = network.device()
-    with torch.random.fork_rng([place] if place.type == "cuda" else []):
+    device = network.device()
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
         try:
             yield
         finally:
             network.eval()
-            network.aids.clear()
+            network.auxiliary.clear()
             for value, wish, gradient in before:
                 value.requires_grad_(wish)
                 value.grad = gradient

@@ -10,7 +10,7 @@ from torch import nn
 from offramp._support.arguments import require_count
 from offramp._support.find import unknown
 from offramp.building.placement.flags import AUTO
-from offramp.building.placement.trying import Placing, placed
+from offramp.building.placement.measure import Placement, placed
 from offramp.errors import InvalidArgument, UnevenParts
 from offramp.networks.inputs import State
 from offramp.networks.members import RESERVED
@@ -43,7 +43,7 @@ def where(
     labelled: object,
     exits: object,
     length: Sequence[str],
-) -> tuple[tuple[str, ...], Placing | None]:
+) -> tuple[tuple[str, ...], Placement | None]:
     """The modules to cut after, and what was measured to choose them, if anything. Raises as `cut` does."""
     if at == AUTO:
         found = placed(

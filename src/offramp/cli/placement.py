@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 from offramp.cli.printing import table
 
 if TYPE_CHECKING:
-    from offramp.building.placement.trying import Placing
+    from offramp.building.placement.measure import Placement
 
 
-def figures(found: Placing | None) -> tuple[dict[str, Any], list[Any]]:
+def figures(found: Placement | None) -> tuple[dict[str, Any], list[Any]]:
     """What was found, for machines and as a table with a sentence; nothing where the places were named."""
     if found is None:
         return {}, []

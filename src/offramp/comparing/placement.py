@@ -17,7 +17,7 @@ from torch import nn
 
 from offramp._support.arguments import words
 from offramp._support.files import checksum, read_json, write_json
-from offramp.building.placement.trying import placed
+from offramp.building.placement.measure import placed
 from offramp.comparing.settings import Method, Settings
 from offramp.data.rows import rows
 from offramp.networks.inputs import as_inputs, texts_of
@@ -46,7 +46,7 @@ def example_of(method: Method, settings: Settings) -> Any:
 
 def free_of(method: Method, settings: Settings) -> tuple[str, ...]:
     """The inputs whose length of text is free. Raises InvalidArgument for names of none."""
-    if method.length is None or method.static or method.rungs:
+    if method.length is None or method.static or method.members:
         return ()
     return texts_of(as_inputs(example_of(method, settings)), words(method.length) or ())
 

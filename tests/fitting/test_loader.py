@@ -9,16 +9,16 @@ import pytest
 import torch
 
 import offramp as off
-from offramp.fitting.lessons import Lessons, drawn, roll_of
+from offramp.fitting.loader import BatchLoader, drawn, index_of
 
 X = torch.arange(23.0)[:, None]
 Y = torch.arange(23) % 3
 
 
-def lessons(batch_size=5, place=(0, 0), **options):
+def loader(batch_size=5, draws=(0, 0), **options):
     rows = off.rows((X, Y))
     cpu = torch.device("cpu")
-    return Lessons(rows, roll_of(rows, progress=False), batch_size=batch_size, place=place, device=cpu, **options)
+    return BatchLoader(rows, index_of(rows, progress=False), batch_size=batch_size, draws=draws, device=cpu, **options)
 
 
 def order(some, epoch=0, start=0):
@@ -27,45 +27,45 @@ def order(some, epoch=0, start=0):
 
 @pytest.mark.parametrize("size", [1, 2, 5, 22, 23, 99])
 def test_every_row_once_in_batches_of_about_one_size(size):
-    batches = order(lessons(size))
+    batches = order(loader(size))
     assert sorted(chain.from_iterable(batches)) == list(range(23))
     sizes = {len(batch) for batch in batches}
     assert max(sizes) <= size
     assert max(sizes) - min(sizes) <= 1
-    assert min(sizes) == lessons(size).smallest
+    assert min(sizes) == loader(size).smallest
 
 
 def test_the_order_depends_on_seed_phase_and_epoch_alone():
-    one = order(lessons())
-    assert order(lessons()) == one
-    others = [order(lessons(place=(1, 0))), order(lessons(place=(0, 1))), order(lessons(), epoch=1)]
+    one = order(loader())
+    assert order(loader()) == one
+    others = [order(loader(draws=(1, 0))), order(loader(draws=(0, 1))), order(loader(), epoch=1)]
     assert all(other != one for other in others)
 
 
 def test_an_epoch_goes_on_from_any_step_with_the_same_draws():
-    whole = [(positions.tolist(), torch.rand(2).tolist()) for _, positions in lessons().epoch(2)]
-    rest = [(positions.tolist(), torch.rand(2).tolist()) for _, positions in lessons().epoch(2, 3)]
-    assert rest == whole[3:]
+    table = [(positions.tolist(), torch.rand(2).tolist()) for _, positions in loader().epoch(2)]
+    rest = [(positions.tolist(), torch.rand(2).tolist()) for _, positions in loader().epoch(2, 3)]
+    assert rest == table[3:]
 
 
 def test_rows_labels_and_numbers_belong_together():
-    some = lessons()
+    some = loader()
     for state, positions in some.epoch(0):
-        lesson = some.lesson(positions, "phase", 0.5)
-        assert state["x"][:, 0].tolist() == positions.tolist() == lesson.row.tolist()
-        assert lesson.labels().tolist() == (positions % 3).tolist()
+        batch = some.batch(positions, "phase", 0.5)
+        assert state["x"][:, 0].tolist() == positions.tolist() == batch.row.tolist()
+        assert batch.labels().tolist() == (positions % 3).tolist()
 
 
 def test_copies_take_turns_by_epoch():
     cache = {"node": np.arange(46, dtype=np.float32)[:, None]}
-    some = lessons(cache=cache)
+    some = loader(cache=cache)
     for epoch in range(3):
         for state, positions in some.epoch(epoch):
             assert state["node"][:, 0].tolist() == (positions + 23 * (epoch % 2)).tolist()
 
 
-def test_a_selection_is_taught_alone():
-    some = lessons()
+def test_a_selection_is_trained_alone():
+    some = loader()
     some.keep = np.array([1, 4, 9])
     assert sorted(chain.from_iterable(order(some))) == [1, 4, 9]
     assert some.steps == 1

@@ -5,27 +5,27 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from offramp.building.placement.rule import Place, chosen, expected, leaving, probed
+from offramp.building.placement.select import CutCandidate, chosen, expected, leaving, probed
 
 
-def place(name, reach, head, *, share, rows=100, start=0):
+def candidate(name, reach, head, *, share, rows=100, start=0):
     leaves = np.zeros(rows, dtype=bool)
     leaves[start : start + round(share * rows)] = True
-    return Place(name, reach, head, leaves)
+    return CutCandidate(name, reach, head, leaves)
 
 
 def test_break_even_is_the_exit_over_what_leaving_saves():
-    one = place("a", 2.0, 1.0, share=0.2)
+    one = candidate("a", 2.0, 1.0, share=0.2)
     assert one.break_even(10.0) == 1 / 8
-    assert place("a", 2.0, 1.0, share=0.2).break_even(2.0) == float("inf")
-    at_it = place("a", 2.0, 1.0, share=0.13)
+    assert candidate("a", 2.0, 1.0, share=0.2).break_even(2.0) == float("inf")
+    at_it = candidate("a", 2.0, 1.0, share=0.13)
     assert expected([at_it], 10.0) == pytest.approx(10 + 1 - 0.13 * 8)
-    assert chosen([place("a", 2.0, 1.0, share=0.12)], 10.0) == []
-    assert names(chosen([place("a", 2.0, 1.0, share=0.2)], 10.0)) == ["a"]
+    assert chosen([candidate("a", 2.0, 1.0, share=0.12)], 10.0) == []
+    assert names(chosen([candidate("a", 2.0, 1.0, share=0.2)], 10.0)) == ["a"]
 
 
 def test_a_row_pays_the_exits_on_its_way():
-    first, second = place("a", 1.0, 0.5, share=0.5), place("b", 4.0, 0.25, share=0.7)
+    first, second = candidate("a", 1.0, 0.5, share=0.5), candidate("b", 4.0, 0.25, share=0.7)
     by_hand = 0.5 * 1.5 + 0.2 * 4.75 + 0.3 * 10.75
     assert expected([first, second], 10.0) == pytest.approx(by_hand)
     assert expected([], 10.0) == 10.0
@@ -36,7 +36,11 @@ def names(found):
 
 
 def test_the_greedy_choice():
-    early, middle, late = place("a", 1, 0.1, share=0.3), place("b", 5, 0.1, share=0.6), place("c", 9.9, 0.1, share=1.0)
+    early, middle, late = (
+        candidate("a", 1, 0.1, share=0.3),
+        candidate("b", 5, 0.1, share=0.6),
+        candidate("c", 9.9, 0.1, share=1.0),
+    )
     assert names(chosen([early, middle, late], 10.0)) == ["a", "b"]
     assert names(chosen([early, middle, late], 10.0, most=1)) == ["b"]
     assert chosen([late], 10.0) == []
@@ -45,13 +49,13 @@ def test_the_greedy_choice():
 
 
 def test_less_than_two_hundredths_are_not_worth_it():
-    assert chosen([place("a", 5.0, 0.0, share=0.03)], 10.0) == []
-    assert names(chosen([place("a", 5.0, 0.0, share=0.05)], 10.0)) == ["a"]
+    assert chosen([candidate("a", 5.0, 0.0, share=0.03)], 10.0) == []
+    assert names(chosen([candidate("a", 5.0, 0.0, share=0.05)], 10.0)) == ["a"]
 
 
 def test_what_a_later_choice_made_needless_is_taken_out():
     """b is the best alone, but a with c does without it."""
-    a, b, c = place("a", 1, 0.0, share=0.5), place("b", 2, 1.0, share=0.9), place("c", 3, 0.0, share=1.0)
+    a, b, c = candidate("a", 1, 0.0, share=0.5), candidate("b", 2, 1.0, share=0.9), candidate("c", 3, 0.0, share=1.0)
     assert min((a, b, c), key=lambda one: expected([one], 10.0)).name == "c"
     found = chosen([a, b, c], 10.0)
     assert names(found) == ["a", "c"]
@@ -97,8 +101,10 @@ def test_the_probe_learns_on_even_rows_and_answers_for_odd_ones():
 def test_the_probe_is_ridge_regression():
     dice = np.random.default_rng(1)
     x, y = dice.normal(size=(60, 4)), dice.integers(0, 2, 60)
-    teach = (x[::2] - x[::2].mean(0)) / x[::2].std(0)
+    train_model = (x[::2] - x[::2].mean(0)) / x[::2].std(0)
     held = (x[1::2] - x[::2].mean(0)) / x[::2].std(0)
     targets = np.eye(2)[y[::2]]
-    weights = np.linalg.solve(teach.T @ teach + 0.1 * 4 * np.eye(4), teach.T @ (targets - targets.mean(0)))
+    weights = np.linalg.solve(
+        train_model.T @ train_model + 0.1 * 4 * np.eye(4), train_model.T @ (targets - targets.mean(0))
+    )
     np.testing.assert_allclose(probed(x, y, 2), held @ weights + targets.mean(0), atol=1e-10)

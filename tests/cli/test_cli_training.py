@@ -13,29 +13,29 @@ TRAIN = "digits[0:200]"
 
 
 @pytest.fixture
-def net(place):
+def net(workdir):
     done = offramp(*CUT, "--at", "2,5", "-o", "net", "--exit", "linear")
     assert done.exit_code == 0, done.output
-    return place
+    return workdir
 
 
 def test_fit_then_record_then_calibrate(net, as_json):
-    told = as_json("fit", "net", TRAIN, "--recipe", "cross_entropy", "--with", "regulariser=0.01", "-o", "taught")
-    assert told["untaught"] == []
+    told = as_json("fit", "net", TRAIN, "--recipe", "cross_entropy", "--with", "regularizer=0.01", "-o", "trained")
+    assert told["untrained"] == []
     assert [epoch["phase"] for epoch in told["epochs"]] == ["2", "5"]
-    assert told["epochs"][0]["regulariser/2"] == 0.01
-    assert told["fingerprint"] == off.load("taught").fingerprint() != off.load("net").fingerprint()
-    assert offramp("record", "taught", CALIBRATION, "-o", "t.npz", "--no-timed").exit_code == 0
+    assert told["epochs"][0]["regularizer/2"] == 0.01
+    assert told["fingerprint"] == off.load("trained").fingerprint() != off.load("net").fingerprint()
+    assert offramp("record", "trained", CALIBRATION, "-o", "t.npz", "--no-timed").exit_code == 0
     assert offramp("calibrate", "t.npz", "--budget", "0.9", "-o", "p.json").exit_code == 0
-    assert offramp("record", "taught", TRAIN, "-o", "same.npz", "--no-timed").exit_code == 0
+    assert offramp("record", "trained", TRAIN, "-o", "same.npz", "--no-timed").exit_code == 0
     for words in (("calibrate", "same.npz", "--budget", "0.9"), ("check", "same.npz", "same.npz")):
         refused = offramp(*words) if words[0] == "calibrate" else offramp("check", "p.json", "same.npz")
-        assert (refused.exit_code, "also taught" in refused.stderr) == (2, True)
+        assert (refused.exit_code, "also trained" in refused.stderr) == (2, True)
 
 
 def test_joint_with_checkpoints_and_development_rows(net, as_json):
     options = ("--recipe", "joint", "--with", "epochs=2", "--with", "norm=frozen", "--folder", "run", "--seed", "3")
-    told = as_json("fit", "net", TRAIN, *options, "--development", TEST, "-o", "taught", "--batch-size", "50")
+    told = as_json("fit", "net", TRAIN, *options, "--development", TEST, "-o", "trained", "--batch-size", "50")
     assert [epoch["step"] for epoch in told["epochs"]] == [4, 8]
     assert 0 <= told["epochs"][1]["accuracy/2"] <= 1
     assert (net / "run" / "metrics.csv").is_file()
@@ -59,7 +59,7 @@ def test_ctrl_c_says_how_to_go_on(net, monkeypatch):
 
     monkeypatch.setattr(Recipe, "prepare", interrupted)
     for options, says in ((("--folder", "run"), "--folder run --resume"), ((), "nothing was written")):
-        done = offramp("fit", "net", TRAIN, "--recipe", f"{__name__}:Nothing", *options, "-o", "taught")
+        done = offramp("fit", "net", TRAIN, "--recipe", f"{__name__}:Nothing", *options, "-o", "trained")
         assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (130, "", 1)
         assert says in done.stderr
 
@@ -75,7 +75,7 @@ class Nothing(Recipe):
         (("--recipe", "hing"), "hinge"),
         (("--recipe", "users_own:three_classes"), "expected a name, a Recipe"),
         (("--with", "epochs"), "NAME=VALUE"),
-        (("--with", "epoch=2"), "known: kind, regulariser, gap"),
+        (("--with", "epoch=2"), "known: kind, regularizer, gap"),
         (("--with", "a-b=2"), "name of an argument"),
         (("--with", "kind=odd"), "one_vs_rest"),
         (("--precision", "int8"), "bf16"),
@@ -86,15 +86,15 @@ class Nothing(Recipe):
             ("--recipe", "joint", "--with", "epochs=few"),
             "epochs of the recipe 'joint' must be a whole number, got 'few'",
         ),
-        (("--folder", "taught/run"), "inside the output"),
-        (("--cache", "taught"), "inside the output"),
+        (("--folder", "trained/run"), "inside the output"),
+        (("--cache", "trained"), "inside the output"),
         (("--folder", "net"), "inside the network"),
         (("--cache", "net/cache"), "inside the network"),
     ],
 )
 def test_what_is_refused(net, words, says):
     before = contents(net)
-    done = offramp("fit", "net", TRAIN, *words, "-o", "taught")
+    done = offramp("fit", "net", TRAIN, *words, "-o", "trained")
     assert (done.exit_code, done.stdout) == (2, ""), done.output
     assert done.stderr.startswith("offramp: ")
     assert done.stderr.count("\n") == 1
@@ -102,6 +102,6 @@ def test_what_is_refused(net, words, says):
     assert contents(net) == before
 
 
-def test_a_ladder_has_nothing_to_teach(place):
-    done = offramp("fit", "network", TRAIN, "-o", "taught")
-    assert (done.exit_code, "has parameters to teach" in done.stderr) == (2, True)
+def test_a_ladder_has_nothing_to_train(workdir):
+    done = offramp("fit", "network", TRAIN, "-o", "trained")
+    assert (done.exit_code, "has parameters to train" in done.stderr) == (2, True)

@@ -1,4 +1,4 @@
-"""Families of plans that one dial turns: one shared threshold, one quantile path, MSDNet's p^k.
+"""Baselines: families of plans that one dial turns: one shared threshold, one quantile path, MSDNet's p^k.
 
 The search starts from them and is never worse. The first two are exact: every useful position of the dial is
 priced by one sort and one cumulative sum. Legend: N rows, G gates, E exits, D positions, P values of p.
@@ -11,13 +11,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from offramp.calibration.cuts import Floats, Ints, Table
+from offramp.calibration.threshold_table import Floats, Ints, ThresholdTable
 
 POWERS: Floats = np.linspace(0.05, 1.95, 39)  # the sweep of MSDNet's code
 
 
 @dataclass(frozen=True)
-class Curve:
+class DialCurve:
     """Plans along a dial: summed loss and cost of each, and the cut numbers of those one asks for."""
 
     name: str
@@ -26,14 +26,14 @@ class Curve:
     cuts: Callable[[Ints], Ints]  # positions [S] -> cut numbers [S, G]
 
 
-def families(table: Table, powers: Floats = POWERS) -> Iterator[Curve]:
+def baselines(table: ThresholdTable, powers: Floats = POWERS) -> Iterator[DialCurve]:
     """The three families over the open gates of a table."""
     yield _dial(table, "shared threshold", [cuts.lowest_K for cuts in table.cuts])
     yield _dial(table, "quantile path", [-cuts.counts_K.astype(np.float64) for cuts in table.cuts])
     yield powers_of(table, powers)
 
 
-def _dial(table: Table, name: str, keys: list[Floats]) -> Curve:
+def _dial(table: ThresholdTable, name: str, keys: list[Floats]) -> DialCurve:
     """Price every position of a dial t, where gate g stands at its last cut whose key is >= t.
 
     Going down the dial a row moves to ever earlier exits; exit g is one of its stops if no earlier exit
@@ -59,16 +59,16 @@ def _dial(table: Table, name: str, keys: list[Floats]) -> Curve:
     dial_D = np.append(np.inf, at_S[last])
 
     def cuts(chosen: Ints) -> Ints:
-        found = np.zeros((len(chosen), len(table.cuts)), np.intp)
+        cuts = np.zeros((len(chosen), len(table.cuts)), np.intp)
         for g in table.gates:
-            found[:, g] = np.searchsorted(-keys[g][1:], -dial_D[chosen], side="right")
-        found[chosen == 0] = 0
-        return found
+            cuts[:, g] = np.searchsorted(-keys[g][1:], -dial_D[chosen], side="right")
+        cuts[chosen == 0] = 0
+        return cuts
 
-    return Curve(name, loss_D, cost_D, cuts)
+    return DialCurve(name, loss_D, cost_D, cuts)
 
 
-def powers_of(table: Table, powers: Floats = POWERS) -> Curve:
+def powers_of(table: ThresholdTable, powers: Floats = POWERS) -> DialCurve:
     """MSDNet's thresholds (Huang et al., 2018, arXiv 1703.09844): exit k answers a share ~ p^k of the rows.
 
     Gate by gate the threshold is the score of the floor(N q_k)-th readiest row not yet gone, and every row
@@ -84,9 +84,9 @@ def powers_of(table: Table, powers: Floats = POWERS) -> Curve:
         cuts = table.cuts[g]
         for p in range(len(powers)):
             gone_M = np.cumsum(left_PN[p, cuts.order_M])
-            place = int(np.searchsorted(gone_M, wanted_PE[p, k]))
-            if wanted_PE[p, k] > 0 and place < len(gone_M):
-                found_PG[p, g] = min(int(cuts.column_N[cuts.order_M[place]]), len(cuts) - 1)
+            index = int(np.searchsorted(gone_M, wanted_PE[p, k]))
+            if wanted_PE[p, k] > 0 and index < len(gone_M):
+                found_PG[p, g] = min(int(cuts.column_N[cuts.order_M[index]]), len(cuts) - 1)
         left_PN &= cuts.column_N[None] > found_PG[:, g, None]
     loss_P, cost_P = table.totals(found_PG)
-    return Curve("p^k", loss_P, cost_P, lambda chosen: found_PG[chosen])
+    return DialCurve("p^k", loss_P, cost_P, lambda chosen: found_PG[chosen])

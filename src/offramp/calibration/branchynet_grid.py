@@ -15,8 +15,8 @@ import numpy as np
 
 from offramp._support.find import unknown
 from offramp.calibration.candidates import problem_of
-from offramp.calibration.cuts import Bools, Singles, cuts_of
 from offramp.calibration.search import evaluate
+from offramp.calibration.threshold_table import Bools, Singles, cuts_of
 from offramp.errors import InvalidArgument
 from offramp.guarantees.risks import find_risk
 from offramp.plans.plan import FLOAT32_MAX, Plan, choose
@@ -36,8 +36,8 @@ Grid = str | Sequence[float] | Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
-class Screened:
-    """One plan of the screening with its accuracy and mean cost per row, both on the rows of the screening."""
+class GridPlan:
+    """One plan of BranchyNet's grid, with its accuracy and mean cost per row on the rows that screen."""
 
     thresholds: Mapping[str, float]
     accuracy: float
@@ -49,14 +49,14 @@ class Screened:
         return Plan.by_hand(self.thresholds)
 
 
-def screen(
+def grid_plans(
     trace: Trace,
     *,
     grid: Grid | None = None,
     shares: Sequence[float] | None = None,
     unit: str | None = None,
     batch: int = 1,
-) -> tuple[Screened, ...]:
+) -> tuple[GridPlan, ...]:
     """Every combination of a grid over all gates, and the plan that never leaves, cheapest first.
 
     Of equal cost the most accurate comes first. The plan that never leaves is always among those whose costs are
@@ -74,11 +74,11 @@ def screen(
         raise InvalidArgument(
             f"got grid={grid!r} and shares={shares!r}, expected exactly one of them; give a grid, or shares"
         )
-    if not trace.header.taught:
-        raise InvalidArgument("an exit of this network was never taught; teach it and record again")
+    if not trace.header.trained:
+        raise InvalidArgument("an exit of this network was never trained; train it and record again")
     unit = trace.unit(unit)
     check_unit(unit, batch)
-    gates = trace.chain.gates
+    gates = trace.topology.gates
     problem = problem_of(trace, find_risk("error"), unit=unit, batch=batch)
     if shares is not None:
         thresholds_PG = _by_shares(problem.scores_NG, _checked_shares(shares, len(gates)))
@@ -92,17 +92,17 @@ def screen(
         thresholds_PG = np.concatenate([thresholds_PG, never])
     error_P, cost_P = evaluate(problem, thresholds_PG)
     return tuple(
-        Screened(dict(zip(gates, map(float, thresholds_PG[p]), strict=True)), 1 - float(error_P[p]), float(cost_P[p]))
+        GridPlan(dict(zip(gates, map(float, thresholds_PG[p]), strict=True)), 1 - float(error_P[p]), float(cost_P[p]))
         for p in np.lexsort((error_P, cost_P))
     )
 
 
-def front(points: Sequence[Screened], tolerance: float = TOLERANCE) -> tuple[Screened, ...]:
+def front(points: Sequence[GridPlan], tolerance: float = TOLERANCE) -> tuple[GridPlan, ...]:
     """The authors' front: from cheap to dear, a point is kept if it is better than the last kept one minus `tolerance`.
 
     Each may be a little worse than the one before it. Where the knee is they leave to the eye.
     """
-    kept = list[Screened]()
+    kept = list[GridPlan]()
     for point in sorted(points, key=lambda point: point.cost):  # stable: equal costs stay as they came
         if not kept or kept[-1].accuracy - point.accuracy < tolerance - ROUNDING:
             kept.append(point)
@@ -126,7 +126,7 @@ def kept_shares(trace: Trace, keep: float | Sequence[float]) -> Plan:
     Raises:
         InvalidArgument: a share that is none, or not one for each gate.
     """
-    gates = trace.chain.gates
+    gates = trace.topology.gates
     shares = [float(keep)] * len(gates) if isinstance(keep, (int, float)) else [float(each) for each in keep]
     if len(shares) != len(gates) or not all(0 < share <= 1 for share in shares):
         raise InvalidArgument(f"keep must be a share above 0 and at most 1, one or {len(gates)} of them, got {keep!r}")

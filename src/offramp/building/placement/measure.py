@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from offramp._support.find import find
 from offramp.building.factories import make_exit, make_gate
-from offramp.building.placement.rule import Array, Place, chosen, expected, leaving, probed
+from offramp.building.placement.select import Array, CutCandidate, chosen, expected, leaving, probed
 from offramp.data.rows import Batch, fingerprint_of, rows
 from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError
 from offramp.networks.channels import ChannelTracker, layouts_of
 from offramp.networks.dependence import unread_text
 from offramp.networks.inputs import State, as_inputs, count_of
-from offramp.networks.members import BACKBONE, RESERVED, Rung, values_of
+from offramp.networks.members import BACKBONE, RESERVED, ModelSpec, values_of
 from offramp.networks.nodes import Exit, Seen, grade
 from offramp.networks.nodes import answer as logits_of
 from offramp.networks.recipe import Pools, pooled_by
@@ -33,44 +33,53 @@ GRID = "linear_grid"  # what is pooled where the exit itself does not pool
 
 
 @dataclass(frozen=True)
-class Placing:
-    """What was chosen: names in order. `places` are all candidates, `full` the plain model's milliseconds per row.
+class Placement:
+    """What was chosen: names in order. `candidates` are all candidates, `full` the plain model's milliseconds per row.
 
     mean: the estimated milliseconds per row with the chosen exits. seen: the labelled rows.
     """
 
     names: tuple[str, ...]
-    places: tuple[Place, ...]
+    candidates: tuple[CutCandidate, ...]
     full: float
     mean: float
     seen: SeenRows
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: every candidate, and the estimated and the plain milliseconds per row."""
-        places = list[dict[str, Any]]()
-        for place in self.places:
-            even = place.break_even(self.full)
-            places.append(
+        candidates = list[dict[str, Any]]()
+        for candidate in self.candidates:
+            even = candidate.break_even(self.full)
+            candidates.append(
                 {
-                    "name": place.name,
-                    "ms": place.reach,
-                    "exit_ms": place.head,
-                    "could_leave": place.share,
+                    "name": candidate.name,
+                    "ms": candidate.reach,
+                    "exit_ms": candidate.head,
+                    "could_leave": candidate.share,
                     "pays_from": even if even <= 1 else None,
-                    "chosen": place.name in self.names,
+                    "chosen": candidate.name in self.names,
                 }
             )
-        return {"places": places, "estimated_ms": self.mean, "plain_ms": self.full}
+        return {"places": candidates, "estimated_ms": self.mean, "plain_ms": self.full}
 
     def rows(self) -> list[tuple[str, ...]]:
         """Texts of a table: exit after, ms so far, ms of the exit, could leave, pays from, chosen."""
-        found = list[tuple[str, ...]]()
-        for place in self.places:
-            even = place.break_even(self.full)
+        rows = list[tuple[str, ...]]()
+        for candidate in self.candidates:
+            even = candidate.break_even(self.full)
             pays = f"{even:.1%}" if even <= 1 else "never"
-            chosen_ = "chosen" if place.name in self.names else ""
-            found.append((place.name, f"{place.reach:.3g}", f"{place.head:.3g}", f"{place.share:.1%}", pays, chosen_))
-        return found
+            chosen_ = "chosen" if candidate.name in self.names else ""
+            rows.append(
+                (
+                    candidate.name,
+                    f"{candidate.reach:.3g}",
+                    f"{candidate.head:.3g}",
+                    f"{candidate.share:.1%}",
+                    pays,
+                    chosen_,
+                )
+            )
+        return rows
 
     def __str__(self) -> str:
         return f"estimated ms per row {self.mean:.3g}, without exits {self.full:.3g}; measured once on this machine"
@@ -85,7 +94,7 @@ def placed(
     exits: object = GRID,
     length: Sequence[str] = (),
     most: int | None = None,
-) -> Placing:
+) -> Placement:
     """Where at most `most` exits pay, by the rule of this room; one export, one pass over the labelled rows, some
     timing.
 
@@ -99,30 +108,30 @@ def placed(
     points = _candidates(points_of(model, preprocess, example, length))
     batches, y, seen = _labelled(labelled)
     device = next(iter(example.values())).device
-    looked = _Looked(model, preprocess, [point.name for point in points], exits, length)
+    probe_pass = _ProbePass(model, preprocess, [point.name for point in points], exits, length)
     given = as_inputs(batches[0].x, device)
     if extra := [name for name in given if name not in example]:
         raise BadData(unread_text(extra, list(given), "the labelled rows"))
     for batch in batches:
-        _looked_at(looked, as_inputs(batch.x, device))
-    own = torch.cat(looked.own).float().cpu().numpy()
+        _look_at(probe_pass, as_inputs(batch.x, device))
+    own = torch.cat(probe_pass.own).float().cpu().numpy()
     if y.max() >= own.shape[1]:
         raise BadData(
             f"the labelled rows have the label {y.max()}, expected 0 to {own.shape[1] - 1}; give data of these classes"
         )
-    full, reach, heads = looked.times(given)
+    full, reach, heads = probe_pass.times(given)
     right = own.argmax(1) == y
-    places = [
-        Place(name, reach[name], heads[name], leaving(probed(features, y, own.shape[1]), y[1::2], right[1::2]))
-        for name, features in looked.features()
+    candidates = [
+        CutCandidate(name, reach[name], heads[name], leaving(probed(features, y, own.shape[1]), y[1::2], right[1::2]))
+        for name, features in probe_pass.features()
     ]
-    best = chosen(places, full, most)
+    best = chosen(candidates, full, most)
     if not best:
-        raise _unpaid(places, full)
-    return Placing(tuple(place.name for place in best), tuple(places), full, expected(best, full), seen)
+        raise _unpaid(candidates, full)
+    return Placement(tuple(candidate.name for candidate in best), tuple(candidates), full, expected(best, full), seen)
 
 
-class _Looked:
+class _ProbePass:
     """What a pass over the labelled rows leaves: pooled features and the model's own logits; and exits to time."""
 
     def __init__(
@@ -136,7 +145,7 @@ class _Looked:
         self.model = model
         self.preprocess = preprocess
         self.kind = kind
-        self.rung = Rung(BACKBONE, cuts=tuple(names), length=tuple(length))
+        self.member = ModelSpec(BACKBONE, cuts=tuple(names), length=tuple(length))
         self.own: list[Tensor] = []
         self.heads: dict[str, Exit] = {}
         self.pools: dict[str, Callable[[Tensor, State], Tensor]] = {}
@@ -147,9 +156,9 @@ class _Looked:
         """Look at a batch."""
         with torch.inference_mode():
             with ChannelTracker() as tracker:
-                values = values_of(self.model, self.preprocess, self.rung, inputs)
+                values = values_of(self.model, self.preprocess, self.member, inputs)
             if not self.own:
-                self._prepare(values, layouts_of(values, tracker, free=bool(self.rung.length)))
+                self._prepare(values, layouts_of(values, tracker, free=bool(self.member.length)))
             self.own.append(values[BACKBONE])
             for name, pool in self.pools.items():
                 self.pooled.setdefault(name, []).append(pool(values[name], inputs).float().cpu().numpy())
@@ -158,7 +167,7 @@ class _Looked:
         """An exit for every place that can have one."""
         classes = logits_of(find("exits", "Own")(), Seen(values[BACKBONE], {}), BACKBONE).shape[1]
         kind: Any = self.kind
-        for name in self.rung.cuts:
+        for name in self.member.cuts:
             value = values[name]
             if not value.is_floating_point():
                 continue
@@ -180,18 +189,18 @@ class _Looked:
     def features(self) -> list[tuple[str, Array]]:
         """Pooled features [N, F] by place, where all are finite."""
         joined = ((name, np.concatenate(parts)) for name, parts in self.pooled.items())
-        found = [(name, value) for name, value in joined if np.isfinite(value).all()]
-        if not found:
+        features = [(name, value) for name, value in joined if np.isfinite(value).all()]
+        if not features:
             raise BadData(
                 "the features of the labelled rows are not finite at any cut, expected numbers; check the rows"
             )
-        return found
+        return features
 
     def times(self, inputs: State) -> tuple[float, dict[str, float], dict[str, float]]:
         """Milliseconds per row: of the plain model, up to each place, and of its exit with a margin for a gate."""
         timed, count = pace(self.model, self.preprocess, inputs), count_of(inputs)
         with torch.inference_mode():
-            values = values_of(self.model, self.preprocess, self.rung, inputs)
+            values = values_of(self.model, self.preprocess, self.member, inputs)
             gate = make_gate("margin")
 
             def call(name: str) -> Callable[[], object]:
@@ -205,9 +214,9 @@ class _Looked:
         return timed.ms / count, dict(zip(self.heads, map(float, reach), strict=True)), heads
 
 
-def _looked_at(looked: _Looked, inputs: State) -> None:
+def _look_at(probe_pass: _ProbePass, inputs: State) -> None:
     try:
-        looked.add(inputs)
+        probe_pass.add(inputs)
     except OfframpError:
         raise
     except Exception as problem:  # whatever the user's code raises
@@ -244,9 +253,9 @@ def _labelled(labelled: object) -> tuple[list[Batch], Array, SeenRows]:
     return batches, np.concatenate(labels), SeenRows(source.name, fingerprint_of(digests), digests)
 
 
-def _unpaid(places: Sequence[Place], full: float) -> BadNetwork:
+def _unpaid(candidates: Sequence[CutCandidate], full: float) -> BadNetwork:
     """The error for a model none of whose exits pays, with the one that came nearest."""
-    best = min(places, key=lambda place: expected([place], full))
+    best = min(candidates, key=lambda candidate: expected([candidate], full))
     return BadNetwork(
         f"no exit pays on these rows: after {best.name!r}, the best place, {best.share:.1%} of them could leave, and "
         f"the exit costs as much as it saves at {best.break_even(full):.1%}; name cuts yourself, or take a smaller exit"

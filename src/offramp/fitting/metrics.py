@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from offramp.errors import BadData, Diverged
-from offramp.fitting.lessons import Lessons
-from offramp.networks.recipe import Losses, Phase, View
+from offramp.fitting.loader import BatchLoader
+from offramp.networks.recipe import Losses, Phase, TrainingOutputs
 
 
 def numbers_of(losses: Losses) -> dict[str, float]:
@@ -23,12 +23,14 @@ def numbers_of(losses: Losses) -> dict[str, float]:
     return {"loss": sum(numbers), **{f"loss/{name}": value for name, value in zip(losses, numbers, strict=True)}}
 
 
-def require_finite(figures: Mapping[str, float], view: View, phase: Phase, step: int, home: Path | None) -> None:
+def require_finite(
+    figures: Mapping[str, float], outputs: TrainingOutputs, phase: Phase, step: int, home: Path | None
+) -> None:
     """Raise Diverged when a loss is no number."""
     if all(map(math.isfinite, figures.values())):
         return
     named = [n.removeprefix("loss/") for n, value in figures.items() if n != "loss" and not math.isfinite(value)]
-    named += [name for name, logits in view.logits.items() if not logits.isfinite().all()]
+    named += [name for name, logits in outputs.logits.items() if not logits.isfinite().all()]
     where = f"at exit {named[0]!r}" if named else "over all exits"
     folder = home and home / "checkpoint"
     kept = "there is no checkpoint (give folder=)"
@@ -41,14 +43,14 @@ def require_finite(figures: Mapping[str, float], view: View, phase: Phase, step:
     )
 
 
-def require_rows(lessons: Lessons, network: nn.Module) -> None:
+def require_rows(loader: BatchLoader, network: nn.Module) -> None:
     """Raise BadData for batches too small for batch norm, or for a share in every process."""
-    if lessons.smallest < lessons.processes.count:
+    if loader.smallest < loader.processes.count:
         raise BadData(
-            f"a batch would hold {lessons.smallest} rows for {lessons.processes.count} processes, expected one for "
+            f"a batch would hold {loader.smallest} rows for {loader.processes.count} processes, expected one for "
             "each; give a larger batch_size, or launch fewer"
         )
-    if lessons.smallest < 2 and any(isinstance(part, _BatchNorm) and part.training for part in network.modules()):
+    if loader.smallest < 2 and any(isinstance(part, _BatchNorm) and part.training for part in network.modules()):
         raise BadData(
             "a batch would hold a single row while batch norm is in training mode, where it has no variance; give a "
             "batch_size of 2 or more and as many rows"

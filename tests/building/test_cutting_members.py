@@ -1,4 +1,4 @@
-"""Cut networks as rungs of a ladder."""
+"""Cut networks as members of a ladder."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from small import Reader, cut_of, dense, moved, seeded, stages
 
 
 @pytest.mark.parametrize("answer", ["own", "mean"])
-def test_cut_rungs_in_a_ladder(answer, tmp_path):
+def test_cut_members_in_a_ladder(answer, tmp_path):
     raw = torch.randint(0, 256, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     preprocess = Preprocess((0.5,), (0.25,))
     small = moved(seeded(lambda: cut(stages(), raw[:4], at=["stem"], exits="linear", preprocess=preprocess), 0))
     large = moved(seeded(lambda: cut(stages(1), raw[:4], at=["blocks.0", "stem"], preprocess=preprocess), 1))
     net = ladder({"small": small, "large": large}, answer=answer, example=raw[:4])
-    assert net.chain.exits == ("small/stem", "small", "large/stem", "large/blocks.0", "large")
-    assert [node.after for node in net.chain.nodes] == [
+    assert net.topology.exits == ("small/stem", "small", "large/stem", "large/blocks.0", "large")
+    assert [node.after for node in net.topology.nodes] == [
         (),
         ("small/stem",),
         (),
@@ -33,14 +33,14 @@ def test_cut_rungs_in_a_ladder(answer, tmp_path):
         ("large/blocks.0",),
     ]
     assert net.backbone["small"] is small.backbone
-    assert net.untaught() == ()
+    assert net.untrained() == ()
     trace = record(net, raw.numpy(), timed=False, progress=False)
     for name, logits, _ in net.walk(raw):
         np.testing.assert_allclose(trace.columns[f"logits/{name}"], logits.detach(), atol=1e-5)
     rng = np.random.default_rng(0)
     for _ in range(20):
         gates = {
-            gate: float(rng.choice([*trace.columns[f"score/{gate}"], math.inf])) + 1e-3 for gate in net.chain.gates
+            gate: float(rng.choice([*trace.columns[f"score/{gate}"], math.inf])) + 1e-3 for gate in net.topology.gates
         }
         plan = Plan.by_hand(gates)
         answers, done = off.open(net, plan)(raw), trace.replay(plan)
@@ -52,16 +52,16 @@ def test_cut_rungs_in_a_ladder(answer, tmp_path):
     assert off.run(again, plan, raw).exit.tolist() == answers.exit.tolist()
 
 
-def test_untaught_exits_of_a_rung_stay_untaught():
-    net = ladder({"small": cut_of("stem", taught=False), "large": stages(1)})
-    assert net.untaught() == ("small/stem",)
+def test_untrained_exits_of_a_member_stay_untrained():
+    net = ladder({"small": cut_of("stem", trained=False), "large": stages(1)})
+    assert net.untrained() == ("small/stem",)
 
 
-def test_rungs_that_cannot_be():
-    for rung, says in (
+def test_members_that_cannot_be():
+    for member, says in (
         (ladder([dense(0), dense(1)]), "ladder itself"),
         ((cut_of("stem"), Preprocess()), "with preprocessing"),
         (cut_of(exits={"stem": "linear", "blocks.0": Reader()}), "reads exits"),
     ):
         with pytest.raises(BadNetwork, match=says):
-            ladder({"small": rung, "large": stages()})
+            ladder({"small": member, "large": stages()})
