@@ -22,11 +22,12 @@ test: $(VENV)/.installed  ## the fast tests, a process for each core (WORKERS=0:
 test-slow: $(VENV)/.installed  ## slow and browser tests
 	$(BIN)/python -m pytest -m 'slow or browser' $(PYTEST_DATA)
 
-check: $(VENV)/.installed  ## lint, types, and the lists of large files and functions
+check: $(VENV)/.installed  ## lint, types, the lists of large files and functions, and how dense the code is
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tests/helpers/house.py
+	$(BIN)/python tests/helpers/density.py
 
 format: $(VENV)/.installed
 	$(BIN)/ruff check --fix .

@@ -9,6 +9,7 @@ import sys
 
 import pytest
 
+import density
 import house
 import offramp
 
@@ -212,6 +213,29 @@ def test_law_5_no_drawers():
 def test_law_5_what_is_large_is_listed(capsys):
     assert house.main() == 0
     assert f"files over {house.LINES} lines" in capsys.readouterr().out
+
+
+DENSE = """# alone
+a, b = b, a
+a, b = 1, 2  # fused
+c = [x for x in [y for y in range(3)]]
+d = {x: y for x in c for y in c}
+e = 1 if a else 2
+
+"""
+
+
+def test_density_counts_what_it_says():
+    found = density.density_of(DENSE + "f = " + "1" * density.WIDE + "\n")
+    assert found == density.Density(lines=7, comments=2, comprehensions=3, nested=2, fused=1, conditional=1, wide=1)
+    assert found.per_hundred("comments") == pytest.approx(200 / 7)
+    assert (found + found).lines == 14
+
+
+def test_density_is_printed(capsys):
+    assert density.main([]) == 0
+    assert "the densest files" in capsys.readouterr().out
+    assert density.main([str(house.ROOT / "licenses")]) == 2
 
 
 def test_no_path_of_this_machine():

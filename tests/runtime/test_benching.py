@@ -36,12 +36,12 @@ def ours_called(call):
     """Functions of offramp that a call goes through."""
     found = set()
 
-    def watch(frame, event, _):
+    def notice(frame, event, _):
         name = frame.f_globals.get("__name__", "")
         if event == "call" and name.startswith("offramp."):
             found.add(f"{name}.{frame.f_code.co_name}")
 
-    sys.setprofile(watch)
+    sys.setprofile(notice)
     try:
         result = call()
     finally:

@@ -130,7 +130,7 @@ def test_statistics_of_the_batch_are_refused():
         off.record(net, X, timed=False, progress=False)
 
 
-def test_looking_again_draws_nothing(two):
+def test_a_second_probe_draws_nothing(two):
     torch.manual_seed(3)
     off.record(two, X, timed=False, progress=False)
     after = torch.rand(1)
