@@ -10,58 +10,74 @@ import pytest
 
 from offramp._support.arguments import (
     percentage,
+    require,
     require_confidence,
     require_count,
     require_flag,
     require_kind,
-    require_number,
 )
 from offramp.errors import InvalidArgument
 
 
 @pytest.mark.parametrize("value", [0.05, np.float32(0.05), np.float64(0.05), Fraction(1, 20)])
 def test_numbers_of_any_kind(value):
-    found = require_number("level", value, 0, 1)
-    assert type(found) is float
-    assert found == pytest.approx(0.05)
+    number = require("level", value, above=0, below=1)
+    assert type(number) is float
+    assert number == pytest.approx(0.05)
 
 
-def test_limits():
-    assert require_number("level", 0, 0, 1, includes_low=True) == 0
-    assert require_number("share", 1e300, 0, math.inf) == 1e300
-    for wrong in (0, 1, -0.1, 1.1, math.nan, math.inf, -math.inf):
-        with pytest.raises(InvalidArgument, match="level must be a number above 0 and below 1, got"):
-            require_number("level", wrong, 0, 1)
-    with pytest.raises(InvalidArgument, match=r"share must be a number above 0, got inf$"):
-        require_number("share", math.inf, 0, math.inf)
+@pytest.mark.parametrize(
+    ("limits", "good", "bad", "says"),
+    [
+        ({"above": 0, "below": 1}, (0.1, 0.9), (0, 1, -0.1, 1.1), "above 0 and below 1"),
+        ({"low": 0, "high": 1}, (0, 1), (-0.1, 1.1), "between 0 and 1"),
+        ({"low": 0, "below": 1}, (0, 0.9), (1, -1), "at least 0 and below 1"),
+        ({"above": 0, "high": 1}, (0.1, 1), (0, 2), "above 0 and at most 1"),
+        ({"low": 2}, (2, 1e300), (1.9,), "at least 2"),
+        ({"above": 0}, (1e-300,), (0, -1), "above 0"),
+        ({}, (-1e9, 0), (), "a number"),
+    ],
+)
+def test_limits(limits, good, bad, says):
+    for value in good:
+        assert require("level", value, **limits) == value
+    for value in (*bad, math.nan, math.inf, -math.inf):
+        with pytest.raises(InvalidArgument, match=f"^level must be {says}, got {value}"):
+            require("level", value, **limits)
 
 
 @pytest.mark.parametrize(
     "value", [True, False, np.True_, None, "0.05", "five", [0.05], 0.05j, np.array([0.05]), object()]
 )
 def test_what_is_no_number(value):
-    with pytest.raises(InvalidArgument, match="level must be a number"):
-        require_number("level", value, 0, 1)
+    with pytest.raises(InvalidArgument, match="level must be a number above 0 and below 1, got"):
+        require("level", value, above=0, below=1)
+
+
+def test_a_hint_is_a_sentence_of_its_own():
+    with pytest.raises(InvalidArgument, match=r"^clip must be above 0, got 0\. None means no clipping\.$"):
+        require("clip", 0, above=0, hint="None means no clipping.")
 
 
 @pytest.mark.parametrize(
-    ("value", "high", "ends"),
+    ("value", "limits", "ends"),
     [
-        (5, 1, "got 5 (5 % is 0.05)"),
-        (99.9, 1, "got 99.9 (99.9 % is 0.999)"),
-        ("5%", 1, "got '5%' (5 % is 0.05)"),
-        ("0.5 %", 1, "got '0.5 %' (0.5 % is 0.005)"),
-        ("0.05", 1, "got '0.05' (a text: give the number 0.05)"),
-        ("0.05%", 1, "got '0.05%' (0.05 % is 0.0005)"),
-        (5, 3, "got 5"),
-        (100, 1, "got 100"),
-        (-5, 1, "got -5"),
-        ("many", 1, "got 'many'"),
+        (5, {"below": 1}, "got 5 (5 % is 0.05)"),
+        (99.9, {"below": 1}, "got 99.9 (99.9 % is 0.999)"),
+        ("5%", {"below": 1}, "got '5%' (5 % is 0.05)"),
+        ("0.5 %", {"below": 1}, "got '0.5 %' (0.5 % is 0.005)"),
+        ("0.05", {"below": 1}, "got '0.05' (a text: give the number 0.05)"),
+        ("0.05%", {"below": 1}, "got '0.05%' (0.05 % is 0.0005)"),
+        (5, {"below": 3}, "got 5"),
+        (2, {"high": 1}, "got 2"),
+        (100, {"below": 1}, "got 100"),
+        (-5, {"below": 1}, "got -5"),
+        ("many", {"below": 1}, "got 'many'"),
     ],
 )
-def test_what_was_meant(value, high, ends):
+def test_what_was_meant(value, limits, ends):
     with pytest.raises(InvalidArgument) as caught:
-        require_number("level", value, 0, high)
+        require("level", value, above=0, **limits)
     assert str(caught.value).endswith(ends)
 
 
@@ -86,16 +102,16 @@ def test_shares_have_all_their_digits(share, printed):
 
 
 def test_numbers_are_taken_as_they_are_written():
-    assert require_number("level", np.float32(0.05), 0, 1) == 0.05
-    assert math.copysign(1, require_number("level", -0.0, 0, 1, includes_low=True)) == 1
+    assert require("level", np.float32(0.05), above=0, below=1) == 0.05
+    assert math.copysign(1, require("level", -0.0, low=0, below=1)) == 1
     with pytest.raises(InvalidArgument, match="share must be a number above 0, got 1000"):
-        require_number("share", 10**400, 0, math.inf)
+        require("share", 10**400, above=0)
 
 
 def test_confidence():
     assert require_confidence(0.95) == 0.95
     for wrong in (1e-300, 0, 1, True, "95%", None, math.nan):
-        with pytest.raises(InvalidArgument, match=r"^confidence must be a number"):
+        with pytest.raises(InvalidArgument, match=r"^confidence must be "):
             require_confidence(wrong)
 
 

@@ -301,7 +301,7 @@ def test_rows_needed_near_the_level_and_beyond():
         (0.01, 0.95, 0.01, "the observed risk must be .* below 0.01, got 0.01"),
         (0.0, 0.95, 0.0, "the level must be"),
         (0.01, 1.0, 0.0, "confidence must be"),
-        (0.01, 0.95, -1, "the observed risk must be a number of at least 0"),
+        (0.01, 0.95, -1, "observed must be at least 0"),
     ]:
         with pytest.raises(InvalidArgument, match=says):
             rows_needed(level, confidence, observed=observed)

@@ -111,7 +111,7 @@ def test_it_starts_from_the_blocks_that_stood_there():
         (nn.Sequential(Block(8, 8), Block(8, 8)), {}, BadNetwork, "at least three blocks, got a Sequential of 2"),
         (nn.ReLU(), {}, BadNetwork, "got a ReLU of 0"),
         (basic(), {"ratio": 0.99}, InvalidArgument, "keeps 0 of 16 channels"),
-        (basic(), {"ratio": 1.5}, InvalidArgument, "ratio must be a number above 0 and below 1"),
+        (basic(), {"ratio": 1.5}, InvalidArgument, "ratio must be above 0 and below 1"),
         (regnet(), {"ratio": 0.9}, InvalidArgument, "keeps 0 of 32 channels in multiples of 6"),
         (nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), {}, BadNetwork, "stages of convolutions, got a Linear"),
         (nn.Sequential(Block(4, 8), Block(8, 16), Block(16, 16)), {}, BadNetwork, "cannot be made narrower|changes"),

@@ -175,7 +175,7 @@ def test_a_partitioned_model_is_built_again_from_its_text():
         (nn.Conv2d(4, 4, 3, groups=2), {}, BadNetwork, "grouped convolution, got groups=2"),
         (nn.Linear(4, 4), {"ratio": 1.2}, InvalidArgument, "ratio must be a share"),
         (nn.Linear(4, 4), {"kernels": 0}, InvalidArgument, "kernels must be a whole number"),
-        (nn.Linear(4, 4), {"temperature": 0.0}, InvalidArgument, "temperature must be a number above 0"),
+        (nn.Linear(4, 4), {"temperature": 0.0}, InvalidArgument, "temperature must be above 0"),
     ],
 )
 def test_what_it_refuses(dense, options, error, says):

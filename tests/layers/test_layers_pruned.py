@@ -93,7 +93,7 @@ def test_without_the_package_the_sentence_names_the_extra(monkeypatch):
 @pytest.mark.parametrize(
     ("method", "given", "error", "says"),
     [
-        ("pruned?ratio=1.5", {"example": X}, InvalidArgument, "ratio must be a number above 0 and below 1"),
+        ("pruned?ratio=1.5", {"example": X}, InvalidArgument, "ratio must be above 0 and below 1"),
         ("pruned?importance=luck", {"example": X}, InvalidArgument, "importance must be taylor"),
         ("pruned?importance=magnitude", {}, InvalidArgument, "needs example="),
         ("pruned", {"example": X}, InvalidArgument, "needs data="),

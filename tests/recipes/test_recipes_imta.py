@@ -163,7 +163,7 @@ def test_a_second_time_goes_on_with_the_same_exits():
     ("net", "recipe", "error", "says"),
     [
         (cut_of, Imta(gamma=1.5), InvalidArgument, "gamma must be between 0 and 1, got 1.5"),
-        (cut_of, Imta(temperature=0.0), InvalidArgument, "temperature must be a number above 0"),
+        (cut_of, Imta(temperature=0.0), InvalidArgument, "temperature must be above 0"),
         (cut_of, Imta(falls=(0.5, 2.0)), InvalidArgument, "falls must be shares"),
         (lambda: ladder_of(3), Imta(), BadNetwork, "parameters|ladder"),
         (lambda: cut_of(exits="cascade"), Imta(), BadNetwork, "does not end in a linear layer on features"),

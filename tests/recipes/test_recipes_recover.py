@@ -131,7 +131,7 @@ def test_which_modules_are_compared():
     ("options", "error", "says"),
     [
         ({"by": "turns"}, InvalidArgument, "by must be one of both, layers, whole"),
-        ({"temperature": 0.0}, InvalidArgument, "temperature must be a number above 0"),
+        ({"temperature": 0.0}, InvalidArgument, "temperature must be above 0"),
         ({"labels": 2.0}, InvalidArgument, "labels must be a share"),
         ({"original": None}, InvalidArgument, "recover needs original="),
         ({"at": "secund"}, UnknownName, "did you mean 'second'"),

@@ -91,6 +91,6 @@ def test_what_does_not_fit_is_refused_and_nothing_changed():
     before = net.fingerprint()
     with pytest.raises(BadNetwork, match="'stem' is no plain classifier"):
         off.fit(net, (X, Y), recipe=Sdn(surest=True), progress=False)
-    with pytest.raises(InvalidArgument, match=r"expected a number of at least 0 for each of stem, blocks\.0"):
+    with pytest.raises(InvalidArgument, match=r"weights must be a number of at least 0 for each of stem, blocks\.0"):
         off.fit(net, (X, Y), recipe=Sdn([0.1], surest=True), progress=False)
     assert net.fingerprint() == before

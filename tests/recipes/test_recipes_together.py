@@ -222,7 +222,7 @@ def test_rates_fall_elsewhere_on_imagenet():
         step.step()
         schedule.step()
     assert rates == pytest.approx([0.1] * 30 + [0.01] * 30 + [0.001] * 30)  # 0.1 ** (epoch // 30)
-    refused(net, Joint(falls=[2.0]), InvalidArgument, "falls must be shares")
+    refused(net, Joint(falls=[2.0]), InvalidArgument, "each of falls must be between 0 and 1")
 
 
 # First rows of weights, and biases, after two epochs of the trunk alone and three of all exits: BranchyNet's train_main
@@ -308,7 +308,7 @@ def test_decorrelated_mixes_the_exits_and_their_mean(amount):
 
 def test_decorrelated_refuses_amounts_that_have_no_lower_end():
     for amount in (-0.1, 1.1, math.nan):
-        refused(cut_of(), Decorrelated(amount), InvalidArgument, "expected 0 to 1")
+        refused(cut_of(), Decorrelated(amount), InvalidArgument, "amount must be between 0 and 1")
 
 
 def test_schedules():

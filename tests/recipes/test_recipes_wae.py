@@ -206,11 +206,11 @@ def test_it_learns_and_keeps_what_it_learned(tmp_path):
     ("net", "recipe", "error", "says"),
     [
         (cut_of, WaveletLike(), BadNetwork, "of what offramp.wae makes, got a Stages"),
-        (net_of, WaveletLike(gamma=-1.0), InvalidArgument, "gamma must be a number of at least 0, got -1.0"),
+        (net_of, WaveletLike(gamma=-1.0), InvalidArgument, "gamma must be at least 0, got -1.0"),
         (net_of, WaveletLike(images=0, classes=0, joint=0), InvalidArgument, "0 epochs in all"),
         (net_of, WaveletLike(original="resnet56"), InvalidArgument, "original must be a torch.nn.Module, got a str"),
         (net_of, WaveletLike(soft=1.5), InvalidArgument, "soft must be a share from 0 to 1, got 1.5"),
-        (net_of, WaveletLike(temperature=0), InvalidArgument, "temperature must be a number above 0, got 0"),
+        (net_of, WaveletLike(temperature=0), InvalidArgument, "temperature must be above 0, got 0"),
         (net_of, WaveletLike(sum_weight=0, low_weight=0, both_weight=0), InvalidArgument, "must be above 0"),
     ],
 )

@@ -251,5 +251,5 @@ def test_a_deeper_weigher_is_trained():
     data = (images_of(32), torch.arange(32) % 3)
     history = off.fit(net, data, recipe="weighted?layers=3&hidden=8&epochs=2&rate=0.01", batch_size=16, progress=False)
     assert len(history.epochs) == 2
-    with pytest.raises(InvalidArgument, match="hidden and layers must be 1 or more, got 8 and 0"):
+    with pytest.raises(InvalidArgument, match="layers must be a whole number of at least 1, got 0"):
         off.fit(cut_of(), data, recipe="weighted", layers=0, hidden=8, progress=False)

@@ -18,42 +18,79 @@ MOST = 2**31 - 1  # the largest count
 LONGEST = 40  # characters of a value in a sentence
 
 
-def require_number(name: str, value: object, low: float, high: float, *, includes_low: bool = False) -> float:
-    """A number above `low` and below `high`.
+def require(
+    name: str,
+    value: object,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    above: float | None = None,
+    below: float | None = None,
+    hint: str = "",
+) -> float:
+    """Check one number, and say in one sentence what it must be and what was got.
 
     Args:
-        name: of the argument, for the sentence.
-        value: what was handed over; booleans and texts are no numbers.
-        low: the lower limit.
-        high: the upper limit, which is not allowed itself.
-        includes_low: the lower limit is allowed too.
+        name: of the argument, as the caller wrote it.
+        value: what was given; booleans, texts, NaN and infinities are no numbers.
+        low: the smallest number that is allowed.
+        high: the largest number that is allowed.
+        above: a number that it must be above.
+        below: a number that it must be below.
+        hint: what to do, where that is not clear from the rest.
+
+    Returns:
+        The number.
 
     Raises:
-        InvalidArgument: it is no number, or not within the limits.
+        InvalidArgument: it is not a number, or not within the limits.
+
+    >>> require("keep", 0.5, low=0, high=1)
+    0.5
+    >>> require("keep", 2, low=0, high=1)
+    Traceback (most recent call last):
+    offramp.errors.InvalidArgument: keep must be between 0 and 1, got 2
     """
-    if isinstance(value, Real) and not isinstance(value, bool):
-        # the shortest text of a NumPy number: of float32 0.05 this is 0.05, and no zero is negative
-        number = (float(str(value)) if type(value).__module__ == "numpy" else _as_float(value)) + 0.0
-        if low < number < high or (includes_low and number == low):
+    is_number = isinstance(value, Real) and not isinstance(value, bool)
+    if is_number:
+        number = _as_float(value)
+        fits_low = (low is None or number >= low) and (above is None or number > above)
+        fits_high = (high is None or number <= high) and (below is None or number < below)
+        if math.isfinite(number) and fits_low and fits_high:
             return number
-    least = f"of at least {low:g}" if includes_low else f"above {low:g}"
-    most = "" if high == math.inf else f" and below {high:g}"
-    meant = _as_share(value) if high <= 1 or isinstance(value, str) else ""
-    raise InvalidArgument(f"{name} must be a number {least}{most}, got {value!r}{meant}")
+    limits = _limits(low, high, above, below)
+    if not is_number or not limits:
+        joined = f"of {limits}" if limits.startswith("at ") else limits
+        limits = f"a number {joined}".strip()
+    is_share = below is not None and below <= 1
+    meant = _as_share(value) if is_share or isinstance(value, str) else ""
+    ending = f". {hint}" if hint else ""
+    raise InvalidArgument(f"{name} must be {limits}, got {value!r}{meant}{ending}")
+
+
+def _limits(low: float | None, high: float | None, above: float | None, below: float | None) -> str:
+    """The limits in words: `between 0 and 1`, `at least 0 and below 1`, `above 0`."""
+    if low is not None and high is not None:
+        return f"between {low:g} and {high:g}"
+    limits = [("at least", low), ("above", above), ("at most", high), ("below", below)]
+    return " and ".join(f"{words} {limit:g}" for words, limit in limits if limit is not None)
 
 
 def _as_float(value: Any) -> float:
+    """A number as Python's own: of NumPy's float32 0.05 this is 0.05 (its shortest text), and no zero is negative."""
+    if type(value).__module__ == "numpy":
+        return float(str(value)) + 0.0
     try:
-        return float(value)
+        return float(value) + 0.0
     except OverflowError:  # a whole number beyond all floats
         return math.inf if value > 0 else -math.inf
 
 
 def require_confidence(value: object) -> float:
     """A confidence above 0 and below 1, also as 1 - confidence. Raises InvalidArgument."""
-    confidence = require_number("confidence", value, 0, 1)
-    if not 0 < 1 - confidence < 1:
-        raise InvalidArgument(f"confidence must be a number of at least 1e-15 and below 1, got {value!r}")
+    confidence = require("confidence", value, above=0, below=1)
+    if not 0 < 1 - confidence < 1:  # so close to 0 that 1 - confidence is 1
+        raise InvalidArgument(f"confidence must be at least 1e-15 and below 1, got {value!r}")
     return confidence
 
 

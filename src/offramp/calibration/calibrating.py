@@ -11,11 +11,11 @@ import numpy as np
 
 from offramp._support.arguments import (
     percentage,
+    require,
     require_confidence,
     require_count,
     require_flag,
     require_kind,
-    require_number,
 )
 from offramp.calibration.candidates import problem_of as problem_of
 from offramp.calibration.certifying import Certifier, Tested
@@ -110,12 +110,12 @@ def calibrate(
     if max_exit is not None:
         trace.topology.exit_index(max_exit)
     if budget is not None:
-        share = require_number("budget", budget, 0, math.inf)
+        share = require("budget", budget, above=0)
         rows, _ = unseen_rows(trace, drop_seen=drop_seen, what="calibration")  # no promise: repeats do no harm
         warn_of_order(trace, unit, batch)
         return _by_budget(rows, risk, share, reference, unit, batch, max_exit)
     asked = find_risk(risk or "disagreement")
-    level = require_number(f"at_most (a level of {asked.name})", at_most, asked.low, asked.high, includes_low=True)
+    level = require(f"at_most (a level of {asked.name})", at_most, low=asked.low, below=asked.high)
     confidence = require_confidence(confidence)
     if trace.header.settings and (testing != "path" or search is not None or max_exit is not None):
         raise InvalidArgument("settings of one dial are tested along the dial; leave testing, search and deepest out")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from offramp._support.arguments import percentage, require_flag, require_kind, require_number
+from offramp._support.arguments import percentage, require, require_flag, require_kind
 from offramp.calibration.rows import Selected, independent_rows
 from offramp.errors import InvalidArgument
 from offramp.guarantees.risks import Risk, find_risk
@@ -94,7 +94,7 @@ def check(
     )
     if level is not None and at_most is not None:
         asked = find_risk(risk if risk is not None else found.risk.risk)
-        level = require_number(f"at_most (a level of {asked.name})", at_most, asked.low, asked.high, includes_low=True)
+        level = require(f"at_most (a level of {asked.name})", at_most, low=asked.low, below=asked.high)
     word, sentence = verdict(found.risk, level)
     return Verdict(word, sentence, level, found, selected.dropped, selected.repeated)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from offramp._support.arguments import arguments_of, pairs, require_confidence, require_number
+from offramp._support.arguments import arguments_of, pairs, require, require_confidence
 from offramp._support.find import files, find
 from offramp.building.factories import exit_factory, make_gate, make_model, make_preprocess, model_factory
 from offramp.comparing.placement import free_of
@@ -27,7 +27,7 @@ def require_known(settings: Settings) -> None:
     require_repeats(settings.repeated_rows)
     require_confidence(settings.confidence)
     if settings.at_most is not None:
-        require_number("at-most", settings.at_most, risk.low, risk.high, includes_low=True)
+        require("at-most", settings.at_most, low=risk.low, below=risk.high)
     engine_of(settings.engine)
     for method in settings.methods:
         try:

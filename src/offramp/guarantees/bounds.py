@@ -14,7 +14,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from offramp._support.arguments import require_number
+from offramp._support.arguments import require
 from offramp.errors import BadData, InvalidArgument, UnknownName
 from offramp.guarantees.risks import Risk
 from offramp.guarantees.testing import order_from
@@ -285,7 +285,7 @@ def interval(
     or 1; better say it: `Risk.binary`). Others: betting on either side, Waudby-Smith and Ramdas, 2020, arXiv
     2010.09686, in a fixed order that depends on N only, widened where needed to hold the mean seen.
     """
-    confidence = require_number("confidence", confidence, 0, 1)
+    confidence = require("confidence", confidence, above=0, below=1)
     losses_N = _checked(np.asarray(losses_N)[None], low, high)[0].astype(np.float64)
     n, half = len(losses_N), (1.0 - confidence) / 2.0
     if binary is None:
@@ -309,9 +309,9 @@ def rows_needed(level: float, confidence: float, *, observed: float = 0.0) -> in
     >>> rows_needed(0.01, 0.95), rows_needed(0.01, 0.95, observed=0.0025)
     (299, 628)
     """
-    level = require_number("the level", level, 0, 1)
-    confidence = require_number("confidence", confidence, 0, 1)
-    observed = require_number("the observed risk", observed, 0, level, includes_low=True)
+    level = require("level", level, above=0, below=1)
+    confidence = require("confidence", confidence, above=0, below=1)
+    observed = require("observed", observed, low=0, below=level)
 
     from scipy import special
 

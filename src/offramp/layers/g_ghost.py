@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp._support.arguments import require_number
+from offramp._support.arguments import require
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers._replacing import placed_like
 from offramp.networks.layer import Layer, LayerCost, dense_cost
@@ -87,7 +87,7 @@ class GGhost(Layer):
             raise BadNetwork(
                 f"g_ghost replaces a Sequential of at least three blocks, got a {type(dense).__name__} of {blocks}"
             )
-        require_number("ratio", ratio, 0, 1)
+        require("ratio", ratio, above=0, below=1)
         first, *inner, last = dense
         width = _width_of(first)
         group = _group_width(inner)

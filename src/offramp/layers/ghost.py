@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp._support.arguments import require_number
+from offramp._support.arguments import require
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers._replacing import geometry, placed_like, require_convolution, require_whole
 from offramp.networks.layer import Layer, LayerCost, dense_cost
@@ -236,6 +236,6 @@ def divisible(width: float, by: int) -> int:
     >>> divisible(16 * 1.3, 4), divisible(10, 4)
     (20, 12)
     """
-    require_number("width", width, 0, math.inf)
+    require("width", width, above=0)
     rounded = max(by, int(width + by / 2) // by * by)
     return rounded + by if rounded < 0.9 * width else rounded

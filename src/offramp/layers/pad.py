@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, linear, unfold
 
-from offramp._support.arguments import require_number
+from offramp._support.arguments import require
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers._replacing import copied, placed_like, require_convolution, require_whole
 from offramp.layers.packed import packed_bits, unpacked_bits
@@ -123,7 +123,7 @@ class Pad(Layer):
             raise InvalidArgument(f"ratio must be a share from 0 to 1, got {ratio!r}")
         require_whole("kernels", kernels, 1)
         require_whole("reduction", reduction, 1)
-        require_number("temperature", temperature, 0, float("inf"))
+        require("temperature", temperature, above=0)
         weight = layer.weight.detach()
         mask = largest(weight.abs(), round(ratio * weight.numel()))
         made = cls(
@@ -305,7 +305,7 @@ def partitioned(
 
 
 def _require(ratio: float, rounds: int, score: str, scope: str) -> None:
-    require_number("ratio", ratio, 0, 1 + 1e-9, includes_low=True)
+    require("ratio", ratio, low=0, high=1)
     require_whole("rounds", rounds, 1)
     if score not in SCORES:
         raise InvalidArgument(f"score must be one of {', '.join(SCORES)}, got {score!r}")

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from offramp._support.arguments import require_number
+from offramp._support.arguments import require
 from offramp.errors import BadNetwork, InvalidArgument, MissingExtra
 from offramp.layers._replacing import geometry, require_whole
 from offramp.networks.inputs import as_inputs, call_model
@@ -109,7 +109,7 @@ def _library() -> Any:
 
 
 def _require(example: Any, data: Any, ratio: float, importance: str) -> None:
-    require_number("ratio", ratio, 0, 1)
+    require("ratio", ratio, above=0, below=1)
     if importance not in IMPORTANCES:
         raise InvalidArgument(f"importance must be {', '.join(IMPORTANCES)}, got {importance!r}")
     if example is None:

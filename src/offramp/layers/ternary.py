@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, cosine_similarity, linear
 
-from offramp._support.arguments import require_number
+from offramp._support.arguments import require
 from offramp.errors import BadNetwork
 from offramp.layers._replacing import copied, placed_like
 from offramp.networks.layer import Layer, LayerCost, dense_cost
@@ -66,7 +66,7 @@ class Ternary(Layer):
             BadNetwork: another kind of layer.
             InvalidArgument: a share out of its range.
         """
-        require_number("warm", warm, 0, 1, includes_low=True)
+        require("warm", warm, low=0, below=1)
         return placed_like(cls(require_zeros(dense, "ternary"), warm), dense)
 
     def options(self) -> dict[str, Any]:

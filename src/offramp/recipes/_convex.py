@@ -112,7 +112,7 @@ def choose(
     stronger. Two in a row that bring nothing end the path: the weaker, the slower.
     """
     if not regularizers:
-        raise InvalidArgument("no regularizers to choose from; expected at least one number above 0")
+        raise InvalidArgument("regularizers must have at least one number above 0, got none")
     rows = _checked(features, y, classes, loss, regularizers)
     best: tuple[Tried, Solved] | None = None
     tried: list[Tried] = []
@@ -139,11 +139,9 @@ def _accuracy(solved: Solved, features: Tensor, y: Tensor) -> float:
 
 def _checked(features: Tensor, y: Tensor, classes: int, loss: str, regularizers: Sequence[float]) -> Standardized:
     if loss not in LOSSES:
-        raise InvalidArgument(f"loss is {loss!r}, expected one of {', '.join(LOSSES)}")
+        raise InvalidArgument(f"loss must be one of {', '.join(LOSSES)}, got {loss!r}")
     if not all(0 < each < float("inf") for each in regularizers):
-        raise InvalidArgument(
-            f"regularizer is {regularizers}, expected numbers above 0: without one there is no best answer"
-        )
+        raise InvalidArgument(f"regularizer must be above 0, got {regularizers}: without one there is no best solution")
     if features.dim() != 2 or len(features) == 0 or y.shape != features.shape[:1]:
         raise BadData(
             f"features are {tuple(features.shape)} and labels {tuple(y.shape)}; expected [N, F] and [N] with N from 1 "

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import nn
 
+from offramp._support.arguments import require
 from offramp.errors import BadNetwork, GapNotReached, InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.nodes import Exit
@@ -33,7 +34,7 @@ def require_linear(network: Network) -> None:
         reads_exits = not all(map(is_input, network.exit_of(name).reads))  # a mask went into the pooled features
         if linear_of(network.exit_of(name)) is None or reads_exits:
             raise BadNetwork(
-                f"exit {name!r} is no linear layer on pooled features, expected linear or linear_grid; cut with "
+                f"exit {name!r} must be a linear layer on pooled features (linear or linear_grid). cut with "
                 "exits='linear_grid', or train it by joint with backbone=False"
             )
 
@@ -41,11 +42,11 @@ def require_linear(network: Network) -> None:
 def require_numbers(regularizer: object, gap: object) -> None:
     """Raise InvalidArgument unless these are a regularizer, or several, and a gap, before anything is pooled."""
     several = list(regularizer) if isinstance(regularizer, (list, tuple)) else [regularizer]
-    if not several or not all(isinstance(each, (int, float)) and 0 < each < float("inf") for each in (*several, gap)):
-        raise InvalidArgument(
-            f"regularizer is {regularizer!r} and gap {gap!r}, expected numbers above 0 (of several "
-            "regularizers the best is taken); give such"
-        )
+    if not several:
+        raise InvalidArgument("regularizer must have at least one number, got none")
+    for one in several:
+        require("regularizer", one, above=0)
+    require("gap", gap, above=0)
 
 
 def list_of(regularizer: float | Sequence[float]) -> list[float]:

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from offramp._support.arguments import require
 from offramp.errors import InvalidArgument
 from offramp.exits.added import Added
 from offramp.networks.inputs import given
@@ -87,10 +88,10 @@ class Boosted(Recipe):
         """
         count = len(network.topology.exits)
         weights = spread(self.weight, count, "weight")
-        if not all(0 < weight < math.inf for weight in weights):
-            raise InvalidArgument(f"weight is {self.weight}, expected a finite number above 0")
-        if not all(0 <= decay < math.inf for decay in spread(self.decay, count, "decay")):
-            raise InvalidArgument(f"decay is {self.decay}, expected finite numbers of at least 0")
+        for weight in weights:
+            require("weight", weight, above=0)
+        for decay in spread(self.decay, count, "decay"):
+            require("decay", decay, low=0)
         trainable_exits(network)
         require_one_model(network, "boosted")
         require_one_width(network)
@@ -166,7 +167,7 @@ def spread(value: float | Sequence[float], count: int, what: str) -> tuple[float
         return tuple(map(float, numbers * count))
     if len(numbers) == 2:
         return tuple(np.linspace(numbers[0], numbers[1], count).tolist())
-    raise InvalidArgument(f"{what} has {len(numbers)} numbers for {count} exits, expected 1, 2 or {count}")
+    raise InvalidArgument(f"{what} must have 1, 2 or {count} numbers (one for each exit), got {len(numbers)}")
 
 
 def pieces_of(network: Network) -> list[list[nn.Parameter]]:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy
 
-from offramp.errors import InvalidArgument
+from offramp._support.arguments import require, require_count
 from offramp.gates.commitment import Commitment, _averaged
 from offramp.networks.network import Network
 from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, trainable_exits
@@ -49,11 +49,9 @@ class Cascaded(Recipe):
         Raises InvalidArgument for arguments out of their range, BadNetwork where there is nothing to train, and for a
         ladder.
         """
-        if not 0 < self.confidence <= 1 or self.held < 2 or self.replay < 1:
-            raise InvalidArgument(
-                f"got confidence={self.confidence}, held={self.held} and replay={self.replay}, expected a probability "
-                "above 0, 2 or more, and 1 or more"
-            )
+        require("confidence", self.confidence, above=0, high=1)
+        require_count("held", self.held, 2)
+        require_count("replay", self.replay)
         trainable_exits(network)
         require_one_model(network, "cascaded")
         commit(network)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
-from offramp._support.arguments import require_number
+from offramp._support.arguments import require
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import given
 from offramp.networks.layer import outer_layers
@@ -95,9 +95,9 @@ class Consecutive(Recipe):
         teachers = self._given()
         if not teachers or not all(isinstance(one, nn.Module) for one in teachers):
             raise InvalidArgument("consecutive needs teachers=[assistant, ..., main], trained models")
-        require_number("rate", self.rate, 0, float("inf"))
-        require_number("decay", self.decay, 0, float("inf"), includes_low=True)
-        require_number("warm", self.warm, 0, 1, includes_low=True)
+        require("rate", self.rate, above=0)
+        require("decay", self.decay, low=0)
+        require("warm", self.warm, low=0, below=1)
         *assistants, main = teachers
         network.auxiliary = {MAIN: _network_of(main, network)}
         for number, one in enumerate(assistants):

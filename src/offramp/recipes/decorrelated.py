@@ -21,7 +21,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from offramp.errors import InvalidArgument
+from offramp._support.arguments import require
 from offramp.networks.network import Network
 from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, trainable_exits
 from offramp.recipes._together import parameters_of
@@ -40,8 +40,7 @@ class Decorrelated(Recipe):
 
     def prepare(self, network: Network) -> None:
         """Raise InvalidArgument for an amount outside 0 to 1, BadNetwork where there is nothing to train."""
-        if not 0 <= self.amount <= 1:
-            raise InvalidArgument(f"amount is {self.amount}, expected 0 to 1; above 1 the loss has no lower end")
+        require("amount", self.amount, low=0, high=1)  # above 1 the loss has no lower end
         trainable_exits(network)
 
     def phases(self, network: Network) -> list[Phase]:

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from offramp._support.arguments import require
 from offramp._support.find import unknown
-from offramp.errors import InvalidArgument
 from offramp.networks.inputs import given
 from offramp.networks.network import Network, trial_rows
 from offramp.networks.nodes import Exit
@@ -81,11 +81,9 @@ class Distill(Recipe):
     def prepare(self, network: Network) -> None:
         """Raise InvalidArgument, BadNetwork for what does not fit; then hang on the adapters."""
         trainable_exits(network)
-        if not (0 <= self.alpha <= 1 and self.hints >= 0 and self.temperature > 0):
-            raise InvalidArgument(
-                f"alpha is {self.alpha}, hints {self.hints} and the temperature {self.temperature}, expected a number "
-                "from 0 to 1, one of at least 0, and one above 0"
-            )
+        require("alpha", self.alpha, low=0, high=1)
+        require("hints", self.hints, low=0)
+        require("temperature", self.temperature, above=0)
         if self.hint is not None and self.hint not in network.topology.exits:
             raise unknown(self.hint, network.topology.exits, "node of this network")
         if not self.backbone:

@@ -44,7 +44,7 @@ class Hinge(Recipe):
         features.
         """
         if self.kind not in KINDS:
-            raise InvalidArgument(f"kind is {self.kind!r}, expected one of {', '.join(KINDS)}")
+            raise InvalidArgument(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
         require_numbers(self.regularizer, self.gap)
         require_linear(network)
 

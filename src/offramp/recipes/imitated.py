@@ -26,7 +26,7 @@ from functools import partial
 import torch
 from torch.nn.functional import kl_div
 
-from offramp.errors import InvalidArgument
+from offramp._support.arguments import require
 from offramp.networks.network import Network
 from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, reading
 from offramp.recipes._schedules import dropped
@@ -50,10 +50,8 @@ class Imitated(Recipe):
 
     def prepare(self, network: Network) -> None:
         """Raise BadNetwork where no exit before the last has parameters, InvalidArgument for a rate that is none."""
-        if not (self.rate > 0 and self.decay >= 0):
-            raise InvalidArgument(
-                f"the rate is {self.rate} and decay {self.decay}, expected one above 0 and one of at least 0"
-            )
+        require("rate", self.rate, above=0)
+        require("decay", self.decay, low=0)
         students_of(network)
 
     def phases(self, network: Network) -> list[Phase]:

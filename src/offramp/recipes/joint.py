@@ -14,7 +14,6 @@ is the same sum; the authors' Lua code takes Nesterov's momentum.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from offramp._support.arguments import require
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.network import Network, last_model
 from offramp.networks.recipe import (
@@ -115,25 +115,25 @@ class Joint(Recipe):
     def prepare(self, network: Network) -> None:
         """Raise InvalidArgument for weights that do not fit, BadNetwork where there is nothing to train."""
         if self.norm not in NORMS:
-            raise InvalidArgument(f"norm is {self.norm!r}, expected one of {', '.join(NORMS)}")
+            raise InvalidArgument(f"norm must be one of {', '.join(NORMS)}, got {self.norm!r}")
         if self.optimizer not in RATES:
-            raise InvalidArgument(f"optimizer is {self.optimizer!r}, expected one of {', '.join(RATES)}")
+            raise InvalidArgument(f"optimizer must be one of {', '.join(RATES)}, got {self.optimizer!r}")
         if not self.backbone:
             trainable_exits(network)
         elif not any(True for _ in network.backbone.parameters()):
-            raise BadNetwork("the models of this network have no parameters; train the exits alone: backbone=False")
-        weights_of(self.weights, network.topology.exit_labels)
-        if self.keep or self.alone:
-            network.topology.require_chain("joint with keep or alone")
+            raise BadNetwork("This network's models have no parameters. Train the exits alone: backbone=False")
+        weights_of(self.weights, network.topology.exits)
         if self.equilibrium:
             require_one_model(network, "equilibrium=True")
-        if not 0 <= self.keep <= 1 or not 0 < self.temperature < math.inf or (self.keep and self.alone):
+        require("keep", self.keep, low=0, high=1)
+        require("temperature", self.temperature, above=0)
+        if self.keep and self.alone:
             raise InvalidArgument(
-                f"got keep={self.keep}, temperature={self.temperature} and alone={self.alone}, expected 0 to 1, a "
-                "number above 0, and alone=0 beside a keep above 0: what untrained models answer is no use"
+                f"alone must be 0 where keep is above 0, got {self.alone}: the outputs of untrained models are not "
+                "worth keeping"
             )
-        if not all(0 <= share <= 1 for share in self.falls):
-            raise InvalidArgument(f"falls must be shares of a phase between 0 and 1, got {self.falls!r}")
+        for share in self.falls:
+            require("each of falls", share, low=0, high=1)
         network.auxiliary = {BEFORE: last_model(network, copied=True)} if self.keep else {}
         head = self._dropped_head(network)
         if head is not None:
@@ -219,9 +219,7 @@ def weights_of(weights: float | Sequence[float] | Mapping[str, float], exits: Se
         found = dict(zip(exits, each, strict=False)) if len(each) == len(exits) else {}
     numbers = all(isinstance(each, (int, float)) and 0 <= each < float("inf") for each in found.values())
     if set(found) != set(exits) or not numbers:
-        raise InvalidArgument(
-            f"the weights are {weights!r}, expected a number of at least 0 for each of {', '.join(exits)}"
-        )
+        raise InvalidArgument(f"weights must be a number of at least 0 for each of {', '.join(exits)}, got {weights!r}")
     return {name: float(found[name]) for name in exits}
 
 

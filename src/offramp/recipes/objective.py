@@ -23,6 +23,7 @@ from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from offramp._support.arguments import require, require_count
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.gates.uncertainty import Uncertainty
 from offramp.networks.network import Network, trial_rows
@@ -144,11 +145,10 @@ class Objective(Recipe):
                 f"the gates at {', '.join(other) or 'no exit'} are not uncertainty gates, expected one at every exit; "
                 "cut(model, example, at=..., gate='uncertainty')"
             )
-        if self.every < 1 or self.epochs < 1 or self.warm < 0 or self.price < 0:
-            raise InvalidArgument(
-                f"every is {self.every}, epochs {self.epochs}, warm {self.warm} and price {self.price}, expected at "
-                "least 1, 1, 0 and 0"
-            )
+        require_count("every", self.every)
+        require_count("epochs", self.epochs)
+        require_count("warm", self.warm, 0)
+        require("price", self.price, low=0)
         prices = PriceList(costs_by(self.costs, network))
         balance = Balance(len(network.topology.gates))
         network.auxiliary = {PRICES: prices.to(network.device()), BALANCE: balance.to(network.device())}
@@ -317,9 +317,7 @@ def costs_by(costs: Sequence[float] | Mapping[str, float] | None, network: Netwo
         found = [*costs.values()] if isinstance(costs, Mapping) else [*costs]
         named = not isinstance(costs, Mapping) or set(costs) == set(names)
         if not named or len(found) != len(names) or min(found) < 0:
-            raise InvalidArgument(
-                f"the costs are {costs!r}, expected a number of at least 0 for each of {', '.join(names)}"
-            )
+            raise InvalidArgument(f"costs must be a number of at least 0 for each of {', '.join(names)}, got {costs!r}")
         found = [costs[name] for name in names] if isinstance(costs, Mapping) else found
     else:
         rows = trial_rows(network)

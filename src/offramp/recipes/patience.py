@@ -10,7 +10,8 @@ from functools import partial
 import torch
 from torch.nn.functional import cross_entropy
 
-from offramp.errors import BadNetwork, InvalidArgument
+from offramp._support.arguments import require
+from offramp.errors import BadNetwork
 from offramp.networks.network import Network
 from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, reading, trainable_exits
 from offramp.recipes._schedules import linear
@@ -51,10 +52,10 @@ class PatienceRecipe(Recipe):
     def prepare(self, network: Network) -> None:
         """Raise BadNetwork where there are no exits, or no model, to train; InvalidArgument for a clip of 0 or less."""
         trainable_exits(network)
-        if self.clip is not None and not self.clip > 0:
-            raise InvalidArgument(f"clip must be above 0, or None for no clipping, got {self.clip!r}")
+        if self.clip is not None:
+            require("clip", self.clip, above=0, hint="None means no clipping.")
         if self.backbone and not any(True for _ in network.backbone.parameters()):
-            raise BadNetwork("the models of this network have no parameters, expected some to train with the exits")
+            raise BadNetwork("This network's models have no parameters. Train the exits alone: backbone=False")
 
     def phases(self, network: Network) -> list[Phase]:
         """One phase."""

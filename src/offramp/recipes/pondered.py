@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from offramp._support.arguments import require
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.layers.adaptive_depth import AdaptiveDepth, stages_of
 from offramp.networks.network import Network
@@ -57,20 +58,13 @@ class Pondered(Recipe):
         return self.inner or Distill(hints=0.0, epochs=self.epochs, rate=self.rate)
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for other arguments, BadNetwork without stages of adaptive depth; then as the recipe
-        does.
-        """
-        if not self.tau >= 0:
-            raise InvalidArgument(f"tau is {self.tau}, expected a number of at least 0")
-        if not 0 <= self.ramp <= 1:
-            raise InvalidArgument(f"ramp must be from 0 to 1, got {self.ramp}")
+        """Raise InvalidArgument for bad arguments, BadNetwork without stages of adaptive depth; then as the recipe."""
+        require("tau", self.tau, low=0)
         if self.inner is not None and (self.epochs, self.rate) != (None, None):
-            raise InvalidArgument(
-                "got a recipe and epochs or a rate beside it, expected one of them; give them to that recipe"
-            )
+            raise InvalidArgument("epochs and rate must be given to the inner recipe, got them besides one")
         if not stages_of(network.backbone):
             raise BadNetwork(
-                "no stage of this network has adaptive depth and parameters for it, expected one; take the recipe alone"
+                "No stage of this network has adaptive depth and parameters for it. Use the inner recipe alone."
             )
         self._inner().prepare(network)
 
@@ -80,9 +74,7 @@ class Pondered(Recipe):
         stages = stages_of(network.backbone).values()
         halting = {id(value) for stage in stages for value in stage.halts.parameters()}
         if not any(id(value) in halting for phase in phases for value in phase.parameters):
-            raise BadNetwork(
-                "the recipe within leaves the models as they are, expected one that trains them; backbone=True"
-            )
+            raise BadNetwork("The inner recipe must train the models. Give it backbone=True.")
         return [replace(phase, during=self._priced(network, phase.during)) for phase in phases]
 
     def _priced(

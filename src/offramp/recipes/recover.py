@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
-from offramp._support.arguments import require_number
+from offramp._support.arguments import require
 from offramp._support.find import unknown
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.inputs import given
@@ -115,9 +115,9 @@ class Recover(Recipe):
             )
         if self.by not in BY:
             raise InvalidArgument(f"by must be one of {', '.join(BY)}, got {self.by!r}")
-        require_number("temperature", self.temperature, 0, float("inf"))
-        require_number("features", self.features, 0, float("inf"), includes_low=True)
-        require_number("decay", self.decay, 0, float("inf"), includes_low=True)
+        require("temperature", self.temperature, above=0)
+        require("features", self.features, low=0)
+        require("decay", self.decay, low=0)
         if not 0 <= self.labels <= 1:
             raise InvalidArgument(f"labels must be a share from 0 to 1, got {self.labels!r}")
         if not isinstance(self.original, nn.Module):

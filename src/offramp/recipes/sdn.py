@@ -80,7 +80,7 @@ class Sdn(Recipe):
         found = [DEEPEST * (i + 1) / len(names) for i in range(len(names))] if self.weights is None else self.weights
         if len(found) != len(names) or min(found) < 0:
             raise InvalidArgument(
-                f"the weights are {found!r}, expected a number of at least 0 for each of {', '.join(names)}"
+                f"weights must be a number of at least 0 for each of {', '.join(names)}, got {found!r}"
             )
         return dict(zip(names, map(float, found), strict=True))
 

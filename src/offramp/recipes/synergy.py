@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from offramp.errors import BadNetwork, InvalidArgument
+from offramp._support.arguments import require
+from offramp.errors import BadNetwork
 from offramp.exits.selective import Selective
 from offramp.networks.network import Network
 from offramp.networks.nodes import Seen
@@ -41,8 +42,7 @@ class Synergy(Recipe):
     def prepare(self, network: Network) -> None:
         """Raise InvalidArgument for a negative beta, BadNetwork where there is nothing to train."""
         trainable_exits(network)
-        if not self.beta >= 0:
-            raise InvalidArgument(f"beta is {self.beta}, expected a number of at least 0")
+        require("beta", self.beta, low=0)
 
     def phases(self, network: Network) -> list[Phase]:
         """One phase."""

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.optim import Optimizer
 
+from offramp._support.arguments import require, require_count
 from offramp.errors import InvalidArgument
 from offramp.networks.inputs import given
 from offramp.networks.network import Network
@@ -82,14 +83,12 @@ class Weighted(Recipe):
     def prepare(self, network: Network) -> None:
         """Raise InvalidArgument for arguments out of their range, BadNetwork where there is nothing to train."""
         if self.center not in AXES:
-            raise InvalidArgument(f"center is {self.center!r}, expected one of {', '.join(AXES)}")
-        if not 0 <= self.epsilon < 1 or not 0 < self.share < math.inf or self.every < 1:
-            raise InvalidArgument(
-                f"got epsilon={self.epsilon}, share={self.share} and every={self.every}, expected 0 to below 1, a "
-                "number above 0, and 1 or more"
-            )
-        if self.hidden < 1 or self.layers < 1:
-            raise InvalidArgument(f"hidden and layers must be 1 or more, got {self.hidden} and {self.layers}")
+            raise InvalidArgument(f"center must be one of {', '.join(AXES)}, got {self.center!r}")
+        require("epsilon", self.epsilon, low=0, below=1)
+        require("share", self.share, above=0)
+        require_count("every", self.every)
+        require_count("hidden", self.hidden)
+        require_count("layers", self.layers)
         trainable_exits(network)
 
     def phases(self, network: Network) -> list[Phase]:
