@@ -306,10 +306,10 @@ def test_scores_that_are_not_finite():
         (
             {"at_most": 0.1, "unit": "ms", "batch": True},
             InvalidArgument,
-            "batch must be a whole number from 1 upward, got True",
+            "batch must be a whole number of at least 1, got True",
         ),
-        ({"at_most": 0.1, "batch": "64"}, InvalidArgument, "batch must be a whole number from 1 upward, got '64'"),
-        ({"budget": 0.5, "batch": 1.5}, InvalidArgument, "batch must be a whole number from 1 upward, got 1.5"),
+        ({"at_most": 0.1, "batch": "64"}, InvalidArgument, "batch must be a whole number of at least 1, got '64'"),
+        ({"budget": 0.5, "batch": 1.5}, InvalidArgument, "batch must be a whole number of at least 1, got 1.5"),
         ({"at_most": 0.1, "unit": "seconds"}, InvalidArgument, "macs"),
         ({"at_most": 0.1, "unit": "ms"}, InvalidArgument, "not measured"),
         ({"at_most": 0.1, "batch": 0}, InvalidArgument, "batch"),

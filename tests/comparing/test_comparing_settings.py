@@ -71,7 +71,7 @@ def test_what_is_shared_about_places_gives_way_to_a_methods_own(tmp_path: Path) 
         (HINGE, "gates = ['margin', 'margin']", InvalidArgument, "each once"),
         (HINGE, "seeds = []", InvalidArgument, "has seeds"),
         (HINGE, "seeds = [0, 0]", InvalidArgument, "each once"),
-        (HINGE, "seeds = [-1]", InvalidArgument, "from 0 upward"),
+        (HINGE, "seeds = [-1]", InvalidArgument, "of at least 0"),
         ("['method'.'a b']\nrecipe = 'hinge'", "", InvalidArgument, "is called 'a b'"),
         ("['method'.'../up']\nrecipe = 'hinge'", "", InvalidArgument, "is called '../up'"),
         (HINGE, "static = true", InvalidArgument, "no method that is cut"),

@@ -185,7 +185,7 @@ BAD_LABELS = {
     "one-hot in floats": (np.eye(5, dtype=np.float32)[Y], r"one-hot, take y.argmax\(1\)"),
     "probabilities": (np.full((N, 4), 0.25), "these are probabilities"),
     "several columns": (np.stack([Y, Y], 1), "choose one column"),
-    "one column of fractions": (Y[:, None] + 0.5, "expected integers from 0 upward"),
+    "one column of fractions": (Y[:, None] + 0.5, "expected integers of at least 0"),
     "a scalar": (np.int64(3)[...], "there are one for 23 rows"),
 }
 

@@ -298,8 +298,8 @@ def test_rows_needed_near_the_level_and_beyond():
     assert 27_000 < rows_needed(0.01, 0.95, observed=0.009) < 30_000
     assert rows_needed(0.01, 0.95, observed=0.00999) > 10**8
     for level, confidence, observed, says in [
-        (0.01, 0.95, 0.01, "the observed risk must be .* below 0.01, got 0.01"),
-        (0.0, 0.95, 0.0, "the level must be"),
+        (0.01, 0.95, 0.01, "observed must be .* below 0.01, got 0.01"),
+        (0.0, 0.95, 0.0, "level must be"),
         (0.01, 1.0, 0.0, "confidence must be"),
         (0.01, 0.95, -1, "observed must be at least 0"),
     ]:

@@ -149,8 +149,8 @@ def test_networks_that_cannot_carry_it_are_refused_as_they_were():
         (stacked, Cascaded(), BadNetwork, "ladder of 2"),
         (ladder_of(2), Cascaded(), BadNetwork, "parameters to train"),
         (cut_of(), Cascaded(0.0), InvalidArgument, "confidence must be above 0 and at most 1"),
-        (cut_of(), Cascaded(held=1), InvalidArgument, "2 or more"),
-        (cut_of(), Cascaded(replay=0), InvalidArgument, "1 or more"),
+        (cut_of(), Cascaded(held=1), InvalidArgument, "held must be a whole number of at least 2"),
+        (cut_of(), Cascaded(replay=0), InvalidArgument, "replay must be a whole number of at least 1"),
     ):
         before = net.config()
         with pytest.raises(error, match=says):

@@ -124,7 +124,7 @@ class Learner(Exit):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(InvalidArgument, match="alpha is 2"):
+    with pytest.raises(InvalidArgument, match="alpha must be between 0 and 1, got 2"):
         Distill(alpha=2).prepare(cut_of())
     net = cut_of("stem", exits=Learner())
     net.exits._modules["stem"], net.exits._modules["backbone"] = net.exits["backbone"], net.exits["stem"]

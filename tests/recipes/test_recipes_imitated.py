@@ -36,7 +36,7 @@ def test_the_loss_by_hand():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(InvalidArgument, match="rate is 0"):
+    with pytest.raises(InvalidArgument, match="rate must be above 0, got 0"):
         Imitated(rate=0.0).prepare(cut_of())
     with pytest.raises(BadNetwork, match="parameters"):
         Imitated().prepare(ladder_of(2))
@@ -92,5 +92,5 @@ def test_a_sharpened_head_divides_its_logits_and_keeps_that(tmp_path):
 
 @pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
 def test_a_temperature_that_is_none_is_refused(temperature):
-    with pytest.raises(InvalidArgument, match="temperature must be above 0"):
+    with pytest.raises(InvalidArgument, match="temperature must be a number above 0"):
         Pooled("flat", 5, 3, (4,), temperature=temperature)

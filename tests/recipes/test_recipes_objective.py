@@ -270,8 +270,13 @@ def test_a_higher_price_makes_more_rows_leave_early():
     [
         (lambda: cut_of(), Objective(), BadNetwork, "gate='uncertainty'"),
         (lambda: ladder_of(2), Objective(), BadNetwork, "parameters"),
-        (lambda: cut_of(gate="uncertainty"), Objective(every=0), InvalidArgument, "every is 0"),
-        (lambda: cut_of(gate="uncertainty"), Objective(costs=[1]), InvalidArgument, "the costs are"),
+        (
+            lambda: cut_of(gate="uncertainty"),
+            Objective(every=0),
+            InvalidArgument,
+            "every must be a whole number of at least 1, got 0",
+        ),
+        (lambda: cut_of(gate="uncertainty"), Objective(costs=[1]), InvalidArgument, "costs must be"),
     ],
 )
 def test_what_does_not_fit_is_refused(net, recipe, error, says):

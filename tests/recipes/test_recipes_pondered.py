@@ -75,9 +75,9 @@ def test_the_dearer_the_shallower():
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(InvalidArgument, match="tau is -1"):
+    with pytest.raises(InvalidArgument, match="tau must be at least 0, got -1"):
         Pondered(tau=-1).prepare(cut_of())
-    with pytest.raises(InvalidArgument, match="one of them"):
+    with pytest.raises(InvalidArgument, match="give epochs and rate to the inner recipe"):
         Pondered(Distill(), epochs=2).prepare(cut_of())
     with pytest.raises(BadNetwork, match="adaptive depth"):
         Pondered().prepare(cut_of())
@@ -94,5 +94,5 @@ def test_the_price_rises():
     assert Pondered()._risen(TrainingBatch(None, torch.zeros(1), "phase", 0, 8)) == 1.0
     assert "ramp" not in Pondered().config()  # a checkpoint of before goes on
     assert recipe.config()["ramp"] == 0.5
-    with pytest.raises(InvalidArgument, match="ramp must be from 0 to 1, got 2"):
+    with pytest.raises(InvalidArgument, match="ramp must be between 0 and 1, got 2"):
         Pondered(ramp=2).prepare(cut_of())

@@ -49,5 +49,5 @@ def test_layers_weigh_by_the_deepest_exits_attention():
 
 
 def test_a_negative_beta_is_refused():
-    with pytest.raises(InvalidArgument, match="beta is -1"):
+    with pytest.raises(InvalidArgument, match="beta must be at least 0, got -1"):
         Synergy(beta=-1).prepare(cut_of())

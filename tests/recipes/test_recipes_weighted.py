@@ -220,10 +220,17 @@ def test_other_values_are_gone_afterwards_also_after_an_error():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"center": "odd"}, {"epsilon": 1.0}, {"epsilon": -0.1}, {"share": 0.0}, {"every": 0}]
+    ("wrong", "says"),
+    [
+        ({"center": "odd"}, "center must be one of .*, got 'odd'"),
+        ({"epsilon": 1.0}, "epsilon must be at least 0 and below 1, got 1.0"),
+        ({"epsilon": -0.1}, "epsilon must be at least 0 and below 1, got -0.1"),
+        ({"share": 0.0}, "share must be above 0, got 0.0"),
+        ({"every": 0}, "every must be a whole number of at least 1, got 0"),
+    ],
 )
-def test_arguments_out_of_range_are_refused(wrong):
-    with pytest.raises(InvalidArgument, match="expected"):
+def test_arguments_out_of_range_are_refused(wrong, says):
+    with pytest.raises(InvalidArgument, match=says):
         Weighted(**wrong).prepare(cut_of())
 
 

@@ -166,7 +166,7 @@ def test_what_else_is_refused(three):
     with pytest.raises(BadData):
         record(three, np.zeros((0, 4), np.float32))
     for wrong in (0, True, 1.5, "64", None):
-        with pytest.raises(InvalidArgument, match="batch_size must be a whole number from 1 upward"):
+        with pytest.raises(InvalidArgument, match="batch_size must be a whole number of at least 1"):
             record(three, X, batch_size=wrong)
     for name in ("timed", "keep_probe_rows", "progress"):
         with pytest.raises(InvalidArgument, match=f"{name} must be True or False, got 'no'"):

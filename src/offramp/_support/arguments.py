@@ -110,10 +110,10 @@ def require_count(name: str, value: object, low: int = 1, high: int = MOST) -> i
         count = int(value)
         if low <= count <= high:
             return count
-    most = "" if high == MOST else f" to {high:,}"
+    limits = f"of at least {low}" if high == MOST else f"from {low} to {high:,}"
     found = repr(value)
     shown = found if len(found) <= LONGEST else f"{found[:LONGEST]}..."
-    raise InvalidArgument(f"{name} must be a whole number from {low}{most or ' upward'}, got {shown}")
+    raise InvalidArgument(f"{name} must be a whole number {limits}, got {shown}")
 
 
 def require_flag(name: str, value: object) -> bool:

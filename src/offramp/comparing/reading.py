@@ -149,7 +149,7 @@ def _require_method(settings: Settings, method: Method, here: str) -> None:
     """Raise for a method that cannot be made, whatever its names stand for."""
     if not method.seeds or min(method.seeds) < 0 or len({*method.seeds}) < len(method.seeds):
         raise InvalidArgument(
-            f"{here} has seeds {list(method.seeds)}, expected numbers from 0 upward, each once; change them"
+            f"{here} has seeds {list(method.seeds)}, expected numbers of at least 0, each once; change them"
         )
     if not method.gates or len({*method.gates}) < len(method.gates):
         raise InvalidArgument(f"{here} has gates {list(method.gates)}, expected names or 'own', each once; change them")

@@ -122,7 +122,7 @@ def to_labels(value: object, rows: Sequence[int] | Ints, what: str) -> Ints | No
     if wrong.any():
         raise BadData(
             f"{what} holds {y[wrong][0]} at {name_rows(np.asarray(rows)[wrong])}; "
-            "expected integers from 0 upward: mend or drop these rows"
+            "expected integers of at least 0: mend or drop these rows"
         )
     return y.astype(np.int64)
 

@@ -69,7 +69,7 @@ def listed(value: object, what: str) -> object:
         first = array.reshape(-1)[0]
         if isinstance(first, str):
             raise BadData(
-                f"{what} have the dtype of text, such as {str(first)!r}; expected class numbers from 0 upward: number "
+                f"{what} have the dtype of text, such as {str(first)!r}; expected class numbers of at least 0: number "
                 "them by one list of names for all your rows, [names.index(label) for label in labels]"
             )
     return found

@@ -135,7 +135,7 @@ def _one(item: object, row: int) -> Chunk:
         fields = _row(x, f"row {row}")
     if isinstance(y, str):
         raise BadData(
-            f"row {row}'s label is a str, {y[:40]!r}; expected a class number from 0 upward: number the classes by one "
+            f"row {row}'s label is a str, {y[:40]!r}; expected a class number of at least 0: number the classes by one "
             "list of names for all your rows"
         )
     label = None if y is None else _row(y, f"row {row}'s label")

@@ -35,7 +35,7 @@ def load(location: str, split: str, *, x: str = "", y: str = "", classes: str = 
         x, y: the arrays, where their names are not known here. Capitals do not count.
         classes: the names of the classes in the order of their numbers, A,B,C or a file with one a line.
 
-    Several inputs are arrays `x/NAME`. Labels are integers [n] or [n, 1] from 0 upward, or texts. Texts are numbered
+    Several inputs are arrays `x/NAME`. Labels are integers [n] or [n, 1] of at least 0, or texts. Texts are numbered
     by name, in sorted order, over the training labels in the same file where there are any; an array `class_names`
     of texts says the order otherwise.
 

@@ -38,7 +38,7 @@ def load(
         resize, crop, interpolation: of images, as in imagefolder.
         classes: the names of the classes in the order of their numbers, A,B,C or a file with one a line.
 
-    Labels are integers from 0 upward, or texts. Texts are numbered by name, in sorted order, over the training split
+    Labels are integers of at least 0, or texts. Texts are numbered by name, in sorted order, over the training split
     where there is one.
 
     Raises:

@@ -144,7 +144,7 @@ class Rows:
         return self._fingerprint
 
     def select(self, selection: slice) -> Rows:
-        """Some of these rows, `slice(a, b, step)` with a < b from 0 upward; they keep the source's numbers."""
+        """Some of these rows, `slice(a, b, step)` with a < b of at least 0; they keep the source's numbers."""
         text = specs.tell(selection)
         keep = specs.chosen(self.keep, selection, text, self.name, self.length)
         return Rows(self.source, name=f"{self.name}[{text}]", class_names=self.class_names, keep=keep)
@@ -191,7 +191,7 @@ class Rows:
         turn: which of these batches, slice(first, None, step); the rows of the others are not read, but in a stream.
         """
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            raise BadData(f"the batch size is {size!r}; expected an integer from 1 upward")
+            raise BadData(f"the batch size is {size!r}; expected an integer of at least 1")
         if isinstance(self.source, Stream):
             chunks = _kept(self.source.chunks(), self.keep, self.name)
             return self._pass(islice(_rechunk(_checked(chunks), size), turn.start, None, turn.step), turn)

@@ -61,7 +61,7 @@ def load(
         header: yes or no, whether the first line names the columns; by default it is looked for.
         classes: the names of the classes in the order of their numbers, A,B,C or a file with one a line.
 
-    Labels are integers from 0 upward, or texts. Texts are numbered by name, in sorted order, over `train.tsv` beside
+    Labels are integers of at least 0, or texts. Texts are numbered by name, in sorted order, over `train.tsv` beside
     the file where there is one.
 
     Raises:
@@ -74,7 +74,7 @@ def load(
     table = _table(file, how)
     labels, names = _numbered(table, file, how, given_names(classes))
     if not re.fullmatch(r"[0-9]{1,6}", length) or not int(length):
-        raise BadData(f"got length={length}; expected a number of tokens from 1 upward")
+        raise BadData(f"got length={length}; expected a number of tokens of at least 1")
     if labels is None and table.others:
         say(f"{file}: no labels found, its other columns are {', '.join(table.others)}; name them with label=NAME")
     words = Tokenizer(tokenizer, int(length))
@@ -310,7 +310,7 @@ def _integers(labels: list[str], start: int, file: Path) -> Ints:
     for number, label in enumerate(labels, start):
         if not _is_integer(label):
             raise BadData(
-                f"line {number} of {file} has the label {label[:40]!r}; expected integers from 0 upward: number the "
+                f"line {number} of {file} has the label {label[:40]!r}; expected integers of at least 0: number the "
                 "classes, or name the column with label=N"
             )
     return np.array([int(label) for label in labels], dtype=np.int64)

@@ -116,7 +116,7 @@ def b_alexnet_1(shape: Sequence[int], classes: int, convolutions: int = 2) -> No
     The paper's Figure 5 varies their number from 0 to 4 (the code has 2); with 0 both poolings stay, which is ours.
     """
     if not isinstance(convolutions, int) or convolutions < 0:
-        raise InvalidArgument(f"got convolutions={convolutions!r}, expected a whole number from 0 upward")
+        raise InvalidArgument(f"got convolutions={convolutions!r}, expected a whole number of at least 0")
     return Normed(shape, classes, (32,) * convolutions)
 
 

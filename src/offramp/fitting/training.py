@@ -270,7 +270,7 @@ def _require_steps(phase: Phase) -> None:
     """Raise InvalidArgument for epochs that cannot be counted, and for arguments that the optimizer refuses."""
     if not isinstance(phase.epochs, int) or phase.epochs < 1:
         raise InvalidArgument(
-            f"the phase {phase.name!r} has {phase.epochs!r} epochs, expected a whole number from 1 upward"
+            f"the phase {phase.name!r} has {phase.epochs!r} epochs, expected a whole number of at least 1"
         )
     if phase.by == "solve" or not phase.parameters:
         return

@@ -23,7 +23,7 @@ def yes_no(text: str) -> bool:
 
 
 def number(text: str) -> int:
-    """A whole number from 1 upward; ValueError for anything else."""
+    """A whole number of at least 1; ValueError for anything else."""
     found = int(text)
     if found < 1 or not text.isascii():
         raise ValueError(text)

@@ -34,7 +34,7 @@ def require_linear(network: Network) -> None:
         reads_exits = not all(map(is_input, network.exit_of(name).reads))  # a mask went into the pooled features
         if linear_of(network.exit_of(name)) is None or reads_exits:
             raise BadNetwork(
-                f"exit {name!r} must be a linear layer on pooled features (linear or linear_grid). cut with "
+                f"exit {name!r} must be a linear layer on pooled features (linear or linear_grid). Cut with "
                 "exits='linear_grid', or train it by joint with backbone=False"
             )
 

@@ -60,7 +60,7 @@ def _apart_feasible(u: Tensor, y: Tensor) -> Tensor:
 
 
 def _simplex(v: Tensor) -> Tensor:
-    """The nearest point with entries from 0 upward and sum 1, row by row (Held, Wolfe and Crowder, 1974)."""
+    """The nearest point with entries of at least 0 and sum 1, row by row (Held, Wolfe and Crowder, 1974)."""
     falling = v.sort(1, descending=True).values
     excess = falling.cumsum(1) - 1
     counts = torch.arange(1, v.shape[1] + 1, dtype=v.dtype, device=v.device)

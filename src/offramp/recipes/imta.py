@@ -100,7 +100,7 @@ class Imta(Recipe):
         if not 0 <= self.gamma <= 1:
             raise InvalidArgument(f"gamma must be between 0 and 1, got {self.gamma}")
         if not 0 < self.temperature < float("inf"):
-            raise InvalidArgument(f"temperature must be a number above 0, got {self.temperature}")
+            raise InvalidArgument(f"temperature must be above 0, got {self.temperature}")
         if not all(0 <= share <= 1 for share in self.falls):
             raise InvalidArgument(f"falls must be shares of a phase between 0 and 1, got {self.falls!r}")
         trainable_exits(network)

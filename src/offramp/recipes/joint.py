@@ -122,7 +122,9 @@ class Joint(Recipe):
             trainable_exits(network)
         elif not any(True for _ in network.backbone.parameters()):
             raise BadNetwork("This network's models have no parameters. Train the exits alone: backbone=False")
-        weights_of(self.weights, network.topology.exits)
+        weights_of(self.weights, network.topology.exit_labels)
+        if self.keep or self.alone:
+            network.topology.require_chain("joint with keep or alone")
         if self.equilibrium:
             require_one_model(network, "equilibrium=True")
         require("keep", self.keep, low=0, high=1)

@@ -60,6 +60,7 @@ class Pondered(Recipe):
     def prepare(self, network: Network) -> None:
         """Raise InvalidArgument for bad arguments, BadNetwork without stages of adaptive depth; then as the recipe."""
         require("tau", self.tau, low=0)
+        require("ramp", self.ramp, low=0, high=1)
         if self.inner is not None and (self.epochs, self.rate) != (None, None):
             raise InvalidArgument("epochs and rate must be given to the inner recipe, got them besides one")
         if not stages_of(network.backbone):

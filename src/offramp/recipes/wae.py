@@ -126,7 +126,7 @@ class WaveletLike(Recipe):
         for name in ("balance", "gamma", "sum_weight", "low_weight", "both_weight", "anchor"):
             value = getattr(self, name)
             if not 0 <= value < float("inf"):
-                raise InvalidArgument(f"{name} must be a number of at least 0, got {value}")
+                raise InvalidArgument(f"{name} must be at least 0, got {value}")
         if self.sum_weight + self.low_weight + self.both_weight == 0:
             raise InvalidArgument("one of sum_weight, low_weight and both_weight must be above 0")
         if self.images + self.classes + self.joint == 0:
@@ -134,7 +134,7 @@ class WaveletLike(Recipe):
         if not 0 <= self.soft <= 1:
             raise InvalidArgument(f"soft must be a share from 0 to 1, got {self.soft}")
         if not 0 < self.temperature < float("inf"):
-            raise InvalidArgument(f"temperature must be a number above 0, got {self.temperature}")
+            raise InvalidArgument(f"temperature must be above 0, got {self.temperature}")
         model = _model_of(network)
         network.auxiliary = {}
         if self.original is not None and not isinstance(self.original, nn.Module):

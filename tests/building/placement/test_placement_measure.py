@@ -65,7 +65,7 @@ X, Y = signs(60)
         ({"at": "auto"}, InvalidArgument, "without labelled="),
         ({"at": ["0"], "probe": (X, Y)}, InvalidArgument, "expected at='auto' with it"),
         ({"n": 2, "probe": (X, Y)}, InvalidArgument, "expected at='auto' with it"),
-        ({"at": "auto", "n": 1, "probe": (X, Y)}, InvalidArgument, "n must be a whole number from 2 upward, got 1"),
+        ({"at": "auto", "n": 1, "probe": (X, Y)}, InvalidArgument, "n must be a whole number of at least 2, got 1"),
         ({"at": "auto", "probe": X}, BadData, "no labels, expected 40 labelled rows"),
         ({"at": "auto", "probe": (X[:30], Y[:30])}, BadData, "30 rows, expected 40"),
         ({"at": "auto", "probe": (X, Y + 5)}, BadData, "expected 0 to 1"),
