@@ -1,9 +1,11 @@
-"""Whether a run answers as the replay of its trace says, on every engine and both ways: in one graph, and in stages.
+"""Whether a run answers as the replay of its trace says, on every engine and both ways: in one
+graph, and in stages.
 
     python benchmarks/both_ways.py [--rows 1000000] [--engine onnxruntime ...] [--json FILE]
 
-B-LeNet (not trained) on seeded pictures of noise, in batches of 1 to 256 rows. A row whose score lies within the float
-band of the threshold may go either way; these are counted apart. No other row may differ.
+B-LeNet (not trained) on seeded pictures of noise, in batches of 1 to 256 rows. A row whose score
+lies within the float band of the threshold may go either way; these are counted apart. No other row
+may differ.
 """
 
 from __future__ import annotations
@@ -45,7 +47,9 @@ def batches(count: int, seed: int) -> Iterator[slice]:
 
 
 def ways_of(runner: Any) -> dict[str, Callable[[Any], Any]]:
-    """How this Runner can answer. Internal: both ways of one Runner, of which a call takes the first."""
+    """How this Runner can answer. Internal: both ways of one Runner, of which a call takes the
+    first.
+    """
     found: dict[str, Callable[[Any], Any]] = {"run": runner}
     if runner._lean is not None and runner._quick is not runner._lean:
         found = {"one graph": runner, "stages": runner._lean}

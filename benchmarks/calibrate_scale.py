@@ -1,13 +1,13 @@
 """How long does calibrate take, and how much memory, for how many rows and exits?
 
-    python benchmarks/calibrate_scale.py [--sizes 20000x4 100000x12] [--aims path gap budget pareto] [--json FILE]
-    python benchmarks/calibrate_scale.py --sizes 1000000x4 100000x12
+    python benchmarks/calibrate_scale.py [--sizes 20000x4 100000x12] [--aims path gap budget pareto]
+    [--json FILE] python benchmarks/calibrate_scale.py --sizes 1000000x4 100000x12
 
-A made-up trace without logits is calibrated on each aim: `path` (disagreement, the exact bound), `gap` (accuracy
-gap, the betting bound), `budget` (60 % of the plain network) and `pareto` (accuracy gap). Seconds are CPU time of
-the process; memory is the peak of what Python and numpy allocated meanwhile beyond the trace, as tracemalloc sees
-it, and as a multiple of the trace's own bytes. Tracing slows Python down a little, so the two are measured in two
-runs of the same call.
+A made-up trace without logits is calibrated on each aim: `path` (disagreement, the exact bound),
+`gap` (accuracy gap, the betting bound), `budget` (60 % of the plain network) and `pareto` (accuracy
+gap). Seconds are CPU time of the process; memory is the peak of what Python and numpy allocated
+meanwhile beyond the trace, as tracemalloc sees it, and as a multiple of the trace's own bytes.
+Tracing slows Python down a little, so the two are measured in two runs of the same call.
 """
 
 from __future__ import annotations
@@ -65,8 +65,13 @@ def made_up(rows: int, exits: int, seed: int = 0) -> Trace:
         columns[f"cost/segment/{name}"] = np.array([1.0, np.nan, np.nan])
         if name != names[-1]:
             columns[f"cost/exit/{name}"] = np.array([0.01, np.nan, np.nan])
-            columns[f"score/{name}"] = (8 * np.abs(room) * rng.random(rows) ** 0.2).astype(np.float32)
-    nodes = [Node(name, after=tuple(names[max(index - 1, 0) : index])) for index, name in enumerate(names)]
+            columns[f"score/{name}"] = (8 * np.abs(room) * rng.random(rows) ** 0.2).astype(
+                np.float32
+            )
+    nodes = [
+        Node(name, after=tuple(names[max(index - 1, 0) : index]))
+        for index, name in enumerate(names)
+    ]
     topology = Topology.chain(nodes)
     header = Header(
         topology=topology,
@@ -105,7 +110,14 @@ def line(trace: Trace, size: str, aim: str) -> dict[str, Any]:
 
     cost, seconds, peak = measured(calibrated)
     own = sum(column.nbytes for column in trace.columns.values())
-    return {"size": size, "aim": aim, "seconds": seconds, "peak_mb": peak / 1e6, "peak": peak / own, "cost": cost}
+    return {
+        "size": size,
+        "aim": aim,
+        "seconds": seconds,
+        "peak_mb": peak / 1e6,
+        "peak": peak / own,
+        "cost": cost,
+    }
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -115,7 +127,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--json", type=Path, help="write the table here too")
     options = parser.parse_args(arguments)
     lines = []
-    print(f"{'rows x exits':<14} {'aim':<7} {'CPU s':>7} {'peak MB':>8} {'x trace':>8}  cost of plain")
+    print(
+        f"{'rows x exits':<14} {'aim':<7} {'CPU s':>7} {'peak MB':>8} {'x trace':>8}  cost of plain"
+    )
     for size in options.sizes:
         rows, exits = map(int, size.split("x"))
         trace = made_up(rows, exits)
@@ -123,7 +137,8 @@ def main(arguments: list[str] | None = None) -> None:
             found = line(trace, size, aim)
             lines.append(found)
             print(
-                f"{size:<14} {aim:<7} {found['seconds']:7.2f} {found['peak_mb']:8.1f} {found['peak']:8.2f}"
+                f"{size:<14} {aim:<7} {found['seconds']:7.2f} {found['peak_mb']:8.1f} "
+                f"{found['peak']:8.2f}"
                 f"  {found['cost']:.3f}",
                 flush=True,
             )

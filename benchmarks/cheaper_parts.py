@@ -1,17 +1,19 @@
-"""Cheaper parts on CIFAR-10: converted ResNets after `recover`, at their cost; and the best of them in a ladder.
+"""Cheaper parts on CIFAR-10: converted ResNets after `recover`, at their cost; and the best of them
+in a ladder.
 
-    python benchmarks/cheaper_parts.py --data DIR --cache out [--depth 20] [--only NAME,...] [--rows 5000] [--epochs 2]
-    python benchmarks/cheaper_parts.py --data DIR --cache out --timed [--json FILE]
-    python benchmarks/cheaper_parts.py --data DIR --cache out --ladder [--json FILE]
+    python benchmarks/cheaper_parts.py --data DIR --cache out [--depth 20] [--only NAME,...] [--rows
+    5000] [--epochs 2] python benchmarks/cheaper_parts.py --data DIR --cache out --timed [--json
+    FILE] python benchmarks/cheaper_parts.py --data DIR --cache out --ladder [--json FILE]
     python benchmarks/cheaper_parts.py --data DIR --cache out --kernel
 
-DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). The first form converts and recovers what the cache lacks,
-one method after the other, each with the same rows and epochs: rows 0 to `rows` of the training set, with crops and
-flips, against the original's logits and features. Run it again to go on. Accuracy is that on test rows 5,000-9,999.
-The second form times all that is in the cache on ONNX Runtime and on torch, interleaved with the original; the third
-makes ladders with each (or those of --only; NAME-int8 is one in eight bits) as the first member of two, certifies a gap
-to ResNet-56, and prices them by the members' own times on ONNX Runtime at batch 64. Timings are CPU time of one thread.
-`pruned` needs `pip install 'offramp[prune]'`.
+DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). The first form converts and recovers what
+the cache lacks, one method after the other, each with the same rows and epochs: rows 0 to `rows` of
+the training set, with crops and flips, against the original's logits and features. Run it again to
+go on. Accuracy is that on test rows 5,000-9,999. The second form times all that is in the cache on
+ONNX Runtime and on torch, interleaved with the original; the third makes ladders with each (or
+those of --only; NAME-int8 is one in eight bits) as the first member of two, certifies a gap to
+ResNet-56, and prices them by the members' own times on ONNX Runtime at batch 64. Timings are CPU
+time of one thread. `pruned` needs `pip install 'offramp[prune]'`.
 """
 
 from __future__ import annotations
@@ -63,7 +65,9 @@ LEVEL = 0.005
 
 def original(data: Path, depth: int) -> nn.Module:
     """A ResNet with the public weights."""
-    return off.make_model(f"offramp:resnet{depth}", data / "weights" / f"cifar10_resnet{depth}.safetensors")
+    return off.make_model(
+        f"offramp:resnet{depth}", data / "weights" / f"cifar10_resnet{depth}.safetensors"
+    )
 
 
 def preprocess() -> nn.Module:
@@ -75,7 +79,9 @@ def preprocess() -> nn.Module:
 
 def accuracy(model: nn.Module, data: Path, rows: str) -> float:
     """The share of some test rows that a model answers right."""
-    before, right, count = preprocess(), 0, 0
+    before = preprocess()
+    right = 0
+    count = 0
     with torch.inference_mode():
         for batch in off.rows(f"cifar10:{data / 'cifar10'}[{rows}]").batches(500):
             answers = model(before(torch.as_tensor(batch.x))).argmax(1)
@@ -91,7 +97,9 @@ def recovered(args: argparse.Namespace, name: str, depth: int) -> dict[str, Any]
     sample = next(iter(off.rows(f"{train}[0:512]").batches(512)))
     x = preprocess()(torch.as_tensor(sample.x))
     start = time.process_time()
-    converted = off.convert(plain, METHODS[name], example=x[:4], data=(x, torch.as_tensor(sample.y)))
+    converted = off.convert(
+        plain, METHODS[name], example=x[:4], data=(x, torch.as_tensor(sample.y))
+    )
     before = accuracy(converted, args.data, args.figures)
     off.fit(
         (converted, preprocess()),
@@ -180,7 +188,9 @@ def graph_of(model: nn.Module, file: Path) -> Path:
 
 
 def opened(file: Path) -> Any:
-    """An ONNX file on ONNX Runtime, one thread, nothing of ours around it: a function of rows [B, 3, 32, 32]."""
+    """An ONNX file on ONNX Runtime, one thread, nothing of ours around it: a function of rows [B,
+    3, 32, 32].
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -191,7 +201,9 @@ def opened(file: Path) -> Any:
 
 
 def in_eight_bits(args: argparse.Namespace, file: Path) -> Path:
-    """An ONNX file in eight bits, on scales of training rows, as the engine onnxruntime:int8 does it; written once."""
+    """An ONNX file in eight bits, on scales of training rows, as the engine onnxruntime:int8 does
+    it; written once.
+    """
     from onnxruntime import quantization
 
     done = file.with_name(f"{file.stem}-int8.onnx")
@@ -233,7 +245,8 @@ def timed(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None:
     for name, one in found.items():
         if one["method"] == "-" or "ms" in one:
             continue
-        plain, model = original(args.data, one["depth"]), member(args, one)
+        plain = original(args.data, one["depth"])
+        model = member(args, one)
         lines: dict[str, Any] = {}
         for batch in (1, 64):
             x = torch.zeros(batch, 3, 32, 32)
@@ -249,7 +262,11 @@ def timed(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> None:
                 first = opened(file_of(args, f"resnet{one['depth']}", found))
                 second = opened(file_of(args, name, found))
                 rows = x.numpy()
-                calls = {"plain": partial(first, rows), "again": partial(first, rows), "model": partial(second, rows)}
+                calls = {
+                    "plain": partial(first, rows),
+                    "again": partial(first, rows),
+                    "model": partial(second, rows),
+                }
                 times = interleaved(calls, repeats=args.repeats, warmup=2, clock=time.process_time)
                 lines[f"onnxruntime {batch}"] = _line(times)
             except (RuntimeError, OfframpError) as problem:
@@ -263,14 +280,22 @@ def _line(times: dict[str, Any]) -> dict[str, Any]:
     medians = {name: float(torch.tensor(values).median()) for name, values in times.items()}
     both = ratio(times["model"], times["plain"])
     same = ratio(times["again"], times["plain"])
-    return {"ms": medians["model"], "plain_ms": medians["plain"], "ratio": str(both), "same": str(same)}
+    return {
+        "ms": medians["model"],
+        "plain_ms": medians["plain"],
+        "ratio": str(both),
+        "same": str(same),
+    }
 
 
-def logits_of(args: argparse.Namespace, name: str, found: dict[str, dict[str, Any]], rows: str) -> np.ndarray:
+def logits_of(
+    args: argparse.Namespace, name: str, found: dict[str, dict[str, Any]], rows: str
+) -> np.ndarray:
     """A model's logits on test rows, on ONNX Runtime; kept in the cache."""
     file = args.cache / f"logits-{name}-{rows.replace(':', '-')}.npy"
     if not file.exists():
-        call, before = opened(file_of(args, name, found)), preprocess()
+        call = opened(file_of(args, name, found))
+        before = preprocess()
         batches = off.rows(f"cifar10:{args.data / 'cifar10'}[{rows}]").batches(64)
         parts = [call(before(torch.as_tensor(batch.x)).numpy()) for batch in batches]
         np.save(file, np.concatenate(parts))
@@ -279,13 +304,17 @@ def logits_of(args: argparse.Namespace, name: str, found: dict[str, dict[str, An
 
 
 def ladders(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Ladders of a cheap first member before ResNet-56: certified on rows 1,000-4,999, priced on later rows."""
+    """Ladders of a cheap first member before ResNet-56: certified on rows 1,000-4,999, priced on
+    later rows.
+    """
     rows = f"1000:{args.figures.split(':')[1]}"
     small = [name for name in found if found[name]["depth"] == 20]
     firsts = args.only.split(",") if args.only else ["resnet20-int8", *small]
     names = [*dict.fromkeys(["resnet20", *firsts]), "resnet56"]
     logits = {name: logits_of(args, name, found, rows) for name in names}
-    labels = np.concatenate([batch.y for batch in off.rows(f"cifar10:{args.data / 'cifar10'}[{rows}]").batches(500)])
+    labels = np.concatenate(
+        [batch.y for batch in off.rows(f"cifar10:{args.data / 'cifar10'}[{rows}]").batches(500)]
+    )
     sample = torch.zeros(64, 3, 32, 32).numpy()
     calls = {name: partial(opened(file_of(args, name, found)), sample) for name in names}
     times = interleaved(calls, repeats=args.repeats, warmup=2, clock=time.process_time)
@@ -294,10 +323,14 @@ def ladders(args: argparse.Namespace, found: dict[str, dict[str, Any]]) -> dict[
     lines: dict[str, Any] = {}
     for name in names[:-1]:
         both = {"small": logits[name], "large": logits["resnet56"]}
-        trace = off.Trace.from_arrays(both, {"small": ms[name], "large": ms["resnet56"]}, labels=labels)
+        trace = off.Trace.from_arrays(
+            both, {"small": ms[name], "large": ms["resnet56"]}, labels=labels
+        )
         lines[name] = {"ms": ms[name], "large_ms": ms["resnet56"]}
         try:
-            plan = off.calibrate(trace[:4000], risk="accuracy_gap", at_most=LEVEL, confidence=0.95, unit="ms")
+            plan = off.calibrate(
+                trace[:4000], risk="accuracy_gap", at_most=LEVEL, confidence=0.95, unit="ms"
+            )
         except NoSafePlan as nothing:
             lines[name]["refused"] = str(nothing)
             continue
@@ -325,19 +358,26 @@ def bits(values: np.ndarray) -> np.ndarray:
 
 
 def xor_convolution(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """A 3x3 convolution of signs, padded with zeros: [B, C, H, W] and words [3, 3, O, C / 64] -> [B, H, W, O].
+    """A 3x3 convolution of signs, padded with zeros: [B, C, H, W] and words [3, 3, O, C / 64] ->
+    [B, H, W, O].
 
-    The product of two signs is 1 where their bits are equal, so C products add up to C - 2 x (bits that differ).
+    The product of two signs is 1 where their bits are equal, so C products add up to C - 2 x (bits
+    that differ).
     """
     batch, channels, high, wide = x.shape
     words = bits(x.transpose(0, 2, 3, 1))
     out = np.zeros((batch, high, wide, weight.shape[2]), np.int16)
     for row in range(3):
         for column in range(3):
-            down, right = row - 1, column - 1
+            down = row - 1
+            right = column - 1
             rows = slice(max(0, -down), high - max(0, down))
             columns = slice(max(0, -right), wide - max(0, right))
-            shifted = words[:, rows.start + down : rows.stop + down, columns.start + right : columns.stop + right]
+            shifted = words[
+                :,
+                rows.start + down : rows.stop + down,
+                columns.start + right : columns.stop + right,
+            ]
             differ = np.zeros((*shifted.shape[:-1], weight.shape[2]), np.int16)
             for word in range(words.shape[-1]):
                 differ += np.bitwise_count(shifted[..., word, None] ^ weight[row, column, :, word])
@@ -346,7 +386,9 @@ def xor_convolution(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def kernel(repeats: int) -> list[dict[str, Any]]:
-    """A convolution over packed bits beside the dense one, on one thread: milliseconds and their ratio."""
+    """A convolution over packed bits beside the dense one, on one thread: milliseconds and their
+    ratio.
+    """
     lines = []
     for batch in (1, 64):
         for side, width in ((32, 16), (16, 32), (8, 64), (8, 256)):
@@ -356,7 +398,9 @@ def kernel(repeats: int) -> list[dict[str, Any]]:
             dense = partial(_dense_signs, x, signs)
             packed = partial(xor_convolution, x.numpy(), weight)
             assert np.array_equal(packed().transpose(0, 3, 1, 2), dense().numpy())
-            times = interleaved({"packed": packed, "dense": dense}, repeats=repeats, clock=time.process_time)
+            times = interleaved(
+                {"packed": packed, "dense": dense}, repeats=repeats, clock=time.process_time
+            )
             both = ratio(times["packed"], times["dense"])
             lines.append({"batch": batch, "side": side, "channels": width, "ratio": str(both)})
             print(lines[-1], flush=True)
@@ -369,7 +413,16 @@ def _dense_signs(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
 
 def show(found: dict[str, dict[str, Any]]) -> None:
     """A table of all that has been done."""
-    table = Table("model", "accuracy %", "before", "M MACs", "G bit ops", "kB on disk", "x onnx 64", "x torch 64")
+    table = Table(
+        "model",
+        "accuracy %",
+        "before",
+        "M MACs",
+        "G bit ops",
+        "kB on disk",
+        "x onnx 64",
+        "x torch 64",
+    )
     for name, one in found.items():
         ms = one.get("ms", {})
         table.add_row(
@@ -387,7 +440,9 @@ def show(found: dict[str, dict[str, Any]]) -> None:
 
 def main() -> None:
     """Convert and recover, or time, or make ladders."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, required=True)
     parser.add_argument("--depth", type=int, default=20)
@@ -395,7 +450,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=5000)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--layer-epochs", type=int, default=1)
-    parser.add_argument("--figures", default="5000:10000", help="test rows that accuracy is measured on")
+    parser.add_argument(
+        "--figures", default="5000:10000", help="test rows that accuracy is measured on"
+    )
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
@@ -403,7 +460,9 @@ def main() -> None:
     parser.add_argument("--timed", action="store_true")
     parser.add_argument("--ladder", action="store_true")
     parser.add_argument("--kernel", action="store_true", help="time a convolution over packed bits")
-    parser.add_argument("--minutes", type=float, default=9.0, help="stop before a method once so long has passed")
+    parser.add_argument(
+        "--minutes", type=float, default=9.0, help="stop before a method once so long has passed"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     args.cache.mkdir(parents=True, exist_ok=True)
@@ -436,7 +495,12 @@ def main() -> None:
                 print(f"{key}: {problem}", flush=True)
                 continue
             keep(args.cache, found)
-            print(key, f"{found[key]['accuracy']:.4f}", f"{found[key]['cpu_seconds']:.0f} s of CPU", flush=True)
+            print(
+                key,
+                f"{found[key]['accuracy']:.4f}",
+                f"{found[key]['cpu_seconds']:.0f} s of CPU",
+                flush=True,
+            )
     show(found)
     if args.json is not None:
         args.json.write_text(json.dumps(result, indent=1))

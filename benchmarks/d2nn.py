@@ -1,18 +1,23 @@
-"""Forks trained by reward and by gradients, beside a confidence gate on the same arms: CIFAR-10, MNIST, a rare class.
+"""Forks trained by reward and by gradients, beside a confidence gate on the same arms: CIFAR-10,
+MNIST, a rare class.
 
-    python benchmarks/d2nn.py --data DIR [--tasks mnist,rare,cifar10] [--rows 6000] [--epochs 4] [--seeds 1]
+    python benchmarks/d2nn.py --data DIR [--tasks mnist,rare,cifar10] [--rows 6000] [--epochs 4]
+    [--seeds 1]
                               [--cache out] [--json FILE]
 
-DIR holds mnist/ and cifar10/ (see benchmarks/fetch.py). D2NN-style: the paper's formulas and tables are not public.
-Three ways to train the same layout from the same start, for the layouts high-low and cascade:
+DIR holds mnist/ and cifar10/ (see benchmarks/fetch.py). D2NN-style: the paper's formulas and tables
+are not public. Three ways to train the same layout from the same start, for the layouts high-low
+and cascade:
 
     reward      recipe d2nn: Q-heads, epsilon-greedy (on the rare class also with F-scores of mini-bags)
     gradient    recipe gumbel: straight-through choices, the cost in the loss
-    confidence  no gate is trained: the answer of an exit at the fork (high-low) or at each stage (cascade) says by its
+    confidence  no gate is trained: the answer of an exit at the fork (high-low) or at each stage
+    (cascade) says by its
                 margin which rows are sure; arms and exits are trained along random ways
 
-Every network is recorded; plans within budgets are chosen on half of the held-out rows and measured on the other half.
-Costs are shares of the dearest path's MACs. Networks that are done are kept in the cache.
+Every network is recorded; plans within budgets are chosen on half of the held-out rows and measured
+on the other half. Costs are shares of the dearest path's MACs. Networks that are done are kept in
+the cache.
 """
 
 from __future__ import annotations
@@ -59,22 +64,34 @@ class Scaled(nn.Module):
 
 
 def conv(width_in: int, width: int, stride: int = 1) -> list[nn.Module]:
-    return [nn.Conv2d(width_in, width, 3, stride, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
+    return [
+        nn.Conv2d(width_in, width, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
+    ]
 
 
 def head(width: int, classes: int) -> nn.Module:
     return nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, classes))
 
 
-def network_of(layout: str, way: str, channels: int, classes: int, example: Any, seed: int) -> off.Network:
+def network_of(
+    layout: str, way: str, channels: int, classes: int, example: Any, seed: int
+) -> off.Network:
     """A layout before training; small enough for a CPU."""
     torch.manual_seed(seed)
     trunk = nn.Sequential(Scaled(), *conv(channels, 16, 2))
     if layout == "cascade":
-        stages = [trunk, nn.Sequential(*conv(16, 32, 2), *conv(32, 32)), nn.Sequential(*conv(32, 64, 2), *conv(64, 64))]
+        stages = [
+            trunk,
+            nn.Sequential(*conv(16, 32, 2), *conv(32, 32)),
+            nn.Sequential(*conv(32, 64, 2), *conv(64, 64)),
+        ]
         stages[-1] = nn.Sequential(stages[-1], head(64, classes))
         gate = "margin" if way == "confidence" else "controller"
-        return templates.cascade([stage.eval() for stage in stages], example=example, exit="linear_grid", gate=gate)
+        return templates.cascade(
+            [stage.eval() for stage in stages], example=example, exit="linear_grid", gate=gate
+        )
     low = nn.Sequential(*conv(16, 32, 2)).eval()
     high = nn.Sequential(*conv(16, 32, 2), *conv(32, 64), *conv(64, 32)).eval()
     answers = head(32, classes).eval()
@@ -118,15 +135,32 @@ def trained(options: argparse.Namespace, task: str, layout: str, way: str, seed:
     example = train[0][:4] if isinstance(train, tuple) else train.take(np.arange(4)).x
     net = network_of(layout, way, channels, classes, example, seed)
     warm = options.epochs
-    fit: dict[str, Any] = {"batch_size": 64, "seed": seed, "progress": False, "rate": 2e-3, "warm": warm}
+    fit: dict[str, Any] = {
+        "batch_size": 64,
+        "seed": seed,
+        "progress": False,
+        "rate": 2e-3,
+        "warm": warm,
+    }
     if way == "confidence":
         fit.pop("warm")
         off.fit(net, train, recipe="random_ways", epochs=options.epochs + warm, **fit)
     elif way == "gradient":
-        off.fit(net, train, recipe="gumbel", epochs=options.epochs, budget=0.6, gate_rate=5e-3, **fit)
+        off.fit(
+            net, train, recipe="gumbel", epochs=options.epochs, budget=0.6, gate_rate=5e-3, **fit
+        )
     else:
         bags = {"aim": "f_score", "positive": 1} if way == "reward in bags" else {}
-        off.fit(net, train, recipe="d2nn", epochs=options.epochs, weight=0.9, gate_rate=5e-3, **bags, **fit)
+        off.fit(
+            net,
+            train,
+            recipe="d2nn",
+            epochs=options.epochs,
+            weight=0.9,
+            gate_rate=5e-3,
+            **bags,
+            **fit,
+        )
     trace = off.record(net, held, timed=False, progress=False, batch_size=250)
     path.parent.mkdir(parents=True, exist_ok=True)
     trace.save(path)
@@ -134,14 +168,20 @@ def trained(options: argparse.Namespace, task: str, layout: str, way: str, seed:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--cache", type=Path, default=Path("out"))
     parser.add_argument("--tasks", default="mnist,rare,cifar10")
     parser.add_argument("--layouts", default="high-low,cascade")
-    parser.add_argument("--rows", type=int, default=6000, help="of the training set, for each seed others")
+    parser.add_argument(
+        "--rows", type=int, default=6000, help="of the training set, for each seed others"
+    )
     parser.add_argument("--held", type=int, default=4000, help="held-out rows")
-    parser.add_argument("--epochs", type=int, default=4, help="along random ways, and as many with gates")
+    parser.add_argument(
+        "--epochs", type=int, default=4, help="along random ways, and as many with gates"
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
@@ -161,7 +201,8 @@ def main() -> None:
 def figures(trace: off.Trace, task: str, layout: str, way: str, seed: int) -> list[dict[str, Any]]:
     """Accuracy (and F-score of the rare class) at each budget, and of the dearest path."""
     half = len(trace) // 2
-    choosing, test = trace[:half], trace[half:]
+    choosing = trace[:half]
+    test = trace[half:]
     plain = test.price(off.Plan.never_leave(test.topology)).plain
     plans = {"dearest path": off.Plan.never_leave(test.topology)}
     for budget in BUDGETS:
@@ -185,12 +226,20 @@ def figures(trace: off.Trace, task: str, layout: str, way: str, seed: int) -> li
 
 def print_table(every: list[dict[str, Any]]) -> None:
     """Means over seeds."""
-    table = Table(title="accuracy, % (F-score of the rare class, %) at a share of the dearest path's MACs")
+    table = Table(
+        title="accuracy, % (F-score of the rare class, %) at a share of the dearest path's MACs"
+    )
     for column in ("task", "layout", "gate", "budget", "cost", "accuracy", "F-score"):
         table.add_column(column)
-    keys = list(dict.fromkeys((line["task"], line["layout"], line["way"], line["budget"]) for line in every))
+    keys = list(
+        dict.fromkeys((line["task"], line["layout"], line["way"], line["budget"]) for line in every)
+    )
     for key in keys:
-        lines = [line for line in every if (line["task"], line["layout"], line["way"], line["budget"]) == key]
+        lines = [
+            line
+            for line in every
+            if (line["task"], line["layout"], line["way"], line["budget"]) == key
+        ]
         own = 100 * np.array([line["accuracy"] for line in lines])
         spread = f"{own.mean():.2f}" + (f" ± {own.std(ddof=1):.2f}" if len(own) > 1 else "")
         scores = [100 * line["f_score"] for line in lines if "f_score" in line]

@@ -1,15 +1,19 @@
-"""What skipping is worth on a device: ResNet-50 and ViT-B/16 at 224 px and ResNet-56 at 32, at batch 1, 16 and 256.
+"""What skipping is worth on a device: ResNet-50 and ViT-B/16 at 224 px and ResNet-56 at 32, at
+batch 1, 16 and 256.
 
-    python benchmarks/devices.py [--device cuda] [--engine torch ...] [--model resnet50 ...] [--json FILE]
+    python benchmarks/devices.py [--device cuda] [--engine torch ...] [--model resnet50 ...] [--json
+    FILE]
 
-Seeded weights and rows: time does not depend on what a network knows. Each model is cut into three, and thresholds let
-none, half of the rows at each gate, or all leave. Every line has run beside the bare segments (the prediction) and
-beside the plain network, interleaved, and the plain network twice. On a GPU it is also counted how often a batch waits
-for the device: once per gate and once for the answers is what the runner promises, whatever is carried on. `from host`
-is the same batch handed over in pinned memory, beside the one that lies on the device.
-ResNet-50 and ViT-B/16 need timm (`pip install -e '.[hub]'`). A short run on a CPU:
+Seeded weights and rows: time does not depend on what a network knows. Each model is cut into three,
+and thresholds let none, half of the rows at each gate, or all leave. Every line has run beside the
+bare segments (the prediction) and beside the plain network, interleaved, and the plain network
+twice. On a GPU it is also counted how often a batch waits for the device: once per gate and once
+for the answers is what the runner promises, whatever is carried on. `from host` is the same batch
+handed over in pinned memory, beside the one that lies on the device. ResNet-50 and ViT-B/16 need
+timm (`pip install -e '.[hub]'`). A short run on a CPU:
 
-    python benchmarks/devices.py --device cpu --engine torch --model resnet56 --batch 1 16 --repeats 3
+    python benchmarks/devices.py --device cpu --engine torch --model resnet56 --batch 1 16 --repeats
+    3
 """
 
 from __future__ import annotations
@@ -37,10 +41,19 @@ MODELS = {
     "resnet56": ("offramp:resnet56", 32),
 }
 ENGINES = {
-    "cuda": ("torch", "torch:bf16,channels_last", "torch:cuda_graphs", "torch:cuda_graphs,bf16,channels_last"),
+    "cuda": (
+        "torch",
+        "torch:bf16,channels_last",
+        "torch:cuda_graphs",
+        "torch:cuda_graphs,bf16,channels_last",
+    ),
     "cpu": ("torch", "torch:bf16,channels_last"),
 }
-LEAVING = {"none": None, "half": 0.5, "all": 0.0}  # the share of scores below the threshold of every gate
+LEAVING = {
+    "none": None,
+    "half": 0.5,
+    "all": 0.0,
+}  # the share of scores below the threshold of every gate
 
 
 def network_of(name: str, device: str) -> off.Network:
@@ -59,7 +72,9 @@ def plan_of(network: off.Network, rows: torch.Tensor, below: float | None) -> of
         return off.Plan.by_hand(dict.fromkeys(network.topology.gates, 1e30))
     with torch.inference_mode():
         scores = {name: score for name, _, score in network.walk(rows) if score is not None}
-    return off.Plan.by_hand({name: float(score.float().quantile(below)) for name, score in scores.items()})
+    return off.Plan.by_hand(
+        {name: float(score.float().quantile(below)) for name, score in scores.items()}
+    )
 
 
 def waits(runner: Any, rows: torch.Tensor) -> int | None:
@@ -76,17 +91,25 @@ def waits(runner: Any, rows: torch.Tensor) -> int | None:
     return sum("synchroniz" in str(one.message) for one in told)
 
 
-def measured(network: off.Network, rows: torch.Tensor, engine: str, repeats: int) -> list[dict[str, object]]:
+def measured(
+    network: off.Network, rows: torch.Tensor, engine: str, repeats: int
+) -> list[dict[str, object]]:
     """The lines of one batch on one engine."""
     found: list[dict[str, object]] = []
     for leaving, below in LEAVING.items():
         plan = plan_of(network, rows, below)
         runner = off.open(network, plan, engine=engine, example=rows)
-        line = bench(network, plan, rows, batches=(len(rows),), repeats=repeats, engine=engine).lines[0]
+        line = bench(
+            network, plan, rows, batches=(len(rows),), repeats=repeats, engine=engine
+        ).lines[0]
         count = waits(runner, rows)
         ratios = f"over parts {line.over_parts}  over plain {line.over_plain}  same {line.same}"
         left = "/".join(map(str, line.left))
-        print(f"{len(rows):>5}  {leaving:<5} {left:<12} {line.run_ms:8.2f} ms  {ratios}  waits {count}", flush=True)
+        print(
+            f"{len(rows):>5}  {leaving:<5} {left:<12} {line.run_ms:8.2f} ms  {ratios}  waits "
+            f"{count}",
+            flush=True,
+        )
         found.append({"leaving": leaving, "waits": count, **vars(line), **_ratios(line)})
     if rows.is_cuda:
         found.append(from_host(runner, rows, repeats))
@@ -94,9 +117,13 @@ def measured(network: off.Network, rows: torch.Tensor, engine: str, repeats: int
 
 
 def from_host(runner: Any, rows: torch.Tensor, repeats: int) -> dict[str, object]:
-    """The last plan on a batch that lies in the host's pinned memory, over one that lies on the device."""
+    """The last plan on a batch that lies in the host's pinned memory, over one that lies on the
+    device.
+    """
     pinned = rows.cpu().pin_memory()
-    times = interleaved({"host": lambda: runner(pinned), "device": lambda: runner(rows)}, repeats=repeats, warmup=2)
+    times = interleaved(
+        {"host": lambda: runner(pinned), "device": lambda: runner(rows)}, repeats=repeats, warmup=2
+    )
     over = ratio(times["host"], times["device"])
     print(f"{len(rows):>5}  from host, over device {over}", flush=True)
     return {"leaving": "from host", "over_device": vars(over)}
@@ -107,7 +134,9 @@ def _ratios(line: Any) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--engine", nargs="+", metavar="ENGINE")
     parser.add_argument("--model", nargs="+", choices=MODELS, default=[*MODELS])
@@ -122,9 +151,13 @@ def main() -> None:
         for engine in args.engine or ENGINES.get(args.device.partition(":")[0], ENGINES["cpu"]):
             print(f"\n{name} on {args.device}, {engine}")
             for batch in args.batch:
-                rows = torch.randn(batch, 3, pixels, pixels, generator=torch.Generator().manual_seed(1)).to(args.device)
+                rows = torch.randn(
+                    batch, 3, pixels, pixels, generator=torch.Generator().manual_seed(1)
+                ).to(args.device)
                 try:
-                    results[f"{name} {engine} {batch}"] = measured(network, rows, engine, args.repeats)
+                    results[f"{name} {engine} {batch}"] = measured(
+                        network, rows, engine, args.repeats
+                    )
                 except (InvalidArgument, BadNetwork) as problem:
                     print(f"{batch:>5}  refused: {problem}", flush=True)
                     results[f"{name} {engine} {batch}"] = str(problem)

@@ -1,15 +1,19 @@
-"""DRNet on CIFAR-10: a trained ResNet at 32, 24 and 16 pixels, and a predictor that chooses for each image.
+"""DRNet on CIFAR-10: a trained ResNet at 32, 24 and 16 pixels, and a predictor that chooses for
+each image.
 
-    python benchmarks/drnet.py --data DIR [--model resnet20] [--rows 10000] [--first 3] [--epochs 3] [--seeds 1]
+    python benchmarks/drnet.py --data DIR [--model resnet20] [--rows 10000] [--first 3] [--epochs 3]
+    [--seeds 1]
                                [--cache out] [--json FILE]
 
-DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). Training goes on from its last checkpoint when the command is
-given again, and networks and traces are kept in the cache. Rows 1,000 to 4,999 of the test set choose plans, rows 5,000
-to 9,999 are measured on (by default; --choose and --measure take fewer). Costs are shares of the plain model's MACs at
-32 pixels, the predictor included.
+DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). Training goes on from its last checkpoint
+when the command is given again, and networks and traces are kept in the cache. Rows 1,000 to 4,999
+of the test set choose plans, rows 5,000 to 9,999 are measured on (by default; --choose and
+--measure take fewer). Costs are shares of the plain model's MACs at 32 pixels, the predictor
+included.
 
-Controls: the pretrained model as it is, the same trained weights at one fixed resolution, and a random choice of the
-resolution with the same mean cost (a mean over draws, which is a mixture of the fixed accuracies).
+Controls: the pretrained model as it is, the same trained weights at one fixed resolution, and a
+random choice of the resolution with the same mean cost (a mean over draws, which is a mixture of
+the fixed accuracies).
 """
 
 from __future__ import annotations
@@ -40,16 +44,23 @@ def network_of(options: argparse.Namespace, example: Any) -> off.Network:
     spec = f"offramp:{options.model}"
     weights = options.data / "weights" / f"cifar10_{options.model}.safetensors"
     model = off.make_model(spec, weights if options.pretrained else None)
-    return off.resolutions(model, example, SIZES, gate=GATE, preprocess=off.make_preprocess(spec), spec=spec)
+    return off.resolutions(
+        model, example, SIZES, gate=GATE, preprocess=off.make_preprocess(spec), spec=spec
+    )
 
 
 def trained(options: argparse.Namespace, seed: int) -> off.Network:
     """The network after both phases, from the cache or trained now."""
-    home = options.cache / f"drnet-{options.model}-{options.rows}-{options.first}-{options.epochs}-{seed}"
+    home = (
+        options.cache
+        / f"drnet-{options.model}-{options.rows}-{options.first}-{options.epochs}-{seed}"
+    )
     done = home / "network"
     if done.is_dir():
         return off.load(done)
-    rows = off.rows(f"cifar10/train:{options.data / 'cifar10'}[{seed * options.rows}:{(seed + 1) * options.rows}]")
+    rows = off.rows(
+        f"cifar10/train:{options.data / 'cifar10'}[{seed * options.rows}:{(seed + 1) * options.rows}]"
+    )
     torch.manual_seed(seed)
     net = network_of(options, rows.take(np.arange(4)).x)
     off.fit(
@@ -75,7 +86,11 @@ def trained(options: argparse.Namespace, seed: int) -> off.Network:
 
 def traced(options: argparse.Namespace, net: off.Network, seed: int) -> off.Trace:
     """The rows that choose plans, and after them those that are measured on; every arm of them."""
-    path = options.cache / f"drnet-{options.model}-{options.rows}-{options.first}-{options.epochs}-{seed}" / "trace.npz"
+    path = (
+        options.cache
+        / f"drnet-{options.model}-{options.rows}-{options.first}-{options.epochs}-{seed}"
+        / "trace.npz"
+    )
     if path.is_file():
         return off.Trace.load(path)
     parts = []
@@ -114,7 +129,9 @@ def lines_of(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
         for batch in whole.batches(250):
             answers = model(preprocess(torch.as_tensor(batch.x))).argmax(1).numpy()
             right += int((answers == batch.y).sum())
-    found = [{"plan": "pretrained model, 32 pixels", "cost": 1.0, "accuracy": right / options.measure}]
+    found = [
+        {"plan": "pretrained model, 32 pixels", "cost": 1.0, "accuracy": right / options.measure}
+    ]
     for size, (cost, own) in fixed.items():
         found.append({"plan": f"fixed {size} pixels, same weights", "cost": cost, "accuracy": own})
     plans = {"argmax of the predictor": off.Plan.by_hand({"resolution": (0.0, 0.0)})}
@@ -124,7 +141,9 @@ def lines_of(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
         warnings.simplefilter("ignore")
         for level in (0.005, 0.01, 0.02):
             try:
-                plan = off.calibrate(choosing, risk="accuracy_gap", at_most=level, repeats="once", testing="pareto")
+                plan = off.calibrate(
+                    choosing, risk="accuracy_gap", at_most=level, repeats="once", testing="pareto"
+                )
             except off.errors.NoSafePlan:
                 continue
             plans[f"certified: at most {100 * level:g} points less than r32"] = plan
@@ -133,12 +152,22 @@ def lines_of(options: argparse.Namespace, seed: int) -> list[dict[str, Any]]:
         cost = test.price(plan).mean / plain
         shares = dict(zip(done.exits, done.shares, strict=True))
         random = mixed(fixed, cost)
-        found.append({"plan": name, "cost": cost, "accuracy": done.accuracy, "random": random, "shares": shares})
+        found.append(
+            {
+                "plan": name,
+                "cost": cost,
+                "accuracy": done.accuracy,
+                "random": random,
+                "shares": shares,
+            }
+        )
     return found
 
 
 def mixed(fixed: dict[int, tuple[float, float]], cost: float) -> float:
-    """The best accuracy of a random choice between two sizes with this mean cost, which pays for no predictor."""
+    """The best accuracy of a random choice between two sizes with this mean cost, which pays for no
+    predictor.
+    """
     points = sorted(fixed.values())
     return float(np.interp(cost, [cost for cost, _ in points], [own for _, own in points]))
 
@@ -152,28 +181,45 @@ def timed(options: argparse.Namespace, seed: int) -> str:
     x = rows.take(np.arange(64)).x
     import time
 
-    return str(bench(net, plan, x, batches=(1, 64), repeats=options.repeats, clock=time.process_time))
+    return str(
+        bench(net, plan, x, batches=(1, 64), repeats=options.repeats, clock=time.process_time)
+    )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--cache", type=Path, default=Path("out"))
     parser.add_argument("--model", default="resnet20")
     parser.add_argument("--pretrained", action=argparse.BooleanOptionalAction, default=True)
-    parser.add_argument("--rows", type=int, default=10_000, help="of the training set, for each seed others")
+    parser.add_argument(
+        "--rows", type=int, default=10_000, help="of the training set, for each seed others"
+    )
     parser.add_argument("--first", type=int, default=3, help="epochs of all resolutions together")
     parser.add_argument("--epochs", type=int, default=3, help="epochs with the predictor")
     parser.add_argument("--rate", type=float, default=0.02)
-    parser.add_argument("--keep", type=float, default=0.5, help="share of a smaller size's loss trained by the largest")
-    parser.add_argument("--choose", type=int, default=4000, help="test rows from 1,000 on that choose plans")
-    parser.add_argument("--measure", type=int, default=5000, help="test rows from 5,000 on that are measured on")
+    parser.add_argument(
+        "--keep",
+        type=float,
+        default=0.5,
+        help="share of a smaller size's loss trained by the largest",
+    )
+    parser.add_argument(
+        "--choose", type=int, default=4000, help="test rows from 1,000 on that choose plans"
+    )
+    parser.add_argument(
+        "--measure", type=int, default=5000, help="test rows from 5,000 on that are measured on"
+    )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     every = [lines_of(options, seed) for seed in range(options.seeds)]
-    table = Table(title=f"{options.model} on CIFAR-10, {options.rows:,} training rows, {options.seeds} seeds")
+    table = Table(
+        title=f"{options.model} on CIFAR-10, {options.rows:,} training rows, {options.seeds} seeds"
+    )
     for head in ("plan", "cost", "accuracy, %", "random choice, %", "rows at 16/24/32"):
         table.add_column(head)
     names = [line["plan"] for line in every[0]]
@@ -184,12 +230,20 @@ def main() -> None:
         random = [100 * line["random"] for line in lines if "random" in line]
         shares = [f"{share:.0%}" for share in lines[0].get("shares", {}).values()]
         spread = f"{own.mean():.2f}" + (f" ± {own.std(ddof=1):.2f}" if len(own) > 1 else "")
-        table.add_row(name, f"{cost:.3f}", spread, f"{np.mean(random):.2f}" if random else "", "/".join(shares))
+        table.add_row(
+            name,
+            f"{cost:.3f}",
+            spread,
+            f"{np.mean(random):.2f}" if random else "",
+            "/".join(shares),
+        )
     Console().print(table)
     times = timed(options, 0)
     print(times)
     if options.json:
-        options.json.write_text(json.dumps({"lines": every, "times": times}, indent=1), encoding="utf-8")
+        options.json.write_text(
+            json.dumps({"lines": every, "times": times}, indent=1), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -1,12 +1,15 @@
-"""Engines side by side: what skipping costs beside the bare segments, and what taking a model apart costs.
+"""Engines side by side: what skipping costs beside the bare segments, and what taking a model apart
+costs.
 
-    python benchmarks/engines.py --data DIR [--engine torch ...] [--plain torch:bf16 ...] [--json FILE]
+    python benchmarks/engines.py --data DIR [--engine torch ...] [--plain torch:bf16 ...] [--json
+    FILE]
 
-On each engine: a batch of 64 with mixed exits against the sum of its bare segments (a ladder of ResNet-20 and -56); the
-plain ResNet-56 split in four with no exit taken against the whole of it, at batch 1 and 64; and the plain ResNet-56 at
-batch 1 and 64 against the first engine, also on those of --plain. An engine that compiles joins segments between which
-nothing is asked. Every line is measured in one run, its calls interleaved, with the same call twice to show the noise.
-Measure where nothing else runs.
+On each engine: a batch of 64 with mixed exits against the sum of its bare segments (a ladder of
+ResNet-20 and -56); the plain ResNet-56 split in four with no exit taken against the whole of it, at
+batch 1 and 64; and the plain ResNet-56 at batch 1 and 64 against the first engine, also on those of
+--plain. An engine that compiles joins segments between which nothing is asked. Every line is
+measured in one run, its calls interleaved, with the same call twice to show the noise. Measure
+where nothing else runs.
 """
 
 from __future__ import annotations
@@ -39,26 +42,45 @@ Clock = Callable[[], float]
 ENGINES = ("torch", "onnxruntime", "openvino")
 
 
-def mixed(network: off.Network, rows: np.ndarray, engine: str, repeats: int, clock: Clock) -> list[dict[str, object]]:
-    """A batch of 64 of which 0, 16, 32, 48 and 64 rows leave at the first exit; identical rows never tie for us."""
+def mixed(
+    network: off.Network, rows: np.ndarray, engine: str, repeats: int, clock: Clock
+) -> list[dict[str, object]]:
+    """A batch of 64 of which 0, 16, 32, 48 and 64 rows leave at the first exit; identical rows
+    never tie for us.
+    """
     with torch.inference_mode():
         scores = next(network.walk(rows[:64]))[2]
     assert scores is not None
     order = scores.sort(descending=True).values
     found = []
     for leave in (0, 16, 32, 48, 64):
-        edge = np.inf if leave == 0 else order[-1] - 1 if leave == 64 else order[leave - 1 : leave + 1].mean()
+        edge = (
+            np.inf
+            if leave == 0
+            else order[-1] - 1
+            if leave == 64
+            else order[leave - 1 : leave + 1].mean()
+        )
         plan = off.Plan.by_hand({network.topology.gates[0]: float(edge)})
-        result = bench(network, plan, rows[:64], batches=(64,), repeats=repeats, engine=engine, clock=clock)
+        result = bench(
+            network, plan, rows[:64], batches=(64,), repeats=repeats, engine=engine, clock=clock
+        )
         print(result if not found else str(result).splitlines()[1], flush=True)
         found += result.to_json()["lines"]
     return found
 
 
 def split(
-    model: torch.nn.Module, preprocess: torch.nn.Module, rows: np.ndarray, engine: str, repeats: int, clock: Clock
+    model: torch.nn.Module,
+    preprocess: torch.nn.Module,
+    rows: np.ndarray,
+    engine: str,
+    repeats: int,
+    clock: Clock,
 ) -> list[object]:
-    """The model in four segments, exits closed, against the whole: the sum of its segments, and a Runner that walks."""
+    """The model in four segments, exits closed, against the whole: the sum of its segments, and a
+    Runner that walks.
+    """
     network = off.cut(model, rows[:4], engine_stages=4, preprocess=preprocess)
     shelved, _ = engine_of(engine)
     schedule = off.Plan.never_leave(network.topology).schedule(network.topology)
@@ -68,11 +90,20 @@ def split(
     for batch in (1, 64):
         x = as_inputs(rows[:batch])
         whole = plain_call(network, x, shelved)
-        calls = {"whole": whole, "pieces": _walking(engine_stages, x), "run": lambda x=x: runner(x["x"]), "same": whole}
+        calls = {
+            "whole": whole,
+            "pieces": _walking(engine_stages, x),
+            "run": lambda x=x: runner(x["x"]),
+            "same": whole,
+        }
         times = interleaved(calls, repeats=repeats, warmup=2, clock=clock)
         lines = {name: ratio(times[name], times["whole"]) for name in ("pieces", "run", "same")}
-        _print(f"split in {len(engine_stages)}, batch {batch}", float(np.median(times["whole"])), lines)
-        found.append({"batch": batch, "whole_ms": float(np.median(times["whole"])), **_plain(lines)})
+        _print(
+            f"split in {len(engine_stages)}, batch {batch}", float(np.median(times["whole"])), lines
+        )
+        found.append(
+            {"batch": batch, "whole_ms": float(np.median(times["whole"])), **_plain(lines)}
+        )
     return found
 
 
@@ -86,7 +117,9 @@ def _walking(engine_stages: tuple[object, ...], x: State) -> Callable[[], object
     return call
 
 
-def plain(network: off.Network, rows: np.ndarray, engines: list[str], repeats: int, clock: Clock) -> dict[str, object]:
+def plain(
+    network: off.Network, rows: np.ndarray, engines: list[str], repeats: int, clock: Clock
+) -> dict[str, object]:
     """The plain network on every engine, interleaved, over the first of them."""
     x = as_inputs(rows)
     modules: dict[str, Engine] = {name: engine_of(name)[0] for name in engines}
@@ -98,7 +131,11 @@ def plain(network: off.Network, rows: np.ndarray, engines: list[str], repeats: i
 
 
 def _print(what: str, ms: float, lines: dict[str, Ratio]) -> None:
-    print(f"{what:<22} {ms:8.2f} ms  " + "  ".join(f"{name} {value}" for name, value in lines.items()), flush=True)
+    print(
+        f"{what:<22} {ms:8.2f} ms  "
+        + "  ".join(f"{name} {value}" for name, value in lines.items()),
+        flush=True,
+    )
 
 
 def _plain(lines: dict[str, Ratio]) -> dict[str, object]:
@@ -106,16 +143,27 @@ def _plain(lines: dict[str, Ratio]) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument(
-        "--engine", action="append", metavar="ENGINE", help="torch, onnxruntime, openvino, torch:bf16, ..."
+        "--engine",
+        action="append",
+        metavar="ENGINE",
+        help="torch, onnxruntime, openvino, torch:bf16, ...",
     )
     parser.add_argument("--only-plain", action="store_true", help="the last table alone")
-    parser.add_argument("--plain", action="append", default=[], metavar="ENGINE", help="for the last table alone")
+    parser.add_argument(
+        "--plain", action="append", default=[], metavar="ENGINE", help="for the last table alone"
+    )
     parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--threads", type=int)
-    parser.add_argument("--cpu-time", action="store_true", help="processor time instead of wall-clock, for one thread")
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="processor time instead of wall-clock, for one thread",
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     clock = time.process_time if args.cpu_time else time.perf_counter
@@ -126,7 +174,8 @@ def main() -> None:
     rows = off.rows(f"cifar10:{args.data / 'cifar10'}").take(np.arange(5000, 5064)).x
     assert isinstance(rows, np.ndarray)
     large = network.members[-1]
-    model, preprocess = network.model_of(large), network.preprocess_of(large)
+    model = network.model_of(large)
+    preprocess = network.preprocess_of(large)
     assert preprocess is not None
     results: dict[str, object] = {"threads": torch.get_num_threads()}
     for engine in [] if args.only_plain else engines:
@@ -138,7 +187,8 @@ def main() -> None:
     print()
     every = [*engines, *args.plain]
     results["plain"] = {
-        size: plain(network, rows[:size], every, args.repeats * (3 if size == 1 else 1), clock) for size in (1, 64)
+        size: plain(network, rows[:size], every, args.repeats * (3 if size == 1 else 1), clock)
+        for size in (1, 64)
     }
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))

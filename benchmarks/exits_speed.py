@@ -1,10 +1,13 @@
-"""Wall-clock of a ResNet-56 cut in three: overhead without leaving, mixes of exits, the certified plan, opening.
+"""Wall-clock of a ResNet-56 cut in three: overhead without leaving, mixes of exits, the certified
+plan, opening.
 
     python benchmarks/exits_speed.py --data DIR [--cache out] [--repeats 15] [--json FILE]
 
-Run benchmarks/exits.py before: it trains the exits and records them. Every line is measured in one run, its calls
-interleaved: the run, the sum of its bare parts, the plain network, and the plain network again (which shows the noise).
-Opening is measured in a fresh process, from files. Measure where nothing else runs.
+Run benchmarks/exits.py before: it trains the exits and records them. Every line is measured in one
+run, its calls
+interleaved: the run, the sum of its bare parts, the plain network, and the plain network again
+(which shows the noise). Opening is measured in a fresh process, from files. Measure where nothing
+else runs.
 """
 
 from __future__ import annotations
@@ -26,7 +29,15 @@ from exits import network, trace_of
 # Internal: the same clock as `offramp bench`.
 from offramp.runtime.benching import Bench, bench
 
-MIXES = ((0, 0), (16, 16), (32, 16), (48, 8), (0, 63), (63, 0), (64, 0))  # of 64 rows, at layer1 and at layer2
+MIXES = (
+    (0, 0),
+    (16, 16),
+    (32, 16),
+    (48, 8),
+    (0, 63),
+    (63, 0),
+    (64, 0),
+)  # of 64 rows, at layer1 and at layer2
 OPENING = """
 import sys, time
 start = time.perf_counter()
@@ -45,7 +56,9 @@ print(imported - start, loaded - imported, opened - loaded, time.perf_counter() 
 def above_all(network_: off.Network, rows: np.ndarray, repeats: int) -> Bench:
     """Finite thresholds above every score: every gate is run and no row leaves."""
     with torch.inference_mode():
-        scores = [score for _, _, score in network_.walk(torch.as_tensor(rows[:256])) if score is not None]
+        scores = [
+            score for _, _, score in network_.walk(torch.as_tensor(rows[:256])) if score is not None
+        ]
     plan = off.Plan.by_hand(
         {gate: float(s.max()) + 10 for gate, s in zip(network_.topology.gates, scores, strict=True)}
     )
@@ -55,7 +68,8 @@ def above_all(network_: off.Network, rows: np.ndarray, repeats: int) -> Bench:
 def picked(scores: np.ndarray, mix: tuple[int, int]) -> tuple[np.ndarray, dict[str, float]]:
     """64 rows and thresholds with which so many leave at layer1 and at layer2."""
     order = np.argsort(-scores[:, 0])
-    sure, rest = order[: mix[0]], order[len(order) // 2 :]
+    sure = order[: mix[0]]
+    rest = order[len(order) // 2 :]
     after = rest[np.argsort(-scores[rest, 1])]
     rows = np.concatenate([sure, after[: mix[1]], after[len(after) - (64 - sum(mix)) :]])
     edges = [np.inf, np.inf]
@@ -64,8 +78,13 @@ def picked(scores: np.ndarray, mix: tuple[int, int]) -> tuple[np.ndarray, dict[s
     if mix[1]:
         edges[1] = float(scores[after[: mix[1]], 1].min()) - 1e-3
     above = {"layer1": edges[0], "layer2": edges[1]}
-    top = scores.max(0) + 10  # an open gate that nobody passes, rather than a closed exit that is not run
-    return rows, {gate: min(edge, float(limit)) for (gate, edge), limit in zip(above.items(), top, strict=True)}
+    top = (
+        scores.max(0) + 10
+    )  # an open gate that nobody passes, rather than a closed exit that is not run
+    return rows, {
+        gate: min(edge, float(limit))
+        for (gate, edge), limit in zip(above.items(), top, strict=True)
+    }
 
 
 def opening(net: Path, plan: Path, times: int) -> dict[str, float]:
@@ -73,7 +92,10 @@ def opening(net: Path, plan: Path, times: int) -> dict[str, float]:
     found = []
     for _ in range(times):
         done = subprocess.run(
-            [sys.executable, "-c", OPENING, str(net), str(plan)], capture_output=True, text=True, check=True
+            [sys.executable, "-c", OPENING, str(net), str(plan)],
+            capture_output=True,
+            text=True,
+            check=True,
         )
         found.append([float(word) for word in done.stdout.split()])
     names = ("import", "load", "open", "open again")
@@ -81,7 +103,9 @@ def opening(net: Path, plan: Path, times: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("out"))
     parser.add_argument("--repeats", type=int, default=15)
@@ -106,7 +130,10 @@ def main() -> None:
     results["certified"] = certified.to_json()
     plan.save(args.cache / "exits-plan.json")
     results["opening"] = opening(args.cache / "exits-56-hinge", args.cache / "exits-plan.json", 3)
-    print("fresh process, seconds:", {name: round(value, 2) for name, value in results["opening"].items()})
+    print(
+        "fresh process, seconds:",
+        {name: round(value, 2) for name, value in results["opening"].items()},
+    )
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
 

@@ -1,10 +1,12 @@
-"""An exported folder beside `run`: the same exits and answers on all 10,000 test rows of CIFAR-10? How long to import?
+"""An exported folder beside `run`: the same exits and answers on all 10,000 test rows of CIFAR-10?
+How long to import?
 
     python benchmarks/exported.py --data DIR [--cache out] [--one-file] [--json FILE]
 
-The ResNet-56 of benchmarks/exits.py, cut at two places, under a plan certified on ONNX Runtime. `run.py` of the folder
-runs in a process of its own, which has NumPy and ONNX Runtime in mind and nothing of offramp or torch. Rows whose score
-lies within the float band of a threshold are told apart. Import time: best of five fresh processes.
+The ResNet-56 of benchmarks/exits.py, cut at two places, under a plan certified on ONNX Runtime.
+`run.py` of the folder runs in a process of its own, which has NumPy and ONNX Runtime in mind and
+nothing of offramp or torch. Rows whose score lies within the float band of a threshold are told
+apart. Import time: best of five fresh processes.
 """
 
 from __future__ import annotations
@@ -33,7 +35,9 @@ OPENING = IMPORTING + "; run.session(run.read('manifest.json')['parts'][0]['file
 
 
 def answered(folder: Path, images: np.ndarray) -> tuple[dict[str, np.ndarray], float]:
-    """What run.py writes for the images, 500 at a time, and the seconds that its process took in all."""
+    """What run.py writes for the images, 500 at a time, and the seconds that its process took in
+    all.
+    """
     found: list[dict[str, np.ndarray]] = []
     start = time.perf_counter()
     for number in range(0, len(images), 500):
@@ -62,8 +66,12 @@ def imported(folder: Path) -> dict[str, float]:
     return {name: min(values) for name, values in times.items()}
 
 
-def compared(net: off.Network, plan: off.Plan, trace: off.Trace, images: np.ndarray, folder: Path) -> dict[str, Any]:
-    """Rows with other exits and other answers, in and outside the band, and the largest difference of logits."""
+def compared(
+    net: off.Network, plan: off.Plan, trace: off.Trace, images: np.ndarray, folder: Path
+) -> dict[str, Any]:
+    """Rows with other exits and other answers, in and outside the band, and the largest difference
+    of logits.
+    """
     there, seconds = answered(folder, images)
     runner = off.open(net, plan, engine="onnxruntime")
     parts = [runner(images[start : start + 64]) for start in range(0, len(images), 64)]
@@ -79,14 +87,18 @@ def compared(net: off.Network, plan: off.Plan, trace: off.Trace, images: np.ndar
         "in the band": int(near.sum()),
         "other exit": int(other_exit.sum()),
         "other exit, outside the band": int((other_exit & ~near).sum()),
-        "other answer, outside the band": int(((logits.argmax(1) != there["logits"].argmax(1)) & ~near).sum()),
+        "other answer, outside the band": int(
+            ((logits.argmax(1) != there["logits"].argmax(1)) & ~near).sum()
+        ),
         "largest difference of logits": float(np.abs(logits[same] - there["logits"][same]).max()),
         "seconds of run.py": seconds,
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("out"))
     parser.add_argument("--one-file", action="store_true")

@@ -2,8 +2,9 @@
 
     python benchmarks/fetch.py DIR [cifar10|mnist|weights|all]
 
-Afterwards `cifar10:DIR`, `mnist:DIR` and DIR/weights/cifar10_resnet{20,32,56}.safetensors are there. Every
-download is checked against a published checksum before it takes its place; what is there already is kept.
+Afterwards `cifar10:DIR`, `mnist:DIR` and DIR/weights/cifar10_resnet{20,32,56}.safetensors are
+there. Every download is checked against a published checksum before it takes its place; what is
+there already is kept.
 """
 
 from __future__ import annotations
@@ -34,11 +35,15 @@ MNIST_MD5 = {
 # Yerlan Idelbayev's CIFAR-10 ResNets; the SHA-256 of each file begins with the digits in its name.
 WEIGHTS = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/d5489e89/pretrained_models/"
 CHECKPOINTS = {"resnet20": "12fca82f", "resnet32": "d509ac18", "resnet56": "4bfd9763"}
-NOTICE = Path(__file__).parent.parent / "licenses" / "pytorch_resnet_cifar10.txt"  # BSD-2-Clause, kept with any copy
+NOTICE = (
+    Path(__file__).parent.parent / "licenses" / "pytorch_resnet_cifar10.txt"
+)  # BSD-2-Clause, kept with any copy
 
 
 def download(url: str, target: Path, algorithm: str, expected: str) -> None:
-    """Fetch `url` to `target` when its checksum begins with `expected`; BadFile otherwise. Shows its progress."""
+    """Fetch `url` to `target` when its checksum begins with `expected`; BadFile otherwise. Shows
+    its progress.
+    """
     found = hashlib.new(algorithm)
     with replacing(target) as temporary:
         with urllib.request.urlopen(url, timeout=60) as source, temporary.open("wb") as sink:
@@ -49,11 +54,14 @@ def download(url: str, target: Path, algorithm: str, expected: str) -> None:
                 found.update(piece)
                 done += len(piece)
                 of = f" of {total / 1e6:.1f}" if total else ""
-                print(f"\r{target.name}: {done / 1e6:.1f}{of} MB", end="", file=sys.stderr, flush=True)
+                print(
+                    f"\r{target.name}: {done / 1e6:.1f}{of} MB", end="", file=sys.stderr, flush=True
+                )
         print(file=sys.stderr)
         if not found.hexdigest().startswith(expected):
             raise BadFile(
-                f"{url} has the {algorithm} {found.hexdigest()}; expected {expected}: it was cut short or changed, "
+                f"{url} has the {algorithm} {found.hexdigest()}; expected {expected}: it was cut "
+                f"short or changed, "
                 "run this again"
             )
 
@@ -90,11 +98,16 @@ def weights(folder: Path, base: str = WEIGHTS) -> None:
 
 
 def convert(checkpoint: Path, target: Path) -> None:
-    """A `.th` checkpoint (read with weights_only=True) -> safetensors with the keys of a plain model, and a notice.
+    """A `.th` checkpoint (read with weights_only=True) -> safetensors with the keys of a plain
+    model, and a notice.
 
     Counters of batch norms (`num_batches_tracked`) are left out; values stay as they are.
     """
-    tensors = {key: value for key, value in read_tensors(checkpoint).items() if not key.endswith("num_batches_tracked")}
+    tensors = {
+        key: value
+        for key, value in read_tensors(checkpoint).items()
+        if not key.endswith("num_batches_tracked")
+    }
     with replacing(target.parent / "LICENSE-pytorch_resnet_cifar10.txt") as temporary:
         temporary.write_bytes(NOTICE.read_bytes())
     write_tensors(target, tensors)
@@ -102,9 +115,13 @@ def convert(checkpoint: Path, target: Path) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Fetch what was asked for; 2 when something is wrong."""
-    parser = argparse.ArgumentParser(description="Fetch the public data and weights that the benchmarks use.")
+    parser = argparse.ArgumentParser(
+        description="Fetch the public data and weights that the benchmarks use."
+    )
     parser.add_argument("folder", type=Path, metavar="DIR")
-    parser.add_argument("what", nargs="?", choices=["cifar10", "mnist", "weights", "all"], default="all")
+    parser.add_argument(
+        "what", nargs="?", choices=["cifar10", "mnist", "weights", "all"], default="all"
+    )
     asked = parser.parse_args(arguments)
     try:
         asked.folder.mkdir(parents=True, exist_ok=True)
@@ -112,7 +129,10 @@ def main(arguments: list[str] | None = None) -> int:
             if asked.what in (name, "all"):
                 fetch(asked.folder)
     except (OfframpError, OSError, tarfile.TarError) as problem:
-        print(f"fetch: {problem}; check the connection and the place, then run this again", file=sys.stderr)
+        print(
+            f"fetch: {problem}; check the connection and the place, then run this again",
+            file=sys.stderr,
+        )
         return 2
     return 0
 

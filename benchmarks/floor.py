@@ -107,7 +107,9 @@ def four_case(data: Path, *, asked: bool) -> Case:
     whole = ladder(data, (20, 56), "own")
     model = whole.model_of(large)
     preprocess = whole.preprocess_of(large)
-    network = off.cut(model, rows[:4], parts=4, exits="linear", gate="margin", preprocess=preprocess)
+    network = off.cut(
+        model, rows[:4], parts=4, exits="linear", gate="margin", preprocess=preprocess
+    )
     thresholds = dict.fromkeys(network.topology.gates, FAR) if asked else {}
     return Case(network, rows, off.Plan.by_hand(thresholds))
 
@@ -210,7 +212,10 @@ def lean_loop(steps: Sequence[Step], x: Any, kept: list[tuple[Step, Any]] | None
             continue
         logits = state[step.name + LOGITS]
         if answers is None:
-            answers = logits.copy() if isinstance(logits, np.ndarray) else logits.clone()
+            if isinstance(logits, np.ndarray):
+                answers = logits.copy()
+            else:
+                answers = logits.clone()
         else:
             answers[rows] = logits
         if leave.all():

@@ -1,11 +1,13 @@
-"""Forks: wall-clock of mixes of paths beside bare segments, and how often a promise on them is broken.
+"""Forks: wall-clock of mixes of paths beside bare segments, and how often a promise on them is
+broken.
 
     python benchmarks/forks.py [--rows 20000] [--draws 1000] [--repeats 21] [--json FILE]
 
-Needs no data. Wall-clock: a ResNet-20 with a fork of two arms in its second stage, and one at 16, 24 and 32 pixels, at
-batch 64; thresholds send a quarter, half and three quarters of the rows the cheap way. Promises: a population of rows
-whose true risk is known is recorded once; calibration sets of 500 rows are drawn from it, a plan is certified on each,
-and its true risk compared with the level. Once with all paths recorded, once at settings of one dial.
+Needs no data. Wall-clock: a ResNet-20 with a fork of two arms in its second stage, and one at 16,
+24 and 32 pixels, at batch 64; thresholds send a quarter, half and three quarters of the rows the
+cheap way. Promises: a population of rows whose true risk is known is recorded once; calibration
+sets of 500 rows are drawn from it, a plan is certified on each, and its true risk compared with the
+level. Once with all paths recorded, once at settings of one dial.
 """
 
 from __future__ import annotations
@@ -57,7 +59,9 @@ def fork() -> off.Network:
     class Stem(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv1, self.bn1, self.layer1 = whole.conv1, whole.bn1, whole.layer1
+            self.conv1 = whole.conv1
+            self.bn1 = whole.bn1
+            self.layer1 = whole.layer1
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.layer1(torch.relu(self.bn1(self.conv1(x))))
@@ -65,7 +69,8 @@ def fork() -> off.Network:
     class Head(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer3, self.linear = whole.layer3, whole.linear
+            self.layer3 = whole.layer3
+            self.linear = whole.linear
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.linear(self.layer3(x).mean((2, 3)))
@@ -81,7 +86,9 @@ def sized() -> off.Network:
     x = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
     spec = "offramp:resnet20"
     gate = "predictor?width=8&side=16&stride=1"
-    return off.resolutions(make_model(spec), x, [16, 24, 32], gate=gate, preprocess=preprocess_of(spec), spec=spec)
+    return off.resolutions(
+        make_model(spec), x, [16, 24, 32], gate=gate, preprocess=preprocess_of(spec), spec=spec
+    )
 
 
 def mixes(repeats: int) -> list[dict[str, Any]]:
@@ -99,7 +106,9 @@ def mixes(repeats: int) -> list[dict[str, Any]]:
                 part = share if net.topology.routes(gate) == 1 else share / 2
                 thresholds.append(float(np.quantile(trace.columns[column], 1 - part)) + 1e-6)
             plan = off.Plan.by_hand({gate: tuple(thresholds)})
-            (line,) = bench(net, plan, x, batches=(64,), repeats=repeats, clock=time.process_time).lines
+            (line,) = bench(
+                net, plan, x, batches=(64,), repeats=repeats, clock=time.process_time
+            ).lines
             found.append({"what": name, "share": share, "run_ms": line.run_ms, "parts_ms": line.parts_ms,
                           "plain_ms": line.plain_ms, "over_parts": str(line.over_parts),
                           "over_plain": str(line.over_plain), "same": str(line.same)})  # fmt: skip
@@ -107,7 +116,9 @@ def mixes(repeats: int) -> list[dict[str, Any]]:
 
 
 def population(rows: int, settings: list[float] | None) -> off.Trace:
-    """Rows of a small network with two forks and an exit; which rows change their answer depends on the scores."""
+    """Rows of a small network with two forks and an exit; which rows change their answer depends on
+    the scores.
+    """
     torch.manual_seed(1)
 
     def part() -> nn.Module:
@@ -126,7 +137,9 @@ def population(rows: int, settings: list[float] | None) -> off.Trace:
 
 def path_scores(trace: off.Trace) -> np.ndarray:
     """All scores of a trace, from which settings of a dial are taken."""
-    return np.concatenate([column for name, column in trace.columns.items() if name.startswith("score/")])
+    return np.concatenate(
+        [column for name, column in trace.columns.items() if name.startswith("score/")]
+    )
 
 
 def broken(rows: int, draws: int, size: int = 500) -> list[dict[str, Any]]:
@@ -139,7 +152,9 @@ def broken(rows: int, draws: int, size: int = 500) -> list[dict[str, Any]]:
     width = sum(trace.topology.routes(gate) for gate in trace.topology.gates)
     thresholds = np.repeat(np.append(np.float32(np.inf), path)[:, None], width, axis=1)
     routed = Routed(thresholds, trace, trace.losses(risk))
-    worst = np.stack([routed.worst(plan) for plan in range(len(thresholds))]).astype(np.int8)  # [P, N]
+    worst = np.stack([routed.worst(plan) for plan in range(len(thresholds))]).astype(
+        np.int8
+    )  # [P, N]
     true = worst.mean(1)  # the band counts as a loss: at most a little more than the true risk
     for share in LEVELS:
         level = float(share * true[-1])
@@ -148,13 +163,21 @@ def broken(rows: int, draws: int, size: int = 500) -> list[dict[str, Any]]:
         saved = 0
         for _ in range(draws):
             picks = rng.choice(worst.shape[1], size, replace=False)
-            p = from_sums(bound, worst[:, picks].sum(1, dtype=float), size, level, low=0.0, high=1.0)
+            p = from_sums(
+                bound, worst[:, picks].sum(1, dtype=float), size, level, low=0.0, high=1.0
+            )
             p[0] = 0.0
             passed = fixed_sequence(p, 0.1)
             bad += true[passed - 1] > level
             saved += passed > 1
         found.append(
-            {"way": "all paths", "level": level, "draws": draws, "broken": bad / draws, "found": saved / draws}
+            {
+                "way": "all paths",
+                "level": level,
+                "draws": draws,
+                "broken": bad / draws,
+                "found": saved / draws,
+            }
         )
     finite = np.quantile(path_scores(trace), np.linspace(0.98, 0.02, 12)).tolist()
     dial = population(rows, finite)
@@ -168,7 +191,9 @@ def broken(rows: int, draws: int, size: int = 500) -> list[dict[str, Any]]:
             picks = rng.choice(len(dial), size, replace=False)
             some = dial[picks]
             try:
-                plan = off.calibrate(some, risk="disagreement", at_most=level, confidence=0.9, repeats="independent")
+                plan = off.calibrate(
+                    some, risk="disagreement", at_most=level, confidence=0.9, repeats="independent"
+                )
             except off.errors.NoSafePlan:
                 continue
             saved += 1
@@ -179,7 +204,9 @@ def broken(rows: int, draws: int, size: int = 500) -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=20_000)
     parser.add_argument("--draws", type=int, default=1000)
     parser.add_argument("--repeats", type=int, default=21)
@@ -188,15 +215,25 @@ def main() -> None:
     torch.set_num_threads(1)
     times = mixes(options.repeats)
     promises = broken(options.rows, options.draws)
-    for title, lines in (("batch 64, processor time on one thread", times), ("promises at 90 % confidence", promises)):
+    for title, lines in (
+        ("batch 64, processor time on one thread", times),
+        ("promises at 90 % confidence", promises),
+    ):
         table = Table(title=title)
         for column in lines[0]:
             table.add_column(column)
         for line in lines:
-            table.add_row(*[f"{value:.3g}" if isinstance(value, float) else str(value) for value in line.values()])
+            table.add_row(
+                *[
+                    f"{value:.3g}" if isinstance(value, float) else str(value)
+                    for value in line.values()
+                ]
+            )
         Console(width=140).print(table)
     if options.json:
-        options.json.write_text(json.dumps({"times": times, "promises": promises}, indent=1), encoding="utf-8")
+        options.json.write_text(
+            json.dumps({"times": times, "promises": promises}, indent=1), encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -1,15 +1,17 @@
-"""Fine-tune a trained CIFAR ResNet with halting units (ACT, SACT), in pieces, and measure what it spends.
+"""Fine-tune a trained CIFAR ResNet with halting units (ACT, SACT), in pieces, and measure what it
+spends.
 
-    python benchmarks/halting.py train --data DIR --per position --out out/sact32 [--depth 32] [--minutes 9]
-    python benchmarks/halting.py figures --data DIR --out out/sact32
+    python benchmarks/halting.py train --data DIR --per position --out out/sact32 [--depth 32]
+    [--minutes 9] python benchmarks/halting.py figures --data DIR --out out/sact32
     python benchmarks/halting.py clock --data DIR --out out
 
-DIR holds cifar10/ and weights/ (see benchmarks/README.md). `train` begins with the pretrained weights, or goes on where
-it stopped: call it again until it says that it is done. Batches are shifted by up to 4 pixels and flipped; the seed and
-the number of the step alone decide how. `figures` runs test rows 5,000 to 9,999, which trained nothing: accuracy, the
-share of multiply-adds at active positions as the paper counts them (dilated by one position before a second 3x3
-convolution) and their spread over images; and what the plain network does on the same rows. `clock` times an ACT model
-under the Runner, with untrained scores and thresholds set by hand.
+DIR holds cifar10/ and weights/ (see benchmarks/README.md). `train` begins with the pretrained
+weights, or goes on where it stopped: call it again until it says that it is done. Batches are
+shifted by up to 4 pixels and flipped; the seed and the number of the step alone decide how.
+`figures` runs test rows 5,000 to 9,999, which trained nothing: accuracy, the share of multiply-adds
+at active positions as the paper counts them (dilated by one position before a second 3x3
+convolution) and their spread over images; and what the plain network does on the same rows. `clock`
+times an ACT model under the Runner, with untrained scores and thresholds set by hand.
 """
 
 from __future__ import annotations
@@ -41,14 +43,18 @@ README = {"model": "ResNet-32, SACT, tau 0.01, from scratch", "ratio": 0.60, "ac
 def plain(data: Path, depth: int) -> nn.Module:
     """The pretrained network."""
     model: nn.Module = getattr(cifar_resnet, f"resnet{depth}")()
-    model.load_state_dict(load_file(data / "weights" / f"cifar10_resnet{depth}.safetensors"), strict=False)
+    model.load_state_dict(
+        load_file(data / "weights" / f"cifar10_resnet{depth}.safetensors"), strict=False
+    )
     return model.eval()
 
 
 def images(data: Path, rows: str) -> tuple[Tensor, Tensor]:
     """Images, normalised, and labels."""
     source = off.rows(rows.format(data / "cifar10"))
-    taken = source.take(np.arange(len(source)))  # decodes all PNGs, for half a minute where there are 50,000
+    taken = source.take(
+        np.arange(len(source))
+    )  # decodes all PNGs, for half a minute where there are 50,000
     preprocess = cifar_resnet.preprocess()
     with torch.no_grad():
         return preprocess(torch.as_tensor(taken.x)), torch.as_tensor(taken.y)
@@ -102,23 +108,31 @@ def train(args: argparse.Namespace) -> None:
         step += 1
         if step % 20 == 0:
             print(
-                f"step {step} of {args.steps}: loss {loss.item():.3f}, {time.perf_counter() - begun:.0f} s", flush=True
+                f"step {step} of {args.steps}: loss {loss.item():.3f}, "
+                f"{time.perf_counter() - begun:.0f} s",
+                flush=True,
             )
-    torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, file)
+    torch.save(
+        {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "step": step}, file
+    )
     print("done" if step >= args.steps else "call again", flush=True)
     if step >= args.steps:
         save_file(
-            {name: value.contiguous() for name, value in model.state_dict().items()}, args.out / "model.safetensors"
+            {name: value.contiguous() for name, value in model.state_dict().items()},
+            args.out / "model.safetensors",
         )
         told = {
-            name: getattr(args, name) for name in ("depth", "per", "tau", "steps", "rate", "faster", "bias", "seed")
+            name: getattr(args, name)
+            for name in ("depth", "per", "tau", "steps", "rate", "faster", "bias", "seed")
         }
         told["batch"] = BATCH
         (args.out / "settings.json").write_text(json.dumps(told))
 
 
 def spent(model: nn.Module, costs: dict[str, Tensor]) -> Tensor:
-    """Multiply-adds of the units' convolutions [B], at active positions as the paper counts them; stem and head too."""
+    """Multiply-adds of the units' convolutions [B], at active positions as the paper counts them;
+    stem and head too.
+    """
     rows = len(next(iter(costs.values())))
     macs = torch.full((rows,), float(3 * 16 * 9 * 32 * 32 + 64 * 10))
     for name, stage in stages_of(model).items():
@@ -129,14 +143,20 @@ def spent(model: nn.Module, costs: dict[str, Tensor]) -> Tensor:
         units = cost.ceil() - 1  # N of each position
         for number, unit in enumerate(stage.units):
             active = (units > number).float()
-            wide = max_pool2d(active, 3, stride=1, padding=1) if stage.per == "position" else active
+            if stage.per == "position":
+                wide = max_pool2d(active, 3, stride=1, padding=1)
+            else:
+                wide = active
             for conv, mask in ((unit.conv1, wide), (unit.conv2, active)):
                 macs = macs + mask.sum((1, 2, 3)) * conv.weight.numel()
             if number < len(stage.halts):
                 here = active.sum((1, 2, 3))
                 for part in stage.halts[number].modules():
                     if isinstance(part, nn.Conv2d):  # the one on means runs once an image
-                        times = here if part.kernel_size == (3, 3) else (here > 0).float()
+                        if part.kernel_size == (3, 3):
+                            times = here
+                        else:
+                            times = (here > 0).float()
                         macs = macs + times * part.weight.numel()
     return macs
 
@@ -154,7 +174,8 @@ def figures(args: argparse.Namespace) -> None:
     units = dict[str, list[float]]()
     with torch.inference_mode():
         for start in range(0, len(x), 250):
-            part, labels = x[start : start + 250], y[start : start + 250]
+            part = x[start : start + 250]
+            labels = y[start : start + 250]
             right.append(model(part).argmax(1) == labels)
             plainly.append(bare(part).argmax(1) == labels)
             costs = depths(model, part)
@@ -190,17 +211,23 @@ def clock(args: argparse.Namespace) -> None:
     firsts = [f"{name}-0" for name in STAGES]
     plans = {"nobody leaves": off.Plan.by_hand(dict.fromkeys(gates, math.inf))}
     plans["all leave after the first unit"] = off.Plan.by_hand(dict.fromkeys(gates, -1.0))
-    halves = dict[str, float]()  # at the first unit of each stage half of the rows leave, others go through all of it
+    halves = dict[
+        str, float
+    ]()  # at the first unit of each stage half of the rows leave, others go through all of it
     for name in firsts:
         runner = off.open(net, off.Plan.by_hand(halves | {name: -1.0}))
         seen = list[Tensor]()
-        hook = net.backbone[name].register_forward_hook(lambda _m, _x, out, seen=seen: seen.append(out))
+        hook = net.backbone[name].register_forward_hook(
+            lambda _m, _x, out, seen=seen: seen.append(out)
+        )
         runner(x)
         hook.remove()
         halves[name] = float(net.gate_of(name).score(Seen(seen[0], {})).median())
     plans["half leave after the first unit"] = off.Plan.by_hand(halves)
     calls: dict[str, Any] = {name: off.open(net, plan) for name, plan in plans.items()}
-    calls["nobody leaves, the model itself"] = off.halting(bare, STAGES, per="sample")  # a bias of -3: all units
+    calls["nobody leaves, the model itself"] = off.halting(
+        bare, STAGES, per="sample"
+    )  # a bias of -3: all units
     calls["nobody leaves, the model itself, positions"] = off.halting(bare, STAGES)
     with torch.inference_mode():
         times = dict[str, list[float]]()
@@ -211,7 +238,9 @@ def clock(args: argparse.Namespace) -> None:
                 if turn:
                     times.setdefault(name, []).append(time.process_time() - begun)
     medians = {name: float(np.median(each)) for name, each in times.items()}
-    print(json.dumps({name: median / medians["plain"] for name, median in medians.items()}, indent=1))
+    print(
+        json.dumps({name: median / medians["plain"] for name, median in medians.items()}, indent=1)
+    )
 
 
 def dense_macs(depth: int) -> float:
@@ -228,22 +257,39 @@ def dense_macs(depth: int) -> float:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("train", "figures", "clock"))
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--depth", type=int, default=32)
     parser.add_argument("--per", choices=("position", "sample"), default="position")
-    parser.add_argument("--tau", type=float, default=0.01, help="the price of a unit (0.01, as in the authors' README)")
-    parser.add_argument("--bias", type=float, default=-1.0, help="of the scores at the start; the paper's is -3")
+    parser.add_argument(
+        "--tau",
+        type=float,
+        default=0.01,
+        help="the price of a unit (0.01, as in the authors' README)",
+    )
+    parser.add_argument(
+        "--bias", type=float, default=-1.0, help="of the scores at the start; the paper's is -3"
+    )
     parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--ramp", type=int, default=50, help="steps over which the price rises to tau")
+    parser.add_argument(
+        "--ramp", type=int, default=50, help="steps over which the price rises to tau"
+    )
     parser.add_argument("--rate", type=float, default=0.01)
-    parser.add_argument("--faster", type=float, default=10.0, help="times the rate for the halting scores")
+    parser.add_argument(
+        "--faster", type=float, default=10.0, help="times the rate for the halting scores"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, default=7, help="of the clock")
     parser.add_argument("--minutes", type=float, default=9.0, help="of this piece")
-    parser.add_argument("--train", default="cifar10/train:{}", help="the rows that train; an npz of them opens sooner")
+    parser.add_argument(
+        "--train",
+        default="cifar10/train:{}",
+        help="the rows that train; an npz of them opens sooner",
+    )
     parser.add_argument("--rows", default="cifar10/test:{}[5000:10000]", help="for figures")
     args = parser.parse_args()
     {"train": train, "figures": figures, "clock": clock}[args.what](args)

@@ -1,12 +1,15 @@
-"""B-LeNet on MNIST by joint training, beside plain LeNet: accuracy, what leaves at the branch, wall-clock.
+"""B-LeNet on MNIST by joint training, beside plain LeNet: accuracy, what leaves at the branch,
+wall-clock.
 
-    python benchmarks/lenet.py --data DIR [--cache out] [--seeds 3] [--engine onnxruntime] [--json FILE]
+    python benchmarks/lenet.py --data DIR [--cache out] [--seeds 3] [--engine onnxruntime] [--json
+    FILE]
 
-DIR holds mnist/ (see benchmarks/fetch.py). Two phases as in the BranchyNet paper, with fewer epochs and a rate that
-falls to 0 in each: LeNet alone, then LeNet and branch together from there. Plain LeNet gets as many epochs in all.
-Thresholds are entropies in nats, fixed beforehand (0.5 of a re-implementation, 0.025 of the paper). The certified
-plan comes from test rows 0-4,999 and is measured on 5,000-9,999; accuracies at fixed thresholds are over all 10,000.
-Networks are kept in the cache.
+DIR holds mnist/ (see benchmarks/fetch.py). Two phases as in the BranchyNet paper, with fewer epochs
+and a rate that falls to 0 in each: LeNet alone, then LeNet and branch together from there. Plain
+LeNet gets as many epochs in all. Thresholds are entropies in nats, fixed beforehand (0.5 of a
+re-implementation, 0.025 of the paper). The certified plan comes from test rows 0-4,999 and is
+measured on 5,000-9,999; accuracies at fixed thresholds are over all 10,000. Networks are kept in
+the cache.
 """
 
 from __future__ import annotations
@@ -50,7 +53,9 @@ ENTROPIES = (0.025, 0.1, 0.5)
 
 
 class Alone(Joint):
-    """The first phase of `Joint` and nothing else: plain training of the model, by the same optimizer."""
+    """The first phase of `Joint` and nothing else: plain training of the model, by the same
+    optimizer.
+    """
 
     def phases(self, network: off.Network) -> list[Phase]:
         return [phase for phase in super().phases(network) if phase.name != "joint"]
@@ -72,10 +77,13 @@ def untrained(seed: int, example: Any) -> off.Network:
         )
 
 
-def networks(data: Path, cache: Path, seed: int, alone: int, joint: int) -> tuple[off.Network, off.Network]:
+def networks(
+    data: Path, cache: Path, seed: int, alone: int, joint: int
+) -> tuple[off.Network, off.Network]:
     """Plain LeNet (under the untrained branch) and B-LeNet, from the cache or trained now."""
     train = off.rows(f"mnist/train:{data / 'mnist'}")
-    example, found = train.take(np.arange(8)).x, []
+    example = train.take(np.arange(8)).x
+    found = []
     for name, recipe in (
         ("plain", Alone(alone=alone + joint, decay=True)),
         ("branchy", Joint(alone=alone, epochs=joint, decay=True)),
@@ -104,7 +112,11 @@ def measured(data: Path, cache: Path, seed: int, alone: int, joint: int) -> dict
     plain, branchy = networks(data, cache, seed, alone, joint)
     test = off.rows(f"mnist:{data / 'mnist'}")
     trace = off.record(branchy, test, timed=False)
-    found: dict[str, Any] = {"seed": seed, "plain": right(plain, test), "last exit": right(branchy, test)}
+    found: dict[str, Any] = {
+        "seed": seed,
+        "plain": right(plain, test),
+        "last exit": right(branchy, test),
+    }
     for entropy in ENTROPIES:
         threshold = float(above(-entropy, trace.scores[:, 0]))
         done = trace.evaluate(off.Plan.by_hand({"conv1": threshold}))
@@ -118,26 +130,43 @@ def measured(data: Path, cache: Path, seed: int, alone: int, joint: int) -> dict
 
 
 def speed(
-    data: Path, cache: Path, alone: int, joint: int, repeats: int, engine: str, clock: Callable[[], float]
+    data: Path,
+    cache: Path,
+    alone: int,
+    joint: int,
+    repeats: int,
+    engine: str,
+    clock: Callable[[], float],
 ) -> dict[str, Any]:
-    """Wall-clock of B-LeNet at entropy 0.5 beside plain LeNet on the same engine, in one run, and what bounds it."""
+    """Wall-clock of B-LeNet at entropy 0.5 beside plain LeNet on the same engine, in one run, and
+    what bounds it.
+    """
     _, branchy = networks(data, cache, 0, alone, joint)
     rows = off.rows(f"mnist:{data / 'mnist'}").take(np.arange(5000, 7000)).x
     plan = off.Plan.by_hand({"conv1": -0.5})
-    result = bench(branchy, plan, rows, batches=(1, 64), repeats=repeats, engine=engine, clock=clock)
+    result = bench(
+        branchy, plan, rows, batches=(1, 64), repeats=repeats, engine=engine, clock=clock
+    )
     print(f"{engine_of(engine)[1]}\n{result}")
     engine_stages = functions(branchy, plan, rows, repeats, engine, clock)
     return {"engine": engine_of(engine)[1], **result.to_json(), "pieces": engine_stages}
 
 
 def functions(
-    branchy: off.Network, plan: off.Plan, rows: Any, repeats: int, engine: str, clock: Callable[[], float]
+    branchy: off.Network,
+    plan: off.Plan,
+    rows: Any,
+    repeats: int,
+    engine: str,
+    clock: Callable[[], float],
 ) -> list[dict[str, Any]]:
-    """Milliseconds of the segments of a plan, each on whole batches, beside the plain network: what a run consists of.
+    """Milliseconds of the segments of a plan, each on whole batches, beside the plain network: what
+    a run consists of.
 
     If every row left at the branch, and a Runner took no time, the speed-up would be plain / first.
     """
-    shelved, found = engine_of(engine)[0], list[dict[str, Any]]()
+    shelved = engine_of(engine)[0]
+    found = list[dict[str, Any]]()
     engine_stages = shelved.open(branchy, plan.schedule(branchy.topology), branchy.device())
     for batch in (1, 64):
         state = dict(as_inputs(rows[:batch]))
@@ -157,26 +186,52 @@ def functions(
 def show(seeds: list[dict[str, Any]], console: Console) -> None:
     """A row per seed."""
     table = Table(
-        "seed", "plain LeNet", "last exit", *(f"entropy {e}: accuracy, leave" for e in ENTROPIES), "certified"
+        "seed",
+        "plain LeNet",
+        "last exit",
+        *(f"entropy {e}: accuracy, leave" for e in ENTROPIES),
+        "certified",
     )
     for one in seeds:
-        cells = [f"{one[f'entropy {e}']['accuracy']:.2%}, {one[f'entropy {e}']['leave']:.2%}" for e in ENTROPIES]
+        cells = [
+            f"{one[f'entropy {e}']['accuracy']:.2%}, {one[f'entropy {e}']['leave']:.2%}"
+            for e in ENTROPIES
+        ]
         certified = f"{one['certified']['accuracy']:.2%}, {one['certified']['leave']:.2%}"
-        table.add_row(str(one["seed"]), f"{one['plain']:.2%}", f"{one['last exit']:.2%}", *cells, certified)
+        table.add_row(
+            str(one["seed"]), f"{one['plain']:.2%}", f"{one['last exit']:.2%}", *cells, certified
+        )
     console.print(table)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("out"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--alone", type=int, default=8, help="epochs of LeNet alone (8; the paper's code has 50)")
-    parser.add_argument("--joint", type=int, default=16, help="epochs of both together (16; the paper's code has 100)")
+    parser.add_argument(
+        "--alone", type=int, default=8, help="epochs of LeNet alone (8; the paper's code has 50)"
+    )
+    parser.add_argument(
+        "--joint",
+        type=int,
+        default=16,
+        help="epochs of both together (16; the paper's code has 100)",
+    )
     parser.add_argument("--repeats", type=int, default=15)
-    parser.add_argument("--engine", default="torch", help="of the wall-clock: torch, onnxruntime, ...")
-    parser.add_argument("--threads", type=int, help="of the wall-clock; by default as many as torch takes")
-    parser.add_argument("--cpu-time", action="store_true", help="processor time instead of wall-clock, for one thread")
+    parser.add_argument(
+        "--engine", default="torch", help="of the wall-clock: torch, onnxruntime, ..."
+    )
+    parser.add_argument(
+        "--threads", type=int, help="of the wall-clock; by default as many as torch takes"
+    )
+    parser.add_argument(
+        "--cpu-time",
+        action="store_true",
+        help="processor time instead of wall-clock, for one thread",
+    )
     parser.add_argument("--no-speed", action="store_true", help="leave wall-clock out")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -188,7 +243,9 @@ def main() -> None:
     if results["seeds"]:
         show(results["seeds"], Console(width=150))
     if not args.no_speed:
-        results["speed"] = speed(args.data, args.cache, args.alone, args.joint, args.repeats, args.engine, clock)
+        results["speed"] = speed(
+            args.data, args.cache, args.alone, args.joint, args.repeats, args.engine, clock
+        )
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))
 

@@ -1,10 +1,12 @@
-"""A cut LeNet on MNIST-shaped rows in both memory formats: MACs, CPU time and wall-clock beside the plain network.
+"""A cut LeNet on MNIST-shaped rows in both memory formats: MACs, CPU time and wall-clock beside the
+plain network.
 
     python benchmarks/memory_format.py [--repeats 15]
 
-Rows come as NumPy gives them (`pixels[:, None]`, whose free stride torch takes for channels last), as contiguous
-tensors, and as tensors that are channels last. All calls of a format are interleaved; A/A is the plain network beside
-itself. One thread. The weights are random: what is timed does not depend on them.
+Rows come as NumPy gives them (`pixels[:, None]`, whose free stride torch takes for channels last),
+as contiguous tensors, and as tensors that are channels last. All calls of a format are interleaved;
+A/A is the plain network beside itself. One thread. The weights are random: what is timed does not
+depend on them.
 """
 
 from __future__ import annotations
@@ -35,7 +37,9 @@ def medians(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, t
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=15)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -45,13 +49,20 @@ def main() -> None:
     formats = {
         "NumPy, one channel": pixels[:, None],
         "contiguous": torch.tensor(pixels)[:, None].contiguous(),
-        "channels last": torch.empty_strided((BATCH, 1, 28, 28), (784, 1, 28, 1)).copy_(torch.tensor(pixels)[:, None]),
+        "channels last": torch.empty_strided((BATCH, 1, 28, 28), (784, 1, 28, 1)).copy_(
+            torch.tensor(pixels)[:, None]
+        ),
     }
-    first = next(name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d))
+    first = next(
+        name for name, module in model.named_modules() if isinstance(module, torch.nn.Conv2d)
+    )
     net = off.cut(model, formats["contiguous"][:8], at=[first])
     leaves = off.open(net, off.Plan.by_hand({first: -1e9}))
     print(f"B-LeNet cut after {first}, all {BATCH} rows leave there; medians of {args.repeats}")
-    print(f"{'format':<20} {'run / plain, wall':>18} {'CPU':>6} {'A/A':>6} {'run ms':>8} {'plain ms':>9}")
+    print(
+        f"{'format':<20} {'run / plain, wall':>18} {'CPU':>6} {'A/A':>6} {'run ms':>8} "
+        f"{'plain ms':>9}"
+    )
     for name, rows in formats.items():
         x = torch.as_tensor(rows)
 
@@ -66,7 +77,10 @@ def main() -> None:
         wall = found["run"][0] / found["plain"][0]
         cpu = found["run"][1] / found["plain"][1]
         same = found["again"][0] / found["plain"][0]
-        print(f"{name:<20} {wall:>18.2f} {cpu:>6.2f} {same:>6.2f} {found['run'][0]:>8.3f} {found['plain'][0]:>9.3f}")
+        print(
+            f"{name:<20} {wall:>18.2f} {cpu:>6.2f} {same:>6.2f} {found['run'][0]:>8.3f} "
+            f"{found['plain'][0]:>9.3f}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,8 @@
-"""One-shot search from the public ResNet-20: nets found by evolution beside hand-made ones, in accuracy and time.
+"""One-shot search from the public ResNet-20: nets found by evolution beside hand-made ones, in
+accuracy and time.
 
-    python benchmarks/one_shot.py --data DIR [--steps 2000] [--trained-on 1] [--budgets 0.7 0.5 0.35] [--json FILE]
+    python benchmarks/one_shot.py --data DIR [--steps 2000] [--trained-on 1] [--budgets 0.7 0.5
+    0.35] [--json FILE]
 
 DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). Each of the nine blocks may be dense, of
 ghosts, of low rank, half as wide within, or (where shapes allow it) left out; exits may stand after
@@ -61,7 +63,9 @@ def supernet_of(data: Path, batch: int) -> Supernet:
         choices[name] = OPTIONS if changes_shape else (*OPTIONS, "skip")
     example = torch.zeros(batch, 3, 32, 32, dtype=torch.uint8)
     heads = {"ten": None, "vehicle": 2}
-    return Supernet(nn.Sequential(preprocess, model), choices, example, head="1.linear", heads=heads, exits=TAPS)
+    return Supernet(
+        nn.Sequential(preprocess, model), choices, example, head="1.linear", heads=heads, exits=TAPS
+    )
 
 
 def rows_of(data: Path, part: str, count: int | None = None) -> tuple[Tensor, Tensor]:
@@ -81,7 +85,9 @@ def trained_on(model: nn.Module, x: Tensor, y: Tensor, epochs: int, seed: int) -
     torch.manual_seed(seed)
     order = np.random.default_rng(seed)
     steps = epochs * (len(x) // 128)
-    optimizer = torch.optim.SGD(model.parameters(), 0.02, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(
+        model.parameters(), 0.02, momentum=0.9, weight_decay=5e-4, nesterov=True
+    )
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(1, steps))
     model.train()
     for _ in range(steps):
@@ -97,21 +103,30 @@ def trained_on(model: nn.Module, x: Tensor, y: Tensor, epochs: int, seed: int) -
 @torch.inference_mode()
 def accuracy(model: nn.Module, x: Tensor, y: Tensor) -> float:
     """The share of rows that a model answers right."""
-    right = [
-        (model(part).argmax(1) == label).float()
-        for part, label in zip(torch.split(x, 250), torch.split(y, 250), strict=True)
-    ]
+    right = []
+    for part, label in zip(torch.split(x, 250), torch.split(y, 250), strict=True):
+        right.append((model(part).argmax(1) == label).float())
     return torch.cat(right).mean().item()
 
 
 def found_by_search(
-    supernet: Supernet, task: str, judging: tuple[Tensor, Tensor], norm: Tensor, table: CostTable, args: Any
+    supernet: Supernet,
+    task: str,
+    judging: tuple[Tensor, Tensor],
+    norm: Tensor,
+    table: CostTable,
+    args: Any,
 ) -> dict[str, Any]:
     """The best network within each budget, with exits and without."""
     whole = table.whole(supernet.dense, task)
     found = {}
     for share in args.budgets:
-        options = {"costs": table, "budget": share * whole, "population": args.population, "seed": args.seed}
+        options = {
+            "costs": table,
+            "budget": share * whole,
+            "population": args.population,
+            "seed": args.seed,
+        }
         start = time.process_time()
         search = evolve(supernet, task, judging, norm, generations=args.generations, **options)
         bare = [one for one in search.candidates if not one.subnet.exits]
@@ -126,11 +141,15 @@ def found_by_search(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("out"))
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--rows", type=int, default=None, help="training rows; all of them where it is left out")
+    parser.add_argument(
+        "--rows", type=int, default=None, help="training rows; all of them where it is left out"
+    )
     parser.add_argument("--judging", type=int, default=1000)
     parser.add_argument("--population", type=int, default=20)
     parser.add_argument("--generations", type=int, default=5)
@@ -153,21 +172,28 @@ def main() -> None:
     else:
         vehicle = torch.isin(y, torch.tensor(VEHICLES)).long()
         tasks = {"ten": (x, y), "vehicle": (x, vehicle)}
-        train_supernet(supernet, tasks, steps=args.steps, rate=0.02, augment=crop_flip, seed=args.seed)
+        train_supernet(
+            supernet, tasks, steps=args.steps, rate=0.02, augment=crop_flip, seed=args.seed
+        )
         args.cache.mkdir(parents=True, exist_ok=True)
         torch.save(supernet.state_dict(), kept)
-    table = cost_table(supernet, unit="ms", rows=args.batch, repeats=args.repeats, clock=time.process_time)
+    table = cost_table(
+        supernet, unit="ms", rows=args.batch, repeats=args.repeats, clock=time.process_time
+    )
     judging = test_x[: args.judging], test_y[: args.judging]
     norm = x[:1000]
     found = found_by_search(supernet, "ten", judging, norm, table, args)
     vehicle_y = torch.isin(judging[1], torch.tensor(VEHICLES)).long()
     other = found_by_search(supernet, "vehicle", (judging[0], vehicle_y), norm, table, args)
 
-    nets: dict[str, Subnet] = {f"{option} everywhere": uniform(supernet, option) for option in OPTIONS}
+    nets: dict[str, Subnet] = {
+        f"{option} everywhere": uniform(supernet, option) for option in OPTIONS
+    }
     for share, one in found.items():
         if one["bare"] is not None:
             nets[f"found, budget {share}"] = one["bare"].subnet
-    models, results = dict[str, nn.Module](), dict[str, Any]()
+    models = dict[str, nn.Module]()
+    results = dict[str, Any]()
     for name, subnet in nets.items():
         before = judge(supernet, subnet, "ten", judging, norm, costs=table)
         assert before is not None
@@ -181,10 +207,14 @@ def main() -> None:
             "macs": macs(partial(model, test_x[:2])) / 2,
         }
         print(name, results[name], flush=True)
-    calls = {name: partial(model, test_x[5000 : 5000 + args.batch]) for name, model in models.items()}
+    calls = {
+        name: partial(model, test_x[5000 : 5000 + args.batch]) for name, model in models.items()
+    }
     with torch.inference_mode():
         taken = interleaved(calls, repeats=args.repeats, warmup=1, clock=time.process_time)
-    table_ = Table("network", "M MACs", "ms a row", "time of dense", "in the supernet", "trained on")
+    table_ = Table(
+        "network", "M MACs", "ms a row", "time of dense", "in the supernet", "trained on"
+    )
     for name, row in results.items():
         row["ms"] = float(np.median(taken[name])) / args.batch
         slower = ratio(taken[name], taken["dense everywhere"])
@@ -192,13 +222,18 @@ def main() -> None:
         ends = (f"{row['supernet']:.2%}", f"{row['accuracy']:.2%}")
         table_.add_row(name, f"{row['macs'] / 1e6:.1f}", f"{row['ms']:.3f}", str(slower), *ends)
     Console().print(table_)
-    tau = kendalltau([row["supernet"] for row in results.values()], [row["accuracy"] for row in results.values()])
-    print(f"Kendall's tau of the supernet's ranking over {len(results)} networks: {tau.statistic:.2f}")
+    tau = kendalltau(
+        [row["supernet"] for row in results.values()], [row["accuracy"] for row in results.values()]
+    )
+    print(
+        f"Kendall's tau of the supernet's ranking over {len(results)} networks: {tau.statistic:.2f}"
+    )
     for task, by_budget in (("ten", found), ("vehicle", other)):
         for share, one in by_budget.items():
             best = one["best"]
             print(
-                f"{task}, mean budget {share}: {best.accuracy:.2%} on the rows that judge, exits {best.subnet.exits}, "
+                f"{task}, mean budget {share}: {best.accuracy:.2%} on the rows that judge, exits "
+                f"{best.subnet.exits}, "
                 f"{one['judged']} judged in {one['seconds']:.0f} s"
             )
     if args.json:

@@ -1,8 +1,10 @@
-"""earlyon beside offramp on one network: its wrapper, its heads, its training and its calibration, for peers.py.
+"""earlyon beside offramp on one network: its wrapper, its heads, its training and its calibration,
+for peers.py.
 
 Everything of earlyon 0.3.0 (MIT, https://github.com/sohams25/earlyon) is its own code by its documented names. It reads
-logits and pooled features computed once through a `Replayed` backbone, so that 200 calibrations need not run the model
-200 times: its hooks, its grid and its simulation run as they are. Shapes: B rows, F features, C classes.
+logits and pooled features computed once through a `Replayed` backbone, so that 200 calibrations
+need not run the model 200 times: its hooks, its grid and its simulation run as they are. Shapes: B
+rows, F features, C classes.
 """
 
 from __future__ import annotations
@@ -25,13 +27,17 @@ from offramp.contracts import Seen
 from offramp.exits.pooled import Pooled
 from offramp.gates.confidence import max_prob, neg_entropy
 
-GRID = tuple(round(step / 100, 2) for step in range(99, 0, -1))  # its argument `grid`, ten times finer than its own
+GRID = tuple(
+    round(step / 100, 2) for step in range(99, 0, -1)
+)  # its argument `grid`, ten times finer than its own
 HIDDEN = 128  # of its heads, by default
 
 
 @dataclass(frozen=True)
 class Setting:
-    """How earlyon is calibrated: its policy, whether it fits temperatures (on rows of their own), its grid."""
+    """How earlyon is calibrated: its policy, whether it fits temperatures (on rows of their own),
+    its grid.
+    """
 
     policy: str = "confidence"
     tempered: bool = False
@@ -49,7 +55,9 @@ SETTINGS = {
 
 @dataclass(frozen=True)
 class Found:
-    """What earlyon chose: its settings as a plan on scores of logits divided by temperatures, and how long it took."""
+    """What earlyon chose: its settings as a plan on scores of logits divided by temperatures, and
+    how long it took.
+    """
 
     plan: off.Plan
     policy: str
@@ -59,7 +67,8 @@ class Found:
 
     def scores(self, trace: off.Trace) -> off.Trace:
         """The trace with earlyon's scores in the place of its own."""
-        score, columns = (max_prob if self.policy == "confidence" else neg_entropy), dict(trace.columns)
+        score = max_prob if self.policy == "confidence" else neg_entropy
+        columns = dict(trace.columns)
         for gate, temperature in zip(trace.topology.gates, self.temperatures, strict=True):
             logits = torch.from_numpy(trace.columns[f"logits/{gate}"]) / temperature
             columns[f"score/{gate}"] = score(logits).numpy()
@@ -67,7 +76,9 @@ class Found:
 
 
 def earlyon(name: str = "") -> Any:
-    """A module of earlyon. Its models need torchvision; one built for CUDA is let in beside a CPU build of torch."""
+    """A module of earlyon. Its models need torchvision; one built for CUDA is let in beside a CPU
+    build of torch.
+    """
     without_compiled_operations()
     return importlib.import_module(f"earlyon.{name}" if name else "earlyon")
 
@@ -75,14 +86,17 @@ def earlyon(name: str = "") -> Any:
 class _Columns(nn.Module):
     def __init__(self, first: int, last: int) -> None:
         super().__init__()
-        self.first, self.last = first, last
+        self.first = first
+        self.last = last
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, self.first : self.last]
 
 
 class Replayed(nn.Module):
-    """A backbone that computes nothing: rows [B, F] hold what stands at its nodes, side by side, the answer last."""
+    """A backbone that computes nothing: rows [B, F] hold what stands at its nodes, side by side,
+    the answer last.
+    """
 
     def __init__(self, widths: Mapping[str, int]) -> None:
         super().__init__()
@@ -111,9 +125,15 @@ class Ours(nn.Module):
 
 
 def wrapped(
-    backbone: nn.Module, layers: Sequence[str], heads: Sequence[nn.Module], setting: Setting, shape: tuple[int, ...]
+    backbone: nn.Module,
+    layers: Sequence[str],
+    heads: Sequence[nn.Module],
+    setting: Setting,
+    shape: tuple[int, ...],
 ) -> Any:
-    """earlyon's wrapper of a backbone in eval mode; the widths that it notes are for its own heads only."""
+    """earlyon's wrapper of a backbone in eval mode; the widths that it notes are for its own heads
+    only.
+    """
     types = earlyon("core.types")
     points = [types.ExitPoint(f"e{index}", layer, 1) for index, layer in enumerate(layers)]
     config = types.EarlyExitConfig("custom", 10, points, routing_policy=setting.policy)
@@ -127,7 +147,9 @@ def _same(x: Tensor) -> Tensor:
 
 
 def own_head(width: int, exit_: Pooled | None = None) -> nn.Module:
-    """A head of earlyon's own kind, [B, width, H, W] or [B, width] -> 10 classes; with the weights of an exit."""
+    """A head of earlyon's own kind, [B, width, H, W] or [B, width] -> 10 classes; with the weights
+    of an exit.
+    """
     head: nn.Module = earlyon("core.exit_head").EarlyExitHead(width, 10, hidden_dim=HIDDEN)
     if exit_ is not None:
         head.load_state_dict(_renamed(exit_, head))
@@ -136,7 +158,8 @@ def own_head(width: int, exit_: Pooled | None = None) -> nn.Module:
 
 def as_exit(head: Any) -> Pooled:
     """The same head as an exit of ours."""
-    first, last = head.classifier[0], head.classifier[-1]
+    first = head.classifier[0]
+    last = head.classifier[-1]
     exit_ = Pooled("mean", first.in_features, last.out_features, (first.out_features,))
     exit_.load_state_dict(_renamed(head, exit_))
     return exit_
@@ -150,7 +173,9 @@ class _Shuffled:
     """Batches in a new order each time, without a DataLoader's work per row."""
 
     def __init__(self, x: Tensor, y: Tensor, size: int = 128) -> None:
-        self.x, self.y, self.size = x, y, size
+        self.x = x
+        self.y = y
+        self.size = size
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         for rows in torch.randperm(len(self.y)).split(self.size):
@@ -158,7 +183,9 @@ class _Shuffled:
 
 
 def trained(features: Mapping[str, np.ndarray], y: np.ndarray, epochs: int) -> list[nn.Module]:
-    """Its heads, trained by its own second stage (Adam, a frozen backbone) on means over positions, computed once."""
+    """Its heads, trained by its own second stage (Adam, a frozen backbone) on means over positions,
+    computed once.
+    """
     torch.manual_seed(0)
     widths = {name: column.shape[1] for name, column in features.items()}
     heads = [own_head(width) for width in list(widths.values())[:-1]]
@@ -173,13 +200,18 @@ def trained(features: Mapping[str, np.ndarray], y: np.ndarray, epochs: int) -> l
 def calibrated(
     trace: off.Trace, held: off.Trace, setting: Setting, drop: float, fractions: Mapping[str, float]
 ) -> Found:
-    """`calibrate_thresholds` for a drop of accuracy on the rows of a trace; temperatures are fitted on those of `held`.
+    """`calibrate_thresholds` for a drop of accuracy on the rows of a trace; temperatures are fitted
+    on those of `held`.
 
     fractions: of the backbone's FLOPs at each exit, as earlyon estimates them on the real model.
     """
     model = _over(trace, setting, fractions)
-    extra = {"fit_temperature": True, "temperature_loader": [_batch(held)]} if setting.tempered else {}
-    calibrate, rows = earlyon("core.thresholds").calibrate_thresholds, [_batch(trace)]
+    if setting.tempered:
+        extra = {"fit_temperature": True, "temperature_loader": [_batch(held)]}
+    else:
+        extra = {}
+    calibrate = earlyon("core.thresholds").calibrate_thresholds
+    rows = [_batch(trace)]
     start = time.perf_counter()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -188,16 +220,27 @@ def calibrated(
     sign = 1.0 if setting.policy == "confidence" else -1.0
     chosen = zip(trace.topology.gates, result.thresholds, result.enabled_exits, strict=True)
     plan = off.Plan.by_hand({gate: sign * value if on else math.inf for gate, value, on in chosen})
-    temperatures = tuple(model.config.temperatures[f"e{index}"] for index in range(len(trace.topology.gates)))
+    temperatures = tuple(
+        model.config.temperatures[f"e{index}"] for index in range(len(trace.topology.gates))
+    )
     return Found(plan, setting.policy, temperatures, result.final_accuracy, seconds)
 
 
 def _over(trace: off.Trace, setting: Setting, fractions: Mapping[str, float]) -> Any:
     """A wrapper that replays the logits of a trace."""
-    gates, classes = trace.topology.gates, trace.header.classes
+    gates = trace.topology.gates
+    classes = trace.header.classes
     backbone = Replayed(dict.fromkeys(trace.topology.exits, classes))
-    model = wrapped(backbone, gates, [nn.Identity() for _ in gates], setting, (classes * len(trace.topology.exits),))
-    model._flops_estimate = earlyon("core.flops").FlopsEstimate(dict(fractions), "of the real model", reliable=True)
+    model = wrapped(
+        backbone,
+        gates,
+        [nn.Identity() for _ in gates],
+        setting,
+        (classes * len(trace.topology.exits),),
+    )
+    model._flops_estimate = earlyon("core.flops").FlopsEstimate(
+        dict(fractions), "of the real model", reliable=True
+    )
     return model
 
 

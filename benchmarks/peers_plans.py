@@ -1,4 +1,5 @@
-"""Plans of peers.py: every way to choose thresholds, what it costs, and how often its target is broken.
+"""Plans of peers.py: every way to choose thresholds, what it costs, and how often its target is
+broken.
 
 Costs are in units of the plain network, in MACs, exits and gates included.
 """
@@ -29,12 +30,16 @@ from offramp.gates.confidence import margin, max_prob
 # Internal: a risk by its name, for losses computed here.
 from offramp.guarantees.risks import find_risk
 
-DROPS = np.concatenate([np.linspace(-0.004, 0.01, 29), np.linspace(0.012, 0.05, 20)])  # asked of offramp's own curve
+DROPS = np.concatenate(
+    [np.linspace(-0.004, 0.01, 29), np.linspace(0.012, 0.05, 20)]
+)  # asked of offramp's own curve
 
 
 @dataclass(frozen=True)
 class Chosen:
-    """What one way of calibrating gives: a plan, the trace with the scores that it is for, seconds; None: no plan."""
+    """What one way of calibrating gives: a plan, the trace with the scores that it is for, seconds;
+    None: no plan.
+    """
 
     plan: off.Plan | None
     trace: off.Trace
@@ -42,7 +47,9 @@ class Chosen:
 
 
 Score = Callable[[torch.Tensor], torch.Tensor]
-Way = Callable[[off.Trace, np.ndarray, np.ndarray], Chosen]  # a trace, its calibration rows, rows for temperatures
+Way = Callable[
+    [off.Trace, np.ndarray, np.ndarray], Chosen
+]  # a trace, its calibration rows, rows for temperatures
 
 
 def ways(drop: float, fractions: Mapping[str, float]) -> dict[str, Way]:
@@ -58,7 +65,9 @@ def ways(drop: float, fractions: Mapping[str, float]) -> dict[str, Way]:
     def ours(score: Score, find: Callable[[off.Trace, off.Trace], off.Plan]) -> Way:
         def choose(trace: off.Trace, rows: np.ndarray, held: np.ndarray) -> Chosen:
             whole = scored(trace, score)
-            some, apart, start = whole[rows], whole[held], time.perf_counter()
+            some = whole[rows]
+            apart = whole[held]
+            start = time.perf_counter()
             try:
                 plan: off.Plan | None = find(some, apart)
             except NoSafePlan:
@@ -85,14 +94,20 @@ def ways(drop: float, fractions: Mapping[str, float]) -> dict[str, Way]:
 def over(
     trace: off.Trace, way: Way, drawn: list[tuple[np.ndarray, ...]], drop: float, static: off.Trace
 ) -> dict[str, Any]:
-    """One way over many splits: cost, accuracy, its lead over the line of static networks, and targets broken."""
-    rows_of, seconds, plans = [], [], 0
+    """One way over many splits: cost, accuracy, its lead over the line of static networks, and
+    targets broken.
+    """
+    rows_of = []
+    seconds = []
+    plans = 0
     for held, rows, test in drawn:
         chosen = way(trace, rows, held)
         plan = chosen.plan or off.Plan.never_leave(trace.topology)
         done = figures(chosen.trace[test], plan)
         line = static_line(static, trace, test)
-        rows_of.append([done["cost"], done["drop"], done["accuracy"] - np.interp(done["cost"], *line)])
+        rows_of.append(
+            [done["cost"], done["drop"], done["accuracy"] - np.interp(done["cost"], *line)]
+        )
         seconds.append(chosen.seconds)
         plans += chosen.plan is not None
     cost, fall, lead = np.array(rows_of).T
@@ -108,23 +123,34 @@ def over(
     }
 
 
-def static_line(static: off.Trace, trace: off.Trace, rows: np.ndarray) -> tuple[list[float], list[float]]:
+def static_line(
+    static: off.Trace, trace: off.Trace, rows: np.ndarray
+) -> tuple[list[float], list[float]]:
     """Costs and accuracies of the plain ResNets 20, 32 and 56 on these rows."""
-    labels, whole = trace.labels, trace.price(off.Plan.never_leave(trace.topology)).plain
+    labels = trace.labels
+    whole = trace.price(off.Plan.never_leave(trace.topology)).plain
     assert labels is not None
-    costs = [static.prices.plain(name, unit="macs", batch=1) / whole for name in static.topology.exits]
+    costs = [
+        static.prices.plain(name, unit="macs", batch=1) / whole for name in static.topology.exits
+    ]
     answers = [static.columns[f"answer/{name}"] for name in static.topology.exits]
     answers.append(trace.columns["answer/" + trace.reference("last")])
     return [*costs, 1.0], [float((answer[rows] == labels[rows]).mean()) for answer in answers]
 
 
 def curve(trace: off.Trace, drawn: list[tuple[np.ndarray, ...]]) -> tuple[np.ndarray, np.ndarray]:
-    """offramp's uncertified plans: mean drop and mean cost on the figure rows of all splits, by the drop asked for."""
-    risk, drops, costs = find_risk("accuracy_gap"), [], []
+    """offramp's uncertified plans: mean drop and mean cost on the figure rows of all splits, by the
+    drop asked for.
+    """
+    risk = find_risk("accuracy_gap")
+    drops = []
+    costs = []
     plain = trace.price(off.Plan.never_leave(trace.topology)).plain
     for _, rows, test in drawn:
         curve = frontier(problem_of(trace[rows], risk), points=400)
-        places = [np.flatnonzero(curve.loss_P <= max(level, curve.loss_P.min()))[0] for level in DROPS]
+        places = [
+            np.flatnonzero(curve.loss_P <= max(level, curve.loss_P.min()))[0] for level in DROPS
+        ]
         loss_P, cost_P = evaluate(problem_of(trace[test], risk), curve.thresholds_PG[places])
         drops.append(loss_P)
         costs.append(cost_P / plain)
@@ -132,9 +158,12 @@ def curve(trace: off.Trace, drawn: list[tuple[np.ndarray, ...]]) -> tuple[np.nda
 
 
 def at_batch(trace: off.Trace, plan: off.Plan, batch: int) -> dict[str, float]:
-    """Cost and accuracy when a batch leaves where all of its rows are sure, as earlyon and whole batches do."""
+    """Cost and accuracy when a batch leaves where all of its rows are sure, as earlyon and whole
+    batches do.
+    """
     gates = [gate for gate in trace.topology.gates if gate in plan.open_gates()]
-    cost_E, last = trace.prices.to_exit(gates, None), len(trace.topology.exits) - 1
+    cost_E = trace.prices.to_exit(gates, None)
+    last = len(trace.topology.exits) - 1
     exits = np.full(len(trace), last)
     for gate in reversed(gates):
         sure = trace.columns[f"score/{gate}"] >= np.float32(plan.thresholds[gate][0])
@@ -142,7 +171,10 @@ def at_batch(trace: off.Trace, plan: off.Plan, batch: int) -> dict[str, float]:
             if sure[start : start + batch].all():
                 exits[start : start + batch] = trace.topology.exit_index(gate)
     right = trace.answers[np.arange(len(trace)), exits] == trace.labels
-    return {"cost": float(cost_E[exits].mean() / trace.price(plan).plain), "accuracy": float(right.mean())}
+    return {
+        "cost": float(cost_E[exits].mean() / trace.price(plan).plain),
+        "accuracy": float(right.mean()),
+    }
 
 
 def plans_of(
@@ -151,16 +183,24 @@ def plans_of(
     """Targets, costs and search times of all ways on one network."""
     drawn = [tuple(parts) for parts in splits(count)]
     rng = np.random.default_rng(22)
-    again = [(np.arange(1000), rng.integers(1000, 10000, 4000), np.arange(1000, 10000)) for _ in range(count)]
-    found, equal = dict[str, Any](), {}
+    again = [
+        (np.arange(1000), rng.integers(1000, 10000, 4000), np.arange(1000, 10000))
+        for _ in range(count)
+    ]
+    found = dict[str, Any]()
+    equal = {}
     curves = {
-        name: curve(scored(trace, score), drawn) for name, score in (("probability", max_prob), ("margin", margin))
+        name: curve(scored(trace, score), drawn)
+        for name, score in (("probability", max_prob), ("margin", margin))
     }
     for name, way in ways(drop, fractions).items():
         found[name] = over(trace, way, drawn, drop, static)
         found[name]["broken_of_population"] = over(trace, way, again, drop, static)["broken"]
         if name.startswith("earlyon"):
-            at = {score: float(np.interp(found[name]["mean_drop"], *one)) for score, one in curves.items()}
+            at = {
+                score: float(np.interp(found[name]["mean_drop"], *one))
+                for score, one in curves.items()
+            }
             equal[name] = {"earlyon": found[name]["mean_cost"], **at}
             fixed = way(trace, np.arange(10000)[CALIBRATION], np.arange(1000))
             assert fixed.plan is not None

@@ -1,4 +1,5 @@
-"""Timings of peers.py: offramp, earlyon, a whole-batch exit and the plain network; same weights, rows, thresholds.
+"""Timings of peers.py: offramp, earlyon, a whole-batch exit and the plain network; same weights,
+rows, thresholds.
 
 Shapes: B rows, E exits. Scores are the largest probability everywhere.
 """
@@ -24,7 +25,9 @@ from offramp.runtime.measuring import interleaved, ratio
 
 @dataclass(frozen=True)
 class Contest:
-    """One model with its exits, as every side takes it. stages: the plain model in E pieces, called one by one."""
+    """One model with its exits, as every side takes it. stages: the plain model in E pieces, called
+    one by one.
+    """
 
     network: off.Network
     wrapper: Any
@@ -34,10 +37,14 @@ class Contest:
 
 
 def whole_batch(contest: Contest, thresholds: Sequence[float], x: Tensor) -> Tensor:
-    """Logits [B, C] of an exit for whole batches: they go on to the end as long as one row is not sure."""
+    """Logits [B, C] of an exit for whole batches: they go on to the end as long as one row is not
+    sure.
+    """
     with torch.inference_mode():
         h = x
-        for stage, head, threshold in zip(contest.stages[:-1], contest.heads, thresholds, strict=True):
+        for stage, head, threshold in zip(
+            contest.stages[:-1], contest.heads, thresholds, strict=True
+        ):
             h = stage(h)
             if threshold > 1:  # a closed exit
                 continue
@@ -48,13 +55,24 @@ def whole_batch(contest: Contest, thresholds: Sequence[float], x: Tensor) -> Ten
 
 
 def contest(
-    model: nn.Module, preprocess: nn.Module, at: Sequence[str], heads: Sequence[nn.Module], x: Tensor, first: str
+    model: nn.Module,
+    preprocess: nn.Module,
+    at: Sequence[str],
+    heads: Sequence[nn.Module],
+    x: Tensor,
+    first: str,
 ) -> Contest:
-    """The same modules for all sides. first: the module of the first cut's own kind, which says the model's family."""
+    """The same modules for all sides. first: the module of the first cut's own kind, which says the
+    model's family.
+    """
     exits = {name: as_exit(head) for name, head in zip(at, heads, strict=True)}
-    network = off.cut(model, x[:2], at=at, exits=exits, gate="max_prob", preprocess=preprocess).eval()
+    network = off.cut(
+        model, x[:2], at=at, exits=exits, gate="max_prob", preprocess=preprocess
+    ).eval()
     both = nn.Sequential(preprocess, model)
-    wrapper = wrapped(both, [f"1.{name}" for name in at], heads, SETTINGS["confidence"], tuple(x.shape[1:]))
+    wrapper = wrapped(
+        both, [f"1.{name}" for name in at], heads, SETTINGS["confidence"], tuple(x.shape[1:])
+    )
     fractions_of(wrapper, at)  # estimated on first use: outside the clock
     return Contest(network, wrapper, _stages(model, preprocess, first), heads, both)
 
@@ -66,36 +84,52 @@ def _stages(model: Any, preprocess: nn.Module, first: str) -> list[Callable[[Ten
             model.layer2,
             lambda h: model.linear(model.layer3(h).mean((2, 3))),
         ]
-    stem = nn.Sequential(preprocess, model.conv1, model.bn1, model.relu, model.maxpool, model.layer1)
+    stem = nn.Sequential(
+        preprocess, model.conv1, model.bn1, model.relu, model.maxpool, model.layer1
+    )
     last = nn.Sequential(model.layer4, model.avgpool, nn.Flatten(), model.fc)
     return [stem, model.layer2, model.layer3, last]
 
 
 def quick_start(rows: np.ndarray, pixels: int) -> tuple[Contest, Tensor]:
-    """The model of earlyon's README, `resnet50_ee`, with seeded weights, and CIFAR-10's rows enlarged to uint8."""
+    """The model of earlyon's README, `resnet50_ee`, with seeded weights, and CIFAR-10's rows
+    enlarged to uint8.
+    """
     torch.manual_seed(0)
     made = earlyon("models").resnet50_ee(num_classes=10, pretrained=False).eval()
     x = torch.as_tensor(rows).repeat_interleave(pixels // 32, 2).repeat_interleave(pixels // 32, 3)
-    preprocess = Preprocess(mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), expects=(pixels, pixels))
+    preprocess = Preprocess(
+        mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225), expects=(pixels, pixels)
+    )
     heads = list(made.exit_heads.values())
-    return contest(made.backbone, preprocess, ("layer1", "layer2", "layer3"), heads, x, "torchvision"), x
+    return contest(
+        made.backbone, preprocess, ("layer1", "layer2", "layer3"), heads, x, "torchvision"
+    ), x
 
 
 def scores_of(network: off.Network, x: Tensor) -> np.ndarray:
     """Largest probabilities [B, E-1]."""
     with torch.inference_mode():
-        found = [[max_prob(logits).numpy() for logits in network(part)[:-1]] for part in x.split(64)]
+        found = [
+            [max_prob(logits).numpy() for logits in network(part)[:-1]] for part in x.split(64)
+        ]
     return np.stack([np.concatenate(column) for column in zip(*found, strict=True)], 1)
 
 
 def easy_and_hard(scores: np.ndarray, easy: int, hard: int) -> tuple[np.ndarray, list[float]]:
-    """Rows of which `easy` leave at the first exit and `hard` nowhere, in an order drawn once; and the thresholds."""
+    """Rows of which `easy` leave at the first exit and `hard` nowhere, in an order drawn once; and
+    the thresholds.
+    """
     order = np.argsort(-scores[:, 0], kind="stable")
-    sure, late = order[:easy], order[len(order) // 2 :]
+    sure = order[:easy]
+    late = order[len(order) // 2 :]
     tired = late[np.argsort(scores[late, 1:].max(1), kind="stable")[:hard]]
     above = [float(scores[tired, k].max(initial=0.0)) for k in range(scores.shape[1])]
     first = float((scores[sure, 0].min(initial=1.0) + above[0]) / 2) if easy else 1.0
-    return np.random.default_rng(0).permutation(np.concatenate([sure, tired])), [first, *_over(above[1:])]
+    return np.random.default_rng(0).permutation(np.concatenate([sure, tired])), [
+        first,
+        *_over(above[1:]),
+    ]
 
 
 def _over(values: Sequence[float]) -> list[float]:
@@ -107,13 +141,17 @@ def set_thresholds(contest: Contest, thresholds: Sequence[float]) -> off.Plan:
     config = contest.wrapper.config
     config.enabled_exits = [value <= 1 for value in thresholds]
     config.confidence_thresholds = [min(value, 1.0) for value in thresholds]
-    return off.Plan.by_hand(dict(zip(contest.network.topology.gates, map(float, thresholds), strict=True)))
+    return off.Plan.by_hand(
+        dict(zip(contest.network.topology.gates, map(float, thresholds), strict=True))
+    )
 
 
 def timed(contest: Contest, x: Tensor, thresholds: Sequence[float], repeats: int) -> dict[str, Any]:
     """One line: medians, where the rows leave, and ratios of interleaved medians."""
-    plan, model = set_thresholds(contest, thresholds), contest.wrapper
-    runner, many = off.open(contest.network, plan), len(x) > 1
+    plan = set_thresholds(contest, thresholds)
+    model = contest.wrapper
+    runner = off.open(contest.network, plan)
+    many = len(x) > 1
 
     def plain() -> object:
         with torch.inference_mode():
@@ -125,15 +163,21 @@ def timed(contest: Contest, x: Tensor, thresholds: Sequence[float], repeats: int
     calls: Mapping[str, Callable[[], object]] = {
         "plain": plain,
         "offramp": lambda: runner(x),
-        "earlyon": (lambda: model.forward_inference_batched(x)) if many else (lambda: model(x, mode="inference")),
+        "earlyon": (lambda: model.forward_inference_batched(x))
+        if many
+        else (lambda: model(x, mode="inference")),
         "whole batch": lambda: whole_batch(contest, thresholds, x),
         "plain again": plain,
         **({"earlyon, row by row": one_by_one} if many else {}),
     }
     times = interleaved(calls, repeats=repeats, warmup=2)
-    answers, rows = runner(x), one_by_one()
+    answers = runner(x)
+    rows = one_by_one()
     last = len(contest.network.topology.exits) - 1
-    same = sum(int(a == (last if b.exit_taken < 0 else b.exit_taken)) for a, b in zip(answers.exit, rows, strict=True))
+    same = sum(
+        int(a == (last if b.exit_taken < 0 else b.exit_taken))
+        for a, b in zip(answers.exit, rows, strict=True)
+    )
     over = [("offramp", name) for name in calls if name not in ("offramp", "plain again")]
     return {
         "batch": len(x),
@@ -145,10 +189,20 @@ def timed(contest: Contest, x: Tensor, thresholds: Sequence[float], repeats: int
     }
 
 
-def lines(contest: Contest, x: Tensor, plans: Mapping[str, Sequence[float]], repeats: int) -> dict[str, Any]:
-    """Batch 64 with 63 and 64 easy rows, batch 1 easy and hard, and rows as they come under given thresholds."""
-    scores, found = scores_of(contest.network, x[:512]), {}
-    for name, easy, hard in (("63 easy, 1 hard", 63, 1), ("64 easy", 64, 0), ("1 easy", 1, 0), ("1 hard", 0, 1)):
+def lines(
+    contest: Contest, x: Tensor, plans: Mapping[str, Sequence[float]], repeats: int
+) -> dict[str, Any]:
+    """Batch 64 with 63 and 64 easy rows, batch 1 easy and hard, and rows as they come under given
+    thresholds.
+    """
+    scores = scores_of(contest.network, x[:512])
+    found = {}
+    for name, easy, hard in (
+        ("63 easy, 1 hard", 63, 1),
+        ("64 easy", 64, 0),
+        ("1 easy", 1, 0),
+        ("1 hard", 0, 1),
+    ):
         rows, thresholds = easy_and_hard(scores, easy, hard)
         found[name] = timed(contest, x[rows], thresholds, repeats if len(rows) > 1 else 3 * repeats)
         print(name, found[name], flush=True)

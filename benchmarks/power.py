@@ -1,17 +1,20 @@
-"""Does a saturated score cost certified plans anything? Beside quantiles of other rows, which know where scores lie.
+"""Does a saturated score cost certified plans anything? Beside quantiles of other rows, which know
+where scores lie.
 
     python benchmarks/power.py [--draws 25] [--rows 2000] [--at-most 0.02] [--json FILE]
 
-Twenty made-up populations (`populations`): at their first exit 0 to 90 % of all rows have a softmax of exactly 1.0
-in float32, and among them are a few that the network answers otherwise. Four gates score their logits: max_prob,
-margin, patience and neg_entropy. Each draw of rows is calibrated (disagreement, 95 %), and its plan is priced and
-judged on the whole population, where every risk is known.
+Twenty made-up populations (`populations`): at their first exit 0 to 90 % of all rows have a softmax
+of exactly 1.0 in float32, and among them are a few that the network answers otherwise. Four gates
+score their logits: max_prob, margin, patience and neg_entropy. Each draw of rows is calibrated
+(disagreement, 95 %), and its plan is priced and judged on the whole population, where every risk is
+known.
 
-Beside it stands fixed-sequence testing over 1,000 quantiles of the scores of other rows, one threshold shared by
-all gates (`shared`) or a quantile of each gate's own scores (`own`). Both are corrected as `calibrate` is: the walk
-returns a plan that passed, and a row within the float band of a threshold counts with the worse of its outcomes.
-`above` is by how much the certified cost lies above the cheaper of the two. `broken` is the share of draws whose
-plan has a true risk above the level, which may be 5 % and the luck of so many draws.
+Beside it stands fixed-sequence testing over 1,000 quantiles of the scores of other rows, one
+threshold shared by all gates (`shared`) or a quantile of each gate's own scores (`own`). Both are
+corrected as `calibrate` is: the walk returns a plan that passed, and a row within the float band of
+a threshold counts with the worse of its outcomes. `above` is by how much the certified cost lies
+above the cheaper of the two. `broken` is the share of draws whose plan has a true risk above the
+level, which may be 5 % and the luck of so many draws.
 
 Shapes: M rows of a population, N rows of a draw, G gates, E exits, P plans, C classes.
 """
@@ -53,7 +56,10 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 TIES = (0.0, 0.3, 0.5, 0.7, 0.9)  # share of rows saturated at the first exit
 EXITS = (3, 5)
-SURE_ERRORS = (0.0, 0.004)  # share of saturated rows that are answered otherwise than by the last exit
+SURE_ERRORS = (
+    0.0,
+    0.004,
+)  # share of saturated rows that are answered otherwise than by the last exit
 CLASSES = 10
 SATURATED = 19.0  # a margin from which on the softmax of ten classes is 1.0 in float32
 GATES = ("max_prob", "margin", "patience", "neg_entropy")
@@ -98,7 +104,10 @@ def populations(size: int) -> Iterator[Population]:
 def trace_of(population: Population, gate: str) -> Trace:
     """The population as a recording with this gate at every exit but the last."""
     names = tuple(f"exit{number}" for number in range(len(population.logits)))
-    logits = {name: torch.from_numpy(values) for name, values in zip(names, population.logits, strict=True)}
+    logits = {
+        name: torch.from_numpy(values)
+        for name, values in zip(names, population.logits, strict=True)
+    }
     size = len(population.logits[0])
     columns: dict[str, Any] = {"row": np.arange(size), "digest": np.arange(size).astype(np.uint64)}
     declared = {}
@@ -109,14 +118,22 @@ def trace_of(population: Population, gate: str) -> Trace:
         if name == names[-1]:
             continue
         columns[f"cost/exit/{name}"] = np.array([0.02, np.nan, np.nan])
-        scorer = Patience(names[:index]) if gate == "patience" else Scorer(gate, functions[gate])
+        if gate == "patience":
+            scorer = Patience(names[:index])
+        else:
+            scorer = Scorer(gate, functions[gate])
         seen = Seen(logits[name], logits, logits[name])
         columns[f"score/{name}"] = scorer.score(seen).numpy()
         declared[name] = scorer.score_range()
-    nodes = [Node(name, after=tuple(names[max(index - 1, 0) : index])) for index, name in enumerate(names)]
+    nodes = [
+        Node(name, after=tuple(names[max(index - 1, 0) : index]))
+        for index, name in enumerate(names)
+    ]
     topology = Topology.chain(nodes)
     origin = Origin(population.name, "torch", "float32")
-    return Trace(columns, Header(topology, names[-1], CLASSES, population.name, "0", origin, scores=declared))
+    return Trace(
+        columns, Header(topology, names[-1], CLASSES, population.name, "0", origin, scores=declared)
+    )
 
 
 @dataclass(frozen=True)
@@ -144,8 +161,12 @@ def known(trace: Trace) -> Known:
     return Known(trace.scores, losses_ME, np.arange(1.0, answers.shape[1] + 1))
 
 
-def tested(scores_NG: Array, losses_NE: Array, plans_PG: Array, at_most: float, band: float) -> Array | None:
-    """The last of the leading plans that pass the exact test, ties with the band counted as the worse outcome."""
+def tested(
+    scores_NG: Array, losses_NE: Array, plans_PG: Array, at_most: float, band: float
+) -> Array | None:
+    """The last of the leading plans that pass the exact test, ties with the band counted as the
+    worse outcome.
+    """
     worst_PN = np.broadcast_to(losses_NE[:, -1], (len(plans_PG), len(losses_NE)))
     for gate in reversed(range(scores_NG.shape[1])):
         distance_PN = scores_NG[:, gate].astype(np.float64) - plans_PG[:, [gate]].astype(np.float64)
@@ -191,9 +212,14 @@ def compared(population: Population, gate: str, options: argparse.Namespace) -> 
             scores_NG = whole.scores_MG[drawn]
             band = trace.header.origin.band
             found_G = tested(scores_NG, whole.losses_ME[drawn], plans_PG, options.at_most, band)
-            results[kind].append((0.0, 1.0) if found_G is None else min(whole.of(found_G), (0.0, 1.0), key=_cost))
+            results[kind].append(
+                (0.0, 1.0) if found_G is None else min(whole.of(found_G), (0.0, 1.0), key=_cost)
+            )
     cost = {kind: float(np.mean([price for _, price in each])) for kind, each in results.items()}
-    broken = {kind: float(np.mean([risk > options.at_most for risk, _ in each])) for kind, each in results.items()}
+    broken = {
+        kind: float(np.mean([risk > options.at_most for risk, _ in each]))
+        for kind, each in results.items()
+    }
     first = trace.columns["score/exit0"]
     top = np.unique(first, return_counts=True)[1].max() / len(first)
     above = cost["offramp"] / min(cost["shared"], cost["own"]) - 1
@@ -216,8 +242,10 @@ def shown(line: dict[str, Any]) -> str:
     cost = line["cost"]
     broken = line["broken"]
     return (
-        f"| {line['population']} | {line['gate']} | {line['largest_tie']:.0%} | {cost['offramp']:.3f} | "
-        f"{cost['shared']:.3f} | {cost['own']:.3f} | {line['above']:+.1%} | {broken['offramp']:.0%} | "
+        f"| {line['population']} | {line['gate']} | {line['largest_tie']:.0%} | "
+        f"{cost['offramp']:.3f} | "
+        f"{cost['shared']:.3f} | {cost['own']:.3f} | {line['above']:+.1%} | "
+        f"{broken['offramp']:.0%} | "
         f"{max(broken['shared'], broken['own']):.0%} |"
     )
 
@@ -235,7 +263,9 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     started = time.process_time()
     lines = []
-    print("| population | gate | largest tie | certified | shared | own | above | broken | theirs |")
+    print(
+        "| population | gate | largest tie | certified | shared | own | above | broken | theirs |"
+    )
     print("|---|---|---|---|---|---|---|---|---|")
     for population in populations(options.size):
         for gate in GATES:
@@ -247,8 +277,10 @@ def main(arguments: list[str] | None = None) -> int:
     above = max(line["above"] for line in lines)
     dearest = max(line["dearest"] for line in lines)
     print(
-        f"{len(lines)} lines of {options.draws} draws: at most {above:+.1%} above, dearest plan {dearest:.3f}, "
-        f"{broken:.2%} of {draws:,} promises broken (allowed {allowed:.2%}), {time.process_time() - started:.0f} CPU s"
+        f"{len(lines)} lines of {options.draws} draws: at most {above:+.1%} above, dearest plan "
+        f"{dearest:.3f}, "
+        f"{broken:.2%} of {draws:,} promises broken (allowed {allowed:.2%}), "
+        f"{time.process_time() - started:.0f} CPU s"
     )
     if options.json:
         options.json.write_text(json.dumps(lines, indent=1) + "\n")

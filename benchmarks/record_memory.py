@@ -1,10 +1,11 @@
-"""Peak memory of recording, saving and loading a trace with many logits, over the size of the logits.
+"""Peak memory of recording, saving and loading a trace with many logits, over the size of the
+logits.
 
     python benchmarks/record_memory.py                          C = 1000, N = 50,000, K = 5: 1.0 GB of logits
     python benchmarks/record_memory.py --rows 5000 --stream     fewer rows, from a stream of unknown length
 
-Each step runs in a process of its own. Its peak counts from what the process held when the step began, so that Python
-and torch do not count.
+Each step runs in a process of its own. Its peak counts from what the process held when the step
+began, so that Python and torch do not count.
 """
 
 from __future__ import annotations
@@ -64,7 +65,9 @@ def measure(step: str, rows: int, exits: int, classes: int, *, stream: bool, fil
         off.Trace.load(file)
         return peak_bytes() - before
     net = network(exits, classes)
-    off.record(net, data(64, stream=False), timed=False, progress=False)  # what is imported and compiled once
+    off.record(
+        net, data(64, stream=False), timed=False, progress=False
+    )  # what is imported and compiled once
     before = peak_bytes()
     keep = "answers" if step == "answers" else "logits"
     trace = off.record(net, data(rows, stream=stream), timed=False, progress=False, keep=keep)
@@ -75,7 +78,9 @@ def measure(step: str, rows: int, exits: int, classes: int, *, stream: bool, fil
 
 def main() -> int:
     """Print a table and write JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", type=int, default=50_000)
     parser.add_argument("--exits", type=int, default=5)
     parser.add_argument("--classes", type=int, default=1000)
@@ -89,15 +94,29 @@ def main() -> int:
         print(measure(asked.step, **shape, stream=asked.stream, file=asked.file))
         return 0
     logits = 4 * asked.rows * asked.exits * asked.classes
-    print(f"{asked.rows:,} rows, {asked.exits} exits, {asked.classes:,} classes: {logits / 1e9:.2f} GB of logits")
+    print(
+        f"{asked.rows:,} rows, {asked.exits} exits, {asked.classes:,} classes: {logits / 1e9:.2f} "
+        f"GB of logits"
+    )
     peaks = {}
     with tempfile.TemporaryDirectory() as folder:
         for step in STEPS:
-            command = [sys.executable, __file__, "--step", step, "--file", str(Path(folder) / "trace.npz")]
+            command = [
+                sys.executable,
+                __file__,
+                "--step",
+                step,
+                "--file",
+                str(Path(folder) / "trace.npz"),
+            ]
             command += [word for name, value in shape.items() for word in (f"--{name}", str(value))]
             command += ["--stream"] if asked.stream else []
-            peaks[step] = int(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            print(f"{step:>8}  {peaks[step] / 1e9:6.3f} GB  {peaks[step] / logits:5.2f} x the logits")
+            peaks[step] = int(
+                subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            )
+            print(
+                f"{step:>8}  {peaks[step] / 1e9:6.3f} GB  {peaks[step] / logits:5.2f} x the logits"
+            )
     if asked.json is not None:
         body = {**shape, "stream": asked.stream, "logits": logits, "peaks": peaks}
         asked.json.write_text(json.dumps(body, indent=1) + "\n")

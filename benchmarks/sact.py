@@ -1,13 +1,14 @@
-"""Sparse against dense units of spatially adaptive computation (SACT): where tiles pay on this machine.
+"""Sparse against dense units of spatially adaptive computation (SACT): where tiles pay on this
+machine.
 
     python benchmarks/sact.py [--repeats 7] [--only ResNet-32] [--cpu-time] [--json FILE]
 
-One residual unit with its halting score and its sums, on tiles drawn at random at densities of 0.2 to 1.0, over the
-same on the whole map: a ratio of medians of calls that take turns. `same` is the dense call over itself, which tells
-how noisy the clock is. Stages are those of CIFAR ResNets (batch 64) and of ResNet-50 at 224 pixels (batch 8). The
-break-even is the largest density up to which tiles were quicker; `AdaptiveDepth.tuned` sets it so for a stage. Real
-ponder maps put the active positions of an image together; if they were spread at random, nearly every tile would be
-active.
+One residual unit with its halting score and its sums, on tiles drawn at random at densities of 0.2
+to 1.0, over the same on the whole map: a ratio of medians of calls that take turns. `same` is the
+dense call over itself, which tells how noisy the clock is. Stages are those of CIFAR ResNets (batch
+64) and of ResNet-50 at 224 pixels (batch 8). The break-even is the largest density up to which
+tiles were quicker; `AdaptiveDepth.tuned` sets it so for a stage. Real ponder maps put the active
+positions of an image together; if they were spread at random, nearly every tile would be active.
 """
 
 from __future__ import annotations
@@ -48,11 +49,14 @@ def measured(
     if side % tile or side < 2 * tile:
         return None
     torch.manual_seed(0)
-    stage = AdaptiveDepth([nn.Identity(), unit().eval(), unit().eval()], channels, dims=2, tile=tile).eval()
+    stage = AdaptiveDepth(
+        [nn.Identity(), unit().eval(), unit().eval()], channels, dims=2, tile=tile
+    ).eval()
     with torch.inference_mode():
         state = torch.randn(batch, channels, side, side)
         ratios = {
-            density: stage.sparse_over_dense(state, density, repeats=repeats, clock=clock) for density in DENSITIES
+            density: stage.sparse_over_dense(state, density, repeats=repeats, clock=clock)
+            for density in DENSITIES
         }
         same = stage.sparse_over_dense(state, 1.0, repeats=repeats, same=True, clock=clock)
     paying = 0.0
@@ -65,22 +69,30 @@ def measured(
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--only", default="", help="stages with this in their name")
-    parser.add_argument("--cpu-time", action="store_true", help="of this process, on a machine that others use too")
+    parser.add_argument(
+        "--cpu-time", action="store_true", help="of this process, on a machine that others use too"
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     table = Table("stage", "tile", *(f"{density:g}" for density in DENSITIES), "same", "break-even")
     results = dict[str, Any]()
     for name in [name for name in STAGES if args.only in name]:
         for tile in TILES:
-            found = measured(name, tile, args.repeats, time.process_time if args.cpu_time else time.perf_counter)
+            found = measured(
+                name, tile, args.repeats, time.process_time if args.cpu_time else time.perf_counter
+            )
             if found is None:
                 continue
             results[f"{name}, tile {tile}"] = found
             cells = [f"{ratio:.2f}" for ratio in found["ratios"].values()]
-            table.add_row(name, str(tile), *cells, f"{found['same']:.2f}", f"{found['break-even']:g}")
+            table.add_row(
+                name, str(tile), *cells, f"{found['same']:.2f}", f"{found['break-even']:g}"
+            )
             print(name, tile, cells, flush=True)
     Console(width=120).print(table)
     if args.json:

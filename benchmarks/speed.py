@@ -2,8 +2,9 @@
 
     python benchmarks/speed.py --data DIR [--repeats 15] [--json FILE]
 
-Every line is measured in one run, its calls interleaved: the run, the sum of its bare parts at the batch sizes that
-remain, the plain network, and the plain network again (which shows the noise). Measure where nothing else runs.
+Every line is measured in one run, its calls interleaved: the run, the sum of its bare parts at the
+batch sizes that remain, the plain network, and the plain network again (which shows the noise).
+Measure where nothing else runs.
 """
 
 from __future__ import annotations
@@ -26,12 +27,20 @@ from offramp.runtime.benching import bench
 from offramp.runtime.measuring import interleaved, ratio
 
 
-def mixes(network: off.Network, rows: np.ndarray, scores: np.ndarray, repeats: int) -> list[dict[str, object]]:
+def mixes(
+    network: off.Network, rows: np.ndarray, scores: np.ndarray, repeats: int
+) -> list[dict[str, object]]:
     """A batch of 64 in which 0, 16, 32, 48, 63 and 64 rows leave at the first exit."""
     found = []
     order = np.sort(scores[:64])[::-1]
     for leave in (0, 16, 32, 48, 63, 64):
-        edge = np.inf if leave == 0 else order[leave - 1] - 1e-3 if leave == 64 else order[leave - 1 : leave + 1].mean()
+        edge = (
+            np.inf
+            if leave == 0
+            else order[leave - 1] - 1e-3
+            if leave == 64
+            else order[leave - 1 : leave + 1].mean()
+        )
         plan = off.Plan.by_hand({"resnet20": float(edge)})
         result = bench(network, plan, rows[:64], batches=(64,), repeats=repeats)
         print(result if not found else str(result).splitlines()[1], flush=True)
@@ -40,7 +49,9 @@ def mixes(network: off.Network, rows: np.ndarray, scores: np.ndarray, repeats: i
 
 
 def recording(network: off.Network, rows: np.ndarray, repeats: int) -> dict[str, object]:
-    """`record` on 2,000 rows, timing of parts left out and in, against a bare loop over both models."""
+    """`record` on 2,000 rows, timing of parts left out and in, against a bare loop over both
+    models.
+    """
     models = [(network.backbone[name], network.fronts[name]) for name in network.topology.exits]
 
     def loop() -> None:
@@ -57,14 +68,17 @@ def recording(network: off.Network, rows: np.ndarray, repeats: int) -> dict[str,
     timing = time.perf_counter() - start
     both = ratio(times["record"], times["loop"])
     print(
-        f"record / bare loop on {len(rows):,} rows: {both}; measuring milliseconds takes {timing:.1f} s once",
+        f"record / bare loop on {len(rows):,} rows: {both}; measuring milliseconds takes "
+        f"{timing:.1f} s once",
         flush=True,
     )
     return {"rows": len(rows), "record_over_loop": vars(both), "timing_seconds": timing}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("out"))
     parser.add_argument("--repeats", type=int, default=15)
@@ -75,7 +89,9 @@ def main() -> None:
     rows = off.rows(f"cifar10:{args.data / 'cifar10'}").take(np.arange(5000, 7000)).x
     assert isinstance(rows, np.ndarray)
     print("batch 64, mixes of exits")
-    results: dict[str, object] = {"mixes": mixes(network, rows, trace[FIGURES].scores[:, 0], args.repeats)}
+    results: dict[str, object] = {
+        "mixes": mixes(network, rows, trace[FIGURES].scores[:, 0], args.repeats)
+    }
     plan = off.calibrate(trace[CALIBRATION], risk="accuracy_gap", at_most=0.005)
     print(f"\n{plan}\nthe certified plan, batch 1 by exit and batches of 64 and 256")
     certified = bench(network, plan, rows, batches=(1, 64, 256), repeats=args.repeats)

@@ -1,4 +1,6 @@
-"""The networks of benchmarks/sst2.py: an encoder written plainly, exits hung on it, and how they are trained."""
+"""The networks of benchmarks/sst2.py: an encoder written plainly, exits hung on it, and how they
+are trained.
+"""
 
 from __future__ import annotations
 
@@ -15,8 +17,12 @@ from torch.nn.functional import scaled_dot_product_attention
 import offramp as off
 from offramp.recipes.joint import Joint
 
-WIDTH, HEADS, INNER, CLASSES = 128, 4, 256, 2
-RATE, BATCH = 2e-3, 128
+WIDTH = 128
+HEADS = 4
+INNER = 256
+CLASSES = 2
+RATE = 2e-3
+BATCH = 128
 
 
 class Layer(nn.Module):
@@ -24,8 +30,10 @@ class Layer(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.before, self.between = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
-        self.looks, self.mix = nn.Linear(WIDTH, 3 * WIDTH), nn.Linear(WIDTH, WIDTH)
+        self.before = nn.LayerNorm(WIDTH)
+        self.between = nn.LayerNorm(WIDTH)
+        self.looks = nn.Linear(WIDTH, 3 * WIDTH)
+        self.mix = nn.Linear(WIDTH, WIDTH)
         self.feed = nn.Sequential(nn.Linear(WIDTH, INNER), nn.GELU(), nn.Linear(INNER, WIDTH))
         self.drop = nn.Dropout(0.1)
 
@@ -45,7 +53,8 @@ class Encoder(nn.Module):
 
     def __init__(self, words: int, layers: int) -> None:
         super().__init__()
-        self.words, self.candidates = nn.Embedding(words, WIDTH, padding_idx=0), nn.Embedding(LONGEST, WIDTH)
+        self.words = nn.Embedding(words, WIDTH, padding_idx=0)
+        self.candidates = nn.Embedding(LONGEST, WIDTH)
         nn.init.normal_(self.words.weight, std=0.1)
         nn.init.normal_(self.candidates.weight, std=0.02)
         self.drop = nn.Dropout(0.3)
@@ -64,7 +73,9 @@ class Encoder(nn.Module):
 
 
 def untrained(layers: int, words: int, example: Any, seed: int) -> off.Network:
-    """An encoder with exits after each layer but the last; one of a single layer has its exit on the words."""
+    """An encoder with exits after each layer but the last; one of a single layer has its exit on
+    the words.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = Encoder(words, layers).eval()
@@ -73,27 +84,57 @@ def untrained(layers: int, words: int, example: Any, seed: int) -> off.Network:
         return off.cut(model, example, at=at, exits="linear_masked", gate="max_prob", length=length)
 
 
-def train_model(network: off.Network, specs: dict[str, str], alone: bool, rounds: int) -> list[dict[str, float]]:
-    """Rounds of short phrases, then long ones, at half the rate of the round before; the best round is kept."""
+def train_model(
+    network: off.Network, specs: dict[str, str], alone: bool, rounds: int
+) -> list[dict[str, float]]:
+    """Rounds of short phrases, then long ones, at half the rate of the round before; the best round
+    is kept.
+    """
     weights = {name: float(not alone or name == "backbone") for name in network.topology.exits}
-    told, best, kept = [], 0.0, network.state_dict()
+    told = []
+    best = 0.0
+    kept = network.state_dict()
     for number in range(rounds):
         recipe = Joint(weights, epochs=1, rate=RATE * 0.5**number)
-        given: dict[str, Any] = {"recipe": recipe, "batch_size": BATCH, "seed": number, "progress": False}
+        given: dict[str, Any] = {
+            "recipe": recipe,
+            "batch_size": BATCH,
+            "seed": number,
+            "progress": False,
+        }
         off.fit(network, specs["short"], **given)
         done = off.fit(network, specs["long"], development=specs["held"], **given)
-        told.append({name: value for name, value in done.last.figures.items() if name.startswith("accuracy/")})
-        print(f"round {number + 1}:", ", ".join(f"{name} {value:.1%}" for name, value in told[-1].items()), flush=True)
-        mean = float(np.average([told[-1][f"accuracy/{name}"] for name in weights], weights=[*weights.values()]))
+        told.append(
+            {
+                name: value
+                for name, value in done.last.figures.items()
+                if name.startswith("accuracy/")
+            }
+        )
+        print(
+            f"round {number + 1}:",
+            ", ".join(f"{name} {value:.1%}" for name, value in told[-1].items()),
+            flush=True,
+        )
+        mean = float(
+            np.average(
+                [told[-1][f"accuracy/{name}"] for name in weights], weights=[*weights.values()]
+            )
+        )
         if mean <= best:
             break
-        best, kept = mean, {name: value.clone() for name, value in network.state_dict().items()}
+        best = mean
+        kept = {name: value.clone() for name, value in network.state_dict().items()}
     network.load_state_dict(kept)
     return told
 
 
-def network_of(specs: dict[str, str], words: int, cache: Path, layers: int, alone: bool, rounds: int) -> off.Network:
-    """A network with exits, or (alone) one whose last exit was all that was trained; from the cache or trained now."""
+def network_of(
+    specs: dict[str, str], words: int, cache: Path, layers: int, alone: bool, rounds: int
+) -> off.Network:
+    """A network with exits, or (alone) one whose last exit was all that was trained; from the cache
+    or trained now.
+    """
     path = cache / f"sst2-{layers}-{'alone' if alone else 'exits'}"
     if not path.exists():
         network = untrained(layers, words, off.rows(specs["dev"]).take(np.arange(8)).x, 0)

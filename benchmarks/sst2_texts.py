@@ -1,4 +1,6 @@
-"""The texts of benchmarks/sst2.py: what trains, what is held out, and the words that are told apart."""
+"""The texts of benchmarks/sst2.py: what trains, what is held out, and the words that are told
+apart.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,12 @@ import json
 import random
 from pathlib import Path
 
-SHORT, LONG, LONGEST, HELD = 16, 32, 48, 500  # words of phrases that train, and of any text; sentences held out
+SHORT, LONG, LONGEST, HELD = (
+    16,
+    32,
+    48,
+    500,
+)  # words of phrases that train, and of any text; sentences held out
 Row = tuple[str, str]  # label, text
 
 
@@ -18,15 +25,20 @@ def read(file: Path) -> list[Row]:
 
 def write(file: Path, rows: list[Row]) -> None:
     """A file with a header."""
-    file.write_text("\n".join(["label\tsentence", *(f"{label}\t{text}" for label, text in rows)]) + "\n", "utf-8")
+    file.write_text(
+        "\n".join(["label\tsentence", *(f"{label}\t{text}" for label, text in rows)]) + "\n",
+        "utf-8",
+    )
 
 
 def chosen(data: Path, count: tuple[int, int]) -> tuple[list[Row], list[Row], list[Row]]:
-    """Short and long phrases that train, and held-out sentences none of whose phrases is among those.
+    """Short and long phrases that train, and held-out sentences none of whose phrases is among
+    those.
 
     Nor is a text of dev.tsv. Every text counts once.
     """
-    rows, draw = list({text: (label, text) for label, text in read(data / "train.tsv")}.values()), random.Random(0)
+    rows = list({text: (label, text) for label, text in read(data / "train.tsv")}.values())
+    draw = random.Random(0)
     dev = {text for _, text in read(data / "dev.tsv")}
     draw.shuffle(rows)
     held = [row for row in rows if len(row[1].split()) > SHORT and row[1] not in dev][:HELD]
@@ -45,7 +57,8 @@ def tokenizer(texts: list[str], file: Path) -> None:
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     special = ["[PAD]", "[UNK]"]
     made.train_from_iterator(
-        texts, trainers.WordLevelTrainer(min_frequency=2, special_tokens=special, show_progress=False)
+        texts,
+        trainers.WordLevelTrainer(min_frequency=2, special_tokens=special, show_progress=False),
     )
     made.save(str(file))
 
@@ -62,7 +75,9 @@ def distinct(rows: list[Row], known: set[str], but: set[tuple[str, ...]]) -> lis
 
 
 def prepared(data: Path, cache: Path, count: tuple[int, int]) -> tuple[dict[str, str], int]:
-    """Data specs of the parts, by name, and the number of words; files are written into the cache once."""
+    """Data specs of the parts, by name, and the number of words; files are written into the cache
+    once.
+    """
     home = cache / "sst2-texts"
     if not (home / "long.tsv").exists():
         home.mkdir(parents=True, exist_ok=True)

@@ -2,9 +2,10 @@
 
     python benchmarks/startup.py [--repeats 5]
 
-Every measurement is a Python process of its own. It prints the median of its processor time and of its wall-clock time,
-and which of the heavy packages it has loaded. Asked for: --help below 0.3 s without torch, numpy and scipy; opening
-below 2 s of processor time, torch included, without scipy and sympy.
+Every measurement is a Python process of its own. It prints the median of its processor time and of
+its wall-clock time, and which of the heavy packages it has loaded. Asked for: --help below 0.3 s
+without torch, numpy and scipy; opening below 2 s of processor time, torch included, without scipy
+and sympy.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ off.open(net, off.Plan.by_hand({"1": 1.0}))
 
 
 def measured(program: str) -> tuple[float, float, list[str]]:
-    """Processor seconds, wall-clock seconds and heavy packages of a program in a process of its own."""
+    """Processor seconds, wall-clock seconds and heavy packages of a program in a process of its
+    own.
+    """
     code = TIMED.format(program=program, heavy=HEAVY)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     cpu, wall, loaded = json.loads(done.stderr.splitlines()[-1])
@@ -61,7 +64,9 @@ def measured(program: str) -> tuple[float, float, list[str]]:
 
 def main() -> None:
     """Print a line a program."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repeats", type=int, default=5)
     repeats = parser.parse_args().repeats
     print(f"{'':<30} {'processor':>10} {'wall clock':>11}   loads")
@@ -69,7 +74,9 @@ def main() -> None:
         runs = [measured(program) for _ in range(repeats)]
         cpu = statistics.median(run[0] for run in runs)
         wall = statistics.median(run[1] for run in runs)
-        print(f"{name:<30} {cpu:>8.2f} s {wall:>9.2f} s   {', '.join(runs[0][2]) or 'none of them'}")
+        print(
+            f"{name:<30} {cpu:>8.2f} s {wall:>9.2f} s   {', '.join(runs[0][2]) or 'none of them'}"
+        )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""SST-2 read chunk by chunk by a recurrent model: the share of tokens that is read, under a certified plan.
+"""SST-2 read chunk by chunk by a recurrent model: the share of tokens that is read, under a
+certified plan.
 
     python benchmarks/time_axis.py --data DIR [--cache out] [--chunk 4] [--seed 0] [--json FILE]
 
-DIR holds sst2/{train,dev}.tsv; texts are those of benchmarks/sst2_texts.py. A GRU of 128 units learns from phrases,
-with one head after every chunk. The first half of dev.tsv calibrates, the second gives the figures; 200 random halves
-tell how far they depend on the rows. "all read" lets only ended texts leave: its tokens count as 1.
+DIR holds sst2/{train,dev}.tsv; texts are those of benchmarks/sst2_texts.py. A GRU of 128 units
+learns from phrases, with one head after every chunk. The first half of dev.tsv calibrates, the
+second gives the figures; 200 random halves tell how far they depend on the rows. "all read" lets
+only ended texts leave: its tokens count as 1.
 """
 
 from __future__ import annotations
@@ -23,8 +25,15 @@ import offramp as off
 from offramp.errors import NoSafePlan
 from offramp.recipes.joint import Joint
 
-LONGEST, WIDTH, CLASSES = 48, 128, 2
-ASKED = (("disagreement", 0.02), ("disagreement", 0.05), ("accuracy_gap", 0.03), ("accuracy_gap", 0.05))
+LONGEST = 48
+WIDTH = 128
+CLASSES = 2
+ASKED = (
+    ("disagreement", 0.02),
+    ("disagreement", 0.05),
+    ("accuracy_gap", 0.03),
+    ("accuracy_gap", 0.05),
+)
 ENDED = 1.5  # a threshold that only ended texts reach: probabilities end at 1
 
 
@@ -50,7 +59,13 @@ def network(words: int, example: Any, chunk: int, seed: int) -> off.Network:
     torch.manual_seed(seed)
     head = nn.Sequential(nn.Dropout(0.2), nn.Linear(WIDTH, CLASSES)).eval()
     return off.along_time(
-        Reader(words).eval(), head, example, state=WIDTH, chunk=chunk, mask="attention_mask", gate="max_prob"
+        Reader(words).eval(),
+        head,
+        example,
+        state=WIDTH,
+        chunk=chunk,
+        mask="attention_mask",
+        gate="max_prob",
     )
 
 
@@ -84,7 +99,8 @@ def over_halves(
     found = list[dict[str, float]]()
     said = ""
     for number, order in enumerate(orders):
-        rows, test = order[:middle], order[middle:]
+        rows = order[:middle]
+        test = order[middle:]
         certified = 1.0
         try:
             plan = off.calibrate(trace[rows], risk=risk, at_most=level)
@@ -99,7 +115,10 @@ def over_halves(
         name: np.quantile([one[name] for one in found[1:]], [0.05, 0.5, 0.95]).tolist()
         for name in ("tokens", "accuracy")
     }
-    gap = [one["disagreement"] if risk == "disagreement" else one["all read"] - one["accuracy"] for one in found[1:]]
+    gap = [
+        one["disagreement"] if risk == "disagreement" else one["all read"] - one["accuracy"]
+        for one in found[1:]
+    ]
     return {
         "risk": risk,
         "at most": level,
@@ -113,21 +132,32 @@ def over_halves(
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--cache", type=Path, default=Path("out"))
     parser.add_argument("--chunk", type=int, default=4)
-    parser.add_argument("--rows", type=int, nargs=2, default=(12000, 8000), help="short and long phrases that train")
+    parser.add_argument(
+        "--rows", type=int, nargs=2, default=(12000, 8000), help="short and long phrases that train"
+    )
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--halves", type=int, default=200)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     specs, words = prepared(args.data, args.cache, tuple(args.rows))
-    specs = {name: f"{spec.rpartition('length=')[0]}length={LONGEST}" for name, spec in specs.items()}
+    specs = {
+        name: f"{spec.rpartition('length=')[0]}length={LONGEST}" for name, spec in specs.items()
+    }
     dev = off.rows(specs["dev"])
     every = dev.take(np.arange(len(dev)))
-    net = network(words, {name: torch.as_tensor(value[:4]) for name, value in every.x.items()}, args.chunk, args.seed)
+    net = network(
+        words,
+        {name: torch.as_tensor(value[:4]) for name, value in every.x.items()},
+        args.chunk,
+        args.seed,
+    )
     kept = args.cache / f"time-axis-{args.chunk}-{args.seed}.pt"
     if kept.exists():
         net.load_state_dict(torch.load(kept, weights_only=True))
@@ -135,7 +165,9 @@ def main() -> None:
         for number in range(args.epochs):
             for part in ("short", "long"):
                 recipe = Joint(1.0, epochs=1, rate=2e-3 * 0.5**number)
-                off.fit(net, specs[part], recipe=recipe, batch_size=128, seed=args.seed, progress=False)
+                off.fit(
+                    net, specs[part], recipe=recipe, batch_size=128, seed=args.seed, progress=False
+                )
                 print(f"epoch {number + 1}, {part} phrases: done", flush=True)
         torch.save(net.state_dict(), kept)
     trace = off.record(net, specs["dev"], timed=False, progress=False)
@@ -143,9 +175,16 @@ def main() -> None:
     plain = off.Plan.by_hand(dict.fromkeys(trace.topology.gates, ENDED))
     middle = len(trace) // 2
     results: dict[str, Any] = {
-        "settings": {"chunk": args.chunk, "seed": args.seed, "words": words, "mean length": float(lengths.mean())},
+        "settings": {
+            "chunk": args.chunk,
+            "seed": args.seed,
+            "words": words,
+            "mean length": float(lengths.mean()),
+        },
         "all read": measured(trace[middle:], plain, lengths[middle:], args.chunk),
-        "promises": [over_halves(trace, lengths, args.chunk, *asked, args.halves) for asked in ASKED],
+        "promises": [
+            over_halves(trace, lengths, args.chunk, *asked, args.halves) for asked in ASKED
+        ],
         "thresholds": {},
     }
     for threshold in (0.8, 0.9, 0.95, 0.98, 0.99, 0.995):
@@ -153,7 +192,8 @@ def main() -> None:
         results["thresholds"][threshold] = measured(trace, plan, lengths, args.chunk)
     plan = off.Plan.by_hand(dict.fromkeys(trace.topology.gates, 0.95))
     batch = {name: torch.as_tensor(value) for name, value in every.x.items()}
-    run, replay = off.run(net, plan, batch), trace.replay(plan)
+    run = off.run(net, plan, batch)
+    replay = trace.replay(plan)
     results["run other than replay"] = int((run.exit.numpy() != replay.exit).sum())
     print(json.dumps(results, indent=1))
     if args.json:

@@ -1,14 +1,17 @@
-"""What training costs: a joint step beside a plain training step, and a frozen backbone's features computed once.
+"""What training costs: a joint step beside a plain training step, and a frozen backbone's features
+computed once.
 
-    python benchmarks/training_speed.py --data DIR [--rounds 5] [--steps 4] [--only steps|frozen] [--json FILE]
+    python benchmarks/training_speed.py --data DIR [--rounds 5] [--steps 4] [--only steps|frozen]
+    [--json FILE]
 
-Steps: `plain` is a training step of the network without exits, written out below; `by hand` the same with the losses of
-all exits; `fit` the joint recipe in off.fit, by its own clock, its rows' reading included. All have Adam and batches of
-128 of the same rows; every round runs all three and plain again, in turn forwards and backwards. The target is
-fit / plain <= 1.25 + the exits' MACs in those of the plain network.
-Frozen: a fit of hinge exits on an empty cache (one pass, then the solver), a second one with other arguments that
-finds the features in the cache, and a bare pass of the plain model. DIR holds cifar10/ and weights/ (see
-benchmarks/fetch.py).
+Steps: `plain` is a training step of the network without exits, written out below; `by hand` the
+same with the losses of all exits; `fit` the joint recipe in off.fit, by its own clock, its rows'
+reading included. All have Adam and batches of 128 of the same rows; every round runs all three and
+plain again, in turn forwards and backwards. The target is fit / plain <= 1.25 + the exits' MACs in
+those of the plain network.
+Frozen: a fit of hinge exits on an empty cache (one pass, then the solver), a second one with other
+arguments that finds the features in the cache, and a bare pass of the plain model. DIR holds
+cifar10/ and weights/ (see benchmarks/fetch.py).
 """
 
 from __future__ import annotations
@@ -39,11 +42,14 @@ from offramp.recipes.joint import Joint
 # Internal: times taken in turn, as in our own figures.
 from offramp.runtime.measuring import interleaved, ratio
 
-BATCH, TARGET = 128, 1.25
+BATCH = 128
+TARGET = 1.25
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
-def plain_steps(model: nn.Module, preprocess: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches) -> None:
+def plain_steps(
+    model: nn.Module, preprocess: nn.Module, optimizer: torch.optim.Optimizer, batches: Batches
+) -> None:
     """A plain PyTorch training loop."""
     model.train()
     for x, y in batches():
@@ -66,28 +72,37 @@ def by_hand(network: off.Network, optimizer: torch.optim.Optimizer, batches: Bat
 
 
 def networks(data: Path) -> dict[str, off.Network]:
-    """ResNet-56 with two linear exits, and the smallest usual MSDNet with its four convolutional ones."""
+    """ResNet-56 with two linear exits, and the smallest usual MSDNet with its four convolutional
+    ones.
+    """
     x = off.rows(f"cifar10:{data / 'cifar10'}").take(np.arange(8)).x
     spec = "offramp:resnet56"
     resnet = off.make_model(spec, data / "weights" / "cifar10_resnet56.safetensors")
     model = msdnet.msdnet_even(5, classes=10).eval()
     return {
-        "ResNet-56": off.cut(resnet, x, at=["layer1", "layer2"], preprocess=off.make_preprocess(spec)),
-        "MSDNet, 5 blocks": off.cut(model, x, at=model.cuts, exits="strided", preprocess=msdnet.preprocess()),
+        "ResNet-56": off.cut(
+            resnet, x, at=["layer1", "layer2"], preprocess=off.make_preprocess(spec)
+        ),
+        "MSDNet, 5 blocks": off.cut(
+            model, x, at=model.cuts, exits="strided", preprocess=msdnet.preprocess()
+        ),
     }
 
 
 def share_of_exits(network: off.Network, x: np.ndarray) -> float:
     """The exits' MACs in those of the plain network."""
     prices = off.record(network, x[:2], timed=False, progress=False).prices
-    exits = sum(float(np.mean(prices.parts[f"exit/{name}"][..., 0])) for name in network.topology.gates)
+    exits = sum(
+        float(np.mean(prices.parts[f"exit/{name}"][..., 0])) for name in network.topology.gates
+    )
     return exits / prices.plain(network.topology.exits[-1], unit="macs", batch=1)
 
 
 def steps(network: off.Network, rows: off.Rows | Any, count: int, rounds: int) -> dict[str, Any]:
     """Milliseconds per step and their ratios."""
     member = network.members[0]
-    model, preprocess = network.model_of(member), network.preprocess_of(member)
+    model = network.model_of(member)
+    preprocess = network.preprocess_of(member)
     assert preprocess is not None
     taken = rows.select(slice(0, count * BATCH))
     whole = taken.take(np.arange(len(taken)))
@@ -104,10 +119,14 @@ def steps(network: off.Network, rows: off.Rows | Any, count: int, rounds: int) -
     calls: dict[str, Callable[[], float]] = {
         "plain": partial(_seconds, plain),
         "by hand": partial(_seconds, partial(by_hand, network, optimizers[1], batches)),
-        "fit": lambda: off.fit(network, data, recipe=recipe, batch_size=BATCH, progress=False).seconds,
+        "fit": lambda: (
+            off.fit(network, data, recipe=recipe, batch_size=BATCH, progress=False).seconds
+        ),
         "plain again": partial(_seconds, plain),
     }
-    reading = interleaved({"read": lambda: [taken.take_x(positions) for positions in parts]}, repeats=rounds)["read"]
+    reading = interleaved(
+        {"read": lambda: [taken.take_x(positions) for positions in parts]}, repeats=rounds
+    )["read"]
     times = {name: value / count for name, value in _in_turn(calls, rounds).items()}
     every = {
         "fit / plain": ("fit", "plain"),
@@ -142,9 +161,12 @@ def _in_turn(calls: dict[str, Callable[[], float]], rounds: int) -> dict[str, np
 
 
 def frozen(network: off.Network, rows: off.Rows | Any, rounds: int) -> dict[str, Any]:
-    """Seconds of a first fit, of a second one on the same backbone, and of a bare pass of the plain model."""
+    """Seconds of a first fit, of a second one on the same backbone, and of a bare pass of the plain
+    model.
+    """
     member = network.members[0]
-    model, preprocess = network.model_of(member), network.preprocess_of(member)
+    model = network.model_of(member)
+    preprocess = network.preprocess_of(member)
     assert preprocess is not None
 
     def bare() -> None:
@@ -178,7 +200,15 @@ def frozen(network: off.Network, rows: off.Rows | Any, rounds: int) -> dict[str,
 def show(results: dict[str, Any], console: Console) -> None:
     """A table of steps and one of the frozen backbone."""
     names = ("fit / plain", "by hand / plain", "fit / by hand", "plain / plain")
-    table = Table("network", "plain ms", "fit ms", "of which reading", *names, "exits' MACs", "target: fit / plain <=")
+    table = Table(
+        "network",
+        "plain ms",
+        "fit ms",
+        "of which reading",
+        *names,
+        "exits' MACs",
+        "target: fit / plain <=",
+    )
     for title, row in results.get("steps", {}).items():
         cells = ["{value:.3f} [{low:.3f}, {high:.3f}]".format(**row[name]) for name in names]
         ms = (f"{row['ms']['plain']:.0f}", f"{row['ms']['fit']:.0f}", f"{row['read_ms']:.1f}")
@@ -196,7 +226,9 @@ def show(results: dict[str, Any], console: Console) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="steps of each call (4)")
@@ -204,12 +236,17 @@ def main() -> None:
     parser.add_argument("--only", choices=("steps", "frozen"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    train, found = off.rows(f"cifar10/train:{args.data / 'cifar10'}"), networks(args.data)
+    train = off.rows(f"cifar10/train:{args.data / 'cifar10'}")
+    found = networks(args.data)
     results: dict[str, Any] = {"torch": torch.__version__, "threads": torch.get_num_threads()}
     if args.only != "steps":  # before steps change the weights
-        results["frozen"] = frozen(found["ResNet-56"], train.select(slice(0, args.rows)), args.rounds)
+        results["frozen"] = frozen(
+            found["ResNet-56"], train.select(slice(0, args.rows)), args.rounds
+        )
     if args.only != "frozen":
-        results["steps"] = {name: steps(one, train, args.steps, args.rounds) for name, one in found.items()}
+        results["steps"] = {
+            name: steps(one, train, args.steps, args.rounds) for name, one in found.items()
+        }
     show(results, Console(width=170))
     if args.json:
         args.json.write_text(json.dumps(results, indent=1))

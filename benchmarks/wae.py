@@ -1,7 +1,8 @@
-"""WAE on CIFAR-10 from the public ResNet-56, beside its controls and plain down-sampling; shapes of ImageNet timed.
+"""WAE on CIFAR-10 from the public ResNet-56, beside its controls and plain down-sampling; shapes of
+ImageNet timed.
 
-    python benchmarks/wae.py train --data DIR [--cache out] [--only wae] [--seed 0] [--epochs 1 2 1] [--rows N]
-    python benchmarks/wae.py show --data DIR [--cache out] [--seed 0] [--json FILE]
+    python benchmarks/wae.py train --data DIR [--cache out] [--only wae] [--seed 0] [--epochs 1 2 1]
+    [--rows N] python benchmarks/wae.py show --data DIR [--cache out] [--seed 0] [--json FILE]
     python benchmarks/wae.py times [--shapes VGG-16 ...] [--batch 1 16] [--repeats 7] [--json FILE]
 
 DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). `train` trains each variant on the 50,000
@@ -53,8 +54,12 @@ from offramp.runtime.measuring import interleaved, macs, ratio
 SPEC = "offramp:resnet56"
 VARIANTS = ("wae", "down", "down18", "wavelet", "decomposition")
 SHAPES = ("VGG-16", "ResNet-50", "VGG, 64 pixels", "ResNet-56")
-RATE, JOINT_RATE = 0.05, 0.005
-CALIBRATION, FIGURES = slice(0, 4000), slice(4000, 9000)  # of the rows that are recorded, which begin at 1,000
+RATE = 0.05
+JOINT_RATE = 0.005
+CALIBRATION, FIGURES = (
+    slice(0, 4000),
+    slice(4000, 9000),
+)  # of the rows that are recorded, which begin at 1,000
 PAPER = {"VGG-16": 3.13, "ResNet-50": 1.88}  # speed-ups on a CPU
 
 
@@ -93,7 +98,9 @@ class HeadA(nn.Module):
 
 
 class Plain(Recipe):
-    """A model's last answer by cross-entropy, in the two stages of `wae` that train the classifier."""
+    """A model's last answer by cross-entropy, in the two stages of `wae` that train the
+    classifier.
+    """
 
     def __init__(self, classes: int, joint: int) -> None:
         self.classes = classes
@@ -180,7 +187,9 @@ def train(args: argparse.Namespace) -> None:
 
 
 def trace_of(name: str, args: argparse.Namespace) -> tuple[off.Network, off.Trace] | None:
-    """A trained variant and its trace on test rows 1,000-9,999; None for one that is not trained."""
+    """A trained variant and its trace on test rows 1,000-9,999; None for one that is not
+    trained.
+    """
     path = place_of(name, args)
     if not (path / "done.pt").exists():
         return None
@@ -281,7 +290,9 @@ def vgg_plain(features: nn.Module, side: int) -> nn.Module:
 
 
 def shapes_of(names: list[str]) -> dict[str, tuple[int, nn.Module, Wae, nn.Module]]:
-    """By name: pixels of a side, the model, its WAE, and the model on half the pixels; with random weights."""
+    """By name: pixels of a side, the model, its WAE, and the model on half the pixels; with random
+    weights.
+    """
     found: dict[str, tuple[int, nn.Module, Wae, nn.Module]] = {}
     if "VGG-16" in names:
         half = wae_vgg16().eval()
@@ -329,14 +340,18 @@ def times(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("what", choices=("train", "show", "times"))
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--cache", type=Path, default=Path("out"))
     parser.add_argument("--only", nargs="+", choices=VARIANTS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int, nargs=3, default=[1, 2, 1])
-    parser.add_argument("--rows", type=int, default=50_000, help="training rows; fewer is a rougher, faster look")
+    parser.add_argument(
+        "--rows", type=int, default=50_000, help="training rows; fewer is a rougher, faster look"
+    )
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=SHAPES)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 16])

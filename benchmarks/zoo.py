@@ -1,11 +1,13 @@
-"""Every architecture of zoo.txt through `offramp.cut`: does it pass, or is it refused with a sentence that says why?
+"""Every architecture of zoo.txt through `offramp.cut`: does it pass, or is it refused with a
+sentence that says why?
 
 python benchmarks/zoo.py [--only NAME ...] [--json zoo.json] [--limit SECONDS]
 
-Each runs in a process of its own; what stands in the JSON file already is not run again. Columns: legal cuts, seconds
-for `cut` (into four parts: the export, the check), the largest difference to the eager model at batch 1, 2 and 7
-divided by max(1, largest logit), whether it is zero at an equal batch, the same with about half of the rows leaving
-at each gate, parameters that should get a gradient and got none, and whether any length of text is taken.
+Each runs in a process of its own; what stands in the JSON file already is not run again. Columns:
+legal cuts, seconds for `cut` (into four parts: the export, the check), the largest difference to
+the eager model at batch 1, 2 and 7 divided by max(1, largest logit), whether it is zero at an equal
+batch, the same with about half of the rows leaving at each gate, parameters that should get a
+gradient and got none, and whether any length of text is taken.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-PARTS, BATCHES, BAND = 4, (1, 2, 7), 1e-4
+PARTS = 4
+BATCHES = (1, 2, 7)
+BAND = 1e-4
 AT = {  # the cuts of those that are to be refused for a place
     "hf:Albert-shared": ["albert.encoder.albert_layer_groups.0.albert_layers.0"],
     "odd:weight_shared_loop": ["two"],
@@ -32,9 +36,13 @@ AT = {  # the cuts of those that are to be refused for a place
 
 def listed() -> dict[str, dict[str, str]]:
     """The list: name -> family, kind, expected."""
-    lines = [line.split("#")[0].split() for line in (HERE / "zoo.txt").read_text(encoding="utf-8").splitlines()]
+    lines = [
+        line.split("#")[0].split()
+        for line in (HERE / "zoo.txt").read_text(encoding="utf-8").splitlines()
+    ]
     return {
-        name: {"family": family, "kind": kind, "expected": said} for name, family, kind, said in filter(None, lines)
+        name: {"family": family, "kind": kind, "expected": said}
+        for name, family, kind, said in filter(None, lines)
     }
 
 
@@ -61,7 +69,12 @@ def tried(name: str) -> dict[str, Any]:
     except OfframpError as problem:
         said = re.sub(r"\(/\S*/(\w+\.py:\d+)\)", r"(\1)", str(problem))  # no folder of this machine
         return found | {"came": "refused", "why": f"{type(problem).__name__}: {said}"}
-    good = found["legal"] >= 3 and found["apart"] <= BAND and found["dropped"] <= BAND and not found["without"]
+    good = (
+        found["legal"] >= 3
+        and found["apart"] <= BAND
+        and found["dropped"] <= BAND
+        and not found["without"]
+    )
     return found | {"came": "passes" if good else "fails", "why": ""}
 
 
@@ -95,7 +108,18 @@ def apart_from_us(name: str, limit: float) -> dict[str, Any]:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The results as a table in Markdown, and the counts under it."""
-    head = ("architecture", "kind", "legal", "cut s", "apart", "exact", "dropped", "no grad", "any length", "came")
+    head = (
+        "architecture",
+        "kind",
+        "legal",
+        "cut s",
+        "apart",
+        "exact",
+        "dropped",
+        "no grad",
+        "any length",
+        "came",
+    )
     lines = [" | ".join(head), " | ".join("---" for _ in head)]
     for name, row in rows.items():
         given = listed()[name]
@@ -107,7 +131,11 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             f"{row['dropped']:.0e}" if ran else "",
         ]
         length = row.get("length", "")
-        cells += [len(row["without"]) if ran else "", length if length in ("", "yes") else "no", row["came"]]
+        cells += [
+            len(row["without"]) if ran else "",
+            length if length in ("", "yes") else "no",
+            row["came"],
+        ]
         lines.append(" | ".join(map(str, cells)))
     lines = [f"| {line} |" for line in lines]
     meant = [row for name, row in rows.items() if listed()[name]["expected"] == "passes"]
@@ -115,7 +143,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     others = [row["came"] for name, row in rows.items() if listed()[name]["expected"] == "refused"]
     lines += [
         "",
-        f"{passed} of {len(meant)} that are to pass do; {others.count('refused')} of {len(others)} others are refused.",
+        f"{passed} of {len(meant)} that are to pass do; {others.count('refused')} of "
+        f"{len(others)} others are refused.",
     ]
     said = [f"- `{name}`: {row['why']}" for name, row in rows.items() if row["why"]]
     said += [
@@ -128,7 +157,9 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 def main() -> int:
     """Run what is not in the JSON file yet; print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--only", nargs="*", default=[], help="names, or parts of names")
     parser.add_argument("--json", type=Path, default=Path("zoo.json"))
     parser.add_argument("--limit", type=float, default=400.0, help="seconds for each")
@@ -139,15 +170,25 @@ def main() -> int:
             print("\n" + json.dumps(tried(given.one)))
         except Exception as problem:
             traceback.print_exc()
-            print("\n" + json.dumps({"came": "fails", "why": f"{type(problem).__name__}: {problem}"[:300]}))
+            print(
+                "\n"
+                + json.dumps({"came": "fails", "why": f"{type(problem).__name__}: {problem}"[:300]})
+            )
         return 0
-    rows = json.loads(given.json.read_text(encoding="utf-8")) if given.json.exists() else {}
+    if given.json.exists():
+        rows = json.loads(given.json.read_text(encoding="utf-8"))
+    else:
+        rows = {}
     for name in listed():
         if name in rows or (given.only and not any(part in name for part in given.only)):
             continue
         rows[name] = apart_from_us(name, given.limit)
         given.json.write_text(json.dumps(rows, indent=1), encoding="utf-8")
-        print(f"{name:40} {rows[name]['came']:8} {rows[name]['why'][:150]}", file=sys.stderr, flush=True)
+        print(
+            f"{name:40} {rows[name]['came']:8} {rows[name]['why'][:150]}",
+            file=sys.stderr,
+            flush=True,
+        )
     print(table({name: rows[name] for name in listed() if name in rows}))
     return 0
 

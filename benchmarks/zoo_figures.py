@@ -44,20 +44,28 @@ def legal(model: nn.Module, example: Any) -> int:
 
 def distance(one: Tensor, other: Tensor) -> float:
     """Largest difference, divided by max(1, largest magnitude)."""
-    return float((one - other).abs().max() / one.abs().max().clamp(min=1)) if one.numel() else 0.0
+    if one.numel():
+        return float((one - other).abs().max() / one.abs().max().clamp(min=1))
+    return 0.0
 
 
 def apart(net: Any, model: nn.Module, example: Any, batches: tuple[int, ...]) -> tuple[float, bool]:
-    """Largest difference between the pieces and the eager model, exits included; whether all logits are the same."""
-    runner, worst, exact = off.open(net, Plan.never_leave(net.topology)), 0.0, True
+    """Largest difference between the pieces and the eager model, exits included; whether all logits
+    are the same.
+    """
+    runner = off.open(net, Plan.never_leave(net.topology))
+    worst = 0.0
+    exact = True
     for count in batches:
         x = some(example, slice(0, count))
         with torch.no_grad():
             exits = net(x)
         for answers, logits in zip(runner.anytime(x), exits, strict=True):
             worst = max(worst, distance(logits, answers.logits))
-        plain, got = eager(model, x), runner(x).logits
-        worst, exact = max(worst, distance(plain, got)), exact and bool(torch.equal(plain, got))
+        plain = eager(model, x)
+        got = runner(x).logits
+        worst = max(worst, distance(plain, got))
+        exact = exact and bool(torch.equal(plain, got))
     return worst, exact
 
 
@@ -65,26 +73,41 @@ def dropped(net: Any, example: Any) -> tuple[float, list[int]]:
     """The same where about half of the rows leave at each gate; and how many left at each exit."""
     with torch.no_grad():
         walked = list(net.walk(example))
-    stay, thresholds = np.ones(len(walked[0][1]), bool), dict[str, tuple[float]]()
+    stay = np.ones(len(walked[0][1]), bool)
+    thresholds = dict[str, tuple[float]]()
     for name, _, score in walked[:-1]:
         values = np.sort(score.numpy()[stay])
         middle = len(values) // 2
-        thresholds[name] = (float(values[middle - 1] / 2 + values[middle] / 2),) if len(values) > 1 else (float("inf"),)
+        thresholds[name] = (
+            (float(values[middle - 1] / 2 + values[middle] / 2),)
+            if len(values) > 1
+            else (float("inf"),)
+        )
         stay &= score.numpy() < thresholds[name][0]
     answers = off.run(net, Plan.by_hand(thresholds), example)
-    expected = torch.stack([logits for _, logits, _ in walked])[answers.exit, torch.arange(len(answers.exit))]
-    return distance(expected, answers.logits), np.bincount(answers.exit, minlength=len(walked)).tolist()
+    expected = torch.stack([logits for _, logits, _ in walked])[
+        answers.exit, torch.arange(len(answers.exit))
+    ]
+    return distance(expected, answers.logits), np.bincount(
+        answers.exit, minlength=len(walked)
+    ).tolist()
 
 
 def without_gradient(net: Any, model: nn.Module, example: Any) -> list[str]:
-    """Parameters that get a gradient from the plain model's logits and none from the network's; exits' included."""
+    """Parameters that get a gradient from the plain model's logits and none from the network's;
+    exits' included.
+    """
     logits = logits_in(model(**example) if isinstance(example, dict) else model(example))
     logits.square().sum().backward()
-    meant = {f"backbone.{name}" for name, value in model.named_parameters() if value.grad is not None}
+    meant = {
+        f"backbone.{name}" for name, value in model.named_parameters() if value.grad is not None
+    }
     model.zero_grad()
     sum(logits.square().sum() for logits in net(example)).backward()
     meant |= {name for name, _ in net.named_parameters() if name.startswith("exits.")}
-    return sorted(meant - {name for name, value in net.named_parameters() if value.grad is not None})
+    return sorted(
+        meant - {name for name, value in net.named_parameters() if value.grad is not None}
+    )
 
 
 def free_length(model: nn.Module, example: dict[str, Tensor], cuts: Any) -> str:
@@ -99,6 +122,9 @@ def free_length(model: nn.Module, example: dict[str, Tensor], cuts: Any) -> str:
                 return f"{worst:.0e} apart at length {count}, {left} leaving"
     except OfframpError as problem:
         return str(problem)
-    except (RuntimeError, ValueError) as problem:  # of the eager model, or of an exit on features [B, F, T]
+    except (
+        RuntimeError,
+        ValueError,
+    ) as problem:  # of the eager model, or of an exit on features [B, F, T]
         return f"at length {count}: {problem}"
     return "yes"

@@ -10,7 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-CLASSES, ROWS, LENGTH, WORDS = 10, 7, 16, 120
+CLASSES = 10
+ROWS = 7
+LENGTH = 16
+WORDS = 120
 SIZES = {  # of images, where 64 pixels will not do
     "inception_v3": 96,
     "swinv2_cr_tiny_224": 224,
@@ -50,14 +53,33 @@ BERT = {
     "eos_token_id": 2,
 }
 TEXT: dict[str, dict[str, Any]] = {
-    "DistilBert": {"vocab_size": WORDS, "dim": 32, "n_layers": 4, "n_heads": 4, "hidden_dim": 48, "pad_token_id": 1},
+    "DistilBert": {
+        "vocab_size": WORDS,
+        "dim": 32,
+        "n_layers": 4,
+        "n_heads": 4,
+        "hidden_dim": 48,
+        "pad_token_id": 1,
+    },
     "Albert": {**BERT, "embedding_size": 16, "num_hidden_groups": 4},
     "Albert-shared": {**BERT, "embedding_size": 16, "num_hidden_groups": 1},
     "Electra": {**BERT, "embedding_size": 16},
     "ConvBert": {**BERT, "embedding_size": 16, "conv_kernel_size": 3},
     "Deberta": {**BERT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"]},
-    "DebertaV2": {**BERT, "relative_attention": True, "pos_att_type": ["c2p", "p2c"], "position_buckets": 8},
-    "Funnel": {"vocab_size": WORDS, "block_sizes": [2, 2, 2], "d_model": 32, "n_head": 4, "d_head": 8, "d_inner": 48},
+    "DebertaV2": {
+        **BERT,
+        "relative_attention": True,
+        "pos_att_type": ["c2p", "p2c"],
+        "position_buckets": 8,
+    },
+    "Funnel": {
+        "vocab_size": WORDS,
+        "block_sizes": [2, 2, 2],
+        "d_model": 32,
+        "n_head": 4,
+        "d_head": 8,
+        "d_inner": 48,
+    },
     "SqueezeBert": {**BERT, "embedding_size": 32, "q_groups": 2, "k_groups": 2, "v_groups": 2},
     "MobileBert": {**BERT, "embedding_size": 16, "intra_bottleneck_size": 16},
     "RemBert": {**BERT, "input_embedding_size": 16},
@@ -71,8 +93,22 @@ TEXT: dict[str, dict[str, Any]] = {
         "pad_index": 1,
         "max_position_embeddings": 64,
     },
-    "GPT2": {"vocab_size": WORDS, "n_embd": 32, "n_layer": 4, "n_head": 4, "n_positions": 64, "pad_token_id": 1},
-    "XLNet": {"vocab_size": WORDS, "d_model": 32, "n_layer": 4, "n_head": 4, "d_inner": 48, "pad_token_id": 1},
+    "GPT2": {
+        "vocab_size": WORDS,
+        "n_embd": 32,
+        "n_layer": 4,
+        "n_head": 4,
+        "n_positions": 64,
+        "pad_token_id": 1,
+    },
+    "XLNet": {
+        "vocab_size": WORDS,
+        "d_model": 32,
+        "n_layer": 4,
+        "n_head": 4,
+        "d_inner": 48,
+        "pad_token_id": 1,
+    },
     "T5": {
         "vocab_size": WORDS,
         "d_model": 32,
@@ -96,14 +132,27 @@ IMAGES: dict[str, dict[str, Any]] = {
     "ViT": _VIT,
     "Dinov2": {**_VIT, "mlp_ratio": 2},
     "Beit": _VIT,
-    "Swin": {"image_size": 32, "patch_size": 2, "embed_dim": 16, "depths": [1, 1, 2], "num_heads": [2, 4, 4]},
-    "ResNet": {"embedding_size": 16, "hidden_sizes": [16, 32, 48, 64], "depths": [1, 1, 2, 1], "layer_type": "basic"},
+    "Swin": {
+        "image_size": 32,
+        "patch_size": 2,
+        "embed_dim": 16,
+        "depths": [1, 1, 2],
+        "num_heads": [2, 4, 4],
+    },
+    "ResNet": {
+        "embedding_size": 16,
+        "hidden_sizes": [16, 32, 48, 64],
+        "depths": [1, 1, 2, 1],
+        "layer_type": "basic",
+    },
 }
 IMAGES["Swin"]["window_size"] = 4
 
 
 def build(name: str) -> tuple[nn.Module, Any]:
-    """A model of the list in eval mode, and seven rows for it. Raises ImportError where its package is missing."""
+    """A model of the list in eval mode, and seven rows for it. Raises ImportError where its package
+    is missing.
+    """
     library, _, short = name.partition(":")
     torch.manual_seed(0)
     if library == "odd":
@@ -116,14 +165,20 @@ def build(name: str) -> tuple[nn.Module, Any]:
 
 
 def unsettled(model: nn.Module, example: Any) -> nn.Module:
-    """The model in eval mode with noise on everything: no scale is one, no shift zero, no statistic at its default.
+    """The model in eval mode with noise on everything: no scale is one, no shift zero, no statistic
+    at its default.
 
-    Statistics are first those of the example, or some models would say the same for every row; then they are moved.
+    Statistics are first those of the example, or some models would say the same for every row; then
+    they are moved.
     """
-    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    norms = [
+        module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)
+    ]
     with torch.no_grad():
         for value in model.parameters():
-            value += torch.randn_like(value) * (0.1 if value.dim() < 2 else 0.5 / value[0].numel() ** 0.5)
+            value += torch.randn_like(value) * (
+                0.1 if value.dim() < 2 else 0.5 / value[0].numel() ** 0.5
+            )
         model.eval()
         for norm in norms:
             norm.train().momentum = 1.0
@@ -149,13 +204,15 @@ def _vision(library: str, name: str) -> tuple[nn.Module, Tensor]:
 
 def _transformer(name: str) -> tuple[nn.Module, dict[str, Tensor]]:
     without_compiled_operations()
-    library, kind = importlib.import_module("transformers"), name.removesuffix("-shared")
+    library = importlib.import_module("transformers")
+    kind = name.removesuffix("-shared")
     image = name in IMAGES
     options = IMAGES[name] if image else TEXT.get(name, BERT)
     config = getattr(library, f"{kind}Config")(num_labels=CLASSES, **options)
     model = getattr(library, f"{kind}For{'Image' if image else 'Sequence'}Classification")(config)
     if image:
-        size, channels = getattr(config, "image_size", 32), config.num_channels
+        size = getattr(config, "image_size", 32)
+        channels = config.num_channels
         return model, {"pixel_values": torch.randn(ROWS, channels, size, size)}
     return model, _sentences(kind, config)
 
@@ -167,7 +224,10 @@ def _sentences(kind: str, config: Any) -> dict[str, Tensor]:
     words = torch.randint(5, WORDS, (ROWS, LENGTH))
     if kind in ("T5", "Bart"):
         words[torch.arange(ROWS), lengths - 1] = config.eos_token_id
-    found = {"input_ids": words.where(mask.bool(), torch.tensor(config.pad_token_id or 0)), "attention_mask": mask}
+    found = {
+        "input_ids": words.where(mask.bool(), torch.tensor(config.pad_token_id or 0)),
+        "attention_mask": mask,
+    }
     if kind == "FNet":
         del found["attention_mask"]  # it has none: its Fourier transform mixes padding in
     if kind == "LayoutLM":
@@ -178,12 +238,17 @@ def _sentences(kind: str, config: Any) -> dict[str, Tensor]:
 
 
 def without_compiled_operations() -> None:
-    """Let torchvision from PyPI be imported beside a CPU build of torch: its operations are declared, and never run."""
-    if {"torchvision"} & (_DECLARED.keys() | sys.modules.keys()) or importlib.util.find_spec("torchvision") is None:
+    """Let torchvision from PyPI be imported beside a CPU build of torch: its operations are
+    declared, and never run.
+    """
+    if {"torchvision"} & (_DECLARED.keys() | sys.modules.keys()) or importlib.util.find_spec(
+        "torchvision"
+    ) is None:
         return
     library = _DECLARED["torchvision"] = torch.library.Library("torchvision", "DEF")
     backward = [
-        f"_{name}_backward" for name in ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "deform_conv2d")
+        f"_{name}_backward"
+        for name in ("roi_align", "ps_roi_align", "roi_pool", "ps_roi_pool", "deform_conv2d")
     ]
     plain = [name[1:].removesuffix("_backward") for name in backward]
     for name in ("nms", "qnms", "qroi_align", *plain, *backward):

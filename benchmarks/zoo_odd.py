@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-WIDTH, CLASSES, ROWS = 12, 10, 7
+WIDTH = 12
+CLASSES = 10
+ROWS = 7
 
 
 def build(name: str) -> tuple[nn.Module, Tensor]:

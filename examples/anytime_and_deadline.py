@@ -11,7 +11,9 @@ import offramp as off
 torch.manual_seed(0)
 torch.set_num_threads(1)
 small = nn.Sequential(nn.Linear(64, 10))
-large = nn.Sequential(nn.Linear(64, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 10))
+large = nn.Sequential(
+    nn.Linear(64, 2048), nn.ReLU(), nn.Linear(2048, 2048), nn.ReLU(), nn.Linear(2048, 10)
+)
 net = off.ladder({"small": small, "large": large}).eval()
 x = torch.randn(256, 64)
 
@@ -23,4 +25,6 @@ for answers in runner.anytime(x):
 
 for deadline_ms in (0.0, 10_000.0):  # none at all, and all the time in the world
     why = runner(x, deadline_ms=deadline_ms).reasons()
-    print(f"deadline {deadline_ms:g} ms:", {reason: why.count(reason) for reason in sorted(set(why))})
+    print(
+        f"deadline {deadline_ms:g} ms:", {reason: why.count(reason) for reason in sorted(set(why))}
+    )

@@ -1,4 +1,5 @@
-"""Exits inside one trained net: cut it at two places, train the exits with a plain loop, promise, run.
+"""Exits inside one trained net: cut it at two places, train the exits with a plain loop, promise,
+run.
 
 python examples/cut_and_train.py
 """
@@ -11,7 +12,9 @@ import offramp as off
 torch.manual_seed(0)
 torch.set_num_threads(1)
 digits = off.rows("digits")
-train, held_out, test = (digits.select(slice(*ends)) for ends in ((0, 800), (800, 1500), (1500, 1797)))
+train, held_out, test = (
+    digits.select(slice(*ends)) for ends in ((0, 800), (800, 1500), (1500, 1797))
+)
 
 
 class Net(nn.Module):
@@ -35,7 +38,10 @@ def train_model(parameters, answers, epochs: int) -> None:
         for batch in train.batches(50):
             optimizer.zero_grad()
             y = torch.as_tensor(batch.y)
-            sum(nn.functional.cross_entropy(logits, y) for logits in answers(torch.as_tensor(batch.x))).backward()
+            sum(
+                nn.functional.cross_entropy(logits, y)
+                for logits in answers(torch.as_tensor(batch.x))
+            ).backward()
             optimizer.step()
 
 

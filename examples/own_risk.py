@@ -21,7 +21,15 @@ def brier_rise(outputs: np.ndarray, labels: np.ndarray, reference: int) -> np.nd
     return score - score[:, [reference]]
 
 
-risk = off.Risk("brier_rise", -2.0, 2.0, needs_labels=True, zero_at_reference=True, losses=brier_rise, reads="outputs")
+risk = off.Risk(
+    "brier_rise",
+    -2.0,
+    2.0,
+    needs_labels=True,
+    zero_at_reference=True,
+    losses=brier_rise,
+    reads="outputs",
+)
 
 
 class FirstHalf(nn.Module):

@@ -1,4 +1,5 @@
-"""Two trained nets, a promise, and a batch that skips the work: the whole of offramp on scikit-learn's digits.
+"""Two trained nets, a promise, and a batch that skips the work: the whole of offramp on
+scikit-learn's digits.
 
 python examples/two_nets.py
 """
@@ -11,7 +12,9 @@ import offramp as off
 torch.manual_seed(0)
 torch.set_num_threads(1)
 digits = off.rows("digits")
-train, held_out, test = (digits.select(slice(*ends)) for ends in ((0, 700), (700, 1400), (1400, 1797)))
+train, held_out, test = (
+    digits.select(slice(*ends)) for ends in ((0, 700), (700, 1400), (1400, 1797))
+)
 
 
 class Scale(nn.Module):
@@ -26,7 +29,8 @@ def train_model(model: nn.Module, epochs: int) -> nn.Module:
     optimizer = torch.optim.Adam(model.parameters(), 3e-3)
     for _ in range(epochs):
         for batch in train.batches(50):
-            x, y = Scale()(torch.as_tensor(batch.x)), torch.as_tensor(batch.y)
+            x = Scale()(torch.as_tensor(batch.x))
+            y = torch.as_tensor(batch.y)
             optimizer.zero_grad()
             nn.functional.cross_entropy(model(x), y).backward()
             optimizer.step()
@@ -34,7 +38,13 @@ def train_model(model: nn.Module, epochs: int) -> nn.Module:
 
 
 small = train_model(nn.Sequential(nn.Flatten(), nn.Linear(64, 10)), epochs=10)
-convolutions = (nn.Conv2d(1, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 64, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2))
+convolutions = (
+    nn.Conv2d(1, 32, 3, padding=1),
+    nn.ReLU(),
+    nn.Conv2d(32, 64, 3, padding=1),
+    nn.ReLU(),
+    nn.MaxPool2d(2),
+)
 large = train_model(nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(1024, 10)), epochs=15)
 
 net = off.ladder({"small": (small, Scale()), "large": (large, Scale())}).eval()

@@ -1,4 +1,6 @@
-"""`--data DIR`, the count of skipped tests on the last line, and the small things that many tests share."""
+"""`--data DIR`, the count of skipped tests on the last line, and the small things that many tests
+share.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of programs that tests start, beside other workers' tests
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # of programs that tests start, beside other workers' tests
 
 import pytest
 import torch
@@ -26,7 +30,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--data",
         metavar="DIR",
-        help="a folder with cifar10/*.parquet, mnist/ and weights/cifar10_resnet{20,32,56}.safetensors",
+        help="a folder with cifar10/*.parquet, mnist/ and "
+        "weights/cifar10_resnet{20,32,56}.safetensors",
     )
 
 

@@ -20,7 +20,8 @@ def drawn() -> dict[str, str | None]:
     for line in (errors.__doc__ or "").splitlines():
         match = re.match(r"^    ([│├└─ ]*)([A-Z]\w+)(\s|$)", line)
         if match:
-            depth, name = len(match[1]), match[2]
+            depth = len(match[1])
+            name = match[2]
             way = [step for step in way if step[0] < depth]
             found[name] = way[-1][1] if way else None
             way.append((depth, name))
@@ -50,5 +51,8 @@ def test_what_errors_carry():
     problem = NoSafePlan("no plan", smallest_level=0.2, never=never)
     assert (str(problem), problem.smallest_level, problem.never) == ("no plan", 0.2, never)
     missing = MissingExtra("pyarrow", "data", "reading parquet")
-    assert str(missing) == "reading parquet needs pyarrow, which is not installed; run: pip install 'offramp[data]'"
+    assert (
+        str(missing)
+        == "reading parquet needs pyarrow, which is not installed; run: pip install 'offramp[data]'"
+    )
     assert missing.extra == "data"

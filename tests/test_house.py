@@ -18,7 +18,9 @@ MODULES = house.modules()
 
 def in_a_fresh_python(code: str) -> object:
     """What a program prints as JSON, run by a new interpreter."""
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -30,12 +32,18 @@ def test_law_1_imports_go_down_or_stay(module):
     floor = house.FLOOR[room]
     for other in house.imports(MODULES[module]):
         there = house.FLOOR[house.room(other)]
-        assert there < floor or house.room(other) == room, f"{module} [{floor}] imports {other} [{there}]"
+        assert there < floor or house.room(other) == room, (
+            f"{module} [{floor}] imports {other} [{there}]"
+        )
 
 
 def test_law_1_few_arrows():
     """The drawing stays calm: few arrows between packages, few entries at the top."""
-    arrows = {(house.room(name), house.room(other)) for name in MODULES for other in house.imports(MODULES[name])}
+    arrows = {
+        (house.room(name), house.room(other))
+        for name in MODULES
+        for other in house.imports(MODULES[name])
+    }
     assert len([arrow for arrow in arrows if arrow[0] != arrow[1]]) <= 140
     marks = ("__pycache__", "__main__.py", "py.typed")  # which Python and type checkers look for
     assert len([entry for entry in house.HOUSE.iterdir() if entry.name not in marks]) <= 29
@@ -45,19 +53,31 @@ def test_law_1_no_circle():
     assert house.circle() is None
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if house.room(name) not in house.SHELVES])
+@pytest.mark.parametrize(
+    "module", [name for name in MODULES if house.room(name) not in house.SHELVES]
+)
 def test_law_1_the_spine_reaches_shelves_by_name(module):
-    shelved = {other for other in house.imports(MODULES[module]) if house.room(other) in house.SHELVES}
+    shelved = {
+        other for other in house.imports(MODULES[module]) if house.room(other) in house.SHELVES
+    }
     assert not shelved, f"{module} imports {shelved}; use offramp._support.find"
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if house.room(name) in house.SHELVES and "._" not in name])
+@pytest.mark.parametrize(
+    "module", [name for name in MODULES if house.room(name) in house.SHELVES and "._" not in name]
+)
 def test_law_1_a_file_on_a_shelf_says_what_it_offers(module):
-    """Find offers the names in `__all__` and nothing else; each of them is made in that very file."""
+    """Find offers the names in `__all__` and nothing else; each of them is made in that very
+    file.
+    """
     if "." not in module:
         return  # the package of a shelf
     tree = house.parsed(MODULES[module])
-    lists = [node for node in tree.body if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"]
+    lists = [
+        node
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ]
     assert len(lists) == 1, f"{module} has no __all__"
     offered = ast.literal_eval(lists[0].value)
     made = {node.name for node in tree.body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
@@ -75,7 +95,12 @@ print(json.dumps([names, [name for name in sys.modules if name.split(".")[:1] ==
 """
     names, loaded, torch = in_a_fresh_python(code)
     assert "margin" in names["gates"]
-    assert sorted(loaded) == ["offramp", "offramp._support", "offramp._support.find", "offramp.errors"]
+    assert sorted(loaded) == [
+        "offramp",
+        "offramp._support",
+        "offramp._support.find",
+        "offramp.errors",
+    ]
     assert not torch
 
 
@@ -107,7 +132,9 @@ print(json.dumps([name for name in sys.modules if name.startswith(("offramp.", "
 HEAVY = ("torch", "numpy", "scipy", "sympy")
 
 
-@pytest.mark.parametrize("words", [["--help"], ["calibrate", "--help"], ["compare", "--help"], ["--version"]])
+@pytest.mark.parametrize(
+    "words", [["--help"], ["calibrate", "--help"], ["compare", "--help"], ["--version"]]
+)
 def test_law_2_help_loads_nothing_heavy(words):
     code = f"""
 import contextlib, io, json, sys
@@ -137,7 +164,11 @@ print(json.dumps([name for name in ("scipy", "sympy") if name in sys.modules]))
 
 @pytest.mark.parametrize("submodules_first", [False, True])
 def test_law_3_names_on_the_face_stay_what_they_are(submodules_first):
-    names = [f"offramp.{name}" for name in MODULES if name not in ("", "__main__") and ".__main__" not in name]
+    names = [
+        f"offramp.{name}"
+        for name in MODULES
+        if name not in ("", "__main__") and ".__main__" not in name
+    ]
     code = f"""
 import importlib, json, offramp
 def submodules():
@@ -169,7 +200,12 @@ def test_law_3_the_face_has_the_verbs_and_what_is_subclassed():
     verbs = "fit record calibrate check inspect open run bench export report compare"
     helpers = "make_model make_preprocess rows rows_needed save load"
     classes = "Engine Exit Fork Leave Gate Layer Network Phase Plan Recipe Risk Runner Trace"
-    assert set(offramp.__all__) == {*builders.split(), *verbs.split(), *helpers.split(), *classes.split()}
+    assert set(offramp.__all__) == {
+        *builders.split(),
+        *verbs.split(),
+        *helpers.split(),
+        *classes.split(),
+    }
 
 
 def test_law_3_the_type_checker_sees_the_same_face():
@@ -201,9 +237,14 @@ def test_law_4_choose_is_the_only_rule_that_runs(module):
     for node in ast.walk(tree):
         if isinstance(node, ast.Compare) and any(isinstance(op, orders) for op in node.ops):
             text = ast.unparse(node)
-            assert "BAND" in text.upper() or not ("score" in text or "threshold" in text), f"{module}: {text}"
+            assert "BAND" in text.upper() or not ("score" in text or "threshold" in text), (
+                f"{module}: {text}"
+            )
     if module in ("runtime.running", "plans.trace"):
-        assert any(isinstance(node, ast.Call) and ast.unparse(node.func) == "choose" for node in ast.walk(tree))
+        assert any(
+            isinstance(node, ast.Call) and ast.unparse(node.func) == "choose"
+            for node in ast.walk(tree)
+        )
 
 
 def test_law_5_no_drawers():
@@ -227,7 +268,9 @@ e = 1 if a else 2
 
 def test_density_counts_what_it_says():
     found = density.density_of(DENSE + "f = " + "1" * density.WIDE + "\n")
-    assert found == density.Density(lines=7, comments=2, comprehensions=3, nested=2, fused=1, conditional=1, wide=1)
+    assert found == density.Density(
+        lines=7, comments=2, comprehensions=3, nested=2, fused=1, conditional=1, wide=1
+    )
     assert found.per_hundred("comments") == pytest.approx(200 / 7)
     assert (found + found).lines == 14
 

@@ -22,7 +22,9 @@ def built():
     torch.manual_seed(0)
     yield templates.high_low(linear(), linear(), linear(), linear(3), example=X)
     yield templates.cascade([linear(), linear(), linear(3)], example=X, exit="linear")
-    yield templates.chain(linear(), [{"skip": None, "light": linear(), "heavy": linear()}] * 2, linear(3), example=X)
+    yield templates.chain(
+        linear(), [{"skip": None, "light": linear(), "heavy": linear()}] * 2, linear(3), example=X
+    )
     groups = {"animals": {"few": linear(3), "many": linear(3)}, "things": {"one": linear(3)}}
     yield templates.hierarchy(linear(), groups, example=X)
 
@@ -41,7 +43,9 @@ def test_their_shapes():
 def test_both_recipes_train_them_and_they_run(recipe):
     for net in built():
         off.fit(net, (X, Y), recipe=recipe, progress=False)
-        trace = off.record(net, (torch.randn(60, 5), torch.arange(60) % 3), timed=False, progress=False)
+        trace = off.record(
+            net, (torch.randn(60, 5), torch.arange(60) % 3), timed=False, progress=False
+        )
         plan = off.calibrate(trace, budget=1.0)
         done = trace.replay(plan)
         assert trace.price(plan).mean <= trace.price(plan).plain * (1 + 1e-9)

@@ -32,9 +32,10 @@ def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         inside = set(archive.namelist())
     sources = (ROOT / "src").rglob("*")
-    files = {
-        str(file.relative_to(ROOT / "src")) for file in sources if file.is_file() and "__pycache__" not in file.parts
-    }
+    files = set()
+    for file in sources:
+        if file.is_file() and "__pycache__" not in file.parts:
+            files.add(str(file.relative_to(ROOT / "src")))
     assert {name for name in files if not name.endswith(".pyc")} <= inside
     assert not any(name.startswith("tests/") for name in inside)
 
@@ -47,10 +48,14 @@ def test_the_wheel_installs_and_runs(wheel: Path, tmp_path: Path) -> None:
     install = [python, "-m", "pip", "install", "--quiet", "--no-deps", str(wheel)]
     subprocess.run(install, check=True, timeout=900)
     packages = next(Path(entry) for entry in sys.path if entry.endswith("site-packages"))
-    (next((environment / "lib").glob("python3*")) / "site-packages" / "borrowed.pth").write_text(f"{packages}\n")
+    (next((environment / "lib").glob("python3*")) / "site-packages" / "borrowed.pth").write_text(
+        f"{packages}\n"
+    )
     alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     code = "import offramp; print(offramp.__version__, offramp.__file__)"
-    said = subprocess.run([python, "-c", code], cwd=tmp_path, env=alone, capture_output=True, text=True, check=True)
+    said = subprocess.run(
+        [python, "-c", code], cwd=tmp_path, env=alone, capture_output=True, text=True, check=True
+    )
     assert said.stdout.startswith(offramp.__version__)
     assert str(environment) in said.stdout
     command = [environment / "bin" / "offramp", "--help"]

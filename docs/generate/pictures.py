@@ -2,9 +2,9 @@
 
 python docs/generate/pictures.py DATA     (DATA: the folder that `python benchmarks/fetch.py DATA all` fills)
 
-The frontier: the ladder of ResNet-20 and ResNet-56 on CIFAR-10. Every budget's plan is chosen on rows 1,000-4,999 and
-drawn on rows 5,000-9,999. Three networks alone are beside it. The report: of the certified plan of the README, as a
-browser with Chromium shows it.
+The frontier: the ladder of ResNet-20 and ResNet-56 on CIFAR-10. Every budget's plan is chosen on
+rows 1,000-4,999 and drawn on rows 5,000-9,999. Three networks alone are beside it. The report: of
+the certified plan of the README, as a browser with Chromium shows it.
 """
 
 from __future__ import annotations
@@ -47,15 +47,21 @@ def alone(trace: off.Trace) -> dict[str, tuple[float, float]]:
     """Cost as a share of ResNet-56, and accuracy on the test rows, of each network alone."""
     points = {}
     for name in MODELS:
-        found = trace.evaluate(off.Plan(thresholds={}, max_exit=name))  # all rows are answered here, and no gate is run
+        found = trace.evaluate(
+            off.Plan(thresholds={}, max_exit=name)
+        )  # all rows are answered here, and no gate is run
         points[name] = (found.prices[0].mean / found.prices[0].plain, found.accuracy)
     return points
 
 
-def frontier(trace: off.Trace, certified: off.Plan, networks: dict[str, tuple[float, float]]) -> None:
+def frontier(
+    trace: off.Trace, certified: off.Plan, networks: dict[str, tuple[float, float]]
+) -> None:
     """Accuracy against cost: budgets, the certified plan, networks alone."""
-    calibration, test = trace[1000:5000], trace[5000:]
-    costs, accuracies = [], []
+    calibration = trace[1000:5000]
+    test = trace[5000:]
+    costs = []
+    accuracies = []
     for budget in BUDGETS:
         found = test.evaluate(off.calibrate(calibration, budget=budget))
         costs.append(found.prices[0].mean / found.prices[0].plain)
@@ -63,12 +69,31 @@ def frontier(trace: off.Trace, certified: off.Plan, networks: dict[str, tuple[fl
     found = test.evaluate(certified)
     mean = found.prices[0].mean / found.prices[0].plain
     _, axes = plt.subplots(figsize=(7, 4), dpi=150)
-    axes.plot(costs, accuracies, marker="o", markersize=4, color="#00796b", label="ladder of ResNet-20 and ResNet-56")
-    axes.plot([mean], [100 * found.accuracy], "*", markersize=15, color="#e65100", label="certified: gap <= 0.5 points")
+    axes.plot(
+        costs,
+        accuracies,
+        marker="o",
+        markersize=4,
+        color="#00796b",
+        label="ladder of ResNet-20 and ResNet-56",
+    )
+    axes.plot(
+        [mean],
+        [100 * found.accuracy],
+        "*",
+        markersize=15,
+        color="#e65100",
+        label="certified: gap <= 0.5 points",
+    )
     for name, (cost, share) in networks.items():
         axes.plot([cost], [100 * share], "s", color="#546e7a")
-        side = {"xytext": (-8, 6), "ha": "right"} if cost > 0.9 else {"xytext": (8, -3), "ha": "left"}
-        axes.annotate(f"{name} alone", (cost, 100 * share), textcoords="offset points", fontsize=8, **side)
+        if cost > 0.9:
+            side = {"xytext": (-8, 6), "ha": "right"}
+        else:
+            side = {"xytext": (8, -3), "ha": "left"}
+        axes.annotate(
+            f"{name} alone", (cost, 100 * share), textcoords="offset points", fontsize=8, **side
+        )
     axes.set_xlabel("mean cost of an image, as a share of ResNet-56 (multiply-adds)")
     axes.set_ylabel("accuracy, %")
     axes.set_title("CIFAR-10, 5,000 test images that chose nothing", fontsize=10)
@@ -85,7 +110,14 @@ def screenshot(page: Path, picture: Path) -> None:
         raise SystemExit("no Chromium: install it to draw report.png")
     window = f"--window-size={SIZE[0]},{SIZE[1]}"
     wait = "--virtual-time-budget=8000"
-    options = ["--headless=new", "--no-sandbox", "--hide-scrollbars", window, wait, f"--screenshot={picture}"]
+    options = [
+        "--headless=new",
+        "--no-sandbox",
+        "--hide-scrollbars",
+        window,
+        wait,
+        f"--screenshot={picture}",
+    ]
     subprocess.run([browser, *options, page.as_uri()], check=True, capture_output=True)
     Image.open(picture).convert("P", palette=Image.Palette.ADAPTIVE).save(picture, optimize=True)
 

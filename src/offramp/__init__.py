@@ -5,14 +5,16 @@
     plan  = off.calibrate(trace, risk="accuracy_gap", at_most=0.005)
     y     = off.run(net, plan, x)                  # y.logits, y.exit, y.why, in the order of x
 
-Errors live in `offramp.errors`. Importing this imports no torch: each name is loaded when it is first used.
+Errors live in `offramp.errors`. Importing this imports no torch: each name is loaded when it is
+first used.
 """
 
 from __future__ import annotations
 
 import importlib
 
-TYPE_CHECKING = False  # that of typing, which takes a moment to import, and Ctrl-C in it would end in a traceback
+# that of typing, which takes a moment to import, and Ctrl-C in it would end in a traceback
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
@@ -107,7 +109,9 @@ __all__ = sorted(_HOMES)
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'offramp' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'offramp' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     found = getattr(importlib.import_module(f"offramp.{_HOMES[name]}"), name)
     globals()[name] = found
     return found

@@ -1,7 +1,8 @@
 """What you subclass, in one place; the kit in `offramp.testing` checks each of them.
 
     Exit      a classifier after a segment         off.cut(model, exits={...}), net.with_exit(node, exit)
-              (`Pools` and `Hands` are what an exit may do besides: pool first, hand on more than its answer)
+              (`Pools` and `Hands` are what an exit may do besides: pool first, hand on more than
+              its answer)
     Gate      a score per row, to leave or go on   off.cut(model, gate=...), net.with_gates({node: gate})
     Seen      what an exit or a gate looks at      the argument of both
     Recipe    a way to train                       off.fit(net, data, recipe=...)
@@ -59,7 +60,9 @@ __all__ = sorted(_HOMES)
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
-        raise AttributeError(f"module 'offramp.contracts' has no attribute {name!r}; it has {', '.join(__all__)}")
+        raise AttributeError(
+            f"module 'offramp.contracts' has no attribute {name!r}; it has {', '.join(__all__)}"
+        )
     found = getattr(importlib.import_module(f"offramp.{_HOMES[name]}"), name)
     globals()[name] = found
     return found

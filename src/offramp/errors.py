@@ -70,7 +70,9 @@ class DearFirst(OfframpWarning):
 
 
 class NoisyTimings(OfframpWarning):
-    """The same call's milliseconds lay far apart while they were measured: prices in them may be far off."""
+    """The same call's milliseconds lay far apart while they were measured: prices in them may be
+    far off.
+    """
 
 
 class Notice(OfframpWarning):
@@ -135,8 +137,9 @@ class Diverged(OfframpError):
 class NoSafePlan(OfframpError):
     """No plan keeps the promise on these rows.
 
-    `smallest_level` is the smallest level in sight, found by looking at these very rows: certify it on
-    fresh ones (None when not even that was in sight). `never` is the plan in which no sample leaves early.
+    `smallest_level` is the smallest level in sight, found by looking at these very rows: certify it
+    on fresh ones (None when not even that was in sight). `never` is the plan in which no sample
+    leaves early.
     """
 
     def __init__(self, message: str, *, smallest_level: float | None, never: Plan) -> None:
@@ -153,5 +156,8 @@ class MissingExtra(OfframpError, ImportError):
     """An optional dependency that is not installed."""
 
     def __init__(self, package: str, extra: str, what_for: str) -> None:
-        super().__init__(f"{what_for} needs {package}, which is not installed; run: pip install 'offramp[{extra}]'")
+        super().__init__(
+            f"{what_for} needs {package}, which is not installed; run: pip install "
+            f"'offramp[{extra}]'"
+        )
         self.extra = extra

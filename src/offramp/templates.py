@@ -1,7 +1,7 @@
 """The four layouts of D2NN (Liu and Deng, 2018, arXiv 1701.00299), each in a line.
 
-D2NN-style: the paper names the layouts, and its tables are not public. Train any of them with the recipes `d2nn` or
-`gumbel`.
+D2NN-style: the paper names the layouts, and its tables are not public. Train any of them with the
+recipes `d2nn` or `gumbel`.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ def high_low(
         The network, with the fork `capacity`.
     """
     return route(
-        [("trunk", trunk), Fork("capacity", {"low": low, "high": high}, gate), ("head", head)], example=example
+        [("trunk", trunk), Fork("capacity", {"low": low, "high": high}, gate), ("head", head)],
+        example=example,
     )
 
 
@@ -52,7 +53,8 @@ def cascade(
     exit: Any = "linear_grid",
     gate: GateLike = "controller",
 ) -> Network:
-    """Stages behind each other, with an exit after each but the last: reject or answer now, or go on.
+    """Stages behind each other, with an exit after each but the last: reject or answer now, or go
+    on.
 
     Args:
         stages: at least two; the last one answers.
@@ -111,11 +113,13 @@ def hierarchy(
     example: Any,
     gate: GateLike = "controller",
 ) -> Network:
-    """A coarse choice among groups of classes, and within each group among its experts. Every expert answers.
+    """A coarse choice among groups of classes, and within each group among its experts. Every
+    expert answers.
 
     Args:
         trunk: reads the input.
-        groups: by name the experts by name, the cheap ones first, each of which gives logits of all classes.
+        groups: by name the experts by name, the cheap ones first, each of which gives logits of all
+            classes.
         example: a batch.
         gate: chooses among groups, and among experts.
 

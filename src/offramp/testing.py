@@ -1,10 +1,12 @@
-"""The contracts as a test kit, for gates, exits, layers, engines and recipes: of this package and of other people.
+"""The contracts as a test kit, for gates, exits, layers, engines and recipes: of this package and
+of other people.
 
     from offramp.testing import check_gate, example_seen
     check_gate(MyGate(), example_seen())               # an AssertionError says in a sentence what is wrong
 
-Each check is a small function that can be run alone; `check_gate`, `check_exit`, `check_layer`, `check_engine` and
-`check_recipe` run all that there are for their kind. Logits are [B, C], scores [B].
+Each check is a small function that can be run alone; `check_gate`, `check_exit`, `check_layer`,
+`check_engine` and `check_recipe` run all that there are for their kind. Logits are [B, C], scores
+[B].
 """
 
 from __future__ import annotations
@@ -39,12 +41,18 @@ RowFunction = Callable[[Seen], Tensor]  # what is checked: scores or logits, one
 
 
 def example_seen(
-    rows: int = 16, classes: int = 5, reads: Sequence[str] = (), *, shape: Sequence[int] | None = None, seed: int = 0
+    rows: int = 16,
+    classes: int = 5,
+    reads: Sequence[str] = (),
+    *,
+    shape: Sequence[int] | None = None,
+    seed: int = 0,
 ) -> Seen:
-    """Something to look at: features, own logits and earlier logits, with ties and a row of large logits.
+    """Something to look at: features, own logits and earlier logits, with ties and a row of large
+    logits.
 
-    shape: of one row's features; without it they are logits, as at the end of a model. reads: exits, and inputs, which
-    are masks of ragged lengths.
+    shape: of one row's features; without it they are logits, as at the end of a model. reads:
+    exits, and inputs, which are masks of ragged lengths.
     """
     draw = torch.Generator().manual_seed(seed)
 
@@ -64,21 +72,31 @@ def _ragged(rows: int, length: int) -> Tensor:
     return (torch.arange(length) <= torch.arange(rows)[:, None] % length).long()
 
 
-def check_gate(gate: Gate, seen: Seen, rebuild: Callable[[Mapping[str, Any]], Gate] | None = None) -> None:
-    """All that a gate must do. `rebuild` makes it again from its config; without it that is not checked."""
+def check_gate(
+    gate: Gate, seen: Seen, rebuild: Callable[[Mapping[str, Any]], Gate] | None = None
+) -> None:
+    """All that a gate must do. `rebuild` makes it again from its config; without it that is not
+    checked.
+    """
     check_reads(gate, seen)
     scores = gate.score(seen)
     check_shape(scores, (len(seen.features),), "scores")
     check_float(scores, "scores")
-    assert not scores.isnan().any(), "the gate gave NaN for finite logits; NaN is for rows that must not leave"
+    assert not scores.isnan().any(), (
+        "the gate gave NaN for finite logits; NaN is for rows that must not leave"
+    )
     _check_rows(gate, gate.score, seen)
     check_rows_of_nan(lambda some: grade(gate, some, _own(some)), seen)
     if rebuild is not None:
         check_config(gate, gate.score, seen, rebuild)
 
 
-def check_exit(exit_: Exit, seen: Seen, rebuild: Callable[[Mapping[str, Any]], Exit] | None = None) -> None:
-    """All that an exit must do. `rebuild` makes it again from its config; without it that is not checked."""
+def check_exit(
+    exit_: Exit, seen: Seen, rebuild: Callable[[Mapping[str, Any]], Exit] | None = None
+) -> None:
+    """All that an exit must do. `rebuild` makes it again from its config; without it that is not
+    checked.
+    """
     check_reads(exit_, seen)
     seen = replace(seen, own=None)
     logits = answer(exit_, seen, type(exit_).__name__)
@@ -86,7 +104,9 @@ def check_exit(exit_: Exit, seen: Seen, rebuild: Callable[[Mapping[str, Any]], E
     check_float(logits, "logits")
     assert logits.isfinite().all(), "the exit gave logits that are not finite for finite features"
     if isinstance(exit_, Hands):
-        check_close(exit_.both(seen)[0], exit_(seen), "the logits that `both` and that `forward` gave")
+        check_close(
+            exit_.both(seen)[0], exit_(seen), "the logits that `both` and that `forward` gave"
+        )
         _check_rows(exit_, lambda some: exit_.both(some)[1], seen)
     if isinstance(exit_, Pools):
         pooled = replace(seen, features=pooled_by(exit_, seen.features, seen.inputs))
@@ -98,7 +118,9 @@ def check_exit(exit_: Exit, seen: Seen, rebuild: Callable[[Mapping[str, Any]], E
 
 
 def check_engine(engine: Engine, network: Network, x: Tensor) -> None:
-    """An engine says what it is, its parts give what the network gives, for any batch, and say truly what they read."""
+    """An engine says what it is, its parts give what the network gives, for any batch, and say
+    truly what they read.
+    """
     check_said(engine)
     schedule = full_schedule(network.topology)
     parts: Sequence[EngineStage] = engine.open(network, schedule, network.device())
@@ -111,9 +133,17 @@ def check_engine(engine: Engine, network: Network, x: Tensor) -> None:
                 missing = set(part.reads) - state.keys()
                 assert not missing, f"part {name!r} reads {missing}, which nothing before it gives"
                 part.call(state)
-                check_close(state[name + LOGITS], logits, f"logits of {name!r}, in the engine and in the network,")
+                check_close(
+                    state[name + LOGITS],
+                    logits,
+                    f"logits of {name!r}, in the engine and in the network,",
+                )
                 if score is not None:
-                    check_close(state[name + SCORE], score, f"scores of {name!r}, in the engine and in the network,")
+                    check_close(
+                        state[name + SCORE],
+                        score,
+                        f"scores of {name!r}, in the engine and in the network,",
+                    )
 
 
 def check_layer(
@@ -132,13 +162,20 @@ def check_layer(
     before = copy.deepcopy(dense.state_dict())
     layer = kind.from_layer(dense, **options)
     for key, value in dense.state_dict().items():
-        assert torch.equal(value, before[key]), f"from_layer changed {key!r} of what it replaces; copy it"
-    shared = {value.data_ptr() for value in dense.parameters()} & {value.data_ptr() for value in layer.parameters()}
+        assert torch.equal(value, before[key]), (
+            f"from_layer changed {key!r} of what it replaces; copy it"
+        )
+    shared = {value.data_ptr() for value in dense.parameters()} & {
+        value.data_ptr() for value in layer.parameters()
+    }
     assert not shared, "it shares weights with what it replaces: training one would train the other"
-    assert not any(part.training for part in layer.modules()), "it must be in the mode of what it replaces, eval mode"
+    assert not any(part.training for part in layer.modules()), (
+        "it must be in the mode of what it replaces, eval mode"
+    )
     seen = Seen(torch.randn(ROWS, *shape, generator=draw), {})
     with torch.no_grad():
-        want, got = dense(seen.features), layer(seen.features)
+        want = dense(seen.features)
+        got = layer(seen.features)
         check_shape(got, tuple(want.shape), "what the layer gives")
         check_float(got, "what the layer gives")
         if same:
@@ -148,62 +185,92 @@ def check_layer(
 
 
 def check_cost(layer: Layer, shape: Sequence[int]) -> None:
-    """Its cost is a finite number of each kind, the same every time, and no less than what torch counts and stores."""
-    cost, counted = layer.cost(shape), dense_cost(layer, shape)
+    """Its cost is a finite number of each kind, the same every time, and no less than what torch
+    counts and stores.
+    """
+    cost = layer.cost(shape)
+    counted = dense_cost(layer, shape)
     assert cost == layer.cost(shape), "its cost differs from call to call"
     for name, figure in vars(cost).items():
-        assert math.isfinite(figure) and figure >= 0, f"its {name} is {figure}, expected a number of at least 0"  # noqa: PT018
+        assert math.isfinite(figure) and figure >= 0, (
+            f"its {name} is {figure}, expected a number of at least 0"
+        )
     assert cost.macs >= counted.macs * (1 - TOLERANCE), (
-        f"it says {cost.macs:g} MACs and runs {counted.macs:g}; what could be saved and is computed counts"
+        f"it says {cost.macs:g} MACs and runs {counted.macs:g}; what could be saved and is "
+        f"computed counts"
     )
     stored = sum(value.numel() * value.element_size() for value in layer.state_dict().values())
-    assert cost.stored_bytes >= stored, f"it says {cost.stored_bytes} bytes and stores {stored}; zeros count too"
+    assert cost.stored_bytes >= stored, (
+        f"it says {cost.stored_bytes} bytes and stores {stored}; zeros count too"
+    )
 
 
 def check_said(engine: Engine) -> None:
-    """What an engine says of itself has the types of the contract, and is the same when it is asked again."""
+    """What an engine says of itself has the types of the contract, and is the same when it is asked
+    again.
+    """
     assert isinstance(engine, Engine), f"{engine!r} is no offramp.contracts.Engine"
-    marks, training_rows = engine.marks(), engine.trained_on
+    marks = engine.marks()
+    training_rows = engine.trained_on
     texts = isinstance(marks, list) and all(isinstance(mark, str) for mark in marks)
     assert texts, f"marks() gave {marks!r}, expected a list of texts"
     version = engine.version()
     named = isinstance(version, str) and version != ""
-    assert named, f"version() gave {version!r}, expected a name, and a version if results differ between them"
-    first, again = engine.identity, engine.identity
+    assert named, (
+        f"version() gave {version!r}, expected a name, and a version if results differ between them"
+    )
+    first = engine.identity
+    again = engine.identity
     assert first == again, "its identity differs from call to call; a plan is held against it"
     for name, flag in (("compiles", engine.compiles), ("own_threads", engine.own_threads)):
         assert isinstance(flag, bool), f"{name} is {flag!r}, expected True or False"
-    digests = training_rows is None or (isinstance(training_rows, np.ndarray) and training_rows.dtype == np.uint64)
+    digests = training_rows is None or (
+        isinstance(training_rows, np.ndarray) and training_rows.dtype == np.uint64
+    )
     assert digests, f"trained_on is {training_rows!r}, expected digests of rows (uint64) or None"
 
 
 def check_bare(engine: Engine, network: Network, rows: State) -> None:
-    """The bare call of a network's only node runs, and again: it is the baseline of every timing."""
+    """The bare call of a network's only node runs, and again: it is the baseline of every
+    timing.
+    """
     call = engine.bare(network, full_schedule(network.topology), rows)(rows)
     assert callable(call), "bare() must give a function of inputs that returns the call to time"
     call()
     call()
 
 
-def check_recipe(make: Callable[[], Recipe], network_of: Callable[[], Network], data: Any, folder: Path) -> None:
-    """All that a recipe must do: `make` gives it, `network_of` the same seeded and untrained network every time.
+def check_recipe(
+    make: Callable[[], Recipe], network_of: Callable[[], Network], data: Any, folder: Path
+) -> None:
+    """All that a recipe must do: `make` gives it, `network_of` the same seeded and untrained
+    network every time.
 
     data: a toy set (x, y) that the network can learn. folder: a new one, for checkpoints.
     """
     net = network_of()
     check_what_is_trained(make(), net, data)
-    assert not net.untrained(), f"the recipe left {net.untrained()} as they were; every exit must be trained"
-    net = check_learns(make, network_of, data)  # the one before was prepared twice, the first time without a seed
-    again, after = network_of(), [network_of(), network_of()]
+    assert not net.untrained(), (
+        f"the recipe left {net.untrained()} as they were; every exit must be trained"
+    )
+    net = check_learns(
+        make, network_of, data
+    )  # the one before was prepared twice, the first time without a seed
+    again = network_of()
+    after = [network_of(), network_of()]
     history = fit(again, data, recipe=make(), batch_size=ROWS, progress=False)
     check_same(net, again, "two runs from the same seed")
-    late = 4 if any(epoch.step for epoch in history.epochs) else len(history.epochs)  # a phase that solves has one step
+    late = (
+        4 if any(epoch.step for epoch in history.epochs) else len(history.epochs)
+    )  # a phase that solves has one step
     for steps, other in zip((1, late), after, strict=True):
         check_resumes(make, other, again, data, folder / str(steps), steps)
 
 
 def check_what_is_trained(recipe: Recipe, network: Network, data: Any) -> None:
-    """Every loss is finite; parameters outside the phases, and all modes and wishes for gradients, stay."""
+    """Every loss is finite; parameters outside the phases, and all modes and wishes for gradients,
+    stay.
+    """
     recipe.prepare(network)
     trained = {id(value) for phase in recipe.phases(network) for value in phase.parameters}
     before = {name: value.detach().clone() for name, value in network.named_parameters()}
@@ -216,34 +283,55 @@ def check_what_is_trained(recipe: Recipe, network: Network, data: Any) -> None:
         kept = id(value) in trained or torch.equal(value, before[name])
         assert kept, f"parameter {name!r} changed and is in no phase"
         assert value.requires_grad == wishes[name], f"fit left requires_grad of {name!r} changed"
-    assert not any(part.training for part in network.modules()), "the network was left in training mode"
+    assert not any(part.training for part in network.modules()), (
+        "the network was left in training mode"
+    )
 
 
-def check_learns(make: Callable[[], Recipe], network_of: Callable[[], Network], data: Any) -> Network:
-    """Each trained exit answers more of the toy set right than before, or nine in ten. Returns the trained network."""
+def check_learns(
+    make: Callable[[], Recipe], network_of: Callable[[], Network], data: Any
+) -> Network:
+    """Each trained exit answers more of the toy set right than before, or nine in ten. Returns the
+    trained network.
+    """
     x, y = data
-    before, after = network_of(), network_of()
+    before = network_of()
+    after = network_of()
     fit(after, data, recipe=make(), batch_size=ROWS, progress=False)
     with torch.no_grad():
         for label, one, other in zip(after.topology.exit_labels, before(x), after(x), strict=True):
             name = label if label in after.topology.exits else label.rpartition("#")[0]
-            old, new = ((logits.argmax(1) == torch.as_tensor(y)).float().mean().item() for logits in (one, other))
+            old, new = (
+                (logits.argmax(1) == torch.as_tensor(y)).float().mean().item()
+                for logits in (one, other)
+            )
             if name in before.untrained():
-                assert new > old or new > 0.9, f"exit {name!r} answered {old:.0%} right before and {new:.0%} after"
+                assert new > old or new > 0.9, (
+                    f"exit {name!r} answered {old:.0%} right before and {new:.0%} after"
+                )
     return after
 
 
 def check_resumes(
-    make: Callable[[], Recipe], network: Network, whole: Network, data: Any, folder: Path, steps: int
+    make: Callable[[], Recipe],
+    network: Network,
+    whole: Network,
+    data: Any,
+    folder: Path,
+    steps: int,
 ) -> None:
-    """Stopped by Ctrl-C after some steps and resumed, it ends with the weights of a run that was never stopped."""
+    """Stopped by Ctrl-C after some steps and resumed, it ends with the weights of a run that was
+    never stopped.
+    """
     options: dict[str, Any] = {"batch_size": ROWS, "progress": False, "folder": folder}
     try:
         fit(network, data, recipe=stopping(make(), steps), **options)
     except KeyboardInterrupt:
         fit(network, data, recipe=make(), resume=True, **options)
     else:
-        raise AssertionError(f"the recipe has fewer than {steps} steps; give it a toy set that takes more")
+        raise AssertionError(
+            f"the recipe has fewer than {steps} steps; give it a toy set that takes more"
+        )
     check_same(network, whole, "a run that was stopped and resumed, and one that was not,")
 
 
@@ -251,12 +339,15 @@ def check_same(one: Network, other: Network, what: str) -> None:
     """Equal weights, bit for bit."""
     its = other.state_dict()
     different = [key for key, value in one.state_dict().items() if not torch.equal(value, its[key])]
-    assert not different, f"{what} differ in {different}; draw at random from torch's generator alone"
+    assert not different, (
+        f"{what} differ in {different}; draw at random from torch's generator alone"
+    )
 
 
 def stopping(recipe: Recipe, steps: int) -> Recipe:
     """The same recipe, during whose n-th step somebody presses Ctrl-C."""
-    kind, left = type(recipe), [steps]
+    kind = type(recipe)
+    left = [steps]
 
     def counted(name: str) -> Callable[..., Any]:
         def step(self: Recipe, *arguments: Any) -> Any:
@@ -268,7 +359,9 @@ def stopping(recipe: Recipe, steps: int) -> Recipe:
         return step
 
     made = copy.copy(recipe)
-    made.__class__ = type(kind.__name__, (kind,), {name: counted(name) for name in ("loss", "update", "solve")})
+    made.__class__ = type(
+        kind.__name__, (kind,), {name: counted(name) for name in ("loss", "update", "solve")}
+    )
     return made
 
 
@@ -287,42 +380,64 @@ def check_shape(got: Tensor, shape: tuple[int, ...], what: str) -> None:
 
 def check_float(got: Tensor, what: str) -> None:
     """Scores and logits are float32 where the network is."""
-    assert got.dtype == torch.float32, f"{what} are {got.dtype}, expected torch.float32 for float32 logits"
+    assert got.dtype == torch.float32, (
+        f"{what} are {got.dtype}, expected torch.float32 for float32 logits"
+    )
 
 
 def check_subset_invariance(call: RowFunction, seen: Seen) -> None:
-    """What a row gets does not depend on its batch-mates: it gets the same in half the batch, and alone."""
+    """What a row gets does not depend on its batch-mates: it gets the same in half the batch, and
+    alone.
+    """
     whole = call(seen)
     for rows in (torch.arange(0, len(whole), 2), torch.arange(1)):
-        check_close(call(taken(seen, rows)), whole[rows], "the values of a row in its batch and in a part of it")
+        check_close(
+            call(taken(seen, rows)),
+            whole[rows],
+            "the values of a row in its batch and in a part of it",
+        )
 
 
 def check_permutation_invariance(call: RowFunction, seen: Seen) -> None:
     """Shuffling the batch shuffles what it gets."""
     rows = torch.randperm(len(seen.features), generator=torch.Generator().manual_seed(1))
-    check_close(call(taken(seen, rows)), call(seen)[rows], "the values of a batch and of the same rows shuffled")
+    check_close(
+        call(taken(seen, rows)),
+        call(seen)[rows],
+        "the values of a batch and of the same rows shuffled",
+    )
 
 
 def check_determinism(call: RowFunction, seen: Seen) -> None:
     """Twice the same batch, twice the same."""
-    assert torch.equal(call(seen), call(seen)), "the same batch gave two different results; it may not draw at random"
+    assert torch.equal(call(seen), call(seen)), (
+        "the same batch gave two different results; it may not draw at random"
+    )
 
 
 def check_state_is_kept(part: nn.Module, call: RowFunction, seen: Seen) -> None:
     """Calling it changes neither it nor what it looked at."""
-    before, state = copy.deepcopy(seen), copy.deepcopy(part.state_dict())
+    before = copy.deepcopy(seen)
+    state = copy.deepcopy(part.state_dict())
     modes = [module.training for module in part.modules()]
     call(seen)
-    assert modes == [module.training for module in part.modules()], "calling it changed its training mode"
+    assert modes == [module.training for module in part.modules()], (
+        "calling it changed its training mode"
+    )
     for key, value in part.state_dict().items():
-        assert torch.equal(value, state[key]), f"calling it changed its own {key!r}; nothing is parked on modules"
+        assert torch.equal(value, state[key]), (
+            f"calling it changed its own {key!r}; nothing is parked on modules"
+        )
     for mine, old in zip(_tensors(seen), _tensors(before), strict=True):
-        assert torch.equal(mine, old), "calling it changed the logits or features that it was given, in place"
+        assert torch.equal(mine, old), (
+            "calling it changed the logits or features that it was given, in place"
+        )
 
 
 def check_rows_of_nan(call: RowFunction, seen: Seen) -> None:
     """A row of NaN or infinities breaks nothing, and leaves its batch-mates alone."""
-    clean, bad = call(seen), taken(seen, torch.arange(len(seen.features)))
+    clean = call(seen)
+    bad = taken(seen, torch.arange(len(seen.features)))
     for tensor in _tensors(bad):
         if tensor.is_floating_point():
             tensor[2], tensor[3] = torch.nan, torch.inf
@@ -330,21 +445,31 @@ def check_rows_of_nan(call: RowFunction, seen: Seen) -> None:
     check_close(call(bad)[others], clean[others], "the values of sound rows beside rows of NaN")
 
 
-def check_config(part: Gate | Exit, call: RowFunction, seen: Seen, rebuild: Callable[[Mapping[str, Any]], Any]) -> None:
+def check_config(
+    part: Gate | Exit, call: RowFunction, seen: Seen, rebuild: Callable[[Mapping[str, Any]], Any]
+) -> None:
     """Its config is plain data with a name, goes through JSON, and makes the same thing again."""
     plain = json.loads(json.dumps(part.config()))
     assert isinstance(plain, dict), f"config() gave {plain!r}, expected a dict of plain data"
-    assert isinstance(plain.get("name"), str), f"config() gave {plain!r}, expected the name on the shelf under 'name'"
+    assert isinstance(plain.get("name"), str), (
+        f"config() gave {plain!r}, expected the name on the shelf under 'name'"
+    )
     again = rebuild(plain)
-    assert json.loads(json.dumps(again.config())) == plain, "what was made from the config has another config"
+    assert json.loads(json.dumps(again.config())) == plain, (
+        "what was made from the config has another config"
+    )
     again.train(part.training).load_state_dict(part.state_dict())
     made = again.score if isinstance(again, Gate) else again
-    check_close(made(seen), call(seen), "the values of the original and of what was made from its config")
+    check_close(
+        made(seen), call(seen), "the values of the original and of what was made from its config"
+    )
 
 
 def check_close(got: Tensor, want: Tensor, what: str) -> None:
     """Equal up to the last bits, NaN and infinities included."""
-    same = got.shape == want.shape and torch.allclose(got, want, atol=TOLERANCE, rtol=TOLERANCE, equal_nan=True)
+    same = got.shape == want.shape and torch.allclose(
+        got, want, atol=TOLERANCE, rtol=TOLERANCE, equal_nan=True
+    )
     assert same, f"{what} differ: {got.tolist()} and {want.tolist()}"
 
 

@@ -47,7 +47,8 @@ def test_limits(limits, good, bad, says):
 
 
 @pytest.mark.parametrize(
-    "value", [True, False, np.True_, None, "0.05", "five", [0.05], 0.05j, np.array([0.05]), object()]
+    "value",
+    [True, False, np.True_, None, "0.05", "five", [0.05], 0.05j, np.array([0.05]), object()],
 )
 def test_what_is_no_number(value):
     with pytest.raises(InvalidArgument, match="level must be a number above 0 and below 1, got"):
@@ -55,7 +56,9 @@ def test_what_is_no_number(value):
 
 
 def test_a_hint_is_a_sentence_of_its_own():
-    with pytest.raises(InvalidArgument, match=r"^clip must be above 0, got 0\. None means no clipping\.$"):
+    with pytest.raises(
+        InvalidArgument, match=r"^clip must be above 0, got 0\. None means no clipping\.$"
+    ):
         require("clip", 0, above=0, hint="None means no clipping.")
 
 
@@ -123,10 +126,27 @@ def test_counts(value):
 
 @pytest.mark.parametrize(
     "value",
-    [0, -1, True, np.True_, 1.0, 1.5, math.nan, math.inf, "64", None, 1e30, 10**400, np.array([1, 64]), np.float32(2)],
+    [
+        0,
+        -1,
+        True,
+        np.True_,
+        1.0,
+        1.5,
+        math.nan,
+        math.inf,
+        "64",
+        None,
+        1e30,
+        10**400,
+        np.array([1, 64]),
+        np.float32(2),
+    ],
 )
 def test_what_is_no_count(value):
-    with pytest.raises(InvalidArgument, match="batch must be a whole number of at least 1, got") as caught:
+    with pytest.raises(
+        InvalidArgument, match="batch must be a whole number of at least 1, got"
+    ) as caught:
         require_count("batch", value)
     assert len(str(caught.value)) < 120
     with pytest.raises(InvalidArgument, match="seed must be a whole number from 0 to 5, got 6"):
@@ -143,7 +163,11 @@ def test_flags():
 
 def test_kinds():
     require_kind("the plan", Fraction(1, 2), Fraction, "from nowhere")
-    with pytest.raises(InvalidArgument, match=r"^the plan must be a Fraction, from nowhere; got a int$"):
+    with pytest.raises(
+        InvalidArgument, match=r"^the plan must be a Fraction, from nowhere; got a int$"
+    ):
         require_kind("the plan", 5, Fraction, "from nowhere")
-    with pytest.raises(InvalidArgument, match=r"got the text 'x\.json': load it first, with Fraction\.load"):
+    with pytest.raises(
+        InvalidArgument, match=r"got the text 'x\.json': load it first, with Fraction\.load"
+    ):
         require_kind("the plan", "x.json", Fraction, "from nowhere")

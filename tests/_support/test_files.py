@@ -66,7 +66,18 @@ def test_deep_documents(depth):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "{", "[]", "5", "null", '"a"', "{}", '{"schema": 5}', '{"schema": "a/b/c/d"}', '{"schema": "offramp/plan/1"}'],
+    [
+        "",
+        "{",
+        "[]",
+        "5",
+        "null",
+        '"a"',
+        "{}",
+        '{"schema": 5}',
+        '{"schema": "a/b/c/d"}',
+        '{"schema": "offramp/plan/1"}',
+    ],
 )
 def test_what_is_no_document(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
@@ -102,7 +113,9 @@ def test_arrays_come_back(tmp_path):
 
 def test_pickles_are_not_arrays(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    np.savez(tmp_path / "a.npz", **{files.HEADER: np.zeros(3, np.uint8), "x": np.array([Evil()], object)})
+    np.savez(
+        tmp_path / "a.npz", **{files.HEADER: np.zeros(3, np.uint8), "x": np.array([Evil()], object)}
+    )
     (tmp_path / "b.npz").write_bytes(pickle.dumps(Evil()))
     np.savez(tmp_path / "c.npz", x=np.zeros(3))
     np.save(tmp_path / "d.npy", np.zeros(3))
@@ -119,7 +132,9 @@ def test_pickles_are_not_arrays(tmp_path, monkeypatch):
 
 def test_tensors_come_back(tmp_path):
     tensors = {"a.b": torch.randn(2, 3), "count": torch.tensor(5), "half": torch.ones(2).bfloat16()}
-    write_tensors(tmp_path / "w.safetensors", {**tensors, "view": tensors["a.b"].T, "same": tensors["a.b"]})
+    write_tensors(
+        tmp_path / "w.safetensors", {**tensors, "view": tensors["a.b"].T, "same": tensors["a.b"]}
+    )
     again = read_tensors(tmp_path / "w.safetensors")
     assert again.keys() == tensors.keys() | {"view", "same"}
     for name, value in tensors.items():
@@ -182,6 +197,10 @@ except BadFile as problem:
     print(problem)
 """
     pytest.importorskip("resource")
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "w.safetensors")], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "w.safetensors")],
+        capture_output=True,
+        text=True,
+    )
     assert "make room" in done.stdout, done.stderr
     assert not [*tmp_path.iterdir()]

@@ -1,4 +1,6 @@
-"""Whatever happens to a file, only an OfframpError escapes, and no damaged file is taken for a sound one."""
+"""Whatever happens to a file, only an OfframpError escapes, and no damaged file is taken for a
+sound one.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ GOLDEN = Path(__file__).parents[1] / "golden"
 
 def damaged(data: bytes, rng: np.random.Generator) -> bytes:
     """Flipped bits, other bytes, a cut, a hole, a repeated piece, or zeros."""
-    kind, at = rng.integers(0, 6), int(rng.integers(0, len(data)))
+    kind = rng.integers(0, 6)
+    at = int(rng.integers(0, len(data)))
     size = int(rng.integers(1, 40))
     if kind == 0:
         return data[:at] + bytes([data[at] ^ (1 << rng.integers(0, 8))]) + data[at + 1 :]
@@ -50,8 +53,11 @@ def damaged(data: bytes, rng: np.random.Generator) -> bytes:
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("name", ["plan.json", "trace.npz"])
 def test_damaged_plans_and_traces(tmp_path, name, seed):
-    load, rng = {"plan.json": Plan.load, "trace.npz": Trace.load}[name], np.random.default_rng(seed)
-    sound, path, refused = (GOLDEN / name).read_bytes(), tmp_path / name, 0
+    load = {"plan.json": Plan.load, "trace.npz": Trace.load}[name]
+    rng = np.random.default_rng(seed)
+    sound = (GOLDEN / name).read_bytes()
+    path = tmp_path / name
+    refused = 0
     whole = load(GOLDEN / name)
     for _ in range(120):
         path.write_bytes(damaged(sound, rng))
@@ -64,14 +70,18 @@ def test_damaged_plans_and_traces(tmp_path, name, seed):
             assert again == whole  # white space, or a byte replaced by itself
         else:
             assert again.header == whole.header
-            assert all(again.columns[key].tobytes() == column.tobytes() for key, column in whole.columns.items())
+            assert all(
+                again.columns[key].tobytes() == column.tobytes()
+                for key, column in whole.columns.items()
+            )
     assert refused > 60
 
 
 @pytest.mark.parametrize("name", ["network.json", "weights.safetensors"])
 def test_damaged_networks(tmp_path, name):
     shutil.copytree(GOLDEN / "network", tmp_path / "net")
-    rng, refused = np.random.default_rng(0), 0
+    rng = np.random.default_rng(0)
+    refused = 0
     sound = (GOLDEN / "network" / name).read_bytes()
     whole = off.load(GOLDEN / "network").fingerprint()
     for _ in range(150):
@@ -85,7 +95,9 @@ def test_damaged_networks(tmp_path, name):
 
 @pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
 def test_damaged_weights(tmp_path, suffix):
-    path, rng, refused = tmp_path / f"w{suffix}", np.random.default_rng(1), 0
+    path = tmp_path / f"w{suffix}"
+    rng = np.random.default_rng(1)
+    refused = 0
     tensors = {"a.weight": torch.randn(3, 4), "a.bias": torch.zeros(3), "count": torch.tensor(7)}
     if suffix == ".pt":
         torch.save(tensors, path)
@@ -101,7 +113,9 @@ def test_damaged_weights(tmp_path, suffix):
     assert refused > 50
 
 
-@pytest.mark.parametrize("content", [b"", b"\0", b"PK\x03\x04", b"\x80\x04.", b"{" * 5000, bytes(100), b"\xff" * 64])
+@pytest.mark.parametrize(
+    "content", [b"", b"\0", b"PK\x03\x04", b"\x80\x04.", b"{" * 5000, bytes(100), b"\xff" * 64]
+)
 def test_what_was_never_ours(tmp_path, content):
     for name in ("plan.json", "trace.npz", "w.safetensors", "w.pt", "network.json"):
         (tmp_path / name).write_bytes(content)
@@ -123,21 +137,43 @@ ANYTHING = st.recursive(
         st.integers(),
         st.floats(),
         st.text(max_size=8),
-        st.sampled_from(["margin", "small", "inf", "nan", "Own", "os:getcwd", "offramp:resnet20", 10**400, -1, 1e39]),
+        st.sampled_from(
+            [
+                "margin",
+                "small",
+                "inf",
+                "nan",
+                "Own",
+                "os:getcwd",
+                "offramp:resnet20",
+                10**400,
+                -1,
+                1e39,
+            ]
+        ),
     ),
-    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=3), st.dictionaries(st.text(max_size=6), inner, max_size=3)
+    ),
     max_leaves=5,
 )
 
 
 def replaced(draw: st.DataObject, body: dict) -> dict:
-    """A copy of plain data in which one thing, anywhere, was dropped, renamed or replaced by anything."""
+    """A copy of plain data in which one thing, anywhere, was dropped, renamed or replaced by
+    anything.
+    """
     body = copy.deepcopy(body)
-    here, key = body, None
+    here = body
+    key = None
     while True:
         keys = list(here) if isinstance(here, dict) else list(range(len(here)))
         key = draw.draw(st.sampled_from(keys))
-        if not isinstance(here[key], dict | list) or not here[key] or draw.draw(st.integers(0, 3)) == 0:
+        if (
+            not isinstance(here[key], dict | list)
+            or not here[key]
+            or draw.draw(st.integers(0, 3)) == 0
+        ):
             break
         here = here[key]
     what = draw.draw(st.sampled_from(["replace", "replace", "replace", "drop", "double"]))
@@ -154,7 +190,9 @@ def body_of(text: str, kind: str) -> dict:
     return from_document(text, kind, 1, "golden")[1]
 
 
-many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+many = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @many

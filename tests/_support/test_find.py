@@ -29,7 +29,9 @@ def test_a_shelf_alone_never_imports_what_is_the_users():
         find.shelved("gates", "offramp.gates.confidence:margin")
 
 
-@pytest.mark.parametrize("wrong", ["no_such_module:a", "os:nothing", ":a", "os:", ".os:a", "..a:b", "os.path"])
+@pytest.mark.parametrize(
+    "wrong", ["no_such_module:a", "os:nothing", ":a", "os:", ".os:a", "..a:b", "os.path"]
+)
 def test_what_cannot_be_imported(wrong):
     with pytest.raises(InvalidArgument, match="module:attribute"):
         find.imported(wrong)

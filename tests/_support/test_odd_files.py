@@ -1,4 +1,6 @@
-"""Whatever stands at a path, or in a document, is read or refused in one sentence, and never waited for."""
+"""Whatever stands at a path, or in a document, is read or refused in one sentence, and never waited
+for.
+"""
 
 from __future__ import annotations
 
@@ -100,7 +102,10 @@ def test_a_file_without_end_is_not_read(tmp_path, reader):
     ids=lambda text: text[:12],
 )
 def test_settings_that_no_parser_likes(tmp_path, text):
-    whole = text + "\ncalibration = 'digits[0:5]'\ntest = 'digits[5:9]'\n[method.a]\nmodel = 'offramp:digits_small'\n"
+    whole = (
+        text + "\ncalibration = 'digits[0:5]'\ntest = 'digits[5:9]'\n[method.a]\nmodel = "
+        "'offramp:digits_small'\n"
+    )
     (tmp_path / "a.toml").write_text(whole, encoding="utf-8")
     with pytest.raises(OfframpError) as problem:
         read_settings(tmp_path / "a.toml")
@@ -109,7 +114,16 @@ def test_settings_that_no_parser_likes(tmp_path, text):
 
 @pytest.mark.parametrize(
     "value",
-    ["[" * 5000, "[" * 900 + "]" * 900, "9" * 5000, "NaN", '{"a": 1, "a": 2}', '"\\ud800"', "1e999", "-" * 50],
+    [
+        "[" * 5000,
+        "[" * 900 + "]" * 900,
+        "9" * 5000,
+        "NaN",
+        '{"a": 1, "a": 2}',
+        '"\\ud800"',
+        "1e999",
+        "-" * 50,
+    ],
     ids=lambda value: value[:8],
 )
 def test_documents_that_no_parser_likes(tmp_path, value):
@@ -134,7 +148,8 @@ ODD_TENSORS = {
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("name", ODD_TENSORS)
 def test_tensors_without_plain_values_are_refused_everywhere(name):
-    net, x = ladder_of(2), rows_of(6)
+    net = ladder_of(2)
+    x = rows_of(6)
     odd = ODD_TENSORS[name](x)
     y = torch.zeros(6, dtype=torch.int64)
     runner = off.open(net, Plan.by_hand({"small": 0.5}))
@@ -157,13 +172,17 @@ def test_a_network_of_two_thousand_models_is_refused_before_any_is_built(tmp_pat
     off.save(off.load(GOLDEN / "network"), tmp_path / "net")
     body["weights"] = digest_file(tmp_path / "net" / "weights.safetensors")
     member = body["rungs"][0]
-    body["rungs"] = [{**member, "name": f"m{number}", "spec": "offramp:no_such_model"} for number in range(2000)]
+    body["rungs"] = [
+        {**member, "name": f"m{number}", "spec": "offramp:no_such_model"} for number in range(2000)
+    ]
     write_json(tmp_path / "net" / "network.json", "network", 1, body)
     with pytest.raises(BadFile, match="2,000 models, expected at most 256"):
         off.load(tmp_path / "net")
 
 
-@pytest.mark.parametrize("name", ["=cmd|' /C calc'!A0,x", "a b", "a/b", "", "last", "backbone", "half", "a\nb", "é", 5])
+@pytest.mark.parametrize(
+    "name", ["=cmd|' /C calc'!A0,x", "a b", "a/b", "", "last", "backbone", "half", "a\nb", "é", 5]
+)
 def test_names_in_a_file_keep_the_rule_of_the_ladder(tmp_path, name):
     off.save(off.load(GOLDEN / "network"), tmp_path / "net")
     _, body = read_json(tmp_path / "net" / "network.json", "network", 1)
@@ -175,7 +194,9 @@ def test_names_in_a_file_keep_the_rule_of_the_ladder(tmp_path, name):
 
 def test_tables_hold_no_formulas_and_their_numbers_stay(tmp_path):
     odd = ["=1+1", "+1", "-1", "@a", "\t=1", "\r=1", "a,b", 'say "x"', "plain", -1.5, 3, None, True]
-    write_csv(tmp_path / "a.csv", ("row", "name", "=x"), [(1, each, -2) for each in odd], what="table")
+    write_csv(
+        tmp_path / "a.csv", ("row", "name", "=x"), [(1, each, -2) for each in odd], what="table"
+    )
     import csv
 
     with (tmp_path / "a.csv").open(newline="", encoding="utf-8") as file:

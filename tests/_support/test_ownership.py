@@ -1,4 +1,6 @@
-"""Nothing of a stranger is ever replaced: folders with anything in them but our own, and files of other kinds."""
+"""Nothing of a stranger is ever replaced: folders with anything in them but our own, and files of
+other kinds.
+"""
 
 from __future__ import annotations
 

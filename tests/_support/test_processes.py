@@ -24,7 +24,8 @@ from offramp.runtime.recording import record
 from small import images_of, ladder_of, rows_of, seeded, stages
 from together import together
 
-X, Y = images_of(45), torch.arange(45) % 3
+X = images_of(45)
+Y = torch.arange(45) % 3
 DEVELOPMENT = images_of(11, 1), Y[:11]
 CPU = torch.device("cpu")
 
@@ -36,9 +37,16 @@ def network(gate="margin"):
 
 
 def trained(recipe, *, batch_size=15, **options):
-    """The state and figures that a network ends with; 45 rows in three batches, which two processes halve unequally."""
+    """The state and figures that a network ends with; 45 rows in three batches, which two processes
+    halve unequally.
+    """
     net = network("uncertainty" if isinstance(recipe, Objective) else "margin")
-    given = {"recipe": recipe, "batch_size": batch_size, "development": DEVELOPMENT, "progress": False}
+    given = {
+        "recipe": recipe,
+        "batch_size": batch_size,
+        "development": DEVELOPMENT,
+        "progress": False,
+    }
     history = off.fit(net, (X, Y), **given | options)
     figures = {name: torch.tensor(value) for name, value in history.last.figures.items()}
     return {name: value.numpy() for name, value in {**net.state_dict(), **figures}.items()}
@@ -68,7 +76,8 @@ def test_what_three_processes_exchange():
             nn.Parameter(torch.zeros(3)),
             nn.Parameter(torch.ones(1)),
         ]
-        weights[0].grad, weights[1].grad = torch.ones(2), torch.ones(3) if rank == 1 else None
+        weights[0].grad = torch.ones(2)
+        weights[1].grad = torch.ones(3) if rank == 1 else None
         many.add_gradients(weights)
         many.spread(weights[:1])
         return (
@@ -100,26 +109,39 @@ def test_what_one_raises_is_raised_by_all():
 
 
 def test_batch_norm_over_all_rows_as_torch_has_it():
-    x, target = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0)), torch.arange(60.0).view(5, 3, 4)
+    x = torch.randn(5, 3, 4, generator=torch.Generator().manual_seed(0))
+    target = torch.arange(60.0).view(5, 3, 4)
 
     def job(rank):
-        many, norm = here(CPU), nn.BatchNorm1d(3)
-        own = torch.arange(5) if many.count == 1 else torch.from_numpy(many.share(np.arange(5)))
+        many = here(CPU)
+        norm = nn.BatchNorm1d(3)
+        if many.count == 1:
+            own = torch.arange(5)
+        else:
+            own = torch.from_numpy(many.share(np.arange(5)))
         rows = x[own].requires_grad_()
         with shared_norms(norm, many):
             ((norm(rows) * target[own]).square().mean() * len(own) / 5).backward()
         many.add_gradients(norm.parameters())
-        return [*(value.numpy() for value in norm.state_dict().values()), norm.weight.grad.numpy(), rows.grad.numpy()]
+        return [
+            *(value.numpy() for value in norm.state_dict().values()),
+            norm.weight.grad.numpy(),
+            rows.grad.numpy(),
+        ]
 
-    whole, halves = job(0), together(job)
+    whole = job(0)
+    halves = together(job)
     for half in halves:
         for one, two in zip(whole[:-1], half[:-1], strict=True):
             np.testing.assert_allclose(two, one, rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(np.concatenate([half[-1] for half in halves]), whole[-1], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        np.concatenate([half[-1] for half in halves]), whole[-1], rtol=1e-4, atol=1e-4
+    )
 
 
 def test_a_trace_is_the_same_to_the_last_bit():
-    net, labels = ladder_of(3), np.arange(50) % 3
+    net = ladder_of(3)
+    labels = np.arange(50) % 3
 
     def job(_):
         trace = record(net, (rows_of(50), labels), batch_size=8, timed=False, progress=False)
@@ -132,10 +154,15 @@ def test_a_trace_is_the_same_to_the_last_bit():
 
 
 def test_records_where_a_process_has_no_row_and_where_a_row_is_damaged():
-    net, x = ladder_of(2), rows_of(20)
-    assert [len(record(net, x, timed=False))] * 2 == together(lambda _: len(record(net, x, timed=False)))
+    net = ladder_of(2)
+    x = rows_of(20)
+    assert [len(record(net, x, timed=False))] * 2 == together(
+        lambda _: len(record(net, x, timed=False))
+    )
     x[17] = torch.nan
-    assert all("rows 17;" in text for text in together(lambda _: record(net, x, batch_size=4, timed=False)))
+    assert all(
+        "rows 17;" in text for text in together(lambda _: record(net, x, batch_size=4, timed=False))
+    )
 
 
 def test_processes_with_different_networks_are_refused():
@@ -150,7 +177,9 @@ def test_training_together_gives_the_weights_of_one_process():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "recipe", [Hinge(), Objective(warm=1, epochs=1), Weighted(epochs=1)], ids=lambda r: type(r).__name__
+    "recipe",
+    [Hinge(), Objective(warm=1, epochs=1), Weighted(epochs=1)],
+    ids=lambda r: type(r).__name__,
 )
 def test_other_recipes_too(recipe):
     """What is solved, what reads pooled features, and what steps by itself."""
@@ -166,7 +195,8 @@ class Interrupted(Recipe):
     """`joint`, of which process 1 hears a Ctrl-C at a step."""
 
     def __init__(self, rank, at):
-        self._rank, self._at = rank, at
+        self._rank = rank
+        self._at = at
 
     def phases(self, network) -> list[Phase]:
         return list(Joint(epochs=2).phases(network))
@@ -174,7 +204,9 @@ class Interrupted(Recipe):
     def loss(self, view, batch):
         if self._rank == 1 and batch.step == self._at:
             os.kill(os.getpid(), signal.SIGINT)
-            os.kill(os.getpid(), signal.SIGINT)  # as a launcher passes on what the terminal said already
+            os.kill(
+                os.getpid(), signal.SIGINT
+            )  # as a launcher passes on what the terminal said already
         return Joint().loss(view, batch)
 
     def config(self):

@@ -1,4 +1,6 @@
-"""A file or a folder is the old one or the new one at every moment, and what a killed writer left goes away."""
+"""A file or a folder is the old one or the new one at every moment, and what a killed writer left
+goes away.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +45,9 @@ def test_a_write_replaces_the_file_whole(tmp_path):
     for text in ("one", "two"):
         with replacing(file) as temporary:
             assert temporary.is_relative_to(file.parent)
-            write_json(temporary.with_name("other.json"), "plan", 1, {})  # what writes there may lock its folder
+            write_json(
+                temporary.with_name("other.json"), "plan", 1, {}
+            )  # what writes there may lock its folder
             temporary.write_text(text)
         assert file.read_text() == text
     assert left(tmp_path) == ["new", "new/a.txt"]
@@ -290,7 +294,9 @@ print(killed)
 
 
 def killed(tmp_path: Path, how: str, ways: str) -> int:
-    """How many writers were killed; each left the old folder or the new one, and the next left nothing behind."""
+    """How many writers were killed; each left the old folder or the new one, and the next left
+    nothing behind.
+    """
     done = subprocess.run(
         [
             sys.executable,
@@ -330,7 +336,9 @@ def test_writers_killed_at_random_moments(tmp_path, ways, count):
 def test_a_living_writer_is_left_alone(tmp_path):
     with replacing_folder(tmp_path / "net", own) as path:
         write_json(path / "a.json", "pair", 1, {"value": 1})
-        write_pair(tmp_path / "net", 2)  # removes what killed writers left, and this one is not among them
+        write_pair(
+            tmp_path / "net", 2
+        )  # removes what killed writers left, and this one is not among them
         write_json(path / "b.json", "pair", 1, {"value": 1})
     assert pair(tmp_path / "net") == [1, 1]
     assert left(tmp_path) == ["net", "net/a.json", "net/b.json"]
@@ -381,7 +389,10 @@ def test_several_writers_at_once_all_succeed_and_a_reader_never_sees_a_mixture(t
     folder = tmp_path / "net"
     write_pair(folder, 0)
     words = [sys.executable, "-c", WRITERS, str(HERE), str(folder)]
-    writers = [subprocess.Popen([*words, str(number)], stderr=subprocess.PIPE, text=True) for number in range(3)]
+    writers = [
+        subprocess.Popen([*words, str(number)], stderr=subprocess.PIPE, text=True)
+        for number in range(3)
+    ]
     seen = set()
     while any(writer.poll() is None for writer in writers):
         one, other = read_whole(folder, lambda index: matched(pair(index)), own)
@@ -395,7 +406,9 @@ def test_several_writers_at_once_all_succeed_and_a_reader_never_sees_a_mixture(t
 
 
 def matched(values: list[int]) -> list[int]:
-    """As a network's reader does: files that do not fit together are refused, and then read again."""
+    """As a network's reader does: files that do not fit together are refused, and then read
+    again.
+    """
     if values[0] != values[1]:
         raise BadFile(f"{values} do not fit together")
     return values

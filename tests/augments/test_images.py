@@ -1,4 +1,6 @@
-"""Shifts and mirror images: from torch's generator alone, each row its own, nothing but moved pixels and zeros."""
+"""Shifts and mirror images: from torch's generator alone, each row its own, nothing but moved
+pixels and zeros.
+"""
 
 from __future__ import annotations
 
@@ -24,10 +26,14 @@ def test_a_mirror_image_or_the_image_itself():
 
 def test_every_row_is_a_window_of_its_framed_image_or_of_the_windows_mirror():
     torch.manual_seed(1)
-    found, framed, places = crop_flip(IMAGES), pad(IMAGES, (BORDER,) * 4), set()
+    found = crop_flip(IMAGES)
+    framed = pad(IMAGES, (BORDER,) * 4)
+    places = set()
     for row in range(len(IMAGES)):
         windows = {
-            (top, left, mirror): framed[row, :, top : top + 6, left : left + 5].flip(-1 if mirror else ())
+            (top, left, mirror): framed[row, :, top : top + 6, left : left + 5].flip(
+                -1 if mirror else ()
+            )
             for top in range(2 * BORDER + 1)
             for left in range(2 * BORDER + 1)
             for mirror in (False, True)

@@ -1,4 +1,6 @@
-"""What the benchmark of cheaper parts computes itself: the convolution over packed bits, and its methods."""
+"""What the benchmark of cheaper parts computes itself: the convolution over packed bits, and its
+methods.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,9 @@ def test_a_short_run_on_a_cpu(tmp_path):
     asked = ["--device", "cpu", "--model", "resnet56", "--batch", "1", "4", "--repeats", "1"]
     asked += ["--engine", "torch", "torch:cuda_graphs"]
     out = tmp_path / "figures.json"
-    run = subprocess.run([sys.executable, SCRIPT, *asked, "--json", out], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, SCRIPT, *asked, "--json", out], capture_output=True, text=True, check=True
+    )
     figures = json.loads(out.read_text(encoding="utf-8"))
     lines = figures["resnet56 torch 4"]
     assert [line["leaving"] for line in lines] == ["none", "half", "all"]

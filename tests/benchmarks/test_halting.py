@@ -1,4 +1,6 @@
-"""benchmarks/halting.py counts multiply-adds as torch does where nothing halts, and fewer where something does."""
+"""benchmarks/halting.py counts multiply-adds as torch does where nothing halts, and fewer where
+something does.
+"""
 
 from __future__ import annotations
 

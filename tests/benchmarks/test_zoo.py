@@ -1,4 +1,6 @@
-"""A few architectures of benchmarks/zoo.txt: what must be refused always, others where their packages are there."""
+"""A few architectures of benchmarks/zoo.txt: what must be refused always, others where their
+packages are there.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,10 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 REFUSED = {
     "odd:batch_mean": r"operation aten\.mean\.dim mixes rows",
     "odd:batch_statistics": r"operation aten\.batch_norm\.default in 'norm' mixes rows",
-    "odd:branch_on_values": r"branches on values of the data, at `return h if h\.sum\(\) > 0 else -h`",
-    "odd:fixed_batch": r"operation aten\.\S+ gives shape \[\d+, .*B.*\], and the model gives no tensor",
+    "odd:branch_on_values": r"branches on values of the data, at `return h if h\.sum\(\) > 0 else "
+    r"-h`",
+    "odd:fixed_batch": r"operation aten\.\S+ gives shape \[\d+, .*B.*\], and the model gives no "
+    r"tensor",
     "odd:weight_shared_loop": r"module 'two' runs more than once",
     "odd:memory": r"operation aten\.add_\.Tensor writes to the buffer 'calls' in every call",
     "odd:batch_folded": r"'folded' is no cut: it gives .* of shape \[2\*B, 6\]",
@@ -49,7 +53,11 @@ def test_refused_with_a_sentence_that_names_the_operation(zoo, name):
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("name", FEW)
 def test_a_few_pass(zoo, name):
-    packages = {"hf": ["transformers"], "timm": ["timm", "torchvision"], "torchvision": ["torchvision"]}
+    packages = {
+        "hf": ["transformers"],
+        "timm": ["timm", "torchvision"],
+        "torchvision": ["torchvision"],
+    }
     for package in packages[name.split(":")[0]]:
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")

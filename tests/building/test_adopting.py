@@ -1,4 +1,6 @@
-"""A network that was trained with exits of its own: found or named, kept as it is, run with real skipping."""
+"""A network that was trained with exits of its own: found or named, kept as it is, run with real
+skipping.
+"""
 
 from __future__ import annotations
 
@@ -22,9 +24,12 @@ class Own(nn.Module):
         super().__init__()
         widths = [3, 4, 6, 8]
         pairs = list(pairwise(widths))
-        self.blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in pairs)
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in pairs
+        )
         self.heads = nn.ModuleList(
-            nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, CLASSES)) for width in widths[1:]
+            nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, CLASSES))
+            for width in widths[1:]
         )
         self.gives = gives
 
@@ -106,7 +111,9 @@ def test_a_saved_one_finds_its_heads_in_the_model_that_is_given(tmp_path):
     assert again.fingerprint() == net.fingerprint()
     assert again.exit_of("blocks.1").head is fresh.heads[1]
     plan = off.Plan.by_hand({"blocks.0": 0.1, "blocks.1": 0.1})
-    torch.testing.assert_close(off.run(again, plan, images()).logits, off.run(net, plan, images()).logits)
+    torch.testing.assert_close(
+        off.run(again, plan, images()).logits, off.run(net, plan, images()).logits
+    )
 
 
 def test_a_model_that_lacks_a_head_is_refused(tmp_path):
@@ -131,7 +138,8 @@ def test_it_is_calibrated_trained_and_exported(tmp_path):
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     net = off.adopt(own(), images())
-    x, y = images(200), torch.randint(0, CLASSES, (200,), generator=torch.Generator().manual_seed(3))
+    x = images(200)
+    y = torch.randint(0, CLASSES, (200,), generator=torch.Generator().manual_seed(3))
     before = net.backbone.heads[0][2].weight.clone()
     off.fit(net, (x, y), recipe="joint?epochs=1", progress=False)
     assert not torch.equal(before, net.backbone.heads[0][2].weight)
@@ -167,7 +175,8 @@ class Auxiliary(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         low = self.low(x)
-        side, top = self.side(low), self.top(self.high(low).mean((2, 3)))
+        side = self.side(low)
+        top = self.top(self.high(low).mean((2, 3)))
         return (top, side) if self.last_first else (side, top)
 
 
@@ -224,12 +233,27 @@ class Stops(Own):
         (Functional, None, BadNetwork, r"answer '0' must be what a module of the model gives"),
         (Widths, None, BadNetwork, r"one number of classes, got {'0': 5, '1': 192}"),
         (Stops, None, BadNetwork, r"cannot be exported"),
-        (lambda: Own("last"), None, BadNetwork, r"logits \[B, C\] of two or more exits, got y \[6, 5\]"),
+        (
+            lambda: Own("last"),
+            None,
+            BadNetwork,
+            r"logits \[B, C\] of two or more exits, got y \[6, 5\]",
+        ),
         (Own, {"blocks.7": "heads.0"}, UnknownName, r"blocks.7"),
         (Own, {"blocks.0": "head.0"}, UnknownName, r"heads.0"),
-        (Own, {"blocks.0": nn.Identity()}, InvalidArgument, r"must name modules of the model, got a Identity"),
+        (
+            Own,
+            {"blocks.0": nn.Identity()},
+            InvalidArgument,
+            r"must name modules of the model, got a Identity",
+        ),
         (Own, ["blocks.0"], InvalidArgument, r"must be a mapping of layers to heads"),
-        (Own, {"blocks.0": "heads.1"}, BadNetwork, r"the head 'heads.1' fails on what 'blocks.0' gives: mat1"),
+        (
+            Own,
+            {"blocks.0": "heads.1"},
+            BadNetwork,
+            r"the head 'heads.1' fails on what 'blocks.0' gives: mat1",
+        ),
     ],
 )
 def test_what_cannot_be_adopted_is_refused_in_a_sentence(model, exits, error, said):

@@ -16,7 +16,9 @@ from offramp.layers.ghost import Ghost
 from offramp.layers.low_rank import LowRank
 from small import Stages, images_of, seeded, stages
 
-X = torch.randint(0, 255, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+X = torch.randint(0, 255, (4, 3, 32, 32), generator=torch.Generator().manual_seed(0)).to(
+    torch.uint8
+)
 
 
 def resnet():
@@ -54,11 +56,23 @@ def test_the_shelf_lists_its_methods():
 @pytest.mark.parametrize(
     ("layers", "error", "says"),
     [
-        ({"sten.*": "ghost"}, UnknownName, "'sten.*' matches no module of this model; the nearest names are stem"),
+        (
+            {"sten.*": "ghost"},
+            UnknownName,
+            "'sten.*' matches no module of this model; the nearest names are stem",
+        ),
         ({nn.LSTM: "ghost"}, UnknownName, "the model has no LSTM; it has BatchNorm2d, Conv2d"),
         ({"head": "goats"}, UnknownName, "called 'goats'; did you mean 'ghost'"),
-        ({"head": "low_rank?rnk=2"}, UnknownName, "option of low_rank called 'rnk'; did you mean 'rank'"),
-        ({"head": "ghost"}, BadNetwork, r"ghost replaces Conv2d; the pattern matched only 'head' \(Linear\)"),
+        (
+            {"head": "low_rank?rnk=2"},
+            UnknownName,
+            "option of low_rank called 'rnk'; did you mean 'rank'",
+        ),
+        (
+            {"head": "ghost"},
+            BadNetwork,
+            r"ghost replaces Conv2d; the pattern matched only 'head' \(Linear\)",
+        ),
         ({"stem.0": "ghost?ratio=9"}, InvalidArgument, "'stem.0': ratio must be at most 4"),
         ({"head": "low_rank?energy=1.0"}, BadNetwork, "saves nothing here: 'head'"),
         ({}, InvalidArgument, "must map patterns to methods"),
@@ -89,7 +103,9 @@ def test_layers_that_save_nothing_are_left_and_named():
 def test_shared_weights_are_refused():
     model = stages()
     model.blocks[0][1].weight = model.blocks[1][1].weight
-    with pytest.raises(BadNetwork, match=r"are the same weights; replacing 'blocks.0.1' would untie"):
+    with pytest.raises(
+        BadNetwork, match=r"are the same weights; replacing 'blocks.0.1' would untie"
+    ):
         convert(model, {"blocks.0.1": "ghost"})
     made = convert(model, {"head": "low_rank?rank=1"})  # what is tied stays tied
     assert made.blocks[0][1].weight is made.blocks[1][1].weight
@@ -133,7 +149,9 @@ def test_layers_of_ones_own_have_no_text():
         conversions_of(made)
 
 
-@pytest.mark.parametrize("spec", ["offramp:resnet20|", "offramp:resnet20|layer3", "offramp:resnet20|=ghost"])
+@pytest.mark.parametrize(
+    "spec", ["offramp:resnet20|", "offramp:resnet20|layer3", "offramp:resnet20|=ghost"]
+)
 def test_a_wrong_text(spec):
     with pytest.raises(InvalidArgument, match="must be PATTERN=METHOD"):
         make_model(spec)
@@ -160,7 +178,9 @@ def test_it_is_a_member_of_a_ladder_is_cut_saved_and_exported(tmp_path):
     plain = resnet()
     made = convert(plain, {"layer3.*": "tucker?rank_in=16&rank_out=16"})
     spec = spec_with("offramp:resnet20", conversions_of(made))
-    net = off.ladder({"small": made, "large": plain}, sources={"small": spec, "large": "offramp:resnet20"})
+    net = off.ladder(
+        {"small": made, "large": plain}, sources={"small": spec, "large": "offramp:resnet20"}
+    )
     off.save(net.eval(), tmp_path / "net")
     again = off.load(tmp_path / "net")
     x = X.float() / 255

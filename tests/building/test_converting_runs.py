@@ -1,4 +1,6 @@
-"""Every method gives a model that is cut, trained, exported, and run on ONNX Runtime like any other."""
+"""Every method gives a model that is cut, trained, exported, and run on ONNX Runtime like any
+other.
+"""
 
 from __future__ import annotations
 
@@ -53,15 +55,23 @@ def net_of(method):
 
 
 def test_no_method_is_forgotten():
-    plain = {"keep", "adaptive_depth", "switchable_norm"}  # tests of their own: halting, resolutions
+    plain = {
+        "keep",
+        "adaptive_depth",
+        "switchable_norm",
+    }  # tests of their own: halting, resolutions
     assert set(methods()) - plain == {name.partition("-")[0] for name in LAYERS}
 
 
-FAST = [("torch", method) for method in LAYERS] + [("onnxruntime", method) for method in ("ghost", "pad", "packed")]
+FAST = [("torch", method) for method in LAYERS] + [
+    ("onnxruntime", method) for method in ("ghost", "pad", "packed")
+]
 SLOW = [("onnxruntime", method) for method in LAYERS if ("onnxruntime", method) not in FAST]
 
 
-@pytest.mark.parametrize(("engine", "method"), [*FAST, *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW)])
+@pytest.mark.parametrize(
+    ("engine", "method"), [*FAST, *(pytest.param(*one, marks=pytest.mark.slow) for one in SLOW)]
+)
 def test_it_runs_on_engines(method, engine):
     if engine == "onnxruntime":
         pytest.importorskip("onnxruntime")
@@ -79,7 +89,9 @@ def test_it_is_trained(method):
     before = {key: value.clone() for key, value in made.state_dict().items()}
     y = torch.arange(6) % 4
     off.fit(net, (X, y), recipe="joint", epochs=1, batch_size=3, progress=False)
-    changed = [key for key, value in made.state_dict().items() if not torch.equal(value, before[key])]
+    changed = [
+        key for key, value in made.state_dict().items() if not torch.equal(value, before[key])
+    ]
     assert any(key.startswith("stage.") and "norm" not in key for key in changed)
 
 
@@ -94,7 +106,12 @@ def test_an_exported_folder_runs_without_us(method, tmp_path):
     np.save(tmp_path / "x.npy", X.numpy())
     code = f"import runpy, numpy, json; run = runpy.run_path('out/run.py')['run']; x = numpy.load('x.npy'); {SAY}"
     said = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=False, env={}
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={},
     )
     assert said.returncode == 0, said.stderr
     with torch.no_grad():

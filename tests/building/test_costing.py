@@ -20,7 +20,9 @@ def test_the_cost_of_a_plain_model():
     assert cost.macs == dense_cost(model, (1, 8, 8)).macs
     assert cost.bit_operations == cost.macs * 32 * 32
     assert cost.parameters == sum(value.numel() for value in model.parameters())
-    assert cost.stored_bytes == sum(v.numel() * v.element_size() for v in model.state_dict().values())
+    assert cost.stored_bytes == sum(
+        v.numel() * v.element_size() for v in model.state_dict().values()
+    )
     assert cost.ms is None
     assert cost_of(model, images_of(3), timed=True).ms > 0
     half = cost_of(model.double(), images_of(3).double())
@@ -62,7 +64,8 @@ def test_packed_layers_count_their_weights_and_their_bytes():
     soft = convert(before, {"0": "ternary"})
     hard = convert(soft, {"0": "packed"})
     x = torch.randn(2, 4, 6, 6)
-    one, other = cost_of(soft, x), cost_of(hard, x)
+    one = cost_of(soft, x)
+    other = cost_of(hard, x)
     assert other.parameters == one.parameters == 16 * 36 + 16
     assert other.stored_bytes == 16 * 36 // 4 + 4 * 32
     assert other.macs == one.macs

@@ -17,7 +17,11 @@ from small import dense, ladder_of, rows_of
 
 
 def test_names_and_order():
-    assert ladder([dense(0), dense(1), dense(2)]).topology.exits == ("member1", "member2", "member3")
+    assert ladder([dense(0), dense(1), dense(2)]).topology.exits == (
+        "member1",
+        "member2",
+        "member3",
+    )
     net = ladder({"a-1": dense(0), "b_2": (dense(1), None)}, sources={"a-1": "offramp:resnet20"})
     assert net.topology.exits == ("a-1", "b_2")
     assert [member.spec for member in net.members] == ["offramp:resnet20", None]
@@ -36,14 +40,17 @@ def test_nothing_is_copied_or_changed():
 
 
 def test_trained_models_make_a_network_that_can_be_used_at_once():
-    net = ladder([(dense(0), Preprocess()), dense(1)], gate=Tempered(ladder_of(2).gates["small"], 2.0))
+    net = ladder(
+        [(dense(0), Preprocess()), dense(1)], gate=Tempered(ladder_of(2).gates["small"], 2.0)
+    )
     net.require_eval()
     assert not net.training
     assert ladder([dense(0), dense(1).train()]).training
 
 
 def test_the_logits_are_those_of_the_models():
-    models, x = [dense(index) for index in range(3)], rows_of(6)
+    models = [dense(index) for index in range(3)]
+    x = rows_of(6)
     for model, logits in zip(models, ladder(models)(x), strict=True):
         assert torch.equal(model(x), logits)
 
@@ -58,14 +65,18 @@ def test_each_member_has_a_front_of_its_own():
 
 
 def test_a_mean_is_the_log_of_mean_probabilities():
-    models, x = [dense(index) for index in range(3)], rows_of(6)
+    models = [dense(index) for index in range(3)]
+    x = rows_of(6)
     probabilities = torch.stack([model(x).softmax(-1) for model in models])
     for index, logits in enumerate(ladder(models, answer="mean")(x)):
         torch.testing.assert_close(logits.exp(), probabilities[: index + 1].mean(0))
 
 
 def test_a_gate_for_each_member():
-    net = ladder([dense(0), dense(1), dense(2)], gate={"member1": "max_prob", "member2": lambda logits: logits[:, 0]})
+    net = ladder(
+        [dense(0), dense(1), dense(2)],
+        gate={"member1": "max_prob", "member2": lambda logits: logits[:, 0]},
+    )
     assert net.gates["member1"].config() == {"name": "max_prob"}
     (_, _, _), (_, own, score), (_, _, none) = net.walk(rows_of(4))
     assert torch.equal(score, own[:, 0])

@@ -1,4 +1,6 @@
-"""What `cut` is handed, and rows and networks that go wrong only later: one sentence each, and nobody else harmed."""
+"""What `cut` is handed, and rows and networks that go wrong only later: one sentence each, and
+nobody else harmed.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,18 @@ from offramp.building.cutting import cut
 from offramp.errors import BadData, BadNetwork, InvalidArgument, StaleRunner, UnknownName
 from offramp.networks.nodes import Exit
 from offramp.plans.plan import Plan
-from small import INF_MARK, NAN_MARK, Spoiled, cut_of, dense, images_of, moved, rows_of, seeded, stages
+from small import (
+    INF_MARK,
+    NAN_MARK,
+    Spoiled,
+    cut_of,
+    dense,
+    images_of,
+    moved,
+    rows_of,
+    seeded,
+    stages,
+)
 
 EXAMPLES = {
     "another shape": torch.zeros(2, 9, 8, 8),
@@ -26,7 +39,9 @@ EXAMPLES = {
 @pytest.mark.parametrize("how", [{"at": "stem"}, {"n": 2}])
 @pytest.mark.parametrize("case", EXAMPLES)
 def test_an_example_on_which_the_model_fails(case, how):
-    with pytest.raises(BadData, match=r"the model fails on the example: .*; give a batch") as caught:
+    with pytest.raises(
+        BadData, match=r"the model fails on the example: .*; give a batch"
+    ) as caught:
         cut(stages(), EXAMPLES[case], **how)
     assert "\n" not in str(caught.value)
 
@@ -46,8 +61,11 @@ def normed(**options) -> nn.Module:
 
 @pytest.mark.parametrize("count", [1, 4])
 def test_a_batch_norm_in_training_mode(count):
-    """With one row torch itself fails, with more it mixes them: every verb asks for eval mode first."""
-    model, x = normed(), rows_of(count)
+    """With one row torch itself fails, with more it mixes them: every verb asks for eval mode
+    first.
+    """
+    model = normed()
+    x = rows_of(count)
     with pytest.raises(BadNetwork, match=r"model\.eval"):
         cut(model, x, at=["0"])
     model.eval()[1].train()
@@ -58,7 +76,10 @@ def test_a_batch_norm_in_training_mode(count):
         net, Plan.by_hand({"0": 1e9})
     )  # all rows come to the batch norm: what does not run is not watched
     model[1].train()
-    for verb in (lambda: off.record(net, x.numpy(), progress=False), lambda: off.run(net, Plan.by_hand({"0": 0.1}), x)):
+    for verb in (
+        lambda: off.record(net, x.numpy(), progress=False),
+        lambda: off.run(net, Plan.by_hand({"0": 0.1}), x),
+    ):
         with pytest.raises(BadNetwork, match=r"net\.eval"):
             verb()
     with pytest.raises(StaleRunner, match=r"net\.eval"):
@@ -89,12 +110,15 @@ class Marking(Exit):
 def test_a_logit_that_is_not_finite_at_the_first_exit_only():
     """The row goes on and is answered; its batch-mates notice nothing; `record` takes it."""
     model = nn.Sequential(nn.Identity(), nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)).eval()
-    model[1].weight.data, model[1].bias.data = torch.eye(4), torch.zeros(4)
+    model[1].weight.data = torch.eye(4)
+    model[1].bias.data = torch.zeros(4)
     net = moved(seeded(lambda: cut(model, rows_of(4), at=["1"], exits=Marking()), 0))
-    clean, x = rows_of(9), rows_of(9)
+    clean = rows_of(9)
+    x = rows_of(9)
     x[2, 0], x[5, 0] = NAN_MARK, INF_MARK
     everyone = Plan.by_hand({"1": -1e9})
-    answers, usual = off.run(net, everyone, x), off.run(net, everyone, clean)
+    answers = off.run(net, everyone, x)
+    usual = off.run(net, everyone, clean)
     assert usual.exit.tolist() == [0] * 9
     assert answers.exit.tolist() == [0, 0, 1, 0, 0, 1, 0, 0, 0]
     assert answers.flagged.nonzero().flatten().tolist() == [2, 5]
@@ -107,10 +131,17 @@ def test_a_logit_that_is_not_finite_at_the_first_exit_only():
 
 
 def test_two_threads_on_a_runner_while_the_network_trains():
-    """What they get is what the network gave before; after the first step there is only `open again`."""
-    net, x = cut_of(), images_of(16)
-    runner, before = off.open(net, Plan.by_hand({"stem": 0.3})), None
-    before, running, ended, wrong = runner(x), threading.Barrier(3), [], []
+    """What they get is what the network gave before; after the first step there is only
+    `open again`.
+    """
+    net = cut_of()
+    x = images_of(16)
+    runner = off.open(net, Plan.by_hand({"stem": 0.3}))
+    before = None
+    before = runner(x)
+    running = threading.Barrier(3)
+    ended = []
+    wrong = []
 
     def work():
         running.wait()

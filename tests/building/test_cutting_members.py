@@ -19,10 +19,18 @@ from small import Reader, cut_of, dense, moved, seeded, stages
 
 @pytest.mark.parametrize("answer", ["own", "mean"])
 def test_cut_members_in_a_ladder(answer, tmp_path):
-    raw = torch.randint(0, 256, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    raw = torch.randint(
+        0, 256, (60, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
     preprocess = Preprocess((0.5,), (0.25,))
-    small = moved(seeded(lambda: cut(stages(), raw[:4], at=["stem"], exits="linear", preprocess=preprocess), 0))
-    large = moved(seeded(lambda: cut(stages(1), raw[:4], at=["blocks.0", "stem"], preprocess=preprocess), 1))
+    small = moved(
+        seeded(
+            lambda: cut(stages(), raw[:4], at=["stem"], exits="linear", preprocess=preprocess), 0
+        )
+    )
+    large = moved(
+        seeded(lambda: cut(stages(1), raw[:4], at=["blocks.0", "stem"], preprocess=preprocess), 1)
+    )
     net = ladder({"small": small, "large": large}, answer=answer, example=raw[:4])
     assert net.topology.exits == ("small/stem", "small", "large/stem", "large/blocks.0", "large")
     assert [node.after for node in net.topology.nodes] == [
@@ -39,11 +47,12 @@ def test_cut_members_in_a_ladder(answer, tmp_path):
         np.testing.assert_allclose(trace.columns[f"logits/{name}"], logits.detach(), atol=1e-5)
     rng = np.random.default_rng(0)
     for _ in range(20):
-        gates = {
-            gate: float(rng.choice([*trace.columns[f"score/{gate}"], math.inf])) + 1e-3 for gate in net.topology.gates
-        }
+        gates = {}
+        for gate in net.topology.gates:
+            gates[gate] = float(rng.choice([*trace.columns[f"score/{gate}"], math.inf])) + 1e-3
         plan = Plan.by_hand(gates)
-        answers, done = off.open(net, plan)(raw), trace.replay(plan)
+        answers = off.open(net, plan)(raw)
+        done = trace.replay(plan)
         assert answers.exit.tolist() == done.exit.tolist()
         assert answers.logits.argmax(1).tolist() == done.answer.tolist()
     off.save(net, tmp_path / "net")

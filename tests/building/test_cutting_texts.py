@@ -1,4 +1,6 @@
-"""Models of text that are cut: masks, exits that read them, answers in a dataclass, and texts of any length."""
+"""Models of text that are cut: masks, exits that read them, answers in a dataclass, and texts of
+any length.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,11 @@ def test_the_answer_in_a_dataclass_is_found_by_name(net):
 
 
 def test_an_exit_may_read_a_mask(net):
-    assert [node.exit_reads for node in net.topology.nodes] == [("x/attention_mask",), ("x/attention_mask",), ()]
+    assert [node.exit_reads for node in net.topology.nodes] == [
+        ("x/attention_mask",),
+        ("x/attention_mask",),
+        (),
+    ]
     x = texts(5, 9, seed=2)
     with torch.no_grad():
         first = net(x)[0]
@@ -63,13 +69,20 @@ def test_a_mask_is_carried_where_no_later_segment_needs_it():
     class Bare(nn.Module):
         def __init__(self):
             super().__init__()
-            self.words, self.one, self.two = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 2)
+            self.words = nn.Embedding(9, 4)
+            self.one = nn.Linear(4, 4)
+            self.two = nn.Linear(4, 2)
 
         def forward(self, words, mask):
             return self.two(self.one(self.words(words) * mask[:, :, None]).tanh()).amax(1)
 
     x = {"words": torch.arange(35).reshape(7, 5) % 9, "mask": texts(7, 5)["attention_mask"]}
-    net = off.cut(Bare().eval(), x, at=["words", "one"], exits=lambda shape, c: linear_masked(shape, c, "x/mask"))
+    net = off.cut(
+        Bare().eval(),
+        x,
+        at=["words", "one"],
+        exits=lambda shape, c: linear_masked(shape, c, "x/mask"),
+    )
     agrees(net, x)
 
 
@@ -81,7 +94,9 @@ def test_it_is_stored_and_recorded(net, tmp_path):
     with torch.no_grad():
         for exit_ in map(net.exit_of, AT):
             exit_.head[0].bias += 0.1
-    trace = off.record(net, [(texts(20, 9, seed=4), torch.arange(20) % CLASSES)], timed=False, progress=False)
+    trace = off.record(
+        net, [(texts(20, 9, seed=4), torch.arange(20) % CLASSES)], timed=False, progress=False
+    )
     plan = off.calibrate(trace, risk="disagreement", at_most=0.99)
     assert (off.run(net, plan, texts(20, 9, seed=4)).exit.numpy() == trace.replay(plan).exit).all()
 
@@ -89,7 +104,8 @@ def test_it_is_stored_and_recorded(net, tmp_path):
 def test_it_is_trained_from_pooled_features():
     """What an exit makes of pooled features is what it makes of the text and its mask."""
     net = off.cut(encoder(), texts(6, 9), at=AT, exits="linear_masked")
-    x, state = texts(5, 9, seed=6), {f"x/{name}": value for name, value in texts(5, 9, seed=6).items()}
+    x = texts(5, 9, seed=6)
+    state = {f"x/{name}": value for name, value in texts(5, 9, seed=6).items()}
     assert poolable(net) == (*AT, "backbone")
     with torch.no_grad():
         looked = TrainingForward(net)(pooled_of(net, state, poolable(net)), True)["logits"]
@@ -107,8 +123,12 @@ def test_gradients_reach_everything():
 
 
 def test_an_input_that_is_not_there_is_refused():
-    with pytest.raises(InvalidArgument, match=r"reads the input 'x/mask', expected one of .*'x/attention_mask'"):
-        off.cut(encoder(), texts(6, 9), at=AT, exits=lambda shape, c: linear_masked(shape, c, "x/mask"))
+    with pytest.raises(
+        InvalidArgument, match=r"reads the input 'x/mask', expected one of .*'x/attention_mask'"
+    ):
+        off.cut(
+            encoder(), texts(6, 9), at=AT, exits=lambda shape, c: linear_masked(shape, c, "x/mask")
+        )
     with pytest.raises(InvalidArgument, match="expected 'mean' and the name of an input"):
         Pooled("grid", WIDTH, 3, mask="x/attention_mask")
 
@@ -121,13 +141,25 @@ def test_a_mask_of_another_length_is_refused():
 def test_a_cut_text_model_may_be_a_member(net):
     small = off.cut(encoder(halves=True), texts(6, 9), at=["blocks.0"], exits="linear_masked")
     both = off.ladder({"small": small, "large": net}).eval()
-    assert both.topology.exits == ("small/blocks.0", "small", "large/blocks.0", "large/blocks.1", "large")
+    assert both.topology.exits == (
+        "small/blocks.0",
+        "small",
+        "large/blocks.0",
+        "large/blocks.1",
+        "large",
+    )
     agrees(both, texts(6, 9, seed=5))
 
 
 @pytest.fixture(scope="module")
 def free():
-    return off.cut(encoder(halves=True), texts(6, 9), at=AT, exits="linear", length=("input_ids", "x/attention_mask"))
+    return off.cut(
+        encoder(halves=True),
+        texts(6, 9),
+        at=AT,
+        exits="linear",
+        length=("input_ids", "x/attention_mask"),
+    )
 
 
 @pytest.mark.parametrize("length", [3, 8, 12, 31, 32])
@@ -155,7 +187,9 @@ def test_any_length_under_a_plan_with_a_probe(free):
     with torch.no_grad():
         for exit_ in map(free.exit_of, AT):
             exit_.head[0].bias += 0.1
-    trace = off.record(free, [(texts(20, 9, seed=4), torch.arange(20) % CLASSES)], timed=False, progress=False)
+    trace = off.record(
+        free, [(texts(20, 9, seed=4), torch.arange(20) % CLASSES)], timed=False, progress=False
+    )
     plan = off.calibrate(trace, risk="disagreement", at_most=0.99)
     assert len(off.run(free, plan, texts(5, 14)).logits) == 5
 
@@ -170,9 +204,13 @@ def test_texts_that_do_not_fit_are_refused(free, net):
         run(free, texts(3, 2))
     with pytest.raises(BadData, match=r"have lengths \[8, 9\], expected one"):
         run(free, {**texts(3, 9), "attention_mask": texts(3, 8)["attention_mask"]})
-    with pytest.raises(BadData, match=r"rows of 'x/input_ids' have shape \(8,\), expected \(9,\).*length="):
+    with pytest.raises(
+        BadData, match=r"rows of 'x/input_ids' have shape \(8,\), expected \(9,\).*length="
+    ):
         run(net, texts(3, 8))
-    with pytest.raises(InvalidArgument, match=r"length='mask', expected inputs \[B, T, ...\] of .*'x/mask' is none"):
+    with pytest.raises(
+        InvalidArgument, match=r"length='mask', expected inputs \[B, T, ...\] of .*'x/mask' is none"
+    ):
         off.cut(encoder(), texts(6, 9), at=AT, length="mask")
 
 
@@ -180,7 +218,8 @@ def test_a_model_that_fixes_the_length_is_refused():
     class Fixed(nn.Module):
         def __init__(self):
             super().__init__()
-            self.words, self.head = nn.Embedding(9, 4), nn.Linear(36, 2)
+            self.words = nn.Embedding(9, 4)
+            self.head = nn.Linear(36, 2)
 
         def forward(self, input_ids):
             return self.head(self.words(input_ids).flatten(1))
@@ -195,13 +234,17 @@ def test_a_length_at_which_the_model_itself_fails():
     class Looked(nn.Module):
         def __init__(self):
             super().__init__()
-            self.words, self.places, self.head = nn.Embedding(30, 4), nn.Embedding(9, 4), nn.Linear(4, 2)
+            self.words = nn.Embedding(30, 4)
+            self.places = nn.Embedding(9, 4)
+            self.head = nn.Linear(4, 2)
 
         def forward(self, input_ids):
             h = self.words(input_ids) + self.places(torch.arange(input_ids.shape[1]))
             return self.head(h.tanh().mean(1))
 
-    net = off.cut(Looked().eval(), {"input_ids": texts(4, 9)["input_ids"]}, at="words", length="input_ids")
+    net = off.cut(
+        Looked().eval(), {"input_ids": texts(4, 9)["input_ids"]}, at="words", length="input_ids"
+    )
     agrees(net, {"input_ids": texts(6, 7)["input_ids"]})
     with pytest.raises(BadData, match=r"cannot run on .*index out of range"):
         off.run(net, Plan.never_leave(net.topology), {"input_ids": texts(4, 10)["input_ids"]})
@@ -222,7 +265,13 @@ def test_a_gate_may_read_an_input():
         def config(self):
             return {"name": "tests:Short"}
 
-    net = off.cut(encoder(), texts(6, 9), at=AT, exits="linear", gate={"blocks.0": Short(), "blocks.1": "margin"})
+    net = off.cut(
+        encoder(),
+        texts(6, 9),
+        at=AT,
+        exits="linear",
+        gate={"blocks.0": Short(), "blocks.1": "margin"},
+    )
     plan = Plan.by_hand({"blocks.0": (-4.5,), "blocks.1": (float("inf"),)})
     assert off.run(net, plan, texts(9, 9)).exit.tolist() == [2, 2, 2, 2, 2, 0, 0, 0, 0]
 
@@ -231,11 +280,16 @@ def test_outputs_among_which_the_logits_are_not_clear():
     class Two(nn.Module):
         def __init__(self, *names):
             super().__init__()
-            self.body, self.one, self.other, self.names = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 3), names
+            self.body = nn.Linear(4, 4)
+            self.one = nn.Linear(4, 3)
+            self.other = nn.Linear(4, 3)
+            self.names = names
 
         def forward(self, x):
             h = self.body(x)
-            return dict(zip(self.names, (self.one(h), self.other(h.tanh()), h[:, None]), strict=True))
+            return dict(
+                zip(self.names, (self.one(h), self.other(h.tanh()), h[:, None]), strict=True)
+            )
 
     x = torch.randn(5, 4)
     named = off.cut(Two("logits", "pooled", "hidden").eval(), x, at="body", exits="linear")
@@ -248,18 +302,24 @@ def test_outputs_among_which_the_logits_are_not_clear():
 
 
 def test_words_with_coordinates_stay_whole():
-    """Made-up rows of the self-check keep what stands together: a box is no box when its corners change places."""
+    """Made-up rows of the self-check keep what stands together: a box is no box when its corners
+    change places.
+    """
 
     class Boxes(nn.Module):
         def __init__(self):
             super().__init__()
-            self.sizes, self.head = nn.Embedding(40, 4), nn.Linear(4, 2)
+            self.sizes = nn.Embedding(40, 4)
+            self.head = nn.Linear(4, 2)
 
         def forward(self, boxes):
             return self.head(self.sizes(boxes[:, :, 1] - boxes[:, :, 0]).mean(1))
 
     boxes = torch.stack([torch.arange(9), torch.arange(9) + 5], 1).expand(3, 9, 2)
-    assert off.cut(Boxes().eval(), boxes.clone(), at="sizes").topology.exits == ("sizes", "backbone")
+    assert off.cut(Boxes().eval(), boxes.clone(), at="sizes").topology.exits == (
+        "sizes",
+        "backbone",
+    )
 
 
 def test_numbers_of_tokens_that_the_model_does_not_know():

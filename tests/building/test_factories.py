@@ -6,7 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from offramp.building.factories import make_exit, make_gate, make_model, make_preprocess, model_from_file, preprocess_of
+from offramp.building.factories import (
+    make_exit,
+    make_gate,
+    make_model,
+    make_preprocess,
+    model_from_file,
+    preprocess_of,
+)
 from offramp.errors import InvalidArgument, UnknownName
 from offramp.gates.confidence import margin
 from offramp.gates.tempered import Tempered
@@ -76,7 +83,11 @@ def test_an_exit_may_have_arguments():
         ("offramp:resnet20?klasses=4", InvalidArgument, "klasses"),
         ("offramp:resnet20?classes", InvalidArgument, "NAME=VALUE"),
         ("offramp:resnet20?classes=-1", InvalidArgument, "cannot be called with these arguments"),
-        ("offramp:resnet20?classes=" + "[" * 100_000, InvalidArgument, "cannot be called with these arguments"),
+        (
+            "offramp:resnet20?classes=" + "[" * 100_000,
+            InvalidArgument,
+            "cannot be called with these arguments",
+        ),
         (f"{HERE}:no_model", InvalidArgument, "expected a torch.nn.Module"),
     ],
 )
@@ -85,7 +96,9 @@ def test_specs_that_are_refused(spec, error, says):
         make_model(spec)
 
 
-@pytest.mark.parametrize("spec", [None, f"{HERE}:small_model", f"offramp:{HERE}:small_model", "os:abort"])
+@pytest.mark.parametrize(
+    "spec", [None, f"{HERE}:small_model", f"offramp:{HERE}:small_model", "os:abort"]
+)
 def test_a_name_in_a_file_runs_no_code_of_others(spec):
     with pytest.raises(InvalidArgument):
         model_from_file(spec, "small")
@@ -105,7 +118,8 @@ def test_fronts():
 
 
 def test_gates():
-    named, own = make_gate("margin"), make_gate(margin)
+    named = make_gate("margin")
+    own = make_gate(margin)
     assert named.config() == {"name": "margin"}
     assert own.config() == {"name": "offramp.gates.confidence:margin"}
     gate = Tempered(named, 2.0)
@@ -122,7 +136,11 @@ def test_gates():
         (5, InvalidArgument, "expected a name"),
         (None, InvalidArgument, "expected a name"),
         ({"name": f"{HERE}:small_model"}, InvalidArgument, "gates="),
-        ({"name": "Tempered", "temperature": 2.0, "gate": {"name": "os:abort"}}, InvalidArgument, "gates="),
+        (
+            {"name": "Tempered", "temperature": 2.0, "gate": {"name": "os:abort"}},
+            InvalidArgument,
+            "gates=",
+        ),
     ],
 )
 def test_gates_that_are_refused(gate, error, says):

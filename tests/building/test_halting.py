@@ -46,11 +46,18 @@ def test_a_stage_within_another_module():
 
 def test_it_is_fine_tuned_by_the_recipe_and_runs_as_part_of_a_network():
     x = (
-        torch.randint(0, 256, (24, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)).float()
+        torch.randint(
+            0, 256, (24, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1)
+        ).float()
         / 128
     )
     y = torch.arange(24) % 10
-    net = seeded(lambda: off.cut(off.halting(small(), STAGES, per="sample"), x[:2], at=["layer2"], exits="linear"), 1)
+    net = seeded(
+        lambda: off.cut(
+            off.halting(small(), STAGES, per="sample"), x[:2], at=["layer2"], exits="linear"
+        ),
+        1,
+    )
     before = net.backbone.layer3.halts[0].all.bias.item()
     recipe = Pondered(Joint(epochs=2, rate=0.01), tau=1.0, ramp=0.5)
     off.fit(net, (x, y), recipe=recipe, batch_size=8, progress=False)
@@ -58,7 +65,8 @@ def test_it_is_fine_tuned_by_the_recipe_and_runs_as_part_of_a_network():
     fresh = x.flip(3)
     trace = off.record(net, (fresh, y), timed=False, progress=False)
     plan = off.calibrate(trace, budget=0.8)
-    run, replay = off.run(net, plan, fresh), trace.replay(plan)
+    run = off.run(net, plan, fresh)
+    replay = trace.replay(plan)
     assert run.exit.tolist() == replay.exit.tolist()
 
 
@@ -76,7 +84,8 @@ def test_positions_are_skipped_in_a_ladder_and_runs_are_replayed():
     trace = off.record(net, x, timed=False, progress=False)
     threshold = float(np.median(trace.columns["score/small"]))
     for plan in (off.Plan.by_hand({"small": threshold + 1e-3}), off.Plan.by_hand({"small": -1.0})):
-        run, replay = off.run(net, plan, x), trace.replay(plan)
+        run = off.run(net, plan, x)
+        replay = trace.replay(plan)
         assert run.exit.tolist() == replay.exit.tolist()
         assert run.logits.argmax(1).tolist() == replay.answer.tolist()
 

@@ -17,7 +17,10 @@ def test_it_lists_what_cut_takes():
     model = stages()
     found = off.inspect(model, images_of(4))
     assert {"stem", "blocks.0"} <= set(found.legal)
-    assert off.cut(model, images_of(4), at=found.legal[0]).topology.exits == (found.legal[0], "backbone")
+    assert off.cut(model, images_of(4), at=found.legal[0]).topology.exits == (
+        found.legal[0],
+        "backbone",
+    )
     assert found.batch == 4
     assert found.forward_ms > 0
     assert f"{len(found.legal)} legal cuts among {len(found.points)} modules" in str(found)
@@ -35,7 +38,8 @@ def test_a_model_that_mixes_rows_is_refused():
     class Mixes(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+            self.first = nn.Linear(8, 8)
+            self.last = nn.Linear(8, 3)
 
         def forward(self, x):
             x = self.first(x)

@@ -1,4 +1,6 @@
-"""Sequences read chunk by chunk: who is read how far, texts of different lengths, replay, files, and refusals."""
+"""Sequences read chunk by chunk: who is read how far, texts of different lengths, replay, files,
+and refusals.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,10 @@ from offramp.gates.ended import FAR
 from offramp.plans.plan import Plan
 from small import seeded
 
-WORDS, WIDTH, T, CHUNK = 40, 8, 12, 4
+WORDS = 40
+WIDTH = 8
+T = 12
+CHUNK = 4
 GATES = ("chunks.0", "chunks.1")
 
 
@@ -28,7 +33,9 @@ class Cell(nn.Module):
     def forward(self, state, chunk, mask):
         h = self.words(chunk)
         for index in range(chunk.shape[1]):
-            state = torch.where(mask[:, index : index + 1] != 0, self.cell(h[:, index], state), state)
+            state = torch.where(
+                mask[:, index : index + 1] != 0, self.cell(h[:, index], state), state
+            )
         return state
 
 
@@ -80,7 +87,9 @@ def along(kind=Cell, gate="margin", exits=None):
     def make():
         head = nn.Sequential(nn.Flatten(), nn.Linear(int(np.prod(state)), 3)).eval()
         reader = kind().eval()
-        return off.along_time(reader, head, x, state=state, chunk=CHUNK, mask="attention_mask", gate=gate, exits=exits)
+        return off.along_time(
+            reader, head, x, state=state, chunk=CHUNK, mask="attention_mask", gate=gate, exits=exits
+        )
 
     return seeded(make, 0)
 
@@ -93,7 +102,8 @@ def by_hand(net, x):
 
 @pytest.mark.parametrize("kind", [Cell, Fused, Causal])
 def test_only_what_has_ended_leaves_and_answers_as_in_the_end(kind):
-    net, x = along(kind), texts()
+    net = along(kind)
+    x = texts()
     plan = off.Plan.by_hand(dict.fromkeys(GATES, FAR))
     y = off.run(net, plan, x)
     chunks = -(-x["attention_mask"].sum(1) // CHUNK)
@@ -102,8 +112,10 @@ def test_only_what_has_ended_leaves_and_answers_as_in_the_end(kind):
 
 
 def test_the_state_is_that_of_a_loop_over_words():
-    net, x = along(Cell), texts(7)
-    reader, head = net.backbone.reader, net.backbone.head
+    net = along(Cell)
+    x = texts(7)
+    reader = net.backbone.reader
+    head = net.backbone.head
     for row in range(7):
         state = torch.zeros(1, WIDTH)
         for word in x["input_ids"][row, : int(x["attention_mask"][row].sum())]:
@@ -113,7 +125,9 @@ def test_the_state_is_that_of_a_loop_over_words():
 
 @pytest.mark.parametrize("gate", ["margin", "max_prob"])
 def test_it_is_trained_recorded_certified_and_replayed(gate):
-    net, x, fresh = along(Fused, gate), texts(), texts(300, seed=1)
+    net = along(Fused, gate)
+    x = texts()
+    fresh = texts(300, seed=1)
     y = x["input_ids"].sum(1) % 3
     before = net.backbone.reader.words.weight.clone()
     off.fit(net, (x, y), recipe="joint?epochs=1", batch_size=32, progress=False)
@@ -123,17 +137,21 @@ def test_it_is_trained_recorded_certified_and_replayed(gate):
     plan = off.calibrate(trace, risk="disagreement", at_most=0.2)
     assert plan.promise is not None
     for some in (plan, off.calibrate(trace, budget=0.6), Plan.by_hand(dict.fromkeys(GATES, 0.6))):
-        run, replay = off.run(net, some, fresh), trace.replay(some)
+        run = off.run(net, some, fresh)
+        replay = trace.replay(some)
         assert run.exit.tolist() == replay.exit.tolist()
         assert run.logits.argmax(1).tolist() == replay.answer.tolist()
     assert len(set(replay.exit.tolist())) == 3
 
 
 def test_a_sure_sample_is_read_no_further():
-    net, x = along(Cell), texts()
+    net = along(Cell)
+    x = texts()
     runner = off.open(net, off.Plan.by_hand({"chunks.0": -1.0}))
     read = []
-    handle = net.backbone.reader.cell.register_forward_hook(lambda module, given, out: read.append(len(out)))
+    handle = net.backbone.reader.cell.register_forward_hook(
+        lambda module, given, out: read.append(len(out))
+    )
     try:
         runner(x)
     finally:
@@ -142,7 +160,8 @@ def test_a_sure_sample_is_read_no_further():
 
 
 def test_it_is_exported_saved_and_loaded(tmp_path):
-    net, x = along(Cell), texts(40)
+    net = along(Cell)
+    x = texts(40)
     trace = off.record(net, x, timed=False, progress=False)
     plan = off.calibrate(trace, risk="disagreement", at_most=0.5, confidence=0.8)
     off.export(net, plan, tmp_path / "folder")
@@ -151,7 +170,9 @@ def test_it_is_exported_saved_and_loaded(tmp_path):
     other = along(Cell)
     with torch.no_grad():
         other.backbone.head[1].bias.add_(1.0)
-    again = off.load(tmp_path / "net", other.backbone, exits={name: other.exit_of(name) for name in GATES})
+    again = off.load(
+        tmp_path / "net", other.backbone, exits={name: other.exit_of(name) for name in GATES}
+    )
     assert again.fingerprint() == net.fingerprint()
 
 
@@ -184,4 +205,6 @@ def test_what_does_not_fit_is_refused(options, says):
     with pytest.raises(InvalidArgument, match=says):
         off.along_time(Cell().eval(), nn.Linear(WIDTH, 3).eval(), x, **given)
     with pytest.raises(BadNetwork, match="the head is a function"):
-        off.along_time(Cell().eval(), lambda h: h, x, state=WIDTH, chunk=CHUNK, mask="attention_mask")
+        off.along_time(
+            Cell().eval(), lambda h: h, x, state=WIDTH, chunk=CHUNK, mask="attention_mask"
+        )

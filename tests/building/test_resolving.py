@@ -19,7 +19,13 @@ from offramp.testing import check_layer
 
 def model(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    layers = [nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()]
+    layers = [
+        nn.Conv2d(3, 6, 3, padding=1),
+        nn.BatchNorm2d(6),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+    ]
     return nn.Sequential(*layers, nn.Linear(6, 4)).eval()
 
 
@@ -30,14 +36,17 @@ GATE = "predictor?width=4&side=8&stride=1"
 
 def network(**options) -> off.Network:
     torch.manual_seed(1)
-    return off.resolutions(model(), X[:4], [12, 6, 9], gate=GATE, preprocess=Preprocess(), **options)
+    return off.resolutions(
+        model(), X[:4], [12, 6, 9], gate=GATE, preprocess=Preprocess(), **options
+    )
 
 
 def test_arms_share_convolutions_and_have_norms_of_their_own():
     own = model()
     before = copy.deepcopy(own.state_dict())
     net = off.resolutions(own, X[:4], [12, 6], gate=GATE, preprocess=Preprocess())
-    small, large = net.backbone["r6"][1], net.backbone["r12"][1]
+    small = net.backbone["r6"][1]
+    large = net.backbone["r12"][1]
     assert small[0] is large[0]
     assert small[0].weight is not own[0].weight
     assert small[1] is not large[1]
@@ -61,7 +70,8 @@ def test_rows_are_bucketed_by_resolution_when_it_runs():
     trace = off.record(net, (X, Y), timed=False, progress=False)
     scores = [float(trace.columns[f"score/resolution@{route}"][3]) + 1e-3 for route in (0, 1)]
     plan = off.Plan.by_hand({"resolution": tuple(scores)})
-    done, answers = trace.replay(plan), off.run(net, plan, X)
+    done = trace.replay(plan)
+    answers = off.run(net, plan, X)
     assert answers.exit.tolist() == done.exit.tolist()
     for index, label in enumerate(net.topology.exits):
         rows = answers.exit == index
@@ -86,7 +96,9 @@ def test_drnet_trains_each_norm_on_its_own_rows():
 def test_a_saved_network_is_built_again_by_name(tmp_path):
     torch.manual_seed(0)
     x = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    net = off.resolutions(resnet20().eval(), x, [16, 32], gate=GATE, preprocess=Preprocess(), spec="offramp:resnet20")
+    net = off.resolutions(
+        resnet20().eval(), x, [16, 32], gate=GATE, preprocess=Preprocess(), spec="offramp:resnet20"
+    )
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net")
     assert again.fingerprint() == net.fingerprint()
@@ -107,7 +119,8 @@ def test_a_switchable_norm_keeps_the_contract_of_layers():
 
 def test_a_route_keeps_what_has_no_norm():
     switchable = with_switchable_norms(model(), 2)
-    first, second = route_of(switchable, 0), route_of(switchable, 1)
+    first = route_of(switchable, 0)
+    second = route_of(switchable, 1)
     assert first[5] is second[5] is switchable[5]
     assert isinstance(first[1], nn.BatchNorm2d)
     assert first[1] is switchable[1].norms[0]

@@ -20,7 +20,9 @@ def linear(width_in: int = 4, width: int = 4) -> nn.Module:
 X = torch.randn(6, 4)
 STEPS = [
     ("stem", linear()),
-    off.Fork("size", {"small": linear(), "large": [("wide", linear(4, 8)), ("narrow", linear(8, 4))]}),
+    off.Fork(
+        "size", {"small": linear(), "large": [("wide", linear(4, 8)), ("narrow", linear(8, 4))]}
+    ),
     ("head", linear(4, 3)),
 ]
 
@@ -53,12 +55,18 @@ def test_a_fork_that_re_joins():
 
 def test_an_empty_arm_skips():
     net = off.route(
-        [("stem", linear()), off.Fork("skip", {"none": [], "unit": linear()}), ("head", linear(4, 3))], example=X
+        [
+            ("stem", linear()),
+            off.Fork("skip", {"none": [], "unit": linear()}),
+            ("head", linear(4, 3)),
+        ],
+        example=X,
     )
     assert net.topology.node("skip").successors == ("head", "unit")
     assert net.topology.node("head").after == ("skip", "unit")
     plain = off.run(net, off.Plan.by_hand({"skip": -float("inf")}), X)
-    stem, head = net.backbone["stem"], net.backbone["head"]
+    stem = net.backbone["stem"]
+    head = net.backbone["head"]
     with torch.no_grad():
         torch.testing.assert_close(plain.logits, head(stem(X)))
 
@@ -122,7 +130,12 @@ def test_an_output_is_read_by_default_where_it_did_not_run():
 
 
 def test_what_always_ran_needs_no_default():
-    steps = [("stem", linear()), ("unit", linear()), ("both", Both().eval(), {"stem": None}), ("head", linear(4, 3))]
+    steps = [
+        ("stem", linear()),
+        ("unit", linear()),
+        ("both", Both().eval(), {"stem": None}),
+        ("head", linear(4, 3)),
+    ]
     net = off.route(steps)
     assert net.topology.defaults == ()
     with torch.no_grad():
@@ -148,10 +161,14 @@ LEAVING = [off.Leave("all", Own(), None)]
         ([off.Fork("f", {"a": linear()})], InvalidArgument, "at least two arms"),
         ([("s", linear()), off.Fork("f", {"a": [], "b": []}), ("h", linear(4, 3))], InvalidArgument, "are both empty"),
         ([("s", linear()), off.Fork("f", {"a": [], "b": linear(4, 3)})], BadNetwork, "'a' of the last fork 'f'"),
-        ([("s", linear(4, 3)), off.Leave("e", Own())], BadNetwork, "nothing stands behind the exit 'e'"),
-        ([("s", linear(4, 3)), *LEAVING, ("h", linear(4, 3))], InvalidArgument, "no row comes to step 3"),
-        ([("s", linear()), ("h", linear(4, 3), {"z": 0.0})], UnknownName, "segment before 'h' called 'z'"),
-        ([("s", linear()), ("h", (linear(4, 3), linear()))], InvalidArgument, "does not read the input"),
+        ([("s", linear(4, 3)), off.Leave("e", Own())], BadNetwork, "nothing stands behind the "
+                                                                   "exit 'e'"),
+        ([("s", linear(4, 3)), *LEAVING, ("h", linear(4, 3))], InvalidArgument, "no row comes to "
+                                                                                "step 3"),
+        ([("s", linear()), ("h", linear(4, 3), {"z": 0.0})], UnknownName, "segment before 'h' "
+                                                                          "called 'z'"),
+        ([("s", linear()), ("h", (linear(4, 3), linear()))], InvalidArgument, "does not read the "
+                                                                              "input"),
         ([("s", linear()), off.Fork("f", {"a": linear(4, 5), "b": linear()}), ("h", linear(4, 3))], BadNetwork,
          r"different shapes \(a \[5\], b \[4\]\)"),
         ([("s", linear()), off.Fork("f", {"a": linear(), "b": linear()}, gate=Controller(4, 3)), ("h", linear(4, 3))],
@@ -172,7 +189,9 @@ def test_bad_input_gives_one_sentence(steps, problem, says):
 
 
 def test_what_needs_an_example_says_so():
-    with pytest.raises(InvalidArgument, match="the gate of 'size' is made for the features there; give example="):
+    with pytest.raises(
+        InvalidArgument, match="the gate of 'size' is made for the features there; give example="
+    ):
         off.route(STEPS)
     with pytest.raises(InvalidArgument, match="the exit 'e' is made for the features there"):
         off.route([("s", linear()), off.Leave("e"), ("h", linear(4, 3))])

@@ -25,13 +25,17 @@ from small import conv, dense, ladder_of, rows_of, seeded
 def shelved(seed: int = 0, **options):
     """A ladder of our own shelf's models, which loads without being given anything."""
     models = {"small": seeded(digits_small, seed), "large": seeded(digits_large, seed + 1)}
-    fronts = {name: (model, Preprocess((0.5,), (2.0,), scale=16.0)) for name, model in models.items()}
+    fronts = {
+        name: (model, Preprocess((0.5,), (2.0,), scale=16.0)) for name, model in models.items()
+    }
     specs = {"small": "offramp:digits_small", "large": "offramp:digits_large"}
     return ladder(fronts, sources=specs, **options).eval()
 
 
 def images(count: int = 5):
-    return torch.randint(0, 17, (count, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return torch.randint(
+        0, 17, (count, 1, 8, 8), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
 
 
 @pytest.mark.parametrize(
@@ -67,7 +71,9 @@ def test_models_of_the_user_are_given_again(tmp_path):
     for mine, its in zip(net(rows_of(5)), again(rows_of(5)), strict=True):
         assert torch.equal(mine, its)
     with pytest.raises(BadFile, match="does not fit"):
-        off.load(tmp_path / "net", {name: conv(index) for index, name in enumerate(net.topology.exits)})
+        off.load(
+            tmp_path / "net", {name: conv(index) for index, name in enumerate(net.topology.exits)}
+        )
     with pytest.raises(InvalidArgument):
         off.load(tmp_path / "net", dense(0))
 
@@ -119,8 +125,12 @@ def test_the_fingerprint_says_what_is_computed():
     base = shelved().fingerprint()
     assert shelved().fingerprint() == base
     renamed = {"small": seeded(digits_small, 0), "large": seeded(digits_large, 1)}
-    preprocessed = {name: (model, Preprocess((0.5,), (2.0,), scale=16.0)) for name, model in renamed.items()}
-    assert ladder(preprocessed).eval().fingerprint() == base  # how a model is built says nothing about what it computes
+    preprocessed = {
+        name: (model, Preprocess((0.5,), (2.0,), scale=16.0)) for name, model in renamed.items()
+    }
+    assert (
+        ladder(preprocessed).eval().fingerprint() == base
+    )  # how a model is built says nothing about what it computes
     for other in (
         shelved(seed=1),
         shelved(gate="max_prob"),
@@ -158,7 +168,9 @@ def rewrite(folder: Path, change) -> None:
 
 def test_weights_of_another_network_are_noticed(saved, tmp_path):
     off.save(shelved(seed=7), tmp_path / "other")
-    (saved / "weights.safetensors").write_bytes((tmp_path / "other" / "weights.safetensors").read_bytes())
+    (saved / "weights.safetensors").write_bytes(
+        (tmp_path / "other" / "weights.safetensors").read_bytes()
+    )
     with pytest.raises(BadFile, match="not the file"):
         off.load(saved)
 
@@ -200,7 +212,9 @@ EDITS = {
     "spec with two prefixes": put("rungs", 0, "spec", f"offramp:offramp:{EVIL}"),
     "gate": put("gates", "small", "name", EVIL),
     "gate with arguments": put("gates", "small", {"name": EVIL, "a": 1}),
-    "wrapped gate": put("gates", "small", {"name": "Tempered", "temperature": 1, "gate": {"name": EVIL}}),
+    "wrapped gate": put(
+        "gates", "small", {"name": "Tempered", "temperature": 1, "gate": {"name": EVIL}}
+    ),
     "exit": put("exits", "small", "name", EVIL),
     "preprocess": put("fronts", "small", {"name": EVIL}),
     "spec is a number": put("rungs", 0, "spec", 5),
@@ -222,14 +236,26 @@ EDITS = {
     "exit with arguments": put("exits", "small", {"name": "Own", "a": 5}),
     "exit is a number": put("exits", "small", 5),
     "exit reads nothing": put("exits", "large", {"name": "Mean", "before": "nobody", "visited": 1}),
-    "mean that visited nobody": put("exits", "large", {"name": "Mean", "before": "small", "visited": 0}),
-    "mean that visited text": put("exits", "large", {"name": "Mean", "before": "small", "visited": "a"}),
+    "mean that visited nobody": put(
+        "exits", "large", {"name": "Mean", "before": "small", "visited": 0}
+    ),
+    "mean that visited text": put(
+        "exits", "large", {"name": "Mean", "before": "small", "visited": "a"}
+    ),
     "gate that is no gate": put("gates", "small", {"name": "best_temperature"}),
-    "gate that is called": put("gates", "small", {"name": "best_temperature", "logits": [], "labels": []}),
+    "gate that is called": put(
+        "gates", "small", {"name": "best_temperature", "logits": [], "labels": []}
+    ),
     "gate without arguments": put("gates", "small", {"name": "Tempered"}),
-    "temperature": put("gates", "small", {"name": "Tempered", "temperature": 0, "gate": {"name": "margin"}}),
-    "temperature text": put("gates", "small", {"name": "Tempered", "temperature": "a", "gate": {"name": "margin"}}),
-    "temperature huge": put("gates", "small", {"name": "Tempered", "temperature": 10**400, "gate": {"name": "margin"}}),
+    "temperature": put(
+        "gates", "small", {"name": "Tempered", "temperature": 0, "gate": {"name": "margin"}}
+    ),
+    "temperature text": put(
+        "gates", "small", {"name": "Tempered", "temperature": "a", "gate": {"name": "margin"}}
+    ),
+    "temperature huge": put(
+        "gates", "small", {"name": "Tempered", "temperature": 10**400, "gate": {"name": "margin"}}
+    ),
     "preprocessing size": put("fronts", "small", "size", [1]),
     "preprocessing size text": put("fronts", "small", "size", ["a", "b"]),
     "preprocessing mean": put("fronts", "small", "mean", [[1], [1, 2]]),

@@ -25,7 +25,8 @@ def test_a_cut_network_comes_back_in_its_precision(tmp_path, kind, given_in):
     again = off.load(tmp_path / "net", stages(seed=7).to(given_in))
     assert again.precision() == str(kind).removeprefix("torch.")
     assert again.fingerprint() == net.fingerprint()
-    x, plan = images_of(7).to(kind), Plan.by_hand({"stem": 0.3})
+    x = images_of(7).to(kind)
+    plan = Plan.by_hand({"stem": 0.3})
     assert torch.equal(off.run(again, plan, x).logits, off.run(net, plan, x).logits)
 
 
@@ -35,7 +36,11 @@ def test_a_model_that_was_cut_in_another_precision(tmp_path, kind):
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", stages())
     torch.testing.assert_close(again(images_of(3).to(kind))[1], net(images_of(3).to(kind))[1])
-    assert off.run(again, Plan.by_hand({"stem": 0.0}), images_of(3).to(kind)).exit.tolist() == [0, 0, 0]
+    assert off.run(again, Plan.by_hand({"stem": 0.0}), images_of(3).to(kind)).exit.tolist() == [
+        0,
+        0,
+        0,
+    ]
 
 
 @pytest.mark.parametrize("given_in", [torch.float32, torch.float16])
@@ -43,13 +48,19 @@ def test_a_front_in_half_precision_and_one_member_of_another(tmp_path, given_in)
     """Preprocessing's constants are no state, and `half()` rounds them all the same."""
     preprocess = Preprocess((0.3,), (0.7,))
     mixed = off.ladder(
-        {"low": (stages().half(), Preprocess((0.3,), (0.7,)).half()), "full": (stages(seed=1), preprocess)}
+        {
+            "low": (stages().half(), Preprocess((0.3,), (0.7,)).half()),
+            "full": (stages(seed=1), preprocess),
+        }
     )
     x = (images_of(5) * 90).clamp(0, 255).byte()
     off.save(mixed, tmp_path / "net")
     again = off.load(tmp_path / "net", {name: stages().to(given_in) for name in ("low", "full")})
     assert again.precision() == mixed.precision() == "float16+float32"
-    assert [again.fronts[name].mean.dtype for name in ("low", "full")] == [torch.float16, torch.float32]
+    assert [again.fronts[name].mean.dtype for name in ("low", "full")] == [
+        torch.float16,
+        torch.float32,
+    ]
     for want, got in zip(mixed(x), again(x), strict=True):
         assert torch.equal(want, got)
 
@@ -57,7 +68,9 @@ def test_a_front_in_half_precision_and_one_member_of_another(tmp_path, given_in)
 def test_full_precision_stays_what_it_was(tmp_path):
     net = ladder_of(2)
     off.save(net, tmp_path / "net")
-    again = off.load(tmp_path / "net", {name: dense(index).half() for index, name in enumerate(NAMES[:2])})
+    again = off.load(
+        tmp_path / "net", {name: dense(index).half() for index, name in enumerate(NAMES[:2])}
+    )
     assert again.precision() == "float32"
     assert torch.equal(again(rows_of(4))[1], net(rows_of(4))[1])
 
@@ -82,7 +95,9 @@ class Shared(nn.Module):
 
     def __init__(self, tied: bool) -> None:
         super().__init__()
-        self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.last = nn.Linear(4, 3)
         if tied:
             self.second.weight = self.first.weight
 
@@ -107,7 +122,10 @@ def test_tied_weights_stay_tied_and_right_in_half_precision(tmp_path):
 def test_a_model_that_ties_what_was_apart_is_refused(tmp_path):
     net = moved(cut(shared(False, 0), rows_of(4), at=["first"], exits="linear"))
     off.save(net, tmp_path / "net")
-    with pytest.raises(InvalidArgument, match=r"ties weights that were saved apart \(such as backbone.first.weight\)"):
+    with pytest.raises(
+        InvalidArgument,
+        match=r"ties weights that were saved apart \(such as backbone.first.weight\)",
+    ):
         off.load(tmp_path / "net", shared(True, 1))
 
 

@@ -31,9 +31,18 @@ def net(model):
 
 
 def test_units_that_change_the_shape_stay(net):
-    assert net.topology.gates == ("skip-layer2-1", "skip-layer2-2", "skip-layer3-1", "skip-layer3-2")
+    assert net.topology.gates == (
+        "skip-layer2-1",
+        "skip-layer2-2",
+        "skip-layer3-1",
+        "skip-layer3-2",
+    )
     assert len(net.topology.paths["end"]) == 16
-    assert str(net).splitlines()[2:5] == ["skip-layer2-1: chooses by controller", "├─ (skips)", "└─ layer2-1"]
+    assert str(net).splitlines()[2:5] == [
+        "skip-layer2-1: chooses by controller",
+        "├─ (skips)",
+        "└─ layer2-1",
+    ]
 
 
 def test_nobody_skips_and_it_is_the_model(model, net):
@@ -69,7 +78,9 @@ def test_with_preprocessing(model):
     net = off.cut(model, images, skip="layer3.2", preprocess=preprocess)
     assert net.topology.gates == ("skip-layer3-2",)
     with torch.no_grad():
-        torch.testing.assert_close(off.run(net, off.Plan.by_hand({}), images).logits, model(preprocess(images)))
+        torch.testing.assert_close(
+            off.run(net, off.Plan.by_hand({}), images).logits, model(preprocess(images))
+        )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Every unit of a stage of adaptive depth as a stage of the schedule: what runs, for which rows; what is refused."""
+"""Every unit of a stage of adaptive depth as a stage of the schedule: what runs, for which rows;
+what is refused.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ from offramp.layers.preprocess import Preprocess
 from offramp.models.cifar_resnet import CifarResNet
 from small import seeded
 
-X = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(2)) + torch.linspace(-3, 3, 48).view(-1, 1, 1, 1)
+X = torch.randn(48, 3, 8, 8, generator=torch.Generator().manual_seed(2)) + torch.linspace(
+    -3, 3, 48
+).view(-1, 1, 1, 1)
 
 
 def adaptive(stages, blocks=3, per="sample"):
@@ -65,7 +69,9 @@ def test_the_weights_of_every_path_add_up_to_one():
         def forward(self, x):
             return torch.ones(len(x), 4, 5)
 
-    stage = AdaptiveDepth([nn.Conv1d(4, 4, 3, padding=1), nn.Conv1d(4, 4, 3, padding=1)], 4, per="sample")
+    stage = AdaptiveDepth(
+        [nn.Conv1d(4, 4, 3, padding=1), nn.Conv1d(4, 4, 3, padding=1)], 4, per="sample"
+    )
     model = seeded(lambda: nn.Sequential(stage, nn.Flatten(), nn.Linear(20, 3)), 1).eval()
     net = off.unrolled(model, torch.randn(2, 4, 5))
     for name in ("0-0", "0-1"):
@@ -86,7 +92,8 @@ def test_thresholds_are_chosen_certified_and_replayed():
     plan = off.calibrate(trace, risk="disagreement", at_most=0.3, confidence=0.8)
     assert plan.promise is not None
     for some in (plan, off.Plan.by_hand(dict.fromkeys(net.topology.gates, 0.99))):
-        run, replay = off.run(net, some, X), trace.replay(some)
+        run = off.run(net, some, X)
+        replay = trace.replay(some)
         assert np.array_equal(run.logits.argmax(1).numpy(), replay.answer)
     shares = trace.replay(some).ran.mean(0)
     assert trace.replay(some).schedule.stages[2].name == "layer3-2"

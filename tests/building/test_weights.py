@@ -1,4 +1,6 @@
-"""Checkpoints as people save them: read where they fit exactly, and said; else refused with what is there."""
+"""Checkpoints as people save them: read where they fit exactly, and said; else refused with what is
+there.
+"""
 
 from __future__ import annotations
 
@@ -48,13 +50,23 @@ def averaged() -> dict[str, torch.Tensor]:
 
 
 CHECKPOINTS = {
-    "model_state_dict": lambda: {"epoch": 3, "model_state_dict": state(), "optimizer_state_dict": {"state": {0: {}}}},
+    "model_state_dict": lambda: {
+        "epoch": 3,
+        "model_state_dict": state(),
+        "optimizer_state_dict": {"state": {0: {}}},
+    },
     "state_dict": lambda: {"state_dict": state(), "best_acc1": 91.5},
     "net": lambda: {"net": prefixed("module."), "acc": np.float64(91.5), "epoch": np.int64(4)},
     "model": lambda: {"model": state(), "args": argparse.Namespace(lr=0.1, output="out")},
     "model_ema": lambda: {"model_ema": state(), "epoch": 1},
-    "Lightning": lambda: {"state_dict": prefixed("model."), "pytorch-lightning_version": "2", "loops": {}},
-    "Lightning, with a loss": lambda: {"state_dict": prefixed("model.") | {"loss.weight": torch.ones(2)}},
+    "Lightning": lambda: {
+        "state_dict": prefixed("model."),
+        "pytorch-lightning_version": "2",
+        "loops": {},
+    },
+    "Lightning, with a loss": lambda: {
+        "state_dict": prefixed("model.") | {"loss.weight": torch.ones(2)}
+    },
     "compiled": lambda: prefixed("_orig_mod."),
     "compiled in Lightning": lambda: {"state_dict": prefixed("model._orig_mod.")},
     "DataParallel": lambda: prefixed("module."),
@@ -63,7 +75,8 @@ CHECKPOINTS = {
         name.replace("features.", "features.module."): value for name, value in state().items()
     },
     "a part in FSDP": lambda: {
-        name.replace("head.", "head._fsdp_wrapped_module."): value for name, value in prefixed("module.").items()
+        name.replace("head.", "head._fsdp_wrapped_module."): value
+        for name, value in prefixed("module.").items()
     },
     "AveragedModel": averaged,
     "torchvision's reference": lambda: {"model_ema": averaged(), "epoch": 1},
@@ -80,7 +93,9 @@ def test_checkpoints_are_read_where_they_fit(tmp_path, kind, suffix):
         assert loaded(tmp_path / f"w{suffix}")
 
 
-@pytest.mark.parametrize("prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.", "backbone.net."])
+@pytest.mark.parametrize(
+    "prefix", ["module.", "model.", "_orig_mod.", "module._orig_mod.", "backbone.net."]
+)
 def test_prefixes_in_safetensors(tmp_path, prefix):
     save_file(prefixed(prefix), tmp_path / "w.safetensors")
     with pytest.warns(Notice, match=prefix):
@@ -90,7 +105,9 @@ def test_prefixes_in_safetensors(tmp_path, prefix):
 def test_a_plain_state_dict_needs_no_word(tmp_path):
     torch.save(state(), tmp_path / "w.pt")
     save_file(state(), tmp_path / "w.safetensors")
-    without = {name: value for name, value in state().items() if not name.endswith("num_batches_tracked")}
+    without = {
+        name: value for name, value in state().items() if not name.endswith("num_batches_tracked")
+    }
     torch.save(without, tmp_path / "old.pt")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -101,12 +118,17 @@ def test_a_plain_state_dict_needs_no_word(tmp_path):
 
 def test_what_is_not_used_is_said(tmp_path):
     torch.save(CHECKPOINTS["Lightning, with a loss"](), tmp_path / "w.pt")
-    with pytest.warns(Notice, match="under 'state_dict', the prefix 'model.' .* not used: loss.weight"):
+    with pytest.warns(
+        Notice, match="under 'state_dict', the prefix 'model.' .* not used: loss.weight"
+    ):
         loaded(tmp_path / "w.pt")
 
 
 AMBIGUOUS = {
-    "state_dict_ema": (lambda: {"state_dict": state(2), "state_dict_ema": state(1)}, "state_dict_ema"),
+    "state_dict_ema": (
+        lambda: {"state_dict": state(2), "state_dict_ema": state(1)},
+        "state_dict_ema",
+    ),
     "model_ema": (lambda: {"model": state(2), "model_ema": averaged()}, "model_ema"),
     "teacher": (lambda: prefixed("student.", 2) | prefixed("teacher.", 1), "teacher."),
     "both": (lambda: {"model": prefixed("a.", 1) | prefixed("b.", 2), "ema": state(3)}, "model/a."),
@@ -117,7 +139,9 @@ AMBIGUOUS = {
 def test_of_several_the_user_says_which(tmp_path, kind):
     made, key = AMBIGUOUS[kind]
     torch.save(made(), tmp_path / "w.pt")
-    with pytest.raises(BadFile, match=rf"different sets of weights that fit Small: .*{key}.*\?key="):
+    with pytest.raises(
+        BadFile, match=rf"different sets of weights that fit Small: .*{key}.*\?key="
+    ):
         loaded(tmp_path / "w.pt")
     with pytest.warns(Notice):
         assert loaded(tmp_path / "w.pt", key=key)
@@ -159,7 +183,9 @@ def test_a_file_without_weights_names_its_keys(tmp_path):
 
 def test_a_whole_model_is_named_and_not_run(tmp_path):
     torch.save(Small(), tmp_path / "w.pt")
-    with pytest.raises(BadFile, match=r"holds a \S*Small, which would run code: save model.state_dict"):
+    with pytest.raises(
+        BadFile, match=r"holds a \S*Small, which would run code: save model.state_dict"
+    ):
         loaded(tmp_path / "w.pt")
 
 

@@ -1,4 +1,6 @@
-"""BranchyNet's screening against a slow copy of the authors' procedure: entropies in nats, `e < T`, row by row."""
+"""BranchyNet's screening against a slow copy of the authors' procedure: entropies in nats, `e < T`,
+row by row.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from offramp.calibration.branchynet_grid import GRIDS, GridPlan, above, front, grid_plans, kept_shares
+from offramp.calibration.branchynet_grid import (
+    GRIDS,
+    GridPlan,
+    above,
+    front,
+    grid_plans,
+    kept_shares,
+)
 from offramp.errors import InvalidArgument, UnknownName
 from offramp.plans.plan import choose
 from offramp.plans.trace import Trace
@@ -35,8 +44,11 @@ def entropies(rows: int, seed: int = 0, members: int = 3) -> Trace:
 
 
 def slow(trace: Trace, grids) -> dict[tuple[float, ...], tuple[float, float]]:
-    """The paper's loop: for every combination of T, every row leaves at the first exit whose entropy is below T."""
-    gates, found = trace.topology.gates, {}
+    """The paper's loop: for every combination of T, every row leaves at the first exit whose
+    entropy is below T.
+    """
+    gates = trace.topology.gates
+    found = {}
     e = [[-float(score) for score in trace.columns[f"score/{gate}"]] for gate in gates]
     for combination in product(*grids):
         right = cost = 0.0
@@ -51,7 +63,8 @@ def slow(trace: Trace, grids) -> dict[tuple[float, ...], tuple[float, float]]:
 @pytest.mark.parametrize("name", GRIDS)
 def test_the_papers_grids_give_what_its_loop_gives(name):
     trace = entropies(60)
-    want, points = slow(trace, [GRIDS[name]] * 2), grid_plans(trace, grid=name)
+    want = slow(trace, [GRIDS[name]] * 2)
+    points = grid_plans(trace, grid=name)
     never = [point for point in points if set(point.thresholds.values()) == {math.inf}]
     assert len(never) == 1
     points = tuple(point for point in points if point is not never[0])
@@ -80,7 +93,11 @@ def near(score: np.float32) -> list[float]:
     return [*map(float, around), float(score) + 1e-12, float(score) - 1e-12]
 
 
-@given(st.lists(st.integers(-6, 2), min_size=1, max_size=6), st.floats(-2, 2, width=32), st.integers(0, 4))
+@given(
+    st.lists(st.integers(-6, 2), min_size=1, max_size=6),
+    st.floats(-2, 2, width=32),
+    st.integers(0, 4),
+)
 def test_a_value_lets_exactly_the_rows_above_it_leave(steps, middle, which):
     """On scores that crowd around the value, a few float32 steps apart."""
     scores = []
@@ -92,9 +109,13 @@ def test_a_value_lets_exactly_the_rows_above_it_leave(steps, middle, which):
     score_N = np.array([*scores, np.nan, np.inf, -np.inf], np.float32)
     value = near(np.float32(middle))[which]
     t = above(value, score_N)
-    assert ((choose(score_N[:, None], np.array([t])) == 0) == (score_N.astype(np.float64) > value)).all()
+    assert (
+        (choose(score_N[:, None], np.array([t])) == 0) == (score_N.astype(np.float64) > value)
+    ).all()
     below = score_N[score_N.astype(np.float64) <= value]
-    assert not (score_N == t).any() or np.nextafter(t, np.float32(-9)) in below  # strictly between, where it can be
+    assert (
+        not (score_N == t).any() or np.nextafter(t, np.float32(-9)) in below
+    )  # strictly between, where it can be
 
 
 def test_a_row_on_the_value_stays_as_the_paper_has_it():
@@ -106,14 +127,18 @@ def test_a_row_on_the_value_stays_as_the_paper_has_it():
 
 def test_the_front_is_that_of_the_authors():
     points = grid_plans(entropies(200, seed=3), grid="lenet")
-    kept, last = [], None
+    kept = []
+    last = None
     for point in points:
         if last is None or point.accuracy > last - 1e-4:
             kept.append(point)
             last = point.accuracy
     assert front(points) == tuple(kept)
     assert 1 < len(kept) < len(points)
-    made = [GridPlan({}, accuracy, cost) for accuracy, cost in ((0.9, 1), (0.8, 2), (0.89995, 3), (0.8999, 4), (1, 5))]
+    made = [
+        GridPlan({}, accuracy, cost)
+        for accuracy, cost in ((0.9, 1), (0.8, 2), (0.89995, 3), (0.8999, 4), (1, 5))
+    ]
     assert [point.cost for point in front(made[::-1])] == [1, 3, 4, 5]
     assert [point.cost for point in front(made, 0.0)] == [1, 5]
     one_row_of_10_000 = [GridPlan({}, 1 - 800 / 10_000, 1), GridPlan({}, 1 - 801 / 10_000, 2)]
@@ -129,7 +154,9 @@ def test_another_gate_has_a_grid_of_its_own_scores():
         scores = [trace.columns[f"score/{gate}"].astype(np.float64) for gate in ("small", "middle")]
         exits = np.where(scores[0] > small, 0, np.where(scores[1] > middle, 1, 2))
         right = (trace.answers[np.arange(50), exits] == trace.labels).mean()
-        cost = np.cumsum([MACS[0] * (small < math.inf), *MACS[1:]])[exits].mean()  # a closed member is not run
+        cost = np.cumsum([MACS[0] * (small < math.inf), *MACS[1:]])[
+            exits
+        ].mean()  # a closed member is not run
         assert any((p.accuracy, p.cost) == pytest.approx((right, cost)) for p in points)
     assert len(grid_plans(trace, grid=(1.0, 2.0, 3.0))) == 9 + 1
 
@@ -145,13 +172,15 @@ def test_a_closed_exit_is_not_charged():
 
 @pytest.mark.parametrize("members", [2, 3])
 def test_shares_of_the_rows_that_arrive(members):
-    trace, shares = entropies(101, members=members), (0.0, 0.3, 0.5, 1.0)
+    trace = entropies(101, members=members)
+    shares = (0.0, 0.3, 0.5, 1.0)
     points = grid_plans(trace, shares=shares)
     assert len(points) == 4 ** (members - 1)
     got = sorted(tuple(np.bincount(trace.replay(p.plan).exit, minlength=members)) for p in points)
     want = []
     for combination in product(shares, repeat=members - 1):
-        left, counts = 101, []
+        left = 101
+        counts = []
         for share in combination:
             counts.append(math.floor(share * left + 1e-9))
             left -= counts[-1]
@@ -159,8 +188,11 @@ def test_shares_of_the_rows_that_arrive(members):
     assert got == sorted(want)
     for point in points:
         done = trace.replay(point.plan).exit
-        for index, gate in enumerate(trace.topology.gates):  # those that leave are the readiest of those that arrive
-            scores, arrived = trace.columns[f"score/{gate}"], done >= index
+        for index, gate in enumerate(
+            trace.topology.gates
+        ):  # those that leave are the readiest of those that arrive
+            scores = trace.columns[f"score/{gate}"]
+            arrived = done >= index
             if 0 < (done == index).sum() < arrived.sum():
                 assert scores[done == index].min() > scores[done > index].max()
 
@@ -169,7 +201,10 @@ def test_rows_with_equal_scores_stay_together():
     trace = entropies(8, members=2)
     column = np.float32([-1, -1, -1, -2, -2, -3, -4, np.nan])
     tied = Trace({**trace.columns, "score/small": column}, trace.header)
-    leaving = {p.thresholds["small"]: tied.replay(p.plan).exit for p in grid_plans(tied, shares=(0.25, 0.5, 0.7, 1.0))}
+    leaving = {
+        p.thresholds["small"]: tied.replay(p.plan).exit
+        for p in grid_plans(tied, shares=(0.25, 0.5, 0.7, 1.0))
+    }
     assert sorted(int((exits == 0).sum()) for exits in leaving.values()) == [0, 3, 5, 7]
 
 
@@ -182,7 +217,11 @@ REFUSED = {
     "NaN": ({"grid": (math.nan,)}, InvalidArgument, "float32 numbers"),
     "too large": ({"grid": (1e39,)}, InvalidArgument, "float32 numbers"),
     "no share": ({"shares": (1.5,)}, InvalidArgument, "from 0 to 1"),
-    "too many": ({"grid": np.linspace(0, 1, 1001)}, InvalidArgument, "1,002,001 plans over 2 gates"),
+    "too many": (
+        {"grid": np.linspace(0, 1, 1001)},
+        InvalidArgument,
+        "1,002,001 plans over 2 gates",
+    ),
     "too many shares": ({"shares": np.linspace(0, 1, 1001)}, InvalidArgument, "1,002,001 plans"),
 }
 
@@ -205,7 +244,9 @@ def test_traces_that_are_refused():
 
 
 def test_the_share_that_is_kept_for_later_exits():
-    """kunglab/branchynet a33d136, branchynet/net.py, find_thresholds_entropies: over all rows at every exit."""
+    """kunglab/branchynet a33d136, branchynet/net.py, find_thresholds_entropies: over all rows at
+    every exit.
+    """
     trace = trace_of(200)
     plan = kept_shares(trace, 0.25)
     for gate, score in zip(trace.topology.gates, trace.scores.T, strict=True):

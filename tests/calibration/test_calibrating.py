@@ -1,4 +1,6 @@
-"""From a trace to a plan: what a promise is worth, what is refused, what a plan says about itself."""
+"""From a trace to a plan: what a promise is worth, what is refused, what a plan says about
+itself.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ import offramp as off
 from offramp.calibration.calibrating import calibrate
 from offramp.calibration.path import shared_path
 from offramp.calibration.search import exits_of
-from offramp.errors import BadData, InvalidArgument, Mismatch, NoSafePlan, OutOfBudget, OverlappingRows, UnknownName
+from offramp.errors import (
+    BadData,
+    InvalidArgument,
+    Mismatch,
+    NoSafePlan,
+    OutOfBudget,
+    OverlappingRows,
+    UnknownName,
+)
 from offramp.guarantees.risks import Risk, find_risk
 from offramp.plans.plan import Plan
 from offramp.plans.provenance import Origin
@@ -22,11 +32,16 @@ from small import ladder_of, rows_of, trace_of
 
 
 def with_columns(trace: Trace, **columns) -> Trace:
-    return Trace({**trace.columns, **{name.replace("_", "/", 1): c for name, c in columns.items()}}, trace.header)
+    return Trace(
+        {**trace.columns, **{name.replace("_", "/", 1): c for name, c in columns.items()}},
+        trace.header,
+    )
 
 
 def drawn(trace: Trace, rows: int, seed: int) -> Trace:
-    """Independent draws from a population: every draw is a row of its own, with a content of its own."""
+    """Independent draws from a population: every draw is a row of its own, with a content of its
+    own.
+    """
     rng = np.random.default_rng(seed)
     sample = trace[rng.integers(0, len(trace), rows)]
     own = {"row": np.arange(rows), "digest": rng.integers(0, 2**63, rows).astype(np.uint64)}
@@ -48,8 +63,12 @@ def risk_of(trace: Trace, plan: Plan, risk: str) -> float:
     ],
 )
 def test_a_promise_is_kept_by_as_many_draws_as_it_says(risk, at_most, options):
-    population, draws, confidence = trace_of(20_000, seed=1), 40, 0.8
-    broken, made, saved = 0, 0, 0.0
+    population = trace_of(20_000, seed=1)
+    draws = 40
+    confidence = 0.8
+    broken = 0
+    made = 0
+    saved = 0.0
     for seed in range(draws):
         sample = drawn(population, 600, seed)
         try:
@@ -65,8 +84,11 @@ def test_a_promise_is_kept_by_as_many_draws_as_it_says(risk, at_most, options):
 
 
 def test_without_a_test_the_promise_would_be_broken():
-    """The population of the test above is hard enough: a plan that keeps the level on its own rows breaks it often."""
-    population, broken = trace_of(20_000, seed=1), 0
+    """The population of the test above is hard enough: a plan that keeps the level on its own rows
+    breaks it often.
+    """
+    population = trace_of(20_000, seed=1)
+    broken = 0
     margins = shared_path()[(shared_path() > 1e-3) & (shared_path() < 100)][::8]
     path = np.repeat(margins[:, None], 2, axis=1)
     losses = population.losses(find_risk("disagreement"))
@@ -127,7 +149,9 @@ def test_a_path_fixed_beforehand_does_not_look_at_the_rows(trace):
 
 @pytest.mark.parametrize("level", [0.05, 0.06, 0.1])
 def test_a_threshold_is_never_a_score(trace, level):
-    """Not even where scores are points of the path: the one that would be chosen is made a score."""
+    """Not even where scores are points of the path: the one that would be chosen is made a
+    score.
+    """
     (t, *_), *_ = calibrate(trace, at_most=level).thresholds.values()
     score = trace.columns["score/middle"].copy()
     score[np.argmin(np.abs(score - t))] = t
@@ -139,12 +163,17 @@ def test_a_threshold_is_never_a_score(trace, level):
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 50])
 def test_the_walk_ends_at_the_first_plan_that_fails(chunk, monkeypatch):
-    """The surest rows are made worse, and the many others better: all may leave, but the way there is not safe."""
+    """The surest rows are made worse, and the many others better: all may leave, but the way there
+    is not safe.
+    """
     trace = trace_of(400, skill=(0.5, 0.9), macs=(1.0, 8.0))
-    surest, wrong = np.arange(400) < 40, (trace.labels + 1) % 5
+    surest = np.arange(400) < 40
+    wrong = (trace.labels + 1) % 5
     sunk = with_columns(
         trace,
-        score_small=np.where(surest, 9 + np.arange(400) / 400, 1 + np.arange(400) / 400).astype(np.float32),
+        score_small=np.where(surest, 9 + np.arange(400) / 400, 1 + np.arange(400) / 400).astype(
+            np.float32
+        ),
         answer_small=np.where(surest, wrong, trace.labels),
         answer_middle=np.where(surest, trace.labels, wrong),
     )
@@ -155,7 +184,9 @@ def test_the_walk_ends_at_the_first_plan_that_fails(chunk, monkeypatch):
         found = calibrate(sunk, **asked)
     except NoSafePlan:
         found = Plan.by_hand({})
-    assert risk_of(sunk, found, "accuracy_gap") >= 0  # it let none of the many leave, behind the unsafe stretch
+    assert (
+        risk_of(sunk, found, "accuracy_gap") >= 0
+    )  # it let none of the many leave, behind the unsafe stretch
     assert calibrate(with_columns(sunk, answer_small=trace.labels), **asked).open_gates()
 
 
@@ -205,11 +236,18 @@ def test_a_risk_of_the_users_own_reads_outputs(trace):
 def agreeing(rows: int) -> Trace:
     """A trace whose exits always answer alike."""
     trace = trace_of(rows)
-    return with_columns(trace, answer_small=trace.columns["answer/large"], answer_middle=trace.columns["answer/large"])
+    return with_columns(
+        trace,
+        answer_small=trace.columns["answer/large"],
+        answer_middle=trace.columns["answer/large"],
+    )
 
 
 def test_299_rows_certify_one_percent_and_298_do_not():
-    assert calibrate(agreeing(299), at_most=0.01).price.mean < 0.3 * calibrate(agreeing(299), at_most=0.01).price.plain
+    assert (
+        calibrate(agreeing(299), at_most=0.01).price.mean
+        < 0.3 * calibrate(agreeing(299), at_most=0.01).price.plain
+    )
     with pytest.raises(NoSafePlan, match="299 rows") as caught:
         calibrate(agreeing(298), at_most=0.01)
     assert 0.01 < caught.value.smallest_level < 0.0101
@@ -218,7 +256,8 @@ def test_299_rows_certify_one_percent_and_298_do_not():
 def test_no_safe_plan_carries_what_is_in_sight(trace):
     with pytest.raises(NoSafePlan, match="in sight") as caught:
         calibrate(trace, at_most=0.0001)
-    never, level = caught.value.never, caught.value.smallest_level
+    never = caught.value.never
+    level = caught.value.smallest_level
     assert not never.open_gates()
     assert never.promise is None
     assert (trace.replay(never).exit == 2).all()
@@ -229,13 +268,16 @@ def test_no_safe_plan_carries_what_is_in_sight(trace):
 
 
 def test_a_level_in_sight_lets_rows_leave():
-    """Exits that never agree have no small level, though the plan that lets nothing leave would have one."""
+    """Exits that never agree have no small level, though the plan that lets nothing leave would
+    have one.
+    """
     trace = trace_of(600)
     other = (trace.columns["answer/large"] + 1) % 5
     with pytest.raises(NoSafePlan) as caught:
         calibrate(with_columns(trace, answer_small=other, answer_middle=other), at_most=0.002)
     leaving = calibrate(
-        with_columns(trace, answer_small=other, answer_middle=other), at_most=caught.value.smallest_level + 1e-6
+        with_columns(trace, answer_small=other, answer_middle=other),
+        at_most=caught.value.smallest_level + 1e-6,
     )
     assert (trace.replay(leaving).exit < 2).any()
 
@@ -271,7 +313,11 @@ def test_scores_that_are_not_finite():
         ),
         ({"at_most": 1.0, "risk": "error"}, InvalidArgument, "below 1, got 1"),
         ({"at_most": -0.1}, InvalidArgument, r"at least 0 and below 1, got -0\.1$"),
-        ({"at_most": -1.1, "risk": "accuracy_gap"}, InvalidArgument, r"at least -1 and below 1, got -1\.1$"),
+        (
+            {"at_most": -1.1, "risk": "accuracy_gap"},
+            InvalidArgument,
+            r"at least -1 and below 1, got -1\.1$",
+        ),
         ({"at_most": 100}, InvalidArgument, "got 100$"),
         ({"at_most": True}, InvalidArgument, "got True$"),
         ({"at_most": np.True_}, InvalidArgument, "got .*True"),
@@ -289,10 +335,18 @@ def test_scores_that_are_not_finite():
         ({"at_most": 0.1, "confidence": True}, InvalidArgument, "got True$"),
         ({"at_most": 0.1, "confidence": None}, InvalidArgument, "got None$"),
         ({"at_most": 0.1, "confidence": math.nan}, InvalidArgument, "got nan$"),
-        ({"at_most": 0.1, "repeats": "twice"}, InvalidArgument, "repeats must be 'independent' or 'once', got 'twice'"),
+        (
+            {"at_most": 0.1, "repeats": "twice"},
+            InvalidArgument,
+            "repeats must be 'independent' or 'once', got 'twice'",
+        ),
         ({"budget": 0.5, "repeats": "twice"}, InvalidArgument, "repeats must be"),
         ({"at_most": 0.1, "testing": "paths"}, InvalidArgument, "path, pareto"),
-        ({"at_most": 0.1, "risk": "accuracy_gap", "bound": "binomial"}, InvalidArgument, "not only 0 and 1"),
+        (
+            {"at_most": 0.1, "risk": "accuracy_gap", "bound": "binomial"},
+            InvalidArgument,
+            "not only 0 and 1",
+        ),
         ({"at_most": 0.1, "bound": "beting"}, UnknownName, "betting"),
         ({"at_most": 0.1, "risk": "accuracy"}, UnknownName, "accuracy_gap"),
         ({"at_most": 0.1, "reference": "largest"}, UnknownName, "large"),
@@ -301,15 +355,31 @@ def test_scores_that_are_not_finite():
         ({"at_most": 0.1, "reference": None}, UnknownName, "no exit of this network called None"),
         ({"budget": 0.5, "reference": ["small"]}, UnknownName, "no exit of this network called"),
         ({"at_most": 0.1, "search": 5}, InvalidArgument, "search must be a Trace, .*; got a int"),
-        ({"at_most": 0.1, "drop_seen": "no"}, InvalidArgument, "drop_seen must be True or False, got 'no'"),
-        ({"at_most": 0.1, "confidence": 1e-300}, InvalidArgument, "confidence must be at least 1e-15"),
+        (
+            {"at_most": 0.1, "drop_seen": "no"},
+            InvalidArgument,
+            "drop_seen must be True or False, got 'no'",
+        ),
+        (
+            {"at_most": 0.1, "confidence": 1e-300},
+            InvalidArgument,
+            "confidence must be at least 1e-15",
+        ),
         (
             {"at_most": 0.1, "unit": "ms", "batch": True},
             InvalidArgument,
             "batch must be a whole number of at least 1, got True",
         ),
-        ({"at_most": 0.1, "batch": "64"}, InvalidArgument, "batch must be a whole number of at least 1, got '64'"),
-        ({"budget": 0.5, "batch": 1.5}, InvalidArgument, "batch must be a whole number of at least 1, got 1.5"),
+        (
+            {"at_most": 0.1, "batch": "64"},
+            InvalidArgument,
+            "batch must be a whole number of at least 1, got '64'",
+        ),
+        (
+            {"budget": 0.5, "batch": 1.5},
+            InvalidArgument,
+            "batch must be a whole number of at least 1, got 1.5",
+        ),
         ({"at_most": 0.1, "unit": "seconds"}, InvalidArgument, "macs"),
         ({"at_most": 0.1, "unit": "ms"}, InvalidArgument, "not measured"),
         ({"at_most": 0.1, "batch": 0}, InvalidArgument, "batch"),
@@ -322,7 +392,11 @@ def test_scores_that_are_not_finite():
         ({"budget": -1.0}, InvalidArgument, r"budget must be above 0, got -1\.0"),
         ({"budget": "50%"}, InvalidArgument, r"got '50%' \(50 % is 0\.5\)"),
         ({"budget": True}, InvalidArgument, "got True"),
-        ({"budget": 40}, InvalidArgument, r"at most 1\.375, the cost of all exits together, got 40 \(40 % is 0\.4\)"),
+        (
+            {"budget": 40},
+            InvalidArgument,
+            r"at most 1\.375, the cost of all exits together, got 40 \(40 % is 0\.4\)",
+        ),
     ],
 )
 def test_what_is_refused(trace, options, error, says):
@@ -338,19 +412,27 @@ def test_labels_are_needed_for_what_compares_with_them(risk):
 
 
 def test_logits_are_needed_for_a_risk_that_reads_them(trace):
-    risk = Risk("any", 0.0, 1.0, False, True, lambda o, y, r: np.zeros(o.shape[:2]), reads="outputs")
-    bare = Trace({name: c for name, c in trace.columns.items() if not name.startswith("logits/")}, trace.header)
+    risk = Risk(
+        "any", 0.0, 1.0, False, True, lambda o, y, r: np.zeros(o.shape[:2]), reads="outputs"
+    )
+    bare = Trace(
+        {name: c for name, c in trace.columns.items() if not name.startswith("logits/")},
+        trace.header,
+    )
     with pytest.raises(BadData, match="keep='logits'"):
         calibrate(bare, risk=risk, at_most=0.1)
 
 
 def test_an_exit_that_was_never_trained_is_refused(trace):
     with pytest.raises(InvalidArgument, match="trained"):
-        calibrate(Trace(trace.columns, dataclasses.replace(trace.header, trained=False)), at_most=0.1)
+        calibrate(
+            Trace(trace.columns, dataclasses.replace(trace.header, trained=False)), at_most=0.1
+        )
 
 
 def test_search_rows_of_their_own(trace):
-    search, rest = trace[:250], trace[250:]
+    search = trace[:250]
+    rest = trace[250:]
     plan = calibrate(rest, at_most=0.06, search=search)
     assert (plan.promise.rows, plan.promise.searched) == (350, 250)
     with pytest.raises(OverlappingRows, match=r"50 of the 350"):
@@ -376,7 +458,9 @@ def test_a_budget_is_kept_and_promises_nothing(trace, budget):
     margins = shared_path()[(shared_path() > 1e-3) & (shared_path() < 100)][::16]
     shared = [Plan(thresholds={"small": (float(t),), "middle": (float(t),)}) for t in margins]
     within = [one for one in shared if trace.price(one).mean <= budget * plan.price.plain]
-    assert risk_of(trace, plan, "error") <= min(risk_of(trace, one, "error") for one in within) + 1e-9
+    assert (
+        risk_of(trace, plan, "error") <= min(risk_of(trace, one, "error") for one in within) + 1e-9
+    )
 
 
 def test_a_budget_without_labels_loses_little_agreement():
@@ -424,7 +508,9 @@ def test_deepest_caps_the_worst_case(trace):
 
 
 def test_deepest_alone_may_be_what_is_promised(trace):
-    """Where no gate is left, or none may open, answering everything at `max_exit` is a plan if it is safe."""
+    """Where no gate is left, or none may open, answering everything at `max_exit` is a plan if it
+    is safe.
+    """
     plan = calibrate(trace, at_most=0.5, max_exit="small")
     assert plan.promise is not None
     assert trace.replay(plan).exit.max() == 0
@@ -433,14 +519,19 @@ def test_deepest_alone_may_be_what_is_promised(trace):
 
 
 def test_deepest_at_the_end_changes_nothing(trace):
-    assert calibrate(trace, at_most=0.05, max_exit="large").thresholds == calibrate(trace, at_most=0.05).thresholds
+    assert (
+        calibrate(trace, at_most=0.05, max_exit="large").thresholds
+        == calibrate(trace, at_most=0.05).thresholds
+    )
 
 
 def test_against_another_exit(trace):
     plan = calibrate(trace, at_most=0.3, reference="middle")
     assert plan.promise.reference == "middle"
     assert plan.price.plain == 2.0
-    with pytest.raises(NoSafePlan) as caught:  # never leaving comes first, and is not safe against the middle exit
+    with pytest.raises(
+        NoSafePlan
+    ) as caught:  # never leaving comes first, and is not safe against the middle exit
         calibrate(trace, at_most=0.2, reference="middle")
     assert 0.2 < caught.value.smallest_level < 0.3
     assert calibrate(trace, at_most=caught.value.smallest_level + 1e-6, reference="middle").promise

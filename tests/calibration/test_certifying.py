@@ -1,4 +1,6 @@
-"""What the certifier chooses: never dearer than never leaving, whatever the price; the bets of many rows."""
+"""What the certifier chooses: never dearer than never leaving, whatever the price; the bets of many
+rows.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ from small import trace_of
 
 
 def priced(trace: Trace, exits: float, *, call: float = 0.0, row: float = 0.0) -> Trace:
-    """The trace with an exit cost at every gate, and milliseconds by the call and by the row at every part."""
+    """The trace with an exit cost at every gate, and milliseconds by the call and by the row at
+    every part.
+    """
     columns = dict(trace.columns)
     for name in trace.topology.exits:
         macs = columns[f"cost/segment/{name}"][0]
@@ -52,7 +56,9 @@ AIMS = [
 
 @pytest.mark.filterwarnings("ignore::offramp.errors.DearFirst")
 @pytest.mark.parametrize("aim", AIMS)
-@pytest.mark.parametrize("macs", [(1.0, 1.0, 1.0), (1.0, 2.0, 3.0), (3.0, 2.0, 1.0), (0.1, 0.1, 9.0)])
+@pytest.mark.parametrize(
+    "macs", [(1.0, 1.0, 1.0), (1.0, 2.0, 3.0), (3.0, 2.0, 1.0), (0.1, 0.1, 9.0)]
+)
 @pytest.mark.parametrize("unit", ["macs", "ms"])
 def test_a_plan_never_costs_more_than_never_leaving(aim, macs, unit):
     trace = priced(trace_of(600, macs=macs), 0.3, call=2.0, row=1.0)
@@ -83,12 +89,17 @@ def test_the_cheapest_along_the_path_is_what_trying_each_plan_gives():
     trace = priced(trace_of(500), 0.05)
     plan = calibrate(trace, at_most=0.08)
     (t,) = {t for (t,) in plan.thresholds.values()}
-    dearer = [Plan.by_hand(dict.fromkeys(trace.topology.gates, float(t + step))) for step in (0.05, 0.2, 0.5)]
+    dearer = [
+        Plan.by_hand(dict.fromkeys(trace.topology.gates, float(t + step)))
+        for step in (0.05, 0.2, 0.5)
+    ]
     assert all(trace.price(each).mean >= plan.price.mean for each in dearer)
 
 
 def saturated(share: float, *, declared: bool = True, rows: int = 2000) -> Trace:
-    """A trace by max_prob of which a share of the rows scores exactly 1 at both gates, and a few of those are wrong."""
+    """A trace by max_prob of which a share of the rows scores exactly 1 at both gates, and a few of
+    those are wrong.
+    """
     trace = trace_of(rows, skill=(0.8, 0.9, 0.97), seed=3)
     columns = dict(trace.columns)
     rng = np.random.default_rng(0)
@@ -100,16 +111,25 @@ def saturated(share: float, *, declared: bool = True, rows: int = 2000) -> Trace
         score = np.where(tied, 1.0, 1 - 1 / (1 + np.exp(margin))).astype(np.float32)
         columns[f"score/{name}"] = score
         wrong = tied & (rng.random(rows) < 0.012)
-        columns[f"answer/{name}"] = np.where(tied & ~wrong, columns["answer/large"], columns[f"answer/{name}"])
-        columns[f"answer/{name}"] = np.where(wrong, (columns["answer/large"] + 1) % 5, columns[f"answer/{name}"])
-    scores = dict.fromkeys(trace.topology.gates, ScoreRange(0.0, 1.0, saturates=(1.0,))) if declared else {}
+        columns[f"answer/{name}"] = np.where(
+            tied & ~wrong, columns["answer/large"], columns[f"answer/{name}"]
+        )
+        columns[f"answer/{name}"] = np.where(
+            wrong, (columns["answer/large"] + 1) % 5, columns[f"answer/{name}"]
+        )
+    if declared:
+        scores = dict.fromkeys(trace.topology.gates, ScoreRange(0.0, 1.0, saturates=(1.0,)))
+    else:
+        scores = {}
     return Trace(columns, dataclasses.replace(trace.header, scores=scores))
 
 
 @pytest.mark.parametrize("declared", [True, False])
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
 def test_rows_that_saturate_are_certified(share, declared):
-    """Within the band of 1.0 the wrong of both exits would count together, and break the level of 2 %."""
+    """Within the band of 1.0 the wrong of both exits would count together, and break the level of 2
+    %.
+    """
     trace = saturated(share, declared=declared)
     tied = (trace.columns["score/small"] == 1).mean()
     plan = calibrate(trace, at_most=0.02)
@@ -124,7 +144,9 @@ def test_patience_leaves_between_its_numbers():
     trace = trace_of(800, skill=(0.9, 0.95, 0.97), macs=(1, 1, 8))
     columns = dict(trace.columns)
     columns["score/small"] = np.zeros(800, np.float32)
-    columns["score/middle"] = (columns["answer/small"] == columns["answer/middle"]).astype(np.float32)
+    columns["score/middle"] = (columns["answer/small"] == columns["answer/middle"]).astype(
+        np.float32
+    )
     ranges = {"small": ScoreRange(0, 1, whole=True), "middle": ScoreRange(0, 1, whole=True)}
     plan = calibrate(Trace(columns, dataclasses.replace(trace.header, scores=ranges)), at_most=0.1)
     assert set(plan.thresholds.values()) == {(0.5,)}
@@ -136,7 +158,9 @@ def test_scores_beyond_any_fixed_grid_are_reached():
     for factor, shift in ((1e30, 0.0), (1e3, -5e6)):
         columns = dict(trace.columns)
         for gate in trace.topology.gates:
-            columns[f"score/{gate}"] = (columns[f"score/{gate}"] * factor + shift).astype(np.float32)
+            columns[f"score/{gate}"] = (columns[f"score/{gate}"] * factor + shift).astype(
+                np.float32
+            )
         assert calibrate(Trace(columns, trace.header), at_most=0.08).open_gates()
 
 
@@ -160,7 +184,10 @@ def test_without_macs_the_price_is_in_milliseconds(aim, macs, name):
     assert "in milliseconds" in str(plan)
     prices = trace.evaluate(plan).prices
     assert [price.unit for price in prices] == ["ms", "ms"]
-    with pytest.raises(InvalidArgument, match=f"the MACs of '{name}' are not known and milliseconds were not measured"):
+    with pytest.raises(
+        InvalidArgument,
+        match=f"the MACs of '{name}' are not known and milliseconds were not measured",
+    ):
         calibrate(uncounted(trace_of(600), name, macs, timed=False), **aim)
 
 
@@ -171,7 +198,9 @@ def test_costs_by_the_row():
     size = np.random.default_rng(0).uniform(0.5, 2, 600)
     for name in trace.topology.exits:
         macs = columns[f"cost/segment/{name}"][0]
-        columns[f"cost/segment/{name}"] = np.stack([macs * size, np.full(600, np.nan), np.full(600, np.nan)], 1)
+        columns[f"cost/segment/{name}"] = np.stack(
+            [macs * size, np.full(600, np.nan), np.full(600, np.nan)], 1
+        )
     sized = Trace(columns, trace.header)
     for aim in ({"at_most": 0.08}, {"at_most": 0.08, "testing": "pareto"}):
         plan = calibrate(sized, **aim)

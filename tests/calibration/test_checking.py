@@ -74,14 +74,19 @@ def test_rows_of_the_plan_are_refused_or_left_out(plan):
     with pytest.raises(OverlappingRows, match="600 of the 600"):
         check(plan, shuffled, repeats="independent")
     for rows in (mixed, POPULATION[1:600], POPULATION[:600:2], POPULATION[300:900]):
-        with pytest.raises(OverlappingRows, match="too many, or too much alike, for rows that were each drawn"):
+        with pytest.raises(
+            OverlappingRows, match="too many, or too much alike, for rows that were each drawn"
+        ):
             check(plan, renumbered(rows, 9000), repeats="independent")
 
 
 @pytest.mark.parametrize("contents", [2, 12, 60, 1000])
 def test_discrete_data_is_checked_unless_it_is_the_same_again(contents):
     rows = few_contents(contents)
-    drawn = [renumbered(rows[np.random.default_rng(seed).integers(0, 8000, 400)], 400 * seed) for seed in range(60)]
+    drawn = [
+        renumbered(rows[np.random.default_rng(seed).integers(0, 8000, 400)], 400 * seed)
+        for seed in range(60)
+    ]
     of_them = calibrate(drawn[0], at_most=0.5, repeats="independent")
     for each in drawn[1:]:  # none of 59 is refused
         assert check(of_them, each, repeats="independent").evaluation.rows == 400
@@ -95,7 +100,8 @@ def test_the_level_of_another_risk_is_asked_for(plan):
     rows = POPULATION[600:]
     assert check(plan, rows, risk="disagreement").level == 0.1
     with pytest.raises(
-        InvalidArgument, match=r"at_most must be given .* the level 0\.1 is of disagreement, not of error"
+        InvalidArgument,
+        match=r"at_most must be given .* the level 0\.1 is of disagreement, not of error",
     ):
         check(plan, rows, risk="error")
     assert check(plan, rows, risk="error", at_most=0.3).level == 0.3
@@ -150,7 +156,8 @@ def test_the_interval_of_evaluate_counts_copies_once(plan):
 
 
 def test_the_interval_does_not_depend_on_the_order_of_the_rows(plan):
-    rows, rng = POPULATION[600:1000], np.random.default_rng(0)
+    rows = POPULATION[600:1000]
+    rng = np.random.default_rng(0)
     risk = rows.evaluate(plan, risk="accuracy_gap").risk
     for _ in range(10):
         assert rows[rng.permutation(400)].evaluate(plan, risk="accuracy_gap").risk == risk

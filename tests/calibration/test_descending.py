@@ -29,7 +29,11 @@ def every_plan(trace, most: int):
     """Loss and cost of all plans with thresholds out of `most` for each score."""
     topology = trace.topology
     losses = trace.losses(find_risk("error"))
-    columns = [trace.columns[name] for gate in topology.gate_labels for name in topology.score_columns(gate)]
+    columns = [
+        trace.columns[name]
+        for gate in topology.gate_labels
+        for name in topology.score_columns(gate)
+    ]
     found = []
     for values in itertools.product(*[thinned(column, most) for column in columns]):
         plan = off.Plan(thresholds=thresholds_of(topology, values))

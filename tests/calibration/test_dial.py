@@ -37,7 +37,8 @@ def recorded(net, x, **options) -> Trace:
 
 @pytest.fixture(scope="module")
 def traced():
-    net, x = many(), rows_of(3000)
+    net = many()
+    x = rows_of(3000)
     return net, x, recorded(net, x, settings=SETTINGS)
 
 
@@ -66,7 +67,9 @@ def test_the_price_is_the_sum_of_what_each_row_ran(traced):
     net, _, trace = traced
     plan = plan_at(net, 0.5)
     done = trace.replay(plan)
-    skipped = 1 - np.mean([done.ran[:, done.schedule.index[f"unit{number}"]].mean() for number in range(6)])
+    skipped = 1 - np.mean(
+        [done.ran[:, done.schedule.index[f"unit{number}"]].mean() for number in range(6)]
+    )
     assert 0.2 < skipped < 0.9
     unit = trace.columns["cost/segment/unit0"][0]
     price = trace.price(plan)
@@ -75,11 +78,14 @@ def test_the_price_is_the_sum_of_what_each_row_ran(traced):
 
 
 def test_settings_are_the_same_as_all_paths_where_both_can_be_recorded():
-    net, x = three(), rows_of(2000, 1)
-    every, dial = recorded(net, x), recorded(net, x, settings=SETTINGS)
+    net = three()
+    x = rows_of(2000, 1)
+    every = recorded(net, x)
+    dial = recorded(net, x, settings=SETTINGS)
     for value in SETTINGS:
         plan = Plan.by_hand({"size": (value, value), "middle": value})
-        one, other = every.replay(plan), dial.replay(plan)
+        one = every.replay(plan)
+        other = dial.replay(plan)
         assert one.exit.tolist() == other.exit.tolist()
         assert one.answer.tolist() == other.answer.tolist()
         assert (one.ran == other.ran).all()
@@ -102,7 +108,8 @@ def test_a_setting_is_certified(traced, bound):
 
 
 def test_a_row_near_a_threshold_counts_with_the_largest_loss():
-    net, x = many(), rows_of(500, 2)
+    net = many()
+    x = rows_of(500, 2)
     trace = recorded(net, x, settings=[1.0])  # scores are whole numbers
     plan = plan_at(net, 1.0)
     differs = trace.replay(plan).answer != trace.replay(Plan.never_leave(net.topology)).answer
@@ -171,7 +178,12 @@ def test_a_report_draws_the_ways_at_a_setting(traced, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "says"),
-    [([], "1 to 200 finite"), ([1.0, 2.0], "must fall"), ([float("inf")], "finite"), (0.5, "must be a list")],
+    [
+        ([], "1 to 200 finite"),
+        ([1.0, 2.0], "must fall"),
+        ([float("inf")], "finite"),
+        (0.5, "must be a list"),
+    ],
 )
 def test_bad_settings(settings, says):
     with pytest.raises(InvalidArgument, match=says):
@@ -185,4 +197,6 @@ def test_what_was_not_recorded_is_refused(traced):
     with pytest.raises(InvalidArgument, match="tested along the dial"):
         off.calibrate(trace, at_most=0.5, testing="pareto")
     with pytest.raises(InvalidArgument, match="of networks with forks"):
-        off.record(off.ladder({"a": Answer(1).eval(), "b": Answer(2).eval()}), rows_of(10), settings=[1.0])
+        off.record(
+            off.ladder({"a": Answer(1).eval(), "b": Answer(2).eval()}), rows_of(10), settings=[1.0]
+        )

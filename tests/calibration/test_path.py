@@ -1,4 +1,6 @@
-"""The path that is fixed beforehand: what the gates declare shapes it, and it reaches the ends of their range."""
+"""The path that is fixed beforehand: what the gates declare shapes it, and it reaches the ends of
+their range.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,15 @@ COUNTER = ScoreRange(0.0, 3.0, whole=True)
 
 
 def test_it_goes_down_and_is_float32():
-    for ranges in ([], [ScoreRange()], [PROBABILITY], [ENTROPY], [MARGIN], [COUNTER], [PROBABILITY, COUNTER]):
+    for ranges in (
+        [],
+        [ScoreRange()],
+        [PROBABILITY],
+        [ENTROPY],
+        [MARGIN],
+        [COUNTER],
+        [PROBABILITY, COUNTER],
+    ):
         path = shared_path(ranges)
         assert path.dtype == np.float32
         assert (np.diff(path.astype(float)) < 0).all()
@@ -33,14 +43,18 @@ def test_of_gates_that_declare_nothing_it_is_the_real_line():
     assert path[0] > 3.3e38
     assert path[-1] == np.float32(-FLOAT32_MAX)
     margins = path[(path > 1e-3) & (path < 1e3)].astype(float)
-    assert (margins[:-1] / margins[1:]).max() < 1.012  # two steps, where a round number lies between
+    assert (
+        margins[:-1] / margins[1:]
+    ).max() < 1.012  # two steps, where a round number lies between
     probabilities = path[(path > 0.5) & (path < 1 - 3e-4)].astype(float)
     assert ((1 - probabilities[1:]) / (1 - probabilities[:-1])).max() < 1.03  # 0.99 lies between
 
 
 def test_round_numbers_are_off_the_path():
     path = shared_path()
-    assert not np.isin(np.float32([0, 0.5, 0.9, 0.95, 0.99, 0.999, 1, 2, 3, 5, 10, 100, -1, -0.5]), path).any()
+    assert not np.isin(
+        np.float32([0, 0.5, 0.9, 0.95, 0.99, 0.999, 1, 2, 3, 5, 10, 100, -1, -0.5]), path
+    ).any()
 
 
 def test_the_path_of_gates_that_declare_nothing_keeps_a_band_away_from_round_numbers():
@@ -52,7 +66,9 @@ def test_the_path_of_gates_that_declare_nothing_keeps_a_band_away_from_round_num
 
 
 @pytest.mark.parametrize("band", [BAND, ROUNDED])
-@pytest.mark.parametrize("scores", [ScoreRange(), PROBABILITY, ENTROPY, ScoreRange(saturates=(-3.5, 0.25))])
+@pytest.mark.parametrize(
+    "scores", [ScoreRange(), PROBABILITY, ENTROPY, ScoreRange(saturates=(-3.5, 0.25))]
+)
 def test_it_keeps_two_bands_away_from_where_scores_saturate(scores, band):
     path = shared_path([scores, MARGIN], band).astype(float)
     for value in scores.saturates or (0.0, 1.0):

@@ -1,4 +1,6 @@
-"""Plans found on a sample and refined on all rows: they hold the limit there, and lose little to the full search."""
+"""Plans found on a sample and refined on all rows: they hold the limit there, and lose little to
+the full search.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,10 @@ def problem(kind: str, gates: int, rows: int, seed: int = 0) -> SearchProblem:
     rng = np.random.default_rng(seed)
     hard_N1 = rng.random((rows, 1))
     scores = -hard_N1 + 0.2 * rng.standard_normal((rows, gates))
-    losses = (hard_N1 * np.linspace(1.6, 0.6, gates + 1) + 0.3 * rng.standard_normal((rows, gates + 1)) > 0.6) * 1.0
+    losses = (
+        hard_N1 * np.linspace(1.6, 0.6, gates + 1) + 0.3 * rng.standard_normal((rows, gates + 1))
+        > 0.6
+    ) * 1.0
     if kind == "gaps":
         losses -= losses[:, -1:]
     if kind == "ties":
@@ -24,7 +29,9 @@ def problem(kind: str, gates: int, rows: int, seed: int = 0) -> SearchProblem:
         scores[rng.random(scores.shape) < 0.05] = rng.choice([np.nan, np.inf, -np.inf])
     to_E = np.cumsum(np.ones(gates + 1))
     size = rng.random((rows, 1)) + 0.5 if kind == "per row" else 1.0
-    return SearchProblem(scores.astype(np.float32), losses, lambda open_E: size * (to_E + 0.05 * np.cumsum(open_E)))
+    return SearchProblem(
+        scores.astype(np.float32), losses, lambda open_E: size * (to_E + 0.05 * np.cumsum(open_E))
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -54,7 +61,9 @@ def test_a_limit_that_no_plan_keeps(monkeypatch):
 
 
 def test_a_limit_that_only_all_rows_keep(monkeypatch):
-    """The cheapest plan costs exactly the limit: the sample misses it by its luck, all rows do not."""
+    """The cheapest plan costs exactly the limit: the sample misses it by its luck, all rows do
+    not.
+    """
     p = problem("per row", 2, 1000)
     everyone = np.array([[-100.0, np.inf]], np.float32)
     limit = float(evaluate(p, everyone)[1][0]) * 1.0001

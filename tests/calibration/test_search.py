@@ -1,4 +1,6 @@
-"""The search against brute force, against `choose`, and against the baselines that it starts from."""
+"""The search against brute force, against `choose`, and against the baselines that it starts
+from.
+"""
 
 import doctest
 import tracemalloc
@@ -13,12 +15,29 @@ from hypothesis.extra.numpy import arrays
 
 from offramp.calibration import archive, search, threshold_table
 from offramp.calibration.baselines import baselines, powers_of
-from offramp.calibration.search import PlanPoint, SearchProblem, best, cheapest, evaluate, exits_of, frontier
+from offramp.calibration.search import (
+    PlanPoint,
+    SearchProblem,
+    best,
+    cheapest,
+    evaluate,
+    exits_of,
+    frontier,
+)
 from offramp.calibration.threshold_table import cuts_of
 from offramp.errors import BadData, InvalidArgument
 from offramp.plans.plan import choose
 
-AWKWARD = [0.0, -0.0, 1.0, float(np.nextafter(np.float32(1), np.float32(2))), -2.5, 3e38, -3e38, 2e-45]
+AWKWARD = [
+    0.0,
+    -0.0,
+    1.0,
+    float(np.nextafter(np.float32(1), np.float32(2))),
+    -2.5,
+    3e38,
+    -3e38,
+    2e-45,
+]
 floats = st.sampled_from([*AWKWARD, np.inf, -np.inf, np.nan]).map(np.float32)
 KINDS = ("errors", "gaps", "real", "ties", "per row")
 
@@ -28,7 +47,9 @@ def problem(seed: int, kind: str, gates: int, rows: int, *, heads: float = 0.0) 
     rng = np.random.default_rng(seed)
     hard_N1 = rng.random((rows, 1))
     scores = -hard_N1 + 0.3 * rng.standard_normal((rows, gates))
-    losses = hard_N1 * np.linspace(1.5, 0.5, gates + 1) + 0.3 * rng.standard_normal((rows, gates + 1))
+    losses = hard_N1 * np.linspace(1.5, 0.5, gates + 1) + 0.3 * rng.standard_normal(
+        (rows, gates + 1)
+    )
     if kind in ("errors", "gaps"):
         losses = (losses > 0.6).astype(float)
     if kind == "gaps":
@@ -36,9 +57,12 @@ def problem(seed: int, kind: str, gates: int, rows: int, *, heads: float = 0.0) 
     if kind == "ties":
         scores = np.round(3 * scores)
         scores[rng.random(scores.shape) < 0.1] = rng.choice([np.nan, np.inf, -np.inf])
-    to_E, head_E = np.cumsum(rng.random(gates + 1) + 0.2), heads * rng.random(gates + 1)
+    to_E = np.cumsum(rng.random(gates + 1) + 0.2)
+    head_E = heads * rng.random(gates + 1)
     size = rng.random((rows, 1)) + 0.5 if kind == "per row" else 1.0
-    return SearchProblem(scores.astype(np.float32), losses, lambda open_E: size * (to_E + np.cumsum(head_E * open_E)))
+    return SearchProblem(
+        scores.astype(np.float32), losses, lambda open_E: size * (to_E + np.cumsum(head_E * open_E))
+    )
 
 
 def brute(p: SearchProblem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -55,8 +79,12 @@ def brute(p: SearchProblem) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return plans, *evaluate(p, plans)
 
 
-def asked(p: SearchProblem, loss_P: np.ndarray, cost_P: np.ndarray) -> Iterator[tuple[PlanPoint, float, float, float]]:
-    """Both questions at several levels: (answer, what it reached, the least possible, what it was to hold)."""
+def asked(
+    p: SearchProblem, loss_P: np.ndarray, cost_P: np.ndarray
+) -> Iterator[tuple[PlanPoint, float, float, float]]:
+    """Both questions at several levels: (answer, what it reached, the least possible, what it was
+    to hold).
+    """
     for share in (0.0, 0.15, 0.5, 0.8):
         budget = float(cost_P.min() + share * np.ptp(cost_P))
         found = best(p, budget)
@@ -79,15 +107,22 @@ def test_small_chains_are_solved_exactly(gates: int, rows: int, kind: str, heads
         assert np.array_equal(evaluate(p, found.thresholds_G[None]), [[found.loss], [found.cost]])
     curve = frontier(p, points=400)
     for loss, cost in zip(loss_P, cost_P, strict=True):
-        assert ((curve.loss_P <= loss + 1e-9) & (curve.cost_P <= cost + 0.01 * np.ptp(cost_P) + 1e-9)).any()
+        assert (
+            (curve.loss_P <= loss + 1e-9) & (curve.cost_P <= cost + 0.01 * np.ptp(cost_P) + 1e-9)
+        ).any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_local_search_alone_is_within_half_a_percent(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_local_search_alone_is_within_half_a_percent(
+    kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(archive, "EXACT_STEPS", 0)
-    off, number = [], 0
+    off = []
+    number = 0
     for seed in range(2):
-        p = problem(seed, kind, 3, int(np.random.default_rng(seed).integers(5, 41)), heads=0.2 * (seed % 2))
+        p = problem(
+            seed, kind, 3, int(np.random.default_rng(seed).integers(5, 41)), heads=0.2 * (seed % 2)
+        )
         _, loss_P, cost_P = brute(p)
         for _, reached, least, scale in asked(p, loss_P, cost_P):
             number += 1
@@ -122,10 +157,13 @@ def test_thresholds_stand_strictly_between_scores(score_N: np.ndarray, gap: floa
     assert np.isfinite(made.values_K[1:]).all()
     assert (np.diff(made.counts_K) > 0).all()
     for k, value in enumerate(made.values_K[1:], 1):
-        above, below = score_N[score_N > value], score_N[score_N < value]
+        above = score_N[score_N > value]
+        below = score_N[score_N < value]
         assert not (score_N == value).any()
         assert len(above) == made.counts_K[k]
-        assert np.array_equal(np.sort(np.flatnonzero(made.column_N <= k)), np.flatnonzero(score_N > value))
+        assert np.array_equal(
+            np.sort(np.flatnonzero(made.column_N <= k)), np.flatnonzero(score_N > value)
+        )
         if gap and len(below):
             assert float(above.min()) - float(below.max()) >= gap
 
@@ -144,7 +182,9 @@ def test_never_worse_than_a_family(kind: str, heads: float) -> None:
     q = np.linspace(0, 1, 200)
     pooled = np.unique(p.scores_NG[np.isfinite(p.scores_NG)])
     middles = ((pooled[1:] + pooled[:-1]) / 2).astype(np.float32)
-    path = np.nanquantile(np.where(np.isinf(p.scores_NG), np.nan, p.scores_NG), q, axis=0).astype(np.float32)
+    path = np.nanquantile(np.where(np.isinf(p.scores_NG), np.nan, p.scores_NG), q, axis=0).astype(
+        np.float32
+    )
     table = archive.OpenSets.of(p.scores_NG, p.losses_NE, p.cost, 0.0).whole()
     powers = powers_of(table).cuts(np.arange(39))
     plans_PG = np.concatenate((np.repeat(middles[:, None], 4, 1), path, table.thresholds(powers)))
@@ -176,7 +216,9 @@ def test_powers_answer_the_shares_of_msdnet() -> None:
 
 
 @pytest.mark.parametrize("heads", [0.0, 0.05])
-@pytest.mark.parametrize(("gates", "rows"), [(1, 300), (2, 300), (3, 200), (6, 200), (6, 1), (0, 4)])
+@pytest.mark.parametrize(
+    ("gates", "rows"), [(1, 300), (2, 300), (3, 200), (6, 200), (6, 1), (0, 4)]
+)
 def test_frontier_falls_from_cheap_to_dear(gates: int, rows: int, heads: float) -> None:
     p = problem(7, "errors", gates, rows, heads=heads)
     curve = frontier(p, points=50)
@@ -190,7 +232,9 @@ def test_frontier_falls_from_cheap_to_dear(gates: int, rows: int, heads: float) 
     assert np.array_equal(evaluate(p, curve.thresholds_PG), (curve.loss_P, curve.cost_P))
     exits_PN = exits_of(p.scores_NG, curve.thresholds_PG)
     for g in range(gates):
-        assert ((curve.thresholds_PG[:, g] < np.inf) == (exits_PN == g).any(1)).all()  # unused exits are closed
+        assert (
+            (curve.thresholds_PG[:, g] < np.inf) == (exits_PN == g).any(1)
+        ).all()  # unused exits are closed
 
 
 def test_frontier_keeps_up_with_the_point_solutions() -> None:
@@ -203,7 +247,9 @@ def test_frontier_keeps_up_with_the_point_solutions() -> None:
 def test_a_dear_exit_is_closed() -> None:
     p = problem(2, "real", 5, 200)
     price = np.array([0.0, 0.0, 50.0, 0.0, 0.0, 0.0])
-    dear = SearchProblem(p.scores_NG, p.losses_NE, lambda open_E: p.cost(open_E)[0] + np.cumsum(price * open_E))
+    dear = SearchProblem(
+        p.scores_NG, p.losses_NE, lambda open_E: p.cost(open_E)[0] + np.cumsum(price * open_E)
+    )
     curve = frontier(dear)
     cheap = curve.cost_P < 20
     assert cheap.sum() > 20
@@ -225,7 +271,9 @@ def test_a_member_goes_when_all_its_exits_close() -> None:
 @pytest.mark.parametrize("value", [0.5, np.nan, np.inf, -np.inf])
 def test_scores_all_alike(value: float) -> None:
     losses = np.random.default_rng(0).standard_normal((9, 4))
-    p = SearchProblem(np.full((9, 3), value, np.float32), losses, lambda open_E: np.arange(1.0, 5.0))
+    p = SearchProblem(
+        np.full((9, 3), value, np.float32), losses, lambda open_E: np.arange(1.0, 5.0)
+    )
     curve = frontier(p)
     assert (curve.thresholds_PG[-1] == np.inf).all() or curve.cost_P[-1] <= 4
     if np.isfinite(value) or value == np.inf:
@@ -245,7 +293,8 @@ def test_what_cannot_be_held_says_so() -> None:
 
 
 def test_bad_input_is_refused() -> None:
-    scores, losses = np.zeros((3, 1), np.float32), np.zeros((3, 2))
+    scores = np.zeros((3, 1), np.float32)
+    losses = np.zeros((3, 2))
     with pytest.raises(BadData, match="float32"):
         SearchProblem(scores.astype(np.float64), losses, lambda o: np.ones(2))
     with pytest.raises(BadData, match="row 1"):
@@ -262,7 +311,9 @@ def test_a_gap_is_kept() -> None:
         for g in np.flatnonzero(row < np.inf):
             score_N = p.scores_NG[:, g].astype(np.float64)
             below = score_N[score_N < row[g]]
-            assert score_N[score_N > row[g]].min() - (below.max() if len(below) else -np.inf) >= 0.02
+            assert (
+                score_N[score_N > row[g]].min() - (below.max() if len(below) else -np.inf) >= 0.02
+            )
 
 
 def test_evaluate_is_frugal() -> None:

@@ -1,4 +1,6 @@
-"""Plans evaluated in one pass, and in a list, against a slow row-by-row reference: ties, NaN and infinities too."""
+"""Plans evaluated in one pass, and in a list, against a slow row-by-row reference: ties, NaN and
+infinities too.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,22 @@ from offramp.calibration.path import shared_path
 from offramp.calibration.sweep import band_edges, sweep
 from offramp.plans.plan import BAND, choose
 
-AROUND = [0.0, 0.00005, 0.0001, 0.0002, 0.5, 0.50005, 0.5001, 0.5002, 1.0, 1.0001, 7.0, -1.0, 3e38, -3e38]
+AROUND = [
+    0.0,
+    0.00005,
+    0.0001,
+    0.0002,
+    0.5,
+    0.50005,
+    0.5001,
+    0.5002,
+    1.0,
+    1.0001,
+    7.0,
+    -1.0,
+    3e38,
+    -3e38,
+]
 SCORES = st.sampled_from([*AROUND, np.inf, -np.inf, np.nan]).map(np.float32)
 BARS = st.sampled_from([*AROUND, 0.25, 0.4999, -np.inf]).map(np.float32)
 LOSSES = st.sampled_from([-1, 0, 1])
@@ -84,7 +101,9 @@ def test_a_path_against_row_by_row(topology, bars, band):
         assert found.on_score_P[plan] == (t < np.inf and bool((scores == t).any()))
         if plan in sums:
             last = sums[plan]
-        assert last.tolist() == np.bincount(groups, worst, 3).tolist()  # unchanged where a plan was left out
+        assert (
+            last.tolist() == np.bincount(groups, worst, 3).tolist()
+        )  # unchanged where a plan was left out
         going = np.ones(len(scores), bool)
         for gate in range(gates):
             going &= choose(scores[:, [gate]], thresholds[[gate]]) == 1
@@ -96,7 +115,9 @@ def test_a_path_against_row_by_row(topology, bars, band):
 def test_a_list_against_row_by_row(topology, data, band):
     scores, losses, _, groups = topology
     bars = st.sampled_from([*AROUND, np.inf, -np.inf]).map(np.float32)
-    plans = data.draw(arrays(np.float32, (data.draw(st.integers(1, 4)), scores.shape[1]), elements=bars))
+    plans = data.draw(
+        arrays(np.float32, (data.draw(st.integers(1, 4)), scores.shape[1]), elements=bars)
+    )
     found = Listed(plans, scores, losses, band, groups)
     sums = np.concatenate([sums_CB for _, sums_CB in found.group_sums(3)])
     for plan, thresholds in enumerate(plans):
@@ -104,11 +125,17 @@ def test_a_list_against_row_by_row(topology, data, band):
         assert found.loss_P[plan] == worst.sum()
         assert found.reach_PE[plan].tolist() == slow_reach(scores, thresholds)
         assert sums[plan].tolist() == np.bincount(groups, worst, 3).tolist()
-        at = [np.isfinite(t) and bool((scores[:, gate] == t).any()) for gate, t in enumerate(thresholds)]
+        at = [
+            np.isfinite(t) and bool((scores[:, gate] == t).any())
+            for gate, t in enumerate(thresholds)
+        ]
         assert found.on_score_P[plan] == any(at)
 
 
-@given(arrays(np.float32, st.integers(1, 8), elements=st.floats(-(2.0**100), 2.0**100, width=32)), BANDS)
+@given(
+    arrays(np.float32, st.integers(1, 8), elements=st.floats(-(2.0**100), 2.0**100, width=32)),
+    BANDS,
+)
 def test_edges_are_the_smallest_scores_that_may_and_must_leave(thresholds, band):
     near, sure = band_edges(thresholds, band)
     for t, may, must in zip(thresholds.astype(float), near, sure, strict=True):
@@ -127,7 +154,10 @@ def test_blocks_of_rows_change_nothing(whole, monkeypatch):
     rng = np.random.default_rng(0)
     scores = rng.choice([0.1, 0.3, 1.0, 2.5, np.nan, np.inf], (500, 2)).astype(np.float32)
     scores[:100] += rng.normal(0, BAND, (100, 2)).astype(np.float32)
-    losses = rng.integers(-1, 2, (500, 3)) if whole else np.round(rng.random((500, 3)) * 64) / 64
+    if whole:
+        losses = rng.integers(-1, 2, (500, 3))
+    else:
+        losses = np.round(rng.random((500, 3)) * 64) / 64
     groups = rng.integers(0, 7, 500).astype(np.uint16)
     path = shared_path()
     one = sweep(path, scores, losses, BAND, groups=groups)
@@ -135,7 +165,9 @@ def test_blocks_of_rows_change_nothing(whole, monkeypatch):
     other = sweep(path, scores, losses, BAND, groups=groups)
     assert np.array_equal(one.loss_P, other.loss_P)
     assert np.array_equal(one.reach_PE, other.reach_PE)
-    for (plans, sums), (same_plans, same_sums) in zip(one.group_sums(5), other.group_sums(5), strict=True):
+    for (plans, sums), (same_plans, same_sums) in zip(
+        one.group_sums(5), other.group_sums(5), strict=True
+    ):
         assert np.array_equal(plans, same_plans)
         assert np.array_equal(sums, same_sums)
 

@@ -1,4 +1,6 @@
-"""A folder with everything that commands read, made once by the commands themselves from barely trained nets."""
+"""A folder with everything that commands read, made once by the commands themselves from barely
+trained nets.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ not_a_risk = 3
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """network/, two weights, calibration.npz, test.npz, plan.json and users_own.py: copied by `workdir`."""
+    """network/, two weights, calibration.npz, test.npz, plan.json and users_own.py: copied by
+    `workdir`.
+    """
     pytest.importorskip("sklearn")
     from offramp.cli import demonstration as demo
 
@@ -85,7 +89,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, spec in (("calibration", CALIBRATION), ("test", TEST)):
         done = offramp("record", folder / "network", spec, "-o", folder / f"{name}.npz")
         assert done.exit_code == 0, done.output
-    done = offramp("calibrate", folder / "calibration.npz", "--at-most", "0.1", "-o", folder / "plan.json")
+    done = offramp(
+        "calibrate", folder / "calibration.npz", "--at-most", "0.1", "-o", folder / "plan.json"
+    )
     assert done.exit_code == 0, done.output
     (folder / "users_own.py").write_text(USERS_OWN)
     return folder

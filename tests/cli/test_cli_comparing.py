@@ -53,7 +53,9 @@ def test_compare_writes_a_page_and_spreadsheets_and_goes_on_where_it_was(file, a
     assert "of which 1 are in out already and are kept" in again.stderr
     assert "was its model ever trained?" in again.stderr  # it was not
     assert "convex, max_prob" in again.stdout
-    assert "written: out/index.html, out/results.csv, out/curves.csv" in " ".join(again.stdout.split())
+    assert "written: out/index.html, out/results.csv, out/curves.csv" in " ".join(
+        again.stdout.split()
+    )
     assert contents(Path("out/convex-0")) == before
 
 
@@ -77,8 +79,12 @@ with = ["regularizer=0.01"]
 
 @pytest.mark.slow
 def test_texts_of_two_lengths_and_two_kinds_of_exits(sentences, as_json):
-    bits = (" ".join("good" if n >> bit & 1 else "bad" for bit in range(6)) for n in range(60))  # no two alike
-    Path("bits.tsv").write_text("\n".join(["label\tsentence", *(f"{n % 3}\t{text}" for n, text in enumerate(bits))]))
+    bits = (
+        " ".join("good" if n >> bit & 1 else "bad" for bit in range(6)) for n in range(60)
+    )  # no two alike
+    Path("bits.tsv").write_text(
+        "\n".join(["label\tsentence", *(f"{n % 3}\t{text}" for n, text in enumerate(bits))])
+    )
     Path("texts.toml").write_text(TEXTS)
     told = as_json("compare", "texts.toml", "-o", "out")
     assert 0 <= told["accuracy"]["texts"][0] <= 1

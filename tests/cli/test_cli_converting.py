@@ -40,7 +40,15 @@ def test_convert_tells_what_changed(workdir, as_json):
 def test_it_is_recovered_cut_stacked_and_recorded(workdir, as_json):
     made()
     done = offramp(
-        *("fit", "cheap", TRAIN, "--recipe", "recover", "--original-weights", "digits_large.safetensors"),
+        *(
+            "fit",
+            "cheap",
+            TRAIN,
+            "--recipe",
+            "recover",
+            "--original-weights",
+            "digits_large.safetensors",
+        ),
         *("--with", "epochs=2", "-o", "recovered"),
     )
     assert done.exit_code == 0, done.output
@@ -54,7 +62,9 @@ def test_it_is_recovered_cut_stacked_and_recorded(workdir, as_json):
     assert np.allclose(net(x)[0].detach(), off.load("recovered")(x)[-1].detach(), atol=1e-6)
     assert net.training_rows() is not None  # those of recover are known
     assert offramp("record", "net", CALIBRATION, "-o", "t.npz", "--no-timed").exit_code == 0
-    cut = offramp("cut", "network:recovered", "--at", "2", "--example", "digits[0:4]", "-o", "exits")
+    cut = offramp(
+        "cut", "network:recovered", "--at", "2", "--example", "digits[0:4]", "-o", "exits"
+    )
     assert cut.exit_code == 0, cut.output
     assert off.load("exits").topology.exits == ("2", "backbone")
 
@@ -70,7 +80,16 @@ def test_inspect_shows_before_and_after(workdir, as_json):
 
 def test_converted_twice(workdir, as_json):
     made()
-    again = as_json("convert", "network:cheap", "--layer", "0=ternary", "-o", "packed", "--example", "digits[0:4]")
+    again = as_json(
+        "convert",
+        "network:cheap",
+        "--layer",
+        "0=ternary",
+        "-o",
+        "packed",
+        "--example",
+        "digits[0:4]",
+    )
     assert "0=ternary" in again["spec"]
     assert "low_rank?rank" in again["spec"]
 
@@ -98,7 +117,9 @@ def test_fit_needs_the_original(workdir):
     made()
     done = offramp("fit", "cheap", TRAIN, "--recipe", "recover", "-o", "new")
     assert (done.exit_code, "--original-weights FILE" in done.stderr) == (2, True)
-    done = offramp("fit", "cheap", TRAIN, "--recipe", "joint", "--original", "offramp:x", "-o", "new")
+    done = offramp(
+        "fit", "cheap", TRAIN, "--recipe", "joint", "--original", "offramp:x", "-o", "new"
+    )
     assert (done.exit_code, "belong to the recipe recover" in done.stderr) == (2, True)
     done = offramp("convert", "network:cheap", *WEIGHTS, "--layer", "0=ternary", "-o", "new")
     assert (done.exit_code, "has its own weights" in done.stderr) == (2, True)

@@ -9,7 +9,13 @@ import offramp as off
 from small import moved
 from typed import CALIBRATION, contents, offramp
 
-MODEL = ("offramp:digits_large", "--weights", "digits_large.safetensors", "--example", "digits[0:4]")
+MODEL = (
+    "offramp:digits_large",
+    "--weights",
+    "digits_large.safetensors",
+    "--example",
+    "digits[0:4]",
+)
 
 
 def test_inspect_lists_every_module(workdir, as_json):
@@ -59,7 +65,9 @@ def test_cut_into_parts(workdir):
 
 
 def test_another_exit_at_one_node(workdir, as_json):
-    made = as_json("cut", *MODEL, "--at", "2,5", "-o", "net", "--exit", "linear", "--exit-of", "5=mlp")
+    made = as_json(
+        "cut", *MODEL, "--at", "2,5", "-o", "net", "--exit", "linear", "--exit-of", "5=mlp"
+    )
     hidden = {name: config.get("hidden") for name, config in made["exits"].items()}
     assert (hidden["2"], hidden["5"]) == (None, [128])
 
@@ -78,7 +86,17 @@ def test_cut_where_exits_pay(workdir, as_json):
     assert "estimated ms per row" in said
 
 
-CUT = ("cut", "texts:encoder", "--at", "blocks.0", "--exit", "linear_masked", "-o", "net", "--example")
+CUT = (
+    "cut",
+    "texts:encoder",
+    "--at",
+    "blocks.0",
+    "--exit",
+    "linear_masked",
+    "-o",
+    "net",
+    "--example",
+)
 AGAIN = ("--model", "backbone=texts:encoder")
 
 
@@ -93,10 +111,14 @@ def test_texts_of_any_length_from_a_file(sentences, as_json):
 @pytest.mark.slow
 def test_texts_of_one_length_refuse_others(sentences, as_json):
     short, long = sentences
-    said = as_json("inspect", "texts:encoder", "--example", short, "--length", "input_ids,attention_mask")
+    said = as_json(
+        "inspect", "texts:encoder", "--example", short, "--length", "input_ids,attention_mask"
+    )
     assert next(point for point in said["points"] if point["name"] == "blocks.0")["legal"]
     as_json(*CUT, short)
-    done = offramp("run", "net", "-", short, "--threshold", "blocks.0=0.1", "-o", "answers.csv", *AGAIN)
+    done = offramp(
+        "run", "net", "-", short, "--threshold", "blocks.0=0.1", "-o", "answers.csv", *AGAIN
+    )
     assert done.exit_code == 0, done.output
     refused = offramp("record", "net", long, "-o", "t.npz", "--no-timed", *AGAIN)
     assert (refused.exit_code, "length" in refused.stderr) == (2, True)
@@ -128,7 +150,9 @@ def test_models_that_are_refused(workdir, case):
 
 def test_inspect_says_what_cannot_be_compacted_and_what_runs_twice(workdir, as_json):
     for model, why in (("Folded", "first dimension is 2*B, not B"), ("Repeated", "runs twice")):
-        points = as_json("inspect", f"users_own:{model}", "--example", "digits[0:4]", "--preprocess", "none")["points"]
+        points = as_json(
+            "inspect", f"users_own:{model}", "--example", "digits[0:4]", "--preprocess", "none"
+        )["points"]
         told = {point["name"]: point["why_not"] for point in points}
         assert told["first"] is None
         assert why in told["fold"]
@@ -136,7 +160,9 @@ def test_inspect_says_what_cannot_be_compacted_and_what_runs_twice(workdir, as_j
 
 def test_images_that_do_not_fit_the_model(workdir):
     for words in (("cut", "-o", "net", "--at", "conv1"), ("inspect",)):
-        done = offramp(*words, "offramp:resnet20", "--preprocess", "none", "--example", "digits[0:2]")
+        done = offramp(
+            *words, "offramp:resnet20", "--preprocess", "none", "--example", "digits[0:2]"
+        )
         assert done.exit_code == 2
         assert "the model fails on the example" in done.stderr
 
@@ -186,7 +212,9 @@ def test_what_is_refused(workdir, words, says):
 )
 def test_branchynets_by_name(workdir, as_json, model, at, exit_, classes):
     np.savez("few.npz", x=np.zeros((2, 3, 32, 32), np.uint8))
-    made = as_json("cut", model, "--at", at, "--exit", exit_, "--example", "npz:few.npz", "-o", "net")
+    made = as_json(
+        "cut", model, "--at", at, "--exit", exit_, "--example", "npz:few.npz", "-o", "net"
+    )
     assert [made["exits"][name]["name"] for name in at.split(",")] == classes
     assert made["untrained"] == at.split(",")
     assert off.load("net").topology.exits == (*at.split(","), "backbone")

@@ -1,4 +1,6 @@
-"""Data, weights and models of a user's own at the command line: what is said, and the flags to paste."""
+"""Data, weights and models of a user's own at the command line: what is said, and the flags to
+paste.
+"""
 
 from __future__ import annotations
 
@@ -17,14 +19,17 @@ PAIR = ("--model", "offramp:digits_small", "--model", "offramp:digits_large")
 
 def test_how_weights_were_found_is_one_line(workdir):
     weights = load_file("digits_small.safetensors")
-    torch.save({"state_dict": {f"model.{name}": value for name, value in weights.items()}}, "w.ckpt")
+    torch.save(
+        {"state_dict": {f"model.{name}": value for name, value in weights.items()}}, "w.ckpt"
+    )
     done = offramp("ladder", *PAIR, "--weights", "w.ckpt", "--weights", "-", "-o", "new")
     assert done.exit_code == 0, done.output
-    said = (
-        "offramp: w.ckpt: the weights are those under 'state_dict', the prefix 'model.' of their names was taken off\n"
-    )
+    said = "offramp: w.ckpt: the weights are those under 'state_dict', the prefix 'model.' of their names was taken off\n"
     assert done.stderr == said
-    torch.save({"model": weights, "model_ema": {name: value + 1 for name, value in weights.items()}}, "w.pt")
+    torch.save(
+        {"model": weights, "model_ema": {name: value + 1 for name, value in weights.items()}},
+        "w.pt",
+    )
     done = offramp("ladder", *PAIR, "--weights", "w.pt", "--weights", "-", "-o", "new2")
     assert (done.exit_code, done.stdout) == (2, "")
     assert "model, model_ema; say which, as w.pt?key=model_ema" in done.stderr
@@ -37,7 +42,9 @@ def test_a_notice_about_data_is_one_line_and_said_once(workdir):
     done = offramp("record", "network", "npz:a.npz", "-o", "n.npz", "--no-timed")
     assert done.exit_code == 0, done.output
     notices = [line for line in done.stderr.splitlines() if "no labels found" in line]
-    assert notices == ["offramp: a.npz: no labels found, it also holds kind; name them with npz:PATH?y=NAME"]
+    assert notices == [
+        "offramp: a.npz: no labels found, it also holds kind; name them with npz:PATH?y=NAME"
+    ]
     done = offramp("record", "network", "npz:a.npz?y=kind", "-o", "n.npz", "--no-timed", "--json")
     assert '"labelled": true' in done.stdout
 
@@ -48,7 +55,8 @@ def test_a_notice_about_data_is_one_line_and_said_once(workdir):
         (
             ["--model", "users_own:flat", "--model", "users_own:flat", "--preprocess", "users_own:scaled",
              "--preprocess", "unit"],
-            "--model flat=users_own:flat --model flat-2=users_own:flat --preprocess-of flat=users_own:scaled",
+            "--model flat=users_own:flat --model flat-2=users_own:flat --preprocess-of "
+            "flat=users_own:scaled",
         ),
         (
             ["--model", "offramp:digits_small", "--model", "users_own:flat", "--preprocess", "auto",
@@ -63,7 +71,8 @@ def test_a_notice_about_data_is_one_line_and_said_once(workdir):
         (
             ["--model", "offramp:digits_small", "--model", "offramp:digits_large", "--preprocess", "users_own:scaled",
              "--preprocess", "auto"],
-            "--model digits_small=offramp:digits_small --preprocess-of digits_small=users_own:scaled",
+            "--model digits_small=offramp:digits_small --preprocess-of "
+            "digits_small=users_own:scaled",
         ),
     ],
 )  # fmt: skip
@@ -83,7 +92,16 @@ def test_all_flags_to_give_again_stand_in_one_line_and_work(workdir, typed, flag
 
 
 def test_bytes_for_a_model_of_floats_name_the_option(workdir):
-    bare = ["--model", "users_own:flat", "--model", "users_own:flat", "--preprocess", "none", "--preprocess", "none"]
+    bare = [
+        "--model",
+        "users_own:flat",
+        "--model",
+        "users_own:flat",
+        "--preprocess",
+        "none",
+        "--preprocess",
+        "none",
+    ]
     done = offramp("ladder", *bare, "--example", "digits[0:2]", "-o", "own")
     assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (2, "", 1)
     assert "these rows are uint8 and the model takes floats" in done.stderr
@@ -104,4 +122,9 @@ def test_photos_of_several_sizes_for_a_model_that_knows_its_own(workdir):
     done = offramp("inspect", "offramp:resnet20", "--example", "imagefolder:photos")
     assert (done.exit_code, done.stdout) == (2, "")
     assert "read them with imagefolder:photos?resize=32&crop=32" in done.stderr
-    assert rows("imagefolder:photos?resize=32&crop=32").take(np.array([0, 1])).x.shape == (2, 3, 32, 32)
+    assert rows("imagefolder:photos?resize=32&crop=32").take(np.array([0, 1])).x.shape == (
+        2,
+        3,
+        32,
+        32,
+    )

@@ -21,7 +21,10 @@ def test_the_folder_runs_by_itself(workdir, as_json):
     rows = off.rows(TEST).take(np.arange(20)).x
     np.save("rows.npy", rows)
     done = subprocess.run(
-        [sys.executable, "out/run.py", "rows.npy", "-o", "answers.npz"], capture_output=True, text=True, timeout=900
+        [sys.executable, "out/run.py", "rows.npy", "-o", "answers.npz"],
+        capture_output=True,
+        text=True,
+        timeout=900,
     )
     assert done.returncode == 0, done.stderr
     with np.load("answers.npz") as answers:
@@ -36,7 +39,10 @@ def test_the_folder_runs_by_itself(workdir, as_json):
         (("export", "network", "missing.json", "-o", "out"), "does not exist"),
         (("export", "missing", "plan.json", "-o", "out"), "does not exist"),
         (("record", "network", TEST, "-o", "new.npz", "--engine", "onxruntime"), "onnxruntime"),
-        (("run", "network", "plan.json", TEST, "-o", "new.npz", "--engine", "onnxruntime"), "plan is for network"),
+        (
+            ("run", "network", "plan.json", TEST, "-o", "new.npz", "--engine", "onnxruntime"),
+            "plan is for network",
+        ),
     ],
 )
 def test_what_is_refused(workdir, words, says):

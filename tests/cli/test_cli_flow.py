@@ -19,7 +19,11 @@ def test_the_whole_way_as_json(workdir, as_json):
     network = as_json("ladder", *MEMBERS, "-o", "net", "--example", "digits[0:2]")
     assert [member["name"] for member in network["rungs"]] == ["digits_small", "digits_large"]
     trace = as_json("record", "net", CALIBRATION, "-o", "c.npz", "--batch-size", 100)
-    assert (trace["rows"], trace["network"], trace["labelled"]) == (549, network["fingerprint"], True)
+    assert (trace["rows"], trace["network"], trace["labelled"]) == (
+        549,
+        network["fingerprint"],
+        True,
+    )
     assert trace["exits"][0]["macs"] == 2432
     plan = as_json("calibrate", "c.npz", "-o", "p.json", "--at-most", 0.1)
     assert plan["promise"]["at_most"] == 0.1
@@ -48,7 +52,10 @@ def test_people_read_sentences_and_tables(workdir):
         "record": offramp("record", "network", TEST, "-o", "t.npz", "--no-timed"),
     }
     assert {done.exit_code for done in shown.values()} == {0}
-    assert "Promise: with 95 % confidence, at most 10 % of the answers differ" in shown["calibrate"].stdout
+    assert (
+        "Promise: with 95 % confidence, at most 10 % of the answers differ"
+        in shown["calibrate"].stdout
+    )
     assert "not saved" in shown["calibrate"].stderr
     assert "interval" in shown["check"].stdout
     assert "rows per second" in shown["run"].stdout
@@ -63,7 +70,11 @@ def test_what_run_writes(workdir, as_json):
     with np.load("a.npz", allow_pickle=False) as archive, open("a.csv") as file:
         lines = list(csv.DictReader(file))
         assert list(lines[0]) == ["row", "answer", "exit", "why", "flagged"]
-        assert archive["row"].tolist() == list(range(701, 1797, 2)) == [int(line["row"]) for line in lines]
+        assert (
+            archive["row"].tolist()
+            == list(range(701, 1797, 2))
+            == [int(line["row"]) for line in lines]
+        )
         assert (archive["answer"] == replayed.answer).mean() > 0.99
         assert archive["exit"].tolist() == [line["exit"] for line in lines]
         assert archive["why"].tolist() == [line["why"] for line in lines]
@@ -84,7 +95,9 @@ def test_plans_by_hand(workdir, as_json):
 
 
 def test_rows_of_a_trace(workdir, as_json):
-    plan = as_json("calibrate", "calibration.npz", "--at-most", 0.2, "--rows", "0:300", "-o", "some.json")
+    plan = as_json(
+        "calibrate", "calibration.npz", "--at-most", 0.2, "--rows", "0:300", "-o", "some.json"
+    )
     assert plan["rows"]["count"] == 300
     assert as_json("check", "some.json", "calibration.npz", "--rows", "300:549")["rows"] == 249
     assert offramp("check", "some.json", "calibration.npz", "--rows", "299:549").exit_code == 2
@@ -95,14 +108,35 @@ def test_every_way_to_calibrate(workdir, as_json):
     budget = as_json("calibrate", "calibration.npz", "--budget", 0.5)
     assert budget["promise"] is None
     assert budget["price"]["mean"] <= 0.5 * budget["price"]["plain"]
-    pareto = as_json("calibrate", "calibration.npz", "--at-most", 0.2, "--search", "test.npz", "--bound", "binomial")
+    pareto = as_json(
+        "calibrate",
+        "calibration.npz",
+        "--at-most",
+        0.2,
+        "--search",
+        "test.npz",
+        "--bound",
+        "binomial",
+    )
     assert pareto["promise"]["searched"] == 548
     unit = ("--unit", "ms", "--batch", 1, "--testing", "pareto")
     priced = as_json("calibrate", "calibration.npz", "--at-most", 0.2, *unit)
     assert (priced["price"]["unit"], priced["price"]["batch"]) == ("ms", 1)
-    mine = as_json("calibrate", "calibration.npz", "--at-most", 0.2, "--risk", "users_own:mine", "-o", "mine.json")
+    mine = as_json(
+        "calibrate",
+        "calibration.npz",
+        "--at-most",
+        0.2,
+        "--risk",
+        "users_own:mine",
+        "-o",
+        "mine.json",
+    )
     assert mine["promise"]["risk"] == "mine"
-    assert as_json("check", "mine.json", "test.npz", "--risk", "users_own:mine")["risk"]["risk"] == "mine"
+    assert (
+        as_json("check", "mine.json", "test.npz", "--risk", "users_own:mine")["risk"]["risk"]
+        == "mine"
+    )
 
 
 def saved_as(path: str, rows: np.ndarray, **columns: np.ndarray) -> str:
@@ -118,7 +152,11 @@ def test_rows_that_repeat_and_rows_that_trained(workdir, as_json):
     assert [once["promise"][key] for key in ("repeats", "repeated", "rows")] == ["once", 200, 200]
     assert "copies count once: 200 left out" in once["sentence"]
     every = as_json("calibrate", twice, "--at-most", 0.2, "--repeats", "independent")
-    assert [every["promise"][key] for key in ("repeats", "repeated", "rows")] == ["independent", 200, 400]
+    assert [every["promise"][key] for key in ("repeats", "repeated", "rows")] == [
+        "independent",
+        200,
+        400,
+    ]
     trained = saved_as("trained.npz", np.arange(200), learned=np.arange(200) < 8)
     dropped = offramp("calibrate", trained, "--at-most", 0.2, "--drop-seen")
     assert "8 rows that trained the network were left out" in dropped.stderr
@@ -135,9 +173,13 @@ def test_rows_that_repeat_and_rows_that_trained(workdir, as_json):
 
 
 def test_levels_are_printed_with_the_digits_that_they_have(workdir):
-    said = offramp("calibrate", "calibration.npz", "--at-most", 0.2, "--confidence", 0.001, "-o", "low.json").stdout
+    said = offramp(
+        "calibrate", "calibration.npz", "--at-most", 0.2, "--confidence", 0.001, "-o", "low.json"
+    ).stdout
     assert "with 0.1 % confidence" in said
-    said = offramp("calibrate", "calibration.npz", "--at-most", 0.2, "--confidence", 0.9999, "-o", "high.json").stdout
+    said = offramp(
+        "calibrate", "calibration.npz", "--at-most", 0.2, "--confidence", 0.9999, "-o", "high.json"
+    ).stdout
     assert "with 99.99 % confidence, at most 20 % of the answers" in said
     assert "(99.99 % interval" in offramp("check", "high.json", "test.npz").stdout
     assert "with 99.99 % confidence on 549 rows" in offramp(
@@ -164,15 +206,32 @@ def test_how_many(as_json):
 
 
 def test_a_deadline(workdir):
-    done = offramp("run", "network", "-", TEST, "--threshold", "digits_small=1e9", "--deadline-ms", 0)
+    done = offramp(
+        "run", "network", "-", TEST, "--threshold", "digits_small=1e9", "--deadline-ms", 0
+    )
     assert done.exit_code == 0
     assert "548 deadline" in done.stdout
     assert "ran out of time" in done.stderr
 
 
 def test_models_of_the_users_own(workdir, as_json):
-    made = ("--model", "users_own:flat", "--model", "offramp:digits_large", "--preprocess", "users_own:scaled",
-            "--preprocess", "auto", "--gate", "users_own:spread", "--name", "mine", "--name", "large")  # fmt: skip
+    made = (
+        "--model",
+        "users_own:flat",
+        "--model",
+        "offramp:digits_large",
+        "--preprocess",
+        "users_own:scaled",
+        # fmt: skip
+        "--preprocess",
+        "auto",
+        "--gate",
+        "users_own:spread",
+        "--name",
+        "mine",
+        "--name",
+        "large",
+    )
     as_json("ladder", *made, "-o", "own", "--answer", "mean")
     own = {"--model": "flat", "--preprocess-of": "scaled", "--gate-of": "spread"}
     again = [word for option, name in own.items() for word in (option, f"mine=users_own:{name}")]
@@ -180,14 +239,28 @@ def test_models_of_the_users_own(workdir, as_json):
     assert refused.exit_code == 2
     assert "--model" in refused.stderr
     assert as_json("record", "own", TEST, "-o", "own.npz", "--no-timed", *again)["rows"] == 548
-    assert as_json("run", "own", "-", "users_own:noise", "--threshold", "mine=0", *again)["accuracy"] is None
+    assert (
+        as_json("run", "own", "-", "users_own:noise", "--threshold", "mine=0", *again)["accuracy"]
+        is None
+    )
     assert offramp("run", "own", "-", TEST, "--threshold", "mine=0", *again[2:]).exit_code == 2
 
 
 def test_gates_temperatures_and_names(workdir, as_json):
-    twins = ("--model", "offramp:digits_small", "--model", "offramp:digits_small", "--model", "offramp:digits_large")
+    twins = (
+        "--model",
+        "offramp:digits_small",
+        "--model",
+        "offramp:digits_small",
+        "--model",
+        "offramp:digits_large",
+    )
     made = as_json("ladder", *twins, "-o", "hot", "--gate", "max_prob", "--temperature", 2)
-    assert [member["name"] for member in made["rungs"]] == ["digits_small", "digits_small-2", "digits_large"]
+    assert [member["name"] for member in made["rungs"]] == [
+        "digits_small",
+        "digits_small-2",
+        "digits_large",
+    ]
     assert {gate["temperature"] for gate in made["gates"].values()} == {2.0}
     as_json("record", "hot", "digits[0:20]", "-o", "hot.npz", "--no-timed")
 
@@ -235,6 +308,8 @@ def test_demo(tmp_path, monkeypatch):
     assert "The page: here/report.html" in done.stdout
     assert (tmp_path / "here" / "report.html").stat().st_size > 10_000
     for line in done.stderr.splitlines():  # the commands that it shows do what they say
-        if line.startswith(("$ offramp ladder", "$ offramp record", "$ offramp calibrate", "$ offramp check")):
+        if line.startswith(
+            ("$ offramp ladder", "$ offramp record", "$ offramp calibrate", "$ offramp check")
+        ):
             again = offramp(*line.replace("'", "").split()[2:])
             assert again.exit_code == 0, again.output

@@ -1,4 +1,6 @@
-"""The set of commands and flags is frozen, and docs/reference/command-line.md says what --help says."""
+"""The set of commands and flags is frozen, and docs/reference/command-line.md says what --help
+says.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,19 @@ from typed import offramp
 
 GIVEN = "--model --preprocess-of --gate-of"
 FLAGS = {
-    "ladder": "--model --weights --preprocess --name --gate --temperature --answer --example --output -o",
+    "ladder": "--model --weights --preprocess --name --gate --temperature --answer --example "
+    "--output -o",
     "inspect": "--example --weights --preprocess --length",
     "convert": "--layer --output -o --example --data --weights --preprocess",
-    "cut": "--example --output -o --at --parts --labelled --weights --preprocess --exit --exit-of --gate --length",
+    "cut": "--example --output -o --at --parts --labelled --weights --preprocess --exit --exit-of "
+    "--gate --length",
     "adopt": "--example --output -o --exits --weights --preprocess --gate --length",
-    "fit": f"--output -o --recipe --with --development --batch-size --seed --augment --views --precision --folder "
+    "fit": f"--output -o --recipe --with --development --batch-size --seed --augment --views "
+    f"--precision --folder "
     f"--cache --resume --track --original --original-weights --overwrite {GIVEN}",
     "record": f"--output -o --batch-size --keep --timed --keep-probe-rows --engine {GIVEN}",
-    "calibrate": "--output -o --risk --at-most --confidence --budget --reference --unit --batch --bound --testing "
+    "calibrate": "--output -o --risk --at-most --confidence --budget --reference --unit --batch "
+    "--bound --testing "
     "--search --max-exit --rows --repeats --drop-seen --how-many",
     "check": "--risk --at-most --confidence --rows --repeats --drop-seen --same-rows --threshold",
     "run": f"--output -o --batch-size --deadline-ms --engine --threshold {GIVEN}",

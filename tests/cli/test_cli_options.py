@@ -1,4 +1,6 @@
-"""A verb has one name for a thing: an option of the command line is the argument of the same name in Python."""
+"""A verb has one name for a thing: an option of the command line is the argument of the same name
+in Python.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ VERBS = [name for name in COMMANDS if name not in OTHERS]
 # Options that are no argument of the verb in Python, and why.
 EVERYWHERE = {
     "json": "how the command line prints",
-    "output": "where it is written: in Python the argument behind what is read (export, report, compare), or save",
+    "output": "where it is written: in Python the argument behind what is read (export, report, "
+    "compare), or save",
     "threshold": "a plan is changed by plan.changed(thresholds=...) or made by Plan.by_hand",
     "rows": "a part of a trace is trace[a:b]",
     "model": "a model of a saved network, given again: off.load(folder, {name: model})",
@@ -31,7 +34,10 @@ EXCEPTIONS = {
     ("ladder", "name"): "one of the keys: off.ladder({name: (model, preprocess)})",
     ("cut", "weights"): "off.make_model(spec, weights)",
     ("convert", "weights"): "off.make_model(spec, weights)",
-    ("convert", "preprocess"): "rows for the example go through it: off.convert takes what the model takes",
+    (
+        "convert",
+        "preprocess",
+    ): "rows for the example go through it: off.convert takes what the model takes",
     ("convert", "layer"): "one of the keys: off.convert(model, {pattern: method})",
     ("fit", "original"): "an argument of the recipe recover: original=model",
     ("fit", "original_weights"): "off.make_model(spec, weights)",
@@ -39,8 +45,14 @@ EXCEPTIONS = {
     ("inspect", "weights"): "off.make_model(spec, weights)",
     ("cut", "exit"): "the exit of all cuts: off.cut(..., exits=exit)",
     ("cut", "exit_of"): "the exit of one cut: off.cut(..., exits={layer: exit})",
-    ("fit", "with"): "an argument of the recipe: recipe='joint?epochs=5', or an object of its class",
-    ("fit", "overwrite"): "whether --output may be NETWORK itself: in Python fit changes the network that it is given",
+    (
+        "fit",
+        "with",
+    ): "an argument of the recipe: recipe='joint?epochs=5', or an object of its class",
+    (
+        "fit",
+        "overwrite",
+    ): "whether --output may be NETWORK itself: in Python fit changes the network that it is given",
     ("calibrate", "how_many"): "no calibration: off.rows_needed(level, confidence)",
     ("run", "batch_size"): "in Python x is one batch",
     ("run", "deadline_ms"): "runner = off.open(..., timing_rows=rows); runner(x, deadline_ms=...)",
@@ -68,13 +80,19 @@ def test_an_option_has_the_name_of_its_argument(verb):
     for name, repeated in options(COMMANDS[verb]).items():
         if name in EVERYWHERE or (verb, name) in EXCEPTIONS:
             continue
-        plural = f"{name}es" if name.endswith("h") else f"{name}s"  # one --batch of batches, one --other of others
-        assert name in arguments or (repeated and plural in arguments), f"--{name} of {verb} is none of {[*arguments]}"
+        plural = (
+            f"{name}es" if name.endswith("h") else f"{name}s"
+        )  # one --batch of batches, one --other of others
+        assert name in arguments or (repeated and plural in arguments), (
+            f"--{name} of {verb} is none of {[*arguments]}"
+        )
 
 
 def test_no_exception_is_out_of_date():
     for verb, name in EXCEPTIONS:
         assert name in options(COMMANDS[verb]), f"--{name} of {verb} is gone"
-        assert name not in inspect.signature(getattr(offramp, verb)).parameters, f"{verb} has {name} in Python now"
+        assert name not in inspect.signature(getattr(offramp, verb)).parameters, (
+            f"{verb} has {name} in Python now"
+        )
     used = {name for verb in VERBS for name in options(COMMANDS[verb])}
     assert set(EVERYWHERE) <= used

@@ -26,7 +26,14 @@ at = "2"
 def stranger_s_folder(name: str) -> None:
     """A web application, and a folder of ours with somebody's notes."""
     Path(name).mkdir()
-    for file in ("manifest.json", "network.json", "index.html", "results.csv", "plan.json", "report.html"):
+    for file in (
+        "manifest.json",
+        "network.json",
+        "index.html",
+        "results.csv",
+        "plan.json",
+        "report.html",
+    ):
         (Path(name) / file).write_text('{"name": "app"}')
     (Path(name) / "network").mkdir()
     (Path(name) / "network" / "notes.md").write_text("mine")
@@ -116,4 +123,6 @@ def test_outputs_of_ours_are_replaced(workdir):
 def test_rows_of_another_shape_are_refused_before_anything_is_trained(workdir):
     assert offramp("cut", *CUT, "-o", "net").exit_code == 0
     np.savez("wide.npz", x=np.zeros((20, 1, 8, 16), np.uint8), y=np.zeros(20, np.int64))
-    assert "[1, 8, 16], expected uint8 [1, 8, 8]" in refused("fit", "net", "npz:wide.npz", "-o", "trained")
+    assert "[1, 8, 16], expected uint8 [1, 8, 8]" in refused(
+        "fit", "net", "npz:wide.npz", "-o", "trained"
+    )

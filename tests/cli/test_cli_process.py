@@ -40,7 +40,10 @@ def rows():
 
 def start(*words: str, code: str = "from offramp.cli import main; main()") -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-P", "-c", code, *words], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "-P", "-c", code, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -95,11 +98,17 @@ def test_ctrl_c_leaves_nothing_half_written(workdir, command):
 @pytest.mark.parametrize("part", range(3))
 def test_ctrl_c_while_the_command_line_is_imported(part):
     """However early: one sentence, and the code of an interruption."""
-    process = start("--help", code=INTERRUPTED_IN.format(module=("typer", "offramp.cli.cuts", "rich")[part]))
+    process = start(
+        "--help", code=INTERRUPTED_IN.format(module=("typer", "offramp.cli.cuts", "rich")[part])
+    )
     out, said = process.communicate()
     if process.returncode == 0:  # this version of typer does not need it
         pytest.skip("not imported")
-    assert (process.returncode, out, said) == (130, "", "offramp: interrupted; nothing was written\n")
+    assert (process.returncode, out, said) == (
+        130,
+        "",
+        "offramp: interrupted; nothing was written\n",
+    )
 
 
 INTERRUPTED_IN = """
@@ -148,9 +157,19 @@ def test_a_reader_that_goes_away(workdir):
 )
 def test_launched_in_two_processes_it_answers_once(workdir, launch):
     """The digits of the demo: the same trace and the same weights as from one process."""
-    count = ("--nproc-per-node", "2") if launch[0].startswith("torch") else ("--num_processes", "2")
+    if launch[0].startswith("torch"):
+        count = ("--nproc-per-node", "2")
+    else:
+        count = ("--num_processes", "2")
     several = (sys.executable, "-m", *launch, *count, "-m", "offramp.cli")
-    cut = ("cut", "offramp:digits_small", "--weights", "digits_small.safetensors", "--example", "digits[0:4]")
+    cut = (
+        "cut",
+        "offramp:digits_small",
+        "--weights",
+        "digits_small.safetensors",
+        "--example",
+        "digits[0:4]",
+    )
     alone = (sys.executable, "-m", "offramp.cli")
     run(*alone, *cut, "--at", "2", "-o", "net", "--exit", "linear")
     options = ("--with", "epochs=1", "--with", "norm=frozen", "--batch-size", "50")
@@ -158,8 +177,11 @@ def test_launched_in_two_processes_it_answers_once(workdir, launch):
     run(*alone, *fit, "one")
     assert run(*several, *fit, "two", "--folder", "run").count("Trained in") == 1
     run(*alone, "record", "one", TEST, "--no-timed", "-o", "one.npz")
-    assert run(*several, "record", "two", TEST, "--no-timed", "-o", "two.npz").count("Trace of") == 1
-    one, two = Trace.load("one.npz"), Trace.load("two.npz")
+    assert (
+        run(*several, "record", "two", TEST, "--no-timed", "-o", "two.npz").count("Trace of") == 1
+    )
+    one = Trace.load("one.npz")
+    two = Trace.load("two.npz")
     assert (one.columns["digest"] == two.columns["digest"]).all()
     for name in ("logits/2", "logits/backbone"):
         np.testing.assert_allclose(two.columns[name], one.columns[name], atol=1e-3)

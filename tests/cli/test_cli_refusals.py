@@ -1,4 +1,6 @@
-"""Bad input at the command line: exit code 2, one sentence on standard error, nothing on disk changed."""
+"""Bad input at the command line: exit code 2, one sentence on standard error, nothing on disk
+changed.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,12 @@ from typed import CALIBRATION, TEST, contents, offramp
 PAIR = ("--model", "offramp:digits_small", "--model", "offramp:digits_large")
 
 
-def npz(name: str, shape: tuple[int, ...] = (5, 1, 8, 8), labels: list[int] | None = None, **fields: object) -> str:
+def npz(
+    name: str,
+    shape: tuple[int, ...] = (5, 1, 8, 8),
+    labels: list[int] | None = None,
+    **fields: object,
+) -> str:
     x = np.zeros(shape, fields.get("dtype", np.uint8))
     if "nan_row" in fields:
         x[fields["nan_row"]] = np.nan
@@ -77,102 +84,146 @@ def other_network() -> str:
 
 CASES = {
     "members of different classes, tried": lambda: (
-        "ladder --model users_own:three_classes --model users_own:flat --preprocess unit --preprocess unit --example "
+        "ladder --model users_own:three_classes --model users_own:flat --preprocess unit "
+        "--preprocess unit --example "
         "digits[0:2] "
         "-o new", "numbers of classes"),
-    "labels out of range": lambda: (f"record network {npz('a.npz', labels=[0, 1, 2, 11, 3])} -o n.npz", "row 3 has 11"),
+    "labels out of "
+    "range": lambda: (f"record network {npz('a.npz', labels=[0, 1, 2, 11, 3])} -o "
+                      f"n.npz", "row 3 has 11"),
     "empty data": lambda: (f"record network {npz('a.npz', shape=(0, 1, 8, 8))} -o n.npz", "0 rows"),
-    "images of the wrong size": lambda: (f"record network {npz('a.npz', shape=(5, 1, 9, 9))} -o n.npz", "expected 8x8"),
-    "images of the wrong size, run": lambda: (f"run network plan.json {npz('a.npz', shape=(5, 1, 9, 9))}", "(1, 9, 9)"),
+    "images of the wrong "
+    "size": lambda: (f"record network {npz('a.npz', shape=(5, 1, 9, 9))} -o n.npz", "expected 8x8"),
+    "images of the wrong size, "
+    "run": lambda: (f"run network plan.json {npz('a.npz', shape=(5, 1, 9, 9))}", "(1, 9, 9)"),
     "NaN rows": lambda: (
-        f"record network {npz('a.npz', dtype=np.float32, nan_row=3)} -o n.npz", "not finite for rows 3"),
-    "too few rows to certify": lambda: ("calibrate calibration.npz --at-most 0.001 -o n.json", "2,995 rows"),
+        f"record network {npz('a.npz', dtype=np.float32, nan_row=3)} -o "
+        f"n.npz", "not finite for rows 3"),
+    "too few rows to "
+    "certify": lambda: ("calibrate calibration.npz --at-most 0.001 -o n.json", "2,995 rows"),
     "overlapping rows, check": lambda: ("check plan.json calibration.npz", "549 of the 549"),
-    "overlapping rows, ways on": lambda: ("check plan.json calibration.npz", "with --drop-seen, or say --repeats"),
+    "overlapping rows, ways "
+    "on": lambda: ("check plan.json calibration.npz", "with --drop-seen, or say --repeats"),
     "overlapping rows, search": lambda: (
-        "calibrate calibration.npz --search calibration.npz --at-most 0.1 -o n.json", "used for nothing before"),
-    "rows that repeat": lambda: (f"calibrate {copied()} --at-most 0.2 -o n.json", "with --repeats once copies count"),
-    "rows that repeat, the other way": lambda: (f"calibrate {copied()} --at-most 0.2", "with --repeats independent"),
+        "calibrate calibration.npz --search calibration.npz --at-most 0.1 -o "
+        "n.json", "used for nothing before"),
+    "rows that repeat": lambda: (f"calibrate {copied()} --at-most 0.2 -o "
+                                 f"n.json", "with --repeats once copies count"),
+    "rows that repeat, the other "
+    "way": lambda: (f"calibrate {copied()} --at-most 0.2", "with --repeats independent"),
     "rows that repeat, check": lambda: (f"check plan.json {copied()} --drop-seen", "none is left"),
     "rows that repeat, check by hand": lambda: (
-        f"check - {copied()} --threshold digits_small=1", "100 of the 200 test rows have the same content"),
+        f"check - {copied()} --threshold "
+        f"digits_small=1", "100 of the 200 test rows have the same content"),
     "one number twice": lambda: (
-        f"calibrate {copied(own_numbers=False)} --at-most 0.2 --repeats independent", "have the number of another"),
+        f"calibrate {copied(own_numbers=False)} --at-most 0.2 --repeats "
+        f"independent", "have the number of another"),
     "training rows": lambda: (
         f"calibrate {copied(1, learned=np.arange(100) < 3)} --at-most 0.2", "with --drop-seen"),
     "repeats of no kind": lambda: (
         "calibrate calibration.npz --at-most 0.2 --repeats twice", "'independent' or 'once'"),
-    "a level of five": lambda: ("calibrate calibration.npz --at-most 5 -o n.json", "got 5.0 (5 % is 0.05)"),
+    "a level of five": lambda: ("calibrate calibration.npz --at-most 5 -o "
+                                "n.json", "got 5.0 (5 % is 0.05)"),
     "a level of one": lambda: ("calibrate calibration.npz --at-most 1", "below 1"),
     "a level with a sign": lambda: ("calibrate calibration.npz --at-most 5%", "--at-most"),
     "a level below all": lambda: ("calibrate calibration.npz --at-most -0.1", "at least 0"),
-    "a level of five, check": lambda: ("check plan.json test.npz --at-most 5", "got 5.0 (5 % is 0.05)"),
-    "a budget of forty": lambda: ("calibrate calibration.npz --budget 40 -o n.json", "got 40 (40 % is 0.4)"),
+    "a level of five, "
+    "check": lambda: ("check plan.json test.npz --at-most 5", "got 5.0 (5 % is 0.05)"),
+    "a budget of "
+    "forty": lambda: ("calibrate calibration.npz --budget 40 -o n.json", "got 40 (40 % is 0.4)"),
     "a budget of nothing": lambda: ("calibrate calibration.npz --budget 0", "above 0"),
-    "a confidence of 95": lambda: ("calibrate calibration.npz --at-most 0.1 --confidence 95", "(95 % is 0.95)"),
-    "a confidence of 95, check": lambda: ("check plan.json test.npz --confidence 95", "(95 % is 0.95)"),
-    "rows beyond the end": lambda: ("calibrate calibration.npz --at-most 0.1 --rows 0:9999 -o n.json", "549 rows"),
-    "a plan of another network, run": lambda: (f"run {other_network()} plan.json {TEST} -o n.csv", "calibrate"),
-    "a plan of another network, check": lambda: (f"check {other_origin(network='0123')} test.npz", "0123"),
-    "a plan of another engine": lambda: (f"run network {other_origin(engine='onnx')} {TEST} -o n.csv", "onnx"),
-    "a plan of another precision": lambda: (f"run network {other_origin(precision='float16')} {TEST}", "float16"),
+    "a confidence of "
+    "95": lambda: ("calibrate calibration.npz --at-most 0.1 --confidence 95", "(95 % is 0.95)"),
+    "a confidence of 95, "
+    "check": lambda: ("check plan.json test.npz --confidence 95", "(95 % is 0.95)"),
+    "rows beyond the "
+    "end": lambda: ("calibrate calibration.npz --at-most 0.1 --rows 0:9999 -o n.json", "549 rows"),
+    "a plan of another network, "
+    "run": lambda: (f"run {other_network()} plan.json {TEST} -o n.csv", "calibrate"),
+    "a plan of another network, "
+    "check": lambda: (f"check {other_origin(network='0123')} test.npz", "0123"),
+    "a plan of another "
+    "engine": lambda: (f"run network {other_origin(engine='onnx')} {TEST} -o n.csv", "onnx"),
+    "a plan of another "
+    "precision": lambda: (f"run network {other_origin(precision='float16')} {TEST}", "float16"),
     "a plan of another precision, report": lambda: (
         f"report test.npz {other_origin(precision='float16')} -o n.html", "float16"),
-    "a newer plan": lambda: (f"check {edited('plan.json', 'offramp/plan/1', 'offramp/plan/9')} test.npz", "upgrade"),
+    "a newer plan": lambda: (f"check {edited('plan.json', 'offramp/plan/1', 'offramp/plan/9')} "
+                             f"test.npz", "upgrade"),
     "a newer network": lambda: (
-        f"record {edited('network/network.json', 'network/1', 'network/9').split('/')[0]} {TEST} -o n.npz", "upgrade"),
+        f"record {edited('network/network.json', 'network/1', 'network/9').split('/')[0]} {TEST} "
+        f"-o n.npz", "upgrade"),
     "an edited plan": lambda: (f"check {edited('plan.json', '0.95', '0.99')} test.npz", "edited"),
     "an edited network": lambda: (
-        f"record {edited('network/network.json', 'margin', 'max_prob').split('/')[0]} {TEST} -o n.npz", "edited"),
-    "a truncated plan": lambda: (f"check {truncated('plan.json', 'half.json')} test.npz", "make it again"),
+        f"record {edited('network/network.json', 'margin', 'max_prob').split('/')[0]} {TEST} -o "
+        f"n.npz", "edited"),
+    "a truncated "
+    "plan": lambda: (f"check {truncated('plan.json', 'half.json')} test.npz", "make it again"),
 
     "a truncated trace": lambda: (
         f"calibrate {truncated('test.npz', 'half.npz')} --at-most 0.1 -o n.json", "truncated"),
     "truncated weights": lambda: (
-        f"ladder {' '.join(PAIR)} --weights {truncated('digits_small.safetensors', 'half.safetensors')} --weights - "
+        f"ladder {' '.join(PAIR)} --weights "
+        f"{truncated('digits_small.safetensors', 'half.safetensors')} --weights - "
         "-o new", "safetensors"),
     "a pickle for safetensors": lambda: (
-        f"ladder {' '.join(PAIR)} --weights {pickled('w.safetensors')} --weights - -o new", "safetensors"),
+        f"ladder {' '.join(PAIR)} --weights {pickled('w.safetensors')} --weights - -o "
+        f"new", "safetensors"),
     "a pickle that runs code": lambda: (
         f"ladder {' '.join(PAIR)} --weights {pickled('w.pt')} --weights - -o new", "weights_only"),
     "weights of another model": lambda: (
-        f"ladder {' '.join(PAIR)} --weights digits_large.safetensors --weights - -o new", "does not fit"),
+        f"ladder {' '.join(PAIR)} --weights digits_large.safetensors --weights - -o "
+        f"new", "does not fit"),
 
     "an unknown model": lambda: (
         "ladder --model offramp:digits_smal --model offramp:digits_large -o new", "digits_small"),
-    "an unknown module": lambda: ("ladder --model nowhere:at_all --model offramp:digits_large -o new", "nowhere"),
+    "an unknown module": lambda: ("ladder --model nowhere:at_all --model offramp:digits_large -o "
+                                  "new", "nowhere"),
     "an unknown gate": lambda: (f"ladder {' '.join(PAIR)} --gate margn -o new", "'margin'"),
     "an unknown preprocessing": lambda: (
         f"ladder {' '.join(PAIR)} --preprocess x --preprocess none -o new", "imagenet"),
-    "an unknown risk": lambda: ("calibrate calibration.npz --risk disagrement --at-most 0.1", "'disagreement'"),
-    "no risk at all": lambda: ("calibrate calibration.npz --risk users_own:not_a_risk --at-most 0.1", "not a Risk"),
-    "an unknown bound": lambda: ("calibrate calibration.npz --bound binomal --at-most 0.1", "binomial"),
-    "an unknown exit": lambda: ("calibrate calibration.npz --max-exit digits_smal --at-most 0.1", "digits_small"),
+    "an unknown risk": lambda: ("calibrate calibration.npz --risk disagrement --at-most "
+                                "0.1", "'disagreement'"),
+    "no risk at all": lambda: ("calibrate calibration.npz --risk users_own:not_a_risk --at-most "
+                               "0.1", "not a Risk"),
+    "an unknown bound": lambda: ("calibrate calibration.npz --bound binomal --at-most "
+                                 "0.1", "binomial"),
+    "an unknown exit": lambda: ("calibrate calibration.npz --max-exit digits_smal --at-most "
+                                "0.1", "digits_small"),
     "an unknown unit": lambda: ("calibrate calibration.npz --unit joules --at-most 0.1", "joules"),
-    "an unknown gate in a threshold": lambda: ("check - test.npz --threshold digit=1", "digits_small"),
+    "an unknown gate in a "
+    "threshold": lambda: ("check - test.npz --threshold digit=1", "digits_small"),
     "an unknown data source": lambda: ("record network digit -o n.npz", "digits"),
     "one member": lambda: ("ladder --model offramp:digits_small -o new", "at least two"),
-    "options that do not pair up": lambda: (f"ladder {' '.join(PAIR)} --weights - -o new", "one for each"),
+    "options that do not pair "
+    "up": lambda: (f"ladder {' '.join(PAIR)} --weights - -o new", "one for each"),
     "one name twice": lambda: (f"ladder {' '.join(PAIR)} --name a --name a -o new", "each once"),
-    "two aims": lambda: ("calibrate calibration.npz --at-most 0.1 --budget 0.5 -o n.json", "exactly one"),
+    "two aims": lambda: ("calibrate calibration.npz --at-most 0.1 --budget 0.5 -o "
+                         "n.json", "exactly one"),
     "no trace": lambda: ("calibrate --at-most 0.1", "no TRACE"),
     "how many, beside a trace": lambda: ("calibrate test.npz --how-many 0.01", "alone"),
     "how many, for no level": lambda: ("calibrate --how-many 2", "below 1"),
     "no threshold for -": lambda: ("check - test.npz", "--threshold"),
-    "a threshold that is no number": lambda: ("check - test.npz --threshold digits_small=high", "high"),
+    "a threshold that is no "
+    "number": lambda: ("check - test.npz --threshold digits_small=high", "high"),
     "a threshold without a name": lambda: ("check - test.npz --threshold 4", "NAME=VALUE"),
     "preprocessing without its model": lambda: (
-        f"record network {TEST} -o n.npz --preprocess-of digits_small=none", "--model digits_small"),
+        f"record network {TEST} -o n.npz --preprocess-of "
+        f"digits_small=none", "--model digits_small"),
     "a missing file": lambda: ("check nothing.json test.npz", "does not exist"),
     "a missing network": lambda: (f"record nowhere {TEST} -o n.npz", "does not exist"),
     "a trace for a plan": lambda: ("check test.npz test.npz", "cannot read"),
-    "an output of no known kind": lambda: (f"run network plan.json {TEST} -o a.txt", ".npz or .csv"),
+    "an output of no known "
+    "kind": lambda: (f"run network plan.json {TEST} -o a.txt", ".npz or .csv"),
     "an output that is a folder": lambda: (
         f"record network {TEST} -o {shutil.copytree('network', 'trace.npz')}", "cannot write"),
-    "an output under a file": lambda: (f"record network {TEST} -o {a_file('note')}/t.npz", "cannot write"),
-    "a folder where a file stands": lambda: (f"ladder {' '.join(PAIR)} -o {a_file('note')}", "Not a directory"),
+    "an output under a "
+    "file": lambda: (f"record network {TEST} -o {a_file('note')}/t.npz", "cannot write"),
+    "a folder where a file "
+    "stands": lambda: (f"ladder {' '.join(PAIR)} -o {a_file('note')}", "Not a directory"),
     "too few rows for a batch": lambda: ("bench network plan.json digits[0:5]", "at least 64"),
-    "data that is not the trace's": lambda: (f"report test.npz plan.json --data {CALIBRATION} -o n.html", ""),
+    "data that is not the "
+    "trace's": lambda: (f"report test.npz plan.json --data {CALIBRATION} -o n.html", ""),
     "a bad option": lambda: ("check plan.json test.npz --confidnce 0.9", "--confidence"),
     "a bad value": lambda: (f"record network {TEST} -o n.npz --batch-size many", "integer"),
     "a missing option": lambda: (f"record network {TEST}", "--output"),
@@ -195,18 +246,20 @@ def test_one_sentence_and_nothing_written(workdir, case):
     assert contents(workdir) == before
 
 
-@pytest.mark.parametrize("case", ["a truncated trace", "overlapping rows, check", "too few rows to certify"])
+@pytest.mark.parametrize(
+    "case", ["a truncated trace", "overlapping rows, check", "too few rows to certify"]
+)
 def test_the_same_with_json(workdir, case):
     done = offramp(*CASES[case]()[0].split(), "--json")
     assert (done.exit_code, done.stdout) == (2, "")
 
 
 def test_members_of_different_classes_are_noticed_while_recording(workdir):
-    made = (
-        "ladder --model users_own:three_classes --model offramp:digits_large --preprocess unit --preprocess auto -o odd"
-    )
+    made = "ladder --model users_own:three_classes --model offramp:digits_large --preprocess unit --preprocess auto -o odd"
     assert offramp(*made.split()).exit_code == 0
-    done = offramp("record", "odd", TEST, "-o", "n.npz", "--model", "three_classes=users_own:three_classes")
+    done = offramp(
+        "record", "odd", TEST, "-o", "n.npz", "--model", "three_classes=users_own:three_classes"
+    )
     assert done.exit_code == 2
     assert "numbers of classes" in done.stderr
     assert not (workdir / "n.npz").exists()

@@ -8,7 +8,14 @@ import offramp as off
 from offramp.networks.recipe import Recipe
 from typed import CALIBRATION, TEST, contents, offramp
 
-CUT = ("cut", "offramp:digits_large", "--weights", "digits_large.safetensors", "--example", "digits[0:4]")
+CUT = (
+    "cut",
+    "offramp:digits_large",
+    "--weights",
+    "digits_large.safetensors",
+    "--example",
+    "digits[0:4]",
+)
 TRAIN = "digits[0:200]"
 
 
@@ -20,7 +27,17 @@ def net(workdir):
 
 
 def test_fit_then_record_then_calibrate(net, as_json):
-    told = as_json("fit", "net", TRAIN, "--recipe", "cross_entropy", "--with", "regularizer=0.01", "-o", "trained")
+    told = as_json(
+        "fit",
+        "net",
+        TRAIN,
+        "--recipe",
+        "cross_entropy",
+        "--with",
+        "regularizer=0.01",
+        "-o",
+        "trained",
+    )
     assert told["untrained"] == []
     assert [epoch["phase"] for epoch in told["epochs"]] == ["2", "5"]
     assert told["epochs"][0]["regularizer/2"] == 0.01
@@ -29,23 +46,64 @@ def test_fit_then_record_then_calibrate(net, as_json):
     assert offramp("calibrate", "t.npz", "--budget", "0.9", "-o", "p.json").exit_code == 0
     assert offramp("record", "trained", TRAIN, "-o", "same.npz", "--no-timed").exit_code == 0
     for words in (("calibrate", "same.npz", "--budget", "0.9"), ("check", "same.npz", "same.npz")):
-        refused = offramp(*words) if words[0] == "calibrate" else offramp("check", "p.json", "same.npz")
+        if words[0] == "calibrate":
+            refused = offramp(*words)
+        else:
+            refused = offramp("check", "p.json", "same.npz")
         assert (refused.exit_code, "also trained" in refused.stderr) == (2, True)
 
 
 def test_joint_with_checkpoints_and_development_rows(net, as_json):
-    options = ("--recipe", "joint", "--with", "epochs=2", "--with", "norm=frozen", "--folder", "run", "--seed", "3")
-    told = as_json("fit", "net", TRAIN, *options, "--development", TEST, "-o", "trained", "--batch-size", "50")
+    options = (
+        "--recipe",
+        "joint",
+        "--with",
+        "epochs=2",
+        "--with",
+        "norm=frozen",
+        "--folder",
+        "run",
+        "--seed",
+        "3",
+    )
+    told = as_json(
+        "fit", "net", TRAIN, *options, "--development", TEST, "-o", "trained", "--batch-size", "50"
+    )
     assert [epoch["step"] for epoch in told["epochs"]] == [4, 8]
     assert 0 <= told["epochs"][1]["accuracy/2"] <= 1
     assert (net / "run" / "metrics.csv").is_file()
-    again = offramp("fit", "net", TRAIN, *options, "--development", TEST, "-o", "other", "--batch-size", "50")
-    assert (again.exit_code, "--resume" in again.stderr or "resume=True" in again.stderr) == (2, True)
+    again = offramp(
+        "fit", "net", TRAIN, *options, "--development", TEST, "-o", "other", "--batch-size", "50"
+    )
+    assert (again.exit_code, "--resume" in again.stderr or "resume=True" in again.stderr) == (
+        2,
+        True,
+    )
     resumed = as_json(
-        "fit", "net", TRAIN, *options, "--development", TEST, "-o", "other", "--batch-size", "50", "--resume"
+        "fit",
+        "net",
+        TRAIN,
+        *options,
+        "--development",
+        TEST,
+        "-o",
+        "other",
+        "--batch-size",
+        "50",
+        "--resume",
     )
     assert resumed["fingerprint"] == told["fingerprint"]
-    words = (TRAIN, *options[:2], "--with", "epochs=1", "--folder", "elsewhere", "--resume", "-o", "other")
+    words = (
+        TRAIN,
+        *options[:2],
+        "--with",
+        "epochs=1",
+        "--folder",
+        "elsewhere",
+        "--resume",
+        "-o",
+        "other",
+    )
     assert "elsewhere holds no checkpoint" in offramp("fit", "net", *words).stderr
     part = net / "elsewhere" / ".checkpoint.offramp-abc.part"
     part.mkdir()
@@ -58,8 +116,13 @@ def test_ctrl_c_says_how_to_go_on(net, monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Recipe, "prepare", interrupted)
-    for options, says in ((("--folder", "run"), "--folder run --resume"), ((), "nothing was written")):
-        done = offramp("fit", "net", TRAIN, "--recipe", f"{__name__}:Nothing", *options, "-o", "trained")
+    for options, says in (
+        (("--folder", "run"), "--folder run --resume"),
+        ((), "nothing was written"),
+    ):
+        done = offramp(
+            "fit", "net", TRAIN, "--recipe", f"{__name__}:Nothing", *options, "-o", "trained"
+        )
         assert (done.exit_code, done.stdout, done.stderr.count("\n")) == (130, "", 1)
         assert says in done.stderr
 

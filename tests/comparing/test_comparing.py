@@ -1,4 +1,6 @@
-"""A comparison on digits from its file to its page: made once, gone on with, refused where it is another one."""
+"""A comparison on digits from its file to its page: made once, gone on with, refused where it is
+another one.
+"""
 
 from __future__ import annotations
 
@@ -31,18 +33,20 @@ pytest.importorskip("accelerate")
 
 SMALL = DIGITS.replace("stem,blocks.0", "stem")
 CLOCK = "wall-clock = true\nwall-clock-budget = 1.0\nrepeats = 1\n"
-JOINT = (
-    '[method.joint]\nrecipe = "joint"\nwith = ["epochs=2", "rate=0.01"]\nseeds = [0, 1]\ngates = ["own", "max_prob"]\n'
-)
+JOINT = '[method.joint]\nrecipe = "joint"\nwith = ["epochs=2", "rate=0.01"]\nseeds = [0, 1]\ngates = ["own", "max_prob"]\n'
 PLAIN = '[method.plain]\nmodel = "offramp:digits_small"\npreprocess = "auto"\nstatic = true\nseeds = [0]\n'
 STACK = '[method.stack]\nmembers = ["plain", "joint"]\nseeds = [0]\n'
 MADE = (JOINT, PLAIN, STACK)
 
 
-def compared(folder: Path, *tables: str, shared: str = SMALL + CLOCK) -> tuple[Comparison, list[str]]:
+def compared(
+    folder: Path, *tables: str, shared: str = SMALL + CLOCK
+) -> tuple[Comparison, list[str]]:
     """A comparison below a folder, and what it said."""
     said: list[str] = []
-    found = measure(file_of(folder, *tables, shared=shared), folder / "out", say=said.append, progress=False)
+    found = measure(
+        file_of(folder, *tables, shared=shared), folder / "out", say=said.append, progress=False
+    )
     return found, said
 
 
@@ -53,7 +57,9 @@ def lines_of(file: Path) -> list[dict[str, str]]:
 
 @pytest.fixture(scope="module")
 def first(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Comparison, list[str]]:
-    """A folder with a whole comparison: two seeds under two gates, a static network, and a ladder of both."""
+    """A folder with a whole comparison: two seeds under two gates, a static network, and a ladder
+    of both.
+    """
     folder = tmp_path_factory.mktemp("compared")
     return folder, *compared(folder, *MADE)
 
@@ -65,7 +71,9 @@ def made(first: tuple[Path, Comparison, list[str]], tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_network_is_made_once_and_measured_under_each_gate(first: tuple[Path, Comparison, list[str]]) -> None:
+def test_every_network_is_made_once_and_measured_under_each_gate(
+    first: tuple[Path, Comparison, list[str]],
+) -> None:
     folder, found, said = first
     assert [(each.method, each.seed, each.gate) for each in found.results] == [
         *(("joint", seed, gate) for seed in (0, 1) for gate in ("own", "max_prob")),
@@ -82,7 +90,9 @@ def test_every_network_is_made_once_and_measured_under_each_gate(first: tuple[Pa
         "4/4 stack, seed 0: recording",
     ]
     assert "1/4 joint, seed 0: figures under max_prob" in said
-    one, other = (off.load(folder / "out" / f"joint-{seed}" / "network", _model()) for seed in (0, 1))
+    one, other = (
+        off.load(folder / "out" / f"joint-{seed}" / "network", _model()) for seed in (0, 1)
+    )
     assert one.fingerprint() != other.fingerprint()
 
 
@@ -101,14 +111,18 @@ def test_the_unit_is_the_plain_network_of_the_first_method_that_is_cut(
     for result in found.of("joint"):
         for budget in result.figures.budgets:
             assert budget.point is not None
-            assert budget.point.cost <= 1.1 * budget.budget * found.unit  # on other rows than it was chosen on
+            assert (
+                budget.point.cost <= 1.1 * budget.budget * found.unit
+            )  # on other rows than it was chosen on
 
 
 def test_a_ladder_has_the_exits_of_its_members(first: tuple[Path, Comparison, list[str]]) -> None:
     folder, found, _ = first
     (stack,) = found.of("stack")
     assert stack.figures.exits == ("plain", "joint/stem", "joint")
-    own, stacked = (Trace.load(folder / "out" / name / "test.npz") for name in ("joint-0", "stack-0"))
+    own, stacked = (
+        Trace.load(folder / "out" / name / "test.npz") for name in ("joint-0", "stack-0")
+    )
     assert (own.columns["answer/stem"] == stacked.columns["answer/joint/stem"]).all()
 
 
@@ -120,13 +134,19 @@ def test_only_the_first_seed_and_gate_are_timed(first: tuple[Path, Comparison, l
 def test_the_second_time_nothing_is_made_and_no_network_is_loaded(
     made: Path, first: tuple[Path, Comparison, list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for index, name in ((cells, "load"), (cells, "make_model"), (checking, "make_model"), (checking, "index_of")):
+    for index, name in (
+        (cells, "load"),
+        (cells, "make_model"),
+        (checking, "make_model"),
+        (checking, "index_of"),
+    ):
         monkeypatch.setattr(index, name, None)
     before = contents(made / "out")
     found, said = compared(made, *MADE)
     assert contents(made / "out") == before
     assert said == [
-        f"3 methods, seeds as the file says: 4 networks, of which 4 are in {made / 'out'} already and are kept"
+        f"3 methods, seeds as the file says: 4 networks, of which 4 are in {made / 'out'} already "
+        f"and are kept"
     ]
     assert found == first[1]
 
@@ -157,7 +177,12 @@ def test_another_test_set_is_recorded_and_trains_nothing(made: Path) -> None:
     [
         ("epochs=2", "epochs=3", "joint-0", r"arguments = \['epochs=2', 'rate=0.01'\]"),
         ("batch-size = 50", "batch-size = 40", "joint-0", "batch-size = 50, and now it is 40"),
-        ('model = "offramp:digits_small"', 'model = "offramp:digits_large"', "plain-0", "digits_small"),
+        (
+            'model = "offramp:digits_small"',
+            'model = "offramp:digits_large"',
+            "plain-0",
+            "digits_small",
+        ),
     ],
 )
 def test_a_network_that_was_made_otherwise_is_refused_and_its_folder_named(
@@ -165,30 +190,50 @@ def test_a_network_that_was_made_otherwise_is_refused_and_its_folder_named(
 ) -> None:
     before = contents(made / "out")
     tables = [table.replace(changed, to) for table in MADE]
-    with pytest.raises(InvalidArgument, match=rf"out/{folder} was made with .*{says}.*remove that folder"):
+    with pytest.raises(
+        InvalidArgument, match=rf"out/{folder} was made with .*{says}.*remove that folder"
+    ):
         compared(made, *tables, shared=(SMALL + CLOCK).replace(changed, to))
     assert contents(made / "out") == before
 
 
 def test_a_method_may_start_with_the_model_that_another_trained(tmp_path: Path) -> None:
-    trained = '[method.trained]\nrecipe = "joint"\nwith = ["epochs=1"]\nseeds = [0]\nstatic = true\n'
+    trained = (
+        '[method.trained]\nrecipe = "joint"\nwith = ["epochs=1"]\nseeds = [0]\nstatic = true\n'
+    )
     exits = '[method.exits]\nstart = "trained"\nat = "stem"\nrecipe = "hinge"\nseeds = [0]\n'
     compared(tmp_path, trained, exits)
-    nets = [off.load(tmp_path / "out" / name / "network", made_up.net()) for name in ("trained-0", "exits-0")]
+    nets = [
+        off.load(tmp_path / "out" / name / "network", made_up.net())
+        for name in ("trained-0", "exits-0")
+    ]
     first, then = (net.backbone.state_dict() for net in nets)
     assert all(torch.equal(value, then[key]) for key, value in first.items())
-    assert nets[1].trained_on.digests.tolist() == nets[0].trained_on.digests.tolist()  # the same rows: each counts once
+    assert (
+        nets[1].trained_on.digests.tolist() == nets[0].trained_on.digests.tolist()
+    )  # the same rows: each counts once
     shutil.rmtree(tmp_path / "out" / "trained-0")
-    with pytest.raises(InvalidArgument, match=r"exits-0 was made with of = .*epochs=1.* now it is .*epochs=2"):
+    with pytest.raises(
+        InvalidArgument, match=r"exits-0 was made with of = .*epochs=1.* now it is .*epochs=2"
+    ):
         compared(tmp_path, trained.replace("epochs=1", "epochs=2"), exits)
 
 
 def test_a_ladder_remembers_the_rows_that_trained_its_members(tmp_path: Path) -> None:
     trained = JOINT.replace("[0, 1]", "[0]") + "static = true\n"
     settings = read_settings(
-        file_of(tmp_path, trained, PLAIN, STACK, JOINT.replace("method.joint", "method.cut"), shared=SMALL)
+        file_of(
+            tmp_path,
+            trained,
+            PLAIN,
+            STACK,
+            JOINT.replace("method.joint", "method.cut"),
+            shared=SMALL,
+        )
     )
-    joint, _, stack, *_ = (Cell(each, 0, settings, tmp_path / "out", False) for each in settings.methods)
+    joint, _, stack, *_ = (
+        Cell(each, 0, settings, tmp_path / "out", False) for each in settings.methods
+    )
     assert stack.network.trained_on is not None
     assert stack.network.trained_on.digests.tolist() == joint.network.trained_on.digests.tolist()
 
@@ -218,14 +263,22 @@ def test_a_folder_from_before_a_flag_was_there_is_taken(made: Path) -> None:
     cell.claim()
 
 
-@pytest.mark.parametrize("after", [3, pytest.param(6, marks=pytest.mark.slow)])  # of 8 steps, 4 in an epoch
+@pytest.mark.parametrize(
+    "after", [3, pytest.param(6, marks=pytest.mark.slow)]
+)  # of 8 steps, 4 in an epoch
 def test_stopped_in_mid_training_it_goes_on_as_if_it_had_not_been(
-    made: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, after: int
+    made: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+    after: int,
 ) -> None:
-    folder, straight = tmp_path_factory.mktemp("stopped"), made / "out" / "joint-0"
+    folder = tmp_path_factory.mktemp("stopped")
+    straight = made / "out" / "joint-0"
     alone = JOINT.replace("[0, 1]", "[0]").replace(', "max_prob"', "")
     made_of = cells.recipe_of
-    monkeypatch.setattr(cells, "recipe_of", lambda *a, **options: stopping(made_of(*a, **options), after))
+    monkeypatch.setattr(
+        cells, "recipe_of", lambda *a, **options: stopping(made_of(*a, **options), after)
+    )
     with pytest.raises(KeyboardInterrupt):
         compared(folder, alone, shared=SMALL)
     monkeypatch.undo()
@@ -233,25 +286,41 @@ def test_stopped_in_mid_training_it_goes_on_as_if_it_had_not_been(
     assert not (folder / "out" / "joint-0" / "network").exists()
     found, _ = compared(folder, alone, shared=SMALL)
     for name in ("network/weights.safetensors", "figures-own.json"):
-        assert (folder / "out" / "joint-0" / name).read_bytes() == (straight / name).read_bytes(), name
+        assert (folder / "out" / "joint-0" / name).read_bytes() == (straight / name).read_bytes(), (
+            name
+        )
     epochs = lines_of(folder / "out" / "joint-0" / "run" / "metrics.csv")
     assert len(epochs) == 2
-    assert found.results[0].seconds == pytest.approx(sum(float(epoch["seconds"]) for epoch in epochs))
+    assert found.results[0].seconds == pytest.approx(
+        sum(float(epoch["seconds"]) for epoch in epochs)
+    )
 
 
 @pytest.mark.parametrize(
     ("changed", "to", "says"),
     [
-        ("digits[0:200]", "digits[600:801]", "101 of the 300 calibration rows .* rows of digits.600:801."),
+        (
+            "digits[0:200]",
+            "digits[600:801]",
+            "101 of the 300 calibration rows .* rows of digits.600:801.",
+        ),
         ("digits[0:200]", "digits[1299:]", "1 of the 300 test rows"),
         ("digits[700:1000]", "digits[700:1001]", "1 of the 300 test rows"),
-        ("batch-size = 50", 'development = "digits[990:1010]"', "test rows .* rows of digits.990:1010."),
+        (
+            "batch-size = 50",
+            'development = "digits[990:1010]"',
+            "test rows .* rows of digits.990:1010.",
+        ),
         (
             'at = "stem"',
             'at = "auto"\nlabelled = "digits[600:701]"',
             "1 of the 300 calibration rows .* digits.600:701.",
         ),
-        ('at = "stem"', 'at = "auto"\nlabelled = "digits[1290:1400]"', "test rows .* rows of digits.1290:1400."),
+        (
+            'at = "stem"',
+            'at = "auto"\nlabelled = "digits[1290:1400]"',
+            "test rows .* rows of digits.1290:1400.",
+        ),
     ],
 )
 def test_rows_in_two_roles_are_refused_before_anything_is_trained(
@@ -263,7 +332,9 @@ def test_rows_in_two_roles_are_refused_before_anything_is_trained(
 
 
 def test_rows_in_two_roles_are_left_out_if_the_file_says_so(tmp_path: Path) -> None:
-    twice = SMALL.replace("digits[700:1000]", "digits[100:400]").replace("digits[1000:1300]", "digits[390:690]")
+    twice = SMALL.replace("digits[700:1000]", "digits[100:400]").replace(
+        "digits[1000:1300]", "digits[390:690]"
+    )
     twice += "drop-seen = true\n"
     found, _ = compared(tmp_path, JOINT.replace("[0, 1]", "[0]"), shared=twice)
     assert [result.figures.rows for result in found.results] == [290, 290]
@@ -279,7 +350,9 @@ def test_rows_in_two_roles_are_left_out_if_the_file_says_so(tmp_path: Path) -> N
         ('repeated-rows = "twice"', "repeats must be"),
     ],
 )
-def test_what_a_promise_may_ask_is_looked_at_before_anything_is_trained(tmp_path: Path, line: str, says: str) -> None:
+def test_what_a_promise_may_ask_is_looked_at_before_anything_is_trained(
+    tmp_path: Path, line: str, says: str
+) -> None:
     with pytest.raises(InvalidArgument, match=says):
         compared(tmp_path, JOINT, shared=f"{line}\n{SMALL}")
     assert not contents(tmp_path / "out")
@@ -296,7 +369,9 @@ def test_rows_that_trained_a_network_in_the_folder_are_refused_too(made: Path) -
         compared(made, *MADE, shared=(SMALL + CLOCK).replace("[700:1000]", "[100:400]"))
 
 
-def test_the_page_and_the_spreadsheets_tell_all_of_it(made: Path, first: tuple[Path, Comparison, list[str]]) -> None:
+def test_the_page_and_the_spreadsheets_tell_all_of_it(
+    made: Path, first: tuple[Path, Comparison, list[str]]
+) -> None:
     found = first[1]
     page = write_page(found, made / "index.html").read_text(encoding="utf-8")
     figures = json.loads(re.findall(r'id="figures">(.*?)</script>', page)[0])
@@ -313,9 +388,9 @@ def test_the_page_and_the_spreadsheets_tell_all_of_it(made: Path, first: tuple[P
     assert (line["aim"], float(line["accuracy"])) == ("budget 0.7", budget.accuracy)
     assert float(line["macs"]) == budget.cost == pytest.approx(float(line["cost"]) * found.unit)
     assert float(line["seconds"]) > 0
-    assert read_json(made / "out" / "joint-0" / "settings.json", "comparison", 1)[1] == Method.asked(
-        found.settings.methods[0], 0
-    )
+    assert read_json(made / "out" / "joint-0" / "settings.json", "comparison", 1)[
+        1
+    ] == Method.asked(found.settings.methods[0], 0)
 
 
 def test_a_comparison_needs_no_say(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -344,7 +419,9 @@ def gate(logits):
 """
 
 
-def test_own_preprocessing_exits_and_gates_are_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_own_preprocessing_exits_and_gates_are_built_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "own_parts.py").write_text(OWN)
     monkeypatch.syspath_prepend(tmp_path)
     table = """

@@ -1,4 +1,6 @@
-"""The page of a comparison in Chromium: all charts are drawn, nothing fails, and a phone need not scroll sideways."""
+"""The page of a comparison in Chromium: all charts are drawn, nothing fails, and a phone need not
+scroll sideways.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def test_it_draws_and_fits(tmp_path: Path, width: int) -> None:
     said = chromium.seen(page, width, ASK)
     assert said["faults"] == []
     assert said["drawn"] == 2
-    assert said["plots"] == [8 + 8 + 3] * 3  # lines, bands, static networks; the other gates wait for a click
+    assert (
+        said["plots"] == [8 + 8 + 3] * 3
+    )  # lines, bands, static networks; the other gates wait for a click
     assert said["leaving"] > 10
     assert said["names"] == 16
     assert said["legend"][0] >= said["plane"]  # below the plot, whole

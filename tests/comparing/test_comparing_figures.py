@@ -43,7 +43,10 @@ def every(trace: Trace) -> list[Plan]:
     for gate in trace.topology.gates:
         scores = np.unique(trace.columns[f"score/{gate}"])
         cuts.append([-1.0, *((scores[1:] + scores[:-1]) / 2).tolist(), np.inf])
-    return [Plan.by_hand(dict(zip(trace.topology.gates, each, strict=True))) for each in itertools.product(*cuts)]
+    return [
+        Plan.by_hand(dict(zip(trace.topology.gates, each, strict=True)))
+        for each in itertools.product(*cuts)
+    ]
 
 
 def places(trace: Trace, plan: Plan) -> tuple[float, float]:
@@ -56,7 +59,8 @@ def places(trace: Trace, plan: Plan) -> tuple[float, float]:
 def test_no_plan_is_better_within_a_budget_on_the_rows_it_was_chosen_on(few: Trace) -> None:
     tried = np.array([_quick(few, plan) for plan in every(few)])
     for budget in BUDGETS[1:]:
-        plan, most = best_within(few, budget), budget * plain_of(few) + 1e-9
+        plan = best_within(few, budget)
+        most = budget * plain_of(few) + 1e-9
         assert plan is not None
         accuracy, cost = places(few, plan)
         assert cost <= most
@@ -76,7 +80,9 @@ def test_a_budget_is_told_on_test_rows(pair: tuple[Trace, Trace], found: Figures
         assert plan is not None
         assert budget.point is not None
         done = test.evaluate(plan, batches=())
-        assert budget.point == Point(done.prices[0].mean, done.prices[0].worst, done.accuracy or 0.0, done.shares)
+        assert budget.point == Point(
+            done.prices[0].mean, done.prices[0].worst, done.accuracy or 0.0, done.shares
+        )
 
 
 def test_a_budget_is_a_share_of_the_common_unit(pair: tuple[Trace, Trace]) -> None:
@@ -94,7 +100,11 @@ def test_the_frontier_is_of_plans_that_are_not_dominated_where_they_were_found(f
     found = figures_of(few, few, settings, plain_of(few))  # told on the same rows
     tried = [_quick(few, plan) for plan in every(few)]
     for point in found.frontier[:-1]:  # the last is the plan that never leaves
-        assert not [1 for accuracy, cost in tried if accuracy > point.accuracy + 1e-9 and cost <= point.cost + 1e-9]
+        assert not [
+            1
+            for accuracy, cost in tried
+            if accuracy > point.accuracy + 1e-9 and cost <= point.cost + 1e-9
+        ]
     never = _quick(few, Plan.never_leave(few.topology))
     assert (found.frontier[-1].accuracy, found.frontier[-1].cost) == pytest.approx(never)
     costs = [point.cost for point in found.frontier]
@@ -102,29 +112,40 @@ def test_the_frontier_is_of_plans_that_are_not_dominated_where_they_were_found(f
 
 
 def test_p_to_the_k_is_msdnets_share_of_rows_per_exit(pair: tuple[Trace, Trace]) -> None:
-    """Exit k answers a share of rows in proportion to p^k: thresholds are quantiles of the rows that are left."""
+    """Exit k answers a share of rows in proportion to p^k: thresholds are quantiles of the rows
+    that are left.
+    """
     calibration = pair[0]
     settings = settings_of(method_of("one"), budgets=(1.0,), at_most=None)
     found = figures_of(calibration, calibration, settings, plain_of(calibration))
-    rows, exits = len(calibration), len(calibration.topology.exits)
+    rows = len(calibration)
+    exits = len(calibration.topology.exits)
     for p in (float(POWERS[len(POWERS) // 3]), float(POWERS[len(POWERS) // 2]), float(POWERS[-5])):
         wanted = p ** np.arange(1, exits + 1)
         wanted /= wanted.sum()
         near = min(found.powers, key=lambda point: np.abs(np.array(point.shares) - wanted).max())
-        assert np.abs(np.array(near.shares) - wanted).max() <= 2 / rows  # both ends of a share are whole rows
+        assert (
+            np.abs(np.array(near.shares) - wanted).max() <= 2 / rows
+        )  # both ends of a share are whole rows
 
 
-def test_anytime_answers_every_row_at_one_exit_after_all_before_it(pair: tuple[Trace, Trace], found: Figures) -> None:
+def test_anytime_answers_every_row_at_one_exit_after_all_before_it(
+    pair: tuple[Trace, Trace], found: Figures
+) -> None:
     test = pair[1]
     costs = np.cumsum(MACS)
     for index, (name, point) in enumerate(zip(test.topology.exits, found.anytime, strict=True)):
         right = float((test.columns[f"answer/{name}"] == test.labels).mean())
         assert point.shares == tuple(float(each == index) for each in range(len(MACS)))
-        assert (point.accuracy, point.cost, point.worst) == pytest.approx((right, costs[index], costs[index]))
+        assert (point.accuracy, point.cost, point.worst) == pytest.approx(
+            (right, costs[index], costs[index])
+        )
         assert found.alone[index] == right
 
 
-def test_leaving_tells_the_share_at_or_above_a_threshold(pair: tuple[Trace, Trace], found: Figures) -> None:
+def test_leaving_tells_the_share_at_or_above_a_threshold(
+    pair: tuple[Trace, Trace], found: Figures
+) -> None:
     test = pair[1]
     first = test.topology.gates[0]
     for threshold, share, right in found.leaving:
@@ -139,7 +160,9 @@ def test_the_certified_plan_is_that_of_calibrate(pair: tuple[Trace, Trace], foun
     plan = calibrate(pair[0], risk="accuracy_gap", at_most=0.3)
     assert found.certified is not None
     assert (found.certified.accuracy, found.certified.cost) == places(pair[1], plan)
-    strict = figures_of(*pair, settings_of(method_of("one"), budgets=(1.0,), at_most=1e-6), plain_of(pair[1]))
+    strict = figures_of(
+        *pair, settings_of(method_of("one"), budgets=(1.0,), at_most=1e-6), plain_of(pair[1])
+    )
     assert strict.certified is None or strict.certified.cost >= plain_of(pair[1])
 
 
@@ -152,7 +175,9 @@ def test_rows_that_repeat_leave_all_figures_but_the_promise(pair: tuple[Trace, T
     assert found.certified is None
     assert "have the same content" in found.certified_said
     assert "repeated-rows = 'once'" in found.certified_said
-    once = figures_of(twice, test, settings_of(method_of("one"), repeated_rows="once", **asked), plain_of(test))
+    once = figures_of(
+        twice, test, settings_of(method_of("one"), repeated_rows="once", **asked), plain_of(test)
+    )
     assert once.certified is not None
     assert "copies count once" in once.certified_said
 

@@ -1,4 +1,6 @@
-"""Another gate on a trained network: the trace that recording would give, mostly without recording."""
+"""Another gate on a trained network: the trace that recording would give, mostly without
+recording.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,9 @@ def taken(net, source, gate) -> tuple[Trace, Trace]:
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many rows are recorded, call by call."""
     counted: list[int] = []
-    monkeypatch.setattr(gating, "record", lambda *a, **options: counted.append(len(a[1])) or record(*a, **options))
+    monkeypatch.setattr(
+        gating, "record", lambda *a, **options: counted.append(len(a[1])) or record(*a, **options)
+    )
     return counted
 
 
@@ -87,7 +91,9 @@ def test_the_shelf_has_gates_of_all_kinds() -> None:
 
 
 @pytest.mark.parametrize("gate", gates())
-def test_a_trace_under_another_gate_is_that_of_the_regated_network(gate: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trace_under_another_gate_is_that_of_the_regated_network(
+    gate: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     counted = counting(monkeypatch)
     one, other = taken(ladder_of(4), rows(rows_of(ROWS), torch.arange(ROWS) % 3), gate)
     same(one, other)
@@ -95,9 +101,13 @@ def test_a_trace_under_another_gate_is_that_of_the_regated_network(gate: str, mo
 
 
 @pytest.mark.parametrize("gate", [Brightness, Maps])
-def test_a_gate_that_reads_features_is_recorded(gate: type[Gate], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gate_that_reads_features_is_recorded(
+    gate: type[Gate], monkeypatch: pytest.MonkeyPatch
+) -> None:
     counted = counting(monkeypatch)
-    one, other = taken(cut_of(), rows(images_of(ROWS), torch.arange(ROWS) % 3), f"{__name__}:{gate.__name__}")
+    one, other = taken(
+        cut_of(), rows(images_of(ROWS), torch.arange(ROWS) % 3), f"{__name__}:{gate.__name__}"
+    )
     same(one, other)
     assert counted == [gating.ROWS, ROWS]
 

@@ -32,14 +32,19 @@ def found() -> Comparison:
 
 @pytest.fixture(scope="module")
 def page(found: Comparison, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return write_page(found, tmp_path_factory.mktemp("page") / "index.html").read_text(encoding="utf-8")
+    return write_page(found, tmp_path_factory.mktemp("page") / "index.html").read_text(
+        encoding="utf-8"
+    )
 
 
 def cells(table: str) -> list[list[str]]:
     """The cells of a table's rows as plain text."""
     rows = re.findall(r"<tr>(.*?)</tr>", table)
     return [
-        [re.sub(r"<[^>]*>", " ", cell).strip() for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)]
+        [
+            re.sub(r"<[^>]*>", " ", cell).strip()
+            for cell in re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row)
+        ]
         for row in rows
     ]
 
@@ -58,11 +63,15 @@ def test_the_page_is_whole_and_escaped(page: str) -> None:
 def test_what_was_not_asked_for_has_no_section(tmp_path: Path) -> None:
     plain = comparison(1, 1, ("own",), at_most=None, splits=0)
     results = tuple(replace(result, timed=None, seconds=None) for result in plain.results)
-    page = write_page(replace(plain, results=results), tmp_path / "p.html").read_text(encoding="utf-8")
+    page = write_page(replace(plain, results=results), tmp_path / "p.html").read_text(
+        encoding="utf-8"
+    )
     for name in ("certified", "clocks", "training"):
         assert f'<section id="{name}"' not in page
     assert "random splits" not in page
-    assert {path.name for path in write_spreadsheets(replace(plain, results=results), tmp_path)} == {
+    assert {
+        path.name for path in write_spreadsheets(replace(plain, results=results), tmp_path)
+    } == {
         "results.csv",
         "curves.csv",
     }
@@ -114,7 +123,9 @@ def test_the_batch_of_one_is_the_mean_over_the_exits_of_test_rows() -> None:
     mean, many = in_use(timed, (0.5, 0.3, 0.2))
     assert (mean.batch, mean.exit, many.batch) == (1, None, 64)
     assert mean.run_ms == pytest.approx(0.5 * 1 + 0.3 * 2 + 0.2 * 3)
-    assert mean.ratio == pytest.approx((mean.run_ms / 5, mean.run_ms / 5 - 0.1, mean.run_ms / 5 + 0.1))
+    assert mean.ratio == pytest.approx(
+        (mean.run_ms / 5, mean.run_ms / 5 - 0.1, mean.run_ms / 5 + 0.1)
+    )
     assert (mean.plain_ms, mean.covered, many.run_ms) == pytest.approx((5.0, 1.0, 3.0))
     assert [clock.exit for clock in each_exit(timed)] == ["a", "b", "c"]
 
@@ -136,7 +147,9 @@ def test_exits_that_no_timed_row_left_at_are_told() -> None:
 
 def test_clocks_are_of_a_methods_first_gate_alone(found: Comparison) -> None:
     rows = cells(tables.clocks_table(found))[1:]
-    assert [row[:2] for row in rows] == [[f"method-{n}", batch] for n in (0, 1) for batch in ("1", "64")]
+    assert [row[:2] for row in rows] == [
+        [f"method-{n}", batch] for n in (0, 1) for batch in ("1", "64")
+    ]
     assert len(cells(tables.exit_clocks_table(found))) == 1 + 2 * 3
 
 
@@ -148,8 +161,14 @@ def test_spreadsheets_say_what_the_page_says(found: Comparison, tmp_path: Path) 
     read: dict[str, list[dict[str, Any]]] = {}
     for path in write_spreadsheets(found, tmp_path):
         read[path.stem] = list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
-    budgets = [line for line in read["results"] if line["aim"] == "budget 0.75" and line["method"] == "method-1"]
-    assert [float(line["accuracy"]) for line in budgets if line["gate"] == "own"] == found.within("method-1")[2]
+    budgets = [
+        line
+        for line in read["results"]
+        if line["aim"] == "budget 0.75" and line["method"] == "method-1"
+    ]
+    assert [float(line["accuracy"]) for line in budgets if line["gate"] == "own"] == found.within(
+        "method-1"
+    )[2]
     for line in budgets:
         assert float(line["cost"]) * found.unit == pytest.approx(float(line["macs"]))
         assert sum(map(float, line["shares"].split("/"))) == pytest.approx(1, abs=1e-3)
@@ -170,7 +189,9 @@ def test_a_budget_that_nobody_meets_is_a_dash(tmp_path: Path) -> None:
 
 
 def test_the_plain_network_is_that_of_a_method_that_was_cut(found: Comparison) -> None:
-    """Also where a static network of the same model stands first, as that which others start with does."""
+    """Also where a static network of the same model stands first, as that which others start with
+    does.
+    """
     *cut, static, other = found.results
     first = replace(static, figures=replace(static.figures, plain=found.unit))
     chart = trade_off_chart(replace(found, results=(first, *cut, other)))["choices"][0]
@@ -179,13 +200,18 @@ def test_the_plain_network_is_that_of_a_method_that_was_cut(found: Comparison) -
     assert not any(name.startswith("smaller's") for name in names)
 
 
-def test_a_last_exit_far_behind_an_earlier_one_is_doubted(found: Comparison, tmp_path: Path) -> None:
+def test_a_last_exit_far_behind_an_earlier_one_is_doubted(
+    found: Comparison, tmp_path: Path
+) -> None:
     assert found.doubts() == []
     first, *rest = found.results
     figures = replace(first.figures, alone=(0.95, 0.9, 0.08))
     doubted = replace(found, results=(replace(first, figures=figures), *rest))
     (sentence,) = doubted.doubts()
     assert sentence.startswith(
-        f"{first.label}: the last exit answers 8.0% of the test rows right and {figures.exits[0]} 95.0%"
+        f"{first.label}: the last exit answers 8.0% of the test rows right and {figures.exits[0]} "
+        f"95.0%"
     )
-    assert escape(sentence) in write_page(doubted, tmp_path / "index.html").read_text(encoding="utf-8")
+    assert escape(sentence) in write_page(doubted, tmp_path / "index.html").read_text(
+        encoding="utf-8"
+    )

@@ -29,7 +29,10 @@ at = "auto"
 exit = "linear"
 seeds = [3, 4]
 """
-METHODS = '[method.one]\nrecipe = "hinge"\n', '[method.other]\nrecipe = "cross_entropy"\nseeds = [3]\n'
+METHODS = (
+    '[method.one]\nrecipe = "hinge"\n',
+    '[method.other]\nrecipe = "cross_entropy"\nseeds = [3]\n',
+)
 
 
 @pytest.fixture
@@ -45,25 +48,40 @@ def rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def cells(folder: Path, *tables: str, shared: str) -> list[Cell]:
     """All cells of a file, of which nothing is made."""
     settings = read_settings(file_of(folder, *tables, shared=shared))
-    return [Cell(each, seed, settings, folder / "out", False) for each in settings.methods for seed in each.seeds]
+    return [
+        Cell(each, seed, settings, folder / "out", False)
+        for each in settings.methods
+        for seed in each.seeds
+    ]
 
 
 def test_a_node_may_have_another_exit(tmp_path: Path) -> None:
-    (cell,) = cells(tmp_path, "[method.two]\nexit-of = ['blocks.0=mlp']\nseeds = [0]\n", shared=DIGITS)
+    (cell,) = cells(
+        tmp_path, "[method.two]\nexit-of = ['blocks.0=mlp']\nseeds = [0]\n", shared=DIGITS
+    )
     exits = cell.network.config()["exits"]
     assert (exits["stem"].get("hidden"), exits["blocks.0"]["hidden"]) == (None, [128])
 
 
-def test_places_are_tried_once_for_all_that_ask_the_same(rows: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_places_are_tried_once_for_all_that_ask_the_same(
+    rows: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tried = []
-    monkeypatch.setattr(placement, "placed", lambda *a, **options: tried.append(options) or placed(*a, **options))
+    monkeypatch.setattr(
+        placement, "placed", lambda *a, **options: tried.append(options) or placed(*a, **options)
+    )
     one, later, other = cells(rows, *METHODS, shared=SIGNS)
     for cell in (later, one, other):  # a later seed has the places of the first one too
         network = cell._made()
         assert network.topology.exits == ("1", "backbone")
         assert network.trained_on is not None
-        assert (network.trained_on.data, len(network.trained_on.digests)) == ("npz:signs.npz[0:240]", 240)
-    (smaller,) = cells(rows, '[method.smaller]\nat = "auto"\nparts = 2\nseeds = [3]\n', shared=SIGNS)
+        assert (network.trained_on.data, len(network.trained_on.digests)) == (
+            "npz:signs.npz[0:240]",
+            240,
+        )
+    (smaller,) = cells(
+        rows, '[method.smaller]\nat = "auto"\nparts = 2\nseeds = [3]\n', shared=SIGNS
+    )
     assert smaller._made().topology.exits == ("1", "backbone")
     assert [options["most"] for options in tried] == [None, 1]
 
@@ -79,7 +97,11 @@ def test_places_depend_on_what_the_model_was_trained_by(rows: Path) -> None:
 
 
 def test_rows_of_the_probe_and_of_training_are_remembered_together(rows: Path) -> None:
-    cell = cells(rows, METHODS[0], shared=SIGNS.replace("[0:60]", "[240:300]").replace("[240:300]", "[360:420]", 1))[0]
+    cell = cells(
+        rows,
+        METHODS[0],
+        shared=SIGNS.replace("[0:60]", "[240:300]").replace("[240:300]", "[360:420]", 1),
+    )[0]
     assert cell.network.trained_on is not None
     assert len(cell.network.trained_on.digests) == 300
     again = cells(rows, METHODS[0], shared=SIGNS.replace("[240:300]", "[200:260]"))[0]

@@ -18,13 +18,19 @@ HINGE = '[method.hinge]\nrecipe = "hinge"\n'
 def test_flags_are_shared_and_a_method_may_say_otherwise(tmp_path: Path) -> None:
     static = '[method.plain]\nstatic = true\nmodel = "offramp:digits_small"\nseeds = [4]\n'
     parts = '[method.parts]\nparts = 3\nexit = "branch"\nwith = ["epochs=2"]\n'
-    found = read_settings(file_of(tmp_path, HINGE, static, parts, shared=DIGITS + 'weights = "w.pt"\n'))
+    found = read_settings(
+        file_of(tmp_path, HINGE, static, parts, shared=DIGITS + 'weights = "w.pt"\n')
+    )
     hinge, plain, cut = found.methods
     assert (hinge.recipe, hinge.at, hinge.seeds, hinge.weights, hinge.batch_size) == (
         *("hinge", "stem,blocks.0", (0, 1, 2), "w.pt"),
         50,
     )
-    assert (plain.weights, plain.seeds, plain.scores) == (None, (4,), ("own",))  # weights are of the shared model
+    assert (plain.weights, plain.seeds, plain.scores) == (
+        None,
+        (4,),
+        ("own",),
+    )  # weights are of the shared model
     assert (cut.at, cut.parts, cut.arguments) == (None, 3, ("epochs=2",))
     assert found.budgets == (0.7, 1.0)
     assert found.budgets[found.shown] == 0.7
@@ -36,14 +42,22 @@ def test_what_is_shared_about_places_gives_way_to_a_methods_own(tmp_path: Path) 
     by_name = '[method.named]\nat = "stem"\nexit-of = ["stem=mlp"]\n'
     again = '[method.again]\nat = "auto"\n'
     shared = DIGITS.replace('at = "stem,blocks.0"\n', auto)
-    hinge, named, once_more = read_settings(file_of(tmp_path, HINGE, by_name, again, shared=shared)).methods
+    hinge, named, once_more = read_settings(
+        file_of(tmp_path, HINGE, by_name, again, shared=shared)
+    ).methods
     assert (hinge.auto, hinge.cuts, hinge.parts) == (True, (), 3)
     assert hinge.training == ("digits[0:200]", "digits[200:400]")
     assert (named.auto, named.labelled, named.parts, named.training) == (False, None, None, ())
     assert named.exits == {"stem": "mlp"}
-    assert (once_more.auto, once_more.parts, once_more.training) == (True, None, ("digits[200:400]",))
+    assert (once_more.auto, once_more.parts, once_more.training) == (
+        True,
+        None,
+        ("digits[200:400]",),
+    )
     shared = DIGITS + 'exit-of = ["stem=mlp"]\n'
-    hinge, deeper = read_settings(file_of(tmp_path, HINGE, "[method.deeper]\nparts = 3\n", shared=shared)).methods
+    hinge, deeper = read_settings(
+        file_of(tmp_path, HINGE, "[method.deeper]\nparts = 3\n", shared=shared)
+    ).methods
     assert hinge.exits == {"stem": "mlp", "blocks.0": "linear_grid"}
     assert deeper.exits == "linear_grid"
 
@@ -57,7 +71,12 @@ def test_what_is_shared_about_places_gives_way_to_a_methods_own(tmp_path: Path) 
         ("[method]\nhinge = 3", "", InvalidArgument, "names no method"),
         (HINGE, "batchsize = 3", UnknownName, "did you mean 'batch-size'"),
         (HINGE, "batch_size = 3", UnknownName, "did you mean 'batch-size'"),
-        (HINGE + "recipes = 'joint'", "", UnknownName, r"flag in \[method.hinge\] .*did you mean 'recipe'"),
+        (
+            HINGE + "recipes = 'joint'",
+            "",
+            UnknownName,
+            r"flag in \[method.hinge\] .*did you mean 'recipe'",
+        ),
         (HINGE + "budgets = [1.0]", "", UnknownName, "flag in"),
         (HINGE, "parts = '3'", InvalidArgument, "got parts = '3', expected a whole number"),
         (HINGE, "seeds = 3", InvalidArgument, "got seeds = 3, expected a list of whole numbers"),
@@ -66,7 +85,12 @@ def test_what_is_shared_about_places_gives_way_to_a_methods_own(tmp_path: Path) 
         (HINGE, "static = 1", InvalidArgument, "expected true or false"),
         (HINGE, "example = 3", InvalidArgument, "expected a text"),
         (HINGE, "gates = ['own', 3]", InvalidArgument, "expected a list of texts"),
-        (HINGE, "parts = 3", InvalidArgument, "got --at stem,blocks.0 and --parts 3, expected exactly one"),
+        (
+            HINGE,
+            "parts = 3",
+            InvalidArgument,
+            "got --at stem,blocks.0 and --parts 3, expected exactly one",
+        ),
         (HINGE, "gates = []", InvalidArgument, "has gates"),
         (HINGE, "gates = ['margin', 'margin']", InvalidArgument, "each once"),
         (HINGE, "seeds = []", InvalidArgument, "has seeds"),
@@ -82,15 +106,30 @@ def test_what_is_shared_about_places_gives_way_to_a_methods_own(tmp_path: Path) 
             InvalidArgument,
             "stacks one, which is a ladder itself",
         ),
-        (HINGE + "[method.two]\nstart = 'three'", "", InvalidArgument, "an earlier method that is no ladder .hinge."),
-        ("[method.two]\nstart = 'hinge'\n" + HINGE, "", InvalidArgument, "an earlier method that is no ladder .none."),
+        (
+            HINGE + "[method.two]\nstart = 'three'",
+            "",
+            InvalidArgument,
+            "an earlier method that is no ladder .hinge.",
+        ),
+        (
+            "[method.two]\nstart = 'hinge'\n" + HINGE,
+            "",
+            InvalidArgument,
+            "an earlier method that is no ladder .none.",
+        ),
         (
             HINGE + "[method.two]\nstart = 'hinge'\nmodel = 'offramp:lenet'",
             "",
             InvalidArgument,
             "and a model or weights",
         ),
-        (HINGE, "labelled = 'digits[200:300]'", InvalidArgument, "expected --labelled with --at auto alone"),
+        (
+            HINGE,
+            "labelled = 'digits[200:300]'",
+            InvalidArgument,
+            "expected --labelled with --at auto alone",
+        ),
         (HINGE, "length = ['input_ids']", InvalidArgument, "expected a text"),
         (HINGE, "exit-of = 'stem=mlp'", InvalidArgument, "expected a list of texts"),
         (HINGE, "exit-of = ['stem']", InvalidArgument, r"method.hinge\] .*expected NAME=VALUE"),
@@ -120,14 +159,24 @@ def test_a_file_that_cannot_be_meant_is_refused(
         ("at = ", "", "got --at - and --parts -, expected exactly one"),
         ("at = ", "at = 'auto'", "--labelled with --at auto alone"),
         ("at = ", "at = 'auto'\nlabelled = 'digits[200:300]'\nparts = 1", "expected 2 or more"),
-        ("at = ", "at = 'auto'\nlabelled = 'digits[200:300]'\nexit-of = ['stem=mlp']", "a module named in --at .auto"),
-        ("at = ", "at = 'auto'\nlabelled = 'digits[200:300]'\nexit-of = ['auto=mlp']", "a module named in --at .auto"),
+        (
+            "at = ",
+            "at = 'auto'\nlabelled = 'digits[200:300]'\nexit-of = ['stem=mlp']",
+            "a module named in --at .auto",
+        ),
+        (
+            "at = ",
+            "at = 'auto'\nlabelled = 'digits[200:300]'\nexit-of = ['auto=mlp']",
+            "a module named in --at .auto",
+        ),
         ("budgets = ", "budgets = []", "expected shares"),
         ("budgets = ", "budgets = [0.0, 1.0]", "above 0"),
         ("budgets = ", "budgets = [0.5, 0.5]", "each once"),
     ],
 )
-def test_a_file_that_lacks_something_is_refused(tmp_path: Path, gone: str, put: str, says: str) -> None:
+def test_a_file_that_lacks_something_is_refused(
+    tmp_path: Path, gone: str, put: str, says: str
+) -> None:
     lines = [line for line in DIGITS.splitlines() if not line.startswith(gone)]
     with pytest.raises(InvalidArgument, match=says):
         read_settings(file_of(tmp_path, HINGE, shared="\n".join([*lines, put])))
@@ -169,11 +218,19 @@ def test_names_that_stand_for_nothing_are_refused_before_anything_is_trained(
 
 @pytest.mark.parametrize(
     ("flag", "error"),
-    [("risk = 'errr'", UnknownName), ("engine = 'torhc'", UnknownName), ("weights = 'nowhere.pt'", BadFile)],
+    [
+        ("risk = 'errr'", UnknownName),
+        ("engine = 'torhc'", UnknownName),
+        ("weights = 'nowhere.pt'", BadFile),
+    ],
 )
-def test_so_are_names_that_all_methods_share(tmp_path: Path, flag: str, error: type[OfframpError]) -> None:
+def test_so_are_names_that_all_methods_share(
+    tmp_path: Path, flag: str, error: type[OfframpError]
+) -> None:
     with pytest.raises(error):
-        measure(file_of(tmp_path, HINGE, shared=f"{DIGITS}{flag}\n"), tmp_path / "out", progress=False)
+        measure(
+            file_of(tmp_path, HINGE, shared=f"{DIGITS}{flag}\n"), tmp_path / "out", progress=False
+        )
     assert not contents(tmp_path / "out")
 
 
@@ -182,4 +239,7 @@ def test_what_means_nothing_to_a_network_is_no_part_of_it() -> None:
     assert {"at", "train", "seed"} <= cut.asked(3).keys()
     plain = Method("plain", model="made_up:net", at="stem", train="digits", static=True)
     assert {"at", "train"}.isdisjoint(plain.asked(3))
-    assert Method("stack", members=("a", "b"), at="stem").asked(3) == {"members": ["a", "b"], "gate": "margin"}
+    assert Method("stack", members=("a", "b"), at="stem").asked(3) == {
+        "members": ["a", "b"],
+        "gate": "margin",
+    }

@@ -1,4 +1,6 @@
-"""`off.compare`: the page and the tables are written, and somebody else's are refused before the work."""
+"""`off.compare`: the page and the tables are written, and somebody else's are refused before the
+work.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,9 @@ from offramp.recipes.distill import Distill
 from offramp.testing import check_recipe
 from small import cut_of, images_of, ladder_of, seeded, stages
 
-RECIPES = sorted(file.stem for file in (find.HOUSE / "recipes").glob("*.py") if not file.stem.startswith("_"))
+RECIPES = sorted(
+    file.stem for file in (find.HOUSE / "recipes").glob("*.py") if not file.stem.startswith("_")
+)
 SLOW = ("pondered",)
 FEW = {
     "boosted": {"epochs": 6, "rate": 0.02},
@@ -50,7 +52,8 @@ ALONG_CHAINS = [name for name in RECIPES if name not in ROUTED]
 @functools.cache
 def original():
     """What `recover` recovers from: the model of the tests, trained on the rows below."""
-    x, y = images_of(72), (images_of(72).mean((1, 2, 3)) > 0).long()
+    x = images_of(72)
+    y = (images_of(72).mean((1, 2, 3)) > 0).long()
     model = stages()
     steps = torch.optim.Adam(model.parameters(), 1e-2)
     for _ in range(60):
@@ -128,16 +131,22 @@ def net_of(name):
 
 
 def rows_for(name, x=X):
-    """Rows that the network of a recipe takes, with labels: for imitation what its last exit answers."""
+    """Rows that the network of a recipe takes, with labels: for imitation what its last exit
+    answers.
+    """
     y = (x.mean((1, 2, 3)) > 0).long()
     if name == "pondered":  # the model takes the mean away
         return x.flatten(2), (x[:, 0, :4].std((1, 2)) > x[:, 0, 4:].std((1, 2))).long()
     return x, untrained()(x)[-1].argmax(1) if name == "imitated" else y
 
 
-@pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in RECIPES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n in SLOW else n for n in RECIPES]
+)
 def test_the_shelf(name, tmp_path):
-    check_recipe(lambda: recipe_of(name, **few_of(name)), lambda: net_of(name), rows_for(name), tmp_path)
+    check_recipe(
+        lambda: recipe_of(name, **few_of(name)), lambda: net_of(name), rows_for(name), tmp_path
+    )
 
 
 OTHER = {
@@ -147,12 +156,23 @@ OTHER = {
     "synergy": {"backbone": False, "epochs": 4, "rate": 2e-2},
     "joint": {"keep": 0.5, "epochs": 6, "rate": 1e-2},
 }
-OTHER_CUT = {"ztw": {"exits": "cascade_conv"}, "sdn": {"exits": "linear"}, "synergy": {"exits": "selective"}}
+OTHER_CUT = {
+    "ztw": {"exits": "cascade_conv"},
+    "sdn": {"exits": "linear"},
+    "synergy": {"exits": "selective"},
+}
 
 
-@pytest.mark.parametrize("name", ["sdn", "ztw", "distill", "joint", pytest.param("synergy", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["sdn", "ztw", "distill", "joint", pytest.param("synergy", marks=pytest.mark.slow)]
+)
 def test_the_other_way_of_a_recipe(name, tmp_path):
-    check_recipe(lambda: recipe_of(name, **OTHER[name]), lambda: untrained(**OTHER_CUT.get(name, {})), (X, Y), tmp_path)
+    check_recipe(
+        lambda: recipe_of(name, **OTHER[name]),
+        lambda: untrained(**OTHER_CUT.get(name, {})),
+        (X, Y),
+        tmp_path,
+    )
 
 
 @pytest.mark.parametrize("name", ALONG_CHAINS)
@@ -162,7 +182,9 @@ def test_it_refuses_a_network_without_anything_to_train(name):
         recipe_of(name, **({"backbone": False} if name == "joint" else {})).prepare(net)
 
 
-@pytest.mark.parametrize("name", ALONG_CHAINS)  # tests/runtime/test_routes.py has networks with forks
+@pytest.mark.parametrize(
+    "name", ALONG_CHAINS
+)  # tests/runtime/test_routes.py has networks with forks
 def test_what_it_trained_is_a_network_like_any_other(name, tmp_path):
     few = {**few_of(name), **({"epochs": 1} if "epochs" in few_of(name) else {})}
     net = net_of(name)
@@ -171,11 +193,20 @@ def test_what_it_trained_is_a_network_like_any_other(name, tmp_path):
     again = off.load(tmp_path / "net", net.backbone)
     x, y = rows_for(name, images_of(200, 5))
     trace = off.record(again, (x, y), timed=False, progress=False)
-    halves = {name: float(np.quantile(trace.columns[f"score/{name}"], 0.5)) for name in trace.topology.gates}
-    assert len(set(off.run(again, off.Plan.by_hand(halves), x).exit.tolist())) == len(net.topology.exits)
+    halves = {
+        name: float(np.quantile(trace.columns[f"score/{name}"], 0.5))
+        for name in trace.topology.gates
+    }
+    assert len(set(off.run(again, off.Plan.by_hand(halves), x).exit.tolist())) == len(
+        net.topology.exits
+    )
     for plan in (off.calibrate(trace, budget=0.9), off.Plan.by_hand(halves)):
-        replay, answers = trace.replay(plan), off.run(again, plan, x)
-        near = [abs(trace.columns[f"score/{gate}"] - some[0]) < 1e-4 for gate, some in plan.thresholds.items()]
+        replay = trace.replay(plan)
+        answers = off.run(again, plan, x)
+        near = [
+            abs(trace.columns[f"score/{gate}"] - some[0]) < 1e-4
+            for gate, some in plan.thresholds.items()
+        ]
         sure = ~np.any(near, axis=0)
         assert sure.mean() > 0.9
         assert (answers.exit.numpy() == replay.exit)[sure].all()
@@ -202,11 +233,13 @@ class Plain(Recipe):
             self.hidden.data.add_(1)
         if self.wrong == "draws":
             return {
-                n: nn.functional.cross_entropy(v * DRAW.random(), batch.labels()) for n, v in outputs.logits.items()
+                n: nn.functional.cross_entropy(v * DRAW.random(), batch.labels())
+                for n, v in outputs.logits.items()
             }
         way = -1 if self.wrong == "uphill" else 1
         return {
-            name: way * nn.functional.cross_entropy(value, batch.labels()) for name, value in outputs.logits.items()
+            name: way * nn.functional.cross_entropy(value, batch.labels())
+            for name, value in outputs.logits.items()
         }
 
 

@@ -16,7 +16,9 @@ from offramp.runtime.engine import Engine, kind_of
 from offramp.testing import check_bare, check_engine
 from small import conv, ladder_of, rows_of
 
-ENGINES = sorted(file.stem for file in (find.HOUSE / "engines").glob("*.py") if not file.stem.startswith("_"))
+ENGINES = sorted(
+    file.stem for file in (find.HOUSE / "engines").glob("*.py") if not file.stem.startswith("_")
+)
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -24,7 +26,11 @@ def test_the_shelf(name):
     engine = kind_of(name)()
     check_engine(engine, ladder_of(3), rows_of(9))
     check_engine(engine, ladder_of(3, answer="mean"), rows_of(9))
-    check_engine(engine, ladder_of(2, make=conv), torch.randn(5, 1, 6, 6, generator=torch.Generator().manual_seed(0)))
+    check_engine(
+        engine,
+        ladder_of(2, make=conv),
+        torch.randn(5, 1, 6, 6, generator=torch.Generator().manual_seed(0)),
+    )
 
 
 @pytest.mark.parametrize("name", ENGINES)
@@ -43,7 +49,10 @@ def changed(change):
 
 
 def wrong_logits(engine_stages):
-    functions = {**engine_stages[1].functions, "exit": lambda state: {"middle/logits": state["middle"] + 0.01}}
+    functions = {
+        **engine_stages[1].functions,
+        "exit": lambda state: {"middle/logits": state["middle"] + 0.01},
+    }
     return [engine_stages[0], replace(engine_stages[1], functions=functions), *engine_stages[2:]]
 
 
@@ -104,8 +113,12 @@ def test_the_kit_notices_what_an_engine_says_wrongly(name, value, says):
         check_engine(type("Odd", (Least,), {name: value})(), ladder_of(2), rows_of(3))
 
 
-@pytest.mark.parametrize("module", ["runtime.engine", "runtime.session", "runtime.recording", "runtime.benching"])
+@pytest.mark.parametrize(
+    "module", ["runtime.engine", "runtime.session", "runtime.recording", "runtime.benching"]
+)
 def test_nobody_probes_an_engine(module):
     for node in ast.walk(house.parsed(house.modules()[module])):
         if isinstance(node, ast.Call):
-            assert ast.unparse(node.func) not in {"hasattr", "getattr"}, f"{module} probes: {ast.unparse(node)}"
+            assert ast.unparse(node.func) not in {"hasattr", "getattr"}, (
+                f"{module} probes: {ast.unparse(node)}"
+            )

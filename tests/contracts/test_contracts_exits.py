@@ -85,7 +85,11 @@ READS = ("a",)
 
 
 def rebuild(config):
-    arguments = {key: rebuild(value) if key == "exit" else value for key, value in config.items() if key != "name"}
+    arguments = {
+        key: rebuild(value) if key == "exit" else value
+        for key, value in config.items()
+        if key != "name"
+    }
     return find.shelved("exits", config["name"])(**arguments)
 
 
@@ -96,7 +100,10 @@ def made(name, shape):
     return found() if isinstance(found, type) else make_exit(name, shape, 3, READS)
 
 
-OF_A_MODEL = {"Adopted", "Shared"}  # their heads are modules of a model: test_adopting.py, test_reading.py in building
+OF_A_MODEL = {
+    "Adopted",
+    "Shared",
+}  # their heads are modules of a model: test_adopting.py, test_reading.py in building
 
 
 @pytest.mark.parametrize("name", [name for name in find.names("exits") if name not in OF_A_MODEL])

@@ -1,4 +1,6 @@
-"""The contracts stand in one place, are the same objects as everywhere, and importing them loads nothing."""
+"""The contracts stand in one place, are the same objects as everywhere, and importing them loads
+nothing.
+"""
 
 from __future__ import annotations
 
@@ -31,5 +33,7 @@ def test_what_users_subclass_is_there():
 
 def test_importing_it_loads_no_torch():
     code = "import json, sys, offramp.contracts; print(json.dumps([m for m in ('torch', 'numpy') if m in sys.modules]))"
-    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
+    )
     assert json.loads(done.stdout) == []

@@ -26,7 +26,11 @@ MADE = {
 }  # those that need arguments
 
 
-LOOK_AT_INPUTS = {"Predictor", "predictor", "Ended"}  # tests/gates/test_gates_choosing.py and test_gates_ended.py
+LOOK_AT_INPUTS = {
+    "Predictor",
+    "predictor",
+    "Ended",
+}  # tests/gates/test_gates_choosing.py and test_gates_ended.py
 
 
 @pytest.mark.parametrize("name", sorted({*find.names("gates")} - LOOK_AT_INPUTS))
@@ -38,7 +42,9 @@ def test_the_shelf(name):
 @pytest.mark.parametrize("inner", ["margin", "max_prob", "neg_entropy"])
 def test_tempered_gates(inner):
     for temperature in (0.05, 1.0, 40.0):
-        check_gate(Tempered(Tempered(make_gate(inner), 2.0), temperature), example_seen(), make_gate)
+        check_gate(
+            Tempered(Tempered(make_gate(inner), 2.0), temperature), example_seen(), make_gate
+        )
 
 
 class Odd(Gate):
@@ -47,7 +53,9 @@ class Odd(Gate):
     def __init__(self, score=None, reads=(), config=None):
         super().__init__()
         self.register_buffer("count", torch.zeros(()))
-        self.rule, self.reads, self.plain = score or (lambda self, own: own[:, 0]), reads, config or {"name": "Odd"}
+        self.rule = score or (lambda self, own: own[:, 0])
+        self.reads = reads
+        self.plain = config or {"name": "Odd"}
 
     def score(self, seen):
         return self.rule(self, seen.own)
@@ -104,7 +112,10 @@ def test_the_kit_notices_rows_of_nan():
     with pytest.raises(ValueError, match="NaN"):
         check_gate(Odd(breaks), example_seen())
     with pytest.raises(AssertionError, match="beside rows of NaN"):
-        check_gate(Odd(lambda self, own: own[:, 0] + 0 * own.sum().nan_to_num(1e9) + own.isnan().any()), example_seen())
+        check_gate(
+            Odd(lambda self, own: own[:, 0] + 0 * own.sum().nan_to_num(1e9) + own.isnan().any()),
+            example_seen(),
+        )
 
 
 def test_the_kit_notices_reads():

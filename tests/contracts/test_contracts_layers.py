@@ -21,7 +21,10 @@ def stage():
     """Three units on signals [B, 4, 9]."""
     return seeded(
         lambda: nn.Sequential(
-            *(nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.BatchNorm1d(4), nn.ReLU()) for _ in range(3))
+            *(
+                nn.Sequential(nn.Conv1d(4, 4, 3, padding=1), nn.BatchNorm1d(4), nn.ReLU())
+                for _ in range(3)
+            )
         ),
         0,
     ).eval()
@@ -38,10 +41,15 @@ def test_adaptive_depth_has_the_units_of_the_stage_and_costs_all_of_them():
     x = torch.randn(2, 4, 9)
     assert torch.equal(layer.units[0](x), dense[0](x))
     assert layer.cost((4, 9)).macs > dense_cost(dense, (4, 9)).macs == 3 * 4 * 4 * 3 * 9
-    assert AdaptiveDepth.from_layer(stage().double().train()).halts[0].near.weight.dtype == torch.float64
+    assert (
+        AdaptiveDepth.from_layer(stage().double().train()).halts[0].near.weight.dtype
+        == torch.float64
+    )
 
 
-@pytest.mark.parametrize("dense", [nn.Linear(3, 3), nn.Sequential(nn.ReLU()), nn.Sequential(nn.ReLU(), nn.ReLU())])
+@pytest.mark.parametrize(
+    "dense", [nn.Linear(3, 3), nn.Sequential(nn.ReLU()), nn.Sequential(nn.ReLU(), nn.ReLU())]
+)
 def test_adaptive_depth_refuses_what_it_cannot_replace(dense):
     with pytest.raises(BadNetwork, match="must"):
         AdaptiveDepth.from_layer(dense)
@@ -89,9 +97,15 @@ def smaller(self, shape):
     ("changed", "says"),
     [
         ({"from_layer": classmethod(lambda cls, dense: cls(dense).eval())}, "shares weights"),
-        ({"from_layer": classmethod(lambda cls, dense: cls(copy.deepcopy(dense)).train())}, "eval mode"),
+        (
+            {"from_layer": classmethod(lambda cls, dense: cls(copy.deepcopy(dense)).train())},
+            "eval mode",
+        ),
         ({"from_layer": classmethod(lambda cls, dense: cls(nn.Linear(4, 2)).eval())}, "shape"),
-        ({"from_layer": classmethod(lambda cls, dense: cls(nn.Linear(4, 3)).eval())}, "replaces give differ"),
+        (
+            {"from_layer": classmethod(lambda cls, dense: cls(nn.Linear(4, 3)).eval())},
+            "replaces give differ",
+        ),
         ({"forward": lambda self, x: self.dense(x - x.mean(0))}, "differ"),
         ({"cost": cheaper}, "says 0 MACs and runs 12"),
         ({"cost": smaller}, "says 1 bytes"),

@@ -21,7 +21,9 @@ def xy() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory, xy: tuple[np.ndarray, np.ndarray]) -> Path:
-    """A folder with the same rows as cifar10/, binary/, folder/, rows.npz; and MNIST's files in mnist/."""
+    """A folder with the same rows as cifar10/, binary/, folder/, rows.npz; and MNIST's files in
+    mnist/.
+    """
     root = tmp_path_factory.mktemp("place")
     x, y = xy
     write_parquet(root / "cifar10" / "test-00000-of-00001.parquet", x, y)

@@ -42,12 +42,16 @@ def bright(number: int, shift: int = 0) -> Image.Image:
     return Image.fromarray(np.full((6, 4, 3), min(60 * number + 20 + shift, 255), dtype=np.uint8))
 
 
-def photos(root: Path, split: str, names, endings=("png",) * PER_CLASS, form="NFC", shift=0) -> Path:
+def photos(
+    root: Path, split: str, names, endings=("png",) * PER_CLASS, form="NFC", shift=0
+) -> Path:
     for name in names:
         folder = root / split / unicodedata.normalize(form, name)
         folder.mkdir(parents=True)
         for number, ending in enumerate(endings):
-            bright(NAMES.index(name) if name in NAMES else 9, shift).save(folder / f"{number}.{ending}")
+            bright(NAMES.index(name) if name in NAMES else 9, shift).save(
+                folder / f"{number}.{ending}"
+            )
     return root
 
 
@@ -95,7 +99,10 @@ def test_a_class_that_the_training_split_lacks_is_refused(tmp_path):
     photos(tmp_path, "val", NAMES)
     photos(tmp_path, "test", ["Rot 0", "rot_180"])  # another spelling is another class
     for split, name in (("val", "ünder"), ("test", "Rot 0")):
-        with pytest.raises(BadData, match=rf"the class '{name}'; expected the 3 classes of the split 'train', 'rot 0'"):
+        with pytest.raises(
+            BadData,
+            match=rf"the class '{name}'; expected the 3 classes of the split 'train', 'rot 0'",
+        ):
             rows(f"imagefolder/{split}:{tmp_path}")
 
 
@@ -115,10 +122,17 @@ def test_without_a_training_split_the_one_that_holds_all_decides(tmp_path):
 def test_the_classes_as_the_user_says(tmp_path):
     photos(tmp_path, "test", NAMES[1:3])
     order = (*reversed(NAMES), "other")
-    assert rows(f"imagefolder:{tmp_path}?classes={','.join(order)}").labels.tolist() == [2] * 3 + [1] * 3
+    assert (
+        rows(f"imagefolder:{tmp_path}?classes={','.join(order)}").labels.tolist()
+        == [2] * 3 + [1] * 3
+    )
     (tmp_path / "names.txt").write_text("\n".join(order), encoding="utf-8")
     assert rows(f"imagefolder:{tmp_path}?classes={tmp_path / 'names.txt'}").class_names == order
-    for wrong, message in (("a,b", "expected the 2 classes given"), ("a", "at least two"), ("a,b,a", "different")):
+    for wrong, message in (
+        ("a,b", "expected the 2 classes given"),
+        ("a", "at least two"),
+        ("a,b,a", "different"),
+    ):
         with pytest.raises(BadData, match=message):
             rows(f"imagefolder:{tmp_path}?classes={wrong}")
 
@@ -141,9 +155,12 @@ def test_a_class_called_train_is_no_split(tmp_path):
 
 def test_a_network_remembers_the_class_names_that_trained_it(tmp_path):
     photos(tmp_path / "here", "train", NAMES)
-    photos(tmp_path / "there", "some", NAMES[1:], shift=3)  # nothing beside it says which classes there are
+    photos(
+        tmp_path / "there", "some", NAMES[1:], shift=3
+    )  # nothing beside it says which classes there are
     photos(tmp_path / "odd", "some", [*NAMES[1:], "new"], shift=5)
-    trained, later = rows(f"imagefolder/train:{tmp_path / 'here'}"), f"imagefolder/some:{tmp_path / 'there'}"
+    trained = rows(f"imagefolder/train:{tmp_path / 'here'}")
+    later = f"imagefolder/some:{tmp_path / 'there'}"
     assert rows(later).labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(72, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
@@ -157,8 +174,13 @@ def test_a_network_remembers_the_class_names_that_trained_it(tmp_path):
     trace = off.record(net, later, timed=False, progress=False)
     assert trace.columns["label"].tolist() == [1] * 3 + [2] * 3 + [3] * 3
     assert trace.header.class_names == NAMES
-    for data in (f"imagefolder/some:{tmp_path / 'odd'}", f"imagefolder/some:{tmp_path / 'odd'}[0:9]"):
-        with pytest.raises(BadData, match="has the class 'new', and the network was trained the 4 classes 'rot 0'"):
+    for data in (
+        f"imagefolder/some:{tmp_path / 'odd'}",
+        f"imagefolder/some:{tmp_path / 'odd'}[0:9]",
+    ):
+        with pytest.raises(
+            BadData, match="has the class 'new', and the network was trained the 4 classes 'rot 0'"
+        ):
             off.record(net, data, timed=False, progress=False)
     with pytest.raises(BadData, match="the class 'new'"):
         off.fit(net, f"imagefolder/some:{tmp_path / 'odd'}", recipe="cross_entropy", progress=False)
@@ -180,7 +202,9 @@ def test_members_of_different_classes_do_not_stand_together():
 
 
 def test_torchvisions_folders_are_aligned_too():
-    class Folder(torch.utils.data.Dataset):  # as torchvision.datasets.ImageFolder looks from outside
+    class Folder(
+        torch.utils.data.Dataset
+    ):  # as torchvision.datasets.ImageFolder looks from outside
         def __init__(self):
             self.classes = list(NAMES[1:])
             self.class_to_idx = {name: number for number, name in enumerate(self.classes)}
@@ -208,7 +232,9 @@ def test_the_names_in_a_model_of_transformers_count():
     x = np.stack([np.asarray(bright(number)).transpose(2, 0, 1) for number in (3, 1)])
     source = rows(x, np.array([1, 0]))
     assert right(net, Rows(source.source, class_names=NAMES[1::2])) == 1.0
-    foreign = Rows(rows(x, np.array([3, 1])).source, class_names=("a", "b", "c", "d"))  # not comparable: as they are
+    foreign = Rows(
+        rows(x, np.array([3, 1])).source, class_names=("a", "b", "c", "d")
+    )  # not comparable: as they are
     assert right(net, foreign) == 1.0
 
 
@@ -231,7 +257,13 @@ def test_every_format_and_deeper_folders_are_read(tmp_path, said):
 
 def test_what_is_left_out_is_counted(tmp_path, said):
     photos(tmp_path, ".", NAMES[:2])
-    for name in (f"{NAMES[0]}/a.heic", f"{NAMES[0]}/deeper/b.HEIC", f"{NAMES[1]}/notes.txt", "c.png", "README"):
+    for name in (
+        f"{NAMES[0]}/a.heic",
+        f"{NAMES[0]}/deeper/b.HEIC",
+        f"{NAMES[1]}/notes.txt",
+        "c.png",
+        "README",
+    ):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"?")
     for hidden in (".DS_Store", "Thumbs.db"):
@@ -292,7 +324,9 @@ def test_exif_orientation_is_applied(tmp_path, orientation, ending):
     exif = Image.Exif()
     exif[0x0112] = orientation
     options = (
-        {"exif": exif} | ({"lossless": True} if ending == "webp" else {}) | ({"quality": 95} if ending == "jpg" else {})
+        {"exif": exif}
+        | ({"lossless": True} if ending == "webp" else {})
+        | ({"quality": 95} if ending == "jpg" else {})
     )
     got = one_image(tmp_path, Image.fromarray(pixels), ending, **options)
     file = io.BytesIO()
@@ -308,17 +342,27 @@ def test_a_users_own_pil_images_are_not_turned():
     file = io.BytesIO()
     bright(1).save(file, format="JPEG", exif=exif)
     source = type(
-        "Photos", (torch.utils.data.Dataset,), {"__len__": lambda s: 1, "__getitem__": lambda s, i: Image.open(file)}
+        "Photos",
+        (torch.utils.data.Dataset,),
+        {"__len__": lambda s: 1, "__getitem__": lambda s, i: Image.open(file)},
     )
     assert rows(source()).take(np.array([0])).x.shape == (1, 3, 6, 4)
 
 
 def test_other_modes_of_pixels(tmp_path):
     red = Image.new("RGB", (4, 6), (250, 10, 10))
-    for mode, ending in (("CMYK", "jpg"), ("P", "png"), ("RGBA", "png"), ("P", "gif"), ("YCbCr", "jpg")):
+    for mode, ending in (
+        ("CMYK", "jpg"),
+        ("P", "png"),
+        ("RGBA", "png"),
+        ("P", "gif"),
+        ("YCbCr", "jpg"),
+    ):
         x = one_image(tmp_path, red.convert(mode), ending)
         assert x.shape == (3, 6, 4), mode
-        assert np.abs(x.astype(int) - np.array([250, 10, 10])[:, None, None]).max() < 60, mode  # a palette dithers
+        assert np.abs(x.astype(int) - np.array([250, 10, 10])[:, None, None]).max() < 60, (
+            mode
+        )  # a palette dithers
     clear = red.convert("P")
     assert one_image(tmp_path, clear, transparency=bytes([0, 128, 255])).shape == (3, 6, 4)
     for mode in ("1", "L", "LA"):
@@ -330,7 +374,9 @@ def test_other_modes_of_pixels(tmp_path):
         one_image(tmp_path, Image.fromarray(np.ones((6, 4), dtype=np.float32)), "tif")
 
 
-@pytest.mark.parametrize("content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"RIFF0000WEBP", b"GIF89a"])
+@pytest.mark.parametrize(
+    "content", [b"", b"no image", b"\x89PNG\r\n\x1a\n", b"RIFF0000WEBP", b"GIF89a"]
+)
 def test_corrupt_images_are_named(tmp_path, content):
     photos(tmp_path, ".", NAMES[:1])
     (tmp_path / NAMES[0] / "z.png").write_bytes(content)
@@ -348,19 +394,25 @@ def album(tmp_path):
     for number, (high, wide) in enumerate([(60, 91), (91, 60), (48, 48), (50, 201), (133, 47)]):
         folder = tmp_path / "test" / NAMES[number % 2]
         folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(draw.integers(0, 256, (high, wide, 3), dtype=np.uint8)).save(folder / f"{number}.png")
+        Image.fromarray(draw.integers(0, 256, (high, wide, 3), dtype=np.uint8)).save(
+            folder / f"{number}.png"
+        )
     return tmp_path
 
 
 def torchvisions(path, short, crop, kind) -> np.ndarray:
-    """Resize(short) and CenterCrop(crop) of torchvision 0.20 on a PIL image, from its functional.py."""
+    """Resize(short) and CenterCrop(crop) of torchvision 0.20 on a PIL image, from its
+    functional.py.
+    """
     image = Image.open(path).convert("RGB")
     wide, high = image.size
     less, more = (wide, high) if wide <= high else (high, wide)
-    new_short, new_long = short, int(short * more / less)
+    new_short = short
+    new_long = int(short * more / less)
     new = (new_short, new_long) if wide <= high else (new_long, new_short)
     image = image.resize(new, kind)
-    top, left = round((image.height - crop[0]) / 2.0), round((image.width - crop[1]) / 2.0)
+    top = round((image.height - crop[0]) / 2.0)
+    left = round((image.width - crop[1]) / 2.0)
     return np.asarray(image.crop((left, top, left + crop[1], top + crop[0]))).transpose(2, 0, 1)
 
 
@@ -377,7 +429,9 @@ def test_the_fields_evaluation_transform(album, options, short, crop, kind):
     data = rows(f"imagefolder:{album}?{options}")
     (batch,) = data.batches(9)
     files = sorted((album / "test").rglob("*.png"))
-    np.testing.assert_array_equal(batch.x, [torchvisions(file, short, crop, kind) for file in files])
+    np.testing.assert_array_equal(
+        batch.x, [torchvisions(file, short, crop, kind) for file in files]
+    )
     column = pa.array([file.read_bytes() for file in files], type=pa.binary())
     pq.write_table(pa.table({"image": column, "label": batch.y}), album / "p.parquet")
     (again,) = rows(f"parquet:{album}/p.parquet?{options}").batches(9)
@@ -386,7 +440,10 @@ def test_the_fields_evaluation_transform(album, options, short, crop, kind):
 
 def test_options_before_the_colon(album):
     (wanted,) = rows(f"imagefolder/test:{album}?resize=32&crop=28[1:4]").batches(9)
-    for spec in ("imagefolder/test?resize=32&crop=28:{}[1:4]", "imagefolder?resize=32:{}?crop=28[1:4]"):
+    for spec in (
+        "imagefolder/test?resize=32&crop=28:{}[1:4]",
+        "imagefolder?resize=32:{}?crop=28[1:4]",
+    ):
         (batch,) = rows(spec.format(album)).batches(9)
         np.testing.assert_array_equal(batch.x, wanted.x)
     with pytest.raises(BadData, match="each once"):
@@ -394,7 +451,12 @@ def test_options_before_the_colon(album):
 
 
 def test_crop_alone_and_selections(album):
-    assert rows(f"imagefolder:{album}?crop=40[1:3]").take(np.array([0, 1])).x.shape == (2, 3, 40, 40)
+    assert rows(f"imagefolder:{album}?crop=40[1:3]").take(np.array([0, 1])).x.shape == (
+        2,
+        3,
+        40,
+        40,
+    )
     with pytest.raises(BadData, match=r"is 60x91 .* before the crop of 64x64; .*add resize=64"):
         list(rows(f"imagefolder:{album}?crop=64").batches(2))
 
@@ -419,7 +481,9 @@ def test_sizes_that_are_refused(album, spec, says):
 
 def test_photos_of_several_sizes_name_the_way_on(album):
     spec = f"imagefolder:{album}"
-    with pytest.raises(BadData, match=rf"60x91, .*|first image .*{spec}\?resize=256&crop=224 \(the shorter side"):
+    with pytest.raises(
+        BadData, match=rf"60x91, .*|first image .*{spec}\?resize=256&crop=224 \(the shorter side"
+    ):
         list(rows(spec).batches(9))
 
 
@@ -428,7 +492,10 @@ def test_photos_of_several_sizes_name_the_way_on(album):
     [
         ({"size": (28, 28), "short": 32}, "resize=32&crop=28"),
         ({"size": (28, 24), "short": 32}, "resize=32&crop=28x24"),
-        ({"size": (28, 28), "short": 32, "interpolation": "bicubic"}, "resize=32&crop=28&interpolation=bicubic"),
+        (
+            {"size": (28, 28), "short": 32, "interpolation": "bicubic"},
+            "resize=32&crop=28&interpolation=bicubic",
+        ),
         ({"expects": (32, 32)}, "resize=32&crop=32"),
         ({"size": (28, 24)}, "@28x24"),
     ],
@@ -439,7 +506,9 @@ def test_preprocessing_that_knows_its_size_proposes_it(album, made, option):
     preprocess = Preprocess(**made)
     net = off.ladder({"a": (Ideal(), preprocess), "b": (Ideal(), preprocess)}).eval()
     spec = f"imagefolder:{album}"
-    with pytest.raises(BadData, match="the network's preprocessing has a size of its own") as caught:
+    with pytest.raises(
+        BadData, match="the network's preprocessing has a size of its own"
+    ) as caught:
         off.record(net, spec, timed=False, progress=False)
     proposed = str(caught.value).split("read them with ")[1]
     assert option in proposed
@@ -469,7 +538,9 @@ def test_text_labels_in_parquet_files(tmp_path, said, layout):
         assert rows(f"parquet:{tmp_path / layout.format('test')}").labels.tolist() == [2, 1]
     assert "no rows of the class 'cat'" in texts(said)
     parquet(tmp_path / layout.format("val"), x=X[:2], label=["owl", "cow"])
-    with pytest.raises(BadData, match="the class 'cow'; expected the 3 classes of the split 'train'"):
+    with pytest.raises(
+        BadData, match="the class 'cow'; expected the 3 classes of the split 'train'"
+    ):
         rows(f"parquet/val:{tmp_path}")
     assert rows(f"parquet/test:{tmp_path}?classes=owl,cat,dog").labels.tolist() == [0, 2]
 
@@ -480,7 +551,9 @@ def test_text_labels_as_a_dictionary(tmp_path):
     assert rows(f"parquet:{tmp_path}/a.parquet").labels.tolist() == [1, 0, 2, 1, 0, 2]
 
 
-@pytest.mark.parametrize("name", ["label", "Label", "class", "category", "cls", "Y", "targets", "class_id"])
+@pytest.mark.parametrize(
+    "name", ["label", "Label", "class", "category", "cls", "Y", "targets", "class_id"]
+)
 def test_labels_under_other_names(tmp_path, said, name):
     parquet(tmp_path / "a.parquet", x=X, **{name: [0, 1, 2, 0, 1, 2]})
     np.savez(tmp_path / "a.npz", x=X, **{name: [0, 1, 2, 0, 1, 2]})
@@ -495,7 +568,9 @@ def test_no_labels_found_is_said(tmp_path, said):
     np.savez(tmp_path / "a.npz", x=X, species=[0, 1, 2, 0, 1, 2])
     assert rows(f"parquet:{tmp_path}/a.parquet").labels is None
     assert rows(f"npz:{tmp_path}/a.npz").labels is None
-    assert "a.parquet: no labels found, its other columns are species; name them with" in texts(said)
+    assert "a.parquet: no labels found, its other columns are species; name them with" in texts(
+        said
+    )
     assert "a.npz: no labels found, it also holds species; name them with" in texts(said)
     assert rows(f"parquet:{tmp_path}/a.parquet?label=species").labels.tolist() == [0, 1, 2, 0, 1, 2]
     assert rows(f"npz:{tmp_path}/a.npz?y=species").labels.tolist() == [0, 1, 2, 0, 1, 2]
@@ -507,9 +582,18 @@ def test_no_labels_found_is_said(tmp_path, said):
 NPZ = {
     "X, Y": ("", {"X": X, "Y": range(6)}),
     "X_test, Y_test": ("", {"X_test": X, "Y_test": range(6), "X_train": X[:1], "Y_train": [1]}),
-    "test_x, test_y": ("/test", {"test_x": X, "test_y": range(6), "train_x": X[:1], "train_y": [1]}),
-    "MedMNIST": ("/test", {"test_images": X, "test_labels": np.arange(6)[:, None], "val_images": X[:1]}),
-    "MedMNIST, no split": ("", {"test_images": X, "test_labels": np.arange(6)[:, None], "val_labels": [[1]]}),
+    "test_x, test_y": (
+        "/test",
+        {"test_x": X, "test_y": range(6), "train_x": X[:1], "train_y": [1]},
+    ),
+    "MedMNIST": (
+        "/test",
+        {"test_images": X, "test_labels": np.arange(6)[:, None], "val_images": X[:1]},
+    ),
+    "MedMNIST, no split": (
+        "",
+        {"test_images": X, "test_labels": np.arange(6)[:, None], "val_labels": [[1]]},
+    ),
     "named": ("?x=signal&y=kind", {"signal": X, "kind": range(6), "x": X[:1]}),
 }
 
@@ -526,7 +610,12 @@ def test_arrays_under_the_names_that_people_give(tmp_path, said, kind):
 
 
 def test_text_labels_in_arrays(tmp_path):
-    many = {"x_train": X, "y_train": np.array(LABELS), "x_test": X[:2], "y_test": np.array(["owl", "dog"])}
+    many = {
+        "x_train": X,
+        "y_train": np.array(LABELS),
+        "x_test": X[:2],
+        "y_test": np.array(["owl", "dog"]),
+    }
     np.savez(tmp_path / "a.npz", **many)
     assert rows(f"npz:{tmp_path}/a.npz").labels.tolist() == [2, 1]
     np.savez(tmp_path / "b.npz", **many, class_names=np.array(["owl", "dog", "cat"]))
@@ -537,7 +626,9 @@ def test_text_labels_in_arrays(tmp_path):
     np.savez(tmp_path / "d.npz", x=X, y=np.arange(6) % 3, classes=np.array(["a", "b", "c"]))
     assert rows(f"npz:{tmp_path}/d.npz").class_names == ("a", "b", "c")
     np.savez(tmp_path / "e.npz", **{**many, "y_test": np.array(["owl", "cow"])})
-    with pytest.raises(BadData, match="the class 'cow'; expected the 3 classes of the split 'train'"):
+    with pytest.raises(
+        BadData, match="the class 'cow'; expected the 3 classes of the split 'train'"
+    ):
         rows(f"npz:{tmp_path}/e.npz")
 
 

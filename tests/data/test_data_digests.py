@@ -1,4 +1,6 @@
-"""Row digests: equal where a network reads equal values, whatever holds them, and different elsewhere."""
+"""Row digests: equal where a network reads equal values, whatever holds them, and different
+elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,10 @@ def unlike(one: object, other: object) -> bool:
 def padded(left: int, right: int, fill: int = 0) -> dict[str, np.ndarray]:
     """The texts of IDS, padded on both sides."""
     width = ((0, 0), (left, right))
-    return {"input_ids": np.pad(IDS, width, constant_values=fill), "attention_mask": np.pad(MASK, width)}
+    return {
+        "input_ids": np.pad(IDS, width, constant_values=fill),
+        "attention_mask": np.pad(MASK, width),
+    }
 
 
 def test_the_digest_is_the_documented_one():
@@ -41,10 +46,14 @@ def test_the_digest_is_the_documented_one():
     expected = hashlib.blake2b(b":[3];" + row.tobytes()).digest()[:8]
     assert digests_of(row[None])[0] == int.from_bytes(expected, "little")
     mark = hashlib.blake2b(b"a:[3];" + row.tobytes() + b"b:[1];" + np.float32([7]).tobytes())
-    assert digests_of({"b": np.array([[7]]), "a": row[None]})[0] == int.from_bytes(mark.digest()[:8], "little")
+    assert digests_of({"b": np.array([[7]]), "a": row[None]})[0] == int.from_bytes(
+        mark.digest()[:8], "little"
+    )
 
 
-@pytest.mark.parametrize("kind", ["f8", "f4", ">f4", "f2", "i8", "i4", "i2", "i1", "u1", "u2", "u4", "u8", "?"])
+@pytest.mark.parametrize(
+    "kind", ["f8", "f4", ">f4", "f2", "i8", "i4", "i2", "i1", "u1", "u2", "u4", "u8", "?"]
+)
 def test_equal_numbers_of_any_type(kind):
     assert same(WHOLE.astype(kind), WHOLE.astype("f4"))
     assert same(torch.from_numpy(WHOLE.astype(kind.strip(">"))), WHOLE)
@@ -80,7 +89,15 @@ def test_integers_are_told_apart_exactly():
     near = [0, 2**24, 2**24 + 1, 2**24 + 2, -(2**24) - 1, 2**53, 2**53 + 1, 2**62, 2**62 + 1, -1]
     assert len(set(digests_of(np.array(near)[:, None]).tolist())) == len(near)
     large = np.array([2**63, 2**63 + 1, 2**64 - 1, 2**64 - 2, 1], np.uint64)
-    assert len({*digests_of(large[:, None]).tolist(), *digests_of(np.array([[-1], [-2], [-(2**63)]])).tolist()}) == 8
+    assert (
+        len(
+            {
+                *digests_of(large[:, None]).tolist(),
+                *digests_of(np.array([[-1], [-2], [-(2**63)]])).tolist(),
+            }
+        )
+        == 8
+    )
     assert same(np.array([[2**24, 2**24 + 2]], np.int32), np.array([[2.0**24, 2.0**24 + 2]]))
 
 
@@ -99,7 +116,9 @@ def test_names_of_inputs():
     assert unlike({"a": REAL, "b": IDS}, REAL)
 
 
-@pytest.mark.parametrize("other", [padded(0, 3), padded(4, 0), padded(2, 2, fill=7), {"input_ids": IDS}, IDS])
+@pytest.mark.parametrize(
+    "other", [padded(0, 3), padded(4, 0), padded(2, 2, fill=7), {"input_ids": IDS}, IDS]
+)
 def test_texts_padded_otherwise(other):
     assert same(padded(0, 0), other)
     assert same({**padded(0, 9), "token_type_ids": np.zeros((N, 14), int)}, other)
@@ -109,7 +128,9 @@ def test_texts_that_differ():
     pair = np.repeat([[0, 0, 0, 1, 1]], N, axis=0)
     assert unlike({**padded(0, 0), "token_type_ids": pair}, padded(0, 0))
     assert unlike({"input_ids": np.roll(IDS, 1, axis=1), "attention_mask": MASK}, padded(0, 0))
-    assert unlike({"input_ids": np.pad(IDS, ((0, 0), (0, 3)))}, IDS)  # without a mask nobody can tell padding
+    assert unlike(
+        {"input_ids": np.pad(IDS, ((0, 0), (0, 3)))}, IDS
+    )  # without a mask nobody can tell padding
     short = {"input_ids": IDS, "attention_mask": np.where(np.arange(5) < 4, MASK, 0)}
     assert unlike(short, padded(0, 0))
     weights = {"input_ids": IDS, "attention_mask": np.where(np.arange(5) < 4, MASK, 0.5)}
@@ -126,7 +147,10 @@ def test_an_input_as_wide_as_the_text_is_not_cut_by_its_mask():
     other = columns.copy()
     other[:, 4] += 1
     assert unlike({**texts, "columns": other}, texts)
-    longer = {"input_ids": np.pad(IDS, ((0, 0), (0, 2))), "attention_mask": np.pad(hidden, ((0, 0), (0, 2)))}
+    longer = {
+        "input_ids": np.pad(IDS, ((0, 0), (0, 2))),
+        "attention_mask": np.pad(hidden, ((0, 0), (0, 2))),
+    }
     assert same({**longer, "columns": columns}, texts)
     along = {"inputs_embeds": columns[:, :, None], "position_ids": IDS, "attention_mask": hidden}
     cut = {name: value[:, :3] for name, value in along.items()}

@@ -26,7 +26,8 @@ def fetch():
 
 
 def test_convert_takes_the_state_dict_without_prefix_and_counters(fetch, tmp_path):
-    weight, counter = torch.randn(3, 2), torch.tensor(7)
+    weight = torch.randn(3, 2)
+    counter = torch.tensor(7)
     state = {"module.linear.weight": weight, "module.bn1.num_batches_tracked": counter}
     torch.save({"state_dict": state, "best_prec1": 91.7}, tmp_path / "net.th")
     fetch.convert(tmp_path / "net.th", tmp_path / "weights" / "net.safetensors")
@@ -64,7 +65,9 @@ def archive(path, name):
 
 def test_cifar10_is_unpacked_and_kept(fetch, tmp_path):
     (tmp_path / "out").mkdir()
-    fetch.cifar10(tmp_path / "out", *archive(tmp_path / "a.tar.gz", "cifar-10-batches-bin/test_batch.bin"))
+    fetch.cifar10(
+        tmp_path / "out", *archive(tmp_path / "a.tar.gz", "cifar-10-batches-bin/test_batch.bin")
+    )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["cifar-10-batches-bin"]
     fetch.cifar10(tmp_path / "out", "file:///nowhere", "")
 

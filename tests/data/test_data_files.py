@@ -1,4 +1,6 @@
-"""Files that are wrong, odd or damaged: each becomes a sentence, never a traceback from a library."""
+"""Files that are wrong, odd or damaged: each becomes a sentence, never a traceback from a
+library.
+"""
 
 from __future__ import annotations
 
@@ -54,7 +56,8 @@ def test_npz_names_and_contents(tmp_path):
 
 
 def test_npz_with_several_inputs(tmp_path):
-    top, bottom = np.arange(12.0).reshape(4, 3), np.arange(4)
+    top = np.arange(12.0).reshape(4, 3)
+    bottom = np.arange(4)
     np.savez(tmp_path / "two.npz", **{"x/top": top, "x/bottom": bottom}, y=np.array([0, 1, 0, 1]))
     (batch,) = rows(f"npz:{tmp_path / 'two.npz'}[1:3]").batches(8)
     assert batch.x.keys() == {"top", "bottom"}
@@ -76,7 +79,9 @@ def test_parquet_columns_of_numbers(tmp_path):
     uneven = pa.array([[1.0, 2.0], [3.0, 4.0], [5.0], [6.0, 7.0]])
     write_parquet(tmp_path / "uneven.parquet", uneven, Y)
     refused(f"parquet:{tmp_path}/uneven.parquet", "row 2 differs in length", BadData)
-    write_parquet(tmp_path / "groups.parquet", pa.array([[1.0], [2.0], [3.0, 4.0], [5.0, 6.0]]), Y, group=2)
+    write_parquet(
+        tmp_path / "groups.parquet", pa.array([[1.0], [2.0], [3.0, 4.0], [5.0, 6.0]]), Y, group=2
+    )
     refused(f"parquet:{tmp_path}/groups.parquet", "row 2 .* has shape", BadData)
     write_parquet(tmp_path / "nulls.parquet", pa.array([[1.0], None, [2.0], [3.0]]), Y)
     refused(f"parquet:{tmp_path}/nulls.parquet", "row 1 is null", BadData)
@@ -130,7 +135,11 @@ def encoded(image, kind="PNG"):
 def test_images_that_do_not_fit(tmp_path):
     good = [png(x) for x in X]
     damaged = good[2][:60] + b"\xff" + good[2][61:]
-    refused(images_of(tmp_path / "a.parquet", [*good[:2], damaged]), r"row 2 \(a.parquet\) cannot be read", BadFile)
+    refused(
+        images_of(tmp_path / "a.parquet", [*good[:2], damaged]),
+        r"row 2 \(a.parquet\) cannot be read",
+        BadFile,
+    )
     refused(images_of(tmp_path / "b.parquet", [*good[:2], good[2][:70]]), "row 2", BadFile)
     refused(images_of(tmp_path / "c.parquet", [*good[:2], None]), "row 2 .* no bytes", BadData)
     refused(images_of(tmp_path / "d.parquet", [*good[:2], b"GIF89a"]), "row 2", BadFile)
@@ -140,24 +149,37 @@ def test_images_that_do_not_fit(tmp_path):
         BadData,
     )
     grey = png(X[0, :1])
-    refused(images_of(tmp_path / "f.parquet", [grey, good[0]]), "row 1 .* colour image among grey", BadData)
+    refused(
+        images_of(tmp_path / "f.parquet", [grey, good[0]]),
+        "row 1 .* colour image among grey",
+        BadData,
+    )
     np.testing.assert_array_equal(
         walk(images_of(tmp_path / "g.parquet", [good[0], grey]))[0].x[1], X[[0, 0, 0], 0][:, :]
     )
     deep = encoded(Image.fromarray(np.full((6, 5), 40000, dtype=np.uint16)))
-    refused(images_of(tmp_path / "h.parquet", [good[0], deep]), "row 1 .* more than 8 bits", BadData)
+    refused(
+        images_of(tmp_path / "h.parquet", [good[0], deep]), "row 1 .* more than 8 bits", BadData
+    )
     eps = encoded(Image.fromarray(X[0].transpose(1, 2, 0)), "EPS")
     refused(images_of(tmp_path / "i.parquet", [good[0], eps]), "row 1", BadFile)
     huge = good[0][:16] + struct.pack(">II", 9000, 9000) + good[0][24:]
     refused(images_of(tmp_path / "j.parquet", [huge]), "row 0", BadFile)
-    assert walk(images_of(tmp_path / "k.parquet", [grey]).replace(":", "@3x4:", 1))[0].x.shape == (1, 1, 3, 4)
+    assert walk(images_of(tmp_path / "k.parquet", [grey]).replace(":", "@3x4:", 1))[0].x.shape == (
+        1,
+        1,
+        3,
+        4,
+    )
 
 
 def test_image_folders(tmp_path):
     for name in ("b/2.PNG", "a/1.png", "test.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(png(X[0]))
-    Image.fromarray(X[1].transpose(1, 2, 0)).convert("RGBA").save(tmp_path / "b" / "1.webp", lossless=True)
+    Image.fromarray(X[1].transpose(1, 2, 0)).convert("RGBA").save(
+        tmp_path / "b" / "1.webp", lossless=True
+    )
     Image.fromarray(X[1, 0]).save(tmp_path / "b" / "3.bmp")
     (tmp_path / ".hidden").mkdir()
     data = rows(f"imagefolder:{tmp_path}")
@@ -171,7 +193,11 @@ def test_image_folders(tmp_path):
     refused(f"imagefolder@4x4:{tmp_path}", r"4.png \(row 5\)", BadFile)
     for split in ("train", "test"):
         shutil.copytree(tmp_path / "a", tmp_path / "deep" / split / "a")
-    assert len(rows(f"imagefolder:{tmp_path}/deep")) == len(rows(f"imagefolder/train:{tmp_path}/deep")) == 1
+    assert (
+        len(rows(f"imagefolder:{tmp_path}/deep"))
+        == len(rows(f"imagefolder/train:{tmp_path}/deep"))
+        == 1
+    )
     shutil.rmtree(tmp_path / "deep" / "test")
     refused(f"imagefolder:{tmp_path}/deep", "imagefolder/train:", BadFile)
 
@@ -196,7 +222,11 @@ def test_idx_files(tmp_path):
     labels = tmp_path / "good" / "t10k-labels-idx1-ubyte"
     content = struct.pack(">II", 2049, 4) + bytes(Y)
     labels.with_suffix(".gz").unlink()
-    for damage, message in {content[:-1]: "3 bytes", content + b"x": "5 bytes", content[:6]: "header"}.items():
+    for damage, message in {
+        content[:-1]: "3 bytes",
+        content + b"x": "5 bytes",
+        content[:6]: "header",
+    }.items():
         labels.write_bytes(damage)
         refused(f"mnist:{tmp_path}/good", message, BadFile)
     labels.with_suffix(".gz").write_bytes(b"no gzip at all")
@@ -206,7 +236,11 @@ def test_idx_files(tmp_path):
 def test_binary_records(tmp_path):
     folder = tmp_path / "cifar-10-batches-bin"
     folder.mkdir()
-    for content, message in {b"": "0 bytes", b"x" * 3072: "3072 bytes", b"\x0b" * 6146: "row 0 .* label 11"}.items():
+    for content, message in {
+        b"": "0 bytes",
+        b"x" * 3072: "3072 bytes",
+        b"\x0b" * 6146: "row 0 .* label 11",
+    }.items():
         (folder / "test_batch.bin").write_bytes(content)
         refused(f"cifar10:{tmp_path}", message, BadFile)
     (folder / "data_batch_1.bin").write_bytes(b"\x01" * 3073)
@@ -215,7 +249,11 @@ def test_binary_records(tmp_path):
 
 @pytest.mark.parametrize(
     ("package", "extra", "spec"),
-    [("pyarrow", "data", "cifar10:{}"), ("PIL", "data", "imagefolder:{}/folder"), ("sklearn", "demo", "digits")],
+    [
+        ("pyarrow", "data", "cifar10:{}"),
+        ("PIL", "data", "imagefolder:{}/folder"),
+        ("sklearn", "demo", "digits"),
+    ],
 )
 def test_missing_extras_name_themselves(package, extra, spec, folder, monkeypatch):
     original = builtins.__import__
@@ -244,7 +282,10 @@ def victims(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, s
         Image.fromarray(X[0].transpose(1, 2, 0)).save(root / "folder" / "a" / f"v.{kind}")
     victims = {path.name: (path, f"{path.suffix[1:]}:{path}") for path in root.glob("*.*")}
     victims |= {path.name: (path, digits) for path in (root / "mnist").iterdir()}
-    return victims | {path.name: (path, f"imagefolder:{root}/folder") for path in (root / "folder" / "a").iterdir()}
+    return victims | {
+        path.name: (path, f"imagefolder:{root}/folder")
+        for path in (root / "folder" / "a").iterdir()
+    }
 
 
 @pytest.mark.parametrize(
@@ -262,7 +303,12 @@ def victims(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, s
         "v.webp",
     ],
 )
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
 @given(data=st.data())
 def test_damage_is_always_a_sentence(name, data, victims):
     path, spec = victims[name]

@@ -1,11 +1,19 @@
-"""Rows of arrays, data sets and iterables: the same rows, numbers and digests whatever holds them."""
+"""Rows of arrays, data sets and iterables: the same rows, numbers and digests whatever holds
+them.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    TensorDataset,
+    WeightedRandomSampler,
+)
 
 from offramp.data.rows import digests_of, fingerprint_of, rows
 from offramp.errors import BadData
@@ -44,13 +52,18 @@ def tensors():
 def images():
     from PIL import Image
 
-    return Items([(Image.fromarray(x.transpose(1, 2, 0)), int(y)) for x, y in zip(X, Y, strict=True)])
+    return Items(
+        [(Image.fromarray(x.transpose(1, 2, 0)), int(y)) for x, y in zip(X, Y, strict=True)]
+    )
 
 
 def gather(data, size):
     batches = list(data.batches(size))
     assert [len(batch) for batch in batches] == [min(size, N - at) for at in range(0, N, size)]
-    return [np.concatenate([getattr(batch, name) for batch in batches]) for name in ("x", "y", "row", "digest")]
+    return [
+        np.concatenate([getattr(batch, name) for batch in batches])
+        for name in ("x", "y", "row", "digest")
+    ]
 
 
 FORMS = {
@@ -153,7 +166,15 @@ def test_named_arrays_and_no_labels():
 
 @pytest.mark.parametrize(
     "selection",
-    [slice(0, N + 1), slice(N, None), slice(5, 5), slice(7, 3), slice(-5, None), slice(0, 9, 0), slice(0.0, 2)],
+    [
+        slice(0, N + 1),
+        slice(N, None),
+        slice(5, 5),
+        slice(7, 3),
+        slice(-5, None),
+        slice(0, 9, 0),
+        slice(0.0, 2),
+    ],
 )
 def test_bad_selections_tell_how_many_rows_there_are(selection):
     with pytest.raises(BadData, match=f"{N} rows"):
@@ -180,7 +201,10 @@ BAD_LABELS = {
     "a list too short": ([1] * (N - 1), "22 for 23 rows"),
     "a list of lists": ([[1, 2]] * N, "a list with a list at place 0"),
     "a list of arrays": ([np.arange(2)] * N, r"a list with \[2\] at place 0"),
-    "a list of texts": (["cat", "dog"] * 11 + ["cat"], "'cat'; expected class numbers .*names.index"),
+    "a list of texts": (
+        ["cat", "dog"] * 11 + ["cat"],
+        "'cat'; expected class numbers .*names.index",
+    ),
     "a row of labels": (Y[None], r"hand over y\[0\]"),
     "one-hot in floats": (np.eye(5, dtype=np.float32)[Y], r"one-hot, take y.argmax\(1\)"),
     "probabilities": (np.full((N, 4), 0.25), "these are probabilities"),
@@ -256,7 +280,8 @@ def test_labels_of_one_column_in_batches_and_items():
 
 
 def test_data_frames():
-    numbers, flags = np.arange(N) / 2, Y > 2
+    numbers = np.arange(N) / 2
+    flags = Y > 2
     data = rows((Frame(a=numbers, b=flags, c=Y), Series(Y)))
     (batch,) = data.batches(N)
     np.testing.assert_array_equal(batch.x, np.stack([numbers, flags, Y], 1))
@@ -281,9 +306,10 @@ def test_x_and_labels_in_a_list_are_no_batches():
 def test_bad_labels_in_a_stream_and_a_dataset_name_the_row():
     with pytest.raises(BadData, match="at row 12"):
         list(
-            rows((X[at : at + 5], Y[at : at + 5] - 9 * (at == 10) * (np.arange(5) == 2)) for at in (0, 5, 10)).batches(
-                5
-            )
+            rows(
+                (X[at : at + 5], Y[at : at + 5] - 9 * (at == 10) * (np.arange(5) == 2))
+                for at in (0, 5, 10)
+            ).batches(5)
         )
     with pytest.raises(BadData, match="at row 1"):
         list(rows(Items([(X[0], 0), (X[1], -3)])).batches(5))
@@ -318,7 +344,10 @@ BAD_STREAMS = {
     "labels stop": ([(X[:5], Y[:5]), X[5:]], "no labels"),
     "labels start": ([X[:5], (X[5:], Y[5:])], "has labels"),
     "three parts": ([(X, Y, Y)], "3 parts; expected x or .*several inputs into a dict"),
-    "plain lists": (([[1.0, 2.0]] * 5, [0] * 5), "5 parts; expected x or .*these are plain lists: make arrays"),
+    "plain lists": (
+        ([[1.0, 2.0]] * 5, [0] * 5),
+        "5 parts; expected x or .*these are plain lists: make arrays",
+    ),
     "text": (["abc"], "is a str"),
 }
 

@@ -23,12 +23,19 @@ from written_files import write_idx
 MANY = 300 * 2**20  # bytes, of zeros
 
 
-def zeros(path, name: str, count: int = MANY, *, header: bytes | None = None, method=zipfile.ZIP_DEFLATED) -> None:
-    """An npz of uint8 zeros [count], deflated to a thousandth, written without having them in memory."""
+def zeros(
+    path, name: str, count: int = MANY, *, header: bytes | None = None, method=zipfile.ZIP_DEFLATED
+) -> None:
+    """An npz of uint8 zeros [count], deflated to a thousandth, written without having them in
+    memory.
+    """
     head = header or np.lib.format.magic(1, 0) + _padded(
         f"{{'descr': '|u1', 'fortran_order': False, 'shape': ({count},), }}"
     )
-    with zipfile.ZipFile(path, "a", method) as archive, archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+    with (
+        zipfile.ZipFile(path, "a", method) as archive,
+        archive.open(f"{name}.npy", "w", force_zip64=True) as member,
+    ):
         member.write(head)
         chunk = bytes(2**20)
         for _ in range(count // len(chunk)):
@@ -45,7 +52,10 @@ def peak(code: str, *arguments: object) -> tuple[str, float]:
     """What a program prints, and the most memory in MB that it had."""
     code += "\nprint(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
     done = subprocess.run(
-        [sys.executable, "-c", code, *map(str, arguments)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     *said, most = done.stdout.splitlines()
     return "\n".join(said), int(most) / 1024
@@ -63,7 +73,9 @@ except OfframpError as problem:
 """
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells the most memory that was used")
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="Linux tells the most memory that was used"
+)
 def test_deflated_zeros_are_refused_before_they_are_unpacked(tmp_path):
     zeros(tmp_path / "a.npz", "x")
     assert (tmp_path / "a.npz").stat().st_size < 2**20
@@ -94,7 +106,9 @@ def test_what_is_not_read_counts_for_nothing(tmp_path, monkeypatch):
 def test_our_own_files_hold_nothing_compressed(tmp_path):
     write_arrays(tmp_path / "a.npz", "{}", {"x": np.zeros(1000)})
     header, columns = read_arrays(tmp_path / "a.npz")
-    np.savez_compressed(tmp_path / "b.npz", **{HEADER: np.frombuffer(header.encode(), np.uint8)}, **columns)
+    np.savez_compressed(
+        tmp_path / "b.npz", **{HEADER: np.frombuffer(header.encode(), np.uint8)}, **columns
+    )
     with pytest.raises(BadFile, match="holds compressed arrays"):
         read_arrays(tmp_path / "b.npz")
 
@@ -113,7 +127,9 @@ def test_members_that_share_their_bytes(tmp_path):
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_a_header_that_claims_more_than_there_is(tmp_path, method):
-    claims = np.lib.format.magic(1, 0) + _padded("{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999,), }")
+    claims = np.lib.format.magic(1, 0) + _padded(
+        "{'descr': '<f8', 'fortran_order': False, 'shape': (9999999999,), }"
+    )
     zeros(tmp_path / "a.npz", "x", 100, header=claims, method=method)
     with pytest.raises(BadFile, match="its header says 8000000"):
         rows(f"npz:{tmp_path}/a.npz")

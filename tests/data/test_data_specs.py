@@ -14,7 +14,10 @@ from offramp.errors import BadData, BadFile, InvalidArgument, UnknownName
 
 def gather(data, size=7):
     batches = list(data.batches(size))
-    return [np.concatenate([getattr(batch, name) for batch in batches]) for name in ("x", "y", "row", "digest")]
+    return [
+        np.concatenate([getattr(batch, name) for batch in batches])
+        for name in ("x", "y", "row", "digest")
+    ]
 
 
 def test_the_shelf_is_the_files():
@@ -55,16 +58,26 @@ def test_image_folders_are_sorted_by_class(folder, xy):
 
 
 def test_splits(folder, xy):
-    np.testing.assert_array_equal(gather(rows(f"cifar10/train:{folder}"))[0], np.concatenate([xy[0][::-1], xy[0]]))
+    np.testing.assert_array_equal(
+        gather(rows(f"cifar10/train:{folder}"))[0], np.concatenate([xy[0][::-1], xy[0]])
+    )
     assert len(rows(f"cifar10/train:{folder}/binary")) == 125
     np.testing.assert_array_equal(
         rows(f"cifar10/train:{folder}/binary[24:26]").take(np.array([0, 1])).x, xy[0][[24, 0]]
     )
     assert len(rows(f"parquet/train:{folder}/cifar10")) == 50
-    grey, train = rows(f"mnist:{folder}"), rows(f"mnist/train:{folder}/mnist")
+    grey = rows(f"mnist:{folder}")
+    train = rows(f"mnist/train:{folder}/mnist")
     assert grey.fingerprint == train.fingerprint
     assert next(grey.batches(2)).x.shape == (2, 1, 28, 28)
-    for bad in ("cifar10/dev", "mnist/dev", "digits/train", "npz/dev", "imagefolder/dev", "parquet/dev"):
+    for bad in (
+        "cifar10/dev",
+        "mnist/dev",
+        "digits/train",
+        "npz/dev",
+        "imagefolder/dev",
+        "parquet/dev",
+    ):
         with pytest.raises((BadData, BadFile)):
             rows(f"{bad}:{folder / 'rows.npz' if bad == 'npz/dev' else folder / 'cifar10'}")
 
@@ -137,7 +150,11 @@ def test_a_factory_of_the_user(tmp_path, monkeypatch):
     data = rows("lab_rows:again[1:]")
     assert len(data) == 4
     assert data.name == "lab_rows:again[1:]"
-    for bad, message in {"fails": "no disk", "nothing": "got a NoneType", "number": "not callable"}.items():
+    for bad, message in {
+        "fails": "no disk",
+        "nothing": "got a NoneType",
+        "number": "not callable",
+    }.items():
         with pytest.raises(BadData, match=message):
             rows(f"lab_rows:{bad}")
     with pytest.raises(BadData, match="SyntaxError"):
@@ -167,7 +184,17 @@ def test_unknown_names_offer_the_nearest(text, near):
 
 
 @pytest.mark.parametrize(
-    "text", ["", ":", "[0:3]", "/x:y", "imagefolder@0x3:DIR", "imagefolder@99999x3:DIR", "a@3:DIR", "cifar10/:DIR"]
+    "text",
+    [
+        "",
+        ":",
+        "[0:3]",
+        "/x:y",
+        "imagefolder@0x3:DIR",
+        "imagefolder@99999x3:DIR",
+        "a@3:DIR",
+        "cifar10/:DIR",
+    ],
 )
 def test_what_is_no_spec_is_refused(text):
     with pytest.raises(InvalidArgument):

@@ -36,7 +36,9 @@ def test_rows_are_tokens_of_one_length(here):
     assert {str(part.dtype) for part in batch.x.values()} == {"int64"}
     assert (batch.y.tolist(), data.labels.tolist(), len(data)) == ([0, 1, 1], [0, 1, 1], 3)
     assert next(rows(f"{spec()}[1:2]").batches(8)).x["input_ids"].tolist() == [[1, 4, 2, 0, 0]]
-    assert next(rows("tsv:some.tsv?tokenizer=tok/tokenizer.json").batches(1)).x["input_ids"].shape == (1, 128)
+    assert next(rows("tsv:some.tsv?tokenizer=tok/tokenizer.json").batches(1)).x[
+        "input_ids"
+    ].shape == (1, 128)
     assert (data.name, data.fingerprint) == (spec(), rows(spec()).fingerprint)
 
 
@@ -62,7 +64,9 @@ def test_columns_by_name_by_number_or_by_what_they_hold(here, text, more):
 def test_without_labels_and_splits(here):
     (here / "t.tsv").write_text("sentence\ngood\n")
     assert next(rows(spec("t.tsv")).batches(8)).y is None
-    (here / "t.tsv").write_text('say "good\ngood\n', encoding="utf-8")  # a quotation mark is a character
+    (here / "t.tsv").write_text(
+        'say "good\ngood\n', encoding="utf-8"
+    )  # a quotation mark is a character
     assert len(rows(spec("t.tsv"))) == 2
     (here / "dev.tsv").write_text("0\tgood\n")
     (here / "train.tsv").write_text("0\tgood\n1\tbad\n")
@@ -76,7 +80,9 @@ def test_the_token_that_fills_up(here):
     write_tokenizer(here / "tok", words={"good": 4, "<end>": 8})
     with pytest.raises(BadData, match="no token to fill rows up"):
         rows(spec())
-    (here / "tok" / "tokenizer_config.json").write_text(json.dumps({"pad_token": {"content": "<end>"}}))
+    (here / "tok" / "tokenizer_config.json").write_text(
+        json.dumps({"pad_token": {"content": "<end>"}})
+    )
     assert next(rows(spec()).batches(2)).x["input_ids"][1].tolist() == [1, 4, 2, 8, 8]
 
 
@@ -85,7 +91,10 @@ def test_the_token_that_fills_up(here):
     [
         ("label\tsentence\n0\ta\tb\n", "line 2 .* has 3 columns, the first 2"),
         ("label\tsentence\n0\n", "line 2 .* has 1 columns"),
-        ("label\tsentence\n0\ta\npositive\tb\n", "line 3 .* the label 'positive'; expected integers"),
+        (
+            "label\tsentence\n0\ta\npositive\tb\n",
+            "line 3 .* the label 'positive'; expected integers",
+        ),
         ("label\tsentence\n-1\ta\n", "the label '-1'"),
         ("label\tsentence\n0.5\ta\n", "the label '0.5'"),
         ("label\tsentence\n", "no row below its header"),
@@ -134,11 +143,17 @@ def test_specs_that_are_refused(here, wrong, error, says):
 
 
 COMMAS = {
-    "a quoted CSV": ('"sentence","label"\n"a bad, bad film",0\n"good",1\n', "commas between its 2 columns"),
+    "a quoted CSV": (
+        '"sentence","label"\n"a bad, bad film",0\n"good",1\n',
+        "commas between its 2 columns",
+    ),
     "a plain CSV": ("sentence,label\nbad,0\ngood,1\n", "commas between its 2 columns"),
     "a CSV without a header": ("bad,0\ngood,1\n", "commas between its 2 columns"),
     "semicolons": ("label;text\n0;bad\n1;good\n", "semicolons between its 2 columns"),
-    "doubled marks": ('label\tsentence\n1\tgood\n0\t"a ""bad"" film"\n', "line 3 .* say tsv:PATH.quoted=yes"),
+    "doubled marks": (
+        'label\tsentence\n1\tgood\n0\t"a ""bad"" film"\n',
+        "line 3 .* say tsv:PATH.quoted=yes",
+    ),
 }
 
 
@@ -198,7 +213,9 @@ def test_labels_as_text_are_those_of_the_training_split(here):
         data = rows(spec("."))
     assert (data.labels.tolist(), data.class_names) == ([2, 1], ("neg", "odd", "pos"))
     (here / "test.tsv").write_text("label\tsentence\nPos\tgood\nneg\tbad\n")
-    with pytest.raises(BadData, match="the class 'Pos'; expected the 3 classes of the split 'train'"):
+    with pytest.raises(
+        BadData, match="the class 'Pos'; expected the 3 classes of the split 'train'"
+    ):
         rows(spec("test.tsv"))
     with pytest.warns(Notice):
         assert rows(spec("test.tsv", "&classes=pos,neg,Pos")).labels.tolist() == [2, 1]
@@ -206,9 +223,13 @@ def test_labels_as_text_are_those_of_the_training_split(here):
 
 def test_no_labels_found_is_said(here):
     (here / "t.tsv").write_text("id\tsentence\tkind\n1\tgood\tx\n2\tbad\ty\n")
-    with pytest.warns(Notice, match="no labels found, its other columns are id, kind; name them with label=NAME"):
+    with pytest.warns(
+        Notice, match="no labels found, its other columns are id, kind; name them with label=NAME"
+    ):
         assert rows(spec("t.tsv")).labels is None
-    (here / "t.tsv").write_text("label\tsentence\n" + "".join(f"name {n}\tgood\n" for n in range(1001)))
+    (here / "t.tsv").write_text(
+        "label\tsentence\n" + "".join(f"name {n}\tgood\n" for n in range(1001))
+    )
     with pytest.raises(BadData, match="1001 different labels"):
         rows(spec("t.tsv"))
 
@@ -227,13 +248,19 @@ def test_without_the_library(here, monkeypatch):
 
 def test_a_real_tokenizer(tmp_path):
     tokenizers = pytest.importorskip("tokenizers")
-    models, pre, post = tokenizers.models, tokenizers.pre_tokenizers, tokenizers.processors
+    models = tokenizers.models
+    pre = tokenizers.pre_tokenizers
+    post = tokenizers.processors
     words = {"[PAD]": 3, "[UNK]": 0, "[CLS]": 1, "[SEP]": 2, "good": 4, "film": 5}
     made = tokenizers.Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
     made.pre_tokenizer = pre.Whitespace()
-    made.post_processor = post.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)])
+    made.post_processor = post.TemplateProcessing(
+        single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 1), ("[SEP]", 2)]
+    )
     made.save(str(tmp_path / "tokenizer.json"))
-    (tmp_path / "t.tsv").write_text("label\tsentence\n1\ta good film\n0\tgood good good good\n1\t\n")
+    (tmp_path / "t.tsv").write_text(
+        "label\tsentence\n1\ta good film\n0\tgood good good good\n1\t\n"
+    )
     batch = next(rows(f"tsv:{tmp_path}/t.tsv?tokenizer={tmp_path}&length=5").batches(4))
     assert batch.x["input_ids"].tolist() == [[1, 0, 4, 5, 2], [1, 4, 4, 4, 2], [1, 2, 3, 3, 3]]
     assert batch.x["attention_mask"].sum(1).tolist() == [5, 5, 2]
@@ -242,10 +269,16 @@ def test_a_real_tokenizer(tmp_path):
 
 
 def test_a_damaged_tokenizer_is_one_sentence_even_where_its_library_panics(tmp_path):
-    """In a process of its own: the library, of Rust, writes a report to standard error by itself."""
+    """In a process of its own: the library, of Rust, writes a report to standard error by
+    itself.
+    """
     pytest.importorskip("tokenizers")
     done = subprocess.run(
-        [sys.executable, "-c", PANICS, str(tmp_path)], capture_output=True, text=True, check=False, cwd=tmp_path
+        [sys.executable, "-c", PANICS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     said = done.stdout.splitlines()

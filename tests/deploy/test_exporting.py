@@ -35,7 +35,9 @@ def opened(folder):
 
 
 def arrays(x):
-    return {name: value.numpy() for name, value in x.items()} if isinstance(x, dict) else x.numpy()
+    if isinstance(x, dict):
+        return {name: value.numpy() for name, value in x.items()}
+    return x.numpy()
 
 
 def require_same(got, want):
@@ -55,7 +57,9 @@ def test_it_answers_as_run_does(case, one_file, tmp_path):
     net = make()
     plan = middling(net, rows(64))
     off.export(net, plan, tmp_path / "f", example=rows(4), one_file=one_file)
-    module, eager, left = opened(tmp_path / "f"), off.open(net, plan), set()
+    module = opened(tmp_path / "f")
+    eager = off.open(net, plan)
+    left = set()
     for size in SIZES:
         require_same(module.run(arrays(rows(size)), threads=1), want := eager(rows(size)))
         left |= set(want.exit.tolist())
@@ -66,17 +70,26 @@ def test_it_answers_as_run_does(case, one_file, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("one_file", [False, True])
 def test_random_plans_over_ties_nan_and_infinities(one_file, tmp_path):
-    """Whole numbers: logits are exact, scores tie, and thresholds stand on them; the plan alone is exchanged."""
-    net, x = ladder_of(3, make=spoiled, seed=3), rows_of(64, whole=True, seed=1)
+    """Whole numbers: logits are exact, scores tie, and thresholds stand on them; the plan alone is
+    exchanged.
+    """
+    net = ladder_of(3, make=spoiled, seed=3)
+    x = rows_of(64, whole=True, seed=1)
     x[3::9, 0], x[5::9, 0] = NAN_MARK, INF_MARK
     scores = {name: score.detach() for name, _, score in net.walk(x) if score is not None}
     off.export(
-        net, Plan.by_hand(dict.fromkeys(net.topology.gates, 0.0)), tmp_path / "f", example=x[:4], one_file=one_file
+        net,
+        Plan.by_hand(dict.fromkeys(net.topology.gates, 0.0)),
+        tmp_path / "f",
+        example=x[:4],
+        one_file=one_file,
     )
-    rng, seen = np.random.default_rng(0), set()
+    rng = np.random.default_rng(0)
+    seen = set()
     for number in range(60):
         drawn = {
-            gate: float(rng.choice([*score[score.isfinite()], -math.inf, math.inf])) for gate, score in scores.items()
+            gate: float(rng.choice([*score[score.isfinite()], -math.inf, math.inf]))
+            for gate, score in scores.items()
         }
         plan = Plan.by_hand(drawn)
         plan.save(tmp_path / "f" / "plan.json")
@@ -96,7 +109,9 @@ def test_random_plans_over_ties_nan_and_infinities(one_file, tmp_path):
 
 
 def test_choose_is_the_package_s():
-    values = np.float32([-np.inf, -1, 0, 0.5, np.nextafter(np.float32(0.5), np.float32(1)), 1, np.inf, np.nan])
+    values = np.float32(
+        [-np.inf, -1, 0, 0.5, np.nextafter(np.float32(0.5), np.float32(1)), 1, np.inf, np.nan]
+    )
     for threshold in values[:-1]:
         want = choose(values[:, None], np.float32([threshold]))
         assert program.choose(values[:, None], [threshold]).tolist() == want.tolist()
@@ -107,10 +122,16 @@ def test_choose_is_the_package_s():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "plan", [Plan.by_hand({}), Plan.by_hand({"blocks.0": 0.2}, max_exit="blocks.0"), Plan.by_hand({"blocks.0": 0.2})]
+    "plan",
+    [
+        Plan.by_hand({}),
+        Plan.by_hand({"blocks.0": 0.2}, max_exit="blocks.0"),
+        Plan.by_hand({"blocks.0": 0.2}),
+    ],
 )
 def test_only_what_the_plan_runs_is_written(plan, tmp_path):
-    net, x = cut_of(), images_of(9)
+    net = cut_of()
+    x = images_of(9)
     off.export(net, plan, tmp_path / "f")
     about = json.loads((tmp_path / "f" / "manifest.json").read_text())
     nodes = [
@@ -124,7 +145,9 @@ def test_only_what_the_plan_runs_is_written(plan, tmp_path):
 
 
 def signed_again(folder, change=lambda body: None):
-    """Write the manifest as if the files had been exported as they are now; `change` edits its body."""
+    """Write the manifest as if the files had been exported as they are now; `change` edits its
+    body.
+    """
     _, body = read_json(folder / "manifest.json", "export", 3)
     body["files"] = {name: digest_file(folder / name) for name in body["files"]}
     change(body)
@@ -133,7 +156,11 @@ def signed_again(folder, change=lambda body: None):
 
 def promised(net, engine):
     trace = off.record(
-        net, (rows_of(600), torch.zeros(600, dtype=torch.int64)), timed=False, engine=engine, progress=False
+        net,
+        (rows_of(600), torch.zeros(600, dtype=torch.int64)),
+        timed=False,
+        engine=engine,
+        progress=False,
     )
     return off.calibrate(trace, risk="disagreement", at_most=0.9)
 
@@ -180,14 +207,18 @@ def test_what_cannot_be_exported_leaves_nothing_behind(tmp_path, monkeypatch):
 
 def call(folder, *words):
     return subprocess.run(
-        [sys.executable, str(folder / "run.py"), *map(str, words)], capture_output=True, text=True, check=False
+        [sys.executable, str(folder / "run.py"), *map(str, words)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes")
 def test_a_reader_that_has_seen_enough_is_no_error_and_one_file_says_nothing(tmp_path):
-    net, x = ladder_of(2), rows_of(30_000)
+    net = ladder_of(2)
+    x = rows_of(30_000)
     off.export(net, Plan.by_hand({"small": 0.5}), tmp_path / "f", example=x[:4], one_file=True)
     np.save(tmp_path / "x.npy", x.numpy())
     with subprocess.Popen(
@@ -205,7 +236,8 @@ def test_the_program_by_itself(tmp_path):
     """Arrays, images, and what goes wrong: one sentence, exit code 2, nothing half-written."""
     Image = pytest.importorskip("PIL.Image")
     make, rows = CASES["mean and preprocessing, a cut member"]
-    net, x = make(), rows(6)
+    net = make()
+    x = rows(6)
     plan = middling(net, rows(64))
     off.export(net, plan, tmp_path / "f", example=x)
     np.save(tmp_path / "x.npy", x.numpy())
@@ -229,9 +261,16 @@ def test_the_program_by_itself(tmp_path):
     np.save(tmp_path / "wide.npy", x.numpy().repeat(2, axis=3))
     np.savez(tmp_path / "named.npz", images=x.numpy())
     before = sorted(tmp_path.iterdir())
-    for name, says in (("floats.npy", "uint8"), ("wide.npy", "16"), ("named.npz", "x/images"), ("gone.npy", "gone")):
+    for name, says in (
+        ("floats.npy", "uint8"),
+        ("wide.npy", "16"),
+        ("named.npz", "x/images"),
+        ("gone.npy", "gone"),
+    ):
         wrong = call(tmp_path / "f", tmp_path / name, "-o", tmp_path / "z.npz")
-        assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1), wrong.stderr
+        assert (wrong.returncode, wrong.stdout, wrong.stderr.count("\n")) == (2, "", 1), (
+            wrong.stderr
+        )
         assert says in wrong.stderr
     assert sorted(tmp_path.iterdir()) == before
 
@@ -241,16 +280,24 @@ def test_it_needs_neither_torch_nor_offramp(tmp_path):
     code = (
         "import sys; import run\n"
         "import numpy as np; run.run(np.zeros((3, 4), np.float32))\n"
-        "assert not {'torch', 'offramp', 'onnx'} & {name.split('.')[0] for name in sys.modules}, 'imports'\n"
+        "assert not {'torch', 'offramp', 'onnx'} & {name.split('.')[0] for name in sys.modules}, "
+        "'imports'\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "f", capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path / "f",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     lines = (tmp_path / "f" / "run.py").read_text().splitlines()
     assert max(map(len, lines)) <= 100
 
 
 def test_weights_that_changed_are_exported_as_they_are_now(tmp_path):
-    net, x = ladder_of(2), rows_of(5)
+    net = ladder_of(2)
+    x = rows_of(5)
     off.export(net, Plan.by_hand({}), tmp_path / "f", example=x)
     with torch.no_grad():
         net.backbone["middle"][0].weight.mul_(2)
@@ -269,7 +316,8 @@ class Masked(nn.Module):
 @pytest.mark.parametrize("one_file", [False, True])
 @pytest.mark.parametrize("threshold", [{}, {"small": 0.5}])
 def test_finite_logits_whose_sum_is_not_are_not_flagged(one_file, threshold, tmp_path):
-    net, x = off.ladder({"small": Masked(), "large": Masked()}).eval(), rows_of(7)
+    net = off.ladder({"small": Masked(), "large": Masked()}).eval()
+    x = rows_of(7)
     x[2, 1] = math.nan
     plan = Plan.by_hand(threshold)
     off.export(net, plan, tmp_path / "f", example=x[:4], one_file=one_file)

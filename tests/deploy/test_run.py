@@ -1,4 +1,6 @@
-"""run.py answers only from the files that were exported: every flipped bit and every edit is refused in a sentence."""
+"""run.py answers only from the files that were exported: every flipped bit and every edit is
+refused in a sentence.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,8 @@ KINDS = ("parts", "one file")
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory):
     """A folder of each kind, and rows."""
-    home, rows = tmp_path_factory.mktemp("exported"), rows_of(8)
+    home = tmp_path_factory.mktemp("exported")
+    rows = rows_of(8)
     np.save(home / "rows.npy", rows.numpy())
     plan = Plan.by_hand({"small": 0.5})
     for kind in KINDS:
@@ -82,7 +85,8 @@ def test_it_answers_as_it_was_exported(folder, capsys):
 @pytest.mark.parametrize("count", [40, pytest.param(300, marks=pytest.mark.slow)])
 def test_a_flipped_bit_anywhere_is_refused(folder, capsys, count):
     """Of run.py itself: Python refuses to read it, or it refuses itself. It never answers."""
-    dice, seen = np.random.default_rng(0), Counter()
+    dice = np.random.default_rng(0)
+    seen = Counter()
     files = sorted(folder.glob("*.*"))
     for _ in range(count):
         file = files[dice.integers(len(files))]
@@ -93,7 +97,8 @@ def test_a_flipped_bit_anywhere_is_refused(folder, capsys, count):
         found = said_by(folder, capsys)
         file.write_bytes(sound)
         if file.name == "run.py" and not refused(found):
-            # A text that is no program, or whose imports and decorators fail before anything could be checked.
+            # A text that is no program, or whose imports and decorators fail before anything could
+            # be checked.
             assert isinstance(found[0], str), found
             assert found[1] == ""
             seen["a program that cannot start"] += 1
@@ -116,11 +121,15 @@ EDITS = {
     "a stage less": lambda body: body["stages"].pop(),
     "stages in another order": lambda body: body["stages"].reverse(),
     "no gate": lambda body: body["stages"][0].update(gate=False),
-    "the first is the last": lambda body: body["stages"][0].update(edges=[{"to": None, "carries": []}]),
+    "the first is the last": lambda body: body["stages"][0].update(
+        edges=[{"to": None, "carries": []}]
+    ),
     "another place": lambda body: body["stages"][0].update(exit=1),
     "another reason": lambda body: body["stages"][-1].update(why=0),
     "another graph": lambda body: body["stages"][0].update(file=body["stages"][-1]["file"]),
-    "the other kind": lambda body: body.update(one_file=None if body["one_file"] else "network.onnx"),
+    "the other kind": lambda body: body.update(
+        one_file=None if body["one_file"] else "network.onnx"
+    ),
     "a promise": lambda body: body.update(promise={"risk": "error", "at_most": 0}),
     "no files": lambda body: body["files"].clear(),
     "a file less": lambda body: body["files"].pop("plan.json"),
@@ -142,7 +151,8 @@ def test_an_edited_manifest_is_refused(folder, capsys, name):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "null", "[]", "7", "{}", "[" * 100_000, '{"schema": "offramp/export/3"}', "\ufeff{}"]
+    "text",
+    ["", "{", "null", "[]", "7", "{}", "[" * 100_000, '{"schema": "offramp/export/3"}', "\ufeff{}"],
 )
 def test_what_is_no_manifest_is_refused(folder, capsys, text):
     (folder / "manifest.json").write_text(text)
@@ -151,7 +161,11 @@ def test_what_is_no_manifest_is_refused(folder, capsys, text):
 
 def test_white_space_and_keys_that_stand_twice_are_edits_too(folder, capsys):
     text = (folder / "manifest.json").read_text()
-    for edited in (text + "\n", text.replace("\n ", "\n  ", 1), text.replace("{", '{"classes": 1,', 1)):
+    for edited in (
+        text + "\n",
+        text.replace("\n ", "\n  ", 1),
+        text.replace("{", '{"classes": 1,', 1),
+    ):
         (folder / "manifest.json").write_text(edited)
         assert refused(found := said_by(folder, capsys)), found
 
@@ -163,7 +177,19 @@ def signed(folder: Path, change) -> None:
     write_json(folder / "manifest.json", "export", 3, body)
 
 
-OUTSIDE = ["../x.onnx", "/x.onnx", "sub/x.onnx", "..", ".", "", "sub\\x.onnx", "..\\x.onnx", "C:x.onnx", "file:x", 5]
+OUTSIDE = [
+    "../x.onnx",
+    "/x.onnx",
+    "sub/x.onnx",
+    "..",
+    ".",
+    "",
+    "sub\\x.onnx",
+    "..\\x.onnx",
+    "C:x.onnx",
+    "file:x",
+    5,
+]
 
 
 @pytest.mark.parametrize("name", OUTSIDE)
@@ -212,7 +238,8 @@ def test_an_export_that_replaces_another_while_it_is_read(exported, tmp_path):
     spec = importlib.util.spec_from_file_location("run_of_f", tmp_path / "f" / "run.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    plain_file, turns = module.plain_file, []
+    plain_file = module.plain_file
+    turns = []
 
     def replaced(name):
         found = plain_file(name)
@@ -244,13 +271,23 @@ def test_the_output_replaces_nothing_but_answers(folder, capsys):
     mine = folder.parent / "mine.npz"
     np.savez(mine, a=np.zeros(2))
     before = {path: path.read_bytes() for path in (named, mine)}
-    for words in ([str(named), "-o", str(named)], [rows, "-o", str(mine)], [rows, "-o", "answers.csv"]):
+    for words in (
+        [str(named), "-o", str(named)],
+        [rows, "-o", str(mine)],
+        [rows, "-o", "answers.csv"],
+    ):
         assert module.main(words) == 2
         assert capsys.readouterr().err.count("\n") == 1
     assert {path: path.read_bytes() for path in before} == before
     for _ in range(2):
         assert module.main([str(named), "-o", str(folder.parent / "y.npz")]) == 0
-    assert sorted(path.name for path in folder.parent.iterdir()) == ["f", "mine.npz", "rows.npy", "x.npz", "y.npz"]
+    assert sorted(path.name for path in folder.parent.iterdir()) == [
+        "f",
+        "mine.npz",
+        "rows.npy",
+        "x.npz",
+        "y.npz",
+    ]
 
 
 @pytest.mark.parametrize("path", ["/dev/zero", "pipe.npy", "f", "gone.npy", "rows.npy\0"])

@@ -1,4 +1,6 @@
-"""Searching a supernet: costs that add up, one threshold for all exits, and what the evolution finds."""
+"""Searching a supernet: costs that add up, one threshold for all exits, and what the evolution
+finds.
+"""
 
 from __future__ import annotations
 
@@ -33,13 +35,20 @@ Y = (X.mean((1, 2, 3)) > 0).long()
 @pytest.fixture(scope="module")
 def trained():
     net = supernet_of()
-    train_supernet(net, {"three": (X[:64], Y[:64]), "two": (X[:64], Y[:64])}, steps=60, batch_size=32, progress=False)
+    train_supernet(
+        net,
+        {"three": (X[:64], Y[:64]), "two": (X[:64], Y[:64])},
+        steps=60,
+        batch_size=32,
+        progress=False,
+    )
     return net
 
 
 def test_costs_add_up_to_those_of_the_network_alone():
     net = supernet_of()
-    table, rng = cost_table(net), np.random.default_rng(1)
+    table = cost_table(net)
+    rng = np.random.default_rng(1)
     for task in ("three", "two"):
         for _ in range(4):
             subnet = net.drawn(rng)
@@ -51,15 +60,26 @@ def test_costs_add_up_to_those_of_the_network_alone():
             bare = Subnet(subnet.options)
             assert table.leaving(bare, task).tolist() == [whole]
             stem = 8 * 9 * 64
-            options = [table.options[index][number] for index, number in zip(net.places, subnet.options, strict=True)]
-            expected = [stem + options[0] + exits, stem + sum(options[:2]) + 2 * exits, whole + 2 * exits]
+            options = [
+                table.options[index][number]
+                for index, number in zip(net.places, subnet.options, strict=True)
+            ]
+            expected = [
+                stem + options[0] + exits,
+                stem + sum(options[:2]) + 2 * exits,
+                whole + 2 * exits,
+            ]
             assert table.leaving(subnet, task).tolist() == expected
 
 
 def test_milliseconds_are_those_of_a_clock():
     ticks = itertools.count()
-    table = cost_table(supernet_of(), unit="ms", rows=4, repeats=2, clock=lambda: next(ticks) * 0.004)
-    assert table.options["body.0"] == pytest.approx((1.0,) * 4)  # each call takes one tick of 4 ms, for four rows
+    table = cost_table(
+        supernet_of(), unit="ms", rows=4, repeats=2, clock=lambda: next(ticks) * 0.004
+    )
+    assert table.options["body.0"] == pytest.approx(
+        (1.0,) * 4
+    )  # each call takes one tick of 4 ms, for four rows
     assert table.unit == "ms"
     with pytest.raises(InvalidArgument, match="unit must be one of macs, ms, got 'joules'"):
         cost_table(supernet_of(), unit="joules")
@@ -81,7 +101,11 @@ def test_the_threshold_is_the_best_one_within_the_budget():
     leaves = np.where(sure[0] >= threshold, 0, np.where(sure[1] >= threshold, 1, 2))
     assert leaving[leaves].mean() == pytest.approx(cost)
     assert along_thresholds(sure, right, leaving, 0.5)[0] == -1.0
-    assert along_thresholds(sure[2:], right[2:], leaving[2:], 9.0) == (right[2].mean(), 8.0, float("inf"))
+    assert along_thresholds(sure[2:], right[2:], leaving[2:], 9.0) == (
+        right[2].mean(),
+        8.0,
+        float("inf"),
+    )
 
 
 def test_the_accuracy_is_that_of_the_network_alone(trained):
@@ -93,12 +117,21 @@ def test_the_accuracy_is_that_of_the_network_alone(trained):
     model = trained.extract(subnet, "three")
     reestimate(model, [X[:64]])
     assert found.accuracy == (model(X[64:]).argmax(1) == Y[64:]).float().mean().item()
-    assert judge(trained, subnet, "three", (X[64:], Y[64:]), X[:64], costs=table, budget=1.0) is None
+    assert (
+        judge(trained, subnet, "three", (X[64:], Y[64:]), X[:64], costs=table, budget=1.0) is None
+    )
 
 
 def test_judging_leaves_the_supernet_as_it_is(trained):
     before = {key: value.clone() for key, value in trained.state_dict().items()}
-    judge(trained, Subnet((0, 1, 2), ("body.0",)), "two", (X[64:], Y[64:]), X[:64], costs=cost_table(trained))
+    judge(
+        trained,
+        Subnet((0, 1, 2), ("body.0",)),
+        "two",
+        (X[64:], Y[64:]),
+        X[:64],
+        costs=cost_table(trained),
+    )
     assert all(torch.equal(value, before[key]) for key, value in trained.state_dict().items())
 
 
@@ -109,28 +142,57 @@ def test_it_finds_the_best_of_all_networks_within_the_budget(trained):
     best = -1.0
     for options in itertools.product(range(4), repeat=3):
         for exits in ((), ("body.0",), ("body.1",), ("body.0", "body.1")):
-            found = judge(trained, Subnet(options, exits), "three", judging, X[:64], costs=table, budget=budget)
+            found = judge(
+                trained,
+                Subnet(options, exits),
+                "three",
+                judging,
+                X[:64],
+                costs=table,
+                budget=budget,
+            )
             best = max(best, -1.0 if found is None else found.accuracy)
     search = evolve(
-        trained, "three", judging, X[:64], costs=table, budget=budget, population=20, generations=6, progress=False
+        trained,
+        "three",
+        judging,
+        X[:64],
+        costs=table,
+        budget=budget,
+        population=20,
+        generations=6,
+        progress=False,
     )
     assert search.best.accuracy == pytest.approx(best)
     assert all(one.cost <= budget for one in search.candidates)
     assert len({one.subnet for one in search.candidates}) == len(search.candidates)
     again = evolve(
-        trained, "three", judging, X[:64], costs=table, budget=budget, population=20, generations=6, progress=False
+        trained,
+        "three",
+        judging,
+        X[:64],
+        costs=table,
+        budget=budget,
+        population=20,
+        generations=6,
+        progress=False,
     )
     assert again.best == search.best
 
 
 def test_children_come_from_their_parents():
-    net, rng = supernet_of(), np.random.default_rng(0)
-    one, other = Subnet((0, 0, 0), ()), Subnet((1, 2, 3), ("body.0", "body.1"))
+    net = supernet_of()
+    rng = np.random.default_rng(0)
+    one = Subnet((0, 0, 0), ())
+    other = Subnet((1, 2, 3), ("body.0", "body.1"))
     seen = set()
     for _ in range(60):
         child = crossed(net, one, other, rng)
         seen.add(child)
-        assert all(option in pair for option, pair in zip(child.options, ((0, 1), (0, 2), (0, 3)), strict=True))
+        assert all(
+            option in pair
+            for option, pair in zip(child.options, ((0, 1), (0, 2), (0, 3)), strict=True)
+        )
     assert len(seen) > 10
     assert mutated(net, other, 0.0, rng) == other
     fresh = {mutated(net, other, 1.0, rng) for _ in range(60)}
@@ -140,7 +202,9 @@ def test_children_come_from_their_parents():
 
 def test_the_front_holds_no_network_that_another_one_beats():
     points = [(0.5, 3.0), (0.7, 5.0), (0.6, 6.0), (0.5, 2.0), (0.9, 9.0)]
-    judged = tuple(Judged(Subnet((number,)), *point, float("inf")) for number, point in enumerate(points))
+    judged = tuple(
+        Judged(Subnet((number,)), *point, float("inf")) for number, point in enumerate(points)
+    )
     found = Search(judged, 0).preprocess()
     assert [(one.accuracy, one.cost) for one in found] == [(0.5, 2.0), (0.7, 5.0), (0.9, 9.0)]
 

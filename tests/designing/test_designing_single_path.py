@@ -1,4 +1,6 @@
-"""Training a supernet: averaged gradients of single paths, tasks in turn, and batch norms estimated anew."""
+"""Training a supernet: averaged gradients of single paths, tasks in turn, and batch norms estimated
+anew.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ DATA = {"three": (X, Y), "two": (X, 1 - Y)}
 
 
 def test_a_step_averages_the_gradients_of_its_paths():
-    one, other = supernet_of(), supernet_of()
+    one = supernet_of()
+    other = supernet_of()
     drawn = []
     draw = other.drawn
 
@@ -30,7 +33,14 @@ def test_a_step_averages_the_gradients_of_its_paths():
         return drawn[-1]
 
     other.drawn = noted
-    options = {"steps": 1, "paths": 3, "batch_size": 64, "rate": 0.5, "decay": 0.0, "smoothing": 0.1}
+    options = {
+        "steps": 1,
+        "paths": 3,
+        "batch_size": 64,
+        "rate": 0.5,
+        "decay": 0.0,
+        "smoothing": 0.1,
+    }
     train_supernet(other, DATA, progress=False, **options)
     rows = np.random.default_rng(0).integers(0, 64, 64)
     one.train()
@@ -40,7 +50,9 @@ def test_a_step_averages_the_gradients_of_its_paths():
     before = supernet_of().state_dict()
     for name, value in one.named_parameters():
         step = 0 if value.grad is None else 0.5 * value.grad
-        torch.testing.assert_close(dict(other.named_parameters())[name], before[name] - step, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(
+            dict(other.named_parameters())[name], before[name] - step, atol=1e-5, rtol=1e-4
+        )
 
 
 def test_the_loss_is_that_of_the_head_and_the_mean_of_the_exits():
@@ -67,7 +79,12 @@ def test_a_limit_keeps_networks_out():
     net = supernet_of()
     before = {name: value.clone() for name, value in net.named_parameters()}
     train_supernet(
-        net, DATA, steps=4, batch_size=16, within=lambda subnet, task: subnet.options[0] == 3, progress=False
+        net,
+        DATA,
+        steps=4,
+        batch_size=16,
+        within=lambda subnet, task: subnet.options[0] == 3,
+        progress=False,
     )
     moved = {name for name, value in net.named_parameters() if not torch.equal(value, before[name])}
     assert not any(name.startswith("options.0.") for name in moved)  # only "skip" stood there
@@ -80,7 +97,9 @@ def test_the_same_seed_gives_the_same_weights():
     nets = [supernet_of(), supernet_of()]
     for net in nets:
         train_supernet(net, DATA, steps=3, batch_size=16, seed=5, progress=False)
-    for one, other in zip(nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True):
+    for one, other in zip(
+        nets[0].state_dict().values(), nets[1].state_dict().values(), strict=True
+    ):
         assert torch.equal(one, other)
 
 
@@ -99,8 +118,12 @@ def test_batch_norms_get_the_statistics_of_their_own_rows():
         model[0].running_mean.fill_(7.0)
     reestimate(model, [X[:32] * 3 + 1, X[32:] * 3 + 1])
     batches = [X[:32] * 3 + 1, X[32:] * 3 + 1]
-    torch.testing.assert_close(model[0].running_mean, torch.stack([part.mean() for part in batches]).mean()[None])
-    torch.testing.assert_close(model[0].running_var, torch.stack([part.var() for part in batches]).mean()[None])
+    torch.testing.assert_close(
+        model[0].running_mean, torch.stack([part.mean() for part in batches]).mean()[None]
+    )
+    torch.testing.assert_close(
+        model[0].running_var, torch.stack([part.var() for part in batches]).mean()[None]
+    )
     assert model[0].momentum == 0.1
     assert not model[0].training
     before = model[0].running_mean.clone()
@@ -111,8 +134,18 @@ def test_batch_norms_get_the_statistics_of_their_own_rows():
 @pytest.mark.parametrize(
     ("data", "options", "error", "says"),
     [
-        ({"three": (X, Y)}, {}, InvalidArgument, r"rows for \['three'\], expected some for each of"),
-        ({**DATA, "two": (X, Y + 1)}, {}, BadData, "labels of the task 'two' are 1 to 2, expected 0 to 1"),
+        (
+            {"three": (X, Y)},
+            {},
+            InvalidArgument,
+            r"rows for \['three'\], expected some for each of",
+        ),
+        (
+            {**DATA, "two": (X, Y + 1)},
+            {},
+            BadData,
+            "labels of the task 'two' are 1 to 2, expected 0 to 1",
+        ),
         ({**DATA, "two": X}, {}, BadData, "'two' have no labels"),
         (DATA, {"paths": 0}, InvalidArgument, "1 or more, got 1, 0"),
     ],

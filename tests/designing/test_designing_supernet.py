@@ -31,7 +31,8 @@ def test_it_holds_every_option_and_the_dense_network_is_the_model():
 
 
 def test_a_network_of_its_own_answers_as_within_the_supernet():
-    net, rng = supernet_of(), np.random.default_rng(0)
+    net = supernet_of()
+    rng = np.random.default_rng(0)
     for task in ("three", "two"):
         subnet = net.drawn(rng)
         *exits, last = net(X, subnet, task)
@@ -58,7 +59,9 @@ def test_gradients_reach_the_options_that_stand_there_and_the_tasks_own_head():
     subnet = Subnet((0, 1, 3), ("body.1",))
     logits = net(X, subnet, "two")
     sum(cross_entropy(one, torch.arange(12) % 2) for one in logits).backward()
-    touched = {name.rsplit(".", 2)[0] for name, value in net.named_parameters() if value.grad is not None}
+    touched = {
+        name.rsplit(".", 2)[0] for name, value in net.named_parameters() if value.grad is not None
+    }
     options = {name for name in touched if name.startswith("options")}
     assert all(name.startswith(("options.0.0", "options.1.1")) for name in options)
     assert {name[:11] for name in options} == {"options.0.0", "options.1.1"}
@@ -78,7 +81,9 @@ def test_nothing_stays_in_the_model_also_after_an_error():
 
 
 def test_options_are_what_their_names_say():
-    net = supernet_of(choices={"body.1": ["dense", "ghost?ratio=2", "low_rank?energy=0.5", "narrow?by=4", "skip"]})
+    net = supernet_of(
+        choices={"body.1": ["dense", "ghost?ratio=2", "low_rank?energy=0.5", "narrow?by=4", "skip"]}
+    )
     dense, ghost, low, thin, skip = net.options[0]
     assert isinstance(dense, Block)
     assert {type(part) for part in ghost.children()} >= {Ghost}
@@ -104,7 +109,9 @@ def test_a_narrow_block_keeps_the_channels_that_weigh_most():
 
 def test_other_kinds_of_options():
     own = seeded(lambda: nn.Conv2d(8, 8, 1), 0)
-    net = supernet_of(choices={"body.2": [own, lambda dense: nn.Sequential(dense, nn.ReLU()), {"conv1": "keep"}]})
+    net = supernet_of(
+        choices={"body.2": [own, lambda dense: nn.Sequential(dense, nn.ReLU()), {"conv1": "keep"}]}
+    )
     assert net.options[0][0] is own
     assert isinstance(net.options[0][1], nn.Sequential)
     assert isinstance(net.options[0][2], Block)
@@ -143,7 +150,11 @@ def test_a_network_in_words():
         ({"heads": {"one": 1}}, InvalidArgument, "'one' has 1 classes"),
         ({"choices": {"body.0": ["dense", "ghosts"]}}, UnknownName, "ghosts"),
         ({"choices": {"stem": ["dense", "skip"]}}, BadNetwork, "'skip'.*'stem'"),
-        ({"choices": {"body.0": ["narrow?by=9"]}}, InvalidArgument, "none of the block's 8 channels"),
+        (
+            {"choices": {"body.0": ["narrow?by=9"]}},
+            InvalidArgument,
+            "none of the block's 8 channels",
+        ),
         ({"choices": {"stem": ["narrow"]}}, BadNetwork, "of two convolutions, got a Conv2d"),
         ({"choices": {"fc": ["dense"]}}, InvalidArgument, "'fc' is within the place 'fc'"),
         ({"choices": {"body": ["dense"]}}, InvalidArgument, "'body.0' is within the place 'body'"),

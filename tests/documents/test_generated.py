@@ -17,4 +17,6 @@ def test_a_page_is_what_its_maker_writes(name: str) -> None:
     assert spec.loader is not None
     maker = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(maker)
-    assert maker.PAGE.read_text(encoding="utf-8") == maker.page(), f"run: python docs/generate/{name}.py"
+    assert maker.PAGE.read_text(encoding="utf-8") == maker.page(), (
+        f"run: python docs/generate/{name}.py"
+    )

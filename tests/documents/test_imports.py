@@ -1,4 +1,5 @@
-"""Documents, examples and benchmarks import what users have: the face, contracts, errors, testing and shelves.
+"""Documents, examples and benchmarks import what users have: the face, contracts, errors, testing
+and shelves.
 
 Benchmarks may measure internals: then the line above such an import says why.
 """
@@ -14,10 +15,16 @@ import pytest
 import house
 
 USERS = {"", "contracts", "errors", "templates", "testing", "cli", *house.SHELVES}
-PAGE_MAKERS = {"command_line.py", "recipes.py", "gates.py"}  # they write pages about the package, and are no examples
+PAGE_MAKERS = {
+    "command_line.py",
+    "recipes.py",
+    "gates.py",
+}  # they write pages about the package, and are no examples
 PAGES = [house.ROOT / "README.md", *sorted((house.ROOT / "docs").rglob("*.md"))]
 EXAMPLES = [*sorted((house.ROOT / "examples").glob("*.py"))]
-DOCS = [file for file in sorted((house.ROOT / "docs").rglob("*.py")) if file.name not in PAGE_MAKERS]
+DOCS = [
+    file for file in sorted((house.ROOT / "docs").rglob("*.py")) if file.name not in PAGE_MAKERS
+]
 BENCHMARKS = sorted((house.ROOT / "benchmarks").glob("*.py"))
 
 
@@ -41,7 +48,9 @@ def inner(source: str) -> dict[int, str]:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda file: str(file.relative_to(house.ROOT)))
 def test_pages_show_what_users_have(page: Path) -> None:
-    for block in re.findall(r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL):
+    for block in re.findall(
+        r"```python\n(.*?)```", page.read_text(encoding="utf-8"), flags=re.DOTALL
+    ):
         if ">>>" not in block:
             assert not inner(block), f"{page.name} imports {inner(block)}"
 
@@ -56,13 +65,19 @@ def test_examples_use_what_users_have(file: Path) -> None:
 def test_benchmarks_say_why_they_measure_internals(file: Path) -> None:
     lines = file.read_text(encoding="utf-8").splitlines()
     for number, module in inner("\n".join(lines)).items():
-        line, above = lines[number - 1], lines[number - 2].strip()
-        assert "  # " in line or above.startswith("# "), f"{file.name}:{number} imports {module} and does not say why"
+        line = lines[number - 1]
+        above = lines[number - 2].strip()
+        assert "  # " in line or above.startswith("# "), (
+            f"{file.name}:{number} imports {module} and does not say why"
+        )
 
 
 def test_what_is_looked_for_is_noticed() -> None:
     assert (
-        inner("import offramp as off\nfrom offramp.contracts import Gate\nfrom offramp.gates.confidence import margin")
+        inner(
+            "import offramp as off\nfrom offramp.contracts import Gate\nfrom "
+            "offramp.gates.confidence import margin"
+        )
         == {}
     )
     assert inner("from offramp.networks.nodes import Gate") == {1: "networks.nodes"}

@@ -37,7 +37,8 @@ def home(data_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_the_ten_lines_print_what_the_readme_says(home: Path) -> None:
-    code, said = blocks("python")[0], blocks("text")[0]
+    code = blocks("python")[0]
+    said = blocks("text")[0]
     printed = io.StringIO()
     names: dict[str, object] = {}
     with contextlib.redirect_stdout(printed):
@@ -59,9 +60,20 @@ def test_the_commands_run_in_order(home: Path) -> None:
 
 def test_every_command_and_flag_in_the_documents_exists() -> None:
     help_pages = (ROOT / "docs" / "reference" / "command-line.md").read_text(encoding="utf-8")
-    documents = [README, *(file.read_text(encoding="utf-8") for file in (ROOT / "docs").rglob("*.md"))]
-    blocks = [block for text in documents for block in re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)]
-    used = [line for block in blocks for line in re.findall(r"^(?:\$ )?(offramp [a-z].*)", block, flags=re.MULTILINE)]
+    documents = [
+        README,
+        *(file.read_text(encoding="utf-8") for file in (ROOT / "docs").rglob("*.md")),
+    ]
+    blocks = [
+        block
+        for text in documents
+        for block in re.findall(r"```\w*\n(.*?)```", text, flags=re.DOTALL)
+    ]
+    used = [
+        line
+        for block in blocks
+        for line in re.findall(r"^(?:\$ )?(offramp [a-z].*)", block, flags=re.MULTILINE)
+    ]
     used += [line for text in documents for line in re.findall(r"`(offramp [a-z][^`\n]*)`", text)]
     assert used
     for line in used:
@@ -84,4 +96,6 @@ def test_the_make_targets_of_the_readme_exist() -> None:
 def test_linked_files_exist() -> None:
     links = re.findall(r"\]\(([^)#]+)\)", README)
     assert links
-    assert not [link for link in links if not link.startswith("http") and not os.path.exists(ROOT / link)]
+    assert not [
+        link for link in links if not link.startswith("http") and not os.path.exists(ROOT / link)
+    ]

@@ -16,7 +16,9 @@ CONFIGURATION = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 
 def test_every_page_is_in_the_contents() -> None:
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
-    pages = {page for page in pages if not re.match(r"results/.*\d\.md", page)}  # results/index.md leads to these
+    pages = {
+        page for page in pages if not re.match(r"results/.*\d\.md", page)
+    }  # results/index.md leads to these
     assert pages == set(re.findall(r": ([\w/-]+\.md)$", CONFIGURATION, flags=re.MULTILINE))
 
 
@@ -38,4 +40,6 @@ def test_the_site_is_built_strictly(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     home = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
     assert "spend the same work on every input" in home
-    assert "calibrate" in (tmp_path / "site" / "reference" / "python" / "index.html").read_text(encoding="utf-8")
+    assert "calibrate" in (tmp_path / "site" / "reference" / "python" / "index.html").read_text(
+        encoding="utf-8"
+    )

@@ -14,7 +14,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture(scope="module")
 def maker() -> ModuleType:
     pytest.importorskip("nbclient")
-    spec = importlib.util.spec_from_file_location("tutorial_page", ROOT / "docs" / "generate" / "tutorial.py")
+    spec = importlib.util.spec_from_file_location(
+        "tutorial_page", ROOT / "docs" / "generate" / "tutorial.py"
+    )
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,7 +1,9 @@
-"""One thing, one name, and it is the field's: no word that was replaced comes back, in names or in texts.
+"""One thing, one name, and it is the field's: no word that was replaced comes back, in names or in
+texts.
 
-`NAMES` are words inside of identifiers (`_`-separated), `TEXTS` are words of comments, docstrings, messages, help
-and documents. `FROZEN` are the places where an old word has to stay, each with its reason.
+`NAMES` are words inside of identifiers (`_`-separated), `TEXTS` are words of comments, docstrings,
+messages, help and documents. `FROZEN` are the places where an old word has to stay, each with its
+reason.
 """
 
 from __future__ import annotations
@@ -103,7 +105,11 @@ def files(*endings: str) -> list[Path]:
     found = [house.ROOT / name for name in TOP if Path(name).suffix in endings]
     for folder in READ:
         found += sorted(file for file in (house.ROOT / folder).rglob("*") if file.suffix in endings)
-    return [file for file in found if not {"results", "golden"} & set(file.parts) or file.suffix == ".py"]
+    return [
+        file
+        for file in found
+        if not {"results", "golden"} & set(file.parts) or file.suffix == ".py"
+    ]
 
 
 def may_stay(file: Path, word: str) -> bool:
@@ -173,7 +179,10 @@ def test_every_class_name_means_one_thing():
 
 
 def test_what_is_looked_for_is_noticed():
-    assert list(old_names("first_rung = 1\nx.aids\n")) == [(1, "first_rung", "rung"), (2, "aids", "aids")]
+    assert list(old_names("first_rung = 1\nx.aids\n")) == [
+        (1, "first_rung", "rung"),
+        (2, "aids", "aids"),
+    ]
     assert list(old_texts("Teach the rungs.\nstrung")) == [(1, "teach"), (1, "rungs")]
     assert "taught" in python_texts('raise ValueError("never taught")')
     assert "rung" not in python_texts("rung = 1")

@@ -1,4 +1,6 @@
-"""torch:compile, ahead of time: it answers as torch does at any batch size, and never compiles while it serves."""
+"""torch:compile, ahead of time: it answers as torch does at any batch size, and never compiles
+while it serves.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def test_it_answers_as_torch_does_and_compiles_nothing_after_open(monkeypatch):
     frames = dict(torch._dynamo.utils.counters["frames"])
     eager = off.open(net, Plan.by_hand({"small": middle}))
     for size in (1, 2, 3, 17, 64, 1, 70):
-        mine, wanted = runner(X[:size]), eager(X[:size])
+        mine = runner(X[:size])
+        wanted = eager(X[:size])
         assert mine.exit.tolist() == wanted.exit.tolist()
         torch.testing.assert_close(mine.logits, wanted.logits, atol=1e-5, rtol=1e-5)
     assert dict(torch._dynamo.utils.counters["frames"]) == frames

@@ -1,4 +1,6 @@
-"""Engines that compile run every network like the eager engine: same logits, same exits, for any batch."""
+"""Engines that compile run every network like the eager engine: same logits, same exits, for any
+batch.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,8 @@ def test_it_answers_as_torch_does(engine, case):
     left = set()
     for size in SIZES:
         x = rows(size)
-        got, want = mine(x), eager(x)
+        got = mine(x)
+        want = eager(x)
         close(got.logits, want.logits) if size else None
         assert len(got.logits) == size
         assert got.exit.tolist() == want.exit.tolist()
@@ -72,7 +75,8 @@ def test_it_answers_as_torch_does(engine, case):
 @pytest.mark.parametrize("case", ["ladder", "cut, in place"])
 def test_run_equals_replay(engine, case):
     make, rows = CASES[case]
-    net, x = make(), rows(96)
+    net = make()
+    x = rows(96)
     trace = off.record(net, x.numpy(), timed=False, engine=engine, progress=False)
     eager = off.record(net, x.numpy(), timed=False, progress=False)
     for name, column in eager.columns.items():
@@ -81,13 +85,19 @@ def test_run_equals_replay(engine, case):
     assert trace.header.origin.engine.startswith(engine + " ")
     rng = np.random.default_rng(0)
     for _ in range(12):
-        chosen = {gate: float(rng.choice(trace.columns[f"score/{gate}"])) + 0.01 for gate in net.topology.gates}
-        plan = Plan(thresholds={gate: (t,) for gate, t in chosen.items()}, origin=trace.header.origin)
+        chosen = {
+            gate: float(rng.choice(trace.columns[f"score/{gate}"])) + 0.01
+            for gate in net.topology.gates
+        }
+        plan = Plan(
+            thresholds={gate: (t,) for gate, t in chosen.items()}, origin=trace.header.origin
+        )
         sure = np.ones(len(x), bool)
         for gate, t in chosen.items():
             sure &= np.abs(trace.columns[f"score/{gate}"] - t) > BAND
         picks = rng.permutation(len(x))[: rng.integers(1, 65)]
-        got, want = off.open(net, plan, engine=engine)(x[picks]), trace.replay(plan)
+        got = off.open(net, plan, engine=engine)(x[picks])
+        want = trace.replay(plan)
         at = sure[picks]
         assert at.any()
         assert (got.exit.numpy()[at] == want.exit[picks][at]).all()
@@ -103,7 +113,8 @@ def every_turn(runner, x):
 def test_nothing_is_compiled_while_serving(engine, monkeypatch):
     """Rows of another shape or type are refused by a Runner; `run` opens again for them."""
     net = off.ladder({"a": Summing(2), "b": Summing(3)}).eval()
-    x, plan = rows_of(6), Plan.by_hand({"a": 0.5})
+    x = rows_of(6)
+    plan = Plan.by_hand({"a": 0.5})
     runner = off.open(net, plan, engine=engine, example=x)
     want = runner(x)
     assert [len(steps.logits) for steps in runner.anytime(x)] == [6, 6]
@@ -129,20 +140,33 @@ class Summing(nn.Module):
 
 
 def test_a_plan_of_another_engine_is_refused(engine):
-    net, x = ladder_of(2), rows_of(30).numpy()
+    net = ladder_of(2)
+    x = rows_of(30).numpy()
     theirs = off.record(net, x, timed=False, engine=engine, progress=False).header.origin
     mine = off.record(net, x, timed=False, progress=False).header.origin
-    for origin, asked in ((theirs, "torch"), (mine, engine), (replace(theirs, engine=f"{engine} 0.1"), engine)):
+    for origin, asked in (
+        (theirs, "torch"),
+        (mine, engine),
+        (replace(theirs, engine=f"{engine} 0.1"), engine),
+    ):
         with pytest.raises(Mismatch, match="record and calibrate this one"):
             off.open(net, Plan(thresholds={"small": (0.5,)}, origin=origin), engine=asked)
-    probe = replace(theirs.probe, logits=tuple(tuple((9.0,) * 3 for _ in rows) for rows in theirs.probe.logits))
+    probe = replace(
+        theirs.probe, logits=tuple(tuple((9.0,) * 3 for _ in rows) for rows in theirs.probe.logits)
+    )
     with pytest.raises(Mismatch, match="probe"):
-        off.open(net, Plan(thresholds={"small": (0.5,)}, origin=replace(theirs, probe=probe)), engine=engine)
+        off.open(
+            net,
+            Plan(thresholds={"small": (0.5,)}, origin=replace(theirs, probe=probe)),
+            engine=engine,
+        )
 
 
 @pytest.mark.slow
 def test_changed_weights_are_noticed_and_used_when_opened_again(engine):
-    net, x, plan = cut_of(), images_of(5), Plan.by_hand({})
+    net = cut_of()
+    x = images_of(5)
+    plan = Plan.by_hand({})
     runner = off.open(net, plan, engine=engine)
     before = runner(x).logits
     with torch.no_grad():
@@ -175,7 +199,8 @@ IN_TURN = {
 @pytest.mark.slow
 @pytest.mark.parametrize("change", AT_ONCE)
 def test_what_changes_as_a_whole_is_noticed_at_the_next_batch(engine, change):
-    net, x = cut_of(), images_of(5)
+    net = cut_of()
+    x = images_of(5)
     runner = off.open(net, Plan.by_hand({"stem": 1e9}), engine=engine)
     runner(x)
     AT_ONCE[change](net)
@@ -186,7 +211,8 @@ def test_what_changes_as_a_whole_is_noticed_at_the_next_batch(engine, change):
 @pytest.mark.slow
 @pytest.mark.parametrize("change", IN_TURN)
 def test_an_exit_is_noticed_within_the_turns(engine, change):
-    net, x = cut_of(), images_of(5)
+    net = cut_of()
+    x = images_of(5)
     runner = off.open(net, Plan.by_hand({"stem": 1e9}), engine=engine)
     runner(x)
     IN_TURN[change](net)
@@ -196,14 +222,21 @@ def test_an_exit_is_noticed_within_the_turns(engine, change):
 
 @pytest.mark.slow
 def test_a_layer_in_the_middle_is_noticed_within_the_turns_and_by_a_check_at_once(engine):
-    """Until then the answers are those of the network as it was opened: the engine has its own copies."""
-    net, x = cut_of(), images_of(5)
+    """Until then the answers are those of the network as it was opened: the engine has its own
+    copies.
+    """
+    net = cut_of()
+    x = images_of(5)
     runner = off.open(net, Plan.by_hand({}), engine=engine)
     before = runner(x).logits
     trained(net.backbone.blocks[0])
     with pytest.raises(StaleRunner):
         runner.check()
-    answered = [answer for answer in (answered_by(runner, x) for _ in range(runner.shares)) if answer is not None]
+    answered = [
+        answer
+        for answer in (answered_by(runner, x) for _ in range(runner.shares))
+        if answer is not None
+    ]
     assert len(answered) < runner.shares
     for answer in answered:
         close(answer, before)
@@ -211,7 +244,8 @@ def test_a_layer_in_the_middle_is_noticed_within_the_turns_and_by_a_check_at_onc
 
 @pytest.mark.slow
 def test_what_a_plan_does_not_run_is_neither_in_its_graphs_nor_charged(engine):
-    net, x = cut_of(), images_of(5)
+    net = cut_of()
+    x = images_of(5)
     shelved = kind_of(engine)()
     schedule = Plan.by_hand({"blocks.0": 0.1}).schedule(net.topology)
     engine_stages = shelved.open(net, schedule, net.device())
@@ -219,28 +253,40 @@ def test_what_a_plan_does_not_run_is_neither_in_its_graphs_nor_charged(engine):
     for engine_stage in engine_stages:
         with torch.inference_mode():
             engine_stage.call(state)
-    assert set(state) == {"x", "blocks.0", "blocks.0/logits", "blocks.0/score", "backbone", "backbone/logits"}
+    assert set(state) == {
+        "x",
+        "blocks.0",
+        "blocks.0/logits",
+        "blocks.0/score",
+        "backbone",
+        "backbone/logits",
+    }
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("gates", [(), ("stem",), ("blocks.0",)])
 def test_a_node_where_nothing_is_asked_is_in_the_graph_of_the_next(gates):
-    net, x = cut_of(), images_of(9)
-    scores = {name: score.detach().sort().values for name, _, score in net.walk(x) if score is not None}
+    net = cut_of()
+    x = images_of(9)
+    scores = {
+        name: score.detach().sort().values for name, _, score in net.walk(x) if score is not None
+    }
     plan = Plan.by_hand({gate: scores[gate][4:6].mean().item() for gate in gates})
     engine_stages = kind_of("onnxruntime")().open(net, plan.schedule(net.topology), net.device())
     assert [engine_stage.name for engine_stage in engine_stages] == [*gates, "backbone"]
-    assert sorted(name for engine_stage in engine_stages for name in engine_stage.stage.nodes) == sorted(
-        net.topology.exits
-    )
-    got, want = off.open(net, plan, engine="onnxruntime")(x), off.open(net, plan)(x)
+    assert sorted(
+        name for engine_stage in engine_stages for name in engine_stage.stage.nodes
+    ) == sorted(net.topology.exits)
+    got = off.open(net, plan, engine="onnxruntime")(x)
+    want = off.open(net, plan)(x)
     close(got.logits, want.logits)
     assert got.exit.tolist() == want.exit.tolist()
 
 
 @pytest.mark.slow
 def test_a_node_that_is_passed_is_watched(engine):
-    net, x = cut_of(), images_of(5)
+    net = cut_of()
+    x = images_of(5)
     runner = off.open(net, Plan.by_hand({}), engine=engine)
     runner(x)
     with torch.no_grad():
@@ -251,7 +297,8 @@ def test_a_node_that_is_passed_is_watched(engine):
 
 @pytest.mark.slow
 def test_multiply_adds_are_those_of_torch(engine):
-    net, x = ladder_of(2), rows_of(8).numpy()
+    net = ladder_of(2)
+    x = rows_of(8).numpy()
     mine = off.record(net, x, engine=engine, progress=False).columns
     eager = off.record(net, x, timed=False, progress=False).columns
     costs = [name for name in eager if name.startswith("cost/")]
@@ -283,7 +330,9 @@ class Turning(Gate):
 
 def test_an_operator_that_cannot_be_written_is_named_with_its_segment(engine):
     net = ladder_of(2, gate=Strange())
-    with pytest.raises(BadNetwork, match=r"segment 'small' cannot .*bessel_j0.*engine='torch'") as caught:
+    with pytest.raises(
+        BadNetwork, match=r"segment 'small' cannot .*bessel_j0.*engine='torch'"
+    ) as caught:
         off.run(net, Plan.by_hand({"small": 0.4}), rows_of(4), engine=engine)
     assert "\n" not in str(caught.value)
 
@@ -291,16 +340,21 @@ def test_an_operator_that_cannot_be_written_is_named_with_its_segment(engine):
 @pytest.mark.skipif(find_spec("openvino") is None, reason="needs openvino")
 def test_an_operator_that_openvino_has_not_is_named_with_its_segment():
     net = ladder_of(2, gate=Turning())
-    with pytest.raises(BadNetwork, match=r"segment 'small' cannot run on OpenVINO: .*operator Det .*engine='torch'"):
+    with pytest.raises(
+        BadNetwork, match=r"segment 'small' cannot run on OpenVINO: .*operator Det .*engine='torch'"
+    ):
         off.run(net, Plan.by_hand({"small": 0.4}), rows_of(4), engine="openvino")
 
 
 @pytest.mark.slow
 def test_rows_with_nan_go_to_the_end_and_are_flagged_and_no_row_is_written_to(engine):
-    net, x = cut_of(), images_of(6)
+    net = cut_of()
+    x = images_of(6)
     x[1, 0, 0, 0], x[2] = torch.nan, torch.nan
-    before, plan = x.clone(), Plan.by_hand(dict.fromkeys(net.topology.gates, -1e9))
-    got, want = off.run(net, plan, x, engine=engine), off.run(net, plan, before)
+    before = x.clone()
+    plan = Plan.by_hand(dict.fromkeys(net.topology.gates, -1e9))
+    got = off.run(net, plan, x, engine=engine)
+    want = off.run(net, plan, before)
     assert got.exit.tolist() == want.exit.tolist() == [0, 2, 2, 0, 0, 0]
     assert got.flagged.tolist() == want.flagged.tolist()
     close(got.logits, want.logits)
@@ -309,7 +363,8 @@ def test_rows_with_nan_go_to_the_end_and_are_flagged_and_no_row_is_written_to(en
 
 @pytest.mark.slow
 def test_any_number_of_threads_may_call_at_once(engine):
-    net, x = cut_of(), images_of(40)
+    net = cut_of()
+    x = images_of(40)
     runner = off.open(net, middling(net, x), engine=engine)
     sizes = [1, 3, 7, 40] * 6
     want = {size: runner(x[:size]).logits for size in set(sizes)}
@@ -322,7 +377,9 @@ def test_a_type_that_onnxruntime_has_no_kernel_for():
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
     net = off.ladder({"a": nn.Sequential(nn.Linear(4, 3)).eval(), "b": dense(2)}).to(torch.bfloat16)
-    with pytest.raises(BadNetwork, match=r"segment 'a' cannot run on ONNX Runtime: .*(opset|operator)"):
+    with pytest.raises(
+        BadNetwork, match=r"segment 'a' cannot run on ONNX Runtime: .*(opset|operator)"
+    ):
         off.run(net, Plan.by_hand({"a": 0.4}), rows_of(4).bfloat16(), engine="onnxruntime")
 
 
@@ -377,20 +434,30 @@ def test_a_process_with_one_pool_for_all_sessions_runs_too():
         "onnxruntime.set_global_thread_pool_sizes(2, 1)\n"
         "torch.set_num_threads(2)\n"
         "net, plan, x = ladder_of(2), off.Plan.by_hand({'small': 0.5}), rows_of(9)\n"
-        "got, want = off.open(net, plan, engine='onnxruntime', example=x)(x), off.open(net, plan)(x)\n"
+        "got, want = off.open(net, plan, engine='onnxruntime', example=x)(x), off.open(net, "
+        "plan)(x)\n"
         "assert torch.allclose(got.logits, want.logits, atol=1e-4)\n"
     )
     done = subprocess.run(
-        [sys.executable, "-c", told], cwd=Path(__file__).parents[1] / "helpers", capture_output=True, text=True
+        [sys.executable, "-c", told],
+        cwd=Path(__file__).parents[1] / "helpers",
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.slow
 def test_a_gate_that_was_replaced_or_changed_is_compiled_anew(engine):
-    net, x = cut_of(), images_of(40)
+    net = cut_of()
+    x = images_of(40)
     found = []
-    for gate in (make_gate("margin"), make_gate("max_prob"), Tempered(make_gate("max_prob"), 5.0), 0.2):
+    for gate in (
+        make_gate("margin"),
+        make_gate("max_prob"),
+        Tempered(make_gate("max_prob"), 5.0),
+        0.2,
+    ):
         if isinstance(gate, float):
             net.gates["stem"].temperature = gate
         else:
@@ -406,7 +473,8 @@ def test_a_gate_that_was_replaced_or_changed_is_compiled_anew(engine):
 
 @pytest.mark.slow
 def test_a_layer_without_weights_that_was_replaced_is_compiled_anew(engine):
-    net, x = ladder_of(2), rows_of(9)
+    net = ladder_of(2)
+    x = rows_of(9)
     off.run(net, Plan.by_hand({}), x, engine=engine)
     net.backbone["middle"][1] = nn.ReLU().eval()
     close(off.run(net, Plan.by_hand({}), x, engine=engine).logits, net(x)[-1])
@@ -416,13 +484,21 @@ def test_a_layer_without_weights_that_was_replaced_is_compiled_anew(engine):
 @pytest.mark.parametrize("halves", [False, True])
 def test_texts_of_any_length_are_compiled_once(engine, halves, monkeypatch):
     length = ("input_ids", "attention_mask")
-    net = off.cut(encoder(halves=halves), texts(6, 9), at=["blocks.0", "blocks.1"], exits="linear", length=length)
+    net = off.cut(
+        encoder(halves=halves),
+        texts(6, 9),
+        at=["blocks.0", "blocks.1"],
+        exits="linear",
+        length=length,
+    )
     plan = middling(net, texts(64, 9))
-    mine, eager = off.open(net, plan, engine=engine), off.open(net, plan)
+    mine = off.open(net, plan, engine=engine)
+    eager = off.open(net, plan)
     mine(texts(6, 9))
     monkeypatch.setattr(graphs, "written", lambda *_: pytest.fail("written anew while serving"))
     for count, size in ((5, 9), (3, 8), (1, 12), (7, 31), (2, 3)):
         x = texts(count, size, seed=size)
-        got, want = mine(x), eager(x)
+        got = mine(x)
+        want = eager(x)
         close(got.logits, want.logits)
         assert got.exit.tolist() == want.exit.tolist()

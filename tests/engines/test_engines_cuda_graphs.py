@@ -1,4 +1,6 @@
-"""torch:cuda_graphs: padding to the recorded sizes changes no answer. Without a GPU a recording is a plain call."""
+"""torch:cuda_graphs: padding to the recorded sizes changes no answer. Without a GPU a recording is
+a plain call.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def recorder(monkeypatch):
 
 
 def halves(net, x):
-    scores = {name: score.detach().median().item() for name, _, score in net.walk(x) if score is not None}
+    scores = {
+        name: score.detach().median().item() for name, _, score in net.walk(x) if score is not None
+    }
     return Plan.by_hand(scores)
 
 
@@ -68,7 +72,9 @@ def test_any_batch_is_answered_as_without(recorder, make, rows, options):
     kept = [(mine(rows(size)), plain(rows(size))) for size in BATCHES]
     for got, want in kept:  # looked at after all of them ran: no answer lies in a buffer
         same(got, want)
-    assert sorted(recorder.sizes) == sorted(SIZES * len(net.topology.exits))  # once, whatever arrived
+    assert sorted(recorder.sizes) == sorted(
+        SIZES * len(net.topology.exits)
+    )  # once, whatever arrived
 
 
 def test_rows_of_an_earlier_batch_behind_a_smaller_one_are_not_seen(recorder):
@@ -82,7 +88,8 @@ def test_rows_of_an_earlier_batch_behind_a_smaller_one_are_not_seen(recorder):
 
 
 def test_threads_take_turns(recorder):
-    net, draw = ladder_of(3), random.Random(0)
+    net = ladder_of(3)
+    draw = random.Random(0)
     plan = halves(net, rows_of(64))
     mine = off.open(net, plan, engine="torch:cuda_graphs", example=rows_of(2))
     plain = off.open(net, plan)
@@ -100,13 +107,17 @@ def test_what_cannot_be_recorded_is_named(monkeypatch):
     net = ladder_of(2)
     (engine_stage,) = eager.Eager().open(net, Plan.by_hand({}).schedule(net.topology), net.device())
     with pytest.raises(
-        BadNetwork, match="segment 'middle' cannot be recorded as a CUDA graph: operation not permitted"
+        BadNetwork,
+        match="segment 'middle' cannot be recorded as a CUDA graph: operation not permitted",
     ):
         Replayed(engine_stage)({"x": rows_of(2)})
 
 
 def test_it_needs_a_gpu_fixed_shapes_and_no_compiler():
-    for options, says in (("cuda_graphs", "network is on cpu"), ("compile,cuda_graphs", "compile with cuda_graphs")):
+    for options, says in (
+        ("cuda_graphs", "network is on cpu"),
+        ("compile,cuda_graphs", "compile with cuda_graphs"),
+    ):
         with pytest.raises(InvalidArgument, match=says):
             engine_of(f"torch:{options}")[0].open(ladder_of(2), Schedule(()), torch.device("cpu"))
 
@@ -117,7 +128,8 @@ def test_on_a_gpu(options):
     net = cut_of().to("cuda")
     plan = halves(net, images_of(101).to("cuda"))
     check_engine(engine_of(f"torch:{options}")[0], net, images_of(9).to("cuda"))
-    mine, plain = off.open(net, plan, engine=f"torch:{options}"), off.open(net, plan)
+    mine = off.open(net, plan, engine=f"torch:{options}")
+    plain = off.open(net, plan)
     for size in BATCHES:
         x = images_of(size).to("cuda")
         agree = (mine(x).exit == plain(x).exit).float().mean()

@@ -1,4 +1,6 @@
-"""ONNX Runtime in eight bits: near to float32, the same for any batch, and another engine for plans."""
+"""ONNX Runtime in eight bits: near to float32, the same for any batch, and another engine for
+plans.
+"""
 
 from __future__ import annotations
 
@@ -38,14 +40,22 @@ def test_it_is_near_and_does_not_mix_rows_and_a_plan_keeps_to_it(scales):
         assert far.mean() < 0.05, name
     alone = off.record(net, X, timed=False, engine=scales, batch_size=1).columns
     assert (alone["logits/middle"] == trace.columns["logits/middle"]).all()
-    plan = off.Plan(thresholds={"small": (float(np.median(trace.columns["score/small"])),)}, origin=trace.header.origin)
+    plan = off.Plan(
+        thresholds={"small": (float(np.median(trace.columns["score/small"])),)},
+        origin=trace.header.origin,
+    )
     assert plan.origin.engine.split(":int8=")[0] == engine_of("onnxruntime")[1]
-    answers, wanted = off.open(net, plan, engine=scales)(X), trace.replay(plan)
+    answers = off.open(net, plan, engine=scales)(X)
+    wanted = trace.replay(plan)
     assert answers.exit.tolist() == wanted.exit.tolist()
     with pytest.raises(Mismatch, match="int8="):
         off.open(net, plan, engine="onnxruntime")
     with pytest.raises(Mismatch, match="int8="):
-        off.open(net, off.Plan(thresholds={}, origin=off.record(net, X, timed=False).header.origin), engine=scales)
+        off.open(
+            net,
+            off.Plan(thresholds={}, origin=off.record(net, X, timed=False).header.origin),
+            engine=scales,
+        )
 
 
 @pytest.mark.slow
@@ -66,9 +76,12 @@ def test_rows_that_set_scales_promise_nothing(scales):
 
 @pytest.mark.slow
 def test_exits_and_gates_stay_in_float32(tmp_path):
-    """A cut model: convolutions in eight bits; what an exit makes of its float32 features is exact."""
+    """A cut model: convolutions in eight bits; what an exit makes of its float32 features is
+    exact.
+    """
     np.savez(tmp_path / "some.npz", x=images_of(16, 1).numpy())
-    net, x = cut_of(gate="margin"), images_of(9)
+    net = cut_of(gate="margin")
+    x = images_of(9)
     engine, _ = engine_of(f"onnxruntime:int8=npz:{tmp_path / 'some.npz'}")
     state = {"x": x}
     with torch.no_grad():

@@ -52,12 +52,15 @@ assert os.waitpid(child, 0)[1] == 0, "a child that exits"
 
 @pytest.mark.slow
 def test_it_leaves_signals_and_forks_alone_and_says_nothing_to_anyone():
-    done = subprocess.run([sys.executable, "-c", TWO_GRAPHS_GO], capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, "-c", TWO_GRAPHS_GO], capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr[-2000:]
 
 
 def test_it_computes_in_float32_on_the_threads_of_torch_and_pins_none(monkeypatch):
-    seen, whole = [], package.Core.compile_model
+    seen = []
+    whole = package.Core.compile_model
 
     def compile_model(core, model, device, config):
         seen.append(config)
@@ -68,7 +71,11 @@ def test_it_computes_in_float32_on_the_threads_of_torch_and_pins_none(monkeypatc
     off.run(ladder_of(2), Plan.by_hand({}), rows_of(3), engine="openvino")
     config, *_ = seen
     assert config["INFERENCE_PRECISION_HINT"] == "f32"
-    assert (config["INFERENCE_NUM_THREADS"], config["NUM_STREAMS"], config["ENABLE_CPU_PINNING"]) == (2, 1, False)
+    assert (
+        config["INFERENCE_NUM_THREADS"],
+        config["NUM_STREAMS"],
+        config["ENABLE_CPU_PINNING"],
+    ) == (2, 1, False)
 
 
 def test_there_is_one_core_in_a_process():

@@ -1,4 +1,6 @@
-"""The heads of Be Your Own Teacher: widths at the places of a ResNet-18 for CIFAR, the mask, and in a network."""
+"""The heads of Be Your Own Teacher: widths at the places of a ResNet-18 for CIFAR, the mask, and in
+a network.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,8 @@ PLACES = [((64, 32, 32), 3, 8), ((128, 16, 16), 2, 4), ((256, 8, 8), 1, 2)]
 
 @pytest.mark.parametrize(("shape", "steps", "kernel"), PLACES)
 def test_all_heads_end_at_one_width(shape, steps, kernel):
-    one, other = attentive(shape, 100).eval(), bottleneck(shape, 100).eval()
+    one = attentive(shape, 100).eval()
+    other = bottleneck(shape, 100).eval()
     assert (one.steps, one.linear.in_features, other.linear.in_features) == (steps, 512, 512)
     assert other.layers[3].kernel_size == other.layers[3].stride == (kernel, kernel)
     seen = Seen(torch.zeros(1, *shape), {})
@@ -36,12 +39,19 @@ def separable(channels, out, side):
 
 def test_the_cost_of_the_first_head():
     made = attentive((64, 32, 32), 100).eval()
-    want = separable(64, 64, 16) + separable(64, 128, 16) + separable(128, 256, 8) + separable(256, 512, 4) + 51_200
+    want = (
+        separable(64, 64, 16)
+        + separable(64, 128, 16)
+        + separable(128, 256, 8)
+        + separable(256, 512, 4)
+        + 51_200
+    )
     assert macs(lambda: made(Seen(torch.zeros(1, 64, 32, 32), {}))) == want
 
 
 def test_the_mask_lies_between_a_half_and_one():
-    made, x = seeded(lambda: Attentive((2, 9, 8), 3, 0), 0).eval(), torch.rand(6, 2, 9, 8) + 0.1
+    made = seeded(lambda: Attentive((2, 9, 8), 3, 0), 0).eval()
+    x = torch.rand(6, 2, 9, 8) + 0.1
     with torch.no_grad():
         for part in made.mask:
             if isinstance(part, torch.nn.BatchNorm2d):
@@ -55,8 +65,9 @@ def test_the_mask_lies_between_a_half_and_one():
     assert (share > 0.5).any()
 
 
-# What their SepConv, attention and scala layers give at 3 channels with two steps, weights and features being waves:
-# github.com/ArchipLab-LinfengZhang/pytorch-self-distillation-final, 47ca93b6a60baaaf127a762e9f19bc70f4f0ffed.
+# What their SepConv, attention and scala layers give at 3 channels with two steps, weights and
+# features being waves: github.com/ArchipLab-LinfengZhang/pytorch-self-distillation-final,
+# 47ca93b6a60baaaf127a762e9f19bc70f4f0ffed.
 MASK = {"eval": [0.6324678, 0.7449836, 0.6330124], "train": [0.5, 0.5, 0.8622109]}
 FEATURE = {
     "eval": [
@@ -69,8 +80,14 @@ FEATURE = {
     ],
 }
 LOGITS = {
-    "eval": [[-0.204468, -0.254346, 0.098684, -0.1749652], [-0.2018849, -0.2548113, 0.0963513, -0.1732447]],
-    "train": [[-0.7319048, 0.1071359, 0.4316196, -0.7155885], [-0.7994462, 0.193421, 0.4527339, -0.8132346]],
+    "eval": [
+        [-0.204468, -0.254346, 0.098684, -0.1749652],
+        [-0.2018849, -0.2548113, 0.0963513, -0.1732447],
+    ],
+    "train": [
+        [-0.7319048, 0.1071359, 0.4316196, -0.7155885],
+        [-0.7994462, 0.193421, 0.4527339, -0.8132346],
+    ],
 }
 
 
@@ -95,12 +112,16 @@ def test_it_stands_on_images():
 
 @pytest.mark.parametrize("name", ["attentive", "bottleneck"])
 def test_in_a_network(name, tmp_path):
-    net, x = moved(cut_of(exits=name)), images_of(40, 4)
+    net = moved(cut_of(exits=name))
+    x = images_of(40, 4)
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", net.backbone)
     trace = off.record(net, x, timed=False, progress=False)
-    plan = Plan.by_hand({gate: float(np.median(trace.columns[f"score/{gate}"])) for gate in trace.topology.gates})
-    replay, answers = trace.replay(plan), off.run(again, plan, x)
+    plan = Plan.by_hand(
+        {gate: float(np.median(trace.columns[f"score/{gate}"])) for gate in trace.topology.gates}
+    )
+    replay = trace.replay(plan)
+    answers = off.run(again, plan, x)
     assert len(set(replay.exit.tolist())) == 3
     assert (answers.exit.numpy() == replay.exit).all()
     assert (answers.logits.argmax(1).numpy() == replay.answer).all()

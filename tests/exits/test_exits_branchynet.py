@@ -1,4 +1,6 @@
-"""BranchyNet's branches for AlexNet and ResNet-110: every size that follows from the authors' code, and their cost."""
+"""BranchyNet's branches for AlexNet and ResNet-110: every size that follows from the authors' code,
+and their cost.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +54,9 @@ def test_branch_2_of_alexnet():
     assert cost(made, shape) == 16 * 9 * 96 * 32 + 1280
 
 
-@pytest.mark.parametrize(("convolutions", "features"), [(0, 1024), (1, 512), (2, 512), (3, 512), (4, 512)])
+@pytest.mark.parametrize(
+    ("convolutions", "features"), [(0, 1024), (1, 512), (2, 512), (3, 512), (4, 512)]
+)
 def test_branch_1_of_alexnet_with_other_depths(convolutions, features):
     shape = (64, 16, 16)
     made = make_exit(partial(b_alexnet_1, convolutions=convolutions), shape, 10)
@@ -62,8 +66,13 @@ def test_branch_1_of_alexnet_with_other_depths(convolutions, features):
 
 def test_branches_of_resnet():
     shape = (16, 30, 30)
-    first, second = b_resnet_1(shape, 10), b_resnet_2(shape, 10)
-    assert [size for kind, size in ran(first, shape) if kind == "Conv2d"] == [(64, 30, 30), (32, 30, 30), (32, 30, 30)]
+    first = b_resnet_1(shape, 10)
+    second = b_resnet_2(shape, 10)
+    assert [size for kind, size in ran(first, shape) if kind == "Conv2d"] == [
+        (64, 30, 30),
+        (32, 30, 30),
+        (32, 30, 30),
+    ]
     assert "MaxPool2d" not in [kind for kind, _ in ran(first, shape)]
     assert first.layers[0].kernel_size == (5, 5)
     assert (first.linear.in_features, second.linear.in_features) == (28_800, 14_400)
@@ -73,8 +82,15 @@ def test_branches_of_resnet():
 
 def test_a_branch_of_the_first_edition_has_no_biases():
     """Golden values of the first edition; its files say nothing of biases."""
-    now, before = Residual((4, 5, 6), 3), Residual((4, 5, 6), 3, biased=False)
-    assert now.config() == {"name": "Residual", "shape": [4, 5, 6], "classes": 3, "blocks": 1, "biased": True}
+    now = Residual((4, 5, 6), 3)
+    before = Residual((4, 5, 6), 3, biased=False)
+    assert now.config() == {
+        "name": "Residual",
+        "shape": [4, 5, 6],
+        "classes": 3,
+        "blocks": 1,
+        "biased": True,
+    }
     assert "biased" not in before.config()
     assert now.blocks[0].conv1.bias is not None
     assert now.blocks[0].bn1.eps == 2e-5
@@ -87,9 +103,12 @@ def test_a_branch_of_the_first_edition_has_no_biases():
     assert _exit_of("stem", now.config(), {}).biased
 
 
-@pytest.mark.parametrize(("name", "shape"), [("b_alexnet", (64, 16, 16)), ("b_resnet", (16, 30, 30))])
+@pytest.mark.parametrize(
+    ("name", "shape"), [("b_alexnet", (64, 16, 16)), ("b_resnet", (16, 30, 30))]
+)
 def test_by_place(name, shape):
-    one, two = make_exit(name, shape, 10, ()), make_exit(name, shape, 10, ("conv2",))
+    one = make_exit(name, shape, 10, ())
+    two = make_exit(name, shape, 10, ("conv2",))
     assert one.config() == make_exit(f"{name}_1", shape, 10).config()
     assert two.config() == make_exit(f"{name}_2", shape, 10).config()
     assert one.reads == two.reads == ()

@@ -22,12 +22,16 @@ def three(norm=False):
     """Three exits in a cascade on five features, and features for each."""
     torch.manual_seed(0)
     before = (None, "a", "b")
-    made = [Cascade("flat", 5, 4, before=name, place=place, norm=norm) for place, name in enumerate(before, 1)]
+    made = [
+        Cascade("flat", 5, 4, before=name, place=place, norm=norm)
+        for place, name in enumerate(before, 1)
+    ]
     return dict(zip("abc", made, strict=True)), dict(zip("abc", torch.randn(3, 6, 5), strict=True))
 
 
 def run(exits, features):
-    logits, handed = {}, {}
+    logits = {}
+    handed = {}
     for name, exit_ in exits.items():
         logits[name], handed[name] = exit_.both(Seen(features[name], handed))
     return logits, handed
@@ -75,7 +79,11 @@ def test_no_gradient_reaches_the_head_before_through_the_cascade():
     exits, features = three()
     _, handed = run(exits, features)
     cross_entropy(handed["c"][:, -1], torch.zeros(6).long()).backward()
-    assert all(value.grad is None or not value.grad.any() for name in "ab" for value in exits[name].parameters())
+    assert all(
+        value.grad is None or not value.grad.any()
+        for name in "ab"
+        for value in exits[name].parameters()
+    )
     assert exits["c"].tail.linear.weight.grad[:, 5:].any()  # though it reads what that head says
 
 
@@ -85,23 +93,31 @@ def test_the_cascade_reads_the_raw_logits_of_the_one_before(norm):
     _, handed = run(exits, features)
     before = handed["b"][:, -1]
     if norm:
-        before = (before - before.mean(-1, keepdim=True)) / (before.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
+        before = (before - before.mean(-1, keepdim=True)) / (
+            before.var(-1, unbiased=False, keepdim=True) + 1e-5
+        ).sqrt()
     expected = exits["c"].tail.linear(torch.cat([features["c"], before], 1))
     torch.testing.assert_close(handed["c"][:, -1], expected)
     assert torch.equal(handed["c"][:, :2], handed["b"])
 
 
 def test_the_convolution_of_the_paper():
-    exit_, x = CascadeConv((3, 16, 16), 4, stride=2, padding=1), torch.randn(2, 3, 16, 16)
-    map_ = torch.nn.functional.conv2d(x, exit_.convolution.weight, exit_.convolution.bias, 2, 1).relu()
+    exit_ = CascadeConv((3, 16, 16), 4, stride=2, padding=1)
+    x = torch.randn(2, 3, 16, 16)
+    map_ = torch.nn.functional.conv2d(
+        x, exit_.convolution.weight, exit_.convolution.bias, 2, 1
+    ).relu()
     cells = map_.unflatten(3, (4, 2)).unflatten(2, (4, 2)).movedim(3, 4)  # [B, C, 4, 4, 2, 2]
     share = exit_.mixed.share
     mixed = share * cells.amax((4, 5)) + (1 - share) * cells.mean((4, 5))
-    torch.testing.assert_close(exit_.both(Seen(x, {}))[1][:, 0], exit_.tail.linear(mixed.flatten(1)))
+    torch.testing.assert_close(
+        exit_.both(Seen(x, {}))[1][:, 0], exit_.tail.linear(mixed.flatten(1))
+    )
 
 
-# Raw logits of their InternalClassifier (variant conv, sdn_pool; dataset tinyimagenet) at 2 channels and 3 classes,
-# weights and features being waves: github.com/gmum/Zero-Time-Waste, 8341f3a6215a88171427472534ef53a9385f8cd8.
+# Raw logits of their InternalClassifier (variant conv, sdn_pool; dataset tinyimagenet) at 2
+# channels and 3 classes, weights and features being waves: github.com/gmum/Zero-Time-Waste,
+# 8341f3a6215a88171427472534ef53a9385f8cd8.
 TINY = {
     16: [[0.6499231, 0.4117351, 0.1132366], [0.8002478, 0.4811848, 0.091715]],
     8: [[-1.0495101, -1.1019747, -0.9946936], [0.2635475, -0.1967881, -0.6289697]],
@@ -130,25 +146,37 @@ def test_the_stride_is_an_argument_of_the_name():
 
 def test_cut_chains_them_by_place():
     net = cut_of("stem", "blocks.0", "blocks.1", exits="cascade")
-    assert [net.exit_of(name).reads for name in net.topology.exits] == [(), ("stem",), ("blocks.0",), ()]
+    assert [net.exit_of(name).reads for name in net.topology.exits] == [
+        (),
+        ("stem",),
+        ("blocks.0",),
+        (),
+    ]
     assert [net.exit_of(name).tail.place for name in net.topology.gates] == [1, 2, 3]
 
 
 def test_a_cascade_with_a_hole_says_so():
     with pytest.raises(BadNetwork, match="hands on the logits of 1 exits, expected 2"):
-        cut_of("stem", "blocks.0", "blocks.1", exits={"stem": "cascade", "blocks.0": "linear", "blocks.1": "cascade"})
+        cut_of(
+            "stem",
+            "blocks.0",
+            "blocks.1",
+            exits={"stem": "cascade", "blocks.0": "linear", "blocks.1": "cascade"},
+        )
     with pytest.raises(BadNetwork, match="expected 1 and None, or neither"):
         Cascade("flat", 5, 4, place=2)
 
 
 def test_a_closed_exit_still_hands_on(tmp_path):
     """Rows that leave elsewhere are compacted, and what was handed on with them."""
-    net, x = cut_of("stem", "blocks.0", "blocks.1", exits="cascade"), images_of(50, 2)
+    net = cut_of("stem", "blocks.0", "blocks.1", exits="cascade")
+    x = images_of(50, 2)
     trace = off.record(net, x, timed=False, progress=False)
     middle = {name: float(trace.columns[f"score/{name}"].mean()) for name in net.topology.gates}
     for closed in ("stem", "blocks.0", None):
         plan = off.Plan.by_hand(middle | ({closed: float("inf")} if closed else {}))
-        y, replayed = off.run(net, plan, x), trace.replay(plan)
+        y = off.run(net, plan, x)
+        replayed = trace.replay(plan)
         assert (y.exit.numpy() == replayed.exit).all()
         chosen = torch.stack(net(x)).detach()[y.exit.clone(), torch.arange(50)]
         torch.testing.assert_close(y.logits, chosen, atol=1e-4, rtol=1e-4)
@@ -160,7 +188,8 @@ def test_a_ladder_refuses_a_member_with_a_cascade():
         off.ladder({"one": cut_of(exits="cascade"), "two": ladder_of(2).backbone["small"]})
 
 
-# ztw_cv_original/architectures/weighted_avg_model.py, gmum/Zero-Time-Waste 8341f3a, then log_softmax
+# ztw_cv_original/architectures/weighted_avg_model.py, gmum/Zero-Time-Waste 8341f3a, then
+# log_softmax
 GOLDEN = {
     "additive": [[-1.3623695, -1.3351176, -0.7322636], [-0.6875016, -1.7676287, -1.119534]],
     "mean": [[-1.1901236, -1.224395, -0.9115995], [-0.5672885, -1.8231032, -1.304105]],
@@ -175,9 +204,13 @@ def test_ensembles_of_the_ablations_answer_as_the_authors(kind):
             exit_.tail.a.copy_(torch.tensor([0.3, -0.7, 0.2]))
             exit_.tail.b.copy_(torch.tensor([0.1, -0.4, 0.5]))
     members = torch.arange(18.0).reshape(2, 3, 3).sin() * 2
-    torch.testing.assert_close(exit_.tail.ensemble(members), torch.tensor(GOLDEN[kind]), atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        exit_.tail.ensemble(members), torch.tensor(GOLDEN[kind]), atol=1e-6, rtol=0
+    )
     assert exit_.config()["ensemble"] == kind
-    assert "ensemble" not in Cascade("flat", 5, 3).config()  # files that do not name one have the paper's
+    assert (
+        "ensemble" not in Cascade("flat", 5, 3).config()
+    )  # files that do not name one have the paper's
 
 
 @pytest.mark.parametrize("kind", ["additive", "mean"])
@@ -195,5 +228,7 @@ def test_ensembles_of_the_ablations_are_trained_and_kept(kind, tmp_path):
 
 
 def test_another_ensemble_is_refused():
-    with pytest.raises(InvalidArgument, match="ensemble must be one of geometric, additive, mean, got 'sum'"):
+    with pytest.raises(
+        InvalidArgument, match="ensemble must be one of geometric, additive, mean, got 'sum'"
+    ):
         Cascade("flat", 5, 3, ensemble="sum")

@@ -19,7 +19,9 @@ from small import cut_of, images_of, seeded
 
 
 def of_two(**options):
-    """An exit on five features and four classes that reads the exit "a", with a batch norm that has seen something."""
+    """An exit on five features and four classes that reads the exit "a", with a batch norm that has
+    seen something.
+    """
     exit_ = seeded(lambda: Inline(Pooled("flat", 5, 4), "a", **options), 0)
     norm = exit_.block[1]
     with torch.no_grad():
@@ -32,11 +34,14 @@ def of_two(**options):
 
 def seen_of(features=5, classes=4):
     draw = torch.Generator().manual_seed(1)
-    return Seen(torch.randn(6, features, generator=draw), {"a": torch.randn(6, classes, generator=draw)})
+    return Seen(
+        torch.randn(6, features, generator=draw), {"a": torch.randn(6, classes, generator=draw)}
+    )
 
 
 def test_it_is_linear_on_features_and_on_what_a_block_makes_of_the_logits_before():
-    exit_, seen = of_two(), seen_of()
+    exit_ = of_two()
+    seen = seen_of()
     dense, norm, _ = exit_.block
     k = seen.logits["a"] @ dense.weight.T + dense.bias
     k = (k - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
@@ -55,7 +60,8 @@ def test_the_first_exit_reads_features_alone():
 
 @pytest.mark.parametrize("detach", [False, True])
 def test_an_exit_trains_the_one_before_unless_detached(detach):
-    exit_, seen = of_two(detach=detach), seen_of()
+    exit_ = of_two(detach=detach)
+    seen = seen_of()
     seen.logits["a"].requires_grad_()
     cross_entropy(exit_(seen), torch.zeros(6).long()).backward()
     assert (seen.logits["a"].grad is None) is detach
@@ -95,7 +101,8 @@ def test_a_network_with_them_runs_as_it_was_recorded():
     middle = {name: float(trace.columns[f"score/{name}"].mean()) for name in net.topology.gates}
     for closed in (None, "stem"):
         plan = off.Plan.by_hand(middle | ({closed: float("inf")} if closed else {}))
-        y, replayed = off.run(net, plan, x), trace.replay(plan)
+        y = off.run(net, plan, x)
+        replayed = trace.replay(plan)
         assert (y.exit.numpy() == replayed.exit).all()
         chosen = torch.stack(net(x)).detach()[y.exit.clone(), torch.arange(40)]
         torch.testing.assert_close(y.logits, chosen, atol=1e-4, rtol=1e-4)

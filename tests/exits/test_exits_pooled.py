@@ -39,7 +39,11 @@ def test_tokens_are_averaged():
 
 def test_flat_and_hidden():
     exit_ = Pooled("flat", 24, 3, (8, 5))
-    assert [tuple(layer.weight.shape) for layer in exit_.head if hasattr(layer, "weight")] == [(8, 24), (5, 8), (3, 5)]
+    assert [tuple(layer.weight.shape) for layer in exit_.head if hasattr(layer, "weight")] == [
+        (8, 24),
+        (5, 8),
+        (3, 5),
+    ]
     assert exit_(Seen(torch.randn(2, 6, 2, 2), {})).shape == (2, 3)
     assert mlp((6, 2, 2), 3).config() == {
         "name": "Pooled", "pool": "grid", "features": 108, "classes": 3, "hidden": [128]

@@ -27,13 +27,15 @@ def test_mixed_pooling_by_hand(side, kernel):
 
 
 def test_a_small_side_is_not_pooled_and_has_no_share():
-    exit_, features = Internal((2, 7, 5), 3), torch.randn(4, 2, 7, 5)
+    exit_ = Internal((2, 7, 5), 3)
+    features = torch.randn(4, 2, 7, 5)
     assert exit_.mixed.share is None
     torch.testing.assert_close(exit_(Seen(features, {})), exit_.linear(features.flatten(1)))
 
 
 def test_the_share_learns_also_from_what_was_pooled_once():
-    exit_, features = Internal((2, 16, 16), 3), torch.randn(4, 2, 16, 16)
+    exit_ = Internal((2, 16, 16), 3)
+    features = torch.randn(4, 2, 16, 16)
     grads = []
     for given in (features, exit_.pool(features)):
         exit_.zero_grad()
@@ -51,7 +53,9 @@ def test_mixed_pooling_stands_on_maps():
 
 def test_the_surest_of_all_heads_answers():
     rows = torch.tensor
-    own, a, b = rows([[1.0, 0], [3, 0], [0, 2]]), rows([[0.0, 2], [0, 1], [2, 0]]), rows([[0.0, 1], [2, 0], [5, 0]])
+    own = rows([[1.0, 0], [3, 0], [0, 2]])
+    a = rows([[0.0, 2], [0, 1], [2, 0]])
+    b = rows([[0.0, 1], [2, 0], [5, 0]])
     answers = Surest(("a", "b"))(Seen(own, {"a": a, "b": b}))
     assert torch.equal(answers, torch.stack([a[0], own[1], b[2]]))
 

@@ -1,4 +1,6 @@
-"""Exits that select among the layers so far: the formula by hand, gradients through layers, and in a network."""
+"""Exits that select among the layers so far: the formula by hand, gradients through layers, and in
+a network.
+"""
 
 from __future__ import annotations
 
@@ -16,13 +18,18 @@ from small import cut_of, images_of, moved, seeded
 
 def test_the_formula_by_hand():
     made = seeded(lambda: Selective("flat", 6, 3, before="a", place=3, channels=4, inner=5), 0)
-    features, earlier = torch.randn(7, 6), torch.randn(7, 2, 4)
+    features = torch.randn(7, 6)
+    earlier = torch.randn(7, 2, 4)
     u = torch.cat([earlier, made.project(features)[:, None]], 1)
-    score = made.select[2](made.select[0](u[:, 0] + u[:, 1] + u[:, 2]).relu())  # [7, 12], layer by layer
+    score = made.select[2](
+        made.select[0](u[:, 0] + u[:, 1] + u[:, 2]).relu()
+    )  # [7, 12], layer by layer
     share = torch.stack([score[:, 4 * place : 4 * place + 4] for place in range(3)], 1).exp()
     share = share / share.sum(1, keepdim=True)
     logits, handed = made.both(Seen(features, {"a": earlier}))
-    torch.testing.assert_close(logits, made.linear(sum(share[:, place] * u[:, place] for place in range(3))))
+    torch.testing.assert_close(
+        logits, made.linear(sum(share[:, place] * u[:, place] for place in range(3)))
+    )
     torch.testing.assert_close(handed, u)
     torch.testing.assert_close(made.shares(u).sum(1), torch.ones(7, 4))
 
@@ -53,14 +60,18 @@ def test_a_later_exit_trains_earlier_projections():
 
 
 def test_in_a_network(tmp_path):
-    net, x = moved(cut_of(exits="selective")), images_of(60, 4)
+    net = moved(cut_of(exits="selective"))
+    x = images_of(60, 4)
     assert net.exits["blocks.0"].reads == ("stem",)
     trace = off.record(net, x, timed=False, progress=False)
-    halves = {name: float(np.median(trace.columns[f"score/{name}"])) for name in trace.topology.gates}
+    halves = {
+        name: float(np.median(trace.columns[f"score/{name}"])) for name in trace.topology.gates
+    }
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", net.backbone)
     for plan in (Plan.by_hand(halves), Plan.by_hand({**halves, "stem": float("inf")})):
-        replay, answers = trace.replay(plan), off.run(again, plan, x)
+        replay = trace.replay(plan)
+        answers = off.run(again, plan, x)
         assert len(set(replay.exit.tolist())) >= 2
         assert (answers.exit.numpy() == replay.exit).all()
         assert (answers.logits.argmax(1).numpy() == replay.answer).all()

@@ -33,7 +33,9 @@ def test_mean_over_three_members():
     third = exits[2](Seen(members[2], {"b": second}))
     chances = torch.stack(members).double().softmax(-1)
     for place, got in enumerate((first, second, third)):
-        torch.testing.assert_close(got.double().exp(), chances[: place + 1].mean(0), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            got.double().exp(), chances[: place + 1].mean(0), atol=1e-6, rtol=1e-5
+        )
     assert [exit_.reads for exit_ in exits] == [(), ("a",), ("b",)]
     assert exits[2].config() == {"name": "Mean", "before": "b", "visited": 2}
 

@@ -17,7 +17,9 @@ Y = (X.mean((1, 2, 3)) > 0).long()
 
 
 class Aided(Recipe):
-    """Exits by cross-entropy on logits that a random linear layer, trained beside them, has mixed."""
+    """Exits by cross-entropy on logits that a random linear layer, trained beside them, has
+    mixed.
+    """
 
     def __init__(self, steps=None):
         self.steps = steps
@@ -37,7 +39,10 @@ class Aided(Recipe):
         assert mix.training == (batch.phase == "both") == mix[0].weight.requires_grad
         if self.steps is not None:
             self.steps.append((batch.phase, batch.step, batch.steps, batch.done))
-        return {n: nn.functional.cross_entropy(mix(v), batch.labels()) for n, v in outputs.logits.items()}
+        return {
+            n: nn.functional.cross_entropy(mix(v), batch.labels())
+            for n, v in outputs.logits.items()
+        }
 
 
 def trained(**options):
@@ -51,7 +56,9 @@ def test_auxiliary_are_seeded_and_never_stay(tmp_path):
     net = trained(folder=tmp_path)
     torch.manual_seed(2)  # what others drew does not matter
     check_same(net, trained(), "two runs from the same seed")
-    assert not torch.equal(net.exits["stem"].head[0].weight, trained(seed=1).exits["stem"].head[0].weight)
+    assert not torch.equal(
+        net.exits["stem"].head[0].weight, trained(seed=1).exits["stem"].head[0].weight
+    )
     assert net.auxiliary == {}
     assert not [key for key in net.state_dict() if "mix" in key]
     off.load(tmp_path / "checkpoint", net.backbone)  # a network like any other

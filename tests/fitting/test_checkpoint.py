@@ -41,12 +41,14 @@ class Scheduled(Recipe):
 
         names = ("stem", "blocks.0")
         return [
-            Phase(name, tuple(network.exits[name].parameters()), 2, sgd, scheduled, reads="pooled") for name in names
+            Phase(name, tuple(network.exits[name].parameters()), 2, sgd, scheduled, reads="pooled")
+            for name in names
         ]
 
     def loss(self, outputs, batch):
         return {
-            name: torch.nn.functional.cross_entropy(outputs.logits[name], batch.labels()) for name in outputs.logits
+            name: torch.nn.functional.cross_entropy(outputs.logits[name], batch.labels())
+            for name in outputs.logits
         }
 
 
@@ -65,17 +67,33 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_weights(tmp_path, re
         trained(stopping(recipe, after), folder=tmp_path)
     off.load(tmp_path / "checkpoint", cut_of().backbone)  # usable as it is
     net = cut_of(trained=False)
-    history = off.fit(net, (X, Y), recipe=recipe, batch_size=16, progress=False, folder=tmp_path, resume=True)
-    assert not [key for key, value in table.state_dict().items() if not torch.equal(value, net.state_dict()[key])]
+    history = off.fit(
+        net, (X, Y), recipe=recipe, batch_size=16, progress=False, folder=tmp_path, resume=True
+    )
+    assert not [
+        key
+        for key, value in table.state_dict().items()
+        if not torch.equal(value, net.state_dict()[key])
+    ]
     straight = off.fit(cut_of(trained=False), (X, Y), recipe=recipe, batch_size=16, progress=False)
-    assert [epoch.figures for epoch in history.epochs] == [epoch.figures for epoch in straight.epochs]
+    assert [epoch.figures for epoch in history.epochs] == [
+        epoch.figures for epoch in straight.epochs
+    ]
     assert len((tmp_path / "metrics.csv").read_text().splitlines()) == 1 + len(straight.epochs)
 
 
 def test_a_finished_run_is_resumed_at_its_end(tmp_path):
     first = trained(Joint(epochs=1), folder=tmp_path)
     net = cut_of(trained=False)
-    history = off.fit(net, (X, Y), recipe=Joint(epochs=1), batch_size=16, progress=False, folder=tmp_path, resume=True)
+    history = off.fit(
+        net,
+        (X, Y),
+        recipe=Joint(epochs=1),
+        batch_size=16,
+        progress=False,
+        folder=tmp_path,
+        resume=True,
+    )
     assert net.fingerprint() == first.fingerprint()
     assert len(history.epochs) == 1
 
@@ -92,7 +110,11 @@ def test_an_earlier_run_is_not_overwritten(tmp_path):
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"seed": 1}, "seed 0, this one has 1"), ({"views": 2}, "views"), ({"recipe": Joint(epochs=2)}, "recipe")],
+    [
+        ({"seed": 1}, "seed 0, this one has 1"),
+        ({"views": 2}, "views"),
+        ({"recipe": Joint(epochs=2)}, "recipe"),
+    ],
 )
 def test_another_run_is_not_continued(tmp_path, options, says):
     trained(Joint(epochs=1), folder=tmp_path)
@@ -103,7 +125,14 @@ def test_another_run_is_not_continued(tmp_path, options, says):
 def test_other_rows_do_not_continue_a_run(tmp_path):
     trained(Joint(epochs=1), folder=tmp_path)
     with pytest.raises(Mismatch, match="data"):
-        off.fit(cut_of(trained=False), (X + 1, Y), recipe=Joint(epochs=1), batch_size=16, folder=tmp_path, resume=True)
+        off.fit(
+            cut_of(trained=False),
+            (X + 1, Y),
+            recipe=Joint(epochs=1),
+            batch_size=16,
+            folder=tmp_path,
+            resume=True,
+        )
 
 
 def test_a_damaged_checkpoint_is_refused(tmp_path):
@@ -123,7 +152,9 @@ def flipped(file, at: float) -> None:
 
 
 @pytest.mark.parametrize("at", [0.0, 0.5, 0.9, 1.0])
-@pytest.mark.parametrize("name", ["weights.safetensors", "optimizer.safetensors", "network.json", "training.json"])
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "optimizer.safetensors", "network.json", "training.json"]
+)
 def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_refused(tmp_path, name, at):
     with pytest.raises(KeyboardInterrupt):
         trained(stopping(Joint(epochs=1), 3), folder=tmp_path)
@@ -131,7 +162,15 @@ def test_a_flipped_bit_in_any_file_of_a_checkpoint_is_refused(tmp_path, name, at
     net = cut_of(trained=False)
     before = net.fingerprint()
     with pytest.raises(BadFile, match=r"damaged|no readable JSON|not an offramp"):
-        off.fit(net, (X, Y), recipe=Joint(epochs=1), batch_size=16, progress=False, folder=tmp_path, resume=True)
+        off.fit(
+            net,
+            (X, Y),
+            recipe=Joint(epochs=1),
+            batch_size=16,
+            progress=False,
+            folder=tmp_path,
+            resume=True,
+        )
     assert net.fingerprint() == before
 
 
@@ -156,7 +195,9 @@ def test_a_checkpoint_of_the_first_version_goes_on_while_its_weights_are_sound(t
     del body["files"]
     write_json(file, "training", 1, body)
     shutil.copytree(tmp_path, tmp_path / "damaged")
-    assert trained(Joint(epochs=2), folder=tmp_path, resume=True).fingerprint() == table.fingerprint()
+    assert (
+        trained(Joint(epochs=2), folder=tmp_path, resume=True).fingerprint() == table.fingerprint()
+    )
     flipped(tmp_path / "damaged" / "checkpoint" / "weights.safetensors", 0.9)
     with pytest.raises(BadFile, match="damaged or exchanged"):
         trained(Joint(epochs=2), folder=tmp_path / "damaged", resume=True)
@@ -229,15 +270,32 @@ def test_what_a_recipe_and_augment_say_of_themselves_is_the_same_in_the_next_pro
 def test_other_labels_do_not_continue_a_run(tmp_path):
     trained(Joint(epochs=1), folder=tmp_path)
     with pytest.raises(Mismatch, match="labels"):
-        off.fit(cut_of(trained=False), (X, 1 - Y), recipe=Joint(epochs=1), batch_size=16, folder=tmp_path, resume=True)
+        off.fit(
+            cut_of(trained=False),
+            (X, 1 - Y),
+            recipe=Joint(epochs=1),
+            batch_size=16,
+            folder=tmp_path,
+            resume=True,
+        )
 
 
-def test_a_run_that_was_killed_while_a_checkpoint_was_replaced_goes_on_from_the_one_before(tmp_path):
+def test_a_run_that_was_killed_while_a_checkpoint_was_replaced_goes_on_from_the_one_before(
+    tmp_path,
+):
     trained(Joint(epochs=1), folder=tmp_path)
     (tmp_path / ".checkpoint.offramp-abc.part").mkdir()
     (tmp_path / "checkpoint").rename(tmp_path / ".checkpoint.offramp-abc.part" / "old")
     net = cut_of(trained=False)
-    history = off.fit(net, (X, Y), recipe=Joint(epochs=1), batch_size=16, progress=False, folder=tmp_path, resume=True)
+    history = off.fit(
+        net,
+        (X, Y),
+        recipe=Joint(epochs=1),
+        batch_size=16,
+        progress=False,
+        folder=tmp_path,
+        resume=True,
+    )
     assert len(history.epochs) == 1
     assert (tmp_path / "checkpoint" / "training.json").is_file()
     assert not (tmp_path / ".checkpoint.offramp-abc.part").exists()

@@ -1,4 +1,6 @@
-"""Recipes with arguments: one way in Python and at the command line, and every argument on a page."""
+"""Recipes with arguments: one way in Python and at the command line, and every argument on a
+page.
+"""
 
 from __future__ import annotations
 
@@ -54,4 +56,6 @@ def test_the_page_is_up_to_date():
     spec = importlib.util.spec_from_file_location("recipes_page", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    assert module.PAGE.read_text(encoding="utf-8") == module.page(), "run: python docs/generate/recipes.py"
+    assert module.PAGE.read_text(encoding="utf-8") == module.page(), (
+        "run: python docs/generate/recipes.py"
+    )

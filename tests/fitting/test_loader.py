@@ -18,7 +18,14 @@ Y = torch.arange(23) % 3
 def loader(batch_size=5, draws=(0, 0), **options):
     rows = off.rows((X, Y))
     cpu = torch.device("cpu")
-    return BatchLoader(rows, index_of(rows, progress=False), batch_size=batch_size, draws=draws, device=cpu, **options)
+    return BatchLoader(
+        rows,
+        index_of(rows, progress=False),
+        batch_size=batch_size,
+        draws=draws,
+        device=cpu,
+        **options,
+    )
 
 
 def order(some, epoch=0, start=0):
@@ -72,4 +79,14 @@ def test_a_selection_is_trained_alone():
 
 
 def test_seeds_of_different_places_differ():
-    assert len({drawn(0, phase, epoch, step) for phase in range(3) for epoch in range(3) for step in range(50)}) == 450
+    assert (
+        len(
+            {
+                drawn(0, phase, epoch, step)
+                for phase in range(3)
+                for epoch in range(3)
+                for step in range(50)
+            }
+        )
+        == 450
+    )

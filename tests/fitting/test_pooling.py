@@ -1,4 +1,6 @@
-"""Pooled features are computed once, kept while the backbone is what it was, and found again on disk."""
+"""Pooled features are computed once, kept while the backbone is what it was, and found again on
+disk.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,14 @@ X = images_of(40)
 
 
 def pooled(net, **options):
-    return Pooling(net, poolable(net), options.pop("views", 1), options.pop("augment", None), progress=False, **options)
+    return Pooling(
+        net,
+        poolable(net),
+        options.pop("views", 1),
+        options.pop("augment", None),
+        progress=False,
+        **options,
+    )
 
 
 @pytest.fixture
@@ -32,7 +41,9 @@ def test_they_are_what_the_exits_read():
     net = cut_of()
     found = pooled(net).features(off.rows(X), "data")
     for name, seen in net.look(X):
-        assert torch.allclose(torch.from_numpy(found[name]), net.exit_of(name).pool(seen.features), atol=1e-6)
+        assert torch.allclose(
+            torch.from_numpy(found[name]), net.exit_of(name).pool(seen.features), atol=1e-6
+        )
     assert list(found) == list(net.topology.exits)
 
 
@@ -122,7 +133,10 @@ def test_views_are_augmented_each_anew_and_looked_at_rows_are_not():
 
 
 def test_exits_that_cannot_pool_and_those_that_read_them_are_left_out():
-    assert poolable(cut_of(exits={"stem": "branch", "blocks.0": "linear"})) == ("blocks.0", "backbone")
+    assert poolable(cut_of(exits={"stem": "branch", "blocks.0": "linear"})) == (
+        "blocks.0",
+        "backbone",
+    )
     assert poolable(ladder_of(2, answer="mean")) == ("small", "middle")
 
 
@@ -132,7 +146,9 @@ def test_the_same_weights_in_another_model_have_features_of_their_own(passes, tm
         torch.manual_seed(0)
         model = torch.nn.Sequential(torch.nn.Linear(4, 4), act, torch.nn.Linear(4, 3)).eval()
         net = off.cut(model, rows_of(4), at=["1"], exits="linear")
-        found.append(pooled(net, folder=tmp_path).features(off.rows(rows_of(12)), "data")["1"].copy())
+        found.append(
+            pooled(net, folder=tmp_path).features(off.rows(rows_of(12)), "data")["1"].copy()
+        )
     assert np.abs(found[0] - found[1]).max() > 0.01
 
 

@@ -39,12 +39,17 @@ def brightness(count: int, seed: int = 0):
 
 def fitted(net=None, **options):
     net = net or cut_of(trained=False)
-    off.fit(net, brightness(90), **{"recipe": Joint(epochs=2), "progress": False, "batch_size": 16, **options})
+    off.fit(
+        net,
+        brightness(90),
+        **{"recipe": Joint(epochs=2), "progress": False, "batch_size": 16, **options},
+    )
     return net
 
 
 def same(one, other):
-    mine, its = one.state_dict(), other.state_dict()
+    mine = one.state_dict()
+    its = other.state_dict()
     return mine.keys() == its.keys() and all(torch.equal(mine[key], its[key]) for key in mine)
 
 
@@ -52,7 +57,9 @@ class Frozen(Recipe):
     """Trains the exits of a frozen backbone by a loss of the user's."""
 
     def __init__(self, reads="input", epochs=2, loss=nn.functional.cross_entropy):
-        self.reads, self.epochs, self.lose = reads, epochs, loss
+        self.reads = reads
+        self.epochs = epochs
+        self.lose = loss
 
     def phases(self, network):
         return [Phase("exits", tuple(network.exits.parameters()), self.epochs, reads=self.reads)]
@@ -64,12 +71,19 @@ class Frozen(Recipe):
 def test_what_was_trained_answers_better_and_the_history_tells():
     net = cut_of(trained=False)
     history = off.fit(
-        net, brightness(300), recipe=Joint(epochs=15, rate=1e-2), development=brightness(60, 1), progress=False
+        net,
+        brightness(300),
+        recipe=Joint(epochs=15, rate=1e-2),
+        development=brightness(60, 1),
+        progress=False,
     )
-    first, last = history.epochs[0].figures, history.last.figures
+    first = history.epochs[0].figures
+    last = history.last.figures
     assert last["loss"] < 0.8 * first["loss"]
     assert last["accuracy/stem"] > 0.75
-    assert last["loss"] == pytest.approx(sum(last[f"loss/{name}"] for name in net.topology.exits), rel=1e-4)
+    assert last["loss"] == pytest.approx(
+        sum(last[f"loss/{name}"] for name in net.topology.exits), rel=1e-4
+    )
     assert net.untrained() == ()
     assert not any(part.training for part in net.modules())
     assert "joint, epoch 15: loss " in str(history)
@@ -81,7 +95,9 @@ def test_a_frozen_backbone_stays_as_it_is_to_the_last_bit(reads):
     before = {key: value.clone() for key, value in net.state_dict().items()}
     wishes = [value.requires_grad for value in net.parameters()]
     fitted(net, recipe=Frozen(reads))
-    changed = {key for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
+    changed = {
+        key for key, value in net.state_dict().items() if not torch.equal(value, before[key])
+    }
     assert changed == {key for key in before if key.startswith("exits.")}
     assert wishes == [value.requires_grad for value in net.parameters()]
 
@@ -106,7 +122,8 @@ def test_the_global_generators_are_left_alone():
 
 
 def test_norms_move_or_stay():
-    moving, frozen = cut_of(trained=False), cut_of(trained=False)
+    moving = cut_of(trained=False)
+    frozen = cut_of(trained=False)
     before = moving.backbone.stem[1].running_mean.clone()
     fitted(moving)
     fitted(frozen, recipe=Joint(epochs=2, norm="frozen"))
@@ -119,7 +136,9 @@ def test_a_phase_may_train_some_rows_alone():
 
     class Some(Frozen):
         def phases(self, network):
-            return [replace(*super().phases(network), rows=lambda outputs, batch: batch.labels() == 1)]
+            return [
+                replace(*super().phases(network), rows=lambda outputs, batch: batch.labels() == 1)
+            ]
 
         def loss(self, outputs, batch):
             seen.extend(batch.labels().tolist())
@@ -153,14 +172,21 @@ def test_augmentation_is_drawn_anew_where_the_input_is_read_and_kept_in_copies_w
     def trained(recipe, **options):
         drawn.clear()
         return off.fit(
-            cut_of(trained=False), brightness(90), recipe=recipe, augment=noisy, progress=False, **options
+            cut_of(trained=False),
+            brightness(90),
+            recipe=recipe,
+            augment=noisy,
+            progress=False,
+            **options,
         ).notes
 
     drawn: list[int] = []
     assert trained(Frozen("input")) == ("rows were augmented anew in every epoch of exits",)
     assert sum(drawn) == 2 * 90
     said = trained(Frozen("pooled", epochs=5), views=3)
-    assert said == ("pooled features were computed once for exits; 3 augmented copies of each row were kept",)
+    assert said == (
+        "pooled features were computed once for exits; 3 augmented copies of each row were kept",
+    )
     assert sum(drawn) == 3 * 90
 
 
@@ -175,7 +201,9 @@ def test_the_rows_are_remembered_through_files_and_refused(tmp_path):
     with pytest.raises(OverlappingRows, match="also trained"):
         off.calibrate(trace, budget=0.9)
     fresh = off.record(again, brightness(200, 9), timed=False, progress=False)
-    assert off.calibrate(fresh, at_most=0.9, search=trace).promise  # rows that are only searched promise nothing
+    assert off.calibrate(
+        fresh, at_most=0.9, search=trace
+    ).promise  # rows that are only searched promise nothing
     assert not fresh.columns["learned"].any()
     stacked = off.ladder({"one": again, "two": cut_of(seed=1)})
     assert off.record(stacked, (x, y), timed=False, progress=False).columns["learned"].all()
@@ -191,7 +219,11 @@ def test_the_rows_are_remembered_through_files_and_refused(tmp_path):
         ({"precision": "int4"}, InvalidArgument, "bf16"),
         ({"precision": "fp16"}, InvalidArgument, "CUDA"),
         ({"precision": "bf16", "recipe": "weighted"}, InvalidArgument, "nothing brings bf16 about"),
-        ({"batch_size": 0}, InvalidArgument, "batch_size must be a whole number of at least 1, got 0"),
+        (
+            {"batch_size": 0},
+            InvalidArgument,
+            "batch_size must be a whole number of at least 1, got 0",
+        ),
         ({"batch_size": 16.0}, InvalidArgument, "whole number"),
         ({"seed": -1}, InvalidArgument, "seed must be a whole number of at least 0, got -1"),
         ({"folder": __file__}, BadFile, "cannot write"),
@@ -206,7 +238,11 @@ def test_the_rows_are_remembered_through_files_and_refused(tmp_path):
             "regularizer must be a number above 0, got 'strong'",
         ),
         ({"recipe": Hinge(gap=-1)}, InvalidArgument, "gap must be above 0, got -1"),
-        ({"data": (images_of(20).double(), torch.zeros(20).long())}, BadData, r"first row of array \(x torch.float64"),
+        (
+            {"data": (images_of(20).double(), torch.zeros(20).long())},
+            BadData,
+            r"first row of array \(x torch.float64",
+        ),
         ({"augment": lambda x: x[:3]}, BadData, "augment made 3 rows"),
         ({"batch_size": 1}, BadData, "batch norm"),
         ({"resume": True}, InvalidArgument, "folder"),
@@ -216,7 +252,11 @@ def test_the_rows_are_remembered_through_files_and_refused(tmp_path):
         ({"development": images_of(20, 3)}, BadData, "has no labels"),
         ({"data": (images_of(20), torch.full((20,), 3))}, BadData, "expected 0 to 2"),
         ({"development": brightness(90)}, OverlappingRows, "development"),
-        ({"recipe": Frozen("pooled"), "exits": "branch"}, BadNetwork, "reads features that are pooled"),
+        (
+            {"recipe": Frozen("pooled"), "exits": "branch"},
+            BadNetwork,
+            "reads features that are pooled",
+        ),
     ],
 )
 def test_bad_input_is_refused_before_anything_changes(options, error, says):
@@ -237,7 +277,12 @@ def test_a_phase_without_parameters_of_this_network_is_refused():
     with pytest.raises(BadNetwork, match="2 of them not of this network"):
         fitted(recipe=Other())
     with pytest.raises(BadNetwork, match=r"no exit .* parameters to train"):
-        off.fit(ladder_of(2), (rows_of(8), np.zeros(8, int)), recipe=Joint(backbone=False), progress=False)
+        off.fit(
+            ladder_of(2),
+            (rows_of(8), np.zeros(8, int)),
+            recipe=Joint(backbone=False),
+            progress=False,
+        )
 
 
 def test_a_network_in_training_mode_is_refused():
@@ -251,12 +296,19 @@ def test_a_loss_that_turns_nan_names_step_exit_and_checkpoint(tmp_path, folder):
 
     def spoiled(logits, y):
         calls.append(1)
-        return nn.functional.cross_entropy(logits, y) * (torch.nan if len(calls) == 3 * 8 + 2 else 1)
+        return nn.functional.cross_entropy(logits, y) * (
+            torch.nan if len(calls) == 3 * 8 + 2 else 1
+        )
 
     net = cut_of(trained=False)
     where = "last good checkpoint is" if folder else "no checkpoint"
     with pytest.raises(Diverged, match=rf"exit 'blocks.0' .* step 8, .*{where}") as raised:
-        fitted(net, recipe=Frozen(epochs=3, loss=spoiled), batch_size=12, folder=tmp_path if folder else None)
+        fitted(
+            net,
+            recipe=Frozen(epochs=3, loss=spoiled),
+            batch_size=12,
+            folder=tmp_path if folder else None,
+        )
     assert raised.value.step == 8
     assert all(value.isfinite().all() for value in net.state_dict().values())
     assert not net.training
@@ -296,7 +348,9 @@ def kinds_in(precision):
 def in_a_fresh_process(code):
     """What it prints: Accelerate keeps one state per process, and these tests are about it."""
     tests = Path(__file__).parents[1] / "helpers"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, timeout=900)
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tests, capture_output=True, text=True, timeout=900
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.split("\n")[:-1]
 
@@ -332,7 +386,11 @@ print(*kinds_in("no"))
 own = Accelerator(mixed_precision="bf16", cpu=True)
 print(own.mixed_precision, *kinds_in("bf16"), own.mixed_precision)
 """
-    assert in_a_fresh_process(PRECISIONS + code) == ["True", "False float32", "bf16 True float32 bf16"]
+    assert in_a_fresh_process(PRECISIONS + code) == [
+        "True",
+        "False float32",
+        "bf16 True float32 bf16",
+    ]
 
 
 def test_gradients_do_not_stay_behind_and_the_users_own_do():
@@ -340,13 +398,18 @@ def test_gradients_do_not_stay_behind_and_the_users_own_do():
     net.backbone.head.weight.grad = mine = torch.ones_like(net.backbone.head.weight)
     fitted(net)
     assert net.backbone.head.weight.grad is mine
-    assert all(value.grad is None for value in net.parameters() if value is not net.backbone.head.weight)
+    assert all(
+        value.grad is None for value in net.parameters() if value is not net.backbone.head.weight
+    )
 
 
 @pytest.mark.parametrize("kind", [torch.float64, torch.float16])
 def test_pooled_features_are_read_in_the_precision_of_the_network(kind):
     (x, y), (held, its) = brightness(90), brightness(20, 1)
-    for recipe in ("hinge", *([Frozen("pooled")] if kind == torch.float64 else [])):  # Adam is nothing for float16
+    for recipe in (
+        "hinge",
+        *([Frozen("pooled")] if kind == torch.float64 else []),
+    ):  # Adam is nothing for float16
         net = cut_of(trained=False).to(kind)
         options = {"recipe": recipe, "development": (held.to(kind), its), "progress": False}
         assert "accuracy/blocks.0" in off.fit(net, (x.to(kind), y), **options).last.figures

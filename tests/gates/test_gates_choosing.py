@@ -31,13 +31,28 @@ def test_the_predictor_has_the_size_of_the_paper():
     assert macs(lambda: gate.score(images)) / 1e6 == pytest.approx(290, abs=1)
 
 
-@pytest.mark.parametrize("gate", [controller((5, 4, 4), 3, width=7), predictor((3, 9, 9), 2, width=4, side=0,
-                                                                                stride=1)])  # fmt: skip
+@pytest.mark.parametrize(
+    "gate",
+    [
+        controller((5, 4, 4), 3, width=7),
+        predictor(
+            (3, 9, 9),
+            2,
+            width=4,
+            side=0,
+            # fmt: skip
+            stride=1,
+        ),
+    ],
+)
 def test_a_gate_is_made_again_from_its_configuration(gate):
     gate = gate.eval()
     again = make_gate(gate.config()).eval()
     again.load_state_dict(gate.state_dict())
-    seen = Seen(torch.rand(6, 5, 4, 4) if gate.config()["name"] == "Controller" else torch.rand(6, 3, 9, 9), {})
+    seen = Seen(
+        torch.rand(6, 5, 4, 4) if gate.config()["name"] == "Controller" else torch.rand(6, 3, 9, 9),
+        {},
+    )
     assert torch.equal(gate.score(seen), again.score(seen))
     assert gate.score(seen).shape == ((6, 2) if gate.config()["name"] == "Controller" else (6,))
 

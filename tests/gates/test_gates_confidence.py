@@ -1,4 +1,6 @@
-"""Scores from logits: right against a slow reference, finite at the edges, and in one orientation."""
+"""Scores from logits: right against a slow reference, finite at the edges, and in one
+orientation.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from offramp.building.factories import make_gate
 from offramp.gates.confidence import margin, max_prob, neg_entropy
 from offramp.networks.nodes import Seen, grade
 
-ROWS = st.lists(st.lists(st.floats(-120, 120, width=32), min_size=3, max_size=3), min_size=1, max_size=5)
+ROWS = st.lists(
+    st.lists(st.floats(-120, 120, width=32), min_size=3, max_size=3), min_size=1, max_size=5
+)
 
 
 def softmax(row):
@@ -42,7 +46,9 @@ def test_against_the_formula(rows):
     [margin, max_prob, neg_entropy],
 )
 def test_higher_is_surer(score):
-    surer = torch.stack([torch.zeros(4), *(t * torch.tensor([3.0, 1, 0, -1]) for t in (0.1, 0.5, 1, 2))])
+    surer = torch.stack(
+        [torch.zeros(4), *(t * torch.tensor([3.0, 1, 0, -1]) for t in (0.1, 0.5, 1, 2))]
+    )
     scores = score(surer)
     assert (scores.diff() > 0).all()
 

@@ -14,4 +14,7 @@ def test_the_score_is_the_sum_so_far_and_the_latest_one():
     gate = Halting(2)
     assert gate.score(Seen(rows, {})).tolist() == [0.75, 0.125]
     assert gate.score_range() == ScoreRange(0.0, 2.0)
-    assert Halting(**{key: value for key, value in gate.config().items() if key != "name"}).config() == gate.config()
+    assert (
+        Halting(**{key: value for key, value in gate.config().items() if key != "name"}).config()
+        == gate.config()
+    )

@@ -23,13 +23,17 @@ def test_it_divides_the_logits():
     for name in ("margin", "max_prob", "neg_entropy"):
         plain = make_gate(name)
         torch.testing.assert_close(of(name, 1.0).score(seen), plain.score(seen))
-        torch.testing.assert_close(of(name, 4.0).score(seen), plain.score(Seen(seen.features, {}, seen.own / 4)))
+        torch.testing.assert_close(
+            of(name, 4.0).score(seen), plain.score(Seen(seen.features, {}, seen.own / 4))
+        )
     torch.testing.assert_close(of("margin", 4.0).score(seen), make_gate("margin").score(seen) / 4)
 
 
 def test_temperatures_multiply():
     seen = example_seen()
-    torch.testing.assert_close(Tempered(of("max_prob", 2.0), 3.0).score(seen), of("max_prob", 6.0).score(seen))
+    torch.testing.assert_close(
+        Tempered(of("max_prob", 2.0), 3.0).score(seen), of("max_prob", 6.0).score(seen)
+    )
 
 
 def test_earlier_logits_are_divided_too():
@@ -65,4 +69,6 @@ def test_the_best_temperature_is_the_one_that_made_the_labels(true):
     def loss(temperature):
         return torch.nn.functional.cross_entropy(logits / temperature, labels).item()
 
-    assert loss(fitted.temperature) <= min(loss(fitted.temperature * factor) for factor in (0.9, 0.99, 1.01, 1.1))
+    assert loss(fitted.temperature) <= min(
+        loss(fitted.temperature * factor) for factor in (0.9, 0.99, 1.01, 1.1)
+    )

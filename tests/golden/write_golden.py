@@ -41,7 +41,9 @@ def network() -> Network:
 
 
 def heads() -> Network:
-    """Exits `attentive` and gates `uncertainty`: first_heads is what the first edition, c4fa37b, wrote of them."""
+    """Exits `attentive` and gates `uncertainty`: first_heads is what the first edition, c4fa37b,
+    wrote of them.
+    """
     torch.manual_seed(3)
     model = digits_small().eval()
     x = torch.from_numpy(rows(8)).float() / 16
@@ -64,7 +66,9 @@ def main() -> None:
     off.save(net, HERE / "network")
     trace = off.record(net, (rows(), np.arange(60) % 10), timed=False)
     trace.save(HERE / "trace.npz")
-    off.calibrate(trace, risk="disagreement", at_most=0.7, reference="backbone").save(HERE / "plan.json")
+    off.calibrate(trace, risk="disagreement", at_most=0.7, reference="backbone").save(
+        HERE / "plan.json"
+    )
 
 
 if __name__ == "__main__":

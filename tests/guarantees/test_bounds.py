@@ -1,4 +1,6 @@
-"""Bounds: against slow readable formulas and scipy, and against what they promise (few false alarms)."""
+"""Bounds: against slow readable formulas and scipy, and against what they promise (few false
+alarms).
+"""
 
 import math
 import tracemalloc
@@ -37,9 +39,12 @@ def counted(counts, n):
 
 def slow_betting(losses, level, low, high, delta):
     x = [(loss - low) / (high - low) for loss in losses]
-    m, n = (level - low) / (high - low), len(losses)
+    m = (level - low) / (high - low)
+    n = len(losses)
     wealth = best = 1.0
-    total, squares, variance = 0.0, 0.0, 0.25
+    total = 0.0
+    squares = 0.0
+    variance = 0.25
     for t, x_t in enumerate(x, start=1):
         stake = min(0.75 / (1 - m), math.sqrt(2 * math.log(1 / delta) / (n * variance)))
         wealth *= 1 - stake * (x_t - m)
@@ -51,7 +56,8 @@ def slow_betting(losses, level, low, high, delta):
 
 
 def slow_hoeffding_bentkus(losses, level, low, high):
-    n, m = len(losses), (level - low) / (high - low)
+    n = len(losses)
+    m = (level - low) / (high - low)
     r = np.mean([(loss - low) / (high - low) for loss in losses])
     a = min(r, m)
     entropy = (a * math.log(a / m) if a else 0.0) + (1 - a) * math.log((1 - a) / (1 - m))
@@ -69,18 +75,28 @@ def test_binomial_is_scipys(level):
 def test_betting_and_hoeffding_bentkus_follow_their_formulas(level):
     rng = np.random.default_rng(3)
     losses = np.concatenate(
-        [rng.choice([-1.0, 0, 1], p=[0.3, 0.6, 0.1], size=(9, 80)), rng.uniform(-1, 0.5, (9, 80)), np.zeros((1, 80))]
+        [
+            rng.choice([-1.0, 0, 1], p=[0.3, 0.6, 0.1], size=(9, 80)),
+            rng.uniform(-1, 0.5, (9, 80)),
+            np.zeros((1, 80)),
+        ]
     )
     order = rng.permutation(80)
     p = betting(losses, level, **GAP, delta=0.1, order=order)
-    np.testing.assert_allclose(p, [slow_betting(row[order], level, -1, 1, 0.1) for row in losses], rtol=1e-9)
+    np.testing.assert_allclose(
+        p, [slow_betting(row[order], level, -1, 1, 0.1) for row in losses], rtol=1e-9
+    )
     p = hoeffding_bentkus(losses, level, **GAP)
-    np.testing.assert_allclose(p, [slow_hoeffding_bentkus(row, level, -1, 1) for row in losses], rtol=1e-9)
+    np.testing.assert_allclose(
+        p, [slow_hoeffding_bentkus(row, level, -1, 1) for row in losses], rtol=1e-9
+    )
     assert p.min() < 0.5 or level < 0  # the comparison saw more than p = 1
 
 
 def test_betting_cuts_many_plans_into_pieces():
-    losses = np.random.default_rng(4).choice(np.array([-1, 0, 1], np.int8), p=[0.05, 0.9, 0.05], size=(1000, 4000))
+    losses = np.random.default_rng(4).choice(
+        np.array([-1, 0, 1], np.int8), p=[0.05, 0.9, 0.05], size=(1000, 4000)
+    )
     order = np.random.default_rng(5).permutation(4000)
     tracemalloc.start()
     p = betting(losses, 0.05, **GAP, delta=0.05, order=order)
@@ -94,7 +110,13 @@ def test_betting_cuts_many_plans_into_pieces():
 
 def test_largest_tolerated_counts():
     """The table in facts C4: level 1 %, delta 5 %."""
-    for n, exact, bentkus in [(500, 1, 0), (1000, 4, 3), (2000, 12, 10), (5000, 38, 35), (10_000, 83, 79)]:
+    for n, exact, bentkus in [
+        (500, 1, 0),
+        (1000, 4, 3),
+        (2000, 12, 10),
+        (5000, 38, 35),
+        (10_000, 83, 79),
+    ]:
         losses = counted(np.arange(100), n)
         assert (binomial(losses, 0.01) <= 0.05).sum() - 1 == exact
         assert (hoeffding_bentkus(losses, 0.01, **UNIT) <= 0.05).sum() - 1 == bentkus
@@ -114,7 +136,12 @@ def draw_binary(rng, size):
 
 
 def draw_gap(rng, size):
-    return rng.choice(np.array([-1, 0, 1], np.int8), p=[0.02, 0.91, 0.07], size=size), 0.05, -1.0, 1.0
+    return (
+        rng.choice(np.array([-1, 0, 1], np.int8), p=[0.02, 0.91, 0.07], size=size),
+        0.05,
+        -1.0,
+        1.0,
+    )
 
 
 def draw_skewed(rng, size):
@@ -124,7 +151,11 @@ def draw_skewed(rng, size):
 @pytest.mark.parametrize(
     ("bound", "draw"),
     [(binomial, draw_binary)]
-    + [(bound, draw) for bound in (hoeffding_bentkus, betting) for draw in (draw_binary, draw_gap, draw_skewed)],
+    + [
+        (bound, draw)
+        for bound in (hoeffding_bentkus, betting)
+        for draw in (draw_binary, draw_gap, draw_skewed)
+    ],
 )
 def test_p_values_are_valid_at_the_boundary(bound, draw):
     """Mean loss exactly at the level: p <= u in at most a share u of the draws."""
@@ -137,8 +168,12 @@ def test_p_values_are_valid_at_the_boundary(bound, draw):
     assert (safe <= 0.05).mean() > 0.95  # and they do see a safe plan
 
 
-some_losses = hnp.arrays(np.int8, st.tuples(st.integers(1, 4), st.integers(1, 40)), elements=st.integers(0, 1))
-some_gaps = hnp.arrays(np.int8, st.tuples(st.integers(1, 4), st.integers(1, 40)), elements=st.integers(-1, 1))
+some_losses = hnp.arrays(
+    np.int8, st.tuples(st.integers(1, 4), st.integers(1, 40)), elements=st.integers(0, 1)
+)
+some_gaps = hnp.arrays(
+    np.int8, st.tuples(st.integers(1, 4), st.integers(1, 40)), elements=st.integers(-1, 1)
+)
 some_levels = st.tuples(st.floats(-1.2, 1.2), st.floats(-1.2, 1.2)).map(sorted)
 
 
@@ -158,7 +193,9 @@ def test_plans_do_not_see_each_other(losses, levels, data):
     shuffled = data.draw(st.permutations(range(plans)))
     for bound in (binomial, hoeffding_bentkus, betting):
         p = bound(losses, levels[0], **keywords(n, 0, 1))
-        np.testing.assert_array_equal(bound(losses[shuffled], levels[0], **keywords(n, 0, 1)), p[shuffled])
+        np.testing.assert_array_equal(
+            bound(losses[shuffled], levels[0], **keywords(n, 0, 1)), p[shuffled]
+        )
     low, high = (binomial(losses, level) for level in levels)
     assert (low >= high - 1e-12).all()
 
@@ -166,7 +203,9 @@ def test_plans_do_not_see_each_other(losses, levels, data):
 @given(st.integers(1, 3000), st.floats(0.0005, 0.9))
 def test_no_losses_at_all(n, level):
     assert binomial(np.zeros((1, n)), level)[0] == pytest.approx((1 - level) ** n, rel=1e-9)
-    assert hoeffding_bentkus(np.zeros((1, n)), level, **UNIT)[0] == pytest.approx((1 - level) ** n, rel=1e-9)
+    assert hoeffding_bentkus(np.zeros((1, n)), level, **UNIT)[0] == pytest.approx(
+        (1 - level) ** n, rel=1e-9
+    )
 
 
 def test_levels_outside_the_range():
@@ -184,7 +223,9 @@ def test_counts_survive_float_noise():
     """30 losses of 0.1 sum to a hair above or below 3; whole losses never do."""
     losses = np.full((1, 300), 1.0)
     losses[0, 3:] = 0.0
-    assert hoeffding_bentkus(losses, 0.02, **UNIT) == hoeffding_bentkus(losses.astype(np.int8), 0.02, **UNIT)
+    assert hoeffding_bentkus(losses, 0.02, **UNIT) == hoeffding_bentkus(
+        losses.astype(np.int8), 0.02, **UNIT
+    )
     thirds = np.where(losses == 1, 2 / 3, 0.0)  # 3 losses of 2/3 are 2, in units of 1
     assert hoeffding_bentkus(thirds, 0.02, **UNIT)[0] == pytest.approx(
         slow_hoeffding_bentkus(thirds[0], 0.02, 0, 1), rel=1e-9
@@ -213,7 +254,8 @@ def test_betting_refuses_what_is_no_order_and_no_delta():
 
 
 def test_find_bound():
-    gap, error = find_risk("accuracy_gap"), find_risk("error")
+    gap = find_risk("accuracy_gap")
+    error = find_risk("error")
     assert find_bound(None, error) is binomial
     assert find_bound(None, gap) is betting
     assert find_bound("hoeffding_bentkus", gap) is hoeffding_bentkus
@@ -221,12 +263,17 @@ def test_find_bound():
     own = Risk("own", 0.0, 1.0, False, False, lambda *_: None)
     assert find_bound(None, own) is betting
     with pytest.raises(
-        InvalidArgument, match=r"'binomial' for the risk 'accuracy_gap'.*'betting', 'hoeffding_bentkus'"
+        InvalidArgument,
+        match=r"'binomial' for the risk 'accuracy_gap'.*'betting', 'hoeffding_bentkus'",
     ):
         find_bound("binomial", gap)
     with pytest.raises(UnknownName, match="did you mean 'binomial'"):
         find_bound("binom", error)
-    for losses, low in [(np.array([[0.0, 0.5]]), 0.0), (np.array([[-1, 1]]), -1.0), (np.array([[0, 1]]), -1.0)]:
+    for losses, low in [
+        (np.array([[0.0, 0.5]]), 0.0),
+        (np.array([[-1, 1]]), -1.0),
+        (np.array([[0, 1]]), -1.0),
+    ]:
         with pytest.raises(InvalidArgument, match="only; take 'betting'"):
             binomial(losses, 0.1, low=low, high=1.0)
 
@@ -244,7 +291,9 @@ def test_smallest_level_is_where_the_losses_start_to_pass(bound):
 
 def test_smallest_level_of_binomial_is_exact():
     exact = stats.beta.ppf(0.95, 6, 395)
-    assert smallest_level(counted([5], 400)[0], binomial, 0.05, **UNIT) == pytest.approx(exact, rel=1e-10)
+    assert smallest_level(counted([5], 400)[0], binomial, 0.05, **UNIT) == pytest.approx(
+        exact, rel=1e-10
+    )
     with pytest.raises(InvalidArgument, match="only; take"):
         smallest_level(np.array([0.5]), binomial, 0.05, **UNIT)
 
@@ -256,10 +305,14 @@ def test_interval_of_binary_losses_is_clopper_pearson():
         assert shown == pytest.approx((exact.low, exact.high), abs=1e-9)
 
 
-@pytest.mark.parametrize(("draw", "binary"), [(draw_binary, True), (draw_gap, None), (draw_skewed, None)])
+@pytest.mark.parametrize(
+    ("draw", "binary"), [(draw_binary, True), (draw_gap, None), (draw_skewed, None)]
+)
 def test_interval_covers_the_mean_and_is_of_use(draw, binary):
     rows, mean, low, high = draw(np.random.default_rng(9), (300, 250))
-    ends = np.array([interval(row, low=low, high=high, confidence=0.8, binary=binary) for row in rows])
+    ends = np.array(
+        [interval(row, low=low, high=high, confidence=0.8, binary=binary) for row in rows]
+    )
     missed = ((ends[:, 0] > mean) | (ends[:, 1] < mean)).sum()
     assert missed <= stats.binom.ppf(0.9999, 300, 0.2)
     assert ((ends[:, 0] <= rows.mean(1)) & (rows.mean(1) <= ends[:, 1])).all()
@@ -275,18 +328,30 @@ def test_interval_is_not_fooled_by_sorted_rows():
 
 
 def test_interval_takes_rows_at_their_word():
-    losses = counted([3], 60)[0]  # no row seen was made better, but a gap may: not the binary interval
-    assert interval(losses, **GAP, confidence=0.9)[0] < 0 < interval(losses, **UNIT, confidence=0.9)[0]
+    losses = counted([3], 60)[
+        0
+    ]  # no row seen was made better, but a gap may: not the binary interval
+    assert (
+        interval(losses, **GAP, confidence=0.9)[0] < 0 < interval(losses, **UNIT, confidence=0.9)[0]
+    )
     with pytest.raises(InvalidArgument, match="only; take"):
         interval(losses * 0.5, **UNIT, confidence=0.9, binary=True)
 
 
 @pytest.mark.parametrize(
     ("level", "observed", "table"),
-    [(0.01, 0, 299), (0.01, 0.0025, 628), (0.01, 0.005, 1312), (0.02, 0.01, 655), (0.05, 0.025, 286)],
+    [
+        (0.01, 0, 299),
+        (0.01, 0.0025, 628),
+        (0.01, 0.005, 1312),
+        (0.02, 0.01, 655),
+        (0.05, 0.025, 286),
+    ],
 )
 def test_rows_needed_is_near_the_table_and_exact_by_brute_force(level, observed, table):
-    """Facts C4; its entries are points of a saw with teeth of about 130 rows, ours is where the saw ends."""
+    """Facts C4; its entries are points of a saw with teeth of about 130 rows, ours is where the saw
+    ends.
+    """
     n = np.arange(1, 4000)
     passes = stats.binom.cdf(np.ceil(np.round(n * observed, 9)), n, level) <= 1 - 0.95
     needed = rows_needed(level, 0.95, observed=observed)

@@ -30,7 +30,10 @@ def test_the_reference_may_be_any_exit():
     np.testing.assert_array_equal(of("accuracy_gap", reference=0)[1:3], [[0, -1, -1], [0, 1, 1]])
 
 
-@given(hnp.arrays(np.int64, (7, 4), elements=st.integers(0, 3)), hnp.arrays(np.int64, 7, elements=st.integers(0, 3)))
+@given(
+    hnp.arrays(np.int64, (7, 4), elements=st.integers(0, 3)),
+    hnp.arrays(np.int64, 7, elements=st.integers(0, 3)),
+)
 def test_a_promise_on_disagreement_is_one_on_accuracy(answers, labels):
     gap = losses_of(find_risk("accuracy_gap"), answers, labels, 3)
     assert (gap <= losses_of(find_risk("disagreement"), answers, None, 3)).all()
@@ -39,7 +42,10 @@ def test_a_promise_on_disagreement_is_one_on_accuracy(answers, labels):
 
 
 def test_facts_that_calibrate_relies_on():
-    facts = {risk.name: (risk.low, risk.binary, risk.needs_labels, risk.zero_at_reference) for risk in risks.NAMED}
+    facts = {
+        risk.name: (risk.low, risk.binary, risk.needs_labels, risk.zero_at_reference)
+        for risk in risks.NAMED
+    }
     assert facts == {
         "disagreement": (0, True, False, True),
         "accuracy_gap": (-1, False, True, True),
@@ -98,7 +104,10 @@ def returning(losses, **more):
     [
         (returning(np.zeros((4, 2))), r"shape \(4, 2\), expected numbers of shape \(4, 3\)"),
         (returning(np.full((4, 3), None)), "returned object"),
-        (returning(np.where(ANSWERS == 3, np.nan, 0.5)), r"returned nan \(first at row 3, exit 1\)"),
+        (
+            returning(np.where(ANSWERS == 3, np.nan, 0.5)),
+            r"returned nan \(first at row 3, exit 1\)",
+        ),
         (returning(np.where(ANSWERS == 3, 1.25, 0.5)), r"1\.25 .*in \[0\.0, 1\.0\]"),
         (returning(np.where(ANSWERS == 3, -0.1, 0.5)), r"-0\.1"),
         (returning(np.full((4, 3), 0.5), values=(0.0, 1.0)), r"0\.5 .*only the values"),

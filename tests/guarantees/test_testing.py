@@ -1,4 +1,6 @@
-"""Testing: the count that RC-EENN gets wrong by one, orders that nobody chooses, and promises kept."""
+"""Testing: the count that RC-EENN gets wrong by one, orders that nobody chooses, and promises
+kept.
+"""
 
 import importlib.util
 import sys
@@ -59,8 +61,12 @@ def test_delta_is_checked():
 
 
 def broken_draws(return_index_of_the_first_failure):
-    """A grid of 11 points, coarse: risk 0, 0.02, ..., 0.20 against a level of 0.1, 500 rows, 2,000 draws."""
-    rng, draws, delta = np.random.default_rng(1), 2000, 0.1
+    """A grid of 11 points, coarse: risk 0, 0.02, ..., 0.20 against a level of 0.1, 500 rows, 2,000
+    draws.
+    """
+    rng = np.random.default_rng(1)
+    draws = 2000
+    delta = 0.1
     risk_P = np.arange(11) * 0.02
     count = 0
     for _ in range(draws):
@@ -92,7 +98,10 @@ def test_order_is_a_permutation_that_the_data_alone_decides():
 def test_order_is_the_same_for_ever():
     """A promise can be checked again years later: these numbers may never change."""
     assert order_from("offramp", 8).tolist() == [0, 3, 5, 1, 2, 4, 7, 6]
-    assert [rows.tolist() for rows in split_from("offramp", 12, 0.4)] == [[0, 1, 2, 7, 10], [3, 4, 5, 6, 8, 9, 11]]
+    assert [rows.tolist() for rows in split_from("offramp", 12, 0.4)] == [
+        [0, 1, 2, 7, 10],
+        [3, 4, 5, 6, 8, 9, 11],
+    ]
 
 
 @given(st.text(max_size=5), st.integers(2, 200), st.floats(0.001, 0.999))
@@ -130,7 +139,9 @@ def test_the_populations_are_hard(promises):
 
 
 @pytest.mark.parametrize("name", ["edge", "waves", "mixed"])
-@pytest.mark.parametrize(("risk", "bound"), [("disagreement", "binomial"), ("accuracy_gap", "betting")])
+@pytest.mark.parametrize(
+    ("risk", "bound"), [("disagreement", "binomial"), ("accuracy_gap", "betting")]
+)
 def test_promises_are_kept(promises, name, risk, bound):
     """The benchmark in small: 200 calibration sets of 600 rows."""
     population = next(p for p in promises.populations(None) if p.name == name)
@@ -147,7 +158,13 @@ def test_the_benchmark_sees_a_broken_promise(promises):
     """The same draws, with "p-values" that only look at the mean."""
     population = next(p for p in promises.populations(None) if p.name == "edge")
     risk = find_risk("accuracy_gap")
-    settings = {"n": 600, "draws": 100, "level": promises.hard_level(risk, population), "delta": 0.1, "seed": 2}
+    settings = {
+        "n": 600,
+        "draws": 100,
+        "level": promises.hard_level(risk, population),
+        "delta": 0.1,
+        "seed": 2,
+    }
 
     def mean_below(losses_PN, level, **_):
         return (losses_PN.mean(axis=1) > level).astype(float)
@@ -160,7 +177,16 @@ def test_the_benchmark_runs_and_writes(promises, tmp_path, capsys):
     answers = rng.integers(3, size=(500, 2))
     own = {"scores": rng.normal(size=(500, 1)), "answers": answers, "labels": answers[:, 1]}
     np.savez(tmp_path / "mine.npz", **own)
-    arguments = ["--draws", "3", "--rows", "200", "--json", str(tmp_path / "out.json"), "--data", str(tmp_path)]
+    arguments = [
+        "--draws",
+        "3",
+        "--rows",
+        "200",
+        "--json",
+        str(tmp_path / "out.json"),
+        "--data",
+        str(tmp_path),
+    ]
     assert promises.main(arguments) in (0, 1)
     printed = capsys.readouterr().out
     assert "mine" in printed

@@ -19,7 +19,9 @@ class Around(nn.Module):
 
     def __init__(self, between: Callable[[Tensor, Tensor], Tensor], width: int = 6) -> None:
         super().__init__()
-        self.first, self.body, self.last = nn.Linear(4, width), nn.Linear(width, width), nn.Linear(width, 3)
+        self.first = nn.Linear(4, width)
+        self.body = nn.Linear(width, width)
+        self.last = nn.Linear(width, 3)
         self.register_buffer("table", torch.arange(width) / width, persistent=False)
         self.between = between
 
@@ -31,7 +33,8 @@ class Around(nn.Module):
 class Residual(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.last = nn.Linear(4, 5), nn.Linear(5, 3)
+        self.first = nn.Linear(4, 5)
+        self.last = nn.Linear(5, 3)
         self.deep = nn.Sequential(nn.Linear(5, 5), nn.ReLU(), nn.Linear(5, 5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,7 +45,9 @@ class Residual(nn.Module):
 class Twice(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.body, self.last, self.spare = nn.Linear(4, 4), nn.Linear(4, 3), nn.Linear(4, 4)
+        self.body = nn.Linear(4, 4)
+        self.last = nn.Linear(4, 3)
+        self.spare = nn.Linear(4, 4)
         self.side = nn.Linear(4, 4)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -54,7 +59,9 @@ class Twice(nn.Module):
 class Beside(nn.Module):
     def __init__(self) -> None:
         super().__init__()
-        self.one, self.other, self.last = nn.Linear(4, 6), nn.Linear(3, 3), nn.Linear(6, 2)
+        self.one = nn.Linear(4, 6)
+        self.other = nn.Linear(3, 3)
+        self.last = nn.Linear(6, 2)
 
     def forward(self, x: Tensor) -> Tensor:
         folded = (x @ torch.ones(4, 6)).view(-1, 2, 3).flatten(0, 1)
@@ -64,7 +71,8 @@ class Beside(nn.Module):
 class Folded(Around):
     def __init__(self) -> None:
         super().__init__(lambda h, _: h)
-        self.fold, self.unfold = nn.Flatten(0, 1), nn.Unflatten(0, (-1, 2))
+        self.fold = nn.Flatten(0, 1)
+        self.unfold = nn.Unflatten(0, (-1, 2))
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.fold(self.first(x).view(-1, 2, 3))

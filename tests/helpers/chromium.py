@@ -1,4 +1,6 @@
-"""A page in Chromium, in a frame of some width: what it says of itself, and whether anything failed or hung over."""
+"""A page in Chromium, in a frame of some width: what it says of itself, and whether anything failed
+or hung over.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,9 @@ from typing import Any
 
 import pytest
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
 MARKS = [
     pytest.mark.browser,
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium"),
@@ -46,18 +50,33 @@ addEventListener("message", (event) => {{ document.getElementById("said").textCo
 
 
 def seen(page: Path, width: int, ask: str) -> dict[str, Any]:
-    """What a page says when it is loaded and drawn: faults, drawn, width, needs, outside, and what `ask` adds.
+    """What a page says when it is loaded and drawn: faults, drawn, width, needs, outside, and what
+    `ask` adds.
 
     ask: JavaScript that defines `async function asked()`, which may click and gives an object.
     """
     assert CHROMIUM is not None
     spy = SPY.replace("ASK", ask)
-    page.write_text(page.read_text(encoding="utf-8").replace("<head>", "<head>" + spy, 1), encoding="utf-8")
+    page.write_text(
+        page.read_text(encoding="utf-8").replace("<head>", "<head>" + spy, 1), encoding="utf-8"
+    )
     frame = page.with_name("frame.html")
     frame.write_text(FRAME.format(page=page.name, width=width))
-    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=8000", "--window-size=1400,1000"]
+    flags = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--virtual-time-budget=8000",
+        "--window-size=1400,1000",
+    ]
     done = subprocess.run(
-        [CHROMIUM, *flags, f"--user-data-dir={page.with_name('profile')}", "--dump-dom", frame.as_uri()],
+        [
+            CHROMIUM,
+            *flags,
+            f"--user-data-dir={page.with_name('profile')}",
+            "--dump-dom",
+            frame.as_uri(),
+        ],
         capture_output=True,
         text=True,
         timeout=900,

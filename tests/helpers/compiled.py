@@ -1,4 +1,6 @@
-"""Networks of every kind that engines and exports must run like the eager one, each with a maker of seeded rows."""
+"""Networks of every kind that engines and exports must run like the eager one, each with a maker of
+seeded rows.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,18 @@ from offramp.building.cutting import cut, ladder
 from offramp.layers.preprocess import Preprocess
 from offramp.networks.network import Network
 from offramp.plans.plan import Plan
-from small import INF_MARK, NAN_MARK, cut_of, dense, images_of, ladder_of, moved, rows_of, seeded, spoiled
+from small import (
+    INF_MARK,
+    NAN_MARK,
+    cut_of,
+    dense,
+    images_of,
+    ladder_of,
+    moved,
+    rows_of,
+    seeded,
+    spoiled,
+)
 
 SIZES = (0, 1, 2, 7, 64)
 Rows = Callable[[int], Any]
@@ -31,11 +44,15 @@ class Pair(nn.Module):
 
 
 class Carrying(nn.Module):
-    """A tuple is carried over its first cut, a tensor beside the tap over its second; it works in place."""
+    """A tuple is carried over its first cut, a tensor beside the tap over its second; it works in
+    place.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self.pair, self.middle, self.last = Pair(), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.pair = Pair()
+        self.middle = nn.Linear(8, 8)
+        self.last = nn.Linear(8, 3)
 
     def forward(self, x: Tensor) -> Tensor:
         h, beside = self.pair(x)
@@ -48,11 +65,9 @@ class Reading(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.table, self.block, self.last = (
-            nn.Embedding(10, 8),
-            nn.Sequential(nn.Linear(8, 8), nn.Tanh()),
-            nn.Linear(8, 3),
-        )
+        self.table = nn.Embedding(10, 8)
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.last = nn.Linear(8, 3)
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         h = self.block(self.table(ids) * mask.unsqueeze(-1))
@@ -66,7 +81,9 @@ def texts(count: int) -> dict[str, Tensor]:
 
 
 def pictures(count: int) -> Tensor:
-    return torch.randint(0, 256, (count, 1, 8, 8), generator=torch.Generator().manual_seed(count), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (count, 1, 8, 8), generator=torch.Generator().manual_seed(count), dtype=torch.uint8
+    )
 
 
 def marked(count: int) -> Tensor:
@@ -104,7 +121,9 @@ CASES: dict[str, tuple[Callable[[], Network], Rows]] = {
 
 
 def middling(net: Network, x: Any) -> Plan:
-    """Thresholds about the middle of the scores, as far off all of them as may be: some rows leave at every gate."""
+    """Thresholds about the middle of the scores, as far off all of them as may be: some rows leave
+    at every gate.
+    """
     found = {}
     with torch.no_grad():
         for name, _, score in net.walk(x):

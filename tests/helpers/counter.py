@@ -1,4 +1,6 @@
-"""The cost of every exit as the counter of MSDNet's authors has it, which ours is not: and images for such networks."""
+"""The cost of every exit as the counter of MSDNet's authors has it, which ours is not: and images
+for such networks.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +11,18 @@ from offramp.exits.strided import Strided
 
 
 def costs_of_exits(model: nn.Module, size: int) -> tuple[list[float], list[int]]:
-    """Million operations up to each exit, earlier classifiers included, and the channels that each classifier reads.
+    """Million operations up to each exit, earlier classifiers included, and the channels that each
+    classifier reads.
 
-    Convolutions without, linear layers with their biases, one for each value into a ReLU, k * k for each pooled value.
+    Convolutions without, linear layers with their biases, one for each value into a ReLU, k * k for
+    each pooled value.
     """
-    spent, costs, widths = [0.0], [], []
+    spent = [0.0]
+    costs = []
+    widths = []
     cuts = [model.get_submodule(cut) for cut in model.cuts]
-    classes, wide = model.head[-1].out_features, size > 32
+    classes = model.head[-1].out_features
+    wide = size > 32
 
     def heard(module: nn.Module, inputs: tuple, output: object) -> None:
         if isinstance(module, nn.Conv2d):

@@ -1,12 +1,13 @@
-"""How dense the code is: a table for a reader's eye, printed by `make check`. No number fails anything.
+"""How dense the code is: a table for a reader's eye, printed by `make check`. No number fails
+anything.
 
 python tests/helpers/density.py               src/offramp, by package, with the densest files
 python tests/helpers/density.py FOLDER ...    other folders, such as tests, benchmarks or another library
 
-Everything is counted by hundred lines that are not blank: comprehensions, those inside of others, fused assignments
-(`a, b = x, y`, except swaps), conditional expressions (`x if c else y`), lines over 100 columns, and lines with a
-comment. BoTorch has 0.6 comprehensions, 0.01 nested, 0.11 fused, 0.6 conditional, no wide lines and 7.8 comments;
-einops 1.9, 0.04, 0, 0.4, 4.6 and 5.3.
+Everything is counted by hundred lines that are not blank: comprehensions, those inside of others,
+fused assignments (`a, b = x, y`, except swaps), conditional expressions (`x if c else y`), lines
+over 100 columns, and lines with a comment. BoTorch has 0.6 comprehensions, 0.01 nested, 0.11 fused,
+0.6 conditional, no wide lines and 7.8 comments; einops 1.9, 0.04, 0, 0.4, 4.6 and 5.3.
 """
 
 from __future__ import annotations
@@ -68,7 +69,9 @@ class Density:
 
     @property
     def packed(self) -> float:
-        """What the list of the densest files is sorted by: everything that has to be decoded, by hundred lines."""
+        """What the list of the densest files is sorted by: everything that has to be decoded, by
+        hundred lines.
+        """
         return sum(self.per_hundred(name) for name in PACKED)
 
 
@@ -113,7 +116,9 @@ def _is_fused(node: ast.AST) -> bool:
     target = node.targets[0]
     if not isinstance(target, ast.Tuple):
         return False
-    swapped = {ast.unparse(name) for name in target.elts} == {ast.unparse(value) for value in node.value.elts}
+    swapped = {ast.unparse(name) for name in target.elts} == {
+        ast.unparse(value) for value in node.value.elts
+    }
     return not swapped
 
 

@@ -1,4 +1,6 @@
-"""Populations whose true risks are known, draws of them, and how often a promise on such draws is broken."""
+"""Populations whose true risks are known, draws of them, and how often a promise on such draws is
+broken.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ def population(seed: int = 1) -> Trace:
 
 
 def few_contents(contents: int, seed: int = 2) -> Trace:
-    """A population of discrete data: few contents, each many times, whose labels are not decided by the content."""
+    """A population of discrete data: few contents, each many times, whose labels are not decided by
+    the content.
+    """
     kinds = trace_of(contents, skill=(0.8, 0.93), macs=(1.0, 8.0), seed=seed)
     rng = np.random.default_rng(seed)
     share = rng.dirichlet(np.full(contents, 2.0))
@@ -32,10 +36,11 @@ def few_contents(contents: int, seed: int = 2) -> Trace:
 
 
 def at_the_edge(contents: int = 12, seed: int = 5) -> tuple[Trace, float]:
-    """Discrete data with one plan that saves anything, and its true risk, the mean loss when all rows leave.
+    """Discrete data with one plan that saves anything, and its true risk, the mean loss when all
+    rows leave.
 
-    Whole contents are answered otherwise by the first exit than by the last: a test that meets the others first would
-    believe that nothing is lost.
+    Whole contents are answered otherwise by the first exit than by the last: a test that meets the
+    others first would believe that nothing is lost.
     """
     kinds = trace_of(contents, skill=(0.8, 0.93), macs=(1.0, 8.0), seed=seed)
     last = kinds.columns["answer/middle"]
@@ -52,7 +57,9 @@ def with_columns(trace: Trace, **columns: np.ndarray) -> Trace:
 
 
 def renumbered(trace: Trace, start: int = 0) -> Trace:
-    """The same rows under the numbers `start`, `start` + 1, ..., as a Dataset that holds copies numbers them."""
+    """The same rows under the numbers `start`, `start` + 1, ..., as a Dataset that holds copies
+    numbers them.
+    """
     return with_columns(trace, row=np.arange(start, start + len(trace)))
 
 
@@ -68,8 +75,12 @@ def true_risk(rows: Trace, plan: Plan, risk: str) -> float:
     return float(losses[np.arange(len(rows)), rows.replay(plan).exit].mean())
 
 
-def broken(rows: Trace, plans: Iterable[Callable[[], Plan]], risk: str, at_most: float) -> tuple[int, int]:
-    """Of some ways to a plan: how many gave a plan whose true risk is above the level, and how many gave a plan."""
+def broken(
+    rows: Trace, plans: Iterable[Callable[[], Plan]], risk: str, at_most: float
+) -> tuple[int, int]:
+    """Of some ways to a plan: how many gave a plan whose true risk is above the level, and how many
+    gave a plan.
+    """
     bad = 0
     made = 0
     for plan_of in plans:

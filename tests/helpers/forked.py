@@ -16,7 +16,9 @@ CLASSES = 3
 
 
 class Columns(Gate):
-    """Scores that are columns of the features: as many as a node's gate needs, whole numbers where the features are."""
+    """Scores that are columns of the features: as many as a node's gate needs, whole numbers where
+    the features are.
+    """
 
     def __init__(self, *columns: int, reads: tuple[str, ...] = ()) -> None:
         super().__init__()
@@ -34,7 +36,9 @@ class Columns(Gate):
 
 
 class WholeNumbers(nn.Module):
-    """Whole-number weights: sums are exact whatever the batch. NaN and infinities in a row pass through."""
+    """Whole-number weights: sums are exact whatever the batch. NaN and infinities in a row pass
+    through.
+    """
 
     def __init__(self, out: int, seed: int) -> None:
         super().__init__()
@@ -65,7 +69,9 @@ def forked(topology: Topology, gates: dict[str, Gate], classes: int = CLASSES) -
 
 
 class FirstClasses(Own):
-    """An exit that answers with the first numbers of what its segment gave, and adds what it reads."""
+    """An exit that answers with the first numbers of what its segment gave, and adds what it
+    reads.
+    """
 
     def __init__(self, classes: int) -> None:
         super().__init__()

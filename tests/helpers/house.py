@@ -35,9 +35,20 @@ FLOORS = [
     ["__main__"],
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS, 1) for room in rooms}
-SHELVES = ("augments", "exits", "gates", "layers", "models", "hubs", "members", "recipes", "engines")
+SHELVES = (
+    "augments",
+    "exits",
+    "gates",
+    "layers",
+    "models",
+    "hubs",
+    "members",
+    "recipes",
+    "engines",
+)
 NO_TORCH = ("calibration", "guarantees", "plans", "reporting")
-LINES, LENGTH = 300, 40
+LINES = 300
+LENGTH = 40
 
 
 @functools.cache
@@ -63,11 +74,18 @@ def room(module: str) -> str:
 
 @functools.cache
 def imports(file: Path) -> set[str]:
-    """Modules of ours that a file imports anywhere but under TYPE_CHECKING, named as `modules` names them."""
-    known, found = modules(), set()
+    """Modules of ours that a file imports anywhere but under TYPE_CHECKING, named as `modules`
+    names them.
+    """
+    known = modules()
+    found = set()
     for node in _running(parsed(file)):
         if isinstance(node, ast.Import):
-            found |= {alias.name.removeprefix("offramp").lstrip(".") for alias in node.names if _ours(alias.name)}
+            found |= {
+                alias.name.removeprefix("offramp").lstrip(".")
+                for alias in node.names
+                if _ours(alias.name)
+            }
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{file} imports relatively"
             if _ours(node.module or ""):
@@ -114,7 +132,10 @@ def circle() -> list[str] | None:
 def large_files(limit: int) -> list[tuple[int, str]]:
     """Files with more lines than the limit."""
     files = [file for folder in READ for file in sorted((ROOT / folder).rglob("*.py"))]
-    sizes = [(len(file.read_text(encoding="utf-8").splitlines()), str(file.relative_to(ROOT))) for file in files]
+    sizes = [
+        (len(file.read_text(encoding="utf-8").splitlines()), str(file.relative_to(ROOT)))
+        for file in files
+    ]
     return sorted((size for size in sizes if size[0] > limit), reverse=True)
 
 
@@ -127,7 +148,9 @@ def large_functions(limit: int) -> list[tuple[int, str]]:
                 if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
                     length = (node.end_lineno or node.lineno) - node.lineno + 1
                     if length > limit:
-                        found.append((length, f"{file.relative_to(ROOT)}:{node.lineno} {node.name}"))
+                        found.append(
+                            (length, f"{file.relative_to(ROOT)}:{node.lineno} {node.name}")
+                        )
     return sorted(found, reverse=True)
 
 

@@ -22,13 +22,21 @@ NASTY = "<b>2</b>"
 
 def settings_of(*methods: Method, **options: Any) -> Settings:
     """Settings as a file would give them."""
-    asked = {"budgets": (0.2, 0.5, 0.75, 1.0), "at_most": 0.1, "wall_clock": True, "splits": 3, **options}
+    asked = {
+        "budgets": (0.2, 0.5, 0.75, 1.0),
+        "at_most": 0.1,
+        "wall_clock": True,
+        "splits": 3,
+        **options,
+    }
     return Settings(methods=methods, calibration="made[0:300]", test="made[300:]", **asked)
 
 
 def method_of(name: str, **options: Any) -> Method:
     """A method that was trained on made-up rows."""
-    return Method(name, **{"model": "made:up", "at": "a,b", "recipe": "joint", "train": "made", **options})
+    return Method(
+        name, **{"model": "made:up", "at": "a,b", "recipe": "joint", "train": "made", **options}
+    )
 
 
 def traces(seed: int, shift: float = 0.0, rows: int = 300) -> tuple[Trace, Trace]:
@@ -44,18 +52,34 @@ def bench(exits: tuple[str, ...]) -> dict[str, Any]:
     def line(batch: int, left: list[int], ms: float) -> dict[str, Any]:
         ratio = {"value": ms / 5, "low": ms / 5 - 0.1, "high": ms / 5 + 0.1}
         same = {"value": 1.01, "low": 0.98, "high": 1.03}
-        return {"batch": batch, "left": left, "run_ms": ms, "plain_ms": 5.0, "over_plain": ratio, "same": same}
+        return {
+            "batch": batch,
+            "left": left,
+            "run_ms": ms,
+            "plain_ms": 5.0,
+            "over_plain": ratio,
+            "same": same,
+        }
 
-    ones = [line(1, [int(index == one) for index in range(len(exits))], 1.0 + one) for one in range(len(exits))]
+    ones = [
+        line(1, [int(index == one) for index in range(len(exits))], 1.0 + one)
+        for one in range(len(exits))
+    ]
     return {"exits": list(exits), "threads": 1, "lines": [*ones, line(64, [16] * len(exits), 3.0)]}
 
 
-def comparison(methods: int = 2, seeds: int = 2, gates: tuple[str, ...] = ("own", NASTY), **options: Any) -> Comparison:
+def comparison(
+    methods: int = 2, seeds: int = 2, gates: tuple[str, ...] = ("own", NASTY), **options: Any
+) -> Comparison:
     """Methods under gates with seeds, beside two static networks."""
     cut = [method_of(f"method-{n}", seeds=tuple(range(seeds)), gates=gates) for n in range(methods)]
-    static = [method_of(name, static=True, seeds=(0,), recipe=None) for name in ("smaller", "larger")]
-    settings, results = settings_of(*cut, *static, **options), []
-    unit, known = plain_of(traces(0)[1]), {seed: _figures(settings, seed) for seed in range(seeds)}
+    static = [
+        method_of(name, static=True, seeds=(0,), recipe=None) for name in ("smaller", "larger")
+    ]
+    settings = settings_of(*cut, *static, **options)
+    results = []
+    unit = plain_of(traces(0)[1])
+    known = {seed: _figures(settings, seed) for seed in range(seeds)}
     for number, method in enumerate(cut):
         for seed in method.seeds:
             for index, gate in enumerate(gates):
@@ -69,11 +93,15 @@ def comparison(methods: int = 2, seeds: int = 2, gates: tuple[str, ...] = ("own"
 
 
 def _figures(settings: Settings, seed: int) -> Figures:
-    return figures_of(*traces(seed), settings, plain_of(traces(0)[1]), splits=0 if seed else settings.splits)
+    return figures_of(
+        *traces(seed), settings, plain_of(traces(0)[1]), splits=0 if seed else settings.splits
+    )
 
 
 def _moved(figures: Figures, by: float) -> Figures:
-    """The same with other accuracies on the frontier and within budgets: searching for all of them would take long."""
+    """The same with other accuracies on the frontier and within budgets: searching for all of them
+    would take long.
+    """
 
     def point(one: Point) -> Point:
         return replace(one, accuracy=one.accuracy + by)
@@ -109,4 +137,7 @@ def file_of(folder: Path, *tables: str, shared: str = DIGITS) -> Path:
 def contents(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Every file below a folder: when it was written, and what."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    return {str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in files
+    }

@@ -1,4 +1,6 @@
-"""The packages behind the hubs for tests: real ones where they are installed, else the test is skipped."""
+"""The packages behind the hubs for tests: real ones where they are installed, else the test is
+skipped.
+"""
 
 from __future__ import annotations
 

@@ -38,7 +38,10 @@ def made(
     draw = np.random.default_rng(7)
     labels = draw.integers(0, CLASSES, rows)
     ease = draw.random(rows)
-    columns: dict[str, np.ndarray] = {"row": np.arange(rows, dtype=np.int64), "digest": digests_of(images(rows))}
+    columns: dict[str, np.ndarray] = {
+        "row": np.arange(rows, dtype=np.int64),
+        "digest": digests_of(images(rows)),
+    }
     for index, name in enumerate(exits):
         share = 0.7 + 0.25 * (index + 1) / len(exits)
         wrong = ease + 0.1 * draw.standard_normal(rows) > share
@@ -51,8 +54,15 @@ def made(
     if labelled:
         columns["label"] = labels
     if not timed:
-        columns |= {name: column * [1, np.nan, np.nan] for name, column in columns.items() if name.startswith("cost/")}
-    nodes = [Node(name, after=tuple(exits[max(index - 1, 0) : index])) for index, name in enumerate(exits)]
+        columns |= {
+            name: column * [1, np.nan, np.nan]
+            for name, column in columns.items()
+            if name.startswith("cost/")
+        }
+    nodes = [
+        Node(name, after=tuple(exits[max(index - 1, 0) : index]))
+        for index, name in enumerate(exits)
+    ]
     header = Header(
         topology=Topology.chain(nodes),
         reference=exits[-1],
@@ -68,7 +78,9 @@ def made(
 def written(tmp_path: Path, trace: Trace, plan: Plan, **options: Any) -> str:
     """The page without the library inside."""
     whole = report(trace, plan, tmp_path / "page.html", **options).read_text(encoding="utf-8")
-    library = re.findall(r'<script type="text/plain" id="plotly">.*?</script>', whole, flags=re.DOTALL)
+    library = re.findall(
+        r'<script type="text/plain" id="plotly">.*?</script>', whole, flags=re.DOTALL
+    )
     assert len(library) == 1
     return whole.replace(library[0], "")
 
@@ -81,6 +93,8 @@ def plain(page: str) -> str:
 
 def figures(page: str) -> dict[str, Any]:
     """The charts of a page by name."""
-    found = re.search(r'<script type="application/json" id="figures">(.*?)</script>', page, flags=re.DOTALL)
+    found = re.search(
+        r'<script type="application/json" id="figures">(.*?)</script>', page, flags=re.DOTALL
+    )
     assert found
     return {figure["id"]: figure["choices"] for figure in json.loads(found[1])}

@@ -1,4 +1,6 @@
-"""Random networks with forks, of whole-number models: nested, re-joining, with exits and defaults."""
+"""Random networks with forks, of whole-number models: nested, re-joining, with exits and
+defaults.
+"""
 
 from __future__ import annotations
 
@@ -74,7 +76,9 @@ class Steps:
             if number == 0 and self.draw.random() < 0.4:
                 arms[f"{name}-skip"] = []
             elif number and depth and self.draw.random() < 0.15:
-                arms[f"{name}-stop{number}"] = [off.Leave(self.name("e"), FirstClasses(CLASSES), None)]
+                arms[f"{name}-stop{number}"] = [
+                    off.Leave(self.name("e"), FirstClasses(CLASSES), None)
+                ]
             else:
                 arms[f"{name}-arm{number}"] = self.steps(depth + 1)
         columns = [self.column() for _ in range(ways - 1)]

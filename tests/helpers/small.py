@@ -21,7 +21,10 @@ from offramp.plans.topology import Node, Topology
 from offramp.plans.trace import Header, Trace
 
 NAMES = ("small", "middle", "large", "huge")
-NAN_MARK, INF_MARK = 50.0, 60.0  # a row whose first value is one of these spoils the logits of a `Spoiled`
+NAN_MARK, INF_MARK = (
+    50.0,
+    60.0,
+)  # a row whose first value is one of these spoils the logits of a `Spoiled`
 
 
 class Counting(nn.Module):
@@ -52,7 +55,9 @@ class Spoiled(nn.Module):
 
 
 def seeded(make: Any, seed: int) -> Any:
-    """What `make()` gives when torch's generator starts from a seed; the generator is left as it was."""
+    """What `make()` gives when torch's generator starts from a seed; the generator is left as it
+    was.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return make()
@@ -64,12 +69,15 @@ def dense(index: int, *, inputs: int = 4, classes: int = 3, seed: int = 0) -> nn
     if not index:
         return seeded(lambda: nn.Linear(inputs, classes), seed).eval()
     return seeded(
-        lambda: nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, classes)), seed + index
+        lambda: nn.Sequential(nn.Linear(inputs, width), nn.Tanh(), nn.Linear(width, classes)),
+        seed + index,
     ).eval()
 
 
 def whole_numbers(index: int, *, inputs: int = 4, classes: int = 3, seed: int = 0) -> nn.Module:
-    """A member whose weights are small integers: on integer rows its logits are exact, and scores tie."""
+    """A member whose weights are small integers: on integer rows its logits are exact, and scores
+    tie.
+    """
     model = nn.Linear(inputs, classes)
     draw = torch.Generator().manual_seed(100 * seed + index)
     with torch.no_grad():
@@ -89,7 +97,11 @@ def conv(index: int, *, classes: int = 3, seed: int = 0) -> nn.Module:
     width = 2 + 2 * index
     return seeded(
         lambda: nn.Sequential(
-            nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(width * 16, classes)
+            nn.Conv2d(1, width, 3),
+            nn.BatchNorm2d(width),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(width * 16, classes),
         ),
         seed + index,
     ).eval()
@@ -97,7 +109,9 @@ def conv(index: int, *, classes: int = 3, seed: int = 0) -> nn.Module:
 
 def ladder_of(members: int, *, make: Any = dense, seed: int = 0, **options: Any) -> Network:
     """A seeded ladder in eval mode."""
-    return ladder({name: make(index, seed=seed) for index, name in enumerate(NAMES[:members])}, **options).eval()
+    return ladder(
+        {name: make(index, seed=seed) for index, name in enumerate(NAMES[:members])}, **options
+    ).eval()
 
 
 def rows_of(count: int, *, inputs: int = 4, seed: int = 0, whole: bool = False) -> Tensor:
@@ -118,18 +132,25 @@ def trace_of(
     names: Sequence[str] = NAMES,
     labelled: bool = True,
 ) -> Trace:
-    """A made-up trace: an exit of skill s is right on a share s of the rows, and surer where it is right."""
+    """A made-up trace: an exit of skill s is right on a share s of the rows, and surer where it is
+    right.
+    """
     rng = np.random.default_rng(seed)
     exits = tuple(names[: len(skill)])
     label = rng.integers(0, classes, rows)
     hard = rng.random(rows)
-    columns: dict[str, Any] = {"row": np.arange(rows), "digest": rng.integers(0, 2**63, rows).astype(np.uint64)}
+    columns: dict[str, Any] = {
+        "row": np.arange(rows),
+        "digest": rng.integers(0, 2**63, rows).astype(np.uint64),
+    }
     if labelled:
         columns["label"] = label
     for name, s in zip(exits, skill, strict=True):
         right = hard + 0.2 * rng.standard_normal(rows) < s
         logits = 0.5 * rng.standard_normal((rows, classes))
-        logits[np.arange(rows), np.where(right, label, (label + 1) % classes)] += 1 + 6 * np.maximum(s - hard, 0)
+        logits[np.arange(rows), np.where(right, label, (label + 1) % classes)] += (
+            1 + 6 * np.maximum(s - hard, 0)
+        )
         columns[f"logits/{name}"] = logits.astype(np.float32)
         columns[f"answer/{name}"] = columns[f"logits/{name}"].argmax(1)
         two = np.sort(columns[f"logits/{name}"], axis=1)[:, -2:]
@@ -150,12 +171,16 @@ def trace_of(
 
 
 class Stages(nn.Module):
-    """A stem, two blocks in a list, and a head, on images [B, 1, 8, 8]; the second block works in place."""
+    """A stem, two blocks in a list, and a head, on images [B, 1, 8, 8]; the second block works in
+    place.
+    """
 
     def __init__(self, classes: int = 3) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1, bias=False), nn.BatchNorm2d(4))
-        self.blocks = nn.ModuleList([nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3)) for _ in range(2)])
+        self.blocks = nn.ModuleList(
+            [nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(4, 4, 3)) for _ in range(2)]
+        )
         self.drop = nn.Dropout(0.5)
         self.head = nn.Linear(64, classes)
 
@@ -177,9 +202,11 @@ def stages(seed: int = 0, **options: Any) -> nn.Module:
 
 
 def cut_of(*at: str, seed: int = 0, trained: bool = True, **options: Any) -> Network:
-    """`Stages` cut at some modules (by default two); `trained` moves its exits a little, as any training does.
+    """`Stages` cut at some modules (by default two); `trained` moves its exits a little, as any
+    training does.
 
-    Where options are names it is cut once for all tests and copied: the export takes longer than most of them.
+    Where options are names it is cut once for all tests and copied: the export takes longer than
+    most of them.
     """
     at = at or ("stem", "blocks.0")
     if all(isinstance(value, str) for value in options.values()):
@@ -217,9 +244,15 @@ class Reader(Exit):
 
 
 def sizes(module: nn.Module, call: Callable[[], object]) -> list[tuple[str, tuple[int, ...]]]:
-    """The kind of every layer that ran, in order, with the shape of what it gave, without the batch."""
+    """The kind of every layer that ran, in order, with the shape of what it gave, without the
+    batch.
+    """
     heard: list[tuple[str, tuple[int, ...]]] = []
-    layers = {name: part for name, part in module.named_modules() if not list(part.children()) and name}
-    with listening(layers, lambda name, out: heard.append((type(layers[name]).__name__, tuple(out.shape[1:])))):
+    layers = {
+        name: part for name, part in module.named_modules() if not list(part.children()) and name
+    }
+    with listening(
+        layers, lambda name, out: heard.append((type(layers[name]).__name__, tuple(out.shape[1:])))
+    ):
         call()
     return heard

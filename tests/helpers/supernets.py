@@ -38,4 +38,6 @@ def supernet_of(**changes) -> Supernet:
     arguments = {"head": "fc", "heads": {"three": None, "two": 2}, "exits": ["body.0", "body.1"]}
     choices = changes.pop("choices", choices)
     model = changes.pop("model", None) or small_model()
-    return seeded(lambda: Supernet(model, choices, torch.zeros(2, 1, 8, 8), **{**arguments, **changes}), 0)
+    return seeded(
+        lambda: Supernet(model, choices, torch.zeros(2, 1, 8, 8), **{**arguments, **changes}), 0
+    )

@@ -9,7 +9,10 @@ from torch import Tensor, nn
 
 from small import seeded
 
-WORDS, WIDTH, CLASSES, LONGEST = 30, 8, 3, 32
+WORDS = 30
+WIDTH = 8
+CLASSES = 3
+LONGEST = 32
 
 
 @dataclass
@@ -31,11 +34,14 @@ class Block(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Words [B, T] and a mask [B, T] -> an Answer; `halves` drops every second position behind the first block."""
+    """Words [B, T] and a mask [B, T] -> an Answer; `halves` drops every second position behind the
+    first block.
+    """
 
     def __init__(self, halves: bool = False) -> None:
         super().__init__()
-        self.words, self.places = nn.Embedding(WORDS, WIDTH), nn.Embedding(LONGEST, WIDTH)
+        self.words = nn.Embedding(WORDS, WIDTH)
+        self.places = nn.Embedding(LONGEST, WIDTH)
         self.blocks = nn.ModuleList(Block() for _ in range(3))
         self.head = nn.Linear(WIDTH, CLASSES)
         self.halves = halves
@@ -48,7 +54,8 @@ class Encoder(nn.Module):
             bias = (1.0 - mask[:, None, :]).expand(-1, h.shape[1], -1) * -1e4
             h = block(h, bias)
             if self.halves and not number:
-                h, mask = h[:, ::2].contiguous(), mask[:, ::2].contiguous()
+                h = h[:, ::2].contiguous()
+                mask = mask[:, ::2].contiguous()
         return Answer(self.head(h[:, 0]), h)
 
 

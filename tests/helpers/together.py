@@ -1,4 +1,6 @@
-"""Some processes that do one thing together, forked off the test's own: nothing is imported anew."""
+"""Some processes that do one thing together, forked off the test's own: nothing is imported
+anew.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def together(job: Callable[[int], Any], count: int = 2) -> list[Any]:
     context = multiprocessing.get_context("fork")
     pipes = [context.Pipe(duplex=False) for _ in range(count)]
     children = [
-        context.Process(target=_child, args=(job, rank, count, port, pipe[1])) for rank, pipe in enumerate(pipes)
+        context.Process(target=_child, args=(job, rank, count, port, pipe[1]))
+        for rank, pipe in enumerate(pipes)
     ]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forks where there are threads
@@ -42,7 +45,13 @@ def _child(job: Callable[[int], Any], rank: int, count: int, port: int, pipe: An
 
     torch.set_num_threads(1)
     AcceleratorState._reset_state(True)  # the parent's was that of one process
-    names = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": count, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    names = {
+        "RANK": rank,
+        "LOCAL_RANK": rank,
+        "WORLD_SIZE": count,
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": port,
+    }
     names["OMP_NUM_THREADS"] = 1  # else Accelerate warns that it sets them
     os.environ.update({name: str(value) for name, value in names.items()})
     try:

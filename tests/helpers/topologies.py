@@ -22,4 +22,6 @@ FORK = Topology(
     ),
     (Default("large", 0.0, (3,)),),
 )
-SKIP = Topology((Node("a", (LEAVE, "b", "c")), Node("b", ("c",), ("a",)), Node("c", (LEAVE,), ("a", "b"))))
+SKIP = Topology(
+    (Node("a", (LEAVE, "b", "c")), Node("b", ("c",), ("a",)), Node("c", (LEAVE,), ("a", "b")))
+)

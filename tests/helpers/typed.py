@@ -8,7 +8,8 @@ from typer.testing import CliRunner, Result
 
 from offramp.cli import app
 
-CALIBRATION, TEST = "digits[700:1797:2]", "digits[701:1797:2]"
+CALIBRATION = "digits[700:1797:2]"
+TEST = "digits[701:1797:2]"
 
 
 def offramp(*words: object) -> Result:
@@ -18,5 +19,9 @@ def offramp(*words: object) -> Result:
 
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file under a folder, but what Python writes for itself."""
-    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and "__pycache__" not in path.parts)
+    files = (
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and "__pycache__" not in path.parts
+    )
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}

@@ -1,6 +1,8 @@
-"""Weights and rows that can be written down in a line, to put the same into our networks and into the authors'.
+"""Weights and rows that can be written down in a line, to put the same into our networks and into
+the authors'.
 
-Golden values in the tests are what the authors' code gave on these, at the commit that stands beside them.
+Golden values in the tests are what the authors' code gave on these, at the commit that stands
+beside them.
 """
 
 from __future__ import annotations
@@ -23,10 +25,12 @@ def wave(value: Tensor, number: int, scale: float = 1.0) -> None:
 def waves(module: nn.Module) -> nn.Module:
     """Fill all of a module's floating-point state, the n-th tensor by the wave of number n.
 
-    A weight of several dimensions is scaled by the root of what each output reads; a vector by 0.2, with 1 added to
-    weights and variances of norms.
+    A weight of several dimensions is scaled by the root of what each output reads; a vector by 0.2,
+    with 1 added to weights and variances of norms.
     """
-    floats = [(name, value) for name, value in module.state_dict().items() if value.is_floating_point()]
+    floats = [
+        (name, value) for name, value in module.state_dict().items() if value.is_floating_point()
+    ]
     for number, (name, value) in enumerate(floats):
         if value.dim() > 1:
             wave(value, number, value[0].numel() ** -0.5)
@@ -43,8 +47,12 @@ def wave_of(*shape: int, step: float = 0.11, scale: float = 1.0) -> Tensor:
 
 
 def toy(gate: str = "margin") -> Network:
-    """Rows [B, 4] to six classes, with an exit at half depth; every weight is a wave, and nothing is drawn."""
-    backbone = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 6))
+    """Rows [B, 4] to six classes, with an exit at half depth; every weight is a wave, and nothing
+    is drawn.
+    """
+    backbone = nn.Sequential(
+        nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 6)
+    )
     net = cut(backbone.eval(), torch.zeros(2, 4), at=["1"], exits="linear", gate=gate)
     layers = [backbone[0], backbone[2], backbone[4], net.exit_of("1").head[0]]
     for number, layer in enumerate(layers):

@@ -1,4 +1,6 @@
-"""What we use of the library tokenizers, with one number per word, for machines that have it not."""
+"""What we use of the library tokenizers, with one number per word, for machines that have it
+not.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +13,9 @@ class Tokenizer:
     """Marks around words: 1 ... 2; unknown words are 3."""
 
     def __init__(self, known, padding):
-        self.known, self.padding, self.most = known, padding, None
+        self.known = known
+        self.padding = padding
+        self.most = None
 
     @classmethod
     def from_file(cls, path):
@@ -31,7 +35,9 @@ class Tokenizer:
         pass
 
     def encode_batch(self, texts):
-        found = [[self.known.get(word, 3) for word in text.split()][: self.most - 2] for text in texts]
+        found = [
+            [self.known.get(word, 3) for word in text.split()][: self.most - 2] for text in texts
+        ]
         return [SimpleNamespace(ids=[1, *words, 2]) for words in found]
 
 

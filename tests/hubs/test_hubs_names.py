@@ -49,7 +49,9 @@ class Timm(ModuleType):
         self.asked.append((name, {"pretrained": pretrained, "num_classes": num_classes}))
         if pretrained and not self.online:
             raise OSError("Name or service not known. Try again.\nand more")
-        model = nn.Sequential(nn.Conv2d(in_chans, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        model = nn.Sequential(
+            nn.Conv2d(in_chans, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten()
+        )
         model.append(nn.Linear(4, num_classes))
         return model.train()
 
@@ -77,7 +79,8 @@ def test_pretrained_unless_weights_are_given_or_it_is_said(timm, tmp_path):
 def test_without_a_network_the_sentence_offers_both_ways(timm):
     timm.online = False
     with pytest.raises(
-        InvalidArgument, match=r"'timm:tiny' cannot be fetched \(Name or service not known\); .*pretrained=no"
+        InvalidArgument,
+        match=r"'timm:tiny' cannot be fetched \(Name or service not known\); .*pretrained=no",
     ):
         make_model("timm:tiny")
 
@@ -86,7 +89,11 @@ def test_a_file_fetches_nothing_and_passes_nothing_on(timm):
     assert isinstance(model_from_file("timm:tiny.a1_in1k?num_classes=3", "backbone"), nn.Module)
     assert [said["pretrained"] for _, said in timm.asked] == [False]
     timm.asked.clear()
-    for spec in ("timm:tiny?checkpoint_path=evil.pth", "timm:tiny?pretrained_cfg=x", "timm:hf-hub:some/one"):
+    for spec in (
+        "timm:tiny?checkpoint_path=evil.pth",
+        "timm:tiny?pretrained_cfg=x",
+        "timm:hf-hub:some/one",
+    ):
         with pytest.raises(UnknownName):
             model_from_file(spec, "backbone")
     for spec in ("hf:some/one", "hf:folder", "timm.models:create", "timms:tiny"):
@@ -99,7 +106,11 @@ def test_cut_saved_and_loaded_without_a_network(timm, tmp_path):
     spec = "timm:tiny?num_classes=3"
     preprocess = preprocess_of(spec)
     net = off.cut(
-        make_model(spec), torch.zeros(2, 3, 40, 40, dtype=torch.uint8), at=["1"], preprocess=preprocess, spec=spec
+        make_model(spec),
+        torch.zeros(2, 3, 40, 40, dtype=torch.uint8),
+        at=["1"],
+        preprocess=preprocess,
+        spec=spec,
     )
     off.save(net, tmp_path / "net")
     timm.online = False
@@ -136,16 +147,22 @@ def test_refused_with_a_sentence(timm, spec, error, says):
         make_model(spec)
 
 
-@pytest.mark.parametrize(("spec", "package"), [("timm:x", "timm"), ("torchvision:x", "torchvision")])
+@pytest.mark.parametrize(
+    ("spec", "package"), [("timm:x", "timm"), ("torchvision:x", "torchvision")]
+)
 def test_a_missing_package_names_its_extra(monkeypatch, spec, package):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingExtra, match=rf"{package}, which is not installed; run: pip install 'offramp\[hub\]'"):
+    with pytest.raises(
+        MissingExtra, match=rf"{package}, which is not installed; run: pip install 'offramp\[hub\]'"
+    ):
         make_model(spec)
 
 
 def test_a_torchvision_of_another_torch_is_a_sentence(monkeypatch, tmp_path):
     (tmp_path / "torchvision").mkdir()
-    (tmp_path / "torchvision" / "__init__.py").write_text("raise RuntimeError('operator nms does not exist')")
+    (tmp_path / "torchvision" / "__init__.py").write_text(
+        "raise RuntimeError('operator nms does not exist')"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "torchvision", raising=False)
     with pytest.raises(InvalidArgument, match="operator nms does not exist"):
@@ -160,6 +177,7 @@ def test_a_torchvision_of_another_torch_is_told_with_a_way_on(monkeypatch):
 
     monkeypatch.setattr("importlib.import_module", fails)
     with pytest.raises(
-        InvalidArgument, match=r"built for another torch\. Install torch and torchvision from the same index"
+        InvalidArgument,
+        match=r"built for another torch\. Install torch and torchvision from the same index",
     ):
         library("torchvision", "torchvision:resnet18")

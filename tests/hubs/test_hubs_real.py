@@ -15,21 +15,33 @@ from offramp.errors import BadFile, InvalidArgument, UnknownName
 from packages import real
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
-TINY = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+TINY = {
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 16,
+}
 
 
 def image(high, wide):
-    return torch.randint(0, 256, (2, 3, high, wide), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return torch.randint(
+        0, 256, (2, 3, high, wide), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
 
 
 def test_timm_cut_saved_and_loaded(tmp_path):
     real("timm")
     spec = "timm:test_resnet?pretrained=no&num_classes=5"
-    net = off.cut(make_model(spec), image(48, 40), at=["layer2"], preprocess=preprocess_of(spec), spec=spec)
+    net = off.cut(
+        make_model(spec), image(48, 40), at=["layer2"], preprocess=preprocess_of(spec), spec=spec
+    )
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net")
     with torch.no_grad():
-        assert all(torch.equal(one, other) for one, other in zip(net(image(48, 40)), again(image(48, 40)), strict=True))
+        assert all(
+            torch.equal(one, other)
+            for one, other in zip(net(image(48, 40)), again(image(48, 40)), strict=True)
+        )
     assert net(image(48, 40))[-1].shape == (2, 5)
 
 
@@ -38,7 +50,9 @@ def test_timm_normalizes_as_timm_does():
     from PIL import Image
     from timm.data.transforms_factory import create_transform
 
-    x = (np.add.outer(np.arange(300), np.arange(260))[..., None] // np.array([3, 4, 5]) % 256).astype(np.uint8)
+    x = (
+        np.add.outer(np.arange(300), np.arange(260))[..., None] // np.array([3, 4, 5]) % 256
+    ).astype(np.uint8)
     found = timm.data.resolve_model_data_config(timm.create_model("resnet18"))
     theirs = create_transform(**found, is_training=False)(Image.fromarray(x))
     ours = preprocess_of("timm:resnet18")(torch.from_numpy(x.transpose(2, 0, 1).copy())[None])[0]
@@ -54,7 +68,9 @@ def test_torchvision_normalizes_as_its_weights_say(name):
     theirs_of_bytes = models.get_model_weights(name).DEFAULT.transforms()(x)
     ours = preprocess_of(f"torchvision:{name}")(x)
     assert ours.shape == theirs.shape
-    near = theirs if name == "resnet18" else theirs_of_bytes  # a cubic is clamped only on bytes, and rounded there
+    near = (
+        theirs if name == "resnet18" else theirs_of_bytes
+    )  # a cubic is clamped only on bytes, and rounded there
     torch.testing.assert_close(ours, near, atol=1e-4 if name == "resnet18" else 0.02, rtol=0)
 
 
@@ -63,10 +79,15 @@ def test_torchvision_rebuilds_what_its_weights_need(monkeypatch):
     model = make_model("torchvision:googlenet", fetch=False)
     assert model.transform_input
     assert not make_model("torchvision:googlenet?pretrained=no").transform_input
-    assert make_model("torchvision:vit_b_16?weights=IMAGENET1K_SWAG_E2E_V1", fetch=False).image_size == 384
+    assert (
+        make_model("torchvision:vit_b_16?weights=IMAGENET1K_SWAG_E2E_V1", fetch=False).image_size
+        == 384
+    )
     kind = type(models.get_model_weights("googlenet").DEFAULT)
     tensors = {**model.state_dict(), "aux1.conv.weight": torch.zeros(1)}
-    monkeypatch.setattr(kind, "get_state_dict", lambda self, **given: dict(tensors) if given["weights_only"] else {})
+    monkeypatch.setattr(
+        kind, "get_state_dict", lambda self, **given: dict(tensors) if given["weights_only"] else {}
+    )
     fetched = make_model("torchvision:googlenet")
     assert all(torch.equal(value, tensors[name]) for name, value in fetched.state_dict().items())
 
@@ -96,7 +117,12 @@ def folders(tmp_path_factory):
     transformers.BertModel(texts).save_pretrained(root / "headless")
     vit = transformers.ViTConfig(image_size=32, patch_size=8, num_labels=3, **TINY)
     transformers.ViTForImageClassification(vit).save_pretrained(root / "images")
-    said = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.5] * 3, "resample": 3, "size": {"height": 32, "width": 32}}
+    said = {
+        "image_mean": [0.5, 0.4, 0.3],
+        "image_std": [0.5] * 3,
+        "resample": 3,
+        "size": {"height": 32, "width": 32},
+    }
     (root / "images" / "preprocessor_config.json").write_text(json.dumps(said))
     (root / "code").mkdir()
     own = {"model_type": "mine", "auto_map": {"AutoConfig": "conf.Mine"}, "architectures": ["Mine"]}
@@ -108,7 +134,10 @@ def folders(tmp_path_factory):
 def test_hf_of_texts(folders, tmp_path):
     spec = f"hf:{folders / 'texts'}"
     model = make_model(spec)
-    rows = {"input_ids": torch.randint(5, 60, (3, 8)), "attention_mask": torch.ones(3, 8, dtype=torch.long)}
+    rows = {
+        "input_ids": torch.randint(5, 60, (3, 8)),
+        "attention_mask": torch.ones(3, 8, dtype=torch.long),
+    }
     assert preprocess_of(spec) is None
     net = off.cut(model, rows, at=["bert.encoder.layer.0"], exits="linear_masked", spec=spec)
     off.save(net, tmp_path / "net")
@@ -124,7 +153,9 @@ def test_hf_of_images(folders):
     preprocess = preprocess_of(spec)
     assert preprocess.config()["size"] == (32, 32)
     assert preprocess.config()["interpolation"] == "bicubic"
-    net = off.cut(make_model(spec), image(40, 40), at=["vit.layers.0"], preprocess=preprocess, exits="linear")
+    net = off.cut(
+        make_model(spec), image(40, 40), at=["vit.layers.0"], preprocess=preprocess, exits="linear"
+    )
     assert net(image(40, 40))[-1].shape == (2, 3)
 
 

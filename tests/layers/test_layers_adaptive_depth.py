@@ -1,4 +1,6 @@
-"""Adaptive depth: the halting rule position by position, what is kept where it halted, and the gradient of its cost."""
+"""Adaptive depth: the halting rule position by position, what is kept where it halted, and the
+gradient of its cost.
+"""
 
 from __future__ import annotations
 
@@ -41,25 +43,34 @@ def made(scores):
 
 def by_hand(scores, x):
     """Output and cost of one position."""
-    total, state, out = 0.0, x, 0.0
+    total = 0.0
+    state = x
+    out = 0.0
     for index, score in enumerate([*scores, 1.0]):
         state += 10.0**index
         if total + score >= 0.99:
             return out + (1 - total) * state, index + 1 + 1 - total
-        total, out = total + score, out + score * state
+        total = total + score
+        out = out + score * state
     raise AssertionError
 
 
 def test_every_position_by_hand():
     scores = [[0.995, 0.2, 0.5, 0.0], [0.5, 0.9, 0.48, 0.3], [0.1, 0.1, 0.1, 0.4]]
-    stage, x = made(scores), torch.randn(3, 2, 4)
+    stage = made(scores)
+    x = torch.randn(3, 2, 4)
     costs = []
     with listening({"ponder": stage.ponder}, lambda _, cost: costs.append(cost)):
         out = stage(x)
     for position in range(4):
         for row in range(3):
-            want = [by_hand([each[position] for each in scores], value) for value in x[row, :, position].tolist()]
-            assert out[row, :, position].tolist() == pytest.approx([value for value, _ in want], rel=1e-5)
+            want = [
+                by_hand([each[position] for each in scores], value)
+                for value in x[row, :, position].tolist()
+            ]
+            assert out[row, :, position].tolist() == pytest.approx(
+                [value for value, _ in want], rel=1e-5
+            )
             assert costs[0][row, 0, position].item() == pytest.approx(want[0][1])
     assert costs[0].shape == (3, 1, 4)
     assert [round(value) for value in costs[0][0, 0].floor().tolist()] == [2, 2, 3, 4]
@@ -76,7 +87,9 @@ def test_the_cost_pulls_at_the_scores_before_the_last_unit_alone():
 
 
 def test_it_starts_at_full_depth():
-    stage = seeded(lambda: AdaptiveDepth([nn.Conv1d(4, 4, 3, padding=1) for _ in range(3)], 4), 0).eval()
+    stage = seeded(
+        lambda: AdaptiveDepth([nn.Conv1d(4, 4, 3, padding=1) for _ in range(3)], 4), 0
+    ).eval()
     found = depths(nn.Sequential(stage), torch.randn(5, 4, 9))
     assert found["0"].shape == (5, 1, 9)
     assert found["0"].min() > 3
@@ -85,10 +98,15 @@ def test_it_starts_at_full_depth():
 
 
 def images(per, units=4, kind=None, **options):
-    """A stage on images [B, 6, 8, 8] whose scores differ from position to position and from row to row."""
+    """A stage on images [B, 6, 8, 8] whose scores differ from position to position and from row to
+    row.
+    """
 
     def make():
-        blocks = [Block(6, 6) for _ in range(units)] if kind is None else [kind() for _ in range(units)]
+        if kind is None:
+            blocks = [Block(6, 6) for _ in range(units)]
+        else:
+            blocks = [kind() for _ in range(units)]
         stage = AdaptiveDepth(blocks, 6, per=per, **options)
         draw = torch.Generator().manual_seed(5)
         for part in stage.modules():
@@ -107,10 +125,14 @@ def images(per, units=4, kind=None, **options):
 
 @pytest.mark.parametrize("per", ["position", "sample"])
 @pytest.mark.parametrize("break_even", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("kind", [None, lambda: nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6))])
+@pytest.mark.parametrize(
+    "kind", [None, lambda: nn.Sequential(nn.Conv2d(6, 6, 3, padding=1), nn.BatchNorm2d(6))]
+)
 def test_what_is_skipped_changes_nothing(per, break_even, kind):
     stage = images(per, kind=kind, break_even=break_even, tile=2)
-    x = torch.randn(9, 6, 8, 8, generator=torch.Generator().manual_seed(6)) + torch.linspace(-3, 3, 9).view(9, 1, 1, 1)
+    x = torch.randn(9, 6, 8, 8, generator=torch.Generator().manual_seed(6)) + torch.linspace(
+        -3, 3, 9
+    ).view(9, 1, 1, 1)
     kept = x.clone()
     with torch.no_grad():
         want, wanted = stage.masked(x)
@@ -146,7 +168,8 @@ class Drawn(nn.Module):
 
     def __init__(self, per, seed):
         super().__init__()
-        self.per, self.seed = per, seed
+        self.per = per
+        self.seed = seed
 
     def forward(self, x):
         space = x.shape[2:] if self.per == "position" else (1, 1)
@@ -216,7 +239,11 @@ def test_where_tiles_pay_is_measured():
 
 @pytest.mark.parametrize(
     ("options", "says"),
-    [({"per": "row"}, "'position' or 'sample', got 'row'"), ({"eps": 0.0}, "eps"), ({"tile": 0}, "tile")],
+    [
+        ({"per": "row"}, "'position' or 'sample', got 'row'"),
+        ({"eps": 0.0}, "eps"),
+        ({"tile": 0}, "tile"),
+    ],
 )
 def test_options_that_are_none(options, says):
     with pytest.raises(InvalidArgument, match=says):

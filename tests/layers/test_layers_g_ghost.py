@@ -19,7 +19,9 @@ class Regnet(nn.Module):
 
     def __init__(self, width_in, width, group, stride=1):
         super().__init__()
-        self.a = nn.Sequential(nn.Conv2d(width_in, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU())
+        self.a = nn.Sequential(
+            nn.Conv2d(width_in, width, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+        )
         conv = nn.Conv2d(width, width, 3, stride, 1, groups=width // group, bias=False)
         self.b = nn.Sequential(conv, nn.BatchNorm2d(width), nn.ReLU())
         self.c = nn.Sequential(nn.Conv2d(width, width, 1, bias=False), nn.BatchNorm2d(width))
@@ -54,11 +56,15 @@ class Bottleneck(nn.Module):
 
 
 def basic(blocks=4):
-    return seeded(lambda: nn.Sequential(Block(8, 16), *(Block(16, 16) for _ in range(blocks - 1))), 0).eval()
+    return seeded(
+        lambda: nn.Sequential(Block(8, 16), *(Block(16, 16) for _ in range(blocks - 1))), 0
+    ).eval()
 
 
 def regnet():
-    return seeded(lambda: nn.Sequential(Regnet(8, 32, 8, 2), Regnet(32, 32, 8), Regnet(32, 32, 8)), 0).eval()
+    return seeded(
+        lambda: nn.Sequential(Regnet(8, 32, 8, 2), Regnet(32, 32, 8), Regnet(32, 32, 8)), 0
+    ).eval()
 
 
 def bottlenecks():
@@ -108,13 +114,28 @@ def test_it_starts_from_the_blocks_that_stood_there():
 @pytest.mark.parametrize(
     ("dense", "options", "error", "says"),
     [
-        (nn.Sequential(Block(8, 8), Block(8, 8)), {}, BadNetwork, "at least three blocks, got a Sequential of 2"),
+        (
+            nn.Sequential(Block(8, 8), Block(8, 8)),
+            {},
+            BadNetwork,
+            "at least three blocks, got a Sequential of 2",
+        ),
         (nn.ReLU(), {}, BadNetwork, "got a ReLU of 0"),
         (basic(), {"ratio": 0.99}, InvalidArgument, "keeps 0 of 16 channels"),
         (basic(), {"ratio": 1.5}, InvalidArgument, "ratio must be above 0 and below 1"),
         (regnet(), {"ratio": 0.9}, InvalidArgument, "keeps 0 of 32 channels in multiples of 6"),
-        (nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))), {}, BadNetwork, "stages of convolutions, got a Linear"),
-        (nn.Sequential(Block(4, 8), Block(8, 16), Block(16, 16)), {}, BadNetwork, "cannot be made narrower|changes"),
+        (
+            nn.Sequential(*(nn.Linear(4, 4) for _ in range(3))),
+            {},
+            BadNetwork,
+            "stages of convolutions, got a Linear",
+        ),
+        (
+            nn.Sequential(Block(4, 8), Block(8, 16), Block(16, 16)),
+            {},
+            BadNetwork,
+            "cannot be made narrower|changes",
+        ),
     ],
 )
 def test_what_it_refuses(dense, options, error, says):

@@ -1,4 +1,6 @@
-"""Ghost modules: the shapes and costs of the paper, timm's numbers, the start from dense weights."""
+"""Ghost modules: the shapes and costs of the paper, timm's numbers, the start from dense
+weights.
+"""
 
 from __future__ import annotations
 

@@ -66,7 +66,12 @@ def test_it_keeps_mode_and_type():
         (nn.ReLU(), {}, BadNetwork, "replaces a Conv2d or a Linear layer, got ReLU"),
         (nn.Conv2d(4, 4, 3, groups=2), {}, BadNetwork, "grouped convolution, got groups=2"),
         (nn.Linear(4, 4), {"rank": 5}, InvalidArgument, "rank must be at most 4"),
-        (nn.Linear(4, 4), {"rank": -1}, InvalidArgument, "rank must be a whole number of at least 1"),
+        (
+            nn.Linear(4, 4),
+            {"rank": -1},
+            InvalidArgument,
+            "rank must be a whole number of at least 1",
+        ),
         (nn.Linear(4, 4), {"energy": 1.5}, InvalidArgument, "energy must be a share"),
         (nn.Linear(4, 4), {"energy": "all"}, InvalidArgument, "energy must be a share"),
         (nn.Linear(4, 4), {"energy": 1.0}, SavesNothing, "needs rank"),

@@ -36,7 +36,9 @@ def test_bits_and_back(bits):
 
 
 @pytest.mark.parametrize("kind", [Ternary, Binary])
-@pytest.mark.parametrize("dense", [nn.Conv2d(6, 7, 3, groups=1), nn.Conv2d(6, 8, 3, 2, 1, groups=2, bias=False)])
+@pytest.mark.parametrize(
+    "dense", [nn.Conv2d(6, 7, 3, groups=1), nn.Conv2d(6, 8, 3, 2, 1, groups=2, bias=False)]
+)
 def test_it_gives_what_the_layer_gave(kind, dense):
     layer = kind.from_layer(dense.eval())
     with torch.no_grad():
@@ -93,7 +95,9 @@ def test_a_network_with_packed_layers_is_saved_and_loaded(kind, tmp_path):
 
 
 def test_what_it_refuses():
-    with pytest.raises(BadNetwork, match=r"saves nothing here: .0.: packed replaces Ternary and Binary"):
+    with pytest.raises(
+        BadNetwork, match=r"saves nothing here: .0.: packed replaces Ternary and Binary"
+    ):
         convert(nn.Sequential(nn.Linear(2, 2)), {"0": "packed"})
     with pytest.raises(InvalidArgument, match="of must be ternary or binary"):
         Packed.from_layer(nn.Linear(2, 2), of="quaternary")

@@ -23,7 +23,10 @@ def moved(layer):
     """With kernels that differ, as after training."""
     with torch.no_grad():
         for value in layer.parameters():
-            value.add_(0.3 * torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel())))
+            value.add_(
+                0.3
+                * torch.randn(value.shape, generator=torch.Generator().manual_seed(value.numel()))
+            )
     return layer
 
 
@@ -63,7 +66,9 @@ def test_all_ones_and_all_zeros():
     x = torch.randn(3, 6, 5, 5)
     one = moved(Pad.from_layer(convolution(), ratio=1.0))
     kernels = (one.attend(x) @ one.dynamic).view(3, 8, 6, 3, 3)
-    wanted = torch.cat([conv2d(x[i : i + 1], one.phi() * kernels[i], one.bias, padding=1) for i in range(3)])
+    wanted = torch.cat(
+        [conv2d(x[i : i + 1], one.phi() * kernels[i], one.bias, padding=1) for i in range(3)]
+    )
     assert torch.allclose(one(x), wanted, atol=1e-4)
     none = moved(Pad.from_layer(convolution(), ratio=0.0))
     static = (2 - none.phi()) * none.static.view(8, 6, 3, 3)
@@ -72,7 +77,9 @@ def test_all_ones_and_all_zeros():
 
 def test_memory_and_mixing_shrink():
     dense = nn.Conv2d(32, 32, 3, padding=1, bias=False).eval()
-    costs = {ratio: Pad.from_layer(dense, ratio=ratio).cost((32, 8, 8)) for ratio in (0.0, 0.25, 1.0)}
+    costs = {
+        ratio: Pad.from_layer(dense, ratio=ratio).cost((32, 8, 8)) for ratio in (0.0, 0.25, 1.0)
+    }
     count = dense.weight.numel()
     attention = 32 * 2 + 2 * 4
     for ratio, cost in costs.items():

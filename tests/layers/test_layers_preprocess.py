@@ -13,12 +13,15 @@ from offramp.layers.preprocess import Preprocess
 
 
 def images(*shape):
-    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, shape, generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
 
 
 def test_the_formula():
     x = images(2, 3, 4, 5)
-    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    mean = (0.1, 0.2, 0.3)
+    std = (0.5, 0.6, 0.7)
     got = Preprocess(mean, std)(x)
     for c in range(3):
         torch.testing.assert_close(got[:, c], (x[:, c].float() / 255 - mean[c]) / std[c])
@@ -56,7 +59,9 @@ def test_a_cubic_of_bytes_stays_within_them():
     assert cubic(edge.float()).max() > 255
 
 
-@pytest.mark.parametrize("given", [{"interpolation": "cubic"}, {"short": 4}, {"size": (5, 5), "short": 4}])
+@pytest.mark.parametrize(
+    "given", [{"interpolation": "cubic"}, {"short": 4}, {"size": (5, 5), "short": 4}]
+)
 def test_sizes_that_do_not_go_together(given):
     with pytest.raises(InvalidArgument, match="expected short >= size"):
         Preprocess(**given)
@@ -93,8 +98,15 @@ def test_it_is_built_again_from_its_config(preprocess):
     plain = json.loads(json.dumps(preprocess.config()))
     again = Preprocess(**{key: value for key, value in plain.items() if key != "name"})
     assert json.dumps(again.config()) == json.dumps(preprocess.config())
-    assert (torch.equal(again.mean, preprocess.mean), torch.equal(again.std, preprocess.std)) == (True, True)
-    assert (again.size, again.expects, again.scale) == (preprocess.size, preprocess.expects, preprocess.scale)
+    assert (torch.equal(again.mean, preprocess.mean), torch.equal(again.std, preprocess.std)) == (
+        True,
+        True,
+    )
+    assert (again.size, again.expects, again.scale) == (
+        preprocess.size,
+        preprocess.expects,
+        preprocess.scale,
+    )
 
 
 def test_its_constants_are_no_state():

@@ -97,7 +97,12 @@ def test_without_the_package_the_sentence_names_the_extra(monkeypatch):
         ("pruned?importance=luck", {"example": X}, InvalidArgument, "importance must be taylor"),
         ("pruned?importance=magnitude", {}, InvalidArgument, "needs example="),
         ("pruned", {"example": X}, InvalidArgument, "needs data="),
-        ("pruned?ratio=0.9&round_to=8", {"example": X, "data": (X, Y)}, InvalidArgument, "leaves none of the 8"),
+        (
+            "pruned?ratio=0.9&round_to=8",
+            {"example": X, "data": (X, Y)},
+            InvalidArgument,
+            "leaves none of the 8",
+        ),
     ],
 )
 def test_what_it_refuses(method, given, error, says):

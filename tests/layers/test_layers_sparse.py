@@ -48,7 +48,9 @@ def test_a_unit_gives_the_same_at_active_positions(kind, share):
         new, before = on_tiles(steps, maps, tiles)
         tiles.write(got, new)
         assert torch.equal(before, tiles.read(maps))
-    torch.testing.assert_close(got.where(active, 0.0), want.where(active, 0.0), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        got.where(active, 0.0), want.where(active, 0.0), atol=1e-5, rtol=1e-5
+    )
     assert (got == 99).any() == (tiles.share < 1)
 
 
@@ -58,14 +60,25 @@ def test_tiles_with_a_halo_have_zeros_around_the_map():
     active[0, 0, 3, 0] = True
     tiles = Tiles(active, 2)
     assert tiles.read(maps).tolist() == [[[[9, 10], [13, 14]]]]
-    assert tiles.read(maps, 1).tolist() == [[[[0, 5, 6, 7], [0, 9, 10, 11], [0, 13, 14, 15], [0, 0, 0, 0]]]]
-    assert tiles.inside(1).int().tolist() == [[[[0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]]]]
-    assert tiles.needed(1).int().tolist() == [[[[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]]]
+    assert tiles.read(maps, 1).tolist() == [
+        [[[0, 5, 6, 7], [0, 9, 10, 11], [0, 13, 14, 15], [0, 0, 0, 0]]]
+    ]
+    assert tiles.inside(1).int().tolist() == [
+        [[[0, 1, 1, 1], [0, 1, 1, 1], [0, 1, 1, 1], [0, 0, 0, 0]]]
+    ]
+    assert tiles.needed(1).int().tolist() == [
+        [[[0, 0, 0, 0], [0, 1, 1, 0], [0, 1, 1, 0], [0, 0, 0, 0]]]
+    ]
     assert tiles.share == 0.25
 
 
 def test_sides_of_tiles():
-    assert [tile_of(32, 32, 8), tile_of(12, 8, 8), tile_of(7, 7, 8), tile_of(7, 5, 4)] == [8, 4, 7, 1]
+    assert [tile_of(32, 32, 8), tile_of(12, 8, 8), tile_of(7, 7, 8), tile_of(7, 5, 4)] == [
+        8,
+        4,
+        7,
+        1,
+    ]
 
 
 class Doubled(Block):

@@ -44,7 +44,8 @@ def test_the_kernel_of_all_three_is_near_the_dense_one():
 
 def test_it_costs_what_the_sheet_of_the_method_says():
     layer = Tucker.from_layer(convolution(stride=2), rank_in=3, rank_out=4)
-    high, wide = 8, 10
+    high = 8
+    wide = 10
     want = high * wide * (6 * 3 + 3 * 4 * 9 / 4 + 4 * 8 / 4)
     assert layer.cost((6, high, wide)).macs == want
 
@@ -52,7 +53,8 @@ def test_it_costs_what_the_sheet_of_the_method_says():
 def test_energy_chooses_ranks():
     dense = nn.Conv2d(16, 16, 3, bias=False)
     draw = torch.Generator().manual_seed(0)
-    outer, inner = torch.randn(16, 2, generator=draw), torch.randn(16, 3, generator=draw)
+    outer = torch.randn(16, 2, generator=draw)
+    inner = torch.randn(16, 3, generator=draw)
     core = torch.randn(2, 3, 3, 3, generator=draw)
     with torch.no_grad():
         dense.weight.copy_(torch.einsum("or,rshw,cs->ochw", outer, core, inner))

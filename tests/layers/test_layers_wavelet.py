@@ -1,4 +1,6 @@
-"""The learned halves of an image and the 9/7 wavelet, against sizes and properties of their papers."""
+"""The learned halves of an image and the 9/7 wavelet, against sizes and properties of their
+papers.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,9 @@ def test_starts_are_refused():
 
 
 def merged(low, high, dim):
-    """The inverse along one dimension by the synthesis filters of JPEG 2000; without mirrored ends."""
+    """The inverse along one dimension by the synthesis filters of JPEG 2000; without mirrored
+    ends.
+    """
     channels = low.shape[1]
     shape = (channels, 1, 1, -1) if dim == 3 else (channels, 1, -1, 1)
     stride = (1, 2) if dim == 3 else (2, 1)
@@ -96,9 +100,13 @@ def test_a_smooth_image_is_all_in_the_low_band():
     low, rest = Wavelet97(3)(flat)
     torch.testing.assert_close(low, torch.full((1, 3, 4, 4), 2.5))
     assert rest.abs().max() < 1e-6
-    ramp = torch.arange(32.0).expand(1, 3, 32, 32)  # four vanishing moments: a ramp too, but for its ends
+    ramp = torch.arange(32.0).expand(
+        1, 3, 32, 32
+    )  # four vanishing moments: a ramp too, but for its ends
     low, rest = Wavelet97(3)(ramp)
-    torch.testing.assert_close(low[:, :, 4:-4, 4:-4], ramp[:, :, 8:-8:2, 8:-8:2], atol=1e-4, rtol=1e-5)
+    torch.testing.assert_close(
+        low[:, :, 4:-4, 4:-4], ramp[:, :, 8:-8:2, 8:-8:2], atol=1e-4, rtol=1e-5
+    )
     assert rest[:, :, :, 4:-4].abs().max() < 1e-4
 
 

@@ -35,15 +35,28 @@ class Served:
             self.failures -= 1
             return 503, b"later"
         if self.mode == "v1":
-            return 200, json.dumps({"predictions": (np.array(body["instances"]) @ WEIGHTS).tolist()}).encode()
+            return 200, json.dumps(
+                {"predictions": (np.array(body["instances"]) @ WEIGHTS).tolist()}
+            ).encode()
         given = body["inputs"][0]
         logits = np.array(given["data"], np.float32).reshape(given["shape"]) @ WEIGHTS
         if self.mode == "short":
             logits = logits[:1, :2]
-        outputs = [{"name": "y", "shape": [*logits.shape], "datatype": "FP32", "data": logits.ravel().tolist()}]
+        outputs = [
+            {
+                "name": "y",
+                "shape": [*logits.shape],
+                "datatype": "FP32",
+                "data": logits.ravel().tolist(),
+            }
+        ]
         if self.mode == "two":
             outputs.append({**outputs[0], "name": "z", "data": (-logits).ravel().tolist()})
-        answers = {"error": (500, b"{}"), "no json": (200, b"<html>"), "other json": (200, b'{"outputs": 3}')}
+        answers = {
+            "error": (500, b"{}"),
+            "no json": (200, b"<html>"),
+            "other json": (200, b'{"outputs": 3}'),
+        }
         return answers.get(self.mode, (200, json.dumps({"outputs": outputs}).encode()))
 
 
@@ -93,7 +106,9 @@ def _serving(state):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread = threading.Thread(
+        target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True
+    )
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}/infer"
@@ -246,7 +261,9 @@ def test_the_answer_before_last_in_a_ladder_of_three(served):
     arrived = torch.from_numpy(np.flatnonzero(np.array(lost.reasons()) == "unavailable"))
     assert torch.equal(arrived, (well.exit == 2).nonzero()[:, 0])
     second = models["b"](torch.from_numpy(X)).detach()
-    np.testing.assert_allclose(lost.logits[arrived].numpy(), second[arrived].numpy(), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        lost.logits[arrived].numpy(), second[arrived].numpy(), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_recording_stops_where_the_endpoint_fails(served, ladder):

@@ -52,14 +52,19 @@ def test_probabilities_become_their_logarithm_and_zero_stays_finite():
 
 
 def test_images_are_given_as_vectors():
-    assert torch.equal(Estimator(forest())(torch.from_numpy(X.reshape(-1, 2, 3))), Estimator(forest())(torch.tensor(X)))
+    assert torch.equal(
+        Estimator(forest())(torch.from_numpy(X.reshape(-1, 2, 3))),
+        Estimator(forest())(torch.tensor(X)),
+    )
 
 
 def test_a_decision_of_two_classes_becomes_two_logits():
     linear_model = pytest.importorskip("sklearn.linear_model")
     model = linear_model.RidgeClassifier().fit(X, (Y > 0).astype(int))
     logits = Estimator(model)(torch.from_numpy(X)).numpy()
-    np.testing.assert_allclose(logits[:, 1] - logits[:, 0], model.decision_function(X), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(
+        logits[:, 1] - logits[:, 0], model.decision_function(X), rtol=1e-5, atol=1e-6
+    )
 
 
 def test_classes_in_another_order_or_never_seen():
@@ -209,7 +214,11 @@ def test_single_rows_where_a_function_takes_no_batch():
 @pytest.mark.parametrize(
     ("call", "gives", "sentence"),
     [
-        (lambda x: x[:, 0], None, r"must give numbers \[4, C\] of at least two classes, got float32 \[4\]"),
+        (
+            lambda x: x[:, 0],
+            None,
+            r"must give numbers \[4, C\] of at least two classes, got float32 \[4\]",
+        ),
         (lambda x: twice(x)[:2], None, "must give numbers"),
         (lambda x: np.array([["a", "b"]] * len(x)), None, "must give numbers"),
         (lambda x: np.full((len(x), 4), 0.25), None, "look like probabilities"),
@@ -227,7 +236,12 @@ def test_logits_that_look_like_probabilities_are_taken_when_said():
 
 
 def test_named_inputs_come_by_name():
-    net = off.ladder({"a": Function(lambda left, right: twice(left)), "b": Function(lambda left, right: twice(right))})
+    net = off.ladder(
+        {
+            "a": Function(lambda left, right: twice(left)),
+            "b": Function(lambda left, right: twice(right)),
+        }
+    )
     first, second = net.eval()({"left": X[:4], "right": X[4:8]})
     assert torch.equal(first, torch.from_numpy(twice(X[:4])))
     assert torch.equal(second, torch.from_numpy(twice(X[4:8])))
@@ -270,7 +284,9 @@ def test_a_wrapper_in_which_nothing_can_be_counted_has_no_macs_either():
         def forward(self, x):
             return torch.from_numpy(forest().predict_proba(x.numpy())).float()
 
-    trace = off.record(off.ladder({"small": linear(), "outside": Outside()}).eval(), X, progress=False)
+    trace = off.record(
+        off.ladder({"small": linear(), "outside": Outside()}).eval(), X, progress=False
+    )
     assert trace.prices.uncounted == ("outside",)
     assert off.calibrate(trace, at_most=0.9).price.unit == "ms"
 
@@ -314,7 +330,9 @@ def test_export_and_compiling_engines_refuse_in_one_sentence(mixed, tmp_path):
     pytest.importorskip("onnxruntime")
     net, _ = mixed
     plan = off.Plan.by_hand({"small": 1.0})
-    with pytest.raises(BadNetwork, match=r"'forest' is a scikit-learn estimator .* cannot be written as a graph"):
+    with pytest.raises(
+        BadNetwork, match=r"'forest' is a scikit-learn estimator .* cannot be written as a graph"
+    ):
         off.export(net, plan, tmp_path / "out", example=X[:4])
     with pytest.raises(BadNetwork, match="use engine='torch'"):
         off.open(net, plan, engine="onnxruntime")
@@ -337,7 +355,10 @@ def written(path, outputs=("logits",), batch=None, external=False):
     nodes = [helper.make_node("MatMul", ["x", "w"], [outputs[0]])]
     if len(outputs) > 1:
         nodes.append(helper.make_node("Softmax", [outputs[0]], [outputs[1]]))
-    infos = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch or "B", 3]) for name in outputs]
+    infos = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, [batch or "B", 3])
+        for name in outputs
+    ]
     given = helper.make_tensor_value_info("x", TensorProto.FLOAT, [batch or "B", 6])
     graph = helper.make_graph(nodes, "g", [given], infos, [tensor])
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9)
@@ -350,7 +371,9 @@ def test_an_onnx_file_answers_and_is_stored_with_the_network(tmp_path):
     weights = written(tmp_path / "large.onnx")
     net = off.ladder({"small": linear(), "large": tmp_path / "large.onnx"}).eval()
     np.testing.assert_allclose(net(X)[1].numpy(), X @ weights, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(net(X.astype(np.float64)[:2].astype(np.float32))[1].numpy(), X[:2] @ weights, rtol=1e-4)
+    np.testing.assert_allclose(
+        net(X.astype(np.float64)[:2].astype(np.float32))[1].numpy(), X[:2] @ weights, rtol=1e-4
+    )
     off.save(net, tmp_path / "net")
     (tmp_path / "large.onnx").unlink()
     again = off.load(tmp_path / "net", {"small": linear(1)})
@@ -360,7 +383,10 @@ def test_an_onnx_file_answers_and_is_stored_with_the_network(tmp_path):
     assert off.load(tmp_path / "net", {"small": linear(1)}).fingerprint() == net.fingerprint()
     assert torch.equal(copy.deepcopy(again)(X)[1], net(X)[1])
     written(tmp_path / "other.onnx")
-    assert off.ladder({"small": linear(), "large": tmp_path / "other.onnx"}).eval().fingerprint() != net.fingerprint()
+    assert (
+        off.ladder({"small": linear(), "large": tmp_path / "other.onnx"}).eval().fingerprint()
+        != net.fingerprint()
+    )
     with pytest.raises(InvalidArgument, match="'large' must be the one that was saved"):
         off.load(tmp_path / "net", {"small": linear(1), "large": tmp_path / "other.onnx"})
 
@@ -437,7 +463,9 @@ def test_an_onnx_file_at_the_command_line(tmp_path, monkeypatch):
     plan = off.Plan.load("plan.json")
     assert plan.topology.exits == ("linear", "large")
     assert plan.price.unit == "ms"
-    done = CliRunner().invoke(app, ["export", "net", "plan.json", "-o", "out", "--model", f"linear={first}"])
+    done = CliRunner().invoke(
+        app, ["export", "net", "plan.json", "-o", "out", "--model", f"linear={first}"]
+    )
     assert done.exit_code == 2
     assert "cannot be written as a graph" in done.output
 

@@ -1,4 +1,6 @@
-"""The ResNets of CIFAR-10: their size, their names, and with --data the accuracies of the public weights."""
+"""The ResNets of CIFAR-10: their size, their names, and with --data the accuracies of the public
+weights.
+"""
 
 from __future__ import annotations
 
@@ -29,7 +31,9 @@ def test_sizes(name):
     assert sum(p.numel() for p in model.parameters()) == parameters
     x = torch.zeros(1, 3, 32, 32)
     assert macs(lambda: model(x)) / 1e6 == pytest.approx(millions, abs=0.05)
-    assert len([m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]) == int(name[6:])
+    assert len([m for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]) == int(
+        name[6:]
+    )
 
 
 def test_a_block_halves_and_pads():
@@ -55,10 +59,13 @@ def test_the_front_refuses_images_of_another_size():
 
 def right(name, data_dir, part):
     model = make_model(f"offramp:{name}", data_dir / "weights" / f"cifar10_{name}.safetensors")
-    counted, prepare = 0, preprocess()
+    counted = 0
+    prepare = preprocess()
     with torch.inference_mode():
         for batch in rows(f"cifar10:{data_dir}{part}").batches(250):
-            counted += int((model(prepare(torch.from_numpy(batch.x))).argmax(1).numpy() == batch.y).sum())
+            counted += int(
+                (model(prepare(torch.from_numpy(batch.x))).argmax(1).numpy() == batch.y).sum()
+            )
     return counted
 
 
@@ -67,6 +74,8 @@ def test_public_weights_on_500_rows(data_dir):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "want"), [("resnet20", 9173), ("resnet32", 9263), ("resnet56", 9339)])
+@pytest.mark.parametrize(
+    ("name", "want"), [("resnet20", 9173), ("resnet32", 9263), ("resnet56", 9339)]
+)
 def test_public_weights_on_all_rows(data_dir, name, want):
     assert right(name, data_dir, "") == want

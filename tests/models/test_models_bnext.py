@@ -33,7 +33,9 @@ def test_shapes_and_blocks():
 
 
 def test_the_operations_of_the_paper():
-    """0.077 G for BNext-T: an operation is 64 of one bit, or 8 of eight bits (stem and head), or one float one."""
+    """0.077 G for BNext-T: an operation is 64 of one bit, or 8 of eight bits (stem and head), or
+    one float one.
+    """
     with torch.device("meta"):
         model = bnext("tiny")
     whole = dense_cost(model.eval(), (3, 224, 224)).macs

@@ -1,4 +1,6 @@
-"""BranchyNet's AlexNet and ResNet-110: sizes and cost that follow from the authors' code, and cuts at their taps."""
+"""BranchyNet's AlexNet and ResNet-110: sizes and cost that follow from the authors' code, and cuts
+at their taps.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ ONE = torch.zeros(1, 3, 32, 32)
 
 
 def images(count: int) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
 
 
 def test_alexnet_has_the_sizes_of_the_authors_code():
@@ -36,7 +40,11 @@ def test_alexnet_has_the_sizes_of_the_authors_code():
         (96, 8, 8),
         (64, 8, 8),
     ]
-    assert [size for kind, size in ran if kind == "MaxPool2d"] == [(32, 16, 16), (64, 8, 8), (64, 4, 4)]
+    assert [size for kind, size in ran if kind == "MaxPool2d"] == [
+        (32, 16, 16),
+        (64, 8, 8),
+        (64, 4, 4),
+    ]
     assert [kind for kind, _ in ran].count("LocalResponseNorm") == 2
     assert [kind for kind, _ in ran][-5:] == ["Linear", "Dropout", "Linear", "Dropout", "Linear"]
     assert [model.fc1.in_features, model.fc2.in_features, model.fc3.in_features] == [1024, 256, 128]
@@ -46,10 +54,14 @@ def test_alexnet_has_the_sizes_of_the_authors_code():
 
 def test_resnet_has_the_sizes_of_the_authors_code():
     model = make_model("offramp:resnet110_branchy")
-    layers = {name: model.get_submodule(name) for name in ("stem", "layer1", "layer2", "layer3", "pool")}
+    layers = {
+        name: model.get_submodule(name) for name in ("stem", "layer1", "layer2", "layer3", "pool")
+    }
     heard = {}
     for name, layer in layers.items():
-        layer.register_forward_hook(lambda _, __, out, name=name: heard.__setitem__(name, tuple(out.shape[1:])))
+        layer.register_forward_hook(
+            lambda _, __, out, name=name: heard.__setitem__(name, tuple(out.shape[1:]))
+        )
     model(ONE)
     assert [*heard.values()] == [(16, 30, 30), (16, 30, 30), (32, 15, 15), (64, 8, 8), (64, 3, 3)]
     assert model.linear.in_features == 576
@@ -58,9 +70,10 @@ def test_resnet_has_the_sizes_of_the_authors_code():
     assert not any("shortcut" in name or "downsample" in name for name, _ in model.named_modules())
 
 
-# One block a stage, all weights and rows being waves: what the links of the authors' code give (their ResBlock and
-# network of github.com/kunglab/branchynet, a33d136af511a4852715fcf189ee9405543056d7, on Chainer 7.8.1, for their own
-# 1.17 needs Python 2), in testing and in training.
+# One block a stage, all weights and rows being waves: what the links of the authors' code give
+# (their ResBlock and network of github.com/kunglab/branchynet,
+# a33d136af511a4852715fcf189ee9405543056d7, on Chainer 7.8.1, for their own 1.17 needs Python 2), in
+# testing and in training.
 ANSWERS = {
     "eval": [
         *(
@@ -105,7 +118,12 @@ ANSWERS = {
         *(0.3926687, 0.3192936, 0.1873934, 0.0315959, -0.1106078),
     ],
 }
-VARIANCE = [0.8715773, 0.8092080, 0.7591715, 0.7282426]  # of the last batch norm after training on that batch
+VARIANCE = [
+    0.8715773,
+    0.8092080,
+    0.7591715,
+    0.7282426,
+]  # of the last batch norm after training on that batch
 # What the first edition gave on such weights, without biases.
 FIRST = [
     *(
@@ -141,9 +159,13 @@ def test_resnet_computes_as_the_authors_code_does(mode):
     model = waves(BranchyResNet(1)).train(mode == "train")
     x = (0.11 * torch.arange(2 * 3 * 32 * 32).double()).sin().float().reshape(2, 3, 32, 32)
     with torch.no_grad():
-        torch.testing.assert_close(model(x).flatten(), torch.tensor(ANSWERS[mode]), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(
+            model(x).flatten(), torch.tensor(ANSWERS[mode]), atol=1e-6, rtol=1e-5
+        )
     if mode == "train":
-        torch.testing.assert_close(model.layer3[0].bn2.running_var[:4], torch.tensor(VARIANCE), **NEAR)
+        torch.testing.assert_close(
+            model.layer3[0].bn2.running_var[:4], torch.tensor(VARIANCE), **NEAR
+        )
 
 
 def test_weights_of_the_first_edition_load_and_mean_the_same(tmp_path):
@@ -154,12 +176,16 @@ def test_weights_of_the_first_edition_load_and_mean_the_same(tmp_path):
     model = BranchyResNet(1).eval()
     model.load_state_dict(old.state_dict())
     with torch.no_grad():
-        torch.testing.assert_close(model(wave_of(2, 3, 32, 32)).flatten(), torch.tensor(FIRST), **NEAR)
+        torch.testing.assert_close(
+            model(wave_of(2, 3, 32, 32)).flatten(), torch.tensor(FIRST), **NEAR
+        )
     x = images(4)
     options = {"at": ["layer1"], "exits": "linear", "preprocess": preprocess()}
     net = moved(off.cut(model, x, **options))
     off.save(net, tmp_path / "net")
-    again = off.load(tmp_path / "net", BranchyResNet(1))  # the new form, until the file's weights come
+    again = off.load(
+        tmp_path / "net", BranchyResNet(1)
+    )  # the new form, until the file's weights come
     assert again.fingerprint() == net.fingerprint()
     torch.testing.assert_close(again(x)[1], net(x)[1])
     torch.testing.assert_close(copy.deepcopy(again)(x)[1], net(x)[1])
@@ -184,7 +210,9 @@ def test_weights_start_as_chainers_do():
 
 def test_one_front():
     x = torch.full((1, 3, 32, 32), 255, dtype=torch.uint8)
-    assert preprocess()(x)[0, :, 0, 0].tolist() == pytest.approx([(1 - 0.4914) / 0.247, 2.1265, 2.1158], abs=1e-3)
+    assert preprocess()(x)[0, :, 0, 0].tolist() == pytest.approx(
+        [(1 - 0.4914) / 0.247, 2.1265, 2.1158], abs=1e-3
+    )
     assert (
         preprocess_of("offramp:alexnet").config()
         == preprocess_of("offramp:resnet110_branchy").config()
@@ -195,8 +223,11 @@ def test_one_front():
 def runs(net, x):
     """Running equals replaying, where rows leave at every place."""
     trace = off.record(net, x.numpy(), timed=False, progress=False)
-    plan = Plan.by_hand({name: float(np.median(trace.columns[f"score/{name}"])) for name in trace.topology.gates})
-    replay, answers = trace.replay(plan), off.run(net, plan, x)
+    plan = Plan.by_hand(
+        {name: float(np.median(trace.columns[f"score/{name}"])) for name in trace.topology.gates}
+    )
+    replay = trace.replay(plan)
+    answers = off.run(net, plan, x)
     assert len(set(replay.exit.tolist())) == 3
     assert (answers.exit.numpy() == replay.exit).all()
     assert (answers.logits.argmax(1).numpy() == replay.answer).all()
@@ -204,9 +235,14 @@ def runs(net, x):
 
 
 def test_cut_at_conv2_and_conv3_is_b_alexnet(tmp_path):
-    model, x = seeded(alexnet, 0).eval(), images(12)
+    model = seeded(alexnet, 0).eval()
+    x = images(12)
     at = ["conv2", "conv3"]
-    net = moved(off.cut(model, x[:2], at=at, exits="b_alexnet", preprocess=preprocess(), spec="offramp:alexnet"))
+    net = moved(
+        off.cut(
+            model, x[:2], at=at, exits="b_alexnet", preprocess=preprocess(), spec="offramp:alexnet"
+        )
+    )
     tap = model.conv2(model.norm(model.pool(model.conv1(preprocess()(x)).relu())))
     assert (tap < 0).any()  # before the ReLU
     torch.testing.assert_close(net(x)[0], net.exits["conv2"](Seen(tap, {})))
@@ -219,13 +255,18 @@ def test_cut_at_conv2_and_conv3_is_b_alexnet(tmp_path):
     assert torch.equal(off.run(again, plan, x).logits, answers.logits)
 
 
-@pytest.mark.filterwarnings("ignore::offramp.errors.Notice")  # logits of weights that were drawn are large
+@pytest.mark.filterwarnings(
+    "ignore::offramp.errors.Notice"
+)  # logits of weights that were drawn are large
 def test_cut_at_stem_and_layer1_is_b_resnet():
     x = images(9)
     model = seeded(lambda: BranchyResNet(1), 0).eval()
     # the exits are drawn too: nothing may depend on what ran before
     net = seeded(
-        lambda: moved(off.cut(model, x[:2], at=["stem", "layer1"], exits="b_resnet", preprocess=preprocess())), 0
+        lambda: moved(
+            off.cut(model, x[:2], at=["stem", "layer1"], exits="b_resnet", preprocess=preprocess())
+        ),
+        0,
     )
     trace, _, _ = runs(net, x)
     assert trace.columns["cost/segment/stem"][0] == 900 * 27 * 16

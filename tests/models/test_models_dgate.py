@@ -1,6 +1,8 @@
-"""The two backbones of the decision gates: cost and features up to every cut, and that they are taken apart.
+"""The two backbones of the decision gates: cost and features up to every cut, and that they are
+taken apart.
 
-The figures are those that follow from the paper's own (arXiv 1811.01476): 39 % of 5.02 GFLOPs, 36 % of 2.73 GFLOPs.
+The figures are those that follow from the paper's own (arXiv 1811.01476): 39 % of 5.02 GFLOPs, 36 %
+of 2.73 GFLOPs.
 """
 
 from __future__ import annotations
@@ -43,25 +45,34 @@ SIZES = {  # parameters, millions of MACs, and (cut, shape, millions of MACs up 
 
 
 def images(count: int) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (count, 3, 32, 32), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
 
 
 @pytest.mark.parametrize("name", SIZES)
 def test_sizes(name):
-    model, x = make_model(f"offramp:{name}"), torch.zeros(1, 3, 32, 32)
+    model = make_model(f"offramp:{name}")
+    x = torch.zeros(1, 3, 32, 32)
     parameters, millions, cuts = SIZES[name]
     assert sum(value.numel() for value in model.parameters()) == parameters
     counted = [part for part in model.modules() if isinstance(part, nn.Conv2d | nn.Linear)]
     projections = [
-        part for part in model.modules() if isinstance(part, Bottleneck) and len([*part.shortcut.children()])
+        part
+        for part in model.modules()
+        if isinstance(part, Bottleneck) and len([*part.shortcut.children()])
     ]
     assert len(counted) - len(projections) == int(name[-3:])
-    shapes, reached = {}, {}
+    shapes = {}
+    reached = {}
 
     def heard(cut, out):
         shapes[cut], reached[cut] = tuple(out.shape[1:]), counter.get_total_flops() / 2e6
 
-    with FlopCounterMode(display=False) as counter, listening({cut: getattr(model, cut) for cut in cuts}, heard):
+    with (
+        FlopCounterMode(display=False) as counter,
+        listening({cut: getattr(model, cut) for cut in cuts}, heard),
+    ):
         model(x)
     assert shapes == {cut: shape for cut, (shape, _) in cuts.items()}
     assert reached == pytest.approx({cut: upto for cut, (_, upto) in cuts.items()}, abs=0.05)
@@ -71,22 +82,32 @@ def test_sizes(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SIZES)
 def test_the_cuts_of_the_gates_cost_what_the_paper_implies(name):
-    model, preprocess, x = make_model(f"offramp:{name}"), preprocess_of(f"offramp:{name}"), images(2)
+    model = make_model(f"offramp:{name}")
+    preprocess = preprocess_of(f"offramp:{name}")
+    x = images(2)
     _, millions, cuts = SIZES[name]
     net = moved(off.cut(model, x, at=[*cuts][:2], exits="linear", preprocess=preprocess))
     assert [net.exits[cut].features for cut in [*cuts][:2]] == [256, 512]
-    state, so_far, reached = {"x": x}, 0.0, []
+    state = {"x": x}
+    so_far = 0.0
+    reached = []
     for segment in segments_of(net).values():
         so_far += macs(lambda segment=segment: state.update(segment.call(state))) / 2e6
         reached.append(so_far)
-    assert reached == pytest.approx([*(upto for _, upto in [*cuts.values()][:2]), millions], abs=0.1)
+    assert reached == pytest.approx(
+        [*(upto for _, upto in [*cuts.values()][:2]), millions], abs=0.1
+    )
     with torch.no_grad():
         torch.testing.assert_close(state["backbone"], model(preprocess(x)), atol=1e-4, rtol=1e-4)
 
 
 def test_a_bottleneck_strides_in_its_second_convolution():
     block = Bottleneck(8, 4, 2).eval()
-    assert [layer.stride for layer in (block.conv1, block.conv2, block.conv3)] == [(1, 1), (2, 2), (1, 1)]
+    assert [layer.stride for layer in (block.conv1, block.conv2, block.conv3)] == [
+        (1, 1),
+        (2, 2),
+        (1, 1),
+    ]
     assert block(torch.rand(2, 8, 6, 6)).shape == (2, 16, 3, 3)
     same = Bottleneck(16, 4, 1).eval()
     nn.init.zeros_(same.conv3.weight)
@@ -103,6 +124,11 @@ def test_a_dense_layer_keeps_what_came_in_and_a_transition_halves():
 
 
 def test_names_on_the_shelf_are_their_own():
-    found = [name for file in find._files("models") for name in find._public(file) if name != "preprocess"]
+    found = [
+        name
+        for file in find._files("models")
+        for name in find._public(file)
+        if name != "preprocess"
+    ]
     assert len(found) == len(set(found))
     assert {"resnet101", "densenet201"} <= set(found)

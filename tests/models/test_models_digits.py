@@ -11,10 +11,12 @@ from offramp.runtime.measuring import macs
 
 
 @pytest.mark.parametrize(
-    ("name", "parameters", "most_macs"), [("digits_small", 1_386, 2.5e3), ("digits_large", 121_930, 5.5e6)]
+    ("name", "parameters", "most_macs"),
+    [("digits_small", 1_386, 2.5e3), ("digits_large", 121_930, 5.5e6)],
 )
 def test_sizes(name, parameters, most_macs):
-    model, preprocess = make_model(f"offramp:{name}"), preprocess_of(f"offramp:{name}")
+    model = make_model(f"offramp:{name}")
+    preprocess = preprocess_of(f"offramp:{name}")
     x = preprocess(torch.full((1, 1, 8, 8), 16, dtype=torch.uint8))
     assert (x == 1).all()
     assert model(x).shape == (1, 10)

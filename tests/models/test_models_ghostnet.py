@@ -16,7 +16,9 @@ def test_the_sizes_of_the_paper():
     assert macs == pytest.approx(142e6, rel=0.02)
 
 
-@pytest.mark.parametrize(("width", "name"), [(1.0, "ghostnet_100"), (0.5, "ghostnet_050"), (1.3, "ghostnet_130")])
+@pytest.mark.parametrize(
+    ("width", "name"), [(1.0, "ghostnet_100"), (0.5, "ghostnet_050"), (1.3, "ghostnet_130")]
+)
 def test_it_is_timms(width, name):
     timm = pytest.importorskip("timm")
     theirs = timm.create_model(name, pretrained=False, num_classes=7).eval()

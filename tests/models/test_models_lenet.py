@@ -1,4 +1,6 @@
-"""BranchyNet's LeNet and its branch: every size that follows from the authors' code, its cost, and a cut at conv1."""
+"""BranchyNet's LeNet and its branch: every size that follows from the authors' code, its cost, and
+a cut at conv1.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from small import moved, seeded, sizes
 
 
 def digits(count: int) -> torch.Tensor:
-    return torch.randint(0, 256, (count, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return torch.randint(
+        0, 256, (count, 1, 28, 28), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+    )
 
 
 def test_the_trunk_has_the_sizes_of_the_authors_code():
@@ -54,7 +58,8 @@ def test_the_branch_has_the_sizes_of_the_authors_code():
 
 
 def test_no_relu_between_the_linear_layers():
-    model, x = seeded(lenet, 0).eval(), digits(3) / 255
+    model = seeded(lenet, 0).eval()
+    x = digits(3) / 255
     with torch.no_grad():
         h = model(x)
         model.fc1.weight.neg_()
@@ -72,14 +77,22 @@ def test_the_front_is_mnists():
 
 
 def test_cut_at_conv1_is_b_lenet(tmp_path):
-    model, x = seeded(lenet, 0).eval(), digits(6)
-    net = moved(off.cut(model, x, at=["conv1"], exits="b_lenet", preprocess=preprocess(), spec="offramp:lenet"))
+    model = seeded(lenet, 0).eval()
+    x = digits(6)
+    net = moved(
+        off.cut(
+            model, x, at=["conv1"], exits="b_lenet", preprocess=preprocess(), spec="offramp:lenet"
+        )
+    )
     tap = model.conv1(preprocess()(x))
     assert (tap < 0).any()  # before the ReLU
     exit_ = net.exits["conv1"]
     torch.testing.assert_close(net(x)[0], exit_(Seen(tap, {})))
     trace = off.record(net, x.numpy(), timed=False, progress=False)
-    costs = [trace.columns[f"cost/{part}"][0] for part in ("segment/conv1", "exit/conv1", "segment/backbone")]
+    costs = [
+        trace.columns[f"cost/{part}"][0]
+        for part in ("segment/conv1", "exit/conv1", "segment/backbone")
+    ]
     assert costs == [112_500, 107_650, 1_140_070 - 112_500]
     plan = Plan.by_hand({"conv1": float(trace.columns["score/conv1"].mean())})
     answers = off.run(net, plan, x)

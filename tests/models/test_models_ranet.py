@@ -1,4 +1,6 @@
-"""RANet: the costs that are plotted for it, its fused blocks, and a small one cut, trained, run and replayed."""
+"""RANet: the costs that are plotted for it, its fused blocks, and a small one cut, trained, run and
+replayed.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ PLOTTED_LARGE = [438, 890, 1156, 1354, 2283, 2591, 3237, 3334]
 def test_every_exit_costs_what_is_plotted():
     costs, _ = costs_of_exits(ranet().eval(), 32)
     assert costs == pytest.approx(PLOTTED, rel=0.01)
-    large = RANet(1000, (1, 2, 3, 4), (4, 2, 2, 1), channels=64, growth=16, step=8, large=True).eval()
+    large = RANet(
+        1000, (1, 2, 3, 4), (4, 2, 2, 1), channels=64, growth=16, step=8, large=True
+    ).eval()
     costs, widths = costs_of_exits(large, 224)
     assert costs == pytest.approx(PLOTTED_LARGE, rel=0.01)
     assert len(widths) == 8
@@ -45,7 +49,8 @@ def test_a_fused_block_reads_the_sub_network_before_at_its_own_place():
     sizes = RanetSizes(growth=8, factor=2, low_factor=4, compress=0.25)
     block = seeded(lambda: RanetBlock(6, 2, sizes, [5, 7, 9], halve=True, shrink=True), 0).eval()
     draw = torch.Generator().manual_seed(0)
-    x, low = torch.randn(2, 6, 8, 8, generator=draw), [torch.randn(2, n, 4, 4, generator=draw) for n in (5, 7, 9)]
+    x = torch.randn(2, 6, 8, 8, generator=draw)
+    low = [torch.randn(2, n, 4, 4, generator=draw) for n in (5, 7, 9)]
 
     def sized(value, size):
         return interpolate(value, size=(size, size), mode="bilinear", align_corners=True)
@@ -75,7 +80,8 @@ def test_cut_at_its_blocks_it_is_trained_run_and_replayed(tmp_path):
     trace = off.record(again, (x, y), timed=False, progress=False)
     scores = trace.columns["score/flows.0.0"]
     plan = off.Plan.by_hand({"flows.0.0": float(np.median(scores))})
-    answers, replay = off.run(again, plan, x), trace.replay(plan)
+    answers = off.run(again, plan, x)
+    replay = trace.replay(plan)
     sure = abs(scores - plan.thresholds["flows.0.0"][0]) > 1e-4
     assert sure.mean() > 0.9
     assert set(answers.exit.tolist()) == {0, 1}

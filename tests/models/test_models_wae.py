@@ -1,4 +1,6 @@
-"""WAE: the authors' graph of VGG-16 by its sizes and costs, WAEs of other models, and the lazy high branch."""
+"""WAE: the authors' graph of VGG-16 by its sizes and costs, WAEs of other models, and the lazy high
+branch.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ class Tiny(nn.Module):
 
     def __init__(self, classes=3):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3))
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3)
+        )
         self.drop = nn.Dropout(0.5)
         self.fc = nn.Linear(12, classes)
 
@@ -76,12 +80,22 @@ def test_vgg16_has_the_sizes_of_the_released_graph():
         pools = [shape for kind, shape in layers if kind == "MaxPool2d"]
         sides = (56, 28, 14, 7, 4)
         widths = (64, 128, 256, 512, 512)
-        assert pools == [(width // thin, side, side) for width, side in zip(widths, sides, strict=True)]
+        assert pools == [
+            (width // thin, side, side) for width, side in zip(widths, sides, strict=True)
+        ]
         kinds = [shape[0] * thin for kind, shape in layers if kind == "Conv2d"]
         assert kinds == [64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512]
-    linear = [(part.in_features, part.out_features) for part in model.head_low if isinstance(part, nn.Linear)]
+    linear = [
+        (part.in_features, part.out_features)
+        for part in model.head_low
+        if isinstance(part, nn.Linear)
+    ]
     assert linear == [(8192, 1024), (1024, 1024), (1024, 1000)]
-    linear = [(part.in_features, part.out_features) for part in model.head_both if isinstance(part, nn.Linear)]
+    linear = [
+        (part.in_features, part.out_features)
+        for part in model.head_both
+        if isinstance(part, nn.Linear)
+    ]
     assert linear == [(10240, 2048), (2048, 2048), (2048, 1000)]
 
 
@@ -94,7 +108,8 @@ def test_the_answer_is_the_sum_of_both_heads_on_whitened_images():
     low, high = model.transform(x)
     low = (low - 0.5) / (1 + 1e-5) ** 0.5
     high = high / (4 + 1e-5) ** 0.5
-    features, thin = model.low(low), model.high(high)
+    features = model.low(low)
+    thin = model.high(high)
     expected = model.head_low(features) + model.head_both(torch.cat([features, thin], 1))
     torch.testing.assert_close(model(x), expected)
 
@@ -114,7 +129,9 @@ def test_head_a_of_a_new_wae_is_the_model_on_half_the_pixels():
 def test_the_thin_copy_is_narrower_everywhere():
     model = wae(make_model("offramp:resnet20"), torch.zeros(2, 3, 32, 32), thin=4)
     widths = [part.out_channels for part in model.low.modules() if isinstance(part, nn.Conv2d)]
-    assert [part.out_channels * 4 for part in model.high.modules() if isinstance(part, nn.Conv2d)] == widths
+    assert [
+        part.out_channels * 4 for part in model.high.modules() if isinstance(part, nn.Conv2d)
+    ] == widths
     x = torch.zeros(1, 3, 16, 16)
     assert model.high(x).shape == (1, 16)
     first = 16 * 3 * 9 * 256  # of three channels in both
@@ -191,15 +208,43 @@ class Scaled(Tiny):
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
-        (lambda: wae(nn.Sequential(Tiny(), nn.Softmax(1)).eval(), images_of(2)), BadNetwork, "end in a linear"),
+        (
+            lambda: wae(nn.Sequential(Tiny(), nn.Softmax(1)).eval(), images_of(2)),
+            BadNetwork,
+            "end in a linear",
+        ),
         (lambda: wae(Fixed(), images_of(2)), BadNetwork, "does not take images of half the size"),
-        (lambda: wae(Scaled().eval(), images_of(2), thin=2), BadNetwork, "cannot be made 2 times thinner|Scaled"),
-        (lambda: wae(tiny(), images_of(2)[..., :7]), InvalidArgument, r"even H and W, got \[2, 1, 8, 7\]"),
+        (
+            lambda: wae(Scaled().eval(), images_of(2), thin=2),
+            BadNetwork,
+            "cannot be made 2 times thinner|Scaled",
+        ),
+        (
+            lambda: wae(tiny(), images_of(2)[..., :7]),
+            InvalidArgument,
+            r"even H and W, got \[2, 1, 8, 7\]",
+        ),
         (lambda: wae([tiny()], images_of(2)), InvalidArgument, "or the name of one, got a list"),
-        (lambda: wae(tiny(), images_of(2), thin=0), InvalidArgument, "thin must be 1 or more, got 0"),
-        (lambda: wae(tiny(), images_of(2), transform="haar"), InvalidArgument, "encoder, wavelet, got 'haar'"),
-        (lambda: wae(tiny(), images_of(2), classes=5), InvalidArgument, "classes, which only a model"),
-        (lambda: wae(tiny(), images_of(2), high=nn.Linear(5, 5)), BadNetwork, "does not take the high image"),
+        (
+            lambda: wae(tiny(), images_of(2), thin=0),
+            InvalidArgument,
+            "thin must be 1 or more, got 0",
+        ),
+        (
+            lambda: wae(tiny(), images_of(2), transform="haar"),
+            InvalidArgument,
+            "encoder, wavelet, got 'haar'",
+        ),
+        (
+            lambda: wae(tiny(), images_of(2), classes=5),
+            InvalidArgument,
+            "classes, which only a model",
+        ),
+        (
+            lambda: wae(tiny(), images_of(2), high=nn.Linear(5, 5)),
+            BadNetwork,
+            "does not take the high image",
+        ),
     ],
 )
 def test_what_cannot_be_made_a_wae_is_refused(call, error, says):
@@ -243,7 +288,9 @@ def test_a_certified_lazy_wae_is_exported_and_runs_without_us(tmp_path):
     off.export(net, plan, tmp_path / "out")
     np.save(tmp_path / "x.npy", x[:50].numpy())
     code = "import numpy as np, run; np.savez('y.npz', **run.run(np.load('../x.npy')))"
-    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "out", check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path / "out", check=True, capture_output=True
+    )
     found = np.load(tmp_path / "out" / "y.npz")
     ours = off.run(net, plan, x[:50])
     assert (found["exit"] == ours.exit.numpy()).all()
@@ -252,7 +299,13 @@ def test_a_certified_lazy_wae_is_exported_and_runs_without_us(tmp_path):
 
 def test_a_trained_wae_is_saved_and_loaded_by_its_name(tmp_path):
     model = make_model("offramp:wae?model=resnet20")
-    net = off.cut(model, torch.zeros(4, 3, 32, 32), at=model.cuts, exits="own", spec="offramp:wae?model=resnet20")
+    net = off.cut(
+        model,
+        torch.zeros(4, 3, 32, 32),
+        at=model.cuts,
+        exits="own",
+        spec="offramp:wae?model=resnet20",
+    )
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net")
     assert again.fingerprint() == net.fingerprint()

@@ -17,14 +17,17 @@ BF16 = {"device_type": "cpu", "dtype": torch.bfloat16}
 @pytest.fixture
 def settings():
     """Torch's settings as they were, whatever a test changes."""
-    matmul, default = torch.get_float32_matmul_precision(), torch.get_default_dtype()
+    matmul = torch.get_float32_matmul_precision()
+    default = torch.get_default_dtype()
     yield
     torch.backends.mkldnn.conv.fp32_precision = "none"
     torch.set_float32_matmul_precision(matmul)
     torch.set_default_dtype(default)
 
 
-@pytest.mark.parametrize("make", [lambda: (ladder_of(2), rows_of(40)), lambda: (cut_of("stem"), images_of(40))])
+@pytest.mark.parametrize(
+    "make", [lambda: (ladder_of(2), rows_of(40)), lambda: (cut_of("stem"), images_of(40))]
+)
 def test_a_runner_in_autocast_computes_as_outside(make):
     net, x = make()
     gate = net.topology.gates[0]
@@ -44,7 +47,8 @@ def test_a_runner_in_autocast_computes_as_outside(make):
 
 
 def test_a_trace_recorded_in_autocast_is_the_one_recorded_outside():
-    net, x = ladder_of(2), rows_of(40)
+    net = ladder_of(2)
+    x = rows_of(40)
     want = off.record(net, x, timed=False, progress=False)
     with torch.autocast(**BF16):
         got = off.record(net, x, timed=False, progress=False)
@@ -54,7 +58,8 @@ def test_a_trace_recorded_in_autocast_is_the_one_recorded_outside():
 
 
 def test_a_cut_and_its_training_in_autocast_are_in_float32():
-    x, y = images_of(40), torch.arange(40) % 3
+    x = images_of(40)
+    y = torch.arange(40) % 3
     nets = []
     for enabled in (False, True):
         with torch.autocast(**BF16, enabled=enabled):
@@ -67,9 +72,12 @@ def test_a_cut_and_its_training_in_autocast_are_in_float32():
 
 
 def test_the_engine_option_still_asks_for_it():
-    net, x = ladder_of(2), rows_of(9)
+    net = ladder_of(2)
+    x = rows_of(9)
     plan = Plan.by_hand({"small": 0.4})
-    assert not torch.equal(off.open(net, plan, engine="torch:bf16")(x).logits, off.open(net, plan)(x).logits)
+    assert not torch.equal(
+        off.open(net, plan, engine="torch:bf16")(x).logits, off.open(net, plan)(x).logits
+    )
 
 
 @pytest.mark.parametrize(
@@ -80,7 +88,8 @@ def test_the_engine_option_still_asks_for_it():
     ],
 )
 def test_settings_that_change_results_void_a_promise_and_a_runner(settings, change, told):
-    net, x = ladder_of(2), rows_of(40)
+    net = ladder_of(2)
+    x = rows_of(40)
     origin = off.record(net, x, timed=False, progress=False).header.origin
     runner = off.open(net, Plan(thresholds={"small": (0.4,)}, origin=origin))
     assert ambient.told() == ""
@@ -90,11 +99,15 @@ def test_settings_that_change_results_void_a_promise_and_a_runner(settings, chan
         runner(x)
     with pytest.raises(Mismatch, match=told):
         off.open(net, Plan(thresholds={"small": (0.4,)}, origin=origin))
-    assert off.record(net, x, timed=False, progress=False).header.origin.precision == f"float32 ({told})"
+    assert (
+        off.record(net, x, timed=False, progress=False).header.origin.precision
+        == f"float32 ({told})"
+    )
 
 
 def test_a_precision_that_was_set_for_one_backend_is_stated_and_noticed(settings):
-    net, x = ladder_of(2), rows_of(40)
+    net = ladder_of(2)
+    x = rows_of(40)
     runner = off.open(net, Plan.by_hand({"small": 0.4}))
     torch.backends.cuda.matmul.fp32_precision = "tf32"
     with pytest.raises(StaleRunner, match="mixed"):

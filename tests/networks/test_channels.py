@@ -1,4 +1,6 @@
-"""Where channels are, read from the operations; and exits that pool over the right dimension because of it."""
+"""Where channels are, read from the operations; and exits that pool over the right dimension
+because of it.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What is made of a network is made once, by one thread, and goes when the network goes or changes."""
+"""What is made of a network is made once, by one thread, and goes when the network goes or
+changes.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,10 @@ from offramp.plans.plan import Plan
 from offramp.runtime.graphs import lazy_parts
 from small import dense, ladder_of, rows_of
 
-KEEPERS = {"networks.compiled", "networks.trained"}  # the one owner; and who trained what, which is the process's
+KEEPERS = {
+    "networks.compiled",
+    "networks.trained",
+}  # the one owner; and who trained what, which is the process's
 
 
 def made(counts, key="thing"):
@@ -32,7 +37,8 @@ def made(counts, key="thing"):
 
 
 def test_it_is_made_once_for_each_key():
-    kept, counts = Compiled(), []
+    kept = Compiled()
+    counts = []
     first = kept.once("a", made(counts, "a"))
     assert kept.once("a", made(counts, "a")) is first
     assert kept.once("b", made(counts, "b")) == ["b"]
@@ -41,7 +47,8 @@ def test_it_is_made_once_for_each_key():
 
 
 def test_what_no_longer_fits_is_made_again():
-    kept, counts = Compiled(), []
+    kept = Compiled()
+    counts = []
     first = kept.once("a", made(counts))
     assert kept.once("a", made(counts), lambda found: found is first) is first
     assert kept.once("a", made(counts), lambda found: found is not first) is not first
@@ -49,7 +56,8 @@ def test_what_no_longer_fits_is_made_again():
 
 
 def test_what_fails_keeps_nothing():
-    kept, counts = Compiled(), []
+    kept = Compiled()
+    counts = []
     kept.once("a", made(counts))
     with pytest.raises(ZeroDivisionError):
         kept.once("a", lambda: 1 // 0, lambda found: False)
@@ -58,12 +66,16 @@ def test_what_fails_keeps_nothing():
 
 
 def test_what_is_made_may_ask_for_more():
-    kept, counts = Compiled(), []
+    kept = Compiled()
+    counts = []
     assert kept.once("outer", lambda: kept.once("inner", made(counts))) is kept.found("inner")
 
 
 def test_of_many_threads_one_makes_it():
-    kept, counts, begun, found = Compiled(), [], threading.Barrier(8), []
+    kept = Compiled()
+    counts = []
+    begun = threading.Barrier(8)
+    found = []
 
     def ask():
         begun.wait()
@@ -88,9 +100,11 @@ def test_each_network_has_its_own_which_a_copy_does_not_share():
 
 
 def test_it_goes_with_the_network():
-    net, x = ladder_of(2), rows_of(3)
+    net = ladder_of(2)
+    x = rows_of(3)
     off.run(net, Plan.by_hand({"small": 0.5}), x)
-    kept, gone = weakref.ref(compiled_of(net)), weakref.ref(net)
+    kept = weakref.ref(compiled_of(net))
+    gone = weakref.ref(net)
     assert kept().found("runner") is not None
     del net
     gc.collect()
@@ -107,7 +121,8 @@ def test_segments_are_made_again_after_a_model_was_replaced():
 
 
 def test_another_exit_in_place_forgets_what_was_made():
-    net, x = ladder_of(2), rows_of(3)
+    net = ladder_of(2)
+    x = rows_of(3)
     plan = Plan.by_hand({"small": torch.inf})
     before = off.run(net, plan, x).logits
     net.hang_exit("middle", find("exits", "Added")(net.exit_of("middle"), "small", 2.0))
@@ -116,7 +131,8 @@ def test_another_exit_in_place_forgets_what_was_made():
 
 
 def test_a_part_is_compiled_once_for_each_shape_over_all_openings():
-    net, shapes = ladder_of(2), []
+    net = ladder_of(2)
+    shapes = []
 
     def make(engine_stage, state):
         shapes.append(tuple(state["x"].shape[1:]))
@@ -141,4 +157,6 @@ def test_no_other_module_keeps_what_it_made_of_networks(module):
     for node in house.parsed(house.modules()[module]).body:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             made = ast.unparse(node.value)
-            assert not made.startswith(("Weak", "weakref.Weak")), f"{module} keeps {made}; use compiled_of(network)"
+            assert not made.startswith(("Weak", "weakref.Weak")), (
+                f"{module} keeps {made}; use compiled_of(network)"
+            )

@@ -1,4 +1,6 @@
-"""What a network reads of a batch: labels are never inputs, and an input that nothing reads is refused by name."""
+"""What a network reads of a batch: labels are never inputs, and an input that nothing reads is
+refused by name.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,9 @@ class Model(nn.Module):
         self.first = nn.Linear(6, 8)
         self.last = nn.Linear(8, 2)
 
-    def forward(self, feats: Tensor, labels: Tensor | None = None, idx: Tensor | None = None) -> dict[str, Tensor]:
+    def forward(
+        self, feats: Tensor, labels: Tensor | None = None, idx: Tensor | None = None
+    ) -> dict[str, Tensor]:
         logits = self.last(torch.relu(self.first(feats)))
         if labels is None:
             return {"logits": logits}
@@ -67,7 +71,9 @@ class Items(torch.utils.data.Dataset):
 
 
 def cut(example: object = None) -> off.Network:
-    return off.cut(seeded(Model, 0).eval(), {"feats": X[:8]} if example is None else example, at=["first"])
+    return off.cut(
+        seeded(Model, 0).eval(), {"feats": X[:8]} if example is None else example, at=["first"]
+    )
 
 
 def trained() -> off.Network:
@@ -149,18 +155,26 @@ def test_an_input_that_nothing_reads_is_refused_by_name():
     stack = off.ladder({"small": seeded(Model, 1), "large": seeded(Model, 2)}).eval()
     calls = {
         "cut": lambda: cut({"feats": X[:8], "idx": IDX[:8]}),
-        "fit": lambda: off.fit(cut(), {**EXTRA, "labels": Y}, recipe="cross_entropy", progress=False),
+        "fit": lambda: off.fit(
+            cut(), {**EXTRA, "labels": Y}, recipe="cross_entropy", progress=False
+        ),
         "record": lambda: off.record(net, Items(EXTRA), timed=False, progress=False),
         "a ladder": lambda: off.record(stack, EXTRA, timed=False, progress=False),
         "run": lambda: off.run(net, plan, EXTRA),
         "bench": lambda: bench(net, plan, EXTRA, batches=(1,), repeats=5),
         "a promise": lambda: off.open(net, recorded(net))(EXTRA),
         "probe": lambda: off.cut(
-            seeded(Model, 0).eval(), {"feats": X[:8]}, at="auto", labelled={**EXTRA, "labels": Y}, exits="linear"
+            seeded(Model, 0).eval(),
+            {"feats": X[:8]},
+            at="auto",
+            labelled={**EXTRA, "labels": Y},
+            exits="linear",
         ),
     }
     for call in calls.values():
-        with pytest.raises(BadData, match=r"the input 'idx', which the network does not read \(it reads 'feats'\)"):
+        with pytest.raises(
+            BadData, match=r"the input 'idx', which the network does not read \(it reads 'feats'\)"
+        ):
             call()
 
 
@@ -182,7 +196,9 @@ def test_a_name_for_what_was_cut_without_one():
         lambda: off.record(net, {"feats": X}, timed=False, progress=False),
         lambda: off.run(net, off.Plan.by_hand({"first": 0.1}), {"feats": X}),
     ):
-        with pytest.raises(BadData, match=r"the input 'feats', .* \(it reads other names, or none\)"):
+        with pytest.raises(
+            BadData, match=r"the input 'feats', .* \(it reads other names, or none\)"
+        ):
             call()
 
 
@@ -200,14 +216,20 @@ def test_an_input_that_an_exit_alone_reads():
 
 def test_inputs_that_are_read_are_kept():
     stack = off.ladder({"small": seeded(Scaled, 1), "large": seeded(Scaled, 2)}).eval()
-    trace = off.record(stack, {"feats": X, "scale": X[:, 1], "label": Y}, timed=False, progress=False)
-    other = off.record(stack, {"feats": X, "scale": X[:, 2], "label": Y}, timed=False, progress=False)
+    trace = off.record(
+        stack, {"feats": X, "scale": X[:, 1], "label": Y}, timed=False, progress=False
+    )
+    other = off.record(
+        stack, {"feats": X, "scale": X[:, 2], "label": Y}, timed=False, progress=False
+    )
     assert (trace.columns["digest"] != other.columns["digest"]).all()
 
 
 LINEAR = nn.Linear(6, 2)
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # torch is about to give TorchScript up; users have such models all the same
+    warnings.simplefilter(
+        "ignore"
+    )  # torch is about to give TorchScript up; users have such models all the same
     TRACED = torch.jit.trace(LINEAR, torch.zeros(2, 6))
 ATTENTION = nn.MultiheadAttention(6, 2, batch_first=True).eval()
 
@@ -228,7 +250,9 @@ READING = {
     "a list": lambda x, mask: LINEAR(x) * mask.tolist()[0][0],
     "a number": lambda x, mask: LINEAR(x) * mask[0, 0].item(),
     "TorchScript": lambda x, mask: TRACED(x * mask),
-    "attention": lambda x, mask: ATTENTION(x[:, None], x[:, None], x[:, None], key_padding_mask=mask[:, :1] == 0)[0],
+    "attention": lambda x, mask: ATTENTION(
+        x[:, None], x[:, None], x[:, None], key_padding_mask=mask[:, :1] == 0
+    )[0],
 }
 NOT_READING = {
     "left alone": lambda x, mask: LINEAR(x),

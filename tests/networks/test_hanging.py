@@ -1,4 +1,6 @@
-"""Other exits and gates on a network: its chain follows, and nobody writes where it cannot follow."""
+"""Other exits and gates on a network: its chain follows, and nobody writes where it cannot
+follow.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ def added(net, name, before):
 
 
 def test_another_exit_gives_another_network_whose_chain_knows_what_it_reads():
-    net, x = ladder_of(3), rows_of(5)
+    net = ladder_of(3)
+    x = rows_of(5)
     before = net.fingerprint()
     other = net.with_exit("large", added(net, "large", "small"))
     small, _, large = net(x)
@@ -33,7 +36,9 @@ def test_another_exit_gives_another_network_whose_chain_knows_what_it_reads():
     assert net.fingerprint() == before != other.fingerprint()
     assert other.model_of(other.members[0]) is net.model_of(net.members[0])
     plan = off.Plan.by_hand({"small": torch.inf, "middle": torch.inf})
-    assert torch.allclose(off.run(other, plan, x).logits, large + 0.5 * small)  # a closed exit that is read runs
+    assert torch.allclose(
+        off.run(other, plan, x).logits, large + 0.5 * small
+    )  # a closed exit that is read runs
 
 
 def test_other_gates_replace_those_that_are_named():
@@ -71,7 +76,8 @@ def test_hanging_in_place_keeps_the_chain_right():
 @pytest.mark.parametrize("hang", ["with_exit", "hang_exit"])
 def test_an_exit_that_does_not_fit_is_refused_and_changes_nothing(hang):
     net = ladder_of(3)
-    before, exits = net.topology, dict(net.exits.items())
+    before = net.topology
+    exits = dict(net.exits.items())
     for node, exit_, kind, says in (
         ("smal", net.exit_of("small"), UnknownName, "did you mean 'small'"),
         ("small", torch.nn.Linear(3, 3), InvalidArgument, "must be an Exit, got a Linear"),
@@ -86,7 +92,8 @@ def test_an_exit_that_does_not_fit_is_refused_and_changes_nothing(hang):
 @pytest.mark.parametrize("hang", ["with_gates", "hang_gates"])
 def test_a_gate_that_does_not_fit_is_refused_and_no_other_is_hung(hang):
     net = ladder_of(3)
-    before, gates = net.topology, dict(net.gates.items())
+    before = net.topology
+    gates = dict(net.gates.items())
     good = make_gate("max_prob")
     for node, gate, kind, says in (
         ("large", good, UnknownName, "gate of this network"),
@@ -103,14 +110,22 @@ def test_a_gate_that_does_not_fit_is_refused_and_no_other_is_hung(hang):
 def test_nobody_else_writes_into_modules_or_the_chain(module):
     for node in ast.walk(house.parsed(house.modules()[module])):
         targets = (
-            node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AugAssign) else []
+            node.targets
+            if isinstance(node, ast.Assign)
+            else [node.target]
+            if isinstance(node, ast.AugAssign)
+            else []
         )
         for target in map(ast.unparse, targets):
             assert "._modules" not in target, f"{module} writes {target}; use hang_exit, hang_gates"
-            assert not target.endswith("network.chain"), f"{module} writes {target}; use hang_exit, hang_gates"
+            assert not target.endswith("network.chain"), (
+                f"{module} writes {target}; use hang_exit, hang_gates"
+            )
         if isinstance(node, ast.Call):
             told = ast.unparse(node.func)
-            assert not told.endswith("_modules.update"), f"{module} calls {told}; use hang_exit, hang_gates"
+            assert not told.endswith("_modules.update"), (
+                f"{module} calls {told}; use hang_exit, hang_gates"
+            )
             assert not told.endswith((".exits.hang", ".gates.hang")), (
                 f"{module} calls {told}; the chain would not follow"
             )

@@ -37,9 +37,17 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (6, 3, 8, 8), dtype=np.uint8)
 WRONG = {
     "bytes": (Conv, IMAGES, r"preprocess=off.make_preprocess\('imagenet'\)"),
     "float64": (Conv, IMAGES / 255.0, r"these rows are float64; .*x.astype\('float32'\)"),
-    "channels last": (Conv, IMAGES.transpose(0, 2, 3, 1).astype("float32"), r"x.transpose\(0, 3, 1, 2\)"),
+    "channels last": (
+        Conv,
+        IMAGES.transpose(0, 2, 3, 1).astype("float32"),
+        r"x.transpose\(0, 3, 1, 2\)",
+    ),
     "floats for words": (Words, np.ones((6, 5), np.float32), r"x.astype\('int64'\)"),
-    "another width": (Conv, np.zeros((6, 5, 8, 8), np.float32), "of (its shape and type|the type and shape)"),
+    "another width": (
+        Conv,
+        np.zeros((6, 5, 8, 8), np.float32),
+        "of (its shape and type|the type and shape)",
+    ),
 }
 
 
@@ -66,7 +74,10 @@ def test_the_advice_works():
 
     model = Conv().eval()
     preprocess = make_preprocess("imagenet")
-    assert off.cut(model, IMAGES, at=["a"], preprocess=preprocess).topology.exits == ("a", "backbone")
+    assert off.cut(model, IMAGES, at=["a"], preprocess=preprocess).topology.exits == (
+        "a",
+        "backbone",
+    )
     net = off.ladder({"a": (model, preprocess), "b": (model, preprocess)}, example=IMAGES)
     assert len(off.record(net, IMAGES, timed=False, progress=False)) == 6
 
@@ -85,5 +96,7 @@ def test_a_network_with_exits_of_its_own_is_told_where_to_read():
         lambda: off.cut(model, IMAGES / np.float32(255), at=["a"]),
         lambda: off.ladder({"a": model, "b": model}, example=IMAGES / np.float32(255)),
     ):
-        with pytest.raises(BadNetwork, match=r"must give logits .*docs/how-to/my-network-already-has-exits.md"):
+        with pytest.raises(
+            BadNetwork, match=r"must give logits .*docs/how-to/my-network-already-has-exits.md"
+        ):
             call()

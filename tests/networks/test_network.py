@@ -24,7 +24,9 @@ def test_segments_are_never_registered():
     net = ladder_of(3)
     assert [*segments_of(net)] == list(net.topology.exits)
     assert {name for name, _ in net.named_children()} == {"backbone", "fronts", "exits", "gates"}
-    assert len(list(net.parameters())) == sum(len(list(dense(index).parameters())) for index in range(3))
+    assert len(list(net.parameters())) == sum(
+        len(list(dense(index).parameters())) for index in range(3)
+    )
 
 
 def pieces(**changed):
@@ -57,7 +59,9 @@ def test_the_parts_must_belong_together():
             Network(**pieces(**wrong))
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(3), torch.zeros(3, 4, 5), torch.zeros(3, 1), (torch.zeros(3, 4),), None])
+@pytest.mark.parametrize(
+    "bad", [torch.zeros(3), torch.zeros(3, 4, 5), torch.zeros(3, 1), (torch.zeros(3, 4),), None]
+)
 def test_an_exit_gives_logits(bad):
     class Odd(nn.Module):
         def forward(self, seen):
@@ -68,7 +72,9 @@ def test_an_exit_gives_logits(bad):
 
 
 def test_a_score_is_nan_where_a_logit_is_not_finite():
-    own = torch.tensor([[1.0, 5.0], [np.nan, 1.0], [np.inf, 0.0], [-np.inf, 0.0], [np.inf, -np.inf], [9.0, 9.0]])
+    own = torch.tensor(
+        [[1.0, 5.0], [np.nan, 1.0], [np.inf, 0.0], [-np.inf, 0.0], [np.inf, -np.inf], [9.0, 9.0]]
+    )
     score = grade(make_gate("max_prob"), Seen(own, {}), own)
     assert score.isnan().tolist() == [False, True, True, True, True, False]
 
@@ -144,13 +150,17 @@ class Masked(nn.Module):
 
 def test_several_inputs_go_all_the_way(tmp_path):
     rng = np.random.default_rng(0)
-    x = {"values": rng.standard_normal((40, 6)).astype(np.float32), "mask": rng.integers(0, 2, (40, 6)).astype(bool)}
+    x = {
+        "values": rng.standard_normal((40, 6)).astype(np.float32),
+        "mask": rng.integers(0, 2, (40, 6)).astype(bool),
+    }
     net = off.ladder({"small": Masked(0), "large": Masked(1)}).eval()
     trace = off.record(net, x, timed=False, progress=False)
     plan = off.calibrate(trace, budget=1.5)
     plan.save(tmp_path / "plan.json")
     plan = off.Plan.load(tmp_path / "plan.json")
-    answers, done = off.run(net, plan, x), trace.replay(plan)
+    answers = off.run(net, plan, x)
+    done = trace.replay(plan)
     assert answers.exit.tolist() == done.exit.tolist()
     assert 0 < answers.exit.sum() < 40
     assert answers.logits.argmax(1).tolist() == done.answer.tolist()

@@ -29,7 +29,9 @@ def model(seed: int = 0) -> nn.Module:
     return seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), seed).eval()
 
 
-JOINT = recipe_of("joint", epochs=1)  # trains the model with its exits; cross_entropy trains the exits alone
+JOINT = recipe_of(
+    "joint", epochs=1
+)  # trains the model with its exits; cross_entropy trains the exits alone
 
 
 def fitted(recipe: str | Recipe = JOINT) -> off.Network:
@@ -119,7 +121,9 @@ def test_rows_that_are_rounded_with_the_network(tmp_path, kind):
     off.save(net, tmp_path / "net")
     for backbone in (net.backbone, off.load(tmp_path / "net", model(3)).backbone):
         cast = copy.deepcopy(backbone).to(kind)
-        stack = off.ladder({"small": (cast, Rounding()), "large": (copy.deepcopy(cast), Rounding())}).eval()
+        stack = off.ladder(
+            {"small": (cast, Rounding()), "large": (copy.deepcopy(cast), Rounding())}
+        ).eval()
         trace = off.record(stack, X.to(kind).float(), timed=False, progress=False)
         assert trace.columns["learned"].all()
 
@@ -187,7 +191,14 @@ def test_a_run_that_fails_has_trained_all_the_same():
     stop.calls = 0
     net = off.cut(model(), X[:4], at=["1"], exits="linear")
     with pytest.raises(Stop):
-        off.fit(net, (X, Y), recipe=recipe_of("joint", epochs=2), batch_size=8, augment=stop, progress=False)
+        off.fit(
+            net,
+            (X, Y),
+            recipe=recipe_of("joint", epochs=2),
+            batch_size=8,
+            augment=stop,
+            progress=False,
+        )
     assert learned(stacked(copy.deepcopy(net.backbone))) == len(X)
 
 

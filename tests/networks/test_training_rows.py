@@ -1,4 +1,6 @@
-"""Rows that trained a network, or made a plan, are noticed whatever way they come in again: 64 of 64 pairs of ways."""
+"""Rows that trained a network, or made a plan, are noticed whatever way they come in again: 64 of
+64 pairs of ways.
+"""
 
 from __future__ import annotations
 
@@ -92,11 +94,16 @@ CALIBRATION: dict[str, Way] = {
     "arrays": lambda _: (X, Y),
     "dict, another label": lambda _: {"LABEL": torch.from_numpy(Y), "feats": X.astype(np.int64)},
     "dataset of dicts": lambda _: Dicts(ORDER),
-    "loader of pairs": lambda _: DataLoader(TensorDataset(torch.from_numpy(X), torch.from_numpy(Y)), batch_size=7),
+    "loader of pairs": lambda _: DataLoader(
+        TensorDataset(torch.from_numpy(X), torch.from_numpy(Y)), batch_size=7
+    ),
     "loader of dicts": lambda _: DataLoader(Dicts(np.arange(ROWS)), batch_size=9),
     "npz of named inputs": npz_of_inputs,
     "parquet": parquet,
-    "half, -0.0, another order": lambda _: (np.where(X == 0, -0.0, X)[ORDER].astype(np.float16), Y[ORDER]),
+    "half, -0.0, another order": lambda _: (
+        np.where(X == 0, -0.0, X)[ORDER].astype(np.float16),
+        Y[ORDER],
+    ),
 }
 
 
@@ -115,7 +122,9 @@ def test_no_pair_of_ways_hides_rows_that_trained(tmp_path):
         for name, again in calibration.items():
             trace = off.record(anew, again, timed=False, progress=False)
             assert trace.labels is not None, name
-            with pytest.raises(OverlappingRows, match=f"{ROWS} of the {ROWS} calibration rows .* trained"):
+            with pytest.raises(
+                OverlappingRows, match=f"{ROWS} of the {ROWS} calibration rows .* trained"
+            ):
                 off.calibrate(trace, risk="disagreement", at_most=0.9)
             noticed.append(name)
     assert len(noticed) == 64

@@ -34,7 +34,8 @@ WRAPPERS = {
 
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_wrapped_models_are_what_they_wrap(wrapper):
-    x, model = rows_of(6), dense(2)
+    x = rows_of(6)
+    model = dense(2)
     wrapped = WRAPPERS[wrapper](dense(2)).eval()
     inner, prefix = unwrapped(wrapped)
     assert isinstance(inner, nn.Sequential)
@@ -49,17 +50,24 @@ def test_wrapped_models_are_what_they_wrap(wrapper):
 
 def test_a_model_compiled_in_place_runs_as_it_was_written(monkeypatch):
     model = in_place(dense(2))
-    monkeypatch.setattr(model, "_compiled_call_impl", lambda *_: pytest.fail("compiled while it serves"))
-    net, x = ladder({"small": dense(0), "large": model}), rows_of(6)
+    monkeypatch.setattr(
+        model, "_compiled_call_impl", lambda *_: pytest.fail("compiled while it serves")
+    )
+    net = ladder({"small": dense(0), "large": model})
+    x = rows_of(6)
     off.record(net, x, timed=False, progress=False)
     want = off.run(ladder({"small": dense(0), "large": dense(2)}), Plan.by_hand({}), x)
     assert torch.equal(off.run(net, Plan.by_hand({}), x).logits, want.logits)
 
 
 def test_a_compiled_network_is_opened_recorded_and_saved(tmp_path):
-    net, x = ladder_of(2), rows_of(30)
+    net = ladder_of(2)
+    x = rows_of(30)
     wrapped = compiled(net)
-    plan = Plan(thresholds={"small": (0.4,)}, origin=off.record(wrapped, x, timed=False, progress=False).header.origin)
+    plan = Plan(
+        thresholds={"small": (0.4,)},
+        origin=off.record(wrapped, x, timed=False, progress=False).header.origin,
+    )
     assert torch.equal(off.open(wrapped, plan)(x).logits, off.run(net, plan, x).logits)
     assert torch.equal(off.run(wrapped, plan, x).logits, off.run(net, plan, x).logits)
     off.save(wrapped, tmp_path / "net")
@@ -80,8 +88,14 @@ def partly(make) -> nn.Module:
         (traced, "the member 'large' is traced or scripted"),
         (lambda: torch.jit.script(dense(1)), "the member 'large' is traced or scripted"),
         (lambda: partly(traced), "'0' in the member 'large' is traced or scripted"),
-        (lambda: partly(lambda: compiled(dense(1))), "'0' in the member 'large' is compiled by torch.compile"),
-        (lambda: partly(lambda: in_place(dense(1))), "'0' in the member 'large' is compiled by torch.compile"),
+        (
+            lambda: partly(lambda: compiled(dense(1))),
+            "'0' in the member 'large' is compiled by torch.compile",
+        ),
+        (
+            lambda: partly(lambda: in_place(dense(1))),
+            "'0' in the member 'large' is compiled by torch.compile",
+        ),
     ],
 )
 def test_what_cannot_be_unwrapped_is_refused_in_a_sentence(model, says):
@@ -92,9 +106,12 @@ def test_what_cannot_be_unwrapped_is_refused_in_a_sentence(model, says):
 
 
 @pytest.mark.parametrize("verb", ["open", "run", "record", "save", "bench", "export", "fit"])
-@pytest.mark.parametrize(("thing", "told"), [("net", "the text 'net': load it first"), (dense(0), "got a Linear")])
+@pytest.mark.parametrize(
+    ("thing", "told"), [("net", "the text 'net': load it first"), (dense(0), "got a Linear")]
+)
 def test_what_is_no_network_is_told_so(verb, thing, told, tmp_path):
-    plan, x = Plan.by_hand({}), rows_of(4)
+    plan = Plan.by_hand({})
+    x = rows_of(4)
     from offramp.runtime.benching import bench
 
     calls = {

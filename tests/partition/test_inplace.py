@@ -17,7 +17,10 @@ class Body(nn.Module):
 
     def __init__(self, between):
         super().__init__()
-        self.first, self.mark, self.last, self.between = nn.Linear(4, 4), nn.Identity(), nn.Linear(4, 3), between
+        self.first = nn.Linear(4, 4)
+        self.mark = nn.Identity()
+        self.last = nn.Linear(4, 3)
+        self.between = between
 
     def forward(self, x):
         return self.last(self.between(self.mark(self.first(x)), x))
@@ -36,14 +39,23 @@ def written(between) -> list[str]:
     ("between", "found"),
     [
         (lambda h, x: h.relu(), ["aten.relu_.default"]),
-        (lambda h, x: (h.relu() + x).relu(), ["aten.add_.Tensor", "aten.relu_.default", "aten.relu_.default"]),
-        (lambda h, x: x.relu() + h, ["aten.add_.Tensor"]),  # x is the caller's, what relu gives is not
+        (
+            lambda h, x: (h.relu() + x).relu(),
+            ["aten.add_.Tensor", "aten.relu_.default", "aten.relu_.default"],
+        ),
+        (
+            lambda h, x: x.relu() + h,
+            ["aten.add_.Tensor"],
+        ),  # x is the caller's, what relu gives is not
         (lambda h, x: h.relu() + h, ["aten.add_.Tensor"]),  # h is read after the relu
         (lambda h, x: h + h, []),
         (lambda h, x: h[:, :2].sum(1, keepdim=True) + h.relu(), []),  # a view looks into h
         (lambda h, x: h[:1].relu() + h, []),
         (lambda h, x: x.relu().mean(0) + h, []),
-        (lambda h, x: nn.functional.linear(h[:, :1], torch.ones(1, 1)).relu() * h, ["aten.relu_.default"]),  # grows
+        (
+            lambda h, x: nn.functional.linear(h[:, :1], torch.ones(1, 1)).relu() * h,
+            ["aten.relu_.default"],
+        ),  # grows
         (lambda h, x: torch.cat([h, x], 1).sigmoid()[:, :4], ["aten.sigmoid_.default"]),
     ],
 )

@@ -53,7 +53,11 @@ def test_resnet_in_three(resnet: nn.Module, cut: Partition) -> None:
         ("layer2", ("layer1",), ("layer2",)),
         ("", ("layer2",), ("y",)),
     ]
-    assert (cut.inputs, cut.outputs, dict(cut.taps)) == (("x",), ("y",), {"layer1": ("layer1",), "layer2": ("layer2",)})
+    assert (cut.inputs, cut.outputs, dict(cut.taps)) == (
+        ("x",),
+        ("y",),
+        {"layer1": ("layer1",), "layer2": ("layer2",)},
+    )
     for count in (1, 2, 7):
         agree(resnet, cut, rows(count, 3, 32, 32))
     assert self_check(resnet, cut, (rows(2, 3, 32, 32),)) < 1e-5
@@ -70,7 +74,11 @@ def test_rows_may_leave_between_pieces(resnet: nn.Module, cut: Partition) -> Non
 
 def test_parameters_and_buffers_are_the_models_own(resnet: nn.Module, cut: Partition) -> None:
     own = dict([*resnet.named_parameters(), *resnet.named_buffers()])
-    found = [pair for piece in cut.pieces for pair in [*piece.module.named_parameters(), *piece.module.named_buffers()]]
+    found = [
+        pair
+        for piece in cut.pieces
+        for pair in [*piece.module.named_parameters(), *piece.module.named_buffers()]
+    ]
     assert all(own[name] is tensor for name, tensor in found)
     assert {name for name, _ in resnet.named_parameters()} <= dict(found).keys()
     assert not any(module.training for piece in cut.pieces for module in piece.module.modules())
@@ -78,7 +86,8 @@ def test_parameters_and_buffers_are_the_models_own(resnet: nn.Module, cut: Parti
 
 def test_the_model_is_left_as_it_was() -> None:
     model = model_of(lambda: Around(lambda h, _: h))
-    before, tensors = list(model.modules()), [*model.parameters(), *model.buffers()]
+    before = list(model.modules())
+    tensors = [*model.parameters(), *model.buffers()]
     partition(model, (rows(2, 4),), at="body")
     cut_points(model, (rows(2, 4),))
     broken = model_of(lambda: Around(lambda h, _: h if h.sum() > 0 else -h))
@@ -86,8 +95,14 @@ def test_the_model_is_left_as_it_was() -> None:
         partition(broken, (rows(2, 4),), at="body")
     assert hooks(model) == hooks(broken) == 0
     assert list(model.modules()) == before
-    assert all(one is other for one, other in zip([*model.parameters(), *model.buffers()], tensors, strict=True))
-    assert all(type(tensor) in (Tensor, nn.Parameter) for tensor in broken.state_dict(keep_vars=True).values())
+    assert all(
+        one is other
+        for one, other in zip([*model.parameters(), *model.buffers()], tensors, strict=True)
+    )
+    assert all(
+        type(tensor) in (Tensor, nn.Parameter)
+        for tensor in broken.state_dict(keep_vars=True).values()
+    )
     assert all(parameter.grad is None for parameter in model.parameters())
 
 
@@ -98,7 +113,11 @@ def test_what_is_read_later_is_carried_on() -> None:
     assert parts.pieces[-1].reads == ("x", "body")
     agree(model, parts, rows(5, 4))
     parts = partition(skip, (rows(3, 4),), at=["deep.0", "deep"])
-    assert [piece.reads for piece in parts.pieces] == [("x",), ("deep.0",), ("deep.0/+tanh", "deep")]
+    assert [piece.reads for piece in parts.pieces] == [
+        ("x",),
+        ("deep.0",),
+        ("deep.0/+tanh", "deep"),
+    ]
     assert parts.pieces[0].writes == ("deep.0", "deep.0/+tanh")
     assert parts.pieces[1].writes == ("deep",)
     agree(skip, parts, rows(5, 4))
@@ -107,7 +126,9 @@ def test_what_is_read_later_is_carried_on() -> None:
 
 def test_a_constant_made_like_an_input_is_not_carried() -> None:
     def masked(h: Tensor, x: Tensor) -> Tensor:
-        return h * torch.nn.functional.pad(x.new_ones([h.shape[1] - 1]), (1, 0)) + x.new_full((6,), 0.5)
+        return h * torch.nn.functional.pad(x.new_ones([h.shape[1] - 1]), (1, 0)) + x.new_full(
+            (6,), 0.5
+        )
 
     class Early(Around):
         def forward(self, x: Tensor) -> Tensor:
@@ -134,7 +155,9 @@ def test_even_cuts_are_outer_modules_near_equal_shares() -> None:
     assert evenly(points, 4) == ("a", "b.one", "c")
     assert evenly(points, 2) == ("b.one",)
     assert evenly(points, 6) == ("a.one", "a", "b.one", "b.two", "c")
-    with pytest.raises(InvalidArgument, match=r"parts=7, expected 2 to 6 parts.*'d' carries 'h' of shape \[9\]"):
+    with pytest.raises(
+        InvalidArgument, match=r"parts=7, expected 2 to 6 parts.*'d' carries 'h' of shape \[9\]"
+    ):
         evenly(points, 7)
 
 
@@ -148,7 +171,9 @@ def test_several_inputs_and_outputs() -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.one, self.other, self.head = nn.Linear(4, 5), nn.Linear(3, 5), nn.Linear(5, 2)
+            self.one = nn.Linear(4, 5)
+            self.other = nn.Linear(3, 5)
+            self.head = nn.Linear(5, 2)
 
         def forward(self, a: Tensor, b: Tensor, *, mask: Tensor, flip: bool = False) -> Answer:
             h = self.one(a)
@@ -157,10 +182,14 @@ def test_several_inputs_and_outputs() -> None:
             return Answer(-logits if flip else logits, 2.0, (h, logits.mean()))
 
     model = model_of(Two)
-    args, kwargs = (rows(3, 4), rows(3, 3)), {"flip": True, "mask": torch.tensor([1, 0, 1])}
+    args = (rows(3, 4), rows(3, 3))
+    kwargs = {"flip": True, "mask": torch.tensor([1, 0, 1])}
     parts = partition(model, args, kwargs, at=["one"])
     assert parts.inputs == ("x/0", "x/1", "x/mask")
-    assert parts.outputs == ("y/logits", "y/states/0")  # a mean over all rows has none and cannot be given
+    assert parts.outputs == (
+        "y/logits",
+        "y/states/0",
+    )  # a mean over all rows has none and cannot be given
     assert parts.pieces[1].reads == ("x/1", "x/mask", "one")
     found = parts.run(inputs_of(args, kwargs))
     assert torch.equal(found["y/logits"], model(*args, **kwargs).logits)
@@ -171,7 +200,8 @@ def test_a_tapped_tuple() -> None:
     class Recurrent(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.lstm, self.last = nn.LSTM(4, 5, batch_first=True), nn.Linear(5, 3)
+            self.lstm = nn.LSTM(4, 5, batch_first=True)
+            self.last = nn.Linear(5, 3)
             self.fork = Fork()
 
         def forward(self, x: Tensor) -> Tensor:
@@ -184,7 +214,10 @@ def test_a_tapped_tuple() -> None:
 
     model = model_of(Recurrent)
     parts = partition(model, (rows(2, 6, 4),), at=["lstm", "fork"])
-    assert dict(parts.taps) == {"lstm": ("lstm",), "fork": ("fork", "fork/1")}  # the LSTM's states are [1, B, 5]
+    assert dict(parts.taps) == {
+        "lstm": ("lstm",),
+        "fork": ("fork", "fork/1"),
+    }  # the LSTM's states are [1, B, 5]
     found = parts.run({"x": rows(3, 6, 4)})
     heard = tapped(model.fork(model.lstm(rows(3, 6, 4))[0]), "fork")
     assert all(torch.allclose(found[name], heard[name]) for name in ("fork", "fork/1"))
@@ -193,7 +226,10 @@ def test_a_tapped_tuple() -> None:
 
 def test_pieces_never_change_what_they_are_given() -> None:
     def make() -> nn.Module:
-        blocks = [nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(inplace=True)) for _ in "ab"]
+        blocks = [
+            nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3), nn.ReLU(inplace=True))
+            for _ in "ab"
+        ]
         return nn.Sequential(nn.Hardtanh(inplace=True), *blocks, nn.Flatten(), nn.Linear(48, 2))
 
     model = model_of(make)
@@ -205,8 +241,13 @@ def test_pieces_never_change_what_they_are_given() -> None:
         assert all(torch.equal(before[name], state[name]) for name in before)
         state |= written
     assert torch.equal(state["y"], model(rows(4, 3, 4, 4)))
-    assert state["1.1"].min() < 0  # the tap is what a hook sees, not what the next operation made of it
-    copies = [sum(node.name.startswith("clone") for node in piece.module.graph.nodes) for piece in parts.pieces]
+    assert (
+        state["1.1"].min() < 0
+    )  # the tap is what a hook sees, not what the next operation made of it
+    copies = [
+        sum(node.name.startswith("clone") for node in piece.module.graph.nodes)
+        for piece in parts.pieces
+    ]
     assert copies == [1, 1, 1, 0]
     assert self_check(model, parts, (rows(2, 3, 4, 4),)) < 1e-5
 
@@ -237,14 +278,17 @@ def test_constants_and_sizes_are_made_again() -> None:
 
 def test_tied_weights_and_dropout() -> None:
     def make() -> nn.Module:
-        first, last = nn.Linear(4, 4), nn.Linear(4, 4)
+        first = nn.Linear(4, 4)
+        last = nn.Linear(4, 4)
         last.weight = first.weight
         return nn.Sequential(first, nn.Dropout(), nn.LayerNorm(4), last)
 
     model = model_of(make)
     parts = partition(model, (rows(2, 4),), at=["1"])
     agree(model, parts, rows(3, 4))
-    assert all(any(p is model[0].weight for p in piece.module.parameters()) for piece in parts.pieces)
+    assert all(
+        any(p is model[0].weight for p in piece.module.parameters()) for piece in parts.pieces
+    )
 
 
 def test_attention_with_a_mask() -> None:
@@ -252,14 +296,17 @@ def test_attention_with_a_mask() -> None:
         def __init__(self) -> None:
             super().__init__()
             layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True)
-            self.words, self.layers, self.head = nn.Embedding(9, 8), nn.TransformerEncoder(layer, 2), nn.Linear(8, 3)
+            self.words = nn.Embedding(9, 8)
+            self.layers = nn.TransformerEncoder(layer, 2)
+            self.head = nn.Linear(8, 3)
             self.register_buffer("places", torch.linspace(-1, 1, 40).view(1, 5, 8))
 
         def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
             h = self.words(ids) + self.places[:, : ids.shape[1]]
             return self.head(self.layers(h, src_key_padding_mask=mask == 0)[:, 0])
 
-    model, ids = model_of(Reader).requires_grad_(False), torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 0, 0]])
+    model = model_of(Reader).requires_grad_(False)
+    ids = torch.tensor([[1, 2, 3, 4, 5], [6, 7, 8, 0, 0]])
     parts = partition(model, (ids,), {"mask": (ids > 0).long()}, at=["layers.layers.0"])
     assert len(parts.pieces[1].reads) == 2  # hidden states and the mask as attention wants it
     assert self_check(model, parts, (ids,), {"mask": (ids > 0).long()}) < 1e-5
@@ -277,11 +324,16 @@ def test_the_list_of_cuts() -> None:
     points = {point.name: point for point in cut_points(model_of(Folded), (rows(2, 4),))}
     assert list(points) == ["first", "fold", "unfold", "body", "last"]
     assert [point.legal for point in points.values()] == [True, False, True, True, False]
-    assert points["fold"].why_not == "gives 'flatten' of shape [2*B, 3], whose first dimension is 2*B, not B"
+    assert (
+        points["fold"].why_not
+        == "gives 'flatten' of shape [2*B, 3], whose first dimension is 2*B, not B"
+    )
     assert points["last"].why_not == "ends where the model does"
     assert points["first"].carried == ((6,),)
     assert points["first"].row_bytes == 24
-    assert [points[name].share for name in ("first", "body", "last")] == pytest.approx([24 / 78, 60 / 78, 1.0])
+    assert [points[name].share for name in ("first", "body", "last")] == pytest.approx(
+        [24 / 78, 60 / 78, 1.0]
+    )
     points = {point.name: point for point in cut_points(model_of(Twice), (rows(2, 4),))}
     assert points["spare"].share is None
     assert {name: points[name].why_not for name in ("body", "spare", "side")} == {

@@ -32,7 +32,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("make", "at", "why"), REFUSED, ids=[f"{at}-{why[:12]}" for _, at, why in REFUSED])
+@pytest.mark.parametrize(
+    ("make", "at", "why"), REFUSED, ids=[f"{at}-{why[:12]}" for _, at, why in REFUSED]
+)
 def test_refused(make: Any, at: str, why: str, capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(BadNetwork, match=why) as caught:
         partition(model_of(make), (rows(2, 4),), at=[at])
@@ -76,8 +78,12 @@ def test_a_buffer_that_is_written_to_is_refused() -> None:
 
 
 def test_an_output_without_rows_is_refused_with_the_operation() -> None:
-    folded = model_of(lambda: nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (2, 2)), nn.Flatten(0, 1)))
-    with pytest.raises(BadNetwork, match=r"aten\.\S+ in '2' gives shape \[2\*B, 2\].*no tensor \[B, \.\.\.\]"):
+    folded = model_of(
+        lambda: nn.Sequential(nn.Linear(4, 4), nn.Unflatten(1, (2, 2)), nn.Flatten(0, 1))
+    )
+    with pytest.raises(
+        BadNetwork, match=r"aten\.\S+ in '2' gives shape \[2\*B, 2\].*no tensor \[B, \.\.\.\]"
+    ):
         partition(folded, (rows(2, 4),), at=["0"])
 
 

@@ -1,4 +1,6 @@
-"""Context managers in a model's forward: regions that change no value are cut like the rest, autocast is named."""
+"""Context managers in a model's forward: regions that change no value are cut like the rest,
+autocast is named.
+"""
 
 from __future__ import annotations
 
@@ -67,5 +69,7 @@ def test_a_cut_behind_autocast():
 
 
 def test_a_cut_inside_autocast_names_it():
-    with pytest.raises(BadNetwork, match=r"'a' .* inside `with torch.autocast\('cpu', torch.bfloat16\)`"):
+    with pytest.raises(
+        BadNetwork, match=r"'a' .* inside `with torch.autocast\('cpu', torch.bfloat16\)`"
+    ):
         off.cut(AutocastFirst().eval(), torch.randn(8, 6), at=["a"])

@@ -1,4 +1,6 @@
-"""A cut network as it runs: pieces equal to the eager model, what is closed is not run, what changes is noticed."""
+"""A cut network as it runs: pieces equal to the eager model, what is closed is not run, what
+changes is noticed.
+"""
 
 from __future__ import annotations
 
@@ -27,20 +29,27 @@ NEVER = {"stem": math.inf, "blocks.0": math.inf}
 
 @pytest.mark.parametrize("count", [1, 2, 9])
 def test_all_exits_run_as_the_eager_network_gives_them(count):
-    net, x = cut_of(), images_of(count)
-    for index, (want, got) in enumerate(zip(net(x), off.open(net, Plan.by_hand(NEVER)).anytime(x), strict=True)):
+    net = cut_of()
+    x = images_of(count)
+    for index, (want, got) in enumerate(
+        zip(net(x), off.open(net, Plan.by_hand(NEVER)).anytime(x), strict=True)
+    ):
         torch.testing.assert_close(got.logits, want.detach(), atol=1e-5, rtol=1e-5)
         assert got.exit.tolist() == [index] * count
 
 
 def test_run_equals_replay_with_closed_exits():
-    net, x = cut_of(), images_of(50)
+    net = cut_of()
+    x = images_of(50)
     trace = record(net, x.numpy(), timed=False, progress=False)
-    middle = {gate: float(np.median(trace.columns[f"score/{gate}"])) + 1e-3 for gate in net.topology.gates}
+    middle = {
+        gate: float(np.median(trace.columns[f"score/{gate}"])) + 1e-3 for gate in net.topology.gates
+    }
     for closed in ([], ["stem"], ["blocks.0"], ["stem", "blocks.0"]):
         for max_exit in (None, "blocks.0"):
             plan = Plan.by_hand(middle | dict.fromkeys(closed, math.inf), max_exit=max_exit)
-            answers, done = off.run(net, plan, x), trace.replay(plan)
+            answers = off.run(net, plan, x)
+            done = trace.replay(plan)
             assert answers.exit.tolist() == done.exit.tolist()
             assert answers.why.tolist() == done.why.tolist()
             assert answers.logits.argmax(1).tolist() == done.answer.tolist()
@@ -51,7 +60,8 @@ class Counted(Exit):
 
     def __init__(self) -> None:
         super().__init__()
-        self.head, self.calls = seeded(lambda: nn.LazyLinear(3), 0), 0
+        self.head = seeded(lambda: nn.LazyLinear(3), 0)
+        self.calls = 0
 
     def forward(self, seen):
         self.calls += 1
@@ -64,7 +74,9 @@ class Counted(Exit):
 def test_an_exit_that_is_closed_is_neither_run_nor_charged():
     net = cut_of(exits={"stem": Counted(), "blocks.0": Counted()})
     trace = record(net, images_of(20).numpy(), timed=False, progress=False)
-    plan = Plan.by_hand({"stem": math.inf, "blocks.0": float(np.median(trace.columns["score/blocks.0"])) + 1e-3})
+    plan = Plan.by_hand(
+        {"stem": math.inf, "blocks.0": float(np.median(trace.columns["score/blocks.0"])) + 1e-3}
+    )
     before = net.exits["stem"].calls
     off.open(net, plan)(images_of(20))
     assert net.exits["stem"].calls == before
@@ -85,13 +97,18 @@ def test_the_backbone_is_a_reference_by_its_name():
     plan = Plan.by_hand({"stem": 0.0})
     for reference in ("last", "backbone"):
         found = trace.evaluate(plan, risk="disagreement", reference=reference)
-        assert found.risk.value == (trace.columns["answer/stem"] != trace.columns["answer/backbone"]).mean()
+        assert (
+            found.risk.value
+            == (trace.columns["answer/stem"] != trace.columns["answer/backbone"]).mean()
+        )
 
 
 CHANGES = {
     "a weight of the first piece": lambda net: net.backbone.stem[0].weight.mul_(2),
     "a weight of the last piece": lambda net: net.backbone.head.weight.mul_(2),
-    "a new weight": lambda net: setattr(net.backbone.head, "weight", nn.Parameter(torch.ones(3, 64))),
+    "a new weight": lambda net: setattr(
+        net.backbone.head, "weight", nn.Parameter(torch.ones(3, 64))
+    ),
     "a running mean": lambda net: net.backbone.stem[1].running_mean.add_(1),
     "a module without weights": lambda net: net.backbone.blocks[1].__setitem__(0, nn.Tanh().eval()),
     "dropout in training mode": lambda net: net.backbone.drop.train(),
@@ -103,7 +120,8 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_every_change_is_noticed(change):
-    net, x = cut_of(), images_of(3)
+    net = cut_of()
+    x = images_of(3)
     runner = off.open(net, Plan.by_hand({"stem": 1e9, "blocks.0": 1e9}))
     runner(x)
     with torch.no_grad():
@@ -115,24 +133,35 @@ def test_every_change_is_noticed(change):
 
 
 def test_opened_again_it_gives_what_it_is_now():
-    net, x, plan = cut_of(), images_of(3), Plan.by_hand(NEVER)
+    net = cut_of()
+    x = images_of(3)
+    plan = Plan.by_hand(NEVER)
     kept = segments_of(net)
     assert segments_of(net) is kept
     with torch.no_grad():
         net.backbone.head.weight.mul_(2)  # in place: the pieces share it
     assert segments_of(net) is kept
-    torch.testing.assert_close(off.run(net, plan, x).logits, net(x)[-1].detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        off.run(net, plan, x).logits, net(x)[-1].detach(), atol=1e-5, rtol=1e-5
+    )
     net.backbone.blocks[1][0] = nn.Tanh().eval()
     assert segments_of(net) is not kept
-    torch.testing.assert_close(off.run(net, plan, x).logits, net(x)[-1].detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        off.run(net, plan, x).logits, net(x)[-1].detach(), atol=1e-5, rtol=1e-5
+    )
     net.double()
     torch.testing.assert_close(off.run(net, plan, x.double()).logits, net(x.double())[-1].detach())
 
 
 def test_each_module_is_watched_by_the_pieces_that_use_it():
     segments = segments_of(cut_of())
-    assert all(isinstance(module, nn.Module) for segment in segments.values() for module in segment.modules)
-    homes = {name: {type(module).__name__ for module in segment.modules} for name, segment in segments.items()}
+    assert all(
+        isinstance(module, nn.Module) for segment in segments.values() for module in segment.modules
+    )
+    homes = {
+        name: {type(module).__name__ for module in segment.modules}
+        for name, segment in segments.items()
+    }
     assert homes == {
         "stem": {"Stages", "Sequential", "ModuleList", "Conv2d", "BatchNorm2d", "ReLU", "Dropout"},
         "blocks.0": {"Conv2d"},
@@ -141,7 +170,8 @@ def test_each_module_is_watched_by_the_pieces_that_use_it():
 
 
 def test_an_exit_that_was_never_trained(tmp_path):
-    net, x = cut_of(trained=False), (images_of(60).numpy(), np.arange(60) % 3)
+    net = cut_of(trained=False)
+    x = (images_of(60).numpy(), np.arange(60) % 3)
     assert net.untrained() == ("stem", "blocks.0")
     with pytest.warns(UntrainedExitWarning, match="never trained: stem, blocks.0"):
         trace = record(net, x, timed=False, progress=False)
@@ -160,13 +190,20 @@ def test_an_exit_that_was_never_trained(tmp_path):
 
 
 def test_saved_and_loaded_it_runs_the_same(tmp_path):
-    net, x, plan = cut_of(exits="mlp", gate="max_prob"), images_of(9), Plan.by_hand({"stem": 0.4, "blocks.0": 0.4})
+    net = cut_of(exits="mlp", gate="max_prob")
+    x = images_of(9)
+    plan = Plan.by_hand({"stem": 0.4, "blocks.0": 0.4})
     off.save(net, tmp_path / "net")
     again = off.load(tmp_path / "net", stages(seed=9))
     assert again.fingerprint() == net.fingerprint()
-    assert (again.members, again.topology, again.config()) == (net.members, net.topology, net.config())
+    assert (again.members, again.topology, again.config()) == (
+        net.members,
+        net.topology,
+        net.config(),
+    )
     assert "exits.blocks.0.head.2.bias" in again.state_dict()
-    mine, its = off.run(net, plan, x), off.run(again, plan, x)
+    mine = off.run(net, plan, x)
+    its = off.run(again, plan, x)
     assert mine.exit.tolist() == its.exit.tolist()
     assert torch.equal(mine.logits, its.logits)
 
@@ -177,13 +214,18 @@ def test_an_exit_of_ones_own_is_given_again(tmp_path):
     off.save(net, tmp_path / "net")
     with pytest.raises(InvalidArgument, match=r"give it again: load\(folder, exits="):
         off.load(tmp_path / "net", stages())
-    assert off.load(tmp_path / "net", stages(), exits={"stem": mine}).fingerprint() == net.fingerprint()
+    assert (
+        off.load(tmp_path / "net", stages(), exits={"stem": mine}).fingerprint()
+        == net.fingerprint()
+    )
 
 
 class Tied(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.second, self.last = nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.first = nn.Linear(4, 4)
+        self.second = nn.Linear(4, 4)
+        self.last = nn.Linear(4, 3)
         self.second.weight = self.first.weight
 
     def forward(self, x):
@@ -219,7 +261,8 @@ def test_a_model_that_was_not_the_one_that_was_cut(tmp_path):
 
 
 def test_deadlines_anytime_bench_and_empty_batches():
-    net, x = cut_of(), images_of(64)
+    net = cut_of()
+    x = images_of(64)
     runner = off.open(net, Plan.by_hand({"stem": 0.0, "blocks.0": 0.0}), timing_rows=x)
     assert set(runner(x, deadline_ms=1e4).exit.tolist()) == {0}
     assert len(runner(x[:0]).exit) == 0
@@ -228,7 +271,8 @@ def test_deadlines_anytime_bench_and_empty_batches():
 
 
 def test_two_threads_open_and_run_one_network():
-    net, x = cut_of(), images_of(16)
+    net = cut_of()
+    x = images_of(16)
     want = [logits.detach() for logits in net(x)]
     net.double()
     net.float()  # other tensors: both threads find nothing kept
@@ -244,12 +288,16 @@ def test_two_threads_open_and_run_one_network():
 
 
 def test_a_copy_is_a_network_of_its_own():
-    net, x, plan = cut_of(), images_of(4), Plan.by_hand(NEVER)
+    net = cut_of()
+    x = images_of(4)
+    plan = Plan.by_hand(NEVER)
     other = copy.deepcopy(net)
     moved(net, 1.0)
     with torch.no_grad():
         net.backbone.head.weight.zero_()
-    torch.testing.assert_close(off.run(other, plan, x).logits, other(x)[-1].detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        off.run(other, plan, x).logits, other(x)[-1].detach(), atol=1e-5, rtol=1e-5
+    )
     assert not torch.equal(other(x)[-1], net(x)[-1])
 
 
@@ -266,15 +314,24 @@ class Branching(nn.Module):
 
 def test_explicit_stages_are_the_way_out():
     model = nn.Sequential(seeded(Branching, 0), nn.ReLU(inplace=True), nn.Linear(4, 3)).eval()
-    net, x = moved(cut(model, rows_of(4), at=["0", "1"], exits="linear")), rows_of(9)
-    for got, want in zip(off.open(net, Plan.by_hand({"0": 1e9, "1": 1e9})).anytime(x), net(x), strict=True):
+    net = moved(cut(model, rows_of(4), at=["0", "1"], exits="linear"))
+    x = rows_of(9)
+    for got, want in zip(
+        off.open(net, Plan.by_hand({"0": 1e9, "1": 1e9})).anytime(x), net(x), strict=True
+    ):
         torch.testing.assert_close(got.logits, want.detach(), atol=1e-5, rtol=1e-5)
-    behind = moved(cut(model, rows_of(4), at=["0"], exits="linear", preprocess=nn.Identity().eval()))
-    torch.testing.assert_close(off.run(behind, Plan.by_hand({"0": 1e9}), x).logits, model(x).detach())
+    behind = moved(
+        cut(model, rows_of(4), at=["0"], exits="linear", preprocess=nn.Identity().eval())
+    )
+    torch.testing.assert_close(
+        off.run(behind, Plan.by_hand({"0": 1e9}), x).logits, model(x).detach()
+    )
 
 
 def test_points_of_a_model_behind_a_front():
     raw = torch.zeros(4, 1, 8, 8, dtype=torch.uint8)
     points = points_of(stages(), Preprocess(), {"x": raw})
     assert [point.name for point in points if point.legal][:2] == ["stem.0", "stem.1"]
-    assert {point.name for point in points} == {name for name, _ in Stages().named_modules() if name}
+    assert {point.name for point in points} == {
+        name for name, _ in Stages().named_modules() if name
+    }

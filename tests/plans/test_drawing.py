@@ -21,7 +21,12 @@ def test_a_fork_with_an_answer_of_its_own():
 
 
 def test_a_skip():
-    assert tree(SKIP).splitlines() == ["a: rows may leave, one of 3 ways", "├─ b", "└─ (skips)", "c: answers"]
+    assert tree(SKIP).splitlines() == [
+        "a: rows may leave, one of 3 ways",
+        "├─ b",
+        "└─ (skips)",
+        "c: answers",
+    ]
 
 
 def test_nested_forks_and_an_arm_that_ends():

@@ -1,4 +1,6 @@
-"""Rows as draws: one of each content, an order and a split that the rows' own order does not move."""
+"""Rows as draws: one of each content, an order and a split that the rows' own order does not
+move.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +44,11 @@ def test_the_order_of_the_rows_moves_nothing(rows, shuffler):
     moved = np.array(shuffler.sample(range(len(rows)), len(rows)))
     other = picked(columns, moved)
     for found in (canonical, order_of, one_of_each, distinct):
-        here, there = columns["row"][found(columns)], other["row"][found(other)]
+        here = columns["row"][found(columns)]
+        there = other["row"][found(other)]
         if found in (one_of_each, distinct):
-            here, there = np.sort(here), np.sort(there)
+            here = np.sort(here)
+            there = np.sort(there)
         assert here.tolist() == there.tolist()
     for mine, its in zip(split_of(columns, 0.4), split_of(other, 0.4), strict=True):
         assert columns["row"][mine].tolist() == other["row"][its].tolist()
@@ -110,9 +114,13 @@ def test_the_order_is_the_same_for_ever():
 
 def test_what_repeats_is_refused_with_all_numbers():
     columns = {"row": np.array([8, 9, 8, 4]), "digest": np.array([1, 2, 1, 1], np.uint64)}
-    with pytest.raises(OverlappingRows, match=r"1 of the 4 test rows have the number of another one \(row 8\)"):
+    with pytest.raises(
+        OverlappingRows, match=r"1 of the 4 test rows have the number of another one \(row 8\)"
+    ):
         refuse_repeated_numbers(columns, "test")
-    with pytest.raises(OverlappingRows, match=r"2 of the 4 test rows .* \(rows 8 and 4\)") as caught:
+    with pytest.raises(
+        OverlappingRows, match=r"2 of the 4 test rows .* \(rows 8 and 4\)"
+    ) as caught:
         refuse_repeated_content(columns, "test")
     assert caught.value.rows == (8, 4)
 

@@ -26,7 +26,15 @@ def test_the_worst_class_is_the_one_that_falls_most():
 def test_it_prints_and_writes_itself():
     seen = trace_of(200).evaluate(Plan.by_hand({"small": 2.0, "middle": 2.0}))
     text = str(seen)
-    for said in ("200 rows", "leave at middle", "accuracy", "loses most", "95 % interval", "MACs", "float band"):
+    for said in (
+        "200 rows",
+        "leave at middle",
+        "accuracy",
+        "loses most",
+        "95 % interval",
+        "MACs",
+        "float band",
+    ):
         assert said in text
     body = json.loads(json.dumps(seen.to_json()))
     assert body["rows"] == 200
@@ -47,5 +55,7 @@ def test_an_exit_that_is_better_than_the_last_one_is_named():
 
 def test_chance_names_no_exit():
     rng = np.random.default_rng(1)
-    named = sum(better_exit(rng.random((300, 2)) < 0.8, ("a", "b")) is not None for _ in range(1000))
+    named = sum(
+        better_exit(rng.random((300, 2)) < 0.8, ("a", "b")) is not None for _ in range(1000)
+    )
     assert named <= 8

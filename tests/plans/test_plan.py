@@ -23,18 +23,32 @@ from small import trace_of
 CHAIN = Topology.chain([Node("a"), Node("b"), Node("c")])
 FLOATS = st.floats(width=32)
 SCORES = st.one_of(st.sampled_from([-1.0, 0.0, 0.5, np.inf, -np.inf, np.nan]), FLOATS)
-BARS = st.one_of(st.sampled_from([-1.0, 0.0, 0.5, np.inf, -np.inf]), st.floats(width=32, allow_nan=False))
+BARS = st.one_of(
+    st.sampled_from([-1.0, 0.0, 0.5, np.inf, -np.inf]), st.floats(width=32, allow_nan=False)
+)
 
 
-@given(st.integers(1, 3).flatmap(lambda k: st.tuples(st.lists(st.tuples(*[SCORES] * k)), st.tuples(*[BARS] * k))))
+@given(
+    st.integers(1, 3).flatmap(
+        lambda k: st.tuples(st.lists(st.tuples(*[SCORES] * k)), st.tuples(*[BARS] * k))
+    )
+)
 def test_choose_in_numpy_in_torch_and_by_hand(case):
     rows, bars = case
     scores = np.array(rows, np.float32).reshape(len(rows), len(bars))
     thresholds = np.array(bars, np.float32)
-    want = [
-        next((k for k, (s, t) in enumerate(zip(row, thresholds, strict=True)) if s >= t and t < math.inf), len(bars))
-        for row in scores
-    ]
+    want = []
+    for row in scores:
+        want.append(
+            next(
+                (
+                    k
+                    for k, (s, t) in enumerate(zip(row, thresholds, strict=True))
+                    if s >= t and t < math.inf
+                ),
+                len(bars),
+            )
+        )
     assert choose(scores, thresholds).tolist() == want
     got = choose(torch.from_numpy(scores), torch.from_numpy(thresholds))
     assert got.dtype == torch.int64
@@ -58,14 +72,18 @@ def test_choose_at_the_edges(score, threshold, leaves):
 
 
 def test_thresholds_are_kept_in_float32():
-    plan = Plan.by_hand({"a": 0.1, "b": np.float32(0.2), "c": np.float64(3), "d": 4, "e": (0.1, 0.2)})
+    plan = Plan.by_hand(
+        {"a": 0.1, "b": np.float32(0.2), "c": np.float64(3), "d": 4, "e": (0.1, 0.2)}
+    )
     for values in plan.thresholds.values():
         assert all(type(t) is float and t == float(np.float32(t)) for t in values)
     assert plan.thresholds["a"] == (float(np.float32(0.1)),)
     assert plan.thresholds["e"] == (float(np.float32(0.1)), float(np.float32(0.2)))
 
 
-@pytest.mark.parametrize("wrong", [math.nan, "1", None, (), 1e39, -1e39, 10**400, (1.0, math.nan), [1.0]])
+@pytest.mark.parametrize(
+    "wrong", [math.nan, "1", None, (), 1e39, -1e39, 10**400, (1.0, math.nan), [1.0]]
+)
 def test_thresholds_that_are_none(wrong):
     with pytest.raises(InvalidArgument, match="'a'"):
         Plan.by_hand({"a": wrong})
@@ -74,7 +92,8 @@ def test_thresholds_that_are_none(wrong):
 def test_a_plan_by_hand_says_so():
     plan = Plan.by_hand({"a": 2.5, "b": math.inf}, max_exit="b")
     assert str(plan) == (
-        "Leave at a when its score is at least 2.5; whatever arrives at b is answered there; no promise: set by hand."
+        "Leave at a when its score is at least 2.5; whatever arrives at b is answered there; no "
+        "promise: set by hand."
     )
     assert plan.open_gates() == {"a"}
     assert "Nothing leaves early" in str(Plan.never_leave(CHAIN))
@@ -104,7 +123,9 @@ def promised(**fields) -> Plan:
         "float32",
         Probe((Input("x", (2,), "float32"),), 0, (((0.5, 1.0),), ((1.0, 2.0),), ((0.0, 3.0),))),
     )
-    promise = Promise("error", 0.05, 0.95, "c", "binomial", "path", 400, 0, Plan.covers(thresholds, None, origin))
+    promise = Promise(
+        "error", 0.05, 0.95, "c", "binomial", "path", 400, 0, Plan.covers(thresholds, None, origin)
+    )
     values = {
         "thresholds": thresholds,
         "topology": CHAIN,
@@ -149,16 +170,23 @@ def test_a_promise_covers_its_network_too():
 
 
 def test_prices_are_said_as_shares():
-    assert str(Price("macs", 1, 1.0, 3.0, 2.0)) == "mean cost 0.500 and worst 1.500 of the plain network in MACs"
+    assert (
+        str(Price("macs", 1, 1.0, 3.0, 2.0))
+        == "mean cost 0.500 and worst 1.500 of the plain network in MACs"
+    )
     assert "milliseconds at batch 8" in str(Price("ms", 8, 1.0, 3.0, 2.0))
     assert "nan" not in str(Price("macs", 1, 0.0, 0.0, 0.0))
-    assert str(Price("ms", 1, 1.0, 1.0, 2.0, "noisy")).endswith("in milliseconds at batch 1 (noisy)")
+    assert str(Price("ms", 1, 1.0, 1.0, 2.0, "noisy")).endswith(
+        "in milliseconds at batch 1 (noisy)"
+    )
 
 
 def test_overlap_names_the_rows():
     rows = SeenRows("digits", "abcd", np.arange(10, dtype=np.uint64))
     rows.refuse_overlap(np.arange(10, 20, dtype=np.uint64), "test")
-    with pytest.raises(OverlappingRows, match=r"2 of the 4 test rows \(rows 1 and 2, counted from 0\).* digits"):
+    with pytest.raises(
+        OverlappingRows, match=r"2 of the 4 test rows \(rows 1 and 2, counted from 0\).* digits"
+    ):
         rows.refuse_overlap(np.array([77, 3, 9, 78], np.uint64), "test")
 
 
@@ -181,7 +209,13 @@ def test_an_edited_file_is_noticed():
 def test_a_newer_schema_is_named():
     with pytest.raises(NewerSchema, match=r"offramp/plan/2.*upgrade"):
         Plan.from_json(promised().to_json().replace("offramp/plan/1", "offramp/plan/2"))
-    for kind in ("offramp/trace/1", "other/plan/1", "offramp/plan", "offramp/plan/x", "offramp/plan/0"):
+    for kind in (
+        "offramp/trace/1",
+        "other/plan/1",
+        "offramp/plan",
+        "offramp/plan/x",
+        "offramp/plan/0",
+    ):
         with pytest.raises(BadFile):
             Plan.from_json(promised().to_json().replace("offramp/plan/1", kind))
 
@@ -288,7 +322,9 @@ def test_the_band_grows_with_logits_beyond_ordinary_ones(largest, band):
 
 def test_an_error_is_against_nothing():
     promise = Promise("error", 0.1, 0.95, "backbone", "binomial", "path", 100, 0, "covers")
-    assert str(promise).startswith("With 95 % confidence, at most 10 % of the answers are wrong (error <= 0.1; tested")
+    assert str(promise).startswith(
+        "With 95 % confidence, at most 10 % of the answers are wrong (error <= 0.1; tested"
+    )
     other = str(dataclasses.replace(promise, risk="disagreement"))
     assert "differ from those that the plain network would give (disagreement <= 0.1;" in other
 

@@ -64,7 +64,10 @@ def test_milliseconds_charge_a_call_when_anyone_arrives():
 
 
 def test_a_price_per_row():
-    parts = {**PARTS, "segment/b": np.array([[100.0, 0, 0], [200.0, 0, 0], [300.0, 0, 0], [400.0, 0, 0]])}
+    parts = {
+        **PARTS,
+        "segment/b": np.array([[100.0, 0, 0], [200.0, 0, 0], [300.0, 0, 0], [400.0, 0, 0]]),
+    }
     assert mean(PLAIN, "ab", parts=parts) == pytest.approx(11 + (304 + 404) / 4 + 0.25 * 40)
 
 
@@ -90,11 +93,14 @@ def test_to_exit_and_mean_agree_in_macs():
 
 
 def test_to_exit_shares_a_call_among_the_batch():
-    assert Prices(PLAIN, PARTS).to_exit("ab", None, unit="ms", batch=10) == pytest.approx([0.25, 0.7, 1.5])
+    assert Prices(PLAIN, PARTS).to_exit("ab", None, unit="ms", batch=10) == pytest.approx(
+        [0.25, 0.7, 1.5]
+    )
 
 
 @pytest.mark.parametrize(
-    ("topology", "reference", "want"), [(PLAIN, "c", 40), (PLAIN, "b", 23), (TRUNK, "c", 70), (TRUNK, "b", 33)]
+    ("topology", "reference", "want"),
+    [(PLAIN, "c", 40), (PLAIN, "b", 23), (TRUNK, "c", 70), (TRUNK, "b", 33)],
 )
 def test_plain_is_one_network_without_gates(topology, reference, want):
     assert Prices(topology, PARTS).plain(reference, unit="macs", batch=1) == want
@@ -130,11 +136,17 @@ RUNNING = {
 
 def test_milliseconds_hold_the_runner_and_the_bare_plain_network():
     prices = Prices(PLAIN, RUNNING)
-    assert mean(PLAIN, "ab", "ms", parts=RUNNING) == pytest.approx(0.81 + 2.0 + 0.5 * 2.9 + 0.25 * 4.4)
-    assert mean(PLAIN, "", "ms", 8, parts=RUNNING) == pytest.approx(0.1 + 0.01 + 0.25 * 0.4 + 4 / 8 * (1 - 0.75**8))
+    assert mean(PLAIN, "ab", "ms", parts=RUNNING) == pytest.approx(
+        0.81 + 2.0 + 0.5 * 2.9 + 0.25 * 4.4
+    )
+    assert mean(PLAIN, "", "ms", 8, parts=RUNNING) == pytest.approx(
+        0.1 + 0.01 + 0.25 * 0.4 + 4 / 8 * (1 - 0.75**8)
+    )
     assert prices.plain("c", unit="ms", batch=1) == pytest.approx(3.3)
     assert prices.plain("b", unit="ms", batch=1) == pytest.approx(2.2)
-    np.testing.assert_allclose(prices.to_exit("ab", None, unit="ms", batch=1), [2.81, 2.81 + 2.9, 2.81 + 2.9 + 4.4])
+    np.testing.assert_allclose(
+        prices.to_exit("ab", None, unit="ms", batch=1), [2.81, 2.81 + 2.9, 2.81 + 2.9 + 4.4]
+    )
     assert prices.with_runner
     assert not Prices(PLAIN, PARTS).with_runner
 
@@ -158,7 +170,10 @@ def test_the_runner_has_no_macs():
     ],
 )
 def test_models_whose_macs_nobody_knows(topology, macs, unknown):
-    parts = {f"segment/{name}": np.array([each, 1.0, 1.0]) for name, each in zip("abc", macs, strict=True)}
+    parts = {
+        f"segment/{name}": np.array([each, 1.0, 1.0])
+        for name, each in zip("abc", macs, strict=True)
+    }
     prices = Prices(topology, parts)
     assert prices.uncounted == unknown
     assert prices.unit(None) == ("ms" if unknown else "macs")

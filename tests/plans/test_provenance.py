@@ -1,4 +1,6 @@
-"""Digests of both forms: each is compared with its like, and where they cannot be compared that is said."""
+"""Digests of both forms: each is compared with its like, and where they cannot be compared that is
+said.
+"""
 
 from __future__ import annotations
 
@@ -29,15 +31,18 @@ def seen(start: int, stop: int, form: int = FORM) -> SeenRows:
 
 
 def test_a_file_of_the_first_edition_holds_the_first_form():
-    trace, plan = Trace.load(GOLDEN / "trace.npz"), off.Plan.load(GOLDEN / "plan.json")
+    trace = Trace.load(GOLDEN / "trace.npz")
+    plan = off.Plan.load(GOLDEN / "plan.json")
     assert trace.header.digest_form == trace.seen.form == plan.rows.form == 1
-    digests, form = trace.columns["digest"], trace.header.digest_form
+    digests = trace.columns["digest"]
+    form = trace.header.digest_form
     with pytest.raises(OverlappingRows, match="60 of the 60 test rows"):
         plan.rows.refuse_overlap(digests, "test", form=form)
 
 
 def test_forms_that_cannot_be_compared(tmp_path):
-    old, new = seen(0, 6, form=1), seen(0, 6)
+    old = seen(0, 6, form=1)
+    new = seen(0, 6)
     for mine, its in ((old, new), (new, old)):
         with pytest.raises(Mismatch, match="cannot be compared"):
             mine.refuse_overlap(its.digests, "test", form=its.form)
@@ -66,7 +71,9 @@ def test_rows_of_both_forms_together():
     both = union([seen(0, 4), seen(3, 8, form=1), seen(2, 6), None])
     assert sorted(both.digests.tolist()) == sorted(digests_of(X[:6]).tolist())
     assert sorted(both.older.tolist()) == sorted(digests_of(X[3:8], form=1).tolist())
-    assert union([seen(3, 8, form=1), seen(0, 4)]).in_form(1).tolist() == sorted(digests_of(X[3:8], 1).tolist())
+    assert union([seen(3, 8, form=1), seen(0, 4)]).in_form(1).tolist() == sorted(
+        digests_of(X[3:8], 1).tolist()
+    )
     again = SeenRows.from_json(json.loads(json.dumps(both.to_json())))
     assert again == both
     assert again.older.tolist() == both.older.tolist()
@@ -86,7 +93,9 @@ def test_a_network_marks_its_training_rows_in_either_form(form):
 def test_what_a_file_may_say_of_its_form():
     body = seen(0, 3).to_json()
     assert body["form"] == FORM
-    assert SeenRows.from_json({key: value for key, value in body.items() if key != "form"}).form == 1
+    assert (
+        SeenRows.from_json({key: value for key, value in body.items() if key != "form"}).form == 1
+    )
     with pytest.raises(NewerSchema, match="upgrade"):
         SeenRows.from_json({**body, "form": FORM + 1})
     for wrong in ("2", 0, None, True, 2.0):

@@ -46,7 +46,12 @@ def edges(of) -> dict[str, list[str]]:
         (READING, "a", None, "a:xg b:x c:x!"),
         (READING, "ab", "b", "a:xg b:x!"),
         (READING, "b", "b", "b:x!"),
-        (FORK, {}, None, "size:x large:x head:x!"),  # head reads large, which is on the only path that is left
+        (
+            FORK,
+            {},
+            None,
+            "size:x large:x head:x!",
+        ),  # head reads large, which is on the only path that is left
         (FORK, {"size": (0.0, math.inf)}, None, "size:xg small: large:x head:x!"),
         (FORK, {"size": (math.inf, 0.0)}, None, "size:xg large:x head:x!"),
         (FORK, {"size": (0.0, 0.0), "large": (1.0,)}, None, "size:xg small: large:xg head:x!"),
@@ -63,7 +68,9 @@ def test_what_runs(of, gates, max_exit, want):
 def test_a_stage_is_plain():
     (stage,) = schedule(PLAIN, "", "a")
     edge = Edge(LEAVE, LEAVE)
-    assert stage == Stage("a", ("a",), True, False, (edge,), why="deepest", reads=("x",), writes=("a", "a/logits"))
+    assert stage == Stage(
+        "a", ("a",), True, False, (edge,), why="deepest", reads=("x",), writes=("a", "a/logits")
+    )
 
 
 def test_names_and_numbers_are_checked():
@@ -76,7 +83,10 @@ def test_names_and_numbers_are_checked():
 
 
 def test_where_rows_go():
-    assert edges(schedule(PLAIN, "a")) == {"a": [LEAVE, "c"], "c": [LEAVE]}  # b runs nothing and hands its rows on
+    assert edges(schedule(PLAIN, "a")) == {
+        "a": [LEAVE, "c"],
+        "c": [LEAVE],
+    }  # b runs nothing and hands its rows on
     assert schedule(PLAIN, "a").stages[0].edges[1].via == ("b",)
     assert schedule(PLAIN, "").skipped == ("a", "b")
     both = schedule(FORK, {"size": (0.5, 2.0)})
@@ -88,33 +98,61 @@ def test_where_rows_go():
     }
     assert both.stages[0].thresholds == (0.5, 2.0)
     one = schedule(FORK, {"size": (math.inf, 2.0)}).stages[0]
-    assert (one.routes, one.thresholds, [edge.to for edge in one.edges]) == ((1,), (2.0,), [LEAVE, "large"])
+    assert (one.routes, one.thresholds, [edge.to for edge in one.edges]) == (
+        (1,),
+        (2.0,),
+        [LEAVE, "large"],
+    )
 
 
 def test_what_is_carried():
-    carries = [[edge.carries for edge in stage.edges] for stage in schedule(FORK, {"size": (0.0, 0.0)})]
-    assert carries[0][0] == ("size", "size/logits", "large/logits")  # a default stands for what small has not
+    carries = [
+        [edge.carries for edge in stage.edges] for stage in schedule(FORK, {"size": (0.0, 0.0)})
+    ]
+    assert carries[0][0] == (
+        "size",
+        "size/logits",
+        "large/logits",
+    )  # a default stands for what small has not
     assert carries[0][1:] == [(), ("size", "size/logits")]
     assert carries[1:] == [[("small|large", "size/logits", "large/logits")]] * 2 + [[()]]
     trunk = full_schedule(TRUNK)
     assert [stage.edges[-1].carries for stage in trunk] == [("a",), ("b",), ()]
-    known = trunk.linked({"a": (("x",), ("a", "h")), "b": (("a",), ("b",)), "c": (("b", "h"), ("c",))})
+    known = trunk.linked(
+        {"a": (("x",), ("a", "h")), "b": (("a",), ("b",)), "c": (("b", "h"), ("c",))}
+    )
     assert [stage.edges[-1].carries for stage in known] == [("a", "h"), ("b", "h"), ()]
 
 
 def test_where_a_plan_asks_nothing_no_stage_ends():
     long = chain(
-        "a", "b", "c", "d", b={"after": ("a",)}, c={"after": ("b",)}, d={"after": ("c",), "exit_reads": ("b",)}
+        "a",
+        "b",
+        "c",
+        "d",
+        b={"after": ("a",)},
+        c={"after": ("b",)},
+        d={"after": ("c",), "exit_reads": ("b",)},
     )
     closed = schedule(long, "").joined()
     assert [stage.nodes for stage in closed] == [("a", "b"), ("c", "d")]
     assert [stage.writes for stage in closed] == [("b", "b/logits"), ("d", "d/logits")]
-    assert [stage.nodes for stage in schedule(long, "ac").joined()] == [("a",), ("b",), ("c",), ("d",)]
+    assert [stage.nodes for stage in schedule(long, "ac").joined()] == [
+        ("a",),
+        ("b",),
+        ("c",),
+        ("d",),
+    ]
 
 
 def test_stages_are_not_joined_across_a_fork():
     opened = {"size": (0.0, math.inf)}
-    assert [stage.nodes for stage in schedule(FORK, opened).joined()] == [("size",), ("small",), ("large",), ("head",)]
+    assert [stage.nodes for stage in schedule(FORK, opened).joined()] == [
+        ("size",),
+        ("small",),
+        ("large",),
+        ("head",),
+    ]
     line = Topology(
         (
             Node("stem", ("size",)),
@@ -126,11 +164,23 @@ def test_stages_are_not_joined_across_a_fork():
         )
     )
     joined = schedule(line, {"size": (0.0,)}).joined()
-    assert [stage.nodes for stage in joined] == [("stem", "size"), ("large",), ("small", "more"), ("head",)]
+    assert [stage.nodes for stage in joined] == [
+        ("stem", "size"),
+        ("large",),
+        ("small", "more"),
+        ("head",),
+    ]
     assert edges(joined)["size"] == ["more", "large"]
-    assert [stage.nodes for stage in schedule(SKIP, {"a": (0.0, math.inf)}).joined()] == [("a",), ("c",)]
+    assert [stage.nodes for stage in schedule(SKIP, {"a": (0.0, math.inf)}).joined()] == [
+        ("a",),
+        ("c",),
+    ]
     # a and b would both write a|b in one graph
-    assert [stage.nodes for stage in schedule(SKIP, {"a": (math.inf, 0.0)}, None).joined()] == [("a",), ("b",), ("c",)]
+    assert [stage.nodes for stage in schedule(SKIP, {"a": (math.inf, 0.0)}, None).joined()] == [
+        ("a",),
+        ("b",),
+        ("c",),
+    ]
 
 
 def test_it_prints_what_will_run():

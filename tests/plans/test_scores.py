@@ -1,4 +1,6 @@
-"""What gates declare of their scores, how a trace carries it, and that traces without it still load."""
+"""What gates declare of their scores, how a trace carries it, and that traces without it still
+load.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,16 @@ from offramp.plans.scores import ScoreRange, scores_in
 from offramp.plans.trace import Trace
 from small import ladder_of, rows_of, trace_of
 
-SHELF = ["margin", "max_prob", "max_logit", "neg_entropy", "patience", "agreement", "ensemble", "uncertainty"]
+SHELF = [
+    "margin",
+    "max_prob",
+    "max_logit",
+    "neg_entropy",
+    "patience",
+    "agreement",
+    "ensemble",
+    "uncertainty",
+]
 
 
 @pytest.mark.parametrize("name", SHELF)
@@ -47,7 +58,11 @@ def test_what_wraps_a_gate_declares_what_it_declares():
     from offramp.gates.tempered import Tempered
 
     inner = Scorer("max_prob", max_prob)
-    assert Tempered(inner, 2.0).score_range() == inner.score_range() == Ensemble((), inner).score_range()
+    assert (
+        Tempered(inner, 2.0).score_range()
+        == inner.score_range()
+        == Ensemble((), inner).score_range()
+    )
 
 
 def test_a_function_of_the_users_own_declares_or_is_the_real_line():
@@ -81,7 +96,9 @@ def test_a_range_as_plain_data_and_back(scores):
 def test_a_recording_carries_what_its_gates_declare(gate, tmp_path):
     net = ladder_of(3, gate=gate)
     trace = off.record(net, rows_of(40).numpy(), timed=False, progress=False)
-    assert trace.header.scores == {name: net.gate_of(name).score_range() for name in net.topology.gates}
+    assert trace.header.scores == {
+        name: net.gate_of(name).score_range() for name in net.topology.gates
+    }
     trace.save(tmp_path / "trace.npz")
     assert Trace.load(tmp_path / "trace.npz").header == trace.header
 
@@ -119,7 +136,10 @@ def test_a_range_holds_plain_numbers_whatever_it_was_made_of():
         ({"saturates": 1.0}, r"saturates must be a tuple of numbers, got 1\.0"),
         ({"saturates": ("1",)}, r"saturates\[0\] must be a number, got '1'"),
         ({"whole": "no"}, "whole must be True or False, got 'no'"),
-        ({"low": 0.5, "high": 0.7, "whole": True}, r"must have a whole number in their range, got 0\.5 to 0\.7"),
+        (
+            {"low": 0.5, "high": 0.7, "whole": True},
+            r"must have a whole number in their range, got 0\.5 to 0\.7",
+        ),
     ],
 )
 def test_what_is_no_range(options, says):

@@ -24,7 +24,9 @@ class Words(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.embed, self.first, self.last = nn.Embedding(TOKENS, 6), nn.Linear(6, 6), nn.Linear(6, 3)
+        self.embed = nn.Embedding(TOKENS, 6)
+        self.first = nn.Linear(6, 6)
+        self.last = nn.Linear(6, 3)
 
     def forward(self, tokens: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         h = self.first((self.embed(tokens) * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True))
@@ -40,26 +42,44 @@ def sentences(count: int) -> dict[str, torch.Tensor]:
 
 
 def test_a_vocabulary_of_fewer_tokens_than_a_byte_has(tmp_path):
-    """Rows beyond the vocabulary would fail: at record, when a loaded network is exported, when a plan is opened."""
-    model, x = seeded(Words, 0).eval(), sentences(40)
-    net = moved(cut(model, {key: value[:4] for key, value in x.items()}, at=["first"], exits="linear"))
+    """Rows beyond the vocabulary would fail: at record, when a loaded network is exported, when a
+    plan is opened.
+    """
+    model = seeded(Words, 0).eval()
+    x = sentences(40)
+    net = moved(
+        cut(model, {key: value[:4] for key, value in x.items()}, at=["first"], exits="linear")
+    )
     off.save(net, tmp_path / "net")
     net = off.load(tmp_path / "net", model)
-    trace = off.record(net, {key: value.numpy() for key, value in x.items()}, timed=False, progress=False)
+    trace = off.record(
+        net, {key: value.numpy() for key, value in x.items()}, timed=False, progress=False
+    )
     trace.save(tmp_path / "trace.npz")
     trace = off.Trace.load(tmp_path / "trace.npz")
     tokens, mask = (trace.header.origin.probe.batch()[name] for name in ("tokens", "mask"))
     assert (tokens.min() >= 0, tokens.max() < TOKENS, set(mask.ravel())) == (True, True, {1})
     assert len(np.unique(tokens)) > TOKENS / 2
     plan = Plan(
-        thresholds={"first": (float(np.median(trace.columns["score/first"])) + 1e-3,)}, origin=trace.header.origin
+        thresholds={"first": (float(np.median(trace.columns["score/first"])) + 1e-3,)},
+        origin=trace.header.origin,
     )
-    assert off.run(off.load(tmp_path / "net", model), plan, x).exit.tolist() == trace.replay(plan).exit.tolist()
+    assert (
+        off.run(off.load(tmp_path / "net", model), plan, x).exit.tolist()
+        == trace.replay(plan).exit.tolist()
+    )
 
 
 @pytest.mark.parametrize(
     ("kind", "low", "high"),
-    [("uint8", 0, 255), ("int8", -128, 127), ("int64", 5, 5), ("int64", -3, 9), ("int64", 0, 2**40), ("uint64", 7, 9)],
+    [
+        ("uint8", 0, 255),
+        ("int8", -128, 127),
+        ("int64", 5, 5),
+        ("int64", -3, 9),
+        ("int64", 0, 2**40),
+        ("uint64", 7, 9),
+    ],
 )
 def test_integers_lie_where_those_seen_did(kind, low, high):
     made = Input.of("x", np.array([[low], [high]], kind))
@@ -87,10 +107,13 @@ class Tables(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.tables = nn.ModuleList(nn.Embedding(size, 4) for size in CATEGORIES)
-        self.first, self.last = nn.Linear(12, 8), nn.Linear(8, 3)
+        self.first = nn.Linear(12, 8)
+        self.last = nn.Linear(8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.last(self.first(torch.cat([table(x[:, i]) for i, table in enumerate(self.tables)], 1)).relu())
+        return self.last(
+            self.first(torch.cat([table(x[:, i]) for i, table in enumerate(self.tables)], 1)).relu()
+        )
 
 
 class Roots(nn.Module):
@@ -98,7 +121,8 @@ class Roots(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 3)
+        self.first = nn.Linear(8, 8)
+        self.last = nn.Linear(8, 3)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         signs = torch.tensor([1.0] * 7 + [-1.0])
@@ -114,7 +138,8 @@ def spectra(count: int) -> torch.Tensor:
 @pytest.mark.parametrize(("kind", "rows"), [(Tables, columns), (Roots, spectra)])
 def test_seeded_rows_are_like_those_that_were_seen_column_by_column(kind, rows, tmp_path):
     """Also after a network was saved and loaded, and in a plan that was."""
-    model, x = seeded(kind, 0).eval(), rows(80)
+    model = seeded(kind, 0).eval()
+    x = rows(80)
     whole = off.ladder({"small": seeded(kind, 1).eval(), "large": model}).eval()
     off.save(moved(cut(model, x[:3], at=["first"], exits="linear")), tmp_path / "net")
     for net, gate in ((whole, "small"), (off.load(tmp_path / "net", model), "first")):
@@ -140,7 +165,9 @@ def test_a_model_that_fails_on_drawn_rows_is_compared_on_recorded_ones():
     trace = off.record(net, x, timed=False, progress=False, keep_probe_rows=True)
     probe = trace.header.origin.probe
     assert (probe.rows, len(probe.recorded.digests), probe.classes) == ((), 16, 3)
-    plan = Plan.from_json(Plan(thresholds={"member1": (0.5,)}, origin=trace.header.origin).to_json())
+    plan = Plan.from_json(
+        Plan(thresholds={"member1": (0.5,)}, origin=trace.header.origin).to_json()
+    )
     assert off.open(net, plan)(x).logits.shape == (27, 3)
 
 
@@ -165,12 +192,17 @@ def test_small_rows_have_a_range_for_each_value_and_large_ones_for_each_channel(
     assert drawn.max() <= rows.max()
     assert Input.from_json(asdict(made)) == made
     if lows > 1:
-        others = tuple(d for d in range(rows.ndim) if d != (0 if axis is None else axis + 1)) if axis is not None else 0
+        others = (
+            tuple(d for d in range(rows.ndim) if d != (0 if axis is None else axis + 1))
+            if axis is not None
+            else 0
+        )
         assert (drawn.min(others) >= rows.min(others)).all()
 
 
 def test_ranges_of_several_batches_are_put_together():
-    one, other = Input.of("x", np.array([[1, 5]])), Input.of("x", np.array([[3, 2]]))
+    one = Input.of("x", np.array([[1, 5]]))
+    other = Input.of("x", np.array([[3, 2]]))
     both = one.widened(other)
     assert (both.lows, both.highs, both.low, both.high) == ((1, 2), (3, 5), 1, 5)
     longer = one.widened(Input.of("x", np.array([[0, 1, 9]])))  # a text of another length
@@ -202,7 +234,14 @@ def test_rows_of_files_that_know_no_range_stay_what_they_were():
 
 
 @pytest.mark.parametrize(
-    "seen", [{"low": 3}, {"high": 3}, {"low": 4, "high": 3}, {"low": 0, "high": 256}, {"low": "a", "high": 3}]
+    "seen",
+    [
+        {"low": 3},
+        {"high": 3},
+        {"low": 4, "high": 3},
+        {"low": 0, "high": 256},
+        {"low": "a", "high": 3},
+    ],
 )
 def test_a_range_that_is_none(seen):
     with pytest.raises((TypeError, ValueError)):

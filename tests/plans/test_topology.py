@@ -51,7 +51,9 @@ def test_more_than_sixteen_paths_are_refused():
     nodes = []
     for index in range(6):
         after = (f"l{index - 1}", f"r{index - 1}") if index else ()
-        nodes.append(Node(f"f{index}", (f"l{index}", f"r{index}") if index < 5 else (LEAVE,), after))
+        nodes.append(
+            Node(f"f{index}", (f"l{index}", f"r{index}") if index < 5 else (LEAVE,), after)
+        )
         if index < 5:
             nodes += [Node(f"{arm}{index}", (f"f{index + 1}",), (f"f{index}",)) for arm in "lr"]
     with pytest.raises(BadNetwork, match="32 paths lead to 'f5'"):
@@ -79,7 +81,11 @@ def test_more_than_sixteen_paths_are_refused():
         (Node("a", ("b", "c")), Node("b", ("c",)), Node("c", (LEAVE,), after=("b",))),
         # b's exit is read by rows that did not pass it, and nothing says what they see
         (Node("a", ("b", "c")), Node("b", (LEAVE, "c")), Node("c", (LEAVE,), exit_reads=("b",))),
-        (Node("a", ("b", "c")), Node("b", ("c",)), Node("c", (LEAVE,), exit_reads=("b",))),  # no exit stands at b
+        (
+            Node("a", ("b", "c")),
+            Node("b", ("c",)),
+            Node("c", (LEAVE,), exit_reads=("b",)),
+        ),  # no exit stands at b
     ],
 )
 def test_what_is_no_topology(nodes):
@@ -101,12 +107,20 @@ def test_a_chain_is_written_as_the_first_edition_wrote_it():
     """The fingerprints of networks depend on these very keys."""
     assert json.loads(json.dumps(READING.to_json()))[1:] == [
         {"name": "b", "successor": "c", "after": None, "exit_reads": [], "gate_reads": ["a"]},
-        {"name": "c", "successor": None, "after": None, "exit_reads": ["b", "x/mask"], "gate_reads": []},
+        {
+            "name": "c",
+            "successor": None,
+            "after": None,
+            "exit_reads": ["b", "x/mask"],
+            "gate_reads": [],
+        },
     ]
     assert TRUNK.to_json()[1]["after"] == "a"
 
 
-@pytest.mark.parametrize("wrong", [None, 5, [5], [{}], [{"name": "a"}], [{"name": [], "successor": None}]])
+@pytest.mark.parametrize(
+    "wrong", [None, 5, [5], [{}], [{"name": "a"}], [{"name": [], "successor": None}]]
+)
 def test_what_is_no_json_of_a_topology(wrong):
     with pytest.raises(InvalidArgument):
         Topology.from_json(wrong)

@@ -19,8 +19,12 @@ from small import trace_of
 
 def slow_replay(trace: Trace, plan: Plan) -> tuple[list[int], list[str]]:
     """Row by row, gate by gate."""
-    exits, why = [], []
-    last = trace.topology.exit_index(plan.max_exit) if plan.max_exit else len(trace.topology.exits) - 1
+    exits = []
+    why = []
+    if plan.max_exit:
+        last = trace.topology.exit_index(plan.max_exit)
+    else:
+        last = len(trace.topology.exits) - 1
     for row in range(len(trace)):
         index = last
         for gate in trace.topology.gates[:last]:
@@ -37,7 +41,8 @@ def slow_replay(trace: Trace, plan: Plan) -> tuple[list[int], list[str]]:
 @pytest.mark.parametrize("max_exit", [None, "small", "middle", "large"])
 @pytest.mark.parametrize("seed", range(4))
 def test_replay_against_row_by_row(seed, max_exit):
-    trace, rng = trace_of(80, seed=seed), np.random.default_rng(seed)
+    trace = trace_of(80, seed=seed)
+    rng = np.random.default_rng(seed)
     scores = trace.columns["score/small"]
     scores[rng.integers(0, 80, 12)] = rng.choice([np.nan, np.inf, -np.inf], 12)
     some = rng.choice(scores[np.isfinite(scores)], 2)
@@ -47,7 +52,9 @@ def test_replay_against_row_by_row(seed, max_exit):
         exits, why = slow_replay(trace, plan)
         assert done.exit.tolist() == exits
         assert [WHY[code] for code in done.why] == why
-        assert done.answer.tolist() == [trace.answers[row, index] for row, index in enumerate(exits)]
+        assert done.answer.tolist() == [
+            trace.answers[row, index] for row, index in enumerate(exits)
+        ]
 
 
 def test_the_shapes_of_its_parts(trace):
@@ -80,7 +87,9 @@ def test_a_cost_per_row_is_selected_too(trace):
     assert part.price(Plan.by_hand({"small": -math.inf})).mean == 11.0
 
 
-@pytest.mark.parametrize("missing", ["row", "digest", "answer/small", "answer/large", "score/middle"])
+@pytest.mark.parametrize(
+    "missing", ["row", "digest", "answer/small", "answer/large", "score/middle"]
+)
 def test_a_trace_without_a_column_is_refused(trace, missing):
     columns = {name: column for name, column in trace.columns.items() if name != missing}
     with pytest.raises(BadData, match=missing):
@@ -101,7 +110,8 @@ def test_a_plan_of_another_network_is_refused(trace):
 
 def test_evaluate_counts(trace):
     plan = Plan.by_hand({"small": 2.0, "middle": 2.0})
-    done, seen = trace.replay(plan), trace.evaluate(plan)
+    done = trace.replay(plan)
+    seen = trace.evaluate(plan)
     assert seen.rows == 600
     assert seen.shares == tuple((done.exit == index).mean() for index in range(3))
     assert seen.accuracy == (done.answer == trace.labels).mean()
@@ -113,7 +123,11 @@ def test_evaluate_counts(trace):
         rows = done.exit == index
         assert right == (trace.answers[rows, index] == trace.labels[rows]).mean()
     falls = [
-        ((trace.answers[:, 2] == trace.labels)[mine].mean() - (done.answer == trace.labels)[mine].mean(), str(c))
+        (
+            (trace.answers[:, 2] == trace.labels)[mine].mean()
+            - (done.answer == trace.labels)[mine].mean(),
+            str(c),
+        )
         for c in range(5)
         for mine in [trace.labels == c]
     ]
@@ -126,7 +140,12 @@ def test_evaluate_counts(trace):
 def test_evaluate_without_labels():
     seen = trace_of(50, labelled=False).evaluate(Plan.by_hand({"small": 2.0}))
     assert seen.risk.risk == "disagreement"
-    assert (seen.accuracy, seen.plain_accuracy, seen.worst_class, seen.exit_accuracy) == (None, None, None, ())
+    assert (seen.accuracy, seen.plain_accuracy, seen.worst_class, seen.exit_accuracy) == (
+        None,
+        None,
+        None,
+        (),
+    )
 
 
 def test_nobody_leaves_at_a_closed_exit(trace):
@@ -139,10 +158,15 @@ def test_the_share_in_the_band_counts_only_gates_that_run():
     trace.columns["score/middle"][:] = [1.0, 1.0, 1.0, 3.0]
     both = {"small": 1.0, "middle": 1.0}
     assert trace.evaluate(Plan.by_hand({"small": 1.0})).in_band == 0.5
-    assert trace.evaluate(Plan.by_hand(both)).in_band == 0.5  # the third left before its score stood in the band
+    assert (
+        trace.evaluate(Plan.by_hand(both)).in_band == 0.5
+    )  # the third left before its score stood in the band
     assert trace.evaluate(Plan.by_hand(both, max_exit="middle")).in_band == 0.5
     assert trace.evaluate(Plan.by_hand(both, max_exit="small")).in_band == 0.0
-    assert trace.evaluate(Plan.by_hand({"small": 0.9, "middle": 3.0}, max_exit="middle")).in_band == 0.0
+    assert (
+        trace.evaluate(Plan.by_hand({"small": 0.9, "middle": 3.0}, max_exit="middle")).in_band
+        == 0.0
+    )
 
 
 def test_references(trace):
@@ -157,11 +181,21 @@ def test_references(trace):
     assert with_plain.reference("last") == "large"
     losses = with_plain.losses(find_risk("disagreement"), "backbone")
     assert losses.tolist() == (trace.answers != trace.labels[:, None]).astype(float).tolist()
-    own = Risk("far", 0, 9, False, True, lambda o, y, r: np.abs(o - o[:, [r]]).max(-1).clip(0, 9), reads="outputs")
+    own = Risk(
+        "far",
+        0,
+        9,
+        False,
+        True,
+        lambda o, y, r: np.abs(o - o[:, [r]]).max(-1).clip(0, 9),
+        reads="outputs",
+    )
     assert not with_plain.losses(own, "backbone")[:, 2].any()
     assert with_plain.losses(own, "backbone").shape == (600, 3)
     with pytest.raises(BadData, match="keep="):
-        _ = Trace({n: c for n, c in trace.columns.items() if "logits" not in n}, trace.header).outputs
+        _ = Trace(
+            {n: c for n, c in trace.columns.items() if "logits" not in n}, trace.header
+        ).outputs
 
 
 def test_the_promise_is_what_is_evaluated_by_default(trace):
@@ -174,7 +208,9 @@ def test_the_promise_is_what_is_evaluated_by_default(trace):
 @pytest.mark.parametrize("labelled", [True, False])
 def test_it_comes_back_as_it_was(tmp_path, labelled):
     trace = trace_of(50, labelled=labelled)
-    trace = Trace(trace.columns, dataclasses.replace(trace.header, class_names=("a", "b", "c", "d", "ü")))
+    trace = Trace(
+        trace.columns, dataclasses.replace(trace.header, class_names=("a", "b", "c", "d", "ü"))
+    )
     trace.columns["score/small"][:3] = [np.nan, np.inf, -np.inf]
     trace.save(tmp_path / "trace.npz")
     again = Trace.load(tmp_path / "trace.npz")
@@ -187,7 +223,9 @@ def test_it_comes_back_as_it_was(tmp_path, labelled):
     assert again.evaluate(plan) == trace.evaluate(plan)
 
 
-@pytest.mark.parametrize("name", ["score/small", "answer/large", "label", "digest", "cost/segment/small"])
+@pytest.mark.parametrize(
+    "name", ["score/small", "answer/large", "label", "digest", "cost/segment/small"]
+)
 def test_an_edited_column_is_noticed(tmp_path, trace, name):
     trace.save(tmp_path / "trace.npz")
     header, columns = read_arrays(tmp_path / "trace.npz")
@@ -243,7 +281,8 @@ ODD = {
 
 @pytest.mark.parametrize("odd", ODD)
 @pytest.mark.parametrize(
-    "name", ["score/small", "answer/large", "logits/small", "label", "row", "digest", "cost/segment/small"]
+    "name",
+    ["score/small", "answer/large", "logits/small", "label", "row", "digest", "cost/segment/small"],
 )
 def test_a_column_of_another_kind_with_a_right_checksum_is_refused(tmp_path, trace, name, odd):
     columns = {**trace.columns, name: ODD[odd](trace.columns[name])}
@@ -282,7 +321,9 @@ def saved_as_it_is(trace, columns, path) -> None:
 def test_a_newer_schema_is_named(tmp_path, trace):
     trace.save(tmp_path / "trace.npz")
     header, columns = read_arrays(tmp_path / "trace.npz")
-    write_arrays(tmp_path / "trace.npz", header.replace("offramp/trace/1", "offramp/trace/4"), columns)
+    write_arrays(
+        tmp_path / "trace.npz", header.replace("offramp/trace/1", "offramp/trace/4"), columns
+    )
     with pytest.raises(NewerSchema, match="trace/4"):
         Trace.load(tmp_path / "trace.npz")
 

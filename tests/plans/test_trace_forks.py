@@ -18,13 +18,18 @@ VALUES = np.float32([-math.inf, -1, 0, 0.5, 1, math.inf, math.nan])
 
 
 def random_topology(dice: np.random.Generator) -> Topology | None:
-    """Forks within arms, arms that re-join, skips and exits in arms; None where a draw is none, or has many paths."""
+    """Forks within arms, arms that re-join, skips and exits in arms; None where a draw is none, or
+    has many paths.
+    """
     count = int(dice.integers(2, 9))
     names = [f"n{number}" for number in range(count)]
     nodes = []
     for number, name in enumerate(names):
         later = names[number + 1 :]
-        some = dice.permutation(later[:4])[: dice.integers(1, 4)].tolist() if later else []
+        if later:
+            some = dice.permutation(later[:4])[: dice.integers(1, 4)].tolist()
+        else:
+            some = []
         if not some or dice.random() < 0.4:
             some.insert(int(dice.integers(0, len(some) + 1)), LEAVE)
         before = [node.name for node in nodes if name in node.successors]
@@ -58,7 +63,12 @@ def walk(trace: Trace, plan: Plan, row: int) -> tuple[list[str], str, int, str]:
         node = topology.node(path[-1])
         label = topology.label(path)
         if node.name == plan.max_exit:
-            return list(path), node.name, trace.columns[f"answer/{label}"][row], reason(node, "deepest")
+            return (
+                list(path),
+                node.name,
+                trace.columns[f"answer/{label}"][row],
+                reason(node, "deepest"),
+            )
         following = node.successors[-1]
         decided = False
         if len(node.successors) > 1:
@@ -95,7 +105,9 @@ def test_replay_is_the_walk_of_every_row(seed):
             thresholds = {}
             for gate in topology.gates:
                 if dice.random() < 0.8:
-                    thresholds[gate] = tuple(map(float, dice.choice(VALUES[:-1], topology.routes(gate))))
+                    thresholds[gate] = tuple(
+                        map(float, dice.choice(VALUES[:-1], topology.routes(gate)))
+                    )
             max_exit = str(dice.choice(topology.exits)) if dice.random() < 0.3 else None
             plan = Plan.by_hand(thresholds, max_exit=max_exit)
             done = trace.replay(plan)

@@ -94,11 +94,15 @@ def test_other_gates_and_scores_of_ones_own():
 
 
 def test_probabilities():
-    chances = {name: np.exp(each) / np.exp(each).sum(1, keepdims=True) for name, each in LOGITS.items()}
+    chances = {
+        name: np.exp(each) / np.exp(each).sum(1, keepdims=True) for name, each in LOGITS.items()
+    }
     chances["small"][0] = [1, 0, 0, 0]
     trace = Trace.from_arrays(chances, COSTS, probabilities=True)
     assert np.isfinite(trace.outputs).all()
-    np.testing.assert_allclose(np.exp(trace.outputs[1:, 0]), np.maximum(chances["small"][1:], 1e-7), rtol=1e-3)
+    np.testing.assert_allclose(
+        np.exp(trace.outputs[1:, 0]), np.maximum(chances["small"][1:], 1e-7), rtol=1e-3
+    )
     with pytest.raises(BadData, match="sum to 1"):
         made(probabilities=True)
 
@@ -145,12 +149,24 @@ def test_a_row_whose_early_logits_are_not_finite_goes_on():
         ({"small": LOGITS["small"]}, {"small": 1}, {}, BadData, "at least two exits"),
         ({**LOGITS, "large": LOGITS["large"][:5]}, COSTS, {}, BadData, "one and the same shape"),
         ({**LOGITS, "large": LOGITS["large"][:, 0]}, COSTS, {}, BadData, r"numbers \[N, C\]"),
-        ({**LOGITS, "large": LOGITS["large"] * np.nan}, COSTS, {}, BadData, "must be finite, got 900 rows"),
+        (
+            {**LOGITS, "large": LOGITS["large"] * np.nan},
+            COSTS,
+            {},
+            BadData,
+            "must be finite, got 900 rows",
+        ),
         (LOGITS, {"small": 1}, {}, InvalidArgument, "one for each of"),
         (LOGITS, {"small": 1, "large": 0}, {}, InvalidArgument, "above 0 and finite"),
         (LOGITS, {"small": 1, "large": np.nan}, {}, InvalidArgument, "above 0 and finite"),
         (LOGITS, {"small": (1, 2, 3), "large": 1}, {}, InvalidArgument, "must be a number"),
-        (LOGITS, {"small": (1, 2), "large": 1}, {"unit": "macs"}, InvalidArgument, "must be a number"),
+        (
+            LOGITS,
+            {"small": (1, 2), "large": 1},
+            {"unit": "macs"},
+            InvalidArgument,
+            "must be a number",
+        ),
         (LOGITS, COSTS, {"unit": "joules"}, InvalidArgument, "unit must be"),
         (LOGITS, COSTS, {"labels": LABELS + 1}, BadData, "labels must be between 0 and 3"),
         (LOGITS, COSTS, {"labels": LABELS[:4]}, BadData, r"labels must be whole numbers \[900\]"),
@@ -176,7 +192,9 @@ def test_the_label_among_the_inputs_is_the_label(name):
     with pytest.raises(OverlappingRows, match="same content"):
         off.calibrate(trace, at_most=0.5)
     assert (made(inputs={"x": INPUTS, name: LABELS}).labels == LABELS).all()
-    with pytest.raises(BadData, match=f"inputs\\['{name}'\\] is taken as the label of a row, and differs"):
+    with pytest.raises(
+        BadData, match=f"inputs\\['{name}'\\] is taken as the label of a row, and differs"
+    ):
         made(inputs={"x": INPUTS, name: LABELS[::-1]})
     with pytest.raises(BadData, match="at least one array"):
         made(labels=None, inputs={name: LABELS})
@@ -195,7 +213,12 @@ def test_tensors_of_any_kind_are_read():
 
 @pytest.mark.parametrize(
     "inputs",
-    [["a text"] * N, np.array([{}] * N), [torch.ones(2, requires_grad=True)] * N, [[1, 2]] * (N - 1) + [[1]]],
+    [
+        ["a text"] * N,
+        np.array([{}] * N),
+        [torch.ones(2, requires_grad=True)] * N,
+        [[1, 2]] * (N - 1) + [[1]],
+    ],
 )
 def test_inputs_that_are_no_numbers_are_refused(inputs):
     with pytest.raises(BadData, match="inputs must be"):
@@ -211,4 +234,9 @@ def test_the_band_knows_the_largest_logit_that_a_gate_looks_at():
     large = {"small": 1000 * LOGITS["small"], "large": LOGITS["large"]}
     origin = Trace.from_arrays(large, COSTS).header.origin
     assert origin.band == pytest.approx(1e-4 * np.abs(large["small"]).max() / 30)
-    assert Trace.from_arrays({"small": LOGITS["small"], "large": large["small"]}, COSTS).header.origin.band == 1e-4
+    assert (
+        Trace.from_arrays(
+            {"small": LOGITS["small"], "large": large["small"]}, COSTS
+        ).header.origin.band
+        == 1e-4
+    )

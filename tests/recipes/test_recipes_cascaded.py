@@ -25,10 +25,17 @@ def test_a_block_learns_what_the_earlier_ones_did_not_settle():
     net = cut_of(trained=False)
     recipe.prepare(net)
     blocks = {phase.name: phase for phase in recipe.phases(net)}
-    assert [*blocks] == ["block stem", "commitment stem", "block blocks.0", "commitment blocks.0", "block backbone"]
+    assert [*blocks] == [
+        "block stem",
+        "commitment stem",
+        "block blocks.0",
+        "commitment blocks.0",
+        "block backbone",
+    ]
     draw = torch.Generator().manual_seed(0)
     logits = {name: torch.randn(200, 3, generator=draw) * 3 for name in net.topology.exits}
-    outputs, batch = TrainingOutputs(logits, {}, {"x": X}, net), TrainingBatch(Y, ROW, "", 0.0)
+    outputs = TrainingOutputs(logits, {}, {"x": X}, net)
+    batch = TrainingBatch(Y, ROW, "", 0.0)
     kept = {name: phase.rows(outputs, batch) for name, phase in blocks.items()}
     held = kept["commitment stem"]
     assert torch.equal(kept["commitment blocks.0"], held)
@@ -54,8 +61,12 @@ def test_rows_are_chosen_evenly_and_by_their_numbers_alone(held):
     order = torch.randperm(10_000, generator=torch.Generator().manual_seed(0))
     assert torch.equal(recipe._held(None, TrainingBatch(None, rows[order], "", 0.0)), first[order])
     settled = TrainingOutputs({"a": torch.tensor([[9.0, 0.0]]).repeat(10_000, 1)}, {}, {}, None)
-    kept = recipe._unsettled(["a"], settled, TrainingBatch(torch.zeros(10_000).long(), rows, "", 0.0))
-    assert kept[~first].float().mean() == pytest.approx(0.1, rel=0.15)  # replay does not follow the held rows
+    kept = recipe._unsettled(
+        ["a"], settled, TrainingBatch(torch.zeros(10_000).long(), rows, "", 0.0)
+    )
+    assert kept[~first].float().mean() == pytest.approx(
+        0.1, rel=0.15
+    )  # replay does not follow the held rows
 
 
 def test_every_parameter_belongs_to_one_block_and_the_others_stay():
@@ -64,7 +75,8 @@ def test_every_parameter_belongs_to_one_block_and_the_others_stay():
     every = [id(value) for own in blocks.values() for value in own]
     assert sorted(every) == sorted(id(value) for value in net.backbone.parameters())
     assert [*blocks["blocks.0"]] == [*net.backbone.blocks[0].parameters()]
-    changed, recipe = {}, Cascaded(epochs=1, rate=0.01)
+    changed = {}
+    recipe = Cascaded(epochs=1, rate=0.01)
     ended = type(recipe).loss
 
     class Watched(Cascaded):
@@ -100,7 +112,9 @@ def test_the_score_is_the_smaller_of_two_log_odds():
     features = torch.tensor([[9.0, 0.0], [-2.0, 0.0], [500.0, 0.0]])
     p = own[0].double().softmax(0)[0]
     got = gate.score(Seen(features, {}, own))
-    assert got.tolist() == pytest.approx([float((p / (1 - p)).log()), -2.0, 120 - 0.6931472], rel=1e-5)
+    assert got.tolist() == pytest.approx(
+        [float((p / (1 - p)).log()), -2.0, 120 - 0.6931472], rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 5), (2, 3, 4), (2, 3, 4, 5)])
@@ -111,15 +125,20 @@ def test_features_of_any_kind_are_averaged(shape):
     places = {1: (), 2: (1,), 3: (2, 3), 4: (2, 3, 4)}[len(shape)]
     mean = features.mean(places) if places else features
     own = torch.zeros(4, 3)
-    torch.testing.assert_close(gate.odds(features, own), gate.linear(torch.cat([mean, own], 1))[:, 0])
+    torch.testing.assert_close(
+        gate.odds(features, own), gate.linear(torch.cat([mean, own], 1))[:, 0]
+    )
 
 
 def test_commitments_stop_the_over_confident():
     torch.manual_seed(0)
     net = cut_of(trained=False)
-    x, noisy = images_of(600), torch.Generator().manual_seed(2)
+    x = images_of(600)
+    noisy = torch.Generator().manual_seed(2)
     y = (x.mean((1, 2, 3)) > 0).long()
-    spoilt = x[:, 0, 0, 0] > 0.8  # here the label is a coin toss: an exit may be sure of it, and is half right
+    spoilt = (
+        x[:, 0, 0, 0] > 0.8
+    )  # here the label is a coin toss: an exit may be sure of it, and is half right
     y[spoilt] = torch.randint(0, 2, (int(spoilt.sum()),), generator=noisy)
     off.fit(net, (x, y), recipe=Cascaded(epochs=15, rate=1e-2), progress=False)
     fresh = images_of(1000, 3)
@@ -132,7 +151,8 @@ def test_commitments_stop_the_over_confident():
 
 
 def test_gates_are_hung_on_once_and_always_alike():
-    one, other = cut_of(), cut_of()
+    one = cut_of()
+    other = cut_of()
     for net in (one, other):
         Cascaded().prepare(net)
     gate = one.gates["stem"]
@@ -150,7 +170,12 @@ def test_networks_that_cannot_carry_it_are_refused_as_they_were():
         (ladder_of(2), Cascaded(), BadNetwork, "parameters to train"),
         (cut_of(), Cascaded(0.0), InvalidArgument, "confidence must be above 0 and at most 1"),
         (cut_of(), Cascaded(held=1), InvalidArgument, "held must be a whole number of at least 2"),
-        (cut_of(), Cascaded(replay=0), InvalidArgument, "replay must be a whole number of at least 1"),
+        (
+            cut_of(),
+            Cascaded(replay=0),
+            InvalidArgument,
+            "replay must be a whole number of at least 1",
+        ),
     ):
         before = net.config()
         with pytest.raises(error, match=says):

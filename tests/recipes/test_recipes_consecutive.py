@@ -23,7 +23,10 @@ def binary():
 def test_the_loss():
     draw = torch.Generator().manual_seed(0)
     logits, one, other = (torch.randn(6, 4, generator=draw) for _ in range(3))
-    ways = [torch.nn.functional.cross_entropy(logits, t.softmax(-1), reduction="none") for t in (one, other)]
+    ways = [
+        torch.nn.functional.cross_entropy(logits, t.softmax(-1), reduction="none")
+        for t in (one, other)
+    ]
     alpha = torch.stack(ways).softmax(0)
     wanted = (alpha[0] * ways[0] + alpha[1] * ways[1]).mean() / 2
     assert torch.allclose(consecutive_loss(logits, [one, other]), wanted)
@@ -97,7 +100,9 @@ def test_rates_and_decay():
 )
 def test_what_it_refuses(options, says):
     with pytest.raises(InvalidArgument, match=says):
-        off.fit(binary(), X, recipe=Consecutive(**{"teachers": [stages()], **options}), progress=False)
+        off.fit(
+            binary(), X, recipe=Consecutive(**{"teachers": [stages()], **options}), progress=False
+        )
 
 
 def test_ladders_are_refused():

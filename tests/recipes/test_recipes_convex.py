@@ -35,13 +35,19 @@ def standardized(x):
 
 def on_standardized(solved, x):
     """Its weights [C, F + 1] on standardised features, by the definition of the fold."""
-    x, weight = x.double(), solved.weight
-    return torch.cat([weight * x.std(0, unbiased=False), (solved.bias + weight @ x.mean(0))[:, None]], 1).numpy()
+    x = x.double()
+    weight = solved.weight
+    return torch.cat(
+        [weight * x.std(0, unbiased=False), (solved.bias + weight @ x.mean(0))[:, None]], 1
+    ).numpy()
 
 
 def best_objective(name, x, y, classes, regularizer):
-    """The least objective by SLSQP on the quadratic program of a hinge, by BFGS on cross-entropy."""
-    a, n = standardized(x), len(y)
+    """The least objective by SLSQP on the quadratic program of a hinge, by BFGS on
+    cross-entropy.
+    """
+    a = standardized(x)
+    n = len(y)
     wide = classes * a.shape[1]
     own = np.eye(classes)[y.numpy()]
 
@@ -52,12 +58,15 @@ def best_objective(name, x, y, classes, regularizer):
         return regularizer / 2 * (v[:wide] ** 2).sum()
 
     if name == "cross_entropy":
-        return minimize(lambda v: loss_of(name, scores(v), y.tolist()) + norm(v), np.zeros(wide), tol=1e-9).fun
+        return minimize(
+            lambda v: loss_of(name, scores(v), y.tolist()) + norm(v), np.zeros(wide), tol=1e-9
+        ).fun
     columns = classes if name == "one_vs_rest" else 1
     sign = 2 * own - 1
 
     def slack_left(v):
-        s, slack = scores(v), v[wide:].reshape(n, columns)
+        s = scores(v)
+        slack = v[wide:].reshape(n, columns)
         if name == "one_vs_rest":
             return (slack - 1 + sign * s).ravel()
         return (slack - 1 + own - s + (s * own).sum(1, keepdims=True)).ravel()
@@ -112,8 +121,11 @@ def test_primal_is_the_objective_of_the_weights_returned(loss, block, dtype, mon
 @pytest.mark.parametrize("loss", ALL)
 def test_the_mixed_bound_is_that_of_its_u_and_never_falls(loss):
     made = torch.Generator().manual_seed(3)
-    x, y, one = torch.randn(30, 4, generator=made), torch.arange(30) % 3, LOSSES[loss]
-    bound, values = DualBound(0.1), []
+    x = torch.randn(30, 4, generator=made)
+    y = torch.arange(30) % 3
+    one = LOSSES[loss]
+    bound = DualBound(0.1)
+    values = []
     for _ in range(8):
         u = one.dual(torch.randn(30, 3, generator=made), y, 0.1)
         bound.add(u, -float(one.conjugate(u, y).mean()), u.T @ x / 30)
@@ -166,10 +178,13 @@ def test_twice_the_same_is_the_same_to_the_bit(loss):
 @pytest.mark.parametrize("loss", ALL)
 def test_weights_shrink_as_the_regularizer_grows(loss):
     x, y = blobs()
-    norms = [
-        np.linalg.norm(on_standardized(solve(x, y, 3, loss=loss, regularizer=each, gap=1e-5), x))
-        for each in (1e-3, 1e-2, 1e-1, 1.0, 10.0)
-    ]
+    norms = []
+    for each in (1e-3, 1e-2, 1e-1, 1.0, 10.0):
+        norms.append(
+            np.linalg.norm(
+                on_standardized(solve(x, y, 3, loss=loss, regularizer=each, gap=1e-5), x)
+            )
+        )
     assert all(stronger < weaker for weaker, stronger in pairwise(norms))
 
 
@@ -185,8 +200,12 @@ def test_a_constant_feature_gets_no_weight_and_moves_nothing(loss):
 @pytest.mark.parametrize("loss", ALL)
 def test_scale_and_offset_of_features_do_not_count(loss):
     x, y = blobs()
-    moved = x.double() * torch.tensor([1e-8, 1.0, 1e8, 1e20, 1.0]) + torch.tensor([0, 1e6, -1e9, 0, 0.0])
-    plain, other = (solve(each.double(), y, 3, loss=loss, regularizer=0.01, gap=1e-4) for each in (x, moved))
+    moved = x.double() * torch.tensor([1e-8, 1.0, 1e8, 1e20, 1.0]) + torch.tensor(
+        [0, 1e6, -1e9, 0, 0.0]
+    )
+    plain, other = (
+        solve(each.double(), y, 3, loss=loss, regularizer=0.01, gap=1e-4) for each in (x, moved)
+    )
     assert other.gap <= 1e-4
     assert other.primal == pytest.approx(plain.primal, rel=2e-4)
 
@@ -241,7 +260,8 @@ def test_at_the_limit_it_says_how_far_it_came(loss):
 
 def test_choose_takes_the_most_accurate_and_of_equals_the_strongest():
     x, y = blobs(rows=400, features=30, classes=3, apart=0.7)
-    train, dev = (x[:60], y[:60]), (x[60:], y[60:])
+    train = (x[:60], y[:60])
+    dev = (x[60:], y[60:])
     path = (1e-1, 10.0, 1e-3, 1.0)
     solved, tried = choose(*train, 3, loss="one_vs_rest", dev=dev, regularizers=path)
     assert [each.regularizer for each in tried] == sorted(path, reverse=True)[: len(tried)]
@@ -254,9 +274,17 @@ def test_choose_takes_the_most_accurate_and_of_equals_the_strongest():
 
 def test_choose_ends_when_two_in_a_row_bring_nothing():
     x, y = blobs(rows=90, features=4, apart=30.0)
-    solved, tried = choose(x, y, 3, loss="crammer_singer", dev=(x, y), regularizers=(1e-1, 1e-2, 1e-3, 1e-4))
-    assert [(each.regularizer, each.accuracy) for each in tried] == [(1e-1, 1.0), (1e-2, 1.0), (1e-3, 1.0)]
-    assert solved.primal == pytest.approx(solve(x, y, 3, loss="crammer_singer", regularizer=1e-1).primal, rel=2e-3)
+    solved, tried = choose(
+        x, y, 3, loss="crammer_singer", dev=(x, y), regularizers=(1e-1, 1e-2, 1e-3, 1e-4)
+    )
+    assert [(each.regularizer, each.accuracy) for each in tried] == [
+        (1e-1, 1.0),
+        (1e-2, 1.0),
+        (1e-3, 1.0),
+    ]
+    assert solved.primal == pytest.approx(
+        solve(x, y, 3, loss="crammer_singer", regularizer=1e-1).primal, rel=2e-3
+    )
 
 
 def test_rows_that_are_not_finite_are_counted():

@@ -20,15 +20,19 @@ BATCH = TrainingBatch(Y, torch.arange(48), "all")
 
 def outputs_of(net):
     seen = dict(net.look(X))
-    return TrainingOutputs({n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {}, net)
+    return TrainingOutputs(
+        {n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {}, net
+    )
 
 
 def test_the_loss_by_hand():
-    net, recipe = cut_of(exits="linear"), Distill(alpha=0.2, hints=0.5, temperature=2.0)
+    net = cut_of(exits="linear")
+    recipe = Distill(alpha=0.2, hints=0.5, temperature=2.0)
     torch.manual_seed(1)
     recipe.prepare(net)
     outputs = outputs_of(net)
-    logits, features = outputs.logits, outputs.features
+    logits = outputs.logits
+    features = outputs.features
     (adapter,) = net.auxiliary.values()
     p, q = ((logits[name].detach() / 2).softmax(-1) for name in ("stem", "backbone"))
     kl_and_entropy = -(q * p.log()).sum(1).mean()
@@ -37,11 +41,14 @@ def test_the_loss_by_hand():
     norm = (adapter(own) - target).square().sum().sqrt()
     losses = recipe.loss(outputs, BATCH)
     torch.testing.assert_close(losses["stem"], 0.2 * kl_and_entropy + 0.8 * ce + 0.5 * norm)
-    torch.testing.assert_close(losses["backbone"], torch.nn.functional.cross_entropy(logits["backbone"], Y))
+    torch.testing.assert_close(
+        losses["backbone"], torch.nn.functional.cross_entropy(logits["backbone"], Y)
+    )
 
 
 def test_the_teacher_gets_no_gradient_from_its_pupils():
-    net, recipe = cut_of(exits="linear"), Distill(alpha=1.0)
+    net = cut_of(exits="linear")
+    recipe = Distill(alpha=1.0)
     recipe.prepare(net)
     outputs = outputs_of(net)
     for name in ("stem", "blocks.0"):
@@ -63,11 +70,16 @@ def test_adapters_train_and_do_not_stay():
     before = cut_of(trained=False)
     Distill().prepare(before)
     assert [*before.auxiliary] == ["adapter/stem"]
-    widths = [before.exit_of(name).pool(f).shape[1] for name, f in outputs_of(before).features.items()]
+    widths = [
+        before.exit_of(name).pool(f).shape[1] for name, f in outputs_of(before).features.items()
+    ]
     assert before.auxiliary["adapter/stem"].weight.shape == (widths[1], widths[0])
-    net, plain = cut_of(trained=False), cut_of(trained=False)
+    net = cut_of(trained=False)
+    plain = cut_of(trained=False)
     off.fit(net, (X, Y), recipe=Distill(epochs=1, rate=0.01), batch_size=16, progress=False)
-    off.fit(plain, (X, Y), recipe=Distill(epochs=1, rate=0.01, hints=0.0), batch_size=16, progress=False)
+    off.fit(
+        plain, (X, Y), recipe=Distill(epochs=1, rate=0.01, hints=0.0), batch_size=16, progress=False
+    )
     assert net.auxiliary == {}
     assert net.state_dict().keys() == plain.state_dict().keys()
     assert not torch.equal(net.backbone.stem[0].weight, plain.backbone.stem[0].weight)
@@ -80,7 +92,8 @@ def test_heads_give_features_of_their_own():
     head = net.exits["stem"]
     assert net.auxiliary["adapter/stem"].weight.shape == (4, head.linear.in_features)
     outputs = outputs_of(net)
-    own, target = head.feature(outputs.features["stem"]), outputs.features["blocks.0"].mean((2, 3))
+    own = head.feature(outputs.features["stem"])
+    target = outputs.features["blocks.0"].mean((2, 3))
     plain = Distill(hints=0.0).loss(outputs, BATCH)["stem"]
     norm = torch.linalg.vector_norm(net.auxiliary["adapter/stem"](own) - target)
     torch.testing.assert_close(recipe.loss(outputs, BATCH)["stem"], plain + 0.03 * norm)
@@ -105,7 +118,10 @@ def test_a_frozen_teacher_needs_no_labels_for_its_answers_alone():
     recipe = Distill(backbone=False, alpha=1.0, epochs=60, rate=1e-2)
     history = off.fit(net, X, recipe=recipe, batch_size=16, progress=False)
     assert history.notes == ("pooled features were computed once for exits",)
-    assert all(torch.equal(one, other) for one, other in zip(net.backbone.parameters(), weights, strict=True))
+    assert all(
+        torch.equal(one, other)
+        for one, other in zip(net.backbone.parameters(), weights, strict=True)
+    )
     assert (net(x)[0].argmax(1) == net.backbone(x).argmax(1)).float().mean() > before + 0.1
 
 
@@ -127,7 +143,10 @@ def test_what_does_not_fit_is_refused():
     with pytest.raises(InvalidArgument, match="alpha must be between 0 and 1, got 2"):
         Distill(alpha=2).prepare(cut_of())
     net = cut_of("stem", exits=Learner())
-    net.exits._modules["stem"], net.exits._modules["backbone"] = net.exits["backbone"], net.exits["stem"]
+    net.exits._modules["stem"], net.exits._modules["backbone"] = (
+        net.exits["backbone"],
+        net.exits["stem"],
+    )
     with pytest.raises(BadNetwork, match="train itself"):
         Distill(backbone=False).prepare(net)
 
@@ -136,6 +155,8 @@ def test_patience_weighs_by_depth():
     net = cut_of("stem", "blocks.0", "blocks.1")
     outputs = outputs_of(net)
     losses = [value.item() for value in PatienceRecipe().loss(outputs, BATCH).values()]
-    plain = [torch.nn.functional.cross_entropy(logits, Y).item() for logits in outputs.logits.values()]
+    plain = [
+        torch.nn.functional.cross_entropy(logits, Y).item() for logits in outputs.logits.values()
+    ]
     assert losses == pytest.approx([j * loss / 10 for j, loss in enumerate(plain, 1)])
     assert sum(depth_weights(12)) == pytest.approx(1)

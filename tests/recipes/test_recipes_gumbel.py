@@ -70,7 +70,9 @@ def data(rows: int, seed: int):
 def network() -> off.Network:
     torch.manual_seed(0)
     small = nn.Linear(6, 2).eval()
-    large = nn.Sequential(nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2)).eval()
+    large = nn.Sequential(
+        nn.Linear(6, 64), nn.ReLU(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 2)
+    ).eval()
     fork = off.Fork("size", {"small": small, "large": large}, gate="controller?width=4")
     return off.route([fork], example=data(8, 0)[0])
 
@@ -113,7 +115,8 @@ def test_the_prices_of_a_network_are_its_macs():
 
 @pytest.mark.parametrize(
     ("arguments", "says"),
-    [({"budget": 0.0}, "budget must be above 0"), ({"tau": -1.0}, "tau must be above 0"), ({"eta": -1.0}, "eta must"),
+    [({"budget": 0.0}, "budget must be above "
+                       "0"), ({"tau": -1.0}, "tau must be above 0"), ({"eta": -1.0}, "eta must"),
      ({"warm": -1}, "warm must"), ({"norm": "no"}, "norm must be one of")],
 )  # fmt: skip
 def test_bad_arguments(arguments, says):

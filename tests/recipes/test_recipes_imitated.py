@@ -1,4 +1,6 @@
-"""Imitation of the last exit: the loss by hand, and a stream without labels from requests to a promise."""
+"""Imitation of the last exit: the loss by hand, and a stream without labels from requests to a
+promise.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,10 @@ def test_the_loss_by_hand():
     for one in seen.values():
         one.own.retain_grad()
     outputs = TrainingOutputs(
-        {name: s.own for name, s in seen.items()}, {name: s.features for name, s in seen.items()}, {}, net
+        {name: s.own for name, s in seen.items()},
+        {name: s.features for name, s in seen.items()},
+        {},
+        net,
     )
     losses = Imitated().loss(outputs, TrainingBatch(None, torch.arange(48), "stream"))
     assert [*losses] == ["stem", "blocks.0"]
@@ -57,14 +62,20 @@ def test_a_stream_without_labels_ends_in_a_promise(tmp_path):
     )
     first = next(off.rows("digits[0:500]").batches(500))
     model = trained(model, preprocess(), first, epochs=6)
-    net = seeded(lambda: off.cut(model, digits.x[:4], at=["1"], exits="mlp", preprocess=preprocess()), 0)
+    net = seeded(
+        lambda: off.cut(model, digits.x[:4], at=["1"], exits="mlp", preprocess=preprocess()), 0
+    )
     stream = off.rows(digits.x[500:])  # requests: images and nothing else
     weights = [value.clone() for value in model.parameters()]
     for come in (400, 800):  # trained again when more have come
         recipe = Imitated(epochs=18, rate=0.5)
-        history = off.fit(net, stream.select(slice(0, come)), recipe=recipe, batch_size=32, progress=False)
+        history = off.fit(
+            net, stream.select(slice(0, come)), recipe=recipe, batch_size=32, progress=False
+        )
     assert history.notes == ("pooled features were computed once for stream",)
-    assert all(torch.equal(one, other) for one, other in zip(model.parameters(), weights, strict=True))
+    assert all(
+        torch.equal(one, other) for one, other in zip(model.parameters(), weights, strict=True)
+    )
     trace = off.record(net, stream.select(slice(800, 1297)), timed=False, progress=False)
     assert trace.labels is None
     plan = off.calibrate(trace, risk="disagreement", at_most=0.05)

@@ -45,8 +45,11 @@ def changed(net, before):
 
 @pytest.mark.parametrize(("gamma", "temperature"), [(0.1, 1.0), (0.9, 3.0), (0.0, 1.0)])
 def test_the_loss_is_that_of_the_authors(gamma, temperature):
-    """gamma T^2 mean_{b,c} q (log q - log p) + (1 - gamma) CE, q the model's own answer and p the exit's at T."""
-    net, recipe = cut_of(), Imta(gamma=gamma, temperature=temperature)
+    """gamma T^2 mean_{b,c} q (log q - log p) + (1 - gamma) CE, q the model's own answer and p the
+    exit's at T.
+    """
+    net = cut_of()
+    recipe = Imta(gamma=gamma, temperature=temperature)
     recipe.prepare(net)
     outputs = outputs_of(net)
     found = recipe.loss(outputs, batch("collaboration"))
@@ -60,7 +63,8 @@ def test_the_loss_is_that_of_the_authors(gamma, temperature):
 
 
 def test_the_teacher_learns_nothing_from_its_students():
-    net, recipe = cut_of(), Imta(gamma=1.0)
+    net = cut_of()
+    recipe = Imta(gamma=1.0)
     recipe.prepare(net)
     outputs = outputs_of(net)
     last = outputs.logits["backbone"].detach().requires_grad_()
@@ -76,14 +80,19 @@ def test_only_new_layers_and_blocks_are_trained():
     before = {key: value.clone() for key, value in net.state_dict().items()}
     off.fit(net, (X, Y), recipe=recipe, batch_size=8, progress=False)
     moved = changed(net, before)
-    new = {key for key in before if key.startswith("exits.") and (".linear." in key or ".block." in key)}
+    new = {
+        key
+        for key in before
+        if key.startswith("exits.") and (".linear." in key or ".block." in key)
+    }
     assert moved == new
     blocks = {key.split(".block.")[0] for key in moved if ".block." in key}
     assert blocks == {"exits.blocks.0", "exits.blocks.1"}  # the first exit has none
 
 
 def test_steps_and_rates_are_those_of_the_scripts():
-    net, recipe = cut_of(), Imta(together=3, epochs=6)
+    net = cut_of()
+    recipe = Imta(together=3, epochs=6)
     recipe.prepare(net)
     together, collaboration = recipe.phases(net)
     assert (together.epochs, collaboration.epochs) == (3, 6)
@@ -91,7 +100,8 @@ def test_steps_and_rates_are_those_of_the_scripts():
         optimizer = phase.optimizer(phase.parameters)
         (group,) = optimizer.param_groups
         assert (group["lr"], group["momentum"], group["weight_decay"]) == (0.1, 0.9, 1e-4)
-        schedule, rates = phase.schedule(optimizer, 6), []
+        schedule = phase.schedule(optimizer, 6)
+        rates = []
         for _ in range(6):
             rates.append(group["lr"])
             optimizer.step()
@@ -100,8 +110,12 @@ def test_steps_and_rates_are_those_of_the_scripts():
 
 
 def test_together_trains_by_the_layers_from_before_with_gradients_averaged():
-    """What the first phase sends into the model is what `joint` with equilibrium would on the network as it was."""
-    plain, net, recipe = cut_of(), cut_of(), Imta(together=1)
+    """What the first phase sends into the model is what `joint` with equilibrium would on the
+    network as it was.
+    """
+    plain = cut_of()
+    net = cut_of()
+    recipe = Imta(together=1)
     recipe.prepare(net)
     phase = recipe.phases(net)[0]
     with equilibrium(plain):
@@ -120,26 +134,36 @@ def test_together_trains_by_the_layers_from_before_with_gradients_averaged():
 
 def test_the_last_classifier_of_the_authors_is_an_exit():
     """It learns from labels alone, and takes no part while models and exits learn together."""
-    net, recipe = with_head(), Imta(together=1, final=True)
+    net = with_head()
+    recipe = Imta(together=1, final=True)
     recipe.prepare(net)
     phases = recipe.phases(net)
     with phases[0].during():
-        assert list(recipe.loss(outputs_of(net), batch("together"))) == ["stem", "blocks.0", "backbone"]
+        assert list(recipe.loss(outputs_of(net), batch("together"))) == [
+            "stem",
+            "blocks.0",
+            "backbone",
+        ]
     outputs = outputs_of(net)
     found = recipe.loss(outputs, batch("collaboration"))
     torch.testing.assert_close(found["blocks.1"], cross_entropy(outputs.logits["blocks.1"], Y))
     assert not torch.equal(found["blocks.0"], cross_entropy(outputs.logits["blocks.0"], Y))
-    assert id(net.exit_of("blocks.1").linear.weight) in {id(value) for value in phases[1].parameters}
+    assert id(net.exit_of("blocks.1").linear.weight) in {
+        id(value) for value in phases[1].parameters
+    }
     assert net.exit_of("blocks.1").reads == ("blocks.0",)
 
 
 def test_trained_exits_collaborate_and_are_kept(tmp_path):
     y = (X.mean((1, 2, 3)) > 0).long()
     net = cut_of(trained=False)
-    history = off.fit(net, (X, y), recipe=Imta(together=20, epochs=20, rate=0.03), batch_size=12, progress=False)
+    history = off.fit(
+        net, (X, y), recipe=Imta(together=20, epochs=20, rate=0.03), batch_size=12, progress=False
+    )
     phases = [epoch.phase for epoch in history.epochs]
     assert phases == ["together"] * 20 + ["collaboration"] * 20
-    first, last = history.epochs[20].figures["loss"], history.epochs[-1].figures["loss"]
+    first = history.epochs[20].figures["loss"]
+    last = history.epochs[-1].figures["loss"]
     assert last < first
     assert net.auxiliary == {}
     assert net.untrained() == ()
@@ -166,7 +190,12 @@ def test_a_second_time_goes_on_with_the_same_exits():
         (cut_of, Imta(temperature=0.0), InvalidArgument, "temperature must be above 0"),
         (cut_of, Imta(falls=(0.5, 2.0)), InvalidArgument, "falls must be shares"),
         (lambda: ladder_of(3), Imta(), BadNetwork, "parameters|ladder"),
-        (lambda: cut_of(exits="cascade"), Imta(), BadNetwork, "does not end in a linear layer on features"),
+        (
+            lambda: cut_of(exits="cascade"),
+            Imta(),
+            BadNetwork,
+            "does not end in a linear layer on features",
+        ),
         (lambda: cut_of(exits="mlp"), Imta(final=True), BadNetwork, "layers before its linear one"),
         (lambda: cut_of(exits="mlp", trained=False), Imta(), BadNetwork, "never trained"),
     ],

@@ -19,10 +19,13 @@ ALL = tuple(LOSSES)
 def test_every_u_bounds_every_objective(loss, seed, regularizer, spread):
     made = torch.Generator().manual_seed(seed)
     one = LOSSES[loss]
-    x, y = torch.randn(12, 4, generator=made).double(), torch.arange(12) % 3
+    x = torch.randn(12, 4, generator=made).double()
+    y = torch.arange(12) % 3
     u = one.feasible(torch.randn(12, 3, generator=made).double() * 2, y)
     weight = spread * torch.randn(3, 4, generator=made).double()
-    primal = loss_of(loss, (x @ weight.T).numpy(), y.tolist()) + regularizer / 2 * float(weight.square().sum())
+    primal = loss_of(loss, (x @ weight.T).numpy(), y.tolist()) + regularizer / 2 * float(
+        weight.square().sum()
+    )
     pull = u.T @ x / 12
     dual = -float(one.conjugate(u, y).mean()) - float(pull.square().sum()) / (2 * regularizer)
     assert dual <= primal + 1e-9
@@ -33,7 +36,8 @@ def test_every_u_bounds_every_objective(loss, seed, regularizer, spread):
 def test_the_plane_of_dual_is_feasible_and_nears_the_loss(loss, seed, mu, spread):
     made = torch.Generator().manual_seed(seed)
     one = LOSSES[loss]
-    s, y = spread * torch.randn(20, 4, generator=made).double(), torch.arange(20) % 4
+    s = spread * torch.randn(20, 4, generator=made).double()
+    y = torch.arange(20) % 4
     u = one.dual(s, y, mu)
     assert_close(one.feasible(u, y), u, rtol=0, atol=1e-9)
     below = one.value(s, y) - (u * s).sum(1) + one.conjugate(u, y)

@@ -38,7 +38,8 @@ def test_leaving_is_a_distribution_whose_chain_is_that_of_the_activations(g):
     assert p.shape == (1, len(g) + 1)
     assert (p >= 0).all()
     assert p.sum().item() == pytest.approx(1, abs=1e-5)
-    a, left = activations(p)[0].tolist(), 1.0
+    a = activations(p)[0].tolist()
+    left = 1.0
     assert all(0 <= each <= 1 for each in a)
     for each, expected in zip(a, p[0].tolist(), strict=True):
         assert each * left == pytest.approx(expected, abs=1e-5)
@@ -69,12 +70,17 @@ def test_targets_are_one_from_the_best_exit_on():
     losses = torch.tensor([[0.1, 0.1, 0.0], [2.0, 0.3, 0.1], [2.0, 1.5, 0.1]])
     costs = torch.tensor([0.2, 0.5, 1.0])
     assert targets(losses + 0.7 * costs).tolist() == [[1, 1], [0, 1], [0, 0]]
-    assert targets(losses + 0.0 * costs).tolist() == [[0, 0], [0, 0], [0, 0]]  # for nothing, the last exit is best
+    assert targets(losses + 0.0 * costs).tolist() == [
+        [0, 0],
+        [0, 0],
+        [0, 0],
+    ]  # for nothing, the last exit is best
     assert targets(losses + 9.0 * costs).tolist() == [[1, 1], [1, 1], [1, 1]]
 
 
 def test_ones_weigh_as_they_are_told():
-    logits, wanted = torch.tensor([[0.3, -1.0], [2.0, 0.0], [0.5, 1.0]]), torch.tensor([[1.0, 1], [0, 0], [0, 1]])
+    logits = torch.tensor([[0.3, -1.0], [2.0, 0.0], [0.5, 1.0]])
+    wanted = torch.tensor([[1.0, 1], [0, 0], [0, 1]])
     weights = torch.tensor([1.5, 4.0])
     g = logits.sigmoid()
     each = -(weights * wanted * g.log() + (1 - wanted) * (1 - g).log())
@@ -87,7 +93,9 @@ def test_the_weights_of_ones_follow_the_rows_that_were_optimal_exactly_there():
     balance.count(torch.tensor([0, 0, 2, 3, 0]))
     balance.count(torch.tensor([2, 3, 3, 0, 2]))
     balance.end_epoch()
-    assert balance.weight.tolist() == pytest.approx([6 / 4, 5, 7 / 3])  # nobody was optimal at the second: at most 5
+    assert balance.weight.tolist() == pytest.approx(
+        [6 / 4, 5, 7 / 3]
+    )  # nobody was optimal at the second: at most 5
     assert (balance.optimal.sum(), balance.rows) == (0, 0)
 
 
@@ -119,10 +127,11 @@ def test_gates_and_exits_take_turns():
             before = [[v.clone() for v in part.parameters()] for part in (net.exits, net.gates)]
             found = super().update(outputs, batch, optimizer)
             after = [[*part.parameters()] for part in (net.exits, net.gates)]
-            moved = [
-                any(not torch.equal(one, other) for one, other in zip(*both, strict=True))
-                for both in zip(before, after, strict=True)
-            ]
+            moved = []
+            for both in zip(before, after, strict=True):
+                moved.append(
+                    any(not torch.equal(one, other) for one, other in zip(*both, strict=True))
+                )
             seen.append(moved)
             assert set(found) == {"stem", "blocks.0", "backbone", "gate/stem", "gate/blocks.0"}
             return found
@@ -130,12 +139,16 @@ def test_gates_and_exits_take_turns():
     seen: list[list[bool]] = []
     net = cut_of(trained=False, gate="uncertainty")
     off.fit(net, (X, Y), recipe=Watched(warm=0, epochs=4, every=2), batch_size=24, progress=False)
-    assert seen == [[False, True], [True, False], [False, True]] * 4  # every epoch begins with the gates
+    assert (
+        seen == [[False, True], [True, False], [False, True]] * 4
+    )  # every epoch begins with the gates
     assert net.auxiliary == {}
 
 
 def turns(recipe, batches, epochs):
-    return "".join("g" if recipe._gates_turn(step, batches) else "e" for step in range(batches * epochs))
+    return "".join(
+        "g" if recipe._gates_turn(step, batches) else "e" for step in range(batches * epochs)
+    )
 
 
 def test_turns_are_shorter_in_short_epochs():
@@ -164,7 +177,11 @@ def gated():
     body = [part for layer in layers for part in (layer, nn.Tanh())]
     at = ["1", "3", "5"]
     net = off.cut(
-        nn.Sequential(*body, nn.Linear(5, 6)).eval(), torch.zeros(2, 4), at=at, exits="linear", gate="uncertainty"
+        nn.Sequential(*body, nn.Linear(5, 6)).eval(),
+        torch.zeros(2, 4),
+        at=at,
+        exits="linear",
+        gate="uncertainty",
     )
     heads = [net.exit_of(name).head[0] for name in at]
     for number, layer in enumerate((*layers, net.backbone[8], *heads)):
@@ -178,8 +195,8 @@ def gated():
     return net
 
 
-# Per epoch after a warm-up of one: the rate, the weights of ones, the first exit's bias, the first row of the third
-# exit's weight, the three gates' weights and the last one's bias.
+# Per epoch after a warm-up of one: the rate, the weights of ones, the first exit's bias, the first
+# row of the third exit's weight, the three gates' weights and the last one's bias.
 EPOCHS = [
     (
         *(0.1, [1.0, 1.0, 1.0]),
@@ -212,10 +229,11 @@ EPOCHS = [
 
 
 def test_it_steps_as_the_authors_code_does():
-    """get_warmup_loss, train_single_epoch and set_from_validation on this toy, whose batches come in order.
+    """get_warmup_loss, train_single_epoch and set_from_validation on this toy, whose batches come
+    in order.
 
-    github.com/networkslab/dynn, 8dd598d48f50f61fbea584e951db17952f456964. Rows that are optimal at an exit were counted
-    there as here, on the batches that came by.
+    github.com/networkslab/dynn, 8dd598d48f50f61fbea584e951db17952f456964. Rows that are optimal at
+    an exit were counted there as here, on the batches that came by.
     """
     net = gated()
     recipe = Objective(0.1, costs=[0.2, 0.5, 0.8, 1.0], warm=1, epochs=3, every=2, rate=0.1)
@@ -225,13 +243,17 @@ def test_it_steps_as_the_authors_code_does():
 
     def outputs_of(rows):
         seen = dict(net.look(rows))
-        return TrainingOutputs({n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {}, net)
+        return TrainingOutputs(
+            {n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {}, net
+        )
 
     first, second = (phase.optimizer(phase.parameters) for phase in (warm, joint))
     for step in range(4):
         first.zero_grad()
         sum(
-            recipe.loss(outputs_of(x[step]), TrainingBatch(y[step], torch.arange(10), "warm-up", step, 4)).values()
+            recipe.loss(
+                outputs_of(x[step]), TrainingBatch(y[step], torch.arange(10), "warm-up", step, 4)
+            ).values()
         ).backward()
         first.step()
     near = {"atol": 1e-6, "rtol": 1e-5}
@@ -244,7 +266,9 @@ def test_it_steps_as_the_authors_code_does():
         for step in range(4):
             assert second.param_groups[0]["lr"] == pytest.approx(rate)
             recipe.update(
-                outputs_of(x[step]), TrainingBatch(y[step], torch.arange(10), "both", 4 * epoch + step, 12), second
+                outputs_of(x[step]),
+                TrainingBatch(y[step], torch.arange(10), "both", 4 * epoch + step, 12),
+                second,
             )
             schedule.step()
         assert net.auxiliary[BALANCE].weight.tolist() == pytest.approx(weight)
@@ -253,12 +277,15 @@ def test_it_steps_as_the_authors_code_does():
         found += [unit.weight[0] for unit in units] + [units[2].bias]
         for got, expected in zip(found, (bias, row, *gates), strict=True):
             torch.testing.assert_close(got.detach(), torch.tensor(expected), **near)
-    assert torch.equal(net.gate_of("5").earlier_weight, torch.cat([unit.weight for unit in units[:2]]))
+    assert torch.equal(
+        net.gate_of("5").earlier_weight, torch.cat([unit.weight for unit in units[:2]])
+    )
     assert torch.equal(net.gate_of("3").earlier_bias, units[0].bias)
 
 
 def test_a_higher_price_makes_more_rows_leave_early():
-    x, shares = images_of(300, 7), []
+    x = images_of(300, 7)
+    shares = []
     for price in (0.0, 0.3, 5.0):
         net = trained(price, warm=5, epochs=40, every=5, rate=0.3, costs=[0.2, 0.6, 1.0])
         shares.append(({n: s for n, _, s in net.walk(x)}["stem"] >= 0).float().mean().item())
@@ -276,7 +303,12 @@ def test_a_higher_price_makes_more_rows_leave_early():
             InvalidArgument,
             "every must be a whole number of at least 1, got 0",
         ),
-        (lambda: cut_of(gate="uncertainty"), Objective(costs=[1]), InvalidArgument, "costs must be"),
+        (
+            lambda: cut_of(gate="uncertainty"),
+            Objective(costs=[1]),
+            InvalidArgument,
+            "costs must be",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(net, recipe, error, says):
@@ -289,7 +321,9 @@ def test_what_does_not_fit_is_refused(net, recipe, error, says):
 
 
 def test_what_a_gate_weighs_against_cost():
-    """networkslab/dynn 8dd598d, gate_training_helper.py: cross-entropy, -correct, and -probability where correct."""
+    """networkslab/dynn 8dd598d, gate_training_helper.py: cross-entropy, -correct, and -probability
+    where correct.
+    """
     logits = torch.tensor([[[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]], [[0.0, 0.0, 1.0], [0.0, 0.5, 1.0]]])
     y = torch.tensor([1, 2])
     p = logits.softmax(2)
@@ -304,6 +338,7 @@ def test_what_a_gate_weighs_against_cost():
 
 def test_an_aim_that_is_none_is_refused():
     with pytest.raises(
-        InvalidArgument, match="aim must be one of cross_entropy, zero_one, probability, got 'accuracy'"
+        InvalidArgument,
+        match="aim must be one of cross_entropy, zero_one, probability, got 'accuracy'",
     ):
         Objective(aim="accuracy").prepare(cut_of("stem"))

@@ -1,4 +1,6 @@
-"""PABEE: the optimizer, the rate and the clipping of the authors' script, against its formulas written out."""
+"""PABEE: the optimizer, the rate and the clipping of the authors' script, against its formulas
+written out.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,13 @@ from waves import toy, toy_rows
 
 
 def written_out(net, x, y, *, steps, rate, clip, theirs):
-    """AdamW without decay, the rate falling to 0 along a line, the gradients' common norm at most `clip`.
+    """AdamW without decay, the rate falling to 0 along a line, the gradients' common norm at most
+    `clip`.
 
-    The formulas of `train` in run_glue.py of github.com/JetRunner/PABEE, 6080b3ee425e905f70a0bc47d4ddffa497851bf3, and
-    of the loss in pabee/modeling_bert.py; its own run needs a version of transformers that is not made any more. That
-    version adds epsilon to the second moment's root as it is (`theirs`), torch's AdamW to the corrected one.
+    The formulas of `train` in run_glue.py of github.com/JetRunner/PABEE,
+    6080b3ee425e905f70a0bc47d4ddffa497851bf3, and of the loss in pabee/modeling_bert.py; its own run
+    needs a version of transformers that is not made any more. That version adds epsilon to the
+    second moment's root as it is (`theirs`), torch's AdamW to the corrected one.
     """
     values = [*net.parameters()]
     moments = [[torch.zeros_like(value), torch.zeros_like(value)] for value in values]
@@ -45,8 +49,8 @@ def written_out(net, x, y, *, steps, rate, clip, theirs):
 
 
 def start():
-    """The toy, with a head that makes gradients long enough to be clipped; in float64, for Adam turns the last bits of
-    small gradients into whole steps.
+    """The toy, with a head that makes gradients long enough to be clipped; in float64, for Adam
+    turns the last bits of small gradients into whole steps.
     """
     net = toy().double()
     with torch.no_grad():
@@ -58,7 +62,9 @@ def test_it_steps_as_the_authors_script_does():
     x, y = (part.flatten(0, 1) for part in toy_rows())
     x = x.double()
     net = start()
-    history = off.fit(net, (x, y), recipe=PatienceRecipe(epochs=4, rate=1e-2), batch_size=40, progress=False)
+    history = off.fit(
+        net, (x, y), recipe=PatienceRecipe(epochs=4, rate=1e-2), batch_size=40, progress=False
+    )
     assert [epoch.rate for epoch in history.epochs] == pytest.approx([7.5e-3, 5e-3, 2.5e-3, 0])
     for theirs, tolerance in ((False, 1e-9), (True, 2e-5)):
         other = start()

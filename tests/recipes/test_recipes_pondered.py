@@ -29,13 +29,19 @@ def made(bias=0.0):
 
 
 def test_the_gradient_is_that_of_the_sum():
-    model, stages = made(), ("stage1", "stage2")
+    model = made()
+    stages = ("stage1", "stage2")
     values = [*model.parameters()]
     costs = []
-    with listening({name: model.get_submodule(name).ponder for name in stages}, lambda _, cost: costs.append(cost)):
+    with listening(
+        {name: model.get_submodule(name).ponder for name in stages},
+        lambda _, cost: costs.append(cost),
+    ):
         y = model(X[:8])
     assert sum(cost.mean() for cost in costs) > 2
-    want = torch.autograd.grad(y.square().sum() + 0.3 * sum(cost.mean() for cost in costs), values, allow_unused=True)
+    want = torch.autograd.grad(
+        y.square().sum() + 0.3 * sum(cost.mean() for cost in costs), values, allow_unused=True
+    )
     with priced(model, 0.3):
         again = model(X[:8])
     assert torch.equal(again, y)
@@ -83,13 +89,19 @@ def test_what_does_not_fit_is_refused():
         Pondered().prepare(cut_of())
     with pytest.raises(BadNetwork, match="backbone=True"):
         Pondered(Distill(backbone=False)).phases(cut_of())
-    assert Pondered(epochs=3).config()["inner"].items() >= {"hints": 0, "epochs": 3, "rate": None}.items()
+    assert (
+        Pondered(epochs=3).config()["inner"].items()
+        >= {"hints": 0, "epochs": 3, "rate": None}.items()
+    )
     assert Pondered(Distill(alpha=0.5)).config() != Pondered().config()
 
 
 def test_the_price_rises():
     recipe = Pondered(ramp=0.5)
-    shares = [recipe._risen(TrainingBatch(None, torch.zeros(1), "phase", step, 8)) for step in (0, 2, 4, 6)]
+    shares = [
+        recipe._risen(TrainingBatch(None, torch.zeros(1), "phase", step, 8))
+        for step in (0, 2, 4, 6)
+    ]
     assert shares == [0.0, 0.5, 1.0, 1.0]
     assert Pondered()._risen(TrainingBatch(None, torch.zeros(1), "phase", 0, 8)) == 1.0
     assert "ramp" not in Pondered().config()  # a checkpoint of before goes on

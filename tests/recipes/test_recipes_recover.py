@@ -52,11 +52,14 @@ def distance(model):
 
 @pytest.mark.parametrize("by", ["layers", "whole", "both"])
 def test_it_comes_nearer_to_the_original(by):
-    model, before = converted(), converted()
+    model = converted()
+    before = converted()
     teacher = original()
     weights = copy.deepcopy(teacher.state_dict())
     options = {"by": by, "epochs": 15, "layer_epochs": 15, "rate": 1e-3, "layer_rate": 1e-2}
-    history = off.fit(model, X, recipe="recover", original=teacher, batch_size=16, progress=False, **options)
+    history = off.fit(
+        model, X, recipe="recover", original=teacher, batch_size=16, progress=False, **options
+    )
     assert distance(model) < 0.7 * distance(before)
     assert not model.training
     assert all(torch.equal(value, weights[key]) for key, value in teacher.state_dict().items())
@@ -68,7 +71,8 @@ def test_it_comes_nearer_to_the_original(by):
 
 
 def test_the_error_of_a_layer_falls_on_its_own_inputs():
-    model, teacher = converted(), original()
+    model = converted()
+    teacher = original()
     with torch.no_grad():
         x = teacher.first(X)
         wanted = teacher.second[0](x)
@@ -107,8 +111,16 @@ def test_a_stopped_run_goes_on_bit_for_bit(tmp_path):
     for steps in (3, 10):
         stopped = seeded(lambda: off.cut(converted(), X[:4], at=["first"]), 0)
         with pytest.raises(KeyboardInterrupt):
-            off.fit(stopped, (X, Y), recipe=stopping(make(), steps), folder=tmp_path / str(steps), **options)
-        off.fit(stopped, (X, Y), recipe=make(), folder=tmp_path / str(steps), resume=True, **options)
+            off.fit(
+                stopped,
+                (X, Y),
+                recipe=stopping(make(), steps),
+                folder=tmp_path / str(steps),
+                **options,
+            )
+        off.fit(
+            stopped, (X, Y), recipe=make(), folder=tmp_path / str(steps), resume=True, **options
+        )
         check_same(networks[0], stopped, "stopped and not")
 
 
@@ -122,7 +134,8 @@ def test_the_rows_are_remembered_by_the_models_weights():
 
 
 def test_which_modules_are_compared():
-    model, teacher = converted(), original()
+    model = converted()
+    teacher = original()
     assert replaced_names(model, teacher) == ["second.0"]
     assert changed_children(model, teacher) == ["second"]
 

@@ -17,7 +17,9 @@ Y = (X.mean((1, 2, 3)) > 0).long()
 
 def outputs_of(net):
     seen = dict(net.look(X))
-    return TrainingOutputs({n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {}, net)
+    return TrainingOutputs(
+        {n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {}, net
+    )
 
 
 def test_weights_grow_with_the_epochs_up_to_their_own():
@@ -31,12 +33,17 @@ def test_by_default_six_exits_weigh_what_they_do_in_the_paper():
         class topology:
             exits = (*"abcdef", "backbone")
 
-    assert [*Sdn().weights_of(Six()).values()] == pytest.approx([0.15, 0.30, 0.45, 0.60, 0.75, 0.90])
+    assert [*Sdn().weights_of(Six()).values()] == pytest.approx(
+        [0.15, 0.30, 0.45, 0.60, 0.75, 0.90]
+    )
 
 
-@pytest.mark.parametrize(("step", "epoch"), [(0, 1), (14, 2), (99, 10)])  # counted from 1, as sdn_train does
+@pytest.mark.parametrize(
+    ("step", "epoch"), [(0, 1), (14, 2), (99, 10)]
+)  # counted from 1, as sdn_train does
 def test_losses_from_scratch(step, epoch):
-    net, recipe = cut_of(), Sdn([0.3, 0.6], backbone=True, epochs=10)
+    net = cut_of()
+    recipe = Sdn([0.3, 0.6], backbone=True, epochs=10)
     outputs = outputs_of(net)
     losses = recipe.loss(outputs, TrainingBatch(Y, torch.arange(48), "all", step, 100))
     plain = [torch.nn.functional.cross_entropy(logits, Y).item() for logits in net(X)]
@@ -59,9 +66,12 @@ def test_the_rate_falls_where_the_paper_has_it_fall():
 
 def test_the_surest_answer_at_the_end(tmp_path):
     net = cut_of(trained=False, exits="sdn", gate="max_prob")
-    off.fit(net, (X, Y), recipe=Sdn(epochs=8, rate=3e-2, surest=True), batch_size=16, progress=False)
+    off.fit(
+        net, (X, Y), recipe=Sdn(epochs=8, rate=3e-2, surest=True), batch_size=16, progress=False
+    )
     off.save(net, tmp_path / "net")
-    again, x = off.load(tmp_path / "net", net.backbone), images_of(60, 4)
+    again = off.load(tmp_path / "net", net.backbone)
+    x = images_of(60, 4)
     every = torch.stack((*again(x)[:-1], net.backbone(x))).detach()  # [E, B, C]
     sure = every.softmax(-1).amax(-1)
     expected = every[sure.argmax(0), torch.arange(60)]
@@ -70,7 +80,8 @@ def test_the_surest_answer_at_the_end(tmp_path):
     trace = off.record(again, x, timed=False, progress=False)
     assert (trace.columns["answer/backbone"] == expected.argmax(1).numpy()).all()
     plan = off.Plan.by_hand({"stem": float(sure[0].median()), "blocks.0": float("inf")})
-    y, replayed = off.run(again, plan, x), trace.replay(plan)
+    y = off.run(again, plan, x)
+    replayed = trace.replay(plan)
     assert (y.exit.numpy() == replayed.exit).all()
     stayed = y.exit == 2
     torch.testing.assert_close(y.logits[stayed], expected[stayed], atol=1e-4, rtol=1e-4)
@@ -78,7 +89,8 @@ def test_the_surest_answer_at_the_end(tmp_path):
 
 
 def test_the_model_itself_is_what_learns_below_the_surest_answer():
-    net, recipe = cut_of(exits="sdn"), Sdn(backbone=True, surest=True)
+    net = cut_of(exits="sdn")
+    recipe = Sdn(backbone=True, surest=True)
     plain = torch.nn.functional.cross_entropy(net.backbone(X), Y)
     recipe.prepare(net)
     recipe.prepare(net)  # twice is once
@@ -91,6 +103,8 @@ def test_what_does_not_fit_is_refused_and_nothing_changed():
     before = net.fingerprint()
     with pytest.raises(BadNetwork, match="'stem' is no plain classifier"):
         off.fit(net, (X, Y), recipe=Sdn(surest=True), progress=False)
-    with pytest.raises(InvalidArgument, match=r"weights must be a number of at least 0 for each of stem, blocks\.0"):
+    with pytest.raises(
+        InvalidArgument, match=r"weights must be a number of at least 0 for each of stem, blocks\.0"
+    ):
         off.fit(net, (X, Y), recipe=Sdn([0.1], surest=True), progress=False)
     assert net.fingerprint() == before

@@ -18,7 +18,9 @@ BATCH = TrainingBatch(Y, torch.arange(48), "all")
 
 def outputs_of(net):
     seen = dict(net.look(X))
-    return TrainingOutputs({n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {}, net)
+    return TrainingOutputs(
+        {n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {}, net
+    )
 
 
 def test_the_loss_by_hand():
@@ -28,7 +30,9 @@ def test_the_loss_by_hand():
     losses = Synergy(beta=0.6).loss(outputs, BATCH)
     for name, others in (("stem", ("blocks.0", "backbone")), ("backbone", ("stem", "blocks.0"))):
         pull = sum(-(p[other] * p[name].log()).sum(1).mean() for other in others) / 6
-        torch.testing.assert_close(losses[name].detach(), cross_entropy(outputs.logits[name], Y).detach() + 0.6 * pull)
+        torch.testing.assert_close(
+            losses[name].detach(), cross_entropy(outputs.logits[name], Y).detach() + 0.6 * pull
+        )
     plain = Synergy(beta=0.0).loss(outputs, BATCH)
     torch.testing.assert_close(plain["stem"], cross_entropy(outputs.logits["stem"], Y))
 
@@ -40,11 +44,15 @@ def test_layers_weigh_by_the_deepest_exits_attention():
     assert [*weights] == ["stem", "blocks.0", "blocks.1"]
     assert sum(weights.values()).item() == pytest.approx(3)
     deepest = net.exits["blocks.1"]
-    layers = torch.stack([net.exits[n].project(net.exits[n].pool(outputs.features[n])) for n in weights], 1)
+    layers = torch.stack(
+        [net.exits[n].project(net.exits[n].pool(outputs.features[n])) for n in weights], 1
+    )
     want = deepest.shares(layers).mean((0, 2)) * 3
     torch.testing.assert_close(torch.stack([*weights.values()]), want.detach())
     losses = Synergy(beta=0.0).loss(outputs, BATCH)
-    torch.testing.assert_close(losses["stem"], weights["stem"] * cross_entropy(outputs.logits["stem"], Y))
+    torch.testing.assert_close(
+        losses["stem"], weights["stem"] * cross_entropy(outputs.logits["stem"], Y)
+    )
     assert layer_weights(outputs_of(cut_of(exits="linear"))) == {}
 
 

@@ -25,7 +25,8 @@ from offramp.recipes.joint import Joint
 from small import cut_of, dense, images_of, ladder_of, rows_of
 from waves import toy
 
-X, Y = images_of(12), torch.arange(12) % 3
+X = images_of(12)
+Y = torch.arange(12) % 3
 NODES = ("stem", "blocks.0", "backbone")
 
 
@@ -35,7 +36,9 @@ def batch():
 
 def outputs_of(net):
     seen = dict(net.look(X))
-    return TrainingOutputs({n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {"x": X}, net)
+    return TrainingOutputs(
+        {n: s.own for n, s in seen.items()}, {n: s.features for n, s in seen.items()}, {"x": X}, net
+    )
 
 
 def drawn(*shape, seed=0):
@@ -60,7 +63,8 @@ def test_boosted_weights_that_change_are_the_authors_of_training():
     raw = [one.clone() for one in net(X)]
     weights = (0.2, 0.6, 1.0)  # linspace of their "0.2,1.0"
     Boosted((0.2, 1.0)).prepare(net)
-    # forward_all of models/dynamic_net.py, SHI-Labs/Boosted-Dynamic-Networks 17995bb: the same sums to the last bit
+    # forward_all of models/dynamic_net.py, SHI-Labs/Boosted-Dynamic-Networks 17995bb: the same sums
+    # to the last bit
     running = torch.zeros_like(raw[0])
     for f, weight, got in zip(raw, weights, net(X), strict=True):
         torch.testing.assert_close(got, f + running)
@@ -68,14 +72,19 @@ def test_boosted_weights_that_change_are_the_authors_of_training():
 
 
 def test_boosted_equal_losses_follow_their_moving_averages():
-    net, recipe = cut_of(), Boosted(equal=True)
+    net = cut_of()
+    recipe = Boosted(equal=True)
     recipe.prepare(net)
     averages = [None, None, None]
     for scale in (1.0, 3.0, 0.5):
         outputs = outputs_of(net)
-        outputs = replace(outputs, logits={name: scale * own for name, own in outputs.logits.items()})
+        outputs = replace(
+            outputs, logits={name: scale * own for name, own in outputs.logits.items()}
+        )
         plain = [cross_entropy(own, Y).item() for own in outputs.logits.values()]
-        averages = [p if a is None else a * 0.9 + p * 0.1 for a, p in zip(averages, plain, strict=True)]
+        averages = [
+            p if a is None else a * 0.9 + p * 0.1 for a, p in zip(averages, plain, strict=True)
+        ]
         mean = sum(averages) / 3
         expected = [p / a * mean for a, p in zip(averages, plain, strict=True)]
         with torch.no_grad():
@@ -86,7 +95,8 @@ def test_boosted_equal_losses_follow_their_moving_averages():
 
 
 def test_boosted_decays_each_piece_and_its_exit_alike():
-    net, recipe = cut_of(), Boosted(decay=(1e-4, 5e-4))
+    net = cut_of()
+    recipe = Boosted(decay=(1e-4, 5e-4))
     recipe.prepare(net)
     flags = [value.requires_grad for value in net.parameters()]
     pieces = pieces_of(net)
@@ -94,7 +104,8 @@ def test_boosted_decays_each_piece_and_its_exit_alike():
     phase = recipe.phases(net)[0]
     groups = phase.optimizer(phase.parameters).param_groups
     assert [group["weight_decay"] for group in groups] == pytest.approx([1e-4, 3e-4, 5e-4])
-    stem, block = net.backbone.stem, net.backbone.blocks[0]
+    stem = net.backbone.stem
+    block = net.backbone.blocks[0]
     for group, piece, modules in zip(
         groups, pieces, ((stem, net.exits["stem"]), (block, net.exits["blocks.0"])), strict=False
     ):
@@ -106,7 +117,12 @@ def test_boosted_decays_each_piece_and_its_exit_alike():
 
 @pytest.mark.parametrize("name", ["weight", "decay"])
 def test_boosted_refuses_another_count_of_numbers(name):
-    refused(cut_of(), Boosted(**{name: (0.1, 0.2, 0.3, 0.4)}), InvalidArgument, "must have 1, 2 or 3 numbers .*, got 4")
+    refused(
+        cut_of(),
+        Boosted(**{name: (0.1, 0.2, 0.3, 0.4)}),
+        InvalidArgument,
+        "must have 1, 2 or 3 numbers .*, got 4",
+    )
 
 
 def test_boosted_trains_an_exit_nothing_through_a_deeper_one():
@@ -153,7 +169,11 @@ def test_boosted_refuses_what_cannot_add():
 
 
 def gradients_of(net, loss):
-    values = [*net.backbone.stem.parameters(), *net.backbone.blocks[0].parameters(), net.backbone.head.weight]
+    values = [
+        *net.backbone.stem.parameters(),
+        *net.backbone.blocks[0].parameters(),
+        net.backbone.head.weight,
+    ]
     found = torch.autograd.grad(loss, values, retain_graph=True, allow_unused=True)
     return [torch.zeros_like(v) if g is None else g for v, g in zip(values, found, strict=True)]
 
@@ -167,10 +187,21 @@ def test_equilibrium_gives_the_mean_over_the_exits_behind():
         balanced = gradients_of(net, sum(shared))
         heads = torch.autograd.grad(sum(shared), list(net.exits.parameters()), retain_graph=True)
     assert torch.equal(torch.stack(parts), torch.stack(shared))
-    behind = [3, 3, 3, 2, 2, 1]  # exits behind the stem's three parameters, the block's two, and the model's own head
+    behind = [
+        3,
+        3,
+        3,
+        2,
+        2,
+        1,
+    ]  # exits behind the stem's three parameters, the block's two, and the model's own head
     for index, (got, count) in enumerate(zip(balanced, behind, strict=True)):
-        torch.testing.assert_close(got, sum(one[index] for one in alone) / count, atol=1e-6, rtol=1e-4)
-    for got, plain in zip(heads, torch.autograd.grad(sum(parts), list(net.exits.parameters())), strict=True):
+        torch.testing.assert_close(
+            got, sum(one[index] for one in alone) / count, atol=1e-6, rtol=1e-4
+        )
+    for got, plain in zip(
+        heads, torch.autograd.grad(sum(parts), list(net.exits.parameters())), strict=True
+    ):
         torch.testing.assert_close(got, plain)
 
 
@@ -187,21 +218,31 @@ def test_equilibrium_is_gone_afterwards_also_after_an_error():
 def test_equilibrium_changes_what_joint_trains_the_model():
     nets = [cut_of(trained=False) for _ in range(2)]
     for net, choice in zip(nets, (False, True), strict=True):
-        off.fit(net, (X, Y), recipe=Joint(epochs=1, equilibrium=choice), batch_size=6, progress=False)
+        off.fit(
+            net, (X, Y), recipe=Joint(epochs=1, equilibrium=choice), batch_size=6, progress=False
+        )
     one, other = (net.state_dict() for net in nets)
     assert not torch.equal(one["backbone.stem.0.weight"], other["backbone.stem.0.weight"])
     assert not any(part._forward_hooks for part in nets[1].modules())
 
 
 def test_joint_by_sgd_is_the_training_of_msdnets_port():
-    """Momentum 0.9 without Nesterov's, weight decay 1e-4, 0.1 that falls tenfold at a half and three quarters."""
+    """Momentum 0.9 without Nesterov's, weight decay 1e-4, 0.1 that falls tenfold at a half and
+    three quarters.
+    """
     net = cut_of(trained=False)
     (phase,) = Joint(optimizer="sgd").phases(net)
     step = phase.optimizer(phase.parameters)
     assert isinstance(step, torch.optim.SGD)
     (group,) = step.param_groups
-    assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.1, 0.9, 1e-4, False)
-    schedule, rates = phase.schedule(step, 8), []
+    assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (
+        0.1,
+        0.9,
+        1e-4,
+        False,
+    )
+    schedule = phase.schedule(step, 8)
+    rates = []
     for _ in range(8):
         rates.append(step.param_groups[0]["lr"])
         step.step()
@@ -216,7 +257,8 @@ def test_rates_fall_elsewhere_on_imagenet():
     net = cut_of(trained=False)
     [phase] = Joint(optimizer="sgd", falls=[1 / 3, 2 / 3], epochs=90).phases(net)
     step = phase.optimizer(phase.parameters)
-    schedule, rates = phase.schedule(step, 90), []
+    schedule = phase.schedule(step, 90)
+    rates = []
     for _ in range(90):
         rates.append(step.param_groups[0]["lr"])
         step.step()
@@ -225,10 +267,14 @@ def test_rates_fall_elsewhere_on_imagenet():
     refused(net, Joint(falls=[2.0]), InvalidArgument, "each of falls must be between 0 and 1")
 
 
-# First rows of weights, and biases, after two epochs of the trunk alone and three of all exits: BranchyNet's train_main
-# and train (github.com/kunglab/branchynet, a33d136af511a4852715fcf189ee9405543056d7) written out on Chainer 7.8.1 and
-# its Adam, in float64, for their own 1.17 needs Python 2.
-TRUNK = [-0.04675058, 0.21823074, 0.44859834, 0.54607119], [0.5058946, 0.58982111, 0.5949988, 0.51628208, 0.36675674]
+# First rows of weights, and biases, after two epochs of the trunk alone and three of all exits:
+# BranchyNet's train_main and train (github.com/kunglab/branchynet,
+# a33d136af511a4852715fcf189ee9405543056d7) written out on Chainer 7.8.1 and its Adam, in float64,
+# for their own 1.17 needs Python 2.
+TRUNK = (
+    [-0.04675058, 0.21823074, 0.44859834, 0.54607119],
+    [0.5058946, 0.58982111, 0.5949988, 0.51628208, 0.36675674],
+)
 MIDDLE = [0.59483352, 0.36822399, 0.28142602, 0.06782915, -0.14988549]
 HEAD = (
     [-0.42408929, -0.59516021, -0.62963622, -0.52315406, -0.46161502],
@@ -252,7 +298,10 @@ def joined(**options):
 
 def test_both_phases_step_as_branchynets_code_does():
     net = joined()
-    first, middle, head, branch = net.backbone[0], net.backbone[2], net.backbone[4], net.exit_of("1").head[0]
+    first = net.backbone[0]
+    middle = net.backbone[2]
+    head = net.backbone[4]
+    branch = net.exit_of("1").head[0]
     near = {"atol": 1e-6, "rtol": 0}
     for layer, (row, bias) in ((first, TRUNK), (head, HEAD), (branch, BRANCH)):
         torch.testing.assert_close(layer.weight[0].detach(), torch.tensor(row).double(), **near)
@@ -261,7 +310,8 @@ def test_both_phases_step_as_branchynets_code_does():
 
 
 def test_the_head_may_be_kept():
-    kept, dropped = joined(keep_head=True), joined()
+    kept = joined(keep_head=True)
+    dropped = joined()
     assert (kept.backbone[4].weight - dropped.backbone[4].weight).abs().max() > 1e-3
     assert kept.auxiliary == dropped.auxiliary == {}
 
@@ -271,7 +321,9 @@ def test_only_a_cut_models_last_layer_starts_anew():
     net = cut_of(trained=False)
     assert last_layer(net) is net.backbone.head
     before = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh()).eval()
-    assert last_layer(off.cut(before, torch.zeros(2, 4), at=["2"])) is None  # nothing to start anew behind the cut
+    assert (
+        last_layer(off.cut(before, torch.zeros(2, 4), at=["2"])) is None
+    )  # nothing to start anew behind the cut
     assert Joint(alone=1)._dropped_head(ladder_of(2)) is None
     assert Joint()._dropped_head(net) is None
 
@@ -303,7 +355,9 @@ def test_decorrelated_mixes_the_exits_and_their_mean(amount):
         torch.autograd.grad(fixed.mean(1).sum(), list(logits.values())),
         strict=True,
     ):
-        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)  # holding the mean fixed changes no gradient
+        torch.testing.assert_close(
+            one, other, atol=1e-6, rtol=1e-4
+        )  # holding the mean fixed changes no gradient
 
 
 def test_decorrelated_refuses_amounts_that_have_no_lower_end():
@@ -313,7 +367,8 @@ def test_decorrelated_refuses_amounts_that_have_no_lower_end():
 
 def test_schedules():
     model = dense(0)
-    rates, tenths = {}, dropped(1 / 2, 3 / 4)
+    rates = {}
+    tenths = dropped(1 / 2, 3 / 4)
     for schedule in (tenths, cosine):
         optimizer = torch.optim.SGD(model.parameters(), 0.1)
         falling = schedule(optimizer, 8)
@@ -323,7 +378,9 @@ def test_schedules():
             optimizer.step()
             falling.step()
     assert rates[tenths] == pytest.approx([0.1] * 4 + [0.01] * 2 + [0.001] * 2)
-    assert rates[cosine] == pytest.approx([0.05 * (1 + math.cos(math.pi * n / 8)) for n in range(8)])
+    assert rates[cosine] == pytest.approx(
+        [0.05 * (1 + math.cos(math.pi * n / 8)) for n in range(8)]
+    )
 
 
 def test_a_boosted_network_remembers_what_it_adds(tmp_path):
@@ -336,7 +393,9 @@ def test_a_boosted_network_remembers_what_it_adds(tmp_path):
     assert again.topology == net.topology
     trace = off.record(net, (X, Y), timed=False, progress=False)
     assert torch.equal(torch.from_numpy(trace.columns["logits/backbone"]), net(X)[-1].detach())
-    assert trace.columns["answer/backbone"].tolist() == net(X)[-1].argmax(1).tolist()  # not those of the model alone
+    assert (
+        trace.columns["answer/backbone"].tolist() == net(X)[-1].argmax(1).tolist()
+    )  # not those of the model alone
     assert (net.backbone(X).argmax(1) != net(X)[-1].argmax(1)).any()
 
 
@@ -354,7 +413,8 @@ def test_a_wrapped_exit_of_the_users_own_is_not_built_from_a_file(tmp_path):
 
 
 def test_keep_takes_the_answers_from_before_beside_the_labels():
-    net, recipe = cut_of(), Joint((1.0, 2.0, 0.5), keep=0.25, temperature=3.0)
+    net = cut_of()
+    recipe = Joint((1.0, 2.0, 0.5), keep=0.25, temperature=3.0)
     recipe.prepare(net)
     before = net(X)[-1].detach()
     torch.testing.assert_close(net.auxiliary["before"](X)[-1], before)
@@ -366,21 +426,33 @@ def test_keep_takes_the_answers_from_before_beside_the_labels():
     soft = (before / 3).softmax(1)
     for name, weight in zip(NODES, (1.0, 2.0, 0.5), strict=True):
         own = (outputs.logits[name] / 3).log_softmax(1)
-        expected = weight * (0.75 * cross_entropy(outputs.logits[name], Y) - 0.25 * 9 * (soft * own).sum(1).mean())
+        expected = weight * (
+            0.75 * cross_entropy(outputs.logits[name], Y) - 0.25 * 9 * (soft * own).sum(1).mean()
+        )
         torch.testing.assert_close(found[name], expected)
-    torch.testing.assert_close(net.auxiliary["before"](X)[-1], before)  # a copy: it does not move with the network
+    torch.testing.assert_close(
+        net.auxiliary["before"](X)[-1], before
+    )  # a copy: it does not move with the network
 
 
 def test_a_model_that_only_keeps_what_it_answers_does_not_change_and_needs_no_labels():
-    sgd = {"keep": 1.0, "epochs": 2, "rate": 0.02, "optimizer": "sgd"}  # Adam would make steps of mere rounding
-    net, recipe = cut_of(), Joint((0.0, 0.0, 1.0), norm="frozen", **sgd)
+    sgd = {
+        "keep": 1.0,
+        "epochs": 2,
+        "rate": 0.02,
+        "optimizer": "sgd",
+    }  # Adam would make steps of mere rounding
+    net = cut_of()
+    recipe = Joint((0.0, 0.0, 1.0), norm="frozen", **sgd)
     net.backbone.drop.p = 0.0
     models = {key: value.clone() for key, value in net.backbone.state_dict().items()}
     off.fit(net, X, recipe=recipe, batch_size=6, progress=False)
     for key, value in net.backbone.state_dict().items():
         torch.testing.assert_close(value, models[key], atol=1e-4, rtol=0)
     assert net.auxiliary == {}
-    off.fit(net, X, recipe=Joint(**sgd), batch_size=6, progress=False)  # exits train the models as well
+    off.fit(
+        net, X, recipe=Joint(**sgd), batch_size=6, progress=False
+    )  # exits train the models as well
     assert not torch.allclose(net.backbone.stem[0].weight, models["stem.0.weight"], atol=1e-3)
 
 
@@ -419,7 +491,8 @@ class OwnHead(Exit):
 def test_a_head_that_is_an_exit_too_is_stepped_once():
     model = nn.Sequential(nn.Linear(4, 4), nn.Tanh(), nn.Linear(4, 3)).eval()
     net = off.cut(model, rows_of(4), at=["1"], exits=lambda shape, classes: OwnHead(model[2]))
-    x, y = rows_of(6), torch.arange(6) % 3
+    x = rows_of(6)
+    y = torch.arange(6) % 3
     before = model[2].bias.detach().clone()
     sum(cross_entropy(logits, y) for logits in net(x)).backward()
     expected = before - 0.1 * model[2].bias.grad
@@ -433,8 +506,11 @@ def test_alone_every_model_of_a_ladder_learns():
     before = {key: value.clone() for key, value in net.backbone.state_dict().items()}
     (first, _) = Joint(alone=1).phases(net)
     losses = Joint(alone=1).loss(
-        TrainingOutputs({n: s.own for n, s in net.look(rows_of(12))}, {}, {}, net), replace(batch(), phase=first.name)
+        TrainingOutputs({n: s.own for n, s in net.look(rows_of(12))}, {}, {}, net),
+        replace(batch(), phase=first.name),
     )
     assert set(losses) == set(net.topology.exits)
     off.fit(net, (rows_of(12), Y), recipe=Joint(alone=1, epochs=1), batch_size=6, progress=False)
-    assert all(not torch.equal(value, before[key]) for key, value in net.backbone.state_dict().items())
+    assert all(
+        not torch.equal(value, before[key]) for key, value in net.backbone.state_dict().items()
+    )

@@ -26,7 +26,9 @@ class Tiny(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3))
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 12, 3)
+        )
         self.fc = nn.Linear(12, 2)
 
     def forward(self, x):
@@ -35,7 +37,9 @@ class Tiny(nn.Module):
 
 def net_of(preprocess=None, **options):
     model = seeded(lambda: wae(Tiny().eval(), X[:2], thin=2, **options), 0)
-    return seeded(lambda: off.cut(model, X[:4], at=model.cuts, exits="own", preprocess=preprocess), 0)
+    return seeded(
+        lambda: off.cut(model, X[:4], at=model.cuts, exits="own", preprocess=preprocess), 0
+    )
 
 
 def outputs_of(net, x=X):
@@ -54,7 +58,8 @@ def changed(net, before):
 
 
 def test_stage_one_is_reconstruction_and_energy():
-    net, recipe = net_of(), WaveletLike(balance=0.3, anchor=2.0)
+    net = net_of()
+    recipe = WaveletLike(balance=0.3, anchor=2.0)
     recipe.prepare(net)
     low, high = net.backbone.transform(X)
     again = net.auxiliary["decoder"](low, high)
@@ -79,7 +84,8 @@ def test_classes_are_trained_at_the_sum_and_at_each_head():
     low, high = model.transform(X)
     features = model.low(model.low_norm(low))
     both = torch.cat([features, model.high(model.high_norm(high))], 1)
-    head_a, head_f = model.head_low(features), model.head_both(both)
+    head_a = model.head_low(features)
+    head_f = model.head_both(both)
     classes = {
         "sum": cross_entropy(head_a + head_f, Y),
         "low": 0.25 * cross_entropy(head_a, Y),
@@ -100,7 +106,8 @@ def assert_close(got, expected):
 def test_the_original_trains_besides_the_labels():
     """(1 - soft) CE + soft T^2 CE(z / T, original / T) at every head."""
     original = seeded(Tiny, 3).eval()
-    net, recipe = net_of(), WaveletLike(original=original, soft=0.3, temperature=2.0, low_weight=1.0)
+    net = net_of()
+    recipe = WaveletLike(original=original, soft=0.3, temperature=2.0, low_weight=1.0)
     recipe.prepare(net)
     outputs = replace(outputs_of(net), teacher=original(X).detach())
     found = recipe.loss(outputs, batch("classes"))
@@ -118,7 +125,8 @@ def test_the_original_trains_besides_the_labels():
 
 
 def test_losses_of_images_are_of_preprocessed_ones():
-    net, recipe = net_of(Preprocess(mean=(1.0,), std=(2.0,), scale=3.0)), WaveletLike()
+    net = net_of(Preprocess(mean=(1.0,), std=(2.0,), scale=3.0))
+    recipe = WaveletLike()
     recipe.prepare(net)
     x = (X / 3 - 1) / 2
     low, high = net.backbone.transform(x)
@@ -133,7 +141,10 @@ def test_losses_of_images_are_of_preprocessed_ones():
     ("epochs", "moves"),
     [
         ({"images": 1}, {"transform", "low_norm", "high_norm"}),
-        ({"images": 1, "classes": 1}, {"transform", "low_norm", "high_norm", "low", "high", "head_low", "head_both"}),
+        (
+            {"images": 1, "classes": 1},
+            {"transform", "low_norm", "high_norm", "low", "high", "head_low", "head_both"},
+        ),
     ],
 )
 def test_what_the_stages_move(epochs, moves):
@@ -147,10 +158,18 @@ def test_what_the_stages_move(epochs, moves):
 
 def test_the_encoder_is_frozen_and_the_norms_stay_in_the_second_stage():
     net = net_of()
-    off.fit(net, (X, Y), recipe=WaveletLike(images=1, classes=0, joint=0), batch_size=16, progress=False)
+    off.fit(
+        net, (X, Y), recipe=WaveletLike(images=1, classes=0, joint=0), batch_size=16, progress=False
+    )
     after_one = {key: value.clone() for key, value in net.state_dict().items()}
     again = net_of()
-    history = off.fit(again, (X, Y), recipe=WaveletLike(images=1, classes=2, joint=0), batch_size=16, progress=False)
+    history = off.fit(
+        again,
+        (X, Y),
+        recipe=WaveletLike(images=1, classes=2, joint=0),
+        batch_size=16,
+        progress=False,
+    )
     assert [epoch.phase for epoch in history.epochs] == ["images", "classes", "classes"]
     assert changed(again, after_one) == {"low", "high", "head_low", "head_both"}
 
@@ -158,18 +177,34 @@ def test_the_encoder_is_frozen_and_the_norms_stay_in_the_second_stage():
 def test_the_norms_learn_the_mean_and_variance_of_both_images():
     net = net_of(start="xavier")
     off.fit(
-        net, (X, Y), recipe=WaveletLike(images=40, images_rate=1e-9, classes=0, joint=0), batch_size=48, progress=False
+        net,
+        (X, Y),
+        recipe=WaveletLike(images=40, images_rate=1e-9, classes=0, joint=0),
+        batch_size=48,
+        progress=False,
     )
-    for image, norm in zip(net.backbone.transform(X), (net.backbone.low_norm, net.backbone.high_norm), strict=True):
-        torch.testing.assert_close(norm.running_mean, image.mean((0, 2, 3)).detach(), atol=0.02, rtol=0.02)
-        torch.testing.assert_close(norm.running_var, image.var((0, 2, 3)).detach(), atol=0.02, rtol=0.05)
+    for image, norm in zip(
+        net.backbone.transform(X), (net.backbone.low_norm, net.backbone.high_norm), strict=True
+    ):
+        torch.testing.assert_close(
+            norm.running_mean, image.mean((0, 2, 3)).detach(), atol=0.02, rtol=0.02
+        )
+        torch.testing.assert_close(
+            norm.running_var, image.var((0, 2, 3)).detach(), atol=0.02, rtol=0.05
+        )
 
 
 def test_the_last_stage_moves_everything():
     net = net_of()
     before = {key: value.clone() for key, value in net.state_dict().items()}
-    off.fit(net, (X, Y), recipe=WaveletLike(images=1, classes=0, joint=1), batch_size=16, progress=False)
-    parts = {name for name, part in net.backbone.named_children() if [*part.parameters(), *part.buffers()]}
+    off.fit(
+        net, (X, Y), recipe=WaveletLike(images=1, classes=0, joint=1), batch_size=16, progress=False
+    )
+    parts = {
+        name
+        for name, part in net.backbone.named_children()
+        if [*part.parameters(), *part.buffers()]
+    }
     assert changed(net, before) == parts
 
 
@@ -186,7 +221,9 @@ def test_decomposition_learns_from_the_classes_alone():
 
 def test_the_wavelet_control_has_no_images_to_learn():
     net = net_of(transform="wavelet")
-    history = off.fit(net, (X, Y), recipe=WaveletLike(images=3, classes=1, joint=1), batch_size=16, progress=False)
+    history = off.fit(
+        net, (X, Y), recipe=WaveletLike(images=3, classes=1, joint=1), batch_size=16, progress=False
+    )
     assert [epoch.phase for epoch in history.epochs] == ["classes", "joint"]
     assert net.backbone.low_norm.running_var.item() != 1.0  # learned as any batch norm does
 
@@ -208,10 +245,25 @@ def test_it_learns_and_keeps_what_it_learned(tmp_path):
         (cut_of, WaveletLike(), BadNetwork, "of what offramp.wae makes, got a Stages"),
         (net_of, WaveletLike(gamma=-1.0), InvalidArgument, "gamma must be at least 0, got -1.0"),
         (net_of, WaveletLike(images=0, classes=0, joint=0), InvalidArgument, "0 epochs in all"),
-        (net_of, WaveletLike(original="resnet56"), InvalidArgument, "original must be a torch.nn.Module, got a str"),
-        (net_of, WaveletLike(soft=1.5), InvalidArgument, "soft must be a share from 0 to 1, got 1.5"),
+        (
+            net_of,
+            WaveletLike(original="resnet56"),
+            InvalidArgument,
+            "original must be a torch.nn.Module, got a str",
+        ),
+        (
+            net_of,
+            WaveletLike(soft=1.5),
+            InvalidArgument,
+            "soft must be a share from 0 to 1, got 1.5",
+        ),
         (net_of, WaveletLike(temperature=0), InvalidArgument, "temperature must be above 0, got 0"),
-        (net_of, WaveletLike(sum_weight=0, low_weight=0, both_weight=0), InvalidArgument, "must be above 0"),
+        (
+            net_of,
+            WaveletLike(sum_weight=0, low_weight=0, both_weight=0),
+            InvalidArgument,
+            "must be above 0",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_refused(net, recipe, error, says):

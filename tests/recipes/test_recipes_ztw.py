@@ -37,7 +37,8 @@ def test_each_phase_moves_its_own():
 
 def test_the_first_phase_trains_own_logits_and_the_second_the_ensembles():
     net = cut_of(exits="cascade")
-    own, ensemble = [], []
+    own = []
+    ensemble = []
     for name, seen in net.look(X):
         if name != "backbone":
             ensemble.append(torch.nn.functional.cross_entropy(seen.own, Y).item())
@@ -46,7 +47,9 @@ def test_the_first_phase_trains_own_logits_and_the_second_the_ensembles():
         if name != "backbone":
             _, handed[name] = net.exit_of(name).both(type(seen)(seen.features, handed))
             own.append(torch.nn.functional.cross_entropy(handed[name][:, -1], Y).item())
-    history = off.fit(net, (X, Y), recipe=Ztw(epochs=1, ensembles=1, rate=1e-12), batch_size=48, progress=False)
+    history = off.fit(
+        net, (X, Y), recipe=Ztw(epochs=1, ensembles=1, rate=1e-12), batch_size=48, progress=False
+    )
     for epoch, expected in zip(history.epochs, (own, ensemble), strict=True):
         found = [epoch.figures["loss/stem"], epoch.figures["loss/blocks.0"]]
         assert found == pytest.approx(expected, abs=1e-5)
@@ -64,7 +67,10 @@ def test_heads_with_a_convolution_read_inputs_and_take_fewer_epochs_of_ensembles
         lambda: cut_of("stem", exits="cascade"),
         lambda: cut_of(),
         lambda: cut_of(
-            "stem", "blocks.0", "blocks.1", exits={"stem": "cascade", "blocks.0": "cascade", "blocks.1": "linear"}
+            "stem",
+            "blocks.0",
+            "blocks.1",
+            exits={"stem": "cascade", "blocks.0": "cascade", "blocks.1": "linear"},
         ),
         lambda: ladder_of(3),
     ],
@@ -83,18 +89,23 @@ def before_the_last_layer(trained=True):
 
 
 def test_the_last_layer_gets_an_ensemble_of_its_own():
-    """log p = (1/M) sum_m exp(a_m) log softmax(z_m) + b, the last z being the model's own answer."""
+    """log p = (1/M) sum_m exp(a_m) log softmax(z_m) + b, the last z being the model's own
+    answer.
+    """
     net = before_the_last_layer()
     Ztw(final=True).prepare(net)
     exit_ = net.exit_of("blocks.1")
-    handed, seen = {}, dict(net.look(X))
+    handed = {}
+    seen = dict(net.look(X))
     for name in ("stem", "blocks.0", "blocks.1"):
         _, handed[name] = net.exit_of(name).both(Seen(seen[name].features, handed))
     members = handed["blocks.1"]
     torch.testing.assert_close(members[:, -1], seen["backbone"].own)
     logs = (members.log_softmax(-1) * exit_.tail.a.exp()[:, None] / 3).sum(1) + exit_.tail.b
     torch.testing.assert_close(seen["blocks.1"].own, logs.log_softmax(-1))
-    torch.testing.assert_close(seen["backbone"].own, net.backbone(X))  # the reference is the plain model
+    torch.testing.assert_close(
+        seen["backbone"].own, net.backbone(X)
+    )  # the reference is the plain model
 
 
 def test_the_copy_of_the_last_layer_stays_and_only_its_ensemble_is_trained(tmp_path):
@@ -120,7 +131,9 @@ def test_a_plan_that_lets_all_leave_at_the_last_ensemble_answers_by_it():
     Ztw(final=True).prepare(net)
     closed = float("inf")
     plan = off.Plan.by_hand({"stem": closed, "blocks.0": closed, "blocks.1": -closed})
-    torch.testing.assert_close(off.run(net, plan, X).logits, net(X)[2].detach(), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(
+        off.run(net, plan, X).logits, net(X)[2].detach(), atol=1e-5, rtol=1e-5
+    )
 
 
 def test_an_exit_that_does_not_read_what_the_last_layer_reads_is_refused():

@@ -30,9 +30,22 @@ async function asked() {
 
 @pytest.mark.parametrize("width", [1280, 390])
 def test_it_draws_and_fits(tmp_path: Path, width: int) -> None:
-    trace = made(names=("a class with quite a long name", "b", "averyveryverylongnamewithoutanyspaceinsideit", "d"))
+    trace = made(
+        names=(
+            "a class with quite a long name",
+            "b",
+            "averyveryverylongnamewithoutanyspaceinsideit",
+            "d",
+        )
+    )
     plan = calibrate(trace, risk="disagreement", at_most=0.1)
-    page = report(trace, plan, tmp_path / "page.html", data=images(300), others={"cheap": calibrate(trace, budget=0.5)})
+    page = report(
+        trace,
+        plan,
+        tmp_path / "page.html",
+        data=images(300),
+        others={"cheap": calibrate(trace, budget=0.5)},
+    )
     said = chromium.seen(page, width, ASK)
     assert said["faults"] == []
     assert said["drawn"] == said["plots"] == 4

@@ -33,9 +33,11 @@ def numbers(part: str) -> list[int]:
 
 def test_it_shows_the_surest_that_left_and_the_least_sure_that_stayed() -> None:
     trace = made()
-    scores, exits = trace.columns["score/small"], trace.replay(PLAN).exit
+    scores = trace.columns["score/small"]
+    exits = trace.replay(PLAN).exit
     _, first, _, ended = gallery(view_of(trace, PLAN), images(300))
-    left, stayed = np.flatnonzero(exits == 0), np.flatnonzero(exits == 2)
+    left = np.flatnonzero(exits == 0)
+    stayed = np.flatnonzero(exits == 2)
     assert numbers(first) == left[np.argsort(-scores[left])][:PICTURES].tolist()
     assert numbers(ended) == stayed[np.argsort(scores[stayed])][:PICTURES].tolist()
     uri = first.split('src="')[1].split('"')[0]
@@ -43,11 +45,14 @@ def test_it_shows_the_surest_that_left_and_the_least_sure_that_stayed() -> None:
 
 
 def test_rows_are_found_in_a_selection_and_in_a_stream() -> None:
-    trace, x = made(), images(300)
+    trace = made()
+    x = images(300)
     whole = gallery(view_of(trace, PLAN), x)
     assert gallery(view_of(trace, PLAN), (x[at : at + 64] for at in range(0, 300, 64))) == whole
     half = rows(x).select(slice(100, 300, 2))
-    assert gallery(view_of(trace[100:300:2], PLAN), half) == gallery(view_of(trace[100:300:2], PLAN), x)
+    assert gallery(view_of(trace[100:300:2], PLAN), half) == gallery(
+        view_of(trace[100:300:2], PLAN), x
+    )
     with pytest.raises(BadData, match="not among the rows"):
         gallery(view_of(trace, PLAN), half)
 
@@ -83,5 +88,10 @@ def test_pictures_are_enlarged_reduced_and_stretched() -> None:
 
 def test_a_plan_under_which_none_left_or_none_stayed() -> None:
     trace = made()
-    assert "No row left here" in gallery(view_of(trace, Plan.by_hand({"small": 1e6})), images(300))[1]
-    assert "No row went to the end" in gallery(view_of(trace, Plan.by_hand({"small": -1e6})), images(300))[3]
+    assert (
+        "No row left here" in gallery(view_of(trace, Plan.by_hand({"small": 1e6})), images(300))[1]
+    )
+    assert (
+        "No row went to the end"
+        in gallery(view_of(trace, Plan.by_hand({"small": -1e6})), images(300))[3]
+    )

@@ -49,7 +49,9 @@ def test_the_gallery_shows_maps_over_its_pictures():
 
 def test_a_report_shows_ponder_maps(tmp_path):
     x = images(300)
-    model = seeded(lambda: off.halting(CifarResNet(2).eval(), ["layer1", "layer3"], per="position"), 0)
+    model = seeded(
+        lambda: off.halting(CifarResNet(2).eval(), ["layer1", "layer3"], per="position"), 0
+    )
 
     class Scaled(type(model.layer1.ponder)):
         def forward(self, pictures):
@@ -62,7 +64,10 @@ def test_a_report_shows_ponder_maps(tmp_path):
 
 
 def test_what_does_not_fit():
-    for wrong in (lambda some: {"flat": np.zeros(len(some))}, lambda some: {"odd": np.full((len(some), 2, 2), np.nan)}):
+    for wrong in (
+        lambda some: {"flat": np.zeros(len(some))},
+        lambda some: {"odd": np.full((len(some), 2, 2), np.nan)},
+    ):
         with pytest.raises(BadData, match="must be finite numbers"):
             gallery(view_of(made(), PLAN), images(300), wrong)
     with pytest.raises(BadNetwork, match="no stage of adaptive depth"):

@@ -63,8 +63,13 @@ def test_its_figures_are_those_of_evaluate(tmp_path: Path, trace: Trace, plan: P
     assert f"Mean cost {price.mean / price.plain:.1%} of the plain network in MACs" in words
     assert f"Worst case {price.worst / price.plain:.1%}" in words
     assert f"95 % interval {seen.risk.low:.2%} to {seen.risk.high:.2%}" in words
-    for unit, price in zip(("MACs", "milliseconds at batch 1", "milliseconds at batch 64"), seen.prices, strict=True):
-        assert re.search(f"{unit} {price.mean / price.plain:.1%} [0-9.]+ (M|ms) {price.worst / price.plain:.1%}", words)
+    for unit, price in zip(
+        ("MACs", "milliseconds at batch 1", "milliseconds at batch 64"), seen.prices, strict=True
+    ):
+        assert re.search(
+            f"{unit} {price.mean / price.plain:.1%} [0-9.]+ (M|ms) {price.worst / price.plain:.1%}",
+            words,
+        )
     for name, share, here in zip(seen.exits, seen.shares, seen.exit_accuracy, strict=True):
         assert re.search(f"{name} (score ≥ [0-9.]+|whatever arrives|never) {share:.1%}", words)
         assert here is None or f"{here:.2%}" in words
@@ -78,7 +83,8 @@ def test_its_figures_are_those_of_evaluate(tmp_path: Path, trace: Trace, plan: P
 def test_no_marked_plan_beats_the_frontier_by_much(trace: Trace, plan: Plan) -> None:
     view = view_of(trace, plan)
     for unit in view.units:
-        line, dot = view.frontier(unit), view.dot("this plan", plan)
+        line = view.frontier(unit)
+        dot = view.dot("this plan", plan)
         assert [each.quality for each in line] == sorted(each.quality for each in line)
         reached = [each for each in line if each.costs[unit] <= dot.costs[unit] * 1.02 + 1e-9]
         assert max(each.quality for each in reached) >= dot.quality - 0.01
@@ -91,13 +97,20 @@ def test_rows_that_repeat_are_told(tmp_path: Path, trace: Trace, plan: Plan) -> 
     assert told not in plain(written(tmp_path, trace, plan))
 
 
-def test_the_promise_is_told_and_so_is_its_absence(tmp_path: Path, trace: Trace, plan: Plan) -> None:
+def test_the_promise_is_told_and_so_is_its_absence(
+    tmp_path: Path, trace: Trace, plan: Plan
+) -> None:
     words = plain(written(tmp_path, trace, plan))
-    assert "With 95 % confidence, at most 10 % of the answers differ from those that large alone would give." in words
+    assert (
+        "With 95 % confidence, at most 10 % of the answers differ from those that large alone "
+        "would give." in words
+    )
     assert "All rows of this page helped to choose this plan" in words
     assert str(plan) in words
     gap = calibrate(trace, risk="accuracy_gap", at_most=0.15)
-    assert "right at most 15 percentage points less often than large alone" in plain(written(tmp_path, trace, gap))
+    assert "right at most 15 percentage points less often than large alone" in plain(
+        written(tmp_path, trace, gap)
+    )
     by_hand = plain(written(tmp_path, trace, Plan.by_hand({"small": 5.0})))
     assert "This plan carries no promise. Its thresholds were set by hand" in by_hand
     assert "With 95 % confidence" not in by_hand
@@ -115,7 +128,14 @@ def test_text_from_data_is_escaped(tmp_path: Path, plan: Plan) -> None:
     names = (NASTY, "b & c", "d", "e")
     evil = made(names=names)
     evil = Trace(evil.columns, replace(evil.header, data=f"npz:{NASTY}.npz"))
-    page = written(tmp_path, evil, plan, data=images(300), others={NASTY: Plan.by_hand({"small": 5.0})}, title=NASTY)
+    page = written(
+        tmp_path,
+        evil,
+        plan,
+        data=images(300),
+        others={NASTY: Plan.by_hand({"small": 5.0})},
+        title=NASTY,
+    )
     assert NASTY not in page
     assert "<script>alert" not in page
     assert f"<h1>{NASTY}</h1>".replace("<script>", "&lt;script&gt;").split("alert")[0] in page
@@ -127,7 +147,9 @@ def test_text_from_data_is_escaped(tmp_path: Path, plan: Plan) -> None:
 
 
 def test_names_of_exits_are_escaped(tmp_path: Path) -> None:
-    page = written(tmp_path, made(exits=("</script><b>", "large")), Plan.by_hand({"</script><b>": 5.0}))
+    page = written(
+        tmp_path, made(exits=("</script><b>", "large")), Plan.by_hand({"</script><b>": 5.0})
+    )
     assert "</script><b>" not in page
     bars = figures(page)["exits-chart"][0]["data"][0]
     assert bars["x"] == ["&lt;/script&gt;&lt;b&gt;", "large"]
@@ -174,7 +196,9 @@ def test_edges_are_shown(tmp_path: Path, trace: Trace) -> None:
         figures(written(tmp_path, Trace(odd, trace.header), Plan.by_hand({"small": 5})))
     )
     flat = Trace({**trace.columns, "score/small": np.ones(300, np.float32)}, trace.header)
-    one_bin = figures(written(tmp_path, flat, Plan.by_hand({"small": 5.0})))["gate-chart-0"][0]["data"][0]
+    one_bin = figures(written(tmp_path, flat, Plan.by_hand({"small": 5.0})))["gate-chart-0"][0][
+        "data"
+    ][0]
     assert one_bin["x"] == [0.5]
 
 
@@ -182,20 +206,26 @@ def test_what_cannot_be_shown_is_refused(tmp_path: Path, trace: Trace, plan: Pla
     with pytest.raises(BadData, match="0 rows"):
         report(trace[:0], plan, tmp_path / "page.html")
     with pytest.raises(Mismatch):
-        report(trace, replace(plan, origin=Origin("other", "torch", "float32")), tmp_path / "page.html")
+        report(
+            trace, replace(plan, origin=Origin("other", "torch", "float32")), tmp_path / "page.html"
+        )
     with pytest.raises(InvalidArgument, match="no gate"):
         report(trace, Plan.by_hand({"smal": 1.0}), tmp_path / "page.html")
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_library_is_named(tmp_path: Path, trace: Trace, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_library_is_named(
+    tmp_path: Path, trace: Trace, plan: Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "plotly.offline", None)
     with pytest.raises(MissingExtra, match=r"offramp\[report\]"):
         report(trace, plan, tmp_path / "page.html")
 
 
 def test_it_says_how_to_make_it_again(tmp_path: Path, trace: Trace, plan: Plan) -> None:
-    assert "offramp report trace.npz plan.json -o report.html" in plain(written(tmp_path, trace, plan))
+    assert "offramp report trace.npz plan.json -o report.html" in plain(
+        written(tmp_path, trace, plan)
+    )
     named = Trace(trace.columns, replace(trace.header, data="npz:a b.npz"))
     words = plain(written(tmp_path, named, plan, data=images(300)))
     assert "offramp report trace.npz plan.json --data 'npz:a b.npz' -o report.html" in words
@@ -207,7 +237,11 @@ def test_it_says_how_to_make_it_again(tmp_path: Path, trace: Trace, plan: Plan) 
 def test_many_classes_are_folded(tmp_path: Path) -> None:
     trace = made()
     labels = np.arange(300) % 40
-    page = written(tmp_path, Trace({**trace.columns, "label": labels}, trace.header), Plan.by_hand({"small": 5.0}))
+    page = written(
+        tmp_path,
+        Trace({**trace.columns, "label": labels}, trace.header),
+        Plan.by_hand({"small": 5.0}),
+    )
     assert "15 classes more" in page
 
 

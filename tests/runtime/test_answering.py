@@ -23,13 +23,16 @@ def rows() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_columns_are_what_run_gives():
-    net, plan = network(), off.Plan.by_hand({"small": 0.5})
+    net = network()
+    plan = off.Plan.by_hand({"small": 0.5})
     x, y = rows()
     found = answer_rows(net, plan, (x, y), batch_size=7, progress=False)
     answers = off.run(net, plan, x)
     assert len(found) == 50
     assert found.columns["answer"].tolist() == answers.logits.argmax(1).tolist()
-    assert found.columns["exit"].tolist() == [answers.exits[index] for index in answers.exit.tolist()]
+    assert found.columns["exit"].tolist() == [
+        answers.exits[index] for index in answers.exit.tolist()
+    ]
     assert found.columns["why"].tolist() == answers.reasons()
     assert found.accuracy() == int((answers.logits.argmax(1) == y).sum()) / 50
     assert 0 < found.shares()["small"] < 1
@@ -48,6 +51,8 @@ def test_files_hold_the_columns(tmp_path):
 
 
 def test_a_deadline_that_nothing_keeps_is_told_as_the_reason():
-    found = answer_rows(network(), off.Plan.by_hand({"small": 1e9}), rows()[0], deadline_ms=0.0, progress=False)
+    found = answer_rows(
+        network(), off.Plan.by_hand({"small": 1e9}), rows()[0], deadline_ms=0.0, progress=False
+    )
     assert found.reasons() == {"deadline": 50}
     assert found.shares() == {"small": 1.0, "large": 0.0}

@@ -29,7 +29,9 @@ def network():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 3)).eval()
     first = nn.Sequential(nn.Flatten(), nn.Linear(64, 3)).eval()
-    return off.ladder({"small": first, "large": (model, Halved().eval())}).eval(), lambda x: model(x / 2).detach()
+    return off.ladder({"small": first, "large": (model, Halved().eval())}).eval(), lambda x: model(
+        x / 2
+    ).detach()
 
 
 def ours_called(call):
@@ -90,7 +92,9 @@ def test_openvino_is_infer_of_a_request():
 def test_bench_takes_a_clock():
     ticks = iter(range(100_000))
     net = ladder_of(2)
-    found = bench(net, off.Plan.by_hand({"small": 1.0}), rows_of(8), batches=(8,), clock=lambda: next(ticks))
+    found = bench(
+        net, off.Plan.by_hand({"small": 1.0}), rows_of(8), batches=(8,), clock=lambda: next(ticks)
+    )
     (line,) = found.lines
     assert (line.run_ms, line.plain_ms, line.parts_ms) == (1000.0, 1000.0, 1000.0)
     assert line.over_plain.value == line.same.value == 1.0

@@ -65,7 +65,8 @@ def calls_methods(self: Any, key: Any) -> None:
 
 
 def by_another_name(self: Any, key: Any) -> None:
-    cache, log = self.calls, LOG
+    cache = self.calls
+    log = LOG
     cache[key] = 1
     CACHE[key] = log.append(key)
 

@@ -41,7 +41,8 @@ def model_mark(model: nn.Module) -> str | None:
 
 FUNCTION = "def score(z):\n    return z.max(1).values\n"
 SAME = {
-    "comments and docstring": 'def score(z):\n    "The largest."\n    # a comment\n\n    return z.max(1).values\n',
+    "comments and docstring": 'def score(z):\n    "The largest."\n    # a comment\n\n    return '
+    "z.max(1).values\n",
     "a local name": "def score(logits):\n    return logits.max(1).values\n",
     "other functions in the module": "OTHER = 3\ndef more(z): return z\n" + FUNCTION,
 }
@@ -49,7 +50,8 @@ OTHER = {
     "a constant": "def score(z):\n    return z.max(0).values\n",
     "an operation": "def score(z):\n    return -z.max(1).values\n",
     "a method": "def score(z):\n    return z.min(1).values\n",
-    "a rare branch": "def score(z):\n    y = z.max(1).values\n    return torch.where(y > 30, y + 1, y)\n",
+    "a rare branch": "def score(z):\n    y = z.max(1).values\n    return torch.where(y > 30, y + "
+    "1, y)\n",
 }
 
 
@@ -65,15 +67,19 @@ def test_what_counts(case):
 
 READING = {
     "a global number": "LEVEL = {}\ndef score(z):\n    return z.max(1).values * LEVEL\n",
-    "a function that it calls": "def help(z): return z * {}\ndef score(z):\n    return help(z.max(1).values)\n",
+    "a function that it "
+    "calls": "def help(z): return z * {}\ndef score(z):\n    return help(z.max(1).values)\n",
     "a default": "def score(z, by={}):\n    return z.max(1).values * by\n",
-    "a closure": "def outer(by):\n    def score(z): return z.max(1).values * by\n    return score\nscore = outer({})\n",
+    "a closure": "def outer(by):\n    def score(z): return z.max(1).values * by\n    return "
+    "score\nscore = outer({})\n",
     "a lambda": "score = lambda z: z.max(1).values * {}\n",
-    "a number in a global dict": "LEVELS = {{'by': {}}}\ndef score(z): return z.max(1).values * LEVELS['by']\n",
+    "a number in a global "
+    "dict": "LEVELS = {{'by': {}}}\ndef score(z): return z.max(1).values * LEVELS['by']\n",
     "a function in a global dict": (
         "REG = {{'f': lambda z: z * {}}}\ndef score(z): return REG['f'](z.max(1).values)\n"
     ),
-    "a list of functions": "ALL = [lambda z: z * {}]\ndef score(z): return ALL[0](z.max(1).values)\n",
+    "a list of functions": "ALL = [lambda z: z * {}]\ndef score(z): return "
+    "ALL[0](z.max(1).values)\n",
     "a global tensor": "BY = torch.tensor([{}.0])\ndef score(z): return z.max(1).values * BY\n",
     "a namespace": (
         "from types import SimpleNamespace\nCFG = SimpleNamespace(by={})\n"
@@ -88,9 +94,12 @@ READING = {
         "def score(z): return z.max(1).values * KIND.value\n"
     ),
     "a method of a helper object": (
-        "class Help:\n  def go(self, z): return z * {}\nHELP = Help()\ndef score(z): return HELP.go(z.max(1).values)\n"
+        "class Help:\n  def go(self, z): return z * {}\nHELP = Help()\ndef score(z): return "
+        "HELP.go(z.max(1).values)\n"
     ),
-    "a bound method of a dict": ("GET = {{'by': {}}}.get\ndef score(z): return z.max(1).values * GET('by')\n"),
+    "a bound method of a dict": (
+        "GET = {{'by': {}}}.get\ndef score(z): return z.max(1).values * GET('by')\n"
+    ),
     "the user's decorator": (
         "import functools\n"
         "def times(f):\n  @functools.wraps(f)\n  def g(z): return f(z) * {}\n  return g\n"
@@ -103,7 +112,8 @@ READING = {
     ),
     "the user's decorator that is a class": (
         "import functools\n"
-        "class Times:\n  def __init__(self, f):\n    functools.update_wrapper(self, f)\n    self.f = f\n"
+        "class Times:\n  def __init__(self, f):\n    functools.update_wrapper(self, f)\n    "
+        "self.f = f\n"
         "  def __call__(self, z): return self.f(z) * {}\n"
         "@Times\ndef score(z): return z.max(1).values\n"
     ),
@@ -223,7 +233,9 @@ SETS = {
     "a private attribute of a helper": lambda model: model.help.set_by(2),
     "weights of a module in a list": lambda model: model.hidden[0].weight.data.mul_(2),
     "a buffer that is not saved": lambda model: model.scale.mul_(2),
-    "another class": lambda model: setattr(model, "__class__", type("Model", (type(model),), {"_SHARED": 3})),
+    "another class": lambda model: setattr(
+        model, "__class__", type("Model", (type(model),), {"_SHARED": 3})
+    ),
     "a setting of a layer within": lambda model: setattr(model.hidden[0], "in_features", 5),
 }
 
@@ -286,7 +298,8 @@ def test_what_a_closure_changes_does_not_count():
 def test_what_setattr_sets_does_not_count():
     source = (
         "class Model(nn.Module):\n"
-        "    def __init__(self):\n        super().__init__()\n        self.last, self.count = nn.Linear(4, 3), 0\n"
+        "    def __init__(self):\n        super().__init__()\n        self.last, self.count = "
+        "nn.Linear(4, 3), 0\n"
         "    def forward(self, x):\n"
         "        setattr(self, 'count', self.count + 1)\n        return self.last(x)\n"
     )
@@ -313,7 +326,10 @@ def test_settings_of_torchs_layers_are_compared():
         model = nn.Sequential(nn.Linear(4, 3), nn.LeakyReLU(slope), nn.BatchNorm1d(3, eps=eps))
         return off.ladder({"small": dense(0), "large": model.eval()})
 
-    marks = [dict(code_marks(net(*each)))["the settings of model 'large'"] for each in ((0.1, 1.0), (0.1, 2.0))]
+    marks = [
+        dict(code_marks(net(*each)))["the settings of model 'large'"]
+        for each in ((0.1, 1.0), (0.1, 2.0))
+    ]
     assert marks[0] == dict(code_marks(net(0.1, 1.0)))["the settings of model 'large'"] != marks[1]
     trace = off.record(net(0.1, 1e-5), torch.randn(300, 4), timed=False, progress=False)
     plan = off.calibrate(trace, at_most=0.9)
@@ -324,8 +340,12 @@ def test_settings_of_torchs_layers_are_compared():
 def test_a_plan_with_marks_of_the_older_kind_says_that_they_are_not_compared():
     origin = off.record(ladder_of(2), torch.randn(30, 4), timed=False, progress=False).header.origin
     here = dict(origin.code)["made with"]
-    older = replace(origin, code=(("made with", here.removesuffix(", marks 2")), ("gate 'small'", "0" * 16)))
-    with pytest.warns(off.errors.Notice, match="older kind, which covers less.*Record and calibrate again"):
+    older = replace(
+        origin, code=(("made with", here.removesuffix(", marks 2")), ("gate 'small'", "0" * 16))
+    )
+    with pytest.warns(
+        off.errors.Notice, match="older kind, which covers less.*Record and calibrate again"
+    ):
         older.refuse_other_code(origin.code)
 
 
@@ -333,7 +353,9 @@ def test_decorated_methods_count():
     torch.manual_seed(0)
     marks = []
     for by in ("2 * y", "3 * y", "2 * y"):
-        source = MODEL.format(by, "0").replace("    def forward", "    @torch.no_grad()\n    def forward")
+        source = MODEL.format(by, "0").replace(
+            "    def forward", "    @torch.no_grad()\n    def forward"
+        )
         marks.append(model_mark(made(source, "Model")()))
     first, other, again = marks
     assert first == again != other
@@ -360,7 +382,8 @@ def test_a_mark_is_the_same_in_another_process(tmp_path):
 
 
 def test_a_forward_of_an_object_counts():
-    model, turned = dense(1), dense(1)
+    model = dense(1)
+    turned = dense(1)
     turned.forward = lambda x: x[:, :3]
     assert model_mark(model) is None
     assert model_mark(turned) is not None
@@ -368,18 +391,23 @@ def test_a_forward_of_an_object_counts():
 
 def test_installed_code_has_no_marks():
     marks = [what for what, _ in code_marks(ladder_of(3, gate="max_prob"))]
-    assert [what for what in marks if not what.startswith("the settings of model ")] == ["made with"]
+    assert [what for what in marks if not what.startswith("the settings of model ")] == [
+        "made with"
+    ]
 
 
 def test_marks_of_another_python_are_not_compared():
     origin = off.record(ladder_of(2), torch.randn(30, 4), timed=False, progress=False).header.origin
-    other = replace(origin, code=(("made with", "cpython 2.7, torch 0.4"), ("gate 'small'", "0" * 16)))
+    other = replace(
+        origin, code=(("made with", "cpython 2.7, torch 0.4"), ("gate 'small'", "0" * 16))
+    )
     other.refuse_other_code((("made with", "cpython 3.13, torch 9"), ("gate 'small'", "1" * 16)))
 
 
 def test_code_that_changes_what_it_reads_while_it_is_recorded_is_named_and_not_compared():
     source = (
-        "import sys\nSEEN = {}\ndef note(key, value): object.__getattribute__(SEEN, 'update')({key: value})\n"
+        "import sys\nSEEN = {}\ndef note(key, value): object.__getattribute__(SEEN, "
+        "'update')({key: value})\n"
         "def score(z):\n    note(len(SEEN), 1)\n    return z.max(1).values\n"
     )
     net = ladder_of(2, gate=made(source, "score"))
@@ -419,7 +447,10 @@ HIDDEN = {
 @pytest.mark.parametrize("read", HIDDEN)
 def test_modules_and_parameters_that_nothing_registers_are_refused(read):
     model = made(HIDING.replace("READ", read), "Model")().eval()
-    with pytest.raises(off.errors.BadNetwork, match=f"model 'large' reads {HIDDEN[read]}, which no module registers"):
+    with pytest.raises(
+        off.errors.BadNetwork,
+        match=f"model 'large' reads {HIDDEN[read]}, which no module registers",
+    ):
         off.ladder({"small": dense(0), "large": model})
     with pytest.raises(off.errors.BadNetwork, match=f"model 'backbone' reads {HIDDEN[read]}"):
         off.cut(model, torch.randn(4, 4), at=["first"])
@@ -428,7 +459,9 @@ def test_modules_and_parameters_that_nothing_registers_are_refused(read):
 def test_a_module_behind_a_function_is_refused():
     inner = nn.Linear(4, 3).eval()
     with pytest.raises(off.errors.BadNetwork, match="model 'small' reads the module 'inner'"):
-        off.ladder({"small": lambda x: inner(torch.as_tensor(x)).detach().numpy(), "large": dense(1)})
+        off.ladder(
+            {"small": lambda x: inner(torch.as_tensor(x)).detach().numpy(), "large": dense(1)}
+        )
     net = ladder_of(2)
     net.gates["small"].function = lambda z: inner(z)[:, 0]  # after it was made: record looks again
     with pytest.raises(off.errors.BadNetwork, match="gate 'small' reads the module 'inner'"):
@@ -439,8 +472,10 @@ def test_registered_modules_may_be_read_from_anywhere():
     class Model(nn.Module):
         def __init__(self):
             super().__init__()
-            self.first, self.last = nn.Linear(4, 4), nn.Linear(4, 3)
-            self.order, self.tied = [self.first, self.last], [self.last.bias]
+            self.first = nn.Linear(4, 4)
+            self.last = nn.Linear(4, 3)
+            self.order = [self.first, self.last]
+            self.tied = [self.last.bias]
             self.teacher = [nn.Linear(4, 3)]  # no forward pass reads it
 
         def forward(self, x):

@@ -26,14 +26,21 @@ X = images_of(12).numpy()
 def test_the_text_in_its_normal_form():
     assert engine_of("torch")[1] == engine_of("torch:")[1] == "torch"
     engine, identity = engine_of("torch:channels_last,bf16")
-    assert (engine.options, identity) == ({"bf16": True, "channels_last": True}, "torch:bf16,channels_last")
+    assert (engine.options, identity) == (
+        {"bf16": True, "channels_last": True},
+        "torch:bf16,channels_last",
+    )
 
 
 @pytest.mark.parametrize(
     ("text", "error", "says"),
     [
         ("troch:bf16", UnknownName, "did you mean 'torch'"),
-        ("torch:bf61", UnknownName, "option of the engine 'torch' called 'bf61'; did you mean 'bf16'"),
+        (
+            "torch:bf61",
+            UnknownName,
+            "option of the engine 'torch' called 'bf61'; did you mean 'bf16'",
+        ),
         ("torch:bf16=1", InvalidArgument, "expected bf16"),
     ],
 )
@@ -46,7 +53,10 @@ def test_channels_last_answers_alike_and_is_seen_by_the_model():
     engine, _ = engine_of("torch:channels_last")
     images = torch.randn(5, 2, 6, 6, generator=torch.Generator().manual_seed(0))
     seen = []
-    net = ladder_of(2, make=lambda index, seed: torch.nn.Sequential(torch.nn.Conv2d(2, 1, 1), conv(index)).eval())
+    net = ladder_of(
+        2,
+        make=lambda index, seed: torch.nn.Sequential(torch.nn.Conv2d(2, 1, 1), conv(index)).eval(),
+    )
     check_engine(engine, net, images)
     net.backbone["middle"][0].register_forward_pre_hook(lambda _, x: seen.append(x[0].stride()))
     off.open(net, off.Plan.by_hand({}), engine="torch:channels_last")(images)
@@ -54,14 +64,17 @@ def test_channels_last_answers_alike_and_is_seen_by_the_model():
 
 
 def test_bf16_is_near_and_gives_float32():
-    found = {name: record(cut_of(), X, timed=False, engine=name) for name in ("torch", "torch:bf16")}
+    found = {
+        name: record(cut_of(), X, timed=False, engine=name) for name in ("torch", "torch:bf16")
+    }
     wide, narrow = (trace.columns for trace in found.values())
     for name in wide:
         assert narrow[name].dtype == wide[name].dtype
         if name.startswith(("logits/", "score/")):
             np.testing.assert_allclose(narrow[name], wide[name], atol=0.05)
     assert np.abs(narrow["logits/stem"] - wide["logits/stem"]).max() > 1e-5
-    net, plan = cut_of(), off.calibrate(found["torch:bf16"], budget=0.9)
+    net = cut_of()
+    plan = off.calibrate(found["torch:bf16"], budget=0.9)
     answers = off.open(net, plan, engine="torch:bf16")(X)
     assert answers.logits.dtype == torch.float32
     for engine in ("torch", "torch:channels_last", "torch:bf16,channels_last"):

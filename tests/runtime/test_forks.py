@@ -45,12 +45,15 @@ PLANS = [
 
 @pytest.fixture(scope="module")
 def traced():
-    net, x = three(), rows_of(400)
+    net = three()
+    x = rows_of(400)
     return net, x, recorded(net, x)
 
 
 def by_row(net, plan: Plan, row: torch.Tensor) -> tuple[list[str], str, list[float]]:
-    """The nodes that a single row passes, the exit that answers, and its logits: written out by hand."""
+    """The nodes that a single row passes, the exit that answers, and its logits: written out by
+    hand.
+    """
     values = {"x": row}
     model = {member.name: net.model_of(member) for member in net.members}
     closed = (math.inf, math.inf)
@@ -80,7 +83,8 @@ def by_row(net, plan: Plan, row: torch.Tensor) -> tuple[list[str], str, list[flo
 @pytest.mark.parametrize("plan", PLANS)
 def test_run_and_replay_are_the_walk_of_each_row(traced, plan):
     net, x, trace = traced
-    done, answers = trace.replay(plan), off.run(net, plan, x)
+    done = trace.replay(plan)
+    answers = off.run(net, plan, x)
     stages = [stage.name for stage in done.schedule]
     for number in range(60):
         passed, exit_, logits = by_row(net, plan, x[number : number + 1])
@@ -94,11 +98,14 @@ def test_run_and_replay_are_the_walk_of_each_row(traced, plan):
 
 
 def test_a_hundred_thousand_rows_run_as_they_replay():
-    net, x = three(), rows_of(MANY, seed=1)
+    net = three()
+    x = rows_of(MANY, seed=1)
     trace = recorded(net, x, batch_size=5000)
     done = trace.replay(PLAN)
     runner = off.open(net, PLAN)
-    exits, found, why = [], [], []
+    exits = []
+    found = []
+    why = []
     for start in range(0, MANY, 9999):  # other batches than those that were recorded
         answers = runner(x[start : start + 9999])
         exits.append(answers.exit.numpy())
@@ -131,9 +138,14 @@ def test_the_price_is_the_sum_of_what_each_row_ran(traced, plan):
 
 def test_every_path_is_recorded_and_comes_back_from_the_file(traced, tmp_path):
     trace = traced[2]
-    assert {"answer/head#0", "answer/head#1", "answer/head#2", "answer/middle", "score/size@0", "score/size@1"} <= set(
-        trace.columns
-    )
+    assert {
+        "answer/head#0",
+        "answer/head#1",
+        "answer/head#2",
+        "answer/middle",
+        "score/size@0",
+        "score/size@1",
+    } <= set(trace.columns)
     trace.save(tmp_path / "trace.npz")
     again = Trace.load(tmp_path / "trace.npz")
     assert again.topology == THREE
@@ -146,7 +158,8 @@ def test_every_path_is_recorded_and_comes_back_from_the_file(traced, tmp_path):
 
 
 def test_nan_and_infinite_rows_take_the_last_way_and_are_flagged():
-    net, x = three(), rows_of(12)
+    net = three()
+    x = rows_of(12)
     x[3] = math.nan
     x[7] = math.inf
     answers = off.run(net, PLAN, x)
@@ -159,10 +172,17 @@ def test_nan_and_infinite_rows_take_the_last_way_and_are_flagged():
 
 def test_a_stage_without_rows_is_not_called_and_groups_are_merged_in_order(traced, monkeypatch):
     net, x, _ = traced
-    runner, seen, calls = off.open(net, PLAN), [], []
-    merge, call = running.merged, runner._call
-    monkeypatch.setattr(running, "merged", lambda groups, gather: seen.append(len(groups)) or merge(groups, gather))
-    monkeypatch.setattr(runner, "_call", lambda part, state: calls.append(part.name) or call(part, state))
+    runner = off.open(net, PLAN)
+    seen = []
+    calls = []
+    merge = running.merged
+    call = runner._call
+    monkeypatch.setattr(
+        running, "merged", lambda groups, gather: seen.append(len(groups)) or merge(groups, gather)
+    )
+    monkeypatch.setattr(
+        runner, "_call", lambda part, state: calls.append(part.name) or call(part, state)
+    )
     runner(x)
     assert seen == [3]
     assert calls == ["stem", "size", "small", "middle", "large", "more", "head"]
@@ -182,10 +202,20 @@ def test_what_needs_a_chain_says_so(traced, tmp_path):
 
 @pytest.mark.parametrize("bound", ["binomial", "betting"])
 def test_pareto_testing_finds_plans_with_thresholds_of_their_own(bound):
-    net, x = three(), rows_of(3000, seed=3)
+    net = three()
+    x = rows_of(3000, seed=3)
     trace = recorded(net, x)
-    plan = off.calibrate(trace, risk="disagreement", at_most=0.6, bound=bound, testing="pareto", repeats="independent")
-    shared = off.calibrate(trace, risk="disagreement", at_most=0.6, bound=bound, repeats="independent")
+    plan = off.calibrate(
+        trace,
+        risk="disagreement",
+        at_most=0.6,
+        bound=bound,
+        testing="pareto",
+        repeats="independent",
+    )
+    shared = off.calibrate(
+        trace, risk="disagreement", at_most=0.6, bound=bound, repeats="independent"
+    )
     assert plan.promise.testing == "pareto"
     assert plan.promise.searched + plan.promise.rows == 3000
     assert (trace.replay(plan).answer != trace.replay(Plan.never_leave(THREE)).answer).mean() < 0.6
@@ -194,11 +224,17 @@ def test_pareto_testing_finds_plans_with_thresholds_of_their_own(bound):
 
 @pytest.mark.parametrize("bound", ["binomial", "betting"])
 def test_a_plan_with_forks_is_certified(bound):
-    """One threshold shared by all scores; what it promises is what `replay` finds, and `run` answers so."""
-    net, x = three(), rows_of(3000, seed=2)
+    """One threshold shared by all scores; what it promises is what `replay` finds, and `run`
+    answers so.
+    """
+    net = three()
+    x = rows_of(3000, seed=2)
     trace = recorded(net, x)
-    plan = off.calibrate(trace, risk="disagreement", at_most=0.6, bound=bound, repeats="independent")
-    done, never = trace.replay(plan), trace.replay(Plan.never_leave(THREE))
+    plan = off.calibrate(
+        trace, risk="disagreement", at_most=0.6, bound=bound, repeats="independent"
+    )
+    done = trace.replay(plan)
+    never = trace.replay(Plan.never_leave(THREE))
     assert plan.promise.rows == 3000
     assert (done.answer != never.answer).mean() < 0.6
     assert len(set(plan.thresholds["size"] + plan.thresholds["middle"])) == 1
@@ -212,7 +248,9 @@ def test_a_row_near_a_threshold_counts_with_the_worst_of_its_ways(traced):
     """By hand: every combination of ways within the band."""
     trace = traced[2]
     losses = np.random.default_rng(0).random((len(trace), len(THREE.exit_labels)))
-    thresholds = np.float32([[1.0, 0.0, 1.0], [1.00005, 0.00005, 0.99995]])  # scores are whole numbers
+    thresholds = np.float32(
+        [[1.0, 0.0, 1.0], [1.00005, 0.00005, 0.99995]]
+    )  # scores are whole numbers
     exact, near = (Routed(thresholds[[number]], trace, losses).worst(0) for number in (0, 1))
     np.testing.assert_array_equal(exact, near)
     clear = Routed(np.float32([[0.5, 0.5, 0.5]]), trace, losses).worst(0)
@@ -244,7 +282,8 @@ def test_an_exported_folder_answers_the_same(traced, tmp_path, plan):
     program = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(program)
     for rows in (x, x[:1], x[5:12], x[:0]):
-        found, want = program.run(rows.numpy(), threads=1), off.open(net, plan)(rows)
+        found = program.run(rows.numpy(), threads=1)
+        want = off.open(net, plan)(rows)
         assert found["exit"].tolist() == want.exit.tolist()
         assert found["why"].tolist() == want.why.tolist()
         assert found["flagged"].tolist() == want.flagged.tolist()

@@ -1,4 +1,6 @@
-"""Graphs are kept on disk by all that they were made of: the next process neither exports nor takes a model apart."""
+"""Graphs are kept on disk by all that they were made of: the next process neither exports nor takes
+a model apart.
+"""
 
 from __future__ import annotations
 
@@ -30,9 +32,14 @@ def place(tmp_path, monkeypatch):
 def counted(monkeypatch):
     """The names of the nodes whose graphs were written, and of networks that were taken apart."""
     found = []
-    written, passing = graphs.written, graphs._passing
-    monkeypatch.setattr(graphs, "written", lambda part, *rest: (found.append(part.name), written(part, *rest))[1])
-    monkeypatch.setattr(graphs, "_passing", lambda *rest, **more: (found.append("apart"), passing(*rest, **more))[1])
+    written = graphs.written
+    passing = graphs._passing
+    monkeypatch.setattr(
+        graphs, "written", lambda part, *rest: (found.append(part.name), written(part, *rest))[1]
+    )
+    monkeypatch.setattr(
+        graphs, "_passing", lambda *rest, **more: (found.append("apart"), passing(*rest, **more))[1]
+    )
     return found
 
 
@@ -43,7 +50,8 @@ def anew(net):
 
 
 def test_the_next_process_writes_nothing(counted):
-    x, net = rows_of(20), carrying()
+    x = rows_of(20)
+    net = carrying()
     plan = middling(net, x)
     before = off.open(net, plan, engine="onnxruntime", example=x)
     assert counted
@@ -58,7 +66,8 @@ def test_the_next_process_writes_nothing(counted):
 
 
 def test_other_weights_are_another_network(counted):
-    x, net = rows_of(20), carrying()
+    x = rows_of(20)
+    net = carrying()
     plan = middling(net, x)
     off.open(net, plan, engine="onnxruntime", example=x)
     counted.clear()
@@ -71,7 +80,8 @@ def test_other_weights_are_another_network(counted):
 
 @pytest.mark.parametrize("damage", ["cut", "of another version", "no graph at all"])
 def test_a_damaged_cache_is_made_again(path, counted, damage, monkeypatch):
-    x, net = rows_of(20), carrying()
+    x = rows_of(20)
+    net = carrying()
     plan = middling(net, x)
     want = off.open(net, plan, engine="onnxruntime", example=x)(x)
     counted.clear()

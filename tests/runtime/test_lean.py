@@ -1,4 +1,6 @@
-"""The loop on arrays gives what the walk and the replay give, for any plan and batch, and leaves the rest to them."""
+"""The loop on arrays gives what the walk and the replay give, for any plan and batch, and leaves
+the rest to them.
+"""
 
 from __future__ import annotations
 
@@ -22,17 +24,25 @@ from offramp.runtime.programs import read_by
 from offramp.runtime.running import Runner
 from small import INF_MARK, NAN_MARK, ladder_of, rows_of, spoiled, whole_numbers
 
-PLANS, BATCHES, POOL = 150, 6, 96
+PLANS = 150
+BATCHES = 6
+POOL = 96
 VALUES = (-math.inf, -2.0, -0.0, 0.0, 1e-45, 1.0, float(np.float32(0.1)), 3e38, math.inf, math.nan)
 
 
 class Arrays:
-    """A piece that runs a part of torch on arrays: what an engine with arrays gives, without the engine."""
+    """A piece that runs a part of torch on arrays: what an engine with arrays gives, without the
+    engine.
+    """
 
     def __init__(self, part, x):
         self.part = part
         self.reads = read_by(part, x)
-        self.inputs = {name: Wanted(x[name].dtype, tuple(x[name].shape[1:])) for name in self.reads if name in x}
+        self.inputs = {
+            name: Wanted(x[name].dtype, tuple(x[name].shape[1:]))
+            for name in self.reads
+            if name in x
+        }
 
     def __call__(self, state):
         given = {name: state[name] for name in self.reads}
@@ -87,7 +97,10 @@ def test_it_equals_the_replay(make):
     for _ in range(PLANS):
         gates = [gate for gate in trace.topology.gates if rng.random() < 0.9]
         chosen = {gate: threshold(rng, trace.columns[f"score/{gate}"]) for gate in gates}
-        max_exit = rng.choice([None, *trace.topology.exits]) if rng.random() < 0.3 else None
+        if rng.random() < 0.3:
+            max_exit = rng.choice([None, *trace.topology.exits])
+        else:
+            max_exit = None
         plan = Plan.by_hand(chosen, max_exit=max_exit)
         runner = opened(net, plan, {"x": x})
         assert runner._lean is not None
@@ -96,7 +109,8 @@ def test_it_equals_the_replay(make):
         sizes = [1, 2, *rng.integers(1, 65, BATCHES - 2)]
         for size in sizes:
             rows = rng.permutation(POOL)[:size]
-            y, want = runner._lean(x[rows]), eager(x[rows])
+            y = runner._lean(x[rows])
+            want = eager(x[rows])
             assert isinstance(y, Unpacked)
             assert y.exit.tolist() == want.exit.tolist() == whole.exit[rows].tolist()
             assert y.why.tolist() == want.why.tolist() == whole.why[rows].tolist()
@@ -131,21 +145,29 @@ def chain_of(scores, limit) -> LeanChain:
 
     class Fixed:
         def __init__(self, part, found):
-            self.part, self.found = part, found
+            self.part = part
+            self.found = found
 
         def __call__(self, state):
             raise AssertionError("the loop runs on arrays")
 
         def on_arrays(self):
-            reads, writes = ("x",), tuple(self.found)
+            reads = ("x",)
+            writes = tuple(self.found)
             return OnArrays(
-                reads, writes, lambda given: [value[: len(given["x"])].copy() for value in self.found.values()], inputs
+                reads,
+                writes,
+                lambda given: [value[: len(given["x"])].copy() for value in self.found.values()],
+                inputs,
             )
 
     logits = np.zeros((len(scores), 3), np.float32)
     one = {first.name + LOGITS: logits, first.name + SCORE: scores}
     two = {last.name + LOGITS: logits + 1}
-    parts = [replace(first, pieces={"segment": Fixed(first, one)}), replace(last, pieces={"segment": Fixed(last, two)})]
+    parts = [
+        replace(first, pieces={"segment": Fixed(first, one)}),
+        replace(last, pieces={"segment": Fixed(last, two)}),
+    ]
     found = lean_chain(net.topology, parts)
     assert found is not None
     return found
@@ -173,15 +195,18 @@ def test_what_was_not_compiled_for_is_left_to_the_walk(x):
 
 
 def test_arrays_and_tensors_give_the_same():
-    net, x = ladder_of(2), rows_of(20)
+    net = ladder_of(2)
+    x = rows_of(20)
     runner = opened(net, Plan.by_hand({"small": 0.5}), {"x": x})
-    one, other = runner(x), runner(x.numpy())
+    one = runner(x)
+    other = runner(x.numpy())
     assert torch.equal(one.logits, other.logits)
     assert one.exit.tolist() == other.exit.tolist() == off.run(net, runner.plan, x).exit.tolist()
 
 
 def test_answers_do_not_share_memory_with_the_next_ones():
-    net, x = ladder_of(2), rows_of(20)
+    net = ladder_of(2)
+    x = rows_of(20)
     runner = opened(net, Plan.by_hand({"small": 0.5}), {"x": x})
     first = runner(x)
     kept = first.logits.clone()
@@ -190,7 +215,8 @@ def test_answers_do_not_share_memory_with_the_next_ones():
 
 
 def test_a_stage_that_fails_is_told_by_the_walk():
-    net, x = ladder_of(2), rows_of(4)
+    net = ladder_of(2)
+    x = rows_of(4)
     runner = opened(net, Plan.by_hand({"small": 0.5}), {"x": x})
     want = off.open(net, runner.plan)(x)
 

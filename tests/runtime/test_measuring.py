@@ -8,7 +8,17 @@ import torch
 from torch import nn
 
 from offramp.plans.signature import INPUT
-from offramp.runtime.measuring import Percentile, cost, interleaved, line, macs, pace, percentiles, ratio, tiled
+from offramp.runtime.measuring import (
+    Percentile,
+    cost,
+    interleaved,
+    line,
+    macs,
+    pace,
+    percentiles,
+    ratio,
+    tiled,
+)
 
 
 def test_macs_count_convolutions_and_products():
@@ -21,7 +31,9 @@ def test_macs_count_convolutions_and_products():
 
 def test_interleaved_runs_all_in_every_round():
     order = []
-    times = interleaved({name: lambda name=name: order.append(name) for name in "abc"}, repeats=3, warmup=1)
+    times = interleaved(
+        {name: lambda name=name: order.append(name) for name in "abc"}, repeats=3, warmup=1
+    )
     assert "".join(order) == "abc" + "abc" + "cba" + "abc"
     assert {name: values.shape for name, values in times.items()} == dict.fromkeys("abc", (3,))
 
@@ -52,7 +64,8 @@ def test_line_is_never_negative():
 
 
 def test_cost_counts_per_row_and_leaves_time_out_unless_asked():
-    layer, sizes = nn.Linear(5, 3), []
+    layer = nn.Linear(5, 3)
+    sizes = []
 
     def call(state):
         sizes.append(len(state[INPUT]))
@@ -98,12 +111,15 @@ def test_tiled(rows, count):
 
 
 class Inner(nn.Module):
-    """A body of two layers, of which the first runs twice, one that never runs, and work behind the last module."""
+    """A body of two layers, of which the first runs twice, one that never runs, and work behind the
+    last module.
+    """
 
     def __init__(self, behind: bool) -> None:
         super().__init__()
         self.body = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
-        self.spare, self.behind = nn.Linear(4, 4), behind
+        self.spare = nn.Linear(4, 4)
+        self.behind = behind
 
     def forward(self, x):
         h = self.body[0](self.body(x)) if self.behind else self.body(x)
@@ -112,7 +128,8 @@ class Inner(nn.Module):
 
 @pytest.mark.parametrize("behind", [False, True])
 def test_pace_tells_when_modules_have_ended(behind):
-    model, calls = Inner(behind).eval(), []
+    model = Inner(behind).eval()
+    calls = []
     model.register_forward_hook(lambda *_: calls.append(torch.is_inference_mode_enabled()))
     found = pace(model, nn.Flatten(), {INPUT: torch.zeros(3, 2, 2)}, repeats=3)
     assert calls == [True] * 5

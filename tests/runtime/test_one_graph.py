@@ -1,4 +1,6 @@
-"""A plan as one graph answers as the stages, the replay and `choose` do; where it cannot be had, print says why."""
+"""A plan as one graph answers as the stages, the replay and `choose` do; where it cannot be had,
+print says why.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,8 @@ from offramp.runtime.one_graph import NAN_CODE, Coded, OneGraph, farthest
 from small import INF_MARK, NAN_MARK, ladder_of, rows_of, spoiled, whole_numbers
 
 VALUES = (-math.inf, -2.0, -0.0, 0.0, 1e-45, 1.0, float(np.float32(0.1)), 3e38, math.inf, math.nan)
-PLANS, POOL = 30, 96
+PLANS = 30
+POOL = 96
 
 
 @pytest.fixture(autouse=True)
@@ -92,7 +95,9 @@ def test_every_score_is_decided_as_choose_decides_it(limit):
         assert isinstance(y, Coded)
         assert y.exit.tolist() == wanted[rows].tolist()
         assert y.flagged.tolist() == np.isnan(scores[rows]).tolist()
-        assert [WHY[code] for code in y.why] == ["gate" if one == 0 else "end" for one in wanted[rows]]
+        assert [WHY[code] for code in y.why] == [
+            "gate" if one == 0 else "end" for one in wanted[rows]
+        ]
 
 
 def scored():
@@ -101,7 +106,13 @@ def scored():
         with torch.random.fork_rng():
             torch.manual_seed(0)
             SCORED.append(
-                off.cut(Passing().eval(), rows_of(4)[:, :3], at=["body"], exits=lambda *_: Steady(), gate=First())
+                off.cut(
+                    Passing().eval(),
+                    rows_of(4)[:, :3],
+                    at=["body"],
+                    exits=lambda *_: Steady(),
+                    gate=First(),
+                )
             )
     return SCORED[0]
 
@@ -129,15 +140,21 @@ def test_it_equals_the_replay(make):
     rng = np.random.default_rng(1)
     graphs = 0
     for _ in range(PLANS):
-        chosen = {gate: threshold(rng, trace.columns[f"score/{gate}"]) for gate in trace.topology.gates}
-        max_exit = rng.choice([None, *trace.topology.exits]) if rng.random() < 0.3 else None
+        chosen = {
+            gate: threshold(rng, trace.columns[f"score/{gate}"]) for gate in trace.topology.gates
+        }
+        if rng.random() < 0.3:
+            max_exit = rng.choice([None, *trace.topology.exits])
+        else:
+            max_exit = None
         plan = Plan.by_hand(chosen, max_exit=max_exit)
         runner = off.open(net, plan, engine="onnxruntime", example=x)
         eager = off.open(net, plan)
         whole = trace.replay(plan)
         for size in (1, 2, 64):
             rows = rng.permutation(POOL)[:size]
-            y, want = runner(x[rows]), eager(x[rows])
+            y = runner(x[rows])
+            want = eager(x[rows])
             graphs += isinstance(y, Coded)
             assert y.exit.tolist() == want.exit.tolist() == whole.exit[rows].tolist()
             assert y.why.tolist() == want.why.tolist() == whole.why[rows].tolist()
@@ -157,14 +174,16 @@ def test_every_kind_of_network_runs_in_one(case):
     assert "compared with the stages one by one on 64 rows" in repr(runner)
     eager = off.open(net, plan)
     for size in (0, 1, 7, 64):
-        got, want = runner(rows(size)), eager(rows(size))
+        got = runner(rows(size))
+        want = eager(rows(size))
         assert isinstance(got, Coded) == bool(size)
         assert got.exit.tolist() == want.exit.tolist()
         torch.testing.assert_close(got.logits, want.logits, atol=BAND, rtol=1e-5, equal_nan=True)
 
 
 def test_without_an_open_gate_it_runs_stage_by_stage_and_says_so():
-    net, x = ladder_of(2), rows_of(6)
+    net = ladder_of(2)
+    x = rows_of(6)
     runner = off.open(net, Plan.by_hand({}), engine="onnxruntime", example=x)
     assert "one after the other on onnxruntime" in repr(runner)
     assert "the plan asks no gate" in repr(runner)
@@ -172,7 +191,8 @@ def test_without_an_open_gate_it_runs_stage_by_stage_and_says_so():
 
 
 def test_a_deadline_runs_stage_by_stage():
-    net, x = ladder_of(2), rows_of(6)
+    net = ladder_of(2)
+    x = rows_of(6)
     plan = Plan.by_hand({"small": 0.5})
     runner = off.open(net, plan, engine="onnxruntime", example=x, timing_rows=x)
     assert isinstance(runner(x), Coded)
@@ -183,7 +203,8 @@ def test_a_deadline_runs_stage_by_stage():
 
 
 def test_an_operator_that_one_graph_lacks_is_named_and_stages_run_instead(monkeypatch):
-    net, x = ladder_of(2), rows_of(6)
+    net = ladder_of(2)
+    x = rows_of(6)
     kind = type(engine_of("onnxruntime")[0])
 
     def refused(*_):
@@ -199,10 +220,13 @@ def test_an_operator_that_one_graph_lacks_is_named_and_stages_run_instead(monkey
 @pytest.mark.parametrize("spoilt", ["logits", "way", "flag"])
 def test_a_graph_that_answers_otherwise_is_refused(spoilt):
     """Beyond the float band of the stages, on any row at hand."""
-    net, x = ladder_of(2), rows_of(20)
+    net = ladder_of(2)
+    x = rows_of(20)
     plan = middling(net, x)
     runner = off.open(net, plan, engine="onnxruntime", example=x)
-    graph, lean, parts = runner._quick, runner._lean, runner._engine_stages
+    graph = runner._quick
+    lean = runner._lean
+    parts = runner._engine_stages
     assert farthest(graph, lean, parts, as_inputs(x), BAND) <= BAND
 
     def run(given):

@@ -61,10 +61,11 @@ def test_of_several_rows_one_leaves_at_every_gate(count, own_threads):
     engine_stages = engine_of("torch")[0].open(net, full_schedule(net.topology), net.device())
     x = as_inputs(rows_of(count))
     state = overhead._computed(engine_stages, x)
-    canned = [
-        overhead._canned(engine_stage, state, last=engine_stage is engine_stages[-1], inputs=x)
-        for engine_stage in engine_stages
-    ]
+    canned = []
+    for engine_stage in engine_stages:
+        canned.append(
+            overhead._canned(engine_stage, state, last=engine_stage is engine_stages[-1], inputs=x)
+        )
     plan = off.Plan.by_hand({"small": 0.5, "middle": 0.5})
     runner = overhead.Runner(net, plan, canned, engine_stages, None, own_threads=own_threads)
     assert (runner._lean is not None) == own_threads

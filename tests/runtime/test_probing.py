@@ -1,4 +1,6 @@
-"""What is compared: rows run again alone, scores and recorded rows at open, and what can never be finite."""
+"""What is compared: rows run again alone, scores and recorded rows at open, and what can never be
+finite.
+"""
 
 from __future__ import annotations
 
@@ -72,7 +74,9 @@ def test_infinite_scores_are_compared_too():
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 @pytest.mark.parametrize("gate", [standardized, rank])
 def test_a_score_that_depends_on_its_batch_is_refused(gate, batch_size):
-    with pytest.raises(BadNetwork, match=r"gate 'small' is another one when a row is run .*other rows of the batch"):
+    with pytest.raises(
+        BadNetwork, match=r"gate 'small' is another one when a row is run .*other rows of the batch"
+    ):
         off.record(ladder_of(2, gate=gate), X, timed=False, progress=False, batch_size=batch_size)
 
 
@@ -109,13 +113,16 @@ class OwnStatistics(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.norm, self.last = nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 3)
+        self.norm = nn.BatchNorm1d(4, track_running_stats=False)
+        self.last = nn.Linear(4, 3)
 
     def forward(self, x):
         return self.last(self.norm(x)) if len(x) > 1 else self.last(x)
 
 
-@pytest.mark.parametrize(("gate", "model"), [(noisy, lambda: dense(0)), ("margin", lambda: seeded(Drops, 0))])
+@pytest.mark.parametrize(
+    ("gate", "model"), [(noisy, lambda: dense(0)), ("margin", lambda: seeded(Drops, 0))]
+)
 def test_what_is_drawn_at_random_is_refused(gate, model):
     net = off.ladder({"small": model().eval(), "large": dense(2)}, gate=gate).eval()
     before = torch.get_rng_state()
@@ -139,7 +146,9 @@ def test_a_second_probe_draws_nothing(two):
 
 
 def test_a_counter_that_changes_with_an_answer_within_the_band_is_no_fault():
-    """Where two logits tie within the band, rounding decides the answer, and patience counts answers."""
+    """Where two logits tie within the band, rounding decides the answer, and patience counts
+    answers.
+    """
 
     class Tied(nn.Module):
         def forward(self, x):
@@ -165,7 +174,8 @@ def other_margin(logits):
     return 2 * torch.topk(logits, 2).values.diff(dim=1)[:, 0].abs()
 
 
-other_margin.__qualname__, other_margin.__name__ = double_margin.__qualname__, double_margin.__name__
+other_margin.__qualname__ = double_margin.__qualname__
+other_margin.__name__ = double_margin.__name__
 
 
 @pytest.mark.parametrize("kept", [False, True])
@@ -190,7 +200,9 @@ class Plain(nn.Module):
 
 
 class Turned(Plain):
-    """The same keys, and other answers for rows that no seeded row is like: those whose sum is a whole number."""
+    """The same keys, and other answers for rows that no seeded row is like: those whose sum is a
+    whole number.
+    """
 
     def forward(self, x):
         y = self.last(x)
@@ -212,7 +224,9 @@ def test_a_model_that_differs_on_recorded_rows_is_refused():
         off.open(pair(Turned), plan, example=whole)
     with pytest.raises(Mismatch, match="rows that the plan was made from"):
         off.record(pair(Turned), whole, timed=False, progress=False).replay(plan)
-    kept = off.record(pair(Plain), whole, timed=False, progress=False, keep_probe_rows=True).header.origin
+    kept = off.record(
+        pair(Plain), whole, timed=False, progress=False, keep_probe_rows=True
+    ).header.origin
     with pytest.raises(Mismatch, match="exit 'large' answers recorded rows"):
         off.open(pair(Turned), without_code(reopened(Plan(thresholds={}, origin=kept))))
 
@@ -225,7 +239,9 @@ def test_a_model_class_with_other_code_is_refused():
 
 def test_recorded_rows_depend_on_no_order(two):
     one = off.record(two, X, timed=False, progress=False).header.origin.probe.recorded
-    other = off.record(two, X.flip(0), timed=False, progress=False, batch_size=5).header.origin.probe.recorded
+    other = off.record(
+        two, X.flip(0), timed=False, progress=False, batch_size=5
+    ).header.origin.probe.recorded
     assert one.digests == other.digests
     assert len(one.digests) == SAMPLED
     np.testing.assert_allclose(one.logits, other.logits, atol=1e-5)
@@ -234,7 +250,9 @@ def test_recorded_rows_depend_on_no_order(two):
 def test_rows_are_stored_only_where_they_were_asked_for(two):
     trace = off.record(two, X, timed=False, progress=False)
     assert trace.header.origin.probe.recorded.values is None
-    kept = off.record(two, X, timed=False, progress=False, keep_probe_rows=True).header.origin.probe.recorded
+    kept = off.record(
+        two, X, timed=False, progress=False, keep_probe_rows=True
+    ).header.origin.probe.recorded
     rows = {row.tobytes() for row in X.numpy()}
     assert {row.tobytes() for row in kept.arrays()["x"]} <= rows
 
@@ -260,7 +278,9 @@ def test_nothing_that_is_not_finite_is_stored():
     net = off.ladder({"small": seeded(Log, 0).eval(), "large": seeded(Log, 1).eval()}).eval()
     origin = off.record(net, x, timed=False, progress=False).header.origin
     probe = json.loads(Plan(thresholds={}, origin=origin).to_json())["origin"]["probe"]
-    assert all(map(finite_everywhere, (probe["logits"], probe["scores"], probe["recorded"]["logits"])))
+    assert all(
+        map(finite_everywhere, (probe["logits"], probe["scores"], probe["recorded"]["logits"]))
+    )
     assert len(probe["rows"]) == len(probe["logits"][0])
     plan = reopened(Plan(thresholds={"small": (0.5,)}, origin=origin))
     assert off.open(net, plan)(x).logits.shape == (60, 3)
@@ -274,7 +294,9 @@ def test_rows_that_an_early_exit_cannot_answer_are_no_probe():
 
 
 def test_a_plan_whose_first_edition_probe_holds_nan_opens(two):
-    """Files of the first edition: no scores, no recorded rows, and NaN where the model took no noise."""
+    """Files of the first edition: no scores, no recorded rows, and NaN where the model took no
+    noise.
+    """
     origin = off.record(two, X, timed=False, progress=False).header.origin
     first, *others = origin.probe.logits[0]
     spoilt = ((float("nan"), *first[1:]), *others), *origin.probe.logits[1:]

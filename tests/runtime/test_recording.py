@@ -16,7 +16,8 @@ from offramp.plans.plan import Plan
 from offramp.runtime.recording import record
 from small import NAN_MARK, conv, dense, ladder_of, rows_of, spoiled
 
-X, Y = rows_of(70).numpy(), np.arange(70) % 3
+X = rows_of(70).numpy()
+Y = np.arange(70) % 3
 
 
 def test_the_columns_are_what_the_network_gives(three):
@@ -41,8 +42,14 @@ def test_the_header(three):
     assert header.origin.key == (three.fingerprint(), "torch", "float32")
     assert [one.shape for one in header.origin.probe.inputs] == [(4,)]
     assert record(three, (X, Y), timed=False).header == header
-    assert record(three, (X[1:], Y[1:]), timed=False).header.data_fingerprint != header.data_fingerprint
-    assert record(three.double(), (X.astype(np.float64), Y), timed=False).header.origin.precision == "float64"
+    assert (
+        record(three, (X[1:], Y[1:]), timed=False).header.data_fingerprint
+        != header.data_fingerprint
+    )
+    assert (
+        record(three.double(), (X.astype(np.float64), Y), timed=False).header.origin.precision
+        == "float64"
+    )
 
 
 def test_the_probe_is_what_open_runs_again(three):
@@ -63,7 +70,11 @@ def test_macs_of_each_part(three):
         f"cost/{kind}/{n}" for kind in ("exit", "gate") for n in ("small", "middle")
     } | {"cost/exit/large"}
     assert all(macs[name] == 0 for name in macs if "segment" not in name)
-    assert all(np.isnan(column[1:]).all() for name, column in trace.columns.items() if name.startswith("cost/"))
+    assert all(
+        np.isnan(column[1:]).all()
+        for name, column in trace.columns.items()
+        if name.startswith("cost/")
+    )
 
 
 def test_milliseconds_are_measured_when_asked_for(two):
@@ -74,7 +85,11 @@ def test_milliseconds_are_measured_when_asked_for(two):
             assert (column >= 0).all()
     price = trace.price(Plan.by_hand({"small": 1.0}), "ms", 8)
     assert 0 < price.mean <= price.worst
-    assert [each.unit for each in trace.evaluate(Plan.by_hand({"small": 1.0})).prices] == ["macs", "ms", "ms"]
+    assert [each.unit for each in trace.evaluate(Plan.by_hand({"small": 1.0})).prices] == [
+        "macs",
+        "ms",
+        "ms",
+    ]
 
 
 def test_answers_alone(three):
@@ -108,7 +123,10 @@ def test_data_of_every_form(three):
 
 @pytest.mark.parametrize(
     ("labels", "says"),
-    [(np.full(70, 3), r"64 labels lie outside 0 to 2 \(row 0 has 3\)"), (np.full(70, -1), "expected integers from 0")],
+    [
+        (np.full(70, 3), r"64 labels lie outside 0 to 2 \(row 0 has 3\)"),
+        (np.full(70, -1), "expected integers from 0"),
+    ],
 )
 def test_labels_out_of_range(three, labels, says):
     with pytest.raises(BadData, match=says):
@@ -144,10 +162,16 @@ def test_models_that_are_not_classifiers():
     with pytest.raises(BadNetwork, match="at least two classes"):
         record(ladder([dense(0, classes=1), dense(1, classes=1)]), X, timed=False)
     with pytest.raises(BadNetwork, match="logits"):
-        record(ladder({"small": nn.Unflatten(1, (2, 2)), "large": nn.Unflatten(1, (2, 2))}).eval(), X, timed=False)
+        record(
+            ladder({"small": nn.Unflatten(1, (2, 2)), "large": nn.Unflatten(1, (2, 2))}).eval(),
+            X,
+            timed=False,
+        )
 
 
-@pytest.mark.parametrize("x", [np.zeros((5, 7), np.float32), np.zeros((5, 4)), np.zeros((5, 4), np.uint8)])
+@pytest.mark.parametrize(
+    "x", [np.zeros((5, 7), np.float32), np.zeros((5, 4)), np.zeros((5, 4), np.uint8)]
+)
 def test_rows_of_another_shape_or_type(three, x):
     with pytest.raises(BadData, match="segment 'small' cannot run on x"):
         record(three, x, timed=False)
@@ -166,7 +190,9 @@ def test_what_else_is_refused(three):
     with pytest.raises(BadData):
         record(three, np.zeros((0, 4), np.float32))
     for wrong in (0, True, 1.5, "64", None):
-        with pytest.raises(InvalidArgument, match="batch_size must be a whole number of at least 1"):
+        with pytest.raises(
+            InvalidArgument, match="batch_size must be a whole number of at least 1"
+        ):
             record(three, X, batch_size=wrong)
     for name in ("timed", "keep_probe_rows", "progress"):
         with pytest.raises(InvalidArgument, match=f"{name} must be True or False, got 'no'"):
@@ -193,7 +219,9 @@ def test_logits_are_held_once(tmp_path, stream):
     trace, peak = peak_of(lambda: record(net, data, timed=False, progress=False))
     assert logits < peak < 1.2 * logits
     _, more = peak_of(lambda: trace.save(tmp_path / "trace.npz"))
-    assert more < 0.5 * logits  # NumPy writes 16 MB at a time, here one of three columns; and the probe
+    assert (
+        more < 0.5 * logits
+    )  # NumPy writes 16 MB at a time, here one of three columns; and the probe
     again, peak = peak_of(lambda: off.Trace.load(tmp_path / "trace.npz"))
     assert peak < 1.2 * logits
     for name, column in trace.columns.items():
@@ -205,7 +233,9 @@ def test_logits_are_held_once(tmp_path, stream):
 def test_a_stream_is_recorded_like_an_array(three):
     want = record(three, (X, Y), timed=False)
     for size in (1, 3, 64, 70):
-        batches = ((X[start : start + size], Y[start : start + size]) for start in range(0, 70, size))
+        batches = (
+            (X[start : start + size], Y[start : start + size]) for start in range(0, 70, size)
+        )
         got = record(three, batches, timed=False, batch_size=32)
         for name, column in want.columns.items():
             np.testing.assert_array_equal(got.columns[name], column)
@@ -229,7 +259,9 @@ def test_large_logits_widen_the_band_and_are_told():
     x = torch.randn(300, 4)
     ordinary = off.record(scaled(1), x, timed=False, progress=False).header.origin
     assert ordinary.band == ordinary.rounding == 1e-4
-    with pytest.warns(off.errors.Notice, match=r"logits reach .*, so thresholds count as uncertain within"):
+    with pytest.warns(
+        off.errors.Notice, match=r"logits reach .*, so thresholds count as uncertain within"
+    ):
         trace = off.record(scaled(200), x, timed=False, progress=False)
     largest = np.abs(trace.columns["logits/small"]).max()
     assert trace.header.origin.band == pytest.approx(1e-4 * largest / 30)
@@ -239,5 +271,7 @@ def test_large_scores_of_ordinary_logits_are_told():
     net = off.ladder([dense(0), dense(1)], gate=lambda z: 1e4 * z.max(1).values)
     with pytest.warns(off.errors.Notice, match=r"scores of gate 'member1' reach"):
         off.record(net, torch.randn(300, 4), timed=False, progress=False)
-    yes = off.ladder([dense(0), dense(1)], gate=lambda z: 1e9 * (z[:, 0] > 0))  # a gate that says yes or no
+    yes = off.ladder(
+        [dense(0), dense(1)], gate=lambda z: 1e9 * (z[:, 0] > 0)
+    )  # a gate that says yes or no
     off.record(yes, torch.randn(300, 4), timed=False, progress=False)

@@ -75,7 +75,9 @@ def test_one_hot_choices_give_what_the_runner_gives(seed, mixed):
     """Bucketed and mixed execution, of random topologies."""
     net = drawn(seed)
     x = rows_of(100, seed)
-    limits = {gate: np.zeros(net.topology.routes(gate), np.float32) + 0.5 for gate in net.topology.gates}
+    limits = {
+        gate: np.zeros(net.topology.routes(gate), np.float32) + 0.5 for gate in net.topology.gates
+    }
 
     def decide(name, gate, seen):
         scores = gate.score(seen).reshape(len(seen.features), -1)

@@ -22,11 +22,16 @@ from small import INF_MARK, NAN_MARK, Counting, conv, dense, ladder_of, rows_of,
 
 @pytest.mark.parametrize("answer", ["own", "mean"])
 def test_a_row_does_not_depend_on_its_batch_mates(answer):
-    net, x = ladder_of(3, answer=answer), rows_of(40)
+    net = ladder_of(3, answer=answer)
+    x = rows_of(40)
     runner = off.open(net, Plan.by_hand({"small": 0.5, "middle": 0.5}))
     whole = runner(x)
     assert len(set(whole.exit.tolist())) == 3
-    for rows in (torch.tensor([3]), torch.arange(0, 40, 2), torch.randperm(40, generator=torch.Generator())):
+    for rows in (
+        torch.tensor([3]),
+        torch.arange(0, 40, 2),
+        torch.randperm(40, generator=torch.Generator()),
+    ):
         part = runner(x[rows])
         torch.testing.assert_close(part.logits, whole.logits[rows], atol=1e-5, rtol=0)
         assert part.exit.tolist() == whole.exit[rows].tolist()
@@ -46,12 +51,17 @@ def test_images_and_batch_norm():
     net = ladder_of(3, make=conv)
     x = torch.randn(20, 1, 6, 6, generator=torch.Generator().manual_seed(0))
     trace = off.record(net, x.numpy(), timed=False)
-    plan = Plan.by_hand({gate: float(np.median(trace.columns[f"score/{gate}"])) for gate in net.topology.gates})
+    plan = Plan.by_hand(
+        {gate: float(np.median(trace.columns[f"score/{gate}"])) for gate in net.topology.gates}
+    )
     assert off.run(net, plan, x).exit.tolist() == trace.replay(plan).exit.tolist()
 
 
 def counting(members: int = 3):
-    models = {name: Counting(dense(index)) for index, name in enumerate(("small", "middle", "large")[:members])}
+    models = {
+        name: Counting(dense(index))
+        for index, name in enumerate(("small", "middle", "large")[:members])
+    }
     return ladder(models).eval(), list(models.values())
 
 
@@ -113,7 +123,9 @@ def test_a_closed_member_is_neither_run_nor_charged(thresholds, max_exit, called
 
 
 def test_a_mean_reads_the_closed_members_before_it():
-    models = {name: Counting(dense(index)) for index, name in enumerate(("small", "middle", "large"))}
+    models = {
+        name: Counting(dense(index)) for index, name in enumerate(("small", "middle", "large"))
+    }
     net = ladder(models, answer="mean").eval()
     y = off.open(net, Plan.by_hand({}))(rows_of(5))
     assert [model.calls for model in models.values()] == [[5], [5], [5]]
@@ -156,15 +168,20 @@ def test_only_rows_of_nan(two):
 
 
 def test_four_threads_share_a_runner(three):
-    runner, x = off.open(three, Plan.by_hand({"small": 0.4, "middle": 0.6})), rows_of(64)
-    want, wrong = runner(x), []
+    runner = off.open(three, Plan.by_hand({"small": 0.4, "middle": 0.6}))
+    x = rows_of(64)
+    want = runner(x)
+    wrong = []
 
     def work(seed):
         rng = np.random.default_rng(seed)
         for _ in range(40):
             rows = torch.from_numpy(rng.permutation(64)[: rng.integers(1, 65)])
             y = runner(x[rows])
-            if y.exit.tolist() != want.exit[rows].tolist() or (y.logits - want.logits[rows]).abs().max() > 1e-5:
+            if (
+                y.exit.tolist() != want.exit[rows].tolist()
+                or (y.logits - want.logits[rows]).abs().max() > 1e-5
+            ):
                 wrong.append(seed)
 
     threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
@@ -176,7 +193,8 @@ def test_four_threads_share_a_runner(three):
 
 
 def test_anytime_is_forward(three):
-    x, runner = rows_of(11), off.open(three, Plan.by_hand({"small": 0.0}))
+    x = rows_of(11)
+    runner = off.open(three, Plan.by_hand({"small": 0.0}))
     steps = list(runner.anytime(x))
     for index, (step, logits) in enumerate(zip(steps, three(x), strict=True)):
         torch.testing.assert_close(step.logits, logits)
@@ -193,7 +211,8 @@ class Clock:
     """A `time.perf_counter` that jumps by `step` seconds at every look."""
 
     def __init__(self, step):
-        self.now, self.step = 0.0, step
+        self.now = 0.0
+        self.step = step
 
     def __call__(self):
         self.now += self.step
@@ -204,7 +223,9 @@ def timed_runner(net, plan, ms, monkeypatch):
     """A runner whose parts all have a 95th percentile of `ms` at any size."""
     from offramp.runtime.measuring import Percentile
 
-    monkeypatch.setattr(opening, "percentiles", lambda parts, rows: tuple(Percentile((1,), (ms,)) for _ in parts))
+    monkeypatch.setattr(
+        opening, "percentiles", lambda parts, rows: tuple(Percentile((1,), (ms,)) for _ in parts)
+    )
     monkeypatch.setattr(Percentile, "__call__", lambda self, count: self.ms[0])
     return off.open(net, plan, timing_rows=rows_of(4))
 
@@ -214,9 +235,12 @@ def timed_runner(net, plan, ms, monkeypatch):
     [(0.0, 0), (-5.0, 0), (2.0, 0), (10.5, 0), (11.5, 1), (12.5, 2), (1000.0, 2)],
 )
 def test_deadlines(three, monkeypatch, deadline, last):
-    """One look at the clock costs 1 ms and a part needs 10: from 0, member 2 could end at 11, member 3 at 12."""
+    """One look at the clock costs 1 ms and a part needs 10: from 0, member 2 could end at 11,
+    member 3 at 12.
+    """
     plan = Plan.by_hand({"small": 0.4, "middle": 0.4})
-    runner, x = timed_runner(three, plan, 10.0, monkeypatch), rows_of(40)
+    runner = timed_runner(three, plan, 10.0, monkeypatch)
+    x = rows_of(40)
     free = runner(x)
     monkeypatch.setattr(running.time, "perf_counter", Clock(1e-3))
     y = runner(x, deadline_ms=deadline)
@@ -258,7 +282,10 @@ def test_open_with_time_on_measures(two):
 
 def test_arrays_are_taken(two):
     plan = Plan.by_hand({"small": 0.4})
-    assert off.run(two, plan, rows_of(6).numpy()).exit.tolist() == off.run(two, plan, rows_of(6)).exit.tolist()
+    assert (
+        off.run(two, plan, rows_of(6).numpy()).exit.tolist()
+        == off.run(two, plan, rows_of(6)).exit.tolist()
+    )
 
 
 def test_gradients_are_left_alone(two):
@@ -282,7 +309,8 @@ class Spoiling(nn.Module):
 def test_a_model_that_works_in_place_on_its_input_spoils_nothing():
     net = ladder({"small": Spoiling(dense(0)), "large": dense(1)}).eval()
     x = rows_of(9)
-    kept, plan = x.clone(), Plan.by_hand({"small": 1e9})
+    kept = x.clone()
+    plan = Plan.by_hand({"small": 1e9})
     expected = net.backbone["large"](kept.clone())
     for got in (off.run(net, plan, x).logits, net(x)[-1]):
         torch.testing.assert_close(got, expected)
@@ -331,5 +359,7 @@ def test_members_of_different_precision_answer_in_the_wider():
 
 
 def test_a_deadline_of_nan_is_refused(two):
-    with pytest.raises(InvalidArgument, match="deadline_ms must be a number of milliseconds, got nan"):
+    with pytest.raises(
+        InvalidArgument, match="deadline_ms must be a number of milliseconds, got nan"
+    ):
         off.open(two, Plan.by_hand({}), timing_rows=rows_of(4))(rows_of(2), deadline_ms=math.nan)

@@ -42,7 +42,9 @@ def new_layer(net):
 
 
 def new_gate(net):
-    net.gates["small"] = off.ladder({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)}, gate="max_prob").gates["a"].eval()
+    net.gates["small"] = (
+        off.ladder({"a": nn.Linear(4, 3), "b": nn.Linear(4, 3)}, gate="max_prob").gates["a"].eval()
+    )
 
 
 CHANGES = {
@@ -67,7 +69,9 @@ CHANGES = {
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_runner_refuses_after_a_change(change):
-    net, x, plan = ladder_of(2), rows_of(9), Plan.by_hand({"small": 0.4})
+    net = ladder_of(2)
+    x = rows_of(9)
+    plan = Plan.by_hand({"small": 0.4})
     runner = off.open(net, plan)
     runner(x)
     CHANGES[change](net)
@@ -81,7 +85,8 @@ def test_the_runner_refuses_after_a_change(change):
 
 def test_a_runner_outlives_the_network():
     net = ladder_of(2)
-    runner, want = off.open(net, Plan.by_hand({})), net(rows_of(5))[-1]
+    runner = off.open(net, Plan.by_hand({}))
+    want = net(rows_of(5))[-1]
     del net
     gc.collect()
     torch.testing.assert_close(runner(rows_of(5)).logits, want)

@@ -38,14 +38,22 @@ CASES = {
     "four, whole numbers": lambda: (ladder_of(4, make=whole_numbers, seed=2), True),
     "three, spoiled": lambda: (ladder_of(3, make=spoiled, seed=3), True),
     "three, a gate that reads": lambda: (
-        ladder_of(3, make=whole_numbers, seed=4, gate={"small": "margin", "middle": Reader("small")}),
+        ladder_of(
+            3, make=whole_numbers, seed=4, gate={"small": "margin", "middle": Reader("small")}
+        ),
         True,
     ),
     "three, floats": lambda: (ladder_of(3, seed=5), False),
     "three, mean": lambda: (ladder_of(3, seed=6, answer="mean"), False),
     "three, entropy": lambda: (ladder_of(3, seed=7, gate="neg_entropy"), False),
-    "one model, cut": lambda: (moved(cut(dense(2), rows_of(4), at=["0", "1"], exits="linear")), False),
-    "a cut member": lambda: (ladder({"small": moved(cut(dense(1), rows_of(4), at="1")), "large": dense(3)}), False),
+    "one model, cut": lambda: (
+        moved(cut(dense(2), rows_of(4), at=["0", "1"], exits="linear")),
+        False,
+    ),
+    "a cut member": lambda: (
+        ladder({"small": moved(cut(dense(1), rows_of(4), at="1")), "large": dense(3)}),
+        False,
+    ),
 }
 
 
@@ -71,14 +79,18 @@ def threshold(rng, scores) -> float:
 def plan_for(rng, trace: Trace) -> Plan:
     gates = [gate for gate in trace.topology.gates if rng.random() < 0.9]
     chosen = {gate: threshold(rng, trace.columns[f"score/{gate}"]) for gate in gates}
-    return Plan.by_hand(chosen, max_exit=rng.choice([None, *trace.topology.exits]) if rng.random() < 0.4 else None)
+    return Plan.by_hand(
+        chosen, max_exit=rng.choice([None, *trace.topology.exits]) if rng.random() < 0.4 else None
+    )
 
 
 def off_band(trace: Trace, plan: Plan) -> np.ndarray:
     """Rows no score of which lies within the float band of a threshold."""
     far = np.ones(len(trace), bool)
     for gate in plan.open_gates():
-        far &= ~(np.abs(trace.columns[f"score/{gate}"].astype(float) - plan.thresholds[gate][0]) <= BAND)
+        far &= ~(
+            np.abs(trace.columns[f"score/{gate}"].astype(float) - plan.thresholds[gate][0]) <= BAND
+        )
     return far
 
 
@@ -88,7 +100,9 @@ def test_run_equals_replay(case):
     x = pool_of(exact, seed=len(case))
     trace = off.record(net, x.numpy(), timed=False, batch_size=POOL)
     rng = np.random.default_rng(len(case))
-    left, compared, reasons = 0, 0, set()
+    left = 0
+    compared = 0
+    reasons = set()
     for number in range(PLANS):
         plan = plan_for(rng, trace)
         runner = off.open(net, plan)

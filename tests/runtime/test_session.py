@@ -1,4 +1,6 @@
-"""Opening refuses training mode, a plan of another network, and a machine that computes differently."""
+"""Opening refuses training mode, a plan of another network, and a machine that computes
+differently.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,15 @@ import torch
 from torch import nn
 
 import offramp as off
-from offramp.errors import BadData, BadFile, BadNetwork, InvalidArgument, Mismatch, StaleRunner, UnknownName
+from offramp.errors import (
+    BadData,
+    BadFile,
+    BadNetwork,
+    InvalidArgument,
+    Mismatch,
+    StaleRunner,
+    UnknownName,
+)
 from offramp.plans.plan import Plan
 from offramp.runtime import graphs
 from offramp.runtime import session as opening
@@ -21,7 +31,8 @@ from small import dense, ladder_of, moved, rows_of, seeded
 
 
 def test_run_opens_again_after_a_change(two):
-    plan, x = Plan.by_hand({"small": math.inf}), rows_of(5)
+    plan = Plan.by_hand({"small": math.inf})
+    x = rows_of(5)
     before = off.run(two, plan, x).logits
     with torch.no_grad():
         two.backbone["small"].weight.add_(1)
@@ -34,7 +45,8 @@ def test_run_opens_again_after_a_change(two):
 def test_run_keeps_its_runner_while_nothing_changes(two, monkeypatch):
     opened = []
     monkeypatch.setattr(opening, "open", lambda *a, **k: opened.append(1) or _open(*a, **k))
-    plan, x = Plan.by_hand({"small": 0.4}), rows_of(5)
+    plan = Plan.by_hand({"small": 0.4})
+    x = rows_of(5)
     for _ in range(3):
         opening.run(two, plan, x)
     assert len(opened) == 1
@@ -56,12 +68,18 @@ def by_level(z):
 class Scaled(nn.Module):
     def __init__(self):
         super().__init__()
-        self.first, self.norm, self.act = nn.Linear(4, 8), nn.BatchNorm1d(8), nn.LeakyReLU(0.1)
-        self.last, self.scale, self.by = nn.Linear(8, 3), 1.0, torch.ones(1)
+        self.first = nn.Linear(4, 8)
+        self.norm = nn.BatchNorm1d(8)
+        self.act = nn.LeakyReLU(0.1)
+        self.last = nn.Linear(8, 3)
+        self.scale = 1.0
+        self.by = torch.ones(1)
         self._table = {"by": 1.0}
 
     def forward(self, x):
-        return self.last(self.act(self.norm(self.first(x)))) * self.scale * self.by * self._table["by"]
+        return (
+            self.last(self.act(self.norm(self.first(x)))) * self.scale * self.by * self._table["by"]
+        )
 
 
 def set_level(net):
@@ -81,7 +99,9 @@ AFTER_OPEN = {
     "a setting of a layer": lambda net: setattr(net.backbone["large"].act, "negative_slope", 3.0),
     "eps": lambda net: setattr(net.backbone["large"].norm, "eps", 3.0),
     "a class": lambda net: setattr(net.backbone["large"].last, "__class__", OtherLinear),
-    "a forward of its own": lambda net: setattr(net.backbone["large"].last, "forward", lambda x: x[:, :3]),
+    "a forward of its own": lambda net: setattr(
+        net.backbone["large"].last, "forward", lambda x: x[:, :3]
+    ),
 }
 
 
@@ -106,17 +126,22 @@ def test_what_the_code_reads_may_not_change_after_open(case):
     for _ in range(5):
         runner(x)
     AFTER_OPEN[case](net)
-    assert any(refused(runner, x) for _ in range(2))  # of few modules all are looked at within two batches
+    assert any(
+        refused(runner, x) for _ in range(2)
+    )  # of few modules all are looked at within two batches
     with pytest.raises(StaleRunner, match="open again"):
         runner.check()
-    with pytest.raises(Mismatch):  # not the Runner that was kept: it opens anew, and that is refused
+    with pytest.raises(
+        Mismatch
+    ):  # not the Runner that was kept: it opens anew, and that is refused
         off.run(net, plan, x)
     LEVEL = 1.0
 
 
 def test_an_entry_of_a_dict_is_noticed_by_check_and_by_run():
     net = off.ladder({"small": dense(0), "large": seeded(Scaled, 0).eval()})
-    plan, x = Plan.by_hand({"small": math.inf}), rows_of(5)
+    plan = Plan.by_hand({"small": math.inf})
+    x = rows_of(5)
     runner = off.open(net, plan)
     before = off.run(net, plan, x).logits
     net.backbone["large"]._table["by"] = 2.0
@@ -129,7 +154,9 @@ def test_a_counter_of_the_model_is_no_change():
     class Counting(nn.Module):
         def __init__(self):
             super().__init__()
-            self.last, self.calls, self.seen = nn.Linear(4, 3), 0, []
+            self.last = nn.Linear(4, 3)
+            self.calls = 0
+            self.seen = []
 
         def forward(self, x):
             self.calls += 1
@@ -201,7 +228,10 @@ class Cast(nn.Module):
 
 def sentences():
     draw = torch.Generator().manual_seed(0)
-    return {"ids": torch.randint(0, 9, (12, 5), generator=draw), "mask": torch.ones(12, 5, dtype=torch.int64)}
+    return {
+        "ids": torch.randint(0, 9, (12, 5), generator=draw),
+        "mask": torch.ones(12, 5, dtype=torch.int64),
+    }
 
 
 class Words(nn.Module):
@@ -209,7 +239,9 @@ class Words(nn.Module):
 
     def __init__(self):
         super().__init__()
-        self.table, self.first, self.last = nn.Embedding(9, 4), nn.Linear(4, 4), nn.Linear(4, 3)
+        self.table = nn.Embedding(9, 4)
+        self.first = nn.Linear(4, 4)
+        self.last = nn.Linear(4, 3)
 
     def forward(self, ids, mask):
         return self.last(self.first((self.table(ids) * mask[..., None]).sum(1)).relu())
@@ -217,10 +249,13 @@ class Words(nn.Module):
 
 def read_through(kind):
     """A network of `Words`, and its gate."""
-    model, x = seeded(Words, 0).eval(), sentences()
+    model = seeded(Words, 0).eval()
+    x = sentences()
     if kind == "ladder":
         return off.ladder({"small": seeded(Words, 1).eval(), "large": model}), "small"
-    return moved(off.cut(model, {name: value[:4] for name, value in x.items()}, at=["first"], exits="linear")), "first"
+    return moved(
+        off.cut(model, {name: value[:4] for name, value in x.items()}, at=["first"], exits="linear")
+    ), "first"
 
 
 @pytest.mark.parametrize("kind", ["ladder", "cut"])
@@ -233,14 +268,21 @@ def test_inputs_that_are_missing_or_too_many_are_told(kind, names):
     with pytest.raises(BadData, match=r"mask|more"):
         runner(given)
     with pytest.raises(BadData, match=r"mask|more"):
-        off.record(net, {name: np.asarray(value) for name, value in given.items()} if names else given.numpy())
+        off.record(
+            net,
+            {name: np.asarray(value) for name, value in given.items()} if names else given.numpy(),
+        )
 
 
 def test_a_plan_by_hand_of_a_ladder_is_compiled_when_it_is_opened(monkeypatch):
-    """Not while it serves, when the first row goes on; and without rows nobody knows for which shape."""
+    """Not while it serves, when the first row goes on; and without rows nobody knows for which
+    shape.
+    """
     pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    net, plan, x = ladder_of(2), Plan.by_hand({"small": 0.4}), rows_of(6)
+    net = ladder_of(2)
+    plan = Plan.by_hand({"small": 0.4})
+    x = rows_of(6)
     with pytest.raises(InvalidArgument, match="example=x"):
         off.open(net, plan, engine="onnxruntime")
     with pytest.raises(BadData, match="no rows"):
@@ -268,7 +310,9 @@ def test_a_child_in_training_mode_is_named():
     net = ladder_of(2)
     net.backbone["middle"][1].train()
     for verb in (lambda: off.open(net, Plan.by_hand({})), lambda: off.record(net, rows_of(9))):
-        with pytest.raises(BadNetwork, match=r"'backbone.middle.1' in the network is in training mode"):
+        with pytest.raises(
+            BadNetwork, match=r"'backbone.middle.1' in the network is in training mode"
+        ):
             verb()
     model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(), nn.Linear(4, 3)).eval()
     model[1].train()
@@ -277,9 +321,13 @@ def test_a_child_in_training_mode_is_named():
 
 
 def test_paths_in_place_of_things_are_told(two, tmp_path):
-    with pytest.raises(InvalidArgument, match=r"the plan must be a Plan.*load it first, with Plan.load"):
+    with pytest.raises(
+        InvalidArgument, match=r"the plan must be a Plan.*load it first, with Plan.load"
+    ):
         off.open(two, "plan.json")
-    with pytest.raises(InvalidArgument, match=r"the trace must be a Trace.*load it first, with Trace.load"):
+    with pytest.raises(
+        InvalidArgument, match=r"the trace must be a Trace.*load it first, with Trace.load"
+    ):
         off.calibrate("trace.npz", at_most=0.1)
     off.save(two, tmp_path / "net")
     for load in (Plan.load, off.Trace.load):
@@ -294,7 +342,12 @@ def test_time_on_no_rows_is_refused(two):
 
 @pytest.mark.parametrize(
     ("asked", "index", "there"),
-    [("cpu", "cpu", True), ("cuda", "cuda:1", True), ("cuda:1", "cuda:0", False), ("cuda:0", "cuda", True)],
+    [
+        ("cpu", "cpu", True),
+        ("cuda", "cuda:1", True),
+        ("cuda:1", "cuda:0", False),
+        ("cuda:0", "cuda", True),
+    ],
 )
 def test_a_device_by_number_is_that_one(asked, index, there):
     assert opening._there(torch.device(asked), torch.device(index)) is there

@@ -68,7 +68,12 @@ def test_it_notices(change):
 @pytest.mark.parametrize("kind", [torch.float32, torch.bfloat16, torch.float64])
 def test_a_spot_check_notices_a_write_through_numpy_within_its_turns(kind, layout):
     """Eight tensors are compared by content at a time: of more the next ones each time."""
-    module = nn.Sequential(*(nn.Conv2d(2, 2, 3) for _ in range(12))).to(kind).to(memory_format=layout).eval()
+    module = (
+        nn.Sequential(*(nn.Conv2d(2, 2, 3) for _ in range(12)))
+        .to(kind)
+        .to(memory_format=layout)
+        .eval()
+    )
     detector = ChangeDetector([module])
     for _ in range(9):
         detector.spot_check()
@@ -205,8 +210,12 @@ def test_a_settings_detector_looks_at_all_modules_in_turns_and_keeps_none_alive(
 
 
 def test_a_settings_detector_compares_what_code_reads_by_value():
-    table, entries, tensor = {"by": 1.5, "f": len}, {"a": torch.ones(2)}, torch.ones(2)
-    detector = SettingsDetector([], [(table, "by", 1.5), (table, "f", len)], [(entries, dict(entries))], [tensor])
+    table = {"by": 1.5, "f": len}
+    entries = {"a": torch.ones(2)}
+    tensor = torch.ones(2)
+    detector = SettingsDetector(
+        [], [(table, "by", 1.5), (table, "f", len)], [(entries, dict(entries))], [tensor]
+    )
     table["by"] = float("1.5")  # another object of the same value
     detector.check()
     entries["a"] = torch.ones(2)

@@ -1,1 +1,3 @@
-"""What every floor leans on and nobody imports from outside: files, names, arguments, progress, processes."""
+"""What every floor leans on and nobody imports from outside: files, names, arguments, progress,
+processes.
+"""

@@ -1,4 +1,5 @@
-"""Arguments as they are typed: `epochs=5` of a recipe, `strided?width=64` of an exit, `offramp:alexnet?classes=100`.
+"""Arguments as they are typed: `epochs=5` of a recipe, `strided?width=64` of an exit,
+`offramp:alexnet?classes=100`.
 
 And values: which numbers, counts, flags and objects are allowed, and how a share is printed.
 """
@@ -77,7 +78,9 @@ def _limits(low: float | None, high: float | None, above: float | None, below: f
 
 
 def _as_float(value: Any) -> float:
-    """A number as Python's own: of NumPy's float32 0.05 this is 0.05 (its shortest text), and no zero is negative."""
+    """A number as Python's own: of NumPy's float32 0.05 this is 0.05 (its shortest text), and no
+    zero is negative.
+    """
     if type(value).__module__ == "numpy":
         return float(str(value)) + 0.0
     try:
@@ -117,8 +120,12 @@ def require_count(name: str, value: object, low: int = 1, high: int = MOST) -> i
 
 
 def require_flag(name: str, value: object) -> bool:
-    """True or False, also NumPy's. Raises InvalidArgument for anything else: the text "no" would count as True."""
-    if isinstance(value, bool) or (type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")):
+    """True or False, also NumPy's. Raises InvalidArgument for anything else: the text "no" would
+    count as True.
+    """
+    if isinstance(value, bool) or (
+        type(value).__module__ == "numpy" and type(value).__name__ in ("bool", "bool_")
+    ):
         return bool(value)
     raise InvalidArgument(f"{name} must be True or False, got {value!r}")
 
@@ -151,7 +158,9 @@ def _as_share(value: object) -> str:
     if isinstance(value, str) and not value.strip().endswith("%") and 0 < number < 1:
         return f" (a text: give the number {number:g})"
     meant = 1 < number < 100 or (isinstance(value, str) and 0 < number < 100)
-    return f" ({number:g} % is {number / 100:g})" if meant and not isinstance(value, bool) else ""
+    if meant and not isinstance(value, bool):
+        return f" ({number:g} % is {number / 100:g})"
+    return ""
 
 
 def percentage(share: float) -> str:
@@ -161,13 +170,17 @@ def percentage(share: float) -> str:
     ('95 %', '0.1 %', '99.99 %')
     """
     text = f"{100 * share:.12g}"
-    if text in ("0", "100") and share not in (0, 1):  # rounded, and a promise of 100 % is another one
+    if text in ("0", "100") and share not in (
+        0,
+        1,
+    ):  # rounded, and a promise of 100 % is another one
         text = f"{(100 * Decimal(repr(share))).normalize()}"
     return f"{text} %"
 
 
 def arguments_of(texts: Sequence[str] | None, told: str = "--with") -> dict[str, Any]:
-    """NAME=VALUE texts as arguments: numbers, true, false, null and lists as in JSON, anything else as text.
+    """NAME=VALUE texts as arguments: numbers, true, false, null and lists as in JSON, anything else
+    as text.
 
     >>> arguments_of(["epochs=5", "weights=[1, 0.3]", "norm=frozen"])
     {'epochs': 5, 'weights': [1, 0.3], 'norm': 'frozen'}
@@ -175,7 +188,9 @@ def arguments_of(texts: Sequence[str] | None, told: str = "--with") -> dict[str,
     arguments: dict[str, Any] = {}
     for name, value in pairs(texts, told).items():
         if not name.isidentifier():
-            raise InvalidArgument(f"got {told} {name}=..., expected the name of an argument before the =; write it so")
+            raise InvalidArgument(
+                f"got {told} {name}=..., expected the name of an argument before the =; write it so"
+            )
         try:
             arguments[name] = json.loads(value)
         except (ValueError, RecursionError):
@@ -189,7 +204,9 @@ def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not (name and equals and value) or name in pairs:
-            raise InvalidArgument(f"got {option} {text!r}, expected NAME=VALUE, each name once; write it so")
+            raise InvalidArgument(
+                f"got {option} {text!r}, expected NAME=VALUE, each name once; write it so"
+            )
         pairs[name] = value
     return pairs
 
@@ -200,8 +217,8 @@ def words(text: str | None) -> list[str] | None:
 
 
 def name_of(spec: str) -> tuple[str, dict[str, Any]]:
-    """A name and its arguments: `offramp:msdnet_even?blocks=5&classes=10`. Raises InvalidArgument where one is no
-    NAME=VALUE.
+    """A name and its arguments: `offramp:msdnet_even?blocks=5&classes=10`. Raises InvalidArgument
+    where one is no NAME=VALUE.
 
     >>> name_of("strided?width=64")
     ('strided', {'width': 64})

@@ -1,7 +1,8 @@
 """Files that only save time: made again whenever they are missing, damaged or of another version.
 
-They are below `$XDG_CACHE_HOME/offramp`, or `~/.cache/offramp`. A file is its own proof: the first line names what it
-is and the SHA-256 of the rest. Where nothing can be written, nothing is kept, and nobody is told.
+They are below `$XDG_CACHE_HOME/offramp`, or `~/.cache/offramp`. A file is its own proof: the first
+line names what it is and the SHA-256 of the rest. Where nothing can be written, nothing is kept,
+and nobody is told.
 """
 
 from __future__ import annotations
@@ -76,7 +77,9 @@ def _head(key: str, body: bytes) -> bytes:
 
 def _trim(path: Path) -> None:
     """Remove the files that nobody has read for longest, until the rest is small enough."""
-    states = sorted(((file.stat(), file) for file in path.glob("*.bin")), key=lambda pair: -pair[0].st_mtime)
+    states = sorted(
+        ((file.stat(), file) for file in path.glob("*.bin")), key=lambda pair: -pair[0].st_mtime
+    )
     total = 0
     for state, file in states:
         total += state.st_size

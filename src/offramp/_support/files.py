@@ -1,8 +1,9 @@
 """Atomic writes and safe reads: nothing half-written, nothing that runs code.
 
-Every file is written whole (`_support/replacement.py`), and replaces only an earlier one of its own kind. JSON bodies
-carry a schema version and a checksum, so that an edited file is noticed. Arrays are `.npz` without pickles, weights
-safetensors; `.pt` and `.pth` are read with `weights_only=True`. Only regular files are read, and none without a limit.
+Every file is written whole (`_support/replacement.py`), and replaces only an earlier one of its own
+kind. JSON bodies carry a schema version and a checksum, so that an edited file is noticed. Arrays
+are `.npz` without pickles, weights safetensors; `.pt` and `.pth` are read with `weights_only=True`.
+Only regular files are read, and none without a limit.
 """
 
 from __future__ import annotations
@@ -64,22 +65,33 @@ def from_document(text: str, kind: str, newest: int, where: str) -> tuple[int, d
         stated = document.pop("checksum")
         computed = checksum(document)
     except (ValueError, AttributeError, KeyError, TypeError, RecursionError) as problem:
-        raise BadFile(f"{where} is not an offramp {kind}: no readable JSON with a schema; make it again") from problem
+        raise BadFile(
+            f"{where} is not an offramp {kind}: no readable JSON with a schema; make it again"
+        ) from problem
     if (family, name) != ("offramp", kind):
         raise BadFile(f"{where} is an {family}/{name}, not an offramp {kind}; give the right file")
     if number < 1:
-        raise BadFile(f"{where} has schema offramp/{kind}/{number}, and there is none below 1; give the right file")
+        raise BadFile(
+            f"{where} has schema offramp/{kind}/{number}, and there is none below 1; give the "
+            f"right file"
+        )
     if number > newest:
         raise NewerSchema(
-            f"{where} has schema offramp/{kind}/{number}, this offramp reads up to {newest}; upgrade offramp"
+            f"{where} has schema offramp/{kind}/{number}, this offramp reads up to {newest}; "
+            f"upgrade offramp"
         )
     if stated != computed:
-        raise BadFile(f"{where} was edited or damaged after it was written (its checksum differs); make it again")
+        raise BadFile(
+            f"{where} was edited or damaged after it was written (its checksum differs); make it "
+            f"again"
+        )
     return number, document
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object, in which every key stands once: else two readers could take two meanings from one file."""
+    """A JSON object, in which every key stands once: else two readers could take two meanings from
+    one file.
+    """
     found = dict(pairs)
     if len(found) < len(pairs):
         raise ValueError("a key stands twice")
@@ -87,7 +99,9 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def write_json(path: str | Path, kind: str, version: int, body: Mapping[str, Any]) -> None:
-    """Write a versioned, checksummed JSON document, onto nothing but an earlier one of the same kind."""
+    """Write a versioned, checksummed JSON document, onto nothing but an earlier one of the same
+    kind.
+    """
     with replacing(path, mark=document_mark(kind), what=kind) as temporary:
         temporary.write_text(to_document(kind, version, body))
 
@@ -108,11 +122,14 @@ def read_text(path: str | Path, *, most: int = MOST_TEXT) -> str:
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as problem:
-        raise BadFile(f"cannot read {path} as text ({problem}); check the path and the file") from problem
+        raise BadFile(
+            f"cannot read {path} as text ({problem}); check the path and the file"
+        ) from problem
 
 
 def require_regular(path: str | Path, *, most: int | None = None) -> None:
-    """Raise BadFile for what is no file of bytes: a folder, a device, a pipe or a socket would be read for ever.
+    """Raise BadFile for what is no file of bytes: a folder, a device, a pipe or a socket would be
+    read for ever.
 
     most: the largest size in bytes.
     """
@@ -123,19 +140,31 @@ def require_regular(path: str | Path, *, most: int | None = None) -> None:
     except (OSError, ValueError) as problem:  # ValueError: a NUL in the name
         raise BadFile(f"cannot read {path} ({problem}); check the path") from problem
     if stat.S_ISDIR(about.st_mode):
-        holds = " that holds a network" if (Path(path) / "network.json").is_file() else ""
-        raise BadFile(f"{path} is a folder{holds}, expected a file; check the order of the arguments")
+        if (Path(path) / "network.json").is_file():
+            holds = " that holds a network"
+        else:
+            holds = ""
+        raise BadFile(
+            f"{path} is a folder{holds}, expected a file; check the order of the arguments"
+        )
     if not stat.S_ISREG(about.st_mode):
-        raise BadFile(f"{path} is a device, a pipe or a socket, expected a regular file; copy what it gives to one")
+        raise BadFile(
+            f"{path} is a device, a pipe or a socket, expected a regular file; copy what it gives "
+            f"to one"
+        )
     if most is not None and about.st_size > most:
-        raise BadFile(f"{path} holds {about.st_size:,} bytes, expected at most {most:,}; check the path")
+        raise BadFile(
+            f"{path} holds {about.st_size:,} bytes, expected at most {most:,}; check the path"
+        )
 
 
-def write_csv(path: str | Path, head: Sequence[str], rows: Iterable[Sequence[object]], *, what: str) -> None:
+def write_csv(
+    path: str | Path, head: Sequence[str], rows: Iterable[Sequence[object]], *, what: str
+) -> None:
     """Write a table as CSV, onto nothing but an earlier one with the same first columns.
 
-    A text that a spreadsheet would take for a formula gets a ' before it. Numbers stay as they are, and None is an
-    empty cell.
+    A text that a spreadsheet would take for a formula gets a ' before it. Numbers stay as they are,
+    and None is an empty cell.
 
     Args:
         path: the file.
@@ -144,7 +173,10 @@ def write_csv(path: str | Path, head: Sequence[str], rows: Iterable[Sequence[obj
         what: what the table is, for the message where another file is there.
     """
     mark = ",".join(head[:3]).encode()
-    with replacing(path, mark=mark, what=what) as part, part.open("w", newline="", encoding="utf-8") as file:
+    with (
+        replacing(path, mark=mark, what=what) as part,
+        part.open("w", newline="", encoding="utf-8") as file,
+    ):
         writer = csv.writer(file)
         writer.writerow([plain_cell(name) for name in head])
         for row in rows:
@@ -152,14 +184,17 @@ def write_csv(path: str | Path, head: Sequence[str], rows: Iterable[Sequence[obj
 
 
 def plain_cell(value: object) -> object:
-    """A cell of a table that no spreadsheet computes: a text that begins like a formula gets a ' before it."""
+    """A cell of a table that no spreadsheet computes: a text that begins like a formula gets a '
+    before it.
+    """
     if isinstance(value, str) and value.startswith(FORMULA):
         return "'" + value
     return value
 
 
 def write_arrays(path: str | Path, header: str, columns: Mapping[str, Array]) -> None:
-    """Write named arrays and a text header into one `.npz`, uncompressed, onto nothing but one of the same kind.
+    """Write named arrays and a text header into one `.npz`, uncompressed, onto nothing but one of
+    the same kind.
 
     header: a document (`to_document`), whose schema names the kind.
     """
@@ -185,9 +220,12 @@ def read_arrays(path: str | Path) -> tuple[str, dict[str, Array]]:
         return columns.pop(HEADER).tobytes().decode(), columns
     except BadFile:
         raise
-    except Exception as problem:  # a damaged archive can fail anywhere inside zip, header parser or allocator
+    except (
+        Exception
+    ) as problem:  # a damaged archive can fail anywhere inside zip, header parser or allocator
         raise BadFile(
-            f"{path} is not a readable array file ({type(problem).__name__}); it is truncated, damaged or of "
+            f"{path} is not a readable array file ({type(problem).__name__}); it is truncated, "
+            f"damaged or of "
             "another kind: make it again"
         ) from problem
 
@@ -213,7 +251,9 @@ def npz_sizes(file: IO[bytes]) -> dict[str, tuple[int, int]]:
             with archive.open(entry) as member:
                 _require_honest(member, entry)
             # numbered: of two members with one name both count
-            sizes[entry.filename if entry.filename not in sizes else f"{entry.filename}#{number}"] = (
+            sizes[
+                entry.filename if entry.filename not in sizes else f"{entry.filename}#{number}"
+            ] = (
                 entry.compress_size,
                 entry.file_size,
             )
@@ -222,7 +262,9 @@ def npz_sizes(file: IO[bytes]) -> dict[str, tuple[int, int]]:
 
 
 def _require_honest(member: IO[bytes], entry: zipfile.ZipInfo) -> None:
-    """Raise ValueError unless an array is as long as its header says: NumPy allocates by the header."""
+    """Raise ValueError unless an array is as long as its header says: NumPy allocates by the
+    header.
+    """
     version = np.lib.format.read_magic(member)
     readers = {
         (1, 0): np.lib.format.read_array_header_1_0,
@@ -233,7 +275,9 @@ def _require_honest(member: IO[bytes], entry: zipfile.ZipInfo) -> None:
     shape, _, dtype = readers[version](member)
     expected = member.tell() + math.prod(shape) * dtype.itemsize
     if not dtype.hasobject and entry.file_size != expected:  # objects are refused by np.load
-        raise ValueError(f"{entry.filename} has {entry.file_size} bytes, its header says {expected}")
+        raise ValueError(
+            f"{entry.filename} has {entry.file_size} bytes, its header says {expected}"
+        )
 
 
 def require_memory(path: str | Path, packed: int, unpacked: int) -> None:
@@ -249,13 +293,15 @@ def require_memory(path: str | Path, packed: int, unpacked: int) -> None:
     needed = f"{unpacked / 1e6:,.0f} MB"
     if unpacked > UNSUSPICIOUS and unpacked > MOST_TIMES * packed:
         raise BadFile(
-            f"{path} would unpack {packed / 1e6:,.1f} MB to {needed}; expected to grow at most {MOST_TIMES} times: "
+            f"{path} would unpack {packed / 1e6:,.1f} MB to {needed}; expected to grow at most "
+            f"{MOST_TIMES} times: "
             "store it uncompressed, or load the arrays yourself and hand them over"
         )
     free = free_memory()
     if free is not None and unpacked > 0.8 * free:
         raise BadFile(
-            f"{path} needs {needed} of memory, and {free / 1e6:,.0f} MB are free; split it, or hand over a "
+            f"{path} needs {needed} of memory, and {free / 1e6:,.0f} MB are free; split it, or "
+            f"hand over a "
             "memory-mapped array"
         )
 
@@ -264,7 +310,9 @@ def free_memory() -> int | None:
     """Bytes of memory that can be had, or None where the system does not say."""
     try:
         lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+        return next(
+            int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable")
+        )
     except (OSError, ValueError, IndexError, StopIteration):
         pass
     try:  # elsewhere: all there is
@@ -274,7 +322,9 @@ def free_memory() -> int | None:
 
 
 def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write named tensors as safetensors, onto nothing but weights of ours; shared memory is written once per name."""
+    """Write named tensors as safetensors, onto nothing but weights of ours; shared memory is
+    written once per name.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -283,18 +333,24 @@ def write_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
         try:
             save_file(plain, temporary, metadata={"written_by": "offramp"})
         except SafetensorError as problem:  # a full disk among others
-            raise BadFile(f"cannot write {path} ({problem}); make room, or choose another folder") from problem
+            raise BadFile(
+                f"cannot write {path} ({problem}); make room, or choose another folder"
+            ) from problem
 
 
 def read_tensors(path: str | Path) -> dict[str, Tensor]:
-    """Named tensors from `.safetensors`, or from `.pt`/`.pth`/`.th`/`.bin` read with `weights_only=True`.
+    """Named tensors from `.safetensors`, or from `.pt`/`.pth`/`.th`/`.bin` read with
+    `weights_only=True`.
 
     A checkpoint that wraps one state dict is unwrapped, and a prefix `module.` of all names goes.
     Raises BadFile for a missing, truncated or pickled file, and for one with several state dicts.
     """
     found = read_state_dicts(path)
     if len(found) > 1:
-        raise BadFile(f"{path} holds several state dicts, {', '.join(found)}; expected one: save the one that you mean")
+        raise BadFile(
+            f"{path} holds several state dicts, {', '.join(found)}; expected one: save the one "
+            f"that you mean"
+        )
     (tensors,) = found.values()
     if all(name.startswith("module.") for name in tensors):
         return {name.removeprefix("module."): value for name, value in tensors.items()}
@@ -305,11 +361,12 @@ def read_state_dicts(path: str | Path) -> dict[str, dict[str, Tensor]]:
     """Every state dict in a file of weights, by where it stands there.
 
     Args:
-        path: `.safetensors`, or a checkpoint (`.pt`, `.pth`, `.th`, `.bin`, `.ckpt`), which is read with
-            `weights_only=True`.
+        path: `.safetensors`, or a checkpoint (`.pt`, `.pth`, `.th`, `.bin`, `.ckpt`), which is read
+            with `weights_only=True`.
 
     Returns:
-        Names to tensors, by the keys that lead to them: `state_dict`, `ema/shadow`; "" for the file itself.
+        Names to tensors, by the keys that lead to them: `state_dict`, `ema/shadow`; "" for the file
+        itself.
 
     Raises:
         BadFile: missing, truncated, would run code, or without a state dict.
@@ -320,8 +377,14 @@ def read_state_dicts(path: str | Path) -> dict[str, dict[str, Tensor]]:
         loaded = _read_checkpoint(folder)
         found = dict(_state_dicts(loaded))
         if not found:
-            keys = f": its keys are {_some(loaded)}" if isinstance(loaded, dict) and loaded else ""
-            raise BadFile(f"{folder} holds no state dict of tensors{keys}; save model.state_dict() and give that file")
+            if isinstance(loaded, dict) and loaded:
+                keys = f": its keys are {_some(loaded)}"
+            else:
+                keys = ""
+            raise BadFile(
+                f"{folder} holds no state dict of tensors{keys}; save model.state_dict() and give "
+                f"that file"
+            )
         return found
     from safetensors.torch import load_file
 
@@ -329,7 +392,8 @@ def read_state_dicts(path: str | Path) -> dict[str, dict[str, Tensor]]:
         return {"": load_file(folder)}
     except Exception as problem:
         raise BadFile(
-            f"{folder} is not a readable safetensors file ({problem}); a PyTorch checkpoint must be named .pt or .pth"
+            f"{folder} is not a readable safetensors file ({problem}); a PyTorch checkpoint must "
+            f"be named .pt or .pth"
         ) from problem
 
 
@@ -337,25 +401,36 @@ def _read_checkpoint(path: Path) -> Any:
     import torch
 
     if _is_compressed(path):
-        raise BadFile(f"{path} is a compressed archive, and torch.save writes none; save the weights again")
+        raise BadFile(
+            f"{path} is a compressed archive, and torch.save writes none; save the weights again"
+        )
     try:
         with torch.serialization.safe_globals(_inert()):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as problem:  # pickle, zip and torch errors alike: the file is not plain weights
-        refused = re.search(r"Unsupported (?:global|class)[^A-Za-z]*(?:GLOBAL )?([\w.]+)", str(problem))
+    except (
+        Exception
+    ) as problem:  # pickle, zip and torch errors alike: the file is not plain weights
+        refused = re.search(
+            r"Unsupported (?:global|class)[^A-Za-z]*(?:GLOBAL )?([\w.]+)", str(problem)
+        )
         what = f"it holds a {refused[1]}, which" if refused else "it is damaged or"
         raise BadFile(
-            f"{path} cannot be read as plain weights (weights_only=True); {what} would run code: save "
+            f"{path} cannot be read as plain weights (weights_only=True); {what} would run code: "
+            f"save "
             "model.state_dict() and give that file"
         ) from problem
 
 
 def _is_compressed(path: Path) -> bool:
-    """Whether a zip archive has compressed members; False for what is no archive, or a damaged one."""
+    """Whether a zip archive has compressed members; False for what is no archive, or a damaged
+    one.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
             return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-    except Exception:  # a damaged directory can fail anywhere; torch says what is wrong with the file
+    except (
+        Exception
+    ):  # a damaged directory can fail anywhere; torch says what is wrong with the file
         return False
 
 
@@ -375,14 +450,20 @@ def _inert() -> list[Any]:
     ]
 
 
-def _state_dicts(loaded: object, where: str = "", depth: int = 0) -> Iterator[tuple[str, dict[str, Tensor]]]:
-    """The mappings of names to tensors in what a checkpoint holds; numbers beside the tensors are left out."""
+def _state_dicts(
+    loaded: object, where: str = "", depth: int = 0
+) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """The mappings of names to tensors in what a checkpoint holds; numbers beside the tensors are
+    left out.
+    """
     import torch
 
     if not isinstance(loaded, dict) or depth > 3:
         return
     tensors = {
-        name: value for name, value in loaded.items() if isinstance(name, str) and isinstance(value, torch.Tensor)
+        name: value
+        for name, value in loaded.items()
+        if isinstance(name, str) and isinstance(value, torch.Tensor)
     }
     if tensors:
         yield where, tensors

@@ -4,8 +4,9 @@
     find("models", "resnet20")           the function of that name in models/cifar_resnet.py
     find("gates", "my.module:Mine")      yours; only ever from a name that the user typed, never from a file
 
-A shelf is a folder of this package. What a file offers stands in its `__all__`: names that are typed, and names that
-saved networks hold. Looking for a name reads sources, and imports only the file that holds it.
+A shelf is a folder of this package. What a file offers stands in its `__all__`: names that are
+typed, and names that saved networks hold. Looking for a name reads sources, and imports only the
+file that holds it.
 """
 
 from __future__ import annotations
@@ -28,13 +29,16 @@ SHOWN = 40  # of what is known, where nothing is near
 def find(shelf: str, name: str) -> Any:
     """The object called `name` on `shelf`, or the user's own for `module:attribute`.
 
-    Raises UnknownName (with the nearest names), InvalidArgument when the user's module cannot be imported.
+    Raises UnknownName (with the nearest names), InvalidArgument when the user's module cannot be
+    imported.
     """
     return imported(name) if ":" in name else shelved(shelf, name)
 
 
 def shelved(shelf: str, name: str) -> Any:
-    """The object called `name` on our own shelf and nowhere else: for names that stand in a file."""
+    """The object called `name` on our own shelf and nowhere else: for names that stand in a
+    file.
+    """
     for file in _files(shelf):
         if name in _public(file):
             return getattr(importlib.import_module(f"offramp.{shelf}.{file.stem}"), name)
@@ -75,11 +79,19 @@ def imported(dotted: str) -> Any:
 def unknown(name: str, known: Iterable[str], kind: str) -> UnknownName:
     """The error for a name that nothing answers to, with the nearest names."""
     choices = list(known)
-    near = difflib.get_close_matches(name, choices, n=3, cutoff=0.4) if isinstance(name, str) else []
+    if isinstance(name, str):
+        near = difflib.get_close_matches(name, choices, n=3, cutoff=0.4)
+    else:
+        near = []
     more = f" and {len(choices) - SHOWN} more" if len(choices) > SHOWN else ""
-    offer = "did you mean " + " or ".join(map(repr, near)) if near else "known: " + ", ".join(choices[:SHOWN]) + more
+    if near:
+        offer = "did you mean " + " or ".join(map(repr, near))
+    else:
+        offer = "known: " + ", ".join(choices[:SHOWN]) + more
     return UnknownName(
-        f"there is no {kind} called {name!r}; {offer}?" if near else f"there is no {kind} called {name!r}; {offer}"
+        f"there is no {kind} called {name!r}; {offer}?"
+        if near
+        else f"there is no {kind} called {name!r}; {offer}"
     )
 
 

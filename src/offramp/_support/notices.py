@@ -8,5 +8,7 @@ from offramp.errors import Notice
 
 
 def say(sentence: str) -> None:
-    """Say a sentence as a Notice; Python shows it once, the command line prints it on standard error."""
+    """Say a sentence as a Notice; Python shows it once, the command line prints it on standard
+    error.
+    """
     warnings.warn(sentence, Notice, stacklevel=3)

@@ -1,7 +1,8 @@
-"""Which folders are ours to replace: those whose manifest is sound, and in which every file is one that we write.
+"""Which folders are ours to replace: those whose manifest is sound, and in which every file is one
+that we write.
 
-Anything else belongs to somebody: a web application has a manifest.json too, and a folder of ours may hold notes.
-It is refused, what is foreign is named, and nothing in it is touched.
+Anything else belongs to somebody: a web application has a manifest.json too, and a folder of ours
+may hold notes. It is refused, what is foreign is named, and nothing in it is touched.
 """
 
 from __future__ import annotations
@@ -28,8 +29,9 @@ def _nothing(_body: Mapping[str, Any]) -> Iterable[str]:
 class FolderKind:
     """A kind of folder that offramp writes.
 
-    what: its name in a sentence. manifest: the file that is always there, a document of the schema `schema`. files:
-    the names of all files that may be there. listed: further names, from the body of the manifest.
+    what: its name in a sentence. manifest: the file that is always there, a document of the schema
+    `schema`. files: the names of all files that may be there. listed: further names, from the body
+    of the manifest.
     """
 
     what: str
@@ -45,7 +47,9 @@ class FolderKind:
             if not os.path.lexists(folder):
                 return
             if folder.is_symlink():
-                raise BadFile(f"{folder} is a link, and only a folder itself is replaced; name the folder")
+                raise BadFile(
+                    f"{folder} is a link, and only a folder itself is replaced; name the folder"
+                )
             if not folder.is_dir():
                 raise BadFile(f"{folder} exists and is no folder; name a new or an empty folder")
             names = sorted(os.listdir(folder))
@@ -58,7 +62,8 @@ class FolderKind:
         manifest = folder / self.manifest
         if not is_regular(manifest):
             raise BadFile(
-                f"{folder} was not written by offramp as {self.what} (it holds {_few(names)}, and no {self.manifest}); "
+                f"{folder} was not written by offramp as {self.what} (it holds {_few(names)}, and "
+                f"no {self.manifest}); "
                 "name a new or an empty folder"
             )
         try:
@@ -66,13 +71,15 @@ class FolderKind:
             known = self.files | set(self.listed(body))
         except (OfframpError, AttributeError, KeyError, TypeError) as problem:
             raise BadFile(
-                f"{folder} was not written by offramp as {self.what} (its {self.manifest} is something else, or "
+                f"{folder} was not written by offramp as {self.what} (its {self.manifest} is "
+                f"something else, or "
                 "damaged); name a new or an empty folder, or remove this one"
             ) from problem
         foreign = [name for name in names if not self._is_ours(folder / name, known)]
         if foreign:
             raise BadFile(
-                f"{folder} holds {_few(foreign)}, which offramp did not write there, and would be replaced whole; move "
+                f"{folder} holds {_few(foreign)}, which offramp did not write there, and would be "
+                f"replaced whole; move "
                 "it away, or name another folder"
             )
 

@@ -1,7 +1,8 @@
 """Several processes that do one thing together, as `torchrun` and `accelerate launch` start them.
 
-Every process calls the same verb and gets the same result. What is exchanged goes through torch.distributed; a process
-that was started alone exchanges nothing. What one process raises is raised by all: none waits for it in vain.
+Every process calls the same verb and gets the same result. What is exchanged goes through
+torch.distributed; a process that was started alone exchanges nothing. What one process raises is
+raised by all: none waits for it in vain.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ LAUNCHED = ("WORLD_SIZE", "RANK", "MASTER_ADDR", "MASTER_PORT")  # what launcher
 
 @dataclass(frozen=True)
 class Processes:
-    """One process among `count`; the one at place 0, the main one, writes files. device: where its tensors lie."""
+    """One process among `count`; the one at place 0, the main one, writes files. device: where its
+    tensors lie.
+    """
 
     rank: int = 0
     count: int = 1
@@ -65,10 +68,13 @@ class Processes:
         return [thing for turn in turns for thing in turn if thing is not missing]  # type: ignore[misc]
 
     def agreed(self, call: Callable[[], T]) -> T:
-        """What `call` gives in this process, once it has ended in all; what it raises in one is raised in all."""
+        """What `call` gives in this process, once it has ended in all; what it raises in one is
+        raised in all.
+        """
         if self.count == 1:
             return call()
-        result, problem = None, None
+        result = None
+        problem = None
         try:
             result = call()
         except Exception as raised:
@@ -89,7 +95,8 @@ class Processes:
         """Raise InvalidArgument unless all processes have the same `mark` of something."""
         if len(set(self.gathered(mark))) > 1:
             raise InvalidArgument(
-                f"the {self.count} processes have different {what}s, expected the same in all; load one from a file, "
+                f"the {self.count} processes have different {what}s, expected the same in all; "
+                f"load one from a file, "
                 "or seed what makes it"
             )
 
@@ -101,7 +108,9 @@ class Processes:
         return tuple(value > 0 for value in found)
 
     def mean(self, figures: Mapping[str, float], weight: float) -> dict[str, float]:
-        """Figures that each process has of its share of the rows, over all of them. weight: its share of the rows."""
+        """Figures that each process has of its share of the rows, over all of them. weight: its
+        share of the rows.
+        """
         if self.count == 1:
             return dict(figures)
         values = torch.tensor([*figures.values()], dtype=torch.float64) * weight
@@ -115,10 +124,11 @@ class Processes:
         return found
 
     def add_gradients(self, parameters: Iterable[Tensor]) -> None:
-        """Replace gradients by their sums over all processes; a parameter that none has a gradient for keeps none.
+        """Replace gradients by their sums over all processes; a parameter that none has a gradient
+        for keeps none.
 
-        By hand and not by DistributedDataParallel: that hooks into one forward of one module, and recipes call a
-        network in several ways, look at it through hooks, and leave exits out.
+        By hand and not by DistributedDataParallel: that hooks into one forward of one module, and
+        recipes call a network in several ways, look at it through hooks, and leave exits out.
         """
         if self.count == 1:
             return
@@ -126,9 +136,16 @@ class Processes:
         for value in parameters:
             kinds.setdefault(value.dtype, []).append(value)
         for values in kinds.values():
-            own = [torch.zeros_like(value) if value.grad is None else value.grad for value in values]
-            has = torch.tensor([value.grad is not None for value in values], dtype=own[0].dtype, device=own[0].device)
-            found, start = self.total(torch.cat([*(one.reshape(-1) for one in own), has])), 0
+            own = [
+                torch.zeros_like(value) if value.grad is None else value.grad for value in values
+            ]
+            has = torch.tensor(
+                [value.grad is not None for value in values],
+                dtype=own[0].dtype,
+                device=own[0].device,
+            )
+            found = self.total(torch.cat([*(one.reshape(-1) for one in own), has]))
+            start = 0
             for value, known in zip(values, found[-len(values) :].tolist(), strict=True):
                 end = start + value.numel()
                 value.grad = found[start:end].view_as(value).clone() if known else None
@@ -149,7 +166,8 @@ ALONE = Processes()
 
 
 def here(device: torch.device) -> Processes:
-    """The processes among which this one was started; it joins them if nobody has done so. device: its network's.
+    """The processes among which this one was started; it joins them if nobody has done so. device:
+    its network's.
 
     Every one of them must call what asks for this, or those that do wait for it.
     """
@@ -167,7 +185,9 @@ def here(device: torch.device) -> Processes:
 
 
 def _part() -> None:
-    """Leave the others in order: a process that ends while it still listens to them may crash, its work being done."""
+    """Leave the others in order: a process that ends while it still listens to them may crash, its
+    work being done.
+    """
     if distributed.is_initialized():
         distributed.destroy_process_group()
 
@@ -178,5 +198,7 @@ def _packed(problem: Exception) -> bytes:
         packed = pickle.dumps(problem)
         pickle.loads(packed)
     except Exception:  # errors that carry more than a sentence
-        return pickle.dumps(RuntimeError(f"another process stopped: {type(problem).__name__}: {problem}"))
+        return pickle.dumps(
+            RuntimeError(f"another process stopped: {type(problem).__name__}: {problem}")
+        )
     return packed

@@ -1,4 +1,6 @@
-"""Progress of long passes, on standard error: a bar in a terminal, elsewhere a line every ten seconds."""
+"""Progress of long passes, on standard error: a bar in a terminal, elsewhere a line every ten
+seconds.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ T = TypeVar("T")
 
 
 class _Stopwatch:
-    """When the last line was written, and when the last pass ended: shared by all passes, as standard error is.
+    """When the last line was written, and when the last pass ended: shared by all passes, as
+    standard error is.
 
     A run of many short passes would otherwise stay silent: none of them alone takes ten seconds.
     """
@@ -44,7 +47,9 @@ def _bar(items: Iterable[T], what: str, total: float | None) -> Iterator[T]:
     from rich.console import Console
     from rich.progress import track as bar
 
-    yield from bar(items, description=what, total=total, console=Console(stderr=True), transient=True)
+    yield from bar(
+        items, description=what, total=total, console=Console(stderr=True), transient=True
+    )
 
 
 def _lines(items: Iterable[T], what: str, total: float | None) -> Iterator[T]:

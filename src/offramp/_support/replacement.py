@@ -1,7 +1,8 @@
 """Files and folders that are replaced whole, and never somebody else's.
 
-What is written stands in a temporary folder beside its place until it is complete, and then takes its place in one
-step. A reader meets the old one or the new one, also when the writer is killed at any moment.
+What is written stands in a temporary folder beside its place until it is complete, and then takes
+its place in one step. A reader meets the old one or the new one, also when the writer is killed at
+any moment.
 
     .<name>.offramp-<random>.part/    locked by its writer, so that one without a lock is known to be left behind
         new                           what is being written: a folder, or a folder around one file
@@ -11,8 +12,8 @@ How a folder takes the place of another:
     Linux, macOS    the two are exchanged in one step (RENAME_EXCHANGE, RENAME_SWAP)
     elsewhere       two renames; a reader who finds nothing at the place puts the old folder back (`restored`)
 
-The next writer removes what a killed one left. No check in here knows what offramp writes: callers hand one in
-(`require_own`), see offramp._support.ownership.
+The next writer removes what a killed one left. No check in here knows what offramp writes: callers
+hand one in (`require_own`), see offramp._support.ownership.
 """
 
 from __future__ import annotations
@@ -52,14 +53,15 @@ T = TypeVar("T")
 
 @contextlib.contextmanager
 def replacing(path: str | Path, *, mark: bytes | None = None, what: str = "file") -> Iterator[Path]:
-    """Yield a temporary path near `path`; it is renamed into place when the block ends well, else removed.
+    """Yield a temporary path near `path`; it is renamed into place when the block ends well, else
+    removed.
 
     A link is followed: the file that it names is replaced.
 
     Args:
         path: where the file shall be.
-        mark: bytes in the first 64 KB of every file of this kind; a file without them is somebody else's and is
-            kept. None replaces whatever is there.
+        mark: bytes in the first 64 KB of every file of this kind; a file without them is somebody
+            else's and is kept. None replaces whatever is there.
         what: what offramp writes there, for the message, such as "plan".
 
     Raises:
@@ -82,7 +84,8 @@ def replacing(path: str | Path, *, mark: bytes | None = None, what: str = "file"
 
 @contextlib.contextmanager
 def replacing_folder(path: str | Path, require_own: RequireOwn) -> Iterator[Path]:
-    """Yield a temporary folder beside `path`; it takes the place of `path` when the block ends well.
+    """Yield a temporary folder beside `path`; it takes the place of `path` when the block ends
+    well.
 
     Several writers at once each write their own; the last one to finish stays.
 
@@ -112,7 +115,8 @@ def restored(folder: Path, require_own: RequireOwn) -> Path:
 
     Args:
         folder: the place.
-        require_own: raises BadFile for a folder that is not of the right kind, which is then left alone.
+        require_own: raises BadFile for a folder that is not of the right kind, which is then left
+            alone.
     """
     if os.path.lexists(folder) or not folder.parent.is_dir():
         return folder
@@ -128,9 +132,11 @@ def restored(folder: Path, require_own: RequireOwn) -> Path:
 
 
 def read_whole(folder: Path, read: Callable[[Path], T], require_own: RequireOwn) -> T:
-    """What `read` makes of a folder of several files, all of them the old ones or all of them the new ones.
+    """What `read` makes of a folder of several files, all of them the old ones or all of them the
+    new ones.
 
-    A folder that is replaced while it is read gives files that do not fit together: it is read again then.
+    A folder that is replaced while it is read gives files that do not fit together: it is read
+    again then.
     """
     for _ in range(RETRIES):
         before = _identity(restored(folder, require_own))
@@ -143,7 +149,9 @@ def read_whole(folder: Path, read: Callable[[Path], T], require_own: RequireOwn)
 
 
 def require_own_file(path: str | Path, mark: bytes | None, what: str) -> None:
-    """Raise BadFile where something is at `path` that offramp did not write as a `what`. An empty file is nobody's."""
+    """Raise BadFile where something is at `path` that offramp did not write as a `what`. An empty
+    file is nobody's.
+    """
     folder = Path(path)
     try:
         if not folder.exists() or folder.is_dir():  # a folder is refused when it is to be replaced
@@ -157,7 +165,10 @@ def require_own_file(path: str | Path, mark: bytes | None, what: str) -> None:
     except OSError as problem:
         raise unwritable(folder, problem) from problem
     if mark not in head:
-        raise BadFile(f"{path} exists and is no {what} that offramp wrote; name another file, or remove it first")
+        raise BadFile(
+            f"{path} exists and is no {what} that offramp wrote; name another file, or remove it "
+            f"first"
+        )
 
 
 def require_writable(path: Path, *, folder: bool = False) -> None:
@@ -180,7 +191,9 @@ def require_writable(path: Path, *, folder: bool = False) -> None:
 
 def unwritable(path: Path, problem: OSError) -> BadFile:
     """The error for a place that cannot be written."""
-    return BadFile(f"cannot write {path}: {problem.strerror or problem}; choose a folder that you may write to")
+    return BadFile(
+        f"cannot write {path}: {problem.strerror or problem}; choose a folder that you may write to"
+    )
 
 
 # Temporary folders
@@ -188,7 +201,9 @@ def unwritable(path: Path, problem: OSError) -> BadFile:
 
 @contextlib.contextmanager
 def _part_of(target: Path) -> Iterator[Path]:
-    """A temporary folder for what shall be at `target`, locked while it is in use, and gone in the end."""
+    """A temporary folder for what shall be at `target`, locked while it is in use, and gone in the
+    end.
+    """
     with _locked(target.parent):
         _remove_dead(target)
         prefix = f".{_stem(target)}.{MARK}"
@@ -206,7 +221,8 @@ def _part_of(target: Path) -> Iterator[Path]:
 def _remove_dead(target: Path) -> None:
     """Remove the temporary folders of killed writers of `target`: those that nobody locks.
 
-    Called under the lock of the folder around, so that a part whose writer has not locked it yet is not seen.
+    Called under the lock of the folder around, so that a part whose writer has not locked it yet is
+    not seen.
     """
     for part in _parts(target):
         handle = _lock_of(part)
@@ -231,7 +247,9 @@ def _parts(target: Path) -> list[Path]:
 
 
 def _stem(target: Path) -> str:
-    """The name of a place, shortened where a name with our mark would be too long for a file system."""
+    """The name of a place, shortened where a name with our mark would be too long for a file
+    system.
+    """
     name = target.name
     raw = os.fsencode(name)
     if len(raw) <= LONGEST:
@@ -248,7 +266,9 @@ def _discard(part: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Hold the lock of a folder; where the system has none, or somebody keeps it for long, go on without."""
+    """Hold the lock of a folder; where the system has none, or somebody keeps it for long, go on
+    without.
+    """
     handle = _lock_of(folder, wait=PATIENCE)
     try:
         yield
@@ -258,7 +278,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _lock_of(folder: Path, *, wait: float = 0.0) -> int | None:
-    """An open handle that locks a folder, until it is closed or its process ends; None where it is not to be had.
+    """An open handle that locks a folder, until it is closed or its process ends; None where it is
+    not to be had.
 
     wait: seconds, while another handle has it.
     """
@@ -287,7 +308,9 @@ def _lock_of(folder: Path, *, wait: float = 0.0) -> int | None:
 
 
 def _take_place(new: Path, target: Path, require_own: RequireOwn) -> None:
-    """Put the folder `new` at `target`; what was there stays in the temporary folder. Called under the lock."""
+    """Put the folder `new` at `target`; what was there stays in the temporary folder. Called under
+    the lock.
+    """
     require_own(target)
     if not os.path.lexists(target):
         os.rename(new, target)

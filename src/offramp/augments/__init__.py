@@ -1,1 +1,3 @@
-"""What draws other versions of a batch while a network is trained, from torch's own generator: one family per file."""
+"""What draws other versions of a batch while a network is trained, from torch's own generator: one
+family per file.
+"""

@@ -1,6 +1,7 @@
 """Shifts and mirror images of a batch of images [b, C, H, W], an own draw for every row.
 
-The standard augmentation of CIFAR (Lee et al., 2015, arXiv 1409.5185; He et al., 2016, arXiv 1512.03385).
+The standard augmentation of CIFAR (Lee et al., 2015, arXiv 1409.5185; He et al., 2016, arXiv
+1512.03385).
 """
 
 from __future__ import annotations
@@ -24,14 +25,17 @@ def flip(x: Tensor) -> Tensor:
 
 
 def crop_flip(x: Tensor) -> Tensor:
-    """Each image shifted by up to four pixels either way, with zeros (black, in uint8) coming in, then `flip`."""
+    """Each image shifted by up to four pixels either way, with zeros (black, in uint8) coming in,
+    then `flip`.
+    """
     _require_images(x)
     rows, _, height, width = x.shape
     framed = pad(x, (BORDER,) * 4)
     top, left = (torch.randint(2 * BORDER + 1, (rows, 1, 1, 1)).to(x.device) for _ in range(2))
     down = top + torch.arange(height, device=x.device)[:, None]
     right = left + torch.arange(width, device=x.device)
-    row, channel = torch.arange(rows, device=x.device), torch.arange(x.shape[1], device=x.device)
+    row = torch.arange(rows, device=x.device)
+    channel = torch.arange(x.shape[1], device=x.device)
     return flip(framed[row[:, None, None, None], channel[:, None, None], down, right])
 
 
@@ -39,5 +43,6 @@ def _require_images(x: object) -> None:
     if not isinstance(x, Tensor) or x.dim() != 4:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise BadData(
-            f"there are rows of {got} to shift and mirror, expected images [b, C, H, W]; give another augment"
+            f"there are rows of {got} to shift and mirror, expected images [b, C, H, W]; give "
+            f"another augment"
         )

@@ -1,1 +1,3 @@
-"""From trained models to networks, and back from folders: cut, ladder, factories, placement, saving."""
+"""From trained models to networks, and back from folders: cut, ladder, factories, placement,
+saving.
+"""

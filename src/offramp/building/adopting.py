@@ -1,12 +1,13 @@
 """`adopt`: a network that was trained with exits of its own, made a Network without training.
 
-Each exit of such a network is a module (its *head*) that reads what another module gave (its *layer*). The model is cut
-after the layers, and the heads become the exits there: shared with the model, not copied. A head that reads anything
-else, such as a sum of two layers or earlier answers, is refused;
-docs/how-to/my-network-already-has-exits.md shows how to bring it.
+Each exit of such a network is a module (its *head*) that reads what another module gave (its
+*layer*). The model is cut after the layers, and the heads become the exits there: shared with the
+model, not copied. A head that reads anything else, such as a sum of two layers or earlier answers,
+is refused; docs/how-to/my-network-already-has-exits.md shows how to bring it.
 
-Where nobody names layers and heads, one forward on the example finds them: a head is the outermost module that gave one
-of the model's answers, and its layer is the module that gave the head's only input, both as the very same tensor.
+Where nobody names layers and heads, one forward on the example finds them: a head is the outermost
+module that gave one of the model's answers, and its layer is the module that gave the head's only
+input, both as the very same tensor.
 """
 
 from __future__ import annotations
@@ -40,17 +41,18 @@ def adopt(
     spec: str | None = None,
     length: Sequence[str] | str = (),
 ) -> Network:
-    """Make a network of a model that was trained with exits of its own. Nothing is trained or copied.
+    """Make a network of a model that was trained with exits of its own. Nothing is trained or
+    copied.
 
-    State-dict keys are `backbone.<your own keys>`; those of a head also stand under `exits.<layer>.head`, for the same
-    tensors.
+    State-dict keys are `backbone.<your own keys>`; those of a head also stand under
+    `exits.<layer>.head`, for the same tensors.
 
     Args:
-        model: in eval mode. Its forward gives the logits [B, C] of all exits in a list, tuple or dict; or only the last
-            ones, and then `exits` must name the others.
+        model: in eval mode. Its forward gives the logits [B, C] of all exits in a list, tuple or
+            dict; or only the last ones, and then `exits` must name the others.
         example: a batch as the model (or its preprocessing) takes it, as for `cut`.
-        exits: by layer the module that is the exit after it, such as {"blocks.0": "heads.0"}. Without it they are found
-            by one forward on the example.
+        exits: by layer the module that is the exit after it, such as {"blocks.0": "heads.0"}.
+            Without it they are found by one forward on the example.
         gate: as in `cut`.
         preprocess: the preprocessing of the model.
         spec: how to build the model again, such as `offramp:resnet20`.
@@ -109,7 +111,9 @@ def adopt(
 
 @dataclass(frozen=True)
 class _Head:
-    """An exit of the user's: the layer to cut after, its module, and which answer it gives if the forward tells."""
+    """An exit of the user's: the layer to cut after, its module, and which answer it gives if the
+    forward tells.
+    """
 
     layer: str
     module: str
@@ -122,7 +126,9 @@ class _Head:
 
 @dataclass(frozen=True)
 class _Call:
-    """One call of a module in a forward. inputs: its tensors; output: its tensor, None where it gave several."""
+    """One call of a module in a forward. inputs: its tensors; output: its tensor, None where it
+    gave several.
+    """
 
     name: str
     inputs: tuple[Tensor, ...]
@@ -133,7 +139,9 @@ class _Call:
 
 @dataclass(frozen=True)
 class _Forward:
-    """A forward on the example: every call in the order in which they ended, and the model's outputs by name."""
+    """A forward on the example: every call in the order in which they ended, and the model's
+    outputs by name.
+    """
 
     calls: tuple[_Call, ...]
     outputs: Mapping[str, Tensor]
@@ -157,7 +165,9 @@ def _forward(model: nn.Module, preprocess: nn.Module | None, inputs: State) -> _
     def begins(name: str) -> None:
         starts.setdefault(name, []).append(next(clock))
 
-    def ends(name: str, args: tuple[object, ...], kwargs: Mapping[str, object], output: object) -> None:
+    def ends(
+        name: str, args: tuple[object, ...], kwargs: Mapping[str, object], output: object
+    ) -> None:
         given = tensors_of([*args, *kwargs.values()], name).values()
         gave = list(tensors_of(output, name).values())
         only = gave[0] if len(gave) == 1 else None
@@ -187,15 +197,20 @@ def _forward(model: nn.Module, preprocess: nn.Module | None, inputs: State) -> _
 
 def _answers(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Those outputs that can be logits [B, C]."""
-    return {name: value for name, value in outputs.items() if value.dim() == 2 and value.is_floating_point()}
+    return {
+        name: value
+        for name, value in outputs.items()
+        if value.dim() == 2 and value.is_floating_point()
+    }
 
 
 def _last(seen: _Forward, answers: Mapping[str, Tensor]) -> str | None:
     """Which answer is that of the whole model; None where there is none.
 
-    It is the one whose layer ended last. What a head reads may be computed in forward itself, and then its layer is not
-    known: such an answer counts as the last if it also comes last in what the model gives, or if the model goes on
-    behind all layers that are known.
+    It is the one whose layer ended last. What a head reads may be computed in forward itself, and
+    then its layer is not
+    known: such an answer counts as the last if it also comes last in what the model gives, or if
+    the model goes on behind all layers that are known.
     """
     ends = dict[str, int]()
     for name, answer in answers.items():
@@ -225,7 +240,9 @@ def _goes_on(seen: _Forward, answers: Mapping[str, Tensor], end: int) -> bool:
 
 
 def _layer(seen: _Forward, heads: Sequence[_Call]) -> tuple[_Call, _Call] | None:
-    """The layer behind one of some nested heads, and that head: the outermost whose input is a layer's output."""
+    """The layer behind one of some nested heads, and that head: the outermost whose input is a
+    layer's output.
+    """
     for head in heads:
         if len(head.inputs) != 1:
             continue
@@ -236,11 +253,16 @@ def _layer(seen: _Forward, heads: Sequence[_Call]) -> tuple[_Call, _Call] | None
 
 
 def _found(seen: _Forward, answers: Mapping[str, Tensor]) -> tuple[dict[str, _Head], str]:
-    """The exits but the last by the layer to cut after, and the name of the last answer. Raises BadNetwork."""
+    """The exits but the last by the layer to cut after, and the name of the last answer. Raises
+    BadNetwork.
+    """
     if len(answers) < 2:
-        given = ", ".join(f"{name.removeprefix('y/')} {list(value.shape)}" for name, value in seen.outputs.items())
+        given = ", ".join(
+            f"{name.removeprefix('y/')} {list(value.shape)}" for name, value in seen.outputs.items()
+        )
         raise BadNetwork(
-            f"forward must give the logits [B, C] of two or more exits, got {given or 'no tensor'}. Name the exits: "
+            f"forward must give the logits [B, C] of two or more exits, got "
+            f"{given or 'no tensor'}. Name the exits: "
             "adopt(..., exits={layer: head})."
         )
     widths = {name.removeprefix("y/"): value.shape[1] for name, value in answers.items()}
@@ -258,20 +280,24 @@ def _found(seen: _Forward, answers: Mapping[str, Tensor]) -> tuple[dict[str, _He
         gave = seen.gave(answers[name])
         if not gave:
             raise BadNetwork(
-                f"answer {name.removeprefix('y/')!r} must be what a module of the model gives, and it is computed in "
-                "forward itself. Put its head into a module, or name it: adopt(..., exits={layer: head})."
+                f"answer {name.removeprefix('y/')!r} must be what a module of the model gives, "
+                f"and it is computed in "
+                "forward itself. Put its head into a module, or name it: adopt(..., exits={layer: "
+                "head})."
             )
         layer = _layer(seen, gave)
         if layer is None:
             raise BadNetwork(
-                f"the exit {gave[0].name!r} must read exactly what one module of the model gives. Put what forward "
+                f"the exit {gave[0].name!r} must read exactly what one module of the model gives. "
+                f"Put what forward "
                 "computes before it into a module. "
                 "docs/how-to/my-network-already-has-exits.md shows exits that read more."
             )
         head = _Head(layer[0].name, layer[1].name, name)
         if head.layer in found:
             raise BadNetwork(
-                f"two exits read {head.layer!r}: {found[head.layer].module!r} and {head.module!r}. Name one of them: "
+                f"two exits read {head.layer!r}: {found[head.layer].module!r} and "
+                f"{head.module!r}. Name one of them: "
                 "adopt(..., exits={layer: head})."
             )
         found[head.layer] = head
@@ -280,19 +306,24 @@ def _found(seen: _Forward, answers: Mapping[str, Tensor]) -> tuple[dict[str, _He
 
 def _require_eval(model: nn.Module) -> None:
     if model.training:
-        raise BadNetwork("the model is in training mode, expected eval mode; call model.eval() first")
+        raise BadNetwork(
+            "the model is in training mode, expected eval mode; call model.eval() first"
+        )
 
 
 def _require_names(model: nn.Module, exits: object) -> None:
     """Raise for `exits` that do not name modules of the model."""
     if not isinstance(exits, Mapping) or not exits:
         raise InvalidArgument(
-            f"exits must be a mapping of layers to heads, such as {{'blocks.0': 'heads.0'}}, got {exits!r}"
+            f"exits must be a mapping of layers to heads, such as {{'blocks.0': 'heads.0'}}, got "
+            f"{exits!r}"
         )
     known = [name for name, _ in model.named_modules(remove_duplicate=False) if name]
     for name in (*exits.keys(), *exits.values()):
         if not isinstance(name, str):
-            raise InvalidArgument(f"exits must name modules of the model, got a {type(name).__name__}")
+            raise InvalidArgument(
+                f"exits must name modules of the model, got a {type(name).__name__}"
+            )
         if name not in known:
             raise unknown(name, known, "module of this model")
 
@@ -300,7 +331,9 @@ def _require_names(model: nn.Module, exits: object) -> None:
 def _require_fitting(model: nn.Module, seen: _Forward, exits: Mapping[str, str]) -> None:
     """Raise BadNetwork for a head that cannot read what its layer gives."""
     for layer, head in exits.items():
-        gave = [call.output for call in seen.calls if call.name == layer and call.output is not None]
+        gave = [
+            call.output for call in seen.calls if call.name == layer and call.output is not None
+        ]
         if len(gave) != 1:
             continue  # `cut` says why there is no cut after this layer
         try:
@@ -311,7 +344,9 @@ def _require_fitting(model: nn.Module, seen: _Forward, exits: Mapping[str, str])
             raise BadNetwork(f"the head {head!r} fails on what {layer!r} gives: {why}") from problem
 
 
-def _require_same(network: Network, seen: _Forward, heads: Mapping[str, _Head], inputs: State) -> None:
+def _require_same(
+    network: Network, seen: _Forward, heads: Mapping[str, _Head], inputs: State
+) -> None:
     """Raise BadNetwork where an exit answers otherwise than the model did, in its own forward."""
     with torch.no_grad():
         ours = dict(zip(network.topology.exits, network(given(copies(inputs))), strict=True))
@@ -322,6 +357,7 @@ def _require_same(network: Network, seen: _Forward, heads: Mapping[str, _Head], 
         if not torch.allclose(ours[layer], theirs, rtol=BAND, atol=BAND, equal_nan=True):
             apart = float((ours[layer] - theirs).abs().max())
             raise BadNetwork(
-                f"the exit after {layer!r} must answer as the model does, and its logits differ by up to {apart:.3g}. "
+                f"the exit after {layer!r} must answer as the model does, and its logits differ "
+                f"by up to {apart:.3g}. "
                 "Name the exits: adopt(..., exits={layer: head})."
             )

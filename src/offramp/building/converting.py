@@ -32,7 +32,8 @@ def convert(
     example: Any = None,
     data: Any = None,
 ) -> nn.Module:
-    """A copy of a model with cheaper layers; an ordinary model, to be cut, stacked, trained, exported.
+    """A copy of a model with cheaper layers; an ordinary model, to be cut, stacked, trained,
+    exported.
 
     Args:
         model: trained, in the mode in which the copy is wanted. It is not changed.
@@ -65,7 +66,9 @@ def convert(
     if not isinstance(model, nn.Module):
         raise InvalidArgument(f"the model must be a torch.nn.Module, got {type(model).__name__}")
     if not isinstance(layers, Mapping) or not layers:
-        raise InvalidArgument('layers must map patterns to methods, such as {"layer3.*": "ghost?ratio=2"}')
+        raise InvalidArgument(
+            'layers must map patterns to methods, such as {"layer3.*": "ghost?ratio=2"}'
+        )
     inner = unwrapped(model)[0]
     require_plain(inner, "model")
     made = copy.deepcopy(inner)
@@ -110,7 +113,10 @@ def _matched(model: nn.Module, key: str | type[nn.Module]) -> list[str]:
     if found:
         return found
     near = difflib.get_close_matches(key.rstrip(".*"), [name for name in modules if name], n=3)
-    offer = f"the nearest names are {', '.join(near)}" if near else f"it has {_kinds(modules)}"
+    if near:
+        offer = f"the nearest names are {', '.join(near)}"
+    else:
+        offer = f"it has {_kinds(modules)}"
     raise UnknownName(f"the pattern {key!r} matches no module of this model; {offer}")
 
 
@@ -177,13 +183,16 @@ def _replaced(model: nn.Module, method: Method, chosen: list[str]) -> nn.Module:
     arguments: dict[str, Any] = {}
     build: Callable[..., nn.Module]
     if isinstance(method, str) and name_of(method)[0] == RESIZED:
-        build, arguments = find("layers", RESIZED), name_of(method)[1]
+        build = find("layers", RESIZED)
+        arguments = name_of(method)[1]
     elif isinstance(method, str):
         name, arguments = name_of(method)
         kind = layer_class(name)
-        kinds, build = kind.kinds, kind.from_layer
+        kinds = kind.kinds
+        build = kind.from_layer
     elif isinstance(method, type) and issubclass(method, Layer):
-        kinds, build = method.kinds, method.from_layer
+        kinds = method.kinds
+        build = method.from_layer
     elif callable(method) and not isinstance(method, type):
         build = method
     else:
@@ -206,7 +215,9 @@ def _replaced(model: nn.Module, method: Method, chosen: list[str]) -> nn.Module:
         except InvalidArgument as problem:
             raise type(problem)(f"{name!r}: {problem}") from problem
         if not isinstance(layer, nn.Module):
-            raise InvalidArgument(f"{_title(method)} must give a module, got {type(layer).__name__}")
+            raise InvalidArgument(
+                f"{_title(method)} must give a module, got {type(layer).__name__}"
+            )
         if name == "":
             return layer
         parent, _, last = name.rpartition(".")
@@ -221,12 +232,18 @@ def _replaced(model: nn.Module, method: Method, chosen: list[str]) -> nn.Module:
     return model
 
 
-def _called(build: Callable[..., Any], method: Method, options: Mapping[str, Any], *given: Any, **more: Any) -> Any:
+def _called(
+    build: Callable[..., Any], method: Method, options: Mapping[str, Any], *given: Any, **more: Any
+) -> Any:
     """What a method makes, with the options that were written behind its name."""
     known = inspect.signature(build).parameters
     for option in options:
         if option not in known:
-            offered = [name for name, one in known.items() if one.kind is one.KEYWORD_ONLY and name not in more]
+            offered = [
+                name
+                for name, one in known.items()
+                if one.kind is one.KEYWORD_ONLY and name not in more
+            ]
             raise unknown(option, offered or ["none"], f"option of {_title(method)}")
     try:
         return build(*given, **options, **more)
@@ -249,7 +266,9 @@ def _outermost(chosen: list[str]) -> list[str]:
     """The names without those that are inside of another one."""
     kept: list[str] = []
     for name in chosen:
-        inside = any(outer == "" or name.startswith(f"{outer}.") for outer in chosen if outer != name)
+        inside = any(
+            outer == "" or name.startswith(f"{outer}.") for outer in chosen if outer != name
+        )
         if not inside:
             kept.append(name)
     return kept

@@ -39,7 +39,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Change:
-    """A module that was converted, or the whole model under the name "": its cost before and after."""
+    """A module that was converted, or the whole model under the name "": its cost before and
+    after.
+    """
 
     name: str
     kind: str
@@ -65,7 +67,9 @@ def cost_of(model: nn.Module, example: Any, *, timed: bool = False) -> Cost:
     operations = total * bits * bits
     stored = stored_bytes(model)
     for name, layer in layers.items():
-        stored += layer.cost(shapes[name]).stored_bytes - stored_bytes(layer) if name in shapes else 0
+        stored += (
+            layer.cost(shapes[name]).stored_bytes - stored_bytes(layer) if name in shapes else 0
+        )
         if name in shapes:
             own = layer.cost(shapes[name])
             operations += own.bit_operations - dense_cost(layer, shapes[name]).bit_operations
@@ -75,7 +79,9 @@ def cost_of(model: nn.Module, example: Any, *, timed: bool = False) -> Cost:
     return Cost(_parameters(model), stored, total, operations, ms)
 
 
-def changes(before: nn.Module, after: nn.Module, example: Any, *, timed: bool = True) -> list[Change]:
+def changes(
+    before: nn.Module, after: nn.Module, example: Any, *, timed: bool = True
+) -> list[Change]:
     """Each converted module and the whole model, before and after.
 
     Args:
@@ -108,7 +114,8 @@ def changes(before: nn.Module, after: nn.Module, example: Any, *, timed: bool = 
 
 def _pair(before: nn.Module, after: nn.Module, x: Any, y: Any, *, timed: bool) -> tuple[Cost, Cost]:
     """Both costs, timed in turns."""
-    first, second = cost_of(before, x), cost_of(after, y)
+    first = cost_of(before, x)
+    second = cost_of(after, y)
     if not timed:
         return first, second
     calls: dict[str, Callable[[], object]] = {
@@ -160,7 +167,9 @@ def _inputs(model: nn.Module, names: list[str], call: Callable[[], Any]) -> dict
     handles = []
     try:
         for name in names:
-            handles.append(model.get_submodule(name).register_forward_pre_hook(partial(heard, name)))
+            handles.append(
+                model.get_submodule(name).register_forward_pre_hook(partial(heard, name))
+            )
         call()
     finally:
         for handle in handles:
@@ -168,7 +177,9 @@ def _inputs(model: nn.Module, names: list[str], call: Callable[[], Any]) -> dict
     return found
 
 
-def _shapes(model: nn.Module, layers: dict[str, Layer], call: Callable[[], Any]) -> dict[str, tuple[int, ...]]:
+def _shapes(
+    model: nn.Module, layers: dict[str, Layer], call: Callable[[], Any]
+) -> dict[str, tuple[int, ...]]:
     """The shape of one row that each layer takes."""
     found = _inputs(model, list(layers), call)
     return {name: tuple(value.shape[1:]) for name, value in found.items()}

@@ -12,17 +12,23 @@ from offramp._support.find import find, unknown
 from offramp.errors import BadNetwork, InvalidArgument
 
 
-def halting(model: nn.Module, stages: Sequence[str], *, per: str = "position", **options: Any) -> nn.Module:
-    """A copy of a model whose residual stages run as many units as each position, or each sample, needs.
+def halting(
+    model: nn.Module, stages: Sequence[str], *, per: str = "position", **options: Any
+) -> nn.Module:
+    """A copy of a model whose residual stages run as many units as each position, or each sample,
+    needs.
 
-    The copy has the model's weights, and halting scores that are yet to be trained: with the recipe `pondered`, or in a
-    loop of your own with `offramp.recipes.pondered.priced`. Until then its answers are near those of the model.
+    The copy has the model's weights, and halting scores that are yet to be trained: with the recipe
+    `pondered`, or in a loop of your own with `offramp.recipes.pondered.priced`. Until then its
+    answers are near those of the model.
 
     Args:
         model: any module; it stays as it is.
-        stages: names of its stages, each a Sequential of at least two units, such as ["layer1", "layer2", "layer3"].
+        stages: names of its stages, each a Sequential of at least two units, such as ["layer1",
+            "layer2", "layer3"].
         per: "position" (SACT) or "sample" (ACT).
-        options: of `offramp.layers.adaptive_depth.AdaptiveDepth.from_layer`: eps, bias, break_even, tile, width.
+        options: of `offramp.layers.adaptive_depth.AdaptiveDepth.from_layer`: eps, bias, break_even,
+            tile, width.
 
     Returns:
         The copy, in the mode of the model.
@@ -52,7 +58,9 @@ def halting(model: nn.Module, stages: Sequence[str], *, per: str = "position", *
         try:
             stage = find("layers", "AdaptiveDepth").from_layer(known[name], per=per, **options)
         except TypeError as problem:
-            raise InvalidArgument(f"{problem}; options are width, eps, bias, break_even and tile") from problem
+            raise InvalidArgument(
+                f"{problem}; options are width, eps, bias, break_even and tile"
+            ) from problem
         except BadNetwork as problem:
             raise BadNetwork(f"{name!r}: {problem}") from problem
         above, _, last = name.rpartition(".")

@@ -1,4 +1,6 @@
-"""`inspect`: where a trained model can be cut, how much of its work is done by then, and what would be carried on."""
+"""`inspect`: where a trained model can be cut, how much of its work is done by then, and what would
+be carried on.
+"""
 
 from __future__ import annotations
 
@@ -28,8 +30,9 @@ class Inspection:
         batch: rows that were timed together.
         forward_ms: milliseconds of the plain model on them, measured once on this machine.
         time_shares: by module the share of these milliseconds up to its end.
-        changes: what every converted layer costs, before and after, and under the name "" the whole model; empty unless
-            the original was given. Costs have parameters, stored_bytes, macs, bit_operations and ms.
+        changes: what every converted layer costs, before and after, and under the name "" the whole
+            model; empty unless the original was given. Costs have parameters, stored_bytes, macs,
+            bit_operations and ms.
     """
 
     points: tuple[CutPoint, ...]
@@ -47,12 +50,25 @@ class Inspection:
         """Plain data."""
         points = []
         for point in self.points:
-            points.append({**asdict(point), "legal": point.legal, "time_share": self.time_shares.get(point.name)})
+            points.append(
+                {
+                    **asdict(point),
+                    "legal": point.legal,
+                    "time_share": self.time_shares.get(point.name),
+                }
+            )
         changed = [asdict(one) for one in self.changes]
-        return {"batch": self.batch, "forward_ms": self.forward_ms, "points": points, "changes": changed}
+        return {
+            "batch": self.batch,
+            "forward_ms": self.forward_ms,
+            "points": points,
+            "changes": changed,
+        }
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Texts of a table: cut after, MACs so far, milliseconds so far, bytes per row, and what is carried."""
+        """Texts of a table: cut after, MACs so far, milliseconds so far, bytes per row, and what is
+        carried.
+        """
         rows = list[tuple[str, ...]]()
         for point in self.points:
             macs = _percent(point.share)
@@ -65,7 +81,9 @@ class Inspection:
         return rows
 
     def __str__(self) -> str:
-        once = f"{self.forward_ms:.3g} ms for a batch of {self.batch}, measured once on this machine"
+        once = (
+            f"{self.forward_ms:.3g} ms for a batch of {self.batch}, measured once on this machine"
+        )
         return f"{len(self.legal)} legal cuts among {len(self.points)} modules; {once}"
 
 
@@ -77,14 +95,17 @@ def inspect(
     length: Sequence[str] | str = (),
     original: nn.Module | None = None,
 ) -> Inspection:
-    """List where a model can be cut: for every module the work done by its end, and what would be carried on.
+    """List where a model can be cut: for every module the work done by its end, and what would be
+    carried on.
 
     Args:
         model: in eval mode.
-        example: a batch as the model (or its preprocessing) takes it; all of its rows are timed together.
+        example: a batch as the model (or its preprocessing) takes it; all of its rows are timed
+            together.
         preprocess: the preprocessing of the model.
         length: inputs [B, T, ...] whose T may be another one in every batch, as for `cut`.
-        original: the model before it was converted: then the costs of converted layers are listed beside its own.
+        original: the model before it was converted: then the costs of converted layers are listed
+            beside its own.
 
     Returns:
         All modules in the order in which they end.
@@ -112,7 +133,9 @@ def inspect(
     changed: list[Change] = []
     if original is not None:
         if not isinstance(original, nn.Module):
-            raise InvalidArgument(f"original must be a torch.nn.Module, got {type(original).__name__}")
+            raise InvalidArgument(
+                f"original must be a torch.nn.Module, got {type(original).__name__}"
+            )
         (x,) = batch.values() if len(batch) == 1 else (example,)
         changed = changes(original, model, x if preprocess is None else preprocess(x))
     return Inspection(tuple(points), count_of(batch), timed.ms, timed.shares, tuple(changed))

@@ -1,7 +1,8 @@
-"""`resolutions`: a model that reads each image as large as it needs (DRNet; Zhu et al., 2021, arXiv 2106.02898).
+"""`resolutions`: a model that reads each image as large as it needs (DRNet; Zhu et al., 2021, arXiv
+2106.02898).
 
-A fork at the entrance chooses a size; its arms are the same model with the same convolutions, and with batch norms of
-its own for every size.
+A fork at the entrance chooses a size; its arms are the same model with the same convolutions, and
+with batch norms of its own for every size.
 """
 
 from __future__ import annotations
@@ -31,35 +32,44 @@ def resolutions(
     preprocess: nn.Module | None = None,
     spec: str | None = None,
 ) -> Network:
-    """A network of one model at several resolutions, and a gate that looks at the image and chooses.
+    """A network of one model at several resolutions, and a gate that looks at the image and
+    chooses.
 
     Args:
-        model: takes images [B, C, H, W] of any of these sizes, and has batch norms. It is copied; its own weights stay.
+        model: takes images [B, C, H, W] of any of these sizes, and has batch norms. It is copied;
+            its own weights stay.
         example: some images, as the model (or `preprocess`) takes them.
-        sizes: heights (and widths) in pixels, at least two that differ. The largest is the reference.
-        gate: rates the sizes by the raw images: the name of a gate that is made for them, or a Gate.
+        sizes: heights (and widths) in pixels, at least two that differ. The largest is the
+            reference.
+        gate: rates the sizes by the raw images: the name of a gate that is made for them, or a
+            Gate.
         preprocess: what stands before the model; it gives floats, which are then resized.
         spec: how the model is built again, such as "offramp:resnet56".
 
     Returns:
-        A network with a fork called `resolution`, whose arms `r16`, `r24`, ... answer, the smallest first. Train it
-        with the recipe `drnet`.
+        A network with a fork called `resolution`, whose arms `r16`, `r24`, ... answer, the smallest
+        first. Train it with the recipe `drnet`.
 
     Raises:
-        InvalidArgument: sizes are no list of at least two that differ, or the example are no images.
+        InvalidArgument: sizes are no list of at least two that differ, or the example are no
+            images.
         BadNetwork: the model has no batch norms, or is in training mode.
         BadData: the model fails at one of the sizes.
     """
     require_plain(model, "model")
     require_eval(model, "model", "model.eval()")
     if isinstance(sizes, (int, str)) or len(set(sizes)) < 2:
-        raise InvalidArgument(f"sizes must be at least two that differ, such as [16, 24, 32], got {sizes!r}")
+        raise InvalidArgument(
+            f"sizes must be at least two that differ, such as [16, 24, 32], got {sizes!r}"
+        )
     if not all(isinstance(size, int) and size > 0 for size in sizes):
         raise InvalidArgument(f"sizes must be whole numbers of pixels, got {sizes!r}")
     inputs = as_inputs(example)
     images = next(iter(inputs.values()))
     if len(inputs) > 1 or images.dim() != 4:
-        raise InvalidArgument(f"resolutions are of images [B, C, H, W], got rows of shape {list(images.shape[1:])}")
+        raise InvalidArgument(
+            f"resolutions are of images [B, C, H, W], got rows of shape {list(images.shape[1:])}"
+        )
     ordered = sorted(set(sizes))
     resized = find("layers", "AtSize")
     switchable = find("layers", "with_switchable_norms")(model, len(ordered))
@@ -71,6 +81,8 @@ def resolutions(
         arms[f"r{size}"] = (arm, preprocess) if preprocess is not None else arm
         if spec is not None and spec.startswith("offramp:"):
             name, _, arguments = spec.removeprefix("offramp:").partition("?")
-            specs[f"r{size}"] = f"offramp:at_size?model={name}&size={size}" + (f"&{arguments}" if arguments else "")
+            specs[f"r{size}"] = f"offramp:at_size?model={name}&size={size}" + (
+                f"&{arguments}" if arguments else ""
+            )
     with torch.no_grad():
         return route([Fork("resolution", arms, gate)], example=example, specs=specs)

@@ -6,8 +6,8 @@
         ("head", head),
     ], example=x)
 
-A fork's arms meet again behind it. An arm is a module, a list like the outer one, or an empty list, which skips. Where
-the last step of the list is a fork, every arm answers.
+A fork's arms meet again behind it. An arm is a module, a list like the outer one, or an empty list,
+which skips. Where the last step of the list is a fork, every arm answers.
 """
 
 from __future__ import annotations
@@ -46,9 +46,10 @@ class Fork:
 
     Attributes:
         name: of the decision; plans name its thresholds so.
-        arms: by name the ways, the cheap ones first. A module, a list of steps, or an empty list, which skips.
-        gate: rates the ways: the name of a gate that is made for the features there ("controller", "predictor"), or a
-            Gate with one score for each way but the last.
+        arms: by name the ways, the cheap ones first. A module, a list of steps, or an empty list,
+            which skips.
+        gate: rates the ways: the name of a gate that is made for the features there ("controller",
+            "predictor"), or a Gate with one score for each way but the last.
     """
 
     name: str
@@ -63,7 +64,8 @@ class Leave:
     Attributes:
         name: of the exit.
         exit: what answers there, as in `cut`.
-        gate: scores the rows; higher leaves. None answers every row that comes, as the last step of an arm.
+        gate: scores the rows; higher leaves. None answers every row that comes, as the last step of
+            an arm.
     """
 
     name: str
@@ -81,12 +83,14 @@ def route(
     """A network with forks, from steps in the order in which rows pass them.
 
     Args:
-        steps: each of them (name, module), a `Fork`, or a `Leave`. A module reads what the step before gave; the first
-            one the input, and it may be a pair of a module and its preprocessing. A third entry, {name: value}, names
-            earlier segments whose output the module takes as well, as further arguments, with the value that stands for
-            it in rows whose path did not run it; None where every path does. The last step answers: [B, C] logits.
-        example: a batch, on which the network is tried. Exits and gates that are given by name are made for the shapes
-            that are seen there.
+        steps: each of them (name, module), a `Fork`, or a `Leave`. A module reads what the step
+            before gave; the first one the input, and it may be a pair of a module and its
+            preprocessing. A third entry, {name: value}, names earlier segments whose output the
+            module takes as well, as further arguments, with the value that stands for it in rows
+            whose path did not run it; None where every path does. The last step answers: [B, C]
+            logits.
+        example: a batch, on which the network is tried. Exits and gates that are given by name are
+            made for the shapes that are seen there.
         specs: by the name of a segment how its model is built again, such as "offramp:resnet20".
 
     Returns:
@@ -94,14 +98,17 @@ def route(
 
     Raises:
         InvalidArgument: two steps have one name, a name is none, or a step is none of these.
-        BadNetwork: arms that meet give rows of different shapes, an output is read that a path does not give and no
-            default is declared, or a gate has another number of scores than its fork has ways.
+        BadNetwork: arms that meet give rows of different shapes, an output is read that a path does
+            not give and no default is declared, or a gate has another number of scores than its
+            fork has ways.
         BadData: a module fails on the example.
     """
     layout = _Layout(dict(specs or {}))
     layout.steps(steps, (), "the list")
     if not layout.nodes:
-        raise InvalidArgument("route needs at least one step, such as (name, module); got an empty list")
+        raise InvalidArgument(
+            "route needs at least one step, such as (name, module); got an empty list"
+        )
     layout.end()
     return layout.network(None if example is None else as_inputs(example))
 
@@ -117,7 +124,8 @@ class _Layout:
         fronts: preprocessing by node.
         forks: by node the fork that stands there; exits likewise.
         open: the nodes whose next node is not known yet, each with the number of that successor.
-        defaults: by the name of a node, the value that is read where it did not run, and who reads it.
+        defaults: by the name of a node, the value that is read where it did not run, and who reads
+            it.
         within: the lists that are being laid out, the outermost first.
     """
 
@@ -149,7 +157,9 @@ class _Layout:
         self.within.append(id(steps))
         for number, step in enumerate(steps):
             if self.nodes and not self.open:
-                raise InvalidArgument(f"no row comes to step {number + 1} of {where}: every row was answered before")
+                raise InvalidArgument(
+                    f"no row comes to step {number + 1} of {where}: every row was answered before"
+                )
             if isinstance(step, Fork):
                 ends = self._fork(step, ends)
             elif isinstance(step, Leave):
@@ -164,12 +174,14 @@ class _Layout:
         for name, number in self.open:
             if name in self.exits:
                 raise BadNetwork(
-                    f"nothing stands behind the exit {name!r}; give the step that its other rows go on to, or gate=None"
+                    f"nothing stands behind the exit {name!r}; give the step that its other rows "
+                    f"go on to, or gate=None"
                 )
             if name in self.forks:
                 arm = [*self.forks[name].arms][number]
                 raise BadNetwork(
-                    f"the arm {arm!r} of the last fork {name!r} is empty, and nothing answers there; use off.Leave, or "
+                    f"the arm {arm!r} of the last fork {name!r} is empty, and nothing answers "
+                    f"there; use off.Leave, or "
                     "put a step behind the fork"
                 )
             self.exits[name] = Leave(name, find("exits", "Own")(), None)
@@ -181,10 +193,16 @@ class _Layout:
         preprocess = None
         if isinstance(model, (tuple, list)) and len(model) == 2:
             model, preprocess = model
-        if not isinstance(model, nn.Module) or not (preprocess is None or isinstance(preprocess, nn.Module)):
-            raise InvalidArgument(f"the segment {name!r} must be a torch.nn.Module, got a {type(model).__name__}")
+        if not isinstance(model, nn.Module) or not (
+            preprocess is None or isinstance(preprocess, nn.Module)
+        ):
+            raise InvalidArgument(
+                f"the segment {name!r} must be a torch.nn.Module, got a {type(model).__name__}"
+            )
         if preprocess is not None and ends:
-            raise InvalidArgument(f"the segment {name!r} has preprocessing, but it does not read the input")
+            raise InvalidArgument(
+                f"the segment {name!r} has preprocessing, but it does not read the input"
+            )
         require_plain(model, f"segment {name!r}")
         for other, value in reads.items():
             if other not in self.models:
@@ -193,7 +211,8 @@ class _Layout:
                 known = self.defaults.get(other, (float(value), name))
                 if known[0] != float(value):
                     raise InvalidArgument(
-                        f"{name!r} and {known[1]!r} declare different defaults of {other!r}: {value:g} and {known[0]:g}"
+                        f"{name!r} and {known[1]!r} declare different defaults of {other!r}: "
+                        f"{value:g} and {known[0]:g}"
                     )
                 self.defaults[other] = known
         if preprocess is not None:
@@ -206,11 +225,14 @@ class _Layout:
         self._require_new(fork.name)
         arms = fork.arms
         if not isinstance(arms, Mapping) or len(arms) < 2:
-            raise InvalidArgument(f"the fork {fork.name!r} must have at least two arms by name, got {arms!r}")
+            raise InvalidArgument(
+                f"the fork {fork.name!r} must have at least two arms by name, got {arms!r}"
+            )
         empty = [name for name, arm in arms.items() if _is_empty(arm)]
         if len(empty) > 1:
             raise InvalidArgument(
-                f"the arms {empty[0]!r} and {empty[1]!r} of {fork.name!r} are both empty; one can skip"
+                f"the arms {empty[0]!r} and {empty[1]!r} of {fork.name!r} are both empty; one can "
+                f"skip"
             )
         self.forks[fork.name] = fork
         self._add(Node(fork.name, ("",) * len(arms), ends), nn.Identity().eval())
@@ -223,7 +245,10 @@ class _Layout:
                 last = (*last, fork.name)
                 left += self.open
                 continue
-            steps = [(name, arm)] if isinstance(arm, nn.Module) or _is_pair(arm) else arm
+            if isinstance(arm, nn.Module) or _is_pair(arm):
+                steps = [(name, arm)]
+            else:
+                steps = arm
             own = self.steps(steps, inside, f"the arm {name!r} of {fork.name!r}")
             if self.open:
                 last = (*last, *own)
@@ -257,7 +282,9 @@ class _Layout:
     def _require_new(self, name: object) -> None:
         require_name(name)
         if name in self.models:
-            raise InvalidArgument(f"two steps are called {name!r}; give each segment, fork and exit a name of its own")
+            raise InvalidArgument(
+                f"two steps are called {name!r}; give each segment, fork and exit a name of its own"
+            )
 
     def network(self, inputs: State | None) -> Network:
         """The network of what was laid out, tried on an example."""
@@ -265,7 +292,9 @@ class _Layout:
         if inputs is not None and any(part.training for part in modes):
             for name, model in self.models.items():
                 require_eval(model, f"segment {name!r}", "eval()")
-        declared = tuple(Default(name, value, (), True) for name, (value, _) in self.defaults.items())
+        declared = tuple(
+            Default(name, value, (), True) for name, (value, _) in self.defaults.items()
+        )
         bare = Topology(tuple(self.nodes), declared)
         seen = _Tried(self, bare, inputs) if inputs is not None else None
         defaults = tuple(self._default(name, seen) for name in self.defaults)
@@ -311,14 +340,21 @@ class _Layout:
     def _default(self, name: str, seen: _Tried | None) -> Default:
         value, reader = self.defaults[name]
         if seen is None:
-            raise InvalidArgument(f"{reader!r} reads {name!r} with a default, whose shape must be known; give example=")
+            raise InvalidArgument(
+                f"{reader!r} reads {name!r} with a default, whose shape must be known; give "
+                f"example="
+            )
         return Default(name, value, seen.shape(name), True)
 
-    def _exit(self, name: str, asked: ExitLike, seen: _Tried | None, classes: int, earlier: Sequence[str]) -> Exit:
+    def _exit(
+        self, name: str, asked: ExitLike, seen: _Tried | None, classes: int, earlier: Sequence[str]
+    ) -> Exit:
         if isinstance(asked, Exit):
             return asked
         if seen is None:
-            raise InvalidArgument(f"the exit {name!r} is made for the features there; give example=, or an Exit")
+            raise InvalidArgument(
+                f"the exit {name!r} is made for the features there; give example=, or an Exit"
+            )
         features = seen.values[name]
         layout = "channels_first" if features.dim() == 4 else None
         made = make_exit(asked, seen.shape(name), classes, earlier, layout)
@@ -331,13 +367,17 @@ class _Layout:
         if not made_for_features(asked):
             return make_gate(asked, earlier)
         if seen is None:
-            raise InvalidArgument(f"the gate of {name!r} is made for the features there; give example=, or a Gate")
+            raise InvalidArgument(
+                f"the gate of {name!r} is made for the features there; give example=, or a Gate"
+            )
         gate = make_gate(asked, earlier, seen.shape(name), len(node.successors))
         return gate.to(seen.values[name].device)
 
 
 class _Laid:
-    """What a segment is called with, before there are exits and gates: the part of a network that it looks at."""
+    """What a segment is called with, before there are exits and gates: the part of a network that
+    it looks at.
+    """
 
     def __init__(self, layout: _Layout, topology: Topology) -> None:
         self.topology = topology
@@ -354,7 +394,9 @@ class _Laid:
 
 
 class _Tried:
-    """What every segment gives for an example: all of them run once, and where arms meet the last one counts."""
+    """What every segment gives for an example: all of them run once, and where arms meet the last
+    one counts.
+    """
 
     def __init__(self, layout: _Layout, topology: Topology, inputs: State) -> None:
         self.values: dict[str, Tensor] = {}
@@ -370,10 +412,17 @@ class _Tried:
                 except OfframpError:
                     raise
                 except Exception as problem:  # whatever the user's code raises
-                    why = next(iter(str(problem).strip().splitlines()), type(problem).__name__).rstrip(".;")
-                    shape = "the example" if not node.after else str([*self.values[node.after[-1]].shape])
+                    why = next(
+                        iter(str(problem).strip().splitlines()), type(problem).__name__
+                    ).rstrip(".;")
+                    if not node.after:
+                        shape = "the example"
+                    else:
+                        shape = str([*self.values[node.after[-1]].shape])
                     way = remedy(inputs, problem, "check what the steps before it give")
-                    raise BadData(f"the segment {node.name!r} fails on {shape}: {why}; {way}") from problem
+                    raise BadData(
+                        f"the segment {node.name!r} fails on {shape}: {why}; {way}"
+                    ) from problem
                 state.update(found)
                 self.values[node.name] = found[node.name]
 
@@ -381,24 +430,34 @@ class _Tried:
         shapes = {name: self.shape(name) for name in node.after}
         if len(set(shapes.values())) > 1:
             told = ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
-            raise BadNetwork(f"the arms that meet at {node.name!r} give rows of different shapes ({told}); give one")
+            raise BadNetwork(
+                f"the arms that meet at {node.name!r} give rows of different shapes ({told}); "
+                f"give one"
+            )
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Of a row of what a segment gave."""
         return tuple(self.values[name].shape[1:])
 
     def classes(self, topology: Topology) -> int:
-        """How many there are, by the last answer. Raises BadNetwork where ends give different shapes."""
+        """How many there are, by the last answer. Raises BadNetwork where ends give different
+        shapes.
+        """
         ends = [node.name for node in topology.nodes if node.successors == (LEAVE,)]
         shapes = {name: self.shape(name) for name in ends}
         last = next(reversed(shapes.values()))
         if len(last) != 1 or last[0] < 2:
-            raise BadNetwork(f"the last step must give logits [B, C] of at least two classes, got rows of {list(last)}")
+            raise BadNetwork(
+                f"the last step must give logits [B, C] of at least two classes, got rows of "
+                f"{list(last)}"
+            )
         return last[0]
 
 
 def _try(network: Network, inputs: State) -> None:
-    """Run all paths on the example. Raises BadNetwork where exits have other classes, or gates other scores."""
+    """Run all paths on the example. Raises BadNetwork where exits have other classes, or gates
+    other scores.
+    """
     state = dict(with_defaults(network.topology, inputs))
     nodes = Nodes(network)
     widths: dict[str, int] = {}
@@ -413,11 +472,14 @@ def _try(network: Network, inputs: State) -> None:
                 ways = len(node.successors)
                 if got != ways - 1:
                     raise BadNetwork(
-                        f"the gate of {node.name!r} gives {got} score{'s' if got > 1 else ''} a row, expected "
+                        f"the gate of {node.name!r} gives {got} score{'s' if got > 1 else ''} a "
+                        f"row, expected "
                         f"{ways - 1} for its {ways} ways"
                     )
     if len(set(widths.values())) > 1:
-        raise BadNetwork(f"the exits answer with different numbers of classes ({widths}), expected one")
+        raise BadNetwork(
+            f"the exits answer with different numbers of classes ({widths}), expected one"
+        )
 
 
 def _inputs(state: State) -> tuple[Input, ...]:
@@ -431,11 +493,14 @@ def _inputs(state: State) -> tuple[Input, ...]:
 def _entries(step: object, where: str) -> tuple[str, object, Mapping[str, float | None]]:
     """Name, module and further reads of a step."""
     if not isinstance(step, (tuple, list)) or len(step) not in (2, 3):
-        raise InvalidArgument(f"{where} must be (name, module), a Fork or a Leave, got {_short(step)}")
+        raise InvalidArgument(
+            f"{where} must be (name, module), a Fork or a Leave, got {_short(step)}"
+        )
     reads = step[2] if len(step) == 3 else {}
     if not isinstance(reads, Mapping):
         raise InvalidArgument(
-            f"the third entry of {where} must be a mapping of earlier names to defaults, got {reads!r}"
+            f"the third entry of {where} must be a mapping of earlier names to defaults, got "
+            f"{reads!r}"
         )
     return step[0], step[1], reads
 
@@ -452,4 +517,8 @@ def _is_empty(arm: object) -> bool:
 
 def _is_pair(arm: object) -> bool:
     """Whether an arm is a module with its preprocessing."""
-    return isinstance(arm, tuple) and len(arm) == 2 and all(isinstance(part, nn.Module) for part in arm)
+    return (
+        isinstance(arm, tuple)
+        and len(arm) == 2
+        and all(isinstance(part, nn.Module) for part in arm)
+    )

@@ -1,6 +1,7 @@
 """Residual units of a trained model that rows may skip: what `cut(model, example, skip=...)` makes.
 
-The model is taken apart before and behind every such unit. Each of them becomes a fork with an empty arm.
+The model is taken apart before and behind every such unit. Each of them becomes a fork with an
+empty arm.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Piece(nn.Module):
     """A piece of a model on one tensor; it shares the model's parameters.
 
     Args:
-        module: the exported piece, in eval mode for good: its batch norms stay as they are while it is trained.
+        module: the exported piece, in eval mode for good: its batch norms stay as they are while it
+            is trained.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -56,17 +58,20 @@ def skippable(
     Args:
         model: in eval mode; it is not changed.
         example: a batch as the model (or its preprocessing) takes it.
-        skip: names of units, or patterns such as "layer3.*" (a * stands for one part of a name). A unit gives what it
+        skip: names of units, or patterns such as "layer3.*" (a * stands for one part of a name). A
+            unit gives what it
             takes: the same shape. Those of a pattern that do not are left as they are.
         gate: chooses at each unit, as in `Fork`.
         preprocess: what stands before the model.
 
     Returns:
-        A network with a fork before every such unit, named `skip-` and the unit's name with - for dots.
+        A network with a fork before every such unit, named `skip-` and the unit's name with - for
+        dots.
 
     Raises:
         UnknownName: nothing has such a name.
-        BadNetwork: no unit can be skipped, or something beside its input and output is carried past one.
+        BadNetwork: no unit can be skipped, or something beside its input and output is carried past
+            one.
         InvalidArgument: skip is neither a name nor a list of names.
     """
     inputs = as_inputs(example)
@@ -79,7 +84,8 @@ def skippable(
     units = _units(model, named, floats)
     if not units:
         raise BadNetwork(
-            f"none of {', '.join(named)} gives the shape that it takes and begins where another module ends, so none "
+            f"none of {', '.join(named)} gives the shape that it takes and begins where another "
+            f"module ends, so none "
             "can be skipped"
         )
     marks = list[str]()
@@ -89,10 +95,15 @@ def skippable(
     self_check(model, parts, (floats,), {})
     steps = list[Any]()
     for number, piece in enumerate(parts.pieces):
-        if len(piece.reads) != 1 or len(piece.writes) < 1 or (piece.name and len(piece.writes) != 1):
+        if (
+            len(piece.reads) != 1
+            or len(piece.writes) < 1
+            or (piece.name and len(piece.writes) != 1)
+        ):
             told = ", ".join(piece.reads if len(piece.reads) != 1 else piece.writes)
             raise BadNetwork(
-                f"past {piece.name or 'the last unit'!r} more than one tensor is carried ({told}), so it cannot be "
+                f"past {piece.name or 'the last unit'!r} more than one tensor is carried "
+                f"({told}), so it cannot be "
                 "skipped"
             )
         module = Piece(piece.module)
@@ -110,7 +121,8 @@ def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
     """The modules that patterns name, in order. Raises UnknownName, InvalidArgument."""
     if not patterns or not all(isinstance(pattern, str) for pattern in patterns):
         raise InvalidArgument(
-            f"skip must be a name of a module, a pattern such as 'layer3.*', or a list, got {patterns!r}"
+            f"skip must be a name of a module, a pattern such as 'layer3.*', or a list, got "
+            f"{patterns!r}"
         )
     names = [name for name, _ in model.named_modules() if name]
     found = list[str]()
@@ -123,7 +135,8 @@ def _matching(model: nn.Module, patterns: Sequence[str]) -> list[str]:
 
 
 def _matches(name: str, pattern: str) -> bool:
-    parts, wanted = name.split("."), pattern.split(".")
+    parts = name.split(".")
+    wanted = pattern.split(".")
     return len(parts) == len(wanted) and all(map(fnmatch.fnmatchcase, parts, wanted))
 
 
@@ -136,7 +149,12 @@ def _units(model: nn.Module, named: Sequence[str], x: Tensor) -> Mapping[str, st
 
     def watch(name: str, module: nn.Module) -> None:
         def before(_: nn.Module, taken: tuple[Any, ...]) -> None:
-            if name in named and len(taken) == 1 and isinstance(taken[0], Tensor) and id(taken[0]) in ends:
+            if (
+                name in named
+                and len(taken) == 1
+                and isinstance(taken[0], Tensor)
+                and id(taken[0]) in ends
+            ):
                 found[name] = ends[id(taken[0])]
                 held.append(taken[0])
 
@@ -146,7 +164,9 @@ def _units(model: nn.Module, named: Sequence[str], x: Tensor) -> Mapping[str, st
                 return
             held.append(output)
             ends[id(output)] = name
-            same = len(taken) == 1 and isinstance(taken[0], Tensor) and taken[0].shape == output.shape
+            same = (
+                len(taken) == 1 and isinstance(taken[0], Tensor) and taken[0].shape == output.shape
+            )
             if name in found and not same:
                 del found[name]
 

@@ -1,7 +1,9 @@
-"""A model with stages of adaptive computation time as a network in which every unit is a stage of the schedule.
+"""A model with stages of adaptive computation time as a network in which every unit is a stage of
+the schedule.
 
-Between two units a sample is one row of numbers: its state, the weighted sum so far, the sum of the halting scores so
-far, and the score of the unit that has just run. A sample that leaves takes the rest of the weight for its last state.
+Between two units a sample is one row of numbers: its state, the weighted sum so far, the sum of the
+halting scores so far, and the score of the unit that has just run. A sample that leaves takes the
+rest of the weight for its last state.
 """
 
 from __future__ import annotations
@@ -31,10 +33,11 @@ HEAD = "head"
 def unrolled(model: nn.Module, example: Any, *, preprocess: nn.Module | None = None) -> Network:
     """A network in which samples really leave each stage of adaptive depth, after any of its units.
 
-    The rows of a batch that go on are compacted at every unit, and those that have left a stage are put together again
-    behind it, in the order of x. Its plan is a threshold for each unit: `1 - eps` is the rule of the paper, and
-    `Plan.by_hand` takes it. Rows are recorded on every path, so that `calibrate` chooses thresholds and certifies them,
-    where there are at most sixteen paths: one stage of up to sixteen units, or two of four.
+    The rows of a batch that go on are compacted at every unit, and those that have left a stage are
+    put together again behind it, in the order of x. Its plan is a threshold for each unit:
+    `1 - eps` is the rule of the paper, and `Plan.by_hand` takes it. Rows are recorded on every
+    path, so that `calibrate` chooses thresholds and certifies them, where there are at most sixteen
+    paths: one stage of up to sixteen units, or two of four.
 
     Args:
         model: from `halting(..., per="sample")`, trained, in eval mode. It is copied.
@@ -45,7 +48,8 @@ def unrolled(model: nn.Module, example: Any, *, preprocess: nn.Module | None = N
         Nodes `<stage>-<unit>`, from 0, and `head`, which answers.
 
     Raises:
-        BadNetwork: the model has no such stage, one halts by position, or its stages do not follow each other.
+        BadNetwork: the model has no such stage, one halts by position, or its stages do not follow
+            each other.
 
     Example:
         >>> from offramp.building.halting import halting
@@ -61,10 +65,14 @@ def unrolled(model: nn.Module, example: Any, *, preprocess: nn.Module | None = N
     kind = find("layers", "AdaptiveDepth")
     stages = {name: part for name, part in model.named_modules() if isinstance(part, kind)}
     if not stages:
-        raise BadNetwork("the model has no stage of adaptive depth; make one with halting(model, stages, per='sample')")
+        raise BadNetwork(
+            "the model has no stage of adaptive depth; make one with halting(model, stages, "
+            "per='sample')"
+        )
     if bad := [name for name, stage in stages.items() if stage.per != "sample"]:
         raise BadNetwork(
-            f"the stage {bad[0]!r} halts by position, expected per='sample': positions stay in their image"
+            f"the stage {bad[0]!r} halts by position, expected per='sample': positions stay in "
+            f"their image"
         )
     x = as_inputs(example)
     if [*x] != [INPUT]:
@@ -90,14 +98,19 @@ def _pieces(model: nn.Module, stages: dict[str, Any], x: Tensor) -> list[nn.Modu
     for piece in parts.pieces:
         if len(piece.reads) != 1 or len(piece.writes) != 1:
             raise BadNetwork(
-                f"between the stages {[*stages]} more is handed on than what a stage gives: {piece.reads}; "
+                f"between the stages {[*stages]} more is handed on than what a stage gives: "
+                f"{piece.reads}; "
                 "expected a model whose stages stand in one line"
             )
     return [piece.module for piece in parts.pieces[::2]]
 
 
 def _network(
-    pieces: Sequence[nn.Module], stages: dict[str, Any], x: Tensor, raw: Tensor, preprocess: nn.Module | None
+    pieces: Sequence[nn.Module],
+    stages: dict[str, Any],
+    x: Tensor,
+    raw: Tensor,
+    preprocess: nn.Module | None,
 ) -> Network:
     """The nodes, their modules and their gates."""
     models: dict[str, nn.Module] = {}
@@ -108,7 +121,9 @@ def _network(
     short = [name.replace(".", "_") for name in stages]
     behind = [*(f"{name}-0" for name in short[1:]), HEAD]
     with torch.no_grad():
-        for piece, name, following, stage in zip(pieces, short, behind, stages.values(), strict=False):
+        for piece, name, following, stage in zip(
+            pieces, short, behind, stages.values(), strict=False
+        ):
             units = [f"{name}-{number}" for number in range(len(stage.units))]
             x = _only(piece(x))
             models[units[0]] = First(piece, stage.halts[0], shape)
@@ -131,7 +146,8 @@ def _network(
     return Network(
         backbone=nn.ModuleDict(models).eval(),
         members=tuple(
-            ModelSpec(name, inputs=known) if number == 0 else ModelSpec(name) for number, name in enumerate(models)
+            ModelSpec(name, inputs=known) if number == 0 else ModelSpec(name)
+            for number, name in enumerate(models)
         ),
         topology=Topology(tuple(nodes)),
         fronts={} if preprocess is None else {nodes[0].name: preprocess},
@@ -141,7 +157,9 @@ def _network(
 
 
 class First(nn.Module):
-    """All that runs before a stage, and its first unit; behind another stage it reads what that one hands on."""
+    """All that runs before a stage, and its first unit; behind another stage it reads what that one
+    hands on.
+    """
 
     def __init__(self, piece: nn.Module, halt: nn.Module, shape: tuple[int, ...] | None) -> None:
         super().__init__()
@@ -153,7 +171,12 @@ class First(nn.Module):
         """The input, or [n, 2 S + 2] with S numbers of a state -> [n, 2 S' + 2]."""
         given = row if self.shape is None else closed(row, self.shape)
         state = _only(self.piece(given))  # [n, C, ...]
-        return packed(state, torch.zeros_like(state), state.new_zeros(len(state), 1), self.halt(state).flatten(1))
+        return packed(
+            state,
+            torch.zeros_like(state),
+            state.new_zeros(len(state), 1),
+            self.halt(state).flatten(1),
+        )
 
 
 class Next(nn.Module):
@@ -171,7 +194,10 @@ class Next(nn.Module):
         out = torch.addcmul(out, _spread(score, state), state)
         total = total + score
         state = self.unit(state)
-        score = torch.ones_like(total) if self.halt is None else self.halt(state).flatten(1)
+        if self.halt is None:
+            score = torch.ones_like(total)
+        else:
+            score = self.halt(state).flatten(1)
         return packed(state, out, total, score)
 
 
@@ -189,20 +215,26 @@ class Last(nn.Module):
 
 
 def packed(state: Tensor, out: Tensor, total: Tensor, score: Tensor) -> Tensor:
-    """A state and the sum so far, [n, C, ...] each, the scores so far and the latest one, [n, 1]: [n, 2 S + 2]."""
+    """A state and the sum so far, [n, C, ...] each, the scores so far and the latest one, [n, 1]:
+    [n, 2 S + 2].
+    """
     return torch.cat([state.flatten(1), out.flatten(1), total, score], 1)
 
 
 def unpacked(row: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `packed` put together."""
     size = (row.shape[1] - 2) // 2
-    state = row[:, :size].contiguous().view(-1, *shape)  # a convolution is slower on a part of a row
+    state = (
+        row[:, :size].contiguous().view(-1, *shape)
+    )  # a convolution is slower on a part of a row
     out = row[:, size : 2 * size].reshape(-1, *shape)
     return state, out, row[:, -2:-1], row[:, -1:]
 
 
 def closed(row: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """What a stage gives for rows that leave it: the last state gets the rest of the weight, [n, C, ...]."""
+    """What a stage gives for rows that leave it: the last state gets the rest of the weight, [n, C,
+    ...].
+    """
     state, out, total, _ = unpacked(row, shape)
     return torch.addcmul(out, _spread(1 - total, state), state)
 

@@ -1,9 +1,10 @@
 """Weights from a file into a model, as people save them.
 
-A file may hold a plain state dict, one under a key (`state_dict`, `model_state_dict`, `net`, `model_ema`, ...), and
-names with a prefix: `module.` (DataParallel, AveragedModel), `_orig_mod.` (torch.compile), `model.` (Lightning).
-A key and a prefix are taken only where what is left fits the model exactly, name by name and shape by shape. Where
-two different sets fit, such as weights and their moving average, the user says which: `FILE?key=model_ema`.
+A file may hold a plain state dict, one under a key (`state_dict`, `model_state_dict`, `net`,
+`model_ema`, ...), and names with a prefix: `module.` (DataParallel, AveragedModel), `_orig_mod.`
+(torch.compile), `model.` (Lightning). A key and a prefix are taken only where what is left fits the
+model exactly, name by name and shape by shape. Where two different sets fit, such as weights and
+their moving average, the user says which: `FILE?key=model_ema`.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ Shapes = dict[str, tuple[int, ...]]
 
 @dataclass(frozen=True)
 class Candidate:
-    """Weights that fit a model: where they are in the file, the prefix of their names, and what is left over."""
+    """Weights that fit a model: where they are in the file, the prefix of their names, and what is
+    left over.
+    """
 
     where: str
     prefix: str
@@ -51,18 +54,19 @@ class Candidate:
 
 
 def load_weights(model: nn.Module, path: str | Path, *, key: str | None = None) -> None:
-    """Load weights into a model; all of its names must be there, and what is not a plain state dict is said.
+    """Load weights into a model; all of its names must be there, and what is not a plain state dict
+    is said.
 
     Args:
         model: the model; its weights are changed in place.
-        path: a `.safetensors` file or a checkpoint (`.pt`, `.pth`, `.th`, `.bin`, `.ckpt`), which is read with
-            `weights_only=True`. `FILE?key=NAME` is the same as `key`.
-        key: which weights, where several in the file fit: a key such as `state_dict_ema`, a prefix such as
-            `teacher.`, or both as `state_dict/teacher.`.
+        path: a `.safetensors` file or a checkpoint (`.pt`, `.pth`, `.th`, `.bin`, `.ckpt`), which
+            is read with `weights_only=True`. `FILE?key=NAME` is the same as `key`.
+        key: which weights, where several in the file fit: a key such as `state_dict_ema`, a prefix
+            such as `teacher.`, or both as `state_dict/teacher.`.
 
     Raises:
-        BadFile: missing, damaged, would run code, fits in no way (the differences and the keys found are listed) or
-            in several.
+        BadFile: missing, damaged, would run code, fits in no way (the differences and the keys
+            found are listed) or in several.
     """
     file, asked = _taken_apart(path, key)
     found = read_state_dicts(file)
@@ -70,13 +74,17 @@ def load_weights(model: nn.Module, path: str | Path, *, key: str | None = None) 
     if asked is not None:
         named = [each for each in candidates if asked in (each.where, each.prefix, each.name)]
         if not named:
-            raise BadFile(f"{file} has no {asked!r} that fits {type(model).__name__}; {_listed(candidates, found)}")
+            raise BadFile(
+                f"{file} has no {asked!r} that fits {type(model).__name__}; "
+                f"{_listed(candidates, found)}"
+            )
         candidates = named
     candidates = _different(candidates)
     if len(candidates) > 1:
         names = ", ".join(each.name for each in candidates)
         raise BadFile(
-            f"{file} holds {len(candidates)} different sets of weights that fit {type(model).__name__}: {names}; say "
+            f"{file} holds {len(candidates)} different sets of weights that fit "
+            f"{type(model).__name__}: {names}; say "
             f"which, as {file}{KEY}{candidates[-1].name}"
         )
     if not candidates:
@@ -104,7 +112,9 @@ def _candidates(model: nn.Module, found: Mapping[str, Mapping[str, Tensor]]) -> 
         yield from fitting
 
 
-def _prefixed(where: str, tensors: Mapping[str, Tensor], expected: Shapes, *, unwrapped: bool) -> Iterator[Candidate]:
+def _prefixed(
+    where: str, tensors: Mapping[str, Tensor], expected: Shapes, *, unwrapped: bool
+) -> Iterator[Candidate]:
     """The prefixes without which some of the names are exactly those of the model."""
     if not expected:
         return
@@ -113,7 +123,11 @@ def _prefixed(where: str, tensors: Mapping[str, Tensor], expected: Shapes, *, un
     for prefix in prefixes:
         if prefix and not prefix.endswith("."):
             continue
-        part = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+        part = {
+            name.removeprefix(prefix): value
+            for name, value in tensors.items()
+            if name.startswith(prefix)
+        }
         if _fits(_shapes(part), expected):
             unused = tuple(name for name in tensors if not name.startswith(prefix))
             yield Candidate(where, prefix, part, unused, unwrapped)
@@ -129,7 +143,9 @@ def _unwrapped(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _fits(its: Shapes, expected: Shapes) -> bool:
-    """Whether names and shapes are those of the model; the counters of batch norms may be absent."""
+    """Whether names and shapes are those of the model; the counters of batch norms may be
+    absent.
+    """
     missing = expected.keys() - its.keys()
     return (
         its.keys() <= expected.keys()
@@ -139,7 +155,9 @@ def _fits(its: Shapes, expected: Shapes) -> bool:
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
-    return {name: () if is_lazy(value) else tuple(value.shape) for name, value in tensors.items()}  # lazy: no shape yet
+    return {
+        name: () if is_lazy(value) else tuple(value.shape) for name, value in tensors.items()
+    }  # lazy: no shape yet
 
 
 def _different(candidates: list[Candidate]) -> list[Candidate]:
@@ -159,7 +177,10 @@ def _say(candidate: Candidate, file: Path) -> None:
     """Say in a line how the weights were found, unless the file was a plain state dict."""
     if candidate.plain:
         return
-    parts = [f"the weights are those under {candidate.where!r}"] if candidate.where else []
+    if candidate.where:
+        parts = [f"the weights are those under {candidate.where!r}"]
+    else:
+        parts = []
     if candidate.prefix:
         parts.append(f"the prefix {candidate.prefix!r} of their names was taken off")
     if candidate.unwrapped:
@@ -170,7 +191,9 @@ def _say(candidate: Candidate, file: Path) -> None:
 
 
 def _load_as_it_is(model: nn.Module, found: Mapping[str, Mapping[str, Tensor]], file: Path) -> None:
-    """The last try: a module may have its own way to read older names. Raises BadFile with the differences."""
+    """The last try: a module may have its own way to read older names. Raises BadFile with the
+    differences.
+    """
     best = max(found, key=lambda where: len(found[where].keys() & model.state_dict().keys()))
     why = None
     if len(found) == 1 or found[best].keys() & model.state_dict().keys():
@@ -180,7 +203,8 @@ def _load_as_it_is(model: nn.Module, found: Mapping[str, Mapping[str, Tensor]], 
         except (RuntimeError, ValueError, TypeError, AttributeError, KeyError) as problem:
             why = problem
     raise BadFile(
-        f"{file} does not fit {type(model).__name__}: {_brief(model, found[best])}; {_listed([], found)}; "
+        f"{file} does not fit {type(model).__name__}: {_brief(model, found[best])}; "
+        f"{_listed([], found)}; "
         "give the weights of this architecture"
     ) from why
 

@@ -1,8 +1,9 @@
 """A chain over its sets of open exits, and the archive of the best plans seen at every cost.
 
-Closing an exit changes the price of the later ones, so a chain is a table per open set: all sets up to three
-gates, beyond that those that a greedy closing and opening ends in. Where closing changes no price (cut 0 says
-the same) one table is enough. Legend: N rows, G gates, E exits, P plans, B places along the cost axis.
+Closing an exit changes the price of the later ones, so a chain is a table per open set: all sets up
+to three gates, beyond that those that a greedy closing and opening ends in. Where closing changes
+no price (cut 0 says the same) one table is enough. Legend: N rows, G gates, E exits, P plans, B
+places along the cost axis.
 """
 
 from __future__ import annotations
@@ -16,9 +17,20 @@ import numpy as np
 
 from offramp.calibration.baselines import baselines
 from offramp.calibration.moves import descend, grid, hull, lines
-from offramp.calibration.threshold_table import Bools, Floats, GateCuts, Ints, Singles, ThresholdTable, cuts_of, shut
+from offramp.calibration.threshold_table import (
+    Bools,
+    Floats,
+    GateCuts,
+    Ints,
+    Singles,
+    ThresholdTable,
+    cuts_of,
+    shut,
+)
 
-EXACT_STEPS = 4096  # three gates or more are tried out in full up to so many steps of all but the last
+EXACT_STEPS = (
+    4096  # three gates or more are tried out in full up to so many steps of all but the last
+)
 EVERY_SET = 3  # gates up to which every set of open exits is searched
 SAMPLE = 2000  # rows that the greedy choice of open sets looks at
 NODES = 24  # plans on the hull, over all open sets
@@ -37,7 +49,9 @@ class OpenSets:
     known: dict[bytes, ThresholdTable] = field(default_factory=dict, repr=False)
 
     @staticmethod
-    def of(scores_NG: Singles, losses_NE: Floats, cost: Callable[[Bools], Floats], gap: float) -> OpenSets:
+    def of(
+        scores_NG: Singles, losses_NE: Floats, cost: Callable[[Bools], Floats], gap: float
+    ) -> OpenSets:
         """Sort every gate once."""
         cuts = tuple(cuts_of(np.ascontiguousarray(score_N), gap) for score_N in scores_NG.T)
         return OpenSets(cuts, np.ascontiguousarray(losses_NE.T, np.float64), cost)
@@ -58,7 +72,9 @@ class OpenSets:
 
     @cached_property
     def fixed(self) -> bool:
-        """Whether closing exits changes no price: each exit, and the last, cost the same alone as among all."""
+        """Whether closing exits changes no price: each exit, and the last, cost the same alone as
+        among all.
+        """
         whole_EN = self.whole().cost_EN
         return all(
             np.array_equal(self.table(only_G).cost_EN[[g, -1]], whole_EN[[g, -1]])
@@ -78,7 +94,9 @@ def tables(open_sets: OpenSets, sample: OpenSets) -> list[ThresholdTable]:
     if open_sets.fixed:
         return [open_sets.whole()]
     if gates <= EVERY_SET:
-        return [open_sets.table(np.array(open_G)) for open_G in product((True, False), repeat=gates)]
+        return [
+            open_sets.table(np.array(open_G)) for open_G in product((True, False), repeat=gates)
+        ]
     loss_P, cost_P = sample.whole().totals(np.stack(hull(sample.whole(), NODES)))
     kept = undominated(loss_P, cost_P)
     slopes = -np.diff(loss_P[kept]) / np.diff(cost_P[kept])
@@ -94,7 +112,9 @@ def _toggled(open_sets: OpenSets, open_G: Bools, lam: float) -> Bools:
 
     def solved(open_G: Bools, cut_G: Ints) -> tuple[Ints, float]:
         table = open_sets.table(open_G)
-        cut_G, value = descend(table, table.loss_EN + lam * table.cost_EN, np.where(open_G, cut_G, 0), 2)
+        cut_G, value = descend(
+            table, table.loss_EN + lam * table.cost_EN, np.where(open_G, cut_G, 0), 2
+        )
         return cut_G, value
 
     cut_G, value = solved(open_G, open_sets.whole().never)
@@ -139,13 +159,16 @@ class Archive:
     """The plan of least loss seen at each place along the cost axis."""
 
     def __init__(self, low: float, high: float, places: int, gates: int) -> None:
-        self.low, self.scale = low, (places - 1) / (high - low) if high > low else 0.0
+        self.low = low
+        self.scale = (places - 1) / (high - low) if high > low else 0.0
         self.loss_B = np.full(places, np.inf)
         self.cost_B = np.full(places, np.inf)
         self.cuts_BG = np.zeros((places, gates), np.intp)
 
     def offer(self, loss_P: Floats, cost_P: Floats, cuts: Callable[[Ints], Ints]) -> None:
-        """Keep those that lose less than what stands in their place; `cuts` gives the plans asked for."""
+        """Keep those that lose less than what stands in their place; `cuts` gives the plans asked
+        for.
+        """
         last = len(self.loss_B) - 1
         place_P = np.clip((cost_P - self.low) * self.scale, 0, last).astype(np.intp)
         better = np.flatnonzero(loss_P < self.loss_B[place_P])
@@ -172,7 +195,9 @@ class Archive:
             self.offer_line(cut_G, g, loss_K, cost_K)
 
     def plans(self) -> tuple[Floats, Floats, Ints]:
-        """What stands, cheapest first, without what is worse in both: summed loss, cost, cut numbers."""
+        """What stands, cheapest first, without what is worse in both: summed loss, cost, cut
+        numbers.
+        """
         kept = undominated(self.loss_B, self.cost_B)
         return self.loss_B[kept], self.cost_B[kept], self.cuts_BG[kept]
 

@@ -1,7 +1,9 @@
-"""Baselines: families of plans that one dial turns: one shared threshold, one quantile path, MSDNet's p^k.
+"""Baselines: families of plans that one dial turns: one shared threshold, one quantile path,
+MSDNet's p^k.
 
-The search starts from them and is never worse. The first two are exact: every useful position of the dial is
-priced by one sort and one cumulative sum. Legend: N rows, G gates, E exits, D positions, P values of p.
+The search starts from them and is never worse. The first two are exact: every useful position of
+the dial is priced by one sort and one cumulative sum. Legend: N rows, G gates, E exits, D
+positions, P values of p.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ POWERS: Floats = np.linspace(0.05, 1.95, 39)  # the sweep of MSDNet's code
 
 @dataclass(frozen=True)
 class DialCurve:
-    """Plans along a dial: summed loss and cost of each, and the cut numbers of those one asks for."""
+    """Plans along a dial: summed loss and cost of each, and the cut numbers of those one asks
+    for.
+    """
 
     name: str
     loss_D: Floats
@@ -36,13 +40,19 @@ def baselines(table: ThresholdTable, powers: Floats = POWERS) -> Iterator[DialCu
 def _dial(table: ThresholdTable, name: str, keys: list[Floats]) -> DialCurve:
     """Price every position of a dial t, where gate g stands at its last cut whose key is >= t.
 
-    Going down the dial a row moves to ever earlier exits; exit g is one of its stops if no earlier exit
-    takes it at the same position. A stop changes the sums by what the row then gains over its stop before.
+    Going down the dial a row moves to ever earlier exits; exit g is one of its stops if no earlier
+    exit takes it at the same position. A stop changes the sums by what the row then gains over its
+    stop before.
     """
     rows = table.loss_EN.shape[1]
-    at, loss, cost = [np.zeros(0)], [np.zeros(0)], [np.zeros(0)]
+    at = [np.zeros(0)]
+    loss = [np.zeros(0)]
+    cost = [np.zeros(0)]
     keys_GN = [np.append(keys[g], -np.inf)[table.cuts[g].column_N] for g in table.gates]
-    reached_GN = [np.full(rows, -np.inf), *np.maximum.accumulate(keys_GN)] if keys_GN else []
+    if keys_GN:
+        reached_GN = [np.full(rows, -np.inf), *np.maximum.accumulate(keys_GN)]
+    else:
+        reached_GN = []
     now = np.full(rows, len(table.cuts))
     for g, key_N, before_N in reversed(list(zip(table.gates, keys_GN, reached_GN, strict=False))):
         n = np.flatnonzero(key_N > before_N)
@@ -53,7 +63,10 @@ def _dial(table: ThresholdTable, name: str, keys: list[Floats]) -> DialCurve:
     at_S = np.concatenate(at)
     order = np.argsort(-at_S, kind="stable")
     at_S = at_S[order]
-    last = np.flatnonzero(np.append(at_S[1:] < at_S[:-1], True)) if len(at_S) else np.zeros(0, np.intp)
+    if len(at_S):
+        last = np.flatnonzero(np.append(at_S[1:] < at_S[:-1], True))
+    else:
+        last = np.zeros(0, np.intp)
     loss_D = np.append(0.0, np.cumsum(np.concatenate(loss)[order])[last]) + table.loss_EN[-1].sum()
     cost_D = np.append(0.0, np.cumsum(np.concatenate(cost)[order])[last]) + table.cost_EN[-1].sum()
     dial_D = np.append(np.inf, at_S[last])
@@ -69,13 +82,15 @@ def _dial(table: ThresholdTable, name: str, keys: list[Floats]) -> DialCurve:
 
 
 def powers_of(table: ThresholdTable, powers: Floats = POWERS) -> DialCurve:
-    """MSDNet's thresholds (Huang et al., 2018, arXiv 1703.09844): exit k answers a share ~ p^k of the rows.
+    """MSDNet's thresholds (Huang et al., 2018, arXiv 1703.09844): exit k answers a share ~ p^k of
+    the rows.
 
-    Gate by gate the threshold is the score of the floor(N q_k)-th readiest row not yet gone, and every row
-    at or above it goes. We differ where too few rows are left: the exit is closed, not given 1e8; and the
-    threshold steps down to the next place between two scores.
+    Gate by gate the threshold is the score of the floor(N q_k)-th readiest row not yet gone, and
+    every row at or above it goes. We differ where too few rows are left: the exit is closed, not
+    given 1e8; and the threshold steps down to the next place between two scores.
     """
-    rows, gates = table.loss_EN.shape[1], table.gates
+    rows = table.loss_EN.shape[1]
+    gates = table.gates
     shares_PE = np.asarray(powers)[:, None] ** np.arange(1, len(gates) + 2)
     wanted_PE = np.floor(rows * shares_PE / shares_PE.sum(1, keepdims=True))
     found_PG = np.zeros((len(powers), len(table.cuts)), np.intp)

@@ -1,4 +1,6 @@
-"""From a trace to a plan: by promise (certified), or by budget (best on its rows, and it says so)."""
+"""From a trace to a plan: by promise (certified), or by budget (best on its rows, and it says
+so).
+"""
 
 from __future__ import annotations
 
@@ -58,32 +60,36 @@ def calibrate(
     repeats: str | None = None,
     drop_seen: bool = False,
 ) -> Plan:
-    """The cheapest plan with `risk <= at_most` at `confidence`, or the best one with mean cost <= `budget`.
+    """The cheapest plan with `risk <= at_most` at `confidence`, or the best one with mean cost <=
+    `budget`.
 
     Args:
         trace: the rows that test the plan, as `record` gives them. They must be independent draws.
         risk: "disagreement" (default; needs no labels), "accuracy_gap", "error", or a Risk.
-        at_most: the level of the promise, in the unit of the risk (0.01 is one answer in a hundred).
+        at_most: the level of the promise, in the unit of the risk (0.01 is one answer in a
+            hundred).
         confidence: of the promise, above 0 and below 1.
-        budget: a share of the plain network's cost, instead of `at_most`; such a plan carries no promise.
+        budget: a share of the plain network's cost, instead of `at_most`; such a plan carries no
+            promise.
         reference: what the risk compares with: "last", "backbone", or an exit.
-        unit: the cost to save, "macs" or "ms"; by default MACs where they are known of every member, else
-            milliseconds.
+        unit: the cost to save, "macs" or "ms"; by default MACs where they are known of every
+            member, else milliseconds.
         batch: the batch size that milliseconds are for.
         bound: "binomial", "betting" or "hoeffding_bentkus"; by default the one that fits the risk.
-        testing: "path" walks one shared threshold down a grid that was fixed beforehand, over all rows (valid: see
-            guarantees.testing.fixed_sequence). "pareto" (Laufer-Goldshtein et al., 2023, arXiv 2210.07913) searches
-            candidates on some rows and tests them on the others.
+        testing: "path" walks one shared threshold down a grid that was fixed beforehand, over all
+            rows (valid: see guarantees.testing.fixed_sequence). "pareto" (Laufer-Goldshtein et al.,
+            2023, arXiv 2210.07913) searches candidates on some rows and tests them on the others.
         search: a trace of rows to search on; then all rows of `trace` are tested, by "pareto".
         deepest: an exit that answers whatever arrives there.
-        repeats: what rows of equal content are. None refuses them; "independent" says that each was drawn on its own,
-            and all count; "once" counts one of each, a promise about distinct rows. Rows of equal number are the same
-            row, and always refused.
+        repeats: what rows of equal content are. None refuses them; "independent" says that each was
+            drawn on its own, and all count; "once" counts one of each, a promise about distinct
+            rows. Rows of equal number are the same row, and always refused.
         drop_seen: leave out rows that trained the network, instead of refusing them.
 
     Returns:
-        A plan. Its promise says on how many rows it was tested, and what was decided about repeats. The order in which
-        a betting bound meets the rows is derived from their contents (`draws.order_of`).
+        A plan. Its promise says on how many rows it was tested, and what was decided about repeats.
+        The order in which a betting bound meets the rows is derived from their contents
+        (`draws.order_of`).
 
     Raises:
         NoSafePlan: no plan keeps the promise on these rows.
@@ -98,9 +104,13 @@ def calibrate(
     batch = require_count("batch", batch)
     if (at_most is None) == (budget is None):
         got = "neither" if at_most is None else "both"
-        raise InvalidArgument(f"calibrate needs exactly one of at_most (a promise) and budget (no promise), got {got}")
+        raise InvalidArgument(
+            f"calibrate needs exactly one of at_most (a promise) and budget (no promise), got {got}"
+        )
     if not trace.header.trained:
-        raise InvalidArgument("an exit of this network was never trained; train it and record again")
+        raise InvalidArgument(
+            "an exit of this network was never trained; train it and record again"
+        )
     require_repeats(repeats)
     if not len(trace):
         raise InvalidArgument("the trace must have at least one row, got none")
@@ -111,23 +121,31 @@ def calibrate(
         trace.topology.exit_index(max_exit)
     if budget is not None:
         share = require("budget", budget, above=0)
-        rows, _ = unseen_rows(trace, drop_seen=drop_seen, what="calibration")  # no promise: repeats do no harm
+        rows, _ = unseen_rows(
+            trace, drop_seen=drop_seen, what="calibration"
+        )  # no promise: repeats do no harm
         warn_of_order(trace, unit, batch)
         return _by_budget(rows, risk, share, reference, unit, batch, max_exit)
     asked = find_risk(risk or "disagreement")
     level = require(f"at_most (a level of {asked.name})", at_most, low=asked.low, below=asked.high)
     confidence = require_confidence(confidence)
     if trace.header.settings and (testing != "path" or search is not None or max_exit is not None):
-        raise InvalidArgument("settings of one dial are tested along the dial; leave testing, search and deepest out")
+        raise InvalidArgument(
+            "settings of one dial are tested along the dial; leave testing, search and deepest out"
+        )
     if testing not in TESTING:
         raise InvalidArgument(f"testing is {testing!r}, expected one of {', '.join(TESTING)}")
-    test = Certifier(asked, level, confidence, find_bound(bound, asked), reference, unit, batch, max_exit)
+    test = Certifier(
+        asked, level, confidence, find_bound(bound, asked), reference, unit, batch, max_exit
+    )
     kept = independent_rows(trace, repeats=repeats, drop_seen=drop_seen, what="calibration")
     warn_of_order(trace, unit, batch)
     return _by_promise(kept, test, repeats, "pareto" if search is not None else testing, search)
 
 
-def _by_promise(kept: Selected, test: Certifier, repeats: str | None, testing: str, search: Trace | None) -> Plan:
+def _by_promise(
+    kept: Selected, test: Certifier, repeats: str | None, testing: str, search: Trace | None
+) -> Plan:
     """The cheapest of the plans that pass the test, with the promise that it keeps."""
     trace = kept.trace
     searched, certified = _rows(trace, testing, search, repeats)
@@ -156,7 +174,13 @@ def _by_promise(kept: Selected, test: Certifier, repeats: str | None, testing: s
 
 
 def _by_budget(
-    trace: Trace, risk: str | Risk | None, budget: float, reference: str, unit: str, batch: int, max_exit: str | None
+    trace: Trace,
+    risk: str | Risk | None,
+    budget: float,
+    reference: str,
+    unit: str,
+    batch: int,
+    max_exit: str | None,
 ) -> Plan:
     """The plan with the least mean loss on these rows whose mean cost keeps the budget."""
     asked = find_risk(risk or ("error" if trace.labels is not None else "disagreement"))
@@ -164,8 +188,10 @@ def _by_budget(
     dearest = dearest_share(trace, unit, batch, reference)
     if budget > dearest:
         raise InvalidArgument(
-            f"budget must be a share of the plain network's cost and at most {dearest:.4g}, the cost of all exits "
-            f"together, got {budget:g}" + (f" ({budget:g} % is {budget / 100:g})" if budget <= 100 else "")
+            f"budget must be a share of the plain network's cost and at most {dearest:.4g}, the "
+            f"cost of all exits "
+            f"together, got {budget:g}"
+            + (f" ({budget:g} % is {budget / 100:g})" if budget <= 100 else "")
         )
     if not trace.topology.is_chain:
         return _by_budget_of_routes(trace, asked, budget, plain, reference, unit, batch, max_exit)
@@ -173,21 +199,27 @@ def _by_budget(
     plan = None
     with contextlib.suppress(OutOfBudget):
         plan = _plan(trace, best(problem, budget * plain).thresholds_G, max_exit)
-    # The search shares a call among `batch` rows. Where some leave, fewer rows arrive and share it, and the plan
-    # costs more milliseconds than the search has seen: then the trade-offs are priced one by one.
+    # The search shares a call among `batch` rows. Where some leave, fewer rows arrive and share it,
+    # and the plan costs more milliseconds than the search has seen: then the trade-offs are priced
+    # one by one.
     limit = budget * plain * (1 + ROUNDING)
     if plan is not None and trace.price(plan, unit, batch, reference).mean > limit:
         plan = None
-        for thresholds_G in frontier(problem, points=POINTS).thresholds_PG:  # each loses less than the one before
+        for thresholds_G in frontier(
+            problem, points=POINTS
+        ).thresholds_PG:  # each loses less than the one before
             other = _plan(trace, thresholds_G, max_exit)
             if trace.price(other, unit, batch, reference).mean <= limit:
                 plan = other
     if plan is None:
-        every = [Plan.by_hand({gate: -math.inf}, max_exit=max_exit) for gate in trace.topology.gates]
+        every = [
+            Plan.by_hand({gate: -math.inf}, max_exit=max_exit) for gate in trace.topology.gates
+        ]
         every.append(Plan.by_hand({}, max_exit=max_exit))
         least = min(trace.price(each, unit, batch, reference).mean / plain for each in every)
         raise OutOfBudget(
-            f"got a budget of {budget:g} of the plain network's {unit}, expected at least {least:.4g}, which the "
+            f"got a budget of {budget:g} of the plain network's {unit}, expected at least "
+            f"{least:.4g}, which the "
             "cheapest plan costs on these rows; ask for more"
         )
     return replace(plan, price=trace.price(plan, unit, batch, reference), rows=trace.seen)
@@ -209,16 +241,25 @@ def _by_budget_of_routes(
     gap = 2 * trace.header.origin.band
     losses_NL = trace.losses(risk, reference)
     found = trade_offs_of_routes(
-        trace, losses_NL, unit=unit, batch=batch, max_exit=max_exit, gap=gap, budgets=(budget * plain,)
+        trace,
+        losses_NL,
+        unit=unit,
+        batch=batch,
+        max_exit=max_exit,
+        gap=gap,
+        budgets=(budget * plain,),
     )
     within = np.flatnonzero(found.cost_P <= budget * plain * (1 + ROUNDING))
     if not len(within):
         least = float(found.cost_P.min()) / plain
         raise OutOfBudget(
-            f"got a budget of {budget:g} of the plain network's {unit}, expected at least {least:.4g}, which the "
+            f"got a budget of {budget:g} of the plain network's {unit}, expected at least "
+            f"{least:.4g}, which the "
             "cheapest plan costs on these rows; ask for more"
         )
-    plan = _plan(trace, found.thresholds_PG[within[-1]], max_exit)  # each loses less than all cheaper ones
+    plan = _plan(
+        trace, found.thresholds_PG[within[-1]], max_exit
+    )  # each loses less than all cheaper ones
     return replace(plan, price=trace.price(plan, unit, batch, reference), rows=trace.seen)
 
 
@@ -231,8 +272,10 @@ def _by_budget_of_settings(
     within = cost_S <= budget * plain * (1 + ROUNDING)
     if not within.any():
         raise OutOfBudget(
-            f"got a budget of {budget:g} of the plain network's {unit}, expected at least {cost_S.min() / plain:.4g}, "
-            "which the cheapest recorded setting costs on these rows; ask for more, or record more settings"
+            f"got a budget of {budget:g} of the plain network's {unit}, expected at least "
+            f"{cost_S.min() / plain:.4g}, "
+            "which the cheapest recorded setting costs on these rows; ask for more, or record "
+            "more settings"
         )
     best_one = int(np.argmin(np.where(within, loss_S, np.inf)))
     width = sum(trace.topology.routes(gate) for gate in trace.topology.gates)
@@ -240,7 +283,9 @@ def _by_budget_of_settings(
     return replace(plan, price=trace.price(plan, unit, batch, reference), rows=trace.seen)
 
 
-def dearest_share(trace: Trace, unit: str = "macs", batch: int = 64, reference: str = "last") -> float:
+def dearest_share(
+    trace: Trace, unit: str = "macs", batch: int = 64, reference: str = "last"
+) -> float:
     """The share of the plain network's cost above which a budget forbids nothing.
 
     It is what a row costs that meets every exit, or 1 where that is less.
@@ -252,7 +297,9 @@ def dearest_share(trace: Trace, unit: str = "macs", batch: int = 64, reference: 
     return max(1.0, price.worst / price.plain) if price.plain > 0 else math.inf
 
 
-def _rows(trace: Trace, testing: str, search: Trace | None, repeats: str | None) -> tuple[Trace | None, Trace]:
+def _rows(
+    trace: Trace, testing: str, search: Trace | None, repeats: str | None
+) -> tuple[Trace | None, Trace]:
     """The rows that are searched (None for a path fixed beforehand) and those that are tested."""
     if testing == "path":
         return None, trace
@@ -265,7 +312,8 @@ def _require_same_network(trace: Trace, search: Trace) -> None:
     mine, its = ((one.topology, one.header.origin.key) for one in (trace, search))
     if mine != its:
         raise Mismatch(
-            f"the search rows are of network {' on '.join(its[1])}, the others of {' on '.join(mine[1])}; record both "
+            f"the search rows are of network {' on '.join(its[1])}, the others of "
+            f"{' on '.join(mine[1])}; record both "
             "with the same network, engine and precision"
         )
 
@@ -281,12 +329,22 @@ def _plan(trace: Trace, thresholds_G: Array, max_exit: str | None) -> Plan:
 
 def _no_plan(test: Certifier, trace: Trace, tested: Tested) -> NoSafePlan:
     level = test.smallest_level(trace, tested)
-    needed = rows_needed(test.at_most, test.confidence) if 0 < test.at_most < 1 else None
-    sight = "no level is in sight" if level is None else f"the smallest level in sight is {level:.4g}"
-    few = f" (even without a single loss it takes {needed:,} rows)" if needed and needed > len(trace) else ""
+    if 0 < test.at_most < 1:
+        needed = rows_needed(test.at_most, test.confidence)
+    else:
+        needed = None
+    if level is None:
+        sight = "no level is in sight"
+    else:
+        sight = f"the smallest level in sight is {level:.4g}"
+    if needed and needed > len(trace):
+        few = f" (even without a single loss it takes {needed:,} rows)"
+    else:
+        few = ""
     sure = f"{percentage(test.confidence)} confidence"
     return NoSafePlan(
-        f"no plan that lets rows leave keeps {test.risk.name} <= {test.at_most:.12g} with {sure} on "
+        f"no plan that lets rows leave keeps {test.risk.name} <= {test.at_most:.12g} with {sure} "
+        f"on "
         f"{len(trace):,} rows{few}; {sight}: certify that on fresh rows, or give more rows",
         smallest_level=level,
         never=_plan(trace, np.zeros(0), None),

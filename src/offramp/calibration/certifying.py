@@ -1,7 +1,9 @@
-"""Which of many plans keep a promise, by testing them in a fixed order, and which of those costs least.
+"""Which of many plans keep a promise, by testing them in a fixed order, and which of those costs
+least.
 
-Plan 0 of every list is the plan that never leaves. It is the safest, it comes first, and it is always among the
-plans whose costs are compared: leaving early is worth it only if it is cheaper on the rows that are there.
+Plan 0 of every list is the plan that never leaves. It is the safest, it comes first, and it is
+always among the plans whose costs are compared: leaving early is worth it only if it is cheaper on
+the rows that are there.
 
 Shapes: P plans, N rows, G gates, E exits, B bets, C plans of a chunk.
 """
@@ -67,9 +69,10 @@ class Tested:
     def cheapest(self) -> Array | None:
         """Thresholds [G] of the cheapest plan that passed; None if that one is no plan to speak of.
 
-        A plan is left out if a threshold of it is the score of a row: last bits would decide there. Of equal costs
-        the safest plan is taken. If no plan that lets rows leave passed, there is none, unless never leaving ends
-        early, or a search has found nothing that costs less than never leaving: then that is the answer.
+        A plan is left out if a threshold of it is the score of a row: last bits would decide there.
+        Of equal costs the safest plan is taken. If no plan that lets rows leave passed, there is
+        none, unless never leaving ends early, or a search has found nothing that costs less than
+        never leaving: then that is the answer.
         """
         passed = np.flatnonzero(self.leaves_P[: self.passed])
         alone = len(self.cost_P) == 1
@@ -120,9 +123,11 @@ class Certifier:
         return self._from_list(certified, self._found_on(searched))
 
     def smallest_level(self, trace: Trace, tested: Tested) -> float | None:
-        """The smallest level at which a plan that saves would pass, and all before it; None where none saves.
+        """The smallest level at which a plan that saves would pass, and all before it; None where
+        none saves.
 
-        The walk has to pass every plan up to the first that saves, so it is the largest of their levels.
+        The walk has to pass every plan up to the first that saves, so it is the largest of their
+        levels.
         """
         saves_P = tested.leaves_P & (tested.cost_P < tested.cost_P[0])
         saves_P[0] = tested.ends_early
@@ -157,7 +162,14 @@ class Certifier:
         weights: list[Array | None] = [None] * (len(gates) + 1)
         for stage, (_, per_row) in zip(schedule, prices, strict=True):
             weights[trace.topology.exit_index(stage.name)] = per_row if per_row.ndim else None
-        outcomes = sweep(path_P, scores_NG, self._losses(trace), band, weights=weights, groups=self._groups(trace))
+        outcomes = sweep(
+            path_P,
+            scores_NG,
+            self._losses(trace),
+            band,
+            weights=weights,
+            groups=self._groups(trace),
+        )
         cost_P = np.zeros(len(path_P) + 1)
         for stage, (per_call, per_row) in zip(schedule, prices, strict=True):
             index = trace.topology.exit_index(stage.name)
@@ -170,10 +182,14 @@ class Certifier:
         cost_P[0] = self._cost(trace, (np.inf,) * len(gates))  # no gate runs there
         thresholds_P = np.append(np.float32(np.inf), path_P)
         thresholds_PG = np.broadcast_to(thresholds_P[:, None], (len(thresholds_P), len(gates)))
-        return Tested(thresholds_PG, outcomes, cost_P, self._passing(trace, outcomes), self._ends_early(trace))
+        return Tested(
+            thresholds_PG, outcomes, cost_P, self._passing(trace, outcomes), self._ends_early(trace)
+        )
 
     def _along_routes(self, trace: Trace) -> Tested:
-        """One threshold shared by all scores of all gates, in a network with forks: each plan is replayed."""
+        """One threshold shared by all scores of all gates, in a network with forks: each plan is
+        replayed.
+        """
         topology = trace.topology
         ranges = [trace.header.scores.get(gate, UNKNOWN) for gate in topology.gates]
         path_P = few(shared_path(ranges, trace.header.origin.band), len(trace))
@@ -205,7 +221,9 @@ class Certifier:
         """Mean cost per row of every plan, as `Trace.price` gives it."""
         cost_P = np.empty(len(thresholds_PG))
         for number, thresholds_G in enumerate(thresholds_PG):
-            plan = Plan(thresholds=thresholds_of(trace.topology, thresholds_G), max_exit=self.max_exit)
+            plan = Plan(
+                thresholds=thresholds_of(trace.topology, thresholds_G), max_exit=self.max_exit
+            )
             cost_P[number] = trace.price(plan, self.unit, self.batch).mean
         return cost_P
 
@@ -218,10 +236,14 @@ class Certifier:
         return Tested(plans.thresholds_PG, plans, cost_P, passed, self._ends_early(trace))
 
     def _found_on(self, searched: Trace) -> Array:
-        """Thresholds [P, G] worth a test, the safest first: trade-offs on search rows, ordered by p-value there."""
+        """Thresholds [P, G] worth a test, the safest first: trade-offs on search rows, ordered by
+        p-value there.
+        """
         if not searched.topology.is_chain:
             return self._found_on_routes(searched)
-        problem = problem_of(searched, self.risk, self.reference, self.unit, self.batch, self.max_exit)
+        problem = problem_of(
+            searched, self.risk, self.reference, self.unit, self.batch, self.max_exit
+        )
         thresholds_PG = trade_offs(problem, POINTS)
         plans = self._listed(searched, thresholds_PG)
         p_P = self._p_values(searched, plans)
@@ -233,7 +255,9 @@ class Certifier:
         losses_NL = self._losses(searched).astype(float)
         gap = 2 * searched.header.origin.band
         kinds = [losses_NL]
-        if losses_NL.min() < 0:  # see `trade_offs`: plans whose gains and losses cancel come late in a test
+        if (
+            losses_NL.min() < 0
+        ):  # see `trade_offs`: plans whose gains and losses cancel come late in a test
             kinds.append(np.abs(losses_NL))
         several = list[Array]()
         for losses in kinds:
@@ -253,7 +277,8 @@ class Certifier:
     def _passing(self, trace: Trace, outcomes: Sweep | Listed | Routed | Dialled) -> int:
         """How many leading plans pass, of which the first never leaves and may need no test.
 
-        Bets are evaluated only until a plan fails. A plan that changes no loss has the p-value of the one before.
+        Bets are evaluated only until a plan fails. A plan that changes no loss has the p-value of
+        the one before.
         """
         safe = self._never_is_safe(trace)
         if self.bound is not betting:
@@ -286,7 +311,9 @@ class Certifier:
         return from_sums(self.bound, sums_P, rows, level, low=self.risk.low, high=self.risk.high)
 
     def _from_bets(self, sums_PB: Array, rows: int, level: float) -> Array:
-        return from_bets(sums_PB, rows, level, low=self.risk.low, high=self.risk.high, delta=self.delta)
+        return from_bets(
+            sums_PB, rows, level, low=self.risk.low, high=self.risk.high, delta=self.delta
+        )
 
     @property
     def _limits(self) -> dict[str, float]:
@@ -297,19 +324,26 @@ class Certifier:
 
     def _listed(self, trace: Trace, thresholds_PG: Array) -> Listed:
         band = trace.header.origin.band
-        return Listed(thresholds_PG, self._scores(trace), self._losses(trace), band, self._groups(trace))
+        return Listed(
+            thresholds_PG, self._scores(trace), self._losses(trace), band, self._groups(trace)
+        )
 
     def _scores(self, trace: Trace) -> Array:
         """Scores [N, G] of the gates before the deepest exit."""
         return trace.scores[:, : self._width(trace) - 1]
 
     def _losses(self, trace: Trace) -> Array:
-        """Losses [N, E] up to the deepest exit, as small as they can be stored, whose sums are exact in float64.
+        """Losses [N, E] up to the deepest exit, as small as they can be stored, whose sums are
+        exact in float64.
 
-        Other losses than -1, 0 and 1 are rounded up to multiples of a power of two, about 1e-9: a running sum
-        along a path is then what summing each plan alone gives, and the rounding is on the safe side.
+        Other losses than -1, 0 and 1 are rounded up to multiples of a power of two, about 1e-9: a
+        running sum along a path is then what summing each plan alone gives, and the rounding is on
+        the safe side.
         """
-        width = self._width(trace) if trace.topology.is_chain else len(trace.topology.exit_labels)
+        if trace.topology.is_chain:
+            width = self._width(trace)
+        else:
+            width = len(trace.topology.exit_labels)
         losses = losses_up_to(trace, self.risk, self.reference, width)
         if losses.dtype == np.int8:
             return losses
@@ -318,11 +352,15 @@ class Certifier:
         return np.minimum(np.ceil(losses / unit) * unit, self.risk.high)
 
     def _groups(self, trace: Trace) -> Array | None:
-        """The bet [N] that every row belongs to, by its place in the order; None for bounds that do not bet."""
+        """The bet [N] that every row belongs to, by its place in the order; None for bounds that do
+        not bet.
+        """
         if self.bound is not betting:
             return None
         order = order_of(trace.columns)
-        groups = np.empty(len(trace), np.uint16)  # rows_per_bet sees to it that they are fewer than 32,769
+        groups = np.empty(
+            len(trace), np.uint16
+        )  # rows_per_bet sees to it that they are fewer than 32,769
         groups[order] = np.arange(len(trace)) // rows_per_bet(len(trace))
         return groups
 
@@ -337,8 +375,12 @@ class Certifier:
             cost_P[plan] = self._cost(trace, thresholds_G, plans.reach_PE[plan])
         return cost_P
 
-    def _cost(self, trace: Trace, thresholds_G: Sequence[float], reach_E: Array | None = None) -> float:
-        """Mean cost per row of one plan; all rows arrive everywhere where `reach_E` is not given."""
+    def _cost(
+        self, trace: Trace, thresholds_G: Sequence[float], reach_E: Array | None = None
+    ) -> float:
+        """Mean cost per row of one plan; all rows arrive everywhere where `reach_E` is not
+        given.
+        """
         total = 0.0
         for stage in self._schedule(trace, thresholds_G):
             index = trace.topology.exit_index(stage.name)
@@ -368,12 +410,20 @@ class Certifier:
         return self.max_exit not in (None, trace.topology.exits[-1])
 
     def _never_is_safe(self, trace: Trace) -> bool:
-        """Whether the loss of never leaving is 0 on every row by construction, so that it needs no test."""
+        """Whether the loss of never leaving is 0 on every row by construction, so that it needs no
+        test.
+        """
         last = trace.topology.exits[-1] if self.max_exit is None else self.max_exit
-        return self.risk.zero_at_reference and self.at_most >= 0 and trace.reference(self.reference) == last
+        return (
+            self.risk.zero_at_reference
+            and self.at_most >= 0
+            and trace.reference(self.reference) == last
+        )
 
     def _width(self, trace: Trace) -> int:
-        return len(trace.topology.exits) if self.max_exit is None else trace.topology.exit_index(self.max_exit) + 1
+        if self.max_exit is None:
+            return len(trace.topology.exits)
+        return trace.topology.exit_index(self.max_exit) + 1
 
 
 def _after_never(thresholds_PG: Array) -> Array:

@@ -19,13 +19,14 @@ class Verdict:
     """What rows say about a level.
 
     Attributes:
-        word: "holds" (the interval lies at or below the level), "broken" (above it), "undecided" (around it), or
-            "no promise".
+        word: "holds" (the interval lies at or below the level), "broken" (above it), "undecided"
+            (around it), or "no promise".
         sentence: the same in a sentence.
         level: that was checked; None where there is none.
         evaluation: everything that was measured.
         dropped: rows that were left out because they had a part in the network or the plan.
-        repeated: rows that have the content of another one: left out under repeats="once", else counted.
+        repeated: rows that have the content of another one: left out under repeats="once", else
+            counted.
     """
 
     word: str
@@ -62,13 +63,15 @@ def check(
         risk: by default the promise's.
         at_most: the level; by default the promised one, which counts for the promised risk alone.
         confidence: of the interval; by default the promise's, or 0.95.
-        repeats: what rows of equal content are, as in `calibrate`. Under "once" rows that the plan was made from have
-            counted already, and are left out.
-        drop_seen: leave out rows that trained the network or made the plan, instead of refusing them.
+        repeats: what rows of equal content are, as in `calibrate`. Under "once" rows that the plan
+            was made from have counted already, and are left out.
+        drop_seen: leave out rows that trained the network or made the plan, instead of refusing
+            them.
         same_rows: take such rows all the same; they prove nothing.
 
     Raises:
-        OverlappingRows: rows repeat, or had a part in the network or the plan, and nothing was said about it.
+        OverlappingRows: rows repeat, or had a part in the network or the plan, and nothing was said
+            about it.
         InvalidArgument: an argument is not what it must be, or no row is left.
         Mismatch: the plan belongs to another network, engine or precision.
     """
@@ -85,7 +88,8 @@ def check(
         asked = find_risk(risk)
         if asked.name != promise.risk:
             raise InvalidArgument(
-                f"at_most must be given where another risk is checked than the promised one: the level "
+                f"at_most must be given where another risk is checked than the promised one: the "
+                f"level "
                 f"{promise.at_most:.12g} is of {promise.risk}, not of {asked.name}"
             )
     selected = _rows(plan, trace, repeats, drop_seen, same_rows)
@@ -94,21 +98,30 @@ def check(
     )
     if level is not None and at_most is not None:
         asked = find_risk(risk if risk is not None else found.risk.risk)
-        level = require(f"at_most (a level of {asked.name})", at_most, low=asked.low, below=asked.high)
+        level = require(
+            f"at_most (a level of {asked.name})", at_most, low=asked.low, below=asked.high
+        )
     word, sentence = verdict(found.risk, level)
     return Verdict(word, sentence, level, found, selected.dropped, selected.repeated)
 
 
-def _rows(plan: Plan, trace: Trace, repeats: str | None, drop_seen: bool, same_rows: bool) -> Selected:
+def _rows(
+    plan: Plan, trace: Trace, repeats: str | None, drop_seen: bool, same_rows: bool
+) -> Selected:
     if same_rows:
         return Selected(trace, 0, 0)
-    return independent_rows(trace, repeats=repeats, drop_seen=drop_seen, what="test", seen=plan.rows)
+    return independent_rows(
+        trace, repeats=repeats, drop_seen=drop_seen, what="test", seen=plan.rows
+    )
 
 
 def verdict(risk: Measured, level: float | None) -> tuple[str, str]:
     """A word and a sentence: the interval lies below the level, above it, or around it."""
     if level is None:
-        return "no promise", "The plan carries no promise that these rows could break; --at-most names a level."
+        return (
+            "no promise",
+            "The plan carries no promise that these rows could break; --at-most names a level.",
+        )
     sure = f"{percentage(risk.confidence)} interval"
     said = f"{risk.risk} is {risk.value:.4f} ({sure} {risk.low:.4f} to {risk.high:.4f})"
     if risk.low > level:
@@ -116,7 +129,11 @@ def verdict(risk: Measured, level: float | None) -> tuple[str, str]:
     if risk.high <= level:
         return "holds", f"It holds: {said}, all of it at or below the level {level:.12g}."
     side = "below" if risk.value <= level else "above"
-    return "undecided", f"These rows cannot tell: {said}, {side} the level {level:.12g}, but the interval holds both."
+    return (
+        "undecided",
+        f"These rows cannot tell: {said}, {side} the level {level:.12g}, but the interval holds "
+        f"both.",
+    )
 
 
 def told(verdict_: Verdict) -> dict[str, Any]:

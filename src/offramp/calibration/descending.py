@@ -1,12 +1,14 @@
-"""Thresholds of their own for every gate of a network with forks, found on some rows: no promise, but good trade-offs.
+"""Thresholds of their own for every gate of a network with forks, found on some rows: no promise,
+but good trade-offs.
 
-Each threshold in turn is moved to its best place while all others stay. With the others fixed, every row has two values
-at a gate: that of the way in question, and that of what comes behind it. Rows sorted by their score, sums of losses and
-costs along them tell what every place of the threshold gives, exactly. Rounds of this end where nothing improves.
+Each threshold in turn is moved to its best place while all others stay. With the others fixed,
+every row has two values at a gate: that of the way in question, and that of what comes behind it.
+Rows sorted by their score, sums of losses and costs along them tell what every place of the
+threshold gives, exactly. Rounds of this end where nothing improves.
 
-What is best is asked in two ways: least loss + price * cost, for several prices, from which plans on the hull of all
-trade-offs come; and least loss within a budget, for several budgets, which also finds plans inside of it. Plans that
-share one threshold stand beside those.
+What is best is asked in two ways: least loss + price * cost, for several prices, from which plans
+on the hull of all trade-offs come; and least loss within a budget, for several budgets, which also
+finds plans inside of it. Plans that share one threshold stand beside those.
 
 Shapes: N rows, G thresholds of all gates, P plans. Values are [2, N]: loss and cost.
 """
@@ -94,7 +96,9 @@ def trade_offs_of_routes(
     found = search.measured(plans)
     within = [*budgets]
     if len(found.cost_P):
-        within += np.linspace(found.cost_P.min(), max(found.cost_P.max(), search.plain), BUDGETS).tolist()
+        within += np.linspace(
+            found.cost_P.min(), max(found.cost_P.max(), search.plain), BUDGETS
+        ).tolist()
     for budget in within:
         order = np.argsort(np.where(found.cost_P <= budget, found.loss_P, np.inf), kind="stable")
         for number in order[:STARTS]:
@@ -116,7 +120,9 @@ class _Priced:
 
 @dataclass(frozen=True)
 class _Within:
-    """The place with the least loss among those whose mean cost keeps a budget; else the cheapest."""
+    """The place with the least loss among those whose mean cost keeps a budget; else the
+    cheapest.
+    """
 
     budget: float
 
@@ -131,7 +137,15 @@ class _Within:
 class _Search:
     """What coordinate descent looks at."""
 
-    def __init__(self, trace: Trace, losses_NL: Array, unit: str, batch: int, max_exit: str | None, gap: float) -> None:
+    def __init__(
+        self,
+        trace: Trace,
+        losses_NL: Array,
+        unit: str,
+        batch: int,
+        max_exit: str | None,
+        gap: float,
+    ) -> None:
         self.trace = trace
         self.topology: Topology = trace.topology
         self.losses_NL = losses_NL
@@ -140,7 +154,9 @@ class _Search:
         self.max_exit = max_exit
         self.gap = gap
         self.plain = trace.price(Plan.never_leave(trace.topology), unit, batch).plain
-        self.known: dict[bytes, tuple[float, float]] = {}  # loss and cost of plans that were measured
+        self.known: dict[
+            bytes, tuple[float, float]
+        ] = {}  # loss and cost of plans that were measured
         self.cost: dict[str, Array] = {}  # of every node, its exit and its gate, [] or [N]
         for stage in full_schedule(trace.topology):
             self.cost[stage.name] = self._price(stage)
@@ -156,7 +172,11 @@ class _Search:
 
     def shared(self, count: int) -> list[Array]:
         """Plans whose gates share one threshold."""
-        columns = [self.trace.columns[name] for label in self.topology.gate_labels for name in self._names(label)]
+        columns = [
+            self.trace.columns[name]
+            for label in self.topology.gate_labels
+            for name in self._names(label)
+        ]
         every = np.concatenate(columns)
         values = thinned(every[np.isfinite(every)].astype(np.float32), SHARED)
         return [np.full(count, value, np.float32) for value in values]
@@ -213,7 +233,9 @@ class _Search:
             columns = [self.trace.columns[name] for name in self._names(label)]
             own_G = closed_G[self.places[gate]]
             for earlier in range(route):  # rows that an earlier way takes do not come to this one
-                rows_N = rows_N & ~((columns[earlier] >= own_G[earlier]) & (own_G[earlier] < np.inf))
+                rows_N = rows_N & ~(
+                    (columns[earlier] >= own_G[earlier]) & (own_G[earlier] < np.inf)
+                )
             node = self.topology.node(gate)
             here_2N = self._after(closed_G, path, node.successors[route])
             rest_2N = self._from_route(closed_G, path, route + 1)
@@ -246,7 +268,9 @@ class _Search:
                 arrivals[label] = rows_N
                 own_G = now_G[self.places[node.name]]
                 for name, threshold in zip(self._names(label), own_G, strict=True):
-                    taken_N = left_N & (self.trace.columns[name] >= threshold) & (threshold < np.inf)
+                    taken_N = (
+                        left_N & (self.trace.columns[name] >= threshold) & (threshold < np.inf)
+                    )
                     ways.append(taken_N)
                     left_N = left_N & ~taken_N
             ways.append(left_N)
@@ -262,7 +286,9 @@ class _Search:
             return np.stack([losses_N.astype(float), np.zeros(len(losses_N))])
         path = (*path, successor)
         found_2N: Array = (
-            self._after(now_G, path, LEAVE) if successor == self.max_exit else self._from_route(now_G, path, 0)
+            self._after(now_G, path, LEAVE)
+            if successor == self.max_exit
+            else self._from_route(now_G, path, 0)
         ).copy()
         found_2N[1] += self.cost[successor]
         return found_2N
@@ -279,12 +305,15 @@ class _Search:
             if np.isposinf(own_G[number]):
                 continue
             taken_N = self.trace.columns[names[number]] >= own_G[number]
-            value_2N = np.where(taken_N, self._after(now_G, path, node.successors[number]), value_2N)
+            value_2N = np.where(
+                taken_N, self._after(now_G, path, node.successors[number]), value_2N
+            )
         return value_2N
 
 
 def _places(scores_n: Array, gains_2n: Array, gap: float) -> tuple[Array, Array]:
-    """Where a threshold may stand [K], closed first, and what the rows at and above it gain there [2, K].
+    """Where a threshold may stand [K], closed first, and what the rows at and above it gain there
+    [2, K].
 
     >>> values, sums = _places(np.float32([3, 2, 1]), np.array([[-1.0, 2.0, -0.5], [1.0, 1.0, 1.0]]), 0.0)
     >>> values.tolist(), sums.tolist()
@@ -305,4 +334,6 @@ def _places(scores_n: Array, gains_2n: Array, gap: float) -> tuple[Array, Array]
     wide[-1] = True
     values = middles.astype(np.float32)
     fits = wide & np.isfinite(values) & (values < upper) & (values > lower)
-    return np.append(np.float32(np.inf), values[fits]), np.column_stack([np.zeros(2), sums_2n[:, fits]])
+    return np.append(np.float32(np.inf), values[fits]), np.column_stack(
+        [np.zeros(2), sums_2n[:, fits]]
+    )

@@ -1,7 +1,9 @@
-"""Plans that are settings of one dial, recorded one by one: tested in their order, from the safest on.
+"""Plans that are settings of one dial, recorded one by one: tested in their order, from the safest
+on.
 
-What a row near a threshold would have become on another path was not recorded, so such a row counts with the largest
-loss. Shapes: P plans, N rows, S settings (the first closes all gates), B groups of rows.
+What a row near a threshold would have become on another path was not recorded, so such a row counts
+with the largest loss. Shapes: P plans, N rows, S settings (the first closes all gates), B groups of
+rows.
 """
 
 from __future__ import annotations
@@ -31,7 +33,9 @@ class Dialled:
     trace: Trace
     losses_NS: Array
     highest: float  # the largest loss that there is
-    groups: Array | None = None  # the group [N] of every row, from 0, where sums by group are wanted
+    groups: Array | None = (
+        None  # the group [N] of every row, from 0, where sums by group are wanted
+    )
 
     def worst(self, plan: int) -> Array:
         """The worst loss [N] of every row."""
@@ -63,7 +67,9 @@ class Dialled:
         return np.zeros(len(self.settings_P), bool)
 
     def group_sums(self, plans: int) -> Iterator[tuple[Array, Array]]:
-        """Summed worst losses of every group: plan numbers [C] and sums [C, B], so many plans at a time."""
+        """Summed worst losses of every group: plan numbers [C] and sums [C, B], so many plans at a
+        time.
+        """
         assert self.groups is not None
         count = int(self.groups.max()) + 1
         for start in range(0, len(self.settings_P), plans):
@@ -81,13 +87,17 @@ def plan_at(topology: Topology, value: float) -> Plan:
 def costs_of_settings(trace: Trace, unit: str, batch: int) -> Array:
     """Mean cost per row of every setting, in order; says where a lower threshold costs more."""
     costs_S = np.array(
-        [trace.price(plan_at(trace.topology, value), unit, batch).mean for value in trace.header.settings]
+        [
+            trace.price(plan_at(trace.topology, value), unit, batch).mean
+            for value in trace.header.settings
+        ]
     )
     rises = np.flatnonzero(np.diff(costs_S) > 1e-9 * costs_S[0])
     if len(rises):
         first = int(rises[0])
         warnings.warn(
-            f"the dial is not monotone in cost: at {trace.header.settings[first + 1]:g} the network costs more than at "
+            f"the dial is not monotone in cost: at {trace.header.settings[first + 1]:g} the "
+            f"network costs more than at "
             f"{trace.header.settings[first]:g}; name the cheap ways of forks first",
             Notice,
             stacklevel=4,

@@ -1,7 +1,8 @@
 """A list of plans, each gate with a threshold of its own, evaluated in blocks of rows.
 
-Where all gates share one threshold, `sweep` does the same for thousands of plans at once; here a plan costs two
-comparisons a row and gate. Shapes: P plans (plan 0 never leaves), N rows, G gates, E exits, B groups of rows.
+Where all gates share one threshold, `sweep` does the same for thousands of plans at once; here a
+plan costs two comparisons a row and gate. Shapes: P plans (plan 0 never leaves), N rows, G gates, E
+exits, B groups of rows.
 """
 
 from __future__ import annotations
@@ -20,13 +21,17 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 @dataclass(frozen=True)
 class Listed:
-    """What the plans of a list do on the rows. The first plan should be the one that never leaves."""
+    """What the plans of a list do on the rows. The first plan should be the one that never
+    leaves.
+    """
 
     thresholds_PG: Array  # float32
     scores_NG: Array  # float32
     losses_NE: Array
     band: float
-    groups: Array | None = None  # the group [N] of every row, from 0, where sums by group are wanted
+    groups: Array | None = (
+        None  # the group [N] of every row, from 0, where sums by group are wanted
+    )
 
     def _blocks(self) -> Iterator[slice]:
         for start in range(0, len(self.losses_NE), BLOCK):
@@ -83,7 +88,9 @@ class Listed:
         return on_score
 
     def group_sums(self, plans: int) -> Iterator[tuple[Array, Array]]:
-        """Summed worst losses of every group: plan numbers [C] and sums [C, B], so many plans at a time."""
+        """Summed worst losses of every group: plan numbers [C] and sums [C, B], so many plans at a
+        time.
+        """
         assert self.groups is not None
         never_B = np.bincount(self.groups, self.losses_NE[:, -1])
         for start in range(0, len(self.thresholds_PG), plans):
@@ -98,14 +105,17 @@ class Listed:
             yield some_P, sums_CB
 
     def _uneven(self, block: slice) -> tuple[Array, Array]:
-        """Row numbers and losses of the rows in a block whose loss is not the same at every exit."""
+        """Row numbers and losses of the rows in a block whose loss is not the same at every
+        exit.
+        """
         losses = self.losses_NE[block]
         some = np.flatnonzero((losses != losses[:, :1]).any(1))
         return some + block.start, losses[some]
 
     def _worst(self, plan: int, scores_NG: Array, losses_NE: Array) -> Array:
         """The worst loss [N] of some rows under one plan, from the last gate to the first."""
-        near_G, sure_G = self._edges[0][plan], self._edges[1][plan]
+        near_G = self._edges[0][plan]
+        sure_G = self._edges[1][plan]
         worst_N = losses_NE[:, -1]
         for gate in reversed(range(scores_NG.shape[1])):
             if np.isnan(near_G[gate]):  # a closed gate

@@ -15,7 +15,8 @@ def warn_of_order(trace: Trace, unit: str = "macs", batch: int = 64) -> None:
     """Warn with DearFirst where a member of a cascade costs more than a later one.
 
     Args:
-        trace: of any network; one that is cut, and not stacked, has one member and no order to choose.
+        trace: of any network; one that is cut, and not stacked, has one member and no order to
+            choose.
         unit: "macs" or "ms", the cost that is looked at.
         batch: the batch size that milliseconds are for.
     """
@@ -26,7 +27,8 @@ def warn_of_order(trace: Trace, unit: str = "macs", batch: int = 64) -> None:
     told = ", ".join(f"{name} ({costs[name]:.4g})" for name in costs)
     name = "MACs" if unit == "macs" else f"milliseconds at batch {batch}"
     warnings.warn(
-        f"a member of this ladder costs more than a later one, in {name} per row: {told}; every row pays for the "
+        f"a member of this ladder costs more than a later one, in {name} per row: {told}; every "
+        f"row pays for the "
         f"earlier ones first, so stack them in the order {', '.join(cheapest_first)}",
         DearFirst,
         stacklevel=3,
@@ -34,7 +36,8 @@ def warn_of_order(trace: Trace, unit: str = "macs", batch: int = 64) -> None:
 
 
 def _costs(trace: Trace, unit: str, batch: int) -> dict[str, float]:
-    """What each member costs per row when it answers alone, in the order of the cascade, where that is known.
+    """What each member costs per row when it answers alone, in the order of the cascade, where that
+    is known.
 
     A member begins at a node that reads the raw input, and answers alone at its last node.
     """

@@ -1,7 +1,8 @@
 """Moves on a table of cuts: one gate at all its cuts, two gates at all pairs, descent, hull.
 
-Every curve is a cumulative sum along an order that was sorted once. Legend: N rows, G gates, E exits, K cuts
-of the gate that moves. `value_EN` is what a row is worth at each exit (loss, cost, or loss + lam * cost).
+Every curve is a cumulative sum along an order that was sorted once. Legend: N rows, G gates, E
+exits, K cuts of the gate that moves. `value_EN` is what a row is worth at each exit (loss, cost, or
+loss + lam * cost).
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ import numpy as np
 
 from offramp.calibration.threshold_table import Bools, Floats, GateCuts, Ints, ThresholdTable
 
-FEW = 6  # rows that leave between two cuts of the slow gate, up to which the curve is mended row by row
+# rows that leave between two cuts of the slow gate, up to which the curve is mended row by row
+FEW = 6
 
 
 def alive(table: ThresholdTable, cut_G: Ints) -> list[Bools]:
     """For each gate the rows that reach it."""
-    reach, here_N = [], np.ones(table.loss_EN.shape[1], bool)
+    reach = []
+    here_N = np.ones(table.loss_EN.shape[1], bool)
     for g, cuts in enumerate(table.cuts):
         reach.append(here_N)
         if cut_G[g]:
@@ -29,7 +32,8 @@ def alive(table: ThresholdTable, cut_G: Ints) -> list[Bools]:
 
 def tails(table: ThresholdTable, value_EN: Floats, cut_G: Ints) -> list[Floats]:
     """For each gate what every row is worth if it goes on there."""
-    tail_N, found = value_EN[-1], []
+    tail_N = value_EN[-1]
+    found = []
     for g in reversed(range(len(table.cuts))):
         found.append(tail_N)
         if cut_G[g]:
@@ -45,11 +49,15 @@ def line(cuts: GateCuts, gain_N: Floats) -> Floats:
     return curve_K
 
 
-def descend(table: ThresholdTable, value_EN: Floats, cut_G: Ints, rounds: int = 12) -> tuple[Ints, float]:
+def descend(
+    table: ThresholdTable, value_EN: Floats, cut_G: Ints, rounds: int = 12
+) -> tuple[Ints, float]:
     """Coordinate descent on the summed value, gates last to first and back, until no gate moves."""
     cut_G = cut_G.copy()
     for _ in range(rounds):
-        reach, tail_N, before_G = alive(table, cut_G), value_EN[-1], cut_G.copy()
+        reach = alive(table, cut_G)
+        tail_N = value_EN[-1]
+        before_G = cut_G.copy()
         behind: dict[int, Floats] = {}
         for g in reversed(table.gates):
             behind[g] = tail_N
@@ -73,9 +81,12 @@ def worth(table: ThresholdTable, value_EN: Floats, cut_G: Ints) -> float:
     return float(tail_N.sum())
 
 
-def lines(table: ThresholdTable, cut_G: Ints, one_EN: Floats, two_EN: Floats) -> Iterator[tuple[int, Floats, Floats]]:
+def lines(
+    table: ThresholdTable, cut_G: Ints, one_EN: Floats, two_EN: Floats
+) -> Iterator[tuple[int, Floats, Floats]]:
     """Each gate moved alone: both sums at all its cuts."""
-    reach, values = alive(table, cut_G), (one_EN, two_EN)
+    reach = alive(table, cut_G)
+    values = (one_EN, two_EN)
     behind = [tails(table, value_EN, cut_G) for value_EN in values]
     now = [worth(table, value_EN, cut_G) for value_EN in values]
     for g in table.gates:
@@ -87,19 +98,27 @@ def lines(table: ThresholdTable, cut_G: Ints, one_EN: Floats, two_EN: Floats) ->
 
 
 def grid(
-    table: ThresholdTable, cut_G: Ints, gates: tuple[int, int], steps_S: Ints, one_EN: Floats, two_EN: Floats
+    table: ThresholdTable,
+    cut_G: Ints,
+    gates: tuple[int, int],
+    steps_S: Ints,
+    one_EN: Floats,
+    two_EN: Floats,
 ) -> Iterator[tuple[int, Floats, Floats]]:
     """Two gates moved together: for each step of the first, both sums at all cuts of the second.
 
-    The curve is summed once and then mended: a row that now leaves at the first gate is taken out of it
-    from its own place on. The arrays are used again; copy what you keep.
+    The curve is summed once and then mended: a row that now leaves at the first gate is taken out
+    of it from its own place on. The arrays are used again; copy what you keep.
     """
     g, h = gates
-    first, second = table.cuts[g], table.cuts[h]
+    first = table.cuts[g]
+    second = table.cuts[h]
     free_G = cut_G.copy()
     free_G[[g, h]] = 0
     reach = alive(table, free_G)
-    column_N, curves, moves = second.column_N, [], []
+    column_N = second.column_N
+    curves = []
+    moves = []
     for value_EN in (one_EN, two_EN):
         tail = tails(table, value_EN, free_G)
         gain_N = (value_EN[h] - tail[h]) * reach[h]
@@ -131,9 +150,17 @@ def lowest(goal_K: Floats, held_K: Floats, limit: float, below: float) -> int | 
 
 
 def settle(
-    table: ThresholdTable, cut_G: Ints, goal_EN: Floats, held_EN: Floats, limit: float, *, width: int = 0
+    table: ThresholdTable,
+    cut_G: Ints,
+    goal_EN: Floats,
+    held_EN: Floats,
+    limit: float,
+    *,
+    width: int = 0,
 ) -> tuple[Ints, float]:
-    """Local search under a limit: the best move of one gate, and where none helps (and width > 0) of two."""
+    """Local search under a limit: the best move of one gate, and where none helps (and width > 0)
+    of two.
+    """
     held = worth(table, held_EN, cut_G)
     goal = worth(table, goal_EN, cut_G) if held <= limit else np.inf
     least = 1e-12 * float(abs(goal_EN).max()) * goal_EN.shape[1]
@@ -146,11 +173,15 @@ def settle(
             best = _two(table, cut_G, goal_EN, held_EN, limit, width=width, goal=goal, least=least)
         if not best[1] and goal == np.inf and held < np.inf:
             held, (cut_G, _) = np.inf, descend(table, held_EN, cut_G)
-            goal = worth(table, goal_EN, cut_G) if worth(table, held_EN, cut_G) <= limit else np.inf
+            if worth(table, held_EN, cut_G) <= limit:
+                goal = worth(table, goal_EN, cut_G)
+            else:
+                goal = np.inf
             continue
         if not best[1]:
             return cut_G, goal
-        cut_G, goal = cut_G.copy(), best[0]
+        cut_G = cut_G.copy()
+        goal = best[0]
         cut_G[list(best[1])] = list(best[1].values())
 
 
@@ -178,7 +209,9 @@ def _two(
 
 
 def near(size: int, here: int, width: int) -> Ints:
-    """At most about `width` cut numbers: some everywhere, more of them close to `here`; all if they are few."""
+    """At most about `width` cut numbers: some everywhere, more of them close to `here`; all if they
+    are few.
+    """
     if size <= width:
         return np.arange(size)
     wide = np.linspace(0, size - 1, width // 2)
@@ -188,7 +221,9 @@ def near(size: int, here: int, width: int) -> Ints:
 
 
 def hull(table: ThresholdTable, nodes: int) -> list[Ints]:
-    """Plans on the lower hull of (cost, loss): the widest gap first, each solved from both its ends."""
+    """Plans on the lower hull of (cost, loss): the widest gap first, each solved from both its
+    ends.
+    """
     tiny = 1e-9 * spread(table.loss_EN) / spread(table.cost_EN)
     top, _ = descend(table, table.loss_EN + tiny * table.cost_EN, table.never)
     low, _ = descend(table, table.cost_EN + 1e-18 / tiny * table.loss_EN, table.cheapest)
@@ -198,7 +233,8 @@ def hull(table: ThresholdTable, nodes: int) -> list[Ints]:
 
     def push(cheap: Ints, dear: Ints) -> None:
         loss_2, cost_2 = table.totals(np.stack((cheap, dear)))
-        rise, fall = cost_2[1] - cost_2[0], loss_2[0] - loss_2[1]
+        rise = cost_2[1] - cost_2[0]
+        fall = loss_2[0] - loss_2[1]
         if rise > 0 and fall > 0:
             at = loss_2[1] + fall / rise * cost_2[1]
             heapq.heappush(heap, (-rise * fall, next(number), cheap, dear, fall / rise, at))
@@ -207,7 +243,9 @@ def hull(table: ThresholdTable, nodes: int) -> list[Ints]:
     while heap and len(found) < nodes:
         _, _, cheap, dear, lam, at = heapq.heappop(heap)
         value_EN = table.loss_EN + lam * table.cost_EN
-        cut_G, value = min((descend(table, value_EN, end) for end in (cheap, dear)), key=lambda pair: pair[1])
+        cut_G, value = min(
+            (descend(table, value_EN, end) for end in (cheap, dear)), key=lambda pair: pair[1]
+        )
         if value < at - 1e-9 * abs(at):
             found.append(cut_G)
             push(cheap, cut_G)

@@ -1,11 +1,13 @@
 """A plan found on a sample of the rows, refined on all of them, in memory for a block of rows.
 
-The search needs every score sorted and several tables of float64; for a million rows that is too much, and a
-sample finds nearly the same plan. But what a plan costs and loses on the sample is not what it does on all rows:
-a budget may be missed by a little. So one gate at a time is moved, over a few thousand places between the scores
-of all rows, to the place that is best while the limit holds on all rows, until no gate moves.
+The search needs every score sorted and several tables of float64; for a million rows that is too
+much, and a sample finds nearly the same plan. But what a plan costs and loses on the sample is not
+what it does on all rows: a budget may be missed by a little. So one gate at a time is moved, over a
+few thousand places between the scores of all rows, to the place that is best while the limit holds
+on all rows, until no gate moves.
 
-Legend: N rows, G gates (= E - 1), E exits, K cuts of a gate: cut 0 is a closed gate, a higher cut lets more leave.
+Legend: N rows, G gates (= E - 1), E exits, K cuts of a gate: cut 0 is a closed gate, a higher cut
+lets more leave.
 """
 
 from __future__ import annotations
@@ -41,7 +43,8 @@ class Refiner:
         losses_NE: losses.
         cost: open exits [E] -> costs [N, E], nothing at closed exits.
         loss_held: whether the loss is held and the cost made small, or the other way round.
-        tie: how much the held sum counts in the goal, so that of equal goals the smaller held sum is taken.
+        tie: how much the held sum counts in the goal, so that of equal goals the smaller held sum
+            is taken.
     """
 
     def __init__(
@@ -66,10 +69,9 @@ class Refiner:
 
     def cuts_at(self, thresholds_G: Singles) -> Ints:
         """The cuts nearest to some thresholds, none of them lower."""
-        found = [
-            np.searchsorted(-values_K, -t, side="right") - 1
-            for values_K, t in zip(self.values_GK, thresholds_G, strict=True)
-        ]
+        found = []
+        for values_K, t in zip(self.values_GK, thresholds_G, strict=True):
+            found.append(np.searchsorted(-values_K, -t, side="right") - 1)
         return np.maximum(np.array(found, np.intp), 0)
 
     def thresholds(self, cut_G: Ints) -> Singles:
@@ -78,10 +80,11 @@ class Refiner:
         return np.array(values, np.float32)
 
     def refined(self, start_G: Ints, limit: float) -> Refined | None:
-        """The plan after the best move of one gate, again and again, while the held sum keeps the limit.
+        """The plan after the best move of one gate, again and again, while the held sum keeps the
+        limit.
 
-        While the limit is not kept, a move that brings it about is looked for, else the one that comes nearest.
-        None if no plan on the way keeps it.
+        While the limit is not kept, a move that brings it about is looked for, else the one that
+        comes nearest. None if no plan on the way keeps it.
         """
         cut_G = start_G.copy()
         for _ in range(ROUNDS):
@@ -106,11 +109,13 @@ class Refiner:
         return Refined(cut_G, *now) if now[1] <= limit else None
 
     def _curves(self, cut_G: Ints) -> tuple[list[tuple[int, Floats, Floats]], tuple[float, float]]:
-        """Every open gate moved alone: goal and held sum at all its cuts; and both sums of the plan itself.
+        """Every open gate moved alone: goal and held sum at all its cuts; and both sums of the plan
+        itself.
 
-        A gate's curve is a running sum. At cut k the rows whose first cut is at most k leave there, and each
-        changes the sum by its gain: what it is worth here less what it is worth if it goes on, nothing if it
-        never arrives. So the gains are summed by first cut, block by block, and then along the cuts.
+        A gate's curve is a running sum. At cut k the rows whose first cut is at most k leave there,
+        and each changes the sum by its gain: what it is worth here less what it is worth if it goes
+        on, nothing if it never arrives. So the gains are summed by first cut, block by block, and
+        then along the cuts.
         """
         gates = [int(g) for g in np.flatnonzero(cut_G)]
         cost_NE = self.cost(np.append(cut_G > 0, True))

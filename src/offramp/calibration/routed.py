@@ -1,7 +1,8 @@
-"""Plans of a network with forks, each replayed on the rows along every path that its scores leave open.
+"""Plans of a network with forks, each replayed on the rows along every path that its scores leave
+open.
 
-Shapes: P plans (plan 0 sends every row to the last successor), N rows, G thresholds of all gates, L exits on every path
-to them, B groups of rows.
+Shapes: P plans (plan 0 sends every row to the last successor), N rows, G thresholds of all gates, L
+exits on every path to them, B groups of rows.
 """
 
 from __future__ import annotations
@@ -26,7 +27,9 @@ USUAL = 256.0
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
-def thresholds_of(topology: Topology, thresholds_G: Sequence[float] | Array) -> dict[str, tuple[float, ...]]:
+def thresholds_of(
+    topology: Topology, thresholds_G: Sequence[float] | Array
+) -> dict[str, tuple[float, ...]]:
     """Thresholds by gate from one list of all; gates beyond the end of the list are closed."""
     thresholds: dict[str, tuple[float, ...]] = {}
     values = [float(t) for t in thresholds_G]
@@ -46,7 +49,9 @@ class Routed:
     trace: Trace
     losses_NL: Array
     max_exit: str | None = None
-    groups: Array | None = None  # the group [N] of every row, from 0, where sums by group are wanted
+    groups: Array | None = (
+        None  # the group [N] of every row, from 0, where sums by group are wanted
+    )
 
     def schedule(self, plan: int) -> Schedule:
         """The schedule of a plan by its number."""
@@ -56,7 +61,9 @@ class Routed:
     @cached_property
     def loss_P(self) -> Array:
         """Sum over rows of the worst loss within the float band."""
-        return np.array([self.worst(plan).sum(dtype=np.float64) for plan in range(len(self.thresholds_PG))])
+        return np.array(
+            [self.worst(plan).sum(dtype=np.float64) for plan in range(len(self.thresholds_PG))]
+        )
 
     @cached_property
     def leaving_P(self) -> Array:
@@ -80,11 +87,15 @@ class Routed:
             for label in topology.gate_labels:
                 gate = label if label in thresholds else label.rpartition("#")[0]
                 for name, t in zip(topology.score_columns(label), thresholds[gate], strict=True):
-                    found[plan] |= bool(np.isfinite(t)) and bool((self.trace.columns[name] == np.float32(t)).any())
+                    found[plan] |= bool(np.isfinite(t)) and bool(
+                        (self.trace.columns[name] == np.float32(t)).any()
+                    )
         return found
 
     def group_sums(self, plans: int) -> Iterator[tuple[Array, Array]]:
-        """Summed worst losses of every group: plan numbers [C] and sums [C, B], so many plans at a time."""
+        """Summed worst losses of every group: plan numbers [C] and sums [C, B], so many plans at a
+        time.
+        """
         assert self.groups is not None
         count = int(self.groups.max()) + 1
         for start in range(0, len(self.thresholds_PG), plans):
@@ -93,7 +104,9 @@ class Routed:
             yield some_P, np.stack(sums)
 
     def worst(self, plan: int) -> Array:
-        """The worst loss [N] of every row over the paths that it may take: near a threshold last bits decide."""
+        """The worst loss [N] of every row over the paths that it may take: near a threshold last
+        bits decide.
+        """
         schedule = self.schedule(plan)
         first = schedule.stages[0]
         return self._worst_from(schedule, first, (*schedule.skipped, first.name))
@@ -112,9 +125,12 @@ class Routed:
         worst_N = ends[-1]
         if not stage.gate:
             return worst_N
-        near_R, sure_R = band_edges(np.array(stage.thresholds, np.float32), self.trace.header.origin.band)
+        near_R, sure_R = band_edges(
+            np.array(stage.thresholds, np.float32), self.trace.header.origin.band
+        )
         names = topology.score_columns(label)
-        # From the last way to the first: a row surely takes a way, may take it, or goes on to the later ones.
+        # From the last way to the first: a row surely takes a way, may take it, or goes on to the
+        # later ones.
         for number, route in reversed(list(enumerate(stage.routes))):
             scores_N = self.trace.columns[names[route]]
             here_N = ends[number]
@@ -126,8 +142,8 @@ class Routed:
 def few(path_P: Array, rows: int) -> Array:
     """A path with fewer plans, its ends among them: which ones is fixed before a row is seen.
 
-    Every plan is replayed on all rows, so that with more rows there are fewer plans: MOST down to LEAST.
-    Scores of more than USUAL in size are rare, so all but the ends lie within.
+    Every plan is replayed on all rows, so that with more rows there are fewer plans: MOST down to
+    LEAST. Scores of more than USUAL in size are rare, so all but the ends lie within.
     """
     count = min(MOST, max(LEAST, WORK // max(rows, 1)))
     usual = np.flatnonzero(np.abs(path_P) <= USUAL)

@@ -23,7 +23,9 @@ from offramp.plans.draws import (
 from offramp.plans.provenance import SeenRows, named, refuse_training_rows
 from offramp.plans.trace import Trace
 
-SLACK = 0.02  # share of rows seen before that nobody minds where rows are said to be independent draws
+SLACK = (
+    0.02  # share of rows seen before that nobody minds where rows are said to be independent draws
+)
 CONTENTS = 8  # of fewer contents two draws often have equal frequencies
 ALIKE = 1e-5  # how often independent draws may look that much like the rows seen before
 DEVIATIONS = 4.0  # standard deviations above the share that chance would give
@@ -36,7 +38,8 @@ class Selected:
     Attributes:
         trace: the rows that count.
         dropped: how many rows were left out because they had a part in the network or the plan.
-        repeated: how many rows have the content of another one: left out under repeats="once", else counted.
+        repeated: how many rows have the content of another one: left out under repeats="once", else
+            counted.
     """
 
     trace: Trace
@@ -51,10 +54,13 @@ def independent_rows(
 
     Args:
         trace: the rows.
-        repeats: what to do with rows of equal content; None refuses them, "independent" counts all, "once" one of each.
-        drop_seen: leave out the rows that trained the network, and those among `seen`, instead of refusing them.
+        repeats: what to do with rows of equal content; None refuses them, "independent" counts all,
+            "once" one of each.
+        drop_seen: leave out the rows that trained the network, and those among `seen`, instead of
+            refusing them.
         what: the part that the rows play, for sentences ("calibration", "test").
-        seen: rows that had a part in the plan. Under repeats="once" they have counted already, and are left out too.
+        seen: rows that had a part in the plan. Under repeats="once" they have counted already, and
+            are left out too.
 
     Raises:
         OverlappingRows: rows repeat, or had a part before, and nothing was said about it.
@@ -72,11 +78,17 @@ def independent_rows(
 
 
 def unseen_rows(
-    trace: Trace, *, drop_seen: bool, what: str, seen: SeenRows | None = None, repeats: str | None = None
+    trace: Trace,
+    *,
+    drop_seen: bool,
+    what: str,
+    seen: SeenRows | None = None,
+    repeats: str | None = None,
 ) -> tuple[Trace, int]:
     """The rows that had no part in the network or the plan, and how many were left out for that.
 
-    Args as those of `independent_rows`. Raises OverlappingRows, and InvalidArgument where no row is left.
+    Args as those of `independent_rows`. Raises OverlappingRows, and InvalidArgument where no row is
+    left.
     """
     out = np.zeros(len(trace), bool)
     if drop_seen:
@@ -87,23 +99,29 @@ def unseen_rows(
         used = seen.shared(trace.columns["digest"], what, trace.header.digest_form)
         if drop_seen or repeats == "once":
             out |= used
-        elif repeats is None or _more_than_chance(used, seen) or _too_alike(trace.columns["digest"], seen.digests):
+        elif (
+            repeats is None
+            or _more_than_chance(used, seen)
+            or _too_alike(trace.columns["digest"], seen.digests)
+        ):
             _refuse_seen(trace, what, seen, independent=repeats is not None)
     if not out.any():
         return trace, 0
     if out.all():
         raise InvalidArgument(
-            f"all {len(trace):,} {what} rows had a part in the network or the plan before, and none is left; give rows "
+            f"all {len(trace):,} {what} rows had a part in the network or the plan before, and "
+            f"none is left; give rows "
             "that were used for nothing before"
         )
     return trace[~out], int(out.sum())
 
 
 def _more_than_chance(used: Array, seen: SeenRows) -> bool:
-    """Whether more rows have the content of rows seen before than independent draws of the same source would.
+    """Whether more rows have the content of rows seen before than independent draws of the same
+    source would.
 
-    Of n draws, as many meet the content of another one as a new draw meets the content of these n. So the share of the
-    rows seen before that repeat each other is what to expect of new rows.
+    Of n draws, as many meet the content of another one as a new draw meets the content of these n.
+    So the share of the rows seen before that repeat each other is what to expect of new rows.
 
     Args:
         used: whether the content of a row was seen before, bool [N].
@@ -119,10 +137,11 @@ def _more_than_chance(used: Array, seen: SeenRows) -> bool:
 
 
 def _too_alike(digests: Array, before: Array) -> bool:
-    """Whether contents are as frequent as they were before to a degree that two draws of one source never are.
+    """Whether contents are as frequent as they were before to a degree that two draws of one source
+    never are.
 
-    Pearson's statistic of two samples, with its lower tail: so it tells the same rows, or all but a few of them, where
-    the data has few possible contents.
+    Pearson's statistic of two samples, with its lower tail: so it tells the same rows, or all but a
+    few of them, where the data has few possible contents.
 
     Args:
         digests: of some rows, uint64 [N].
@@ -142,16 +161,20 @@ def _too_alike(digests: Array, before: Array) -> bool:
 def _refuse_seen(trace: Trace, what: str, seen: SeenRows, *, independent: bool) -> None:
     """Refuse rows that had a part in the plan, and name the ways on."""
     try:
-        seen.refuse_overlap(trace.columns["digest"], what, trace.columns["row"], trace.header.digest_form)
+        seen.refuse_overlap(
+            trace.columns["digest"], what, trace.columns["row"], trace.header.digest_form
+        )
     except OverlappingRows as problem:
         if independent:
             way = (
-                "leave these out with drop_seen=True. They are too many, or too much alike, for rows that were each "
+                "leave these out with drop_seen=True. They are too many, or too much alike, for "
+                "rows that were each "
                 "drawn on their own"
             )
         else:
             way = (
-                "leave these out with drop_seen=True, or say repeats='independent' if rows of equal content "
+                "leave these out with drop_seen=True, or say repeats='independent' if rows of "
+                "equal content "
                 "were each drawn on their own"
             )
         raise OverlappingRows(f"{problem}, {way}", rows=problem.rows) from None
@@ -160,7 +183,8 @@ def _refuse_seen(trace: Trace, what: str, seen: SeenRows, *, independent: bool) 
 def searched_and_certified(
     trace: Trace, search: Trace | None, share: float, repeats: str | None
 ) -> tuple[Trace, Trace]:
-    """The rows that give candidates and those that test them, apart from each other and in canonical order.
+    """The rows that give candidates and those that test them, apart from each other and in
+    canonical order.
 
     The canonical order makes the candidates independent of how the rows stand in their files.
     """
@@ -178,7 +202,8 @@ def _apart(trace: Trace, search: Trace, repeats: str | None) -> Trace:
     if same.any():
         rows = trace.columns["row"][same]
         raise OverlappingRows(
-            f"{rows.size:,} of the {len(trace):,} calibration rows ({named(rows)}) also stand among the "
+            f"{rows.size:,} of the {len(trace):,} calibration rows ({named(rows)}) also stand "
+            f"among the "
             f"{len(search):,} search rows, and one row of a source is one draw; give "
             "search rows that were used for nothing before",
             rows=rows,
@@ -188,31 +213,40 @@ def _apart(trace: Trace, search: Trace, repeats: str | None) -> Trace:
     if repeats is None:
         rows = trace.columns["row"][shared]
         raise OverlappingRows(
-            f"{rows.size:,} of the {len(trace):,} calibration rows ({named(rows)}) have the content of search rows; "
-            "with repeats='once' such search rows are left out, with repeats='independent' they stay, which is right "
+            f"{rows.size:,} of the {len(trace):,} calibration rows ({named(rows)}) have the "
+            f"content of search rows; "
+            "with repeats='once' such search rows are left out, with repeats='independent' they "
+            "stay, which is right "
             "only if each row was drawn on its own",
             rows=rows,
         )
     kept = ~np.isin(search.columns["digest"], trace.columns["digest"])
     if not kept.any():
         raise InvalidArgument(
-            "every search row has the content of a calibration row, and none is left; give other search rows"
+            "every search row has the content of a calibration row, and none is left; give other "
+            "search rows"
         )
     return search[kept]
 
 
 def _same_rows(trace: Trace, search: Trace) -> Array:
-    """Which rows [N] of `trace` are rows of `search` by their numbers, where both count in the same source.
+    """Which rows [N] of `trace` are rows of `search` by their numbers, where both count in the same
+    source.
 
-    The source is the same if it has the same name, as a spec has one, or if all rows of equal number have equal
-    content. Two arrays have no names, and row 5 of the one is not row 5 of the other.
+    The source is the same if it has the same name, as a spec has one, or if all rows of equal
+    number have equal content. Two arrays have no names, and row 5 of the one is not row 5 of the
+    other.
     """
     numbers, first = np.unique(search.columns["row"], return_index=True)
     index = np.searchsorted(numbers, trace.columns["row"]).clip(0, max(len(numbers) - 1, 0))
-    same: Array = numbers[index] == trace.columns["row"] if len(numbers) else np.zeros(len(trace), bool)
+    same: Array = (
+        numbers[index] == trace.columns["row"] if len(numbers) else np.zeros(len(trace), bool)
+    )
     digests = search.columns["digest"][first]
     equal = digests[index] == trace.columns["digest"] if len(numbers) else same
-    named_alike = ":" in trace.header.data and _source(trace.header.data) == _source(search.header.data)
+    named_alike = ":" in trace.header.data and _source(trace.header.data) == _source(
+        search.header.data
+    )
     return same if named_alike or equal[same].all() else np.zeros(len(trace), bool)
 
 

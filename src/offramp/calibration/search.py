@@ -1,8 +1,9 @@
-"""Search: the thresholds of a chain that cost least at a loss, or lose least at a cost, and all between.
+"""Search: the thresholds of a chain that cost least at a loss, or lose least at a cost, and all
+between.
 
-Exact for one and two gates, and where the plans are few enough to be tried; beyond that the hull of the
-Lagrangian, lines through it, and a local search at the asked level, never worse than one shared threshold, one
-quantile path or MSDNet's p^k. Legend: N rows, G gates (= E-1), E exits, P plans.
+Exact for one and two gates, and where the plans are few enough to be tried; beyond that the hull of
+the Lagrangian, lines through it, and a local search at the asked level, never worse than one shared
+threshold, one quantile path or MSDNet's p^k. Legend: N rows, G gates (= E-1), E exits, P plans.
 """
 
 from __future__ import annotations
@@ -26,7 +27,15 @@ from offramp.calibration.baselines import POWERS, baselines, powers_of
 from offramp.calibration.moves import lowest, settle, spread, worth
 from offramp.calibration.refining import Refiner
 from offramp.calibration.sweep import BLOCK
-from offramp.calibration.threshold_table import Bools, Floats, Ints, Singles, ThresholdTable, chunks, pick
+from offramp.calibration.threshold_table import (
+    Bools,
+    Floats,
+    Ints,
+    Singles,
+    ThresholdTable,
+    chunks,
+    pick,
+)
 from offramp.errors import BadData, InvalidArgument, OutOfBudget
 from offramp.plans.provenance import BAND
 
@@ -42,9 +51,9 @@ FINE_POWERS = np.geomspace(0.05, 4.0, 120)  # p of p^k at one level, where MSDNe
 class SearchProblem:
     """What the search sees of a chain: float32 scores, losses of any sign, and prices.
 
-    cost_to(open_E) is the mean cost of leaving at each exit, [E] or [N, E], when only those exits are open; the
-    last one always is. Closing an exit may make later exits cheaper, and must not make any dearer. band: how near to a
-    threshold a score is on either side of it.
+    cost_to(open_E) is the mean cost of leaving at each exit, [E] or [N, E], when only those exits
+    are open; the last one always is. Closing an exit may make later exits cheaper, and must not
+    make any dearer. band: how near to a threshold a score is on either side of it.
     """
 
     scores_NG: Singles
@@ -54,21 +63,29 @@ class SearchProblem:
 
     def __post_init__(self) -> None:
         rows, exits = np.shape(self.losses_NE)
-        if self.scores_NG.dtype != np.float32 or self.scores_NG.shape != (rows, exits - 1) or not rows:
+        if (
+            self.scores_NG.dtype != np.float32
+            or self.scores_NG.shape != (rows, exits - 1)
+            or not rows
+        ):
             raise BadData(
                 f"scores are {self.scores_NG.dtype} {self.scores_NG.shape}; expected float32 "
                 f"[rows, exits - 1] = {(rows, exits - 1)} with at least one row"
             )
         if not np.isfinite(self.losses_NE).all():
             bad = np.flatnonzero(~np.isfinite(self.losses_NE).all(1))
-            raise BadData(f"the loss of row {bad[0]} and {len(bad) - 1} others is not finite; leave them out")
+            raise BadData(
+                f"the loss of row {bad[0]} and {len(bad) - 1} others is not finite; leave them out"
+            )
 
     def cost(self, open_E: Bools) -> Floats:
         """Prices as [N, E] (a view), nothing at the closed exits."""
         rows, exits = self.losses_NE.shape
         cost = np.asarray(self.cost_to(open_E.copy()), np.float64)
         if cost.shape not in ((exits,), (rows, exits)) or not np.isfinite(cost[..., open_E]).all():
-            raise BadData(f"cost_to gave {cost.shape}; expected finite numbers [{exits}] or [{rows}, {exits}]")
+            raise BadData(
+                f"cost_to gave {cost.shape}; expected finite numbers [{exits}] or [{rows}, {exits}]"
+            )
         return np.broadcast_to(np.where(open_E, cost, 0.0), (rows, exits))
 
 
@@ -94,7 +111,8 @@ class PlanPoint:
 
 
 def exits_of(scores_NG: Singles, thresholds_PG: Singles) -> Ints:
-    """Where every row leaves under every plan [P, N]: `plan.choose` at each gate in turn, for many plans.
+    """Where every row leaves under every plan [P, N]: `plan.choose` at each gate in turn, for many
+    plans.
 
     >>> exits_of(np.float32([[1, 2], [0, np.inf], [np.nan, 1]]), np.float32([[1, np.inf], [2, 2]]))
     array([[0, 2, 2],
@@ -116,7 +134,8 @@ def evaluate(problem: SearchProblem, thresholds_PG: Singles) -> tuple[Floats, Fl
     rows, exits = problem.losses_NE.shape
     if thresholds_PG.dtype != np.float32 or thresholds_PG.shape[1:] != (exits - 1,):
         raise InvalidArgument(
-            f"thresholds are {thresholds_PG.dtype} {thresholds_PG.shape}; expected float32 [P, {exits - 1}]"
+            f"thresholds are {thresholds_PG.dtype} {thresholds_PG.shape}; expected float32 [P, "
+            f"{exits - 1}]"
         )
     loss_P = np.zeros(len(thresholds_PG))
     cost_P = np.zeros(len(thresholds_PG))
@@ -140,8 +159,8 @@ def evaluate(problem: SearchProblem, thresholds_PG: Singles) -> tuple[Floats, Fl
 def frontier(problem: SearchProblem, *, points: int = 100, gap: float = 0.0) -> Frontier:
     """At most `points` plans, none worse than another in both loss and cost.
 
-    The plan that never leaves is always among them, even where leaving early both costs and loses less. Cuts
-    between scores nearer than `gap` are not used.
+    The plan that never leaves is always among them, even where leaving early both costs and loses
+    less. Cuts between scores nearer than `gap` are not used.
     """
     open_sets, over = _laid_out(_sampled(problem), gap)
     loss_B, cost_B, cuts_BG = fill_archive(open_sets, over, FINE * points).plans()
@@ -157,13 +176,17 @@ def frontier(problem: SearchProblem, *, points: int = 100, gap: float = 0.0) -> 
 
 
 def powers(problem: SearchProblem) -> Singles:
-    """MSDNet's plans [P, G] on these rows: exit k answers a share ~ p^k, for a sweep of p (baselines.powers_of)."""
+    """MSDNet's plans [P, G] on these rows: exit k answers a share ~ p^k, for a sweep of p
+    (baselines.powers_of).
+    """
     whole = OpenSets.of(problem.scores_NG, problem.losses_NE, problem.cost, 0.0).whole()
     return whole.thresholds(powers_of(whole).cuts(np.arange(len(POWERS))))
 
 
 def _sampled(problem: SearchProblem) -> SearchProblem:
-    """The problem on as many rows as the search looks at, always the same of so many; itself if it has no more."""
+    """The problem on as many rows as the search looks at, always the same of so many; itself if it
+    has no more.
+    """
     rows = len(problem.losses_NE)
     if rows <= SEARCH_ROWS:
         return problem
@@ -174,7 +197,12 @@ def _sampled(problem: SearchProblem) -> SearchProblem:
         cost = np.asarray(problem.cost_to(open_E))
         return cost if cost.ndim == 1 else cost[some]
 
-    return replace(problem, scores_NG=problem.scores_NG[some], losses_NE=problem.losses_NE[some], cost_to=cost_to)
+    return replace(
+        problem,
+        scores_NG=problem.scores_NG[some],
+        losses_NE=problem.losses_NE[some],
+        cost_to=cost_to,
+    )
 
 
 def _laid_out(problem: SearchProblem, gap: float) -> tuple[OpenSets, list[ThresholdTable]]:
@@ -184,15 +212,21 @@ def _laid_out(problem: SearchProblem, gap: float) -> tuple[OpenSets, list[Thresh
     if step == 1 or len(open_sets.cuts) <= EVERY_SET or open_sets.fixed:
         return open_sets, tables(open_sets, open_sets)
     some = (problem.scores_NG[::step], problem.losses_NE[::step])
-    return open_sets, tables(open_sets, OpenSets.of(*some, lambda open_E: problem.cost(open_E)[::step], gap))
+    return open_sets, tables(
+        open_sets, OpenSets.of(*some, lambda open_E: problem.cost(open_E)[::step], gap)
+    )
 
 
 def _spaced(loss_P: Floats, cost_P: Floats, points: int) -> Ints:
     """Both ends and what stands evenly between them along the curve."""
     if len(loss_P) <= points:
         return np.arange(len(loss_P))
-    way_P = np.append(0.0, np.cumsum(np.diff(cost_P) / np.ptp(cost_P) - np.diff(loss_P) / np.ptp(loss_P)))
-    chosen = np.unique(np.searchsorted(way_P, np.linspace(0, way_P[-1], points)).clip(0, len(way_P) - 1))
+    way_P = np.append(
+        0.0, np.cumsum(np.diff(cost_P) / np.ptp(cost_P) - np.diff(loss_P) / np.ptp(loss_P))
+    )
+    chosen = np.unique(
+        np.searchsorted(way_P, np.linspace(0, way_P[-1], points)).clip(0, len(way_P) - 1)
+    )
     spare = np.setdiff1d(np.arange(len(loss_P)), chosen)
     more = spare[np.linspace(0, len(spare) - 1, points - len(chosen)).astype(np.intp)]
     return np.union1d(chosen, more)
@@ -203,7 +237,8 @@ def cheapest(problem: SearchProblem, at_most: float, *, gap: float = 0.0) -> Pla
     found = _solve(problem, gap, at_most, loss_held=True)
     if found is None:
         raise InvalidArgument(
-            f"no plan found has a mean loss of at most {at_most:g} on these rows; ask for a higher level"
+            f"no plan found has a mean loss of at most {at_most:g} on these rows; ask for a "
+            f"higher level"
         )
     return found
 
@@ -212,7 +247,9 @@ def best(problem: SearchProblem, budget: float, *, gap: float = 0.0) -> PlanPoin
     """The plan of least mean loss whose mean cost is at most `budget` (up to rounding)."""
     found = _solve(problem, gap, budget, loss_held=False)
     if found is None:
-        raise OutOfBudget(f"no plan found costs at most {budget:g} on these rows; ask for a larger budget")
+        raise OutOfBudget(
+            f"no plan found costs at most {budget:g} on these rows; ask for a larger budget"
+        )
     return found
 
 
@@ -226,9 +263,13 @@ class _Ask:
 
     @staticmethod
     def at(table: ThresholdTable, level: float, loss_held: bool) -> _Ask:
-        goal_EN, held_EN = (table.cost_EN, table.loss_EN) if loss_held else (table.loss_EN, table.cost_EN)
+        goal_EN, held_EN = (
+            (table.cost_EN, table.loss_EN) if loss_held else (table.loss_EN, table.cost_EN)
+        )
         slack = ROUNDING * max(abs(level), float(abs(held_EN).max()))
-        return _Ask(loss_held, (level + slack) * held_EN.shape[1], TIE * spread(goal_EN) / spread(held_EN))
+        return _Ask(
+            loss_held, (level + slack) * held_EN.shape[1], TIE * spread(goal_EN) / spread(held_EN)
+        )
 
     def sums(self, loss: Floats, cost: Floats) -> tuple[Floats, Floats]:
         """(goal, held) of losses and costs of any shape."""
@@ -236,7 +277,9 @@ class _Ask:
         return goal + self.tie * held, held
 
 
-def _solve(problem: SearchProblem, gap: float, level: float, *, loss_held: bool) -> PlanPoint | None:
+def _solve(
+    problem: SearchProblem, gap: float, level: float, *, loss_held: bool
+) -> PlanPoint | None:
     """The plan of least goal that holds the level; None if no plan found holds it.
 
     Of many rows a sample is searched, and what it finds is refined on all of them.
@@ -247,7 +290,8 @@ def _solve(problem: SearchProblem, gap: float, level: float, *, loss_held: bool)
     found = _solve_all(sample, gap, level, loss_held=loss_held)
     if found is not None:
         start_G = found.thresholds_G
-    else:  # perhaps all rows hold what the sample misses by a little: start from the end nearest to it
+    # perhaps all rows hold what the sample misses by a little: start from the end nearest to it
+    else:
         ends_PG = frontier(sample, gap=gap).thresholds_PG
         start_G = ends_PG[-1 if loss_held else 0]
     every_E = np.ones(problem.losses_NE.shape[1], bool)
@@ -255,7 +299,9 @@ def _solve(problem: SearchProblem, gap: float, level: float, *, loss_held: bool)
     tie = _Ask.at(some, level, loss_held).tie
     held = problem.losses_NE if loss_held else np.asarray(problem.cost_to(every_E))
     slack = ROUNDING * max(abs(level), abs(float(held.min())), abs(float(held.max())))
-    refiner = Refiner(problem.scores_NG, problem.losses_NE, problem.cost, loss_held=loss_held, tie=tie)
+    refiner = Refiner(
+        problem.scores_NG, problem.losses_NE, problem.cost, loss_held=loss_held, tie=tie
+    )
     better = refiner.refined(refiner.cuts_at(start_G), (level + slack) * len(problem.losses_NE))
     if better is None:
         return None
@@ -264,8 +310,12 @@ def _solve(problem: SearchProblem, gap: float, level: float, *, loss_held: bool)
     return PlanPoint(thresholds_PG[0], float(loss_P[0]), float(cost_P[0]))
 
 
-def _solve_all(problem: SearchProblem, gap: float, level: float, *, loss_held: bool) -> PlanPoint | None:
-    """Try out small tables; elsewhere settle from the baselines and from the archive around the level."""
+def _solve_all(
+    problem: SearchProblem, gap: float, level: float, *, loss_held: bool
+) -> PlanPoint | None:
+    """Try out small tables; elsewhere settle from the baselines and from the archive around the
+    level.
+    """
     open_sets, over = _laid_out(problem, gap)
     ask = _Ask.at(open_sets.whole(), level, loss_held)
     found: list[tuple[float, Ints]] = []
@@ -286,19 +336,25 @@ def _solve_all(problem: SearchProblem, gap: float, level: float, *, loss_held: b
 def _tried(table: ThresholdTable, ask: _Ask) -> tuple[float, Ints]:
     """The best plan of a table by trying every one."""
     goal_EN, held_EN = ask.sums(table.loss_EN, table.cost_EN)
-    goal, found_G = np.inf, table.never
+    goal = np.inf
+    found_G = table.never
     if worth(table, held_EN, found_G) <= ask.limit:
         goal = worth(table, goal_EN, found_G)
     for cut_G, g, goal_K, held_K in every(table, goal_EN, held_EN):
         k = lowest(goal_K, held_K, ask.limit, goal)
         if k is not None:
-            goal, found_G = float(goal_K[k]), cut_G.copy()
+            goal = float(goal_K[k])
+            found_G = cut_G.copy()
             found_G[g] = k
     return goal, found_G
 
 
-def _settled(open_sets: OpenSets, over: list[ThresholdTable], ask: _Ask) -> list[tuple[float, Ints]]:
-    """Local searches from the best of every family and from both sides of the level on the archive."""
+def _settled(
+    open_sets: OpenSets, over: list[ThresholdTable], ask: _Ask
+) -> list[tuple[float, Ints]]:
+    """Local searches from the best of every family and from both sides of the level on the
+    archive.
+    """
     starts = []
     for table in over:
         for curve in baselines(table, FINE_POWERS):

@@ -1,17 +1,19 @@
 """All plans of a shared path evaluated in one pass over the rows, for millions of rows.
 
-A plan of the path lets a row leave at the first gate whose score reaches the shared threshold t. Walk down the
-path, from "nobody leaves" to "everyone leaves", and watch a single row. At one gate it passes three points:
+A plan of the path lets a row leave at the first gate whose score reaches the shared threshold t.
+Walk down the path, from "nobody leaves" to "everyone leaves", and watch a single row. At one gate
+it passes three points:
 
     near   the first plan at which its score is no more than the float band below t: it may leave
     leave  the first plan at which its score reaches t: it leaves, as `plan.choose` has it
     sure   the first plan at which its score is more than the band above t: it leaves in any batch
 
-Between these points nothing changes for this row. So its worst loss along the whole path is a step function
-with at most two steps a gate, and the sum over all rows is the running sum of all steps. Three binary searches
-a gate and row replace the evaluation of thousands of plans.
+Between these points nothing changes for this row. So its worst loss along the whole path is a step
+function with at most two steps a gate, and the sum over all rows is the running sum of all steps.
+Three binary searches a gate and row replace the evaluation of thousands of plans.
 
-Shapes: P plans (plan 0 never leaves, the path follows), N rows, G gates, E exits (G + 1), B groups of rows.
+Shapes: P plans (plan 0 never leaves, the path follows), N rows, G gates, E exits (G + 1), B groups
+of rows.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ def band_edges(thresholds: Array, band: float) -> tuple[Array, Array]:
     """The smallest float32 scores that may leave, and that must leave, at each threshold.
 
     A score s may leave where s >= t - band and must leave where s > t + band, both computed as
-    `abs(s - t) <= band` in float64. Found by rounding and one step to either side, so that comparing float32
-    scores with the edges gives exactly what that formula gives. At t = +inf nobody leaves: the edges are NaN.
+    `abs(s - t) <= band` in float64. Found by rounding and one step to either side, so that
+    comparing float32 scores with the edges gives exactly what that formula gives. At t = +inf
+    nobody leaves: the edges are NaN.
 
     >>> near, sure = band_edges(np.float32([1.0, np.inf]), 1e-4)
     >>> bool(near[0] < 1 < sure[0]), near[1]
@@ -59,7 +62,9 @@ def band_edges(thresholds: Array, band: float) -> tuple[Array, Array]:
 
 @dataclass(frozen=True)
 class Steps:
-    """The steps of the rows' worst losses along a path, those of one plan together, plans in order."""
+    """The steps of the rows' worst losses along a path, those of one plan together, plans in
+    order.
+    """
 
     plan: Array  # [S] at which plan a step is made
     group: Array  # [S] the group of the row
@@ -72,9 +77,13 @@ class Sweep:
 
     loss_P: Array  # sum over rows of the worst loss within the float band
     reach_PE: Array  # rows that arrive at each exit
-    carried_PE: Array | None  # the sum over those rows of their weights at that exit, if weights were given
+    carried_PE: (
+        Array | None
+    )  # the sum over those rows of their weights at that exit, if weights were given
     on_score_P: Array  # whether the threshold is itself the score of some row at some gate
-    never_B: Array | None  # per group the summed losses of plan 0, and the steps from there; with groups only
+    never_B: (
+        Array | None
+    )  # per group the summed losses of plan 0, and the steps from there; with groups only
     steps: Steps | None
 
     @property
@@ -84,10 +93,11 @@ class Sweep:
         return leaving
 
     def group_sums(self, plans: int) -> Iterator[tuple[Array, Array]]:
-        """Summed worst losses of every group, for those plans at which something changes, about `plans` at a time.
+        """Summed worst losses of every group, for those plans at which something changes, about
+        `plans` at a time.
 
-        Yields plan numbers [C] and sums [C, B]. Plan 0 comes first. A plan that is left out has the losses of
-        the plan before it.
+        Yields plan numbers [C] and sums [C, B]. Plan 0 comes first. A plan that is left out has the
+        losses of the plan before it.
         """
         assert self.never_B is not None
         assert self.steps is not None
@@ -99,7 +109,8 @@ class Sweep:
         for start in range(0, len(changed), plans):
             some = changed[start : start + plans].astype(np.intp)
             rows = slice(ends[start], ends[start + len(some)])
-            # one cell a plan and group; the running sum over plans then starts from where the last chunk ended
+            # one cell a plan and group; the running sum over plans then starts from where the last
+            # chunk ended
             plan = np.searchsorted(some, self.steps.plan[rows])
             cell = plan * groups + self.steps.group[rows]
             change = np.bincount(cell, self.steps.change[rows], len(some) * groups)
@@ -126,7 +137,8 @@ def sweep(
         scores_NG: float32 scores.
         losses_NE: losses of any type; sums are exact where they are multiples of a power of two.
         band: the float band.
-        weights: for each exit a weight [N] of every row that arrives there (its cost), or None for no weights.
+        weights: for each exit a weight [N] of every row that arrives there (its cost), or None for
+            no weights.
         groups: the group [N] of every row, from 0, where sums of losses by group are wanted.
 
     Returns:
@@ -143,15 +155,27 @@ def sweep(
     pieces: list[Steps] = []
     for start in range(0, rows, BLOCK):
         block = slice(start, start + BLOCK)
-        scores, losses = scores_NG[block], losses_NE[block]
-        leave = np.stack([_first_reached(path_P, score) for score in scores.T], 1) if gates else None
+        scores = scores_NG[block]
+        losses = losses_NE[block]
+        if gates:
+            leave = np.stack([_first_reached(path_P, score) for score in scores.T], 1)
+        else:
+            leave = None
         if leave is not None:
             _note_scores(on_score_P, path_P, scores, leave)
-            _note_leaving(gone_PE, weighed_PE, leave, [None if w is None else w[block] for w in weights])
+            _note_leaving(
+                gone_PE, weighed_PE, leave, [None if w is None else w[block] for w in weights]
+            )
         # rows with the same loss at every exit make no step
         some = np.flatnonzero((losses != losses[:, :1]).any(1))
-        near = np.stack([_first_reached(near_edges, score) for score in scores[some].T], 1) if gates else None
-        sure = np.stack([_first_reached(sure_edges, score) for score in scores[some].T], 1) if gates else None
+        if gates:
+            near = np.stack([_first_reached(near_edges, score) for score in scores[some].T], 1)
+        else:
+            near = None
+        if gates:
+            sure = np.stack([_first_reached(sure_edges, score) for score in scores[some].T], 1)
+        else:
+            sure = None
         if near is None or sure is None:
             continue
         plan, row, change = _steps(near, sure, losses[some], plans)
@@ -175,8 +199,8 @@ def sweep(
 def _first_reached(edges_P: Array, score_N: Array) -> Array:
     """The first plan [N] whose edge the score reaches; plans count from 1, len(edges) + 1 for none.
 
-    Edges fall along the path, so their negatives rise and a binary search finds the place. A NaN score sorts
-    behind everything and reaches nothing.
+    Edges fall along the path, so their negatives rise and a binary search finds the place. A NaN
+    score sorts behind everything and reaches nothing.
     """
     index: Array = np.searchsorted(-edges_P, -score_N, side="left") + 1
     return index
@@ -189,7 +213,9 @@ def _note_scores(on_score_P: Array, path_P: Array, scores_NG: Array, leave_NG: A
     on_score_P[plan[path_P[plan - 1] == scores_NG[reached]]] = True
 
 
-def _note_leaving(gone_PE: Array, weighed_PE: Array | None, leave_NG: Array, weights: Sequence[Array | None]) -> None:
+def _note_leaving(
+    gone_PE: Array, weighed_PE: Array | None, leave_NG: Array, weights: Sequence[Array | None]
+) -> None:
     """Count, for every exit but the first, at which plan each row stops arriving there.
 
     A row stops arriving at an exit when any gate before it lets the row leave.
@@ -203,11 +229,13 @@ def _note_leaving(gone_PE: Array, weighed_PE: Array | None, leave_NG: Array, wei
             weighed_PE[:, exit_] += np.bincount(stops, weight, len(gone_PE))
 
 
-def _steps(near_NG: Array, sure_NG: Array, losses_NE: Array, plans: int) -> tuple[Array, Array, Array]:
+def _steps(
+    near_NG: Array, sure_NG: Array, losses_NE: Array, plans: int
+) -> tuple[Array, Array, Array]:
     """The steps of the rows' worst losses: plan, row and change, without those that change nothing.
 
-    Each row has 2 G points at which its worst loss may change. They are sorted, the worst loss is computed at
-    each, and what differs from the point before is a step.
+    Each row has 2 G points at which its worst loss may change. They are sorted, the worst loss is
+    computed at each, and what differs from the point before is a step.
     """
     points_NK = np.sort(np.concatenate([near_NG, sure_NG], axis=1), axis=1)
     before_N = losses_NE[:, -1]
@@ -234,8 +262,17 @@ def _compact(plan: Array, plans: int) -> Array:
 
 def _in_order(pieces: Sequence[Steps]) -> Steps:
     """All steps, plans in order."""
-    plan = np.concatenate([piece.plan for piece in pieces]) if pieces else np.zeros(0, np.uint16)
-    group = np.concatenate([piece.group for piece in pieces]) if pieces else np.zeros(0, np.intp)
-    change = np.concatenate([piece.change for piece in pieces]) if pieces else np.zeros(0)
+    if pieces:
+        plan = np.concatenate([piece.plan for piece in pieces])
+    else:
+        plan = np.zeros(0, np.uint16)
+    if pieces:
+        group = np.concatenate([piece.group for piece in pieces])
+    else:
+        group = np.zeros(0, np.intp)
+    if pieces:
+        change = np.concatenate([piece.change for piece in pieces])
+    else:
+        change = np.zeros(0)
     order = np.argsort(plan, kind="stable")
     return Steps(plan[order], group[order], change[order])

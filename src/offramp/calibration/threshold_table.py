@@ -1,7 +1,9 @@
-"""Where thresholds may stand: the cuts of each gate, and a chain of exits priced for one set of open exits.
+"""Where thresholds may stand: the cuts of each gate, and a chain of exits priced for one set of
+open exits.
 
-Legend: N rows, G gates (= E-1), E exits, P plans, K cuts of a gate. Inside the search a plan is a row of
-cut numbers: 0 is a closed exit, k > 0 lets the rows of the k readiest groups leave. Sums, not means.
+Legend: N rows, G gates (= E-1), E exits, P plans, K cuts of a gate. Inside the search a plan is a
+row of cut numbers: 0 is a closed exit, k > 0 lets the rows of the k readiest groups leave. Sums,
+not means.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ Ints = NDArray[np.intp]
 Bools = NDArray[np.bool_]
 
 CROWD = 1e-3  # share of the rows that may lie within half a gap of a cut
-MARGIN = 1e-3  # how far below the smallest score (relative, at least absolute) "everyone leaves" stands
+MARGIN = (
+    1e-3  # how far below the smallest score (relative, at least absolute) "everyone leaves" stands
+)
 
 
 @dataclass(frozen=True)
@@ -37,10 +41,11 @@ class GateCuts:
 
 
 def cuts_of(score_N: Singles, gap: float = 0.0) -> GateCuts:
-    """Every cut strictly between two distinct float32 scores at least `gap` apart, and one below them all.
+    """Every cut strictly between two distinct float32 scores at least `gap` apart, and one below
+    them all.
 
-    Where many rows crowd, few neighbours are so far apart. There a cut is also taken if no more than one row in
-    a thousand lies within half a gap of it; where scores saturate there are more.
+    Where many rows crowd, few neighbours are so far apart. There a cut is also taken if no more
+    than one row in a thousand lies within half a gap of it; where scores saturate there are more.
 
     >>> cuts_of(np.array([3, 1, 3, np.nan], np.float32)).values_K.tolist()
     [inf, 2.0, 0.9990000128746033]
@@ -74,7 +79,8 @@ def cuts_of(score_N: Singles, gap: float = 0.0) -> GateCuts:
 
 
 def thinned(score_N: Singles, most: int) -> Singles:
-    """Thresholds [K] of at most `most` cuts of a gate, from +inf down, spread evenly over its distinct scores.
+    """Thresholds [K] of at most `most` cuts of a gate, from +inf down, spread evenly over its
+    distinct scores.
 
     >>> thinned(np.array([3, 1, 3, np.nan], np.float32), 2).tolist()
     [inf, 2.0, 0.9990000128746033]
@@ -91,9 +97,13 @@ def thinned(score_N: Singles, most: int) -> Singles:
 
 
 def _between(upper_M: Floats, lower_M: Floats, gap: float) -> Floats:
-    """A number between two neighbours, in float64; where one is infinite, a margin away from the other."""
-    finite_up, finite_low = np.isfinite(upper_M), np.isfinite(lower_M)
-    up_M, low_M = np.where(finite_up, upper_M, 0.0), np.where(finite_low, lower_M, 0.0)
+    """A number between two neighbours, in float64; where one is infinite, a margin away from the
+    other.
+    """
+    finite_up = np.isfinite(upper_M)
+    finite_low = np.isfinite(lower_M)
+    up_M = np.where(finite_up, upper_M, 0.0)
+    low_M = np.where(finite_low, lower_M, 0.0)
     above_M = low_M + np.maximum(gap, MARGIN * np.maximum(1.0, abs(low_M)))
     below_M = up_M - np.maximum(gap, MARGIN * np.maximum(1.0, abs(up_M)))
     between_M = np.where(finite_low, np.where(finite_up, 0.5 * (up_M + low_M), above_M), below_M)
@@ -105,7 +115,9 @@ def shut(rows: int) -> GateCuts:
     """The cuts of an exit that stays closed."""
     inf = np.full(1, np.inf)
     nothing = np.zeros(0, np.intp)
-    return GateCuts(nothing, np.zeros(1, np.intp), inf.astype(np.float32), np.ones(rows, np.int32), inf)
+    return GateCuts(
+        nothing, np.zeros(1, np.intp), inf.astype(np.float32), np.ones(rows, np.int32), inf
+    )
 
 
 @dataclass(frozen=True)
@@ -140,7 +152,8 @@ class ThresholdTable:
 
     def totals(self, cuts_PG: Ints) -> tuple[Floats, Floats]:
         """Summed loss and cost of each plan."""
-        loss_P, cost_P = np.empty(len(cuts_PG)), np.empty(len(cuts_PG))
+        loss_P = np.empty(len(cuts_PG))
+        cost_P = np.empty(len(cuts_PG))
         for part in chunks(len(cuts_PG), self.loss_EN.shape[1]):
             exits_PN = self.exits(cuts_PG[part])
             loss_P[part] = pick(self.loss_EN, exits_PN).sum(1)

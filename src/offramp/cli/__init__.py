@@ -1,6 +1,8 @@
-"""The command line. Its commands are in `offramp.cli.commands`, which is imported when the first of them is called.
+"""The command line. Its commands are in `offramp.cli.commands`, which is imported when the first of
+them is called.
 
-Importing them takes a moment, in which Ctrl-C must end in a sentence too: so nothing is imported here.
+Importing them takes a moment, in which Ctrl-C must end in a sentence too: so nothing is imported
+here.
 """
 
 from __future__ import annotations
@@ -16,13 +18,17 @@ INTERRUPTED = 130  # the exit code of what Ctrl-C ended
 
 
 def main() -> None:
-    """The entry point. The current folder may hold the user's modules; it comes last, so that it shadows nothing."""
+    """The entry point. The current folder may hold the user's modules; it comes last, so that it
+    shadows nothing.
+    """
     try:
         from offramp.cli.commands import app
 
         sys.path.append("")
         app()
-    except KeyboardInterrupt:  # before a command has begun; from then on the command answers for itself
+    except (
+        KeyboardInterrupt
+    ):  # before a command has begun; from then on the command answers for itself
         sys.stderr.write("offramp: interrupted; nothing was written\n")
         _end()
     except SystemExit as problem:
@@ -34,8 +40,8 @@ def main() -> None:
 def _end() -> NoReturn:
     """End the process with the exit code of an interruption.
 
-    Python would end it by the signal where the interruption came within code that was compiled from a text, as
-    dataclasses do while they are imported.
+    Python would end it by the signal where the interruption came within code that was compiled from
+    a text, as dataclasses do while they are imported.
     """
     import contextlib
 

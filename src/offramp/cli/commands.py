@@ -1,4 +1,6 @@
-"""All commands: parse, call, print. A file per group of them; nothing heavy is imported before it is needed."""
+"""All commands: parse, call, print. A file per group of them; nothing heavy is imported before it
+is needed.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ UsageError: Any = typer.BadParameter.__base__
 
 
 class Commands(TyperGroup):
-    """The group of all commands: what goes wrong on purpose is one sentence on standard error and an exit code."""
+    """The group of all commands: what goes wrong on purpose is one sentence on standard error and
+    an exit code.
+    """
 
     def make_context(self, *args: Any, **kwargs: Any) -> Any:
         """Read the words of the command line."""
@@ -38,7 +42,9 @@ class Commands(TyperGroup):
             raise _ended("interrupted; nothing was written", 130) from problem
 
     def invoke(self, ctx: Any) -> Any:
-        """Call the command. Anything but an OfframpError or a bad option is a bug and keeps its traceback."""
+        """Call the command. Anything but an OfframpError or a bad option is a bug and keeps its
+        traceback.
+        """
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("always", OfframpWarning)
@@ -47,7 +53,10 @@ class Commands(TyperGroup):
         except OfframpError as problem:
             raise _ended(str(problem), 2) from problem
         except UsageError as problem:
-            where = problem.ctx.command_path if getattr(problem, "ctx", None) else "offramp"
+            if getattr(problem, "ctx", None):
+                where = problem.ctx.command_path
+            else:
+                where = "offramp"
             message = problem.format_message().replace(". Did you", "; did you").rstrip(".?")
             raise _ended(f"{message}; see {where} --help", 2) from problem
         except KeyboardInterrupt as problem:
@@ -75,13 +84,16 @@ def _version(asked: bool) -> None:
 @app.callback()
 def offramp(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Print the version and exit."
+        ),
     ] = False,
 ) -> None:
     """Make trained networks spend less on easy inputs, under a certified promise.
 
-    From left to right: ladder, or cut and fit; then record, calibrate, run. Each step is a file: work can
-    stop and go on elsewhere.
+    From left to right: ladder, or cut and fit; then record, calibrate, run. Each step is a file:
+    work can stop and go on elsewhere.
     To see it all on data that needs no download: offramp demo
     """
 

@@ -9,15 +9,18 @@ import typer
 from offramp.cli.options import AsJson, OutputFolder
 from offramp.cli.printing import answer, note, table
 
-File = Annotated[str, typer.Argument(metavar="FILE", help="A .toml of flags, as in the example below.")]
+File = Annotated[
+    str, typer.Argument(metavar="FILE", help="A .toml of flags, as in the example below.")
+]
 
 
 def compare(file: File, output: OutputFolder, as_json: AsJson = False) -> None:
     r"""Train and measure several methods under one protocol.
 
-    FILE holds flags of cut, fit, record and calibrate, shared or in a [method.NAME] each, and seeds, gates and
-    budgets. Every network is made once and kept in the folder: what was stopped goes on there, and a file
-    with one more method costs only that method. index.html, results.csv, curves.csv and clocks.csv tell it all.
+    FILE holds flags of cut, fit, record and calibrate, shared or in a [method.NAME] each, and
+    seeds, gates and budgets. Every network is made once and kept in the folder: what was stopped
+    goes on there, and a file with one more method costs only that method. index.html, results.csv,
+    curves.csv and clocks.csv tell it all.
 
     Example:
       offramp compare methods.toml -o comparison/       # where methods.toml says:
@@ -36,12 +39,17 @@ def compare(file: File, output: OutputFolder, as_json: AsJson = False) -> None:
     try:
         found = compared(file, output, say=note, progress=not as_json)
     except KeyboardInterrupt as problem:
-        note(f"offramp: interrupted; the same command goes on from what lies in {output}, if anything does")
+        note(
+            f"offramp: interrupted; the same command goes on from what lies in {output}, if "
+            f"anything does"
+        )
         raise typer.Exit(130) from problem
     rows = []
     for label, means in found.mean_accuracies().items():
         rows.append((label, *("-" if mean is None else percent(mean, 2) for mean in means)))
-    shown = table("accuracy within", *(percent(budget, 0) for budget in found.settings.budgets), rows=rows)
+    shown = table(
+        "accuracy within", *(percent(budget, 0) for budget in found.settings.budgets), rows=rows
+    )
     answer(found.to_json(), as_json, shown, f"written: {', '.join(map(str, found.files))}")
     for doubt in found.doubts():
         note(doubt)

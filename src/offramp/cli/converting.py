@@ -1,4 +1,6 @@
-"""`offramp convert`: a model with cheaper layers; and models named by the folders that it writes."""
+"""`offramp convert`: a model with cheaper layers; and models named by the folders that it
+writes.
+"""
 
 from __future__ import annotations
 
@@ -20,11 +22,15 @@ if TYPE_CHECKING:
     from offramp.networks.network import Network
 
 NETWORK = "network:"  # before the folder of a network whose one model is meant
-ROWS, LABELLED = 8, 256
+ROWS = 8
+LABELLED = 256
 
 Model = Annotated[
     str,
-    typer.Argument(metavar="MODEL", help="As in `offramp cut`, or network:FOLDER with what convert wrote before."),
+    typer.Argument(
+        metavar="MODEL",
+        help="As in `offramp cut`, or network:FOLDER with what convert wrote before.",
+    ),
 ]
 Layers = Annotated[
     list[str],
@@ -37,11 +43,17 @@ Layers = Annotated[
 ]
 Example = Annotated[
     str | None,
-    typer.Option("--example", metavar="DATA", help="Rows to try it on and to time it on, such as digits[0:64]."),
+    typer.Option(
+        "--example",
+        metavar="DATA",
+        help="Rows to try it on and to time it on, such as digits[0:64].",
+    ),
 ]
 Labelled = Annotated[
     str | None,
-    typer.Option("--data", metavar="DATA", help="Labelled rows, for methods that look at gradients (pruned)."),
+    typer.Option(
+        "--data", metavar="DATA", help="Labelled rows, for methods that look at gradients (pruned)."
+    ),
 ]
 
 
@@ -57,16 +69,18 @@ def convert(
 ) -> None:
     r"""Put cheaper layers in the place of some of a model's.
 
-    Methods: adaptive_depth, binary, g_ghost, ghost, keep, low_rank, packed, pad, pruned, ternary, tucker,
-    and my.module:Mine; see docs/how-to/make-parts-cheaper.md. What is written is a network of one model: `offramp fit
-    --recipe recover` brings its accuracy back, and cut and ladder take it as network:FOLDER.
-    With --example the costs of all replaced layers are printed, before and after.
+    Methods: adaptive_depth, binary, g_ghost, ghost, keep, low_rank, packed, pad, pruned, ternary,
+    tucker, and my.module:Mine; see docs/how-to/make-parts-cheaper.md. What is written is a network
+    of one model: `offramp fit --recipe recover` brings its accuracy back, and cut and ladder take
+    it as network:FOLDER. With --example the costs of all replaced layers are printed, before and
+    after.
 
     Example:
       offramp convert offramp:resnet20 --weights r20.safetensors --layer 'layer3.*=ghost?ratio=2' \
         --example 'cifar10:data[0:64]' -o ghost/
-      offramp fit ghost/ 'cifar10/train:data' --recipe recover --original-weights r20.safetensors -o recovered/
-      offramp ladder --model network:recovered --weights - --model offramp:resnet56 --weights r56.safetensors \
+      offramp fit ghost/ 'cifar10/train:data' --recipe recover --original-weights r20.safetensors -o
+      recovered/ offramp ladder --model network:recovered --weights - --model offramp:resnet56
+      --weights r56.safetensors \
         -o network/
     """
     from offramp.building.converting import conversions_of, spec_with, split_spec
@@ -108,7 +122,9 @@ def _text(make: Any) -> str | None:
     return text
 
 
-def model_of(spec: str, weights: str | None, preprocess: str) -> tuple[nn.Module, nn.Module | None, str]:
+def model_of(
+    spec: str, weights: str | None, preprocess: str
+) -> tuple[nn.Module, nn.Module | None, str]:
     """A model, its preprocessing, and the spec that builds the model again.
 
     Args:
@@ -124,15 +140,24 @@ def model_of(spec: str, weights: str | None, preprocess: str) -> tuple[nn.Module
 
     if not spec.startswith(NETWORK):
         module = make_model(spec, weights)
-        return module, preprocess_of(spec) if preprocess == "auto" else make_preprocess(preprocess), spec
+        return (
+            module,
+            preprocess_of(spec) if preprocess == "auto" else make_preprocess(preprocess),
+            spec,
+        )
     folder = spec.removeprefix(NETWORK)
     if weights is not None:
         raise InvalidArgument(f"{spec} has its own weights; leave --weights out, or give - for it")
     network: Network = load(folder)
     if len(network.members) > 1:
-        raise InvalidArgument(f"{folder} must hold a network of one model, got {len(network.members)}")
+        raise InvalidArgument(
+            f"{folder} must hold a network of one model, got {len(network.members)}"
+        )
     member = network.members[0]
-    before = network.preprocess_of(member) if preprocess == "auto" else make_preprocess(preprocess)
+    if preprocess == "auto":
+        before = network.preprocess_of(member)
+    else:
+        before = make_preprocess(preprocess)
     return network.model_of(member), before, member.spec or spec
 
 
@@ -153,7 +178,8 @@ def _figures(before: Cost, after: Cost) -> list[str]:
     names = ("parameters", "stored_bytes", "macs", "bit_operations", "ms")
     figures = []
     for name in names:
-        first, second = getattr(before, name), getattr(after, name)
+        first = getattr(before, name)
+        second = getattr(after, name)
         if first is None or second is None:
             figures.append("-")
         elif name == "ms":

@@ -1,4 +1,6 @@
-"""`offramp inspect`, `cut` and `adopt`: where one trained model can be cut, cutting it, and exits of its own."""
+"""`offramp inspect`, `cut` and `adopt`: where one trained model can be cut, cutting it, and exits
+of its own.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,15 @@ import typer
 from offramp._support.arguments import pairs, words
 from offramp.building.placement.flags import AUTO, exits_at, require_placement_flags
 from offramp.cli.converting import costs_table, model_of
-from offramp.cli.options import AsJson, GateName, OutputFolder, Preprocess, Weights, require_apart, writable
+from offramp.cli.options import (
+    AsJson,
+    GateName,
+    OutputFolder,
+    Preprocess,
+    Weights,
+    require_apart,
+    writable,
+)
 from offramp.cli.placement import figures
 from offramp.cli.printing import answer, note, table
 from offramp.errors import InvalidArgument
@@ -27,46 +37,71 @@ Model = Annotated[
     ),
 ]
 Example = Annotated[
-    str, typer.Option("--example", metavar="DATA", help="Rows to try it on, such as digits[0:4] or npz:some.npz.")
+    str,
+    typer.Option(
+        "--example", metavar="DATA", help="Rows to try it on, such as digits[0:4] or npz:some.npz."
+    ),
 ]
 At = Annotated[
     str | None,
-    typer.Option("--at", metavar="A,B", help="Cut after these modules, such as layer1,layer2; or auto: where it pays."),
+    typer.Option(
+        "--at",
+        metavar="A,B",
+        help="Cut after these modules, such as layer1,layer2; or auto: where it pays.",
+    ),
 ]
 Parts = Annotated[
     int | None,
-    typer.Option("--parts", metavar="K", help="Or cut into K parts of about equal work; with --at auto at most K."),
+    typer.Option(
+        "--parts",
+        metavar="K",
+        help="Or cut into K parts of about equal work; with --at auto at most K.",
+    ),
 ]
 Labelled = Annotated[
-    str | None, typer.Option("--labelled", metavar="DATA", help="For --at auto: labelled rows to try places on.")
+    str | None,
+    typer.Option(
+        "--labelled", metavar="DATA", help="For --at auto: labelled rows to try places on."
+    ),
 ]
 Exit = Annotated[
     str,
     typer.Option(
         "--exit",
         metavar="EXIT",
-        help="linear, linear_grid, linear_masked, mlp, branch, strided?width=64, ... (see doctor), my.module:factory.",
+        help="linear, linear_grid, linear_masked, mlp, branch, strided?width=64, ... (see "
+        "doctor), my.module:factory.",
     ),
 ]
 
 ExitOf = Annotated[
     list[str] | None,
-    typer.Option("--exit-of", metavar="NODE=EXIT", help="Another exit than --exit after a module of --at; repeat it."),
+    typer.Option(
+        "--exit-of",
+        metavar="NODE=EXIT",
+        help="Another exit than --exit after a module of --at; repeat it.",
+    ),
 ]
 Exits = Annotated[
     list[str] | None,
-    typer.Option("--exits", metavar="LAYER=HEAD", help="The module that is the exit after a layer; repeat it."),
+    typer.Option(
+        "--exits",
+        metavar="LAYER=HEAD",
+        help="The module that is the exit after a layer; repeat it.",
+    ),
 ]
 Length = Annotated[
     str | None,
     typer.Option(
         "--length",
         metavar="A,B",
-        help="Inputs whose length of text is free: input_ids,attention_mask. Else it is that of --example.",
+        help="Inputs whose length of text is free: input_ids,attention_mask. Else it is that of "
+        "--example.",
     ),
 ]
 
-ROWS, TIMED_ROWS = 8, 64
+ROWS = 8
+TIMED_ROWS = 64
 
 
 def cut(
@@ -86,16 +121,18 @@ def cut(
 ) -> None:
     r"""Hang exits on one trained model.
 
-    The model is cut after the modules in --at, or into --parts; its weights stay as they are. The exits
-    are not trained yet: `offramp fit` does that, or any loop of yours over net(x) in Python. With --at auto
-    a quick linear exit is tried at up to 24 places on the rows of --labelled and timed on this machine; those
-    places are taken where the time that leaving saves is worth the exits. Such rows promise nothing later.
+    The model is cut after the modules in --at, or into --parts; its weights stay as they are. The
+    exits are not trained yet: `offramp fit` does that, or any loop of yours over net(x) in Python.
+    With --at auto a quick linear exit is tried at up to 24 places on the rows of --labelled and
+    timed on this machine; those places are taken where the time that leaving saves is worth the
+    exits. Such rows promise nothing later.
 
     Example:
       offramp cut offramp:resnet20 --weights r20.safetensors --at layer1,layer2 \
         --example 'cifar10:data[0:8]' -o network/
       offramp cut hf:bert-sst2/ --at bert.encoder.layer.3 --exit linear_masked \
-        --length input_ids,attention_mask --example 'tsv:dev.tsv?tokenizer=bert-sst2/[0:8]' -o network/
+        --length input_ids,attention_mask --example 'tsv:dev.tsv?tokenizer=bert-sst2/[0:8]' -o
+        network/
     """
     from offramp.building.cutting import cut_and_placement as made
     from offramp.building.saving import FOLDER, save
@@ -119,12 +156,17 @@ def cut(
         labelled=labelled,
     )
     save(network, output)
-    body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
+    body: dict[str, Any] = {
+        "network": output,
+        **network.config(),
+        "fingerprint": network.fingerprint(),
+    }
     told, drawn = figures(found)
     answer(
         body | {"untrained": list(network.untrained())} | told,
         as_json,
-        f"Network of one model with exits {', '.join(network.topology.exits)}, gate {gate}: {output}",
+        f"Network of one model with exits {', '.join(network.topology.exits)}, gate {gate}: "
+        f"{output}",
         *drawn,
     )
     if network.untrained():
@@ -144,8 +186,8 @@ def adopt(
 ) -> None:
     """Make a network of a model that was trained with exits of its own.
 
-    Its forward gives the logits of all exits, and one run on --example finds the module behind each of them;
-    or name them with --exits. Nothing is trained and nothing is copied.
+    Its forward gives the logits of all exits, and one run on --example finds the module behind each
+    of them; or name them with --exits. Nothing is trained and nothing is copied.
 
     Example:
       offramp adopt my.sensors:Sensors --weights sensors.pt --example npz:some.npz -o network/
@@ -161,9 +203,15 @@ def adopt(
     heads = pairs(exits, "--exits") or None
     batch = _rows(example, before)
     free = words(length) or ()
-    network = adopted(module, batch, exits=heads, gate=gate, preprocess=before, spec=model, length=free)
+    network = adopted(
+        module, batch, exits=heads, gate=gate, preprocess=before, spec=model, length=free
+    )
     save(network, output)
-    body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
+    body: dict[str, Any] = {
+        "network": output,
+        **network.config(),
+        "fingerprint": network.fingerprint(),
+    }
     shown = f"Network of one model with its own exits {', '.join(network.topology.exits)}, gate {gate}: {output}"
     answer(body, as_json, shown)
 
@@ -178,11 +226,12 @@ def inspect(
 ) -> None:
     """List where a model can be cut.
 
-    For every module, in the order in which they end: the share of multiply-adds (MACs) and of milliseconds
-    up to there, the bytes per row that go on from there, or why it is no place to cut. The milliseconds
-    are one measurement of the plain model on this machine, at the batch that --example gives (at most 64).
-    A model that mixes rows, or cannot be exported, is refused. For a converted model, as in the second
-    example, a table of its layers' parameters, bytes, bit operations and milliseconds follows, before and after.
+    For every module, in the order in which they end: the share of multiply-adds (MACs) and of
+    milliseconds up to there, the bytes per row that go on from there, or why it is no place to cut.
+    The milliseconds are one measurement of the plain model on this machine, at the batch that
+    --example gives (at most 64). A model that mixes rows, or cannot be exported, is refused. For a
+    converted model, as in the second example, a table of its layers' parameters, bytes, bit
+    operations and milliseconds follows, before and after.
 
     Example:
       offramp inspect offramp:resnet20 --example 'cifar10:data[0:8]'
@@ -195,10 +244,24 @@ def inspect(
     module, before, spec = model_of(model, weights, preprocess)
     original = make_model(split_spec(spec)[0], fetch=False) if BAR in spec else None
     rows = _rows(example, before, TIMED_ROWS)
-    found = inspected(module, rows, preprocess=before, length=words(length) or (), original=original)
-    heads = ("cut after", "MACs\nso far", "ms\nso far", "bytes\nper row", "carries")  # in two lines: reasons are long
+    found = inspected(
+        module, rows, preprocess=before, length=words(length) or (), original=original
+    )
+    heads = (
+        "cut after",
+        "MACs\nso far",
+        "ms\nso far",
+        "bytes\nper row",
+        "carries",
+    )  # in two lines: reasons are long
     drawn = table(*heads, rows=found.rows())
-    answer({"model": model, **found.to_json()}, as_json, f"{model}: {found}", drawn, *costs_table(list(found.changes)))
+    answer(
+        {"model": model, **found.to_json()},
+        as_json,
+        f"{model}: {found}",
+        drawn,
+        *costs_table(list(found.changes)),
+    )
 
 
 def _rows(example: str, before: nn.Module | None, most: int = ROWS) -> Any:
@@ -207,5 +270,7 @@ def _rows(example: str, before: nn.Module | None, most: int = ROWS) -> Any:
     with proposing([before]):
         batch = next(iter(rows(example).batches(most)), None)
     if batch is None:
-        raise InvalidArgument(f"the example {example} has no rows, expected at least one; choose others")
+        raise InvalidArgument(
+            f"the example {example} has no rows, expected at least one; choose others"
+        )
     return batch.x

@@ -1,4 +1,6 @@
-"""The main job on data that needs no download: two nets trained on the spot, a promise, a saving, a page."""
+"""The main job on data that needs no download: two nets trained on the spot, a promise, a saving, a
+page.
+"""
 
 from __future__ import annotations
 
@@ -27,11 +29,17 @@ from offramp.reporting.page import report
 from offramp.runtime.benching import Bench, bench
 from offramp.runtime.recording import record
 
-MEMBERS = {"digits_small": 20, "digits_large": 10}  # name on the models shelf, and epochs of training
+MEMBERS = {
+    "digits_small": 20,
+    "digits_large": 10,
+}  # name on the models shelf, and epochs of training
 TRAINING = "digits[0:700]"
-CALIBRATION = "digits[700:1797:2]"  # every second of the held-out rows, so that both halves are alike
+CALIBRATION = (
+    "digits[700:1797:2]"  # every second of the held-out rows, so that both halves are alike
+)
 TEST = "digits[701:1797:2]"
-RISK, AT_MOST = "disagreement", 0.03
+RISK = "disagreement"
+AT_MOST = 0.03
 
 
 @dataclass(frozen=True)
@@ -56,10 +64,14 @@ class Story:
         }
 
 
-def demo(folder: str | Path, *, say: Callable[[str], None] = lambda text: None, repeats: int = 9) -> Story:
-    """Train, ladder, record, calibrate, check, run and report on scikit-learn's digits, on one thread.
+def demo(
+    folder: str | Path, *, say: Callable[[str], None] = lambda text: None, repeats: int = 9
+) -> Story:
+    """Train, ladder, record, calibrate, check, run and report on scikit-learn's digits, on one
+    thread.
 
-    `say` is told each step as the command that would do it. Raises MissingExtra without scikit-learn or Plotly.
+    `say` is told each step as the command that would do it. Raises MissingExtra without
+    scikit-learn or Plotly.
     """
     path = Path(folder)
     require_own(path)
@@ -71,20 +83,27 @@ def demo(folder: str | Path, *, say: Callable[[str], None] = lambda text: None, 
         say(f"offramp record {path}/network '{TEST}' -o {path}/test.npz")
         test = record(network, TEST)
         test.save(path / "test.npz")
-        say(f"offramp calibrate {path}/calibration.npz --risk {RISK} --at-most {AT_MOST} -o {path}/plan.json")
+        say(
+            f"offramp calibrate {path}/calibration.npz --risk {RISK} --at-most {AT_MOST} -o "
+            f"{path}/plan.json"
+        )
         plan = calibrate(calibration, risk=RISK, at_most=AT_MOST)
         plan.save(path / "plan.json")
         say(f"offramp check {path}/plan.json {path}/test.npz")
         evaluation = test.evaluate(plan)
         say(f"offramp bench {path}/network {path}/plan.json '{TEST}' --threads 1")
         timed = bench(network, plan, all_of(TEST).x, batches=(1, 64), repeats=repeats)
-        say(f"offramp report {path}/test.npz {path}/plan.json --data '{TEST}' -o {path}/report.html")
+        say(
+            f"offramp report {path}/test.npz {path}/plan.json --data '{TEST}' -o {path}/report.html"
+        )
         page = report(test, plan, path / "report.html", data=TEST)
     return Story(path, page, plan, evaluation, timed)
 
 
 def require_own(path: Path) -> None:
-    """Raise BadFile, before the work, where a file or a folder of the same name is somebody else's."""
+    """Raise BadFile, before the work, where a file or a folder of the same name is somebody
+    else's.
+    """
     require_writable(path, folder=True)
     FOLDER.require_own(path / "network")
     for name in MEMBERS:
@@ -96,14 +115,17 @@ def require_own(path: Path) -> None:
 
 
 def train(path: Path, say: Callable[[str], None] = lambda text: None) -> Network:
-    """The two nets of the demo, trained; their weights and the ladder of them are written to `path`."""
+    """The two nets of the demo, trained; their weights and the ladder of them are written to
+    `path`.
+    """
     batch = all_of(TRAINING)
     models: dict[str, tuple[nn.Module, nn.Module | None]] = {}
     command = "offramp ladder"
     for name, epochs in MEMBERS.items():
         say(f"# train {name} on {TRAINING}")
         torch.manual_seed(0)
-        model, preprocess = make_model(f"offramp:{name}"), preprocess_of(f"offramp:{name}")
+        model = make_model(f"offramp:{name}")
+        preprocess = preprocess_of(f"offramp:{name}")
         assert preprocess is not None
         models[name] = (fit(model, preprocess, batch, epochs=epochs), preprocess)
         write_tensors(path / f"{name}.safetensors", model.state_dict())
@@ -114,12 +136,17 @@ def train(path: Path, say: Callable[[str], None] = lambda text: None) -> Network
     return network
 
 
-def fit(model: nn.Module, preprocess: nn.Module, batch: Batch, *, epochs: int, seed: int = 0) -> nn.Module:
+def fit(
+    model: nn.Module, preprocess: nn.Module, batch: Batch, *, epochs: int, seed: int = 0
+) -> nn.Module:
     """Plain training by AdamW on one-cycle learning rates; returns the model in eval mode."""
-    x, y = preprocess(torch.as_tensor(batch.x)), torch.as_tensor(batch.y)
+    x = preprocess(torch.as_tensor(batch.x))
+    y = torch.as_tensor(batch.y)
     dice = np.random.default_rng(seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2, weight_decay=1e-2)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 1e-2, total_steps=epochs * -(-len(x) // 32))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, 1e-2, total_steps=epochs * -(-len(x) // 32)
+    )
     model.train()
     for _ in range(epochs):
         for index in np.array_split(dice.permutation(len(x)), -(-len(x) // 32)):

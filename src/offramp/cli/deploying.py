@@ -25,11 +25,16 @@ from offramp.cli.options import (
 from offramp.cli.printing import answer
 
 OneFile = Annotated[
-    bool, typer.Option("--one-file", help="All graphs as one: compaction inside, thresholds as inputs.")
+    bool,
+    typer.Option("--one-file", help="All graphs as one: compaction inside, thresholds as inputs."),
 ]
 Example = Annotated[
     str | None,
-    typer.Option("--example", metavar="DATA", help="Rows to try it on, where neither plan nor cut has seen any."),
+    typer.Option(
+        "--example",
+        metavar="DATA",
+        help="Rows to try it on, where neither plan nor cut has seen any.",
+    ),
 ]
 
 
@@ -47,9 +52,9 @@ def export(
 ) -> None:
     """Write a folder that answers without offramp and torch.
 
-    It holds a graph for each place where the plan asks something, the plan, a manifest and run.py, which needs NumPy
-    and ONNX Runtime. Every graph is compared with the network first. A promise goes along when it was made with
-    --engine onnxruntime.
+    It holds a graph for each place where the plan asks something, the plan, a manifest and run.py,
+    which needs NumPy and ONNX Runtime. Every graph is compared with the network first. A promise
+    goes along when it was made with --engine onnxruntime.
 
     Example:
       offramp export network/ plan.json -o folder/
@@ -64,7 +69,15 @@ def export(
     chosen = plan_of(plan, threshold)
     some = None if example is None else next(rows(example).batches(4)).x
     found = exported(
-        network_of(network, model, preprocess_of, gate_of), chosen, output, example=some, one_file=one_file
+        network_of(network, model, preprocess_of, gate_of),
+        chosen,
+        output,
+        example=some,
+        one_file=one_file,
     )
     body: dict[str, Any] = {key: value for key, value in asdict(found).items() if key != "plan"}
-    answer({**body, "plan": str(found.plan), "promised": found.plan.promise is not None}, as_json, str(found))
+    answer(
+        {**body, "plan": str(found.plan), "promised": found.plan.promise is not None},
+        as_json,
+        str(found),
+    )

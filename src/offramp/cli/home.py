@@ -17,7 +17,9 @@ from offramp.cli.printing import answer, note, table
 if TYPE_CHECKING:
     from offramp.cli.demonstration import Story
 
-Folder = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write into.")]
+Folder = Annotated[
+    str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write into.")
+]
 
 PACKAGES = ("offramp", "torch", "numpy", "scipy", "safetensors", "rich", "typer")
 
@@ -50,18 +52,33 @@ def _table(story: Story) -> Any:
     rows = [
         ("accuracy", f"{found.plain_accuracy:.2%}", f"{found.accuracy:.2%}"),
         (found.risk.risk, "-", f"{found.risk.value:.2%}"),
-        *((f"leave at {name}", "-", f"{share:.1%}") for name, share in zip(found.exits, found.shares, strict=True)),
+        *(
+            (f"leave at {name}", "-", f"{share:.1%}")
+            for name, share in zip(found.exits, found.shares, strict=True)
+        ),
     ]
     macs = found.prices[0]
     rows += [
-        ("mean cost, MACs per row", f"{macs.plain:,.0f}", f"{macs.mean:,.0f} ({macs.mean / macs.plain:.2f})"),
-        ("worst case, MACs per row", f"{macs.plain:,.0f}", f"{macs.worst:,.0f} ({macs.worst / macs.plain:.2f})"),
+        (
+            "mean cost, MACs per row",
+            f"{macs.plain:,.0f}",
+            f"{macs.mean:,.0f} ({macs.mean / macs.plain:.2f})",
+        ),
+        (
+            "worst case, MACs per row",
+            f"{macs.plain:,.0f}",
+            f"{macs.worst:,.0f} ({macs.worst / macs.plain:.2f})",
+        ),
     ]
     for line in story.bench.lines:
-        left = " and ".join(f"{n} at {name}" for n, name in zip(line.left, story.bench.exits, strict=True) if n)
+        left = " and ".join(
+            f"{n} at {name}" for n, name in zip(line.left, story.bench.exits, strict=True) if n
+        )
         cells = f"{line.plain_ms:.3f}", f"{line.run_ms:.3f} ({line.over_plain.value:.2f})"
         rows.append((f"ms, batch {line.batch}: {left}", *cells))
-    return table(f"{found.rows:,} test rows, one thread", "plain network", "under the plan", rows=rows)
+    return table(
+        f"{found.rows:,} test rows, one thread", "plain network", "under the plan", rows=rows
+    )
 
 
 def _next(story: Story) -> list[str]:
@@ -71,8 +88,10 @@ def _next(story: Story) -> list[str]:
         "",
         "Next, try:",
         f"  offramp check {folder}/plan.json {folder}/test.npz",
-        f"  offramp calibrate {folder}/calibration.npz --risk accuracy_gap --at-most 0.05 -o {folder}/other.json",
-        f"  offramp run {folder}/network {folder}/plan.json 'digits[701:1797:2]' -o {folder}/answers.csv",
+        f"  offramp calibrate {folder}/calibration.npz --risk accuracy_gap --at-most 0.05 -o "
+        f"{folder}/other.json",
+        f"  offramp run {folder}/network {folder}/plan.json 'digits[701:1797:2]' -o "
+        f"{folder}/answers.csv",
         "  offramp ladder --help",
     ]
 
@@ -86,7 +105,10 @@ def doctor(as_json: AsJson = False) -> None:
       offramp doctor
     """
     body: dict[str, Any] = {
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in PACKAGES},
+        },
         "machine": _machine(),
         "extras": _extras(),
         "shelves": _shelves(),
@@ -94,12 +116,25 @@ def doctor(as_json: AsJson = False) -> None:
     versions = [(name, version or "missing") for name, version in body["versions"].items()]
     machine = [(name, str(value)) for name, value in body["machine"].items()]
     extras = [
-        (name, "installed" if not missing else f"missing {', '.join(missing)}: pip install 'offramp[{name}]'")
+        (
+            name,
+            "installed"
+            if not missing
+            else f"missing {', '.join(missing)}: pip install 'offramp[{name}]'",
+        )
         for name, missing in body["extras"].items()
     ]
     shelves = [(name, ", ".join(found)) for name, found in body["shelves"].items()]
-    answer(body, as_json, *(_lines(head, rows) for head, rows in
-           (("versions", versions), ("machine", machine), ("extras", extras), ("shelves", shelves))))  # fmt: skip
+    answer(
+        body,
+        as_json,
+        *(
+            _lines(head, rows)
+            for head, rows in
+            # fmt: skip
+            (("versions", versions), ("machine", machine), ("extras", extras), ("shelves", shelves))
+        ),
+    )
 
 
 def _lines(head: str, rows: list[tuple[str, str]]) -> str:
@@ -150,7 +185,9 @@ def _shelves() -> dict[str, list[str]]:
     from offramp.data import specs
 
     def functions(shelf: str) -> list[str]:
-        """Those of the names that make something; the others are classes, which saved networks name."""
+        """Those of the names that make something; the others are classes, which saved networks
+        name.
+        """
         return [name for name in names(shelf) if inspect.isfunction(find(shelf, name))]
 
     return {

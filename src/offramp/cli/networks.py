@@ -19,11 +19,17 @@ if TYPE_CHECKING:
 
 Models = Annotated[
     list[str],
-    typer.Option("--model", metavar="SPEC", help="A model as in `offramp cut`, such as timm:resnet18; cheapest first."),
+    typer.Option(
+        "--model",
+        metavar="SPEC",
+        help="A model as in `offramp cut`, such as timm:resnet18; cheapest first.",
+    ),
 ]
 Weights = Annotated[
     list[str] | None,
-    typer.Option("--weights", metavar="FILE", help="Its .safetensors, .pt or .pth (read safely); - for none."),
+    typer.Option(
+        "--weights", metavar="FILE", help="Its .safetensors, .pt or .pth (read safely); - for none."
+    ),
 ]
 Preprocesses = Annotated[
     list[str] | None,
@@ -39,15 +45,25 @@ Names = Annotated[
 ]
 Temperature = Annotated[
     float | None,
-    typer.Option("--temperature", metavar="T", help="Divide the logits by it before they are scored."),
+    typer.Option(
+        "--temperature", metavar="T", help="Divide the logits by it before they are scored."
+    ),
 ]
 Answer = Annotated[
     str,
-    typer.Option("--answer", metavar="own|mean", help="The member's own logits, or the mean of the members visited."),
+    typer.Option(
+        "--answer",
+        metavar="own|mean",
+        help="The member's own logits, or the mean of the members visited.",
+    ),
 ]
 Example = Annotated[
     str | None,
-    typer.Option("--example", metavar="DATA", help="Rows to try the members on: they must agree on the classes."),
+    typer.Option(
+        "--example",
+        metavar="DATA",
+        help="Rows to try the members on: they must agree on the classes.",
+    ),
 ]
 
 
@@ -65,8 +81,8 @@ def ladder(
 ) -> None:
     r"""Stack trained models into a network, cheapest first.
 
-    Nothing is trained. Repeated options pair up in order: the n-th --weights, --preprocess and --name belong to
-    the n-th --model.
+    Nothing is trained. Repeated options pair up in order: the n-th --weights, --preprocess and
+    --name belong to the n-th --model.
 
     Example:
       offramp ladder --model offramp:resnet20 --weights r20.safetensors \
@@ -79,9 +95,17 @@ def ladder(
     require_apart(output, weights or ())
     network = _network(model, weights, preprocess, name, gate, temperature, answers, example)
     save(network, output)
-    body: dict[str, Any] = {"network": output, **network.config(), "fingerprint": network.fingerprint()}
+    body: dict[str, Any] = {
+        "network": output,
+        **network.config(),
+        "fingerprint": network.fingerprint(),
+    }
     exits = ", ".join(network.topology.exits)
-    answer(body, as_json, f"Network of {len(model)} members ({exits}), gate {gate}, answer {answers}: {output}")
+    answer(
+        body,
+        as_json,
+        f"Network of {len(model)} members ({exits}), gate {gate}, answer {answers}: {output}",
+    )
 
 
 def _network(
@@ -97,10 +121,13 @@ def _network(
     from offramp.building.cutting import ladder as stacked
     from offramp.data.rows import proposing, rows
 
-    files, fronts = _beside(model, weights, "--weights", "-"), _beside(model, preprocess, "--preprocess", "auto")
+    files = _beside(model, weights, "--weights", "-")
+    fronts = _beside(model, preprocess, "--preprocess", "auto")
     names = _beside(model, name, "--name", "") if name else _unique(model)
     if len(set(names)) < len(names):
-        raise InvalidArgument(f"the names are {', '.join(names)}, expected each once; give other --name")
+        raise InvalidArgument(
+            f"the names are {', '.join(names)}, expected each once; give other --name"
+        )
     members: dict[str, Any] = {}
     specs: dict[str, str] = {}
     for member, spec, file, kind in zip(names, model, files, fronts, strict=True):
@@ -108,31 +135,40 @@ def _network(
         members[member] = (made, before)
     with proposing(before for _, before in members.values()):
         sample = None if example is None else next(rows(example).batches(2)).x
-    return stacked(members, gate=gate, temperature=temperature, answer=answers, example=sample, sources=specs)
+    return stacked(
+        members, gate=gate, temperature=temperature, answer=answers, example=sample, sources=specs
+    )
 
 
-def _beside(models: Sequence[str], given: Sequence[str] | None, option: str, default: str) -> list[str]:
+def _beside(
+    models: Sequence[str], given: Sequence[str] | None, option: str, default: str
+) -> list[str]:
     """One value per model: those given, or the default for all."""
     if given and len(given) != len(models):
         raise InvalidArgument(
-            f"got {len(given)} {option} for {len(models)} --model, expected one for each, in order; give the missing"
+            f"got {len(given)} {option} for {len(models)} --model, expected one for each, in "
+            f"order; give the missing"
         )
     return list(given) if given else [default] * len(models)
 
 
 def _unique(models: Sequence[str]) -> list[str]:
-    """The last word of each spec (of a hub's the name, of a file its stem); of equal ones the later get a number."""
+    """The last word of each spec (of a hub's the name, of a file its stem); of equal ones the later
+    get a number.
+    """
     from offramp._support.find import files
 
     names: list[str] = []
     for typed in models:
         spec = typed.partition("|")[0].rstrip("/")  # without its conversions
-        bare, parts = (
-            spec.partition("?")[0].rstrip("/"),
-            r"[:/]" if spec.partition(":")[0] in files("hubs") else r"[:.]",
-        )
+        bare = spec.partition("?")[0].rstrip("/")
+        parts = r"[:/]" if spec.partition(":")[0] in files("hubs") else r"[:.]"
         if spec.startswith("onnx:"):
             bare = Path(bare.removeprefix("onnx:")).stem
         word = re.sub(r"[^A-Za-z0-9_\-]", "-", re.split(parts, bare)[-1]) or "member"
-        names.append(next(each for each in (word, *(f"{word}-{n}" for n in range(2, 99))) if each not in names))
+        names.append(
+            next(
+                each for each in (word, *(f"{word}-{n}" for n in range(2, 99))) if each not in names
+            )
+        )
     return names

@@ -18,11 +18,18 @@ if TYPE_CHECKING:
     from offramp.plans.plan import Plan
     from offramp.plans.trace import Trace
 
-NetworkFolder = Annotated[str, typer.Argument(metavar="NETWORK", help="Folder written by `offramp ladder` or `cut`.")]
-PlanFile = Annotated[
-    str, typer.Argument(metavar="PLAN", help="File written by `offramp calibrate`; - for one made of --threshold.")
+NetworkFolder = Annotated[
+    str, typer.Argument(metavar="NETWORK", help="Folder written by `offramp ladder` or `cut`.")
 ]
-TraceFile = Annotated[str, typer.Argument(metavar="TRACE", help="File written by `offramp record`.")]
+PlanFile = Annotated[
+    str,
+    typer.Argument(
+        metavar="PLAN", help="File written by `offramp calibrate`; - for one made of --threshold."
+    ),
+]
+TraceFile = Annotated[
+    str, typer.Argument(metavar="TRACE", help="File written by `offramp record`.")
+]
 DataSpec = Annotated[
     str,
     typer.Argument(
@@ -34,32 +41,47 @@ DataSpec = Annotated[
 Threshold = Annotated[
     list[str] | None,
     typer.Option(
-        "--threshold", metavar="GATE=VALUE", help="Set a threshold by hand (inf closes the exit); drops the promise."
+        "--threshold",
+        metavar="GATE=VALUE",
+        help="Set a threshold by hand (inf closes the exit); drops the promise.",
     ),
 ]
-RowRange = Annotated[str | None, typer.Option("--rows", metavar="A:B", help="Only these rows of the trace.")]
+RowRange = Annotated[
+    str | None, typer.Option("--rows", metavar="A:B", help="Only these rows of the trace.")
+]
 RiskName = Annotated[
     str | None,
-    typer.Option("--risk", metavar="RISK", help="disagreement, accuracy_gap, error, or my.module:my_risk (a Risk)."),
+    typer.Option(
+        "--risk",
+        metavar="RISK",
+        help="disagreement, accuracy_gap, error, or my.module:my_risk (a Risk).",
+    ),
 ]
 Given = Annotated[
     list[str] | None,
     typer.Option(
-        "--model", metavar="MEMBER=SPEC", help="A member given again: my.module:factory or hf:NAME (weights are saved)."
+        "--model",
+        metavar="MEMBER=SPEC",
+        help="A member given again: my.module:factory or hf:NAME (weights are saved).",
     ),
 ]
 GivenPreprocess = Annotated[
     list[str] | None,
     typer.Option(
-        "--preprocess-of", metavar="MEMBER=SPEC", help="The preprocessing of a member given again: my.module:factory."
+        "--preprocess-of",
+        metavar="MEMBER=SPEC",
+        help="The preprocessing of a member given again: my.module:factory.",
     ),
 ]
 GivenGate = Annotated[
     list[str] | None,
-    typer.Option("--gate-of", metavar="NODE=SPEC", help="A gate of your own, given again: my.module:gate."),
+    typer.Option(
+        "--gate-of", metavar="NODE=SPEC", help="A gate of your own, given again: my.module:gate."
+    ),
 ]
 Weights = Annotated[
-    str | None, typer.Option("--weights", metavar="FILE", help="Its .safetensors, .pt or .pth (read safely).")
+    str | None,
+    typer.Option("--weights", metavar="FILE", help="Its .safetensors, .pt or .pth (read safely)."),
 ]
 Preprocess = Annotated[
     str,
@@ -74,17 +96,23 @@ GateName = Annotated[
     typer.Option(
         "--gate",
         metavar="GATE",
-        help="margin, max_logit, max_prob, neg_entropy, patience, agreement, ensemble, uncertainty, my.module:score.",
+        help="margin, max_logit, max_prob, neg_entropy, patience, agreement, ensemble, "
+        "uncertainty, my.module:score.",
     ),
 ]
-OutputFolder = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", metavar="N", min=1, help="Rows that run together.")]
+OutputFolder = Annotated[
+    str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write.")
+]
+BatchSize = Annotated[
+    int, typer.Option("--batch-size", metavar="N", min=1, help="Rows that run together.")
+]
 EngineName = Annotated[
     str,
     typer.Option(
         "--engine",
         metavar="ENGINE",
-        help="torch, torch:bf16,channels_last, torch:compile, torch:cuda_graphs, onnxruntime, openvino; a plan keeps "
+        help="torch, torch:bf16,channels_last, torch:compile, torch:cuda_graphs, onnxruntime, "
+        "openvino; a plan keeps "
         "to its own.",
     ),
 ]
@@ -93,39 +121,60 @@ Repeats = Annotated[
     typer.Option(
         "--repeats",
         metavar="independent|once",
-        help="Of rows with equal content count all (each was drawn on its own), or one of each; else they are refused.",
+        help="Of rows with equal content count all (each was drawn on its own), or one of each; "
+        "else they are refused.",
     ),
 ]
 DropSeen = Annotated[
-    bool, typer.Option("--drop-seen", help="Leave out rows that had a part in the network or the plan.")
+    bool,
+    typer.Option("--drop-seen", help="Leave out rows that had a part in the network or the plan."),
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object on standard output, for machines.")
+]
 
 
-def network_of(folder: str, models: list[str] | None, fronts: list[str] | None, gates: list[str] | None) -> Network:
-    """The network in a folder, with the models, preprocessing and gates that its user gives again."""
+def network_of(
+    folder: str, models: list[str] | None, fronts: list[str] | None, gates: list[str] | None
+) -> Network:
+    """The network in a folder, with the models, preprocessing and gates that its user gives
+    again.
+    """
     from offramp.building.factories import make_gate, make_model, make_preprocess
     from offramp.building.saving import GiveAgain, load
 
-    model = {member: make_model(spec, fetch=False) for member, spec in pairs(models, "--model").items()}
-    preprocess = {member: make_preprocess(spec) for member, spec in pairs(fronts, "--preprocess-of").items()}
+    model = {
+        member: make_model(spec, fetch=False) for member, spec in pairs(models, "--model").items()
+    }
+    preprocess = {
+        member: make_preprocess(spec) for member, spec in pairs(fronts, "--preprocess-of").items()
+    }
     gate = {node: make_gate(spec) for node, spec in pairs(gates, "--gate-of").items()}
     for member in preprocess.keys() - model.keys():
         raise InvalidArgument(
-            f"got --preprocess-of {member} without --model {member}, expected both; give --model {member}=SPEC as well"
+            f"got --preprocess-of {member} without --model {member}, expected both; give --model "
+            f"{member}=SPEC as well"
         )
     given: dict[str, Any] = {
-        member: (made, preprocess[member]) if member in preprocess else made for member, made in model.items()
+        member: (made, preprocess[member]) if member in preprocess else made
+        for member, made in model.items()
     }
     try:
         return load(folder, given, gates=gate)
     except GiveAgain as problem:
         typed = [(models, "--model"), (fronts, "--preprocess-of"), (gates, "--gate-of")]
         already = [f"{option} {text}" for texts, option in typed for text in texts or ()]
-        new = [flag for flag in problem.flags if flag.split("=")[0] not in {one.split("=")[0] for one in already}]
-        alone = (
-            f"; the exit {problem.exits[0]!r} can be given in Python alone, load(..., exits=)" if problem.exits else ""
-        )
+        new = [
+            flag
+            for flag in problem.flags
+            if flag.split("=")[0] not in {one.split("=")[0] for one in already}
+        ]
+        if problem.exits:
+            alone = (
+                f"; the exit {problem.exits[0]!r} can be given in Python alone, load(..., exits=)"
+            )
+        else:
+            alone = ""
         flags = " ".join([*already, *new])
         raise InvalidArgument(
             f"{problem.what}; give again, with every command on this network: {flags}{alone}"
@@ -133,20 +182,28 @@ def network_of(folder: str, models: list[str] | None, fronts: list[str] | None, 
 
 
 def plan_of(path: str, thresholds: list[str] | None) -> Plan:
-    """The plan in a file, or by hand for `-`; thresholds that are given replace those of the file."""
+    """The plan in a file, or by hand for `-`; thresholds that are given replace those of the
+    file.
+    """
     from offramp.plans.plan import Plan
 
-    by_hand = {gate: number(value, f"--threshold {gate}=") for gate, value in pairs(thresholds, "--threshold").items()}
+    by_hand = {
+        gate: number(value, f"--threshold {gate}=")
+        for gate, value in pairs(thresholds, "--threshold").items()
+    }
     if path == "-":
         if not by_hand:
             raise InvalidArgument(
-                "the plan is -, expected at least one --threshold GATE=VALUE beside it; give one, or a file"
+                "the plan is -, expected at least one --threshold GATE=VALUE beside it; give one, "
+                "or a file"
             )
         return Plan.by_hand(by_hand)
     plan = Plan.load(path)
     if not by_hand:
         return plan
-    return plan.changed(thresholds={**plan.thresholds, **{gate: (value,) for gate, value in by_hand.items()}})
+    return plan.changed(
+        thresholds={**plan.thresholds, **{gate: (value,) for gate, value in by_hand.items()}}
+    )
 
 
 def trace_of(path: str, rows: str | None) -> Trace:
@@ -177,16 +234,20 @@ def number(text: str, what: str) -> float:
     try:
         return float(text)
     except ValueError as problem:
-        raise InvalidArgument(f"got {what}{text}, expected a number (inf closes the exit); write one") from problem
+        raise InvalidArgument(
+            f"got {what}{text}, expected a number (inf closes the exit); write one"
+        ) from problem
 
 
-def writable(path: str | None, *, kinds: Mapping[str, tuple[bytes, str]] | None = None, folder: bool = False) -> None:
+def writable(
+    path: str | None, *, kinds: Mapping[str, tuple[bytes, str]] | None = None, folder: bool = False
+) -> None:
     """Refuse a place that cannot be written before the work is done, not after it.
 
     Args:
         path: the output.
-        kinds: by the ending of its name, bytes near the beginning of such files of ours, and what they are called: a
-            file there without them is somebody else's.
+        kinds: by the ending of its name, bytes near the beginning of such files of ours, and what
+            they are called: a file there without them is somebody else's.
         folder: whether it is a folder.
 
     Raises:
@@ -199,14 +260,20 @@ def writable(path: str | None, *, kinds: Mapping[str, tuple[bytes, str]] | None 
 
     location = Path(path)
     if kinds is not None and location.suffix not in kinds:
-        raise InvalidArgument(f"the output is {path}, expected a name that ends in {' or '.join(kinds)}; rename it")
+        raise InvalidArgument(
+            f"the output is {path}, expected a name that ends in {' or '.join(kinds)}; rename it"
+        )
     require_writable(location, folder=folder)
     if kinds is not None:
         require_own_file(location, *kinds[location.suffix])
 
 
-def require_apart(output: str, inputs: Sequence[str | None], *, way_out: str = "name another output") -> None:
-    """Raise InvalidArgument where the output would replace a file or a folder that the command reads."""
+def require_apart(
+    output: str, inputs: Sequence[str | None], *, way_out: str = "name another output"
+) -> None:
+    """Raise InvalidArgument where the output would replace a file or a folder that the command
+    reads.
+    """
     folder = Path(os.path.realpath(output))
     for name in inputs:
         if name is None or not os.path.exists(name):

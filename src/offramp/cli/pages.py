@@ -7,19 +7,36 @@ from typing import Annotated
 import typer
 
 from offramp._support.arguments import pairs
-from offramp.cli.options import AsJson, PlanFile, RowRange, Threshold, TraceFile, plan_of, trace_of, writable
+from offramp.cli.options import (
+    AsJson,
+    PlanFile,
+    RowRange,
+    Threshold,
+    TraceFile,
+    plan_of,
+    trace_of,
+    writable,
+)
 from offramp.cli.printing import answer
 
-Output = Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The .html file to write.")]
+Output = Annotated[
+    str, typer.Option("--output", "-o", metavar="FILE", help="The .html file to write.")
+]
 Data = Annotated[
     str | None,
-    typer.Option("--data", metavar="DATA", help="The rows that were recorded, for a gallery of real inputs."),
+    typer.Option(
+        "--data", metavar="DATA", help="The rows that were recorded, for a gallery of real inputs."
+    ),
 ]
 Others = Annotated[
     list[str] | None,
-    typer.Option("--other", metavar="NAME=PLAN", help="Another plan of this network to mark on the frontier."),
+    typer.Option(
+        "--other", metavar="NAME=PLAN", help="Another plan of this network to mark on the frontier."
+    ),
 ]
-Title = Annotated[str | None, typer.Option("--title", metavar="TEXT", help="The title of the page.")]
+Title = Annotated[
+    str | None, typer.Option("--title", metavar="TEXT", help="The title of the page.")
+]
 
 
 def report(

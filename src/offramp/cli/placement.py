@@ -11,7 +11,9 @@ if TYPE_CHECKING:
 
 
 def figures(found: Placement | None) -> tuple[dict[str, Any], list[Any]]:
-    """What was found, for machines and as a table with a sentence; nothing where the places were named."""
+    """What was found, for machines and as a table with a sentence; nothing where the places were
+    named.
+    """
     if found is None:
         return {}, []
     heads = ("exit after", "ms\nso far", "ms of\nthe exit", "could\nleave", "pays\nfrom", "")

@@ -1,4 +1,6 @@
-"""`offramp calibrate` and `offramp check`: a trace -> a plan, and whether its promise holds on other rows. No torch."""
+"""`offramp calibrate` and `offramp check`: a trace -> a plan, and whether its promise holds on
+other rows. No torch.
+"""
 
 from __future__ import annotations
 
@@ -30,49 +32,99 @@ from offramp.errors import InvalidArgument
 if TYPE_CHECKING:
     from offramp.plans.plan import Plan
 
-SomeTrace = Annotated[str | None, typer.Argument(metavar="TRACE", help="File written by `offramp record`.")]
-PlanOutput = Annotated[
-    str | None, typer.Option("--output", "-o", metavar="FILE", help="The .json to write; without it, only print.")
+SomeTrace = Annotated[
+    str | None, typer.Argument(metavar="TRACE", help="File written by `offramp record`.")
 ]
-AtMost = Annotated[float | None, typer.Option("--at-most", metavar="LEVEL", help="Promise that the risk is <= LEVEL.")]
+PlanOutput = Annotated[
+    str | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="The .json to write; without it, only print."
+    ),
+]
+AtMost = Annotated[
+    float | None,
+    typer.Option("--at-most", metavar="LEVEL", help="Promise that the risk is <= LEVEL."),
+]
 Budget = Annotated[
     float | None,
-    typer.Option("--budget", metavar="SHARE", help="Best plan at this share of the plain network's cost; no promise."),
+    typer.Option(
+        "--budget",
+        metavar="SHARE",
+        help="Best plan at this share of the plain network's cost; no promise.",
+    ),
 ]
-Confidence = Annotated[float, typer.Option("--confidence", metavar="P", help="It fails with at most 1 minus this.")]
+Confidence = Annotated[
+    float, typer.Option("--confidence", metavar="P", help="It fails with at most 1 minus this.")
+]
 Reference = Annotated[
-    str, typer.Option("--reference", metavar="EXIT", help="What the risk compares with: last, backbone, or an exit.")
+    str,
+    typer.Option(
+        "--reference",
+        metavar="EXIT",
+        help="What the risk compares with: last, backbone, or an exit.",
+    ),
 ]
 Unit = Annotated[
     str | None,
-    typer.Option("--unit", metavar="macs|ms", help="The cost to save; by default MACs where they are known, else ms."),
+    typer.Option(
+        "--unit",
+        metavar="macs|ms",
+        help="The cost to save; by default MACs where they are known, else ms.",
+    ),
 ]
-Batch = Annotated[int, typer.Option("--batch", metavar="N", min=1, help="The batch size that milliseconds are for.")]
+Batch = Annotated[
+    int,
+    typer.Option("--batch", metavar="N", min=1, help="The batch size that milliseconds are for."),
+]
 BoundName = Annotated[
     str | None,
-    typer.Option("--bound", metavar="BOUND", help="binomial, betting or hoeffding_bentkus; by default what fits."),
+    typer.Option(
+        "--bound",
+        metavar="BOUND",
+        help="binomial, betting or hoeffding_bentkus; by default what fits.",
+    ),
 ]
 Testing = Annotated[
-    str, typer.Option("--testing", metavar="path|pareto", help="One shared threshold, or candidates searched apart.")
+    str,
+    typer.Option(
+        "--testing",
+        metavar="path|pareto",
+        help="One shared threshold, or candidates searched apart.",
+    ),
 ]
 Search = Annotated[
-    str | None, typer.Option("--search", metavar="TRACE", help="Search these rows (Pareto), certify on all of TRACE.")
+    str | None,
+    typer.Option(
+        "--search", metavar="TRACE", help="Search these rows (Pareto), certify on all of TRACE."
+    ),
 ]
 MaxExit = Annotated[
-    str | None, typer.Option("--max-exit", metavar="EXIT", help="Answer here whatever arrives: caps the worst case.")
+    str | None,
+    typer.Option(
+        "--max-exit", metavar="EXIT", help="Answer here whatever arrives: caps the worst case."
+    ),
 ]
 HowMany = Annotated[
-    float | None, typer.Option("--how-many", metavar="LEVEL", help="Tell how many rows such a promise takes; no TRACE.")
+    float | None,
+    typer.Option(
+        "--how-many", metavar="LEVEL", help="Tell how many rows such a promise takes; no TRACE."
+    ),
 ]
 Level = Annotated[
-    float | None, typer.Option("--at-most", metavar="LEVEL", help="The level to check; by default the promised one.")
+    float | None,
+    typer.Option(
+        "--at-most", metavar="LEVEL", help="The level to check; by default the promised one."
+    ),
 ]
 CheckConfidence = Annotated[
     float | None,
-    typer.Option("--confidence", metavar="P", help="Of the interval; by default the promise's, or 0.95."),
+    typer.Option(
+        "--confidence", metavar="P", help="Of the interval; by default the promise's, or 0.95."
+    ),
 ]
 SameRows = Annotated[
-    bool, typer.Option("--same-rows", help="Allow rows that the plan was made from; they prove nothing.")
+    bool,
+    typer.Option("--same-rows", help="Allow rows that the plan was made from; they prove nothing."),
 ]
 
 
@@ -99,7 +151,8 @@ def calibrate(
     """Choose the cheapest plan that keeps a promise, or the best within a budget.
 
     Rows must be independent draws: rows that repeat are refused until you say what they are.
-    Exit code 2 when no plan keeps the promise on these rows; the message names the smallest level in sight.
+    Exit code 2 when no plan keeps the promise on these rows; the message names the smallest level
+    in sight.
 
     Example:
       offramp calibrate trace.npz --risk accuracy_gap --at-most 0.005 -o plan.json
@@ -110,11 +163,13 @@ def calibrate(
         return
     if trace is None:
         raise InvalidArgument(
-            "there is no TRACE, expected a file written by offramp record; give one, or --how-many LEVEL"
+            "there is no TRACE, expected a file written by offramp record; give one, or "
+            "--how-many LEVEL"
         )
     if (at_most is None) == (budget is None):
         raise InvalidArgument(
-            "got --at-most and --budget, or neither, expected exactly one of them; give a level, or a share"
+            "got --at-most and --budget, or neither, expected exactly one of them; give a level, "
+            "or a share"
         )
     from offramp._support.files import document_mark
     from offramp.calibration.calibrating import calibrate as calibrated
@@ -141,7 +196,8 @@ def calibrate(
     if drop_seen:
         training_rows = recorded.columns.get("learned")
         note(
-            f"{0 if training_rows is None else int(training_rows.sum()):,} rows that trained the network were left out"
+            f"{0 if training_rows is None else int(training_rows.sum()):,} rows that trained the "
+            f"network were left out"
         )
     _save(plan, output)
     answer({"output": output, **_body(plan)}, as_json, str(plan))
@@ -206,13 +262,19 @@ def _flags_named() -> Iterator[None]:
 
 
 def _how_many(
-    level: float, confidence: float, trace: str | None, at_most: float | None, budget: float | None, as_json: bool
+    level: float,
+    confidence: float,
+    trace: str | None,
+    at_most: float | None,
+    budget: float | None,
+    as_json: bool,
 ) -> None:
     from offramp.guarantees.bounds import rows_by_observed
 
     if trace is not None or at_most is not None or budget is not None:
         raise InvalidArgument(
-            "got --how-many beside a TRACE, --at-most or --budget, expected it alone; leave one of them out"
+            "got --how-many beside a TRACE, --at-most or --budget, expected it alone; leave one "
+            "of them out"
         )
     found = rows_by_observed(level, confidence)
     listed = [{"observed": observed, "rows": count} for observed, count in found.items()]
@@ -234,5 +296,8 @@ def _body(plan: Plan) -> dict[str, Any]:
     """What a machine wants to know of a plan; the rest is in its file."""
     body: dict[str, Any] = json.loads(plan.to_json())
     told = {key: body[key] for key in ("sentence", "thresholds", "deepest", "promise", "price")}
-    rows = None if plan.rows is None else {"data": plan.rows.data, "count": int(plan.rows.digests.size)}
+    if plan.rows is None:
+        rows = None
+    else:
+        rows = {"data": plan.rows.data, "count": int(plan.rows.digests.size)}
     return {**told, "rows": rows}

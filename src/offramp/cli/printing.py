@@ -1,4 +1,6 @@
-"""Answers on standard output, for people or as one JSON object; everything else goes to standard error."""
+"""Answers on standard output, for people or as one JSON object; everything else goes to standard
+error.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,9 @@ def note(text: str) -> None:
 
 
 def main_process() -> bool:
-    """Whether this is the process that writes and prints: of those that a launcher started the first, else always."""
+    """Whether this is the process that writes and prints: of those that a launcher started the
+    first, else always.
+    """
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -25,18 +25,32 @@ from offramp.cli.printing import answer, note, table
 
 Output = Annotated[
     str | None,
-    typer.Option("--output", "-o", metavar="FILE", help=".npz or .csv to write: row, answer, exit, why, flagged."),
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FILE",
+        help=".npz or .csv to write: row, answer, exit, why, flagged.",
+    ),
 ]
 Deadline = Annotated[
     float | None,
-    typer.Option("--deadline-ms", metavar="MS", min=0, help="Start no segment that would end too late; no promise."),
+    typer.Option(
+        "--deadline-ms",
+        metavar="MS",
+        min=0,
+        help="Start no segment that would end too late; no promise.",
+    ),
 ]
 Batches = Annotated[
-    list[int] | None, typer.Option("--batch", metavar="N", min=1, help="Repeat it; by default 1 and 64.")
+    list[int] | None,
+    typer.Option("--batch", metavar="N", min=1, help="Repeat it; by default 1 and 64."),
 ]
-Repeats = Annotated[int, typer.Option("--repeats", metavar="N", min=5, help="Rounds; each times everything once.")]
+Repeats = Annotated[
+    int, typer.Option("--repeats", metavar="N", min=5, help="Rounds; each times everything once.")
+]
 Threads = Annotated[
-    int | None, typer.Option("--threads", metavar="N", min=1, help="Of torch; by default its own choice.")
+    int | None,
+    typer.Option("--threads", metavar="N", min=1, help="Of torch; by default its own choice."),
 ]
 
 
@@ -66,14 +80,22 @@ def run(
     writable(output, kinds=MARKS)
     chosen = plan_of(plan, threshold)
     net = network_of(network, model, preprocess_of, gate_of)
-    found = answer_rows(net, chosen, data, batch_size=batch_size, deadline_ms=deadline_ms, engine=engine)
+    found = answer_rows(
+        net, chosen, data, batch_size=batch_size, deadline_ms=deadline_ms, engine=engine
+    )
     if output is not None:
         found.save(output)
     reasons = found.reasons()
     if late := reasons.get("deadline"):
-        note(f"{late:,} rows ran out of time; the plan's promise is not about answers under a deadline")
+        note(
+            f"{late:,} rows ran out of time; the plan's promise is not about answers under a "
+            f"deadline"
+        )
     if lost := reasons.get("unavailable"):
-        note(f"{lost:,} rows have an earlier exit's answer, because a member did not answer; no promise covers them")
+        note(
+            f"{lost:,} rows have an earlier exit's answer, because a member did not answer; no "
+            f"promise covers them"
+        )
     body = {"plan": str(chosen), "output": output, **found.to_json()}
     answer(body, as_json, f"{chosen}", *_shown(body))
 
@@ -94,8 +116,9 @@ def bench(
 ) -> None:
     """Time a plan beside its bare parts and the plain network.
 
-    Interleaved in one run, with the ratio of identical code beside it to show the noise; let nothing else
-    run. At batch 1 there is a line for each exit at which one of the first 256 rows leaves.
+    Interleaved in one run, with the ratio of identical code beside it to show the noise; let
+    nothing else run. At batch 1 there is a line for each exit at which one of the first 256 rows
+    leaves.
 
     Example:
       offramp bench network/ plan.json 'cifar10:data[5000:10000]' --batch 1 --batch 64
@@ -113,8 +136,17 @@ def bench(
 
 def _shown(body: dict[str, Any]) -> list[object]:
     reasons = ", ".join(f"{count:,} {reason}" for reason, count in body["why"].items())
-    lines = [f"{body['rows']:,} rows at {body['rows_per_second']:,.0f} rows per second; why: {reasons}"]
+    lines = [
+        f"{body['rows']:,} rows at {body['rows_per_second']:,.0f} rows per second; why: {reasons}"
+    ]
     lines += [] if body["accuracy"] is None else [f"accuracy {body['accuracy']:.2%}"]
-    lines += [f"{body['flagged']:,} rows flagged: a score or an answer was not finite"] if body["flagged"] else []
+    lines += (
+        [f"{body['flagged']:,} rows flagged: a score or an answer was not finite"]
+        if body["flagged"]
+        else []
+    )
     lines += [f"written to {body['output']}"] if body["output"] else []
-    return [table("leave at", "share", rows=[(n, f"{s:.1%}") for n, s in body["shares"].items()]), *lines]
+    return [
+        table("leave at", "share", rows=[(n, f"{s:.1%}") for n, s in body["shares"].items()]),
+        *lines,
+    ]

@@ -20,17 +20,29 @@ from offramp.cli.options import (
 )
 from offramp.cli.printing import answer, main_process, table
 
-Output = Annotated[str, typer.Option("--output", "-o", metavar="FILE", help="The .npz file to write.")]
+Output = Annotated[
+    str, typer.Option("--output", "-o", metavar="FILE", help="The .npz file to write.")
+]
 Keep = Annotated[
-    str, typer.Option("--keep", metavar="logits|answers", help="answers leaves the logits out: a smaller file.")
+    str,
+    typer.Option(
+        "--keep", metavar="logits|answers", help="answers leaves the logits out: a smaller file."
+    ),
 ]
 KeepProbeRows = Annotated[
     bool,
-    typer.Option("--keep-probe-rows", help="Put up to 16 of the rows into the file, to compare networks on them."),
+    typer.Option(
+        "--keep-probe-rows",
+        help="Put up to 16 of the rows into the file, to compare networks on them.",
+    ),
 ]
 Timed = Annotated[
     bool,
-    typer.Option("--timed/--no-timed", help="Measure milliseconds beside multiply-adds (MACs).", show_default=False),
+    typer.Option(
+        "--timed/--no-timed",
+        help="Measure milliseconds beside multiply-adds (MACs).",
+        show_default=False,
+    ),
 ]
 
 
@@ -62,7 +74,11 @@ def record(
 
     writable(output, kinds={".npz": (document_mark("trace"), "trace")})
     net = network_of(network, model, preprocess_of, gate_of)
-    options: dict[str, Any] = {"batch_size": batch_size, "keep": keep, "keep_probe_rows": keep_probe_rows}
+    options: dict[str, Any] = {
+        "batch_size": batch_size,
+        "keep": keep,
+        "keep_probe_rows": keep_probe_rows,
+    }
     trace = recorded(net, data, timed=timed, engine=engine, **options)
     if main_process():
         trace.save(output)
@@ -84,6 +100,11 @@ def _rows(exits: list[dict[str, Any]]) -> list[tuple[str, ...]]:
         return "-" if value is None else format(value, form)
 
     return [
-        (each["exit"], cell(each["accuracy"], ".2%"), cell(each["macs"], ",.0f"), cell(each["ms_64"], ".4f"))
+        (
+            each["exit"],
+            cell(each["accuracy"], ".2%"),
+            cell(each["macs"], ",.0f"),
+            cell(each["ms_64"], ".4f"),
+        )
         for each in exits
     ]

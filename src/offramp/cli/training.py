@@ -28,11 +28,16 @@ if TYPE_CHECKING:
 
 RECIPE = "offramp.networks.recipe"  # the key under which the command keeps the name of the recipe
 
-Output = Annotated[str, typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write the network to.")]
+Output = Annotated[
+    str,
+    typer.Option("--output", "-o", metavar="FOLDER", help="The folder to write the network to."),
+]
 
 
 class FitCommand(TyperCommand):
-    """`offramp fit`, whose help also lists the arguments of the recipe that is named beside --help."""
+    """`offramp fit`, whose help also lists the arguments of the recipe that is named beside
+    --help.
+    """
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Remember the recipe: the help is printed before the options are read."""
@@ -66,32 +71,56 @@ RecipeName = Annotated[
     typer.Option(
         "--recipe",
         metavar="RECIPE",
-        help="hinge, cross_entropy, joint, sdn, ztw, ... (see doctor), 'joint?epochs=5', or my.module:Recipe.",
+        help="hinge, cross_entropy, joint, sdn, ztw, ... (see doctor), 'joint?epochs=5', or "
+        "my.module:Recipe.",
     ),
 ]
 With = Annotated[
     list[str] | None,
-    typer.Option("--with", metavar="NAME=VALUE", help="An argument of the recipe, such as epochs=5; repeat it."),
+    typer.Option(
+        "--with",
+        metavar="NAME=VALUE",
+        help="An argument of the recipe, such as epochs=5; repeat it.",
+    ),
 ]
 Development = Annotated[
     str | None,
-    typer.Option("--development", metavar="DATA", help="Rows on which the recipe chooses, and each epoch is measured."),
+    typer.Option(
+        "--development",
+        metavar="DATA",
+        help="Rows on which the recipe chooses, and each epoch is measured.",
+    ),
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", help="Everything that is drawn depends on it alone.")]
+Seed = Annotated[
+    int, typer.Option("--seed", metavar="N", help="Everything that is drawn depends on it alone.")
+]
 Augmented = Annotated[
-    str | None, typer.Option("--augment", metavar="NAME", help="crop_flip, flip, or my.module:function of a batch.")
+    str | None,
+    typer.Option(
+        "--augment", metavar="NAME", help="crop_flip, flip, or my.module:function of a batch."
+    ),
 ]
 Views = Annotated[
     int,
-    typer.Option("--views", metavar="K", min=1, help="Augmented copies of each row, where features are pooled once."),
+    typer.Option(
+        "--views",
+        metavar="K",
+        min=1,
+        help="Augmented copies of each row, where features are pooled once.",
+    ),
 ]
-Precision = Annotated[str, typer.Option("--precision", metavar="no|bf16|fp16", help="Mixed precision.")]
+Precision = Annotated[
+    str, typer.Option("--precision", metavar="no|bf16|fp16", help="Mixed precision.")
+]
 Folder = Annotated[
     str | None,
     typer.Option("--folder", metavar="FOLDER", help="Keep metrics.csv, checkpoints here."),
 ]
 Cache = Annotated[
-    str | None, typer.Option("--cache", metavar="FOLDER", help="Keep pooled features here, for other runs too.")
+    str | None,
+    typer.Option(
+        "--cache", metavar="FOLDER", help="Keep pooled features here, for other runs too."
+    ),
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --folder.")]
 Original = Annotated[
@@ -99,14 +128,21 @@ Original = Annotated[
     typer.Option(
         "--original",
         metavar="MODEL",
-        help="For the recipe recover: the model before it was converted; by default its name without conversions.",
+        help="For the recipe recover: the model before it was converted; by default its name "
+        "without conversions.",
     ),
 ]
 OriginalWeights = Annotated[
-    str | None, typer.Option("--original-weights", metavar="FILE", help="The weights of --original.")
+    str | None,
+    typer.Option("--original-weights", metavar="FILE", help="The weights of --original."),
 ]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Allow --output to be NETWORK itself.")]
-Track = Annotated[str | None, typer.Option("--track", metavar="TRACKER", help="Also log to tensorboard, in --folder.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Allow --output to be NETWORK itself.")
+]
+Track = Annotated[
+    str | None,
+    typer.Option("--track", metavar="TRACKER", help="Also log to tensorboard, in --folder."),
+]
 
 
 def fit(
@@ -135,10 +171,10 @@ def fit(
 ) -> None:
     r"""Train the exits of a network by a recipe.
 
-    hinge and cross_entropy leave the model as it is and solve for its exits to a proven gap; joint trains
-    model and exits together; sdn, ztw, distill, patience and objective are those of their papers.
-    The rows are remembered: a promise is never made on them. Ctrl-C leaves a checkpoint in --folder, from
-    which --resume goes on.
+    hinge and cross_entropy leave the model as it is and solve for its exits to a proven gap; joint
+    trains model and exits together; sdn, ztw, distill, patience and objective are those of their
+    papers. The rows are remembered: a promise is never made on them. Ctrl-C leaves a checkpoint in
+    --folder, from which --resume goes on.
 
     Example:
       offramp fit network/ 'cifar10/train:data' --recipe hinge \
@@ -156,8 +192,11 @@ def fit(
         method = recipe_of(recipe, **given, original=_original(net, original, original_weights))
     else:
         if original is not None or original_weights is not None:
-            raise InvalidArgument(f"--original and --original-weights belong to the recipe recover, got {recipe}")
-        method, net = recipe_of(recipe, **given), network_of(network, model, preprocess_of, gate_of)
+            raise InvalidArgument(
+                f"--original and --original-weights belong to the recipe recover, got {recipe}"
+            )
+        method = recipe_of(recipe, **given)
+        net = network_of(network, model, preprocess_of, gate_of)
     options: dict[str, Any] = {
         "batch_size": batch_size,
         "seed": seed,
@@ -170,9 +209,20 @@ def fit(
     if resume:
         _tell_where_it_begins(folder)
     try:
-        history = fitted(net, data, recipe=method, development=development, folder=folder, resume=resume, **options)
+        history = fitted(
+            net,
+            data,
+            recipe=method,
+            development=development,
+            folder=folder,
+            resume=resume,
+            **options,
+        )
     except KeyboardInterrupt as problem:
-        where = f"go on with --folder {folder} --resume" if folder else "nothing was written; with --folder it goes on"
+        if folder:
+            where = f"go on with --folder {folder} --resume"
+        else:
+            where = "nothing was written; with --folder it goes on"
         note(f"offramp: interrupted; {where}")
         raise typer.Exit(130) from problem
     if main_process():
@@ -200,12 +250,14 @@ def _original(network: Network, spec: str | None, weights: str | None) -> Any:
     if spec is None:
         if own is None:
             raise InvalidArgument(
-                "no text stands for this model; name the one before it was converted: --original MODEL"
+                "no text stands for this model; name the one before it was converted: --original "
+                "MODEL"
             )
         spec = split_spec(own)[0]
     if spec.startswith(OURS) and weights is None:
         raise InvalidArgument(
-            f"{spec} has no weights of its own; give those before it was converted: --original-weights FILE"
+            f"{spec} has no weights of its own; give those before it was converted: "
+            f"--original-weights FILE"
         )
     return model_of(spec, weights, "none")[0]
 
@@ -213,7 +265,9 @@ def _original(network: Network, spec: str | None, weights: str | None) -> Any:
 def _tell_where_it_begins(folder: str | None) -> None:
     """A word where there is nothing to go on from. Raises InvalidArgument without a folder."""
     if not folder:
-        raise InvalidArgument("got --resume without --folder, expected the folder of the run; give it")
+        raise InvalidArgument(
+            "got --resume without --folder, expected the folder of the run; give it"
+        )
     from offramp._support.replacement import restored
     from offramp.fitting.checkpoint import FOLDER
 
@@ -222,18 +276,23 @@ def _tell_where_it_begins(folder: str | None) -> None:
 
 
 def _require_places(network: str, output: str, *beside: str | None, overwrite: bool) -> None:
-    """Raise, before anything is trained, where an output could not be written in the end, or would replace an input."""
+    """Raise, before anything is trained, where an output could not be written in the end, or would
+    replace an input.
+    """
     from offramp.building.saving import FOLDER
 
     for path in (output, *beside):
         writable(path, folder=True)
     FOLDER.require_own(Path(output))
     if not overwrite:
-        require_apart(output, [network], way_out="name another folder, or allow it with --overwrite")
+        require_apart(
+            output, [network], way_out="name another folder, or allow it with --overwrite"
+        )
     for path in filter(None, beside):
         inside = (Path(path).absolute(), *Path(path).absolute().parents)
         for word, whole in (("output", output), ("network", network)):
             if Path(whole).absolute() in inside:
                 raise InvalidArgument(
-                    f"got {path} inside the {word} {whole}, which holds a network alone; name another folder"
+                    f"got {path} inside the {word} {whole}, which holds a network alone; name "
+                    f"another folder"
                 )

@@ -1,1 +1,3 @@
-"""Recipes, gates and seeds under one protocol: trained, recorded, calibrated and measured alike, on one page."""
+"""Recipes, gates and seeds under one protocol: trained, recorded, calibrated and measured alike, on
+one page.
+"""

@@ -1,4 +1,5 @@
-"""One network of a comparison, by the same verbs as by hand: cut, trained, recorded; each step a file, done once.
+"""One network of a comparison, by the same verbs as by hand: cut, trained, recorded; each step a
+file, done once.
 
 <folder>/<method>-<seed>/
     settings.json                  what the network is made of; another one is not taken for it
@@ -43,14 +44,17 @@ from offramp.runtime.benching import bench
 from offramp.runtime.engine import engine_of
 from offramp.runtime.recording import record
 
-KIND, SCHEMA = "comparison", 1
+KIND = "comparison"
+SCHEMA = 1
 TIMED = 256  # rows
 BATCHES = (1, 64)
 
 
 @dataclass(frozen=True)
 class Cell:
-    """A method and a seed, in a folder of its own below `folder`, where pooled features stay for all cells."""
+    """A method and a seed, in a folder of its own below `folder`, where pooled features stay for
+    all cells.
+    """
 
     method: Method
     seed: int
@@ -86,25 +90,38 @@ class Cell:
     @cached_property
     def _start(self) -> Network | None:
         """The trained network whose model this cell begins with, if it does."""
-        return None if self.method.start is None else self._beside(self.method.start).network
+        if self.method.start is None:
+            return None
+        return self._beside(self.method.start).network
 
     def asked(self) -> dict[str, Any]:
         """What its network is made of, as plain data."""
-        others = [*self.members(), *([] if self.method.start is None else [self._beside(self.method.start)])]
-        return self.method.asked(self.seed) | ({"of": [cell.asked() for cell in others]} if others else {})
+        others = [
+            *self.members(),
+            *([] if self.method.start is None else [self._beside(self.method.start)]),
+        ]
+        return self.method.asked(self.seed) | (
+            {"of": [cell.asked() for cell in others]} if others else {}
+        )
 
     def claim(self) -> None:
-        """Note what this cell is made of. Raises InvalidArgument where its folder holds one that was made otherwise."""
-        file, asked = self.home / "settings.json", self.asked()
+        """Note what this cell is made of. Raises InvalidArgument where its folder holds one that
+        was made otherwise.
+        """
+        file = self.home / "settings.json"
+        asked = self.asked()
         if not file.exists():
             write_json(file, KIND, SCHEMA, asked)
             return
         # A flag that is newer than the folder had its default.
-        was = Method("").flags(self.seed) | {"of": asked.get("of")} | read_json(file, KIND, SCHEMA)[1]
+        was = (
+            Method("").flags(self.seed) | {"of": asked.get("of")} | read_json(file, KIND, SCHEMA)[1]
+        )
         for key in asked:
             if asked[key] != was[key]:
                 raise InvalidArgument(
-                    f"{self.home} was made with {key.replace('_', '-')} = {was[key]!r}, and now it is {asked[key]!r}; "
+                    f"{self.home} was made with {key.replace('_', '-')} = {was[key]!r}, and now "
+                    f"it is {asked[key]!r}; "
                     "remove that folder, or write to another one"
                 )
 
@@ -128,37 +145,53 @@ class Cell:
         if self.method.members:
             stacked = {cell.method.name: cell.network for cell in self.members()}
             models = {name: _member(each) for name, each in stacked.items()}
-            network = ladder(models, gate=self.method.gate, example=example_of(self.method, self.settings))
+            network = ladder(
+                models, gate=self.method.gate, example=example_of(self.method, self.settings)
+            )
             network.trained_on = union(each.trained_on for each in stacked.values())
             return network
         path = self.home / "network"
         if path.exists():
             return self._loaded(path)
         network = self._made()
-        network.trained_on = union([network.trained_on, None if self._start is None else self._start.trained_on])
+        network.trained_on = union(
+            [network.trained_on, None if self._start is None else self._start.trained_on]
+        )
         if self.method.trained:
             self._train(network)
         save(network, path)
         return network
 
     def _loaded(self, path: Path) -> Network:
-        """The network from its folder. What only its user can build is built once more, as it was the first time."""
+        """The network from its folder. What only its user can build is built once more, as it was
+        the first time.
+        """
         method = self.method
         words = (method.preprocess, method.gate, *_each_exit(method.exits))
         if not any(":" in word for word in words):
-            return load(path, None if (method.model or "").startswith(FROM_FILES) else self._model())
+            return load(
+                path, None if (method.model or "").startswith(FROM_FILES) else self._model()
+            )
         made = self._made()
         member = made.members[0]
         given = (made.model_of(member), made.preprocess_of(member))
-        exits = {name: made.exit_of(name) for name in member.cuts if _named_code(made.exit_of(name))}
-        gates = {name: made.gate_of(name) for name in member.cuts if _named_code(made.gate_of(name))}
+        exits = {
+            name: made.exit_of(name) for name in member.cuts if _named_code(made.exit_of(name))
+        }
+        gates = {
+            name: made.gate_of(name) for name in member.cuts if _named_code(made.gate_of(name))
+        }
         return load(path, given, exits=exits, gates=gates)
 
     @property
     def seconds(self) -> float | None:
-        """What all epochs of training took, also those of a run that was stopped; None where nothing was trained."""
+        """What all epochs of training took, also those of a run that was stopped; None where
+        nothing was trained.
+        """
         file = self.home / "trained.json"
-        return float(read_json(file, KIND, SCHEMA)[1]["seconds"]) if file.exists() else None
+        if file.exists():
+            return float(read_json(file, KIND, SCHEMA)[1]["seconds"])
+        return None
 
     def _model(self) -> nn.Module:
         assert self.method.model is not None
@@ -171,15 +204,22 @@ class Cell:
 
     def _made(self) -> Network:
         """The network before it is trained; what is drawn for it depends on the seed alone."""
-        method, model = self.method, self._model()
+        method = self.method
+        model = self._model()
         assert method.model is not None
-        preprocess = preprocess_of(method.model) if method.preprocess == "auto" else make_preprocess(method.preprocess)
+        if method.preprocess == "auto":
+            preprocess = preprocess_of(method.model)
+        else:
+            preprocess = make_preprocess(method.preprocess)
         if method.static:
             return plain_network(model, ModelSpec(BACKBONE, method.model), preprocess)
-        x, free = example_of(method, self.settings), free_of(method, self.settings)
+        x = example_of(method, self.settings)
+        free = free_of(method, self.settings)
         first = replace(self, seed=method.seeds[0])
         begun = first.asked().get("of")
-        names, seen = places_of(method, self.settings, self.folder / "places", first._model, preprocess, begun)
+        names, seen = places_of(
+            method, self.settings, self.folder / "places", first._model, preprocess, begun
+        )
         options: dict[str, Any] = {
             "exits": method.exits,
             "gate": method.gate,
@@ -188,12 +228,15 @@ class Cell:
         }
         with torch.random.fork_rng([]):
             torch.manual_seed(self.seed)
-            network = cut(model, x, at=names, parts=None if names else method.parts, length=free, **options)
+            network = cut(
+                model, x, at=names, parts=None if names else method.parts, length=free, **options
+            )
         network.trained_on = union([network.trained_on, seen])
         return network
 
     def _train(self, network: Network) -> None:
-        method, run = self.method, self.home / "run"
+        method = self.method
+        run = self.home / "run"
         assert method.recipe is not None
         history = fit(
             network,
@@ -216,9 +259,12 @@ class Cell:
     def trace(self, role: str) -> Trace:
         """All exits on the rows of a role (calibration or test) under the network's own gate.
 
-        Recorded once, and again where the settings name other rows or another engine than those of the file.
+        Recorded once, and again where the settings name other rows or another engine than those of
+        the file.
         """
-        file, data, engine = self.home / f"{role}.npz", str(getattr(self.settings, role)), self.settings.engine
+        file = self.home / f"{role}.npz"
+        data = str(getattr(self.settings, role))
+        engine = self.settings.engine
         if file.exists():
             kept = Trace.load(file)
             same = kept.header.data in (data, data.strip()) or kept.header.data == rows(data).name
@@ -226,8 +272,12 @@ class Cell:
                 return kept
         options: dict[str, Any] = {"engine": engine, "progress": self.progress}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", BetterExit)  # `Comparison.doubts` says it once for all seeds
-            found = record(self.network, data, batch_size=self.method.batch_size, timed=False, **options)
+            warnings.simplefilter(
+                "ignore", BetterExit
+            )  # `Comparison.doubts` says it once for all seeds
+            found = record(
+                self.network, data, batch_size=self.method.batch_size, timed=False, **options
+            )
         found.save(file)
         return found
 
@@ -236,17 +286,26 @@ class Cell:
         return plain_of(self.trace("test"))
 
     def traces(self, gate: str) -> tuple[Trace, Trace]:
-        """The traces of calibration and test rows under a gate. Raises OverlappingRows where rows are in two roles."""
-        calibration, test = self.trace("calibration"), self.trace("test")
+        """The traces of calibration and test rows under a gate. Raises OverlappingRows where rows
+        are in two roles.
+        """
+        calibration = self.trace("calibration")
+        test = self.trace("test")
         apart = self._apart(calibration, test)
         if gate == OWN:
             return apart
-        other, engine = self._under(gate), self.settings.engine
+        other = self._under(gate)
+        engine = self.settings.engine
         sources = rows(self.settings.calibration), rows(self.settings.test)
-        return self._apart(rescored(calibration, other, sources[0], engine), rescored(test, other, sources[1], engine))
+        return self._apart(
+            rescored(calibration, other, sources[0], engine),
+            rescored(test, other, sources[1], engine),
+        )
 
     def _apart(self, calibration: Trace, test: Trace) -> tuple[Trace, Trace]:
-        """Both without rows that have another role too, if the file says drop-seen. Raises OverlappingRows else."""
+        """Both without rows that have another role too, if the file says drop-seen. Raises
+        OverlappingRows else.
+        """
         drop = self.settings.drop_seen
         kept, _ = unseen_rows(calibration, drop_seen=drop, what="calibration")
         rest, _ = unseen_rows(test, drop_seen=drop, what="test", seen=calibration.seen)
@@ -261,7 +320,9 @@ class Cell:
         if not file.exists():
             return None
         body = read_json(file, KIND, SCHEMA)[1]
-        return Figures.from_json(body["figures"]) if body["asked"] == self._asked(unit) else None
+        if body["asked"] == self._asked(unit):
+            return Figures.from_json(body["figures"])
+        return None
 
     def figures(self, gate: str, unit: float) -> Figures:
         """Its figures under a gate, computed once. unit: MACs of which budgets are shares."""
@@ -269,20 +330,34 @@ class Cell:
             return kept
         asked = self._asked(unit)
         if self.method.static:
-            test, _ = unseen_rows(self.trace("test"), drop_seen=self.settings.drop_seen, what="test")
+            test, _ = unseen_rows(
+                self.trace("test"), drop_seen=self.settings.drop_seen, what="test"
+            )
             figures = figures_of_plain(test)
         else:
             figures = figures_of(*self.traces(gate), self.settings, unit, splits=asked["splits"])
-        write_json(self._file("figures", gate), KIND, SCHEMA, {"asked": asked, "figures": figures.to_json()})
+        write_json(
+            self._file("figures", gate),
+            KIND,
+            SCHEMA,
+            {"asked": asked, "figures": figures.to_json()},
+        )
         return figures
 
     def _asked(self, unit: float) -> dict[str, Any]:
-        """What figures are computed for, as plain data; random splits are drawn for the first seed alone."""
+        """What figures are computed for, as plain data; random splits are drawn for the first seed
+        alone.
+        """
         keys = ("calibration", "test", "budgets", "risk", "at_most", "confidence")
         told = {key: getattr(self.settings, key) for key in keys}
-        told |= {key: value for key in ("repeated_rows", "drop_seen") if (value := getattr(self.settings, key))}
+        told |= {
+            key: value
+            for key in ("repeated_rows", "drop_seen")
+            if (value := getattr(self.settings, key))
+        }
         splits = self.settings.splits if self.first else 0
-        engine, budgets = engine_of(self.settings.engine)[1], list(self.settings.budgets)
+        engine = engine_of(self.settings.engine)[1]
+        budgets = list(self.settings.budgets)
         return told | {"budgets": budgets, "engine": engine, "unit": unit, "splits": splits}
 
     def _file(self, what: str, gate: str) -> Path:
@@ -291,12 +366,15 @@ class Cell:
     def timed(self, unit: float) -> Mapping[str, Any] | None:
         """What `bench` says of the best plan under the first gate, within the budget that is shown.
 
-        None where nothing is to be timed: of static networks, of later seeds, and where no plan fits the budget.
+        None where nothing is to be timed: of static networks, of later seeds, and where no plan
+        fits the budget.
         """
-        settings, gate = self.settings, self.method.gates[0]
+        settings = self.settings
+        gate = self.method.gates[0]
         if not settings.wall_clock or self.method.static or not self.first:
             return None
-        budget, file = settings.budgets[settings.shown], self._file("bench", gate)
+        budget = settings.budgets[settings.shown]
+        file = self._file("bench", gate)
         its = (settings.calibration, settings.test, engine_of(settings.engine)[1])
         asked = [budget, settings.repeats, *its, unit]
         if file.exists() and (body := read_json(file, KIND, SCHEMA)[1])["asked"] == asked:
@@ -306,8 +384,16 @@ class Cell:
         plan = best_within(calibration, budget * unit / plain_of(calibration))
         if plan is None:
             return None
-        x, batches = next(rows(settings.test).batches(TIMED)).x, [size for size in BATCHES if size <= len(test)]
-        found = bench(self._under(gate), plan, x, batches=batches, repeats=settings.repeats, engine=settings.engine)
+        x = next(rows(settings.test).batches(TIMED)).x
+        batches = [size for size in BATCHES if size <= len(test)]
+        found = bench(
+            self._under(gate),
+            plan,
+            x,
+            batches=batches,
+            repeats=settings.repeats,
+            engine=settings.engine,
+        )
         write_json(file, KIND, SCHEMA, {"asked": asked, "lines": found.to_json()})
         return self.timed(unit)  # as the file has it
 
@@ -322,7 +408,9 @@ def _named_code(part: Exit | Gate) -> bool:
 
 
 def _member(network: Network) -> Any:
-    """A network as a member: one that is cut keeps its exits, of a plain one the model behind its preprocessing."""
+    """A network as a member: one that is cut keeps its exits, of a plain one the model behind its
+    preprocessing.
+    """
     if network.members[0].cuts:
         return network
     return network.model_of(network.members[0]), network.preprocess_of(network.members[0])

@@ -1,4 +1,6 @@
-"""What is refused before anything is trained: names of nothing, cuts that no model has, rows in two roles."""
+"""What is refused before anything is trained: names of nothing, cuts that no model has, rows in two
+roles.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,13 @@ import torch
 
 from offramp._support.arguments import arguments_of, pairs, require, require_confidence
 from offramp._support.find import files, find
-from offramp.building.factories import exit_factory, make_gate, make_model, make_preprocess, model_factory
+from offramp.building.factories import (
+    exit_factory,
+    make_gate,
+    make_model,
+    make_preprocess,
+    model_factory,
+)
 from offramp.comparing.placement import free_of
 from offramp.comparing.settings import OWN, Method, Settings
 from offramp.data.rows import rows
@@ -22,7 +30,9 @@ from offramp.runtime.engine import engine_of
 
 
 def require_known(settings: Settings) -> None:
-    """Resolve every name in a file. Raises UnknownName with the nearest names, InvalidArgument, MissingExtra."""
+    """Resolve every name in a file. Raises UnknownName with the nearest names, InvalidArgument,
+    MissingExtra.
+    """
     risk = find_risk(settings.risk)
     require_repeats(settings.repeated_rows)
     require_confidence(settings.confidence)
@@ -55,33 +65,44 @@ def _require_names(method: Method) -> None:
 
 
 def _require_model(spec: str) -> None:
-    """Find a model's factory; those of hubs are looked up when they are built, before anything is trained too."""
+    """Find a model's factory; those of hubs are looked up when they are built, before anything is
+    trained too.
+    """
     if spec.partition(":")[0] not in files("hubs"):
         model_factory(spec)
 
 
 def require_models(methods: Sequence[Method]) -> None:
-    """Build the models that are still to be cut, and look for their cuts. Raises InvalidArgument, BadFile for
-    weights.
+    """Build the models that are still to be cut, and look for their cuts. Raises InvalidArgument,
+    BadFile for weights.
     """
-    for model, weights in dict.fromkeys((each.model, each.weights) for each in methods if not each.members):
+    for model, weights in dict.fromkeys(
+        (each.model, each.weights) for each in methods if not each.members
+    ):
         assert model is not None
         with torch.random.fork_rng([]):
             made = make_model(model, weights)
         modules = {name for name, _ in made.named_modules(remove_duplicate=False)}
         for method in methods:
-            if (method.model, method.weights) != (model, weights) or method.static or method.members:
+            if (
+                (method.model, method.weights) != (model, weights)
+                or method.static
+                or method.members
+            ):
                 continue
             for name in method.cuts:
                 if name not in modules:
                     raise InvalidArgument(
-                        f"[method.{method.name}]: {model} has no module {name!r}, expected names from `offramp "
+                        f"[method.{method.name}]: {model} has no module {name!r}, expected names "
+                        f"from `offramp "
                         "inspect`; change at"
                     )
 
 
 def require_lengths(settings: Settings, methods: Sequence[Method]) -> None:
-    """Look for the inputs whose length is free among those of the example. Raises InvalidArgument."""
+    """Look for the inputs whose length is free among those of the example. Raises
+    InvalidArgument.
+    """
     for method in methods:
         try:
             free_of(method, settings)
@@ -90,7 +111,8 @@ def require_lengths(settings: Settings, methods: Sequence[Method]) -> None:
 
 
 def require_apart(settings: Settings, methods: Sequence[Method], *, progress: bool) -> None:
-    """Read all rows once, and raise OverlappingRows where one is in two roles: training, calibration or test.
+    """Read all rows once, and raise OverlappingRows where one is in two roles: training,
+    calibration or test.
 
     Not if such rows are to be left out.
     """
@@ -103,7 +125,8 @@ def require_apart(settings: Settings, methods: Sequence[Method], *, progress: bo
             known[data] = index_of(rows(data), progress=progress).seen
         return known[data]
 
-    calibration, test = seen(settings.calibration).digests, seen(settings.test).digests
+    calibration = seen(settings.calibration).digests
+    test = seen(settings.test).digests
     seen(settings.calibration).refuse_overlap(test, "test")
     for data in dict.fromkeys(data for each in methods for data in each.training):
         seen(data).refuse_overlap(test, "test")

@@ -1,4 +1,6 @@
-"""Wall-clock as a reader needs it: at batch 1 the mean over the exits that test rows leave at, at batch 64 as timed."""
+"""Wall-clock as a reader needs it: at batch 1 the mean over the exits that test rows leave at, at
+batch 64 as timed.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,9 @@ import numpy as np
 class Clock:
     """Milliseconds per batch of a plan and of the plain network, beside it in the same run.
 
-    exit: at batch 1 the exit that the row left at; None for the mean over exits, and for larger batches. ratio: run /
-    plain with the ends of its 90 % interval; of a mean over exits the mean of each, which is wider than it need be.
+    exit: at batch 1 the exit that the row left at; None for the mean over exits, and for larger
+    batches. ratio: run / plain with the ends of its 90 % interval; of a mean over exits the mean of
+    each, which is wider than it need be.
     same: plain / plain, the noise. covered: the share of test rows whose exit was timed.
     """
 
@@ -34,8 +37,11 @@ def each_exit(timed: Mapping[str, Any]) -> list[Clock]:
 
 
 def in_use(timed: Mapping[str, Any], shares: Sequence[float]) -> list[Clock]:
-    """Batch 1 as the mean over exits, weighted by the shares [E] of test rows, and larger batches as timed."""
-    ones, larger = each_exit(timed), [_clock(line, None) for line in timed["lines"] if line["batch"] > 1]
+    """Batch 1 as the mean over exits, weighted by the shares [E] of test rows, and larger batches
+    as timed.
+    """
+    ones = each_exit(timed)
+    larger = [_clock(line, None) for line in timed["lines"] if line["batch"] > 1]
     weights = np.array([shares[timed["exits"].index(one.exit)] for one in ones])
     if not weights.sum():
         return larger
@@ -50,4 +56,6 @@ def in_use(timed: Mapping[str, Any], shares: Sequence[float]) -> list[Clock]:
 def _clock(line: Mapping[str, Any], exit_: str | None) -> Clock:
     over = line["over_plain"]
     ratio = over["value"], over["low"], over["high"]
-    return Clock(line["batch"], exit_, line["run_ms"], line["plain_ms"], ratio, line["same"]["value"])
+    return Clock(
+        line["batch"], exit_, line["run_ms"], line["plain_ms"], ratio, line["same"]["value"]
+    )

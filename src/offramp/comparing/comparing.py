@@ -1,4 +1,6 @@
-"""`measure`: every method, seed and gate of a settings file, each network made once, then measured."""
+"""`measure`: every method, seed and gate of a settings file, each network made once, then
+measured.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,9 @@ FAR = 0.05  # of accuracy
 
 @dataclass(frozen=True)
 class Result:
-    """One network under one gate. seconds: of training; timed: what `bench` says, where it was asked for."""
+    """One network under one gate. seconds: of training; timed: what `bench` says, where it was
+    asked for.
+    """
 
     method: str
     seed: int
@@ -56,26 +60,41 @@ class Comparison:
         return replace(self, files=tuple(files))
 
     def mean_accuracies(self) -> dict[str, list[float | None]]:
-        """By label and budget the mean accuracy over seeds; None where no seed has a plan within the budget."""
+        """By label and budget the mean accuracy over seeds; None where no seed has a plan within
+        the budget.
+        """
         found = dict[str, list[float | None]]()
         for label in self.labels():
-            found[label] = [sum(values) / len(values) if values else None for values in self.within(label)]
+            found[label] = [
+                sum(values) / len(values) if values else None for values in self.within(label)
+            ]
         return found
 
     def to_json(self) -> dict[str, Any]:
         """Plain data: files, the unit of cost, budgets and mean accuracies."""
         files = [str(file) for file in self.files]
         budgets = list(self.settings.budgets)
-        return {"files": files, "unit_macs": self.unit, "budgets": budgets, "accuracy": self.mean_accuracies()}
+        return {
+            "files": files,
+            "unit_macs": self.unit,
+            "budgets": budgets,
+            "accuracy": self.mean_accuracies(),
+        }
 
     def labels(self, *, static: bool = False) -> list[str]:
         """What is compared, in the order of the file: methods, each under its gates."""
-        return list(dict.fromkeys(result.label for result in self.results if result.static == static))
+        return list(
+            dict.fromkeys(result.label for result in self.results if result.static == static)
+        )
 
     def leading(self) -> list[str]:
         """The labels of each method under its first gate, static networks left out."""
         firsts = {method.name: method.gates[0] for method in self.settings.methods}
-        own = (result for result in self.results if not result.static and result.gate == firsts[result.method])
+        own = (
+            result
+            for result in self.results
+            if not result.static and result.gate == firsts[result.method]
+        )
         return list(dict.fromkeys(result.label for result in own))
 
     def of(self, label: str) -> list[Result]:
@@ -83,14 +102,19 @@ class Comparison:
         return [result for result in self.results if result.label == label]
 
     def within(self, label: str) -> list[list[float]]:
-        """For each budget the accuracies on test rows by seed, of the seeds that have a plan within it."""
+        """For each budget the accuracies on test rows by seed, of the seeds that have a plan within
+        it.
+        """
         budgets = [result.figures.budgets for result in self.of(label)]
         return [
-            [each.point.accuracy for each in column if each.point is not None] for column in zip(*budgets, strict=True)
+            [each.point.accuracy for each in column if each.point is not None]
+            for column in zip(*budgets, strict=True)
         ]
 
     def doubts(self) -> list[str]:
-        """A sentence for each method whose last exit is far worse than an earlier one: its cost is no measure then."""
+        """A sentence for each method whose last exit is far worse than an earlier one: its cost is
+        no measure then.
+        """
         doubts = []
         for label in self.leading():
             figures = self.of(label)[0].figures
@@ -98,31 +122,45 @@ class Comparison:
             if earlier and last < max(earlier) - FAR:
                 best = figures.exits[earlier.index(max(earlier))]
                 doubts.append(
-                    f"{label}: the last exit answers {last:.1%} of the test rows right and {best} {max(earlier):.1%}; "
+                    f"{label}: the last exit answers {last:.1%} of the test rows right and {best} "
+                    f"{max(earlier):.1%}; "
                     "was its model ever trained? name its weights, or a recipe that trains it too"
                 )
         return doubts
 
 
 def measure(
-    file: str | Path, folder: str | Path, *, say: Callable[[str], None] = print, progress: bool = True
+    file: str | Path,
+    folder: str | Path,
+    *,
+    say: Callable[[str], None] = print,
+    progress: bool = True,
 ) -> Comparison:
-    """Train, record, calibrate and measure what a file asks for; what lies in the folder already is not made again.
+    """Train, record, calibrate and measure what a file asks for; what lies in the folder already is
+    not made again.
 
-    say: told what begins, a line each. A run that was stopped goes on where it was, in the middle of training too.
-    Before anything is trained it raises BadFile, InvalidArgument and UnknownName for the file, InvalidArgument for a
-    folder in which a network of the same name was made otherwise, and OverlappingRows for rows in two roles; later what
-    cut, fit, record and bench raise.
+    say: told what begins, a line each. A run that was stopped goes on where it was, in the middle
+    of training too. Before anything is trained it raises BadFile, InvalidArgument and UnknownName
+    for the file, InvalidArgument for a folder in which a network of the same name was made
+    otherwise, and OverlappingRows for rows in two roles; later what cut, fit, record and bench
+    raise.
     """
-    settings, home = read_settings(file), Path(folder)
+    settings = read_settings(file)
+    home = Path(folder)
     require_writable(home, folder=True)
     require_known(settings)
-    cells = [Cell(method, seed, settings, home, progress) for method in settings.methods for seed in method.seeds]
+    cells = [
+        Cell(method, seed, settings, home, progress)
+        for method in settings.methods
+        for seed in method.seeds
+    ]
     _require_all(cells, settings, progress=progress)
     say(_opening(cells, home))
     unit = _unit(cells, say)
     results = [
-        result for number, cell in enumerate(cells) for result in _results(cell, unit, _told(say, number, cells))
+        result
+        for number, cell in enumerate(cells)
+        for result in _results(cell, unit, _told(say, number, cells))
     ]
     return Comparison(settings, unit, tuple(results))
 
@@ -134,7 +172,9 @@ def _opening(cells: list[Cell], home: Path) -> str:
     methods = len({cell.method.name for cell in cells})
     done = sum(cell.done for cell in cells)
     said = f"{methods} methods, {each}: {len(cells)} networks"
-    return f"{said}, of which {done} are in {home} already and are kept" if done else said
+    if done:
+        return f"{said}, of which {done} are in {home} already and are kept"
+    return said
 
 
 def _require_all(cells: list[Cell], settings: Settings, *, progress: bool) -> None:
@@ -160,11 +200,15 @@ def _involved(settings: Settings, methods: Sequence[Method]) -> list[Method]:
 
 def _told(say: Callable[[str], None], number: int, cells: list[Cell]) -> Callable[[str], None]:
     cell = cells[number]
-    return lambda what: say(f"{number + 1}/{len(cells)} {cell.method.name}, seed {cell.seed}: {what}")
+    return lambda what: say(
+        f"{number + 1}/{len(cells)} {cell.method.name}, seed {cell.seed}: {what}"
+    )
 
 
 def _unit(cells: list[Cell], say: Callable[[str], None]) -> float:
-    """MACs of the plain network of the first method that is cut, which is made first if it has to be."""
+    """MACs of the plain network of the first method that is cut, which is made first if it has to
+    be.
+    """
     first = next(cell for cell in cells if not cell.method.static and not cell.method.members)
     if not first.done:
         _told(say, cells.index(first), cells)(_step(first))
@@ -183,10 +227,14 @@ def _results(cell: Cell, unit: float, say: Callable[[str], None]) -> list[Result
     if not cell.done:
         say(_step(cell))
     cell.make()
-    method, results = cell.method, []
+    method = cell.method
+    results = []
     for gate in method.scores:
         if cell.kept_figures(gate, unit) is None:
             say(f"figures under {'its own gate' if gate == OWN else gate}")
-        figures, timed = cell.figures(gate, unit), cell.timed(unit) if gate == method.gates[0] else None
-        results.append(Result(method.name, cell.seed, gate, method.static, figures, cell.seconds, timed))
+        figures = cell.figures(gate, unit)
+        timed = cell.timed(unit) if gate == method.gates[0] else None
+        results.append(
+            Result(method.name, cell.seed, gate, method.static, figures, cell.seconds, timed)
+        )
     return results

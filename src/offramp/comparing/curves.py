@@ -1,4 +1,6 @@
-"""Curves of a comparison as data for plotly.js: the mean over seeds, and the range between them as a band."""
+"""Curves of a comparison as data for plotly.js: the mean over seeds, and the range between them as
+a band.
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ KINDS: dict[str, Callable[[Figures], Sequence[Point]]] = {
 
 @dataclass(frozen=True)
 class Curve:
-    """Costs in shares of the unit, rising, and over seeds the mean, least and largest accuracy there."""
+    """Costs in shares of the unit, rising, and over seeds the mean, least and largest accuracy
+    there.
+    """
 
     cost: Array
     mean: Array
@@ -45,18 +49,31 @@ class Style:
 
 
 def trade_off_chart(comparison: Comparison) -> Figure:
-    """Accuracy against mean cost on test rows: one choice per kind of curve, static networks in each."""
-    return figure("trade-off", *({"data": _plane(comparison, kind), "layout": _layout()} for kind in KINDS))
+    """Accuracy against mean cost on test rows: one choice per kind of curve, static networks in
+    each.
+    """
+    return figure(
+        "trade-off", *({"data": _plane(comparison, kind), "layout": _layout()} for kind in KINDS)
+    )
 
 
 def leaving_chart(comparison: Comparison) -> Figure:
-    """Share of rows that leaves at the first exit against its threshold: a choice per method, first seed and gate."""
+    """Share of rows that leaves at the first exit against its threshold: a choice per method, first
+    seed and gate.
+    """
     choices = []
     for label in comparison.leading():
         told = comparison.of(label)[0].figures.leaving
         lines = [
-            _line("leave at the first exit", [t for t, _, _ in told], [share for _, share, _ in told], 0),
-            _line("of these are right", [t for t, _, _ in told], [right for _, _, right in told], 1),
+            _line(
+                "leave at the first exit",
+                [t for t, _, _ in told],
+                [share for _, share, _ in told],
+                0,
+            ),
+            _line(
+                "of these are right", [t for t, _, _ in told], [right for _, _, right in told], 1
+            ),
         ]
         layout = {
             "xaxis": {"title": {"text": "threshold of the first gate"}},
@@ -68,13 +85,16 @@ def leaving_chart(comparison: Comparison) -> Figure:
 
 
 def averaged(results: Sequence[Result], kind: str, unit: float) -> Curve:
-    """A kind of curve over seeds: point by point where all have the same few, else between the points on a grid."""
+    """A kind of curve over seeds: point by point where all have the same few, else between the
+    points on a grid.
+    """
     curves = [_along(KINDS[kind](result.figures), unit) for result in results]
     if kind == FEW or len(curves) == 1:
         costs = np.mean([cost for cost, _ in curves], axis=0)
         each = np.array([accuracy for _, accuracy in curves])
     else:
-        low, high = max(cost[0] for cost, _ in curves), min(cost[-1] for cost, _ in curves)
+        low = max(cost[0] for cost, _ in curves)
+        high = min(cost[-1] for cost, _ in curves)
         costs = np.linspace(low, max(low, high), GRID)
         each = np.array([np.interp(costs, cost, accuracy) for cost, accuracy in curves])
     return Curve(costs, each.mean(0), each.min(0), each.max(0))
@@ -83,7 +103,9 @@ def averaged(results: Sequence[Result], kind: str, unit: float) -> Curve:
 def _along(points: Sequence[Point], unit: float) -> tuple[Array, Array]:
     """Costs in shares of the unit, rising, and the accuracies at them."""
     order = sorted(points, key=lambda point: (point.cost, point.accuracy))
-    return np.array([point.cost / unit for point in order]), np.array([point.accuracy for point in order])
+    return np.array([point.cost / unit for point in order]), np.array(
+        [point.accuracy for point in order]
+    )
 
 
 def _styles(comparison: Comparison) -> dict[str, Style]:
@@ -99,7 +121,8 @@ def _styles(comparison: Comparison) -> dict[str, Style]:
 
 
 def _plane(comparison: Comparison, kind: str) -> list[dict[str, Any]]:
-    styles, found = _styles(comparison), []
+    styles = _styles(comparison)
+    found = []
     for label, style in styles.items():
         results = comparison.of(label)
         curve = averaged(results, kind, comparison.unit)
@@ -112,11 +135,14 @@ def _plane(comparison: Comparison, kind: str) -> list[dict[str, Any]]:
 def _curve(label: str, curve: Curve, style: Style, seeds: int, few: bool) -> dict[str, Any]:
     """A line; further gates of a method are shown when their name is clicked."""
     said = f"{seeds} seeds" if seeds > 1 else "one seed"
-    hover = [
-        f"<b>{safe(label)}</b> ({said})<br>cost {cost:.1%} of plain<br>accuracy {mean:.2%}"
-        + (f" ({least:.2%} to {largest:.2%})" if seeds > 1 else "")
-        for cost, mean, least, largest in zip(curve.cost, curve.mean, curve.least, curve.largest, strict=True)
-    ]
+    hover = []
+    for cost, mean, least, largest in zip(
+        curve.cost, curve.mean, curve.least, curve.largest, strict=True
+    ):
+        hover.append(
+            f"<b>{safe(label)}</b> ({said})<br>cost {cost:.1%} of plain<br>accuracy {mean:.2%}"
+            + (f" ({least:.2%} to {largest:.2%})" if seeds > 1 else "")
+        )
     return {
         "type": "scatter",
         "mode": "lines+markers" if few else "lines",
@@ -168,7 +194,8 @@ def _statics(comparison: Comparison) -> list[dict[str, Any]]:
 
 def _mark(label: str, points: Sequence[Point], unit: float, number: int) -> dict[str, Any]:
     values = [point.accuracy for point in points]
-    cost, mean = points[0].cost / unit, float(np.mean(values))
+    cost = points[0].cost / unit
+    mean = float(np.mean(values))
     spread = f" ({min(values):.2%} to {max(values):.2%})" if len(values) > 1 else ""
     return {
         "type": "scatter",
@@ -179,9 +206,16 @@ def _mark(label: str, points: Sequence[Point], unit: float, number: int) -> dict
         "text": [safe(label)],
         "textposition": "bottom left" if cost > 0.75 else "bottom center",  # inside the plot
         "textfont": {"color": "--static", "size": 12},
-        "hovertext": [f"<b>{safe(label)}</b>, static<br>cost {cost:.1%} of plain<br>accuracy {mean:.2%}{spread}"],
+        "hovertext": [
+            f"<b>{safe(label)}</b>, static<br>cost {cost:.1%} of plain<br>accuracy "
+            f"{mean:.2%}{spread}"
+        ],
         "hoverinfo": "text",
-        "marker": {"color": "--static", "size": 11, "symbol": ("square", *SYMBOLS)[number % (1 + len(SYMBOLS))]},
+        "marker": {
+            "color": "--static",
+            "size": 11,
+            "symbol": ("square", *SYMBOLS)[number % (1 + len(SYMBOLS))],
+        },
         "showlegend": False,
         "cliponaxis": False,
     }

@@ -1,6 +1,8 @@
-"""What a trained network does under one gate, in figures: thresholds from calibration rows, the rest from test rows.
+"""What a trained network does under one gate, in figures: thresholds from calibration rows, the
+rest from test rows.
 
-No torch. Costs are MACs per row; the page divides them by those of the plain network that is its unit.
+No torch. Costs are MACs per row; the page divides them by those of the plain network that is its
+unit.
 """
 
 from __future__ import annotations
@@ -27,7 +29,9 @@ SEED = 21  # of random splits
 
 @dataclass(frozen=True)
 class Point:
-    """A plan on test rows: mean and worst cost per row, accuracy, and the share of rows that leaves at each exit."""
+    """A plan on test rows: mean and worst cost per row, accuracy, and the share of rows that leaves
+    at each exit.
+    """
 
     cost: float
     worst: float
@@ -37,7 +41,9 @@ class Point:
 
 @dataclass(frozen=True)
 class Budget:
-    """The best plan within a budget (None where none fits), and its accuracy over random splits: 5 %, median, 95 %."""
+    """The best plan within a budget (None where none fits), and its accuracy over random splits: 5
+    %, median, 95 %.
+    """
 
     budget: float
     point: Point | None
@@ -48,10 +54,11 @@ class Budget:
 class Figures:
     """Everything that is told of one network under one gate.
 
-    plain: MACs of its own plain network. alone: the accuracy of each exit on all rows. anytime: every row answered at
-    exit 1, 2, ..., all exits before it computed. powers: MSDNet's p^k. frontier: the exact search. leaving: thresholds
-    of the first gate, the share of rows that leaves there, and how many of those are right. certified: the plan that
-    keeps the promise asked for, or in words why there is none.
+    plain: MACs of its own plain network. alone: the accuracy of each exit on all rows. anytime:
+    every row answered at exit 1, 2, ..., all exits before it computed. powers: MSDNet's p^k.
+    frontier: the exact search. leaving: thresholds of the first gate, the share of rows that leaves
+    there, and how many of those are right. certified: the plan that keeps the promise asked for, or
+    in words why there is none.
     """
 
     exits: tuple[str, ...]
@@ -73,18 +80,39 @@ class Figures:
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Figures:
         """What `to_json` gave."""
-        curves = {name: tuple(_point(each) for each in body[name]) for name in ("anytime", "powers", "frontier")}
+        curves = {
+            name: tuple(_point(each) for each in body[name])
+            for name in ("anytime", "powers", "frontier")
+        }
         budgets = tuple(
-            Budget(each["budget"], each["point"] and _point(each["point"]), tuple(each["over_splits"]))
+            Budget(
+                each["budget"], each["point"] and _point(each["point"]), tuple(each["over_splits"])
+            )
             for each in body["budgets"]
         )
         leaving = tuple((float(a), float(b), float(c)) for a, b, c in body["leaving"])
-        lists = {"exits": tuple(body["exits"]), "alone": tuple(body["alone"]), "leaving": leaving, "budgets": budgets}
-        return Figures(**{**body, **curves, **lists, "certified": body["certified"] and _point(body["certified"])})
+        lists = {
+            "exits": tuple(body["exits"]),
+            "alone": tuple(body["alone"]),
+            "leaving": leaving,
+            "budgets": budgets,
+        }
+        return Figures(
+            **{
+                **body,
+                **curves,
+                **lists,
+                "certified": body["certified"] and _point(body["certified"]),
+            }
+        )
 
 
-def figures_of(calibration: Trace, test: Trace, settings: Settings, unit: float, *, splits: int = 0) -> Figures:
-    """All figures of a network that is cut, or of a ladder. unit: MACs of which the budgets are shares."""
+def figures_of(
+    calibration: Trace, test: Trace, settings: Settings, unit: float, *, splits: int = 0
+) -> Figures:
+    """All figures of a network that is cut, or of a ladder. unit: MACs of which the budgets are
+    shares.
+    """
     plain = plain_of(test)
     shares = [budget * unit / plain for budget in settings.budgets]
     spread = _over_splits(calibration, test, shares, splits)
@@ -94,7 +122,10 @@ def figures_of(calibration: Trace, test: Trace, settings: Settings, unit: float,
         exits=test.topology.exits,
         rows=len(test),
         plain=plain,
-        alone=tuple(float((test.columns[f"answer/{name}"] == _labels(test)).mean()) for name in test.topology.exits),
+        alone=tuple(
+            float((test.columns[f"answer/{name}"] == _labels(test)).mean())
+            for name in test.topology.exits
+        ),
         anytime=tuple(_point_of(test, plan) for plan in _anytime(test)),
         powers=_points(test, powers(problem_of(calibration, find_risk("error")))),
         frontier=_points(test, found.thresholds_PG),
@@ -111,7 +142,19 @@ def figures_of(calibration: Trace, test: Trace, settings: Settings, unit: float,
 def figures_of_plain(test: Trace) -> Figures:
     """Those of a network that is not cut: one place on the plane."""
     point = _point_of(test, Plan.never_leave(test.topology))
-    return Figures(test.topology.exits, len(test), point.cost, (point.accuracy,), (point,), (), (), (), (), None, "")
+    return Figures(
+        test.topology.exits,
+        len(test),
+        point.cost,
+        (point.accuracy,),
+        (point,),
+        (),
+        (),
+        (),
+        (),
+        None,
+        "",
+    )
 
 
 def plain_of(trace: Trace) -> float:
@@ -120,7 +163,9 @@ def plain_of(trace: Trace) -> float:
 
 
 def best_within(calibration: Trace, share: float) -> Plan | None:
-    """The best plan within a share of its own plain cost on these rows; None where not even the cheapest fits."""
+    """The best plan within a share of its own plain cost on these rows; None where not even the
+    cheapest fits.
+    """
     try:
         return calibrate(calibration, risk="error", budget=min(share, dearest_share(calibration)))
     except OutOfBudget:
@@ -135,13 +180,15 @@ def _within(calibration: Trace, test: Trace, share: float) -> Point | None:
 def _labels(trace: Trace) -> Array:
     if trace.labels is None:
         raise InvalidArgument(
-            f"{trace.header.data} has no labels, expected some: a comparison tells accuracies; give (x, y)"
+            f"{trace.header.data} has no labels, expected some: a comparison tells accuracies; "
+            f"give (x, y)"
         )
     return trace.labels
 
 
 def _point_of(test: Trace, plan: Plan) -> Point:
-    done, price = test.replay(plan), test.price(plan)
+    done = test.replay(plan)
+    price = test.price(plan)
     shares = np.bincount(done.exit, minlength=len(test.topology.exits)) / len(test)
     accuracy = float((done.answer == _labels(test)).mean())
     return Point(price.mean, price.worst, accuracy, tuple(map(float, shares)))
@@ -154,15 +201,20 @@ def _points(test: Trace, thresholds_PG: Array) -> tuple[Point, ...]:
 
 
 def _by_hand(trace: Trace, thresholds_G: Iterable[float]) -> Plan:
-    return Plan.by_hand({gate: float(t) for gate, t in zip(trace.topology.gates, thresholds_G, strict=True)})
+    return Plan.by_hand(
+        {gate: float(t) for gate, t in zip(trace.topology.gates, thresholds_G, strict=True)}
+    )
 
 
 def _anytime(trace: Trace) -> list[Plan]:
-    """Every row answered at exit 1, at exit 2, ...: gates whose threshold no score reaches, but which are run."""
+    """Every row answered at exit 1, at exit 2, ...: gates whose threshold no score reaches, but
+    which are run.
+    """
     shut = dict.fromkeys(trace.topology.gates, FLOAT32_MAX)
     names = trace.topology.exits
     return [
-        Plan.by_hand({gate: shut[gate] for gate in names[:index]}, max_exit=name) for index, name in enumerate(names)
+        Plan.by_hand({gate: shut[gate] for gate in names[:index]}, max_exit=name)
+        for index, name in enumerate(names)
     ]
 
 
@@ -175,7 +227,9 @@ def _leaving(test: Trace) -> tuple[tuple[float, float, float], ...]:
     if not known.any():
         return ()
     cuts = np.unique(np.quantile(score[known], np.linspace(0, 1, STEPS)))
-    return tuple((float(t), float((score >= t).mean()), float(right[score >= t].mean())) for t in cuts)
+    return tuple(
+        (float(t), float((score >= t).mean()), float(right[score >= t].mean())) for t in cuts
+    )
 
 
 def _certified(calibration: Trace, settings: Settings) -> tuple[Plan | None, str]:
@@ -191,23 +245,31 @@ def _certified(calibration: Trace, settings: Settings) -> tuple[Plan | None, str
         )
     except NoSafePlan as problem:
         return None, str(problem)
-    except OverlappingRows as problem:  # rows that repeat: known only now, and no reason to lose the other figures
+    except (
+        OverlappingRows
+    ) as problem:  # rows that repeat: known only now, and no reason to lose the other figures
         return None, f"no promise: {problem}".replace("repeats=", "repeated-rows = ")
     return plan, str(plan)
 
 
-def _over_splits(calibration: Trace, test: Trace, shares: Sequence[float], count: int) -> list[tuple[float, ...]]:
-    """Accuracy within each budget, 5 %, median and 95 % over random splits of all rows in parts of the same sizes.
+def _over_splits(
+    calibration: Trace, test: Trace, shares: Sequence[float], count: int
+) -> list[tuple[float, ...]]:
+    """Accuracy within each budget, 5 %, median and 95 % over random splits of all rows in parts of
+    the same sizes.
 
     Nothing for a budget within which some split has no plan.
     """
     if not count:
         return [()] * len(shares)
-    every, rng = _joined(calibration, test), np.random.default_rng(SEED)
+    every = _joined(calibration, test)
+    rng = np.random.default_rng(SEED)
     drawn = []
     for _ in range(count):
         order = rng.permutation(len(every))
-        drawn.append(_along(every[order[: len(calibration)]], every[order[len(calibration) :]], shares))
+        drawn.append(
+            _along(every[order[: len(calibration)]], every[order[len(calibration) :]], shares)
+        )
     return [() if np.isnan(column).any() else _quantiles(column) for column in np.array(drawn).T]
 
 
@@ -216,7 +278,9 @@ def _quantiles(column: Array) -> tuple[float, ...]:
 
 
 def _along(rows: Trace, test: Trace, shares: Sequence[float]) -> list[float]:
-    """Accuracy on `test` of the best plans of one search within the budgets; NaN where none fits."""
+    """Accuracy on `test` of the best plans of one search within the budgets; NaN where none
+    fits.
+    """
     plain = plain_of(rows)
     front = frontier(problem_of(rows, find_risk("error")), points=4 * POINTS)
     found = []
@@ -232,7 +296,11 @@ def _along(rows: Trace, test: Trace, shares: Sequence[float]) -> list[float]:
 
 def _joined(first: Trace, second: Trace) -> Trace:
     """The rows of two traces of one network behind each other."""
-    per_row = {name for name, column in first.columns.items() if not name.startswith("cost/") or column.ndim == 2}
+    per_row = {
+        name
+        for name, column in first.columns.items()
+        if not name.startswith("cost/") or column.ndim == 2
+    }
     columns = {
         name: np.concatenate([column, second.columns[name]]) if name in per_row else column
         for name, column in first.columns.items()

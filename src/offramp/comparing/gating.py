@@ -1,4 +1,6 @@
-"""Other gates on a network that is trained: its exits answer as before, and only scores and what gates read differ."""
+"""Other gates on a network that is trained: its exits answer as before, and only scores and what
+gates read differ.
+"""
 
 from __future__ import annotations
 
@@ -16,21 +18,29 @@ from offramp.plans.plan import BAND
 from offramp.plans.trace import Array, Trace
 from offramp.runtime.recording import record
 
-ROWS = 64  # of a recording that tells what other gates cost, and whether their scores come from logits alone
+# of a recording that tells what other gates cost, and whether their scores come from logits alone
+ROWS = 64
 
 
 def regated(network: Network, gate: str) -> Network:
-    """The same models and exits under another gate at every node. Raises UnknownName, InvalidArgument."""
+    """The same models and exits under another gate at every node. Raises UnknownName,
+    InvalidArgument.
+    """
     names = network.topology.exits
-    gates = {name: make_gate(gate, names[: network.topology.exit_index(name)]) for name in network.topology.gates}
+    gates = {
+        name: make_gate(gate, names[: network.topology.exit_index(name)])
+        for name in network.topology.gates
+    }
     return network.with_gates(gates)
 
 
 def rescored(trace: Trace, network: Network, source: Rows, engine: str) -> Trace:
-    """The trace that recording `network` would give, where `trace` has the same exits' logits for the same rows.
+    """The trace that recording `network` would give, where `trace` has the same exits' logits for
+    the same rows.
 
-    A gate that looks at logits alone is asked about those of the trace; the first rows are recorded to tell its cost,
-    and to compare. One that looks at features, or has a say in another trace's scores, is recorded on all rows.
+    A gate that looks at logits alone is asked about those of the trace; the first rows are recorded
+    to tell its cost, and to compare. One that looks at features, or has a say in another trace's
+    scores, is recorded on all rows.
     """
     few = source.select(slice(0, min(ROWS, len(trace))))
     with warnings.catch_warnings():
@@ -40,22 +50,32 @@ def rescored(trace: Trace, network: Network, source: Rows, engine: str) -> Trace
         if scores is None or not _same(first, scores):
             return record(network, source, timed=False, engine=engine, progress=False)
     costs = {name: column for name, column in first.columns.items() if name.startswith("cost/")}
-    kept = {name: column for name, column in trace.columns.items() if not name.startswith(("cost/", "score/"))}
+    kept = {
+        name: column
+        for name, column in trace.columns.items()
+        if not name.startswith(("cost/", "score/"))
+    }
     # the largest logit is of all rows, and not of the few
     origin = replace(first.header.origin, largest_logit=trace.header.origin.largest_logit)
-    header = replace(trace.header, topology=network.topology, origin=origin, scores=first.header.scores)
+    header = replace(
+        trace.header, topology=network.topology, origin=origin, scores=first.header.scores
+    )
     return Trace({**kept, **scores, **costs}, header)
 
 
 def _scores(trace: Trace, network: Network) -> dict[str, Array] | None:
     """The columns of scores from logits alone; None where a gate asks for more than there is."""
-    logits = {name: torch.from_numpy(trace.columns[f"logits/{name}"]) for name in trace.topology.exits}
+    logits = {
+        name: torch.from_numpy(trace.columns[f"logits/{name}"]) for name in trace.topology.exits
+    }
     scores = {}
     with torch.inference_mode():
         for name in network.topology.gates:
             own = logits[name]
             try:
-                scores[f"score/{name}"] = grade(network.gate_of(name), Seen(own, logits, own), own).numpy()
+                scores[f"score/{name}"] = grade(
+                    network.gate_of(name), Seen(own, logits, own), own
+                ).numpy()
             except Exception:  # a user's gate may fail in any way where its features are missing
                 return None
     return scores

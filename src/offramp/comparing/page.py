@@ -1,4 +1,6 @@
-"""The page of a comparison: one self-contained HTML file, its charts and tables section by section."""
+"""The page of a comparison: one self-contained HTML file, its charts and tables section by
+section.
+"""
 
 from __future__ import annotations
 
@@ -32,9 +34,12 @@ def write_page(comparison: Comparison, path: str | Path) -> Path:
     sections = (_budgets, _curves, _exits, _leaving, _certified, _clocks, _training)
     whole = frame(
         title=settings.title,
-        lead=f"{len(comparison.labels())} ways to leave early under one protocol: thresholds are chosen on "
-        f"{settings.calibration}, and every figure is of {settings.test}, which nothing has seen before. A cost of "
-        "100% is that of the plain network. Means are over seeds, with the range between them in brackets.",
+        lead=f"{len(comparison.labels())} ways to leave early under one protocol: thresholds are "
+        f"chosen on "
+        f"{settings.calibration}, and every figure is of {settings.test}, which nothing has seen "
+        f"before. A cost of "
+        "100% is that of the plain network. Means are over seeds, with the range between them in "
+        "brackets.",
         sections=join(made(comparison) for made in sections),
         footer=_footer(comparison),
         figures=[trade_off_chart(comparison), leaving_chart(comparison)],
@@ -47,10 +52,15 @@ def write_page(comparison: Comparison, path: str | Path) -> Path:
 
 def _budgets(comparison: Comparison) -> Html:
     lead = (
-        "The best plan that a search finds on calibration rows within a share of the plain network's cost, and its "
+        "The best plan that a search finds on calibration rows within a share of the plain "
+        "network's cost, and its "
         "accuracy on test rows. The best of each column is bold."
     )
-    parts = [tag("p", lead), budgets_table(comparison), *(tag("p", doubt) for doubt in comparison.doubts())]
+    parts = [
+        tag("p", lead),
+        budgets_table(comparison),
+        *(tag("p", doubt) for doubt in comparison.doubts()),
+    ]
     if splits := splits_table(comparison):
         parts.append(folded("Over random splits of calibration and test rows", splits))
     return section("budgets", "Accuracy at equal cost", *parts, statics_table(comparison))
@@ -58,13 +68,24 @@ def _budgets(comparison: Comparison) -> Html:
 
 def _curves(comparison: Comparison) -> Html:
     lead = (
-        "The exact frontier is our search over all thresholds; p^k gives exit k a share of rows that is a power of one "
-        "number, as MSDNet does for a batch with a budget; anytime answers every row at exit 1, 2, and so on. "
-        "Thresholds are from calibration rows, places from test rows. A band is the range between seeds; marks with a "
+        "The exact frontier is our search over all thresholds; p^k gives exit k a share of rows "
+        "that is a power of one "
+        "number, as MSDNet does for a batch with a budget; anytime answers every row at exit 1, "
+        "2, and so on. "
+        "Thresholds are from calibration rows, places from test rows. A band is the range between "
+        "seeds; marks with a "
         "name are static networks. A click on a name hides or shows its curve."
     )
-    figure = chart("trade-off", "accuracy against mean cost; the figures stand in the tables", tall=True)
-    return section("curves", "Accuracy against cost", tag("p", lead), switch("trade-off", "Curve", list(KINDS)), figure)
+    figure = chart(
+        "trade-off", "accuracy against mean cost; the figures stand in the tables", tall=True
+    )
+    return section(
+        "curves",
+        "Accuracy against cost",
+        tag("p", lead),
+        switch("trade-off", "Curve", list(KINDS)),
+        figure,
+    )
 
 
 def _exits(comparison: Comparison) -> Html:
@@ -74,7 +95,8 @@ def _exits(comparison: Comparison) -> Html:
 
 def _leaving(comparison: Comparison) -> Html:
     lead = (
-        "How many rows leave at the first exit, and how many of these are right, by the threshold of its gate "
+        "How many rows leave at the first exit, and how many of these are right, by the threshold "
+        "of its gate "
         "(first seed and gate)."
     )
     figure = chart("leaving", "share leaving at the first exit against its threshold")
@@ -87,20 +109,25 @@ def _certified(comparison: Comparison) -> Html:
     if settings.at_most is None:
         return Html()
     lead = (
-        f"Plans that promise {settings.risk} ≤ {settings.at_most:.12g} against the network's own last exit, with "
-        f"{percentage(settings.confidence)} confidence, certified on the calibration rows along a path fixed "
+        f"Plans that promise {settings.risk} ≤ {settings.at_most:.12g} against the network's own "
+        f"last exit, with "
+        f"{percentage(settings.confidence)} confidence, certified on the calibration rows along a "
+        f"path fixed "
         "beforehand."
     )
     return section("certified", "With a promise", tag("p", lead), certified_table(comparison))
 
 
 def _clocks(comparison: Comparison) -> Html:
-    settings, shown = comparison.settings, clocks_table(comparison)
+    settings = comparison.settings
+    shown = clocks_table(comparison)
     if not shown:
         return Html()
     lead = (
-        f"The best plan within {percent(settings.budgets[settings.shown], 0)} of MACs on {settings.engine}, first seed "
-        "and first gate. At batch 1 it is the mean over the exits that test rows leave at. Ratios are of interleaved "
+        f"The best plan within {percent(settings.budgets[settings.shown], 0)} of MACs on "
+        f"{settings.engine}, first seed "
+        "and first gate. At batch 1 it is the mean over the exits that test rows leave at. Ratios "
+        "are of interleaved "
         "medians with a 90% interval; plain / plain shows the noise."
     )
     each = folded("Batch 1, exit by exit", exit_clocks_table(comparison))
@@ -111,7 +138,8 @@ def _training(comparison: Comparison) -> Html:
     if not (shown := training_table(comparison)):
         return Html()
     lead = (
-        "Time of all epochs on the machine that trained; features that are pooled once are computed before them, and "
+        "Time of all epochs on the machine that trained; features that are pooled once are "
+        "computed before them, and "
         "not counted."
     )
     return section("training", "Training", tag("p", lead), shown)
@@ -133,7 +161,15 @@ def _footer(comparison: Comparison) -> Html:
 
 def _flags(method: Method) -> str:
     """The flags that make a method's networks, a line each."""
-    told = {**method.asked(method.seeds[0]), "seeds": list(method.seeds), "gates": list(method.scores)}
+    told = {
+        **method.asked(method.seeds[0]),
+        "seeds": list(method.seeds),
+        "gates": list(method.scores),
+    }
     told.pop("seed", None)
-    lines = [f"{key.replace('_', '-')} = {value}" for key, value in told.items() if value not in (None, [], "")]
+    lines = [
+        f"{key.replace('_', '-')} = {value}"
+        for key, value in told.items()
+        if value not in (None, [], "")
+    ]
     return "\n".join([f"[method.{method.name}]", *lines])

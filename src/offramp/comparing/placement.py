@@ -1,9 +1,11 @@
-"""What a method's networks are cut on: the example, inputs of any length, and the places where exits pay.
+"""What a method's networks are cut on: the example, inputs of any length, and the places where
+exits pay.
 
 <folder>/places/<checksum>.json    names and labelled rows of at = "auto", one for all that ask the same
 
-Such places rest on times of this machine, which differ from run to run. They are tried once, so that all seeds have
-the same exits, methods that differ in their recipe differ in nothing else, and a run that was stopped can go on.
+Such places rest on times of this machine, which differ from run to run. They are tried once, so
+that all seeds have the same exits, methods that differ in their recipe differ in nothing else, and
+a run that was stopped can go on.
 """
 
 from __future__ import annotations
@@ -23,7 +25,8 @@ from offramp.data.rows import rows
 from offramp.networks.inputs import as_inputs, texts_of
 from offramp.plans.provenance import SeenRows
 
-KIND, SCHEMA = "places", 1
+KIND = "places"
+SCHEMA = 1
 EXAMPLE = 8  # rows
 ASKED = (
     "model",
@@ -59,10 +62,11 @@ def places_of(
     preprocess: nn.Module | None,
     begun: object = None,
 ) -> tuple[tuple[str, ...] | None, SeenRows | None]:
-    """The modules to cut after, and the rows that helped to choose them; None and None for cuts into even parts.
+    """The modules to cut after, and the rows that helped to choose them; None and None for cuts
+    into even parts.
 
-    model: makes that of the first seed, on which places are tried; begun: what it was made of by another method, as
-    plain data. Raises as `cut` does.
+    model: makes that of the first seed, on which places are tried; begun: what it was made of by
+    another method, as plain data. Raises as `cut` does.
     """
     if not method.auto:
         return method.cuts or None, None
@@ -70,9 +74,12 @@ def places_of(
     asked = {key: flags[key] for key in (*ASKED, "seed")} | ({} if begun is None else {"of": begun})
     file = folder / f"{checksum(asked)}.json"
     if not file.exists():
-        example, free = as_inputs(example_of(method, settings)), free_of(method, settings)
+        example = as_inputs(example_of(method, settings))
+        free = free_of(method, settings)
         most = None if method.parts is None else method.parts - 1
-        found = placed(model(), preprocess, example, method.labelled, exits=method.exit, length=free, most=most)
+        found = placed(
+            model(), preprocess, example, method.labelled, exits=method.exit, length=free, most=most
+        )
         told = {"asked": asked, "names": list(found.names), "seen": found.seen.to_json()}
         write_json(file, KIND, SCHEMA, told)
     body = read_json(file, KIND, SCHEMA)[1]

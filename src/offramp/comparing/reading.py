@@ -1,4 +1,6 @@
-"""A settings file of `compare` -> Settings: keys as flags, values of the fields' types, methods that can be made."""
+"""A settings file of `compare` -> Settings: keys as flags, values of the fields' types, methods
+that can be made.
+"""
 
 from __future__ import annotations
 
@@ -23,29 +25,48 @@ MOST_NUMBER = 1e300
 def read_settings(path: str | Path) -> Settings:
     """Settings from a TOML file.
 
-    Raises BadFile for what is no TOML, UnknownName for a key that is no flag (with the nearest), InvalidArgument for
-    values.
+    Raises BadFile for what is no TOML, UnknownName for a key that is no flag (with the nearest),
+    InvalidArgument for values.
     """
     try:
         body = tomllib.loads(read_text(path, most=MOST_BYTES).removeprefix("\ufeff"))
-    except (ValueError, RecursionError) as problem:  # also a number of 5,000 digits, and as many brackets
-        reason = "it is nested too deeply" if isinstance(problem, RecursionError) else " ".join(str(problem).split())
-        raise BadFile(f"{path} is no TOML that can be read ({reason[:200]}); change that line") from problem
+    except (
+        ValueError,
+        RecursionError,
+    ) as problem:  # also a number of 5,000 digits, and as many brackets
+        if isinstance(problem, RecursionError):
+            reason = "it is nested too deeply"
+        else:
+            reason = " ".join(str(problem).split())
+        raise BadFile(
+            f"{path} is no TOML that can be read ({reason[:200]}); change that line"
+        ) from problem
     methods = body.pop("method", None)
-    if not isinstance(methods, dict) or not methods or not all(isinstance(each, dict) for each in methods.values()):
+    if (
+        not isinstance(methods, dict)
+        or not methods
+        or not all(isinstance(each, dict) for each in methods.values())
+    ):
         raise InvalidArgument(
-            f"{path} names no method, expected tables such as [method.hinge] with recipe = 'hinge'; add one"
+            f"{path} names no method, expected tables such as [method.hinge] with recipe = "
+            f"'hinge'; add one"
         )
-    own, ours = _keys(Settings, "methods"), _keys(Method, "name")
+    own = _keys(Settings, "methods")
+    ours = _keys(Method, "name")
     for key in body.keys() - own.keys() - ours.keys():
         raise unknown(key, [*own, *ours], f"flag in {path}")
     shared = {key: value for key, value in body.items() if key in ours}
     made = tuple(_method(name, shared, table, str(path)) for name, table in methods.items())
-    given = {own[key]: _value(Settings, own[key], value, key) for key, value in body.items() if key in own}
+    given = {
+        own[key]: _value(Settings, own[key], value, key)
+        for key, value in body.items()
+        if key in own
+    }
     for key in ("calibration", "test"):
         if key not in given:
             raise InvalidArgument(
-                f"{path} has no {key}, expected rows such as {key} = 'cifar10:data[1000:5000]'; add it"
+                f"{path} has no {key}, expected rows such as {key} = 'cifar10:data[1000:5000]'; "
+                f"add it"
             )
     found = Settings(methods=made, **given)
     _require_budgets(found, "wall_clock_budget" in given, str(path))
@@ -54,7 +75,8 @@ def read_settings(path: str | Path) -> Settings:
         _require_method(found, method, f"[method.{method.name}] of {path}")
     if not any(not method.static and not method.members for method in found.methods):
         raise InvalidArgument(
-            f"{path} has no method that is cut, expected one whose plain network is the unit of cost; add it"
+            f"{path} has no method that is cut, expected one whose plain network is the unit of "
+            f"cost; add it"
         )
     return found
 
@@ -64,34 +86,47 @@ def _method(name: str, shared: Mapping[str, Any], table: Mapping[str, Any], wher
     for key in table.keys() - known.keys():
         raise unknown(key, known, f"flag in [method.{name}] of {where}")
     if not name.replace("-", "").replace("_", "").isalnum():
-        raise InvalidArgument(f"a method of {where} is called {name!r}, expected letters, digits, - and _; rename it")
-    # What a method says for itself replaces what was shared about another model, or about other places.
+        raise InvalidArgument(
+            f"a method of {where} is called {name!r}, expected letters, digits, - and _; rename it"
+        )
+    # What a method says for itself replaces what was shared about another model, or about other
+    # places.
     gone = {"weights"} if "model" in table or "start" in table else set[str]()
     if "start" in table:
         gone |= {"model"}
     if "at" in table or "parts" in table:
         gone |= {"at", "parts", "exit-of"} | (set() if table.get("at") == AUTO else {"labelled"})
     merged = {key: value for key, value in shared.items() if key not in gone} | dict(table)
-    return Method(name, **{known[key]: _value(Method, known[key], value, key) for key, value in merged.items()})
+    return Method(
+        name,
+        **{known[key]: _value(Method, known[key], value, key) for key, value in merged.items()},
+    )
 
 
 def _begun(methods: Sequence[Method], where: str) -> tuple[Method, ...]:
-    """The methods, where one that starts with another's network has the name of its model, and its preprocessing."""
+    """The methods, where one that starts with another's network has the name of its model, and its
+    preprocessing.
+    """
     found: dict[str, Method] = {}
     for method in methods:
         here = f"[method.{method.name}] of {where}"
         if method.start is not None:
             if method.model is not None or method.weights is not None:
                 raise InvalidArgument(
-                    f"{here} has start {method.start!r} and a model or weights, expected one; leave one out"
+                    f"{here} has start {method.start!r} and a model or weights, expected one; "
+                    f"leave one out"
                 )
             first = found.get(method.start)
             if first is None or first.members:
                 told = ", ".join(name for name, each in found.items() if not each.members) or "none"
                 raise InvalidArgument(
-                    f"{here} has start {method.start!r}, expected an earlier method that is no ladder ({told})"
+                    f"{here} has start {method.start!r}, expected an earlier method that is no "
+                    f"ladder ({told})"
                 )
-            preprocess = first.preprocess if method.preprocess == "auto" else method.preprocess
+            if method.preprocess == "auto":
+                preprocess = first.preprocess
+            else:
+                preprocess = method.preprocess
             method = replace(method, model=first.model, preprocess=preprocess)
         found[method.name] = method
     return tuple(found.values())
@@ -99,7 +134,9 @@ def _begun(methods: Sequence[Method], where: str) -> tuple[Method, ...]:
 
 def _keys(kind: type, but: str) -> dict[str, str]:
     """Flag -> field."""
-    names = {field.name: field.name.replace("_", "-") for field in fields(kind) if field.name != but}
+    names = {
+        field.name: field.name.replace("_", "-") for field in fields(kind) if field.name != but
+    }
     return {("with" if name == "arguments" else flag): name for name, flag in names.items()}
 
 
@@ -127,20 +164,27 @@ def _is(value: Any, kind: type) -> bool:
 
 def _word(option: Any) -> str:
     if typing.get_origin(option) is tuple:
-        return "a list of " + {str: "texts", int: "whole numbers", float: "numbers"}[typing.get_args(option)[0]]
+        return (
+            "a list of "
+            + {str: "texts", int: "whole numbers", float: "numbers"}[typing.get_args(option)[0]]
+        )
     return {str: "a text", int: "a whole number", float: "a number", bool: "true or false"}[option]
 
 
 def _require_budgets(settings: Settings, chosen: bool, where: str) -> None:
-    """Raise for budgets that no plan could have. chosen: the file itself says which one is timed."""
+    """Raise for budgets that no plan could have. chosen: the file itself says which one is
+    timed.
+    """
     budgets = settings.budgets
     if not budgets or min(budgets) <= 0 or len({*budgets}) < len(budgets):
         raise InvalidArgument(
-            f"{where} has budgets {list(budgets)}, expected shares of the plain cost above 0, each once; change them"
+            f"{where} has budgets {list(budgets)}, expected shares of the plain cost above 0, "
+            f"each once; change them"
         )
     if chosen and settings.wall_clock_budget not in budgets:
         raise InvalidArgument(
-            f"{where} has wall-clock-budget {settings.wall_clock_budget:g}, expected one of the budgets "
+            f"{where} has wall-clock-budget {settings.wall_clock_budget:g}, expected one of the "
+            f"budgets "
             f"{list(budgets)}; change it, or add it to them"
         )
 
@@ -149,17 +193,25 @@ def _require_method(settings: Settings, method: Method, here: str) -> None:
     """Raise for a method that cannot be made, whatever its names stand for."""
     if not method.seeds or min(method.seeds) < 0 or len({*method.seeds}) < len(method.seeds):
         raise InvalidArgument(
-            f"{here} has seeds {list(method.seeds)}, expected numbers of at least 0, each once; change them"
+            f"{here} has seeds {list(method.seeds)}, expected numbers of at least 0, each once; "
+            f"change them"
         )
     if not method.gates or len({*method.gates}) < len(method.gates):
-        raise InvalidArgument(f"{here} has gates {list(method.gates)}, expected names or 'own', each once; change them")
+        raise InvalidArgument(
+            f"{here} has gates {list(method.gates)}, expected names or 'own', each once; change "
+            f"them"
+        )
     for member in method.members:
         if settings.method(member).members:
-            raise InvalidArgument(f"{here} stacks {member}, which is a ladder itself; name the methods of its members")
+            raise InvalidArgument(
+                f"{here} stacks {member}, which is a ladder itself; name the methods of its members"
+            )
     if method.members:
         return
     if method.model is None:
-        raise InvalidArgument(f"{here} has no model, expected one such as model = 'offramp:resnet20'; add it")
+        raise InvalidArgument(
+            f"{here} has no model, expected one such as model = 'offramp:resnet20'; add it"
+        )
     if not method.static:
         try:
             require_placement_flags(method.at, method.parts, method.labelled)
@@ -167,4 +219,6 @@ def _require_method(settings: Settings, method: Method, here: str) -> None:
         except InvalidArgument as problem:
             raise InvalidArgument(f"{here}: {problem}") from problem
     if method.recipe is not None and method.train is None:
-        raise InvalidArgument(f"{here} has a recipe and no train, expected the rows that train; add train = ...")
+        raise InvalidArgument(
+            f"{here} has a recipe and no train, expected the rows that train; add train = ..."
+        )

@@ -14,9 +14,10 @@
     model = "offramp:resnet20"
     static = true
 
-Every key is a flag of cut, fit, record, calibrate or bench without its dashes, a flag that is repeated a list of texts
-(`exit-of = ["layer2=mlp"]`); `seeds`, `gates`, `budgets`, `static`, `members` and the like are told at the fields of
-`Method` and `Settings` below. reading.py makes them of a file.
+Every key is a flag of cut, fit, record, calibrate or bench without its dashes, a flag that is
+repeated a list of texts (`exit-of = ["layer2=mlp"]`); `seeds`, `gates`, `budgets`, `static`,
+`members` and the like are told at the fields of `Method` and `Settings` below. reading.py makes
+them of a file.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ from offramp._support.find import unknown
 from offramp.building.placement.flags import AUTO, exits_at
 
 OWN = "own"  # the gate that a network was cut or trained with
-# What means nothing to a network that is not cut, or is not trained; and all that a ladder is made of.
+# What means nothing to a network that is not cut, or is not trained; and all that a ladder is made
+# of.
 CUTTING = ("example", "at", "parts", "labelled", "exit", "exit_of", "gate", "length")
 TRAINING = ("arguments", "train", "development", "batch_size", "augment", "views", "precision")
 STACKING = ("members", "gate")
@@ -39,12 +41,13 @@ STACKING = ("members", "gate")
 class Method:
     """One way to make a network, with the flags of cut and fit.
 
-    seeds: one network each; they also draw the weights of a model that comes without any. gates: scores under which
-    the trained network is measured; "own" is the one that it was cut (or trained) with. recipe: None takes the model as
-    it is. start: the name of an earlier method, whose trained model this one begins with. static: not cut, its last
-    answer alone counts. members: names of other methods whose networks are stacked, cheapest first; nothing is trained
-    then. at = "auto" cuts all seeds where exits pay on the rows of labelled, which count as rows that trained; parts
-    are then the most. exit_of: NODE=EXIT each, at modules named in `at`.
+    seeds: one network each; they also draw the weights of a model that comes without any. gates:
+    scores under which the trained network is measured; "own" is the one that it was cut (or
+    trained) with. recipe: None takes the model as it is. start: the name of an earlier method,
+    whose trained model this one begins with. static: not cut, its last answer alone counts.
+    members: names of other methods whose networks are stacked, cheapest first; nothing is trained
+    then. at = "auto" cuts all seeds where exits pay on the rows of labelled, which count as rows
+    that trained; parts are then the most. exit_of: NODE=EXIT each, at modules named in `at`.
     """
 
     name: str
@@ -75,7 +78,9 @@ class Method:
 
     @property
     def scores(self) -> tuple[str, ...]:
-        """The gates under which its networks are measured; a static one has none but its own way to the end."""
+        """The gates under which its networks are measured; a static one has none but its own way to
+        the end.
+        """
         return (OWN,) if self.static else self.gates
 
     @property
@@ -87,7 +92,9 @@ class Method:
     def training(self) -> tuple[str, ...]:
         """All rows that have a part in its networks."""
         trained = (self.train, self.development) if self.trained else ()
-        return tuple(data for data in (*trained, self.labelled if self.auto else None) if data is not None)
+        return tuple(
+            data for data in (*trained, self.labelled if self.auto else None) if data is not None
+        )
 
     @property
     def auto(self) -> bool:
@@ -105,7 +112,9 @@ class Method:
         return exits_at(self.at, self.exit, self.exit_of)
 
     def asked(self, seed: int) -> dict[str, Any]:
-        """What one network of this method is made of, as plain data: a network of anything else is not taken for it."""
+        """What one network of this method is made of, as plain data: a network of anything else is
+        not taken for it.
+        """
         whole = self.flags(seed)
         if self.members:
             return {key: whole[key] for key in STACKING}
@@ -114,8 +123,14 @@ class Method:
 
     def flags(self, seed: int) -> dict[str, Any]:
         """All flags of one network, as plain data."""
-        told = {key: value for key, value in asdict(self).items() if key not in ("name", "seeds", "gates")}
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in told.items()} | {"seed": seed}
+        told = {
+            key: value
+            for key, value in asdict(self).items()
+            if key not in ("name", "seeds", "gates")
+        }
+        return {
+            key: list(value) if isinstance(value, tuple) else value for key, value in told.items()
+        } | {"seed": seed}
 
 
 @dataclass(frozen=True)

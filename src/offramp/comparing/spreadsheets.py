@@ -1,6 +1,7 @@
 """Everything on the page of a comparison as CSV, an empty cell where there is nothing to say.
 
-All files begin with method, seed and gate ("own" is the one that the network was cut or trained with).
+All files begin with method, seed and gate ("own" is the one that the network was cut or trained
+with).
 
 results.csv   a line per aim: `budget 0.5` (the best plan within that share of the plain cost), `certified`, `static`
     static                  True for a network that is not cut
@@ -32,7 +33,18 @@ from offramp.comparing.figures import Point
 
 START = ("method", "seed", "gate")
 SPLITS = ("splits_low", "splits_median", "splits_high")
-RESULTS = (*START, "static", "aim", "accuracy", "cost", "worst", "macs", "shares", *SPLITS, "seconds")
+RESULTS = (
+    *START,
+    "static",
+    "aim",
+    "accuracy",
+    "cost",
+    "worst",
+    "macs",
+    "shares",
+    *SPLITS,
+    "seconds",
+)
 CURVES = (*START, "curve", "accuracy", "cost", "worst")
 CLOCKS = (*START, "batch", "exit", "run_ms", "plain_ms", "ratio", "low", "high", "same")
 
@@ -40,11 +52,22 @@ Row = Sequence[object]
 
 
 def write_spreadsheets(comparison: Comparison, folder: str | Path) -> tuple[Path, ...]:
-    """Write results.csv, curves.csv and, where something was timed, clocks.csv; returns their paths. Raises BadFile."""
-    home, unit = Path(folder), comparison.unit
+    """Write results.csv, curves.csv and, where something was timed, clocks.csv; returns their
+    paths. Raises BadFile.
+    """
+    home = Path(folder)
+    unit = comparison.unit
     files: list[tuple[str, Sequence[str], list[Row]]] = [
-        ("results.csv", RESULTS, [row for result in comparison.results for row in _results(result, unit)]),
-        ("curves.csv", CURVES, [row for result in comparison.results for row in _curves(result, unit)]),
+        (
+            "results.csv",
+            RESULTS,
+            [row for result in comparison.results for row in _results(result, unit)],
+        ),
+        (
+            "curves.csv",
+            CURVES,
+            [row for result in comparison.results for row in _curves(result, unit)],
+        ),
         ("clocks.csv", CLOCKS, list(_clocks(comparison))),
     ]
     written = []
@@ -94,7 +117,10 @@ def _places(point: Point, unit: float) -> tuple[float, float, float]:
 
 def _clocks(comparison: Comparison) -> Iterator[Row]:
     for result in comparison.results:
-        point = result.figures.budgets[comparison.settings.shown].point if result.figures.budgets else None
+        if result.figures.budgets:
+            point = result.figures.budgets[comparison.settings.shown].point
+        else:
+            point = None
         if result.timed is None or point is None:
             continue
         for clock in (*in_use(result.timed, point.shares), *each_exit(result.timed)):

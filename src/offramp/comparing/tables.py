@@ -19,20 +19,29 @@ Row = tuple[str, ...]
 def budgets_table(comparison: Comparison) -> Html:
     """Accuracy within each budget, the best mean of each column in bold."""
     found = {label: comparison.within(label) for label in comparison.labels()}
-    tops = [
-        max((float(np.mean(columns[index])) for columns in found.values() if columns[index]), default=None)
-        for index in range(len(comparison.settings.budgets))
-    ]
+    tops = []
+    for index in range(len(comparison.settings.budgets)):
+        tops.append(
+            max(
+                (float(np.mean(columns[index])) for columns in found.values() if columns[index]),
+                default=None,
+            )
+        )
     rows: list[Row] = []
     for label, columns in found.items():
-        best = [bool(values) and float(np.mean(values)) == top for values, top in zip(columns, tops, strict=True)]
+        best = [
+            bool(values) and float(np.mean(values)) == top
+            for values, top in zip(columns, tops, strict=True)
+        ]
         cells = [_spread(values, bold=bold) for values, bold in zip(columns, best, strict=True)]
         rows.append((_named(label), *cells))
     return table("accuracy within a budget", _heads(comparison), rows)
 
 
 def splits_table(comparison: Comparison) -> Html:
-    """Accuracy within each budget over random splits, of the first seed; nothing where none were drawn."""
+    """Accuracy within each budget over random splits, of the first seed; nothing where none were
+    drawn.
+    """
     told = {label: comparison.of(label)[0].figures.budgets for label in comparison.labels()}
     if not any(budget.over_splits for budgets in told.values() for budget in budgets):
         return Html()
@@ -53,9 +62,12 @@ def statics_table(comparison: Comparison) -> Html:
     rows = []
     for label in comparison.labels(static=True):
         results = comparison.of(label)
-        cost, accuracy = results[0].figures.plain / comparison.unit, [each.figures.alone[-1] for each in results]
+        cost = results[0].figures.plain / comparison.unit
+        accuracy = [each.figures.alone[-1] for each in results]
         rows.append((_named(label), percent(cost), _spread(accuracy)))
-    return table("static networks beside them", ["", "cost", "accuracy"], rows) if rows else Html()
+    if rows:
+        return table("static networks beside them", ["", "cost", "accuracy"], rows)
+    return Html()
 
 
 def exits_tables(comparison: Comparison) -> list[Html]:
@@ -67,7 +79,10 @@ def exits_tables(comparison: Comparison) -> list[Html]:
         table(
             "accuracy of each exit on all test rows",
             ["", *exits],
-            [(_named(comparison.of(label)[0].method), *map(_spread, _alone(comparison, label))) for label in labels],
+            [
+                (_named(comparison.of(label)[0].method), *map(_spread, _alone(comparison, label)))
+                for label in labels
+            ],
         )
         for exits, labels in same_exits.items()
     ]
@@ -80,17 +95,25 @@ def _alone(comparison: Comparison, label: str) -> list[tuple[float, ...]]:
 
 def shares_table(comparison: Comparison) -> Html:
     """Mean and worst cost, and who leaves where, of the plans within the budget that is shown."""
-    index, rows = comparison.settings.shown, []
+    index = comparison.settings.shown
+    rows = []
     for label in comparison.labels():
         point = comparison.of(label)[0].figures.budgets[index].point
         if point is not None:
             shares = " / ".join(f"{100 * share:.0f}" for share in point.shares)
             rows.append(
-                (_named(label), percent(point.cost / comparison.unit), percent(point.worst / comparison.unit), shares)
+                (
+                    _named(label),
+                    percent(point.cost / comparison.unit),
+                    percent(point.worst / comparison.unit),
+                    shares,
+                )
             )
     head = ["", "mean cost", "worst case", "% of rows by exit, shallow to deep"]
     budget = percent(comparison.settings.budgets[index], 0)
-    return table(f"plans within {budget}, first seed: the mean falls, the worst case does not", head, rows)
+    return table(
+        f"plans within {budget}, first seed: the mean falls, the worst case does not", head, rows
+    )
 
 
 def certified_table(comparison: Comparison) -> Html:
@@ -98,19 +121,34 @@ def certified_table(comparison: Comparison) -> Html:
     rows = []
     for label in comparison.labels():
         results = comparison.of(label)
-        pairs = [(each.figures.alone[-1], point) for each in results if (point := each.figures.certified) is not None]
+        pairs = [
+            (each.figures.alone[-1], point)
+            for each in results
+            if (point := each.figures.certified) is not None
+        ]
         cost = _spread([point.cost / comparison.unit for _, point in pairs], places=1)
-        lost = signed(float(np.mean([last - point.accuracy for last, point in pairs]))) if pairs else DASH
+        if pairs:
+            lost = signed(float(np.mean([last - point.accuracy for last, point in pairs])))
+        else:
+            lost = DASH
         rows.append((_named(label), f"{len(pairs)} of {len(results)}", cost, lost))
-    return table("certified plans", ["", "seeds with a plan", "cost on test rows", "points lost on test rows"], rows)
+    return table(
+        "certified plans",
+        ["", "seeds with a plan", "cost on test rows", "points lost on test rows"],
+        rows,
+    )
 
 
 def clocks_table(comparison: Comparison) -> Html:
-    """Milliseconds at batch 1, as the mean over the exits that test rows leave at, and at batch 64."""
+    """Milliseconds at batch 1, as the mean over the exits that test rows leave at, and at batch
+    64.
+    """
     rows: list[Row] = []
     for label, timed, shares in _timed(comparison):
         rows += [_clock_row(label, clock) for clock in in_use(timed, shares)]
-    return table("milliseconds per batch", ["", "batch", *CLOCK_HEADS], rows) if rows else Html()
+    if rows:
+        return table("milliseconds per batch", ["", "batch", *CLOCK_HEADS], rows)
+    return Html()
 
 
 def exit_clocks_table(comparison: Comparison) -> Html:
@@ -119,7 +157,9 @@ def exit_clocks_table(comparison: Comparison) -> Html:
     for label, timed, _ in _timed(comparison):
         for clock in each_exit(timed):
             rows.append((_named(label), clock.exit or DASH, *_clock_row(label, clock)[2:]))
-    return table("milliseconds of one row, by the exit that it leaves at", ["", "exit", *CLOCK_HEADS], rows)
+    return table(
+        "milliseconds of one row, by the exit that it leaves at", ["", "exit", *CLOCK_HEADS], rows
+    )
 
 
 CLOCK_HEADS = ("plan", "plain", "plan / plain", "plain / plain")
@@ -138,7 +178,9 @@ def _timed(comparison: Comparison) -> list[tuple[str, dict[str, object], tuple[f
 
 def _clock_row(label: str, clock: Clock) -> Row:
     value, low, high = clock.ratio
-    told = f"{value:.3f}" + (f" ({percent(clock.covered, 0)} of rows)" if clock.covered < 0.995 else "")
+    told = f"{value:.3f}" + (
+        f" ({percent(clock.covered, 0)} of rows)" if clock.covered < 0.995 else ""
+    )
     ratio = _with_range(told, f"{low:.3f}", f"{high:.3f}")
     return (
         _named(label),
@@ -160,8 +202,17 @@ def training_table(comparison: Comparison) -> Html:
             ends = f"{min(seconds):.1f}", f"{max(seconds):.1f}"
             told = f"{np.mean(seconds):.1f} s"
             told = told if len(seconds) == 1 else _with_range(told, *ends)
-            rows.append((_named(method.name), method.recipe or DASH, " ".join(method.arguments) or DASH, told))
-    return table("seconds of training, by seed", ["", "recipe", "with", "seconds"], rows) if rows else Html()
+            rows.append(
+                (
+                    _named(method.name),
+                    method.recipe or DASH,
+                    " ".join(method.arguments) or DASH,
+                    told,
+                )
+            )
+    if rows:
+        return table("seconds of training, by seed", ["", "recipe", "with", "seconds"], rows)
+    return Html()
 
 
 def _heads(comparison: Comparison) -> list[str]:

@@ -15,12 +15,17 @@ PAGE = "index.html"
 
 
 def compare(
-    file: str | Path, folder: str | Path, *, say: Callable[[str], None] = print, progress: bool = True
+    file: str | Path,
+    folder: str | Path,
+    *,
+    say: Callable[[str], None] = print,
+    progress: bool = True,
 ) -> Comparison:
-    """Train and measure several methods under one protocol, and write index.html and the CSV tables.
+    """Train and measure several methods under one protocol, and write index.html and the CSV
+    tables.
 
-    Every network is made once and kept in the folder: a run that was stopped goes on where it was, and a file with one
-    more method costs only that method.
+    Every network is made once and kept in the folder: a run that was stopped goes on where it was,
+    and a file with one more method costs only that method.
 
     Args:
         file: a .toml of the command line's flags; `offramp compare --help` shows one.
@@ -33,7 +38,8 @@ def compare(
 
     Raises:
         BadFile: the file cannot be read, or the folder holds somebody else's page or table.
-        InvalidArgument: a setting is not what it must be, or a network of the same name was made otherwise.
+        InvalidArgument: a setting is not what it must be, or a network of the same name was made
+            otherwise.
         OverlappingRows: rows have two roles.
         MissingExtra: plotly is not installed.
     """

@@ -1,7 +1,8 @@
 """Classes by name: which number a name has must not depend on what one split happens to hold.
 
-The names of a data set are those of its training split where there is one, else those of the split that holds all
-others' names. A split with a name more is refused; one with fewer keeps the numbers, and a notice says so.
+The names of a data set are those of its training split where there is one, else those of the split
+that holds all others' names. A split with a name more is refused; one with fewer keeps the numbers,
+and a notice says so.
 """
 
 from __future__ import annotations
@@ -29,11 +30,15 @@ def is_split(word: str) -> bool:
 
 
 def same(name: str) -> str:
-    """A name in the one form in which names are compared: systems write the same umlaut in two ways."""
+    """A name in the one form in which names are compared: systems write the same umlaut in two
+    ways.
+    """
     return unicodedata.normalize("NFC", name)
 
 
-def names_of(splits: Mapping[str, Iterable[str]], chosen: str, path: str | Path, given: Names = ()) -> Names:
+def names_of(
+    splits: Mapping[str, Iterable[str]], chosen: str, path: str | Path, given: Names = ()
+) -> Names:
     """The class names of a data set, by whose order its classes are numbered from 0.
 
     Args:
@@ -51,7 +56,8 @@ def names_of(splits: Mapping[str, Iterable[str]], chosen: str, path: str | Path,
         where = f"the split {chosen!r} of {path}" if chosen else str(path)
         which = "given" if given else f"of the split {reference!r}"
         raise BadData(
-            f"{where} has the {_classes(extra)}; expected the {len(names)} classes {which}, {_some(names)}: rename "
+            f"{where} has the {_classes(extra)}; expected the {len(names)} classes {which}, "
+            f"{_some(names)}: rename "
             "them, or give all names as ?classes=A,B,C"
         )
     return names
@@ -61,10 +67,15 @@ def say_absent(names: Names, labels: Ints, where: str | Path) -> None:
     """Say which classes have no rows: their numbers are kept."""
     counts = np.bincount(labels, minlength=len(names))
     if absent := [name for name, count in zip(names, counts, strict=False) if not count]:
-        say(f"{where} has no rows of the {_classes(absent)}; classes are numbered as all {len(names)} are")
+        say(
+            f"{where} has no rows of the {_classes(absent)}; classes are numbered as all "
+            f"{len(names)} are"
+        )
 
 
-def _reference(held: Mapping[str, set[str]], chosen: str, path: str | Path, given: Names) -> tuple[str, Names]:
+def _reference(
+    held: Mapping[str, set[str]], chosen: str, path: str | Path, given: Names
+) -> tuple[str, Names]:
     """The split that says which classes there are, and their names in order."""
     if given:
         return "", given
@@ -76,27 +87,33 @@ def _reference(held: Mapping[str, set[str]], chosen: str, path: str | Path, give
     if not complete:
         differing = "; ".join(f"{split}: {_some(sorted(names))}" for split, names in held.items())
         raise BadData(
-            f"the splits of {path} hold different classes ({differing}), and none of them holds all; expected a "
+            f"the splits of {path} hold different classes ({differing}), and none of them holds "
+            f"all; expected a "
             "training split, or all names as ?classes=A,B,C"
         )
     return complete[0], tuple(sorted(everything))
 
 
 def numbered(labels: Array, names: Names, what: str) -> Ints:
-    """Labels as text -> int64 [n], their places among the names. Raises BadData with the rows of unknown ones."""
+    """Labels as text -> int64 [n], their places among the names. Raises BadData with the rows of
+    unknown ones.
+    """
     known = {name: number for number, name in enumerate(names)}
     found = np.array([known.get(same(str(label)), -1) for label in labels], dtype=np.int64)
     wrong = np.flatnonzero(found < 0)
     if len(wrong):
         raise BadData(
-            f"{what} holds {str(labels[wrong[0]])!r} at {name_rows(wrong)}; expected one of {_some(names)}: mend them, "
+            f"{what} holds {str(labels[wrong[0]])!r} at {name_rows(wrong)}; expected one of "
+            f"{_some(names)}: mend them, "
             "or give all names as ?classes=A,B,C"
         )
     return found
 
 
 def given_names(text: str) -> Names:
-    """The names of `classes=A,B,C`, or of a text file with a name in each line. Raises BadData, BadFile."""
+    """The names of `classes=A,B,C`, or of a text file with a name in each line. Raises BadData,
+    BadFile.
+    """
     if not text:
         return ()
     path = Path(text).expanduser()
@@ -104,17 +121,23 @@ def given_names(text: str) -> Names:
         try:
             names = path.read_text(encoding="utf-8").splitlines()
         except (OSError, UnicodeDecodeError) as problem:
-            raise BadFile(f"{path} cannot be read as names of classes ({brief(problem)}); one a line") from problem
+            raise BadFile(
+                f"{path} cannot be read as names of classes ({brief(problem)}); one a line"
+            ) from problem
     else:
         names = text.split(",")
     plain = tuple(same(name.strip()) for name in names if name.strip())
     if len(plain) < 2 or len(set(plain)) < len(plain):
-        raise BadData(f"got classes={text}; expected at least two different names, A,B,C or a file with one a line")
+        raise BadData(
+            f"got classes={text}; expected at least two different names, A,B,C or a file with one "
+            f"a line"
+        )
     return plain
 
 
 def renumbering(own: Names, wanted: Names, what: str) -> Ints | None:
-    """For each class of some rows its number in a network, int64 [len(own)]; None where they are equal.
+    """For each class of some rows its number in a network, int64 [len(own)]; None where they are
+    equal.
 
     Raises BadData where the rows have a class that the network does not know.
     """
@@ -124,10 +147,15 @@ def renumbering(own: Names, wanted: Names, what: str) -> Ints | None:
         return None
     if extra := [name for name in ours if name not in theirs]:
         raise BadData(
-            f"{what} has the {_classes(extra)}, and the network was trained the {len(theirs)} classes {_some(theirs)}; "
-            "expected the same names: give those rows, or if only the names differ set network.class_names = None"
+            f"{what} has the {_classes(extra)}, and the network was trained the {len(theirs)} "
+            f"classes {_some(theirs)}; "
+            "expected the same names: give those rows, or if only the names differ set "
+            "network.class_names = None"
         )
-    say(f"{what} has the classes {_some(ours)}; they are numbered as the network knows them, {_some(theirs)}")
+    say(
+        f"{what} has the classes {_some(ours)}; they are numbered as the network knows them, "
+        f"{_some(theirs)}"
+    )
     return np.array([theirs.index(name) for name in ours], dtype=np.int64)
 
 

@@ -1,6 +1,8 @@
-"""What people hand over as arrays: data frames, lists of labels; and advice for labels of another shape.
+"""What people hand over as arrays: data frames, lists of labels; and advice for labels of another
+shape.
 
-Data frames are known by their method `to_numpy` alone (pandas, polars): none of these libraries is imported.
+Data frames are known by their method `to_numpy` alone (pandas, polars): none of these libraries is
+imported.
 """
 
 from __future__ import annotations
@@ -13,16 +15,26 @@ import numpy as np
 from offramp._support.files import Array
 from offramp.errors import BadData
 
-LABEL_COLUMNS = ("label", "labels", "target")  # in a data frame of inputs they would give the answer away
+LABEL_COLUMNS = (
+    "label",
+    "labels",
+    "target",
+)  # in a data frame of inputs they would give the answer away
 
 
 def is_frame(value: object) -> bool:
     """A DataFrame or a Series, of whatever library."""
-    return callable(getattr(value, "to_numpy", None)) and hasattr(value, "shape") and not isinstance(value, type)
+    return (
+        callable(getattr(value, "to_numpy", None))
+        and hasattr(value, "shape")
+        and not isinstance(value, type)
+    )
 
 
 def of_frame(value: object, what: str) -> Array:
-    """A Series as an array [n], a DataFrame as [n, columns]. Raises BadData for columns that are no numbers."""
+    """A Series as an array [n], a DataFrame as [n, columns]. Raises BadData for columns that are no
+    numbers.
+    """
     frame: Any = value
     if not hasattr(frame, "columns"):
         return _numbers(np.asarray(frame.to_numpy()), what)
@@ -36,10 +48,13 @@ def of_frame(value: object, what: str) -> Array:
         return np.asarray(frame.to_numpy())
     # column by column: pandas makes objects of booleans beside numbers
     columns = [np.asarray(frame[name].to_numpy()) for name in frame.columns]
-    wrong = [name for name, column in zip(names, columns, strict=True) if column.dtype.kind not in "biuf"]
+    wrong = [
+        name for name, column in zip(names, columns, strict=True) if column.dtype.kind not in "biuf"
+    ]
     if wrong:
         raise BadData(
-            f"{what} is a DataFrame whose columns {wrong} are no numbers; encode them as numbers, or drop them"
+            f"{what} is a DataFrame whose columns {wrong} are no numbers; encode them as numbers, "
+            f"or drop them"
         )
     if not columns:
         raise BadData(f"{what} is a DataFrame without columns; expected columns of numbers")
@@ -48,7 +63,9 @@ def of_frame(value: object, what: str) -> Array:
 
 def _numbers(array: Array, what: str) -> Array:
     """The same; a nullable Series of numbers comes as objects."""
-    if array.dtype.kind != "O" or not all(isinstance(one, (bool, int, float, np.number)) for one in array):
+    if array.dtype.kind != "O" or not all(
+        isinstance(one, (bool, int, float, np.number)) for one in array
+    ):
         return array
     try:
         return np.array(array.tolist())
@@ -69,8 +86,10 @@ def listed(value: object, what: str) -> object:
         first = array.reshape(-1)[0]
         if isinstance(first, str):
             raise BadData(
-                f"{what} have the dtype of text, such as {str(first)!r}; expected class numbers of at least 0: number "
-                "them by one list of names for all your rows, [names.index(label) for label in labels]"
+                f"{what} have the dtype of text, such as {str(first)!r}; expected class numbers "
+                f"of at least 0: number "
+                "them by one list of names for all your rows, [names.index(label) for label in "
+                "labels]"
             )
     return found
 
@@ -83,11 +102,17 @@ def _of_list(values: list[Any] | tuple[Any, ...], what: str) -> Array:
         if hasattr(value, "item") and hasattr(value, "shape"):
             if math.prod(value.shape) != 1:
                 shape = list(value.shape)
-                raise BadData(f"{what} are a list with {shape} at place {number}; expected one class index per row")
+                raise BadData(
+                    f"{what} are a list with {shape} at place {number}; expected one class index "
+                    f"per row"
+                )
             single = value.item()
         if not isinstance(single, (bool, int, float, str)):
             kind = type(value).__name__
-            raise BadData(f"{what} are a list with a {kind} at place {number}; expected one class index per row")
+            raise BadData(
+                f"{what} are a list with a {kind} at place {number}; expected one class index per "
+                f"row"
+            )
         plain.append(single)
     return np.array(plain)
 

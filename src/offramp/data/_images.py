@@ -1,8 +1,10 @@
-"""Images into uint8 [C, H, W]; Pillow is imported where used. Only raster formats that run nothing are opened.
+"""Images into uint8 [C, H, W]; Pillow is imported where used. Only raster formats that run nothing
+are opened.
 
-What is done with an image, always in this order: it is turned as its EXIF orientation says, converted to grey or RGB
-(alpha is dropped, palettes and CMYK are converted by Pillow, a PNG of 16 bits a channel keeps the high byte), then
-resized and cropped as asked. Of several frames the first is read.
+What is done with an image, always in this order: it is turned as its EXIF orientation says,
+converted to grey or RGB (alpha is dropped, palettes and CMYK are converted by Pillow, a PNG of 16
+bits a channel keeps the high byte), then resized and cropped as asked. Of several frames the first
+is read.
 """
 
 from __future__ import annotations
@@ -21,7 +23,20 @@ from offramp.data._check import reading
 from offramp.errors import BadData, BadFile, MissingExtra
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "TIFF", "PPM", "GIF")
-ENDINGS = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm", ".gif")
+ENDINGS = (
+    ".png",
+    ".jpg",
+    ".jpeg",
+    ".jpe",
+    ".jfif",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".pgm",
+    ".gif",
+)
 MOST_PIXELS = 64_000_000
 MOST_SIDE = 8192
 ORIENTATION = 0x0112  # the EXIF tag
@@ -41,8 +56,8 @@ class Resizing:
         crop: then cut this height and width out of the middle.
         interpolation: bilinear, bicubic (both antialiased) or nearest.
 
-    `short` and `crop` are torchvision's `Resize(short)` and `CenterCrop(crop)` on PIL images, pixel for pixel: the
-    evaluation transform of ImageNet is short=256, crop=(224, 224).
+    `short` and `crop` are torchvision's `Resize(short)` and `CenterCrop(crop)` on PIL images, pixel
+    for pixel: the evaluation transform of ImageNet is short=256, crop=(224, 224).
     """
 
     size: Size | None = None
@@ -56,7 +71,9 @@ class Resizing:
         return self.crop or self.size
 
     def shape(self, own: Size, where: str) -> Size:
-        """The height and width that an image of its own height and width gets. Raises BadData for one too small."""
+        """The height and width that an image of its own height and width gets. Raises BadData for
+        one too small.
+        """
         if self.size is not None:
             return self.size
         resized = self._resized(own)
@@ -64,7 +81,8 @@ class Resizing:
             return resized
         if resized[0] < self.crop[0] or resized[1] < self.crop[1]:
             raise BadData(
-                f"{where} is {told(resized)} (height x width) before the crop of {told(self.crop)}; expected at least "
+                f"{where} is {told(resized)} (height x width) before the crop of "
+                f"{told(self.crop)}; expected at least "
                 f"as much: add resize={max(self.crop)}, or a larger one"
             )
         return self.crop
@@ -95,15 +113,24 @@ AS_THEY_ARE = Resizing()
 
 
 def resizing(size: Size | None, resize: str, crop: str, interpolation: str) -> Resizing:
-    """What `@HxW` and the options `resize=256&crop=224&interpolation=bicubic` of a spec say. Raises BadData."""
+    """What `@HxW` and the options `resize=256&crop=224&interpolation=bicubic` of a spec say. Raises
+    BadData.
+    """
     if size is not None and (resize or crop):
-        raise BadData(f"got @{told(size)} beside resize or crop; expected one of them: @HxW stretches, they do not")
+        raise BadData(
+            f"got @{told(size)} beside resize or crop; expected one of them: @HxW stretches, they "
+            f"do not"
+        )
     short = None if not resize else _sides("resize", resize, pair=False)[0]
     cut = None if not crop else _sides("crop", crop, pair=True)
     if short is not None and cut is not None and short < min(cut):
-        raise BadData(f"got resize={resize} and crop={crop}; expected a crop within what was resized")
+        raise BadData(
+            f"got resize={resize} and crop={crop}; expected a crop within what was resized"
+        )
     if interpolation and interpolation not in INTERPOLATIONS:
-        raise BadData(f"got interpolation={interpolation}; expected one of {', '.join(INTERPOLATIONS)}")
+        raise BadData(
+            f"got interpolation={interpolation}; expected one of {', '.join(INTERPOLATIONS)}"
+        )
     if interpolation and size is None and short is None:
         raise BadData("got interpolation without resize; expected both: nothing else interpolates")
     return Resizing(size, short, cut, interpolation or "bilinear")
@@ -114,7 +141,11 @@ def _sides(name: str, text: str, *, pair: bool) -> Size:
     height = int(match[1]) if match else 0
     width = int(match[2]) if match and match[2] else height
     both = f"{'N or HxW' if pair else 'N'}, each from 1 to {MOST_SIDE}"
-    if match is None or (match[2] and not pair) or not (0 < height <= MOST_SIDE and 0 < width <= MOST_SIDE):
+    if (
+        match is None
+        or (match[2] and not pair)
+        or not (0 < height <= MOST_SIDE and 0 < width <= MOST_SIDE)
+    ):
         raise BadData(f"got {name}={text}; expected pixels as {both}")
     return height, width
 
@@ -133,14 +164,18 @@ def pillow() -> Any:
     return Image
 
 
-def decode(data: bytes, where: str, mode: str | None = None, as_asked: Resizing = AS_THEY_ARE) -> Array:
-    """An encoded image -> uint8 [C, H, W], turned as its EXIF orientation says; `where` names it in errors.
+def decode(
+    data: bytes, where: str, mode: str | None = None, as_asked: Resizing = AS_THEY_ARE
+) -> Array:
+    """An encoded image -> uint8 [C, H, W], turned as its EXIF orientation says; `where` names it in
+    errors.
 
     See `from_pil` for mode and size.
     """
     with _opened(data, where) as image:
         with reading(where, "an image"):
-            image.load()  # before EXIF is looked at: Pillow reads pixels for it, and their errors would be lost
+            # before EXIF is looked at: Pillow reads pixels for it, and their errors would be lost
+            image.load()
         return from_pil(image, where, mode, as_asked, _orientation(image))
 
 
@@ -150,7 +185,8 @@ def shape_of(data: bytes, where: str) -> tuple[str, Size]:
         if image.format == "TIFF":  # which Pillow turns by itself, when it has read the pixels
             with reading(where, "an image"):
                 image.load()
-        height, width = image.height, image.width
+        height = image.height
+        width = image.width
         return _mode(image), (width, height) if _orientation(image) in SWAPPED else (height, width)
 
 
@@ -158,12 +194,17 @@ def _opened(data: bytes, where: str) -> Any:
     with reading(where, "a PNG, JPEG, BMP, WebP, TIFF, PPM or GIF image"):
         image = pillow().open(io.BytesIO(data), formats=FORMATS)
     if image.width * image.height > MOST_PIXELS:
-        raise BadFile(f"{where} claims {image.height}x{image.width} pixels; expected at most {MOST_PIXELS}: shrink it")
+        raise BadFile(
+            f"{where} claims {image.height}x{image.width} pixels; expected at most {MOST_PIXELS}: "
+            f"shrink it"
+        )
     return image
 
 
 def _orientation(image: Any) -> int:
-    """The EXIF orientation, 1 to 8; 1 (upright) where there is none. Broken EXIF data spoils no image."""
+    """The EXIF orientation, 1 to 8; 1 (upright) where there is none. Broken EXIF data spoils no
+    image.
+    """
     try:
         found = image.getexif().get(ORIENTATION, 1)
     except Exception:  # a damaged block can fail anywhere
@@ -172,12 +213,18 @@ def _orientation(image: Any) -> int:
 
 
 def from_pil(
-    image: Any, where: str, mode: str | None = None, as_asked: Resizing = AS_THEY_ARE, orientation: int = 1
+    image: Any,
+    where: str,
+    mode: str | None = None,
+    as_asked: Resizing = AS_THEY_ARE,
+    orientation: int = 1,
 ) -> Array:
-    """A PIL image -> uint8 [C, H, W], C = 1 for greyscale and 3 for anything else (alpha is dropped).
+    """A PIL image -> uint8 [C, H, W], C = 1 for greyscale and 3 for anything else (alpha is
+    dropped).
 
     Args:
-        image: as Pillow opened it, or as a user's own Dataset gives it (which decides about EXIF itself).
+        image: as Pillow opened it, or as a user's own Dataset gives it (which decides about EXIF
+            itself).
         where: names it in errors.
         mode: "L" or "RGB" fixes C. A colour image is never made grey: BadData.
         as_asked: resizing and cropping.
@@ -185,16 +232,24 @@ def from_pil(
     """
     own = _mode(image)
     if image.mode.startswith(("I", "F")):
-        raise BadData(f"{where} has {image.mode} pixels of more than 8 bits; expected 8 bits a channel: convert it")
+        raise BadData(
+            f"{where} has {image.mode} pixels of more than 8 bits; expected 8 bits a channel: "
+            f"convert it"
+        )
     if mode == "L" and own != "L":
-        raise BadData(f"{where} is a colour image among grey ones; expected one kind: convert the images to RGB")
+        raise BadData(
+            f"{where} is a colour image among grey ones; expected one kind: convert the images to "
+            f"RGB"
+        )
     with reading(where, "an image"):
         if image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")  # a palette with alpha goes to RGB by this way only
         upright = _turned(image.convert(mode or own), orientation)
     with reading(where, "an image"):
         pixels: Array = np.asarray(as_asked.apply(upright, where), dtype=np.uint8)
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    if pixels.ndim == 2:
+        return pixels[None]
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _turned(image: Any, orientation: int) -> Any:
@@ -231,7 +286,8 @@ class OtherSize(BadData):
         self.spec = spec
         if option is None:
             way = (
-                f"read them with {_with(spec, USUAL)} (the shorter side to 256 pixels, then the middle 224x224), or "
+                f"read them with {_with(spec, USUAL)} (the shorter side to 256 pixels, then the "
+                f"middle 224x224), or "
                 f"stretch them with {_with(spec, '@224x224')}"
             )
         else:
@@ -252,7 +308,8 @@ def _with(spec: str, option: str) -> str:
 
 @contextlib.contextmanager
 def proposing(preprocessing: Iterable[object]) -> Iterator[None]:
-    """While rows are read for a network, images of several sizes are answered with the sizes that it knows.
+    """While rows are read for a network, images of several sizes are answered with the sizes that
+    it knows.
 
     Args:
         preprocessing: what stands before the network's models; some of it has a size.
@@ -267,7 +324,9 @@ def proposing(preprocessing: Iterable[object]) -> Iterator[None]:
 
 
 def option_of(preprocess: object) -> str | None:
-    """The options of a spec that make images of the size that a preprocessing module makes or expects."""
+    """The options of a spec that make images of the size that a preprocessing module makes or
+    expects.
+    """
     short = getattr(preprocess, "short", None)
     size = getattr(preprocess, "size", None)
     sides = size or getattr(preprocess, "expects", None)
@@ -277,6 +336,8 @@ def option_of(preprocess: object) -> str | None:
     kind = getattr(preprocess, "interpolation", "bilinear")
     more = "" if kind == "bilinear" else f"&interpolation={kind}"
     if size is not None and short is None:
-        return f"@{height}x{width}" if not more else f"resize={max(size)}&crop={height}x{width}{more}"
+        if not more:
+            return f"@{height}x{width}"
+        return f"resize={max(size)}&crop={height}x{width}{more}"
     crop = f"{height}" if height == width else f"{height}x{width}"
     return f"resize={short or max(height, width)}&crop={crop}{more}"

@@ -1,6 +1,7 @@
 """Where rows are read from: something indexed by row number, or a stream of batches.
 
-An Indexed gives any rows, a Stream gives all of them in order. Torch classes are met here, and only those handed in.
+An Indexed gives any rows, a Stream gives all of them in order. Torch classes are met here, and only
+those handed in.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ class Arrays:
     """x and y in memory."""
 
     def __init__(self, x: X, y: Ints | None) -> None:
-        self.x, self.labels, self.length = x, y, count(x)
+        self.x = x
+        self.labels = y
+        self.length = count(x)
 
     def take(self, index: Ints) -> Chunk:
         """See Indexed."""
@@ -100,7 +103,8 @@ class Items:
             self.length = len(dataset)
         except TypeError as problem:
             raise BadData(
-                f"{type(dataset).__name__} has no length; expected a Dataset with __len__: add it, or hand over an "
+                f"{type(dataset).__name__} has no length; expected a Dataset with __len__: add "
+                f"it, or hand over an "
                 "iterable of batches"
             ) from problem
 
@@ -112,7 +116,9 @@ class Items:
         try:
             return self.dataset[row]
         except Exception as problem:
-            raise BadData(f"row {row} of the Dataset failed ({brief(problem)}); mend or drop this row") from problem
+            raise BadData(
+                f"row {row} of the Dataset failed ({brief(problem)}); mend or drop this row"
+            ) from problem
 
 
 def _stack(items: list[tuple[object, int]]) -> Chunk:
@@ -135,7 +141,8 @@ def _one(item: object, row: int) -> Chunk:
         fields = _row(x, f"row {row}")
     if isinstance(y, str):
         raise BadData(
-            f"row {row}'s label is a str, {y[:40]!r}; expected a class number of at least 0: number the classes by one "
+            f"row {row}'s label is a str, {y[:40]!r}; expected a class number of at least 0: "
+            f"number the classes by one "
             "list of names for all your rows"
         )
     label = None if y is None else _row(y, f"row {row}'s label")
@@ -157,11 +164,12 @@ def _pair(item: object, what: str) -> tuple[object, object]:
         return item, None
     if len(item) not in (1, 2):
         numbers = all(isinstance(one, (bool, int, float, list, tuple)) for one in item)
-        way = (
-            "these are plain lists: make arrays of them, np.asarray(rows), and hand over (x, y)"
-            if numbers
-            else "put several inputs into a dict for x"
-        )
+        if numbers:
+            way = (
+                "these are plain lists: make arrays of them, np.asarray(rows), and hand over (x, y)"
+            )
+        else:
+            way = "put several inputs into a dict for x"
         raise BadData(f"{what} has {len(item)} parts; expected x or (x, y): {way}")
     return item[0], item[1] if len(item) == 2 else None
 
@@ -177,32 +185,42 @@ def same_labels(first_without: bool, without: bool, where: str) -> None:
 class Stream:
     """Batches in order, from something that can only be walked. A generator can be walked once."""
 
-    def __init__(self, make: Callable[[], Iterator[object]], *, once: bool = False, length: int | None = None) -> None:
-        self.make, self.once, self.length = make, once, length
+    def __init__(
+        self, make: Callable[[], Iterator[object]], *, once: bool = False, length: int | None = None
+    ) -> None:
+        self.make = make
+        self.once = once
+        self.length = length
         self.walked = False
 
     def chunks(self) -> Iterator[Chunk]:
         """Checked chunks (x, y); refuses a second walk over what can be walked once."""
         if self.once and self.walked:
             raise BadData(
-                "these rows come from an iterator that was walked already; expected one pass only: hand over a list "
+                "these rows come from an iterator that was walked already; expected one pass "
+                "only: hand over a list "
                 "of batches, a Dataset or arrays, or make the iterator anew"
             )
         self.walked = True
         return self._chunks()
 
     def _chunks(self) -> Iterator[Chunk]:
-        start, number, batches = 0, 0, self.make()
+        start = 0
+        number = 0
+        batches = self.make()
         while True:
             try:
                 item = next(batches)
             except StopIteration:
                 return
             except Exception as problem:
-                raise BadData(f"batch {number} could not be made ({brief(problem)}); mend what makes it") from problem
+                raise BadData(
+                    f"batch {number} could not be made ({brief(problem)}); mend what makes it"
+                ) from problem
             x, y = chunk(item, start, number)
             yield x, y
-            start, number = start + count(x), number + 1
+            start = start + count(x)
+            number = number + 1
 
 
 def chunk(item: object, start: int, number: int) -> Chunk:
@@ -220,7 +238,8 @@ def require_batches(data: list[object]) -> None:
     labels = y.ndim <= 2 and y.size == len(y) and y.dtype.kind in "iu"
     if labels and x.ndim > 1 and len(x) == len(y) and layout(x) != layout(y):
         raise BadData(
-            f"got a list of two arrays, {list(x.shape)} and {list(y.shape)}; a list is batches: hand over x and labels "
+            f"got a list of two arrays, {list(x.shape)} and {list(y.shape)}; a list is batches: "
+            f"hand over x and labels "
             "as the tuple (x, y)"
         )
 
@@ -228,17 +247,26 @@ def require_batches(data: list[object]) -> None:
 def batches_of(data: Iterable[object]) -> Stream:
     """An iterable of batches x or (x, y); its length is known where it is a list or tuple."""
     if isinstance(data, (list, tuple)):
-        return Stream(lambda: iter(data), length=sum(count(chunk(item, 0, i)[0]) for i, item in enumerate(data)))
+        return Stream(
+            lambda: iter(data),
+            length=sum(count(chunk(item, 0, i)[0]) for i, item in enumerate(data)),
+        )
     walk = iter(data)
-    return Stream(lambda: iter(data), once=walk is data) if walk is not data else Stream(lambda: walk, once=True)
+    if walk is not data:
+        return Stream(lambda: iter(data), once=walk is data)
+    return Stream(lambda: walk, once=True)
 
 
 def class_names_of(data: Any) -> tuple[str, ...] | None:
-    """The class names of torchvision's ImageFolder, which it numbers by what its folder holds; else None."""
+    """The class names of torchvision's ImageFolder, which it numbers by what its folder holds; else
+    None.
+    """
     inner = getattr(data, "dataset", data)  # of a DataLoader or a Subset
     inner = getattr(inner, "dataset", inner)
     names = getattr(inner, "classes", None)
-    if not (hasattr(inner, "samples") and hasattr(inner, "class_to_idx") and isinstance(names, list)):
+    if not (
+        hasattr(inner, "samples") and hasattr(inner, "class_to_idx") and isinstance(names, list)
+    ):
         return None
     return tuple(names) if all(isinstance(name, str) for name in names) else None
 
@@ -263,13 +291,22 @@ def _loader(loader: Any) -> Stream:
     if isinstance(loader.dataset, IterableDataset):
         return Stream(lambda: iter(loader))
     batches = loader.batch_sampler
-    order = loader.sampler if batches is None else batches.sampler if type(batches) is BatchSampler else batches
+    order = (
+        loader.sampler
+        if batches is None
+        else batches.sampler
+        if type(batches) is BatchSampler
+        else batches
+    )
     if not isinstance(order, SequentialSampler):
         raise BadData(
-            f"the DataLoader draws its rows with a {type(order).__name__}; expected the order of the data set, since "
+            f"the DataLoader draws its rows with a {type(order).__name__}; expected the order of "
+            f"the data set, since "
             "rows keep their numbers: make it with shuffle=False, or hand over the Dataset itself"
         )
     if batches is None:
         return Stream(lambda: iter(loader))
     rows = len(loader.dataset)
-    return Stream(lambda: iter(loader), length=rows - rows % batches.batch_size if batches.drop_last else rows)
+    return Stream(
+        lambda: iter(loader), length=rows - rows % batches.batch_size if batches.drop_last else rows
+    )

@@ -1,4 +1,6 @@
-"""Rows out of Parquet files, one row group at a time: encoded images or lists of numbers, and labels by name."""
+"""Rows out of Parquet files, one row group at a time: encoded images or lists of numbers, and
+labels by name.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,18 @@ from offramp.data._images import AS_THEY_ARE, OtherSize, Resizing, Size, decode,
 from offramp.errors import BadData, BadFile, MissingExtra
 
 LABELS = (
-    *("label", "labels", "target", "targets", "y", "fine_label", "class", "cls", "category", "class_label"),
+    *(
+        "label",
+        "labels",
+        "target",
+        "targets",
+        "y",
+        "fine_label",
+        "class",
+        "cls",
+        "category",
+        "class_label",
+    ),
     *("label_id", "class_id", "category_id", "label_idx", "class_idx", "classes"),
 )
 INPUTS = ("image", "img", "images", "x", "features", "pixel_values", "data", "inputs")
@@ -79,7 +92,9 @@ class ColumnTable:
             if values.dtype.kind in "OU" and all(isinstance(one, str) for one in values):
                 self.texts = values
             else:
-                self.labels = to_labels(values, range(self.length), f"the label column {self.label!r}")
+                self.labels = to_labels(
+                    values, range(self.length), f"the label column {self.label!r}"
+                )
         self._mode, self._shape = self._first_image() if self.is_image else ("", (0, 0))
 
     def _add(self, file: Path) -> None:
@@ -88,17 +103,26 @@ class ColumnTable:
             opened = open_file(file)
             for name in filter(None, (self.column, self.label)):
                 if name not in opened.schema_arrow.names:
-                    raise BadFile(f"{file} has no column {name!r}, the first file has; expected files of one kind")
+                    raise BadFile(
+                        f"{file} has no column {name!r}, the first file has; expected files of "
+                        f"one kind"
+                    )
             for number in range(opened.metadata.num_row_groups):
                 rows = opened.metadata.row_group(number).num_rows
-                start = self._groups[-1].start + self._groups[-1].rows if self._groups else 0
+                if self._groups:
+                    start = self._groups[-1].start + self._groups[-1].rows
+                else:
+                    start = 0
                 if rows > 0:
                     self._groups.append(RowGroup(file, number, start, rows))
 
     def _read_labels(self, files: Sequence[Path], label: str) -> Array:
         y = np.concatenate([label_column(file, label) for file in files])
         if len(y) != self.length:
-            raise BadFile(f"{files[0]} has {len(y)} labels for {self.length} rows; expected one each: write it again")
+            raise BadFile(
+                f"{files[0]} has {len(y)} labels for {self.length} rows; expected one each: write "
+                f"it again"
+            )
         return y
 
     def _first_image(self) -> tuple[str, Size]:
@@ -127,25 +151,32 @@ class ColumnTable:
         if not self.is_image:
             with reading(self._groups[number].file, f"numbers in the column {self.column!r}"):
                 return dense(column, rows)
-        images = [self._image(data, int(row)) for data, row in zip(column.to_pylist(), rows, strict=True)]
+        images = [
+            self._image(data, int(row)) for data, row in zip(column.to_pylist(), rows, strict=True)
+        ]
         return np.stack(images)
 
     def _image(self, data: bytes | None, row: int) -> Array:
         image = decode(self._bytes(data, row), self._where(row), self._mode, self.as_asked)
         if image.shape[1:] != self._shape:
-            got, first = list(image.shape[1:]), list(self._shape)
+            got = list(image.shape[1:])
+            first = list(self._shape)
             raise OtherSize(f"{self._where(row)} has shape {got}, row 0 has {first}", self.spec)
         return image
 
     def _odd(self, row: int, got: tuple[int, ...], expected: tuple[int, ...]) -> str:
         return (
-            f"{self._where(row)} has shape {list(got)}, row 0 has {list(expected)}; every row must share one: "
+            f"{self._where(row)} has shape {list(got)}, row 0 has {list(expected)}; every row "
+            f"must share one: "
             "pad the lists"
         )
 
     def _bytes(self, data: bytes | None, row: int) -> bytes:
         if not data:
-            raise BadData(f"{self._where(row)} has no bytes in the column {self.column!r}; fill or drop this row")
+            raise BadData(
+                f"{self._where(row)} has no bytes in the column {self.column!r}; fill or drop "
+                f"this row"
+            )
         return data
 
     def _where(self, row: int) -> str:
@@ -167,9 +198,15 @@ class ColumnTable:
                 column = arrow.compute.struct_field(column, "bytes")
             values = arrow.concat_arrays(column.chunks)
             if len(values) != group.rows:
-                raise BadFile(f"{group.file} promises {group.rows} rows and has {len(values)}; fetch or make it again")
+                raise BadFile(
+                    f"{group.file} promises {group.rows} rows and has {len(values)}; fetch or "
+                    f"make it again"
+                )
         self._cache[number] = values
-        while len(self._cache) > 1 and sum(part.nbytes for part in self._cache.values()) > CACHED_BYTES:
+        while (
+            len(self._cache) > 1
+            and sum(part.nbytes for part in self._cache.values()) > CACHED_BYTES
+        ):
             self._cache.popitem(last=False)
         return values
 
@@ -179,7 +216,8 @@ class ColumnTable:
         for number in range(group.num_columns):
             chunk = group.column(number)
             if chunk.path_in_schema.split(".")[0] == self.column:
-                # numbers may be stored as runs of equal ones, far below the 8 bytes that they need here
+                # numbers may be stored as runs of equal ones, far below the 8 bytes that they need
+                # here
                 values = 0 if self.is_image else chunk.num_values * 8
                 unpacked += max(chunk.total_uncompressed_size, values)
         require_memory(file, file.stat().st_size, unpacked)
@@ -188,7 +226,9 @@ class ColumnTable:
 def open_file(file: Path) -> Any:
     """A ParquetFile whose pages are checked where they carry checksums."""
     with reading(file, "a Parquet file"):
-        return pyarrow().parquet.ParquetFile(file, memory_map=False, page_checksum_verification=True)
+        return pyarrow().parquet.ParquetFile(
+            file, memory_map=False, page_checksum_verification=True
+        )
 
 
 def columns_of(schema: Any, file: Path, x: str, label: str) -> tuple[str, str | None, bool]:
@@ -207,11 +247,15 @@ def columns_of(schema: Any, file: Path, x: str, label: str) -> tuple[str, str | 
     able = [name for name, kind in kinds.items() if kind is not None]
     named = [x] if x in able else [] if x else _known(able, INPUTS)
     if not able or (len(able) > 1 and not named) or (x and not named):
-        which = f"columns {able} that could be x" if able else f"columns {schema.names}, none of which could be x"
+        if able:
+            which = f"columns {able} that could be x"
+        else:
+            which = f"columns {schema.names}, none of which could be x"
         if not able and not x and any(pyarrow().types.is_floating(field.type) for field in schema):
             which += " (single numbers are no rows: hand over data frames, (df[names], df[label]))"
         raise BadData(
-            f"{file} has {which}; expected one column of images (bytes) or of number lists: name it 'image' or 'x', or "
+            f"{file} has {which}; expected one column of images (bytes) or of number lists: name "
+            f"it 'image' or 'x', or "
             "say which with ?x=NAME"
         )
     name = named[0] if named else able[0]
@@ -236,10 +280,15 @@ def label_column(file: Path, label: str) -> Array:
 
 
 def _kind(kind: Any) -> str | None:
-    """Say "image" for bytes or a struct with bytes, "numbers" for lists of numbers, None for the rest."""
+    """Say "image" for bytes or a struct with bytes, "numbers" for lists of numbers, None for the
+    rest.
+    """
     types = pyarrow().types
     if types.is_struct(kind):
-        return next(("image" for field in kind if field.name == "bytes" and _kind(field.type) == "image"), None)
+        return next(
+            ("image" for field in kind if field.name == "bytes" and _kind(field.type) == "image"),
+            None,
+        )
     if types.is_binary(kind) or types.is_large_binary(kind):
         return "image"
     inner = kind
@@ -250,26 +299,37 @@ def _kind(kind: Any) -> str | None:
 
 
 def dense(column: Any, rows: Ints) -> Array:
-    """An Arrow list array of n equally long (nested) lists -> [n, ...]; BadData names the odd rows."""
+    """An Arrow list array of n equally long (nested) lists -> [n, ...]; BadData names the odd
+    rows.
+    """
     if column.null_count:
-        raise BadData(f"{name_rows(rows[column.is_null().to_numpy(False)])} is null; fill or drop it")
+        raise BadData(
+            f"{name_rows(rows[column.is_null().to_numpy(False)])} is null; fill or drop it"
+        )
     shape = [len(column)]
     while hasattr(column.type, "value_type"):
         lengths = pyarrow().compute.list_value_length(column).to_numpy(False)
         per_row = len(lengths) // shape[0]
         odd = np.flatnonzero(lengths != lengths[0]) // per_row
         if len(odd):
-            raise BadData(f"{name_rows(rows[np.unique(odd)])} differs in length from those before; pad the lists")
+            raise BadData(
+                f"{name_rows(rows[np.unique(odd)])} differs in length from those before; pad the "
+                f"lists"
+            )
         shape.append(int(lengths[0]))
         column = column.flatten()
         if column.null_count or not len(column):
-            raise BadData(f"the lists of {name_rows(rows)} are empty or hold nulls; fill or drop them")
+            raise BadData(
+                f"the lists of {name_rows(rows)} are empty or hold nulls; fill or drop them"
+            )
     values: Array = column.to_numpy(zero_copy_only=False).reshape(shape)
     return values
 
 
 def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
-    """Class names from the metadata that Hugging Face `datasets` writes; None where there are none."""
+    """Class names from the metadata that Hugging Face `datasets` writes; None where there are
+    none.
+    """
     try:
         features = json.loads(schema.metadata[b"huggingface"])["info"]["features"]
         names = features[label]["names"]
@@ -279,7 +339,9 @@ def _class_names(schema: Any, label: str | None) -> tuple[str, ...] | None:
 
 
 def files_of(path: Path, split: str) -> list[Path]:
-    """The Parquet files at a place, by name: itself, or those of a split of a folder (see parquet.load)."""
+    """The Parquet files at a place, by name: itself, or those of a split of a folder (see
+    parquet.load).
+    """
     if path.is_file():
         if split:
             raise BadData(f"{path} is one file, which has no split {split!r}; leave the split out")
@@ -299,15 +361,27 @@ def files_of(path: Path, split: str) -> list[Path]:
 
 def files_in(folder: Path, split: str) -> list[Path]:
     """The files of a split: `split-*.parquet`, `split.parquet`, else `split/*.parquet`."""
-    found = [file for file in folder.glob("*.parquet") if file.stem == split or file.name.startswith(f"{split}-")]
+    found = [
+        file
+        for file in folder.glob("*.parquet")
+        if file.stem == split or file.name.startswith(f"{split}-")
+    ]
     return sorted(found) or sorted((folder / split).glob("*.parquet"))
 
 
 def splits_beside(files: Sequence[Path]) -> tuple[str, dict[str, list[Path]]]:
-    """The split that some files are by name ("" for none), and the files of all splits beside them by split."""
+    """The split that some files are by name ("" for none), and the files of all splits beside them
+    by split.
+    """
     first = files[0].absolute()
-    for folder, word in ((first.parent, first.stem.split("-")[0]), (first.parent.parent, first.parent.name)):
+    for folder, word in (
+        (first.parent, first.stem.split("-")[0]),
+        (first.parent.parent, first.parent.name),
+    ):
         if is_split(word):
             found = {split: files_in(folder, split) for split in SPLITS}
-            return word, {**{split: some for split, some in found.items() if some}, word: list(files)}
+            return word, {
+                **{split: some for split, some in found.items() if some},
+                word: list(files),
+            }
     return "", {"": list(files)}

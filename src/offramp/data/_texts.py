@@ -1,4 +1,6 @@
-"""Texts into tokens by a `tokenizer.json` of Hugging Face; the library tokenizers is imported where used."""
+"""Texts into tokens by a `tokenizer.json` of Hugging Face; the library tokenizers is imported where
+used.
+"""
 
 from __future__ import annotations
 
@@ -19,10 +21,13 @@ PADDING = ("[PAD]", "<pad>", "<|pad|>")
 
 @final
 class Tokenizer:
-    """Texts -> {input_ids, attention_mask}, int64 [n, length]; nothing of it but this one file is read."""
+    """Texts -> {input_ids, attention_mask}, int64 [n, length]; nothing of it but this one file is
+    read.
+    """
 
     def __init__(self, path: str, length: int) -> None:
-        self.length, self.file = length, _file(path)
+        self.length = length
+        self.file = _file(path)
         self._made: Any = None
         self.pad = 0
         self._open()
@@ -33,7 +38,10 @@ class Tokenizer:
             made = library.Tokenizer.from_file(str(self.file))
             least = made.num_special_tokens_to_add(False) + 1
         if self.length < least:
-            raise BadData(f"got length={self.length}; expected at least {least}, as {self.file} adds marks: raise it")
+            raise BadData(
+                f"got length={self.length}; expected at least {least}, as {self.file} adds marks: "
+                f"raise it"
+            )
         self.pad = self._padding(made)
         with reading(self.file, "a tokenizer.json"), _silent():
             made.enable_truncation(max_length=self.length)
@@ -50,12 +58,15 @@ class Tokenizer:
             if (number := made.token_to_id(token)) is not None:
                 return int(number)
         raise BadData(
-            f"{self.file} has no token to fill rows up with; expected one, such as [PAD]: name it as pad_token in "
+            f"{self.file} has no token to fill rows up with; expected one, such as [PAD]: name it "
+            f"as pad_token in "
             "tokenizer_config.json beside it"
         )
 
     def __call__(self, texts: Sequence[str]) -> X:
-        """Tokens of each text, cut and padded at the end, and a mask that is 1 where a token stands."""
+        """Tokens of each text, cut and padded at the end, and a mask that is 1 where a token
+        stands.
+        """
         ids = np.full((len(texts), self.length), self.pad, dtype=np.int64)
         mask = np.zeros_like(ids)
         with reading(self.file, "a tokenizer.json"):  # some damage shows only here
@@ -68,7 +79,9 @@ class Tokenizer:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Without standard error, to which the library writes a report of its own when a damaged file makes it panic."""
+    """Without standard error, to which the library writes a report of its own when a damaged file
+    makes it panic.
+    """
     try:
         before = os.dup(2)
     except OSError:  # there is none
@@ -85,7 +98,10 @@ def _silent() -> Iterator[None]:
 
 def _file(folder: str) -> Path:
     if not folder:
-        raise BadData("the texts got no tokenizer; expected tsv:PATH?tokenizer=PLACE, a tokenizer.json or its folder")
+        raise BadData(
+            "the texts got no tokenizer; expected tsv:PATH?tokenizer=PLACE, a tokenizer.json or "
+            "its folder"
+        )
     path = Path(folder).expanduser()
     if path.is_dir() and not (path / "tokenizer.json").is_file():
         raise BadData(

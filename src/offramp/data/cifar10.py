@@ -16,12 +16,16 @@ from offramp.data.rows import Rows
 from offramp.errors import BadData, BadFile
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-BINARY = {"test": ["test_batch.bin"], "train": [f"data_batch_{number}.bin" for number in range(1, 6)]}
+BINARY = {
+    "test": ["test_batch.bin"],
+    "train": [f"data_batch_{number}.bin" for number in range(1, 6)],
+}
 RECORD = 3073  # one byte of label, then 3 x 32 x 32 pixels
 
 
 def load(location: str, split: str) -> Rows:
-    """uint8 [3, 32, 32], labels 0 to 9, from DIR or DIR/cifar10; split test (10,000 rows) or train (50,000).
+    """uint8 [3, 32, 32], labels 0 to 9, from DIR or DIR/cifar10; split test (10,000 rows) or train
+    (50,000).
 
     Looks for `SPLIT-*.parquet`, then for the binary files, also in `cifar-10-batches-bin/`.
     """
@@ -36,9 +40,12 @@ def load(location: str, split: str) -> Rows:
             return Rows(_table(files), name=name, class_names=CLASSES)
     for folder in [inner for outer in folders for inner in (outer, outer / "cifar-10-batches-bin")]:
         if (folder / BINARY[split][0]).is_file():
-            return Rows(Records([folder / file for file in BINARY[split]]), name=name, class_names=CLASSES)
+            return Rows(
+                Records([folder / file for file in BINARY[split]]), name=name, class_names=CLASSES
+            )
     raise BadFile(
-        f"{location or 'the current folder'} has no {split}-*.parquet and no cifar-10-batches-bin/{BINARY[split][0]}; "
+        f"{location or 'the current folder'} has no {split}-*.parquet and no "
+        f"cifar-10-batches-bin/{BINARY[split][0]}; "
         "expected CIFAR-10 there or in cifar10/: check the place"
     )
 
@@ -46,10 +53,14 @@ def load(location: str, split: str) -> Rows:
 def _table(files: list[Path]) -> ColumnTable:
     table = ColumnTable(files)
     if not table.is_image or table.labels is None:
-        raise BadData(f"{files[0]} has no image or no label column; expected both: give CIFAR-10's own files")
+        raise BadData(
+            f"{files[0]} has no image or no label column; expected both: give CIFAR-10's own files"
+        )
     if table.labels.max() > 9:
         row = int(table.labels.argmax())
-        raise BadData(f"row {row} of {files[0].parent} has label {table.labels[row]}; expected 0 to 9")
+        raise BadData(
+            f"row {row} of {files[0].parent} has label {table.labels[row]}; expected 0 to 9"
+        )
     return table
 
 
@@ -61,10 +72,15 @@ class Records:
         self._files = [_mapped(path) for path in files]
         self._starts = np.cumsum([0] + [len(file) for file in self._files])
         self.length = int(self._starts[-1])
-        self.labels: Ints | None = np.concatenate([file[:, 0] for file in self._files]).astype(np.int64)
+        self.labels: Ints | None = np.concatenate([file[:, 0] for file in self._files]).astype(
+            np.int64
+        )
         if self.labels.max() > 9:
             row = int(self.labels.argmax())
-            raise BadFile(f"row {row} of {files[0].parent} has label {self.labels[row]}; expected 0 to 9: fetch again")
+            raise BadFile(
+                f"row {row} of {files[0].parent} has label {self.labels[row]}; expected 0 to 9: "
+                f"fetch again"
+            )
 
     def take(self, index: Ints) -> tuple[X, Ints | None]:
         """See Indexed."""
@@ -80,5 +96,8 @@ def _mapped(path: Path) -> np.memmap[tuple[int, int], np.dtype[np.uint8]]:
     with reading(path, "a CIFAR-10 binary file"):
         size = path.stat().st_size
         if size == 0 or size % RECORD:
-            raise BadFile(f"{path} has {size} bytes; expected a multiple of {RECORD}: it is truncated, fetch it again")
+            raise BadFile(
+                f"{path} has {size} bytes; expected a multiple of {RECORD}: it is truncated, "
+                f"fetch it again"
+            )
         return np.memmap(path, dtype=np.uint8, mode="r", shape=(size // RECORD, RECORD))

@@ -1,4 +1,6 @@
-"""scikit-learn's 1,797 handwritten digits, which come with it: uint8 [1, 8, 8] with values 0 to 16."""
+"""scikit-learn's 1,797 handwritten digits, which come with it: uint8 [1, 8, 8] with values 0 to
+16.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,10 @@ from offramp.errors import BadData, MissingExtra
 def load(path: str, split: str) -> Rows:
     """The one set there is: no place, no split. The values stay 0 to 16 as they are."""
     if path or split:
-        raise BadData(f"digits got {path or split!r}; expected no place and no split: write digits or digits[a:b]")
+        raise BadData(
+            f"digits got {path or split!r}; expected no place and no split: write digits or "
+            f"digits[a:b]"
+        )
     try:
         from sklearn.datasets import load_digits
     except ImportError as problem:

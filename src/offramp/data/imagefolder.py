@@ -1,4 +1,5 @@
-"""Images in one folder per class: `DIR/<class>/*.jpg`, and `DIR/<split>/<class>/*.jpg` with splits between.
+"""Images in one folder per class: `DIR/<class>/*.jpg`, and `DIR/<split>/<class>/*.jpg` with splits
+between.
 
 imagefolder:photos/test    imagefolder/validation:photos    imagefolder/test:photos?resize=256&crop=224
 """
@@ -17,7 +18,16 @@ from offramp._support.files import Array
 from offramp._support.notices import say
 from offramp.data._check import Ints, X, reading
 from offramp.data._classes import given_names, is_split, names_of, same, say_absent
-from offramp.data._images import ENDINGS, OtherSize, Resizing, Size, decode, resizing, shape_of, told
+from offramp.data._images import (
+    ENDINGS,
+    OtherSize,
+    Resizing,
+    Size,
+    decode,
+    resizing,
+    shape_of,
+    told,
+)
 from offramp.data.rows import Rows
 from offramp.errors import BadData, BadFile
 
@@ -36,20 +46,23 @@ def load(
     interpolation: str = "",
     classes: str = "",
 ) -> Rows:
-    """uint8 RGB [3, H, W]; rows are sorted by class, then by folder and file name, as torchvision sorts them.
+    """uint8 RGB [3, H, W]; rows are sorted by class, then by folder and file name, as torchvision
+    sorts them.
 
     Args:
         place: the folder DIR of class folders, or of splits of them.
-        split: a folder between, `DIR/<split>/<class>`; without one `DIR/test` where that holds classes, else DIR.
+        split: a folder between, `DIR/<split>/<class>`; without one `DIR/test` where that holds
+            classes, else DIR.
         size: H and W to which images are stretched: `imagefolder@224x224:DIR`.
         resize: the length that the shorter side gets, the aspect ratio kept.
         crop: N or HxW, cut out of the middle.
         interpolation: bilinear (default), bicubic or nearest.
-        classes: the class names in the order of the network's answers, A,B,C or a file with one a line.
+        classes: the class names in the order of the network's answers, A,B,C or a file with one a
+            line.
 
-    Classes are numbered by name, in sorted order, over the training split (DIR/train beside this split) where there
-    is one: a split that lacks a class has the same numbers. Images in deeper folders belong to the class folder above
-    them; files that are no images are counted in a notice.
+    Classes are numbered by name, in sorted order, over the training split (DIR/train beside this
+    split) where there is one: a split that lacks a class has the same numbers. Images in deeper
+    folders belong to the class folder above them; files that are no images are counted in a notice.
 
     Raises:
         BadData: images of several sizes, a class that the training split lacks.
@@ -63,8 +76,15 @@ def load(
         root = splits[chosen]
         folders = _class_folders(root)
         listed = {folder: _files(folder) for folder in folders}
-        held = {name: [folder.name for folder in _class_folders(one)] for name, one in splits.items()}
-    found = [(path, same(folder.name)) for folder in folders for path in listed[folder] if _is_image(path)]
+        held = {
+            name: [folder.name for folder in _class_folders(one)] for name, one in splits.items()
+        }
+    found = [
+        (path, same(folder.name))
+        for folder in folders
+        for path in listed[folder]
+        if _is_image(path)
+    ]
     if not found:
         raise BadFile(_nothing_there(root))
     _require_one_spelling(folders)
@@ -79,7 +99,8 @@ def load(
 
 
 def _splits(path: Path, split: str) -> tuple[str, dict[str, Path]]:
-    """Which split is read ("" for a folder without), and the folder of each split of the data set, also of this one.
+    """Which split is read ("" for a folder without), and the folder of each split of the data set,
+    also of this one.
 
     Splits have the usual names (train, val, test, ...), but for one that the user named.
     """
@@ -91,12 +112,15 @@ def _splits(path: Path, split: str) -> tuple[str, dict[str, Path]]:
         return "test", usual
     if usual:
         raise BadFile(
-            f"{path} has the splits {', '.join(usual)} and none called test; expected one to be named: say "
+            f"{path} has the splits {', '.join(usual)} and none called test; expected one to be "
+            f"named: say "
             f"imagefolder/{next(iter(usual))}:{path}"
         )
     here = path.absolute()
     if is_split(here.name) and _is_root(path):  # the splits beside it say which classes there are
-        beside = {folder.name: folder for folder in _class_folders(here.parent) if is_split(folder.name)}
+        beside = {
+            folder.name: folder for folder in _class_folders(here.parent) if is_split(folder.name)
+        }
         return here.name, {name: folder for name, folder in beside.items() if _is_root(folder)}
     return "", {"": path}
 
@@ -119,7 +143,9 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _walk(folder: Path, above: tuple[str, ...] = ()) -> Iterator[Path]:
-    """Every file below a folder, also behind links that do not lead back up; hidden ones are no data."""
+    """Every file below a folder, also behind links that do not lead back up; hidden ones are no
+    data.
+    """
     real = os.path.realpath(folder)
     if real in above:
         return
@@ -141,17 +167,24 @@ def _nothing_there(root: Path) -> str:
     expected = f"expected a folder for each class, with {KINDS}"
     if not root.is_dir():
         there = ", ".join(folder.name for folder in _class_folders(root.parent)) or "none"
-        return f"{root} does not exist; {expected} (the folders there are: {there}): check the split"
+        return (
+            f"{root} does not exist; {expected} (the folders there are: {there}): check the split"
+        )
     beside = [path for path in root.iterdir() if path.is_file() and not path.name.startswith(".")]
     if images := [path for path in beside if _is_image(path)]:
         return f"{root} holds {len(images)} images and no class folders with images; {expected}: sort them by class"
     others = [path for folder in _class_folders(root) for path in _files(folder)]
-    there = f"holds {_kinds([*beside, *others])}" if beside or others else "holds no files"
+    if beside or others:
+        there = f"holds {_kinds([*beside, *others])}"
+    else:
+        there = "holds no files"
     return f"{root} {there}; {expected}: check the place"
 
 
 def _say_left_out(root: Path, folders: list[Path], listed: Mapping[Path, list[Path]]) -> None:
-    """Say how many files are no images that we read, and where deeper folders were taken for parts of a class."""
+    """Say how many files are no images that we read, and where deeper folders were taken for parts
+    of a class.
+    """
     beside = [path for path in root.iterdir() if path.is_file() and not path.name.startswith(".")]
     images = [path for path in beside if _is_image(path)]
     within = [path for files in listed.values() for path in files]
@@ -161,8 +194,13 @@ def _say_left_out(root: Path, folders: list[Path], listed: Mapping[Path, list[Pa
     if others:
         say(f"{root}: left out {_kinds(others)} in class folders, expected {KINDS}")
     if all(path.parent not in listed for path in within if _is_image(path)):
-        names = ", ".join(folder.name for folder in folders[:4]) + (", ..." if len(folders) > 4 else "")
-        say(f"{root}: all images are in deeper folders; the {len(folders)} classes are the folders {names}")
+        names = ", ".join(folder.name for folder in folders[:4]) + (
+            ", ..." if len(folders) > 4 else ""
+        )
+        say(
+            f"{root}: all images are in deeper folders; the {len(folders)} classes are the "
+            f"folders {names}"
+        )
 
 
 def _kinds(files: list[Path]) -> str:
@@ -172,11 +210,14 @@ def _kinds(files: list[Path]) -> str:
 
 
 def _require_one_spelling(folders: list[Path]) -> None:
-    """Raise BadData for two folders of one class, whose names are the same text in two encodings."""
+    """Raise BadData for two folders of one class, whose names are the same text in two
+    encodings.
+    """
     spelled = Counter(same(folder.name) for folder in folders)
     if twice := [name for name, count in spelled.items() if count > 1]:
         raise BadData(
-            f"{folders[0].parent} has {spelled[twice[0]]} folders called {twice[0]!r}, written with other bytes "
+            f"{folders[0].parent} has {spelled[twice[0]]} folders called {twice[0]!r}, written "
+            f"with other bytes "
             "(composed and decomposed letters); expected one: move their files together"
         )
 
@@ -203,9 +244,7 @@ class Images:
         path = self.files[row]
         image = decode(_read(path), f"{path} (row {row})", "RGB", self.as_asked)
         if image.shape[1:] != self._shape:
-            found = (
-                f"{path} (row {row}) is {told(image.shape[1:])} (height x width), the first image {told(self._shape)}"
-            )
+            found = f"{path} (row {row}) is {told(image.shape[1:])} (height x width), the first image {told(self._shape)}"
             raise OtherSize(found, self.spec)
         return image
 

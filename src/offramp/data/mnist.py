@@ -1,4 +1,6 @@
-"""MNIST, and what has its form (Fashion-MNIST): four idx files, gzipped or not. LeCun, Cortes, Burges, 1998."""
+"""MNIST, and what has its form (Fashion-MNIST): four idx files, gzipped or not. LeCun, Cortes,
+Burges, 1998.
+"""
 
 from __future__ import annotations
 
@@ -15,12 +17,15 @@ from offramp.data.rows import Rows
 from offramp.errors import BadData, BadFile
 
 PREFIX = {"test": "t10k", "train": "train"}
-IMAGES, LABELS = 2051, 2049
+IMAGES = 2051
+LABELS = 2049
 MOST_ROWS = 1_000_000
 
 
 def load(location: str, split: str) -> Rows:
-    """uint8 [1, 28, 28] and labels 0 to 9 from DIR or DIR/mnist; split test (10,000 rows) or train (60,000)."""
+    """uint8 [1, 28, 28] and labels 0 to 9 from DIR or DIR/mnist; split test (10,000 rows) or train
+    (60,000).
+    """
     if (split or "test") not in PREFIX:
         raise BadData(f"mnist has no split {split!r}; expected test or train")
     prefix = PREFIX[split or "test"]
@@ -28,9 +33,15 @@ def load(location: str, split: str) -> Rows:
     path = _find(location, f"{prefix}-labels-idx1-ubyte")
     y = read_idx(path, LABELS, ())
     if len(y) != len(pixels):
-        raise BadFile(f"{path} has {len(y)} labels for {len(pixels)} images; expected as many: fetch the files again")
+        raise BadFile(
+            f"{path} has {len(y)} labels for {len(pixels)} images; expected as many: fetch the "
+            f"files again"
+        )
     if len(y) and y.max() > 9:
-        raise BadFile(f"{path} has a label {y.max()} at row {y.argmax()}; expected 0 to 9: fetch the file again")
+        raise BadFile(
+            f"{path} has a label {y.max()} at row {y.argmax()}; expected 0 to 9: fetch the file "
+            f"again"
+        )
     source = Arrays(pixels[:, None], y.astype(np.int64))
     return Rows(source, name=f"mnist/{split or 'test'}:{location}", class_names=tuple("0123456789"))
 
@@ -41,26 +52,36 @@ def _find(location: str, name: str) -> Path:
             if path.is_file():
                 return path
     raise BadFile(
-        f"{location or 'the current folder'} has no {name}.gz; expected the four MNIST files there or in mnist/"
+        f"{location or 'the current folder'} has no {name}.gz; expected the four MNIST files "
+        f"there or in mnist/"
     )
 
 
 def read_idx(path: Path, magic: int, shape: tuple[int, ...]) -> Array:
-    """The uint8 array [n, *shape] of an idx file (big-endian header: magic, n, *shape); BadFile for anything else."""
+    """The uint8 array [n, *shape] of an idx file (big-endian header: magic, n, *shape); BadFile for
+    anything else.
+    """
     header = struct.Struct(f">{2 + len(shape)}I")
-    with reading(path, "an idx file"), (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
+    with (
+        reading(path, "an idx file"),
+        (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file,
+    ):
         start = file.read(header.size)
         if len(start) < header.size:
             raise BadFile(f"{path} ends within its header; it is truncated: fetch it again")
         found, count, *sizes = header.unpack(start)
         if found != magic or tuple(sizes) != shape or count > MOST_ROWS:
             raise BadFile(
-                f"{path} starts with {(found, count, *sizes)}; expected the idx header {(magic, 'n', *shape)}: "
+                f"{path} starts with {(found, count, *sizes)}; expected the idx header "
+                f"{(magic, 'n', *shape)}: "
                 "give the original file"
             )
         size = count * int(np.prod(shape, dtype=np.int64))
         require_memory(path, path.stat().st_size, size)
         body = file.read(size + 1)
     if len(body) != size:
-        raise BadFile(f"{path} has {len(body)} bytes or more after its header; expected {size}: fetch it again")
+        raise BadFile(
+            f"{path} has {len(body)} bytes or more after its header; expected {size}: fetch it "
+            f"again"
+        )
     return np.frombuffer(body, dtype=np.uint8).reshape(count, *shape)

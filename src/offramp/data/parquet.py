@@ -27,19 +27,21 @@ def load(
     interpolation: str = "",
     classes: str = "",
 ) -> Rows:
-    """x by name (image, x, features, ...) or as the only fitting column; labels by name (label, y, ...) or none.
+    """x by name (image, x, features, ...) or as the only fitting column; labels by name (label, y,
+    ...) or none.
 
     Args:
         place: a file, or a folder.
-        split: s means `s-*.parquet`, `s.parquet` or `s/*.parquet` in a folder; without one the split test where there
-            is one, else all files.
+        split: s means `s-*.parquet`, `s.parquet` or `s/*.parquet` in a folder; without one the
+            split test where there is one, else all files.
         size: H and W to which images are stretched: `parquet@HxW:PATH`.
         x, label: the columns, where their names are not known here.
         resize, crop, interpolation: of images, as in imagefolder.
-        classes: the names of the classes in the order of their numbers, A,B,C or a file with one a line.
+        classes: the names of the classes in the order of their numbers, A,B,C or a file with one a
+            line.
 
-    Labels are integers of at least 0, or texts. Texts are numbered by name, in sorted order, over the training split
-    where there is one.
+    Labels are integers of at least 0, or texts. Texts are numbered by name, in sorted order, over
+    the training split where there is one.
 
     Raises:
         BadData: no such column, labels that are none, images of several sizes.
@@ -58,14 +60,16 @@ def load(
         chosen, splits = splits_beside(files)
         column = table.label
         held = {
-            word: {str(one) for file in some for one in label_column(file, column)} for word, some in splits.items()
+            word: {str(one) for file in some for one in label_column(file, column)}
+            for word, some in splits.items()
         }
         names = names_of(held, chosen, location, names)
         table.labels = numbered(table.texts, names, f"the label column {column!r}")
         say_absent(names, table.labels, location)
     if table.label is None and table.others:
         say(
-            f"{location}: no labels found, its other columns are {', '.join(table.others)}; name them with "
+            f"{location}: no labels found, its other columns are {', '.join(table.others)}; name "
+            f"them with "
             "parquet:PATH?label=NAME"
         )
     return Rows(table, name=f"parquet:{location}", class_names=names or table.class_names)

@@ -1,4 +1,5 @@
-"""The one form in which the rest of the house sees data: numbered rows, in order, a batch at a time.
+"""The one form in which the rest of the house sees data: numbered rows, in order, a batch at a
+time.
 
 rows("cifar10:data[1000:2000]")     a spec (see specs.py)
 rows(x), rows(x, y), rows((x, y))   numpy arrays, torch tensors or data frames; x may be a dict of named arrays,
@@ -65,7 +66,8 @@ EVERY = slice(0, None, 1)
 class Batch:
     """b rows. x [b, ...] (or named arrays), y int64 [b] or None, row int64 [b], digest uint64 [b].
 
-    `row` counts in the source, before any selection; `digest` identifies the content of x (see _digests.py).
+    `row` counts in the source, before any selection; `digest` identifies the content of x (see
+    _digests.py).
     """
 
     x: X
@@ -79,7 +81,9 @@ class Batch:
 
 @final
 class Rows:
-    """Numbered rows of one source, or a selection of them. `keep` holds the source's numbers of the rows."""
+    """Numbered rows of one source, or a selection of them. `keep` holds the source's numbers of the
+    rows.
+    """
 
     def __init__(
         self,
@@ -89,8 +93,12 @@ class Rows:
         class_names: tuple[str, ...] | None = None,
         keep: range | None = None,
     ) -> None:
-        self.source, self.name, self.class_names = source, name, class_names
-        self.keep = keep if keep is not None else range(ENDLESS if source.length is None else source.length)
+        self.source = source
+        self.name = name
+        self.class_names = class_names
+        self.keep = (
+            keep if keep is not None else range(ENDLESS if source.length is None else source.length)
+        )
         self._fingerprint: str | None = None
         if not self.keep:
             raise BadData(f"{name} holds 0 rows; expected at least one: hand over more")
@@ -107,7 +115,10 @@ class Rows:
 
     def __len__(self) -> int:
         if self.length is None:
-            raise BadData(f"the length of {self.name} is unknown before a full pass; expected a list or a Dataset")
+            raise BadData(
+                f"the length of {self.name} is unknown before a full pass; expected a list or a "
+                f"Dataset"
+            )
         return self.length
 
     def __repr__(self) -> str:
@@ -137,20 +148,27 @@ class Rows:
         """
         if self._fingerprint is None:
             if self.one_pass:
-                raise BadData(f"{self.name} can be walked only once and was not yet; walk it, then ask again")
+                raise BadData(
+                    f"{self.name} can be walked only once and was not yet; walk it, then ask again"
+                )
             for _ in self.batches(1024):
                 pass
         assert self._fingerprint is not None
         return self._fingerprint
 
     def select(self, selection: slice) -> Rows:
-        """Some of these rows, `slice(a, b, step)` with a < b of at least 0; they keep the source's numbers."""
+        """Some of these rows, `slice(a, b, step)` with a < b of at least 0; they keep the source's
+        numbers.
+        """
         text = specs.tell(selection)
         keep = specs.chosen(self.keep, selection, text, self.name, self.length)
-        return Rows(self.source, name=f"{self.name}[{text}]", class_names=self.class_names, keep=keep)
+        return Rows(
+            self.source, name=f"{self.name}[{text}]", class_names=self.class_names, keep=keep
+        )
 
     def numbered_as(self, names: Sequence[str]) -> Rows:
-        """These rows with their classes numbered as a network knows them, where both have names of their classes.
+        """These rows with their classes numbered as a network knows them, where both have names of
+        their classes.
 
         Args:
             names: the network's class names, in the order of its answers.
@@ -158,12 +176,23 @@ class Rows:
         Raises:
             BadData: the rows have a class that is not among the names.
         """
-        numbers = None if self.class_names is None else renumbering(self.class_names, tuple(names), self.name)
+        if self.class_names is None:
+            numbers = None
+        else:
+            numbers = renumbering(self.class_names, tuple(names), self.name)
         if numbers is None:
             return self
         if isinstance(self.source, Stream):
-            raise BadData(f"{self.name} is a stream with other class names than the network; hand over a Dataset")
-        return Rows(Renumbered(self.source, numbers), name=self.name, class_names=tuple(names), keep=self.keep)
+            raise BadData(
+                f"{self.name} is a stream with other class names than the network; hand over a "
+                f"Dataset"
+            )
+        return Rows(
+            Renumbered(self.source, numbers),
+            name=self.name,
+            class_names=tuple(names),
+            keep=self.keep,
+        )
 
     def take(self, positions: Ints) -> Batch:
         """The rows at these positions of the selection (0 .. len - 1), in the order asked for."""
@@ -176,25 +205,39 @@ class Rows:
 
     def _taken(self, positions: Ints) -> EngineStage:
         if isinstance(self.source, Stream):
-            raise BadData(f"{self.name} is a stream of batches; expected rows by number: hand over arrays or a Dataset")
-        at = np.asarray(positions)
-        if at.ndim != 1 or at.dtype.kind not in "iu" or len(at) == 0 or at.min() < 0 or at.max() >= len(self):
             raise BadData(
-                f"positions must be a list of integers in 0 .. {len(self) - 1}, got {at!r:.80}; choose others"
+                f"{self.name} is a stream of batches; expected rows by number: hand over arrays "
+                f"or a Dataset"
+            )
+        at = np.asarray(positions)
+        if (
+            at.ndim != 1
+            or at.dtype.kind not in "iu"
+            or len(at) == 0
+            or at.min() < 0
+            or at.max() >= len(self)
+        ):
+            raise BadData(
+                f"positions must be a list of integers in 0 .. {len(self) - 1}, got {at!r:.80}; "
+                f"choose others"
             )
         index = self.keep.start + at.astype(np.int64) * self.keep.step
         return *self.source.take(index), index
 
     def batches(self, size: int, turn: slice = EVERY) -> Iterator[Batch]:
-        """The rows in order, `size` at a time, the last batch smaller; damaged rows raise when they come.
+        """The rows in order, `size` at a time, the last batch smaller; damaged rows raise when they
+        come.
 
-        turn: which of these batches, slice(first, None, step); the rows of the others are not read, but in a stream.
+        turn: which of these batches, slice(first, None, step); the rows of the others are not read,
+        but in a stream.
         """
         if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             raise BadData(f"the batch size is {size!r}; expected an integer of at least 1")
         if isinstance(self.source, Stream):
             chunks = _kept(self.source.chunks(), self.keep, self.name)
-            return self._pass(islice(_rechunk(_checked(chunks), size), turn.start, None, turn.step), turn)
+            return self._pass(
+                islice(_rechunk(_checked(chunks), size), turn.start, None, turn.step), turn
+            )
         return self._pass(_checked(self._steps(self.source, size, turn)), turn)
 
     def _steps(self, source: Indexed, size: int, turn: slice) -> Iterator[EngineStage]:
@@ -216,7 +259,9 @@ class Rows:
 
 
 def _kept(chunks: Iterator[tuple[X, Ints | None]], keep: range, name: str) -> Iterator[EngineStage]:
-    """The kept rows of each chunk of a stream; BadData at its end when it was shorter than the selection."""
+    """The kept rows of each chunk of a stream; BadData at its end when it was shorter than the
+    selection.
+    """
     seen = 0
     for x, y in chunks:
         row = np.arange(seen, seen + count(x), dtype=np.int64)
@@ -229,7 +274,9 @@ def _kept(chunks: Iterator[tuple[X, Ints | None]], keep: range, name: str) -> It
             return
     if seen <= keep.start or keep.stop < ENDLESS:
         wanted = f"row {keep.start if seen <= keep.start else keep[-1]}"
-        raise BadData(f"{name} ended after {seen} rows; expected {wanted} too: choose rows that there are")
+        raise BadData(
+            f"{name} ended after {seen} rows; expected {wanted} too: choose rows that there are"
+        )
 
 
 def _checked(parts: Iterator[EngineStage]) -> Iterator[EngineStage]:
@@ -251,15 +298,18 @@ def _rechunk(parts: Iterator[EngineStage], size: int) -> Iterator[EngineStage]:
         held.append(part)
         n += len(part[2])
         if n >= size:
-            whole, rest = _join(held), n % size
+            whole = _join(held)
+            rest = n % size
             yield from (_cut(whole, start, start + size) for start in range(0, n - rest, size))
-            held, n = [_cut(whole, n - rest, n)] if rest else [], rest
+            held = [_cut(whole, n - rest, n)] if rest else []
+            n = rest
     if held:
         yield _join(held)
 
 
 def _join(held: list[EngineStage]) -> EngineStage:
-    x, row = join([each[0] for each in held]), np.concatenate([each[2] for each in held])
+    x = join([each[0] for each in held])
+    row = np.concatenate([each[2] for each in held])
     labels = [each[1] for each in held if each[1] is not None]
     return x, np.concatenate(labels) if labels else None, row
 
@@ -273,8 +323,8 @@ def rows(data: object, labels: object = None) -> Rows:
     """Turn whatever holds data into numbered rows.
 
     Args:
-        data: Arrays, (x, y), a mapping of named arrays, a torch Dataset or DataLoader, an iterable of batches, or a
-            spec such as "cifar10:DIR[1000:5000]" (see docs/reference/data.md).
+        data: Arrays, (x, y), a mapping of named arrays, a torch Dataset or DataLoader, an iterable
+            of batches, or a spec such as "cifar10:DIR[1000:5000]" (see docs/reference/data.md).
         labels: [N], if `data` has none.
 
     Returns:
@@ -286,7 +336,8 @@ def rows(data: object, labels: object = None) -> Rows:
     """
     if labels is not None and not (is_array(data) or isinstance(data, Mapping)):
         raise BadData(
-            f"labels came beside a {type(data).__name__}; expected them beside an array or a dict only: stack the rows "
+            f"labels came beside a {type(data).__name__}; expected them beside an array or a dict "
+            f"only: stack the rows "
             "to one array first"
         )
     if isinstance(data, Rows):
@@ -299,13 +350,18 @@ def rows(data: object, labels: object = None) -> Rows:
         return Rows(arrays(data[0], data[1]))
     source = from_torch(data)
     if source is not None:
-        return Rows(source, name=type(getattr(data, "dataset", data)).__name__, class_names=class_names_of(data))
+        return Rows(
+            source,
+            name=type(getattr(data, "dataset", data)).__name__,
+            class_names=class_names_of(data),
+        )
     if isinstance(data, Iterable):
         if isinstance(data, list):
             require_batches(data)
         return Rows(batches_of(data), name=type(data).__name__)
     raise BadData(
-        f"got a {type(data).__name__} as data; expected arrays, a Dataset, batches or a spec such as 'npz:PATH'"
+        f"got a {type(data).__name__} as data; expected arrays, a Dataset, batches or a spec such "
+        f"as 'npz:PATH'"
     )
 
 
@@ -313,8 +369,9 @@ def rows_for(network: object, data: object) -> Rows:
     """Whatever holds data, with its classes numbered as the network knows them.
 
     Args:
-        network: its `class_names` are those of the rows that trained it. Where there are none, a model of transformers
-            names its classes itself (`config.id2label`), and counts if a name is the same.
+        network: its `class_names` are those of the rows that trained it. Where there are none, a
+            model of transformers names its classes itself (`config.id2label`), and counts if a name
+            is the same.
         data: see `rows`.
 
     Raises:
@@ -329,7 +386,9 @@ def rows_for(network: object, data: object) -> Rows:
 
 
 def _names_in_models(network: object) -> Iterator[tuple[str, ...]]:
-    """The class names in the configurations of a network's models, but those that stand for none (LABEL_0)."""
+    """The class names in the configurations of a network's models, but those that stand for none
+    (LABEL_0).
+    """
     for module in getattr(network, "modules", tuple)():
         found = getattr(getattr(module, "config", None), "id2label", None)
         if isinstance(found, dict) and found:
@@ -339,10 +398,14 @@ def _names_in_models(network: object) -> Iterator[tuple[str, ...]]:
 
 
 def _is_pair(x: object, y: object) -> bool:
-    """Whether a tuple is (x, y), and not two batches: a batch is an array, a dict or a tuple itself."""
+    """Whether a tuple is (x, y), and not two batches: a batch is an array, a dict or a tuple
+    itself.
+    """
     if not (is_array(x) or isinstance(x, Mapping)):
         return False
-    plain_list = isinstance(y, list) and not any(isinstance(one, (list, tuple, Mapping)) for one in y)
+    plain_list = isinstance(y, list) and not any(
+        isinstance(one, (list, tuple, Mapping)) for one in y
+    )
     return is_array(y) or y is None or plain_list
 
 
@@ -350,4 +413,6 @@ def _of_spec(text: str) -> Rows:
     spec = specs.parse(text)
     made = rows(specs.load(spec))
     whole = Rows(made.source, name=spec.whole, class_names=made.class_names, keep=made.keep)
-    return whole if spec.selection is None else whole.select(specs.selection(spec, whole.length))
+    if spec.selection is None:
+        return whole
+    return whole.select(specs.selection(spec, whole.length))

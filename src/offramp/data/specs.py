@@ -33,7 +33,9 @@ NOT_SOURCES = ("rows", "specs")
 
 @dataclass(frozen=True)
 class Spec:
-    """A spec taken apart; `whole` is its text without the selection. No split and no place are ''; options are text."""
+    """A spec taken apart; `whole` is its text without the selection. No split and no place are '';
+    options are text.
+    """
 
     whole: str
     name: str
@@ -55,33 +57,54 @@ def parse(text: str) -> Spec:
     found = SHAPE.fullmatch(text.strip())
     if found is None:
         raise BadData(
-            f"{text!r} is no data spec; expected name:place such as 'cifar10:DIR', 'cifar10/train:DIR[0:1000]' or "
+            f"{text!r} is no data spec; expected name:place such as 'cifar10:DIR', "
+            f"'cifar10/train:DIR[0:1000]' or "
             "'my.module:factory'"
         )
     part = found.groupdict()
     early = ""
-    if part["place"] is not None:  # options may also stand before the colon: imagefolder?crop=224:DIR
+    if (
+        part["place"] is not None
+    ):  # options may also stand before the colon: imagefolder?crop=224:DIR
         for key in ("name", "split"):
             if part[key] and "?" in part[key]:
                 part[key], _, early = part[key].partition("?")
     size = None if part["h"] is None else (int(part["h"]), int(part["w"]))
     if size is not None and not (0 < size[0] <= 8192 and 0 < size[1] <= 8192):
-        raise BadData(f"{text!r} asks for images of {size[0]}x{size[1]}; expected 1 to 8192 each way")
-    whole = text.strip() if part["selection"] is None else text.strip()[: -len(part["selection"]) - 2]
+        raise BadData(
+            f"{text!r} asks for images of {size[0]}x{size[1]}; expected 1 to 8192 each way"
+        )
+    if part["selection"] is None:
+        whole = text.strip()
+    else:
+        whole = text.strip()[: -len(part["selection"]) - 2]
     options = _options("&".join(filter(None, (early, part["options"]))), text)
-    return Spec(whole, part["name"], part["split"] or "", size, part["place"] or "", part["selection"], options)
+    return Spec(
+        whole,
+        part["name"],
+        part["split"] or "",
+        size,
+        part["place"] or "",
+        part["selection"],
+        options,
+    )
 
 
 def _options(behind: str, text: str) -> dict[str, str]:
     pairs = [one.partition("=") for one in behind.split("&")] if behind else []
     options = {name: value for name, _, value in pairs}
     if not all(name and value for name, _, value in pairs) or len(options) < len(pairs):
-        raise BadData(f"{text!r} has options {behind!r}; expected name=value&name=value, each once: write it so")
+        raise BadData(
+            f"{text!r} has options {behind!r}; expected name=value&name=value, each once: write "
+            f"it so"
+        )
     return options
 
 
 def load(spec: Spec) -> object:
-    """What a source gives, without the selection. Raises UnknownName, BadData, BadFile, MissingExtra."""
+    """What a source gives, without the selection. Raises UnknownName, BadData, BadFile,
+    MissingExtra.
+    """
     if spec.name not in names():
         if _is_module(spec.name) and all(part.isidentifier() for part in spec.path.split(".")):
             return _made_by(spec)
@@ -92,19 +115,24 @@ def load(spec: Spec) -> object:
     known = [name for name in takes if name not in ("location", "split", "size")]
     for name in spec.options.keys() - known:
         if not known:
-            raise BadData(f"{spec.whole} has the option {name!r}, and {spec.name} takes none; leave it out")
+            raise BadData(
+                f"{spec.whole} has the option {name!r}, and {spec.name} takes none; leave it out"
+            )
         raise find.unknown(name, known, f"option of {spec.name}")
     if spec.size is None:
         return source(path, spec.split, **spec.options)
     if "size" not in takes:
         raise BadData(
-            f"{spec.whole} asks for a size, which {spec.name} cannot take; only imagefolder and parquet resize"
+            f"{spec.whole} asks for a size, which {spec.name} cannot take; only imagefolder and "
+            f"parquet resize"
         )
     return source(path, spec.split, size=spec.size, **spec.options)
 
 
 def _is_module(name: str) -> bool:
-    """Whether the user means a module: a dotted name, or one that can be found (nothing is imported)."""
+    """Whether the user means a module: a dotted name, or one that can be found (nothing is
+    imported).
+    """
     if "." in name:
         return True
     try:
@@ -117,7 +145,8 @@ def _made_by(spec: Spec) -> object:
     """The result of the user's own `module:factory`, called without arguments."""
     if spec.split or spec.size or spec.options:
         raise BadData(
-            f"{spec.whole} has a split, a size or options, which a factory cannot take; write module:factory only"
+            f"{spec.whole} has a split, a size or options, which a factory cannot take; write "
+            f"module:factory only"
         )
     try:
         factory = find.imported(f"{spec.name}:{spec.path}")
@@ -126,14 +155,17 @@ def _made_by(spec: Spec) -> object:
         raise
     except Exception as problem:
         raise BadData(
-            f"{spec.whole}() failed ({brief(problem)}); expected a function that gives data: mend it"
+            f"{spec.whole}() failed ({brief(problem)}); expected a function that gives data: mend "
+            f"it"
         ) from problem
 
 
 def selection(spec: Spec, length: int | None) -> slice:
     """The selection of a spec as a slice; BadData tells how many rows there are."""
     parts = [part.strip() for part in (spec.selection or "").split(":")]
-    if len(parts) not in (2, 3) or not all(re.fullmatch(r"-?[0-9]{0,18}", part, re.ASCII) for part in parts):
+    if len(parts) not in (2, 3) or not all(
+        re.fullmatch(r"-?[0-9]{0,18}", part, re.ASCII) for part in parts
+    ):
         raise _bad(spec.whole, spec.selection or "", length)
     try:
         return slice(*(int(part) if part else None for part in parts))
@@ -148,11 +180,17 @@ def tell(chosen: slice) -> str:
 
 
 def chosen(keep: range, selection: slice, text: str, name: str, length: int | None) -> range:
-    """The source's row numbers that a selection of the rows `keep` means; BadData for empty and beyond the end."""
+    """The source's row numbers that a selection of the rows `keep` means; BadData for empty and
+    beyond the end.
+    """
     parts = [selection.start, selection.stop, selection.step]
-    if not all(part is None or (type(part) is int and part >= 0) for part in parts) or selection.step == 0:
+    if (
+        not all(part is None or (type(part) is int and part >= 0) for part in parts)
+        or selection.step == 0
+    ):
         raise _bad(name, text, length)
-    start, stop = selection.start or 0, selection.stop
+    start = selection.start or 0
+    stop = selection.stop
     if stop is not None and (start >= stop or (length is not None and stop > length)):
         raise _bad(name, text, length)
     if length is not None and start >= length:
@@ -163,6 +201,7 @@ def chosen(keep: range, selection: slice, text: str, name: str, length: int | No
 def _bad(name: str, text: str, length: int | None) -> BadData:
     there = "an unknown number of rows" if length is None else f"{length} rows"
     return BadData(
-        f"[{text}] is no selection of {name}, which has {there}; expected [a:b] or [a:b:step] in integers with "
+        f"[{text}] is no selection of {name}, which has {there}; expected [a:b] or [a:b:step] in "
+        f"integers with "
         f"0 <= a < b{'' if length is None else f' <= {length}'}: change it"
     )

@@ -1,4 +1,6 @@
-"""Texts in a file of tab-separated columns, with labels, as numbers of tokens: `tsv:PATH?tokenizer=PLACE`."""
+"""Texts in a file of tab-separated columns, with labels, as numbers of tokens:
+`tsv:PATH?tokenizer=PLACE`.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ EXPECTED = "a .tsv file, UTF-8 text with tabs between the columns"
 
 
 class TsvColumns(NamedTuple):
-    """Where text and label stand, from 0 (label None: there is none), and whether the first line names them."""
+    """Where text and label stand, from 0 (label None: there is none), and whether the first line
+    names them.
+    """
 
     text: int
     label: int | None
@@ -47,22 +51,26 @@ def load(
     header: str = "",
     classes: str = "",
 ) -> Rows:
-    """x is {input_ids, attention_mask}, int64 [rows, length]: longer texts are cut, shorter ones padded.
+    """x is {input_ids, attention_mask}, int64 [rows, length]: longer texts are cut, shorter ones
+    padded.
 
     Args:
         place: the file, or a folder of splits.
         split: s means `s.tsv` in a folder; without one `test.tsv`, else `dev.tsv`.
         tokenizer: a `tokenizer.json` or the folder that holds it.
         length: tokens of each row.
-        text, label: columns by the name in the first line or by number from 1; without them `sentence`, `text`, ...
-            and `label`, `target`, ..., or of two columns the one with an integer as label.
-        quoted: yes reads fields in quotation marks as CSV does; no keeps the marks, as in GLUE. By default a file is
-            quoted where all fields of its first line are, and refused where it cannot be told.
+        text, label: columns by the name in the first line or by number from 1; without them
+            `sentence`, `text`, ... and `label`, `target`, ..., or of two columns the one with an
+            integer as label.
+        quoted: yes reads fields in quotation marks as CSV does; no keeps the marks, as in GLUE. By
+            default a file is quoted where all fields of its first line are, and refused where it
+            cannot be told.
         header: yes or no, whether the first line names the columns; by default it is looked for.
-        classes: the names of the classes in the order of their numbers, A,B,C or a file with one a line.
+        classes: the names of the classes in the order of their numbers, A,B,C or a file with one a
+            line.
 
-    Labels are integers of at least 0, or texts. Texts are numbered by name, in sorted order, over `train.tsv` beside
-    the file where there is one.
+    Labels are integers of at least 0, or texts. Texts are numbered by name, in sorted order, over
+    `train.tsv` beside the file where there is one.
 
     Raises:
         BadData: columns that are not clear, labels that are none, commas instead of tabs.
@@ -76,13 +84,18 @@ def load(
     if not re.fullmatch(r"[0-9]{1,6}", length) or not int(length):
         raise BadData(f"got length={length}; expected a number of tokens of at least 1")
     if labels is None and table.others:
-        say(f"{file}: no labels found, its other columns are {', '.join(table.others)}; name them with label=NAME")
+        say(
+            f"{file}: no labels found, its other columns are {', '.join(table.others)}; name them "
+            f"with label=NAME"
+        )
     words = Tokenizer(tokenizer, int(length))
     return Rows(Texts(table.texts, labels, words), name=f"tsv:{file}", class_names=names or None)
 
 
 class Reading(NamedTuple):
-    """How the user says that a file is read: columns by name or number, and yes, no or None for unsaid."""
+    """How the user says that a file is read: columns by name or number, and yes, no or None for
+    unsaid.
+    """
 
     text: str
     label: str
@@ -112,7 +125,9 @@ def _table(file: Path, how: Reading) -> TsvTable:
     fields = [_fields(line, number, len(lines[0]), file) for number, line in enumerate(lines, 1)]
     kept = fields[1:] if columns.header else fields
     if not kept:
-        raise BadData(f"{file} has no row below its header; expected at least one: give another file")
+        raise BadData(
+            f"{file} has no row below its header; expected at least one: give another file"
+        )
     labels = None if columns.label is None else [row[columns.label] for row in kept]
     others: tuple[str, ...] = ()
     if columns.header:
@@ -124,7 +139,8 @@ def _table(file: Path, how: Reading) -> TsvTable:
 def _numbered(table: TsvTable, file: Path, how: Reading, names: Names) -> tuple[Ints | None, Names]:
     """The labels as numbers, and the names of the classes where the labels are texts.
 
-    Labels of which more than half are integers are meant as integers: then the first other one is refused.
+    Labels of which more than half are integers are meant as integers: then the first other one is
+    refused.
     """
     if table.labels is None:
         return None, names
@@ -135,17 +151,30 @@ def _numbered(table: TsvTable, file: Path, how: Reading, names: Names) -> tuple[
     chosen = ""
     if is_split(file.stem):
         chosen = file.stem
-        beside = [path for path in sorted(file.parent.glob(f"*{file.suffix}")) if is_split(path.stem)]
-        held = {path.stem: {one.strip() for one in _table(path, how).labels or ()} for path in beside if path != file}
-        held = {split: labels for split, labels in held.items() if labels and not any(map(_is_number, labels))}
+        beside = [
+            path for path in sorted(file.parent.glob(f"*{file.suffix}")) if is_split(path.stem)
+        ]
+        held = {
+            path.stem: {one.strip() for one in _table(path, how).labels or ()}
+            for path in beside
+            if path != file
+        }
+        held = {
+            split: labels
+            for split, labels in held.items()
+            if labels and not any(map(_is_number, labels))
+        }
         held[chosen] = {label.strip() for label in table.labels}
     if not names and len(held[chosen]) > MOST_CLASSES:
         raise BadData(
-            f"{file} has {len(held[chosen])} different labels, such as {table.labels[0][:40]!r}; expected integers or "
+            f"{file} has {len(held[chosen])} different labels, such as {table.labels[0][:40]!r}; "
+            f"expected integers or "
             f"at most {MOST_CLASSES} names: say which column holds them with label=N"
         )
     found = names_of(held, chosen, file, names)
-    numbers = numbered(np.array([label.strip() for label in table.labels], dtype=object), found, f"{file}")
+    numbers = numbered(
+        np.array([label.strip() for label in table.labels], dtype=object), found, f"{file}"
+    )
     say_absent(found, numbers, file)
     return numbers, found
 
@@ -155,7 +184,10 @@ class Texts:
     """Texts in memory, made into tokens when they are taken."""
 
     def __init__(self, texts: Sequence[str], labels: Ints | None, tokenizer: Tokenizer) -> None:
-        self.texts, self.labels, self.tokenizer, self.length = texts, labels, tokenizer, len(texts)
+        self.texts = texts
+        self.labels = labels
+        self.tokenizer = tokenizer
+        self.length = len(texts)
 
     def take(self, index: Ints) -> tuple[X, Ints | None]:
         """See Indexed."""
@@ -173,7 +205,9 @@ def _file(folder: str, split: str) -> Path:
             named = [path / f"{name}.tsv" for name in ([split] if split else ["test", "dev"])]
             path = next((file for file in named if file.is_file()), named[0])
         elif split:
-            raise BadData(f"{folder} is one file, which has no split {split!r}; leave the split out")
+            raise BadData(
+                f"{folder} is one file, which has no split {split!r}; leave the split out"
+            )
     return path
 
 
@@ -194,11 +228,17 @@ def _lines(path: Path, quoted: bool | None) -> list[list[str]]:
     if not quoted:
         return lines
     with reading(path, "a .tsv file with fields in quotation marks"):
-        return [line for line in csv.reader(io.StringIO(whole, newline=""), delimiter="\t", strict=True) if line]
+        return [
+            line
+            for line in csv.reader(io.StringIO(whole, newline=""), delimiter="\t", strict=True)
+            if line
+        ]
 
 
 def _require_tabs(lines: list[list[str]], path: Path) -> None:
-    """Raise BadData for a table of commas or semicolons: as one column its header would be a row."""
+    """Raise BadData for a table of commas or semicolons: as one column its header would be a
+    row.
+    """
     if any(len(line) > 1 for line in lines[:LOOKED_AT]):
         return
     for comma, name in ((",", "commas"), (";", "semicolons")):
@@ -209,26 +249,37 @@ def _require_tabs(lines: list[list[str]], path: Path) -> None:
             continue
         first = [word.strip().strip('"').lower() for word in lines[0][0].split(comma)]
         named = counts[0] > 1 and any(word in (*LABELS, *TEXTS) for word in first)
-        ends = [(line[0].rpartition(comma)[2], line[0].partition(comma)[0]) for line in lines[1:LOOKED_AT]]
-        numbers = bool(ends) and any(all(map(_is_integer, column)) for column in zip(*ends, strict=True))
+        ends = [
+            (line[0].rpartition(comma)[2], line[0].partition(comma)[0])
+            for line in lines[1:LOOKED_AT]
+        ]
+        numbers = bool(ends) and any(
+            all(map(_is_integer, column)) for column in zip(*ends, strict=True)
+        )
         table = counts[0] > 1 and len(set(counts)) == 1 and numbers
         if named or table or (path.suffix.lower() == ".csv" and counts[0] > 1):
             raise BadData(
-                f"{path} has {name} between its {counts[0]} columns; expected tabs: write it again, for instance with "
-                f"pandas.read_csv({path.name!r}, sep={comma!r}).to_csv('{path.stem}.tsv', sep='\\t', index=False)"
+                f"{path} has {name} between its {counts[0]} columns; expected tabs: write it "
+                f"again, for instance with "
+                f"pandas.read_csv({path.name!r}, sep={comma!r}).to_csv('{path.stem}.tsv', "
+                f"sep='\\t', index=False)"
             )
 
 
 def _is_quoted(lines: list[list[str]], path: Path) -> bool:
-    """Whether fields are in quotation marks as CSV writes them. Raises BadData where it cannot be told."""
+    """Whether fields are in quotation marks as CSV writes them. Raises BadData where it cannot be
+    told.
+    """
     if all(QUOTED.fullmatch(field) for field in lines[0]):
         return True
     for number, line in enumerate(lines, 1):
         for field in line:
             if QUOTED.fullmatch(field) and '""' in field[1:-1]:
                 raise BadData(
-                    f"line {number} of {path} has a field in quotation marks with doubled ones in it, {field[:40]!r}; "
-                    "say tsv:PATH?quoted=yes if they were put there by a program, or quoted=no if they belong to the "
+                    f"line {number} of {path} has a field in quotation marks with doubled ones in "
+                    f"it, {field[:40]!r}; "
+                    "say tsv:PATH?quoted=yes if they were put there by a program, or quoted=no if "
+                    "they belong to the "
                     "text"
                 )
     return False
@@ -237,7 +288,8 @@ def _is_quoted(lines: list[list[str]], path: Path) -> bool:
 def _fields(line: list[str], number: int, count: int, file: Path) -> list[str]:
     if len(line) != count:
         raise BadData(
-            f"line {number} of {file} has {len(line)} columns, the first {count}; expected as many, with a tab between "
+            f"line {number} of {file} has {len(line)} columns, the first {count}; expected as "
+            f"many, with a tab between "
             "them: mend this line"
         )
     return line
@@ -262,7 +314,8 @@ def _columns(lines: list[list[str]], how: Reading, file: Path) -> TsvColumns:
         rest = [index for index in range(len(first)) if index != label_at]
         if len(rest) != 1:
             raise BadData(
-                f"{file} begins with the columns {names}, and which holds the text is not clear; say tsv:PATH?text=N, "
+                f"{file} begins with the columns {names}, and which holds the text is not clear; "
+                f"say tsv:PATH?text=N, "
                 "by name or by number from 1"
             )
         text_at = rest[0]
@@ -273,7 +326,9 @@ def _columns(lines: list[list[str]], how: Reading, file: Path) -> TsvColumns:
 
 
 def _heads(index: int, lines: list[list[str]]) -> bool:
-    """Whether the first line names the column of labels: no integer above integers, or a text that no row has."""
+    """Whether the first line names the column of labels: no integer above integers, or a text that
+    no row has.
+    """
     column = [line[index].strip() for line in lines if len(line) > index]
     if _is_integer(column[0]):
         return False
@@ -288,7 +343,10 @@ def _asked(word: str, names: list[str], file: Path) -> int | None:
     if word.lower() in names:
         index = names.index(word.lower())
     if not 0 <= index < len(names):
-        raise BadData(f"{file} has no column {word!r}; expected one of {names}, or a number from 1 to {len(names)}")
+        raise BadData(
+            f"{file} has no column {word!r}; expected one of {names}, or a number from 1 to "
+            f"{len(names)}"
+        )
     return index
 
 
@@ -303,14 +361,18 @@ def _is_integer(field: str) -> bool:
 
 def _is_number(field: str) -> bool:
     """Whether a label is a number of any kind, and so no name."""
-    return re.fullmatch(r"\s*[-+]?[0-9]*\.?[0-9]+(e[-+]?[0-9]+)?\s*", field, re.ASCII | re.IGNORECASE) is not None
+    return (
+        re.fullmatch(r"\s*[-+]?[0-9]*\.?[0-9]+(e[-+]?[0-9]+)?\s*", field, re.ASCII | re.IGNORECASE)
+        is not None
+    )
 
 
 def _integers(labels: list[str], start: int, file: Path) -> Ints:
     for number, label in enumerate(labels, start):
         if not _is_integer(label):
             raise BadData(
-                f"line {number} of {file} has the label {label[:40]!r}; expected integers of at least 0: number the "
+                f"line {number} of {file} has the label {label[:40]!r}; expected integers of at "
+                f"least 0: number the "
                 "classes, or name the column with label=N"
             )
     return np.array([int(label) for label in labels], dtype=np.int64)

@@ -1,10 +1,12 @@
-"""A network under a plan -> a self-contained folder: graphs, plan, manifest, and a program that runs them.
+"""A network under a plan -> a self-contained folder: graphs, plan, manifest, and a program that
+runs them.
 
     network folder/  0-small.onnx  1-large.onnx  plan.json  manifest.json  run.py
 
-`manifest.json` says what goes in, which graph reads and gives what, and under which promise; and it has a digest of
-every file. run.py needs NumPy and ONNX Runtime, nothing of ours, and answers as `offramp.run` does. It compares all
-files with their digests first, and opens none outside of the folder.
+`manifest.json` says what goes in, which graph reads and gives what, and under which promise; and it
+has a digest of every file. run.py needs NumPy and ONNX Runtime, nothing of ours, and answers as
+`offramp.run` does. It compares all files with their digests first, and opens none outside of the
+folder.
 """
 
 from __future__ import annotations
@@ -80,17 +82,20 @@ class Exported:
 def export(
     network: Network, plan: Plan, folder: str | Path, *, example: Any = None, one_file: bool = False
 ) -> Exported:
-    """Write a folder that answers under a plan with NumPy and ONNX Runtime alone, without offramp and torch.
+    """Write a folder that answers under a plan with NumPy and ONNX Runtime alone, without offramp
+    and torch.
 
-    Every graph is compared with the network before the folder is put into place. An earlier export there is replaced.
+    Every graph is compared with the network before the folder is put into place. An earlier export
+    there is replaced.
 
     Args:
         network: In eval mode.
-        plan: Its promise goes along if it was made on this ONNX Runtime. Otherwise the promise is left out, and the
-            printed note says so.
+        plan: Its promise goes along if it was made on this ONNX Runtime. Otherwise the promise is
+            left out, and the printed note says so.
         folder: Where. It may hold an earlier export and nothing else.
         example: A batch as the network takes it, if neither the plan nor a cut has seen one.
-        one_file: Also write the whole plan as one graph, with compaction inside and thresholds as inputs.
+        one_file: Also write the whole plan as one graph, with compaction inside and thresholds as
+            inputs.
 
     Returns:
         What was written; it prints as a sentence.
@@ -120,7 +125,9 @@ def export(
         "made_with": {name: version(name) for name in ("offramp", "torch", "onnx", ENGINE)},
         "network": {"fingerprint": network.fingerprint(), "precision": network.precision()},
         "inputs": [_input(name, value) for name, value in state.items()],
-        "preprocessing": {name: described(preprocess) for name, preprocess in network.fronts.items()},
+        "preprocessing": {
+            name: described(preprocess) for name, preprocess in network.fronts.items()
+        },
         "exits": [*network.topology.exits],
         "classes": tried[last + LOGITS].shape[1],
         "logits": _kind(tried[last + LOGITS]),
@@ -154,7 +161,8 @@ def _example(network: Network, plan: Plan, example: Any) -> Any:
     known = next((member.inputs for member in network.members if member.inputs), None)
     if known is None:
         raise InvalidArgument(
-            "the plan has seen no rows, expected it from calibrate, or an example; give example=some rows"
+            "the plan has seen no rows, expected it from calibrate, or an example; give "
+            "example=some rows"
         )
     return rows_like(known, ROWS)
 
@@ -164,36 +172,46 @@ def _kept(plan: Plan, identity: str) -> tuple[Plan, str | None]:
     if plan.origin is None or plan.origin.engine == identity:
         return plan, None
     note = (
-        f"It was made on {plan.origin.engine}, and this folder runs on {identity}: to take a promise along, record "
+        f"It was made on {plan.origin.engine}, and this folder runs on {identity}: to take a "
+        f"promise along, record "
         f"with engine={ENGINE!r} and calibrate that."
     )
-    return plan.changed(origin=replace(plan.origin, engine=identity)), note if plan.promise else None
+    return plan.changed(
+        origin=replace(plan.origin, engine=identity)
+    ), note if plan.promise else None
 
 
 def _written(network: Network, plan: Plan, state: State) -> tuple[list[Written], State]:
-    """The stages of a plan as graphs, each compared with the network on these rows; and all named tensors of them.
+    """The stages of a plan as graphs, each compared with the network on these rows; and all named
+    tensors of them.
 
     Every row goes along every edge here: a stage is compared whoever its rows will be.
     """
     schedule = plan.schedule(network.topology)
     device = network.device()
     engine_stages: Sequence[EngineStage] = kind_of(ENGINE)().open(network, schedule, device)
-    eager = {engine_stage.name: engine_stage for engine_stage in kind_of("torch")().open(network, schedule, device)}
+    eager = {
+        engine_stage.name: engine_stage
+        for engine_stage in kind_of("torch")().open(network, schedule, device)
+    }
     tried = dict(with_defaults(network.topology, state))
     written = list[Written]()
     with torch.inference_mode():
-        for engine_stage, graph in zip(engine_stages, graphs_of(network, schedule, tried), strict=True):
+        for engine_stage, graph in zip(
+            engine_stages, graphs_of(network, schedule, tried), strict=True
+        ):
             mine = dict(tried)
             engine_stage.call(mine)
             for node in engine_stage.stage.nodes:
                 eager[node].call(tried)
             _compare(engine_stage.name, engine_stage.writes, mine, tried)
-            index = (
-                network.topology.exit_index(engine_stage.name)
-                if network.topology.node(engine_stage.name).has_exit
-                else -1
+            if network.topology.node(engine_stage.name).has_exit:
+                index = network.topology.exit_index(engine_stage.name)
+            else:
+                index = -1
+            written.append(
+                Written(engine_stage.stage, graph, index, _carried(engine_stage.stage, state))
             )
-            written.append(Written(engine_stage.stage, graph, index, _carried(engine_stage.stage, state)))
     return written, tried
 
 
@@ -210,11 +228,15 @@ def _carried(stage: Stage, inputs: State) -> tuple[tuple[str, ...], ...]:
 
 def _compare(stage: str, writes: Sequence[str], mine: State, own: State) -> None:
     for name in writes:
-        got, want = mine[name].double(), own[name].double()
-        far = ((got - want).abs().nan_to_num(0).max() / want.abs().nan_to_num(0).max().clamp(min=1)).item()
+        got = mine[name].double()
+        want = own[name].double()
+        far = (
+            (got - want).abs().nan_to_num(0).max() / want.abs().nan_to_num(0).max().clamp(min=1)
+        ).item()
         if not far <= BAND or not torch.equal(got.isnan(), want.isnan()):
             raise BadNetwork(
-                f"segment {stage!r} gives {name!r} {far:.2g} away from the network in ONNX Runtime, expected "
+                f"segment {stage!r} gives {name!r} {far:.2g} away from the network in ONNX "
+                f"Runtime, expected "
                 f"at most {BAND:g}; run it with engine='torch'"
             )
 
@@ -226,7 +248,10 @@ def _described(one: Written, number: int, tried: State) -> dict[str, Any]:
     edges = list[dict[str, Any]]()
     for edge, names in zip(stage.edges, one.carries, strict=True):
         edges.append(
-            {"to": None if edge.to == LEAVE else edge.to, "carries": [_input(key, tried[key]) for key in names]}
+            {
+                "to": None if edge.to == LEAVE else edge.to,
+                "carries": [_input(key, tried[key]) for key in names],
+            }
         )
     return {
         "name": stage.name,
@@ -260,12 +285,15 @@ def _one(written: Sequence[Written], plan: Plan, body: Mapping[str, Any]) -> byt
     import numpy as np
     from onnx import helper
 
-    infos = [
-        helper.make_tensor_value_info(
-            one["name"], helper.np_dtype_to_tensor_dtype(np.dtype(one["dtype"])), ["batch", *one["shape"]]
+    infos = []
+    for one in body["inputs"]:
+        infos.append(
+            helper.make_tensor_value_info(
+                one["name"],
+                helper.np_dtype_to_tensor_dtype(np.dtype(one["dtype"])),
+                ["batch", *one["shape"]],
+            )
         )
-        for one in body["inputs"]
-    ]
     thresholds = {gate: plan.thresholds[gate][0] for gate in body["gates"]}
     found: bytes = one_model(written, infos, thresholds, body["classes"]).SerializeToString()
     return found

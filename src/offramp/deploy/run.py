@@ -135,7 +135,8 @@ def named_inputs(x: Any, expected: Any) -> dict[str, Any]:
         arrays = {"x": x}
     arrays = {name: np.ascontiguousarray(value) for name, value in arrays.items()}
 
-    got, wanted = {}, {}
+    got = {}
+    wanted = {}
     for name, value in arrays.items():
         got[name] = f"[B, {', '.join(map(str, value.shape[1:]))}] {value.dtype}"
     for one in expected:

@@ -1,9 +1,11 @@
-"""Evolutionary search over the networks of a supernet, within a budget of multiply-adds or milliseconds.
+"""Evolutionary search over the networks of a supernet, within a budget of multiply-adds or
+milliseconds.
 
-Guo et al., 2020, arXiv 1904.00420: of every generation the best are parents; half of the next one are crossovers of two
-of them, half are mutants. A network is judged by its accuracy on held-out rows after its batch norms have been
-estimated anew. Ours: exits are searched along. With exits the budget holds for the mean over the rows, by one threshold
-on the largest probability that all exits share. Such a threshold is chosen here on the rows that judge, and promises
+Guo et al., 2020, arXiv 1904.00420: of every generation the best are parents; half of the next one
+are crossovers of two of them, half are mutants. A network is judged by its accuracy on held-out
+rows after its batch norms have been estimated anew. Ours: exits are searched along. With exits the
+budget holds for the mean over the rows, by one threshold on the largest probability that all exits
+share. Such a threshold is chosen here on the rows that judge, and promises
 nothing: calibrate the network that was found, on other rows.
 Shapes: N rows, E exits and the head, C classes.
 """
@@ -102,7 +104,9 @@ class Search:
         return self.candidates[0]
 
     def preprocess(self) -> list[Judged]:
-        """Those of which no other one is as accurate and cheaper, or as cheap and more accurate; cheapest first."""
+        """Those of which no other one is as accurate and cheaper, or as cheap and more accurate;
+        cheapest first.
+        """
         found = list[Judged]()
         for one in sorted(self.candidates, key=lambda each: (each.cost, -each.accuracy)):
             if not found or one.accuracy > found[-1].accuracy:
@@ -166,7 +170,9 @@ def cost_table(
         before[tap] = max(0.0, figures["until", tap] - inside)
     everything = sum(costs[0] for costs in options.values())
     rest = {task: max(0.0, figures["whole", task] - everything) for task in supernet.heads}
-    exits = {(tap, task): figures["exit", tap, task] for tap in supernet.taps for task in supernet.heads}
+    exits = {
+        (tap, task): figures["exit", tap, task] for tap in supernet.taps for task in supernet.heads
+    }
     return CostTable(unit, options, rest, before, exits, supernet.order)
 
 
@@ -215,17 +221,32 @@ def evolve(
     supernet.require(supernet.dense, task)
     rng = np.random.default_rng(seed)
     known = dict[Subnet, Judged | None]()
-    for generation in track(range(generations), what="generations", total=generations, show=progress):
+    for generation in track(
+        range(generations), what="generations", total=generations, show=progress
+    ):
         best = _ranked(known)[:parents]
-        for subnet in _generation(supernet, task, costs, budget, best, known, population, mutation, rng, generation):
+        for subnet in _generation(
+            supernet, task, costs, budget, best, known, population, mutation, rng, generation
+        ):
             known[subnet] = judge(
-                supernet, subnet, task, judging, norm_rows, costs=costs, budget=budget, batch_size=batch_size
+                supernet,
+                subnet,
+                task,
+                judging,
+                norm_rows,
+                costs=costs,
+                budget=budget,
+                batch_size=batch_size,
             )
     ranked = _ranked(known)
     if not ranked:
-        cheapest = min(costs.whole(subnet, task) for subnet in known) if known else float("nan")
+        if known:
+            cheapest = min(costs.whole(subnet, task) for subnet in known)
+        else:
+            cheapest = float("nan")
         raise InvalidArgument(
-            f"no network within a budget of {budget:g} {costs.unit}; the cheapest drawn costs {cheapest:g}"
+            f"no network within a budget of {budget:g} {costs.unit}; the cheapest drawn costs "
+            f"{cheapest:g}"
         )
     return Search(tuple(ranked), sum(one is None for one in known.values()))
 
@@ -242,7 +263,9 @@ def judge(
     budget: float = float("inf"),
     batch_size: int = 200,
 ) -> Judged | None:
-    """The accuracy of one network within a budget, after its batch norms have been estimated anew; None outside it."""
+    """The accuracy of one network within a budget, after its batch norms have been estimated anew;
+    None outside it.
+    """
     leaving = costs.leaving(subnet, task)
     if leaving.min() > budget:
         return None
@@ -262,7 +285,8 @@ def along_thresholds(
     """The best accuracy, its mean cost and its threshold, of one threshold that all exits share.
 
     Args:
-        sure: [E, N], the largest probability; the last row is that of the head, where all others leave.
+        sure: [E, N], the largest probability; the last row is that of the head, where all others
+            leave.
         right: [E, N], whether an answer is right.
         leaving: [E], the cost of leaving there.
         budget: of the mean cost.
@@ -320,7 +344,10 @@ def mutated(supernet: Supernet, subnet: Subnet, chance: float, rng: np.random.Ge
     """A network some of whose options and exits are drawn anew."""
     fresh = supernet.drawn(rng).options
     anew = rng.random(len(fresh)) < chance
-    options = tuple(int(new if draw else old) for new, old, draw in zip(fresh, subnet.options, anew, strict=True))
+    options = tuple(
+        int(new if draw else old)
+        for new, old, draw in zip(fresh, subnet.options, anew, strict=True)
+    )
     exits = list[str]()
     for tap in supernet.taps:
         stays = (tap in subnet.exits) != bool(rng.random() < chance)
@@ -332,7 +359,9 @@ def mutated(supernet: Supernet, subnet: Subnet, chance: float, rng: np.random.Ge
 def crossed(supernet: Supernet, one: Subnet, other: Subnet, rng: np.random.Generator) -> Subnet:
     """A network whose every option and exit is that of one of two parents."""
     picks = rng.random(len(one.options)) < 0.5
-    options = tuple(a if pick else b for a, b, pick in zip(one.options, other.options, picks, strict=True))
+    options = tuple(
+        a if pick else b for a, b, pick in zip(one.options, other.options, picks, strict=True)
+    )
     exits = list[str]()
     for tap in supernet.taps:
         parent = one if rng.random() < 0.5 else other
@@ -345,7 +374,9 @@ def _one_of(best: Sequence[Judged], rng: np.random.Generator) -> Subnet:
     return best[int(rng.integers(len(best)))].subnet
 
 
-def _some_exits(supernet: Supernet, subnet: Subnet, rng: np.random.Generator, chance: float) -> Subnet:
+def _some_exits(
+    supernet: Supernet, subnet: Subnet, rng: np.random.Generator, chance: float
+) -> Subnet:
     return Subnet(subnet.options, tuple(tap for tap in supernet.taps if rng.random() < chance))
 
 
@@ -354,7 +385,9 @@ def _ranked(known: Mapping[Subnet, Judged | None]) -> list[Judged]:
     return sorted(judged, key=lambda one: (-one.accuracy, one.cost))
 
 
-def _logits(supernet: Supernet, model: nn.Module, subnet: Subnet, task: str, x: Tensor, batch_size: int) -> Tensor:
+def _logits(
+    supernet: Supernet, model: nn.Module, subnet: Subnet, task: str, x: Tensor, batch_size: int
+) -> Tensor:
     """Logits [E, N, C] of the exits and the head of a network of its own."""
     found = list[Tensor]()
     taps = {name: model.get_submodule(name) for name in subnet.exits}
@@ -405,7 +438,11 @@ def _inputs_of(model: nn.Module, watched: Mapping[str, nn.Module], x: Tensor) ->
     inputs = dict[str, Tensor]()
     handles = []
     for name, module in watched.items():
-        handles.append(module.register_forward_pre_hook(lambda _m, given, name=name: inputs.update({name: given[0]})))
+        handles.append(
+            module.register_forward_pre_hook(
+                lambda _m, given, name=name: inputs.update({name: given[0]})
+            )
+        )
     try:
         model(x)
     finally:

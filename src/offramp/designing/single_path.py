@@ -1,8 +1,9 @@
 """Training a supernet by single paths, and the batch norms of one of its networks.
 
-Every step draws a few networks, uniformly, and averages their gradients (RSBNet's ensemble of single paths; one network
-a step is Single Path One-Shot's way). Guo et al., 2020, arXiv 1904.00420, as in the authors' code: SGD with momentum
-0.9, weight decay 4e-5, label smoothing 0.1. The rate falls linearly.
+Every step draws a few networks, uniformly, and averages their gradients (RSBNet's ensemble of
+single paths; one network a step is Single Path One-Shot's way). Guo et al., 2020, arXiv 1904.00420,
+as in the authors' code: SGD with momentum 0.9, weight decay 4e-5, label smoothing 0.1. The rate
+falls linearly.
 """
 
 from __future__ import annotations
@@ -78,9 +79,13 @@ def train_supernet(
         BadData: rows without labels, or with labels that are no classes of their task.
     """
     if min(steps, paths, batch_size) < 1:
-        raise InvalidArgument(f"steps, paths and batch_size must be 1 or more, got {steps}, {paths} and {batch_size}")
+        raise InvalidArgument(
+            f"steps, paths and batch_size must be 1 or more, got {steps}, {paths} and {batch_size}"
+        )
     if set(data) != set(supernet.heads):
-        raise InvalidArgument(f"there are rows for {sorted(data)}, expected some for each of {sorted(supernet.heads)}")
+        raise InvalidArgument(
+            f"there are rows for {sorted(data)}, expected some for each of {sorted(supernet.heads)}"
+        )
     before = snapshot(supernet)
     tasks = dict[str, Labelled]()
     seen = []
@@ -138,7 +143,11 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
         model: such as `Supernet.extract` gives it; it ends in eval mode.
         batches: rows [B, ...] without labels; all of them count alike.
     """
-    norms = [part for part in model.modules() if isinstance(part, _BatchNorm) and part.track_running_stats]
+    norms = [
+        part
+        for part in model.modules()
+        if isinstance(part, _BatchNorm) and part.track_running_stats
+    ]
     momenta = [norm.momentum for norm in norms]
     model.eval()
     for norm in norms:
@@ -156,13 +165,18 @@ def reestimate(model: nn.Module, batches: Iterable[Tensor]) -> None:
 
 
 def _drawn(
-    supernet: Supernet, task: str, rng: np.random.Generator, within: Callable[[Subnet, str], bool] | None
+    supernet: Supernet,
+    task: str,
+    rng: np.random.Generator,
+    within: Callable[[Subnet, str], bool] | None,
 ) -> Subnet:
     for _ in range(TRIES):
         subnet = supernet.drawn(rng)
         if within is None or within(subnet, task):
             return subnet
-    raise InvalidArgument(f"none of {TRIES} drawn networks keeps the limit for {task!r}; allow more")
+    raise InvalidArgument(
+        f"none of {TRIES} drawn networks keeps the limit for {task!r}; allow more"
+    )
 
 
 def _require_labels(task: str, y: object, classes: int) -> None:
@@ -170,4 +184,7 @@ def _require_labels(task: str, y: object, classes: int) -> None:
         raise BadData(f"the rows of the task {task!r} have no labels; give (x, y)")
     labels = np.asarray(y)
     if labels.min() < 0 or labels.max() >= classes:
-        raise BadData(f"labels of the task {task!r} are {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+        raise BadData(
+            f"labels of the task {task!r} are {labels.min()} to {labels.max()}, expected 0 to "
+            f"{classes - 1}"
+        )

@@ -1,8 +1,9 @@
-"""Many networks that share weights: at some places of a model several layers could stand, and each task has its head.
+"""Many networks that share weights: at some places of a model several layers could stand, and each
+task has its head.
 
-After Peng et al., 2021, arXiv 2112.03456 (RSBNet), of which only the abstract could be read, and its nearest published
-relative, Guo et al., Single Path One-Shot Neural Architecture Search, ECCV 2020, arXiv 1904.00420. Shapes: B rows,
-C classes.
+After Peng et al., 2021, arXiv 2112.03456 (RSBNet), of which only the abstract could be read, and
+its nearest published relative, Guo et al., Single Path One-Shot Neural Architecture Search, ECCV
+2020, arXiv 1904.00420. Shapes: B rows, C classes.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from offramp.networks.nodes import Exit, Seen
 from offramp.networks.taps import listening, logits_in
 
 Option = str | Mapping[Any, Any] | nn.Module | Callable[[nn.Module], nn.Module]
-DENSE, SKIP, NARROW = "dense", "skip", "narrow"
+DENSE = "dense"
+SKIP = "skip"
+NARROW = "narrow"
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ class Subnet:
 
 
 class Supernet(nn.Module):
-    """A copy of a model in which several layers could stand at some places, with a head for each task.
+    """A copy of a model in which several layers could stand at some places, with a head for each
+    task.
 
     Args:
         model: a classifier; it stays as it is.
@@ -86,24 +90,37 @@ class Supernet(nn.Module):
             if name not in known:
                 raise unknown(name, [each for each in known if each], "module of this model")
         for name in (*choices, *exits, head):
-            inside = [index for index in choices if name.startswith(f"{index}.") or name == index == head]
+            inside = [
+                index for index in choices if name.startswith(f"{index}.") or name == index == head
+            ]
             if inside:
                 raise InvalidArgument(
-                    f"{name!r} is within the place {inside[0]!r}, whose options have modules of their own"
+                    f"{name!r} is within the place {inside[0]!r}, whose options have modules of "
+                    f"their own"
                 )
         last = known[head]
         if not isinstance(last, nn.Linear):
-            raise InvalidArgument(f"head must name a linear layer, and {head!r} is a {type(last).__name__}")
+            raise InvalidArgument(
+                f"head must name a linear layer, and {head!r} is a {type(last).__name__}"
+            )
         self.head = head
-        self.heads = nn.ModuleDict({task: _head_of(task, count, last) for task, count in heads.items()})
-        self.classes = {task: part.out_features for task, part in self.heads.items() if isinstance(part, nn.Linear)}
+        self.heads = nn.ModuleDict(
+            {task: _head_of(task, count, last) for task, count in heads.items()}
+        )
+        self.classes = {
+            task: part.out_features
+            for task, part in self.heads.items()
+            if isinstance(part, nn.Linear)
+        }
         self.places = tuple(choices)
         self.names = tuple(tuple(map(str, options)) for options in choices.values())
         self.options = nn.ModuleList()
         for index, options in choices.items():
             if not options:
                 raise InvalidArgument(f"the place {index!r} has no options, expected one or more")
-            self.options.append(nn.ModuleList([_option_of(known[index], index, option) for option in options]))
+            self.options.append(
+                nn.ModuleList([_option_of(known[index], index, option) for option in options])
+            )
         for name in (*self.places, head):
             _put(self.model, name, nn.Identity())  # each weight belongs to one list alone
         self.example = example[:2]
@@ -138,7 +155,9 @@ class Supernet(nn.Module):
         """While it lasts, the options of a network and the head of a task stand in the model."""
         self.require(subnet, task)
         try:
-            for name, options, number in zip(self.places, self.options, subnet.options, strict=True):
+            for name, options, number in zip(
+                self.places, self.options, subnet.options, strict=True
+            ):
                 _put(self.model, name, _at(options, number))
             _put(self.model, self.head, self.heads[task])
             yield self.model
@@ -169,8 +188,11 @@ class Supernet(nn.Module):
         with self.along(subnet, task) as model:
             return copy.deepcopy(model).eval()
 
-    def network(self, subnet: Subnet, task: str, *, model: nn.Module | None = None, gate: str = "margin") -> Network:
-        """A network with its exits, to be trained on, recorded and calibrated like any that was cut.
+    def network(
+        self, subnet: Subnet, task: str, *, model: nn.Module | None = None, gate: str = "margin"
+    ) -> Network:
+        """A network with its exits, to be trained on, recorded and calibrated like any that was
+        cut.
 
         Args:
             subnet: with at least one exit.
@@ -192,17 +214,23 @@ class Supernet(nn.Module):
         return ", ".join([*parts, *(f"exit after {name}" for name in subnet.exits)])
 
     def require(self, subnet: Subnet, task: str) -> None:
-        """Raise UnknownName for another task, InvalidArgument for a network that this supernet does not hold."""
+        """Raise UnknownName for another task, InvalidArgument for a network that this supernet does
+        not hold.
+        """
         if task not in self.heads:
             raise unknown(task, list(self.heads), "task of this supernet")
         fits = len(subnet.options) == len(self.options)
         for options, number in zip(self.options, subnet.options, strict=False):
             fits = fits and 0 <= number < _count(options)
         if not fits or [name for name in self.taps if name in subnet.exits] != list(subnet.exits):
-            raise InvalidArgument(f"this supernet holds no {subnet}; see its places, options and taps")
+            raise InvalidArgument(
+                f"this supernet holds no {subnet}; see its places, options and taps"
+            )
 
     def _order(self, exits: Sequence[str]) -> tuple[str, ...]:
-        """Places and taps as they run, each with all of its options. Raises BadNetwork for one that does not fit."""
+        """Places and taps as they run, each with all of its options. Raises BadNetwork for one that
+        does not fit.
+        """
         task = next(iter(self.heads))
         order = list[str]()
         shapes = dict[str, tuple[int, ...]]()
@@ -212,21 +240,33 @@ class Supernet(nn.Module):
                 options[position] = number
                 heard = list[tuple[str, tuple[int, ...]]]()
                 with self.along(Subnet(tuple(options)), task) as model:
-                    watched = {key: model.get_submodule(key) for key in dict.fromkeys((*self.places, *exits))}
+                    watched = {
+                        key: model.get_submodule(key)
+                        for key in dict.fromkeys((*self.places, *exits))
+                    }
                     try:
                         with torch.no_grad(), _hearing(watched, heard):
                             model(self.example)
                     except Exception as problem:  # whatever the user's code raises
                         why = str(problem).strip().partition("\n")[0]
-                        raise BadNetwork(f"the option {name!r} does not fit at {index!r} ({why})") from problem
+                        raise BadNetwork(
+                            f"the option {name!r} does not fit at {index!r} ({why})"
+                        ) from problem
                 if not order:
                     order = [key for key, _ in heard]
                     shapes = dict(heard)
                 if dict(heard) != shapes:
-                    got, want = dict(heard).get(index), shapes.get(index)
-                    raise BadNetwork(f"the option {name!r} gives {got} at {index!r}, expected {want} as the first does")
+                    got = dict(heard).get(index)
+                    want = shapes.get(index)
+                    raise BadNetwork(
+                        f"the option {name!r} gives {got} at {index!r}, expected {want} as the "
+                        f"first does"
+                    )
         if sorted(order) != sorted({*self.places, *exits}):
-            raise BadNetwork("every place and exit must run once for a row; one of these runs never or several times")
+            raise BadNetwork(
+                "every place and exit must run once for a row; one of these runs never or several "
+                "times"
+            )
         return tuple(order)
 
     def _hang_exits(self, exit: str) -> None:
@@ -244,9 +284,13 @@ class Supernet(nn.Module):
 
 
 @contextlib.contextmanager
-def _hearing(modules: Mapping[str, nn.Module], heard: list[tuple[str, tuple[int, ...]]]) -> Iterator[None]:
+def _hearing(
+    modules: Mapping[str, nn.Module], heard: list[tuple[str, tuple[int, ...]]]
+) -> Iterator[None]:
     """While it lasts, name and shape of one row of what each module gives are noted, in order."""
-    with listening(modules, lambda name, value: heard.append((name, tuple(_tensor(value).shape[1:])))):
+    with listening(
+        modules, lambda name, value: heard.append((name, tuple(_tensor(value).shape[1:])))
+    ):
         yield
 
 
@@ -262,7 +306,8 @@ def _head_of(task: str, count: int | None, last: nn.Linear) -> nn.Linear:
         return copy.deepcopy(last)
     if count < 2:
         raise InvalidArgument(
-            f"the task {task!r} has {count} classes, expected 2 or more, or None for the model's own head"
+            f"the task {task!r} has {count} classes, expected 2 or more, or None for the model's "
+            f"own head"
         )
     return nn.Linear(last.in_features, count).to(last.weight)
 
@@ -285,15 +330,23 @@ def _option_of(dense: nn.Module, path: str, option: Option) -> nn.Module:
         return convert(dense, option).eval()
     made = option(copy.deepcopy(dense))
     if not isinstance(made, nn.Module):
-        raise InvalidArgument(f"an option at {path!r} gave a {type(made).__name__}, expected a torch.nn.Module")
+        raise InvalidArgument(
+            f"an option at {path!r} gave a {type(made).__name__}, expected a torch.nn.Module"
+        )
     return made.eval()
 
 
 def _converted(dense: nn.Module, path: str, method: str) -> nn.Module:
     """A place whose convolutions and linear layers are all replaced by one method."""
-    inside = [kind for kind in (nn.Conv2d, nn.Conv1d, nn.Linear) if any(isinstance(p, kind) for p in dense.modules())]
+    inside = [
+        kind
+        for kind in (nn.Conv2d, nn.Conv1d, nn.Linear)
+        if any(isinstance(p, kind) for p in dense.modules())
+    ]
     if not inside:
-        raise BadNetwork(f"{path!r} has no convolution or linear layer that {method!r} could replace")
+        raise BadNetwork(
+            f"{path!r} has no convolution or linear layer that {method!r} could replace"
+        )
     if not list(dense.children()):  # a layer itself
         alone = convert(nn.Sequential(dense), {"0": method})
         return alone.get_submodule("0").eval()

@@ -1,4 +1,6 @@
-"""What runs graphs on NumPy arrays, as calls on named tensors; what it says when it fails becomes one sentence."""
+"""What runs graphs on NumPy arrays, as calls on named tensors; what it says when it fails becomes
+one sentence.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,9 @@ from offramp.networks.inputs import State
 from offramp.runtime.onnx_graphs import Graph
 
 Array = NDArray[Any]
-Run = Callable[[Mapping[str, Array]], Sequence[Array]]  # what a graph reads, by name -> what it writes, in order
+Run = Callable[
+    [Mapping[str, Array]], Sequence[Array]
+]  # what a graph reads, by name -> what it writes, in order
 
 
 def package(name: str) -> Any:
@@ -46,13 +50,16 @@ class ArrayCall:
         except Exception as problem:  # errors of runtimes share no class but Exception
             brief = _brief(problem, self.told)
             raise BadData(
-                f"segment {self.node!r} failed in {self.runtime}: {brief}; run it with engine='torch'"
+                f"segment {self.node!r} failed in {self.runtime}: {brief}; run it with "
+                f"engine='torch'"
             ) from problem
         pairs = zip(self.writes, found, strict=True)
         return {name: torch.from_numpy(np.asarray(value)) for name, value in pairs}
 
 
-def on_arrays(graph: Graph, runtime: str, made: Callable[[Graph], Run], told: Callable[[str], str]) -> ArrayCall:
+def on_arrays(
+    graph: Graph, runtime: str, made: Callable[[Graph], Run], told: Callable[[str], str]
+) -> ArrayCall:
     """A graph as a call.
 
     Args:
@@ -68,7 +75,8 @@ def on_arrays(graph: Graph, runtime: str, made: Callable[[Graph], Run], told: Ca
         run = made(graph)
     except Exception as problem:  # errors of runtimes share no class but Exception
         raise BadNetwork(
-            f"segment {graph.node!r} cannot run on {runtime}: {_brief(problem, told)}; run it with engine='torch'"
+            f"segment {graph.node!r} cannot run on {runtime}: {_brief(problem, told)}; run it "
+            f"with engine='torch'"
         ) from problem
     return ArrayCall(graph, run, runtime, told)
 

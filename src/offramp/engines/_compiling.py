@@ -1,7 +1,8 @@
-"""A part compiled ahead of time by torch's Inductor: one program for every batch size, which has no guards.
+"""A part compiled ahead of time by torch's Inductor: one program for every batch size, which has no
+guards.
 
-torch.compile checks at every call whether what it compiled still fits, and compiles again where it does not, also
-while serving. What AOTInductor makes of an exported program never does.
+torch.compile checks at every call whether what it compiled still fits, and compiles again where it
+does not, also while serving. What AOTInductor makes of an exported program never does.
 """
 
 from __future__ import annotations
@@ -26,21 +27,34 @@ SIZES = (1, 2, 7)  # of batches that are compared
 
 
 def ahead(engine_stage: EngineStage, state: State) -> Call:
-    """A part compiled for rows like these, and compared with it. Raises BadNetwork where that fails."""
-    reads, name = read_by(engine_stage, state), engine_stage.name
+    """A part compiled for rows like these, and compared with it. Raises BadNetwork where that
+    fails.
+    """
+    reads = read_by(engine_stage, state)
+    name = engine_stage.name
     try:
-        with TemporaryDirectory() as folder, catch_warnings(), redirect_stderr(StringIO()), redirect_stdout(StringIO()):
+        with (
+            TemporaryDirectory() as folder,
+            catch_warnings(),
+            redirect_stderr(StringIO()),
+            redirect_stdout(StringIO()),
+        ):
             simplefilter("ignore")
             with torch.inference_mode(False), torch.no_grad():
-                program = program_of(engine_stage, reads, {key: state[key].contiguous() for key in reads})
-                path = torch._inductor.aoti_compile_and_package(program, package_path=str(Path(folder) / "part.pt2"))
+                program = program_of(
+                    engine_stage, reads, {key: state[key].contiguous() for key in reads}
+                )
+                path = torch._inductor.aoti_compile_and_package(
+                    program, package_path=str(Path(folder) / "part.pt2")
+                )
                 run = torch._inductor.aoti_load_package(path)
     except OfframpError:
         raise
     except Exception as problem:  # the export, Inductor and the compiler of C++ raise anything
         brief = (str(problem).strip().splitlines() or [type(problem).__name__])[0][:200]
         raise BadNetwork(
-            f"segment {name!r} cannot be compiled: {brief}; is there a C++ compiler? run it without compile"
+            f"segment {name!r} cannot be compiled: {brief}; is there a C++ compiler? run it "
+            f"without compile"
         ) from problem
 
     def call(given: State) -> State:
@@ -55,13 +69,22 @@ def _compare(engine_stage: EngineStage, call: Call, rows: State) -> None:
     with torch.inference_mode():
         for size in SIZES:
             given = {key: tiled(value, size) for key, value in rows.items()}
-            wanted, found = dict(given), call(given)
+            wanted = dict(given)
+            found = call(given)
             engine_stage.call(wanted)
             for name in engine_stage.writes:
-                one, other = wanted[name].float(), found[name].float()
-                far = (one - other).abs().max().item() if one.shape == other.shape else float("inf")
-                if not far <= BAND * max(1.0, one.abs().max().item() / 10) and not one.isnan().any():
+                one = wanted[name].float()
+                other = found[name].float()
+                if one.shape == other.shape:
+                    far = (one - other).abs().max().item()
+                else:
+                    far = float("inf")
+                if (
+                    not far <= BAND * max(1.0, one.abs().max().item() / 10)
+                    and not one.isnan().any()
+                ):
                     raise BadNetwork(
-                        f"segment {engine_stage.name!r} compiled gives {name!r} {far:.2g} away at batch {size}, "
+                        f"segment {engine_stage.name!r} compiled gives {name!r} {far:.2g} away at "
+                        f"batch {size}, "
                         f"expected at most {BAND:g}; run it without compile"
                     )

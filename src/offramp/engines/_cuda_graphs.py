@@ -1,8 +1,10 @@
-"""CUDA graphs: what a part launches on a GPU is recorded for a few batch sizes, and replayed in one launch.
+"""CUDA graphs: what a part launches on a GPU is recorded for a few batch sizes, and replayed in one
+launch.
 
-At small batches a GPU waits for Python to launch kernels. A graph has fixed shapes and fixed memory: a batch is copied
-into the buffers of the next size up, and what stands in the rows behind it is computed along and not looked at (rows
-do not see each other: `cut` checked that). Larger batches than the largest size run as they are.
+At small batches a GPU waits for Python to launch kernels. A graph has fixed shapes and fixed
+memory: a batch is copied into the buffers of the next size up, and what stands in the rows behind
+it is computed along and not looked at (rows do not see each other: `cut` checked that). Larger
+batches than the largest size run as they are.
 """
 
 from __future__ import annotations
@@ -26,7 +28,9 @@ _RECORDING = Lock()
 
 
 def recorded(call: Callable[[], State], device: torch.device) -> Recorded:
-    """One call on a GPU as a CUDA graph; one recording at a time, beside which other threads may work on."""
+    """One call on a GPU as a CUDA graph; one recording at a time, beside which other threads may
+    work on.
+    """
     with _RECORDING, torch.cuda.device(device):
         own = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         own.wait_stream(torch.cuda.current_stream())
@@ -41,17 +45,20 @@ def recorded(call: Callable[[], State], device: torch.device) -> Recorded:
 
 
 class Replayed:
-    """A part as one call on named tensors. All sizes are recorded when the first rows of their shapes arrive.
+    """A part as one call on named tensors. All sizes are recorded when the first rows of their
+    shapes arrive.
 
-    Threads take turns, on the GPU too where they have streams of their own: the buffers are one for all. Raises
-    BadNetwork for what cannot be recorded.
+    Threads take turns, on the GPU too where they have streams of their own: the buffers are one for
+    all. Raises BadNetwork for what cannot be recorded.
     """
 
     def __init__(self, engine_stage: EngineStage) -> None:
         self.engine_stage = engine_stage
         self.kept: dict[Key, dict[int, tuple[State, Recorded]]] = {}
         self.lock = Lock()
-        self.read: torch.cuda.Event | None = None  # the last answers have been copied out of the buffers
+        self.read: torch.cuda.Event | None = (
+            None  # the last answers have been copied out of the buffers
+        )
 
     def __call__(self, state: State) -> State:
         names = read_by(self.engine_stage, state)
@@ -67,7 +74,10 @@ class Replayed:
                 buffer[:count].copy_(state[name], non_blocking=True)
             replay()
             answers = {name: value[:count].clone() for name, value in found.items()}
-            self.read = torch.cuda.current_stream().record_event() if state[names[0]].is_cuda else None
+            if state[names[0]].is_cuda:
+                self.read = torch.cuda.current_stream().record_event()
+            else:
+                self.read = None
             return answers
 
     def _sizes(self, state: State) -> dict[int, tuple[State, Recorded]]:
@@ -83,7 +93,8 @@ class Replayed:
         except RuntimeError as problem:
             brief = str(problem).strip().splitlines()[0].rstrip(".;")
             raise BadNetwork(
-                f"segment {self.engine_stage.name!r} cannot be recorded as a CUDA graph: {brief}; leave cuda_graphs out"
+                f"segment {self.engine_stage.name!r} cannot be recorded as a CUDA graph: {brief}; "
+                f"leave cuda_graphs out"
             ) from problem
 
     def _computed(self, given: State) -> State:

@@ -1,8 +1,10 @@
-"""A node's graph in eight bits: weights, and activations on scales that are fixed beforehand by some rows.
+"""A node's graph in eight bits: weights, and activations on scales that are fixed beforehand by
+some rows.
 
-Scales that follow a batch (ONNX Runtime's dynamic quantisation) would let a row's score depend on the rows beside it,
-which no gate may: so the scales are fixed, and need rows. Exits and gates stay in float32. Weights have a scale per
-channel and seven bits, because processors without eight-bit dot products add up in sixteen bits and would overflow.
+Scales that follow a batch (ONNX Runtime's dynamic quantisation) would let a row's score depend on
+the rows beside it, which no gate may: so the scales are fixed, and need rows. Exits and gates stay
+in float32. Weights have a scale per channel and seven bits, because processors without eight-bit
+dot products add up in sixteen bits and would overflow.
 """
 
 from __future__ import annotations
@@ -40,30 +42,40 @@ def scaling_rows(text: str) -> Rows:
     found = rows(text)
     if found.length is None or len(found) > MOST:
         raise BadData(
-            f"{found.name} has {found.length or 'unknown'} rows, expected 1 to {MOST} that set scales; choose, as in "
+            f"{found.name} has {found.length or 'unknown'} rows, expected 1 to {MOST} that set "
+            f"scales; choose, as in "
             "digits[0:500]"
         )
     return found
 
 
 class Quantizer:
-    """Makes eight-bit graphs of a network's float32 ones. It does not keep the network, which keeps what it made."""
+    """Makes eight-bit graphs of a network's float32 ones. It does not keep the network, which keeps
+    what it made.
+    """
 
     def __init__(self, network: Network, source: Rows) -> None:
-        self.network, self.source = weakref.ref(network), source
+        self.network = weakref.ref(network)
+        self.source = source
 
     def __call__(self, graph: Graph) -> Graph:
-        """The same node with the operations of its segment in eight bits. Raises BadNetwork where that fails."""
+        """The same node with the operations of its segment in eight bits. Raises BadNetwork where
+        that fails.
+        """
         import onnx
         from onnxruntime import quantization
 
         network = self.network()
         assert network is not None, "its parts outlive the network"
         with tempfile.TemporaryDirectory() as folder, _quiet():
-            given, plain, done = (Path(folder) / f"{name}.onnx" for name in ("given", "plain", "int8"))
+            given, plain, done = (
+                Path(folder) / f"{name}.onnx" for name in ("given", "plain", "int8")
+            )
             try:
                 onnx.save(graph.model, given)
-                quantization.shape_inference.quant_pre_process(given, plain, skip_symbolic_shape=True)
+                quantization.shape_inference.quant_pre_process(
+                    given, plain, skip_symbolic_shape=True
+                )
                 quantization.quantize_static(
                     plain,
                     done,
@@ -78,13 +90,16 @@ class Quantizer:
             except Exception as problem:  # what onnxruntime cannot quantise raises anything
                 brief = str(problem).strip().splitlines() or [type(problem).__name__]
                 raise BadNetwork(
-                    f"segment {graph.node!r} cannot be written in eight bits: {brief[0][:200]}; run it without int8"
+                    f"segment {graph.node!r} cannot be written in eight bits: {brief[0][:200]}; "
+                    f"run it without int8"
                 ) from problem
             return replace(graph, model=onnx.load(done))
 
 
 class _Reader:
-    """What a graph reads for the rows that set the scales, a batch at a time; computed by torch in float32."""
+    """What a graph reads for the rows that set the scales, a batch at a time; computed by torch in
+    float32.
+    """
 
     def __init__(self, network: Network, source: Rows, reads: tuple[str, ...]) -> None:
         self.batches = self._made(network, source, reads)

@@ -1,7 +1,8 @@
-"""ONNX Runtime on the CPU: each segment with its exit and gate as one graph, on as many threads as torch has.
+"""ONNX Runtime on the CPU: each segment with its exit and gate as one graph, on as many threads as
+torch has.
 
-int8=ROWS: segments in eight bits, on scales that are set by these rows (a spec such as digits[0:200]). Take rows that
-are used for nothing else: they count as rows that trained.
+int8=ROWS: segments in eight bits, on scales that are set by these rows (a spec such as
+digits[0:200]). Take rows that are used for nothing else: they count as rows that trained.
 """
 
 from __future__ import annotations
@@ -38,30 +39,47 @@ class OnnxRuntime(Engine):
         super().__init__(**({} if int8 is None else {"int8": int8}))
         self.int8 = int8
 
-    def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[EngineStage, ...]:
-        """One part per stage at which something is asked (in eight bits one per step), compiled when its first rows
-        arrive.
+    def open(
+        self, network: Network, schedule: Schedule, device: torch.device
+    ) -> tuple[EngineStage, ...]:
+        """One part per stage at which something is asked (in eight bits one per step), compiled
+        when its first rows arrive.
 
         Raises MissingExtra, InvalidArgument for another device.
-        The number of threads is torch's when a part is compiled, unless the process was given one pool for all sessions
-        (`onnxruntime.set_global_thread_pool_sizes`): then it is that pool's.
+        The number of threads is torch's when a part is compiled, unless the process was given one
+        pool for all sessions (`onnxruntime.set_global_thread_pool_sizes`): then it is that pool's.
         """
         told = f"{self.version()}, {torch.get_num_threads()} threads"
         if self.int8 is None:
             return parts_of(network, schedule, device, told, _compiled)
         narrow = Quantizer(network, scaling_rows(self.int8))
         told = ", ".join([told, *self.marks()])
-        # Each node is quantised as it was when it was recorded: what stands between two would be rounded otherwise.
-        return parts_of(network, schedule, device, told, lambda graph: _compiled(narrow(graph)), joined=False)
+        # Each node is quantised as it was when it was recorded: what stands between two would be
+        # rounded otherwise.
+        return parts_of(
+            network, schedule, device, told, lambda graph: _compiled(narrow(graph)), joined=False
+        )
 
-    def in_one(self, network: Network, schedule: Schedule, engine_stages: Sequence[EngineStage], rows: State) -> Run:
-        """A session of the whole schedule. Not in eight bits, where each stage stays as it was recorded."""
+    def in_one(
+        self,
+        network: Network,
+        schedule: Schedule,
+        engine_stages: Sequence[EngineStage],
+        rows: State,
+    ) -> Run:
+        """A session of the whole schedule. Not in eight bits, where each stage stays as it was
+        recorded.
+        """
         if self.int8 is not None:
             raise BadNetwork("stages in eight bits are rounded one by one")
         return _session(lowered(network, schedule, engine_stages, rows))
 
-    def bare(self, network: Network, schedule: Schedule, state: State) -> Callable[[State], Callable[[], object]]:
-        """`session.run` on NumPy arrays, and nothing else. The session has the options of `open`."""
+    def bare(
+        self, network: Network, schedule: Schedule, state: State
+    ) -> Callable[[State], Callable[[], object]]:
+        """`session.run` on NumPy arrays, and nothing else. The session has the options of
+        `open`.
+        """
         (graph,) = graphs_of(network, schedule, dict(state))
         if self.int8 is not None:
             graph = Quantizer(network, scaling_rows(self.int8))(graph)
@@ -73,7 +91,9 @@ class OnnxRuntime(Engine):
 
     def marks(self) -> list[str]:
         """The rows of the option by what they hold, wherever they lie."""
-        return [] if self.int8 is None else [f"int8={scaling_rows(self.int8).fingerprint}"]
+        if self.int8 is None:
+            return []
+        return [f"int8={scaling_rows(self.int8).fingerprint}"]
 
     @property
     def compiles(self) -> bool:
@@ -101,9 +121,11 @@ def _compiled(graph: Graph) -> Call:
 def _session(graph: Graph) -> Run:
     onnxruntime = package("onnxruntime")
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads, options.inter_op_num_threads = torch.get_num_threads(), 1
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads = 1
     options.log_severity_level = 4
-    # Each segment has threads of its own: those that wait for its next batch must not stand in the way of the others.
+    # Each segment has threads of its own: those that wait for its next batch must not stand in the
+    # way of the others.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     written = graph.model.SerializeToString()
     try:

@@ -1,4 +1,6 @@
-"""OpenVINO on the CPU, in float32: each segment with its exit and gate is one graph, on as many threads as torch."""
+"""OpenVINO on the CPU, in float32: each segment with its exit and gate is one graph, on as many
+threads as torch.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ class OpenVino(Engine):
         """It has no options."""
         super().__init__()
 
-    def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[EngineStage, ...]:
+    def open(
+        self, network: Network, schedule: Schedule, device: torch.device
+    ) -> tuple[EngineStage, ...]:
         """One part per stage at which something is asked, compiled when its first rows arrive.
 
         Raises MissingExtra, InvalidArgument for another device.
@@ -40,8 +44,12 @@ class OpenVino(Engine):
         told = f"{self.version()}, {torch.get_num_threads()} threads"
         return parts_of(network, schedule, device, told, _compiled)
 
-    def bare(self, network: Network, schedule: Schedule, state: State) -> Callable[[State], Callable[[], object]]:
-        """`infer` of one request, which shares its inputs, and nothing else: not our look for NaN."""
+    def bare(
+        self, network: Network, schedule: Schedule, state: State
+    ) -> Callable[[State], Callable[[], object]]:
+        """`infer` of one request, which shares its inputs, and nothing else: not our look for
+        NaN.
+        """
         (graph,) = graphs_of(network, schedule, dict(state))
         model = _model(graph)
         known = {name for port in model.inputs for name in port.get_names()}
@@ -69,7 +77,9 @@ class OpenVino(Engine):
 
 
 def _package() -> Any:
-    """The package without its telemetry, which forks a process on import to send that it was imported."""
+    """The package without its telemetry, which forks a process on import to send that it was
+    imported.
+    """
     silent = {} if "openvino" in sys.modules else {"openvino_telemetry": None}
     before = {name: sys.modules[name] for name in silent if name in sys.modules}
     sys.modules.update(silent)  # type: ignore[arg-type]
@@ -89,9 +99,10 @@ def _compiled(graph: Graph) -> Call:
 def _core() -> Any:
     """The one Core of the process, which is never destroyed.
 
-    Each Core loads its CPU plugin, which puts a stack for signals in place of the one before, and unmaps it when the
-    Core goes: after two Cores went in their order the stack was unmapped memory, and the next Ctrl-C a crash. A forked
-    child that destroys a Core waits for threads that it does not have, or aborts.
+    Each Core loads its CPU plugin, which puts a stack for signals in place of the one before, and
+    unmaps it when the Core goes: after two Cores went in their order the stack was unmapped memory,
+    and the next Ctrl-C a crash. A forked child that destroys a Core waits for threads that it does
+    not have, or aborts.
     """
     core = _package().Core()
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(core))
@@ -100,8 +111,8 @@ def _core() -> Any:
 
 def _model(graph: Graph) -> Any:
     """The graph, compiled."""
-    # Precision is set by hand: left to itself it computes in bfloat16 where the processor can. Pinned threads would
-    # share their cores with torch's.
+    # Precision is set by hand: left to itself it computes in bfloat16 where the processor can.
+    # Pinned threads would share their cores with torch's.
     config = {
         "INFERENCE_PRECISION_HINT": "f32",
         "PERFORMANCE_HINT": "LATENCY",
@@ -115,7 +126,9 @@ def _model(graph: Graph) -> Any:
 def _requests(graph: Graph) -> Run:
     """The graph, compiled, as a function that any number of threads may call at once."""
     model = _model(graph)
-    known = tuple(name for port in model.inputs for name in port.get_names())  # it drops what the graph does not read
+    known = tuple(
+        name for port in model.inputs for name in port.get_names()
+    )  # it drops what the graph does not read
     ports = {name: port for port in model.outputs for name in port.get_names()}
     wanted = tuple(ports[name] for name in graph.writes)  # found faster by port than by name
     free: list[Any] = []  # a request holds the tensors of one call
@@ -125,7 +138,8 @@ def _requests(graph: Graph) -> Run:
             request = free.pop()
         except IndexError:
             request = model.create_infer_request()
-        # The request reads our arrays while it runs. Its own results are copied: the next call writes over them.
+        # The request reads our arrays while it runs. Its own results are copied: the next call
+        # writes over them.
         inputs = {name: given[name] for name in known}
         found = request.infer(inputs, share_inputs=True, share_outputs=True)
         answers = [found[port].copy() for port in wanted]
@@ -139,13 +153,17 @@ def _requests(graph: Graph) -> Run:
 
 
 def _spoiled(given: Mapping[str, Array]) -> Array | None:
-    """The rows [B] that hold a NaN, None without: its ReLU makes 0 of NaN, and such a row would leave with an answer.
+    """The rows [B] that hold a NaN, None without: its ReLU makes 0 of NaN, and such a row would
+    leave with an answer.
 
-    Infinities stay: masks hold them. So a NaN that a segment makes of infinities may still become a number inside it.
+    Infinities stay: masks hold them. So a NaN that a segment makes of infinities may still become a
+    number inside it.
     """
     found: Array | None = None
     for value in filter(_floating, given.values()):
-        if value.size and np.isnan(value.min()):  # a quick look at all of it; torch would wake its threads
+        if value.size and np.isnan(
+            value.min()
+        ):  # a quick look at all of it; torch would wake its threads
             rows = np.asarray(np.isnan(value).reshape(len(value), -1).any(1))
             found = rows if found is None else found | rows
     return found

@@ -1,4 +1,5 @@
-"""What the exits of Zero Time Waste share: the cascade from exit to exit, and the ensemble over all so far.
+"""What the exits of Zero Time Waste share: the cascade from exit to exit, and the ensemble over all
+so far.
 
 Shapes: B samples, F features, C classes, m the place of an exit (1 is the shallowest).
 """
@@ -18,14 +19,15 @@ FLOOR = 1e-6  # added to the probabilities of an additive ensemble, as in the au
 
 
 class Tail(nn.Module):
-    """From features [B, F] and the logits of the exits before, to own logits z_m and to the ensemble's answer.
+    """From features [B, F] and the logits of the exits before, to own logits z_m and to the
+    ensemble's answer.
 
-    z_m = linear([features, stopgrad(z_{m-1})]), raw logits, under a LayerNorm if asked for (there on ImageNet).
-    log p_m = log_softmax((1/m) sum_{j<=m} exp(a_mj) log softmax(z_j) + b_m), with a near 0 and b = 0 at first.
-    The other ensembles are ablations of the paper. "additive":
+    z_m = linear([features, stopgrad(z_{m-1})]), raw logits, under a LayerNorm if asked for (there
+    on ImageNet). log p_m = log_softmax((1/m) sum_{j<=m} exp(a_mj) log softmax(z_j) + b_m), with a
+    near 0 and b = 0 at first. The other ensembles are ablations of the paper. "additive":
     p_m = (sum_{j<=m} exp(a_mj) softmax(z_j) + exp(b_m)) / S,
-    S the sum of that over classes, and the answer is log(p_m + 1e-6), normalised. "mean" (the authors' "standard"):
-    log((1/m) sum_{j<=m} softmax(z_j)), without a and b.
+    S the sum of that over classes, and the answer is log(p_m + 1e-6), normalised. "mean" (the
+    authors' "standard"): log((1/m) sum_{j<=m} softmax(z_j)), without a and b.
     final: z_m = linear(features), as of a model's own last layer, which reads no exit.
     Raises InvalidArgument for another name of an ensemble.
     """
@@ -46,8 +48,12 @@ class Tail(nn.Module):
             raise InvalidArgument(f"ensemble must be one of {', '.join(ENSEMBLES)}, got {kind!r}")
         self.kind = kind
         if (before is None) != (place == 1):
-            raise BadNetwork(f"place is {place} and the exit before is {before!r}, expected 1 and None, or neither")
-        self.before, self.place = before, place
+            raise BadNetwork(
+                f"place is {place} and the exit before is {before!r}, expected 1 and None, or "
+                f"neither"
+            )
+        self.before = before
+        self.place = place
         self.final = final
         cascaded = before is not None and not final
         self.norm = nn.LayerNorm(classes) if norm and cascaded else None
@@ -64,10 +70,13 @@ class Tail(nn.Module):
             members: Tensor = self.linear(features)[:, None]
             return members
         earlier = seen.logits[self.before]
-        earlier = earlier[:, None] if earlier.dim() == 2 else earlier  # an exit that hands on its answer alone
+        earlier = (
+            earlier[:, None] if earlier.dim() == 2 else earlier
+        )  # an exit that hands on its answer alone
         if earlier.shape[1] != self.place - 1:
             raise BadNetwork(
-                f"exit {self.before!r} hands on the logits of {earlier.shape[1]} exits, expected {self.place - 1}; cut "
+                f"exit {self.before!r} hands on the logits of {earlier.shape[1]} exits, expected "
+                f"{self.place - 1}; cut "
                 "with exits='cascade' at every place"
             )
         if self.final:

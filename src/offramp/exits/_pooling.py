@@ -35,7 +35,8 @@ def pooled(features: Tensor, pool: str, layout: str | None = None) -> Tensor:
 
     Args:
         features: [B, C, ...] or [B, ..., C].
-        pool: one of POOLS. "peaks" is for signals [B, C, L]: the mean, and the maxima of up to 8 equal parts.
+        pool: one of POOLS. "peaks" is for signals [B, C, L]: the mean, and the maxima of up to 8
+            equal parts.
         layout: "channels_first" [B, C, ...], "channels_last" [B, ..., C], or "both" where it is
             not known (the means over either of two dimensions, one behind the other). None reads
             three dimensions as channels last and more as channels first.
@@ -66,7 +67,8 @@ def pooled(features: Tensor, pool: str, layout: str | None = None) -> Tensor:
 def _largest(features: Tensor) -> Tensor:
     """The maximum of every channel of [B, C, H, W]: [B, C].
 
-    `amax` takes 25 times as long where the channels are innermost in memory; the pooling kernel does not.
+    `amax` takes 25 times as long where the channels are innermost in memory; the pooling kernel
+    does not.
     """
     if not features.is_contiguous():
         return nn.functional.adaptive_max_pool2d(features, 1).flatten(1)
@@ -74,7 +76,9 @@ def _largest(features: Tensor) -> Tensor:
 
 
 def _signal_grid(features: Tensor) -> Tensor:
-    """Mean, maximum and the means of four equal parts of a signal [B, C, L]: [B, 6 C]; of shorter ones [B, 2 C]."""
+    """Mean, maximum and the means of four equal parts of a signal [B, C, L]: [B, 6 C]; of shorter
+    ones [B, 2 C].
+    """
     found = [features.mean(2), features.amax(2)]
     if features.shape[2] >= SIGNAL_CELLS:
         found.append(nn.functional.adaptive_avg_pool1d(features, SIGNAL_CELLS).flatten(1))
@@ -84,7 +88,8 @@ def _signal_grid(features: Tensor) -> Tensor:
 def _peaks(features: Tensor) -> Tensor:
     if features.dim() != 3:
         raise BadNetwork(
-            f"peaks are looked for in features of shape {tuple(features.shape[1:])}, expected [channels, L]; use exits "
+            f"peaks are looked for in features of shape {tuple(features.shape[1:])}, expected "
+            f"[channels, L]; use exits "
             "such as linear_grid"
         )
     cell = -(-features.shape[2] // CELLS)
@@ -95,32 +100,41 @@ def _peaks(features: Tensor) -> Tensor:
 def width(shape: Sequence[int], pool: str, layout: str | None = None) -> int:
     """F of a pooling of features [B, *shape]. Raises BadNetwork where there are none."""
     if not shape:
-        raise BadNetwork("the tapped value has no features, expected [B, F] or [B, channels, ...]; cut elsewhere")
+        raise BadNetwork(
+            "the tapped value has no features, expected [B, F] or [B, channels, ...]; cut elsewhere"
+        )
     return pooled(torch.zeros(1, *shape), pool, layout).shape[1]
 
 
 class Mixed(nn.Module):
-    """Mixed pooling to about 4x4: share * maximum + (1 - share) * mean, the share being learned (arXiv 1810.07052).
+    """Mixed pooling to about 4x4: share * maximum + (1 - share) * mean, the share being learned
+    (arXiv 1810.07052).
 
-    The kernel is a quarter of the side, rounded down; a side below 8 (a kernel of 1, or none) is left as it is, and
-    where both are there is nothing to mix and no share. The share starts uniform in (0, 1) and may leave it, as in the
-    authors' code.
+    The kernel is a quarter of the side, rounded down; a side below 8 (a kernel of 1, or none) is
+    left as it is, and where both are there is nothing to mix and no share. The share starts uniform
+    in (0, 1) and may leave it, as in the authors' code.
     """
 
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
         if len(shape) != 3:
-            raise BadNetwork(f"mixed pooling stands on features of shape {tuple(shape)}, expected [C, H, W]")
+            raise BadNetwork(
+                f"mixed pooling stands on features of shape {tuple(shape)}, expected [C, H, W]"
+            )
         self.kernel = max(1, shape[1] // 4), max(1, shape[2] // 4)
         self.features = shape[0] * (shape[1] // self.kernel[0]) * (shape[2] // self.kernel[1])
         self.share = nn.Parameter(torch.rand(())) if self.kernel != (1, 1) else None
 
     def both(self, features: Tensor) -> Tensor:
-        """[B, C, H, W] -> maxima and means [B, 2 F], or where nothing is pooled the features [B, F]."""
+        """[B, C, H, W] -> maxima and means [B, 2 F], or where nothing is pooled the features [B,
+        F].
+        """
         if self.share is None:
             return features.flatten(1)
         largest = nn.functional.max_pool2d(features, self.kernel)
-        return torch.cat([largest.flatten(1), nn.functional.avg_pool2d(features, self.kernel).flatten(1)], 1)
+        return torch.cat(
+            [largest.flatten(1), nn.functional.avg_pool2d(features, self.kernel).flatten(1)], 1
+        )
 
     def forward(self, both: Tensor) -> Tensor:
         """What `both` gave -> mixed [B, F]."""

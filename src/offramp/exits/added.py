@@ -18,22 +18,28 @@ __all__ = ["Added"]
 class Added(Exit):
     """Logits F_n = f_n + weight F_{n-1} [B, C] of an exit f_n and of the exit `before` it, F_{n-1}.
 
-    Written out, F_n is the sum over k <= n of weight^(n-k) f_k. Nothing is learned through F_{n-1}: its gradient stops
-    here. The same lines run in training and in use; the authors' code has two, and with weights that change from exit
-    to exit they are off by one against each other.
+    Written out, F_n is the sum over k <= n of weight^(n-k) f_k. Nothing is learned through F_{n-1}:
+    its gradient stops here. The same lines run in training and in use; the authors' code has two,
+    and with weights that change from exit to exit they are off by one against each other.
     """
 
     def __init__(self, exit: Exit, before: str, weight: float = 0.5) -> None:
         super().__init__()
-        self.exit, self.before, self.weight = exit, before, float(weight)
+        self.exit = exit
+        self.before = before
+        self.weight = float(weight)
         self.reads = tuple(dict.fromkeys((before, *exit.reads)))
 
     def forward(self, seen: Seen) -> Tensor:
-        """Logits [B, C]. Raises BadNetwork where the two answer with different numbers of classes."""
-        own, before = self.exit(seen), seen.logits[self.before].detach()
+        """Logits [B, C]. Raises BadNetwork where the two answer with different numbers of
+        classes.
+        """
+        own = self.exit(seen)
+        before = seen.logits[self.before].detach()
         if own.shape[1] != before.shape[1]:
             raise BadNetwork(
-                f"an exit of {own.shape[1]} classes adds to {self.before!r}, which has {before.shape[1]}, expected one "
+                f"an exit of {own.shape[1]} classes adds to {self.before!r}, which has "
+                f"{before.shape[1]}, expected one "
                 "number; check the exits"
             )
         total: Tensor = own + self.weight * before
@@ -41,4 +47,9 @@ class Added(Exit):
 
     def config(self) -> dict[str, Any]:
         """Name, the exit within, the one before it, and the weight."""
-        return {"name": "Added", "exit": self.exit.config(), "before": self.before, "weight": self.weight}
+        return {
+            "name": "Added",
+            "exit": self.exit.config(),
+            "before": self.before,
+            "weight": self.weight,
+        }

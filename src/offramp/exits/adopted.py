@@ -17,7 +17,8 @@ class Adopted(Exit):
     """A trained head of the user's model. It is shared with the model and never copied.
 
     Args:
-        module: the name of the head in the model, such as `heads.0`. A network finds it there when it is made.
+        module: the name of the head in the model, such as `heads.0`. A network finds it there when
+            it is made.
     """
 
     head: nn.Module | None
@@ -28,16 +29,23 @@ class Adopted(Exit):
         self.head = None
 
     def belong_to(self, model: nn.Module) -> None:
-        """Find the head in the model. Raises BadNetwork where the model has no module of this name."""
+        """Find the head in the model. Raises BadNetwork where the model has no module of this
+        name.
+        """
         found = dict(model.named_modules(remove_duplicate=False)).get(self.module)
         if found is None:
-            raise BadNetwork(f"the model has no module {self.module!r}, which is one of its exits; give the same model")
+            raise BadNetwork(
+                f"the model has no module {self.module!r}, which is one of its exits; give the "
+                f"same model"
+            )
         self.head = found
 
     def forward(self, seen: Seen) -> Tensor:
         """The head's logits [B, C] of the tapped features."""
         if self.head is None:
-            raise BadNetwork(f"the exit {self.module!r} belongs to no model yet; use off.adopt or off.cut")
+            raise BadNetwork(
+                f"the exit {self.module!r} belongs to no model yet; use off.adopt or off.cut"
+            )
         logits: Tensor = logits_in(self.head(seen.features))
         return logits
 

@@ -1,10 +1,12 @@
-"""The heads of Be Your Own Teacher (Zhang, Song, Gao, Chen, Bao and Ma, 2019, arXiv 1905.08094), for `distill`.
+"""The heads of Be Your Own Teacher (Zhang, Song, Gao, Chen, Bao and Ma, 2019, arXiv 1905.08094),
+for `distill`.
 
-`attentive` is the head of the journal version, as in the authors' code; `bottleneck` is that of the conference version,
-as others rebuilt it and as a class that this code does not use has it. Both bring features down to about 4x4, with as
-many times more channels as there are pixels less per side: on a ResNet for 32x32 images all heads end 512 wide.
-Where we differ: the number of steps follows from the size of the features, where the code spells it out for its
-networks; masks are resized to the features, which is the same where sides are even; and the mean is over all positions
+`attentive` is the head of the journal version, as in the authors' code; `bottleneck` is that of the
+conference version, as others rebuilt it and as a class that this code does not use has it. Both
+bring features down to about 4x4, with as many times more channels as there are pixels less per
+side: on a ResNet for 32x32 images all heads end 512 wide. Where we differ: the number of steps
+follows from the size of the features, where the code spells it out for its networks; masks are
+resized to the features, which is the same where sides are even; and the mean is over all positions
 that are left.
 Shapes: B samples, F features, C classes.
 """
@@ -25,37 +27,48 @@ LEFT = 4  # pixels of a side at the end
 
 
 class Attentive(Exit):
-    """A mask in [0.5, 1) times the features, separable convolutions that halve them, the mean, a linear layer.
+    """A mask in [0.5, 1) times the features, separable convolutions that halve them, the mean, a
+    linear layer.
 
-    mask = sigmoid(resized(ReLU(BN(S(x))))), where S is a pair of separable convolutions of which the first has stride
-    2 and which end in a batch norm and a ReLU of their own: the authors' mask has two of each in a row.
+    mask = sigmoid(resized(ReLU(BN(S(x))))), where S is a pair of separable convolutions of which
+    the first has stride 2 and which end in a batch norm and a ReLU of their own: the authors' mask
+    has two of each in a row.
 
     Args:
         shape: of one row's features, [channels, H, W].
         classes: C.
-        steps: how often the features are halved, each time with twice as many channels. None brings the shorter side
-            to about 4, at least once.
-        normed: whether the mask has its second batch norm and ReLU. False is the form of files that the first edition
-            wrote, which lacked them.
+        steps: how often the features are halved, each time with twice as many channels. None brings
+            the shorter side to about 4, at least once.
+        normed: whether the mask has its second batch norm and ReLU. False is the form of files that
+            the first edition wrote, which lacked them.
     """
 
     FIRST_EDITION: ClassVar[Mapping[str, Any]] = {"normed": False}
 
-    def __init__(self, shape: Sequence[int], classes: int, steps: int | None = None, *, normed: bool = True) -> None:
+    def __init__(
+        self, shape: Sequence[int], classes: int, steps: int | None = None, *, normed: bool = True
+    ) -> None:
         super().__init__()
         self.shape = _images(shape)
         self.classes = int(classes)
         self.normed = bool(normed)
         channels = self.shape[0]
-        self.steps = max(1, (min(self.shape[1:]) // LEFT).bit_length() - 1) if steps is None else int(steps)
+        if steps is None:
+            self.steps = max(1, (min(self.shape[1:]) // LEFT).bit_length() - 1)
+        else:
+            self.steps = int(steps)
         second = (nn.BatchNorm2d(channels), nn.ReLU()) if self.normed else ()
         self.mask = nn.Sequential(*_separable(channels, channels), *second)
-        self.layers = nn.Sequential(*(_separable(channels << step, channels << step + 1) for step in range(self.steps)))
+        self.layers = nn.Sequential(
+            *(_separable(channels << step, channels << step + 1) for step in range(self.steps))
+        )
         self.linear = nn.Linear(channels << self.steps, self.classes)
 
     def feature(self, features: Tensor) -> Tensor:
         """[B, channels, H, W] -> [B, F]: what the linear layer reads, and `distill` compares."""
-        mask = nn.functional.interpolate(self.mask(features), features.shape[2:], mode="bilinear").sigmoid()
+        mask = nn.functional.interpolate(
+            self.mask(features), features.shape[2:], mode="bilinear"
+        ).sigmoid()
         found: Tensor = self.layers(mask * features).mean((2, 3))
         return found
 
@@ -65,22 +78,28 @@ class Attentive(Exit):
         return logits
 
     def config(self) -> dict[str, Any]:
-        """Shape, classes, steps, and `normed` where it is set: files of the first edition keep their fingerprint."""
+        """Shape, classes, steps, and `normed` where it is set: files of the first edition keep
+        their fingerprint.
+        """
         sizes = {"shape": list(self.shape), "classes": self.classes, "steps": self.steps}
         return {"name": "Attentive", **sizes, **({"normed": True} if self.normed else {})}
 
 
 class Squeezed(Exit):
-    """Convolutions 1x1 to `width` channels, k x k with stride k, 1x1 to k times the channels; the mean, a linear layer.
+    """Convolutions 1x1 to `width` channels, k x k with stride k, 1x1 to k times the channels; the
+    mean, a linear layer.
 
-    shape: of one row's features, [channels, H, W]. k is a quarter of the shorter side. Batch norm and ReLU follow each
-    convolution.
+    shape: of one row's features, [channels, H, W]. k is a quarter of the shorter side. Batch norm
+    and ReLU follow each convolution.
     """
 
     def __init__(self, shape: Sequence[int], classes: int, width: int = 128) -> None:
         super().__init__()
-        self.shape, self.classes, self.width = _images(shape), int(classes), int(width)
-        channels, kernel = self.shape[0], max(1, min(self.shape[1:]) // LEFT)
+        self.shape = _images(shape)
+        self.classes = int(classes)
+        self.width = int(width)
+        channels = self.shape[0]
+        kernel = max(1, min(self.shape[1:]) // LEFT)
         self.layers = nn.Sequential(
             *_unit(nn.Conv2d(channels, self.width, 1)),
             *_unit(nn.Conv2d(self.width, self.width, kernel, kernel)),
@@ -100,7 +119,12 @@ class Squeezed(Exit):
 
     def config(self) -> dict[str, Any]:
         """Shape, classes and width."""
-        return {"name": "Squeezed", "shape": list(self.shape), "classes": self.classes, "width": self.width}
+        return {
+            "name": "Squeezed",
+            "shape": list(self.shape),
+            "classes": self.classes,
+            "width": self.width,
+        }
 
 
 def attentive(shape: Sequence[int], classes: int) -> Attentive:
@@ -115,7 +139,10 @@ def bottleneck(shape: Sequence[int], classes: int) -> Squeezed:
 
 def _images(shape: Sequence[int]) -> tuple[int, ...]:
     if len(shape) != 3:
-        raise BadNetwork(f"this head stands on features of shape {tuple(shape)}, expected [C, H, W]; use linear_grid")
+        raise BadNetwork(
+            f"this head stands on features of shape {tuple(shape)}, expected [C, H, W]; use "
+            f"linear_grid"
+        )
     return tuple(shape)
 
 

@@ -16,21 +16,40 @@ __all__ = ["Branch", "b_lenet", "branch"]
 
 
 class Branch(Exit):
-    """3x3 convolutions with ReLU, each halving height and width by a ceil-mode pooling, then one linear layer.
+    """3x3 convolutions with ReLU, each halving height and width by a ceil-mode pooling, then one
+    linear layer.
 
-    Ceil mode is that of the authors' code (Chainer's cover_all). shape: of one row's features, [channels, H, W].
-    The paper gives early branches more layers and late ones fewer; `widths` has one entry per convolution.
-    `raw` is for taps before an activation, where the authors' code has them: a pooling and a ReLU come first.
+    Ceil mode is that of the authors' code (Chainer's cover_all). shape: of one row's features,
+    [channels, H, W]. The paper gives early branches more layers and late ones fewer; `widths` has
+    one entry per convolution. `raw` is for taps before an activation, where the authors' code has
+    them: a pooling and a ReLU come first.
     """
 
-    def __init__(self, shape: Sequence[int], classes: int, widths: Sequence[int] = (32,), *, raw: bool = False) -> None:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        classes: int,
+        widths: Sequence[int] = (32,),
+        *,
+        raw: bool = False,
+    ) -> None:
         super().__init__()
         if len(shape) != 3:
-            raise BadNetwork(f"a convolutional branch stands on features of shape {tuple(shape)}, expected [C, H, W]")
-        self.shape, self.classes, self.widths, self.raw = tuple(shape), int(classes), tuple(widths), bool(raw)
+            raise BadNetwork(
+                f"a convolutional branch stands on features of shape {tuple(shape)}, expected [C, "
+                f"H, W]"
+            )
+        self.shape = tuple(shape)
+        self.classes = int(classes)
+        self.widths = tuple(widths)
+        self.raw = bool(raw)
         layers: list[nn.Module] = [nn.MaxPool2d(2, ceil_mode=True), nn.ReLU()] if raw else []
         for width_in, width in zip((shape[0], *widths[:-1]), widths, strict=True):
-            layers += [nn.Conv2d(width_in, width, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2, ceil_mode=True)]
+            layers += [
+                nn.Conv2d(width_in, width, 3, padding=1),
+                nn.ReLU(),
+                nn.MaxPool2d(2, ceil_mode=True),
+            ]
         self.convolutions = nn.Sequential(*layers, nn.Flatten())
         with torch.no_grad():
             features = self.convolutions(torch.zeros(1, *shape)).shape[1]
@@ -53,7 +72,8 @@ def branch(shape: Sequence[int], classes: int) -> Branch:
 
 
 def b_lenet(shape: Sequence[int], classes: int) -> Branch:
-    """Branch 1 of B-LeNet, for the tap `conv1` of `lenet`: pooling and ReLU, then one convolution of 10 channels.
+    """Branch 1 of B-LeNet, for the tap `conv1` of `lenet`: pooling and ReLU, then one convolution
+    of 10 channels.
 
     Its weights start by LeCun's rule, as in the authors' code.
     """

@@ -1,6 +1,8 @@
-"""The side branches of B-AlexNet and B-ResNet-110, as the authors' code has them, weights to start with included.
+"""The side branches of B-AlexNet and B-ResNet-110, as the authors' code has them, weights to start
+with included.
 
-Teerapittayanon, McDanel and Kung, 2016, arXiv 1709.01686. That of B-LeNet stands in exits/branch.py.
+Teerapittayanon, McDanel and Kung, 2016, arXiv 1709.01686. That of B-LeNet stands in
+exits/branch.py.
 """
 
 from __future__ import annotations
@@ -18,15 +20,26 @@ from offramp.layers.lateral import lateral_norm
 from offramp.layers.residual import WSCALE, as_first_edition, branchy_block
 from offramp.networks.nodes import Exit, Seen
 
-__all__ = ["Normed", "Residual", "b_alexnet", "b_alexnet_1", "b_alexnet_2", "b_resnet", "b_resnet_1", "b_resnet_2"]
+__all__ = [
+    "Normed",
+    "Residual",
+    "b_alexnet",
+    "b_alexnet_1",
+    "b_alexnet_2",
+    "b_resnet",
+    "b_resnet_1",
+    "b_resnet_2",
+]
 
 ROOM = 4  # pixels of a side that two 3x3 poolings of stride 2 need
 
 
 class Normed(Exit):
-    """ReLU, pooling, local response norm; a 3x3 convolution with ReLU per entry of `widths`; pooling; a linear layer.
+    """ReLU, pooling, local response norm; a 3x3 convolution with ReLU per entry of `widths`;
+    pooling; a linear layer.
 
-    shape: of one row's features, [channels, H, W]. Poolings are 3x3 with stride 2 and round sizes up, as Chainer's.
+    shape: of one row's features, [channels, H, W]. Poolings are 3x3 with stride 2 and round sizes
+    up, as Chainer's.
     first: channels of a 5x5 convolution before all this. pool=False leaves both poolings out.
     """
 
@@ -40,11 +53,16 @@ class Normed(Exit):
         pool: bool = True,
     ) -> None:
         super().__init__()
-        self.shape, self.classes, self.widths = _room(shape, ROOM if pool else 1), int(classes), tuple(widths)
-        self.first, self.pooling = first, bool(pool)
+        self.shape = _room(shape, ROOM if pool else 1)
+        self.classes = int(classes)
+        self.widths = tuple(widths)
+        self.first = first
+        self.pooling = bool(pool)
         channels = (self.shape[0] if first is None else first, *self.widths)
         pooling = [nn.MaxPool2d(3, 2, ceil_mode=True)] if pool else []
-        layers: list[nn.Module] = [] if first is None else [nn.Conv2d(self.shape[0], first, 5, padding=2)]
+        layers: list[nn.Module] = (
+            [] if first is None else [nn.Conv2d(self.shape[0], first, 5, padding=2)]
+        )
         layers += [nn.ReLU(), *pooling, lateral_norm()]
         for width_in, width in pairwise(channels):
             layers += [nn.Conv2d(width_in, width, 3, padding=1), nn.ReLU()]
@@ -72,13 +90,15 @@ class Residual(Exit):
         shape: of one row's features, [channels, H, W].
         classes: C.
         blocks: how many.
-        biased: whether convolutions have biases and batch norms an epsilon of 2e-5, as in the authors' code. False is
-            the form of files that the first edition wrote.
+        biased: whether convolutions have biases and batch norms an epsilon of 2e-5, as in the
+            authors' code. False is the form of files that the first edition wrote.
     """
 
     FIRST_EDITION: ClassVar[Mapping[str, Any]] = {"biased": False}
 
-    def __init__(self, shape: Sequence[int], classes: int, blocks: int = 1, *, biased: bool = True) -> None:
+    def __init__(
+        self, shape: Sequence[int], classes: int, blocks: int = 1, *, biased: bool = True
+    ) -> None:
         super().__init__()
         self.shape = _room(shape, 1)
         self.classes = int(classes)
@@ -103,7 +123,8 @@ class Residual(Exit):
 
 
 def b_alexnet(shape: Sequence[int], classes: int, reads: Sequence[str]) -> Normed:
-    """B-AlexNet's branch for this place: the first at the first cut of `alexnet` (conv2), the second behind (conv3).
+    """B-AlexNet's branch for this place: the first at the first cut of `alexnet` (conv2), the
+    second behind (conv3).
 
     `reads`, the exits before, only tells the place: the branch looks at none of them.
     """
@@ -113,10 +134,13 @@ def b_alexnet(shape: Sequence[int], classes: int, reads: Sequence[str]) -> Norme
 def b_alexnet_1(shape: Sequence[int], classes: int, convolutions: int = 2) -> Normed:
     """Branch 1 of B-AlexNet, for the tap `conv2` of `alexnet`: convolutions of 32 channels.
 
-    The paper's Figure 5 varies their number from 0 to 4 (the code has 2); with 0 both poolings stay, which is ours.
+    The paper's Figure 5 varies their number from 0 to 4 (the code has 2); with 0 both poolings
+    stay, which is ours.
     """
     if not isinstance(convolutions, int) or convolutions < 0:
-        raise InvalidArgument(f"got convolutions={convolutions!r}, expected a whole number of at least 0")
+        raise InvalidArgument(
+            f"got convolutions={convolutions!r}, expected a whole number of at least 0"
+        )
     return Normed(shape, classes, (32,) * convolutions)
 
 
@@ -126,7 +150,8 @@ def b_alexnet_2(shape: Sequence[int], classes: int) -> Normed:
 
 
 def b_resnet(shape: Sequence[int], classes: int, reads: Sequence[str]) -> Normed | Residual:
-    """B-ResNet-110's branch for this place: the first at the first cut of `resnet110_branchy` (stem), else the second.
+    """B-ResNet-110's branch for this place: the first at the first cut of `resnet110_branchy`
+    (stem), else the second.
 
     `reads`, the exits before, only tells the place: the branch looks at none of them.
     """
@@ -134,9 +159,11 @@ def b_resnet(shape: Sequence[int], classes: int, reads: Sequence[str]) -> Normed
 
 
 def b_resnet_1(shape: Sequence[int], classes: int) -> Normed:
-    """Branch 1 of B-ResNet-110, for the tap `stem`: 5x5 to 64 channels, two 3x3 of 32, and no pooling at all.
+    """Branch 1 of B-ResNet-110, for the tap `stem`: 5x5 to 64 channels, two 3x3 of 32, and no
+    pooling at all.
 
-    Every row pays for it: 48 M MACs, a fifth of the trunk, and so more than it can save where few leave.
+    Every row pays for it: 48 M MACs, a fifth of the trunk, and so more than it can save where few
+    leave.
     """
     return Normed(shape, classes, (32, 32), first=64, pool=False)
 
@@ -150,7 +177,8 @@ def _room(shape: Sequence[int], least: int) -> tuple[int, ...]:
     """The shape, if it is that of images with room for the layers. Raises BadNetwork."""
     if len(shape) != 3 or min(shape[1:]) < least:
         raise BadNetwork(
-            f"a branch of BranchyNet stands on features of shape {tuple(shape)}, expected [C, H, W] of at least "
+            f"a branch of BranchyNet stands on features of shape {tuple(shape)}, expected [C, H, "
+            f"W] of at least "
             f"{least} x {least}; cut elsewhere, or use exits such as linear_grid"
         )
     return tuple(shape)

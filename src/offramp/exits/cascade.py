@@ -1,11 +1,13 @@
-"""Exits of Zero Time Waste: each reads the logits of the one before it, and answers for all exits so far.
+"""Exits of Zero Time Waste: each reads the logits of the one before it, and answers for all exits
+so far.
 
-Wolczyk et al., 2021, arXiv 2106.05409. Shapes: B samples, F pooled features, C classes, m the place of an exit.
-Cut with exits="cascade" or "cascade_conv" at every place, and train by the recipe `ztw`. The score of the paper, the
-ensemble's largest probability, is the gate `max_prob`.
-The model's own answer, at the end, takes no part, as in the authors' later code: it is the reference of every promise,
-and stays what the plain model says. Their first code has an ensemble there too. That one is an exit here, before the
-model's last layer, with a copy of it (`ztw?final=true`).
+Wolczyk et al., 2021, arXiv 2106.05409. Shapes: B samples, F pooled features, C classes, m the place
+of an exit. Cut with exits="cascade" or "cascade_conv" at every place, and train by the recipe
+`ztw`. The score of the paper, the ensemble's largest probability, is the gate `max_prob`.
+The model's own answer, at the end, takes no part, as in the authors' later code: it is the
+reference of every promise, and stays what the plain model says. Their first code has an ensemble
+there too. That one is an exit here, before the model's last layer, with a copy of it
+(`ztw?final=true`).
 """
 
 from __future__ import annotations
@@ -25,11 +27,13 @@ SMALL = 8  # pixels of a side up to which the authors pad their strided convolut
 
 
 class Cascade(Exit):
-    """A linear layer on pooled features and the logits before. pooling: "mean", "grid" or "flat", as of `Pooled`.
+    """A linear layer on pooled features and the logits before. pooling: "mean", "grid" or "flat",
+    as of `Pooled`.
 
-    ensemble: "geometric", the paper's; "additive" or "mean", its ablations. final: the linear layer is a copy of the
-    model's last one, which reads no logits and stays as it is; `ztw` hangs that one on.
-    Where we differ from the paper's heads: no convolution, so that features are pooled once (`CascadeConv` has one).
+    ensemble: "geometric", the paper's; "additive" or "mean", its ablations. final: the linear layer
+    is a copy of the model's last one, which reads no logits and stays as it is; `ztw` hangs that
+    one on. Where we differ from the paper's heads: no convolution, so that features are pooled once
+    (`CascadeConv` has one).
     """
 
     def __init__(
@@ -49,16 +53,23 @@ class Cascade(Exit):
         require_pooling(pooling, "pooling")
         require_layout(layout)
         self.layout = layout
-        self.pooling, self.features, self.classes, self.norm = pooling, int(features), int(classes), bool(norm)
+        self.pooling = pooling
+        self.features = int(features)
+        self.classes = int(classes)
+        self.norm = bool(norm)
         self.reads = () if before is None else (before,)
-        self.tail = Tail(self.features, self.classes, before, place, norm=norm, kind=ensemble, final=final)
+        self.tail = Tail(
+            self.features, self.classes, before, place, norm=norm, kind=ensemble, final=final
+        )
 
     def pool(self, features: Tensor) -> Tensor:
         """[B, channels, ...] -> [B, F]."""
         return pooled(features, self.pooling, self.layout)
 
     def both(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        """The ensemble's log-probabilities [B, C], and its members' logits [B, m, C], which are handed on."""
+        """The ensemble's log-probabilities [B, C], and its members' logits [B, m, C], which are
+        handed on.
+        """
         members = self.tail.members(self.pool(seen.features), seen)
         return self.tail.ensemble(members), members
 
@@ -67,15 +78,25 @@ class Cascade(Exit):
         return self.both(seen)[0]
 
     def config(self) -> dict[str, Any]:
-        """Pooling, widths, the exit before, the place in the cascade, and whether logits are normed on the way."""
+        """Pooling, widths, the exit before, the place in the cascade, and whether logits are normed
+        on the way.
+        """
         widths = {"pooling": self.pooling, "features": self.features, "classes": self.classes}
         layout = {"layout": self.layout} if self.layout is not None else {}
         final = {"final": True} if self.tail.final else {}
-        return {"name": "Cascade", **widths, **_config(self.tail), "norm": self.norm, **layout, **final}
+        return {
+            "name": "Cascade",
+            **widths,
+            **_config(self.tail),
+            "norm": self.norm,
+            **layout,
+            **final,
+        }
 
 
 class CascadeConv(Exit):
-    """The paper's head for small images: 3x3 convolution of as many channels, ReLU, mixed pooling to about 4x4, linear.
+    """The paper's head for small images: 3x3 convolution of as many channels, ReLU, mixed pooling
+    to about 4x4, linear.
 
     Args:
         shape: of one row's features, [channels, H, W].
@@ -84,8 +105,9 @@ class CascadeConv(Exit):
         place: of this exit in the cascade, from 1.
         norm: whether those logits pass a layer norm.
         stride: of the convolution: in the authors' code 2 on Tiny-ImageNet, otherwise 1.
-        padding: of the convolution. None is the authors' rule: 2 where a stride of 2 meets sides of more than 8 (on
-            Tiny-ImageNet), otherwise 1. Files of the first edition have 1 everywhere.
+        padding: of the convolution. None is the authors' rule: 2 where a stride of 2 meets sides of
+            more than 8 (on Tiny-ImageNet), otherwise 1. Files of the first edition have 1
+            everywhere.
         ensemble: "geometric", the paper's; "additive" or "mean", its ablations.
     """
 
@@ -109,7 +131,10 @@ class CascadeConv(Exit):
         self.norm = bool(norm)
         self.stride = int(stride)
         if padding is None:
-            padding = 2 if self.stride == 2 and min(self.shape[1:], default=0) > SMALL else 1
+            if self.stride == 2 and min(self.shape[1:], default=0) > SMALL:
+                padding = 2
+            else:
+                padding = 1
         self.padding = int(padding)
         self.reads = () if before is None else (before,)
         sides = [(side + 2 * self.padding - 3) // self.stride + 1 for side in self.shape[1:]]
@@ -118,7 +143,9 @@ class CascadeConv(Exit):
         self.tail = Tail(self.mixed.features, self.classes, before, place, norm=norm, kind=ensemble)
 
     def both(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        """The ensemble's log-probabilities [B, C], and its members' logits [B, m, C], which are handed on."""
+        """The ensemble's log-probabilities [B, C], and its members' logits [B, m, C], which are
+        handed on.
+        """
         features = self.mixed(self.mixed.both(self.convolution(seen.features).relu()))
         members = self.tail.members(features, seen)
         return self.tail.ensemble(members), members
@@ -128,10 +155,18 @@ class CascadeConv(Exit):
         return self.both(seen)[0]
 
     def config(self) -> dict[str, Any]:
-        """Shape, classes, the exit before, the place in the cascade, norm, stride, and a padding other than 1."""
+        """Shape, classes, the exit before, the place in the cascade, norm, stride, and a padding
+        other than 1.
+        """
         config = {"shape": list(self.shape), "classes": self.classes, **_config(self.tail)}
         padding = {} if self.padding == 1 else {"padding": self.padding}
-        return {"name": "CascadeConv", **config, "norm": self.norm, "stride": self.stride, **padding}
+        return {
+            "name": "CascadeConv",
+            **config,
+            "norm": self.norm,
+            "stride": self.stride,
+            **padding,
+        }
 
 
 def _config(tail: Tail) -> dict[str, Any]:
@@ -140,17 +175,37 @@ def _config(tail: Tail) -> dict[str, Any]:
 
 
 def cascade(
-    shape: Sequence[int], classes: int, reads: Sequence[str], layout: str | None = None, ensemble: str = "geometric"
+    shape: Sequence[int],
+    classes: int,
+    reads: Sequence[str],
+    layout: str | None = None,
+    ensemble: str = "geometric",
 ) -> Cascade:
-    """Linear on mean, maximum and a 4x4 grid of means; `cascade?ensemble=additive` has an ablation's ensemble."""
+    """Linear on mean, maximum and a 4x4 grid of means; `cascade?ensemble=additive` has an
+    ablation's ensemble.
+    """
     features = width(shape, "grid", layout)
     before = reads[-1] if reads else None
-    return Cascade("grid", features, classes, before=before, place=len(reads) + 1, layout=layout, ensemble=ensemble)
+    return Cascade(
+        "grid",
+        features,
+        classes,
+        before=before,
+        place=len(reads) + 1,
+        layout=layout,
+        ensemble=ensemble,
+    )
 
 
 def cascade_conv(
-    shape: Sequence[int], classes: int, reads: Sequence[str], stride: int = 1, ensemble: str = "geometric"
+    shape: Sequence[int],
+    classes: int,
+    reads: Sequence[str],
+    stride: int = 1,
+    ensemble: str = "geometric",
 ) -> CascadeConv:
     """The paper's head for small images; `cascade_conv?stride=2` is that for Tiny-ImageNet."""
     before = reads[-1] if reads else None
-    return CascadeConv(shape, classes, before=before, place=len(reads) + 1, stride=stride, ensemble=ensemble)
+    return CascadeConv(
+        shape, classes, before=before, place=len(reads) + 1, stride=stride, ensemble=ensemble
+    )

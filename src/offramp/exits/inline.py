@@ -37,7 +37,9 @@ class Inline(Exit):
     def __init__(self, exit: Exit, before: str | None = None, *, detach: bool = False) -> None:
         super().__init__()
         self.exit, last = parted(exit)
-        self.before, self.features, self.classes = before, last.in_features, last.out_features
+        self.before = before
+        self.features = last.in_features
+        self.classes = last.out_features
         self.detach = bool(detach)
         self.reads = tuple(dict.fromkeys((*(() if before is None else (before,)), *exit.reads)))
         self.block: nn.Sequential | None = None

@@ -1,7 +1,7 @@
 """Exits on pooled features: one linear layer, or a small MLP.
 
-Shapes: B samples, F pooled features, C classes. `pool` has no parameters, so what it gives is computed once while the
-backbone is frozen; `classify` is what is trained.
+Shapes: B samples, F pooled features, C classes. `pool` has no parameters, so what it gives is
+computed once while the backbone is frozen; `classify` is what is trained.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ __all__ = ["Pooled", "linear", "linear_grid", "linear_masked", "linear_peaks", "
 
 
 class Pooled(Exit):
-    """A head on pooled features [B, F]: linear where `hidden` is empty, else an MLP with ReLU between.
+    """A head on pooled features [B, F]: linear where `hidden` is empty, else an MLP with ReLU
+    between.
 
     Args:
         pool: "mean" is the mean over all positions (F = channels). "grid" is mean, maximum, and
@@ -36,8 +37,8 @@ class Pooled(Exit):
             [B, T, F] where it is not zero, whatever stands at the others.
         layout: where the channels are, "channels_first", "channels_last" or "both"; `cut` reads it
             from the model. None: last of three dimensions, first of more.
-        temperature: what an MLP's logits are divided by, in training and in use. 0.5 is the sharpened
-            dense cache model of layer caching (SelfXit, arXiv 2209.08625).
+        temperature: what an MLP's logits are divided by, in training and in use. 0.5 is the
+            sharpened dense cache model of layer caching (SelfXit, arXiv 2209.08625).
 
     Raises:
         InvalidArgument: a temperature not above 0, or other than 1 without hidden layers;
@@ -57,7 +58,8 @@ class Pooled(Exit):
         super().__init__()
         if not 0 < temperature < math.inf or (temperature != 1 and not hidden):
             raise InvalidArgument(
-                f"temperature must be a number above 0, and 1 without hidden layers, got {temperature}"
+                f"temperature must be a number above 0, and 1 without hidden layers, got "
+                f"{temperature}"
             )
         self.temperature = float(temperature)
         require_pooling(pool, "pool")
@@ -65,10 +67,15 @@ class Pooled(Exit):
         self.layout = layout
         if mask is not None and (pool != "mean" or not is_input(mask)):
             raise InvalidArgument(
-                f"pool is {pool!r} and mask {mask!r}, expected 'mean' and the name of an input (x/...)"
+                f"pool is {pool!r} and mask {mask!r}, expected 'mean' and the name of an input "
+                f"(x/...)"
             )
-        self.pooling, self.features, self.classes, self.hidden = pool, int(features), int(classes), tuple(hidden)
-        self.mask, self.reads = mask, () if mask is None else (mask,)
+        self.pooling = pool
+        self.features = int(features)
+        self.classes = int(classes)
+        self.hidden = tuple(hidden)
+        self.mask = mask
+        self.reads = () if mask is None else (mask,)
         widths = (self.features, *self.hidden)
         layers: list[nn.Module] = []
         for width_in, width_out in pairwise(widths):
@@ -92,7 +99,12 @@ class Pooled(Exit):
 
     def config(self) -> dict[str, Any]:
         """Pool, widths and classes."""
-        config = {"name": "Pooled", "pool": self.pooling, "features": self.features, "classes": self.classes}
+        config = {
+            "name": "Pooled",
+            "pool": self.pooling,
+            "features": self.features,
+            "classes": self.classes,
+        }
         hidden = {"hidden": list(self.hidden)} if self.hidden else {}
         mask = {"mask": self.mask} if self.mask is not None else {}
         layout = {"layout": self.layout} if self.layout is not None else {}
@@ -104,18 +116,24 @@ def _masked_mean(features: Tensor, mask: Tensor) -> Tensor:
     """Features [B, T, F] -> [B, F]; a NaN at a position that does not count changes nothing."""
     if features.dim() != 3 or mask.shape != features.shape[:2]:
         raise BadNetwork(
-            f"the mask has shape {tuple(mask.shape)} and the features {tuple(features.shape)}, expected [B, T] and "
+            f"the mask has shape {tuple(mask.shape)} and the features {tuple(features.shape)}, "
+            f"expected [B, T] and "
             "[B, T, F]; pool these features without it"
         )
     keep = mask != 0
-    return features.masked_fill(~keep[:, :, None], 0).sum(1) / keep.sum(1, keepdim=True).clamp(min=1)
+    return features.masked_fill(~keep[:, :, None], 0).sum(1) / keep.sum(1, keepdim=True).clamp(
+        min=1
+    )
 
 
 def linear_masked(shape: Sequence[int], classes: int, mask: str = "x/attention_mask") -> Pooled:
-    """A linear exit on the mean over the words of a text [T, F] that the mask does not leave out."""
+    """A linear exit on the mean over the words of a text [T, F] that the mask does not leave
+    out.
+    """
     if len(shape) != 2:
         raise BadNetwork(
-            f"a mask over words stands on features of shape {tuple(shape)}, expected [T, F]; cut elsewhere"
+            f"a mask over words stands on features of shape {tuple(shape)}, expected [T, F]; cut "
+            f"elsewhere"
         )
     return Pooled("mean", shape[1], classes, mask=mask)
 
@@ -131,13 +149,26 @@ def linear_grid(shape: Sequence[int], classes: int, layout: str | None = None) -
 
 
 def linear_peaks(shape: Sequence[int], classes: int) -> Pooled:
-    """A linear exit for signals [channels, L]: on the mean and on the maxima of up to 8 equal parts."""
+    """A linear exit for signals [channels, L]: on the mean and on the maxima of up to 8 equal
+    parts.
+    """
     return _made("peaks", shape, classes)
 
 
-def mlp(shape: Sequence[int], classes: int, layout: str | None = None, temperature: float = 1.0) -> Pooled:
-    """One hidden layer of 128 units on mean, maximum and grid; `mlp?temperature=0.5` is sharpened."""
-    return Pooled("grid", width(shape, "grid", layout), classes, (128,), layout=layout, temperature=temperature)
+def mlp(
+    shape: Sequence[int], classes: int, layout: str | None = None, temperature: float = 1.0
+) -> Pooled:
+    """One hidden layer of 128 units on mean, maximum and grid; `mlp?temperature=0.5` is
+    sharpened.
+    """
+    return Pooled(
+        "grid",
+        width(shape, "grid", layout),
+        classes,
+        (128,),
+        layout=layout,
+        temperature=temperature,
+    )
 
 
 def _made(

@@ -1,4 +1,6 @@
-"""The internal classifier of Shallow-Deep Networks (Kaya, Hong and Dumitras, 2019, arXiv 1810.07052)."""
+"""The internal classifier of Shallow-Deep Networks (Kaya, Hong and Dumitras, 2019, arXiv
+1810.07052).
+"""
 
 from __future__ import annotations
 
@@ -14,15 +16,18 @@ __all__ = ["Internal", "sdn"]
 
 
 class Internal(Exit):
-    """Mixed pooling to about 4x4, then one linear layer. shape: of one row's features, [channels, H, W].
+    """Mixed pooling to about 4x4, then one linear layer. shape: of one row's features, [channels,
+    H, W].
 
-    The share of the mixture is learned, so the mixture cannot be computed once; but the maxima and the means that it
-    mixes can: they are what `pool` gives, and what a phase on pooled features reads.
+    The share of the mixture is learned, so the mixture cannot be computed once; but the maxima and
+    the means that it mixes can: they are what `pool` gives, and what a phase on pooled features
+    reads.
     """
 
     def __init__(self, shape: Sequence[int], classes: int) -> None:
         super().__init__()
-        self.shape, self.classes = tuple(shape), int(classes)
+        self.shape = tuple(shape)
+        self.classes = int(classes)
         self.mixed = Mixed(self.shape)
         self.linear = nn.Linear(self.mixed.features, self.classes)
 

@@ -1,12 +1,15 @@
 """Exits that choose, per row and channel, from which of the layers so far they take their features.
 
-After the layer selective attention of LSANet (Jiang, Liu, Wang, Yang, Dong and Feng, 2022, arXiv 2209.13844), of whose
-equations we found none: its abstract says that an attention module selects features across layers and weighs the
-auxiliary losses by it. The form here is our choice, that of selective kernels (Li et al., 2019, arXiv 1903.06586) with
-layers in the place of kernels. Where it must differ from any network that looks at all layers at once: an exit sees its
-own layer and earlier ones, never those that have not run; and the model's own answer, at the end, takes no part.
-Cut with exits="selective" at every place; the recipe `synergy` trains them with weights by the attention.
-Shapes: B samples, F pooled features, D channels that all layers are projected to, C classes, m layers so far.
+After the layer selective attention of LSANet (Jiang, Liu, Wang, Yang, Dong and Feng, 2022, arXiv
+2209.13844), of whose equations we found none: its abstract says that an attention module selects
+features across layers and weighs the auxiliary losses by it. The form here is our choice, that of
+selective kernels (Li et al., 2019, arXiv 1903.06586) with layers in the place of kernels. Where it
+must differ from any network that looks at all layers at once: an exit sees its own layer and
+earlier ones, never those that have not run; and the model's own answer, at the end, takes no part.
+Cut with exits="selective" at every place; the recipe `synergy` trains them with weights by the
+attention.
+Shapes: B samples, F pooled features, D channels that all layers are projected to, C classes, m
+layers so far.
 """
 
 from __future__ import annotations
@@ -23,14 +26,16 @@ from offramp.networks.nodes import Exit, Seen
 
 __all__ = ["Selective", "selective"]
 
-CHANNELS, INNER = 64, 32
+CHANNELS = 64
+INNER = 32
 
 
 class Selective(Exit):
-    """u_m = W F_m; s = softmax over layers of (B relu(A sum_l u_l)), [B, m, D]; logits of sum_l s_l u_l by one layer.
+    """u_m = W F_m; s = softmax over layers of (B relu(A sum_l u_l)), [B, m, D]; logits of sum_l s_l
+    u_l by one layer.
 
-    pooling: "mean", "grid" or "flat", as of `Pooled`. channels: D; inner: the width between A and B. It hands on
-    u_1 ... u_m, [B, m, D], through which later exits train earlier projections too.
+    pooling: "mean", "grid" or "flat", as of `Pooled`. channels: D; inner: the width between A and
+    B. It hands on u_1 ... u_m, [B, m, D], through which later exits train earlier projections too.
     """
 
     def __init__(
@@ -50,14 +55,25 @@ class Selective(Exit):
         require_layout(layout)
         self.layout = layout
         if (before is None) != (place == 1):
-            raise BadNetwork(f"place is {place} and the exit before is {before!r}, expected 1 and None, or neither")
-        self.pooling, self.features, self.classes = pooling, int(features), int(classes)
-        self.before, self.place, self.channels, self.inner = before, place, int(channels), int(inner)
+            raise BadNetwork(
+                f"place is {place} and the exit before is {before!r}, expected 1 and None, or "
+                f"neither"
+            )
+        self.pooling = pooling
+        self.features = int(features)
+        self.classes = int(classes)
+        self.before = before
+        self.place = place
+        self.channels = int(channels)
+        self.inner = int(inner)
         self.reads = () if before is None else (before,)
         self.project = nn.Linear(self.features, self.channels)
         sizes = (self.channels, self.inner), (self.inner, place * self.channels)
         # with one layer there is nothing to select
-        self.select = nn.Sequential(nn.Linear(*sizes[0]), nn.ReLU(), nn.Linear(*sizes[1])) if place > 1 else None
+        if place > 1:
+            self.select = nn.Sequential(nn.Linear(*sizes[0]), nn.ReLU(), nn.Linear(*sizes[1]))
+        else:
+            self.select = None
         self.linear = nn.Linear(self.channels, self.classes)
 
     def pool(self, features: Tensor) -> Tensor:
@@ -65,21 +81,28 @@ class Selective(Exit):
         return pooled(features, self.pooling, self.layout)
 
     def layers(self, seen: Seen) -> Tensor:
-        """u_1 ... u_m, [B, m, D]. Raises BadNetwork where the exit before hands on something else."""
+        """u_1 ... u_m, [B, m, D]. Raises BadNetwork where the exit before hands on something
+        else.
+        """
         own: Tensor = self.project(self.pool(seen.features))[:, None]
         if self.before is None:
             return own
         earlier = seen.logits[self.before]
-        earlier = earlier[:, None] if earlier.dim() == 2 else earlier  # an exit that hands on its answer alone
+        earlier = (
+            earlier[:, None] if earlier.dim() == 2 else earlier
+        )  # an exit that hands on its answer alone
         if earlier.shape[1:] != (self.place - 1, self.channels):
             raise BadNetwork(
                 f"exit {self.before!r} hands on {tuple(earlier.shape[1:])} per row, expected "
-                f"{(self.place - 1, self.channels)} of layers and channels; cut with exits='selective' at every place"
+                f"{(self.place - 1, self.channels)} of layers and channels; cut with "
+                f"exits='selective' at every place"
             )
         return torch.cat([earlier, own], 1)
 
     def shares(self, layers: Tensor) -> Tensor:
-        """[B, m, D] -> how much of each channel comes from which layer, [B, m, D]; over layers they sum to 1."""
+        """[B, m, D] -> how much of each channel comes from which layer, [B, m, D]; over layers they
+        sum to 1.
+        """
         if self.select is None:
             return torch.ones_like(layers)
         scores: Tensor = self.select(layers.sum(1))
@@ -104,7 +127,9 @@ class Selective(Exit):
         return {"name": "Selective", **widths, **place, **inner, **layout}
 
 
-def selective(shape: Sequence[int], classes: int, reads: Sequence[str], layout: str | None = None) -> Selective:
+def selective(
+    shape: Sequence[int], classes: int, reads: Sequence[str], layout: str | None = None
+) -> Selective:
     """On mean, maximum and a 4x4 grid of means of each layer."""
     features = width(shape, "grid", layout)
     before = reads[-1] if reads else None

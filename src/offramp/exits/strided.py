@@ -1,6 +1,8 @@
-"""The classifiers of MSDNet and RANet: two strided convolutions on the coarsest scale, a pooling, one linear layer.
+"""The classifiers of MSDNet and RANet: two strided convolutions on the coarsest scale, a pooling,
+one linear layer.
 
-Huang, Chen, Li, Wu, van der Maaten and Weinberger, 2017, arXiv 1703.09844, as in the authors' PyTorch port.
+Huang, Chen, Li, Wu, van der Maaten and Weinberger, 2017, arXiv 1703.09844, as in the authors'
+PyTorch port.
 """
 
 from __future__ import annotations
@@ -20,22 +22,27 @@ STRIDE = 2
 
 
 class Strided(Exit):
-    """Two 3x3 convolutions of stride 2 with batch norm and ReLU, the means over 2x2, a linear layer.
+    """Two 3x3 convolutions of stride 2 with batch norm and ReLU, the means over 2x2, a linear
+    layer.
 
     Args:
         shape: of one row's features, [channels, H, W] with H and W of 5 or more.
         classes: C.
-        width: channels of both convolutions; None keeps those that come in, as the port does on ImageNet (on CIFAR it
-            is 128).
-        he: whether weights start by He's rule over what goes out, and the linear bias at 0, as in RANet's code. The
-            port of MSDNet means to do so too, but looks for layers one level too high: its weights are torch's own.
+        width: channels of both convolutions; None keeps those that come in, as the port does on
+            ImageNet (on CIFAR it is 128).
+        he: whether weights start by He's rule over what goes out, and the linear bias at 0, as in
+            RANet's code. The port of MSDNet means to do so too, but looks for layers one level too
+            high: its weights are torch's own.
     """
 
-    def __init__(self, shape: Sequence[int], classes: int, width: int | None = 128, *, he: bool = False) -> None:
+    def __init__(
+        self, shape: Sequence[int], classes: int, width: int | None = 128, *, he: bool = False
+    ) -> None:
         super().__init__()
         if len(shape) != 3 or min(shape[1:]) < 5:
             raise BadNetwork(
-                f"two strided convolutions stand on features of shape {tuple(shape)}, expected [C, H, W] of at least "
+                f"two strided convolutions stand on features of shape {tuple(shape)}, expected "
+                f"[C, H, W] of at least "
                 "5 x 5; cut earlier, or use exits such as linear_grid"
             )
         self.shape = tuple(shape)
@@ -50,10 +57,17 @@ class Strided(Exit):
 
     def config(self) -> dict[str, Any]:
         """Shape, classes and width."""
-        return {"name": "Strided", "shape": list(self.shape), "classes": self.classes, "width": self.width}
+        return {
+            "name": "Strided",
+            "shape": list(self.shape),
+            "classes": self.classes,
+            "width": self.width,
+        }
 
 
-def strided(shape: Sequence[int], classes: int, width: int | None = 128, he: bool = False) -> Strided:
+def strided(
+    shape: Sequence[int], classes: int, width: int | None = 128, he: bool = False
+) -> Strided:
     """128 channels: MSDNet's on CIFAR; `strided?he=true` starts as RANet's.
 
     `strided?width=64` where 128 cost a tenth of a small network.
@@ -62,7 +76,9 @@ def strided(shape: Sequence[int], classes: int, width: int | None = 128, he: boo
 
 
 def strided_wide(shape: Sequence[int], classes: int, he: bool = False) -> Strided:
-    """As many channels as come in: MSDNet's on ImageNet; `strided_wide?he=true` starts as RANet's."""
+    """As many channels as come in: MSDNet's on ImageNet; `strided_wide?he=true` starts as
+    RANet's.
+    """
     return Strided(shape, classes, None, he=he)
 
 

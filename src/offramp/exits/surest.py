@@ -1,4 +1,6 @@
-"""The last exit of Shallow-Deep Networks: where no exit was sure enough, the surest of all answers."""
+"""The last exit of Shallow-Deep Networks: where no exit was sure enough, the surest of all
+answers.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +16,13 @@ __all__ = ["Surest"]
 
 
 class Surest(Exit):
-    """For each row the logits of the exit with the largest softmax probability: the model's own, or an earlier one.
+    """For each row the logits of the exit with the largest softmax probability: the model's own, or
+    an earlier one.
 
-    The rule of Kaya, Hong and Dumitras, 2019, arXiv 1810.07052, for rows that reach the end. It stands at the model's
-    end and reads all earlier exits (`reads`), so those run even where a plan closes their gates. Of equals the deepest
-    answers (our choice). The model's own answer stays in the trace, as `answer/backbone`.
+    The rule of Kaya, Hong and Dumitras, 2019, arXiv 1810.07052, for rows that reach the end. It
+    stands at the model's end and reads all earlier exits (`reads`), so those run even where a plan
+    closes their gates. Of equals the deepest answers (our choice). The model's own answer stays in
+    the trace, as `answer/backbone`.
     """
 
     def __init__(self, reads: Sequence[str]) -> None:
@@ -32,7 +36,8 @@ class Surest(Exit):
         for name in reversed(self.reads):
             other = seen.logits[name]
             surer = other.softmax(-1).amax(-1, keepdim=True)
-            logits, sure = torch.where(surer > sure, other, logits), torch.maximum(surer, sure)
+            logits = torch.where(surer > sure, other, logits)
+            sure = torch.maximum(surer, sure)
         return logits
 
     def pool(self, features: Tensor) -> Tensor:

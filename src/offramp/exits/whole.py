@@ -26,7 +26,9 @@ def own(shape: Sequence[int], classes: int) -> Own:
         BadNetwork: another shape.
     """
     if tuple(shape) != (classes,):
-        raise BadNetwork(f"the exit 'own' needs logits of {classes} classes, got {list(shape)} for each row")
+        raise BadNetwork(
+            f"the exit 'own' needs logits of {classes} classes, got {list(shape)} for each row"
+        )
     return Own()
 
 
@@ -47,10 +49,12 @@ class Own(Exit):
 
 
 class Mean(Exit):
-    """Log of the average of the probabilities of this member and of the `visited` members before it, [B, C].
+    """Log of the average of the probabilities of this member and of the `visited` members before
+    it, [B, C].
 
-    It reads the answer of the exit before it, which is such a mean itself; so a member before it is always run.
-    In log space: finite logits never give an infinity, where log(mean(softmax)) gives -inf.
+    It reads the answer of the exit before it, which is such a mean itself; so a member before it is
+    always run. In log space: finite logits never give an infinity, where log(mean(softmax)) gives
+    -inf.
     """
 
     def __init__(self, before: str | None, visited: int) -> None:

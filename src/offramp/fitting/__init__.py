@@ -1,1 +1,3 @@
-"""The one loop that trains: views of batches, the cache of pooled features, checkpoints, history."""
+"""The one loop that trains: views of batches, the cache of pooled features, checkpoints,
+history.
+"""

@@ -34,12 +34,20 @@ def accelerating(
     _require_tracker(tracker, folder)
     device = network.device()
     with _own_state(processes) as users:
-        made = _made(users, mixed_precision=precision, cpu=device.type == "cpu", log_with=tracker, project_dir=folder)
+        made = _made(
+            users,
+            mixed_precision=precision,
+            cpu=device.type == "cpu",
+            log_with=tracker,
+            project_dir=folder,
+        )
         apart = processes.count > 1 and device.type == "cuda" and made.device != device
         if made.device.type != device.type or made.num_processes != processes.count or apart:
             raise InvalidArgument(
-                f"Accelerate works on {made.device} in {made.num_processes} process(es) and the network lies on "
-                f"{device} in one of {processes.count}, expected the same; move the network there, or begin in a fresh "
+                f"Accelerate works on {made.device} in {made.num_processes} process(es) and the "
+                f"network lies on "
+                f"{device} in one of {processes.count}, expected the same; move the network "
+                f"there, or begin in a fresh "
                 "process, by torchrun or accelerate launch where it is one of several"
             )
         yield made
@@ -47,13 +55,16 @@ def accelerating(
 
 @contextlib.contextmanager
 def _own_state(processes: Processes) -> Iterator[bool]:
-    """Yield whether the user has an Accelerator. Accelerate keeps one state per process: ours goes when we are done."""
+    """Yield whether the user has an Accelerator. Accelerate keeps one state per process: ours goes
+    when we are done.
+    """
     try:
         import accelerate  # noqa: F401
         from accelerate.state import AcceleratorState, PartialState
     except ImportError as problem:
         raise MissingExtra("accelerate", "fit", "fit") from problem
-    users, placed = bool(AcceleratorState._shared_state), bool(PartialState._shared_state)
+    users = bool(AcceleratorState._shared_state)
+    placed = bool(PartialState._shared_state)
     try:
         yield users
     finally:
@@ -67,21 +78,26 @@ def _made(users: bool, **options: Any) -> Any:
     try:
         return Accelerator(**options)
     except ValueError as problem:
-        remedy = (
-            "an Accelerator of yours sets one precision and one device for the whole process: give fit the same, or "
-            "call it in a fresh process"
-            if users
-            else "give another precision or tracker"
-        )
+        if users:
+            remedy = (
+                "an Accelerator of yours sets one precision and one device for the whole process: "
+                "give fit the same, or "
+                "call it in a fresh process"
+            )
+        else:
+            remedy = "give another precision or tracker"
         raise InvalidArgument(
-            f"Accelerate refuses precision {options['mixed_precision']!r} with tracker {options['log_with']!r} "
+            f"Accelerate refuses precision {options['mixed_precision']!r} with tracker "
+            f"{options['log_with']!r} "
             f"({problem}); {remedy}"
         ) from problem
 
 
 @contextlib.contextmanager
 def tracking(accelerator: Any, tracker: str | None) -> Iterator[Log]:
-    """Yield what logs an epoch under its number in the run; in the end everything is written out."""
+    """Yield what logs an epoch under its number in the run; in the end everything is written
+    out.
+    """
     if tracker is None:
         yield lambda epoch, number: None
         return
@@ -97,7 +113,9 @@ def tracking(accelerator: Any, tracker: str | None) -> Iterator[Log]:
 
 def _require_tracker(tracker: str | None, folder: Path | None) -> None:
     if tracker is not None and folder is None:
-        raise InvalidArgument(f"got track={tracker!r} without a folder, expected one for what it writes; give folder=")
+        raise InvalidArgument(
+            f"got track={tracker!r} without a folder, expected one for what it writes; give folder="
+        )
     if tracker == "tensorboard":
         try:
             import tensorboard  # noqa: F401
@@ -106,16 +124,22 @@ def _require_tracker(tracker: str | None, folder: Path | None) -> None:
 
 
 def _require_precision(precision: str, phases: tuple[Phase, ...], network: Network) -> None:
-    """Raise InvalidArgument for a precision in which these phases cannot be trained on this device."""
+    """Raise InvalidArgument for a precision in which these phases cannot be trained on this
+    device.
+    """
     if precision not in PRECISIONS:
-        raise InvalidArgument(f"got precision={precision!r}, expected one of {', '.join(PRECISIONS)}")
+        raise InvalidArgument(
+            f"got precision={precision!r}, expected one of {', '.join(PRECISIONS)}"
+        )
     if precision == "no":
         return
     if own := [phase.name for phase in phases if phase.by == "update"]:
         raise InvalidArgument(
-            f"the recipe steps by itself in phase {own[0]!r}, where nothing brings {precision} about; take 'no'"
+            f"the recipe steps by itself in phase {own[0]!r}, where nothing brings {precision} "
+            f"about; take 'no'"
         )
     if precision == "fp16" and network.device().type != "cuda":
         raise InvalidArgument(
-            f"precision 'fp16' needs a CUDA device and the network lies on {network.device()}; take 'bf16' or 'no'"
+            f"precision 'fp16' needs a CUDA device and the network lies on {network.device()}; "
+            f"take 'bf16' or 'no'"
         )

@@ -31,14 +31,19 @@ SCHEMA = 2  # 1 had no digests
 OPTIMIZER = "optimizer.safetensors"
 AUXILIARY = "aids.safetensors"
 FOLDER = FolderKind(
-    "a checkpoint", "training.json", "training", NETWORK_FOLDER.files | {"training.json", OPTIMIZER, AUXILIARY}
+    "a checkpoint",
+    "training.json",
+    "training",
+    NETWORK_FOLDER.files | {"training.json", OPTIMIZER, AUXILIARY},
 )
 KEEP = "keep"  # beside the names of the optimizer's tensors, which have a slash
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is: the next step, the sums of this epoch's figures so far, and the epochs behind it."""
+    """Where a run is: the next step, the sums of this epoch's figures so far, and the epochs behind
+    it.
+    """
 
     phase: int = 0
     epoch: int = 0
@@ -57,9 +62,10 @@ class Progress:
 class Resumed:
     """What a checkpoint holds for the loop.
 
-    progress: where the run is. keep: the positions of the rows that the phase trains on, chosen when it began.
-    optimizer, extra: the state of the optimizer, and of its schedule and scaler. At the end of a phase the optimizer's
-    is None, or that of the ended phase where the next one continues from it.
+    progress: where the run is. keep: the positions of the rows that the phase trains on, chosen
+    when it began.
+    optimizer, extra: the state of the optimizer, and of its schedule and scaler. At the end of a
+    phase the optimizer's is None, or that of the ended phase where the next one continues from it.
     """
 
     progress: Progress
@@ -77,7 +83,9 @@ def save_checkpoint(
     optimizer: Optimizer | None,
     extra: Mapping[str, Any],
 ) -> None:
-    """Write `folder` atomically. begun: what a run must be begun with to go on from here, as plain data."""
+    """Write `folder` atomically. begun: what a run must be begun with to go on from here, as plain
+    data.
+    """
     tensors, state = _packed(optimizer)
     if keep is not None:
         tensors[KEEP] = keep
@@ -99,7 +107,8 @@ def save_checkpoint(
 def load_checkpoint(folder: Path, network: Network, begun: Mapping[str, Any]) -> Resumed:
     """Load the weights into `network`, and what the loop needs.
 
-    Raises BadFile for a checkpoint that is damaged or of another network, Mismatch for a run that was begun otherwise.
+    Raises BadFile for a checkpoint that is damaged or of another network, Mismatch for a run that
+    was begun otherwise.
     """
     return read_whole(folder, lambda path: _load(path, network, begun), FOLDER.require_own)
 
@@ -114,13 +123,17 @@ def _load(folder: Path, network: Network, begun: Mapping[str, Any]) -> Resumed:
         state = _unpacked(tensors, body["optimiser"])
         resumed = Resumed(Progress.from_json(body["progress"]), keep, state, body["extra"])
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
-        raise BadFile(f"{folder} is no complete checkpoint ({problem!r}); begin in another folder") from problem
+        raise BadFile(
+            f"{folder} is no complete checkpoint ({problem!r}); begin in another folder"
+        ) from problem
     try:
         network.load_state_dict(read_tensors(folder / "weights.safetensors"), strict=True)
         if network.auxiliary:
             held(network.auxiliary).load_state_dict(read_tensors(folder / AUXILIARY), strict=True)
     except RuntimeError as problem:
-        raise BadFile(f"{folder} does not fit this network; give the network that the run was begun with") from problem
+        raise BadFile(
+            f"{folder} does not fit this network; give the network that the run was begun with"
+        ) from problem
     return resumed
 
 
@@ -128,7 +141,8 @@ def _require_same_run(folder: Path, was: Mapping[str, Any], begun: Mapping[str, 
     for key, value in begun.items():
         if was.get(key) != value:
             raise Mismatch(
-                f"the run in {folder} was begun with {key} {was.get(key)!r:.200}, this one has {value!r:.200}; begin "
+                f"the run in {folder} was begun with {key} {was.get(key)!r:.200}, this one has "
+                f"{value!r:.200}; begin "
                 "with the same, or in another folder"
             )
 
@@ -145,7 +159,8 @@ def _require_undamaged(folder: Path, version: int, body: Mapping[str, Any]) -> N
             continue
         if digest_file(folder / name) != expected:
             raise BadFile(
-                f"{folder / name} was damaged or exchanged after it was written; remove {folder} and begin again, or "
+                f"{folder / name} was damaged or exchanged after it was written; remove {folder} "
+                f"and begin again, or "
                 "put back a copy of it"
             )
 
@@ -155,7 +170,8 @@ def _packed(optimizer: Optimizer | None) -> tuple[dict[str, Tensor], dict[str, A
     if optimizer is None:
         return {}, None
     table = optimizer.state_dict()
-    tensors, rest = dict[str, Tensor](), dict[str, Any]()
+    tensors = dict[str, Tensor]()
+    rest = dict[str, Any]()
     for index, values in table["state"].items():
         for key, value in values.items():
             if isinstance(value, Tensor):
@@ -164,18 +180,24 @@ def _packed(optimizer: Optimizer | None) -> tuple[dict[str, Tensor], dict[str, A
                 rest[f"{index}/{key}"] = value
             else:
                 raise InvalidArgument(
-                    f"{type(optimizer).__name__} keeps {key!r} as a {type(value).__name__}, which a checkpoint cannot "
+                    f"{type(optimizer).__name__} keeps {key!r} as a {type(value).__name__}, which "
+                    f"a checkpoint cannot "
                     "hold; train without a folder, or with another optimizer"
                 )
     return tensors, {"groups": table["param_groups"], "rest": rest}
 
 
-def _unpacked(tensors: Mapping[str, Tensor], plain: Mapping[str, Any] | None) -> dict[str, Any] | None:
+def _unpacked(
+    tensors: Mapping[str, Tensor], plain: Mapping[str, Any] | None
+) -> dict[str, Any] | None:
     if plain is None:
         return None
     state: dict[int, dict[str, Any]] = {}
     for name, value in (*plain["rest"].items(), *tensors.items()):
         index, _, key = name.partition("/")
         state.setdefault(int(index), {})[key] = value
-    groups = [{key: tuple(v) if key == "betas" else v for key, v in group.items()} for group in plain["groups"]]
+    groups = [
+        {key: tuple(v) if key == "betas" else v for key, v in group.items()}
+        for group in plain["groups"]
+    ]
     return {"state": state, "param_groups": groups}

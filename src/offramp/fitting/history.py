@@ -13,9 +13,11 @@ from offramp._support.files import write_csv
 
 @dataclass(frozen=True)
 class Epoch:
-    """One pass of a phase. step: optimizer steps of the phase so far; rate: the learning rate at its end.
+    """One pass of a phase. step: optimizer steps of the phase so far; rate: the learning rate at
+    its end.
 
-    figures: mean losses by name ("loss" is their sum), `accuracy/<exit>` on development rows, `gap/<exit>` of solvers.
+    figures: mean losses by name ("loss" is their sum), `accuracy/<exit>` on development rows,
+    `gap/<exit>` of solvers.
     """
 
     phase: str
@@ -30,12 +32,22 @@ class Epoch:
         """The epoch written by `dataclasses.asdict`."""
         rate = None if body["rate"] is None else float(body["rate"])
         figures = {str(name): float(value) for name, value in body["figures"].items()}
-        return Epoch(body["phase"], int(body["epoch"]), int(body["step"]), float(body["seconds"]), rate, figures)
+        return Epoch(
+            body["phase"],
+            int(body["epoch"]),
+            int(body["step"]),
+            float(body["seconds"]),
+            rate,
+            figures,
+        )
 
     def flat(self) -> dict[str, Any]:
         """One row of a table."""
         row = asdict(self)
-        return {**{name: row[name] for name in ("phase", "epoch", "step", "seconds", "rate")}, **self.figures}
+        return {
+            **{name: row[name] for name in ("phase", "epoch", "step", "seconds", "rate")},
+            **self.figures,
+        }
 
 
 @dataclass(frozen=True)

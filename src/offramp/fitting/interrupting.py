@@ -12,11 +12,14 @@ from typing import Any
 
 @contextlib.contextmanager
 def interruptible(echo: float = 0.0) -> Iterator[threading.Event]:
-    """While it lasts, the first Ctrl-C only sets the event, so that a step is never left half done; a second stops.
+    """While it lasts, the first Ctrl-C only sets the event, so that a step is never left half done;
+    a second stops.
 
-    echo: seconds in which another one is still the first: launchers of processes pass on what the terminal told them.
+    echo: seconds in which another one is still the first: launchers of processes pass on what the
+    terminal told them.
     """
-    asked, until = threading.Event(), 0.0
+    asked = threading.Event()
+    until = 0.0
     if threading.current_thread() is not threading.main_thread():
         yield asked
         return

@@ -1,4 +1,6 @@
-"""The one loop. Recipes supply phases and losses; anyone may write a loop of their own, a Network being a Module."""
+"""The one loop. Recipes supply phases and losses; anyone may write a loop of their own, a Network
+being a Module.
+"""
 
 from __future__ import annotations
 
@@ -34,8 +36,13 @@ from offramp.networks.network import Network
 from offramp.networks.recipe import FeatureTable, Phase, Recipe, TrainingBatch
 
 EVERY = 60.0  # seconds between checkpoints in the middle of an epoch
-ECHO = 5.0  # seconds in which a launcher passes a Ctrl-C on that the terminal told its processes too
-UNSEEN: Mapping[str, Mapping[str, Tensor]] = {"logits": {}, "features": {}}  # where nobody has looked
+ECHO = (
+    5.0  # seconds in which a launcher passes a Ctrl-C on that the terminal told its processes too
+)
+UNSEEN: Mapping[str, Mapping[str, Tensor]] = {
+    "logits": {},
+    "features": {},
+}  # where nobody has looked
 LOOKED = 256  # rows that are looked at together where nothing is trained
 
 IndexedRows = tuple[Rows, RowIndex]
@@ -43,7 +50,9 @@ IndexedRows = tuple[Rows, RowIndex]
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run is given and never changes. begun: as plain data, for checkpoints; folder: None keeps nothing."""
+    """What a run is given and never changes. begun: as plain data, for checkpoints; folder: None
+    keeps nothing.
+    """
 
     network: Network
     recipe: Recipe
@@ -65,8 +74,10 @@ class Loop:
     """One run through the phases of a recipe, from the start or from where a checkpoint left it."""
 
     def __init__(self, config: RunConfig, resumed: Resumed | None) -> None:
-        self.config, self.network = config, config.network
-        self.at, self.resumed = (resumed.progress if resumed else Progress()), resumed
+        self.config = config
+        self.network = config.network
+        self.at = resumed.progress if resumed else Progress()
+        self.resumed = resumed
         self.ended: Optimizer | None = None  # that of the phase that ended last
         self.saved = time.perf_counter()
 
@@ -88,18 +99,31 @@ class Loop:
         """Which phases read what was computed once, and how rows were augmented."""
         once = [phase.name for phase in self.config.phases if phase.reads == "pooled"]
         anew = [phase.name for phase in self.config.phases if phase.reads == "input"]
-        copies, augmented = self.config.pooling.views, self.config.pooling.augment is not None
-        views = f"; {copies} augmented copies of each row were kept" if augmented else ""
-        notes = [f"pooled features were computed once for {', '.join(once)}{views}"] if once else []
+        copies = self.config.pooling.views
+        augmented = self.config.pooling.augment is not None
+        if augmented:
+            views = f"; {copies} augmented copies of each row were kept"
+        else:
+            views = ""
+        if once:
+            notes = [f"pooled features were computed once for {', '.join(once)}{views}"]
+        else:
+            notes = []
         return (
             *notes,
-            *([f"rows were augmented anew in every epoch of {', '.join(anew)}"] if anew and augmented else []),
+            *(
+                [f"rows were augmented anew in every epoch of {', '.join(anew)}"]
+                if anew and augmented
+                else []
+            ),
         )
 
     def _train(self, number: int, phase: Phase) -> None:
         """Epochs over the training rows, a batch at a time."""
         pooled = phase.reads == "pooled"
-        forward = TrainingForward(self.network, self.network.auxiliary[phase.teacher] if phase.teacher else None)
+        forward = TrainingForward(
+            self.network, self.network.auxiliary[phase.teacher] if phase.teacher else None
+        )
         loader = self._loader(number, phase)
         held = self._development(pooled=pooled)
         require_rows(loader, self.network)
@@ -107,14 +131,20 @@ class Loop:
         stepping = Stepping(phase, steps, self.config.accelerator, forward, loader.processes)
         self._restore(number, phase, stepping)
         echo = ECHO if self.config.processes.count > 1 else 0.0
-        with interruptible(echo) as asked, phase.during(), shared_norms(self.network, loader.processes):
+        with (
+            interruptible(echo) as asked,
+            phase.during(),
+            shared_norms(self.network, loader.processes),
+        ):
             for epoch in range(self.at.epoch, phase.epochs):
                 batches = loader.epoch(epoch, self.at.step)
                 what = f"{phase.name}, epoch {epoch + 1} of {phase.epochs}"
                 left = loader.steps - self.at.step
                 start = time.perf_counter() - self.at.seconds
                 tally = dict(self.at.sums or {})
-                for state, positions in track(batches, what=what, total=left, show=self.config.progress):
+                for state, positions in track(
+                    batches, what=what, total=left, show=self.config.progress
+                ):
                     step = epoch * loader.steps + self.at.step
                     size = loader.size(self.at.step)
                     batch = loader.batch(positions, phase.name, step, steps)
@@ -123,14 +153,23 @@ class Loop:
                     for name, value in figures.items():
                         tally[name] = tally.get(name, 0.0) + value * size
                     seconds = time.perf_counter() - start
-                    self.at = replace(self.at, epoch=epoch, step=self.at.step + 1, sums=tally, seconds=seconds)
-                    self._pause(asked, stepping, loader, due=time.perf_counter() - self.saved > EVERY)
+                    self.at = replace(
+                        self.at, epoch=epoch, step=self.at.step + 1, sums=tally, seconds=seconds
+                    )
+                    self._pause(
+                        asked, stepping, loader, due=time.perf_counter() - self.saved > EVERY
+                    )
                 self._end_epoch(phase, epoch, loader, held, tally, stepping.optimizer)
                 self._pause(asked, stepping, loader, due=epoch + 1 < phase.epochs)
         self.ended = stepping.optimizer
 
     def _step(
-        self, phase: Phase, stepping: Stepping, state: State, batch: TrainingBatch, shared: Processes
+        self,
+        phase: Phase,
+        stepping: Stepping,
+        state: State,
+        batch: TrainingBatch,
+        shared: Processes,
     ) -> Mapping[str, float]:
         """One batch: outputs, loss, backward, step.
 
@@ -153,7 +192,9 @@ class Loop:
         return figures
 
     def _pause(self, asked: Event, stepping: Stepping, loader: BatchLoader, *, due: bool) -> None:
-        """A checkpoint when it is due, or when somebody has asked to stop: then the run ends here, in all processes."""
+        """A checkpoint when it is due, or when somebody has asked to stop: then the run ends here,
+        in all processes.
+        """
         many = self.config.processes
         due, stop = many.either(due and many.main, asked.is_set())  # their clocks differ
         if due or stop:
@@ -164,10 +205,8 @@ class Loop:
     def _solve(self, number: int, phase: Phase) -> None:
         """One stroke on all rows."""
         development = self.config.development
-        table, held = (
-            self._feature_table(self.config.training, held=False),
-            development and self._feature_table(development, held=True),
-        )
+        table = self._feature_table(self.config.training, held=False)
+        held = development and self._feature_table(development, held=True)
         start = time.perf_counter()  # pooling is not part of it
         many = self.config.processes
         figures = many.alone(lambda: dict(self.config.recipe.solve(phase, table, held)))
@@ -187,11 +226,16 @@ class Loop:
         copies = len(next(iter(columns.values()))) // len(index.row)
         features = {name: torch.from_numpy(column) for name, column in columns.items()}
         y = torch.from_numpy(index.y).repeat(copies)
-        return FeatureTable({name: self.network.exit_of(name) for name in columns}, features, y, copies)
+        return FeatureTable(
+            {name: self.network.exit_of(name) for name in columns}, features, y, copies
+        )
 
     def _loader(self, number: int, phase: Phase) -> BatchLoader:
         source, index = self.config.training
-        cache = self.config.pooling.features(source, index.seen.fingerprint) if phase.reads == "pooled" else None
+        if phase.reads == "pooled":
+            cache = self.config.pooling.features(source, index.seen.fingerprint)
+        else:
+            cache = None
         loader = BatchLoader(
             source,
             index,
@@ -200,8 +244,9 @@ class Loop:
             device=self.network.device(),
             cache=cache,
             augment=self.config.pooling.augment,
-            # A recipe that steps by itself is no mean over rows (halves of a batch, trial steps): every process makes
-            # the same steps of whole batches, which is exact, and no faster than one.
+            # A recipe that steps by itself is no mean over rows (halves of a batch, trial steps):
+            # every process makes the same steps of whole batches, which is exact, and no faster
+            # than one.
             processes=ALONE if phase.by == "update" else self.config.processes,
         )
         if self.resumed is not None and self.resumed.keep is not None:
@@ -214,39 +259,66 @@ class Loop:
     def _chosen(self, phase: Phase, loader: BatchLoader) -> Array:
         """The positions of the rows that a phase trains on. Raises BadData when there are none."""
         assert phase.rows is not None
-        kept, pooled, look = [], phase.reads == "pooled", TrainingForward(self.network.eval())
+        kept = []
+        pooled = phase.reads == "pooled"
+        look = TrainingForward(self.network.eval())
         with torch.no_grad():
             for state, positions in loader.in_order(LOOKED):
                 outputs = outputs_of(self.network, look(state, pooled), state, pooled)
-                kept.append(positions[phase.rows(outputs, loader.batch(positions, phase.name)).cpu().numpy()])
+                kept.append(
+                    positions[
+                        phase.rows(outputs, loader.batch(positions, phase.name)).cpu().numpy()
+                    ]
+                )
         found: Array = np.concatenate(loader.processes.woven(kept))
         if not len(found):
             raise BadData(
-                f"the phase {phase.name!r} chose none of the {len(loader.keep)} rows; nothing is left to train"
+                f"the phase {phase.name!r} chose none of the {len(loader.keep)} rows; nothing is "
+                f"left to train"
             )
         return found
 
     def _mode(self, phase: Phase) -> None:
-        """Gradients for what is trained and nothing else; training mode for the modules that it stands in."""
-        network, trained = self.network.eval(), {id(value) for value in phase.parameters}
-        auxiliary, models = network.auxiliary.values(), [network.model_of(member) for member in network.members]
-        for value in (*network.parameters(), *(value for aux in auxiliary for value in aux.parameters())):
+        """Gradients for what is trained and nothing else; training mode for the modules that it
+        stands in.
+        """
+        network = self.network.eval()
+        trained = {id(value) for value in phase.parameters}
+        auxiliary = network.auxiliary.values()
+        models = [network.model_of(member) for member in network.members]
+        for value in (
+            *network.parameters(),
+            *(value for aux in auxiliary for value in aux.parameters()),
+        ):
             value.requires_grad_(id(value) in trained)
-        children = (*network.fronts.children(), *network.exits.children(), *network.gates.children())
+        children = (
+            *network.fronts.children(),
+            *network.exits.children(),
+            *network.gates.children(),
+        )
         for part in (*models, *children, *auxiliary):
             part.train(any(id(value) in trained for value in part.parameters()))
         for module in phase.still:
             module.eval()
 
     def _restore(self, number: int, phase: Phase, stepping: Stepping) -> None:
-        """The state of a run that was stopped within this phase, or what this phase keeps of the one before."""
-        resumed, self.resumed = self.resumed, None
+        """The state of a run that was stopped within this phase, or what this phase keeps of the
+        one before.
+        """
+        resumed = self.resumed
+        self.resumed = None
         state = None if resumed is None else resumed.optimizer
-        if resumed is not None and state is not None and (resumed.progress.epoch or resumed.progress.step):
+        if (
+            resumed is not None
+            and state is not None
+            and (resumed.progress.epoch or resumed.progress.step)
+        ):
             stepping.restore(state, resumed.extra)
             return
         known: Mapping[Tensor, Any] = {} if self.ended is None else self.ended.state
-        if state is not None:  # stopped between the two phases: the state is that of the phase before
+        if (
+            state is not None
+        ):  # stopped between the two phases: the state is that of the phase before
             before = self.config.phases[number - 1].parameters
             known = {before[index]: values for index, values in state["state"].items()}
         for value in phase.continues:
@@ -263,7 +335,8 @@ class Loop:
         optimizer: Optimizer,
     ) -> None:
         figures = {name: value / len(loader.keep) for name, value in tally.items()}
-        seconds, rate = self.at.seconds, float(optimizer.param_groups[0]["lr"])
+        seconds = self.at.seconds
+        rate = float(optimizer.param_groups[0]["lr"])
         self._even_out(phase, optimizer)
         figures |= self._accuracies(held, pooled=phase.reads == "pooled")
         self._mode(phase)
@@ -271,7 +344,9 @@ class Loop:
         self.at = replace(self.at, epoch=epoch + 1, step=0, sums=None, seconds=0.0)
 
     def _even_out(self, phase: Phase, optimizer: Optimizer) -> None:
-        """Give all processes the main one's buffers, and after own steps weights too: those may differ in last bits."""
+        """Give all processes the main one's buffers, and after own steps weights too: those may
+        differ in last bits.
+        """
         values = [
             *self.network.buffers(),
             *(value for aux in self.network.auxiliary.values() for value in aux.buffers()),
@@ -286,28 +361,46 @@ class Loop:
         if self.config.development is None:
             return None
         source, index = self.config.development
-        cache = self.config.pooling.features(source, index.seen.fingerprint, held=True) if pooled else None
+        if pooled:
+            cache = self.config.pooling.features(source, index.seen.fingerprint, held=True)
+        else:
+            cache = None
         device = self.network.device()
         many = self.config.processes
-        return BatchLoader(source, index, batch_size=LOOKED, draws=(0, 0), device=device, cache=cache, processes=many)
+        return BatchLoader(
+            source,
+            index,
+            batch_size=LOOKED,
+            draws=(0, 0),
+            device=device,
+            cache=cache,
+            processes=many,
+        )
 
     def _accuracies(self, held: BatchLoader | None, *, pooled: bool) -> dict[str, float]:
         """The share of development rows that each exit answers right."""
         if held is None:
             return {}
-        forward, right = TrainingForward(self.network.eval()), Counter[str]()
+        forward = TrainingForward(self.network.eval())
+        right = Counter[str]()
         with torch.no_grad():
             for state, positions in held.in_order(LOOKED):
                 y = held.batch(positions, "").labels()
                 for name, logits in forward(state, pooled)["logits"].items():
                     right[name] += int((logits.argmax(1) == y).sum())
-        counts = held.processes.gathered(right)  # a process whose turn never came has counted nothing
-        return {f"accuracy/{name}": sum(each[name] for each in counts) / len(held.index.row) for name in counts[0]}
+        counts = held.processes.gathered(
+            right
+        )  # a process whose turn never came has counted nothing
+        return {
+            f"accuracy/{name}": sum(each[name] for each in counts) / len(held.index.row)
+            for name in counts[0]
+        }
 
     def _note(self, epoch: Epoch) -> None:
         self.at = replace(self.at, epochs=(*self.at.epochs, epoch))
         if self.config.folder is not None:
-            table, history = self.config.folder / "metrics.csv", History(self.at.epochs)
+            table = self.config.folder / "metrics.csv"
+            history = History(self.at.epochs)
             self.config.processes.alone(lambda: history.save_csv(table))
         self.config.log(epoch, len(self.at.epochs))
 
@@ -316,8 +409,11 @@ class Loop:
         self.saved = time.perf_counter()
         if self.config.folder is None:
             return
-        folder, keep = self.config.folder / "checkpoint", None if loader is None else torch.from_numpy(loader.keep)
-        optimizer, extra = (self._kept(), {}) if stepping is None else (stepping.optimizer, stepping.extra())
+        folder = self.config.folder / "checkpoint"
+        keep = None if loader is None else torch.from_numpy(loader.keep)
+        optimizer, extra = (
+            (self._kept(), {}) if stepping is None else (stepping.optimizer, stepping.extra())
+        )
         run = (self.network, self.config.begun, self.at, keep, optimizer, extra)
         self.config.processes.alone(lambda: save_checkpoint(folder, *run))
 

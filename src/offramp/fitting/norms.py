@@ -1,7 +1,8 @@
-"""Batch norms whose statistics are those of the whole batch, where several processes hold a share of it each.
+"""Batch norms whose statistics are those of the whole batch, where several processes hold a share
+of it each.
 
-torch's SyncBatchNorm does this on GPUs alone; here it is the same sums on any device, so that a network learns the same
-whatever the number of processes.
+torch's SyncBatchNorm does this on GPUs alone; here it is the same sums on any device, so that a
+network learns the same whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -33,12 +34,18 @@ class _Total(torch.autograd.Function):
 
 @contextlib.contextmanager
 def shared_norms(network: nn.Module, processes: Processes) -> Iterator[None]:
-    """While it lasts, batch norms in training mode see the rows of all processes, which run them in one order."""
+    """While it lasts, batch norms in training mode see the rows of all processes, which run them in
+    one order.
+    """
     norms = [part for part in network.modules() if isinstance(part, _BatchNorm)]
     if processes.count == 1 or not norms:
         yield
         return
-    norms = [norm for norm in norms if not isinstance(norm, nn.SyncBatchNorm) and "forward" not in vars(norm)]
+    norms = [
+        norm
+        for norm in norms
+        if not isinstance(norm, nn.SyncBatchNorm) and "forward" not in vars(norm)
+    ]
     for norm in norms:
         vars(norm)["forward"] = partial(_shared, norm, processes)
     try:
@@ -53,7 +60,8 @@ def _shared(norm: _BatchNorm, processes: Processes, x: Tensor) -> Tensor:
     if not norm.training:
         return type(norm).forward(norm, x)
     norm._check_input_dim(x)  # type: ignore[no-untyped-call]
-    shape, axes = [1, -1, *[1] * (x.dim() - 2)], [0, *range(2, x.dim())]
+    shape = [1, -1, *[1] * (x.dim() - 2)]
+    axes = [0, *range(2, x.dim())]
     with torch.autocast(x.device.type, enabled=False):
         wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
         count = processes.total(wide.new_tensor([float(x.numel() // x.shape[1])]))
@@ -77,6 +85,9 @@ def _remember(norm: _BatchNorm, mean: Tensor, variance: Tensor) -> None:
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
     norm.num_batches_tracked.add_(1)
-    step = 1 / float(norm.num_batches_tracked) if norm.momentum is None else norm.momentum
+    if norm.momentum is None:
+        step = 1 / float(norm.num_batches_tracked)
+    else:
+        step = norm.momentum
     norm.running_mean.lerp_(mean.to(norm.running_mean.dtype), step)
     norm.running_var.lerp_(variance.to(norm.running_var.dtype), step)

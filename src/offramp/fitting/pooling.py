@@ -1,7 +1,9 @@
-"""Pooled features of a frozen backbone, computed once: in memory, or memory-mapped where they are large.
+"""Pooled features of a frozen backbone, computed once: in memory, or memory-mapped where they are
+large.
 
-With a folder they are kept there under a name made of backbone, exits' pooling, data and augmentation, and a later run
-finds them again. Beside them stands a digest of each file: features that are damaged, or not whole, are computed again.
+With a folder they are kept there under a name made of backbone, exits' pooling, data and
+augmentation, and a later run finds them again. Beside them stands a digest of each file: features
+that are damaged, or not whole, are computed again.
 """
 
 from __future__ import annotations
@@ -28,16 +30,19 @@ from offramp.fitting.loader import LOOKED, Array, Augment, augmented, drawn, see
 from offramp.networks.network import Network, described
 from offramp.networks.recipe import plain
 
-KIND, SCHEMA = "pooled", 1
+KIND = "pooled"
+SCHEMA = 1
 BATCH = 128
 LARGE = 512 << 20  # bytes of one node's features from which on they lie on disk
 
 
 class Pooling:
-    """The pooled features of a network's exits `names`, by data set; `views` copies of the rows, each augmented anew.
+    """The pooled features of a network's exits `names`, by data set; `views` copies of the rows,
+    each augmented anew.
 
-    Kept while the backbone is what it was: a phase that trained it makes the next one compute them again. Several
-    processes take whole batches by turns, so that the features are those of one; each gets all, the main one writes.
+    Kept while the backbone is what it was: a phase that trained it makes the next one compute them
+    again. Several processes take whole batches by turns, so that the features are those of one;
+    each gets all, the main one writes.
     """
 
     def __init__(
@@ -52,21 +57,34 @@ class Pooling:
         progress: bool = True,
         processes: Processes = ALONE,
     ) -> None:
-        self.network, self.names, self.folder, self.progress = network, names, folder, progress
+        self.network = network
+        self.names = names
+        self.folder = folder
+        self.progress = progress
         self.processes = processes
-        self.views, self.augment, self.seed = views, augment, seed
+        self.views = views
+        self.augment = augment
+        self.seed = seed
         self._kept: dict[str, dict[str, Array]] = {}
 
     def features(self, source: Rows, data: str, *, held: bool = False) -> dict[str, Array]:
-        """Float32 [views N, F] by node; data: the rows' fingerprint. held: rows to look at, one copy as they are."""
+        """Float32 [views N, F] by node; data: the rows' fingerprint. held: rows to look at, one
+        copy as they are.
+        """
         views, augment = (1, None) if held else (self.views, self.augment)
-        exact = digests_of(source.take_x(np.arange(min(LOOKED, len(source)))), form=1)  # type and padding too
-        key = self._key([data, fingerprint_of(exact), views, plain(augment), self.seed if augment else 0])
+        exact = digests_of(
+            source.take_x(np.arange(min(LOOKED, len(source)))), form=1
+        )  # type and padding too
+        key = self._key(
+            [data, fingerprint_of(exact), views, plain(augment), self.seed if augment else 0]
+        )
         if key not in self._kept:
             for old in [other for other in self._kept if other.split("-")[0] != key.split("-")[0]]:
                 del self._kept[old]  # of the backbone as it was
             found = self.processes.agreed(lambda: self._found(key))
-            if all(self.processes.gathered(found is not None)):  # another machine may not see the folder
+            if all(
+                self.processes.gathered(found is not None)
+            ):  # another machine may not see the folder
                 self._kept[key] = found or {}
                 return self._kept[key]
             self._kept[key] = self._computed(source, views, augment)
@@ -74,11 +92,15 @@ class Pooling:
         return self._kept[key]
 
     def _computed(self, source: Rows, views: int, augment: Augment | None) -> dict[str, Array]:
-        columns, many, total = dict[str, Array](), self.processes, len(source)
+        columns = dict[str, Array]()
+        many = self.processes
+        total = len(source)
         turns = -(-total // (BATCH * many.count))
         for view in range(views):
             mine = source.batches(BATCH, many.turn)
-            for turn in track(range(turns), what="pooling", total=turns, show=self.progress and many.main):
+            for turn in track(
+                range(turns), what="pooling", total=turns, show=self.progress and many.main
+            ):
                 index = (view, turn * many.count + many.rank)
                 found = many.gathered(many.agreed(partial(self._batch, mine, index, augment)))
                 for number, values in enumerate(found, turn * many.count):
@@ -89,7 +111,9 @@ class Pooling:
                         columns[name][start : start + len(value)] = value
         return columns
 
-    def _batch(self, batches: Iterator[Batch], index: tuple[int, int], augment: Augment | None) -> dict[str, Array]:
+    def _batch(
+        self, batches: Iterator[Batch], index: tuple[int, int], augment: Augment | None
+    ) -> dict[str, Array]:
         """The features of the next batch; nothing for a process that has no more."""
         batch = next(batches, None)
         if batch is None:
@@ -104,7 +128,10 @@ class Pooling:
         mark = hashlib.sha256()
         for part in (self.network.backbone, self.network.fronts):
             mark.update(repr(part).encode())  # what computes
-            for key, value in (*part.named_parameters(), *part.named_buffers()):  # also buffers that are no state
+            for key, value in (
+                *part.named_parameters(),
+                *part.named_buffers(),
+            ):  # also buffers that are no state
                 array = value.detach().cpu().contiguous().reshape(-1)
                 mark.update(key.encode())
                 mark.update(array.view(torch.uint8).numpy().tobytes())
@@ -115,15 +142,21 @@ class Pooling:
 
     def _files(self, key: str) -> dict[str, Path]:
         home = self.folder
-        return {} if home is None else {n: home / f"pooled-{key}-{index}.npy" for index, n in enumerate(self.names)}
+        if home is None:
+            return {}
+        return {n: home / f"pooled-{key}-{index}.npy" for index, n in enumerate(self.names)}
 
     def _digests(self, key: str) -> Path:
-        """The file of digests, which is written last: where it is missing, the features are not whole."""
+        """The file of digests, which is written last: where it is missing, the features are not
+        whole.
+        """
         assert self.folder is not None
         return self.folder / f"pooled-{key}.json"
 
     def _found(self, key: str) -> dict[str, Array] | None:
-        """The features in the folder; None where there are none, or where any of them is not as it was written."""
+        """The features in the folder; None where there are none, or where any of them is not as it
+        was written.
+        """
         files = self._files(key)
         if not files or not all(file.is_file() for file in (self._digests(key), *files.values())):
             return None
@@ -131,8 +164,16 @@ class Pooling:
             digests = read_json(self._digests(key), KIND, SCHEMA)[1]
             if any(digest_file(file) != digests.get(file.name) for file in files.values()):
                 return None
-            return {name: np.load(file, mmap_mode="c", allow_pickle=False) for name, file in files.items()}
-        except (BadFile, ValueError, EOFError, OSError):  # damaged in any way: a cache is never worth an error
+            return {
+                name: np.load(file, mmap_mode="c", allow_pickle=False)
+                for name, file in files.items()
+            }
+        except (
+            BadFile,
+            ValueError,
+            EOFError,
+            OSError,
+        ):  # damaged in any way: a cache is never worth an error
             return None
 
     def _store(self, key: str) -> None:
@@ -148,7 +189,9 @@ class Pooling:
 
 
 def _room(shape: tuple[int, int]) -> Array:
-    """Room for float32 of a shape: in memory, or in a file without a name that goes with the process."""
+    """Room for float32 of a shape: in memory, or in a file without a name that goes with the
+    process.
+    """
     if 4 * shape[0] * shape[1] < LARGE:
         return np.empty(shape, np.float32)
     with tempfile.TemporaryFile() as file:

@@ -64,30 +64,36 @@ def fit(
     progress: bool = True,
     **arguments: Any,
 ) -> History:
-    """Train a network's exits, in place and on its device, by a recipe. It ends in eval mode, ready to be recorded.
+    """Train a network's exits, in place and on its device, by a recipe. It ends in eval mode, ready
+    to be recorded.
 
-    The network remembers the rows: `calibrate` refuses them. Under torchrun or accelerate launch every process must
-    call this; each takes its share of every batch, and all end with the same weights.
+    The network remembers the rows: `calibrate` refuses them. Under torchrun or accelerate launch
+    every process must call this; each takes its share of every batch, and all end with the same
+    weights.
 
     Args:
-        network: Made by `cut` or `ladder`; for a recipe that trains a whole model, such as `recover`, also a model or
-            (model, preprocess).
+        network: Made by `cut` or `ladder`; for a recipe that trains a whole model, such as
+            `recover`, also a model or (model, preprocess).
         data: Whatever `offramp.rows` takes, with labels and rows by number.
         recipe: A name on the shelf `recipes` (hinge, cross_entropy, joint, ...), one with arguments
             ("joint?epochs=5"), a Recipe, or your own by name ("my.module:Recipe").
-        development: Rows by which each epoch is measured and on which some recipes choose. Never rows of a promise.
+        development: Rows by which each epoch is measured and on which some recipes choose. Never
+            rows of a promise.
         batch_size: Rows of one step, over all processes.
         seed: Of everything that is drawn.
-        augment: A name on the shelf `augments` (crop_flip, flip), "my.module:function", or a function of a batch x.
-        views: How many fixed augmented copies of each row are kept where pooled features are computed once.
+        augment: A name on the shelf `augments` (crop_flip, flip), "my.module:function", or a
+            function of a batch x.
+        views: How many fixed augmented copies of each row are kept where pooled features are
+            computed once.
         precision: "no", "bf16" or "fp16".
-        folder: Where metrics.csv and checkpoints go: one after each epoch and each minute, and one at Ctrl-C.
+        folder: Where metrics.csv and checkpoints go: one after each epoch and each minute, and one
+            at Ctrl-C.
         cache: Where pooled features stay for other runs; by default `folder`.
         resume: Continue from the checkpoint in `folder`, bit for bit on one CPU.
         track: A tracker of Accelerate, such as "tensorboard".
         progress: Whether to show progress.
-        **arguments: Of the recipe, such as epochs=5. docs/reference/recipes.md lists them; at the command line they are
-            --with epochs=5.
+        **arguments: Of the recipe, such as epochs=5. docs/reference/recipes.md lists them; at the
+            command line they are --with epochs=5.
 
     Returns:
         The history: what each epoch measured.
@@ -110,7 +116,9 @@ def fit(
     progress = require_flag("progress", progress)
     drawing = _augment_of(augment)
     many = here(network.device())
-    many.spread(network.state_dict().values())  # exits are often drawn, and in each process differently
+    many.spread(
+        network.state_dict().values()
+    )  # exits are often drawn, and in each process differently
     with _as_it_was(network), contextlib.ExitStack() as until_the_end:
         before = snapshot(network)
         if not method.forks:
@@ -122,28 +130,61 @@ def fit(
         asked = (network, precision, phases, track, home, many)
         accelerator = until_the_end.enter_context(accelerating(*asked))
         checkpoint = many.agreed(lambda: _checkpoint(home, resume=resume))
-        trained = _called(data, network, many, labels=any(phase.labels for phase in phases), progress=progress)
-        names = network.class_names or (trained[0].class_names if trained[1].y is not None else None)
+        trained = _called(
+            data, network, many, labels=any(phase.labels for phase in phases), progress=progress
+        )
+        names = network.class_names or (
+            trained[0].class_names if trained[1].y is not None else None
+        )
         held = None
         if development is not None:
             held = _called(development, network, many, labels=True, progress=progress, names=names)
-        options = {"batch_size": batch_size, "seed": seed, "augment": plain(drawing), "views": views}
+        options = {
+            "batch_size": batch_size,
+            "seed": seed,
+            "augment": plain(drawing),
+            "views": views,
+        }
         begun = _begun(network, method, phases, trained, held) | options | {"precision": precision}
         training_rows = _training_rows(network, trained, held)
         pools = poolable(network)
-        pooling = Pooling(network, pools, views, drawing, seed=seed, folder=kept, progress=progress, processes=many)
-        resumed = many.agreed(lambda: None if checkpoint is None else load_checkpoint(checkpoint, network, begun))
-        network.trained_on = training_rows  # before the first step: a run that stops anywhere has trained some of them
+        pooling = Pooling(
+            network,
+            pools,
+            views,
+            drawing,
+            seed=seed,
+            folder=kept,
+            progress=progress,
+            processes=many,
+        )
+        resumed = many.agreed(
+            lambda: None if checkpoint is None else load_checkpoint(checkpoint, network, begun)
+        )
+        # before the first step: a run that stops anywhere has trained some of them
+        network.trained_on = training_rows
         until_the_end.callback(remember, network, training_rows, before)
         network.class_names = names
         given = (network, method, phases, trained, held, pooling)
         with tracking(accelerator, track) as log:
-            config = RunConfig(*given, accelerator, log, batch_size, seed, home, begun, progress and many.main, many)
+            config = RunConfig(
+                *given,
+                accelerator,
+                log,
+                batch_size,
+                seed,
+                home,
+                begun,
+                progress and many.main,
+                many,
+            )
             return Loop(config, resumed).run()
 
 
 def _network_of(thing: object, method: Recipe) -> Network:
-    """A network as it is; for a recipe that trains plain models, one as a network of one node with its own weights."""
+    """A network as it is; for a recipe that trains plain models, one as a network of one node with
+    its own weights.
+    """
     if not method.trains_models:
         return as_network(thing)
     pair: Any = thing if isinstance(thing, tuple) and len(thing) == 2 else (thing, None)
@@ -155,14 +196,23 @@ def _network_of(thing: object, method: Recipe) -> Network:
 
 
 def _require_options(
-    network: object, batch_size: object, views: object, seed: object, places: tuple[Path | None, ...]
+    network: object,
+    batch_size: object,
+    views: object,
+    seed: object,
+    places: tuple[Path | None, ...],
 ) -> None:
     """Raise for what would go wrong later, before anything is read."""
     if not isinstance(network, Network):
         raise InvalidArgument(
-            f"got a {type(network).__name__} to train, expected a Network; make one with cut or ladder"
+            f"got a {type(network).__name__} to train, expected a Network; make one with cut or "
+            f"ladder"
         )
-    for name, value, least in (("batch_size", batch_size, 1), ("views", views, 1), ("seed", seed, 0)):
+    for name, value, least in (
+        ("batch_size", batch_size, 1),
+        ("views", views, 1),
+        ("seed", seed, 0),
+    ):
         require_count(name, value, least)
     for path in places:
         if path is not None:
@@ -175,7 +225,8 @@ def _augment_of(augment: str | Augment | None) -> Augment | None:
     found: Any = find("augments", augment) if isinstance(augment, str) else augment
     if found is not None and not callable(found):
         raise InvalidArgument(
-            f"augment is a {type(found).__name__}, expected a name or a function of a batch; give one"
+            f"augment is a {type(found).__name__}, expected a name or a function of a batch; give "
+            f"one"
         )
     drawing: Augment | None = found
     return drawing
@@ -185,8 +236,8 @@ def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
     """A recipe with its arguments.
 
     Args:
-        recipe: the name of a file on the shelf of recipes, `my.module:Recipe`, either of them with arguments
-            ("joint?epochs=5&rate=1e-4"), a class, or an object that is made already.
+        recipe: the name of a file on the shelf of recipes, `my.module:Recipe`, either of them with
+            arguments ("joint?epochs=5&rate=1e-4"), a class, or an object that is made already.
         arguments: more of its arguments, each given in one place only.
 
     Raises:
@@ -197,7 +248,9 @@ def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
     if isinstance(recipe, str):
         name, written = name_of(recipe)
         if twice := sorted(written.keys() & arguments.keys()):
-            raise InvalidArgument(f"{twice[0]} is given twice, in {recipe!r} and beside it. Give it once.")
+            raise InvalidArgument(
+                f"{twice[0]} is given twice, in {recipe!r} and beside it. Give it once."
+            )
         arguments = written | arguments
         found = recipe_class(name)
     if isinstance(found, type) and issubclass(found, Recipe):
@@ -210,22 +263,31 @@ def recipe_of(recipe: str | Recipe, **arguments: Any) -> Recipe:
             found = found(**arguments)
         except TypeError as problem:
             told = ", ".join(known) or "nothing"
-            raise InvalidArgument(f"the recipe {recipe!r} cannot be made ({problem}); it takes {told}") from problem
+            raise InvalidArgument(
+                f"the recipe {recipe!r} cannot be made ({problem}); it takes {told}"
+            ) from problem
     elif arguments:
         raise InvalidArgument(
-            f"the recipe {recipe!r} is made already and takes no {', '.join(arguments)}; give its class"
+            f"the recipe {recipe!r} is made already and takes no {', '.join(arguments)}; give its "
+            f"class"
         )
     if not isinstance(found, Recipe):
-        raise InvalidArgument(f"the recipe is a {type(found).__name__}, expected a name, a Recipe or my.module:Recipe")
+        raise InvalidArgument(
+            f"the recipe is a {type(found).__name__}, expected a name, a Recipe or my.module:Recipe"
+        )
     return found
 
 
 def recipe_class(name: str) -> Any:
-    """What the name of a recipe stands for: the Recipe in that file on the shelf, or the user's `my.module:Recipe`."""
+    """What the name of a recipe stands for: the Recipe in that file on the shelf, or the user's
+    `my.module:Recipe`.
+    """
     return imported(name) if ":" in name else _one_recipe(find_file("recipes", name))
 
 
-def _require_kinds(recipe: object, known: Mapping[str, inspect.Parameter], arguments: Mapping[str, object]) -> None:
+def _require_kinds(
+    recipe: object, known: Mapping[str, inspect.Parameter], arguments: Mapping[str, object]
+) -> None:
     """Raise InvalidArgument for a text where a recipe takes a number, and the like."""
     for name, value in arguments.items():
         annotation = str(known[name].annotation) if name in known else ""
@@ -239,38 +301,51 @@ def _require_kinds(recipe: object, known: Mapping[str, inspect.Parameter], argum
 
 
 def _one_recipe(module: Any) -> type[Recipe]:
-    own = (value for value in vars(module).values() if inspect.isclass(value) and value.__module__ == module.__name__)
+    own = (
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and value.__module__ == module.__name__
+    )
     return next(value for value in own if issubclass(value, Recipe))
 
 
 def _require_phases(network: Network, phases: tuple[Phase, ...]) -> None:
-    """Raise BadNetwork, before anything is changed, for phases that this network cannot go through."""
+    """Raise BadNetwork, before anything is changed, for phases that this network cannot go
+    through.
+    """
     known = {id(value) for value in network.parameters()}
     can_pool = poolable(network)
     pooled = {id(value) for name in can_pool for value in network.exit_of(name).parameters()}
     beside = {id(value) for aux in network.auxiliary.values() for value in aux.parameters()}
-    known, pooled = known | beside, pooled | beside | {id(value) for value in network.gates.parameters()}
+    known = known | beside
+    pooled = pooled | beside | {id(value) for value in network.gates.parameters()}
     for phase in phases:
         _require_steps(phase)
         mine = {id(value) for value in phase.parameters}
         if not mine or not mine <= known:
             raise BadNetwork(
-                f"the phase {phase.name!r} trains {len(mine)} parameters, {len(mine - known)} of them not of this "
+                f"the phase {phase.name!r} trains {len(mine)} parameters, {len(mine - known)} of "
+                f"them not of this "
                 "network, expected one or more of its own; hang on what the recipe needs in prepare"
             )
         if (phase.reads == "pooled" or phase.by == "solve") and not mine <= pooled:
             others = [name for name in network.topology.exits if name not in can_pool]
             raise BadNetwork(
-                f"the phase {phase.name!r} reads features that are pooled once, and trains what does more than pool "
-                f"({', '.join(others) or 'the backbone'}); use exits such as linear_grid, or a recipe that reads inputs"
+                f"the phase {phase.name!r} reads features that are pooled once, and trains what "
+                f"does more than pool "
+                f"({', '.join(others) or 'the backbone'}); use exits such as linear_grid, or a "
+                f"recipe that reads inputs"
             )
 
 
 def _require_steps(phase: Phase) -> None:
-    """Raise InvalidArgument for epochs that cannot be counted, and for arguments that the optimizer refuses."""
+    """Raise InvalidArgument for epochs that cannot be counted, and for arguments that the optimizer
+    refuses.
+    """
     if not isinstance(phase.epochs, int) or phase.epochs < 1:
         raise InvalidArgument(
-            f"the phase {phase.name!r} has {phase.epochs!r} epochs, expected a whole number of at least 1"
+            f"the phase {phase.name!r} has {phase.epochs!r} epochs, expected a whole number of at "
+            f"least 1"
         )
     if phase.by == "solve" or not phase.parameters:
         return
@@ -278,12 +353,17 @@ def _require_steps(phase: Phase) -> None:
         phase.optimizer(phase.parameters)
     except (TypeError, ValueError) as problem:
         raise InvalidArgument(
-            f"the optimizer of the phase {phase.name!r} cannot be made ({problem}); give the recipe other arguments"
+            f"the optimizer of the phase {phase.name!r} cannot be made ({problem}); give the "
+            f"recipe other arguments"
         ) from problem
 
 
 def _begun(
-    network: Network, method: Recipe, phases: tuple[Phase, ...], trained: IndexedRows, held: IndexedRows | None
+    network: Network,
+    method: Recipe,
+    phases: tuple[Phase, ...],
+    trained: IndexedRows,
+    held: IndexedRows | None,
 ) -> dict[str, Any]:
     """What a run must be begun with to go on from its checkpoint."""
     return {
@@ -297,7 +377,9 @@ def _begun(
 
 
 def _training_rows(network: Network, trained: IndexedRows, held: IndexedRows | None) -> SeenRows:
-    """All rows that this run and earlier ones train by. Raises OverlappingRows where some measure it too."""
+    """All rows that this run and earlier ones train by. Raises OverlappingRows where some measure
+    it too.
+    """
     if held is not None:
         trained[1].seen.refuse_overlap(held[1].seen.digests, "development")
     known = union([network.training_rows(), trained[1].seen, held and held[1].seen])
@@ -314,7 +396,8 @@ def _called(
     progress: bool,
     names: tuple[str, ...] | None = None,
 ) -> IndexedRows:
-    """Rows, and what one pass tells of them. Raises BadData without labels, and for those that are no class here.
+    """Rows, and what one pass tells of them. Raises BadData without labels, and for those that are
+    no class here.
 
     names: of the classes of rows that train the same network.
     """
@@ -329,7 +412,8 @@ def _called(
     classes = min(logits.shape[1] for logits in first.values())
     if index.y is not None and (index.y.min() < 0 or index.y.max() >= classes):
         raise BadData(
-            f"the labels of {source.name} lie in {index.y.min()} to {index.y.max()}, expected 0 to {classes - 1}, the "
+            f"the labels of {source.name} lie in {index.y.min()} to {index.y.max()}, expected 0 "
+            f"to {classes - 1}, the "
             "classes of this network; give the data that it is for"
         )
     return source, index
@@ -344,11 +428,14 @@ def _first(source: Rows, network: Network) -> dict[str, Tensor]:
         with torch.no_grad():
             found: dict[str, Tensor] = TrainingForward(network)(state, False)["logits"]
     except (RuntimeError, TypeError, ValueError, IndexError) as problem:
-        rows_ = ", ".join(f"{name} {value.dtype} {list(value.shape[1:])}" for name, value in state.items())
+        rows_ = ", ".join(
+            f"{name} {value.dtype} {list(value.shape[1:])}" for name, value in state.items()
+        )
         reason = " ".join(str(problem).split())[:160]
         way = remedy(state, problem, "give rows of the type and shape that it was trained on")
         raise BadData(
-            f"the network refuses the first row of {source.name} ({rows_}: {reason}), expected what its model takes; "
+            f"the network refuses the first row of {source.name} ({rows_}: {reason}), expected "
+            f"what its model takes; "
             f"{way}"
         ) from problem
     return found
@@ -358,19 +445,24 @@ def _checkpoint(home: Path | None, *, resume: bool) -> Path | None:
     """The checkpoint to go on from. Raises InvalidArgument where one would be lost."""
     if home is None:
         if resume:
-            raise InvalidArgument("got resume=True without a folder, expected the folder of the run; give folder=")
+            raise InvalidArgument(
+                "got resume=True without a folder, expected the folder of the run; give folder="
+            )
         return None
     there = restored(home / "checkpoint", FOLDER.require_own)
     if there.is_dir() and not resume:
         raise InvalidArgument(
-            f"{there} is that of an earlier run; go on from it with resume=True (--resume), or name another folder"
+            f"{there} is that of an earlier run; go on from it with resume=True (--resume), or "
+            f"name another folder"
         )
     return there if there.is_dir() else None
 
 
 @contextlib.contextmanager
 def _as_it_was(network: Network) -> Iterator[None]:
-    """Eval mode, parameters' wishes for gradients, gradients and generators as before in the end."""
+    """Eval mode, parameters' wishes for gradients, gradients and generators as before in the
+    end.
+    """
     before = [(value, value.requires_grad, value.grad) for value in network.parameters()]
     for value in network.parameters():
         value.grad = None

@@ -1,7 +1,7 @@
 """Scores from an exit's own logits [B, C] -> [B]; higher = readier to leave.
 
-The margin of the logits is the default: probabilities tie at 1.0 in float32 (a third of CIFAR-10's test set on
-ResNet-20), margins do not.
+The margin of the logits is the default: probabilities tie at 1.0 in float32 (a third of CIFAR-10's
+test set on ResNet-20), margins do not.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ def margin(logits: Tensor) -> Tensor:
 
 
 def max_logit(logits: Tensor) -> Tensor:
-    """Largest logit: the d-gate's score, a distance to a boundary, for exits trained by hinge (arXiv 1811.01476).
+    """Largest logit: the d-gate's score, a distance to a boundary, for exits trained by hinge
+    (arXiv 1811.01476).
 
     >>> import torch
     >>> max_logit(torch.tensor([[-2.0, 7.0, 4.0]]))
@@ -44,10 +45,11 @@ def max_prob(logits: Tensor) -> Tensor:
 @spreads_nan
 @scores_in(ScoreRange(high=0.0, saturates=(0.0,)))
 def neg_entropy(logits: Tensor) -> Tensor:
-    """Minus the entropy of the softmax in nats, in [-ln C, 0] (BranchyNet; Teerapittayanon et al., 2016).
+    """Minus the entropy of the softmax in nats, in [-ln C, 0] (BranchyNet; Teerapittayanon et al.,
+    2016).
 
-    Finite where logits are finite, also for [120, 0]: the logarithm is that of the softmax itself and
-    never of a rounded 0. NaN where a logit is NaN or infinite (0 times minus infinity).
+    Finite where logits are finite, also for [120, 0]: the logarithm is that of the softmax itself
+    and never of a rounded 0. NaN where a logit is NaN or infinite (0 times minus infinity).
     """
     logs = logits.log_softmax(-1)
     return (logs.exp() * logs).sum(-1)

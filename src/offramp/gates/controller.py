@@ -39,11 +39,18 @@ class Controller(Chooser):
 
     def config(self) -> dict[str, Any]:
         """Name and sizes."""
-        return {"name": "Controller", "channels": self.channels, "choices": self.choices, "width": self.width}
+        return {
+            "name": "Controller",
+            "channels": self.channels,
+            "choices": self.choices,
+            "width": self.width,
+        }
 
 
 def controller(shape: tuple[int, ...], choices: int, *, width: int = 32) -> Controller:
-    """A controller for features of a shape, without the batch. Raises BadNetwork for a single number a row."""
+    """A controller for features of a shape, without the batch. Raises BadNetwork for a single
+    number a row.
+    """
     if not shape:
         raise BadNetwork("a controller reads features [B, C] or [B, C, ...], got one number a row")
     return Controller(shape[0], choices, width)

@@ -1,4 +1,6 @@
-"""A gate for sequences that are read piece by piece: what has ended leaves, whatever its score is."""
+"""A gate for sequences that are read piece by piece: what has ended leaves, whatever its score
+is.
+"""
 
 from __future__ import annotations
 
@@ -14,14 +16,15 @@ from offramp.plans.scores import ScoreRange
 
 __all__ = ["Ended"]
 
-FAR = 256.0  # the score of what has ended, where scores have no upper end: far above those of ordinary logits
+# the score of what has ended, where scores have no upper end: far above those of ordinary logits
+FAR = 256.0
 
 
 class Ended(Gate):
     """Wraps any gate: a sequence without a position from `read` on gets the largest score.
 
-    That score is one above the range of the wrapped gate, or 256 where it has no upper end. A threshold at or
-    below it lets only ended sequences leave, among others.
+    That score is one above the range of the wrapped gate, or 256 where it has no upper end. A
+    threshold at or below it lets only ended sequences leave, among others.
 
     Args:
         gate: scores what has not ended.

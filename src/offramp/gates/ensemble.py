@@ -18,9 +18,10 @@ __all__ = ["Ensemble", "ensemble"]
 class Ensemble(Gate):
     """Another gate's score of the mean over exits, this one included, of their log-probabilities.
 
-    That mean is the geometric ensemble with equal weights (Wolczyk et al., 2021, arXiv 2106.05409, learn them: exits
-    `cascade`). Only the score is of the ensemble; the answer stays the exit's own. With the margin (the default)
-    scores do not tie where probabilities would. reads: the exits that it takes in beside this one.
+    That mean is the geometric ensemble with equal weights (Wolczyk et al., 2021, arXiv 2106.05409,
+    learn them: exits `cascade`). Only the score is of the ensemble; the answer stays the exit's
+    own. With the margin (the default) scores do not tie where probabilities would. reads: the exits
+    that it takes in beside this one.
     """
 
     def __init__(self, reads: Sequence[str] = (), gate: Gate | None = None) -> None:

@@ -1,4 +1,5 @@
-"""The sum of halting scores as a gate: samples leave a stage of adaptive depth when it is large enough.
+"""The sum of halting scores as a gate: samples leave a stage of adaptive depth when it is large
+enough.
 
 Graves, 2016, arXiv 1603.08983; in residual networks Figurnov et al., 2017, arXiv 1612.02297.
 """
@@ -18,8 +19,9 @@ __all__ = ["Halting"]
 class Halting(Gate):
     """h_1 + ... + h_l after unit l of a stage: [B], from 0 to l.
 
-    It stands in networks that `offramp.unrolled` makes: what a unit hands on ends with the sum of the scores before it
-    and its own score. The rule of the paper is the threshold 1 - eps; lower ones leave earlier.
+    It stands in networks that `offramp.unrolled` makes: what a unit hands on ends with the sum of
+    the scores before it and its own score. The rule of the paper is the threshold 1 - eps; lower
+    ones leave earlier.
     """
 
     def __init__(self, unit: int = 1) -> None:

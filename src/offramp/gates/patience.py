@@ -20,10 +20,11 @@ __all__ = ["Patience", "patience"]
 class Patience(Gate):
     """How many exits in a row, this one last, answered as the one before them did.
 
-    The counter of the paper: 0 at the first exit, one more for each exit that agrees with the one before it, 0 again
-    where they differ. A threshold p (or p - 1/2) is the patience p: constant answers leave at exit p + 1. A patience of
-    0, which there runs the whole network, is +inf here. ZTW counts from 1 (its patience is one more); the order of rows
-    is the same. The authors' code waits until all of a batch agree; here each row counts for itself.
+    The counter of the paper: 0 at the first exit, one more for each exit that agrees with the one
+    before it, 0 again where they differ. A threshold p (or p - 1/2) is the patience p: constant
+    answers leave at exit p + 1. A patience of 0, which there runs the whole network, is +inf here.
+    ZTW counts from 1 (its patience is one more); the order of rows is the same. The authors' code
+    waits until all of a batch agree; here each row counts for itself.
     reads: all earlier exits, shallow to deep.
     """
 
@@ -34,7 +35,9 @@ class Patience(Gate):
     def score(self, seen: Seen) -> Tensor:
         """The counter [B], in float32."""
         assert seen.own is not None
-        answers = torch.stack([*(seen.logits[name].argmax(-1) for name in self.reads), seen.own.argmax(-1)], 1)
+        answers = torch.stack(
+            [*(seen.logits[name].argmax(-1) for name in self.reads), seen.own.argmax(-1)], 1
+        )
         agree = (answers[:, 1:] == answers[:, :-1]).flip(1)  # [B, E - 1], this exit's first
         return agree.long().cumprod(1).sum(1).float()
 

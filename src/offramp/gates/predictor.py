@@ -1,7 +1,8 @@
-"""The predictor of resolutions of DRNet (Zhu et al., 2021, arXiv 2106.02898): a small ResNet that looks at the image.
+"""The predictor of resolutions of DRNet (Zhu et al., 2021, arXiv 2106.02898): a small ResNet that
+looks at the image.
 
-Sizes are those of the authors' code (mindspore-ai/models, research/cv/DRNet): at 128 x 128 pixels 290 M MACs and 4.90 M
-parameters. `width` makes a narrower one for small images.
+Sizes are those of the authors' code (mindspore-ai/models, research/cv/DRNet): at 128 x 128 pixels
+290 M MACs and 4.90 M parameters. `width` makes a narrower one for small images.
 """
 
 from __future__ import annotations
@@ -23,12 +24,14 @@ class Predictor(Chooser):
 
     Args:
         choices: how many ways there are.
-        width: channels of the first stage; doubled at each of the three that follow. 64 in the paper.
-        side: height and width to which images are resized first; 0 takes them as they are. 128 in the paper.
+        width: channels of the first stage; doubled at each of the three that follow. 64 in the
+            paper.
+        side: height and width to which images are resized first; 0 takes them as they are. 128 in
+            the paper.
         channels: of the images.
         scale: what pixels are divided by: 255 for bytes, 1 for images that were scaled before.
-        stride: of the first convolution, 7 x 7 with stride 2 and a pooling in the paper; 1 stands for a 3 x 3 without
-            pooling, for images of few pixels.
+        stride: of the first convolution, 7 x 7 with stride 2 and a pooling in the paper; 1 stands
+            for a 3 x 3 without pooling, for images of few pixels.
     """
 
     def __init__(
@@ -50,7 +53,9 @@ class Predictor(Chooser):
         self.stride = stride
         if stride == 1:
             self.stem = nn.Sequential(
-                nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()
+                nn.Conv2d(channels, width, 3, padding=1, bias=False),
+                nn.BatchNorm2d(width),
+                nn.ReLU(),
             )
         else:
             self.stem = nn.Sequential(
@@ -72,10 +77,14 @@ class Predictor(Chooser):
         images = seen.features
         if images.dim() != 4 or images.shape[1] != self.channels:
             shape = list(images.shape)
-            raise BadNetwork(f"a predictor of resolutions reads images [B, {self.channels}, H, W], got {shape}")
+            raise BadNetwork(
+                f"a predictor of resolutions reads images [B, {self.channels}, H, W], got {shape}"
+            )
         images = images.to(self.rates.weight.dtype) / self.scale - 0.5
         if self.side and tuple(images.shape[2:]) != (self.side, self.side):
-            images = interpolate(images, (self.side, self.side), mode="bilinear", align_corners=False)
+            images = interpolate(
+                images, (self.side, self.side), mode="bilinear", align_corners=False
+            )
         rated: Tensor = self.rates(self.stages(self.stem(images)).mean((2, 3)))
         return rated
 
@@ -93,7 +102,9 @@ class Predictor(Chooser):
 
 
 class _Basic(nn.Module):
-    """The basic block of ResNet-18, with a 1 x 1 convolution in the shortcut where the shape changes."""
+    """The basic block of ResNet-18, with a 1 x 1 convolution in the shortcut where the shape
+    changes.
+    """
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()
@@ -103,7 +114,9 @@ class _Basic(nn.Module):
         self.bn2 = nn.BatchNorm2d(width)
         self.shortcut = nn.Sequential()
         if stride != 1 or width_in != width:
-            self.shortcut = nn.Sequential(nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width))
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(width_in, width, 1, stride, bias=False), nn.BatchNorm2d(width)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, width_in, H, W] -> [B, width, H / stride, W / stride]."""
@@ -112,9 +125,17 @@ class _Basic(nn.Module):
 
 
 def predictor(
-    shape: tuple[int, ...], choices: int, *, width: int = 64, side: int = 128, scale: float = 255.0, stride: int = 2
+    shape: tuple[int, ...],
+    choices: int,
+    *,
+    width: int = 64,
+    side: int = 128,
+    scale: float = 255.0,
+    stride: int = 2,
 ) -> Predictor:
     """A predictor for images of a shape [C, H, W]. Raises BadNetwork for other features."""
     if len(shape) != 3:
-        raise BadNetwork(f"a predictor of resolutions reads images [B, C, H, W], got rows of shape {list(shape)}")
+        raise BadNetwork(
+            f"a predictor of resolutions reads images [B, C, H, W], got rows of shape {list(shape)}"
+        )
     return Predictor(choices, width=width, side=side, channels=shape[0], scale=scale, stride=stride)

@@ -1,6 +1,7 @@
 """JEI-DNN's gate: one linear unit on four numbers that tell how uncertain an exit is.
 
-Regol, Chataoui and Coates, 2024, arXiv 2310.09163. The recipe `objective` trains it. Shapes: B samples, C classes.
+Regol, Chataoui and Coates, 2024, arXiv 2310.09163. The recipe `objective` trains it. Shapes: B
+samples, C classes.
 """
 
 from __future__ import annotations
@@ -18,27 +19,34 @@ from offramp.plans.scores import ScoreRange
 __all__ = ["Uncertainty", "uncertainty"]
 
 NUMBERS = 4
-LEAST, MOST = 1e-30, 1 - 2.0**-20  # what an activation counts as where it is 0 or 1, so that its logit is finite
+LEAST, MOST = (
+    1e-30,
+    1 - 2.0**-20,
+)  # what an activation counts as where it is 0 or 1, so that its logit is finite
 NOTHING = 1e-12  # added above and below: where nobody is left, the activation is 1
 
 
 class Uncertainty(Gate):
-    """The logit of the activation a_l: of the probability of leaving here for a row that has not left before.
+    """The logit of the activation a_l: of the probability of leaving here for a row that has not
+    left before.
 
-    g_l = sigmoid(w_l . u_l + b_l), where u_l are the four numbers of `_uncertainties`, is the share of all rows like
-    this one that should leave here. The gates before have taken G = g_1 + ... + g_{l-1}, so that
-    a_l = min(g_l, 1 - G) / (1 - G), as in the authors' code, which lets a row leave where a_l >= 1/2: a threshold of 0
-    here. Two gates of g = 0.4 thus let the row leave at the second, whose activation is 2/3. The plan may set, and
-    certify, any other threshold. Scores end at 13.86, the logit of 1 - 2^-20: many rows have an activation of 1.
+    g_l = sigmoid(w_l . u_l + b_l), where u_l are the four numbers of `_uncertainties`, is the share
+    of all rows like this one that should leave here. The gates before have taken G = g_1 + ... +
+    g_{l-1}, so that a_l = min(g_l, 1 - G) / (1 - G), as in the authors' code, which lets a row
+    leave where a_l >= 1/2: a threshold of 0 here. Two gates of g = 0.4 thus let the row leave at
+    the second, whose activation is 2/3. The plan may set, and certify, any other threshold. Scores
+    end at 13.86, the logit of 1 - 2^-20: many rows have an activation of 1.
 
-    The exits' logits are detached, as in the authors' code: training a gate never moves an exit. A gate holds copies of
-    the earlier gates' weights, `earlier_weight` [l - 1, 4] and `earlier_bias` [l - 1], which `objective` keeps up to
-    date. Where it starts is our choice (the authors draw weights at random): at the margin of the probabilities less
-    1/2, so that the g of a gate that nobody trained ranks rows by their margin.
+    The exits' logits are detached, as in the authors' code: training a gate never moves an exit. A
+    gate holds copies of the earlier gates' weights, `earlier_weight` [l - 1, 4] and `earlier_bias`
+    [l - 1], which `objective` keeps up to date. Where it starts is our choice (the authors draw
+    weights at random): at the margin of the probabilities less 1/2, so that the g of a gate that
+    nobody trained ranks rows by their margin.
 
     Args:
-        earlier: the exits before, shallow to deep, each with a gate like this. Without them the score is the logit of
-            g_l itself: so it was in the first edition, whose files keep that meaning.
+        earlier: the exits before, shallow to deep, each with a gate like this. Without them the
+            score is the logit of g_l itself: so it was in the first edition, whose files keep that
+            meaning.
     """
 
     earlier_weight: Tensor
@@ -88,7 +96,8 @@ class Uncertainty(Gate):
     def score_range(self) -> ScoreRange:
         """Any number; a sure softmax (maximum and margin 1, entropies 0) always gives the same one.
 
-        Behind earlier gates the activation is kept between LEAST and MOST, and many rows stand at either end.
+        Behind earlier gates the activation is kept between LEAST and MOST, and many rows stand at
+        either end.
         """
         if self.reads:
             ends = (math.log(LEAST) - math.log1p(-LEAST), math.log(MOST) - math.log1p(-MOST))
@@ -103,7 +112,8 @@ class Uncertainty(Gate):
 
 
 def _uncertainties(logits: Tensor) -> Tensor:
-    """Of p = softmax(logits) [B, C]: maximum, entropy, margin of the two largest, entropy of p^2 renormalised: [B, 4].
+    """Of p = softmax(logits) [B, C]: maximum, entropy, margin of the two largest, entropy of p^2
+    renormalised: [B, 4].
 
     p^2 renormalised is the softmax of twice the logits.
     """

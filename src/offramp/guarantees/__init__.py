@@ -1,1 +1,3 @@
-"""Statistics of a promise: risks, p-values and tests over arrays of losses. No model, no gate, no torch."""
+"""Statistics of a promise: risks, p-values and tests over arrays of losses. No model, no gate, no
+torch.
+"""

@@ -1,7 +1,8 @@
 """Bounds: p-values for "the mean loss is above the level", and what follows from them.
 
 A p-value is valid when P(p <= u) <= u for every u whenever E[loss] >= level, for independent rows.
-Shapes: P plans, N rows. Every bound takes the same keywords; `delta` and `order` matter to betting only.
+Shapes: P plans, N rows. Every bound takes the same keywords; `delta` and `order` matter to betting
+only.
 """
 
 from __future__ import annotations
@@ -34,7 +35,14 @@ class Bound(Protocol):
     __name__: str
 
     def __call__(
-        self, losses_PN: LossArray, level: float, *, low: float, high: float, delta: float, order: IndexArray | None
+        self,
+        losses_PN: LossArray,
+        level: float,
+        *,
+        low: float,
+        high: float,
+        delta: float,
+        order: IndexArray | None,
     ) -> FloatArray:
         """One p-value per plan."""
 
@@ -58,7 +66,8 @@ def binomial(
         other = losses_PN[(losses_PN != 0) & (losses_PN != 1)][:1]
         got = f"a loss of {other[0]}" if other.size else f"the range [{low}, {high}]"
         raise InvalidArgument(
-            f"got {got}, but the bound 'binomial' is for losses of 0 and 1 only; take 'betting' or 'hoeffding_bentkus'"
+            f"got {got}, but the bound 'binomial' is for losses of 0 and 1 only; take 'betting' "
+            f"or 'hoeffding_bentkus'"
         )
     sums_P = losses_PN.sum(axis=1, dtype=np.float64)
     return from_sums(binomial, sums_P, losses_PN.shape[1], level, low=low, high=high)
@@ -73,18 +82,21 @@ def hoeffding_bentkus(
     delta: float | None = None,
     order: IndexArray | None = None,
 ) -> FloatArray:
-    """For losses in [low, high]; does not depend on the order of the rows, nor adapts to their variance.
+    """For losses in [low, high]; does not depend on the order of the rows, nor adapts to their
+    variance.
 
-    On [0, 1]: p = min(exp(-N h(min(r, m), m)), e P(Bin(N, m) <= ceil(N r))), r the mean, m the level, h the
-    relative entropy. Bates et al., 2021, arXiv 2101.02703. We sum before rescaling, so that counts of whole
-    losses stay whole and ceil does not see float noise.
+    On [0, 1]: p = min(exp(-N h(min(r, m), m)), e P(Bin(N, m) <= ceil(N r))), r the mean, m the
+    level, h the relative entropy. Bates et al., 2021, arXiv 2101.02703. We sum before rescaling, so
+    that counts of whole losses stay whole and ceil does not see float noise.
     """
     losses_PN = _checked(losses_PN, low, high)
     sums_P = losses_PN.sum(axis=1, dtype=np.float64)
     return from_sums(hoeffding_bentkus, sums_P, losses_PN.shape[1], level, low=low, high=high)
 
 
-def from_sums(bound: Bound, sums_P: FloatArray, n: int, level: float, *, low: float, high: float) -> FloatArray:
+def from_sums(
+    bound: Bound, sums_P: FloatArray, n: int, level: float, *, low: float, high: float
+) -> FloatArray:
     """p-values of the bounds that need no more than the sum of each plan's losses.
 
     Args:
@@ -92,7 +104,8 @@ def from_sums(bound: Bound, sums_P: FloatArray, n: int, level: float, *, low: fl
         sums_P: the summed losses of every plan.
         n: how many rows were summed.
         level: the risk to be shown.
-        low, high: the range of a loss; for `binomial` the losses are 0 or 1, which is not checked here.
+        low, high: the range of a loss; for `binomial` the losses are 0 or 1, which is not checked
+            here.
 
     Returns:
         One p-value per plan, those that the bound gives for the losses themselves.
@@ -114,28 +127,39 @@ def from_sums(bound: Bound, sums_P: FloatArray, n: int, level: float, *, low: fl
 
 
 def betting(
-    losses_PN: LossArray, level: float, *, low: float, high: float, delta: float, order: IndexArray | None
+    losses_PN: LossArray,
+    level: float,
+    *,
+    low: float,
+    high: float,
+    delta: float,
+    order: IndexArray | None,
 ) -> FloatArray:
-    """For losses in [low, high], adapting to their variance: p = 1 / the largest wealth ever reached.
+    """For losses in [low, high], adapting to their variance: p = 1 / the largest wealth ever
+    reached.
 
-    On [0, 1] a gambler starts with 1 and stakes nu_t against row x_t: K_t = prod (1 - nu_i (x_i - m)). If
-    E[x] >= m, K is a non-negative supermartingale, whatever nu_t makes of the rows before t, and exceeds 1/u
-    ever with probability <= u (Ville). Predictable plug-in, t = 1..N, s2_0 = 1/4:
-    nu_t = min(0.75 / (1 - m), sqrt(2 ln(1/delta) / (N s2_{t-1}))).
+    On [0, 1] a gambler starts with 1 and stakes nu_t against row x_t: K_t = prod (1 - nu_i (x_i -
+    m)). If E[x] >= m, K is a non-negative supermartingale, whatever nu_t makes of the rows before
+    t, and exceeds 1/u ever with probability <= u (Ville). Predictable plug-in, t = 1..N, s2_0 =
+    1/4: nu_t = min(0.75 / (1 - m), sqrt(2 ln(1/delta) / (N s2_{t-1}))).
     `order` is the order of the rows, fixed before they were seen (`testing.order_from`).
 
-    Of more than 32,768 rows, so many follow each other in that order (`rows_per_bet`, by N alone) that at most
-    32,768 bets are made, each on the mean x of several rows. Nothing changes in the proof: such means lie in
-    [0, 1], are independent and have the expectation of a row. Little is lost: the best stake against a mean of b
-    rows is b times the best one against a row, until the cap binds, and with so many rows stakes are small.
+    Of more than 32,768 rows, so many follow each other in that order (`rows_per_bet`, by N alone)
+    that at most 32,768 bets are made, each on the mean x of several rows. Nothing changes in the
+    proof: such means lie in [0, 1], are independent and have the expectation of a row. Little is
+    lost: the best stake against a mean of b rows is b times the best one against a row, until the
+    cap binds, and with so many rows stakes are small.
 
-    Waudby-Smith and Ramdas, 2020, arXiv 2010.09686. We keep only the bet against a large mean (one-sided).
+    Waudby-Smith and Ramdas, 2020, arXiv 2010.09686. We keep only the bet against a large mean
+    (one-sided).
     """
     losses_PN = _checked(losses_PN, low, high)
     plans, n = losses_PN.shape
     order = _permutation(order, n)
     if not 0.0 < delta < 1.0:
-        raise InvalidArgument(f"got delta={delta}, expected a number between 0 and 1; give 1 - confidence")
+        raise InvalidArgument(
+            f"got delta={delta}, expected a number between 0 and 1; give 1 - confidence"
+        )
     unit = _unit_level(level, low, high)
     if not 0.0 < unit < 1.0:
         return _certain(unit, plans)
@@ -151,16 +175,20 @@ def betting(
 
 
 def rows_per_bet(n: int) -> int:
-    """How many rows in a row one bet of `betting` is about: 1 up to 32,768 rows, then as many as needed."""
+    """How many rows in a row one bet of `betting` is about: 1 up to 32,768 rows, then as many as
+    needed.
+    """
     return max(1, -(-n // MOST_BETS))
 
 
-def from_bets(sums_PB: FloatArray, n: int, level: float, *, low: float, high: float, delta: float) -> FloatArray:
+def from_bets(
+    sums_PB: FloatArray, n: int, level: float, *, low: float, high: float, delta: float
+) -> FloatArray:
     """p-values of `betting` from the summed losses of the rows of each bet.
 
     Args:
-        sums_PB: for every plan the summed losses of the first `rows_per_bet(n)` rows in the order, of the next
-            ones, and so on; the last sum may be of fewer rows.
+        sums_PB: for every plan the summed losses of the first `rows_per_bet(n)` rows in the order,
+            of the next ones, and so on; the last sum may be of fewer rows.
         n: how many rows there are in all.
         level: the risk to be shown.
         low, high: the range of a loss.
@@ -208,7 +236,9 @@ def _largest_log_wealth(x_PN: FloatArray, unit: float, delta: float) -> FloatArr
 
 
 def find_bound(name: str | None, risk: Risk) -> Bound:
-    """The bound of that name, or the best one for the risk: exact for 0/1 losses, otherwise betting."""
+    """The bound of that name, or the best one for the risk: exact for 0/1 losses, otherwise
+    betting.
+    """
     valid: dict[str, Bound] = {"betting": betting, "hoeffding_bentkus": hoeffding_bentkus}
     if risk.binary:
         valid = {"binomial": binomial, **valid}
@@ -219,7 +249,8 @@ def find_bound(name: str | None, risk: Risk) -> Bound:
     names = ", ".join(repr(key) for key in valid)
     if name == "binomial":
         raise InvalidArgument(
-            f"got the bound 'binomial' for the risk {risk.name!r}, whose losses are not only 0 and 1; "
+            f"got the bound 'binomial' for the risk {risk.name!r}, whose losses are not only 0 "
+            f"and 1; "
             f"expected one of {names}, take one of those"
         )
     near = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.4)
@@ -238,8 +269,9 @@ def smallest_level(
 ) -> float:
     """The smallest level at which these losses pass (p <= delta), to 1e-6 from above.
 
-    Every bound here falls in the level, so halving finds it; binomial's is the exact limit of Clopper and
-    Pearson, 1934. Found by looking at the rows: no promise until it is certified on fresh ones.
+    Every bound here falls in the level, so halving finds it; binomial's is the exact limit of
+    Clopper and Pearson, 1934. Found by looking at the rows: no promise until it is certified on
+    fresh ones.
     """
     losses_1N = np.asarray(losses_N)[None]
     if bound is binomial:
@@ -252,7 +284,9 @@ def smallest_level(
     return level_of(p_at, low=low, high=high, delta=delta)
 
 
-def smallest_level_of_sum(total: float, n: int, bound: Bound, delta: float, *, low: float, high: float) -> float:
+def smallest_level_of_sum(
+    total: float, n: int, bound: Bound, delta: float, *, low: float, high: float
+) -> float:
     """`smallest_level` for `binomial` and `hoeffding_bentkus`, from the sum of n losses."""
     if bound is binomial:
         return _clopper_pearson(round(total), n, delta)
@@ -264,7 +298,9 @@ def smallest_level_of_sum(total: float, n: int, bound: Bound, delta: float, *, l
 
 
 def level_of(p_at: Callable[[float], float], *, low: float, high: float, delta: float) -> float:
-    """The smallest level in [low, high] with `p_at(level) <= delta`, to 1e-6 from above; p_at must not rise."""
+    """The smallest level in [low, high] with `p_at(level) <= delta`, to 1e-6 from above; p_at must
+    not rise.
+    """
     fails = low
     passes = high
     while passes - fails > 1e-6:
@@ -281,20 +317,23 @@ def interval(
 ) -> tuple[float, float]:
     """A two-sided interval for the mean loss, each side missing with half of 1 - confidence.
 
-    0/1 losses: Clopper and Pearson, 1934 (`binary=None`: when the range is [0, 1] and all losses seen are 0
-    or 1; better say it: `Risk.binary`). Others: betting on either side, Waudby-Smith and Ramdas, 2020, arXiv
-    2010.09686, in a fixed order that depends on N only, widened where needed to hold the mean seen.
+    0/1 losses: Clopper and Pearson, 1934 (`binary=None`: when the range is [0, 1] and all losses
+    seen are 0 or 1; better say it: `Risk.binary`). Others: betting on either side, Waudby-Smith and
+    Ramdas, 2020, arXiv 2010.09686, in a fixed order that depends on N only, widened where needed to
+    hold the mean seen.
     """
     confidence = require("confidence", confidence, above=0, below=1)
     losses_N = _checked(np.asarray(losses_N)[None], low, high)[0].astype(np.float64)
-    n, half = len(losses_N), (1.0 - confidence) / 2.0
+    n = len(losses_N)
+    half = (1.0 - confidence) / 2.0
     if binary is None:
         binary = (low, high) == (0, 1) and bool(np.isin(losses_N, (0, 1)).all())
     if binary:
         binomial(losses_N[None], 0.5, low=low, high=high)  # checks the losses
         count = int(losses_N.sum())
         return 1.0 - _clopper_pearson(n - count, n, half), _clopper_pearson(count, n, half)
-    order, mean = order_from(f"interval of {n} rows", n), float(losses_N.mean())
+    order = order_from(f"interval of {n} rows", n)
+    mean = float(losses_N.mean())
     upper = smallest_level(losses_N, betting, half, low=low, high=high, order=order)
     lower = -smallest_level(-losses_N, betting, half, low=-high, high=-low, order=order)
     return min(lower, mean), max(upper, mean)
@@ -303,8 +342,8 @@ def interval(
 def rows_needed(level: float, confidence: float, *, observed: float = 0.0) -> int:
     """From this many rows on, 0/1 losses with a mean of `observed` always pass the exact test.
 
-    N losses of mean r count as ceil(N r). Some smaller N pass too: the smallest N that passes goes up and down
-    like a saw, because the next loss comes in one piece.
+    N losses of mean r count as ceil(N r). Some smaller N pass too: the smallest N that passes goes
+    up and down like a saw, because the next loss comes in one piece.
 
     >>> rows_needed(0.01, 0.95), rows_needed(0.01, 0.95, observed=0.0025)
     (299, 628)
@@ -316,9 +355,11 @@ def rows_needed(level: float, confidence: float, *, observed: float = 0.0) -> in
     from scipy import special
 
     def rows(count: int) -> int:  # the fewest rows that pass with this many losses
-        fails, passes = count, count + 1
+        fails = count
+        passes = count + 1
         while special.bdtr(count, passes, level) > 1.0 - confidence:
-            fails, passes = passes, 2 * passes
+            fails = passes
+            passes = 2 * passes
         while passes - fails > 1:
             middle = (fails + passes) // 2
             ok = special.bdtr(count, middle, level) <= 1.0 - confidence
@@ -327,7 +368,8 @@ def rows_needed(level: float, confidence: float, *, observed: float = 0.0) -> in
 
     fails, passes = 0, 1  # in losses: the first N that counts as many does not pass, passes
     while observed > 0.0 and rows(passes) > math.floor((passes - 1) / observed + 1e-9) + 1:
-        fails, passes = passes, 2 * passes
+        fails = passes
+        passes = 2 * passes
     while passes - fails > 1:
         middle = (fails + passes) // 2
         ok = rows(middle) <= math.floor((middle - 1) / observed + 1e-9) + 1
@@ -336,13 +378,17 @@ def rows_needed(level: float, confidence: float, *, observed: float = 0.0) -> in
 
 
 def rows_by_observed(level: float, confidence: float) -> dict[float, int]:
-    """By observed risk (none, a quarter, a half and three quarters of a level) the rows that certify the level."""
+    """By observed risk (none, a quarter, a half and three quarters of a level) the rows that
+    certify the level.
+    """
     observed = [level * part for part in (0.0, 0.25, 0.5, 0.75)]
     return {risk: rows_needed(level, confidence, observed=risk) for risk in observed}
 
 
 def _clopper_pearson(count: int, n: int, delta: float) -> float:
-    """The smallest level with P(Bin(n, level) <= count) <= delta, one float step on the safe side."""
+    """The smallest level with P(Bin(n, level) <= count) <= delta, one float step on the safe
+    side.
+    """
     if count >= n:
         return 1.0
     from scipy import special
@@ -352,13 +398,17 @@ def _clopper_pearson(count: int, n: int, delta: float) -> float:
 
 
 def _certain(unit: float, plans: int) -> FloatArray:
-    """p-values outside the range: a level below every loss is never shown, one above always kept."""
+    """p-values outside the range: a level below every loss is never shown, one above always
+    kept.
+    """
     return np.full(plans, 1.0 if unit <= 0.0 else 0.0)
 
 
 def _unit_level(level: float, low: float, high: float) -> float:
     if not math.isfinite(level):
-        raise InvalidArgument(f"got the level {level}, expected a finite number; give the largest risk you accept")
+        raise InvalidArgument(
+            f"got the level {level}, expected a finite number; give the largest risk you accept"
+        )
     return (level - low) / (high - low)
 
 
@@ -366,13 +416,15 @@ def _checked(losses_PN: LossArray, low: float, high: float) -> LossArray:
     losses_PN = np.asarray(losses_PN)
     if losses_PN.ndim != 2 or losses_PN.shape[1] == 0 or losses_PN.dtype.kind not in "biuf":
         raise BadData(
-            f"got losses of shape {losses_PN.shape} and type {losses_PN.dtype}, expected numbers [P, N] on at "
+            f"got losses of shape {losses_PN.shape} and type {losses_PN.dtype}, expected numbers "
+            f"[P, N] on at "
             "least one row; give one row of losses per plan"
         )
     if losses_PN.size and not (losses_PN.min() >= low and losses_PN.max() <= high):  # NaN fails too
         plan, row = np.argwhere(~((losses_PN >= low) & (losses_PN <= high)))[0]
         raise BadData(
-            f"got a loss of {losses_PN[plan, row]} (plan {plan}, row {row}), expected numbers in [{low}, {high}]; "
+            f"got a loss of {losses_PN[plan, row]} (plan {plan}, row {row}), expected numbers in "
+            f"[{low}, {high}]; "
             "correct the risk function or its range"
         )
     return losses_PN
@@ -381,5 +433,7 @@ def _checked(losses_PN: LossArray, low: float, high: float) -> LossArray:
 def _permutation(order: IndexArray | None, n: int) -> IndexArray:
     if order is None or order.shape != (n,) or not np.array_equal(np.sort(order), np.arange(n)):
         got = "no order" if order is None else f"an order of shape {order.shape}"
-        raise InvalidArgument(f"got {got}, expected a permutation of {n} rows; take order_from(fingerprint, n)")
+        raise InvalidArgument(
+            f"got {got}, expected a permutation of {n} rows; take order_from(fingerprint, n)"
+        )
     return order

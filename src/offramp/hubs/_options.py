@@ -1,4 +1,6 @@
-"""What hubs share: the options behind a name, `resnet18?num_classes=10&pretrained=no`, and missing packages."""
+"""What hubs share: the options behind a name, `resnet18?num_classes=10&pretrained=no`, and missing
+packages.
+"""
 
 from __future__ import annotations
 
@@ -31,8 +33,8 @@ def number(text: str) -> int:
 
 
 def read(options: Mapping[str, str], kinds: Kinds, hub: str) -> dict[str, Any]:
-    """Options as what they mean. Raises UnknownName and InvalidArgument: nothing but what `kinds` lists goes
-    through.
+    """Options as what they mean. Raises UnknownName and InvalidArgument: nothing but what `kinds`
+    lists goes through.
     """
     found = {}
     for name, text in options.items():
@@ -42,22 +44,27 @@ def read(options: Mapping[str, str], kinds: Kinds, hub: str) -> dict[str, Any]:
             found[name] = kinds[name](text)
         except (ValueError, KeyError) as problem:
             raise InvalidArgument(
-                f"got {name}={text}, expected {'yes or no' if kinds[name] is yes_no else 'a whole number from 1 up'}; "
+                f"got {name}={text}, expected "
+                f"{'yes or no' if kinds[name] is yes_no else 'a whole number from 1 up'}; "
                 "change it"
             ) from problem
     return found
 
 
 def library(name: str, what_for: str) -> Any:
-    """A package that stands behind a hub. Raises MissingExtra, InvalidArgument for one that does not suit the rest."""
+    """A package that stands behind a hub. Raises MissingExtra, InvalidArgument for one that does
+    not suit the rest.
+    """
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as problem:
         raise MissingExtra(problem.name or name, EXTRA, f"the model {what_for!r}") from problem
     except (ImportError, RuntimeError, OSError) as problem:  # compiled operations of another torch
         raise InvalidArgument(
-            f"{name} cannot be imported ({first_line(problem)}): it was built for another torch. Install torch and "
-            "torchvision from the same index (pytorch.org), or build the model yourself: my.module:factory."
+            f"{name} cannot be imported ({first_line(problem)}): it was built for another torch. "
+            f"Install torch and "
+            "torchvision from the same index (pytorch.org), or build the model yourself: "
+            "my.module:factory."
         ) from problem
 
 
@@ -66,13 +73,17 @@ def built(spec: str, call: Callable[[], Any]) -> nn.Module:
     try:
         model: nn.Module = call()
     except Exception as problem:  # whatever a library raises for options that do not suit a model
-        raise InvalidArgument(f"{spec!r} cannot be built: {first_line(problem)}; change its options") from problem
+        raise InvalidArgument(
+            f"{spec!r} cannot be built: {first_line(problem)}; change its options"
+        ) from problem
     return model
 
 
 def unfetched(spec: str, problem: Exception) -> InvalidArgument:
     """The error for weights that could not be had."""
-    return InvalidArgument(f"the weights of {spec!r} cannot be fetched ({first_line(problem)}); {RANDOM}")
+    return InvalidArgument(
+        f"the weights of {spec!r} cannot be fetched ({first_line(problem)}); {RANDOM}"
+    )
 
 
 def first_line(problem: BaseException) -> str:

@@ -2,8 +2,9 @@
 
     torchvision:resnet18    torchvision:resnet50?weights=IMAGENET1K_V1    torchvision:resnet18?num_classes=10
 
-Weights come from download.pytorch.org (or torch's cache) unless a file is given, `pretrained=no` is said, or the number
-of classes is another one. They are read with `weights_only=True` and checked against the hash in their name.
+Weights come from download.pytorch.org (or torch's cache) unless a file is given, `pretrained=no` is
+said, or the number of classes is another one. They are read with `weights_only=True` and checked
+against the hash in their name.
 """
 
 from __future__ import annotations
@@ -22,14 +23,23 @@ from offramp.layers.preprocess import Preprocess
 __all__ = ["build", "preprocess"]
 
 KINDS: Kinds = {"pretrained": yes_no, "num_classes": number, "weights": str}
-AUXILIARY = ("googlenet", "inception_v3")  # with heads that only training uses, and an input that weights transform
-OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")  # names of a time when dots were allowed
+AUXILIARY = (
+    "googlenet",
+    "inception_v3",
+)  # with heads that only training uses, and an input that weights transform
+OLD_DENSENET = re.compile(
+    r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)"
+)  # names of a time when dots were allowed
 
 
 def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:
-    """The model; with `fetch` its pretrained weights too. Raises UnknownName, InvalidArgument, MissingExtra."""
-    models, given = _known(name), read(options, KINDS, "torchvision")
-    weights, pretrained = _weights(models, name, given), given.get("pretrained", True)
+    """The model; with `fetch` its pretrained weights too. Raises UnknownName, InvalidArgument,
+    MissingExtra.
+    """
+    models = _known(name)
+    given = read(options, KINDS, "torchvision")
+    weights = _weights(models, name, given)
+    pretrained = given.get("pretrained", True)
     arguments: dict[str, Any] = {key: given[key] for key in ("num_classes",) if key in given}
     if name in AUXILIARY:
         arguments |= {"aux_logits": False, "init_weights": False, "transform_input": pretrained}
@@ -40,7 +50,10 @@ def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:
     if not fetch or not pretrained:
         return model
     if weights is None or "num_classes" in given:
-        why = "torchvision has none" if weights is None else "they are for the classes of ImageNet"
+        if weights is None:
+            why = "torchvision has none"
+        else:
+            why = "they are for the classes of ImageNet"
         raise InvalidArgument(f"{spec!r} has no pretrained weights ({why}); {RANDOM}")
     try:
         tensors = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
@@ -51,8 +64,11 @@ def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:
 
 
 def preprocess(name: str, options: Mapping[str, str]) -> Preprocess | None:
-    """What the weights' own transforms do: cast, resize and crop to their size, normalise; None for a model without."""
-    models, given = _known(name), read(options, KINDS, "torchvision")
+    """What the weights' own transforms do: cast, resize and crop to their size, normalise; None for
+    a model without.
+    """
+    models = _known(name)
+    given = read(options, KINDS, "torchvision")
     weights = _weights(models, name, given)
     if weights is None:
         return None
@@ -60,7 +76,11 @@ def preprocess(name: str, options: Mapping[str, str]) -> Preprocess | None:
     (side,), (short,) = found.crop_size, found.resize_size
     kind = str(found.interpolation.value)
     return Preprocess(
-        tuple(found.mean), tuple(found.std), size=(side, side), short=max(short, side), interpolation=kind
+        tuple(found.mean),
+        tuple(found.std),
+        size=(side, side),
+        short=max(short, side),
+        interpolation=kind,
     )
 
 

@@ -84,7 +84,9 @@ def copied(value: Tensor | None) -> nn.Parameter | None:
     return None if value is None else nn.Parameter(value.detach().clone())
 
 
-def rank_of(values: Tensor, options: Mapping[str, float], largest: int, method: str, saves: int) -> int:
+def rank_of(
+    values: Tensor, options: Mapping[str, float], largest: int, method: str, saves: int
+) -> int:
     """A rank as it was asked for: given, or the smallest that keeps a share of the energy.
 
     Args:
@@ -102,7 +104,8 @@ def rank_of(values: Tensor, options: Mapping[str, float], largest: int, method: 
     """
     from offramp.networks.layer import SavesNothing
 
-    rank, energy = options["rank"], options["energy"]
+    rank = options["rank"]
+    energy = options["energy"]
     if rank:
         whole = require_whole("rank", rank, 1)
         if whole > largest:

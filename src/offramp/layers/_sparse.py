@@ -1,9 +1,11 @@
-"""Residual units at some positions of a map: tiles with a halo for 3x3 convolutions, gathered positions for 1x1 ones.
+"""Residual units at some positions of a map: tiles with a halo for 3x3 convolutions, gathered
+positions for 1x1 ones.
 
-A unit is local: what it gives at a position depends on a small square around it. So the tiles of a map that hold an
-active position are gathered with as much halo as the unit's convolutions look beyond them, computed as one batch of
-small maps, and scattered back. Around the map a dense convolution reads zeros, in every layer of a unit anew: what lies
-outside of the map is therefore set to zero after each layer. Shapes: B rows, C channels, H x W positions, n tiles.
+A unit is local: what it gives at a position depends on a small square around it. So the tiles of a
+map that hold an active position are gathered with as much halo as the unit's convolutions look
+beyond them, computed as one batch of small maps, and scattered back. Around the map a dense
+convolution reads zeros, in every layer of a unit anew: what lies outside of the map is therefore
+set to zero after each layer. Shapes: B rows, C channels, H x W positions, n tiles.
 """
 
 from __future__ import annotations
@@ -35,10 +37,11 @@ class Step:
 
 
 def steps_of(unit: nn.Module) -> tuple[Step, ...] | None:
-    """The steps of a residual unit, relu(x + steps(x)), by their names; None for a unit that has none.
+    """The steps of a residual unit, relu(x + steps(x)), by their names; None for a unit that has
+    none.
 
-    Known are units with conv1, bn1, conv2, bn2, and perhaps conv3, bn3, as ResNets call them. Whether they compute
-    what their names say, `computes` tries out.
+    Known are units with conv1, bn1, conv2, bn2, and perhaps conv3, bn3, as ResNets call them.
+    Whether they compute what their names say, `computes` tries out.
     """
     steps = list[Step]()
     for conv_name, norm_name in NAMES:
@@ -48,7 +51,11 @@ def steps_of(unit: nn.Module) -> tuple[Step, ...] | None:
             break
         if not isinstance(conv, nn.Conv2d) or not isinstance(norm, nn.BatchNorm2d):
             return None
-        square = conv.kernel_size in ((1, 1), (3, 3)) and conv.stride == (1, 1) and conv.dilation == (1, 1)
+        square = (
+            conv.kernel_size in ((1, 1), (3, 3))
+            and conv.stride == (1, 1)
+            and conv.dilation == (1, 1)
+        )
         padded = conv.padding == (conv.kernel_size[0] // 2, conv.kernel_size[0] // 2)
         if not square or not padded or conv.groups != 1 or conv.padding_mode != "zeros":
             return None
@@ -82,7 +89,9 @@ def computes(unit: nn.Module, steps: Sequence[Step] | None) -> bool:
 
 
 def tile_of(height: int, width: int, asked: int) -> int:
-    """The side of the tiles: at most `asked`, and such that height and width are whole numbers of them."""
+    """The side of the tiles: at most `asked`, and such that height and width are whole numbers of
+    them.
+    """
     for side in range(min(asked, height, width), 0, -1):
         if height % side == 0 and width % side == 0:
             return side
@@ -102,22 +111,29 @@ class Tiles:
         self.height = active.shape[2]
         self.width = active.shape[3]
         self.active = active
-        down, across = self.height // side, self.width // side
+        down = self.height // side
+        across = self.width // side
         grid = active.reshape(len(active), 1, down, side, across, side)
-        self.index = grid.any(5).any(3)[:, 0].nonzero(as_tuple=True)  # rows, and tiles down and across, [n] each
+        self.index = (
+            grid.any(5).any(3)[:, 0].nonzero(as_tuple=True)
+        )  # rows, and tiles down and across, [n] each
         self.share = len(self.index[0]) / max(1, active.numel() // side**2)
 
     def read(self, maps: Tensor, halo: int = 0) -> Tensor:
-        """Maps [B, C, H, W] -> tiles [n, C, side + 2 halo, side + 2 halo], with zeros around the map.
+        """Maps [B, C, H, W] -> tiles [n, C, side + 2 halo, side + 2 halo], with zeros around the
+        map.
 
-        A tile is gathered line by line: several times quicker than by an index for each of its numbers.
+        A tile is gathered line by line: several times quicker than by an index for each of its
+        numbers.
         """
         if halo:
             maps = nn.functional.pad(maps, (halo, halo, halo, halo))
         maps = maps.contiguous()
         size = self.side + 2 * halo
         starts = self._starts(maps, size)
-        lines = torch.as_strided(maps, (maps.numel() - size + 1, size), (1, 1))  # from every number on
+        lines = torch.as_strided(
+            maps, (maps.numel() - size + 1, size), (1, 1)
+        )  # from every number on
         return lines.index_select(0, starts).view(-1, maps.shape[1], size, size)
 
     def write(self, maps: Tensor, tiles: Tensor) -> None:
@@ -127,7 +143,9 @@ class Tiles:
         lines.index_copy_(0, starts, tiles.reshape(-1, self.side))
 
     def _starts(self, maps: Tensor, size: int) -> Tensor:
-        """Where the lines of all tiles start among the numbers of contiguous maps: [n * C * size]."""
+        """Where the lines of all tiles start among the numbers of contiguous maps: [n * C *
+        size].
+        """
         channels, height, width = maps.shape[1:]
         row, down, across = self.index
         first = (row * channels * height + down * self.side) * width + across * self.side  # [n]
@@ -149,12 +167,15 @@ class Tiles:
         """Which of them lie within `halo` of an active position: bool [n, 1, size, size]."""
         reach = self.active
         if halo:
-            reach = nn.functional.max_pool2d(reach.float(), 2 * halo + 1, stride=1, padding=halo) > 0
+            reach = (
+                nn.functional.max_pool2d(reach.float(), 2 * halo + 1, stride=1, padding=halo) > 0
+            )
         return self.read(reach, halo)
 
 
 def on_tiles(steps: Sequence[Step], maps: Tensor, tiles: Tiles) -> tuple[Tensor, Tensor]:
-    """What a unit gives at the active tiles of maps [B, C, H, W], and what stands there now: [n, C, side, side] each.
+    """What a unit gives at the active tiles of maps [B, C, H, W], and what stands there now: [n, C,
+    side, side] each.
 
     Only its values at active positions count; others in these tiles may be anything.
     """
@@ -165,7 +186,9 @@ def on_tiles(steps: Sequence[Step], maps: Tensor, tiles: Tiles) -> tuple[Tensor,
     for number, step in enumerate(steps):
         last = number == len(steps) - 1
         if step.radius:
-            h = nn.functional.conv2d(h, step.conv.weight, step.conv.bias)  # smaller by its radius on every side
+            h = nn.functional.conv2d(
+                h, step.conv.weight, step.conv.bias
+            )  # smaller by its radius on every side
             left -= step.radius
             h = _normed(h, step)
             if left and not last:
@@ -182,7 +205,8 @@ def _normed(h: Tensor, step: Step) -> Tensor:
 
 
 def _at_positions(h: Tensor, step: Step, needed: Tensor) -> Tensor:
-    """A 1x1 convolution, gathered and scattered: at the needed positions; zero elsewhere, outside of the map too.
+    """A 1x1 convolution, gathered and scattered: at the needed positions; zero elsewhere, outside
+    of the map too.
 
     h [n, C, s, s], needed bool [n, 1, s, s] -> [n, C', s, s].
     """

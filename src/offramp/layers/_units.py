@@ -5,7 +5,9 @@ from __future__ import annotations
 from torch import nn
 
 
-def unit(width_in: int, width: int, kernel: int, stride: int = 1, *, he: bool = True) -> nn.Sequential:
+def unit(
+    width_in: int, width: int, kernel: int, stride: int = 1, *, he: bool = True
+) -> nn.Sequential:
     """Convolution, batch norm and ReLU, in that order.
 
     he: whether weights start by He's rule over what goes out; otherwise by torch's own.
@@ -16,8 +18,12 @@ def unit(width_in: int, width: int, kernel: int, stride: int = 1, *, he: bool = 
     return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU())
 
 
-def narrowed(width_in: int, width: int, factor: int, stride: int = 1, *, he: bool = True) -> nn.Sequential:
-    """A 3x3 unit behind a 1x1 one of `factor` times as many channels as go out, or as many as come in if fewer."""
+def narrowed(
+    width_in: int, width: int, factor: int, stride: int = 1, *, he: bool = True
+) -> nn.Sequential:
+    """A 3x3 unit behind a 1x1 one of `factor` times as many channels as go out, or as many as come
+    in if fewer.
+    """
     inner = min(width_in, factor * width)
     return nn.Sequential(*unit(width_in, inner, 1, he=he), *unit(inner, width, 3, stride, he=he))
 
@@ -27,14 +33,16 @@ def large_stem(width: int, *, he: bool = True) -> nn.Sequential:
     convolution = nn.Conv2d(3, width, 7, 2, padding=3)
     if he:
         nn.init.kaiming_normal_(convolution.weight, mode="fan_out", nonlinearity="relu")
-    return nn.Sequential(convolution, nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1))
+    return nn.Sequential(
+        convolution, nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(3, 2, padding=1)
+    )
 
 
 def chainer_start(module: nn.Module, wscale: float = 1.0) -> None:
     """Draw a module's weights as Chainer 1.17 does, the library of BranchyNet's code.
 
-    Those of convolutions and linear layers are normal with a deviation of sqrt(wscale / fan_in), where fan_in is what
-    one output reads (LeCun's rule); biases are 0.
+    Those of convolutions and linear layers are normal with a deviation of sqrt(wscale / fan_in),
+    where fan_in is what one output reads (LeCun's rule); biases are 0.
 
     Args:
         module: with the layers whose weights are drawn, in place.

@@ -1,13 +1,15 @@
-"""Residual units as many as each sample, or each position, needs: (spatially) adaptive computation time, ACT and SACT.
+"""Residual units as many as each sample, or each position, needs: (spatially) adaptive computation
+time, ACT and SACT.
 
-Figurnov et al., 2017, arXiv 1612.02297 (after Graves, 2016, arXiv 1603.08983), for signals and for images. In training
-mode, under autograd and in an exported graph all units run everywhere and masks are multiplied, as in the authors'
-code. In eval mode without gradients work is really skipped:
+Figurnov et al., 2017, arXiv 1612.02297 (after Graves, 2016, arXiv 1603.08983), for signals and for
+images. In training mode, under autograd and in an exported graph all units run everywhere and masks
+are multiplied, as in the authors' code. In eval mode without gradients work is really skipped:
 - samples whose positions have all halted leave the batch, and the stage ends when nobody is left;
-- of images with `per="position"` only tiles that hold an active position are computed (layers/_sparse.py), while their
-  share is below `break_even`: gathering costs too, so that a dense unit is quicker where most tiles are active.
-  `tuned` measures where that is.
-Both ways give the same up to the last bits. Where we differ: units of the caller's own, not pre-activation ones.
+- of images with `per="position"` only tiles that hold an active position are computed
+  (layers/_sparse.py), while their share is below `break_even`: gathering costs too, so that a dense
+  unit is quicker where most tiles are active. `tuned` measures where that is.
+Both ways give the same up to the last bits. Where we differ: units of the caller's own, not
+pre-activation ones.
 Shapes: B samples, C channels, n units, and positions: L of a signal, H x W of an image.
 """
 
@@ -37,7 +39,8 @@ SHARES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)  # of active tiles, at wh
 
 
 class Halt(nn.Module):
-    """How ready each position is to halt, sigmoid(conv3(BN(x)) + conv1(BN(mean over positions))): [B, 1, L].
+    """How ready each position is to halt, sigmoid(conv3(BN(x)) + conv1(BN(mean over positions))):
+    [B, 1, L].
 
     Args:
         width: channels.
@@ -47,7 +50,8 @@ class Halt(nn.Module):
 
     def __init__(self, width: int, dims: int = 1, bias: float = BIAS) -> None:
         super().__init__()
-        self.norm, self.norm_mean = NORMS[dims](width), NORMS[dims](width)
+        self.norm = NORMS[dims](width)
+        self.norm_mean = NORMS[dims](width)
         self.near: nn.Module = CONVS[dims](width, 1, 3, padding=1)
         self.all: nn.Module = CONVS[dims](width, 1, 1, bias=False)
         nn.init.constant_(self.near.get_parameter("bias"), bias)
@@ -64,12 +68,16 @@ class Halt(nn.Module):
     def at(self, x: Tensor, tiles: Tiles) -> Tensor:
         """The same at the active tiles of images: [B, C, H, W] -> [n, 1, side, side]."""
         h = self.norm(tiles.read(x, 1)) * tiles.inside(1)
-        near = nn.functional.conv2d(h, self.near.get_parameter("weight"), self.near.get_parameter("bias"))
+        near = nn.functional.conv2d(
+            h, self.near.get_parameter("weight"), self.near.get_parameter("bias")
+        )
         return torch.sigmoid(near + self.overall(x)[tiles.index[0]])
 
 
 class HaltSample(nn.Module):
-    """How ready each sample is to halt, sigmoid(conv1(BN(mean over positions))): [B, 1, 1]; arguments as of `Halt`."""
+    """How ready each sample is to halt, sigmoid(conv1(BN(mean over positions))): [B, 1, 1];
+    arguments as of `Halt`.
+    """
 
     def __init__(self, width: int, dims: int = 1, bias: float = BIAS) -> None:
         super().__init__()
@@ -86,19 +94,24 @@ HALTS: dict[str, type[Halt] | type[HaltSample]] = {"position": Halt, "sample": H
 
 
 class AdaptiveDepth(Layer):
-    """A stage that gives sum_l p_l x_l of its units' states x_l, where p follows from scores h_l that add up to 1.
+    """A stage that gives sum_l p_l x_l of its units' states x_l, where p follows from scores h_l
+    that add up to 1.
 
-    A position halts at unit N, the first with h_1 + ... + h_N >= 1 - eps (the last one at the latest): p_l = h_l before
-    it, p_N = R = 1 - (h_1 + ... + h_{N-1}), and 0 after it. What `ponder`, which does nothing, is given is the cost
-    N + R of every position, [B, 1, L], or of every sample, [B, 1, 1]: the recipe `pondered` listens to it.
+    A position halts at unit N, the first with h_1 + ... + h_N >= 1 - eps (the last one at the
+    latest): p_l = h_l before it, p_N = R = 1 - (h_1 + ... + h_{N-1}), and 0 after it. What
+    `ponder`, which does nothing, is given is the cost N + R of every position, [B, 1, L], or of
+    every sample, [B, 1, 1]: the recipe `pondered` listens to it.
 
     Args:
-        units: the first may change channels and size, the others keep [B, width, L] or [B, width, H, W].
+        units: the first may change channels and size, the others keep [B, width, L] or [B, width,
+            H, W].
         width: the channels of their states.
         eps: as above.
         per: "position" (SACT) or "sample" (ACT): what halts.
-        dims: 1 for signals, 2 for images; None takes what the units' batch norms and convolutions are for.
-        bias: of the halting scores at the start, before the sigmoid. A short fine-tuning wants more than -3.
+        dims: 1 for signals, 2 for images; None takes what the units' batch norms and convolutions
+            are for.
+        bias: of the halting scores at the start, before the sigmoid. A short fine-tuning wants more
+            than -3.
         break_even: the share of active tiles below which a unit is computed by tiles; 0 for never.
         tile: the largest side of a tile.
     """
@@ -123,7 +136,9 @@ class AdaptiveDepth(Layer):
         if not 0 < eps < 1:
             raise InvalidArgument(f"eps must be between 0 and 1, got {eps}")
         if not 0 <= break_even <= 1 or tile < 1:
-            raise InvalidArgument(f"break_even must be from 0 to 1 and tile at least 1, got {break_even} and {tile}")
+            raise InvalidArgument(
+                f"break_even must be from 0 to 1 and tile at least 1, got {break_even} and {tile}"
+            )
         self.units = nn.ModuleList(units)
         self.dims = _dims_of(self.units) if dims is None else dims
         self.halts = nn.ModuleList(HALTS[per](width, self.dims, bias) for _ in self.units[1:])
@@ -146,11 +161,13 @@ class AdaptiveDepth(Layer):
         break_even: float = 0.0,
         tile: int = TILE,
     ) -> AdaptiveDepth:
-        """The stage of the same units, with their weights, whose positions or samples may halt early.
+        """The stage of the same units, with their weights, whose positions or samples may halt
+        early.
 
         Args:
             dense: a Sequential of units, as in the constructor.
-            width: the channels of their states; 0 takes those of the last batch norm or convolution in it.
+            width: the channels of their states; 0 takes those of the last batch norm or convolution
+                in it.
             eps: as in the constructor.
             per: as in the constructor.
             bias: as in the constructor.
@@ -158,14 +175,16 @@ class AdaptiveDepth(Layer):
             tile: as in the constructor.
 
         Returns:
-            A stage with halting scores of its own, on the device, in the type and in the mode of `dense`.
+            A stage with halting scores of its own, on the device, in the type and in the mode of
+            `dense`.
 
         Raises:
             BadNetwork: it is no Sequential of at least two units, or does not tell its width.
         """
         if not isinstance(dense, nn.Sequential) or len(dense) < 2:
             raise BadNetwork(
-                f"adaptive depth must replace a Sequential of at least two units, got a {type(dense).__name__}"
+                f"adaptive depth must replace a Sequential of at least two units, got a "
+                f"{type(dense).__name__}"
             )
         width = width or _width_of(dense)
         units = [copy.deepcopy(unit) for unit in dense]
@@ -174,7 +193,11 @@ class AdaptiveDepth(Layer):
         if like is not None:
             stage.to(like.device, like.dtype)
         stage.halts.train(dense.training)
-        for part in (stage, stage.units, stage.ponder):  # units keep modes of their own, such as frozen norms
+        for part in (
+            stage,
+            stage.units,
+            stage.ponder,
+        ):  # units keep modes of their own, such as frozen norms
             part.training = dense.training
         return stage
 
@@ -183,7 +206,8 @@ class AdaptiveDepth(Layer):
         return {"width": self.width, "eps": self.eps}
 
     def cost(self, shape: Sequence[int]) -> LayerCost:
-        """All units on all positions, and the halting scores: the most that a row can cost. `spent` tells what it did.
+        """All units on all positions, and the halting scores: the most that a row can cost. `spent`
+        tells what it did.
 
         Args:
             shape: of one row.
@@ -196,16 +220,23 @@ class AdaptiveDepth(Layer):
     def forward(self, x: Tensor) -> Tensor:
         """Whatever the first unit takes -> [B, width, L] or [B, width, H, W]."""
         graph = torch.compiler.is_compiling() or torch.compiler.is_exporting()
-        out, cost = self.masked(x) if self.training or graph or torch.is_grad_enabled() else self.skipping(x)
+        out, cost = (
+            self.masked(x)
+            if self.training or graph or torch.is_grad_enabled()
+            else self.skipping(x)
+        )
         self.ponder(cost)
         return out
 
     def masked(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """All units on all positions, with masks: what the stage gives, and what it cost, N + R."""
         state: Tensor = self.units[0](x)
-        total = self._blank(state)  # of the scores so far, [B, 1, L] or [B, 1, 1] as all that follows
+        total = self._blank(
+            state
+        )  # of the scores so far, [B, 1, L] or [B, 1, 1] as all that follows
         going = torch.ones_like(total, dtype=torch.bool)
-        cost, out = torch.zeros_like(total), torch.zeros_like(state)
+        cost = torch.zeros_like(total)
+        out = torch.zeros_like(state)
         for number, unit in enumerate(self.units):
             state = torch.where(going, unit(state), state) if number else state
             score = self._score(number, state, total)
@@ -217,11 +248,17 @@ class AdaptiveDepth(Layer):
         return out, cost
 
     def skipping(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """The same as `masked`, where what has halted is left out. Needs eval mode, and passes no gradient."""
+        """The same as `masked`, where what has halted is left out. Needs eval mode, and passes no
+        gradient.
+        """
         state: Tensor = self.units[0](x)
-        state = state.clone() if state.data_ptr() == x.data_ptr() else state.contiguous()
+        if state.data_ptr() == x.data_ptr():
+            state = state.clone()
+        else:
+            state = state.contiguous()
         now = _Going(state, self._blank(state))
-        out, cost = torch.zeros_like(state), torch.zeros_like(now.total)
+        out = torch.zeros_like(state)
+        cost = torch.zeros_like(now.total)
         rows: Tensor | None = None  # numbers of those that are still here; None for all
         for number in range(len(self.units)):
             self._advance(number, now)
@@ -282,8 +319,12 @@ class AdaptiveDepth(Layer):
         tiles.write(now.total, total)
         tiles.write(now.going, going & ~ends)
 
-    def _halted(self, score: Tensor, total: Tensor, going: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Who halts now, the weights p of these states, the scores so far, and the cost of this unit."""
+    def _halted(
+        self, score: Tensor, total: Tensor, going: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Who halts now, the weights p of these states, the scores so far, and the cost of this
+        unit.
+        """
         ends = going & (total + score >= 1 - self.eps)
         weight = torch.where(ends, 1 - total, score) * going
         spent = going + ends * (1 - total)
@@ -320,7 +361,9 @@ class AdaptiveDepth(Layer):
             BadNetwork: the stage is in training mode.
         """
         if self.training:
-            raise BadNetwork("the stage is in training mode, expected eval mode; call model.eval() first")
+            raise BadNetwork(
+                "the stage is in training mode, expected eval mode; call model.eval() first"
+            )
         found = dict[float, float]()
         self.break_even = 0.0
         if self._steps(1) is None:
@@ -346,7 +389,8 @@ class AdaptiveDepth(Layer):
         same: bool = False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> float:
-        """The time of the second unit, its score and sums by tiles over that on the whole map, as a ratio of medians.
+        """The time of the second unit, its score and sums by tiles over that on the whole map, as a
+        ratio of medians.
 
         Args:
             state: what the first unit gives, [B, width, H, W].
@@ -357,7 +401,9 @@ class AdaptiveDepth(Layer):
         """
         steps = self._steps(1)
         if steps is None:
-            raise BadNetwork("units of this stage cannot be computed by tiles, expected residual units on images")
+            raise BadNetwork(
+                "units of this stage cannot be computed by tiles, expected residual units on images"
+            )
         side = tile_of(state.shape[2], state.shape[3], self.tile)
         going = tile_mask(state, side, share)
 
@@ -375,7 +421,9 @@ class AdaptiveDepth(Layer):
 
 
 class _Going:
-    """What goes on of a batch: its states, what it gives so far, scores so far, costs, and which positions go on."""
+    """What goes on of a batch: its states, what it gives so far, scores so far, costs, and which
+    positions go on.
+    """
 
     def __init__(self, state: Tensor, total: Tensor) -> None:
         self.state = state
@@ -406,7 +454,8 @@ class _Masked(nn.Module):
 
 def tile_mask(state: Tensor, side: int, share: float) -> Tensor:
     """A seeded mask [B, 1, H, W] of maps [B, C, H, W] of which a share of tiles is active."""
-    down, across = state.shape[2] // side, state.shape[3] // side
+    down = state.shape[2] // side
+    across = state.shape[3] // side
     count = len(state) * down * across
     draw = torch.Generator().manual_seed(0)
     chosen = torch.zeros(count, dtype=torch.bool)
@@ -415,7 +464,9 @@ def tile_mask(state: Tensor, side: int, share: float) -> Tensor:
     return grid.repeat_interleave(side, 2).repeat_interleave(side, 3)
 
 
-def _ratio(above: Callable[[], None], below: Callable[[], None], repeats: int, clock: Callable[[], float]) -> float:
+def _ratio(
+    above: Callable[[], None], below: Callable[[], None], repeats: int, clock: Callable[[], float]
+) -> float:
     """Of the medians of two calls that take turns, after one of each that is not counted."""
     times: tuple[list[float], list[float]] = ([], [])
     for turn in range(repeats + 1):
@@ -442,11 +493,14 @@ def _dims_of(units: nn.Module) -> int:
 
 
 def _width_of(stage: nn.Sequential) -> int:
-    norms, convs = tuple(NORMS.values()), tuple(CONVS.values())
+    norms = tuple(NORMS.values())
+    convs = tuple(CONVS.values())
     widths = [part.num_features for part in stage.modules() if isinstance(part, norms)]
     widths = widths or [part.out_channels for part in stage.modules() if isinstance(part, convs)]
     if not widths:
-        raise BadNetwork("the stage must have a batch norm or a convolution, got neither; give width=")
+        raise BadNetwork(
+            "the stage must have a batch norm or a convolution, got neither; give width="
+        )
     return widths[-1]
 
 
@@ -463,13 +517,17 @@ def depths(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         assert isinstance(cost, Tensor)
         found[name] = cost
 
-    with torch.inference_mode(), listening({name: part.ponder for name, part in stages_of(model).items()}, heard):
+    with (
+        torch.inference_mode(),
+        listening({name: part.ponder for name, part in stages_of(model).items()}, heard),
+    ):
         model(x)
     return found
 
 
 class PonderMaps:
-    """The ponder maps of images, for the gallery of a report: `report(trace, plan, path, data=..., maps=this)`.
+    """The ponder maps of images, for the gallery of a report:
+    `report(trace, plan, path, data=..., maps=this)`.
 
     Args:
         model: with stages that halt by position or by sample, in eval mode.
@@ -478,7 +536,9 @@ class PonderMaps:
 
     def __init__(self, model: nn.Module, preprocess: nn.Module | None = None) -> None:
         if not stages_of(model):
-            raise BadNetwork("the model has no stage of adaptive depth; make some with offramp.halting")
+            raise BadNetwork(
+                "the model has no stage of adaptive depth; make some with offramp.halting"
+            )
         self.model = model
         self.preprocess = preprocess
 
@@ -486,4 +546,7 @@ class PonderMaps:
         """Images [W, C, H, W'] of NumPy -> by stage the cost N + R of each position, [W, h, w]."""
         x = torch.as_tensor(images)
         x = x if self.preprocess is None else self.preprocess(x)
-        return {f"{name}, units": cost[:, 0].cpu().numpy() for name, cost in depths(self.model, x).items()}
+        return {
+            f"{name}, units": cost[:, 0].cpu().numpy()
+            for name, cost in depths(self.model, x).items()
+        }

@@ -1,4 +1,6 @@
-"""Images resized to one size, whatever they come with: what stands before a model at a lower resolution."""
+"""Images resized to one size, whatever they come with: what stands before a model at a lower
+resolution.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +11,8 @@ __all__ = ["AtSize"]
 
 
 class AtSize(nn.Module):
-    """Images [B, C, H, W] -> [B, C, *size], bilinear and antialiased; those of that size as they are.
+    """Images [B, C, H, W] -> [B, C, *size], bilinear and antialiased; those of that size as they
+    are.
 
     Args:
         size: height and width, or one number for both.
@@ -17,7 +20,10 @@ class AtSize(nn.Module):
 
     def __init__(self, size: int | tuple[int, int]) -> None:
         super().__init__()
-        self.size = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+        if isinstance(size, int):
+            self.size = (size, size)
+        else:
+            self.size = (int(size[0]), int(size[1]))
 
     def forward(self, x: Tensor) -> Tensor:
         """Floats."""

@@ -81,7 +81,10 @@ class Binary(Layer):
         layer = require_zeros(dense, "binary")
         weight = layer.weight.detach()
         size = weight.abs().flatten(1).mean(1).clamp_min(1e-12)  # [O]
-        bias = torch.zeros_like(size) if layer.bias is None else layer.bias.detach().clone()
+        if layer.bias is None:
+            bias = torch.zeros_like(size)
+        else:
+            bias = layer.bias.detach().clone()
         latent = (weight / spread(size, weight)).clamp(-WINDOW, WINDOW)
         return placed_like(cls(latent, size.clone(), bias, moves_of(layer)), dense)
 

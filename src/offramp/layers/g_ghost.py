@@ -85,7 +85,8 @@ class GGhost(Layer):
         if not isinstance(dense, nn.Sequential) or len(dense) < 3:
             blocks = len(dense) if isinstance(dense, nn.Sequential) else 0
             raise BadNetwork(
-                f"g_ghost replaces a Sequential of at least three blocks, got a {type(dense).__name__} of {blocks}"
+                f"g_ghost replaces a Sequential of at least three blocks, got a "
+                f"{type(dense).__name__} of {blocks}"
             )
         require("ratio", ratio, above=0, below=1)
         first, *inner, last = dense
@@ -193,7 +194,9 @@ def _narrow_convolution(conv: nn.Conv2d, width: int, kept: int, group: int) -> N
     weight = conv.weight.detach()
     if conv.groups > 1:
         if inputs % group or outputs % group:
-            raise BadNetwork(f"{inputs} and {outputs} channels do not divide into groups of {group} channels")
+            raise BadNetwork(
+                f"{inputs} and {outputs} channels do not divide into groups of {group} channels"
+            )
         conv.groups = inputs // group
         fresh = torch.empty(outputs, group, *weight.shape[2:], dtype=weight.dtype)
         nn.init.kaiming_normal_(fresh, mode="fan_out", nonlinearity="relu")

@@ -112,7 +112,9 @@ class GhostBottleneck(nn.Module):
         self.ghost1 = GhostModule(width_in, inner)
         if stride > 1:
             padding = (kernel - 1) // 2
-            self.conv_dw = nn.Conv2d(inner, inner, kernel, stride, padding, groups=inner, bias=False)
+            self.conv_dw = nn.Conv2d(
+                inner, inner, kernel, stride, padding, groups=inner, bias=False
+            )
             self.bn_dw = nn.BatchNorm2d(inner)
         self.se = Squeeze(inner, squeeze) if squeeze else None
         self.ghost2 = GhostModule(inner, width, relu=False)
@@ -170,7 +172,9 @@ class Ghost(Layer):
         """
         layer = require_convolution(dense, "ghost")
         if layer.groups > 1:
-            raise BadNetwork(f"ghost cannot replace a grouped convolution, got groups={layer.groups}")
+            raise BadNetwork(
+                f"ghost cannot replace a grouped convolution, got groups={layer.groups}"
+            )
         outputs = layer.out_channels
         require_whole("ratio", ratio, 2)
         if ratio > outputs:
@@ -184,7 +188,9 @@ class Ghost(Layer):
         ghosts = intrinsic * (ratio - 1)
         biased = layer.bias is not None
         primary = nn.Conv2d(layer.in_channels, intrinsic, bias=biased, **geometry(layer))
-        cheap = nn.Conv2d(intrinsic, ghosts, kernel, padding=kernel // 2, groups=intrinsic, bias=biased)
+        cheap = nn.Conv2d(
+            intrinsic, ghosts, kernel, padding=kernel // 2, groups=intrinsic, bias=biased
+        )
         filters = layer.weight.detach()
         multiples = _multiples(filters.flatten(1), intrinsic, ratio)
         made = cls(primary, cheap, outputs, ratio)

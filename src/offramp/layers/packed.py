@@ -6,8 +6,8 @@ so nothing changes. Binary vectors are float16, so scores may change a little wh
 The weights are unpacked once, when they are loaded, and what runs is a dense layer in float32. So
 only the file is smaller, not the memory or the time; an exported graph holds dense weights too.
 A kernel over packed bits (XOR and counting bits in NumPy, exact) takes 0.7 to 2.8 times as long as
-oneDNN's dense convolution on one core, and longer for the layers of a ResNet-20 together, so there is
-none here; `benchmarks/cheaper_parts.py --kernel` measures it.
+oneDNN's dense convolution on one core, and longer for the layers of a ResNet-20 together, so there
+is none here; `benchmarks/cheaper_parts.py --kernel` measures it.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Packed(Layer):
         self.shape = tuple(shape)
         self.moves = moves
         self.has_scale = has_scale
-        outputs, inputs = self.shape[0], self.shape[1] * int(moves.get("groups", 1))
+        outputs = self.shape[0]
+        inputs = self.shape[1] * int(moves.get("groups", 1))
         count = torch.Size(self.shape).numel()
         vectors = outputs * (has_scale + has_bias)
         if of == "binary":
@@ -115,7 +116,9 @@ class Packed(Layer):
             codes = (signs > 0).to(torch.uint8)
             vectors = torch.cat(words).to(torch.float16)
         else:
-            raise SavesNothing(f"packed replaces Ternary and Binary layers, got {type(dense).__name__}")
+            raise SavesNothing(
+                f"packed replaces Ternary and Binary layers, got {type(dense).__name__}"
+            )
         bits = packed_bits(codes.flatten().cpu(), BITS[made.of])
         made.code.copy_(torch.cat([bits, vectors.cpu().view(torch.uint8)]))
         placed_like(made, layer)
@@ -134,7 +137,8 @@ class Packed(Layer):
         weight = signs.view(self.shape)
         outputs = self.shape[0]
         if self.has_scale:
-            scale, rest = rest[:outputs], rest[outputs:]
+            scale = rest[:outputs]
+            rest = rest[outputs:]
             weight = weight * spread(scale, weight)
         self.weight.copy_(weight)
         if self.bias is not None:

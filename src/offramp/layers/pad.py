@@ -1,18 +1,18 @@
 """PAD: a dynamic layer of which only some weights are dynamic (He et al., 2023, arXiv 2211.05528).
 
-A dynamic convolution mixes K kernels per sample, W(x) = sum_k pi_k(x) W_k, with attention pi = softmax(
-fc2(relu(fc1(mean of x over positions))) / T). Here a mask M says which weights are dynamic; the others
-are shared by all samples:
+A dynamic convolution mixes K kernels per sample, W(x) = sum_k pi_k(x) W_k, with attention pi =
+softmax( fc2(relu(fc1(mean of x over positions))) / T). Here a mask M says which weights are
+dynamic; the others are shared by all samples:
 
     W(x) = phi M sum_k pi_k(x) W_k  +  (2 - phi) (1 - M) W_static,    phi = 2 sigmoid(p), p starts at 0
 
 For a linear layer the second case of the paper, a mixture of experts: each position goes to the
 expert that its router likes best, y = g_e W_e x with W_e = M W_dyn^e + (1 - M) W_static.
 
-Only dynamic weights are stored K times, as rows of a [K, n] matrix beside the mask as bits, and only
-they are mixed: K n multiply-adds a sample instead of K N. The convolution itself costs what a dense
-one does, and runs as a product with unfolded inputs, sample by sample. Experts are all computed, for
-torch has no kernel that picks one per position: the cost says so.
+Only dynamic weights are stored K times, as rows of a [K, n] matrix beside the mask as bits, and
+only they are mixed: K n multiply-adds a sample instead of K N. The convolution itself costs what a
+dense one does, and runs as a product with unfolded inputs, sample by sample. Experts are all
+computed, for torch has no kernel that picks one per position: the cost says so.
 
 Which weights are dynamic is chosen by `partitioned` (iterative mode partition).
 """
@@ -84,7 +84,9 @@ class Pad(Layer):
         self.balance = nn.Parameter(torch.zeros(()))  # p
         inputs = self.shape[1]
         if self.moves:
-            self.attention: nn.Module = nn.Sequential(nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, kernels))
+            self.attention: nn.Module = nn.Sequential(
+                nn.Linear(inputs, hidden), nn.ReLU(), nn.Linear(hidden, kernels)
+            )
         else:
             self.attention = nn.Linear(inputs, kernels)
         self.hidden = hidden
@@ -107,7 +109,8 @@ class Pad(Layer):
 
         Args:
             dense: a Conv2d without groups that pads with zeros, or a Linear layer.
-            ratio: kappa, the share of weights that are dynamic: 1 is a dynamic layer, 0 a static one.
+            ratio: kappa, the share of weights that are dynamic: 1 is a dynamic layer, 0 a static
+                one.
             kernels: K.
             reduction: the attention's inner layer has a width of the channels divided by this.
             temperature: T; high ones mix evenly. The authors let it fall from 30.
@@ -138,7 +141,9 @@ class Pad(Layer):
         return placed_like(made, dense)
 
     def options(self) -> dict[str, Any]:
-        """Share, kernels, width and temperature. Which weights are dynamic is in the file of weights."""
+        """Share, kernels, width and temperature. Which weights are dynamic is in the file of
+        weights.
+        """
         count = self.dynamic.shape[1]
         total = count + len(self.static)
         return {
@@ -204,7 +209,9 @@ class Pad(Layer):
         outputs = self.shape[0]
         kernel = self.shape[2:]
         moves = self.moves
-        columns = unfold(x, kernel, moves["dilation"], moves["padding"], moves["stride"])  # [B, C k k, L]
+        columns = unfold(
+            x, kernel, moves["dilation"], moves["padding"], moves["stride"]
+        )  # [B, C k k, L]
         product = weights.view(x.shape[0], outputs, -1) @ columns  # [B, O, L]
         if self.bias is not None:
             product = product + self.bias[:, None]
@@ -212,7 +219,9 @@ class Pad(Layer):
         return product.reshape(x.shape[0], outputs, high, -1)
 
     def _routed(self, x: Tensor) -> Tensor:
-        """Each position by the expert that its router likes best, weighted by K g_e / (K sum): top 1."""
+        """Each position by the expert that its router likes best, weighted by K g_e / (K sum): top
+        1.
+        """
         count = torch.Size(self.shape).numel()
         likes = self.attend(x)  # [..., K]
         best = likes.max(-1, keepdim=True).values
@@ -254,18 +263,22 @@ def partitioned(
     batch_size: int = 64,
     seed: int = 0,
 ) -> nn.Module:
-    """A copy of a model in which fewer weights of its PAD layers are dynamic (iterative mode partition).
+    """A copy of a model in which fewer weights of its PAD layers are dynamic (iterative mode
+    partition).
 
-    In round t of T the share ratio^(t / T) of the weights stays dynamic, those of the largest scores:
+    In round t of T the share ratio^(t / T) of the weights stays dynamic, those of the largest
+    scores:
 
         sensitivity   |dL / dM_i| summed over the rows, where M_i turns weight i from its static value, the
-                      mean of its K dynamic ones, to the dynamic mix: what the loss loses to first order
+                      mean of its K dynamic ones, to the dynamic mix: what the loss loses to first
+                      order
         variance      the variance of its K values
         magnitude     the mean absolute value of its K values
         random        none
 
-    In the authors' code the static value is a tensor of its own, which no gradient has ever reached while
-    all weights are dynamic; the mean of the kernels makes the same score useful after training.
+    In the authors' code the static value is a tensor of its own, which no gradient has ever reached
+    while all weights are dynamic; the mean of the kernels makes the same score useful after
+    training.
 
     Args:
         model: with PAD layers, best fully dynamic and trained ("pad?ratio=1").
@@ -274,7 +287,8 @@ def partitioned(
         ratio: kappa, the share of all weights of the layers that is dynamic in the end.
         rounds: T.
         score: one of the four.
-        scope: "model" compares scores among all layers, each normalised to a sum of 1; "layer" within each.
+        scope: "model" compares scores among all layers, each normalised to a sum of 1; "layer"
+            within each.
         batch_size: rows that are looked at together.
         seed: of random scores.
 
@@ -286,11 +300,15 @@ def partitioned(
     made = copy.deepcopy(model)
     names = [name for name, part in made.named_modules() if isinstance(part, Pad)]
     if not names:
-        raise BadNetwork("the model must have PAD layers to partition; convert some with 'pad?ratio=1'")
+        raise BadNetwork(
+            "the model must have PAD layers to partition; convert some with 'pad?ratio=1'"
+        )
     total = sum(torch.Size(_pad(made, name).shape).numel() for name in names)
     now = sum(_pad(made, name).dynamic.shape[1] for name in names) / total
     if ratio > now:
-        raise InvalidArgument(f"ratio must be at most {now:.3g}, the share that is dynamic now, got {ratio:g}")
+        raise InvalidArgument(
+            f"ratio must be at most {now:.3g}, the share that is dynamic now, got {ratio:g}"
+        )
     draw = torch.Generator().manual_seed(seed)
     labels = torch.as_tensor(y)
     for turn in range(1, rounds + 1):
@@ -320,7 +338,13 @@ def _pad(model: nn.Module, name: str) -> Pad:
 
 
 def _scores(
-    model: nn.Module, names: Sequence[str], x: Any, y: Tensor, score: str, size: int, draw: torch.Generator
+    model: nn.Module,
+    names: Sequence[str],
+    x: Any,
+    y: Tensor,
+    score: str,
+    size: int,
+    draw: torch.Generator,
 ) -> dict[str, Tensor]:
     """A number for each dynamic weight of each layer, [n], with a sum of 1 in each layer."""
     found: dict[str, Tensor] = {}
@@ -337,7 +361,9 @@ def _scores(
     return {name: values / values.sum().clamp_min(1e-30) for name, values in found.items()}
 
 
-def _sensitivities(model: nn.Module, names: Sequence[str], x: Any, y: Tensor, size: int) -> dict[str, Tensor]:
+def _sensitivities(
+    model: nn.Module, names: Sequence[str], x: Any, y: Tensor, size: int
+) -> dict[str, Tensor]:
     """|sum of dL/dM| over the rows.
 
     With M between the mean of the kernels and their mix, dL/dM = sum_k dL/dW_k (W_k - mean W), for
@@ -361,7 +387,12 @@ def _sensitivities(model: nn.Module, names: Sequence[str], x: Any, y: Tensor, si
 
 
 def _chosen(
-    model: nn.Module, names: Sequence[str], scores: Mapping[str, Tensor], share: float, total: int, scope: str
+    model: nn.Module,
+    names: Sequence[str],
+    scores: Mapping[str, Tensor],
+    share: float,
+    total: int,
+    scope: str,
 ) -> dict[str, Tensor]:
     """For each layer which of its dynamic weights stay so: bool [n]."""
     if scope == "layer":

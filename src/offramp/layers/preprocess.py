@@ -16,12 +16,14 @@ INTERPOLATIONS = ("nearest", "bilinear", "bicubic")
 
 
 class Preprocess(nn.Module):
-    """Images [B, C, H, W], uint8 or float, to the normalised float images that a model was trained on.
+    """Images [B, C, H, W], uint8 or float, to the normalised float images that a model was trained
+    on.
 
-    y = (x / scale - mean) / std, after an antialiased resize to `size` (H, W) if the images differ from it. With
-    `short` their shorter side becomes that long, and the middle of `size` is cut out: nothing is stretched.
-    With `expects` (H, W), images of another size are refused: for models that would run on them, and answer badly.
-    Its constants are no state: a network with preprocessing loads the weights of one without.
+    y = (x / scale - mean) / std, after an antialiased resize to `size` (H, W) if the images differ
+    from it. With `short` their shorter side becomes that long, and the middle of `size` is cut out:
+    nothing is stretched. With `expects` (H, W), images of another size are refused: for models that
+    would run on them, and answer badly. Its constants are no state: a network with preprocessing
+    loads the weights of one without.
     """
 
     mean: Tensor
@@ -39,28 +41,45 @@ class Preprocess(nn.Module):
         interpolation: str = "bilinear",
     ) -> None:
         super().__init__()
-        if interpolation not in INTERPOLATIONS or (short is not None and (size is None or short < max(size))):
+        if interpolation not in INTERPOLATIONS or (
+            short is not None and (size is None or short < max(size))
+        ):
             raise InvalidArgument(
-                f"preprocessing has size={size}, short={short}, interpolation={interpolation!r}, expected short >= "
+                f"preprocessing has size={size}, short={short}, interpolation={interpolation!r}, "
+                f"expected short >= "
                 "size and "
                 f"one of {', '.join(INTERPOLATIONS)}; change them"
             )
         self.scale = float(scale)
         self.size = None if size is None else (int(size[0]), int(size[1]))
         self.expects = None if expects is None else (int(expects[0]), int(expects[1]))
-        self.short, self.interpolation = None if short is None else int(short), interpolation
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False)
+        self.short = None if short is None else int(short)
+        self.interpolation = interpolation
+        self.register_buffer(
+            "mean", torch.tensor(mean, dtype=torch.float32).view(-1, 1, 1), persistent=False
+        )
+        self.register_buffer(
+            "std", torch.tensor(std, dtype=torch.float32).view(-1, 1, 1), persistent=False
+        )
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images [B, C, H, W] -> floats of the same shape (or of `size`). Raises BadData for other shapes."""
+        """Images [B, C, H, W] -> floats of the same shape (or of `size`). Raises BadData for other
+        shapes.
+        """
         channels = self.mean.shape[0]
         if x.dim() != 4 or channels not in (1, x.shape[1]):
-            raise BadData(f"images have shape {tuple(x.shape)}, expected [B, {channels}, H, W]; check the data")
+            raise BadData(
+                f"images have shape {tuple(x.shape)}, expected [B, {channels}, H, W]; check the "
+                f"data"
+            )
         if self.expects is not None and tuple(x.shape[-2:]) != self.expects:
-            got, want = "x".join(map(str, x.shape[-2:])), "x".join(map(str, self.expects))
+            got = "x".join(map(str, x.shape[-2:]))
+            want = "x".join(map(str, self.expects))
             spec = f"imagefolder:DIR?resize={max(self.expects)}&crop={want}"
-            raise BadData(f"images are {got}, expected {want}; resize them ({spec}), or use a Preprocess with size=")
+            raise BadData(
+                f"images are {got}, expected {want}; resize them ({spec}), or use a Preprocess "
+                f"with size="
+            )
         y = x.to(self.mean.dtype)
         if self.size is not None and tuple(x.shape[-2:]) != self.size:
             y = self._resized(y, self.size)
@@ -77,7 +96,9 @@ class Preprocess(nn.Module):
         if self.interpolation == "nearest":
             y = nn.functional.interpolate(y, size, mode="nearest")
         elif size != (high, wide):
-            y = nn.functional.interpolate(y, size, mode=self.interpolation, antialias=True, align_corners=False)
+            y = nn.functional.interpolate(
+                y, size, mode=self.interpolation, antialias=True, align_corners=False
+            )
         if self.short is None or self.size is None:
             return y
         top, left = (round((now - kept) / 2) for now, kept in zip(size, self.size, strict=True))
@@ -86,9 +107,18 @@ class Preprocess(nn.Module):
     def config(self) -> dict[str, Any]:
         """Plain data from which it is built again."""
         mean, std = (value.flatten().tolist() for value in (self.mean, self.std))
-        config = {"mean": mean, "std": std, "scale": self.scale, "size": self.size, "expects": self.expects}
+        config = {
+            "mean": mean,
+            "std": std,
+            "scale": self.scale,
+            "size": self.size,
+            "expects": self.expects,
+        }
         config |= {
             "short": self.short,
             "interpolation": None if self.interpolation == "bilinear" else self.interpolation,
         }
-        return {"name": "Front", **{key: value for key, value in config.items() if value is not None}}
+        return {
+            "name": "Front",
+            **{key: value for key, value in config.items() if value is not None},
+        }

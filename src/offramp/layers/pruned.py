@@ -6,8 +6,9 @@
     magnitude   the norm of the channel's filters
 
 Torch-Pruning finds which layers must lose channels together and takes them out; the importances
-`taylor`, `bn_scale` and `magnitude` are its own. ThiNet has no maintained implementation: here it is
-one more importance. Channels whose outputs the next layer reconstructs best without are taken first.
+`taylor`, `bn_scale` and `magnitude` are its own. ThiNet has no maintained implementation: here it
+is one more importance. Channels whose outputs the next layer reconstructs best without are taken
+first.
 """
 
 from __future__ import annotations
@@ -113,7 +114,9 @@ def _require(example: Any, data: Any, ratio: float, importance: str) -> None:
     if importance not in IMPORTANCES:
         raise InvalidArgument(f"importance must be {', '.join(IMPORTANCES)}, got {importance!r}")
     if example is None:
-        raise InvalidArgument("the method 'pruned' needs example=, a small batch as the model takes it")
+        raise InvalidArgument(
+            "the method 'pruned' needs example=, a small batch as the model takes it"
+        )
     if data is None and importance in ("taylor", "thinet"):
         raise InvalidArgument(f"importance={importance!r} needs data=(x, y), some rows with labels")
 
@@ -127,7 +130,9 @@ def _require_channels(targets: dict[str, nn.Module], ratio: float, round_to: int
             kept = kept // round_to * round_to
         if kept < 1:
             rounded = f" and round_to={round_to}" if round_to else ""
-            raise InvalidArgument(f"ratio={ratio:g}{rounded} leaves none of the {width} channels of {name!r}")
+            raise InvalidArgument(
+                f"ratio={ratio:g}{rounded} leaves none of the {width} channels of {name!r}"
+            )
 
 
 def _outputs(layer: nn.Module) -> int:
@@ -158,7 +163,8 @@ def _importance(tp: Any, name: str, model: nn.Module, data: Any) -> Callable[...
 
 def _backward(model: nn.Module, data: Any) -> None:
     """Gradients of the cross-entropy over the rows."""
-    x, y = data[0], torch.as_tensor(data[1])
+    x = data[0]
+    y = torch.as_tensor(data[1])
     logits = logits_in(call_model(model, None, as_inputs(x)))
     nn.functional.cross_entropy(logits, y).backward()  # type: ignore[no-untyped-call]
 
@@ -174,7 +180,11 @@ class Reconstruction:
     def __init__(self, tp: Any, model: nn.Module, data: Any) -> None:
         self.tp = tp
         self.added: dict[nn.Module, Tensor] = {}
-        handles = [module.register_forward_hook(self._listen) for module in model.modules() if type(module) in KINDS]
+        handles = [
+            module.register_forward_hook(self._listen)
+            for module in model.modules()
+            if type(module) in KINDS
+        ]
         try:
             with torch.no_grad():
                 call_model(model, None, as_inputs(data[0]))
@@ -276,13 +286,20 @@ def resized(dense: nn.Module, *, inputs: int, outputs: int) -> nn.Module:
     require_whole("inputs", inputs, 1)
     require_whole("outputs", outputs, 1)
     tensor = next(dense.parameters(), None)
-    index: dict[str, Any] = {} if tensor is None else {"device": tensor.device, "dtype": tensor.dtype}
+    index: dict[str, Any] = (
+        {} if tensor is None else {"device": tensor.device, "dtype": tensor.dtype}
+    )
     made: nn.Module
     if type(dense) is nn.Conv2d:
         assert isinstance(dense, nn.Conv2d)
-        groups = dense.groups if dense.groups == 1 else inputs // max(1, dense.weight.shape[1])
+        if dense.groups == 1:
+            groups = dense.groups
+        else:
+            groups = inputs // max(1, dense.weight.shape[1])
         if inputs % groups or outputs % groups:
-            raise InvalidArgument(f"{inputs} and {outputs} channels do not divide by {groups} groups")
+            raise InvalidArgument(
+                f"{inputs} and {outputs} channels do not divide by {groups} groups"
+            )
         shape = {**geometry(dense), "groups": groups, "bias": dense.bias is not None}
         made = nn.Conv2d(inputs, outputs, **shape, **index)
     elif type(dense) is nn.Linear:
@@ -292,5 +309,7 @@ def resized(dense: nn.Module, *, inputs: int, outputs: int) -> nn.Module:
         assert isinstance(dense, nn.BatchNorm2d)
         made = nn.BatchNorm2d(outputs, dense.eps, dense.momentum, dense.affine, **index)
     else:
-        raise BadNetwork(f"resized makes Conv2d, Linear and BatchNorm2d, got {type(dense).__name__}")
+        raise BadNetwork(
+            f"resized makes Conv2d, Linear and BatchNorm2d, got {type(dense).__name__}"
+        )
     return made.train(dense.training)

@@ -1,7 +1,8 @@
-"""The basic block of ResNets for CIFAR-10 (He et al., 2015, arXiv 1512.03385), and BranchyNet's form of it.
+"""The basic block of ResNets for CIFAR-10 (He et al., 2015, arXiv 1512.03385), and BranchyNet's
+form of it.
 
-BranchyNet (Teerapittayanon et al., 2016, arXiv 1709.01686) has biases, an epsilon of 2e-5, and new channels of a
-shortcut before the others.
+BranchyNet (Teerapittayanon et al., 2016, arXiv 1709.01686) has biases, an epsilon of 2e-5, and new
+channels of a shortcut before the others.
 """
 
 from __future__ import annotations
@@ -22,18 +23,26 @@ WSCALE = math.sqrt(2)
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut; where the shape changes, every second pixel and zero channels (type A).
+    """Two 3x3 convolutions and a shortcut; where the shape changes, every second pixel and zero
+    channels (type A).
 
     Args:
         width_in: channels that come in.
         width: channels that go out; where they differ, height and width are halved.
         bias: whether the convolutions have biases.
         eps: of the batch norms.
-        zeros_first: whether all new channels of the shortcut stand before the others, and not half of them behind.
+        zeros_first: whether all new channels of the shortcut stand before the others, and not half
+            of them behind.
     """
 
     def __init__(
-        self, width_in: int, width: int, *, bias: bool = False, eps: float = 1e-5, zeros_first: bool = False
+        self,
+        width_in: int,
+        width: int,
+        *,
+        bias: bool = False,
+        eps: float = 1e-5,
+        zeros_first: bool = False,
     ) -> None:
         super().__init__()
         stride = 1 if width_in == width else 2
@@ -73,7 +82,9 @@ def narrow(block: nn.Module, by: int = 2) -> nn.Module:
         InvalidArgument: a number that leaves no channel.
     """
     if not isinstance(block, Block):
-        raise BadNetwork(f"narrow takes a residual block of two convolutions, got a {type(block).__name__}")
+        raise BadNetwork(
+            f"narrow takes a residual block of two convolutions, got a {type(block).__name__}"
+        )
     width = block.conv1.out_channels
     if by < 1 or width // by < 1:
         raise InvalidArgument(f"narrow?by={by} leaves none of the block's {width} channels")

@@ -1,8 +1,9 @@
-"""A batch norm with statistics and weights of its own for every route: one model, run at several resolutions.
+"""A batch norm with statistics and weights of its own for every route: one model, run at several
+resolutions.
 
-DRNet (Zhu et al., 2021, arXiv 2106.02898) has one batch norm for each resolution, and shares the convolutions. There
-is no switch to turn: `route_of` gives the model as one route sees it, a module of its own that shares all other
-parameters.
+DRNet (Zhu et al., 2021, arXiv 2106.02898) has one batch norm for each resolution, and shares the
+convolutions. There is no switch to turn: `route_of` gives the model as one route sees it, a module
+of its own that shares all other parameters.
 """
 
 from __future__ import annotations
@@ -47,7 +48,9 @@ class SwitchableNorm(Layer):
             InvalidArgument: there are no routes.
         """
         if not isinstance(dense, _BatchNorm):
-            raise BadNetwork(f"a switchable norm must be made of a batch norm, got a {type(dense).__name__}")
+            raise BadNetwork(
+                f"a switchable norm must be made of a batch norm, got a {type(dense).__name__}"
+            )
         if routes < 1:
             raise InvalidArgument(f"routes must be at least 1, got {routes}")
         made = cls([copy.deepcopy(dense) for _ in range(routes)])
@@ -66,7 +69,9 @@ class SwitchableNorm(Layer):
 
 
 def with_switchable_norms(model: nn.Module, routes: int) -> nn.Module:
-    """A copy of a model in which every batch norm is a `SwitchableNorm`. Raises BadNetwork where there is none."""
+    """A copy of a model in which every batch norm is a `SwitchableNorm`. Raises BadNetwork where
+    there is none.
+    """
     copied = copy.deepcopy(model)
     found = 0
     for part in [*copied.modules()]:
@@ -75,14 +80,18 @@ def with_switchable_norms(model: nn.Module, routes: int) -> nn.Module:
                 setattr(part, name, SwitchableNorm.from_layer(child, routes=routes))
                 found += 1
     if not found:
-        raise BadNetwork("the model has no batch norms, so that nothing of it could differ by resolution")
+        raise BadNetwork(
+            "the model has no batch norms, so that nothing of it could differ by resolution"
+        )
     return copied
 
 
 def route_of(module: Any, route: int) -> Any:
-    """A model as one route sees it: the norms of that route in their places, everything else shared.
+    """A model as one route sees it: the norms of that route in their places, everything else
+    shared.
 
-    Modules without a switchable norm in them are the same objects; the others are twins with the same parameters.
+    Modules without a switchable norm in them are the same objects; the others are twins with the
+    same parameters.
     """
     if isinstance(module, SwitchableNorm):
         return module.norms[route]

@@ -2,10 +2,11 @@
 
 **Our reading, no reproduction.** The paper (Liu and Liu, 2022, arXiv 2212.12649, "Hyperspherical
 Loss-Aware Ternary Quantization") was available as an abstract alone, without formulas or code. From
-it come the two ideas: first a regularizer pulls float weights towards ternary ones, then the weights
-are ternary and the gradient that passes straight through is re-scaled like the derivative of a
-sigmoid with a temperature. The formulas are ours; threshold and scale are those of Ternary Weight
-Networks (Li et al., 2016, arXiv 1605.04711). The paper's unit-norm (hyperspherical) layers are left out.
+it come the two ideas: first a regularizer pulls float weights towards ternary ones, then the
+weights are ternary and the gradient that passes straight through is re-scaled like the derivative
+of a sigmoid with a temperature. The formulas are ours; threshold and scale are those of Ternary
+Weight Networks (Li et al., 2016, arXiv 1605.04711). The paper's unit-norm (hyperspherical) layers
+are left out.
 
     D = 0.7 mean|w|,  t = sign(w) where |w| > D, else 0,  a = <t, w> / <t, t>       per channel
     warm   L + ramp x (1 - cos(w, a t))
@@ -152,7 +153,9 @@ def require_zeros(dense: nn.Module, what: str) -> nn.Conv2d | nn.Linear:
     if type(dense) not in (nn.Conv2d, nn.Linear):
         raise BadNetwork(f"{what} replaces a Conv2d or a Linear layer, got {type(dense).__name__}")
     assert isinstance(dense, (nn.Conv2d, nn.Linear))
-    plain = isinstance(dense, nn.Linear) or (dense.padding_mode == "zeros" and not isinstance(dense.padding, str))
+    plain = isinstance(dense, nn.Linear) or (
+        dense.padding_mode == "zeros" and not isinstance(dense.padding, str)
+    )
     if not plain:
         raise BadNetwork(f"{what} replaces convolutions that pad with zeros, by numbers")
     return dense

@@ -35,7 +35,9 @@ class Tucker(Layer):
         self.last = last
 
     @classmethod
-    def from_layer(cls, dense: nn.Module, *, rank_in: int = 0, rank_out: int = 0, energy: float = 0.9) -> Tucker:
+    def from_layer(
+        cls, dense: nn.Module, *, rank_in: int = 0, rank_out: int = 0, energy: float = 0.9
+    ) -> Tucker:
         """The approximation of a convolution with fewer inner channels.
 
         Args:
@@ -51,16 +53,21 @@ class Tucker(Layer):
         """
         layer = require_convolution(dense, "tucker")
         if layer.groups > 1:
-            raise BadNetwork(f"tucker cannot replace a grouped convolution, got groups={layer.groups}")
+            raise BadNetwork(
+                f"tucker cannot replace a grouped convolution, got groups={layer.groups}"
+            )
         if layer.padding_mode != "zeros":
-            raise BadNetwork(f"tucker replaces convolutions that pad with zeros, got {layer.padding_mode!r}")
+            raise BadNetwork(
+                f"tucker replaces convolutions that pad with zeros, got {layer.padding_mode!r}"
+            )
         weight = layer.weight.detach().double()  # [O, C, k, k]
         outputs, inputs = weight.shape[:2]
         left, left_values = _leading(weight, 0)
         right, right_values = _leading(weight, 1)
         wide = {"rank": rank_out, "energy": energy}
         deep = {"rank": rank_in, "energy": energy}
-        most_out, most_in = len(left_values), len(right_values)
+        most_out = len(left_values)
+        most_in = len(right_values)
         outer = rank_of(left_values, wide, most_out, "tucker", most_out)
         inner = rank_of(right_values, deep, most_in, "tucker", most_in)
         positions = weight[0, 0].numel()
@@ -68,7 +75,8 @@ class Tucker(Layer):
         chosen = not (rank_in and rank_out)
         if chosen and size >= weight.numel():
             raise SavesNothing(
-                f"tucker at ranks {inner} and {outer} has {size:,} weights, and the dense layer {weight.numel():,}"
+                f"tucker at ranks {inner} and {outer} has {size:,} weights, and the dense layer "
+                f"{weight.numel():,}"
             )
         left, right = _refined(weight, left[:, :outer], right[:, :inner])
         core_weight = torch.einsum("ochw,or,cs->rshw", weight, left, right)

@@ -1,4 +1,5 @@
-"""Transforms that split an image into two of half the size: a learned one (WAE) and the 9/7 wavelet.
+"""Transforms that split an image into two of half the size: a learned one (WAE) and the 9/7
+wavelet.
 
 Chen, Lin, Zuo, Luo and Zhang, Learning a Wavelet-like Auto-Encoder to Accelerate Deep Neural
 Networks, AAAI 2018, arXiv 1712.07493. The encoder is that of the authors' file for Caffe; their
@@ -63,10 +64,14 @@ class WaveletEncoder(nn.Module):
 
     @torch.no_grad()
     def _start_as_mean(self) -> None:
-        """Let 2 C channels carry relu(x) and relu(-x), and the low image be the mean of their difference."""
+        """Let 2 C channels carry relu(x) and relu(-x), and the low image be the mean of their
+        difference.
+        """
         signed = 2 * self.channels
         if signed > WIDTH:
-            raise InvalidArgument(f"start='mean' takes at most {WIDTH // 2} channels, got {self.channels}")
+            raise InvalidArgument(
+                f"start='mean' takes at most {WIDTH // 2} channels, got {self.channels}"
+            )
         for conv in (self.conv1, self.conv2, self.conv3):
             conv.weight[:signed] = 0
         self.low.weight.zero_()

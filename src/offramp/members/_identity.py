@@ -1,8 +1,10 @@
-"""A digest of what an object would compute, without pickling it: plain values, arrays, code, and what an object is of.
+"""A digest of what an object would compute, without pickling it: plain values, arrays, code, and
+what an object is of.
 
-Any object is taken apart as `copy` would do it (`__reduce_ex__`), and what comes out is hashed: parameters and fitted
-arrays of an estimator, code and captured values of a function. Two things cannot be seen: what a module does that is
-imported, beyond its name and version, and what lies outside of Python, such as a file that is read later.
+Any object is taken apart as `copy` would do it (`__reduce_ex__`), and what comes out is hashed:
+parameters and fitted arrays of an estimator, code and captured values of a function. Two things
+cannot be seen: what a module does that is imported, beyond its name and version, and what lies
+outside of Python, such as a file that is read later.
 """
 
 from __future__ import annotations
@@ -35,20 +37,25 @@ def identity_of(thing: object, said: str | None, what: str) -> bytes:
         return digest_of(thing)
     except (TypeError, ValueError, RecursionError, AttributeError) as problem:
         raise InvalidArgument(
-            f"{what} holds something whose content cannot be told apart ({problem}); say what it is with "
+            f"{what} holds something whose content cannot be told apart ({problem}); say what it "
+            f"is with "
             "identity='name and version'"
         ) from problem
 
 
 def digest_of(thing: object) -> bytes:
-    """SHA-256 of an object's content. Raises TypeError for what has none, such as a lock or an open file."""
+    """SHA-256 of an object's content. Raises TypeError for what has none, such as a lock or an open
+    file.
+    """
     mark = hashlib.sha256()
     _add(mark, thing, {}, [])
     return mark.digest()
 
 
 def _add(mark: Any, thing: Any, seen: dict[int, int], held: list[Any]) -> None:
-    """Hash one object into `mark`; `seen` numbers those met before, `held` keeps them alive so that ids stay theirs."""
+    """Hash one object into `mark`; `seen` numbers those met before, `held` keeps them alive so that
+    ids stay theirs.
+    """
     if thing is None or thing is Ellipsis or isinstance(thing, (bool, int, complex)):
         mark.update(f"{type(thing).__name__} {thing!r};".encode())
         return
@@ -71,7 +78,9 @@ def _add(mark: Any, thing: Any, seen: dict[int, int], held: list[Any]) -> None:
     if isinstance(thing, ModuleType):
         mark.update(f"module {thing.__name__} {getattr(thing, '__version__', '')};".encode())
     elif isinstance(thing, type):
-        mark.update(f"class {thing.__module__} {thing.__qualname__} {_version(thing.__module__)};".encode())
+        mark.update(
+            f"class {thing.__module__} {thing.__qualname__} {_version(thing.__module__)};".encode()
+        )
     elif isinstance(thing, (np.ndarray, np.generic)):
         _add_array(mark, np.asarray(thing), seen, held)
     elif isinstance(thing, np.dtype):
@@ -86,7 +95,9 @@ def _add(mark: Any, thing: Any, seen: dict[int, int], held: list[Any]) -> None:
             _add(mark, key, seen, held)
             _add(mark, value, seen, held)
     elif isinstance(thing, (set, frozenset)):
-        mark.update(f"set {len(thing)};".encode() + b"".join(sorted(digest_of(each) for each in thing)))
+        mark.update(
+            f"set {len(thing)};".encode() + b"".join(sorted(digest_of(each) for each in thing))
+        )
     elif isinstance(thing, FunctionType):
         _add_function(mark, thing, seen, held)
     elif isinstance(thing, CodeType):
@@ -95,7 +106,9 @@ def _add(mark: Any, thing: Any, seen: dict[int, int], held: list[Any]) -> None:
         mark.update(b"method;")
         _add(mark, thing.__func__, seen, held)
         _add(mark, thing.__self__, seen, held)
-    elif isinstance(thing, BuiltinFunctionType) and isinstance(thing.__self__, (ModuleType, type(None))):
+    elif isinstance(thing, BuiltinFunctionType) and isinstance(
+        thing.__self__, (ModuleType, type(None))
+    ):
         mark.update(f"builtin {thing.__module__} {thing.__qualname__};".encode())
     else:
         _add_object(mark, thing, seen, held)
@@ -114,7 +127,9 @@ def _add_array(mark: Any, array: Any, seen: dict[int, int], held: list[Any]) -> 
 
 
 def _add_function(mark: Any, function: FunctionType, seen: dict[int, int], held: list[Any]) -> None:
-    """Code, defaults, captured values, and the globals that the code names; of library functions name and version."""
+    """Code, defaults, captured values, and the globals that the code names; of library functions
+    name and version.
+    """
     module = function.__module__ or ""
     if _installed(module):
         mark.update(f"function {module} {function.__qualname__} {_version(module)};".encode())

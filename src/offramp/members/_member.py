@@ -1,4 +1,6 @@
-"""What members that compute outside of torch have in common: inputs in, logits [B, C] out, and an identity."""
+"""What members that compute outside of torch have in common: inputs in, logits [B, C] out, and an
+identity.
+"""
 
 from __future__ import annotations
 
@@ -21,24 +23,27 @@ Array = NDArray[Any]
 
 
 class Member(nn.Module, abc.ABC):
-    """A model that computes outside of torch, as a torch module: tensors in, logits [B, C] float32 out.
+    """A model that computes outside of torch, as a torch module: tensors in, logits [B, C] float32
+    out.
 
-    It has no parameters: nothing trains it, and its multiply-adds are not known, so that a ladder with such a member is
-    priced in milliseconds. What it computes is named by `identity`, 32 bytes that are part of a network's fingerprint:
-    plans that were made with another one are refused.
+    It has no parameters: nothing trains it, and its multiply-adds are not known, so that a ladder
+    with such a member is priced in milliseconds. What it computes is named by `identity`, 32 bytes
+    that are part of a network's fingerprint: plans that were made with another one are refused.
 
     Args:
         kind: what it is, for sentences such as "a scikit-learn estimator (SVC)".
         identity: 32 bytes that change whenever it would answer otherwise.
-        gives: "logits", or "probabilities", of which the logarithm is taken (at least log 1e-7). None means logits, and
-            refuses values that look like probabilities.
+        gives: "logits", or "probabilities", of which the logarithm is taken (at least log 1e-7).
+            None means logits, and refuses values that look like probabilities.
 
     Raises:
         InvalidArgument: `gives` is neither.
     """
 
     identity: Tensor
-    spec: str | None = None  # how a file says that it can be built again; None: it must be given again
+    spec: str | None = (
+        None  # how a file says that it can be built again; None: it must be given again
+    )
 
     def __init__(self, kind: str, identity: bytes, gives: str | None = None) -> None:
         super().__init__()
@@ -65,12 +70,21 @@ class Member(nn.Module, abc.ABC):
         except Exception as problem:  # whatever the user's code or its library raises
             shapes = ", ".join(str(tuple(value.shape)) for value in (*arrays, *named.values()))
             brief = " ".join(str(problem).split())[:200] or type(problem).__name__
-            raise BadData(f"{self.outside_torch} fails on rows of shape {shapes}: {brief}") from problem
+            raise BadData(
+                f"{self.outside_torch} fails on rows of shape {shapes}: {brief}"
+            ) from problem
         return torch.from_numpy(self.logits(found, len(first))).to(first.device)
 
     def logits(self, values: Array, rows: int) -> Array:
-        """What `predict` gave as logits [rows, C] float32. Raises BadNetwork for what is neither kind."""
-        if values.ndim != 2 or len(values) != rows or values.shape[1] < 2 or values.dtype.kind not in "fiub":
+        """What `predict` gave as logits [rows, C] float32. Raises BadNetwork for what is neither
+        kind.
+        """
+        if (
+            values.ndim != 2
+            or len(values) != rows
+            or values.shape[1] < 2
+            or values.dtype.kind not in "fiub"
+        ):
             raise BadNetwork(
                 f"{self.outside_torch} must give numbers [{rows}, C] of at least two classes, got "
                 f"{values.dtype.name} {list(values.shape)}"
@@ -87,7 +101,8 @@ class Member(nn.Module, abc.ABC):
             return logarithm
         if self.gives is None and rows and np.isfinite(values).all() and likely.all():
             raise BadNetwork(
-                f"{self.outside_torch} gives rows between 0 and 1 that sum to 1, which look like probabilities and not "
+                f"{self.outside_torch} gives rows between 0 and 1 that sum to 1, which look like "
+                f"probabilities and not "
                 "like logits; say gives='probabilities' (or gives='logits')"
             )
         return values
@@ -111,7 +126,9 @@ class Member(nn.Module, abc.ABC):
         unexpected_keys: list[str],
         error_msgs: list[str],
     ) -> None:
-        """An identity is compared and never loaded: a file does not make another member of this one."""
+        """An identity is compared and never loaded: a file does not make another member of this
+        one.
+        """
         saved = state_dict.get(prefix + "identity")
         if saved is None:
             missing_keys.append(prefix + "identity")
@@ -119,7 +136,8 @@ class Member(nn.Module, abc.ABC):
             name = prefix.rstrip(".").rpartition(".")[2]
             was = bytes(saved.cpu().numpy()).hex()[:16]
             raise InvalidArgument(
-                f"the member {name!r} must be the one that was saved (identity {was}), got {self.outside_torch} "
+                f"the member {name!r} must be the one that was saved (identity {was}), got "
+                f"{self.outside_torch} "
                 f"(identity {self.digest})"
             )
 
@@ -131,7 +149,9 @@ def as_bytes(content: bytes) -> Tensor:
 
 def _array(value: Tensor) -> Array:
     plain = value.detach().cpu()
-    return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()  # NumPy has no bfloat16
+    return (
+        plain.float() if plain.dtype == torch.bfloat16 else plain
+    ).numpy()  # NumPy has no bfloat16
 
 
 def _like_probabilities(values: Array) -> NDArray[np.bool_]:

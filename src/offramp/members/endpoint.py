@@ -1,7 +1,8 @@
-"""A model behind HTTP as a member of a ladder, such as one that a KServe, Triton or TensorFlow server serves.
+"""A model behind HTTP as a member of a ladder, such as one that a KServe, Triton or TensorFlow
+server serves.
 
-Requests and answers are those of the Open Inference Protocol v2 (`protocol="v2"`), or `{"instances": rows}` and
-`{"predictions": logits}` (`protocol="v1"`).
+Requests and answers are those of the Open Inference Protocol v2 (`protocol="v2"`), or
+`{"instances": rows}` and `{"predictions": logits}` (`protocol="v1"`).
 """
 
 from __future__ import annotations
@@ -45,14 +46,15 @@ DATATYPES = {
 class Endpoint(Member):
     """A model behind an HTTP endpoint that takes and gives JSON.
 
-    Where it does not answer in time, or not with logits, a Runner gives its rows the answer of the deepest exit that
-    they have had, and `why` says "unavailable"; no promise covers those rows. `record` stops instead: a trace with such
-    rows would be of another ladder. Nothing follows a redirect.
+    Where it does not answer in time, or not with logits, a Runner gives its rows the answer of the
+    deepest exit that they have had, and `why` says "unavailable"; no promise covers those rows.
+    `record` stops instead: a trace with such rows would be of another ladder. Nothing follows a
+    redirect.
 
     Args:
         url: where to send a POST request; http or https.
-        version: which model answers there. A promise is about this version: change it when the model changes, for
-            nothing here can see that.
+        version: which model answers there. A promise is about this version: change it when the
+            model changes, for nothing here can see that.
         timeout_s: seconds for a whole request, its answer included.
         gives: "logits" or "probabilities"; see `Member`.
         protocol: "v2" or "v1".
@@ -78,11 +80,15 @@ class Endpoint(Member):
     ) -> None:
         where = urlsplit(url)
         if where.scheme not in ("http", "https") or not where.hostname:
-            raise InvalidArgument(f"url must start with http:// or https:// and name a host, got {url!r}")
+            raise InvalidArgument(
+                f"url must start with http:// or https:// and name a host, got {url!r}"
+            )
         if where.username or where.password:
             raise InvalidArgument("url must hold no user and password; give them in headers")
         if not isinstance(version, str) or not version:
-            raise InvalidArgument(f"version must be a text that names the model behind the url, got {version!r}")
+            raise InvalidArgument(
+                f"version must be a text that names the model behind the url, got {version!r}"
+            )
         if not 0 < timeout_s < float("inf"):
             raise InvalidArgument(f"timeout_s must be above 0 and finite, got {timeout_s}")
         if protocol not in PROTOCOLS:
@@ -101,7 +107,9 @@ class Endpoint(Member):
 
     def predict(self, args: Sequence[Array], kwargs: dict[str, Array]) -> Array:
         """What the endpoint answers [B, C]. Raises MemberUnavailable."""
-        named = {f"input_{index}" if index else "x": value for index, value in enumerate(args)} | kwargs
+        named = {
+            f"input_{index}" if index else "x": value for index, value in enumerate(args)
+        } | kwargs
         count = len(next(iter(named.values())))
         body = self._body(named)
         for attempt in range(self._retries + 1):
@@ -113,7 +121,9 @@ class Endpoint(Member):
         raise AssertionError("the last attempt returns or raises")
 
     def logits(self, values: Array, rows: int) -> Array:
-        """As for every member, but what is no logits is a failure of the endpoint, not of the network."""
+        """As for every member, but what is no logits is a failure of the endpoint, not of the
+        network.
+        """
         try:
             return super().logits(values, rows)
         except BadNetwork as problem:
@@ -130,8 +140,17 @@ class Endpoint(Member):
         for name, value in named.items():
             kind = DATATYPES.get(value.dtype.name)
             if kind is None:
-                raise BadNetwork(f"{self.outside_torch} takes numbers, got {value.dtype.name} for {name!r}")
-            inputs.append({"name": name, "shape": [*value.shape], "datatype": kind, "data": value.ravel().tolist()})
+                raise BadNetwork(
+                    f"{self.outside_torch} takes numbers, got {value.dtype.name} for {name!r}"
+                )
+            inputs.append(
+                {
+                    "name": name,
+                    "shape": [*value.shape],
+                    "datatype": kind,
+                    "data": value.ravel().tolist(),
+                }
+            )
         return _json({"inputs": inputs})
 
     def _sent(self, body: bytes) -> Any:
@@ -146,7 +165,9 @@ class Endpoint(Member):
                     chunks.append(chunk)
                     size += len(chunk)
                     if size > LARGEST:
-                        raise MemberUnavailable(f"{self.outside_torch} answers with more than {LARGEST:,} bytes")
+                        raise MemberUnavailable(
+                            f"{self.outside_torch} answers with more than {LARGEST:,} bytes"
+                        )
                     if time.monotonic() > until:
                         raise TimeoutError
         except TimeoutError as problem:
@@ -155,7 +176,9 @@ class Endpoint(Member):
             ) from problem
         except urllib.error.HTTPError as problem:
             problem.close()
-            raise MemberUnavailable(f"{self.outside_torch} answers with the status {problem.code}") from problem
+            raise MemberUnavailable(
+                f"{self.outside_torch} answers with the status {problem.code}"
+            ) from problem
         except (OSError, HTTPException, ValueError) as problem:
             reason = getattr(problem, "reason", problem)
             if isinstance(reason, TimeoutError):
@@ -178,17 +201,28 @@ class Endpoint(Member):
             if name is None:
                 name = "logits" if "logits" in outputs else next(iter(outputs))
                 if name != "logits" and len(outputs) > 1:
-                    raise BadNetwork(f"{self.outside_torch} has the outputs {sorted(outputs)}; say output=...")
+                    raise BadNetwork(
+                        f"{self.outside_torch} has the outputs {sorted(outputs)}; say output=..."
+                    )
             found = np.asarray(outputs[name]["data"], np.float32)
             return found.reshape([int(size) for size in outputs[name]["shape"]])
-        except (KeyError, TypeError, ValueError, AttributeError, StopIteration, OverflowError) as problem:
+        except (
+            KeyError,
+            TypeError,
+            ValueError,
+            AttributeError,
+            StopIteration,
+            OverflowError,
+        ) as problem:
             raise MemberUnavailable(
                 f"{self.outside_torch} answers with other JSON than protocol {self._protocol!r} has"
             ) from problem
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
-    """A redirect is an answer with that status: rows are sent where the user said, and nowhere else."""
+    """A redirect is an answer with that status: rows are sent where the user said, and nowhere
+    else.
+    """
 
     def redirect_request(self, *_: Any) -> None:
         return None

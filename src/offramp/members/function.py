@@ -14,17 +14,19 @@ __all__ = ["Function"]
 
 
 class Function(Member):
-    """A callable: NumPy arrays [B, ...] in, logits or probabilities [B, C] out; named inputs come by name.
+    """A callable: NumPy arrays [B, ...] in, logits or probabilities [B, C] out; named inputs come
+    by name.
 
-    The answer for a row must not depend on its batch-mates: rows leave, and then others are beside it.
+    The answer for a row must not depend on its batch-mates: rows leave, and then others are beside
+    it.
 
     Args:
         call: the function, or any object that can be called.
         gives: "logits" or "probabilities"; see `Member`.
         one_by_one: whether it takes single rows, as batches of one.
-        identity: a name and version that stand for what it computes; by default a digest of its code, its defaults, and
-            the values that it captures or reads as globals. Give one where it reads files or depends on libraries that
-            matter.
+        identity: a name and version that stand for what it computes; by default a digest of its
+            code, its defaults, and the values that it captures or reads as globals. Give one where
+            it reads files or depends on libraries that matter.
 
     Raises:
         InvalidArgument: something that it captures cannot be hashed, and no identity is given.

@@ -28,8 +28,9 @@ KINDS = {
 class OnnxFile(Member):
     """An `.onnx` file: its only output [B, C], or the one called `logits` or named here.
 
-    The bytes of the file are part of the network: `save` stores them beside the weights, and `load` needs nothing
-    again. A file with a fixed batch size runs in batches of that size, the last one filled up with its last row.
+    The bytes of the file are part of the network: `save` stores them beside the weights, and `load`
+    needs nothing again. A file with a fixed batch size runs in batches of that size, the last one
+    filled up with its last row.
 
     Args:
         path: the file. Its weights must be inside of it, not in files beside it.
@@ -44,14 +45,20 @@ class OnnxFile(Member):
 
     file: torch.Tensor
 
-    def __init__(self, path: str | Path | None, *, gives: str | None = None, output: str | None = None) -> None:
+    def __init__(
+        self, path: str | Path | None, *, gives: str | None = None, output: str | None = None
+    ) -> None:
         content = b""
         if path is not None:
             try:
                 content = Path(path).read_bytes()
             except OSError as problem:
                 raise BadFile(f"cannot read {path}: {problem.strerror or problem}") from problem
-        super().__init__("an ONNX file" if path is None else f"the ONNX file {Path(path).name!r}", bytes(32), gives)
+        super().__init__(
+            "an ONNX file" if path is None else f"the ONNX file {Path(path).name!r}",
+            bytes(32),
+            gives,
+        )
         self._output = output
         self._session: Any = None
         self._threads = 0
@@ -83,16 +90,22 @@ class OnnxFile(Member):
         try:
             import onnxruntime
         except ImportError as problem:
-            raise MissingExtra("onnxruntime", "onnxruntime", "an ONNX file in a ladder") from problem
+            raise MissingExtra(
+                "onnxruntime", "onnxruntime", "an ONNX file in a ladder"
+            ) from problem
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         options.log_severity_level = 4
         content = self.file.cpu().numpy().tobytes()
         try:
-            session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+            session = onnxruntime.InferenceSession(
+                content, options, providers=["CPUExecutionProvider"]
+            )
         except Exception as problem:  # errors of the runtime share no class but Exception
             brief = " ".join(str(problem).split())[:200]
-            raise BadFile(f"{self.outside_torch} cannot be opened by ONNX Runtime: {brief}") from problem
+            raise BadFile(
+                f"{self.outside_torch} cannot be opened by ONNX Runtime: {brief}"
+            ) from problem
         self._inputs = {one.name: (str(one.type), [*one.shape]) for one in session.get_inputs()}
         self._answers = self._chosen(session.get_outputs())
         self._session = session
@@ -111,7 +124,8 @@ class OnnxFile(Member):
         likely = [one.name for one in outputs if one.type in KINDS and len(one.shape) == 2]
         if len(likely) != 1:
             raise InvalidArgument(
-                f"{self.outside_torch} must have one output [B, C] of numbers, got {names}; say output=..."
+                f"{self.outside_torch} must have one output [B, C] of numbers, got {names}; say "
+                f"output=..."
             )
         return str(likely[0])
 
@@ -138,13 +152,17 @@ class OnnxFile(Member):
 
     def _batch(self) -> int | None:
         """The number of rows that the file is written for; None for any."""
-        fixed = {shape[0] for _, shape in self._inputs.values() if shape and isinstance(shape[0], int)}
+        fixed = {
+            shape[0] for _, shape in self._inputs.values() if shape and isinstance(shape[0], int)
+        }
         return fixed.pop() if len(fixed) == 1 else None
 
     def _cast(self, name: str, value: Array) -> Array:
         """Floats of another width as the file takes them; other types as they are."""
         kind = KINDS.get(self._inputs[name][0])
-        return value.astype(kind) if kind is not None and value.dtype.kind == "f" else value
+        if kind is not None and value.dtype.kind == "f":
+            return value.astype(kind)
+        return value
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *others: Any) -> None:
         """A member that was built without a file takes the bytes; any other one is compared."""
@@ -159,15 +177,23 @@ class OnnxFile(Member):
 
 
 def onnx_of(spec: str) -> OnnxFile:
-    """The member that `onnx:FILE?gives=probabilities&output=NAME` names; without a file it waits for the bytes."""
+    """The member that `onnx:FILE?gives=probabilities&output=NAME` names; without a file it waits
+    for the bytes.
+    """
     name, arguments = name_of(spec)
     if wrong := [key for key in arguments if key not in ("gives", "output")]:
-        raise InvalidArgument(f"{spec!r} must have no options but gives and output, got {wrong[0]!r}")
-    return OnnxFile(name.removeprefix(SPEC) or None, **{key: str(value) for key, value in arguments.items()})
+        raise InvalidArgument(
+            f"{spec!r} must have no options but gives and output, got {wrong[0]!r}"
+        )
+    return OnnxFile(
+        name.removeprefix(SPEC) or None, **{key: str(value) for key, value in arguments.items()}
+    )
 
 
 def _require_whole(content: bytes, what: str) -> None:
-    """Raise BadFile for a model that keeps weights in other files: those could be any file of the machine."""
+    """Raise BadFile for a model that keeps weights in other files: those could be any file of the
+    machine.
+    """
     try:
         import onnx
     except ImportError as problem:
@@ -187,4 +213,7 @@ def _require_whole(content: bytes, what: str) -> None:
                 graphs += [*attribute.graphs, *([attribute.g] if attribute.HasField("g") else [])]
                 tensors += [*attribute.tensors, *([attribute.t] if attribute.HasField("t") else [])]
         if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
-            raise BadFile(f"{what} must hold its weights itself, got some in files beside it; save it as one file")
+            raise BadFile(
+                f"{what} must hold its weights itself, got some in files beside it; save it as "
+                f"one file"
+            )

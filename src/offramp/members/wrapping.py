@@ -15,7 +15,8 @@ __all__ = ["wrapped"]
 
 
 def wrapped(thing: Any) -> Member | None:
-    """An estimator, the path of an `.onnx` file, `onnx:FILE?gives=...` or a function as a member; None for others.
+    """An estimator, the path of an `.onnx` file, `onnx:FILE?gives=...` or a function as a member;
+    None for others.
 
     Raises:
         InvalidArgument: a url, whose version only its user knows.
@@ -23,7 +24,9 @@ def wrapped(thing: Any) -> Member | None:
     if isinstance(thing, str) and thing.startswith(SPEC):
         return onnx_of(thing)
     if isinstance(thing, str) and thing.startswith(("http://", "https://")):
-        raise InvalidArgument(f"{thing} must come with the version of its model: Endpoint({thing!r}, version='...')")
+        raise InvalidArgument(
+            f"{thing} must come with the version of its model: Endpoint({thing!r}, version='...')"
+        )
     if isinstance(thing, (str, Path)):
         return OnnxFile(thing) if Path(thing).suffix == ".onnx" else None
     if isinstance(thing, type):

@@ -48,7 +48,9 @@ def _narrow(name: str, part: nn.Module, by: int, image: int, channels: int) -> n
         if groups == part.in_channels and groups > 1:
             groups = width_in  # depthwise
         if width_in % groups or width % groups:
-            raise BadNetwork(f"{name!r} has {groups} groups and no form {by} times thinner; give high=")
+            raise BadNetwork(
+                f"{name!r} has {groups} groups and no form {by} times thinner; give high="
+            )
         return type(part)(
             width_in,
             width,
@@ -74,11 +76,15 @@ def _narrow(name: str, part: nn.Module, by: int, image: int, channels: int) -> n
     if isinstance(part, nn.GroupNorm):
         width = _less(part.num_channels, by)
         if width % part.num_groups:
-            raise BadNetwork(f"{name!r} has {part.num_groups} groups and no form {by} times thinner; give high=")
+            raise BadNetwork(
+                f"{name!r} has {part.num_groups} groups and no form {by} times thinner; give high="
+            )
         return nn.GroupNorm(part.num_groups, width, part.eps, part.affine)
     own = any(True for _ in part.parameters(recurse=False))
     if own and by > 1:
-        raise BadNetwork(f"{name!r} is a {type(part).__name__}, of which no thinner form is known; give high=")
+        raise BadNetwork(
+            f"{name!r} is a {type(part).__name__}, of which no thinner form is known; give high="
+        )
     return None
 
 

@@ -1,10 +1,12 @@
-"""The AlexNet for CIFAR-10 that BranchyNet grows its branches on (Teerapittayanon et al., 2016, arXiv 1709.01686).
+"""The AlexNet for CIFAR-10 that BranchyNet grows its branches on (Teerapittayanon et al., 2016,
+arXiv 1709.01686).
 
-Follows the authors' code, whose poolings round sizes up, whose local response norm is Chainer's, and whose weights
-start by LeCun's rule. Cut after `conv2` and `conv3`, before their ReLU, and hang the exit `b_alexnet` there: that is
-B-AlexNet. The paper's text has the branches after the first and second convolution instead. Nothing works in place, so
-that a tap keeps what it saw. The preprocessing is ours: normalisation by CIFAR-10's own constants, where the authors
-whiten the images beforehand. No weights come with it.
+Follows the authors' code, whose poolings round sizes up, whose local response norm is Chainer's,
+and whose weights start by LeCun's rule. Cut after `conv2` and `conv3`, before their ReLU, and hang
+the exit `b_alexnet` there: that is B-AlexNet. The paper's text has the branches after the first and
+second convolution instead. Nothing works in place, so that a tap keeps what it saw. The
+preprocessing is ours: normalisation by CIFAR-10's own constants, where the authors whiten the
+images beforehand. No weights come with it.
 """
 
 from __future__ import annotations
@@ -30,7 +32,9 @@ def alexnet(classes: int = 10) -> AlexNet:
 
 
 class AlexNet(nn.Module):
-    """Images [B, 3, 32, 32] -> logits [B, 10]: five convolutions and three linear layers with dropout between."""
+    """Images [B, 3, 32, 32] -> logits [B, 10]: five convolutions and three linear layers with
+    dropout between.
+    """
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()

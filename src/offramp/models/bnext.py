@@ -1,4 +1,5 @@
-"""BNext: a binary network for ImageNet (Guo et al., 2022, arXiv 2211.12933; block by block as their code).
+"""BNext: a binary network for ImageNet (Guo et al., 2022, arXiv 2211.12933; block by block as their
+code).
 
     sub-block   a = sign(x + b),  y = PReLU(BN(binary conv(a)))
                 mix = s x' + (1 - s) y,  y = SE(mix) y        x' = x, pooled where the stride is 2
@@ -7,9 +8,9 @@
     block       attention (even blocks) or a 3x3 FFN (odd ones), then a 1x1 FFN; where channels double, two
                 1x1 FFNs whose outputs are put side by side
 
-Stem and last layer are float. Temperatures of weights and signs fall while it is trained: the recipe
-`consecutive`, and every other one that anneals layers, sees to it. In eval mode weights are signs. Stock
-kernels compute signs in float32: no time is saved.
+Stem and last layer are float. Temperatures of weights and signs fall while it is trained: the
+recipe `consecutive`, and every other one that anneals layers, sees to it. In eval mode weights are
+signs. Stock kernels compute signs in float32: no time is saved.
 """
 
 from __future__ import annotations
@@ -69,7 +70,9 @@ class SubBlock(nn.Module):
         self.act = nn.PReLU(width)
         self.share = nn.Parameter(torch.full((1, width, 1, 1), 0.5))
         inner = max(1, width // 8)
-        self.squeeze = nn.Sequential(nn.Conv2d(width, inner, 1), nn.ReLU(), nn.Conv2d(inner, width, 1), nn.Sigmoid())
+        self.squeeze = nn.Sequential(
+            nn.Conv2d(width, inner, 1), nn.ReLU(), nn.Conv2d(inner, width, 1), nn.Sigmoid()
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, C, H', W']."""
@@ -136,7 +139,9 @@ class BNext(nn.Module):
     def __init__(self, widths: list[int], classes: int, stride: int) -> None:
         super().__init__()
         first, *others = widths
-        self.stem = nn.Sequential(nn.Conv2d(3, first, 3, stride, padding=1, bias=False), nn.BatchNorm2d(first))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, first, 3, stride, padding=1, bias=False), nn.BatchNorm2d(first)
+        )
         blocks = []
         now = first
         for index, width in enumerate(others):

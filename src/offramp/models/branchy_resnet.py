@@ -1,10 +1,13 @@
-"""The ResNet-110 for CIFAR-10 that BranchyNet grows its branches on (Teerapittayanon et al., 2016, arXiv 1709.01686).
+"""The ResNet-110 for CIFAR-10 that BranchyNet grows its branches on (Teerapittayanon et al., 2016,
+arXiv 1709.01686).
 
-As in the authors' code it differs from `resnet110`: the stem pads nothing, so that stages work on 30, 15 and 8 pixels,
-and a 6x6 pooling of stride 1 leaves 3x3 means to the linear layer; convolutions have biases, batch norms an epsilon of
-2e-5, and new channels of a shortcut stand before the others. Cut after `stem` and `layer1` and hang the exit `b_resnet`
-there: that is B-ResNet-110. The paper's text has the first branch behind another block, and so had the code until its
-commit 2c61194 of September 2016 moved it there. The preprocessing is that of `alexnet`, ours. No weights come with it.
+As in the authors' code it differs from `resnet110`: the stem pads nothing, so that stages work on
+30, 15 and 8 pixels, and a 6x6 pooling of stride 1 leaves 3x3 means to the linear layer;
+convolutions have biases, batch norms an epsilon of 2e-5, and new channels of a shortcut stand
+before the others. Cut after `stem` and `layer1` and hang the exit `b_resnet`
+there: that is B-ResNet-110. The paper's text has the first branch behind another block, and so had
+the code until its commit 2c61194 of September 2016 moved it there. The preprocessing is that of
+`alexnet`, ours. No weights come with it.
 """
 
 from __future__ import annotations
@@ -32,10 +35,12 @@ def resnet110_branchy(classes: int = 10) -> BranchyResNet:
 
 
 class BranchyResNet(nn.Module):
-    """Images [B, 3, 32, 32] -> logits [B, classes]: a stem and three stages of `blocks` basic blocks each.
+    """Images [B, 3, 32, 32] -> logits [B, classes]: a stem and three stages of `blocks` basic
+    blocks each.
 
-    Weights start as in the authors' code. A state dict of the first edition, which had no biases, turns the network
-    into that edition's form when it is loaded: without biases, epsilons of 1e-5, new channels on both sides.
+    Weights start as in the authors' code. A state dict of the first edition, which had no biases,
+    turns the network into that edition's form when it is loaded: without biases, epsilons of 1e-5,
+    new channels on both sides.
     """
 
     def __init__(self, blocks: int, classes: int = 10) -> None:
@@ -63,4 +68,6 @@ class BranchyResNet(nn.Module):
 
 
 def _stage(width_in: int, width: int, blocks: int) -> nn.Sequential:
-    return nn.Sequential(*(branchy_block(width if index else width_in, width) for index in range(blocks)))
+    return nn.Sequential(
+        *(branchy_block(width if index else width_in, width) for index in range(blocks))
+    )

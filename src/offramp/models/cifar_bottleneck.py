@@ -1,9 +1,11 @@
-"""ResNet-101 for CIFAR-10, the backbone of the decision gates (Shafiee et al., 2018, arXiv 1811.01476).
+"""ResNet-101 for CIFAR-10, the backbone of the decision gates (Shafiee et al., 2018, arXiv
+1811.01476).
 
-Bottlenecks as in He et al., 2015, arXiv 1512.03385, with the stride in the 3x3 convolution and projections (type B)
-where the shape changes; for images of 32 x 32 the stem is one 3x3 convolution without stride and pooling. The gates'
-paper does not print its network: this one has the cost that follows from its figures. No weights come with it.
-Its gates stand after `layer1` and `layer2`, on features of 256 and 512 channels.
+Bottlenecks as in He et al., 2015, arXiv 1512.03385, with the stride in the 3x3 convolution and
+projections (type B) where the shape changes; for images of 32 x 32 the stem is one 3x3 convolution
+without stride and pooling. The gates' paper does not print its network: this one has the cost that
+follows from its figures. No weights come with it. Its gates stand after `layer1` and `layer2`, on
+features of 256 and 512 channels.
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ class BottleneckResNet(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (with the stride) and 1x1 convolution, and a shortcut; gives four times `width` channels."""
+    """1x1, 3x3 (with the stride) and 1x1 convolution, and a shortcut; gives four times `width`
+    channels.
+    """
 
     def __init__(self, width_in: int, width: int, stride: int) -> None:
         super().__init__()

@@ -1,9 +1,10 @@
-"""DenseNet-201 for CIFAR-10, the other backbone of the decision gates (Shafiee et al., 2018, arXiv 1811.01476).
+"""DenseNet-201 for CIFAR-10, the other backbone of the decision gates (Shafiee et al., 2018, arXiv
+1811.01476).
 
-DenseNet-BC as in Huang et al., 2017, arXiv 1608.06993, with growth 32; for images of 32 x 32 the stem is one 3x3
-convolution without stride and pooling. The gates' paper does not print its network: this one has the cost that follows
-from its figures. No weights come with it. Its gates stand after `block1` and `block2`, before the transitions that
-follow them, on features of 256 and 512 channels.
+DenseNet-BC as in Huang et al., 2017, arXiv 1608.06993, with growth 32; for images of 32 x 32 the
+stem is one 3x3 convolution without stride and pooling. The gates' paper does not print its network:
+this one has the cost that follows from its figures. No weights come with it. Its gates stand after
+`block1` and `block2`, before the transitions that follow them, on features of 256 and 512 channels.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from offramp.layers.preprocess import Preprocess
 
 __all__ = ["densenet201"]
 
-GROWTH, BOTTLENECK = 32, 4
+GROWTH = 32
+BOTTLENECK = 4
 
 
 def preprocess() -> Preprocess:
@@ -31,18 +33,23 @@ def densenet201(classes: int = 10) -> DenseNet:
 
 
 class DenseNet(nn.Module):
-    """Images [B, 3, 32, 32] -> logits [B, 10]: a stem, four dense blocks, transitions that halve in between."""
+    """Images [B, 3, 32, 32] -> logits [B, 10]: a stem, four dense blocks, transitions that halve in
+    between.
+    """
 
     def __init__(self, layers: Sequence[int], classes: int = 10) -> None:
         super().__init__()
         self.stem = nn.Conv2d(3, 64, 3, padding=1, bias=False)
         width = 64
         self.block1, width = _block(width, layers[0])
-        self.transition1, width = Transition(width), width // 2
+        self.transition1 = Transition(width)
+        width = width // 2
         self.block2, width = _block(width, layers[1])
-        self.transition2, width = Transition(width), width // 2
+        self.transition2 = Transition(width)
+        width = width // 2
         self.block3, width = _block(width, layers[2])
-        self.transition3, width = Transition(width), width // 2
+        self.transition3 = Transition(width)
+        width = width // 2
         self.block4, width = _block(width, layers[3])
         self.norm = nn.BatchNorm2d(width)
         self.linear = nn.Linear(width, classes)
@@ -58,7 +65,9 @@ class DenseNet(nn.Module):
 
 
 class DenseLayer(nn.Module):
-    """BN, ReLU, 1x1 convolution to four times the growth, BN, ReLU, 3x3 convolution; what is new joins what came in."""
+    """BN, ReLU, 1x1 convolution to four times the growth, BN, ReLU, 3x3 convolution; what is new
+    joins what came in.
+    """
 
     def __init__(self, width_in: int) -> None:
         super().__init__()

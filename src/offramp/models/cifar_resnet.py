@@ -48,7 +48,9 @@ def resnet110(classes: int = 10) -> CifarResNet:
 
 
 class CifarResNet(nn.Module):
-    """Images [B, 3, 32, 32] -> logits [B, 10]: a stem and three stages of `blocks` basic blocks each."""
+    """Images [B, 3, 32, 32] -> logits [B, 10]: a stem and three stages of `blocks` basic blocks
+    each.
+    """
 
     def __init__(self, blocks: int, classes: int = 10) -> None:
         super().__init__()

@@ -1,4 +1,6 @@
-"""Two small convolutional nets for scikit-learn's 8x8 digits, for the demo and for tests; no weights come with them."""
+"""Two small convolutional nets for scikit-learn's 8x8 digits, for the demo and for tests; no
+weights come with them.
+"""
 
 from __future__ import annotations
 
@@ -17,12 +19,18 @@ def preprocess() -> Preprocess:
 def digits_small() -> nn.Sequential:
     """Images [B, 1, 8, 8] -> logits [B, 10]: one convolution; 1,386 parameters, 2.4 k MACs."""
     return nn.Sequential(
-        nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10)
+        nn.Conv2d(1, 8, 3, stride=2, padding=1),
+        nn.BatchNorm2d(8),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(128, 10),
     )
 
 
 def digits_large() -> nn.Sequential:
-    """Images [B, 1, 8, 8] -> logits [B, 10]: four convolutions of 64 channels; 121,930 parameters, 5.4 M MACs."""
+    """Images [B, 1, 8, 8] -> logits [B, 10]: four convolutions of 64 channels; 121,930 parameters,
+    5.4 M MACs.
+    """
     body = [*_block(1), *_block(64), *_block(64), nn.MaxPool2d(2), *_block(64)]
     return nn.Sequential(*body, nn.Flatten(), nn.Dropout(0.3), nn.Linear(1024, 10))
 

@@ -1,8 +1,10 @@
-"""The LeNet that BranchyNet grows its branch on (Teerapittayanon et al., 2016, arXiv 1709.01686), for MNIST.
+"""The LeNet that BranchyNet grows its branch on (Teerapittayanon et al., 2016, arXiv 1709.01686),
+for MNIST.
 
-Follows the authors' code, whose poolings round sizes up and whose weights start by LeCun's rule. Cut after `conv1`,
-before pooling and ReLU, and hang the exit `b_lenet` there: that is B-LeNet. Nothing works in place, so that a tap keeps
-what it saw. The preprocessing is ours: the usual normalisation by MNIST's own constants. No weights come with it.
+Follows the authors' code, whose poolings round sizes up and whose weights start by LeCun's rule.
+Cut after `conv1`, before pooling and ReLU, and hang the exit `b_lenet` there: that is B-LeNet.
+Nothing works in place, so that a tap keeps what it saw. The preprocessing is ours: the usual
+normalisation by MNIST's own constants. No weights come with it.
 """
 
 from __future__ import annotations
@@ -44,5 +46,7 @@ class LeNet(nn.Module):
         h = torch.relu(self.pool(self.conv1(x)))  # [B, 5, 15, 15], of 30 x 30
         h = torch.relu(self.pool(self.conv2(h)))  # [B, 10, 9, 9], of 17 x 17
         h = torch.relu(self.pool(self.conv3(h)))  # [B, 20, 6, 6], of 11 x 11
-        logits: Tensor = self.fc2(self.fc1(h.flatten(1)))  # two linear layers in a row, as in the authors' code
+        logits: Tensor = self.fc2(
+            self.fc1(h.flatten(1))
+        )  # two linear layers in a row, as in the authors' code
         return logits

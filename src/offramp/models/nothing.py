@@ -1,4 +1,6 @@
-"""A segment that hands on what it reads: what stands at a fork, and at an exit between two segments."""
+"""A segment that hands on what it reads: what stands at a fork, and at an exit between two
+segments.
+"""
 
 from __future__ import annotations
 

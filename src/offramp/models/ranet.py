@@ -1,11 +1,13 @@
-"""Resolution adaptive networks for CIFAR-100 (Yang et al., CVPR 2020, arXiv 2003.07326): coarse images first.
+"""Resolution adaptive networks for CIFAR-100 (Yang et al., CVPR 2020, arXiv 2003.07326): coarse
+images first.
 
-A row of sub-networks, one per scale from the coarsest on. Each has more blocks than the one before it: as many blocks
-as that one had are fused with what it found there, layer by layer, and a classifier follows each of the others. Sizes
-follow the authors' public code (yangle15/RANet-pytorch), checked against the costs that BoostNet (arXiv 2211.16726)
-plots. As with MSDNet, the model ends in its last classifier; cut it at `cuts`, with exits `strided?he=true`. A block
-gives first what its classifier reads. Weights start by He's rule, which takes effect in this code. The preprocessing is
-that of `msdnet`. No weights come with it.
+A row of sub-networks, one per scale from the coarsest on. Each has more blocks than the one before
+it: as many blocks as that one had are fused with what it found there, layer by layer, and a
+classifier follows each of the others. Sizes follow the authors' public code
+(yangle15/RANet-pytorch), checked against the costs that BoostNet (arXiv 2211.16726) plots. As with
+MSDNet, the model ends in its last classifier; cut it at `cuts`, with exits `strided?he=true`. A
+block gives first what its classifier reads. Weights start by He's rule, which takes effect in this
+code. The preprocessing is that of `msdnet`. No weights come with it.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from offramp.models.msdnet import preprocess as _cifar
 
 __all__ = ["ranet", "ranet_growing"]
 
-Lows = tuple[Tensor, ...]  # what came into each layer of a block, and what came out of the last: [B, C, H, W] each
+Lows = tuple[
+    Tensor, ...
+]  # what came into each layer of a block, and what came out of the last: [B, C, H, W] each
 
 
 def preprocess() -> Preprocess:
@@ -34,7 +38,9 @@ def preprocess() -> Preprocess:
 
 
 def ranet(classes: int = 100) -> RANet:
-    """Eight exits: four sub-networks of 2, 4, 6 and 8 blocks, from a quarter of the size to all of it."""
+    """Eight exits: four sub-networks of 2, 4, 6 and 8 blocks, from a quarter of the size to all of
+    it.
+    """
     return RANet(classes, (1, 2, 3, 3), (4, 2, 1, 1))
 
 
@@ -44,7 +50,9 @@ def ranet_growing(classes: int = 100) -> RANet:
 
 
 class RanetSizes(NamedTuple):
-    """What all blocks of a sub-network share: new channels per layer, bottlenecks, and those of the one before."""
+    """What all blocks of a sub-network share: new channels per layer, bottlenecks, and those of the
+    one before.
+    """
 
     growth: int
     factor: int
@@ -53,12 +61,14 @@ class RanetSizes(NamedTuple):
 
 
 class RANet(nn.Module):
-    """Images -> logits [B, classes] of the last classifier. `cuts` names the blocks of the classifiers before it.
+    """Images -> logits [B, classes] of the last classifier. `cuts` names the blocks of the
+    classifiers before it.
 
-    levels: the scale of each sub-network, 1 for the coarsest, each next number twice as large. factors: of channels and
-    bottlenecks. blocks: of the first; `more` in each next one. step: layers of a block, or, growing, of the first one,
-    and the n-th has n times as many. compress: the share of new channels that come from the sub-network before. large:
-    for images of 224, not of 32.
+    levels: the scale of each sub-network, 1 for the coarsest, each next number twice as large.
+    factors: of channels and bottlenecks. blocks: of the first; `more` in each next one. step:
+    layers of a block, or, growing, of the first one, and the n-th has n times as many. compress:
+    the share of new channels that come from the sub-network before. large: for images of 224, not
+    of 32.
     """
 
     def __init__(
@@ -78,13 +88,21 @@ class RANet(nn.Module):
     ) -> None:
         super().__init__()
         self.stem = RanetStem(channels, levels, factors, large=large)
-        self.flows, self.cuts = nn.ModuleList(), list[str]()
-        ends, lows = [0], list[list[int]]()  # blocks of each sub-network; widths of what the one before found
+        self.flows = nn.ModuleList()
+        self.cuts = list[str]()
+        ends, lows = (
+            [0],
+            list[list[int]](),
+        )  # blocks of each sub-network; widths of what the one before found
         for flow, (level, factor) in enumerate(zip(levels, factors, strict=True)):
             sizes = RanetSizes(growth * factor, factor, factors[max(0, flow - 1)], compress)
-            halving = ends[1:][-(level - 1) :] if level > 1 else []  # where fused blocks halve height and width
+            halving = (
+                ends[1:][-(level - 1) :] if level > 1 else []
+            )  # where fused blocks halve height and width
             ends.append(blocks + more * flow)
-            width, made, found = channels * factor, nn.ModuleList(), list[list[int]]()
+            width = channels * factor
+            made = nn.ModuleList()
+            found = list[list[int]]()
             for number in range(1, ends[-1] + 1):
                 shrink = number in {ends[-1] * part // level for part in range(1, level)}
                 low = lows[number - 1] if number <= ends[-2] else None
@@ -115,9 +133,13 @@ class RANet(nn.Module):
 
 
 class RanetStem(nn.Module):
-    """One convolution for the finest scale, and one from each to the next coarser, strided where they differ."""
+    """One convolution for the finest scale, and one from each to the next coarser, strided where
+    they differ.
+    """
 
-    def __init__(self, channels: int, levels: Sequence[int], factors: Sequence[int], *, large: bool) -> None:
+    def __init__(
+        self, channels: int, levels: Sequence[int], factors: Sequence[int], *, large: bool
+    ) -> None:
         super().__init__()
         width = channels * factors[-1]
         self.scales = nn.ModuleList([large_stem(width) if large else unit(3, width, 3)])
@@ -136,18 +158,28 @@ class RanetStem(nn.Module):
 
 
 class RanetBlock(nn.Module):
-    """Densely connected layers; fused, each also reads what the sub-network before had at its place.
+    """Densely connected layers; fused, each also reads what the sub-network before had at its
+    place.
 
-    low: the widths of that, or None. halve: the last layer halves height and width. shrink: half of the channels go on.
+    low: the widths of that, or None. halve: the last layer halves height and width. shrink: half of
+    the channels go on.
     """
 
     def __init__(
-        self, width: int, depth: int, sizes: RanetSizes, low: Sequence[int] | None, *, halve: bool, shrink: bool
+        self,
+        width: int,
+        depth: int,
+        sizes: RanetSizes,
+        low: Sequence[int] | None,
+        *,
+        halve: bool,
+        shrink: bool,
     ) -> None:
         super().__init__()
         new = sizes.growth
         from_low = 0 if low is None else math.floor(new * sizes.compress)
-        self.across, self.up = nn.ModuleList(), nn.ModuleList()
+        self.across = nn.ModuleList()
+        self.up = nn.ModuleList()
         self.last: nn.Module = nn.Identity()
         for index in range(depth):
             stride = 2 if halve and index == depth - 1 else 1
@@ -161,7 +193,8 @@ class RanetBlock(nn.Module):
             self.width += added
         self.shrink: nn.Module = nn.Identity()
         if shrink:
-            self.shrink, self.width = unit(self.width, self.width // 2, 1), self.width // 2
+            self.shrink = unit(self.width, self.width // 2, 1)
+            self.width = self.width // 2
 
     def forward(self, x: Tensor, low: Lows | None) -> tuple[Tensor, Lows]:
         """[B, C, H, W] -> what goes on, and what the next sub-network reads at this place."""

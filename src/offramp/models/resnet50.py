@@ -1,4 +1,5 @@
-"""ResNet-50 for ImageNet (He et al., 2015, arXiv 1512.03385), with the stride in the 3x3 convolution.
+"""ResNet-50 for ImageNet (He et al., 2015, arXiv 1512.03385), with the stride in the 3x3
+convolution.
 
 Module names are those of torchvision's model, so that its weights load strictly. No weights come
 with it.
@@ -18,7 +19,8 @@ EXPANSION = 4
 
 def preprocess() -> Preprocess:
     """Images of 224 x 224, normalised by ImageNet's constants."""
-    mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+    mean = (0.485, 0.456, 0.406)
+    std = (0.229, 0.224, 0.225)
     return Preprocess(mean=mean, std=std, size=(224, 224), short=256)
 
 

@@ -1,16 +1,20 @@
-"""Residual networks for signals such as spectra, with exits at depth: inspired by SCAI, not a reproduction of it.
+"""Residual networks for signals such as spectra, with exits at depth: inspired by SCAI, not a
+reproduction of it.
 
-Sun, Zhu, Du, Wang and Tian, 2022, arXiv 2206.12420, of which we know the abstract: exits at several depths, trained by
-the deepest one (the recipe `distill` with hints=0.0), and "position-adaptive" stages, whose number of layers differs
-along the curve, so that peaks get more. Sizes, and the form of those stages (layers/adaptive_depth.py), are our choice.
+Sun, Zhu, Du, Wang and Tian, 2022, arXiv 2206.12420, of which we know the abstract: exits at several
+depths, trained by the deepest one (the recipe `distill` with hints=0.0), and "position-adaptive"
+stages, whose number of layers differs along the curve, so that peaks get more. Sizes, and the form
+of those stages (layers/adaptive_depth.py), are our choice.
 
-    net = cut(signal_resnet_adaptive().eval(), example, at=["stage1", "stage2"], exits="linear_peaks")
+    net = cut(signal_resnet_adaptive().eval(), example, at=["stage1", "stage2"],
+    exits="linear_peaks")
     fit(net, train, recipe="pondered")     # `distill`, and a price on depth; for `signal_resnet` `distill` itself
 
-Where a paper weighs KL(deepest || exit) at a temperature T by a T^2 beside a cross-entropy of 1, `distill` takes
-alpha = a T^2 / (1 + a T^2): the same gradients for an exit, up to its weight among all. Narrow peaks tell classes of
-spectra apart and a mean over positions hides them: hence exits by `linear_peaks`, which also looks at maxima. Each
-signal is brought to mean 0 and deviation 1 by the model itself. No weights come with it.
+Where a paper weighs KL(deepest || exit) at a temperature T by a T^2 beside a cross-entropy of 1,
+`distill` takes alpha = a T^2 / (1 + a T^2): the same gradients for an exit, up to its weight among
+all. Narrow peaks tell classes of spectra apart and a mean over positions hides them: hence exits by
+`linear_peaks`, which also looks at maxima. Each signal is brought to mean 0 and deviation 1 by the
+model itself. No weights come with it.
 """
 
 from __future__ import annotations
@@ -41,9 +45,11 @@ def signal_resnet_adaptive(classes: int = 30) -> SignalResNet:
 
 
 class SignalResNet(nn.Module):
-    """Signals [B, channels, L] -> logits [B, classes]: a strided stem, stages, means and maxima, a linear layer.
+    """Signals [B, channels, L] -> logits [B, classes]: a strided stem, stages, means and maxima, a
+    linear layer.
 
-    units, widths: of each stage, which are called stage1, stage2, ...; all but the first halve the length.
+    units, widths: of each stage, which are called stage1, stage2, ...; all but the first halve the
+    length.
     """
 
     def __init__(
@@ -59,7 +65,9 @@ class SignalResNet(nn.Module):
         first = nn.Conv1d(channels, widths[0], 7, stride=2, padding=3, bias=False)
         self.stem = nn.Sequential(first, nn.BatchNorm1d(widths[0]), nn.ReLU())
         self.names = tuple(f"stage{index}" for index in range(1, len(units) + 1))
-        for name, count, before, width in zip(self.names, units, (widths[0], *widths), widths, strict=False):
+        for name, count, before, width in zip(
+            self.names, units, (widths[0], *widths), widths, strict=False
+        ):
             made = [Unit(width if index else before, width) for index in range(count)]
             self.add_module(name, AdaptiveDepth(made, width) if adaptive else nn.Sequential(*made))
         self.linear = nn.Linear(2 * widths[-1], classes)
@@ -76,11 +84,14 @@ class SignalResNet(nn.Module):
 
 
 class Unit(nn.Module):
-    """Two convolutions over 5 positions and a shortcut; where channels change, every second position, zero channels."""
+    """Two convolutions over 5 positions and a shortcut; where channels change, every second
+    position, zero channels.
+    """
 
     def __init__(self, width_in: int, width: int) -> None:
         super().__init__()
-        self.stride, self.pad = (1 if width_in == width else 2), width - width_in
+        self.stride = 1 if width_in == width else 2
+        self.pad = width - width_in
         self.conv1 = nn.Conv1d(width_in, width, 5, stride=self.stride, padding=2, bias=False)
         self.bn1 = nn.BatchNorm1d(width)
         self.conv2 = nn.Conv1d(width, width, 5, padding=2, bias=False)

@@ -36,7 +36,26 @@ from offramp.networks.wrappers import unwrapped
 __all__ = ["wae", "wae_resnet50", "wae_vgg16"]
 
 TRANSFORMS = ("encoder", "wavelet")
-PLAN = (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512, "pool", 512, 512, 512, "pool")
+PLAN = (
+    64,
+    64,
+    "pool",
+    128,
+    128,
+    "pool",
+    256,
+    256,
+    256,
+    "pool",
+    512,
+    512,
+    512,
+    "pool",
+    512,
+    512,
+    512,
+    "pool",
+)
 
 
 def preprocess() -> Preprocess:
@@ -143,20 +162,28 @@ def wae(
     if thin < 1:
         raise InvalidArgument(f"thin must be 1 or more, got {thin}")
     if transform not in TRANSFORMS:
-        raise InvalidArgument(f"transform must be one of {', '.join(TRANSFORMS)}, got {transform!r}")
+        raise InvalidArgument(
+            f"transform must be one of {', '.join(TRANSFORMS)}, got {transform!r}"
+        )
     if isinstance(model, str):
         whole: nn.Module = shelved("models", model)(**options)
     elif options:
-        raise InvalidArgument(f"got {', '.join(options)}, which only a model that is given by name can take")
+        raise InvalidArgument(
+            f"got {', '.join(options)}, which only a model that is given by name can take"
+        )
     elif isinstance(model, nn.Module):
         whole = copy.deepcopy(unwrapped(model)[0])
     else:
-        raise InvalidArgument(f"the model must be a torch.nn.Module or the name of one, got a {type(model).__name__}")
+        raise InvalidArgument(
+            f"the model must be a torch.nn.Module or the name of one, got a {type(model).__name__}"
+        )
     value = next((value for value in whole.parameters()), torch.zeros(()))
     x = torch.zeros(2, 3, size, size) if example is None else example[:2]
     x = x.to(value)
     if x.dim() != 4 or x.shape[2] % 2 or x.shape[3] % 2:
-        raise InvalidArgument(f"a WAE takes images [B, C, H, W] with even H and W, got {list(x.shape)}")
+        raise InvalidArgument(
+            f"a WAE takes images [B, C, H, W] with even H and W, got {list(x.shape)}"
+        )
     low, head_low = _without_head(whole.eval(), x)
     channels = x.shape[1]
     split: nn.Module = Wavelet97(channels)
@@ -169,7 +196,9 @@ def wae(
     advice = "the model does not take images of half the size"
     features = _features(low, images[0], advice)
     if features != head_low.in_features:
-        raise BadNetwork(f"{advice}: its last layer reads {head_low.in_features} features, got {features}")
+        raise BadNetwork(
+            f"{advice}: its last layer reads {head_low.in_features} features, got {features}"
+        )
     if high is None:
         high = thinned(low, thin, channels, shapes[1]).to(value).eval()
         advice = f"the model cannot be made {thin} times thinner; give high="
@@ -196,7 +225,9 @@ def _without_head(model: nn.Module, x: Tensor) -> tuple[nn.Module, nn.Linear]:
             handle.remove()
     last = [one for one in ran if isinstance(logits, Tensor) and one[2] is logits]
     if not last or not isinstance(last[-1][1], nn.Linear) or logits.dim() != 2:
-        raise BadNetwork("the model does not end in a linear layer of its own; WAE needs its features")
+        raise BadNetwork(
+            "the model does not end in a linear layer of its own; WAE needs its features"
+        )
     name, head, _ = last[-1]
     assert isinstance(head, nn.Linear)
     parent, _, key = name.rpartition(".")

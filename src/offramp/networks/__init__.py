@@ -1,1 +1,3 @@
-"""The user's models with exits and gates under names: what stands where, and the tensors that go between."""
+"""The user's models with exits and gates under names: what stands where, and the tensors that go
+between.
+"""

@@ -1,13 +1,14 @@
-"""Settings of the process that change what a network computes: which are switched off, and which are written down.
+"""Settings of the process that change what a network computes: which are switched off, and which
+are written down.
 
     autocast                    switched off around everything that is measured or served: an engine option asks for it
     float32 matmul precision    written into the precision of a trace and a plan where it is not "highest"
     mkldnn's fp32_precision     likewise where convolutions or recurrences are in tf32 or bf16
     default floating type       likewise where it is not float32: models that make tensors follow it
 
-cuDNN's convolutions are in TF32 by torch's own default: the comparison of batches allows for it (`probing`).
-What moves only the last bits (the number of threads, deterministic algorithms, denormal numbers, cuDNN's choice of an
-algorithm) is left alone: it stays within the float band.
+cuDNN's convolutions are in TF32 by torch's own default: the comparison of batches allows for it
+(`probing`). What moves only the last bits (the number of threads, deterministic algorithms,
+denormal numbers, cuDNN's choice of an algorithm) is left alone: it stays within the float band.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ NOTHING = contextlib.nullcontext()
 
 @contextlib.contextmanager
 def without_autocast(*kinds: str) -> Iterator[None]:
-    """Compute in the types of the weights and inputs, whatever `torch.autocast` stands around the call.
+    """Compute in the types of the weights and inputs, whatever `torch.autocast` stands around the
+    call.
 
     Also a decorator.
 
@@ -40,13 +42,17 @@ def without_autocast(*kinds: str) -> Iterator[None]:
 
 
 def autocast_off(kind: str) -> contextlib.AbstractContextManager[object]:
-    """The same for one type of device, and cheap where nothing is to be switched off: a batch of one waits for it."""
-    return torch.autocast(kind, enabled=False) if torch.is_autocast_enabled(kind) else NOTHING
+    """The same for one type of device, and cheap where nothing is to be switched off: a batch of
+    one waits for it.
+    """
+    if torch.is_autocast_enabled(kind):
+        return torch.autocast(kind, enabled=False)
+    return NOTHING
 
 
 def settings() -> tuple[str, torch.dtype]:
-    """What a Runner compares at every call: the precision of matrix products, "mixed" where backends have their own,
-    and the default type.
+    """What a Runner compares at every call: the precision of matrix products, "mixed" where
+    backends have their own, and the default type.
     """
     return _matmul(), torch.get_default_dtype()
 

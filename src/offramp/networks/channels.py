@@ -1,7 +1,7 @@
 """Which dimension of a tensor holds its channels, read from the operations that made it.
 
-A convolution writes [B, C, T], a linear layer or a layer norm [B, T, C]. The shapes alone do not tell them apart, and
-an exit that averages over the wrong one throws away what it should look at.
+A convolution writes [B, C, T], a linear layer or a layer norm [B, T, C]. The shapes alone do not
+tell them apart, and an exit that averages over the wrong one throws away what it should look at.
 """
 
 from __future__ import annotations
@@ -39,13 +39,16 @@ CHANNELS_LAST = frozenset(
         "rnn_relu",
     }
 )
-MOVES = frozenset({"transpose", "swapaxes", "swapdims", "transpose_", "permute", "movedim", "moveaxis"})
+MOVES = frozenset(
+    {"transpose", "swapaxes", "swapdims", "transpose_", "permute", "movedim", "moveaxis"}
+)
 SWAPS = (Tensor.mT.__get__, Tensor.mH.__get__)  # type: ignore[attr-defined]
 RESHAPES = frozenset({"view", "reshape", "flatten", "unflatten"})
 
 
 class ChannelTracker(TorchFunctionMode):
-    """While it is active, it notes for every tensor that is made which dimension holds its channels.
+    """While it is active, it notes for every tensor that is made which dimension holds its
+    channels.
 
     What it does not know has no entry: it is a reading of the operations, not a proof.
     """
@@ -79,7 +82,9 @@ class ChannelTracker(TorchFunctionMode):
                 self._dims[first] = dim
         return result
 
-    def _dim_after(self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor) -> int | None:
+    def _dim_after(
+        self, name: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], result: Tensor
+    ) -> int | None:
         if name in CHANNELS_FIRST:
             return 1
         if name in CHANNELS_LAST:
@@ -99,11 +104,14 @@ class ChannelTracker(TorchFunctionMode):
         return dim if same else None
 
 
-def layouts_of(values: Mapping[str, object], tracker: ChannelTracker, *, free: bool = False) -> dict[str, str | None]:
+def layouts_of(
+    values: Mapping[str, object], tracker: ChannelTracker, *, free: bool = False
+) -> dict[str, str | None]:
     """The layout of features by node: "channels_first", "channels_last" or "both".
 
-    "both" stands where the channels are not known and either of two dimensions may hold them. A text whose length is
-    free has its words in front, so there it is "channels_last". None: features of one dimension.
+    "both" stands where the channels are not known and either of two dimensions may hold them. A
+    text whose length is free has its words in front, so there it is "channels_last". None: features
+    of one dimension.
 
     Args:
         values: the features [B, ...] by node, made while the tracker was active.
@@ -145,7 +153,9 @@ def _moved(
     kwargs: Mapping[str, Any],
     result: Tensor,
 ) -> int | None:
-    """Where a permutation puts a dimension, found by permuting a shape whose sizes name the dimensions."""
+    """Where a permutation puts a dimension, found by permuting a shape whose sizes name the
+    dimensions.
+    """
     marks = torch.empty(tuple(range(1, source.dim() + 1)), device="meta")
     rest = [marks if value is source else value for value in args]
     try:

@@ -1,7 +1,8 @@
 """What is made of a network once and kept: its segments, graphs, compiled calls, the last Runner.
 
-Every network has one `Compiled`, which goes when the network goes. What it keeps is made again when whoever asks finds
-that it no longer fits, such as after a module was replaced. Nothing is parked on the network or on its modules.
+Every network has one `Compiled`, which goes when the network goes. What it keeps is made again when
+whoever asks finds that it no longer fits, such as after a module was replaced. Nothing is parked on
+the network or on its modules.
 """
 
 from __future__ import annotations
@@ -30,16 +31,19 @@ class Compiled:
     def __init__(self) -> None:
         self._kept: dict[Hashable, Any] = {}
 
-    def once(self, key: Hashable, make: Callable[[], Made], fits: Callable[[Made], bool] | None = None) -> Made:
+    def once(
+        self, key: Hashable, make: Callable[[], Made], fits: Callable[[Made], bool] | None = None
+    ) -> Made:
         """What was made under this key; made now if there is nothing, or if it no longer fits.
 
-        Of threads that ask at the same time one makes it and the others wait. `make` may ask for other
-        keys of the same network. If it raises, what was there before is gone.
+        Of threads that ask at the same time one makes it and the others wait. `make` may ask for
+        other keys of the same network. If it raises, what was there before is gone.
 
         Args:
             key: what it is.
             make: makes it.
-            fits: whether what is there may still be used; None means for as long as the network lives.
+            fits: whether what is there may still be used; None means for as long as the network
+                lives.
 
         Returns:
             What `make` gave, now or earlier.
@@ -54,7 +58,9 @@ class Compiled:
             return made
 
     def found(self, key: Hashable) -> Any:
-        """What is there under this key, fitting or not, without waiting for threads that make something; else None."""
+        """What is there under this key, fitting or not, without waiting for threads that make
+        something; else None.
+        """
         return self._kept.get(key)
 
     def forget(self) -> None:
@@ -67,13 +73,17 @@ class Compiled:
 
 
 def compiled_of(network: nn.Module) -> Compiled:
-    """Where that which is made of a network is kept. Hold this, and not the network, to let the network go."""
+    """Where that which is made of a network is kept. Hold this, and not the network, to let the
+    network go.
+    """
     with _OWNERS:
         return _OF.setdefault(network, Compiled())
 
 
 @contextlib.contextmanager
 def undisturbed() -> Iterator[None]:
-    """While it lasts no other thread exports, or makes anything of a network: until export ends parameters are fake."""
+    """While it lasts no other thread exports, or makes anything of a network: until export ends
+    parameters are fake.
+    """
     with _EXPORTING:
         yield

@@ -1,8 +1,9 @@
 """Which inputs a network reads: those that its answers or scores depend on.
 
-A row is known by what the network reads of it. An input that it does not read (`idx`, `ids`) would make every row look
-new, so it is refused. The network runs once on two rows while every operation of torch is watched: what an operation
-makes of an input depends on it, and so does whatever shares its memory.
+A row is known by what the network reads of it. An input that it does not read (`idx`, `ids`) would
+make every row look new, so it is refused. The network runs once on two rows while every operation
+of torch is watched: what an operation makes of an input depends on it, and so does whatever shares
+its memory.
 """
 
 from __future__ import annotations
@@ -49,8 +50,10 @@ def unread_text(extra: Sequence[str], names: Sequence[str], what: str) -> str:
     rest = ", ".join(repr(name.removeprefix(INPUT + "/")) for name in names if name not in extra)
     reads = rest or "other names, or none"
     return (
-        f"{what} has the input {shown}, which the network does not read (it reads {reads}). Leave it out of the data, "
-        "because rows are recognised by their inputs. If it is the label, name it 'labels' or give (x, y)."
+        f"{what} has the input {shown}, which the network does not read (it reads {reads}). Leave "
+        f"it out of the data, "
+        "because rows are recognised by their inputs. If it is the label, name it 'labels' or "
+        "give (x, y)."
     )
 
 
@@ -59,7 +62,11 @@ def known_inputs(network: Network) -> frozenset[str] | None:
     known = set()
     for member in network.members:
         if member.cuts:
-            names = [one.name for one in member.inputs if not is_label(one.name.removeprefix(INPUT + "/"))]
+            names = [
+                one.name
+                for one in member.inputs
+                if not is_label(one.name.removeprefix(INPUT + "/"))
+            ]
         else:
             keywords = _keywords(network.preprocess_of(member) or network.model_of(member))
             if keywords is None:
@@ -70,7 +77,9 @@ def known_inputs(network: Network) -> frozenset[str] | None:
 
 
 def extra_inputs(inputs: Iterable[str], known: frozenset[str] | None) -> list[str]:
-    """Those of the inputs that are not among the known ones; positional ones (x, x/0) have no name to ask for."""
+    """Those of the inputs that are not among the known ones; positional ones (x, x/0) have no name
+    to ask for.
+    """
     if known is None:
         return []
     return [name for name in inputs if name not in known and "/" in name and not name[2:].isdigit()]
@@ -88,7 +97,9 @@ def _keywords(module: nn.Module) -> list[str] | None:
 
 
 def unread(call: Callable[[State], Iterable[Tensor]], inputs: State) -> list[str]:
-    """The names of inputs on which nothing that `call` gives depends; none where `call` fails, which is told later."""
+    """The names of inputs on which nothing that `call` gives depends; none where `call` fails,
+    which is told later.
+    """
     some = {name: value[:ROWS].clone() for name, value in inputs.items()}
     watched = _Dispatched(some)
     try:
@@ -122,7 +133,9 @@ class _Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, inputs: State) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.asked: set[str] = set()  # inputs whose values left torch: nobody knows what became of them
+        self.asked: set[str] = (
+            set()
+        )  # inputs whose values left torch: nobody knows what became of them
         self._marks: dict[int, set[str]] = {}
         self._held: list[object] = []  # while they are held, no other memory takes their place
         for name, value in inputs.items():

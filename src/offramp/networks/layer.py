@@ -1,6 +1,7 @@
 """The contract of a layer: a cheaper substitute for a layer, or for a stage of layers.
 
-A converted model is an ordinary model: it can be a member of a ladder, be cut, and has its own cost in every figure.
+A converted model is an ordinary model: it can be a member of a ladder, be cut, and has its own cost
+in every figure.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ class LayerCost:
 
     Args:
         macs: multiply-adds of convolutions and matrix products, as in traces.
-        bit_operations: macs times the bits of a weight times the bits of an activation, summed over them. What is
-            computed in float32 has 32 x 32 for each, also where its values are ternary.
-        stored_bytes: of parameters and buffers as they lie in a file. Masked zeros that are stored count.
+        bit_operations: macs times the bits of a weight times the bits of an activation, summed over
+            them. What is computed in float32 has 32 x 32 for each, also where its values are
+            ternary.
+        stored_bytes: of parameters and buffers as they lie in a file. Masked zeros that are stored
+            count.
     """
 
     macs: float
@@ -58,8 +61,8 @@ class Layer(nn.Module, abc.ABC):
             options: of this kind of layer.
 
         Returns:
-            A layer that takes and gives the same shapes, in the mode, on the device and in the type of `dense`; with
-            its weights where there is a sensible start.
+            A layer that takes and gives the same shapes, in the mode, on the device and in the type
+            of `dense`; with its weights where there is a sensible start.
 
         Raises:
             BadNetwork: it cannot stand for this layer, and why.
@@ -82,7 +85,9 @@ class Layer(nn.Module, abc.ABC):
         """
 
     def penalty(self) -> Tensor | None:
-        """What a recipe adds to its loss, such as the distance from ternary weights; None for nothing."""
+        """What a recipe adds to its loss, such as the distance from ternary weights; None for
+        nothing.
+        """
         return None
 
     @abc.abstractmethod
@@ -97,7 +102,8 @@ class Layer(nn.Module, abc.ABC):
 def dense_cost(module: nn.Module, shape: Sequence[int]) -> LayerCost:
     """The cost of what runs as it stands, seen by running it on two rows of zeros.
 
-    For layers whose savings are not computed (masks, ternary values in float tensors) this is the honest cost.
+    For layers whose savings are not computed (masks, ternary values in float tensors) this is the
+    honest cost.
 
     Args:
         module: in eval mode while it is run; its own mode stays.

@@ -1,4 +1,6 @@
-"""The user's models in a network: their names and cuts, what stands at their nodes, and the dict that holds modules."""
+"""The user's models in a network: their names and cuts, what stands at their nodes, and the dict
+that holds modules.
+"""
 
 from __future__ import annotations
 
@@ -28,23 +30,30 @@ def require_name(name: object) -> None:
     The same rule holds for names that are typed and for those that stand in a file.
     """
     if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_\-]+", name):
-        raise InvalidArgument(f"a member is called {name!r}, expected letters, digits, - and _; name it otherwise")
+        raise InvalidArgument(
+            f"a member is called {name!r}, expected letters, digits, - and _; name it otherwise"
+        )
     if name in RESERVED:
-        raise InvalidArgument(f"a member is called {name!r}, which has a meaning of its own here; name it otherwise")
+        raise InvalidArgument(
+            f"a member is called {name!r}, which has a meaning of its own here; name it otherwise"
+        )
     if hasattr(nn.ModuleDict, name):
         raise InvalidArgument(
-            f"a member is called {name!r}, which is a method of every torch module; name it otherwise"
+            f"a member is called {name!r}, which is a method of every torch module; name it "
+            f"otherwise"
         )
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """A model of the user's: a member of a ladder, or (under the name `backbone`) the one model that was cut.
+    """A model of the user's: a member of a ladder, or (under the name `backbone`) the one model
+    that was cut.
 
-    spec: how to build it again (`offramp:resnet20`); None means by the user. cuts: modules after which it is cut, in
-    the order in which they run. inputs: what a cut model was tried on; empty where nothing was cut. length: those of
-    them [B, T, ...] whose T may be another one in every batch. output: which of a model's outputs are its logits, named
-    as `tensors_of(output, "y")` has it; None where that is clear.
+    spec: how to build it again (`offramp:resnet20`); None means by the user. cuts: modules after
+    which it is cut, in the order in which they run. inputs: what a cut model was tried on; empty
+    where nothing was cut. length: those of them [B, T, ...] whose T may be another one in every
+    batch. output: which of a model's outputs are its logits, named as `tensors_of(output, "y")` has
+    it; None where that is clear.
     """
 
     name: str
@@ -55,7 +64,9 @@ class ModelSpec:
     output: str | None = None
 
     def node(self, cut: str | None) -> str:
-        """The node after a cut (None: at the model's end): `layer1`, in a ladder `member/layer1` and `member`."""
+        """The node after a cut (None: at the model's end): `layer1`, in a ladder `member/layer1`
+        and `member`.
+        """
         if cut is None:
             return self.name
         return cut if self.name == BACKBONE else f"{self.name}/{cut}"
@@ -66,7 +77,8 @@ class ModelSpec:
 
 
 class NamedModules(nn.ModuleDict):
-    """A ModuleDict under any names, such as `blocks.5`, or `half` (a method of every module), both of which it refuses.
+    """A ModuleDict under any names, such as `blocks.5`, or `half` (a method of every module), both
+    of which it refuses.
 
     The state-dict keys are the names all the same: `exits.blocks.5.weight`.
     """
@@ -76,16 +88,27 @@ class NamedModules(nn.ModuleDict):
         self._modules[name] = module
 
     def _load_from_state_dict(
-        self, state_dict: Any, prefix: str, _local: Any, strict: bool, _missing: Any, unexpected: Any, _errors: Any
+        self,
+        state_dict: Any,
+        prefix: str,
+        _local: Any,
+        strict: bool,
+        _missing: Any,
+        unexpected: Any,
+        _errors: Any,
     ) -> None:
         """Torch's own would take every key below a name with a dot for unexpected."""
         known = tuple(f"{prefix}{name}." for name in self._modules)
         if strict:
-            unexpected += [key for key in state_dict if key.startswith(prefix) and not key.startswith(known)]
+            unexpected += [
+                key for key in state_dict if key.startswith(prefix) and not key.startswith(known)
+            ]
 
 
 def outside_torch(modules: Iterable[object]) -> str | None:
-    """What the first of these modules is that computes outside of torch; None where all of them are torch's."""
+    """What the first of these modules is that computes outside of torch; None where all of them are
+    torch's.
+    """
     for module in modules:
         kind = getattr(module, "outside_torch", None)
         if isinstance(kind, str):
@@ -102,16 +125,22 @@ def held(modules: Modules) -> NamedModules:
 
 
 def digest(module: nn.Module) -> str | None:
-    """Sixteen hex digits over a module's parameters; None when it has none, and so nothing to be trained."""
+    """Sixteen hex digits over a module's parameters; None when it has none, and so nothing to be
+    trained.
+    """
     values = [value.detach().cpu().double().numpy().tobytes() for value in module.parameters()]
     return hashlib.sha256(b"".join(values)).hexdigest()[:16] if values else None
 
 
-def values_of(model: nn.Module, preprocess: nn.Module | None, member: ModelSpec, inputs: State) -> dict[str, Any]:
-    """The features at a member's nodes in the order in which they came; at its end the model's logits.
+def values_of(
+    model: nn.Module, preprocess: nn.Module | None, member: ModelSpec, inputs: State
+) -> dict[str, Any]:
+    """The features at a member's nodes in the order in which they came; at its end the model's
+    logits.
 
-    Of several tensors that a tapped module gives the first counts. Each is copied, because an operation that works in
-    place may follow. Raises BadNetwork for a module that ran twice or never, or gave no tensor.
+    Of several tensors that a tapped module gives the first counts. Each is copied, because an
+    operation that works in place may follow. Raises BadNetwork for a module that ran twice or
+    never, or gave no tensor.
     """
     values: dict[str, Any] = {}
     ours = threading.get_ident()
@@ -120,10 +149,15 @@ def values_of(model: nn.Module, preprocess: nn.Module | None, member: ModelSpec,
         if threading.get_ident() != ours:
             return  # another thread runs the same model
         if member.node(cut) in values:
-            raise BadNetwork(f"module {cut!r} runs more than once in a forward pass; cut where a module runs once")
+            raise BadNetwork(
+                f"module {cut!r} runs more than once in a forward pass; cut where a module runs "
+                f"once"
+            )
         leaves = [*tapped(output, cut).values()]
         if not leaves:
-            raise BadNetwork(f"module {cut!r} gives no tensor, expected one [B, ...]; cut elsewhere")
+            raise BadNetwork(
+                f"module {cut!r} gives no tensor, expected one [B, ...]; cut elsewhere"
+            )
         values[member.node(cut)] = leaves[0].clone()
 
     inputs = copies(inputs)
@@ -132,5 +166,7 @@ def values_of(model: nn.Module, preprocess: nn.Module | None, member: ModelSpec,
     with listening({cut: model.get_submodule(cut) for cut in member.cuts}, keep), plain_attention():
         output = call_model(model, preprocess, inputs)
     if silent := [cut for cut in member.cuts if member.node(cut) not in values]:
-        raise BadNetwork(f"module {silent[0]!r} did not run in a forward pass; cut where every input passes")
+        raise BadNetwork(
+            f"module {silent[0]!r} did not run in a forward pass; cut where every input passes"
+        )
     return values | {member.name: logits_in(output, member.output)}

@@ -1,4 +1,5 @@
-"""What stands at a node: the contracts of exits and gates, what they may look at, and asking them with a check.
+"""What stands at a node: the contracts of exits and gates, what they may look at, and asking them
+with a check.
 
 Shapes: B samples, C classes.
 """
@@ -22,9 +23,10 @@ from offramp.plans.scores import ScoreRange
 class Seen:
     """What an exit or a gate may look at, for the rows that are still here.
 
-    features: the tapped value at this node, [B, ...]. own: the logits of this node's exit, [B, C] (for itself None).
-    Those named in `reads`: logits of earlier exits, [B, C] each (an exit sees what they hand on where that is something
-    else, see `Hands`), and inputs such as `x/attention_mask`, [B, ...].
+    features: the tapped value at this node, [B, ...]. own: the logits of this node's exit, [B, C]
+    (for itself None). Those named in `reads`: logits of earlier exits, [B, C] each (an exit sees
+    what they hand on where that is something else, see `Hands`), and inputs such as
+    `x/attention_mask`, [B, ...].
     """
 
     features: Tensor
@@ -34,7 +36,9 @@ class Seen:
 
 
 class Exit(nn.Module, abc.ABC):
-    """Contract of a classifier after a segment. `reads` names earlier exits whose logits it needs, and inputs."""
+    """Contract of a classifier after a segment. `reads` names earlier exits whose logits it needs,
+    and inputs.
+    """
 
     reads: tuple[str, ...] = ()
 
@@ -47,7 +51,8 @@ class Exit(nn.Module, abc.ABC):
         """Plain data from which the shelf builds it again: {"name": ..., other arguments}."""
 
     def belong_to(self, model: nn.Module) -> None:
-        """Called when a network is made of this exit: one that is a part of the user's model finds itself there.
+        """Called when a network is made of this exit: one that is a part of the user's model finds
+        itself there.
 
         By default the exits within this one are called.
 
@@ -61,16 +66,22 @@ class Exit(nn.Module, abc.ABC):
 
 @runtime_checkable
 class Hands(Protocol):
-    """An exit that hands to later exits something else than its answer: an ensemble's members, not its mean."""
+    """An exit that hands to later exits something else than its answer: an ensemble's members, not
+    its mean.
+    """
 
     def both(self, seen: Seen) -> tuple[Tensor, Tensor]:
-        """Its logits [B, C] (those of `forward`), and what later exits that read it see instead, [B, ...]."""
+        """Its logits [B, C] (those of `forward`), and what later exits that read it see instead,
+        [B, ...].
+        """
 
 
 class Gate(nn.Module, abc.ABC):
-    """Contract of a score per sample: higher = readier to leave. `reads` names earlier exits and inputs.
+    """Contract of a score per sample: higher = readier to leave. `reads` names earlier exits and
+    inputs.
 
-    `spreads_nan`: whether a score is NaN by itself where a logit of this node's exit is NaN or infinite.
+    `spreads_nan`: whether a score is NaN by itself where a logit of this node's exit is NaN or
+    infinite.
     """
 
     reads: tuple[str, ...] = ()
@@ -88,7 +99,8 @@ class Gate(nn.Module, abc.ABC):
         """Plain data from which the shelf builds it again: {"name": ..., other arguments}."""
 
     def score_range(self) -> ScoreRange:
-        """The ends of the scores' range and where they saturate; by default nothing is known (the real line).
+        """The ends of the scores' range and where they saturate; by default nothing is known (the
+        real line).
 
         A trace carries it, and calibration puts no threshold beside a value that many rows share.
         """
@@ -96,9 +108,11 @@ class Gate(nn.Module, abc.ABC):
 
 
 class Scorer(Gate):
-    """A gate made of a function from logits [B, C] to scores [B], such as those in gates/confidence.py.
+    """A gate made of a function from logits [B, C] to scores [B], such as those in
+    gates/confidence.py.
 
-    A function may declare its range in an attribute `score_range` (see `offramp.plans.scores.scores_in`).
+    A function may declare its range in an attribute `score_range` (see
+    `offramp.plans.scores.scores_in`).
     """
 
     def __init__(self, name: str, function: Callable[[Tensor], Tensor]) -> None:
@@ -123,7 +137,8 @@ class Scorer(Gate):
             return ScoreRange()
         if not isinstance(declared, ScoreRange):
             raise BadNetwork(
-                f"score_range of the gate {self.name!r} must be an offramp.plans.scores.ScoreRange, got {declared!r}"
+                f"score_range of the gate {self.name!r} must be an "
+                f"offramp.plans.scores.ScoreRange, got {declared!r}"
             )
         return declared
 
@@ -138,14 +153,17 @@ def answer(exit_: Exit, seen: Seen, name: str) -> Tensor:
 
 
 def answers(exit_: Exit, seen: Seen, name: str) -> tuple[Tensor, Tensor]:
-    """Logits [B, C] of an exit, checked as `answer` does, and what it hands on: the same, unless it `Hands`."""
+    """Logits [B, C] of an exit, checked as `answer` does, and what it hands on: the same, unless it
+    `Hands`.
+    """
     logits, handed = exit_.both(seen) if isinstance(exit_, Hands) else (exit_(seen), None)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
         way = "Wrap the model so that it returns its logits alone, or in a dict under the key 'logits'."
         if isinstance(logits, (list, tuple)):
             way += " If these are its own exits, docs/how-to/my-network-already-has-exits.md shows how to keep them."
         raise BadNetwork(
-            f"exit {name!r} must give logits [B, C] of at least two classes, got {_described(logits)}. {way}"
+            f"exit {name!r} must give logits [B, C] of at least two classes, got "
+            f"{_described(logits)}. {way}"
         )
     return logits, logits if handed is None else handed
 
@@ -154,13 +172,19 @@ def _described(output: object) -> str:
     """What a model gave, with the name and shape of each tensor."""
     if isinstance(output, Tensor):
         return f"a tensor of shape {list(output.shape)}"
-    shapes = [f"{name.removeprefix('y/')} {list(tensor.shape)}" for name, tensor in tensors_of(output, "y").items()]
+    shapes = [
+        f"{name.removeprefix('y/')} {list(tensor.shape)}"
+        for name, tensor in tensors_of(output, "y").items()
+    ]
     kind = type(output).__name__
-    return f"a {kind} of {', '.join(shapes)}" if shapes else f"a {kind} without a tensor"
+    if shapes:
+        return f"a {kind} of {', '.join(shapes)}"
+    return f"a {kind} without a tensor"
 
 
 def grade(gate: Gate, seen: Seen, own: Tensor | None, routes: int = 1) -> Tensor:
-    """Scores of a gate, float32; NaN, so that the row goes on, where a logit of its own exit is not finite.
+    """Scores of a gate, float32; NaN, so that the row goes on, where a logit of its own exit is not
+    finite.
 
     Args:
         gate: of a node with routes + 1 successors.
@@ -181,15 +205,18 @@ def grade(gate: Gate, seen: Seen, own: Tensor | None, routes: int = 1) -> Tensor
         raise BadNetwork(f"a gate gave scores of shape {tuple(score.shape)}, expected {expected}")
     if own is None or gate.spreads_nan:
         return score
-    finite = (own * 0).sum(-1).float()  # NaN where a logit is none; few operations, for batches of one
+    finite = (
+        (own * 0).sum(-1).float()
+    )  # NaN where a logit is none; few operations, for batches of one
     return score + (finite if routes == 1 else finite[:, None])
 
 
 class Chooser(Gate):
-    """A gate that rates every way from its node, and sends a row to the best one (the first of equals).
+    """A gate that rates every way from its node, and sends a row to the best one (the first of
+    equals).
 
-    Recipes train the ratings; thresholds of 0 take the best way, and a shift of all of them makes the first ways
-    readier or less ready.
+    Recipes train the ratings; thresholds of 0 take the best way, and a shift of all of them makes
+    the first ways readier or less ready.
     """
 
     @abc.abstractmethod
@@ -197,12 +224,15 @@ class Chooser(Gate):
         """How good each way is for each row, [B, K] for K successors."""
 
     def score(self, seen: Seen) -> Tensor:
-        """By how much each way but the last is better than all ways after it: [B], or [B, K - 1]."""
+        """By how much each way but the last is better than all ways after it: [B], or [B, K -
+        1].
+        """
         return margins_of(self.ratings(seen))
 
 
 def margins_of(ratings: Tensor) -> Tensor:
-    """Ratings [B, K] -> scores [B, K - 1] ([B] for K = 2): the first score that reaches 0 is that of the best way.
+    """Ratings [B, K] -> scores [B, K - 1] ([B] for K = 2): the first score that reaches 0 is that
+    of the best way.
 
     >>> margins_of(torch.tensor([[1.0, 3.0, 2.0]]))
     tensor([[-2.,  1.]])

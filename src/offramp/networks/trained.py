@@ -2,9 +2,11 @@
 
 `fit` notes the rows twice for every parameter that it changed. Nothing is stored on modules.
 
-- By the parameter itself, for as long as it lives: the model may be cut anew, put into a ladder, taken apart, moved,
-  cast, or trained on by other code. One that gets its values from before `fit` back counts as untrained again.
-- By a digest of its values: a deep copy, or a model into which the state dict was loaded, holds the same values.
+- By the parameter itself, for as long as it lives: the model may be cut anew, put into a ladder,
+  taken apart, moved, cast, or trained on by other code. One that gets its values from before `fit`
+  back counts as untrained again.
+- By a digest of its values: a deep copy, or a model into which the state dict was loaded, holds the
+  same values.
 
 docs/concepts/promises.md says what cannot be seen.
 """
@@ -23,7 +25,9 @@ from torch.utils.weak import WeakIdKeyDictionary
 from offramp.plans.provenance import SeenRows, union
 
 SAMPLE = 4096  # values of a parameter that are looked at, evenly spread
-DISTINCT = 4  # different values that one must hold to be told from others: zeros and ones stand everywhere
+DISTINCT = (
+    4  # different values that one must hold to be told from others: zeros and ones stand everywhere
+)
 CASTS = (torch.float16, torch.bfloat16)  # a copy that is cast is the same model
 
 
@@ -41,7 +45,11 @@ _VALUES: dict[bytes, tuple[SeenRows, ...]] = {}  # digest of values -> rows
 
 def snapshot(module: nn.Module) -> dict[int, bytes]:
     """Digests of the values of all parameters, by the identity of the parameter."""
-    return {id(value): _digest(_sample(value), value.numel()) for value in module.parameters() if _is_known(value)}
+    return {
+        id(value): _digest(_sample(value), value.numel())
+        for value in module.parameters()
+        if _is_known(value)
+    }
 
 
 def remember(module: nn.Module, rows: SeenRows, before: Mapping[int, bytes] | None = None) -> None:
@@ -50,8 +58,8 @@ def remember(module: nn.Module, rows: SeenRows, before: Mapping[int, bytes] | No
     Args:
         module: the module after training.
         rows: those that trained it.
-        before: its `snapshot` before training; parameters that still hold the same values were not trained. Without
-            it all of them were.
+        before: its `snapshot` before training; parameters that still hold the same values were not
+            trained. Without it all of them were.
     """
     for value in module.parameters():
         if not _is_known(value):

@@ -1,9 +1,10 @@
-"""A network with forks, run eagerly on the user's own modules: for training, and for a call of the network itself.
+"""A network with forks, run eagerly on the user's own modules: for training, and for a call of the
+network itself.
 
-`every_path` runs all rows along every path. `routed` sends each row along one: what a gate decides is a one-hot weight
-for every way, through which gradients reach the gate. Rows are either bucketed (each node runs on its own rows) or
-mixed (each node runs on all rows, and where arms meet their outputs are summed under the weights). Both give the same
-answers where the weights are one-hot.
+`every_path` runs all rows along every path. `routed` sends each row along one: what a gate decides
+is a one-hot weight for every way, through which gradients reach the gate. Rows are either bucketed
+(each node runs on its own rows) or mixed (each node runs on all rows, and where arms meet their
+outputs are summed under the weights). Both give the same answers where the weights are one-hot.
 
 Shapes: B rows, n rows that arrive somewhere, K successors of a gate, C classes.
 """
@@ -30,11 +31,15 @@ if TYPE_CHECKING:
 
 HANDED = "/handed"  # what an exit hands to later exits where that is not its answer: see `Hands`
 
-Decide = Callable[[str, Gate, Seen], Tensor]  # the name of a gate, the gate and what it sees -> one-hot weights [n, K]
+Decide = Callable[
+    [str, Gate, Seen], Tensor
+]  # the name of a gate, the gate and what it sees -> one-hot weights [n, K]
 
 
 def with_defaults(topology: Topology, inputs: State) -> State:
-    """Inputs [B, ...], and what stands for the logits or outputs of nodes until they have run for a row."""
+    """Inputs [B, ...], and what stands for the logits or outputs of nodes until they have run for a
+    row.
+    """
     if not topology.defaults:
         return inputs
     like = next(iter(inputs.values()))
@@ -59,16 +64,24 @@ def segment_call(network: Network, name: str) -> Callable[[State], State]:
     hands_on = type(model) is nn.Identity and preprocess is None
 
     def output(state: State) -> Tensor:
-        if hands_on:  # a fork or an exit between two segments: nothing is computed, and nothing copied
-            return state[node.source] if node.source is not None else _first_input(state)
+        if (
+            hands_on
+        ):  # a fork or an exit between two segments: nothing is computed, and nothing copied
+            if node.source is not None:
+                return state[node.source]
+            return _first_input(state)
         if node.source is None:
             more = [state[other] for other in node.reads]
             if not more:
-                found: Tensor = logits_in(call_model(model, preprocess, copies(state)), member.output)
+                found: Tensor = logits_in(
+                    call_model(model, preprocess, copies(state)), member.output
+                )
                 return found
             first = _first_input(state).clone()
             return _tensor(name, model(first if preprocess is None else preprocess(first), *more))
-        taken = [state[other].clone() for other in (node.source, *node.reads)]  # it may work in place
+        taken = [
+            state[other].clone() for other in (node.source, *node.reads)
+        ]  # it may work in place
         return _tensor(name, model(*taken))
 
     def call(state: State) -> State:
@@ -81,7 +94,9 @@ def _tensor(name: str, output: object) -> Tensor:
     """What a segment gave. Raises BadNetwork unless it is one tensor, or logits among others."""
     found = logits_in(output)
     if not isinstance(found, Tensor):
-        raise BadNetwork(f"segment {name!r} must give one tensor [B, ...], got a {type(output).__name__}")
+        raise BadNetwork(
+            f"segment {name!r} must give one tensor [B, ...], got a {type(output).__name__}"
+        )
     return found
 
 
@@ -106,7 +121,9 @@ class ReferencePath(nn.Module):
         members = {member.name: member for member in network.members}
         self.models = nn.ModuleDict({name: network.model_of(members[name]) for name in path})
         fronts = {name: network.preprocess_of(members[name]) for name in path}
-        self.fronts = nn.ModuleDict({name: preprocess for name, preprocess in fronts.items() if preprocess is not None})
+        self.fronts = nn.ModuleDict(
+            {name: preprocess for name, preprocess in fronts.items() if preprocess is not None}
+        )
         self.last = network.exit_of(path[-1])
         self.training = False
 
@@ -122,7 +139,10 @@ class ReferencePath(nn.Module):
             model = self.models[node.name]
             more = [values[other] for other in node.reads]
             if node.source is not None:
-                found = values[node.source] if type(model) is nn.Identity else model(values[node.source], *more)
+                if type(model) is nn.Identity:
+                    found = values[node.source]
+                else:
+                    found = model(values[node.source], *more)
             elif type(model) is not nn.Identity:
                 inputs = args
                 named = kwargs
@@ -145,11 +165,15 @@ class Nodes:
         self._calls = {name: segment_call(network, name) for name in self.topology.names}
 
     def run(self, node: Node, state: State) -> None:
-        """Run a node's segment, and its exit where there is one; their tensors are added to `state`."""
+        """Run a node's segment, and its exit where there is one; their tensors are added to
+        `state`.
+        """
         state.update(self._calls[node.name](state))
         if node.has_exit:
             exit_ = self.network.exit_of(node.name)
-            logits, handed = answers(exit_, self.seen(node, node.exit_reads, state, handed=True), node.name)
+            logits, handed = answers(
+                exit_, self.seen(node, node.exit_reads, state, handed=True), node.name
+            )
             state[node.name + LOGITS] = logits
             state[node.name + HANDED] = handed
 
@@ -169,7 +193,8 @@ class Nodes:
 
 
 def every_path(network: Network, inputs: State) -> Iterator[tuple[str, Node, Seen]]:
-    """Every exit and gate on every path, for all rows: its label, its node, and what the gate there sees.
+    """Every exit and gate on every path, for all rows: its label, its node, and what the gate there
+    sees.
 
     Raises BadNetwork in a network with more than sixteen paths.
     """
@@ -218,15 +243,21 @@ def routed(network: Network, inputs: State, decide: Decide, *, mixed: bool = Fal
         network: a network with forks.
         inputs: named tensors [B, ...].
         decide: gives the one-hot weights [n, K] of the rows that arrive at a gate.
-        mixed: run every node on all rows and sum under the weights, so that a gate learns from all of its ways; else
-            every node runs on its own rows alone.
+        mixed: run every node on all rows and sum under the weights, so that a gate learns from all
+            of its ways; else every node runs on its own rows alone.
     """
-    walk = _Mixed(network, inputs, decide) if mixed else _Bucketed(network, inputs, decide)
+    if mixed:
+        walk = _Mixed(network, inputs, decide)
+    else:
+        walk = _Bucketed(network, inputs, decide)
     return walk.done()
 
 
-def reach_of(topology: Topology, choices: Mapping[str, Tensor], rows: int, like: Tensor) -> dict[str, Tensor]:
-    """By node how surely every row passes it, [B]: 0 or 1 for one-hot choices, with their gradients.
+def reach_of(
+    topology: Topology, choices: Mapping[str, Tensor], rows: int, like: Tensor
+) -> dict[str, Tensor]:
+    """By node how surely every row passes it, [B]: 0 or 1 for one-hot choices, with their
+    gradients.
 
     Args:
         topology: whose nodes are meant.
@@ -240,7 +271,10 @@ def reach_of(topology: Topology, choices: Mapping[str, Tensor], rows: int, like:
         for number, successor in enumerate(node.successors):
             if successor == LEAVE:
                 continue
-            share = choices[node.name][:, number] if node.name in choices else like.new_ones(rows)
+            if node.name in choices:
+                share = choices[node.name][:, number]
+            else:
+                share = like.new_ones(rows)
             reach[successor] = reach[successor] + reach[node.name] * share
     return reach
 
@@ -258,9 +292,11 @@ class _Bucketed:
         device = next(iter(inputs.values())).device
         every = torch.arange(self.rows, device=device)
         start = with_defaults(self.topology, inputs)
-        # By node the groups that wait for it: row numbers [n], named tensors, and the weight [n] of the ways taken
-        # since arms last met (None where no gate decided).
-        self.waiting: dict[str, list[tuple[Tensor, State, Tensor | None]]] = {self.topology.names[0]: []}
+        # By node the groups that wait for it: row numbers [n], named tensors, and the weight [n] of
+        # the ways taken since arms last met (None where no gate decided).
+        self.waiting: dict[str, list[tuple[Tensor, State, Tensor | None]]] = {
+            self.topology.names[0]: []
+        }
         self.waiting[self.topology.names[0]].append((every, start, None))
         self.answers: list[tuple[Tensor, Tensor, int]] = []
         self.choices: dict[str, Tensor] = {}
@@ -275,13 +311,17 @@ class _Bucketed:
                 self._run(node, *self._merged(node, groups))
         order = torch.cat([rows for rows, _, _ in self.answers]).argsort()
         logits = torch.cat([each for _, each, _ in self.answers])[order]
-        exits = torch.cat([torch.full_like(rows, number) for rows, _, number in self.answers])[order]
+        exits = torch.cat([torch.full_like(rows, number) for rows, _, number in self.answers])[
+            order
+        ]
         return Routed(logits, exits, self.choices, self.arrived, self.passed)
 
     def _merged(
         self, node: Node, groups: Sequence[tuple[Tensor, State, Tensor | None]]
     ) -> tuple[Tensor, State, Tensor | None]:
-        """Groups as one in the order of the rows. Where arms meet, the weight goes into what they gave."""
+        """Groups as one in the order of the rows. Where arms meet, the weight goes into what they
+        gave.
+        """
         if len(groups) == 1 and len(node.after) < 2:
             return groups[0]
         names = [name for name in groups[0][1] if all(name in state for _, state, _ in groups)]
@@ -298,7 +338,10 @@ class _Bucketed:
             shapes = {tuple(part.shape[1:]) for part in parts}
             if len(shapes) > 1:
                 told = " and ".join(str(list(shape)) for shape in sorted(shapes))
-                raise BadNetwork(f"arms that meet at {node.name!r} give rows of shapes {told}; they must give one")
+                raise BadNetwork(
+                    f"arms that meet at {node.name!r} give rows of shapes {told}; they must give "
+                    f"one"
+                )
             state[name] = torch.cat(parts)[order]
         return rows[order], state, None
 
@@ -311,7 +354,9 @@ class _Bucketed:
             self._send(node, node.successors[0], rows, state, weight)
             return
         gate = self.network.gate_of(node.name)
-        chosen = self.decide(node.name, gate, self.nodes.seen(node, node.gate_reads, state))  # [n, K]
+        chosen = self.decide(
+            node.name, gate, self.nodes.seen(node, node.gate_reads, state)
+        )  # [n, K]
         whole = chosen.new_zeros(self.rows, chosen.shape[1])
         whole[:, -1] = 1.0
         self.choices[node.name] = whole.index_copy(0, rows, chosen)
@@ -328,7 +373,9 @@ class _Bucketed:
             some = {name: value[here] for name, value in state.items()}
             self._send(node, successor, rows[here], some, share)
 
-    def _send(self, node: Node, successor: str, rows: Tensor, state: State, weight: Tensor | None) -> None:
+    def _send(
+        self, node: Node, successor: str, rows: Tensor, state: State, weight: Tensor | None
+    ) -> None:
         if successor != LEAVE:
             self.waiting.setdefault(successor, []).append((rows, state, weight))
             return
@@ -352,9 +399,13 @@ class _Mixed:
         """All rows, answered."""
         device = next(iter(self.start.values())).device
         one = torch.ones(self.rows, device=device)
-        waiting: dict[str, list[tuple[Tensor, State]]] = {self.topology.names[0]: [(one, self.start)]}
+        waiting: dict[str, list[tuple[Tensor, State]]] = {
+            self.topology.names[0]: [(one, self.start)]
+        }
         logits: Tensor | None = None
-        taken = torch.zeros(self.rows, len(self.topology.exits), device=device)  # the weight of every exit's answer
+        taken = torch.zeros(
+            self.rows, len(self.topology.exits), device=device
+        )  # the weight of every exit's answer
         choices: dict[str, Tensor] = {}
         arrived: dict[str, Tensor] = {}
         passed: dict[str, tuple[Tensor, Tensor]] = {}
@@ -367,7 +418,9 @@ class _Mixed:
             ways = one[:, None]
             if len(node.successors) > 1:
                 gate = self.network.gate_of(node.name)
-                ways = self.decide(node.name, gate, self.nodes.seen(node, node.gate_reads, state))  # [B, K]
+                ways = self.decide(
+                    node.name, gate, self.nodes.seen(node, node.gate_reads, state)
+                )  # [B, K]
                 here = weight.detach() > 0
                 last = torch.zeros_like(ways)
                 last[:, -1] = 1.0
@@ -389,7 +442,9 @@ class _Mixed:
         if len(groups) == 1:
             return groups[0][0], dict(groups[0][1])
         total = torch.stack([weight for weight, _ in groups]).sum(0)
-        elsewhere = (1 - total).detach()  # rows on other paths: they bring what the last arm gave, and count nothing
+        elsewhere = (
+            1 - total
+        ).detach()  # rows on other paths: they bring what the last arm gave, and count nothing
         state: State = {}
         for name, last in groups[-1][1].items():
             several = [own[name] for _, own in groups if name in own]
@@ -401,7 +456,10 @@ class _Mixed:
             shapes = {tuple(value.shape[1:]) for value in several}
             if len(shapes) > 1:
                 told = " and ".join(str(list(shape)) for shape in sorted(shapes))
-                raise BadNetwork(f"arms that meet at {node.name!r} give rows of shapes {told}; they must give one")
+                raise BadNetwork(
+                    f"arms that meet at {node.name!r} give rows of shapes {told}; they must give "
+                    f"one"
+                )
             mixed = _scaled(last, elsewhere)
             for (weight, _), value in zip(groups, several, strict=True):
                 mixed = mixed + _scaled(value, weight)

@@ -1,4 +1,6 @@
-"""The room that takes a model apart at module boundaries: pieces to run, the list of legal cuts, the check."""
+"""The room that takes a model apart at module boundaries: pieces to run, the list of legal cuts,
+the check.
+"""
 
 from offramp.networks.taps import inputs_of, listening, tapped
 from offramp.partition.checking import self_check

@@ -1,4 +1,6 @@
-"""Whether pieces give what the eager model gives, whatever rows are there; and which operation mixes rows."""
+"""Whether pieces give what the eager model gives, whatever rows are there; and which operation
+mixes rows.
+"""
 
 from __future__ import annotations
 
@@ -19,14 +21,19 @@ PICKS = ([6, 1, 3], [5, 0, 2, 7, 4, 1, 3], [4])  # a permuted subset, seven rows
 
 
 def self_check(
-    model: nn.Module, partition: Partition, args: Sequence[object], kwargs: Mapping[str, object] | None = None
+    model: nn.Module,
+    partition: Partition,
+    args: Sequence[object],
+    kwargs: Mapping[str, object] | None = None,
 ) -> float:
-    """The largest difference between pieces and eager model, divided by max(1, largest magnitude in that tensor).
+    """The largest difference between pieces and eager model, divided by max(1, largest magnitude in
+    that tensor).
 
-    Eight rows are made of the example (missing ones, and float rows that are all alike, get noise). Compared are all
-    of them, a permuted subset, seven, one, what remains when rows are dropped after every piece, and text of other
-    lengths where that is free. Raises BadNetwork above 1e-4 (the cut is named), when an operation mixes rows (it is
-    named), when a piece changes what it was given.
+    Eight rows are made of the example (missing ones, and float rows that are all alike, get noise).
+    Compared are all of them, a permuted subset, seven, one, what remains when rows are dropped
+    after every piece, and text of other lengths where that is free. Raises BadNetwork above 1e-4
+    (the cut is named), when an operation mixes rows (it is named), when a piece changes what it was
+    given.
     """
     with torch.inference_mode(False), torch.no_grad():
         rows = _rows(inputs_of(args, kwargs))
@@ -39,10 +46,15 @@ def self_check(
             alone = _eager(model, partition, args, kwargs, _picked(rows, pick))
             if any(_differs(_picked(whole, pick)[name], alone[name]) for name in alone):
                 raise BadNetwork(
-                    f"{_mixing(partition, rows, pick)} mixes rows: what it gives for a row depends on its batch-mates, "
-                    "expected rows to be independent; change it, for no sample can leave such a batch"
+                    f"{_mixing(partition, rows, pick)} mixes rows: what it gives for a row "
+                    f"depends on its batch-mates, "
+                    "expected rows to be independent; change it, for no sample can leave such a "
+                    "batch"
                 )
-        runs = [_compared(partition, _picked(whole, pick), _picked(rows, pick)) for pick in ([*range(ROWS)], *PICKS)]
+        runs = [
+            _compared(partition, _picked(whole, pick), _picked(rows, pick))
+            for pick in ([*range(ROWS)], *PICKS)
+        ]
         for other in _of_other_lengths(partition, rows):
             try:
                 expected = _eager(model, partition, args, kwargs, other)
@@ -60,17 +72,26 @@ def _of_other_lengths(partition: Partition, rows: State) -> list[State]:
         return []
     now = rows[texts[0]].shape[1]
     lengths = [
-        length for length in (now // 2, now - 1, 2 * now) if length > 1 and source.refused_length(length) is None
+        length
+        for length in (now // 2, now - 1, 2 * now)
+        if length > 1 and source.refused_length(length) is None
     ]
     twice = {name: torch.cat([rows[name]] * 2, 1) for name in texts}
     return [rows | {name: twice[name][:, :length] for name in texts} for length in lengths]
 
 
 def _eager(
-    model: nn.Module, partition: Partition, args: Sequence[object], kwargs: Mapping[str, object] | None, rows: State
+    model: nn.Module,
+    partition: Partition,
+    args: Sequence[object],
+    kwargs: Mapping[str, object] | None,
+    rows: State,
 ) -> State:
-    """Outputs and taps by name, copied as they come, because later operations may work on them in place."""
-    modules, found = dict(model.named_modules(remove_duplicate=False)), State()
+    """Outputs and taps by name, copied as they come, because later operations may work on them in
+    place.
+    """
+    modules = dict(model.named_modules(remove_duplicate=False))
+    found = State()
     marks = {name: modules[name] for name in partition.taps if name in modules}
 
     def hear(name: str, output: object) -> None:
@@ -84,42 +105,64 @@ def _eager(
 
 
 def _compared(partition: Partition, whole: State, rows: State, *, drop: bool = False) -> float:
-    """The largest difference of what the pieces write; with `drop` the rows turn round and one leaves at each cut."""
-    state, left, worst = dict(rows), list(range(len(next(iter(rows.values()))))), 0.0
+    """The largest difference of what the pieces write; with `drop` the rows turn round and one
+    leaves at each cut.
+    """
+    state = dict(rows)
+    left = list(range(len(next(iter(rows.values())))))
+    worst = 0.0
     for piece in partition.pieces:
-        cut = f"the piece that ends at {piece.name!r}" if piece.name else "the last piece"
+        if piece.name:
+            cut = f"the piece that ends at {piece.name!r}"
+        else:
+            cut = "the last piece"
         before = {name: tensor._version for name, tensor in state.items()}
         written = piece.call(state)
         if changed := [name for name, version in before.items() if state[name]._version != version]:
-            raise BadNetwork(f"{cut} changes {changed[0]!r} in place, expected it untouched; cut elsewhere, {WAY_OUT}")
+            raise BadNetwork(
+                f"{cut} changes {changed[0]!r} in place, expected it untouched; cut elsewhere, "
+                f"{WAY_OUT}"
+            )
         for name in written.keys() & whole.keys():
             if _differs(expected := whole[name][left], written[name]):
                 raise BadNetwork(
-                    f"{cut} gives {name!r} {_distance(expected, written[name]):.2g} away from the model on "
+                    f"{cut} gives {name!r} {_distance(expected, written[name]):.2g} away from the "
+                    f"model on "
                     f"{len(left)} rows, expected at most {BAND:g}; cut elsewhere, {WAY_OUT}"
                 )
             worst = max(worst, _distance(expected, written[name]))
         state.update(written)
         if drop:
             keep = list(range(len(left)))[::-1][: max(1, len(left) - 1)]
-            state, left = _picked(state, keep), [left[index] for index in keep]
+            state = _picked(state, keep)
+            left = [left[index] for index in keep]
     return worst
 
 
 def _mixing(partition: Partition, rows: State, pick: list[int]) -> str:
-    """The first operation, or for explicit stages the first stage, that gives a row something else among others."""
+    """The first operation, or for explicit stages the first stage, that gives a row something else
+    among others.
+    """
     few = _picked(rows, pick)
     if partition.source is None:
-        whole, part = partition.run(rows), partition.run(few)
+        whole = partition.run(rows)
+        part = partition.run(few)
         guilty = (
-            piece for piece in partition.pieces for name in piece.writes if _differs(whole[name][pick], part[name])
+            piece
+            for piece in partition.pieces
+            for name in piece.writes
+            if _differs(whole[name][pick], part[name])
         )
         piece = next(guilty, partition.pieces[-1])
-        return f"the stage that ends at {piece.name!r}" if piece.name else "the last stage"
-    graph, source = partition.source.graph, partition.source
+        if piece.name:
+            return f"the stage that ends at {piece.name!r}"
+        return "the last stage"
+    graph = partition.source.graph
+    source = partition.source
     seen = [_Recorder(graph).values_of(state) for state in (rows, few)]
     for node in graph.graph.nodes:
-        one, other = seen[0].get(node), seen[1].get(node)
+        one = seen[0].get(node)
+        other = seen[1].get(node)
         if node.op == "call_function" and isinstance(one, Tensor) and isinstance(other, Tensor):
             by_row = one.dim() and len(one) == ROWS and source.obstacle(node) is None
             expected = one[pick] if by_row else one
@@ -146,10 +189,11 @@ class _Recorder(fx.Interpreter):
 def _rows(inputs: Mapping[str, Tensor], *, turned: bool = True) -> State:
     """Eight rows [8, ...] of each input.
 
-    Missing rows of integers are put together of those that are there, place by place: columns have values of their own,
-    and words with coordinates stay whole. A single row is turned, if `turned`.
+    Missing rows of integers are put together of those that are there, place by place: columns have
+    values of their own, and words with coordinates stay whole. A single row is turned, if `turned`.
     """
-    draw, found = torch.Generator().manual_seed(0), State()
+    draw = torch.Generator().manual_seed(0)
+    found = State()
     for name, given in inputs.items():
         rows = given.detach()[[index % len(given) for index in range(ROWS)]].clone()
         alike = bool((rows == rows[:1]).all())
@@ -171,15 +215,25 @@ def _picked(state: Mapping[str, Tensor], rows: Sequence[int]) -> State:
 
 
 def _differs(expected: Tensor, got: Tensor) -> bool:
-    lower = [torch.finfo(each.dtype).eps * 16 for each in (expected, got) if each.is_floating_point()]
+    lower = [
+        torch.finfo(each.dtype).eps * 16 for each in (expected, got) if each.is_floating_point()
+    ]
     return _distance(expected, got) > max([BAND, *lower])
 
 
 def _distance(expected: Tensor, got: Tensor) -> float:
-    """Largest difference over max(1, largest finite magnitude); equal infinities and NaN count as equal."""
+    """Largest difference over max(1, largest finite magnitude); equal infinities and NaN count as
+    equal.
+    """
     if expected.shape != got.shape:
         return torch.inf
-    one, other = expected.double(), got.double()
-    apart = (one - other).abs().masked_fill((one == other) | (one.isnan() & other.isnan()), 0).nan_to_num(torch.inf)
+    one = expected.double()
+    other = got.double()
+    apart = (
+        (one - other)
+        .abs()
+        .masked_fill((one == other) | (one.isnan() & other.isnan()), 0)
+        .nan_to_num(torch.inf)
+    )
     scale = one.abs().nan_to_num(0, 0, 0)
     return float(apart.max() / scale.max().clamp(min=1)) if apart.numel() else 0.0

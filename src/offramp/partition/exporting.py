@@ -1,7 +1,8 @@
 """One `torch.export` of a model, with the ends of chosen modules marked in its graph.
 
-Forward hooks that live only while the export runs put an `alias` behind each chosen module's tensors: that fixes the
-place even where the next operation works in place, and names exactly the value that an eager hook sees.
+Forward hooks that live only while the export runs put an `alias` behind each chosen module's
+tensors: that fixes the place even where the next operation works in place, and names exactly the
+value that an eager hook sees.
 """
 
 from __future__ import annotations
@@ -35,18 +36,23 @@ def exported(
     marks: Mapping[str, nn.Module],
     length: Collection[str] = (),
 ) -> ExportedGraph:
-    """Export a model once, in eval mode, with a dynamic batch; mark where the modules in `marks` end.
+    """Export a model once, in eval mode, with a dynamic batch; mark where the modules in `marks`
+    end.
 
-    Tensors among the arguments are inputs [B, ...], those named in `length` [B, T, ...] with T free and one and the
-    same; everything else is fixed. The model is left as it was.
-    Raises BadNetwork when the model is in training mode or cannot be exported, BadData when the example does not fit.
+    Tensors among the arguments are inputs [B, ...], those named in `length` [B, T, ...] with T free
+    and one and the same; everything else is fixed. The model is left as it was.
+    Raises BadNetwork when the model is in training mode or cannot be exported, BadData when the
+    example does not fit.
     """
     if any(module.training for module in model.modules()):
-        raise BadNetwork("the model is in training mode, expected eval mode; call model.eval() first")
+        raise BadNetwork(
+            "the model is in training mode, expected eval mode; call model.eval() first"
+        )
     inputs = inputs_of(args, kwargs)
     if unfit := [name for name in length if name not in inputs or inputs[name].dim() < 2]:
         raise BadData(
-            f"{unfit[0]!r} is to be of any length, expected an input [B, T, ...] of {list(inputs)}; name such"
+            f"{unfit[0]!r} is to be of any length, expected an input [B, T, ...] of "
+            f"{list(inputs)}; name such"
         )
     free = [name in length for name in inputs]
     marked = _Marked(model, args, kwargs or {}, marks, free)
@@ -54,9 +60,14 @@ def exported(
         with _quiet(), plain_attention(), torch.inference_mode(False):
             example = _two_rows(inputs)
             dynamic = (
-                [dict.fromkeys((0, 1) if any_length else (0,), torch.export.Dim.DYNAMIC) for any_length in free],
+                [
+                    dict.fromkeys((0, 1) if any_length else (0,), torch.export.Dim.DYNAMIC)
+                    for any_length in free
+                ],
             )
-            graph = torch.export.export(marked, (example,), dynamic_shapes=dynamic, strict=False).module()
+            graph = torch.export.export(
+                marked, (example,), dynamic_shapes=dynamic, strict=False
+            ).module()
     except Exception as problem:
         raise _why_not(model, args, kwargs or {}, problem, text=any(free)) from problem
     assert isinstance(graph, fx.GraphModule)
@@ -64,16 +75,26 @@ def exported(
 
 
 def _two_rows(inputs: Mapping[str, Tensor]) -> list[Tensor]:
-    """Copies with two rows or more, and not as many as another size has: the export would take them for one."""
+    """Copies with two rows or more, and not as many as another size has: the export would take them
+    for one.
+    """
     rows = len(next(iter(inputs.values())))
     sizes = {size for tensor in inputs.values() for size in tensor.shape[1:]}
-    times = next(times for times in range(1, 99) if rows * times > 1 and (times > 8 or rows * times not in sizes))
-    return [torch.cat([x] * times).detach() if times > 1 else x.detach().clone() for x in inputs.values()]
+    times = next(
+        times
+        for times in range(1, 99)
+        if rows * times > 1 and (times > 8 or rows * times not in sizes)
+    )
+    return [
+        torch.cat([x] * times).detach() if times > 1 else x.detach().clone()
+        for x in inputs.values()
+    ]
 
 
 @dataclasses.dataclass
 class _Notes:
-    """What a forward of `_Marked` gave, in order: names of outputs, (module, leaf) of marks, modules that ran.
+    """What a forward of `_Marked` gave, in order: names of outputs, (module, leaf) of marks,
+    modules that ran.
 
     An object of its own, because torch sets the attributes of a module back after the export.
     """
@@ -84,7 +105,9 @@ class _Notes:
 
 
 class _Marked(nn.Module):
-    """A model that also returns the tensors of marked modules, each through an `alias` of its own."""
+    """A model that also returns the tensors of marked modules, each through an `alias` of its
+    own.
+    """
 
     def __init__(
         self,
@@ -103,7 +126,8 @@ class _Marked(nn.Module):
 
     def forward(self, tensors: list[Tensor]) -> list[Tensor]:
         args, kwargs, marks = self.given
-        notes, found = self.notes, list[Tensor]()
+        notes = self.notes
+        found = list[Tensor]()
         notes.marks.clear()
         notes.calls.clear()
 
@@ -126,7 +150,9 @@ class _Marked(nn.Module):
         return [*outputs.values(), *found]
 
 
-def _read(graph: fx.GraphModule, inputs: tuple[str, ...], notes: _Notes, free: Sequence[bool]) -> ExportedGraph:
+def _read(
+    graph: fx.GraphModule, inputs: tuple[str, ...], notes: _Notes, free: Sequence[bool]
+) -> ExportedGraph:
     guards: list[nn.Module] = []
     for node in list(graph.graph.nodes):
         if node.op == "call_module" and not node.users:
@@ -148,15 +174,30 @@ def _read(graph: fx.GraphModule, inputs: tuple[str, ...], notes: _Notes, free: S
     rows = next(iter(found.values())).meta["val"].shape[0]
     symbol = _symbol(rows)
     if symbol is None:
-        raise BadNetwork(f"the model fixes its batch size to {rows}, expected any; remove that, {WAY_OUT}")
-    texts = [node.meta["val"].shape[1] for node, any_length in zip(found.values(), free, strict=True) if any_length]
+        raise BadNetwork(
+            f"the model fixes its batch size to {rows}, expected any; remove that, {WAY_OUT}"
+        )
+    texts = [
+        node.meta["val"].shape[1]
+        for node, any_length in zip(found.values(), free, strict=True)
+        if any_length
+    ]
     if texts and _symbol(texts[0]) is None:
-        raise BadNetwork(f"the model fixes the length of its text to {texts[0]}, expected any; leave out length=")
-    result = ExportedGraph(graph, found, outputs, taps, symbol, _symbol(texts[0]) if texts else None, tuple(guards))
-    keep = {name: node for name, node in outputs.items() if isinstance(node, fx.Node) and not result.obstacle(node)}
+        raise BadNetwork(
+            f"the model fixes the length of its text to {texts[0]}, expected any; leave out length="
+        )
+    result = ExportedGraph(
+        graph, found, outputs, taps, symbol, _symbol(texts[0]) if texts else None, tuple(guards)
+    )
+    keep = {
+        name: node
+        for name, node in outputs.items()
+        if isinstance(node, fx.Node) and not result.obstacle(node)
+    }
     if not keep:
         raise BadNetwork(
-            f"{_lost(result)}the model gives no tensor [B, ...], expected logits or features; wrap it so that it does"
+            f"{_lost(result)}the model gives no tensor [B, ...], expected logits or features; "
+            f"wrap it so that it does"
         )
     return dataclasses.replace(result, outputs=keep)
 
@@ -166,7 +207,11 @@ def _lost(source: ExportedGraph) -> str:
     behind = source.behind(node for node in source.outputs.values() if isinstance(node, fx.Node))[0]
     for node in sorted(behind, key=source.order.__getitem__):
         had = any(source.obstacle(one) is None for one in node.all_input_nodes)
-        if had and isinstance(value := node.meta.get("val"), Tensor) and source.obstacle(node) is not None:
+        if (
+            had
+            and isinstance(value := node.meta.get("val"), Tensor)
+            and source.obstacle(node) is not None
+        ):
             return f"{described(node)} gives shape [{', '.join(map(source.written, value.shape))}], and "
     return ""
 
@@ -178,29 +223,48 @@ def _symbol(size: object) -> Any:
 
 
 def _why_not(
-    model: nn.Module, args: Sequence[object], kwargs: Mapping[str, object], problem: Exception, *, text: bool
+    model: nn.Module,
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    problem: Exception,
+    *,
+    text: bool,
 ) -> BadData | BadNetwork:
     try:
         with torch.no_grad():
             model(*args, **kwargs)
     except Exception as own:
-        inputs = {f"{INPUT}/{number}": value for number, value in enumerate((*args, *kwargs.values()))}
+        inputs = {
+            f"{INPUT}/{number}": value for number, value in enumerate((*args, *kwargs.values()))
+        }
         tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
         way = remedy(tensors, own, "give a batch of its shape and type")
         return BadData(f"the model fails on the example: {_first_line(own)}; {way}")
     said = str(problem)
     if "specialized it to be a constant" in said:
-        what = "fixes the length of the text" if text and ".size()[0]" not in said else "fixes the batch size"
+        if text and ".size()[0]" not in said:
+            what = "fixes the length of the text"
+        else:
+            what = "fixes the batch size"
         return BadNetwork(f"the model cannot be exported: its code {what}; remove that, {WAY_OUT}")
-    why = "its code branches on values of the data" if "data-dependent" in said else _first_line(problem)
+    if "data-dependent" in said:
+        why = "its code branches on values of the data"
+    else:
+        why = _first_line(problem)
     return BadNetwork(f"the model cannot be exported: {why}{_where(problem)}; change it, {WAY_OUT}")
 
 
 def _where(problem: Exception) -> str:
     """The innermost line that is neither torch's nor ours, such as a model's `if h.sum() > 0:`."""
     house = (str(Path(torch.__file__).parent), str(Path(__file__).parent))
-    lines = [frame for frame in traceback.extract_tb(problem.__traceback__) if not frame.filename.startswith(house)]
-    return f", at `{lines[-1].line}` ({lines[-1].filename}:{lines[-1].lineno})" if lines and lines[-1].line else ""
+    lines = [
+        frame
+        for frame in traceback.extract_tb(problem.__traceback__)
+        if not frame.filename.startswith(house)
+    ]
+    if lines and lines[-1].line:
+        return f", at `{lines[-1].line}` ({lines[-1].filename}:{lines[-1].lineno})"
+    return ""
 
 
 def _first_line(problem: Exception) -> str:
@@ -211,7 +275,8 @@ def _first_line(problem: Exception) -> str:
 def _quiet() -> Iterator[None]:
     """Keep to ourselves what torch prints about exports, above all about those that fail."""
     logger = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    before, logger.disabled = logger.disabled, True
+    before = logger.disabled
+    logger.disabled = True
     try:
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")

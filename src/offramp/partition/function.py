@@ -14,15 +14,20 @@ HELD = 3
 
 
 def function_of(module: fx.GraphModule, name: str) -> Callable[..., tuple[Tensor, ...]]:
-    """The graph's function of positional tensors, bound to the parameters, buffers and constants as they are now.
+    """The graph's function of positional tensors, bound to the parameters, buffers and constants as
+    they are now.
 
-    Three things make it fast on a CPU (ResNet-56, one thread): no look-ups of attributes (batch 1: 0.91 of eager, where
-    the module takes 1.06); element-wise operations write in place where nothing needs their input any more; and every
-    value is let go HELD operations after its last use. Freed at once, the top of the heap goes back to the system after
-    each layer, and the next one pays in page faults (batch 64: 1.05 of eager; 0.94 with three held).
+    Three things make it fast on a CPU (ResNet-56, one thread): no look-ups of attributes (batch 1:
+    0.91 of eager, where the module takes 1.06); element-wise operations write in place where
+    nothing needs their input any more; and every value is let go HELD operations after its last
+    use. Freed at once, the top of the heap goes back to the system after each layer, and the next
+    one pays in page faults (batch 64: 1.05 of eager; 0.94 with three held).
     """
     known: dict[str, Any] = {}
-    names, lines, arguments, dying = dict[fx.Node, str](), list[str](), list[str](), list[list[str]]()
+    names = dict[fx.Node, str]()
+    lines = list[str]()
+    arguments = list[str]()
+    dying = list[list[str]]()
     writing = in_place(module.graph)
     last = {source: node for node in module.graph.nodes for source in node.all_input_nodes}
     for node in module.graph.nodes:
@@ -37,7 +42,11 @@ def function_of(module: fx.GraphModule, name: str) -> Callable[..., tuple[Tensor
             call = ", ".join([*(_text(value, names, known) for value in node.args), *keywords])
             names[node] = f"v{len(names)}"
             lines.append(f"{names[node]} = {_bound(writing.get(node, node.target), known)}({call})")
-            ended = [gone for gone in node.all_input_nodes if last[gone] is node and gone.op != "get_attr"]
+            ended = [
+                gone
+                for gone in node.all_input_nodes
+                if last[gone] is node and gone.op != "get_attr"
+            ]
             dying.append([names[gone] for gone in (ended if node.users else [*ended, node])])
             if len(dying) > HELD and (gone_names := dying[-1 - HELD]):
                 lines.append(" = ".join([*gone_names, "None"]))
@@ -63,7 +72,11 @@ def _text(value: object, names: Mapping[fx.Node, str], known: dict[str, Any]) ->
         inner = "".join(f"{_text(part, names, known)}, " for part in value)
         return f"({inner})" if isinstance(value, tuple) else f"[{inner}]"
     if isinstance(value, dict):
-        return "{" + "".join(f"{key!r}: {_text(part, names, known)}, " for key, part in value.items()) + "}"
+        return (
+            "{"
+            + "".join(f"{key!r}: {_text(part, names, known)}, " for key, part in value.items())
+            + "}"
+        )
     if isinstance(value, slice):
         return f"slice({', '.join(_text(part, names, known) for part in (value.start, value.stop, value.step))})"
     return _bound(value, known)

@@ -1,4 +1,5 @@
-"""An exported graph with the places where chosen modules end, and what a cut at such a place must carry.
+"""An exported graph with the places where chosen modules end, and what a cut at such a place must
+carry.
 
 B is the batch symbol of the graph, T the symbol of the length of text where that is free.
 """
@@ -25,7 +26,9 @@ _PREFIX = "model."
 
 @dataclass(frozen=True)
 class Tap:
-    """Where a module ended: its tensors by name, the place of the last of them in the graph, how often it ran."""
+    """Where a module ended: its tensors by name, the place of the last of them in the graph, how
+    often it ran.
+    """
 
     leaves: tuple[tuple[str, fx.Node], ...]
     end: int
@@ -36,8 +39,9 @@ class Tap:
 class ExportedGraph:
     """A model's graph, its inputs and outputs by name, and the taps, in order of execution.
 
-    A value is *constant* when no input reaches it but by T, and a *size* when it is an integer made of B and T: both
-    are made again wherever they are needed, so that neither is ever carried across a cut.
+    A value is *constant* when no input reaches it but by T, and a *size* when it is an integer made
+    of B and T: both are made again wherever they are needed, so that neither is ever carried across
+    a cut.
     """
 
     graph: fx.GraphModule
@@ -46,7 +50,9 @@ class ExportedGraph:
     taps: Mapping[str, Tap]
     batch: Any  # a sympy.Symbol
     length: Any = None
-    guards: tuple[nn.Module, ...] = ()  # what the export found out about T: functions of the inputs that raise
+    guards: tuple[
+        nn.Module, ...
+    ] = ()  # what the export found out about T: functions of the inputs that raise
 
     @cached_property
     def order(self) -> dict[fx.Node, int]:
@@ -55,13 +61,18 @@ class ExportedGraph:
 
     @cached_property
     def writers(self) -> tuple[fx.Node, ...]:
-        """In-place operations on what comes from the inputs. Raises BadNetwork for one that writes to a buffer."""
+        """In-place operations on what comes from the inputs. Raises BadNetwork for one that writes
+        to a buffer.
+        """
         moving = _reached(self.order, lambda node: node.op == "placeholder")
         writers = tuple(node for node in self.order if _in_place(node) and node in moving)
         for node in filter(_in_place, self.order):
-            if (base := _written(node)[-1]).op == "get_attr" and (node in moving or _is_buffer(base)):
+            if (base := _written(node)[-1]).op == "get_attr" and (
+                node in moving or _is_buffer(base)
+            ):
                 raise BadNetwork(
-                    f"{described(node)} writes to the buffer {str(base.target).removeprefix(_PREFIX)!r} in every call, "
+                    f"{described(node)} writes to the buffer "
+                    f"{str(base.target).removeprefix(_PREFIX)!r} in every call, "
                     f"expected a model without memory; change it, {WAY_OUT}"
                 )
         return writers
@@ -71,7 +82,9 @@ class ExportedGraph:
         """Values that no input reaches but by T, in their making or by being written to."""
         written = {node for writer in self.writers for node in _written(writer)}
         moving = _reached(
-            self.order, lambda node: node.op in ("placeholder", "output") or node in written, self._by_length
+            self.order,
+            lambda node: node.op in ("placeholder", "output") or node in written,
+            self._by_length,
         )
         return self.order.keys() - moving
 
@@ -91,10 +104,19 @@ class ExportedGraph:
         return fillers
 
     def behind(
-        self, ends: Iterable[fx.Node], *, after: int = -1, until: int | None = None, fill: bool = True
+        self,
+        ends: Iterable[fx.Node],
+        *,
+        after: int = -1,
+        until: int | None = None,
+        fill: bool = True,
     ) -> tuple[set[fx.Node], set[fx.Node]]:
-        """What must run for `ends`, and what must be given to that: inputs, and values from up to place `after`."""
-        inside, given, todo = set[fx.Node](), set[fx.Node](), list(ends)
+        """What must run for `ends`, and what must be given to that: inputs, and values from up to
+        place `after`.
+        """
+        inside = set[fx.Node]()
+        given = set[fx.Node]()
+        todo = list(ends)
         while todo:
             node = todo.pop()
             if node.op == "placeholder" or (self.order[node] <= after and not self.again(node)):
@@ -103,7 +125,9 @@ class ExportedGraph:
                 inside.add(node)
                 todo += [] if self.size(node) is not None else node.all_input_nodes
                 fillers = self.fillers.get(node, ()) if fill else ()
-                todo += [filler for filler in fillers if until is None or self.order[filler] <= until]
+                todo += [
+                    filler for filler in fillers if until is None or self.order[filler] <= until
+                ]
         return inside, given
 
     def again(self, node: fx.Node) -> bool:
@@ -111,14 +135,21 @@ class ExportedGraph:
         if node in self.constant or self.size(node) is not None:
             return True
         sources = node.all_input_nodes
-        return _is_size(node) and node.target is not _SIZE and bool(sources) and all(map(self.again, sources))
+        return (
+            _is_size(node)
+            and node.target is not _SIZE
+            and bool(sources)
+            and all(map(self.again, sources))
+        )
 
     def size(self, node: fx.Node) -> Any:
         """The sympy expression of an integer made of B and T; None for everything else."""
         value = node.meta.get("val")
         if not isinstance(value, torch.SymInt):
             return None
-        return value.node.expr if value.node.expr.free_symbols <= {self.batch, self.length} else None
+        if value.node.expr.free_symbols <= {self.batch, self.length}:
+            return value.node.expr
+        return None
 
     def _by_length(self, node: fx.Node) -> bool:
         size = self.size(node) if self.length is not None else None
@@ -136,18 +167,25 @@ class ExportedGraph:
     @cached_property
     def texts(self) -> dict[str, fx.Node]:
         """The inputs [B, T, ...] by name."""
-        return {name: node for name, node in self.inputs.items() if self.anchor([node], self.length) is not None}
+        return {
+            name: node
+            for name, node in self.inputs.items()
+            if self.anchor([node], self.length) is not None
+        }
 
     def needs_length(self, nodes: Iterable[fx.Node]) -> bool:
         """Whether a size among these is made of T."""
         return self.length is not None and any(
-            (size := self.size(node)) is not None and self.length in size.free_symbols for node in nodes
+            (size := self.size(node)) is not None and self.length in size.free_symbols
+            for node in nodes
         )
 
     def seeds(self, after: int, until: int | None = None) -> list[fx.Node]:
         """What runs after a place whether or not its value is asked for."""
         return [
-            node for node in self.writers if after < self.order[node] and (until is None or self.order[node] <= until)
+            node
+            for node in self.writers
+            if after < self.order[node] and (until is None or self.order[node] <= until)
         ]
 
     def carried(self, end: int) -> list[fx.Node]:
@@ -156,13 +194,17 @@ class ExportedGraph:
         return sorted(given, key=self.order.__getitem__)
 
     def refused_length(self, length: int) -> str | None:
-        """What the model asks of T and this length breaks, such as `T <= 512`; None where it fits."""
+        """What the model asks of T and this length breaks, such as `T <= 512`; None where it
+        fits.
+        """
         try:
             for guard in self.guards:
                 guard(*(self._blank(node.meta["val"], length) for node in self.inputs.values()))
         except AssertionError as problem:
             said = str(problem).removeprefix("Guard failed: ")
-            return re.sub(r"\S+\.size\(\)\[1\]", "T", said) if "size()[1]" in said else None
+            if "size()[1]" in said:
+                return re.sub(r"\S+\.size\(\)\[1\]", "T", said)
+            return None
         return None
 
     def _blank(self, value: Tensor, length: int) -> Tensor:
@@ -172,14 +214,20 @@ class ExportedGraph:
             for one, size in zip(sizes, value.shape, strict=True)
         ]
         return torch.empty(
-            [one if isinstance(one, int) else one.hint for one in numbers], dtype=value.dtype, device="meta"
+            [one if isinstance(one, int) else one.hint for one in numbers],
+            dtype=value.dtype,
+            device="meta",
         )
 
     def obstacle(self, node: fx.Node) -> str | None:
-        """Why a value cannot be compacted, row by row; None when it can: [B, numbers], or with T among them."""
+        """Why a value cannot be compacted, row by row; None when it can: [B, numbers], or with T
+        among them.
+        """
         value = node.meta.get("val")
         if (region := region_named(node)) is not None:
-            return f"ends inside {region}, which runs as a whole: cut after it, or end the block there"
+            return (
+                f"ends inside {region}, which runs as a whole: cut after it, or end the block there"
+            )
         if not isinstance(value, Tensor):
             return f"carries {node.name!r}, which is no tensor but {self.written(value)}"
         sizes = [size.node.expr if isinstance(size, torch.SymInt) else size for size in value.shape]
@@ -188,9 +236,7 @@ class ExportedGraph:
         shape = ", ".join(map(self.written, value.shape))
         if not sizes or sizes[0] == self.batch:
             return f"carries {node.name!r} of shape [{shape}], which {'depends on B again' if sizes else 'has no rows'}"
-        return (
-            f"carries {node.name!r} of shape [{shape}], whose first dimension is {self.written(value.shape[0])}, not B"
-        )
+        return f"carries {node.name!r} of shape [{shape}], whose first dimension is {self.written(value.shape[0])}, not B"
 
     def _by_batch(self, size: Any) -> bool:
         return not isinstance(size, int) and not size.free_symbols <= {self.length}
@@ -230,8 +276,11 @@ def _is_buffer(node: fx.Node) -> bool:
 
 
 def _written(writer: fx.Node) -> list[fx.Node]:
-    """The tensor that an in-place operation writes to, and those of which it is a view, outwards."""
-    found, node = list[fx.Node](), writer
+    """The tensor that an in-place operation writes to, and those of which it is a view,
+    outwards.
+    """
+    found = list[fx.Node]()
+    node = writer
     while isinstance(node.target, torch._ops.OpOverload) and node.target._schema.arguments:
         source = node.args[0] if node.args else None
         if node.target._schema.arguments[0].alias_info is None or not isinstance(source, fx.Node):
@@ -241,10 +290,14 @@ def _written(writer: fx.Node) -> list[fx.Node]:
 
 
 def _reached(
-    nodes: Iterable[fx.Node], start: Callable[[fx.Node], bool], never: Callable[[fx.Node], bool] = lambda node: False
+    nodes: Iterable[fx.Node],
+    start: Callable[[fx.Node], bool],
+    never: Callable[[fx.Node], bool] = lambda node: False,
 ) -> set[fx.Node]:
     found = set[fx.Node]()
     for node in nodes:
-        if start(node) or (any(source in found for source in node.all_input_nodes) and not never(node)):
+        if start(node) or (
+            any(source in found for source in node.all_input_nodes) and not never(node)
+        ):
             found.add(node)
     return found

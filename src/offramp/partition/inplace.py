@@ -1,7 +1,8 @@
 """Which operations of a graph may write into their own input, because nothing needs it any more.
 
-Element-wise operations then touch half the memory: on a CPU the difference between 1.1 and 1.0 of the plain network at
-batch 64 (ResNet-56 cut in three). The values are the same bit for bit: they come from the same kernels.
+Element-wise operations then touch half the memory: on a CPU the difference between 1.1 and 1.0 of
+the plain network at batch 64 (ResNet-56 cut in three). The values are the same bit for bit: they
+come from the same kernels.
 """
 
 from __future__ import annotations
@@ -44,8 +45,8 @@ FRESH = frozenset(
 def in_place(graph: fx.Graph) -> dict[fx.Node, Any]:
     """The operation to call instead, for every node that may write into its first argument.
 
-    That one must be memory of the graph's own that no view looks into, of the shape and type of the result, and read
-    by nothing later: neither by another operation nor by the caller.
+    That one must be memory of the graph's own that no view looks into, of the shape and type of the
+    result, and read by nothing later: neither by another operation nor by the caller.
     """
     order = {node: index for index, node in enumerate(graph.nodes)}
     return {
@@ -65,6 +66,10 @@ def _is_free(node: fx.Node, given: Any, order: Mapping[fx.Node, int]) -> bool:
 
 
 def _like(node: fx.Node) -> tuple[str, ...] | None:
-    """Type and shape of what a node gives, sizes that are only known when it runs by their symbols."""
+    """Type and shape of what a node gives, sizes that are only known when it runs by their
+    symbols.
+    """
     value = node.meta.get("val")
-    return (str(value.dtype), *map(str, value.shape)) if isinstance(value, Tensor) else None
+    if isinstance(value, Tensor):
+        return (str(value.dtype), *map(str, value.shape))
+    return None

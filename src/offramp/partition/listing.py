@@ -1,4 +1,6 @@
-"""Every module boundary of a model in order of execution: which are legal cuts, what they carry, what they cost."""
+"""Every module boundary of a model in order of execution: which are legal cuts, what they carry,
+what they cost.
+"""
 
 from __future__ import annotations
 
@@ -25,9 +27,9 @@ NEAR = 0.25  # of a part: how far from equal shares an outer module is still tak
 class CutPoint:
     """The end of a module. `why_not` is None for a legal cut.
 
-    carried: shapes of what goes on, on the example and without the batch; row_bytes: its size per row; share:
-    multiply-adds up to here as a part of all. For a cut that is not legal, carried is empty and row_bytes None; share
-    is None where it never ran.
+    carried: shapes of what goes on, on the example and without the batch; row_bytes: its size per
+    row; share: multiply-adds up to here as a part of all. For a cut that is not legal, carried is
+    empty and row_bytes None; share is None where it never ran.
     """
 
     name: str
@@ -49,17 +51,23 @@ def cut_points(
     *,
     length: Collection[str] = (),
 ) -> list[CutPoint]:
-    """Every named module in order of execution, then those that never ran; one export and one pass over the example.
+    """Every named module in order of execution, then those that never ran; one export and one pass
+    over the example.
 
-    Legal alone is legal together, but for two that end at the same place. Raises as `partition` does.
+    Legal alone is legal together, but for two that end at the same place. Raises as `partition`
+    does.
     """
     marks = {name: module for name, module in model.named_modules() if name}
     source = exported(model, args, kwargs, marks, length)
     try:
         shares = _shares(source, [tensor.detach() for tensor in inputs_of(args, kwargs).values()])
-    except IndexError as problem:  # the export runs on shapes alone, and takes any number for a token
+    except (
+        IndexError
+    ) as problem:  # the export runs on shapes alone, and takes any number for a token
         why = str(problem).strip().splitlines()[0].rstrip(".;")
-        raise BadData(f"the model fails on the example: {why}; give rows whose numbers it knows") from problem
+        raise BadData(
+            f"the model fails on the example: {why}; give rows whose numbers it knows"
+        ) from problem
     ran = sorted(source.taps, key=lambda name: source.taps[name].end)
     return [_point(source, name, shares) for name in ran] + [
         _point(source, name, shares) for name in marks if name not in ran
@@ -67,22 +75,27 @@ def cut_points(
 
 
 def evenly(points: Sequence[CutPoint], parts: int) -> tuple[str, ...]:
-    """The legal cuts near equal shares of the multiply-adds: of those about there the outermost, that carry least.
+    """The legal cuts near equal shares of the multiply-adds: of those about there the outermost,
+    that carry least.
 
     Raises InvalidArgument, with what is in the way, when there are too few.
     """
     inner = [point for point in points if point.legal and 0 < (point.share or 0) < 1]
-    best = {point.share or 0: point for point in sorted(inner, key=_badness, reverse=True)}  # at each share
+    best = {
+        point.share or 0: point for point in sorted(inner, key=_badness, reverse=True)
+    }  # at each share
     shares = sorted(best)
     if not 2 <= parts <= len(shares) + 1:
         barred = [one for one in points if one.why_not and (not shares or "shape" in one.why_not)]
         why = f"; {barred[0].name!r} {barred[0].why_not}" if barred else ""
         if not shares:
             raise InvalidArgument(
-                f"got parts={parts}, and this model has no legal cut with work before and behind it{why}"
+                f"got parts={parts}, and this model has no legal cut with work before and behind "
+                f"it{why}"
             )
         raise InvalidArgument(
-            f"got parts={parts}, expected 2 to {len(shares) + 1} parts, as many as legal cuts with work between{why}"
+            f"got parts={parts}, expected 2 to {len(shares) + 1} parts, as many as legal cuts "
+            f"with work between{why}"
         )
     picked = list[int]()
     for position in range(1, parts):
@@ -95,10 +108,11 @@ def evenly(points: Sequence[CutPoint], parts: int) -> tuple[str, ...]:
 
 
 def unevenness(points: Sequence[CutPoint], names: Sequence[str]) -> str | None:
-    """How badly cuts divide the multiply-adds, and what is in the way; None where they do it well enough.
+    """How badly cuts divide the multiply-adds, and what is in the way; None where they do it well
+    enough.
 
-    Well enough is: no part has more than half of what it should leave to the others. Cuts in two may have up to 3/4 in
-    one part, cuts in four up to 5/8.
+    Well enough is: no part has more than half of what it should leave to the others. Cuts in two
+    may have up to 3/4 in one part, cuts in four up to 5/8.
 
     Args:
         points: all module boundaries of the model.
@@ -115,7 +129,9 @@ def unevenness(points: Sequence[CutPoint], names: Sequence[str]) -> str | None:
     start = ends[sizes.index(largest)]
     middle = start + largest / 2
     barred = [
-        point for point in points if point.why_not and point.share is not None and start < point.share < start + largest
+        point
+        for point in points
+        if point.why_not and point.share is not None and start < point.share < start + largest
     ]
     said = "gives parts of " + ", ".join(f"{size:.1%}" for size in sizes) + " of the work"
     if not barred:
@@ -130,7 +146,8 @@ def _badness(point: CutPoint) -> tuple[int, int]:
 
 
 def _point(source: ExportedGraph, name: str, shares: Sequence[float]) -> CutPoint:
-    why, end = unfit(source, name), source.taps[name].end if name in source.taps else -1
+    why = unfit(source, name)
+    end = source.taps[name].end if name in source.taps else -1
     share = shares[end] if end >= 0 else None
     carried = [] if why else source.carried(end)
     why = why or next(filter(None, map(source.obstacle, carried)), None)
@@ -140,7 +157,9 @@ def _point(source: ExportedGraph, name: str, shares: Sequence[float]) -> CutPoin
         return CutPoint(name, why, share=share)
     values = [node.meta["val"] for node in carried]
     shapes = tuple(tuple(map(_number, value.shape[1:])) for value in values)
-    row_bytes = sum(math.prod(shape) * value.element_size() for shape, value in zip(shapes, values, strict=True))
+    row_bytes = sum(
+        math.prod(shape) * value.element_size() for shape, value in zip(shapes, values, strict=True)
+    )
     return CutPoint(name, None, shapes, row_bytes, share)
 
 
@@ -158,7 +177,9 @@ def _shares(source: ExportedGraph, example: Sequence[torch.Tensor]) -> list[floa
 
 
 class _Meter(fx.Interpreter):
-    """Runs a graph and notes after every node how many floating-point operations there have been."""
+    """Runs a graph and notes after every node how many floating-point operations there have
+    been.
+    """
 
     def __init__(self, graph: fx.GraphModule) -> None:
         super().__init__(graph)

@@ -1,7 +1,8 @@
 """A model as pieces that run one after the other on named tensors.
 
-All pieces read and write one `State`, a dict of named tensors [B, ...]: after every piece it is updated with what the
-piece writes, and rows may be dropped from all of it. What no later piece reads may be forgotten.
+All pieces read and write one `State`, a dict of named tensors [B, ...]: after every piece it is
+updated with what the piece writes, and rows may be dropped from all of it. What no later piece
+reads may be forgotten.
 """
 
 from __future__ import annotations
@@ -29,8 +30,9 @@ State = dict[str, Tensor]
 class Piece:
     """What runs between two cuts; `name` is the cut where it ends, "" for the last.
 
-    It reads inputs and what earlier pieces wrote, writes its tap and then what must be carried on besides. `module`
-    is the same thing on positional tensors, for engines that compile: (*reads) -> (*writes).
+    It reads inputs and what earlier pieces wrote, writes its tap and then what must be carried on
+    besides. `module` is the same thing on positional tensors, for engines that compile: (*reads) ->
+    (*writes).
     """
 
     name: str
@@ -42,7 +44,8 @@ class Piece:
 
 @dataclass(frozen=True)
 class Partition:
-    """Pieces in order; the model's inputs and outputs by name ("x", "y", several as "x/0", "y/logits"); by cut its tap.
+    """Pieces in order; the model's inputs and outputs by name ("x", "y", several as "x/0",
+    "y/logits"); by cut its tap.
 
     `source` is the exported graph, None for explicit stages.
     """
@@ -71,11 +74,13 @@ def partition(
 ) -> Partition:
     """Take a model in eval mode apart behind the modules named in `at`, through one `torch.export`.
 
-    args, kwargs: an example call; its tensors [B, ...] are the inputs, everything else is fixed. length: inputs
-    [B, T, ...] whose T may be another one in every call, the same in all of them. The pieces share the model's
-    parameters and buffers, and the model is left as it was. Placed for the device on which the model and the example
-    are: after a move, take it apart again. Only the first tensor of a tapped output must be [B, ...]; of the others
-    those that are not are left out. Raises UnknownName, BadNetwork (the cut or operation, and why), BadData.
+    args, kwargs: an example call; its tensors [B, ...] are the inputs, everything else is fixed.
+    length: inputs [B, T, ...] whose T may be another one in every call, the same in all of them.
+    The pieces share the model's parameters and buffers, and the model is left as it was. Placed for
+    the device on which the model and the example
+    are: after a move, take it apart again. Only the first tensor of a tapped output must be [B,
+    ...]; of the others those that are not are left out. Raises UnknownName, BadNetwork (the cut or
+    operation, and why), BadData.
     """
     marks = _chosen(model, at)
     source = exported(model, args, kwargs, marks, length)
@@ -86,7 +91,9 @@ def partition(
     pieces = tuple(plan.piece(source, ()) for plan in plans)
     if source.writers:
         touched = touched_by(pieces, inputs_of(args, kwargs))
-        pieces = tuple(plan.piece(source, names) for plan, names in zip(plans, touched, strict=True))
+        pieces = tuple(
+            plan.piece(source, names) for plan, names in zip(plans, touched, strict=True)
+        )
     taps = {plan.name: tuple(_tap(source, plan.name)) for plan in plans[:-1]}
     return Partition(pieces, tuple(source.inputs), tuple(source.outputs), taps, source)
 
@@ -120,8 +127,12 @@ class _PieceOutline:
     writes: tuple[tuple[str, fx.Node], ...]
 
     def piece(self, source: ExportedGraph, copied: Collection[str]) -> Piece:
-        """The piece; it copies the tensors named in `copied` first, because it works on them in place."""
-        graph, env, values = fx.Graph(), dict[fx.Node, Any](), dict[str, object]()
+        """The piece; it copies the tensors named in `copied` first, because it works on them in
+        place.
+        """
+        graph = fx.Graph()
+        env = dict[fx.Node, Any]()
+        values = dict[str, object]()
         for _, node in self.reads:
             env[node] = graph.placeholder(node.name)
         sizes = SymbolicSizes(source, graph, {node: env[node] for _, node in self.reads})
@@ -139,39 +150,60 @@ class _PieceOutline:
         graph.output(tuple(env[node] for _, node in self.writes))
         module = fx.GraphModule(values, graph).eval()
         reads, writes = (tuple(name for name, _ in pairs) for pairs in (self.reads, self.writes))
-        return Piece(self.name, reads, writes, caller(function_of(module, self.name), reads, writes), module)
+        return Piece(
+            self.name, reads, writes, caller(function_of(module, self.name), reads, writes), module
+        )
 
 
 def _planned(source: ExportedGraph, cuts: Sequence[str]) -> list[_PieceOutline]:
-    """The pieces between cuts in order. Raises BadNetwork where one is empty or carries what it cannot."""
+    """The pieces between cuts in order. Raises BadNetwork where one is empty or carries what it
+    cannot.
+    """
     ends = [-1, *(source.taps[cut].end for cut in cuts), len(source.order)]
-    needs: list[tuple[set[fx.Node], set[fx.Node], set[fx.Node]]] = []  # per piece: runs, is given, is needed later
+    needs: list[
+        tuple[set[fx.Node], set[fx.Node], set[fx.Node]]
+    ] = []  # per piece: runs, is given, is needed later
     later = set[fx.Node]()
-    for number in reversed(range(len(cuts) + 1)):  # what a piece is given, an earlier one must write
-        start, end = ends[number], ends[number + 1]
+    for number in reversed(
+        range(len(cuts) + 1)
+    ):  # what a piece is given, an earlier one must write
+        start = ends[number]
+        end = ends[number + 1]
         asked = _tap(source, cuts[number]) if number < len(cuts) else source.outputs
-        own = {node for node in later if start < source.order[node] <= end and node.op != "placeholder"}
+        own = {
+            node for node in later if start < source.order[node] <= end and node.op != "placeholder"
+        }
         seeds = [*asked.values(), *own, *source.seeds(start, end)]
         inside, given = source.behind(seeds, after=start, until=end)
-        if number and not any(node.op == "call_function" and not source.again(node) for node in inside):
+        if number and not any(
+            node.op == "call_function" and not source.again(node) for node in inside
+        ):
             where = repr(cuts[number]) if number < len(cuts) else "the model"
-            raise BadNetwork(f"{cuts[number - 1]!r} ends where {where} does, expected work between; drop that cut")
+            raise BadNetwork(
+                f"{cuts[number - 1]!r} ends where {where} does, expected work between; drop that "
+                f"cut"
+            )
         for why in filter(None, map(source.obstacle, given if number else ())):
             raise BadNetwork(f"{cuts[number - 1]!r} is no cut: it {why}; cut elsewhere, {WAY_OUT}")
         if source.needs_length(inside) and source.anchor(given, source.length) is None:
             given.add(next(iter(source.texts.values())))
         if not given:
-            given = {_first(source, cuts[number - 1]) if number else next(iter(source.inputs.values()))}
+            given = {
+                _first(source, cuts[number - 1]) if number else next(iter(source.inputs.values()))
+            }
         needs.append((inside, given, own))
         later |= given
     return _named(source, cuts, needs[::-1])
 
 
 def _named(
-    source: ExportedGraph, cuts: Sequence[str], needs: Sequence[tuple[set[fx.Node], set[fx.Node], set[fx.Node]]]
+    source: ExportedGraph,
+    cuts: Sequence[str],
+    needs: Sequence[tuple[set[fx.Node], set[fx.Node], set[fx.Node]]],
 ) -> list[_PieceOutline]:
     """Plans with names: a tensor is called by the tap that it first is, else `<cut>/+<node>`."""
-    plans, names = list[_PieceOutline](), {node: name for name, node in source.inputs.items()}
+    plans = list[_PieceOutline]()
+    names = {node: name for name, node in source.inputs.items()}
     for cut, (inside, given, own) in zip([*cuts, ""], needs, strict=True):
         reads = tuple((names[node], node) for node in sorted(given, key=source.order.__getitem__))
         writes = dict(_tap(source, cut) if cut else source.outputs)
@@ -185,7 +217,9 @@ def _named(
 
 
 def _tap(source: ExportedGraph, cut: str) -> dict[str, fx.Node]:
-    """The tensors of a tap that are written: the first, and of the others those that are [B, ...]."""
+    """The tensors of a tap that are written: the first, and of the others those that are [B,
+    ...].
+    """
     first, *others = source.taps[cut].leaves
     return dict([first, *((leaf, node) for leaf, node in others if source.obstacle(node) is None)])
 
@@ -199,7 +233,9 @@ def _chosen(model: nn.Module, at: Sequence[str] | str) -> dict[str, nn.Module]:
     known = {name: module for name, module in model.named_modules(remove_duplicate=False) if name}
     for name in (wanted := [at] if isinstance(at, str) else list(at)):
         if name not in known:
-            near = difflib.get_close_matches(name, known, 3, 0.4) or [top for top in known if "." not in top]
+            near = difflib.get_close_matches(name, known, 3, 0.4) or [
+                top for top in known if "." not in top
+            ]
             raise unknown(name, near, "module of this model")
     require_free(wanted)
     return {name: known[name] for name in wanted}
@@ -208,7 +244,9 @@ def _chosen(model: nn.Module, at: Sequence[str] | str) -> dict[str, nn.Module]:
 def require_free(cuts: Sequence[str]) -> None:
     """Raise BadNetwork for a cut with the name of an input or an output."""
     if taken := [name for name in cuts if name.split("/")[0] in ("x", "y")]:
-        raise BadNetwork(f"a cut is called {taken[0]!r} as inputs (x) and outputs (y) are; rename that module")
+        raise BadNetwork(
+            f"a cut is called {taken[0]!r} as inputs (x) and outputs (y) are; rename that module"
+        )
 
 
 def caller(
@@ -222,7 +260,9 @@ def caller(
 
 
 def touched_by(pieces: Sequence[Piece], inputs: Mapping[str, Tensor]) -> list[set[str]]:
-    """For each piece the tensors that it would change in place, seen by running it with one row and with all."""
+    """For each piece the tensors that it would change in place, seen by running it with one row and
+    with all.
+    """
     touched = [set[str]() for _ in pieces]
     with torch.inference_mode(False), torch.no_grad():
         for rows in (1, None):
@@ -230,5 +270,7 @@ def touched_by(pieces: Sequence[Piece], inputs: Mapping[str, Tensor]) -> list[se
             for piece, names in zip(pieces, touched, strict=True):
                 before = {name: state[name]._version for name in piece.reads}
                 state.update(piece.call(state))
-                names |= {name for name, version in before.items() if state[name]._version != version}
+                names |= {
+                    name for name, version in before.items() if state[name]._version != version
+                }
     return touched

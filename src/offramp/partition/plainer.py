@@ -17,9 +17,11 @@ LIKE: dict[object, Callable[..., Any]] = {
 
 
 def plainer(graph: fx.Graph) -> None:
-    """`x.new_ones(size)` takes nothing of x but its type: written as `ones(size)`, it is made where it is needed.
+    """`x.new_ones(size)` takes nothing of x but its type: written as `ones(size)`, it is made where
+    it is needed.
 
-    Masks over positions are made so, and would else be carried across every cut, which they cannot: they have no rows.
+    Masks over positions are made so, and would else be carried across every cut, which they cannot:
+    they have no rows.
     """
     for node in list(graph.nodes):
         if (make := LIKE.get(node.target)) is None:

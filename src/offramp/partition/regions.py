@@ -1,8 +1,8 @@
 """Context managers in a model's forward: the export keeps what runs inside as a graph of its own.
 
-`with torch.no_grad():` and a switched-off autocast change nothing while a network runs, so their operations are put
-where the region stood and can be cut like all others. An active autocast changes the precision of what is inside and
-stays whole.
+`with torch.no_grad():` and a switched-off autocast change nothing while a network runs, so their
+operations are put where the region stood and can be cut like all others. An active autocast changes
+the precision of what is inside and stays whole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ AUTOCAST = torch.ops.higher_order.wrap_with_autocast
 
 
 def inline_regions(graph: fx.GraphModule) -> None:
-    """Put the operations of every region that changes no value where the region stands, innermost regions included."""
+    """Put the operations of every region that changes no value where the region stands, innermost
+    regions included.
+    """
     todo = list(graph.graph.nodes)
     while todo:
         node = todo.pop()
@@ -33,7 +35,8 @@ def region_named(node: fx.Node) -> str | None:
     """The context manager whose region a node is, as the user wrote it; None for any other node."""
     if not _casts(node):
         return None
-    device, dtype = node.args[0], node.args[1]
+    device = node.args[0]
+    dtype = node.args[1]
     return f"`with torch.autocast({str(device)!r}, {dtype})`"
 
 
@@ -54,8 +57,12 @@ def _region(node: fx.Node) -> tuple[fx.Node | None, tuple[Any, ...]]:
     return inner, tuple(node.args[before + 1 :])
 
 
-def _inline(graph: fx.GraphModule, region: fx.Node, inner: fx.GraphModule, operands: tuple[Any, ...]) -> list[fx.Node]:
-    """Copy a region's operations before it and let them take its place; the copies, among them regions inside it."""
+def _inline(
+    graph: fx.GraphModule, region: fx.Node, inner: fx.GraphModule, operands: tuple[Any, ...]
+) -> list[fx.Node]:
+    """Copy a region's operations before it and let them take its place; the copies, among them
+    regions inside it.
+    """
     copied: dict[fx.Node, Any] = {}
     given = iter(operands)
     results: Any = ()
@@ -74,7 +81,11 @@ def _inline(graph: fx.GraphModule, region: fx.Node, inner: fx.GraphModule, opera
         user.replace_all_uses_with(results[user.args[1]])
         graph.graph.erase_node(user)
     graph.graph.erase_node(region)
-    return [node for node in copied.values() if isinstance(node, fx.Node) and _region(node)[0] is not None]
+    return [
+        node
+        for node in copied.values()
+        if isinstance(node, fx.Node) and _region(node)[0] is not None
+    ]
 
 
 def _moved(graph: fx.GraphModule, inner: fx.GraphModule, name: str) -> str:

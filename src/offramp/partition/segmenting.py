@@ -1,7 +1,8 @@
 """The segments of a network: a whole member as it stands, a cut one taken apart by `partition`.
 
-A model is taken apart once, and the pieces are kept while no module or tensor of the network is replaced or moved:
-they share its parameters and buffers, so that training in place does not make them stale.
+A model is taken apart once, and the pieces are kept while no module or tensor of the network is
+replaced or moved: they share its parameters and buffers, so that training in place does not make
+them stale.
 """
 
 from __future__ import annotations
@@ -44,7 +45,8 @@ Marks = tuple[list[object], list[int]]
 
 
 def segments_of(network: Network, tried: State | None = None) -> Mapping[str, Segment]:
-    """The segment that ends at each node, by the node's name. Raises BadNetwork for a cut that cannot be run.
+    """The segment that ends at each node, by the node's name. Raises BadNetwork for a cut that
+    cannot be run.
 
     tried: rows on which cut models are exported and checked; else seeded ones of the same shapes.
     """
@@ -68,13 +70,21 @@ def points_of(
         return cut_points(model, args, kwargs, length=free)
     with _own_names(PREFIX):
         points = cut_points(Preprocessed(preprocess.eval(), model), args, kwargs, length=free)
-    return [replace(point, name=point.name.removeprefix(PREFIX)) for point in points if point.name.startswith(PREFIX)]
+    return [
+        replace(point, name=point.name.removeprefix(PREFIX))
+        for point in points
+        if point.name.startswith(PREFIX)
+    ]
 
 
 def check_cut(model: nn.Module, preprocess: nn.Module | None, inputs: State, cut: str) -> None:
-    """Take a model apart at one cut and compare. Raises BadNetwork, above all for a model that mixes rows."""
+    """Take a model apart at one cut and compare. Raises BadNetwork, above all for a model that
+    mixes rows.
+    """
     args, kwargs = arguments(inputs)
-    whole, prefix = (model, "") if preprocess is None else (Preprocessed(preprocess.eval(), model), PREFIX)
+    whole, prefix = (
+        (model, "") if preprocess is None else (Preprocessed(preprocess.eval(), model), PREFIX)
+    )
     with _own_names(prefix):
         self_check(whole, partition(whole, args, kwargs, at=[prefix + cut]), args, kwargs)
 
@@ -88,7 +98,9 @@ class Preprocessed(nn.Module):
         output: the only one of the model's outputs that is wanted; None for all of them.
     """
 
-    def __init__(self, preprocess: nn.Module | None, model: nn.Module, output: str | None = None) -> None:
+    def __init__(
+        self, preprocess: nn.Module | None, model: nn.Module, output: str | None = None
+    ) -> None:
         super().__init__()
         self.preprocess = preprocess
         self.model = model
@@ -106,7 +118,9 @@ class Preprocessed(nn.Module):
 
 @contextlib.contextmanager
 def _own_names(prefix: str) -> Iterator[None]:
-    """While it lasts, what is refused is told with the names that modules have in the user's model."""
+    """While it lasts, what is refused is told with the names that modules have in the user's
+    model.
+    """
     try:
         yield
     except (BadNetwork, BadData) as problem:
@@ -114,10 +128,14 @@ def _own_names(prefix: str) -> Iterator[None]:
 
 
 def _marks(network: Network) -> Marks:
-    """The modules and tensors that the pieces were made of; held on to, so that no other takes their identity."""
+    """The modules and tensors that the pieces were made of; held on to, so that no other takes
+    their identity.
+    """
     backbone: list[object] = [*network.backbone.modules(), *network.fronts.modules()]
     tensors = [
-        tensor for part in (network.backbone, network.fronts) for tensor in (*part.parameters(), *part.buffers())
+        tensor
+        for part in (network.backbone, network.fronts)
+        for tensor in (*part.parameters(), *part.buffers())
     ]
     return [*backbone, *tensors], [tensor.data_ptr() for tensor in tensors]
 
@@ -127,13 +145,20 @@ def _same(one: Marks, other: Marks) -> bool:
 
 
 def _segments(network: Network, member: ModelSpec, tried: State | None) -> dict[str, Segment]:
-    model, preprocess = network.model_of(member), network.preprocess_of(member)
-    modules = tuple(dict.fromkeys([*(preprocess.modules() if preprocess is not None else ()), *model.modules()]))
+    model = network.model_of(member)
+    preprocess = network.preprocess_of(member)
+    modules = tuple(
+        dict.fromkeys([*(preprocess.modules() if preprocess is not None else ()), *model.modules()])
+    )
     if not member.cuts:
         node = network.topology.node(member.name)
         reads = (node.source or INPUT, *node.reads)
         writes = network.topology.written_by(member.name)
-        return {member.name: Segment(member.name, reads, writes, modules, segment_call(network, member.name))}
+        return {
+            member.name: Segment(
+                member.name, reads, writes, modules, segment_call(network, member.name)
+            )
+        }
     parts, names = _taken_apart(network, member, tried)
     owners = _owners(modules, parts.pieces)
     segments = {
@@ -148,13 +173,18 @@ def _segments(network: Network, member: ModelSpec, tried: State | None) -> dict[
     }
     first = next(iter(segments.values()))
     reads = tuple(dict.fromkeys([*first.reads, *(one.name for one in member.inputs)]))
-    segments[first.name] = replace(first, reads=reads, call=_fitting(member, parts.source, first.call))
+    segments[first.name] = replace(
+        first, reads=reads, call=_fitting(member, parts.source, first.call)
+    )
     return segments
 
 
-def _taken_apart(network: Network, member: ModelSpec, tried: State | None) -> tuple[Partition, dict[str, str]]:
+def _taken_apart(
+    network: Network, member: ModelSpec, tried: State | None
+) -> tuple[Partition, dict[str, str]]:
     """A cut member in pieces, checked; and the network's names for their tensors."""
-    model, preprocess = network.model_of(member), network.preprocess_of(member)
+    model = network.model_of(member)
+    preprocess = network.preprocess_of(member)
     inputs = tried or trial_rows(network, member, EXAMPLE_ROWS)
     args, kwargs = arguments(inputs)
     bare = preprocess is None and member.output is None
@@ -174,7 +204,10 @@ def _taken_apart(network: Network, member: ModelSpec, tried: State | None) -> tu
     names = dict(zip(parts.inputs, _ordered(inputs), strict=True))
     for piece, node in zip(parts.pieces, member.nodes(), strict=True):
         for name in piece.writes:  # `layer1`, and `layer1/1` or `layer1/+add` beside it
-            beside = name[len(piece.name) :] if piece.name and name.startswith(piece.name) else f"/+{name}"
+            if piece.name and name.startswith(piece.name):
+                beside = name[len(piece.name) :]
+            else:
+                beside = f"/+{name}"
             names.setdefault(name, node + beside)
     with torch.no_grad():
         outputs = tensors_of(call_model(model, preprocess, inputs), "y")
@@ -184,15 +217,24 @@ def _taken_apart(network: Network, member: ModelSpec, tried: State | None) -> tu
 
 
 def _ordered(inputs: State) -> list[str]:
-    """The names of inputs in the order in which `partition` has them: positional ones, then keywords."""
-    given = sorted((name for name in inputs if name.rpartition("/")[2].isdigit()), key=lambda name: int(name[2:]))
+    """The names of inputs in the order in which `partition` has them: positional ones, then
+    keywords.
+    """
+    given = sorted(
+        (name for name in inputs if name.rpartition("/")[2].isdigit()),
+        key=lambda name: int(name[2:]),
+    )
     return given + [name for name in inputs if name not in given]
 
 
 def _free(inputs: State, length: Sequence[str]) -> list[str]:
     """Those of `length` by the names that `partition` has for them."""
     args, kwargs = arguments(inputs)
-    return [inner for inner, outer in zip(inputs_of(args, kwargs), _ordered(inputs), strict=True) if outer in length]
+    return [
+        inner
+        for inner, outer in zip(inputs_of(args, kwargs), _ordered(inputs), strict=True)
+        if outer in length
+    ]
 
 
 def _fitting(
@@ -212,9 +254,14 @@ def _fitting(
                 lengths.add(got[0])
             elif got != shape:
                 raise BadData(
-                    f"rows of {name!r} have shape {got}, expected {shape}: the segments are exported for that; give "
+                    f"rows of {name!r} have shape {got}, expected {shape}: the segments are "
+                    f"exported for that; give "
                     "such rows"
-                    + ("" if member.length else ", or cut with length=(...) where it is the length of a text")
+                    + (
+                        ""
+                        if member.length
+                        else ", or cut with length=(...) where it is the length of a text"
+                    )
                 )
         if lengths and (why := _unfit(lengths, source, known)) is not None:
             raise BadData(f"the texts {why}; give others")
@@ -223,17 +270,25 @@ def _fitting(
     return fitting
 
 
-def _unfit(lengths: set[int], source: ExportedGraph | None, known: dict[int, str | None]) -> str | None:
+def _unfit(
+    lengths: set[int], source: ExportedGraph | None, known: dict[int, str | None]
+) -> str | None:
     if len(lengths) > 1:
         return f"have lengths {sorted(lengths)}, expected one and the same in all inputs of a batch"
     (length,) = lengths
     if length not in known:
         known[length] = source.refused_length(length) if source is not None else None
-    return None if known[length] is None else f"have length T = {length}, expected {known[length]} of this model"
+    if known[length] is None:
+        return None
+    return f"have length T = {length}, expected {known[length]} of this model"
 
 
-def _stages(model: nn.Module, preprocess: nn.Module | None, cuts: Sequence[str]) -> list[nn.Module] | None:
-    """The way out for what cannot be exported: a Sequential that is cut between its own modules, as explicit stages."""
+def _stages(
+    model: nn.Module, preprocess: nn.Module | None, cuts: Sequence[str]
+) -> list[nn.Module] | None:
+    """The way out for what cannot be exported: a Sequential that is cut between its own modules, as
+    explicit stages.
+    """
     order = list(model._modules)
     if type(model) is not nn.Sequential or not set(cuts) < set(order) or order[-1] in cuts:
         return None
@@ -246,11 +301,20 @@ def _stages(model: nn.Module, preprocess: nn.Module | None, cuts: Sequence[str])
 
 
 def _owners(modules: Sequence[nn.Module], pieces: Sequence[Piece]) -> list[tuple[nn.Module, ...]]:
-    """For each piece the modules whose own tensors it uses; the first one, which always runs, has all others too."""
-    used = [{id(tensor) for tensor in (*piece.module.parameters(), *piece.module.buffers())} for piece in pieces]
+    """For each piece the modules whose own tensors it uses; the first one, which always runs, has
+    all others too.
+    """
+    used = [
+        {id(tensor) for tensor in (*piece.module.parameters(), *piece.module.buffers())}
+        for piece in pieces
+    ]
     found: list[list[nn.Module]] = [[] for _ in pieces]
     for module in modules:
-        own = {id(tensor) for tensor in (*module._parameters.values(), *module._buffers.values()) if tensor is not None}
+        own = {
+            id(tensor)
+            for tensor in (*module._parameters.values(), *module._buffers.values())
+            if tensor is not None
+        }
         homes = [index for index, ids in enumerate(used) if own & ids] or [0]
         for index in homes:
             found[index].append(module)

@@ -13,10 +13,16 @@ from offramp.partition.graph import WAY_OUT, ExportedGraph
 
 
 class SymbolicSizes:
-    """The nodes of sizes in a piece's graph, each made once; `given`: the tensors that it reads -> its own nodes."""
+    """The nodes of sizes in a piece's graph, each made once; `given`: the tensors that it reads ->
+    its own nodes.
+    """
 
-    def __init__(self, source: ExportedGraph, graph: fx.Graph, given: Mapping[fx.Node, fx.Node]) -> None:
-        self.source, self.graph, self.given = source, graph, given
+    def __init__(
+        self, source: ExportedGraph, graph: fx.Graph, given: Mapping[fx.Node, fx.Node]
+    ) -> None:
+        self.source = source
+        self.graph = graph
+        self.given = given
         self.found: dict[Any, fx.Node] = {}
 
     def made(self, size: Any) -> fx.Node | int:
@@ -31,8 +37,13 @@ class SymbolicSizes:
         anchor = self.source.anchor(self.given, symbol)
         if anchor is None:
             said = self.source.written(symbol)
-            raise BadNetwork(f"a piece needs {said}, and nothing that it is given has it; cut elsewhere, {WAY_OUT}")
-        return self.graph.call_function(torch.ops.aten.sym_size.int, (self.given[anchor[0]], anchor[1]))
+            raise BadNetwork(
+                f"a piece needs {said}, and nothing that it is given has it; cut elsewhere, "
+                f"{WAY_OUT}"
+            )
+        return self.graph.call_function(
+            torch.ops.aten.sym_size.int, (self.given[anchor[0]], anchor[1])
+        )
 
     def _computed(self, size: Any) -> fx.Node:
         # Imported here, because sympy takes longer to import than a plan takes to open.

@@ -1,1 +1,3 @@
-"""What a network decides, as data: its topology, plans and their prices, traces and what they tell. No torch."""
+"""What a network decides, as data: its topology, plans and their prices, traces and what they tell.
+No torch.
+"""

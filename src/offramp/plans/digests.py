@@ -1,19 +1,22 @@
-"""What identifies a row: a digest of the values that a network reads, whatever type or container they came in.
+"""What identifies a row: a digest of the values that a network reads, whatever type or container
+they came in.
 
 The canonical form of a row (form 2; docs/concepts/promises.md says what it means for a promise):
 
-- Every number is rounded to float32, which is what networks compute in: float64, float16, integers and booleans of
-  equal value are equal, -0.0 is 0.0, and all NaNs are one. Integers that float32 cannot hold (all are beyond 2^24)
-  are told apart exactly; as floats they are the row that float32 makes of them.
+- Every number is rounded to float32, which is what networks compute in: float64, float16, integers
+  and booleans of equal value are equal, -0.0 is 0.0, and all NaNs are one. Integers that float32
+  cannot hold (all are beyond 2^24) are told apart exactly; as floats they are the row that float32
+  makes of them.
 - The shape of the row counts. Strides, byte order and memory format (channels_last) do not.
 - The names of several inputs count. A single input is the same row under any name, or none.
 - A complex number counts as its real and its imaginary part.
-- Texts: where the `attention_mask` [T] of a row holds zeros and ones, positions that it hides do not count in inputs
-  along the text (`ALONG`), so that a text padded to another length, or on the other side, is the same row. Other inputs
-  count whole, whatever their size. `token_type_ids` that are all zero count as absent, and so does a mask that hides
-  nothing.
+- Texts: where the `attention_mask` [T] of a row holds zeros and ones, positions that it hides do
+  not count in inputs along the text (`ALONG`), so that a text padded to another length, or on the
+  other side, is the same row. Other inputs count whole, whatever their size. `token_type_ids` that
+  are all zero count as absent, and so does a mask that hides nothing.
 
-Form 1, of the first edition, hashes the type and bytes as they came; files that hold it are still compared by it.
+Form 1, of the first edition, hashes the type and bytes as they came; files that hold it are still
+compared by it.
 """
 
 from __future__ import annotations
@@ -68,7 +71,8 @@ def digests_of(x: Array | dict[str, Array], form: int = FORM) -> Digests:
 
 
 def rounded_digests_of(x: Array | dict[str, Array], digests: Digests) -> Digests:
-    """Digests of what float16 and bfloat16 make of rows, by which a network that is cast afterwards knows them again.
+    """Digests of what float16 and bfloat16 make of rows, by which a network that is cast afterwards
+    knows them again.
 
     Args:
         x: one array [n, ...], or named arrays [n, ...].
@@ -91,7 +95,9 @@ def rounded_digests_of(x: Array | dict[str, Array], digests: Digests) -> Digests
 
 
 def fingerprint_of(digests: Digests) -> str:
-    """Sixteen hex digits of the SHA-256 over row digests in their order: the identity of a data set."""
+    """Sixteen hex digits of the SHA-256 over row digests in their order: the identity of a data
+    set.
+    """
     return hashlib.sha256(np.asarray(digests).astype("<u8").tobytes()).hexdigest()[:16]
 
 
@@ -136,7 +142,9 @@ def _hides(mask: Array) -> bool:
 
 
 def _hash(row: dict[str, tuple[Array, Array | None]]) -> bytes:
-    """The digest of one row in canonical form: float32 values, and integers where float32 may have rounded them."""
+    """The digest of one row in canonical form: float32 values, and integers where float32 may have
+    rounded them.
+    """
     mark = hashlib.blake2b()
     for name, (value, exact) in row.items():
         mark.update(f"{name if len(row) > 1 else ''}:{list(value.shape)};".encode())
@@ -172,19 +180,25 @@ def _to_float16(numbers: Array) -> Array:
 def _to_bfloat16(numbers: Array) -> Array:
     """The upper half of float32, rounded to the nearest, and to the even one between two."""
     bits = numbers.view("<u4")
-    kept = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(0xFFFF0000)
+    kept = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) & np.uint32(
+        0xFFFF0000
+    )
     return np.where(np.isfinite(numbers), kept.view("<f4"), numbers)
 
 
 def _whole(part: Array) -> Array | None:
-    """Integers as little-endian int64, where float32 might round them. uint64 wraps: float32 tells the sign."""
+    """Integers as little-endian int64, where float32 might round them. uint64 wraps: float32 tells
+    the sign.
+    """
     if part.dtype.kind not in "iu" or part.dtype.itemsize < 4:
         return None
     return np.ascontiguousarray(part.astype("<i8"))
 
 
 def _shown(fields: Fields) -> Array | None:
-    """Which positions [n, T] of texts a mask shows; None where there is no mask [n, T], or nothing else."""
+    """Which positions [n, T] of texts a mask shows; None where there is no mask [n, T], or nothing
+    else.
+    """
     mask = dict(fields).get(MASK)
     if mask is None or mask.ndim != 2 or len(fields) == 1:
         return None

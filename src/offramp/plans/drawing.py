@@ -17,7 +17,8 @@ Told = Callable[[Node], str]
 
 
 def tree(topology: Topology, told: Told | None = None) -> str:
-    """The nodes as a tree: the ways of a fork below it, and what stands behind it again at the edge.
+    """The nodes as a tree: the ways of a fork below it, and what stands behind it again at the
+    edge.
 
     Args:
         topology: any, also a topology.
@@ -58,7 +59,9 @@ class _Drawing:
     def __init__(self, topology: Topology, told: Told) -> None:
         self.topology = topology
         self.told = told
-        self.always: dict[str, set[str]] = {}  # by node those that every path from it passes which ends with it
+        self.always: dict[
+            str, set[str]
+        ] = {}  # by node those that every path from it passes which ends with it
         for node in reversed(topology.nodes):
             behind = [self.always[name] for name in node.successors if name != LEAVE]
             shared = set.intersection(*behind) if behind else set[str]()
@@ -90,7 +93,9 @@ class _Drawing:
         return lines
 
     def _meeting(self, ways: list[str]) -> str | None:
-        """The first node at which all ways meet again that do not end before; None where none do."""
+        """The first node at which all ways meet again that do not end before; None where none
+        do.
+        """
         sets = [self.always[way] for way in ways]
         going = [one for one in sets if any(one & other for other in sets if other is not one)]
         if len(going) < 2:

@@ -35,7 +35,9 @@ class Measured:
 
 @dataclass(frozen=True)
 class ExitAlone:
-    """An exit as if it alone were run: its accuracy (None without labels), MACs and milliseconds (None if unknown)."""
+    """An exit as if it alone were run: its accuracy (None without labels), MACs and milliseconds
+    (None if unknown).
+    """
 
     exit: str
     accuracy: float | None
@@ -49,7 +51,8 @@ class ExitAlone:
 
 def exits_alone(trace: Trace) -> list[ExitAlone]:
     """Every exit of a trace as if it alone were run, shallow to deep."""
-    labels, prices = trace.labels, trace.prices
+    labels = trace.labels
+    prices = trace.prices
     found = list[ExitAlone]()
     for name in trace.topology.exits:
         accuracy = None
@@ -72,10 +75,12 @@ class WorstClass:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A plan on `rows` rows. shares and exit_accuracy are by exit; accuracies are None without labels.
+    """A plan on `rows` rows. shares and exit_accuracy are by exit; accuracies are None without
+    labels.
 
-    `in_band` is the share of rows whose decision at some gate lies within the float band of its threshold. `repeated`
-    rows have the content or the number of another one, and do not count in the interval.
+    `in_band` is the share of rows whose decision at some gate lies within the float band of its
+    threshold. `repeated` rows have the content or the number of another one, and do not count in
+    the interval.
     """
 
     rows: int
@@ -100,12 +105,18 @@ class Evaluation:
 
     def __str__(self) -> str:
         lines = [f"{self.rows:,} rows"]
-        lines += [f"  {share:6.1%} leave at {name}" for name, share in zip(self.exits, self.shares, strict=True)]
+        lines += [
+            f"  {share:6.1%} leave at {name}"
+            for name, share in zip(self.exits, self.shares, strict=True)
+        ]
         if self.accuracy is not None and self.plain_accuracy is not None:
             lines.append(f"  accuracy {self.accuracy:.2%}, plain network {self.plain_accuracy:.2%}")
         if self.worst_class is not None:
             worst = self.worst_class
-            lines.append(f"  class that loses most: {worst.name}, {worst.accuracy:.2%} (plain {worst.plain:.2%})")
+            lines.append(
+                f"  class that loses most: {worst.name}, {worst.accuracy:.2%} (plain "
+                f"{worst.plain:.2%})"
+            )
         lines.append(f"  {self.risk}")
         if self.repeated:
             lines.append(f"  {self.repeated:,} rows repeat others, which the interval counts once")
@@ -114,7 +125,9 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def worst_class(right: Array, right_plain: Array, labels: Array, names: Sequence[str] | None) -> WorstClass | None:
+def worst_class(
+    right: Array, right_plain: Array, labels: Array, names: Sequence[str] | None
+) -> WorstClass | None:
     """The class with the largest fall of accuracy from `right_plain` to `right` (both bool [N])."""
     classes = np.unique(labels)
     if not classes.size:
@@ -127,10 +140,11 @@ def worst_class(right: Array, right_plain: Array, labels: Array, names: Sequence
 
 
 def better_exit(right: Array, exits: Sequence[str]) -> str | None:
-    """A sentence about the exit that is right clearly more often than the last one; None where there is none.
+    """A sentence about the exit that is right clearly more often than the last one; None where
+    there is none.
 
-    Clearly: on the rows that only one of the two gets right, the exit wins by more than three standard deviations of a
-    fair coin (McNemar's test, at about one in a thousand).
+    Clearly: on the rows that only one of the two gets right, the exit wins by more than three
+    standard deviations of a fair coin (McNemar's test, at about one in a thousand).
 
     Args:
         right: bool [N, E], whether each exit is right, shallow to deep.
@@ -144,7 +158,8 @@ def better_exit(right: Array, exits: Sequence[str]) -> str | None:
     if wins - losses <= 3 * np.sqrt(wins + losses):
         return None
     return (
-        f"{exits[best]} is right more often than the last exit, {exits[-1]}: {right[:, best].mean():.1%} against "
+        f"{exits[best]} is right more often than the last exit, {exits[-1]}: "
+        f"{right[:, best].mean():.1%} against "
         f"{right[:, -1].mean():.1%} of {len(right):,} rows. Consider a plan that ends there "
         f"(max_exit={exits[best]!r}), "
         "or train the last exit further."

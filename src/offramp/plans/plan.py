@@ -31,10 +31,12 @@ ArrayT = TypeVar("ArrayT")
 
 
 def choose(scores: ArrayT, thresholds: ArrayT) -> ArrayT:
-    """Which successor each sample takes: the first route whose score reaches its threshold, else the last, K-1.
+    """Which successor each sample takes: the first route whose score reaches its threshold, else
+    the last, K-1.
 
-    scores [B, K-1] and thresholds [K-1], both float32 and both NumPy or both torch; returns int64 [B].
-    A NaN score never leaves, and at a threshold of +inf nothing does, not even a score of +inf.
+    scores [B, K-1] and thresholds [K-1], both float32 and both NumPy or both torch; returns int64
+    [B]. A NaN score never leaves, and at a threshold of +inf nothing does, not even a score of
+    +inf.
 
     >>> choose(np.float32([[.9], [.2], [np.nan]]), np.float32([.5]))
     array([0, 1, 1])
@@ -43,14 +45,17 @@ def choose(scores: ArrayT, thresholds: ArrayT) -> ArrayT:
     t: Any = thresholds
     refused = ~((s >= t) & (t < math.inf))  # [B, K-1]
     one = refused.shape[-1] == 1  # the usual case, in few operations: batches of one wait for this
-    successor = refused[:, 0] * 1 if one else refused.cumprod(-1).sum(-1)  # [B], refusals before the first that took
+    successor = (
+        refused[:, 0] * 1 if one else refused.cumprod(-1).sum(-1)
+    )  # [B], refusals before the first that took
     result: ArrayT = successor
     return result
 
 
 @dataclass(frozen=True)
 class Price:
-    """Cost per row in one unit (MACs, or milliseconds at a batch size): mean and worst of the plan, and plain.
+    """Cost per row in one unit (MACs, or milliseconds at a batch size): mean and worst of the plan,
+    and plain.
 
     `note` says what a reader of the figures must know, such as that the timings were noisy.
     """
@@ -70,7 +75,9 @@ class Price:
             return f"mean cost {self.mean:g} and worst {self.worst:g} {name}{size}, the plain network's is 0{note}"
         mean = self.mean / self.plain
         worst = self.worst / self.plain
-        return f"mean cost {mean:.3f} and worst {worst:.3f} of the plain network in {name}{size}{note}"
+        return (
+            f"mean cost {mean:.3f} and worst {worst:.3f} of the plain network in {name}{size}{note}"
+        )
 
 
 @dataclass(frozen=True)
@@ -87,9 +94,10 @@ class Promise:
         rows: how many rows tested it.
         searched: how many more chose the candidates.
         covers: a fingerprint of the plan that the promise is about.
-        repeats: what the caller said of rows of equal content, "independent" or "once"; empty where nothing was said,
-            and nothing repeated.
-        repeated: how many rows had the content of another one. Under "once" they do not count among `rows`.
+        repeats: what the caller said of rows of equal content, "independent" or "once"; empty where
+            nothing was said, and nothing repeated.
+        repeated: how many rows had the content of another one. Under "once" they do not count among
+            `rows`.
         dropped: how many rows were left out because they trained the network.
     """
 
@@ -121,7 +129,10 @@ class Promise:
         level = percentage(self.at_most)
         if self.risk == "accuracy_gap":
             points = f"{abs(100 * self.at_most):.12g} percentage points"
-            much = f"at most {points} less" if self.at_most >= 0 else f"at least {points} more"
+            if self.at_most >= 0:
+                much = f"at most {points} less"
+            else:
+                much = f"at least {points} more"
             return f"{sure}, this plan is right {much} often than {alone(self.reference)}"
         if self.risk == "disagreement":
             return f"{sure}, at most {level} of the answers differ from those that {alone(self.reference)} would give"
@@ -133,9 +144,14 @@ class Promise:
         """What was decided about rows that repeat or trained the network, a clause each."""
         found = []
         if self.repeats == "independent":
-            found.append(f"{self.repeated:,} rows repeat the content of others and count as independent draws")
+            found.append(
+                f"{self.repeated:,} rows repeat the content of others and count as independent "
+                f"draws"
+            )
         if self.repeats == "once":
-            found.append(f"copies count once: {self.repeated:,} left out, so it is about distinct rows")
+            found.append(
+                f"copies count once: {self.repeated:,} left out, so it is about distinct rows"
+            )
         if self.dropped:
             found.append(f"{self.dropped:,} rows that trained the network left out")
         return found
@@ -153,10 +169,11 @@ def compared(risk: str, reference: str) -> str:
 
 @dataclass(frozen=True)
 class Plan:
-    """Under which scores samples leave. Frozen; prints itself as a sentence; a changed plan has no promise.
+    """Under which scores samples leave. Frozen; prints itself as a sentence; a changed plan has no
+    promise.
 
-    thresholds: by gate K - 1 of them, for K successors, float32-exact; +inf closes a way. `max_exit` answers whatever
-    arrives there.
+    thresholds: by gate K - 1 of them, for K successors, float32-exact; +inf closes a way.
+    `max_exit` answers whatever arrives there.
     """
 
     thresholds: Mapping[str, tuple[float, ...]]
@@ -176,18 +193,26 @@ class Plan:
                     raise unknown(gate, self.topology.gates, "gate of this network")
             if self.max_exit is not None:
                 self.topology.exit_index(self.max_exit)
-        if self.promise is not None and self.promise.covers != self.covers(clean, self.max_exit, self.origin):
+        if self.promise is not None and self.promise.covers != self.covers(
+            clean, self.max_exit, self.origin
+        ):
             object.__setattr__(self, "promise", None)
             object.__setattr__(self, "price", None)
 
     @staticmethod
-    def covers(thresholds: Mapping[str, tuple[float, ...]], max_exit: str | None, origin: Origin | None = None) -> str:
+    def covers(
+        thresholds: Mapping[str, tuple[float, ...]],
+        max_exit: str | None,
+        origin: Origin | None = None,
+    ) -> str:
         """A fingerprint of what decides, and in which network: a promise is about exactly this."""
         texts = {gate: [_text(t) for t in values] for gate, values in thresholds.items()}
         return checksum([texts, max_exit, origin.key if origin else None])
 
     @staticmethod
-    def by_hand(thresholds: Mapping[str, float | tuple[float, ...]], *, max_exit: str | None = None) -> Plan:
+    def by_hand(
+        thresholds: Mapping[str, float | tuple[float, ...]], *, max_exit: str | None = None
+    ) -> Plan:
         """A plan without a promise. Gates that are not named stay closed (+inf).
 
         >>> print(Plan.by_hand({"resnet20": 4.0}))
@@ -198,7 +223,9 @@ class Plan:
 
     @staticmethod
     def never_leave(topology: Topology) -> Plan:
-        """The plan in which every sample takes the last successor everywhere, and is answered by the last exit."""
+        """The plan in which every sample takes the last successor everywhere, and is answered by
+        the last exit.
+        """
         closed = {gate: (math.inf,) * topology.routes(gate) for gate in topology.gates}
         return Plan(thresholds=closed, topology=topology)
 
@@ -217,7 +244,10 @@ class Plan:
             UnknownName: the topology does not have a gate or an exit of this plan.
             InvalidArgument: a gate has another number of scores than there are thresholds.
         """
-        title = f"{self.promise.risk} <= {self.promise.at_most:.12g}" if self.promise else ""
+        if self.promise:
+            title = f"{self.promise.risk} <= {self.promise.at_most:.12g}"
+        else:
+            title = ""
         return compiled(topology, self.thresholds, self.max_exit, title)
 
     def _leaves(self) -> list[str]:
@@ -243,7 +273,9 @@ class Plan:
             names: Sequence[str] = [f"way {number}" for number in range(len(values) + 1)]
             if self.topology is not None:
                 names = self.topology.node(gate).successors
-            open_ways = [f"{name} from {t:g}" for name, t in zip(names, values, strict=False) if t < math.inf]
+            open_ways = [
+                f"{name} from {t:g}" for name, t in zip(names, values, strict=False) if t < math.inf
+            ]
             clauses.append(f"at {gate} take {', '.join(open_ways)}, else {names[-1]}")
         return clauses
 
@@ -263,13 +295,21 @@ class Plan:
         say += f"; {self.price}" if self.price else ""
         if self.promise is None:
             changed = "changed, or moved to another engine, after it was calibrated"
-            by = ("best on its rows under a budget" if self.price else changed) if self.rows else "set by hand"
+            by = (
+                ("best on its rows under a budget" if self.price else changed)
+                if self.rows
+                else "set by hand"
+            )
             return f"{say}; no promise: {by}."
         like = f"those of {self.rows.data}" if self.rows else "the tested ones"
-        where = f" on {self.origin.engine} in {self.origin.precision}" if self.origin else ""
+        if self.origin:
+            where = f" on {self.origin.engine} in {self.origin.precision}"
+        else:
+            where = ""
         text = str(self.promise)
         return (
-            f"{say}. Promise: {text[0].lower()}{text[1:]}. It holds on average over rows drawn like {like}, for this "
+            f"{say}. Promise: {text[0].lower()}{text[1:]}. It holds on average over rows drawn "
+            f"like {like}, for this "
             f"network{where}; it says nothing about a single input, nor about other data."
         )
 
@@ -293,12 +333,16 @@ class Plan:
         try:
             return _plan_from(body)
         except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as problem:
-            raise BadFile(f"{where} is no complete plan ({problem!r}); make it again with calibrate") from problem
+            raise BadFile(
+                f"{where} is no complete plan ({problem!r}); make it again with calibrate"
+            ) from problem
 
     def _body(self) -> dict[str, Any]:
         return {
             "sentence": str(self),
-            "thresholds": {gate: [_text(t) for t in values] for gate, values in self.thresholds.items()},
+            "thresholds": {
+                gate: [_text(t) for t in values] for gate, values in self.thresholds.items()
+            },
             "deepest": self.max_exit,
             "promise": _promise_body(self.promise),
             "price": asdict(self.price) if self.price else None,
@@ -310,7 +354,9 @@ class Plan:
 
 def _plan_from(body: Mapping[str, Any]) -> Plan:
     return Plan(
-        thresholds={gate: tuple(float(t) for t in values) for gate, values in body["thresholds"].items()},
+        thresholds={
+            gate: tuple(float(t) for t in values) for gate, values in body["thresholds"].items()
+        },
         max_exit=body["deepest"],
         promise=_promise_from(body["promise"]),
         price=_typed(Price(**body["price"])) if body["price"] is not None else None,
@@ -324,14 +370,20 @@ def _promise_body(promise: Promise | None) -> dict[str, Any] | None:
     """A promise as files have it: in the first version its reference was called against."""
     if promise is None:
         return None
-    return {"against" if name == "reference" else name: value for name, value in asdict(promise).items()}
+    return {
+        "against" if name == "reference" else name: value for name, value in asdict(promise).items()
+    }
 
 
 def _promise_from(body: Mapping[str, Any] | None) -> Promise | None:
     """The promise of a file."""
     if body is None:
         return None
-    return _typed(Promise(**{"reference" if name == "against" else name: value for name, value in body.items()}))
+    return _typed(
+        Promise(
+            **{"reference" if name == "against" else name: value for name, value in body.items()}
+        )
+    )
 
 
 def _typed(made: ArrayT) -> ArrayT:
@@ -345,8 +397,12 @@ def _typed(made: ArrayT) -> ArrayT:
 
 
 def _float32(gate: str, values: tuple[float, ...]) -> tuple[float, ...]:
-    if not values or any(not isinstance(t, Real) or FLOAT32_MAX < abs(t) < math.inf or t != t for t in values):
-        raise InvalidArgument(f"threshold of {gate!r} is {values!r}; expected a float32 number (inf closes the exit)")
+    if not values or any(
+        not isinstance(t, Real) or FLOAT32_MAX < abs(t) < math.inf or t != t for t in values
+    ):
+        raise InvalidArgument(
+            f"threshold of {gate!r} is {values!r}; expected a float32 number (inf closes the exit)"
+        )
     return tuple(float(np.float32(t)) for t in values)
 
 

@@ -1,10 +1,12 @@
 """What a plan costs: the sum of the parts that it runs, in MACs or in milliseconds at a batch size.
 
-Shapes: N rows, E exits. A part's price is [3] or [N, 3]: MACs per row, milliseconds per call (a), per row (b).
+Shapes: N rows, E exits. A part's price is [3] or [N, 3]: MACs per row, milliseconds per call (a),
+per row (b).
 
-Beside segments, exits and gates there are three kinds of parts that only milliseconds know: `runner`, what a Runner
-itself takes for a batch; `runner/<gate>`, what it takes there to let rows leave; and `plain`, the last model as its
-engine runs it bare. In traces that were recorded without them a plan costs its segments, exits and gates alone.
+Beside segments, exits and gates there are three kinds of parts that only milliseconds know:
+`runner`, what a Runner itself takes for a batch; `runner/<gate>`, what it takes there to let rows
+leave; and `plain`, the last model as its engine runs it bare. In traces that were recorded without
+them a plan costs its segments, exits and gates alone.
 """
 
 from __future__ import annotations
@@ -36,10 +38,11 @@ class Prices:
 
     @property
     def uncounted(self) -> tuple[str, ...]:
-        """The models whose MACs nobody knows, by their last exit: with them there are no prices in MACs.
+        """The models whose MACs nobody knows, by their last exit: with them there are no prices in
+        MACs.
 
-        Those are members that say so (NaN), and whole models in which nothing could be counted: a model that costs
-        no multiply-add at all is one that computes outside of torch.
+        Those are members that say so (NaN), and whole models in which nothing could be counted: a
+        model that costs no multiply-add at all is one that computes outside of torch.
         """
         unknown = list[str]()
         totals = dict[str, float]()
@@ -48,7 +51,9 @@ class Prices:
             segment = self.parts.get(f"segment/{node.name}")
             macs = 0.0 if segment is None else float(np.mean(segment[..., 0]))
             totals[node.name] = macs + max((totals[name] for name in node.after), default=0.0)
-            ends = node.name not in continued and node.has_exit  # a node that only routes is no model
+            ends = (
+                node.name not in continued and node.has_exit
+            )  # a node that only routes is no model
             if ends and not totals[node.name] > 0:
                 unknown.append(node.name)
         return tuple(unknown)
@@ -65,7 +70,8 @@ class Prices:
         return RUNNER in self.parts
 
     def unit(self, asked: str | None) -> str:
-        """The unit to price in: what was asked for, else MACs where they are known, else milliseconds.
+        """The unit to price in: what was asked for, else MACs where they are known, else
+        milliseconds.
 
         Args:
             asked: "macs", "ms", or None.
@@ -81,10 +87,13 @@ class Prices:
             return "macs"
         who = ", ".join(map(repr, self.uncounted))
         if asked == "macs":
-            raise InvalidArgument(f"the MACs of {who} are not known, so nothing can be priced in them; use unit='ms'")
+            raise InvalidArgument(
+                f"the MACs of {who} are not known, so nothing can be priced in them; use unit='ms'"
+            )
         if not self.timed:
             raise InvalidArgument(
-                f"the MACs of {who} are not known and milliseconds were not measured, so no plan can be priced; "
+                f"the MACs of {who} are not known and milliseconds were not measured, so no plan "
+                f"can be priced; "
                 "record with timed=True"
             )
         return "ms"
@@ -98,9 +107,12 @@ class Prices:
         if not np.isnan(rate).any():
             return rate
         if unit == "macs":
-            raise InvalidArgument(f"the MACs of {part!r} were not counted; use unit='ms' on a trace with timings")
+            raise InvalidArgument(
+                f"the MACs of {part!r} were not counted; use unit='ms' on a trace with timings"
+            )
         raise InvalidArgument(
-            f"the milliseconds of {part!r} were not measured; record with timed=True, or use unit='macs'"
+            f"the milliseconds of {part!r} were not measured; record with timed=True, or use "
+            f"unit='macs'"
         )
 
     def _stage(self, stage: Stage, unit: str, batch: int) -> Array:
@@ -115,11 +127,18 @@ class Prices:
         return total
 
     def to_exit(
-        self, open_gates: Collection[str], max_exit: str | None, *, unit: str = "macs", batch: int = 64
+        self,
+        open_gates: Collection[str],
+        max_exit: str | None,
+        *,
+        unit: str = "macs",
+        batch: int = 64,
     ) -> Array:
-        """Cost of leaving at each exit, [E'] or [N, E'], E' exits up to `max_exit`; of what is closed, the cost so far.
+        """Cost of leaving at each exit, [E'] or [N, E'], E' exits up to `max_exit`; of what is
+        closed, the cost so far.
 
-        Milliseconds share a call's fixed part among `batch` rows, as if all of them arrived. Of chains alone.
+        Milliseconds share a call's fixed part among `batch` rows, as if all of them arrived. Of
+        chains alone.
         """
         check_unit(unit, batch)
         self.topology.require_chain("the search for thresholds")
@@ -127,14 +146,18 @@ class Prices:
         names = self.topology.exits[: last + 1]
         opened = {gate: (0.0,) for gate in open_gates if gate in self.topology.gates}
         stages = {stage.name: stage for stage in compiled(self.topology, opened, max_exit)}
-        each = [self._stage(stages[name], unit, batch) if name in stages else np.zeros(()) for name in names]
+        each = [
+            self._stage(stages[name], unit, batch) if name in stages else np.zeros(())
+            for name in names
+        ]
         each[0] = each[0] + self._rate(RUNNER, unit, batch)
         return np.cumsum(np.stack(np.broadcast_arrays(*each), axis=-1), axis=-1)
 
     def mean(self, schedule: Schedule, ran_NS: Array, *, unit: str, batch: int) -> float:
         """Mean cost per row of a plan.
 
-        Milliseconds charge a call's fixed part whenever at least one of `batch` rows drawn like these arrives.
+        Milliseconds charge a call's fixed part whenever at least one of `batch` rows drawn like
+        these arrives.
 
         Args:
             schedule: what the plan runs.
@@ -146,14 +169,20 @@ class Prices:
         total = float(self._rate(RUNNER, unit, batch))
         for stage, here_N in zip(schedule.stages, ran_NS.T, strict=True):
             per_call, per_row = self.per_call_and_row(stage, unit)
-            total += per_call * called(float(here_N.mean()), batch) + float((per_row * here_N).mean())
+            total += per_call * called(float(here_N.mean()), batch) + float(
+                (per_row * here_N).mean()
+            )
         return total
 
     def worst(self, schedule: Schedule, *, unit: str, batch: int) -> float:
-        """Cost per row of a batch whose rows all take the dearest path through a schedule, to its end."""
+        """Cost per row of a batch whose rows all take the dearest path through a schedule, to its
+        end.
+        """
         check_unit(unit, batch)
         start = float(self._rate(RUNNER, unit, batch))
-        so_far = dict.fromkeys(schedule.index, start)  # by stage what the dearest path to it has cost
+        so_far = dict.fromkeys(
+            schedule.index, start
+        )  # by stage what the dearest path to it has cost
         ends = [start]
         for stage in schedule.stages:
             per_call, per_row = self.per_call_and_row(stage, unit)
@@ -177,10 +206,12 @@ class Prices:
         return float(np.mean(one - row)), row
 
     def plain(self, reference: str, *, unit: str, batch: int) -> float:
-        """Cost per row of the network that answers at `reference` alone: its segments and its exit, no gate.
+        """Cost per row of the network that answers at `reference` alone: its segments and its exit,
+        no gate.
 
         Where paths re-join before it, that is the last arm of every fork.
-        In milliseconds the last model costs what its engine's bare call took, where that was recorded.
+        In milliseconds the last model costs what its engine's bare call took, where that was
+        recorded.
         """
         check_unit(unit, batch)
         if unit == "ms" and reference == self.topology.exits[-1] and PLAIN in self.parts:
@@ -193,7 +224,9 @@ class Prices:
         return self.along(path, unit=unit, batch=batch)
 
     def along(self, path: Sequence[str], *, unit: str, batch: int) -> float:
-        """Cost per row of the segments of some nodes, and of the exit at the last of them; no gate."""
+        """Cost per row of the segments of some nodes, and of the exit at the last of them; no
+        gate.
+        """
         check_unit(unit, batch)
         answers = max(path, key=self.topology.names.index)
         parts = [f"exit/{answers}", *(f"segment/{name}" for name in path)]
@@ -201,7 +234,9 @@ class Prices:
 
 
 def called(reach: Any, batch: int) -> Any:
-    """Calls per row when each of `batch` rows drawn together arrives with the probability `reach` (any shape)."""
+    """Calls per row when each of `batch` rows drawn together arrives with the probability `reach`
+    (any shape).
+    """
     return (1 - (1 - reach) ** batch) / batch
 
 

@@ -1,4 +1,6 @@
-"""Where a trace and its plans come from: the network, engine and precision, a probe of them, and the rows. No torch."""
+"""Where a trace and its plans come from: the network, engine and precision, a probe of them, and
+the rows. No torch.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,27 @@ from offramp.plans.signature import INPUT, Input, example
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
-FORM = 2  # of row digests (data/_digests.py); files that name none hold form 1, of the first edition
-BAND = 1e-4  # compaction moves logit-scale scores by about 1e-5; within this band a decision may differ
+FORM = (
+    2  # of row digests (data/_digests.py); files that name none hold form 1, of the first edition
+)
+# compaction moves logit-scale scores by about 1e-5; within this band a decision may differ
+BAND = 1e-4
 LISTED = 10  # rows named in a sentence
 MADE_WITH = "made with"  # the key of what marks of code can be compared under
-MARKS = ", marks 2"  # the kind of marks of code: those of files that name none cover less of the user's code
-SETTINGS = "the settings of "  # how the keys of marks begin that are about numbers and texts of layers
+# the kind of marks of code: those of files that name none cover less of the user's code
+MARKS = ", marks 2"
+SETTINGS = (
+    "the settings of "  # how the keys of marks begin that are about numbers and texts of layers
+)
 OLDER_MARKS = (
-    "the marks of code in this plan are of an older kind, which covers less, and were not compared. "
+    "the marks of code in this plan are of an older kind, which covers less, and were not "
+    "compared. "
     "Record and calibrate again to have your code compared."
 )
 ORDINARY = 30.0  # the largest logit of ordinary networks, for which the band is meant
-ROUNDED = 0.125  # where numbers are rounded to eight bits: one step of bfloat16 for logits from 16 to 32
+ROUNDED = (
+    0.125  # where numbers are rounded to eight bits: one step of bfloat16 for logits from 16 to 32
+)
 
 
 Logits = tuple[tuple[tuple[float, ...], ...], ...]  # [exits][rows][classes]
@@ -39,8 +50,8 @@ Scores = tuple[tuple[float, ...], ...]  # [gates][rows]
 class RecordedRows:
     """Some of the recorded rows, and what the network gave for them.
 
-    digests: of their content, in hexadecimal. values: the rows themselves, as (name, dtype, shape of all of them, bytes
-    in base64) of each input; None unless whoever recorded asked for it.
+    digests: of their content, in hexadecimal. values: the rows themselves, as (name, dtype, shape
+    of all of them, bytes in base64) of each input; None unless whoever recorded asked for it.
     """
 
     digests: tuple[str, ...]
@@ -53,7 +64,9 @@ class RecordedRows:
         arrays = {}
         for name, kind, shape, text in self.values or ():
             raw = base64.b64decode(text, validate=True)
-            arrays[name] = np.frombuffer(raw, np.dtype(kind).newbyteorder("<")).reshape(shape).astype(kind)
+            arrays[name] = (
+                np.frombuffer(raw, np.dtype(kind).newbyteorder("<")).reshape(shape).astype(kind)
+            )
         return arrays
 
     @staticmethod
@@ -61,7 +74,10 @@ class RecordedRows:
         """The rows written by `dataclasses.asdict`."""
         values = body["values"]
         if values is not None:
-            values = tuple((str(name), str(kind), tuple(map(int, shape)), text) for name, kind, shape, text in values)
+            values = tuple(
+                (str(name), str(kind), tuple(map(int, shape)), text)
+                for name, kind, shape, text in values
+            )
         digests = tuple(f"{int(text, 16):016x}" for text in body["digests"])
         rows = RecordedRows(digests, _logits(body["logits"]), _scores(body["scores"]), values)
         rows.arrays()
@@ -70,12 +86,14 @@ class RecordedRows:
 
 @dataclass(frozen=True)
 class Probe:
-    """Rows on which `open` compares a network with the one that was recorded, within the float band.
+    """Rows on which `open` compares a network with the one that was recorded, within the float
+    band.
 
-    Seeded rows, drawn within the range of what was recorded, can be made again anywhere: their logits, and the scores
-    of the gates. Of `recorded` rows a plan has digests, logits and scores; they are compared where somebody has them.
-    rows: which of the drawn ones count (those for which all outputs are finite); None, as in files of the first
-    version, means all. scores: None in files of the first version.
+    Seeded rows, drawn within the range of what was recorded, can be made again anywhere: their
+    logits, and the scores of the gates. Of `recorded` rows a plan has digests, logits and scores;
+    they are compared where somebody has them.
+    rows: which of the drawn ones count (those for which all outputs are finite); None, as in files
+    of the first version, means all. scores: None in files of the first version.
     """
 
     inputs: tuple[Input, ...]
@@ -96,22 +114,31 @@ class Probe:
         return drawn[picks]
 
     def some(self, count: int) -> Any:
-        """Rows of the recorded kind, for what must be compiled or tried: recorded ones where they were kept."""
+        """Rows of the recorded kind, for what must be compiled or tried: recorded ones where they
+        were kept.
+        """
         kept = self.recorded.arrays() if self.recorded is not None else {}
         if INPUT in kept:
             return kept[INPUT][:count]
         if kept:
             return {name.removeprefix(INPUT + "/"): value[:count] for name, value in kept.items()}
         seeded = self.batch()
-        many = len(next(iter(seeded.values()))) if isinstance(seeded, dict) else len(seeded)
+        if isinstance(seeded, dict):
+            many = len(next(iter(seeded.values())))
+        else:
+            many = len(seeded)
         if not many:
             return example(self.inputs, count, self.seed)
         picks = np.arange(count) % many
-        return {name: value[picks] for name, value in seeded.items()} if isinstance(seeded, dict) else seeded[picks]
+        if isinstance(seeded, dict):
+            return {name: value[picks] for name, value in seeded.items()}
+        return seeded[picks]
 
     @property
     def known(self) -> bool:
-        """Whether there are rows that the network takes: drawn ones, or recorded ones that were kept."""
+        """Whether there are rows that the network takes: drawn ones, or recorded ones that were
+        kept.
+        """
         return self.rows is None or bool(self.rows) or bool(self.recorded and self.recorded.values)
 
     @property
@@ -123,9 +150,13 @@ class Probe:
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Probe:
         """The probe written by `dataclasses.asdict`."""
-        rows, recorded, scores = body.get("rows"), body.get("recorded"), body.get("scores")
+        rows = body.get("rows")
+        recorded = body.get("recorded")
+        scores = body.get("scores")
         logits = _logits(body["logits"])
-        if not logits or (rows is not None and (min(rows, default=0) < 0 or len(rows) != len(logits[0]))):
+        if not logits or (
+            rows is not None and (min(rows, default=0) < 0 or len(rows) != len(logits[0]))
+        ):
             raise ValueError(f"{len(logits)} exits and rows {rows} are no probe")
         return Probe(
             inputs=tuple(map(Input.from_json, body["inputs"])),
@@ -147,16 +178,18 @@ def _scores(body: Any) -> Scores:
 
 def _score(value: Any) -> Any:
     """A row's score, or its scores where a gate gives several."""
-    return tuple(map(float, value)) if isinstance(value, (list, tuple)) else float(value)
+    if isinstance(value, (list, tuple)):
+        return tuple(map(float, value))
+    return float(value)
 
 
 @dataclass(frozen=True)
 class Origin:
     """What a trace, and every plan made from it, was measured on; another one voids a promise.
 
-    code: marks of the code of gates, exits and models by what they are of ("gate small"), of the settings of their
-    layers, and under "made with" what they can be compared under; see `code_marks`. Empty in files of the first
-    version.
+    code: marks of the code of gates, exits and models by what they are of ("gate small"), of the
+    settings of their layers, and under "made with" what they can be compared under; see
+    `code_marks`. Empty in files of the first version.
     """
 
     network: str
@@ -188,9 +221,13 @@ class Origin:
         return ROUNDED if rounded or narrow else BAND
 
     def refuse_other_code(self, code: tuple[tuple[str, str], ...]) -> None:
-        """Raise Mismatch when code of the same name computes otherwise now than when this was recorded."""
-        before, now = dict(self.code), dict(code)
-        made_with, here = before.get(MADE_WITH), now.get(MADE_WITH)
+        """Raise Mismatch when code of the same name computes otherwise now than when this was
+        recorded.
+        """
+        before = dict(self.code)
+        now = dict(code)
+        made_with = before.get(MADE_WITH)
+        here = now.get(MADE_WITH)
         if made_with != here:  # another Python or torch: marks differ for nothing
             if made_with is not None and len(before) > 1 and f"{made_with}{MARKS}" == here:
                 warnings.warn(OLDER_MARKS, Notice, stacklevel=3)
@@ -202,7 +239,10 @@ class Origin:
                 told = f"{what} are not those that the plan was made with"
             else:
                 told = f"the code of {what} is not the code that the plan was made with"
-            raise Mismatch(f"{told}; record and calibrate this one, or drop the promise: Plan.by_hand(plan.thresholds)")
+            raise Mismatch(
+                f"{told}; record and calibrate this one, or drop the promise: "
+                f"Plan.by_hand(plan.thresholds)"
+            )
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Origin:
@@ -212,35 +252,49 @@ class Origin:
         largest = float(body.get("largest_logit", 0.0))
         if not 0 <= largest < math.inf:
             raise ValueError(f"the largest logit is {largest}")
-        return Origin(str(body["network"]), str(body["engine"]), str(body["precision"]), probe, code, largest)
+        return Origin(
+            str(body["network"]), str(body["engine"]), str(body["precision"]), probe, code, largest
+        )
 
 
 @dataclass(frozen=True)
 class SeenRows:
-    """The rows that a plan was made from, or that trained a network: their source, and a digest of each.
+    """The rows that a plan was made from, or that trained a network: their source, and a digest of
+    each.
 
-    form: that of the digests. older: digests of form 1 of further rows, where a file of the first edition brought them.
-    rounded: of rows that trained a network, also the digests of what float16 and bfloat16 make of them.
+    form: that of the digests. older: digests of form 1 of further rows, where a file of the first
+    edition brought them.
+    rounded: of rows that trained a network, also the digests of what float16 and bfloat16 make of
+    them.
     """
 
     data: str
     fingerprint: str
     digests: np.ndarray[Any, np.dtype[np.uint64]]
     form: int = FORM
-    older: np.ndarray[Any, np.dtype[np.uint64]] = field(default_factory=lambda: np.zeros(0, np.uint64))
-    rounded: np.ndarray[Any, np.dtype[np.uint64]] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    older: np.ndarray[Any, np.dtype[np.uint64]] = field(
+        default_factory=lambda: np.zeros(0, np.uint64)
+    )
+    rounded: np.ndarray[Any, np.dtype[np.uint64]] = field(
+        default_factory=lambda: np.zeros(0, np.uint64)
+    )
 
-    def refuse_overlap(self, digests: Digests, what: str, rows: Numbers | None = None, form: int = FORM) -> None:
-        """Raise OverlappingRows when rows of these contents were already used for this plan or trace.
+    def refuse_overlap(
+        self, digests: Digests, what: str, rows: Numbers | None = None, form: int = FORM
+    ) -> None:
+        """Raise OverlappingRows when rows of these contents were already used for this plan or
+        trace.
 
-        rows: their numbers in their data [N], for the sentence; without them it counts from 0. form: of `digests`.
-        Raises Mismatch where digests of another form cannot tell.
+        rows: their numbers in their data [N], for the sentence; without them it counts from 0.
+        form: of `digests`. Raises Mismatch where digests of another form cannot tell.
         """
         shared = np.flatnonzero(self.shared(digests, what, form))
         if shared.size:
             raise OverlappingRows(
-                f"{shared.size:,} of the {digests.size:,} {what} rows ({_told(shared, rows)}) also stand among the "
-                f"{self.digests.size:,} rows of {self.data}; give rows that were used for nothing before",
+                f"{shared.size:,} of the {digests.size:,} {what} rows ({_told(shared, rows)}) "
+                f"also stand among the "
+                f"{self.digests.size:,} rows of {self.data}; give rows that were used for nothing "
+                f"before",
                 rows=shared if rows is None else rows[shared],
             )
 
@@ -257,8 +311,10 @@ class SeenRows:
         """
         if not self.comparable(form):
             raise Mismatch(
-                f"the {what} rows and the rows of {self.data} were recorded by different editions of offramp, whose "
-                "row digests cannot be compared, so it cannot be told whether they overlap. Record both again."
+                f"the {what} rows and the rows of {self.data} were recorded by different editions "
+                f"of offramp, whose "
+                "row digests cannot be compared, so it cannot be told whether they overlap. "
+                "Record both again."
             )
         return np.isin(digests, self.digests)
 
@@ -285,7 +341,9 @@ class SeenRows:
     def once(self) -> SeenRows:
         """Each digest once."""
         digests = np.unique(self.digests)
-        return replace(self, digests=digests, older=np.unique(self.older), rounded=np.unique(self.rounded))
+        return replace(
+            self, digests=digests, older=np.unique(self.older), rounded=np.unique(self.rounded)
+        )
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SeenRows) and self.to_json() == other.to_json()
@@ -304,7 +362,9 @@ class SeenRows:
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> SeenRows:
-        """The rows written by `to_json`, also by the first edition. Raises NewerSchema, ValueError."""
+        """The rows written by `to_json`, also by the first edition. Raises NewerSchema,
+        ValueError.
+        """
         form = form_of(body.get("form", 1), body["data"])
         more = [_digests(body.get(name, "")) for name in ("older", "rounded")]
         return SeenRows(body["data"], body["fingerprint"], _digests(body["digests"]), form, *more)
@@ -314,7 +374,8 @@ def largest_of(values: np.ndarray[Any, np.dtype[Any]]) -> float:
     """The largest finite magnitude among values; 0.0 where there is none."""
     if not values.size:
         return 0.0
-    low, high = float(values.min()), float(values.max())
+    low = float(values.min())
+    high = float(values.max())
     if math.isfinite(low) and math.isfinite(high):  # without a copy of a big trace
         return max(-low, high)
     finite = values[np.isfinite(values)]
@@ -322,12 +383,15 @@ def largest_of(values: np.ndarray[Any, np.dtype[Any]]) -> float:
 
 
 def form_of(value: object, where: str) -> int:
-    """The form of digests that a file states. Raises NewerSchema for a later one, ValueError for none."""
+    """The form of digests that a file states. Raises NewerSchema for a later one, ValueError for
+    none.
+    """
     if type(value) is not int or value < 1:
         raise ValueError(f"the digests have the form {value!r}")
     if value > FORM:
         raise NewerSchema(
-            f"the row digests of {where} have form {value}, this offramp reads up to {FORM}; upgrade offramp"
+            f"the row digests of {where} have form {value}, this offramp reads up to {FORM}; "
+            f"upgrade offramp"
         )
     return value
 
@@ -360,7 +424,8 @@ def refuse_training_rows(columns: Mapping[str, np.ndarray[Any, np.dtype[Any]]], 
         raise OverlappingRows(
             f"{int(training_rows.sum()):,} of the {training_rows.size:,} {what} rows "
             f"({named(columns['row'][training_rows])}) also "
-            "trained an exit of this network; give rows that it has never seen, or leave these out with drop_seen=True",
+            "trained an exit of this network; give rows that it has never seen, or leave these "
+            "out with drop_seen=True",
             rows=columns["row"][training_rows],
         )
 

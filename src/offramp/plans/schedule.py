@@ -1,9 +1,10 @@
-"""What a plan makes of a topology: the stages that run, what each reads and carries, and where its rows go. No torch.
+"""What a plan makes of a topology: the stages that run, what each reads and carries, and where its
+rows go. No torch.
 
-Everything that needs to know what runs asks the schedule: the Runner executes it on tensors, `trace.replay` on
-columns, pricing charges its stages, `export` writes it into the manifest. An exit that lets no row leave is not run,
-unless a later one reads it; nor is a segment (of a cascade: a whole model) that nothing continues from; nor an arm of
-a fork that no row can take.
+Everything that needs to know what runs asks the schedule: the Runner executes it on tensors,
+`trace.replay` on columns, pricing charges its stages, `export` writes it into the manifest. An exit
+that lets no row leave is not run, unless a later one reads it; nor is a segment (of a cascade: a
+whole model) that nothing continues from; nor an arm of a fork that no row can take.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from offramp.errors import InvalidArgument
 from offramp.plans.signature import INPUT, is_input
 from offramp.plans.topology import LEAVE, Node, Topology
 
-LOGITS = "/logits"  # "<node>" among the named tensors is what a segment gave, "<node>/logits" its exit's answer
+# "<node>" among the named tensors is what a segment gave, "<node>/logits" its exit's answer
+LOGITS = "/logits"
 SCORE = "/score"
 
 
@@ -52,7 +54,8 @@ class Stage:
         edges: where rows go, the shallow choice first; K of them with a gate, otherwise one.
         thresholds: K - 1, of all edges but the last.
         routes: the columns of the gate's scores that belong to these thresholds.
-        why: why rows are answered where they leave: "gate", "end", or "deepest" where the plan ends before the network.
+        why: why rows are answered where they leave: "gate", "end", or "deepest" where the plan ends
+            before the network.
         reads: names of the tensors that must be there before.
         writes: names of the tensors that it gives.
         along: `nodes`, and between them those at which nothing runs, where there are any.
@@ -118,7 +121,9 @@ class Schedule:
 
     @cached_property
     def predecessors(self) -> Mapping[str, tuple[tuple[str, str], ...]]:
-        """By stage the edges that lead there: the name of the stage before, and the successor chosen in it."""
+        """By stage the edges that lead there: the name of the stage before, and the successor
+        chosen in it.
+        """
         found: dict[str, list[tuple[str, str]]] = {stage.name: [] for stage in self.stages}
         for stage in self.stages:
             for edge in stage.edges:
@@ -126,12 +131,15 @@ class Schedule:
                     found[edge.to].append((stage.name, edge.successor))
         return {name: tuple(edges) for name, edges in found.items()}
 
-    def linked(self, tensors: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] | None = None) -> Schedule:
-        """The same with what every edge carries: what some later stage reads and nothing before it gives anew.
+    def linked(
+        self, tensors: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] | None = None
+    ) -> Schedule:
+        """The same with what every edge carries: what some later stage reads and nothing before it
+        gives anew.
 
         Args:
-            tensors: by stage the names of the tensors that it reads and that it writes, where they are known better
-                than from the topology: a segment may hand on more than one tensor.
+            tensors: by stage the names of the tensors that it reads and that it writes, where they
+                are known better than from the topology: a segment may hand on more than one tensor.
         """
         needed: dict[str, tuple[str, ...]] = {LEAVE: ()}
         stages = list[Stage]()
@@ -142,12 +150,16 @@ class Schedule:
             stages.append(replace(stage, edges=edges))
             before = dict.fromkeys(stage.reads)
             for edge in edges:
-                before.update(dict.fromkeys(name for name in edge.carries if name not in stage.writes))
+                before.update(
+                    dict.fromkeys(name for name in edge.carries if name not in stage.writes)
+                )
             needed[stage.name] = tuple(before)
         return replace(self, stages=tuple(reversed(stages)))
 
     def joined(self) -> Schedule:
-        """The same in fewer stages: where nothing is asked, a segment runs together with the next one."""
+        """The same in fewer stages: where nothing is asked, a segment runs together with the next
+        one.
+        """
         waiting: dict[str, Stage] = {}  # stages that run as part of their successor, by its name
         home: dict[str, str] = {}  # by stage the name of the one that it became part of
         stages = list[Stage]()
@@ -168,7 +180,9 @@ class Schedule:
             edges = tuple(replace(edge, to=home.get(edge.to, edge.to)) for edge in stage.edges)
             stages[number] = replace(stage, edges=edges)
         linked = replace(self, stages=tuple(stages)).linked()
-        return replace(linked, stages=tuple(_shortened(stage, own[stage.name]) for stage in linked.stages))
+        return replace(
+            linked, stages=tuple(_shortened(stage, own[stage.name]) for stage in linked.stages)
+        )
 
     def __str__(self) -> str:
         titled = f", plan {self.title!r}" if self.title else ""
@@ -203,7 +217,10 @@ class Schedule:
             of_gate = sum(edge.to != LEAVE for edge in edges) > 1
             whose = f"rows of {name}/{successor}" if of_gate else f"rows of {name}"
         else:
-            names = [name if name not in [n for n, _ in before[:at]] else "" for at, (name, _) in enumerate(before)]
+            names = [
+                name if name not in [n for n, _ in before[:at]] else ""
+                for at, (name, _) in enumerate(before)
+            ]
             whose = f"rows of {' and '.join(filter(None, names))}, together"
         return [reads, carries, "; ".join([" and ".join(runs), decides]).strip("; "), whose]
 
@@ -220,7 +237,8 @@ class Schedule:
                 "reads": list(stage.reads),
                 "writes": list(stage.writes),
                 "edges": [
-                    {"to": edge.to, "successor": edge.successor, "carries": list(edge.carries)} for edge in stage.edges
+                    {"to": edge.to, "successor": edge.successor, "carries": list(edge.carries)}
+                    for edge in stage.edges
                 ],
             }
             for stage in self.stages
@@ -228,9 +246,13 @@ class Schedule:
 
 
 def compiled(
-    topology: Topology, thresholds: Mapping[str, Sequence[float]], max_exit: str | None = None, title: str = ""
+    topology: Topology,
+    thresholds: Mapping[str, Sequence[float]],
+    max_exit: str | None = None,
+    title: str = "",
 ) -> Schedule:
-    """The schedule of thresholds: gates that are not named stay closed, and their rows take the last successor.
+    """The schedule of thresholds: gates that are not named stay closed, and their rows take the
+    last successor.
 
     Args:
         topology: decision points and their successors.
@@ -247,7 +269,8 @@ def compiled(
             raise unknown(name, topology.gates, "gate of this network")
         if len(values) != topology.routes(name):
             raise InvalidArgument(
-                f"gate {name!r} has {len(values)} thresholds, expected {topology.routes(name)}, one per score"
+                f"gate {name!r} has {len(values)} thresholds, expected {topology.routes(name)}, "
+                f"one per score"
             )
     if max_exit is not None:
         topology.exit_index(max_exit)
@@ -284,12 +307,16 @@ def compiled(
 
 def full_schedule(topology: Topology) -> Schedule:
     """The schedule in which every exit and every gate runs, as recording needs it."""
-    return compiled(topology, {gate: (-math.inf,) * topology.routes(gate) for gate in topology.gates})
+    return compiled(
+        topology, {gate: (-math.inf,) * topology.routes(gate) for gate in topology.gates}
+    )
 
 
 def alone(name: str) -> Schedule:
     """The segment of one node and nothing else, as a schedule: what a plain network is timed by."""
-    return Schedule((Stage(name, (name,), exit=False, gate=False, edges=(Edge(LEAVE, LEAVE),), reads=(INPUT,)),))
+    return Schedule(
+        (Stage(name, (name,), exit=False, gate=False, edges=(Edge(LEAVE, LEAVE),), reads=(INPUT,)),)
+    )
 
 
 def _ways(
@@ -313,7 +340,9 @@ def _ways(
 
 
 def _needed(topology: Topology, ways: Mapping[str, tuple[int, ...]]) -> tuple[set[str], set[str]]:
-    """The nodes whose exit runs, and those whose segment runs: looked for from the deepest node back."""
+    """The nodes whose exit runs, and those whose segment runs: looked for from the deepest node
+    back.
+    """
     exits = set[str]()
     segments = set[str]()
     for node in reversed(topology.nodes):
@@ -334,7 +363,9 @@ def _needed(topology: Topology, ways: Mapping[str, tuple[int, ...]]) -> tuple[se
     return exits, segments
 
 
-def _edge(successor: str, ways: Mapping[str, tuple[int, ...]], segments: set[str], topology: Topology) -> Edge:
+def _edge(
+    successor: str, ways: Mapping[str, tuple[int, ...]], segments: set[str], topology: Topology
+) -> Edge:
     """Where rows that choose a successor really go: a node at which nothing runs hands them on."""
     to = successor
     via = list[str]()
@@ -362,7 +393,9 @@ def _writes(topology: Topology, node: Node, *, exit_: bool, gate: bool) -> tuple
 
 def _together(before: Stage, stage: Stage) -> Stage:
     """Two stages of which the first asks nothing, as one."""
-    reads = dict.fromkeys([*before.reads, *(name for name in stage.reads if name not in before.writes)])
+    reads = dict.fromkeys(
+        [*before.reads, *(name for name in stage.reads if name not in before.writes)]
+    )
     writes = dict.fromkeys([*before.writes, *stage.writes])
     along = (*before.passed, *before.edges[0].via, *stage.passed)
     nodes = (*before.nodes, *stage.nodes)
@@ -372,4 +405,6 @@ def _together(before: Stage, stage: Stage) -> Stage:
 def _shortened(stage: Stage, own: Sequence[str]) -> Stage:
     """A joined stage that gives only what its last node gives and what later stages read."""
     carried = {name for edge in stage.edges for name in edge.carries}
-    return replace(stage, writes=tuple(name for name in stage.writes if name in own or name in carried))
+    return replace(
+        stage, writes=tuple(name for name in stage.writes if name in own or name in carried)
+    )

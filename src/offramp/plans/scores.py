@@ -1,8 +1,10 @@
-"""Which scores a gate can give: the ends of their range, and the values that many rows share. No torch.
+"""Which scores a gate can give: the ends of their range, and the values that many rows share. No
+torch.
 
-Calibration fixes its thresholds before it sees a row, so it has to know beforehand where scores pile up: a row
-whose score lies within the float band of a threshold counts with the worse of its outcomes, and at a saturated
-softmax (a probability of exactly 1.0) half of all rows may share one score.
+Calibration fixes its thresholds before it sees a row, so it has to know beforehand where scores
+pile up: a row whose score lies within the float band of a threshold counts with the worse of its
+outcomes, and at a saturated softmax (a probability of exactly 1.0) half of all rows may share one
+score.
 """
 
 from __future__ import annotations
@@ -21,7 +23,8 @@ FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
 @dataclass(frozen=True)
 class ScoreRange:
-    """What is known of a gate's scores before any row is seen. The default says nothing: the real line.
+    """What is known of a gate's scores before any row is seen. The default says nothing: the real
+    line.
 
     Args:
         low: no score is below it (up to rounding).
@@ -52,14 +55,16 @@ class ScoreRange:
         numbers = (self.low, self.high, *self.saturates)
         if any(math.isnan(number) for number in numbers) or not self.low < self.high:
             raise InvalidArgument(
-                f"a score range must be two numbers, the lower first, got {self.low} and {self.high}"
+                f"a score range must be two numbers, the lower first, got {self.low} and "
+                f"{self.high}"
                 f" with the saturation values {self.saturates}"
             )
         if not all(map(math.isfinite, self.saturates)):
             raise InvalidArgument(f"saturation values must be finite, got {self.saturates}")
         if self.whole and math.isfinite(self.low) and math.floor(self.high) < math.ceil(self.low):
             raise InvalidArgument(
-                f"whole scores must have a whole number in their range, got {self.low:g} to {self.high:g}"
+                f"whole scores must have a whole number in their range, got {self.low:g} to "
+                f"{self.high:g}"
             )
 
     def to_json(self) -> dict[str, Any]:
@@ -73,7 +78,9 @@ class ScoreRange:
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> ScoreRange:
-        """The range written by `to_json`. Raises KeyError, TypeError, ValueError for anything else."""
+        """The range written by `to_json`. Raises KeyError, TypeError, ValueError for anything
+        else.
+        """
         low = -math.inf if body["low"] is None else float(body["low"])
         high = math.inf if body["high"] is None else float(body["high"])
         return ScoreRange(low, high, tuple(map(float, body["saturates"])), bool(body["whole"]))

@@ -15,7 +15,9 @@ import numpy as np
 LABELS = ("label", "labels")  # in any case of letters; what transformers calls them too
 INPUT = "x"
 VALUES = 512  # of a row: up to so many have a range of their own each
-ALONG = 64  # channels, columns or places of a larger row: up to so many have a range of their own each
+ALONG = (
+    64  # channels, columns or places of a larger row: up to so many have a range of their own each
+)
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Bounds = tuple[Any, ...]
@@ -35,11 +37,13 @@ def is_input(name: str) -> bool:
 class Input:
     """One input: its name, the shape of one row, its NumPy dtype, and the range of what was seen.
 
-    Rows are drawn within the range. Integers are often numbers of tokens or classes, and one beyond those that the
-    model knows makes it fail; models take logarithms and roots of what is never negative.
+    Rows are drawn within the range. Integers are often numbers of tokens or classes, and one beyond
+    those that the model knows makes it fail; models take logarithms and roots of what is never
+    negative.
 
-    low, high: the least and the greatest of integers. lows, highs: of integers and floats, either one for each value of
-    a row (in row-major order), or along the dimension `axis` of a row, or a single one for all. None where nothing was
+    low, high: the least and the greatest of integers. lows, highs: of integers and floats, either
+    one for each value of a row (in row-major order), or along the dimension `axis` of a row, or a
+    single one for all. None where nothing was
     seen: files of the first version know no range of floats.
     """
 
@@ -55,7 +59,8 @@ class Input:
     @staticmethod
     def of(name: str, batch: Array) -> Input:
         """The signature of a batch [B, ...]."""
-        shape, kind = tuple(batch.shape[1:]), batch.dtype
+        shape = tuple(batch.shape[1:])
+        kind = batch.dtype
         if not batch.size or kind.kind not in "iuf":
             return Input(name, shape, kind.name)
         axis = _axis(shape)
@@ -70,7 +75,9 @@ class Input:
 
     @staticmethod
     def from_json(body: Mapping[str, Any]) -> Input:
-        """The input written by `dataclasses.asdict`; raises KeyError, TypeError or ValueError for what is none."""
+        """The input written by `dataclasses.asdict`; raises KeyError, TypeError or ValueError for
+        what is none.
+        """
         kind = np.dtype(str(body["dtype"]))
         shape = tuple(map(int, body["shape"]))
         low: Any = body.get("low")
@@ -79,7 +86,8 @@ class Input:
         if (low, high) != (None, None):
             if kind.kind not in "iu":
                 raise ValueError(f"{kind.name} has no range of integers")
-            low, high = int(low), int(high)
+            low = int(low)
+            high = int(high)
             _require_order(kind, [low], [high])
         lows: Any = body.get("lows")
         highs: Any = body.get("highs")
@@ -100,8 +108,13 @@ class Input:
             return self
         if self.lows is None or self.highs is None:
             return replace(other, name=self.name, shape=self.shape)
-        mine, its, axis = (self.lows, self.highs), (other.lows, other.highs), self.axis
-        if (len(mine[0]), axis) != (len(its[0]), other.axis):  # texts of another length: one range for all
+        mine = (self.lows, self.highs)
+        its = (other.lows, other.highs)
+        axis = self.axis
+        if (len(mine[0]), axis) != (
+            len(its[0]),
+            other.axis,
+        ):  # texts of another length: one range for all
             axis = None
             mine = (min(mine[0]),), (max(mine[1]),)
             its = (min(its[0]),), (max(its[1]),)
@@ -112,14 +125,21 @@ class Input:
         return replace(self, low=min(lows), high=max(highs), lows=lows, highs=highs, axis=axis)
 
     def settled(self) -> Input:
-        """This input with a range to draw from, where no float was seen twice: of one row, or of constant ones.
+        """This input with a range to draw from, where no float was seen twice: of one row, or of
+        constant ones.
 
-        Then the range of all values together, and around a single value half of it to both sides, so that its sign
-        stays.
+        Then the range of all values together, and around a single value half of it to both sides,
+        so that its sign stays.
         """
-        if np.dtype(self.dtype).kind != "f" or self.lows is None or self.highs is None or self.lows != self.highs:
+        if (
+            np.dtype(self.dtype).kind != "f"
+            or self.lows is None
+            or self.highs is None
+            or self.lows != self.highs
+        ):
             return self
-        low, high = min(self.lows), max(self.highs)
+        low = min(self.lows)
+        high = max(self.highs)
         if low < high:
             return replace(self, lows=(low,), highs=(high,), axis=None)
         if low == 0:
@@ -129,10 +149,11 @@ class Input:
     def rows(self, count: int, seed: int) -> Array:
         """Seeded rows [count, *shape], from a raw stream: the same in every version of NumPy.
 
-        Numbers are even over the range of what was seen. Where none is known, floats are even over [-2, 2) and integers
-        over a byte. Booleans are coin tosses.
+        Numbers are even over the range of what was seen. Where none is known, floats are even over
+        [-2, 2) and integers over a byte. Booleans are coin tosses.
         """
-        size, kind = (count, *self.shape), np.dtype(self.dtype)
+        size = (count, *self.shape)
+        kind = np.dtype(self.dtype)
         raw = np.random.Philox(seed).random_raw(math.prod(size)).reshape(size)
         if kind.kind in "iub":
             lows, highs = self._range(kind)
@@ -145,7 +166,9 @@ class Input:
             return (even * 4 - 2).astype(kind)
         low = self._spread(np.array(self.lows, np.float64))
         high = self._spread(np.array(self.highs, np.float64))
-        return (low * (1 - even) + high * even).astype(kind)  # and not low + (high - low) ..., which may overflow
+        return (low * (1 - even) + high * even).astype(
+            kind
+        )  # and not low + (high - low) ..., which may overflow
 
     def _range(self, kind: np.dtype[Any]) -> tuple[Bounds, Bounds]:
         if kind.kind == "b":
@@ -166,7 +189,9 @@ class Input:
 
 
 def _axis(shape: tuple[int, ...]) -> int | None:
-    """Of a large row the dimension along which values differ in kind: the shortest one, as channels and columns are."""
+    """Of a large row the dimension along which values differ in kind: the shortest one, as channels
+    and columns are.
+    """
     if math.prod(shape) <= VALUES or min(shape) > ALONG:
         return None
     return shape.index(min(shape))
@@ -181,7 +206,8 @@ def _extremes(batch: Array, others: tuple[int, ...]) -> tuple[Bounds, Bounds]:
     lows = np.asarray(batch.min(others, initial=np.inf, where=some)).ravel()
     highs = np.asarray(batch.max(others, initial=-np.inf, where=some)).ravel()
     none = ~np.isfinite(lows)  # nothing finite was seen here
-    lows, highs = np.where(none, 0, lows), np.where(none, 0, highs)
+    lows = np.where(none, 0, lows)
+    highs = np.where(none, 0, highs)
     return _short(lows), _short(highs)
 
 
@@ -204,7 +230,12 @@ def _require_order(kind: np.dtype[Any], lows: Sequence[Any], highs: Sequence[Any
 
 
 def example(inputs: Sequence[Input], count: int, seed: int = 0) -> Any:
-    """Seeded rows as a network takes them: an array for x alone, else a mapping from the names behind `x/`."""
+    """Seeded rows as a network takes them: an array for x alone, else a mapping from the names
+    behind `x/`.
+    """
     if [given.name for given in inputs] == [INPUT]:
         return inputs[0].rows(count, seed)
-    return {given.name.removeprefix(INPUT + "/"): given.rows(count, seed + index) for index, given in enumerate(inputs)}
+    return {
+        given.name.removeprefix(INPUT + "/"): given.rows(count, seed + index)
+        for index, given in enumerate(inputs)
+    }

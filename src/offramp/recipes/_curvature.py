@@ -1,4 +1,5 @@
-"""The direction of a step: L-BFGS (Liu and Nocedal, 1989), started from the second moments of the features.
+"""The direction of a step: L-BFGS (Liu and Nocedal, 1989), started from the second moments of the
+features.
 
 Shapes: F features, C classes; weights and gradients [C, F + 1].
 """
@@ -20,12 +21,15 @@ def dot(a: Tensor, b: Tensor) -> float:
 
 @final
 class Curvature:
-    """L-BFGS: a direction from the gradient, the last steps, and the second moments of the features."""
+    """L-BFGS: a direction from the gradient, the last steps, and the second moments of the
+    features.
+    """
 
     def __init__(self, second: Tensor | None, regularizer: float) -> None:
         self.factor: Tensor | None = None
         if second is not None:
-            # 1/4 is the most that a logistic loss curves, and near what the rounded hinges do on average
+            # 1/4 is the most that a logistic loss curves, and near what the rounded hinges do on
+            # average
             curved = second.double() / 4 + regularizer * torch.eye(len(second), dtype=torch.float64)
             self.factor = torch.linalg.cholesky(curved).to(second.dtype)
         self.steps: list[tuple[Tensor, Tensor, float]] = []
@@ -33,13 +37,18 @@ class Curvature:
         self.gradient: Tensor | None = None
 
     def direction(self, weight: Tensor, gradient: Tensor) -> Tensor:
-        """Downhill from these weights; learns from where it was last, unless `gradient` was set to None between."""
+        """Downhill from these weights; learns from where it was last, unless `gradient` was set to
+        None between.
+        """
         if self.gradient is not None:
-            step, change = weight - self.weight, gradient - self.gradient
+            step = weight - self.weight
+            change = gradient - self.gradient
             if dot(step, change) > 0:
                 self.steps = [*self.steps, (step, change, dot(step, change))][-MEMORY:]
-        self.weight, self.gradient = weight, gradient
-        direction, shares = -gradient, []
+        self.weight = weight
+        self.gradient = gradient
+        direction = -gradient
+        shares = []
         for step, change, curved in reversed(self.steps):
             shares.append(dot(step, direction) / curved)
             direction = direction - shares[-1] * change
@@ -60,4 +69,6 @@ class Curvature:
         return whitened * (curved / dot(change, self._whitened(change)))
 
     def _whitened(self, gradient: Tensor) -> Tensor:
-        return gradient if self.factor is None else torch.cholesky_solve(gradient.T.contiguous(), self.factor).T
+        if self.factor is None:
+            return gradient
+        return torch.cholesky_solve(gradient.T.contiguous(), self.factor).T

@@ -1,4 +1,6 @@
-"""What the recipes of linear exits share: one convex phase per exit, solved on its cached pooled features."""
+"""What the recipes of linear exits share: one convex phase per exit, solved on its cached pooled
+features.
+"""
 
 from __future__ import annotations
 
@@ -29,19 +31,29 @@ def linear_of(exit_: Exit) -> nn.Linear | None:
 
 
 def require_linear(network: Network) -> None:
-    """Raise BadNetwork unless every exit that has something to learn is linear on pooled features."""
+    """Raise BadNetwork unless every exit that has something to learn is linear on pooled
+    features.
+    """
     for name in trainable_exits(network):
-        reads_exits = not all(map(is_input, network.exit_of(name).reads))  # a mask went into the pooled features
+        reads_exits = not all(
+            map(is_input, network.exit_of(name).reads)
+        )  # a mask went into the pooled features
         if linear_of(network.exit_of(name)) is None or reads_exits:
             raise BadNetwork(
-                f"exit {name!r} must be a linear layer on pooled features (linear or linear_grid). Cut with "
+                f"exit {name!r} must be a linear layer on pooled features (linear or "
+                f"linear_grid). Cut with "
                 "exits='linear_grid', or train it by joint with backbone=False"
             )
 
 
 def require_numbers(regularizer: object, gap: object) -> None:
-    """Raise InvalidArgument unless these are a regularizer, or several, and a gap, before anything is pooled."""
-    several = list(regularizer) if isinstance(regularizer, (list, tuple)) else [regularizer]
+    """Raise InvalidArgument unless these are a regularizer, or several, and a gap, before anything
+    is pooled.
+    """
+    if isinstance(regularizer, (list, tuple)):
+        several = list(regularizer)
+    else:
+        several = [regularizer]
     if not several:
         raise InvalidArgument("regularizer must have at least one number, got none")
     for one in several:
@@ -51,7 +63,10 @@ def require_numbers(regularizer: object, gap: object) -> None:
 
 def list_of(regularizer: float | Sequence[float]) -> list[float]:
     """One regularizer or several as a list."""
-    return [float(each) for each in ([regularizer] if isinstance(regularizer, (int, float)) else regularizer)]
+    return [
+        float(each)
+        for each in ([regularizer] if isinstance(regularizer, (int, float)) else regularizer)
+    ]
 
 
 def best_of(tried: Sequence[Tried]) -> float:
@@ -62,7 +77,10 @@ def best_of(tried: Sequence[Tried]) -> float:
 def phases_of(network: Network) -> list[Phase]:
     """A phase per exit that learns, shallow to deep."""
     names = trainable_exits(network)
-    return [Phase(name, tuple(network.exit_of(name).parameters()), reads="pooled", by="solve") for name in names]
+    return [
+        Phase(name, tuple(network.exit_of(name).parameters()), reads="pooled", by="solve")
+        for name in names
+    ]
 
 
 def solve_exit(
@@ -73,24 +91,35 @@ def solve_exit(
     regularizer: float | Sequence[float],
     gap: float,
 ) -> Mapping[str, float]:
-    """Solve for an exit's layer on all rows, with the regularizer that development rows like best, and set it.
+    """Solve for an exit's layer on all rows, with the regularizer that development rows like best,
+    and set it.
 
-    Without such rows every tenth row chooses among what the other nine trained; then all rows train.
+    Without such rows every tenth row chooses among what the other nine trained; then all rows
+    train.
     """
-    layer, features, y = linear_of(table.exits[name]), table.features[name], table.y
+    layer = linear_of(table.exits[name])
+    features = table.features[name]
+    y = table.y
     assert layer is not None
-    options, classes = list_of(regularizer), layer.out_features
-    held = (features, y) if development is None else (development.features[name], development.y)
+    options = list_of(regularizer)
+    classes = layer.out_features
+    if development is None:
+        held = (features, y)
+    else:
+        held = (development.features[name], development.y)
     chooses = (torch.arange(len(y) // table.copies) % HELD == HELD - 1).repeat(table.copies)
     if len(options) == 1:
         found = solve(features, y, classes, loss=loss, regularizer=options[0], gap=gap)
     elif development is None and chooses.any():
-        rest, held = (features[~chooses], y[~chooses]), (features[chooses], y[chooses])
+        rest = (features[~chooses], y[~chooses])
+        held = (features[chooses], y[chooses])
         rough, tried = choose(*rest, classes, loss=loss, dev=held, regularizers=options, gap=ROUGH)
         options = [best_of(tried)]
         found = solve(features, y, classes, loss=loss, regularizer=options[0], gap=gap, start=rough)
     else:
-        found, tried = choose(features, y, classes, loss=loss, dev=held, regularizers=options, gap=gap)
+        found, tried = choose(
+            features, y, classes, loss=loss, dev=held, regularizers=options, gap=gap
+        )
         options = [best_of(tried)]
     if found.gap > gap:
         warnings.warn(
@@ -102,5 +131,10 @@ def solve_exit(
     with torch.no_grad():
         layer.weight.copy_(found.weight)
         layer.bias.copy_(found.bias)
-    figures = {"regularizer": options[0], "loss": found.primal, "gap": found.gap, "steps": float(found.iterations)}
+    figures = {
+        "regularizer": options[0],
+        "loss": found.primal,
+        "gap": found.gap,
+        "steps": float(found.iterations),
+    }
     return {f"{figure}/{name}": value for figure, value in figures.items()}

@@ -1,15 +1,18 @@
 """Three convex losses of a linear exit, each with its conjugate.
 
-Shapes: N rows, C classes. Scores s [N, C] float, labels y [N] int64. Each loss is the upper envelope of planes,
+Shapes: N rows, C classes. Scores s [N, C] float, labels y [N] int64. Each loss is the upper
+envelope of planes,
 
     L(s) = max over u in U of <u, s> - conjugate(u),
 
-so that every u in U bounds it from below, whatever s is. `dual(s, y, mu)` is the maximiser of <u, s> - conjugate(u) -
-mu/2 |u|^2, the gradient of L with its kinks rounded over a width mu (Nesterov, Smooth minimization of non-smooth
-functions, 2005): a point of U too, and so at once a bound for L itself. Cross-entropy has no kinks, it ignores mu.
+so that every u in U bounds it from below, whatever s is. `dual(s, y, mu)` is the maximiser of <u,
+s> - conjugate(u) - mu/2 |u|^2, the gradient of L with its kinks rounded over a width mu (Nesterov,
+Smooth minimization of non-smooth functions, 2005): a point of U too, and so at once a bound for L
+itself. Cross-entropy has no kinks, it ignores mu.
 
-The hinge losses are those of Dogan, Glasmachers and Igel, A unified view on multi-class support vector classification,
-JMLR 17(45), 2016. Which one the decision gates (arXiv 1811.01476) use is lost with their formulas; hence both.
+The hinge losses are those of Dogan, Glasmachers and Igel, A unified view on multi-class support
+vector classification, JMLR 17(45), 2016. Which one the decision gates (arXiv 1811.01476) use is
+lost with their formulas; hence both.
 """
 
 from __future__ import annotations
@@ -22,7 +25,9 @@ from torch import Tensor
 
 
 class Loss(NamedTuple):
-    """A convex loss as what the solver needs of it; u stands for a gradient with respect to the scores, [N, C]."""
+    """A convex loss as what the solver needs of it; u stands for a gradient with respect to the
+    scores, [N, C].
+    """
 
     value: Callable[[Tensor, Tensor], Tensor]  # s, y -> L [N]
     dual: Callable[[Tensor, Tensor, float], Tensor]  # s, y, mu -> u in U
@@ -60,7 +65,9 @@ def _apart_feasible(u: Tensor, y: Tensor) -> Tensor:
 
 
 def _simplex(v: Tensor) -> Tensor:
-    """The nearest point with entries of at least 0 and sum 1, row by row (Held, Wolfe and Crowder, 1974)."""
+    """The nearest point with entries of at least 0 and sum 1, row by row (Held, Wolfe and Crowder,
+    1974).
+    """
     falling = v.sort(1, descending=True).values
     excess = falling.cumsum(1) - 1
     counts = torch.arange(1, v.shape[1] + 1, dtype=v.dtype, device=v.device)
@@ -74,7 +81,8 @@ def _together_value(s: Tensor, y: Tensor) -> Tensor:
 
 
 def _together_dual(s: Tensor, y: Tensor, mu: float) -> Tensor:
-    # u = p - own with p on the simplex: mu/2 |u|^2 pulls p to the label, so a row beyond its margin has u = 0
+    # u = p - own with p on the simplex: mu/2 |u|^2 pulls p to the label, so a row beyond its margin
+    # has u = 0
     own = _own(s, y)
     return _simplex((s + 1 - own) / mu + own) - own
 
@@ -106,6 +114,10 @@ LOSSES = {
     # sum_c max(0, 1 - z_c s_c): a distance to each class's own boundary
     "one_vs_rest": Loss(_apart_value, _apart_dual, _apart_conjugate, _apart_feasible, kinked=True),
     # max(0, 1 + max_{c != y} s_c - s_y): a distance between the label and the best other class
-    "crammer_singer": Loss(_together_value, _together_dual, _together_conjugate, _simplex_feasible, kinked=True),
-    "cross_entropy": Loss(_softmax_value, _softmax_dual, _softmax_conjugate, _simplex_feasible, kinked=False),
+    "crammer_singer": Loss(
+        _together_value, _together_dual, _together_conjugate, _simplex_feasible, kinked=True
+    ),
+    "cross_entropy": Loss(
+        _softmax_value, _softmax_dual, _softmax_conjugate, _simplex_feasible, kinked=False
+    ),
 }

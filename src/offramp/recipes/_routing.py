@@ -31,7 +31,8 @@ PRICES = "prices"  # the auxiliary module that holds them
 
 
 def gumbel(ratings: Tensor, tau: float, *, noise: bool = True) -> Tensor:
-    """One-hot choices [b, K], drawn by the softmax of the ratings, with the gradient of that softmax.
+    """One-hot choices [b, K], drawn by the softmax of the ratings, with the gradient of that
+    softmax.
 
     h = onehot(argmax(log p + g)), g = -log(-log u); backward softmax((log p + g) / tau).
     """
@@ -59,7 +60,8 @@ def best_way(gate: Gate, seen: Seen, count: int) -> Tensor:
 
 
 class PathPrices(nn.Module):
-    """What the nodes of a network cost, in shares of the plain network: the dearest arms of all forks, without gates.
+    """What the nodes of a network cost, in shares of the plain network: the dearest arms of all
+    forks, without gates.
 
     Args:
         costs: of each node, in the order of the topology.
@@ -80,7 +82,9 @@ class PathPrices(nn.Module):
         return torch.stack([reach[name] for name in topology.names], 1) @ costs
 
     def over(self, cost: Tensor, budget: float) -> Tensor:
-        """DRNet's hinge: by how much the mean cost exceeds a budget, in shares of the span of all paths."""
+        """DRNet's hinge: by how much the mean cost exceeds a budget, in shares of the span of all
+        paths.
+        """
         span = max(self.most - self.least, 1e-9)
         return torch.relu(cost.mean() - budget) / span
 
@@ -101,12 +105,17 @@ def measured(network: Network) -> dict[str, NodeCosts]:
     """
     rows = trial_rows(network)
     if not rows:
-        raise BadNetwork("what the ways cost is counted on rows like an example; make the network with example=")
+        raise BadNetwork(
+            "what the ways cost is counted on rows like an example; make the network with example="
+        )
     parts = kind_of("torch")().open(network, full_schedule(network.topology), network.device())
     priced = costs_of(parts, rows, timed=False)
     found: dict[str, NodeCosts] = {}
     for name in network.topology.names:
-        each = [float(priced[f"cost/{kind}/{name}"][0]) if f"cost/{kind}/{name}" in priced else 0.0 for kind in KINDS]
+        each = [
+            float(priced[f"cost/{kind}/{name}"][0]) if f"cost/{kind}/{name}" in priced else 0.0
+            for kind in KINDS
+        ]
         found[name] = NodeCosts(*each)
     return found
 
@@ -125,7 +134,9 @@ def prices_of(network: Network) -> PathPrices:
         node = topology.node(node.after[-1])
         plain += costs[node.name].segment
     if not plain > 0:
-        raise BadNetwork("no multiply-add was counted along the dearest path, so that costs cannot be compared")
+        raise BadNetwork(
+            "no multiply-add was counted along the dearest path, so that costs cannot be compared"
+        )
     shares = {name: (each.segment + each.exit + each.gate) / plain for name, each in costs.items()}
     least: dict[str, float] = {}
     most: dict[str, float] = {}
@@ -143,12 +154,18 @@ def prices_of(network: Network) -> PathPrices:
 def require_choosers(network: Network, what: str) -> tuple[str, ...]:
     """The gates that rate ways. Raises BadNetwork where there is none."""
     if cut_members := [member.name for member in network.members if member.cuts]:
-        raise BadNetwork(f"{what} trains networks of whole models (off.route), and {cut_members[0]!r} is cut")
+        raise BadNetwork(
+            f"{what} trains networks of whole models (off.route), and {cut_members[0]!r} is cut"
+        )
     if not any(True for _ in network.parameters()):
         raise BadNetwork("this network has no parameters to train")
-    found = tuple(name for name in network.topology.gates if isinstance(network.gate_of(name), Chooser))
+    found = tuple(
+        name for name in network.topology.gates if isinstance(network.gate_of(name), Chooser)
+    )
     if not found:
-        raise BadNetwork(f"{what} trains gates that rate their ways, and there is none; use gate='controller'")
+        raise BadNetwork(
+            f"{what} trains gates that rate their ways, and there is none; use gate='controller'"
+        )
     return found
 
 
@@ -158,16 +175,30 @@ def require_between(name: str, value: float, low: float, high: float) -> None:
         raise InvalidArgument(f"{name} must be above {low:g} and at most {high:g}, got {value!r}")
 
 
-def models_of(network: Network, norm: str) -> tuple[tuple[nn.Parameter, ...], tuple[nn.Module, ...]]:
-    """Parameters of the models that are trained, and the batch norms that stay as they are with norm="frozen"."""
-    norms = [part for part in network.backbone.modules() if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)]
+def models_of(
+    network: Network, norm: str
+) -> tuple[tuple[nn.Parameter, ...], tuple[nn.Module, ...]]:
+    """Parameters of the models that are trained, and the batch norms that stay as they are with
+    norm="frozen".
+    """
+    norms = [
+        part
+        for part in network.backbone.modules()
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm)
+    ]
     still = tuple(norms) if norm == "frozen" else ()
-    frozen = {id(value) for value in itertools.chain.from_iterable(part.parameters() for part in still)}
+    frozen = {
+        id(value) for value in itertools.chain.from_iterable(part.parameters() for part in still)
+    }
     return tuple(value for value in network.backbone.parameters() if id(value) not in frozen), still
 
 
 def two_rates(
-    parameters: Iterable[nn.Parameter], *, gates: tuple[nn.Parameter, ...], rate: float, gate_rate: float
+    parameters: Iterable[nn.Parameter],
+    *,
+    gates: tuple[nn.Parameter, ...],
+    rate: float,
+    gate_rate: float,
 ) -> Optimizer:
     """Adam with a rate of its own for the gates."""
     ours = {id(value) for value in gates}
@@ -206,12 +237,16 @@ def random_then_chosen(
         adam = partial(torch.optim.Adam, lr=rates[0])
         phases.append(Phase(names[0], trained, epochs[0], adam, still=still, looks=False))
     both = partial(two_rates, gates=gates, rate=rates[0], gate_rate=rates[1])
-    phases.append(Phase(names[1], (*trained, *gates), epochs[1], both, cosine, still=still, looks=False))
+    phases.append(
+        Phase(names[1], (*trained, *gates), epochs[1], both, cosine, still=still, looks=False)
+    )
     return phases
 
 
 def answer_losses(network: Network, done: Routed, y: Tensor) -> dict[str, Tensor]:
-    """Cross-entropy of the answers, and of exits at which nobody leaves while this trains, but rows will later."""
+    """Cross-entropy of the answers, and of exits at which nobody leaves while this trains, but rows
+    will later.
+    """
     losses = {"answers": cross_entropy(done.logits, y)}
     for name, (rows, logits) in done.passed.items():
         fixed = name in network.gates and not isinstance(network.gate_of(name), Chooser)

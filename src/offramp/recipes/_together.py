@@ -1,4 +1,6 @@
-"""What the recipes that train models and exits together share: their parameters, a trial run, a teacher's loss."""
+"""What the recipes that train models and exits together share: their parameters, a trial run, a
+teacher's loss.
+"""
 
 from __future__ import annotations
 
@@ -26,25 +28,39 @@ def exit_parameters(network: Network, names: Iterable[str]) -> tuple[nn.Paramete
 
 
 def students_of(network: Network) -> tuple[str, ...]:
-    """The exits that the last one can train by its answers. Raises BadNetwork when there are none."""
-    names, last = trainable_exits(network), network.topology.exits[-1]
+    """The exits that the last one can train by its answers. Raises BadNetwork when there are
+    none.
+    """
+    names = trainable_exits(network)
+    last = network.topology.exits[-1]
     if names == (last,):
-        raise BadNetwork(f"the last exit, {last!r}, has all parameters and would train itself; hang exits before it")
+        raise BadNetwork(
+            f"the last exit, {last!r}, has all parameters and would train itself; hang exits "
+            f"before it"
+        )
     return tuple(name for name in names if name != last)
 
 
 def seen_of(network: Network, rows: int = 2) -> dict[str, Seen]:
-    """What stands at the nodes of a model that was cut, for seeded rows of the shapes that it was tried on."""
+    """What stands at the nodes of a model that was cut, for seeded rows of the shapes that it was
+    tried on.
+    """
     with torch.no_grad():
         return dict(network.look(given(trial_rows(network, network.members[0], rows))))
 
 
 def last_layer(network: Network) -> nn.Module | None:
-    """Of a model that was cut, the layer with parameters that ran last; None where that stands before the last cut."""
+    """Of a model that was cut, the layer with parameters that ran last; None where that stands
+    before the last cut.
+    """
     member = network.members[-1]
     rows = trial_rows(network)
     model = network.model_of(member)
-    leaves = {name: part for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False))}
+    leaves = {
+        name: part
+        for name, part in model.named_modules()
+        if any(True for _ in part.parameters(recurse=False))
+    }
     watched = {**{name: model.get_submodule(name) for name in member.cuts}, **leaves}
     ran = list[str]()
     if not rows:
@@ -57,15 +73,22 @@ def last_layer(network: Network) -> nn.Module | None:
 
 
 def require_one_width(network: Network) -> None:
-    """Raise BadNetwork unless all exits of a model that was cut answer with one number of classes."""
-    widths = {name: one.own.shape[1] for name, one in seen_of(network).items() if one.own is not None}
+    """Raise BadNetwork unless all exits of a model that was cut answer with one number of
+    classes.
+    """
+    widths = {
+        name: one.own.shape[1] for name, one in seen_of(network).items() if one.own is not None
+    }
     if len(set(widths.values())) > 1:
         raise BadNetwork(
-            f"the exits answer with different numbers of classes ({widths}), expected one; give exits of one width"
+            f"the exits answer with different numbers of classes ({widths}), expected one; give "
+            f"exits of one width"
         )
 
 
 def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:
-    """Mean over rows of -sum_c q_c log p_c, p and q the softmax of logits and teacher [b, C] at a temperature."""
+    """Mean over rows of -sum_c q_c log p_c, p and q the softmax of logits and teacher [b, C] at a
+    temperature.
+    """
     q = (teacher / temperature).softmax(-1)
     return -(q * (logits / temperature).log_softmax(-1)).sum(-1).mean()

@@ -1,11 +1,14 @@
-"""Exits as weak learners of an additive model: each fits what the exits before it still get wrong (BoostNet).
+"""Exits as weak learners of an additive model: each fits what the exits before it still get wrong
+(BoostNet).
 
-Yu, Wang, Hua and Shi, Boosted Dynamic Neural Networks, AAAI 2023, arXiv 2211.16726. `prepare` hangs an `Added` on every
-exit but the first: F_n = f_n + weight F_{n-1} without gradient through F_{n-1}. All exits learn at once, by the plain
-sum of the cross-entropies of F_n; gradients into shared pieces are averaged (`rescale`). Optimizer and schedule are
-those of the CIFAR scripts. Where we differ: thresholds and checkpoints are not chosen here, where they use test rows
-and augmented rows for it; their RANet has no rescaling and one decay, here both are switches for every model. With
-weights that change from exit to exit the authors train and test different sums; both are their sums of training here.
+Yu, Wang, Hua and Shi, Boosted Dynamic Neural Networks, AAAI 2023, arXiv 2211.16726. `prepare` hangs
+an `Added` on every exit but the first: F_n = f_n + weight F_{n-1} without gradient through F_{n-1}.
+All exits learn at once, by the plain sum of the cross-entropies of F_n; gradients into shared
+pieces are averaged (`rescale`). Optimizer and schedule are those of the CIFAR scripts. Where we
+differ: thresholds and checkpoints are not chosen here, where they use test rows and augmented rows
+for it; their RANet has no rescaling and one decay, here both are switches for every model. With
+weights that change from exit to exit the authors train and test different sums; both are their sums
+of training here.
 """
 
 from __future__ import annotations
@@ -50,18 +53,19 @@ class Boosted(Recipe):
     """Exits that add to one another, and the model, together.
 
     Args:
-        weight: of the running sum, the prediction reweighting of the paper (the authors' temperature); below 1 it
-            leaves deep exits something to do. One number; two, from which N equally spaced ones are made for N
-            exits; or N, of which the n-th multiplies F_n in the next exit, so that the last has no effect.
+        weight: of the running sum, the prediction reweighting of the paper (the authors'
+            temperature); below 1 it leaves deep exits something to do. One number; two, from which
+            N equally spaced ones are made for N exits; or N, of which the n-th multiplies F_n in
+            the next exit, so that the last has no effect.
         epochs: of SGD, whose rate falls to a tenth at one half and at three quarters.
         rate: of SGD at first.
         momentum: of SGD.
-        decay: of the weights. One number; two, the first and the last of N equally spaced ones; or N, one for each
-            exit and the piece of the model before its tap and after the tap before.
+        decay: of the weights. One number; two, the first and the last of N equally spaced ones; or
+            N, one for each exit and the piece of the model before its tap and after the tap before.
         rescale: average the gradients of all exits behind a tap.
-        equal: the authors' loss equalisation, off by default as there, where their ImageNet script alone has it. Each
-            exit's loss is divided by its moving average (momentum 0.9, which starts at the first batch's loss), and
-            all are multiplied by the mean of these averages.
+        equal: the authors' loss equalisation, off by default as there, where their ImageNet script
+            alone has it. Each exit's loss is divided by its moving average (momentum 0.9, which
+            starts at the first batch's loss), and all are multiplied by the mean of these averages.
     """
 
     def __init__(
@@ -75,16 +79,20 @@ class Boosted(Recipe):
         rescale: bool = True,
         equal: bool = False,
     ) -> None:
-        self.weight, self.epochs, self.rescale = weight, epochs, rescale
+        self.weight = weight
+        self.epochs = epochs
+        self.rescale = rescale
         self.equal = equal
-        self.rate, self.momentum, self.decay = rate, momentum, decay
+        self.rate = rate
+        self.momentum = momentum
+        self.decay = decay
 
     def prepare(self, network: Network) -> None:
         """Hang an `Added` on every exit but the first.
 
-        Raises InvalidArgument for a weight that is no number above 0, for a decay below 0, and for another count of
-        them than 1, 2 or that of the exits; BadNetwork where there is nothing to train, for a ladder, and for exits
-        with different numbers of classes.
+        Raises InvalidArgument for a weight that is no number above 0, for a decay below 0, and for
+        another count of them than 1, 2 or that of the exits; BadNetwork where there is nothing to
+        train, for a ladder, and for exits with different numbers of classes.
         """
         count = len(network.topology.exits)
         weights = spread(self.weight, count, "weight")
@@ -104,20 +112,36 @@ class Boosted(Recipe):
         decays = spread(self.decay, len(network.topology.exits), "decay")
         sgd: MakeOptimizer
         if len(set(decays)) == 1:
-            sgd = partial(torch.optim.SGD, lr=self.rate, momentum=self.momentum, weight_decay=decays[0])
+            sgd = partial(
+                torch.optim.SGD, lr=self.rate, momentum=self.momentum, weight_decay=decays[0]
+            )
         else:
             sgd = partial(self._ramped, decays, pieces_of(network))
         during = partial(equilibrium, network) if self.rescale else nullcontext
-        return [Phase("boosted", parameters_of(network), self.epochs, sgd, dropped(1 / 2, 3 / 4), during=during)]
+        return [
+            Phase(
+                "boosted",
+                parameters_of(network),
+                self.epochs,
+                sgd,
+                dropped(1 / 2, 3 / 4),
+                during=during,
+            )
+        ]
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Cross-entropy of every running sum, equalised if asked for."""
-        losses = {name: cross_entropy(logits, batch.labels()) for name, logits in outputs.logits.items()}
+        losses = {
+            name: cross_entropy(logits, batch.labels()) for name, logits in outputs.logits.items()
+        }
         if not self.equal:
             return losses
         averages = outputs.network.auxiliary[AVERAGES]
         factors = averages(torch.stack([loss.detach() for loss in losses.values()]))
-        return {name: loss * factor for (name, loss), factor in zip(losses.items(), factors, strict=True)}
+        return {
+            name: loss * factor
+            for (name, loss), factor in zip(losses.items(), factors, strict=True)
+        }
 
     def _ramped(
         self,
@@ -145,7 +169,9 @@ class Averages(nn.Module):
         self.register_buffer("values", torch.full((count,), math.nan))
 
     def forward(self, losses: Tensor) -> Tensor:
-        """Losses [N] of a batch -> what to multiply them by [N]; the averages move where gradients are wanted."""
+        """Losses [N] of a batch -> what to multiply them by [N]; the averages move where gradients
+        are wanted.
+        """
         losses = losses.to(self.values)
         moved = self.values * self.momentum + losses * (1 - self.momentum)
         moved = torch.where(self.values.isnan(), losses, moved)
@@ -167,13 +193,16 @@ def spread(value: float | Sequence[float], count: int, what: str) -> tuple[float
         return tuple(map(float, numbers * count))
     if len(numbers) == 2:
         return tuple(np.linspace(numbers[0], numbers[1], count).tolist())
-    raise InvalidArgument(f"{what} must have 1, 2 or {count} numbers (one for each exit), got {len(numbers)}")
+    raise InvalidArgument(
+        f"{what} must have 1, 2 or {count} numbers (one for each exit), got {len(numbers)}"
+    )
 
 
 def pieces_of(network: Network) -> list[list[nn.Parameter]]:
     """Parameters by exit: its own, and those of the model that its tap is the first to depend on.
 
-    All tensors that a tapped module gives count. Parameters that nothing depends on go with the last exit.
+    All tensors that a tapped module gives count. Parameters that nothing depends on go with the
+    last exit.
     """
     member = network.members[0]
     model = network.model_of(member)
@@ -206,7 +235,9 @@ def pieces_of(network: Network) -> list[list[nn.Parameter]]:
     return pieces
 
 
-def _keep(tapped: dict[str, list[Tensor]], cut: str, _module: nn.Module, _inputs: Any, output: Any) -> None:
+def _keep(
+    tapped: dict[str, list[Tensor]], cut: str, _module: nn.Module, _inputs: Any, output: Any
+) -> None:
     tapped[cut] = list(tensors_of(output, "tap").values())
 
 
@@ -216,11 +247,15 @@ def _reached(outputs: Sequence[Tensor], values: Sequence[nn.Parameter]) -> list[
     if not ends:
         return []
     found = torch.autograd.grad(ends, values, allow_unused=True, retain_graph=True)
-    return [id(value) for value, gradient in zip(values, found, strict=True) if gradient is not None]
+    return [
+        id(value) for value, gradient in zip(values, found, strict=True) if gradient is not None
+    ]
 
 
 def add_up(network: Network, weight: float | Sequence[float]) -> None:
-    """Let every exit but the first add to the one before it, in place; one that does already gets this weight."""
+    """Let every exit but the first add to the one before it, in place; one that does already gets
+    this weight.
+    """
     weights = spread(weight, len(network.topology.exits), "weight")
     for index, (before, name) in enumerate(pairwise(network.topology.exits)):
         inner = network.exit_of(name)

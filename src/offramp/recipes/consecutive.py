@@ -1,16 +1,17 @@
-"""Distil a binary network from float teachers that grow (BNext, Guo et al., 2022, arXiv 2211.12933).
+"""Distil a binary network from float teachers that grow (BNext, Guo et al., 2022, arXiv
+2211.12933).
 
-The epochs are divided evenly among the assistants; at each time the student learns from the assistant
-whose turn it is and from the main teacher, and from no label:
+The epochs are divided evenly among the assistants; at each time the student learns from the
+assistant whose turn it is and from the main teacher, and from no label:
 
     CE_i = - softmax(z_i) . log softmax(z)      at temperature 1, for both teachers
     alpha = softmax([CE_1, CE_2])               without gradient: the teacher that is matched worst counts more
     L = mean(alpha_1 CE_1 + alpha_2 CE_2) / 2
 
-As in the authors' scripts: AdamW, five epochs of warm-up, a cosine to 1e-7, weight decay 1e-3, and 1e-8 for
-tensors of four dimensions. The temperature of binary layers falls below 1e-7 within the epochs; in the
-authors' 512 epochs it does so after 153. Where we differ: alpha is of each row; their code means it so, and
-multiplies the mean over the batch because of a misspelt option.
+As in the authors' scripts: AdamW, five epochs of warm-up, a cosine to 1e-7, weight decay 1e-3, and
+1e-8 for tensors of four dimensions. The temperature of binary layers falls below 1e-7 within the
+epochs; in the authors' 512 epochs it does so after 153. Where we differ: alpha is of each row;
+their code means it so, and multiplies the mean over the batch because of a misspelt option.
 """
 
 from __future__ import annotations
@@ -37,7 +38,8 @@ from offramp.recipes._together import parameters_of
 
 __all__ = ["Consecutive"]
 
-MAIN, ASSISTANT = "teacher", "assistant"
+MAIN = "teacher"
+ASSISTANT = "assistant"
 WARM_EPOCHS = 5
 FIRST, LAST = 1e-2, 1e-4  # of the rate: 1e-5 and 1e-7 of 1e-3
 
@@ -46,8 +48,8 @@ class Consecutive(Recipe):
     """The mean over rows of alpha_1 CE_1 + alpha_2 CE_2, halved.
 
     Args:
-        teachers: trained models, the assistants in the order in which they grow and the main one last; one
-            model alone trains by itself. They are copied.
+        teachers: trained models, the assistants in the order in which they grow and the main one
+            last; one model alone trains by itself. They are copied.
         epochs: of all of it.
         rate: of AdamW, after the warm-up.
         decay: of weights; 4-dimensional tensors have 1e-8.
@@ -91,10 +93,15 @@ class Consecutive(Recipe):
             InvalidArgument: no teacher, or an argument out of its range.
         """
         if len(network.members) > 1 or not parameters_of(network):
-            raise BadNetwork(f"consecutive trains the parameters of one model, got a ladder of {len(network.members)}")
+            raise BadNetwork(
+                f"consecutive trains the parameters of one model, got a ladder of "
+                f"{len(network.members)}"
+            )
         teachers = self._given()
         if not teachers or not all(isinstance(one, nn.Module) for one in teachers):
-            raise InvalidArgument("consecutive needs teachers=[assistant, ..., main], trained models")
+            raise InvalidArgument(
+                "consecutive needs teachers=[assistant, ..., main], trained models"
+            )
         require("rate", self.rate, above=0)
         require("decay", self.decay, low=0)
         require("warm", self.warm, low=0, below=1)
@@ -153,7 +160,9 @@ def consecutive_loss(logits: Tensor, teachers: Sequence[Tensor]) -> Tensor:
 
 
 def _network_of(teacher: nn.Module, student: Network) -> Network:
-    """A copy of a teacher as a network of one node, behind the student's preprocessing or its own."""
+    """A copy of a teacher as a network of one node, behind the student's preprocessing or its
+    own.
+    """
     if isinstance(teacher, Network):
         made = last_model(teacher, copied=True)
     else:

@@ -1,7 +1,9 @@
-"""Linear exits trained by cross-entropy on a frozen backbone: the control beside `hinge`, with the same features.
+"""Linear exits trained by cross-entropy on a frozen backbone: the control beside `hinge`, with the
+same features.
 
-Multinomial logistic regression with a squared norm as regularizer, solved by the same solver to the same gap. For exits
-that are not linear, or do more than pool, the recipe `joint` with backbone=False takes gradient steps instead.
+Multinomial logistic regression with a squared norm as regularizer, solved by the same solver to the
+same gap. For exits that are not linear, or do more than pool, the recipe `joint` with
+backbone=False takes gradient steps instead.
 """
 
 from __future__ import annotations
@@ -10,7 +12,13 @@ from collections.abc import Mapping, Sequence
 
 from offramp.networks.network import Network
 from offramp.networks.recipe import FeatureTable, Phase, Recipe
-from offramp.recipes._linear import REGULARIZERS, phases_of, require_linear, require_numbers, solve_exit
+from offramp.recipes._linear import (
+    REGULARIZERS,
+    phases_of,
+    require_linear,
+    require_numbers,
+    solve_exit,
+)
 
 __all__ = ["CrossEntropy"]
 
@@ -18,12 +26,15 @@ __all__ = ["CrossEntropy"]
 class CrossEntropy(Recipe):
     """One convex problem per exit, on cached pooled features; arguments as of `Hinge`."""
 
-    def __init__(self, *, regularizer: float | Sequence[float] = REGULARIZERS, gap: float = 1e-3) -> None:
-        self.regularizer, self.gap = regularizer, gap
+    def __init__(
+        self, *, regularizer: float | Sequence[float] = REGULARIZERS, gap: float = 1e-3
+    ) -> None:
+        self.regularizer = regularizer
+        self.gap = gap
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for other arguments, BadNetwork unless every exit that learns is linear on pooled
-        features.
+        """Raise InvalidArgument for other arguments, BadNetwork unless every exit that learns is
+        linear on pooled features.
         """
         require_numbers(self.regularizer, self.gap)
         require_linear(network)
@@ -32,6 +43,10 @@ class CrossEntropy(Recipe):
         """A phase per exit."""
         return phases_of(network)
 
-    def solve(self, phase: Phase, table: FeatureTable, development: FeatureTable | None) -> Mapping[str, float]:
+    def solve(
+        self, phase: Phase, table: FeatureTable, development: FeatureTable | None
+    ) -> Mapping[str, float]:
         """The exit of this phase."""
-        return solve_exit(phase.name, table, development, "cross_entropy", self.regularizer, self.gap)
+        return solve_exit(
+            phase.name, table, development, "cross_entropy", self.regularizer, self.gap
+        )

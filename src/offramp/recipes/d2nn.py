@@ -1,16 +1,17 @@
 """Forks trained by reward. D2NN-style: the paper's formulas are not public.
 
-Liu and Deng, 2018, arXiv 1701.00299, describe control nodes that are trained by reinforcement learning together with
-the modules that they choose among, and rewards of small sets of rows (mini-bags), such as an F-score. Reward, loss,
-exploration and sizes are not told; ours are
+Liu and Deng, 2018, arXiv 1701.00299, describe control nodes that are trained by reinforcement
+learning together with the modules that they choose among, and rewards of small sets of rows
+(mini-bags), such as an F-score. Reward, loss, exploration and sizes are not told; ours are
 
     r = lambda A + (1 - lambda) E,   E = 1 - MACs that ran / MACs of the dearest path,
     loss of a gate = (Q(z)[a] - r)^2,
 
-A being 1 for a right answer, or the F-score of the row's mini-bag. In each batch one gate explores (epsilon-greedy,
-drawn anew), the others take their best way, and only the explorer is trained. In a mini-bag the mean of the chosen Q
-predicts the reward of the bag. Segments and exits learn by the cross-entropy of the answer along the path taken. Before
-that they are trained along random ways, which keeps a fork from using what it happened to train first.
+A being 1 for a right answer, or the F-score of the row's mini-bag. In each batch one gate explores
+(epsilon-greedy, drawn anew), the others take their best way, and only the explorer is trained. In a
+mini-bag the mean of the chosen Q predicts the reward of the bag. Segments and exits learn by the
+cross-entropy of the answer along the path taken. Before that they are trained along random ways,
+which keeps a fork from using what it happened to train first.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ class D2nn(Recipe):
         self.norm = norm
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for arguments that cannot be, BadNetwork without gates that rate ways."""
+        """Raise InvalidArgument for arguments that cannot be, BadNetwork without gates that rate
+        ways.
+        """
         require_between("weight", self.weight, 0, 1)
         for name, value in (("first_epsilon", self.first_epsilon), ("epsilon", self.epsilon)):
             if not 0 <= value <= 1:
@@ -153,7 +156,9 @@ class D2nn(Recipe):
 
     def _explorer(self, network: Network) -> str:
         """The gate whose turn it is, drawn anew for every batch."""
-        gates = [name for name in network.topology.gates if isinstance(network.gate_of(name), Chooser)]
+        gates = [
+            name for name in network.topology.gates if isinstance(network.gate_of(name), Chooser)
+        ]
         return gates[int(torch.randint(len(gates), ()))]
 
     def _epsilon(self, done: float) -> float:

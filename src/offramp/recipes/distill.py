@@ -1,12 +1,15 @@
-"""Be Your Own Teacher: the last exit trains the earlier ones, by labels, by its answers and by features.
+"""Be Your Own Teacher: the last exit trains the earlier ones, by labels, by its answers and by
+features.
 
-Zhang, Song, Gao, Chen, Bao and Ma, 2019, arXiv 1905.08094. The paper omits alpha, lambda and the temperature; numbers
-and the form of the loss are those of the authors' released code, of the journal version. Where we differ:
-- The deepest feature there is what the last linear layer reads. Here it is what the deepest exit before the model's end
-  pools, or what stands at the node `hint`: so cut after the last stage as well.
-- Each shallower exit's feature is what that exit pools, or what it calls its `feature`: that of the heads there, the
-  exits `attentive` (journal) and `bottleneck` (conference), which carry convolutions. Of any other, the mean over
-  positions.
+Zhang, Song, Gao, Chen, Bao and Ma, 2019, arXiv 1905.08094. The paper omits alpha, lambda and the
+temperature; numbers and the form of the loss are those of the authors' released code, of the
+journal version. Where we differ:
+- The deepest feature there is what the last linear layer reads. Here it is what the deepest exit
+  before the model's end pools, or what stands at the node `hint`: so cut after the last stage as
+  well.
+- Each shallower exit's feature is what that exit pools, or what it calls its `feature`: that of the
+  heads there, the exits `attentive` (journal) and `bottleneck` (conference), which carry
+  convolutions. Of any other, the mean over positions.
 - All shallower exits get hints; the authors' code leaves one out, and its comment names another.
 """
 
@@ -51,16 +54,18 @@ class Heads(Protocol):
 
 
 class Distill(Recipe):
-    """(1 - alpha) CE(q_i, y) + alpha CE(q_i^T, q_n^T) + hints |A_i F_i - F| for each exit i but the last, CE for that.
+    """(1 - alpha) CE(q_i, y) + alpha CE(q_i^T, q_n^T) + hints |A_i F_i - F| for each exit i but the
+    last, CE for that.
 
-    q^T is the softmax at `temperature`, without the factor T^2; the teacher's logits and feature F pass no gradient.
-    hints (their lambda) weighs the Euclidean norm, not squared, of the whole batch's [b, F'] matrix;
-    A_i is a learned linear adapter, gone after training. hint: the node of F, by default the deepest before the end.
-    SGD with momentum: 250 epochs, the rate 0.1 falls tenfold after 83, 166 and 240.
+    q^T is the softmax at `temperature`, without the factor T^2; the teacher's logits and feature F
+    pass no gradient. hints (their lambda) weighs the Euclidean norm, not squared, of the whole
+    batch's [b, F'] matrix; A_i is a learned linear adapter, gone after training. hint: the node of
+    F, by default the deepest before the end. SGD with momentum: 250 epochs, the rate 0.1 falls
+    tenfold after 83, 166 and 240.
 
-    backbone=False leaves the models as they are and trains the exits alone from the last one's answers, on pooled
-    features if all of them pool; hints would train nothing then, and alpha=1 needs no labels. Adam, 25 epochs, 1e-3:
-    the choice is ours.
+    backbone=False leaves the models as they are and trains the exits alone from the last one's
+    answers, on pooled features if all of them pool; hints would train nothing then, and alpha=1
+    needs no labels. Adam, 25 epochs, 1e-3: the choice is ours.
     """
 
     def __init__(
@@ -75,8 +80,14 @@ class Distill(Recipe):
         rate: float | None = None,
         decay: float = 5e-4,
     ) -> None:
-        self.alpha, self.hints, self.temperature, self.hint = alpha, hints, temperature, hint
-        self.backbone, self.epochs, self.rate, self.decay = backbone, epochs, rate, decay
+        self.alpha = alpha
+        self.hints = hints
+        self.temperature = temperature
+        self.hint = hint
+        self.backbone = backbone
+        self.epochs = epochs
+        self.rate = rate
+        self.decay = decay
 
     def prepare(self, network: Network) -> None:
         """Raise InvalidArgument, BadNetwork for what does not fit; then hang on the adapters."""
@@ -88,11 +99,17 @@ class Distill(Recipe):
             raise unknown(self.hint, network.topology.exits, "node of this network")
         if not self.backbone:
             students_of(network)
-        network.auxiliary = self._adapters(network) if self.backbone and self.hints else {}
+        if self.backbone and self.hints:
+            network.auxiliary = self._adapters(network)
+        else:
+            network.auxiliary = {}
 
     def _adapters(self, network: Network) -> dict[str, nn.Module]:
-        """A linear layer per exit that gets hints, from the width of its feature to that of the hint."""
-        hint, rows = self.hint_of(network), trial_rows(network)
+        """A linear layer per exit that gets hints, from the width of its feature to that of the
+        hint.
+        """
+        hint = self.hint_of(network)
+        rows = trial_rows(network)
         students = [name for name in network.topology.exits[:-1] if name != hint]
         if not students or not rows:
             return {}
@@ -102,7 +119,9 @@ class Distill(Recipe):
                 for name, seen in network.look(given(rows))
             }
         device = network.device()
-        return {ADAPTER + name: nn.Linear(widths[name], widths[hint]).to(device) for name in students}
+        return {
+            ADAPTER + name: nn.Linear(widths[name], widths[hint]).to(device) for name in students
+        }
 
     def hint_of(self, network: Network) -> str:
         """The node whose feature is the hint."""
@@ -111,10 +130,18 @@ class Distill(Recipe):
     def phases(self, network: Network) -> list[Phase]:
         """One phase."""
         if self.backbone:
-            auxiliary = tuple(value for aux in network.auxiliary.values() for value in aux.parameters())
-            sgd = partial(torch.optim.SGD, lr=self.rate or 0.1, momentum=0.9, weight_decay=self.decay)
+            auxiliary = tuple(
+                value for aux in network.auxiliary.values() for value in aux.parameters()
+            )
+            sgd = partial(
+                torch.optim.SGD, lr=self.rate or 0.1, momentum=0.9, weight_decay=self.decay
+            )
             every = (*network.backbone.parameters(), *network.exits.parameters(), *auxiliary)
-            return [Phase("all", every, self.epochs or 250, sgd, dropped(83 / 250, 166 / 250, 240 / 250))]
+            return [
+                Phase(
+                    "all", every, self.epochs or 250, sgd, dropped(83 / 250, 166 / 250, 240 / 250)
+                )
+            ]
         names = students_of(network)
         exits = exit_parameters(network, names)
         reads = reading(network, (*names, network.topology.exits[-1]))
@@ -123,11 +150,15 @@ class Distill(Recipe):
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """By exit."""
-        network, found = outputs.network, dict[str, Tensor]()
-        last, hint = network.topology.exits[-1], self.hint_of(network)
+        network = outputs.network
+        found = dict[str, Tensor]()
+        last = network.topology.exits[-1]
+        hint = self.hint_of(network)
         teacher = outputs.logits[last].detach()
         for name in network.topology.exits[:-1] if self.backbone else students_of(network):
-            parts = [self.alpha * soft_cross_entropy(outputs.logits[name], teacher, self.temperature)]
+            parts = [
+                self.alpha * soft_cross_entropy(outputs.logits[name], teacher, self.temperature)
+            ]
             if self.alpha < 1:
                 parts.append((1 - self.alpha) * cross_entropy(outputs.logits[name], batch.labels()))
             if (adapter := network.auxiliary.get(ADAPTER + name)) is not None:
@@ -141,7 +172,9 @@ class Distill(Recipe):
 
 
 def feature_of(exit_: Exit, features: Tensor) -> Tensor:
-    """What an exit pools of features [b, ...], or has for a `feature`: [b, F]; else the mean over positions."""
+    """What an exit pools of features [b, ...], or has for a `feature`: [b, F]; else the mean over
+    positions.
+    """
     if isinstance(exit_, Pools):
         return exit_.pool(features)
     if isinstance(exit_, Heads):

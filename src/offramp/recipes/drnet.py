@@ -1,15 +1,17 @@
-"""One model at several resolutions, and the predictor that chooses (DRNet; Zhu et al., 2021, arXiv 2106.02898).
+"""One model at several resolutions, and the predictor that chooses (DRNet; Zhu et al., 2021, arXiv
+2106.02898).
 
-First the model alone: the losses of all resolutions summed, each with batch norms of its own. Then the predictor too:
-straight-through Gumbel choices, a hinge on the mean cost,
+First the model alone: the losses of all resolutions summed, each with batch norms of its own. Then
+the predictor too: straight-through Gumbel choices, a hinge on the mean cost,
 
     L = CE + eta * max(0, (mean(F) - alpha) / (C_max - C_min)),
 
-and within a batch the rows of each choice pass their own arm, so that batch norms see their own rows alone. SGD with
-momentum 0.9 and weight decay 1e-4. In the paper the predictor learns at a tenth of the model's rate, from scratch and
-over 100 epochs; here it learns faster, and the trained model slower. The temperature is not told there; 1 is ours. The
-authors' public code only evaluates, runs all resolutions and keeps the noise: neither is copied.
-Where we differ: rates fall along a cosine, and epochs are fewer by default, for trained models.
+and within a batch the rows of each choice pass their own arm, so that batch norms see their own
+rows alone. SGD with momentum 0.9 and weight decay 1e-4. In the paper the predictor learns at a
+tenth of the model's rate, from scratch and over 100 epochs; here it learns faster, and the trained
+model slower. The temperature is not told there; 1 is ours. The authors' public code only evaluates,
+runs all resolutions and keeps the noise: neither is copied. Where we differ: rates fall along a
+cosine, and epochs are fewer by default, for trained models.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ class Drnet(Recipe):
     """Every arm on every row, then rows on the arms that the gate chooses.
 
     Args:
-        budget: alpha, the mean cost above which a row is charged, as a share of the largest resolution's MACs.
+        budget: alpha, the mean cost above which a row is charged, as a share of the largest
+            resolution's MACs.
         eta: the weight of that charge.
         first: epochs of all arms together; 0 where they are trained.
         epochs: with the gate.
@@ -57,8 +60,9 @@ class Drnet(Recipe):
         second_rate: the same with the gate.
         gate_rate: of the gate.
         tau: the temperature of the backward softmax.
-        keep: how much of each arm's loss in the first phase comes from what the largest arm answers, instead of from
-            the label (Hinton et al., 2015, arXiv 1503.02531, at a temperature of 4). 0 in the paper.
+        keep: how much of each arm's loss in the first phase comes from what the largest arm
+            answers, instead of from the label (Hinton et al., 2015, arXiv 1503.02531, at a
+            temperature of 4). 0 in the paper.
     """
 
     forks = True
@@ -87,10 +91,16 @@ class Drnet(Recipe):
         self.keep = keep
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for arguments that cannot be, BadNetwork without a gate that rates ways."""
+        """Raise InvalidArgument for arguments that cannot be, BadNetwork without a gate that rates
+        ways.
+        """
         require_between("budget", self.budget, 0, 10)
         require_between("tau", self.tau, 0, float("inf"))
-        for name, value, most in (("eta", self.eta, 1e9), ("first", self.first, 1e9), ("keep", self.keep, 1)):
+        for name, value, most in (
+            ("eta", self.eta, 1e9),
+            ("first", self.first, 1e9),
+            ("keep", self.keep, 1),
+        ):
             if not 0 <= value <= most:
                 upto = " and at most 1" if name == "keep" else ""
                 raise InvalidArgument(f"{name} must be at least 0{upto}, got {value!r}")
@@ -104,7 +114,9 @@ class Drnet(Recipe):
         gates = tuple(network.gates.parameters())
         phases = list[Phase]()
         if self.first:
-            sgd = partial(torch.optim.SGD, lr=self.rate, momentum=0.9, weight_decay=1e-4, nesterov=True)
+            sgd = partial(
+                torch.optim.SGD, lr=self.rate, momentum=0.9, weight_decay=1e-4, nesterov=True
+            )
             phases.append(Phase(FIRST, trained, self.first, sgd, cosine, looks=False))
         both = partial(two_rates, gates=gates, rate=self.second_rate, gate_rate=self.gate_rate)
         phases.append(Phase(SECOND, (*trained, *gates), self.epochs, both, cosine, looks=False))
@@ -112,7 +124,9 @@ class Drnet(Recipe):
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """By arm, or of the answers and of their cost."""
-        return self._of_arms(outputs, batch) if batch.phase == FIRST else self._of_choices(outputs, batch)
+        if batch.phase == FIRST:
+            return self._of_arms(outputs, batch)
+        return self._of_choices(outputs, batch)
 
     def _of_arms(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         logits: dict[str, Tensor] = {}
@@ -147,7 +161,11 @@ class Drnet(Recipe):
 
 
 def two_rates(
-    parameters: Iterable[nn.Parameter], *, gates: tuple[nn.Parameter, ...], rate: float, gate_rate: float
+    parameters: Iterable[nn.Parameter],
+    *,
+    gates: tuple[nn.Parameter, ...],
+    rate: float,
+    gate_rate: float,
 ) -> Optimizer:
     """SGD with a rate of its own for the gates."""
     ours = {id(value) for value in gates}

@@ -1,10 +1,12 @@
-"""Forks and exits trained by gradients: straight-through Gumbel choices, and the mean cost in the loss.
+"""Forks and exits trained by gradients: straight-through Gumbel choices, and the mean cost in the
+loss.
 
-L = CE(y, label) + eta * max(0, (mean cost - budget) / (C_max - C_min)), as in DRNet (Zhu et al., 2021, arXiv
-2106.02898), for any network with forks. Each gate draws one way for each row, onehot(argmax(log p + g)), and gets the
-gradient of softmax((log p + g) / tau). Leaving at an exit is a way like any other, so that it is part of the objective.
-Gates that do not rate their ways (a margin, say) send every row to the last way while this trains, and the exit there
-has a cross-entropy of its own.
+L = CE(y, label) + eta * max(0, (mean cost - budget) / (C_max - C_min)), as in DRNet (Zhu et al.,
+2021, arXiv 2106.02898), for any network with forks. Each gate draws one way for each row,
+onehot(argmax(log p + g)), and gets the gradient of softmax((log p + g) / tau). Leaving at an exit
+is a way like any other, so that it is part of the objective. Gates that do not rate their ways (a
+margin, say) send every row to the last way while this trains, and the exit there has a
+cross-entropy of its own.
 """
 
 from __future__ import annotations
@@ -39,17 +41,20 @@ class Gumbel(Recipe):
     """Models, exits and gates together, each row on one path.
 
     Args:
-        budget: the mean cost of a row that is free of charge, as a share of the plain network's MACs.
+        budget: the mean cost of a row that is free of charge, as a share of the plain network's
+            MACs.
         eta: the weight of the cost above it.
         epochs: of all of it.
         warm: epochs before those, in which gates are not trained and ways are drawn at random.
         rate: of Adam for models and exits.
         gate_rate: of Adam for gates.
         tau: the temperature of the backward softmax.
-        mixed: run every arm on all rows, so that a gate learns from all of its ways. Without it every arm runs on the
-            rows that chose it, which is cheaper, and batch norms see their own rows alone.
+        mixed: run every arm on all rows, so that a gate learns from all of its ways. Without it
+            every arm runs on the rows that chose it, which is cheaper, and batch norms see their
+            own rows alone.
         models: False trains the gates and exits alone.
-        norm: of the models' batch norms: "moving" ones learn and follow the batches, "frozen" ones stay as they are.
+        norm: of the models' batch norms: "moving" ones learn and follow the batches, "frozen" ones
+            stay as they are.
     """
 
     forks = True
@@ -80,8 +85,8 @@ class Gumbel(Recipe):
         self.norm = norm
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for arguments that cannot be, BadNetwork without gates that rate ways or without
-        prices.
+        """Raise InvalidArgument for arguments that cannot be, BadNetwork without gates that rate
+        ways or without prices.
         """
         require_between("budget", self.budget, 0, 10)
         require_between("tau", self.tau, 0, float("inf"))

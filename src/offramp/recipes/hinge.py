@@ -1,11 +1,13 @@
 """Linear exits trained by a hinge loss on a frozen backbone: the d-gate.
 
-Shafiee, Shafiee and Wong, 2018, arXiv 1811.01476. A gate there is one linear layer whose outputs are signed distances
-to the classes' boundaries; a sample far from every wrong one leaves. The paper's formulas, its pooling and optimizer
-are lost, so these choices are ours: one-vs-rest (each output is the distance to its own class's boundary) by default,
-Crammer-Singer beside it (both in Dogan, Glasmachers and Igel, JMLR 17(45), 2016, which the paper cites); a squared norm
-as regularizer, chosen on development rows; solved to a proven relative duality gap where the paper takes sub-gradient
-steps. The paper's score is the largest output (gate `max_logit`); the default here is the top-two margin (`margin`).
+Shafiee, Shafiee and Wong, 2018, arXiv 1811.01476. A gate there is one linear layer whose outputs
+are signed distances to the classes' boundaries; a sample far from every wrong one leaves. The
+paper's formulas, its pooling and optimizer are lost, so these choices are ours: one-vs-rest (each
+output is the distance to its own class's boundary) by default, Crammer-Singer beside it (both in
+Dogan, Glasmachers and Igel, JMLR 17(45), 2016, which the paper cites); a squared norm as
+regularizer, chosen on development rows; solved to a proven relative duality gap where the paper
+takes sub-gradient steps. The paper's score is the largest output (gate `max_logit`); the default
+here is the top-two margin (`margin`).
 """
 
 from __future__ import annotations
@@ -15,7 +17,13 @@ from collections.abc import Mapping, Sequence
 from offramp.errors import InvalidArgument
 from offramp.networks.network import Network
 from offramp.networks.recipe import FeatureTable, Phase, Recipe
-from offramp.recipes._linear import REGULARIZERS, phases_of, require_linear, require_numbers, solve_exit
+from offramp.recipes._linear import (
+    REGULARIZERS,
+    phases_of,
+    require_linear,
+    require_numbers,
+    solve_exit,
+)
 
 __all__ = ["Hinge"]
 
@@ -25,9 +33,9 @@ KINDS = ("one_vs_rest", "crammer_singer")
 class Hinge(Recipe):
     """One convex problem per exit, on cached pooled features.
 
-    kind: one_vs_rest or crammer_singer. regularizer: a number, or several of which the one that is best on the
-    development rows is taken (without such rows on every tenth row). gap: the relative duality gap to reach; what was
-    reached stands in the history.
+    kind: one_vs_rest or crammer_singer. regularizer: a number, or several of which the one that is
+    best on the development rows is taken (without such rows on every tenth row). gap: the relative
+    duality gap to reach; what was reached stands in the history.
     """
 
     def __init__(
@@ -37,11 +45,13 @@ class Hinge(Recipe):
         regularizer: float | Sequence[float] = REGULARIZERS,
         gap: float = 1e-3,
     ) -> None:
-        self.kind, self.regularizer, self.gap = kind, regularizer, gap
+        self.kind = kind
+        self.regularizer = regularizer
+        self.gap = gap
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for another kind or no numbers, BadNetwork unless the exits are linear on pooled
-        features.
+        """Raise InvalidArgument for another kind or no numbers, BadNetwork unless the exits are
+        linear on pooled features.
         """
         if self.kind not in KINDS:
             raise InvalidArgument(f"kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
@@ -52,6 +62,8 @@ class Hinge(Recipe):
         """A phase per exit."""
         return phases_of(network)
 
-    def solve(self, phase: Phase, table: FeatureTable, development: FeatureTable | None) -> Mapping[str, float]:
+    def solve(
+        self, phase: Phase, table: FeatureTable, development: FeatureTable | None
+    ) -> Mapping[str, float]:
         """The exit of this phase."""
         return solve_exit(phase.name, table, development, self.kind, self.regularizer, self.gap)

@@ -1,22 +1,29 @@
-"""Exits learn to answer as the last one does, from a stream without labels: the learning side of layer caching.
+"""Exits learn to answer as the last one does, from a stream without labels: the learning side of
+layer caching.
 
-Abedi, Iouannou, Jamshidi and Hemmati, 2022, arXiv 2209.08625; as SelfXit in TMLR, 2024. The service that is sped up
-stays as it is: its models are frozen, requests come without labels, and each exit (their cache model) is trained the
-last exit's probabilities.
+Abedi, Iouannou, Jamshidi and Hemmati, 2022, arXiv 2209.08625; as SelfXit in TMLR, 2024. The service
+that is sped up stays as it is: its models are frozen, requests come without labels, and each exit
+(their cache model) is trained the last exit's probabilities.
 
-Serving and training take turns, as with the authors' server, which trains again after every thousand requests on all
-of them so far. Keep a tail of the stream that no step has used, and promise on it: disagreement needs no labels either.
-The promise is for requests like those of that tail; where the stream drifts, record and calibrate again.
+Serving and training take turns, as with the authors' server, which trains again after every
+thousand requests on all of them so far. Keep a tail of the stream that no step has used, and
+promise on it: disagreement needs no labels either. The promise is for requests like those of that
+tail; where the stream drifts, record and calibrate again.
 
     off.fit(net, stream.select(slice(0, n)), recipe="imitated")        # again with a larger n when more have come
-    plan = off.calibrate(off.record(net, stream.select(slice(n, None))), risk="disagreement", at_most=0.02)
+    plan = off.calibrate(off.record(net, stream.select(slice(n, None))), risk="disagreement",
+    at_most=0.02)
 
 Where we differ:
-- Within one `fit` the rows are shuffled and seen in several epochs; only from one `fit` to the next do they come in the
-  order of the stream. A stream that can be walked only once has to be gathered into an array first.
-- All exits are trained in one run. They share nothing that learns, so each gets the gradients that it would get alone.
-- Their released experiments train and measure on the same held-out rows; here calibrate refuses rows that trained.
-- They search the shape of each cache model; here it is the exit that was hung on, such as `mlp` (their dense one).
+- Within one `fit` the rows are shuffled and seen in several epochs; only from one `fit` to the next
+  do they come in the order of the stream. A stream that can be walked only once has to be gathered
+  into an array first.
+- All exits are trained in one run. They share nothing that learns, so each gets the gradients that
+  it would get alone.
+- Their released experiments train and measure on the same held-out rows; here calibrate refuses
+  rows that trained.
+- They search the shape of each cache model; here it is the exit that was hung on, such as `mlp`
+  (their dense one).
 """
 
 from __future__ import annotations
@@ -38,18 +45,24 @@ EPOCHS = 9
 
 
 class Imitated(Recipe):
-    """KL(last exit || exit) of the probabilities, the mean over rows and classes as in the authors' code; no labels.
+    """KL(last exit || exit) of the probabilities, the mean over rows and classes as in the authors'
+    code; no labels.
 
-    SGD with momentum 0.9: the rate falls tenfold after 2, 5 and 7 of 9 epochs, or after as large a share of others.
-    Pooled features are computed once if all exits pool. An exit cannot become better than the one it imitates: look at
-    its disagreement and, where some rows have labels, at accuracy too.
+    SGD with momentum 0.9: the rate falls tenfold after 2, 5 and 7 of 9 epochs, or after as large a
+    share of others. Pooled features are computed once if all exits pool. An exit cannot become
+    better than the one it imitates: look at its disagreement and, where some rows have labels, at
+    accuracy too.
     """
 
     def __init__(self, *, epochs: int = EPOCHS, rate: float = 0.1, decay: float = 1e-4) -> None:
-        self.epochs, self.rate, self.decay = epochs, rate, decay
+        self.epochs = epochs
+        self.rate = rate
+        self.decay = decay
 
     def prepare(self, network: Network) -> None:
-        """Raise BadNetwork where no exit before the last has parameters, InvalidArgument for a rate that is none."""
+        """Raise BadNetwork where no exit before the last has parameters, InvalidArgument for a rate
+        that is none.
+        """
         require("rate", self.rate, above=0)
         require("decay", self.decay, low=0)
         students_of(network)
@@ -67,6 +80,8 @@ class Imitated(Recipe):
         """By exit."""
         teacher = outputs.logits[outputs.network.topology.exits[-1]].detach().log_softmax(-1)
         return {
-            name: kl_div(outputs.logits[name].log_softmax(-1), teacher, reduction="none", log_target=True).mean()
+            name: kl_div(
+                outputs.logits[name].log_softmax(-1), teacher, reduction="none", log_target=True
+            ).mean()
             for name in students_of(outputs.network)
         }

@@ -32,14 +32,22 @@ from offramp.errors import BadNetwork, InvalidArgument
 from offramp.exits.inline import Inline, parted
 from offramp.networks.network import Network
 from offramp.networks.nodes import Exit, Seen
-from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, trainable_exits
+from offramp.networks.recipe import (
+    Losses,
+    Phase,
+    Recipe,
+    TrainingBatch,
+    TrainingOutputs,
+    trainable_exits,
+)
 from offramp.recipes._equilibrium import equilibrium, require_one_model
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import seen_of
 
 __all__ = ["Imta"]
 
-PLAIN = "plain/"  # of an auxiliary module, before the name of its exit: the linear layer that it had before
+# of an auxiliary module, before the name of its exit: the linear layer that it had before
+PLAIN = "plain/"
 TOGETHER = "together"
 
 
@@ -93,16 +101,18 @@ class Imta(Recipe):
     def prepare(self, network: Network) -> None:
         """Hang an `Inline` on every exit but the last.
 
-        Raises InvalidArgument for numbers out of range; BadNetwork where there is nothing to train, for a
-        ladder, for exits that do not end in a linear layer, and for layers of exits that would be
-        frozen untrained.
+        Raises InvalidArgument for numbers out of range; BadNetwork where there is nothing to train,
+        for a ladder, for exits that do not end in a linear layer, and for layers of exits that
+        would be frozen untrained.
         """
         if not 0 <= self.gamma <= 1:
             raise InvalidArgument(f"gamma must be between 0 and 1, got {self.gamma}")
         if not 0 < self.temperature < float("inf"):
             raise InvalidArgument(f"temperature must be above 0, got {self.temperature}")
         if not all(0 <= share <= 1 for share in self.falls):
-            raise InvalidArgument(f"falls must be shares of a phase between 0 and 1, got {self.falls!r}")
+            raise InvalidArgument(
+                f"falls must be shares of a phase between 0 and 1, got {self.falls!r}"
+            )
         trainable_exits(network)
         require_one_model(network, "imta")
         exits, plain = self._collaborating(network)
@@ -133,7 +143,9 @@ class Imta(Recipe):
             inside = any(True for _ in exits[name].exit.parameters())
             final = self.final and name == names[-1]
             if final and inside:
-                raise BadNetwork(f"exit {name!r} has layers before its linear one, and final=True takes none")
+                raise BadNetwork(
+                    f"exit {name!r} has layers before its linear one, and final=True takes none"
+                )
             if inside and name in untrained and not self.together:
                 raise BadNetwork(
                     f"layers of the exit {name!r} were never trained and would be frozen; train "
@@ -162,9 +174,12 @@ class Imta(Recipe):
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """By exit."""
-        y, exits = batch.labels(), outputs.network.topology.exits
+        y = batch.labels()
+        exits = outputs.network.topology.exits
         if batch.phase == TOGETHER:
-            plain = [name for name in exits if PLAIN + name in outputs.network.auxiliary] + [exits[-1]]
+            plain = [name for name in exits if PLAIN + name in outputs.network.auxiliary] + [
+                exits[-1]
+            ]
             return {name: cross_entropy(outputs.logits[name], y) for name in plain}
         teacher = (outputs.logits[exits[-1]].detach() / self.temperature).softmax(1)
         found = dict[str, Tensor]()
@@ -207,7 +222,9 @@ def _require_linear_end(name: str, exit_: Exit, seen: Seen) -> None:
             handle.remove()
     ends = len(heard) == 1 and heard[0].dim() == 2 and torch.equal(heard[0], logits)
     if not ends:
-        raise BadNetwork(f"exit {name!r} does not end in a linear layer on features of its own; use 'strided'")
+        raise BadNetwork(
+            f"exit {name!r} does not end in a linear layer on features of its own; use 'strided'"
+        )
 
 
 @contextmanager
@@ -227,7 +244,9 @@ def _plain_answers(network: Network) -> Iterator[None]:
         yield
 
 
-def _instead(plain: nn.Module, width: int, _linear: nn.Module, inputs: tuple[Any, ...], _output: Tensor) -> Tensor:
+def _instead(
+    plain: nn.Module, width: int, _linear: nn.Module, inputs: tuple[Any, ...], _output: Tensor
+) -> Tensor:
     """The logits [B, C] of another linear layer, which reads the features [B, F] alone."""
     logits: Tensor = plain(inputs[0][:, :width])
     return logits

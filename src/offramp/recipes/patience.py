@@ -1,6 +1,7 @@
 """PABEE's training: all exits with the model, deeper ones weighing more.
 
-Zhou, Xu, Ge, McAuley, Xu and Wei, 2020, arXiv 2006.04152. Its rule for leaving is the gate `patience`.
+Zhou, Xu, Ge, McAuley, Xu and Wei, 2020, arXiv 2006.04152. Its rule for leaving is the gate
+`patience`.
 """
 
 from __future__ import annotations
@@ -13,26 +14,36 @@ from torch.nn.functional import cross_entropy
 from offramp._support.arguments import require
 from offramp.errors import BadNetwork
 from offramp.networks.network import Network
-from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, reading, trainable_exits
+from offramp.networks.recipe import (
+    Losses,
+    Phase,
+    Recipe,
+    TrainingBatch,
+    TrainingOutputs,
+    reading,
+    trainable_exits,
+)
 from offramp.recipes._schedules import linear
 
 __all__ = ["PatienceRecipe"]
 
 
 class PatienceRecipe(Recipe):
-    """The mean of the exits' cross-entropies with weights 1, 2, ... n from shallow to deep: sum_j j L_j / sum_j j.
+    """The mean of the exits' cross-entropies with weights 1, 2, ... n from shallow to deep: sum_j j
+    L_j / sum_j j.
 
-    The model learns with them. All numbers are those of the authors' scripts for BERT and ALBERT, which start from
-    pretrained weights: AdamW without weight decay, a rate that falls to 0 along a line, and gradients whose norm is at
-    most 1. A model that is trained from scratch takes more epochs and a higher rate. Where we differ: torch's AdamW
-    adds its 1e-8 after it has corrected the second moment, theirs before; only gradients of that size notice. The
-    paper's rule for regression is not supported.
+    The model learns with them. All numbers are those of the authors' scripts for BERT and ALBERT,
+    which start from pretrained weights: AdamW without weight decay, a rate that falls to 0 along a
+    line, and gradients whose norm is at most 1. A model that is trained from scratch takes more
+    epochs and a higher rate. Where we differ: torch's AdamW adds its 1e-8 after it has corrected
+    the second moment, theirs before; only gradients of that size notice. The paper's rule for
+    regression is not supported.
 
     Args:
         epochs: over the training rows.
         rate: of AdamW at the start.
-        backbone: whether the model learns. False leaves it as it is and trains the exits alone, on pooled features if
-            all of them pool; that choice is ours, and wants a rate such as 1e-3.
+        backbone: whether the model learns. False leaves it as it is and trains the exits alone, on
+            pooled features if all of them pool; that choice is ours, and wants a rate such as 1e-3.
         clip: the largest norm of all gradients together; None does not clip.
     """
 
@@ -50,12 +61,16 @@ class PatienceRecipe(Recipe):
         self.clip = clip
 
     def prepare(self, network: Network) -> None:
-        """Raise BadNetwork where there are no exits, or no model, to train; InvalidArgument for a clip of 0 or less."""
+        """Raise BadNetwork where there are no exits, or no model, to train; InvalidArgument for a
+        clip of 0 or less.
+        """
         trainable_exits(network)
         if self.clip is not None:
             require("clip", self.clip, above=0, hint="None means no clipping.")
         if self.backbone and not any(True for _ in network.backbone.parameters()):
-            raise BadNetwork("This network's models have no parameters. Train the exits alone: backbone=False")
+            raise BadNetwork(
+                "This network's models have no parameters. Train the exits alone: backbone=False"
+            )
 
     def phases(self, network: Network) -> list[Phase]:
         """One phase."""
@@ -68,7 +83,8 @@ class PatienceRecipe(Recipe):
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Cross-entropy by exit, weighted by its depth."""
-        y, weights = batch.labels(), depth_weights(len(outputs.logits))
+        y = batch.labels()
+        weights = depth_weights(len(outputs.logits))
         pairs = zip(outputs.logits.items(), weights, strict=True)
         return {name: weight * cross_entropy(logits, y) for (name, logits), weight in pairs}
 

@@ -1,7 +1,9 @@
-"""Any recipe that trains the models, with a price on depth: for models with stages of adaptive depth.
+"""Any recipe that trains the models, with a price on depth: for models with stages of adaptive
+depth.
 
-The ponder cost of spatially adaptive computation time (Figurnov et al., 2017, arXiv 1612.02297): tau times the mean
-over rows and positions of N + R, summed over the stages (layers/adaptive_depth.py), is added to what is minimised.
+The ponder cost of spatially adaptive computation time (Figurnov et al., 2017, arXiv 1612.02297):
+tau times the mean over rows and positions of N + R, summed over the stages
+(layers/adaptive_depth.py), is added to what is minimised.
 """
 
 from __future__ import annotations
@@ -28,10 +30,11 @@ __all__ = ["Pondered"]
 class Pondered(Recipe):
     """What the recipe `inner` minimises, and tau times the ponder cost.
 
-    inner: by default `Distill(hints=0.0)`, the scheme of SCAI with its deepest exit as the teacher; `epochs` and `rate`
-    are then its own. The cost shows in gradients alone, not among the losses that are reported: `depths` tells what it
-    came to. Its gradient is not scaled with others in fp16, so take "no" or "bf16". Large tau leaves one unit
-    everywhere, for good: from a trained model let it rise over the first part of each phase.
+    inner: by default `Distill(hints=0.0)`, the scheme of SCAI with its deepest exit as the teacher;
+    `epochs` and `rate` are then its own. The cost shows in gradients alone, not among the losses
+    that are reported: `depths` tells what it came to. Its gradient is not scaled with others in
+    fp16, so take "no" or "bf16". Large tau leaves one unit everywhere, for good: from a trained
+    model let it rise over the first part of each phase.
 
     Args:
         inner: see above.
@@ -50,7 +53,10 @@ class Pondered(Recipe):
         rate: float | None = None,
         ramp: float = 0.0,
     ) -> None:
-        self.inner, self.tau, self.epochs, self.rate = inner, tau, epochs, rate
+        self.inner = inner
+        self.tau = tau
+        self.epochs = epochs
+        self.rate = rate
         self.ramp = ramp
         self._share = [1.0]  # of the batch that is under way, where several processes have it
 
@@ -58,14 +64,19 @@ class Pondered(Recipe):
         return self.inner or Distill(hints=0.0, epochs=self.epochs, rate=self.rate)
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for bad arguments, BadNetwork without stages of adaptive depth; then as the recipe."""
+        """Raise InvalidArgument for bad arguments, BadNetwork without stages of adaptive depth;
+        then as the recipe.
+        """
         require("tau", self.tau, low=0)
         require("ramp", self.ramp, low=0, high=1)
         if self.inner is not None and (self.epochs, self.rate) != (None, None):
-            raise InvalidArgument("epochs and rate must be given to the inner recipe, got them besides one")
+            raise InvalidArgument(
+                "epochs and rate must be given to the inner recipe, got them besides one"
+            )
         if not stages_of(network.backbone):
             raise BadNetwork(
-                "No stage of this network has adaptive depth and parameters for it. Use the inner recipe alone."
+                "No stage of this network has adaptive depth and parameters for it. Use the inner "
+                "recipe alone."
             )
         self._inner().prepare(network)
 
@@ -93,7 +104,9 @@ class Pondered(Recipe):
         self._share[0] = batch.share * self._risen(batch)
         return self._inner().loss(outputs, batch)
 
-    def update(self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer) -> Losses:
+    def update(
+        self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer
+    ) -> Losses:
         """That of the recipe."""
         self._share[0] = self._risen(batch)
         return self._inner().update(outputs, batch, optimizer)
@@ -111,7 +124,8 @@ class Pondered(Recipe):
 
 @contextlib.contextmanager
 def priced(model: nn.Module, tau: float, share: Sequence[float] = (1.0,)) -> Iterator[None]:
-    """While it lasts, what a stage of adaptive depth gives carries the gradient of tau times its mean cost.
+    """While it lasts, what a stage of adaptive depth gives carries the gradient of tau times its
+    mean cost.
 
     share: the weight of this process's mean, looked up in the backward.
     """
@@ -125,7 +139,9 @@ def priced(model: nn.Module, tau: float, share: Sequence[float] = (1.0,)) -> Ite
             handle.remove()
 
 
-def _hooked(stage: AdaptiveDepth, tau: float, share: Sequence[float]) -> list[torch.utils.hooks.RemovableHandle]:
+def _hooked(
+    stage: AdaptiveDepth, tau: float, share: Sequence[float]
+) -> list[torch.utils.hooks.RemovableHandle]:
     costs: list[Tensor] = []  # of the forward that is under way
 
     def heard(_module: nn.Module, _inputs: Any, cost: Tensor) -> None:
@@ -142,7 +158,9 @@ def _hooked(stage: AdaptiveDepth, tau: float, share: Sequence[float]) -> list[to
 
 
 class _Carrying(torch.autograd.Function):
-    """The value as it is; in the backward the cost gets the gradient that a summand of the loss would."""
+    """The value as it is; in the backward the cost gets the gradient that a summand of the loss
+    would.
+    """
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, cost: Tensor, share: Sequence[float]) -> Tensor:

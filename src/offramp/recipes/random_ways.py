@@ -1,7 +1,7 @@
 """Segments and exits trained along random ways: for gates that need no training, and as a control.
 
-At a fork every row takes a way at random; at an exit it goes on. Every exit that a row passes has its cross-entropy. So
-all paths learn equally, as in the warm-up that `d2nn` and `gumbel` have.
+At a fork every row takes a way at random; at an exit it goes on. Every exit that a row passes has
+its cross-entropy. So all paths learn equally, as in the warm-up that `d2nn` and `gumbel` have.
 """
 
 from __future__ import annotations
@@ -36,19 +36,26 @@ class RandomWays(Recipe):
 
     forks = True
 
-    def __init__(self, *, epochs: int = 10, rate: float = 1e-3, models: bool = True, norm: str = "moving") -> None:
+    def __init__(
+        self, *, epochs: int = 10, rate: float = 1e-3, models: bool = True, norm: str = "moving"
+    ) -> None:
         self.epochs = epochs
         self.rate = rate
         self.models = models
         self.norm = norm
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for another norm, BadNetwork for a network that is cut, or has nothing to train."""
+        """Raise InvalidArgument for another norm, BadNetwork for a network that is cut, or has
+        nothing to train.
+        """
         if self.norm not in ("moving", "frozen"):
             raise InvalidArgument(f"norm must be one of moving, frozen, got {self.norm!r}")
         cut_members = [member.name for member in network.members if member.cuts]
         if cut_members:
-            raise BadNetwork(f"random_ways trains networks of whole models (off.route), and {cut_members[0]!r} is cut")
+            raise BadNetwork(
+                f"random_ways trains networks of whole models (off.route), and {cut_members[0]!r} "
+                f"is cut"
+            )
         if not self._trained(network):
             raise BadNetwork("this network has no parameters to train")
 
@@ -60,7 +67,17 @@ class RandomWays(Recipe):
         """One."""
         _, still = models_of(network, self.norm)
         adam = partial(torch.optim.Adam, lr=self.rate)
-        return [Phase("random ways", self._trained(network), self.epochs, adam, cosine, still=still, looks=False)]
+        return [
+            Phase(
+                "random ways",
+                self._trained(network),
+                self.epochs,
+                adam,
+                cosine,
+                still=still,
+                looks=False,
+            )
+        ]
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """By exit, over the rows that passed it."""

@@ -1,11 +1,12 @@
-"""Bring back the accuracy of a converted model: distil it from the model that it was converted from.
+"""Bring back the accuracy of a converted model: distil it from the model that it was converted
+from.
 
 First layer by layer: each new layer gets the input that the original's layer gets, and learns to
 give what that gives (He, Zhang and Sun, 2017, arXiv 1707.06168, reconstruct layers so). These are
 independent problems: one layer's error does not disturb the next one's batch. Then as a whole: the
 converted model learns the original's logits at a temperature (Hinton, Vinyals and Dean, 2015, arXiv
-1503.02531) and its features after the modules that hold converted layers (Romero et al., 2015, arXiv
-1412.6550, without an adapter: the shapes are the same). Labels are not needed.
+1503.02531) and its features after the modules that hold converted layers (Romero et al., 2015,
+arXiv 1412.6550, without an adapter: the shapes are the same). Labels are not needed.
 """
 
 from __future__ import annotations
@@ -36,7 +37,8 @@ from offramp.recipes._together import parameters_of, soft_cross_entropy
 __all__ = ["Recover"]
 
 ORIGINAL = "original"
-LAYERS, WHOLE = "layers", "whole"
+LAYERS = "layers"
+WHOLE = "whole"
 BY = ("both", LAYERS, WHOLE)
 TINY = 1e-12
 
@@ -110,7 +112,8 @@ class Recover(Recipe):
         """
         if len(network.members) > 1:
             raise BadNetwork(
-                f"recover trains the parameters of one converted model, got a ladder of {len(network.members)}; "
+                f"recover trains the parameters of one converted model, got a ladder of "
+                f"{len(network.members)}; "
                 "recover each model before they are stacked"
             )
         if self.by not in BY:
@@ -203,7 +206,9 @@ class Recover(Recipe):
             )
         return phases
 
-    def update(self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer) -> Losses:
+    def update(
+        self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer
+    ) -> Losses:
         """A step of all layers, each on its own: the mean of their relative squared errors."""
         network = outputs.network
         student, teacher = self._models(network)
@@ -232,7 +237,9 @@ class Recover(Recipe):
         return {"layers": torch.stack(errors).detach().mean()}
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
-        """By exit the distance from the original's logits; of the last one also that of features."""
+        """By exit the distance from the original's logits; of the last one also that of
+        features.
+        """
         assert outputs.teacher is not None
         losses: dict[str, Tensor] = {}
         for name, logits in outputs.logits.items():

@@ -1,8 +1,10 @@
-"""Shallow-Deep Networks: internal classifiers on a frozen backbone, or trained with it from scratch.
+"""Shallow-Deep Networks: internal classifiers on a frozen backbone, or trained with it from
+scratch.
 
-Kaya, Hong and Dumitras, 2019, arXiv 1810.07052; hyper-parameters as in the authors' code. Their classifier is the exit
-`sdn`, their score the gate `max_prob`; any exits and gates will do. Where we differ: what is frozen stays in eval mode
-(there `train()` moved batch norms all the same), and features are pooled once if all exits pool.
+Kaya, Hong and Dumitras, 2019, arXiv 1810.07052; hyper-parameters as in the authors' code. Their
+classifier is the exit `sdn`, their score the gate `max_prob`; any exits and gates will do. Where we
+differ: what is frozen stays in eval mode (there `train()` moved batch norms all the same), and
+features are pooled once if all exits pool.
 """
 
 from __future__ import annotations
@@ -19,7 +21,15 @@ from offramp.exits.surest import Surest
 from offramp.exits.whole import Own
 from offramp.networks.network import Network
 from offramp.networks.nodes import Hands
-from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, reading, trainable_exits
+from offramp.networks.recipe import (
+    Losses,
+    Phase,
+    Recipe,
+    TrainingBatch,
+    TrainingOutputs,
+    reading,
+    trainable_exits,
+)
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import exit_parameters
 
@@ -30,20 +40,24 @@ DEEPEST = 0.9  # the weight at which the deepest internal classifier ends
 
 
 class Sdn(Recipe):
-    """The sum of the exits' cross-entropies, on a frozen backbone; or, with backbone=True, of all, growing weights.
+    """The sum of the exits' cross-entropies, on a frozen backbone; or, with backbone=True, of all,
+    growing weights.
 
-    backbone=False ("IC-only"): Adam, 25 epochs, the rate 1e-3 falls tenfold after 15. backbone=True: SGD, 100 epochs,
-    the rate 0.1 falls tenfold after 35, 60 and 85; the last exit weighs 1, exit i in epoch e of E weighs
-    min(C_i, 0.01 + e C_i / E), e counted from 1 as in the authors' code.
+    backbone=False ("IC-only"): Adam, 25 epochs, the rate 1e-3 falls tenfold after 15.
+    backbone=True: SGD, 100 epochs, the rate 0.1 falls tenfold after 35, 60 and 85; the last exit
+    weighs 1, exit i in epoch e of E weighs min(C_i, 0.01 + e C_i / E), e counted from 1 as in the
+    authors' code.
 
     Args:
-        weights: the C_i, shallow to deep; by default 0.9 i / K for K exits, which for the paper's six, at 15 to 90 % of
-            the work, are its .15 to .90 (for other numbers the choice is ours).
+        weights: the C_i, shallow to deep; by default 0.9 i / K for K exits, which for the paper's
+            six, at 15 to 90 % of the work, are its .15 to .90 (for other numbers the choice is
+            ours).
         backbone: whether the model is trained too.
         epochs: other than those above; the falls of the rate then come at the same shares.
         rate: other than that above.
         decay: weight decay, in the paper 5e-4 for VGG.
-        surest: hang the paper's rule for rows that no exit was sure of at the model's end (exit `Surest`).
+        surest: hang the paper's rule for rows that no exit was sure of at the model's end (exit
+            `Surest`).
     """
 
     def __init__(
@@ -56,31 +70,46 @@ class Sdn(Recipe):
         decay: float = 1e-4,
         surest: bool = False,
     ) -> None:
-        self.weights, self.backbone, self.epochs, self.rate = weights, backbone, epochs, rate
-        self.decay, self.surest = decay, surest
+        self.weights = weights
+        self.backbone = backbone
+        self.epochs = epochs
+        self.rate = rate
+        self.decay = decay
+        self.surest = surest
 
     def prepare(self, network: Network) -> None:
-        """Raise BadNetwork, InvalidArgument for what does not fit; then hang the surest answer, if asked for."""
+        """Raise BadNetwork, InvalidArgument for what does not fit; then hang the surest answer, if
+        asked for.
+        """
         trainable_exits(network)
         self.weights_of(network)
         last = network.topology.exits[-1]
         if not self.surest or isinstance(network.exit_of(last), Surest):
             return
-        handing = [name for name in network.topology.exits if isinstance(network.exit_of(name), Hands)]
+        handing = [
+            name for name in network.topology.exits if isinstance(network.exit_of(name), Hands)
+        ]
         if handing or not isinstance(network.exit_of(last), Own):
             raise BadNetwork(
-                f"exit {(handing or [last])[0]!r} is no plain classifier, expected such exits and the model's own "
+                f"exit {(handing or [last])[0]!r} is no plain classifier, expected such exits and "
+                f"the model's own "
                 "answer at the end; leave out surest=True, or cut with exits='sdn'"
             )
         network.hang_exit(last, Surest(network.topology.exits[:-1]).eval())
 
     def weights_of(self, network: Network) -> dict[str, float]:
-        """The C_i by exit, without the last. Raises InvalidArgument for too few, too many, or negative ones."""
+        """The C_i by exit, without the last. Raises InvalidArgument for too few, too many, or
+        negative ones.
+        """
         names = network.topology.exits[:-1]
-        found = [DEEPEST * (i + 1) / len(names) for i in range(len(names))] if self.weights is None else self.weights
+        if self.weights is None:
+            found = [DEEPEST * (i + 1) / len(names) for i in range(len(names))]
+        else:
+            found = self.weights
         if len(found) != len(names) or min(found) < 0:
             raise InvalidArgument(
-                f"weights must be a number of at least 0 for each of {', '.join(names)}, got {found!r}"
+                f"weights must be a number of at least 0 for each of {', '.join(names)}, got "
+                f"{found!r}"
             )
         return dict(zip(names, map(float, found), strict=True))
 
@@ -90,24 +119,41 @@ class Sdn(Recipe):
         exits = exit_parameters(network, names)
         if not self.backbone:
             adam = partial(torch.optim.Adam, lr=self.rate or 1e-3, weight_decay=self.decay)
-            return [Phase("exits", exits, self.epochs or 25, adam, dropped(15 / 25), reading(network, names))]
+            return [
+                Phase(
+                    "exits",
+                    exits,
+                    self.epochs or 25,
+                    adam,
+                    dropped(15 / 25),
+                    reading(network, names),
+                )
+            ]
         sgd = partial(torch.optim.SGD, lr=self.rate or 0.1, momentum=0.9, weight_decay=self.decay)
         every = (*network.backbone.parameters(), *exits)
         return [Phase("all", every, self.epochs or 100, sgd, dropped(0.35, 0.6, 0.85))]
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Cross-entropy by exit, weighted where the backbone learns too."""
-        y, last = batch.labels(), outputs.network.topology.exits[-1]
+        y = batch.labels()
+        last = outputs.network.topology.exits[-1]
         if not self.backbone:
-            return {name: cross_entropy(outputs.logits[name], y) for name in trainable_exits(outputs.network)}
+            return {
+                name: cross_entropy(outputs.logits[name], y)
+                for name in trainable_exits(outputs.network)
+            }
         epochs = self.epochs or 100
         epoch = batch.step * epochs // batch.steps + 1
         found: dict[str, Tensor] = {
             name: ramp(weight, epoch, epochs) * cross_entropy(outputs.logits[name], y)
             for name, weight in self.weights_of(outputs.network).items()
         }
-        surest = isinstance(outputs.network.exit_of(last), Surest)  # then what the model itself says is below it
-        return found | {last: cross_entropy((outputs.features if surest else outputs.logits)[last], y)}
+        surest = isinstance(
+            outputs.network.exit_of(last), Surest
+        )  # then what the model itself says is below it
+        return found | {
+            last: cross_entropy((outputs.features if surest else outputs.logits)[last], y)
+        }
 
 
 def ramp(weight: float, epoch: int, epochs: int) -> float:

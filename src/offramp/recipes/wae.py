@@ -120,8 +120,8 @@ class WaveletLike(Recipe):
     def prepare(self, network: Network) -> None:
         """Hang on the decoder, and the original.
 
-        Raises InvalidArgument for a weight below 0 or no epochs at all; BadNetwork for another model than
-        a WAE, or one that is not cut at its head A.
+        Raises InvalidArgument for a weight below 0 or no epochs at all; BadNetwork for another
+        model than a WAE, or one that is not cut at its head A.
         """
         for name in ("balance", "gamma", "sum_weight", "low_weight", "both_weight", "anchor"):
             value = getattr(self, name)
@@ -130,7 +130,9 @@ class WaveletLike(Recipe):
         if self.sum_weight + self.low_weight + self.both_weight == 0:
             raise InvalidArgument("one of sum_weight, low_weight and both_weight must be above 0")
         if self.images + self.classes + self.joint == 0:
-            raise InvalidArgument("one of images, classes and joint must be above 0, got 0 epochs in all")
+            raise InvalidArgument(
+                "one of images, classes and joint must be above 0, got 0 epochs in all"
+            )
         if not 0 <= self.soft <= 1:
             raise InvalidArgument(f"soft must be a share from 0 to 1, got {self.soft}")
         if not 0 < self.temperature < float("inf"):
@@ -138,7 +140,9 @@ class WaveletLike(Recipe):
         model = _model_of(network)
         network.auxiliary = {}
         if self.original is not None and not isinstance(self.original, nn.Module):
-            raise InvalidArgument(f"original must be a torch.nn.Module, got a {type(self.original).__name__}")
+            raise InvalidArgument(
+                f"original must be a torch.nn.Module, got a {type(self.original).__name__}"
+            )
         if self.original is not None:
             network.auxiliary[ORIGINAL] = _whole_network(self.original, network)
         channels = _encoder_channels(model)
@@ -164,18 +168,29 @@ class WaveletLike(Recipe):
         if self.images and transform:
             adam = partial(torch.optim.Adam, lr=self.images_rate)
             both = (*transform, *decoder)
-            phases.append(Phase(IMAGES, both, self.images, adam, by="update", looks=False, labels=False))
+            phases.append(
+                Phase(IMAGES, both, self.images, adam, by="update", looks=False, labels=False)
+            )
             norms = (model.low_norm, model.high_norm)
         if self.classes and (self.images or not transform):
             rate = partial(sgd, lr=self.rate)
-            phases.append(Phase(CLASSES, branches, self.classes, rate, schedule, still=norms, teacher=teacher))
+            phases.append(
+                Phase(CLASSES, branches, self.classes, rate, schedule, still=norms, teacher=teacher)
+            )
         if self.joint:
             rate = partial(sgd, lr=self.joint_rate)
-            learning = (*transform, *branches, *decoder) if self.gamma else (*transform, *branches)
-            phases.append(Phase(JOINT, learning, self.joint, rate, schedule, still=norms, teacher=teacher))
+            if self.gamma:
+                learning = (*transform, *branches, *decoder)
+            else:
+                learning = (*transform, *branches)
+            phases.append(
+                Phase(JOINT, learning, self.joint, rate, schedule, still=norms, teacher=teacher)
+            )
         return phases
 
-    def update(self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer) -> Losses:
+    def update(
+        self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer
+    ) -> Losses:
         """A step of stage 1: encoder and decoder learn l_t, and the norms see both images."""
         model = _model_of(outputs.network)
         image = _image(outputs)
@@ -216,7 +231,9 @@ class WaveletLike(Recipe):
         soft = self.temperature**2 * soft_cross_entropy(logits, teacher, self.temperature)
         return (1 - self.soft) * hard + self.soft * soft
 
-    def _transform_losses(self, network: Network, image: Tensor, low: Tensor, high: Tensor) -> dict[str, Tensor]:
+    def _transform_losses(
+        self, network: Network, image: Tensor, low: Tensor, high: Tensor
+    ) -> dict[str, Tensor]:
         """The parts of l_t, each with its weight."""
         again = network.auxiliary[DECODER](low, high)
         losses = {
@@ -233,9 +250,13 @@ def _model_of(network: Network) -> Wae:
     model = network.model_of(network.members[0])
     if len(network.members) > 1 or not isinstance(model, Wae):
         kind = type(model).__name__
-        raise BadNetwork(f"the recipe wae trains the parameters of what offramp.wae makes, got a {kind}")
+        raise BadNetwork(
+            f"the recipe wae trains the parameters of what offramp.wae makes, got a {kind}"
+        )
     if not set(model.cuts) <= set(network.members[0].cuts):
-        raise BadNetwork("the recipe wae needs head A's answer; cut(model, example, at=model.cuts, exits='own')")
+        raise BadNetwork(
+            "the recipe wae needs head A's answer; cut(model, example, at=model.cuts, exits='own')"
+        )
     return model
 
 
@@ -246,7 +267,9 @@ def _whole_network(original: nn.Module, network: Network) -> Network:
     else:
         member = network.members[0]
         preprocess = copy.deepcopy(network.preprocess_of(member))
-        found = plain_network(copy.deepcopy(unwrapped(original)[0]), replace(member, spec=None), preprocess)
+        found = plain_network(
+            copy.deepcopy(unwrapped(original)[0]), replace(member, spec=None), preprocess
+        )
     return found.eval().requires_grad_(False).to(network.device())
 
 

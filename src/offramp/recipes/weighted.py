@@ -1,13 +1,16 @@
-"""Every row weighs more at the exits where it is to leave; the weights are learned by looking a step ahead (L2W-DEN).
+"""Every row weighs more at the exits where it is to leave; the weights are learned by looking a
+step ahead (L2W-DEN).
 
-Han, Pu, Lai, Wang, Song, Cao, Huang, Deng and Huang, Learning to Weight Samples for Dynamic Early-exiting Networks,
-ECCV 2022, arXiv 2209.08310; formulas and figures from the authors' code. Shapes: b rows, K exits.
+Han, Pu, Lai, Wang, Song, Cao, Huang, Deng and Huang, Learning to Weight Samples for Dynamic
+Early-exiting Networks, ECCV 2022, arXiv 2209.08310; formulas and figures from the authors' code.
+Shapes: b rows, K exits.
 
-A batch is halved. On one half, the losses l [b, K] go without gradient through a small network g: r = g(l), and weights
-v = 1 + epsilon (r - mean of r). A trial step of SGD along sum_k mean_i v_ik l_ik leads to other weights of the network,
-and there the other half is sent to exits as in use; g learns by the loss where each row leaves. Then the real step is
-made with the new g; then the halves change places. g is thrown away in the end.
-Where we differ: g reads losses alone, not confidences; sizes without a script (see `Weighted`) are those for CIFAR.
+A batch is halved. On one half, the losses l [b, K] go without gradient through a small network g: r
+= g(l), and weights v = 1 + epsilon (r - mean of r). A trial step of SGD along sum_k mean_i v_ik
+l_ik leads to other weights of the network, and there the other half is sent to exits as in use; g
+learns by the loss where each row leaves. Then the real step is made with the new g; then the halves
+change places. g is thrown away in the end. Where we differ: g reads losses alone, not confidences;
+sizes without a script (see `Weighted`) are those for CIFAR.
 """
 
 from __future__ import annotations
@@ -28,13 +31,24 @@ from offramp._support.arguments import require, require_count
 from offramp.errors import InvalidArgument
 from offramp.networks.inputs import given
 from offramp.networks.network import Network
-from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, trainable_exits
+from offramp.networks.recipe import (
+    Losses,
+    Phase,
+    Recipe,
+    TrainingBatch,
+    TrainingOutputs,
+    trainable_exits,
+)
 from offramp.recipes._schedules import cosine
 from offramp.recipes._together import parameters_of
 
 __all__ = ["Weighted"]
 
-AXES = {"mat": (0, 1), "col": (1,), "row": (0,)}  # means over everything, over a row's exits, over an exit's rows
+AXES = {
+    "mat": (0, 1),
+    "col": (1,),
+    "row": (0,),
+}  # means over everything, over a row's exits, over an exit's rows
 MOMENTS = (0.9, 0.999)
 
 State = dict[str, Any]
@@ -48,11 +62,13 @@ class Weighted(Recipe):
     Args:
         epsilon: how far weights may lie from 1.
         center: mat, col or row: what weights are 1 on average over.
-        share: of exit k+1 against exit k in the routing that the weights are learned for (p in q_k ~ p^k).
+        share: of exit k+1 against exit k in the routing that the weights are learned for (p in q_k
+            ~ p^k).
         hidden: units of each hidden layer of g.
         layers: hidden layers of g; all commands of the authors have 1.
         meta_rate: of g's Adam; it falls with the other rate.
-        every: g learns in every n-th batch of an epoch, from the first on, and there on both halves. The authors' meta
+        every: g learns in every n-th batch of an epoch, from the first on, and there on both
+            halves. The authors' meta
             interval: 1 on CIFAR, 100 on ImageNet.
         epochs: over the training rows.
         rate: of SGD at the start; it falls along a cosine.
@@ -75,13 +91,22 @@ class Weighted(Recipe):
         momentum: float = 0.9,
         decay: float = 1e-4,
     ) -> None:
-        self.epsilon, self.center, self.share, self.hidden = epsilon, center, share, hidden
+        self.epsilon = epsilon
+        self.center = center
+        self.share = share
+        self.hidden = hidden
         self.layers = layers
-        self.meta_rate, self.every, self.epochs = meta_rate, every, epochs
-        self.rate, self.momentum, self.decay = rate, momentum, decay
+        self.meta_rate = meta_rate
+        self.every = every
+        self.epochs = epochs
+        self.rate = rate
+        self.momentum = momentum
+        self.decay = decay
 
     def prepare(self, network: Network) -> None:
-        """Raise InvalidArgument for arguments out of their range, BadNetwork where there is nothing to train."""
+        """Raise InvalidArgument for arguments out of their range, BadNetwork where there is nothing
+        to train.
+        """
         if self.center not in AXES:
             raise InvalidArgument(f"center must be one of {', '.join(AXES)}, got {self.center!r}")
         require("epsilon", self.epsilon, low=0, below=1)
@@ -93,15 +118,30 @@ class Weighted(Recipe):
 
     def phases(self, network: Network) -> list[Phase]:
         """Everything at once."""
-        sgd = partial(torch.optim.SGD, lr=self.rate, momentum=self.momentum, weight_decay=self.decay)
-        return [Phase("weighted", parameters_of(network), self.epochs, sgd, cosine, by="update", looks=False)]
+        sgd = partial(
+            torch.optim.SGD, lr=self.rate, momentum=self.momentum, weight_decay=self.decay
+        )
+        return [
+            Phase(
+                "weighted",
+                parameters_of(network),
+                self.epochs,
+                sgd,
+                cosine,
+                by="update",
+                looks=False,
+            )
+        ]
 
-    def update(self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer) -> Losses:
+    def update(
+        self, outputs: TrainingOutputs, batch: TrainingBatch, optimizer: Optimizer
+    ) -> Losses:
         """Two real steps, one on each half; a batch of one row is both halves.
 
         Reports the plain loss of each exit, of each half before its own step.
         """
-        y, network = batch.labels(), outputs.network
+        y = batch.labels()
+        network = outputs.network
         memory = self._memory(optimizer, len(network.topology.exits), y.device)
         seen = list[Tensor]()
         halves = torch.arange(len(y), device=y.device).chunk(2)
@@ -109,7 +149,9 @@ class Weighted(Recipe):
         learns = batch.step % batches % self.every == 0
         for train, meta in (halves, halves[::-1]) if len(halves) == 2 else (halves * 2,):
             if learns:
-                self._learn(memory, self.look_ahead(outputs, y, (train, meta), optimizer, memory), optimizer)
+                self._learn(
+                    memory, self.look_ahead(outputs, y, (train, meta), optimizer, memory), optimizer
+                )
             losses = losses_of(network(_rows(outputs, train)), y[train])
             seen.append(losses.detach())
             with torch.no_grad():
@@ -132,9 +174,12 @@ class Weighted(Recipe):
         optimizer: Optimizer,
         weigher: Mapping[str, Tensor],
     ) -> list[Tensor]:
-        """The gradients of the routed loss after a trial step, with respect to the weigher and to nothing else."""
+        """The gradients of the routed loss after a trial step, with respect to the weigher and to
+        nothing else.
+        """
         train, meta = halves
-        network, values = outputs.network, {key: weigher[key].detach().requires_grad_() for key in keys_of(weigher)}
+        network = outputs.network
+        values = {key: weigher[key].detach().requires_grad_() for key in keys_of(weigher)}
         group = optimizer.param_groups[0]
         trained = [value for value in group["params"] if value.requires_grad]
         with other_values(network, {}):
@@ -151,7 +196,9 @@ class Weighted(Recipe):
         return list(torch.autograd.grad(loss, list(values.values())))
 
     def _memory(self, optimizer: Optimizer, exits: int, device: torch.device) -> State:
-        """The weigher, and its Adam's moments and count, where checkpoints have them: in the optimizer's own state."""
+        """The weigher, and its Adam's moments and count, where checkpoints have them: in the
+        optimizer's own state.
+        """
         memory: State = optimizer.state[optimizer.param_groups[0]["params"][0]]
         if "learned" not in memory:
             widths = [exits, *[self.hidden] * self.layers, exits]
@@ -168,11 +215,14 @@ class Weighted(Recipe):
     def _learn(self, memory: State, gradients: Sequence[Tensor], optimizer: Optimizer) -> None:
         """A step of Adam on the weigher."""
         memory["learned"] += 1
-        rate, times = self.meta_rate * optimizer.param_groups[0]["lr"] / self.rate, float(memory["learned"])
+        rate = self.meta_rate * optimizer.param_groups[0]["lr"] / self.rate
+        times = float(memory["learned"])
         for key, gradient in zip(keys_of(memory), gradients, strict=True):
             way = gradient + self.decay * memory[key]
             first = memory[f"first {key}"].lerp_(way, 1 - MOMENTS[0]) / (1 - MOMENTS[0] ** times)
-            second = memory[f"second {key}"].lerp_(way.square(), 1 - MOMENTS[1]) / (1 - MOMENTS[1] ** times)
+            second = memory[f"second {key}"].lerp_(way.square(), 1 - MOMENTS[1]) / (
+                1 - MOMENTS[1] ** times
+            )
             memory[key] -= rate * first / (second.sqrt() + 1e-8)
 
 
@@ -181,7 +231,9 @@ def weigh(weigher: Mapping[str, Tensor], losses: Tensor) -> Tensor:
     depth = len(keys_of(weigher)) // 2
     found = losses
     for number in range(1, depth + 1):
-        found = found @ weigher[f"weight{number}"].T + weigher[f"bias{number}"]  # [b, hidden], at the end [b, K]
+        found = (
+            found @ weigher[f"weight{number}"].T + weigher[f"bias{number}"]
+        )  # [b, hidden], at the end [b, K]
         found = torch.relu(found) if number < depth else torch.tanh(found)
     return found
 
@@ -201,7 +253,9 @@ def losses_of(logits: Sequence[Tensor], y: Tensor) -> Tensor:
 
 
 def trial(value: Tensor, way: Tensor, momentum: Tensor | None, group: Mapping[str, Any]) -> Tensor:
-    """Where a step of SGD would lead a parameter, with gradient to the weigher through its own gradient `way`."""
+    """Where a step of SGD would lead a parameter, with gradient to the weigher through its own
+    gradient `way`.
+    """
     step: Tensor = way + group["weight_decay"] * value.detach()
     if momentum is not None:
         step = group["momentum"] * momentum + step
@@ -212,9 +266,11 @@ def trial(value: Tensor, way: Tensor, momentum: Tensor | None, group: Mapping[st
 def routed(logits: Sequence[Tensor], y: Tensor, share: float) -> Tensor:
     """The sum over exits of the mean cross-entropy of the rows that leave there.
 
-    Of b rows the b q_k surest that are left (rounded down) leave at exit k, q_k ~ share^k; all others at the last.
+    Of b rows the b q_k surest that are left (rounded down) leave at exit k, q_k ~ share^k; all
+    others at the last.
     """
-    losses, left = losses_of(logits, y), torch.ones(len(y), dtype=torch.bool, device=y.device)
+    losses = losses_of(logits, y)
+    left = torch.ones(len(y), dtype=torch.bool, device=y.device)
     powers = [share ** (index + 1) for index in range(len(logits))]
     parts = list[Tensor]()
     for index, one in enumerate(logits[:-1]):
@@ -236,9 +292,14 @@ def _rows(outputs: TrainingOutputs, rows: Tensor) -> Any:
 def other_values(network: nn.Module, values: Mapping[Tensor, Tensor]) -> Iterator[None]:
     """While it lasts, parameters have other values, and what batch norms learn is thrown away.
 
-    torch.func.functional_call finds tensors by names between dots, and nodes such as `blocks.0` have dots in theirs.
+    torch.func.functional_call finds tensors by names between dots, and nodes such as `blocks.0`
+    have dots in theirs.
     """
-    kept = [(held, dict(held)) for part in network.modules() for held in (part._parameters, part._buffers)]
+    kept = [
+        (held, dict(held))
+        for part in network.modules()
+        for held in (part._parameters, part._buffers)
+    ]
     try:
         for part in network.modules():
             for key, old in part._parameters.items():

@@ -1,14 +1,16 @@
 """Zero Time Waste: exits in a cascade on a frozen backbone, then the weights of their ensembles.
 
-Wolczyk et al., 2021, arXiv 2106.05409; the formulas stand in exits/_cascading.py, hyper-parameters are those of the
-authors' code. Where we differ: what is frozen stays in eval mode (as in their later code); features are pooled once
-where exits have no convolution; ensembles see the training rows through the exits as they are, not through cached
-answers; and all ensembles are trained in one phase, sharing nothing.
-In the authors' first code the model's last layer gets an ensemble too, and that is the network's answer; in their later
-code it does not. Here the model's own answer is the reference of every promise, so it stays the plain one. final=True
-makes the ensemble an exit of its own before the last layer, with a copy of that layer. A plan that lets all rows leave
-there answers as their first code does; its promise then compares the ensemble with the plain model, as it should. The
-price is the layer run twice for rows that go on. Their exit ends the network, so none of their rows go on.
+Wolczyk et al., 2021, arXiv 2106.05409; the formulas stand in exits/_cascading.py, hyper-parameters
+are those of the authors' code. Where we differ: what is frozen stays in eval mode (as in their
+later code); features are pooled once where exits have no convolution; ensembles see the training
+rows through the exits as they are, not through cached answers; and all ensembles are trained in one
+phase, sharing nothing. In the authors' first code the model's last layer gets an ensemble too, and
+that is the network's answer; in their later code it does not. Here the model's own answer is the
+reference of every promise, so it stays the plain one. final=True makes the ensemble an exit of its
+own before the last layer, with a copy of that layer. A plan that lets all rows leave there answers
+as their first code does; its promise then compares the ensemble with the plain model, as it should.
+The price is the layer run twice for rows that go on. Their exit ends the network, so none of their
+rows go on.
 """
 
 from __future__ import annotations
@@ -25,7 +27,15 @@ from offramp.exits._pooling import pooled
 from offramp.exits.cascade import Cascade, CascadeConv
 from offramp.networks.network import Network
 from offramp.networks.nodes import Seen
-from offramp.networks.recipe import Losses, Phase, Recipe, TrainingBatch, TrainingOutputs, reading, trainable_exits
+from offramp.networks.recipe import (
+    Losses,
+    Phase,
+    Recipe,
+    TrainingBatch,
+    TrainingOutputs,
+    reading,
+    trainable_exits,
+)
 from offramp.recipes._schedules import dropped
 from offramp.recipes._together import last_layer, seen_of
 
@@ -36,33 +46,44 @@ NEAR = 1e-4  # by how much a copy of the last layer may differ from the model
 
 
 class Ztw(Recipe):
-    """First the sum of the exits' own cross-entropies, then that of the ensembles' with everything else frozen.
+    """First the sum of the exits' own cross-entropies, then that of the ensembles' with everything
+    else frozen.
 
-    epochs, rate: of the exits (Adam; the rate falls tenfold after 15 of 50 epochs). ensembles: epochs of the ensembles
-    (Adam, rate 5e-4, no regularizer); by default 501 where features are pooled, as there on cached answers, and 10 (as
-    there on ImageNet) where every epoch runs the model. Ensembles trained on rows that the exits know lean on the late
-    ones; the paper has it so. final: whether the deepest exit becomes the ensemble of the model's last layer. Cut right
-    before that layer too, with a `cascade`; only its ensemble is trained.
+    epochs, rate: of the exits (Adam; the rate falls tenfold after 15 of 50 epochs). ensembles:
+    epochs of the ensembles (Adam, rate 5e-4, no regularizer); by default 501 where features are
+    pooled, as there on cached answers, and 10 (as there on ImageNet) where every epoch runs the
+    model. Ensembles trained on rows that the exits know lean on the late ones; the paper has it so.
+    final: whether the deepest exit becomes the ensemble of the model's last layer. Cut right before
+    that layer too, with a `cascade`; only its ensemble is trained.
     """
 
     def __init__(
-        self, *, epochs: int = 50, rate: float = 1e-3, ensembles: int | None = None, final: bool = False
+        self,
+        *,
+        epochs: int = 50,
+        rate: float = 1e-3,
+        ensembles: int | None = None,
+        final: bool = False,
     ) -> None:
-        self.epochs, self.rate, self.ensembles = epochs, rate, ensembles
+        self.epochs = epochs
+        self.rate = rate
+        self.ensembles = ensembles
         self.final = final
 
     def prepare(self, network: Network) -> None:
         """Hang the ensemble of the model's last layer, if asked for.
 
-        Raises BadNetwork unless all exits but the last are in one cascade of at least two, and where the deepest of
-        them does not read what the model's last layer reads.
+        Raises BadNetwork unless all exits but the last are in one cascade of at least two, and
+        where the deepest of them does not read what the model's last layer reads.
         """
         trainable_exits(network)
-        names, found = network.topology.exits[:-1], dict(_cascaded(network))
+        names = network.topology.exits[:-1]
+        found = dict(_cascaded(network))
         chained = [exit_.tail.before for exit_ in found.values()] == [None, *names[:-1]]
         if len(found) < 2 or len(found) != len(names) or not chained:
             raise BadNetwork(
-                f"exits {', '.join(found) or 'none'} of {', '.join(names)} are in a cascade, expected all, and at "
+                f"exits {', '.join(found) or 'none'} of {', '.join(names)} are in a cascade, "
+                f"expected all, and at "
                 "least two; cut(model, example, at=..., exits='cascade') or 'cascade_conv'"
             )
         if self.final:
@@ -70,15 +91,20 @@ class Ztw(Recipe):
 
     def _final(self, network: Network, name: str) -> Cascade:
         """The exit of a node with a copy of the model's last layer, and its ensemble as it is."""
-        exit_, head, seen = network.exit_of(name), last_layer(network), seen_of(network)
+        exit_ = network.exit_of(name)
+        head = last_layer(network)
+        seen = seen_of(network)
         own = seen[network.topology.exits[-1]].own
         if isinstance(exit_, Cascade) and isinstance(head, nn.Linear) and own is not None:
             for pooling in ("flat", "mean"):
                 features = pooled(seen[name].features, pooling, exit_.layout)
-                if features.shape[1] == head.in_features and torch.allclose(head(features), own, atol=NEAR, rtol=NEAR):
+                if features.shape[1] == head.in_features and torch.allclose(
+                    head(features), own, atol=NEAR, rtol=NEAR
+                ):
                     return _copied(exit_, pooling, head)
         raise BadNetwork(
-            f"exit {name!r} cannot answer as the model's last layer does, expected a 'cascade' on what a linear last "
+            f"exit {name!r} cannot answer as the model's last layer does, expected a 'cascade' on "
+            f"what a linear last "
             "layer reads; cut right before it, or leave out final=True"
         )
 
@@ -103,7 +129,9 @@ class Ztw(Recipe):
 
     def loss(self, outputs: TrainingOutputs, batch: TrainingBatch) -> Losses:
         """Cross-entropy by exit: of its own logits, or of its ensemble."""
-        y, found, handed = batch.labels(), dict[str, Tensor](), dict[str, Tensor]()
+        y = batch.labels()
+        found = dict[str, Tensor]()
+        handed = dict[str, Tensor]()
         for name, exit_ in _cascaded(outputs.network):
             if batch.phase == ENSEMBLES:
                 if exit_.tail.a is None:
@@ -119,7 +147,9 @@ class Ztw(Recipe):
 
 @torch.no_grad()
 def _copied(exit_: Cascade, pooling: str, head: nn.Linear) -> Cascade:
-    """An exit at the same place in the cascade, with the same ensemble and a copy of a model's last layer."""
+    """An exit at the same place in the cascade, with the same ensemble and a copy of a model's last
+    layer.
+    """
     found = Cascade(
         pooling,
         head.in_features,
@@ -131,7 +161,12 @@ def _copied(exit_: Cascade, pooling: str, head: nn.Linear) -> Cascade:
         final=True,
     ).to(head.weight)
     found.tail.linear.load_state_dict(head.state_dict())
-    if exit_.tail.a is not None and exit_.tail.b is not None and found.tail.a is not None and found.tail.b is not None:
+    if (
+        exit_.tail.a is not None
+        and exit_.tail.b is not None
+        and found.tail.a is not None
+        and found.tail.b is not None
+    ):
         found.tail.a.copy_(exit_.tail.a)
         found.tail.b.copy_(exit_.tail.b)
     return found

@@ -1,4 +1,6 @@
-"""Charts as plain data for plotly.js: page.js fills in the colours, which are written as names of CSS variables."""
+"""Charts as plain data for plotly.js: page.js fills in the colours, which are written as names of
+CSS variables.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +12,16 @@ from offramp.reporting.view import Bin, Dot, Unit, View
 from offramp.reporting.words import percent, unit_name
 
 Figure = dict[str, Any]
-SYMBOLS = ("circle", "triangle-up", "x", "pentagon", "hexagon", "triangle-down", "cross", "hourglass")
+SYMBOLS = (
+    "circle",
+    "triangle-up",
+    "x",
+    "pentagon",
+    "hexagon",
+    "triangle-down",
+    "cross",
+    "hourglass",
+)
 SHARE = {"tickformat": ".0%", "rangemode": "tozero"}
 
 
@@ -20,15 +31,24 @@ def safe(words: str) -> str:
 
 
 def figure(name: str, *choices: Mapping[str, Any]) -> Figure:
-    """A chart under the name of its place on the page; with several choices a reader switches between them."""
+    """A chart under the name of its place on the page; with several choices a reader switches
+    between them.
+    """
     return {"id": name, "choices": list(choices)}
 
 
-def frontier_chart(view: View, others: Sequence[Dot], lines: Mapping[Unit, Sequence[Dot]]) -> Figure:
+def frontier_chart(
+    view: View, others: Sequence[Dot], lines: Mapping[Unit, Sequence[Dot]]
+) -> Figure:
     """Quality against mean cost, one choice per unit."""
-    chosen, plain, statics = view.dot("this plan", view.plan), view.plain_dot(), view.statics()
+    chosen = view.dot("this plan", view.plan)
+    plain = view.plain_dot()
+    statics = view.statics()
     word = "accuracy" if view.labelled else "agreement"
-    return figure("frontier-chart", *(_plane(unit, word, chosen, plain, statics, others, lines) for unit in view.units))
+    return figure(
+        "frontier-chart",
+        *(_plane(unit, word, chosen, plain, statics, others, lines) for unit in view.units),
+    )
 
 
 def _plane(
@@ -42,10 +62,34 @@ def _plane(
 ) -> Figure:
     static = {"color": "--static", "size": 9, "symbol": "square"}
     data = [
-        _dots(unit, word, lines[unit], "found by search", "--frontier", {"size": 3}, line={"width": 2, "shape": "hv"}),
-        _dots(unit, word, statics, "static networks", "--static", static, line={"width": 1, "dash": "dot"}, told=True),
+        _dots(
+            unit,
+            word,
+            lines[unit],
+            "found by search",
+            "--frontier",
+            {"size": 3},
+            line={"width": 2, "shape": "hv"},
+        ),
+        _dots(
+            unit,
+            word,
+            statics,
+            "static networks",
+            "--static",
+            static,
+            line={"width": 1, "dash": "dot"},
+            told=True,
+        ),
         *(
-            _dots(unit, word, [dot], safe(dot.name), "--other", {"size": 11, "symbol": SYMBOLS[n % len(SYMBOLS)]})
+            _dots(
+                unit,
+                word,
+                [dot],
+                safe(dot.name),
+                "--other",
+                {"size": 11, "symbol": SYMBOLS[n % len(SYMBOLS)]},
+            )
             for n, dot in enumerate(others)
         ),
         _dots(unit, word, [plain], "plain network", "--ink", {"size": 12, "symbol": "diamond"}),
@@ -95,13 +139,20 @@ def _dots(
     }
 
 
-def exits_chart(view: View, shares: Sequence[float], here: Sequence[float | None], all_rows: Sequence[float]) -> Figure:
+def exits_chart(
+    view: View, shares: Sequence[float], here: Sequence[float | None], all_rows: Sequence[float]
+) -> Figure:
     """Shares as bars, how often the exits are right as marks."""
     names = [safe(name) for name in view.trace.topology.exits]
     word = "right" if view.labelled else "agree"
     marks: tuple[tuple[str, Sequence[float | None], str, Figure], ...] = (
         (f"{word}, of the rows that leave here", here, "--plan", {"symbol": "diamond", "size": 12}),
-        (f"{word}, of all rows", all_rows, "--ink", {"symbol": "line-ew-open", "size": 28, "line": {"width": 3}}),
+        (
+            f"{word}, of all rows",
+            all_rows,
+            "--ink",
+            {"symbol": "line-ew-open", "size": 28, "line": {"width": 3}},
+        ),
     )
     bars = {
         "type": "bar",
@@ -128,7 +179,11 @@ def exits_chart(view: View, shares: Sequence[float], here: Sequence[float | None
         }
         for name, values, color, marker in marks
     ]
-    layout = {"xaxis": {"type": "category"}, "yaxis": {**SHARE, "range": [0, 1.06]}, "showlegend": True}
+    layout = {
+        "xaxis": {"type": "category"},
+        "yaxis": {**SHARE, "range": [0, 1.06]},
+        "showlegend": True,
+    }
     return figure("exits-chart", {"data": [bars, *dots], "layout": layout})
 
 
@@ -138,7 +193,8 @@ def gate_chart(view: View, name: str, gate: str, bins: Sequence[Bin]) -> Figure:
     middle = [(each.start + each.end) / 2 for each in bins]
     told = [
         f"scores {each.low:.4g} to {each.high:.4g}<br>{each.rows:,} rows<br>"
-        f"{safe(gate)} {word} for {percent(each.right)}<br>{safe(view.reference)} {word} for {percent(each.reference)}"
+        f"{safe(gate)} {word} for {percent(each.right)}<br>{safe(view.reference)} {word} for "
+        f"{percent(each.reference)}"
         for each in bins
     ]
     own = {
@@ -165,8 +221,15 @@ def gate_chart(view: View, name: str, gate: str, bins: Sequence[Bin]) -> Figure:
     }
     lowest = min(min(each.interval[0], each.reference) for each in bins)
     layout = {
-        "xaxis": {"title": {"text": "rows, from the least to the most sure"}, "tickformat": ".0%", "range": [0, 1]},
-        "yaxis": {"title": {"text": "right" if view.labelled else "agreement"}, "tickformat": ".0%"},
+        "xaxis": {
+            "title": {"text": "rows, from the least to the most sure"},
+            "tickformat": ".0%",
+            "range": [0, 1],
+        },
+        "yaxis": {
+            "title": {"text": "right" if view.labelled else "agreement"},
+            "tickformat": ".0%",
+        },
         "showlegend": True,
         **_threshold(view, gate),
     }
@@ -192,7 +255,15 @@ def _threshold(view: View, gate: str) -> Figure:
     if gate not in view.open_gates:
         return {}
     start = 1 - float(view.leaving(gate).mean())
-    shade = {"type": "rect", "x0": start, "x1": 1, "y0": 0, "y1": 1, "yref": "paper", "layer": "below"}
+    shade = {
+        "type": "rect",
+        "x0": start,
+        "x1": 1,
+        "y0": 0,
+        "y1": 1,
+        "yref": "paper",
+        "layer": "below",
+    }
     line = {"type": "line", "x0": start, "x1": start, "y0": 0, "y1": 1, "yref": "paper"}
     words = f"leaves from {view.plan.thresholds[gate][0]:.4g}"
     right = start > 0.5

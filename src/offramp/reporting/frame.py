@@ -1,4 +1,6 @@
-"""One self-contained page around any sections: style, script, and the charts as data. Needs no network."""
+"""One self-contained page around any sections: style, script, and the charts as data. Needs no
+network.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,10 @@ HEADING = re.compile(r'<h2 id="([\w-]+)-title">(.*?)</h2>')  # as `markup.sectio
 
 def _contents(sections: Html) -> Html:
     """Links to all sections."""
-    links = [tag("li", tag("a", Html(title), href=f"#{name}")) for name, title in HEADING.findall(sections)]
+    links = [
+        tag("li", tag("a", Html(title), href=f"#{name}"))
+        for name, title in HEADING.findall(sections)
+    ]
     if not links:
         return Html()
     return tag("nav", tag("ul", *links), class_="contents", aria_label="On this page")

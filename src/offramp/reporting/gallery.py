@@ -21,18 +21,23 @@ FEW_GREYS = 16  # images whose largest value is at most this are stretched to 25
 
 
 def gallery(view: View, data: object, maps: Maps | None = None) -> list[Html]:
-    """Two groups of pictures with what they are and how they were answered; of maps a group each, over some of them.
+    """Two groups of pictures with what they are and how they were answered; of maps a group each,
+    over some of them.
 
-    Raises BadData when `data` does not hold the rows of the trace, or holds no images; MissingExtra for Pillow.
+    Raises BadData when `data` does not hold the rows of the trace, or holds no images; MissingExtra
+    for Pillow.
     """
     if not view.open_gates:
-        note = tag("p", "No gate is open under this plan, so every input goes to the end.", class_="note")
+        note = tag(
+            "p", "No gate is open under this plan, so every input goes to the end.", class_="note"
+        )
         return [note, *_mapped(view, rows(data), np.arange(min(PICTURES, len(view.trace))), maps)]
     first, ended = _sides(view)
     wanted = np.concatenate([first, ended])
     source = rows(data)
     images = _images(view, source, wanted)
-    gate, last = view.open_gates[0], view.trace.topology.exits[view.last]
+    gate = view.open_gates[0]
+    last = view.trace.topology.exits[view.last]
     return [
         tag("h3", f"Left first, at {gate}, with the highest scores (below each picture)"),
         _group(view, first, images[: len(first)], "No row left here."),
@@ -51,9 +56,13 @@ def _mapped(view: View, source: Rows, wanted: Array, maps: Maps | None) -> list[
 
 
 def _sides(view: View) -> tuple[Array, Array]:
-    """Positions in the trace: the surest that left at the first open gate, the least sure that reached the end."""
+    """Positions in the trace: the surest that left at the first open gate, the least sure that
+    reached the end.
+    """
     gate = view.open_gates[0]
-    scores = np.nan_to_num(view.trace.columns[f"score/{gate}"], nan=-np.inf, posinf=np.inf, neginf=-np.inf)
+    scores = np.nan_to_num(
+        view.trace.columns[f"score/{gate}"], nan=-np.inf, posinf=np.inf, neginf=-np.inf
+    )
     order = np.argsort(scores, kind="stable")
     left = view.replay.exit[order] == view.trace.topology.exit_index(gate)
     return order[left][::-1][:PICTURES], order[view.replay.exit[order] == view.last][:PICTURES]
@@ -63,14 +72,25 @@ def _images(view: View, source: Rows, wanted: Array) -> Array:
     """The images [W, C, H, W'] of these positions of the trace, proved to be the recorded rows."""
     numbers = view.trace.columns["row"][wanted]
     x = _taken(source, numbers)
-    if not isinstance(x, np.ndarray) or x.dtype != np.uint8 or x.ndim != 4 or x.shape[1] not in (1, 3):
-        got = f"{x.dtype} {list(x.shape[1:])}" if isinstance(x, np.ndarray) else f"{', '.join(x)} by name"
-        raise BadData(f"a row is {got}; the gallery shows images uint8 [1 or 3, H, W]: leave data out")
+    if (
+        not isinstance(x, np.ndarray)
+        or x.dtype != np.uint8
+        or x.ndim != 4
+        or x.shape[1] not in (1, 3)
+    ):
+        if isinstance(x, np.ndarray):
+            got = f"{x.dtype} {list(x.shape[1:])}"
+        else:
+            got = f"{', '.join(x)} by name"
+        raise BadData(
+            f"a row is {got}; the gallery shows images uint8 [1 or 3, H, W]: leave data out"
+        )
     digests = digests_of(x, view.trace.header.digest_form)
     differs = np.flatnonzero(digests != view.trace.columns["digest"][wanted])
     if differs.size:
         raise BadData(
-            f"row {numbers[differs[0]]} of {source.name} is not the row of that number in the trace "
+            f"row {numbers[differs[0]]} of {source.name} is not the row of that number in the "
+            f"trace "
             f"({differs.size} of {len(wanted)} looked at differ); give the data that was recorded"
         )
     return x
@@ -82,7 +102,10 @@ def _taken(source: Rows, numbers: Array) -> Any:
     at, rest = np.divmod(numbers - keep.start, keep.step)
     if (rest != 0).any() or (at < 0).any() or (at >= len(keep)).any():
         bad = numbers[(rest != 0) | (at < 0) | (at >= len(keep))]
-        raise BadData(f"row {bad[0]} of the trace is not among the rows of {source.name}; give the data recorded")
+        raise BadData(
+            f"row {bad[0]} of the trace is not among the rows of {source.name}; give the data "
+            f"recorded"
+        )
     if source.can_take:
         return source.take_x(at)
     found: dict[int, Array] = {}
@@ -93,19 +116,26 @@ def _taken(source: Rows, numbers: Array) -> Any:
         found |= {int(batch.row[index]): batch.x[index] for index in places}
     missing = [number for number in numbers.tolist() if number not in found]
     if missing:
-        raise BadData(f"{source.name} ended before row {missing[0]} of the trace; give the data recorded")
+        raise BadData(
+            f"{source.name} ended before row {missing[0]} of the trace; give the data recorded"
+        )
     return np.stack([found[number] for number in numbers.tolist()])
 
 
 def _group(view: View, places: Array, images: Array, nothing: str) -> Html:
     if not len(places):
         return tag("p", nothing, class_="note")
-    return tag("ul", *(_picture(view, int(at), one) for at, one in zip(places, images, strict=True)), class_="gallery")
+    return tag(
+        "ul",
+        *(_picture(view, int(at), one) for at, one in zip(places, images, strict=True)),
+        class_="gallery",
+    )
 
 
 def _picture(view: View, at: int, image: Array) -> Html:
     """One input, its label and, where it differs, the answer."""
-    answer, labels = int(view.replay.answer[at]), view.trace.labels
+    answer = int(view.replay.answer[at])
+    labels = view.trace.labels
     score = float(view.trace.columns[f"score/{view.open_gates[0]}"][at])
     names = view.trace.header.class_names or ()
 
@@ -113,8 +143,14 @@ def _picture(view: View, at: int, image: Array) -> Html:
         return names[kind] if 0 <= kind < len(names) else str(kind)
 
     truth = answer if labels is None else int(labels[at])
-    said = named(answer) if truth == answer else f"{named(truth)}, answered {named(answer)}"
-    told = [tag("span", said)] if truth == answer else [tag("span", f"{named(truth)} → "), tag("b", named(answer))]
+    if truth == answer:
+        said = named(answer)
+    else:
+        said = f"{named(truth)}, answered {named(answer)}"
+    if truth == answer:
+        told = [tag("span", said)]
+    else:
+        told = [tag("span", f"{named(truth)} → "), tag("b", named(answer))]
     picture = tag(
         "img",
         src=data_uri(image),
@@ -138,7 +174,9 @@ def data_uri(image: Array) -> str:
     side = min(picture.size)
     if side < SMALL:
         times = -(-SMALL // side)
-        picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+        picture = picture.resize(
+            (picture.width * times, picture.height * times), Image.Resampling.NEAREST
+        )
     elif max(picture.size) > LARGE:
         picture.thumbnail((LARGE, LARGE))
     file = io.BytesIO()

@@ -10,7 +10,9 @@ from offramp.errors import BadData
 from offramp.plans.evaluation import Array
 from offramp.reporting.markup import Html, tag
 
-Maps = Callable[[Array], Mapping[str, Array]]  # images uint8 [W, C, H, W'] -> by name a map [W, h, w] of each
+Maps = Callable[
+    [Array], Mapping[str, Array]
+]  # images uint8 [W, C, H, W'] -> by name a map [W, h, w] of each
 
 SHOWN = 8  # pictures of each map
 STRENGTH = 0.6  # of the colour where a map is largest
@@ -18,7 +20,9 @@ LOW = np.array([40.0, 70.0, 200.0])  # the colour of the smallest value, red, gr
 HIGH = np.array([230.0, 60.0, 20.0])
 
 
-def map_groups(images: Array, rows: Sequence[int], maps: Maps, uri: Callable[[Array], str]) -> list[Html]:
+def map_groups(
+    images: Array, rows: Sequence[int], maps: Maps, uri: Callable[[Array], str]
+) -> list[Html]:
     """A group of pictures for each map, blue where least is spent and red where most is.
 
     Args:
@@ -36,15 +40,22 @@ def map_groups(images: Array, rows: Sequence[int], maps: Maps, uri: Callable[[Ar
         found = np.asarray(values, np.float64)
         if found.ndim != 3 or len(found) != len(images) or not np.isfinite(found).all():
             raise BadData(
-                f"the map {name!r} must be finite numbers [{len(images)}, h, w], one map for each image, got "
+                f"the map {name!r} must be finite numbers [{len(images)}, h, w], one map for each "
+                f"image, got "
                 f"{list(found.shape)}"
             )
-        low, high = float(found.min()), float(found.max())
+        low = float(found.min())
+        high = float(found.max())
         pictures = list[Html]()
         for image, one, row in zip(images, found, rows, strict=False):
             mean = float(one.mean())
             share = (one - low) / (high - low) if high > low else np.zeros_like(one)
-            picture = tag("img", src=uri(over(image, share)), alt=f"row {row}: {name}, mean {mean:.3g}", loading="lazy")
+            picture = tag(
+                "img",
+                src=uri(over(image, share)),
+                alt=f"row {row}: {name}, mean {mean:.3g}",
+                loading="lazy",
+            )
             pictures.append(tag("li", picture, tag("span", f"{mean:.3g}", class_="note")))
         title = f"{name}: blue {low:.3g}, red {high:.3g} (mean over the picture below each)"
         groups += [tag("h3", title), tag("ul", *pictures, class_="gallery")]
@@ -52,7 +63,9 @@ def map_groups(images: Array, rows: Sequence[int], maps: Maps, uri: Callable[[Ar
 
 
 def over(image: Array, share: Array) -> Array:
-    """A grey image under a map: uint8 [C, H, W] and numbers [h, w] from 0 to 1 -> uint8 [3, H, W]."""
+    """A grey image under a map: uint8 [C, H, W] and numbers [h, w] from 0 to 1 -> uint8 [3, H,
+    W].
+    """
     height, width = image.shape[1:]
     down = np.arange(height) * share.shape[0] // height
     across = np.arange(width) * share.shape[1] // width

@@ -1,4 +1,6 @@
-"""A trace and a plan -> one self-contained HTML file: figures, charts, the promise in words, real inputs."""
+"""A trace and a plan -> one self-contained HTML file: figures, charts, the promise in words, real
+inputs.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ def report(
     title: str | None = None,
     maps: Maps | None = None,
 ) -> Path:
-    """Write one HTML page about a plan on the rows of a trace. It needs no network and no other file.
+    """Write one HTML page about a plan on the rows of a trace. It needs no network and no other
+    file.
 
     Args:
         trace: The rows to show; best rows that the plan has not seen.
@@ -42,8 +45,8 @@ def report(
         path: The .html file. An earlier page of offramp there is replaced.
         data: The recorded rows, for a gallery of images.
         others: Plans to mark beside it, under their names.
-        maps: What is shown over some of these images: a function from images [W, C, H, W'] to maps [W, h, w] by name,
-            such as `offramp.layers.adaptive_depth.PonderMaps` of a model.
+        maps: What is shown over some of these images: a function from images [W, C, H, W'] to maps
+            [W, h, w] by name, such as `offramp.layers.adaptive_depth.PonderMaps` of a model.
         title: The heading; by default the names of the exits.
 
     Returns:
@@ -73,7 +76,14 @@ class _Page:
 
     def whole(self, library: str, pictures: Sequence[Html]) -> str:
         """The page, with plotly.js inside."""
-        parts = [self._frontier(), self._cost(), self._topology(), self._exits(), self._gates(), self._classes()]
+        parts = [
+            self._frontier(),
+            self._cost(),
+            self._topology(),
+            self._exits(),
+            self._gates(),
+            self._classes(),
+        ]
         if pictures:
             lead = "The surest inputs that left first, and the least sure that went to the end. Wrong answers are bold."
             parts.append((section("gallery", "Real inputs", tag("p", lead), *pictures), []))
@@ -88,7 +98,9 @@ class _Page:
             promise=tables.promise_box(self.view),
             cards=tables.big_figures(self.view),
             sections=join(part for part, _ in parts),
-            footer=tables.footer(self.view, self.others, version_text(), date, pictured=bool(pictures)),
+            footer=tables.footer(
+                self.view, self.others, version_text(), date, pictured=bool(pictures)
+            ),
             figures=[figure for _, figures in parts for figure in figures],
             library=library,
         )
@@ -97,14 +109,20 @@ class _Page:
         exits = self.view.trace.topology.exits
         way = f"{len(exits)} exits" if len(exits) > 1 else "one exit"
         return (
-            f"How a network with {way} answers when the inputs it is sure about leave early: {len(self.view.trace):,} "
-            f"rows of {self.view.trace.header.data} under one plan, beside the plain network that always runs whole."
+            f"How a network with {way} answers when the inputs it is sure about leave early: "
+            f"{len(self.view.trace):,} "
+            f"rows of {self.view.trace.header.data} under one plan, beside the plain network that "
+            f"always runs whole."
         )
 
     def _warning(self) -> Html:
         if self.view.trace.header.trained:
             return Html()
-        return tag("p", "An exit of this network was never trained: its answers mean nothing yet.", class_="warning")
+        return tag(
+            "p",
+            "An exit of this network was never trained: its answers mean nothing yet.",
+            class_="warning",
+        )
 
     def _frontier(self) -> tuple[Html, list[Figure]]:
         view = self.view
@@ -112,15 +130,24 @@ class _Page:
         points = tables.points_table(view, view.dot("this plan", view.plan), others)
         word = "accuracy" if view.labelled else f"agreement with {view.plain}"
         lead = (
-            f"Higher is better ({word}), further left is cheaper. The line is the best that a search finds on these "
+            f"Higher is better ({word}), further left is cheaper. The line is the best that a "
+            f"search finds on these "
             "very rows: it shows what is possible here, and it promises nothing for other rows."
         )
         if not view.units:
-            missing = tag("p", "The trace holds no costs, so there is nothing to compare.", class_="note")
+            missing = tag(
+                "p", "The trace holds no costs, so there is nothing to compare.", class_="note"
+            )
             return section("frontier", "Quality against cost", missing, points), []
         lines = {unit: view.frontier(unit) for unit in view.units}
-        figure = chart("frontier-chart", f"{word} against mean cost; the figures stand in the table below", tall=True)
-        whole = section("frontier", "Quality against cost", tag("p", lead), self._switch(), figure, points)
+        figure = chart(
+            "frontier-chart",
+            f"{word} against mean cost; the figures stand in the table below",
+            tall=True,
+        )
+        whole = section(
+            "frontier", "Quality against cost", tag("p", lead), self._switch(), figure, points
+        )
         return whole, [frontier_chart(view, others, lines)]
 
     def _switch(self) -> Html:
@@ -129,23 +156,35 @@ class _Page:
         if not units:
             return tag("p", "Neither MACs nor milliseconds are known of this trace.", class_="note")
         if len(units) < 2:
-            return tag("p", "Milliseconds were not measured when the trace was recorded.", class_="note")
+            return tag(
+                "p", "Milliseconds were not measured when the trace was recorded.", class_="note"
+            )
         return switch("frontier-chart", "Cost in", [unit_name(unit) for unit in units])
 
     def _cost(self) -> tuple[Html, list[Figure]]:
         if not self.view.units:
             return Html(), []
-        price = next(each for each in self.view.evaluation.prices if (each.unit, each.batch) in self.view.units)
-        mean, worst = percent(price.mean / price.plain), percent(price.worst / price.plain)
+        price = next(
+            each
+            for each in self.view.evaluation.prices
+            if (each.unit, each.batch) in self.view.units
+        )
+        mean = percent(price.mean / price.plain)
+        worst = percent(price.worst / price.plain)
         if price.worst > price.plain:
             lead = (
-                f"An input that goes to the end pays for every exit on its way: {worst} of the plain network, where "
-                f"the mean is {mean}. Who must answer within a fixed time plans with the worst case, not with the mean."
+                f"An input that goes to the end pays for every exit on its way: {worst} of the "
+                f"plain network, where "
+                f"the mean is {mean}. Who must answer within a fixed time plans with the worst "
+                f"case, not with the mean."
             )
         else:
             lead = f"No input costs more than {worst} of the plain network; the mean is {mean}."
         words = tag("p", lead)
-        title = "The mean falls, the worst case does not" if price.mean < price.plain <= price.worst else "Cost"
+        if price.mean < price.plain <= price.worst:
+            title = "The mean falls, the worst case does not"
+        else:
+            title = "Cost"
         return section("cost", title, words, tables.cost_table(self.view), *self._timings()), []
 
     def _timings(self) -> list[Html]:
@@ -158,22 +197,34 @@ class _Page:
         if noise is not None and not any("differ by" in note for note in said):
             said.append(f"the same call's timings differ by {percent(noise)}")
         if self.view.trace.prices.with_runner:
-            said.insert(0, "milliseconds hold the runner's own; the plain network is its engine's bare call")
+            said.insert(
+                0, "milliseconds hold the runner's own; the plain network is its engine's bare call"
+            )
         text = "; ".join(said)
-        return [tag("p", f"{text[:1].upper()}{text[1:]}.", class_="note")] if text else []
+        if text:
+            return [tag("p", f"{text[:1].upper()}{text[1:]}.", class_="note")]
+        return []
 
     def _topology(self) -> tuple[Html, list[Figure]]:
         """Where the rows went, in a network with forks."""
         if self.view.trace.topology.is_chain:
             return Html(), []
         lead = (
-            "Every box is a segment, a fork or an exit; an arrow is as thick as the share of rows that took it. What "
+            "Every box is a segment, a fork or an exit; an arrow is as thick as the share of rows "
+            "that took it. What "
             "this plan never runs is pale."
         )
-        return section("ways", "The ways of the rows", tag("p", lead), picture(self.view), ways_table(self.view)), []
+        return section(
+            "ways",
+            "The ways of the rows",
+            tag("p", lead),
+            picture(self.view),
+            ways_table(self.view),
+        ), []
 
     def _exits(self) -> tuple[Html, list[Figure]]:
-        view, exits = self.view, self.view.trace.topology.exits
+        view = self.view
+        exits = self.view.trace.topology.exits
         leaving = [view.replay.exit == figure for figure in range(len(exits))]
         right = view.replay.answer == view.target
         here = [float(right[mine].mean()) if mine.any() else None for mine in leaving]
@@ -184,7 +235,9 @@ class _Page:
             better = better_exit(answers == view.target[:, None], exits)
             lead = lead if better is None else f"{lead} {better[0].upper()}{better[1:]}"
         figure = chart("exits-chart", "share of rows by exit; the figures stand in the table below")
-        whole = section("exits", "Exits", tag("p", lead), figure, tables.exits_table(view, here, alone))
+        whole = section(
+            "exits", "Exits", tag("p", lead), figure, tables.exits_table(view, here, alone)
+        )
         return whole, [exits_chart(view, view.evaluation.shares, here, alone)]
 
     def _gates(self) -> tuple[Html, list[Figure]]:
@@ -193,31 +246,44 @@ class _Page:
         bins = {gate: found for gate, found in bins.items() if found}
         if not bins:
             return Html(), []
-        does = "how often its exit is right" if view.labelled else f"how often its exit agrees with {view.plain}"
+        if view.labelled:
+            does = "how often its exit is right"
+        else:
+            does = f"how often its exit agrees with {view.plain}"
         lead = (
-            f"A gate is worth its score only if sure means right. All rows stand in order of their score, and the line "
+            f"A gate is worth its score only if sure means right. All rows stand in order of "
+            f"their score, and the line "
             f"shows {does}, with 95% intervals. The shaded rows would leave here."
         )
         diamonds = f" Diamonds: {view.plain} on the same rows." if view.labelled else ""
-        figures, panels = [], []
+        figures = []
+        panels = []
         for number, (gate, found) in enumerate(bins.items()):
             name = f"gate-chart-{number}"
             figures.append(gate_chart(view, name, gate, found))
-            figure = chart(name, f"reliability of the score of {gate}; the figures stand in the table below")
+            figure = chart(
+                name, f"reliability of the score of {gate}; the figures stand in the table below"
+            )
             told = folded("As figures", tables.bins_table(view, gate))
             panels.append(tag("div", tag("h3", gate), figure, told, class_="gate"))
         whole = section(
-            "gates", "Can the scores be trusted?", tag("p", lead + diamonds), tag("div", *panels, class_="gates")
+            "gates",
+            "Can the scores be trusted?",
+            tag("p", lead + diamonds),
+            tag("div", *panels, class_="gates"),
         )
         return whole, figures
 
     def _classes(self) -> tuple[Html, list[Figure]]:
-        view, worst = self.view, self.view.evaluation.worst_class
+        view = self.view
+        worst = self.view.evaluation.worst_class
         if not view.labelled or worst is None:
             return Html(), []
-        mine, plain = percent(worst.accuracy), percent(worst.plain)
+        mine = percent(worst.accuracy)
+        plain = percent(worst.plain)
         lead = (
-            f"A mean can hide a class that pays for the others. Here {worst.name} loses most: {mine} where "
+            f"A mean can hide a class that pays for the others. Here {worst.name} loses most: "
+            f"{mine} where "
             f"{view.plain} has {plain}. Classes with few rows move by chance."
         )
         if worst.accuracy >= worst.plain:

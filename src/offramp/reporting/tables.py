@@ -22,11 +22,15 @@ DASH = "–"
 
 def promise_box(view: View) -> Html:
     """The promise set apart, in words, with what it stands on; or that there is none."""
-    promise, fresh = view.plan.promise, words.freshness(view)
+    promise = view.plan.promise
+    fresh = words.freshness(view)
     note = [tag("p", fresh, class_="note")] if fresh else []
     sentence = tag("p", tag("b", "The plan: "), str(view.plan), class_="note")
     if promise is None:
-        ask = tag("code", 'plan = offramp.calibrate(trace, risk="disagreement", at_most=0.02, confidence=0.95)')
+        ask = tag(
+            "code",
+            'plan = offramp.calibrate(trace, risk="disagreement", at_most=0.02, confidence=0.95)',
+        )
         return tag(
             "div",
             tag("h2", "No promise"),
@@ -38,7 +42,9 @@ def promise_box(view: View) -> Html:
         )
     measured = view.evaluation.risk
     value, unit, interval = words.risk_figure(measured)
-    seen = f"Measured on the {view.evaluation.rows:,} rows of this page: {value}{unit} ({interval})."
+    seen = (
+        f"Measured on the {view.evaluation.rows:,} rows of this page: {value}{unit} ({interval})."
+    )
     if view.evaluation.repeated:
         seen += f" {view.evaluation.repeated:,} of the rows repeat others, which the interval counts once."
     points = tag("ul", *(tag("li", line) for line in words.assumptions(view.plan, promise)))
@@ -57,7 +63,8 @@ def promise_box(view: View) -> Html:
 
 def big_figures(view: View) -> Html:
     """Six figures that say most of it."""
-    seen, exits = view.evaluation, view.trace.topology.exits
+    seen = view.evaluation
+    exits = view.trace.topology.exits
     value, unit, interval = words.risk_figure(seen.risk)
     price = next((price for price in seen.prices if (price.unit, price.batch) in view.units), None)
     early = sum(share for index, share in enumerate(seen.shares) if index != view.last)
@@ -74,24 +81,36 @@ def big_figures(view: View) -> Html:
 
 def _card(title: str, value: str, note: str) -> Html:
     figure = tag("p", value, class_="value")
-    return tag("div", tag("p", title, class_="name"), figure, tag("p", note, class_="note"), class_="card")
+    return tag(
+        "div", tag("p", title, class_="name"), figure, tag("p", note, class_="note"), class_="card"
+    )
 
 
 def _accuracy_card(view: View) -> Html:
     seen = view.evaluation
     if seen.accuracy is None or seen.plain_accuracy is None:
         value = percent(view.quality(view.replay.answer), 2)
-        return _card("Same answer", value, f"of the rows, as {view.plain} gives; no labels, so no accuracy")
+        return _card(
+            "Same answer", value, f"of the rows, as {view.plain} gives; no labels, so no accuracy"
+        )
     change = signed(seen.accuracy - seen.plain_accuracy)
     return _card(
-        "Accuracy", percent(seen.accuracy, 2), f"{view.plain} {percent(seen.plain_accuracy, 2)} ({change} points)"
+        "Accuracy",
+        percent(seen.accuracy, 2),
+        f"{view.plain} {percent(seen.plain_accuracy, 2)} ({change} points)",
     )
 
 
 def _price_cards(price: Price) -> list[Html]:
     unit = words.unit_name((price.unit, price.batch))
     worst = price.worst / price.plain
-    extra = "more than without exits" if worst > 1.0005 else "as much as without exits" if worst > 0.9995 else "capped"
+    extra = (
+        "more than without exits"
+        if worst > 1.0005
+        else "as much as without exits"
+        if worst > 0.9995
+        else "capped"
+    )
     return [
         _card("Mean cost", percent(price.mean / price.plain), f"of the plain network in {unit}"),
         _card("Worst case", percent(worst), f"an input that goes to the end: {extra}"),
@@ -107,7 +126,11 @@ def cost_table(view: View) -> Html:
             words.unit_name((price.unit, price.batch)),
             *(
                 _bar(words.amount(cost, price.unit), cost / price.plain, most, kind)
-                for cost, kind in ((price.mean, "mean"), (price.worst, "worst"), (price.plain, "plain"))
+                for cost, kind in (
+                    (price.mean, "mean"),
+                    (price.worst, "worst"),
+                    (price.plain, "plain"),
+                )
             ),
         )
         for price in prices
@@ -125,10 +148,16 @@ def points_table(view: View, chosen: Dot, others: Sequence[Dot]) -> Html:
     """The marked points of the frontier, as figures."""
     word = "accuracy" if view.labelled else "agreement"
     head = ["", word, *(words.short(unit) for unit in view.units), "how"]
-    rows = [
-        (dot.name, percent(dot.quality, 2), *(percent(dot.costs[unit]) for unit in view.units), dot.how)
-        for dot in (chosen, *others, view.plain_dot(), *view.statics())
-    ]
+    rows = []
+    for dot in (chosen, *others, view.plain_dot(), *view.statics()):
+        rows.append(
+            (
+                dot.name,
+                percent(dot.quality, 2),
+                *(percent(dot.costs[unit]) for unit in view.units),
+                dot.how,
+            )
+        )
     return table("The marked points as figures, plain network = 100%", head, rows)
 
 
@@ -137,49 +166,57 @@ def exits_table(view: View, here: Sequence[float | None], all_rows: Sequence[flo
     word = "accuracy" if view.labelled else "agreement"
     counts = np.bincount(view.replay.exit, minlength=len(all_rows))
     ran = {stage.name for stage in view.replay.schedule if stage.exit}
-    rows = [
-        (
-            name if name in ran else f"{name} (closed)",
-            _leaves_from(view.plan, name, view),
-            percent(share),
-            f"{count:,}",
-            DASH if mine is None else percent(mine, 2),
-            percent(every, 2),
+    rows = []
+    for name, share, count, mine, every in zip(
+        view.trace.topology.exits, view.evaluation.shares, counts, here, all_rows, strict=True
+    ):
+        rows.append(
+            (
+                name if name in ran else f"{name} (closed)",
+                _leaves_from(view.plan, name, view),
+                percent(share),
+                f"{count:,}",
+                DASH if mine is None else percent(mine, 2),
+                percent(every, 2),
+            )
         )
-        for name, share, count, mine, every in zip(
-            view.trace.topology.exits, view.evaluation.shares, counts, here, all_rows, strict=True
-        )
-    ]
     head = ["exit", "leaves when", "share", "rows", f"{word} of these rows", f"{word} of all rows"]
     return table("Exits as figures", head, rows)
 
 
 def _leaves_from(plan: Plan, name: str, view: View) -> str:
-    closed = name not in view.open_gates and any(stage.name == name and stage.last for stage in view.replay.schedule)
+    closed = name not in view.open_gates and any(
+        stage.name == name and stage.last for stage in view.replay.schedule
+    )
     if closed:
         return "whatever arrives"
-    return f"score ≥ {plan.thresholds[name][0]:.4g}" if name in view.open_gates else "never"
+    if name in view.open_gates:
+        return f"score ≥ {plan.thresholds[name][0]:.4g}"
+    return "never"
 
 
 def bins_table(view: View, gate: str) -> Html:
     """A gate's bins as figures."""
     word = "right" if view.labelled else "agrees"
-    rows = [
-        (
-            f"{each.low:.4g} to {each.high:.4g}",
-            f"{each.rows:,}",
-            percent(each.right),
-            f"{percent(each.interval[0])} to {percent(each.interval[1])}",
-            percent(each.reference),
+    rows = []
+    for each in view.bins(gate):
+        rows.append(
+            (
+                f"{each.low:.4g} to {each.high:.4g}",
+                f"{each.rows:,}",
+                percent(each.right),
+                f"{percent(each.interval[0])} to {percent(each.interval[1])}",
+                percent(each.reference),
+            )
         )
-        for each in view.bins(gate)
-    ]
     head = ["score", "rows", f"{gate} {word}", "95% interval", f"{view.reference} {word}"]
     return table(f"Scores of {gate} as figures", head, rows)
 
 
 def class_rows(view: View) -> list[tuple[str, int, float, float]]:
-    """Name, rows, plain accuracy and the plan's, the largest fall first. Raises BadData without labels."""
+    """Name, rows, plain accuracy and the plan's, the largest fall first. Raises BadData without
+    labels.
+    """
     labels = view.trace.labels
     if labels is None:
         raise BadData("the trace has no labels, so no accuracy by class; record labelled rows")
@@ -198,42 +235,59 @@ def class_rows(view: View) -> list[tuple[str, int, float, float]]:
 
 def class_table(view: View) -> Html:
     """Accuracy by class, the largest fall first; a long tail is folded away."""
-    rows = [
-        (name, f"{count:,}", percent(plain, 1), percent(mine, 1), signed(mine - plain, 1))
-        for name, count, plain, mine in class_rows(view)
-    ]
+    rows = []
+    for name, count, plain, mine in class_rows(view):
+        rows.append(
+            (name, f"{count:,}", percent(plain, 1), percent(mine, 1), signed(mine - plain, 1))
+        )
     head = ["class", "rows", view.plain, "this plan", "change, points"]
     first = table("Accuracy by class, the largest fall first", head, rows[:CLASSES])
     if len(rows) <= CLASSES:
         return first
     rest = rows[CLASSES:]
-    return join([first, folded(f"{len(rest):,} classes more", table("The other classes", head, rest))])
+    return join(
+        [first, folded(f"{len(rest):,} classes more", table("The other classes", head, rest))]
+    )
 
 
-def footer(view: View, others: Mapping[str, Plan], version: str, date: str, *, pictured: bool) -> Html:
+def footer(
+    view: View, others: Mapping[str, Plan], version: str, date: str, *, pictured: bool
+) -> Html:
     """Where all of it comes from, and how to make it again."""
-    header, names = view.trace.header, view.trace.columns
-    origin, kept = header.origin, any(name.startswith("logits/") for name in names)
+    header = view.trace.header
+    names = view.trace.columns
+    origin = header.origin
+    kept = any(name.startswith("logits/") for name in names)
     facts = {
         "network": origin.network,
         "engine": f"{origin.engine}, {origin.precision}",
         "exits": ", ".join(view.trace.topology.exits),
         "data": f"{header.data} ({header.data_fingerprint})",
         "trace": f"{len(view.trace):,} rows, {'logits' if kept else 'answers'} kept",
-        "plan": f"{Plan.covers(view.plan.thresholds, view.plan.max_exit)}: {thresholds_of(view.plan)}",
+        "plan": f"{Plan.covers(view.plan.thresholds, view.plan.max_exit)}: "
+        f"{thresholds_of(view.plan)}",
         **({"other plans": ", ".join(others)} if others else {}),
         "made": f"{date} by offramp {version}",
     }
     items = [part for name, fact in facts.items() for part in (tag("dt", name), tag("dd", fact))]
     again = tag(
         "pre",
-        tag("code", f"offramp report trace.npz plan.json{_given(header.data) if pictured else ''} -o report.html"),
+        tag(
+            "code",
+            f"offramp report trace.npz plan.json{_given(header.data) if pictured else ''} -o "
+            f"report.html",
+        ),
     )
     near = f"{percent(view.evaluation.in_band, 2)} of the rows lie within the float band of a threshold, where the "
     return join(
         [
             tag("dl", *items),
-            tag("p", near, "last bits of a score decide; there a run at another batch size can differ from this page."),
+            tag(
+                "p",
+                near,
+                "last bits of a score decide; there a run at another batch size can differ from "
+                "this page.",
+            ),
             tag("p", "The same page again, from the saved trace and plan:"),
             again,
         ]

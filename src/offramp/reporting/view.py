@@ -40,7 +40,9 @@ class Dot:
 
 @dataclass(frozen=True)
 class Bin:
-    """Rows of neighbouring scores: from which share of all rows to which, and how many of them are right."""
+    """Rows of neighbouring scores: from which share of all rows to which, and how many of them are
+    right.
+    """
 
     start: float
     end: float
@@ -54,7 +56,9 @@ class Bin:
 
 @dataclass(frozen=True)
 class View:
-    """A trace seen under one plan. Quality is accuracy, or without labels agreement with the reference."""
+    """A trace seen under one plan. Quality is accuracy, or without labels agreement with the
+    reference.
+    """
 
     trace: Trace
     plan: Plan
@@ -70,7 +74,9 @@ class View:
     @property
     def plain(self) -> str:
         """The plain network in words."""
-        return "the plain network" if self.reference == BACKBONE else f"{self.reference} alone"
+        if self.reference == BACKBONE:
+            return "the plain network"
+        return f"{self.reference} alone"
 
     @property
     def target(self) -> Array:
@@ -81,7 +87,9 @@ class View:
     @property
     def units(self) -> tuple[Unit, ...]:
         """What costs are told in: MACs, and milliseconds where they were measured."""
-        return tuple((price.unit, price.batch) for price in self.evaluation.prices if price.plain > 0)
+        return tuple(
+            (price.unit, price.batch) for price in self.evaluation.prices if price.plain > 0
+        )
 
     @property
     def open_gates(self) -> tuple[str, ...]:
@@ -104,12 +112,22 @@ class View:
 
     def dot(self, name: str, plan: Plan) -> Dot:
         """A plan as a place on the plane."""
-        return Dot(name, thresholds_of(plan), self.quality(self.trace.replay(plan).answer), self.costs(plan))
+        return Dot(
+            name,
+            thresholds_of(plan),
+            self.quality(self.trace.replay(plan).answer),
+            self.costs(plan),
+        )
 
     def plain_dot(self) -> Dot:
         """The plain network as a place on the plane."""
         answers = self.trace.answers_at(self.reference)
-        return Dot("plain network", f"{self.reference}, no gate", self.quality(answers), dict.fromkeys(self.units, 1.0))
+        return Dot(
+            "plain network",
+            f"{self.reference}, no gate",
+            self.quality(answers),
+            dict.fromkeys(self.units, 1.0),
+        )
 
     def statics(self) -> list[Dot]:
         """Every exit as a network of its own: all rows are answered there, and no gate is run."""
@@ -126,20 +144,28 @@ class View:
         topology = self.trace.topology
         if self.trace.header.settings:
             return []  # no path was recorded on its own
-        plain = {unit: self.trace.price(self.plan, *unit, self.reference).plain for unit in self.units}
+        plain = {
+            unit: self.trace.price(self.plan, *unit, self.reference).plain for unit in self.units
+        }
         dots = list[Dot]()
         for name in topology.exits:
             for path in topology.paths[name]:
                 answers = self.trace.columns[f"answer/{topology.label(path)}"]
                 costs = dict[Unit, float]()
                 for unit in self.units:
-                    costs[unit] = self.trace.prices.along(path, unit=unit[0], batch=unit[1]) / plain[unit]
+                    costs[unit] = (
+                        self.trace.prices.along(path, unit=unit[0], batch=unit[1]) / plain[unit]
+                    )
                 taken = [one for one in path if one not in topology._always_before[name]] or [name]
-                dots.append(Dot(" ".join(taken), "static: answers every row", self.quality(answers), costs))
+                dots.append(
+                    Dot(" ".join(taken), "static: answers every row", self.quality(answers), costs)
+                )
         return dots
 
     def frontier(self, unit: Unit) -> list[Dot]:
-        """The best plans that a search finds on these very rows, from the cheapest, each better than the one before."""
+        """The best plans that a search finds on these very rows, from the cheapest, each better
+        than the one before.
+        """
         topology = self.trace.topology
         if not topology.gates:
             return []
@@ -148,10 +174,14 @@ class View:
             width = sum(topology.routes(gate) for gate in topology.gates)
             thresholds_PG = np.repeat(np.array(self.trace.header.settings)[:, None], width, axis=1)
         elif topology.is_chain:
-            thresholds_PG = frontier(problem_of(self.trace, risk, self.reference, *unit), points=POINTS).thresholds_PG
+            thresholds_PG = frontier(
+                problem_of(self.trace, risk, self.reference, *unit), points=POINTS
+            ).thresholds_PG
         else:
             losses_NL = self.trace.losses(risk, self.reference)
-            thresholds_PG = trade_offs_of_routes(self.trace, losses_NL, unit=unit[0], batch=unit[1]).thresholds_PG
+            thresholds_PG = trade_offs_of_routes(
+                self.trace, losses_NL, unit=unit[0], batch=unit[1]
+            ).thresholds_PG
         plans = [Plan(thresholds=routed_thresholds(topology, row)) for row in thresholds_PG]
         dots = [self.dot("found by search", plan) for plan in plans]
         better: list[Dot] = []
@@ -162,17 +192,20 @@ class View:
 
     def leaving(self, gate: str) -> Array:
         """Which of the rows with a score the gate would let leave, if all of them arrived."""
-        scores, thresholds = self.trace.columns[f"score/{gate}"], self.plan.thresholds.get(gate, (np.inf,))
+        scores = self.trace.columns[f"score/{gate}"]
+        thresholds = self.plan.thresholds.get(gate, (np.inf,))
         taken: Array = choose(scores[:, None], np.asarray(thresholds, np.float32)) == 0
         return taken[~np.isnan(scores)]
 
     def bins(self, gate: str) -> list[Bin]:
         """All rows with a score, by score; rows of equal score stand in the same bin."""
         if f"score/{gate}" not in self.trace.columns or f"answer/{gate}" not in self.trace.columns:
-            return []  # a fork has no answer of its own, and one that several paths lead to has several
+            # a fork has no answer of its own, and one that several paths lead to has several
+            return []
         scores = self.trace.columns[f"score/{gate}"]
         known = ~np.isnan(scores)
-        scores, target = scores[known], self.target[known]
+        scores = scores[known]
+        target = self.target[known]
         if not len(scores):
             return []
         right = self.trace.columns[f"answer/{gate}"][known] == target
@@ -196,7 +229,9 @@ class View:
         ]
 
     def seen_before(self) -> int | None:
-        """How many of these rows the plan was chosen or tested on; None when the plan does not say."""
+        """How many of these rows the plan was chosen or tested on; None when the plan does not
+        say.
+        """
         used = self.plan.rows
         if used is None or not self.comparable:
             return None
@@ -204,7 +239,9 @@ class View:
 
     @property
     def comparable(self) -> bool:
-        """Whether the digests of plan and trace have one form; files of the first edition have another."""
+        """Whether the digests of plan and trace have one form; files of the first edition have
+        another.
+        """
         return self.plan.rows is None or self.plan.rows.comparable(self.trace.header.digest_form)
 
 
@@ -219,13 +256,17 @@ def thresholds_of(plan: Plan) -> str:
 
 
 def view_of(trace: Trace, plan: Plan) -> View:
-    """A trace under a plan. Raises BadData for a trace without rows, Mismatch for a plan of another network."""
+    """A trace under a plan. Raises BadData for a trace without rows, Mismatch for a plan of another
+    network.
+    """
     if not len(trace):
         raise BadData("the trace has 0 rows, expected at least one; record some rows first")
     asked = plan.promise.reference if plan.promise else "last"
     try:
         evaluation = trace.evaluate(plan, batches=BATCHES)
-    except InvalidArgument:  # the promise's risk is the user's own, or needs labels or logits that are not here
+    except (
+        InvalidArgument
+    ):  # the promise's risk is the user's own, or needs labels or logits that are not here
         risk = "accuracy_gap" if trace.labels is not None else "disagreement"
         evaluation = trace.evaluate(plan, risk=risk, reference=asked, batches=BATCHES)
     return View(trace, plan, evaluation, trace.replay(plan), trace.reference(asked))

@@ -26,7 +26,9 @@ class Way:
 
 
 def ways_of(view: View) -> list[Way]:
-    """The edges of the topology, each with its share; nodes at which the plan runs nothing pass their rows on."""
+    """The edges of the topology, each with its share; nodes at which the plan runs nothing pass
+    their rows on.
+    """
     topology = view.trace.topology
     rows = max(len(view.trace), 1)
     shares: dict[tuple[str, str], float] = {}
@@ -49,7 +51,9 @@ def ways_of(view: View) -> list[Way]:
 
 
 def _ways_of_setting(view: View) -> list[Way]:
-    """The same of a trace at settings of one dial: a row's way are the nodes that ran for it, in order."""
+    """The same of a trace at settings of one dial: a row's way are the nodes that ran for it, in
+    order.
+    """
     topology = view.trace.topology
     number = view.trace.setting_of(view.plan)
     ran = {name: view.trace.columns[f"setting/{name}#{number}"] for name in topology.names}
@@ -63,7 +67,9 @@ def _ways_of_setting(view: View) -> list[Way]:
                 rows_N = ran[start.name] & ran[end]
                 for between in topology.names[index + 1 : topology.names.index(end)]:
                     rows_N = rows_N & ~ran[between]
-            ways.append(Way(start.name, end, float(np.count_nonzero(rows_N)) / max(len(view.trace), 1)))
+            ways.append(
+                Way(start.name, end, float(np.count_nonzero(rows_N)) / max(len(view.trace), 1))
+            )
     return ways
 
 
@@ -82,13 +88,27 @@ def picture(view: View) -> Html:
         x, y = spots[node.name]
         faint = "" if node.name in reached else " faint"
         kind = " gate" if len(node.successors) > 1 else ""
-        box = tag("rect", x=str(x), y=str(y), width=str(WIDE), height=str(HIGH), rx="6", class_=f"node{kind}{faint}")
+        box = tag(
+            "rect",
+            x=str(x),
+            y=str(y),
+            width=str(WIDE),
+            height=str(HIGH),
+            rx="6",
+            class_=f"node{kind}{faint}",
+        )
         name = node.name if len(node.name) <= 14 else node.name[:13] + "…"
-        words = tag("text", name, x=str(x + WIDE // 2), y=str(y + HIGH // 2 + 5), class_=f"name{faint}")
+        words = tag(
+            "text", name, x=str(x + WIDE // 2), y=str(y + HIGH // 2 + 5), class_=f"name{faint}"
+        )
         parts += [box, words]
     drawing = tag(
         "svg",
-        tag("title", f"Ways of the rows through {len(topology.nodes)} nodes; the shares stand in the table below"),
+        tag(
+            "title",
+            f"Ways of the rows through {len(topology.nodes)} nodes; the shares stand in the table "
+            f"below",
+        ),
         *parts,
         viewBox=f"0 0 {width} {height}",
         width=str(width),
@@ -96,7 +116,14 @@ def picture(view: View) -> Html:
         role="img",
         class_="ways",
     )
-    return tag("div", drawing, class_="scroll", tabindex="0", role="region", aria_label="The ways of the rows")
+    return tag(
+        "div",
+        drawing,
+        class_="scroll",
+        tabindex="0",
+        role="region",
+        aria_label="The ways of the rows",
+    )
 
 
 def _spots(topology: Topology) -> dict[str, tuple[int, int]]:
@@ -155,5 +182,8 @@ def _line(way: Way, spots: dict[str, tuple[int, int]]) -> Html:
 
 def ways_table(view: View) -> Html:
     """The shares as figures."""
-    rows = [(way.start, "answered" if way.end == LEAVE else way.end, percent(way.share)) for way in ways_of(view)]
+    rows = [
+        (way.start, "answered" if way.end == LEAVE else way.end, percent(way.share))
+        for way in ways_of(view)
+    ]
     return table("Shares of all rows by way", ["from", "to", "share"], rows)

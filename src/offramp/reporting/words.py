@@ -43,21 +43,29 @@ def assumptions(plan: Plan, promise: Promise) -> list[str]:
     """What must hold for the promise, a sentence each."""
     source = f" ({plan.rows.data})" if plan.rows else ""
     origin = plan.origin
-    mine = f"{origin.network}, run by {origin.engine} in {origin.precision}" if origin else "as it was tested"
-    found = (
-        f"on candidates found on {promise.searched:,} other rows"
-        if promise.searched
-        else "in an order fixed beforehand"
-    )
+    if origin:
+        mine = f"{origin.network}, run by {origin.engine} in {origin.precision}"
+    else:
+        mine = "as it was tested"
+    if promise.searched:
+        found = f"on candidates found on {promise.searched:,} other rows"
+    else:
+        found = "in an order fixed beforehand"
     return [
-        f"New inputs must come from the same source as the {promise.rows:,} rows of its test{source}, in the same mix. "
+        f"New inputs must come from the same source as the {promise.rows:,} rows of its "
+        f"test{source}, in the same mix. "
         "About other data it says nothing.",
-        "It speaks of the average over many inputs, not of each single input and not of each class.",
-        f"It belongs to this network ({mine}). Other weights, another engine or another precision void it.",
-        f"{percentage(promise.confidence)} confidence means: whoever repeats the whole procedure with fresh rows gets "
-        f"a plan that keeps the promise in at least {100 * promise.confidence:.12g} of 100 repetitions. Whether this "
+        "It speaks of the average over many inputs, not of each single input and not of each "
+        "class.",
+        f"It belongs to this network ({mine}). Other weights, another engine or another precision "
+        f"void it.",
+        f"{percentage(promise.confidence)} confidence means: whoever repeats the whole procedure "
+        f"with fresh rows gets "
+        f"a plan that keeps the promise in at least {100 * promise.confidence:.12g} of 100 "
+        f"repetitions. Whether this "
         "one is an exception cannot be seen.",
-        f"It was tested with the {promise.bound.replace('_', ' ')} bound on {promise.rows:,} rows, {found}.",
+        f"It was tested with the {promise.bound.replace('_', ' ')} bound on {promise.rows:,} "
+        f"rows, {found}.",
         *(f"{clause[0].upper()}{clause[1:]}." for clause in promise.assumed()),
     ]
 
@@ -66,16 +74,21 @@ def reach(plan: Plan, promise: Promise) -> str:
     """In one line, what the promise is about and what not."""
     source = f" of {plan.rows.data}" if plan.rows else ""
     return (
-        f"It holds on average for inputs drawn like the {promise.rows:,} tested rows{source}, for this network as it "
+        f"It holds on average for inputs drawn like the {promise.rows:,} tested rows{source}, for "
+        f"this network as it "
         "was tested. It does not hold for each single input, nor for other data."
     )
 
 
 def no_promise(plan: Plan) -> str:
     """Why a plan has no promise."""
-    how = "It was chosen as the best one under a budget" if plan.rows else "Its thresholds were set by hand"
+    if plan.rows:
+        how = "It was chosen as the best one under a budget"
+    else:
+        how = "Its thresholds were set by hand"
     return (
-        f"This plan carries no promise. {how}, so the figures on this page describe these rows and nothing more: on "
+        f"This plan carries no promise. {how}, so the figures on this page describe these rows "
+        f"and nothing more: on "
         "other rows they can be better or worse, and nothing says by how much."
     )
 
@@ -84,7 +97,8 @@ def freshness(view: View) -> str | None:
     """Whether the rows of the page helped to choose the plan."""
     if not view.comparable:
         return (
-            "Plan and rows were recorded by different editions of offramp, so it cannot be told whether these rows "
+            "Plan and rows were recorded by different editions of offramp, so it cannot be told "
+            "whether these rows "
             "helped to choose the plan."
         )
     seen = view.seen_before()
@@ -93,7 +107,10 @@ def freshness(view: View) -> str | None:
     if not seen:
         return "The plan never saw the rows of this page: they test it fairly."
     allowed = "; the promise already allows for that" if view.plan.promise else ""
-    who = "All rows" if seen == len(view.trace) else f"{seen:,} of the {len(view.trace):,} rows"
+    if seen == len(view.trace):
+        who = "All rows"
+    else:
+        who = f"{seen:,} of the {len(view.trace):,} rows"
     return f"{who} of this page helped to choose this plan, so the figures here flatter it a little{allowed}."
 
 
@@ -118,7 +135,10 @@ def risk_figure(measured: Measured) -> tuple[str, str, str]:
         return value, " points", f"{sure} {low} to {high}; against {alone(measured.reference)}"
     if measured.risk in ("disagreement", "error"):
         value, low, high = (percent(number, 2) for number in values)
-        versus = f"; against {alone(measured.reference)}" if measured.risk == "disagreement" else ""
+        if measured.risk == "disagreement":
+            versus = f"; against {alone(measured.reference)}"
+        else:
+            versus = ""
         return value, "", f"{sure} {low} to {high}{versus}"
     return f"{measured.value:.4g}", "", f"{sure} {measured.low:.4g} to {measured.high:.4g}"
 
@@ -127,14 +147,18 @@ def verdict(view: View) -> str:
     """The result in one line: cost, quality, and what is certified."""
     seen = view.evaluation
     price = next((price for price in seen.prices if (price.unit, price.batch) in view.units), None)
-    cost = f"At {percent(price.mean / price.plain)} of the cost of {view.plain}, " if price else ""
+    if price:
+        cost = f"At {percent(price.mean / price.plain)} of the cost of {view.plain}, "
+    else:
+        cost = ""
     if seen.accuracy is not None and seen.plain_accuracy is not None:
         quality = f"the accuracy is {percent(seen.accuracy, 2)} instead of {percent(seen.plain_accuracy, 2)}."
     else:
         quality = f"{percent(view.quality(view.replay.answer), 2)} of the answers are those of {view.plain}."
     line = f"{cost}{quality}"
     promise = view.plan.promise
-    certified = (
-        "Nothing is certified." if promise is None else f"Certified: {promise.claim[0].lower()}{promise.claim[1:]}."
-    )
+    if promise is None:
+        certified = "Nothing is certified."
+    else:
+        certified = f"Certified: {promise.claim[0].lower()}{promise.claim[1:]}."
     return f"{line[0].upper()}{line[1:]} {certified}"

@@ -1,4 +1,6 @@
-"""Answers for all rows of a data set, batch by batch, as columns: what `offramp run` prints and writes."""
+"""Answers for all rows of a data set, batch by batch, as columns: what `offramp run` prints and
+writes.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +36,8 @@ class AnsweredRows:
     Attributes:
         plan: under which they were given.
         exits: names, shallow to deep.
-        columns: row, answer, exit, why and flagged, one value per row, and label where there are any.
+        columns: row, answer, exit, why and flagged, one value per row, and label where there are
+            any.
         seconds: that the network took for all of them.
     """
 
@@ -58,7 +61,9 @@ class AnsweredRows:
     def accuracy(self) -> float | None:
         """The share of right answers; None without labels."""
         label = self.columns.get("label")
-        return None if label is None else float((self.columns["answer"] == label).mean())
+        if label is None:
+            return None
+        return float((self.columns["answer"] == label).mean())
 
     def to_json(self) -> dict[str, Any]:
         """Plain data."""
@@ -99,8 +104,8 @@ def answer_rows(
         plan: from `calibrate`, or set by hand.
         data: rows, as for `record`.
         batch_size: rows that run together.
-        deadline_ms: no segment starts that would end later than this after its batch began; such answers carry no
-            promise.
+        deadline_ms: no segment starts that would end later than this after its batch began; such
+            answers carry no promise.
         engine: as for `open`.
         progress: whether to draw a bar.
 

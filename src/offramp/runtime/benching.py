@@ -1,4 +1,6 @@
-"""Wall-clock of a plan beside its bare parts and beside the plain network, interleaved in one run."""
+"""Wall-clock of a plan beside its bare parts and beside the plain network, interleaved in one
+run.
+"""
 
 from __future__ import annotations
 
@@ -27,8 +29,9 @@ from offramp.runtime.session import open
 class Line:
     """One batch. Milliseconds are medians; ratios of medians come with a 90 % bootstrap interval.
 
-    left: rows by exit. over_parts: run / its bare segments, exits and gates at the batch sizes that remain (the
-    prediction). over_plain: run / the plain network. same: the plain network / itself, which shows the noise.
+    left: rows by exit. over_parts: run / its bare segments, exits and gates at the batch sizes that
+    remain (the prediction). over_plain: run / the plain network. same: the plain network / itself,
+    which shows the noise.
     """
 
     batch: int
@@ -55,11 +58,16 @@ class Bench:
 
     def __str__(self) -> str:
         head = f"{'batch':>5}  {'left at ' + '/'.join(self.exits):<28} {'run':>9} {'predicted':>9} {'plain':>9}   "
-        rows = [f"{head}run/predicted          run/plain              plain/plain ({self.threads} threads)"]
+        rows = [
+            f"{head}run/predicted          run/plain              plain/plain ({self.threads} "
+            f"threads)"
+        ]
         for line in self.lines:
             left = "/".join(map(str, line.left))
             times = " ".join(f"{ms:6.2f} ms" for ms in (line.run_ms, line.parts_ms, line.plain_ms))
-            ratios = "   ".join(f"{value!s:<20}" for value in (line.over_parts, line.over_plain, line.same))
+            ratios = "   ".join(
+                f"{value!s:<20}" for value in (line.over_parts, line.over_plain, line.same)
+            )
             rows.append(f"{line.batch:>5}  {left:<28} {times}   {ratios}")
         return "\n".join(rows)
 
@@ -76,7 +84,8 @@ def bench(
     engine: str = "torch",
     clock: Callable[[], float] = time.perf_counter,
 ) -> Bench:
-    """Time a plan on rows x [N, ...]: one line per batch size, and at batch 1 one line per exit that rows leave at.
+    """Time a plan on rows x [N, ...]: one line per batch size, and at batch 1 one line per exit
+    that rows leave at.
 
     The plain network is its engine's bare call: see `plain_of`. Measure where nothing else runs.
 
@@ -121,12 +130,22 @@ def _benched(
     rows = as_inputs(x, network.device())
     count = count_of(rows)
     if not count or max(batches) > count:
-        raise BadData(f"there are {count} rows, expected at least {max(batches)}; give more rows or smaller batches")
-    engine_stages: Sequence[EngineStage] = shelved.open(network, plan.schedule(network.topology), network.device())
+        raise BadData(
+            f"there are {count} rows, expected at least {max(batches)}; give more rows or smaller "
+            f"batches"
+        )
+    engine_stages: Sequence[EngineStage] = shelved.open(
+        network, plan.schedule(network.topology), network.device()
+    )
     lines = []
     for batch in batches:
-        picks = [_some(rows, slice(batch))] if batch > 1 else _one_per_exit(runner, rows)
-        lines += [_line(network, runner, engine_stages, pick, repeats, shelved, clock) for pick in picks]
+        if batch > 1:
+            picks = [_some(rows, slice(batch))]
+        else:
+            picks = _one_per_exit(runner, rows)
+        lines += [
+            _line(network, runner, engine_stages, pick, repeats, shelved, clock) for pick in picks
+        ]
     return Bench(network.topology.exits, torch.get_num_threads(), tuple(lines))
 
 
@@ -152,7 +171,8 @@ def _line(
     x = given(rows)
     answers = runner(x)
     plain = plain_call(network, rows, engine)
-    # The plain network stands first and last: rounds go forwards and backwards, so that both have the same neighbours.
+    # The plain network stands first and last: rounds go forwards and backwards, so that both have
+    # the same neighbours.
     functions = bare(network, runner.plan, engine_stages, rows, engine)
     calls = {"plain": plain, "run": lambda: runner(x), "parts": functions, "same": plain}
     times = interleaved(calls, repeats=repeats, warmup=2, clock=clock)
@@ -169,12 +189,16 @@ def _line(
     )
 
 
-def plain_of(network: Network, rows: State, engine: Engine) -> Callable[[State], Callable[[], object]]:
-    """The plain network as its engine runs it bare: the user's last model behind its preprocessing, no exits, no gates.
+def plain_of(
+    network: Network, rows: State, engine: Engine
+) -> Callable[[State], Callable[[], object]]:
+    """The plain network as its engine runs it bare: the user's last model behind its preprocessing,
+    no exits, no gates.
 
     Of a network with forks it is the dearest path, its segments called one after the other.
 
-    Nothing of ours is around the call: `session.run` on arrays, `infer` of a request, the module in inference_mode.
+    Nothing of ours is around the call: `session.run` on arrays, `infer` of a request, the module in
+    inference_mode.
 
     Args:
         network: whose last model it is.
@@ -196,7 +220,8 @@ def plain_call(network: Network, rows: State, engine: Engine) -> Callable[[], ob
 def bare(
     network: Network, plan: Plan, engine_stages: Sequence[EngineStage], rows: State, engine: Engine
 ) -> Callable[[], object]:
-    """The pieces of a plan on the rows that reach them, gathered beforehand: no choosing, no compaction.
+    """The pieces of a plan on the rows that reach them, gathered beforehand: no choosing, no
+    compaction.
 
     Args:
         network: whose parts they are.
@@ -218,10 +243,15 @@ def bare(
         return call
 
     listening = [
-        replace(engine_stage, functions={kind: heard(function) for kind, function in engine_stage.functions.items()})
+        replace(
+            engine_stage,
+            functions={kind: heard(function) for kind, function in engine_stage.functions.items()},
+        )
         for engine_stage in engine_stages
     ]
-    every: Sequence[EngineStage] = engine.open(network, full_schedule(network.topology), network.device())
+    every: Sequence[EngineStage] = engine.open(
+        network, full_schedule(network.topology), network.device()
+    )
     Runner(network, plan, listening, every, None, own_threads=engine.own_threads)(given(rows))
 
     def call() -> object:

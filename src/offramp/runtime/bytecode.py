@@ -1,4 +1,5 @@
-"""What the bytecode of a function says: its operations, the names that it reads, and those that it sets.
+"""What the bytecode of a function says: its operations, the names that it reads, and those that it
+sets.
 
 Everything here depends on the code object alone, and is worked out once for each.
 """
@@ -33,8 +34,8 @@ CHANGING = frozenset(
 
 @functools.lru_cache(maxsize=8192)
 def operations(code: CodeType) -> str:
-    """Operations in order. Local variables count by number; a constant counts where it is loaded, which leaves
-    docstrings out.
+    """Operations in order. Local variables count by number; a constant counts where it is loaded,
+    which leaves docstrings out.
     """
     operations = []
     for step in dis.get_instructions(code):
@@ -94,14 +95,22 @@ def _arguments_of(code: CodeType, operations: tuple[str, ...]) -> tuple[str, ...
 
 @functools.lru_cache(maxsize=8192)
 def stored_by(code: CodeType) -> tuple[tuple[str, bool], ...]:
-    """The names that a function sets, and whether on `self`: attributes, globals, and containers that it changes.
+    """The names that a function sets, and whether on `self`: attributes, globals, and containers
+    that it changes.
 
-    `self.calls += 1`, `CACHE[key] = value` and `self.log.append(value)` set `calls`, `CACHE` and `log`.
+    `self.calls += 1`, `CACHE[key] = value` and `self.log.append(value)` set `calls`, `CACHE` and
+    `log`.
     """
     found = list[tuple[str, bool]]()
-    steps = [step for step in dis.get_instructions(code) if step.opname not in ("CACHE", "PRECALL", "NOP")]
+    steps = [
+        step
+        for step in dis.get_instructions(code)
+        if step.opname not in ("CACHE", "PRECALL", "NOP")
+    ]
     own = code.co_varnames[0] if code.co_argcount else None
-    called: dict[str, list[tuple[str, bool]]] = {}  # `cache = self.cache`: what a local variable is another name of
+    called: dict[
+        str, list[tuple[str, bool]]
+    ] = {}  # `cache = self.cache`: what a local variable is another name of
     for at, step in enumerate(steps):
         if step.opname == "STORE_FAST" and at:
             called[step.argval] = [*called.get(step.argval, ()), *_named_by(steps, at - 1, own, {})]
@@ -132,10 +141,17 @@ def _is_of(steps: list[dis.Instruction], at: int, own: str | None) -> bool:
 
 
 def _container_of(
-    steps: list[dis.Instruction], at: int, own: str | None, called: Mapping[str, list[tuple[str, bool]]]
+    steps: list[dis.Instruction],
+    at: int,
+    own: str | None,
+    called: Mapping[str, list[tuple[str, bool]]],
 ) -> Iterator[tuple[str, bool]]:
-    """The name of the container at whose index something is stored: its load comes before that of the index."""
-    if steps[at - 1].opname.startswith(("SWAP", "ROT")):  # `x[key] += 1` copies x and the key before it loads
+    """The name of the container at whose index something is stored: its load comes before that of
+    the index.
+    """
+    if steps[at - 1].opname.startswith(
+        ("SWAP", "ROT")
+    ):  # `x[key] += 1` copies x and the key before it loads
         while at > 0 and not steps[at].opname.startswith(("COPY", "DUP_TOP_TWO")):
             at -= 1
         while at > 0 and steps[at - 1].opname == "COPY":
@@ -156,7 +172,10 @@ def _container_of(
 
 
 def _named_by(
-    steps: list[dis.Instruction], at: int, own: str | None, called: Mapping[str, list[tuple[str, bool]]]
+    steps: list[dis.Instruction],
+    at: int,
+    own: str | None,
+    called: Mapping[str, list[tuple[str, bool]]],
 ) -> Iterator[tuple[str, bool]]:
     """The global or attribute that an operation loads, and whether it is one of `self`."""
     step = steps[at]

@@ -1,20 +1,23 @@
-"""A mark of the code that a network computes with, so that other code under the same names is noticed.
+"""A mark of the code that a network computes with, so that other code under the same names is
+noticed.
 
-The fingerprint of a network is about weights and names. Two functions of one name, or two classes with the same keys,
-may compute differently. So the bytecode of what the user wrote is hashed, of gates, exits, preprocessing and models:
-`forward` and `score`, the methods and functions that they call, the user's decorators around them, the constants in
-them, and the attributes and global values that they read, private ones too. An attribute or a global that the forward
-pass sets itself is a counter or a cache and does not count. Comments, docstrings, names of local variables, line
-numbers and methods that no forward pass names do not count. Bytecode depends on the version of Python: marks are
-compared only where Python, its -O flag, torch and the kind of marks are the same.
+The fingerprint of a network is about weights and names. Two functions of one name, or two classes
+with the same keys, may compute differently. So the bytecode of what the user wrote is hashed, of
+gates, exits, preprocessing and models: `forward` and `score`, the methods and functions that they
+call, the user's decorators around them, the constants in them, and the attributes and global values
+that they read, private ones too. An attribute or a global that the forward pass sets itself is a
+counter or a cache and does not count. Comments, docstrings, names of local variables, line numbers
+and methods that no forward pass names do not count. Bytecode depends on the version of Python:
+marks are compared only where Python, its -O flag, torch and the kind of marks are the same.
 
-A forward pass enters a module by `forward` or `score`. From there on names are followed: whatever is called `scale`
-counts once any code that was reached says `scale`. So marks are made in rounds, each with the names of the last one,
-until no name is new.
+A forward pass enters a module by `forward` or `score`. From there on names are followed: whatever
+is called `scale` counts once any code that was reached says `scale`. So marks are made in rounds,
+each with the names of the last one, until no name is new.
 
-Code of installed packages, and of offramp itself, does not count: an update would void every promise, though it
-computes the same. Of their layers in a model the numbers and texts count (`negative_slope`, `eps`), as its settings.
-docs/concepts/promises.md lists what is left to the probe.
+Code of installed packages, and of offramp itself, does not count: an update would void every
+promise, though it computes the same. Of their layers in a model the numbers and texts count
+(`negative_slope`, `eps`), as its settings. docs/concepts/promises.md lists what is left to the
+probe.
 """
 
 from __future__ import annotations
@@ -71,7 +74,8 @@ LONGEST = 100_000  # entries of a container that are looked at
 DEEPEST = 100  # objects within objects that are looked at
 OURS = Path(__file__).resolve().parents[1]
 INSTALLED = [
-    Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "platstdlib", "purelib", "platlib")
+    Path(sysconfig.get_path(kind)).resolve()
+    for kind in ("stdlib", "platstdlib", "purelib", "platlib")
 ]  # of which none holds what the user wrote
 
 
@@ -104,7 +108,8 @@ def code_reads(network: Network) -> CodeReads:
 def refuse_hidden(network: Network) -> None:
     """Raise BadNetwork where code reads a module or a parameter that no module registers.
 
-    Its weights would be in no fingerprint, would keep no training rows, and would not be saved, moved or trained.
+    Its weights would be in no fingerprint, would keep no training rows, and would not be saved,
+    moved or trained.
     """
     known = {id(one) for one in (*network.modules(), *network.parameters(), *network.buffers())}
     for what, module in _parts(network).items():
@@ -119,13 +124,15 @@ def refuse_hidden(network: Network) -> None:
             else:
                 way = "an nn.Parameter or, with register_buffer, a buffer of a torch.nn.Module"
             raise BadNetwork(
-                f"{index}, which no module registers: it is in a plain list, dict, closure, global or object. Its "
+                f"{index}, which no module registers: it is in a plain list, dict, closure, "
+                f"global or object. Its "
                 f"weights could not be saved or moved, nor its training rows known. Make it {way}."
             )
 
 
 def code_marks(network: Network) -> tuple[tuple[str, str], ...]:
-    """Marks of the user's code, and of the settings of torch's layers, in every gate, exit, preprocessing and model.
+    """Marks of the user's code, and of the settings of torch's layers, in every gate, exit,
+    preprocessing and model.
 
     By what they are of; where there is no such code or layer, there is no mark.
     """
@@ -190,7 +197,9 @@ def _is_setting(value: object) -> bool:
 
 
 def _mark(module: nn.Module) -> str | None:
-    """Sixteen hex digits over the user's code in a module and in all modules within it; None without such code."""
+    """Sixteen hex digits over the user's code in a module and in all modules within it; None
+    without such code.
+    """
     lines, _ = _walked(module)
     return _hashed(lines) if lines else None
 
@@ -214,7 +223,8 @@ def _lines(module: nn.Module, walk: _Walk) -> list[str]:
         if _users(type(part)):
             lines.append(f"{name}: {walk.object(part)}")
         for key, value in sorted(vars(part).items()):
-            # The function of a `Scorer` or of a member, and a forward that stands before that of the class
+            # The function of a `Scorer` or of a member, and a forward that stands before that of
+            # the class
             kind = type(part).__module__
             ours = kind.startswith("offramp.") and not key.startswith("_")
             ours = ours or (kind == "offramp.members.function" and key == "_function")
@@ -254,10 +264,12 @@ def _installed(file: str) -> bool:
 
 
 class _Walk:
-    """Texts that say what code does; each function, class and object is told once, which also ends circles.
+    """Texts that say what code does; each function, class and object is told once, which also ends
+    circles.
 
     Args:
-        root: the module whose code is walked; modules that are registered within it are told by their names.
+        root: the module whose code is walked; modules that are registered within it are told by
+            their names.
         known_names: that the code is known to say, from the round before.
         known_stored: globals, and attributes of other objects, that the code is known to set.
 
@@ -267,7 +279,9 @@ class _Walk:
         reads: what it reads, found in this round.
     """
 
-    def __init__(self, root: nn.Module, known_names: frozenset[str], known_stored: frozenset[str]) -> None:
+    def __init__(
+        self, root: nn.Module, known_names: frozenset[str], known_stored: frozenset[str]
+    ) -> None:
         self.known_names = known_names
         self.known_stored = known_stored
         self.names = set[str]()
@@ -327,7 +341,10 @@ class _Walk:
             return f"{text} {self._object(thing)}" if _users(type(thing)) else text
         if isinstance(thing, BuiltinFunctionType):
             owner = thing.__self__
-            of = "" if owner is None or isinstance(owner, ModuleType) else self.told(owner)
+            if owner is None or isinstance(owner, ModuleType):
+                of = ""
+            else:
+                of = self.told(owner)
             return f"{of}.{thing.__name__}"
         if isinstance(thing, functools.partial):
             return f"partial({self.told(thing.func)}, {self.told(thing.args)}, {self.told(thing.keywords)})"
@@ -357,7 +374,9 @@ class _Walk:
         if type(thing) in (list, dict, set):
             self.reads.containers.append((thing, thing.copy()))
         if isinstance(thing, (dict, MappingProxyType)):
-            entries = [f"{self.told(key)}: {self.told(thing[key])}" for key in list(thing)[:LONGEST]]
+            entries = [
+                f"{self.told(key)}: {self.told(thing[key])}" for key in list(thing)[:LONGEST]
+            ]
             return f"dict({', '.join(entries)})"
         if isinstance(thing, (set, frozenset)):
             # in the order of their texts: that of a set is another one in each process
@@ -387,14 +406,19 @@ class _Walk:
         return f"function({operations(code)}, {read}, {values}, {defaults})"
 
     def _globals(self, code: CodeType, table: dict[str, Any]) -> list[str]:
-        """What a function reads by global names: the user's code and values; of modules what the code names in them."""
+        """What a function reads by global names: the user's code and values; of modules what the
+        code names in them.
+        """
         found = []
         named = frozenset(names_in(code))
         for name in global_names(code):
             if name in table and name not in self.known_stored:
                 value = table[name]
                 self.reads.names.append((table, name, value))
-                text = self._module(value, named) if isinstance(value, ModuleType) else self.named(name, value)
+                if isinstance(value, ModuleType):
+                    text = self._module(value, named)
+                else:
+                    text = self.named(name, value)
                 found.append(f"{name}={text}")
         for name in imported(code):
             module = sys.modules.get(name)
@@ -413,7 +437,10 @@ class _Walk:
         for key, value in sorted(vars(module).items()):
             if key in names and not _is_dunder(key) and key not in self.known_stored:
                 self.reads.names.append((vars(module), key, value))
-                text = self._module(value, names) if isinstance(value, ModuleType) else self.named(key, value)
+                if isinstance(value, ModuleType):
+                    text = self._module(value, names)
+                else:
+                    text = self.named(key, value)
                 found.append(f"{key}={text}")
         del self.numbers[id(module)]  # another function may name other values in it
         return f"module({'; '.join(found)})"
@@ -425,7 +452,9 @@ class _Walk:
         return self.classes[kind]
 
     def _class(self, kind: type) -> str:
-        """What a class and the user's classes above it define, as far as a forward pass names it."""
+        """What a class and the user's classes above it define, as far as a forward pass names
+        it.
+        """
         reach = self._reach(kind)
         found = []
         for one in _own_classes(kind):
@@ -462,7 +491,12 @@ class _Walk:
         if isinstance(thing, nn.Module):
             for key in sorted(thing._non_persistent_buffers_set):
                 buffer = thing._buffers.get(key)
-                if buffer is not None and reach is not None and reach.has(key) and key not in reach.changing:
+                if (
+                    buffer is not None
+                    and reach is not None
+                    and reach.has(key)
+                    and key not in reach.changing
+                ):
                     found.append(f"{key}={self.told(buffer)}")
         name = self.told(kind) if users else _name(kind)
         return f"object({name}, {'; '.join(found)})"
@@ -484,9 +518,10 @@ class _Walk:
 class _Reach:
     """What a forward pass may read on a class and its objects, and what it sets on them.
 
-    Starting at `forward`, `score`, the operators that Python calls itself, and the names that other code says, every
-    name and text in a method that is reached counts. Below classes of packages, whose methods call those of the user's
-    by any name, all methods count, and so they do where the code looks up attributes by texts that it computes.
+    Starting at `forward`, `score`, the operators that Python calls itself, and the names that other
+    code says, every name and text in a method that is reached counts. Below classes of packages,
+    whose methods call those of the user's by any name, all methods count, and so they do where the
+    code looks up attributes by texts that it computes.
     """
 
     def __init__(self, kind: type, names: frozenset[str]) -> None:
@@ -535,7 +570,9 @@ class _Reach:
         return self.everything or key in self.reached
 
     def has_attribute(self, key: str) -> bool:
-        """Whether a forward pass may read this attribute of an object, and does not set it itself."""
+        """Whether a forward pass may read this attribute of an object, and does not set it
+        itself.
+        """
         if key in self.changing:
             return False
         if not self.everything:
@@ -580,7 +617,8 @@ def _is_method(value: Any) -> bool:
 def _undecorated(thing: Any) -> Any:
     """A function without decorators such as `torch.no_grad()`, whose own code belongs to others.
 
-    The user's decorators stay: what they compute counts, and the function within is in their closure.
+    The user's decorators stay: what they compute counts, and the function within is in their
+    closure.
     """
     while callable(thing) and not isinstance(thing, type) and hasattr(thing, "__wrapped__"):
         if isinstance(thing, (FunctionType, MethodType)):
@@ -602,7 +640,9 @@ def _functions(value: Any) -> list[FunctionType]:
             waiting += [one.fget, one.fset]
         elif isinstance(one, (staticmethod, classmethod, MethodType)):
             waiting.append(one.__func__)
-        elif isinstance(one, (functools.partial, functools.partialmethod, functools.cached_property)):
+        elif isinstance(
+            one, (functools.partial, functools.partialmethod, functools.cached_property)
+        ):
             waiting.append(one.func)
         elif isinstance(one, FunctionType):
             if id(one) in found:
@@ -637,6 +677,8 @@ def _numbers(value: Any) -> str:
 
 
 def _name(thing: Any) -> str:
-    """A name; of what the user wrote without its module, which is another one where it runs as a script."""
+    """A name; of what the user wrote without its module, which is another one where it runs as a
+    script.
+    """
     name = getattr(thing, "__qualname__", type(thing).__name__)
     return name if _users(thing) else f"{getattr(thing, '__module__', '?')}.{name}"

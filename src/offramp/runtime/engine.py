@@ -1,9 +1,10 @@
-"""An engine by its text: the name of a file on the shelf, and after a colon what its `open` is asked for.
+"""An engine by its text: the name of a file on the shelf, and after a colon what its `open` is
+asked for.
 
     torch     torch:bf16     torch:bf16,channels_last     onnxruntime:int8=digits[0:200]
 
-An option is a keyword argument of the engine: alone it is True, after `=` it has a text. Traces and plans
-carry the whole text: an option makes another engine, which voids a promise.
+An option is a keyword argument of the engine: alone it is True, after `=` it has a text. Traces and
+plans carry the whole text: an option makes another engine, which voids a promise.
 """
 
 from __future__ import annotations
@@ -26,10 +27,12 @@ from offramp.plans.schedule import Schedule
 
 
 class Engine(abc.ABC):
-    """Contract of what runs segments. A file on the shelf holds one, and its name there is the engine's.
+    """Contract of what runs segments. A file on the shelf holds one, and its name there is the
+    engine's.
 
-    The keyword arguments of the constructor are the options; those that are given reach `options`. Every
-    method below but `open` has a default, and whoever uses an engine asks for nothing that does not stand here.
+    The keyword arguments of the constructor are the options; those that are given reach `options`.
+    Every method below but `open` has a default, and whoever uses an engine asks for nothing that
+    does not stand here.
     """
 
     def __init__(self, **options: Any) -> None:
@@ -37,11 +40,18 @@ class Engine(abc.ABC):
         self.options: dict[str, Any] = dict(sorted(options.items()))
 
     @abc.abstractmethod
-    def open(self, network: Network, schedule: Schedule, device: torch.device) -> tuple[EngineStage, ...]:
-        """One part per stage; an engine may join stages at which nothing is asked. Raises what it refuses."""
+    def open(
+        self, network: Network, schedule: Schedule, device: torch.device
+    ) -> tuple[EngineStage, ...]:
+        """One part per stage; an engine may join stages at which nothing is asked. Raises what it
+        refuses.
+        """
 
-    def bare(self, network: Network, schedule: Schedule, state: State) -> Callable[[State], Callable[[], object]]:
-        """One node as its engine runs it bare, with nothing of ours around the call: the baseline of timings.
+    def bare(
+        self, network: Network, schedule: Schedule, state: State
+    ) -> Callable[[State], Callable[[], object]]:
+        """One node as its engine runs it bare, with nothing of ours around the call: the baseline
+        of timings.
 
         By default the node's part itself, under inference_mode.
 
@@ -64,7 +74,11 @@ class Engine(abc.ABC):
         return lambda rows: partial(call, rows)
 
     def in_one(
-        self, network: Network, schedule: Schedule, engine_stages: Sequence[EngineStage], rows: State
+        self,
+        network: Network,
+        schedule: Schedule,
+        engine_stages: Sequence[EngineStage],
+        rows: State,
     ) -> Callable[[Mapping[str, Any]], Sequence[Any]]:
         """A schedule lowered to one call on arrays, with gates, compaction and order inside.
 
@@ -92,12 +106,16 @@ class Engine(abc.ABC):
         return type(self).__module__.rpartition(".")[2]
 
     def marks(self) -> list[str]:
-        """What traces and plans remember of the options, in order; by default as they were written."""
+        """What traces and plans remember of the options, in order; by default as they were
+        written.
+        """
         return [key if value is True else f"{key}={value}" for key, value in self.options.items()]
 
     @property
     def identity(self) -> str:
-        """What traces and plans remember: `version`, and the options by their `marks`. Raises MissingExtra."""
+        """What traces and plans remember: `version`, and the options by their `marks`. Raises
+        MissingExtra.
+        """
         told = ",".join(self.marks())
         return self.version() + (f":{told}" if told else "")
 
@@ -108,22 +126,24 @@ class Engine(abc.ABC):
 
     @property
     def own_threads(self) -> bool:
-        """Whether it computes on other threads than torch (which had better not have woken its own just before), and on
-        copies of the weights.
+        """Whether it computes on other threads than torch (which had better not have woken its own
+        just before), and on copies of the weights.
         """
         return False
 
     @property
     def trained_on(self) -> NDArray[np.uint64] | None:
-        """The digests of rows [n] that its options were set by, which promise nothing any more; None without."""
+        """The digests of rows [n] that its options were set by, which promise nothing any more;
+        None without.
+        """
         return None
 
 
 def engine_of(text: str) -> tuple[Engine, str]:
     """An engine, and what traces and plans remember of it.
 
-    Raises UnknownName for a name or an option that there is not, InvalidArgument for a value that it does not take,
-    MissingExtra when what it runs on is not installed.
+    Raises UnknownName for a name or an option that there is not, InvalidArgument for a value that
+    it does not take, MissingExtra when what it runs on is not installed.
     """
     name, _, asked = text.partition(":")
     kind = kind_of(name)
@@ -137,7 +157,8 @@ def engine_of(text: str) -> tuple[Engine, str]:
         flag = takes[key].default is False
         if flag == bool(equals) or (equals and not value):
             raise InvalidArgument(
-                f"got the option {option!r} of {name}, expected {key if flag else key + '=...'}; write it so"
+                f"got the option {option!r} of {name}, expected {key if flag else key + '=...'}; "
+                f"write it so"
             )
         options[key] = True if flag else value
     engine = kind(**options)

@@ -1,8 +1,10 @@
-"""The loop of a chain on NumPy arrays, for engines that take arrays: what a small batch waits for, and no more.
+"""The loop of a chain on NumPy arrays, for engines that take arrays: what a small batch waits for,
+and no more.
 
-`Runner._walk` serves every schedule and every engine. At batch 1 on a small network its tensors, dictionaries and
-checks take longer than the network itself. This loop does the same for the usual case: a chain, rows of the shapes
-that were compiled, no deadline. For all else it gives None, and the Runner walks.
+`Runner._walk` serves every schedule and every engine. At batch 1 on a small network its tensors,
+dictionaries and checks take longer than the network itself. This loop does the same for the usual
+case: a chain, rows of the shapes that were compiled, no deadline. For all else it gives None, and
+the Runner walks.
 
 Shapes: B rows handed in, n rows still here, C classes.
 """
@@ -29,11 +31,15 @@ from offramp.runtime.outputs import GATE, Outputs, RowNumbers, Unpacked
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]  # of a row; None where it follows the length of a text
-Run = Callable[[Mapping[str, Array]], Sequence[Array]]  # what is read, by name -> what is given, in order
+Run = Callable[
+    [Mapping[str, Array]], Sequence[Array]
+]  # what is read, by name -> what is given, in order
 
 
 class CompiledPiece(abc.ABC):
-    """A function of an engine's stage that is compiled for the shapes and types of rows that arrive."""
+    """A function of an engine's stage that is compiled for the shapes and types of rows that
+    arrive.
+    """
 
     @abc.abstractmethod
     def __call__(self, state: State) -> State:
@@ -64,7 +70,9 @@ class Wanted:
 
 @dataclass(frozen=True)
 class OnArrays:
-    """What an engine's stage computes, on NumPy arrays: `reads` by name in, `writes` in order out."""
+    """What an engine's stage computes, on NumPy arrays: `reads` by name in, `writes` in order
+    out.
+    """
 
     reads: tuple[str, ...]
     writes: tuple[str, ...]
@@ -77,7 +85,9 @@ class ArrayFunction(Protocol):
     """A function of an engine's stage that can be run on arrays as well."""
 
     def on_arrays(self) -> OnArrays | None:
-        """The call on arrays; None where there is none, or where it is compiled for several shapes."""
+        """The call on arrays; None where there is none, or where it is compiled for several
+        shapes.
+        """
 
 
 @dataclass(frozen=True)
@@ -108,14 +118,19 @@ class _Step:
 
 
 def lean_chain(topology: Topology, engine_stages: Sequence[EngineStage]) -> LeanChain | None:
-    """The loop over these stages; None where it cannot be had: forks, several shapes, or no arrays."""
+    """The loop over these stages; None where it cannot be had: forks, several shapes, or no
+    arrays.
+    """
     if not topology.is_chain or topology.defaults:
         return None
     found = list[OnArrays]()
     inputs = dict[str, Wanted]()
     for engine_stage in engine_stages:
         (function, *others) = engine_stage.functions.values()
-        on_arrays = function.on_arrays() if isinstance(function, ArrayFunction) else None
+        if isinstance(function, ArrayFunction):
+            on_arrays = function.on_arrays()
+        else:
+            on_arrays = None
         if others or on_arrays is None or not expected(engine_stage.stage):
             return None
         if any(inputs.get(name, wanted) != wanted for name, wanted in on_arrays.inputs.items()):
@@ -140,7 +155,9 @@ def expected(stage: Stage) -> bool:
     return len(stage.edges) == 2 and stage.edges[0].to == LEAVE and stage.exit
 
 
-def _step(topology: Topology, engine_stage: EngineStage, one: OnArrays, inputs: Sequence[str]) -> _Step:
+def _step(
+    topology: Topology, engine_stage: EngineStage, one: OnArrays, inputs: Sequence[str]
+) -> _Step:
     stage = engine_stage.stage
     columns = {name: index for index, name in enumerate(one.writes)}
     carries = list[str]()
@@ -160,9 +177,13 @@ def _step(topology: Topology, engine_stage: EngineStage, one: OnArrays, inputs: 
 
 
 class LeanChain:
-    """A chain of stages as a loop on arrays. `chain(x)` -> Outputs, or None for what the Runner has to look at."""
+    """A chain of stages as a loop on arrays. `chain(x)` -> Outputs, or None for what the Runner has
+    to look at.
+    """
 
-    def __init__(self, steps: Sequence[_Step], inputs: Mapping[str, Wanted], exits: tuple[str, ...]) -> None:
+    def __init__(
+        self, steps: Sequence[_Step], inputs: Mapping[str, Wanted], exits: tuple[str, ...]
+    ) -> None:
         self._steps = tuple(steps)
         self.exits = exits
         self._inputs = dict(inputs)
@@ -210,11 +231,15 @@ class LeanChain:
             if step.score >= 0:
                 score = found[step.score].item()
                 if score >= step.threshold:  # `choose`, for a threshold below +inf
-                    return Unpacked(found[step.logits], ((None, step.exit_index),), GATE, bad, self.exits)
+                    return Unpacked(
+                        found[step.logits], ((None, step.exit_index),), GATE, bad, self.exits
+                    )
                 if score != score:
                     bad = ((None, np.True_),)
             elif step.why >= 0:
-                return Unpacked(found[step.logits], ((None, step.exit_index),), step.why, bad, self.exits)
+                return Unpacked(
+                    found[step.logits], ((None, step.exit_index),), step.why, bad, self.exits
+                )
             for name, index in step.keeps:
                 state[name] = found[index]
         raise AssertionError("a chain ends in a stage that answers")
@@ -222,8 +247,8 @@ class LeanChain:
     def _several(self, state: dict[str, Array], count: int) -> Outputs | None:
         """A batch of several rows.
 
-        The answers of a stage are written for all rows that are still here; those of the rows that go
-        on are written over by later stages. So rows that leave are never gathered.
+        The answers of a stage are written for all rows that are still here; those of the rows that
+        go on are written over by later stages. So rows that leave are never gathered.
         """
         logits: Array | None = None  # [B, C]
         rows: RowNumbers = None
@@ -246,7 +271,11 @@ class LeanChain:
                 answers = found[step.logits]
                 if logits is None and rows is None:
                     logits = answers
-                elif logits is None or answers.dtype != logits.dtype or answers.shape[1] != logits.shape[1]:
+                elif (
+                    logits is None
+                    or answers.dtype != logits.dtype
+                    or answers.shape[1] != logits.shape[1]
+                ):
                     return None
                 else:
                     logits[rows] = answers
@@ -263,7 +292,9 @@ class LeanChain:
 
 
 def staying(scores: Array, threshold: float) -> NDArray[np.int64]:
-    """The rows of scores [n] that do not leave: `choose` for one score a row and a threshold below +inf."""
+    """The rows of scores [n] that do not leave: `choose` for one score a row and a threshold below
+    +inf.
+    """
     return np.flatnonzero(~(scores >= np.float32(threshold)))
 
 

@@ -1,4 +1,6 @@
-"""MACs and milliseconds of parts. Timings are medians of interleaved repeats; ratios carry a bootstrap interval."""
+"""MACs and milliseconds of parts. Timings are medians of interleaved repeats; ratios carry a
+bootstrap interval.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ Array = np.ndarray[Any, np.dtype[Any]]
 
 
 def macs(call: Callable[[], object]) -> float:
-    """Multiply-adds of convolutions and matrix products in one call (element-wise work counts nothing)."""
+    """Multiply-adds of convolutions and matrix products in one call (element-wise work counts
+    nothing).
+    """
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         call()
     return float(counter.get_total_flops()) / 2
@@ -36,7 +40,8 @@ def interleaved(
     warmup: int = 1,
     clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Array]:
-    """Milliseconds [repeats] of each call; every round runs all of them once, so that drift hits all alike.
+    """Milliseconds [repeats] of each call; every round runs all of them once, so that drift hits
+    all alike.
 
     clock: seconds; `time.process_time` on one thread leaves out what other programs took.
     """
@@ -67,7 +72,9 @@ class Ratio:
 
 
 def ratio(above: Array, below: Array, *, seed: int = 0, draws: int = 1000) -> Ratio:
-    """Median(above) / median(below) over paired repeats; the pairs are drawn again, so that drift cancels."""
+    """Median(above) / median(below) over paired repeats; the pairs are drawn again, so that drift
+    cancels.
+    """
     rng = np.random.default_rng(seed)
     picks = rng.integers(0, len(above), (draws, len(above)))
     spread = np.median(above[picks], axis=1) / np.median(below[picks], axis=1)
@@ -93,11 +100,14 @@ def cost(
     repeats: int = 5,
     counted: Callable[[State], object] | None = None,
 ) -> Array:
-    """[3]: MACs per row, ms per call and ms per row of a part (NaN when not timed); state_of(n) makes n rows.
+    """[3]: MACs per row, ms per call and ms per row of a part (NaN when not timed); state_of(n)
+    makes n rows.
 
-    counted: the same part in torch, where operations can be counted. call: None for what runs inside another part.
+    counted: the same part in torch, where operations can be counted. call: None for what runs
+    inside another part.
     """
-    two, seen = state_of(2), counted or call
+    two = state_of(2)
+    seen = counted or call
     per_row = 0.0 if seen is None else macs(lambda: seen(two)) / 2
     if not timed:
         return np.array([per_row, np.nan, np.nan])
@@ -111,12 +121,17 @@ def cost(
 
 
 def costs_of(
-    engine_stages: Sequence[EngineStage], x: State, *, timed: bool, counted: Sequence[EngineStage] | None = None
+    engine_stages: Sequence[EngineStage],
+    x: State,
+    *,
+    timed: bool,
+    counted: Sequence[EngineStage] | None = None,
 ) -> dict[str, Array]:
-    """MACs and milliseconds of every segment, exit and gate on some rows: [3] each, as columns of a trace.
+    """MACs and milliseconds of every segment, exit and gate on some rows: [3] each, as columns of a
+    trace.
 
-    counted: the same parts in torch, where multiply-adds can be counted. What an engine fused into one piece has all
-    its milliseconds there.
+    counted: the same parts in torch, where multiply-adds can be counted. What an engine fused into
+    one piece has all its milliseconds there.
     """
     state = dict(x)
     costs: dict[str, Array] = {}
@@ -137,7 +152,9 @@ def costs_of(
 
 @dataclass(frozen=True)
 class Percentile:
-    """The 95th percentile of a part's milliseconds by batch size: between measured sizes a straight line."""
+    """The 95th percentile of a part's milliseconds by batch size: between measured sizes a straight
+    line.
+    """
 
     sizes: tuple[int, ...]
     ms: tuple[float, ...]
@@ -148,7 +165,9 @@ class Percentile:
         return float(np.interp(count, self.sizes, self.ms))
 
 
-def percentiles(engine_stages: Sequence[EngineStage], rows: State, *, repeats: int = 20) -> tuple[Percentile, ...]:
+def percentiles(
+    engine_stages: Sequence[EngineStage], rows: State, *, repeats: int = 20
+) -> tuple[Percentile, ...]:
     """Each part's 95th percentile at batch 1 to 64, on the given rows, repeated to fill a batch."""
     found = []
     with torch.inference_mode():
@@ -165,21 +184,31 @@ def percentiles(engine_stages: Sequence[EngineStage], rows: State, *, repeats: i
 
 @dataclass(frozen=True)
 class Pace:
-    """When each module has ended, as a part (0 to 1) of one eager forward; and the milliseconds of that forward."""
+    """When each module has ended, as a part (0 to 1) of one eager forward; and the milliseconds of
+    that forward.
+    """
 
     shares: Mapping[str, float]
     ms: float
 
 
 def pace(model: nn.Module, preprocess: nn.Module | None, rows: State, *, repeats: int = 9) -> Pace:
-    """Medians over repeats of one forward of these rows, preprocessing included, after two that are not counted.
+    """Medians over repeats of one forward of these rows, preprocessing included, after two that are
+    not counted.
 
-    A module that runs more than once counts to its last end. The stamps themselves take a microsecond or so each, which
-    small modules feel; on a GPU each waits for what was started, so that modules do not overlap as they else may.
+    A module that runs more than once counts to its last end. The stamps themselves take a
+    microsecond or so each, which small modules feel; on a GPU each waits for what was started, so
+    that modules do not overlap as they else may.
     """
     names = {name: module for name, module in model.named_modules() if name}
-    found = [_stamped(names, lambda: call_model(model, preprocess, rows), rows) for _ in range(repeats + 2)][2:]
-    shares = {name: float(np.median([ends[name] / whole for ends, whole in found])) for name in found[0][0]}
+    found = [
+        _stamped(names, lambda: call_model(model, preprocess, rows), rows)
+        for _ in range(repeats + 2)
+    ][2:]
+    shares = {
+        name: float(np.median([ends[name] / whole for ends, whole in found]))
+        for name in found[0][0]
+    }
     return Pace(shares, float(np.median([whole for _, whole in found])))
 
 
@@ -187,7 +216,8 @@ def _stamped(
     modules: Mapping[str, nn.Module], call: Callable[[], object], rows: State
 ) -> tuple[dict[str, float], float]:
     """Milliseconds from the start of a call to the end of each module, and to its own end."""
-    ends, final = dict[str, float](), list[tuple[str, object]]()
+    ends = dict[str, float]()
+    final = list[tuple[str, object]]()
     wait = _wait if any(value.is_cuda for value in rows.values()) else lambda: None
 
     def heard(name: str, output: object) -> None:
@@ -195,7 +225,9 @@ def _stamped(
         ends[name] = (time.perf_counter() - start) * 1e3
         if not (final and final[-1][1] is output):
             final.clear()
-        final.append((name, output))  # modules that gave one and the same value, one inside the other
+        final.append(
+            (name, output)
+        )  # modules that gave one and the same value, one inside the other
 
     with torch.inference_mode(), listening(modules, heard):
         start = time.perf_counter()

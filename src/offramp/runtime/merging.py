@@ -21,7 +21,9 @@ Gather = Callable[[State, Index], State]
 
 
 class Latest(NamedTuple):
-    """The answers that rows have got so far: places of exits [n], -1 where there is none yet, and logits [n, C]."""
+    """The answers that rows have got so far: places of exits [n], -1 where there is none yet, and
+    logits [n, C].
+    """
 
     places: Index
     logits: Tensor
@@ -57,7 +59,8 @@ def merged(groups: Sequence[Group], gather: Gather) -> Group:
         if len(shapes) > 1:
             told = " and ".join(str(list(shape)) for shape in sorted(shapes))
             raise BadNetwork(
-                f"arms that meet give rows of shapes {told} under the name {name!r}; they must give one shape"
+                f"arms that meet give rows of shapes {told} under the name {name!r}; they must "
+                f"give one shape"
             )
     state = {name: torch.cat([group.state[name] for group in groups]) for name in names}
     return Group(numbers[order], gather(state, order), len(order), _latest(groups, order, gather))

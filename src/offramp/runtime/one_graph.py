@@ -1,11 +1,14 @@
-"""A schedule lowered to one graph: its stages, gates, compaction and order inside, one call a batch.
+"""A schedule lowered to one graph: its stages, gates, compaction and order inside, one call a
+batch.
 
-    first stage -> score >= threshold? -> If(some rows stay): gather them, the rest of the network, scatter
+    first stage -> score >= threshold? -> If(some rows stay): gather them, the rest of the network,
+    scatter
                                           otherwise: nothing else runs
 
-The graph gives `logits` [B, C] and `code` [B]: how many gates a row has passed, and above that `NAN_CODE` for each
-gate whose score was NaN. Which exit answered and why follows from the number. At batch 1 every node takes about a
-microsecond, so that a row which leaves at the first gate passes six of ours.
+The graph gives `logits` [B, C] and `code` [B]: how many gates a row has passed, and above that
+`NAN_CODE` for each gate whose score was NaN. Which exit answered and why follows from the number.
+At batch 1 every node takes about a microsecond, so that a row which leaves at the first gate passes
+six of ours.
 
 Shapes: B rows handed in, n rows still here, C classes.
 """
@@ -48,7 +51,9 @@ class Body:
         """A node with one output; its name comes back."""
         from onnx import helper
 
-        self.nodes.append(helper.make_node(kind, [*inputs], [output], name=f"offramp {output}", **attributes))
+        self.nodes.append(
+            helper.make_node(kind, [*inputs], [output], name=f"offramp {output}", **attributes)
+        )
         return output
 
     def constant(self, name: str, value: Any) -> str:
@@ -62,7 +67,10 @@ class Body:
         """All of it as one graph, or as the branch of an `If`."""
         from onnx import helper
 
-        ends = [helper.make_tensor_value_info(end, kind, None) for end, kind in zip(outputs, kinds, strict=True)]
+        ends = [
+            helper.make_tensor_value_info(end, kind, None)
+            for end, kind in zip(outputs, kinds, strict=True)
+        ]
         return helper.make_graph(self.nodes, name, [], ends, self.weights)
 
 
@@ -85,7 +93,9 @@ class _Written:
     last: bool
 
 
-def lowered(network: Network, schedule: Schedule, parts: Sequence[EngineStage], rows: State) -> Graph:
+def lowered(
+    network: Network, schedule: Schedule, parts: Sequence[EngineStage], rows: State
+) -> Graph:
     """A schedule as one graph.
 
     Args:
@@ -104,7 +114,9 @@ def lowered(network: Network, schedule: Schedule, parts: Sequence[EngineStage], 
     return kept_graph(key, lambda: _lowered(network, schedule, parts, rows))
 
 
-def _lowered(network: Network, schedule: Schedule, parts: Sequence[EngineStage], rows: State) -> Graph:
+def _lowered(
+    network: Network, schedule: Schedule, parts: Sequence[EngineStage], rows: State
+) -> Graph:
     tried = {name: value[:4].clone() for name, value in rows.items()}
     inputs = tuple(rows)
     written = list[_Written]()
@@ -146,7 +158,11 @@ def _joined(stages: Sequence[_Written], logits: Tensor) -> Graph:
     versions = {(one.domain, one.version) for model in models for one in model.opset_import}
     if len({domain for domain, _ in versions}) != len(versions):
         raise BadNetwork("its graphs are written in different versions of ONNX")
-    number = {torch.float32: TensorProto.FLOAT, torch.float64: TensorProto.DOUBLE, torch.float16: TensorProto.FLOAT16}
+    number = {
+        torch.float32: TensorProto.FLOAT,
+        torch.float64: TensorProto.DOUBLE,
+        torch.float16: TensorProto.FLOAT16,
+    }
     if logits.dtype not in number:
         raise BadNetwork(f"its answers are {str(logits.dtype).removeprefix('torch.')}")
     body = Body()
@@ -161,11 +177,15 @@ def _joined(stages: Sequence[_Written], logits: Tensor) -> Graph:
             if value.name not in given:
                 known.setdefault(value.name, value)
     graph.input.extend(known.values())
-    whole = helper.make_model(graph, opset_imports=models[0].opset_import, ir_version=models[0].ir_version)
+    whole = helper.make_model(
+        graph, opset_imports=models[0].opset_import, ir_version=models[0].ir_version
+    )
     return Graph(stages[-1].name, tuple(known), OUTPUTS, whole)
 
 
-def _rest(body: Body, stages: Sequence[_Written], scope: Mapping[str, str], kinds: Sequence[int]) -> tuple[str, str]:
+def _rest(
+    body: Body, stages: Sequence[_Written], scope: Mapping[str, str], kinds: Sequence[int]
+) -> tuple[str, str]:
     """Write the stages from `stages[0]` on into `body`.
 
     Args:
@@ -179,7 +199,8 @@ def _rest(body: Body, stages: Sequence[_Written], scope: Mapping[str, str], kind
     """
     from onnx import TensorProto
 
-    stage, later = stages[0], stages[1:]
+    stage = stages[0]
+    later = stages[1:]
     name = stage.name
     graph = stage.graph.renamed(scope).graph
     body.nodes += graph.node
@@ -189,14 +210,19 @@ def _rest(body: Body, stages: Sequence[_Written], scope: Mapping[str, str], kind
     if stage.threshold is None:
         return _rest(body, later, scope, kinds)
     limit = body.constant(f"{name}::threshold", np.float32(stage.threshold))
-    reached = body.add("GreaterOrEqual", [name + SCORE, limit], f"{name}::reached")  # of NaN it is false
+    reached = body.add(
+        "GreaterOrEqual", [name + SCORE, limit], f"{name}::reached"
+    )  # of NaN it is false
     stay = body.add("Not", [reached], f"{name}::stay")  # [n] bool
     code = body.add("Cast", [stay], f"{name}::code", to=TensorProto.INT64)  # [n]: 0 leaves, 1 stays
     most = body.add("ReduceMax", [code], f"{name}::most", keepdims=0)
     some = body.add("Cast", [most], f"{name}::some", to=TensorProto.BOOL)
-    goes, ends = Body(), Body()
+    goes = Body()
+    ends = Body()
     axis = goes.constant(f"{name}::axis", np.array([0]))
-    index = goes.add("Squeeze", [goes.add("NonZero", [stay], f"{name}::where"), axis], f"{name}::index")  # [m]
+    index = goes.add(
+        "Squeeze", [goes.add("NonZero", [stay], f"{name}::where"), axis], f"{name}::index"
+    )  # [m]
     inner = dict(scope)
     for key in stage.carries:
         inner[key] = goes.add("Gather", [scope.get(key, key), index], f"{name}::{key}", axis=0)
@@ -223,7 +249,9 @@ def _rest(body: Body, stages: Sequence[_Written], scope: Mapping[str, str], kind
     branch = goes.graph(f"{name} goes on", found, kinds)
     other = ends.graph(f"{name} ends", done, kinds)
     outputs = (f"{name}::logits", f"{name}::passed")
-    node = helper.make_node("If", [some], [*outputs], name=f"{name}::if", then_branch=branch, else_branch=other)
+    node = helper.make_node(
+        "If", [some], [*outputs], name=f"{name}::if", then_branch=branch, else_branch=other
+    )
     body.nodes.append(node)
     return outputs
 
@@ -272,8 +300,12 @@ class OneGraph:
 class Coded(Outputs):
     """Answers as one graph gives them: tensors are made when somebody asks for one of them."""
 
-    def __init__(self, logits: Array, codes: Array, places: Array, why: Array, exits: tuple[str, ...]) -> None:
-        """Keep logits [B, C] and codes [B]; by the number of gates passed which exit answered, and why."""
+    def __init__(
+        self, logits: Array, codes: Array, places: Array, why: Array, exits: tuple[str, ...]
+    ) -> None:
+        """Keep logits [B, C] and codes [B]; by the number of gates passed which exit answered, and
+        why.
+        """
         self._exits = exits
         self._found = (logits, codes, places, why)
 
@@ -283,13 +315,17 @@ class Coded(Outputs):
         passed = codes % NAN_CODE
         reasons = why[passed]
         flags = codes >= NAN_CODE
-        ended = np.flatnonzero(reasons != GATE)  # what left at a gate had a score, so its logits were finite
+        ended = np.flatnonzero(
+            reasons != GATE
+        )  # what left at a gate had a score, so its logits were finite
         flags[ended] |= ~np.isfinite(logits[ended].astype(np.float32, copy=False)).all(-1)
         found = [torch.from_numpy(array) for array in (logits, places[passed], reasons, flags)]
         return found[0], found[1], found[2], found[3]
 
 
-def farthest(graph: OneGraph, lean: LeanChain, parts: Sequence[EngineStage], rows: State, band: float) -> float:
+def farthest(
+    graph: OneGraph, lean: LeanChain, parts: Sequence[EngineStage], rows: State, band: float
+) -> float:
     """How far the logits of one graph lie from those of the parts, on rows that take the same way.
 
     Args:
@@ -307,7 +343,8 @@ def farthest(graph: OneGraph, lean: LeanChain, parts: Sequence[EngineStage], row
         BadNetwork: something differs by more.
     """
     x = given(rows)
-    mine, its = graph(x), lean(x)
+    mine = graph(x)
+    its = lean(x)
     if mine is None or its is None:
         return 0.0
     same = (mine.exit == its.exit).numpy()
@@ -324,7 +361,8 @@ def farthest(graph: OneGraph, lean: LeanChain, parts: Sequence[EngineStage], row
             raise BadNetwork(f"{int((~close).sum())} of {len(same)} rows take another way in it")
     if not (mine.flagged == its.flagged).numpy()[same].all():
         raise BadNetwork("it flags other rows")
-    ours, wanted = mine.logits.numpy()[same], its.logits.numpy()[same]
+    ours = mine.logits.numpy()[same]
+    wanted = its.logits.numpy()[same]
     sound = np.isfinite(wanted)
     if (sound != np.isfinite(ours)).any():
         raise BadNetwork("its answers are finite where others are not")

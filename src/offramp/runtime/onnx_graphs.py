@@ -1,4 +1,6 @@
-"""A part of a network as one ONNX graph: written by torch, cut down to what is asked for, joined with the next."""
+"""A part of a network as one ONNX graph: written by torch, cut down to what is asked for, joined
+with the next.
+"""
 
 from __future__ import annotations
 
@@ -25,13 +27,16 @@ def _from_scalar(self: Tensor, other: float, alpha: float = 1) -> Tensor:
     return torch.add(torch.mul(self, -alpha), other)
 
 
-# `1.0 - mask` of whole numbers: torch's ONNX writer has no way to promote the type of this one operation
+# `1.0 - mask` of whole numbers: torch's ONNX writer has no way to promote the type of this one
+# operation
 REWRITTEN: dict[Any, Any] = {torch.ops.aten.rsub.Scalar: _from_scalar}
 
 
 @dataclass(frozen=True)
 class Graph:
-    """An `onnx.ModelProto` whose inputs are `reads` and whose outputs are `writes`, each [B, ...] with B free."""
+    """An `onnx.ModelProto` whose inputs are `reads` and whose outputs are `writes`, each [B, ...]
+    with B free.
+    """
 
     node: str
     reads: tuple[str, ...]
@@ -59,7 +64,8 @@ class Graph:
         """The graph without what nothing in `writes` needs, inputs included."""
         model = type(self.model)()
         model.CopyFrom(self.model)
-        graph, needed = model.graph, set(writes)
+        graph = model.graph
+        needed = set(writes)
         _keep(graph.output, needed)
         for node in reversed([*graph.node]):
             if needed.isdisjoint(node.output):
@@ -75,10 +81,13 @@ class Graph:
         """Both as one, where `after` goes on from what this one writes."""
         model = type(self.model)()
         model.CopyFrom(self.model)
-        mine, its = model.graph, after.model.graph
+        mine = model.graph
+        its = after.model.graph
         mine.node.extend(its.node)
         mine.initializer.extend(its.initializer)
-        mine.input.extend(value for value in its.input if value.name not in {*self.reads, *self.writes})
+        mine.input.extend(
+            value for value in its.input if value.name not in {*self.reads, *self.writes}
+        )
         mine.output.extend(its.output)
         reads, writes = ((value.name for value in ends) for ends in (mine.input, mine.output))
         return Graph(after.node, tuple(reads), tuple(writes), model)
@@ -92,7 +101,9 @@ class Graph:
 
 
 def written(engine_stage: EngineStage, reads: tuple[str, ...], state: State) -> Graph:
-    """One `torch.export` of a part with a dynamic batch, written as ONNX. Raises BadData, BadNetwork, MissingExtra."""
+    """One `torch.export` of a part with a dynamic batch, written as ONNX. Raises BadData,
+    BadNetwork, MissingExtra.
+    """
     name = engine_stage.name
     require_onnx()
     with _quiet(), torch.inference_mode(False), torch.no_grad():
@@ -103,7 +114,8 @@ def written(engine_stage: EngineStage, reads: tuple[str, ...], state: State) -> 
             raise
         except Exception as problem:  # torch.export and its ONNX writer raise anything
             raise BadNetwork(
-                f"segment {name!r} cannot be written as ONNX: {_told(problem)}; run it with engine='torch'"
+                f"segment {name!r} cannot be written as ONNX: {_told(problem)}; run it with "
+                f"engine='torch'"
             ) from problem
     _rename_all(model.graph, name, reads, engine_stage.writes)
     return Graph(name, reads, engine_stage.writes, model)
@@ -119,18 +131,24 @@ def require_onnx() -> None:
 
 
 def _told(problem: Exception) -> str:
-    """The operator that is at fault where it is named anywhere in the chain of causes, else the first line."""
+    """The operator that is at fault where it is named anywhere in the chain of causes, else the
+    first line.
+    """
     cause: BaseException | None = problem
     texts = []
     while cause is not None:
         texts.append(str(cause))
         cause = cause.__cause__ or cause.__context__
     for text in texts:
-        if found := re.search(r"No ONNX function found for <OpOverload\(op='([\w.:]+)'", text) or re.search(
+        if found := re.search(
+            r"No ONNX function found for <OpOverload\(op='([\w.:]+)'", text
+        ) or re.search(
             r"No decompositions? registered for (?:the complex-valued )?.*?([\w]+\.[\w.]+)", text
         ):
             return f"there is no ONNX for the operator {found[1]}"
-    return next((line.strip() for line in texts[-1].splitlines() if line.strip()), type(problem).__name__).rstrip(".")
+    return next(
+        (line.strip() for line in texts[-1].splitlines() if line.strip()), type(problem).__name__
+    ).rstrip(".")
 
 
 def _rename_all(graph: Any, node: str, reads: Sequence[str], writes: Sequence[str]) -> None:
@@ -140,10 +158,14 @@ def _rename_all(graph: Any, node: str, reads: Sequence[str], writes: Sequence[st
     """
     for each in graph.node:
         each.name = f"{node}:{each.name}"  # for graphs that are put together
-    known = [*(value.name for value in graph.initializer), *(out for each in graph.node for out in each.output)]
+    known = [
+        *(value.name for value in graph.initializer),
+        *(out for each in graph.node for out in each.output),
+    ]
     names = {name: f"{node}:{name}" for name in known}
     names |= dict(zip((value.name for value in graph.input), reads, strict=True))
-    taken, copies = {value.name for value in graph.input}, list[tuple[str, str]]()
+    taken = {value.name for value in graph.input}
+    copies = list[tuple[str, str]]()
     for value, new in zip(graph.output, writes, strict=True):
         if value.name in taken:
             copies.append((value.name, new))
@@ -153,7 +175,8 @@ def _rename_all(graph: Any, node: str, reads: Sequence[str], writes: Sequence[st
     _rename(graph, names)
     for end, new in copies:
         copy = graph.node.add()
-        copy.op_type, copy.name = "Identity", f"{node}:identity {new}"
+        copy.op_type = "Identity"
+        copy.name = f"{node}:identity {new}"
         copy.input.append(names[end])
         copy.output.append(new)
     for value, new in zip(graph.output, writes, strict=True):
@@ -191,7 +214,11 @@ def _keep(values: Any, names: Collection[str]) -> None:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Keep to ourselves what the exporters print."""
-    names = ("torch.onnx", "torch.onnx._internal.exporter._registration", "torch.fx.experimental.symbolic_shapes")
+    names = (
+        "torch.onnx",
+        "torch.onnx._internal.exporter._registration",
+        "torch.fx.experimental.symbolic_shapes",
+    )
     loggers = [logging.getLogger(name) for name in names]
     before = [logger.disabled for logger in loggers]
     try:

@@ -1,4 +1,5 @@
-"""What a Runner gives, and how it is filled in: rows in the order of x, whatever order they leave in.
+"""What a Runner gives, and how it is filled in: rows in the order of x, whatever order they leave
+in.
 
 Shapes: B rows handed in, n rows at one exit, C classes.
 """
@@ -22,7 +23,9 @@ GATE, END, DEEPEST, DEADLINE, UNAVAILABLE = range(len(WHY))
 Array = np.ndarray[Any, np.dtype[Any]]
 RowNumbers = np.ndarray[Any, np.dtype[np.int64]] | None  # numbers of rows in x; None: all of them
 Passed = Sequence[tuple[RowNumbers, int]]  # rows, and the exit that answered them
-Bad = Sequence[tuple[RowNumbers, np.ndarray[Any, np.dtype[np.bool_]]]]  # rows, and whether their score was NaN
+Bad = Sequence[
+    tuple[RowNumbers, np.ndarray[Any, np.dtype[np.bool_]]]
+]  # rows, and whether their score was NaN
 
 
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # logits, exit, why, flagged
@@ -80,7 +83,9 @@ class Outputs:
 
     def __repr__(self) -> str:
         counts = np.bincount(self.exit.cpu().numpy(), minlength=len(self.exits)).tolist()
-        left = ", ".join(f"{count} at {name}" for name, count in zip(self.exits, counts, strict=True))
+        left = ", ".join(
+            f"{count} at {name}" for name, count in zip(self.exits, counts, strict=True)
+        )
         return f"Answers({len(self)} rows: {left})"
 
     def reasons(self) -> list[str]:
@@ -99,7 +104,9 @@ class Unpacked(Outputs):
     At batch 1 four tensors take as long as a small network.
     """
 
-    def __init__(self, logits: Array, passed: Passed, why: int, bad: Bad, exits: tuple[str, ...]) -> None:
+    def __init__(
+        self, logits: Array, passed: Passed, why: int, bad: Bad, exits: tuple[str, ...]
+    ) -> None:
         """Keep what was decided.
 
         Args:
@@ -138,13 +145,19 @@ def _where(rows: RowNumbers) -> Any:
 
 
 class OutputBuffer:
-    """Answers being filled. What is decided per row is kept on the host; only logits live on the device.
+    """Answers being filled. What is decided per row is kept on the host; only logits live on the
+    device.
 
     When all rows are put at once, nothing is copied.
     """
 
-    def __init__(self, count: int, device: torch.device, exits: tuple[str, ...], classes: int) -> None:
-        self.count, self.device, self.exits, self.classes = count, device, exits, classes
+    def __init__(
+        self, count: int, device: torch.device, exits: tuple[str, ...], classes: int
+    ) -> None:
+        self.count = count
+        self.device = device
+        self.exits = exits
+        self.classes = classes
         self.logits: Tensor | None = None
         self.codes = np.zeros((2, count), np.int64)  # exit and why
         self.flags = np.zeros(count, bool)
@@ -154,7 +167,9 @@ class OutputBuffer:
         where = slice(None) if rows is None else rows
         self.codes[0, where] = index
         self.codes[1, where] = why
-        if why != GATE and not math.isfinite(_sum(logits)):  # what leaves at a gate had a score: its logits were finite
+        if why != GATE and not math.isfinite(
+            _sum(logits)
+        ):  # what leaves at a gate had a score: its logits were finite
             self.flags[where] |= ~np.isfinite(logits.float().cpu().numpy()).all(-1)
         if rows is None:
             self.logits = logits
@@ -163,13 +178,17 @@ class OutputBuffer:
             self.logits = logits.new_empty(self.count, logits.shape[1])
         if self.logits.shape[1] != logits.shape[1]:
             raise BadNetwork(
-                f"exit {self.exits[index]!r} answers with {logits.shape[1]} classes, an earlier one with "
+                f"exit {self.exits[index]!r} answers with {logits.shape[1]} classes, an earlier "
+                f"one with "
                 f"{self.logits.shape[1]}, expected one number; check the members"
             )
         if self.logits.dtype != logits.dtype:  # members of different precision
             wide = torch.promote_types(self.logits.dtype, logits.dtype)
-            self.logits, logits = self.logits.to(wide), logits.to(wide)
-        self.logits.index_copy_(0, torch.from_numpy(rows).to(self.device, non_blocking=True), logits)
+            self.logits = self.logits.to(wide)
+            logits = logits.to(wide)
+        self.logits.index_copy_(
+            0, torch.from_numpy(rows).to(self.device, non_blocking=True), logits
+        )
 
     def flag(self, rows: RowNumbers, bad: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
         """Mark rows [n] whose score was NaN."""
@@ -177,15 +196,22 @@ class OutputBuffer:
 
     def answers(self) -> Outputs:
         """All of them; of an empty batch, none."""
-        logits = torch.zeros(0, self.classes, device=self.device) if self.logits is None else self.logits
-        codes, flagged = torch.from_numpy(self.codes), torch.from_numpy(self.flags)
+        if self.logits is None:
+            logits = torch.zeros(0, self.classes, device=self.device)
+        else:
+            logits = self.logits
+        codes = torch.from_numpy(self.codes)
+        flagged = torch.from_numpy(self.flags)
         if self.device.type != "cpu":
-            codes, flagged = codes.to(self.device), flagged.to(self.device)
+            codes = codes.to(self.device)
+            flagged = flagged.to(self.device)
         return Outputs(logits, codes[0], codes[1], flagged, self.exits)
 
 
 def _sum(logits: Tensor) -> float:
-    """Of all logits [n, C]: not finite when one of them is not. One number, because a batch of one waits for it."""
+    """Of all logits [n, C]: not finite when one of them is not. One number, because a batch of one
+    waits for it.
+    """
     if logits.device.type == "cpu" and logits.dtype == torch.float32:
         with np.errstate(all="ignore"):  # NaN and infinities are what is looked for
             return float(np.add.reduce(logits.numpy(), axis=None))  # half of what torch takes

@@ -1,8 +1,9 @@
-"""What milliseconds need besides those of segments, exits and gates: the Runner's own, the bare network's, the noise.
+"""What milliseconds need besides those of segments, exits and gates: the Runner's own, the bare
+network's, the noise.
 
-The sum of a network's parts is not what a user waits for: a Runner checks, compares scores and gathers rows, and the
-plain network beside it runs as one call. All three are measured where the parts are, so that a plan's price says what
-`bench` would measure.
+The sum of a network's parts is not what a user waits for: a Runner checks, compares scores and
+gathers rows, and the plain network beside it runs as one call. All three are measured where the
+parts are, so that a plan's price says what `bench` would measure.
 """
 
 from __future__ import annotations
@@ -38,23 +39,28 @@ Array = np.ndarray[Any, np.dtype[Any]]
 def runner_costs(
     network: Network, engine_stages: Sequence[EngineStage], x: State, *, own_threads: bool
 ) -> dict[str, Array]:
-    """Milliseconds of the Runner itself: `cost/runner` for a batch, `cost/runner/<gate>` at each gate, [3] each.
+    """Milliseconds of the Runner itself: `cost/runner` for a batch, `cost/runner/<gate>` at each
+    gate, [3] each.
 
-    A Runner is timed on parts that compute nothing: they hand out what the real parts gave before. At every gate one
-    row leaves, so that the others are gathered, tensors of the real sizes; a batch of one goes on.
+    A Runner is timed on parts that compute nothing: they hand out what the real parts gave before.
+    At every gate one row leaves, so that the others are gathered, tensors of the real sizes; a
+    batch of one goes on.
 
     Args:
         network: whose Runner it is.
         parts: all of its parts, as an engine opened them, every gate open.
         x: some rows, by the names of the inputs.
-        own_threads: whether the engine computes on threads of its own, where rows are gathered by NumPy.
+        own_threads: whether the engine computes on threads of its own, where rows are gathered by
+            NumPy.
 
     Returns:
         Columns of a trace: no MACs, milliseconds per call, milliseconds per row.
     """
     states = dict[int, State]()
     for count in SIZES:
-        states[count] = _computed(engine_stages, {name: tiled(value, count) for name, value in x.items()})
+        states[count] = _computed(
+            engine_stages, {name: tiled(value, count) for name, value in x.items()}
+        )
     plan = Plan.by_hand(dict.fromkeys(network.topology.gates, 0.5))
     calls = dict[str, Callable[[], object]]()
     for depth, node in enumerate(network.topology.exits):
@@ -64,7 +70,12 @@ def runner_costs(
             for engine_stage in engine_stages[: depth + 1]:
                 inputs = {name: states[count][name] for name in x}
                 canned.append(
-                    _canned(engine_stage, states[count], last=engine_stage is engine_stages[depth], inputs=inputs)
+                    _canned(
+                        engine_stage,
+                        states[count],
+                        last=engine_stage is engine_stages[depth],
+                        inputs=inputs,
+                    )
                 )
             some = linked(Schedule(tuple(engine_stage.stage for engine_stage in canned)), canned)
             short = plan.changed(max_exit=node)
@@ -86,22 +97,30 @@ def runner_costs(
 def plain_costs(network: Network, engine: Engine, x: State) -> dict[str, Array]:
     """Milliseconds of the last model as its engine runs it bare, as `cost/plain` [3].
 
-    Nothing where it cannot be had: a model that only its parts can be run of on this engine, and engines whose call
-    must be compiled for it first.
+    Nothing where it cannot be had: a model that only its parts can be run of on this engine, and
+    engines whose call must be compiled for it first.
     """
     if {"compile", "cuda_graphs"} & set(engine.options):
         return {}
     states = {count: {name: tiled(value, count) for name, value in x.items()} for count in SIZES}
     try:
         bind = plain_of(network, states[SIZES[-1]], engine)
-        times = interleaved({str(count): bind(states[count]) for count in SIZES}, repeats=REPEATS, warmup=2)
+        times = interleaved(
+            {str(count): bind(states[count]) for count in SIZES}, repeats=REPEATS, warmup=2
+        )
     except OfframpError:
         return {}
-    return {f"cost/{PLAIN}": np.array([0.0, *line(SIZES, [float(np.median(times[str(n)])) for n in SIZES])])}
+    return {
+        f"cost/{PLAIN}": np.array(
+            [0.0, *line(SIZES, [float(np.median(times[str(n)])) for n in SIZES])]
+        )
+    }
 
 
 class Noise:
-    """How far timings of the same call lie apart: all parts on the same rows, timed before and after other things."""
+    """How far timings of the same call lie apart: all parts on the same rows, timed before and
+    after other things.
+    """
 
     def __init__(self, engine_stages: Sequence[EngineStage], x: State) -> None:
         self._calls = dict[str, Callable[[], object]]()
@@ -115,10 +134,14 @@ class Noise:
         self._times.append(interleaved(self._calls, repeats=REPEATS))
 
     def share(self) -> float:
-        """The upper quartile of all timings of a call above the lower one, as a share of it; of both calls the more."""
+        """The upper quartile of all timings of a call above the lower one, as a share of it; of
+        both calls the more.
+        """
         spreads = list[float]()
         for name in self._calls:
-            low, high = np.quantile(np.concatenate([times[name] for times in self._times]), [0.25, 0.75])
+            low, high = np.quantile(
+                np.concatenate([times[name] for times in self._times]), [0.25, 0.75]
+            )
             spreads.append(float(high / low) - 1)
         return max(spreads)
 
@@ -144,11 +167,16 @@ def _canned(engine_stage: EngineStage, state: State, *, last: bool, inputs: Stat
         made[score][0] = 1.0
     stage = engine_stage.stage
     if last:
-        stage = replace(stage, gate=False, edges=(Edge(LEAVE, LEAVE),), thresholds=(), routes=(), why="end")
+        stage = replace(
+            stage, gate=False, edges=(Edge(LEAVE, LEAVE),), thresholds=(), routes=(), why="end"
+        )
     elif stage.gate:
         stage = replace(stage, thresholds=(0.5,))
     engine_stage = replace(engine_stage, stage=stage)
-    return replace(engine_stage, functions={"segment": _Canned(made, score, read_by(engine_stage, inputs), inputs)})
+    return replace(
+        engine_stage,
+        functions={"segment": _Canned(made, score, read_by(engine_stage, inputs), inputs)},
+    )
 
 
 class _Canned:
@@ -159,7 +187,10 @@ class _Canned:
         self._score = score
         self._reads = tuple(reads)
         self._inputs = inputs
-        self._one = {} if score not in made else {score: torch.zeros_like(made[score][:1])}
+        if score not in made:
+            self._one = {}
+        else:
+            self._one = {score: torch.zeros_like(made[score][:1])}
 
     def __call__(self, rows: State) -> State:
         count = count_of(rows)
@@ -179,7 +210,10 @@ class _Canned:
             count = len(next(iter(given.values())))
             return [value[:count] for value in (single if count == 1 else several)]
 
-        wanted = {name: Wanted(value.dtype, tuple(value.shape[1:])) for name, value in self._inputs.items()}
+        wanted = {
+            name: Wanted(value.dtype, tuple(value.shape[1:]))
+            for name, value in self._inputs.items()
+        }
         inputs = {name: wanted[name] for name in self._reads if name in wanted}
         return OnArrays(self._reads, tuple(self._made), run, inputs)
 

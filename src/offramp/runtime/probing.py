@@ -1,8 +1,10 @@
-"""What is compared of a network: some of the recorded rows, seeded ones, and rows that are run again alone.
+"""What is compared of a network: some of the recorded rows, seeded ones, and rows that are run
+again alone.
 
-A promise assumes that a row gets the same logits and scores whatever its batch: rows leave, and the rest is another
-batch. `record` runs some rows again, in another batch and alone, and refuses what differs beyond the float band. What
-it measured on these rows becomes part of the probe of a plan, and `open` compares.
+A promise assumes that a row gets the same logits and scores whatever its batch: rows leave, and the
+rest is another batch. `record` runs some rows again, in another batch and alone, and refuses what
+differs beyond the float band. What it measured on these rows becomes part of the probe of a plan,
+and `open` compares.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ Outputs = dict[str, Array]  # "<exit>/logits" [n, C] and "<gate>/score" [n], flo
 
 
 def everything(topology: Topology, engine_stages: Sequence[EngineStage], x: State) -> State:
-    """Every named tensor of a batch. With forks: logits and scores by the labels of exits and gates.
+    """Every named tensor of a batch. With forks: logits and scores by the labels of exits and
+    gates.
 
     Those of all paths, or of the dearest alone where there are too many.
     """
@@ -48,8 +51,17 @@ def everything(topology: Topology, engine_stages: Sequence[EngineStage], x: Stat
     with torch.inference_mode():
         if not topology.is_chain:
             first = engine_stages[0].stage.nodes[0]
-            ways = _Ways(topology, {engine_stage.name: engine_stage for engine_stage in engine_stages}, tuple(x), state)
-            ways.follow(engine_stages[0].name, topology.reference_path(first), dict(with_defaults(topology, x)))
+            ways = _Ways(
+                topology,
+                {engine_stage.name: engine_stage for engine_stage in engine_stages},
+                tuple(x),
+                state,
+            )
+            ways.follow(
+                engine_stages[0].name,
+                topology.reference_path(first),
+                dict(with_defaults(topology, x)),
+            )
             return state
         for engine_stage in engine_stages:
             engine_stage.call(state)
@@ -58,7 +70,9 @@ def everything(topology: Topology, engine_stages: Sequence[EngineStage], x: Stat
 
 @dataclass(frozen=True)
 class _Ways:
-    """All paths of a batch through a schedule, whatever its gates say; what they give is collected in `found`."""
+    """All paths of a batch through a schedule, whatever its gates say; what they give is collected
+    in `found`.
+    """
 
     topology: Topology
     engine_stages: Mapping[str, EngineStage]
@@ -74,7 +88,10 @@ class _Ways:
         for end in (LOGITS, SCORE):
             if name + end in state and name + end in engine_stage.writes:
                 self.found[label + end] = state[name + end]
-        edges = engine_stage.stage.edges[-1:] if self.topology.has_many_paths else engine_stage.stage.edges
+        if self.topology.has_many_paths:
+            edges = engine_stage.stage.edges[-1:]
+        else:
+            edges = engine_stage.stage.edges
         for edge in edges:
             if edge.to == LEAVE:
                 continue
@@ -92,7 +109,9 @@ def outputs_of(topology: Topology, state: State) -> Outputs:
 
 @dataclass(frozen=True)
 class ProbeRow:
-    """A recorded row: its inputs, each without the batch, and what the network gave for it in its batch."""
+    """A recorded row: its inputs, each without the batch, and what the network gave for it in its
+    batch.
+    """
 
     x: dict[str, Tensor]
     outputs: Outputs
@@ -104,10 +123,12 @@ class ProbeRow:
 
 
 class Sample:
-    """The recorded rows with the smallest digests: a random draw that depends on no order of the rows.
+    """The recorded rows with the smallest digests: a random draw that depends on no order of the
+    rows.
 
-    Rows with logits that are not finite are left out, and of equal rows all but one. Scores may be infinite: a gate
-    that says yes or no gives such scores, and may look at other rows as any other gate may.
+    Rows with logits that are not finite are left out, and of equal rows all but one. Scores may be
+    infinite: a gate that says yes or no gives such scores, and may look at other rows as any other
+    gate may.
     """
 
     def __init__(self, size: int = SAMPLED) -> None:
@@ -116,7 +137,10 @@ class Sample:
 
     def add(self, digests: Array, x: State, outputs: Outputs) -> None:
         """Look at a batch: digests [B], inputs, and the outputs for them."""
-        limit = max(self.rows) if len(self.rows) >= self.size else np.iinfo(np.uint64).max
+        if len(self.rows) >= self.size:
+            limit = max(self.rows)
+        else:
+            limit = np.iinfo(np.uint64).max
         finite = np.ones(len(digests), bool)
         for name, value in outputs.items():
             if name.endswith(LOGITS):
@@ -125,7 +149,9 @@ class Sample:
             digest = int(digests[at])
             if digest not in self.rows:
                 inputs = {name: value[at].detach().cpu().clone() for name, value in x.items()}
-                self.rows[digest] = ProbeRow(inputs, {name: value[at] for name, value in outputs.items()})
+                self.rows[digest] = ProbeRow(
+                    inputs, {name: value[at] for name, value in outputs.items()}
+                )
         self._trim()
 
     def joined(self, others: Sequence[Mapping[int, ProbeRow]]) -> None:
@@ -145,7 +171,9 @@ class Sample:
         yield from found.values()
 
     def recorded(self, topology: Topology, classes: int, *, keep: bool) -> RecordedRows | None:
-        """What a probe holds of these rows: as many as are small, all of one layout; their values if `keep`."""
+        """What a probe holds of these rows: as many as are small, all of one layout; their values
+        if `keep`.
+        """
         finite = {digest: row for digest, row in self.rows.items() if _finite(row)}
         if not finite:
             return None
@@ -168,11 +196,15 @@ def _finite(row: ProbeRow) -> bool:
 
 
 def probe_of(
-    network: Network, inputs: tuple[Input, ...], engine_stages: Sequence[EngineStage], recorded: RecordedRows | None
+    network: Network,
+    inputs: tuple[Input, ...],
+    engine_stages: Sequence[EngineStage],
+    recorded: RecordedRows | None,
 ) -> Probe:
     """The probe of a network: what it gives for seeded rows, as far as that is finite.
 
-    Where the model fails on drawn rows (an index that must fit another one), there are recorded rows alone.
+    Where the model fails on drawn rows (an index that must fit another one), there are recorded
+    rows alone.
     """
     topology = network.topology
     every = tuple(range(PROBE_ROWS))
@@ -201,24 +233,33 @@ def probe_of(
 
 
 def require_independent(
-    network: Network, engine_stages: Sequence[EngineStage], groups: Sequence[Sequence[ProbeRow]], origin: Origin
+    network: Network,
+    engine_stages: Sequence[EngineStage],
+    groups: Sequence[Sequence[ProbeRow]],
+    origin: Origin,
 ) -> None:
-    """Raise BadNetwork when rows that are run again, in another batch or alone, get other logits or scores.
+    """Raise BadNetwork when rows that are run again, in another batch or alone, get other logits or
+    scores.
 
-    What is compared must agree within the float band. A score may differ where an answer changed within the band: a
-    counter of equal answers does. Torch's generator is left as it was.
+    What is compared must agree within the float band. A score may differ where an answer changed
+    within the band: a counter of equal answers does. Torch's generator is left as it was.
     """
     device = network.device()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         for group in groups:
             alone = [[row] for row in group[:ALONE]]
             for some in ([list(group)] if len(group) > 1 else []) + alone:
-                x = {name: torch.stack([row.x[name] for row in some]).to(device) for name in some[0].x}
+                x = {
+                    name: torch.stack([row.x[name] for row in some]).to(device)
+                    for name in some[0].x
+                }
                 before = _stacked([row.outputs for row in some])
                 now = outputs_of(network.topology, everything(network.topology, engine_stages, x))
                 found = differing(before, now, network.topology, _tolerance(origin, device))
                 if found is not None:
-                    again = outputs_of(network.topology, everything(network.topology, engine_stages, x))
+                    again = outputs_of(
+                        network.topology, everything(network.topology, engine_stages, x)
+                    )
                     raise BadNetwork(_dependent(found, len(some), drawn=_differ(now, again)))
 
 
@@ -226,24 +267,34 @@ def _tolerance(origin: Origin, device: torch.device) -> float:
     """How far logits of 10 may lie apart in two batches."""
     if origin.rounding != BAND:
         return LOOSER * origin.rounding
-    # Convolutions on a GPU may round to eleven bits, as half precision does, and may choose to at each batch size
-    return ROUNDED if device.type == "cuda" and torch.backends.cudnn.allow_tf32 else BAND
+    # Convolutions on a GPU may round to eleven bits, as half precision does, and may choose to at
+    # each batch size
+    if device.type == "cuda" and torch.backends.cudnn.allow_tf32:
+        return ROUNDED
+    return BAND
 
 
 def _dependent(found: tuple[str, float], count: int, *, drawn: bool) -> str:
     name, far = found
     node, _, kind = name.rpartition("/")
-    what = f"the score of gate {node!r}" if "/" + kind == SCORE else f"the answer of exit {node!r}"
+    if "/" + kind == SCORE:
+        what = f"the score of gate {node!r}"
+    else:
+        what = f"the answer of exit {node!r}"
     if drawn:
         return (
-            f"{what} is another one when the same rows are run again ({far:.2g} apart): something in the network "
-            "draws at random, such as a dropout that stays on; switch it off, since rows must be decided the same way "
+            f"{what} is another one when the same rows are run again ({far:.2g} apart): something "
+            f"in the network "
+            "draws at random, such as a dropout that stays on; switch it off, since rows must be "
+            "decided the same way "
             "whenever they come"
         )
     how = "alone" if count == 1 else "in another batch"
     return (
-        f"{what} is another one when a row is run {how} ({far:.2g} apart): it depends on the other rows of the batch, "
-        "and these change when rows leave; compute it from the row alone (see offramp.testing.check_gate)"
+        f"{what} is another one when a row is run {how} ({far:.2g} apart): it depends on the "
+        f"other rows of the batch, "
+        "and these change when rows leave; compute it from the row alone (see "
+        "offramp.testing.check_gate)"
     )
 
 
@@ -251,13 +302,16 @@ def _differ(one: Outputs, other: Outputs) -> bool:
     return any(not np.array_equal(one[name], other[name], equal_nan=True) for name in one)
 
 
-def differing(before: Outputs, now: Outputs, topology: Topology, band: float) -> tuple[str, float] | None:
+def differing(
+    before: Outputs, now: Outputs, topology: Topology, band: float
+) -> tuple[str, float] | None:
     """The first output that differs by more than the band, and by how much; None when all agree.
 
-    Logits and scores may differ by the band, or by a tenth of it times the largest logit of that exit. Where an exit
-    answers a row otherwise, within the band, scores of this row are not compared. Outputs [n, ...] that only one side
-    has are not compared, nor are logits that are not finite in `before`. Equal infinite scores agree, and so do two
-    scores that are no numbers; one of these agrees with nothing else.
+    Logits and scores may differ by the band, or by a tenth of it times the largest logit of that
+    exit. Where an exit answers a row otherwise, within the band, scores of this row are not
+    compared. Outputs [n, ...] that only one side has are not compared, nor are logits that are not
+    finite in `before`. Equal infinite scores agree, and so do two scores that are no numbers; one
+    of these agrees with nothing else.
     """
     count = len(next(iter(before.values())))
     changed = np.zeros(count, bool)
@@ -269,9 +323,13 @@ def differing(before: Outputs, now: Outputs, topology: Topology, band: float) ->
         finite = np.isfinite(before[key]).all(1)
         if not finite.any():
             continue
-        want, got = before[key][finite], now[key][finite]
+        want = before[key][finite]
+        got = now[key][finite]
         allowed[name] = band * max(1.0, float(np.abs(want).max()) / 10)
-        far = float(np.abs(got - want).max()) if got.shape == want.shape else float("inf")
+        if got.shape == want.shape:
+            far = float(np.abs(got - want).max())
+        else:
+            far = float("inf")
         if not far <= allowed[name]:
             return key, far
         changed |= before[key].argmax(1) != now[key].argmax(1)
@@ -279,50 +337,79 @@ def differing(before: Outputs, now: Outputs, topology: Topology, band: float) ->
         key = name + SCORE
         if key not in before or key not in now:
             continue
-        want, got = before[key][~changed], now[key][~changed]
+        want = before[key][~changed]
+        got = now[key][~changed]
         both = np.isfinite(want) & np.isfinite(got)
         if not (both | (want == got) | (np.isnan(want) & np.isnan(got))).all():
             return key, float("inf")
         if not both.any():
             continue
-        want, got = want[both], got[both]
+        want = want[both]
+        got = got[both]
         far = float(np.abs(got - want).max())
         if not far <= max(allowed.get(name, band), band * float(np.abs(want).max()) / 10):
             return key, far
     return None
 
 
-def compare_probe(network: Network, plan: Plan, engine_stages: Sequence[EngineStage], example: Any = None) -> None:
+def compare_probe(
+    network: Network, plan: Plan, engine_stages: Sequence[EngineStage], example: Any = None
+) -> None:
     """Raise Mismatch when parts give other logits or scores than when the plan was made.
 
-    Compared are the seeded rows of its probe, its recorded rows where they were kept, and those rows of `example` whose
-    digests it knows. Running them also makes an engine that compiles do so now.
+    Compared are the seeded rows of its probe, its recorded rows where they were kept, and those
+    rows of `example` whose digests it knows. Running them also makes an engine that compiles do so
+    now.
     """
     probe = plan.origin.probe if plan.origin else None
     if plan.origin is None or probe is None:
         return
     if probe.rows is None or probe.rows:
-        _compare(network, engine_stages, probe.batch(), probe.logits, probe.scores, plan.origin, "the seeded rows")
+        _compare(
+            network,
+            engine_stages,
+            probe.batch(),
+            probe.logits,
+            probe.scores,
+            plan.origin,
+            "the seeded rows",
+        )
     if probe.recorded is None:
         return
     known = probe.recorded
     if kept := known.arrays():
-        _compare(network, engine_stages, given_as(kept), known.logits, known.scores, plan.origin, "recorded rows")
+        _compare(
+            network,
+            engine_stages,
+            given_as(kept),
+            known.logits,
+            known.scores,
+            plan.origin,
+            "recorded rows",
+        )
     if example is not None:
         batch = next(rows(_as_data(example)).batches(count_of(as_inputs(example))))
         wanted = {int(text, 16): index for index, text in enumerate(known.digests)}
-        pairs = [(at, wanted[digest]) for at, digest in enumerate(batch.digest.tolist()) if digest in wanted]
+        pairs = [
+            (at, wanted[digest])
+            for at, digest in enumerate(batch.digest.tolist())
+            if digest in wanted
+        ]
         if pairs:
             ours, its = np.array(pairs, np.int64).T
             some = {name: value[ours] for name, value in as_inputs(batch.x).items()}
             logits = tuple(tuple(each[index] for index in its) for each in known.logits)
             scores = tuple(tuple(each[index] for index in its) for each in known.scores)
-            _compare(network, engine_stages, given_as(some), logits, scores, plan.origin, "recorded rows")
+            _compare(
+                network, engine_stages, given_as(some), logits, scores, plan.origin, "recorded rows"
+            )
 
 
 def given_as(named: Mapping[str, Any]) -> Any:
     """Values by the names of inputs as a network takes them."""
-    return named["x"] if "x" in named else {name.removeprefix("x/"): value for name, value in named.items()}
+    if "x" in named:
+        return named["x"]
+    return {name.removeprefix("x/"): value for name, value in named.items()}
 
 
 def _as_data(example: Any) -> Any:
@@ -333,7 +420,13 @@ def _as_data(example: Any) -> Any:
 
 
 def _compare(
-    network: Network, engine_stages: Sequence[EngineStage], x: Any, logits: Any, scores: Any, origin: Origin, what: str
+    network: Network,
+    engine_stages: Sequence[EngineStage],
+    x: Any,
+    logits: Any,
+    scores: Any,
+    origin: Origin,
+    what: str,
 ) -> None:
     before = {
         name + LOGITS: np.array(each, np.float32)
@@ -342,7 +435,10 @@ def _compare(
     if scores is not None:
         pairs = zip(network.topology.gate_labels, scores, strict=True)
         before |= {name + SCORE: np.array(each, np.float32) for name, each in pairs}
-    now = outputs_of(network.topology, everything(network.topology, engine_stages, as_inputs(x, network.device())))
+    now = outputs_of(
+        network.topology,
+        everything(network.topology, engine_stages, as_inputs(x, network.device())),
+    )
     found = differing(before, now, network.topology, origin.rounding)
     if found is None:
         return
@@ -351,12 +447,15 @@ def _compare(
     if "/" + kind == SCORE:
         raise Mismatch(
             f"gate {node!r} scores {what} of the plan {far:.2g} away from where it was made (band "
-            f"{origin.rounding:g}): its code is another one, or this machine computes differently; record and "
+            f"{origin.rounding:g}): its code is another one, or this machine computes "
+            f"differently; record and "
             "calibrate here"
         )
     raise Mismatch(
-        f"exit {node!r} answers {what} of the plan's probe {far:.2g} away from where the plan was made (band "
-        f"{origin.rounding:g}): the code of the model is another one, or this machine computes differently; record and "
+        f"exit {node!r} answers {what} of the plan's probe {far:.2g} away from where the plan was "
+        f"made (band "
+        f"{origin.rounding:g}): the code of the model is another one, or this machine computes "
+        f"differently; record and "
         "calibrate here"
     )
 
@@ -373,7 +472,9 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list) else value
 
 
-def _values(some: Sequence[Mapping[str, Tensor]]) -> tuple[tuple[str, str, tuple[int, ...], str], ...]:
+def _values(
+    some: Sequence[Mapping[str, Tensor]],
+) -> tuple[tuple[str, str, tuple[int, ...], str], ...]:
     found = []
     for name in some[0]:
         array = np.stack([row[name].numpy() for row in some])

@@ -15,7 +15,15 @@ from offramp._support.arguments import require_count, require_flag
 from offramp._support.processes import Processes, here
 from offramp._support.progress import track
 from offramp.data.rows import Batch, Rows, digests_of, fingerprint_of, proposing, rows_for
-from offramp.errors import BadData, BadNetwork, BetterExit, InvalidArgument, NoisyTimings, Notice, UntrainedExitWarning
+from offramp.errors import (
+    BadData,
+    BadNetwork,
+    BetterExit,
+    InvalidArgument,
+    NoisyTimings,
+    Notice,
+    UntrainedExitWarning,
+)
 from offramp.networks.ambient import without_autocast
 from offramp.networks.dependence import require_read
 from offramp.networks.inputs import State, as_inputs, needed_by, require_inputs
@@ -30,7 +38,14 @@ from offramp.runtime.dialling import Dial, settings_of
 from offramp.runtime.engine import Engine, engine_of, kind_of
 from offramp.runtime.measuring import costs_of
 from offramp.runtime.overhead import Noise, plain_costs, runner_costs
-from offramp.runtime.probing import ProbeRow, Sample, everything, outputs_of, probe_of, require_independent
+from offramp.runtime.probing import (
+    ProbeRow,
+    Sample,
+    everything,
+    outputs_of,
+    probe_of,
+    require_independent,
+)
 
 TOLD = 10  # times the logits for which the float band is meant, beyond which it is said
 FEW = 16  # different scores of a gate that says yes or no, whatever their size
@@ -54,22 +69,26 @@ def record(
 ) -> Trace:
     """Run every exit and every gate on every row once, and measure what each part costs.
 
-    Some rows are run again in another batch and alone. A network whose answers depend on the batch, or are drawn at
-    random, is refused. Autocast around the call does not count. Under torchrun or accelerate launch every process must
-    call this: processes take whole batches in turn, so results match a single process bit for bit.
+    Some rows are run again in another batch and alone. A network whose answers depend on the batch,
+    or are drawn at random, is refused. Autocast around the call does not count. Under torchrun or
+    accelerate launch every process must call this: processes take whole batches in turn, so results
+    match a single process bit for bit.
 
     Args:
         network: In eval mode.
         data: Whatever `offramp.rows` takes.
         batch_size: Rows of one call.
         keep: "logits", or "answers" to leave the logits [N, C] out of the trace.
-        timed: Measure milliseconds over batch sizes 1 to 64 as well, and how noisy they are. Nothing else should run.
-        engine: torch, onnxruntime or openvino, with options as in "torch:bf16". A plan made of this trace holds for
-            this engine only.
-        keep_probe_rows: Put up to sixteen of the rows themselves into the trace and its plans, so that every `open`
-            compares the network on real rows. Otherwise a plan has only their digests and outputs.
-        settings: Thresholds that all gates of a network with forks share, from the largest down. The network is run at
-            each of them, and a plan is one of them. Without settings every path is recorded, at most sixteen.
+        timed: Measure milliseconds over batch sizes 1 to 64 as well, and how noisy they are.
+            Nothing else should run.
+        engine: torch, onnxruntime or openvino, with options as in "torch:bf16". A plan made of this
+            trace holds for this engine only.
+        keep_probe_rows: Put up to sixteen of the rows themselves into the trace and its plans, so
+            that every `open` compares the network on real rows. Otherwise a plan has only their
+            digests and outputs.
+        settings: Thresholds that all gates of a network with forks share, from the largest down.
+            The network is run at each of them, and a plan is one of them. Without settings every
+            path is recorded, at most sixteen.
         progress: Whether to show progress.
 
     Returns:
@@ -90,16 +109,22 @@ def record(
     network.require_eval()
     refuse_hidden(network)
     if untrained := network.untrained():
-        warnings.warn(_never_trained(untrained), UntrainedExitWarning, stacklevel=3)  # behind the decorator
+        warnings.warn(
+            _never_trained(untrained), UntrainedExitWarning, stacklevel=3
+        )  # behind the decorator
     dial = None if settings is None else settings_of(settings)
     if dial is not None and network.topology.is_chain:
-        raise InvalidArgument("settings are of networks with forks; of a chain every exit is recorded")
+        raise InvalidArgument(
+            "settings are of networks with forks; of a chain every exit is recorded"
+        )
     if dial is None and network.topology.has_many_paths:
         raise BadNetwork(
-            "this network has more than sixteen paths, which cannot all be recorded; give settings=[2.0, 1.0, 0.0], "
+            "this network has more than sixteen paths, which cannot all be recorded; give "
+            "settings=[2.0, 1.0, 0.0], "
             "thresholds that all of its gates share, and plans are chosen among them"
         )
-    source, device = rows_for(network, data), network.device()
+    source = rows_for(network, data)
+    device = network.device()
     schedule = full_schedule(network.topology)
     processes = here(device)
     if processes.count > 1:
@@ -112,11 +137,17 @@ def record(
     origin = Origin(network.fingerprint(), identity, network.precision(), code=code_marks(network))
     looked = _Looked(network, engine_stages, origin)
     room = source.length if processes.count == 1 else None
-    columns, batches = _Columns(network, keep, shelved.trained_on, room), source.batches(batch_size, processes.turn)
-    total = None if source.length is None else -(-source.length // (batch_size * processes.count))
+    columns = _Columns(network, keep, shelved.trained_on, room)
+    batches = source.batches(batch_size, processes.turn)
+    if source.length is None:
+        total = None
+    else:
+        total = -(-source.length // (batch_size * processes.count))
     shown = track(batches, what="recording", total=total, show=progress and processes.main)
     dialled = None if dial is None else Dial(network, shelved, dial, origin.band)
-    first = processes.agreed(lambda: _recorded(shown, columns, engine_stages, network, looked, source.name, dialled))
+    first = processes.agreed(
+        lambda: _recorded(shown, columns, engine_stages, network, looked, source.name, dialled)
+    )
     found = columns.joined(processes)
     if not found:
         raise BadData(f"{source.name} has no rows, expected at least one; check the selection")
@@ -169,16 +200,24 @@ def _recorded(
 
 
 class _Looked:
-    """What is remembered of the rows beside their columns: ranges of the inputs, and some rows for the probe."""
+    """What is remembered of the rows beside their columns: ranges of the inputs, and some rows for
+    the probe.
+    """
 
-    def __init__(self, network: Network, engine_stages: Sequence[EngineStage], origin: Origin) -> None:
-        self.network, self.engine_stages, self.origin = network, engine_stages, origin
+    def __init__(
+        self, network: Network, engine_stages: Sequence[EngineStage], origin: Origin
+    ) -> None:
+        self.network = network
+        self.engine_stages = engine_stages
+        self.origin = origin
         self.needed = needed_by(network.members, engine_stages)
         self.inputs: dict[str, Input] = {}
         self.sample = Sample()
 
     def add(self, batch: Batch, x: State, state: State, *, first: bool) -> None:
-        """Look at a batch. Raises BadNetwork where rows of the first one depend on their batch-mates."""
+        """Look at a batch. Raises BadNetwork where rows of the first one depend on their
+        batch-mates.
+        """
         for name, value in as_inputs(batch.x, torch.device("cpu")).items():
             seen = Input.of(name, value.numpy())
             self.inputs[name] = self.inputs[name].widened(seen) if name in self.inputs else seen
@@ -199,7 +238,9 @@ class _Looked:
         self._check(self.sample)
         inputs = tuple(seen.settled() for seen in self.inputs.values())
         recorded = self.sample.recorded(self.network.topology, classes, keep=keep)
-        return replace(self.origin, probe=probe_of(self.network, inputs, self.engine_stages, recorded))
+        return replace(
+            self.origin, probe=probe_of(self.network, inputs, self.engine_stages, recorded)
+        )
 
     def _check(self, sample: Sample) -> None:
         groups: list[list[ProbeRow]] = [*sample.groups()]
@@ -235,7 +276,8 @@ def _with_steady_marks(origin: Origin, network: Network) -> Origin:
     if not changed:
         return origin
     warnings.warn(
-        f"{', '.join(changed)} changed attributes or globals that the code reads while it ran, such as a cache. "
+        f"{', '.join(changed)} changed attributes or globals that the code reads while it ran, "
+        f"such as a cache. "
         "This code will not be compared when the network is opened, only its outputs on the probe.",
         Notice,
         stacklevel=4,
@@ -249,8 +291,10 @@ def _large(origin: Origin, columns: dict[str, Array], network: Network) -> list[
     largest = origin.largest_logit
     if largest > TOLD * ORDINARY:
         told.append(
-            f"logits reach {largest:.4g}, so thresholds count as uncertain within {origin.band:.2g} of a score "
-            f"(the band is {origin.rounding:g} for logits up to {ORDINARY:g}). If these are a few broken rows, leave "
+            f"logits reach {largest:.4g}, so thresholds count as uncertain within "
+            f"{origin.band:.2g} of a score "
+            f"(the band is {origin.rounding:g} for logits up to {ORDINARY:g}). If these are a few "
+            f"broken rows, leave "
             "them out; otherwise scale the logits down."
         )
     for label in network.topology.gate_labels:
@@ -258,28 +302,33 @@ def _large(origin: Origin, columns: dict[str, Array], network: Network) -> list[
         reached = max(largest_of(columns[name]) for name in names)
         if reached > TOLD * max(ORDINARY, largest) and len(np.unique(columns[names[0]])) > FEW:
             told.append(
-                f"scores of gate {label!r} reach {reached:.4g}, and thresholds count as uncertain within "
-                f"{origin.band:.2g} of a score, which is too little for such scores. Scale them to the size of logits."
+                f"scores of gate {label!r} reach {reached:.4g}, and thresholds count as uncertain "
+                f"within "
+                f"{origin.band:.2g} of a score, which is too little for such scores. Scale them "
+                f"to the size of logits."
             )
     return told
 
 
 def _noisy(noise: float) -> str:
     return (
-        f"the milliseconds are noisy: the same call's timings differ by {noise:.0%}; prices in milliseconds may be far "
+        f"the milliseconds are noisy: the same call's timings differ by {noise:.0%}; prices in "
+        f"milliseconds may be far "
         "off: record where nothing else runs, or use MACs"
     )
 
 
 def _never_trained(names: Sequence[str]) -> str:
     return (
-        f"exits never trained: {', '.join(names)}; their answers mean nothing yet, and calibrate refuses this trace; "
+        f"exits never trained: {', '.join(names)}; their answers mean nothing yet, and calibrate "
+        f"refuses this trace; "
         "train them (offramp.fit, or any loop over net(x)), and record again"
     )
 
 
 class _Growing:
-    """A column that grows in place: a gigabyte of logits is not held twice, as a list of parts and joined.
+    """A column that grows in place: a gigabyte of logits is not held twice, as a list of parts and
+    joined.
 
     rows: how many there will be, where that is known; a wrong number costs room and nothing else.
     """
@@ -295,7 +344,8 @@ class _Growing:
         if not self.count:
             self.values = np.empty((max(end, self.rows or 0), *values.shape[1:]), values.dtype)
         elif end > len(self.values):
-            # The new room is touched at once, so it is a sixteenth; the system moves big blocks without a copy.
+            # The new room is touched at once, so it is a sixteenth; the system moves big blocks
+            # without a copy.
             self.values.resize((max(end, end + end // 16), *values.shape[1:]), refcheck=False)
         self.values[self.count : end] = values
         self.count = end
@@ -310,15 +360,22 @@ class _Growing:
 class _Columns:
     """Columns being filled, batch by batch."""
 
-    def __init__(self, network: Network, keep: str, training_rows: Array | None, rows: int | None) -> None:
+    def __init__(
+        self, network: Network, keep: str, training_rows: Array | None, rows: int | None
+    ) -> None:
         self.topology = network.topology
         self.exits = network.topology.exit_labels
         self.keep = keep
         known = network.training_rows()
-        own = None if known is None else np.concatenate([known.in_form(FORM), known.rounded])
+        if known is None:
+            own = None
+        else:
+            own = np.concatenate([known.in_form(FORM), known.rounded])
         some = [digests for digests in (own, training_rows) if digests is not None]
         self.trained_on = np.concatenate(some) if some else None
-        self.older = None if known is None else known.in_form(1)  # of what a file of the first edition brought
+        self.older = (
+            None if known is None else known.in_form(1)
+        )  # of what a file of the first edition brought
         self.rows = rows
         self.sizes: list[int] = []
         self.columns: dict[str, _Growing] = {}
@@ -342,10 +399,16 @@ class _Columns:
                 found[f"logits/{name}"] = logits
         last = self.exits[-1]
         given = state.get(last)  # with forks nothing has one answer
-        other = given is not None and given is not state[last + LOGITS] and given.shape == state[last + LOGITS].shape
+        other = (
+            given is not None
+            and given is not state[last + LOGITS]
+            and given.shape == state[last + LOGITS].shape
+        )
         # of a cut model that column is its last exit's, whatever the exit is
         if given is not None and other and last != BACKBONE:
-            plain = given.float().cpu().numpy()  # the exit answers otherwise than the model that it stands on
+            plain = (
+                given.float().cpu().numpy()
+            )  # the exit answers otherwise than the model that it stands on
             found |= {f"answer/{BACKBONE}": plain.argmax(1)} | (
                 {f"logits/{BACKBONE}": plain} if self.keep == "logits" else {}
             )
@@ -361,7 +424,10 @@ class _Columns:
     def _classes(self, state: State) -> int:
         widths = {name: int(state[name + LOGITS].shape[1]) for name in self.exits}
         if len(set(widths.values())) > 1:
-            raise BadNetwork(f"the exits have different numbers of classes ({widths}), expected one; check the members")
+            raise BadNetwork(
+                f"the exits have different numbers of classes ({widths}), expected one; check the "
+                f"members"
+            )
         return widths[self.exits[-1]]
 
     def joined(self, processes: Processes) -> dict[str, Array]:
@@ -388,7 +454,8 @@ def _check_labels(y: Array, row: Array, classes: int) -> None:
     bad = np.flatnonzero((y < 0) | (y >= classes))
     if bad.size:
         raise BadData(
-            f"{bad.size} labels lie outside 0 to {classes - 1} (row {row[bad[0]]} has {y[bad[0]]}); the network has "
+            f"{bad.size} labels lie outside 0 to {classes - 1} (row {row[bad[0]]} has "
+            f"{y[bad[0]]}); the network has "
             f"{classes} classes: give the data set that it was trained for"
         )
 
@@ -398,12 +465,15 @@ def _check_finite(logits: Tensor, row: Array, exit_: str) -> None:
     if bad.size:
         some = ", ".join(map(str, row[bad[:10]])) + (" ..." if bad.size > 10 else "")
         raise BadData(
-            f"the answers of exit {exit_!r} are not finite for rows {some}; look for NaN or infinities in these rows "
+            f"the answers of exit {exit_!r} are not finite for rows {some}; look for NaN or "
+            f"infinities in these rows "
             "and leave them out"
         )
 
 
-def _trace(network: Network, source: Rows, columns: dict[str, Array], origin: Origin, classes: int) -> Trace:
+def _trace(
+    network: Network, source: Rows, columns: dict[str, Array], origin: Origin, classes: int
+) -> Trace:
     header = Header(
         topology=network.topology,
         reference=network.topology.exits[-1],

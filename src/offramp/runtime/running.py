@@ -1,8 +1,8 @@
 """A batch under a plan, compacted at each gate.
 
-Shapes: B rows handed in, n rows still here, C classes. What leaves is written to its place in the order of x; what
-goes on does so in a smaller batch, by one gather per carried tensor and one synchronisation per gate. Rows that meet
-again after a fork are put together in the order of x.
+Shapes: B rows handed in, n rows still here, C classes. What leaves is written to its place in the
+order of x; what goes on does so in a smaller batch, by one gather per carried tensor and one
+synchronisation per gate. Rows that meet again after a fork are put together in the order of x.
 """
 
 from __future__ import annotations
@@ -72,14 +72,16 @@ class Observed:
 class Runner:
     """A network opened under a plan on one engine and device: immutable, thread-safe, callable.
 
-    `runner(x)` -> Answers for a batch x [B, ...]; `runner.anytime(x)` yields every exit's Answers, shallow to deep.
-    It computes in the precision of the plan: `torch.autocast` around a call does not count.
+    `runner(x)` -> Answers for a batch x [B, ...]; `runner.anytime(x)` yields every exit's Answers,
+    shallow to deep. It computes in the precision of the plan: `torch.autocast` around a call does
+    not count.
 
-    It refuses with StaleRunner once the network was moved, cast, trained or re-assigned. A write through NumPy or in
-    place through `.data` is noticed late, or not at all: `ChangeDetector` in staleness.py says which. An engine with
-    copies of the weights answers as the network was when it was opened. There a few modules are looked at after each
-    batch, so a change of single modules, not of the whole network, is noticed after `shares` batches at most. `check`
-    looks at everything at once.
+    It refuses with StaleRunner once the network was moved, cast, trained or re-assigned. A write
+    through NumPy or in place through `.data` is noticed late, or not at all: `ChangeDetector` in
+    staleness.py says which. An engine with copies of the weights answers as the network was when it
+    was opened. There a few modules are looked at after each batch, so a change of single modules,
+    not of the whole network, is noticed after `shares` batches at most. `check` looks at everything
+    at once.
     """
 
     def __init__(
@@ -112,15 +114,21 @@ class Runner:
         self.topology = network.topology
         self.device = network.device()
         self._exit_indices = {name: at for at, name in enumerate(self.topology.exits)}
-        self._mode = nullcontext if own_threads else torch.inference_mode  # where torch computes nothing
+        self._mode = (
+            nullcontext if own_threads else torch.inference_mode
+        )  # where torch computes nothing
         self._settings = None if own_threads else ambient.settings()
         self._network = ref(network)
         self._code = code_marks(network)
         reads = code_reads(network)
-        self._computes_with = SettingsDetector(network.modules(), reads.names, reads.containers, reads.tensors)
+        self._computes_with = SettingsDetector(
+            network.modules(), reads.names, reads.containers, reads.tensors
+        )
         containers = [network, network.backbone, network.fronts, network.exits, network.gates]
         self._containers = ChangeDetector(containers, deep=False)
-        modules = dict[str, tuple[nn.Module, ...]]()  # by node: an engine may have joined several in a part
+        modules = dict[
+            str, tuple[nn.Module, ...]
+        ]()  # by node: an engine may have joined several in a part
         nodes = dict[str, tuple[str, ...]]()  # by part
         for engine_stage in every:
             nodes[engine_stage.name] = engine_stage.stage.nodes
@@ -133,24 +141,36 @@ class Runner:
             self._detectors[name] = ChangeDetector(watched, deep=False)
         self._engine_stages = tuple(engine_stages)
         self._every = tuple(every)
-        # Whether a part runs elsewhere and may not answer: then rows keep the answer of the exit before.
+        # Whether a part runs elsewhere and may not answer: then rows keep the answer of the exit
+        # before.
         self._may_fail = any(
             getattr(module, "may_be_unavailable", False)
             for engine_stage in engine_stages
             for module in engine_stage.modules
         )
         self._thresholds = {
-            engine_stage.name: np.asarray(engine_stage.stage.thresholds, np.float32) for engine_stage in engine_stages
+            engine_stage.name: np.asarray(engine_stage.stage.thresholds, np.float32)
+            for engine_stage in engine_stages
         }
         self._columns = {
-            engine_stage.name: _some_columns(engine_stage.stage, network) for engine_stage in engine_stages
+            engine_stage.name: _some_columns(engine_stage.stage, network)
+            for engine_stage in engine_stages
         }
         self._percentiles = percentiles
-        self._gather = _by_numpy if own_threads and self.device.type == "cpu" else _by_torch
+        if own_threads and self.device.type == "cpu":
+            self._gather = _by_numpy
+        else:
+            self._gather = _by_torch
         probe = plan.origin.probe if plan.origin else None
         self._free = {name for member in network.members for name in member.length}  # of any length
-        self._shapes = {one.name: self._asked(one.name, one.shape) for one in probe.inputs} if probe else None
-        self._known = known_inputs(network) if self._shapes is None else frozenset(self._shapes)
+        if probe:
+            self._shapes = {one.name: self._asked(one.name, one.shape) for one in probe.inputs}
+        else:
+            self._shapes = None
+        if self._shapes is None:
+            self._known = known_inputs(network)
+        else:
+            self._known = frozenset(self._shapes)
         self._classes = probe.classes if probe else 0
         self._needed = needed_by(network.members, every)
         self._rounds = Rounds([network]) if own_threads else None
@@ -165,13 +185,17 @@ class Runner:
         """Whether the parts were compiled for rows of the recorded shapes."""
         if self._shapes is None or self._compiled is None:
             return True
-        return all(self._shapes.get(name) == wanted.shape for name, wanted in self._compiled.items())
+        return all(
+            self._shapes.get(name) == wanted.shape for name, wanted in self._compiled.items()
+        )
 
     def __call__(self, x: Any, *, deadline_ms: float | None = None) -> Outputs:
-        """Answers for x [B, ...] (a tensor or an array). Raises BadData, InvalidArgument, StaleRunner.
+        """Answers for x [B, ...] (a tensor or an array). Raises BadData, InvalidArgument,
+        StaleRunner.
 
-        With a deadline, a segment starts only if its measured 95th percentile fits into what is left; the first
-        exit is always computed; rows that ran out of time get the latest exit's answer, and no promise.
+        With a deadline, a segment starts only if its measured 95th percentile fits into what is
+        left; the first exit is always computed; rows that ran out of time get the latest exit's
+        answer, and no promise.
         """
         if deadline_ms is None and self._quick is not None:
             answers = self._quickly(self._quick, x)
@@ -180,7 +204,10 @@ class Runner:
         start = time.perf_counter()
         if deadline_ms is not None:
             if self._percentiles is None:
-                raise InvalidArgument("a deadline needs measured segments; open the network with timing_rows=some rows")
+                raise InvalidArgument(
+                    "a deadline needs measured segments; open the network with timing_rows=some "
+                    "rows"
+                )
             _require_deadline(deadline_ms)
         if self._rounds is None:
             self._containers.check()
@@ -229,7 +256,9 @@ class Runner:
             self._rounds.spot_check()
 
     def observed(self, x: Any, band: float) -> tuple[Outputs, Observed]:
-        """Answers for x, and which nodes ran for each row and whether one of its scores lay near a threshold."""
+        """Answers for x, and which nodes ran for each row and whether one of its scores lay near a
+        threshold.
+        """
         self._containers.check()
         batch = self._batch(x)
         seen = Observed(count_of(batch), self.topology.names, band)
@@ -237,11 +266,16 @@ class Runner:
             return self._walk(batch, None, seen), seen
 
     def check(self) -> None:
-        """Raise StaleRunner when the network, or its code, is not what it was when it was opened."""
+        """Raise StaleRunner when the network, or its code, is not what it was when it was
+        opened.
+        """
         self.check_values()
         network = self._network()
         if network is not None and code_marks(network) != self._code:
-            raise StaleRunner("the code of the network was changed after it was opened; change it back, or open again")
+            raise StaleRunner(
+                "the code of the network was changed after it was opened; change it back, or open "
+                "again"
+            )
 
     def check_values(self) -> None:
         """Raise StaleRunner when weights, settings, or what the code reads are not what they were.
@@ -254,7 +288,8 @@ class Runner:
             detector.check()
 
     def anytime(self, x: Any) -> Iterator[Outputs]:
-        """Each exit's answer for all rows, as it comes, shallow to deep; stop iterating to stop the work.
+        """Each exit's answer for all rows, as it comes, shallow to deep; stop iterating to stop the
+        work.
 
         Raises BadNetwork in a network with forks, where no path passes every exit.
         """
@@ -275,7 +310,8 @@ class Runner:
     def _batch(self, x: Any) -> State:
         if self._settings is not None and ambient.settings() != self._settings:
             raise StaleRunner(
-                f"torch's float32 matmul precision or default type was changed after the network was opened: "
+                f"torch's float32 matmul precision or default type was changed after the network "
+                f"was opened: "
                 f"{ambient.settings()}, and then {self._settings}; change it back, or open again"
             )
         batch = as_inputs(x, self.device)
@@ -284,7 +320,9 @@ class Runner:
             raise BadData(unread_text(extra, list(batch), "the batch"))
         shapes = {name: self._asked(name, tuple(value.shape[1:])) for name, value in batch.items()}
         if self._shapes is not None and shapes != self._shapes:
-            raise BadData(f"rows have shapes {shapes}, expected {self._shapes} as recorded; check the data")
+            raise BadData(
+                f"rows have shapes {shapes}, expected {self._shapes} as recorded; check the data"
+            )
         return batch
 
     def _asked(self, name: str, shape: tuple[int, ...]) -> tuple[int | None, ...]:
@@ -292,29 +330,40 @@ class Runner:
         return (None, *shape[1:]) if name in self._free else shape
 
     def _walk(self, batch: State, until: float | None, seen: Observed | None = None) -> Outputs:
-        """The loop of the schedule: each stage runs on the rows that wait for it, which then wait for later ones."""
+        """The loop of the schedule: each stage runs on the rows that wait for it, which then wait
+        for later ones.
+        """
         count = count_of(batch)
         result = OutputBuffer(count, self.device, self.topology.exits, self._classes)
         inputs = tuple(batch)
         waiting: Waiting = {}
         if count:
-            waiting[self._engine_stages[0].name] = [Group(None, with_defaults(self.topology, batch), count, None)]
+            waiting[self._engine_stages[0].name] = [
+                Group(None, with_defaults(self.topology, batch), count, None)
+            ]
         for number, engine_stage in enumerate(self._engine_stages):
             groups = waiting.pop(engine_stage.name, None)
             if groups is None:  # a stage without rows is not called
                 continue
             group = groups[0] if len(groups) == 1 else merged(groups, self._gather)
-            if until is not None and group.latest is not None and not self._fits(number, group.size, until):
+            if (
+                until is not None
+                and group.latest is not None
+                and not self._fits(number, group.size, until)
+            ):
                 group = self._answered(result, group, DEADLINE)
                 if not group.size:
                     continue
-            stage, state = engine_stage.stage, group.state
+            stage = engine_stage.stage
+            state = group.state
             if seen is not None:
                 seen.ran_for(stage.nodes, group.rows)
             try:
                 self._call(engine_stage, state)
             except MemberUnavailable:
-                if group.latest is None or (group.latest.places < 0).any():  # nothing has answered yet
+                if (
+                    group.latest is None or (group.latest.places < 0).any()
+                ):  # nothing has answered yet
                     raise
                 self._answered(result, group, UNAVAILABLE)
                 continue
@@ -331,7 +380,9 @@ class Runner:
             if not len(later) or (
                 two and len(later) == group.size
             ):  # all go the same way: batches of one wait for this
-                self._send(result, waiting, stage, stage.edges[1 if len(later) else 0], group, inputs)
+                self._send(
+                    result, waiting, stage, stage.edges[1 if len(later) else 0], group, inputs
+                )
                 continue
             for index, edge in enumerate(stage.edges):
                 chosen = later if two and index else (successor == index).nonzero()[0]
@@ -343,10 +394,11 @@ class Runner:
         return result.answers()
 
     def _chosen(self, result: OutputBuffer, stage: Stage, group: Group) -> tuple[Index, Index]:
-        """Which edge [n] each row takes, and the positions of the rows that do not take the first one.
+        """Which edge [n] each row takes, and the positions of the rows that do not take the first
+        one.
 
-        Decided on the host: bringing the scores there is the one synchronisation of this gate, and on a CPU NumPy
-        is quicker than torch with so few numbers.
+        Decided on the host: bringing the scores there is the one synchronisation of this gate, and
+        on a CPU NumPy is quicker than torch with so few numbers.
         """
         scores = group.state[stage.name + SCORE].cpu().numpy()
         columns = self._columns[stage.name]
@@ -371,7 +423,9 @@ class Runner:
         inputs: Sequence[str],
         chosen: Index | None = None,
     ) -> None:
-        """Rows along an edge: their answers are written, or they wait for a later stage. chosen: None for all rows."""
+        """Rows along an edge: their answers are written, or they wait for a later stage. chosen:
+        None for all rows.
+        """
         rows = group.rows
         if chosen is not None:
             rows = chosen if rows is None else rows[chosen]
@@ -388,7 +442,9 @@ class Runner:
             state = self._gather(state, chosen)
             size = len(chosen)
             if latest is not None:
-                latest = Latest(latest.places[chosen], self._gather({"": latest.logits}, chosen)[""])
+                latest = Latest(
+                    latest.places[chosen], self._gather({"": latest.logits}, chosen)[""]
+                )
         waiting.setdefault(edge.to, []).append(Group(rows, state, size, latest))
 
     def _answered(self, result: OutputBuffer, group: Group, why: int) -> Group:
@@ -426,7 +482,8 @@ def _require_deadline(value: object) -> None:
     """Raise InvalidArgument unless a deadline is a number; infinity stands for none."""
     if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(value):
         raise InvalidArgument(
-            f"deadline_ms must be a number of milliseconds, got {value!r}; leave it out for no deadline"
+            f"deadline_ms must be a number of milliseconds, got {value!r}; leave it out for no "
+            f"deadline"
         )
 
 
@@ -445,7 +502,9 @@ def compiled_for(engine_stages: Sequence[EngineStage]) -> dict[str, Wanted] | No
 def _device_of(x: Any) -> torch.device | None:
     """Where a batch lies: a tensor, or the first of several; None for arrays."""
     first = (
-        next(iter(x.values() if isinstance(x, Mapping) else x), None) if isinstance(x, (Mapping, tuple, list)) else x
+        next(iter(x.values() if isinstance(x, Mapping) else x), None)
+        if isinstance(x, (Mapping, tuple, list))
+        else x
     )
     return first.device if isinstance(first, Tensor) else None
 
@@ -456,7 +515,9 @@ def _by_torch(state: State, rows: np.ndarray[Any, np.dtype[np.int64]]) -> State:
 
 
 def _by_numpy(state: State, rows: np.ndarray[Any, np.dtype[np.int64]]) -> State:
-    """For engines with threads of their own: torch's wait for more work at full speed, and stand in their way."""
+    """For engines with threads of their own: torch's wait for more work at full speed, and stand in
+    their way.
+    """
     return {key: torch.from_numpy(value.detach().numpy()[rows]) for key, value in state.items()}
 
 

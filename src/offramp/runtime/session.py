@@ -39,9 +39,10 @@ def open(
 ) -> Runner:
     """Check once, and make a Runner. The network stays where it is: place it first, then open it.
 
-    A plan that was calibrated is compared with this network: weights and configuration, engine, precision, the code of
-    gates, exits and models that is the user's own, and logits and scores on the rows of its probe.
-    docs/concepts/promises.md says what cannot be seen. Autocast around the call does not count.
+    A plan that was calibrated is compared with this network: weights and configuration, engine,
+    precision, the code of gates, exits and models that is the user's own, and logits and scores on
+    the rows of its probe. docs/concepts/promises.md says what cannot be seen. Autocast around the
+    call does not count.
 
     Args:
         network: In eval mode.
@@ -49,11 +50,11 @@ def open(
         engine: torch, onnxruntime or openvino, with options as in "torch:bf16".
         device: Where the network must be; None means wherever it is.
         timing_rows: Rows [B, ...] on which every segment is timed at batch 1 to 64, for deadlines.
-        example: Rows [B, ...] as they will be served. An engine that compiles needs them where neither the plan nor
-            the network has seen any, as in a ladder with a plan set by hand. All is compiled here and nothing while
-            serving, so rows of other types and shapes are refused later (texts may have any length). If some
-            of these rows are recorded rows that the plan knows by their digests, logits and scores are compared
-            on them as well.
+        example: Rows [B, ...] as they will be served. An engine that compiles needs them where
+            neither the plan nor the network has seen any, as in a ladder with a plan set by hand.
+            All is compiled here and nothing while serving, so rows of other types and shapes are
+            refused later (texts may have any length). If some of these rows are recorded rows that
+            the plan knows by their digests, logits and scores are compared on them as well.
 
     Returns:
         The network under this plan: immutable, thread-safe, callable.
@@ -70,7 +71,12 @@ def open(
 
 
 def _opened(
-    network: Network, plan: Plan, engine: str, device: str | torch.device | None, timing_rows: Any, example: Any
+    network: Network,
+    plan: Plan,
+    engine: str,
+    device: str | torch.device | None,
+    timing_rows: Any,
+    example: Any,
 ) -> Runner:
     network = as_network(network)
     require_kind("the plan", plan, Plan, "from calibrate, Plan.load or Plan.by_hand")
@@ -78,12 +84,17 @@ def _opened(
     home_device = network.device()
     if device is not None and not _there(torch.device(device), home_device):
         raise InvalidArgument(
-            f"the network is on {home_device}, asked for was {device}; call net.to({str(device)!r}) first"
+            f"the network is on {home_device}, asked for was {device}; call "
+            f"net.to({str(device)!r}) first"
         )
     shelved, identity = engine_of(engine)
     check_origin(network, plan, identity)
-    engine_stages: Sequence[EngineStage] = shelved.open(network, plan.schedule(network.topology), home_device)
-    every: Sequence[EngineStage] = shelved.open(network, full_schedule(network.topology), home_device)
+    engine_stages: Sequence[EngineStage] = shelved.open(
+        network, plan.schedule(network.topology), home_device
+    )
+    every: Sequence[EngineStage] = shelved.open(
+        network, full_schedule(network.topology), home_device
+    )
     every = _with_pieces_of(engine_stages, every)
     compare_probe(network, plan, every, example)
     if any(
@@ -95,11 +106,26 @@ def _opened(
         for some in (engine_stages, every):
             _warm(network, served, some)
             _seal(some)
-    one, way = None, f"one after the other on {identity}"
+    one = None
+    way = f"one after the other on {identity}"
     if shelved.own_threads:
-        one, way = _in_one(network, plan, shelved, identity, engine_stages, _known_rows(network, plan, served))
-    timed = None if timing_rows is None else percentiles(engine_stages, _some_rows(as_inputs(timing_rows, home_device)))
-    return Runner(network, plan, engine_stages, every, timed, own_threads=shelved.own_threads, one_graph=one, way=way)
+        one, way = _in_one(
+            network, plan, shelved, identity, engine_stages, _known_rows(network, plan, served)
+        )
+    if timing_rows is None:
+        timed = None
+    else:
+        timed = percentiles(engine_stages, _some_rows(as_inputs(timing_rows, home_device)))
+    return Runner(
+        network,
+        plan,
+        engine_stages,
+        every,
+        timed,
+        own_threads=shelved.own_threads,
+        one_graph=one,
+        way=way,
+    )
 
 
 def _in_one(
@@ -130,12 +156,19 @@ def _in_one(
     except Exception as problem:  # errors of runtimes share no class but Exception
         return None, f"{in_parts}: one graph failed with {type(problem).__name__}"
     count = sum(count_of(rows) for rows in known)
-    compared = f"compared with the stages one by one on {count} rows, logits at most {far:.1g} apart"
-    return graph, f"in one graph on {identity}: {compared}; deadlines and anytime run stage by stage"
+    compared = (
+        f"compared with the stages one by one on {count} rows, logits at most {far:.1g} apart"
+    )
+    return (
+        graph,
+        f"in one graph on {identity}: {compared}; deadlines and anytime run stage by stage",
+    )
 
 
 def _known_rows(network: Network, plan: Plan, served: State) -> list[State]:
-    """All rows at hand on which two ways can be compared: those served, the seeded and the recorded ones."""
+    """All rows at hand on which two ways can be compared: those served, the seeded and the recorded
+    ones.
+    """
     found = [served]
     probe = plan.origin.probe if plan.origin else None
     if probe is not None and (probe.rows is None or probe.rows):
@@ -152,7 +185,10 @@ def _there(asked: torch.device, device: torch.device) -> bool:
 
 def _some_rows(rows: State) -> State:
     if not count_of(rows):
-        raise BadData("timing_rows has no rows, expected at least one to time segments on; give some, or leave it out")
+        raise BadData(
+            "timing_rows has no rows, expected at least one to time segments on; give some, or "
+            "leave it out"
+        )
     return rows
 
 
@@ -163,14 +199,18 @@ def check_origin(network: Network, plan: Plan, engine: str) -> None:
     its = plan.origin.key
     if mine != its:
         raise Mismatch(
-            f"the plan is for network {its[0]} on {its[1]} in {its[2]}, this is network {mine[0]} on {mine[1]} in "
-            f"{mine[2]}; record and calibrate this one, or drop the promise: Plan.by_hand(plan.thresholds)"
+            f"the plan is for network {its[0]} on {its[1]} in {its[2]}, this is network {mine[0]} "
+            f"on {mine[1]} in "
+            f"{mine[2]}; record and calibrate this one, or drop the promise: "
+            f"Plan.by_hand(plan.thresholds)"
         )
     plan.origin.refuse_other_code(code_marks(network))
 
 
 def _served(network: Network, plan: Plan, engine: str, example: Any) -> State:
-    """Rows like those that will be served: an example, those of the plan's probe, or those that a cut was tried on."""
+    """Rows like those that will be served: an example, those of the plan's probe, or those that a
+    cut was tried on.
+    """
     if example is not None:
         state = as_inputs(example, network.device())
         if not count_of(state):
@@ -182,7 +222,8 @@ def _served(network: Network, plan: Plan, engine: str, example: Any) -> State:
     state = trial_rows(network)
     if not state:
         raise InvalidArgument(
-            f"{engine} compiles a network for rows of one shape, and neither the plan nor the network has seen rows; "
+            f"{engine} compiles a network for rows of one shape, and neither the plan nor the "
+            f"network has seen rows; "
             "give some: open(..., example=x), or ladder(..., example=x)"
         )
     return state
@@ -204,8 +245,12 @@ def _seal(engine_stages: Sequence[EngineStage]) -> None:
                 function.seal()
 
 
-def _with_pieces_of(engine_stages: Sequence[EngineStage], every: Sequence[EngineStage]) -> list[EngineStage]:
-    """The parts of every exit, with the pieces of a plan's where they are the same: compiled, or recorded, once."""
+def _with_pieces_of(
+    engine_stages: Sequence[EngineStage], every: Sequence[EngineStage]
+) -> list[EngineStage]:
+    """The parts of every exit, with the pieces of a plan's where they are the same: compiled, or
+    recorded, once.
+    """
     mine = {engine_stage.name: engine_stage for engine_stage in engine_stages}
     shared = []
     for engine_stage in every:
@@ -221,7 +266,8 @@ def _with_pieces_of(engine_stages: Sequence[EngineStage], every: Sequence[Engine
 def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Outputs:
     """Open a network under a plan and answer one batch.
 
-    The last runner of a network is kept, and used again while nothing has changed. For a server, use `open`.
+    The last runner of a network is kept, and used again while nothing has changed. For a server,
+    use `open`.
 
     Args:
         network: In eval mode.
@@ -248,7 +294,9 @@ def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Outpu
         same = last.plan is plan and last.engine == engine
         return same and last.runner.takes(x) and _current(last.runner)
 
-    last: _Opened | None = kept.found("runner")  # without waiting for other threads that open or compile
+    last: _Opened | None = kept.found(
+        "runner"
+    )  # without waiting for other threads that open or compile
     if last is None or not fits(last):
         last = kept.once("runner", make, fits)
     return last.runner(x)

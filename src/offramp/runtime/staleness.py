@@ -33,30 +33,39 @@ Samples = list[tuple[np.ndarray[Any, np.dtype[np.uint8]], bytes]]
 
 
 class ChangeDetector:
-    """Notices that modules are no longer what they were: parameters, buffers, submodules, training flags; of exits and
-    gates also the numbers and texts of their configuration, such as a temperature.
+    """Notices that modules are no longer what they were: parameters, buffers, submodules, training
+    flags; of exits and gates also the numbers and texts of their configuration, such as a
+    temperature.
 
-    A part is looked at right after it ran, while its tensors are in the cache: four times cheaper than before the
-    run, and a change made during the run is noticed as well. It holds the modules' tables and not the modules, so
-    that a Runner does not keep its network alive.
+    A part is looked at right after it ran, while its tensors are in the cache: four times cheaper
+    than before the run, and a change made during the run is noticed as well. It holds the modules'
+    tables and not the modules, so that a Runner does not keep its network alive.
 
-    shares: a `spot_check` looks at one of so many shares of the modules, the next one each time, and at those in
-    `each_time`. What moves, casts or trains all of them is noticed by any spot check, a change of single ones after
-    `shares` at most.
+    shares: a `spot_check` looks at one of so many shares of the modules, the next one each time,
+    and at those in `each_time`. What moves, casts or trains all of them is noticed by any spot
+    check, a change of single ones after `shares` at most.
 
-    Identity, version and address of every parameter and buffer are compared: that shows an assignment, a step of an
-    optimizer, `load_state_dict`, an operation in place, `.data =`, and moving. Two kinds of writes leave all three as
-    they are: those in place through `.data` or `.detach()` (`p.data.mul_(2)`), and those through NumPy
-    (`p.detach().numpy()[:] = 0`). On a CPU eight values of each tensor are compared as well: by `check` of all tensors,
-    by a `spot_check` of eight tensors, the next ones each time. So such a write is noticed late, and one that changes
-    none of the eight values of a tensor is not noticed; on a GPU neither is. Hooks, and the code of methods, are not
-    looked at.
+    Identity, version and address of every parameter and buffer are compared: that shows an
+    assignment, a step of an optimizer, `load_state_dict`, an operation in place, `.data =`, and
+    moving. Two kinds of writes leave all three as they are: those in place through `.data` or
+    `.detach()` (`p.data.mul_(2)`), and those through NumPy (`p.detach().numpy()[:] = 0`). On a CPU
+    eight values of each tensor are compared as well: by `check` of all tensors, by a `spot_check`
+    of eight tensors, the next ones each time. So such a write is noticed late, and one that changes
+    none of the eight values of a tensor is not noticed; on a GPU neither is. Hooks, and the code of
+    methods, are not looked at.
     """
 
     def __init__(
-        self, roots: Sequence[nn.Module], *, deep: bool = True, shares: int = 1, each_time: Iterable[nn.Module] = ()
+        self,
+        roots: Sequence[nn.Module],
+        *,
+        deep: bool = True,
+        shares: int = 1,
+        each_time: Iterable[nn.Module] = (),
     ) -> None:
-        modules = dict.fromkeys(module for root in roots for module in (root.modules() if deep else [root]))
+        modules = dict.fromkeys(
+            module for root in roots for module in (root.modules() if deep else [root])
+        )
         first = {module: None for module in each_time if module in modules}
         rest = [module for module in modules if module not in first]
         self._shares = [_Share([*first, *rest[turn::shares]]) for turn in range(shares)]
@@ -78,9 +87,10 @@ class ChangeDetector:
 class SettingsDetector:
     """Notices that a network computes with other numbers, functions or classes than before.
 
-    Of every module its class, whether it has a forward of its own, and of torch's layers the numbers and texts (`eps`,
-    `negative_slope`); of the user's code the attributes and globals that it reads. `check` looks at all of it, and
-    `spot_check` at some, the next ones each time. Entries of lists and dicts are looked at by `check` alone.
+    Of every module its class, whether it has a forward of its own, and of torch's layers the
+    numbers and texts (`eps`, `negative_slope`); of the user's code the attributes and globals that
+    it reads. `check` looks at all of it, and `spot_check` at some, the next ones each time. Entries
+    of lists and dicts are looked at by `check` alone.
 
     Args:
         modules: of the network; none of them is kept alive.
@@ -96,8 +106,14 @@ class SettingsDetector:
         containers: Sequence[tuple[Any, Any]] = (),
         tensors: Sequence[Tensor] = (),
     ) -> None:
-        theirs = [module for module in modules if not type(module).__module__.startswith("offramp.networks.")]
-        theirs.sort(key=lambda module: bool(module._modules))  # layers first: they have most settings
+        theirs = [
+            module
+            for module in modules
+            if not type(module).__module__.startswith("offramp.networks.")
+        ]
+        theirs.sort(
+            key=lambda module: bool(module._modules)
+        )  # layers first: they have most settings
         self._layers = [_Layer(module) for module in theirs]
         self._names = list(names)
         self._containers = list(containers)
@@ -117,7 +133,9 @@ class SettingsDetector:
         """Raise StaleRunner when anything differs in the share whose turn it is, or a tensor."""
         self._compare(next(self._some_layers), next(self._some_names))
 
-    def _compare(self, layers: Sequence[_Layer], names: Sequence[tuple[Mapping[str, Any], str, Any]]) -> None:
+    def _compare(
+        self, layers: Sequence[_Layer], names: Sequence[tuple[Mapping[str, Any], str, Any]]
+    ) -> None:
         for layer in layers:
             layer.check()
         for table, name, before in names:
@@ -136,10 +154,15 @@ class _Layer:
         self.kind = type(module)
         self.table = vars(module)
         self.forward = self.table.get("forward")
-        keys = ["_parameters", "_parameters"]  # the tables themselves stay: a getter of two names gives a tuple
+        keys = [
+            "_parameters",
+            "_parameters",
+        ]  # the tables themselves stay: a getter of two names gives a tuple
         if self.kind.__module__.startswith("torch.nn."):
             keys += [
-                key for key, value in self.table.items() if key[0] != "_" and key != "training" and _is_plain(value)
+                key
+                for key, value in self.table.items()
+                if key[0] != "_" and key != "training" and _is_plain(value)
             ]
         self.getter = itemgetter(*keys)
         self.values = self.getter(self.table)
@@ -147,7 +170,9 @@ class _Layer:
     def check(self) -> None:
         """Raise StaleRunner when anything differs."""
         try:
-            same = self.getter(self.table) == self.values and self.table.get("forward") is self.forward
+            same = (
+                self.getter(self.table) == self.values and self.table.get("forward") is self.forward
+            )
         except KeyError:
             same = False
         module = self.of()
@@ -176,11 +201,13 @@ def _in_groups(things: Sequence[Any], size: int) -> list[Sequence[Any]]:
 
 
 class Rounds:
-    """Looks at some modules after every batch and so at all of them in turn: a few microseconds a batch.
+    """Looks at some modules after every batch and so at all of them in turn: a few microseconds a
+    batch.
 
-    For engines with copies of the weights: they answer as the network was opened, so a change may be noticed
-    late. What moves, casts or trains all modules is noticed after the next batch, a change of a single
-    one after `shares` batches at most. See `ChangeDetector` for what cannot be noticed.
+    For engines with copies of the weights: they answer as the network was opened, so a change may
+    be noticed late. What moves, casts or trains all modules is noticed after the next batch, a
+    change of a single one after `shares` batches at most. See `ChangeDetector` for what cannot be
+    noticed.
     """
 
     def __init__(self, roots: Sequence[nn.Module]) -> None:
@@ -210,35 +237,49 @@ class _Share:
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         tables: list[dict[str, Any]] = [
-            table for module in modules for table in (module._parameters, module._buffers, module._modules)
+            table
+            for module in modules
+            for table in (module._parameters, module._buffers, module._modules)
         ]
         self.states = [vars(module) for module in modules if "training" in vars(module)]
         self.tables = [table for table in tables if table]
         self.values: list[Any] = [value for table in self.tables for value in table.values()]
         self.empty = [table for table in tables if not table]
-        held = [value for table in self.tables for value in table.values() if isinstance(value, Tensor)]
+        held = [
+            value for table in self.tables for value in table.values() if isinstance(value, Tensor)
+        ]
         self.tensors = [value for value in held if not value.is_inference()]
         self.places = [value for value in held if value.layout == torch.strided]
         self.samples: Samples = [sample for value in self.places for sample in _sampled(value)]
-        groups = [self.samples[start : start + TENSORS] for start in range(0, len(self.samples), TENSORS)]
+        groups = [
+            self.samples[start : start + TENSORS] for start in range(0, len(self.samples), TENSORS)
+        ]
         self.shares: Iterator[Samples] = cycle(groups or [[]])
-        self.settings = [setting for module in modules if _ours(module) for setting in _settings(module)]
+        self.settings = [
+            setting for module in modules if _ours(module) for setting in _settings(module)
+        ]
         self.marks = self._marks()
 
     def _marks(self) -> tuple[list[int], list[int]]:
         """Versions tell of training, addresses of moving, casting and other data."""
-        return list(map(attrgetter("_version"), self.tensors)), list(map(Tensor.data_ptr, self.places))
+        return list(map(attrgetter("_version"), self.tensors)), list(
+            map(Tensor.data_ptr, self.places)
+        )
 
     def check(self) -> None:
         now = list(chain.from_iterable(map(VALUES, self.tables)))
-        same = len(now) == len(self.values) and all(map(is_, now, self.values)) and not any(self.empty)
+        same = (
+            len(now) == len(self.values) and all(map(is_, now, self.values)) and not any(self.empty)
+        )
         same = same and self._marks() == self.marks
         same = same and all(table.get(key, self) == value for table, key, value in self.settings)
         if not same or any(map(itemgetter("training"), self.states)):
             raise StaleRunner(CHANGED)
 
     def compare(self, samples: Samples) -> None:
-        """Raise StaleRunner when sampled values are others: versions say nothing of writes through NumPy or `.data`."""
+        """Raise StaleRunner when sampled values are others: versions say nothing of writes through
+        NumPy or `.data`.
+        """
         for values, before in samples:
             if values.tobytes() != before:
                 raise StaleRunner(CHANGED)
@@ -250,7 +291,9 @@ def _ours(module: nn.Module) -> bool:
 
 
 def _settings(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
-    """The table of a module with the name and value of each number, text or function that it computes with."""
+    """The table of a module with the name and value of each number, text or function that it
+    computes with.
+    """
     config = described(module)
     for key, value in vars(module).items():
         plain = key in config and isinstance(value, (bool, int, float, str))
@@ -260,7 +303,9 @@ def _settings(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, Any]]:
 
 
 def _sampled(value: Tensor) -> Samples:
-    """Some values of a tensor on the CPU, evenly spread over its memory, as a view of it; and their bytes now."""
+    """Some values of a tensor on the CPU, evenly spread over its memory, as a view of it; and their
+    bytes now.
+    """
     if value.device.type != "cpu" or not value.numel():
         return []
     try:

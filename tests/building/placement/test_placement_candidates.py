@@ -29,7 +29,9 @@ class TimeFirst(nn.Module):
 
 def test_uneven_parts_are_told_with_the_reason():
     x = torch.randn(8, 24, 5)
-    with pytest.warns(UnevenParts, match=r"parts=2 gives parts of .*%, 9.*% .* first dimension is 24, not B"):
+    with pytest.warns(
+        UnevenParts, match=r"parts=2 gives parts of .*%, 9.*% .* first dimension is 24, not B"
+    ):
         off.cut(TimeFirst().eval(), x, parts=2)
 
 
@@ -50,7 +52,8 @@ def test_what_counts_as_uneven():
     assert unevenness(points(0.5), ["m0.5"]) is None
     assert unevenness(points(0.26), ["m0.26"]) is None
     assert unevenness(points(0.2, barred=[0.6]), ["m0.2"]) == (
-        "gives parts of 20.0%, 80.0% of the work, because no cut inside the largest part is legal: 'b0.6' runs twice"
+        "gives parts of 20.0%, 80.0% of the work, because no cut inside the largest part is "
+        "legal: 'b0.6' runs twice"
     )
     assert unevenness(points(0.9), ["m0.9"]) == (
         "gives parts of 90.0%, 10.0% of the work: no module ends inside the largest part"

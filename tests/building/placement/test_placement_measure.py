@@ -41,7 +41,9 @@ def test_the_rows_that_placed_exits_promise_nothing():
 def test_no_exit_pays_where_nothing_is_known_before_the_end():
     model = with_identity_first(parity(Heavy(WIDTH), Lift()))
     x, y = signs()
-    with pytest.raises(BadNetwork, match=r"no exit pays .* could leave, and the exit costs as much as it saves at"):
+    with pytest.raises(
+        BadNetwork, match=r"no exit pays .* could leave, and the exit costs as much as it saves at"
+    ):
         off.cut(model, x[:4], at="auto", labelled=(x, y), exits="linear")
 
 
@@ -55,7 +57,9 @@ def test_global_randomness_stays_as_it_was():
     assert torch.equal(after, torch.rand(1))
 
 
-SMALL = nn.Sequential(nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+SMALL = nn.Sequential(
+    nn.Linear(WIDTH, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)
+).eval()
 X, Y = signs(60)
 
 
@@ -65,13 +69,21 @@ X, Y = signs(60)
         ({"at": "auto"}, InvalidArgument, "without labelled="),
         ({"at": ["0"], "probe": (X, Y)}, InvalidArgument, "expected at='auto' with it"),
         ({"n": 2, "probe": (X, Y)}, InvalidArgument, "expected at='auto' with it"),
-        ({"at": "auto", "n": 1, "probe": (X, Y)}, InvalidArgument, "n must be a whole number of at least 2, got 1"),
+        (
+            {"at": "auto", "n": 1, "probe": (X, Y)},
+            InvalidArgument,
+            "n must be a whole number of at least 2, got 1",
+        ),
         ({"at": "auto", "probe": X}, BadData, "no labels, expected 40 labelled rows"),
         ({"at": "auto", "probe": (X[:30], Y[:30])}, BadData, "30 rows, expected 40"),
         ({"at": "auto", "probe": (X, Y + 5)}, BadData, "expected 0 to 1"),
         ({"at": "auto", "probe": (X[:, :3], Y)}, BadData, "fails on the probe rows"),
         ({"at": "auto", "probe": (X * np.float32(np.nan), Y)}, BadData, "not finite"),
-        ({"at": "auto", "probe": (X, Y), "exits": {"0": "linear"}}, InvalidArgument, "a name or a function"),
+        (
+            {"at": "auto", "probe": (X, Y), "exits": {"0": "linear"}},
+            InvalidArgument,
+            "a name or a function",
+        ),
         ({"at": "auto", "probe": (X, Y), "exits": "linaer"}, InvalidArgument, "linear"),
         ({"at": "auto", "probe": (X, Y), "exits": "branch"}, BadNetwork, "convolutional"),
         ({"at": "auto", "probe": 5}, BadData, "int as data"),
@@ -94,7 +106,8 @@ def test_digits():
     from offramp.cli import demonstration as demo
 
     torch.manual_seed(0)
-    model, preprocess = make_model("offramp:digits_large"), preprocess_of("offramp:digits_large")
+    model = make_model("offramp:digits_large")
+    preprocess = preprocess_of("offramp:digits_large")
     demo.fit(model, preprocess, demo.all_of("digits[0:700]"), epochs=4)
     example = demo.all_of("digits[0:4]").x
     net = off.cut(model, example, at="auto", labelled="digits[0:700]", preprocess=preprocess)
@@ -108,7 +121,8 @@ def test_digits():
 
 
 def test_masks_and_exits_that_do_not_pool():
-    model, inputs = encoder(), as_inputs(texts(6, 9))
+    model = encoder()
+    inputs = as_inputs(texts(6, 9))
     masked = _ProbePass(model, None, ["blocks.0", "blocks.1"], "linear_masked")
     masked.add(inputs)
     by_hand = model.words(inputs["x/input_ids"]).shape[2]

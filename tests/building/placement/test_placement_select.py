@@ -25,7 +25,8 @@ def test_break_even_is_the_exit_over_what_leaving_saves():
 
 
 def test_a_row_pays_the_exits_on_its_way():
-    first, second = candidate("a", 1.0, 0.5, share=0.5), candidate("b", 4.0, 0.25, share=0.7)
+    first = candidate("a", 1.0, 0.5, share=0.5)
+    second = candidate("b", 4.0, 0.25, share=0.7)
     by_hand = 0.5 * 1.5 + 0.2 * 4.75 + 0.3 * 10.75
     assert expected([first, second], 10.0) == pytest.approx(by_hand)
     assert expected([], 10.0) == 10.0
@@ -36,11 +37,9 @@ def names(found):
 
 
 def test_the_greedy_choice():
-    early, middle, late = (
-        candidate("a", 1, 0.1, share=0.3),
-        candidate("b", 5, 0.1, share=0.6),
-        candidate("c", 9.9, 0.1, share=1.0),
-    )
+    early = candidate("a", 1, 0.1, share=0.3)
+    middle = candidate("b", 5, 0.1, share=0.6)
+    late = candidate("c", 9.9, 0.1, share=1.0)
     assert names(chosen([early, middle, late], 10.0)) == ["a", "b"]
     assert names(chosen([early, middle, late], 10.0, most=1)) == ["b"]
     assert chosen([late], 10.0) == []
@@ -55,7 +54,9 @@ def test_less_than_two_hundredths_are_not_worth_it():
 
 def test_what_a_later_choice_made_needless_is_taken_out():
     """b is the best alone, but a with c does without it."""
-    a, b, c = candidate("a", 1, 0.0, share=0.5), candidate("b", 2, 1.0, share=0.9), candidate("c", 3, 0.0, share=1.0)
+    a = candidate("a", 1, 0.0, share=0.5)
+    b = candidate("b", 2, 1.0, share=0.9)
+    c = candidate("c", 3, 0.0, share=1.0)
     assert min((a, b, c), key=lambda one: expected([one], 10.0)).name == "c"
     found = chosen([a, b, c], 10.0)
     assert names(found) == ["a", "c"]
@@ -89,7 +90,9 @@ def test_the_probe_learns_on_even_rows_and_answers_for_odd_ones():
     dice = np.random.default_rng(0)
     y = dice.integers(0, 3, 400)
     x = np.eye(3)[y] + 0.1 * dice.normal(size=(400, 3))
-    features = np.column_stack([x, np.full(400, 7.0), np.zeros(400)])  # two columns that say nothing
+    features = np.column_stack(
+        [x, np.full(400, 7.0), np.zeros(400)]
+    )  # two columns that say nothing
     assert (probed(features, y, 3).argmax(1) == y[1::2]).mean() > 0.99
     swapped = y.copy()
     swapped[1::2] = (y[1::2] + 1) % 3
@@ -100,11 +103,13 @@ def test_the_probe_learns_on_even_rows_and_answers_for_odd_ones():
 
 def test_the_probe_is_ridge_regression():
     dice = np.random.default_rng(1)
-    x, y = dice.normal(size=(60, 4)), dice.integers(0, 2, 60)
+    x = dice.normal(size=(60, 4))
+    y = dice.integers(0, 2, 60)
     train_model = (x[::2] - x[::2].mean(0)) / x[::2].std(0)
     held = (x[1::2] - x[::2].mean(0)) / x[::2].std(0)
     targets = np.eye(2)[y[::2]]
     weights = np.linalg.solve(
-        train_model.T @ train_model + 0.1 * 4 * np.eye(4), train_model.T @ (targets - targets.mean(0))
+        train_model.T @ train_model + 0.1 * 4 * np.eye(4),
+        train_model.T @ (targets - targets.mean(0)),
     )
     np.testing.assert_allclose(probed(x, y, 2), held @ weights + targets.mean(0), atol=1e-10)

@@ -1,4 +1,6 @@
-"""Trying places on a model: what stands there for the labelled rows, and how long everything takes."""
+"""Trying places on a model: what stands there for the labelled rows, and how long everything
+takes.
+"""
 
 from __future__ import annotations
 
@@ -28,13 +30,17 @@ from offramp.partition.segmenting import points_of
 from offramp.plans.provenance import SeenRows
 from offramp.runtime.measuring import interleaved, pace
 
-CANDIDATES, MOST_ROWS, LEAST_ROWS, BATCH = 24, 4000, 40, 64
+CANDIDATES = 24
+MOST_ROWS = 4000
+LEAST_ROWS = 40
+BATCH = 64
 GRID = "linear_grid"  # what is pooled where the exit itself does not pool
 
 
 @dataclass(frozen=True)
 class Placement:
-    """What was chosen: names in order. `candidates` are all candidates, `full` the plain model's milliseconds per row.
+    """What was chosen: names in order. `candidates` are all candidates, `full` the plain model's
+    milliseconds per row.
 
     mean: the estimated milliseconds per row with the chosen exits. seen: the labelled rows.
     """
@@ -63,7 +69,9 @@ class Placement:
         return {"places": candidates, "estimated_ms": self.mean, "plain_ms": self.full}
 
     def rows(self) -> list[tuple[str, ...]]:
-        """Texts of a table: exit after, ms so far, ms of the exit, could leave, pays from, chosen."""
+        """Texts of a table: exit after, ms so far, ms of the exit, could leave, pays from,
+        chosen.
+        """
         rows = list[tuple[str, ...]]()
         for candidate in self.candidates:
             even = candidate.break_even(self.full)
@@ -95,15 +103,17 @@ def placed(
     length: Sequence[str] = (),
     most: int | None = None,
 ) -> Placement:
-    """Where at most `most` exits pay, by the rule of this room; one export, one pass over the labelled rows, some
-    timing.
+    """Where at most `most` exits pay, by the rule of this room; one export, one pass over the
+    labelled rows, some timing.
 
-    probe: at least 40 labelled rows, of which the first 4,000 or so are used. exits: a name or a function, as in `cut`.
-    Raises BadNetwork when no exit pays or no cut is legal, BadData for the rows, InvalidArgument for the rest.
+    probe: at least 40 labelled rows, of which the first 4,000 or so are used. exits: a name or a
+    function, as in `cut`. Raises BadNetwork when no exit pays or no cut is legal, BadData for the
+    rows, InvalidArgument for the rest.
     """
     if isinstance(exits, Exit) or not (isinstance(exits, str) or callable(exits)):
         raise InvalidArgument(
-            f"got at='auto' and exits={exits!r}, expected a name or a function: one that suits any place"
+            f"got at='auto' and exits={exits!r}, expected a name or a function: one that suits "
+            f"any place"
         )
     points = _candidates(points_of(model, preprocess, example, length))
     batches, y, seen = _labelled(labelled)
@@ -117,22 +127,36 @@ def placed(
     own = torch.cat(probe_pass.own).float().cpu().numpy()
     if y.max() >= own.shape[1]:
         raise BadData(
-            f"the labelled rows have the label {y.max()}, expected 0 to {own.shape[1] - 1}; give data of these classes"
+            f"the labelled rows have the label {y.max()}, expected 0 to {own.shape[1] - 1}; give "
+            f"data of these classes"
         )
     full, reach, heads = probe_pass.times(given)
     right = own.argmax(1) == y
     candidates = [
-        CutCandidate(name, reach[name], heads[name], leaving(probed(features, y, own.shape[1]), y[1::2], right[1::2]))
+        CutCandidate(
+            name,
+            reach[name],
+            heads[name],
+            leaving(probed(features, y, own.shape[1]), y[1::2], right[1::2]),
+        )
         for name, features in probe_pass.features()
     ]
     best = chosen(candidates, full, most)
     if not best:
         raise _unpaid(candidates, full)
-    return Placement(tuple(candidate.name for candidate in best), tuple(candidates), full, expected(best, full), seen)
+    return Placement(
+        tuple(candidate.name for candidate in best),
+        tuple(candidates),
+        full,
+        expected(best, full),
+        seen,
+    )
 
 
 class _ProbePass:
-    """What a pass over the labelled rows leaves: pooled features and the model's own logits; and exits to time."""
+    """What a pass over the labelled rows leaves: pooled features and the model's own logits; and
+    exits to time.
+    """
 
     def __init__(
         self,
@@ -161,7 +185,9 @@ class _ProbePass:
                 self._prepare(values, layouts_of(values, tracker, free=bool(self.member.length)))
             self.own.append(values[BACKBONE])
             for name, pool in self.pools.items():
-                self.pooled.setdefault(name, []).append(pool(values[name], inputs).float().cpu().numpy())
+                self.pooled.setdefault(name, []).append(
+                    pool(values[name], inputs).float().cpu().numpy()
+                )
 
     def _prepare(self, values: dict[str, Any], layouts: Mapping[str, str | None]) -> None:
         """An exit for every place that can have one."""
@@ -177,14 +203,19 @@ class _ProbePass:
                     layout = layouts.get(name)
                     head = make_exit(kind, shape, classes, (), layout)
                     pools = isinstance(head, Pools)
-                    stand_in = head if pools else make_exit(GRID, shape, classes, None, layout)
+                    if pools:
+                        stand_in = head
+                    else:
+                        stand_in = make_exit(GRID, shape, classes, None, layout)
             except BadNetwork as problem:  # an exit that does not suit what stands here
                 self.why = problem
                 continue
             self.heads[name] = head.to(value.device, value.dtype).eval()
             self.pools[name] = partial(pooled_by, stand_in)
         if not self.heads:
-            raise self.why or BadNetwork("no cut of this model stands on numbers, expected features; name the cuts")
+            raise self.why or BadNetwork(
+                "no cut of this model stands on numbers, expected features; name the cuts"
+            )
 
     def features(self) -> list[tuple[str, Array]]:
         """Pooled features [N, F] by place, where all are finite."""
@@ -192,19 +223,24 @@ class _ProbePass:
         features = [(name, value) for name, value in joined if np.isfinite(value).all()]
         if not features:
             raise BadData(
-                "the features of the labelled rows are not finite at any cut, expected numbers; check the rows"
+                "the features of the labelled rows are not finite at any cut, expected numbers; "
+                "check the rows"
             )
         return features
 
     def times(self, inputs: State) -> tuple[float, dict[str, float], dict[str, float]]:
-        """Milliseconds per row: of the plain model, up to each place, and of its exit with a margin for a gate."""
-        timed, count = pace(self.model, self.preprocess, inputs), count_of(inputs)
+        """Milliseconds per row: of the plain model, up to each place, and of its exit with a margin
+        for a gate.
+        """
+        timed = pace(self.model, self.preprocess, inputs)
+        count = count_of(inputs)
         with torch.inference_mode():
             values = values_of(self.model, self.preprocess, self.member, inputs)
             gate = make_gate("margin")
 
             def call(name: str) -> Callable[[], object]:
-                head, seen = self.heads[name], Seen(values[name], {}, None, inputs)
+                head = self.heads[name]
+                seen = Seen(values[name], {}, None, inputs)
                 return lambda: grade(gate, seen, logits_of(head, seen, name))
 
             each = interleaved({name: call(name) for name in self.heads}, repeats=9, warmup=2)
@@ -222,24 +258,35 @@ def _look_at(probe_pass: _ProbePass, inputs: State) -> None:
     except Exception as problem:  # whatever the user's code raises
         why = next(iter(str(problem).strip().splitlines()), type(problem).__name__).rstrip(".;")
         raise BadData(
-            f"the model fails on the labelled rows: {why}; give rows of the example's shape and type"
+            f"the model fails on the labelled rows: {why}; give rows of the example's shape and "
+            f"type"
         ) from problem
 
 
 def _candidates(points: Sequence[CutPoint]) -> list[CutPoint]:
-    """Legal cuts in order, one for each place with work before and behind it, and no more than CANDIDATES."""
-    inner = [point for point in points if point.legal and 0 < (point.share or 0) < 1 and "/" not in point.name]
+    """Legal cuts in order, one for each place with work before and behind it, and no more than
+    CANDIDATES.
+    """
+    inner = [
+        point
+        for point in points
+        if point.legal and 0 < (point.share or 0) < 1 and "/" not in point.name
+    ]
     inner = [point for point in inner if point.name not in (*RESERVED, "y")]
     count = len({point.share for point in inner})
     if not count:
-        raise BadNetwork("this model has no legal cut between work, expected at least one; see offramp inspect")
+        raise BadNetwork(
+            "this model has no legal cut between work, expected at least one; see offramp inspect"
+        )
     names = evenly(inner, min(count, CANDIDATES) + 1)
     return [point for point in inner if point.name in names]
 
 
 def _labelled(labelled: object) -> tuple[list[Batch], Array, SeenRows]:
     """The first labelled rows in batches, their labels, and what they are. Raises BadData."""
-    source, batches, count = rows(labelled), list[Batch](), 0
+    source = rows(labelled)
+    batches = list[Batch]()
+    count = 0
     for batch in source.batches(BATCH):
         batches.append(batch)
         count += len(batch)
@@ -248,7 +295,10 @@ def _labelled(labelled: object) -> tuple[list[Batch], Array, SeenRows]:
     labels = [batch.y for batch in batches if batch.y is not None]
     if not labels or count < LEAST_ROWS:
         got = f"{count} rows" if labels else "no labels"
-        raise BadData(f"the probe {source.name} has {got}, expected {LEAST_ROWS} labelled rows or more; give such")
+        raise BadData(
+            f"the probe {source.name} has {got}, expected {LEAST_ROWS} labelled rows or more; "
+            f"give such"
+        )
     digests = np.concatenate([batch.digest for batch in batches])
     return batches, np.concatenate(labels), SeenRows(source.name, fingerprint_of(digests), digests)
 
@@ -257,6 +307,8 @@ def _unpaid(candidates: Sequence[CutCandidate], full: float) -> BadNetwork:
     """The error for a model none of whose exits pays, with the one that came nearest."""
     best = min(candidates, key=lambda candidate: expected([candidate], full))
     return BadNetwork(
-        f"no exit pays on these rows: after {best.name!r}, the best place, {best.share:.1%} of them could leave, and "
-        f"the exit costs as much as it saves at {best.break_even(full):.1%}; name cuts yourself, or take a smaller exit"
+        f"no exit pays on these rows: after {best.name!r}, the best place, {best.share:.1%} of "
+        f"them could leave, and "
+        f"the exit costs as much as it saves at {best.break_even(full):.1%}; name cuts yourself, "
+        f"or take a smaller exit"
     )

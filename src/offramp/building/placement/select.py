@@ -1,6 +1,7 @@
 """Which places pay, from arrays alone: the arithmetic of `at="auto"`. No torch.
 
-Shapes: N labelled rows, of which every other one trains (T) and the rest are held out (H); F features, C classes.
+Shapes: N labelled rows, of which every other one trains (T) and the rest are held out (H); F
+features, C classes.
 """
 
 from __future__ import annotations
@@ -11,14 +12,18 @@ from typing import Any
 
 import numpy as np
 
-LOSS, GAIN, RIDGE = 0.01, 0.02, 0.1
+LOSS = 0.01
+GAIN = 0.02
+RIDGE = 0.1
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
 
 @dataclass(frozen=True, eq=False)
 class CutCandidate:
-    """A candidate: milliseconds per row up to it (`reach`) and of its exit (`head`), and who could leave, bool [H]."""
+    """A candidate: milliseconds per row up to it (`reach`) and of its exit (`head`), and who could
+    leave, bool [H].
+    """
 
     name: str
     reach: float
@@ -35,16 +40,23 @@ class CutCandidate:
         return self.head / (full - self.reach) if full > self.reach else float("inf")
 
 
-def chosen(candidates: Sequence[CutCandidate], full: float, most: int | None = None) -> list[CutCandidate]:
+def chosen(
+    candidates: Sequence[CutCandidate], full: float, most: int | None = None
+) -> list[CutCandidate]:
     """The places whose exits pay together, in the order of the model; places come in that order."""
     picked: list[CutCandidate] = []
     cost = full
     while most is None or len(picked) < most:
-        tried = [_ordered([*picked, candidate], candidates) for candidate in candidates if candidate not in picked]
+        tried = [
+            _ordered([*picked, candidate], candidates)
+            for candidate in candidates
+            if candidate not in picked
+        ]
         best = min(tried, key=lambda some: expected(some, full), default=picked)
         if not expected(best, full) <= cost - GAIN * full:
             break
-        picked, cost = best, expected(best, full)
+        picked = best
+        cost = expected(best, full)
     for candidate in list(picked):
         rest = [other for other in picked if other is not candidate]
         if expected(rest, full) <= expected(picked, full):
@@ -53,10 +65,14 @@ def chosen(candidates: Sequence[CutCandidate], full: float, most: int | None = N
 
 
 def expected(picked: Sequence[CutCandidate], full: float) -> float:
-    """Mean milliseconds of a held-out row: it pays the exits on its way, and leaves at the first where it could."""
+    """Mean milliseconds of a held-out row: it pays the exits on its way, and leaves at the first
+    where it could.
+    """
     if not picked:
         return full
-    stays, heads, total = np.ones(len(picked[0].leaves), dtype=bool), 0.0, 0.0
+    stays = np.ones(len(picked[0].leaves), dtype=bool)
+    heads = 0.0
+    total = 0.0
     for candidate in picked:
         heads += candidate.head
         total += float((stays & candidate.leaves).mean()) * (candidate.reach + heads)
@@ -65,13 +81,22 @@ def expected(picked: Sequence[CutCandidate], full: float) -> float:
 
 
 def probed(features: Array, y: Array, classes: int) -> Array:
-    """Scores [H, C] of the odd rows by ridge regression on the even ones: features [N, F], labels [N]."""
-    from scipy import linalg  # here, because opening a network imports this file and never comes to this line
+    """Scores [H, C] of the odd rows by ridge regression on the even ones: features [N, F], labels
+    [N].
+    """
+    from scipy import (
+        linalg,
+    )  # here, because opening a network imports this file and never comes to this line
 
-    train_model, held = features[::2].astype(np.float64), features[1::2].astype(np.float64)
-    mean, scale = train_model.mean(0), train_model.std(0)
-    scale[scale < 1e-6 * max(1.0, float(scale.max(initial=0)))] = np.inf  # what never varies says nothing
-    train_model, held = (train_model - mean) / scale, (held - mean) / scale
+    train_model = features[::2].astype(np.float64)
+    held = features[1::2].astype(np.float64)
+    mean = train_model.mean(0)
+    scale = train_model.std(0)
+    scale[scale < 1e-6 * max(1.0, float(scale.max(initial=0)))] = (
+        np.inf
+    )  # what never varies says nothing
+    train_model = (train_model - mean) / scale
+    held = (held - mean) / scale
     targets = np.eye(classes)[y[::2]]
     prior = targets.mean(0)
     kernel = (
@@ -84,12 +109,16 @@ def probed(features: Array, y: Array, classes: int) -> Array:
 
 
 def leaving(scores: Array, y: Array, right: Array) -> Array:
-    """Which of the held-out rows could leave, bool [H]; right: where the model itself answers as the labels say."""
+    """Which of the held-out rows could leave, bool [H]; right: where the model itself answers as
+    the labels say.
+    """
     top = np.sort(scores, 1)
     margin = top[:, -1] - top[:, -2]
     order = np.argsort(-margin, kind="stable")
     lost = np.cumsum(right[order].astype(int) - (scores.argmax(1) == y)[order])
-    last = np.append(margin[order][1:] < margin[order][:-1], True)  # of rows that tie all leave or none
+    last = np.append(
+        margin[order][1:] < margin[order][:-1], True
+    )  # of rows that tie all leave or none
     fine = np.flatnonzero(last & (lost <= LOSS * np.arange(1, len(y) + 1)))
     kept = np.zeros(len(y), dtype=bool)
     if len(fine):
@@ -97,5 +126,7 @@ def leaving(scores: Array, y: Array, right: Array) -> Array:
     return kept
 
 
-def _ordered(picked: Sequence[CutCandidate], candidates: Sequence[CutCandidate]) -> list[CutCandidate]:
+def _ordered(
+    picked: Sequence[CutCandidate], candidates: Sequence[CutCandidate]
+) -> list[CutCandidate]:
     return [candidate for candidate in candidates if candidate in picked]
