@@ -10,7 +10,7 @@ from offramp._support import cache
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     return tmp_path / "offramp"
 
@@ -26,9 +26,9 @@ def test_what_was_kept_comes_back():
 
 
 @pytest.mark.parametrize("damage", ["cut", "flipped", "empty", "of another key", "longer"])
-def test_what_is_damaged_is_as_good_as_nothing(path, damage):
+def test_what_is_damaged_is_as_good_as_nothing(folder, damage):
     cache.write("a", b"0123456789")
-    (file,) = path.glob("*.bin")
+    (file,) = folder.glob("*.bin")
     content = file.read_bytes()
     if damage == "cut":
         file.write_bytes(content[:-3])
@@ -40,7 +40,7 @@ def test_what_is_damaged_is_as_good_as_nothing(path, damage):
         file.write_bytes(content + b"0")
     else:
         cache.write("b", b"0123456789")
-        (other,) = set(path.glob("*.bin")) - {file}
+        (other,) = set(folder.glob("*.bin")) - {file}
         other.replace(file)
     assert cache.read("a") is None
     cache.write("a", b"again")
@@ -58,21 +58,21 @@ def test_where_nothing_can_be_written_nothing_is_kept(tmp_path, monkeypatch):
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="a superuser may write everywhere")
-def test_a_read_only_folder_is_no_error(index):
+def test_a_read_only_folder_is_no_error(folder):
     cache.write("a", b"1")
-    index.chmod(0o500)
+    folder.chmod(0o500)
     cache.write("b", b"2")
     assert cache.read("a") == b"1"
     assert cache.read("b") is None
-    index.chmod(0o700)
+    folder.chmod(0o700)
 
 
-def test_the_files_that_nobody_reads_go_first(path, monkeypatch):
+def test_the_files_that_nobody_reads_go_first(folder, monkeypatch):
     monkeypatch.setattr(cache, "MOST_BYTES", 1000)
     for number in range(4):
         cache.write(str(number), b"x" * 200)
-        for file in path.glob("*.bin"):
+        for file in folder.glob("*.bin"):
             os.utime(file, (file.stat().st_atime, file.stat().st_mtime - 10))
     assert cache.read("0") is None
     assert cache.read("3") is not None
-    assert not list(path.glob("*.part"))
+    assert not list(folder.glob("*.part"))

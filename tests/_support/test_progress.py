@@ -16,8 +16,8 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """Seconds since the start; a test moves them."""
     now = [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(progress._Clock, "line", 0.0)
-    monkeypatch.setattr(progress._Clock, "ended", 0.0)
+    monkeypatch.setattr(progress._Stopwatch, "line", 0.0)
+    monkeypatch.setattr(progress._Stopwatch, "ended", 0.0)
     return now
 
 

@@ -36,7 +36,7 @@ EXAMPLES = {
 }
 
 
-@pytest.mark.parametrize("how", [{"at": "stem"}, {"n": 2}])
+@pytest.mark.parametrize("how", [{"at": "stem"}, {"parts": 2}])
 @pytest.mark.parametrize("case", EXAMPLES)
 def test_an_example_on_which_the_model_fails(case, how):
     with pytest.raises(
@@ -49,7 +49,7 @@ def test_an_example_on_which_the_model_fails(case, how):
 def test_what_is_no_model_no_front_and_no_name():
     with pytest.raises(BadNetwork, match="the model is a function, expected a torch"):
         cut(lambda x: x, images_of(2), at="stem")
-    with pytest.raises(BadNetwork, match="the preprocessing is a function, expected a torch"):
+    with pytest.raises(BadNetwork, match="the preprocess is a function, expected a torch"):
         cut(stages(), images_of(2), at="stem", preprocess=lambda x: x)
     with pytest.raises(InvalidArgument, match="at=3, expected names"):
         cut(stages(), images_of(2), at=3)

@@ -83,7 +83,7 @@ def test_the_dearer_the_shallower():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(InvalidArgument, match="tau must be at least 0, got -1"):
         Pondered(tau=-1).prepare(cut_of())
-    with pytest.raises(InvalidArgument, match="give epochs and rate to the inner recipe"):
+    with pytest.raises(InvalidArgument, match="epochs and rate must be given to the inner recipe"):
         Pondered(Distill(), epochs=2).prepare(cut_of())
     with pytest.raises(BadNetwork, match="adaptive depth"):
         Pondered().prepare(cut_of())

@@ -11,7 +11,7 @@ import torch
 
 import offramp as off
 from forked import CLASSES, THREE, WIDTH, three
-from offramp.calibration.routed import Routed
+from offramp.calibration.routed import RoutedOutcomes
 from offramp.errors import BadNetwork
 from offramp.plans.plan import Plan
 from offramp.plans.trace import WHY, Trace
@@ -251,9 +251,11 @@ def test_a_row_near_a_threshold_counts_with_the_worst_of_its_ways(traced):
     thresholds = np.float32(
         [[1.0, 0.0, 1.0], [1.00005, 0.00005, 0.99995]]
     )  # scores are whole numbers
-    exact, near = (Routed(thresholds[[number]], trace, losses).worst(0) for number in (0, 1))
+    exact, near = (
+        RoutedOutcomes(thresholds[[number]], trace, losses).worst(0) for number in (0, 1)
+    )
     np.testing.assert_array_equal(exact, near)
-    clear = Routed(np.float32([[0.5, 0.5, 0.5]]), trace, losses).worst(0)
+    clear = RoutedOutcomes(np.float32([[0.5, 0.5, 0.5]]), trace, losses).worst(0)
     done = trace.replay(Plan.by_hand({"size": (0.5, 0.5), "middle": 0.5}))
     np.testing.assert_array_equal(clear, losses[np.arange(len(trace)), done.output])
     ways = {"small": ["head#0"], "middle": ["middle", "head#1"], "large": ["head#2"]}

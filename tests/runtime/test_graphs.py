@@ -18,7 +18,7 @@ from small import rows_of
 
 
 @pytest.fixture(autouse=True)
-def place(tmp_path, monkeypatch):
+def folder(tmp_path, monkeypatch):
     pytest.importorskip("onnxscript")
     try:
         engine_of("onnxruntime")
@@ -79,7 +79,7 @@ def test_other_weights_are_another_network(counted):
 
 
 @pytest.mark.parametrize("damage", ["cut", "of another version", "no graph at all"])
-def test_a_damaged_cache_is_made_again(path, counted, damage, monkeypatch):
+def test_a_damaged_cache_is_made_again(folder, counted, damage, monkeypatch):
     x = rows_of(20)
     net = carrying()
     plan = middling(net, x)
@@ -88,7 +88,7 @@ def test_a_damaged_cache_is_made_again(path, counted, damage, monkeypatch):
     if damage == "of another version":
         monkeypatch.setattr(graphs, "edition", lambda: "another edition")
     elif damage == "cut":
-        for file in path.glob("*.bin"):
+        for file in folder.glob("*.bin"):
             file.write_bytes(file.read_bytes()[:-10])
     else:
         monkeypatch.setattr(graphs.disk, "read", lambda key: b"[1, 2]\nnot a model")

@@ -64,7 +64,7 @@ def opened(net, plan, x) -> Runner:
     engine = kind_of("torch")()
     every = engine.open(net, full_schedule(net.topology), net.device())
     parts = engine.open(net, plan.schedule(net.topology), net.device())
-    on_arrays = [replace(part, pieces={"segment": Arrays(part, x)}) for part in parts]
+    on_arrays = [replace(part, functions={"segment": Arrays(part, x)}) for part in parts]
     return Runner(net, plan, on_arrays, every, None, own_threads=True)
 
 
@@ -165,8 +165,8 @@ def chain_of(scores, limit) -> LeanChain:
     one = {first.name + LOGITS: logits, first.name + SCORE: scores}
     two = {last.name + LOGITS: logits + 1}
     parts = [
-        replace(first, pieces={"segment": Fixed(first, one)}),
-        replace(last, pieces={"segment": Fixed(last, two)}),
+        replace(first, functions={"segment": Fixed(first, one)}),
+        replace(last, functions={"segment": Fixed(last, two)}),
     ]
     found = lean_chain(net.topology, parts)
     assert found is not None

@@ -125,7 +125,7 @@ def test_data_of_every_form(three):
     ("labels", "says"),
     [
         (np.full(70, 3), r"64 labels lie outside 0 to 2 \(row 0 has 3\)"),
-        (np.full(70, -1), "expected integers from 0"),
+        (np.full(70, -1), "expected integers of at least 0"),
     ],
 )
 def test_labels_out_of_range(three, labels, says):

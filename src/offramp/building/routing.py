@@ -296,7 +296,7 @@ class _Layout:
             Default(name, value, (), True) for name, (value, _) in self.defaults.items()
         )
         bare = Topology(tuple(self.nodes), declared)
-        seen = _Tried(self, bare, inputs) if inputs is not None else None
+        seen = _ExampleRun(self, bare, inputs) if inputs is not None else None
         defaults = tuple(self._default(name, seen) for name in self.defaults)
         classes = 0 if seen is None else seen.classes(bare)
         exits: dict[str, Exit] = {}
@@ -337,7 +337,7 @@ class _Layout:
             _try(network, inputs)
         return network
 
-    def _default(self, name: str, seen: _Tried | None) -> Default:
+    def _default(self, name: str, seen: _ExampleRun | None) -> Default:
         value, reader = self.defaults[name]
         if seen is None:
             raise InvalidArgument(
@@ -347,7 +347,12 @@ class _Layout:
         return Default(name, value, seen.shape(name), True)
 
     def _exit(
-        self, name: str, asked: ExitLike, seen: _Tried | None, classes: int, earlier: Sequence[str]
+        self,
+        name: str,
+        asked: ExitLike,
+        seen: _ExampleRun | None,
+        classes: int,
+        earlier: Sequence[str],
     ) -> Exit:
         if isinstance(asked, Exit):
             return asked
@@ -360,7 +365,7 @@ class _Layout:
         made = make_exit(asked, seen.shape(name), classes, earlier, layout)
         return made.to(features.device, features.dtype if features.is_floating_point() else None)
 
-    def _gate(self, node: Node, seen: _Tried | None, earlier: Sequence[str]) -> Gate:
+    def _gate(self, node: Node, seen: _ExampleRun | None, earlier: Sequence[str]) -> Gate:
         name = node.name
         asked = self.exits[name].gate if name in self.exits else self.forks[name].gate
         assert asked is not None  # a node with one successor has no gate
@@ -393,7 +398,7 @@ class _Laid:
         return self.layout.fronts.get(member.name)
 
 
-class _Tried:
+class _ExampleRun:
     """What every segment gives for an example: all of them run once, and where arms meet the last
     one counts.
     """

@@ -22,7 +22,7 @@ from offramp.networks.taps import plain_attention
 from offramp.partition import partition, self_check
 
 
-class Piece(nn.Module):
+class UnitPiece(nn.Module):
     """A piece of a model on one tensor; it shares the model's parameters.
 
     Args:
@@ -35,7 +35,7 @@ class Piece(nn.Module):
         self.module = module
         self.training = False
 
-    def train(self, mode: bool = True) -> Piece:
+    def train(self, mode: bool = True) -> UnitPiece:
         """Nothing: what was exported in eval mode stays so."""
         return self
 
@@ -106,7 +106,7 @@ def skippable(
                 f"({told}), so it cannot be "
                 "skipped"
             )
-        module = Piece(piece.module)
+        module = UnitPiece(piece.module)
         name = piece.name.replace(".", "-")
         if piece.name in units:
             steps.append(Fork(f"skip-{name}", {f"none-{name}": [], name: module}, gate))
@@ -147,7 +147,7 @@ def _units(model: nn.Module, named: Sequence[str], x: Tensor) -> Mapping[str, st
     found: dict[str, str] = {}
     handles = list[Any]()
 
-    def watch(name: str, module: nn.Module) -> None:
+    def observe(name: str, module: nn.Module) -> None:
         def before(_: nn.Module, taken: tuple[Any, ...]) -> None:
             if (
                 name in named
@@ -176,7 +176,7 @@ def _units(model: nn.Module, named: Sequence[str], x: Tensor) -> Mapping[str, st
     try:
         for name, module in model.named_modules():
             if name:
-                watch(name, module)
+                observe(name, module)
         with torch.no_grad(), plain_attention():
             model(x)
     finally:

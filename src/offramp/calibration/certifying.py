@@ -22,7 +22,7 @@ from offramp.calibration.descending import trade_offs_of_routes
 from offramp.calibration.dial import Dialled, costs_of_settings
 from offramp.calibration.listed import Listed
 from offramp.calibration.path import UNKNOWN, shared_path
-from offramp.calibration.routed import Routed, few, thresholds_of
+from offramp.calibration.routed import RoutedOutcomes, few, thresholds_of
 from offramp.calibration.sweep import Sweep, sweep
 from offramp.guarantees.bounds import (
     CELLS,
@@ -55,7 +55,7 @@ class Tested:
     """Plans in the order of testing and what they do on the tested rows."""
 
     thresholds_PG: Array
-    outcomes: Sweep | Listed | Routed | Dialled
+    outcomes: Sweep | Listed | RoutedOutcomes | Dialled
     cost_P: Array
     passed: int  # so many leading plans keep the promise
     ends_early: bool  # whether already the plan that never leaves ends before the last exit
@@ -140,7 +140,7 @@ class Certifier:
             return smallest_level_of_sum(worst, len(trace), self.bound, **self._limits)
         some = asked_P[np.unique(np.linspace(0, len(asked_P) - 1, IN_SIGHT).astype(np.intp))]
         thresholds_PG = tested.thresholds_PG[some]
-        plans: Listed | Routed | Dialled
+        plans: Listed | RoutedOutcomes | Dialled
         if trace.header.settings:
             plans = self._dialled(trace, some)
         elif trace.topology.is_chain:
@@ -274,7 +274,7 @@ class Certifier:
         ordered: Array = thresholds_PG[in_order(self._p_values(searched, plans), cost_P)]
         return ordered
 
-    def _passing(self, trace: Trace, outcomes: Sweep | Listed | Routed | Dialled) -> int:
+    def _passing(self, trace: Trace, outcomes: Sweep | Listed | RoutedOutcomes | Dialled) -> int:
         """How many leading plans pass, of which the first never leaves and may need no test.
 
         Bets are evaluated only until a plan fails. A plan that changes no loss has the p-value of
@@ -294,7 +294,7 @@ class Certifier:
                 return int(plans_C[passing])
         return len(outcomes.loss_P)
 
-    def _p_values(self, trace: Trace, plans: Listed | Routed) -> Array:
+    def _p_values(self, trace: Trace, plans: Listed | RoutedOutcomes) -> Array:
         """p-values of listed plans at the level of the promise."""
         if self.bound is not betting:
             return self._from_sums(plans.loss_P, len(trace), self.at_most)
@@ -319,8 +319,10 @@ class Certifier:
     def _limits(self) -> dict[str, float]:
         return {"low": self.risk.low, "high": self.risk.high, "delta": self.delta}
 
-    def _routed(self, trace: Trace, thresholds_PG: Array) -> Routed:
-        return Routed(thresholds_PG, trace, self._losses(trace), self.max_exit, self._groups(trace))
+    def _routed(self, trace: Trace, thresholds_PG: Array) -> RoutedOutcomes:
+        return RoutedOutcomes(
+            thresholds_PG, trace, self._losses(trace), self.max_exit, self._groups(trace)
+        )
 
     def _listed(self, trace: Trace, thresholds_PG: Array) -> Listed:
         band = trace.header.origin.band

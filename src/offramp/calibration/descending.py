@@ -85,7 +85,7 @@ def trade_offs_of_routes(
         gap: how far two neighbouring scores must lie apart for a threshold to stand between them.
         budgets: mean costs for which a plan is wanted above all.
     """
-    search = _Search(trace, losses_NL, unit, batch, max_exit, gap)
+    search = _CoordinateSearch(trace, losses_NL, unit, batch, max_exit, gap)
     count = sum(trace.topology.routes(gate) for gate in trace.topology.gates)
     plans = [np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)]
     plans += search.shared(count)
@@ -134,7 +134,7 @@ class _Within:
         return int(np.lexsort((cost_K, np.where(fits, loss_K, np.inf)))[0])
 
 
-class _Search:
+class _CoordinateSearch:
     """What coordinate descent looks at."""
 
     def __init__(

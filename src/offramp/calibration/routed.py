@@ -42,7 +42,7 @@ def thresholds_of(
 
 
 @dataclass(frozen=True)
-class Routed:
+class RoutedOutcomes:
     """What plans do on the rows of a trace."""
 
     thresholds_PG: Array  # float32

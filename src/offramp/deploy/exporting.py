@@ -25,7 +25,7 @@ from offramp._support.arguments import require_flag, require_kind
 from offramp._support.files import digest_file, write_json
 from offramp._support.ownership import FolderKind
 from offramp._support.replacement import replacing_folder
-from offramp.deploy.one_file import Written, one_model
+from offramp.deploy.one_file import WrittenStage, one_model
 from offramp.errors import BadNetwork, InvalidArgument
 from offramp.networks.ambient import without_autocast
 from offramp.networks.inputs import State, as_inputs
@@ -181,7 +181,7 @@ def _kept(plan: Plan, identity: str) -> tuple[Plan, str | None]:
     ), note if plan.promise else None
 
 
-def _written(network: Network, plan: Plan, state: State) -> tuple[list[Written], State]:
+def _written(network: Network, plan: Plan, state: State) -> tuple[list[WrittenStage], State]:
     """The stages of a plan as graphs, each compared with the network on these rows; and all named
     tensors of them.
 
@@ -195,7 +195,7 @@ def _written(network: Network, plan: Plan, state: State) -> tuple[list[Written],
         for engine_stage in kind_of("torch")().open(network, schedule, device)
     }
     tried = dict(with_defaults(network.topology, state))
-    written = list[Written]()
+    written = list[WrittenStage]()
     with torch.inference_mode():
         for engine_stage, graph in zip(
             engine_stages, graphs_of(network, schedule, tried), strict=True
@@ -210,7 +210,7 @@ def _written(network: Network, plan: Plan, state: State) -> tuple[list[Written],
             else:
                 index = -1
             written.append(
-                Written(engine_stage.stage, graph, index, _carried(engine_stage.stage, state))
+                WrittenStage(engine_stage.stage, graph, index, _carried(engine_stage.stage, state))
             )
     return written, tried
 
@@ -241,7 +241,7 @@ def _compare(stage: str, writes: Sequence[str], mine: State, own: State) -> None
             )
 
 
-def _described(one: Written, number: int, tried: State) -> dict[str, Any]:
+def _described(one: WrittenStage, number: int, tried: State) -> dict[str, Any]:
     """A stage as run.py reads it: which graph, what it reads and gives, and where its rows go."""
     stage = one.stage
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", stage.name)
@@ -281,7 +281,7 @@ def _kind(value: torch.Tensor) -> str:
     return str(value.dtype).removeprefix("torch.")
 
 
-def _one(written: Sequence[Written], plan: Plan, body: Mapping[str, Any]) -> bytes:
+def _one(written: Sequence[WrittenStage], plan: Plan, body: Mapping[str, Any]) -> bytes:
     import numpy as np
     from onnx import helper
 

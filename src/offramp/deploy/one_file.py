@@ -25,7 +25,7 @@ OUTPUTS = ("logits", "exit", "why", "flagged")
 
 
 @dataclass(frozen=True)
-class Written:
+class WrittenStage:
     """A stage of a schedule as a graph: the number of its exit (-1 without), and what each of its
     edges carries.
     """
@@ -37,7 +37,10 @@ class Written:
 
 
 def one_model(
-    stages: Sequence[Written], inputs: Sequence[Any], thresholds: dict[str, float], classes: int
+    stages: Sequence[WrittenStage],
+    inputs: Sequence[Any],
+    thresholds: dict[str, float],
+    classes: int,
 ) -> Any:
     """One `onnx.ModelProto`: the inputs of the network and `threshold/<gate>` -> logits, exit, why,
     flagged.
@@ -93,7 +96,7 @@ def _is_logits(value: Any) -> bool:
 
 
 def _rest(
-    body: Body, stages: Sequence[Written], scope: dict[str, str], kinds: Sequence[int]
+    body: Body, stages: Sequence[WrittenStage], scope: dict[str, str], kinds: Sequence[int]
 ) -> tuple[str, ...]:
     """Write the stages of a chain from `stages[0]` on into `body`.
 

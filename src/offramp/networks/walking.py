@@ -247,7 +247,7 @@ def routed(network: Network, inputs: State, decide: Decide, *, mixed: bool = Fal
             of its ways; else every node runs on its own rows alone.
     """
     if mixed:
-        walk = _Mixed(network, inputs, decide)
+        walk = _MergedArms(network, inputs, decide)
     else:
         walk = _Bucketed(network, inputs, decide)
     return walk.done()
@@ -384,7 +384,7 @@ class _Bucketed:
         self.answers.append((rows, logits, self.topology.exit_index(node.name)))
 
 
-class _Mixed:
+class _MergedArms:
     """Each node runs once on all rows, and arms are summed where they meet."""
 
     def __init__(self, network: Network, inputs: State, decide: Decide) -> None:

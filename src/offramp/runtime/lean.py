@@ -91,7 +91,7 @@ class ArrayFunction(Protocol):
 
 
 @dataclass(frozen=True)
-class _Step:
+class _LeanStep:
     """A stage of the chain, with all that the loop needs of it at hand.
 
     Attributes:
@@ -140,7 +140,7 @@ def lean_chain(topology: Topology, engine_stages: Sequence[EngineStage]) -> Lean
     if not inputs:
         return None
     following = [engine_stage.name for engine_stage in engine_stages[1:]]
-    steps = list[_Step]()
+    steps = list[_LeanStep]()
     for engine_stage, one, after in zip(engine_stages, found, [*following, LEAVE], strict=True):
         if engine_stage.stage.edges[-1].to != after:
             return None
@@ -157,13 +157,13 @@ def expected(stage: Stage) -> bool:
 
 def _step(
     topology: Topology, engine_stage: EngineStage, one: OnArrays, inputs: Sequence[str]
-) -> _Step:
+) -> _LeanStep:
     stage = engine_stage.stage
     columns = {name: index for index, name in enumerate(one.writes)}
     carries = list[str]()
     for name in stage.edges[-1].carries:
         carries += inputs if name == INPUT else [name]
-    return _Step(
+    return _LeanStep(
         run=one.run,
         reads=one.reads,
         score=columns[stage.name + SCORE] if stage.gate else -1,
@@ -182,7 +182,7 @@ class LeanChain:
     """
 
     def __init__(
-        self, steps: Sequence[_Step], inputs: Mapping[str, Wanted], exits: tuple[str, ...]
+        self, steps: Sequence[_LeanStep], inputs: Mapping[str, Wanted], exits: tuple[str, ...]
     ) -> None:
         self._steps = tuple(steps)
         self.exits = exits

@@ -114,7 +114,7 @@ class SettingsDetector:
         theirs.sort(
             key=lambda module: bool(module._modules)
         )  # layers first: they have most settings
-        self._layers = [_Layer(module) for module in theirs]
+        self._layers = [_LayerSettings(module) for module in theirs]
         self._names = list(names)
         self._containers = list(containers)
         self._tensors = [value for value in tensors if not value.is_inference()]
@@ -134,7 +134,7 @@ class SettingsDetector:
         self._compare(next(self._some_layers), next(self._some_names))
 
     def _compare(
-        self, layers: Sequence[_Layer], names: Sequence[tuple[Mapping[str, Any], str, Any]]
+        self, layers: Sequence[_LayerSettings], names: Sequence[tuple[Mapping[str, Any], str, Any]]
     ) -> None:
         for layer in layers:
             layer.check()
@@ -146,7 +146,7 @@ class SettingsDetector:
             raise StaleRunner(OTHER.format("a tensor"))
 
 
-class _Layer:
+class _LayerSettings:
     """What one module computes with beside its tensors, without keeping it alive."""
 
     def __init__(self, module: nn.Module) -> None:

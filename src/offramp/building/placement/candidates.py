@@ -23,7 +23,7 @@ def require_place(at: Sequence[str] | str | None, parts: int | None, labelled: o
     given for it alone.
     """
     if parts is not None:
-        require_count("n", parts, 2)
+        require_count("parts", parts, 2)
     if at == AUTO:
         if labelled is None:
             raise InvalidArgument(
