@@ -9,7 +9,8 @@ DIR holds mnist/ and cifar10/ (see benchmarks/fetch.py). D2NN-style: the paper's
 are not public. Three ways to train the same layout from the same start, for the layouts high-low
 and cascade:
 
-    reward      recipe d2nn: Q-heads, epsilon-greedy (on the rare class also with F-scores of mini-bags)
+    reward      recipe d2nn: Q-heads, epsilon-greedy (on the rare class also with F-scores of
+                mini-bags)
     gradient    recipe gumbel: straight-through choices, the cost in the loss
     confidence  no gate is trained: the answer of an exit at the fork (high-low) or at each stage
     (cascade) says by its

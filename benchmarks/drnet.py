@@ -58,9 +58,9 @@ def trained(options: argparse.Namespace, seed: int) -> off.Network:
     done = home / "network"
     if done.is_dir():
         return off.load(done)
-    rows = off.rows(
-        f"cifar10/train:{options.data / 'cifar10'}[{seed * options.rows}:{(seed + 1) * options.rows}]"
-    )
+    start = seed * options.rows
+    end = start + options.rows
+    rows = off.rows(f"cifar10/train:{options.data / 'cifar10'}[{start}:{end}]")
     torch.manual_seed(seed)
     net = network_of(options, rows.take(np.arange(4)).x)
     off.fit(

@@ -109,9 +109,18 @@ def mixes(repeats: int) -> list[dict[str, Any]]:
             (line,) = bench(
                 net, plan, x, batches=(64,), repeats=repeats, clock=time.process_time
             ).lines
-            found.append({"what": name, "share": share, "run_ms": line.run_ms, "parts_ms": line.parts_ms,
-                          "plain_ms": line.plain_ms, "over_parts": str(line.over_parts),
-                          "over_plain": str(line.over_plain), "same": str(line.same)})  # fmt: skip
+            found.append(
+                {
+                    "what": name,
+                    "share": share,
+                    "run_ms": line.run_ms,
+                    "parts_ms": line.parts_ms,
+                    "plain_ms": line.plain_ms,
+                    "over_parts": str(line.over_parts),
+                    "over_plain": str(line.over_plain),
+                    "same": str(line.same),
+                }
+            )
     return found
 
 

@@ -1,10 +1,10 @@
 """earlyon beside offramp on one network: its wrapper, its heads, its training and its calibration,
 for peers.py.
 
-Everything of earlyon 0.3.0 (MIT, https://github.com/sohams25/earlyon) is its own code by its documented names. It reads
-logits and pooled features computed once through a `Replayed` backbone, so that 200 calibrations
-need not run the model 200 times: its hooks, its grid and its simulation run as they are. Shapes: B
-rows, F features, C classes.
+Everything of earlyon 0.3.0 (MIT, https://github.com/sohams25/earlyon) is its own code by its
+documented names. It reads logits and pooled features computed once through a `Replayed` backbone,
+so that 200 calibrations need not run the model 200 times: its hooks, its grid and its simulation
+run as they are. Shapes: B rows, F features, C classes.
 """
 
 from __future__ import annotations

@@ -269,7 +269,10 @@ def measure(
                 }
 
 
-HEAD = f"{'population':<11} {'risk':<13} {'bound':<18} {'testing':<11} {'level':>7} {'broken':>8} {'allowed':>8}  cost"
+HEAD = (
+    f"{'population':<11} {'risk':<13} {'bound':<18} {'testing':<11} {'level':>7} "
+    f"{'broken':>8} {'allowed':>8}  cost"
+)
 
 
 def shown(line: dict[str, Any]) -> str:

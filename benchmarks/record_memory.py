@@ -1,8 +1,11 @@
 """Peak memory of recording, saving and loading a trace with many logits, over the size of the
 logits.
 
-    python benchmarks/record_memory.py                          C = 1000, N = 50,000, K = 5: 1.0 GB of logits
-    python benchmarks/record_memory.py --rows 5000 --stream     fewer rows, from a stream of unknown length
+    python benchmarks/record_memory.py
+    python benchmarks/record_memory.py --rows 5000 --stream
+
+The first: C = 1000, N = 50,000, K = 5, which is 1.0 GB of logits. The second: fewer rows, from a
+stream of unknown length.
 
 Each step runs in a process of its own. Its peak counts from what the process held when the step
 began, so that Python and torch do not count.

@@ -13,7 +13,10 @@ def show(results: dict[str, Any], console: Console) -> None:
     if "figures" in results:
         show_figures(results["figures"], console)
     if "timings" in results:
-        title = f"Wall-clock, ragged batches, {results['threads']} threads: mean over batches, [90 % interval]"
+        title = (
+            f"Wall-clock, ragged batches, {results['threads']} threads: mean over batches, "
+            "[90 % interval]"
+        )
         table = Table(
             "engine, plan",
             "batch",

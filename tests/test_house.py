@@ -91,7 +91,8 @@ def test_law_1_listing_a_shelf_imports_nothing():
 import json, sys
 from offramp._support import find
 names = {shelf: find.names(shelf) for shelf in ("exits", "gates", "layers", "models")}
-print(json.dumps([names, [name for name in sys.modules if name.split(".")[:1] == ["offramp"]], "torch" in sys.modules]))
+loaded = [name for name in sys.modules if name.split(".")[:1] == ["offramp"]]
+print(json.dumps([names, loaded, "torch" in sys.modules]))
 """
     names, loaded, torch = in_a_fresh_python(code)
     assert "margin" in names["gates"]
@@ -145,7 +146,8 @@ with contextlib.redirect_stdout(io.StringIO()) as said:
         main()
     except SystemExit as ended:
         code = ended.code or 0
-print(json.dumps([code, len(said.getvalue()) > 0, [name for name in {HEAVY} if name in sys.modules]]))
+heavy = [name for name in {HEAVY} if name in sys.modules]
+print(json.dumps([code, len(said.getvalue()) > 0, heavy]))
 """
     assert in_a_fresh_python(code) == [0, True, []]
 

@@ -1,6 +1,8 @@
 """Draw docs/images/frontier.png and docs/images/report.png from real data.
 
-python docs/generate/pictures.py DATA     (DATA: the folder that `python benchmarks/fetch.py DATA all` fills)
+python docs/generate/pictures.py DATA
+
+DATA is the folder that `python benchmarks/fetch.py DATA all` fills.
 
 The frontier: the ladder of ResNet-20 and ResNet-56 on CIFAR-10. Every budget's plan is chosen on
 rows 1,000-4,999 and drawn on rows 5,000-9,999. Three networks alone are beside it. The report: of

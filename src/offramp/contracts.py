@@ -1,18 +1,17 @@
 """What you subclass, in one place; the kit in `offramp.testing` checks each of them.
 
-    Exit      a classifier after a segment         off.cut(model, exits={...}), net.with_exit(node, exit)
-              (`Pools` and `Hands` are what an exit may do besides: pool first, hand on more than
-              its answer)
-    Gate      a score per row, to leave or go on   off.cut(model, gate=...), net.with_gates({node: gate})
-    Seen      what an exit or a gate looks at      the argument of both
-    Recipe    a way to train                       off.fit(net, data, recipe=...)
-    Phase     a stretch of training                what a recipe's `phases` gives
-    TrainingOutputs   what a recipe looks at       an argument of a recipe's `loss`
-    TrainingBatch     the labels that come with it an argument of a recipe's `loss`
-    Layer     a cheaper substitute for a layer     within your model; files on the shelf `layers`
-    LayerCost what a layer costs                   what a layer's `cost` gives
-    Engine    what runs segments                   a file on the shelf `engines`
-    Risk      a loss per row that is kept small    off.calibrate(trace, risk=...), an instance of it
+    Exit             a classifier after a segment         off.cut(model, exits={...})
+                     (`Pools`: it pools first; `Hands`: it hands on more than its logits)
+    Gate             a score per row, to leave or go on   off.cut(model, gate=...)
+    Seen             what an exit or a gate reads         the argument of both
+    Recipe           a way to train                       off.fit(net, data, recipe=...)
+    Phase            a stretch of training                returned by a recipe's `phases`
+    TrainingOutputs  what a recipe's loss reads           the first argument of `loss`
+    TrainingBatch    the labels of a batch                the second argument of `loss`
+    Layer            a cheaper substitute for a layer     off.convert(model, {pattern: layer})
+    LayerCost        what a layer costs                   returned by a layer's `cost`
+    Engine           what runs segments                   off.open(net, plan, engine=...)
+    Risk             a loss per row that is kept small    off.calibrate(trace, risk=...)
 
 Importing this imports no torch: each name is loaded when it is first used.
 """

@@ -3,9 +3,9 @@
     OfframpError
     ├── InvalidArgument      what was handed over cannot be used (also a ValueError)
     │   ├── BadData          rows, labels or shapes; names the rows
-    │   ├── BadNetwork       models that cannot stand together in one network
-    │   ├── UnknownName      no such thing on the shelf; offers the nearest
-    │   ├── OverlappingRows  rows that are no independent draws: twice on one side of a promise, or on both
+    │   ├── BadNetwork       models that cannot form one network
+    │   ├── UnknownName      not a name that offramp knows; offers the nearest
+    │   ├── OverlappingRows  rows that are not independent draws: on one or both sides of a promise
     │   └── OutOfBudget      not even the cheapest plan costs as little as that
     ├── BadFile              truncated, edited, of another kind, or unwritable
     │   └── NewerSchema      written by a newer offramp
@@ -25,7 +25,7 @@ and what deserves a second look, but stops nothing:
     ├── DearFirst            a member of a cascade costs more than a later one
     ├── NoisyTimings         milliseconds were measured on a busy machine
     ├── GapNotReached        a solver stopped before the duality gap that was asked for
-    └── Notice               what a reader of data or weights left out, or chose among several readings
+    └── Notice               what a reader of data or weights left out, or how it chose
 
 Every message is one sentence in three parts: what was got, what was expected, what to do.
 At the command line each of them prints that sentence and ends with exit code 2.

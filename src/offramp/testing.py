@@ -2,7 +2,7 @@
 of other people.
 
     from offramp.testing import check_gate, example_seen
-    check_gate(MyGate(), example_seen())               # an AssertionError says in a sentence what is wrong
+    check_gate(MyGate(), example_seen())  # an AssertionError says what is wrong
 
 Each check is a small function that can be run alone; `check_gate`, `check_exit`, `check_layer`,
 `check_engine` and `check_recipe` run all that there are for their kind. Logits are [B, C], scores
@@ -192,9 +192,7 @@ def check_cost(layer: Layer, shape: Sequence[int]) -> None:
     counted = dense_cost(layer, shape)
     assert cost == layer.cost(shape), "its cost differs from call to call"
     for name, figure in vars(cost).items():
-        assert math.isfinite(figure) and figure >= 0, (
-            f"its {name} is {figure}, expected a number of at least 0"
-        )
+        assert 0 <= figure < math.inf, f"its {name} is {figure}, expected a number of at least 0"
     assert cost.macs >= counted.macs * (1 - TOLERANCE), (
         f"it says {cost.macs:g} MACs and runs {counted.macs:g}; what could be saved and is "
         f"computed counts"

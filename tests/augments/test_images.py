@@ -59,8 +59,9 @@ def test_rows_that_are_no_images(rows):
 
 
 def test_fit_takes_the_name_and_refuses_another(monkeypatch):
-    net = off.cut(torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(72, 3)).eval(),
-                  torch.zeros(2, 1, 8, 8), at=["0"])  # fmt: skip
+    layers = (torch.nn.Conv2d(1, 2, 3), torch.nn.Flatten(), torch.nn.Linear(72, 3))
+    model = torch.nn.Sequential(*layers).eval()
+    net = off.cut(model, torch.zeros(2, 1, 8, 8), at=["0"])
     data = (torch.rand(12, 1, 8, 8), torch.arange(12) % 3)
     history = off.fit(net, data, recipe="joint", augment="flip", batch_size=4, progress=False)
     assert any("augmented anew" in note for note in history.notes)

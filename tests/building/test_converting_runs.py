@@ -104,7 +104,10 @@ def test_an_exported_folder_runs_without_us(method, tmp_path):
     net, made = net_of(method)
     off.export(net.eval(), off.Plan.by_hand({"stem": float("inf")}), tmp_path / "out", example=X)
     np.save(tmp_path / "x.npy", X.numpy())
-    code = f"import runpy, numpy, json; run = runpy.run_path('out/run.py')['run']; x = numpy.load('x.npy'); {SAY}"
+    code = (
+        "import runpy, numpy, json; run = runpy.run_path('out/run.py')['run']; x = "
+        f"numpy.load('x.npy'); {SAY}"
+    )
     said = subprocess.run(
         [sys.executable, "-c", code],
         cwd=tmp_path,

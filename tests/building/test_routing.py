@@ -153,35 +153,95 @@ LEAVING = [off.Leave("all", Own(), None)]
     [
         ([], InvalidArgument, "at least one step"),
         ([("a", linear()), ("a", linear(4, 3))], InvalidArgument, "two steps are called 'a'"),
-        ([("a", linear()), off.Fork("a", {"b": linear(), "c": linear()})], InvalidArgument, "two steps are called 'a'"),
+        (
+            [("a", linear()), off.Fork("a", {"b": linear(), "c": linear()})],
+            InvalidArgument,
+            "two steps are called 'a'",
+        ),
         ([("a b", linear())], InvalidArgument, "letters, digits"),
         ([("a", 3)], InvalidArgument, "must be a torch.nn.Module, got a int"),
         ([linear()], InvalidArgument, r"step 1 of the list must be \(name, module\)"),
         (CIRCLE, InvalidArgument, "contains itself: rows would go in a circle"),
         ([off.Fork("f", {"a": linear()})], InvalidArgument, "at least two arms"),
-        ([("s", linear()), off.Fork("f", {"a": [], "b": []}), ("h", linear(4, 3))], InvalidArgument, "are both empty"),
-        ([("s", linear()), off.Fork("f", {"a": [], "b": linear(4, 3)})], BadNetwork, "'a' of the last fork 'f'"),
-        ([("s", linear(4, 3)), off.Leave("e", Own())], BadNetwork, "nothing stands behind the "
-                                                                   "exit 'e'"),
-        ([("s", linear(4, 3)), *LEAVING, ("h", linear(4, 3))], InvalidArgument, "no row comes to "
-                                                                                "step 3"),
-        ([("s", linear()), ("h", linear(4, 3), {"z": 0.0})], UnknownName, "segment before 'h' "
-                                                                          "called 'z'"),
-        ([("s", linear()), ("h", (linear(4, 3), linear()))], InvalidArgument, "does not read the "
-                                                                              "input"),
-        ([("s", linear()), off.Fork("f", {"a": linear(4, 5), "b": linear()}), ("h", linear(4, 3))], BadNetwork,
-         r"different shapes \(a \[5\], b \[4\]\)"),
-        ([("s", linear()), off.Fork("f", {"a": linear(), "b": linear()}, gate=Controller(4, 3)), ("h", linear(4, 3))],
-         BadNetwork, "gives 2 scores a row, expected 1 for its 2 ways"),
-        ([("s", linear()), off.Fork("f", {"a": [], "b": linear()}), ("h", Both().eval(), {"b": None})], BadNetwork,
-         "not every path to it passes; declare a default"),
+        (
+            [("s", linear()), off.Fork("f", {"a": [], "b": []}), ("h", linear(4, 3))],
+            InvalidArgument,
+            "are both empty",
+        ),
+        (
+            [("s", linear()), off.Fork("f", {"a": [], "b": linear(4, 3)})],
+            BadNetwork,
+            "'a' of the last fork 'f'",
+        ),
+        (
+            [("s", linear(4, 3)), off.Leave("e", Own())],
+            BadNetwork,
+            "nothing stands behind the exit 'e'",
+        ),
+        (
+            [("s", linear(4, 3)), *LEAVING, ("h", linear(4, 3))],
+            InvalidArgument,
+            "no row comes to step 3",
+        ),
+        (
+            [("s", linear()), ("h", linear(4, 3), {"z": 0.0})],
+            UnknownName,
+            "segment before 'h' called 'z'",
+        ),
+        (
+            [("s", linear()), ("h", (linear(4, 3), linear()))],
+            InvalidArgument,
+            "does not read the input",
+        ),
+        (
+            [
+                ("s", linear()),
+                off.Fork("f", {"a": linear(4, 5), "b": linear()}),
+                ("h", linear(4, 3)),
+            ],
+            BadNetwork,
+            r"different shapes \(a \[5\], b \[4\]\)",
+        ),
+        (
+            [
+                ("s", linear()),
+                off.Fork("f", {"a": linear(), "b": linear()}, gate=Controller(4, 3)),
+                ("h", linear(4, 3)),
+            ],
+            BadNetwork,
+            "gives 2 scores a row, expected 1 for its 2 ways",
+        ),
+        (
+            [
+                ("s", linear()),
+                off.Fork("f", {"a": [], "b": linear()}),
+                ("h", Both().eval(), {"b": None}),
+            ],
+            BadNetwork,
+            "not every path to it passes; declare a default",
+        ),
         ([("s", linear()), ("h", linear(5, 3))], BadData, "the segment 'h' fails on"),
-        ([("s", linear()), off.Fork("f", {"a": linear(), "b": linear()}, gate="controller?deep=3"),
-          ("h", linear(4, 3))], UnknownName, "argument of the gate"),
-        ([("s", linear()), off.Leave("e", "linear"), ("h", linear(4, 1))], BadNetwork, "at least two classes"),
-        ([("s", linear()), off.Fork("f", {"a": linear(4, 3), "b": linear(4, 4)})], BadNetwork, "different numbers"),
+        (
+            [
+                ("s", linear()),
+                off.Fork("f", {"a": linear(), "b": linear()}, gate="controller?deep=3"),
+                ("h", linear(4, 3)),
+            ],
+            UnknownName,
+            "argument of the gate",
+        ),
+        (
+            [("s", linear()), off.Leave("e", "linear"), ("h", linear(4, 1))],
+            BadNetwork,
+            "at least two classes",
+        ),
+        (
+            [("s", linear()), off.Fork("f", {"a": linear(4, 3), "b": linear(4, 4)})],
+            BadNetwork,
+            "different numbers",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_input_gives_one_sentence(steps, problem, says):
     with pytest.raises(problem, match=says) as raised:
         off.route(steps, example=X)

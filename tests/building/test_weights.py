@@ -153,7 +153,10 @@ def test_of_several_the_user_says_which(tmp_path, kind):
 
 def test_weights_that_do_not_fit_are_named(tmp_path):
     torch.save({"weight": torch.zeros(3, 5), "extra": torch.zeros(1)}, tmp_path / "w.pt")
-    says = r"1 missing .*bias.*1 not expected .*extra.*1 of another shape .*weight.*holds itself: weight, extra"
+    says = (
+        r"1 missing .*bias.*1 not expected .*extra.*1 of another shape .*weight.*holds "
+        r"itself: weight, extra"
+    )
     with pytest.raises(BadFile, match=says):
         load_weights(nn.Linear(4, 3), tmp_path / "w.pt")
 

@@ -24,7 +24,10 @@ def test_how_weights_were_found_is_one_line(workdir):
     )
     done = offramp("ladder", *PAIR, "--weights", "w.ckpt", "--weights", "-", "-o", "new")
     assert done.exit_code == 0, done.output
-    said = "offramp: w.ckpt: the weights are those under 'state_dict', the prefix 'model.' of their names was taken off\n"
+    said = (
+        "offramp: w.ckpt: the weights are those under 'state_dict', the prefix 'model.' of "
+        "their names was taken off\n"
+    )
     assert done.stderr == said
     torch.save(
         {"model": weights, "model_ema": {name: value + 1 for name, value in weights.items()}},
@@ -53,29 +56,63 @@ def test_a_notice_about_data_is_one_line_and_said_once(workdir):
     ("typed", "flags"),
     [
         (
-            ["--model", "users_own:flat", "--model", "users_own:flat", "--preprocess", "users_own:scaled",
-             "--preprocess", "unit"],
+            [
+                "--model",
+                "users_own:flat",
+                "--model",
+                "users_own:flat",
+                "--preprocess",
+                "users_own:scaled",
+                "--preprocess",
+                "unit",
+            ],
             "--model flat=users_own:flat --model flat-2=users_own:flat --preprocess-of "
             "flat=users_own:scaled",
         ),
         (
-            ["--model", "offramp:digits_small", "--model", "users_own:flat", "--preprocess", "auto",
-             "--preprocess", "users_own:Scaled"],
+            [
+                "--model",
+                "offramp:digits_small",
+                "--model",
+                "users_own:flat",
+                "--preprocess",
+                "auto",
+                "--preprocess",
+                "users_own:Scaled",
+            ],
             "--model flat=users_own:flat --preprocess-of flat=users_own:Scaled",
         ),
         (
-            ["--model", "users_own:flat", "--model", "offramp:digits_large", "--preprocess", "unit",
-             "--preprocess", "auto", "--gate", "users_own:spread"],
+            [
+                "--model",
+                "users_own:flat",
+                "--model",
+                "offramp:digits_large",
+                "--preprocess",
+                "unit",
+                "--preprocess",
+                "auto",
+                "--gate",
+                "users_own:spread",
+            ],
             "--model flat=users_own:flat --gate-of flat=users_own:spread",
         ),
         (
-            ["--model", "offramp:digits_small", "--model", "offramp:digits_large", "--preprocess", "users_own:scaled",
-             "--preprocess", "auto"],
+            [
+                "--model",
+                "offramp:digits_small",
+                "--model",
+                "offramp:digits_large",
+                "--preprocess",
+                "users_own:scaled",
+                "--preprocess",
+                "auto",
+            ],
             "--model digits_small=offramp:digits_small --preprocess-of "
             "digits_small=users_own:scaled",
         ),
     ],
-)  # fmt: skip
+)
 def test_all_flags_to_give_again_stand_in_one_line_and_work(workdir, typed, flags):
     done = offramp("ladder", *typed, "-o", "own")
     assert done.exit_code == 0, done.output

@@ -222,7 +222,6 @@ def test_models_of_the_users_own(workdir, as_json):
         "offramp:digits_large",
         "--preprocess",
         "users_own:scaled",
-        # fmt: skip
         "--preprocess",
         "auto",
         "--gate",

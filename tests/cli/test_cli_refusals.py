@@ -255,7 +255,10 @@ def test_the_same_with_json(workdir, case):
 
 
 def test_members_of_different_classes_are_noticed_while_recording(workdir):
-    made = "ladder --model users_own:three_classes --model offramp:digits_large --preprocess unit --preprocess auto -o odd"
+    made = (
+        "ladder --model users_own:three_classes --model offramp:digits_large --preprocess "
+        "unit --preprocess auto -o odd"
+    )
     assert offramp(*made.split()).exit_code == 0
     done = offramp(
         "record", "odd", TEST, "-o", "n.npz", "--model", "three_classes=users_own:three_classes"
@@ -269,7 +272,10 @@ def test_a_file_names_no_code(workdir):
     """A spec of the user's own that stands in a network's file is data, and never imported."""
     config = json.loads(Path("network/network.json").read_text())
     assert config["rungs"][0]["spec"] == "offramp:digits_small"
-    made = "ladder --model users_own:flat --model offramp:digits_large --preprocess unit --preprocess auto -o own"
+    made = (
+        "ladder --model users_own:flat --model offramp:digits_large --preprocess unit "
+        "--preprocess auto -o own"
+    )
     assert offramp(*made.split()).exit_code == 0
     done = offramp("record", "own", TEST, "-o", "n.npz")
     assert done.exit_code == 2

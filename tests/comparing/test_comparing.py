@@ -33,8 +33,18 @@ pytest.importorskip("accelerate")
 
 SMALL = DIGITS.replace("stem,blocks.0", "stem")
 CLOCK = "wall-clock = true\nwall-clock-budget = 1.0\nrepeats = 1\n"
-JOINT = '[method.joint]\nrecipe = "joint"\nwith = ["epochs=2", "rate=0.01"]\nseeds = [0, 1]\ngates = ["own", "max_prob"]\n'
-PLAIN = '[method.plain]\nmodel = "offramp:digits_small"\npreprocess = "auto"\nstatic = true\nseeds = [0]\n'
+JOINT = """[method.joint]
+recipe = "joint"
+with = ["epochs=2", "rate=0.01"]
+seeds = [0, 1]
+gates = ["own", "max_prob"]
+"""
+PLAIN = """[method.plain]
+model = "offramp:digits_small"
+preprocess = "auto"
+static = true
+seeds = [0]
+"""
 STACK = '[method.stack]\nmembers = ["plain", "joint"]\nseeds = [0]\n'
 MADE = (JOINT, PLAIN, STACK)
 

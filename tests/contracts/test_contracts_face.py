@@ -32,7 +32,10 @@ def test_what_users_subclass_is_there():
 
 
 def test_importing_it_loads_no_torch():
-    code = "import json, sys, offramp.contracts; print(json.dumps([m for m in ('torch', 'numpy') if m in sys.modules]))"
+    code = (
+        "import json, sys, offramp.contracts; print(json.dumps([m for m in ('torch', "
+        "'numpy') if m in sys.modules]))"
+    )
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
     )

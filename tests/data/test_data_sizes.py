@@ -50,7 +50,10 @@ def _padded(text: str) -> bytes:
 
 def peak(code: str, *arguments: object) -> tuple[str, float]:
     """What a program prints, and the most memory in MB that it had."""
-    code += "\nprint(next(line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')))"
+    code += (
+        "\nprint(next(line.split()[1] for line in open('/proc/self/status') if "
+        "line.startswith('VmHWM')))"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code, *map(str, arguments)],
         capture_output=True,

@@ -296,11 +296,13 @@ words = {"[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "a": 4, "film": 5}
 whole = Tokenizer(models.WordPiece(words, unk_token="[UNK]"))
 whole.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
 marks = [("[CLS]", 2), ("[SEP]", 3)]
-whole.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", pair=None, special_tokens=marks)
+template = processors.TemplateProcessing
+whole.post_processor = template(single="[CLS] $A [SEP]", pair=None, special_tokens=marks)
 open("t.tsv", "w").write("0\\ta film\\n1\\tfilm\\n")
 panics = json.loads(whole.to_str())
 panics["post_processor"]["single"][0]["SpecialToken"]["id"] = "gone"
-odd = [json.dumps(panics), "[" * 100_000, "{}", whole.to_str()[:-30], '{"version": "1.0", "model": {"vocab": -1}}']
+no_vocabulary = '{"version": "1.0", "model": {"vocab": -1}}'
+odd = [json.dumps(panics), "[" * 100_000, "{}", whole.to_str()[:-30], no_vocabulary]
 for text in odd:
     open("tokenizer.json", "w").write(text)
     try:

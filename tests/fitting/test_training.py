@@ -340,7 +340,8 @@ from small import cut_of, images_of
 def kinds_in(precision):
     net, kinds = cut_of(trained=False), set()
     net.backbone.head.register_forward_hook(lambda module, inputs, output: kinds.add(output.dtype))
-    off.fit(net, (images_of(32), torch.zeros(32).long()), recipe=Joint(epochs=1), precision=precision, progress=False)
+    data = (images_of(32), torch.zeros(32).long())
+    off.fit(net, data, recipe=Joint(epochs=1), precision=precision, progress=False)
     return torch.bfloat16 in kinds, net.precision()
 """
 
@@ -379,7 +380,8 @@ def test_a_fit_leaves_nothing_of_accelerate_behind():
     code = """
 kinds_in("bf16")
 try:
-    off.fit(cut_of(trained=False), (images_of(32), torch.zeros(32).long()), track="nonsense", folder="somewhere")
+    data = (images_of(32), torch.zeros(32).long())
+    off.fit(cut_of(trained=False), data, track="nonsense", folder="somewhere")
 except InvalidArgument as problem:
     print("another precision or tracker" in str(problem))
 print(*kinds_in("no"))

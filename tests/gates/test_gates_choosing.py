@@ -35,14 +35,7 @@ def test_the_predictor_has_the_size_of_the_paper():
     "gate",
     [
         controller((5, 4, 4), 3, width=7),
-        predictor(
-            (3, 9, 9),
-            2,
-            width=4,
-            side=0,
-            # fmt: skip
-            stride=1,
-        ),
+        predictor((3, 9, 9), 2, width=4, side=0, stride=1),
     ],
 )
 def test_a_gate_is_made_again_from_its_configuration(gate):

@@ -38,14 +38,18 @@ addEventListener("load", () => setTimeout(async () => {
     width: innerWidth,
     needs: root.scrollWidth,
     outside: [...document.querySelectorAll("body *")].filter((each) =>
-      !each.closest(".scroll, svg, .svg-container, pre") && each.getBoundingClientRect().right > innerWidth + 1
+      !each.closest(".scroll, svg, .svg-container, pre")
+      && each.getBoundingClientRect().right > innerWidth + 1
     ).map((each) => each.outerHTML.slice(0, 80)),
   }, "*");
 }, 1500));
 </script>"""
-FRAME = """<body style="margin:0"><iframe src="{page}" style="border:0;width:{width}px;height:900px"></iframe>
+FRAME = """<body style="margin:0">
+<iframe src="{page}" style="border:0;width:{width}px;height:900px"></iframe>
 <pre id="said"></pre><script>
-addEventListener("message", (event) => {{ document.getElementById("said").textContent = JSON.stringify(event.data); }});
+addEventListener("message", (event) => {{
+  document.getElementById("said").textContent = JSON.stringify(event.data);
+}});
 </script>"""
 
 

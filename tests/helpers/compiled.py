@@ -108,16 +108,20 @@ def carrying() -> Network:
     return moved(cut(seeded(Carrying, 0).eval(), rows_of(4), at=["pair", "middle"], exits="linear"))
 
 
+def two_inputs() -> Network:
+    return moved(cut(seeded(Reading, 0).eval(), texts(4), at=["table", "block"]))
+
+
 CASES: dict[str, tuple[Callable[[], Network], Rows]] = {
     "ladder": (lambda: ladder_of(3), rows_of),
     "spoiled": (lambda: ladder_of(3, make=spoiled, seed=3), marked),
     "mean and preprocessing, a cut member": (preprocessed, pictures),
     "cut, in place": (cut_of, images_of),
     "tuples": (carrying, rows_of),
-    "two inputs": (lambda: moved(cut(seeded(Reading, 0).eval(), texts(4), at=["table", "block"])), texts),
+    "two inputs": (two_inputs, texts),
     "entropy": (lambda: ladder_of(2, gate="neg_entropy"), rows_of),
     "wide": (lambda: ladder({"a": dense(0), "b": dense(3)}, gate="max_prob"), rows_of),
-}  # fmt: skip
+}
 
 
 def middling(net: Network, x: Any) -> Plan:

@@ -2,7 +2,8 @@
 anything.
 
 python tests/helpers/density.py               src/offramp, by package, with the densest files
-python tests/helpers/density.py FOLDER ...    other folders, such as tests, benchmarks or another library
+python tests/helpers/density.py FOLDER ...    other folders, such as tests, benchmarks or another
+                                              library
 
 Everything is counted by hundred lines that are not blank: comprehensions, those inside of others,
 fused assignments (`a, b = x, y`, except swaps), conditional expressions (`x if c else y`), lines

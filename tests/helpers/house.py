@@ -1,6 +1,7 @@
 """The house as read from its sources: floors, imports, and what has grown large.
 
-python tests/helpers/house.py        lists files over 300 lines and functions over 40, for the reader who decides
+python tests/helpers/house.py        lists files over 300 lines and functions over 40, for the
+                                     reader who decides
 """
 
 from __future__ import annotations

@@ -94,8 +94,9 @@ def test_hard_rows_take_the_dear_way(mixed):
 def test_an_exit_whose_gate_is_fixed_learns_too():
     torch.manual_seed(0)
     stem = nn.Linear(6, 6).eval()
-    steps = [("stem", stem), off.Leave("early", "linear"), off.Fork("f", {"a": [], "b": nn.Linear(6, 6).eval()}),
-             ("head", nn.Linear(6, 2).eval())]  # fmt: skip
+    fork = off.Fork("f", {"a": [], "b": nn.Linear(6, 6).eval()})
+    head = nn.Linear(6, 2).eval()
+    steps = [("stem", stem), off.Leave("early", "linear"), fork, ("head", head)]
     x, y, _ = data(400, 3)
     net = off.route(steps, example=x[:4])
     before = cross_entropy(net(x)[0], y)

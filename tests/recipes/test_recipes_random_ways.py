@@ -44,8 +44,9 @@ def test_exits_alone():
 def test_what_it_cannot_train():
     with pytest.raises(InvalidArgument, match="norm must be one of"):
         off.fit(network(), (X, Y), recipe="random_ways", norm="no", progress=False)
-    bare = off.route([("a", nn.Flatten().eval()), off.Fork("f", {"s": [], "t": nn.Tanh().eval()}), ("b",
-                     nn.ReLU().eval())], example=X[:4])  # fmt: skip
+    fork = off.Fork("f", {"s": [], "t": nn.Tanh().eval()})
+    steps = [("a", nn.Flatten().eval()), fork, ("b", nn.ReLU().eval())]
+    bare = off.route(steps, example=X[:4])
     with pytest.raises(BadNetwork, match="no parameters to train"):
         off.fit(bare, (X, Y), recipe="random_ways", models=True, progress=False)
     cut = off.cut(nn.Sequential(nn.Linear(5, 4), nn.Linear(4, 2)).eval(), X[:4], at=["0"])

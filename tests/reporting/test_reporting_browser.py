@@ -19,10 +19,12 @@ async function asked() {
   if (second) second.click();
   await new Promise((done) => setTimeout(done, 1500));
   return {
-    plots: [...document.querySelectorAll(".chart")].filter((each) => each.querySelector(".point")).length,
+    plots: [...document.querySelectorAll(".chart")]
+      .filter((each) => each.querySelector(".point")).length,
     points: document.querySelectorAll("#frontier-chart .point").length,
     choice: (document.querySelector("#frontier-chart .xtitle") || {}).textContent,
-    csv: decodeURIComponent(document.querySelector("#exits .csv").href.split(",").slice(1).join(",")),
+    csv: decodeURIComponent(
+      document.querySelector("#exits .csv").href.split(",").slice(1).join(",")),
     wide: document.querySelectorAll(".scroll.wide").length,
   };
 }"""

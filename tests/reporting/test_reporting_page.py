@@ -37,7 +37,10 @@ def plan(trace: Trace) -> Plan:
 
 
 def test_it_imports_no_torch() -> None:
-    code = "import sys, offramp.reporting.page; assert not {'torch', 'plotly', 'PIL'} & set(sys.modules)"
+    code = (
+        "import sys, offramp.reporting.page; assert not {'torch', 'plotly', 'PIL'} & "
+        "set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -363,7 +363,10 @@ def test_decorated_methods_count():
 
 def test_a_mark_is_the_same_in_another_process(tmp_path):
     """Whatever the order of sets and the addresses of things are there."""
-    source = "KNOWN = ('a', 'b')\ndef score(z):\n    return z.max(1).values * (len(KNOWN) in {1, 2, 'x', 'y'})\n"
+    source = (
+        "KNOWN = ('a', 'b')\ndef score(z):\n    return z.max(1).values * (len(KNOWN) in "
+        "{1, 2, 'x', 'y'})\n"
+    )
     (tmp_path / "users.py").write_text(source)
     code = (
         "import torch, users, offramp as off\n"

@@ -2,7 +2,8 @@
 
     find("gates", "margin")              the function of that name in gates/confidence.py
     find("models", "resnet20")           the function of that name in models/cifar_resnet.py
-    find("gates", "my.module:Mine")      yours; only ever from a name that the user typed, never from a file
+    find("gates", "my.module:Mine")      yours; only ever from a name that the user typed, never
+                                         from a file
 
 A shelf is a folder of this package. What a file offers stands in its `__all__`: names that are
 typed, and names that saved networks hold. Looking for a name reads sources, and imports only the

@@ -4,13 +4,16 @@ What is written stands in a temporary folder beside its place until it is comple
 its place in one step. A reader meets the old one or the new one, also when the writer is killed at
 any moment.
 
-    .<name>.offramp-<random>.part/    locked by its writer, so that one without a lock is known to be left behind
+    .<name>.offramp-<random>.part/    locked by its writer, so that one without a lock is known to
+                                      be left behind
         new                           what is being written: a folder, or a folder around one file
-        old                           the folder that was replaced, where the system cannot exchange two folders
+        old                           the folder that was replaced, where the system cannot exchange
+                                      two folders
 
 How a folder takes the place of another:
     Linux, macOS    the two are exchanged in one step (RENAME_EXCHANGE, RENAME_SWAP)
-    elsewhere       two renames; a reader who finds nothing at the place puts the old folder back (`restored`)
+    elsewhere       two renames; a reader who finds nothing at the place puts the old folder back
+                    (`restored`)
 
 The next writer removes what a killed one left. No check in here knows what offramp writes: callers
 hand one in (`require_own`), see offramp._support.ownership.

@@ -71,8 +71,10 @@ def adopt(
         >>> class TwoExits(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
-        ...         self.stem, self.early = nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 3)
-        ...         self.body, self.late = nn.Sequential(nn.Linear(8, 8), nn.ReLU()), nn.Linear(8, 3)
+        ...         self.stem = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        ...         self.early = nn.Linear(8, 3)
+        ...         self.body = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
+        ...         self.late = nn.Linear(8, 3)
         ...     def forward(self, x):
         ...         h = self.stem(x)
         ...         return [self.early(h), self.late(self.body(h))]

@@ -504,9 +504,9 @@ def _exit(answer: str, before: str | None, visited: int) -> Exit:
 def _named(members: Sequence[Model] | Mapping[str, Model]) -> dict[str, Named]:
     """Model, preprocess, and the network as which it was cut (if it was), by name."""
     if isinstance(members, Mapping):
-        pairs = members.items()
+        pairs = list(members.items())
     else:
-        pairs = ((f"member{i}", member) for i, member in enumerate(members, 1))
+        pairs = [(f"member{i}", member) for i, member in enumerate(members, 1)]
     named: dict[str, Named] = {}
     for name, member in pairs:
         model, preprocess = member if isinstance(member, tuple) else (member, None)

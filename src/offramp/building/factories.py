@@ -1,7 +1,12 @@
 """Models, preprocessing and gates from names: `offramp:resnet56`, `timm:resnet18`,
 `my.module:factory`; weights from a file.
 
-    offramp:NAME    timm:NAME    torchvision:NAME    hf:FOLDER-OR-NAME    onnx:FILE    my.module:factory
+    offramp:NAME
+    timm:NAME
+    torchvision:NAME
+    hf:FOLDER-OR-NAME
+    onnx:FILE
+    my.module:factory
 
 The models of hubs come with their pretrained weights, unless a file of weights is given. Arguments
 stand behind a question mark, for models and exits: `timm:resnet18?num_classes=10&pretrained=no`,

@@ -117,7 +117,8 @@ def inspect(
 
     Example:
         >>> import torch
-        >>> found = inspect(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval(), torch.randn(4, 8))
+        >>> model = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+        >>> found = inspect(model, torch.randn(4, 8))
         >>> found.legal
         ('0', '1')
     """

@@ -136,7 +136,8 @@ def along_time(
         >>> class Sums(nn.Module):
         ...     def forward(self, state, chunk, mask):
         ...         return state + (chunk * mask[:, :, None]).sum(1)
-        >>> net = along_time(Sums().eval(), nn.Linear(3, 2).eval(), torch.randn(4, 8, 3), state=3, chunk=4)
+        >>> reader, head = Sums().eval(), nn.Linear(3, 2).eval()
+        >>> net = along_time(reader, head, torch.randn(4, 8, 3), state=3, chunk=4)
         >>> net.topology.exits
         ('chunks.0', 'backbone')
     """

@@ -315,7 +315,8 @@ def _places(scores_n: Array, gains_2n: Array, gap: float) -> tuple[Array, Array]
     """Where a threshold may stand [K], closed first, and what the rows at and above it gain there
     [2, K].
 
-    >>> values, sums = _places(np.float32([3, 2, 1]), np.array([[-1.0, 2.0, -0.5], [1.0, 1.0, 1.0]]), 0.0)
+    >>> gains = np.array([[-1.0, 2.0, -0.5], [1.0, 1.0, 1.0]])
+    >>> values, sums = _places(np.float32([3, 2, 1]), gains, 0.0)
     >>> values.tolist(), sums.tolist()
     ([inf, 2.5, 1.5, 0.9990000128746033], [[0.0, -1.0, 1.0, 0.5], [0.0, 1.0, 2.0, 3.0]])
     """

@@ -212,7 +212,10 @@ def adopt(
         **network.config(),
         "fingerprint": network.fingerprint(),
     }
-    shown = f"Network of one model with its own exits {', '.join(network.topology.exits)}, gate {gate}: {output}"
+    shown = (
+        f"Network of one model with its own exits {', '.join(network.topology.exits)}, gate "
+        f"{gate}: {output}"
+    )
     answer(body, as_json, shown)
 
 

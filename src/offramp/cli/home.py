@@ -130,9 +130,12 @@ def doctor(as_json: AsJson = False) -> None:
         as_json,
         *(
             _lines(head, rows)
-            for head, rows in
-            # fmt: skip
-            (("versions", versions), ("machine", machine), ("extras", extras), ("shelves", shelves))
+            for head, rows in (
+                ("versions", versions),
+                ("machine", machine),
+                ("extras", extras),
+                ("shelves", shelves),
+            )
         ),
     )
 

@@ -48,7 +48,10 @@ class FitCommand(TyperCommand):
         """The arguments of the recipe, or how to see them."""
         name = ctx.meta.get(RECIPE)
         if name is None:
-            text = "The arguments of a recipe: offramp fit --recipe NAME --help, or docs/reference/recipes.md"
+            text = (
+                "The arguments of a recipe: offramp fit --recipe NAME --help, or "
+                "docs/reference/recipes.md"
+            )
         else:
             from offramp.fitting.describing import described
 

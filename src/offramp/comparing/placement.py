@@ -1,7 +1,8 @@
 """What a method's networks are cut on: the example, inputs of any length, and the places where
 exits pay.
 
-<folder>/places/<checksum>.json    names and labelled rows of at = "auto", one for all that ask the same
+<folder>/places/<checksum>.json    names and labelled rows of at = "auto", one for all that ask the
+                                   same
 
 Such places rest on times of this machine, which differ from run to run. They are tried once, so
 that all seeds have the same exits, methods that differ in their recipe differ in nothing else, and

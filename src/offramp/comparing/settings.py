@@ -1,6 +1,6 @@
 """What is compared: a flat TOML file of the command line's own flags.
 
-    train = "cifar10/train:data/cifar10"          # shared by all methods; a method may say otherwise
+    train = "cifar10/train:data/cifar10"          # for all methods; a method may give its own
     calibration = "cifar10:data/cifar10[1000:5000]"
     test = "cifar10:data/cifar10[5000:]"
     model = "offramp:resnet56"

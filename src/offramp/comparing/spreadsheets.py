@@ -3,18 +3,24 @@
 All files begin with method, seed and gate ("own" is the one that the network was cut or trained
 with).
 
-results.csv   a line per aim: `budget 0.5` (the best plan within that share of the plain cost), `certified`, `static`
+results.csv   a line per aim: `budget 0.5` (the best plan within that share of the plain cost),
+              `certified`, `static`
     static                  True for a network that is not cut
     accuracy                share of test rows answered right
-    cost, worst             mean and worst cost of a row, in shares of the plain network of the first method that is cut
+    cost, worst             mean and worst cost of a row, in shares of the plain network of the
+                            first method that is cut
     macs                    mean cost of a row in multiply-adds
     shares                  of test rows by exit, shallow to deep, a slash between them
-    splits_low, _median, _high   accuracy over random splits of calibration and test rows: 5 %, median, 95 %
+    splits_low, _median, _high   accuracy over random splits of calibration and test rows: 5 %,
+                                 median, 95 %
     seconds                 of all epochs that trained the network
-curves.csv    a line per plan of a curve: exact frontier, p^k, anytime; accuracy, cost and worst as above
+curves.csv    a line per plan of a curve: exact frontier, p^k, anytime; accuracy, cost and worst as
+              above
 clocks.csv    a line per batch, of the first seed and gate of a method
-    batch, exit             rows per batch; at batch 1 the exit that the row left at, or `mean` over test rows
-    run_ms, plain_ms        milliseconds per batch of the plan, and of the plain network in the same run
+    batch, exit             rows per batch; at batch 1 the exit that the row left at, or `mean` over
+                            test rows
+    run_ms, plain_ms        milliseconds per batch of the plan, and of the plain network in the same
+                            run
     ratio, low, high        run / plain, and the ends of its 90 % interval
     same                    plain / plain, which shows the noise
 """

@@ -46,7 +46,10 @@ def splits_table(comparison: Comparison) -> Html:
     if not any(budget.over_splits for budgets in told.values() for budget in budgets):
         return Html()
     rows = [(_named(label), *map(_over_splits, budgets)) for label, budgets in told.items()]
-    caption = f"first seed: median, and 5% to 95% over {comparison.settings.splits} splits of the same sizes"
+    caption = (
+        f"first seed: median, and 5% to 95% over {comparison.settings.splits} splits of the "
+        "same sizes"
+    )
     return table(caption, _heads(comparison), rows)
 
 

@@ -291,7 +291,10 @@ class OtherSize(BadData):
                 f"stretch them with {_with(spec, '@224x224')}"
             )
         else:
-            way = f"the network's preprocessing has a size of its own, read them with {_with(spec, option)}"
+            way = (
+                "the network's preprocessing has a size of its own, read them with "
+                f"{_with(spec, option)}"
+            )
         super().__init__(f"{found}; every image must have one size: {way}")
 
 

@@ -1,7 +1,9 @@
 """Images in one folder per class: `DIR/<class>/*.jpg`, and `DIR/<split>/<class>/*.jpg` with splits
 between.
 
-imagefolder:photos/test    imagefolder/validation:photos    imagefolder/test:photos?resize=256&crop=224
+    imagefolder:photos/test
+    imagefolder/validation:photos
+    imagefolder/test:photos?resize=256&crop=224
 """
 
 from __future__ import annotations
@@ -172,7 +174,10 @@ def _nothing_there(root: Path) -> str:
         )
     beside = [path for path in root.iterdir() if path.is_file() and not path.name.startswith(".")]
     if images := [path for path in beside if _is_image(path)]:
-        return f"{root} holds {len(images)} images and no class folders with images; {expected}: sort them by class"
+        return (
+            f"{root} holds {len(images)} images and no class folders with images; {expected}: "
+            "sort them by class"
+        )
     others = [path for folder in _class_folders(root) for path in _files(folder)]
     if beside or others:
         there = f"holds {_kinds([*beside, *others])}"
@@ -244,7 +249,10 @@ class Images:
         path = self.files[row]
         image = decode(_read(path), f"{path} (row {row})", "RGB", self.as_asked)
         if image.shape[1:] != self._shape:
-            found = f"{path} (row {row}) is {told(image.shape[1:])} (height x width), the first image {told(self._shape)}"
+            found = (
+                f"{path} (row {row}) is {told(image.shape[1:])} (height x width), the first "
+                f"image {told(self._shape)}"
+            )
             raise OtherSize(found, self.spec)
         return image
 

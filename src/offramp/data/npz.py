@@ -111,10 +111,9 @@ def _first(files: Sequence[str], words: Sequence[str], split: str) -> str | None
     do not count.
     """
     for word in words:
-        if not split:
-            forms = (word,)
-        else:
-            forms = (f"{word}_{split}".lower(), f"{split}_{word}".lower())
+        forms = [word]
+        if split:
+            forms = [f"{word}_{split}".lower(), f"{split}_{word}".lower()]
         for name in files:
             if name.lower() in forms:
                 return name

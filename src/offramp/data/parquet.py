@@ -1,6 +1,9 @@
 """Any Parquet file, or folder of them, with a column of images or of equally long number lists.
 
-parquet:rows.parquet    parquet/test:FOLDER    parquet:FOLDER?label=species    parquet:FOLDER?resize=256&crop=224
+parquet:rows.parquet
+parquet/test:FOLDER
+parquet:FOLDER?label=species
+parquet:FOLDER?resize=256&crop=224
 """
 
 from __future__ import annotations

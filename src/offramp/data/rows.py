@@ -2,8 +2,8 @@
 time.
 
 rows("cifar10:data[1000:2000]")     a spec (see specs.py)
-rows(x), rows(x, y), rows((x, y))   numpy arrays, torch tensors or data frames; x may be a dict of named arrays,
-                                    y also a list of numbers
+rows(x), rows(x, y), rows((x, y))   numpy arrays, torch tensors or data frames; x may be a dict of
+                                    named arrays, y also a list of numbers
 rows(dataset), rows(loader)         a torch Dataset, or a DataLoader that does not shuffle
 rows([(x, y), (x, y), ...])         any iterable of batches; a generator gives one pass
 """
@@ -122,7 +122,10 @@ class Rows:
         return self.length
 
     def __repr__(self) -> str:
-        return f"<Rows: {'unknown' if self.length is None else f'{self.length:,}'} rows of {self.name}>"
+        return (
+            f"<Rows: {'unknown' if self.length is None else f'{self.length:,}'} rows of "
+            f"{self.name}>"
+        )
 
     @property
     def labels(self) -> Ints | None:

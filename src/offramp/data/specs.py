@@ -1,6 +1,11 @@
 """Data sources written as text: `name[/split][@HxW][:place][?option=value&...][[a:b:step]]`.
 
-    digits    cifar10:DIR    cifar10/train:DIR[0:1000]    imagefolder@224x224:DIR    npz:PATH[::10]    my.module:factory
+    digits
+    cifar10:DIR
+    cifar10/train:DIR[0:1000]
+    imagefolder@224x224:DIR
+    npz:PATH[::10]
+    my.module:factory
     tsv:PATH?tokenizer=FOLDER&length=64[0:1000]    imagefolder/test:DIR?resize=256&crop=224
 
 Options may also stand before the colon: imagefolder?resize=256&crop=224:DIR.

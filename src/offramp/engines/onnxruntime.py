@@ -141,5 +141,8 @@ def _session(graph: Graph) -> Run:
 def _told(text: str) -> str:
     """Its sentence, without the code before it and the path of the source behind it."""
     if found := re.search(r"implementation for ([\w.]+)\((\d+)\)", text):
-        return f"it has no implementation of the operator {found[1]} (opset {found[2]}) for these types"
+        return (
+            f"it has no implementation of the operator {found[1]} (opset {found[2]}) for "
+            "these types"
+        )
     return re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", text)

@@ -69,8 +69,8 @@ class Selective(Exit):
         self.reads = () if before is None else (before,)
         self.project = nn.Linear(self.features, self.channels)
         sizes = (self.channels, self.inner), (self.inner, place * self.channels)
-        # with one layer there is nothing to select
-        if place > 1:
+        self.select: nn.Sequential | None
+        if place > 1:  # with one layer there is nothing to select
             self.select = nn.Sequential(nn.Linear(*sizes[0]), nn.ReLU(), nn.Linear(*sizes[1]))
         else:
             self.select = None

@@ -1,6 +1,8 @@
 """Classifiers of Hugging Face transformers, of images or texts: `hf:FOLDER` or `hf:OWNER/NAME`.
 
-    hf:my-model/    hf:textattack/bert-base-uncased-SST-2    hf:google/vit-base-patch16-224?revision=main
+    hf:my-model/
+    hf:textattack/bert-base-uncased-SST-2
+    hf:google/vit-base-patch16-224?revision=main
 
 A folder holds config.json and safetensors; a name is fetched from the hub (or its cache). No code
 that comes with a model is run, and no pickles are read. What turns texts into numbers belongs to

@@ -1,7 +1,9 @@
 """Models of timm, `timm:NAME`: R. Wightman, PyTorch Image Models, 2019,
 github.com/huggingface/pytorch-image-models.
 
-    timm:resnet18    timm:vit_tiny_patch16_224.augreg_in21k    timm:resnet18?num_classes=10&pretrained=no
+    timm:resnet18
+    timm:vit_tiny_patch16_224.augreg_in21k
+    timm:resnet18?num_classes=10&pretrained=no
 
 Weights come from the Hugging Face hub (or its cache) unless a file is given or `pretrained=no` is
 said.

@@ -1,6 +1,8 @@
 """Classifiers of torchvision, `torchvision:NAME`.
 
-    torchvision:resnet18    torchvision:resnet50?weights=IMAGENET1K_V1    torchvision:resnet18?num_classes=10
+    torchvision:resnet18
+    torchvision:resnet50?weights=IMAGENET1K_V1
+    torchvision:resnet18?num_classes=10
 
 Weights come from download.pytorch.org (or torch's cache) unless a file is given, `pretrained=no` is
 said, or the number of classes is another one. They are read with `weights_only=True` and checked

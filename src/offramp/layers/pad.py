@@ -4,7 +4,8 @@ A dynamic convolution mixes K kernels per sample, W(x) = sum_k pi_k(x) W_k, with
 softmax( fc2(relu(fc1(mean of x over positions))) / T). Here a mask M says which weights are
 dynamic; the others are shared by all samples:
 
-    W(x) = phi M sum_k pi_k(x) W_k  +  (2 - phi) (1 - M) W_static,    phi = 2 sigmoid(p), p starts at 0
+    W(x) = phi M sum_k pi_k(x) W_k  +  (2 - phi) (1 - M) W_static
+    phi  = 2 sigmoid(p), where p starts at 0
 
 For a linear layer the second case of the paper, a mixture of experts: each position goes to the
 expert that its router likes best, y = g_e W_e x with W_e = M W_dyn^e + (1 - M) W_static.
@@ -269,9 +270,9 @@ def partitioned(
     In round t of T the share ratio^(t / T) of the weights stays dynamic, those of the largest
     scores:
 
-        sensitivity   |dL / dM_i| summed over the rows, where M_i turns weight i from its static value, the
-                      mean of its K dynamic ones, to the dynamic mix: what the loss loses to first
-                      order
+        sensitivity   |dL / dM_i| summed over the rows, where M_i turns weight i from its static
+                      value, the mean of its K dynamic ones, to the dynamic mix: what the loss
+                      loses to first order
         variance      the variance of its K values
         magnitude     the mean absolute value of its K values
         random        none

@@ -33,7 +33,9 @@ class Function(Member):
 
     Example:
         >>> import torch
-        >>> dark = Function(lambda x: np.stack([x.mean(1), 1 - x.mean(1)], 1), gives="probabilities")
+        >>> def darkness(x):
+        ...     return np.stack([x.mean(1), 1 - x.mean(1)], 1)
+        >>> dark = Function(darkness, gives="probabilities")
         >>> dark(torch.tensor([[0.75, 0.75]])).exp()
         tensor([[0.7500, 0.2500]])
     """

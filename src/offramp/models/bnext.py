@@ -5,8 +5,8 @@ code).
                 mix = s x' + (1 - s) y,  y = SE(mix) y        x' = x, pooled where the stride is 2
     FFN         BN(y) + shortcut(x)
     attention   r = PReLU(x), pooled where the stride is 2;  BN(y r) + r
-    block       attention (even blocks) or a 3x3 FFN (odd ones), then a 1x1 FFN; where channels double, two
-                1x1 FFNs whose outputs are put side by side
+    block       attention (even blocks) or a 3x3 FFN (odd ones), then a 1x1 FFN; where channels
+                double, two 1x1 FFNs whose outputs are put side by side
 
 Stem and last layer are float. Temperatures of weights and signs fall while it is trained: the
 recipe `consecutive`, and every other one that anneals layers, sees to it. In eval mode weights are

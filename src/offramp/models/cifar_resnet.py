@@ -1,7 +1,8 @@
 """ResNets for CIFAR-10 (He et al., 2015, arXiv 1512.03385, section 4.2), 20 to 110 layers.
 
 Module names, parameter-free shortcuts and preprocessing follow the public checkpoints of
-https://github.com/akamaster/pytorch_resnet_cifar10 (BSD 2-Clause, see licenses/), which load strictly.
+https://github.com/akamaster/pytorch_resnet_cifar10 (BSD 2-Clause, see licenses/), which load
+strictly.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ Follows the authors' PyTorch port; sizes are checked against its costs per exit.
 in the last classifier alone. The others are exits: cut after the blocks and hang them on, by name.
 
     model = msdnet_even().eval()
-    net = cut(model, example, at=model.cuts, exits="strided", spec="offramp:msdnet_even")   # trained by `joint`
+    net = cut(model, example, at=model.cuts, exits="strided", spec="offramp:msdnet_even")
+    fit(net, train, recipe="joint")
 
 Every block gives its scales from the coarsest to the finest: the first of them is what a tap shows,
 and what the classifier reads. No weights come with it. The port, and so `joint` here, weighs all

@@ -6,9 +6,11 @@ depths, trained by the deepest one (the recipe `distill` with hints=0.0), and "p
 stages, whose number of layers differs along the curve, so that peaks get more. Sizes, and the form
 of those stages (layers/adaptive_depth.py), are our choice.
 
-    net = cut(signal_resnet_adaptive().eval(), example, at=["stage1", "stage2"],
-    exits="linear_peaks")
-    fit(net, train, recipe="pondered")     # `distill`, and a price on depth; for `signal_resnet` `distill` itself
+    model = signal_resnet_adaptive().eval()
+    net = cut(model, example, at=["stage1", "stage2"], exits="linear_peaks")
+    fit(net, train, recipe="pondered")  # `distill` with a price on depth
+
+For `signal_resnet` the recipe is `distill` itself.
 
 Where a paper weighs KL(deepest || exit) at a temperature T by a T^2 beside a cross-entropy of 1,
 `distill` takes alpha = a T^2 / (1 + a T^2): the same gradients for an exit, up to its weight among

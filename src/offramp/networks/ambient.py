@@ -1,8 +1,10 @@
 """Settings of the process that change what a network computes: which are switched off, and which
 are written down.
 
-    autocast                    switched off around everything that is measured or served: an engine option asks for it
-    float32 matmul precision    written into the precision of a trace and a plan where it is not "highest"
+    autocast                    switched off around everything that is measured or served: an engine
+                                option asks for it
+    float32 matmul precision    written into the precision of a trace and a plan where it is not
+                                "highest"
     mkldnn's fp32_precision     likewise where convolutions or recurrences are in tf32 or bf16
     default floating type       likewise where it is not float32: models that make tensors follow it
 

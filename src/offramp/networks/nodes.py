@@ -158,9 +158,15 @@ def answers(exit_: Exit, seen: Seen, name: str) -> tuple[Tensor, Tensor]:
     """
     logits, handed = exit_.both(seen) if isinstance(exit_, Hands) else (exit_(seen), None)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] < 2:
-        way = "Wrap the model so that it returns its logits alone, or in a dict under the key 'logits'."
+        way = (
+            "Wrap the model so that it returns its logits alone, or in a dict under the key "
+            "'logits'."
+        )
         if isinstance(logits, (list, tuple)):
-            way += " If these are its own exits, docs/how-to/my-network-already-has-exits.md shows how to keep them."
+            way += (
+                " If these are its own exits, docs/how-to/my-network-already-has-exits.md "
+                "shows how to keep them."
+            )
         raise BadNetwork(
             f"exit {name!r} must give logits [B, C] of at least two classes, got "
             f"{_described(logits)}. {way}"

@@ -247,10 +247,8 @@ def routed(network: Network, inputs: State, decide: Decide, *, mixed: bool = Fal
             of its ways; else every node runs on its own rows alone.
     """
     if mixed:
-        walk = _MergedArms(network, inputs, decide)
-    else:
-        walk = _Bucketed(network, inputs, decide)
-    return walk.done()
+        return _MergedArms(network, inputs, decide).done()
+    return _Bucketed(network, inputs, decide).done()
 
 
 def reach_of(

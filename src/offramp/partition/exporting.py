@@ -212,7 +212,10 @@ def _lost(source: ExportedGraph) -> str:
             and isinstance(value := node.meta.get("val"), Tensor)
             and source.obstacle(node) is not None
         ):
-            return f"{described(node)} gives shape [{', '.join(map(source.written, value.shape))}], and "
+            return (
+                f"{described(node)} gives shape "
+                f"[{', '.join(map(source.written, value.shape))}], and "
+            )
     return ""
 
 

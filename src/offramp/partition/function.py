@@ -78,5 +78,6 @@ def _text(value: object, names: Mapping[fx.Node, str], known: dict[str, Any]) ->
             + "}"
         )
     if isinstance(value, slice):
-        return f"slice({', '.join(_text(part, names, known) for part in (value.start, value.stop, value.step))})"
+        ends = (value.start, value.stop, value.step)
+        return f"slice({', '.join(_text(end, names, known) for end in ends)})"
     return _bound(value, known)

@@ -235,8 +235,14 @@ class ExportedGraph:
             return None
         shape = ", ".join(map(self.written, value.shape))
         if not sizes or sizes[0] == self.batch:
-            return f"carries {node.name!r} of shape [{shape}], which {'depends on B again' if sizes else 'has no rows'}"
-        return f"carries {node.name!r} of shape [{shape}], whose first dimension is {self.written(value.shape[0])}, not B"
+            return (
+                f"carries {node.name!r} of shape [{shape}], which "
+                f"{'depends on B again' if sizes else 'has no rows'}"
+            )
+        return (
+            f"carries {node.name!r} of shape [{shape}], whose first dimension is "
+            f"{self.written(value.shape[0])}, not B"
+        )
 
     def _by_batch(self, size: Any) -> bool:
         return not isinstance(size, int) and not size.free_symbols <= {self.length}

@@ -137,7 +137,10 @@ def unevenness(points: Sequence[CutPoint], names: Sequence[str]) -> str | None:
     if not barred:
         return f"{said}: no module ends inside the largest part"
     nearest = min(barred, key=lambda point: abs((point.share or 0.0) - middle))
-    return f"{said}, because no cut inside the largest part is legal: {nearest.name!r} {nearest.why_not}"
+    return (
+        f"{said}, because no cut inside the largest part is legal: {nearest.name!r} "
+        f"{nearest.why_not}"
+    )
 
 
 def _badness(point: CutPoint) -> tuple[int, int]:

@@ -72,7 +72,10 @@ class Price:
         name = "MACs" if self.unit == "macs" else "milliseconds"
         note = f" ({self.note})" if self.note else ""
         if not self.plain > 0:
-            return f"mean cost {self.mean:g} and worst {self.worst:g} {name}{size}, the plain network's is 0{note}"
+            return (
+                f"mean cost {self.mean:g} and worst {self.worst:g} {name}{size}, the plain "
+                f"network's is 0{note}"
+            )
         mean = self.mean / self.plain
         worst = self.worst / self.plain
         return (
@@ -135,10 +138,16 @@ class Promise:
                 much = f"at least {points} more"
             return f"{sure}, this plan is right {much} often than {alone(self.reference)}"
         if self.risk == "disagreement":
-            return f"{sure}, at most {level} of the answers differ from those that {alone(self.reference)} would give"
+            return (
+                f"{sure}, at most {level} of the answers differ from those that "
+                f"{alone(self.reference)} would give"
+            )
         if self.risk == "error":
             return f"{sure}, at most {level} of the answers are wrong"
-        return f"{sure}, the mean of {compared(self.risk, self.reference)} is at most {self.at_most:.12g}"
+        return (
+            f"{sure}, the mean of {compared(self.risk, self.reference)} is at most "
+            f"{self.at_most:.12g}"
+        )
 
     def assumed(self) -> list[str]:
         """What was decided about rows that repeat or trained the network, a clause each."""

@@ -2,12 +2,15 @@
 
     logits/<exit>   [N, C] float32      kept unless keep="answers"
     answer/<exit>   [N]    int64        the arg max of the logits, first of equals
-    ..../backbone           logits and answer of the plain last model, where its exit answers otherwise (a mean)
+    ..../backbone           logits and answer of the plain last model, where the last exit gives
+                            something else (a mean)
     score/<gate>    [N]    float32      with K > 2 successors: score/<gate>@<route>, K-1 columns
     label, row      [N]    int64        label may be missing; row is the number in the data's source
     digest          [N]    uint64       of a row's content, so that overlap is noticed
-    learned         [N]    bool         whether `fit` trained the network with this row; absent where nothing was fitted
-    cost/<part>     [3] or [N, 3]       MACs per row, milliseconds per call a, milliseconds per row b (a + b n)
+    learned         [N]    bool         whether `fit` trained the network with this row; absent
+                                        where nothing was fitted
+    cost/<part>     [3] or [N, 3]       MACs per row, milliseconds per call a, milliseconds per row
+                                        b (a + b n)
 
 In a network with forks an answer depends on the path of a row: every path is recorded, at most
 sixteen to a node. An exit or a gate to which several lead stands among the columns as <name>#0,
@@ -178,7 +181,10 @@ class Trace:
 
     def __str__(self) -> str:
         kind = "labelled" if self.labels is not None else "unlabelled"
-        return f"Trace of {len(self):,} {kind} rows of {self.header.data}, exits {', '.join(self.topology.exits)}"
+        return (
+            f"Trace of {len(self):,} {kind} rows of {self.header.data}, exits "
+            f"{', '.join(self.topology.exits)}"
+        )
 
     def __getitem__(self, rows: slice | Array) -> Trace:
         def of(name: str, column: Array) -> Array:
@@ -381,6 +387,7 @@ class Trace:
             for path, rows in waiting.pop(stage.name):
                 label = stage.name if topology.is_chain else topology.label(path)
                 scores = self._scores_at(stage, label, rows) if stage.gate else None
+                chosen: Array
                 if scores is None:
                     chosen = np.zeros(len(rows), np.int64)
                 else:
@@ -709,7 +716,8 @@ class Trace:
                 logits.
 
         Example:
-            >>> logits = {"small": np.float32([[3, 0], [1, 2]]), "large": np.float32([[5, 0], [4, 0]])}
+            >>> small = np.float32([[3, 0], [1, 2]])
+            >>> logits = {"small": small, "large": np.float32([[5, 0], [4, 0]])}
             >>> trace = Trace.from_arrays(logits, {"small": 0.1, "large": 1.0})
             >>> trace.evaluate(Plan.by_hand({"small": 2.0})).shares
             (0.5, 0.5)

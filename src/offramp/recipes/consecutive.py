@@ -5,7 +5,8 @@ The epochs are divided evenly among the assistants; at each time the student lea
 assistant whose turn it is and from the main teacher, and from no label:
 
     CE_i = - softmax(z_i) . log softmax(z)      at temperature 1, for both teachers
-    alpha = softmax([CE_1, CE_2])               without gradient: the teacher that is matched worst counts more
+    alpha = softmax([CE_1, CE_2])               without gradient: the teacher that is matched worst
+                                                counts more
     L = mean(alpha_1 CE_1 + alpha_2 CE_2) / 2
 
 As in the authors' scripts: AdamW, five epochs of warm-up, a cosine to 1e-7, weight decay 1e-3, and

@@ -10,9 +10,10 @@ thousand requests on all of them so far. Keep a tail of the stream that no step 
 promise on it: disagreement needs no labels either. The promise is for requests like those of that
 tail; where the stream drifts, record and calibrate again.
 
-    off.fit(net, stream.select(slice(0, n)), recipe="imitated")        # again with a larger n when more have come
-    plan = off.calibrate(off.record(net, stream.select(slice(n, None))), risk="disagreement",
-    at_most=0.02)
+    # again with a larger n when more rows have come
+    off.fit(net, stream.select(slice(0, n)), recipe="imitated")
+    trace = off.record(net, stream.select(slice(n, None)))
+    plan = off.calibrate(trace, risk="disagreement", at_most=0.02)
 
 Where we differ:
 - Within one `fit` the rows are shuffled and seen in several epochs; only from one `fit` to the next

@@ -15,8 +15,8 @@ momentum.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 
 import torch
@@ -172,6 +172,7 @@ class Joint(Recipe):
         known: tuple[nn.Parameter, ...] = ()
         if self.alone and models:
             head = self._dropped_head(network)
+            ending: Callable[[], AbstractContextManager[None]]
             if head is None:
                 ending = nullcontext
             else:

@@ -102,16 +102,17 @@ class Sdn(Recipe):
         negative ones.
         """
         names = network.topology.exits[:-1]
+        weights: Sequence[float]
         if self.weights is None:
-            found = [DEEPEST * (i + 1) / len(names) for i in range(len(names))]
+            weights = [DEEPEST * (i + 1) / len(names) for i in range(len(names))]
         else:
-            found = self.weights
-        if len(found) != len(names) or min(found) < 0:
+            weights = self.weights
+        if len(weights) != len(names) or min(weights) < 0:
             raise InvalidArgument(
                 f"weights must be a number of at least 0 for each of {', '.join(names)}, got "
-                f"{found!r}"
+                f"{weights!r}"
             )
-        return dict(zip(names, map(float, found), strict=True))
+        return dict(zip(names, map(float, weights), strict=True))
 
     def phases(self, network: Network) -> list[Phase]:
         """One phase."""

@@ -85,7 +85,10 @@ class _Page:
             self._classes(),
         ]
         if pictures:
-            lead = "The surest inputs that left first, and the least sure that went to the end. Wrong answers are bold."
+            lead = (
+                "The surest inputs that left first, and the least sure that went to the end. "
+                "Wrong answers are bold."
+            )
             parts.append((section("gallery", "Real inputs", tag("p", lead), *pictures), []))
         exits = self.view.trace.topology.exits
         name = self.title or " → ".join(exits if len(exits) < 6 else (exits[0], "…", exits[-1]))

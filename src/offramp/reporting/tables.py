@@ -46,7 +46,10 @@ def promise_box(view: View) -> Html:
         f"Measured on the {view.evaluation.rows:,} rows of this page: {value}{unit} ({interval})."
     )
     if view.evaluation.repeated:
-        seen += f" {view.evaluation.repeated:,} of the rows repeat others, which the interval counts once."
+        seen += (
+            f" {view.evaluation.repeated:,} of the rows repeat others, which the interval "
+            "counts once."
+        )
     points = tag("ul", *(tag("li", line) for line in words.assumptions(view.plan, promise)))
     return tag(
         "div",
@@ -278,7 +281,10 @@ def footer(
             f"report.html",
         ),
     )
-    near = f"{percent(view.evaluation.in_band, 2)} of the rows lie within the float band of a threshold, where the "
+    near = (
+        f"{percent(view.evaluation.in_band, 2)} of the rows lie within the float band of a "
+        "threshold, where the "
+    )
     return join(
         [
             tag("dl", *items),

@@ -111,7 +111,10 @@ def freshness(view: View) -> str | None:
         who = "All rows"
     else:
         who = f"{seen:,} of the {len(view.trace):,} rows"
-    return f"{who} of this page helped to choose this plan, so the figures here flatter it a little{allowed}."
+    return (
+        f"{who} of this page helped to choose this plan, so the figures here flatter it a "
+        f"little{allowed}."
+    )
 
 
 def risk_title(measured: Measured) -> str:
@@ -152,9 +155,15 @@ def verdict(view: View) -> str:
     else:
         cost = ""
     if seen.accuracy is not None and seen.plain_accuracy is not None:
-        quality = f"the accuracy is {percent(seen.accuracy, 2)} instead of {percent(seen.plain_accuracy, 2)}."
+        quality = (
+            f"the accuracy is {percent(seen.accuracy, 2)} instead of "
+            f"{percent(seen.plain_accuracy, 2)}."
+        )
     else:
-        quality = f"{percent(view.quality(view.replay.answer), 2)} of the answers are those of {view.plain}."
+        quality = (
+            f"{percent(view.quality(view.replay.answer), 2)} of the answers are those of "
+            f"{view.plain}."
+        )
     line = f"{cost}{quality}"
     promise = view.plan.promise
     if promise is None:

@@ -57,7 +57,10 @@ class Bench:
         return asdict(self)
 
     def __str__(self) -> str:
-        head = f"{'batch':>5}  {'left at ' + '/'.join(self.exits):<28} {'run':>9} {'predicted':>9} {'plain':>9}   "
+        head = (
+            f"{'batch':>5}  {'left at ' + '/'.join(self.exits):<28} {'run':>9} "
+            f"{'predicted':>9} {'plain':>9}   "
+        )
         rows = [
             f"{head}run/predicted          run/plain              plain/plain ({self.threads} "
             f"threads)"

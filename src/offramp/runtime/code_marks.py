@@ -347,9 +347,15 @@ class _Walk:
                 of = self.told(owner)
             return f"{of}.{thing.__name__}"
         if isinstance(thing, functools.partial):
-            return f"partial({self.told(thing.func)}, {self.told(thing.args)}, {self.told(thing.keywords)})"
+            return (
+                f"partial({self.told(thing.func)}, {self.told(thing.args)}, "
+                f"{self.told(thing.keywords)})"
+            )
         if isinstance(thing, functools.partialmethod):
-            return f"partialmethod({self.told(thing.func)}, {self.told(thing.args)}, {self.told(thing.keywords)})"
+            return (
+                f"partialmethod({self.told(thing.func)}, {self.told(thing.args)}, "
+                f"{self.told(thing.keywords)})"
+            )
         if isinstance(thing, MethodType):
             return f"method({self.told(thing.__func__)}, {self.told(thing.__self__)})"
         if isinstance(thing, (staticmethod, classmethod)):

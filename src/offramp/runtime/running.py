@@ -163,14 +163,13 @@ class Runner:
             self._gather = _by_torch
         probe = plan.origin.probe if plan.origin else None
         self._free = {name for member in network.members for name in member.length}  # of any length
+        self._shapes: dict[str, tuple[int | None, ...]] | None
         if probe:
             self._shapes = {one.name: self._asked(one.name, one.shape) for one in probe.inputs}
+            self._known = frozenset(self._shapes)
         else:
             self._shapes = None
-        if self._shapes is None:
             self._known = known_inputs(network)
-        else:
-            self._known = frozenset(self._shapes)
         self._classes = probe.classes if probe else 0
         self._needed = needed_by(network.members, every)
         self._rounds = Rounds([network]) if own_threads else None

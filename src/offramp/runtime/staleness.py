@@ -26,8 +26,14 @@ NAMES = 16  # of attributes and globals that one spot check compares: a microsec
 COMPARED = (bool, int, float, complex, str, bytes, tuple, list, dict, set, frozenset)
 MISSING = object()
 
-OTHER = "{} that the network computes with was changed after it was opened; change it back, or open again"
-CHANGED = "the network was moved, cast, trained or re-assigned after it was opened; call net.eval(), open again"
+OTHER = (
+    "{} that the network computes with was changed after it was opened; change it back, or "
+    "open again"
+)
+CHANGED = (
+    "the network was moved, cast, trained or re-assigned after it was opened; call "
+    "net.eval(), open again"
+)
 
 Samples = list[tuple[np.ndarray[Any, np.dtype[np.uint8]], bytes]]
 

@@ -90,7 +90,10 @@ class Placement:
         return rows
 
     def __str__(self) -> str:
-        return f"estimated ms per row {self.mean:.3g}, without exits {self.full:.3g}; measured once on this machine"
+        return (
+            f"estimated ms per row {self.mean:.3g}, without exits {self.full:.3g}; measured "
+            "once on this machine"
+        )
 
 
 def placed(
