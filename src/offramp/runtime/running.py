@@ -163,6 +163,7 @@ class Runner:
             self._gather = _by_torch
         probe = plan.origin.probe if plan.origin else None
         self._free = {name for member in network.members for name in member.length}  # of any length
+        self._known: frozenset[str] | None
         self._shapes: dict[str, tuple[int | None, ...]] | None
         if probe:
             self._shapes = {one.name: self._asked(one.name, one.shape) for one in probe.inputs}
