@@ -59,7 +59,7 @@ if TYPE_CHECKING:
     from offramp.runtime.session import open as open
     from offramp.runtime.session import run as run
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
     "Engine": "runtime.engine",
