@@ -69,7 +69,7 @@ def test_parts_of_about_equal_work():
     assert len(cut(model, images_of(2), parts=3).topology.exits) == 3
     for wrong in (1, 0, -3):
         with pytest.raises(
-            InvalidArgument, match=f"n must be a whole number of at least 2, got {wrong}"
+            InvalidArgument, match=f"parts must be a whole number of at least 2, got {wrong}"
         ):
             cut(model, images_of(2), parts=wrong)
     with pytest.raises(InvalidArgument, match="parts=99, expected 2 to"):
