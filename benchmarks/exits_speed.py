@@ -78,9 +78,8 @@ def picked(scores: np.ndarray, mix: tuple[int, int]) -> tuple[np.ndarray, dict[s
     if mix[1]:
         edges[1] = float(scores[after[: mix[1]], 1].min()) - 1e-3
     above = {"layer1": edges[0], "layer2": edges[1]}
-    top = (
-        scores.max(0) + 10
-    )  # an open gate that nobody passes, rather than a closed exit that is not run
+    # an open gate that nobody passes, rather than a closed exit that is not run
+    top = scores.max(0) + 10
     return rows, {
         gate: min(edge, float(limit))
         for (gate, edge), limit in zip(above.items(), top, strict=True)

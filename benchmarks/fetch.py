@@ -35,9 +35,8 @@ MNIST_MD5 = {
 # Yerlan Idelbayev's CIFAR-10 ResNets; the SHA-256 of each file begins with the digits in its name.
 WEIGHTS = "https://github.com/akamaster/pytorch_resnet_cifar10/raw/d5489e89/pretrained_models/"
 CHECKPOINTS = {"resnet20": "12fca82f", "resnet32": "d509ac18", "resnet56": "4bfd9763"}
-NOTICE = (
-    Path(__file__).parent.parent / "licenses" / "pytorch_resnet_cifar10.txt"
-)  # BSD-2-Clause, kept with any copy
+# BSD-2-Clause, kept with any copy
+NOTICE = Path(__file__).parent.parent / "licenses" / "pytorch_resnet_cifar10.txt"
 
 
 def download(url: str, target: Path, algorithm: str, expected: str) -> None:

@@ -161,9 +161,8 @@ def broken(rows: int, draws: int, size: int = 500) -> list[dict[str, Any]]:
     width = sum(trace.topology.routes(gate) for gate in trace.topology.gates)
     thresholds = np.repeat(np.append(np.float32(np.inf), path)[:, None], width, axis=1)
     routed = Routed(thresholds, trace, trace.losses(risk))
-    worst = np.stack([routed.worst(plan) for plan in range(len(thresholds))]).astype(
-        np.int8
-    )  # [P, N]
+    # [P, N]
+    worst = np.stack([routed.worst(plan) for plan in range(len(thresholds))]).astype(np.int8)
     true = worst.mean(1)  # the band counts as a loss: at most a little more than the true risk
     for share in LEVELS:
         level = float(share * true[-1])

@@ -52,9 +52,8 @@ def plain(data: Path, depth: int) -> nn.Module:
 def images(data: Path, rows: str) -> tuple[Tensor, Tensor]:
     """Images, normalised, and labels."""
     source = off.rows(rows.format(data / "cifar10"))
-    taken = source.take(
-        np.arange(len(source))
-    )  # decodes all PNGs, for half a minute where there are 50,000
+    # decodes all PNGs, for half a minute where there are 50,000
+    taken = source.take(np.arange(len(source)))
     preprocess = cifar_resnet.preprocess()
     with torch.no_grad():
         return preprocess(torch.as_tensor(taken.x)), torch.as_tensor(taken.y)
@@ -211,9 +210,8 @@ def clock(args: argparse.Namespace) -> None:
     firsts = [f"{name}-0" for name in STAGES]
     plans = {"nobody leaves": off.Plan.by_hand(dict.fromkeys(gates, math.inf))}
     plans["all leave after the first unit"] = off.Plan.by_hand(dict.fromkeys(gates, -1.0))
-    halves = dict[
-        str, float
-    ]()  # at the first unit of each stage half of the rows leave, others go through all of it
+    # at the first unit of each stage half of the rows leave, others go through all of it
+    halves = dict[str, float]()
     for name in firsts:
         runner = off.open(net, off.Plan.by_hand(halves | {name: -1.0}))
         seen = list[Tensor]()
@@ -225,9 +223,8 @@ def clock(args: argparse.Namespace) -> None:
         halves[name] = float(net.gate_of(name).score(Seen(seen[0], {})).median())
     plans["half leave after the first unit"] = off.Plan.by_hand(halves)
     calls: dict[str, Any] = {name: off.open(net, plan) for name, plan in plans.items()}
-    calls["nobody leaves, the model itself"] = off.halting(
-        bare, STAGES, per="sample"
-    )  # a bias of -3: all units
+    # a bias of -3: all units
+    calls["nobody leaves, the model itself"] = off.halting(bare, STAGES, per="sample")
     calls["nobody leaves, the model itself, positions"] = off.halting(bare, STAGES)
     with torch.inference_mode():
         times = dict[str, list[float]]()

@@ -187,9 +187,8 @@ def real_promises(trace: off.Trace, draws: int, n: int) -> dict[str, Any]:
         for _ in range(draws):
             try:
                 rows = trace[rng.integers(0, 10000, n)]
-                sample = off.Trace(
-                    {**rows.columns, "row": np.arange(n)}, rows.header
-                )  # each draw is a row of its own
+                # each draw is a row of its own
+                sample = off.Trace({**rows.columns, "row": np.arange(n)}, rows.header)
                 plan = off.calibrate(
                     sample, risk=risk, at_most=level, bound=bound, repeats="independent"
                 )

@@ -74,9 +74,8 @@ def own_kind(data: Path, cache: Path) -> off.Network:
     columns = Pooling(ours, poolable(ours), 1, None, folder=cache).features(
         train, row_index.seen.fingerprint
     )
-    means = {
-        name: column[:, : WIDTHS.get(name, 10)] for name, column in columns.items()
-    }  # means come first in a grid
+    # means come first in a grid
+    means = {name: column[:, : WIDTHS.get(name, 10)] for name, column in columns.items()}
     assert row_index.y is not None
     heads = trained(means, row_index.y, EPOCHS)
     exits = {name: as_exit(head) for name, head in zip(AT, heads, strict=True)}

@@ -27,9 +27,8 @@ from offramp.contracts import Seen
 from offramp.exits.pooled import Pooled
 from offramp.gates.confidence import max_prob, neg_entropy
 
-GRID = tuple(
-    round(step / 100, 2) for step in range(99, 0, -1)
-)  # its argument `grid`, ten times finer than its own
+# its argument `grid`, ten times finer than its own
+GRID = tuple(round(step / 100, 2) for step in range(99, 0, -1))
 HIDDEN = 128  # of its heads, by default
 
 

@@ -30,9 +30,8 @@ from offramp.gates.confidence import margin, max_prob
 # Internal: a risk by its name, for losses computed here.
 from offramp.guarantees.risks import find_risk
 
-DROPS = np.concatenate(
-    [np.linspace(-0.004, 0.01, 29), np.linspace(0.012, 0.05, 20)]
-)  # asked of offramp's own curve
+# asked of offramp's own curve
+DROPS = np.concatenate([np.linspace(-0.004, 0.01, 29), np.linspace(0.012, 0.05, 20)])
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,8 @@ class Chosen:
 
 
 Score = Callable[[torch.Tensor], torch.Tensor]
-Way = Callable[
-    [off.Trace, np.ndarray, np.ndarray], Chosen
-]  # a trace, its calibration rows, rows for temperatures
+# a trace, its calibration rows, rows for temperatures
+Way = Callable[[off.Trace, np.ndarray, np.ndarray], Chosen]
 
 
 def ways(drop: float, fractions: Mapping[str, float]) -> dict[str, Way]:

@@ -180,9 +180,8 @@ def steady(
     rng = np.random.default_rng(seed)
     labels_M = rng.integers(5, size=ROWS)
     answers_ME = np.repeat(labels_M[:, None], 3, axis=1)
-    leaves_MG = rng.integers(
-        1, 2 * PLANS, size=(ROWS, 2)
-    )  # the plan from which on a gate lets the row leave
+    # the plan from which on a gate lets the row leave
+    leaves_MG = rng.integers(1, 2 * PLANS, size=(ROWS, 2))
     start = 0
     for first, last, rows in bumps:
         bump = slice(start, start := start + rows)
@@ -192,9 +191,8 @@ def steady(
     answers_ME[saved, 1:] = ((labels_M[saved] + 1) % 5)[:, None]
     leaves_MG[saved] = rng.integers(EDGE - 3, EDGE, size=(better, 1))
     always = slice(start, start + ROWS // 50)
-    answers_ME[always] = ((labels_M[always] + 1) % 5)[
-        :, None
-    ]  # wrong everywhere: an error, never a gap
+    # wrong everywhere: an error, never a gap
+    answers_ME[always] = ((labels_M[always] + 1) % 5)[:, None]
     path_P = np.append(np.inf, np.arange(PLANS - 1, 0, -1)).astype(np.float32)
     return Population(
         name, (PLANS - leaves_MG).astype(np.float32), answers_ME, labels_M, path_P, EDGE

@@ -68,9 +68,8 @@ def measure(step: str, rows: int, exits: int, classes: int, *, stream: bool, fil
         off.Trace.load(file)
         return peak_bytes() - before
     net = network(exits, classes)
-    off.record(
-        net, data(64, stream=False), timed=False, progress=False
-    )  # what is imported and compiled once
+    # what is imported and compiled once
+    off.record(net, data(64, stream=False), timed=False, progress=False)
     before = peak_bytes()
     keep = "answers" if step == "answers" else "logits"
     trace = off.record(net, data(rows, stream=stream), timed=False, progress=False, keep=keep)

@@ -8,9 +8,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-os.environ.setdefault(
-    "OMP_NUM_THREADS", "1"
-)  # of programs that tests start, beside other workers' tests
+# of programs that tests start, beside other workers' tests
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

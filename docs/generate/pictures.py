@@ -49,9 +49,8 @@ def alone(trace: off.Trace) -> dict[str, tuple[float, float]]:
     """Cost as a share of ResNet-56, and accuracy on the test rows, of each network alone."""
     points = {}
     for name in MODELS:
-        found = trace.evaluate(
-            off.Plan(thresholds={}, max_exit=name)
-        )  # all rows are answered here, and no gate is run
+        # all rows are answered here, and no gate is run
+        found = trace.evaluate(off.Plan(thresholds={}, max_exit=name))
         points[name] = (found.prices[0].mean / found.prices[0].plain, found.accuracy)
     return points
 

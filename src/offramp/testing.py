@@ -251,16 +251,14 @@ def check_recipe(
     assert not net.untrained(), (
         f"the recipe left {net.untrained()} as they were; every exit must be trained"
     )
-    net = check_learns(
-        make, network_of, data
-    )  # the one before was prepared twice, the first time without a seed
+    # the one before was prepared twice, the first time without a seed
+    net = check_learns(make, network_of, data)
     again = network_of()
     after = [network_of(), network_of()]
     history = fit(again, data, recipe=make(), batch_size=ROWS, progress=False)
     check_same(net, again, "two runs from the same seed")
-    late = (
-        4 if any(epoch.step for epoch in history.epochs) else len(history.epochs)
-    )  # a phase that solves has one step
+    # a phase that solves has one step
+    late = 4 if any(epoch.step for epoch in history.epochs) else len(history.epochs)
     for steps, other in zip((1, late), after, strict=True):
         check_resumes(make, other, again, data, folder / str(steps), steps)
 

@@ -204,9 +204,8 @@ class Interrupted(Recipe):
     def loss(self, view, batch):
         if self._rank == 1 and batch.step == self._at:
             os.kill(os.getpid(), signal.SIGINT)
-            os.kill(
-                os.getpid(), signal.SIGINT
-            )  # as a launcher passes on what the terminal said already
+            # as a launcher passes on what the terminal said already
+            os.kill(os.getpid(), signal.SIGINT)
         return Joint().loss(view, batch)
 
     def config(self):

@@ -45,9 +45,8 @@ def test_a_write_replaces_the_file_whole(tmp_path):
     for text in ("one", "two"):
         with replacing(file) as temporary:
             assert temporary.is_relative_to(file.parent)
-            write_json(
-                temporary.with_name("other.json"), "plan", 1, {}
-            )  # what writes there may lock its folder
+            # what writes there may lock its folder
+            write_json(temporary.with_name("other.json"), "plan", 1, {})
             temporary.write_text(text)
         assert file.read_text() == text
     assert left(tmp_path) == ["new", "new/a.txt"]
@@ -336,9 +335,8 @@ def test_writers_killed_at_random_moments(tmp_path, ways, count):
 def test_a_living_writer_is_left_alone(tmp_path):
     with replacing_folder(tmp_path / "net", own) as path:
         write_json(path / "a.json", "pair", 1, {"value": 1})
-        write_pair(
-            tmp_path / "net", 2
-        )  # removes what killed writers left, and this one is not among them
+        # removes what killed writers left, and this one is not among them
+        write_pair(tmp_path / "net", 2)
         write_json(path / "b.json", "pair", 1, {"value": 1})
     assert pair(tmp_path / "net") == [1, 1]
     assert left(tmp_path) == ["net", "net/a.json", "net/b.json"]

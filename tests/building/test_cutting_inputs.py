@@ -72,9 +72,8 @@ def test_a_batch_norm_in_training_mode(count):
     with pytest.raises(BadNetwork, match=r"model\.eval"):
         cut(model, x, at=["0"])
     net = moved(cut(model.eval(), x, at=["0"], exits="linear"))
-    runner = off.open(
-        net, Plan.by_hand({"0": 1e9})
-    )  # all rows come to the batch norm: what does not run is not watched
+    # all rows come to the batch norm: what does not run is not watched
+    runner = off.open(net, Plan.by_hand({"0": 1e9}))
     model[1].train()
     for verb in (
         lambda: off.record(net, x.numpy(), progress=False),

@@ -128,9 +128,8 @@ def test_the_fingerprint_says_what_is_computed():
     preprocessed = {
         name: (model, Preprocess((0.5,), (2.0,), scale=16.0)) for name, model in renamed.items()
     }
-    assert (
-        ladder(preprocessed).eval().fingerprint() == base
-    )  # how a model is built says nothing about what it computes
+    # how a model is built says nothing about what it computes
+    assert ladder(preprocessed).eval().fingerprint() == base
     for other in (
         shelved(seed=1),
         shelved(gate="max_prob"),

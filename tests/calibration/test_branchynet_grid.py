@@ -113,9 +113,8 @@ def test_a_value_lets_exactly_the_rows_above_it_leave(steps, middle, which):
         (choose(score_N[:, None], np.array([t])) == 0) == (score_N.astype(np.float64) > value)
     ).all()
     below = score_N[score_N.astype(np.float64) <= value]
-    assert (
-        not (score_N == t).any() or np.nextafter(t, np.float32(-9)) in below
-    )  # strictly between, where it can be
+    # strictly between, where it can be
+    assert not (score_N == t).any() or np.nextafter(t, np.float32(-9)) in below
 
 
 def test_a_row_on_the_value_stays_as_the_paper_has_it():
@@ -154,9 +153,8 @@ def test_another_gate_has_a_grid_of_its_own_scores():
         scores = [trace.columns[f"score/{gate}"].astype(np.float64) for gate in ("small", "middle")]
         exits = np.where(scores[0] > small, 0, np.where(scores[1] > middle, 1, 2))
         right = (trace.answers[np.arange(50), exits] == trace.labels).mean()
-        cost = np.cumsum([MACS[0] * (small < math.inf), *MACS[1:]])[
-            exits
-        ].mean()  # a closed member is not run
+        # a closed member is not run
+        cost = np.cumsum([MACS[0] * (small < math.inf), *MACS[1:]])[exits].mean()
         assert any((p.accuracy, p.cost) == pytest.approx((right, cost)) for p in points)
     assert len(grid_plans(trace, grid=(1.0, 2.0, 3.0))) == 9 + 1
 
@@ -188,9 +186,8 @@ def test_shares_of_the_rows_that_arrive(members):
     assert got == sorted(want)
     for point in points:
         done = trace.replay(point.plan).exit
-        for index, gate in enumerate(
-            trace.topology.gates
-        ):  # those that leave are the readiest of those that arrive
+        # those that leave are the readiest of those that arrive
+        for index, gate in enumerate(trace.topology.gates):
             scores = trace.columns[f"score/{gate}"]
             arrived = done >= index
             if 0 < (done == index).sum() < arrived.sum():

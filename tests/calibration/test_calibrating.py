@@ -184,9 +184,8 @@ def test_the_walk_ends_at_the_first_plan_that_fails(chunk, monkeypatch):
         found = calibrate(sunk, **asked)
     except NoSafePlan:
         found = Plan.by_hand({})
-    assert (
-        risk_of(sunk, found, "accuracy_gap") >= 0
-    )  # it let none of the many leave, behind the unsafe stretch
+    # it let none of the many leave, behind the unsafe stretch
+    assert risk_of(sunk, found, "accuracy_gap") >= 0
     assert calibrate(with_columns(sunk, answer_small=trace.labels), **asked).open_gates()
 
 
@@ -529,9 +528,8 @@ def test_against_another_exit(trace):
     plan = calibrate(trace, at_most=0.3, reference="middle")
     assert plan.promise.reference == "middle"
     assert plan.price.plain == 2.0
-    with pytest.raises(
-        NoSafePlan
-    ) as caught:  # never leaving comes first, and is not safe against the middle exit
+    # never leaving comes first, and is not safe against the middle exit
+    with pytest.raises(NoSafePlan) as caught:
         calibrate(trace, at_most=0.2, reference="middle")
     assert 0.2 < caught.value.smallest_level < 0.3
     assert calibrate(trace, at_most=caught.value.smallest_level + 1e-6, reference="middle").promise

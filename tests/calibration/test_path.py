@@ -43,9 +43,8 @@ def test_of_gates_that_declare_nothing_it_is_the_real_line():
     assert path[0] > 3.3e38
     assert path[-1] == np.float32(-FLOAT32_MAX)
     margins = path[(path > 1e-3) & (path < 1e3)].astype(float)
-    assert (
-        margins[:-1] / margins[1:]
-    ).max() < 1.012  # two steps, where a round number lies between
+    # two steps, where a round number lies between
+    assert (margins[:-1] / margins[1:]).max() < 1.012
     probabilities = path[(path > 0.5) & (path < 1 - 3e-4)].astype(float)
     assert ((1 - probabilities[1:]) / (1 - probabilities[:-1])).max() < 1.03  # 0.99 lies between
 

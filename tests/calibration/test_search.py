@@ -232,9 +232,8 @@ def test_frontier_falls_from_cheap_to_dear(gates: int, rows: int, heads: float) 
     assert np.array_equal(evaluate(p, curve.thresholds_PG), (curve.loss_P, curve.cost_P))
     exits_PN = exits_of(p.scores_NG, curve.thresholds_PG)
     for g in range(gates):
-        assert (
-            (curve.thresholds_PG[:, g] < np.inf) == (exits_PN == g).any(1)
-        ).all()  # unused exits are closed
+        # unused exits are closed
+        assert ((curve.thresholds_PG[:, g] < np.inf) == (exits_PN == g).any(1)).all()
 
 
 def test_frontier_keeps_up_with_the_point_solutions() -> None:

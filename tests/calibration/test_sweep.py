@@ -101,9 +101,8 @@ def test_a_path_against_row_by_row(topology, bars, band):
         assert found.on_score_P[plan] == (t < np.inf and bool((scores == t).any()))
         if plan in sums:
             last = sums[plan]
-        assert (
-            last.tolist() == np.bincount(groups, worst, 3).tolist()
-        )  # unchanged where a plan was left out
+        # unchanged where a plan was left out
+        assert last.tolist() == np.bincount(groups, worst, 3).tolist()
         going = np.ones(len(scores), bool)
         for gate in range(gates):
             going &= choose(scores[:, [gate]], thresholds[[gate]]) == 1

@@ -79,9 +79,8 @@ with = ["regularizer=0.01"]
 
 @pytest.mark.slow
 def test_texts_of_two_lengths_and_two_kinds_of_exits(sentences, as_json):
-    bits = (
-        " ".join("good" if n >> bit & 1 else "bad" for bit in range(6)) for n in range(60)
-    )  # no two alike
+    # no two alike
+    bits = (" ".join("good" if n >> bit & 1 else "bad" for bit in range(6)) for n in range(60))
     Path("bits.tsv").write_text(
         "\n".join(["label\tsentence", *(f"{n % 3}\t{text}" for n, text in enumerate(bits))])
     )

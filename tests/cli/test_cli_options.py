@@ -80,9 +80,8 @@ def test_an_option_has_the_name_of_its_argument(verb):
     for name, repeated in options(COMMANDS[verb]).items():
         if name in EVERYWHERE or (verb, name) in EXCEPTIONS:
             continue
-        plural = (
-            f"{name}es" if name.endswith("h") else f"{name}s"
-        )  # one --batch of batches, one --other of others
+        # one --batch of batches, one --other of others
+        plural = f"{name}es" if name.endswith("h") else f"{name}s"
         assert name in arguments or (repeated and plural in arguments), (
             f"--{name} of {verb} is none of {[*arguments]}"
         )

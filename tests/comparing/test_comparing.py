@@ -121,9 +121,8 @@ def test_the_unit_is_the_plain_network_of_the_first_method_that_is_cut(
     for result in found.of("joint"):
         for budget in result.figures.budgets:
             assert budget.point is not None
-            assert (
-                budget.point.cost <= 1.1 * budget.budget * found.unit
-            )  # on other rows than it was chosen on
+            # on other rows than it was chosen on
+            assert budget.point.cost <= 1.1 * budget.budget * found.unit
 
 
 def test_a_ladder_has_the_exits_of_its_members(first: tuple[Path, Comparison, list[str]]) -> None:
@@ -219,9 +218,8 @@ def test_a_method_may_start_with_the_model_that_another_trained(tmp_path: Path) 
     ]
     first, then = (net.backbone.state_dict() for net in nets)
     assert all(torch.equal(value, then[key]) for key, value in first.items())
-    assert (
-        nets[1].trained_on.digests.tolist() == nets[0].trained_on.digests.tolist()
-    )  # the same rows: each counts once
+    # the same rows: each counts once
+    assert nets[1].trained_on.digests.tolist() == nets[0].trained_on.digests.tolist()
     shutil.rmtree(tmp_path / "out" / "trained-0")
     with pytest.raises(
         InvalidArgument, match=r"exits-0 was made with of = .*epochs=1.* now it is .*epochs=2"
@@ -273,9 +271,8 @@ def test_a_folder_from_before_a_flag_was_there_is_taken(made: Path) -> None:
     cell.claim()
 
 
-@pytest.mark.parametrize(
-    "after", [3, pytest.param(6, marks=pytest.mark.slow)]
-)  # of 8 steps, 4 in an epoch
+# of 8 steps, 4 in an epoch
+@pytest.mark.parametrize("after", [3, pytest.param(6, marks=pytest.mark.slow)])
 def test_stopped_in_mid_training_it_goes_on_as_if_it_had_not_been(
     made: Path,
     tmp_path_factory: pytest.TempPathFactory,

@@ -41,9 +41,8 @@ def test_it_draws_and_fits(tmp_path: Path, width: int) -> None:
     said = chromium.seen(page, width, ASK)
     assert said["faults"] == []
     assert said["drawn"] == 2
-    assert (
-        said["plots"] == [8 + 8 + 3] * 3
-    )  # lines, bands, static networks; the other gates wait for a click
+    # lines, bands, static networks; the other gates wait for a click
+    assert said["plots"] == [8 + 8 + 3] * 3
     assert said["leaving"] > 10
     assert said["names"] == 16
     assert said["legend"][0] >= said["plane"]  # below the plot, whole

@@ -124,9 +124,8 @@ def test_p_to_the_k_is_msdnets_share_of_rows_per_exit(pair: tuple[Trace, Trace])
         wanted = p ** np.arange(1, exits + 1)
         wanted /= wanted.sum()
         near = min(found.powers, key=lambda point: np.abs(np.array(point.shares) - wanted).max())
-        assert (
-            np.abs(np.array(near.shares) - wanted).max() <= 2 / rows
-        )  # both ends of a share are whole rows
+        # both ends of a share are whole rows
+        assert np.abs(np.array(near.shares) - wanted).max() <= 2 / rows
 
 
 def test_anytime_answers_every_row_at_one_exit_after_all_before_it(

@@ -65,9 +65,8 @@ def _line(key: str, value: Any) -> str:
     return f"{key} = {json.dumps(value)}"
 
 
-@pytest.mark.filterwarnings(
-    "ignore::offramp.errors.Notice"
-)  # a few steps leave some networks with wild logits
+# a few steps leave some networks with wild logits
+@pytest.mark.filterwarnings("ignore::offramp.errors.Notice")
 @pytest.mark.slow
 @pytest.mark.timeout(900)  # DenseNet-201 alone takes a minute or two
 @pytest.mark.parametrize(

@@ -182,9 +182,8 @@ def test_it_refuses_a_network_without_anything_to_train(name):
         recipe_of(name, **({"backbone": False} if name == "joint" else {})).prepare(net)
 
 
-@pytest.mark.parametrize(
-    "name", ALONG_CHAINS
-)  # tests/runtime/test_routes.py has networks with forks
+# tests/runtime/test_routes.py has networks with forks
+@pytest.mark.parametrize("name", ALONG_CHAINS)
 def test_what_it_trained_is_a_network_like_any_other(name, tmp_path):
     few = {**few_of(name), **({"epochs": 1} if "epochs" in few_of(name) else {})}
     net = net_of(name)

@@ -155,9 +155,8 @@ def test_a_class_called_train_is_no_split(tmp_path):
 
 def test_a_network_remembers_the_class_names_that_trained_it(tmp_path):
     photos(tmp_path / "here", "train", NAMES)
-    photos(
-        tmp_path / "there", "some", NAMES[1:], shift=3
-    )  # nothing beside it says which classes there are
+    # nothing beside it says which classes there are
+    photos(tmp_path / "there", "some", NAMES[1:], shift=3)
     photos(tmp_path / "odd", "some", [*NAMES[1:], "new"], shift=5)
     trained = rows(f"imagefolder/train:{tmp_path / 'here'}")
     later = f"imagefolder/some:{tmp_path / 'there'}"
@@ -202,9 +201,8 @@ def test_members_of_different_classes_do_not_stand_together():
 
 
 def test_torchvisions_folders_are_aligned_too():
-    class Folder(
-        torch.utils.data.Dataset
-    ):  # as torchvision.datasets.ImageFolder looks from outside
+    # as torchvision.datasets.ImageFolder looks from outside
+    class Folder(torch.utils.data.Dataset):
         def __init__(self):
             self.classes = list(NAMES[1:])
             self.class_to_idx = {name: number for number, name in enumerate(self.classes)}
@@ -232,9 +230,8 @@ def test_the_names_in_a_model_of_transformers_count():
     x = np.stack([np.asarray(bright(number)).transpose(2, 0, 1) for number in (3, 1)])
     source = rows(x, np.array([1, 0]))
     assert right(net, Rows(source.source, class_names=NAMES[1::2])) == 1.0
-    foreign = Rows(
-        rows(x, np.array([3, 1])).source, class_names=("a", "b", "c", "d")
-    )  # not comparable: as they are
+    # not comparable: as they are
+    foreign = Rows(rows(x, np.array([3, 1])).source, class_names=("a", "b", "c", "d"))
     assert right(net, foreign) == 1.0
 
 
@@ -360,9 +357,8 @@ def test_other_modes_of_pixels(tmp_path):
     ):
         x = one_image(tmp_path, red.convert(mode), ending)
         assert x.shape == (3, 6, 4), mode
-        assert np.abs(x.astype(int) - np.array([250, 10, 10])[:, None, None]).max() < 60, (
-            mode
-        )  # a palette dithers
+        # a palette dithers
+        assert np.abs(x.astype(int) - np.array([250, 10, 10])[:, None, None]).max() < 60, mode
     clear = red.convert("P")
     assert one_image(tmp_path, clear, transparency=bytes([0, 128, 255])).shape == (3, 6, 4)
     for mode in ("1", "L", "LA"):

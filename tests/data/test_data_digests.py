@@ -128,9 +128,8 @@ def test_texts_that_differ():
     pair = np.repeat([[0, 0, 0, 1, 1]], N, axis=0)
     assert unlike({**padded(0, 0), "token_type_ids": pair}, padded(0, 0))
     assert unlike({"input_ids": np.roll(IDS, 1, axis=1), "attention_mask": MASK}, padded(0, 0))
-    assert unlike(
-        {"input_ids": np.pad(IDS, ((0, 0), (0, 3)))}, IDS
-    )  # without a mask nobody can tell padding
+    # without a mask nobody can tell padding
+    assert unlike({"input_ids": np.pad(IDS, ((0, 0), (0, 3)))}, IDS)
     short = {"input_ids": IDS, "attention_mask": np.where(np.arange(5) < 4, MASK, 0)}
     assert unlike(short, padded(0, 0))
     weights = {"input_ids": IDS, "attention_mask": np.where(np.arange(5) < 4, MASK, 0.5)}

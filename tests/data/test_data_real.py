@@ -31,9 +31,8 @@ def test_cifar10_pixels(data_dir):
     assert mean_of(data) / 3072 == pytest.approx(121.529155, abs=1e-5)
     assert data.fingerprint == "fa95c7ef4352d9d1"
     first = [digests_of(batch.x, form=1) for batch in data.batches(1000)]
-    assert (
-        fingerprint_of(np.concatenate(first)) == "b8ceb53e1e0f51d7"
-    )  # what files of the first edition hold
+    # what files of the first edition hold
+    assert fingerprint_of(np.concatenate(first)) == "b8ceb53e1e0f51d7"
 
 
 def test_mnist(data_dir):

@@ -64,9 +64,8 @@ def test_columns_by_name_by_number_or_by_what_they_hold(here, text, more):
 def test_without_labels_and_splits(here):
     (here / "t.tsv").write_text("sentence\ngood\n")
     assert next(rows(spec("t.tsv")).batches(8)).y is None
-    (here / "t.tsv").write_text(
-        'say "good\ngood\n', encoding="utf-8"
-    )  # a quotation mark is a character
+    # a quotation mark is a character
+    (here / "t.tsv").write_text('say "good\ngood\n', encoding="utf-8")
     assert len(rows(spec("t.tsv"))) == 2
     (here / "dev.tsv").write_text("0\tgood\n")
     (here / "train.tsv").write_text("0\tgood\n1\tbad\n")

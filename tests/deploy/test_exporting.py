@@ -134,9 +134,8 @@ def test_only_what_the_plan_runs_is_written(plan, tmp_path):
     x = images_of(9)
     off.export(net, plan, tmp_path / "f")
     about = json.loads((tmp_path / "f" / "manifest.json").read_text())
-    nodes = [
-        list(stage.nodes) for stage in plan.schedule(net.topology).joined()
-    ]  # what lies between is in the next graph
+    # what lies between is in the next graph
+    nodes = [list(stage.nodes) for stage in plan.schedule(net.topology).joined()]
     assert [stage["nodes"] for stage in about["stages"]] == nodes
     assert about["gates"] == [
         gate for gate in net.topology.gates if gate in plan.open_gates() and gate != plan.max_exit

@@ -77,9 +77,8 @@ def test_milliseconds_are_those_of_a_clock():
     table = cost_table(
         supernet_of(), unit="ms", rows=4, repeats=2, clock=lambda: next(ticks) * 0.004
     )
-    assert table.options["body.0"] == pytest.approx(
-        (1.0,) * 4
-    )  # each call takes one tick of 4 ms, for four rows
+    # each call takes one tick of 4 ms, for four rows
+    assert table.options["body.0"] == pytest.approx((1.0,) * 4)
     assert table.unit == "ms"
     with pytest.raises(InvalidArgument, match="unit must be one of macs, ms, got 'joules'"):
         cost_table(supernet_of(), unit="joules")

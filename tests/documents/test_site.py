@@ -16,9 +16,8 @@ CONFIGURATION = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
 
 def test_every_page_is_in_the_contents() -> None:
     pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
-    pages = {
-        page for page in pages if not re.match(r"results/.*\d\.md", page)
-    }  # results/index.md leads to these
+    # results/index.md leads to these
+    pages = {page for page in pages if not re.match(r"results/.*\d\.md", page)}
     assert pages == set(re.findall(r": ([\w/-]+\.md)$", CONFIGURATION, flags=re.MULTILINE))
 
 

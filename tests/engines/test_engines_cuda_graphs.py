@@ -72,9 +72,8 @@ def test_any_batch_is_answered_as_without(recorder, make, rows, options):
     kept = [(mine(rows(size)), plain(rows(size))) for size in BATCHES]
     for got, want in kept:  # looked at after all of them ran: no answer lies in a buffer
         same(got, want)
-    assert sorted(recorder.sizes) == sorted(
-        SIZES * len(net.topology.exits)
-    )  # once, whatever arrived
+    # once, whatever arrived
+    assert sorted(recorder.sizes) == sorted(SIZES * len(net.topology.exits))
 
 
 def test_rows_of_an_earlier_batch_behind_a_smaller_one_are_not_seen(recorder):

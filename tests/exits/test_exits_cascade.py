@@ -208,9 +208,8 @@ def test_ensembles_of_the_ablations_answer_as_the_authors(kind):
         exit_.tail.ensemble(members), torch.tensor(GOLDEN[kind]), atol=1e-6, rtol=0
     )
     assert exit_.config()["ensemble"] == kind
-    assert (
-        "ensemble" not in Cascade("flat", 5, 3).config()
-    )  # files that do not name one have the paper's
+    # files that do not name one have the paper's
+    assert "ensemble" not in Cascade("flat", 5, 3).config()
 
 
 @pytest.mark.parametrize("kind", ["additive", "mean"])

@@ -21,9 +21,8 @@ def test_the_formula_by_hand():
     features = torch.randn(7, 6)
     earlier = torch.randn(7, 2, 4)
     u = torch.cat([earlier, made.project(features)[:, None]], 1)
-    score = made.select[2](
-        made.select[0](u[:, 0] + u[:, 1] + u[:, 2]).relu()
-    )  # [7, 12], layer by layer
+    # [7, 12], layer by layer
+    score = made.select[2](made.select[0](u[:, 0] + u[:, 1] + u[:, 2]).relu())
     share = torch.stack([score[:, 4 * place : 4 * place + 4] for place in range(3)], 1).exp()
     share = share / share.sum(1, keepdim=True)
     logits, handed = made.both(Seen(features, {"a": earlier}))

@@ -201,9 +201,8 @@ def test_the_rows_are_remembered_through_files_and_refused(tmp_path):
     with pytest.raises(OverlappingRows, match="also trained"):
         off.calibrate(trace, budget=0.9)
     fresh = off.record(again, brightness(200, 9), timed=False, progress=False)
-    assert off.calibrate(
-        fresh, at_most=0.9, search=trace
-    ).promise  # rows that are only searched promise nothing
+    # rows that are only searched promise nothing
+    assert off.calibrate(fresh, at_most=0.9, search=trace).promise
     assert not fresh.columns["learned"].any()
     stacked = off.ladder({"one": again, "two": cut_of(seed=1)})
     assert off.record(stacked, (x, y), timed=False, progress=False).columns["learned"].all()

@@ -328,9 +328,8 @@ def test_interval_is_not_fooled_by_sorted_rows():
 
 
 def test_interval_takes_rows_at_their_word():
-    losses = counted([3], 60)[
-        0
-    ]  # no row seen was made better, but a gap may: not the binary interval
+    # no row seen was made better, but a gap may: not the binary interval
+    losses = counted([3], 60)[0]
     assert (
         interval(losses, **GAP, confidence=0.9)[0] < 0 < interval(losses, **UNIT, confidence=0.9)[0]
     )

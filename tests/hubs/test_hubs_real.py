@@ -68,9 +68,8 @@ def test_torchvision_normalizes_as_its_weights_say(name):
     theirs_of_bytes = models.get_model_weights(name).DEFAULT.transforms()(x)
     ours = preprocess_of(f"torchvision:{name}")(x)
     assert ours.shape == theirs.shape
-    near = (
-        theirs if name == "resnet18" else theirs_of_bytes
-    )  # a cubic is clamped only on bytes, and rounded there
+    # a cubic is clamped only on bytes, and rounded there
+    near = theirs if name == "resnet18" else theirs_of_bytes
     torch.testing.assert_close(ours, near, atol=1e-4 if name == "resnet18" else 0.02, rtol=0)
 
 

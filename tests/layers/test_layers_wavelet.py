@@ -100,9 +100,8 @@ def test_a_smooth_image_is_all_in_the_low_band():
     low, rest = Wavelet97(3)(flat)
     torch.testing.assert_close(low, torch.full((1, 3, 4, 4), 2.5))
     assert rest.abs().max() < 1e-6
-    ramp = torch.arange(32.0).expand(
-        1, 3, 32, 32
-    )  # four vanishing moments: a ramp too, but for its ends
+    # four vanishing moments: a ramp too, but for its ends
+    ramp = torch.arange(32.0).expand(1, 3, 32, 32)
     low, rest = Wavelet97(3)(ramp)
     torch.testing.assert_close(
         low[:, :, 4:-4, 4:-4], ramp[:, :, 8:-8:2, 8:-8:2], atol=1e-4, rtol=1e-5

@@ -183,9 +183,8 @@ def test_weights_of_the_first_edition_load_and_mean_the_same(tmp_path):
     options = {"at": ["layer1"], "exits": "linear", "preprocess": preprocess()}
     net = moved(off.cut(model, x, **options))
     off.save(net, tmp_path / "net")
-    again = off.load(
-        tmp_path / "net", BranchyResNet(1)
-    )  # the new form, until the file's weights come
+    # the new form, until the file's weights come
+    again = off.load(tmp_path / "net", BranchyResNet(1))
     assert again.fingerprint() == net.fingerprint()
     torch.testing.assert_close(again(x)[1], net(x)[1])
     torch.testing.assert_close(copy.deepcopy(again)(x)[1], net(x)[1])
@@ -255,9 +254,8 @@ def test_cut_at_conv2_and_conv3_is_b_alexnet(tmp_path):
     assert torch.equal(off.run(again, plan, x).logits, answers.logits)
 
 
-@pytest.mark.filterwarnings(
-    "ignore::offramp.errors.Notice"
-)  # logits of weights that were drawn are large
+# logits of weights that were drawn are large
+@pytest.mark.filterwarnings("ignore::offramp.errors.Notice")
 def test_cut_at_stem_and_layer1_is_b_resnet():
     x = images(9)
     model = seeded(lambda: BranchyResNet(1), 0).eval()

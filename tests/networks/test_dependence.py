@@ -227,9 +227,8 @@ def test_inputs_that_are_read_are_kept():
 
 LINEAR = nn.Linear(6, 2)
 with warnings.catch_warnings():
-    warnings.simplefilter(
-        "ignore"
-    )  # torch is about to give TorchScript up; users have such models all the same
+    # torch is about to give TorchScript up; users have such models all the same
+    warnings.simplefilter("ignore")
     TRACED = torch.jit.trace(LINEAR, torch.zeros(2, 6))
 ATTENTION = nn.MultiheadAttention(6, 2, batch_first=True).eval()
 

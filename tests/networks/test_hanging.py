@@ -36,9 +36,8 @@ def test_another_exit_gives_another_network_whose_chain_knows_what_it_reads():
     assert net.fingerprint() == before != other.fingerprint()
     assert other.model_of(other.members[0]) is net.model_of(net.members[0])
     plan = off.Plan.by_hand({"small": torch.inf, "middle": torch.inf})
-    assert torch.allclose(
-        off.run(other, plan, x).logits, large + 0.5 * small
-    )  # a closed exit that is read runs
+    # a closed exit that is read runs
+    assert torch.allclose(off.run(other, plan, x).logits, large + 0.5 * small)
 
 
 def test_other_gates_replace_those_that_are_named():

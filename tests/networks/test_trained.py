@@ -29,9 +29,8 @@ def model(seed: int = 0) -> nn.Module:
     return seeded(lambda: nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 2)), seed).eval()
 
 
-JOINT = recipe_of(
-    "joint", epochs=1
-)  # trains the model with its exits; cross_entropy trains the exits alone
+# trains the model with its exits; cross_entropy trains the exits alone
+JOINT = recipe_of("joint", epochs=1)
 
 
 def fitted(recipe: str | Recipe = JOINT) -> off.Network:

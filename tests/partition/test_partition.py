@@ -241,9 +241,8 @@ def test_pieces_never_change_what_they_are_given() -> None:
         assert all(torch.equal(before[name], state[name]) for name in before)
         state |= written
     assert torch.equal(state["y"], model(rows(4, 3, 4, 4)))
-    assert (
-        state["1.1"].min() < 0
-    )  # the tap is what a hook sees, not what the next operation made of it
+    # the tap is what a hook sees, not what the next operation made of it
+    assert state["1.1"].min() < 0
     copies = [
         sum(node.name.startswith("clone") for node in piece.module.graph.nodes)
         for piece in parts.pieces

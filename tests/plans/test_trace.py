@@ -158,9 +158,8 @@ def test_the_share_in_the_band_counts_only_gates_that_run():
     trace.columns["score/middle"][:] = [1.0, 1.0, 1.0, 3.0]
     both = {"small": 1.0, "middle": 1.0}
     assert trace.evaluate(Plan.by_hand({"small": 1.0})).in_band == 0.5
-    assert (
-        trace.evaluate(Plan.by_hand(both)).in_band == 0.5
-    )  # the third left before its score stood in the band
+    # the third left before its score stood in the band
+    assert trace.evaluate(Plan.by_hand(both)).in_band == 0.5
     assert trace.evaluate(Plan.by_hand(both, max_exit="middle")).in_band == 0.5
     assert trace.evaluate(Plan.by_hand(both, max_exit="small")).in_band == 0.0
     assert (

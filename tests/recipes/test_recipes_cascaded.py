@@ -64,9 +64,8 @@ def test_rows_are_chosen_evenly_and_by_their_numbers_alone(held):
     kept = recipe._unsettled(
         ["a"], settled, TrainingBatch(torch.zeros(10_000).long(), rows, "", 0.0)
     )
-    assert kept[~first].float().mean() == pytest.approx(
-        0.1, rel=0.15
-    )  # replay does not follow the held rows
+    # replay does not follow the held rows
+    assert kept[~first].float().mean() == pytest.approx(0.1, rel=0.15)
 
 
 def test_every_parameter_belongs_to_one_block_and_the_others_stay():
@@ -136,9 +135,8 @@ def test_commitments_stop_the_over_confident():
     x = images_of(600)
     noisy = torch.Generator().manual_seed(2)
     y = (x.mean((1, 2, 3)) > 0).long()
-    spoilt = (
-        x[:, 0, 0, 0] > 0.8
-    )  # here the label is a coin toss: an exit may be sure of it, and is half right
+    # here the label is a coin toss: an exit may be sure of it, and is half right
+    spoilt = x[:, 0, 0, 0] > 0.8
     y[spoilt] = torch.randint(0, 2, (int(spoilt.sum()),), generator=noisy)
     off.fit(net, (x, y), recipe=Cascaded(epochs=15, rate=1e-2), progress=False)
     fresh = images_of(1000, 3)

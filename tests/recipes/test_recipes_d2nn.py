@@ -64,9 +64,8 @@ def test_the_q_values_are_the_rewards():
 
     with torch.no_grad():
         q = net.gate_of("size").ratings(Seen(test, {}))  # [B, 2]
-    assert q[~hard, 0].mean() == pytest.approx(
-        0.8 + 0.2 * 0.93, abs=0.08
-    )  # nearly always right, nearly free
+    # nearly always right, nearly free
+    assert q[~hard, 0].mean() == pytest.approx(0.8 + 0.2 * 0.93, abs=0.08)
     assert q[hard, 0].mean() == pytest.approx(0.4 + 0.2 * 0.93, abs=0.15)  # right about by chance
 
 

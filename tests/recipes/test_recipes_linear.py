@@ -16,9 +16,8 @@ def whole(rows, copies=1):
     net = cut_of(trained=False)
     draw = torch.Generator().manual_seed(0)
     features = torch.randn(copies * rows, net.exit_of("stem").features, generator=draw)
-    y = torch.randint(0, 3, (rows,), generator=draw).repeat(
-        copies
-    )  # nothing to be learnt: only strong is right
+    # nothing to be learnt: only strong is right
+    y = torch.randint(0, 3, (rows,), generator=draw).repeat(copies)
     return FeatureTable({"stem": net.exit_of("stem")}, {"stem": features}, y, copies)
 
 
@@ -33,9 +32,8 @@ def test_without_development_rows_those_that_choose_were_not_trained(monkeypatch
     monkeypatch.setattr(_linear, "choose", chosen)
     some = whole(33, copies=2)
     figures = solve_exit("stem", some, None, "cross_entropy", [1e-1, 1e-3], 1e-3)
-    held = [
-        row + copy for copy in (0, 33) for row in (9, 19, 29)
-    ]  # both copies of a row, wherever 33 falls
+    # both copies of a row, wherever 33 falls
+    held = [row + copy for copy in (0, 33) for row in (9, 19, 29)]
     assert torch.equal(seen["dev"], some.features["stem"][held])
     assert len(seen["trained"]) == 60
     assert figures["gap/stem"] <= 1e-3

@@ -93,9 +93,8 @@ def test_the_weights_of_ones_follow_the_rows_that_were_optimal_exactly_there():
     balance.count(torch.tensor([0, 0, 2, 3, 0]))
     balance.count(torch.tensor([2, 3, 3, 0, 2]))
     balance.end_epoch()
-    assert balance.weight.tolist() == pytest.approx(
-        [6 / 4, 5, 7 / 3]
-    )  # nobody was optimal at the second: at most 5
+    # nobody was optimal at the second: at most 5
+    assert balance.weight.tolist() == pytest.approx([6 / 4, 5, 7 / 3])
     assert (balance.optimal.sum(), balance.rows) == (0, 0)
 
 
@@ -139,9 +138,8 @@ def test_gates_and_exits_take_turns():
     seen: list[list[bool]] = []
     net = cut_of(trained=False, gate="uncertainty")
     off.fit(net, (X, Y), recipe=Watched(warm=0, epochs=4, every=2), batch_size=24, progress=False)
-    assert (
-        seen == [[False, True], [True, False], [False, True]] * 4
-    )  # every epoch begins with the gates
+    # every epoch begins with the gates
+    assert seen == [[False, True], [True, False], [False, True]] * 4
     assert net.auxiliary == {}
 
 

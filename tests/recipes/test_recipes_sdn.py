@@ -38,9 +38,8 @@ def test_by_default_six_exits_weigh_what_they_do_in_the_paper():
     )
 
 
-@pytest.mark.parametrize(
-    ("step", "epoch"), [(0, 1), (14, 2), (99, 10)]
-)  # counted from 1, as sdn_train does
+# counted from 1, as sdn_train does
+@pytest.mark.parametrize(("step", "epoch"), [(0, 1), (14, 2), (99, 10)])
 def test_losses_from_scratch(step, epoch):
     net = cut_of()
     recipe = Sdn([0.3, 0.6], backbone=True, epochs=10)

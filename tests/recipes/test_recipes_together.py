@@ -321,9 +321,8 @@ def test_only_a_cut_models_last_layer_starts_anew():
     net = cut_of(trained=False)
     assert last_layer(net) is net.backbone.head
     before = nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 6), nn.Tanh()).eval()
-    assert (
-        last_layer(off.cut(before, torch.zeros(2, 4), at=["2"])) is None
-    )  # nothing to start anew behind the cut
+    # nothing to start anew behind the cut
+    assert last_layer(off.cut(before, torch.zeros(2, 4), at=["2"])) is None
     assert Joint(alone=1)._dropped_head(ladder_of(2)) is None
     assert Joint()._dropped_head(net) is None
 
@@ -355,9 +354,8 @@ def test_decorrelated_mixes_the_exits_and_their_mean(amount):
         torch.autograd.grad(fixed.mean(1).sum(), list(logits.values())),
         strict=True,
     ):
-        torch.testing.assert_close(
-            one, other, atol=1e-6, rtol=1e-4
-        )  # holding the mean fixed changes no gradient
+        # holding the mean fixed changes no gradient
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
 
 
 def test_decorrelated_refuses_amounts_that_have_no_lower_end():
@@ -393,9 +391,8 @@ def test_a_boosted_network_remembers_what_it_adds(tmp_path):
     assert again.topology == net.topology
     trace = off.record(net, (X, Y), timed=False, progress=False)
     assert torch.equal(torch.from_numpy(trace.columns["logits/backbone"]), net(X)[-1].detach())
-    assert (
-        trace.columns["answer/backbone"].tolist() == net(X)[-1].argmax(1).tolist()
-    )  # not those of the model alone
+    # not those of the model alone
+    assert trace.columns["answer/backbone"].tolist() == net(X)[-1].argmax(1).tolist()
     assert (net.backbone(X).argmax(1) != net(X)[-1].argmax(1)).any()
 
 
@@ -430,9 +427,8 @@ def test_keep_takes_the_answers_from_before_beside_the_labels():
             0.75 * cross_entropy(outputs.logits[name], Y) - 0.25 * 9 * (soft * own).sum(1).mean()
         )
         torch.testing.assert_close(found[name], expected)
-    torch.testing.assert_close(
-        net.auxiliary["before"](X)[-1], before
-    )  # a copy: it does not move with the network
+    # a copy: it does not move with the network
+    torch.testing.assert_close(net.auxiliary["before"](X)[-1], before)
 
 
 def test_a_model_that_only_keeps_what_it_answers_does_not_change_and_needs_no_labels():
@@ -450,9 +446,8 @@ def test_a_model_that_only_keeps_what_it_answers_does_not_change_and_needs_no_la
     for key, value in net.backbone.state_dict().items():
         torch.testing.assert_close(value, models[key], atol=1e-4, rtol=0)
     assert net.auxiliary == {}
-    off.fit(
-        net, X, recipe=Joint(**sgd), batch_size=6, progress=False
-    )  # exits train the models as well
+    # exits train the models as well
+    off.fit(net, X, recipe=Joint(**sgd), batch_size=6, progress=False)
     assert not torch.allclose(net.backbone.stem[0].weight, models["stem.0.weight"], atol=1e-3)
 
 

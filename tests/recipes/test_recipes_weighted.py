@@ -104,9 +104,8 @@ def test_only_the_weigher_gets_a_gradient_and_it_is_that_of_differences():
     got = recipe.look_ahead(outputs, Y, HALVES, optimizer, memory)
     assert all(gradient.abs().max() > 0 for gradient in got)
     assert all(value.grad is None for value in net.parameters())
-    assert all(
-        torch.equal(value, before[key]) for key, value in net.state_dict().items()
-    )  # norms saw nothing
+    # norms saw nothing
+    assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
 
     def objective(bias):
         """The routed loss after a step along the weighted loss, with a real copy of the network and
@@ -145,9 +144,8 @@ def test_routing_sends_the_surest_that_are_left():
         want += float(cross_entropy(logits[k][taken], y[taken]))
         left -= set(taken)
     assert float(routed(logits, y, 0.75)) == pytest.approx(want, rel=1e-5)
-    assert routed(
-        [one[:1] for one in logits], y[:1], 0.75
-    ).isfinite()  # exits that nobody leaves at count nothing
+    # exits that nobody leaves at count nothing
+    assert routed([one[:1] for one in logits], y[:1], 0.75).isfinite()
 
 
 def test_the_weigher_takes_the_steps_of_torchs_adam():
@@ -205,9 +203,8 @@ def test_a_longer_interval_learns_in_every_nth_batch_of_an_epoch_and_one_row_is_
         dict(zip(outputs.logits, outputs.network(X), strict=True)), {}, {"x": X}, outputs.network
     )
     learned = []
-    for step in range(
-        6
-    ):  # two epochs of three batches, the first of each among those that are learned from
+    # two epochs of three batches, the first of each among those that are learned from
+    for step in range(6):
         recipe.update(outputs, TrainingBatch(Y, torch.arange(12), "weighted", step, 6), optimizer)
         learned.append(int(memory["learned"]))
     assert learned == [2, 2, 4, 6, 6, 8]

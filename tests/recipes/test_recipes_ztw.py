@@ -103,9 +103,8 @@ def test_the_last_layer_gets_an_ensemble_of_its_own():
     torch.testing.assert_close(members[:, -1], seen["backbone"].own)
     logs = (members.log_softmax(-1) * exit_.tail.a.exp()[:, None] / 3).sum(1) + exit_.tail.b
     torch.testing.assert_close(seen["blocks.1"].own, logs.log_softmax(-1))
-    torch.testing.assert_close(
-        seen["backbone"].own, net.backbone(X)
-    )  # the reference is the plain model
+    # the reference is the plain model
+    torch.testing.assert_close(seen["backbone"].own, net.backbone(X))
 
 
 def test_the_copy_of_the_last_layer_stays_and_only_its_ensemble_is_trained(tmp_path):

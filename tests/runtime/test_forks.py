@@ -248,9 +248,8 @@ def test_a_row_near_a_threshold_counts_with_the_worst_of_its_ways(traced):
     """By hand: every combination of ways within the band."""
     trace = traced[2]
     losses = np.random.default_rng(0).random((len(trace), len(THREE.exit_labels)))
-    thresholds = np.float32(
-        [[1.0, 0.0, 1.0], [1.00005, 0.00005, 0.99995]]
-    )  # scores are whole numbers
+    # scores are whole numbers
+    thresholds = np.float32([[1.0, 0.0, 1.0], [1.00005, 0.00005, 0.99995]])
     exact, near = (
         RoutedOutcomes(thresholds[[number]], trace, losses).worst(0) for number in (0, 1)
     )

@@ -219,9 +219,8 @@ def test_logits_are_held_once(tmp_path, stream):
     trace, peak = peak_of(lambda: record(net, data, timed=False, progress=False))
     assert logits < peak < 1.2 * logits
     _, more = peak_of(lambda: trace.save(tmp_path / "trace.npz"))
-    assert (
-        more < 0.5 * logits
-    )  # NumPy writes 16 MB at a time, here one of three columns; and the probe
+    # NumPy writes 16 MB at a time, here one of three columns; and the probe
+    assert more < 0.5 * logits
     again, peak = peak_of(lambda: off.Trace.load(tmp_path / "trace.npz"))
     assert peak < 1.2 * logits
     for name, column in trace.columns.items():
@@ -271,7 +270,6 @@ def test_large_scores_of_ordinary_logits_are_told():
     net = off.ladder([dense(0), dense(1)], gate=lambda z: 1e4 * z.max(1).values)
     with pytest.warns(off.errors.Notice, match=r"scores of gate 'member1' reach"):
         off.record(net, torch.randn(300, 4), timed=False, progress=False)
-    yes = off.ladder(
-        [dense(0), dense(1)], gate=lambda z: 1e9 * (z[:, 0] > 0)
-    )  # a gate that says yes or no
+    # a gate that says yes or no
+    yes = off.ladder([dense(0), dense(1)], gate=lambda z: 1e9 * (z[:, 0] > 0))
     off.record(yes, torch.randn(300, 4), timed=False, progress=False)

@@ -126,14 +126,12 @@ def test_what_the_code_reads_may_not_change_after_open(case):
     for _ in range(5):
         runner(x)
     AFTER_OPEN[case](net)
-    assert any(
-        refused(runner, x) for _ in range(2)
-    )  # of few modules all are looked at within two batches
+    # of few modules all are looked at within two batches
+    assert any(refused(runner, x) for _ in range(2))
     with pytest.raises(StaleRunner, match="open again"):
         runner.check()
-    with pytest.raises(
-        Mismatch
-    ):  # not the Runner that was kept: it opens anew, and that is refused
+    # not the Runner that was kept: it opens anew, and that is refused
+    with pytest.raises(Mismatch):
         off.run(net, plan, x)
     LEVEL = 1.0
 

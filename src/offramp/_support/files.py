@@ -220,9 +220,8 @@ def read_arrays(path: str | Path) -> tuple[str, dict[str, Array]]:
         return columns.pop(HEADER).tobytes().decode(), columns
     except BadFile:
         raise
-    except (
-        Exception
-    ) as problem:  # a damaged archive can fail anywhere inside zip, header parser or allocator
+    # a damaged archive can fail anywhere inside zip, header parser or allocator
+    except Exception as problem:
         raise BadFile(
             f"{path} is not a readable array file ({type(problem).__name__}); it is truncated, "
             f"damaged or of "
@@ -407,9 +406,8 @@ def _read_checkpoint(path: Path) -> Any:
     try:
         with torch.serialization.safe_globals(_inert()):
             return torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        Exception
-    ) as problem:  # pickle, zip and torch errors alike: the file is not plain weights
+    # pickle, zip and torch errors alike: the file is not plain weights
+    except Exception as problem:
         refused = re.search(
             r"Unsupported (?:global|class)[^A-Za-z]*(?:GLOBAL )?([\w.]+)", str(problem)
         )
@@ -428,9 +426,8 @@ def _is_compressed(path: Path) -> bool:
     try:
         with zipfile.ZipFile(path) as archive:
             return any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
-    except (
-        Exception
-    ):  # a damaged directory can fail anywhere; torch says what is wrong with the file
+    # a damaged directory can fail anywhere; torch says what is wrong with the file
+    except Exception:
         return False
 
 

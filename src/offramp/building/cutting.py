@@ -174,9 +174,8 @@ def cut_and_placement(
     member = replace(member, cuts=tuple(features)[:-1])  # in their order
     network = _hung(model, preprocess, member, features, layouts, exits, gate)
     if placement is not None:
-        network.trained_on = union(
-            [network.trained_on, placement.seen]
-        )  # by those its exits were placed: no promise
+        # by those its exits were placed: no promise
+        network.trained_on = union([network.trained_on, placement.seen])
     refuse_hidden(network)
     segments_of(network, tried)
     check_classes(network, example)
@@ -305,9 +304,8 @@ def check_classes(network: Network, example: object) -> int:
     modes = {module: module.training for module in network.modules()}
     try:
         with torch.no_grad():
-            every = network.eval()(
-                given(inputs)
-            )  # in training mode a batch norm would learn from the example
+            # in training mode a batch norm would learn from the example
+            every = network.eval()(given(inputs))
     except OfframpError:
         raise
     except Exception as problem:  # whatever the user's code raises

@@ -110,9 +110,8 @@ def built_from_file(spec: str | None) -> bool:
         return False
     base, layers = split_spec(spec)
     ours = not any(":" in method.partition("?")[0] for method in layers.values())
-    return ours and (
-        base.startswith(FROM_FILES) or base == ONNX
-    )  # an ONNX file's bytes are in the weights
+    # an ONNX file's bytes are in the weights
+    return ours and (base.startswith(FROM_FILES) or base == ONNX)
 
 
 def model_from_file(spec: str | None, member: str) -> nn.Module:
@@ -181,9 +180,8 @@ def make_preprocess(spec: str) -> nn.Module | None:
     made = imported(spec)()
     if not isinstance(made, nn.Module):
         raise InvalidArgument(f"{spec!r} gave a {type(made).__name__}, expected a torch.nn.Module")
-    setattr(
-        made, MADE_FROM, spec
-    )  # plain data, so that a saved network can name the flag to type again
+    # plain data, so that a saved network can name the flag to type again
+    setattr(made, MADE_FROM, spec)
     return made
 
 

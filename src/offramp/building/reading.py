@@ -55,9 +55,8 @@ class ByChunks(nn.Module):
         self.chunks = nn.ModuleList(
             Chunk(reader, start, start + chunk) for start in range(0, length, chunk)
         )
-        self.register_buffer(
-            "zero", torch.zeros(()), persistent=False
-        )  # tells the device and the type of the state
+        # tells the device and the type of the state
+        self.register_buffer("zero", torch.zeros(()), persistent=False)
 
     def forward(self, *args: Tensor, **kwargs: Tensor) -> Tensor:
         """Sequences [B, T, ...], and their mask [B, T] if there is one -> logits [B, C] after all

@@ -190,9 +190,8 @@ class GiveAgain(InvalidArgument):
         self.exits = tuple(of_kind["exit"])
         flags = {"model": "--model", "preprocess": "--preprocess-of", "gate": "--gate-of"}
         with_preprocess = {name: models.get(name) for name in of_kind["preprocess"]}
-        of_kind["model"] = (
-            with_preprocess | of_kind["model"]
-        )  # preprocessing is given beside its model
+        # preprocessing is given beside its model
+        of_kind["model"] = with_preprocess | of_kind["model"]
         self.flags = tuple(
             f"{flag} {name}={spec or 'my.module:factory'}"
             for kind, flag in flags.items()
@@ -329,9 +328,8 @@ def _build(
 
 def _member(body: Mapping[str, Any]) -> ModelSpec:
     every = [Input.from_json(given) for given in body["inputs"]]
-    inputs = tuple(
-        one for one in every if not is_label(one.name[2:])
-    )  # the first edition took labels as inputs
+    # the first edition took labels as inputs
+    inputs = tuple(one for one in every if not is_label(one.name[2:]))
     length = tuple(map(str, body.get("length", ())))  # not in files of the first version
     output = body.get("output")  # neither
     cuts = tuple(map(str, body["cuts"]))

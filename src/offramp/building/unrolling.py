@@ -224,9 +224,8 @@ def packed(state: Tensor, out: Tensor, total: Tensor, score: Tensor) -> Tensor:
 def unpacked(row: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """What `packed` put together."""
     size = (row.shape[1] - 2) // 2
-    state = (
-        row[:, :size].contiguous().view(-1, *shape)
-    )  # a convolution is slower on a part of a row
+    # a convolution is slower on a part of a row
+    state = row[:, :size].contiguous().view(-1, *shape)
     out = row[:, size : 2 * size].reshape(-1, *shape)
     return state, out, row[:, -2:-1], row[:, -1:]
 

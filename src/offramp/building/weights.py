@@ -155,9 +155,8 @@ def _fits(its: Shapes, expected: Shapes) -> bool:
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> Shapes:
-    return {
-        name: () if is_lazy(value) else tuple(value.shape) for name, value in tensors.items()
-    }  # lazy: no shape yet
+    # lazy: no shape yet
+    return {name: () if is_lazy(value) else tuple(value.shape) for name, value in tensors.items()}
 
 
 def _different(candidates: list[Candidate]) -> list[Candidate]:

@@ -28,9 +28,8 @@ from offramp.calibration.threshold_table import (
     shut,
 )
 
-EXACT_STEPS = (
-    4096  # three gates or more are tried out in full up to so many steps of all but the last
-)
+# three gates or more are tried out in full up to so many steps of all but the last
+EXACT_STEPS = 4096
 EVERY_SET = 3  # gates up to which every set of open exits is searched
 SAMPLE = 2000  # rows that the greedy choice of open sets looks at
 NODES = 24  # plans on the hull, over all open sets

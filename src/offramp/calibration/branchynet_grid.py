@@ -138,9 +138,8 @@ def front(points: Sequence[GridPlan], tolerance: float = TOLERANCE) -> tuple[Gri
     Each may be a little worse than the one before it. Where the knee is they leave to the eye.
     """
     kept = list[GridPlan]()
-    for point in sorted(
-        points, key=lambda point: point.cost
-    ):  # stable: equal costs stay as they came
+    # stable: equal costs stay as they came
+    for point in sorted(points, key=lambda point: point.cost):
         if not kept or kept[-1].accuracy - point.accuracy < tolerance - ROUNDING:
             kept.append(point)
     return tuple(kept)

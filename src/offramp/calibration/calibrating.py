@@ -121,9 +121,8 @@ def calibrate(
         trace.topology.exit_index(max_exit)
     if budget is not None:
         share = require("budget", budget, above=0)
-        rows, _ = unseen_rows(
-            trace, drop_seen=drop_seen, what="calibration"
-        )  # no promise: repeats do no harm
+        # no promise: repeats do no harm
+        rows, _ = unseen_rows(trace, drop_seen=drop_seen, what="calibration")
         warn_of_order(trace, unit, batch)
         return _by_budget(rows, risk, share, reference, unit, batch, max_exit)
     asked = find_risk(risk or "disagreement")
@@ -205,9 +204,8 @@ def _by_budget(
     limit = budget * plain * (1 + ROUNDING)
     if plan is not None and trace.price(plan, unit, batch, reference).mean > limit:
         plan = None
-        for thresholds_G in frontier(
-            problem, points=POINTS
-        ).thresholds_PG:  # each loses less than the one before
+        # each loses less than the one before
+        for thresholds_G in frontier(problem, points=POINTS).thresholds_PG:
             other = _plan(trace, thresholds_G, max_exit)
             if trace.price(other, unit, batch, reference).mean <= limit:
                 plan = other
@@ -257,9 +255,8 @@ def _by_budget_of_routes(
             f"{least:.4g}, which the "
             "cheapest plan costs on these rows; ask for more"
         )
-    plan = _plan(
-        trace, found.thresholds_PG[within[-1]], max_exit
-    )  # each loses less than all cheaper ones
+    # each loses less than all cheaper ones
+    plan = _plan(trace, found.thresholds_PG[within[-1]], max_exit)
     return replace(plan, price=trace.price(plan, unit, batch, reference), rows=trace.seen)
 
 

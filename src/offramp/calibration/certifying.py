@@ -255,9 +255,8 @@ class Certifier:
         losses_NL = self._losses(searched).astype(float)
         gap = 2 * searched.header.origin.band
         kinds = [losses_NL]
-        if (
-            losses_NL.min() < 0
-        ):  # see `trade_offs`: plans whose gains and losses cancel come late in a test
+        # see `trade_offs`: plans whose gains and losses cancel come late in a test
+        if losses_NL.min() < 0:
             kinds.append(np.abs(losses_NL))
         several = list[Array]()
         for losses in kinds:
@@ -360,9 +359,8 @@ class Certifier:
         if self.bound is not betting:
             return None
         order = order_of(trace.columns)
-        groups = np.empty(
-            len(trace), np.uint16
-        )  # rows_per_bet sees to it that they are fewer than 32,769
+        # rows_per_bet sees to it that they are fewer than 32,769
+        groups = np.empty(len(trace), np.uint16)
         groups[order] = np.arange(len(trace)) // rows_per_bet(len(trace))
         return groups
 

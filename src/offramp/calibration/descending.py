@@ -154,9 +154,8 @@ class _CoordinateSearch:
         self.max_exit = max_exit
         self.gap = gap
         self.plain = trace.price(Plan.never_leave(trace.topology), unit, batch).plain
-        self.known: dict[
-            bytes, tuple[float, float]
-        ] = {}  # loss and cost of plans that were measured
+        # loss and cost of plans that were measured
+        self.known: dict[bytes, tuple[float, float]] = {}
         self.cost: dict[str, Array] = {}  # of every node, its exit and its gate, [] or [N]
         for stage in full_schedule(trace.topology):
             self.cost[stage.name] = self._price(stage)

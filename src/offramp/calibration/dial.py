@@ -33,9 +33,8 @@ class Dialled:
     trace: Trace
     losses_NS: Array
     highest: float  # the largest loss that there is
-    groups: Array | None = (
-        None  # the group [N] of every row, from 0, where sums by group are wanted
-    )
+    # the group [N] of every row, from 0, where sums by group are wanted
+    groups: Array | None = None
 
     def worst(self, plan: int) -> Array:
         """The worst loss [N] of every row."""

@@ -29,9 +29,8 @@ class Listed:
     scores_NG: Array  # float32
     losses_NE: Array
     band: float
-    groups: Array | None = (
-        None  # the group [N] of every row, from 0, where sums by group are wanted
-    )
+    # the group [N] of every row, from 0, where sums by group are wanted
+    groups: Array | None = None
 
     def _blocks(self) -> Iterator[slice]:
         for start in range(0, len(self.losses_NE), BLOCK):

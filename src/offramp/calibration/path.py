@@ -29,9 +29,8 @@ ROUND = 1000.0  # the largest number that counts as a round one if it is whole
 WHOLE = 2.0**22  # float32 numbers beyond it have no halves
 
 UNKNOWN = ScoreRange()
-PRESUMED = ScoreRange(
-    saturates=(0.0, 1.0)
-)  # of a gate that declares nothing: it may give probabilities
+# of a gate that declares nothing: it may give probabilities
+PRESUMED = ScoreRange(saturates=(0.0, 1.0))
 
 
 def shared_path(ranges: Sequence[ScoreRange] = (UNKNOWN,), band: float = BAND) -> Array:
@@ -88,9 +87,8 @@ def _grid(scores: ScoreRange, band: float) -> Array:
     ]
     everyone = -FLOAT32_MAX
     if np.isfinite(scores.low):
-        rounding = (
-            abs(scores.low) * 2.0**-20
-        )  # float32 numbers as large as the end are so far apart
+        # float32 numbers as large as the end are so far apart
+        rounding = abs(scores.low) * 2.0**-20
         everyone = scores.low - (0.5 if scores.whole else BEYOND * band + 2.0**SMALLEST + rounding)
     return np.append(points, everyone)
 

@@ -49,9 +49,8 @@ class RoutedOutcomes:
     trace: Trace
     losses_NL: Array
     max_exit: str | None = None
-    groups: Array | None = (
-        None  # the group [N] of every row, from 0, where sums by group are wanted
-    )
+    # the group [N] of every row, from 0, where sums by group are wanted
+    groups: Array | None = None
 
     def schedule(self, plan: int) -> Schedule:
         """The schedule of a plan by its number."""

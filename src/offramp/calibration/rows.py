@@ -23,9 +23,8 @@ from offramp.plans.draws import (
 from offramp.plans.provenance import SeenRows, named, refuse_training_rows
 from offramp.plans.trace import Trace
 
-SLACK = (
-    0.02  # share of rows seen before that nobody minds where rows are said to be independent draws
-)
+# share of rows seen before that nobody minds where rows are said to be independent draws
+SLACK = 0.02
 CONTENTS = 8  # of fewer contents two draws often have equal frequencies
 ALIKE = 1e-5  # how often independent draws may look that much like the rows seen before
 DEVIATIONS = 4.0  # standard deviations above the share that chance would give

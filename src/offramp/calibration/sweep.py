@@ -77,13 +77,11 @@ class Sweep:
 
     loss_P: Array  # sum over rows of the worst loss within the float band
     reach_PE: Array  # rows that arrive at each exit
-    carried_PE: (
-        Array | None
-    )  # the sum over those rows of their weights at that exit, if weights were given
+    # the sum over those rows of their weights at that exit, if weights were given
+    carried_PE: Array | None
     on_score_P: Array  # whether the threshold is itself the score of some row at some gate
-    never_B: (
-        Array | None
-    )  # per group the summed losses of plan 0, and the steps from there; with groups only
+    # per group the summed losses of plan 0, and the steps from there; with groups only
+    never_B: Array | None
     steps: Steps | None
 
     @property

@@ -21,9 +21,8 @@ Ints = NDArray[np.intp]
 Bools = NDArray[np.bool_]
 
 CROWD = 1e-3  # share of the rows that may lie within half a gap of a cut
-MARGIN = (
-    1e-3  # how far below the smallest score (relative, at least absolute) "everyone leaves" stands
-)
+# how far below the smallest score (relative, at least absolute) "everyone leaves" stands
+MARGIN = 1e-3
 
 
 @dataclass(frozen=True)

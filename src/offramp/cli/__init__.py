@@ -26,9 +26,8 @@ def main() -> None:
 
         sys.path.append("")
         app()
-    except (
-        KeyboardInterrupt
-    ):  # before a command has begun; from then on the command answers for itself
+    # before a command has begun; from then on the command answers for itself
+    except KeyboardInterrupt:
         sys.stderr.write("offramp: interrupted; nothing was written\n")
         _end()
     except SystemExit as problem:

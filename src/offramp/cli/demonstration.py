@@ -34,9 +34,8 @@ MEMBERS = {
     "digits_large": 10,
 }  # name on the models shelf, and epochs of training
 TRAINING = "digits[0:700]"
-CALIBRATION = (
-    "digits[700:1797:2]"  # every second of the held-out rows, so that both halves are alike
-)
+# every second of the held-out rows, so that both halves are alike
+CALIBRATION = "digits[700:1797:2]"
 TEST = "digits[701:1797:2]"
 RISK = "disagreement"
 AT_MOST = 0.03

@@ -272,9 +272,8 @@ class Cell:
                 return kept
         options: dict[str, Any] = {"engine": engine, "progress": self.progress}
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore", BetterExit
-            )  # `Comparison.doubts` says it once for all seeds
+            # `Comparison.doubts` says it once for all seeds
+            warnings.simplefilter("ignore", BetterExit)
             found = record(
                 self.network, data, batch_size=self.method.batch_size, timed=False, **options
             )

@@ -245,9 +245,8 @@ def _certified(calibration: Trace, settings: Settings) -> tuple[Plan | None, str
         )
     except NoSafePlan as problem:
         return None, str(problem)
-    except (
-        OverlappingRows
-    ) as problem:  # rows that repeat: known only now, and no reason to lose the other figures
+    # rows that repeat: known only now, and no reason to lose the other figures
+    except OverlappingRows as problem:
         return None, f"no promise: {problem}".replace("repeats=", "repeated-rows = ")
     return plan, str(plan)
 

@@ -239,9 +239,8 @@ def reading(path: str | Path, expected: str) -> Iterator[None]:
     except FileNotFoundError as problem:
         raise BadFile(f"{path} does not exist; expected {expected}: check the place") from problem
     except BaseException as problem:
-        if (
-            not isinstance(problem, Exception) and type(problem).__name__ != "PanicException"
-        ):  # of Rust, no Exception
+        # of Rust, no Exception
+        if not isinstance(problem, Exception) and type(problem).__name__ != "PanicException":
             raise
         raise BadFile(
             f"{path} cannot be read as {expected} ({brief(problem)}); it is truncated, damaged or "

@@ -68,9 +68,8 @@ def parse(text: str) -> Spec:
         )
     part = found.groupdict()
     early = ""
-    if (
-        part["place"] is not None
-    ):  # options may also stand before the colon: imagefolder?crop=224:DIR
+    # options may also stand before the colon: imagefolder?crop=224:DIR
+    if part["place"] is not None:
         for key in ("name", "split"):
             if part[key] and "?" in part[key]:
                 part[key], _, early = part[key].partition("?")

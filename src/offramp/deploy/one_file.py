@@ -125,9 +125,8 @@ def _rest(
         for what, value in (("exit", written.exit_index), ("why", WHY.index(stage.why)))
     )
     if stage.last:
-        none = body.add(
-            "Sub", [logits, logits], f"{name}::0"
-        )  # NaN where a logit is NaN or infinite
+        # NaN where a logit is NaN or infinite
+        none = body.add("Sub", [logits, logits], f"{name}::0")
         total = body.add(
             "ReduceSum",
             [none, body.constant(f"{name}::-1", np.array([-1]))],

@@ -18,9 +18,8 @@ from offramp.networks.inputs import State
 from offramp.runtime.onnx_graphs import Graph
 
 Array = NDArray[Any]
-Run = Callable[
-    [Mapping[str, Array]], Sequence[Array]
-]  # what a graph reads, by name -> what it writes, in order
+# what a graph reads, by name -> what it writes, in order
+Run = Callable[[Mapping[str, Array]], Sequence[Array]]
 
 
 def package(name: str) -> Any:

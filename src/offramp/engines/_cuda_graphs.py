@@ -56,9 +56,8 @@ class Replayed:
         self.engine_stage = engine_stage
         self.kept: dict[Key, dict[int, tuple[State, Recorded]]] = {}
         self.lock = Lock()
-        self.read: torch.cuda.Event | None = (
-            None  # the last answers have been copied out of the buffers
-        )
+        # the last answers have been copied out of the buffers
+        self.read: torch.cuda.Event | None = None
 
     def __call__(self, state: State) -> State:
         names = read_by(self.engine_stage, state)

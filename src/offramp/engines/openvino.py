@@ -126,9 +126,8 @@ def _model(graph: Graph) -> Any:
 def _requests(graph: Graph) -> Run:
     """The graph, compiled, as a function that any number of threads may call at once."""
     model = _model(graph)
-    known = tuple(
-        name for port in model.inputs for name in port.get_names()
-    )  # it drops what the graph does not read
+    # it drops what the graph does not read
+    known = tuple(name for port in model.inputs for name in port.get_names())
     ports = {name: port for port in model.outputs for name in port.get_names()}
     wanted = tuple(ports[name] for name in graph.writes)  # found faster by port than by name
     free: list[Any] = []  # a request holds the tensors of one call
@@ -161,9 +160,8 @@ def _spoiled(given: Mapping[str, Array]) -> Array | None:
     """
     found: Array | None = None
     for value in filter(_floating, given.values()):
-        if value.size and np.isnan(
-            value.min()
-        ):  # a quick look at all of it; torch would wake its threads
+        # a quick look at all of it; torch would wake its threads
+        if value.size and np.isnan(value.min()):
             rows = np.asarray(np.isnan(value).reshape(len(value), -1).any(1))
             found = rows if found is None else found | rows
     return found

@@ -287,9 +287,8 @@ def _explained(call: Callable[[State], State], name: str) -> Callable[[State], S
             TypeError,
             ValueError,
         ) as problem:  # an index: a word not in the table
-            if (
-                torch.compiler.is_exporting()
-            ):  # what cannot be exported, and no row that does not fit
+            # what cannot be exported, and no row that does not fit
+            if torch.compiler.is_exporting():
                 raise
             shapes = ", ".join(f"{key} {tuple(value.shape)}" for key, value in state.items())
             brief = next(iter(str(problem).strip().splitlines()), type(problem).__name__)

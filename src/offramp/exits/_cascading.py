@@ -70,9 +70,8 @@ class Tail(nn.Module):
             members: Tensor = self.linear(features)[:, None]
             return members
         earlier = seen.logits[self.before]
-        earlier = (
-            earlier[:, None] if earlier.dim() == 2 else earlier
-        )  # an exit that hands on its answer alone
+        # an exit that hands on its answer alone
+        earlier = earlier[:, None] if earlier.dim() == 2 else earlier
         if earlier.shape[1] != self.place - 1:
             raise BadNetwork(
                 f"exit {self.before!r} hands on the logits of {earlier.shape[1]} exits, expected "

@@ -88,9 +88,8 @@ class Selective(Exit):
         if self.before is None:
             return own
         earlier = seen.logits[self.before]
-        earlier = (
-            earlier[:, None] if earlier.dim() == 2 else earlier
-        )  # an exit that hands on its answer alone
+        # an exit that hands on its answer alone
+        earlier = earlier[:, None] if earlier.dim() == 2 else earlier
         if earlier.shape[1:] != (self.place - 1, self.channels):
             raise BadNetwork(
                 f"exit {self.before!r} hands on {tuple(earlier.shape[1:])} per row, expected "

@@ -36,9 +36,8 @@ from offramp.networks.network import Network
 from offramp.networks.recipe import FeatureTable, Phase, Recipe, TrainingBatch
 
 EVERY = 60.0  # seconds between checkpoints in the middle of an epoch
-ECHO = (
-    5.0  # seconds in which a launcher passes a Ctrl-C on that the terminal told its processes too
-)
+# seconds in which a launcher passes a Ctrl-C on that the terminal told its processes too
+ECHO = 5.0
 UNSEEN: Mapping[str, Mapping[str, Tensor]] = {
     "logits": {},
     "features": {},
@@ -316,9 +315,8 @@ class Loop:
             stepping.restore(state, resumed.extra)
             return
         known: Mapping[Tensor, Any] = {} if self.ended is None else self.ended.state
-        if (
-            state is not None
-        ):  # stopped between the two phases: the state is that of the phase before
+        # stopped between the two phases: the state is that of the phase before
+        if state is not None:
             before = self.config.phases[number - 1].parameters
             known = {before[index]: values for index, values in state["state"].items()}
         for value in phase.continues:
@@ -388,9 +386,8 @@ class Loop:
                 y = held.batch(positions, "").labels()
                 for name, logits in forward(state, pooled)["logits"].items():
                     right[name] += int((logits.argmax(1) == y).sum())
-        counts = held.processes.gathered(
-            right
-        )  # a process whose turn never came has counted nothing
+        # a process whose turn never came has counted nothing
+        counts = held.processes.gathered(right)
         return {
             f"accuracy/{name}": sum(each[name] for each in counts) / len(held.index.row)
             for name in counts[0]

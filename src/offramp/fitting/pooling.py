@@ -72,9 +72,8 @@ class Pooling:
         copy as they are.
         """
         views, augment = (1, None) if held else (self.views, self.augment)
-        exact = digests_of(
-            source.take_x(np.arange(min(LOOKED, len(source)))), form=1
-        )  # type and padding too
+        # type and padding too
+        exact = digests_of(source.take_x(np.arange(min(LOOKED, len(source)))), form=1)
         key = self._key(
             [data, fingerprint_of(exact), views, plain(augment), self.seed if augment else 0]
         )
@@ -82,9 +81,8 @@ class Pooling:
             for old in [other for other in self._kept if other.split("-")[0] != key.split("-")[0]]:
                 del self._kept[old]  # of the backbone as it was
             found = self.processes.agreed(lambda: self._found(key))
-            if all(
-                self.processes.gathered(found is not None)
-            ):  # another machine may not see the folder
+            # another machine may not see the folder
+            if all(self.processes.gathered(found is not None)):
                 self._kept[key] = found or {}
                 return self._kept[key]
             self._kept[key] = self._computed(source, views, augment)

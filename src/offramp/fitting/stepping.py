@@ -66,9 +66,8 @@ class Stepping:
         self.accelerator.backward(loss if weight == 1 else loss * weight)
         self.processes.add_gradients(self.parameters)
         if self.clip is not None:
-            if (
-                self.scaled is not None
-            ):  # gradients are too large by the scaler's factor, which Accelerate takes out
+            # gradients are too large by the scaler's factor, which Accelerate takes out
+            if self.scaled is not None:
                 self.accelerator.unscale_gradients(self.scaled)
             torch.nn.utils.clip_grad_norm_(self.parameters, self.clip)
         (self.scaled or self.optimizer).step()

@@ -116,9 +116,8 @@ def fit(
     progress = require_flag("progress", progress)
     drawing = _augment_of(augment)
     many = here(network.device())
-    many.spread(
-        network.state_dict().values()
-    )  # exits are often drawn, and in each process differently
+    # exits are often drawn, and in each process differently
+    many.spread(network.state_dict().values())
     with _as_it_was(network), contextlib.ExitStack() as until_the_end:
         before = snapshot(network)
         if not method.forks:

@@ -171,9 +171,8 @@ def _fetched(spec: str, what: str, load: Callable[[], Any]) -> Any:
     """What a library loads. Raises InvalidArgument with the reason, in a sentence."""
     try:
         return load()
-    except (
-        Exception
-    ) as problem:  # no network, no such name, a damaged file, a kind that only remote code knows
+    # no network, no such name, a damaged file, a kind that only remote code knows
+    except Exception as problem:
         said = first_line(problem)
         if "trust_remote_code" in str(problem):
             raise InvalidArgument(

@@ -42,9 +42,8 @@ def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:
         return model
     try:
         made: nn.Module = timm.create_model(name, pretrained=True, **given)
-    except (
-        Exception
-    ) as problem:  # no network, no such file, a model without weights: each library its own kind
+    # no network, no such file, a model without weights: each library its own kind
+    except Exception as problem:
         raise unfetched(spec, problem) from problem
     return made
 

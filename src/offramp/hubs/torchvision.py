@@ -29,9 +29,8 @@ AUXILIARY = (
     "googlenet",
     "inception_v3",
 )  # with heads that only training uses, and an input that weights transform
-OLD_DENSENET = re.compile(
-    r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)"
-)  # names of a time when dots were allowed
+# names of a time when dots were allowed
+OLD_DENSENET = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
 
 
 def build(name: str, options: Mapping[str, str], fetch: bool) -> nn.Module:

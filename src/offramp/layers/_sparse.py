@@ -114,9 +114,8 @@ class Tiles:
         down = self.height // side
         across = self.width // side
         grid = active.reshape(len(active), 1, down, side, across, side)
-        self.index = (
-            grid.any(5).any(3)[:, 0].nonzero(as_tuple=True)
-        )  # rows, and tiles down and across, [n] each
+        # rows, and tiles down and across, [n] each
+        self.index = grid.any(5).any(3)[:, 0].nonzero(as_tuple=True)
         self.share = len(self.index[0]) / max(1, active.numel() // side**2)
 
     def read(self, maps: Tensor, halo: int = 0) -> Tensor:
@@ -131,9 +130,8 @@ class Tiles:
         maps = maps.contiguous()
         size = self.side + 2 * halo
         starts = self._starts(maps, size)
-        lines = torch.as_strided(
-            maps, (maps.numel() - size + 1, size), (1, 1)
-        )  # from every number on
+        # from every number on
+        lines = torch.as_strided(maps, (maps.numel() - size + 1, size), (1, 1))
         return lines.index_select(0, starts).view(-1, maps.shape[1], size, size)
 
     def write(self, maps: Tensor, tiles: Tensor) -> None:
@@ -186,9 +184,8 @@ def on_tiles(steps: Sequence[Step], maps: Tensor, tiles: Tiles) -> tuple[Tensor,
     for number, step in enumerate(steps):
         last = number == len(steps) - 1
         if step.radius:
-            h = nn.functional.conv2d(
-                h, step.conv.weight, step.conv.bias
-            )  # smaller by its radius on every side
+            # smaller by its radius on every side
+            h = nn.functional.conv2d(h, step.conv.weight, step.conv.bias)
             left -= step.radius
             h = _normed(h, step)
             if left and not last:

@@ -231,9 +231,8 @@ class AdaptiveDepth(Layer):
     def masked(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """All units on all positions, with masks: what the stage gives, and what it cost, N + R."""
         state: Tensor = self.units[0](x)
-        total = self._blank(
-            state
-        )  # of the scores so far, [B, 1, L] or [B, 1, 1] as all that follows
+        # of the scores so far, [B, 1, L] or [B, 1, 1] as all that follows
+        total = self._blank(state)
         going = torch.ones_like(total, dtype=torch.bool)
         cost = torch.zeros_like(total)
         out = torch.zeros_like(state)

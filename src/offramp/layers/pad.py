@@ -210,9 +210,8 @@ class Pad(Layer):
         outputs = self.shape[0]
         kernel = self.shape[2:]
         moves = self.moves
-        columns = unfold(
-            x, kernel, moves["dilation"], moves["padding"], moves["stride"]
-        )  # [B, C k k, L]
+        # [B, C k k, L]
+        columns = unfold(x, kernel, moves["dilation"], moves["padding"], moves["stride"])
         product = weights.view(x.shape[0], outputs, -1) @ columns  # [B, O, L]
         if self.bias is not None:
             product = product + self.bias[:, None]

@@ -41,9 +41,8 @@ class Member(nn.Module, abc.ABC):
     """
 
     identity: Tensor
-    spec: str | None = (
-        None  # how a file says that it can be built again; None: it must be given again
-    )
+    # how a file says that it can be built again; None: it must be given again
+    spec: str | None = None
 
     def __init__(self, kind: str, identity: bytes, gives: str | None = None) -> None:
         super().__init__()
@@ -149,9 +148,8 @@ def as_bytes(content: bytes) -> Tensor:
 
 def _array(value: Tensor) -> Array:
     plain = value.detach().cpu()
-    return (
-        plain.float() if plain.dtype == torch.bfloat16 else plain
-    ).numpy()  # NumPy has no bfloat16
+    # NumPy has no bfloat16
+    return (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
 
 
 def _like_probabilities(values: Array) -> NDArray[np.bool_]:

@@ -89,9 +89,8 @@ class Estimator(Member):
         found = np.asarray(getattr(self._model, self._method)(rows))
         if found.ndim == 1:  # the decision of two classes
             found = np.stack([-found / 2, found / 2], axis=1)
-        padded = np.concatenate(
-            [found, np.zeros((len(found), 1), found.dtype)], axis=1
-        )  # column -1: never seen
+        # column -1: never seen
+        padded = np.concatenate([found, np.zeros((len(found), 1), found.dtype)], axis=1)
         return padded[:, self._columns]
 
 

@@ -46,7 +46,6 @@ class LeNet(nn.Module):
         h = torch.relu(self.pool(self.conv1(x)))  # [B, 5, 15, 15], of 30 x 30
         h = torch.relu(self.pool(self.conv2(h)))  # [B, 10, 9, 9], of 17 x 17
         h = torch.relu(self.pool(self.conv3(h)))  # [B, 20, 6, 6], of 11 x 11
-        logits: Tensor = self.fc2(
-            self.fc1(h.flatten(1))
-        )  # two linear layers in a row, as in the authors' code
+        # two linear layers in a row, as in the authors' code
+        logits: Tensor = self.fc2(self.fc1(h.flatten(1)))
         return logits

@@ -29,9 +29,8 @@ from offramp.layers.preprocess import Preprocess
 
 __all__ = ["msdnet_even", "msdnet_growing"]
 
-Scales = tuple[
-    Tensor, ...
-]  # one [B, channels, H, W] per scale, the coarsest first; each is half as large as the next
+# one [B, channels, H, W] per scale, the coarsest first; each is half as large as the next
+Scales = tuple[Tensor, ...]
 
 
 def preprocess() -> Preprocess:

@@ -27,9 +27,8 @@ from offramp.models.msdnet import preprocess as _cifar
 
 __all__ = ["ranet", "ranet_growing"]
 
-Lows = tuple[
-    Tensor, ...
-]  # what came into each layer of a block, and what came out of the last: [B, C, H, W] each
+# what came into each layer of a block, and what came out of the last: [B, C, H, W] each
+Lows = tuple[Tensor, ...]
 
 
 def preprocess() -> Preprocess:
@@ -96,9 +95,8 @@ class RANet(nn.Module):
         )  # blocks of each sub-network; widths of what the one before found
         for flow, (level, factor) in enumerate(zip(levels, factors, strict=True)):
             sizes = RanetSizes(growth * factor, factor, factors[max(0, flow - 1)], compress)
-            halving = (
-                ends[1:][-(level - 1) :] if level > 1 else []
-            )  # where fused blocks halve height and width
+            # where fused blocks halve height and width
+            halving = ends[1:][-(level - 1) :] if level > 1 else []
             ends.append(blocks + more * flow)
             width = channels * factor
             made = nn.ModuleList()

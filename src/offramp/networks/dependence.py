@@ -133,9 +133,8 @@ class _Dispatched(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, inputs: State) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.asked: set[str] = (
-            set()
-        )  # inputs whose values left torch: nobody knows what became of them
+        # inputs whose values left torch: nobody knows what became of them
+        self.asked: set[str] = set()
         self._marks: dict[int, set[str]] = {}
         self._held: list[object] = []  # while they are held, no other memory takes their place
         for name, value in inputs.items():

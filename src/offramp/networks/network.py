@@ -126,9 +126,8 @@ class Network(nn.Module):
         self.made = dict(made or {})
         self.trained_on: SeenRows | None = None
         self.class_names: tuple[str, ...] | None = None
-        self.auxiliary: dict[
-            str, nn.Module
-        ] = {}  # a plain dict: not among its modules, parameters and state
+        # a plain dict: not among its modules, parameters and state
+        self.auxiliary: dict[str, nn.Module] = {}
         self._require_names()
         for member in members:
             for node in member.nodes():
@@ -267,9 +266,8 @@ class Network(nn.Module):
             replace(each, exit_reads=exit.reads) if each.name == node else each
             for each in self.topology.nodes
         )
-        self.topology = replace(
-            self.topology, nodes=tuple(nodes)
-        )  # refuses what cannot be read, before anything is hung
+        # refuses what cannot be read, before anything is hung
+        self.topology = replace(self.topology, nodes=tuple(nodes))
         self.exits.hang(node, exit if self.training else exit.eval())
         compiled_of(self).forget()
 
@@ -427,9 +425,8 @@ class Network(nn.Module):
         gates.
         """
         config = self.config()
-        del config[
-            "rungs"
-        ]  # how a model is built says nothing about what it computes; its cuts name the nodes
+        # how a model is built says nothing about what it computes; its cuts name the nodes
+        del config["rungs"]
         mark = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
         for key, value in sorted(self.state_dict().items()):
             array = value.detach().cpu().contiguous()
@@ -481,9 +478,8 @@ class Network(nn.Module):
                         f"{expected.name!r}"
                     )
                 shape = tuple(value.shape[1:])
-                free = (
-                    1 if expected.name in member.length else 0
-                )  # the length of a text may be another one
+                # the length of a text may be another one
+                free = 1 if expected.name in member.length else 0
                 floats = value.is_floating_point()
                 if shape[free:] != expected.shape[free:] or floats != expected.dtype.startswith(
                     "float"

@@ -211,9 +211,8 @@ def grade(gate: Gate, seen: Seen, own: Tensor | None, routes: int = 1) -> Tensor
         raise BadNetwork(f"a gate gave scores of shape {tuple(score.shape)}, expected {expected}")
     if own is None or gate.spreads_nan:
         return score
-    finite = (
-        (own * 0).sum(-1).float()
-    )  # NaN where a logit is none; few operations, for batches of one
+    # NaN where a logit is none; few operations, for batches of one
+    finite = (own * 0).sum(-1).float()
     return score + (finite if routes == 1 else finite[:, None])
 
 

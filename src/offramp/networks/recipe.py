@@ -27,9 +27,8 @@ from offramp.plans.signature import is_input
 
 Losses = Tensor | Mapping[str, Tensor]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
-MakeSchedule = Callable[
-    [Optimizer, int], LRScheduler
-]  # the second argument: optimizer steps in the whole phase
+# the second argument: optimizer steps in the whole phase
+MakeSchedule = Callable[[Optimizer, int], LRScheduler]
 
 
 @runtime_checkable
@@ -239,9 +238,8 @@ def plain(value: object) -> Any:
         told = f"{value.__module__}:{value.__qualname__}"
     else:
         told = repr(value)
-    return re.sub(
-        r" at 0x[0-9a-fA-F]+", "", told
-    )  # where an object lies differs from one process to the next
+    # where an object lies differs from one process to the next
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", told)
 
 
 def trainable_exits(network: Network) -> tuple[str, ...]:

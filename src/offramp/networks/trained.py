@@ -25,9 +25,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from offramp.plans.provenance import SeenRows, union
 
 SAMPLE = 4096  # values of a parameter that are looked at, evenly spread
-DISTINCT = (
-    4  # different values that one must hold to be told from others: zeros and ones stand everywhere
-)
+# different values that one must hold to be told from others: zeros and ones stand everywhere
+DISTINCT = 4
 CASTS = (torch.float16, torch.bfloat16)  # a copy that is cast is the same model
 
 

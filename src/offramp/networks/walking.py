@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 
 HANDED = "/handed"  # what an exit hands to later exits where that is not its answer: see `Hands`
 
-Decide = Callable[
-    [str, Gate, Seen], Tensor
-]  # the name of a gate, the gate and what it sees -> one-hot weights [n, K]
+# the name of a gate, the gate and what it sees -> one-hot weights [n, K]
+Decide = Callable[[str, Gate, Seen], Tensor]
 
 
 def with_defaults(topology: Topology, inputs: State) -> State:
@@ -64,9 +63,8 @@ def segment_call(network: Network, name: str) -> Callable[[State], State]:
     hands_on = type(model) is nn.Identity and preprocess is None
 
     def output(state: State) -> Tensor:
-        if (
-            hands_on
-        ):  # a fork or an exit between two segments: nothing is computed, and nothing copied
+        # a fork or an exit between two segments: nothing is computed, and nothing copied
+        if hands_on:
             if node.source is not None:
                 return state[node.source]
             return _first_input(state)
@@ -79,9 +77,8 @@ def segment_call(network: Network, name: str) -> Callable[[State], State]:
                 return found
             first = _first_input(state).clone()
             return _tensor(name, model(first if preprocess is None else preprocess(first), *more))
-        taken = [
-            state[other].clone() for other in (node.source, *node.reads)
-        ]  # it may work in place
+        # it may work in place
+        taken = [state[other].clone() for other in (node.source, *node.reads)]
         return _tensor(name, model(*taken))
 
     def call(state: State) -> State:
@@ -352,9 +349,8 @@ class _Bucketed:
             self._send(node, node.successors[0], rows, state, weight)
             return
         gate = self.network.gate_of(node.name)
-        chosen = self.decide(
-            node.name, gate, self.nodes.seen(node, node.gate_reads, state)
-        )  # [n, K]
+        # [n, K]
+        chosen = self.decide(node.name, gate, self.nodes.seen(node, node.gate_reads, state))
         whole = chosen.new_zeros(self.rows, chosen.shape[1])
         whole[:, -1] = 1.0
         self.choices[node.name] = whole.index_copy(0, rows, chosen)
@@ -401,9 +397,8 @@ class _MergedArms:
             self.topology.names[0]: [(one, self.start)]
         }
         logits: Tensor | None = None
-        taken = torch.zeros(
-            self.rows, len(self.topology.exits), device=device
-        )  # the weight of every exit's answer
+        # the weight of every exit's answer
+        taken = torch.zeros(self.rows, len(self.topology.exits), device=device)
         choices: dict[str, Tensor] = {}
         arrived: dict[str, Tensor] = {}
         passed: dict[str, tuple[Tensor, Tensor]] = {}
@@ -416,9 +411,8 @@ class _MergedArms:
             ways = one[:, None]
             if len(node.successors) > 1:
                 gate = self.network.gate_of(node.name)
-                ways = self.decide(
-                    node.name, gate, self.nodes.seen(node, node.gate_reads, state)
-                )  # [B, K]
+                # [B, K]
+                ways = self.decide(node.name, gate, self.nodes.seen(node, node.gate_reads, state))
                 here = weight.detach() > 0
                 last = torch.zeros_like(ways)
                 last[:, -1] = 1.0

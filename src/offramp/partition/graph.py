@@ -50,9 +50,8 @@ class ExportedGraph:
     taps: Mapping[str, Tap]
     batch: Any  # a sympy.Symbol
     length: Any = None
-    guards: tuple[
-        nn.Module, ...
-    ] = ()  # what the export found out about T: functions of the inputs that raise
+    # what the export found out about T: functions of the inputs that raise
+    guards: tuple[nn.Module, ...] = ()
 
     @cached_property
     def order(self) -> dict[fx.Node, int]:

@@ -61,9 +61,8 @@ def cut_points(
     source = exported(model, args, kwargs, marks, length)
     try:
         shares = _shares(source, [tensor.detach() for tensor in inputs_of(args, kwargs).values()])
-    except (
-        IndexError
-    ) as problem:  # the export runs on shapes alone, and takes any number for a token
+    # the export runs on shapes alone, and takes any number for a token
+    except IndexError as problem:
         why = str(problem).strip().splitlines()[0].rstrip(".;")
         raise BadData(
             f"the model fails on the example: {why}; give rows whose numbers it knows"
@@ -81,9 +80,8 @@ def evenly(points: Sequence[CutPoint], parts: int) -> tuple[str, ...]:
     Raises InvalidArgument, with what is in the way, when there are too few.
     """
     inner = [point for point in points if point.legal and 0 < (point.share or 0) < 1]
-    best = {
-        point.share or 0: point for point in sorted(inner, key=_badness, reverse=True)
-    }  # at each share
+    # at each share
+    best = {point.share or 0: point for point in sorted(inner, key=_badness, reverse=True)}
     shares = sorted(best)
     if not 2 <= parts <= len(shares) + 1:
         barred = [one for one in points if one.why_not and (not shares or "shape" in one.why_not)]

@@ -160,13 +160,11 @@ def _planned(source: ExportedGraph, cuts: Sequence[str]) -> list[_PieceOutline]:
     cannot.
     """
     ends = [-1, *(source.taps[cut].end for cut in cuts), len(source.order)]
-    needs: list[
-        tuple[set[fx.Node], set[fx.Node], set[fx.Node]]
-    ] = []  # per piece: runs, is given, is needed later
+    # per piece: runs, is given, is needed later
+    needs: list[tuple[set[fx.Node], set[fx.Node], set[fx.Node]]] = []
     later = set[fx.Node]()
-    for number in reversed(
-        range(len(cuts) + 1)
-    ):  # what a piece is given, an earlier one must write
+    # what a piece is given, an earlier one must write
+    for number in reversed(range(len(cuts) + 1)):
         start = ends[number]
         end = ends[number + 1]
         asked = _tap(source, cuts[number]) if number < len(cuts) else source.outputs

@@ -59,9 +59,8 @@ class _Drawing:
     def __init__(self, topology: Topology, told: Told) -> None:
         self.topology = topology
         self.told = told
-        self.always: dict[
-            str, set[str]
-        ] = {}  # by node those that every path from it passes which ends with it
+        # by node those that every path from it passes which ends with it
+        self.always: dict[str, set[str]] = {}
         for node in reversed(topology.nodes):
             behind = [self.always[name] for name in node.successors if name != LEAVE]
             shared = set.intersection(*behind) if behind else set[str]()

@@ -45,9 +45,8 @@ def choose(scores: ArrayT, thresholds: ArrayT) -> ArrayT:
     t: Any = thresholds
     refused = ~((s >= t) & (t < math.inf))  # [B, K-1]
     one = refused.shape[-1] == 1  # the usual case, in few operations: batches of one wait for this
-    successor = (
-        refused[:, 0] * 1 if one else refused.cumprod(-1).sum(-1)
-    )  # [B], refusals before the first that took
+    # [B], refusals before the first that took
+    successor = refused[:, 0] * 1 if one else refused.cumprod(-1).sum(-1)
     result: ArrayT = successor
     return result
 

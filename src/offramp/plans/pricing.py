@@ -51,9 +51,8 @@ class Prices:
             segment = self.parts.get(f"segment/{node.name}")
             macs = 0.0 if segment is None else float(np.mean(segment[..., 0]))
             totals[node.name] = macs + max((totals[name] for name in node.after), default=0.0)
-            ends = (
-                node.name not in continued and node.has_exit
-            )  # a node that only routes is no model
+            # a node that only routes is no model
+            ends = node.name not in continued and node.has_exit
             if ends and not totals[node.name] > 0:
                 unknown.append(node.name)
         return tuple(unknown)
@@ -180,9 +179,8 @@ class Prices:
         """
         check_unit(unit, batch)
         start = float(self._rate(RUNNER, unit, batch))
-        so_far = dict.fromkeys(
-            schedule.index, start
-        )  # by stage what the dearest path to it has cost
+        # by stage what the dearest path to it has cost
+        so_far = dict.fromkeys(schedule.index, start)
         ends = [start]
         for stage in schedule.stages:
             per_call, per_row = self.per_call_and_row(stage, unit)

@@ -19,27 +19,24 @@ from offramp.plans.signature import INPUT, Input, example
 
 Digests = np.ndarray[Any, np.dtype[np.uint64]]
 Numbers = np.ndarray[Any, np.dtype[np.int64]]
-FORM = (
-    2  # of row digests (data/_digests.py); files that name none hold form 1, of the first edition
-)
+# of row digests (data/_digests.py); files that name none hold form 1, of the first edition
+FORM = 2
 # compaction moves logit-scale scores by about 1e-5; within this band a decision may differ
 BAND = 1e-4
 LISTED = 10  # rows named in a sentence
 MADE_WITH = "made with"  # the key of what marks of code can be compared under
 # the kind of marks of code: those of files that name none cover less of the user's code
 MARKS = ", marks 2"
-SETTINGS = (
-    "the settings of "  # how the keys of marks begin that are about numbers and texts of layers
-)
+# how the keys of marks begin that are about numbers and texts of layers
+SETTINGS = "the settings of "
 OLDER_MARKS = (
     "the marks of code in this plan are of an older kind, which covers less, and were not "
     "compared. "
     "Record and calibrate again to have your code compared."
 )
 ORDINARY = 30.0  # the largest logit of ordinary networks, for which the band is meant
-ROUNDED = (
-    0.125  # where numbers are rounded to eight bits: one step of bfloat16 for logits from 16 to 32
-)
+# where numbers are rounded to eight bits: one step of bfloat16 for logits from 16 to 32
+ROUNDED = 0.125
 
 
 Logits = tuple[tuple[tuple[float, ...], ...], ...]  # [exits][rows][classes]

@@ -15,9 +15,8 @@ import numpy as np
 LABELS = ("label", "labels")  # in any case of letters; what transformers calls them too
 INPUT = "x"
 VALUES = 512  # of a row: up to so many have a range of their own each
-ALONG = (
-    64  # channels, columns or places of a larger row: up to so many have a range of their own each
-)
+# channels, columns or places of a larger row: up to so many have a range of their own each
+ALONG = 64
 
 Array = np.ndarray[Any, np.dtype[Any]]
 Bounds = tuple[Any, ...]
@@ -166,9 +165,8 @@ class Input:
             return (even * 4 - 2).astype(kind)
         low = self._spread(np.array(self.lows, np.float64))
         high = self._spread(np.array(self.highs, np.float64))
-        return (low * (1 - even) + high * even).astype(
-            kind
-        )  # and not low + (high - low) ..., which may overflow
+        # and not low + (high - low) ..., which may overflow
+        return (low * (1 - even) + high * even).astype(kind)
 
     def _range(self, kind: np.dtype[Any]) -> tuple[Bounds, Bounds]:
         if kind.kind == "b":

@@ -60,9 +60,8 @@ from offramp.plans.topology import Path as Passed
 SCHEMA = 1
 BACKBONE = "backbone"
 WHY = ("gate", "end", "deepest", "deadline", "unavailable")
-LARGE_NOISE = (
-    0.25  # timings of one call that differ by more are said to be noisy wherever they are used
-)
+# timings of one call that differ by more are said to be noisy wherever they are used
+LARGE_NOISE = 0.25
 COLUMNS = {  # by the first word of their names: the kinds of NumPy types
     "logits": "f",
     "score": "f",
@@ -531,9 +530,8 @@ class Trace:
         name = reference or (promised.reference if promised else "last")
         done = self.replay(plan)
         losses = self.losses(asked, name)[np.arange(len(self)), done.output]
-        counted = canonical(
-            self.columns
-        )  # an order that is nobody's choice, for a bound that depends on one
+        # an order that is nobody's choice, for a bound that depends on one
+        counted = canonical(self.columns)
         if repeats == "independent":
             apart = np.arange(len(self))
         else:
@@ -963,9 +961,8 @@ def _digests(values: Mapping[str, Array], inputs: Any, digests: Any, count: int)
     if digests is not None:
         return _column("digests", digests, count, np.uint64)
     if inputs is None:
-        return digests_of(
-            np.concatenate(list(values.values()), axis=1) + np.float32(0)
-        )  # + 0: -0.0 is 0.0
+        # + 0: -0.0 is 0.0
+        return digests_of(np.concatenate(list(values.values()), axis=1) + np.float32(0))
     several = inputs if isinstance(inputs, Mapping) else {"": inputs}
     named = dict[str, Array]()
     for name, value in several.items():
@@ -1029,7 +1026,6 @@ def _digest(columns: Mapping[str, Array]) -> str:
     for name in sorted(columns):
         column = np.ascontiguousarray(columns[name])
         mark.update(json.dumps([name, column.dtype.str, column.shape]).encode())
-        mark.update(
-            column.reshape(-1).view(np.uint8).data
-        )  # the bytes themselves: a copy would double a big trace
+        # the bytes themselves: a copy would double a big trace
+        mark.update(column.reshape(-1).view(np.uint8).data)
     return mark.hexdigest()

@@ -205,13 +205,11 @@ def _descend(problem: ConvexProblem, gap: float, start: Solved | None, limit: in
                 aim / 2,
                 rows.scores(weight),
             )  # float32 saw a smaller gap than there is: ask more of it
-        below = (
-            risk - height - dot(weight, pull)
-        )  # how far the planes of u lie below the loss, for the kinks rounded
+        # how far the planes of u lie below the loss, for the kinks rounded
+        below = risk - height - dot(weight, pull)
         if loss.kinked and primal - bound.value <= 2 * below and below > aim / 2 * primal:
-            shrunk = (
-                0.4 * aim * primal / below
-            ) ** 0.5  # `below` shrinks with the square of the width
+            # `below` shrinks with the square of the width
+            shrunk = (0.4 * aim * primal / below) ** 0.5
             width = max(least, width * max(0.1, min(0.5, shrunk)))
             memory.gradient = None  # that of another function now
             u = loss.dual(s, y, width)

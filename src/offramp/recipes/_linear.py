@@ -35,9 +35,8 @@ def require_linear(network: Network) -> None:
     features.
     """
     for name in trainable_exits(network):
-        reads_exits = not all(
-            map(is_input, network.exit_of(name).reads)
-        )  # a mask went into the pooled features
+        # a mask went into the pooled features
+        reads_exits = not all(map(is_input, network.exit_of(name).reads))
         if linear_of(network.exit_of(name)) is None or reads_exits:
             raise BadNetwork(
                 f"exit {name!r} must be a linear layer on pooled features (linear or "

@@ -18,9 +18,8 @@ def dropped(*shares: float, by: float = 0.1) -> MakeSchedule:
 
     def schedule(optimizer: Optimizer, steps: int) -> LRScheduler:
         ends: Sequence[float] = [share * steps for share in shares]
-        return LambdaLR(
-            optimizer, lambda step: by ** sum(step >= end for end in ends)
-        )  # its state is plain data
+        # its state is plain data
+        return LambdaLR(optimizer, lambda step: by ** sum(step >= end for end in ends))
 
     return schedule
 

@@ -15,9 +15,8 @@ from torch import Tensor
 from offramp.errors import BadData
 
 BLOCK = 2**22  # values of a block: 32 MB in float64
-HELD = (
-    2**28
-)  # values of which a float32 copy is held, 1 GB; above that each pass makes its blocks anew
+# values of which a float32 copy is held, 1 GB; above that each pass makes its blocks anew
+HELD = 2**28
 WIDE = 2048  # features up to which all of their second moments are used: F^2 values, and F^3 work
 
 

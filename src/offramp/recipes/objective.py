@@ -50,9 +50,8 @@ __all__ = ["Objective"]
 WARM = "warm-up"
 JOINT = "exits and gates"
 PRICES = "prices"  # the auxiliary module that holds what leaving at each exit costs
-BALANCE = (
-    "balance"  # the auxiliary module that holds how much the ones among a gate's targets weigh
-)
+# the auxiliary module that holds how much the ones among a gate's targets weigh
+BALANCE = "balance"
 FEWEST, HEAVIEST = (
     0.1,
     5.0,

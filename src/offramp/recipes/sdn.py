@@ -149,9 +149,8 @@ class Sdn(Recipe):
             name: ramp(weight, epoch, epochs) * cross_entropy(outputs.logits[name], y)
             for name, weight in self.weights_of(outputs.network).items()
         }
-        surest = isinstance(
-            outputs.network.exit_of(last), Surest
-        )  # then what the model itself says is below it
+        # then what the model itself says is below it
+        surest = isinstance(outputs.network.exit_of(last), Surest)
         return found | {
             last: cross_entropy((outputs.features if surest else outputs.logits)[last], y)
         }

@@ -231,9 +231,8 @@ def weigh(weigher: Mapping[str, Tensor], losses: Tensor) -> Tensor:
     depth = len(keys_of(weigher)) // 2
     found = losses
     for number in range(1, depth + 1):
-        found = (
-            found @ weigher[f"weight{number}"].T + weigher[f"bias{number}"]
-        )  # [b, hidden], at the end [b, K]
+        # [b, hidden], at the end [b, K]
+        found = found @ weigher[f"weight{number}"].T + weigher[f"bias{number}"]
         found = torch.relu(found) if number < depth else torch.tanh(found)
     return found
 

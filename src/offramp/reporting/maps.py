@@ -10,9 +10,8 @@ from offramp.errors import BadData
 from offramp.plans.evaluation import Array
 from offramp.reporting.markup import Html, tag
 
-Maps = Callable[
-    [Array], Mapping[str, Array]
-]  # images uint8 [W, C, H, W'] -> by name a map [W, h, w] of each
+# images uint8 [W, C, H, W'] -> by name a map [W, h, w] of each
+Maps = Callable[[Array], Mapping[str, Array]]
 
 SHOWN = 8  # pictures of each map
 STRENGTH = 0.6  # of the colour where a map is largest

@@ -264,9 +264,8 @@ def view_of(trace: Trace, plan: Plan) -> View:
     asked = plan.promise.reference if plan.promise else "last"
     try:
         evaluation = trace.evaluate(plan, batches=BATCHES)
-    except (
-        InvalidArgument
-    ):  # the promise's risk is the user's own, or needs labels or logits that are not here
+    # the promise's risk is the user's own, or needs labels or logits that are not here
+    except InvalidArgument:
         risk = "accuracy_gap" if trace.labels is not None else "disagreement"
         evaluation = trace.evaluate(plan, risk=risk, reference=asked, batches=BATCHES)
     return View(trace, plan, evaluation, trace.replay(plan), trace.reference(asked))

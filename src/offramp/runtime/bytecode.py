@@ -108,9 +108,8 @@ def stored_by(code: CodeType) -> tuple[tuple[str, bool], ...]:
         if step.opname not in ("CACHE", "PRECALL", "NOP")
     ]
     own = code.co_varnames[0] if code.co_argcount else None
-    called: dict[
-        str, list[tuple[str, bool]]
-    ] = {}  # `cache = self.cache`: what a local variable is another name of
+    # `cache = self.cache`: what a local variable is another name of
+    called: dict[str, list[tuple[str, bool]]] = {}
     for at, step in enumerate(steps):
         if step.opname == "STORE_FAST" and at:
             called[step.argval] = [*called.get(step.argval, ()), *_named_by(steps, at - 1, own, {})]
@@ -149,9 +148,8 @@ def _container_of(
     """The name of the container at whose index something is stored: its load comes before that of
     the index.
     """
-    if steps[at - 1].opname.startswith(
-        ("SWAP", "ROT")
-    ):  # `x[key] += 1` copies x and the key before it loads
+    # `x[key] += 1` copies x and the key before it loads
+    if steps[at - 1].opname.startswith(("SWAP", "ROT")):
         while at > 0 and not steps[at].opname.startswith(("COPY", "DUP_TOP_TWO")):
             at -= 1
         while at > 0 and steps[at - 1].opname == "COPY":

@@ -41,9 +41,8 @@ from offramp.runtime.staleness import ChangeDetector
 
 Call = Callable[[State], State]
 Key = tuple[object, ...]
-Rows = tuple[
-    tuple[str, torch.dtype, tuple[int | None, ...]], ...
-]  # what a part reads: name, type, shape of a row
+# what a part reads: name, type, shape of a row
+Rows = tuple[tuple[str, torch.dtype, tuple[int | None, ...]], ...]
 Made = TypeVar("Made")
 Making = Callable[[EngineStage, State], Call]
 Pairs = Sequence[tuple[EngineStage, EngineStage]]
@@ -454,9 +453,8 @@ def _once(kept: Compiled, key: Key, engine_stage: EngineStage, make: Callable[[]
     """
 
     def watched() -> _Cached[Made]:
-        detector = ChangeDetector(
-            engine_stage.modules, deep=False
-        )  # before it is made: a change meanwhile is noticed
+        # before it is made: a change meanwhile is noticed
+        detector = ChangeDetector(engine_stage.modules, deep=False)
         return _Cached(make(), detector, tuple(map(ref, engine_stage.modules)))
 
     return kept.once(key, watched, lambda found: found.fits(engine_stage.modules)).made

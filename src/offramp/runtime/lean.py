@@ -31,9 +31,8 @@ from offramp.runtime.outputs import GATE, Outputs, RowNumbers, Unpacked
 
 Array = NDArray[Any]
 Shape = tuple[int | None, ...]  # of a row; None where it follows the length of a text
-Run = Callable[
-    [Mapping[str, Array]], Sequence[Array]
-]  # what is read, by name -> what is given, in order
+# what is read, by name -> what is given, in order
+Run = Callable[[Mapping[str, Array]], Sequence[Array]]
 
 
 class CompiledPiece(abc.ABC):

@@ -225,9 +225,8 @@ def _stamped(
         ends[name] = (time.perf_counter() - start) * 1e3
         if not (final and final[-1][1] is output):
             final.clear()
-        final.append(
-            (name, output)
-        )  # modules that gave one and the same value, one inside the other
+        # modules that gave one and the same value, one inside the other
+        final.append((name, output))
 
     with torch.inference_mode(), listening(modules, heard):
         start = time.perf_counter()

@@ -210,9 +210,8 @@ def _rest(
     if stage.threshold is None:
         return _rest(body, later, scope, kinds)
     limit = body.constant(f"{name}::threshold", np.float32(stage.threshold))
-    reached = body.add(
-        "GreaterOrEqual", [name + SCORE, limit], f"{name}::reached"
-    )  # of NaN it is false
+    # of NaN it is false
+    reached = body.add("GreaterOrEqual", [name + SCORE, limit], f"{name}::reached")
     stay = body.add("Not", [reached], f"{name}::stay")  # [n] bool
     code = body.add("Cast", [stay], f"{name}::code", to=TensorProto.INT64)  # [n]: 0 leaves, 1 stays
     most = body.add("ReduceMax", [code], f"{name}::most", keepdims=0)
@@ -315,9 +314,8 @@ class Coded(Outputs):
         passed = codes % NAN_CODE
         reasons = why[passed]
         flags = codes >= NAN_CODE
-        ended = np.flatnonzero(
-            reasons != GATE
-        )  # what left at a gate had a score, so its logits were finite
+        # what left at a gate had a score, so its logits were finite
+        ended = np.flatnonzero(reasons != GATE)
         flags[ended] |= ~np.isfinite(logits[ended].astype(np.float32, copy=False)).all(-1)
         found = [torch.from_numpy(array) for array in (logits, places[passed], reasons, flags)]
         return found[0], found[1], found[2], found[3]

@@ -23,9 +23,8 @@ GATE, END, DEEPEST, DEADLINE, UNAVAILABLE = range(len(WHY))
 Array = np.ndarray[Any, np.dtype[Any]]
 RowNumbers = np.ndarray[Any, np.dtype[np.int64]] | None  # numbers of rows in x; None: all of them
 Passed = Sequence[tuple[RowNumbers, int]]  # rows, and the exit that answered them
-Bad = Sequence[
-    tuple[RowNumbers, np.ndarray[Any, np.dtype[np.bool_]]]
-]  # rows, and whether their score was NaN
+# rows, and whether their score was NaN
+Bad = Sequence[tuple[RowNumbers, np.ndarray[Any, np.dtype[np.bool_]]]]
 
 
 Tensors = tuple[Tensor, Tensor, Tensor, Tensor]  # logits, exit, why, flagged
@@ -167,9 +166,8 @@ class OutputBuffer:
         where = slice(None) if rows is None else rows
         self.codes[0, where] = index
         self.codes[1, where] = why
-        if why != GATE and not math.isfinite(
-            _sum(logits)
-        ):  # what leaves at a gate had a score: its logits were finite
+        # what leaves at a gate had a score: its logits were finite
+        if why != GATE and not math.isfinite(_sum(logits)):
             self.flags[where] |= ~np.isfinite(logits.float().cpu().numpy()).all(-1)
         if rows is None:
             self.logits = logits

@@ -109,9 +109,8 @@ def record(
     network.require_eval()
     refuse_hidden(network)
     if untrained := network.untrained():
-        warnings.warn(
-            _never_trained(untrained), UntrainedExitWarning, stacklevel=3
-        )  # behind the decorator
+        # behind the decorator
+        warnings.warn(_never_trained(untrained), UntrainedExitWarning, stacklevel=3)
     dial = None if settings is None else settings_of(settings)
     if dial is not None and network.topology.is_chain:
         raise InvalidArgument(
@@ -373,9 +372,8 @@ class _Columns:
             own = np.concatenate([known.in_form(FORM), known.rounded])
         some = [digests for digests in (own, training_rows) if digests is not None]
         self.trained_on = np.concatenate(some) if some else None
-        self.older = (
-            None if known is None else known.in_form(1)
-        )  # of what a file of the first edition brought
+        # of what a file of the first edition brought
+        self.older = None if known is None else known.in_form(1)
         self.rows = rows
         self.sizes: list[int] = []
         self.columns: dict[str, _Growing] = {}
@@ -406,9 +404,8 @@ class _Columns:
         )
         # of a cut model that column is its last exit's, whatever the exit is
         if given is not None and other and last != BACKBONE:
-            plain = (
-                given.float().cpu().numpy()
-            )  # the exit answers otherwise than the model that it stands on
+            # the exit answers otherwise than the model that it stands on
+            plain = given.float().cpu().numpy()
             found |= {f"answer/{BACKBONE}": plain.argmax(1)} | (
                 {f"logits/{BACKBONE}": plain} if self.keep == "logits" else {}
             )

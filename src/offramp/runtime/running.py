@@ -114,9 +114,8 @@ class Runner:
         self.topology = network.topology
         self.device = network.device()
         self._exit_indices = {name: at for at, name in enumerate(self.topology.exits)}
-        self._mode = (
-            nullcontext if own_threads else torch.inference_mode
-        )  # where torch computes nothing
+        # where torch computes nothing
+        self._mode = nullcontext if own_threads else torch.inference_mode
         self._settings = None if own_threads else ambient.settings()
         self._network = ref(network)
         self._code = code_marks(network)
@@ -126,9 +125,8 @@ class Runner:
         )
         containers = [network, network.backbone, network.fronts, network.exits, network.gates]
         self._containers = ChangeDetector(containers, deep=False)
-        modules = dict[
-            str, tuple[nn.Module, ...]
-        ]()  # by node: an engine may have joined several in a part
+        # by node: an engine may have joined several in a part
+        modules = dict[str, tuple[nn.Module, ...]]()
         nodes = dict[str, tuple[str, ...]]()  # by part
         for engine_stage in every:
             nodes[engine_stage.name] = engine_stage.stage.nodes
@@ -361,9 +359,8 @@ class Runner:
             try:
                 self._call(engine_stage, state)
             except MemberUnavailable:
-                if (
-                    group.latest is None or (group.latest.places < 0).any()
-                ):  # nothing has answered yet
+                # nothing has answered yet
+                if group.latest is None or (group.latest.places < 0).any():
                     raise
                 self._answered(result, group, UNAVAILABLE)
                 continue
@@ -377,9 +374,8 @@ class Runner:
             if seen is not None:
                 seen.scored(state[stage.name + SCORE], self._thresholds[stage.name], group.rows)
             two = len(stage.edges) == 2
-            if not len(later) or (
-                two and len(later) == group.size
-            ):  # all go the same way: batches of one wait for this
+            # all go the same way: batches of one wait for this
+            if not len(later) or (two and len(later) == group.size):
                 self._send(
                     result, waiting, stage, stage.edges[1 if len(later) else 0], group, inputs
                 )

@@ -97,9 +97,8 @@ def _opened(
     )
     every = _with_pieces_of(engine_stages, every)
     compare_probe(network, plan, every, example)
-    if any(
-        engine_stage.stage.passes for engine_stage in engine_stages
-    ):  # graphs of their own, which nothing else has looked at
+    # graphs of their own, which nothing else has looked at
+    if any(engine_stage.stage.passes for engine_stage in engine_stages):
         compare_probe(network, plan, engine_stages, example)
     if shelved.compiles:
         served = _served(network, plan, engine, timing_rows if example is None else example)
@@ -294,9 +293,8 @@ def run(network: Network, plan: Plan, x: Any, *, engine: str = "torch") -> Outpu
         same = last.plan is plan and last.engine == engine
         return same and last.runner.takes(x) and _current(last.runner)
 
-    last: _Opened | None = kept.found(
-        "runner"
-    )  # without waiting for other threads that open or compile
+    # without waiting for other threads that open or compile
+    last: _Opened | None = kept.found("runner")
     if last is None or not fits(last):
         last = kept.once("runner", make, fits)
     return last.runner(x)

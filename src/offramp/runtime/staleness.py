@@ -117,9 +117,8 @@ class SettingsDetector:
             for module in modules
             if not type(module).__module__.startswith("offramp.networks.")
         ]
-        theirs.sort(
-            key=lambda module: bool(module._modules)
-        )  # layers first: they have most settings
+        # layers first: they have most settings
+        theirs.sort(key=lambda module: bool(module._modules))
         self._layers = [_LayerSettings(module) for module in theirs]
         self._names = list(names)
         self._containers = list(containers)

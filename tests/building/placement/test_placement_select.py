@@ -90,9 +90,8 @@ def test_the_probe_learns_on_even_rows_and_answers_for_odd_ones():
     dice = np.random.default_rng(0)
     y = dice.integers(0, 3, 400)
     x = np.eye(3)[y] + 0.1 * dice.normal(size=(400, 3))
-    features = np.column_stack(
-        [x, np.full(400, 7.0), np.zeros(400)]
-    )  # two columns that say nothing
+    # two columns that say nothing
+    features = np.column_stack([x, np.full(400, 7.0), np.zeros(400)])
     assert (probed(features, y, 3).argmax(1) == y[1::2]).mean() > 0.99
     swapped = y.copy()
     swapped[1::2] = (y[1::2] + 1) % 3

@@ -84,24 +84,21 @@ def probed(features: Array, y: Array, classes: int) -> Array:
     """Scores [H, C] of the odd rows by ridge regression on the even ones: features [N, F], labels
     [N].
     """
-    from scipy import (
-        linalg,
-    )  # here, because opening a network imports this file and never comes to this line
+    # here, because opening a network imports this file and never comes to this line
+    from scipy import linalg
 
     train_model = features[::2].astype(np.float64)
     held = features[1::2].astype(np.float64)
     mean = train_model.mean(0)
     scale = train_model.std(0)
-    scale[scale < 1e-6 * max(1.0, float(scale.max(initial=0)))] = (
-        np.inf
-    )  # what never varies says nothing
+    # what never varies says nothing
+    scale[scale < 1e-6 * max(1.0, float(scale.max(initial=0)))] = np.inf
     train_model = (train_model - mean) / scale
     held = (held - mean) / scale
     targets = np.eye(classes)[y[::2]]
     prior = targets.mean(0)
-    kernel = (
-        train_model @ train_model.T / train_model.shape[1]
-    )  # [T, T]: rows are fewer than features more often than not
+    # [T, T]: rows are fewer than features more often than not
+    kernel = train_model @ train_model.T / train_model.shape[1]
     kernel[np.diag_indices_from(kernel)] += RIDGE
     weights = linalg.solve(kernel, targets - prior, assume_a="pos")
     found: Array = held @ (train_model.T @ weights) / train_model.shape[1] + prior
@@ -116,9 +113,8 @@ def leaving(scores: Array, y: Array, right: Array) -> Array:
     margin = top[:, -1] - top[:, -2]
     order = np.argsort(-margin, kind="stable")
     lost = np.cumsum(right[order].astype(int) - (scores.argmax(1) == y)[order])
-    last = np.append(
-        margin[order][1:] < margin[order][:-1], True
-    )  # of rows that tie all leave or none
+    # of rows that tie all leave or none
+    last = np.append(margin[order][1:] < margin[order][:-1], True)
     fine = np.flatnonzero(last & (lost <= LOSS * np.arange(1, len(y) + 1)))
     kept = np.zeros(len(y), dtype=bool)
     if len(fine):
