@@ -1,10 +1,11 @@
-"""What a plan makes of a topology: the stages that run, what each reads and carries, and where its
-rows go. No torch.
+"""The compiled form of a topology and a plan: which stages run, what each reads and carries, and
+where its rows go next. No torch.
 
 Everything that needs to know what runs asks the schedule: the Runner executes it on tensors,
-`trace.replay` on columns, pricing charges its stages, `export` writes it into the manifest. An exit
-that lets no row leave is not run, unless a later one reads it; nor is a segment (of a cascade: a
-whole model) that nothing continues from; nor an arm of a fork that no row can take.
+`trace.replay` on columns, pricing charges its stages, `export` writes it into the manifest.
+
+Three things do not run: an exit at which no row leaves, unless a later exit reads it; a segment
+from which nothing continues (in a cascade, a whole model); an arm of a fork that no row can take.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from offramp.errors import InvalidArgument
 from offramp.plans.signature import INPUT, is_input
 from offramp.plans.topology import LEAVE, Node, Topology
 
-# "<node>" among the named tensors is what a segment gave, "<node>/logits" its exit's answer
+# Names of tensors: "<node>" is the output of a segment, "<node>/logits" that of its exit.
 LOGITS = "/logits"
 SCORE = "/score"
 
@@ -58,7 +59,7 @@ class Stage:
             before the network.
         reads: names of the tensors that must be there before.
         writes: names of the tensors that it gives.
-        along: `nodes`, and between them those at which nothing runs, where there are any.
+        along: `nodes`, and between them the nodes at which nothing runs. Empty if there are none.
     """
 
     name: str
@@ -85,7 +86,7 @@ class Stage:
 
     @property
     def passes(self) -> tuple[str, ...]:
-        """Nodes before the last one whose segments run along."""
+        """Earlier nodes without an open exit, whose segments run as part of this stage."""
         return self.nodes[:-1]
 
     @property
@@ -96,7 +97,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Stages in topological order; rows start at the first. `print(schedule)` tells what will run.
+    """Stages in topological order; rows start at the first. `print(schedule)` shows what runs.
 
     Attributes:
         stages: what runs.
@@ -116,133 +117,162 @@ class Schedule:
 
     @cached_property
     def index(self) -> Mapping[str, int]:
-        """The place of every stage by its name."""
+        """The position of each stage, by its name."""
         return {stage.name: number for number, stage in enumerate(self.stages)}
 
     @cached_property
     def predecessors(self) -> Mapping[str, tuple[tuple[str, str], ...]]:
-        """By stage the edges that lead there: the name of the stage before, and the successor
-        chosen in it.
+        """The edges that lead to each stage: the stage they come from, and the successor chosen
+        there.
         """
-        found: dict[str, list[tuple[str, str]]] = {stage.name: [] for stage in self.stages}
+        arriving: dict[str, tuple[tuple[str, str], ...]] = {}
         for stage in self.stages:
+            arriving.setdefault(stage.name, ())
             for edge in stage.edges:
                 if edge.to != LEAVE:
-                    found[edge.to].append((stage.name, edge.successor))
-        return {name: tuple(edges) for name, edges in found.items()}
+                    arrived = arriving.get(edge.to, ())
+                    arriving[edge.to] = (*arrived, (stage.name, edge.successor))
+        return arriving
 
     def linked(
         self, tensors: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]] | None = None
     ) -> Schedule:
-        """The same with what every edge carries: what some later stage reads and nothing before it
-        gives anew.
+        """The same schedule with the tensors that each edge carries.
+
+        An edge carries what its target needs: what the target reads, and what the edges behind the
+        target carry and the target does not write itself. This is known from the last stage
+        backwards.
 
         Args:
-            tensors: by stage the names of the tensors that it reads and that it writes, where they
-                are known better than from the topology: a segment may hand on more than one tensor.
+            tensors: the names of the tensors that each stage reads and writes. Give them where they
+                are known better than from the topology: a segment may hand on several tensors.
         """
         needed: dict[str, tuple[str, ...]] = {LEAVE: ()}
         stages = list[Stage]()
         for stage in reversed(self.stages):
             if tensors is not None:
-                stage = replace(stage, reads=tensors[stage.name][0], writes=tensors[stage.name][1])
-            edges = tuple(replace(edge, carries=needed[edge.to]) for edge in stage.edges)
-            stages.append(replace(stage, edges=edges))
-            before = dict.fromkeys(stage.reads)
-            for edge in edges:
-                before.update(
-                    dict.fromkeys(name for name in edge.carries if name not in stage.writes)
-                )
-            needed[stage.name] = tuple(before)
+                reads, writes = tensors[stage.name]
+                stage = replace(stage, reads=reads, writes=writes)
+            edges = list[Edge]()
+            names = dict.fromkeys(stage.reads)  # a set in order
+            for edge in stage.edges:
+                carries = needed[edge.to]
+                edges.append(replace(edge, carries=carries))
+                for name in carries:
+                    if name not in stage.writes:
+                        names[name] = None
+            stages.append(replace(stage, edges=tuple(edges)))
+            needed[stage.name] = tuple(names)
         return replace(self, stages=tuple(reversed(stages)))
 
     def joined(self) -> Schedule:
-        """The same in fewer stages: where nothing is asked, a segment runs together with the next
-        one.
+        """The same schedule in fewer stages.
+
+        A stage without an open exit becomes part of the next one. It stays alone if its rows may
+        take several ways, if other rows arrive at the next stage as well, or if both write a tensor
+        of the same name.
         """
         waiting: dict[str, Stage] = {}  # stages that run as part of their successor, by its name
-        home: dict[str, str] = {}  # by stage the name of the one that it became part of
+        home: dict[str, str] = {}  # the stage that each node has become part of
+        last_writes: dict[str, tuple[str, ...]] = {}  # what the last node of each stage gives
         stages = list[Stage]()
-        own: dict[str, tuple[str, ...]] = {}  # what the last segment, exit and gate of a stage give
         for stage in self.stages:
-            own[stage.name] = stage.writes
+            last_writes[stage.name] = stage.writes
             if stage.name in waiting:
                 stage = _together(waiting.pop(stage.name), stage)
-            (first, *others) = stage.edges
-            alone = first.to != LEAVE and len(self.predecessors[first.to]) == 1
-            clash = alone and set(stage.writes) & set(self.stages[self.index[first.to]].writes)
-            if stage.exit or stage.gate or others or not alone or clash:
+            if self._joins_the_next(stage):
+                waiting[stage.edges[0].to] = stage
+            else:
                 stages.append(stage)
                 home.update(dict.fromkeys(stage.nodes, stage.name))
-            else:
-                waiting[first.to] = stage
         for number, stage in enumerate(stages):
             edges = tuple(replace(edge, to=home.get(edge.to, edge.to)) for edge in stage.edges)
             stages[number] = replace(stage, edges=edges)
         linked = replace(self, stages=tuple(stages)).linked()
-        return replace(
-            linked, stages=tuple(_shortened(stage, own[stage.name]) for stage in linked.stages)
-        )
+        shortened = tuple(_shortened(stage, last_writes[stage.name]) for stage in linked)
+        return replace(linked, stages=shortened)
+
+    def _joins_the_next(self, stage: Stage) -> bool:
+        """Whether a stage can run as part of its only successor."""
+        if stage.exit or stage.gate or len(stage.edges) > 1:
+            return False
+        to = stage.edges[0].to
+        if to == LEAVE or len(self.predecessors[to]) > 1:
+            return False
+        following = self.stages[self.index[to]]
+        return not set(stage.writes) & set(following.writes)
 
     def __str__(self) -> str:
         titled = f", plan {self.title!r}" if self.title else ""
         lines = [f"Schedule of {len(self)} stage{'s' if len(self) > 1 else ''}{titled}"]
-        rows = [[stage.name, *self._told(stage)] for stage in self.stages]
+        rows = [self._cells(stage) for stage in self.stages]
         widths = [max(len(row[column]) for row in rows) for column in range(4)]
         for row in rows:
             padded = [cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)]
             lines.append("  " + "  ".join([*padded, row[4]]).rstrip())
         return "\n".join(lines)
 
-    def _told(self, stage: Stage) -> list[str]:
-        """What a stage reads, carries and decides, and whose rows arrive."""
-        runs = [kind for kind, here in (("exit", stage.exit), ("gate", stage.gate)) if here]
-        carried = dict.fromkeys(name for edge in stage.edges for name in edge.carries)
+    def _cells(self, stage: Stage) -> list[str]:
+        """The name of a stage, what it reads, carries and decides, and whose rows arrive."""
         reads = "reads " + (", ".join(stage.reads) or "nothing")
+        carried = dict[str, None]()  # a set in order
+        for edge in stage.edges:
+            carried.update(dict.fromkeys(edge.carries))
         carries = "carries " + ", ".join(carried) if carried else ""
+        runs = list[str]()
         if stage.passes:
-            runs.insert(0, "after " + ", ".join(stage.passes))
+            runs.append("after " + ", ".join(stage.passes))
+        if stage.exit:
+            runs.append("exit")
         if stage.gate:
-            targets = ["leave" if edge.to == LEAVE else edge.to for edge in stage.edges]
-            choices = [f">= {t:g} {to}" for t, to in zip(stage.thresholds, targets, strict=False)]
-            decides = f"{', '.join(choices)}, else {targets[-1]}"
-        else:
-            decides = "answers" if stage.last else ""
+            runs.append("gate")
+        does = "; ".join([" and ".join(runs), self._decides(stage)]).strip("; ")
+        return [stage.name, reads, carries, does, self._arrivals(stage)]
+
+    def _decides(self, stage: Stage) -> str:
+        """Which rows take which way: ">= 0.9 leave, else layer2"."""
+        if not stage.gate:
+            return "answers" if stage.last else ""
+        targets = ["leave" if edge.to == LEAVE else edge.to for edge in stage.edges]
+        choices = list[str]()
+        for threshold, target in zip(stage.thresholds, targets, strict=False):
+            choices.append(f">= {threshold:g} {target}")
+        return f"{', '.join(choices)}, else {targets[-1]}"
+
+    def _arrivals(self, stage: Stage) -> str:
+        """Whose rows arrive: "every row", "rows of layer1", "rows of a and b, together"."""
         before = self.predecessors[stage.name]
         if not before:
-            whose = "every row"
-        elif len(before) == 1:
-            name, successor = before[0]
-            edges = self.stages[self.index[name]].edges
-            of_gate = sum(edge.to != LEAVE for edge in edges) > 1
-            whose = f"rows of {name}/{successor}" if of_gate else f"rows of {name}"
-        else:
-            names = [
-                name if name not in [n for n, _ in before[:at]] else ""
-                for at, (name, _) in enumerate(before)
-            ]
-            whose = f"rows of {' and '.join(filter(None, names))}, together"
-        return [reads, carries, "; ".join([" and ".join(runs), decides]).strip("; "), whose]
+            return "every row"
+        names = [*dict.fromkeys(name for name, _ in before)]
+        if len(before) > 1:
+            return f"rows of {' and '.join(names)}, together"
+        ((name, successor),) = before
+        going_on = [edge for edge in self.stages[self.index[name]].edges if edge.to != LEAVE]
+        return f"rows of {name}/{successor}" if len(going_on) > 1 else f"rows of {name}"
 
     def to_json(self) -> list[dict[str, Any]]:
-        """The stages as plain data. Thresholds are not in it: they are the plan's."""
-        return [
-            {
-                "name": stage.name,
-                "nodes": list(stage.nodes),
-                "exit": stage.exit,
-                "gate": stage.gate,
-                "routes": list(stage.routes),
-                "why": stage.why,
-                "reads": list(stage.reads),
-                "writes": list(stage.writes),
-                "edges": [
-                    {"to": edge.to, "successor": edge.successor, "carries": list(edge.carries)}
-                    for edge in stage.edges
-                ],
-            }
-            for stage in self.stages
-        ]
+        """The stages as plain data. Thresholds are not in it: they belong to the plan."""
+        entries = list[dict[str, Any]]()
+        for stage in self.stages:
+            edges = list[dict[str, Any]]()
+            for edge in stage.edges:
+                carries = list(edge.carries)
+                edges.append({"to": edge.to, "successor": edge.successor, "carries": carries})
+            entries.append(
+                {
+                    "name": stage.name,
+                    "nodes": list(stage.nodes),
+                    "exit": stage.exit,
+                    "gate": stage.gate,
+                    "routes": list(stage.routes),
+                    "why": stage.why,
+                    "reads": list(stage.reads),
+                    "writes": list(stage.writes),
+                    "edges": edges,
+                }
+            )
+        return entries
 
 
 def compiled(
@@ -251,13 +281,13 @@ def compiled(
     max_exit: str | None = None,
     title: str = "",
 ) -> Schedule:
-    """The schedule of thresholds: gates that are not named stay closed, and their rows take the
-    last successor.
+    """The schedule of a topology under thresholds.
 
     Args:
         topology: decision points and their successors.
-        thresholds: K - 1 by gate with K successors; +inf closes a way.
-        deepest: an exit that answers whatever arrives there.
+        thresholds: by gate, K - 1 thresholds for K successors; +inf closes a way. A gate that is
+            not named stays closed: its rows take the last successor.
+        max_exit: an exit that answers every row that arrives there.
         title: of the printed schedule.
 
     Raises:
@@ -269,8 +299,8 @@ def compiled(
             raise unknown(name, topology.gates, "gate of this network")
         if len(values) != topology.routes(name):
             raise InvalidArgument(
-                f"gate {name!r} has {len(values)} thresholds, expected {topology.routes(name)}, "
-                f"one per score"
+                f"gate {name!r} must have {topology.routes(name)} thresholds, one per score, got "
+                f"{len(values)}"
             )
     if max_exit is not None:
         topology.exit_index(max_exit)
@@ -281,24 +311,28 @@ def compiled(
         if node.name not in segments:
             continue
         routes = ways[node.name]
-        gate = len(routes) > 1
         edges = tuple(_edge(node.successors[route], ways, segments, topology) for route in routes)
         limits = thresholds.get(node.name, ())
-        why = "gate"
-        if not gate:
-            why = "deepest" if len(node.successors) > 1 else "end"
+        has_exit = node.name in exits
+        has_gate = len(routes) > 1
+        if has_gate:
+            why = "gate"
+        elif len(node.successors) > 1:
+            why = "deepest"  # the network goes on here, and the plan does not
+        else:
+            why = "end"
         stages.append(
             Stage(
                 name=node.name,
                 nodes=(node.name,),
-                exit=node.name in exits,
-                gate=gate,
+                exit=has_exit,
+                gate=has_gate,
                 edges=edges,
                 thresholds=tuple(float(limits[route]) for route in routes[:-1]),
                 routes=routes[:-1],
                 why=why,
-                reads=_reads(node, exit_=node.name in exits, gate=gate),
-                writes=_writes(topology, node, exit_=node.name in exits, gate=gate),
+                reads=_reads(node, exit_=has_exit, gate=has_gate),
+                writes=_writes(topology, node, exit_=has_exit, gate=has_gate),
             )
         )
     start = _edge(topology.names[0], ways, segments, topology)
@@ -307,66 +341,70 @@ def compiled(
 
 def full_schedule(topology: Topology) -> Schedule:
     """The schedule in which every exit and every gate runs, as recording needs it."""
-    return compiled(
-        topology, {gate: (-math.inf,) * topology.routes(gate) for gate in topology.gates}
-    )
+    open_to_all = {}
+    for gate in topology.gates:
+        open_to_all[gate] = (-math.inf,) * topology.routes(gate)
+    return compiled(topology, open_to_all)
 
 
 def alone(name: str) -> Schedule:
-    """The segment of one node and nothing else, as a schedule: what a plain network is timed by."""
-    return Schedule(
-        (Stage(name, (name,), exit=False, gate=False, edges=(Edge(LEAVE, LEAVE),), reads=(INPUT,)),)
-    )
+    """A schedule of one segment without exit and gate: what a plain network is timed by."""
+    leave = Edge(LEAVE, LEAVE)
+    stage = Stage(name, (name,), exit=False, gate=False, edges=(leave,), reads=(INPUT,))
+    return Schedule((stage,))
 
 
 def _ways(
     topology: Topology, thresholds: Mapping[str, Sequence[float]], max_exit: str | None
 ) -> dict[str, tuple[int, ...]]:
-    """By node that rows can reach the numbers of the successors that they can take."""
+    """For each node that rows can reach: the numbers of the successors that they can take."""
     reached = {topology.names[0]}
     ways: dict[str, tuple[int, ...]] = {}
     for node in topology.nodes:
         if node.name not in reached:
             continue
         last = len(node.successors) - 1
-        closed = (math.inf,) * last
-        values = thresholds.get(node.name, closed)
-        taken = [route for route, value in enumerate(values) if value < math.inf]
-        ways[node.name] = (*taken, last)
         if node.name == max_exit:
-            ways[node.name] = (node.successors.index(LEAVE),)
-        reached.update(node.successors[route] for route in ways[node.name])
+            routes = [node.successors.index(LEAVE)]
+        else:
+            closed = (math.inf,) * last
+            limits = enumerate(thresholds.get(node.name, closed))
+            routes = [route for route, limit in limits if limit < math.inf] + [last]
+        ways[node.name] = tuple(routes)
+        for route in routes:
+            reached.add(node.successors[route])
     return ways
 
 
 def _needed(topology: Topology, ways: Mapping[str, tuple[int, ...]]) -> tuple[set[str], set[str]]:
-    """The nodes whose exit runs, and those whose segment runs: looked for from the deepest node
-    back.
+    """The nodes whose exit runs, and those whose segment runs.
+
+    From the last node back: whatever runs needs what it reads, and that lies before it.
     """
     exits = set[str]()
     segments = set[str]()
     for node in reversed(topology.nodes):
         if node.name not in ways:
             continue
-        gate = len(ways[node.name]) > 1
-        leaves = any(node.successors[route] == LEAVE for route in ways[node.name])
-        if leaves or (gate and node.has_exit):
+        targets = [node.successors[route] for route in ways[node.name]]
+        gate = len(targets) > 1
+        if LEAVE in targets or (gate and node.has_exit):
             exits.add(node.name)
         if gate:
             segments.add(node.name)
-            exits.update(name for name in node.gate_reads if name in ways)
+            exits.update(ways.keys() & set(node.gate_reads))
         if node.name in exits:
             segments.add(node.name)
-            exits.update(name for name in node.exit_reads if name in ways)
+            exits.update(ways.keys() & set(node.exit_reads))
         if node.name in segments:
-            segments.update(name for name in (*node.after, *node.reads) if name in ways)
+            segments.update(ways.keys() & {*node.after, *node.reads})
     return exits, segments
 
 
 def _edge(
     successor: str, ways: Mapping[str, tuple[int, ...]], segments: set[str], topology: Topology
 ) -> Edge:
-    """Where rows that choose a successor really go: a node at which nothing runs hands them on."""
+    """Where rows that choose a successor really go: past the nodes at which nothing runs."""
     to = successor
     via = list[str]()
     while to != LEAVE and to not in segments:
@@ -379,23 +417,32 @@ def _edge(
 def _reads(node: Node, *, exit_: bool, gate: bool) -> tuple[str, ...]:
     """The names of what a node reads, as far as its topology tells."""
     names = [node.source or INPUT, *node.reads]
-    for runs, reads in ((exit_, node.exit_reads), (gate, node.gate_reads)):
-        if runs:
-            names += [name if is_input(name) else name + LOGITS for name in reads]
+    earlier = list[str]()
+    if exit_:
+        earlier += node.exit_reads
+    if gate:
+        earlier += node.gate_reads
+    for name in earlier:
+        names.append(name if is_input(name) else name + LOGITS)
     return tuple(dict.fromkeys(names))
 
 
 def _writes(topology: Topology, node: Node, *, exit_: bool, gate: bool) -> tuple[str, ...]:
     """The names of what a node gives, as far as its topology tells."""
-    ends = [node.name + end for end, runs in ((LOGITS, exit_), (SCORE, gate)) if runs]
-    return (*topology.written_by(node.name), *ends)
+    names = [*topology.written_by(node.name)]
+    if exit_:
+        names.append(node.name + LOGITS)
+    if gate:
+        names.append(node.name + SCORE)
+    return tuple(names)
 
 
 def _together(before: Stage, stage: Stage) -> Stage:
-    """Two stages of which the first asks nothing, as one."""
-    reads = dict.fromkeys(
-        [*before.reads, *(name for name in stage.reads if name not in before.writes)]
-    )
+    """Two stages as one. The first has no exit and no gate."""
+    reads = dict.fromkeys(before.reads)  # a set in order
+    for name in stage.reads:
+        if name not in before.writes:
+            reads[name] = None
     writes = dict.fromkeys([*before.writes, *stage.writes])
     along = (*before.passed, *before.edges[0].via, *stage.passed)
     nodes = (*before.nodes, *stage.nodes)
@@ -403,8 +450,8 @@ def _together(before: Stage, stage: Stage) -> Stage:
 
 
 def _shortened(stage: Stage, own: Sequence[str]) -> Stage:
-    """A joined stage that gives only what its last node gives and what later stages read."""
-    carried = {name for edge in stage.edges for name in edge.carries}
-    return replace(
-        stage, writes=tuple(name for name in stage.writes if name in own or name in carried)
-    )
+    """A joined stage that writes only what its last node gives and what later stages read."""
+    needed = set(own)
+    for edge in stage.edges:
+        needed.update(edge.carries)
+    return replace(stage, writes=tuple(name for name in stage.writes if name in needed))

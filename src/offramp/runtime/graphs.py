@@ -1,9 +1,17 @@
-"""Nodes of a network as graphs: segment, exit and gate together, for engines that compile and for
-export.
+"""The stages of a schedule as graphs, for engines that compile and for export.
 
-A graph is made when the first rows arrive, because a ladder does not know what its inputs look
-like, and kept while the weights are what they were. Its inputs and outputs have the names of the
-tensors that segments pass on.
+A graph holds the segments of a stage with its exit and gate. Its inputs and outputs have the names
+of the tensors that stages pass on.
+
+Graphs are made when the first rows arrive, because a ladder does not know the shape of its inputs
+before. How a stage is compiled once per shape:
+
+1. `parts_of` gives stages whose only function is a `_CompiledStage`.
+2. A `_CompiledStage` looks up the shapes and types of the rows in its own dict.
+3. A new shape may have been compiled for another Runner of the same network: `_once` looks in
+   `compiled_of(network)`, and compiles otherwise. What it keeps is valid while the modules of the
+   stage are unchanged.
+4. The graph to compile comes from the cache on disk, or from `_through`, which writes the stage.
 """
 
 from __future__ import annotations
@@ -15,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import version
-from operator import is_
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 from weakref import ref
@@ -41,7 +48,7 @@ from offramp.runtime.staleness import ChangeDetector
 
 Call = Callable[[State], State]
 Key = tuple[object, ...]
-# what a part reads: name, type, shape of a row
+# what a stage reads: name, type, shape of a row
 Rows = tuple[tuple[str, torch.dtype, tuple[int | None, ...]], ...]
 Made = TypeVar("Made")
 Making = Callable[[EngineStage, State], Call]
@@ -57,78 +64,88 @@ def parts_of(
     *,
     joined: bool = True,
 ) -> tuple[EngineStage, ...]:
-    """The parts of an engine that turns graphs into calls on named tensors; each part is one piece,
-    "segment".
+    """The stages of a schedule for an engine that turns graphs into calls on named tensors.
 
-    Stages at which a plan asks nothing are no parts of their own, if `joined`: they are in the
-    graph of the next.
-    engine: its name, with all that decides what `compiled` gives. Raises InvalidArgument for a
-    device that is no CPU.
+    Args:
+        network: in eval mode, on the CPU.
+        schedule: what is to run.
+        device: of the network.
+        engine: the engine's name, with everything that decides what `compiled` returns.
+        compiled: turns a graph into a call.
+        joined: whether a stage without an open exit becomes part of the next one's graph.
+
+    Returns:
+        Stages with one function each, named "segment".
+
+    Raises:
+        InvalidArgument: the device is not a CPU.
+        BadNetwork: a member computes outside of torch.
     """
     _require_torch(network)
     if device.type != "cpu":
         raise InvalidArgument(
-            f"the network is on {device}, and {engine.split()[0]} runs on the cpu here; call "
-            f"net.to('cpu')"
+            f"the network must be on the cpu for {engine.split()[0]}, got {device}. "
+            f"Call net.to('cpu')"
         )
-    kept = compiled_of(network)  # the parts hold this and not the network, which may go before them
+    # The stages hold `kept` and not the network, so that the network can be freed before them.
+    kept = compiled_of(network)
     marks = network_marks(network)
-    known = f"parts {marks()} {schedule!r} {joined}"
-    whose = ref(network)
-    passing = list[tuple[EngineStage, Pairs]]()
+    network_ref = ref(network)
+    stages_key = f"parts {marks()} {schedule!r} {joined}"
+    in_torch = list[tuple[EngineStage, Pairs]]()
 
-    def computed() -> list[tuple[EngineStage, Pairs]]:
-        """The parts in torch, from which graphs are written: taken apart only when some graph is
-        not on disk.
+    def stages_in_torch() -> list[tuple[EngineStage, Pairs]]:
+        """The stages in torch, from which graphs are written. The model is taken apart only when
+        some graph is not on disk.
         """
-        if not passing:
-            found = whose()
-            assert found is not None, "its parts outlive the network"
-            passing.extend(_passing(found, schedule, device, joined=joined))
-        return passing
+        if not in_torch:
+            living = network_ref()
+            assert living is not None, "the stages outlive the network"
+            in_torch.extend(_passing(living, schedule, device, joined=joined))
+        return in_torch
 
-    engine_stages = _remembered(network, known)
-    if engine_stages is None:
-        engine_stages = [engine_stage for engine_stage, _ in computed()]
-        _remember(network, known, engine_stages)
-
-    def lazy(number: int, engine_stage: EngineStage) -> EngineStage:
+    def compiled_stage(number: int, engine_stage: EngineStage) -> EngineStage:
         def make(state: State) -> Call:
             shapes = []
             for name in read_by(engine_stage, state):
                 shapes.append((name, str(state[name].dtype), _shape(engine_stage, name, state)))
             key = f"part {marks()} {engine_stage.stage.nodes} {engine_stage.writes} {shapes}"
-            return compiled(
-                kept_graph(
-                    key, lambda: _through(computed()[number][1], engine_stage.writes, state, kept)
-                )
-            )
 
-        return replace(
-            engine_stage, functions={"segment": _CompiledStage(engine_stage, engine, make, kept)}
-        )
+            def write() -> Graph:
+                _, pairs = stages_in_torch()[number]
+                return _through(pairs, engine_stage.writes, state, kept)
 
-    return tuple(lazy(number, engine_stage) for number, engine_stage in enumerate(engine_stages))
+            return compiled(kept_graph(key, write))
+
+        function = _CompiledStage(engine_stage, engine, make, kept)
+        return replace(engine_stage, functions={"segment": function})
+
+    engine_stages = _remembered(network, stages_key)
+    if engine_stages is None:
+        engine_stages = [engine_stage for engine_stage, _ in stages_in_torch()]
+        _remember(network, stages_key, engine_stages)
+    return tuple(compiled_stage(n, engine_stage) for n, engine_stage in enumerate(engine_stages))
 
 
 def _remember(network: Network, key: str, engine_stages: Sequence[EngineStage]) -> None:
-    """Keep on disk what parts read, write and watch, so that the next process need not take the
-    model apart.
+    """Keep on disk what the stages read, write and depend on. The next process then need not take
+    the model apart.
     """
     names = {module: name for name, module in network.named_modules()}
-    found = list[Any]()
+    described = list[Any]()
     for engine_stage in engine_stages:
-        if not all(module in names for module in engine_stage.modules):
-            return
+        modules = list[str]()
+        for module in engine_stage.modules:
+            if module not in names:
+                return
+            modules.append(names[module])
         free = {name: [*dims] for name, dims in engine_stage.free.items()}
-        found.append(
-            [asdict(engine_stage.stage), [names[module] for module in engine_stage.modules], free]
-        )
-    disk.write(key, json.dumps(found).encode())
+        described.append([asdict(engine_stage.stage), modules, free])
+    disk.write(key, json.dumps(described).encode())
 
 
 def _remembered(network: Network, key: str) -> list[EngineStage] | None:
-    """The parts of `_remember` without their pieces; None where nothing is kept that fits."""
+    """The stages that `_remember` kept, without functions; None if nothing valid is kept."""
     content = disk.read(key)
     if content is None:
         return None
@@ -136,51 +153,55 @@ def _remembered(network: Network, key: str) -> list[EngineStage] | None:
     engine_stages = list[EngineStage]()
     try:
         for fields, names, free in json.loads(content):
-            edges = list[Edge]()
-            for edge in fields.pop("edges"):
-                edges.append(
-                    Edge(edge["to"], edge["successor"], tuple(edge["carries"]), tuple(edge["via"]))
-                )
-            plain = dict[str, Any]()
-            for name, value in fields.items():
-                plain[name] = tuple(value) if isinstance(value, list) else value
-            stage = Stage(edges=tuple(edges), **plain)
+            stage = _stage_from(fields)
             dims = {name: tuple(value) for name, value in free.items()}
-            engine_stages.append(
-                EngineStage(stage, tuple(modules[name] for name in names), {}, dims)
-            )
-    except (ValueError, TypeError, KeyError, AttributeError):  # it was not written by us
+            own_modules = tuple(modules[name] for name in names)
+            engine_stages.append(EngineStage(stage, own_modules, {}, dims))
+    except (ValueError, TypeError, KeyError, AttributeError):  # we did not write this file
         return None
     return engine_stages
 
 
-def network_marks(network: Network) -> Callable[[], str]:
-    """A function that gives all by which graphs of this network are known on disk; it does not keep
-    the network.
+def _stage_from(fields: dict[str, Any]) -> Stage:
+    """A stage from the fields that `asdict` gave and JSON stored: lists become tuples again."""
+    edges = list[Edge]()
+    for edge in fields.pop("edges"):
+        carries = tuple(edge["carries"])
+        via = tuple(edge["via"])
+        edges.append(Edge(edge["to"], edge["successor"], carries, via))
+    plain = dict[str, Any]()
+    for name, value in fields.items():
+        plain[name] = tuple(value) if isinstance(value, list) else value
+    return Stage(edges=tuple(edges), **plain)
 
-    Weights, configuration, the user's code, the versions of what writes graphs, and the sources of
-    all classes of modules, as far as files tell.
+
+def network_marks(network: Network) -> Callable[[], str]:
+    """A function that returns the key of this network's graphs on disk.
+
+    The key has the weights, the configuration, the user's code, the versions of the packages that
+    write graphs, and the source files of all classes of modules. The function does not keep the
+    network alive.
     """
-    whose = ref(network)
+    network_ref = ref(network)
 
     def marks() -> str:
-        found = whose()
-        assert found is not None, "its parts outlive the network"
-        kinds = sorted(
-            {type(module) for module in found.modules()}, key=lambda kind: kind.__qualname__
-        )
-        sources = [f"{kind.__module__}.{kind.__qualname__} {_source(kind)}" for kind in kinds]
-        versions = [
-            edition(),
-            *(f"{name} {version(name)}" for name in ("torch", "onnx", "onnxscript")),
-        ]
-        return str([found.fingerprint(), found.precision(), code_marks(found), versions, sources])
+        living = network_ref()
+        assert living is not None, "the stages outlive the network"
+        kinds = {type(module) for module in living.modules()}
+        sources = list[str]()
+        for kind in sorted(kinds, key=lambda kind: kind.__qualname__):
+            sources.append(f"{kind.__module__}.{kind.__qualname__} {_source(kind)}")
+        versions = [edition()]
+        for package in ("torch", "onnx", "onnxscript"):
+            versions.append(f"{package} {version(package)}")
+        identity = [living.fingerprint(), living.precision(), code_marks(living)]
+        return str([*identity, versions, sources])
 
     return marks
 
 
 def _source(kind: type) -> str:
-    """The state of the file that a class is written in; nothing for what has no file."""
+    """Size and time of the file that defines a class; empty for a class without a file."""
     try:
         state = Path(inspect.getfile(kind)).stat()
     except (TypeError, OSError):
@@ -191,50 +212,64 @@ def _source(kind: type) -> str:
 def kept_graph(key: str, make: Callable[[], Graph]) -> Graph:
     """A graph from the cache on disk, or made now and kept there."""
     require_onnx()
-    found = disk.read(key)
-    if found is not None and (graph := Graph.from_bytes(found)) is not None:
-        return graph
+    content = disk.read(key)
+    if content is not None:
+        graph = Graph.from_bytes(content)
+        if graph is not None:  # None for a damaged file
+            return graph
     graph = make()
-    with contextlib.suppress(ValueError):  # more than one message of protobuf can hold
+    with contextlib.suppress(ValueError):  # larger than a protobuf message can be
         disk.write(key, graph.to_bytes())
     return graph
 
 
 def _require_torch(network: Network) -> None:
-    """Raise BadNetwork for a member that computes outside of torch: there is nothing to write as a
-    graph.
-    """
+    """Raise BadNetwork if a member computes outside of torch and cannot become a graph."""
     for member in network.members:
         kind = outside_torch(network.model_of(member).modules())
         if kind is not None:
             raise BadNetwork(
-                f"member {member.name!r} is {kind}, which cannot be written as a graph; use "
-                f"engine='torch'"
+                f"member {member.name!r} is {kind}, which cannot be written as a graph. "
+                f"Use engine='torch'"
             )
 
 
 def lazy_parts(
     network: Network, schedule: Schedule, device: torch.device, engine: str, made: Making
 ) -> tuple[EngineStage, ...]:
-    """A part per stage, of calls that are made of it and the first rows, and kept while the weights
-    are the same.
+    """One stage of an engine per stage of the schedule, compiled when the first rows arrive.
+
+    Args:
+        network: in eval mode.
+        schedule: what is to run.
+        device: of the network.
+        engine: the engine's name, with everything that decides what `made` returns.
+        made: compiles a stage for rows of the shapes in a state.
+
+    Raises:
+        BadNetwork: a member computes outside of torch.
     """
     _require_torch(network)
     kept = compiled_of(network)
-    return tuple(
-        replace(
-            engine_stage,
-            functions={
-                "segment": _CompiledStage(engine_stage, engine, partial(made, engine_stage), kept)
-            },
-        )
-        for engine_stage in _eager(network, schedule, device)
-    )
+    compiled = list[EngineStage]()
+    for engine_stage in _eager(network, schedule, device):
+        function = _CompiledStage(engine_stage, engine, partial(made, engine_stage), kept)
+        compiled.append(replace(engine_stage, functions={"segment": function}))
+    return tuple(compiled)
 
 
 def graphs_of(network: Network, schedule: Schedule, state: State) -> Iterator[Graph]:
-    """The graphs of the parts of a schedule, for tensors such as those in `state`: {name: [B,
-    ...]}, which grows while they are asked for. Raises BadNetwork, BadData.
+    """The graph of each stage of a schedule.
+
+    Args:
+        network: in eval mode.
+        schedule: what is to run.
+        state: tensors {name: [B, ...]} such as the graphs will read. It grows while the graphs are
+            taken.
+
+    Raises:
+        BadNetwork: a member computes outside of torch, or has an operator without an ONNX form.
+        BadData: the network fails on these tensors.
     """
     _require_torch(network)
     kept = compiled_of(network)
@@ -243,56 +278,54 @@ def graphs_of(network: Network, schedule: Schedule, state: State) -> Iterator[Gr
 
 
 def linked(schedule: Schedule, engine_stages: Sequence[EngineStage]) -> tuple[EngineStage, ...]:
-    """Parts that know what their edges carry, by the names of the tensors that they really read and
-    write.
+    """The stages of an engine, with the tensors that each edge carries.
+
+    Which tensors these are follows from what the engine's stages really read and write.
     """
-    tensors = {
-        engine_stage.name: (engine_stage.reads, engine_stage.writes)
-        for engine_stage in engine_stages
-    }
+    tensors = {}
+    for engine_stage in engine_stages:
+        tensors[engine_stage.name] = (engine_stage.reads, engine_stage.writes)
     stages = schedule.linked(tensors).stages
-    return tuple(
-        replace(engine_stage, stage=stage)
-        for engine_stage, stage in zip(engine_stages, stages, strict=True)
-    )
+    pairs = zip(engine_stages, stages, strict=True)
+    return tuple(replace(engine_stage, stage=stage) for engine_stage, stage in pairs)
 
 
 def schedule_of(schedule: Schedule, engine_stages: Sequence[EngineStage]) -> Schedule:
-    """The schedule that parts run: with the tensors of an engine, and with the stages that it
-    joined.
-    """
+    """The schedule that an engine's stages run: with their tensors, and with joined stages."""
     return replace(schedule, stages=tuple(engine_stage.stage for engine_stage in engine_stages))
 
 
 def _passing(
     network: Network, schedule: Schedule, device: torch.device, *, joined: bool
 ) -> Iterator[tuple[EngineStage, Pairs]]:
-    """Each stage as one part, and the parts of its nodes, each beside the same with all that stands
-    there.
+    """Each stage, with the pairs of its nodes that its graph is written from.
+
+    A pair is the node as the plan runs it, and the same node with its exit and gate in any case.
+    The graph of the full node is made once and serves every plan: `only` cuts it down.
     """
-    eager = {engine_stage.name: engine_stage for engine_stage in _eager(network, schedule, device)}
-    whole = replace(schedule, stages=tuple(_whole(network, stage) for stage in schedule.stages))
-    full = {engine_stage.name: engine_stage for engine_stage in _eager(network, whole, device)}
-    run = schedule_of(schedule, [*eager.values()])
-    for stage in (run.joined() if joined else run).stages:
-        pairs = [(eager[name], full[name]) for name in stage.nodes]
-        yield _as_one(stage, [engine_stage for engine_stage, _ in pairs]), pairs
+    as_planned = _by_name(_eager(network, schedule, device))
+    full_stages = tuple(_full(network, stage) for stage in schedule.stages)
+    full = _by_name(_eager(network, replace(schedule, stages=full_stages), device))
+    run = schedule_of(schedule, [*as_planned.values()])
+    if joined:
+        run = run.joined()
+    for stage in run.stages:
+        pairs = [(as_planned[name], full[name]) for name in stage.nodes]
+        yield _as_one(stage, [planned for planned, _ in pairs]), pairs
+
+
+def _by_name(engine_stages: Sequence[EngineStage]) -> dict[str, EngineStage]:
+    return {engine_stage.name: engine_stage for engine_stage in engine_stages}
 
 
 def _as_one(stage: Stage, engine_stages: Sequence[EngineStage]) -> EngineStage:
-    """Parts one after the other, as the part of a stage."""
-    return replace(
-        engine_stages[-1],
-        stage=stage,
-        modules=tuple(
-            dict.fromkeys(
-                module for engine_stage in engine_stages for module in engine_stage.modules
-            )
-        ),
-        free={
-            name: dims for engine_stage in engine_stages for name, dims in engine_stage.free.items()
-        },
-    )
+    """Several stages that follow each other, as one."""
+    modules = dict[nn.Module, None]()  # a set in order
+    free = dict[str, tuple[int, ...]]()
+    for engine_stage in engine_stages:
+        modules.update(dict.fromkeys(engine_stage.modules))
+        free.update(engine_stage.free)
+    return replace(engine_stages[-1], stage=stage, modules=tuple(modules), free=free)
 
 
 def _torch_parts(
@@ -302,60 +335,65 @@ def _torch_parts(
 
 
 def _eager(network: Network, schedule: Schedule, device: torch.device) -> tuple[EngineStage, ...]:
-    found = _torch_parts(network, schedule, device)
+    """The stages in torch, which know the dimensions that follow the length of a text."""
+    engine_stages = _torch_parts(network, schedule, device)
     if not any(member.length for member in network.members):
-        return found
+        return engine_stages
     free = compiled_of(network).once("free dims", lambda: free_dims(network, device))
-    return tuple(
-        replace(engine_stage, free={name: free[name] for name in read_by(engine_stage, free)})
-        for engine_stage in found
-    )
+    with_free = list[EngineStage]()
+    for engine_stage in engine_stages:
+        dims = {name: free[name] for name in read_by(engine_stage, free)}
+        with_free.append(replace(engine_stage, free=dims))
+    return tuple(with_free)
 
 
 def free_dims(network: Network, device: torch.device) -> dict[str, tuple[int, ...]]:
-    """By name the dimensions beside the batch that follow the length of a text, seen by running two
-    lengths.
+    """By tensor, the dimensions other than the batch that follow the length of a text.
+
+    The network runs on texts of several lengths. A dimension whose size differs between the runs
+    follows the length.
     """
     texts = {name for member in network.members for name in member.length}
     rows = trial_rows(network)
     now = next(value.shape[1] for name, value in rows.items() if name in texts)
-    twice = {
-        name: torch.cat([value, value], 1) if name in texts else value
-        for name, value in rows.items()
-    }
     engine_stages = _torch_parts(network, full_schedule(network.topology), device)
-    seen = list[State]()
+    runs = list[State]()
     for length in (now, now - 1, now + 1, now // 2, 2 * now):
-        state = {
-            name: value[:, :length] if name in texts else value for name, value in twice.items()
-        }
+        state = dict(rows)
+        for name in texts & rows.keys():
+            twice = torch.cat([rows[name], rows[name]], 1)  # [B, 2 T, ...]
+            state[name] = twice[:, :length]
         with contextlib.suppress(BadData), torch.inference_mode():  # some models take few lengths
             for engine_stage in engine_stages:
                 engine_stage.call(state)
-            seen.append(state)
-    one, *others = seen
-    return {
-        name: tuple(
-            d
-            for d in range(1, value.dim())
-            if any(value.shape[d] != other[name].shape[d] for other in others)
-        )
-        for name, value in one.items()
-    }
+            runs.append(state)
+    first, *others = runs
+    return {name: _differing(name, value, others) for name, value in first.items()}
 
 
-def _whole(network: Network, stage: Stage) -> Stage:
-    """A stage with all that stands there: what a plan does not run is taken out of that graph
-    again.
-    """
+def _differing(name: str, value: torch.Tensor, others: Sequence[State]) -> tuple[int, ...]:
+    """The dimensions after the batch in which a tensor has other sizes in other runs."""
+    dims = list[int]()
+    for dim in range(1, value.dim()):
+        sizes = {other[name].shape[dim] for other in others}
+        if sizes - {value.shape[dim]}:
+            dims.append(dim)
+    return tuple(dims)
+
+
+def _full(network: Network, stage: Stage) -> Stage:
+    """A stage with its exit and gate, also where a plan leaves them out."""
     return replace(stage, exit=stage.name in network.exits, gate=stage.name in network.gates)
 
 
 class _CompiledStage(CompiledPiece):
-    """A part compiled for the shapes and types that arrive, once for each.
+    """A stage that is compiled once for each combination of shapes and types that arrives.
 
-    A shape that this piece has met is a look into its own dict. One that it has not may have been
-    compiled for another opening of the same network: that is kept until modules of the part change.
+    Args:
+        engine_stage: what is compiled.
+        engine: the engine's name, part of the key under which calls are kept.
+        make: compiles the stage for rows like those in a state.
+        kept: what was compiled of the network so far, by any Runner.
     """
 
     def __init__(
@@ -370,7 +408,7 @@ class _CompiledStage(CompiledPiece):
 
     def __call__(self, state: State) -> State:
         names = read_by(self.engine_stage, state)
-        key = tuple(
+        key: Rows = tuple(
             (name, state[name].dtype, _shape(self.engine_stage, name, state)) for name in names
         )
         call = self.calls.get(key)
@@ -382,16 +420,16 @@ class _CompiledStage(CompiledPiece):
         return call(state)
 
     def seal(self) -> None:
-        """From here on nothing is compiled: rows of other shapes are refused."""
+        """Compile nothing from now on. Rows of other shapes are refused."""
         self.sealed = True
 
     def compiled_for(self) -> list[dict[str, Wanted]]:
-        """By name what this part reads, once for each kind of rows that it was compiled for."""
-        return [{name: Wanted(dtype, shape) for name, dtype, shape in key} for key in self.calls]
+        """What this stage reads, by name, for each kind of rows that it was compiled for."""
+        return [_wanted(key) for key in self.calls]
 
     def on_arrays(self) -> OnArrays | None:
-        """The call on arrays; None where there is none, or where it is compiled for several kinds
-        of rows.
+        """The call on NumPy arrays. None if the engine has no such call, or if the stage was
+        compiled for several kinds of rows.
         """
         if len(self.calls) != 1:
             return None
@@ -399,47 +437,60 @@ class _CompiledStage(CompiledPiece):
         run = getattr(call, "run", None)
         if run is None:
             return None
-        reads = {name: Wanted(dtype, shape) for name, dtype, shape in key}
-        return OnArrays(call.reads, call.writes, run, inputs_of(reads))  # type: ignore[attr-defined]
+        return OnArrays(call.reads, call.writes, run, inputs_of(_wanted(key)))  # type: ignore[attr-defined]
 
     def _refusal(self, key: Rows) -> str:
-        got = ", ".join(f"{name} {_kind(dtype, shape)}" for name, dtype, shape in key)
-        (known, *_) = self.calls or [()]
-        expected = ", ".join(f"{name} {_kind(dtype, shape)}" for name, dtype, shape in known)
+        known: Rows = next(iter(self.calls), ())
         return (
             f"segment {self.engine_stage.name!r} was compiled for rows of "
-            f"{expected or 'no kind'}, got {got}; nothing "
+            f"{_in_words(known) or 'no kind'}, got {_in_words(key)}; nothing "
             "is compiled while serving: open the network again with example=such rows"
         )
 
 
-def _kind(dtype: torch.dtype, shape: tuple[int | None, ...]) -> str:
-    sizes = ["any" if size is None else str(size) for size in shape]
-    return f"{str(dtype).removeprefix('torch.')} [{', '.join(sizes)}]"
+def _wanted(key: Rows) -> dict[str, Wanted]:
+    return {name: Wanted(dtype, shape) for name, dtype, shape in key}
+
+
+def _in_words(key: Rows) -> str:
+    """For a message: "x float32 [3, 32, 32], mask int64 [any]"."""
+    kinds = list[str]()
+    for name, dtype, shape in key:
+        sizes = ["any" if size is None else str(size) for size in shape]
+        kinds.append(f"{name} {str(dtype).removeprefix('torch.')} [{', '.join(sizes)}]")
+    return ", ".join(kinds)
 
 
 def _shape(engine_stage: EngineStage, name: str, state: State) -> tuple[int | None, ...]:
-    """The shape of a row, None where it follows the length of a text."""
-    free = engine_stage.free.get(name, ())
-    return tuple(
-        None if index in free else size for index, size in enumerate(state[name].shape[1:], 1)
-    )
+    """The shape of a row; None for a dimension that follows the length of a text."""
+    shape = tuple(state[name].shape[1:])
+    free = engine_stage.free.get(name)
+    if not free:
+        return shape
+    return tuple(None if dim in free else size for dim, size in enumerate(shape, 1))
 
 
 @dataclass(frozen=True)
 class _Cached(Generic[Made]):
-    """What was made of a part, with that by which a change of the part's modules is noticed."""
+    """Something made from a stage, and what tells whether the stage's modules have changed since.
+
+    Attributes:
+        made: a graph or a call.
+        detector: notices changes of the modules.
+        modules: weak references to them.
+    """
 
     made: Made
     detector: ChangeDetector
     modules: tuple[ref[nn.Module], ...]
 
     def fits(self, modules: Sequence[nn.Module]) -> bool:
-        """Whether these are the modules that it was made of, and still what they were."""
-        if len(self.modules) != len(modules) or not all(
-            map(is_, (each() for each in self.modules), modules)
-        ):
+        """Whether it was made from these modules, and they are unchanged."""
+        if len(self.modules) != len(modules):
             return False
+        for module_ref, module in zip(self.modules, modules, strict=True):
+            if module_ref() is not module:
+                return False
         try:
             self.detector.check()
         except StaleRunner:
@@ -448,44 +499,47 @@ class _Cached(Generic[Made]):
 
 
 def _once(kept: Compiled, key: Key, engine_stage: EngineStage, make: Callable[[], Made]) -> Made:
-    """What was made under this key, made again when the modules of the part are others or have
-    changed since.
-    """
+    """What is kept under this key, or made now if nothing is kept or the modules have changed."""
 
-    def watched() -> _Cached[Made]:
-        # before it is made: a change meanwhile is noticed
+    def make_and_watch() -> _Cached[Made]:
+        # The detector comes first, so that a change while `make` runs is noticed.
         detector = ChangeDetector(engine_stage.modules, deep=False)
         return _Cached(make(), detector, tuple(map(ref, engine_stage.modules)))
 
-    return kept.once(key, watched, lambda found: found.fits(engine_stage.modules)).made
+    def fits(cached: _Cached[Made]) -> bool:
+        return cached.fits(engine_stage.modules)
+
+    return kept.once(key, make_and_watch, fits).made
 
 
 def _through(pairs: Pairs, writes: Sequence[str], state: State, kept: Compiled) -> Graph:
-    """The graphs of parts as one that gives `writes`; what stands between them is computed in
-    torch.
+    """One graph of several nodes that follow each other; it gives `writes`.
+
+    Each node's graph needs example tensors of what it reads. Those between two nodes are computed
+    in torch, on up to four rows.
     """
-    ((engine_stage, full), *others), rows = (
-        pairs,
-        {name: value[:4].clone() for name, value in state.items()},
-    )
-    found = _graph(engine_stage, full, rows, kept)
-    for after, full in others:
+    rows = {name: value[:4].clone() for name, value in state.items()}
+    (node, full), *others = pairs
+    graph = _graph(node, full, rows, kept)
+    for following, full in others:
         with torch.no_grad():
-            engine_stage.call(rows)
-        found = found.then(_graph(after, full, rows, kept))
-        engine_stage = after
-    return found.only(writes) if others else found
+            node.call(rows)
+        graph = graph.then(_graph(following, full, rows, kept))
+        node = following
+    return graph.only(writes) if others else graph
 
 
 def _graph(engine_stage: EngineStage, full: EngineStage, state: State, kept: Compiled) -> Graph:
-    if any(name not in state for name in full.reads if name != INPUT):
-        # a plan that does not run an earlier exit has nothing for the exit or gate that would read
-        # it
-        full = engine_stage
+    """The graph of one node: that of the full node, cut down to what the plan needs."""
+    for name in full.reads:
+        if name != INPUT and name not in state:
+            # The exit or gate reads an earlier exit that the plan does not run.
+            full = engine_stage
+            break
     reads = read_by(full, state)
-    shapes = ((name, state[name].dtype, _shape(full, name, state)) for name in reads)
+    shapes = [(name, state[name].dtype, _shape(full, name, state)) for name in reads]
     key = ("graph", engine_stage.name, *full.writes, *shapes)
-    whole: Graph = _once(kept, key, full, lambda: written(full, reads, state))
-    if full is engine_stage or full.writes == engine_stage.writes:
-        return whole
-    return whole.only(engine_stage.writes)
+    graph: Graph = _once(kept, key, full, lambda: written(full, reads, state))
+    if full.writes == engine_stage.writes:
+        return graph
+    return graph.only(engine_stage.writes)
