@@ -1,7 +1,7 @@
 """B-AlexNet and B-ResNet-110 on CIFAR-10 by joint training, beside the plain networks.
 
     python benchmarks/branchy.py --data DIR [--net alexnet|resnet110] [--cache out] [--device cuda]
-    [--json FILE]
+        [--json FILE]
 
 DIR holds cifar10/ (see benchmarks/fetch.py). As `lenet.py` does for B-LeNet: the trunk alone, then
 trunk and branches together from there, with a rate that falls to 0 in each phase; the plain network

@@ -1,7 +1,8 @@
 """How long does calibrate take, and how much memory, for how many rows and exits?
 
-    python benchmarks/calibrate_scale.py [--sizes 20000x4 100000x12] [--aims path gap budget pareto]
-    [--json FILE] python benchmarks/calibrate_scale.py --sizes 1000000x4 100000x12
+    python benchmarks/calibrate_scale.py [--sizes 20000x4 100000x12]
+        [--aims path gap budget pareto] [--json FILE]
+    python benchmarks/calibrate_scale.py --sizes 1000000x4 100000x12
 
 A made-up trace without logits is calibrated on each aim: `path` (disagreement, the exact bound),
 `gap` (accuracy gap, the betting bound), `budget` (60 % of the plain network) and `pareto` (accuracy

@@ -1,9 +1,10 @@
 """Cheaper parts on CIFAR-10: converted ResNets after `recover`, at their cost; and the best of them
 in a ladder.
 
-    python benchmarks/cheaper_parts.py --data DIR --cache out [--depth 20] [--only NAME,...] [--rows
-    5000] [--epochs 2] python benchmarks/cheaper_parts.py --data DIR --cache out --timed [--json
-    FILE] python benchmarks/cheaper_parts.py --data DIR --cache out --ladder [--json FILE]
+    python benchmarks/cheaper_parts.py --data DIR --cache out [--depth 20] [--only NAME,...]
+        [--rows 5000] [--epochs 2]
+    python benchmarks/cheaper_parts.py --data DIR --cache out --timed [--json FILE]
+    python benchmarks/cheaper_parts.py --data DIR --cache out --ladder [--json FILE]
     python benchmarks/cheaper_parts.py --data DIR --cache out --kernel
 
 DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). The first form converts and recovers what

@@ -2,8 +2,7 @@
 MNIST, a rare class.
 
     python benchmarks/d2nn.py --data DIR [--tasks mnist,rare,cifar10] [--rows 6000] [--epochs 4]
-    [--seeds 1]
-                              [--cache out] [--json FILE]
+        [--seeds 1] [--cache out] [--json FILE]
 
 DIR holds mnist/ and cifar10/ (see benchmarks/fetch.py). D2NN-style: the paper's formulas and tables
 are not public. Three ways to train the same layout from the same start, for the layouts high-low

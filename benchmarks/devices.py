@@ -1,8 +1,8 @@
 """What skipping is worth on a device: ResNet-50 and ViT-B/16 at 224 px and ResNet-56 at 32, at
 batch 1, 16 and 256.
 
-    python benchmarks/devices.py [--device cuda] [--engine torch ...] [--model resnet50 ...] [--json
-    FILE]
+    python benchmarks/devices.py [--device cuda] [--engine torch ...] [--model resnet50 ...]
+        [--json FILE]
 
 Seeded weights and rows: time does not depend on what a network knows. Each model is cut into three,
 and thresholds let none, half of the rows at each gate, or all leave. Every line has run beside the
@@ -12,8 +12,8 @@ for the answers is what the runner promises, whatever is carried on. `from host`
 handed over in pinned memory, beside the one that lies on the device. ResNet-50 and ViT-B/16 need
 timm (`pip install -e '.[hub]'`). A short run on a CPU:
 
-    python benchmarks/devices.py --device cpu --engine torch --model resnet56 --batch 1 16 --repeats
-    3
+    python benchmarks/devices.py --device cpu --engine torch --model resnet56 --batch 1 16
+        --repeats 3
 """
 
 from __future__ import annotations

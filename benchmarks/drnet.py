@@ -1,9 +1,8 @@
 """DRNet on CIFAR-10: a trained ResNet at 32, 24 and 16 pixels, and a predictor that chooses for
 each image.
 
-    python benchmarks/drnet.py --data DIR [--model resnet20] [--rows 10000] [--first 3] [--epochs 3]
-    [--seeds 1]
-                               [--cache out] [--json FILE]
+    python benchmarks/drnet.py --data DIR [--model resnet20] [--rows 10000] [--first 3]
+        [--epochs 3] [--seeds 1] [--cache out] [--json FILE]
 
 DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). Training goes on from its last checkpoint
 when the command is given again, and networks and traces are kept in the cache. Rows 1,000 to 4,999

@@ -1,8 +1,8 @@
 """Engines side by side: what skipping costs beside the bare segments, and what taking a model apart
 costs.
 
-    python benchmarks/engines.py --data DIR [--engine torch ...] [--plain torch:bf16 ...] [--json
-    FILE]
+    python benchmarks/engines.py --data DIR [--engine torch ...] [--plain torch:bf16 ...]
+        [--json FILE]
 
 On each engine: a batch of 64 with mixed exits against the sum of its bare segments (a ladder of
 ResNet-20 and -56); the plain ResNet-56 split in four with no exit taken against the whole of it, at

@@ -2,7 +2,8 @@
 spends.
 
     python benchmarks/halting.py train --data DIR --per position --out out/sact32 [--depth 32]
-    [--minutes 9] python benchmarks/halting.py figures --data DIR --out out/sact32
+        [--minutes 9]
+    python benchmarks/halting.py figures --data DIR --out out/sact32
     python benchmarks/halting.py clock --data DIR --out out
 
 DIR holds cifar10/ and weights/ (see benchmarks/README.md). `train` begins with the pretrained

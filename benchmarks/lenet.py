@@ -1,8 +1,8 @@
 """B-LeNet on MNIST by joint training, beside plain LeNet: accuracy, what leaves at the branch,
 wall-clock.
 
-    python benchmarks/lenet.py --data DIR [--cache out] [--seeds 3] [--engine onnxruntime] [--json
-    FILE]
+    python benchmarks/lenet.py --data DIR [--cache out] [--seeds 3] [--engine onnxruntime]
+        [--json FILE]
 
 DIR holds mnist/ (see benchmarks/fetch.py). Two phases as in the BranchyNet paper, with fewer epochs
 and a rate that falls to 0 in each: LeNet alone, then LeNet and branch together from there. Plain

@@ -1,8 +1,8 @@
 """One-shot search from the public ResNet-20: nets found by evolution beside hand-made ones, in
 accuracy and time.
 
-    python benchmarks/one_shot.py --data DIR [--steps 2000] [--trained-on 1] [--budgets 0.7 0.5
-    0.35] [--json FILE]
+    python benchmarks/one_shot.py --data DIR [--steps 2000] [--trained-on 1]
+        [--budgets 0.7 0.5 0.35] [--json FILE]
 
 DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). Each of the nine blocks may be dense, of
 ghosts, of low rank, half as wide within, or (where shapes allow it) left out; exits may stand after

@@ -3,7 +3,7 @@ equal cost.
 
     pip install earlyon
     python benchmarks/peers.py --data DIR [--splits 200] [--repeats 9] [--only timings|plans]
-    [--json FILE]
+        [--json FILE]
 
 Same network, weights, thresholds and rows on all sides: ResNet-56 cut at layer1 and layer2, once
 with exits of earlyon's own kind (mean over positions, 128 hidden units, trained by its own

@@ -1,8 +1,8 @@
 """Exits in a small encoder of text on SST-2: promises, costs and wall-clock on padded, ragged
 batches.
 
-    python benchmarks/sst2.py --data DIR [--cache out] [--only figures|timings] [--engine
-    onnxruntime] [--json FILE]
+    python benchmarks/sst2.py --data DIR [--cache out] [--only figures|timings]
+        [--engine onnxruntime] [--json FILE]
 
 DIR holds sst2/{train,dev}.tsv. A four-layer encoder of words learns here from nothing, with an exit
 after each layer, from some of the phrases in train.tsv; networks of one, two and four layers

@@ -2,7 +2,7 @@
 computed once.
 
     python benchmarks/training_speed.py --data DIR [--rounds 5] [--steps 4] [--only steps|frozen]
-    [--json FILE]
+        [--json FILE]
 
 Steps: `plain` is a training step of the network without exits, written out below; `by hand` the
 same with the losses of all exits; `fit` the joint recipe in off.fit, by its own clock, its rows'

@@ -1,8 +1,9 @@
 """WAE on CIFAR-10 from the public ResNet-56, beside its controls and plain down-sampling; shapes of
 ImageNet timed.
 
-    python benchmarks/wae.py train --data DIR [--cache out] [--only wae] [--seed 0] [--epochs 1 2 1]
-    [--rows N] python benchmarks/wae.py show --data DIR [--cache out] [--seed 0] [--json FILE]
+    python benchmarks/wae.py train --data DIR [--cache out] [--only wae] [--seed 0]
+        [--epochs 1 2 1] [--rows N]
+    python benchmarks/wae.py show --data DIR [--cache out] [--seed 0] [--json FILE]
     python benchmarks/wae.py times [--shapes VGG-16 ...] [--batch 1 16] [--repeats 7] [--json FILE]
 
 DIR holds cifar10/ and weights/ (see benchmarks/fetch.py). `train` trains each variant on the 50,000

@@ -78,7 +78,7 @@ def test_names_and_numbers_are_checked():
         schedule(PLAIN, "c")
     with pytest.raises(UnknownName):
         schedule(PLAIN, "", "d")
-    with pytest.raises(InvalidArgument, match="gate 'size' must have 2 thresholds, one per score, got 1"):
+    with pytest.raises(InvalidArgument, match="gate 'size' must have 2 thresholds, one per score"):
         schedule(FORK, {"size": (1.0,)})
 
 

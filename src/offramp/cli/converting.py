@@ -78,10 +78,10 @@ def convert(
     Example:
       offramp convert offramp:resnet20 --weights r20.safetensors --layer 'layer3.*=ghost?ratio=2' \
         --example 'cifar10:data[0:64]' -o ghost/
-      offramp fit ghost/ 'cifar10/train:data' --recipe recover --original-weights r20.safetensors -o
-      recovered/ offramp ladder --model network:recovered --weights - --model offramp:resnet56
-      --weights r56.safetensors \
-        -o network/
+      offramp fit ghost/ 'cifar10/train:data' --recipe recover \
+        --original-weights r20.safetensors -o recovered/
+      offramp ladder --model network:recovered --weights - \
+        --model offramp:resnet56 --weights r56.safetensors -o network/
     """
     from offramp.building.converting import conversions_of, spec_with, split_spec
     from offramp.building.converting import convert as converted
