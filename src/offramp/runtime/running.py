@@ -1,8 +1,10 @@
-"""A batch under a plan, compacted at each gate.
+"""A batch under a plan, compacted at each gate: this is where a batch gets smaller.
 
-Shapes: B rows handed in, n rows still here, C classes. What leaves is written to its place in the
-order of x; what goes on does so in a smaller batch, by one gather per carried tensor and one
-synchronisation per gate. Rows that meet again after a fork are put together in the order of x.
+Shapes: B rows in x, n rows that are still on their way, C classes, K edges of a stage.
+
+Rows that leave are written to their position in x. The others go on in a smaller batch: one gather
+per carried tensor, and one synchronisation with the device per gate. Rows that meet again after a
+fork are put together in the order of x.
 """
 
 from __future__ import annotations
@@ -38,15 +40,15 @@ from offramp.runtime.one_graph import OneGraph
 from offramp.runtime.outputs import DEADLINE, END, UNAVAILABLE, OutputBuffer, Outputs, RowNumbers
 from offramp.runtime.staleness import ChangeDetector, Rounds, SettingsDetector
 
-Waiting = dict[str, list[Group]]  # by the name of a stage the rows that wait for it
+Waiting = dict[str, list[Group]]  # the rows that wait for each stage, by the stage's name
 
 
 class Observed:
-    """What became of rows in a run, beside their answers.
+    """What happened to the rows of a run, in addition to their answers.
 
     Attributes:
-        ran: by node which rows [B] it ran for.
-        near: which rows [B] had a score within the float band of a threshold.
+        ran: for each node, the rows [B] that it ran for.
+        near: the rows [B] with a score within the float band of a threshold.
     """
 
     def __init__(self, count: int, names: Sequence[str], band: float) -> None:
@@ -55,12 +57,13 @@ class Observed:
         self.band = band
 
     def ran_for(self, nodes: Sequence[str], rows: RowNumbers) -> None:
-        """Note that some nodes run for rows; None for all."""
+        """Note that nodes run for some rows; None means all of them."""
+        where = slice(None) if rows is None else rows
         for name in nodes:
-            self.ran[name][slice(None) if rows is None else rows] = True
+            self.ran[name][where] = True
 
     def scored(self, scores: Tensor, thresholds: np.ndarray[Any, Any], rows: RowNumbers) -> None:
-        """Note the scores [n] or [n, K - 1] by which rows are sent on."""
+        """Note the scores [n] or [n, K - 1] that decide where rows go."""
         table = scores.detach().float().cpu().numpy().reshape(len(scores), -1)
         close = np.zeros(len(table), bool)
         for limit in np.unique(thresholds):
@@ -72,16 +75,16 @@ class Observed:
 class Runner:
     """A network opened under a plan on one engine and device: immutable, thread-safe, callable.
 
-    `runner(x)` -> Answers for a batch x [B, ...]; `runner.anytime(x)` yields every exit's Answers,
-    shallow to deep. It computes in the precision of the plan: `torch.autocast` around a call does
-    not count.
+    `runner(x)` gives the Outputs of a batch x [B, ...]. `runner.anytime(x)` yields the Outputs of
+    every exit, from the first to the last. It computes in the precision of the plan;
+    `torch.autocast` around a call has no effect.
 
-    It refuses with StaleRunner once the network was moved, cast, trained or re-assigned. A write
-    through NumPy or in place through `.data` is noticed late, or not at all: `ChangeDetector` in
+    It raises StaleRunner once the network was moved, cast, trained or re-assigned. A write through
+    NumPy or in place through `.data` is noticed late, or not at all: `ChangeDetector` in
     staleness.py says which. An engine with copies of the weights answers as the network was when it
-    was opened. There a few modules are looked at after each batch, so a change of single modules,
-    not of the whole network, is noticed after `shares` batches at most. `check` looks at everything
-    at once.
+    was opened. With such an engine a few modules are looked at after each batch, so that a change
+    of a single module is noticed after at most `shares` batches. `check` looks at everything at
+    once.
     """
 
     def __init__(
@@ -96,28 +99,55 @@ class Runner:
         one_graph: OneGraph | None = None,
         way: str = "in parts",
     ) -> None:
-        """Take what was opened.
+        """Called by `open`.
 
         Args:
             network: in eval mode.
             plan: what it is opened under.
-            parts: the stages of the plan.
+            engine_stages: the stages of the plan.
             every: the stages in which every exit runs, for `anytime`.
-            percentiles: of the parts' milliseconds, for deadlines.
+            percentiles: of the stages' milliseconds, for deadlines.
             own_threads: see `Engine.own_threads`.
-            one_graph: the plan in one call, where the engine has it.
+            one_graph: the whole plan in one call, if the engine has it.
             way: how it runs and why, for print.
         """
         self.way = way
-        self._quick: Callable[[Any], Outputs | None] | None = one_graph
         self.plan = plan
         self.topology = network.topology
         self.device = network.device()
-        self._exit_indices = {name: at for at, name in enumerate(self.topology.exits)}
-        # where torch computes nothing
+        self._exit_indices = {name: index for index, name in enumerate(self.topology.exits)}
+        self._engine_stages = tuple(engine_stages)
+        self._every = tuple(every)
+        self._percentiles = percentiles
+        self._thresholds = dict[str, np.ndarray[Any, Any]]()
+        self._columns = dict[str, list[int] | None]()
+        for engine_stage in engine_stages:
+            stage = engine_stage.stage
+            self._thresholds[stage.name] = np.asarray(stage.thresholds, np.float32)
+            self._columns[stage.name] = _some_columns(stage, network)
+        # With a member that runs elsewhere, rows keep the answer of the exit before it.
+        self._may_fail = any(map(_may_be_unavailable, engine_stages))
+
+        # An engine with threads of its own does not compute in torch.
         self._mode = nullcontext if own_threads else torch.inference_mode
-        self._settings = None if own_threads else ambient.settings()
+        on_arrays = own_threads and self.device.type == "cpu"
+        self._gather = _by_numpy if on_arrays else _by_torch
+
+        self._watch_for_changes(network, own_threads)
+        self._expect_inputs(network)
+
+        # The quick ways, which leave everything unusual to `_walk`.
+        self._lean: LeanChain | None = None
+        if own_threads and not self._may_fail and self._as_recorded():
+            self._lean = lean_chain(self.topology, engine_stages)
+        self._quick: Callable[[Any], Outputs | None] | None = self._lean
+        if self._lean is not None and one_graph is not None:
+            self._quick = one_graph
+
+    def _watch_for_changes(self, network: Network, own_threads: bool) -> None:
+        """Remember what the network is now, so that changes are noticed."""
         self._network = ref(network)
+        self._settings = None if own_threads else ambient.settings()
         self._code = code_marks(network)
         reads = code_reads(network)
         self._computes_with = SettingsDetector(
@@ -125,75 +155,56 @@ class Runner:
         )
         containers = [network, network.backbone, network.fronts, network.exits, network.gates]
         self._containers = ChangeDetector(containers, deep=False)
-        # by node: an engine may have joined several in a part
+        self._rounds = Rounds([network]) if own_threads else None
+        # By node the modules that run there. An engine may have joined several nodes in a stage.
         modules = dict[str, tuple[nn.Module, ...]]()
-        nodes = dict[str, tuple[str, ...]]()  # by part
-        for engine_stage in every:
-            nodes[engine_stage.name] = engine_stage.stage.nodes
+        for engine_stage in self._every:
             modules.update(dict.fromkeys(engine_stage.stage.nodes, engine_stage.modules))
-        for engine_stage in engine_stages:
-            nodes[engine_stage.name] = engine_stage.stage.nodes
         self._detectors = dict[str, ChangeDetector]()
-        for name, several in nodes.items():
-            watched = [each for node in several for each in modules[node]]
-            self._detectors[name] = ChangeDetector(watched, deep=False)
-        self._engine_stages = tuple(engine_stages)
-        self._every = tuple(every)
-        # Whether a part runs elsewhere and may not answer: then rows keep the answer of the exit
-        # before.
-        self._may_fail = any(
-            getattr(module, "may_be_unavailable", False)
-            for engine_stage in engine_stages
-            for module in engine_stage.modules
-        )
-        self._thresholds = {
-            engine_stage.name: np.asarray(engine_stage.stage.thresholds, np.float32)
-            for engine_stage in engine_stages
-        }
-        self._columns = {
-            engine_stage.name: _some_columns(engine_stage.stage, network)
-            for engine_stage in engine_stages
-        }
-        self._percentiles = percentiles
-        if own_threads and self.device.type == "cpu":
-            self._gather = _by_numpy
-        else:
-            self._gather = _by_torch
-        probe = plan.origin.probe if plan.origin else None
-        self._free = {name for member in network.members for name in member.length}  # of any length
+        for engine_stage in (*self._every, *self._engine_stages):
+            watched = list[nn.Module]()
+            for node in engine_stage.stage.nodes:
+                watched += modules[node]
+            self._detectors[engine_stage.name] = ChangeDetector(watched, deep=False)
+
+    def _expect_inputs(self, network: Network) -> None:
+        """Remember which inputs the network reads, of which shapes."""
+        # Dimensions that follow the length of a text can have any size.
+        self._free = {name for member in network.members for name in member.length}
         self._known: frozenset[str] | None
         self._shapes: dict[str, tuple[int | None, ...]] | None
+        probe = self.plan.origin.probe if self.plan.origin else None
         if probe:
             self._shapes = {one.name: self._asked(one.name, one.shape) for one in probe.inputs}
             self._known = frozenset(self._shapes)
+            self._classes = probe.classes
         else:
             self._shapes = None
             self._known = known_inputs(network)
-        self._classes = probe.classes if probe else 0
-        self._needed = needed_by(network.members, every)
-        self._rounds = Rounds([network]) if own_threads else None
-        self._compiled = compiled_for([*engine_stages, *every])
-        self._lean: LeanChain | None = None
-        if own_threads and not self._may_fail and self._as_recorded():
-            self._lean = lean_chain(self.topology, engine_stages)
-        if self._lean is None or self._quick is None:
-            self._quick = self._lean
+            self._classes = 0
+        self._needed = needed_by(network.members, self._every)
+        self._compiled = compiled_for([*self._engine_stages, *self._every])
 
     def _as_recorded(self) -> bool:
-        """Whether the parts were compiled for rows of the recorded shapes."""
+        """Whether the stages were compiled for rows of the recorded shapes."""
         if self._shapes is None or self._compiled is None:
             return True
-        return all(
-            self._shapes.get(name) == wanted.shape for name, wanted in self._compiled.items()
-        )
+        compiled = {name: wanted.shape for name, wanted in self._compiled.items()}
+        return compiled == {name: self._shapes.get(name) for name in compiled}
 
     def __call__(self, x: Any, *, deadline_ms: float | None = None) -> Outputs:
-        """Answers for x [B, ...] (a tensor or an array). Raises BadData, InvalidArgument,
-        StaleRunner.
+        """The Outputs of a batch.
 
-        With a deadline, a segment starts only if its measured 95th percentile fits into what is
-        left; the first exit is always computed; rows that ran out of time get the latest exit's
-        answer, and no promise.
+        Args:
+            x: [B, ...], a tensor, an array, or several by name.
+            deadline_ms: milliseconds for this call. A stage starts only if its measured 95th
+                percentile fits into what is left. The first exit is always computed. Rows that run
+                out of time get the answer of the latest exit they passed, and no promise.
+
+        Raises:
+            BadData: rows of another shape or type than those that were recorded.
+            InvalidArgument: a deadline without `timing_rows` at `open`, or one that is no number.
+            StaleRunner: the network has changed since it was opened.
         """
         if deadline_ms is None and self._quick is not None:
             answers = self._quickly(self._quick, x)
@@ -219,11 +230,11 @@ class Runner:
 
     @property
     def shares(self) -> int:
-        """The batches after which every module has been looked at for changes: see `Rounds`."""
+        """After how many batches every module has been checked for changes: see `Rounds`."""
         return 1 if self._rounds is None else self._rounds.shares
 
     def takes(self, x: Any) -> bool:
-        """Whether rows x [B, ...] are of the types and shapes that this was compiled for."""
+        """Whether this was compiled for rows x [B, ...] of these types and shapes."""
         if self._compiled is None:
             return True
         batch = as_inputs(x, self.device)
@@ -236,26 +247,26 @@ class Runner:
         return f"Runner of {len(self._engine_stages)} stages, {self.way}"
 
     def _quickly(self, quick: Callable[[Any], Outputs | None], x: Any) -> Outputs | None:
-        """The answers of one graph or of the loop on arrays.
+        """The Outputs of one graph, or of the loop on arrays.
 
-        None where the Runner has to look, or to explain what is wrong.
+        None if the general way has to be taken: for unusual rows, and to explain what is wrong.
         """
         try:
             answers = quick(x)
-        except Exception:  # errors of runtimes share no class; walking says it in a sentence
+        except Exception:  # Runtimes share no class of errors. `_walk` says it in a sentence.
             return None
         self._spot_check()
         return answers
 
     def _spot_check(self) -> None:
-        """Look at some settings, and at some modules where an engine has copies of the weights."""
+        """Check some settings, and some modules if the engine has copies of the weights."""
         self._computes_with.spot_check()
         if self._rounds is not None:
             self._rounds.spot_check()
 
     def observed(self, x: Any, band: float) -> tuple[Outputs, Observed]:
-        """Answers for x, and which nodes ran for each row and whether one of its scores lay near a
-        threshold.
+        """The Outputs of x; and for each row which nodes ran, and whether a score was within `band`
+        of a threshold.
         """
         self._containers.check()
         batch = self._batch(x)
@@ -264,21 +275,19 @@ class Runner:
             return self._walk(batch, None, seen), seen
 
     def check(self) -> None:
-        """Raise StaleRunner when the network, or its code, is not what it was when it was
-        opened.
-        """
+        """Raise StaleRunner if the network or its code has changed since it was opened."""
         self.check_values()
         network = self._network()
         if network is not None and code_marks(network) != self._code:
             raise StaleRunner(
-                "the code of the network was changed after it was opened; change it back, or open "
-                "again"
+                "the code of the network was changed after it was opened; change it back, or "
+                "open again"
             )
 
     def check_values(self) -> None:
-        """Raise StaleRunner when weights, settings, or what the code reads are not what they were.
+        """Raise StaleRunner if weights, settings, or values that the code reads have changed.
 
-        Quicker than `check` by the marks of code, which are not made again.
+        Faster than `check`, which also compares the code itself.
         """
         self._containers.check()
         self._computes_with.check()
@@ -286,10 +295,11 @@ class Runner:
             detector.check()
 
     def anytime(self, x: Any) -> Iterator[Outputs]:
-        """Each exit's answer for all rows, as it comes, shallow to deep; stop iterating to stop the
-        work.
+        """The Outputs of each exit for all rows, from the first to the last. Stop iterating to stop
+        the work.
 
-        Raises BadNetwork in a network with forks, where no path passes every exit.
+        Raises:
+            BadNetwork: the network has forks, so that no path passes every exit.
         """
         self.topology.require_chain("anytime")
         self._spot_check()
@@ -324,90 +334,103 @@ class Runner:
         return batch
 
     def _asked(self, name: str, shape: tuple[int, ...]) -> tuple[int | None, ...]:
-        """The shape of a row as far as it is given: of text [T, ...] of any length without T."""
+        """The shape that rows must have; None for the length of a text, which is free."""
         return (None, *shape[1:]) if name in self._free else shape
 
     def _walk(self, batch: State, until: float | None, seen: Observed | None = None) -> Outputs:
-        """The loop of the schedule: each stage runs on the rows that wait for it, which then wait
-        for later ones.
+        """Run the schedule: each stage in turn, on the rows that wait for it.
+
+        Args:
+            batch: the inputs by name, [B, ...] each.
+            until: when to be done, on the clock of time.perf_counter; None for no deadline.
+            seen: takes notes on what happens to the rows.
         """
         count = count_of(batch)
         result = OutputBuffer(count, self.device, self.topology.exits, self._classes)
+        if not count:
+            return result.answers()
         inputs = tuple(batch)
-        waiting: Waiting = {}
-        if count:
-            waiting[self._engine_stages[0].name] = [
-                Group(None, with_defaults(self.topology, batch), count, None)
-            ]
+        everything = Group(None, with_defaults(self.topology, batch), count, None)
+        waiting: Waiting = {self._engine_stages[0].name: [everything]}
         for number, engine_stage in enumerate(self._engine_stages):
             groups = waiting.pop(engine_stage.name, None)
-            if groups is None:  # a stage without rows is not called
+            if groups is None:  # no row waits for this stage
                 continue
-            group = groups[0] if len(groups) == 1 else merged(groups, self._gather)
-            if (
-                until is not None
-                and group.latest is not None
-                and not self._fits(number, group.size, until)
-            ):
+            group = merged(groups, self._gather)
+            has_answers = until is not None and group.latest is not None
+            if has_answers and not self._fits(number, group.size, until):
                 group = self._answered(result, group, DEADLINE)
                 if not group.size:
                     continue
             stage = engine_stage.stage
-            state = group.state
             if seen is not None:
                 seen.ran_for(stage.nodes, group.rows)
             try:
-                self._call(engine_stage, state)
+                self._call(engine_stage, group.state)
             except MemberUnavailable:
-                # nothing has answered yet
-                if group.latest is None or (group.latest.places < 0).any():
+                if not _all_answered(group):
                     raise
                 self._answered(result, group, UNAVAILABLE)
                 continue
             if (until is not None or self._may_fail) and stage.exit:
-                places = np.full(group.size, self._exit_indices[stage.name])
-                group = group._replace(latest=Latest(places, state[stage.name + LOGITS]))
+                indices = np.full(group.size, self._exit_indices[stage.name])
+                group = group._replace(latest=Latest(indices, group.state[stage.name + LOGITS]))
             if not stage.gate:
                 self._send(result, waiting, stage, stage.edges[0], group, inputs)
                 continue
-            successor, later = self._chosen(result, stage, group)
             if seen is not None:
-                seen.scored(state[stage.name + SCORE], self._thresholds[stage.name], group.rows)
-            two = len(stage.edges) == 2
-            # all go the same way: batches of one wait for this
-            if not len(later) or (two and len(later) == group.size):
-                self._send(
-                    result, waiting, stage, stage.edges[1 if len(later) else 0], group, inputs
-                )
-                continue
-            for index, edge in enumerate(stage.edges):
-                chosen = later if two and index else (successor == index).nonzero()[0]
-                if len(chosen) == group.size:
-                    self._send(result, waiting, stage, edge, group, inputs)
-                    break
-                if len(chosen):
-                    self._send(result, waiting, stage, edge, group, inputs, chosen)
+                scores = group.state[stage.name + SCORE]
+                seen.scored(scores, self._thresholds[stage.name], group.rows)
+            self._divide(result, waiting, stage, group, inputs)
         return result.answers()
 
-    def _chosen(self, result: OutputBuffer, stage: Stage, group: Group) -> tuple[Index, Index]:
-        """Which edge [n] each row takes, and the positions of the rows that do not take the first
-        one.
+    def _divide(
+        self,
+        result: OutputBuffer,
+        waiting: Waiting,
+        stage: Stage,
+        group: Group,
+        inputs: Sequence[str],
+    ) -> None:
+        """Send each row along the edge that the gate chooses for it."""
+        successor, not_first = self._chosen(result, stage, group)
+        if not len(not_first):  # the common cases of small batches first
+            self._send(result, waiting, stage, stage.edges[0], group, inputs)
+            return
+        if len(stage.edges) == 2:
+            if len(not_first) < group.size:
+                first = (successor == 0).nonzero()[0]
+                self._send(result, waiting, stage, stage.edges[0], group, inputs, first)
+                self._send(result, waiting, stage, stage.edges[1], group, inputs, not_first)
+            else:
+                self._send(result, waiting, stage, stage.edges[1], group, inputs)
+            return
+        for index, edge in enumerate(stage.edges):
+            chosen = (successor == index).nonzero()[0]
+            if len(chosen) == group.size:
+                self._send(result, waiting, stage, edge, group, inputs)
+                return
+            if len(chosen):
+                self._send(result, waiting, stage, edge, group, inputs, chosen)
 
-        Decided on the host: bringing the scores there is the one synchronisation of this gate, and
-        on a CPU NumPy is quicker than torch with so few numbers.
+    def _chosen(self, result: OutputBuffer, stage: Stage, group: Group) -> tuple[Index, Index]:
+        """The edge [n] that each row takes, and the positions of rows that do not take the first.
+
+        This is decided on the host. Bringing the scores there is the one synchronisation of the
+        gate, and on a CPU NumPy is faster than torch for so few numbers.
         """
         scores = group.state[stage.name + SCORE].cpu().numpy()
         columns = self._columns[stage.name]
         if scores.ndim == 1:
-            scores = scores[:, None]  # [n, 1]
+            scores = scores[:, None]  # [n] -> [n, 1]
         elif columns is not None:
-            scores = scores[:, columns]  # [n, K - 1] of the ways that are open
+            scores = scores[:, columns]  # [n, all routes] -> [n, open routes]
         successor = choose(scores, self._thresholds[stage.name])
-        later = successor.nonzero()[0]
-        if len(later):  # a row whose score is NaN never takes the first way
+        not_first = successor.nonzero()[0]
+        if len(not_first):  # a row whose score is NaN never takes the first edge
             bad = np.isnan(scores)
             result.flag(group.rows, bad[:, 0] if bad.shape[1] == 1 else bad.any(1))
-        return successor, later
+        return successor, not_first
 
     def _send(
         self,
@@ -419,8 +442,16 @@ class Runner:
         inputs: Sequence[str],
         chosen: Index | None = None,
     ) -> None:
-        """Rows along an edge: their answers are written, or they wait for a later stage. chosen:
-        None for all rows.
+        """Send rows along an edge: to their answer, or to wait for a later stage.
+
+        Args:
+            result: takes the answers.
+            waiting: takes the rows that go on.
+            stage: where the rows are.
+            edge: where they go.
+            group: the rows of the stage.
+            inputs: the names of the inputs.
+            chosen: positions in the group of the rows that go this way; None for all of them.
         """
         rows = group.rows
         if chosen is not None:
@@ -444,7 +475,7 @@ class Runner:
         waiting.setdefault(edge.to, []).append(Group(rows, state, size, latest))
 
     def _answered(self, result: OutputBuffer, group: Group, why: int) -> Group:
-        """Write the answers that rows have so far; the rows of the group that have none."""
+        """Write the latest answers of a group's rows. Returns the rows that have no answer yet."""
         latest = group.latest
         assert latest is not None
         for index in np.unique(latest.places[latest.places >= 0]).tolist():
@@ -466,16 +497,18 @@ class Runner:
             return
         try:
             engine_stage.call(state)
-        finally:  # also when the call failed: a network that was cast fails with a worse message
+        finally:  # also after a failure: a network that was cast fails with a worse message
             self._detectors[engine_stage.name].spot_check()
 
-    def _fits(self, number: int, count: int, until: float) -> bool:
+    def _fits(self, number: int, count: int, until: float | None) -> bool:
+        """Whether a stage is likely to end in time with so many rows."""
         assert self._percentiles is not None
+        assert until is not None
         return time.perf_counter() + self._percentiles[number](count) / 1e3 <= until
 
 
 def _require_deadline(value: object) -> None:
-    """Raise InvalidArgument unless a deadline is a number; infinity stands for none."""
+    """Raise InvalidArgument unless a deadline is a number. Infinity means no deadline."""
     if not isinstance(value, Real) or isinstance(value, bool) or math.isnan(value):
         raise InvalidArgument(
             f"deadline_ms must be a number of milliseconds, got {value!r}; leave it out for no "
@@ -484,25 +517,36 @@ def _require_deadline(value: object) -> None:
 
 
 def compiled_for(engine_stages: Sequence[EngineStage]) -> dict[str, Wanted] | None:
-    """The types and shapes of the inputs that parts were compiled for; None where they take any."""
-    found = dict[str, Wanted]()
+    """The types and shapes of the inputs that stages were compiled for; None if they take any."""
+    inputs = dict[str, Wanted]()
     for engine_stage in engine_stages:
         for function in engine_stage.functions.values():
-            if not isinstance(function, CompiledPiece):
-                continue
-            for reads in function.compiled_for()[:1]:
-                found.update(inputs_of(reads))
-    return found or None
+            if isinstance(function, CompiledPiece):
+                for reads in function.compiled_for()[:1]:
+                    inputs.update(inputs_of(reads))
+    return inputs or None
+
+
+def _may_be_unavailable(engine_stage: EngineStage) -> bool:
+    """Whether a module of a stage runs elsewhere, and may not answer."""
+    for module in engine_stage.modules:
+        if getattr(module, "may_be_unavailable", False):
+            return True
+    return False
+
+
+def _all_answered(group: Group) -> bool:
+    """Whether every row of a group has an answer of some exit."""
+    return group.latest is not None and bool((group.latest.places >= 0).all())
 
 
 def _device_of(x: Any) -> torch.device | None:
-    """Where a batch lies: a tensor, or the first of several; None for arrays."""
-    first = (
-        next(iter(x.values() if isinstance(x, Mapping) else x), None)
-        if isinstance(x, (Mapping, tuple, list))
-        else x
-    )
-    return first.device if isinstance(first, Tensor) else None
+    """The device of a batch: that of a tensor, or of the first of several; None for arrays."""
+    if isinstance(x, Mapping):
+        x = next(iter(x.values()), None)
+    elif isinstance(x, (tuple, list)):
+        x = next(iter(x), None)
+    return x.device if isinstance(x, Tensor) else None
 
 
 def _by_torch(state: State, rows: np.ndarray[Any, np.dtype[np.int64]]) -> State:
@@ -511,14 +555,14 @@ def _by_torch(state: State, rows: np.ndarray[Any, np.dtype[np.int64]]) -> State:
 
 
 def _by_numpy(state: State, rows: np.ndarray[Any, np.dtype[np.int64]]) -> State:
-    """For engines with threads of their own: torch's wait for more work at full speed, and stand in
-    their way.
+    """For engines with threads of their own. Torch's threads spin while they wait for work, and
+    would take the engine's cores.
     """
     return {key: torch.from_numpy(value.detach().numpy()[rows]) for key, value in state.items()}
 
 
 def _some_columns(stage: Stage, network: Network) -> list[int] | None:
-    """The columns of a gate's scores that a stage decides by; None where it is all of them."""
+    """The columns of a gate's scores that a stage uses; None for all of them."""
     if not stage.gate or len(stage.routes) == network.topology.routes(stage.name):
         return None
     return list(stage.routes)
