@@ -334,7 +334,7 @@ def test_export_and_compiling_engines_refuse_in_one_sentence(mixed, tmp_path):
         BadNetwork, match=r"'forest' is a scikit-learn estimator .* cannot be written as a graph"
     ):
         off.export(net, plan, tmp_path / "out", example=X[:4])
-    with pytest.raises(BadNetwork, match="use engine='torch'"):
+    with pytest.raises(BadNetwork, match="Use engine='torch'"):
         off.open(net, plan, engine="onnxruntime")
 
 
