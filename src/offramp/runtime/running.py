@@ -356,7 +356,7 @@ class Runner:
             groups = waiting.pop(engine_stage.name, None)
             if groups is None:  # no row waits for this stage
                 continue
-            group = merged(groups, self._gather)
+            group = groups[0] if len(groups) == 1 else merged(groups, self._gather)
             has_answers = until is not None and group.latest is not None
             if has_answers and not self._fits(number, group.size, until):
                 group = self._answered(result, group, DEADLINE)
