@@ -133,7 +133,7 @@ class Runner:
         on_arrays = own_threads and self.device.type == "cpu"
         self._gather = _by_numpy if on_arrays else _by_torch
 
-        self._watch_for_changes(network, own_threads)
+        self._detect_changes(network, own_threads)
         self._expect_inputs(network)
 
         # The quick ways, which leave everything unusual to `_walk`.
@@ -144,7 +144,7 @@ class Runner:
         if self._lean is not None and one_graph is not None:
             self._quick = one_graph
 
-    def _watch_for_changes(self, network: Network, own_threads: bool) -> None:
+    def _detect_changes(self, network: Network, own_threads: bool) -> None:
         """Remember what the network is now, so that changes are noticed."""
         self._network = ref(network)
         self._settings = None if own_threads else ambient.settings()
