@@ -47,7 +47,7 @@ def test_documents_come_back(tmp_path):
     assert read_json(tmp_path / "a.json", "plan", 9) == (3, body)
     with pytest.raises(NewerSchema, match=r"offramp/plan/3.*up to 2"):
         read_json(tmp_path / "a.json", "plan", 2)
-    with pytest.raises(BadFile, match="not an offramp trace"):
+    with pytest.raises(BadFile, match="must be an offramp trace"):
         read_json(tmp_path / "a.json", "trace", 3)
 
 

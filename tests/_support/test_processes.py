@@ -167,7 +167,7 @@ def test_records_where_a_process_has_no_row_and_where_a_row_is_damaged():
 
 def test_processes_with_different_networks_are_refused():
     found = together(lambda rank: record(ladder_of(2, seed=rank), rows_of(9), timed=False))
-    assert all("2 processes have different networks" in text for text in found), found
+    assert all("2 processes must have the same network" in text for text in found), found
 
 
 def test_training_together_gives_the_weights_of_one_process():

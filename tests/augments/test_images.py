@@ -54,7 +54,7 @@ def test_the_same_seed_the_same_rows(draw):
 
 @pytest.mark.parametrize("rows", [torch.zeros(3, 4), {"ids": torch.zeros(2, 3, 4, 4)}])
 def test_rows_that_are_no_images(rows):
-    with pytest.raises(BadData, match=r"expected images \[b, C, H, W\]"):
+    with pytest.raises(BadData, match=r"needs images \[b, C, H, W\]"):
         crop_flip(rows)
 
 

@@ -99,7 +99,7 @@ def test_converted_twice(workdir, as_json):
     [
         (("--layer", "layr*=ghost"), "matches no module of this model"),
         (("--layer", "Conv2d=goats"), "did you mean 'ghost'"),
-        (("--layer", "Conv2d"), "expected NAME=VALUE"),
+        (("--layer", "Conv2d"), "must be NAME=VALUE"),
         (("--layer", "Conv2d=pruned"), "Torch-Pruning|needs example=|torch-pruning"),
         (("--layer", "3=ghost?ratio=1000"), "less than one channel would be left"),
     ],

@@ -93,7 +93,7 @@ CASES = {
                       f"n.npz", "row 3 has 11"),
     "empty data": lambda: (f"record network {npz('a.npz', shape=(0, 1, 8, 8))} -o n.npz", "0 rows"),
     "images of the wrong "
-    "size": lambda: (f"record network {npz('a.npz', shape=(5, 1, 9, 9))} -o n.npz", "expected 8x8"),
+    "size": lambda: (f"record network {npz('a.npz', shape=(5, 1, 9, 9))} -o n.npz", "images must be 8x8"),
     "images of the wrong size, "
     "run": lambda: (f"run network plan.json {npz('a.npz', shape=(5, 1, 9, 9))}", "(1, 9, 9)"),
     "NaN rows": lambda: (
@@ -196,11 +196,11 @@ CASES = {
     "an unknown data source": lambda: ("record network digit -o n.npz", "digits"),
     "one member": lambda: ("ladder --model offramp:digits_small -o new", "at least two"),
     "options that do not pair "
-    "up": lambda: (f"ladder {' '.join(PAIR)} --weights - -o new", "one for each"),
-    "one name twice": lambda: (f"ladder {' '.join(PAIR)} --name a --name a -o new", "each once"),
+    "up": lambda: (f"ladder {' '.join(PAIR)} --weights - -o new", "must be given once for each"),
+    "one name twice": lambda: (f"ladder {' '.join(PAIR)} --name a --name a -o new", "each --name must be given once"),
     "two aims": lambda: ("calibrate calibration.npz --at-most 0.1 --budget 0.5 -o "
                          "n.json", "exactly one"),
-    "no trace": lambda: ("calibrate --at-most 0.1", "no TRACE"),
+    "no trace": lambda: ("calibrate --at-most 0.1", "TRACE is missing"),
     "how many, beside a trace": lambda: ("calibrate test.npz --how-many 0.01", "alone"),
     "how many, for no level": lambda: ("calibrate --how-many 2", "below 1"),
     "no threshold for -": lambda: ("check - test.npz", "--threshold"),

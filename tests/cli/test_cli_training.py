@@ -139,7 +139,7 @@ class Nothing(Recipe):
         (("--recipe", "users_own:three_classes"), "expected a name, a Recipe"),
         (("--with", "epochs"), "NAME=VALUE"),
         (("--with", "epoch=2"), "known: kind, regularizer, gap"),
-        (("--with", "a-b=2"), "name of an argument"),
+        (("--with", "a-b=2"), "must be NAME=VALUE"),
         (("--with", "kind=odd"), "one_vs_rest"),
         (("--precision", "int8"), "bf16"),
         (("--resume",), "folder"),

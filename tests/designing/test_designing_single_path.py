@@ -138,15 +138,15 @@ def test_batch_norms_get_the_statistics_of_their_own_rows():
             {"three": (X, Y)},
             {},
             InvalidArgument,
-            r"rows for \['three'\], expected some for each of",
+            r"rows for each of the tasks",
         ),
         (
             {**DATA, "two": (X, Y + 1)},
             {},
             BadData,
-            "labels of the task 'two' are 1 to 2, expected 0 to 1",
+            "labels of the task 'two' must be 0 to 1, got 1 to 2",
         ),
-        ({**DATA, "two": X}, {}, BadData, "'two' have no labels"),
+        ({**DATA, "two": X}, {}, BadData, "'two' must have labels"),
         (DATA, {"paths": 0}, InvalidArgument, "1 or more, got 1, 0"),
     ],
 )

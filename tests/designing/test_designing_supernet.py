@@ -145,9 +145,9 @@ def test_a_network_in_words():
         ({"choices": {"body.7": ["dense"]}}, UnknownName, "body.7"),
         ({"exits": ["boddy.1"]}, UnknownName, "did you mean"),
         ({"choices": {}}, InvalidArgument, "at least one place"),
-        ({"choices": {"body.0": []}}, InvalidArgument, "'body.0' has no options"),
+        ({"choices": {"body.0": []}}, InvalidArgument, "'body.0' must have at least one option"),
         ({"head": "stem"}, InvalidArgument, "'stem' is a Conv2d"),
-        ({"heads": {"one": 1}}, InvalidArgument, "'one' has 1 classes"),
+        ({"heads": {"one": 1}}, InvalidArgument, "'one' must have 2 or more classes"),
         ({"choices": {"body.0": ["dense", "ghosts"]}}, UnknownName, "ghosts"),
         ({"choices": {"stem": ["dense", "skip"]}}, BadNetwork, "'skip'.*'stem'"),
         (

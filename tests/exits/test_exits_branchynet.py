@@ -119,5 +119,5 @@ def test_what_does_not_fit_is_refused():
         b_alexnet_2((96, 3, 8), 10)
     with pytest.raises(BadNetwork, match=r"\[C, H, W\]"):
         b_resnet_2((96,), 10)
-    with pytest.raises(InvalidArgument, match="convolutions=-1"):
+    with pytest.raises(InvalidArgument, match=r"convolutions must be .*, got -1"):
         b_alexnet_1((64, 16, 16), 10, -1)

@@ -81,12 +81,12 @@ def test_layers_before_the_linear_one_are_kept():
 
 
 def test_what_has_no_linear_layer_is_refused():
-    with pytest.raises(BadNetwork, match="a Surest has no linear layer"):
+    with pytest.raises(BadNetwork, match="got a Surest without one"):
         Inline(Surest(("a",)))
 
 
 def test_an_exit_of_another_width_before_is_refused():
-    with pytest.raises(BadNetwork, match="expected the logits of 4 classes"):
+    with pytest.raises(BadNetwork, match="must hand on the logits of 4 classes"):
         of_two()(seen_of(classes=3))
 
 

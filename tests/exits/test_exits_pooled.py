@@ -53,5 +53,5 @@ def test_flat_and_hidden():
 def test_what_is_refused():
     with pytest.raises(InvalidArgument, match="mean, grid, flat"):
         Pooled("max", 3, 3)
-    with pytest.raises(BadNetwork, match="no features"):
+    with pytest.raises(BadNetwork, match="without features"):
         linear((), 3)

@@ -44,7 +44,7 @@ def test_alone_it_is_a_linear_exit_of_low_rank():
 def test_what_does_not_fit_is_refused():
     with pytest.raises(InvalidArgument, match="pooling"):
         Selective("max", 6, 3)
-    with pytest.raises(BadNetwork, match="place is 2"):
+    with pytest.raises(BadNetwork, match="got place 2"):
         Selective("mean", 6, 3, place=2)
     mixed = {"stem": "linear", "blocks.0": "selective"}
     with pytest.raises(BadNetwork, match="selective"):

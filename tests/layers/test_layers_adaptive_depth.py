@@ -231,9 +231,9 @@ def test_where_tiles_pay_is_measured():
     paying = [share for share, relation in found.items() if relation < 1]
     assert stage.break_even == 0.0 or stage.break_even in paying
     assert images("sample").tuned(torch.randn(4, 6, 8, 8)) == {}
-    with pytest.raises(BadNetwork, match="training mode"):
+    with pytest.raises(BadNetwork, match="must be in eval mode"):
         images("position").train().tuned(torch.randn(4, 6, 8, 8))
-    with pytest.raises(BadNetwork, match="by tiles"):
+    with pytest.raises(BadNetwork, match="tiles need residual units"):
         made([[0.1]]).sparse_over_dense(torch.randn(2, 2, 4), 0.5)
 
 

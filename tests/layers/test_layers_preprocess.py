@@ -70,10 +70,10 @@ def test_sizes_that_do_not_go_together(given):
 @pytest.mark.parametrize(
     ("preprocess", "shape", "says"),
     [
-        (Preprocess((0, 0, 0), (1, 1, 1)), (2, 1, 4, 4), r"expected \[B, 3, H, W\]"),
-        (Preprocess(), (2, 4, 4), "expected"),
-        (Preprocess(expects=(32, 32)), (2, 3, 32, 28), "images are 32x28, expected 32x32"),
-        (Preprocess(expects=(4, 4), size=(8, 8)), (2, 3, 8, 8), "expected 4x4"),
+        (Preprocess((0, 0, 0), (1, 1, 1)), (2, 1, 4, 4), r"images must be \[B, 3, H, W\]"),
+        (Preprocess(), (2, 4, 4), "images must be"),
+        (Preprocess(expects=(32, 32)), (2, 3, 32, 28), "images must be 32x32, got 32x28"),
+        (Preprocess(expects=(4, 4), size=(8, 8)), (2, 3, 8, 8), "images must be 4x4"),
     ],
 )
 def test_what_is_refused(preprocess, shape, says):

@@ -109,7 +109,7 @@ def test_costs_are_measured_or_given_and_the_last_is_one():
     assert costs_by({"backbone": 4, "stem": 1, "blocks.0": 2}, net) == [0.25, 0.5, 1]
     with pytest.raises(InvalidArgument, match="for each of stem, blocks"):
         costs_by([1, 2], net)
-    with pytest.raises(BadNetwork, match="give costs="):
+    with pytest.raises(BadNetwork, match="Give costs="):
         costs_by(None, ladder_of(2))
 
 

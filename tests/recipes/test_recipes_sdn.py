@@ -100,7 +100,7 @@ def test_the_model_itself_is_what_learns_below_the_surest_answer():
 def test_what_does_not_fit_is_refused_and_nothing_changed():
     net = cut_of(exits="cascade")
     before = net.fingerprint()
-    with pytest.raises(BadNetwork, match="'stem' is no plain classifier"):
+    with pytest.raises(BadNetwork, match="exit 'stem' is something else"):
         off.fit(net, (X, Y), recipe=Sdn(surest=True), progress=False)
     with pytest.raises(
         InvalidArgument, match=r"weights must be a number of at least 0 for each of stem, blocks\.0"

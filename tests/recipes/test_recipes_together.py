@@ -157,14 +157,14 @@ def refused(network, recipe, error, says):
 def test_boosted_refuses_what_cannot_add():
     other = cut_of()
     other.exits._modules["blocks.0"] = Pooled("flat", 144, 4).eval()
-    refused(other, Boosted(), BadNetwork, "different numbers of classes")
+    refused(other, Boosted(), BadNetwork, "same number of classes")
     refused(cut_of(), Boosted(0.0), InvalidArgument, "above 0")
     refused(ladder_of(2), Boosted(), BadNetwork, "parameters to train")
     stacked = off.ladder({"one": cut_of(), "two": cut_of(seed=1)})
     refused(stacked, Boosted(), BadNetwork, "ladder of 2")
     refused(stacked, Joint(equilibrium=True), BadNetwork, "ladder of 2")
     add_up(other, 0.5)
-    with pytest.raises(BadNetwork, match="adds to 'stem', which has 3"):
+    with pytest.raises(BadNetwork, match="'stem', to which it adds, must have"):
         other(X)
 
 

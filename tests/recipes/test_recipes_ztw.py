@@ -138,6 +138,6 @@ def test_a_plan_that_lets_all_leave_at_the_last_ensemble_answers_by_it():
 def test_an_exit_that_does_not_read_what_the_last_layer_reads_is_refused():
     for made in (cut_of(exits="cascade"), cut_of("stem", "blocks.1", exits="cascade_conv")):
         before = made.fingerprint()
-        with pytest.raises(BadNetwork, match="cut right before it"):
+        with pytest.raises(BadNetwork, match="Cut right before the last layer"):
             Ztw(final=True).prepare(made)
         assert made.fingerprint() == before

@@ -188,9 +188,7 @@ def arguments_of(texts: Sequence[str] | None, told: str = "--with") -> dict[str,
     arguments: dict[str, Any] = {}
     for name, value in pairs(texts, told).items():
         if not name.isidentifier():
-            raise InvalidArgument(
-                f"got {told} {name}=..., expected the name of an argument before the =; write it so"
-            )
+            raise InvalidArgument(f"{told} must be NAME=VALUE, got {name}=...")
         try:
             arguments[name] = json.loads(value)
         except (ValueError, RecursionError):
@@ -204,9 +202,7 @@ def pairs(texts: Sequence[str] | None, option: str) -> dict[str, str]:
     for text in texts or ():
         name, equals, value = text.partition("=")
         if not (name and equals and value) or name in pairs:
-            raise InvalidArgument(
-                f"got {option} {text!r}, expected NAME=VALUE, each name once; write it so"
-            )
+            raise InvalidArgument(f"{option} must be NAME=VALUE with each name once, got {text!r}")
         pairs[name] = value
     return pairs
 

@@ -69,11 +69,10 @@ def from_document(text: str, kind: str, newest: int, where: str) -> tuple[int, d
             f"{where} is not an offramp {kind}: no readable JSON with a schema; make it again"
         ) from problem
     if (family, name) != ("offramp", kind):
-        raise BadFile(f"{where} is an {family}/{name}, not an offramp {kind}; give the right file")
+        raise BadFile(f"{where} must be an offramp {kind}, got an {family}/{name}")
     if number < 1:
         raise BadFile(
-            f"{where} has schema offramp/{kind}/{number}, and there is none below 1; give the "
-            f"right file"
+            f"{where} must have a schema of at least offramp/{kind}/1, got offramp/{kind}/{number}"
         )
     if number > newest:
         raise NewerSchema(
@@ -145,17 +144,15 @@ def require_regular(path: str | Path, *, most: int | None = None) -> None:
         else:
             holds = ""
         raise BadFile(
-            f"{path} is a folder{holds}, expected a file; check the order of the arguments"
+            f"{path} must be a file, got a folder{holds}. Check the order of the arguments"
         )
     if not stat.S_ISREG(about.st_mode):
         raise BadFile(
-            f"{path} is a device, a pipe or a socket, expected a regular file; copy what it gives "
-            f"to one"
+            f"{path} must be a regular file, got a device, a pipe or a socket. Copy what it "
+            "gives to a file"
         )
     if most is not None and about.st_size > most:
-        raise BadFile(
-            f"{path} holds {about.st_size:,} bytes, expected at most {most:,}; check the path"
-        )
+        raise BadFile(f"{path} must have at most {most:,} bytes, got {about.st_size:,}")
 
 
 def write_csv(

@@ -72,7 +72,8 @@ def imported(dotted: str) -> Any:
             found = getattr(found, part)
     except (ImportError, AttributeError, TypeError, ValueError) as problem:
         raise InvalidArgument(
-            f"cannot import {dotted!r} ({problem}); give module:attribute as Python would import it"
+            f"cannot import {dotted!r} ({problem}). Write module:attribute as Python would "
+            "import it"
         ) from problem
     return found
 

@@ -95,9 +95,8 @@ class Processes:
         """Raise InvalidArgument unless all processes have the same `mark` of something."""
         if len(set(self.gathered(mark))) > 1:
             raise InvalidArgument(
-                f"the {self.count} processes have different {what}s, expected the same in all; "
-                f"load one from a file, "
-                "or seed what makes it"
+                f"the {self.count} processes must have the same {what}, got different ones. "
+                "Load it from a file, or seed what makes it"
             )
 
     def either(self, *wishes: bool) -> tuple[bool, ...]:

@@ -42,7 +42,4 @@ def crop_flip(x: Tensor) -> Tensor:
 def _require_images(x: object) -> None:
     if not isinstance(x, Tensor) or x.dim() != 4:
         got = f"shape {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise BadData(
-            f"there are rows of {got} to shift and mirror, expected images [b, C, H, W]; give "
-            f"another augment"
-        )
+        raise BadData(f"this augment needs images [b, C, H, W], got rows of {got}")

@@ -202,7 +202,7 @@ def _rows(spec: str, before: nn.Module | None, most: int) -> Any:
     with proposing([before]):
         batch = next(iter(rows(spec).batches(most)), None)
     if batch is None:
-        raise InvalidArgument(f"the example {spec} has no rows; choose others")
+        raise InvalidArgument(f"--example must have at least one row, got none in {spec}")
     x: Any = batch.x
     if not isinstance(x, torch.Tensor):
         if isinstance(x, (dict, tuple, list)):

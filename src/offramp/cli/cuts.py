@@ -273,7 +273,5 @@ def _rows(example: str, before: nn.Module | None, most: int = ROWS) -> Any:
     with proposing([before]):
         batch = next(iter(rows(example).batches(most)), None)
     if batch is None:
-        raise InvalidArgument(
-            f"the example {example} has no rows, expected at least one; choose others"
-        )
+        raise InvalidArgument(f"--example must have at least one row, got none in {example}")
     return batch.x

@@ -125,9 +125,7 @@ def _network(
     fronts = _beside(model, preprocess, "--preprocess", "auto")
     names = _beside(model, name, "--name", "") if name else _unique(model)
     if len(set(names)) < len(names):
-        raise InvalidArgument(
-            f"the names are {', '.join(names)}, expected each once; give other --name"
-        )
+        raise InvalidArgument(f"each --name must be given once, got {', '.join(names)}")
     members: dict[str, Any] = {}
     specs: dict[str, str] = {}
     for member, spec, file, kind in zip(names, model, files, fronts, strict=True):
@@ -146,8 +144,8 @@ def _beside(
     """One value per model: those given, or the default for all."""
     if given and len(given) != len(models):
         raise InvalidArgument(
-            f"got {len(given)} {option} for {len(models)} --model, expected one for each, in "
-            f"order; give the missing"
+            f"{option} must be given once for each --model, in order: {len(models)} times, "
+            f"got {len(given)}"
         )
     return list(given) if given else [default] * len(models)
 

@@ -151,10 +151,7 @@ def network_of(
     }
     gate = {node: make_gate(spec) for node, spec in pairs(gates, "--gate-of").items()}
     for member in preprocess.keys() - model.keys():
-        raise InvalidArgument(
-            f"got --preprocess-of {member} without --model {member}, expected both; give --model "
-            f"{member}=SPEC as well"
-        )
+        raise InvalidArgument(f"--preprocess-of {member} needs --model {member}=SPEC as well")
     given: dict[str, Any] = {
         member: (made, preprocess[member]) if member in preprocess else made
         for member, made in model.items()
@@ -193,10 +190,7 @@ def plan_of(path: str, thresholds: list[str] | None) -> Plan:
     }
     if path == "-":
         if not by_hand:
-            raise InvalidArgument(
-                "the plan is -, expected at least one --threshold GATE=VALUE beside it; give one, "
-                "or a file"
-            )
+            raise InvalidArgument("PLAN - needs at least one --threshold GATE=VALUE")
         return Plan.by_hand(by_hand)
     plan = Plan.load(path)
     if not by_hand:
@@ -235,7 +229,7 @@ def number(text: str, what: str) -> float:
         return float(text)
     except ValueError as problem:
         raise InvalidArgument(
-            f"got {what}{text}, expected a number (inf closes the exit); write one"
+            f"--threshold must be GATE=NUMBER (inf closes the exit), got {what}{text}"
         ) from problem
 
 
@@ -260,9 +254,7 @@ def writable(
 
     location = Path(path)
     if kinds is not None and location.suffix not in kinds:
-        raise InvalidArgument(
-            f"the output is {path}, expected a name that ends in {' or '.join(kinds)}; rename it"
-        )
+        raise InvalidArgument(f"--output must end in {' or '.join(kinds)}, got {path}")
     require_writable(location, folder=folder)
     if kinds is not None:
         require_own_file(location, *kinds[location.suffix])

@@ -163,14 +163,10 @@ def calibrate(
         return
     if trace is None:
         raise InvalidArgument(
-            "there is no TRACE, expected a file written by offramp record; give one, or "
-            "--how-many LEVEL"
+            "TRACE is missing. Name a file written by offramp record, or give --how-many LEVEL"
         )
     if (at_most is None) == (budget is None):
-        raise InvalidArgument(
-            "got --at-most and --budget, or neither, expected exactly one of them; give a level, "
-            "or a share"
-        )
+        raise InvalidArgument("exactly one of --at-most LEVEL and --budget SHARE must be given")
     from offramp._support.files import document_mark
     from offramp.calibration.calibrating import calibrate as calibrated
 
@@ -273,8 +269,7 @@ def _how_many(
 
     if trace is not None or at_most is not None or budget is not None:
         raise InvalidArgument(
-            "got --how-many beside a TRACE, --at-most or --budget, expected it alone; leave one "
-            "of them out"
+            "--how-many must be given alone, without TRACE, --at-most and --budget"
         )
     found = rows_by_observed(level, confidence)
     listed = [{"observed": observed, "rows": count} for observed, count in found.items()]

@@ -259,8 +259,8 @@ def _original(network: Network, spec: str | None, weights: str | None) -> Any:
         spec = split_spec(own)[0]
     if spec.startswith(OURS) and weights is None:
         raise InvalidArgument(
-            f"{spec} has no weights of its own; give those before it was converted: "
-            f"--original-weights FILE"
+            f"{spec} has no weights of its own. Give those before it was converted: "
+            "--original-weights FILE"
         )
     return model_of(spec, weights, "none")[0]
 
@@ -268,9 +268,7 @@ def _original(network: Network, spec: str | None, weights: str | None) -> Any:
 def _tell_where_it_begins(folder: str | None) -> None:
     """A word where there is nothing to go on from. Raises InvalidArgument without a folder."""
     if not folder:
-        raise InvalidArgument(
-            "got --resume without --folder, expected the folder of the run; give it"
-        )
+        raise InvalidArgument("--resume needs the folder of the run, --folder")
     from offramp._support.replacement import restored
     from offramp.fitting.checkpoint import FOLDER
 

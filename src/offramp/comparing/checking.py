@@ -93,9 +93,8 @@ def require_models(methods: Sequence[Method]) -> None:
             for name in method.cuts:
                 if name not in modules:
                     raise InvalidArgument(
-                        f"[method.{method.name}]: {model} has no module {name!r}, expected names "
-                        f"from `offramp "
-                        "inspect`; change at"
+                        f"[method.{method.name}]: at must name modules that `offramp inspect` "
+                        f"lists, got {name!r}, which {model} does not have"
                     )
 
 

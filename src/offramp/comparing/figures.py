@@ -180,8 +180,7 @@ def _within(calibration: Trace, test: Trace, share: float) -> Point | None:
 def _labels(trace: Trace) -> Array:
     if trace.labels is None:
         raise InvalidArgument(
-            f"{trace.header.data} has no labels, expected some: a comparison tells accuracies; "
-            f"give (x, y)"
+            f"{trace.header.data} has no labels, and a comparison reports accuracies. Give (x, y)"
         )
     return trace.labels
 

@@ -48,8 +48,8 @@ def read_settings(path: str | Path) -> Settings:
         or not all(isinstance(each, dict) for each in methods.values())
     ):
         raise InvalidArgument(
-            f"{path} names no method, expected tables such as [method.hinge] with recipe = "
-            f"'hinge'; add one"
+            f"{path} must have a table for each method, such as [method.hinge] with recipe = "
+            "'hinge', got none"
         )
     own = _keys(Settings, "methods")
     ours = _keys(Method, "name")
@@ -65,8 +65,7 @@ def read_settings(path: str | Path) -> Settings:
     for key in ("calibration", "test"):
         if key not in given:
             raise InvalidArgument(
-                f"{path} has no {key}, expected rows such as {key} = 'cifar10:data[1000:5000]'; "
-                f"add it"
+                f"{path} must have {key}, such as {key} = 'cifar10:data[1000:5000]'"
             )
     found = Settings(methods=made, **given)
     _require_budgets(found, "wall_clock_budget" in given, str(path))
@@ -75,8 +74,7 @@ def read_settings(path: str | Path) -> Settings:
         _require_method(found, method, f"[method.{method.name}] of {path}")
     if not any(not method.static and not method.members for method in found.methods):
         raise InvalidArgument(
-            f"{path} has no method that is cut, expected one whose plain network is the unit of "
-            f"cost; add it"
+            f"{path} must have a method that is cut: its plain network is the unit of cost"
         )
     return found
 
@@ -87,7 +85,7 @@ def _method(name: str, shared: Mapping[str, Any], table: Mapping[str, Any], wher
         raise unknown(key, known, f"flag in [method.{name}] of {where}")
     if not name.replace("-", "").replace("_", "").isalnum():
         raise InvalidArgument(
-            f"a method of {where} is called {name!r}, expected letters, digits, - and _; rename it"
+            f"the name of a method of {where} must have letters, digits, - and _ only, got {name!r}"
         )
     # What a method says for itself replaces what was shared about another model, or about other
     # places.
@@ -113,15 +111,15 @@ def _begun(methods: Sequence[Method], where: str) -> tuple[Method, ...]:
         if method.start is not None:
             if method.model is not None or method.weights is not None:
                 raise InvalidArgument(
-                    f"{here} has start {method.start!r} and a model or weights, expected one; "
-                    f"leave one out"
+                    f"{here} must have start or a model with weights, got start "
+                    f"{method.start!r} and the other"
                 )
             first = found.get(method.start)
             if first is None or first.members:
                 told = ", ".join(name for name, each in found.items() if not each.members) or "none"
                 raise InvalidArgument(
-                    f"{here} has start {method.start!r}, expected an earlier method that is no "
-                    f"ladder ({told})"
+                    f"start of {here} must be an earlier method that is not a ladder "
+                    f"({told}), got {method.start!r}"
                 )
             if method.preprocess == "auto":
                 preprocess = first.preprocess
@@ -152,7 +150,7 @@ def _value(kind: type, name: str, value: Any, key: str) -> Any:
         elif _is(value, option):
             return float(value) if option is float else value
     words = " or ".join(_word(option) for option in options if option is not type(None))
-    raise InvalidArgument(f"got {key} = {value!r}, expected {words}; change it")
+    raise InvalidArgument(f"{key} must be {words}, got {value!r}")
 
 
 def _is(value: Any, kind: type) -> bool:
@@ -178,14 +176,13 @@ def _require_budgets(settings: Settings, chosen: bool, where: str) -> None:
     budgets = settings.budgets
     if not budgets or min(budgets) <= 0 or len({*budgets}) < len(budgets):
         raise InvalidArgument(
-            f"{where} has budgets {list(budgets)}, expected shares of the plain cost above 0, "
-            f"each once; change them"
+            f"the budgets of {where} must be shares of the plain cost above 0, each once, got "
+            f"{list(budgets)}"
         )
     if chosen and settings.wall_clock_budget not in budgets:
         raise InvalidArgument(
-            f"{where} has wall-clock-budget {settings.wall_clock_budget:g}, expected one of the "
-            f"budgets "
-            f"{list(budgets)}; change it, or add it to them"
+            f"the wall-clock-budget of {where} must be one of the budgets {list(budgets)}, "
+            f"got {settings.wall_clock_budget:g}"
         )
 
 
@@ -193,13 +190,12 @@ def _require_method(settings: Settings, method: Method, here: str) -> None:
     """Raise for a method that cannot be made, whatever its names stand for."""
     if not method.seeds or min(method.seeds) < 0 or len({*method.seeds}) < len(method.seeds):
         raise InvalidArgument(
-            f"{here} has seeds {list(method.seeds)}, expected numbers of at least 0, each once; "
-            f"change them"
+            f"the seeds of {here} must be numbers of at least 0, each once, got "
+            f"{list(method.seeds)}"
         )
     if not method.gates or len({*method.gates}) < len(method.gates):
         raise InvalidArgument(
-            f"{here} has gates {list(method.gates)}, expected names or 'own', each once; change "
-            f"them"
+            f"the gates of {here} must be names or 'own', each once, got {list(method.gates)}"
         )
     for member in method.members:
         if settings.method(member).members:
@@ -209,9 +205,7 @@ def _require_method(settings: Settings, method: Method, here: str) -> None:
     if method.members:
         return
     if method.model is None:
-        raise InvalidArgument(
-            f"{here} has no model, expected one such as model = 'offramp:resnet20'; add it"
-        )
+        raise InvalidArgument(f"{here} must have a model, such as model = 'offramp:resnet20'")
     if not method.static:
         try:
             require_placement_flags(method.at, method.parts, method.labelled)
@@ -219,6 +213,4 @@ def _require_method(settings: Settings, method: Method, here: str) -> None:
         except InvalidArgument as problem:
             raise InvalidArgument(f"{here}: {problem}") from problem
     if method.recipe is not None and method.train is None:
-        raise InvalidArgument(
-            f"{here} has a recipe and no train, expected the rows that train; add train = ..."
-        )
+        raise InvalidArgument(f"{here} has a recipe and must have the rows that train: train = ...")

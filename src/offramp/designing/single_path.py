@@ -84,7 +84,7 @@ def train_supernet(
         )
     if set(data) != set(supernet.heads):
         raise InvalidArgument(
-            f"there are rows for {sorted(data)}, expected some for each of {sorted(supernet.heads)}"
+            f"there must be rows for each of the tasks {sorted(supernet.heads)}, got {sorted(data)}"
         )
     before = snapshot(supernet)
     tasks = dict[str, Labelled]()
@@ -181,10 +181,10 @@ def _drawn(
 
 def _require_labels(task: str, y: object, classes: int) -> None:
     if y is None:
-        raise BadData(f"the rows of the task {task!r} have no labels; give (x, y)")
+        raise BadData(f"the rows of the task {task!r} must have labels. Give (x, y)")
     labels = np.asarray(y)
     if labels.min() < 0 or labels.max() >= classes:
         raise BadData(
-            f"labels of the task {task!r} are {labels.min()} to {labels.max()}, expected 0 to "
-            f"{classes - 1}"
+            f"labels of the task {task!r} must be 0 to {classes - 1}, got {labels.min()} to "
+            f"{labels.max()}"
         )

@@ -117,7 +117,9 @@ class Supernet(nn.Module):
         self.options = nn.ModuleList()
         for index, options in choices.items():
             if not options:
-                raise InvalidArgument(f"the place {index!r} has no options, expected one or more")
+                raise InvalidArgument(
+                    f"the place {index!r} must have at least one option, got none"
+                )
             self.options.append(
                 nn.ModuleList([_option_of(known[index], index, option) for option in options])
             )
@@ -259,8 +261,8 @@ class Supernet(nn.Module):
                     got = dict(heard).get(index)
                     want = shapes.get(index)
                     raise BadNetwork(
-                        f"the option {name!r} gives {got} at {index!r}, expected {want} as the "
-                        f"first does"
+                        f"the option {name!r} must give {want} at {index!r}, as the first one "
+                        f"does, got {got}"
                     )
         if sorted(order) != sorted({*self.places, *exits}):
             raise BadNetwork(
@@ -296,7 +298,7 @@ def _hearing(
 
 def _tensor(value: object) -> Tensor:
     if not isinstance(value, Tensor):
-        raise BadNetwork(f"a place or a tap gives a {type(value).__name__}, expected one tensor")
+        raise BadNetwork(f"a place or a tap must give one tensor, got a {type(value).__name__}")
     return value
 
 
@@ -306,8 +308,8 @@ def _head_of(task: str, count: int | None, last: nn.Linear) -> nn.Linear:
         return copy.deepcopy(last)
     if count < 2:
         raise InvalidArgument(
-            f"the task {task!r} has {count} classes, expected 2 or more, or None for the model's "
-            f"own head"
+            f"the task {task!r} must have 2 or more classes, or None for the model's own "
+            f"head, got {count}"
         )
     return nn.Linear(last.in_features, count).to(last.weight)
 
@@ -331,7 +333,7 @@ def _option_of(dense: nn.Module, path: str, option: Option) -> nn.Module:
     made = option(copy.deepcopy(dense))
     if not isinstance(made, nn.Module):
         raise InvalidArgument(
-            f"an option at {path!r} gave a {type(made).__name__}, expected a torch.nn.Module"
+            f"an option at {path!r} must give a torch.nn.Module, got a {type(made).__name__}"
         )
     return made.eval()
 

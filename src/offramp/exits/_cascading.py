@@ -49,8 +49,8 @@ class Tail(nn.Module):
         self.kind = kind
         if (before is None) != (place == 1):
             raise BadNetwork(
-                f"place is {place} and the exit before is {before!r}, expected 1 and None, or "
-                f"neither"
+                "before must be None at place 1 and the name of the exit before elsewhere, "
+                f"got place {place} and {before!r}"
             )
         self.before = before
         self.place = place
@@ -74,9 +74,8 @@ class Tail(nn.Module):
         earlier = earlier[:, None] if earlier.dim() == 2 else earlier
         if earlier.shape[1] != self.place - 1:
             raise BadNetwork(
-                f"exit {self.before!r} hands on the logits of {earlier.shape[1]} exits, expected "
-                f"{self.place - 1}; cut "
-                "with exits='cascade' at every place"
+                f"exit {self.before!r} must hand on the logits of {self.place - 1} exits, got "
+                f"{earlier.shape[1]}. Cut with exits='cascade' at every place"
             )
         if self.final:
             return torch.cat([earlier, self.linear(features)[:, None]], 1)

@@ -21,7 +21,7 @@ SIGNAL_CELLS = 4  # parts of a signal whose means "grid" takes
 def require_pooling(word: str, name: str) -> None:
     """Raise InvalidArgument, which calls the argument `name`, unless `word` is one of POOLS."""
     if word not in POOLS:
-        raise InvalidArgument(f"{name} is {word!r}, expected one of {', '.join(POOLS)}")
+        raise InvalidArgument(f"{name} must be one of {', '.join(POOLS)}, got {word!r}")
 
 
 def require_layout(word: str | None) -> None:
@@ -88,9 +88,8 @@ def _signal_grid(features: Tensor) -> Tensor:
 def _peaks(features: Tensor) -> Tensor:
     if features.dim() != 3:
         raise BadNetwork(
-            f"peaks are looked for in features of shape {tuple(features.shape[1:])}, expected "
-            f"[channels, L]; use exits "
-            "such as linear_grid"
+            f"peaks need features of shape [channels, L], got {tuple(features.shape[1:])}. "
+            "Use linear_grid"
         )
     cell = -(-features.shape[2] // CELLS)
     maxima = nn.functional.max_pool1d(features, cell, ceil_mode=True)
@@ -101,7 +100,8 @@ def width(shape: Sequence[int], pool: str, layout: str | None = None) -> int:
     """F of a pooling of features [B, *shape]. Raises BadNetwork where there are none."""
     if not shape:
         raise BadNetwork(
-            "the tapped value has no features, expected [B, F] or [B, channels, ...]; cut elsewhere"
+            "the tapped value must be [B, F] or [B, channels, ...], got one without "
+            "features. Cut elsewhere"
         )
     return pooled(torch.zeros(1, *shape), pool, layout).shape[1]
 
@@ -118,9 +118,7 @@ class Mixed(nn.Module):
     def __init__(self, shape: Sequence[int]) -> None:
         super().__init__()
         if len(shape) != 3:
-            raise BadNetwork(
-                f"mixed pooling stands on features of shape {tuple(shape)}, expected [C, H, W]"
-            )
+            raise BadNetwork(f"mixed pooling needs features of shape [C, H, W], got {tuple(shape)}")
         self.kernel = max(1, shape[1] // 4), max(1, shape[2] // 4)
         self.features = shape[0] * (shape[1] // self.kernel[0]) * (shape[2] // self.kernel[1])
         self.share = nn.Parameter(torch.rand(())) if self.kernel != (1, 1) else None

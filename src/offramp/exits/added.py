@@ -38,9 +38,8 @@ class Added(Exit):
         before = seen.logits[self.before].detach()
         if own.shape[1] != before.shape[1]:
             raise BadNetwork(
-                f"an exit of {own.shape[1]} classes adds to {self.before!r}, which has "
-                f"{before.shape[1]}, expected one "
-                "number; check the exits"
+                f"an exit and {self.before!r}, to which it adds, must have the same number of "
+                f"classes, got {own.shape[1]} and {before.shape[1]}"
             )
         total: Tensor = own + self.weight * before
         return total

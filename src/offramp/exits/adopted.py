@@ -35,8 +35,8 @@ class Adopted(Exit):
         found = dict(model.named_modules(remove_duplicate=False)).get(self.module)
         if found is None:
             raise BadNetwork(
-                f"the model has no module {self.module!r}, which is one of its exits; give the "
-                f"same model"
+                f"the model has no module {self.module!r}, which is one of its exits. Give "
+                "the model that was adopted"
             )
         self.head = found
 

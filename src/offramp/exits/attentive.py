@@ -140,8 +140,7 @@ def bottleneck(shape: Sequence[int], classes: int) -> Squeezed:
 def _images(shape: Sequence[int]) -> tuple[int, ...]:
     if len(shape) != 3:
         raise BadNetwork(
-            f"this head stands on features of shape {tuple(shape)}, expected [C, H, W]; use "
-            f"linear_grid"
+            f"this head needs features of shape [C, H, W], got {tuple(shape)}. Use linear_grid"
         )
     return tuple(shape)
 

@@ -36,8 +36,7 @@ class Branch(Exit):
         super().__init__()
         if len(shape) != 3:
             raise BadNetwork(
-                f"a convolutional branch stands on features of shape {tuple(shape)}, expected [C, "
-                f"H, W]"
+                f"a convolutional branch needs features of shape [C, H, W], got {tuple(shape)}"
             )
         self.shape = tuple(shape)
         self.classes = int(classes)

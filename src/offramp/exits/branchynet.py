@@ -139,7 +139,7 @@ def b_alexnet_1(shape: Sequence[int], classes: int, convolutions: int = 2) -> No
     """
     if not isinstance(convolutions, int) or convolutions < 0:
         raise InvalidArgument(
-            f"got convolutions={convolutions!r}, expected a whole number of at least 0"
+            f"convolutions must be a whole number of at least 0, got {convolutions!r}"
         )
     return Normed(shape, classes, (32,) * convolutions)
 
@@ -177,8 +177,7 @@ def _room(shape: Sequence[int], least: int) -> tuple[int, ...]:
     """The shape, if it is that of images with room for the layers. Raises BadNetwork."""
     if len(shape) != 3 or min(shape[1:]) < least:
         raise BadNetwork(
-            f"a branch of BranchyNet stands on features of shape {tuple(shape)}, expected [C, H, "
-            f"W] of at least "
-            f"{least} x {least}; cut elsewhere, or use exits such as linear_grid"
+            f"a branch of BranchyNet needs features of shape [C, H, W] of at least {least} x "
+            f"{least}, got {tuple(shape)}. Cut elsewhere, or use linear_grid"
         )
     return tuple(shape)

@@ -55,8 +55,8 @@ class Inline(Exit):
             earlier = seen.logits[self.before]
             if earlier.shape[1:] != (self.classes,):
                 raise BadNetwork(
-                    f"exit {self.before!r} hands on {tuple(earlier.shape[1:])} per row, expected "
-                    f"the logits of {self.classes} classes; give exits of one width"
+                    f"exit {self.before!r} must hand on the logits of {self.classes} classes, "
+                    f"got rows of shape {tuple(earlier.shape[1:])}"
                 )
             known = self.block(earlier.detach() if self.detach else earlier)
             features = torch.cat([features, known], 1)  # [B, 2 F]
@@ -78,7 +78,7 @@ def parted(exit_: Exit) -> tuple[Exit, nn.Linear]:
     found = [(name, part) for name, part in body.named_modules() if isinstance(part, nn.Linear)]
     if not found:
         kind = type(exit_).__name__
-        raise BadNetwork(f"a {kind} has no linear layer, expected an exit that ends in one")
+        raise BadNetwork(f"the exit must end in a linear layer, got a {kind} without one")
     name, last = found[-1]
     parent, _, key = name.rpartition(".")
     setattr(body.get_submodule(parent), key, nn.Identity())

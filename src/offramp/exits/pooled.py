@@ -67,8 +67,8 @@ class Pooled(Exit):
         self.layout = layout
         if mask is not None and (pool != "mean" or not is_input(mask)):
             raise InvalidArgument(
-                f"pool is {pool!r} and mask {mask!r}, expected 'mean' and the name of an input "
-                f"(x/...)"
+                "a mask needs pool 'mean' and the name of an input (x/...), got pool "
+                f"{pool!r} and mask {mask!r}"
             )
         self.pooling = pool
         self.features = int(features)
@@ -132,8 +132,7 @@ def linear_masked(shape: Sequence[int], classes: int, mask: str = "x/attention_m
     """
     if len(shape) != 2:
         raise BadNetwork(
-            f"a mask over words stands on features of shape {tuple(shape)}, expected [T, F]; cut "
-            f"elsewhere"
+            f"a mask over words needs features of shape [T, F], got {tuple(shape)}. Cut elsewhere"
         )
     return Pooled("mean", shape[1], classes, mask=mask)
 

@@ -56,8 +56,8 @@ class Selective(Exit):
         self.layout = layout
         if (before is None) != (place == 1):
             raise BadNetwork(
-                f"place is {place} and the exit before is {before!r}, expected 1 and None, or "
-                f"neither"
+                "before must be None at place 1 and the name of the exit before elsewhere, "
+                f"got place {place} and {before!r}"
             )
         self.pooling = pooling
         self.features = int(features)
@@ -92,9 +92,9 @@ class Selective(Exit):
         earlier = earlier[:, None] if earlier.dim() == 2 else earlier
         if earlier.shape[1:] != (self.place - 1, self.channels):
             raise BadNetwork(
-                f"exit {self.before!r} hands on {tuple(earlier.shape[1:])} per row, expected "
-                f"{(self.place - 1, self.channels)} of layers and channels; cut with "
-                f"exits='selective' at every place"
+                f"exit {self.before!r} must hand on {(self.place - 1, self.channels)} layers "
+                f"and channels, got {tuple(earlier.shape[1:])}. Cut with exits='selective' at "
+                "every place"
             )
         return torch.cat([earlier, own], 1)
 

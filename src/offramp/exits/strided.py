@@ -41,9 +41,8 @@ class Strided(Exit):
         super().__init__()
         if len(shape) != 3 or min(shape[1:]) < 5:
             raise BadNetwork(
-                f"two strided convolutions stand on features of shape {tuple(shape)}, expected "
-                f"[C, H, W] of at least "
-                "5 x 5; cut earlier, or use exits such as linear_grid"
+                "two strided convolutions need features of shape [C, H, W] of at least 5 x "
+                f"5, got {tuple(shape)}. Cut earlier, or use linear_grid"
             )
         self.shape = tuple(shape)
         self.classes = int(classes)

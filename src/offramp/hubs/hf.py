@@ -147,8 +147,7 @@ def _where(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
         return {"local_files_only": True}
     if name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         raise InvalidArgument(
-            f"got 'hf:{name}', expected a folder that is there, or OWNER/NAME of the hub; check "
-            f"the name"
+            f"hf: must be followed by a folder, or by OWNER/NAME of the hub, got {name!r}"
         )
     return {"revision": given["revision"]} if "revision" in given else {}
 

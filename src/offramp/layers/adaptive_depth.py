@@ -360,9 +360,7 @@ class AdaptiveDepth(Layer):
             BadNetwork: the stage is in training mode.
         """
         if self.training:
-            raise BadNetwork(
-                "the stage is in training mode, expected eval mode; call model.eval() first"
-            )
+            raise BadNetwork("the stage must be in eval mode. Call model.eval() first")
         found = dict[float, float]()
         self.break_even = 0.0
         if self._steps(1) is None:
@@ -401,7 +399,8 @@ class AdaptiveDepth(Layer):
         steps = self._steps(1)
         if steps is None:
             raise BadNetwork(
-                "units of this stage cannot be computed by tiles, expected residual units on images"
+                "tiles need residual units on images, and the units of this stage are "
+                "something else"
             )
         side = tile_of(state.shape[2], state.shape[3], self.tile)
         going = tile_mask(state, side, share)
@@ -498,7 +497,7 @@ def _width_of(stage: nn.Sequential) -> int:
     widths = widths or [part.out_channels for part in stage.modules() if isinstance(part, convs)]
     if not widths:
         raise BadNetwork(
-            "the stage must have a batch norm or a convolution, got neither; give width="
+            "the stage must have a batch norm or a convolution, got neither. Give width="
         )
     return widths[-1]
 

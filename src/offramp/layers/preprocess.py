@@ -68,17 +68,14 @@ class Preprocess(nn.Module):
         """
         channels = self.mean.shape[0]
         if x.dim() != 4 or channels not in (1, x.shape[1]):
-            raise BadData(
-                f"images have shape {tuple(x.shape)}, expected [B, {channels}, H, W]; check the "
-                f"data"
-            )
+            raise BadData(f"images must be [B, {channels}, H, W], got {tuple(x.shape)}")
         if self.expects is not None and tuple(x.shape[-2:]) != self.expects:
             got = "x".join(map(str, x.shape[-2:]))
             want = "x".join(map(str, self.expects))
             spec = f"imagefolder:DIR?resize={max(self.expects)}&crop={want}"
             raise BadData(
-                f"images are {got}, expected {want}; resize them ({spec}), or use a Preprocess "
-                f"with size="
+                f"images must be {want}, got {got}. Resize them ({spec}), or use a Preprocess "
+                "with size="
             )
         y = x.to(self.mean.dtype)
         if self.size is not None and tuple(x.shape[-2:]) != self.size:

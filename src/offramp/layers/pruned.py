@@ -88,7 +88,7 @@ def pruned(
     except (RuntimeError, ValueError, IndexError, KeyError, AssertionError) as problem:
         why = str(problem).strip().splitlines()[:1]
         raise BadNetwork(
-            f"Torch-Pruning cannot take channels out of these layers ({''.join(why)}); choose "
+            f"Torch-Pruning cannot take channels out of these layers ({''.join(why)}). Name "
             "layers whose outputs are not added to others"
         ) from problem
     model.zero_grad(set_to_none=True)
@@ -266,7 +266,7 @@ def _require_sound(model: nn.Module, x: Tensor) -> None:
     except RuntimeError as problem:
         why = str(problem).strip().splitlines()[0]
         raise BadNetwork(
-            f"without these channels the model no longer runs ({why}); choose layers whose "
+            f"without these channels the model no longer runs ({why}). Name layers whose "
             "outputs are not added to others, such as the first one of each block"
         ) from problem
 

@@ -49,7 +49,7 @@ def _narrow(name: str, part: nn.Module, by: int, image: int, channels: int) -> n
             groups = width_in  # depthwise
         if width_in % groups or width % groups:
             raise BadNetwork(
-                f"{name!r} has {groups} groups and no form {by} times thinner; give high="
+                f"{name!r} has {groups} groups and cannot be made {by} times thinner. Give high="
             )
         return type(part)(
             width_in,
@@ -77,13 +77,14 @@ def _narrow(name: str, part: nn.Module, by: int, image: int, channels: int) -> n
         width = _less(part.num_channels, by)
         if width % part.num_groups:
             raise BadNetwork(
-                f"{name!r} has {part.num_groups} groups and no form {by} times thinner; give high="
+                f"{name!r} has {part.num_groups} groups and cannot be made {by} times "
+                "thinner. Give high="
             )
         return nn.GroupNorm(part.num_groups, width, part.eps, part.affine)
     own = any(True for _ in part.parameters(recurse=False))
     if own and by > 1:
         raise BadNetwork(
-            f"{name!r} is a {type(part).__name__}, of which no thinner form is known; give high="
+            f"{name!r} is a {type(part).__name__}, which has no thinner form. Give high="
         )
     return None
 

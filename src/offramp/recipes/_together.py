@@ -80,10 +80,7 @@ def require_one_width(network: Network) -> None:
         name: one.own.shape[1] for name, one in seen_of(network).items() if one.own is not None
     }
     if len(set(widths.values())) > 1:
-        raise BadNetwork(
-            f"the exits answer with different numbers of classes ({widths}), expected one; give "
-            f"exits of one width"
-        )
+        raise BadNetwork(f"all exits must have the same number of classes, got {widths}")
 
 
 def soft_cross_entropy(logits: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -389,8 +389,8 @@ def costs_by(costs: Sequence[float] | Mapping[str, float] | None, network: Netwo
         rows = trial_rows(network)
         if not rows:
             raise BadNetwork(
-                "no member of this network was cut, so there are no rows to measure with; give "
-                "costs="
+                "costs cannot be measured, because no member of this network was cut and the "
+                "shape of its rows is unknown. Give costs="
             )
         schedule = full_schedule(network.topology)
         parts = kind_of("torch")().open(network, schedule, network.device())

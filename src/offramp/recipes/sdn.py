@@ -91,9 +91,9 @@ class Sdn(Recipe):
         ]
         if handing or not isinstance(network.exit_of(last), Own):
             raise BadNetwork(
-                f"exit {(handing or [last])[0]!r} is no plain classifier, expected such exits and "
-                f"the model's own "
-                "answer at the end; leave out surest=True, or cut with exits='sdn'"
+                "surest=True needs plain classifiers as exits, and the model's own answer at "
+                f"the end; exit {(handing or [last])[0]!r} is something else. Leave out "
+                "surest=True, or cut with exits='sdn'"
             )
         network.hang_exit(last, Surest(network.topology.exits[:-1]).eval())
 

@@ -101,7 +101,8 @@ def layer_weights(outputs: TrainingOutputs) -> dict[str, float | Tensor]:
             assert isinstance(exit_, Selective)
             if not set(exit_.reads) <= handed.keys():
                 raise BadNetwork(
-                    f"exit {name!r} reads {exit_.reads}, expected selective exits; cut anew"
+                    f"exit {name!r} must be a selective exit, got one that reads "
+                    f"{exit_.reads}. Cut with exits='selective'"
                 )
             handed[name] = exit_.layers(Seen(outputs.features[name], handed))
             shares = exit_.shares(handed[name])

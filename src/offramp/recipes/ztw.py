@@ -103,9 +103,8 @@ class Ztw(Recipe):
                 ):
                     return _copied(exit_, pooling, head)
         raise BadNetwork(
-            f"exit {name!r} cannot answer as the model's last layer does, expected a 'cascade' on "
-            f"what a linear last "
-            "layer reads; cut right before it, or leave out final=True"
+            "final=True needs a 'cascade' exit on the input of a linear last layer, and exit "
+            f"{name!r} is none. Cut right before the last layer, or leave out final=True"
         )
 
     def phases(self, network: Network) -> list[Phase]:

@@ -90,8 +90,8 @@ def _images(view: View, source: Rows, wanted: Array) -> Array:
     if differs.size:
         raise BadData(
             f"row {numbers[differs[0]]} of {source.name} is not the row of that number in the "
-            f"trace "
-            f"({differs.size} of {len(wanted)} looked at differ); give the data that was recorded"
+            f"trace ({differs.size} of the {len(wanted)} rows that were compared differ). "
+            "Give the data that was recorded"
         )
     return x
 
@@ -103,8 +103,8 @@ def _taken(source: Rows, numbers: Array) -> Any:
     if (rest != 0).any() or (at < 0).any() or (at >= len(keep)).any():
         bad = numbers[(rest != 0) | (at < 0) | (at >= len(keep))]
         raise BadData(
-            f"row {bad[0]} of the trace is not among the rows of {source.name}; give the data "
-            f"recorded"
+            f"row {bad[0]} of the trace is not among the rows of {source.name}. Give the data "
+            "that was recorded"
         )
     if source.can_take:
         return source.take_x(at)
@@ -117,7 +117,8 @@ def _taken(source: Rows, numbers: Array) -> Any:
     missing = [number for number in numbers.tolist() if number not in found]
     if missing:
         raise BadData(
-            f"{source.name} ended before row {missing[0]} of the trace; give the data recorded"
+            f"{source.name} ended before row {missing[0]} of the trace. Give the data that "
+            "was recorded"
         )
     return np.stack([found[number] for number in numbers.tolist()])
 

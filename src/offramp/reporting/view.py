@@ -260,7 +260,7 @@ def view_of(trace: Trace, plan: Plan) -> View:
     network.
     """
     if not len(trace):
-        raise BadData("the trace has 0 rows, expected at least one; record some rows first")
+        raise BadData("the trace must have at least one row, got 0")
     asked = plan.promise.reference if plan.promise else "last"
     try:
         evaluation = trace.evaluate(plan, batches=BATCHES)
