@@ -213,7 +213,7 @@ def test_a_checkpoint_that_is_none(tmp_path):
             load_checkpoint(Path(at(kind, tmp_path)), cut_of(), {})
     (tmp_path / "c").mkdir()
     write_json(tmp_path / "c" / "training.json", "training", 2, {"begun": [], "files": 5})
-    with pytest.raises(BadFile, match="no complete checkpoint"):
+    with pytest.raises(BadFile, match="not a complete checkpoint"):
         load_checkpoint(tmp_path / "c", cut_of(), {"recipe": "x"})
 
 
