@@ -53,7 +53,7 @@ def test_what_is_no_model_no_front_and_no_name():
         BadNetwork, match=r"the preprocess must be a torch\.nn\.Module, got a function"
     ):
         cut(stages(), images_of(2), at="stem", preprocess=lambda x: x)
-    with pytest.raises(InvalidArgument, match="at=3, expected names"):
+    with pytest.raises(InvalidArgument, match=r"at must be names of modules .* got 3"):
         cut(stages(), images_of(2), at=3)
 
 
