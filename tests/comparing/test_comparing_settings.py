@@ -158,7 +158,11 @@ def test_a_file_that_cannot_be_meant_is_refused(
         ("model = ", "", "has no model"),
         ("at = ", "", "exactly one of --at and --parts must be given, got none"),
         ("at = ", "at = 'auto'", "--labelled must be given with --at auto"),
-        ("at = ", "at = 'auto'\nlabelled = 'digits[200:300]'\nparts = 1", "--parts must be at least 2"),
+        (
+            "at = ",
+            "at = 'auto'\nlabelled = 'digits[200:300]'\nparts = 1",
+            "--parts must be at least 2",
+        ),
         (
             "at = ",
             "at = 'auto'\nlabelled = 'digits[200:300]'\nexit-of = ['stem=mlp']",

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from offramp._support.find import find, unknown
 from offramp.building.cutting import GateLike, cut
+from offramp.building.routing import reason_of
 from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError
 from offramp.networks.inputs import State, as_inputs, call_model, copies, given, remedy
 from offramp.networks.network import Network
@@ -219,17 +220,11 @@ def _forward(model: nn.Module, preprocess: nn.Module | None, inputs: State) -> _
         raise
     except Exception as problem:  # the user's code can raise anything
         way = remedy(inputs, problem, "give a batch of its shape and type")
-        raise BadData(f"the model fails on the example: {_reason(problem)}; {way}") from problem
+        raise BadData(f"the model fails on the example: {reason_of(problem)}; {way}") from problem
     finally:
         for handle in handles:
             handle.remove()
     return _Forward(tuple(calls), outputs)
-
-
-def _reason(problem: Exception) -> str:
-    """The first line of an error of the user's code; its class if it has no text."""
-    lines = str(problem).strip().splitlines()
-    return lines[0].rstrip(".;") if lines else type(problem).__name__
 
 
 def _answers(outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -255,6 +250,7 @@ def _last(forward: _Forward, answers: Mapping[str, Tensor]) -> str | None:
         if pair is not None:
             layer, _ = pair
             ends[name] = layer.end
+    # The two cases in which the layer of the last answer is not known.
     final = next(reversed(list(answers)), None)
     unknown_layers = [name for name in answers if name not in ends]
     if final in unknown_layers:
@@ -272,6 +268,7 @@ def _goes_on(forward: _Forward, answers: Mapping[str, Tensor], end: int) -> bool
         sources = forward.sources(answer)
         if sources:
             heads.add(sources[0].name)
+    # The first of the calls that gave an answer is the outermost: everything inside is a head.
     for call in forward.calls:
         if call.start > end and not _is_within(call.name, heads):
             return True
@@ -330,6 +327,7 @@ def _heads(forward: _Forward, answers: Mapping[str, Tensor]) -> tuple[dict[str, 
         )
     last = _last(forward, answers)
     assert last is not None
+    # Every answer but the last one becomes an exit after its layer.
     heads = dict[str, _Head]()
     for name in answers:
         if name == last:
@@ -389,7 +387,7 @@ def _require_fitting(model: nn.Module, forward: _Forward, exits: Mapping[str, st
                 model.get_submodule(head)(outputs[0])
         except Exception as problem:  # the user's code can raise anything
             raise BadNetwork(
-                f"the head {head!r} fails on the output of {layer!r}: {_reason(problem)}"
+                f"the head {head!r} fails on the output of {layer!r}: {reason_of(problem)}"
             ) from problem
 
 
@@ -400,7 +398,7 @@ def _require_same(
     with torch.no_grad():
         logits = dict(zip(network.topology.exits, network(given(copies(inputs))), strict=True))
     for layer, head in heads.items():
-        if head.answer is None:
+        if head.answer is None:  # forward does not give this answer
             continue
         expected = forward.outputs[head.answer]
         if not torch.allclose(logits[layer], expected, rtol=BAND, atol=BAND, equal_nan=True):

@@ -81,6 +81,7 @@ def cost_of(model: nn.Module, example: Any, *, timed: bool = False) -> Cost:
         cost = layer.cost(shapes[name])
         stored += cost.stored_bytes - stored_bytes(layer)
         operations += cost.bit_operations - dense_cost(layer, shapes[name]).bit_operations
+    # the median, because single times are noisy
     ms = None
     if timed:
         ms = float(np.median(interleaved({"call": call}, repeats=5)["call"]))
@@ -171,7 +172,7 @@ def _inputs(model: nn.Module, names: list[str], call: Callable[[], Any]) -> dict
 
     def note(name: str, _module: nn.Module, args: tuple[Any, ...]) -> None:
         if args and isinstance(args[0], Tensor):
-            inputs[name] = args[0].clone()
+            inputs[name] = args[0].clone()  # a later layer may change it in place
 
     handles = []
     try:

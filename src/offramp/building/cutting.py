@@ -17,6 +17,7 @@ from offramp._support.find import find
 from offramp.building.factories import made_for_features, make_exit, make_gate
 from offramp.building.placement.candidates import require_place, where
 from offramp.building.placement.measure import Placement
+from offramp.building.routing import example_inputs, reason_of
 from offramp.building.skipping import skippable
 from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError
 from offramp.networks.ambient import without_autocast
@@ -123,8 +124,9 @@ def cut(
         _require_modules(plain, preprocess)
         if isinstance(gate, Mapping):
             raise InvalidArgument("gate must be one gate for all units with skip=, got a mapping")
-        chooser = "controller" if gate == "margin" else gate  # "margin" is the default of cut
-        return skippable(plain, example, skip, gate=chooser, preprocess=preprocess)
+        if gate == "margin":  # the default of cut, which cannot choose between ways
+            gate = "controller"
+        return skippable(plain, example, skip, gate=gate, preprocess=preprocess)
     return cut_and_placement(
         model,
         example,
@@ -190,7 +192,7 @@ def cut_and_placement(
 
     # 2. Run the example once. It gives the shapes for exits and gates, and the order of the cuts.
     output = None if logits is None else f"y/{logits}"
-    member = ModelSpec(BACKBONE, spec, names, _inputs(inputs), free, output)
+    member = ModelSpec(BACKBONE, spec, names, example_inputs(inputs), free, output)
     features, layouts = _features(model, preprocess, member, inputs)
     member = replace(member, cuts=tuple(features)[:-1])  # the last one is the end of the model
     network = _with_exits(model, preprocess, member, features, layouts, exits, gate)
@@ -274,7 +276,9 @@ def ladder(
         if outside_torch([model]):
             # a wrapped model (scikit-learn, ONNX) knows its own source
             specs[name] = getattr(model, "spec", None)
-    known = () if example is None else _inputs(as_inputs(example))
+    known: tuple[Input, ...] = ()
+    if example is not None:
+        known = example_inputs(as_inputs(example))
     members = list[ModelSpec]()
     for name in named:
         members.append(_member(name, networks.get(name), specs.get(name), known))
@@ -358,7 +362,7 @@ def check_classes(network: Network, example: object) -> int:
         raise
     except Exception as problem:  # the user's code can raise anything
         way = remedy(inputs, problem, "give a batch of its shape and type")
-        raise BadData(f"a model fails on the example: {_reason(problem)}; {way}") from problem
+        raise BadData(f"a model fails on the example: {reason_of(problem)}; {way}") from problem
     finally:
         for module, mode in modes.items():
             module.training = mode
@@ -371,12 +375,6 @@ def check_classes(network: Network, example: object) -> int:
             f"({classes})"
         )
     return next(iter(classes.values()))
-
-
-def _reason(problem: Exception) -> str:
-    """The first line of an error of the user's code; its class if it has no text."""
-    lines = str(problem).strip().splitlines()
-    return lines[0].rstrip(".;") if lines else type(problem).__name__
 
 
 def _nodes(members: Sequence[ModelSpec]) -> list[str]:
@@ -395,15 +393,14 @@ def _chain(
     """
     after = dict[str, tuple[str, ...]]()
     for member in members:
-        for before, node in pairwise(member.nodes()):
-            after[node] = (before,)
+        for before, name in pairwise(member.nodes()):
+            after[name] = (before,)
     nodes = list[Node]()
     for name in _nodes(members):
-        gate_reads = gates[name].reads if name in gates else ()
-        exit_reads = exits[name].reads
-        nodes.append(
-            Node(name, after=after.get(name, ()), exit_reads=exit_reads, gate_reads=gate_reads)
-        )
+        node = Node(name, after=after.get(name, ()), exit_reads=exits[name].reads)
+        if name in gates:  # all but the last
+            node = replace(node, gate_reads=gates[name].reads)
+        nodes.append(node)
     return Topology.chain(nodes)
 
 
@@ -516,7 +513,9 @@ def _features(
     # A single row is doubled, as for the export: a dimension of 1 could be the batch or not.
     rows = dict[str, Tensor]()
     for name, value in inputs.items():
-        rows[name] = torch.cat([value, value]) if len(value) == 1 else value
+        rows[name] = value
+        if len(value) == 1:
+            rows[name] = torch.cat([value, value])  # [1, ...] -> [2, ...]
     try:
         with torch.no_grad(), ChannelTracker() as tracker:
             values = values_of(model, preprocess, member, rows)
@@ -524,18 +523,8 @@ def _features(
         raise
     except Exception as problem:  # the user's code can raise anything
         way = remedy(inputs, problem, "give a batch of its shape and type")
-        raise BadData(f"the model fails on the example: {_reason(problem)}; {way}") from problem
+        raise BadData(f"the model fails on the example: {reason_of(problem)}; {way}") from problem
     return values, layouts_of(values, tracker, free=bool(member.length))
-
-
-def _inputs(state: State) -> tuple[Input, ...]:
-    """Names, shapes, types and ranges of a batch's inputs."""
-    inputs = []
-    for name, value in state.items():
-        # NumPy has no bfloat16
-        numbers = value.float() if value.dtype == torch.bfloat16 else value
-        inputs.append(Input.of(name, numbers.detach().cpu().numpy()).settled())
-    return tuple(inputs)
 
 
 def _one_each(wanted: Any, names: Sequence[str], what: str) -> dict[str, Any]:
@@ -576,8 +565,11 @@ def _named(members: Sequence[Model] | Mapping[str, Model]) -> dict[str, Named]:
         pairs = [(f"member{number}", member) for number, member in enumerate(members, 1)]
     named: dict[str, Named] = {}
     for name, member in pairs:
-        model, preprocess = member if isinstance(member, tuple) else (member, None)
-        if not isinstance(model, nn.Module):
+        model = member
+        preprocess = None
+        if isinstance(member, tuple):
+            model, preprocess = member
+        if not isinstance(model, nn.Module):  # such as a scikit-learn estimator
             model = find("members", "wrapped")(model)
         is_preprocess = preprocess is None or isinstance(preprocess, nn.Module)
         if not isinstance(model, nn.Module) or not is_preprocess:

@@ -71,9 +71,12 @@ class ByChunks(nn.Module):
         Returns:
             Logits [B, C].
         """
-        sequence = args[0] if self.sequence is None else kwargs[self.sequence]
+        if self.sequence is None:
+            sequence = args[0]
+        else:
+            sequence = kwargs[self.sequence]
         if self.mask is None:
-            mask = torch.ones_like(_flat(sequence))
+            mask = torch.ones_like(_flat(sequence))  # [B, T]
         else:
             mask = kwargs[self.mask]
         state = self.zero.expand(sequence.shape[0], *self.state)  # [] -> [B, ...]

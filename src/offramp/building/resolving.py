@@ -69,7 +69,7 @@ def resolutions(
         raise InvalidArgument(
             f"the example must be images [B, C, H, W], got rows of shape {list(images.shape[1:])}"
         )
-    ordered = sorted(set(sizes))
+    ordered = sorted(set(sizes))  # cheap arms first
     # One copy of the model holds the batch norms of all sizes; each arm is a way through it.
     resize = find("layers", "AtSize")
     switchable = find("layers", "with_switchable_norms")(model, len(ordered))

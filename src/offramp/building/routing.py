@@ -151,6 +151,7 @@ class _Layout:
         Returns:
             The nodes whose output the step behind them reads.
         """
+        # A list inside itself would be read for ever.
         if not isinstance(steps, (list, tuple)):
             raise InvalidArgument(f"{where} must be a list of steps, got a {type(steps).__name__}")
         if id(steps) in self.within:
@@ -204,6 +205,7 @@ class _Layout:
                 f"the segment {name!r} has preprocessing, but it does not read the input"
             )
         require_plain(model, f"segment {name!r}")
+        # Further arguments: outputs of earlier segments, with their defaults.
         for other, default in reads.items():
             if other not in self.models:
                 raise unknown(other, [*self.models], f"segment before {name!r}")
@@ -265,7 +267,7 @@ class _Layout:
         """Add an exit."""
         self._require_new(step.name)
         self.exits[step.name] = step
-        if step.gate is None:
+        if step.gate is None:  # all rows leave, so nothing follows
             self._add(Node(step.name, (LEAVE,), ends), nn.Identity().eval())
             self.open = []
             return ()
@@ -330,16 +332,22 @@ class _Layout:
             if len(node.successors) > 1:
                 gates[name] = self._gate(node, seen, earlier)
 
+        # The nodes learn what their exits and gates read, and every segment becomes a member.
         nodes = list[Node]()
         members = list[ModelSpec]()
-        entry_inputs = () if inputs is None else _inputs(inputs)
-        for node in self.nodes:
-            exit_reads = exits[node.name].reads if node.name in exits else ()
-            gate_reads = gates[node.name].reads if node.name in gates else ()
-            nodes.append(replace(node, exit_reads=exit_reads, gate_reads=gate_reads))
-            is_identity = type(self.models[node.name]) is nn.Identity
-            spec = self.specs.get(node.name, NOTHING if is_identity else None)
-            members.append(ModelSpec(node.name, spec, inputs=() if node.after else entry_inputs))
+        for laid_out in self.nodes:
+            node = laid_out
+            if node.name in exits:
+                node = replace(node, exit_reads=exits[node.name].reads)
+            if node.name in gates:
+                node = replace(node, gate_reads=gates[node.name].reads)
+            nodes.append(node)
+            member = ModelSpec(node.name, self.specs.get(node.name))
+            if member.spec is None and type(self.models[node.name]) is nn.Identity:
+                member = replace(member, spec=NOTHING)
+            if inputs is not None and not node.after:  # it reads the network's input
+                member = replace(member, inputs=example_inputs(inputs))
+            members.append(member)
         network = Network(
             backbone=nn.ModuleDict(self.models),
             members=tuple(members),
@@ -384,7 +392,7 @@ class _Layout:
                 f"example must be a batch, because the exit {name!r} is made for the features "
                 f"there, got None. Use an Exit without an example"
             )
-        features = seen.values[name]
+        features = seen.values[name]  # [B, ...]; [B, C, H, W] for maps
         layout = "channels_first" if features.dim() == 4 else None
         exit_ = make_exit(wanted, seen.shape(name), classes, earlier, layout)
         return exit_.to(features.device, features.dtype if features.is_floating_point() else None)
@@ -392,7 +400,8 @@ class _Layout:
     def _gate(self, node: Node, seen: _ExampleRun | None, earlier: Sequence[str]) -> Gate:
         """The gate of a fork or an exit, on the device of the features there."""
         name = node.name
-        wanted = self.exits[name].gate if name in self.exits else self.forks[name].gate
+        leave = self.exits.get(name)
+        wanted = leave.gate if leave else self.forks[name].gate
         assert wanted is not None  # a node with one successor has no gate
         if not made_for_features(wanted):
             return make_gate(wanted, earlier)
@@ -448,13 +457,11 @@ class _ExampleRun:
 
     def _failure(self, node: Node, inputs: State, problem: Exception) -> BadData:
         """The error for a segment that fails."""
-        lines = str(problem).strip().splitlines()
-        reason = lines[0].rstrip(".;") if lines else type(problem).__name__
         rows = "the example"
         if node.after:
             rows = str([*self.values[node.after[-1]].shape])
         way = remedy(inputs, problem, "check the output of the steps before it")
-        return BadData(f"the segment {node.name!r} fails on {rows}: {reason}; {way}")
+        return BadData(f"the segment {node.name!r} fails on {rows}: {reason_of(problem)}; {way}")
 
     def _require_one_shape(self, node: Node) -> None:
         """Raise BadNetwork if the arms that meet at a node give rows of different shapes."""
@@ -512,14 +519,29 @@ def _require_working(network: Network, inputs: State) -> None:
         )
 
 
-def _inputs(state: State) -> tuple[Input, ...]:
-    """Names, shapes, types and ranges of a batch's inputs."""
+def example_inputs(state: State) -> tuple[Input, ...]:
+    """Describe the inputs of a batch: names, shapes, types and ranges.
+
+    Args:
+        state: the inputs by name, each [B, ...].
+    """
     inputs = list[Input]()
     for name, value in state.items():
-        # NumPy has no bfloat16
-        numbers = value.float() if value.dtype == torch.bfloat16 else value
-        inputs.append(Input.of(name, numbers.detach().cpu().numpy()).settled())
+        numbers = value.detach().cpu()
+        if numbers.dtype == torch.bfloat16:  # NumPy has no such type
+            numbers = numbers.float()
+        inputs.append(Input.of(name, numbers.numpy()).settled())
     return tuple(inputs)
+
+
+def reason_of(problem: Exception) -> str:
+    """The first line of an error of the user's code; its class if it has no text.
+
+    Args:
+        problem: the error.
+    """
+    lines = str(problem).strip().splitlines()
+    return lines[0].rstrip(".;") if lines else type(problem).__name__
 
 
 def _entries(step: object, where: str) -> tuple[str, object, Mapping[str, float | None]]:

@@ -79,8 +79,11 @@ def saving(network: Network, folder: str | Path, kind: FolderKind = FOLDER) -> I
         body = network.config()
         body["made"] = network.made
         body["types"] = _types(network)
+        # The rows that trained the network, and its parts that were trained by rows.
+        body["learned"] = None
         rows = network.training_rows()
-        body["learned"] = None if rows is None else rows.to_json()
+        if rows is not None:
+            body["learned"] = rows.to_json()
         body["trained"] = [
             name for name, part in network.parts().items() if rows_behind(part) is not None
         ]
@@ -156,6 +159,7 @@ def _load(
             f"{path / 'network.json'} is not a complete network ({problem!r}). Save it again"
         ) from problem
     _fill(network, tensors, weights)
+    # The fingerprint differs if the user gave another model, preprocessing, exit or gate.
     if network.fingerprint() != body.get("fingerprint"):
         different = _different(network.state_dict(), tensors)
         if different:
@@ -232,7 +236,9 @@ class GiveAgain(InvalidArgument):
 def _phrase(kind: str, name: str, spec: str | None) -> str:
     """A part that must be given again, in words."""
     if kind == "model":
-        return f"member {name!r} " + ("was built by its user" if spec is None else f"is {spec!r}")
+        if spec is None:
+            return f"member {name!r} was built by its user"
+        return f"member {name!r} is {spec!r}"
     if kind == "preprocess":
         return f"the preprocessing of member {name!r} is {spec!r}"
     return f"the {kind} {name!r} is {spec!r}"
@@ -298,15 +304,22 @@ def _models_by_name(
 
 def _as_modules(given: Any) -> Given:
     """A module, or (module, preprocess). Other objects are wrapped as `ladder` wraps them."""
-    model, preprocess = given if isinstance(given, tuple) else (given, None)
-    if not isinstance(model, nn.Module):
-        wrapped = find("members", "wrapped")(model)
-        if wrapped is None:
-            raise InvalidArgument(
-                f"the model given must be a torch.nn.Module, got a {type(model).__name__}"
-            )
-        model = wrapped
-    return (model, preprocess) if isinstance(given, tuple) else model
+    if isinstance(given, tuple):
+        model, preprocess = given
+        return _as_module(model), preprocess
+    return _as_module(given)
+
+
+def _as_module(model: Any) -> nn.Module:
+    """A model as a module. Raises InvalidArgument if it cannot be wrapped."""
+    if isinstance(model, nn.Module):
+        return model
+    wrapped: nn.Module | None = find("members", "wrapped")(model)
+    if wrapped is None:
+        raise InvalidArgument(
+            f"the model given must be a torch.nn.Module, got a {type(model).__name__}"
+        )
+    return wrapped
 
 
 def _build(
@@ -338,21 +351,33 @@ def _build(
     fronts = dict[str, nn.Module]()
     for member in members:
         name = member.name
-        model = given[name] if name in given else model_from_file(member.spec, name)
-        models[name], preprocess = model if isinstance(model, tuple) else (model, None)
+        preprocess = None
+        if name not in given:
+            models[name] = model_from_file(member.spec, name)
+        else:
+            model = given[name]
+            if isinstance(model, tuple):
+                models[name], preprocess = model
+            else:
+                models[name] = model
         if name in body["fronts"]:
             if preprocess is None:
                 preprocess = _preprocess(body["fronts"][name], name)
             fronts[name] = preprocess
 
+    # Exits and gates: the user's own, or ours from their configurations.
     all_exits = dict[str, Exit]()
     for name, config in body["exits"].items():
         all_exits[name] = _exit(name, config, exits)
     all_gates = dict[str, Gate]()
     for name, config in body["gates"].items():
         all_gates[name] = gates.get(name) or make_gate(config)
+    # A single model that was cut is the backbone itself, members of a ladder are in a dict.
+    backbone: nn.Module = nn.ModuleDict(models)
+    if [*models] == [BACKBONE]:
+        backbone = models[BACKBONE]
     network = Network(
-        backbone=models[BACKBONE] if [*models] == [BACKBONE] else nn.ModuleDict(models),
+        backbone=backbone,
         members=tuple(members),
         topology=Topology.from_json(body["chain"]),
         fronts=fronts,
@@ -363,8 +388,11 @@ def _build(
     network.trained_on = None
     if body["learned"] is not None:
         network.trained_on = SeenRows.from_json(body["learned"])
+    network.class_names = None
     names = body.get("class_names")  # not in files of the first version
-    network.class_names = None if names is None else tuple(map(str, names))
+    if names is not None:
+        network.class_names = tuple(map(str, names))
+    # A model that the user gave must have the modules after which it was cut.
     for member in members:
         known = dict(network.model_of(member).named_modules(remove_duplicate=False))
         for cut in member.cuts:
@@ -386,15 +414,10 @@ def _member(body: Mapping[str, Any]) -> ModelSpec:
             inputs.append(model_input)
     length = tuple(map(str, body.get("length", ())))
     output = body.get("output")
+    if output is not None:
+        output = str(output)
     cuts = tuple(map(str, body["cuts"]))
-    return ModelSpec(
-        body["name"],
-        body["spec"],
-        cuts,
-        tuple(inputs),
-        length,
-        None if output is None else str(output),
-    )
+    return ModelSpec(body["name"], body["spec"], cuts, tuple(inputs), length, output)
 
 
 def _preprocess(config: Mapping[str, Any], member: str) -> nn.Module:

@@ -158,12 +158,13 @@ def _network(
 
             # The further units. From the last one all rows leave, without a gate.
             for number, unit in enumerate(units[1:], 1):
-                is_last = number == len(units) - 1
-                halt = None if is_last else stage.halts[number]
-                models[unit] = Next(stage.units[number], halt, shape)
-                successors = (behind,) if is_last else (behind, units[number + 1])
-                nodes.append(Node(unit, successors, (units[number - 1],)))
-                if not is_last:
+                after = (units[number - 1],)
+                if number == len(units) - 1:
+                    models[unit] = Next(stage.units[number], None, shape)
+                    nodes.append(Node(unit, (behind,), after))
+                else:
+                    models[unit] = Next(stage.units[number], stage.halts[number], shape)
+                    nodes.append(Node(unit, (behind, units[number + 1]), after))
                     gates[unit] = halting_gate(number + 1)
             before = tuple(units)
     assert shape is not None

@@ -132,8 +132,11 @@ def _prefixed(
     """
     if not expected:
         return
-    names = [name for name in expected if not name.endswith(COUNTER)]
-    first = names[0] if names else next(iter(expected))
+    first = next(iter(expected))
+    for name in expected:
+        if not name.endswith(COUNTER):
+            first = name
+            break
     for full_name in tensors:
         if not full_name.endswith(first):
             continue
@@ -209,6 +212,7 @@ def _report(candidate: Candidate, file: Path) -> None:
     """Print where the weights were found, unless the file is a plain state dict."""
     if candidate.plain:
         return
+    # Each step of the search that was needed becomes a phrase.
     parts = list[str]()
     if candidate.where:
         parts.append(f"the weights are those under {candidate.where!r}")
@@ -231,6 +235,7 @@ def _load_as_it_is(
     known = model.state_dict().keys()
     best = max(state_dicts, key=lambda where: len(state_dicts[where].keys() & known))
     tensors = state_dicts[best]
+    # A single state dict is tried anyway, several only if some name is right.
     reason = None
     if len(state_dicts) == 1 or tensors.keys() & known:
         try:

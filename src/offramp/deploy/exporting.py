@@ -142,16 +142,30 @@ def export(
         manifest["files"] = {file.name: digest_file(file) for file in sorted(path.iterdir())}
         write_json(path / "manifest.json", "export", SCHEMA, manifest)
         files = sorted(path.iterdir())
+        names = tuple(file.name for file in files)
         size = sum(file.stat().st_size for file in files)
-    names = tuple(file.name for file in files)
     return Exported(str(folder), names, size, exported_plan, note)
 
 
 def _manifest(
     network: Network, plan: Plan, state: State, stages: Sequence[WrittenStage], tensors: State
 ) -> dict[str, Any]:
-    """The content of manifest.json, without the files and their digests."""
-    logits = tensors[stages[-1].stage.name + LOGITS]
+    """The content of manifest.json, without the files and their digests.
+
+    Args:
+        network: the network.
+        plan: the plan as it is exported.
+        state: the inputs of some rows by name.
+        stages: the stages of the plan as graphs.
+        tensors: all named tensors of the network on these rows.
+    """
+    gates = list[str]()
+    stage_entries = list[dict[str, Any]]()
+    for number, written in enumerate(stages):
+        stage_entries.append(_stage(written, number, tensors))
+        if written.stage.gate:
+            gates.append(written.stage.name)
+    logits = tensors[stages[-1].stage.name + LOGITS]  # [B, C]
     return {
         "made_with": {name: version(name) for name in ("offramp", "torch", "onnx", ENGINE)},
         "network": {"fingerprint": network.fingerprint(), "precision": network.precision()},
@@ -160,9 +174,9 @@ def _manifest(
         "exits": [*network.topology.exits],
         "classes": logits.shape[1],
         "logits": str(logits.dtype).removeprefix("torch."),
-        "gates": [written.stage.name for written in stages if written.stage.gate],
-        "stages": [_stage(written, number, tensors) for number, written in enumerate(stages)],
-        "defaults": [_default(default) for default in network.topology.defaults],
+        "gates": gates,
+        "stages": stage_entries,
+        "defaults": list(map(_default, network.topology.defaults)),
         "one_file": None,
         "sentence": str(plan),
         "promise": asdict(plan.promise) if plan.promise else None,
@@ -213,6 +227,7 @@ def _written_stages(network: Network, plan: Plan, state: State) -> tuple[list[Wr
     Returns:
         The stages, and all named tensors of the network on these rows.
     """
+    # The same stages in two engines. torch has one stage per node, ONNX Runtime may join nodes.
     schedule = plan.schedule(network.topology)
     device = network.device()
     onnx_stages: Sequence[EngineStage] = kind_of(ENGINE)().open(network, schedule, device)
@@ -268,11 +283,13 @@ def _require_close(stage: str, names: Sequence[str], onnx_tensors: State, tensor
 def _stage(written: WrittenStage, number: int, tensors: State) -> dict[str, Any]:
     """A stage as run.py reads it: its graph, what it reads and writes, and where its rows go."""
     stage = written.stage
-    file_name = re.sub(r"[^A-Za-z0-9_.-]", "-", stage.name)
+    file_name = re.sub(r"[^A-Za-z0-9_.-]", "-", stage.name)  # safe on every system
     edges = list[dict[str, Any]]()
     for edge, names in zip(stage.edges, written.carries, strict=True):
-        target = None if edge.to == LEAVE else edge.to
-        carries = [_input(name, tensors[name]) for name in names]
+        target = None if edge.to == LEAVE else edge.to  # None: the row is answered
+        carries = list[dict[str, Any]]()
+        for name in names:
+            carries.append(_input(name, tensors[name]))
         edges.append({"to": target, "carries": carries})
     return {
         "name": stage.name,
@@ -314,6 +331,7 @@ def _one_graph(stages: Sequence[WrittenStage], plan: Plan, manifest: Mapping[str
         dtype = helper.np_dtype_to_tensor_dtype(np.dtype(entry["dtype"]))
         shape = ["batch", *entry["shape"]]
         inputs.append(helper.make_tensor_value_info(entry["name"], dtype, shape))
+    # In a chain a gate has one threshold.
     thresholds = {gate: plan.thresholds[gate][0] for gate in manifest["gates"]}
     model: bytes = one_model(stages, inputs, thresholds, manifest["classes"]).SerializeToString()
     return model

@@ -71,7 +71,9 @@ def run_stages(manifest: Any, thresholds: Any, tensors: Any, threads: int | None
         tensors[default["name"]] = np.full(shape, default["value"], default["dtype"])
 
     # For each stage, the groups of rows that wait for it: row numbers [b] and their tensors.
-    waiting: dict[str, list[Any]] = {stage["name"]: [] for stage in manifest["stages"]}
+    waiting: dict[str, list[Any]] = {}
+    for stage in manifest["stages"]:
+        waiting[stage["name"]] = []
     if count:
         first = manifest["stages"][0]["name"]
         waiting[first].append((np.arange(count), tensors))
@@ -170,7 +172,7 @@ def named_inputs(x: Any, expected: Any) -> dict[str, Any]:
         wanted[entry["name"]] = f"[B, {', '.join(map(str, entry['shape']))}] {entry['dtype']}"
     if got != wanted:
         raise Refused(f"the inputs must be {wanted}, got {got}")
-    if len({len(value) for value in arrays.values()}) > 1:
+    if len(set(map(len, arrays.values()))) > 1:
         raise Refused("all inputs must have the same number of rows")
     return arrays
 
@@ -219,7 +221,8 @@ def checked(text: bytes) -> tuple[Any, Any, dict[str, bytes]]:
             raise Refused(f"{name} was changed after the export; export again")
     needed = {"run.py", "plan.json"}
     if manifest["one_file"] is None:
-        needed.update(stage["file"] for stage in manifest["stages"])
+        for stage in manifest["stages"]:
+            needed.add(stage["file"])
     else:
         needed.add(manifest["one_file"])
     if needed != set(files):

@@ -36,7 +36,9 @@ class Epoch:
     def from_json(body: Mapping[str, Any]) -> Epoch:
         """The epoch written by `dataclasses.asdict`."""
         rate = None if body["rate"] is None else float(body["rate"])
-        figures = {str(name): float(value) for name, value in body["figures"].items()}
+        figures = dict[str, float]()
+        for name, value in body["figures"].items():
+            figures[str(name)] = float(value)
         return Epoch(
             body["phase"],
             int(body["epoch"]),

@@ -70,19 +70,16 @@ def where(
         OfframpError: as `cut` raises.
     """
     if at == AUTO:
+        # n parts have n - 1 cuts between them
+        most = None if parts is None else parts - 1
         placement = placed(
-            model,
-            preprocess,
-            tried,
-            labelled,
-            exits=exits,
-            length=length,
-            most=None if parts is None else parts - 1,
+            model, preprocess, tried, labelled, exits=exits, length=length, most=most
         )
         return placement.names, placement
     if at is not None:
         return _named(model, at), None
-    return _even(model, preprocess, tried, length, parts or 0), None
+    assert parts is not None  # `require_place` has checked it
+    return _even(model, preprocess, tried, length, parts), None
 
 
 def _named(model: nn.Module, at: Sequence[str] | str) -> tuple[str, ...]:

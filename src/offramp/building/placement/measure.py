@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from offramp._support.find import find
 from offramp.building.factories import make_exit, make_gate
 from offramp.building.placement.select import Array, CutCandidate, chosen, expected, leaving, probed
+from offramp.building.routing import reason_of
 from offramp.data.rows import Batch, fingerprint_of, rows
 from offramp.errors import BadData, BadNetwork, InvalidArgument, OfframpError
 from offramp.networks.channels import ChannelTracker, layouts_of
@@ -292,11 +293,9 @@ def _add_batch(probe_pass: _ProbePass, inputs: State) -> None:
     except OfframpError:
         raise
     except Exception as problem:  # the user's code can raise anything
-        lines = str(problem).strip().splitlines()
-        reason = lines[0].rstrip(".;") if lines else type(problem).__name__
         raise BadData(
-            f"the model fails on the labelled rows: {reason}. Use rows of the example's shape and "
-            f"type"
+            f"the model fails on the labelled rows: {reason_of(problem)}. Use rows of the "
+            f"example's shape and type"
         ) from problem
 
 
