@@ -170,10 +170,10 @@ def layer_class(name: str) -> type[Layer]:
         InvalidArgument: `my.module:Mine` is not a Layer.
     """
     if ":" in name:
-        own = imported(name)
-        if not (isinstance(own, type) and issubclass(own, Layer)):
+        kind = imported(name)
+        if not (isinstance(kind, type) and issubclass(kind, Layer)):
             raise InvalidArgument(f"{name!r} must be a subclass of offramp.contracts.Layer")
-        return own
+        return kind
     if name in files("layers"):
         kind = _class_of_file(name)
         if kind is not None:

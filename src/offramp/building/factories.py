@@ -180,8 +180,8 @@ def preprocess_of(spec: str) -> nn.Module | None:
     if not spec.startswith(OURS):
         return None
     factory, _ = model_factory(spec)
-    own: nn.Module = imported(f"{factory.__module__}:preprocess")()
-    return own
+    module: nn.Module = imported(f"{factory.__module__}:preprocess")()
+    return module
 
 
 def make_preprocess(spec: str) -> nn.Module | None:
@@ -216,10 +216,10 @@ def make_preprocess(spec: str) -> nn.Module | None:
             f"the preprocessing must be none, unit, imagenet, my.module:factory or a model such as "
             f"offramp:resnet20, got {spec!r}"
         )
-    own = _as_module(spec, imported(spec)())
+    module = _as_module(spec, imported(spec)())
     # plain data, so that a saved network can name the flag to type again
-    setattr(own, MADE_FROM, spec)
-    return own
+    setattr(module, MADE_FROM, spec)
+    return module
 
 
 def make_exit(

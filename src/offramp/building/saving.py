@@ -267,10 +267,13 @@ def _require_given(
         has_preprocess = isinstance(pair, tuple) and pair[1] is not None
         if preprocess is not None and preprocess["name"] != "Front" and not has_preprocess:
             parts.append(("preprocess", name, typed.get(name) or preprocess["name"]))
-    for kind, configs, own in (("gate", body["gates"], gates), ("exit", body["exits"], exits)):
+    for kind, configs, given_parts in (
+        ("gate", body["gates"], gates),
+        ("exit", body["exits"], exits),
+    ):
         for name, config in configs.items():
             code = _code_in(config, kind)
-            if code is not None and name not in own:
+            if code is not None and name not in given_parts:
                 parts.append((kind, name, code))
     if parts:
         raise GiveAgain(parts, specs)

@@ -86,7 +86,7 @@ class Resumed:
 def save_checkpoint(
     folder: Path,
     network: Network,
-    begun: Mapping[str, Any],
+    identity: Mapping[str, Any],
     progress: Progress,
     keep: Tensor | None,
     optimizer: Optimizer | None,
@@ -97,7 +97,7 @@ def save_checkpoint(
     Args:
         folder: where; an earlier checkpoint there is replaced.
         network: the network being trained.
-        begun: the inputs of the run as plain data. Only a run with the same ones can continue.
+        identity: the inputs of the run as plain data. Only a run with the same ones can continue.
         progress: the point that the run has reached.
         keep: positions of the rows that the phase trains on; None for all.
         optimizer: of the phase; None between phases.
@@ -116,7 +116,7 @@ def save_checkpoint(
         # training.json comes last, because it holds the digests of all other files
         digests = {file.name: digest_file(file) for file in sorted(path.iterdir())}
         body = {
-            "begun": begun,
+            "begun": identity,
             "progress": asdict(progress),
             "optimiser": state,
             "extra": extra,
@@ -125,13 +125,13 @@ def save_checkpoint(
         write_json(path / "training.json", "training", SCHEMA, body)
 
 
-def load_checkpoint(folder: Path, network: Network, begun: Mapping[str, Any]) -> Resumed:
+def load_checkpoint(folder: Path, network: Network, identity: Mapping[str, Any]) -> Resumed:
     """Load the weights of a checkpoint into a network.
 
     Args:
         folder: the checkpoint.
         network: the network; its weights are replaced.
-        begun: the inputs of this run as plain data.
+        identity: the inputs of this run as plain data.
 
     Returns:
         The state that the loop needs to continue.
@@ -140,14 +140,14 @@ def load_checkpoint(folder: Path, network: Network, begun: Mapping[str, Any]) ->
         BadFile: The checkpoint is damaged, or does not fit the network.
         Mismatch: The checkpoint is from a run with other inputs.
     """
-    return read_whole(folder, lambda path: _load(path, network, begun), FOLDER.require_own)
+    return read_whole(folder, lambda path: _load(path, network, identity), FOLDER.require_own)
 
 
-def _load(folder: Path, network: Network, begun: Mapping[str, Any]) -> Resumed:
+def _load(folder: Path, network: Network, identity: Mapping[str, Any]) -> Resumed:
     """See `load_checkpoint`. Everything is checked before the first weight is replaced."""
     version, body = read_json(folder / "training.json", "training", SCHEMA)
     try:
-        _require_same_run(folder, body["begun"], begun)
+        _require_same_run(folder, body["begun"], identity)
         _require_undamaged(folder, version, body)
         tensors = read_tensors(folder / OPTIMIZER)
         keep = tensors.pop(KEEP, None)

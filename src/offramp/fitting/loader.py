@@ -64,11 +64,13 @@ def index_of(source: Rows, *, progress: bool, processes: Processes = ALONE) -> R
         )
     total = -(-len(source) // (READ * processes.count))
     show = progress and processes.main
-    own = track(source.batches(READ, processes.turn), what="reading", total=total, show=show)
+    own_batches = track(
+        source.batches(READ, processes.turn), what="reading", total=total, show=show
+    )
 
     def read() -> list[_Columns]:
         batches = list[_Columns]()
-        for batch in own:
+        for batch in own_batches:
             rounded = rounded_digests_of(batch.x, batch.digest)
             batches.append(_Columns(batch.y, batch.row, batch.digest, rounded))
         return batches
@@ -194,11 +196,11 @@ class BatchLoader:
         """
         order = np.random.default_rng(drawn(*self.draws, number)).permutation(self.keep)
         # the main process draws as a single one would; the others add their rank
-        own = () if self.processes.main else (self.processes.rank,)
+        rank = () if self.processes.main else (self.processes.rank,)
         for step, positions in enumerate(np.array_split(order, self.steps)):
             if step < start:
                 continue
-            seed_torch(drawn(*self.draws, number, step, *own), self.device)
+            seed_torch(drawn(*self.draws, number, step, *rank), self.device)
             share = self.processes.share(positions)
             yield self.state(share, number), share
 

@@ -64,7 +64,7 @@ class RunConfig:
         batch_size: rows of one step, over all processes.
         seed: of everything that is drawn.
         folder: where metrics.csv and checkpoints go; None writes nothing.
-        begun: the inputs as plain data; a checkpoint resumes only a run with the same ones.
+        identity: the inputs as plain data; a checkpoint resumes only a run with the same ones.
         progress: whether to show progress.
         processes: the processes that train together.
     """
@@ -80,7 +80,7 @@ class RunConfig:
     batch_size: int
     seed: int
     folder: Path | None
-    begun: Mapping[str, Any]
+    identity: Mapping[str, Any]
     progress: bool
     processes: Processes
 
@@ -467,7 +467,7 @@ class Loop:
         else:
             optimizer = stepping.optimizer
             extra = stepping.extra()
-        run = (self.network, self.config.begun, self.at, keep, optimizer, extra)
+        run = (self.network, self.config.identity, self.at, keep, optimizer, extra)
         self.config.processes.alone(lambda: save_checkpoint(folder, *run))
 
     def _optimizer_to_continue(self) -> Optimizer | None:

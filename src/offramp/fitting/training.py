@@ -141,8 +141,8 @@ def fit(
         training = _read(data, network, processes, labels=labels, progress=progress)
         source, index = training
         names = network.class_names
-        if names is None and index.y is not None:
-            names = source.class_names
+        if not names:
+            names = None if index.y is None else source.class_names
         held = None
         if development is not None:
             held = _read(
@@ -151,12 +151,12 @@ def fit(
         training_rows = _training_rows(network, training, held)
 
         # 4. Load the checkpoint, if there is one.
-        begun = _begun(network, method, phases, training, held)
-        begun["batch_size"] = batch_size
-        begun["seed"] = seed
-        begun["augment"] = plain(augment_function)
-        begun["views"] = views
-        begun["precision"] = precision
+        identity = _run_identity(network, method, phases, training, held)
+        identity["batch_size"] = batch_size
+        identity["seed"] = seed
+        identity["augment"] = plain(augment_function)
+        identity["views"] = views
+        identity["precision"] = precision
         pooling = Pooling(
             network,
             poolable(network),
@@ -168,7 +168,7 @@ def fit(
             processes=processes,
         )
         resumed = processes.agreed(
-            lambda: None if checkpoint is None else load_checkpoint(checkpoint, network, begun)
+            lambda: None if checkpoint is None else load_checkpoint(checkpoint, network, identity)
         )
 
         # 5. Train. The rows are remembered before the first step, because a run that stops at any
@@ -189,7 +189,7 @@ def fit(
                 batch_size=batch_size,
                 seed=seed,
                 folder=home,
-                begun=begun,
+                identity=identity,
                 progress=progress and processes.main,
                 processes=processes,
             )
@@ -393,7 +393,7 @@ def _require_steps(phase: Phase) -> None:
         ) from problem
 
 
-def _begun(
+def _run_identity(
     network: Network,
     method: Recipe,
     phases: tuple[Phase, ...],

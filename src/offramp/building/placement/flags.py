@@ -48,13 +48,14 @@ def exits_at(at: str | None, exit_: str, others: Sequence[str] | None) -> str | 
     Raises:
         InvalidArgument: a node in `others` is not in `at`.
     """
-    own = pairs(others, "--exit-of")
+    exceptions = pairs(others, "--exit-of")
     names = list[str]()
     if at != AUTO:
         names = words(at) or []
-    for name in own:
+    # Every exception must be one of the cuts.
+    for name in exceptions:
         if name not in names:
             raise InvalidArgument(f"--exit-of must name a module of --at ({at or '-'}), got {name}")
-    if not own:
+    if not exceptions:
         return exit_
-    return {name: own.get(name, exit_) for name in names}
+    return {name: exceptions.get(name, exit_) for name in names}
