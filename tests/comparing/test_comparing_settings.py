@@ -166,12 +166,12 @@ def test_a_file_that_cannot_be_meant_is_refused(
         (
             "at = ",
             "at = 'auto'\nlabelled = 'digits[200:300]'\nexit-of = ['stem=mlp']",
-            "a module named in --at .auto",
+            "a module of --at .auto",
         ),
         (
             "at = ",
             "at = 'auto'\nlabelled = 'digits[200:300]'\nexit-of = ['auto=mlp']",
-            "a module named in --at .auto",
+            "a module of --at .auto",
         ),
         ("budgets = ", "budgets = []", "expected shares"),
         ("budgets = ", "budgets = [0.0, 1.0]", "above 0"),

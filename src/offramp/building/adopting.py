@@ -90,8 +90,9 @@ def adopt(
     model, _ = unwrapped(model)
     if model.training:
         raise BadNetwork("the model must be in eval mode. Call model.eval() first")
-    first = next((tensor for tensor in (*model.parameters(), *model.buffers())), None)
-    inputs = copies(as_inputs(example, None if first is None else first.device))
+    tensors = [*model.parameters(), *model.buffers()]
+    device = tensors[0].device if tensors else None
+    inputs = copies(as_inputs(example, device))
 
     # Run the model once, and find the heads and the name of the last answer.
     forward = _forward(model, preprocess, inputs)

@@ -159,18 +159,7 @@ def cut_and_placement(
 ) -> tuple[Network, Placement | None]:
     """Cut a model as `cut` does, and return the measurements of at="auto" too.
 
-    Args:
-        model: As in `cut`; so are all other arguments.
-        example: As in `cut`.
-        at: As in `cut`.
-        parts: As in `cut`.
-        exits: As in `cut`.
-        gate: As in `cut`.
-        preprocess: As in `cut`.
-        spec: As in `cut`.
-        length: As in `cut`.
-        labelled: As in `cut`.
-        logits: As in `cut`.
+    All arguments are those of `cut`.
 
     Returns:
         The network, and the measured candidates if at="auto" chose the exits; None otherwise.
@@ -183,8 +172,9 @@ def cut_and_placement(
     _require_no_label(model, preprocess, example)
 
     # 1. Decide where to cut.
-    first = next((tensor for tensor in (*model.parameters(), *model.buffers())), None)
-    inputs = copies(as_inputs(example, None if first is None else first.device))
+    tensors = [*model.parameters(), *model.buffers()]
+    device = tensors[0].device if tensors else None
+    inputs = copies(as_inputs(example, device))
     free = texts_of(inputs, length)
     names, placement = where(
         model, preprocess, inputs, at=at, parts=parts, labelled=labelled, exits=exits, length=free

@@ -84,9 +84,11 @@ def saving(network: Network, folder: str | Path, kind: FolderKind = FOLDER) -> I
         rows = network.training_rows()
         if rows is not None:
             body["learned"] = rows.to_json()
-        body["trained"] = [
-            name for name, part in network.parts().items() if rows_behind(part) is not None
-        ]
+        trained = list[str]()
+        for name, part in network.parts().items():
+            if rows_behind(part) is not None:
+                trained.append(name)
+        body["trained"] = trained
         body["weights"] = digest_file(weights)
         body["fingerprint"] = network.fingerprint()
         # The words that were typed for preprocessing; `load` offers them if it must be given again.

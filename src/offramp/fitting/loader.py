@@ -68,11 +68,11 @@ def index_of(source: Rows, *, progress: bool, processes: Processes = ALONE) -> R
         source.batches(READ, processes.turn), what="reading", total=total, show=show
     )
 
-    def read() -> list[_Columns]:
-        batches = list[_Columns]()
+    def read() -> list[_BatchRead]:
+        batches = list[_BatchRead]()
         for batch in own_batches:
             rounded = rounded_digests_of(batch.x, batch.digest)
-            batches.append(_Columns(batch.y, batch.row, batch.digest, rounded))
+            batches.append(_BatchRead(batch.y, batch.row, batch.digest, rounded))
         return batches
 
     # Each process reads its batches; together they are all batches, in their order.
@@ -93,7 +93,7 @@ def index_of(source: Rows, *, progress: bool, processes: Processes = ALONE) -> R
 
 
 @dataclass(frozen=True)
-class _Columns:
+class _BatchRead:
     """Labels, numbers and digests of a batch of b rows, each [b, ...]."""
 
     y: Array | None

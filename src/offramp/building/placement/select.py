@@ -14,7 +14,7 @@ import numpy as np
 
 LOSS = 0.01  # the share of leaving rows that may be lost
 GAIN = 0.02  # the share of the plain model's time that a further exit must save
-RIDGE = 0.1  # weight of the regulariser
+RIDGE = 0.1  # weight of the penalty
 
 Array = np.ndarray[Any, np.dtype[Any]]
 
