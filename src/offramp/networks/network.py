@@ -24,6 +24,7 @@ from offramp.networks.compiled import compiled_of
 from offramp.networks.inputs import State, as_inputs
 from offramp.networks.members import BACKBONE, ModelSpec, Modules, digest, held, values_of
 from offramp.networks.nodes import Exit, Gate, Seen, answers, grade
+from offramp.networks.printing import chain_table
 from offramp.networks.trained import rows_behind
 from offramp.networks.walking import HANDED as HANDED
 from offramp.networks.walking import ReferencePath, every_path
@@ -308,18 +309,20 @@ class Network(nn.Module):
         return found
 
     def __str__(self) -> str:
-        """A network with forks as a tree; a chain as torch prints modules."""
-        if self.topology.is_chain:
-            return super().__repr__()
-        return f"{self._size()}\n{tree(self.topology, self._told)}"
+        """The nodes in order, with exit, gate and cost; a network with forks as a tree."""
+        if not self.topology.is_chain:
+            return f"{self._size()}\n{tree(self.topology, self._told)}"
+        rows = trial_rows(self) if self.backbone.training is False else {}
+        return "\n".join([self._size(), *chain_table(self, rows)])
 
     def _size(self) -> str:
         """Segments, gates, exits and paths by number."""
-        computing = [
-            member for member in self.members if type(self.model_of(member)) is not nn.Identity
-        ]
+        segments = len(self.topology.nodes)
+        if not self.topology.is_chain:  # an empty arm computes nothing
+            models = map(self.model_of, self.members)
+            segments = sum(type(model) is not nn.Identity for model in models)
         counts = {
-            "segment": len(computing),
+            "segment": segments,
             "gate": len(self.topology.gates),
             "exit": len(self.topology.exits),
         }
